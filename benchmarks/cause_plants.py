@@ -242,6 +242,10 @@ class Plant:
     def is_held_out(self):
         return bool(zlib.crc32(self.name.encode()) & 1)
 
+    def task(self) -> Task:
+        """The training that it is planted in."""
+        return Task(self.model, getattr(torch, self.dtype))
+
     def prepare(self, task: Task) -> None:
         """Plant what is there from the start."""
         data, model, kind = task.data, task.model, self.kind

@@ -4,9 +4,10 @@ Every run is a whole training with `attach`, in which something of `cause_plants
 first sentence that is told. Right: the kind of the cause, with the sample or the place where the plant has one. Wrong
 and certain: a sentence that claims another cause without a "probably". Not refused: the guard has found nothing wrong.
 
-Half of the plants are held out: which ones follows from their names, and nothing was tuned on them.
+Half of the plants are held out: which ones follows from their names, and nothing was tuned on them. With `--strangers`
+the plants are those of `cause_strange_plants.py`, by somebody who had not seen the detectors.
 
-    python benchmarks/causes.py [--quick] [--without] [--only TEXT] [--held-out | --tuned]
+    python benchmarks/causes.py [--strangers] [--quick] [--without] [--only TEXT] [--held-out | --tuned]
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any, NamedTuple
 
 import torch
 from cause_plants import BAD, BATCH_SIZE, NUM_STEPS, PLANTED_AT, Plant, Task, plants
+from cause_strange_plants import PLANTS
+from cause_strangers import StrangePlant, StrangeTask
 
 from learnit_r8 import TrainingDiverged, events
 from learnit_r8.flight.record import numbers_in
@@ -48,13 +51,17 @@ class Told(NamedTuple):
     is_replayed: bool | None
 
 
-def train(plant: Plant | None, task: Task, *, with_run_batch: bool) -> Told:
+AnyPlant = Plant | StrangePlant
+AnyTask = Task | StrangeTask
+
+
+def train(plant: AnyPlant | None, task: AnyTask, *, with_run_batch: bool) -> Told:
     """Train with something planted, or a NaN reported for nothing; returns what was told of it."""
     with tempfile.TemporaryDirectory() as folder:
         return _train(plant, task, Path(folder), with_run_batch=with_run_batch)
 
 
-def _replays(task: Task, folder: Path) -> tuple[float, bool | None]:
+def _replays(task: AnyTask, folder: Path) -> tuple[float, bool | None]:
     """The time of the search, and whether the recorded loss comes again."""
     if not numbers_in(folder):
         return math.nan, None
@@ -66,13 +73,16 @@ def _replays(task: Task, folder: Path) -> tuple[float, bool | None]:
     task.model = copy.deepcopy(task.model)
     again = incident.replay(task.model, lambda model, batch: task.run_batch(batch)).item()
     seconds, loss = finding.get("seconds", math.nan), incident.loss
+    if finding.get("missing"):
+        # Only the forward pass has run, which gives no loss.
+        return seconds, None
     if math.isnan(loss):
         # Where the weights are not finite, the batch was not run on them.
         return seconds, None if math.isfinite(again) else math.isnan(again)
     return seconds, again == loss
 
 
-def _train(plant: Plant | None, task: Task, folder: Path, *, with_run_batch: bool) -> Told:
+def _train(plant: AnyPlant | None, task: AnyTask, folder: Path, *, with_run_batch: bool) -> Told:
     if plant is not None:
         plant.prepare(task)
     task.build()
@@ -100,8 +110,8 @@ def _train(plant: Plant | None, task: Task, folder: Path, *, with_run_batch: boo
     return Told(list(heard.of(events.CauseFound)), *_replays(task, folder))
 
 
-def verdict_on(plant: Plant, causes: list[Any]) -> str:
-    """ "right", "wrong", "wrong and certain" or "unknown"."""
+def verdict_on(plant: AnyPlant, causes: list[Any]) -> str:
+    """ "right", "wrong", "wrong and certain", "unknown" or "not refused"."""
     if not causes:
         return "not refused"
     first = causes[0]
@@ -112,12 +122,15 @@ def verdict_on(plant: Plant, causes: list[Any]) -> str:
         return "right"
     if first.fault == "unknown":
         return "unknown"
-    return "wrong and certain" if first.is_certain and first.fault not in plant.kinds else "wrong"
+    is_other_sample = plant.names_sample and first.samples and BAD not in first.samples
+    is_false = first.fault not in plant.kinds or is_other_sample
+    return "wrong and certain" if first.is_certain and is_false else "wrong"
 
 
 def main() -> None:
     """Run the plants, and print what was told."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--strangers", action="store_true", help="the plants of somebody else")
     parser.add_argument("--quick", action="store_true", help="some of the plants")
     parser.add_argument("--without", action="store_true", help="without run_batch")
     parser.add_argument("--only", default="", help="plants with this text in their name")
@@ -126,7 +139,8 @@ def main() -> None:
     half.add_argument("--tuned", action="store_true", help="only the others")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    chosen = [each for each in plants() if options.only in each.name]
+    every: list[AnyPlant] = [*PLANTS] if options.strangers else [*plants()]
+    chosen = [each for each in every if options.only in each.name]
     if options.held_out or options.tuned:
         chosen = [each for each in chosen if each.is_held_out == options.held_out]
     if options.quick:
@@ -136,13 +150,12 @@ def main() -> None:
     all_told: list[Told] = []
     began = time.perf_counter()
     for plant in chosen:
-        task = Task(plant.model, getattr(torch, plant.dtype))
-        told = train(plant, task, with_run_batch=not options.without)
+        told = train(plant, plant.task(), with_run_batch=not options.without)
         verdict = verdict_on(plant, told.causes)
         all_told.append(told)
         counts[verdict, plant.is_held_out] += 1
         said = told.causes[0].text if told.causes else "nothing"
-        print(f"{verdict:17} {'held out' if plant.is_held_out else 'tuned':8} {plant.name:40} {said}")
+        print(f"{verdict:17} {'held out' if plant.is_held_out else 'tuned':8} {plant.name:62} {said}")
     for is_held_out in (False, True):
         mine = {verdict: count for (verdict, held), count in counts.items() if held == is_held_out}
         if mine:

@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, Phase, settings
 # Small models are not worth threads; read when jax is first imported.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
+# Hundreds of tests start a program, which would compile the whole package anew: half of its time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 pytest.register_assert_rewrite("tests.common")
 
 
@@ -72,13 +75,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-settings.register_profile(
-    "repeatable",
+REPEATABLE = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=30,
+    max_examples=20,
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("repeatable", REPEATABLE)
+# With --hypothesis-profile thorough.
+settings.register_profile("thorough", REPEATABLE, max_examples=400)
 settings.load_profile("repeatable")

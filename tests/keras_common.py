@@ -62,7 +62,7 @@ class Watch(keras.callbacks.Callback):
         self.batches, self.rates, self.weights = [], [], []
 
     def on_train_batch_begin(self, batch, logs=None):
-        prefetch = self._dataset.prefetch
+        prefetch = self._dataset.drawn
         in_hand = prefetch.current or next(iter(prefetch.waiting.values()))
         self.batches.append(in_hand.indices.tolist())
         self.rates.append(float(as_numpy(self.model.optimizer.learning_rate)))

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -13,9 +14,7 @@ import numpy
 import pytest
 
 import learnit_r8
-
-PACKAGE = Path(learnit_r8.__file__).parent
-MODULES = sorted(PACKAGE.rglob("*.py"))
+from tests.source import MODULES, PACKAGE, name_of, tree_of
 
 LEVELS = [
     ["_validation", "triggers"],
@@ -42,13 +41,12 @@ LONGEST_CHAIN = 12
 MOST_ENTRIES = {"": 27, "torch": 17}
 MOST_ENTRIES_ELSEWHERE = 16
 
+MOST_LINES = 400
+LONG_FILES = {"scheduler.py", "recovery/controller.py", "engine/feed/feed.py", "engine/engine.py", "torch/adapter.py"}
+"""One class each, with one purpose; CONTRIBUTING.md names them."""
+
 VIEWERS = {"dashboard", "report", "cli"}
 FOLLOWERS = {"watch", "replay"}
-
-
-def name_of(path):
-    """The path of a file below the package, as text."""
-    return path.relative_to(PACKAGE).as_posix()
 
 
 def place_of(path):
@@ -65,11 +63,9 @@ def is_lazy(node):
 @functools.cache
 def imports(path, *, lazy=True):
     """Top-level packages imported by a file, and files of its own package."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    if not lazy:
-        tree.body = [node for node in tree.body if not is_lazy(node)]
+    statements = [node for node in tree_of(path).body if lazy or not is_lazy(node)]
     outside, inside = set(), set()
-    for node in ast.walk(tree):
+    for node in itertools.chain.from_iterable(map(ast.walk, statements)):
         if isinstance(node, ast.Import):
             outside |= {name.name.split(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -115,16 +111,15 @@ def test_imports_are_found():
     assert PACKAGE / "sampling" / "planner.py" in imports(PACKAGE / "sampling" / "plan.py")[1]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_down(path):
+def test_imports_point_down():
     """Every module has a place in the order of the layers, and imports from its own and lower places only."""
-    place = place_of(path)
-    if place in ("__init__", "__main__"):
-        return
-    assert place in LAYERS, f"{name_of(path)} has no place in LAYERS"
-    allowed = {*LAYERS[: LAYERS.index(place) + 1], *(to for file, to in UPWARDS if file == name_of(path))}
-
-    assert places(path) <= allowed
+    for path in MODULES:
+        place = place_of(path)
+        if place in ("__init__", "__main__"):
+            continue
+        assert place in LAYERS, f"{name_of(path)} has no place in LAYERS"
+        allowed = {*LAYERS[: LAYERS.index(place) + 1], *(to for file, to in UPWARDS if file == name_of(path))}
+        assert places(path) <= allowed, name_of(path)
 
 
 @pytest.mark.parametrize(("file", "above"), sorted(UPWARDS))
@@ -142,14 +137,22 @@ def test_chains_of_imports_are_short():
     assert len(chain) <= LONGEST_CHAIN, " > ".join(name_of(path) for path in chain)
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES}), ids=lambda folder: name_of(folder))
-def test_folders_are_small(folder):
+def test_folders_are_small():
     """A folder has no more entries than can be read at a glance."""
-    modules = [path for path in folder.glob("*.py") if not path.stem.startswith("__")]
-    folders = [path for path in folder.iterdir() if any(path.glob("*.py"))]
-    most = MOST_ENTRIES.get("" if folder == PACKAGE else name_of(folder), MOST_ENTRIES_ELSEWHERE)
+    for folder in sorted({path.parent for path in MODULES}):
+        modules = [path for path in folder.glob("*.py") if not path.stem.startswith("__")]
+        folders = [path for path in folder.iterdir() if any(path.glob("*.py"))]
+        most = MOST_ENTRIES.get("" if folder == PACKAGE else name_of(folder), MOST_ENTRIES_ELSEWHERE)
+        assert len(modules) + len(folders) <= most, name_of(folder)
 
-    assert len(modules) + len(folders) <= most
+
+def test_files_are_short():
+    """A file can be read at one sitting; those that are longer are named where people look."""
+    long = {name_of(path) for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES}
+
+    assert long <= LONG_FILES
+    contributing = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [name for name in LONG_FILES if f"`{name}`" not in contributing] == []
 
 
 def test_parts_of_the_engine_do_not_load_it():
@@ -169,9 +172,8 @@ def test_recovery_and_checkpoint_are_handed_what_they_need():
     assert places(PACKAGE / "checkpoint" / "reader.py") <= {"checkpoint", "events"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_only_numpy_is_needed(path):
-    """No file imports anything outside numpy, the standard library and the package, but for some folders.
+def needed(path):
+    """What a file imports beside numpy, the standard library and the package, but for what its folder may.
 
     Streams and loops load what they need when it is used; the adapters for Flax, Keras and torch are only imported
     by name; curses is loaded when a screen is opened.
@@ -197,32 +199,38 @@ def test_only_numpy_is_needed(path):
         # For type checkers, which bring it.
         outside -= lazily & {"typing_extensions"}
 
-    assert outside <= {"numpy", *sys.stdlib_module_names}
-    assert not outside & {"curses", "pickle"}
+    return outside - ({"numpy", *sys.stdlib_module_names} - {"curses", "pickle"})
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if place_of(path) not in VIEWERS], ids=name_of)
-def test_only_the_scheduler_loads_the_dashboard(path):
+def test_only_numpy_is_needed():
+    """No file imports anything outside numpy, the standard library and the package, but for some folders."""
+    assert {name_of(path): more for path in MODULES if (more := needed(path))} == {}
+
+
+def test_only_the_scheduler_loads_the_dashboard():
     """The dashboard is imported by one lazy import in the scheduler, by the report and by the commands."""
-    assert "dashboard" not in places(path, lazy=name_of(path) != "scheduler.py")
+    others = [path for path in MODULES if place_of(path) not in VIEWERS]
+
+    loading = [name_of(path) for path in others if "dashboard" in places(path, lazy=name_of(path) != "scheduler.py")]
+    assert loading == []
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "dashboard").rglob("*.py")), ids=name_of)
-def test_dashboard_knows_events_only(path):
+def test_dashboard_knows_events_only():
     """The dashboard imports the events of the package, as they are or condensed; those that follow a folder, it too.
 
     What writes files takes the opener, and the rule for free names, from the checkpoints.
     """
-    is_writer = path.stem in ("export", "capture")
-    more = {"journal"} if path.stem in FOLLOWERS else {"checkpoint"} if is_writer else set()
+    for path in (PACKAGE / "dashboard").rglob("*.py"):
+        is_writer = path.stem in ("export", "capture")
+        more = {"journal"} if path.stem in FOLLOWERS else {"checkpoint"} if is_writer else set()
+        assert places(path) <= {"events", "dashboard"} | more, name_of(path)
 
-    assert places(path) <= {"events", "dashboard"} | more
 
-
-@pytest.mark.parametrize("path", [path for path in MODULES if place_of(path) not in {"loops", "flax"}], ids=name_of)
-def test_loops_are_imported_by_their_adapter(path):
+def test_loops_are_imported_by_their_adapter():
     """Only the flax adapter imports the loops; whoever trains otherwise does not load them."""
-    assert "loops" not in places(path)
+    others = [path for path in MODULES if place_of(path) not in {"loops", "flax"}]
+
+    assert [name_of(path) for path in others if "loops" in places(path)] == []
 
 
 def test_nothing_heavy_is_loaded(tmp_path):
@@ -271,11 +279,11 @@ def test_building_a_scheduler_loads_no_dashboard(tmp_path):
     assert "learnit_r8.dashboard" not in run(code, tmp_path)
 
 
-@pytest.mark.parametrize("name", learnit_r8.__all__)
-def test_public_names_exist(name):
+def test_public_names_exist():
     """Every public name can be had, and is listed."""
-    assert getattr(learnit_r8, name) is not None
-    assert name in dir(learnit_r8)
+    for name in learnit_r8.__all__:
+        assert getattr(learnit_r8, name) is not None
+        assert name in dir(learnit_r8)
 
 
 def test_unknown_name_is_an_attribute_error():

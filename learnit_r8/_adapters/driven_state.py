@@ -79,6 +79,11 @@ class DrivenState:
             if is_good or (self._num_loads == num_loads and _is_given_away(self._place.state)):
                 self._place.state = after
 
+    @property
+    def is_given_away(self) -> bool:
+        """Whether a jitted step was given buffers of the state to keep."""
+        return _is_given_away(self._place.state)
+
     def _live(self) -> Any:
         state = self._place.state
         return self._after if self._after is not _NOTHING and _is_given_away(state) else state

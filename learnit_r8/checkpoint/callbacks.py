@@ -39,8 +39,8 @@ class Callbacks:
         collect: ``()``: returns the model state for `save`, where that is another one; called on all ranks.
         generators: The random generators, so that dropout and augmentation repeat when a batch is drawn again.
         examine: ``(refusal)``: looks for the cause of a refusal, and returns a finding; see `flight.finding`.
-        in_hand: ``(with_state)``: copies of the refused batch, of the random generators at its start, and of
-            the refused state, by name, for the record of an incident.
+        in_hand: ``()``: copies of the refused batch and of the random generators at its start, by name, for the record
+            of an incident.
 
     Raises:
         TypeError: one is neither callable nor None, or does not accept the arguments it will be called with.
@@ -152,7 +152,7 @@ def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool, is_r
 
 
 def _keywords(callback: Callable[..., Any], **given: bool) -> dict[str, bool]:
-    """Those of the keywords that a load callback has."""
+    """Return the keyword arguments that a load callback accepts, out of those that it may be given."""
     names = {parameter.name for parameter in _parameters(callback)}
     return {name: value for name, value in given.items() if name in names}
 

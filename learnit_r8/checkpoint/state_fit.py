@@ -193,7 +193,7 @@ def check_kinds(
 
 
 def _kind_of(array: NDArray[Any]) -> str:
-    """Kind of its numbers; files of torch know most of those without a sign as others only."""
+    """Return the kind of its numbers; files of torch store most unsigned kinds as signed ones."""
     return array.dtype.kind.replace("u", "i")
 
 

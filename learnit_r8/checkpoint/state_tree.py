@@ -1,4 +1,4 @@
-"""The one tree of state: how a model's state is walked, copied, searched for NaN, mended and compared.
+"""The one tree of state: how a model's state is walked, copied, searched for NaN and compared.
 
 A state may be anything: arrays of numpy, torch, TensorFlow or JAX in nested dicts, lists, tuples, dataclasses,
 namespaces and pytrees, and any other values among them. No framework is imported here. ``docs/files.md`` lists what a
@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -142,7 +142,7 @@ def _open_pytree(value: Any) -> Node | None:
 
 
 def _name(key: Any) -> str:
-    """What a step of a path is called: of an attribute, a dictionary, a sequence."""
+    """Return the name of one step of a path: an attribute, a key or a number."""
     return str(next((getattr(key, each) for each in ("name", "key", "idx") if hasattr(key, each)), key))
 
 
@@ -390,36 +390,3 @@ def _number(total: Any) -> complex:
 
 def _as_numpy(array: Any) -> Any:
     return tensors.to_numpy(array) if tensors.is_tensor(array) else np.asarray(array)
-
-
-def mend(state: Any, backup: Any, meant: Collection[str] = ()) -> tuple[Any, list[str]]:
-    """Replace the arrays of a state that are not finite by those of a backup.
-
-    Args:
-        state: A live state.
-        backup: An earlier one of the same structure, such as a backup.
-        meant: Dotted keys of what is not finite on purpose.
-
-    Returns:
-        The state, whose other arrays are the live ones, with copies from the backup among them; and the dotted keys of
-        those.
-
-    Raises:
-        ValueError: the backup has nothing in the place of one of them, or nothing that is finite and of its shape.
-
-    >>> mend({"w": np.array([np.nan]), "b": np.ones(1)}, {"w": np.zeros(1), "b": np.zeros(1)})
-    ({'w': array([0.]), 'b': array([1.])}, ['w'])
-    """
-    broken = [key for key in not_finite(state) if key not in meant]
-    whole = dict(leaves(backup)) if broken else {}
-
-    def mended(leaf: Any, *path: Any) -> Any:
-        key = ".".join(map(str, path)) or "state"
-        if key not in broken:
-            return leaf
-        other = whole.get(key)
-        if getattr(other, "shape", None) != getattr(leaf, "shape", None) or other is None or not_finite(other):
-            raise ValueError(f"backup must have a finite array like that of the state in {key!r}, got {type(other)}.")
-        return clone(other)
-
-    return (map_leaves(mended, state) if broken else state), broken

@@ -135,8 +135,20 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
         help="as of this epoch, from 1; by default the newest",
     )
     samples.add_argument(
+        "--with", dest="others", action="append", default=[], metavar="RUN", help="with --suspects: another run on the "
+        "same samples, whose predictions count as well; may be given several times",
+    )  # fmt: skip
+    samples.add_argument(
         "--precision", type=_share, default=0.5, metavar="P", help="least share of the list to be wrong (default 0.5)"
     )
+    for axis, what in (("margin", "mean margin"), ("variability", "variability of the margin")):
+        samples.add_argument(
+            f"--{axis}",
+            type=float,
+            nargs=2,
+            metavar=("LOW", "HIGH"),
+            help=f"those whose {what} is in [LOW, HIGH)",
+        )
     form = samples.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="as CSV")
     form.add_argument("--json", action="store_true", help="for programs, as strict JSON")

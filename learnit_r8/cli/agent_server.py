@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import __version__
+from .._validation import whole_number
 from ..dashboard.text import clean
 from ..events.codec import strict_json
 from ..journal.run import Run, UnreadableRun, find_run, runs_folder
@@ -56,7 +57,7 @@ class RunTools:
             sort: A metric; the run with its best value comes first.
             top: How many, at most.
         """
-        found = status.chosen_runs(self._folder, find=find, sort=sort, top=max(1, top))
+        found = status.chosen_runs(self._folder, find=find, sort=sort, top=whole_number("top", top, least=1))
         return {"runs": [status.listed(folder, sort or None) for folder in found]}
 
     def run_status(self, run: str = "") -> dict[str, Any]:
@@ -79,9 +80,10 @@ class RunTools:
         """
         if not 0 < precision < 1:
             raise ValueError(f"precision must be in (0, 1), got {precision!r}.")
+        top = whole_number("top", top, least=1)
         opened = self._open(run)
         found = samples.suspects_of(opened, samples.kept_epochs(opened), precision)
-        rows = samples.rows_of(found.samples, found.verdict, found.verdict.indices[: max(1, top)], samples.ALL_COLUMNS)
+        rows = samples.rows_of(found.samples, found.verdict, found.verdict.indices[:top], samples.ALL_COLUMNS)
         return samples.facts_of(opened, found.samples, found.verdict, rows) | {"more_before": found.more_before}
 
     def compare_runs(self, runs: list[str]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _reason(record: dict[str, Any]) -> str:
 
 
 def _lines_of(record: dict[str, Any]) -> Iterator[str]:
-    """One incident: the sentence first, then the evidence."""
+    """Return the lines about one incident: the sentence first, then the evidence."""
     yield record["cause"] or f"step {record['step'] - 1:,}: nobody has looked where it began"
     finding = record["finding"]
     if finding is not None and finding["missing"]:

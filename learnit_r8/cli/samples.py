@@ -18,7 +18,8 @@ from ..events.samples import count_text
 from ..journal.run import Run, UnreadableRun, find_run, free_of_runs
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.label_noise import MIRROR, Suspects
-from ..table.labels.frame import write_parquet
+from ..table.labels.frame import MAP_COLUMNS, write_parquet
+from ..table.labels.overview import EVERYWHERE
 from .table import WIDEST, table_lines
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
@@ -26,6 +27,7 @@ SUSPECT_COLUMNS: Sequence[str] = (*COLUMNS, "score", "why")
 LABEL_COLUMNS: Sequence[str] = ("is_label_issue", "label_score", "given_label", "predicted_label")
 """The columns of cleanlab's tables, behind ours."""
 ALL_COLUMNS: Sequence[str] = (*SUSPECT_COLUMNS, *LABEL_COLUMNS)
+REGION_COLUMNS: Sequence[str] = (*COLUMNS, *MAP_COLUMNS, *LABEL_COLUMNS)
 HARDEST = 50
 
 Rows = dict[str, list[Any]]
@@ -38,8 +40,12 @@ def samples(options: argparse.Namespace) -> int:
     epochs = kept_epochs(run) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
     columns, note = COLUMNS, ""
     if options.suspects:
-        found, verdict, note = suspects_of(run, epochs, options.precision)
+        found, verdict, note = suspects_of(run, epochs, options.precision, options.others)
         chosen, columns = verdict.indices[: options.top], ALL_COLUMNS
+    elif options.margin or options.variability:
+        found = next(readable(run, epochs[::-1]))
+        verdict, chosen = found.suspects(), region_of(found, options.margin, options.variability)[: options.top]
+        columns = REGION_COLUMNS
     else:
         found = next(readable(run, epochs[::-1]))
         verdict, chosen = found.suspects(), found.hardest(options.top or HARDEST)
@@ -62,6 +68,31 @@ def samples(options: argparse.Namespace) -> int:
     return 0
 
 
+def region_of(
+    samples: Samples, margin: Sequence[float] | None, variability: Sequence[float] | None
+) -> NDArray[np.int64]:
+    """The samples in a part of the map, those of the highest mean margin first.
+
+    Args:
+        samples: The samples of an epoch.
+        margin, variability: Low and high end of each; None for all.
+
+    Raises:
+        UnreadableRun: the run has no predictions, or a range is none.
+    """
+    overview = samples.overview()
+    if not overview.is_known:
+        raise UnreadableRun(
+            "--margin and --variability need predictions beside the losses, which this run did not report."
+        )
+    try:
+        (low, high), (least, most) = margin or EVERYWHERE, variability or EVERYWHERE
+        inside = overview.region((low, high), (least, most))
+    except ValueError as error:
+        raise UnreadableRun(f"--{error}") from None
+    return inside[np.argsort(-overview.margin[inside], kind="stable")]
+
+
 class FoundSuspects(NamedTuple):
     """The newest samples, the verdict on their labels, and where an earlier epoch had more suspects; "" if none had."""
 
@@ -70,13 +101,20 @@ class FoundSuspects(NamedTuple):
     more_before: str
 
 
-def suspects_of(run: Run, epochs: Sequence[int], precision: float) -> FoundSuspects:
-    """The suspects of a run by the newest of these epochs.
+def suspects_of(run: Run, epochs: Sequence[int], precision: float, others: Sequence[str] = ()) -> FoundSuspects:
+    """The suspects of a run by the newest of these epochs, and by the newest of other runs.
 
     Raises:
-        UnreadableRun: none of them can be read.
+        UnreadableRun: none of them can be read, or another run is not of these samples.
     """
     files = list(readable(run, epochs))
+    if others:
+        beside = (Run(find_run(other)) for other in others)
+        newest = [next(readable(other, kept_epochs(other)[::-1])) for other in beside]
+        try:
+            return FoundSuspects(files[-1], files[-1].suspects(precision, runs=newest), "")
+        except ValueError as error:
+            raise UnreadableRun(f"--with: {error}") from None
     verdict = files[-1].suspects(precision)
     return FoundSuspects(files[-1], verdict, more_before(files, verdict, precision))
 
@@ -162,11 +200,13 @@ def lines_of(rows: Rows) -> Iterator[str]:
     shown = {"#": _texts(rows["index"]), "sample": rows["name"]}
     shown |= {name: [number(value, 4) for value in rows[name]] for name in ("loss", "last", "mean")}
     shown["uses"] = _texts(rows["uses"])
+    shown |= {name: [number(value, 3) for value in rows[name]] for name in MAP_COLUMNS if name in rows}
     if "score" in rows:
         shown["score"] = [f"{value:.3f}" for value in rows["score"]]
     numbers = [place for place, title in enumerate(shown) if title != "sample"]
-    if "score" in rows:
+    if len(rows) > len(COLUMNS):
         shown |= {title: _texts(rows[name]) for title, name in LABELS if _is_known(rows[name])}
+    if "why" in rows:
         shown["why"] = rows["why"]
     return table_lines([[*shown], *zip(*shown.values(), strict=True)], right=numbers)
 

@@ -121,13 +121,16 @@ def build_components(given: Settings) -> Components:
         monitor=given.monitor if has_folder else None,
         mode=given.mode,
         config=replace(given, guard=guard).run_config(),
-        steps_per_epoch=USUAL_EPOCH if steps_per_epoch == UNKNOWN_LENGTH else steps_per_epoch,
+        steps_per_epoch=_usual_epoch(budget) if steps_per_epoch == UNKNOWN_LENGTH else steps_per_epoch,
         announcer=announcer,
         agreement=agreement,
         backup=RamBackup(most=recovery.keep_backups),
     )
     store = persistence.store
-    recorder = FlightRecorder(given.record, None if store is None else store.folder, given.name or "")
+    recorder = FlightRecorder(
+        given.record, None if store is None else store.folder, given.name or "",
+        copy_state=lambda: _copy_state(persistence),
+    )  # fmt: skip
     return Components(
         plan=plan,
         pace=pace,
@@ -153,6 +156,12 @@ def build_components(given: Settings) -> Components:
         cool_down_on=_checked_signal(given),
         feed=_build_feed(given),
     )
+
+
+def _copy_state(persistence: Persistence) -> Any:
+    """A copy of the state of the model as it is; None without a state callback."""
+    get = persistence.callbacks.state
+    return None if get is None else persistence.backup.copy(get())
 
 
 def _checked_guard(given: Settings) -> Guard:
@@ -266,6 +275,11 @@ def _steps_per_epoch(given: Settings, plan: Plan) -> int:
     if given.steps_per_epoch is None:
         return plan.steps_per_pass
     return whole_number("steps_per_epoch", given.steps_per_epoch, least=1)
+
+
+def _usual_epoch(budget: Budget) -> int:
+    """The steps of an epoch to go by where nobody knows them; a short run has ten of them."""
+    return USUAL_EPOCH if budget.steps is None else min(USUAL_EPOCH, budget.steps // 10)
 
 
 def _build_pass_budget(given: Settings) -> Budget:

@@ -54,7 +54,7 @@ CHANGEABLE, IDENTITY, NOTED = "changeable", "identity", "noted"
 def _about(
     *elsewhere: str, kept: str | None = None, is_shown: bool = True, is_of_rank_0: bool = False
 ) -> Mapping[str, Any]:
-    """What there is to know of a setting beside its type.
+    """Return the metadata of a setting: everything but its type.
 
     Args:
         *elsewhere: What other libraries call it.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..guard.monitor import MOST_SUSPICION, Judgement
-from ..guard.verdict import Verdict
+from ..guard.verdict import GOOD, Verdict
 from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED
 from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket, new_tuple
@@ -106,7 +106,7 @@ def judge(
         judgement = sentry.judge(
             mean, predicted, typical, judged_rate, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
         )
-        if controller.is_early and judgement.verdict is Verdict.GOOD and controller.is_suspicious(mean):
+        if controller.is_early and judgement.verdict is GOOD and controller.is_suspicious(mean):
             judgement = sentry.unjudged(Verdict.EARLY)
     steps = pace.budget.steps
     progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
@@ -116,7 +116,7 @@ def judge(
     is_plain = (
         is_plain
         and is_quiet
-        and judgement.verdict is Verdict.GOOD
+        and judgement.verdict is GOOD
         and (lowest >= 0 or storage.are_offsets)
         and chunk.sweep == run.plan._planner.num_sweeps
         and not controller.quarantine.is_watching
@@ -167,7 +167,7 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
         before = trend.value
         trend.value = before + trend.weight * (mean - before)
     if predictions is not None:
-        storage.evidence.begin(predictions.num_classes)
+        storage.evidence.make_records(predictions.num_classes)
     pace.num_out -= 1
     pace.step += 1
     tally.num_good += 1

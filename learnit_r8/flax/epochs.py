@@ -141,7 +141,7 @@ class Training:
     def begin(self, loop_state: LoopState) -> None:
         """Let the scheduler keep the state of the loop."""
         if self._r8 is not None:
-            self._managed = ManagedState.at(loop_state, self._r8, self._backup_every)
+            self._managed = ManagedState.at(loop_state, self._r8, self._backup_every, step=self._train_step)
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""
@@ -156,7 +156,7 @@ class Training:
             yield from self._data.of(epoch)
 
     def _watched(self) -> Iterator[Any]:
-        """The user's own batches, by way of the scheduler."""
+        """Yield the user's own batches, which the scheduler watches."""
         r8, feed = self._r8, self._r8.host.feed
         assert self._num_epochs is not None
         if feed.is_resumed:
@@ -193,7 +193,7 @@ class Training:
         """Train on a batch."""
         r8, ticket, batch = self._r8, self._ticket, loop_state.batch
         before = loop_state.state if r8 is None else self._managed.for_step(None if ticket is None else ticket.lr)
-        state, metrics = self._train_step(before, batch, next(self._keys))
+        state, metrics = self._train_step(before, batch, self._take(batch))
         if r8 is not None:
             metrics = dict(metrics)
             if not self._report(state, metrics):
@@ -202,6 +202,13 @@ class Training:
             state = loop_state.state
         self._means.add(metrics, batch_size(batch))
         return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state
+
+    def _take(self, batch: Any) -> Any:
+        """The key of the next step, whose batch is held until the one after it."""
+        key = next(self._keys)
+        if self._r8 is not None and self._managed.examiner is not None:
+            self._managed.examiner.take(batch, key, () if self._ticket is None else self._ticket.indices)
+        return key
 
     def _report(self, state: Any, metrics: dict[str, Any]) -> Any:
         """Report what a step's metrics say of the loss; what is no metric is taken out of them."""

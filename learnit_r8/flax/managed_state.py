@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from .._adapters.driven_state import DrivenState, Place
 from .._adapters.host import check_scheduler
+from .examiner import Examiner
 from .processes import SharedProcesses, whole
 from .state import lr_of, with_lr
 
@@ -36,9 +38,11 @@ class ManagedState:
     Args:
         scheduler: The scheduler; where it has resumed, the state becomes that of its checkpoint.
         state: A `TrainState`, any pytree, or a tuple of NNX objects, which change in place.
-
         backup_every: When to copy the state to main memory: steps, "30s", or a trigger. By default every 30 seconds and
             four times an epoch; of unknown length, every 250 steps.
+
+    Attributes:
+        examiner: Looks for the cause of a refusal in `train_loop`; else None.
 
     Raises:
         TypeError: the scheduler is something else.
@@ -65,6 +69,7 @@ class ManagedState:
         *,
         backup_every: int | str | Condition | None = None,
         _place: Place | None = None,
+        _step: Callable[..., Any] | None = None,
     ) -> None:
         check_scheduler("scheduler", scheduler)
         self._r8 = scheduler
@@ -72,13 +77,25 @@ class ManagedState:
         self._processes = SharedProcesses.of(scheduler)
         self._driven = DrivenState(self._place, gather=None if self._processes is None else whole)
         self._own_rate: float | None = None
+        self.examiner: Examiner | None = None
         if self._driven.has_model:
-            scheduler.host.adopt(self._driven.callbacks(), backup_every=backup_every)
+            callbacks = self._driven.callbacks()
+            if _step is not None and self._processes is None:
+                self.examiner = examiner = Examiner(self._driven, _step)
+                callbacks = replace(callbacks, examine=examiner.examine, in_hand=examiner.collect)
+            scheduler.host.adopt(callbacks, backup_every=backup_every)
 
     @classmethod
-    def at(cls, place: Place, scheduler: R8Scheduler, backup_every: int | str | Condition | None) -> ManagedState:
-        """One whose state is kept elsewhere, as `learnit_r8.loops.loop` does."""
-        return cls(scheduler, place.state, backup_every=backup_every, _place=place)
+    def at(
+        cls,
+        place: Place,
+        scheduler: R8Scheduler,
+        backup_every: int | str | Condition | None,
+        *,
+        step: Callable[..., Any],
+    ) -> ManagedState:
+        """One whose state is kept elsewhere, as `learnit_r8.loops.loop` does; ``step`` runs a refused batch again."""
+        return cls(scheduler, place.state, backup_every=backup_every, _place=place, _step=step)
 
     @property
     def state(self) -> Any:

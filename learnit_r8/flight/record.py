@@ -22,7 +22,7 @@ MOST_JSON = 2**22
 """Bytes of a record without its parts; a real one has some ten thousand."""
 
 MOST_DEPTH = 12
-PARTS = ("batch", "generators", "refused")
+PARTS = ("batch", "generators", "refused", "restored")
 """What a record may hold besides, in files of the checkpoints' own format."""
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {

@@ -8,8 +8,9 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import os
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ WILD = "wild"
 MOST_PART = MOST_BYTES // 4
 """Bytes of a batch or a state; larger ones are left out."""
 
+EVERY_SECONDS = 1.0
+"""Least time between two writes of an open record; its first and its last wait for nothing."""
+
+REFUSED, RESTORED = "refused", "restored"
+"""States of the model that a record of "all" holds."""
+
 
 @dataclass(frozen=True)
 class Noted(events.Event):
@@ -56,6 +63,13 @@ class Noted(events.Event):
     parts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Kept(events.Event):
+    """Further parts of the open record: copies, by the name of their file."""
+
+    parts: Mapping[str, Any]
+
+
 class FlightRecorder(ThreadedListener):
     """Writes ``incidents/<k>/incident.json``, and what else is asked for.
 
@@ -63,13 +77,18 @@ class FlightRecorder(ThreadedListener):
         record: "names", "batch" or "all".
         folder: Where the folder "incidents" is made; None until `write_to` says it.
         run: Name of the run.
+        copy_state: Copies the state of the model; returns None where there is none. Only called with "all".
+        clock: Seconds, monotonic.
 
     Attributes:
         record: As given.
         error: The newest error of writing; "" without one.
     """
 
-    def __init__(self, record: str, folder: Path | None, run: str) -> None:
+    def __init__(
+        self, record: str, folder: Path | None, run: str, *, copy_state: Callable[[], Any] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         super().__init__("r8-incidents", most_queued=MOST_QUEUED, every_seconds=0.1)
         self.record, self.error = record, ""
         self.hears = (
@@ -77,8 +96,9 @@ class FlightRecorder(ThreadedListener):
             events.LrRestored, events.SamplesQuarantined, events.SamplesReleased, events.IncidentEnded, events.GaveUp,
             events.RunEnded,
         )  # fmt: skip
-        self._folder, self._run = folder, run
+        self._folder, self._run, self._copy_state, self._clock = folder, run, copy_state, clock
         self._is_on = not launcher.rank_of()
+        self._written_at, self._has_changed, self._is_new = 0.0, False, False
         self._open: dict[str, Any] | None = None
         self._number = 0
         self._has_said = False
@@ -92,10 +112,20 @@ class FlightRecorder(ThreadedListener):
         """Write the records into this folder from now on."""
         self._folder = folder
 
-    def note(self, step: int, seconds: float, **about: Any) -> None:
+    def note(self, step: int, seconds: float, *, parts: Mapping[str, Any], **about: Any) -> None:
         """Note a refused batch; see `Noted`."""
         if self.is_writing:
-            self.enqueue(Noted(step, seconds, **about))
+            self.enqueue(Noted(step, seconds, parts={**parts, **self._state_as(REFUSED)}, **about))
+
+    def _state_as(self, name: str) -> dict[str, Any]:
+        """A copy of the state of the model, where it is recorded; or why there is none."""
+        if self.record != "all":
+            return {}
+        try:
+            state = self._copy_state()
+        except Exception as error:
+            state = error
+        return {} if state is None else {name: state}
 
     def __call__(self, event: events.Event) -> None:
         """Take in an event; on the training thread."""
@@ -104,6 +134,10 @@ class FlightRecorder(ThreadedListener):
         is_end = isinstance(event, events.RunEnded)
         if self._thread is not None or not is_end:
             self.enqueue(event)
+        if isinstance(event, events.RolledBack):
+            parts = self._state_as(RESTORED)
+            if parts:
+                self.enqueue(Kept(event.step, event.seconds, parts))
         if is_end or isinstance(event, events.GaveUp):
             self.close()
         if self.error and not self._has_said:
@@ -127,22 +161,23 @@ class FlightRecorder(ThreadedListener):
         """Fold the events in the queue into the record, and write it."""
         ended = False
         try:
-            has_changed = False
             while waiting:
-                has_changed |= self._fold(waiting.popleft())
+                self._has_changed |= self._fold(waiting.popleft())
                 ended = self._open is not None and self._open["state"] != "open"
                 if ended:
                     self._write()
-                    self._open, has_changed = None, False
-            if has_changed:
+                    self._open = None
+            is_due = is_last or self._is_new or self._clock() - self._written_at >= EVERY_SECONDS
+            if self._has_changed and is_due:
                 self._write()
         except Exception as error:
             self.error = self.error or f"{type(error).__name__}: {error}"
+            self._has_changed = False
             if ended:
                 self._open = None
 
     def _fold(self, event: events.Event) -> bool:
-        """Add an event to the record; whether it has changed."""
+        """Add an event to the record; return whether that changed it."""
         if isinstance(event, events.RunEnded):
             return False
         if self._open is None:
@@ -157,6 +192,9 @@ class FlightRecorder(ThreadedListener):
         if isinstance(event, Noted):
             self._fold_refusal(record, event)
             return True
+        if isinstance(event, Kept):
+            self._write_parts(record, event.parts)
+            return False
         record["num_events"] += 1
         if len(record["timeline"]) < MOST_TIMELINE:
             record["timeline"].append({"kind": type(event).__name__, **dataclasses.asdict(event)})
@@ -169,6 +207,7 @@ class FlightRecorder(ThreadedListener):
     def _begin(self, event: events.Event) -> None:
         assert self._folder is not None
         self._number = max(numbers_in(self._folder), default=0) + 1
+        self._is_new = True
         self._open = {
             "kind": KIND, "format": FORMAT, "number": self._number, "run": self._run, "step": event.step,
             "last_step": event.step, "seconds": event.seconds, "state": "open", "diagnosis": "", "cause": "",
@@ -185,15 +224,21 @@ class FlightRecorder(ThreadedListener):
         is_better = finding is not None and finding["is_certain"] and not (record["finding"] or {}).get("is_certain")
         if noted.cause and (not record["cause"] or is_better):
             record["cause"], record["finding"] = noted.cause, finding
-        parts = {name: part for name, part in noted.parts.items() if name not in record["files"]}
-        if parts:
-            # Before the parts, which take far longer: a process that is killed meanwhile leaves a record to read.
-            self._write()
+        # Batch and state are those of the first refusal.
+        self._write_parts(record, {name: part for name, part in noted.parts.items() if name not in record["files"]})
+
+    def _write_parts(self, record: dict[str, Any], parts: Mapping[str, Any]) -> None:
+        if not parts:
+            return
+        # Before the parts, which take far longer: a process that is killed meanwhile leaves a record to read.
+        self._write()
         for name, part in parts.items():
             self._write_part(record, name, part)
+        self._write()
+        self._thin()
 
     def _home(self) -> Path:
-        """The folder of the open incident, which is made."""
+        """Make the folder of the open incident and return it."""
         assert self._folder is not None
         whole = self._folder / FOLDER
         os.makedirs(self._folder, exist_ok=True)
@@ -206,6 +251,8 @@ class FlightRecorder(ThreadedListener):
         """Write a batch, generators or a state; the record names what cannot be written."""
         left: dict[str, str] = {}
         try:
+            if isinstance(part, Exception):
+                raise ValueError(f"it could not be copied ({type(part).__name__}: {part})") from part
             packed = pack(leave_out(part, left))
             size = size_of(packed)
             if size > MOST_PART:
@@ -218,9 +265,10 @@ class FlightRecorder(ThreadedListener):
 
     def _write(self) -> None:
         assert self._open is not None
-        content = strict_json(self._open, indent=1).encode()
-        replace(self._home() / RECORD, content)
-        self._thin()
+        replace(self._home() / RECORD, strict_json(self._open, indent=1).encode())
+        if self._is_new:
+            self._thin()
+        self._written_at, self._has_changed, self._is_new = self._clock(), False, False
 
     def _thin(self) -> None:
         """Delete the oldest records but the first, while there are too many or they are too large."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..table.records import LARGEST_LOSS
-from .verdict import Verdict
+from .verdict import GOOD, Verdict
 
 
 class GuardState(NamedTuple):
@@ -45,7 +45,7 @@ class FiniteGuard:
         """Judge one batch loss; see `Guard.judge`. Only the loss itself counts."""
         # A comparison with NaN is false.
         if -LARGEST_LOSS <= loss <= LARGEST_LOSS:
-            return GuardState(state[0] + 1, state[1]), Verdict.GOOD
+            return GuardState(state[0] + 1, state[1]), GOOD
         return GuardState(state[0] + 1, state[1] + 1), Verdict.NOT_FINITE
 
     def suspicion(self, state: GuardState) -> float:

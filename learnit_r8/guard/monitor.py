@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..table.records import LARGEST_LOSS
-from .verdict import Guard, Verdict
+from .verdict import GOOD, Guard, Verdict
 
 MOST_SUSPICION = 0.25
 """Suspicion from which backups are neither taken nor confirmed. Source: 107 real divergences, measured in
@@ -17,7 +17,7 @@ MOST_SKIPPED = 20
 """Optimizer steps that may be skipped in a row; a loss scale that starts at 65536 skips up to 16."""
 
 
-_NOT_REFUSED = (Verdict.GOOD, Verdict.SKIPPED, Verdict.PROBED)
+_NOT_REFUSED = (Verdict.SKIPPED, Verdict.PROBED)
 
 FAR_NORM, LEAST_NORMS = 100.0, 16
 """A gradient norm this many times as high as all before it is refused, once this many are known. Norms rise in healthy
@@ -129,12 +129,12 @@ class Sentry:
         if skipped:
             return Judgement(before, highest, count, *self._skipped(loss))
         losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
-        if verdict is not Verdict.GOOD:
+        if verdict is not GOOD:
             # The state of the losses before it, which it does not belong to.
             losses = before
         elif not is_usual and self.guard.suspicion(losses) <= self.guard.suspicion(before):
             losses = before
-        if grad_norm is not None and verdict is Verdict.GOOD:
+        if grad_norm is not None and verdict is GOOD:
             is_finite = math.isfinite(grad_norm)
             if not is_finite or (count >= LEAST_NORMS and grad_norm > FAR_NORM * highest):
                 losses, verdict = before, Verdict.GRADIENT
@@ -150,7 +150,7 @@ class Sentry:
     def keep(self, judgement: Judgement) -> None:
         """Go on from a judgement."""
         self._losses, self._highest_norm, self._num_norms, self.num_skipped, verdict = judgement
-        if verdict not in _NOT_REFUSED:
+        if verdict is not GOOD and verdict not in _NOT_REFUSED:
             self.num_refused += 1
 
     def suspicion_of(self, judgement: Judgement) -> float:
@@ -160,7 +160,7 @@ class Sentry:
     def _skipped(self, loss: float) -> tuple[int, Verdict]:
         if self.num_skipped >= MOST_SKIPPED:
             return 0, Verdict.OVERFLOW
-        return self.num_skipped + 1, Verdict.GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
+        return self.num_skipped + 1, GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as plain values."""

@@ -31,7 +31,7 @@ from .thresholds import (
     threshold_of,
     weights_of_evidence,
 )
-from .verdict import Verdict
+from .verdict import GOOD, Verdict
 
 LEAST_KNOWN = 32
 """Least number of losses from which the starting loss and the thresholds are computed."""
@@ -221,7 +221,7 @@ class SpikeGuard:
             evidence = max(0.0, evidence + down)
         if len(recent) == BLOCK:
             return self._look(_new_tuple(SpikeState, (evidence, recent, reference, past, first)), lr)
-        return _new_tuple(SpikeState, (evidence, recent, reference, past, first)), Verdict.GOOD
+        return _new_tuple(SpikeState, (evidence, recent, reference, past, first)), GOOD
 
     def _is_spreading(self, recent: tuple[float, ...], past: LossHistory, threshold: float) -> bool:
         """Whether losses only spread, as those of classes drift apart early in a run, and are no higher on average."""
@@ -243,7 +243,7 @@ class SpikeGuard:
         if raised == math.inf:
             return SpikeState(), Verdict.RAISED
         past, ordered = self._remember(past, recent, raised, lr)
-        verdict = Verdict.GOOD
+        verdict = GOOD
         if ordered:
             past, verdict = self._watch_drift(past, lr)
         if verdict is Verdict.LASTING_DRIFT:
@@ -322,14 +322,14 @@ class SpikeGuard:
         """Compare the median of the last losses with the lowest one so far."""
         middle, best_spread = past.figures[-1][:2]
         if middle < past.best:
-            return past._replace(best=middle, best_spread=best_spread, best_lr=lr, drifted=0), Verdict.GOOD
+            return past._replace(best=middle, best_spread=best_spread, best_lr=lr, drifted=0), GOOD
         progress = past.start - past.best
         # The lowest of many medians is partly luck: 1.5 deviations of a loss are about ten of a median.
         is_up = progress > 0 and middle > past.best + max(self.gate * progress, 1.5 * past.best_spread)
         if not is_up or lr < FALLEN * past.best_lr:
-            return (past._replace(drifted=0) if past.drifted else past), Verdict.GOOD
+            return (past._replace(drifted=0) if past.drifted else past), GOOD
         drifted = past.drifted + BLOCK
-        return past._replace(drifted=drifted), Verdict.LASTING_DRIFT if drifted >= self.lasting_steps else Verdict.GOOD
+        return past._replace(drifted=drifted), Verdict.LASTING_DRIFT if drifted >= self.lasting_steps else GOOD
 
 
 _new_tuple = tuple.__new__

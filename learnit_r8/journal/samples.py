@@ -20,15 +20,17 @@ from ..checkpoint.durable_io import open_regular, replace
 from ..events.codec import strict_json
 from ..table.figures import top
 from ..table.label_noise import Ranking, Suspects, find_suspects, rank
+from ..table.labels.combined import combine
 from ..table.labels.evidence import EVIDENCE
 from ..table.labels.frame import Column, label_columns, labels_in
+from ..table.labels.overview import Overview
 from ..table.losses import EXACT
 from ..table.table import SampleTable
 
 KEEP_NEWEST = 3
 KEEP_OLDER = 8
 NUM_NAMES = MOST_LABELS = 1000
-MOST_MEMBERS = 16
+MOST_MEMBERS = 24
 _MEMBER = re.compile(r"\w{1,40}\.npy")
 
 _DAMAGE = (
@@ -94,14 +96,14 @@ class Samples(NamedTuple):
         """int64[<= k], the seen samples of highest estimated loss, highest first."""
         return top(self.loss, k)
 
-    def suspects(self, precision: float = 0.5) -> Suspects:
-        """Samples that look mislabelled; see `SampleTable.suspects`."""
+    def suspects(self, precision: float = 0.5, *, runs: Sequence[Samples] = ()) -> Suspects:
+        """Samples that look mislabelled, by these files of other runs, too; see `SampleTable.suspects`."""
         return find_suspects(
             self._asdict(),
             self.untrained_loss,
             exact=self.is_exact,
             by_group=self.group is not None,
-            evidence=self.evidence,
+            evidence=combine(self.evidence, [run.evidence for run in runs]) if runs else self.evidence,
             precision=precision,
         )
 
@@ -116,6 +118,10 @@ class Samples(NamedTuple):
             chosen: int64[K], positions of samples.
         """
         return labels_in(self.evidence, self.group, self.group_labels, chosen)
+
+    def overview(self) -> Overview:
+        """How every sample was learnt; see `SampleTable.overview`."""
+        return Overview.of(self.last, self.evidence)
 
     def columns(self, verdict: Suspects) -> dict[str, Column]:
         """The columns of `SampleTable.to_frame`, by this file."""

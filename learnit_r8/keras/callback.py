@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
 from .dataset import R8Dataset
+from .examiner import Examiner
 from .fit_arguments import check_fit
 from .fit_frame import local_of_fit, scope_of_fit
+from .live_values import METRICS_EVERY
 from .losses import LossRecorder
+from .own_batches import OwnBatchesCallback
 from .state import ModelState
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
-
-METRICS_EVERY = 16
-"""Batches between two copies of Keras' running means; one is made before the last batch of an epoch too."""
 
 FINISHED = "the run was over, at step {}, when it was resumed: fit() trains nothing."
 
@@ -59,12 +60,10 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     """
 
     def __new__(cls, dataset: Any = None, *args: Any, **kwargs: Any) -> R8Callback:
-        """A callback of the kind that the data needs."""
-        from .own_batches import OwnBatchesCallback
-
+        """Make a callback of the kind that the data needs."""
         is_own = cls is R8Callback and getattr(getattr(dataset, "host", None), "feed", None) is not None
-        callback: R8Callback = super().__new__(OwnBatchesCallback if is_own else cls)
-        return callback
+        callback: Any = OwnBatchesCallback(dataset, *args, **kwargs) if is_own else super().__new__(cls)
+        return callback  # type: ignore[no-any-return]
 
     def __init__(
         self, dataset: R8Dataset | R8Scheduler, model: Any = None, *, backup_every: int | str | Condition | None = None
@@ -76,14 +75,13 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
                 f"{dataset!r}."
             )
         self.dataset = dataset
-        self._prefetch = dataset.prefetch
+        self._prefetch = dataset.drawn
         self._backup_every = backup_every
         self._recorder: LossRecorder | None = None
-        self._count = 0
+        self._count, self._indices = 0, np.empty(0, np.int64)
         self._state: ModelState | None = None
         self._wired: Any = None
         self._is_wrapped = False
-        self._metrics: list[tuple[Any, Any]] = []
         if model is not None:
             self._wire(model)
 
@@ -93,7 +91,11 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             self._state, self._wired = ModelState(model), model
         state = self._state
         assert state is not None
-        self._prefetch.r8.host.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
+        examiner = Examiner(model, state, lambda: self.dataset.rows_of(self._indices))
+        self._prefetch.r8.host.adopt(
+            Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect),
+            backup_every=self._backup_every,
+        )
 
     def set_model(self, model: Any) -> None:
         """Take the model; Keras calls it as a ``fit`` begins."""
@@ -142,9 +144,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if replaced is None:
             return
         if getattr(iterator.data_adapter, "class_weight", None) is None:
-            pipeline = self.dataset.pipeline(replaced.element_spec)
-            if pipeline is not None:
-                replaced = pipeline.batches(self._prefetch.epoch, prefetch=-1)
+            quick = self.dataset.quick_batches(replaced.element_spec)
+            replaced = replaced if quick is None else quick
         if self.dataset.is_bare and isinstance(replaced.element_spec, tuple):
             # A step of the user's own sees what a plain ``fit(x)`` would give it.
             replaced = replaced.map(lambda *columns: columns[0])
@@ -158,10 +159,11 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if state.has_random:
             # At the beginning of an epoch the loader has still drawn in the run before, and draws again.
             state.resume_random(is_set=prefetch.r8.global_step % prefetch.r8.steps_per_epoch > 0)
+        # Before the last batch too, after which the means are shown.
         if batch % METRICS_EVERY == 0 or batch + 1 == self._prefetch.epoch_length:
-            self._keep_metrics()
+            recorder.live.keep_metrics(recorder.memory)
         ticket = prefetch.begin()
-        self._count = len(ticket.indices)
+        self._count, self._indices = len(ticket.indices), ticket.indices
         recorder.live.set(_rate_of(self.model.optimizer), ticket.lr)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -184,26 +186,12 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             r8.requests.leave()
             raise
         if not outcome:
-            self._put_metrics_back()
+            recorder.live.put_metrics_back()
         if r8.requests.is_pending:
             # Now, as Keras has begun the next batch when it asks again.
             r8.host.between_steps()
         if r8.is_over:
             model.stop_training = True
-
-    def _keep_metrics(self) -> None:
-        """Remember Keras' running means: one NaN would stay in them to the end of the epoch."""
-        assert self._recorder is not None
-        own, read = self._recorder.memory, self._recorder.live.read
-        self._metrics = [(each, read(each).copy()) for each in self.model.metrics_variables if each is not own]
-
-    def _put_metrics_back(self) -> None:
-        assert self._recorder is not None
-        self._recorder.live.sync()
-        # Some may be built since.
-        self.model.reset_metrics()
-        for variable, value in self._metrics:
-            variable.assign(value)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""

@@ -14,15 +14,22 @@ from numpy.typing import NDArray
 
 from .state import as_numpy
 
+METRICS_EVERY = 16
+"""Batches between two copies of Keras' running means."""
+
 
 class LiveValues:
     """Reads and sets metrics and optimizer variables of a model, wherever they are now.
 
     Args:
         model: A compiled Keras model.
+
+    Attributes:
+        metrics: The running means that were kept last, by variable.
     """
 
     def __init__(self, model: Any) -> None:
+        self.metrics: list[tuple[Any, NDArray[Any]]] = []
         self._model = model
         self._is_jax = keras.backend.backend() == "jax"
         self._places: dict[int, tuple[str, int]] = {}
@@ -52,7 +59,23 @@ class LiveValues:
         if self._is_jax:
             self._model.jax_state_sync()
 
-    def forget(self) -> None:
+    def keep_metrics(self, own: Any) -> None:
+        """Remember Keras' running means, in which one NaN would stay to the end of the epoch.
+
+        Args:
+            own: A variable that is no metric of the user's.
+        """
+        self.metrics = [(each, np.array(self.read(each))) for each in self._model.metrics_variables if each is not own]
+
+    def put_metrics_back(self) -> None:
+        """Set the running means to what they were when they were kept."""
+        self.sync()
+        # Some may be built since.
+        self._model.reset_metrics()
+        for variable, value in self.metrics:
+            variable.assign(value)
+
+    def search_again(self) -> None:
         """Look for all variables again; the model may have been compiled again."""
         self._lengths = ()
 

@@ -119,7 +119,7 @@ class LossRecorder:
 
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
-        self.live.forget()
+        self.live.search_again()
         self._num_written = int(self.live.read(self.memory)[-1])
 
     def losses(self, count: int) -> NDArray[Any] | float:
@@ -204,7 +204,7 @@ def _output_at(path: tuple[Any, ...], y_pred: Any) -> Any:
 
 
 class _Heard(NamedTuple):
-    """A loss function, what it was called with, and what it returned: [B, ...], or 0-dim."""
+    """A loss function with what it was called with and what it returned: [B, ...], or 0-dim."""
 
     function: Any
     y_true: Any

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
-from .callback import METRICS_EVERY, R8Callback
-from .fit_frame import scope_of_fit
+from .examiner import Examiner
+from .fit_frame import local_of_fit, scope_of_fit
+from .live_values import METRICS_EVERY
 from .rate_factor import NOT_SCALED, RateFactor
 from .state import ModelState, rate_of
 from .step_losses import StepLosses
@@ -22,8 +23,8 @@ SETS_RATE = (
 )
 
 
-class OwnBatchesCallback(R8Callback):
-    """What `R8Callback` is with an `R8Scheduler` without ``num_samples``: ``fit`` keeps its data, R8 heals the model.
+class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
+    """What `R8Callback` makes of an `R8Scheduler` without ``num_samples``: ``fit`` keeps its data, R8 heals the model.
 
     Any data goes (``tf.data``, generators, arrays), with ``steps_per_execution``, weights of classes and samples,
     several inputs and outputs, a ``train_step`` of one's own, a strategy of several devices. Without an incident the
@@ -41,12 +42,11 @@ class OwnBatchesCallback(R8Callback):
     """
 
     def __init__(self, dataset: Any, model: Any = None, *, backup_every: int | str | Condition | None = None) -> None:
-        keras.callbacks.Callback.__init__(self)
+        super().__init__()
         self._r8, self._backup_every = dataset, backup_every
         self._batches = dataset.follow(begins_anew=True)
         self._state: ModelState | None = None
         self._wired: Any = None
-        self._metrics: list[tuple[Any, Any]] = []
         if model is not None:
             self._wire(model)
 
@@ -59,11 +59,14 @@ class OwnBatchesCallback(R8Callback):
             self._wired = model
         state = self._state
         assert state is not None
-        self._r8.host.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
+        # Only torch's trainer has the batch at hand; the others take it within their step.
+        examiner = Examiner(model, state, lambda: _batch_of(local_of_fit("data")))
+        callbacks = Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect)
+        self._r8.host.adopt(callbacks, backup_every=self._backup_every)
 
     def set_model(self, model: Any) -> None:
         """Keras' word that a ``fit`` begins."""
-        keras.callbacks.Callback.set_model(self, model)
+        super().set_model(model)
         optimizers = _optimizers_of(model)
         rate = rate_of(optimizers[0])
         if not self._r8.keeps_rates and not isinstance(rate, keras.Variable):
@@ -83,13 +86,13 @@ class OwnBatchesCallback(R8Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Do what is due between two steps, and lower the rate where recovery asks for it."""
-        r8 = self._r8
-        if not batch % METRICS_EVERY or not self._metrics:
-            self._keep_metrics()
+        r8, live = self._r8, self._losses.live
+        if not batch % METRICS_EVERY or not live.metrics:
+            live.keep_metrics(self._losses.memory)
         if not self._batches.begin():
             return
         if not r8.keeps_rates:
-            self._losses.live.set(rate_of(self.model.optimizer), r8.lr)
+            live.set(rate_of(self.model.optimizer), r8.lr)
             return
         if not r8.controller.is_quiet or r8.lr_factor != 1:
             if r8.lr_factor != 1 and self._rates.unscaled is not None:
@@ -113,7 +116,7 @@ class OwnBatchesCallback(R8Callback):
                     continue
                 outcome = r8.update_with_loss(loss, lr=rate if r8.keeps_rates and rate == rate else None)
                 if not outcome:
-                    self._put_metrics_back()
+                    self._losses.live.put_metrics_back()
                 is_undone = outcome.rolled_back_to is not None
         except BaseException:
             # fit() ends without telling its callbacks.
@@ -121,18 +124,6 @@ class OwnBatchesCallback(R8Callback):
             raise
         if r8.is_over:
             self.model.stop_training = True
-
-    def _keep_metrics(self) -> None:
-        """Remember Keras' running means: one NaN would stay in them to the end of the epoch."""
-        own, read = self._losses.memory, self._losses.live.read
-        self._metrics = [(each, np.array(read(each))) for each in self.model.metrics_variables if each is not own]
-
-    def _put_metrics_back(self) -> None:
-        self._losses.live.sync()
-        # Some may be built since.
-        self.model.reset_metrics()
-        for variable, value in self._metrics:
-            variable.assign(value)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""
@@ -142,7 +133,7 @@ class OwnBatchesCallback(R8Callback):
         if numbers:
             r8.log(r8.global_step, **numbers)
         r8.host.between_steps()
-        self._metrics = []
+        self._losses.live.metrics = []
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Note that the training has ended."""
@@ -159,6 +150,13 @@ def _optimizers_of(model: Any) -> list[Any]:
     if not found:
         raise ValueError(f"model must be compiled with an optimizer, got {model!r} without; call compile().")
     return found
+
+
+def _batch_of(data: Any) -> Any:
+    """The batch of a step of torch's trainer; None where it takes several, or has none."""
+    if not isinstance(data, (list, tuple)) or len(data) != 1:
+        return None
+    return data[0] if isinstance(data[0], tuple) else (data[0],)
 
 
 def _is_number(value: Any) -> bool:

@@ -65,7 +65,7 @@ class StepLosses:
 
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
-        self.live.forget()
+        self.live.search_again()
         self._num_written = int(self.live.read(self.memory)[-1])
 
     def read(self, logs: Mapping[str, Any] | None) -> list[float]:

@@ -44,7 +44,7 @@ LOGS = ("log", "log_dict")
 
 
 def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Stands for them while a batch runs again."""
+    """Do nothing; takes the place of ``log`` and ``log_dict`` while a batch runs again."""
 
 
 class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from .._validation import whole_number
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from ..torch import Adapter, attach
-from ..torch.attachment import check_dataset
+from ..torch.loader import check_dataset
 from ..torch.serialization import as_arrays, as_tensors
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class R8Loader:
         """
         size, given = self.global_batch_size, self.batch_size * _num_processes()
         self.adapter = attach(module, optimizer, self.dataset, batch_size=size, **settings)
+        self.adapter.scheduler.pace.is_counted = True
         if size != given:
             self.scheduler.host.say_once("batch size", OTHER_SIZE.format(size, given), is_warning=False)
         self._batches = self.adapter.loader(**self._of_loader)

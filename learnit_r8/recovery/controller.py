@@ -25,7 +25,7 @@ from ..table.table import SampleTable
 from .incidents.cause_search import CauseSearch
 from .incidents.experiment import Alarm, Case, Finding, investigate
 from .incidents.experiment_run import ExperimentRun
-from .incidents.first_steps import FirstSteps
+from .incidents.first_steps import FAR, FirstSteps
 from .incidents.incident import Incident, IncidentLog, diverged_text, write_bundle
 from .incidents.live_model import LiveModel
 from .incidents.settlement import DIVISOR, Settlement
@@ -167,7 +167,11 @@ class RecoveryController:
 
     def is_suspicious(self, loss: float) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it."""
-        return self._first_steps.is_suspicious(loss)
+        return self._first_steps.suspicion(loss) > 1
+
+    def is_far(self, loss: float) -> bool:
+        """Whether one of the first losses is so high that its batch is left out."""
+        return self._first_steps.suspicion(loss) > FAR
 
     @property
     def is_calm_due(self) -> bool:
@@ -318,6 +322,24 @@ class RecoveryController:
         self._check_broken(step)
         self._check_end(loss, ticket.lr * unit, step)
         return Answer(False, self._live.put_step)
+
+    def suspected(self, loss: float, *, step: int, lr: float) -> int | None:
+        """Look into one of the first losses, whose batch comes again; returns what `Answer.put_to` says.
+
+        Args:
+            loss: The mean loss.
+            step: Steps reported.
+            lr: The scheduled learning rate.
+
+        Raises:
+            RestoreError: the load callback raised for every state there is.
+        """
+        self._begin_call(step, lr)
+        progress = self._lineage.progress
+        progress.reported.append(loss)
+        self.experiment.is_extra = True
+        self._begin(Alarm.EARLY, progress.rise(1))
+        return self._live.put_step
 
     def _is_worth_looking(self, alarm: Alarm) -> bool:
         """Whether a refusal calls for more than leaving out its batch."""

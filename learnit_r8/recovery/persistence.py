@@ -19,15 +19,14 @@ from ..checkpoint.saver import CheckpointSaver, check_folder
 from ..checkpoint.store import THIN, CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
-from ..triggers import Condition, Elapsed, as_trigger, every, never
+from ..triggers import Condition, Elapsed, as_trigger, never
 from .agreement import Agreement
-from .backup_timer import BackupTimer
+from .backup_timer import BackupTimer, usual_interval
 from .ram_backup import Backup, RamBackup
 from .restore import RestoreError, Restorer
 from .shared_generations import SharedGenerations
 
 DEFAULT_FOLDER = "checkpoints"
-LEAST_BACKUP_STEPS = 10
 
 
 class Persistence:
@@ -99,12 +98,10 @@ class Persistence:
         self.is_restoring = False
         self.config = config = config or RunConfig({})
         self._is_usual = backup_every is None
-        if backup_every is None:
-            backup_every = _usual_interval(steps_per_epoch)
-        backup, agreement = backup or RamBackup(), agreement or Agreement()
-        self.agreement = agreement
-        self.backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, agreement)
-        self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, agreement)
+        backup_every = usual_interval(steps_per_epoch) if backup_every is None else backup_every
+        backup, self.agreement = backup or RamBackup(), agreement or Agreement()
+        self.backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, self.agreement)
+        self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, self.agreement)
         self.model_loader = ModelLoader(config, announcer)
         self._asked = (0, 0, 0.0)
         self.wake()
@@ -137,7 +134,7 @@ class Persistence:
         if self.saver is None:
             return False
         # The checkpoint being written may be the only one.
-        self.saver.settle()
+        self.saver.wait()
         return bool(self.saver.store.own_states())
 
     @property
@@ -176,8 +173,7 @@ class Persistence:
             callbacks.examine, callbacks.in_hand,
         )  # fmt: skip
         if backup_every is not None:
-            self._is_usual = False
-            self.backup_timer.when = as_trigger("backup_every", backup_every)
+            self._is_usual, self.backup_timer.when = False, as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
         self.backup.witness_size = witness_size
@@ -263,9 +259,8 @@ class Persistence:
 
     def expect_epochs_of(self, steps: int) -> None:
         """Take backups as often as epochs of so many steps ask for, unless the user has said how often."""
-        if self._is_usual:
-            self.backup_timer.when = _usual_interval(steps)
-            self.wake()
+        self.backup_timer.when = usual_interval(steps) if self._is_usual else self.backup_timer.when
+        self.wake()
 
     def look_at_weights(self) -> None:
         """Take a backup, which checks every number, as soon as the user's step is complete."""
@@ -296,7 +291,7 @@ class Persistence:
             given = {"scheduler": state, "model": self.callbacks.model_state(newest and newest.state)}
             write_model = functools.partial(call_save, save, given)
         in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
-        write = self.store.begin(
+        write = self.store.start_write(
             state, write_model, self.config.values, then=self._tell_saved, in_background=in_background
         )
         return write if in_background else write.result()
@@ -332,7 +327,7 @@ class Persistence:
             RuntimeError: the load callback raised; nothing else was changed.
         """
         if self.saver is not None:
-            self.saver.settle()
+            self.saver.wait()
         self.model_loader.hand_over(checkpoint, self.callbacks.load)
         self.backup.clear()
         self.generations.put_back(checkpoint)
@@ -356,7 +351,7 @@ class Persistence:
             return None
         if self.saver is not None:
             # The checkpoint being written may be the one to go back to, or hold weights that are given up.
-            self.saver.settle()
+            self.saver.wait()
         return Restorer(
             functools.partial(self._load, load),
             backup=self.backup,
@@ -403,7 +398,3 @@ class Persistence:
                 return backup.step
         restorer.raise_failures()
         return None
-
-
-def _usual_interval(steps_per_epoch: int) -> Condition:
-    return every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))

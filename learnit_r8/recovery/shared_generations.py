@@ -99,7 +99,7 @@ class SharedGenerations:
         kept, proved = {each.step for each in self._backup.backups}, self._backup.proved
         try:
             self._backup.lend(newest.state)
-            self._backups.begin(newest.state, content, step=step, kept=kept, proved=proved, done=done)
+            self._backups.start_write(newest.state, content, step=step, kept=kept, proved=proved, done=done)
         except BaseException:
             if not self._backups.is_writing:
                 done()

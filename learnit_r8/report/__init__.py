@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import html
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..checkpoint.durable_io import open_output
-from .data import report_data
+from ..dashboard.state.view import View
+from ..journal.samples import samples_of
+from ..table.table import SampleTable
+from .data import ReportData, report_data, with_samples
 from .gallery import Look
-from .page import page
+from .page import page, samples_page
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+
+HEIGHT = 720
+"""Pixels of the frame, in which a longer page is scrolled."""
 
 
 def write_report(
@@ -49,3 +63,43 @@ def write_report(
     with open(open_output(path), "w", encoding="utf-8") as file:
         file.write(text)
     return path
+
+
+class DataView:
+    """Shows how the samples were learnt, as the last line of a notebook's cell: a page in a frame, without scripts.
+
+    Args:
+        source: The folder of a run, its scheduler, or its table; of the last two, the samples as they are now.
+        thumbnail, describe: As for `write_report`.
+        precision: Least share of the suspects to be wrong, as for `SampleTable.suspects`.
+
+    Raises:
+        UnreadableRun: the folder holds no run.
+        TypeError: the source is none of these.
+        ValueError: nothing has been learned of any sample.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | R8Scheduler | SampleTable,
+        *,
+        thumbnail: Callable[[int], Any] | None = None,
+        describe: Callable[[int], object] | None = None,
+        precision: float = 0.5,
+    ) -> None:
+        if isinstance(source, (str, os.PathLike)):
+            data = report_data(source, precision)
+        else:
+            table = getattr(source, "table", source)
+            if not isinstance(table, SampleTable):
+                raise TypeError(f"source must be a run folder, a scheduler or its table, got {source!r}.")
+            data = ReportData(None, View(), math.nan, bounds=np.empty((0, 6)), notes=[])
+            if table.num_seen:
+                data = with_samples(data, [samples_of(table, 0, 0)], precision)
+        if data.samples is None:
+            raise ValueError("source must have learned of some samples, got none: look again after the first epoch.")
+        self._page = samples_page(data, Look(thumbnail, describe))
+
+    def _repr_html_(self) -> str:
+        frame = f'style="width:100%;height:{HEIGHT}px;border:0" srcdoc="{html.escape(self._page)}"'
+        return f'<iframe title="how the samples were learnt" {frame}></iframe>'

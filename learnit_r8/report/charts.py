@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,9 @@ from ..dashboard.render.svg import Axis, Frame, band, circle, frame, grid, hint,
 from ..dashboard.state.metric_names import is_held_out, stem_of
 from ..dashboard.state.view import Point, View
 from ..dashboard.text import clean, number
-from .data import DataMap, Flow, ReportData, marked
+
+if TYPE_CHECKING:
+    from .data import DataMap, Flow
 
 WIDE, HALF = 1060.0, 516.0
 COLUMNS = 500
@@ -242,32 +244,42 @@ def _stream(begin: tuple[float, float], end: tuple[float, float], tall: float) -
     return f"{above} L{right:.1f} {b:.1f} C{middle:.1f} {b:.1f} {middle:.1f} {a:.1f} {left:.1f} {a:.1f} Z"
 
 
-def map_chart(data_map: DataMap, data: ReportData) -> str:
-    """The samples by mean and variation of their losses; darker cells hold more samples."""
-    mean, spread = data_map.mean, data_map.spread
+def map_chart(data_map: DataMap, marked: Sequence[tuple[int, str]]) -> str:
+    """The samples by mean and variation of their margins or losses; darker cells hold more samples.
+
+    Args:
+        data_map: The samples.
+        marked: Index and name of those with a circle.
+    """
+    mean, spread, of_what = data_map.mean, data_map.spread, "loss" if data_map.num_epochs else "margin"
     known = np.isfinite(mean) & np.isfinite(spread)
-    low, high = range_of(mean, share=0.9995)
-    if not (mean[known] < 0).any():
-        low = 0.0
-    chart = frame(HALF, 360, (0.0, range_of(spread, share=0.999)[1]), _with_room(low, high, 0.02))
+    chart = map_frame(data_map)
     x, y = chart.x, chart.y
     counts, _, _ = np.histogram2d(
         np.minimum(spread[known], x.high),
-        np.minimum(mean[known], y.high),
+        np.clip(mean[known], y.low, y.high),
         bins=CELLS,
         range=((0, x.high), (y.low, y.high)),
     )
     parts = [grid(chart, whole_x=False), *_cells(chart, counts)]
-    for index in marked(data).tolist():
+    for index, name in marked:
         if known[index]:
-            name = text(data.samples.name_of(index) if data.samples else index, 80)
-            title = f"{name}: mean {number(float(mean[index]))}, varies by {number(float(spread[index]))}"
+            title = f"{text(name, 80)}: mean {number(float(mean[index]))}, varies by {number(float(spread[index]))}"
             parts.append(circle(x.at(spread[index]), y.at(mean[index]), 2.6, "suspect", title))
     parts += [
-        label(x.start + 6, y.end + 10, "mean loss", "label faint"),
+        label(x.start + 6, y.end + 10, f"mean {of_what}", "label faint"),
         label(x.end, y.start - 6, "how much it varies", "label faint", anchor="end"),
     ]
-    return svg(chart, parts, "samples by mean loss and its variation")
+    return svg(chart, parts, f"samples by mean {of_what} and its variation")
+
+
+def map_frame(data_map: DataMap) -> Frame:
+    """The axes of the map."""
+    high = range_of(data_map.mean, share=0.9995)[1]
+    low = -range_of(-data_map.mean, share=0.9995)[1] if data_map.num_epochs == 0 else range_of(data_map.mean)[0]
+    if data_map.num_epochs and low >= 0:
+        low = 0.0
+    return frame(HALF, 360, (0.0, range_of(data_map.spread, share=0.999)[1]), _with_room(low, high, 0.02))
 
 
 def _cells(chart: Frame, counts: NDArray[np.float64]) -> Iterator[str]:

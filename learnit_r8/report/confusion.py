@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -23,23 +25,27 @@ class Confusion(NamedTuple):
     counts: NDArray[np.int64]
 
 
-def confusion_of(given: Iterable[str], suggested: Iterable[str]) -> Confusion | None:
+def confusion_of(given: Iterable[str], suggested: Iterable[str], numbers: Sequence[int] = ()) -> Confusion | None:
     """Count pairs of different labels; None if no such pair is known.
 
     Args:
         given, suggested: K texts each, "" where unknown.
+        numbers: How often each pair counts, K of them; by default once.
     """
-    pairs = [(one, other) for one, other in zip(given, suggested, strict=True) if one and other and one != other]
+    pairs, counts = Counter[tuple[str, str]](), Counter[str]()
+    for one, other, number in zip(given, suggested, numbers or repeat(1), strict=False):
+        if one and other and one != other:
+            pairs[one, other] += number
+            counts.update({one: number, other: number})
     if not pairs:
         return None
-    texts = np.array(pairs)
-    names, counts = np.unique(texts, return_counts=True)
-    kept = sorted(names[np.argsort(-counts, kind="stable")][:MOST_CLASSES].tolist(), key=_in_order)
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    kept = sorted(names[:MOST_CLASSES], key=_in_order)
     labels = kept + (["others"] if len(names) > len(kept) else [])
     places = {name: place for place, name in enumerate(kept)}
     matrix = np.zeros((len(labels), len(labels)), np.int64)
-    for one, other in pairs:
-        matrix[places.get(one, len(kept)), places.get(other, len(kept))] += 1
+    for (one, other), number in pairs.items():
+        matrix[places.get(one, len(kept)), places.get(other, len(kept))] += number
     return Confusion(labels, matrix)
 
 

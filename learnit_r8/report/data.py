@@ -18,6 +18,7 @@ from ..journal.run import Run
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.figures import quarters_of, top
 from ..table.label_noise import Suspects
+from ..table.labels.overview import Calibration, Overview
 from .confusion import Confusion, confusion_of
 
 LISTED = 30
@@ -28,17 +29,17 @@ MOST_COLUMNS = 12
 
 
 class DataMap(NamedTuple):
-    """Mean and variation of the losses of every sample over the kept epochs.
+    """Mean and variation of every sample: of its margin over all visits, or of its loss over the kept epochs.
 
     Attributes:
-        mean: float32[N], mean of the last observation of each epoch; NaN where there are none.
-        spread: float32[N], standard deviation of these observations.
-        num_epochs: Number of epochs compared.
+        mean: float32[N], mean margin, or mean of the last observation of each epoch; NaN where there are none.
+        spread: float32[N], standard deviation of these.
+        num_epochs: Number of epochs compared; 0 for margins.
     """
 
     mean: NDArray[np.float32]
     spread: NDArray[np.float32]
-    num_epochs: int
+    num_epochs: int = 0
 
 
 class Flow(NamedTuple):
@@ -86,7 +87,7 @@ class ReportData(NamedTuple):
     """The content of a report.
 
     Attributes:
-        run: The run folder, read to its end.
+        run: The run folder, read to its end; None for a table that is looked at while it learns.
         view: The events, folded.
         time: Wall time of the last record; NaN without one.
         bounds: float64[S, 6], step and bounds of the quarters.
@@ -99,10 +100,14 @@ class ReportData(NamedTuple):
         ranked: The suspects, or where there are none the samples with the highest mean loss; empty unless losses are
             exact.
         confusion: The suspects by label given and suggested; None where no label is suggested.
-        data_map, flow: None without at least two samples files.
+        history: float32[F, N], the last observation of every sample in each samples file.
+        overview: How every sample was learnt; None without predictions.
+        calibrations: Epoch, 0-based, and calibration of each samples file, where it is known.
+        data_map: None without predictions and without at least two samples files.
+        flow: None without at least two samples files.
     """
 
-    run: Run
+    run: Run | None
     view: View
     time: float
     bounds: NDArray[np.float64]
@@ -114,6 +119,9 @@ class ReportData(NamedTuple):
     suspects: Sequence[Row] = ()
     ranked: Sequence[Row] = ()
     confusion: Confusion | None = None
+    history: NDArray[np.float32] = np.empty((0, 0), np.float32)
+    overview: Overview | None = None
+    calibrations: Sequence[tuple[int, Calibration]] = ()
     data_map: DataMap | None = None
     flow: Flow | None = None
 
@@ -135,20 +143,29 @@ def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> Repo
     notes: list[str] = []
     files = _readable(run.folder, notes)
     data = ReportData(run, view, time, bounds=_bounds(view, files), notes=notes)
+    return with_samples(data, files, precision)
+
+
+def with_samples(data: ReportData, files: Sequence[Samples], precision: float) -> ReportData:
+    """The data with what the samples files say, oldest first; unchanged without any."""
     if not files:
         return data
-    samples, last = files[-1], np.stack([samples.last for samples in files])
+    samples = files[-1]
     verdict = samples.suspects(precision)
+    data = data._replace(samples=samples, verdict=verdict, history=np.stack([samples.last for samples in files]))
     ranked = verdict.indices if len(verdict.indices) else samples.ranking(IN_GALLERY).indices
+    given, suggested = samples.labels(verdict.indices)
+    overviews = [each.overview() for each in files]
+    found = ((each.epoch, overview.calibration()) for each, overview in zip(files, overviews, strict=True))
     return data._replace(
-        samples=samples,
-        verdict=verdict,
         more_before=more_before(files, verdict, precision),
-        hardest=_rows(samples, samples.hardest(LISTED), last, verdict),
-        suspects=_rows(samples, verdict.indices[:MOST_SUSPECTS], last, verdict),
-        confusion=confusion_of(*(map(label_text, labels) for labels in samples.labels(verdict.indices))),
-        ranked=_rows(samples, ranked[:IN_GALLERY], last, verdict) if samples.is_exact else (),
-        data_map=_data_map(last) if len(files) > 1 else None,
+        hardest=rows_of(data, samples.hardest(LISTED)),
+        suspects=rows_of(data, verdict.indices[:MOST_SUSPECTS]),
+        confusion=confusion_of(map(label_text, given), map(label_text, suggested)),
+        ranked=rows_of(data, ranked[:IN_GALLERY]) if samples.is_exact else (),
+        overview=overviews[-1] if overviews[-1].is_known else None,
+        calibrations=[(epoch, calibration) for epoch, calibration in found if calibration is not None],
+        data_map=_data_map(overviews[-1], data.history),
         flow=_flow(files) if len(files) > 1 else None,
     )
 
@@ -187,7 +204,11 @@ def _bounds(view: View, files: list[Samples]) -> NDArray[np.float64]:
     return np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6)
 
 
-def _rows(samples: Samples, chosen: NDArray[np.int64], last: NDArray[np.float32], verdict: Suspects) -> list[Row]:
+def rows_of(data: ReportData, chosen: NDArray[np.int64]) -> list[Row]:
+    """What is known of some samples, for a table or a gallery."""
+    samples, verdict = data.samples, data.verdict
+    assert samples is not None
+    assert verdict is not None
     reasons = dict(zip(verdict.indices.tolist(), verdict.why, strict=True))
     scores = dict(zip(verdict.indices.tolist(), verdict.score.tolist(), strict=True))
     votes = dict(zip(verdict.indices.tolist(), verdict.votes.tolist(), strict=False))
@@ -200,7 +221,7 @@ def _rows(samples: Samples, chosen: NDArray[np.int64], last: NDArray[np.float32]
             last=float(samples.last[index]),
             mean=float(samples.mean[index]),
             uses=int(samples.usage_count[index]),
-            history=last[:, index].astype(float).tolist(),
+            history=data.history[:, index].astype(float).tolist(),
             why=reasons.get(index, ""),
             score=scores.get(index, math.nan),
             given=label_text(given),
@@ -216,7 +237,11 @@ def label_text(label: object) -> str:
     return "" if label is None else str(label)
 
 
-def _data_map(last: NDArray[np.float32]) -> DataMap:
+def _data_map(overview: Overview, last: NDArray[np.float32]) -> DataMap | None:
+    if overview.is_known:
+        return DataMap(overview.margin, overview.variability)
+    if len(last) < 2:
+        return None
     values = np.where(np.isfinite(last), last, np.float32("nan"))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # numpy warns of samples that were never seen.
@@ -226,7 +251,7 @@ def _data_map(last: NDArray[np.float32]) -> DataMap:
         return DataMap(np.asarray(mean, np.float32), np.asarray(spread, np.float32), len(last))
 
 
-def _flow(files: list[Samples]) -> Flow:
+def _flow(files: Sequence[Samples]) -> Flow:
     step = max(1, math.ceil((len(files) - 1) / (MOST_COLUMNS - 1)))
     chosen = files[::-1][::step][::-1]
     codes = [quarters_of(samples.loss, samples.usage_count).codes.astype(np.int64) for samples in chosen]
@@ -240,7 +265,7 @@ def _moved(before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.in
     return counted
 
 
-def marked(data: ReportData) -> NDArray[np.int64]:
+def circled(data: ReportData) -> NDArray[np.int64]:
     """int64[M], the samples to mark in the data map: suspects, else the hardest by mean."""
     if data.data_map is None:
         return np.empty(0, np.int64)

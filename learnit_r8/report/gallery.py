@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..dashboard.render.svg import sparkline
 from ..dashboard.text import number
 from ..table.label_noise import Suspects
 from .charts import text
 from .confusion import Confusion
-from .data import ReportData, Row
 from .pictures import data_address
+
+if TYPE_CHECKING:
+    from .data import ReportData, Row
 
 SHOWN = 48
 MOST_TOTAL = 2**21
@@ -81,7 +83,7 @@ def gallery_of(data: ReportData, look: Look) -> Iterator[tuple[str, str, str]]:
     if not data.ranked or not (data.suspects or look != NO_LOOK):
         return
     cards = look.of(data.ranked)
-    body, first = f'<div class="gallery">{"".join(map(_card, cards))}</div>', f"The first {len(cards):,}"
+    body, first = f'<div class="gallery">{"".join(map(card_text, cards))}</div>', f"The first {len(cards):,}"
     if not data.suspects:
         yield (
             "Samples to look at",
@@ -100,7 +102,8 @@ def _number(verdict: Suspects | None) -> int:
     return 0 if verdict is None else len(verdict.indices)
 
 
-def _card(card: Card) -> str:
+def card_text(card: Card) -> str:
+    """A sample as a figure."""
     row = card.row
     picture = f'<img src="{card.picture}" alt="sample {row.number}">' if card.picture else ""
     lines = [f"<b>{_labels(row)}</b>"] if row.given or row.suggested else []
@@ -120,7 +123,7 @@ def _labels(row: Row) -> str:
     return f'{given} → <span class="better"{votes}>{text(row.suggested, 40)}</span>'
 
 
-def confusion_table(confusion: Confusion) -> str:
+def confusion_table(confusion: Confusion, instead: str = "should be") -> str:
     """The counts as a table: a row for each label given, a column for each suggested; darker for more."""
     most = max(1, int(confusion.counts.max()))
     head = "".join(f"<th>{text(label, 20)}</th>" for label in confusion.labels)
@@ -128,7 +131,7 @@ def confusion_table(confusion: Confusion) -> str:
         f"<tr><th>{text(label, 20)}</th>{''.join(_counts(row.tolist(), most))}</tr>"
         for label, row in zip(confusion.labels, confusion.counts, strict=True)
     )
-    table = f'<table class="matrix"><thead><tr><th>given ↓ should be →</th>{head}</tr></thead>{rows}</table>'
+    table = f'<table class="matrix"><thead><tr><th>given ↓ {instead} →</th>{head}</tr></thead>{rows}</table>'
     return f'<div class="wide">{table}</div>'
 
 

@@ -12,6 +12,7 @@ from ..dashboard.state.metric_names import grouped
 from ..dashboard.state.view import View
 from ..dashboard.text import clock, number, setting
 from ..events.samples import count_text
+from ..journal.run import Run
 from ..journal.run_info import read_sessions, utc
 from ..table.label_noise import MIRROR, Suspects
 from .charts import (
@@ -22,7 +23,6 @@ from .charts import (
     histogram,
     loss_chart,
     lr_chart,
-    map_chart,
     metric_chart,
     ribbon_chart,
     text,
@@ -41,6 +41,8 @@ from .numbers import (
     rate_numbers,
     ribbon_numbers,
 )
+from .overview import overview_panels, overview_tables
+from .regions import REGION_STYLE, map_panels
 from .style import STYLE
 from .suspects import suspect_table
 
@@ -54,26 +56,40 @@ MOST_EVENTS = 300
 
 def page(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None) -> str:
     """The whole page; with another run, compared with it."""
+    assert data.run is not None
     title = text(data.run.name, 80)
-    sections = [section for section in _sections(data, look) if section]
+    sections = [section for section in _sections(data, data.run, look) if section]
     if other is not None:
+        assert other.run is not None
         names = data.run.name, other.run.name
         body = comparison((data.view, other.view), names)
         sections.insert(1, _panel("Comparison", body, "The better figure is in bold; settings only where they differ."))
+    parts = [_header(data, data.run, title), _contents(sections), *sections, _footer(data, data.run)]
+    return _document(title, parts, look)
+
+
+def samples_page(data: ReportData, look: Look) -> str:
+    """The page of the samples alone, as a notebook shows it."""
+    sections = [*_pairs([*_glance(data, look), _verdict(data)]), *_tables(data)]
+    return _document("samples", [_contents(sections), *sections], look)
+
+
+def _document(title: str, parts: Sequence[str], look: Look) -> str:
     policy = POLICY + (PICTURES if look.thumbnail is not None else "")
+    style = STYLE + GALLERY_STYLE + REGION_STYLE
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title} · learnit::r8</title>\n<style>{STYLE}{GALLERY_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join([_header(data, title), _contents(sections), *sections, _footer(data)])
+        f"<title>{title} · learnit::r8</title>\n<style>{style}</style></head>\n<body><main>\n"
+        + "\n".join(parts)
         + "\n</main></body></html>\n"
     )
 
 
-def _sections(data: ReportData, look: Look) -> Iterator[str]:
+def _sections(data: ReportData, run: Run, look: Look) -> Iterator[str]:
     view = data.view
-    incidents, count = incident_table(view, data.run.folder)
+    incidents, count = incident_table(view, run.folder)
     if incidents:
         yield _panel("Incidents", incidents, count)
     yield _cards(view)
@@ -89,13 +105,14 @@ def _sections(data: ReportData, look: Look) -> Iterator[str]:
         yield _panel("Suspects", body, note)
     yield _table("Hardest samples", data.hardest, _trust(data))
     yield _flow(data)
-    yield from _pairs([_map(data), _uses(view), *_machine(view)])
+    yield from _pairs([*_glance(data, look), _uses(view), *_machine(view)])
+    yield from _tables(data)
     yield _events(view)
-    yield _configuration(data)
+    yield _configuration(data, run)
 
 
-def _header(data: ReportData, title: str) -> str:
-    run, state = data.view.run, data.run.state()
+def _header(data: ReportData, folder: Run, title: str) -> str:
+    run, state = data.view.run, folder.state()
     detail = f" <small>{text(state.detail)}</small>" if state.detail else ""
     what = "" if run is None else f"{describe_data(run)} · policy "
     what += text(run.policy, 40) if run is not None else ""
@@ -145,7 +162,7 @@ def _contents(sections: list[str]) -> str:
 
 
 def _pairs(panels: Sequence[str]) -> Iterator[str]:
-    """Panels of half the width, two beside each other."""
+    """Lay out panels of half the width in pairs."""
     shown = [panel for panel in panels if panel]
     for start in range(0, len(shown), 2):
         yield f'<div class="pair">{"".join(shown[start : start + 2])}</div>'
@@ -241,15 +258,12 @@ def _flow(data: ReportData) -> str:
     return _panel("Moves between the quarters", chart + flow_numbers(data.flow), note)
 
 
-def _map(data: ReportData) -> str:
-    if data.data_map is None:
-        return ""
-    which = "suspects" if data.suspects else "the ten highest"
-    note = (
-        f"Every sample by its mean loss and how much it varied over {data.data_map.num_epochs} epochs: easy ones "
-        f"below, wavering ones on the right, hard or mislabelled ones at the upper left. Circles: {which}."
-    )
-    return _panel("Data map", map_chart(data.data_map, data), note)
+def _glance(data: ReportData, look: Look) -> Iterator[str]:
+    return (_panel(*one) for one in (*map_panels(data, look), *overview_panels(data)))
+
+
+def _tables(data: ReportData) -> Iterator[str]:
+    return (_panel(*one) for one in overview_tables(data))
 
 
 def _verdict(data: ReportData) -> str:
@@ -321,14 +335,14 @@ def _events(view: View) -> str:
     )
 
 
-def _configuration(data: ReportData) -> str:
+def _configuration(data: ReportData, run: Run) -> str:
     settings: dict[str, object] = dict(data.view.run.settings) if data.view.run is not None else {}
-    about = data.run.about()
+    about = run.about()
     for part in ("configuration", "versions"):
         given = about.get(part)
         settings |= given if isinstance(given, dict) else {}
     settings |= {name: about[name] for name in ("program", "platform") if name in about}
-    for position, session in enumerate(read_sessions(data.run.folder)[-5:], start=1):
+    for position, session in enumerate(read_sessions(run.folder)[-5:], start=1):
         settings[f"session {position}"] = f"{session.get('started_at')} on {session.get('host')}"
     texts = ((text(name, 60), text(setting(str(value)))) for name, value in settings.items())
     # With a focus, so that a phone, which shows two lines, shows all of a long value when it is touched.
@@ -336,11 +350,11 @@ def _configuration(data: ReportData) -> str:
     return _panel("Configuration", f'<div class="wide"><table class="settings">{rows}</table></div>') if rows else ""
 
 
-def _footer(data: ReportData) -> str:
+def _footer(data: ReportData, run: Run) -> str:
     notes = [f"could not be shown: {text(note)}" for note in data.notes[:5]]
-    num_damaged = data.run.parser.num_damaged + data.view.num_left_out
+    num_damaged = run.parser.num_damaged + data.view.num_left_out
     if num_damaged:
         notes.append(f"{num_damaged:,} lines of the journal could not be read and were skipped")
     when = utc(data.time) if math.isfinite(data.time) else "no record"
-    notes.append(f"{text(data.run.folder)} · last record {when}")
+    notes.append(f"{text(run.folder)} · last record {when}")
     return f"<footer>{''.join(f'<p>{note}</p>' for note in notes)}</footer>"

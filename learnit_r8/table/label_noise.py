@@ -170,13 +170,13 @@ def _num_judged(columns: Columns, field: str) -> int:
 
 
 def _num_positive(evidence: Columns) -> int:
-    """Number of samples for which the model prefers another class, among those to which something is fitted."""
+    """Number of samples for which the model prefers another class, among those that models are fitted to."""
     some = _part_of(evidence, "margin", "early")
     return int(np.count_nonzero(some[margin_field(some)] > 0))
 
 
 def _part_of(columns: Columns, *fields: str) -> Fields:
-    """Some fields of the samples to which something is fitted: of all, or of some of many."""
+    """Return some fields of the samples that models are fitted to: all, or a part if there are many."""
     size = len(columns)
     return columns.read(*fields, where=None if size <= MOST_FITTED else spread(size, MOST_FITTED // 4))
 
@@ -224,7 +224,7 @@ def _by_humps(
 def _chosen(
     columns: Columns, fields: tuple[str, str], choose: Callable[..., NDArray[np.bool_]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """int64[K], the samples of all that ``choose`` takes by two of their fields, in order; and the first field."""
+    """Return int64[K], the samples that ``choose`` selects by two of their fields, in order, and their first field."""
     places, values = [], []
     for start, some in columns.blocks(*fields):
         chosen = np.flatnonzero(choose(*(some[field] for field in fields)))
@@ -234,7 +234,7 @@ def _chosen(
 
 
 def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: float) -> NDArray[np.int64]:
-    """The longest beginning of a list, by falling score, whose mean score is at least ``precision``."""
+    """Return the longest prefix of a list, sorted by falling score, whose mean score is at least ``precision``."""
     enough = np.flatnonzero(np.cumsum(score) >= precision * np.arange(1, len(score) + 1))
     return indices[: int(enough[-1]) + 1] if len(enough) else indices[:0]
 
@@ -242,7 +242,7 @@ def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: 
 def _by_mirror(
     records: Columns, evidence: Columns, untrained_loss: float, by_group: bool, precision: float
 ) -> Suspects:
-    """The samples whose margins no right labels explain, by margins of all samples or, of many, of some."""
+    """Return the samples whose margins cannot come from right labels; of many samples, only some are fitted."""
     part = _part_of(evidence, "margin", "early", "visits", "given")
     field = margin_field(part)
     judged = np.flatnonzero(part["visits"] >= LEAST_USES)
@@ -285,7 +285,7 @@ def margin_field(evidence: Any) -> str:
 
 
 def _is_fading(evidence: Any) -> bool:
-    """Whether late visits have lost what early ones showed, as in a network that learns labels by heart."""
+    """Whether late visits no longer show what early ones did, as when a network learns the labels by heart."""
     early = evidence["early"]
     positive = early[early > 0]
     if not len(positive):

@@ -27,7 +27,7 @@ MOST_USES = 2**16 - 1
 _WORD = np.complex128
 
 _PAGE = 4096 // 16
-"""Records in a page of memory."""
+"""Records of 16 bytes in a page of memory."""
 
 LEAST_ROOM = 1024
 """Records that there is room for at least, once records are added."""
@@ -45,15 +45,15 @@ class Records:
 
     Args:
         size: N, >= 1.
-        dtype: 16 bytes a sample: `RECORD`, or another.
+        dtype: 16 bytes a sample: `RECORD`; or a multiple of them.
     """
 
     def __init__(self, size: int, dtype: np.dtype[Any] = RECORD) -> None:
         self._room = self._all = np.zeros(size, dtype)
-        self._words = self._all.view(_WORD)
+        self._words = _words_of(self._all)
         # The system allocates and clears a page when it is first written to. The first chunk of a random order writes
         # to nearly all of them, so a step would wait for that.
-        self._words[::_PAGE] = 0
+        self._all[:: _PAGE * 16 // dtype.itemsize] = np.zeros((), dtype)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -70,7 +70,7 @@ class Records:
         elif size < len(self._all):
             self._room[size:] = np.zeros((), self._all.dtype)
         self._all = self._room[:size]
-        self._words = self._all.view(_WORD)
+        self._words = _words_of(self._all)
 
     @property
     def whole(self) -> NDArray[Any]:
@@ -88,10 +88,10 @@ class Records:
 
     def put(self, indices: NDArray[np.int64], records: NDArray[Any]) -> None:
         """Write some records back."""
-        self._words[indices] = records.view(_WORD)
+        self._words[indices] = _words_of(records)
 
-    def settled(self, where: Where) -> Where:
-        """The same places, where it is a slice within the records that there are now: more may be added meanwhile."""
+    def clip(self, where: Where) -> Where:
+        """Return the same places; of a slice those of the records that there are now: more may be added meanwhile."""
         return slice(*where.indices(len(self))) if isinstance(where, slice) else where
 
     def slices(self, lock: Lock | None = None, where: Where = ALL) -> Iterator[Slice]:
@@ -105,7 +105,7 @@ class Records:
             The positions of the slice among those passed over, and RECORD[<= 65536]: a view if ``where`` is a slice.
         """
         lock = nullcontext() if lock is None else lock
-        where = self.settled(where)
+        where = self.clip(where)
         begin, count = where.start if isinstance(where, slice) else 0, count_of(where)
         for start in range(0, count, SLICE):
             place = slice(start, min(start + SLICE, count))
@@ -126,7 +126,7 @@ class Records:
             lock: See `slices`.
             where: See `slices`.
         """
-        where, dtype = self.settled(where), self._all.dtype
+        where, dtype = self.clip(where), self._all.dtype
         size = count_of(where)
         found = {name: np.empty(size, dtype[name]) for name in fields or dtype.names or ()}
         for place, records in self.slices(lock, where):
@@ -135,8 +135,14 @@ class Records:
         return found
 
 
+def _words_of(records: NDArray[Any]) -> NDArray[Any]:
+    """Records as numbers of the same size, or as bytes where there are none: a view."""
+    size = records.dtype.itemsize
+    return records.view(_WORD if size == 16 else f"V{size}")
+
+
 def count_of(where: Where) -> int:
-    """Number of places in a slice that is `Records.settled`, or in int64[M]."""
+    """Number of places in a slice that `Records.clip` returned, or in int64[M]."""
     return max(0, where.stop - where.start) if isinstance(where, slice) else len(where)
 
 

@@ -12,7 +12,9 @@ from .._validation import is_number, whole_number
 from .figures import html_table, top_of
 from .label_noise import Ranking, Suspects, find_suspects, rank
 from .labels.columns import Columns, spread
+from .labels.combined import combine
 from .labels.frame import columns_of, make_frame
+from .labels.overview import Overview
 from .learner import LossLearner
 from .losses import EXACT
 from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
@@ -186,7 +188,7 @@ class SampleTable:
         known = self.read("loss", "usage_count", where=spread(self.num_samples, MOST_RANKED))
         return quartiles_of_some(known["loss"], known["usage_count"], self.num_seen)
 
-    def suspects(self, precision: float = 0.5) -> Suspects:
+    def suspects(self, precision: float = 0.5, *, runs: Sequence[Any] = ()) -> Suspects:
         """Samples that look mislabelled, most suspect first; only samples with at least 4 uses are judged.
 
         Without predictions, they are known only if the losses fall into two groups, as in networks that fit their
@@ -194,13 +196,19 @@ class SampleTable:
 
         Args:
             precision: Least share of the list to be wrong, as estimated, in (0, 1): the higher, the shorter the list.
+            runs: Schedulers, or their tables, of other trainings on the same samples, with other seeds; their
+                predictions are combined with those of this run.
 
         Raises:
-            ValueError: ``precision`` is outside its range.
+            ValueError: ``precision`` is outside its range; a run has other samples, or no predictions.
+            TypeError: a run is none.
         """
         if not (is_number(precision) and 0 < precision < 1):
             raise ValueError(f"precision must be in (0, 1), got {precision!r}.")
-        return suspects_in(self.storage, *self._columns(), precision)
+        known, evidence = self._columns()
+        if len(runs):
+            evidence = Columns.of(combine(self.read_evidence(), [_evidence_of(run) for run in runs]), "visits")
+        return suspects_in(self.storage, known, evidence, precision)
 
     def ranking(self, top: int = 100) -> Ranking:
         """The samples whose labels are most suspect, in order; not a verdict, as some are the most suspect anywhere.
@@ -219,8 +227,8 @@ class SampleTable:
 
         Returns:
             The columns of cleanlab: is_label_issue; label_score in [0, 1], 0 = bad; given_label and predicted_label,
-            missing where unknown. Then our own: sample (its name or index), loss, last, mean, uses; and for suspects
-            score and why.
+            missing where unknown. Then our own: sample (its name or index), loss, last, mean, uses; for suspects score
+            and why; and from predictions margin, variability, confidence, learned and forgotten, see `Overview`.
 
         Raises:
             ImportError: neither library is installed, or not the one you asked for.
@@ -230,6 +238,13 @@ class SampleTable:
         verdict = suspects_in(self.storage, known, evidence)
         return make_frame(columns_of(self.storage, known, evidence, verdict), library)
 
+    def overview(self) -> Overview:
+        """How every sample was learnt, by the predictions of its visits: the data at a glance.
+
+        Without predictions all is unknown.
+        """
+        return Overview.of(self.last, self.read_evidence())
+
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, with the reports held back; see `SampleStorage.state_dict`."""
         self.learner.hand_over()
@@ -238,6 +253,13 @@ class SampleTable:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; groups stay unchanged."""
         self.storage.load_state_dict(state)
+
+
+def _evidence_of(run: Any) -> dict[str, NDArray[Any]] | None:
+    table = getattr(run, "table", run)
+    if not isinstance(table, SampleTable):
+        raise TypeError(f"runs must be schedulers or their tables, got {run!r}.")
+    return table.read_evidence()
 
 
 def _classes(evidence: Any, field: str, needed: str, size: int) -> NDArray[np.int64]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
 from .._adapters.host import check_scheduler
-from .._validation import is_number, whole_number
+from .._validation import whole_number
 from ..checkpoint.callbacks import Callbacks, Generators
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import suggest_settings
@@ -22,6 +22,7 @@ from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
+from .loader import check_dataset, is_own_loader, length_of
 from .own_loop.also import AlsoPart, networks_of, read_also
 from .own_loop.loader_adapter import LoaderAdapter
 from .state import ModelState, plain_model
@@ -103,7 +104,8 @@ def attach(
     >>> adapter.scheduler.global_step, adapter.scheduler.table.source
     (8, 'exact')
     """
-    if _is_own_loader(dataset, scheduler, settings):
+    feeds = getattr(getattr(scheduler, "host", None), "feed", None) is not None
+    if feeds if scheduler is not None else is_own_loader(dataset, settings):
         if owner is not None or ahead:
             raise ValueError("owner and ahead are for batches that the scheduler draws; give batch_size, too.")
         return attach_loader(  # type: ignore[return-value]
@@ -168,7 +170,7 @@ def attach_loader(
     own: SchedulerSettings = {**settings}
     if scheduler is None:
         own.setdefault("scheduler_mode", "keep")
-        length = _length_of(loader)
+        length = length_of(loader)
         if sharing.gather is not None:
             # The shortest ends the epoch of all.
             lengths = sharing.gather(length)
@@ -218,9 +220,9 @@ def _keep(
 ) -> _Kept:
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
     whole, parts = plain_model(model), read_also(also)
-    accumulate, norm = whole_number("accumulate", accumulate, least=1), _checked_norm(max_grad_norm)
+    accumulate = whole_number("accumulate", accumulate, least=1)
     clips = whole.clip_grad_norm_ if is_flat(whole) else None
-    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=norm, clips=clips)
+    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=max_grad_norm, clips=clips)
     keeps_rates = _keeps_rates(scheduler, settings)
     rates = _checked_rates(optimizer) if sets_rates and not keeps_rates else None
     state = ModelState(
@@ -236,8 +238,8 @@ def _keep(
     sharing.check(r8, model, resume, accumulate=accumulate)
     hand = Hand(keeps_generators=_keeps_generators(r8))
     examiner = Examiner(
-        model, optimizer, scaler=scaler, run_batch=_checked_run(run_batch), hand=hand, state=state,
-        num_ranks=sharing.size, redraw=redraw, others=networks_of(parts),
+        model, optimizer, scaler=scaler, run_batch=run_batch, hand=hand,
+        sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
     if run_batch is None and (sharing.size == 1 or size is None):
@@ -258,36 +260,6 @@ def _checked_sharing(
     check_shards(model, found.size)
     check_flat(plain_model(model), optimizer, found.size, scaler=scaler, ema=ema)
     return found
-
-
-def _length_of(loader: Any) -> int | None:
-    """Batches in a run through a loader; None if it does not know."""
-    try:
-        return len(loader)
-    except TypeError:
-        # A DataLoader over a stream has the method, which raises.
-        return None
-
-
-def _is_own_loader(dataset: Any, scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:
-    """Whether batches come from the user's own loader.
-
-    Raises:
-        ValueError: it is a data set, of which a batch size must be given.
-    """
-    if scheduler is not None:
-        return getattr(getattr(scheduler, "host", None), "feed", None) is not None
-    if "batch_size" in settings or "lengths" in settings:
-        return False
-    is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
-    if isinstance(dataset, torch.utils.data.Dataset) and not is_stream:
-        raise ValueError(
-            f"batch_size must be given with a data set, from which the scheduler draws batches, got {dataset!r} "
-            "without; or give your own DataLoader in its place, to keep its batches."
-        )
-    if dataset is not None and not isinstance(dataset, Iterable):
-        raise TypeError(f"the loader must be an iterable of batches, or None, got {dataset!r}.")
-    return True
 
 
 def _check_model(model: Any, optimizer: Any) -> None:
@@ -321,28 +293,6 @@ def _check_parts(scaler: Any, ema: Any, owner: Any, sharing: Any) -> None:
         raise TypeError(f"owner must be what attach() returned for the other data set, got {owner!r}.")
     if not (sharing is None or isinstance(sharing, (SingleProcess, Together))):
         raise TypeError(f"sharing must be a Together() or None, got {sharing!r}.")
-
-
-COLLECT = (
-    "For a stream, collect as many samples as fit in memory or on disk and train on those; or leave batch_size out of "
-    "attach(), to keep your own loader's batches."
-)
-
-
-def check_dataset(dataset: Any) -> None:
-    """Raise TypeError unless a scheduler can say which samples of it come next."""
-    if isinstance(dataset, torch.utils.data.DataLoader):
-        raise TypeError(
-            f"dataset must be the data set itself, got {dataset!r}; give its .dataset, and pass its other arguments "
-            "(num_workers, collate_fn) to adapter.loader()."
-        )
-    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"dataset must have a length and an index, as the scheduler says which samples come next, got {dataset!r}. "
-            f"{COLLECT}"
-        )
-    if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
-        raise TypeError(f"dataset must have an index, got {dataset!r}.")
 
 
 def _memory_settings(settings: SchedulerSettings, state: ModelState, sharing: Sharing) -> SchedulerSettings:
@@ -390,12 +340,6 @@ def _keeps_generators(r8: R8Scheduler) -> bool:
     return recorder is not None and recorder.record != "names"
 
 
-def _checked_run(run_batch: Any) -> Any:
-    if not (run_batch is None or callable(run_batch)):
-        raise TypeError(f"run_batch must be a function of a batch that returns its loss, or None, got {run_batch!r}.")
-    return run_batch
-
-
 def _checked_rates(optimizer: Any) -> GroupRates:
     rates = GroupRates(optimizer)
     if not rates.highest > 0:
@@ -408,13 +352,7 @@ def _expect_loading(optimizer: Any, rates: GroupRates | None) -> None:
     # What accelerate wraps around an optimizer hands load_state_dict() on to it.
     plain = getattr(optimizer, "optimizer", optimizer)
     if rates is not None and isinstance(plain, torch.optim.Optimizer):
-        plain.register_load_state_dict_post_hook(lambda _: rates.forget())
-
-
-def _checked_norm(max_grad_norm: Any) -> float | None:
-    if max_grad_norm is not None and not (is_number(max_grad_norm) and max_grad_norm > 0):
-        raise ValueError(f"max_grad_norm must be a number > 0 or None, got {max_grad_norm!r}.")
-    return max_grad_norm  # type: ignore[no-any-return]
+        plain.register_load_state_dict_post_hook(lambda _: rates.expect_any())
 
 
 def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -39,6 +39,56 @@ class LoaderSettings(TypedDict, total=False):
     persistent_workers: bool
     pin_memory_device: str
     in_order: bool
+
+
+def length_of(loader: Any) -> int | None:
+    """Batches in a run through a loader; None if it does not know."""
+    try:
+        return len(loader)
+    except TypeError:
+        # A DataLoader over a stream has the method, which raises.
+        return None
+
+
+def is_own_loader(dataset: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether batches come from the user's own loader.
+
+    Raises:
+        ValueError: it is a data set, of which a batch size must be given.
+    """
+    if "batch_size" in settings or "lengths" in settings:
+        return False
+    is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
+    if isinstance(dataset, torch.utils.data.Dataset) and not is_stream:
+        raise ValueError(
+            f"batch_size must be given with a data set, from which the scheduler draws batches, got {dataset!r} "
+            "without; or give your own DataLoader in its place, to keep its batches."
+        )
+    if dataset is not None and not isinstance(dataset, Iterable):
+        raise TypeError(f"the loader must be an iterable of batches, or None, got {dataset!r}.")
+    return True
+
+
+COLLECT = (
+    "For a stream, collect as many samples as fit in memory or on disk and train on those; or leave batch_size out of "
+    "attach(), to keep your own loader's batches."
+)
+
+
+def check_dataset(dataset: Any) -> None:
+    """Raise TypeError unless a scheduler can say which samples of it come next."""
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        raise TypeError(
+            f"dataset must be the data set itself, got {dataset!r}; give its .dataset, and pass its other arguments "
+            "(num_workers, collate_fn) to adapter.loader()."
+        )
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"dataset must have a length and an index, as the scheduler says which samples come next, got {dataset!r}. "
+            f"{COLLECT}"
+        )
+    if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
+        raise TypeError(f"dataset must have an index, got {dataset!r}.")
 
 
 class SampleError(RuntimeError):

@@ -231,7 +231,7 @@ def _skip_to_last(batches: Prefetch, delivered: int, ahead: int, *, is_out_of_or
 
 
 def _loader_above() -> Any:
-    """The iterator of the DataLoader that asks for a batch; None if other code asks."""
+    """Find the DataLoader's iterator that asks for a batch; None if other code asks."""
     frame = sys._getframe(2)
     for _ in range(FRAMES):
         asking = frame.f_locals.get("self")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .._validation import is_number
 from .distributed.shards import clip_shards, is_shard
 
 
@@ -19,6 +20,9 @@ class Stepper:
         accumulate: Batches whose gradients are added up for one step, >= 1.
         max_grad_norm: Longest gradient, > 0; None does not clip.
         clips: Clips the gradient to a norm and returns the norm before, as FSDP1 does by itself; None for other models.
+
+    Raises:
+        ValueError: ``max_grad_norm`` is not a number > 0.
     """
 
     def __init__(
@@ -30,6 +34,8 @@ class Stepper:
         max_grad_norm: float | None,
         clips: Callable[[float], torch.Tensor] | None = None,
     ) -> None:
+        if max_grad_norm is not None and not (is_number(max_grad_norm) and max_grad_norm > 0):
+            raise ValueError(f"max_grad_norm must be a number > 0 or None, got {max_grad_norm!r}.")
         self._optimizer, self._accumulate, self._max_norm = optimizer, accumulate, max_grad_norm
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._clips = clips
@@ -131,7 +137,7 @@ class Stepper:
         self._scaler.update()
         return found[0].detach().clone() if found else None
 
-    def give_up_update(self) -> None:
+    def drop_update(self) -> None:
         """Forget the gradients that wait for others to be added, as one of them is not to be learned from."""
         if self._accumulate == 1:
             return

@@ -127,7 +127,7 @@ class OwnBatches:
 
 
 def _budget_of(args: Any, num_updates: int) -> dict[str, Any]:
-    """The Trainer's own, for views; it ends the training itself."""
+    """Return the Trainer's own budget, for views only, as the Trainer ends the training itself."""
     if args.max_steps > 0:
         # Fewer batches where an epoch ends within an accumulated gradient.
         return {"num_steps": args.max_steps * args.gradient_accumulation_steps}

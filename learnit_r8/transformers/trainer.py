@@ -171,6 +171,7 @@ class R8Mixin:
             ahead=accumulate - 1,
             **settings,
         )
+        adapter.scheduler.pace.is_counted = True
         self._r8_say_what_differs(adapter, resume)
         return adapter
 
@@ -254,7 +255,7 @@ class R8Mixin:
         return getattr(getattr(trainer.accelerator.unwrap_model(model), "config", None), name, default)
 
     def _r8_has_classes(self, model: Any, logits: torch.Tensor | None) -> bool:
-        """Whether scores are of the model's classes, or of as many as in the first batch: not of choices or pairs."""
+        """Whether scores are of the model's classes, or of as many as in the first batch, not of choices or pairs."""
         if logits is None:
             return True
         if self._r8_classes is None:

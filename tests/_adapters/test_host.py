@@ -2,15 +2,11 @@
 
 import ast
 import inspect
-from pathlib import Path
 
-import pytest
-
-import learnit_r8
 from learnit_r8 import R8Scheduler
 from learnit_r8._adapters.host import Host
+from tests.source import PACKAGE, name_of, tree_of
 
-PACKAGE = Path(learnit_r8.__file__).parent
 FILES = [
     path
     for place in ("_adapters", "torch", "keras", "flax", "streams", "loops", "lightning", "transformers")
@@ -76,29 +72,27 @@ def test_the_host_is_small():
 
 def test_every_member_is_needed():
     """The host has no member that no adapter uses."""
-    used = {name for path in FILES for name, _ in uses(ast.parse(path.read_text(encoding="utf-8")))}
+    used = {name for path in FILES for name, _ in uses(tree_of(path))}
 
     assert not MEMBERS - used
 
 
-@pytest.mark.parametrize("name", sorted(MEMBERS | DOCUMENTED))
-def test_the_scheduler_has_a_host(name):
+def test_the_scheduler_has_a_host():
     """The host has every member that adapters use, with the parameters that `Host` says; the others are documented."""
     r8 = R8Scheduler(4, batch_size=2, num_steps=1)
-    assert hasattr(r8.host if name in MEMBERS else r8, name)
-    if inspect.isfunction(getattr(Host, name, None)):
-        assert [*inspect.signature(getattr(Host, name)).parameters][1:] == [
-            *inspect.signature(getattr(r8.host, name)).parameters
-        ]
+    for name in sorted(MEMBERS | DOCUMENTED):
+        assert hasattr(r8.host if name in MEMBERS else r8, name)
+        if inspect.isfunction(getattr(Host, name, None)):
+            declared = [*inspect.signature(getattr(Host, name)).parameters][1:]
+            assert declared == [*inspect.signature(getattr(r8.host, name)).parameters], name
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_adapters_use_the_host_only(path):
+def test_adapters_use_the_host_only():
     """An adapter takes nothing of a scheduler but members of the host and what is documented, and sets nothing."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-
-    assert [(name, line) for name, line in uses(tree) if name not in MEMBERS | DOCUMENTED] == []
-    assert list(assigned(tree)) == list(renamed(tree)) == []
+    for path in FILES:
+        tree = tree_of(path)
+        assert [(name, line) for name, line in uses(tree) if name not in MEMBERS | DOCUMENTED] == [], name_of(path)
+        assert list(assigned(tree)) == list(renamed(tree)) == [], name_of(path)
 
 
 def test_uses_are_found():

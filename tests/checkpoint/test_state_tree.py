@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.checkpoint.state_tree import clone, copy_into, growth, map_leaves, mend, not_finite
+from learnit_r8.checkpoint.state_tree import clone, copy_into, growth, map_leaves, not_finite
+from learnit_r8.recovery.incidents.live_model import repair
 from tests.state_common import first_difference
 
 NAN, INF = float("nan"), float("inf")
@@ -208,7 +209,7 @@ def test_mended_state_has_the_arrays_of_the_backup_where_its_own_were_not_finite
     """Other arrays stay the live ones, the backup is not changed later, and the paths are named."""
     live = OrderedDict(a=[np.array([NAN, 1.0]), np.ones(2)], b=Pair(torch.tensor([INF]), 3), c="it")
     backup = OrderedDict(a=[np.array([7.0, 8.0]), np.zeros(2)], b=Pair(torch.tensor([9.0]), 4), c="was")
-    mended, names = mend(live, backup)
+    mended, names = repair(live, backup)
 
     assert names == ["a.0", "b.first"]
     assert (mended["a"][0].tolist(), mended["b"].first.tolist()) == ([7, 8], [9])
@@ -220,7 +221,7 @@ def test_mended_state_has_the_arrays_of_the_backup_where_its_own_were_not_finite
 
 def test_what_is_meant_is_not_mended():
     """A mask of infinities stays."""
-    mended, names = mend({"mask": np.array([-INF]), "n": NAN}, {"mask": np.array([0.0]), "n": 1.5}, meant={"mask"})
+    mended, names = repair({"mask": np.array([-INF]), "n": NAN}, {"mask": np.array([0.0]), "n": 1.5}, meant={"mask"})
 
     assert names == ["n"]
     assert (mended["mask"].tolist(), mended["n"]) == ([-INF], 1.5)
@@ -230,14 +231,14 @@ def test_whole_state_is_not_touched():
     """Where nothing is to mend, the state itself comes back."""
     state = {"w": np.ones(1)}
 
-    assert mend(state, None) == (state, [])
+    assert repair(state, None) == (state, [])
 
 
 @pytest.mark.parametrize("backup", [{}, {"w": np.zeros(3)}, {"w": np.full(2, NAN)}, {"w": None}, {"w": 1.0}, None])
 def test_backup_that_cannot_mend_is_refused(backup):
     """A place that is missing, of another shape, or not finite either is named."""
     with pytest.raises(ValueError, match="backup must have a finite array like that of the state in 'w'"):
-        mend({"w": np.array([NAN, NAN])}, backup)
+        repair({"w": np.array([NAN, NAN])}, backup)
 
 
 @given(st.floats(0.01, 1e4), st.sampled_from([np.float16, np.float32, np.float64]))

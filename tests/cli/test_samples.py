@@ -169,8 +169,8 @@ def test_labels_are_shown_where_they_are_known(noisy, capsys):
 def test_suspects_as_parquet(noisy, capsys, tmp_path):
     """A Parquet file has the columns of the CSV; only one form can be asked for at a time."""
     parquet = pytest.importorskip("pyarrow.parquet")
-    _, (line,) = printed(capsys, "samples", noisy, "--suspects", "--parquet", tmp_path / "out.parquet")
-    header = printed(capsys, "samples", noisy, "--suspects", "--csv")[1][0]
+    _, (line,) = printed(capsys, "samples", noisy, "--suspects", "--epoch", "1", "--parquet", tmp_path / "out.parquet")
+    header = printed(capsys, "samples", noisy, "--suspects", "--epoch", "1", "--csv")[1][0]
 
     assert line == f"{tmp_path / 'out.parquet'} (10 samples)"
     assert parquet.read_table(tmp_path / "out.parquet").column_names == header.split(",")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, TrainingDiverged, events
+from learnit_r8.checkpoint.state_tree import leaves
 from learnit_r8.events.bus import Announcer
 from learnit_r8.flight import recorder as recorder_module
 from learnit_r8.flight.record import BadRecord, numbers_in, read_part, read_record
 from learnit_r8.flight.recorder import FlightRecorder
-from learnit_r8.testing import FaultPlan, ToyTask
+from learnit_r8.testing import FakeClock, FaultPlan, ToyTask, record_events
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -32,6 +33,11 @@ def train(steps, *, faults, **settings):
                 if r8.update_with_loss(loss):
                     task.step(faults.rate(r8.global_step, lr))
     return r8
+
+
+def size(weights):
+    """The largest absolute value of a state."""
+    return max(float(np.abs(each).max()) for _, each in leaves(weights))
 
 
 def test_every_incident_leaves_a_record(tmp_path):
@@ -107,6 +113,60 @@ def test_large_parts_are_left_out_by_name(tmp_path, monkeypatch):
     assert record["left_out"].keys() == {"batch.f", "refused"}
     assert read_part(home, "batch")["x"].tolist() == [0, 1, 2, 3, 4]
     assert read_part(home, "refused") is None
+
+
+def test_an_open_record_is_written_once_a_second_and_at_its_end(tmp_path, monkeypatch):
+    """At once as it begins; then only what has changed."""
+    clock, written = FakeClock(), []
+    replace = recorder_module.replace
+    monkeypatch.setattr(recorder_module, "replace", lambda *given, **how: (written.append(given[0]), replace(*given)))
+    recorder = FlightRecorder("names", tmp_path, "", clock=clock)
+
+    def handle(*waiting):
+        recorder.handle(deque(waiting), is_last=False)
+        return len(written)
+
+    noted = recorder_module.Noted(7, 0.0, {}, None, "")
+    assert handle(noted) == 1
+    assert [handle(noted), handle()] == [1, 1]
+    clock.now += 1.0
+    assert [handle(), handle()] == [2, 2]
+    clock.now += 1.0
+    assert [handle(), handle(noted), handle(noted)] == [2, 3, 3]
+    assert handle(events.IncidentEnded(9, 1.0, "well")) == 4
+    assert read_record(tmp_path / "incidents" / "1")["num_refused"] == 4
+    # The next incident waits for nothing.
+    assert handle(noted) == 5
+
+
+def test_the_restored_state_is_recorded_beside_the_refused_one(tmp_path):
+    """With record="all", for a model of any framework: weights with which the training went on, in each incident."""
+    heard = record_events()
+    train(400, faults=FaultPlan(lr=[120, 300], lr_by=1e4), run_dir=tmp_path, record="all", listeners=[heard])
+
+    restored = [each.step for each in heard.of(events.RolledBack)]
+    assert len(restored) >= 2
+    for number in numbers_in(tmp_path):
+        home = tmp_path / "incidents" / str(number)
+        weights = {name: read_part(home, name) for name in ("refused", "restored")}
+        assert not read_record(home)["left_out"]
+        assert size(weights["refused"]) > 2 * size(weights["restored"]) > 0
+
+
+def test_a_state_that_cannot_be_copied_is_left_out_by_name(tmp_path):
+    """And ends no training."""
+
+    def fail():
+        raise MemoryError("no room")
+
+    recorder = FlightRecorder("all", tmp_path, "run", copy_state=fail)
+    recorder.note(3, 1.0, facts={}, finding=None, cause="", parts={})
+    recorder(events.RolledBack(4, 1.0, to_step=2, source="backup"))
+    recorder.close()
+
+    left = read_record(tmp_path / "incidents" / "1")["left_out"]
+    assert left.keys() == {"refused", "restored"}
+    assert "could not be copied (MemoryError: no room)" in left["restored"]
 
 
 def test_a_process_that_is_killed_while_it_writes_a_batch_leaves_a_record(tmp_path, monkeypatch):

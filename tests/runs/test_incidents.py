@@ -94,11 +94,10 @@ def test_one_nan_among_batch_means_is_one_refusal(seed):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize(("at", "by"), [(3, 1e9), (5, 100.0), (7, 10.0), (25, 50.0), (30, 1e6), (79, 20.0)])
-def test_one_early_outlier_leaves_nothing_behind(exact, at, by):
+def test_one_early_outlier_leaves_nothing_behind(exact):
     """One reported loss that is far too high poisons neither the table, nor the suspects, nor the thresholds."""
 
-    def run(by):
+    def run(at, by):
         task, heard = ToyTask(1024), record_events()
         r8 = R8Scheduler(
             1024, batch_size=32, num_steps=700, initial_lr=0.02, listeners=[heard], state_callback=task.state,
@@ -112,12 +111,13 @@ def test_one_early_outlier_leaves_nothing_behind(exact, at, by):
                 r8.update_with_loss(losses * scale if exact else losses.mean() * scale)
         return r8, [event.step for event in heard.of(events.BatchRefused)]
 
-    r8, refused = run(by)
-    clean, _ = run(1.0)
+    clean, _ = run(-1, 1.0)
+    for at, by in [(3, 1e9), (7, 10.0), (25, 50.0), (79, 20.0)]:
+        r8, refused = run(at, by)
 
-    assert set(refused) <= {at + 1}
-    assert len(r8.table.suspects().indices) == len(clean.table.suspects().indices) == 0
-    assert r8.table.untrained_loss == pytest.approx(clean.table.untrained_loss, rel=0.1)
+        assert set(refused) <= {at + 1}
+        assert len(r8.table.suspects().indices) == len(clean.table.suspects().indices) == 0
+        assert r8.table.untrained_loss == pytest.approx(clean.table.untrained_loss, rel=0.1)
     assert np.nanmax(r8.table.loss) < 10
 
 

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import learnit_r8
 from learnit_r8 import Recovery, TrainingDiverged
 from learnit_r8.checkpoint.durable_io import open_output
 from learnit_r8.cli import main
@@ -35,6 +34,7 @@ from learnit_r8.streams import collect_jsonl
 from learnit_r8.testing import ToyTask
 from tests.dashboard.state.told import start, steps
 from tests.drive import NAN, Weights, make, train
+from tests.source import MODULES, PACKAGE, name_of, tree_of
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links are POSIX here")
 SLOW_IMPORT = pytest.mark.program
@@ -350,7 +350,6 @@ def test_file_of_another_user_is_refused_where_everybody_may_make_files(mode, is
 
 
 OPENERS = {"open", "write_text", "write_bytes", "touch", "savez", "save", "savez_compressed", "symlink_to", "mkstemp"}
-PACKAGE = Path(learnit_r8.__file__).parent
 ELSEWHERE = {
     "checkpoint/durable_io.py": {"os.open", "open"},
     "cli/__init__.py": {"open", "os.open"},
@@ -370,7 +369,7 @@ an open file."""
 
 def opening_calls(path):
     """Calls in a file that may open one for writing, but for those of `open_output`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
@@ -385,7 +384,7 @@ def opening_calls(path):
 
 def test_files_are_opened_by_the_one_opener():
     """No module opens a file for writing by itself: what follows no link is decided in one place."""
-    found = {path.relative_to(PACKAGE).as_posix(): set(opening_calls(path)) for path in PACKAGE.rglob("*.py")}
+    found = {name_of(path): set(opening_calls(path)) for path in MODULES}
 
     assert {name: calls for name, calls in found.items() if calls} == ELSEWHERE
 

@@ -28,7 +28,7 @@ def steps_of(heard, kind, reason=None):
     return [event.step for event in heard.of(kind) if reason is None or event.reason == reason]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_slow_decay(seed):
     """Weights that are worn down slowly are found damaged, and the state of before comes back."""
     with pytest.warns(RuntimeWarning, match="the weights were damaged"):
@@ -39,8 +39,7 @@ def test_slow_decay(seed):
 
 
 @pytest.mark.filterwarnings("ignore:losses were far too high:RuntimeWarning")
-@pytest.mark.parametrize("by", [10.0, 100.0, 1000.0])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("by", "seed"), [(10.0, 0), (100.0, 1), (1000.0, 0)])
 def test_second_explosion(by, seed):
     """After a restore, each further explosion is seen as soon as the first."""
     faults = FaultPlan(lr=range(600, 1400), lr_by=by)

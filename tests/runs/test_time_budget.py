@@ -99,7 +99,7 @@ def test_time_that_ends_in_a_backup_is_no_error():
         clock.advance(4)
         return {}
 
-    r8 = make(train_duration_seconds=10, state_callback=state, backup_every="3s", clock=clock)
+    r8 = make(train_duration_seconds=10, state_callback=state, load_callback=dict, backup_every="3s", clock=clock)
     for _ in steps(r8):
         clock.advance(1)
         r8.update_with_loss(1.0)
@@ -126,7 +126,14 @@ def test_clock_that_jumps_back_costs_no_step(at, hours):
     """A clock that is set back does not end the run: its time continues from where it was, also in events."""
     clock, told = FakeClock(), []
     clock.advance(1e5)
-    r8 = make(train_duration_seconds=10, clock=clock, state_callback=dict, backup_every="2s", listeners=[told.append])
+    r8 = make(
+        train_duration_seconds=10,
+        clock=clock,
+        state_callback=dict,
+        load_callback=dict,
+        backup_every="2s",
+        listeners=[told.append],
+    )
     count = 0
     for _ in steps(r8):
         clock.advance(1)

@@ -60,10 +60,13 @@ def go_on(adapter, workers, seen, stop_after=None):
                 return
 
 
-@pytest.mark.parametrize("safetensors", [True, False])
 @pytest.mark.parametrize(
-    ("workers", "stop_after"),
-    [(2, 17), pytest.param(0, 7, marks=pytest.mark.program), pytest.param(2, 28, marks=pytest.mark.program)],
+    ("workers", "stop_after", "safetensors"),
+    [
+        (0, 7, False),
+        (2, 17, True),
+        *(pytest.param(*case, marks=pytest.mark.program) for case in [(0, 7, True), (2, 17, False), (2, 28, True)]),
+    ],
 )
 def test_resumes_bit_for_bit(workers, stop_after, safetensors, tmp_path, monkeypatch):
     """A run that ends anywhere goes on from its last checkpoint with the same batches, rates, weights and dropout."""
@@ -131,7 +134,7 @@ def test_augmentation_goes_on_bit_for_bit(workers, again, tmp_path):
     assert np.array_equal(weights(resumed.model), weights(whole.model))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.program)])
 def test_validation_with_a_generator_of_its_own_leaves_no_trace(workers, tmp_path):
     """A resumed run needs not repeat a validation whose loader has its own generator."""
 

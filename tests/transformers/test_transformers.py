@@ -503,6 +503,7 @@ def test_part_of_an_epoch(tmp_path):
     assert trainer.r8.scheduler.is_over
 
 
+@pytest.mark.program
 def test_example(capsys):
     """The example of the guide learns the digits."""
     runpy.run_path(str(EXAMPLE))

@@ -119,7 +119,7 @@ class SharedStore:
         """The folder, for files beside the checkpoints; None on ranks other than rank 0."""
         return self._store.folder if self._ranks.rank == 0 else None
 
-    def begin(
+    def start_write(
         self,
         state: Mapping[str, Any],
         write_model: Callable[[str], None] | None = None,
@@ -133,7 +133,7 @@ class SharedStore:
         state = self._with_all_ranks(state)
         if self._ranks.rank == 0:
             try:
-                write = self._store.begin(state, write_model, config, then=then, in_background=in_background)
+                write = self._store.start_write(state, write_model, config, then=then, in_background=in_background)
             except BaseException as raised:
                 error = raised
         elsewhere = Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})

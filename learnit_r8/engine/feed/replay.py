@@ -30,6 +30,10 @@ LOUD_SECONDS = 2.0
 HOLDERS = ("", "sampler", "batch_sampler", "batch_sampler.sampler", "dataset")
 """Where to look in a loader for its own random generator."""
 
+SAMPLERS = HOLDERS[1:4]
+MOST_NUMBERS = 2**18
+"""Most numbers of a sampler that are kept; more would make checkpoints slow."""
+
 USUAL_NAMES = ("generator", "rng", "_generator")
 """What generators are called first in a saved run, whatever else holds them."""
 
@@ -48,13 +52,66 @@ def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
         _set(generator, own)
 
 
+def read_order(source: Any) -> list[dict[str, Any]]:
+    """The lists, arrays and numbers that samplers of the user's own hold: some shuffle theirs in place."""
+    return [
+        {name: clone(value) for name, value in vars(each).items() if _count(value) <= MOST_NUMBERS}
+        for each in _own_samplers(source)
+    ]
+
+
+def set_order(source: Any, saved: Any) -> None:
+    """Put back what `read_order` returned, in place where others may hold it, too."""
+    for sampler, held in zip(_own_samplers(source), saved or (), strict=False):
+        for name, value in held.items():
+            now = vars(sampler).get(name)
+            if type(now) is list and type(value) is list:
+                now[:] = value
+            elif type(now) is np.ndarray and now.shape == np.shape(value) and now.flags.writeable:
+                now[...] = value
+            else:
+                setattr(sampler, name, value)
+
+
+def _own_samplers(source: Any) -> list[Any]:
+    """The samplers of a loader whose classes are not torch's."""
+    found = [_at(source, path) for path in SAMPLERS]
+    return [
+        each
+        for place, each in enumerate(found)
+        if hasattr(each, "__dict__")
+        and not type(each).__module__.startswith("torch.")
+        and not any(each is other for other in found[:place])
+    ]
+
+
+def _count(value: Any) -> int:
+    """The numbers in a number, an array, or a list of them; beyond all bounds for anything else."""
+    if type(value) in (int, float, bool):
+        return 1
+    if type(value) is np.ndarray:
+        return value.size if value.dtype.kind in "biuf" else MOST_NUMBERS + 1
+    if type(value) is not list or len(value) > MOST_NUMBERS:
+        return MOST_NUMBERS + 1
+    total = 0
+    for each in value:
+        total += _count(each)
+        if total > MOST_NUMBERS:
+            break
+    return total
+
+
+def _at(source: Any, path: str) -> Any:
+    for name in filter(None, path.split(".")):
+        source = getattr(source, name, None)
+    return source
+
+
 def _own_generators(source: Any) -> list[Any]:
     """The generators in the attributes of a loader and its parts: a sampler may call its own as it likes."""
     holders: list[Any] = []
     for path in HOLDERS:
-        holder = source
-        for name in filter(None, path.split(".")):
-            holder = getattr(holder, name, None)
+        holder = _at(source, path)
         if hasattr(holder, "__dict__") and not isinstance(holder, type):
             holders.append(vars(holder))
     # Those of the usual names first, as saved runs have them in this order.
@@ -69,7 +126,7 @@ def _own_generators(source: Any) -> list[Any]:
 
 
 def _is_generator(thing: Any) -> bool:
-    """Whether it is a random generator by its kind, however it is called."""
+    """Whether an object is a random generator, whatever its attribute is called."""
     torch: Any = sys.modules.get("torch")
     kinds = (random.Random, np.random.Generator, np.random.RandomState)
     # That of the system has no state.
@@ -205,13 +262,14 @@ def resume(
             )
     else:
         set_generators(source, saved["start"])
+        set_order(source, saved["start"] and saved["start"].get("order"))
         batches = _skip_indices(source, count, opens) if way == "indices" else _drop(run, opens(source, count), count)
     set_generators(source, saved["now"])
     return batches
 
 
 def _drop(run: Engine, batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """The iterator, from which this many items were drawn and dropped."""
+    """Draw this many items from an iterator, drop them, and return it."""
     began, said = time.perf_counter(), 0.0
     for number in range(count):
         try:

@@ -105,7 +105,10 @@ class CauseSearch:
     ) -> Finding | None:
         examine = self._persistence.callbacks.examine
         allowed = max(MOST_SHARE * self._announcer.where()[1], LEAST_SECONDS)
-        if examine is None or self._looks[verdict.value] >= MOST_LOOKS or self._seconds > allowed:
+        if examine is None or self._looks[verdict.value] >= MOST_LOOKS:
+            return None
+        # All ranks look or none, as they tell each other what they find.
+        if self._persistence.agreement.agree("late" if self._seconds > allowed else ""):
             return None
         self._looks[verdict.value] += 1
         began = time.perf_counter()
@@ -152,7 +155,7 @@ class CauseSearch:
         parts: dict[str, Any] = {}
         collect = self._persistence.callbacks.in_hand
         if recorder.record != "names" and collect is not None:
-            parts = collect(with_state=recorder.record == "all")
+            parts = collect()
         recorder.note(step, self._announcer.where()[1], facts=facts, finding=finding, cause=text, parts=parts)
 
     def _thresholds(self) -> dict[str, float]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .incident import IncidentLog
     from .live_model import LiveModel
 
+FAR = 4.0
+"""Suspicion from which the batch of one of the first losses is left out; healthy ones reach 2."""
+
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
 """Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
 
@@ -115,8 +118,8 @@ class FirstSteps:
         """Whether a lower rate is tried."""
         return self._trial is not None
 
-    def is_suspicious(self, loss: float) -> bool:
-        """Whether one of the first losses is worth a probe, though the guard has accepted it."""
+    def suspicion(self, loss: float) -> float:
+        """How far one of the first losses is above what is usual; see `Progress.early_suspicion`."""
         updates, first = self._lineage.updates, self._witnesses.first
         if (
             updates > EARLY_UPDATES
@@ -125,8 +128,8 @@ class FirstSteps:
             or self._experiment.is_open
             or not self._live.can_restore
         ):
-            return False
-        return self._lineage.progress.is_early_alarm(loss, first.record, updates)
+            return 0.0
+        return self._lineage.progress.early_suspicion(loss, first.record, updates)
 
     def note(self, ticket: Ticket, loss: float) -> None:
         """Note the last batch of a pass that was trained on; each is measured once."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ... import events
-from ...checkpoint.state_tree import growth, leaves, mend
+from ...checkpoint.state_tree import clone, growth, leaves, map_leaves, not_finite
 from ...events.bus import Announcer
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class LiveModel:
             return False
         live = get()
         try:
-            mended, names = mend(live, newest.state, self._persistence.backup_timer.meant)
+            mended, names = repair(live, newest.state, self._persistence.backup_timer.meant)
         except ValueError:
             # The backup does not fit.
             mended, names = live, []
@@ -165,3 +166,37 @@ class LiveModel:
     def end(self) -> None:
         """End an experiment: drop the state set aside."""
         self._present, self.current = None, None
+
+
+def repair(state: Any, backup: Any, meant: Collection[str] = ()) -> tuple[Any, list[str]]:
+    """Replace the arrays of a state that are not finite by those of a backup.
+
+    Args:
+        state: A live state.
+        backup: An earlier one of the same structure, such as a backup.
+        meant: Dotted keys of what is not finite on purpose.
+
+    Returns:
+        The state, whose other arrays are the live ones, with copies from the backup among them; and the dotted keys of
+        those.
+
+    Raises:
+        ValueError: the backup has nothing in the place of one of them, or nothing that is finite and of its shape.
+
+    >>> import numpy as np
+    >>> repair({"w": np.array([np.nan]), "b": np.ones(1)}, {"w": np.zeros(1), "b": np.zeros(1)})
+    ({'w': array([0.]), 'b': array([1.])}, ['w'])
+    """
+    broken = [key for key in not_finite(state) if key not in meant]
+    whole = dict(leaves(backup)) if broken else {}
+
+    def repaired(leaf: Any, *path: Any) -> Any:
+        key = ".".join(map(str, path)) or "state"
+        if key not in broken:
+            return leaf
+        other = whole.get(key)
+        if getattr(other, "shape", None) != getattr(leaf, "shape", None) or other is None or not_finite(other):
+            raise ValueError(f"backup must have a finite array like that of the state in {key!r}, got {type(other)}.")
+        return clone(other)
+
+    return (map_leaves(repaired, state) if broken else state), broken

@@ -1,4 +1,4 @@
-"""The evidence about every label: 16 bytes a sample, beside the records, only where predictions are reported.
+"""The evidence about every label: 32 bytes a sample, beside the records, only where predictions are reported.
 
 Late visits count more, with the square of their number. So nothing has to be known about the length of the run, and
 what an untrained model says is soon forgotten.
@@ -18,11 +18,17 @@ from .predictions import read_predictions
 from .votes import vote
 
 EVIDENCE = np.dtype(
-    [("margin", "<f4"), ("early", "<f4"), ("visits", "<u2"), ("given", "<u2"), ("leader", "<u2"), ("lead", "<u2")]
-)
+    [
+        ("margin", "<f4"), ("early", "<f4"), ("visits", "<u2"), ("given", "<u2"), ("leader", "<u2"), ("lead", "<u2"),
+        ("mean_margin", "<f4"), ("variance", "<f4"),
+        ("last_margin", "<f2"), ("predicted", "<u2"), ("learned", "<u2"), ("forgotten", "<u2"),
+    ]
+)  # fmt: skip
 """One sample: the mean margin in which late visits count more, and what it was after the first visits; visits
 (saturating); the label; the class predicted most among those that are not the label, and the weight of its lead over
-all others."""
+all others. For the data at a glance: the mean margin over all visits and the variance about it; the margin and the
+class predicted at the last visit; the first visit at which that was the label, 0 if never; and how often it was the
+label at a visit and was not at the next."""
 
 LATENESS = 2
 """Weight of the v-th visit: v (v + 1) / 2 for 2, and 1 for 0. Measured in benchmarks/labels.py."""
@@ -86,7 +92,7 @@ class Evidence:
         rows = read_predictions(predictions, np.size(reading.means), self.num_classes)
         return reading._replace(predictions=rows)
 
-    def begin(self, num_classes: int) -> None:
+    def make_records(self, num_classes: int) -> None:
         """Note the number of classes; the first time, make the records, which takes as long as with the table's own."""
         if self.records is None:
             self.records = Records(self._num_samples, EVIDENCE)
@@ -115,7 +121,7 @@ class Evidence:
             self.num_classes, self.records = 0, None
             return
         arrays = {name: np.asarray(state[name], EVIDENCE[name]) for name in EVIDENCE.names or ()}
-        self.begin(int(state["num_classes"]))
+        self.make_records(int(state["num_classes"]))
         whole = self.whole
         assert whole is not None
         for name, values in arrays.items():
@@ -139,6 +145,14 @@ def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
     # NaN counts as the highest.
     margin = np.fmax(np.fmin(margin, np.float32(HIGHEST)), np.float32(-HIGHEST))
     records["margin"] += (margin - records["margin"]) * weight
+    change = margin - records["mean_margin"]
+    records["mean_margin"] += change / visits
+    records["variance"] += (change * (margin - records["mean_margin"]) - records["variance"]) / visits
     records["early"] = np.where(visits <= EARLY, records["margin"], records["early"])
+    is_right = predicted == given
+    was_right = (visits > 1) & (records["predicted"] == given)
+    records["forgotten"] += was_right & ~is_right & (records["forgotten"] < MOST_USES)
     records["visits"] = np.minimum(visits, MOST_USES)
+    records["learned"] = np.where(is_right & (records["learned"] == 0), records["visits"], records["learned"])
+    records["last_margin"], records["predicted"] = margin, predicted
     vote(records, predicted.astype(np.uint16))

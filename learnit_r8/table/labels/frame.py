@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..label_noise import Suspects
 from ..names import class_names_of, labels_of
+from .overview import Overview
 
 if TYPE_CHECKING:
     from ..storage import SampleStorage
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 LIBRARIES = ("pandas", "polars")
 
 Column = NDArray[Any] | Sequence[Any]
+
+MAP_COLUMNS = Overview._fields[:5]
 
 
 def label_columns(
@@ -42,13 +45,15 @@ def label_columns(
 
     Returns:
         cleanlab's columns: is_label_issue; label_score in [0, 1], 0 = bad, NaN where unknown; given_label and
-        predicted_label. Then sample, loss, last, mean, uses, and of the suspects score and why.
+        predicted_label. Then sample, loss, last, mean, uses, and of the suspects score and why; and of `Overview`
+        margin, variability, confidence, learned and forgotten, NaN without predictions.
     """
     size = len(figures["mean"])
     is_issue, score, why = np.zeros(size, bool), np.full(size, np.nan), [""] * size
     is_issue[verdict.indices], score[verdict.indices] = True, verdict.score
     for index, reason in zip(verdict.indices.tolist(), verdict.why, strict=True):
         why[index] = reason
+    overview = Overview.of(figures["last"], evidence)
     return {
         "is_label_issue": is_issue,
         "label_score": label_scores(figures["mean"], evidence),
@@ -61,6 +66,7 @@ def label_columns(
         "uses": figures["usage_count"],
         "score": score,
         "why": why,
+        **{name: getattr(overview, name) for name in MAP_COLUMNS},
     }
 
 

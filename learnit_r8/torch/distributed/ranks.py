@@ -168,7 +168,7 @@ class Ranks:
         )
 
     def _roll_call(self) -> list[int] | None:
-        """The ranks that do not answer that they are alive; None if none can be asked."""
+        """Return the ranks that do not answer; None if none can be asked."""
         try:
             store: Any = dist.distributed_c10d._get_default_store()
             names = [f"learnit_r8/alive/{self._name}/{rank}" for rank in range(self.size)]

@@ -172,7 +172,7 @@ class Gathered:
 
 
 def _note_of(item: Sent, values: NDArray[np.float32]) -> Note:
-    """The note that ranks exchange for the values that an adapter sends."""
+    """Return the values that an adapter sends in the form in which ranks exchange them."""
     count = len(values) - len(item.extras)
     extras = dict(zip(item.extras, values[count:].tolist(), strict=True))
     losses, predictions = values[:count], None

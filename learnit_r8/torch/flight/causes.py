@@ -64,18 +64,19 @@ class Case:
         has_loss: Whether a run gives a loss, not only what the model returns.
         redraw: Returns a sample anew, or None.
         others: Networks that are trained beside the model, by their names.
+        is_alone: Whether it is the whole batch. Of a part of one only the forward pass runs.
     """
 
     def __init__(
         self, refusal: Refusal, model: torch.nn.Module, optimizer: Any, *, scaler: Any, run: Callable[[Any], Any],
         held: Held, batch: Any, good_held: Held | None, good: Any, backups: Sequence[tuple[int, Any]], has_loss: bool,
-        redraw: Callable[[int], Any] | None, others: Mapping[str, torch.nn.Module],
+        redraw: Callable[[int], Any] | None, others: Mapping[str, torch.nn.Module], is_alone: bool,
     ) -> None:  # fmt: skip
-        self._others = others
+        self._others, self._is_alone = others, is_alone
         self._refusal, self._model, self._optimizer, self._scaler = refusal, model, optimizer, scaler
         self._held, self._batch, self._redraw, self._backups = held, batch, redraw, backups
         self._good_held, self._good = good_held, good
-        self._runs = Runs(refusal, model, run, has_loss=has_loss)
+        self._runs = Runs(refusal, model, run, has_loss=has_loss, is_alone=is_alone)
         self._loss = math.nan
         self._healthy: tuple[int, Any] | None = None
 
@@ -103,7 +104,7 @@ class Case:
             return self._of_good_run(first)
         second = None
         if self._good is not None:
-            second = self._runs.watch(self._good, "the last good batch on the refused weights")
+            second = self._runs.watch(self._good, "the last good batch on the refused weights", is_quick=True)
         is_good_here = second is not None and not self._runs.is_bad(second)
         self._find_healthy()
         if self._healthy is None:
@@ -115,16 +116,25 @@ class Case:
         return self._of_weights(first)
 
     def _without_healthy(self, first: Trace, second: Trace | None, *, is_good_here: bool) -> Finding:
-        """No backup is seen to be healthy: the last good batch is bad with all, or there is none."""
+        """Return a finding where no backup is known to be healthy: the last good batch fails on all, or is missing."""
         if is_good_here:
             return self._of_data(first, (HEALTHY,))
         if first.error is not None:
             return self._end(finding_of(first))
         if second is not None and self._backups:
-            return self._end(finding_of(first), certain=first.fault is not None, rest=(EVERYWHERE,))
+            return self._of_loss(first, second)
         return self._end(finding_of(first), rest=("there is no healthy backup to compare with",))
 
-    def _of_clear_input(self, first: Trace) -> Finding | None:
+    def _of_loss(self, first: Trace, second: Trace) -> Finding:
+        """Return a finding where the last good batch fails on all weights: neither data nor weights are to blame."""
+        usual = self._refusal.usual
+        if first.fault is not None or not (usual > 0 and math.isfinite(first.loss + second.loss)):
+            return self._end(finding_of(first), certain=first.fault is not None, rest=(EVERYWHERE,))
+        text = f"the loss of the last good batch is {second.loss / usual:,.3g} times the usual, with the weights of"
+        text += " backups, too: its scale or one of its terms has changed"
+        return self._end(Finding(SCALE, text, where="scale of the loss"), certain=self._runs.has_loss)
+
+    def _of_clear_input(self, first: Trace, rest: tuple[str, ...] = (HEALTHY,)) -> Finding | None:
         """Values of the input that are not finite, without which the batch is good; None for all else."""
         odd = not_finite(self._batch, self._good)
         found = self._of_odd(odd, first, num_rows(self._batch)) if odd else None
@@ -133,7 +143,7 @@ class Case:
         if not self._runs.has_loss and len(found.rows) == num_rows(self._batch):
             # What the model got is no batch of the loader, and nothing was good without some of its rows.
             return self._end(found, rest=("what comes before the model was not run again",))
-        return self._end(found, certain=True, rest=(HEALTHY, *self._redrawn(found)))
+        return self._end(found, certain=True, rest=(*rest, *self._redrawn(found)))
 
     def _of_others(self) -> Finding | None:
         """A network beside the model that is not finite, so that what it gives the model is not either."""
@@ -154,9 +164,8 @@ class Case:
             if not finite:
                 continue
             with weights_of(self._model, state["model"]):
-                if self._good is None or not self._runs.is_bad(
-                    self._runs.watch(self._good, f"the last good batch on the weights of step {step:,}")
-                ):
+                what = f"the last good batch on the weights of step {step:,}"
+                if self._good is None or not self._runs.goes_wrong(self._good, what):
                     self._healthy = step, state
                     return
 
@@ -167,7 +176,7 @@ class Case:
     # Weights.
 
     def _of_bad_weights(self, weights: dict[str, int]) -> Finding:
-        """The weights themselves are not finite: was it a batch, the optimizer, or one element?"""
+        """Find what made the weights not finite: a batch, the optimizer, or a change of one element."""
         parameters = dict(self._model.named_parameters())
         did = "its update has damaged the weights" if parameters.keys() & weights.keys() else STATISTICS
         total = sum(each.numel() for each in self._model.parameters())
@@ -190,18 +199,25 @@ class Case:
                 )
                 if fourth.bad_gradients:
                     assert self._good_held is not None
-                    rest = ("its loss was finite, and its update has damaged the weights",)
-                    return self._of_gradient(fourth, self._good, self._good_held, rest)
-        few = len(weights) == 1 and count <= 4
+                    said = ("its loss was finite, and its update has damaged the weights",)
+                    return self._of_gradient(fourth, self._good, self._good_held, said)
+        own = [each for each in weights if each in parameters]
+        # A weight damages the statistics of the model, too; the names of parameters come first.
+        few = len(own) == 1 and count <= 4
+        # Gradients were finite, and so could not bring this into the optimizer's state.
+        faults = [each for each in self._optimizer_faults(None, 0) if each.name == name] if few else []
+        if faults:
+            return self._of_optimizer(faults, (f"its update has damaged `{name}`",))
         if few:
             text = f"{count} of the weights `{name}` {'is' if count == 1 else 'are'} not finite, and all others are"
-            found = Finding(WEIGHT, text, where=name)
-            return self._end(found, certain=True, rest=("both batches are good with the weights of a backup",))
+            others = ("it has damaged statistics of the model",) * (len(weights) > 1)
+            rest = ("both batches are good with the weights of a backup", *others)
+            return self._end(Finding(WEIGHT, text, where=name), certain=True, rest=rest)
         text = f"{len(weights)} arrays of weights are not finite, as `{name}`; batches and gradients are not to blame"
         return self._end(Finding(UNKNOWN, text), rest=("an update that was too large, or the optimizer's state",))
 
     def _of_weights(self, first: Trace) -> Finding:
-        """The refused weights are bad, and those of a backup are healthy."""
+        """Return a finding where the refused weights are bad and those of a backup are healthy."""
         assert self._healthy is not None
         step, state = self._healthy
         faults = self._optimizer_faults(state.get("optimizer"), max(1, self._refusal.step - step))
@@ -227,16 +243,18 @@ class Case:
         return self._end(Finding(UPDATE, text), certain=True, rest=rest)
 
     def _of_lone_weight(self, moved: Moved, step: int) -> Finding | None:
-        """One element has changed alone: with its old value, is the batch good?"""
+        """Test whether the batch is good again with the old value of the one element that changed."""
         parameter = dict(self._model.named_parameters())[moved.name]
         flat, place = parameter.data.view(-1), moved.at(parameter.shape)
         now = flat[moved.flat].clone()
         flat[moved.flat] = moved.then
         try:
-            again = self._runs.watch(self._batch, f"the refused batch with `{moved.name}`{place} as in the backup")
+            is_bad = self._runs.goes_wrong(
+                self._batch, f"the refused batch with `{moved.name}`{place} as in the backup"
+            )
         finally:
             flat[moved.flat] = now
-        if self._runs.is_bad(again):
+        if is_bad:
             return None
         text = f"one weight has changed alone: `{moved.name}` at {place} is {moved.now:.4g}, and was {moved.then:.4g}"
         rest = (f"with its value of step {step:,} the batch is good",)
@@ -246,9 +264,9 @@ class Case:
         names = {id(each): name for name, each in self._model.named_parameters()}
         return optimizer_faults(self._optimizer, names, backup, updates)
 
-    def _of_optimizer(self, faults: list[OptimizerFault]) -> Finding:
+    def _of_optimizer(self, faults: list[OptimizerFault], rest: tuple[str, ...] = ()) -> Finding:
         text = f"the optimizer's state of `{faults[0].name}` is damaged: {faults[0].text}"
-        rest = (f"and that of {len(faults) - 1} more",) if len(faults) > 1 else ()
+        rest += (f"and that of {len(faults) - 1} more",) if len(faults) > 1 else ()
         return self._end(Finding(OPTIMIZER, text, where=faults[0].name), certain=True, rest=rest)
 
     @property
@@ -274,6 +292,8 @@ class Case:
             text = "all that the model returns for the batch is finite: the loss function, the labels or the gradient"
             return self._end(Finding(UNKNOWN, text))
         text = f"run again, the batch has the loss {first.loss:.6g}"
+        if not self._is_alone:
+            return self._end(Finding(UNKNOWN, f"{text}, and all of its forward pass is finite"))
         reported = self._refusal.loss
         if math.isfinite(reported) and abs(reported - first.loss) <= 0.1 * abs(reported - self._refusal.usual):
             return self._end(Finding(UNKNOWN, f"{text}, and all of it is finite"))
@@ -289,23 +309,25 @@ class Case:
     # Data.
 
     def _of_data(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
-        """The batch is to blame, with weights that are healthy: what in it?"""
+        """Find what in the batch is to blame, given healthy weights."""
         size, batch = num_rows(self._batch), self._batch
-        if trace.bad_labels is not None:
+        clear = self._of_clear_input(trace, rest)
+        if clear is not None and clear.is_certain:
+            return clear
+        odd = far_off(batch, self._good)
+        found = self._of_odd(odd, trace, size) if odd else clear
+        # An autoencoder's input is its label, too.
+        if trace.bad_labels is not None and (found is None or found.where not in trace.read):
             rows, text = trace.bad_labels
             rows = rows if len(rows) < size else ()
             certain = self._confirms(rows, size) or not rows
             return self._end(Finding(LABEL, text, rows, where="label"), certain=certain, rest=rest)
-        odd = not_finite(batch, self._good) or far_off(batch, self._good)
-        if odd:
-            found = self._of_odd(odd, trace, size)
-            if found is not None:
-                anew = () if odd[0].is_finite else self._redrawn(found)
-                return self._end(found, certain=True, rest=(*rest, *anew))
+        if found is not None:
+            return found if found is clear else self._end(found, certain=True, rest=rest)
         fault = trace.fault
         if size == 1 and fault is not None and fault.op in SPREADS:
             return self._of_single(trace, rest)
-        found = finding_of(trace)._replace(rows=self._runs.find_row(batch, trace))
+        found = finding_of(trace)._replace(rows=self._runs.find_row(batch, trace, self._good))
         return self._end(found, certain=found.kind != UNKNOWN, rest=rest)
 
     def _confirms(self, rows: Sequence[int], size: int) -> bool:
@@ -313,8 +335,8 @@ class Case:
         if not rows or len(rows) >= size:
             return False
         left = [row for row in range(size) if row not in rows]
-        trace = self._runs.watch(some_rows(self._batch, left, size), f"the batch without the rows {list(rows)[:8]}")
-        return not self._runs.is_bad(trace)
+        what = f"the batch without the rows {list(rows)[:8]}"
+        return not self._runs.goes_wrong(some_rows(self._batch, left, size), what)
 
     def _of_odd(self, odd: Sequence[Odd], trace: Trace, size: int) -> Finding | None:
         """A finding on values of the input that are not finite or far off, if they are to blame."""
@@ -325,13 +347,19 @@ class Case:
         certain = self._confirms(rows, size)
         if not certain and (first.is_finite or len(rows) < size):
             return None
-        fault = trace.fault
         text = f"{first.value} in the input" if not first.is_finite else f"an input of {first.value}, far beyond others"
-        if trace.first_module:
+        kind, where = INPUT, first.key
+        if first.is_finite and trace.fault is not None:
+            # The operation is to blame, which does not bear what the row holds; or no such class exists.
+            found = finding_of(trace)
+            kind, text, where = found.kind, found.text, found.where
+            if first.is_whole and first.key not in trace.read:
+                kind, where = LABEL, first.key
+        elif trace.first_module:
             text = f"{value_of(trace)} first in `{trace.first_module}` (forward)"
-        elif fault is not None:
+        elif trace.fault is not None:
             text = describe_place(trace)
-        return Finding(INPUT, text, rows, about, where=first.key)
+        return Finding(kind, text, rows, about, where=where)
 
     def _redrawn(self, found: Finding) -> tuple[str, ...]:
         """Whether the sample is good as the data set gives it anew."""
@@ -347,18 +375,18 @@ class Case:
         return ("drawn anew it is not always so: its random augmentation is to blame",) if 0 <= bad < 8 else ()
 
     def _of_single(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
-        """A batch of one row, in an operation that needs several."""
+        """Return a finding where an operation that needs several rows got a batch of one."""
         text = f"{describe_place(trace)}: a batch of 1 has no spread"
         certain = False
         if self._good is not None and num_rows(self._good) > 1:
             both = join(self._batch, some_rows(self._good, [0], num_rows(self._good)))
             if both is not None:
-                certain = not self._runs.is_bad(self._runs.watch(both, "the refused row with a good one beside it"))
+                certain = not self._runs.goes_wrong(both, "the refused row with a good one beside it")
         return self._end(Finding(BATCH_SIZE, text, where=place_of(trace)), certain=certain, rest=rest)
 
     def _of_gradient(self, trace: Trace, batch: Any, held: Held, rest: tuple[str, ...]) -> Finding:
-        """The loss is finite and its gradient is not."""
-        fault, rows = trace.fault, self._runs.find_row(batch, trace)
+        """Return a finding where the loss is finite and its gradient is not."""
+        fault, rows = trace.fault, self._runs.find_row(batch, trace, self._good)
         text, where = describe_gradient(trace)
         found = Finding(LOSS if fault is not None and not fault.where else BACKWARD, text, rows, where=where)
         if held is not self._held:

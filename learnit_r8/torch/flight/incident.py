@@ -24,6 +24,8 @@ class RecordedIncident:
             known, what the model got: ``{"args": ..., "kwargs": ...}``.
         generators: The random generators at its start, for `replay`; None if they were not kept.
         refused: The refused state, "model" and "optimizer" among its parts; None if the record holds none.
+        restored: The state from which the training went on after the last restore; None if there was none, or the
+            record holds none.
         loss: The loss of the batch when it was run again, which `replay` repeats; NaN if it was not.
     """
 
@@ -39,7 +41,7 @@ class RecordedIncident:
             args, kwargs = held["batch"]
             self.batch = {"args": args, "kwargs": kwargs}
         self.generators = read_part(path, "generators")
-        self.refused = read_part(path, "refused")
+        self.refused, self.restored = read_part(path, "refused"), read_part(path, "restored")
         refusals = self.record["refusals"]
         finding = (refusals[0].get("finding") if refusals else None) or {}
         self.loss = float(finding.get("loss", "nan"))

@@ -23,6 +23,7 @@ class Odd(NamedTuple):
         at: Where in the first of them.
         value: "NaN", "Inf", or the number.
         is_finite: Whether it is a number.
+        is_whole: Whether the array is one of whole numbers.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Odd(NamedTuple):
     at: tuple[int, ...]
     value: str
     is_finite: bool
+    is_whole: bool = False
 
 
 def num_rows(batch: Any) -> int:
@@ -89,7 +91,8 @@ def far_off(batch: Any, good: Any) -> list[Odd]:
         bad = each.abs() > limit
         if bool(bad.any()):
             place = bad.nonzero()[0].tolist()
-            found.append(Odd(key, _rows_of(bad), tuple(place[1:]), f"{float(each[tuple(place)]):.4g}", True))
+            value = f"{float(each[tuple(place)]):.4g}"
+            found.append(Odd(key, _rows_of(bad), tuple(place[1:]), value, True, not each.is_floating_point()))
     return found
 
 

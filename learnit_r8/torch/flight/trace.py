@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -55,6 +56,7 @@ class Fault(NamedTuple):
         what: "NaN" or "Inf".
         site: File and line of the code that calls it; "" if it is not known.
         number: Which operation of the run it is.
+        is_early: Whether it came before the model was called.
         factor: The number that it multiplies with or divides by; NaN if it is no such one.
     """
 
@@ -64,6 +66,7 @@ class Fault(NamedTuple):
     what: str
     site: str
     number: int
+    is_early: bool = False
     factor: float = math.nan
 
 
@@ -82,6 +85,7 @@ class Trace:
         bad_labels: Rows whose labels a loss cannot take, and what is wrong with them.
         bad_gradients: Parameters whose gradient is not finite, in the order of the backward pass.
         has_gradients: Whether there was a backward pass.
+        read: Names of arrays of the batch that the modules have read, or what was made of them; not labels and weights.
         is_finite: Whether all that the model returned was finite, where there is no loss.
     """
 
@@ -95,6 +99,7 @@ class Trace:
     bad_labels: tuple[tuple[int, ...], str] | None = None
     bad_gradients: list[str] = field(default_factory=list)
     has_gradients: bool = False
+    read: set[str] = field(default_factory=set)
     is_finite: bool = True
 
     @property
@@ -110,10 +115,12 @@ class Trace:
 class _Watch(TorchDispatchMode):
     """Looks at the result of every operation."""
 
-    def __init__(self, trace: Trace, names: dict[int, str], seeds: dict[int, int]) -> None:
+    def __init__(self, trace: Trace, keys: dict[int, str], seeds: dict[int, int], *, is_alone: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._trace, self._names, self._chain = trace, names, dict(seeds)
+        self._is_alone = is_alone
+        self._trace, self._keys, self._chain = trace, keys, dict(seeds)
         self.stack: list[str] = []
+        self.has_entered = False
         self.phase, self._number = FORWARD, 0
         self._calls: dict[int, tuple[str, str]] = {}
         self._numbers: list[float] = []
@@ -121,11 +128,14 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        if not self._is_alone and "c10d" in func.namespace:
+            raise RuntimeError(f"{name} asks the other processes, which do not run this batch")
         self._number += 1
         self._check_labels(name, args)
         self._numbers = [abs(float(each)) for each in args if type(each) in (int, float)]
         out = func(*args, **kwargs)
         if self.phase == FORWARD:
+            self._note_reads(args, out)
             self._calls[_sequence_number() - 1] = (self.stack[-1] if self.stack else "", _site())
         if name not in EMPTY:
             given = None
@@ -160,8 +170,9 @@ class _Watch(TorchDispatchMode):
         if self.phase == BACKWARD:
             where, site, name = self._of_node(name)
         what = "NaN" if is_nan else "Inf"
+        is_early = not self.has_entered
         self._trace.faults.append(
-            Fault(self.phase, where, name, what, site, self._number, _factor(given, self._numbers))
+            Fault(self.phase, where, name, what, site, self._number, is_early, _factor(given, self._numbers))
         )
         return len(self._trace.faults) - 1
 
@@ -176,6 +187,20 @@ class _Watch(TorchDispatchMode):
     def origin_of(self, value: torch.Tensor) -> int:
         """What a value that is not finite comes from."""
         return self._chain.get(_place(value), WEIGHTS)
+
+    def _note_reads(self, args: Any, out: Any) -> None:
+        """Note which arrays of the batch modules read, and what is made of them before."""
+        given = [self._keys.get(_place(each), "") for each in args if isinstance(each, torch.Tensor)]
+        key = next(filter(None, given), "")
+        if self.stack and key:
+            self._trace.read.add(key)
+        for each in out if isinstance(out, (list, tuple)) else (out,):
+            if isinstance(each, torch.Tensor):
+                if key and not self.stack:
+                    self._keys[_place(each)] = key
+                elif not key:
+                    # The memory of another value, which is gone.
+                    self._keys.pop(_place(each), None)
 
     def _check_labels(self, name: str, args: Any) -> None:
         """Look at labels before the operation does: a device that fails on one fails for good."""
@@ -282,8 +307,9 @@ def largest(value: Any) -> float:
 
 
 def run_watched(
-    model: torch.nn.Module, run: Callable[[Any], Any], batch: Any, *, backward: bool, scale: float = 1.0
-) -> Trace:
+    model: torch.nn.Module, run: Callable[[Any], Any], batch: Any, *, backward: bool, scale: float = 1.0,
+    is_quick: bool = False, is_alone: bool = True,
+) -> Trace:  # fmt: skip
     """Run a batch, and watch.
 
     Args:
@@ -292,14 +318,18 @@ def run_watched(
         batch: The batch.
         backward: Whether to compute gradients.
         scale: Factor of the loss for the backward pass.
+        is_quick: Whether only loss and gradients are looked at, and no operation, which takes several times as long.
+        is_alone: Whether there are no other processes, which would wait for this one for ever, or it for them.
     """
     trace = Trace()
     names = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
-    seeds = {_place(each): INPUT for _, each in leaves(batch) if isinstance(each, torch.Tensor)}
+    keys = {_place(each): key for key, each in leaves(batch) if isinstance(each, torch.Tensor)}
+    seeds = dict.fromkeys(keys, INPUT)
     seeds |= {_place(each): WEIGHTS for each in (*model.parameters(), *model.buffers())}
-    watch = _Watch(trace, names, seeds)
+    watch = _Watch(trace, keys, seeds, is_alone=is_alone)
 
     def enter(module: torch.nn.Module, args: Any) -> None:
+        watch.has_entered = True
         watch.stack.append(names.get(id(module), type(module).__name__))
 
     def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -313,10 +343,10 @@ def run_watched(
     # Not those that torch has for all modules at once: a compiled model warns of them.
     hooks: list[Any] = []
     try:
-        for module in model.modules():
+        for module in () if is_quick else model.modules():
             hooks.append(module.register_forward_pre_hook(enter))
             hooks.append(module.register_forward_hook(leave))
-        with watch:
+        with contextlib.nullcontext() if is_quick else watch:
             _run(model, trace, watch, run, batch, backward=backward, scale=scale, hooks=hooks)
     except Exception as error:
         trace.error = error

@@ -34,7 +34,8 @@ def describe_place(trace: Trace) -> str:
     if fault is None:
         return f"{value_of(trace)} first in `{trace.first_module}` (forward)"
     if not fault.where:
-        return f"{fault.what} first in the loss, in `{fault.op}`{site_of(trace)}"
+        stage = "before the model" if fault.is_early else "in the loss"
+        return f"{fault.what} first {stage}, in `{fault.op}`{site_of(trace)}"
     return f"{fault.what} first in `{fault.where}` (forward, `{fault.op}`{site_of(trace)})"
 
 
@@ -78,4 +79,5 @@ def finding_of(trace: Trace) -> Finding:
     if fault.op in ("mul", "mul_", "div", "div_") and not fault.where and is_far:
         text = f"the loss overflows by a factor of {fault.factor:.3g} (a loss scale?){site_of(trace)}"
         return Finding(SCALE, text, where="factor of the loss")
-    return Finding(FORWARD if fault.where else LOSS, describe_place(trace), where=place_of(trace))
+    kind = FORWARD if fault.where or fault.is_early else LOSS
+    return Finding(kind, describe_place(trace), where=place_of(trace))

@@ -10,7 +10,7 @@ import torch
 
 from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
-from ...guard.verdict import Verdict
+from ...guard.verdict import GOOD
 from ...sampling.ticket import Outcome, Ticket, new_tuple
 from ..flight.hand import Hand
 from ..loss_pipeline import LossPipeline
@@ -185,8 +185,11 @@ class LoaderAdapter:
         """
         found = self._take(ids)
         if found is None:
-            return Outcome(Verdict.GOOD, self.scheduler.lr, None)
-        return self._tell(found, *_values_of(losses, found), None, None)
+            return Outcome(GOOD, self.scheduler.lr, None)
+        values, count = _values_of(losses, found)
+        if not count and len(losses) == 1:
+            self._feed.note_rows(found, losses[0])
+        return self._tell(found, values, count, None, None)
 
     def step(self, loss: torch.Tensor, *, losses: torch.Tensor | None = None, ids: Any = None) -> Outcome:
         """Report a loss, do ``backward()``, clip, and let the optimizer take its step unless the loss is refused.
@@ -211,7 +214,7 @@ class LoaderAdapter:
         is_due = stepper.backward(loss, is_last=False)
         norm = stepper.clip() if is_due and not is_probe else None
         skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
-        outcome = Outcome(Verdict.GOOD, self.scheduler.lr, None)
+        outcome = Outcome(GOOD, self.scheduler.lr, None)
         if found is not None:
             outcome = self._tell(found, values, count, norm, skipped)
         if outcome and is_due and (is_probe or not stepper.is_scaled):
@@ -237,8 +240,8 @@ class LoaderAdapter:
         if self._is_direct and norm is None and skipped is None and values.is_cpu and self._losses.recorded is None:
             self._note_rate()
             outcome = self._losses.tell_now(ticket, values.numpy() if count else float(values))
-            if outcome.verdict is Verdict.GOOD and outcome.lr == 1.0:
-                return new_tuple(Outcome, (Verdict.GOOD, self.scheduler.host.own_rate, None))
+            if outcome.verdict is GOOD and outcome.lr == 1.0:
+                return new_tuple(Outcome, (GOOD, self.scheduler.host.own_rate, None))
             return Outcome(outcome.verdict, self.scheduler.lr, outcome.rolled_back_to)
         self._note_rate()
         self._losses.record(
@@ -305,7 +308,7 @@ class LoaderAdapter:
 
 
 def _values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[torch.Tensor, int]:
-    """What is reported of losses, without their gradient, and of how many rows each has one value; 0 for one mean.
+    """Return the values to report, without gradient, and the rows that each stands for; 0 for a single mean.
 
     Returns:
         float32[P], the losses of the rows of a batch whose samples are known; or float32[1], the sum of the means.
@@ -329,9 +332,6 @@ def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return loss if not loss.ndim else loss.mean()
     if not losses:
         raise TypeError("report() must get a loss, got none.")
-    if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
-        loss = losses[0].detach()
-        return (loss.mean() if loss.ndim else loss).reshape(1)
     for loss in losses:
         if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
             raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")

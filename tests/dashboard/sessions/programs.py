@@ -56,6 +56,16 @@ def ended(code, steps, *arguments, **terminal):
         yield opened
 
 
+@contextlib.contextmanager
+def all_ended(*runs, **terminal):
+    """Terminals whose programs, each (code, steps), have ended; they mostly wait, and so run beside each other."""
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(Terminal(["-c", code, str(steps)], **terminal)) for code, steps in runs]
+        for each in opened:
+            each.code = each.wait_for_end()
+        yield opened
+
+
 def check_restored(terminal):
     """The screen was left once and for all, after the last frame, with the cursor on and the settings as before."""
     assert terminal.is_restored

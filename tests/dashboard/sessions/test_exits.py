@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-from tests.dashboard.sessions.programs import BARE, FINALLY, NOTHING, WITH, check_restored, ended, program, shown
+from tests.dashboard.sessions.programs import (
+    BARE,
+    FINALLY,
+    NOTHING,
+    WITH,
+    all_ended,
+    check_restored,
+    ended,
+    program,
+    shown,
+)
 
 RAISE = """
 def body():
@@ -36,20 +46,20 @@ ENDS = {
 """What happens in the loop, its steps, the exit code, and what is read afterwards."""
 
 
-@pytest.mark.parametrize(
-    ("how", "frame"), [(how, frame) for how in ENDS for frame in FRAMES if how != "thread" or frame == "with"]
-)
-def test_terminal_comes_back(how, frame):
+@pytest.mark.parametrize("how", ENDS)
+def test_terminal_comes_back(how):
     """At the end of a run, whether or not it was closed, the terminal comes back, and what is printed then is on it.
 
     That is the traceback of an exception, of one in another thread too, which does not end the run.
     """
     body, steps, code, said = ENDS[how]
-    with ended(program(body, FRAMES[frame]), steps) as terminal:
-        check_restored(terminal)
-        assert terminal.code == code
-        assert said in terminal.after
-        assert ("ValueError: what went wrong" in terminal.after) == (body in (RAISE, THREAD))
+    frames = [WITH] if how == "thread" else FRAMES.values()
+    with all_ended(*((program(body, frame), steps) for frame in frames)) as terminals:
+        for terminal in terminals:
+            check_restored(terminal)
+            assert terminal.code == code
+            assert said in terminal.after
+            assert ("ValueError: what went wrong" in terminal.after) == (body in (RAISE, THREAD))
 
 
 @pytest.mark.parametrize("presses", [1, 2])

@@ -44,8 +44,8 @@ def steps_of(tmp_path, how, *, seconds, reads):
 
 def test_terminal_that_nobody_reads(tmp_path):
     """A terminal nobody reads neither stops the training nor holds up the exit, and gets its settings back."""
-    on = steps_of(tmp_path, "screen", seconds=3.0, reads=False)
-    off = steps_of(tmp_path, "none", seconds=1.0, reads=True)
+    on = steps_of(tmp_path, "screen", seconds=1.5, reads=False)
+    off = steps_of(tmp_path, "none", seconds=0.5, reads=True)
 
     assert on["steps"] / on["loop_seconds"] > 0.5 * off["steps"] / off["loop_seconds"]
     assert on["exit_seconds"] < 5

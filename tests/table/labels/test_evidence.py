@@ -1,5 +1,7 @@
 """The evidence about every label: learned with the losses, and treated as they are in whatever happens to a run."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,9 @@ def evidence_of(r8):
 def slow(visits, given):
     """The record of a sample: its visits' (margin, predicted), one after the other."""
     margins = np.array([margin for margin, _ in visits], np.float64)
+    is_right = [predicted == given for _, predicted in visits]
+    forgotten = sum(before and not after for before, after in itertools.pairwise(is_right))
+    rest = visits[-1][1], 1 + is_right.index(True) if any(is_right) else 0, forgotten
     weights = [np.prod([number + k for k in range(LATENESS)]) for number in range(1, len(visits) + 1)]
     leader, lead = 0, 0
     for number, (_, predicted) in enumerate(visits, start=1):
@@ -48,7 +53,8 @@ def slow(visits, given):
         if lead < 0:
             leader, lead = predicted, -lead
     early = np.average(margins[:EARLY], weights=weights[:EARLY])
-    return np.average(margins, weights=weights), early, len(visits), given, leader, lead
+    means = np.average(margins, weights=weights), early, margins.mean(), margins.var(), margins[-1]
+    return means, (len(visits), given, leader, lead, *rest)
 
 
 @pytest.mark.parametrize("num_unlabelled", [1, 8])
@@ -84,10 +90,11 @@ def test_every_visit_is_learned_once(last_batch):
     whole = evidence_of(r8)
 
     for index, seen in visits.items():
-        margin, early, *rest = whole[index].tolist()
-        expected = slow(seen, GIVEN[index])
-        np.testing.assert_allclose([margin, early], expected[:2], rtol=1e-4, atol=1e-5)
-        assert tuple(rest) == expected[2:]
+        margin, early, *counts, mean, variance, last, predicted, learned, forgotten = whole[index].tolist()
+        means, expected = slow(seen, GIVEN[index])
+        np.testing.assert_allclose([margin, early, mean, variance], means[:4], rtol=1e-4, atol=1e-5)
+        assert last == np.float16(means[4])
+        assert (*counts, predicted, learned, forgotten) == expected
 
 
 def test_a_corrected_label_starts_anew():
@@ -97,14 +104,14 @@ def test_a_corrected_label_starts_anew():
         learn(records, np.array([[1.0, 2.0], [0, 3], [4, 4]], np.float32))
     learn(records, np.array([[-5.0, 2.0], [2, 3], [2, 4]], np.float32))
 
-    assert records[0].tolist() == (-5, -5, 1, 2, 0, 0)
+    assert records[0].tolist() == (-5, -5, 1, 2, 0, 0, -5, 0, -5, 2, 1, 0)
     assert records["visits"][1] == 4
 
 
 def test_extreme_margins_are_clipped():
     """One visit with an infinite or undefined margin does not outweigh all others; counts do not wrap around."""
     records = np.zeros(3, EVIDENCE)
-    records["visits"] = records["lead"] = MOST_USES
+    records["visits"] = records["lead"] = records["forgotten"] = MOST_USES
     records["leader"] = 1
     learn(records, np.array([[np.inf, np.nan, -np.inf], [1, 1, 1], [0, 0, 0]], np.float32))
 
@@ -112,6 +119,7 @@ def test_extreme_margins_are_clipped():
     assert np.abs(records["margin"]).max() <= HIGHEST
     assert (records["visits"] == MOST_USES).all()
     assert (records["lead"] == MOST_USES).all()
+    assert (records["forgotten"] == MOST_USES).all()
 
 
 def test_votes_are_a_lower_bound():
@@ -230,7 +238,7 @@ def test_a_resumed_run_goes_on_alike(tmp_path, monkeypatch, in_background):
         monkeypatch.setattr("learnit_r8.recovery.persistence.LARGE", 1)
     r8 = scheduler(checkpoint_dir=tmp_path, checkpoint_every=20, keep_checkpoints=1)
     train(r8, 30)
-    r8.host.persistence.saver.settle()
+    r8.host.persistence.saver.wait()
     train(r8, 8)
     resumed = scheduler(checkpoint_dir=tmp_path)
     resumed.load_checkpoint()
@@ -260,7 +268,7 @@ def test_evidence_moves_with_its_samples(tmp_path):
     resumed = R8Scheduler.resume_from_checkpoint(tmp_path, num_samples=101, remap=remap)
 
     assert (resumed.table.storage.evidence.whole[:100] == evidence_of(r8)[::-1]).all()
-    assert resumed.table.storage.evidence.whole[100].tolist() == (0, 0, 0, 0, 0, 0)
+    assert resumed.table.storage.evidence.whole[100] == np.zeros((), EVIDENCE)
 
 
 def test_runs_without_predictions_keep_none():

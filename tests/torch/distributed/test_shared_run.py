@@ -178,7 +178,11 @@ def test_losses_are_read_at_once_where_a_backup_is_due():
     weights = Weights()
 
     def work(ranks):
-        callbacks = {"state_callback": weights.get, "listeners": [events[ranks.rank].append]}
+        callbacks = {
+            "state_callback": weights.get,
+            "load_callback": weights.load,
+            "listeners": [events[ranks.rank].append],
+        }
         r8 = make(8 * 30, batch_size=8, num_epochs=1, backup_every=12, **callbacks)
         shared = SharedRun(r8, ranks, every=4)
         return [job(shared, share) for share in shares(shared)]

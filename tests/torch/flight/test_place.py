@@ -1,8 +1,10 @@
 """Where an incident began: the refused batch runs once more, and everything is put back to the bit."""
 
 import copy
+import gc
 import math
 import typing
+import weakref
 
 import pytest
 import torch
@@ -15,11 +17,13 @@ from learnit_r8.flight.finding import Refusal
 from learnit_r8.flight.record import read_record
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
+from learnit_r8.torch.distributed.single_process import ALONE
 from learnit_r8.torch.flight.examiner import Examiner
 from learnit_r8.torch.flight.hand import Hand, Held
 from learnit_r8.torch.flight.rows import halve, num_rows, some_rows
+from learnit_r8.torch.flight.runs import Runs
 from learnit_r8.torch.flight.trace import run_watched
-from learnit_r8.torch.state import ModelState
+from learnit_r8.torch.flight.words import describe_place
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BAD = 21
@@ -134,6 +138,123 @@ def test_a_damaged_optimizer_is_not_taken_for_a_rate_that_is_too_high():
     assert (told.fault, told.where) == ("optimizer", "head.weight")
 
 
+def test_what_is_not_finite_in_an_optimizer_is_not_taken_for_the_weight_that_it_damages():
+    """The state of one weight, whose update then damages it."""
+
+    def strike(step, task):
+        if step == 13:
+            task[1].state[task[0].head.weight]["exp_avg_sq"].view(-1)[11] = math.nan
+
+    told = train(data(), strike=strike)[0]
+    assert (told.fault, told.where, told.is_certain) == ("optimizer", "head.weight", True)
+
+
+def test_a_gain_that_is_infinite_is_the_weight_and_not_the_statistics_behind_it():
+    """One element of the weights; the running averages of a norm behind it are damaged by it."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    def strike(step, task):
+        if step == 13:
+            task[0][0].weight.data[2, 1] = math.inf
+
+    told = train(data(), model=model, strike=strike)[0]
+    assert (told.fault, told.where, told.is_certain) == ("weight", "0.weight", True)
+    assert "statistics" in told.text
+
+
+def test_a_loss_whose_scale_changes_is_told_from_data_and_weights():
+    """The last good batch has a far larger loss than then, with the weights of then, too."""
+    torch.manual_seed(1)
+    model, scale, heard = Net(), 1.0, record_events()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    adapter = attach(
+        model, optimizer, data(), batch_size=8, num_steps=24, backup_every=4, listeners=[heard],
+        run_batch=lambda batch: scale * loss_of(model)(batch),
+    )  # fmt: skip
+    for _ in adapter.epochs():
+        for x, y in adapter.loader():
+            scale = 65536.0 if adapter.scheduler.global_step >= 13 else 1.0
+            adapter.step(adapter.loss(scale * cross_entropy(model(x), y, reduction="none")))
+    adapter.close()
+
+    told = next(each for each in heard.of(events.CauseFound) if each.text.startswith("step 13"))
+    assert (told.fault, told.is_certain) == ("scale", True)
+    assert "times the usual, with the weights of backups, too" in told.text
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(2.0**127, "scale"), (1024.0, "nothing")])
+def test_a_loss_scale_that_is_too_high_is_named(scale, kind):
+    """Gradients are finite without it, and not with it; both are tried on the same batch."""
+    model, dataset, hand = Net(), data(), Hand(keeps_generators=False)
+    batch = tuple(each[:8] for each in dataset.tensors)
+    hand.reported = Held(type("Ticket", (), {"indices": list(range(8))})(), batch, None, None)
+    examiner = Examiner(
+        model, torch.optim.Adam(model.parameters()), scaler=torch.amp.GradScaler("cpu", init_scale=scale),
+        run_batch=lambda batch: 100 * loss_of(model)(batch), hand=hand, sharing=ALONE,
+    )  # fmt: skip
+    found = examiner.examine(Refusal(3, math.nan, math.nan, False, True, [], 1e-3))
+
+    assert (found.kind, found.is_certain) == (kind, True)
+    assert all(each.grad is None for each in model.parameters())
+
+
+class Rows(TensorDataset):
+    """Rows by name."""
+
+    def __getitem__(self, index):
+        return dict(zip(("x", "y", "weight"), super().__getitem__(index), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "fault", "said"),
+    [
+        ("y", 255, "label", "in `div`"),
+        ("weight", 500.0, "loss", "Inf first in the loss, in `exp`"),
+        ("x", -math.inf, "input", "whose input holds Inf at [2]"),
+    ],
+)
+def test_a_value_that_is_far_off_is_a_label_or_what_the_loss_cannot_bear(column, value, fault, said):
+    """With one loss for the batch, under BatchNorm, which cannot run a row alone; read by the model or after it."""
+    torch.manual_seed(1)
+    rows = {"x": torch.randn(64, 4), "y": torch.randint(3, (64,)), "weight": torch.ones(64)}
+    (rows[column][BAD, 2:3] if column == "x" else rows[column][BAD : BAD + 1]).fill_(value)
+    model, heard = Net(), record_events()
+
+    def losses_of(batch):
+        hits = (batch["y"][:, None] == torch.arange(3)).float()
+        return -(hits * model(batch["x"]).log_softmax(1)).sum(1) / hits.sum(1) * torch.exp(batch["weight"] - 1)
+
+    adapter = attach(
+        model, torch.optim.Adam(model.parameters()), Rows(*rows.values()), batch_size=8, num_steps=16, guard="finite",
+        backup_every=4, listeners=[heard], run_batch=lambda batch: losses_of(batch).mean(),
+    )  # fmt: skip
+    for _ in adapter.epochs():
+        for batch in adapter.loader():
+            adapter.step(adapter.loss(losses_of(batch)))
+    adapter.close()
+
+    told = heard.of(events.CauseFound)[0]
+    assert (told.fault, told.samples, told.is_certain) == (fault, (BAD,), True)
+    assert said in told.text
+
+
+def test_the_row_is_found_under_batch_norm_and_outside_of_the_model():
+    """A row alone, which BatchNorm cannot run, gets one of a good batch beside it; at most log2(B) + 2 runs."""
+    good, batch = torch.zeros(8, 1), torch.arange(8.0)[:, None]
+    norm = nn.BatchNorm1d(1)
+    refusal = Refusal(1, math.nan, 1.0, False, False, [], 0.1)
+    for row in range(8):
+        runs = Runs(refusal, norm, lambda x, row=row: (norm(x) * 0 + torch.log((x - row).abs())).mean(), has_loss=True)
+        whole = runs.watch(batch)
+
+        assert (whole.fault.op, whole.fault.is_early) == ("log", False)
+        assert runs.find_row(batch, whole, good - 1) == (row,)
+        assert runs.count - 1 <= 3 + 2
+
+    early = run_watched(norm, lambda x: norm(torch.log(x)).mean(), batch, backward=False)
+    assert "before the model, in `log`" in describe_place(early)
+
+
 def test_updates_that_are_too_large_are_told_by_the_weights():
     """The batches are good with the weights of a backup, and every array has moved far."""
 
@@ -167,9 +288,7 @@ def test_what_is_touched_is_put_back_to_the_bit():
     ticket = type("Ticket", (), {"indices": list(range(8))})()
     batch = tuple(each[:8] for each in dataset.tensors)
     hand.reported = hand.good = Held(ticket, batch, None, None)
-    examiner = Examiner(
-        model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, state=ModelState(model), num_ranks=1
-    )
+    examiner = Examiner(model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, sharing=ALONE)
     gradients = [each.grad for each in model.parameters()]
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), [each.clone() for each in gradients]))
     waiting = model(batch[0]).sum()
@@ -212,6 +331,7 @@ def test_a_model_that_cannot_be_run_twice_ends_no_training():
     assert not any(each.is_certain for each in told)
 
 
+@pytest.mark.program
 def test_a_compiled_model_is_run_as_it_was_written():
     """Modules have names again; nothing is compiled anew."""
     model = Net()
@@ -224,14 +344,49 @@ def test_a_compiled_model_is_run_as_it_was_written():
     assert "`first`" in told.text
 
 
-def test_a_copy_of_a_watched_model_holds_nothing():
-    """Averaged weights copy the model; a saved one must not hold a batch."""
+def test_a_watched_model_is_copied_saved_and_freed_as_any_other(tmp_path):
+    """Averaged weights copy it; a copy holds no batch, and nothing keeps it but its owners."""
     model = Net()
-    train(data(), model=model, with_run=False, steps=4)
-    twin = copy.deepcopy(model)
+    hand = Hand(keeps_generators=False)
+    hand.watch(model)
+    model(x := torch.randn(8, 4))
+    held = hand.take("ticket").inputs
+    assert held[0][0] is x
+    # A step that does not call the model has no inputs.
+    assert hand.take("ticket").inputs is None
+    assert torch.equal(model.eval()(x), copy.deepcopy(model)(x))
+    assert hand.inputs.held is None
 
-    (hook,) = twin._forward_pre_hooks.values()
-    assert hook.held is None
+    torch.save(model, tmp_path / "model.pt")
+    twin = copy.deepcopy(model.train())
+    twin(x)
+    assert hand.inputs.held is None
+    alive = weakref.ref(model)
+    gc.disable()
+    del model
+    gc.enable()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_watched_too(in_place):
+    """Wrapped or by `Module.compile`; it runs compiled as before."""
+    torch._dynamo.reset()
+    model, traced = Net(), []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph
+
+    if in_place:
+        model.compile(backend=backend)
+    compiled = model if in_place else torch.compile(model, backend=backend)
+    hand = Hand(keeps_generators=False)
+    hand.watch(compiled)
+    for _ in range(2):
+        compiled(x := torch.randn(8, 4))
+        assert hand.take("ticket").inputs[0][0] is x
+    assert traced
 
 
 def test_the_operation_outside_of_modules_is_named():

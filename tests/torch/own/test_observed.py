@@ -73,21 +73,23 @@ def train(kind, *, with_r8=True, epochs=3, bad=(), hook=None, workers=None, load
     return seen, model.state_dict(), torch.get_rng_state(), adapter
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "weighted", "batches", "single"])
+KINDS = ("shuffled", "weighted", "batches", "single")
+FORK = {"num_workers": 2, "multiprocessing_context": "fork"}
+OTHERS = [
+    {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": True},
+    {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True},
+    {"num_workers": 1, "multiprocessing_context": "forkserver"},
+]
+
+
 @pytest.mark.parametrize(
-    "workers",
+    ("kind", "workers"),
     [
-        None,
-        {"num_workers": 2, "multiprocessing_context": "fork"},
-        pytest.param(
-            {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": True}, marks=pytest.mark.slow
-        ),
-        pytest.param(
-            {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}, marks=pytest.mark.slow
-        ),
-        pytest.param({"num_workers": 1, "multiprocessing_context": "forkserver"}, marks=pytest.mark.slow),
+        *((kind, None) for kind in KINDS),
+        ("shuffled", FORK),
+        *(pytest.param(kind, FORK, marks=pytest.mark.program) for kind in KINDS[1:]),
+        *(pytest.param(kind, workers, marks=pytest.mark.slow) for kind in KINDS for workers in OTHERS),
     ],
-    ids=["here", "fork", "stay", "spawn", "forkserver"],
 )
 def test_samples_are_known_and_nothing_is_changed(kind, workers):
     """Whatever sampler and workers: the table is that of the samples seen, and the script is what it was to the bit."""

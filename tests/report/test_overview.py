@@ -1,0 +1,156 @@
+"""The data at a glance in a report, in a notebook and on the command line."""
+
+import base64
+import csv
+import html
+import io
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+
+from learnit_r8 import predictions_of
+from learnit_r8.cli import main
+from learnit_r8.dashboard.state.view import View
+from learnit_r8.journal.samples import sample_epochs
+from learnit_r8.report import DataView, write_report
+from learnit_r8.report.data import ReportData, report_data, with_samples
+from learnit_r8.report.gallery import NO_LOOK
+from learnit_r8.report.page import samples_page
+from learnit_r8.report.regions import regions_of
+from learnit_r8.table.labels.evidence import EVIDENCE
+from tests.cli.commands import printed
+from tests.drive import make
+from tests.report.sample_files import samples
+from tests.report.test_page import Reader, trained
+
+NAMES = np.array(["ant", "bee", "<cow>"])
+LOGITS = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32) * 2
+GIVEN = LOGITS.argmax(1)
+GIVEN[:6] = (GIVEN[:6] + 1) % 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A scheduler whose run was trained for eight epochs on ninety samples, the first six mislabelled."""
+    folder = tmp_path_factory.mktemp("at") / "a run"
+    r8 = make(90, batch_size=10, num_epochs=8, run_dir=folder, groups=NAMES[GIVEN])
+    for epoch in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            noise = np.random.default_rng([epoch, 1]).normal(size=(90, 3))[indices]
+            logits = LOGITS[indices] * (1 + epoch) / 4 + noise
+            losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(indices)), GIVEN[indices]]
+            r8.update_with_loss(losses, predictions=predictions_of(logits, GIVEN[indices]))
+    r8.close()
+    return r8
+
+
+def test_report_shows_the_data_at_a_glance(run, tmp_path):
+    """Map, quality of each class, what the model confuses, calibration of all epochs, when samples were learnt."""
+    read = Reader(write_report(run.run_dir, tmp_path / "out.html").read_text())
+    said = " ".join(read.texts)
+
+    for title in ("Data map", "Quality of each class", "What the model confuses", "Calibration", "Learnt when"):
+        assert title in said
+    assert "by its mean margin" in said
+    assert {"ant", "bee", "<cow>"} <= set(read.texts)
+    assert not {"script", "img", "cow"} & set(read.tags)
+    assert [epoch for epoch, _ in report_data(run.run_dir).calibrations] == sample_epochs(run.run_dir)
+
+
+def test_regions_of_the_map_hold_every_sample_once(run, tmp_path):
+    """Each region can be ticked, shows its samples, and saves the ids of all of them; together they are all samples."""
+    page = write_report(run.run_dir, tmp_path / "out.html").read_text()
+    read, regions = Reader(page), regions_of(report_data(run.run_dir).data_map)
+    files = re.findall(r'download="region.csv" href="data:text/csv;base64,([^"]*)"', page)
+    ids = [
+        [int(row["index"]) for row in csv.DictReader(io.StringIO(base64.b64decode(file).decode()))] for file in files
+    ]
+
+    assert (
+        len(ids) == len(regions) == sum(value.startswith("region-") for name, value in read.attributes if name == "for")
+    )
+    assert ids == [sorted(region.indices.tolist()) for region in regions]
+    assert sorted(itertools.chain(*ids)) == list(range(90))
+
+
+def test_command_of_a_region_lists_its_samples(run, tmp_path, capsys):
+    """The command in the page gives the very samples of the region, and so does the overview of the table."""
+    page = write_report(run.run_dir, tmp_path / "out.html").read_text()
+    commands = re.findall(r"<code>learnit-r8 samples .*?'? (--margin [^<]*)</code>", page)
+    found = regions_of(report_data(run.run_dir).data_map)
+
+    assert len(commands) == len(found)
+    for command, region in zip(commands[::5], found[::5], strict=True):
+        _, lines = printed(capsys, "samples", run.run_dir, *command.split())
+        assert [int(row["index"]) for row in csv.DictReader(lines)] == region.indices.tolist()
+        assert run.table.overview().region(region.mean, region.spread).tolist() == sorted(region.indices)
+    _, lines = printed(capsys, "samples", run.run_dir, "--margin", "0", "26", "--top", "3")
+    assert {"margin", "forgotten", "label"} <= set(lines[1].split())
+
+
+def test_command_refuses_what_is_no_region(run, tmp_path, capsys):
+    """A range upside down, and a run without predictions, are said in one line."""
+    assert main(["samples", str(run.run_dir), "--margin", "2", "1"]) == 1
+    assert "--margin must be a range (low, high) with low <= high" in capsys.readouterr().err
+    assert main(["samples", str(trained(tmp_path / "run")), "--variability", "0", "1"]) == 1
+    assert "--margin and --variability need predictions beside the losses" in capsys.readouterr().err
+
+
+def test_map_of_losses_has_regions_without_a_command(tmp_path):
+    """Without predictions the map is that of the losses; its regions save ids, and no command knows them."""
+    page = write_report(trained(tmp_path / "run"), tmp_path / "out.html").read_text()
+
+    assert "by its mean loss and how much it varied over" in page
+    assert 'download="region.csv"' in page
+    assert "--margin" not in page
+    assert "Quality of each class" not in page
+
+
+@pytest.mark.parametrize("of", ["run folder", "scheduler", "table"])
+def test_notebook_shows_the_same(run, of):
+    """The view of a notebook is the panels on samples in a frame of its own; of a live table without a command."""
+    source = {"run folder": run.run_dir, "scheduler": run, "table": run.table}[of]
+    frame = DataView(source, describe=lambda index: f"photo {index}")._repr_html_()
+    (page,) = re.findall(r'<iframe [^>]* srcdoc="([^"]*)"></iframe>', frame)
+    said = " ".join(Reader(html.unescape(page)).texts)
+
+    assert "Quality of each class" in said
+    assert "photo 0" in said
+    assert ("--margin" in said) == (of == "run folder")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("values", [None, (math.nan, math.inf, -math.inf, 3e38, -3e38)])
+def test_damaged_evidence_still_gives_a_page(values):
+    """A samples file with numbers that no run writes is shown as far as they make sense."""
+    rng = np.random.default_rng(3)
+    raw = np.frombuffer(rng.bytes(200 * EVIDENCE.itemsize), EVIDENCE)
+    evidence = {name: raw[name].copy() for name in EVIDENCE.names}
+    for name in ("mean_margin", "variance", "margin") if values else ():
+        evidence[name][:] = rng.choice(np.array(values, np.float32), 200)
+    file = samples(0, rng.random(200), uses=np.full(200, 9))._replace(evidence=evidence)
+    data = with_samples(ReportData(None, View(), math.nan, bounds=np.empty((0, 6)), notes=[]), [file], 0.5)
+
+    assert "Quality of each class" in Reader(samples_page(data, NO_LOOK)).texts
+
+
+def test_view_refuses_what_it_cannot_show():
+    """A source without samples, and one that is none, are refused with what would be right."""
+    with pytest.raises(ValueError, match="source must have learned of some samples"):
+        DataView(make(8))
+    with pytest.raises(TypeError, match="source must be a run folder, a scheduler or its table, got 3"):
+        DataView(3)
+
+
+def test_frame_has_the_map(run):
+    """The frame of a table holds the map, so that a region is a filter of its rows."""
+    pandas = pytest.importorskip("pandas")
+    frame, overview = run.table.to_frame("pandas"), run.table.overview()
+
+    assert isinstance(frame, pandas.DataFrame)
+    for name in ("margin", "variability", "confidence", "learned", "forgotten"):
+        np.testing.assert_array_equal(frame[name].to_numpy(), getattr(overview, name))
+    assert frame[frame.margin > 1].index.tolist() == overview.region((np.nextafter(1, 2), 99)).tolist()
