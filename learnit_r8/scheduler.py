@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import events
-from ._validation import no_attribute
+from ._validation import no_attribute, shortened
 from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
@@ -759,16 +759,21 @@ class R8Scheduler:
         span = span_of(steps=steps, epochs=epochs, seconds=seconds, until=until, wall=self.pace.wall())
         self.requests.cool_down(ending.check(self.host, span))
 
-    def log(self, step: int | None = None, **metrics: Any) -> None:
+    def log(self, step: int | None = None, *unnamed: Any, **metrics: Any) -> None:
         """Log validation metrics, or any other numbers, for listeners and for ``monitor``.
 
         Args:
             step: The step that they belong to; by default the current one.
+            *unnamed: Refused.
             **metrics: Numbers, or 0-dim arrays or tensors.
 
         Raises:
-            TypeError: a value is not a number.
+            TypeError: a value is not a number, or has no name.
         """
+        if step is not None and (unnamed or not metrics or isinstance(step, str)):
+            raise TypeError(
+                f"log() takes metrics by their names, as in log(val_loss=0.5), got {shortened((step, *unnamed))}."
+            )
         values = {name: _read_metric(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
         self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)

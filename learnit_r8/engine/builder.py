@@ -104,7 +104,7 @@ def build_components(given: Settings) -> Components:
         announcer.warn_once(
             "batch_size",
             f"batch_size {plan.table.batch_size} is more than the {plan.table.num_samples} samples there are, so an "
-            "epoch is one step; num_samples comes first, then batch_size=.",
+            "epoch is one step; R8Scheduler takes num_samples first, then batch_size=.",
         )
     sentry = Sentry(guard)
     has_folder = given.checkpoint_dir is not None or given.save_callback is not None

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
+from .devices import check_devices, say_devices
 from .examiner import Examiner
 from .fit_frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
@@ -51,6 +52,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
             self._wire(model)
 
     def _wire(self, model: Any) -> None:
+        check_devices(model)
         if self._wired is not model:
             optimizers = _optimizers_of(model)
             self._state = ModelState(
@@ -77,6 +79,8 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Wire the model, which is built by now."""
         self._wire(self.model)
+        assert self._state is not None
+        say_devices(self._r8, self._state.num_saved_devices, self.model)
         self._batches.begin_run(scope_of_fit(self.model))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:

@@ -26,8 +26,8 @@ FRAMES = 6
 
 NOTHING_REPORTED = (
     "an epoch of {} batches ended with no loss reported, so the batches are chosen without knowing the losses and no "
-    "rate is set: call update_with_loss(losses) of the scheduler after each batch. Where a trainer owns the loop, use "
-    "learnit_r8.lightning or learnit_r8.transformers."
+    "rate is set: call adapter.step(adapter.loss(losses)) or adapter.report(losses) for each batch, or report(losses) "
+    "of an R8BatchSampler. Where a trainer owns the loop, use learnit_r8.lightning or learnit_r8.transformers."
 )
 
 
@@ -202,7 +202,8 @@ def find_batch(batches: Prefetch, number: int | None = None, *, ahead: int = 0) 
         given = "none out" if number == -1 else f"ticket {number!r}"
         raise RuntimeError(
             f"a loss must be of a batch that was handed out and not reported yet, got {given}; out are "
-            f"{list(waiting)[:8]}. Batches come from the adapter's loader: for batch in adapter.loader()."
+            f"{list(waiting)[:8]}. Batches come from the adapter's loader: for batch in adapter.loader(). Losses of "
+            "a validation go to adapter.scheduler.log(val_loss=...) alone."
         )
     return waiting[number]
 

@@ -69,7 +69,21 @@ class R8Mixin:
             in ``optimizers`` where R8Scheduler sets the rate.
     """
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        before = cls.__mro__[: cls.__mro__.index(R8Mixin)]
+        if any("get_train_dataloader" in vars(each) for each in before if not issubclass(each, R8Mixin)):
+            names = ", ".join(each.__name__ for each in cls.__bases__)
+            raise TypeError(
+                "R8Mixin must come before the Trainer among the bases, as its methods would never be called, got class "
+                f"{cls.__name__}({names})."
+            )
+
     def __init__(self, *args: Any, r8: TrainerSettings | None = None, **kwargs: Any) -> None:
+        if not hasattr(super(), "get_train_dataloader"):
+            raise TypeError(
+                f"R8Mixin must have a Trainer beside it, class MyTrainer(R8Mixin, Trainer), got {type(self)}."
+            )
         self._r8_settings = _checked({} if r8 is None else r8)
         self._r8_adapter: Adapter | OwnBatches | None = None
         self._r8_draws = bool(self._r8_settings.pop("batches", True))

@@ -28,7 +28,8 @@ NOT_REPORTED = (
 )
 NEVER_REPORTED = (
     "an epoch of {} batches ended with no loss reported, so it counts as none and nothing is watched: call "
-    "update_with_loss(loss) after each batch. To look at the data without training, iterate over your loader itself."
+    "update_with_loss(loss) after each batch, or report(loss) of what attach() returned. To look at the data without "
+    "training, iterate over your loader itself."
 )
 MOST_SILENT = 1000
 """Steps without a loss after which the loop gets an error."""
@@ -104,6 +105,7 @@ class Feed:
         run: As given.
         trainer: Trains on the batches.
         open: The batch in hand; None once it is reported.
+        has_asked: Whether `steps` has given a step that is not reported yet.
     """
 
     def __init__(self, run: Engine, plan: LoaderPlan, settings: FeedSettings) -> None:
@@ -117,8 +119,8 @@ class Feed:
         self._start: dict[str, Any] | None = None
         self._out: list[LoaderBatch] = []
         self._resumed: Mapping[str, Any] | None = None
-        self._has_asked = self._has_begun = False
-        self._num_silent = self._updates = 0
+        self.has_asked = self._has_begun = False
+        self._num_silent = self._updates = self._num_iterations = 0
 
     def join(self, trainer: FeedTrainer) -> None:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""
@@ -165,6 +167,7 @@ class Feed:
         """One run through the user's iterable, or what is left of it; see `R8Scheduler.batches`."""
         run, pace, controller = self.run, self.run.pace, self.run.controller
         this = self._iteration = object()
+        self._num_iterations += 1
         self._samples = samples
         self.give_up_open()
         run.requests.stay_within(None)
@@ -238,6 +241,8 @@ class Feed:
         if plan.taken and not pace.has_ended:
             # It was left by a break.
             self.mark_ended()
+        if pace.has_ended:
+            run.early_stop.check_name(pace.epoch + 1)
         pace.begin_pass()
         if not (_is_iterator(source) and source is self._source):
             plan.taken = plan.left_out = 0
@@ -461,7 +466,7 @@ class Feed:
 
     def _ask(self) -> None:
         self.trainer.between_steps()
-        self._has_asked = True
+        self.has_asked = True
 
     def take_step(self) -> Ticket | None:
         """The step that a loss belongs to where no batch is open; None if the budget is spent.
@@ -476,10 +481,10 @@ class Feed:
                 "already; report each batch once."
             )
         self._resume_alone()
-        if not self._has_asked:
+        if not self.has_asked:
             run.controller.let_probe(False)
             self.trainer.between_steps()
-        self._has_asked = False
+        self.has_asked = False
         if self.is_at_end():
             run.announcer.warn_once(
                 "spent",
@@ -518,9 +523,9 @@ class Feed:
         if given != members.num_rows:
             self.run.announcer.note_once(
                 "uneven rows",
-                f"a loss with {given} rows was reported for a batch with {members.num_rows} rows of samples, so "
-                "only its mean counts, divided among them; to learn from each, report one or several values for each "
-                "row of ids.",
+                f"a loss with {given} rows was reported for a batch with {members.num_rows} rows of samples, "
+                "so only its mean counts, divided among them; to learn from each, report one or several values for "
+                "each row of ids.",
             )
 
     def report(
@@ -556,9 +561,12 @@ class Feed:
                     if pace.is_over:
                         return
                 # A pass that goes on after a resume may have nothing left but its end.
-                before = run._num_draws, pace.passes, pace.has_ended
+                before = run._num_draws, self._num_iterations, pace.passes, pace.has_ended
                 yield pace.epoch + (pace.has_ended and not is_repeated)
-                if (run._num_draws, pace.passes, pace.has_ended) == before and not (is_repeated or pace.is_over):
+                is_same = (self._num_iterations, pace.passes, pace.has_ended) == before[1:]
+                # Steps without a loader never end an epoch, which a budget in epochs would wait for for ever.
+                is_idle = run._num_draws == before[0] or pace.budget.passes is not None
+                if is_same and is_idle and not (is_repeated or pace.is_over):
                     raise RuntimeError(f"epoch {pace.epoch} ended with no batch taken; iterate over batches(loader).")
         finally:
             run.requests.leave()

@@ -39,7 +39,7 @@ HEALTHY = "the weights are healthy"
 STATISTICS = "it has damaged the statistics of the model, and the weights are healthy"
 EVERYWHERE = "it is so with other batches and with the weights of backups, too"
 
-FIRST = ("0", "0.0", "state")
+FIRST = ("0", "0.0", "0.0.0", "state")
 """What the first array of a batch is called, which needs no name."""
 
 LARGE_CHANGE, MANY = 0.5, 0.5
@@ -160,8 +160,7 @@ class Case:
         """Look for a backup with which the last good batch is good; where there is none, the newest finite one."""
         for step, state in self._backups[:MOST_BACKUPS]:
             arrays = (each for each in state["model"].values() if isinstance(each, torch.Tensor) and each.numel())
-            finite = all(math.isfinite(extent_of(each)) for each in arrays if each.is_floating_point())
-            if not finite:
+            if not all(math.isfinite(extent_of(each)) for each in arrays if each.is_floating_point()):
                 continue
             with weights_of(self._model, state["model"]):
                 what = f"the last good batch on the weights of step {step:,}"
@@ -194,9 +193,8 @@ class Case:
             if third.bad_gradients:
                 return self._of_gradient(third, self._batch, self._held, (did,))
             if self._good is not None:
-                fourth = self._runs.watch(
-                    self._good, f"the batch before on the weights of step {step:,}", backward=True
-                )
+                what = f"the batch before on the weights of step {step:,}"
+                fourth = self._runs.watch(self._good, what, backward=True)
                 if fourth.bad_gradients:
                     assert self._good_held is not None
                     said = ("its loss was finite, and its update has damaged the weights",)
@@ -282,10 +280,14 @@ class Case:
             return self._of_optimizer(faults)
         if first.bad_gradients:
             return self._of_gradient(first, self._batch, self._held, ())
-        scale = self._scale()
+        is_scaled = hasattr(self._scaler, "get_scale") and self._scaler.is_enabled()
+        scale = float(self._scaler.get_scale()) if is_scaled else 1.0
         if scale > 1 and self._runs.has_loss:
             what = f"the refused batch with the loss scale {scale:g}"
-            if self._runs.watch(self._batch, what, backward=True, scale=scale).bad_gradients:
+            scaled = self._runs.watch(self._batch, what, backward=True, scale=scale)
+            if scaled.error is not None:
+                return self._end(finding_of(scaled))
+            if scaled.bad_gradients:
                 text = f"the loss scale {scale:g} is too high: with it gradients are not finite, without it they are"
                 return self._end(Finding(SCALE, text, where="loss scale"), certain=True)
         if not self._runs.has_loss:
@@ -301,10 +303,6 @@ class Case:
         if self._runs.is_random and self._held.generators is None:
             rest += ("with other random numbers, as those of then were not kept",)
         return self._end(Finding(NOTHING, f"{text}: model, data and gradients are fine"), certain=True, rest=rest)
-
-    def _scale(self) -> float:
-        get = getattr(self._scaler, "get_scale", None)
-        return float(get()) if get is not None and self._scaler.is_enabled() else 1.0
 
     # Data.
 

@@ -290,7 +290,7 @@ def _place(value: torch.Tensor) -> int:
 
 def _factor(given: list[torch.Tensor], numbers: list[float]) -> float:
     """The single number among what an operation takes."""
-    numbers = [*numbers, *(abs(float(each)) for each in given if each.ndim == 0)]
+    numbers = [*numbers, *(abs(each.detach().item()) for each in given if each.ndim == 0)]
     return numbers[-1] if numbers else math.nan
 
 

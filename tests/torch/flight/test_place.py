@@ -194,7 +194,7 @@ def test_a_loss_scale_that_is_too_high_is_named(scale, kind):
     )  # fmt: skip
     found = examiner.examine(Refusal(3, math.nan, math.nan, False, True, [], 1e-3))
 
-    assert (found.kind, found.is_certain) == (kind, True)
+    assert (found.kind, found.is_certain) == (kind, True), found.evidence
     assert all(each.grad is None for each in model.parameters())
 
 
