@@ -8,12 +8,19 @@ from typing import Any
 from .. import events
 from ..checkpoint.state_tree import not_finite
 from ..events.bus import Announcer
-from ..triggers import Condition, Elapsed, quiet_until
+from ..triggers import Condition, Elapsed, every, quiet_until
 from .agreement import Agreement
 from .ram_backup import RamBackup
 
 MOST_LASTING = 8
 """Times that an array may be damaged without a refused batch before that is taken as intended."""
+
+LEAST_BACKUP_STEPS = 10
+
+
+def usual_interval(steps_per_epoch: int) -> Condition:
+    """When to take backups if the user has not said when."""
+    return every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
 
 
 class BackupTimer:

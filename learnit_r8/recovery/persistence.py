@@ -19,15 +19,14 @@ from ..checkpoint.saver import CheckpointSaver, check_folder
 from ..checkpoint.store import THIN, CheckpointStore
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
-from ..triggers import Condition, Elapsed, as_trigger, every, never
+from ..triggers import Condition, Elapsed, as_trigger, never
 from .agreement import Agreement
-from .backup_timer import BackupTimer
+from .backup_timer import BackupTimer, usual_interval
 from .ram_backup import Backup, RamBackup
 from .restore import RestoreError, Restorer
 from .shared_generations import SharedGenerations
 
 DEFAULT_FOLDER = "checkpoints"
-LEAST_BACKUP_STEPS = 10
 
 
 class Persistence:
@@ -99,12 +98,10 @@ class Persistence:
         self.is_restoring = False
         self.config = config = config or RunConfig({})
         self._is_usual = backup_every is None
-        if backup_every is None:
-            backup_every = _usual_interval(steps_per_epoch)
-        backup, agreement = backup or RamBackup(), agreement or Agreement()
-        self.agreement = agreement
-        self.backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, agreement)
-        self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, agreement)
+        backup_every = usual_interval(steps_per_epoch) if backup_every is None else backup_every
+        backup, self.agreement = backup or RamBackup(), agreement or Agreement()
+        self.backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, self.agreement)
+        self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, self.agreement)
         self.model_loader = ModelLoader(config, announcer)
         self._asked = (0, 0, 0.0)
         self.wake()
@@ -176,8 +173,7 @@ class Persistence:
             callbacks.examine, callbacks.in_hand,
         )  # fmt: skip
         if backup_every is not None:
-            self._is_usual = False
-            self.backup_timer.when = as_trigger("backup_every", backup_every)
+            self._is_usual, self.backup_timer.when = False, as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
         self.backup.witness_size = witness_size
@@ -263,9 +259,8 @@ class Persistence:
 
     def expect_epochs_of(self, steps: int) -> None:
         """Take backups as often as epochs of so many steps ask for, unless the user has said how often."""
-        if self._is_usual:
-            self.backup_timer.when = _usual_interval(steps)
-            self.wake()
+        self.backup_timer.when = usual_interval(steps) if self._is_usual else self.backup_timer.when
+        self.wake()
 
     def look_at_weights(self) -> None:
         """Take a backup, which checks every number, as soon as the user's step is complete."""
@@ -403,7 +398,3 @@ class Persistence:
                 return backup.step
         restorer.raise_failures()
         return None
-
-
-def _usual_interval(steps_per_epoch: int) -> Condition:
-    return every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
