@@ -9,20 +9,8 @@ from typing import Any
 
 import torch
 
-from ...flight.finding import (
-    BACKWARD,
-    BATCH_SIZE,
-    INPUT,
-    LABEL,
-    LOSS,
-    NOTHING,
-    OPTIMIZER,
-    SCALE,
-    UNKNOWN,
-    UPDATE,
-    WEIGHT,
-    Finding,
-    Refusal,
+from ...flight.finding import (  # isort: skip
+    BACKWARD, BATCH_SIZE, INPUT, LABEL, LOSS, NOTHING, OPTIMIZER, SCALE, UNKNOWN, UPDATE, WEIGHT, Finding, Refusal,
 )  # fmt: skip
 from .hand import Held
 from .rows import Odd, far_off, join, not_finite, num_rows, some_rows
