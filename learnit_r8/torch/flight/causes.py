@@ -23,7 +23,7 @@ from ...flight.finding import (
     WEIGHT,
     Finding,
     Refusal,
-)  # fmt: skip
+)
 from .hand import Held
 from .rows import Odd, far_off, join, not_finite, num_rows, some_rows
 from .runs import Runs
@@ -274,8 +274,6 @@ class Case:
         groups = getattr(self._optimizer, "param_groups", ())
         return max((float(group["lr"]) for group in groups), default=self._refusal.lr)
 
-    # A batch that is good when it runs again.
-
     def _of_good_run(self, first: Trace) -> Finding:
         faults = self._optimizer_faults(None, 0)
         if faults:
@@ -305,8 +303,6 @@ class Case:
     def _scale(self) -> float:
         get = getattr(self._scaler, "get_scale", None)
         return float(get()) if get is not None and self._scaler.is_enabled() else 1.0
-
-    # Data.
 
     def _of_data(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
         """Find what in the batch is to blame, given healthy weights."""
