@@ -167,7 +167,7 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
         before = trend.value
         trend.value = before + trend.weight * (mean - before)
     if predictions is not None:
-        storage.evidence.begin(predictions.num_classes)
+        storage.evidence.begin(predictions)
     pace.num_out -= 1
     pace.step += 1
     tally.num_good += 1
