@@ -27,6 +27,25 @@ from learnit_r8 import R8Scheduler
 Run = Callable[[Task, Faults], float]
 
 
+def two_devices() -> Any:
+    """The scope of a MirroredStrategy on TensorFlow, of DataParallel on JAX."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        return keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]).scope()
+    import tensorflow as tf
+
+    halves = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
+
+
+def keras_devices(task: Task, faults: Faults) -> float:
+    """``model.fit`` on two virtual devices."""
+    with two_devices():
+        return keras_fit(task, faults)
+
+
 def keras_fit(task: Task, faults: Faults) -> float:
     """``model.fit``; the faults come through a variable in the model and a callback after R8Callback."""
     import keras
@@ -353,6 +372,8 @@ WAYS: dict[str, Run] = {
     "keras fit, tensorflow": keras_fit,
     "keras fit, jax": keras_fit,
     "keras fit, torch": keras_fit,
+    "keras fit, tensorflow, 2": keras_devices,
+    "keras fit, jax, 2": keras_devices,
     "tf.function": tf_function,
     "flax, donated": flax_loop,
     "flax, nnx": nnx_loop,
@@ -366,7 +387,9 @@ WAYS: dict[str, Run] = {
 
 def measure(way: str, num_faults: int, kinds: list[str], seeds: list[int]) -> list[dict[str, Any]]:
     """The last loss of one way with faults of each kind, over that without, for each seed; once a process."""
-    os.environ["KERAS_BACKEND"] = way.partition("keras fit, ")[2] or "tensorflow"
+    os.environ["KERAS_BACKEND"] = way.partition("keras fit, ")[2].partition(",")[0] or "tensorflow"
+    if WAYS[way] is keras_devices:
+        os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     # Refused losses are told as warnings; here they are the point.
     warnings.simplefilter("ignore")
     results = []

@@ -1,6 +1,7 @@
 """What `SampleTable.suspects` finds with predictions: precision and recall of its lists, beside its rivals.
 
-    python benchmarks/labels.py [--quick] [--task digits] [--seeds 1 2 3] [--keep FILE] [--logits FOLDER] [--cost]
+    python benchmarks/labels.py [--quick] [--task digits] [--seeds 1 2 3] [--runs 3] [--keep FILE] [--logits FOLDER]
+    python benchmarks/labels.py --cost
 
 Digits: 1,300 of scikit-learn's, a perceptron, 20 epochs, asked after 5. CIFAR-10: 10,000 images, three convolutions,
 12 epochs, asked at the end, where the network is far from fitting (accuracy .6 to .7); needs LEARNIT_R8_DATA. "pairs":
@@ -10,6 +11,7 @@ heart. Rivals, from the same run: area under the margin (Pleiss et al.,
 arXiv:2001.10528), the last loss, an average of losses with alpha .001, and confident learning on the mean
 probabilities in training (Northcutt et al., arXiv:1911.00068). The rules were chosen on CIFAR-10 with seed 0 and
 digits with seeds 100 to 105; those are never run here. ``--keep`` takes up the runs of a file, and adds to it;
+``--runs`` trains several networks on the same labels, which then count together.
 ``--logits`` keeps all that the networks said (5 MB a run of CIFAR-10), so that other rules need no other training.
 """
 
@@ -93,6 +95,7 @@ CELLS = (
     Cell("random 40 %", "random", 0.4),
     Cell("pairs 15 %", "pairs", 0.15),
     Cell("confusable 20 %", "confusable", 0.2),
+    Cell("confusable 9 %", "confusable", 0.09),
     Cell("2 classes, clean", pair=True),
     Cell("2 classes, random 10 %", "random", 0.1, pair=True),
     Cell("clean, 50 epochs", asked=50),
@@ -261,28 +264,32 @@ def pair_of(seed: int) -> tuple[int, int]:
 
 
 def measured(
-    name: str, cell: Cell, seed: int, confusions: dict[tuple[str, int], Any], folder: Path | None
+    name: str, cell: Cell, seed: int, confusions: dict[tuple[str, int], Any], folder: Path | None, num_runs: int = 1
 ) -> dict[str, Any]:
-    """All figures of one run."""
+    """All figures of one run; its lists and suggestions are those of several runs on its labels, if there are more."""
     task = TASKS[name]
     data = task.load(seed, pair_of(seed) if cell.pair else None)
     if cell.noise == "confusable" and (name, seed) not in confusions:
         measured(name, CELLS[0], seed, confusions, folder)
     given = spoilt(data, cell, seed, confusions.get((name, seed)))
-    file = f"{name}_{cell.name}_{seed}.npz".replace(" ", "_").replace("%", "")
-    r8, rivals = train(task, data, given, cell, seed, None if folder is None else folder / file)
+    trained = []
+    for more in range(0, 1000 * num_runs, 1000):
+        file = f"{name}_{cell.name}_{seed + more}.npz".replace(" ", "_").replace("%", "")
+        trained.append(train(task, data, given, cell, seed + more, None if folder is None else folder / file))
+    (r8, rivals), others = trained[0], [other for other, _ in trained[1:]]
     if cell == CELLS[0]:
         confusions[name, seed] = confusion_of(rivals.chance, data.true)
     wrong = given != data.true
-    lists = {str(asked): r8.table.suspects(asked) for asked in PRECISIONS}
+    lists = {str(asked): r8.table.suspects(asked, runs=others) for asked in PRECISIONS}
     half, scores = lists["0.5"], {"margin": ranked(r8), "area under the margin": rivals.margin}
     scores |= {"mean loss": r8.table.mean, "last loss": rivals.last, "average": rivals.slow}
     confident, found = rivals.confident(given), wrong[half.indices]
-    sure = found & (2 * half.votes >= r8.table.usage_count[half.indices])
+    sure = found & (2 * half.votes >= num_runs * r8.table.usage_count[half.indices])
     return {
         "task": name,
         "cell": cell.name,
         "seed": seed,
+        "runs": num_runs,
         "size": len(given),
         "wrong": int(wrong.sum()),
         "method": half.method,
@@ -384,13 +391,15 @@ def taken_up(path: Path | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path is not None and path.is_file() else []
 
 
-def run_all(name: str, cells: Iterable[Cell], seeds: Iterable[int], path: Path | None, folder: Path | None) -> None:
-    """Run what is not in the file yet, and show all of the task."""
-    runs, confusions = taken_up(path), {}  # type: ignore[var-annotated]
+def run_all(
+    name: str, cells: Iterable[Cell], seeds: Iterable[int], path: Path | None, folder: Path | None, num_runs: int
+) -> None:
+    """Run what is not in the file yet, and show all of the task with as many runs."""
+    runs, confusions = [run for run in taken_up(path) if run.get("runs", 1) == num_runs], {}  # type: ignore[var-annotated]
     done = {(run["task"], run["cell"], run["seed"]) for run in runs}
     for seed, cell in itertools.product(seeds, cells):
         if (name, cell.name, seed) not in done:
-            runs.append(measured(name, cell, seed, confusions, folder))
+            runs.append(measured(name, cell, seed, confusions, folder, num_runs))
             if path is not None:
                 with path.open("a") as file:
                     file.write(json.dumps(runs[-1]) + "\n")
@@ -403,6 +412,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, action="append")
     parser.add_argument("--cell", choices=[cell.name for cell in CELLS], action="append")
     parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--runs", type=int, default=1, help="networks on the same labels, which count together")
     parser.add_argument("--keep", type=Path, help="file of runs, to take up and to add to")
     parser.add_argument("--logits", type=Path, metavar="FOLDER", help="of logits, to take up and to add to")
     parser.add_argument("--cost", action="store_true", help="the time of a step, and nothing else")
@@ -418,7 +428,7 @@ def main() -> None:
         usual = [cell.name for cell in CELLS if name == "digits" or cell.asked < TASKS[name].epochs]
         chosen = given.cell or (QUICK if given.quick else usual)
         seeds = given.seeds or (TASKS[name].seeds[:3] if given.quick else TASKS[name].seeds)
-        run_all(name, [cell for cell in CELLS if cell.name in chosen], seeds, given.keep, given.logits)
+        run_all(name, [cell for cell in CELLS if cell.name in chosen], seeds, given.keep, given.logits, given.runs)
 
 
 if __name__ == "__main__":

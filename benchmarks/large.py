@@ -47,7 +47,7 @@ def table_of(size: int, *, predictions: bool) -> SampleTable:
     storage, rng = table.storage, np.random.default_rng(0)
     storage.part_size, storage.num_seen, storage.batch_trend.untrained.value = EXACT, size, UNTRAINED
     if predictions:
-        storage.evidence.begin(10)
+        storage.evidence.make_records(10)
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
         part = slice(start, start + count)

@@ -309,7 +309,7 @@ def checkpoint_stops(size: int, due: int = 300) -> tuple[float, float, float]:
             ticket = r8.draw()
             if r8.global_step and not r8.global_step % due:
                 stops.append((time.thread_time() - began) * 1e3)
-                r8.host.persistence.saver.settle()  # type: ignore[union-attr]
+                r8.host.persistence.saver.wait()  # type: ignore[union-attr]
             r8.report(ticket, LOSSES[r8.global_step & 1023])
     return stops[0], stops[1], stops[2]
 

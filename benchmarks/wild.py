@@ -2,6 +2,7 @@
 
     python benchmarks/wild.py            all scripts of wild_scripts.py, three places of the fault (some five minutes)
     python benchmarks/wild.py --quick    those without workers, one place
+    python benchmarks/wild.py FOLDER     scripts of other people, in checkouts that wild_checkouts.py describes
 
 Left alone: weights, optimizer state, random generators, order of the data and losses of the script with R8 and without,
 compared to the bit; refusals. Healed: one NaN is written into the weights before a step early, in the middle and late
@@ -19,12 +20,14 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from wild_checkouts import check_all
 from wild_scripts import SCRIPTS, Script, Streamed, Workers, seed_all
 
 from learnit_r8 import R8Scheduler
@@ -208,8 +211,15 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("folder", nargs="?", type=Path, help="checkouts of other people's scripts")
+    parser.add_argument("--only", nargs="*", default=(), help="names of checkouts")
+    given = parser.parse_args()
+    quick = given.quick
     torch.set_num_threads(1)
+    if given.folder is not None:
+        print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, seeds 0, 10, 20")
+        check_all(given.folder, PLACES[1:2] if quick else PLACES, tuple(given.only))
+        return
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, seeds 0, 10, 20")
     slow = (Workers, Streamed)
     compare([kind for kind in SCRIPTS if not (quick and kind in slow)], PLACES[1:2] if quick else PLACES)

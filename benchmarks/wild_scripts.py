@@ -274,6 +274,44 @@ class Bucketed(Epochs):
         self.loader = DataLoader(Augmented(), batch_sampler=Buckets(list(range(96))))
 
 
+class Bins:
+    """Batches of similar lengths as speech recipes have them: lists that are shuffled in place, and between epochs."""
+
+    def __init__(self):
+        self.bins = [list(range(start, start + 8)) for start in range(0, 96, 8)]
+
+    def __iter__(self):
+        for ids in self.bins:
+            np.random.shuffle(ids)
+            yield ids
+
+    def __len__(self):
+        return len(self.bins)
+
+    def shuffle(self):
+        np.random.shuffle(self.bins)
+
+
+class InPlace(Epochs):
+    """A sampler that shuffles in place, and a loop that changes its batches in place."""
+
+    def build(self):
+        super().build()
+        self.bins = Bins()
+        self.loader = DataLoader(Augmented(), batch_sampler=self.bins)
+
+    def epoch(self):
+        for x, y in self.batches:
+            self.order.append(x.sum().item())
+            loss = F.cross_entropy(self.model(x.mul_(0.5).sub_(1.0)), y)
+            if self.ok(loss):
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+        self.schedule.step()
+        self.bins.shuffle()
+
+
 class Gan(Script):
     """Two networks with an optimizer each, and two losses in a step, which need not fall."""
 
@@ -470,6 +508,6 @@ class Rewards(Script):
 
 
 SCRIPTS = [
-    Epochs, Workers, OwnGenerator, OneCycle, WarmRestarts, Accumulated, Bfloat16, Streamed, Bucketed, Gan, Recurrent,
-    Iterations, Closures, Averaged, Autoencoder, Rewards,
+    Epochs, Workers, OwnGenerator, OneCycle, WarmRestarts, Accumulated, Bfloat16, Streamed, Bucketed, InPlace, Gan,
+    Recurrent, Iterations, Closures, Averaged, Autoencoder, Rewards,
 ]  # fmt: skip

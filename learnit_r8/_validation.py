@@ -36,6 +36,12 @@ def described(value: Any) -> str:
     return f"{type(value).__name__} of length {len(value)}; pass len(x)"
 
 
+def shortened(value: Any) -> str:
+    """What was given, in one line of at most 80 characters: whole models and tensors fill a screen."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def check_choice(name: str, value: Any, choices: Collection[str], otherwise: str = "") -> None:
     """Raise ValueError, with the nearest of the choices, unless the value is one of them.
 

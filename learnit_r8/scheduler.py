@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import events
-from ._validation import no_attribute
+from ._validation import no_attribute, shortened
 from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
@@ -111,13 +111,13 @@ class R8Scheduler:
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
             before the first step.
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
-            epoch (at least 10 steps apart) and every 30 s.
+            epoch, or forty times a run without epochs (at least 10 steps apart), and every 30 s.
         backup_dir: Folder in memory to which the backups of the state callback are also written, so that they outlive a
             process that is killed (docs/budgets.md); by default the system's, if there is one and checkpoints are
             written. False for none.
         checkpoint_dir: Folder of the checkpoints.
-        checkpoint_every: How often to write checkpoints, in the same form; by default every epoch. The end of the run
-            always writes one.
+        checkpoint_every: How often to write checkpoints, in the same form; by default every epoch, every ten if they
+            are of one step. The end of the run always writes one.
         keep_checkpoints: Number of checkpoints of this run to keep, >= 1; or "thin" for the newest three and at most 16
             others, spread over the run, to branch from (`resume_from_checkpoint`).
         monitor: Name of a metric given to `log`; the checkpoint with its best value is kept too: `best_checkpoint`.
@@ -358,15 +358,10 @@ class R8Scheduler:
             RuntimeError: no batch was drawn since the last epoch number.
         """
         run_state.say_if_spent(self.host)
+        self._say_if_closed()
         if self.host.feed is not None:
             yield from self.host.feed.epochs()
             return
-        if self._is_closed and not self.pace.is_over:
-            self.host.announcer.warn_once(
-                "closed",
-                f"the run was closed at step {self.pace.step}: what is trained from here on is not recorded in its "
-                "folder, and not saved at its end. Build another R8Scheduler, or close this one later.",
-            )
         self._counts_epochs = True
         here = threading.get_ident()
         if self._looping not in (None, here) and any(each.ident == self._looping for each in threading.enumerate()):
@@ -392,6 +387,14 @@ class R8Scheduler:
             self._looping = None
             self.requests.leave()
 
+    def _say_if_closed(self) -> None:
+        if self._is_closed and not self.pace.is_over:
+            self.host.announcer.warn_once(
+                "closed",
+                f"the run was closed at step {self.pace.step}: what is trained from here on is not recorded in its "
+                "folder, and not saved at its end. Build another R8Scheduler, or close this one later.",
+            )
+
     def batch_iterator(self) -> Iterator[tuple[NDArray[np.int64], float]]:
         """Yield ``(batch_indices, lr)`` until the epoch ends or the time is up.
 
@@ -404,7 +407,8 @@ class R8Scheduler:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
         self._check_draws("batch_iterator")
-        epoch, pace, search = self.current_epoch, self.pace, self.host.search
+        epoch, pace, host = self.current_epoch, self.pace, self.host
+        search = host.search
         self.requests.stay_within(None)
         while True:
             if self._open is not None:
@@ -414,7 +418,7 @@ class R8Scheduler:
                 self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.asks_probe):
                     return
-            ticket = self._open = self.host.draw_if_any()
+            ticket = self._open = host.draw_if_any()
             if ticket is None:
                 return
             if ticket.weights is not None:
@@ -532,6 +536,7 @@ class R8Scheduler:
                 f"{call}() is for batches of your own, and this scheduler draws them from its {self.table.num_samples} "
                 "samples; leave num_samples and batch_size out, or iterate over batch_iterator()."
             )
+        self._say_if_closed()
         return self.host.feed
 
     def update_with_loss(
@@ -570,9 +575,10 @@ class R8Scheduler:
         """
         if lr is not None:
             self.tell_rate(lr)
-        feed = self.host.feed
-        if feed is not None:
-            return feed.report(loss, part_size, grad_norm, skipped, predictions, ids)
+        # Read once: as this class explains unknown names, CPython finds its attributes ten times slower.
+        host = self.host
+        if host.feed is not None:
+            return host.feed.report(loss, part_size, grad_norm, skipped, predictions, ids)
         if ids is not None:
             raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
         ticket = self._open
@@ -580,7 +586,7 @@ class R8Scheduler:
             return self._report_in_hand(
                 loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
             )
-        outcome = self.host._report(ticket, loss, part_size, grad_norm, skipped, predictions)
+        outcome = host._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self._open = None
         return outcome
 
@@ -753,16 +759,21 @@ class R8Scheduler:
         span = span_of(steps=steps, epochs=epochs, seconds=seconds, until=until, wall=self.pace.wall())
         self.requests.cool_down(ending.check(self.host, span))
 
-    def log(self, step: int | None = None, **metrics: Any) -> None:
+    def log(self, step: int | None = None, *unnamed: Any, **metrics: Any) -> None:
         """Log validation metrics, or any other numbers, for listeners and for ``monitor``.
 
         Args:
             step: The step that they belong to; by default the current one.
+            *unnamed: Refused.
             **metrics: Numbers, or 0-dim arrays or tensors.
 
         Raises:
-            TypeError: a value is not a number.
+            TypeError: a value is not a number, or has no name.
         """
+        if step is not None and (unnamed or not metrics or isinstance(step, str)):
+            raise TypeError(
+                f"log() takes metrics by their names, as in log(val_loss=0.5), got {shortened((step, *unnamed))}."
+            )
         values = {name: _read_metric(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
         self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
@@ -774,7 +785,7 @@ class R8Scheduler:
 
     @property
     def _state_of_best(self) -> Callable[[], Any] | None:
-        """Returns the model state for a copy of the best one in RAM; None where checkpoints hold it."""
+        """Return the model state to copy as the best one in RAM; None where checkpoints hold it."""
         return None if self.host.saver is not None else self.host.persistence.callbacks.state
 
     def stop(self, reason: str = "") -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from learnit_r8 import Candidates, Context, Focus, Policy, SampleTable, match_mean
@@ -13,6 +13,7 @@ from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.policies import Balanced, Quartile, Shuffle, Steady, get_policy
 from learnit_r8.sampling.plan import Plan
 from learnit_r8.table.losses import EXACT, read_loss
+from tests.examples import examples
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Loop:
             if action == "report":
                 self._report(batch)
             elif action == "refuse" or batch.chunk.pass_number < 0:
-                self.plan.settle(batch)
+                self.plan.close(batch)
             else:
                 self.steps -= self.plan.abandon(batch)
 
@@ -248,19 +249,19 @@ class PolicySuite:
         assert sorted(order.tolist()) == list(range(count))
 
     @pytest.mark.parametrize("policy", POLICIES)
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_leaves_the_chunk_alone(self, policy, kind):
+    def test_leaves_the_chunk_alone(self, policy):
         """A policy changes nothing of the chunk it is shown."""
-        chunk = candidates(random_losses(kind, 50, 1), usage_count=np.arange(50) % 3)
-        before = repr(list(chunk))
-        policy.select(chunk, Context(0.5, 1, 8, 2.0), generator())
-        policy.arrange(chunk, 8, generator())
+        for kind in KINDS:
+            chunk = candidates(random_losses(kind, 50, 1), usage_count=np.arange(50) % 3)
+            before = repr(list(chunk))
+            policy.select(chunk, Context(0.5, 1, 8, 2.0), generator())
+            policy.arrange(chunk, 8, generator())
 
-        assert repr(list(chunk)) == before
+            assert repr(list(chunk)) == before
 
     @pytest.mark.parametrize("policy", POLICIES)
     @pytest.mark.parametrize("last_batch", LAST_BATCH)
-    @settings(max_examples=10)
+    @examples(0.4)
     @given(size=sizes, seed=st.integers(0, 2**31))
     def test_catalogues_everything_once(self, policy, last_batch, size, seed):
         """The first pass takes every sample once, except the remainder where that is dropped."""
@@ -268,7 +269,7 @@ class PolicySuite:
 
     @pytest.mark.parametrize("policy", EVERYTHING)
     @pytest.mark.parametrize("last_batch", LAST_BATCH)
-    @settings(max_examples=10)
+    @examples(0.4)
     @given(size=sizes, seed=st.integers(0, 2**31))
     def test_visits_everything_once(self, policy, last_batch, size, seed):
         """A policy that leaves nothing out takes every sample exactly once in later passes too."""
@@ -276,7 +277,7 @@ class PolicySuite:
 
     @pytest.mark.parametrize("policy", SELECTING)
     @pytest.mark.parametrize("last_batch", LAST_BATCH)
-    @settings(max_examples=10)
+    @examples(0.4)
     @given(size=sizes, seed=st.integers(0, 99))
     def test_selection_fills_its_batches(self, policy, last_batch, size, seed):
         """A policy that leaves samples out makes as many visits as any, in full batches but for the last."""
@@ -293,17 +294,15 @@ class PolicySuite:
         assert all(len(set(batch.tolist())) == len(batch) for batch in drawn)
 
     @pytest.mark.parametrize("policy", POLICIES)
-    @pytest.mark.parametrize(
-        ("num_samples", "batch_size"), [(1, 1), (1, 8), (3, 8), (7, 1), (10, 3), (33, 32), (40, 6)]
-    )
-    def test_small_sizes(self, policy, num_samples, batch_size):
+    def test_small_sizes(self, policy):
         """Any N and B work: N = 1, B > N, B = 1, B not a divisor of N or of 4."""
-        table, plan = build(num_samples, batch_size, policy)
-        for number in range(4):
-            run_pass(plan, number)
+        for num_samples, batch_size in [(1, 1), (1, 8), (3, 8), (7, 1), (10, 3), (33, 32), (40, 6)]:
+            table, plan = build(num_samples, batch_size, policy)
+            for number in range(4):
+                run_pass(plan, number)
 
-        assert table.usage_count.min() >= 1
-        assert not np.isnan(table.loss).any()
+            assert table.usage_count.min() >= 1
+            assert not np.isnan(table.loss).any()
 
     @pytest.mark.parametrize("policy", POLICIES)
     def test_same_seed_same_batches(self, policy):
@@ -345,7 +344,7 @@ class PolicySuite:
         check_resume(lambda: build(22, 4, policy, estimator=estimator, seed=3), in_turn, part_size)
 
     @pytest.mark.parametrize("policy", EVERYTHING)
-    @settings(max_examples=8)
+    @examples(0.3)
     @given(
         script=scripts,
         size=st.tuples(st.integers(1, 40), st.integers(1, 9)),
@@ -362,7 +361,7 @@ class PolicySuite:
         )
 
     @pytest.mark.parametrize("policy", SELECTING)
-    @settings(max_examples=8)
+    @examples(0.3)
     @given(
         script=scripts, size=st.tuples(st.integers(1, 40), st.integers(1, 9)), part_size=st.sampled_from([None, 1, 3])
     )

@@ -75,13 +75,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-settings.register_profile(
-    "repeatable",
+REPEATABLE = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=30,
+    max_examples=20,
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("repeatable", REPEATABLE)
+# With --hypothesis-profile thorough.
+settings.register_profile("thorough", REPEATABLE, max_examples=400)
 settings.load_profile("repeatable")

@@ -341,10 +341,11 @@ def frozen(state):
 
 SET_ASIDE = (
     "_persistence", "_announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting", "witnesses", "_has_ended",
-    "has_ended",
+    "has_ended", "_written_at",
 )  # fmt: skip
 """Attributes that are not part of a state: other parts, what is only a cache, the witnesses of checkpoints (see
-`everything`), and whether the end was looked at, which a call that was cut there is not repeated for."""
+`everything`), whether the end was looked at, which a call that was cut there is not repeated for, and the time at
+which a record was written."""
 
 
 def memory_of(r8):

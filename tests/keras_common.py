@@ -14,9 +14,9 @@ tf = pytest.importorskip("tensorflow")
 load_digits = pytest.importorskip("sklearn.datasets").load_digits
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
-# A second one for strategies; whatever asks for none is on the first.
+# More than one for strategies; whatever asks for none is on the first.
 tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
 
 import keras
@@ -62,7 +62,7 @@ class Watch(keras.callbacks.Callback):
         self.batches, self.rates, self.weights = [], [], []
 
     def on_train_batch_begin(self, batch, logs=None):
-        prefetch = self._dataset.prefetch
+        prefetch = self._dataset.drawn
         in_hand = prefetch.current or next(iter(prefetch.waiting.values()))
         self.batches.append(in_hand.indices.tolist())
         self.rates.append(float(as_numpy(self.model.optimizer.learning_rate)))

@@ -8,6 +8,8 @@ import torch
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
+from learnit_r8 import events
+from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 
 
@@ -118,3 +120,32 @@ def resumed_run(rank, folder, until):
                 return None
     adapter.close()
     return {"weights": digest(model), "seen": seen}
+
+
+def placed_run(rank, kind):
+    """Train with a sample that holds NaN, which is in the part of either rank; what is told, and the weights."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.1), torch.nn.Linear(8, 1)]
+    model = DistributedDataParallel(torch.nn.Sequential(*layers))
+    optimizer, heard = torch.optim.Adam(model.parameters(), lr=0.01), record_events()
+
+    def run_batch(batch):
+        loss = loss_of(model, batch[0])
+        if kind == "asks others":
+            torch.distributed.all_reduce(loss.detach().clone())
+        return loss
+
+    inputs = torch.randn(64, 3)
+    inputs[[5, 41], 1] = float("nan")
+    common = {"num_steps": 40, "run_batch": run_batch, "listeners": [heard], "handle_signals": False, "backup_every": 4}
+    data = torch.utils.data.TensorDataset(inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapter = attach(model, optimizer, data, batch_size=8, guard="finite", **common)
+        for _ in adapter.epochs():
+            for batch in adapter.loader():
+                losses = (model(batch[0]) - batch[0].sum(1, keepdim=True)).pow(2).mean(1)
+                adapter.step(adapter.loss(losses))
+        adapter.close()
+    told = [(each.fault, each.samples, each.is_certain, each.text) for each in heard.of(events.CauseFound)]
+    return {"told": told, "weights": digest(model), "steps": adapter.scheduler.global_step}

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from learnit_r8 import R8Scheduler
 from learnit_r8.checkpoint.state_tree import clone
 from learnit_r8.torch import Ranks, RanksDiffer, SharedRun, Together, attach
+from tests.digits import load_digits
 
 
 def gathered(rank):
@@ -71,11 +72,8 @@ class Digits:
     """A small model of the digits under DDP, its optimizer and its data."""
 
     def __init__(self):
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        self.x = torch.from_numpy((digits.data / 16).astype(np.float32))
-        self.y = torch.from_numpy(digits.target)
+        images, digits = load_digits()
+        self.x, self.y = torch.from_numpy((images / 16).astype(np.float32)), torch.from_numpy(digits)
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
         self.model = DistributedDataParallel(net)

@@ -41,6 +41,10 @@ LONGEST_CHAIN = 12
 MOST_ENTRIES = {"": 27, "torch": 17}
 MOST_ENTRIES_ELSEWHERE = 16
 
+MOST_LINES = 400
+LONG_FILES = {"scheduler.py", "recovery/controller.py", "engine/feed/feed.py", "engine/engine.py", "torch/adapter.py"}
+"""One class each, with one purpose; CONTRIBUTING.md names them."""
+
 VIEWERS = {"dashboard", "report", "cli"}
 FOLLOWERS = {"watch", "replay"}
 
@@ -140,6 +144,15 @@ def test_folders_are_small():
         folders = [path for path in folder.iterdir() if any(path.glob("*.py"))]
         most = MOST_ENTRIES.get("" if folder == PACKAGE else name_of(folder), MOST_ENTRIES_ELSEWHERE)
         assert len(modules) + len(folders) <= most, name_of(folder)
+
+
+def test_files_are_short():
+    """A file can be read at one sitting; those that are longer are named where people look."""
+    long = {name_of(path) for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES}
+
+    assert long <= LONG_FILES
+    contributing = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [name for name in LONG_FILES if f"`{name}`" not in contributing] == []
 
 
 def test_parts_of_the_engine_do_not_load_it():

@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.checkpoint.reader import NoValidCheckpoint
+from learnit_r8.journal.run import UnreadableRun, find_run
+from learnit_r8.report import write_report
 from learnit_r8.torch import attach
 from tests.drive import make
 
@@ -237,3 +239,165 @@ def test_settings_of_another_kind_are_said(settings, said):
 def test_a_cool_down_of_a_text_is_told_the_argument(length, meant):
     with pytest.raises(ValueError, match=f"steps must be a whole number >= 1, got '{length}'.* Give {meant}"):
         R8Scheduler(20, batch_size=10, num_steps=100).cool_down(length)
+
+
+def attached_loader(**more):
+    model = torch.nn.Linear(4, 2)
+    data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.zeros(20, dtype=torch.int64))
+    loader = torch.utils.data.DataLoader(data, batch_size=10)
+    return model, loader, attach(model, torch.optim.SGD(model.parameters(), 0.1), loader, num_epochs=2, **more)
+
+
+def test_a_loop_over_the_loader_itself_is_said_and_ends():
+    """Epochs of batches that did not come through `batches` would never end."""
+    model, loader, adapter = attached_loader()
+
+    def go_on():
+        for _ in adapter.epochs():
+            for inputs, labels in loader:
+                adapter.step(cross_entropy(model(inputs), labels))
+
+    with (
+        pytest.warns(RuntimeWarning, match=r"step 0 is of no batch of adapter\.batches\(\)"),
+        pytest.raises(RuntimeError, match="epoch 0 ended with no batch taken"),
+    ):
+        go_on()
+    assert adapter.scheduler.global_step == 2
+
+
+def test_epochs_left_by_a_break_go_on():
+    """A break in each epoch is no loop without batches, and the validation's own loader is none of ours."""
+    model, loader, adapter = attached_loader()
+    for _ in adapter.epochs():
+        for inputs, labels in adapter.batches():
+            adapter.step(cross_entropy(model(inputs), labels))
+            break
+        assert len(list(loader)) == 2
+    assert adapter.scheduler.is_over
+
+
+def test_losses_in_place_of_a_loss_are_told_the_two_arguments():
+    model, _, adapter = attached_loader()
+    inputs, labels = next(iter(adapter.batches()))
+    losses = cross_entropy(model(inputs), labels, reduction="none")
+    with pytest.raises(ValueError, match=r"got the shape \(10,\); call step\(losses\.mean\(\), losses=losses\)"):
+        adapter.step(losses)
+    assert adapter.step(losses.mean(), losses=losses)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("loader", r"for batch in adapter\.batches\(\)"),
+        ("summary", r"adapter\.scheduler\.summary"),
+        ("table", r"r\.table"),
+    ],
+)
+def test_a_wrong_name_of_the_adapter_of_a_loader_says_the_right_one(name, said):
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'\..*{said}"):
+        getattr(attached_loader()[2], name)
+
+
+@pytest.mark.parametrize("of_loader", [False, True])
+def test_a_monitor_for_which_nothing_is_logged_is_said(of_loader):
+    """Once, when the second epoch begins."""
+    model, adapter = attached(num_epochs=3, monitor="val_loss", early_stopping=1)
+    batches = adapter.loader
+    if of_loader:
+        model, _, adapter = attached_loader(monitor="val_loss", early_stopping=1)
+        batches = adapter.batches
+
+    def go_on():
+        for _ in adapter.epochs():
+            for inputs, labels in batches():
+                losses = cross_entropy(model(inputs), labels, reduction="none")
+                adapter.step(losses.mean() if of_loader else adapter.loss(losses))
+
+    with pytest.warns(RuntimeWarning, match="'val_loss'; logged were none so far") as said:
+        go_on()
+    assert sum("logged were" in str(each.message) for each in said) == 1
+
+
+@pytest.mark.parametrize("given", [(0.5,), ("val_loss", 0.5), ({"val_loss": 0.5},)])
+def test_a_metric_without_a_name_is_said(given):
+    with pytest.raises(TypeError, match=r"log\(\) takes metrics by their names, as in log\(val_loss=0\.5\), got "):
+        make().log(*given)
+
+
+def test_an_optimizer_made_after_attach_is_said():
+    model, adapter = attached(num_epochs=2)
+    other = torch.optim.SGD(model.parameters(), 0.1)
+
+    def go_on():
+        for _ in adapter.epochs():
+            for inputs, labels in adapter.loader():
+                losses = cross_entropy(model(inputs), labels, reduction="none")
+                if adapter.report(losses):
+                    losses.mean().backward()
+                    other.step()
+
+    with pytest.warns(RuntimeWarning, match=r"attach\(\) got took no step in an epoch"):
+        go_on()
+
+
+def test_batches_of_which_no_loss_came_are_counted():
+    """The summary says how many batches of a loader were not reported."""
+    _, adapter = attached(num_epochs=3)
+    with pytest.warns(RuntimeWarning) as said:
+        _ = [list(adapter.loader()) for _ in range(4)]
+    assert "no loss reported" in str(said[0].message)
+    assert "adapter.step(adapter.loss(losses))" in str(said[0].message)
+    assert "batches not reported: 6;" in adapter.scheduler.summary()
+
+
+WRONG = torch.nn.Linear(4, 2)
+SGD = torch.optim.SGD(WRONG.parameters(), 0.1)
+ROWS = torch.utils.data.TensorDataset(torch.randn(20, 4))
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "said"),
+    [
+        (
+            (WRONG, SGD, (torch.randn(20, 4), torch.zeros(20))),
+            {},
+            r"of the shapes \[\(20, 4\), .*TensorDataset\(x, y\)",
+        ),
+        ((WRONG, [SGD, SGD], ROWS), {}, r'give the first, and the others as also=\{"second"'),
+        ((SGD, WRONG, ROWS), {}, r"got SGD \( Parameter Group 0 .*\.\.\.\.$"),
+        ((WRONG, SGD, torch.utils.data.DataLoader(ROWS)), {}, "or leave batch_size out"),
+        ((WRONG, SGD, ROWS), {"shuffle": True}, "The scheduler decides which samples come next"),
+        ((WRONG, SGD, ROWS), {"num_workers": 2}, r"adapter\.loader\(\.\.\.\) takes it"),
+    ],
+)
+def test_a_wrong_argument_of_attach_is_told_the_right_one(given, more, said):
+    with pytest.raises((TypeError, ValueError), match=said) as error:
+        attach(*given, batch_size=10, num_epochs=1, **more)
+    assert len(str(error.value)) < 300
+
+
+def test_rows_in_a_list_are_a_data_set():
+    """Two samples of equal shapes are not two columns."""
+    attach(WRONG, SGD, [torch.zeros(2, 4), torch.ones(2, 4)], batch_size=1, num_epochs=1)
+
+
+def test_a_state_in_place_of_its_function_is_said_in_a_line():
+    with pytest.raises(TypeError, match="must be a function or None, not what it returns, got OrderedDict") as error:
+        make(state_callback=torch.nn.Linear(99, 99).state_dict())
+    assert len(str(error.value)) < 200
+
+
+def test_a_name_of_an_adapter_says_where_it_is():
+    with pytest.raises(ImportError, match=r"from learnit_r8\.torch import attach"):
+        from learnit_r8 import attach as _  # noqa: F401
+
+
+def test_a_report_of_an_object_is_said(tmp_path):
+    with pytest.raises(TypeError, match=r"run_dir must be a run folder, such as r8\.run_dir, got R8Scheduler"):
+        write_report(make(), tmp_path / "page.html")
+
+
+def test_a_folder_of_checkpoints_is_no_run(tmp_path):
+    (tmp_path / "ck_000000000001.r8").touch()
+    with pytest.raises(UnreadableRun, match=rf"got '{tmp_path}'\. It holds checkpoints; run_dir= keeps a run folder"):
+        find_run(str(tmp_path))

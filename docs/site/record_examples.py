@@ -36,8 +36,10 @@ COMMANDS: dict[str, list[list[str]]] = {
     "examples/lightning_digits.py": [[]],
     "examples/transformers_digits.py": [[]],
     "examples/keras_digits.py": [[]],
+    "examples/keras_pipeline.py": [[]],
     "examples/tf_custom_loop.py": [[]],
     "examples/flax_digits.py": [[]],
+    "examples/flax_devices.py": [[]],
     "examples/housing_stream.py": [[]],
 }
 """The arguments of each run of an example, in the order of the pages."""

@@ -19,7 +19,7 @@ from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_fit import fit, unpack_saved
 from ..checkpoint.state_form import is_key, leave_out, pack
-from ..checkpoint.state_tree import nnx_of, open_node
+from ..checkpoint.state_tree import is_holder, nnx_of, open_node
 from ..events.caller import warn
 from ..sampling.random_generators import random_state, set_random_state
 
@@ -40,17 +40,18 @@ class DrivenState:
 
     Args:
         place: Where the loop keeps it.
+        gather: Makes a whole array of one whose parts are on several processes; None where there is one process.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, place: Place, *, gather: Callable[[Any], Any] | None = None) -> None:
+        self._place, self._gather = place, gather
         self._after: Any = _NOTHING
         self._num_loads = 0
         self._left_out: set[str] = set()
 
     def callbacks(self) -> Callbacks:
         """The callbacks that a scheduler adopts."""
-        return Callbacks(self.save, self.load, self.read)
+        return Callbacks(self.save, self.load, self.read, None if self._gather is None else self.collect)
 
     @property
     def has_model(self) -> bool:
@@ -78,6 +79,11 @@ class DrivenState:
             if is_good or (self._num_loads == num_loads and _is_given_away(self._place.state)):
                 self._place.state = after
 
+    @property
+    def is_given_away(self) -> bool:
+        """Whether a jitted step was given buffers of the state to keep."""
+        return _is_given_away(self._place.state)
+
     def _live(self) -> Any:
         state = self._place.state
         return self._after if self._after is not _NOTHING and _is_given_away(state) else state
@@ -90,22 +96,27 @@ class DrivenState:
         leaves, form = take_apart(self._live())
         return {"state": leaves, "form": Form(form), "random": random_state()}
 
-    def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
-        """Write the state to a file without pickled objects.
-
-        Args:
-            state_dict: Not needed: the state is the loop's own.
-            filepath: The file.
-        """
+    def collect(self) -> dict[str, Any]:
+        """The state as `save` writes it; where it is on several processes, all of them must call it."""
         left_out: dict[str, str] = {}
-        state = leave_out(self._live(), left_out, holders=True)
+        live = self._live() if self._gather is None else _gathered(self._live(), self._gather)
+        state = leave_out(live, left_out, holders=True)
         for name in left_out.keys() - self._left_out:
             self._left_out.add(name)
             warn(
                 f"checkpoints cannot hold {name} ({left_out[name]}): it is left out, and stays as it is when "
                 "they are loaded."
             )
-        content = encode({"state": pack(state, holders=True), "random": random_state()})
+        return {"state": pack(state, holders=True), "random": random_state()}
+
+    def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
+        """Write the state to a file without pickled objects.
+
+        Args:
+            state_dict: Of several processes it holds what `collect` returned, under "model".
+            filepath: The file.
+        """
+        content = encode(self.collect() if self._gather is None else state_dict["model"])
         with open(open_output(filepath), "wb") as file:
             file.write(content)
 
@@ -152,7 +163,7 @@ class Form:
 
 def take_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:
     """The leaves of a state in dicts, and a function that makes a state of such leaves."""
-    if hasattr(value, "load_state_dict") and hasattr(value, "state_dict"):
+    if is_holder(value) and hasattr(value, "load_state_dict"):
         return value.state_dict(), lambda saved: _loaded(value, saved)
     if (nnx := nnx_of(value)) is not None:
         leaves, make = take_apart(nnx.state(value))
@@ -181,10 +192,17 @@ def _updated(holder: Any, nnx: Any, state: Any) -> Any:
     return holder
 
 
+def _gathered(value: Any, gather: Callable[[Any], Any]) -> Any:
+    node = open_node(value, holders=True)
+    return gather(value) if node is None else node.build([_gathered(part, gather) for part in node.parts.values()])
+
+
 def _leaf(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
     jax: Any = sys.modules.get("jax")
-    if jax is None or not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
+    if jax is None or not isinstance(leaf, jax.Array):
         return leaf, lambda saved: saved
+    if not (leaf.is_fully_addressable or is_key(leaf)):
+        return _parts_here(jax, leaf)
     if is_key(leaf):
         kind = jax.random.key_impl(leaf)
         return np.asarray(jax.random.key_data(leaf)), lambda saved: jax.random.wrap_key_data(
@@ -200,6 +218,17 @@ def _leaf(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
         return jax.device_put(jax.numpy.array(saved), sharding) if committed else jax.numpy.array(saved)
 
     return np.asarray(leaf), put
+
+
+def _parts_here(jax: Any, leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The parts of an array that are on the devices of this process, by their place in it."""
+    shape, sharding = leaf.shape, leaf.sharding
+    # Copies on several devices are one part.
+    parts = {str(shard.index): shard.data for shard in leaf.addressable_shards}
+    return (
+        {index: np.asarray(part) for index, part in parts.items()},
+        lambda saved: jax.make_array_from_callback(shape, sharding, lambda index: saved[str(index)].copy()),
+    )
 
 
 def _has_model(value: Any) -> bool:

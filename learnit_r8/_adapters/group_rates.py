@@ -13,7 +13,7 @@ FOREIGN = (
 
 
 class _Last:
-    """What is known of the rates of an optimizer.
+    """The rates that an optimizer was given last.
 
     Args:
         own: The highest rate that whoever made it gave it.
@@ -90,7 +90,7 @@ class GroupRates:
         rates = [group["lr"] for group in groups[: len(last)]]
         return any(type(now) is float and now != then for now, then in zip(rates, last, strict=True))
 
-    def forget(self) -> None:
+    def expect_any(self) -> None:
         """Expect no particular rates at the next `set`; the optimizer was put back."""
         self._set = self._last.rates = None
         self._lr = math.nan

@@ -261,8 +261,11 @@ class Prefetch:
 
     def discard_epoch(self, epoch: int) -> None:
         """Count the batches left in an epoch as refused, so that one run through a loader is one epoch."""
-        for ticket in self.waiting.values():
-            self.r8.host.discard(ticket)
+        host, waiting = self.r8.host, list(self.waiting.values())
         self.waiting.clear()
-        while self.r8.current_epoch == epoch and (left := self.r8.host.draw_ahead()) is not None:
-            self.r8.host.discard(left)
+        while self.r8.current_epoch == epoch or waiting:
+            left = waiting.pop(0) if waiting else host.draw_ahead()
+            if left is None:
+                break
+            host.discard(left)
+            host.plan.abandoned += 1

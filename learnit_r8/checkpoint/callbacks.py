@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .._validation import shortened
+
 
 class RankLost(RuntimeError):
     """Another process of the training died, hangs, or stopped on its own.
@@ -113,7 +115,8 @@ def check_callback(name: str, callback: Any) -> None:
     if callback is None:
         return
     if not callable(callback):
-        raise TypeError(f"{name} must be a function or None, got {callback!r}.")
+        what = ", not what it returns" if name == "state_callback" else ""
+        raise TypeError(f"{name} must be a function or None{what}, got {shortened(callback)}.")
     given = {"save_callback": 1 if _takes_path_only(callback) else 2, "load_callback": 1, "state_callback": 0}[name]
     keywords = _keywords(callback, from_ram=True, is_resume=True) if name == "load_callback" else {}
     try:
@@ -152,7 +155,7 @@ def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool, is_r
 
 
 def _keywords(callback: Callable[..., Any], **given: bool) -> dict[str, bool]:
-    """Those of the keywords that a load callback has."""
+    """Return the keyword arguments that a load callback accepts, out of those that it may be given."""
     names = {parameter.name for parameter in _parameters(callback)}
     return {name: value for name, value in given.items() if name in names}
 

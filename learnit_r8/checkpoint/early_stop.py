@@ -118,7 +118,7 @@ class EarlyStop:
         return f"{self._monitor}: {since} in {waited} {'values' if waited > 1 else 'value'}"
 
     def check_name(self, epoch: int) -> None:
-        """Say that the monitored metric was not logged, once an epoch that logged others is over.
+        """Say that the monitored metric was not logged, once an epoch is over; once more if others come meanwhile.
 
         Args:
             epoch: The epoch that begins now, 0-based.
@@ -126,19 +126,20 @@ class EarlyStop:
         Raises:
             ValueError: in the first epoch, and one of the others has nearly the same name.
         """
-        if self._is_checked or not self._logged:
+        if self._is_checked or epoch < 1:
             return
-        self._is_checked = True
+        self._is_checked = bool(self._logged)
         if self._monitor is None or self._monitor in self._logged:
             return
         near = did_you_mean(self._monitor, sorted(self._logged), least=NEAR)
         text = (
-            f"monitor must be a metric given to log(), got {self._monitor!r}; logged were {sorted(self._logged)} so "
-            f"far.{near}"
+            f"monitor must be a metric given to log(), got {self._monitor!r}; logged were "
+            f"{sorted(self._logged) or 'none'} so far.{near}"
         )
         if near and epoch == 1:
             raise ValueError(text)
-        self._announcer.warn_once("monitor", f"{text} Until it is, there is no best model and no early stopping.")
+        text += " Until it is, there is no best model and no early stopping."
+        self._announcer.warn_once("monitor" if self._logged else "no metrics", text)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, the values since, and whether the run has ended."""
@@ -151,6 +152,8 @@ class EarlyStop:
         """
         state = state or {"best": None, "waited": 0, "reason": None, "is_by_rule": False}
         self._patience.load_state_dict({"best": state["best"], "waited": state["waited"]})
+        # Then it was logged before.
+        self._is_checked = self._is_checked or state["best"] is not None
         self._is_by_rule = bool(state["is_by_rule"])
         goes_on = self._is_by_rule and not (self._ends and self._patience.is_over)
         self.reason = None if goes_on else state["reason"]

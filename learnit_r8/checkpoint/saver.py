@@ -24,6 +24,9 @@ MODES = ("min", "max")
 STEPS_BETWEEN_LOOKS = 16
 """Steps after which to look again whether a thread has written a checkpoint; several ranks exchange messages for it."""
 
+STEPS_OF_EPOCHS = 10
+"""Steps between two checkpoints of epochs that are a single step long, as those of a full batch."""
+
 MOST_SKIPPED = 64
 """Most intervals between two attempts while saving fails."""
 
@@ -89,7 +92,7 @@ class CheckpointSaver:
         self._value_to_pin: float | None = None
         self._step_to_pin = 0
         self._logged: set[str] = set()
-        self._first_step = 0
+        self._first_step = self._step_of_epoch = 0
         self._pid: int | None = None
         self._is_shared = False
 
@@ -103,7 +106,7 @@ class CheckpointSaver:
 
     def count_from(self, step: int) -> None:
         """Note that the run was resumed at this step, which needs no new checkpoint."""
-        self._step_tried = self._first_step = step
+        self._step_tried = self._first_step = self._step_of_epoch = step
 
     def has_saved(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""
@@ -127,7 +130,7 @@ class CheckpointSaver:
             epoch_ended: Whether an epoch has ended since the previous call.
             run_ended: Whether this is the last call.
         """
-        due = self._when(elapsed) or (self._each_epoch and epoch_ended)
+        due = self._when(elapsed) or (epoch_ended and self._each_epoch and self._is_epoch_due(elapsed.steps))
         # A run that had finished before it was resumed logs nothing.
         if run_ended and elapsed.steps != self._first_step:
             self._check_monitor()
@@ -135,7 +138,7 @@ class CheckpointSaver:
         if self._writing is not None and not (must_wait or self._writing[1].is_done):
             # One after the other; the next is of a later step anyway.
             return False
-        self.settle()
+        self.wait()
         if elapsed.steps == self._step_tried and not self._must_pin:
             return False
         # The best checkpoint must be of this very step, so it is tried even while others are skipped.
@@ -144,6 +147,11 @@ class CheckpointSaver:
             return False
         return due or run_ended or self._must_pin
 
+    def _is_epoch_due(self, step: int) -> bool:
+        """Whether a checkpoint is due as an epoch has ended."""
+        length, self._step_of_epoch = step - self._step_of_epoch, step
+        return length > 1 or step - self._step_tried >= STEPS_OF_EPOCHS
+
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which none is due unless an epoch ends; ``asked`` is the last `is_due` call."""
         if self._must_pin:
@@ -151,7 +159,7 @@ class CheckpointSaver:
         steps, seconds = quiet_until(self._when, asked)
         return (steps if self._writing is None else min(steps, asked.steps + STEPS_BETWEEN_LOOKS)), seconds
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait until the checkpoint that a thread is writing is complete; if it failed, warn."""
         if self._writing is not None:
             step, writing = self._writing
@@ -195,7 +203,7 @@ class CheckpointSaver:
         """
         if self._is_in_child:
             raise RuntimeError(f"save_checkpoint() must not be called at step {step}, {self._whose}.")
-        self.settle()
+        self.wait()
         before, self._step_tried = self._step_tried, step
         try:
             saved = write()

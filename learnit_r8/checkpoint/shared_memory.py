@@ -130,7 +130,7 @@ class SharedBackups:
         """Whether a thread is writing a generation."""
         return self._thread is not None and self._thread.is_alive()
 
-    def begin(
+    def start_write(
         self,
         model: Any,
         content: Mapping[str, Any],
@@ -357,7 +357,7 @@ def files_in(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _moment_of(generation: Checkpoint) -> str:
-    """What tells a generation from one of the same step that another launch of the run has left."""
+    """Return what distinguishes a generation from one of the same step that an earlier launch of the run left."""
     state = generation.state
     return f"{generation.run_id} {state['num_draws']} {state['pace']!r}"
 

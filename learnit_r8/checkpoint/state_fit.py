@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .._validation import is_number
 from . import tensors
 from .state_form import LeftOut, as_tensor, is_key, of_other_kind, unpack
-from .state_tree import is_own_kind, nnx_of, open_node
+from .state_tree import is_holder, is_own_kind, nnx_of, open_node
 
 
 def unpack_saved(saved: Any) -> Any:
@@ -43,7 +43,7 @@ def fit(saved: Any, template: Any, where: str = "state") -> Any:
     """
     if isinstance(saved, LeftOut):
         return template
-    if hasattr(template, "load_state_dict"):
+    if is_holder(template) and hasattr(template, "load_state_dict"):
         template.load_state_dict(_state_of_holder(saved, template, where))
         return template
     if (nnx := nnx_of(template)) is not None:
@@ -108,14 +108,18 @@ def _fit_leaf(saved: Any, template: Any, where: str) -> Any:
         return random.wrap_key_data(saved, impl=random.key_impl(template))
     shape = getattr(template, "shape", ())
     if tuple(shape) != tuple(saved.shape):
-        raise ValueError(f"{where} must be saved with the shape {tuple(shape)}, got {tuple(saved.shape)}.")
+        is_of_devices = tuple(shape[1:]) == tuple(saved.shape[1:]) and len(getattr(template, "devices", set)()) > 1
+        hint = "; pmap keeps a copy for each device, so go on with as many" if is_of_devices else ""
+        raise ValueError(f"{where} must be saved with the shape {tuple(shape)}, got {tuple(saved.shape)}{hint}.")
     if tensors.is_tensor(template):
         return (saved if tensors.is_tensor(saved) else _tensor_from(saved)).to(template.device)
     jax: Any = sys.modules.get("jax")
     if jax is None or isinstance(template, np.ndarray) or tensors.is_tensor(saved):
         return saved
-    array = jax.numpy.array(saved)
     is_placed = isinstance(template, jax.Array) and template.committed
+    if is_placed and not template.is_fully_addressable:
+        return jax.make_array_from_callback(saved.shape, template.sharding, lambda index: saved[index])
+    array = jax.numpy.array(saved)
     return jax.device_put(array, template.sharding) if is_placed else array
 
 
@@ -189,7 +193,7 @@ def check_kinds(
 
 
 def _kind_of(array: NDArray[Any]) -> str:
-    """Kind of its numbers; files of torch know most of those without a sign as others only."""
+    """Return the kind of its numbers; files of torch store most unsigned kinds as signed ones."""
     return array.dtype.kind.replace("u", "i")
 
 

@@ -86,7 +86,7 @@ class Shelf(Protocol):
 
 
 class _Tree:
-    """A checkpoint file takes arrays where they stand in the tree."""
+    """A tree whose arrays stay in place, as a checkpoint file takes them."""
 
     def has_kind(self, tensor: Any) -> bool:
         return tensors.is_known_to_numpy(tensor)
@@ -323,7 +323,7 @@ def unpack(packed: Any) -> Any:
 
 
 def _renewed(packed: Any) -> Any:
-    """The tree of a state that 7ddda59 has packed."""
+    """Return the tree of a state that commit 7ddda59 packed, in the form of today."""
     if not isinstance(packed, Mapping):
         return packed
     kind, values = packed.get("kind"), packed.get("values")

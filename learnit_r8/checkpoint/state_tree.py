@@ -53,7 +53,7 @@ def open_node(value: Any, *, holders: bool = False) -> Node | None:
     kind = type(value)
     if kind in _LEAVES or tensors.is_tensor(value):
         return None
-    if holders and hasattr(value, "state_dict") and not isinstance(value, (Mapping, list, tuple)):
+    if holders and is_holder(value) and not isinstance(value, (Mapping, list, tuple)):
         return open_node(value.state_dict(), holders=True)
     if holders and (nnx := nnx_of(value)) is not None:
         value = nnx.state(value)
@@ -142,7 +142,7 @@ def _open_pytree(value: Any) -> Node | None:
 
 
 def _name(key: Any) -> str:
-    """What a step of a path is called: of an attribute, a dictionary, a sequence."""
+    """Return the name of one step of a path: an attribute, a key or a number."""
     return str(next((getattr(key, each) for each in ("name", "key", "idx") if hasattr(key, each)), key))
 
 
@@ -150,6 +150,11 @@ def nnx_of(value: Any) -> Any:
     """Flax's ``nnx`` if this is one of its objects, which change in place; else None."""
     nnx: Any = sys.modules.get("flax.nnx")
     return nnx if nnx is not None and isinstance(value, getattr(nnx, "Pytree", nnx.Module)) else None
+
+
+def is_holder(value: Any) -> bool:
+    """Whether an object tells its state by ``state_dict()``; ``nnx.Rngs`` has an attribute of any name."""
+    return nnx_of(value) is None and hasattr(value, "state_dict")
 
 
 def map_leaves(change: Callable[..., Any], state: Any, *path: Any) -> Any:

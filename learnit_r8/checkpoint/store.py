@@ -104,9 +104,9 @@ class CheckpointStore:
             TypeError: a value cannot be saved.
             OSError: the write failed; earlier checkpoints are unchanged.
         """
-        return self.begin(state, write_model, config).result()
+        return self.start_write(state, write_model, config).result()
 
-    def begin(
+    def start_write(
         self,
         state: Mapping[str, Any],
         write_model: Callable[[str], None] | None = None,
@@ -172,7 +172,7 @@ class CheckpointStore:
                 remove(self.folder / match[0])
 
     def _make_room(self) -> None:
-        """Where the disk has no room for one more, delete the oldest of this run, but never the newest or the pinned.
+        """Delete the oldest of this run while there is no room for one more, but never the newest or the pinned.
 
         Raises:
             OSError: that would not be enough; nothing was deleted.
@@ -233,7 +233,7 @@ class CheckpointStore:
         self._delete([own for own in self._own if own not in kept and own.path != self._pinned])
 
     def _oldest_first(self) -> list[CheckpointFiles]:
-        """This run's checkpoints, with those of weights that recovery gave up before all others."""
+        """Return this run's checkpoints, those of weights that recovery gave up first, then by age."""
         return sorted(self._own, key=lambda own: own.path not in self._given_up)
 
     def _delete(self, going: list[CheckpointFiles]) -> None:
@@ -287,7 +287,7 @@ class CheckpointStore:
             (own.path.name, own.step) for own in self._own if own.model is not None and own.path not in self._given_up
         ]
 
-    def give_up(self, after: int, until: int) -> None:
+    def mark_abandoned(self, after: int, until: int) -> None:
         """Note that the model was restored: checkpoints of this run written in between hold weights that are given up.
 
         Args:
@@ -360,7 +360,7 @@ class CheckpointStore:
 
 
 def _size_of(own: CheckpointFiles) -> int:
-    """Bytes of a checkpoint and its model file; 0 for what is gone."""
+    """Return the bytes of a checkpoint and its model file; a deleted file counts as 0."""
     size = 0
     for path in filter(None, (own.path, own.model)):
         with contextlib.suppress(OSError):
@@ -374,7 +374,7 @@ def _number_of(path: Path) -> int:
 
 
 def _stride(newest: int) -> int:
-    """The distance of the numbers that are kept: a power of two, so that what is kept later was kept before.
+    """Return the spacing of the numbers that are kept: a power of two, so that whatever is kept later was kept before.
 
     >>> _stride(16), _stride(17), _stride(1000)
     (1, 2, 64)

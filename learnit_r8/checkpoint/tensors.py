@@ -210,7 +210,7 @@ def dtype_of(name: Any) -> Any:
 
 
 def _as_integers(tensor: Any) -> Any:
-    """The memory of a dense tensor as integers of the same size; torch cannot copy, let alone compute, every kind."""
+    """Return the memory of a dense tensor as integers of the same size, as torch cannot copy every kind."""
     tensor = tensor.resolve_conj().resolve_neg()
     name = _INTEGERS.get(tensor.element_size())
     return tensor if name is None else tensor.view(dtype_of(name))

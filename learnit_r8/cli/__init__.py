@@ -136,6 +136,10 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
         help="as of this epoch, from 1; by default the newest",
     )
     samples.add_argument(
+        "--with", dest="others", action="append", default=[], metavar="RUN", help="with --suspects: another run on the "
+        "same samples, whose predictions count as well; may be given several times",
+    )  # fmt: skip
+    samples.add_argument(
         "--precision", type=_share, default=0.5, metavar="P", help="least share of the list to be wrong (default 0.5)"
     )
     for axis, what in (("margin", "mean margin"), ("variability", "variability of the margin")):

@@ -53,7 +53,7 @@ def _described_parser() -> argparse.ArgumentParser:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[Any]:
-    """The arguments of all commands."""
+    """Yield the arguments of all commands."""
     (group,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
     for command in group.choices.values():
         yield from command._actions

@@ -69,7 +69,7 @@ def _print_list(folder: Path, there: list[int], *, as_json: bool) -> None:
     if as_json:
         print(strict_json(facts, non_finite=lambda value: None))
     elif not records:
-        print("no incident is recorded")
+        print(clean(f"no incident is recorded in {folder}"))
     else:
         rows = [_row(each) for each in records]
         print(*table_lines([("#", "step", "refused", "state", "what"), *rows], right=(0, 1, 2), widest=110), sep="\n")
@@ -90,7 +90,7 @@ def _reason(record: dict[str, Any]) -> str:
 
 
 def _lines_of(record: dict[str, Any]) -> Iterator[str]:
-    """One incident: the sentence first, then the evidence."""
+    """Return the lines about one incident: the sentence first, then the evidence."""
     yield record["cause"] or f"step {record['step'] - 1:,}: nobody has looked where it began"
     finding = record["finding"]
     if finding is not None and finding["missing"]:

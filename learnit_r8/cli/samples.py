@@ -40,7 +40,7 @@ def samples(options: argparse.Namespace) -> int:
     epochs = kept_epochs(run) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
     columns, note = COLUMNS, ""
     if options.suspects or options.places:
-        found, verdict, note = suspects_of(run, epochs, options.precision)
+        found, verdict, note = suspects_of(run, epochs, options.precision, options.others)
         chosen, columns = verdict.indices[: options.top], ALL_COLUMNS
         if options.places:
             return _print(options, run, found, verdict, places_of(found, verdict, options.top), note)
@@ -135,13 +135,20 @@ class FoundSuspects(NamedTuple):
     more_before: str
 
 
-def suspects_of(run: Run, epochs: Sequence[int], precision: float) -> FoundSuspects:
-    """The suspects of a run by the newest of these epochs.
+def suspects_of(run: Run, epochs: Sequence[int], precision: float, others: Sequence[str] = ()) -> FoundSuspects:
+    """The suspects of a run by the newest of these epochs, and by the newest of other runs.
 
     Raises:
-        UnreadableRun: none of them can be read.
+        UnreadableRun: none of them can be read, or another run is not of these samples.
     """
     files = list(readable(run, epochs))
+    if others:
+        beside = (Run(find_run(other)) for other in others)
+        newest = [next(readable(other, kept_epochs(other)[::-1])) for other in beside]
+        try:
+            return FoundSuspects(files[-1], files[-1].suspects(precision, runs=newest), "")
+        except ValueError as error:
+            raise UnreadableRun(f"--with: {error}") from None
     verdict = files[-1].suspects(precision)
     return FoundSuspects(files[-1], verdict, more_before(files, verdict, precision))
 

@@ -110,7 +110,7 @@ def _metrics(folder: Path) -> list[str]:
 
 
 def _more(folder: Path, metric: str | None) -> tuple[str, ...]:
-    """The columns of a row behind those that are always there."""
+    """Return the optional columns of a row, which follow those that every row has."""
     record = record_of(folder)
     said = "; ".join(text for text in (record.get("notes", ""), record.get("tags", "")) if text)
     best = _best(folder, metric) if metric else None

@@ -159,7 +159,7 @@ class Painter:
         self._said, self._said_until = text, self._clock() + SAID_SECONDS
 
     def _turn(self) -> None:
-        """One round: leave or come back, wait, answer keys, draw."""
+        """Do one round: leave or come back, wait, answer keys, draw."""
         if self._follow_suspension():
             until_back = FRAME_SECONDS if self._num_suspended else max(0.01, self._back_at - self._clock())
             self._screen.wait(until_back, for_keys=False)

@@ -132,7 +132,7 @@ _SHOWN = (events.RunResumed, events.CheckpointLoaded, events.Probed)
 
 
 def _of_other(event: events.Event) -> str:
-    """A line for any other event that is no mere information; "" for the rest."""
+    """Return a line for any other event that is shown: warnings, errors and a few kinds; "" for the rest."""
     said = None if isinstance(event, events.Notice | events.BatchAbandoned) else describe(event)
     is_shown = said is not None and (said.level != INFO or isinstance(event, _SHOWN))
     return f"step {event.step}: {said.text}" if said is not None and is_shown else ""

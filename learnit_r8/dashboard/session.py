@@ -141,7 +141,7 @@ class ScreenSession:
         return None
 
     def _paint(self) -> None:
-        """The loop of the thread of the screen."""
+        """Run the loop of the screen's thread."""
         reason, is_gone = "", False
         try:
             self._painter.run()

@@ -104,7 +104,7 @@ def build_components(given: Settings) -> Components:
         announcer.warn_once(
             "batch_size",
             f"batch_size {plan.table.batch_size} is more than the {plan.table.num_samples} samples there are, so an "
-            "epoch is one step; num_samples comes first, then batch_size=.",
+            "epoch is one step; R8Scheduler takes num_samples first, then batch_size=.",
         )
     sentry = Sentry(guard)
     has_folder = given.checkpoint_dir is not None or given.save_callback is not None
@@ -121,7 +121,7 @@ def build_components(given: Settings) -> Components:
         monitor=given.monitor if has_folder else None,
         mode=given.mode,
         config=replace(given, guard=guard).run_config(),
-        steps_per_epoch=USUAL_EPOCH if steps_per_epoch == UNKNOWN_LENGTH else steps_per_epoch,
+        steps_per_epoch=_usual_epoch(budget) if steps_per_epoch == UNKNOWN_LENGTH else steps_per_epoch,
         announcer=announcer,
         agreement=agreement,
         backup=RamBackup(most=recovery.keep_backups),
@@ -275,6 +275,11 @@ def _steps_per_epoch(given: Settings, plan: Plan) -> int:
     if given.steps_per_epoch is None:
         return plan.steps_per_pass
     return whole_number("steps_per_epoch", given.steps_per_epoch, least=1)
+
+
+def _usual_epoch(budget: Budget) -> int:
+    """The steps of an epoch to go by where nobody knows them; a short run has ten of them."""
+    return USUAL_EPOCH if budget.steps is None else min(USUAL_EPOCH, budget.steps // 10)
 
 
 def _build_pass_budget(given: Settings) -> Budget:

@@ -68,7 +68,7 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
             batch, lr = run.search.draw()
             return run._ticket(step, -1, lr, batch)
         turn.is_changing = True
-        begin(run)
+        start_clock(run)
         # After a resume, batches that are drawn again may be of the previous pass.
         if epoch > plan.pass_number:
             _start_pass(run, epoch, pace.policy_progress(epoch, progress))
@@ -83,11 +83,11 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
         if returned and is_of_pass:
             lr = batch.chunk.rates[batch.slot]
         batch.chunk.rates[batch.slot] = lr
-        pace.num_out += 1
+        pace.num_out += not batch.chunk.is_extra
         return run._ticket(step, epoch, lr, batch)
 
 
-def begin(run: Engine) -> None:
+def start_clock(run: Engine) -> None:
     """Begin to count the time of the run and of its epoch, as a batch is drawn."""
     run.pace.start()
     if not run._tally.has_begun:
@@ -106,10 +106,11 @@ def _start_pass(run: Engine, number: int, progress: float) -> None:
 
 
 def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
-    """A probe, or a steady batch."""
+    """Draw a probe or a steady batch."""
     controller = run.controller
     if asks_probe:
         batch = run.plan.draw_again(controller.experiment.draw())
+        batch.chunk.is_extra = controller.experiment.take_extra()
         controller.experiment.note_drawn(batch.chunk)
         return batch
     controller.steady_left -= 1
@@ -120,7 +121,7 @@ def draw_last(run: Engine, step: int) -> Ticket | None:
     """Draw a probe after the last step of the budget."""
     with run.turns.take("draw", step, is_changing=True):
         lr, batch = run.lr, _of_incident(run, asks_probe=True)
-        batch.chunk.rates[batch.slot] = lr
+        batch.chunk.rates[batch.slot], batch.chunk.is_extra = lr, False
         run.pace.num_out += 1
         return run._ticket(step, max(0, step - 1) // run.plan.steps_per_pass, lr, batch)
 

@@ -63,11 +63,11 @@ class EventEmitter:
             self.data_seconds += self._clock() - began
             yield batch
 
-    def begin(self) -> None:
+    def start_timing(self) -> None:
         """Start measuring the scheduler's own time: the user's code ends here."""
         self._since = self._clock()
 
-    def end(self) -> None:
+    def stop_timing(self) -> None:
         """Stop measuring the scheduler's own time: the user's code begins here."""
         self._own += self._clock() - self._since
 
@@ -160,13 +160,13 @@ class EventEmitter:
             announcer.tell(events.SamplesSurveyed, **fields)
 
     def _last_shares(self) -> tuple[float, ...]:
-        """The strata of the newest batch, of when it was planned: its own report has moved its samples since."""
+        """Return the strata of the newest batch as it was planned; its own report has moved its samples since."""
         if self._batch is None:
             return ()
         chunk, slot, indices = self._batch
         return chunk.shares_of(slot, len(indices))
 
-    def forget(self) -> None:
+    def drop_surveys(self) -> None:
         """Drop the surveys so far, as a state was loaded."""
         self._surveyor = self._batch = None
         self._surveyed_step = self._ended_step = -1

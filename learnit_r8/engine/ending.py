@@ -45,7 +45,7 @@ def branch(run: Engine, span: Span, step: int) -> None:
     run.persistence.wake()
 
 
-def begin(run: Engine, span: Span, source: str) -> None:
+def cool_down(run: Engine, span: Span, source: str) -> None:
     """Let the rate fall from here on, and the run end with it; a notice says so where that is not possible.
 
     Args:

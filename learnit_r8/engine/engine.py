@@ -144,10 +144,10 @@ class Engine:
         if not self.announcer.is_heard:
             self.between_steps()
             return self.draw_ahead()
-        self.emitter.begin()
+        self.emitter.start_timing()
         self.between_steps()
         ticket = self.draw_ahead()
-        self.emitter.end()
+        self.emitter.stop_timing()
         return ticket
 
     def draw_ahead(self, *, is_fetched: bool = False) -> Ticket | None:
@@ -255,7 +255,7 @@ class Engine:
             if ticket.batch.is_out and ticket.epoch >= 0:
                 turn.is_changing = True
                 self.plan.hand_back(ticket.batch)
-                self.pace.num_out -= 1
+                self.pace.num_out -= not ticket.batch.chunk.is_extra
 
     def between_steps(self, *, held_back: int = 0, closing: bool = False) -> None:
         """Take backups and write checkpoints that are due; between steps, model and scheduler are at the same step.
@@ -293,7 +293,7 @@ class Engine:
     def _answer_requests(self) -> None:
         self.requests.answer(
             functools.partial(run_state.save_as_asked, self),
-            cool_down=functools.partial(ending.begin, self),
+            cool_down=functools.partial(ending.cool_down, self),
             waited=self.emitter.leave_out,
         )
 
@@ -358,7 +358,7 @@ class Engine:
     ) -> Outcome:
         is_heard, turns, pace, sentry = self.announcer.is_heard, self.turns, self.pace, self.sentry
         if is_heard:
-            self.emitter.begin()
+            self.emitter.start_timing()
         while True:
             judged = step.judge(self, ticket, loss, part_size, grad_norm, skipped, predictions)
             number, losses, state, _, _, _, _, lr, _, _, is_plain = judged
@@ -382,7 +382,7 @@ class Engine:
                     is_done = True
             if is_done:
                 if is_heard:
-                    self.emitter.end()
+                    self.emitter.stop_timing()
                     step.tell(self, ticket, judged, ended)
                 return new_tuple(Outcome, (GOOD, lr, None))
             turns.wait("report", self.pace.step)

@@ -72,7 +72,7 @@ class LrSearch:
 
     def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> int | None:
         """Take the loss of a batch of the search; returns the restored state if the model was restored."""
-        self._plan.settle(batch)
+        self._plan.close(batch)
         if self._test is None:
             # Drawn before the search ended, but trained on since: the restored model has changed.
             return self._persistence.restore_newest()
@@ -82,7 +82,7 @@ class LrSearch:
 
     def skip(self, batch: Batch) -> None:
         """Count a batch that will not be reported."""
-        self._plan.settle(batch)
+        self._plan.close(batch)
         if self._test is not None:
             self._test.skip()
             self._end_if_done(self._test)

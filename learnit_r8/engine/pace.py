@@ -43,6 +43,7 @@ class Pace:
         passes: Runs through the user's iterable before the present one; 0 if batches are planned.
         has_ended: Whether the present one has ended, and none has begun since.
         tokens: Tokens trained on, as far as they are known.
+        is_counted: Whether something else counts the batches, too: a trainer that stops after so many.
         longest_break: Longest time between a report and the next draw so far, in seconds; known for budgets in seconds.
     """
 
@@ -59,7 +60,7 @@ class Pace:
         self.step = 0
         self.num_out = 0
         self.passes = self.tokens = 0
-        self.has_ended = False
+        self.has_ended = self.is_counted = False
         self.is_stopped = False
         self.ended_early: str | None = None
         self.clock = clock

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .. import events
 from ..guard.verdict import Verdict
+from ..sampling.chunk import OPEN
 from ..sampling.ticket import Outcome, Ticket
 from . import step
 
@@ -46,6 +47,11 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
     if verdict is Verdict.GOOD:
         _learn(run, ticket, judged)
         return verdict, None
+    if verdict is Verdict.EARLY and _may_come_again(run, ticket) and not run.controller.is_far(reading.mean):
+        # It may be its batch, and most such losses are harmless: that comes again, and the test costs no step.
+        run.plan.put_back(ticket.batch)
+        run.pace.num_out -= 1
+        return verdict, run.controller.suspected(reading.mean, step=run.pace.step, lr=judged.lr)
     run.sentry.keep(judged.judgement)
     _close_unlearned(run, ticket)
     if verdict is Verdict.SKIPPED:
@@ -57,21 +63,37 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
     return verdict, answer.put_to
 
 
+def _may_come_again(run: Engine, ticket: Ticket) -> bool:
+    """Whether a batch can be drawn once more in this epoch, of which others are still to be drawn."""
+    chunk, slot, _ = ticket.batch
+    is_first = chunk.pass_number == run.plan.pass_number and chunk.states[slot] == OPEN
+    is_before_others = run.pace.next_step < (ticket.epoch + 1) * run.plan.steps_per_pass
+    return is_first and is_before_others and run.feed is None and not run.pace.is_counted
+
+
 def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
     """Take the loss of a batch that tests weights; it is trained on like any other if they are healthy."""
     if not run.controller.experiment.takes(ticket):
         # It was drawn for weights that may be others by now.
         _close_unlearned(run, ticket)
         return Verdict.PROBED, None
-    is_last = run.pace.is_finished
-    answer = run.controller.probed(ticket, judged.reading.mean, step=run.pace.step + (not is_last), lr=judged.lr)
-    if answer.is_good and not is_last:
+    is_last, is_extra = run.pace.is_finished, ticket.batch.chunk.is_extra
+    if is_extra and not run.controller.experiment.is_fine(judged.reading.mean):
+        # Some losses are high because of their step, as in a trial of what happens then: that one is over now.
+        run.controller.experiment.lose(ticket)
+        ticket.batch.chunk.is_extra = False
+        run.pace.num_out += 1
+        _close_unlearned(run, ticket)
+        return Verdict.PROBED, None
+    takes_step = not (is_last or is_extra)
+    answer = run.controller.probed(ticket, judged.reading.mean, step=run.pace.step + takes_step, lr=judged.lr)
+    if answer.is_good and takes_step:
         good = judged._replace(judgement=run.sentry.unjudged(Verdict.GOOD))
         _learn(run, ticket, good)
         return Verdict.GOOD, answer.put_to
-    if is_last:
+    if is_last and not is_extra:
         # The budget has no step for it.
-        run.plan.settle(ticket.batch)
+        run.plan.close(ticket.batch)
         run.pace.num_out -= 1
     else:
         _close_unlearned(run, ticket)
@@ -81,13 +103,15 @@ def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, in
 def _learn(run: Engine, ticket: Ticket, judged: step.Judged) -> None:
     ended = step.learn(run, ticket, judged)
     if run.announcer.is_heard:
-        run.emitter.end()
+        run.emitter.stop_timing()
         step.tell(run, ticket, judged, ended)
 
 
 def _close_unlearned(run: Engine, ticket: Ticket) -> None:
-    """Count a step that nothing is learned from."""
-    run.plan.settle(ticket.batch)
+    """Close a batch that nothing is learned from, and count its step unless it is extra."""
+    run.plan.close(ticket.batch)
+    if ticket.batch.chunk.is_extra:
+        return
     run.pace.num_out -= 1
     run.pace.step += 1
     step.tell_epoch(run, ticket, step.end_epoch(run))
@@ -141,8 +165,9 @@ def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
         run.use_found_lr()
         return
     run.controller.experiment.lose(ticket)
-    drawn_again = run.plan.abandon(ticket.batch)
-    run.pace.num_out -= 1
+    is_extra = ticket.batch.chunk.is_extra
+    drawn_again = run.plan.abandon(ticket.batch) or is_extra
+    run.pace.num_out -= not is_extra
     run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=drawn_again)
     if not on_purpose:
         run.announcer.warn_once("abandoned", ABANDONED.format(step=ticket.step))

@@ -160,7 +160,7 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     if run.pace.ended_early is not None or before is not None:
         run.pace.is_stopped = run.pace.ended_early is not None
     run.follow_schedule()
-    run.emitter.forget()
+    run.emitter.drop_surveys()
     run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
 
 
@@ -362,7 +362,7 @@ def load_best(run: Engine) -> float:
     if load is None:
         raise RuntimeError("load_best() needs a load_callback, got none.")
     if saver is not None:
-        saver.settle()
+        saver.wait()
         best = saver.best
         if best is not None and best.model_path is not None:
             call_load(load, str(best.model_path), from_ram=False)

@@ -54,7 +54,7 @@ CHANGEABLE, IDENTITY, NOTED = "changeable", "identity", "noted"
 def _about(
     *elsewhere: str, kept: str | None = None, is_shown: bool = True, is_of_rank_0: bool = False
 ) -> Mapping[str, Any]:
-    """What there is to know of a setting beside its type.
+    """Return the metadata of a setting: everything but its type.
 
     Args:
         *elsewhere: What other libraries call it.
@@ -184,6 +184,13 @@ class Settings:
 
 ELSEWHERE = {each.name: each.metadata["elsewhere"] for each in fields(Settings) if each.metadata.get("elsewhere")}
 """What other libraries call the settings."""
+
+_OF_A_LOADER = "It is a setting of the loader: adapter.loader(...) takes it."
+OF_LOADERS = {
+    "shuffle": "The scheduler decides which samples come next; policy= says how.",
+    **dict.fromkeys(("num_workers", "collate_fn", "pin_memory", "persistent_workers"), _OF_A_LOADER),
+}
+"""What to say of settings of a DataLoader."""
 
 KEPT = frozenset(each.name for each in fields(Settings) if each.metadata.get("kept"))
 """Settings that checkpoints hold."""
@@ -342,4 +349,6 @@ def _meant(name: str, known: AbstractSet[str]) -> str:
     for setting, others in ELSEWHERE.items():
         if setting in known and name.lower() in others:
             return f" Did you mean {setting!r}?"
+    if name in OF_LOADERS:
+        return f" {OF_LOADERS[name]}"
     return did_you_mean(name, sorted(known))

@@ -106,7 +106,7 @@ def judge(
         judgement = sentry.judge(
             mean, predicted, typical, judged_rate, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
         )
-        if controller.is_early and judgement.verdict is GOOD and controller.is_far(mean):
+        if controller.is_early and judgement.verdict is GOOD and controller.is_suspicious(mean):
             judgement = sentry.unjudged(Verdict.EARLY)
     steps = pace.budget.steps
     progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
@@ -167,7 +167,7 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
         before = trend.value
         trend.value = before + trend.weight * (mean - before)
     if predictions is not None:
-        storage.evidence.begin(predictions)
+        storage.evidence.make_records(predictions)
     pace.num_out -= 1
     pace.step += 1
     tally.num_good += 1

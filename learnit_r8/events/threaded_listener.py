@@ -95,7 +95,7 @@ class ThreadedListener:
 
 
 def _work(reference: weakref.ref[ThreadedListener], waiting: deque[Event], ending: threading.Event) -> None:
-    """The loop of the thread, until it is told to end or the listener is deleted."""
+    """Run the loop of the thread until it is told to end or the listener is deleted."""
     is_last = False
     while not is_last and (listener := reference()) is not None:
         pause = listener.every_seconds

@@ -13,6 +13,7 @@ except ImportError as error:
     ) from error
 
 from .checkpoints import load_checkpoint, pack_scheduler, save_checkpoint, unpack_scheduler
+from .managed_state import ManagedState
 from .metrics import Metrics, average_metrics, format_metrics, save_metrics_history
 from .predictions import predictions_of
 from .state import TrainState
@@ -21,6 +22,7 @@ from .train import train_loop
 del flax, jax, optax
 
 __all__ = [
+    "ManagedState",
     "Metrics",
     "TrainState",
     "average_metrics",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
+from ..engine.feed.replay import NOT_LOADED, has_position
+from ..events.caller import warn
 from ..loops.elapsed_data import opened
 
 KEYS_AT_ONCE = 64
@@ -41,8 +43,10 @@ class EpochBatches:
             opened(source)
         self._source, self._num_batches = source, num_batches
         self._takes_epoch = takes_epoch(source)
-        self._batches: Iterator[Any] = iter(())
+        self._batches: Any = iter(())
         self._coming: Any = _NONE_LEFT
+        self._epoch, self._taken, self._position = 0, 0, None
+        self._to_load: Mapping[str, Any] | None = None
 
     def of(self, epoch: int) -> Iterator[Any]:
         """Yield the batches of an epoch, 0-based.
@@ -50,26 +54,66 @@ class EpochBatches:
         Raises:
             ValueError: there is none.
         """
-        source = self._source
-        self._batches = itertools.islice(
-            opened(source(epoch=epoch) if self._takes_epoch else source), self._num_batches
-        )
-        self._coming = _UNREAD
-        if self.is_last:
+        self._epoch, self._taken, self._batches = epoch, 0, self._open(epoch)
+        saved, self._to_load = self._to_load, None
+        if saved is not None:
+            self._taken = saved["taken"] if saved["epoch"] == epoch else 0
+            self._find_place(saved["iterator"])
+        num_before, self._coming = self._taken, _UNREAD
+        if self.is_last and not num_before:
             raise ValueError(
                 f"data_iterator_fn must give at least one batch an epoch, got none in epoch {epoch}; an iterator can "
                 "be read only once, so pass a function or a list."
             )
         while not self.is_last:
             batch, self._coming = self._coming, _UNREAD
+            self._taken += 1
             yield batch
+
+    def _open(self, epoch: int) -> Any:
+        return opened(self._source(epoch=epoch) if self._takes_epoch else self._source)
+
+    def _find_place(self, state: Any) -> None:
+        try:
+            self._batches.set_state(state)
+        except ValueError as error:
+            # A DataLoader of grain compares the repr of its source, which may hold an address.
+            if self.goes_on:
+                raise
+            warn(NOT_LOADED.format(str(error).splitlines()[0]))
+            self._batches = itertools.islice(self._open(self._epoch), self._taken, None)
 
     @property
     def is_last(self) -> bool:
         """Whether the batch that was yielded last ends the epoch; takes the next one, so ask after training on it."""
         if self._coming is _UNREAD:
-            self._coming = next(self._batches, _NONE_LEFT)
+            # Before the next one is taken, which belongs to the next step.
+            self._position = self._batches.get_state() if has_position(self._batches) else None
+            is_full = self._num_batches is not None and self._taken >= self._num_batches
+            self._coming = _NONE_LEFT if is_full else next(self._batches, _NONE_LEFT)
         return self._coming is _NONE_LEFT
+
+    @property
+    def position(self) -> dict[str, Any] | None:
+        """Where an iterator with a state of its own is, as grain's are; None for others."""
+        is_read = self._coming is not _UNREAD
+        state = self._position if is_read else self._batches.get_state() if has_position(self._batches) else None
+        return None if state is None else {"epoch": self._epoch, "taken": self._taken, "iterator": state}
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether an epoch begins where the one before it ended, by the iterator's own account."""
+        return isinstance(self._source, Iterator) and has_position(self._source)
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Have the next epoch that is asked for begin where `position` was."""
+        self._to_load = position
+
+    def pass_over(self, num_epochs: int) -> None:
+        """Take what so many epochs had out of an iterator that gives all epochs and cannot be brought to a place."""
+        if isinstance(self._source, Iterator) and self._num_batches is not None and not self.goes_on:
+            count = num_epochs * self._num_batches
+            next(itertools.islice(self._source, count, count), None)
 
 
 class OneEpoch:
@@ -78,13 +122,24 @@ class OneEpoch:
     Args:
         batches: Those of all epochs.
         number: Which, 0-based.
+
+    Attributes:
+        goes_on: As of all epochs.
     """
 
     def __init__(self, batches: EpochBatches, number: int) -> None:
-        self._batches, self._number = batches, number
+        self._batches, self._number, self.goes_on = batches, number, batches.goes_on
 
     def __iter__(self) -> Iterator[Any]:
         return self._batches.of(self._number)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """`EpochBatches.position`, for checkpoints."""
+        return self._batches.position
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._batches.go_to(state)
 
 
 class ValidationBatches:

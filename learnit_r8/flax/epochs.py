@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .._adapters.driven_state import DrivenState
 from .._adapters.prefetch import Prefetch
 from ..checkpoint.state_fit import fit, unpack_saved
 from ..loops.elapsed_data import batch_size
@@ -18,16 +18,12 @@ from ..loops.state import LoopState
 from ..triggers import every
 from .checkpoints import newest_training, save_training
 from .data import OneEpoch, ValidationBatches, fold_in, step_keys
+from .managed_state import ManagedState, loss_in, predictions_of_batch
 from .metrics import RunningMeans, format_metrics
-from .state import lr_of, with_lr
+from .processes import size_of
 
 MOST_UNREAD = 32
 """Epochs whose means may wait on the device until somebody asks: reading them waits for all work queued there."""
-
-NOT_LOWERED = (
-    "the learning rate is compiled into the step: recovery cannot lower it there, and only puts the state back. To let "
-    "it, make the optimizer with optax.inject_hyperparams."
-)
 
 _VALIDATION = 2**31 - 1
 """Folded into an epoch's key for its validation; the blocks of the steps' keys count from 0."""
@@ -81,11 +77,14 @@ class Training:
         show_progress: bool,
         scheduler: Any,
         logs_steps: bool,
+        ids: Any = None,
+        backup_every: Any = None,
     ) -> None:
         self.history: dict[str, list[float]] = {}
         self._train_step, self._data, self._num_epochs, self._key = train_step, data, num_epochs, key
         self._validation, self._folder, self._checkpoint_every = validation, folder, checkpoint_every
-        self._show_progress, self._r8, self._logs_steps = show_progress, scheduler, logs_steps
+        self._backup_every = backup_every
+        self._show_progress, self._r8, self._logs_steps, self._ids = show_progress, scheduler, logs_steps, ids
         self._is_own = scheduler is not None and scheduler.host.feed is not None
         self._prefetch: Any = None if scheduler is None or self._is_own else Prefetch.of(scheduler)
         self._first_epoch = 0 if scheduler is None else scheduler.current_epoch
@@ -142,9 +141,7 @@ class Training:
     def begin(self, loop_state: LoopState) -> None:
         """Let the scheduler keep the state of the loop."""
         if self._r8 is not None:
-            self._driven = DrivenState(loop_state)
-            if self._driven.has_model:
-                self._r8.host.adopt(self._driven.callbacks())
+            self._managed = ManagedState.at(loop_state, self._r8, self._backup_every, step=self._train_step)
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""
@@ -159,14 +156,17 @@ class Training:
             yield from self._data.of(epoch)
 
     def _watched(self) -> Iterator[Any]:
-        """The user's own batches, by way of the scheduler."""
+        """Yield the user's own batches, which the scheduler watches."""
         r8, feed = self._r8, self._r8.host.feed
         assert self._num_epochs is not None
+        if feed.is_resumed:
+            # Those of the epoch itself are left to the feed, unless it had them all.
+            self._data.pass_over(feed.num_passes)
         for epoch in range(self._first_epoch, self._num_epochs):
             if r8.is_over:
                 return
             self._begin(epoch, feed.num_taken if feed.is_resumed else 0)
-            yield from r8.batches(OneEpoch(self._data, epoch))
+            yield from r8.batches(OneEpoch(self._data, epoch), size=size_of, ids=self._ids)
 
     def _drawn(self) -> Iterator[Any]:
         r8 = self._r8
@@ -191,53 +191,33 @@ class Training:
 
     def step(self, loop_state: LoopState) -> Any:
         """Train on a batch."""
-        ticket, batch = self._ticket, loop_state.batch
-        if self._is_own:
-            return self._step_watched(loop_state)
-        state = loop_state.state if ticket is None else with_lr(loop_state.state, ticket.lr)
-        state, metrics = self._train_step(state, batch, next(self._keys))
-        if ticket is not None:
+        r8, ticket, batch = self._r8, self._ticket, loop_state.batch
+        before = loop_state.state if r8 is None else self._managed.for_step(None if ticket is None else ticket.lr)
+        state, metrics = self._train_step(before, batch, self._take(batch))
+        if r8 is not None:
             metrics = dict(metrics)
-            loss, predictions = self._loss_of(metrics), metrics.pop("predictions", None)
-            if not self._driven.judge(state, lambda: self._prefetch.report(loss, predictions=predictions)):
+            if not self._report(state, metrics):
                 return None
+            # Where the rate was lowered for this step, it has its own again.
+            state = loop_state.state
         self._means.add(metrics, batch_size(batch))
         return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state
 
-    def _step_watched(self, loop_state: LoopState) -> Any:
-        r8, batch = self._r8, loop_state.batch
-        before, own_rate = self._with_rate(loop_state.state)
-        state, metrics = self._train_step(before, batch, next(self._keys))
-        if own_rate is not None:
-            state = with_lr(state, own_rate)
-        metrics = dict(metrics)
-        loss = self._loss_of(metrics)
-        if not self._driven.judge(state, lambda: r8.update_with_loss(loss)):
-            return None
-        self._means.add(metrics, batch_size(batch))
-        return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state
+    def _take(self, batch: Any) -> Any:
+        """The key of the next step, whose batch is held until the one after it."""
+        key = next(self._keys)
+        if self._r8 is not None and self._managed.examiner is not None:
+            self._managed.examiner.take(batch, key, () if self._ticket is None else self._ticket.indices)
+        return key
 
-    def _with_rate(self, state: Any) -> tuple[Any, float | None]:
-        """The state with the rate to train with; and the user's own, if recovery has lowered it for this step."""
-        r8 = self._r8
-        if not r8.keeps_rates:
-            return with_lr(state, r8.lr), None
-        factor = r8.lr_factor
-        if factor == 1:
-            return state, None
-        own = lr_of(state)
-        if own is None:
-            r8.host.say_once("rate in the step", NOT_LOWERED)
-            return state, None
-        return with_lr(state, own * factor), own
-
-    def _loss_of(self, metrics: dict[str, Any]) -> Any:
-        """What to report; the losses of the samples are taken out of the metrics."""
-        loss = metrics.get("losses", metrics.get("loss"))
-        if loss is None:
-            raise ValueError(f'metrics must have "losses" or "loss" for the scheduler, got {sorted(metrics)}.')
+    def _report(self, state: Any, metrics: dict[str, Any]) -> Any:
+        """Report what a step's metrics say of the loss; what is no metric is taken out of them."""
+        loss, predictions = loss_in(metrics), metrics.pop("predictions", None)
         metrics.pop("losses", None)
-        return loss
+        if self._is_own:
+            return self._managed.judge(state, loss, self._r8.update_with_loss)
+        report = functools.partial(self._prefetch.report, predictions=predictions_of_batch(predictions))
+        return self._managed.judge(state, loss, report, num_samples=len(self._ticket.indices))
 
     def end_epoch(self, loop_state: LoopState) -> Logs | None:
         """Validate, remember, save and show, if this step was the last one of its epoch."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from flax.training import train_state
 
 
@@ -44,14 +45,19 @@ def with_lr(state: Any, lr: float) -> Any:
 
 def lr_of(part: Any) -> float | None:
     """The learning rate of ``optax.inject_hyperparams`` in a state as `with_lr` takes it; None if none can be set."""
-    hyperparams = getattr(part, "hyperparams", None)
+    hyperparams = _hyperparams(part)
     if hyperparams is not None and "learning_rate" in hyperparams:
         is_set = "learning_rate" in getattr(part, "hyperparams_states", {})
         return None if is_set else float(np.max(np.asarray(hyperparams["learning_rate"])))
-    if hasattr(part, "opt_state"):
+    if not isinstance(part, nnx.Rngs) and hasattr(part, "opt_state"):
         return lr_of(part.opt_state)
     inner = part.values() if isinstance(part, Mapping) else part if isinstance(part, (tuple, list)) else ()
     return next((found for each in inner if (found := lr_of(each)) is not None), None)
+
+
+def _hyperparams(part: Any) -> Any:
+    # Rngs makes a stream for an attribute of any name.
+    return None if isinstance(part, nnx.Rngs) else getattr(part, "hyperparams", None)
 
 
 def _name_of(state: Any) -> str:
@@ -60,10 +66,10 @@ def _name_of(state: Any) -> str:
 
 def _with_lr(part: Any, lr: np.float32) -> tuple[Any, bool]:
     """A part of a state with another rate, and whether there is one in it."""
-    hyperparams = getattr(part, "hyperparams", None)
+    hyperparams = _hyperparams(part)
     if hyperparams is not None and "learning_rate" in hyperparams:
         return _with_rate(part, hyperparams, lr), True
-    if hasattr(part, "opt_state"):
+    if not isinstance(part, nnx.Rngs) and hasattr(part, "opt_state"):
         opt_state, is_set = _with_lr(part.opt_state, lr)
         # An NNX optimizer was changed in place.
         return (part.replace(opt_state=opt_state) if is_set and hasattr(part, "replace") else part), is_set

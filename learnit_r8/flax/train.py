@@ -14,6 +14,7 @@ from .epochs import Training, Validation
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
+    from ..triggers import Condition
 
 
 def train_loop(
@@ -33,6 +34,8 @@ def train_loop(
     scheduler: R8Scheduler | None = None,
     resume: bool = False,
     callbacks: Any = None,
+    ids: Any = None,
+    backup_every: int | str | Condition | None = None,
 ) -> tuple[Any, dict[str, list[float]]]:
     """Train for some epochs, validate after each, save checkpoints, and keep the metrics.
 
@@ -67,6 +70,10 @@ def train_loop(
             state, key, history and scheduler.
         callbacks: As in `learnit_r8.loops.loop`; called at each step. Logs have the step's metrics by their names,
             and at an epoch's end those of the history.
+        ids: Which samples a batch holds, for a scheduler without ``num_samples``: the key of their ids, or a function
+            of a batch; see `R8Scheduler.batches`. With ``metrics["losses"]`` there is a table then.
+        backup_every: When to copy the state to main memory, for a scheduler; see `ManagedState`. By default every 30
+            seconds and four times an epoch.
 
     Returns:
         The final state, and for each metric a list with one value per epoch, "train_..." and "val_...".
@@ -91,6 +98,8 @@ def train_loop(
         show_progress=show_progress,
         scheduler=scheduler,
         logs_steps=callbacks is not None,
+        ids=_checked_ids(ids, scheduler),
+        backup_every=_backup_every(backup_every, num_batches, scheduler),
     )
     if resume:
         state = training.resume(state)
@@ -102,6 +111,22 @@ def train_loop(
 def _check_step(name: str, step: Any) -> None:
     if not callable(step):
         raise TypeError(f"{name} must be a function of state, batch and rng_key, got {step!r}.")
+
+
+def _checked_ids(ids: Any, scheduler: Any) -> Any:
+    if ids is not None and (scheduler is None or scheduler.host.feed is None):
+        raise ValueError(f"ids must be left out without a scheduler of your own batches, got {ids!r}.")
+    return ids
+
+
+def _backup_every(given: Any, num_batches: int | None, scheduler: Any) -> Any:
+    if scheduler is None:
+        if given is not None:
+            raise ValueError(f"backup_every must be left out without a scheduler, got {given!r}.")
+        return None
+    if num_batches and scheduler.host.feed is not None:
+        scheduler.host.feed.expect_epochs_of(num_batches)
+    return given
 
 
 def _validation(step: Any, source: Any, num_batches: int | None) -> Validation | None:

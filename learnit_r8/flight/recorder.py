@@ -177,7 +177,7 @@ class FlightRecorder(ThreadedListener):
                 self._open = None
 
     def _fold(self, event: events.Event) -> bool:
-        """Add an event to the record; whether it has changed."""
+        """Add an event to the record; return whether that changed it."""
         if isinstance(event, events.RunEnded):
             return False
         if self._open is None:
@@ -238,7 +238,7 @@ class FlightRecorder(ThreadedListener):
         self._thin()
 
     def _home(self) -> Path:
-        """The folder of the open incident, which is made."""
+        """Make the folder of the open incident and return it."""
         assert self._folder is not None
         whole = self._folder / FOLDER
         os.makedirs(self._folder, exist_ok=True)

@@ -16,7 +16,8 @@ class Verdict(enum.Enum):
     stay higher than they were.
     OVERFLOW: it is refused, as too many optimizer steps in a row were skipped. Given by the scheduler.
     GRADIENT: it is refused, as its gradient is not finite, or far longer than all before. Given by the scheduler.
-    EARLY: it is refused, as it is far too high for one of the first steps, and looked into. Given by the scheduler.
+    EARLY: it is high for one of the first steps, and looked into; its batch comes again at the end of the epoch, or is
+    refused where the loss is far too high. Given by the scheduler.
     PROBED: the batch was drawn again to test weights; it is not learned from. Given by the scheduler.
     PENDING: it was reported to an adapter that judges late, and has not been judged yet.
     """

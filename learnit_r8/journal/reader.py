@@ -213,7 +213,7 @@ def preview(path: Path, parser: Parser) -> tuple[list[Record], list[Record]] | N
 
 
 def _piece(file: BinaryIO, start: int, num_bytes: int) -> list[bytes]:
-    """The whole lines in a piece of a file."""
+    """Return the complete lines in a piece of a file."""
     file.seek(start)
     lines = file.read(num_bytes).split(b"\n")
     return lines[1 if start else 0 : -1]

@@ -182,7 +182,7 @@ class RequestFolder:
 
 
 def _checked(span: Any) -> Span:
-    """A span from a file; ValueError unless it is one."""
+    """Return a span that was read from a file, or raise ValueError."""
     if not isinstance(span, list) or len(span) != 2:
         raise ValueError(f"its length must be a unit and an amount, got {str(span)[:80]}.")
     return checked_span(*span)

@@ -251,11 +251,11 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
     Raises:
         UnreadableRun: there is none.
     """
-    parent = runs_folder() if parent is None else Path(parent)
+    parent, given = runs_folder() if parent is None else Path(parent), name
     if name is not None and (folder := Path(name)).is_dir():
         if is_run(folder):
             return folder
-        parent, name = folder, None
+        parent, given, name = folder, name, None
     runs = runs_in(parent)
     found = [run for run in runs if name is None or run.name.startswith(name)]
     found = found or [run for run in runs if _without_time(run.name).startswith(name or "")]
@@ -266,5 +266,7 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
         names = {_without_time(run.name): run.name for run in runs[::-1]} | {run.name: run.name for run in runs}
         near = get_close_matches(name or "", names, 1)
         meant = f" Did you mean {names[near[0]]}?" if near else ""
-        raise UnreadableRun(f"run must be a run folder, or one in {str(parent)!r} ({known}), got {name!r}.{meant}")
+        if given is not None and next(parent.glob("ck_*.r8"), None) is not None and name is None:
+            meant = " It holds checkpoints; run_dir= keeps a run folder."
+        raise UnreadableRun(f"run must be a run folder, or one in {str(parent)!r} ({known}), got {given!r}.{meant}")
     return found[0]

@@ -20,6 +20,7 @@ from ..checkpoint.durable_io import open_regular, replace
 from ..events.codec import strict_json
 from ..table.figures import top
 from ..table.label_noise import find_suspects, rank
+from ..table.labels.combined import combine
 from ..table.labels.evidence import LAYOUTS
 from ..table.labels.frame import Column, label_columns, labels_in
 from ..table.labels.overview import Overview
@@ -97,14 +98,14 @@ class Samples(NamedTuple):
         """int64[<= k], the seen samples of highest estimated loss, highest first."""
         return top(self.loss, k)
 
-    def suspects(self, precision: float = 0.5) -> Suspects:
-        """Samples that look mislabelled; see `SampleTable.suspects`."""
+    def suspects(self, precision: float = 0.5, *, runs: Sequence[Samples] = ()) -> Suspects:
+        """Samples that look mislabelled, by these files of other runs, too; see `SampleTable.suspects`."""
         return find_suspects(
             self._asdict(),
             self.untrained_loss,
             exact=self.is_exact,
             by_group=self.group is not None,
-            evidence=self.evidence,
+            evidence=combine(self.evidence, [run.evidence for run in runs]) if runs else self.evidence,
             precision=precision,
         )
 

@@ -20,6 +20,7 @@ from .loops import Batches as Batches
 from .loops import batch_dataset as batch_dataset
 from .losses import sample_losses as sample_losses
 from .predictions import predictions_of as predictions_of
+from .sample_pipeline import SamplePipeline as SamplePipeline
 from .state import ModelState as ModelState
 from .state import model_callbacks as model_callbacks
 
@@ -28,6 +29,7 @@ __all__ = [
     "ModelState",
     "R8Callback",
     "R8Dataset",
+    "SamplePipeline",
     "batch_dataset",
     "model_callbacks",
     "predictions_of",

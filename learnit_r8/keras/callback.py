@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
 from .dataset import R8Dataset
+from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
+from .examiner import Examiner
 from .fit_arguments import check_fit
 from .fit_frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 FINISHED = "the run was over, at step {}, when it was resumed: fit() trains nothing."
+
+KEEPS = (
+    "scheduler_mode must be a curve with an R8Dataset, got 'keep'; to keep the optimizer's rate or its schedule, give "
+    "R8Callback an R8Scheduler(scheduler_mode='keep') without num_samples."
+)
 
 OTHER_DATA = (
     "x must be the R8Dataset in fit(), or a PyDataset that takes its batches from that one by number, got one that "
@@ -49,8 +57,9 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Raises:
         TypeError: ``dataset`` is not an R8Dataset.
-        ValueError: the model is not compiled, its learning rate is a schedule, or it takes several steps or
-            replicas at a time; for ``backup_every`` an interval that cannot be read.
+        ValueError: the scheduler keeps the optimizer's rate; the model is not compiled, its learning rate is a
+            schedule, it takes several steps at a time, or several processes train it; for ``backup_every`` an
+            interval that cannot be read.
         RuntimeError: the model is not built.
 
     Attributes:
@@ -73,10 +82,12 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
                 f"{dataset!r}."
             )
         self.dataset = dataset
-        self._prefetch = dataset.prefetch
+        if dataset.r8.keeps_rates:
+            raise ValueError(KEEPS)
+        self._prefetch = dataset.drawn
         self._backup_every = backup_every
         self._recorder: LossRecorder | None = None
-        self._count = 0
+        self._count, self._indices = 0, np.empty(0, np.int64)
         self._state: ModelState | None = None
         self._wired: Any = None
         self._is_wrapped = False
@@ -89,7 +100,11 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             self._state, self._wired = ModelState(model), model
         state = self._state
         assert state is not None
-        self._prefetch.r8.host.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
+        examiner = Examiner(model, state, lambda: self.dataset.rows_of(self._indices))
+        self._prefetch.r8.host.adopt(
+            Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect),
+            backup_every=self._backup_every,
+        )
 
     def set_model(self, model: Any) -> None:
         """Take the model; Keras calls it as a ``fit`` begins."""
@@ -103,8 +118,11 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         self.dataset.end_epoch()
         if not _is_built(self.model):
             data: Any = local_of_fit("x") if self._is_wrapped else self.dataset
-            self.model._symbolic_build(data_batch=data[0])
+            with scope_of(self.model):
+                self.model._symbolic_build(data_batch=data[0])
         self._wire(self.model)
+        assert self._state is not None
+        say_devices(self._prefetch.r8, self._state.num_saved_devices, self.model)
         self._prefetch.r8.requests.stay_within(scope_of_fit(self.model))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -121,8 +139,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if iterator._num_batches is not None:
             # Keras counts the batches once a fit; an epoch that goes on after an interruption has fewer.
             iterator._num_batches = len(self.dataset)
-        if not self._is_wrapped:
-            self._hasten(iterator)
+        self._hasten(iterator)
 
     def _skip_epoch(self) -> None:
         """End ``fit`` without a step: the run was over when it was resumed."""
@@ -134,17 +151,21 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _hasten(self, iterator: Any) -> None:
         """Let TensorFlow gather the batches, where it can, in place of the Python generator that Keras made."""
-        replaced = getattr(iterator, "_distributed_dataset", None)
-        if replaced is None:
+        replaced, replicas = getattr(iterator, "_distributed_dataset", None), num_replicas(self.model)
+        if replaced is None or (self._is_wrapped and replicas == 1):
             return
-        if getattr(iterator.data_adapter, "class_weight", None) is None:
-            pipeline = self.dataset.pipeline(replaced.element_spec)
-            if pipeline is not None:
-                replaced = pipeline.batches(self._prefetch.epoch, prefetch=-1)
-        if self.dataset.is_bare and isinstance(replaced.element_spec, tuple):
+        if replicas > 1:
+            replaced = iterator.data_adapter.get_tf_dataset()
+            smallest = min(len(ticket.indices) for ticket in self._prefetch.epoch)
+            if smallest < replicas:
+                raise ValueError(TOO_FEW.format(replicas, smallest))
+        if not self._is_wrapped and getattr(iterator.data_adapter, "class_weight", None) is None:
+            quick = self.dataset.quick_batches(replaced.element_spec)
+            replaced = replaced if quick is None else quick
+        if not self._is_wrapped and self.dataset.is_bare and isinstance(replaced.element_spec, tuple):
             # A step of the user's own sees what a plain ``fit(x)`` would give it.
             replaced = replaced.map(lambda *columns: columns[0])
-        iterator._distributed_dataset = replaced
+        iterator._distributed_dataset = split(replaced, strategy_of(self.model)) if replicas > 1 else replaced
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Set the learning rate."""
@@ -158,7 +179,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if batch % METRICS_EVERY == 0 or batch + 1 == self._prefetch.epoch_length:
             recorder.live.keep_metrics(recorder.memory)
         ticket = prefetch.begin()
-        self._count = len(ticket.indices)
+        self._count, self._indices = len(ticket.indices), ticket.indices
         recorder.live.set(_rate_of(self.model.optimizer), ticket.lr)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -209,7 +230,8 @@ def _rate_of(optimizer: Any) -> Any:
     rate = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
     if not isinstance(rate, keras.Variable):
         raise ValueError(
-            f"learning_rate must be a number in the optimizer, as the scheduler sets it at each step, got {rate!r}."
+            f"learning_rate must be a number in the optimizer, as the scheduler sets it at each step, got {rate!r}; to "
+            "keep it, give R8Callback an R8Scheduler(scheduler_mode='keep') without num_samples."
         )
     return rate
 
@@ -220,10 +242,11 @@ def _check_model(model: Any) -> None:
         raise ValueError(f"model must be compiled with an optimizer, got {model!r} without one; call compile().")
     _rate_of(optimizer)
     if model.steps_per_execution != 1:
-        raise ValueError(f"steps_per_execution must be 1, got {model.steps_per_execution!r}.")
-    strategy = getattr(model, "distribute_strategy", None)
-    if strategy is not None and strategy.num_replicas_in_sync > 1:
-        raise ValueError(f"model must be on one device, got a strategy of {strategy.num_replicas_in_sync} replicas.")
+        raise ValueError(
+            f"steps_per_execution must be 1 with an R8Dataset, got {model.steps_per_execution!r}: losses of samples "
+            "come back after each step. To be healed alone, give R8Callback an R8Scheduler without num_samples."
+        )
+    check_devices(model)
 
 
 def _is_built(model: Any) -> bool:

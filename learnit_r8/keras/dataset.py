@@ -18,7 +18,9 @@ from .fit_frame import callbacks_of_fit, method_of_model
 from .pipeline import Pipeline, as_tensors, is_in_memory
 
 if TYPE_CHECKING:
+    from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
+    from .sample_pipeline import SamplePipeline
 
 
 class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
@@ -44,7 +46,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         ValueError: a column of another length than N, or the scheduler searches for a learning rate.
 
     Attributes:
-        prefetch: The batches of the epoch.
+        drawn: The batches of the epoch.
         is_finished: Whether the run was over before, as one that is resumed and had ended: ``fit`` trains nothing then.
         is_bare: Whether a batch is the inputs alone, and ``fit`` on them would hand them on without a tuple.
     """
@@ -61,7 +63,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         max_queue_size: int = 10,
     ) -> None:
         super().__init__()
-        self.prefetch = Prefetch.of_epochs(r8)
+        self.drawn = Prefetch.of_epochs(r8)
         self.is_finished = r8.is_over
         self.is_bare = (
             y is None and sample_weight is None and not isinstance(x, (tuple, list)) and not r8.policy.selects
@@ -79,10 +81,47 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         # A batch must have a weight in every epoch or in none, and a policy weights only from the second on.
         self._is_weighted = sample_weight is not None or r8.policy.selects
 
+    @classmethod
+    def from_tensor_slices(cls, tensors: Any, r8: R8Scheduler) -> SamplePipeline:
+        """A ``tf.data`` pipeline in the scheduler's order, in place of ``tf.data.Dataset.from_tensor_slices``.
+
+        ``map``, ``batch``, ``padded_batch``, ``prefetch`` and ``with_options`` of what it returns are those of
+        TensorFlow, and ``with_seeds`` gives random augmentations seeds that a resumed run repeats. Give the last stage
+        to `R8Callback` and to ``fit``, on any back end.
+
+        Args:
+            tensors: Arrays or tensors of N rows, such as images, paths or ``range(N)``, or a tuple or dict of them.
+            r8: The scheduler of N samples; its policy must not weight them.
+
+        Raises:
+            ImportError: TensorFlow is not installed.
+            TypeError, ValueError: as for R8Dataset.
+        """
+        from .sample_pipeline import SamplePipeline
+
+        return SamplePipeline(tensors, r8)
+
+    @classmethod
+    def from_dataset(cls, dataset: Any, r8: R8Scheduler) -> SamplePipeline:
+        """The same over the samples of a ``tf.data.Dataset``, which are held in memory, as by its ``cache()``.
+
+        Args:
+            dataset: A ``tf.data.Dataset`` of N single samples of one shape, each time in the same order.
+            r8: As for `from_tensor_slices`.
+
+        Raises:
+            ImportError: TensorFlow is not installed.
+            TypeError: it is no ``tf.data.Dataset``.
+            ValueError: it is batched, shuffles or repeats, or as for R8Dataset.
+        """
+        from .sample_pipeline import SamplePipeline, samples_of
+
+        return SamplePipeline(samples_of(dataset, r8.table.num_samples), r8)
+
     @property
     def r8(self) -> R8Scheduler:
         """The scheduler."""
-        return self.prefetch.r8
+        return self.drawn.r8
 
     def __len__(self) -> int:
         """Batches of the epoch: all of them, or what is left of it where a run goes on in the middle.
@@ -94,7 +133,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         if self.is_finished:
             # Keras looks at a batch before it asks its callbacks.
             return 1
-        return self.prefetch.epoch_length or len(self.prefetch.draw_epoch())
+        return self.drawn.epoch_length or len(self.drawn.draw_epoch())
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """The batch at a position of the epoch: ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``.
@@ -106,25 +145,39 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             RuntimeError: the budget is spent.
             IndexError: an abandoned loader asks after the end of its epoch.
         """
-        tickets = self.prefetch.epoch
+        tickets = self.drawn.epoch
+        batch: tuple[Any, ...]
         if self.is_finished:
-            return tuple(each for each in take_rows(self._data, np.arange(1)) if each is not None)
+            batch = self._first()
+            return batch
         if not tickets:
             if isinstance(threading.current_thread(), threading._DummyThread):
                 # A thread of TensorFlow's, ahead of a training that has stopped: it must not draw.
                 raise IndexError(f"index must be of an epoch that has begun, got {index!r} between two epochs.")
-            tickets = self.prefetch.draw_epoch()
+            tickets = self.drawn.draw_epoch()
         self._fetched.add(index)
-        indices, weights = tickets[index].indices, tickets[index].weights
-        x, y, own = self._rows(index, indices)
+        batch = self._batch(index, tickets[index])
+        return batch
+
+    def _first(self) -> Any:
+        """A batch to look at, where none is drawn."""
+        return tuple(each for each in take_rows(self._data, np.arange(1)) if each is not None)
+
+    def _batch(self, index: int, ticket: Ticket) -> Any:
+        x, y, own = self._rows(index, ticket.indices)
         if self._is_weighted:
-            return x, y, _product(own, weights, len(indices))
+            return x, y, _product(own, ticket.weights, len(ticket.indices))
         return (x,) if y is None else (x, y)
+
+    def rows_of(self, indices: NDArray[np.int64]) -> Any:
+        """The batch of some samples once more, without weights; None for none."""
+        x, y, _ = take_rows(self._data, indices) if len(indices) else (None, None, None)
+        return None if x is None else (x,) if y is None else (x, y)
 
     def _rows(self, index: int, indices: NDArray[np.int64]) -> Any:
         if self._num_workers == 1 and not self._use_processes:
             return take_rows(self._data, indices)
-        gathered, tickets = self._gathered, self.prefetch.epoch
+        gathered, tickets = self._gathered, self.drawn.epoch
         for later in range(index, min(index + self._max_queue, len(tickets))):
             if later not in gathered:
                 gathered[later] = self._submit(tickets[later].indices)
@@ -156,8 +209,8 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         if callbacks is not None and not any(getattr(each, "dataset", None) is self for each in callbacks):
             raise RuntimeError(f"callbacks must hold an R8Callback of the R8Dataset in fit(), got {callbacks!r}.")
 
-    def pipeline(self, element_spec: Any) -> Pipeline | None:
-        """A quicker source of the same batches; None where rows are not plain arrays, or change on their way.
+    def quick_batches(self, element_spec: Any) -> Any:
+        """The epoch as a ``tf.data.Dataset``; None where rows are not plain arrays, or change on their way.
 
         Args:
             element_spec: What a batch is, as tensor specs.
@@ -170,13 +223,13 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             return None
         if self._pipeline is None:
             self._pipeline = Pipeline(as_tensors(keras.tree.lists_to_tuples(columns), element_spec), self.r8)
-        return self._pipeline
+        return self._pipeline.batches(self.drawn.epoch, prefetch=-1)
 
     def start_epoch(self) -> None:
         """Draw what is left of the epoch. The callback calls it."""
         self._fetched.clear()
         self._gathered.clear()
-        self.prefetch.draw_epoch()
+        self.drawn.draw_epoch()
 
     def was_fetched(self, index: int) -> bool:
         """Whether somebody has asked for this batch of the epoch."""
@@ -185,7 +238,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
     def end_epoch(self) -> None:
         """Give back what was not trained on. The callback calls it."""
         self._gathered.clear()
-        self.prefetch.hand_back()
+        self.drawn.hand_back()
 
     def close(self) -> None:
         """End the workers and let go of the tensors; the next epoch makes new ones."""
@@ -211,7 +264,7 @@ def _check_trains() -> None:
 
 
 def _product(own: Any, weights: NDArray[np.float32] | None, count: int) -> Any:
-    """Both weights of each sample; ones where there are neither."""
+    """Multiply the two weights of each sample; without either they are 1."""
     if own is None:
         return np.ones(count, np.float32) if weights is None else weights
     if weights is None:

@@ -50,6 +50,7 @@ def _is_wrapped(dataset: R8Dataset) -> bool:
     if not isinstance(x, keras.utils.PyDataset):
         raise ValueError(
             "x must be the R8Dataset of the R8Callback in fit(), or a PyDataset that takes its batches from that one, "
-            f"got {type(x).__name__}, which knows nothing of the scheduler's order."
+            f"got {type(x).__name__}, which knows nothing of the scheduler's order; for tf.data use "
+            "R8Dataset.from_tensor_slices(), or R8Callback(R8Scheduler()) without samples."
         )
     return True

@@ -75,7 +75,7 @@ class LiveValues:
         for variable, value in self.metrics:
             variable.assign(value)
 
-    def forget(self) -> None:
+    def search_again(self) -> None:
         """Look for all variables again; the model may have been compiled again."""
         self._lengths = ()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .._adapters.prefetch import Prefetch
 from .._adapters.rows import check_rows
 from ..checkpoint.callbacks import Callbacks
-from .pipeline import Pipeline
+from .pipeline import Pipeline, refuse_weights
 from .state import ModelState
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class Batches:
         if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < -1:
             raise ValueError(f"prefetch must be a whole number >= -1, got {prefetch!r}.")
         self._prefetch = Prefetch.of_epochs(r8)
-        if r8.policy.selects:
-            raise ValueError(f"policy must not weight samples here, got {r8.policy!r}; use draw() and report().")
+        refuse_weights(r8)
         data = tuple(data) if isinstance(data, list) else data
         check_rows("data", data, r8.table.num_samples)
         self.lr = tf.Variable(r8.lr, dtype=tf.float32, trainable=False, name="r8_lr")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,8 +14,17 @@ from keras import ops
 from numpy.typing import NDArray
 
 from ..table.labels.predictions import NUM_ROWS, Predictions
+from .devices import gather, scope_of
 from .live_values import LiveValues
 from .predictions import predictions_in
+
+try:
+    from keras.src.losses.loss import unscale_loss_for_distribution as _unscale
+except ImportError:
+
+    def _unscale(value: Any) -> Any:
+        return value
+
 
 try:
     from keras.src.backend import get_keras_mask as _get_keras_mask
@@ -95,7 +105,11 @@ class LossRecorder:
         self.is_exact = True
         self.num_classes = 0
         self._model = model
-        self._memory = _Memory(capacity)
+        with scope_of(model):
+            self._memory = _Memory(capacity)
+        # Replicas are traced in threads that take turns within a step.
+        self._local = threading.local()
+        self._num_listening = 0
         self.live = LiveValues(model)
         self._num_written = 0
         self._compute_loss = model.compute_loss
@@ -119,7 +133,7 @@ class LossRecorder:
 
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
-        self.live.forget()
+        self.live.search_again()
         self._num_written = int(self.live.read(self.memory)[-1])
 
     def losses(self, count: int) -> NDArray[Any] | float:
@@ -153,7 +167,8 @@ class LossRecorder:
         @functools.wraps(original)
         def compute_loss(*args: Any, **kwargs: Any) -> Any:
             heard: list[_Heard] = []
-            with self._listening(heard):
+            self._local.heard = heard
+            with self._listening():
                 total = original(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments
             if given.get("training", True):
@@ -164,15 +179,17 @@ class LossRecorder:
         return compute_loss
 
     @contextlib.contextmanager
-    def _listening(self, heard: list[_Heard]) -> Iterator[None]:
-        """Append what the compiled losses take and return to a list, in their order."""
+    def _listening(self) -> Iterator[None]:
+        """Append what the compiled losses take and return to the list of the thread, in their order."""
         functions = {id(entry.loss): entry.loss for entry in self._compiled()}.values()
-        for function in functions:
-            function.call = _overheard(function, heard)
+        for function in functions if not self._num_listening else ():
+            function.call = _overheard(function, self._local)
+        self._num_listening += 1
         try:
             yield
         finally:
-            for function in functions:
+            self._num_listening -= 1
+            for function in functions if not self._num_listening else ():
                 del function.call
 
     def _compiled(self) -> list[Any]:
@@ -184,14 +201,16 @@ class LossRecorder:
         self.is_exact = bool(heard) and len(heard) == len(weights) and all(len(each.losses.shape) for each in heard)
         self.num_classes = 0
         if not self.is_exact:
-            self._memory.keep(ops.reshape(total, (1,)))
+            # Keras divides sums by the replicas, but not the one number of a compiled loss.
+            mean = total if heard else _unscale(total)
+            self._memory.keep(ops.mean(gather([ops.reshape(mean, (1,))])[0], keepdims=True))
             return
         masks = [mask_of(_output_at(entry.path, y_pred)) for entry in self._compiled()]
         parts = [per_sample(each.losses, mask) for each, mask in zip(heard, masks, strict=True)]
         losses = sum(part if w is None else part * w for part, w in zip(parts, weights, strict=True))
         found = predictions_in(*heard[0][:3]) if len(heard) == 1 and len(heard[0].losses.shape) == 1 else None
         self.num_classes = 0 if found is None else found.num_classes
-        self._memory.keep(losses, *([] if found is None else found[:NUM_ROWS]))
+        self._memory.keep(*gather([losses, *([] if found is None else found[:NUM_ROWS])]))
 
 
 def _output_at(path: tuple[Any, ...], y_pred: Any) -> Any:
@@ -204,7 +223,7 @@ def _output_at(path: tuple[Any, ...], y_pred: Any) -> Any:
 
 
 class _Heard(NamedTuple):
-    """A loss function, what it was called with, and what it returned: [B, ...], or 0-dim."""
+    """A loss function with what it was called with and what it returned: [B, ...], or 0-dim."""
 
     function: Any
     y_true: Any
@@ -212,12 +231,12 @@ class _Heard(NamedTuple):
     losses: Any
 
 
-def _overheard(function: Any, heard: list[_Heard]) -> Callable[..., Any]:
+def _overheard(function: Any, local: threading.local) -> Callable[..., Any]:
     call = function.call
 
     def listen(y_true: Any, y_pred: Any) -> Any:
         losses = call(y_true, y_pred)
-        heard.append(_Heard(function, y_true, y_pred, losses))
+        local.heard.append(_Heard(function, y_true, y_pred, losses))
         return losses
 
     return listen
@@ -232,7 +251,10 @@ class _Memory(keras.metrics.Metric):  # type: ignore[misc]
     def __init__(self, capacity: int) -> None:
         super().__init__(name="r8_losses")
         shape = ((1 + NUM_ROWS) * capacity + 1,)
-        self.values = self.add_weight(shape=shape, initializer="zeros", dtype="float32", name="values")
+        # Replicas have gathered the same.
+        self.values = self.add_variable(
+            shape=shape, initializer="zeros", dtype="float32", aggregation="only_first_replica", name="values"
+        )
 
     def keep(self, *rows: Any) -> None:
         """Note the losses, and what may follow them, number[any] each; what is beyond the capacity is of no batch of

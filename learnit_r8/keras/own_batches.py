@@ -10,7 +10,9 @@ import numpy as np
 
 from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
-from .fit_frame import scope_of_fit
+from .devices import check_devices, say_devices
+from .examiner import Examiner
+from .fit_frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
 from .rate_factor import NOT_SCALED, RateFactor
 from .state import ModelState, rate_of
@@ -50,6 +52,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
             self._wire(model)
 
     def _wire(self, model: Any) -> None:
+        check_devices(model)
         if self._wired is not model:
             optimizers = _optimizers_of(model)
             self._state = ModelState(
@@ -58,7 +61,10 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
             self._wired = model
         state = self._state
         assert state is not None
-        self._r8.host.adopt(Callbacks(state.save, state.load, state.read), backup_every=self._backup_every)
+        # Only torch's trainer has the batch at hand; the others take it within their step.
+        examiner = Examiner(model, state, lambda: _batch_of(local_of_fit("data")))
+        callbacks = Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect)
+        self._r8.host.adopt(callbacks, backup_every=self._backup_every)
 
     def set_model(self, model: Any) -> None:
         """Keras' word that a ``fit`` begins."""
@@ -73,6 +79,8 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Wire the model, which is built by now."""
         self._wire(self.model)
+        assert self._state is not None
+        say_devices(self._r8, self._state.num_saved_devices, self.model)
         self._batches.begin_run(scope_of_fit(self.model))
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -146,6 +154,13 @@ def _optimizers_of(model: Any) -> list[Any]:
     if not found:
         raise ValueError(f"model must be compiled with an optimizer, got {model!r} without; call compile().")
     return found
+
+
+def _batch_of(data: Any) -> Any:
+    """The batch of a step of torch's trainer; None where it takes several, or has none."""
+    if not isinstance(data, (list, tuple)) or len(data) != 1:
+        return None
+    return data[0] if isinstance(data[0], tuple) else (data[0],)
 
 
 def _is_number(value: Any) -> bool:

@@ -26,20 +26,12 @@ class Pipeline:
     def __init__(self, columns: Any, r8: R8Scheduler) -> None:
         import tensorflow as tf
 
-        most_batches, batch_size = r8.steps_per_epoch, min(r8.table.batch_size, r8.table.num_samples)
-
-        # The epoch's order, row by row; a variable, so that the pipeline is built once.
-        self._rows = tf.Variable(tf.zeros((most_batches, batch_size), tf.int64), trainable=False)
-        self._counts = tf.Variable(tf.zeros((most_batches,), tf.int64), trainable=False)
-
-        def batch(number: Any) -> Any:
-            indices = self._rows[number][: self._counts[number]]
-            return indices if columns is None else tf.nest.map_structure(lambda each: tf.gather(each, indices), columns)
-
+        self._order = EpochOrder(r8)
         options = tf.data.Options()
         # Optimizing two stages anew each epoch costs more than it saves.
         options.experimental_optimization.apply_default_optimizations = False
-        self.dataset = tf.data.Dataset.range(most_batches).map(batch).with_options(options)
+        numbers = tf.data.Dataset.range(r8.steps_per_epoch)
+        self.dataset = numbers.map(lambda number: self._order.rows(columns, number)).with_options(options)
 
     def batches(self, tickets: Sequence[Ticket], *, prefetch: int) -> Any:
         """The ``tf.data.Dataset`` of these batches, in order.
@@ -48,13 +40,60 @@ class Pipeline:
             tickets: At most those of a whole epoch.
             prefetch: Batches to gather ahead, >= 0; -1 lets TensorFlow choose.
         """
-        rows, counts = np.zeros(self._rows.shape, np.int64), np.zeros(self._counts.shape, np.int64)
-        for number, ticket in enumerate(tickets):
-            counts[number] = len(ticket.indices)
-            rows[number, : counts[number]] = ticket.indices
-        self._rows.assign(rows)
-        self._counts.assign(counts)
+        self._order.set(tickets)
         return self.dataset.take(len(tickets)).prefetch(prefetch)
+
+
+class EpochOrder:
+    """The samples of an epoch, batch by batch, in variables, so that a pipeline that reads them is built once.
+
+    Args:
+        r8: The scheduler, which sets the number and the size of an epoch's batches.
+
+    Attributes:
+        counts: int64[K], samples in each batch; 0 after the last one.
+        steps: int64[K], the step of each batch.
+        seed: int64, that of the run.
+    """
+
+    def __init__(self, r8: R8Scheduler) -> None:
+        import tensorflow as tf
+
+        most_batches, batch_size = r8.steps_per_epoch, min(r8.table.batch_size, r8.table.num_samples)
+        with tf.device("CPU"):
+            self._indices = tf.Variable(tf.zeros((most_batches, batch_size), tf.int64), trainable=False)
+            self.counts = tf.Variable(tf.zeros((most_batches,), tf.int64), trainable=False)
+            self.steps = tf.Variable(tf.zeros((most_batches,), tf.int64), trainable=False)
+            self.seed = tf.Variable(r8.seed % 2**63, trainable=False, dtype=tf.int64)
+        self._r8 = r8
+
+    def set(self, tickets: Sequence[Ticket]) -> None:
+        """Note the batches, at most those of a whole epoch."""
+        indices, counts = np.zeros(self._indices.shape, np.int64), np.zeros(self.counts.shape, np.int64)
+        steps = np.zeros_like(counts)
+        for number, ticket in enumerate(tickets):
+            counts[number], steps[number] = len(ticket.indices), ticket.step
+            indices[number, : counts[number]] = ticket.indices
+        self._indices.assign(indices)
+        self.counts.assign(counts)
+        self.steps.assign(steps)
+        # A resumed run has that of the saved one.
+        self.seed.assign(self._r8.seed % 2**63)
+
+    def rows(self, columns: Any, number: Any) -> Any:
+        """The rows of a batch, by its number; the indices where ``columns`` is None."""
+        import tensorflow as tf
+
+        indices = self._indices[number][: self.counts[number]]
+        return indices if columns is None else tf.nest.map_structure(lambda each: tf.gather(each, indices), columns)
+
+
+def refuse_weights(r8: R8Scheduler) -> None:
+    """Raise ValueError if a policy weights samples, which batches alone cannot tell."""
+    if r8.policy.selects:
+        raise ValueError(
+            f"policy must not weight samples here, got {r8.policy!r}; use R8Dataset(x, y, r8), or draw() and report()."
+        )
 
 
 def is_in_memory(column: Any) -> bool:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_tree import is_own_kind
 from ..sampling.random_generators import set_torch_state, torch_state
+from .devices import num_devices, scope_of
 
-_FILE_KINDS = "model", "optimizer", "rate", "random"
+_FILE_KINDS = "model", "optimizer", "rate", "random", "devices"
 
 
 class ModelState:
@@ -25,6 +26,9 @@ class ModelState:
         optimizer: Its optimizer; by default the one it was compiled with.
         others: Further optimizers, of a model with a ``train_step`` of its own; they may be built by their first step.
         keeps_rates: Whether the rates are the user's own: they stay as damage is healed, and come back on resume.
+
+    Attributes:
+        num_saved_devices: Devices of the saved run that is continued; None without.
 
     Raises:
         ValueError: there is no optimizer.
@@ -43,9 +47,11 @@ class ModelState:
         if not (model.built or model.trainable_variables):
             raise RuntimeError(f"model must be built, got {model!r} without variables; give it an Input.")
         if not (optimizer.built or others):
-            optimizer.build(model.trainable_variables)
+            with scope_of(model):
+                optimizer.build(model.trainable_variables)
         self._model, self._optimizers, self._keeps_rates = model, [optimizer, *others], keeps_rates
         self._random: list[NDArray[Any]] = []
+        self.num_saved_devices: int | None = None
 
     def _variables(self) -> dict[str, list[Any]]:
         model = self._model
@@ -68,7 +74,8 @@ class ModelState:
         """Copies of all variables, under "model" and "optimizer"; `R8Scheduler` calls it for backups."""
         state = {kind: [as_numpy(each).copy() for each in variables] for kind, variables in self._variables().items()}
         # Layers of Keras on torch draw from torch's own generators, which are no variables.
-        return {**state, "rate": [as_numpy(each).copy() for each in self._rates()], "random": _random_state()}
+        rates, devices = [as_numpy(each).copy() for each in self._rates()], [np.array(num_devices(self._model))]
+        return {**state, "rate": rates, "random": _random_state(), "devices": devices}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write what `read` returned to a file in numpy's npz format, without pickled objects.
@@ -111,6 +118,8 @@ class ModelState:
         random = state["random"]
         _set_random_state(random)
         self._random = [] if from_ram else random
+        if is_resume:
+            self.num_saved_devices = next(map(int, state.get("devices", [])), None)
 
     @property
     def has_random(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from .devices import scope_of
 from .live_values import LiveValues
 
 try:
@@ -42,9 +42,8 @@ class StepLosses:
         self._model = model
         self._heard = threading.local()
         self._num_written = 0
-        strategy = getattr(model, "distribute_strategy", None)
         self._is_jax = keras.backend.backend() == "jax"
-        with contextlib.nullcontext() if strategy is None else strategy.scope():
+        with scope_of(model):
             self._memory = _Ring(capacity)
         self._replace(model)
         # A step traced before knows nothing of the variable.
@@ -65,7 +64,7 @@ class StepLosses:
 
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
-        self.live.forget()
+        self.live.search_again()
         self._num_written = int(self.live.read(self.memory)[-1])
 
     def read(self, logs: Mapping[str, Any] | None) -> list[float]:

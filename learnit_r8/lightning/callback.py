@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from ..schedules.budget import has_budget
 from ..schedules.schedule import OPEN_MODES
@@ -43,7 +44,7 @@ LOGS = ("log", "log_dict")
 
 
 def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Stands for them while a batch runs again."""
+    """Do nothing; takes the place of ``log`` and ``log_dict`` while a batch runs again."""
 
 
 class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
@@ -178,6 +179,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Raise ValueError unless the training is on the loader, and as long as it was thought to be."""
         if isinstance(self._loader, OwnBatches):
+            self._loader.expect_epochs_of(trainer.num_training_batches)
             return
         given = trainer.fit_loop._combined_loader.flattened
         others = [each for each in given if isinstance(each, R8Loader) and each is not self._loader]
@@ -311,7 +313,16 @@ def _others(trainer: Any) -> dict[str, Any]:
         average = getattr(callback, "_average_model", None)
         if isinstance(average, torch.nn.Module):
             found[f"average {number}"] = average
+        if isinstance(callback, StochasticWeightAveraging):
+            # What the next average is weighted by; changed in place.
+            get, put = functools.partial(_num_averaged, callback), functools.partial(setattr, callback, "n_averaged")
+            found[f"averaged {number}"] = (get, put, "heal")
     return found
+
+
+def _num_averaged(callback: Any) -> Any:
+    count = callback.n_averaged
+    return None if count is None else count.clone()
 
 
 def _check(trainer: Any, loader: R8Loader | OwnBatches, saved: dict[str, Any]) -> None:
@@ -326,6 +337,12 @@ def _check(trainer: Any, loader: R8Loader | OwnBatches, saved: dict[str, Any]) -
             f"configure_optimizers() must return {least} for R8Callback, got {len(trainer.optimizers)}"
             f"{'; keep your own loaders, with R8Callback() alone' if trainer.optimizers else ''}."
         )
+    for callback in trainer.callbacks:
+        if isinstance(callback, StochasticWeightAveraging) and not loader.keeps_rates:
+            raise ValueError(
+                "StochasticWeightAveraging must be left out where R8Scheduler sets the rate, as it sets one of its "
+                f"own, got {callback!r}; give scheduler_mode='keep', or use EMAWeightAveraging."
+            )
     schedulers = [type(each.scheduler).__name__ for each in trainer.lr_scheduler_configs]
     if schedulers and not loader.keeps_rates:
         raise ValueError(

@@ -115,6 +115,7 @@ class R8Loader:
         """
         size, given = self.global_batch_size, self.batch_size * _num_processes()
         self.adapter = attach(module, optimizer, self.dataset, batch_size=size, **settings)
+        self.adapter.scheduler.pace.is_counted = True
         if size != given:
             self.scheduler.host.say_once("batch size", OTHER_SIZE.format(size, given), is_warning=False)
         self._batches = self.adapter.loader(**self._of_loader)

@@ -110,6 +110,12 @@ class OwnBatches:
             raise TypeError(NO_LOSS.format(outputs))
         return torch.stack([each.mean().float() for each in manual]).sum()
 
+    def expect_epochs_of(self, num_batches: float) -> None:
+        """Note how many batches an epoch has, now that Lightning has made the loaders; infinite if it does not know."""
+        feed = None if self.adapter is None else self.adapter.scheduler.host.feed
+        if feed is not None and 0 < num_batches < float("inf"):
+            feed.expect_epochs_of(int(num_batches))
+
     def whole_state(self) -> dict[str, Any]:
         """The scheduler's state, with that of the random generators in it."""
         if self.adapter is None:

@@ -110,7 +110,7 @@ class CsvFile(_File):
 
 
 def _cell(name: str) -> str:
-    """A name that a spreadsheet takes for no formula."""
+    """Return a name in a form that no spreadsheet takes for a formula."""
     return "'" + name if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 

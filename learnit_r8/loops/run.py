@@ -73,7 +73,7 @@ def loop(
 
 
 def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: StopRule, *, owns_batches: bool) -> None:
-    """Run a loop to its end, and call the callbacks of the end in any case."""
+    """Run a loop to its end; the callbacks for the end are called even if it raises."""
     token = _depth.set(_depth.get() + 1)
     try:
         here.call(plan.start)
@@ -115,7 +115,7 @@ def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], wat
 
 
 def _end(here: LoopState, batches: Any, plan: Tasks, watch: StopRule) -> None:
-    """Call the callbacks of the end; the logs of a step that was not finished are lost."""
+    """Call the callbacks for the end; the logs of an unfinished step are dropped."""
     here.logs.clear()
     here.elapsed = here.elapsed._replace(time=max(here.elapsed.time, watch.seconds()))
     endings: list[Any] = [functools.partial(here.call, (call,)) for call in plan.end]

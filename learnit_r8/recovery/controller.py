@@ -81,7 +81,7 @@ class RecoveryController:
         limit: Holds the learning rate down.
         experiment: The experiment under way.
         witnesses: The witnesses of backups and checkpoints.
-        is_early: Whether `is_far` must be asked.
+        is_early: Whether `is_suspicious` must be asked.
         is_look_due: Whether to call `look_back` before the next batch is drawn.
         is_quiet: Whether a good loss changes nothing that listeners hear of.
         steady_left: Batches of low-loss samples still to draw.
@@ -165,8 +165,12 @@ class RecoveryController:
 
     # Good losses.
 
+    def is_suspicious(self, loss: float) -> bool:
+        """Whether one of the first losses is worth a probe, though the guard has accepted it."""
+        return self._first_steps.suspicion(loss) > 1
+
     def is_far(self, loss: float) -> bool:
-        """Whether one of the first losses is too high to train on, though the guard has accepted it."""
+        """Whether one of the first losses is so high that its batch is left out."""
         return self._first_steps.suspicion(loss) > FAR
 
     @property
@@ -203,7 +207,7 @@ class RecoveryController:
             self._look(loss, is_calm=is_calm)
         if self.is_early:
             self._first_steps.note(ticket, loss)
-            self.is_look_due = self.is_look_due or self._first_steps.is_look_due
+            self.is_look_due = self.is_look_due or self._first_steps.is_measuring
 
     def _note_good(self, scheduled_lr: float) -> None:
         """Draw the conclusions from a good loss after others were refused."""
@@ -238,7 +242,7 @@ class RecoveryController:
             self.is_early = False
 
     def look_back(self, *, step: int, lr: float) -> None:
-        """In the first steps: see whether a loss was high, and whether progress was lost or never came.
+        """In the first steps: see whether progress was lost, or there is none, as the rate may be too high.
 
         Args:
             step: Steps reported.
@@ -248,13 +252,9 @@ class RecoveryController:
             RestoreError: the load callback raised for every state there is.
         """
         self.is_look_due = False
-        suspected = self._first_steps.take_suspected()
         if self.experiment.is_open:
             return
         self._begin_call(step, lr)
-        if suspected is not None:
-            self._begin(Alarm.EARLY, suspected)
-            return
         first_steps, level = self._first_steps, self._lineage.progress.level
         if first_steps.is_on_trial:
             first_steps.end_trial(level)
@@ -322,6 +322,24 @@ class RecoveryController:
         self._check_broken(step)
         self._check_end(loss, ticket.lr * unit, step)
         return Answer(False, self._live.put_step)
+
+    def suspected(self, loss: float, *, step: int, lr: float) -> int | None:
+        """Look into one of the first losses, whose batch comes again; returns what `Answer.put_to` says.
+
+        Args:
+            loss: The mean loss.
+            step: Steps reported.
+            lr: The scheduled learning rate.
+
+        Raises:
+            RestoreError: the load callback raised for every state there is.
+        """
+        self._begin_call(step, lr)
+        progress = self._lineage.progress
+        progress.reported.append(loss)
+        self.experiment.is_extra = True
+        self._begin(Alarm.EARLY, progress.rise(1))
+        return self._live.put_step
 
     def _is_worth_looking(self, alarm: Alarm) -> bool:
         """Whether a refusal calls for more than leaving out its batch."""

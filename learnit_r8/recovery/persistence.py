@@ -98,8 +98,9 @@ class Persistence:
         self._announcer = announcer
         self.is_restoring = False
         self.config = config = config or RunConfig({})
+        self._is_usual = backup_every is None
         if backup_every is None:
-            backup_every = every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
+            backup_every = _usual_interval(steps_per_epoch)
         backup, agreement = backup or RamBackup(), agreement or Agreement()
         self.agreement = agreement
         self.backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, agreement)
@@ -136,7 +137,7 @@ class Persistence:
         if self.saver is None:
             return False
         # The checkpoint being written may be the only one.
-        self.saver.settle()
+        self.saver.wait()
         return bool(self.saver.store.own_states())
 
     @property
@@ -175,6 +176,7 @@ class Persistence:
             callbacks.examine, callbacks.in_hand,
         )  # fmt: skip
         if backup_every is not None:
+            self._is_usual = False
             self.backup_timer.when = as_trigger("backup_every", backup_every)
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
@@ -259,6 +261,12 @@ class Persistence:
         if self.saver:
             self.saver.count_from(step)
 
+    def expect_epochs_of(self, steps: int) -> None:
+        """Take backups as often as epochs of so many steps ask for, unless the user has said how often."""
+        if self._is_usual:
+            self.backup_timer.when = _usual_interval(steps)
+            self.wake()
+
     def look_at_weights(self) -> None:
         """Take a backup, which checks every number, as soon as the user's step is complete."""
         self.backup_timer.look_soon()
@@ -288,7 +296,7 @@ class Persistence:
             given = {"scheduler": state, "model": self.callbacks.model_state(newest and newest.state)}
             write_model = functools.partial(call_save, save, given)
         in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
-        write = self.store.begin(
+        write = self.store.start_write(
             state, write_model, self.config.values, then=self._tell_saved, in_background=in_background
         )
         return write if in_background else write.result()
@@ -324,7 +332,7 @@ class Persistence:
             RuntimeError: the load callback raised; nothing else was changed.
         """
         if self.saver is not None:
-            self.saver.settle()
+            self.saver.wait()
         self.model_loader.hand_over(checkpoint, self.callbacks.load)
         self.backup.clear()
         self.generations.put_back(checkpoint)
@@ -348,7 +356,7 @@ class Persistence:
             return None
         if self.saver is not None:
             # The checkpoint being written may be the one to go back to, or hold weights that are given up.
-            self.saver.settle()
+            self.saver.wait()
         return Restorer(
             functools.partial(self._load, load),
             backup=self.backup,
@@ -395,3 +403,7 @@ class Persistence:
                 return backup.step
         restorer.raise_failures()
         return None
+
+
+def _usual_interval(steps_per_epoch: int) -> Condition:
+    return every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))

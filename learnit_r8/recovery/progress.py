@@ -26,6 +26,9 @@ LEVEL_SPREADS = 0.5
 LOST = 0.33
 """Share of the best progress whose loss is looked into."""
 
+NOTED_EVERY = 4
+"""Updates of which one loss is kept among the first ones."""
+
 FIRST = 8
 """First losses from which the level of the start is computed."""
 
@@ -61,8 +64,14 @@ class Progress:
         progress.start, progress.first = before.start, list(before.first)
         return progress
 
-    def went_back(self, losses: Sequence[float]) -> None:
-        """Take the losses from before a backup for the last ones, as the model was restored."""
+    def went_back(self, losses: Sequence[float], updates: int) -> None:
+        """Take the losses from before a backup for the last ones, as the model was restored.
+
+        Args:
+            losses: Those.
+            updates: Updates of the backup: the first losses after it were those of damaged weights.
+        """
+        del self.first[updates // NOTED_EVERY :]
         self.recent = deque(losses, maxlen=128)
         self.reported = deque(losses[-16:], maxlen=64)
 
@@ -79,7 +88,7 @@ class Progress:
         self._wait_until, self._look_wait = updates + self._gap, LOOK_EVERY * self._gap
 
     def note_first(self, loss: float, record: float) -> None:
-        """Take one of the first losses."""
+        """Take one of the first losses; called once in `NOTED_EVERY` updates."""
         if len(self.first) < EARLY_UPDATES:
             self.first.append(loss)
         if self.start != self.start and len(self.recent) >= FIRST:

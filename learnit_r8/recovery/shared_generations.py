@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ class SharedGenerations:
             raise ValueError(f"backup_dir must be a folder in memory, False or None, got {backup_dir!r}.")
         if is_given and checkpoint_dir is None:
             raise ValueError(f"backup_dir needs a checkpoint_dir or a save_callback, got only {backup_dir!r}.")
+        if _is_of_jax_distributed():
+            # Its processes have no number before they have met, and would overwrite each other's.
+            if is_given:
+                raise ValueError(
+                    f"backup_dir must be None or False with several processes of jax.distributed, got {backup_dir!r}."
+                )
+            return cls(None, backup, config, announcer, agreement)
         # Whoever names a folder in the environment that is not there has not asked for silence.
         is_asked = is_given or (bool(os.environ.get("R8_BACKUPS")) and not default_base().is_dir())
         is_on = is_given or (
@@ -91,7 +99,7 @@ class SharedGenerations:
         kept, proved = {each.step for each in self._backup.backups}, self._backup.proved
         try:
             self._backup.lend(newest.state)
-            self._backups.begin(newest.state, content, step=step, kept=kept, proved=proved, done=done)
+            self._backups.start_write(newest.state, content, step=step, kept=kept, proved=proved, done=done)
         except BaseException:
             if not self._backups.is_writing:
                 done()
@@ -145,6 +153,11 @@ class SharedGenerations:
             for proved in sorted(self._proved, key=lambda one: one.step):
                 self._backup.add(Backup(proved.step, proved.step, proved.draws, proved.state, is_proven=True))
         self._proved = []
+
+
+def _is_of_jax_distributed() -> bool:
+    distributed: Any = getattr(sys.modules.get("jax"), "distributed", None)
+    return distributed is not None and hasattr(distributed, "is_initialized") and bool(distributed.is_initialized())
 
 
 def _say(announcer: Announcer, is_asked: bool, text: str) -> None:

@@ -57,6 +57,8 @@ def write_report(
         OSError: the file cannot be written, or is a link.
         TypeError, ValueError: a picture is none of these; then nothing is written.
     """
+    if not isinstance(run_dir, (str, os.PathLike)):
+        raise TypeError(f"run_dir must be a run folder, such as r8.run_dir, got {run_dir!r}.")
     path = Path(out)
     compared = None if other is None else report_data(other)
     text = page(report_data(run_dir, precision), Look(thumbnail, describe), compared)

@@ -62,7 +62,7 @@ def overview_tables(data: ReportData) -> Iterator[Panel]:
 
 
 def _calibration(data: ReportData) -> Panel:
-    """Reliability at the end, and over the kept epochs."""
+    """Return the reliability diagram of the end, and calibration over the kept epochs."""
     title = "Calibration"
     if not data.calibrations:
         reason = "the losses are not the cross entropies of the predictions, so how sure the model was is unknown"

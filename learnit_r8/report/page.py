@@ -162,7 +162,7 @@ def _contents(sections: list[str]) -> str:
 
 
 def _pairs(panels: Sequence[str]) -> Iterator[str]:
-    """Panels of half the width, two beside each other."""
+    """Lay out panels of half the width in pairs."""
     shown = [panel for panel in panels if panel]
     for start in range(0, len(shown), 2):
         yield f'<div class="pair">{"".join(shown[start : start + 2])}</div>'

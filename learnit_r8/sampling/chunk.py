@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ..table.table import SampleTable
 
 
-OPEN, REPORTED, SETTLED, WAITING, OUT_AGAIN = range(5)
-"""States of a batch. OPEN: not drawn, or drawn and not reported. REPORTED: not in the table yet. SETTLED: in the table,
+OPEN, REPORTED, CLOSED, WAITING, OUT_AGAIN = range(5)
+"""States of a batch. OPEN: not drawn, or drawn and not reported. REPORTED: not in the table yet. CLOSED: in the table,
 refused or given up. WAITING: abandoned once, to be drawn again. OUT_AGAIN: drawn for the second time."""
 
 QUARTERS = 4
@@ -84,7 +84,10 @@ class Chunk:
         trends: For each REPORTED batch, what `LossLearner.observe` returned for it.
         drawn: Batches drawn so far.
         planned: As given.
+        is_extra: Whether its batch takes no step of the run.
     """
+
+    is_extra = False
 
     def __init__(
         self,
@@ -160,19 +163,19 @@ class Chunk:
         first = self._start_of(slot)
         return () if self.planned is None else self.planned.shares(first, min(first + count, len(self.members)))
 
-    def settle(self, slot: int) -> None:
+    def close(self, slot: int) -> None:
         """Close a batch that was drawn and will not be learned from."""
-        self.states[slot] = SETTLED
+        self.states[slot] = CLOSED
 
     @property
-    def is_settled(self) -> bool:
-        """Whether every batch is reported or settled."""
-        return self.states.count(REPORTED) + self.states.count(SETTLED) == len(self.states)
+    def is_closed(self) -> bool:
+        """Whether every batch is reported or closed."""
+        return self.states.count(REPORTED) + self.states.count(CLOSED) == len(self.states)
 
     def drop_undrawn(self) -> None:
         """Close the batches that were not drawn."""
         for slot in range(self.drawn, len(self.states)):
-            self.settle(slot)
+            self.close(slot)
         self.drawn = len(self.states)
 
     def batches_out(self) -> list[Batch]:
@@ -183,9 +186,9 @@ class Chunk:
         """Read the records again in `learn`, as they may change before."""
         self._records = None
 
-    def give_up(self) -> None:
+    def close_all(self) -> None:
         """Close every batch, so that no more can be reported."""
-        self.states[:] = bytes([SETTLED]) * len(self.states)
+        self.states[:] = bytes([CLOSED]) * len(self.states)
 
     def learn(self) -> None:
         """Let the table learn all reports that it has not learned yet."""
@@ -210,7 +213,7 @@ class Chunk:
             trends,
             records,
             predictions=self._predictions(places.tolist()) if self.predictions else None,
-            done=lambda: states.__setitem__(places, SETTLED),
+            done=lambda: states.__setitem__(places, CLOSED),
         )
         self.predictions.clear()
 
@@ -255,7 +258,7 @@ class Chunk:
             "typical": self.typical,
             "pass_number": self.pass_number,
             "sweep": self.sweep,
-            "states": np.where(states == REPORTED, np.uint8(SETTLED), states),
+            "states": np.where(states == REPORTED, np.uint8(CLOSED), states),
             "drawn": self.drawn,
             "rates": np.array(self.rates),
         }

@@ -6,6 +6,7 @@ each report at once (``tests/sampling/test_held_reports.py``).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ from ..policies.radix import order_of
 from ..table.labels.predictions import joined
 from ..table.losses import EXACT, WHOLE_BATCH
 from ..table.names import Members
-from .chunk import OPEN, REPORTED, SETTLED
+from .chunk import CLOSED, OPEN, REPORTED
 
 if TYPE_CHECKING:
     from ..table.table import SampleTable
@@ -47,9 +48,9 @@ class HeldReports:
 
     def __init__(self, table: SampleTable) -> None:
         self._table = table
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop them all."""
         self._held: list[_Held] = []
         self.num_samples = 0
@@ -65,16 +66,35 @@ class HeldReports:
         if not self._held:
             return
         reported = [each for each in self._held if each.states[0] == REPORTED]
-        if reported:
+        if reported and not self._has_learned_plain(reported):
             kind = self._table.storage.part_size
             for some in rounds([part for each in reported if (part := Part.of(each, kind)) is not None]):
                 self._learn(some, is_exact=kind == EXACT)
-            for each in reported:
-                # Those from which nothing could be learned, too.
-                each.states[0] = SETTLED
+        # Those from which nothing could be learned, too.
+        _close(reported)
         # Last: if this is interrupted, those not learned are learned the next time.
         self._held = [each for each in self._held if each.states[0] == OPEN]
         self.num_samples = sum(len(each.members.indices) for each in self._held)
+
+    def _has_learned_plain(self, reported: list[_Held]) -> bool:
+        """Learn from batches as nearly all are: a loss for each sample, none of which comes again. False if not."""
+        if self._table.storage.part_size != EXACT:
+            return False
+        indices, means, trends, counts = [], [], [], []
+        for (places, several), _, (losses,), (trend,), predictions in reported:
+            if several is not None or predictions or type(losses) is not np.ndarray:
+                return False
+            indices.append(places)
+            means.append(losses)
+            trends.append(trend)
+            counts.append(len(places))
+        joined = np.concatenate(indices)
+        ordered = joined.take(order_of(joined))
+        if not len(joined) or ordered[0] < 0 or not (ordered[1:] != ordered[:-1]).all():
+            return False
+        done = functools.partial(_close, reported)
+        self._table.learner.learn(joined, np.concatenate(means), None, np.repeat(trends, counts), done=done)
+        return True
 
     def _learn(self, parts: list[Part], *, is_exact: bool) -> None:
         """Learn from parts of batches that share no sample."""
@@ -87,9 +107,14 @@ class HeldReports:
         def done() -> None:
             for each in parts:
                 if each.is_last:
-                    each.states[0] = SETTLED
+                    each.states[0] = CLOSED
 
         self._table.learner.learn(indices, means, sizes, trend, predictions=_predictions(parts), done=done)
+
+
+def _close(held: list[_Held]) -> None:
+    for each in held:
+        each.states[0] = CLOSED
 
 
 class Part(NamedTuple):

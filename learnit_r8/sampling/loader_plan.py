@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..table.losses import WHOLE_BATCH, Reading, read_mean, read_rows
 from ..table.names import Members
-from .chunk import REPORTED, SETTLED, Batch
+from .chunk import CLOSED, REPORTED, Batch
 from .held_reports import HeldReports
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class LoaderBatch:
     typical = math.nan
     sweep = 0
     weights = None
+    is_extra = False
 
     def __init__(
         self, table: SampleTable, pass_number: int, item: Any, size: Size, members: Members | None = None
@@ -91,9 +92,9 @@ class LoaderBatch:
             reading = read_rows(loss, len(indices if counts is None else counts), counts, kind)
         return reading if kind is None or kind == reading[2] else reading._replace(part_size=kind)
 
-    def settle(self, slot: int) -> None:
+    def close(self, slot: int) -> None:
         """Close it."""
-        self.states[slot] = SETTLED
+        self.states[slot] = CLOSED
 
     def witness_of(self, indices: NDArray[np.int64]) -> Any:
         """What `LoaderPlan.draw_again` takes: the item; None if it is not kept."""
@@ -157,18 +158,17 @@ class LoaderPlan:
         """Samples in the batches so far, which are those of ``steps`` steps."""
         return self.num_samples
 
-    def take(self, item: Any, size: Size, pass_number: int, *, is_kept: bool, members: Members | None = None) -> Batch:
+    def take(self, item: Any, size: Size, pass_number: int, *, members: Members | None = None) -> Batch:
         """Take a batch that the loader has given.
 
         Args:
-            item: What it gave.
+            item: What is kept of it as long as a backup may want it; None for nothing.
             size: Its size.
             pass_number: The pass.
-            is_kept: Whether the item is kept as long as a backup may want it.
             members: Its samples, or None.
         """
         self.num_samples += size.samples
-        batch = LoaderBatch(self.table, pass_number, item if is_kept else None, size, members)
+        batch = LoaderBatch(self.table, pass_number, item, size, members)
         if members is None:
             return self._as_batch(batch)
         self._held.add(members, batch)
@@ -193,7 +193,7 @@ class LoaderPlan:
         """Keep the report of a batch, from which the table learns later."""
         chunk: Any = batch.chunk
         if chunk.members is None:
-            chunk.settle(0)
+            chunk.close(0)
             return
         chunk.reports[0], chunk.trends[0], chunk.states[0] = means, trend, REPORTED
         chunk.predictions[:] = [] if predictions is None else [predictions.rows]
@@ -201,16 +201,16 @@ class LoaderPlan:
             # Those of many batches would take too much memory.
             self.hand_over()
 
-    def settle(self, batch: Batch) -> None:
+    def close(self, batch: Batch) -> None:
         """Close a batch without learning from it; what came before is learned, as its samples may be suspected."""
-        batch.chunk.settle(batch.slot)
+        batch.chunk.close(batch.slot)
         self.hand_over()
 
     def abandon(self, batch: Batch) -> bool:
         """Close a batch that will not be reported; it does not come again, so returns False."""
         self.abandoned += 1
         self.num_samples -= batch.chunk.size.samples  # type: ignore[attr-defined]
-        self.settle(batch)
+        self.close(batch)
         return False
 
     def check_again(self) -> None:
@@ -233,7 +233,7 @@ class LoaderPlan:
         """Load what `position` returned."""
         self.num_samples, self.taken, self.abandoned = state["samples"], state["taken"], state["abandoned"]
         self.left_out = state["left_out"]
-        self._held.forget()
+        self._held.clear()
 
 
 _NOBODY = np.full(4096, -1)

@@ -2,7 +2,7 @@
 
 An epoch is one pass over the data in a random order that is never stored as a whole. A chunk of about 25,000 samples
 is taken from it, its records are gathered once and arranged into batches, and its reports are written to the table at
-once when its last batch is settled. As the samples of a pass are distinct, this equals learning from every report at
+once when its last batch is closed. As the samples of a pass are distinct, this equals learning from every report at
 once (``tests/sampling/test_plan.py``), and drawing or reporting a batch needs no numpy arithmetic. Cost:
 ``benchmarks/overhead.py``.
 """
@@ -84,7 +84,7 @@ class Plan:
         table.learner.hold_back(self)
 
     def _reset(self) -> None:
-        """Go to the start, before the first pass."""
+        """Return to the state before the first pass."""
         self._context = Context(0.0, -1, self.table.batch_size, float("nan"))
         self.chunk, self.limit = self._no_chunk, 0
         self._open: list[Chunk] = []
@@ -150,7 +150,7 @@ class Plan:
         if self.pass_number >= 0:
             self.displaced += self.steps_per_pass - self._drawn_before
         for batch in self._waiting:
-            self.settle(batch)
+            self.close(batch)
         self._waiting.clear()
         self._drawn_before = 0
         self._planner.start_sweep()
@@ -226,13 +226,13 @@ class Plan:
         self._drawn_before += self.chunk.drawn
         self.chunk.drop_undrawn()
         self.chunk, self.limit = self._no_chunk, 0
-        self._close_settled()
+        self._drop_closed()
 
     def draw_outside(self, policy: Policy) -> Batch | None:
         """Draw a batch from a random part of the data, outside the pass; None if the policy selects too few samples."""
         if self.returned:
             return self._drawn_again(self.returned.popleft())
-        self._close_settled()
+        self._drop_closed()
         self.hand_over()
         chunk = self._planner.chunk_outside(policy, self._context)
         if chunk is None:
@@ -243,7 +243,7 @@ class Plan:
 
     def draw_again(self, indices: NDArray[np.int64]) -> Batch:
         """Draw a batch of these samples, int64[M] and distinct, outside the pass."""
-        self._close_settled()
+        self._drop_closed()
         self.hand_over()
         chunk = self._planner.chunk_of(indices, self._context)
         chunk.drawn = 1
@@ -281,28 +281,31 @@ class Plan:
             # Many places of a whole chunk would take too much memory.
             chunk.learn()
 
-    def settle(self, batch: Batch) -> None:
+    def close(self, batch: Batch) -> None:
         """Close a drawn batch without learning from it."""
-        batch.chunk.settle(batch.slot)
+        batch.chunk.close(batch.slot)
 
     def hand_back(self, batch: Batch) -> None:
         """Take back a drawn batch, which is then drawn next."""
         self.returned.appendleft(batch)
 
     def abandon(self, batch: Batch) -> bool:
-        """Take back a batch that will not be reported.
+        """Take back a batch that will not be reported; returns what `put_back` does."""
+        self.abandoned += 1
+        return self.put_back(batch)
+
+    def put_back(self, batch: Batch) -> bool:
+        """Take back a batch to be drawn once more at the end of the pass, so that its step is free again.
 
         Returns:
-            Whether it is drawn once more at the end of the pass, so that its step is free again: only a batch of the
-            current pass, and only the first time.
+            Whether it is: only a batch of the current pass, and only the first time. Else it is settled.
         """
-        self.abandoned += 1
         chunk, slot, _ = batch
         if chunk.states[slot] == OPEN and chunk.pass_number == self.pass_number:
             chunk.states[slot] = WAITING
             self._waiting.append(batch)
             return True
-        self.settle(batch)
+        self.close(batch)
         return False
 
     def forget_outside(self) -> None:
@@ -322,8 +325,8 @@ class Plan:
         for chunk in self._open:
             chunk.learn()
 
-    def _close_settled(self) -> None:
-        for chunk in [chunk for chunk in self._open if chunk.is_settled and chunk is not self.chunk]:
+    def _drop_closed(self) -> None:
+        for chunk in [chunk for chunk in self._open if chunk.is_closed and chunk is not self.chunk]:
             chunk.learn()
             self._open.remove(chunk)
 
@@ -352,7 +355,7 @@ class Plan:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; the table must be loaded first."""
         for chunk in self._open:
-            chunk.give_up()
+            chunk.close_all()
         self._reset()
         progress, number, batch_size, untrained_loss, outlook = state["context"]
         known = from_plain(outlook)

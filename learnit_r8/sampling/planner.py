@@ -191,7 +191,7 @@ class Planner:
         return draft.select(part) if policy.selects else (part, None)
 
     def _filled_up(self, left_over: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The samples left over from a sweep, followed by those of the next, least used first."""
+        """Return the samples left over from a sweep, followed by those of the next sweep, least used first."""
         part = part[~holds(left_over[order_of(left_over)], part)]
         if not len(part):
             return left_over

@@ -114,7 +114,7 @@ def cool_down_budget(
 
 
 def _counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_epoch: int) -> Span:
-    """The span in steps, seconds, or as a wall time."""
+    """Convert a span to steps, to seconds, or to a wall time."""
     if span.unit == "epochs":
         if steps_per_epoch == sys.maxsize:
             raise ValueError(

@@ -58,7 +58,7 @@ class DrawnEpochs:
 
         def load(source: Any, *, from_ram: bool = False) -> None:
             state.load(source, from_ram=from_ram)
-            rates.forget()
+            rates.expect_any()
 
         is_on_device = any(each.is_cuda for each in task.model.parameters())
         callbacks = Callbacks(state.save, load, state.read, generators=Generators(random_state, set_random_state))

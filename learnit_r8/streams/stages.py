@@ -140,7 +140,7 @@ def _tap_when(fn: Callable[[Any], object], trigger: Condition) -> Stage:
 
 
 def _new_samples(event: Any, last: Elapsed | None) -> int:
-    """Samples since the question before, for an event that counts them under "samples"."""
+    """Return the samples since the last call, for an event that counts them under "samples"."""
     so_far = last.samples if last is not None else 0
     return int(event.get("samples", so_far)) - so_far if isinstance(event, Mapping) else 0
 

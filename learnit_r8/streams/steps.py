@@ -114,7 +114,7 @@ class _Stepper:
 
 
 def _split(result: Any) -> tuple[Any, Predictions | None]:
-    """What a step returned without the predictions at its end, and those."""
+    """Split what a step returned into the predictions at its end and all before them."""
     from ..table.labels.predictions import Predictions
 
     if not (isinstance(result, tuple) and len(result) > 1 and isinstance(result[-1], Predictions)):

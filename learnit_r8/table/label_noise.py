@@ -109,7 +109,7 @@ def _num_positive(evidence: Columns) -> int:
 
 
 def _part_of(columns: Columns, *fields: str) -> Fields:
-    """Some fields of the samples to which something is fitted: of all, or of some of many."""
+    """Return some fields of the samples that models are fitted to: all, or a part if there are many."""
     size = len(columns)
     return columns.read(*fields, where=None if size <= MOST_FITTED else spread(size, MOST_FITTED // 4))
 
@@ -157,7 +157,7 @@ def _by_humps(
 def _chosen(
     columns: Columns, fields: tuple[str, str], choose: Callable[..., NDArray[np.bool_]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """int64[K], the samples of all that ``choose`` takes by two of their fields, in order; and the first field."""
+    """Return int64[K], the samples that ``choose`` selects by two of their fields, in order, and their first field."""
     places, values = [], []
     for start, some in columns.blocks(*fields):
         chosen = np.flatnonzero(choose(*(some[field] for field in fields)))
@@ -167,7 +167,7 @@ def _chosen(
 
 
 def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: float) -> NDArray[np.int64]:
-    """The longest beginning of a list, by falling score, whose mean score is at least ``precision``."""
+    """Return the longest prefix of a list, sorted by falling score, whose mean score is at least ``precision``."""
     enough = np.flatnonzero(np.cumsum(score) >= precision * np.arange(1, len(score) + 1))
     return indices[: int(enough[-1]) + 1] if len(enough) else indices[:0]
 

@@ -143,7 +143,7 @@ def _way_to_shape(count: int, shape: tuple[int, ...]) -> str:
 
 
 def _read_float32(losses: NDArray[np.float32]) -> Reading:
-    """Read per-sample losses as adapters report them at each step, in as few operations as possible."""
+    """Read the losses of samples that adapters report at each step, in as few operations as possible."""
     values = losses.astype(np.float64)
     lowest = float(np.minimum.reduce(values))
     # Sums of float32 values cannot overflow float64. NaN and -inf, which may cause warnings, are left to _sum().

@@ -90,8 +90,8 @@ class Records:
         """Write some records back."""
         self._words[indices] = _words_of(records)
 
-    def settled(self, where: Where) -> Where:
-        """The same places, where it is a slice within the records that there are now: more may be added meanwhile."""
+    def clip(self, where: Where) -> Where:
+        """Return the same places; of a slice those of the records that there are now: more may be added meanwhile."""
         return slice(*where.indices(len(self))) if isinstance(where, slice) else where
 
     def slices(self, lock: Lock | None = None, where: Where = ALL) -> Iterator[Slice]:
@@ -105,7 +105,7 @@ class Records:
             The positions of the slice among those passed over, and RECORD[<= 65536]: a view if ``where`` is a slice.
         """
         lock = nullcontext() if lock is None else lock
-        where = self.settled(where)
+        where = self.clip(where)
         begin, count = where.start if isinstance(where, slice) else 0, count_of(where)
         for start in range(0, count, SLICE):
             place = slice(start, min(start + SLICE, count))
@@ -126,7 +126,7 @@ class Records:
             lock: See `slices`.
             where: See `slices`.
         """
-        where, dtype = self.settled(where), self._all.dtype
+        where, dtype = self.clip(where), self._all.dtype
         size = count_of(where)
         found = {name: np.empty(size, dtype[name]) for name in fields or dtype.names or ()}
         for place, records in self.slices(lock, where):
@@ -142,7 +142,7 @@ def _words_of(records: NDArray[Any]) -> NDArray[Any]:
 
 
 def count_of(where: Where) -> int:
-    """Number of places in a slice that is `Records.settled`, or in int64[M]."""
+    """Number of places in a slice that `Records.clip` returned, or in int64[M]."""
     return max(0, where.stop - where.start) if isinstance(where, slice) else len(where)
 
 

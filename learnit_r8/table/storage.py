@@ -182,7 +182,7 @@ class SampleStorage:
             where: The samples to read: a slice without a step, or int64[M].
         """
         records = self.records
-        where = records.settled(where)
+        where = records.clip(where)
         found = {name: np.empty(count_of(where), records.whole.dtype[name]) for name in fields}
         for place, some in records.slices(self.lock, where):
             for name, values in found.items():

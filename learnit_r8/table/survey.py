@@ -85,7 +85,7 @@ class Surveyor:
         self._where = ALL if self._chosen is None else self._chosen
 
     def _follow_growth(self) -> None:
-        """Read the samples that have come since, too; of a random part others, once there are twice as many."""
+        """Include the samples that were added since; a random part is drawn anew once there are twice as many."""
         now, is_part = self._table.num_samples, self._chosen is not None
         if now < 2 * self._num_samples if is_part else now == self._num_samples:
             return

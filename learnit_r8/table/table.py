@@ -12,6 +12,7 @@ from .._validation import is_number, whole_number
 from .figures import html_table, top_of
 from .label_noise import find_suspects, labels_of_all, rank
 from .labels.columns import Columns, spread
+from .labels.combined import combine
 from .labels.frame import columns_of, make_frame
 from .labels.overview import Overview
 from .labels.suspects import Ranking, Suspects
@@ -213,7 +214,7 @@ class SampleTable:
         known = self.read("loss", "usage_count", where=spread(self.num_samples, MOST_RANKED))
         return quartiles_of_some(known["loss"], known["usage_count"], self.num_seen)
 
-    def suspects(self, precision: float = 0.5) -> Suspects:
+    def suspects(self, precision: float = 0.5, *, runs: Sequence[Any] = ()) -> Suspects:
         """Samples that look mislabelled, most suspect first; only samples with at least 4 uses are judged.
 
         Without predictions, they are known only if the losses fall into two groups, as in networks that fit their
@@ -221,13 +222,19 @@ class SampleTable:
 
         Args:
             precision: Least share of the list to be wrong, as estimated, in (0, 1): the higher, the shorter the list.
+            runs: Schedulers, or their tables, of other trainings on the same samples, with other seeds; their
+                predictions are combined with those of this run.
 
         Raises:
-            ValueError: ``precision`` is outside its range.
+            ValueError: ``precision`` is outside its range; a run has other samples, or no predictions.
+            TypeError: a run is none.
         """
         if not (is_number(precision) and 0 < precision < 1):
             raise ValueError(f"precision must be in (0, 1), got {precision!r}.")
-        return suspects_in(self.storage, *self._columns(), precision)
+        known, evidence = self._columns()
+        if len(runs):
+            evidence = Columns.of(combine(self.read_evidence(), [_evidence_of(run) for run in runs]), "visits")
+        return suspects_in(self.storage, known, evidence, precision)
 
     def ranking(self, top: int = 100) -> Ranking:
         """The samples whose labels are most suspect, in order; not a verdict, as some are the most suspect anywhere.
@@ -278,6 +285,13 @@ class SampleTable:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; groups stay unchanged."""
         self.storage.load_state_dict(state)
+
+
+def _evidence_of(run: Any) -> dict[str, NDArray[Any]] | None:
+    table = getattr(run, "table", run)
+    if not isinstance(table, SampleTable):
+        raise TypeError(f"runs must be schedulers or their tables, got {run!r}.")
+    return table.read_evidence()
 
 
 def suspects_in(storage: SampleStorage, known: Any, evidence: Any = None, precision: float = 0.5) -> Suspects:

@@ -16,12 +16,12 @@ except ImportError as error:
         "learnit_r8.torch needs PyTorch, which could not be imported; pip install 'learnit-r8[torch]'."
     ) from error
 
+from .._adapters.ranks.channel import RanksDiffer as RanksDiffer
 from ..checkpoint.callbacks import RankLost as RankLost
 from .adapter import Adapter as Adapter
 from .attachment import attach as attach
 from .attachment import attach_loader as attach_loader
 from .distributed.ranks import Ranks as Ranks
-from .distributed.ranks import RanksDiffer as RanksDiffer
 from .distributed.shared_run import Share as Share
 from .distributed.shared_run import SharedRun as SharedRun
 from .distributed.together import Together as Together

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
 
 
+NO_STEP = (
+    "the optimizer that attach() got took no step in an epoch: if another one trains the model, its rate is not set "
+    "and its state not saved; attach that one, once it is made."
+)
+
 EPOCHS = "Loop over epochs: for epoch in adapter.epochs()."
 LOADER = "Loop over batches: for batch in adapter.loader()."
 
@@ -86,6 +91,10 @@ class Adapter:
             owner._others.append(self)
         batches.join(self._losses)
         self._has_loader = self._counts_epochs = False
+        # What accelerate wraps around an optimizer has no hooks of its own.
+        register = getattr(getattr(optimizer, "optimizer", optimizer), "register_step_post_hook", None)
+        self._has_stepped = register is None
+        self._first_step = None if register is None else register(self._note_step)
         if scheduler.keeps_rates:
             self._factor = RateFactor(scheduler, optimizer)
         self._losses.set_rates(scheduler.lr)
@@ -137,7 +146,7 @@ class Adapter:
                 "fit": EPOCHS,
             }
             scheduler = self.__dict__.get("scheduler")
-            if not name.startswith("_") and hasattr(type(scheduler), name):
+            if not name.startswith("_") and hasattr(scheduler, name):
                 meant = {name: f"It is adapter.scheduler.{name}.", **meant}
             raise no_attribute(self, name, meant)
 
@@ -152,6 +161,12 @@ class Adapter:
             yield from self.scheduler.epoch_iterator()
         while not self.finished:
             yield self.scheduler.current_epoch
+            if self._first_step is not None:
+                # Not within the step, which goes through its hooks then.
+                self._first_step.remove()
+                self._first_step = None
+                if not self._has_stepped and self.scheduler.global_step > self.scheduler.sentry.num_refused:
+                    self.scheduler.host.say_once("no step", NO_STEP)
             if self.num_ranks == 1 and self.scheduler.requests.is_pending:
                 # Else the loop would begin another epoch, which has no batch, after stop().
                 self.flush()
@@ -483,6 +498,9 @@ class Adapter:
         self.scheduler.__exit__(*error)
         if not any(error):
             self._warn_of_one_epoch()
+
+    def _note_step(self, *_: Any) -> None:
+        self._has_stepped = True
 
     def _check_used(self) -> None:
         """Raise RuntimeError if the losses noted last were neither reported nor skipped."""

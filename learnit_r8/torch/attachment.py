@@ -10,7 +10,7 @@ import torch
 
 from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
 from .._adapters.host import check_scheduler
-from .._validation import whole_number
+from .._validation import shortened, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import suggest_settings
@@ -239,7 +239,7 @@ def _keep(
     hand = Hand(keeps_generators=_keeps_generators(r8))
     examiner = Examiner(
         model, optimizer, scaler=scaler, run_batch=run_batch, hand=hand,
-        num_ranks=sharing.size, redraw=redraw, others=networks_of(parts),
+        sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
     if run_batch is None and (sharing.size == 1 or size is None):
@@ -264,9 +264,10 @@ def _checked_sharing(
 
 def _check_model(model: Any, optimizer: Any) -> None:
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {model!r}.")
+        raise TypeError(f"model must be a torch.nn.Module, got {shortened(model)}.")
     if not hasattr(optimizer, "param_groups"):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}.")
+        several = '; give the first, and the others as also={"second": ...}' if isinstance(optimizer, list) else ""
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {shortened(optimizer)}{several}.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise ValueError(f"model must have its weights, got {name!r} on the meta device; call to_empty() and load.")
@@ -352,7 +353,7 @@ def _expect_loading(optimizer: Any, rates: GroupRates | None) -> None:
     # What accelerate wraps around an optimizer hands load_state_dict() on to it.
     plain = getattr(optimizer, "optimizer", optimizer)
     if rates is not None and isinstance(plain, torch.optim.Optimizer):
-        plain.register_load_state_dict_post_hook(lambda _: rates.forget())
+        plain.register_load_state_dict_post_hook(lambda _: rates.expect_any())
 
 
 def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:

@@ -80,8 +80,15 @@ def check_dataset(dataset: Any) -> None:
     if isinstance(dataset, torch.utils.data.DataLoader):
         raise TypeError(
             f"dataset must be the data set itself, got {dataset!r}; give its .dataset, and pass its other arguments "
-            "(num_workers, collate_fn) to adapter.loader()."
+            "(num_workers, collate_fn) to adapter.loader(); or leave batch_size out of attach(), to keep its batches."
         )
+    if isinstance(dataset, (tuple, list)) and dataset and all(hasattr(each, "shape") for each in dataset):
+        shapes = [tuple(each.shape) for each in dataset]
+        if shapes[0] and len({shape[:1] for shape in shapes}) == 1 < shapes[0][0] != len(dataset):
+            raise TypeError(
+                "dataset must have a length and an index, both of samples, got the columns of one, of the shapes "
+                f"{shapes[:4]}; give torch.utils.data.TensorDataset(x, y)."
+            )
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"dataset must have a length and an index, as the scheduler says which samples come next, got {dataset!r}. "

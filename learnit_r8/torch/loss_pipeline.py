@@ -163,7 +163,7 @@ class LossPipeline:
         if outcome:
             hand.good = held
         else:
-            self._stepper.give_up_update()
+            self._stepper.drop_update()
             if outcome.rolled_back_to is not None or self._state.num_loads != num_loads:
                 self.drop()
         return outcome
@@ -176,7 +176,7 @@ class LossPipeline:
         """
         if self._rates is not None:
             # Whoever loads the scheduler has loaded the optimizer too, with its rates.
-            self._rates.forget()
+            self._rates.expect_any()
         self._r8.load_state_dict(state)
         self.set_rates(self._r8.lr)
 
@@ -195,7 +195,7 @@ class LossPipeline:
                 if self.outcome:
                     self._hand.good = sent.held
                 if not self.outcome:
-                    self._stepper.give_up_update()
+                    self._stepper.drop_update()
                 put_back_to = self.outcome.rolled_back_to
             finally:
                 is_put_back = put_back_to is not None or self._state.num_loads != num_loads
@@ -234,7 +234,7 @@ class LossPipeline:
     def drop(self) -> None:
         """Discard the losses on their way: the weights that they were computed with are gone."""
         if self._rates is not None:
-            self._rates.forget()
+            self._rates.expect_any()
         if self.readback is not None:
             self._discard(self.readback.clear())
 
@@ -266,7 +266,7 @@ class LossPipeline:
         if self._state.num_loads != self._num_loads:
             # The optimizer was put back with its rates.
             self._num_loads = self._state.num_loads
-            rates.forget()
+            rates.expect_any()
         if rates.set(lr):
             self._r8.host.say_once("foreign rate", FOREIGN)
 
@@ -287,7 +287,7 @@ class LossPipeline:
 
     def before_probe(self) -> None:
         """Forget the gradients that wait for others to be added."""
-        self._stepper.give_up_update()
+        self._stepper.drop_update()
 
     def hand_out(self, item: Any) -> None:
         """Hold a batch that is handed out, until the next one."""

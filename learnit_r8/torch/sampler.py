@@ -46,6 +46,9 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
     [True, True]
     """
 
+    finds_its_place = True
+    """Whether a resumed run needs no batches skipped."""
+
     def __init__(
         self,
         r8: R8Scheduler,

@@ -26,8 +26,8 @@ FRAMES = 6
 
 NOTHING_REPORTED = (
     "an epoch of {} batches ended with no loss reported, so the batches are chosen without knowing the losses and no "
-    "rate is set: call update_with_loss(losses) of the scheduler after each batch. Where a trainer owns the loop, use "
-    "learnit_r8.lightning or learnit_r8.transformers."
+    "rate is set: call adapter.step(adapter.loss(losses)) or adapter.report(losses) for each batch, or report(losses) "
+    "of an R8BatchSampler. Where a trainer owns the loop, use learnit_r8.lightning or learnit_r8.transformers."
 )
 
 
@@ -202,7 +202,8 @@ def find_batch(batches: Prefetch, number: int | None = None, *, ahead: int = 0) 
         given = "none out" if number == -1 else f"ticket {number!r}"
         raise RuntimeError(
             f"a loss must be of a batch that was handed out and not reported yet, got {given}; out are "
-            f"{list(waiting)[:8]}. Batches come from the adapter's loader: for batch in adapter.loader()."
+            f"{list(waiting)[:8]}. Batches come from the adapter's loader: for batch in adapter.loader(). Losses of "
+            "a validation go to adapter.scheduler.log(val_loss=...) alone."
         )
     return waiting[number]
 
@@ -231,7 +232,7 @@ def _skip_to_last(batches: Prefetch, delivered: int, ahead: int, *, is_out_of_or
 
 
 def _loader_above() -> Any:
-    """The iterator of the DataLoader that asks for a batch; None if other code asks."""
+    """Find the DataLoader's iterator that asks for a batch; None if other code asks."""
     frame = sys._getframe(2)
     for _ in range(FRAMES):
         asking = frame.f_locals.get("self")
@@ -244,8 +245,13 @@ def _loader_above() -> Any:
 
 
 def _check(loader: Any) -> None:
-    """Raise ValueError if a loader makes batches of batches."""
+    """Raise ValueError if a loader makes batches of batches, or leaves some out that would be taken for others."""
     sampler = loader._index_sampler
+    if getattr(sampler, "skip_batches", 0) and getattr(sampler.batch_sampler, "finds_its_place", False):
+        raise ValueError(
+            "skip_first_batches() must be left out where R8Scheduler draws the batches, as the loader goes on where it "
+            f"was by itself, got {sampler.skip_batches} batches to skip; iterate over the loader as it is."
+        )
     if type(sampler) is BatchSampler:
         raise ValueError(
             f"sampler must be left out and R8BatchSampler given as batch_sampler to the DataLoader, got {sampler!r}; "

@@ -162,7 +162,7 @@ class ModelState:
         self._generators = generators if not from_ram or isinstance(source, ResumedState) else None
 
     def _filled(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """A saved state with what had been left out of it as it is now."""
+        """Return a saved state, with the present values of what had been left out of it."""
         parts = {} if self.is_sharded else self._parts
         return {name: fill(part, parts[name].state_dict()) if name in parts else part for name, part in state.items()}
 
@@ -195,7 +195,7 @@ class ModelState:
         self.num_loads += 1
 
     def _for_part(self, name: str, state: Any) -> Any:
-        """What a part can load; of whole tensors, the shards of this rank."""
+        """Return what a part can load: of whole tensors, the shards of this rank."""
         if self._shards is None:
             return state
         part = self._parts[name]

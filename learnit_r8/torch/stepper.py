@@ -137,7 +137,7 @@ class Stepper:
         self._scaler.update()
         return found[0].detach().clone() if found else None
 
-    def give_up_update(self) -> None:
+    def drop_update(self) -> None:
         """Forget the gradients that wait for others to be added, as one of them is not to be learned from."""
         if self._accumulate == 1:
             return

@@ -29,6 +29,7 @@ class OwnBatches:
     Args:
         trainer: The Trainer, whose optimizer is there.
         settings: For `learnit_r8.torch.attach`.
+        num_updates: Steps of the optimizer, as the Trainer has counted them.
 
     Raises:
         ValueError: there are several processes.
@@ -37,13 +38,13 @@ class OwnBatches:
         adapter: What heals the model.
     """
 
-    def __init__(self, trainer: Any, settings: Mapping[str, Any]) -> None:
+    def __init__(self, trainer: Any, settings: Mapping[str, Any], num_updates: int) -> None:
         args, given = trainer.args, dict(settings)
         if args.world_size > 1:
             raise ValueError(NOT_SHARED.format(args.world_size))
         self._has_budget = has_budget(given)
         if not self._has_budget:
-            given |= _budget_of(args)
+            given |= _budget_of(args, num_updates)
         accumulate = args.gradient_accumulation_steps
         self._trainer = trainer
         self._again: Any = None
@@ -125,9 +126,16 @@ class OwnBatches:
         self.adapter.close()
 
 
-def _budget_of(args: Any) -> dict[str, Any]:
-    """The Trainer's own, for views; it ends the training itself."""
+def _budget_of(args: Any, num_updates: int) -> dict[str, Any]:
+    """Return the Trainer's own budget, for views only, as the Trainer ends the training itself."""
     if args.max_steps > 0:
         # Fewer batches where an epoch ends within an accumulated gradient.
         return {"num_steps": args.max_steps * args.gradient_accumulation_steps}
-    return {"num_epochs": int(args.num_train_epochs)} if float(args.num_train_epochs).is_integer() else {}
+    if not float(args.num_train_epochs).is_integer():
+        return {}
+    # So that backups are taken four times an epoch; the last accumulated gradient may be of fewer batches.
+    epochs = int(args.num_train_epochs)
+    return {
+        "num_epochs": epochs,
+        "steps_per_epoch": max(1, num_updates * args.gradient_accumulation_steps // epochs),
+    }

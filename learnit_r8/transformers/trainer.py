@@ -69,7 +69,21 @@ class R8Mixin:
             in ``optimizers`` where R8Scheduler sets the rate.
     """
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        before = cls.__mro__[: cls.__mro__.index(R8Mixin)]
+        if any("get_train_dataloader" in vars(each) for each in before if not issubclass(each, R8Mixin)):
+            names = ", ".join(each.__name__ for each in cls.__bases__)
+            raise TypeError(
+                "R8Mixin must come before the Trainer among the bases, as its methods would never be called, got class "
+                f"{cls.__name__}({names})."
+            )
+
     def __init__(self, *args: Any, r8: TrainerSettings | None = None, **kwargs: Any) -> None:
+        if not hasattr(super(), "get_train_dataloader"):
+            raise TypeError(
+                f"R8Mixin must have a Trainer beside it, class MyTrainer(R8Mixin, Trainer), got {type(self)}."
+            )
         self._r8_settings = _checked({} if r8 is None else r8)
         self._r8_adapter: Adapter | OwnBatches | None = None
         self._r8_draws = bool(self._r8_settings.pop("batches", True))
@@ -171,6 +185,7 @@ class R8Mixin:
             ahead=accumulate - 1,
             **settings,
         )
+        adapter.scheduler.pace.is_counted = True
         self._r8_say_what_differs(adapter, resume)
         return adapter
 
@@ -215,7 +230,7 @@ class R8Mixin:
         resume = settings.pop("resume", None) if self._r8_resumes else None
         keeps = self._r8_keeps_rates
         own = super().create_scheduler(num_training_steps, optimizer) if keeps else None  # type: ignore[misc]
-        watched = self._r8_adapter = OwnBatches(self, settings)
+        watched = self._r8_adapter = OwnBatches(self, settings, num_training_steps)
         if resume is not None:
             text = f"train() was given resume_from_checkpoint, so resume={resume!r} of r8 is ignored."
             watched.scheduler.host.say_once("resume", text, is_warning=False)
@@ -254,7 +269,7 @@ class R8Mixin:
         return getattr(getattr(trainer.accelerator.unwrap_model(model), "config", None), name, default)
 
     def _r8_has_classes(self, model: Any, logits: torch.Tensor | None) -> bool:
-        """Whether scores are of the model's classes, or of as many as in the first batch: not of choices or pairs."""
+        """Whether scores are of the model's classes, or of as many as in the first batch, not of choices or pairs."""
         if logits is None:
             return True
         if self._r8_classes is None:

@@ -40,7 +40,7 @@ def quiet_until(condition: Condition, asked: Elapsed) -> tuple[float, float]:
 
 
 def _next_point(condition: Condition, asked: Elapsed) -> tuple[str, float] | None:
-    """The unit, and where in it the answer may be another; None where nobody knows."""
+    """Return the unit, and the point at which the answer may change; None if that is unknown."""
     if not isinstance(condition, (Every, At, After)) or condition.unit == "samples":
         return None
     unit: str = condition.unit

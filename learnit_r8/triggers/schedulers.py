@@ -67,7 +67,7 @@ class Scheduler(abc.ABC):
             _call_each(iter(tuple(self._callbacks)))
 
     def _take(self) -> bool:
-        """Whether it is time; if so, the occasion is gone, whatever the callbacks do afterwards."""
+        """Return whether it is due; if so, it counts as done, whatever the callbacks do afterwards."""
         return self.is_available()
 
     def state_dict(self) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def after(steps: int | None = None, *, samples: int | None = None, time: float |
 
 
 def _one_of(least: int, **given: Any) -> tuple[Unit, float]:
-    """The one unit that was given, and its value, checked."""
+    """Check the one unit that was given, and return it with its value."""
     chosen: dict[Any, Any] = {unit: value for unit, value in given.items() if value is not None}
     if len(chosen) != 1:
         raise ValueError(

@@ -91,7 +91,7 @@ def test_small_table_is_written_at_once(tmp_path, monkeypatch):
         r8 = build(tmp_path / str(limit))
         go_on(r8, 201)
         assert (r8.host.persistence.saver._writing is None) == (limit > SIZE)
-        r8.host.persistence.saver.settle()
+        r8.host.persistence.saver.wait()
         found.append([newest(tmp_path / str(limit))["table"][name].tobytes() for name in FIELDS])
 
     assert found[0] == found[1]
@@ -118,9 +118,9 @@ def test_disk_that_refuses(tmp_path, monkeypatch):
         broken.setattr("learnit_r8.checkpoint.store.write_new", refuse)
         go_on(r8, 201)
         with pytest.warns(RuntimeWarning, match=r"checkpoint at step 200 could not be written(.|\n)*no space left"):
-            r8.host.persistence.saver.settle()
+            r8.host.persistence.saver.wait()
     go_on(r8, 200)
-    r8.host.persistence.saver.settle()
+    r8.host.persistence.saver.wait()
 
     assert r8.host.persistence.saver.num_failed == 1
     assert files(tmp_path) == ["ck_000000000001.r8"]
@@ -152,7 +152,7 @@ def test_loading_does_not_change_what_is_written(tmp_path, gate):
     go_on(r8, 1)
     r8.load_state_dict(state)
     gate.set()
-    r8.host.persistence.saver.settle()
+    r8.host.persistence.saver.wait()
 
     assert np.isnan(r8.table.loss).all()
     np.testing.assert_array_equal(newest(tmp_path)["table"]["last"] > 0, ~np.isnan(last))

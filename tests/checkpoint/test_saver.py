@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 
-from learnit_r8 import CheckpointStore, events
+from learnit_r8 import CheckpointStore, R8Scheduler, events
 from learnit_r8.checkpoint.saver import CheckpointSaver
 from learnit_r8.events.bus import Announcer
 from learnit_r8.triggers import Elapsed, every
@@ -57,6 +57,23 @@ class Disk:
         if self.refuses:
             raise OSError(errno.ENOSPC, "No space left on device")
         return self.saver.store.save({"pace": {"step": 0}})
+
+
+@pytest.mark.parametrize(
+    ("batches", "saved"), [(1, [10, 20, 24]), (2, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24])], ids=["one", "two"]
+)
+def test_epochs_of_a_single_step_are_not_all_saved(tmp_path, batches, saved):
+    """A training on one full batch has epochs of one step; whose checkpoints are ten steps apart."""
+    told, listener = [], lambda event: told.append(event.step) if isinstance(event, events.CheckpointSaved) else None
+    r8 = R8Scheduler(
+        num_epochs=24 // batches, scheduler_mode="keep", checkpoint_dir=tmp_path, listeners=[listener],
+        handle_signals=False,
+    )  # fmt: skip
+    for _ in r8.epoch_iterator():
+        for _ in r8.batches([np.zeros(3)] * batches):
+            r8.update_with_loss(1.0)
+
+    assert told == saved
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint at step")
@@ -246,7 +263,8 @@ def test_worse_and_nan_are_not_best(tmp_path, value):
 def test_metric_of_another_step_changes_nothing(tmp_path):
     """A value of a step without a checkpoint pins nothing."""
     r8 = make(checkpoint_dir=tmp_path, monitor="val_loss")
-    advance_to(r8, 4)
+    with pytest.warns(RuntimeWarning, match="logged were none so far"):
+        advance_to(r8, 4)
     r8.log(step=1, val_loss=0.0)
     train(r8)
 

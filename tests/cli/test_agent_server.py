@@ -17,7 +17,6 @@ from tests.cli.commands import GONE, ROOT, SEVEN, printed
 from tests.drive import NAN
 from tests.journal.run_folders import STARTED, folder_with
 
-mcp = pytest.importorskip("mcp")
 READING = ["list_runs", "run_status", "list_incidents", "list_suspects", "compare_runs"]
 
 
@@ -47,6 +46,8 @@ def runs(tmp_path_factory):
 
 def talk(folder, conversation, *options):
     """Hold a conversation with a server in a process of its own."""
+    # Here, as the two workers of the tests would both take a second for it.
+    mcp = pytest.importorskip("mcp")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     server = mcp.StdioServerParameters(
         command=sys.executable, args=["-m", "learnit_r8", "mcp", str(folder), *options], env=environment
@@ -160,7 +161,7 @@ def test_a_training_is_asked_and_answers(tmp_path):
 
 
 def test_without_the_sdk_it_says_what_to_install(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "mcp.server.mcpserver", None)
+    monkeypatch.setitem(sys.modules, "mcp", None)
 
     assert main(["mcp", str(tmp_path)]) == 1
     assert "pip install 'learnit-r8[mcp]'" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from learnit_r8 import events
@@ -19,6 +19,7 @@ from learnit_r8.journal.run import UnreadableRun
 from tests.cli.commands import ROOT
 from tests.drive import INF, NAN
 from tests.events.any_events import any_event
+from tests.examples import examples
 from tests.journal.run_folders import STARTED, folder_with, hundred, steps
 from tests.terminals import Terminal
 
@@ -152,7 +153,7 @@ ODD_EVENT = any_event(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(0.5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(happened=st.lists(ODD_EVENT, min_size=10, max_size=30))
 def test_hostile_run_is_drawn(tmp_path_factory, happened, capsys):
     """Whatever a run folder says, every view of it is drawn, or it is refused with a reason; nothing else happens."""

@@ -106,7 +106,7 @@ OPTIMIZERS = {
 SELDOM = [pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS if name != "chain"]
 
 
-@pytest.mark.parametrize("name", ["chain", *SELDOM])
+@pytest.mark.parametrize("name", [pytest.param("chain", marks=pytest.mark.program), *SELDOM])
 def test_a_restored_state_trains_on_the_same(tmp_path, name):
     """The state of any optimizer comes back whole, with the step and the key: beagle's came back as lists."""
     tx = OPTIMIZERS[name]
@@ -297,7 +297,7 @@ def run_in_two(tmp_path, stop_at, make_options):
     )
 
 
-@pytest.mark.parametrize("num_epochs_before", [1, 2])
+@pytest.mark.parametrize("num_epochs_before", [1, pytest.param(2, marks=pytest.mark.program)])
 def test_missing_resume(tmp_path, num_epochs_before):
     """beagle: no resume; here a run cut off in the middle goes on as the uninterrupted one, its key and history too."""
 
@@ -478,16 +478,19 @@ def test_same_training_four_ways():
 
 def test_a_refused_batch_is_not_trained_on():
     """A NaN is not in the means, and the state before it is kept; validation metrics go to the scheduler's log."""
-    events = []
+    events, taken = [], []
     r8 = R8Scheduler(60, batch_size=20, num_epochs=1, guard="finite", listeners=[events.append])
-    losses = iter([1.0, math.nan, 3.0])
+
+    def take(indices):
+        taken.append(indices)
+        return X[indices]
 
     def step(state, batch, rng_key):
-        return state.replace(step=state.step + 1), {"loss": next(losses)}
+        return state.replace(step=state.step + 1), {"loss": [1.0, math.nan, 3.0][len(taken) - 1]}
 
     final, history = train(
         step=step,
-        data=lambda indices: X[indices],
+        data=take,
         epochs=None,
         num_batches=3,
         scheduler=r8,
@@ -520,6 +523,7 @@ def test_the_rate_is_set_inside_chains():
         with_lr(fresh(optax.adam(0.1)), 0.5)
 
 
+@pytest.mark.program
 def test_typed_keys(tmp_path):
     """A key of the typed kind trains, is saved, and goes on."""
     arguments = (train_step, batches, 2, 4, jax.random.key(3))

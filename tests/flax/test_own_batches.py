@@ -30,6 +30,16 @@ def step(state, batch, key):
     return state.apply_gradients(grads=grads), {"loss": loss}
 
 
+@jax.jit
+def losses_step(state, batch, key):
+    def loss_of(params):
+        losses = ((batch["x"] @ params["w"] - batch["y"]) ** 2).mean(-1)
+        return losses.mean(), losses
+
+    grads, losses = jax.grad(loss_of, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads), {"losses": losses}
+
+
 donating = jax.jit(step.__wrapped__, donate_argnums=0)
 
 
@@ -82,28 +92,132 @@ def test_nothing_changes_without_an_incident_and_a_nan_is_healed(tx, train_step)
     assert np.isfinite(healed.params["w"]).all()
 
 
-def test_resumes_in_mid_epoch(tmp_path):
-    """Killed within an epoch and run again, the run goes on with its next batch and key."""
+class Killed(Exception):
+    pass
 
-    class Killed(Exception):
-        pass
 
-    def kill(loop_state):
-        if loop_state.elapsed.steps == 50:
-            raise Killed
+def resumed(folder, make_data, kill_at=50, **more):
+    """A run that was killed and one that goes on, with a fresh scheduler and fresh data."""
 
     def scheduler():
-        return R8Scheduler(scheduler_mode="keep", checkpoint_dir=tmp_path, checkpoint_every=20, resume="auto")
+        return R8Scheduler(scheduler_mode="keep", checkpoint_dir=folder, checkpoint_every=20, resume="auto")
 
-    whole, _ = train(R8Scheduler(scheduler_mode="keep"))
+    def kill(loop_state):
+        if loop_state.elapsed.steps == kill_at:
+            raise Killed
+
     with pytest.raises(Killed):
-        train(scheduler(), callbacks=[kill])
+        train(scheduler(), data=make_data(), callbacks=[kill], **more)
     r8 = scheduler()
-    assert r8.global_step == 40
-    again, _ = train(r8)
-
+    assert r8.global_step == kill_at // 20 * 20
+    state, _ = train(r8, data=make_data(), **more)
     assert r8.global_step == EPOCHS * BATCHES
-    assert equal(whole, again)
+    return state
+
+
+def test_resumes_in_mid_epoch(tmp_path):
+    """Killed within an epoch and run again, the run goes on with its next batch and key."""
+    whole, _ = train(R8Scheduler(scheduler_mode="keep"))
+
+    assert equal(whole, resumed(tmp_path, Data))
+
+
+class Positioned:
+    """An iterator that goes on over all epochs and tells where it is, as grain's do."""
+
+    def __init__(self):
+        self.next = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.next += 1
+        at = np.random.default_rng(self.next).integers(len(X), size=16)
+        return {"x": X[at], "y": Y[at]}
+
+    def get_state(self):
+        return {"next": self.next}
+
+    def set_state(self, state):
+        self.next = state["next"]
+
+
+def plain_iterator():
+    return (batch for epoch in range(EPOCHS) for batch in Data()(epoch))
+
+
+@pytest.mark.parametrize("kill_at", [50, 64], ids=["within an epoch", "after an epoch"])
+@pytest.mark.parametrize("make_data", [Positioned, plain_iterator])
+def test_an_iterator_over_all_epochs_goes_on(tmp_path, make_data, kill_at):
+    """It is brought to its place by its own state, without reading, or by reading what the saved run had read."""
+    whole, _ = train(R8Scheduler(scheduler_mode="keep"), data=make_data(), num_batches=BATCHES)
+
+    assert equal(whole, resumed(tmp_path, make_data, kill_at, num_batches=BATCHES))
+
+
+class Rows:
+    """A source of grain; its repr holds an address."""
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        return {"x": X[index], "y": Y[index], "id": np.int64(index)}
+
+
+class NamedRows(Rows):
+    def __repr__(self):
+        return "NamedRows()"
+
+
+def grain_loader(rows):
+    grain = pytest.importorskip("grain")
+    sampler = grain.samplers.IndexSampler(
+        len(X), num_epochs=1, shuffle=True, seed=3, shard_options=grain.sharding.NoSharding()
+    )
+    return grain.DataLoader(data_source=rows, sampler=sampler, operations=[grain.transforms.Batch(16)])
+
+
+def grain_map(rows):
+    return pytest.importorskip("grain").MapDataset.source(rows).seed(1).shuffle().batch(16)
+
+
+GRAIN = {
+    "map": lambda: grain_map(Rows()),
+    "iterable": lambda: grain_map(Rows()).to_iter_dataset(),
+    "endless iterator": lambda: iter(grain_map(Rows()).repeat().to_iter_dataset()),
+    "loader": lambda: grain_loader(NamedRows()),
+    "loader that does not know its source": lambda: grain_loader(Rows()),
+}
+
+
+@pytest.mark.parametrize("kind", GRAIN)
+def test_grain(tmp_path, kind):
+    """Batches of grain come as they are, their ids make a table, and a run that was killed goes on exactly."""
+    more = {"num_batches": BATCHES, "ids": "id", "train_step": losses_step}
+    r8 = R8Scheduler(scheduler_mode="keep")
+    whole, _ = train(r8, data=GRAIN[kind](), **more)
+
+    assert (r8.table.source, r8.table.num_samples) == ("exact", len(X))
+    assert equal(whole, resumed(tmp_path, GRAIN[kind], **more))
+
+
+def test_tf_data(tmp_path):
+    """A pipeline of TensorFlow is read through its numpy iterator; augmentation with a seed of its own repeats."""
+    tf = pytest.importorskip("tensorflow")
+
+    def make_data():
+        data = tf.data.Dataset.from_tensor_slices({"x": X, "y": Y, "id": np.arange(len(X))})
+        data = data.shuffle(len(X), seed=1, reshuffle_each_iteration=False).batch(16).prefetch(2)
+        return lambda epoch: data.as_numpy_iterator()
+
+    more = {"ids": "id", "train_step": losses_step}
+    r8 = R8Scheduler(scheduler_mode="keep")
+    whole, _ = train(r8, data=make_data(), **more)
+
+    assert (r8.table.source, r8.table.num_samples) == ("exact", len(X))
+    assert equal(whole, resumed(tmp_path, make_data, **more))
 
 
 def test_the_rate_of_inject_hyperparams_is_lowered_for_a_step():
@@ -119,5 +233,26 @@ def test_what_cannot_be_is_refused(tmp_path):
     """train_loop's own resume beside such a scheduler, and no number of epochs."""
     with pytest.raises(ValueError, match="resume must be False with a scheduler of your own batches"):
         train(R8Scheduler(scheduler_mode="keep"), resume=True, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="ids must be left out without a scheduler of your own batches"):
+        train(None, ids="id")
+    with pytest.raises(ValueError, match="backup_every must be left out without a scheduler"):
+        train(None, backup_every=5)
     with pytest.raises((TypeError, ValueError), match="num_epochs must be"):
         train(R8Scheduler(scheduler_mode="keep"), epochs=None)
+
+
+def test_backups_by_the_number_of_batches():
+    """A donated state goes back by less than an epoch, not to the start."""
+    backup_steps = []
+
+    def note(event):
+        if type(event).__name__ == "BackupTaken":
+            backup_steps.append(event.step)
+
+    r8 = R8Scheduler(scheduler_mode="keep", listeners=[note])
+    train(r8, train_step=donating, num_batches=BATCHES, epochs=2)
+    assert backup_steps == [0, 10, 20, 30, 40, 50, 60]
+
+    backup_steps.clear()
+    train(R8Scheduler(scheduler_mode="keep", listeners=[note]), epochs=2, backup_every=32)
+    assert backup_steps == [0, 32, 64]

@@ -8,6 +8,7 @@ import pytest
 from learnit_r8 import R8Scheduler, SpikeGuard, Verdict, events
 from learnit_r8.guard.level_shift import ALARM, MOST, USUAL, BlockStatistics, cut_figures, raised_by
 from learnit_r8.testing import ToyTask, record_events
+from tests.guard.judging import judge_all
 
 LEVEL = BlockStatistics(cut=9.0, mean=1.0, deviation=0.1, least=1.1)
 USUAL_LOSSES = [1.0] * 48
@@ -17,17 +18,6 @@ def healthy(steps, seed=0, noise=0.2):
     """A loss that falls from 2.3 to 0.3."""
     curve = 0.3 + 2.0 * np.exp(-np.arange(steps) / 60)
     return curve * np.exp(noise * np.random.default_rng(seed).standard_normal(steps))
-
-
-def alarms(losses, guard=SpikeGuard(), state=None, **told):
-    """All verdicts except GOOD, with their steps."""
-    state = guard.begin() if state is None else state
-    found = []
-    for step, loss in enumerate(losses):
-        state, verdict = guard.judge(state, float(loss), **{name: float(value[step]) for name, value in told.items()})
-        if verdict is not Verdict.GOOD:
-            found.append((step, verdict))
-    return found
 
 
 def lifted(steps=700, at=500, by=0.3, length=200, **options):
@@ -40,7 +30,7 @@ def lifted(steps=700, at=500, by=0.3, length=200, **options):
 @pytest.mark.parametrize("seed", range(5))
 def test_a_level_that_stays_up(seed):
     """Losses that stay higher by a part of the progress are refused within 64 steps, though none is a spike."""
-    found = alarms(lifted(seed=seed))
+    found = judge_all(lifted(seed=seed))
 
     assert found[0][1] is Verdict.RAISED
     assert 500 < found[0][0] < 564
@@ -49,13 +39,13 @@ def test_a_level_that_stays_up(seed):
 @pytest.mark.parametrize("length", [1, 4, 12])
 def test_a_short_excursion(length):
     """Fewer higher losses than a block are no level shift."""
-    assert alarms(lifted(length=length)) == []
+    assert judge_all(lifted(length=length)) == []
 
 
 @pytest.mark.parametrize("by", [0.02, 0.05])
 def test_less_than_a_part_of_the_progress(by):
     """A rise by less than 5 % of the progress is no level shift, however certain it is."""
-    assert alarms(lifted(by=by, noise=0.01)) == []
+    assert judge_all(lifted(by=by, noise=0.01)) == []
 
 
 def test_a_slow_rise():
@@ -63,7 +53,7 @@ def test_a_slow_rise():
     losses = healthy(1500, noise=0.05)
     losses[500:] += np.arange(1000) * 1.3e-3
 
-    assert Verdict.RAISED not in [verdict for _, verdict in alarms(losses)]
+    assert Verdict.RAISED not in [verdict for _, verdict in judge_all(losses)]
 
 
 @pytest.mark.parametrize(("factor", "is_refused"), [(1.0, True), (1.3, False), (0.45, True)])
@@ -71,7 +61,7 @@ def test_the_rate_explains_a_level(factor, is_refused):
     """If the scheduled rate has risen, higher losses are no evidence; a fall explains none."""
     rate = np.where(np.arange(700) < 490, 1.0, factor)
 
-    assert bool(alarms(lifted(length=40), lr=rate)) is is_refused
+    assert bool(judge_all(lifted(length=40), lr=rate)) is is_refused
 
 
 def test_guard_that_goes_back_is_moved_to_the_rate_of_now():
@@ -94,7 +84,7 @@ def test_no_progress_no_level():
     losses = 1 + 0.05 * np.random.default_rng(0).standard_normal(600)
     losses[400:] += 0.2
 
-    assert Verdict.RAISED not in [verdict for _, verdict in alarms(losses)]
+    assert Verdict.RAISED not in [verdict for _, verdict in judge_all(losses)]
 
 
 def test_one_block_is_never_enough():

@@ -5,25 +5,15 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import SpikeGuard, Verdict
 from learnit_r8.guard.thresholds import corrected, in_order, median, share_at_most, spread, weights_of_evidence
+from tests.guard.judging import judge_all
 
 NAN, INF = math.nan, math.inf
 ALARMS = (Verdict.SPIKE, Verdict.LASTING_DRIFT)
-
-
-def judge_all(losses, guard=SpikeGuard(), state=None, **told):
-    """All verdicts except GOOD, with their steps; ``told`` are sequences as long as the losses."""
-    state = guard.begin() if state is None else state
-    found = []
-    for step, loss in enumerate(losses):
-        state, verdict = guard.judge(state, float(loss), **{name: float(values[step]) for name, values in told.items()})
-        if verdict is not Verdict.GOOD:
-            found.append((step, verdict))
-    return found
 
 
 def state_after(losses, guard=SpikeGuard()):
@@ -122,7 +112,6 @@ def test_first_losses_need_a_far_spike():
 
 @pytest.mark.parametrize("sign", [1, -1])
 @given(exponent=st.integers(-60, 60), seed=st.integers(0, 50))
-@settings(max_examples=20, deadline=None)
 def test_unit_of_the_loss(sign, exponent, seed):
     """Losses in another unit get the same verdicts at the same steps."""
     losses = falling(400, seed)

@@ -446,7 +446,7 @@ REFUSED: dict[str, Callable[[], Script]] = {
         regression(), "x must be the R8Dataset", wrap=lambda dataset: X, fit={"y": REAL, "batch_size": BATCH}
     ),
     "several steps at a time": lambda: refused(
-        regression(steps_per_execution=2), "steps_per_execution must be 1, got 2"
+        regression(steps_per_execution=2), "steps_per_execution must be 1 with an R8Dataset, got 2"
     ),
     "a rate that is a schedule": lambda: refused(
         regression(optimizer=keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10))),

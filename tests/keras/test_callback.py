@@ -2,13 +2,12 @@
 
 import _thread
 import threading
-import types
 
 import numpy as np
 import pytest
 
 pytest.importorskip("keras")
-pytest.importorskip("tensorflow")
+tf = pytest.importorskip("tensorflow")
 
 import keras
 
@@ -35,6 +34,7 @@ def test_every_epoch_takes_every_sample_once():
     assert r8.table.source == "exact"
 
 
+@pytest.mark.program
 def test_it_learns():
     """Eight epochs of fit halve the loss of guessing."""
     r8 = scheduler(num_epochs=8)
@@ -44,10 +44,9 @@ def test_it_learns():
     assert np.mean(r8.table.last) < np.log(10) / 2
 
 
-@pytest.mark.parametrize("scheduler_mode", ["cosine", "one_cycle"])
-def test_rate_is_set_on_the_optimizer(scheduler_mode):
+def test_rate_is_set_on_the_optimizer():
     """Every step runs at the rate that a loop over batch_iterator would have got."""
-    r8, twin = (scheduler(num_epochs=2, scheduler_mode=scheduler_mode) for _ in range(2))
+    r8, twin = (scheduler(num_epochs=2, scheduler_mode="one_cycle") for _ in range(2))
     dataset = R8Dataset(X, Y, r8)
     watch = Watch(dataset)
     fit(classifier(), dataset, watch, epochs=2)
@@ -100,6 +99,7 @@ def test_too_many_refusals_end_fit():
         fit(classifier(), dataset, At(r8, 3, poison))
 
 
+@pytest.mark.program
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_steady_batches_of_an_incident_that_is_over_are_not_drawn():
     """A refusal early in an epoch, long healed at its end, leaves the next epoch whole."""
@@ -111,6 +111,7 @@ def test_steady_batches_of_an_incident_that_is_over_are_not_drawn():
     assert coverage(watch.batches[126:189]) == {1}
 
 
+@pytest.mark.program
 def test_fit_called_twice_goes_on():
     """Two fits of two epochs are one of four: the same batches, rates and table."""
     runs = []
@@ -159,6 +160,7 @@ def test_plain_fit_after_an_interrupted_one_reports_nothing():
     assert dataset.r8.global_step == 20
 
 
+@pytest.mark.program
 def test_stopping_early_goes_on_too():
     """A callback that stops in mid-epoch loses no batch."""
     dataset = R8Dataset(X, Y, scheduler(num_epochs=2))
@@ -193,6 +195,7 @@ def test_spent_budget_ends_fit():
         fit(model, dataset, epochs=9)
 
 
+@pytest.mark.program
 def test_time_budget_ends_fit():
     """When the time is up fit ends after the step in hand."""
     now = [0.0]
@@ -223,7 +226,8 @@ def test_nothing_is_traced_again():
     traces = []
 
     def loss(y_true, y_pred):
-        traces.append(1)
+        # The search for the cause runs the refused batch eagerly.
+        traces.extend([1] * (not tf.executing_eagerly()))
         return CROSS_ENTROPY.call(y_true, y_pred)
 
     dataset = R8Dataset(X, Y, scheduler(num_epochs=4))
@@ -271,7 +275,10 @@ BAD_MODELS = {
         lambda: classifier(optimizer=keras.optimizers.SGD(DECAY)),
         r"learning_rate must be a number in .*Decay",
     ),
-    "steps": (lambda: classifier(steps_per_execution=4), r"steps_per_execution must be 1, got 4\."),
+    "steps": (
+        lambda: classifier(steps_per_execution=4),
+        r"steps_per_execution must be 1 with an R8Dataset, got 4:",
+    ),
     "not compiled": (lambda: keras.Sequential([keras.Input((64,))]), r"model must be compiled .*; call compile\(\)"),
 }
 
@@ -324,18 +331,6 @@ def test_fit_without_the_callback():
     assert dataset.r8.global_step == 0
 
 
-def test_several_replicas_are_refused():
-    """A model on several devices is refused: the losses would be of one of them."""
-
-    class OnTwoDevices(keras.Sequential):
-        distribute_strategy = types.SimpleNamespace(num_replicas_in_sync=2)
-
-    model = OnTwoDevices([keras.Input((64,)), keras.layers.Dense(10)])
-    model.compile("sgd", CROSS_ENTROPY)
-    with pytest.raises(ValueError, match=r"model must be on one device, got a strategy of 2 replicas\."):
-        R8Callback(R8Dataset(X, Y, scheduler()), model)
-
-
 def test_loader_left_behind_draws_nothing():
     """A thread of TensorFlow's that asks for a batch between two epochs gets none."""
     dataset, heard, done = R8Dataset(X, Y, scheduler()), [], threading.Event()
@@ -351,7 +346,7 @@ def test_loader_left_behind_draws_nothing():
     done.wait(10)
 
     assert heard == ["index must be of an epoch that has begun, got 3 between two epochs."]
-    assert not dataset.prefetch.epoch
+    assert not dataset.drawn.epoch
 
 
 def test_stop_ends_fit_after_the_step(tmp_path):

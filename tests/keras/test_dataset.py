@@ -41,7 +41,7 @@ def test_forms_of_data(form):
     data, back = FORMS[form]
     dataset = R8Dataset(data, Y, scheduler())
     x, y = dataset[2]
-    indices = dataset.prefetch.epoch[2].indices
+    indices = dataset.drawn.epoch[2].indices
     expected = X[indices] if form != "list of numbers" else X[indices][:, 20:21] * np.ones(64)
 
     assert back(x) == pytest.approx(expected, abs=1e-6)
@@ -54,7 +54,7 @@ def test_table_of_pandas():
     pandas = pytest.importorskip("pandas")
     dataset = R8Dataset(pandas.DataFrame(X).iloc[::-1], pandas.Series(Y), scheduler())
     x, y = dataset[0]
-    indices = dataset.prefetch.epoch[0].indices
+    indices = dataset.drawn.epoch[0].indices
 
     assert np.array_equal(x, X[::-1][indices])
     assert np.array_equal(y, Y[indices])
@@ -70,7 +70,7 @@ def test_asking_twice_gives_the_same_batch():
     dataset = R8Dataset(X, Y, scheduler())
 
     assert np.array_equal(dataset[1][0], dataset[1][0])
-    assert np.array_equal(dataset[0][1], Y[dataset.prefetch.epoch[0].indices])
+    assert np.array_equal(dataset[0][1], Y[dataset.drawn.epoch[0].indices])
 
 
 def test_own_weights():
@@ -78,7 +78,7 @@ def test_own_weights():
     weights = np.arange(500, dtype=np.float32)
     dataset = R8Dataset(X, Y, scheduler(), sample_weight=weights)
 
-    assert np.array_equal(dataset[0][2], dataset.prefetch.epoch[0].indices)
+    assert np.array_equal(dataset[0][2], dataset.drawn.epoch[0].indices)
 
 
 class Weighting(policies.Policy):
@@ -103,7 +103,13 @@ def test_weights_of_the_policy(own):
     assert set(dataset[0][2].tolist()) == {2 * factor}
 
 
-@pytest.mark.parametrize("workers", [{"workers": 3, "max_queue_size": 4}, {"workers": 2, "use_multiprocessing": True}])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param({"workers": 3, "max_queue_size": 4}, id="threads"),
+        pytest.param({"workers": 2, "use_multiprocessing": True}, id="processes", marks=pytest.mark.program),
+    ],
+)
 def test_workers_change_nothing(workers):
     """With threads or processes running ahead, every report still meets its own batch: the same run as without."""
     runs = []
@@ -157,7 +163,7 @@ def gathered_by_python(dataset, **arguments):
     return dataset.asked
 
 
-@pytest.mark.parametrize("form", ["array", "tensor"])
+@pytest.mark.parametrize("form", ["array", pytest.param("tensor", marks=pytest.mark.program)])
 def test_tensorflow_gathers_plain_arrays(form):
     """Rows of arrays and tensors are not gathered by Python, but for the first batches, which Keras looks at."""
     assert gathered_by_python(Counting(FORMS[form][0], Y, scheduler())) < 16
@@ -175,9 +181,8 @@ def test_python_gathers_what_tensorflow_cannot(tmp_path):
     assert gathered_by_python(Augmented(X, Y, scheduler())) >= 48
 
 
-@pytest.mark.parametrize(
-    "form", ["dict", *(pytest.param(form, marks=pytest.mark.program) for form in ("array", "tuple"))]
-)
+@pytest.mark.program
+@pytest.mark.parametrize("form", ["dict", "array", "tuple"])
 def test_both_ways_train_alike(form):
     """What TensorFlow gathers is what Python gathers: the same losses of the same samples, to the bit."""
     data = {"a": X, "b": X + 1} if form == "dict" else FORMS[form][0]

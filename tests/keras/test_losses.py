@@ -1,5 +1,7 @@
 """The losses that reach the scheduler from `model.fit`: of each sample, raw, and of the step that was taken."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -23,11 +25,14 @@ def reported(model, *, data=None, steps=16, **fit_arguments):
     return watch.batches[-1], watch.weights[-1], r8.table.last[watch.batches[-1]]
 
 
-@pytest.mark.parametrize("steps", [10, 16], ids=["whole batch", "short batch"])
 @pytest.mark.parametrize(
-    "how",
-    [{}, {"run_eagerly": True}, pytest.param({"jit_compile": True}, marks=pytest.mark.program)],
-    ids=["graph", "eager", "xla"],
+    ("how", "steps"),
+    [
+        pytest.param({}, 10, id="graph, whole batch"),
+        pytest.param({}, 16, id="graph, short batch"),
+        pytest.param({"run_eagerly": True}, 16, id="eager"),
+        pytest.param({"jit_compile": True}, 16, id="xla", marks=pytest.mark.program),
+    ],
 )
 def test_losses_are_those_of_the_step(how, steps):
     """What is reported equals the losses computed afterwards with the weights the step began with."""
@@ -44,17 +49,22 @@ WEIGHTS = {
 }
 
 
+@functools.cache
+def first_weights_without():
+    """Those that a training ends with without weights of samples or classes."""
+    plain = classifier()
+    reported(plain)
+    return plain.get_weights()[0]
+
+
 @pytest.mark.parametrize("case", WEIGHTS)
 def test_raw_losses_are_reported(case):
     """Weights of samples and classes change the training, not what is reported."""
     model = classifier()
     batch, weights, losses = reported(model, **WEIGHTS[case])
-    plain = classifier()
-    reported(plain)
-    other = plain.get_weights()
 
     assert losses == pytest.approx(true_losses(model, weights, batch), rel=1e-4, abs=1e-6)
-    assert not np.allclose(other[0], weights[0])
+    assert not np.allclose(first_weights_without(), weights[0])
 
 
 def test_weights_reach_the_training():
@@ -87,7 +97,7 @@ def test_model_runs_once_a_step():
     assert counter.calls.value.numpy() == 16
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.program)])
 def test_mixed_precision(policy):
     """Under mixed precision, also with a scaled loss, losses are unscaled and the rate reaches the inner optimizer."""
     keras.config.set_dtype_policy(policy)
@@ -186,6 +196,7 @@ def test_penalties_are_not_reported():
     assert losses == pytest.approx(true_losses(model, weights, batch), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.program
 def test_evaluating_between_steps_changes_no_report():
     """A callback that evaluates the model, in larger batches too, leaves the losses of the step alone."""
 
@@ -206,6 +217,7 @@ def test_evaluating_between_steps_changes_no_report():
     )
 
 
+@pytest.mark.program
 def test_model_trained_before_is_traced_anew():
     """A model with a compiled step from a plain fit still reports every loss."""
     model = classifier()

@@ -185,7 +185,7 @@ PLAIN = [pytest.param(f"{name}_plain", marks=pytest.mark.slow) for name in ("ker
 
 
 @pytest.mark.program
-@pytest.mark.parametrize("name", ["keras_digits", "tf_custom_loop", *PLAIN])
+@pytest.mark.parametrize("name", ["keras_digits", "keras_pipeline", "tf_custom_loop", *PLAIN])
 def test_examples_train(name, tmp_path):
     """Each example, and its plain version, trains well."""
     printed, status, errors = run(ROOT / "examples" / f"{name}.py", folder=tmp_path)

@@ -343,6 +343,7 @@ def test_batches_of_steps(updates, batches):
     assert batches_of(updates, num_batches=7, accumulate=1) == batches
 
 
+@pytest.mark.program
 def test_example(capsys):
     """The example of the guide learns the digits."""
     runpy.run_path(str(EXAMPLE))

@@ -8,7 +8,7 @@ pytest.importorskip("lightning")
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
@@ -171,6 +171,103 @@ def test_averaged_weights_are_healed_too(with_loader):
 
     assert callback.scheduler.sentry.num_refused >= 1
     assert all(each.isfinite().all() for each in module.state_dict().values())
+
+
+@pytest.mark.parametrize("nan_at", [None, 33])
+def test_stochastic_weight_averaging(nan_at):
+    """Its rates, its copy and its count are kept with loaders and rates of the user's own, and healed."""
+    ends = []
+    for callbacks in ([], [R8Callback(keep_witness=False)]):
+        module = built(Plain, nan_at=nan_at if callbacks else None)
+        average = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1, annealing_epochs=1)
+        train(module, callbacks=[average, *callbacks])
+        ends.append((module, int(average.n_averaged)))
+    (plain, count), (watched, num_averaged) = ends
+
+    assert num_averaged == count >= 2
+    if nan_at is None:
+        assert equal(plain.state_dict().values(), watched.state_dict().values())
+    else:
+        assert callbacks[0].scheduler.sentry.num_refused == 1
+        assert loss_of(watched) < max(1.25 * loss_of(plain), 0.6)
+
+
+def test_stochastic_weight_averaging_is_no_companion_of_our_rates():
+    """It would set rates that R8Scheduler sets again."""
+    loader = R8Loader(DATA, batch_size=32)
+    module = built(Plain)
+    module.loaders = lambda: loader
+    average = StochasticWeightAveraging(swa_lrs=0.01)
+
+    with pytest.raises(ValueError, match="StochasticWeightAveraging must be left out where R8Scheduler sets the rate"):
+        train(module, callbacks=[R8Callback(loader), average])
+
+
+def test_backups_as_often_as_lightning_counts_batches():
+    """A module that a NaN has damaged goes back by less than an epoch, although nobody said how long one is."""
+    heard = record_events()
+    train(built(Plain), callbacks=[R8Callback(listeners=[heard])])
+
+    assert [event.step for event in heard.of(events.BackupTaken)] == [0, 10, 20, 30]
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, lr: float = 0.05):
+        super().__init__()
+        self.net, self.lr = torch.nn.Linear(64, 10), lr
+
+    def training_step(self, batch, _):
+        x, y = batch
+        return torch.nn.functional.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class DataModule(lightning.LightningDataModule):
+    def __init__(self, batch_size: int = 32):
+        super().__init__()
+        self.loader = R8Loader(DATA, batch_size=batch_size)
+        self.own = DataLoader(DATA, batch_size, shuffle=True)
+        self.draws = False
+
+    def train_dataloader(self):
+        return self.loader if self.draws else self.own
+
+
+CLI_QUIET = [
+    "fit", "--seed_everything=1", "--trainer.max_epochs=2", "--trainer.logger=false",
+    "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_cli(tmp_path, monkeypatch):
+    """R8Callback comes from the command line or a file, with settings; an R8Loader by `before_fit`."""
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    pytest.importorskip("jsonargparse")
+    pytest.importorskip("typeshed_client")
+    from lightning.pytorch.cli import LightningCLI
+
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "trainer:\n  callbacks:\n    - class_path: learnit_r8.lightning.R8Callback\n"
+        "      dict_kwargs: {guard: finite, backup_every: 7}\n"
+    )
+    for more in ("--trainer.callbacks=learnit_r8.lightning.R8Callback", f"--config={config}"):
+        cli = LightningCLI(Module, DataModule, args=[*CLI_QUIET, more], save_config_callback=None)
+        found = [each for each in cli.trainer.callbacks if isinstance(each, R8Callback)]
+        assert [each.scheduler.global_step for each in found] == [26]
+    assert type(found[0].scheduler.sentry.guard).__name__ == "FiniteGuard"
+
+    class CLI(LightningCLI):
+        def before_fit(self):
+            self.datamodule.draws = True
+            self.trainer.callbacks.append(R8Callback(self.datamodule.loader))
+
+    cli = CLI(Module, DataModule, args=CLI_QUIET, save_config_callback=None)
+    assert cli.datamodule.loader.scheduler.global_step == cli.trainer.global_step == 26
 
 
 def test_parameters_that_are_unfrozen_are_healed():

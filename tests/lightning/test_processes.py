@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.rank_common import run_on_two_ranks
+
 pytest.importorskip("torch")
 pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
@@ -31,16 +33,7 @@ open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
 @pytest.mark.program
 def test_two_processes(tmp_path):
     """With use_distributed_sampler left on, both share every batch, resume exactly, and heal a NaN of one of them."""
-    script = tmp_path / "train.py"
-    script.write_text(PROGRAM)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), str(tmp_path)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    first, second = run_on_two_ranks(PROGRAM, tmp_path)
 
     assert first == second
     assert first["resumed"] == first["whole"]

@@ -174,6 +174,7 @@ def test_beagle_blocks_run(reader, tmp_path, capsys):
     assert reader["multiple"](1, 2, 3, 4, 5)[1]["kl_loss"] == 4
 
 
+@pytest.mark.program
 def test_beagle_batch_norm_step_trains(reader):
     """The step with batch statistics, on a model that has them."""
     [code] = [code for code in BEAGLE if "mutable=" in code]

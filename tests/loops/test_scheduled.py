@@ -82,6 +82,7 @@ def test_a_state_that_is_replaced_heals():
     assert_healed(numpy_run)
 
 
+@pytest.mark.program
 @pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
 def test_a_model_that_changes_in_place_heals():
     """A torch model and its optimizer that are the state of a loop are put back in place."""

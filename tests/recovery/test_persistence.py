@@ -10,6 +10,8 @@ from learnit_r8.recovery.persistence import Persistence
 from learnit_r8.triggers import at
 from tests.drive import NAN, FakeClock, Weights, advance_to, make, steps, train
 
+pytestmark = pytest.mark.filterwarnings("ignore:state_callback was given without load_callback")
+
 NOBODY = Announcer([], lambda: (0, 0.0))
 
 
@@ -93,7 +95,7 @@ def test_loading_needs_a_path_or_a_folder():
 def test_first_backup_comes_before_the_first_step():
     """With a state_callback the first backup is taken before the first batch is drawn."""
     model, heard = Weights(), []
-    r8 = make(state_callback=model.get, listeners=[heard.append])
+    r8 = make(state_callback=model.get, load_callback=model.load, listeners=[heard.append])
     r8.draw()
 
     assert [type(event).__name__ for event in heard] == ["RunStarted", "BackupTaken"]

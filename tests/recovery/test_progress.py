@@ -90,7 +90,7 @@ def test_rise_is_the_mean_of_the_last():
 def test_going_back():
     """After a restore, the last losses are those from before the backup."""
     progress = after([2.0] * FIRST + [9.0] * 40)
-    progress.went_back([1.0] * 40)
+    progress.went_back([1.0] * 40, 100)
 
     assert (progress.level, progress.rise(2), progress.start) == (1.0, 1.0, 2.0)
 
@@ -122,3 +122,12 @@ def test_state(losses):
     assert repr(other.state_dict()) == repr(progress.state_dict())
     assert len(other.first) <= EARLY_UPDATES
     assert repr(other.level) == repr(progress.level)
+
+
+def test_first_losses_after_the_state_that_was_put_back_are_forgotten():
+    """They were those of damaged weights: high ones must not make later high ones usual."""
+    progress = after([2.0] * 5 + [90.0] * 5, record=2.0)
+    assert progress.early_suspicion(9.0, 2.0, 40) < 1
+    progress.went_back([2.0] * 20, 20)
+
+    assert progress.early_suspicion(9.0, 2.0, 20) > 1

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import R8Scheduler, events
@@ -165,7 +165,6 @@ def test_random_refusals_convict_hardly_anybody():
     assert convicted <= 1
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.lists(st.integers(0, 49), min_size=1, max_size=8), st.integers(0, 8)), max_size=60))
 def test_never_exceeds_its_share(script):
     """Whatever is refused and cleared, no more than the share of all samples is in quarantine."""

@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import itertools
+import math
 import re
 
 import numpy as np
@@ -12,12 +13,17 @@ import pytest
 
 from learnit_r8 import predictions_of
 from learnit_r8.cli import main
+from learnit_r8.dashboard.state.view import View
 from learnit_r8.journal.samples import sample_epochs
 from learnit_r8.report import DataView, write_report
-from learnit_r8.report.data import report_data
+from learnit_r8.report.data import ReportData, report_data, with_samples
+from learnit_r8.report.gallery import NO_LOOK
+from learnit_r8.report.page import samples_page
 from learnit_r8.report.regions import regions_of
+from learnit_r8.table.labels.evidence import EVIDENCE
 from tests.cli.commands import printed
 from tests.drive import make
+from tests.report.sample_files import samples
 from tests.report.test_page import Reader, trained
 
 NAMES = np.array(["ant", "bee", "<cow>"])
@@ -114,6 +120,21 @@ def test_notebook_shows_the_same(run, of):
     assert "Quality of each class" in said
     assert "photo 0" in said
     assert ("--margin" in said) == (of == "run folder")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("values", [None, (math.nan, math.inf, -math.inf, 3e38, -3e38)])
+def test_damaged_evidence_still_gives_a_page(values):
+    """A samples file with numbers that no run writes is shown as far as they make sense."""
+    rng = np.random.default_rng(3)
+    raw = np.frombuffer(rng.bytes(200 * EVIDENCE.itemsize), EVIDENCE)
+    evidence = {name: raw[name].copy() for name in EVIDENCE.names}
+    for name in ("mean_margin", "variance", "margin") if values else ():
+        evidence[name][:] = rng.choice(np.array(values, np.float32), 200)
+    file = samples(0, rng.random(200), uses=np.full(200, 9))._replace(evidence=evidence)
+    data = with_samples(ReportData(None, View(), math.nan, bounds=np.empty((0, 6)), notes=[]), [file], 0.5)
+
+    assert "Quality of each class" in Reader(samples_page(data, NO_LOOK)).texts
 
 
 def test_view_refuses_what_it_cannot_show():

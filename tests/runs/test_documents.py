@@ -39,6 +39,7 @@ EXAMPLES = {
     "examples/find_wrong_labels.py": ["labels look wrong", "right label suggested", "as many visits, the guard"],
     "examples/pytorch_plain.py": ["test accuracy"],
     "examples/pytorch_loop.py": ["test accuracy"],
+    "examples/flax_devices.py": ["4 devices, 1 batch refused, accuracy 0.9", "hardest samples"],
     "examples/own_loader.py": ["weights equal to the bit: yes", "a NaN in the weights at step 300: accuracy 0.9"],
 }
 

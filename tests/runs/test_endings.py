@@ -424,8 +424,7 @@ def test_loop_of_ones_own_ends_with_the_cool_down():
     assert (count, r8.global_step) == (16, 16)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("asked", [10, 17])
+@pytest.mark.parametrize(("workers", "asked"), [(0, 17), (2, 10)])
 def test_loader_with_workers_ends_with_the_cool_down(workers, asked):
     """Batches that workers have fetched ahead count, and no step comes after the end."""
     import torch

@@ -456,7 +456,7 @@ def test_state_callback_that_raises():
 def test_state_callback_that_returns_nothing():
     """A state callback without a return statement is refused before the first batch."""
     with pytest.raises(TypeError, match=r"state_callback must return the state of the model, got None"):
-        make(state_callback=lambda: None).draw()
+        make(state_callback=lambda: None, load_callback=print).draw()
 
 
 def test_backup_of_another_structure():

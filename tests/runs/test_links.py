@@ -371,10 +371,10 @@ an open file."""
 def opening_calls(path):
     """Calls in a file that may open one for writing, but for those of `open_output`."""
     for node in ast.walk(tree_of(path)):
-        if not isinstance(node, ast.Call):
+        if not isinstance(node, ast.Call) or getattr(node.func, "attr", getattr(node.func, "id", "")) not in OPENERS:
             continue
         called = ast.unparse(node.func)
-        if called.split(".")[-1] not in OPENERS or (called.startswith("self") and "stream" not in called):
+        if called.startswith("self") and "stream" not in called:
             continue
         first = ast.unparse(node.args[0]) if node.args else ""
         is_by_path = called in ("open", "os.open") or called.split(".")[-1] in OPENERS - {"open", "save"}

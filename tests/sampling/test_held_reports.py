@@ -28,11 +28,11 @@ def learned(kind, part_size, *, at_once, has_predictions=False):
     table.storage.part_size, table.storage.batch_size = part_size, 8
     rng = np.random.default_rng(3)
     for members, means in batches_of(kind, rng):
-        batch = plan.take(None, Size(), 0, is_kept=False, members=members)
+        batch = plan.take(None, Size(), 0, members=members)
         trend = table.learner.observe(float(np.mean(means)), 0.1)
         predictions = None
         if has_predictions:
-            table.storage.evidence.begin(PredictionRows(np.zeros((3, 1), np.float32), 4))
+            table.storage.evidence.make_records(PredictionRows(np.zeros((3, 1), np.float32), 4))
             predictions = PredictionRows(rng.integers(0, 4, (3, len(members.indices))).astype(np.float32), 4)
         plan.report(batch, means, trend, predictions)
         if not at_once:
@@ -60,7 +60,7 @@ def test_each_time_that_a_sample_comes_is_a_visit():
     """A sample that is in a batch twice has two uses, and its mean is that of both losses."""
     table = SampleTable(0, batch_size=1, most_ids=100)
     plan, members = LoaderPlan(table), table.storage.find(["a", "b", "a"], are_indices=False)
-    batch = plan.take(None, Size(), 0, is_kept=False, members=members)
+    batch = plan.take(None, Size(), 0, members=members)
     table.storage.part_size = 1
     plan.report(batch, np.array([1.0, 2.0, 4.0]), 1.0)
     plan.hand_over()
@@ -75,7 +75,7 @@ def test_a_batch_that_is_out_is_learned_when_it_is_reported():
     table = SampleTable(0, batch_size=1, most_ids=100)
     plan = LoaderPlan(table)
     members = [table.storage.find([name], are_indices=False) for name in "abc"]
-    first, second, third = (plan.take(None, Size(), 0, is_kept=False, members=each) for each in members)
+    first, second, third = (plan.take(None, Size(), 0, members=each) for each in members)
     table.storage.part_size = 1
     plan.report(second, np.array([2.0]), 1.0)
     plan.hand_over()

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8.sampling.permutation import MAX_SAMPLES, Permutation, raw_words
@@ -46,7 +46,6 @@ def test_bijection():
         assert np.array_equal(np.sort(order), np.arange(size)), size
 
 
-@settings(max_examples=60)
 @given(size=st.one_of(st.integers(1, 3000), st.integers(LIMIT - 3, 40_000)), key=st.integers(0, 2**63), data=st.data())
 def test_slices(size, key, data):
     """A slice equals the same positions of the whole, also an empty one."""

@@ -5,12 +5,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8.policies import Balanced, Shuffle, Steady
 from learnit_r8.table.estimators import leak_of
 from tests.common import EVERYTHING, Loop, build, catalogued, load, report, run_pass, saved, scripts, true_losses
+from tests.examples import examples
 
 
 class SlowTable:
@@ -60,7 +61,7 @@ class SlowTable:
         return np.where(self.uses > 0, loss, np.nan)
 
 
-@settings(max_examples=120)
+@examples(3)
 @given(
     size=st.tuples(st.integers(1, 60), st.integers(1, 12)),
     part_size=st.sampled_from([None, 1, 2, 3, 5, 20]),
@@ -90,7 +91,7 @@ def test_equals_learning_step_by_step(size, part_size, estimator, alpha, falls_b
             batch, members = out.pop(rng.integers(len(out)))
             what = rng.random()
             if what < 0.08:
-                plan.settle(batch)
+                plan.close(batch)
             elif what < 0.16:
                 left += plan.abandon(batch)
             else:
@@ -129,7 +130,7 @@ def test_losses_may_turn_negative_at_any_report(turns_at, part_size):
 
 @pytest.mark.parametrize("part_size", [None, 1, 3])
 @pytest.mark.parametrize("policy", EVERYTHING)
-@settings(max_examples=12)
+@examples(0.3)
 @given(script=scripts, size=st.tuples(st.integers(1, 40), st.integers(1, 9)), lowest=st.sampled_from([0.0, 0.4]))
 def test_reading_changes_nothing(policy, part_size, script, size, lowest):
     """Reading the table, at any time and however often, changes neither batches nor table."""
@@ -203,7 +204,7 @@ def test_refused_batches_leave_no_trace():
     table, plan = build(6, 3, Shuffle())
     plan.start_pass(0, 0.0)
     refused, good = plan.draw(), plan.draw()
-    plan.settle(refused)
+    plan.close(refused)
     report(plan, good, np.array([1.0, 2.0, 3.0]), 1)
 
     assert np.isnan(table.loss[refused.indices]).all()
@@ -421,9 +422,10 @@ def test_expected_loss_when_losses_turn_negative():
     assert table.learner.with_trend(batch.expected) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize("last_batch", ["short", "fill"])
-@pytest.mark.parametrize("batch_size", [32, 256, 2048])
-@pytest.mark.parametrize("part_size", [None, 1])
+@pytest.mark.parametrize(
+    ("batch_size", "last_batch", "part_size"),
+    [(32, "short", 1), (32, "fill", None), (256, "fill", 1), (2048, "short", None)],
+)
 def test_memory(batch_size, last_batch, part_size):
     """Beside 16 bytes a sample a pass takes at most 5 MB, to its last batch."""
     num_samples = 1_000_000
@@ -438,7 +440,7 @@ def test_memory(batch_size, last_batch, part_size):
             if step < 2200 or step > plan.steps_per_pass - 1100:
                 report(plan, batch, ones[: len(batch.indices)], part_size)
             else:
-                plan.settle(batch)
+                plan.close(batch)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

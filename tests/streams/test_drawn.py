@@ -321,6 +321,7 @@ class TestScheduled:
             state_callback=state,
             load_callback=print,
             backup_every=3,
+            guard="finite",
         )
 
         with pytest.raises(RuntimeError, match="device lost"):

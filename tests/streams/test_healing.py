@@ -82,7 +82,7 @@ def steps(faults, r8=None):
 
 
 @pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
-@pytest.mark.parametrize("run", [epochs, steps])
+@pytest.mark.parametrize("run", [pytest.param(epochs, marks=pytest.mark.program), steps])
 def test_transient_faults_heal(run):
     """A NaN, weights 30 times as large and a rate 1,000 times as high, twice each, cost little."""
     assert_healed(run)

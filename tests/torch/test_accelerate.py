@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
+from accelerate import skip_first_batches
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from tests.torch.accelerate_common import STEPS, Training
@@ -128,3 +129,13 @@ def test_heals(accumulate, bad):
 def test_prepared_after_attach():
     """Model and optimizer may be prepared after they were attached: the same training comes of it."""
     assert Training(prepare_first=False).run().digest() == Training().run().digest()
+
+
+def test_skipped_batches_are_refused():
+    """The loader finds its place by itself: with batches skipped besides, losses would count for other samples."""
+    training = Training()
+    skipping = skip_first_batches(training.loader, 3)
+
+    with pytest.raises(ValueError, match=r"skip_first_batches\(\) must be left out where R8Scheduler draws.*got 3"):
+        next(iter(skipping))
+    assert len(next(iter(skip_first_batches(training.loader, 0)))) == 2

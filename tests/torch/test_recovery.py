@@ -53,6 +53,7 @@ def test_a_fault_heals_late(kind):
     check_late_healing(kind, workers=0)
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("kind", SOME_KINDS)
 def test_a_fault_heals_late_with_workers(kind):
     """So it is where workers have fetched the next batches."""

@@ -22,6 +22,9 @@ LOADERS = {
     "2 workers": {"num_workers": 2, "prefetch_factor": 4},
     "persistent": {"num_workers": 2, "prefetch_factor": 2, "persistent_workers": True},
 }
+SOME_LOADERS = [
+    name if name in ("alone", "2 workers") else pytest.param(name, marks=pytest.mark.program) for name in LOADERS
+]
 
 
 def loader_of(r8, dataset=None, *, sampler=None, **settings):
@@ -62,13 +65,13 @@ def test_exact_however_far_ahead(name):
 
 
 def test_same_batches_for_any_number_of_workers():
-    """The same seed gives the same batches for 0, 1, 2 and 4 workers, under the policy that looks at losses too."""
+    """The same seed gives the same batches for 0, 1 and 3 workers, under the policy that looks at losses too."""
     runs = []
-    for workers in (0, 1, 2, 4):
+    for workers in (0, 1, 3):
         r8 = scheduler(policy="balanced", num_epochs=3)
         runs.append(run(r8, *loader_of(r8, num_workers=workers), epochs=3))
 
-    assert runs[0] == runs[1] == runs[2] == runs[3]
+    assert runs[0] == runs[1] == runs[2]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_hugging_face_dataset():
         np.testing.assert_allclose(r8.table.loss, true_losses(range(200)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", SOME_LOADERS)
 def test_break_goes_on_in_the_same_epoch(name):
     """After a break the next iteration goes on with what was not reported, and the epoch is whole."""
     r8 = scheduler()
@@ -278,7 +281,7 @@ def test_out_of_order_needs_tickets():
     del iterator
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", SOME_LOADERS)
 def test_batch_left_out_comes_again(name):
     """A batch that the loop passed over is noticed; no loss goes to another batch, and it comes once more."""
     r8 = scheduler(num_epochs=1)
@@ -291,7 +294,7 @@ def test_batch_left_out_comes_again(name):
     assert r8.pace.is_finished
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", SOME_LOADERS)
 def test_last_batch_left_out_counts_as_refused(name):
     """One run through the loader is one epoch, even if its last batch was not reported."""
     r8 = scheduler(num_epochs=2)
@@ -392,7 +395,7 @@ def test_length():
     assert len(loader) == STEPS
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", SOME_LOADERS)
 def test_nothing_reported(name):
     """A trainer that reports nothing and stops at len(loader) is told so once, and gets other batches each epoch."""
     r8 = scheduler(num_epochs=3)
@@ -411,7 +414,7 @@ def test_nothing_reported(name):
     assert sorted(together(epochs[1])) == list(range(200))
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", SOME_LOADERS)
 def test_update_with_loss(name):
     """The scheduler's own update_with_loss reports the batch that the loader gave, as the sampler's report does."""
     tables = []

@@ -503,6 +503,7 @@ def test_part_of_an_epoch(tmp_path):
     assert trainer.r8.scheduler.is_over
 
 
+@pytest.mark.program
 def test_example(capsys):
     """The example of the guide learns the digits."""
     runpy.run_path(str(EXAMPLE))
@@ -517,3 +518,14 @@ def test_old_release(monkeypatch):
 
     with pytest.raises(ImportError, match=r"transformers must be release 4.57 or newer, got 4.9.2; pip install -U"):
         importlib.reload(learnit_r8.transformers)
+
+
+def test_the_order_of_the_bases_is_checked():
+    """The other way round the Trainer would train without R8Scheduler, and say nothing."""
+    with pytest.raises(TypeError, match=r"R8Mixin must come before the Trainer .*got class Wrong\(Trainer, R8Mixin\)"):
+
+        class Wrong(Trainer, learnit_r8.transformers.R8Mixin):
+            pass
+
+    with pytest.raises(TypeError, match="R8Mixin must have a Trainer beside it"):
+        learnit_r8.transformers.R8Mixin()

@@ -98,6 +98,31 @@ def test_dpo(tmp_path):
     assert (trainer.state.global_step, trainer.r8.scheduler.global_step) == (8, 8)
 
 
+@pytest.mark.parametrize("draws", [True, False])
+def test_kto(tmp_path, draws):
+    """KTOTrainer compares the answers of a batch with each other: its loss is a mean of the batch."""
+    kto = pytest.importorskip("trl.experimental.kto")
+    rows = datasets.Dataset.from_dict(
+        {
+            "prompt": [sentence(number, 3) for number in range(16)],
+            "completion": [" " + sentence(number + 1, 4) for number in range(16)],
+            "label": [number % 2 == 0 for number in range(16)],
+        }
+    )
+    kind = type("R8KTOTrainer", (R8Mixin, kto.KTOTrainer), {})
+    trainer = kind(
+        model=model(), ref_model=model(), args=kto.KTOConfig(output_dir=str(tmp_path), **QUIET), train_dataset=rows,
+        processing_class=tokenizer(), r8={} if draws else {"batches": False},
+    )  # fmt: skip
+    if draws:
+        with pytest.raises(ValueError, match="'batches': False"):
+            trainer.train()
+        return
+    trainer.train()
+
+    assert (trainer.state.global_step, trainer.r8.scheduler.global_step) == (8, 8)
+
+
 def test_trainers_with_samplers_of_their_own(tmp_path):
     """GRPO and RLOO draw their samples in their own way: refused, and watched with the Trainer's own batches."""
     trl = pytest.importorskip("trl")

@@ -43,7 +43,7 @@ def _harmless(line: Line) -> Line:
 
 
 def _small(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
-    """Progress, state, time left and loss; one fact a line where it is narrow."""
+    """Return progress, state, time left and loss, one fact a line on a narrow screen."""
     state = state_of(view, scene)
     now = scene.now if scene.now is not None else view.seconds
     facts: list[Line] = [

@@ -196,7 +196,7 @@ def _step_part(view: View, each: float) -> Line:
 
 
 def _digits(value: float) -> str:
-    """A time of up to three digits.
+    """Return a time with at most three digits.
 
     >>> _digits(311.4), _digits(20.34), _digits(1.9), _digits(0.004)
     ('311', '20', '1.9', '<.1')

@@ -87,7 +87,7 @@ class Pacing:
         return bool(self._window)
 
     def _rate(self, field: str) -> float:
-        """A field of the steps, per second."""
+        """Return how much of a field of the steps there was per second."""
         seconds = sum(took for took, _ in self._window)
         return sum(getattr(steps, field) for _, steps in self._window) / seconds if seconds > 0 else math.nan
 

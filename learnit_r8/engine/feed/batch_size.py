@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...checkpoint.state_tree import clone
 from ...sampling.loader_plan import Size
 
 TOKEN_NAMES = ("input_ids", "tokens", "ids")
@@ -37,6 +38,8 @@ class BatchMeasure:
             if not (told is None or callable(told) or (type(told) is int and told >= 1)):
                 raise TypeError(f"{name} must be a whole number >= 1, a function of a batch, or None, got {told!r}.")
         self._size, self._tokens, self._needs_tokens, self._tell = size, tokens, needs_tokens, tell_unknown
+        # Kinds of batches that have no names, under which there could be tokens.
+        self._nameless = {tuple, list, int, float, str}
         is_same = type(size) is int and type(tokens) is int
         # Of every batch, if that was told.
         self._same = Size(size, tokens) if is_same else None  # type: ignore[arg-type]
@@ -50,12 +53,7 @@ class BatchMeasure:
         if self._same is not None:
             return self._same
         kind = type(item)
-        if (
-            self._tokens is None
-            and not self._needs_tokens
-            and (kind is tuple or kind is list or hasattr(item, "shape"))
-        ):
-            # Such a batch has no names, under which there could be tokens.
+        if self._tokens is None and not self._needs_tokens and (kind in self._nameless or hasattr(item, "shape")):
             samples = self._size if type(self._size) is int else read_size(item) if self._size is None else None
             if samples is not None:
                 return _new_tuple(Size, (samples, 0))
@@ -107,6 +105,14 @@ def bytes_of(item: Any) -> int:
     if isinstance(item, Mapping):
         return sum(map(bytes_of, item.values()))
     return sum(map(bytes_of, item)) if isinstance(item, (tuple, list)) else 0
+
+
+def copied(item: Any) -> Any:
+    """A copy of a batch, as a loop may change the one that it gets; the batch itself if it cannot be copied."""
+    try:
+        return clone(item)
+    except Exception:
+        return item
 
 
 def _read_tokens(item: Any) -> int | None:

@@ -16,7 +16,7 @@ from ...sampling.loader_plan import LoaderBatch, LoaderPlan, Size
 from ...sampling.ticket import Outcome, Ticket
 from .. import draws
 from . import replay
-from .batch_size import BatchMeasure, bytes_of
+from .batch_size import BatchMeasure, bytes_of, copied
 from .samples import BatchSamples, find
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ NOT_REPORTED = (
 )
 NEVER_REPORTED = (
     "an epoch of {} batches ended with no loss reported, so it counts as none and nothing is watched: call "
-    "update_with_loss(loss) after each batch. To look at the data without training, iterate over your loader itself."
+    "update_with_loss(loss) after each batch, or report(loss) of what attach() returned. To look at the data without "
+    "training, iterate over your loader itself."
 )
 MOST_SILENT = 1000
 """Steps without a loss after which the loop gets an error."""
@@ -101,25 +102,33 @@ class Feed:
         settings: How the loader is treated.
 
     Attributes:
+        run: As given.
+        trainer: Trains on the batches.
         open: The batch in hand; None once it is reported.
+        has_asked: Whether `steps` has given a step that is not reported yet.
     """
 
     def __init__(self, run: Engine, plan: LoaderPlan, settings: FeedSettings) -> None:
-        self._run, self._plan, self.settings = run, plan, settings
+        self.run, self._plan, self.settings = run, plan, settings
         self.open: Ticket | None = None
-        self._trainer: FeedTrainer = PlainTrainer(run)
+        self.trainer: FeedTrainer = PlainTrainer(run)
         self._iteration: object = None
         self._source: Any = None
+        self._batches: Any = None
         self._samples = BatchSamples(run)
         self._start: dict[str, Any] | None = None
         self._out: list[LoaderBatch] = []
         self._resumed: Mapping[str, Any] | None = None
-        self._has_asked = self._has_begun = False
-        self._num_silent = self._updates = 0
+        self.has_asked = self._has_begun = False
+        self._num_silent = self._updates = self._num_iterations = 0
 
     def join(self, trainer: FeedTrainer) -> None:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""
-        self._trainer = trainer
+        self.trainer = trainer
+
+    def expect_epochs_of(self, steps: int) -> None:
+        """Have backups taken as often as epochs of so many steps ask for, unless the user has said how often."""
+        self.run.persistence.expect_epochs_of(steps)
 
     @property
     def is_iterating(self) -> bool:
@@ -131,6 +140,16 @@ class Feed:
         """Whether a saved position waits for the next iteration."""
         return self._resumed is not None
 
+    def take_resumed(self) -> Mapping[str, Any] | None:
+        """The saved position that waits, which is no longer waiting then; None without one."""
+        resumed, self._resumed = self._resumed, None
+        return resumed
+
+    @property
+    def num_passes(self) -> int:
+        """Runs through the loader that have ended."""
+        return self.run.pace.passes + self.run.pace.has_ended
+
     @property
     def num_taken(self) -> int:
         """Items that the loader has given in this pass and that were trained on or passed over."""
@@ -140,19 +159,21 @@ class Feed:
     @property
     def has_ids(self) -> bool:
         """Whether batches say which samples they hold, as far as is known."""
-        return self._samples.is_known or bool(self._run.table.num_samples)
+        return self._samples.is_known or bool(self.run.table.num_samples)
 
     # The iteration.
 
     def iterate(self, source: Any, measure: BatchMeasure, samples: BatchSamples) -> Iterator[Any]:
         """One run through the user's iterable, or what is left of it; see `R8Scheduler.batches`."""
-        run, pace, controller = self._run, self._run.pace, self._run.controller
+        run, pace, controller = self.run, self.run.pace, self.run.controller
         this = self._iteration = object()
+        self._num_iterations += 1
         self._samples = samples
         self.give_up_open()
         run.requests.stay_within(None)
         try:
             batches, num_before = self._begin(source), pace.step
+            self._batches = batches
             while True:
                 if self._iteration is not this:
                     raise RuntimeError(
@@ -160,17 +181,17 @@ class Feed:
                         "once at a time."
                     )
                 self.give_up_open()
-                self._between_steps()
+                self.between_steps()
                 samples.tell_quarantined()
                 if self._updates > controller.updates and not controller.is_open:
-                    batches = self._after_restore(source, batches)
+                    batches = self._batches = self._after_restore(source, batches)
                 self._updates = controller.updates
                 if controller.asks_probe and not pace.is_stopped:
                     if not self._has_probe():
                         continue
                     item = self._take_probe()
-                elif self._is_at_end():
-                    self._trainer.settle()
+                elif self.is_at_end():
+                    self.trainer.settle()
                     if pace.is_stopped or (pace.is_over and not controller.asks_probe):
                         run._draw_nothing()
                         return
@@ -187,7 +208,7 @@ class Feed:
                         self._end_pass(pace.step - num_before)
                         return
                     self._take_given(item, size, batches)
-                self._trainer.hand_out(item)
+                self.trainer.hand_out(item)
                 yield item
         except GeneratorExit:
             # A break: if the run goes on, the signals are taken again.
@@ -198,11 +219,11 @@ class Feed:
                 self._iteration, self._has_begun = None, False
 
     def _begin(self, source: Any) -> Iterator[Any]:
-        run, pace, plan = self._run, self._run.pace, self._plan
-        self._trainer.before_iteration()
+        run, pace, plan = self.run, self.run.pace, self._plan
+        self.trainer.before_iteration()
         run.controller.let_probe(self.settings.keeps_witness)
-        self._samples.begin(source)
-        resumed, self._resumed = self._resumed, None
+        self._samples.prepare(source)
+        resumed = self.take_resumed()
         if resumed is not None:
             self._source, self._start = source, resumed["start"]
             batches: Iterator[Any] = iter(())
@@ -211,37 +232,44 @@ class Feed:
                 batches = replay.resume(run, source, resumed, count, way, opens=self._samples.open)
                 plan.left_out *= way != "start"
                 self._has_begun = True
-            self._trainer.before_first_batch()
+            elif replay.goes_on(source):
+                replay.open_at(source, resumed["loader"], self._samples.open, run.announcer)
+            else:
+                replay.set_order(source, resumed["now"].get("order"))
+            self.trainer.before_first_batch()
             return batches
         if plan.taken and not pace.has_ended:
             # It was left by a break.
-            self._mark_ended()
+            self.mark_ended()
+        if pace.has_ended:
+            run.early_stop.check_name(pace.epoch + 1)
         pace.begin_pass()
         if not (_is_iterator(source) and source is self._source):
             plan.taken = plan.left_out = 0
-            self._start = replay.read_generators(source)
+            self._start = self._read_place(source)
         self._source, self._out = source, []
         batches = self._samples.open(source)
         self._has_begun = True
-        self._trainer.before_first_batch()
+        self.trainer.before_first_batch()
         return batches
 
-    def _is_at_end(self) -> bool:
+    def is_at_end(self) -> bool:
         """Whether the budget is spent once all batches that are out are reported, or the run was stopped."""
-        pace = self._run.pace
+        pace = self.run.pace
         return pace.is_stopped or pace.progress_at(pace.step + pace.num_out) >= 1
 
-    def _between_steps(self) -> None:
-        run, is_heard = self._run, self._run.announcer.is_heard
+    def between_steps(self) -> None:
+        """Do what is due between two steps."""
+        run, is_heard = self.run, self.run.announcer.is_heard
         if is_heard:
-            run.emitter.begin()
-        self._trainer.between_steps()
+            run.emitter.start_timing()
+        self.trainer.between_steps()
         if is_heard:
-            run.emitter.end()
+            run.emitter.stop_timing()
 
     def _next(self, batches: Iterator[Any]) -> Any:
-        emitter = self._run.emitter
-        if not self._run.announcer.is_heard:
+        emitter = self.run.emitter
+        if not self.run.announcer.is_heard:
             return next(batches)
         began = time.perf_counter()
         try:
@@ -250,12 +278,12 @@ class Feed:
             emitter.data_seconds += time.perf_counter() - began
 
     def _meet(self, size: Size | None) -> Size | None:
-        """The size of the batches of all ranks; None where one of them has none, as its stream has ended.
+        """Agree on the size of the batch of all ranks together; None if the stream of one of them has ended.
 
         Args:
             size: That of the batch of this rank; None if it has none.
         """
-        agreement = self._run.agreement
+        agreement = self.run.agreement
         if agreement.ranks is None:
             return size
         samples, tokens = (0, 0) if size is None else size
@@ -264,7 +292,7 @@ class Feed:
             return Size(*map(sum, zip(*(each[1:] for each in everyone), strict=True)))
         if size is not None:
             ended = ", ".join(str(rank) for rank, (has, _, _) in enumerate(everyone) if not has)
-            self._run.announcer.note_once(
+            self.run.announcer.note_once(
                 "uneven ends",
                 f"a run through the loader ends for all ranks where that of rank {ended} does, so the batches that "
                 "others have left are not trained on.",
@@ -273,8 +301,8 @@ class Feed:
 
     def _end_pass(self, num_steps: int) -> None:
         """End a run through the loader, if anything of it was trained on."""
-        run, pace = self._run, self._run.pace
-        self._trainer.settle()
+        run, pace = self.run, self.run.pace
+        self.trainer.settle()
         if pace.has_ended:
             # It was trained on before the run was resumed.
             return
@@ -284,15 +312,15 @@ class Feed:
             run.announcer.warn_once("empty pass", text)
             self._plan.taken = 0
             return
-        self._mark_ended()
+        self.mark_ended()
         run.controller.end_update()
-        self._between_steps()
+        self.between_steps()
         if pace.is_over:
             run._draw_nothing()
 
-    def _mark_ended(self) -> None:
+    def mark_ended(self) -> None:
         """Note that a pass has ended, and tell listeners."""
-        run, pace = self._run, self._run.pace
+        run, pace = self.run, self.run.pace
         with run.turns.take("draw", pace.step, is_changing=True):
             pace.has_ended = True
             lr, tally = run.shown_lr(run.scheduled_lr(pace.progress)), run._tally
@@ -305,17 +333,17 @@ class Feed:
     # Batches.
 
     def _take_given(self, item: Any, size: Size, batches: Iterator[Any]) -> None:
-        run, is_heard = self._run, self._run.announcer.is_heard
+        run, is_heard = self.run, self.run.announcer.is_heard
         if is_heard:
-            run.emitter.begin()
+            run.emitter.start_timing()
         self.open = self.take(item, size, self._samples.of(item, batches))
         run.controller.note_start()
         if is_heard:
-            run.emitter.end()
+            run.emitter.stop_timing()
 
     def _is_wanted(self, item: Any) -> bool:
         """Whether to keep a batch, as weights may be tested with it."""
-        run = self._run
+        run = self.run
         if item is None or not self.settings.keeps_witness:
             return False
         if not (run.controller.is_early or run.backup.awaits_witness or run.controller.witnesses.waiting is not None):
@@ -338,8 +366,8 @@ class Feed:
             members: Its samples; None if they are not known.
             is_of_loader: Whether it is of a loader; else there is nothing but the step.
         """
-        run, pace, turns, plan = self._run, self._run.pace, self._run.turns, self._plan
-        is_kept = is_of_loader and self._is_wanted(item)
+        run, pace, turns, plan = self.run, self.run.pace, self.run.turns, self._plan
+        kept = copied(item) if is_of_loader and self._is_wanted(item) else None
         if plan.is_full:
             run.hand_over()
         while True:
@@ -351,8 +379,8 @@ class Feed:
                     turns.busy = number
                     began = run._tally.began
                     if began != began:
-                        draws.begin(run)
-                    batch = plan.take(item, size, pace.epoch, is_kept=is_kept, members=members)
+                        draws.start_clock(run)
+                    batch = plan.take(kept, size, pace.epoch, members=members)
                     batch.chunk.rates[0] = lr
                     if is_of_loader:
                         plan.taken += 1
@@ -367,17 +395,17 @@ class Feed:
 
     def _has_probe(self) -> bool:
         """Whether the batch that a test asks for was kept; if not, the next losses decide."""
-        asked = self._run.controller.experiment.asked
+        asked = self.run.controller.experiment.asked
         is_kept = asked is not None and all(item is not None for item in asked.witness)
-        is_kept = all(each[0] for each in self._run.agreement.gather([is_kept]))
+        is_kept = all(each[0] for each in self.run.agreement.gather([is_kept]))
         if not is_kept:
-            self._run.controller.let_probe(False)
+            self.run.controller.let_probe(False)
         return is_kept
 
     def _take_probe(self) -> Any:
         """Hand out a batch once more, to test weights with it."""
-        run, pace = self._run, self._run.pace
-        self._trainer.before_probe()
+        run, pace = self.run, self.run.pace
+        self.trainer.before_probe()
         with run.turns.take("draw", pace.next_step, is_changing=True):
             item = run.controller.experiment.draw()
             batch = self._plan.draw_again(item)
@@ -386,7 +414,7 @@ class Feed:
             batch.chunk.rates[0] = lr
             pace.num_out += 1
             self.open = run._ticket(pace.next_step - 1, pace.epoch, lr, batch)
-        return item
+        return copied(item)
 
     def give_up_open(self) -> None:
         """Pass over the batch in hand, if it was not reported: it does not count as a step."""
@@ -401,7 +429,7 @@ class Feed:
             ticket: The batch; it is out.
             is_noted: Whether to say so once, as nobody asked for it.
         """
-        run = self._run
+        run = self.run
         with run.turns.take("give_up", run.pace.step, is_changing=True):
             run.controller.experiment.lose(ticket)
             run.pace.tokens -= ticket.batch.chunk.size.tokens  # type: ignore[attr-defined]
@@ -415,16 +443,16 @@ class Feed:
 
     def steps(self) -> Iterator[int]:
         """Yield the number of each step until the budget is spent or the run is stopped; see `R8Scheduler.steps`."""
-        run, pace = self._run, self._run.pace
+        run, pace = self.run, self.run.pace
         run.controller.let_probe(False)
         run.requests.stay_within(None)
-        self._trainer.before_iteration()
+        self.trainer.before_iteration()
         self._resume_alone()
         try:
             while True:
                 self._ask()
-                if self._is_at_end():
-                    self._trainer.settle()
+                if self.is_at_end():
+                    self.trainer.settle()
                     run._draw_nothing()
                     return
                 before = pace.next_step
@@ -437,8 +465,8 @@ class Feed:
             raise
 
     def _ask(self) -> None:
-        self._trainer.between_steps()
-        self._has_asked = True
+        self.trainer.between_steps()
+        self.has_asked = True
 
     def take_step(self) -> Ticket | None:
         """The step that a loss belongs to where no batch is open; None if the budget is spent.
@@ -446,18 +474,18 @@ class Feed:
         Raises:
             RuntimeError: a loop over the batches is under way, and its batch was reported already.
         """
-        run = self._run
+        run = self.run
         if self.is_iterating:
             raise RuntimeError(
                 f"update_with_loss() was called at step {run.pace.step} with no batch open; the last one was reported "
                 "already; report each batch once."
             )
         self._resume_alone()
-        if not self._has_asked:
+        if not self.has_asked:
             run.controller.let_probe(False)
-            self._trainer.between_steps()
-        self._has_asked = False
-        if self._is_at_end():
+            self.trainer.between_steps()
+        self.has_asked = False
+        if self.is_at_end():
             run.announcer.warn_once(
                 "spent",
                 f"the run is over at step {run.pace.step}; losses reported from here on are not watched. End your loop "
@@ -472,28 +500,46 @@ class Feed:
         Raises:
             TypeError, ValueError: they are not ids, or the samples were told before.
         """
-        if ids is None or self._run.agreement.ranks is not None:
+        if ids is None or self.run.agreement.ranks is not None:
             return ticket
         chunk: Any = ticket.batch.chunk
         if chunk.members is not None:
             raise ValueError(
-                f"ids must be given to batches() or with the loss, not both, got {ids!r:.60} with the loss."
+                "ids must be given to batches() or with the loss, not both, got them with the loss of step "
+                f"{ticket.step}, whose samples batches() knows; leave them out there."
             )
-        members = find(self._run, ids)
+        members = find(self.run, ids)
         self._plan.tell_members(chunk, members)
         return ticket._replace(indices=members.indices, batch=ticket.batch._replace(indices=members.indices))
+
+    def note_rows(self, ticket: Ticket, loss: Any) -> None:
+        """Say once that a loss has another number of rows than the ids of its batch, as its mean is all that counts."""
+        chunk: Any = ticket.batch.chunk
+        members = chunk.members
+        if members is None or type(loss) is float:
+            return
+        shape = getattr(loss, "shape", None)
+        given = len(loss) if shape is None and hasattr(loss, "__len__") else shape[0] if shape else members.num_rows
+        if given != members.num_rows:
+            self.run.announcer.note_once(
+                "uneven rows",
+                f"a loss with {given} rows was reported for a batch with {members.num_rows} rows of samples, "
+                "so only its mean counts, divided among them; to learn from each, report one or several values for "
+                "each row of ids.",
+            )
 
     def report(
         self, loss: Any, part_size: Any, grad_norm: Any, skipped: bool, predictions: Any, ids: Any = None
     ) -> Outcome:
         """Report the loss of the batch in hand, or of a step without one; see `R8Scheduler.update_with_loss`."""
-        run = self._run
+        run = self.run
         ticket = self.open
         if ticket is None:
             ticket = self.open = self.take_step()
         if ticket is None:
             return Outcome(GOOD, run.shown_lr(1.0), None)
         ticket = self.open = self.with_ids(ticket, ids)
+        self.note_rows(ticket, loss)
         outcome = run._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self.open = None
         if run.own_rate is not None:
@@ -502,22 +548,25 @@ class Feed:
 
     def epochs(self) -> Iterator[int]:
         """Yield the numbers of epochs until the budget is spent; see `R8Scheduler.epoch_iterator`."""
-        run, pace = self._run, self._run.pace
+        run, pace = self.run, self.run.pace
         try:
             while True:
                 self.give_up_open()
-                self._trainer.settle()
+                self.trainer.settle()
                 is_repeated = pace.has_ended and self._resumed is not None
                 if not is_repeated:
                     # Listeners hear of the start once it is known what the batches say of their samples.
                     if run._has_started or pace.is_over:
-                        self._trainer.between_steps()
+                        self.trainer.between_steps()
                     if pace.is_over:
                         return
                 # A pass that goes on after a resume may have nothing left but its end.
-                before = run._num_draws, pace.passes, pace.has_ended
+                before = run._num_draws, self._num_iterations, pace.passes, pace.has_ended
                 yield pace.epoch + (pace.has_ended and not is_repeated)
-                if (run._num_draws, pace.passes, pace.has_ended) == before and not (is_repeated or pace.is_over):
+                is_same = (self._num_iterations, pace.passes, pace.has_ended) == before[1:]
+                # Steps without a loader never end an epoch, which a budget in epochs would wait for for ever.
+                is_idle = run._num_draws == before[0] or pace.budget.passes is not None
+                if is_same and is_idle and not (is_repeated or pace.is_over):
                     raise RuntimeError(f"epoch {pace.epoch} ended with no batch taken; iterate over batches(loader).")
         finally:
             run.requests.leave()
@@ -525,22 +574,23 @@ class Feed:
     # What outlives the process, and what goes back.
 
     def _resume_alone(self) -> None:
-        """Set the random generators of a saved run that has no loader to be forwarded."""
-        resumed, self._resumed = self._resumed, None
+        """Set the random generators of a saved run whose loader is not forwarded."""
+        resumed = self.take_resumed()
         if resumed is not None:
             replay.set_generators(None, resumed["now"])
 
     def _after_restore(self, source: Any, batches: Iterator[Any]) -> Iterator[Any]:
         """The iterator to go on with, now that the model was restored."""
-        run, undone = self._run, self._updates - self._run.controller.updates
+        run, undone = self.run, self._updates - self.run.controller.updates
         backup = run.backup.newest
         moment = None if backup is None or backup.updates != run.controller.updates else backup.moment
         saved = None if moment is None or moment.state is None else moment.state["plan"]
-        if self.settings.after_restore == "again" and saved is not None and saved["loader"] is not None:
-            replay.load_loader(source, saved["loader"])
-            self._plan.taken, self._out = saved["taken"], []
+        again = None
+        if self.settings.after_restore == "again" and saved is not None:
+            again = replay.open_at(source, saved["loader"], self._samples.open, run.announcer)
+        if again is not None and saved is not None:
+            self._plan.taken, self._out, batches = saved["taken"], [], again
             text = f"the loader goes back with the model: the {undone} batches since then come again."
-            batches = self._samples.open(source)
         else:
             text = f"the loader goes on with its next batch: the {undone} batches since then do not come again."
         run.announcer.tell(events.Notice, text=text, is_warning=False)
@@ -549,20 +599,26 @@ class Feed:
     def position(self) -> dict[str, Any]:
         """How far the run is in the user's loader."""
         # Before its iteration has begun, a loader would begin one to tell its state.
-        source = self._source if self._has_begun and not self._run.pace.has_ended else None
+        is_under_way = self._has_begun and not self.run.pace.has_ended
+        source = self._source if is_under_way or replay.goes_on(self._source) else None
         if self._resumed is not None:
             return dict(self._resumed)
         return {
             **self._plan.position(),
             "taken": self.num_taken,
-            "loader": replay.read_loader(source, self._run.announcer),
+            "loader": replay.read_loader(source, self._batches, self.run.announcer),
             "start": self._start,
-            "now": replay.read_generators(self._source),
+            "now": self._read_place(self._source),
         }
+
+    @staticmethod
+    def _read_place(source: Any) -> dict[str, Any]:
+        """What the batches from here on depend on."""
+        return {**replay.read_generators(source), "order": replay.read_order(source)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `position` returned: the next iteration goes on from there."""
-        ranks, own = self._run.agreement.ranks, dict(state)
+        ranks, own = self.run.agreement.ranks, dict(state)
         of_ranks = own.pop("ranks", None) or []
         if ranks is not None and ranks.rank < len(of_ranks):
             own |= of_ranks[ranks.rank]

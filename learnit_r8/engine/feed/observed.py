@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ...table.exclusions import Exclusions
@@ -29,9 +29,21 @@ class Drawn(NamedTuple):
     num_before: int
 
 
+WRAPPERS = {("accelerate", "DataLoaderShard"): "base_dataloader", ("timm", "PrefetchLoader"): "loader"}
+"""Loaders that pass on each batch of the `DataLoader` that they hold, in order, and the name that it has there."""
+
+
+def inner_of(source: Any) -> Any:
+    """The `DataLoader` whose batches a loader passes on; the loader itself if it wraps none."""
+    kind = type(source)
+    name = WRAPPERS.get((kind.__module__.partition(".")[0], kind.__name__))
+    return source if name is None or getattr(source, "skip_batches", False) else getattr(source, name)
+
+
 def is_observable(source: Any) -> bool:
     """Whether the batches of a loader come in the order in which its sampler has drawn their indices."""
     data: Any = sys.modules.get("torch.utils.data")
+    source = inner_of(source)
     if data is None or not isinstance(source, data.DataLoader):
         return False
     # A class that iterates in its own way may fetch ahead, or leave batches out.
@@ -61,32 +73,53 @@ class ObservedBatches:
     """
 
     def __init__(self, source: Any, exclusions: Exclusions, num_whole: int = 0) -> None:
-        name = "sampler" if source.batch_sampler is None else "batch_sampler"
-        sampler = getattr(source, name)
+        inner = inner_of(source)
+        name = "sampler" if inner.batch_sampler is None else "batch_sampler"
+        sampler = getattr(inner, name)
         self.drawn: Drawn = Drawn((), 0)
         self._waiting: deque[Drawn] = deque()
         watched = _Watched(sampler, _Watch(sampler, self._waiting, exclusions, num_whole))
         # Workers that stay from epoch to epoch stay with an iterator that knows the sampler by itself.
-        lasting = getattr(source, "_iterator", None)
+        lasting = getattr(inner, "_iterator", None)
         known = None if lasting is None else lasting._index_sampler
-        # A DataLoader refuses to have its sampler changed; this is for the length of one call.
-        object.__setattr__(source, name, watched)
-        if lasting is not None:
-            lasting._index_sampler = watched
-        try:
-            self._batches: Iterator[Any] = iter(source)
-        finally:
-            object.__setattr__(source, name, sampler)
+
+        def leave() -> None:
+            object.__setattr__(inner, name, sampler)
             if lasting is not None:
                 lasting._index_sampler = known
-        # Whoever iterates over the loader besides is not watched.
-        watched.watch = None
+            # Whoever iterates over the loader besides is not watched.
+            watched.watch = None
+
+        # A DataLoader refuses to have its sampler changed; this is until its iteration has begun.
+        object.__setattr__(inner, name, watched)
+        if lasting is not None:
+            lasting._index_sampler = watched
+        self._leave: Callable[[], None] | None = leave
+        try:
+            self._batches: Iterator[Any] = iter(source)
+        except BaseException:
+            leave()
+            raise
+        if inner is source:
+            self._end_setup()
+
+    def _end_setup(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
 
     def __iter__(self) -> ObservedBatches:
         return self
 
     def __next__(self) -> Any:
-        item = next(self._batches)
+        if self._leave is None:
+            item = next(self._batches)
+        else:
+            # What wraps a loader begins to iterate over it when it is asked for a batch.
+            try:
+                item = next(self._batches)
+            finally:
+                self._end_setup()
         self.drawn = self._waiting.popleft()
         return item
 

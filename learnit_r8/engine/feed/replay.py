@@ -20,11 +20,19 @@ if TYPE_CHECKING:
 
 WAYS = ("replay", "indices", "start")
 
+NOT_LOADED = (
+    "the iterator of the loader refused its saved state, so batches are drawn and skipped to find its place ({})."
+)
+
 LOUD_SECONDS = 2.0
 """Seconds of drawing and dropping after which it reports its progress."""
 
 HOLDERS = ("", "sampler", "batch_sampler", "batch_sampler.sampler", "dataset")
 """Where to look in a loader for its own random generator."""
+
+SAMPLERS = HOLDERS[1:4]
+MOST_NUMBERS = 2**18
+"""Most numbers of a sampler that are kept; more would make checkpoints slow."""
 
 USUAL_NAMES = ("generator", "rng", "_generator")
 """What generators are called first in a saved run, whatever else holds them."""
@@ -44,13 +52,66 @@ def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
         _set(generator, own)
 
 
+def read_order(source: Any) -> list[dict[str, Any]]:
+    """The lists, arrays and numbers that samplers of the user's own hold: some shuffle theirs in place."""
+    return [
+        {name: clone(value) for name, value in vars(each).items() if _count(value) <= MOST_NUMBERS}
+        for each in _own_samplers(source)
+    ]
+
+
+def set_order(source: Any, saved: Any) -> None:
+    """Put back what `read_order` returned, in place where others may hold it, too."""
+    for sampler, held in zip(_own_samplers(source), saved or (), strict=False):
+        for name, value in held.items():
+            now = vars(sampler).get(name)
+            if type(now) is list and type(value) is list:
+                now[:] = value
+            elif type(now) is np.ndarray and now.shape == np.shape(value) and now.flags.writeable:
+                now[...] = value
+            else:
+                setattr(sampler, name, value)
+
+
+def _own_samplers(source: Any) -> list[Any]:
+    """The samplers of a loader whose classes are not torch's."""
+    found = [_at(source, path) for path in SAMPLERS]
+    return [
+        each
+        for place, each in enumerate(found)
+        if hasattr(each, "__dict__")
+        and not type(each).__module__.startswith("torch.")
+        and not any(each is other for other in found[:place])
+    ]
+
+
+def _count(value: Any) -> int:
+    """The numbers in a number, an array, or a list of them; beyond all bounds for anything else."""
+    if type(value) in (int, float, bool):
+        return 1
+    if type(value) is np.ndarray:
+        return value.size if value.dtype.kind in "biuf" else MOST_NUMBERS + 1
+    if type(value) is not list or len(value) > MOST_NUMBERS:
+        return MOST_NUMBERS + 1
+    total = 0
+    for each in value:
+        total += _count(each)
+        if total > MOST_NUMBERS:
+            break
+    return total
+
+
+def _at(source: Any, path: str) -> Any:
+    for name in filter(None, path.split(".")):
+        source = getattr(source, name, None)
+    return source
+
+
 def _own_generators(source: Any) -> list[Any]:
     """The generators in the attributes of a loader and its parts: a sampler may call its own as it likes."""
     holders: list[Any] = []
     for path in HOLDERS:
-        holder = source
-        for name in filter(None, path.split(".")):
-            holder = getattr(holder, name, None)
+        holder = _at(source, path)
         if hasattr(holder, "__dict__") and not isinstance(holder, type):
             holders.append(vars(holder))
     # Those of the usual names first, as saved runs have them in this order.
@@ -65,7 +126,7 @@ def _own_generators(source: Any) -> list[Any]:
 
 
 def _is_generator(thing: Any) -> bool:
-    """Whether it is a random generator by its kind, however it is called."""
+    """Whether an object is a random generator, whatever its attribute is called."""
     torch: Any = sys.modules.get("torch")
     kinds = (random.Random, np.random.Generator, np.random.RandomState)
     # That of the system has no state.
@@ -94,12 +155,21 @@ def _set(generator: Any, state: Any) -> None:
     generator.set_state(torch.from_numpy(state.copy()) if torch is not None and hasattr(state, "dtype") else state)
 
 
-def read_loader(source: Any, announcer: Announcer) -> dict[str, Any] | None:
-    """The state of a loader in a form that files hold; None if it has none that can be held."""
-    if not _has_state(source):
+def read_loader(source: Any, batches: Any, announcer: Announcer) -> dict[str, Any] | None:
+    """The state of a loader, or of its iterator, in a form that files hold; None if none has one that can be held.
+
+    Args:
+        source: The loader; None before its iteration has begun.
+        batches: Its iterator.
+        announcer: Says why it cannot be held.
+    """
+    if source is None or not (_has_state(source) or has_position(batches)):
+        return None
+    state = source.state_dict() if _has_state(source) else batches.get_state()
+    if state is None:
         return None
     found: dict[str, str] = {}
-    state = leave_out(source.state_dict(), found)
+    state = leave_out(state, found)
     if found:
         name, what = next(iter(found.items()))
         announcer.note_once(
@@ -117,9 +187,44 @@ def _has_state(source: Any) -> bool:
     return all(hasattr(each, name) for each in (source, inner) for name in ("state_dict", "load_state_dict"))
 
 
-def load_loader(source: Any, saved: Any) -> None:
-    """Have a loader load what `read_loader` returned."""
-    source.load_state_dict(unpack(saved))
+def goes_on(source: Any) -> bool:
+    """Whether the next run through an iterable begins where this one ends, so that its place counts at an end, too."""
+    return callable(getattr(type(source), "__next__", None)) or getattr(source, "goes_on", False)
+
+
+def has_position(batches: Any) -> bool:
+    """Whether an iterator can tell where it is, and be brought there, as grain's can."""
+    return hasattr(batches, "get_state") and hasattr(batches, "set_state")
+
+
+def open_at(
+    source: Any, saved: Any, opens: Callable[[Any, int], Iterator[Any]], announcer: Announcer
+) -> Iterator[Any] | None:
+    """The iterator of a loader where it was when `read_loader` was called; None if it cannot be brought there.
+
+    Args:
+        source: The loader.
+        saved: What `read_loader` returned.
+        opens: Begins to iterate over a loader.
+        announcer: Says why it cannot.
+    """
+    if saved is None:
+        return None
+    if _has_state(source):
+        source.load_state_dict(unpack(saved))
+        return opens(source, 0)
+    batches: Any = opens(source, 0)
+    if not has_position(batches):
+        return None
+    try:
+        batches.set_state(unpack(saved))
+    except ValueError as error:
+        # A DataLoader of grain compares the repr of its source, which may hold an address.
+        if goes_on(source):
+            raise
+        announcer.warn_once("loader state", NOT_LOADED.format(str(error).splitlines()[0]))
+        return None
+    return batches  # type: ignore[no-any-return]
 
 
 def resume(
@@ -144,9 +249,9 @@ def resume(
     Raises:
         ValueError: the loader ended before the position of the saved run: it is another one.
     """
-    if saved["loader"] is not None and _has_state(source):
-        load_loader(source, saved["loader"])
-        batches: Iterator[Any] = opens(source, 0)
+    batches = open_at(source, saved["loader"], opens, run.announcer)
+    if batches is not None:
+        pass
     elif way == "start":
         batches = opens(source, 0)
         if count:
@@ -157,13 +262,14 @@ def resume(
             )
     else:
         set_generators(source, saved["start"])
+        set_order(source, saved["start"] and saved["start"].get("order"))
         batches = _skip_indices(source, count, opens) if way == "indices" else _drop(run, opens(source, count), count)
     set_generators(source, saved["now"])
     return batches
 
 
 def _drop(run: Engine, batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """The iterator, from which this many items were drawn and dropped."""
+    """Draw this many items from an iterator, drop them, and return it."""
     began, said = time.perf_counter(), 0.0
     for number in range(count):
         try:

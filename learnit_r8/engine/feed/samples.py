@@ -48,7 +48,7 @@ class BatchSamples:
         """Whether batches say which samples they hold."""
         return (self._ids is not None or self._observes) and self._run.agreement.ranks is None
 
-    def begin(self, source: Any) -> None:
+    def prepare(self, source: Any) -> None:
         """Prepare for an iteration over a loader."""
         self._observes = self._ids is None and self._can_observe(source)
         if self._observes:

@@ -50,17 +50,16 @@ class TrainerBatches:
             scope: Whether a frame is within the training, for signals.
         """
         feed = self._feed
-        run, resumed = feed._run, feed._resumed
+        run = feed.run
         feed.give_up_open()
         run.controller.let_probe(False)
         run.requests.stay_within(scope)
-        feed._trainer.before_iteration()
-        if resumed is not None and not self._sets_generators:
-            feed._resumed = None
-        elif resumed is not None and run.pace.has_ended:
+        feed.trainer.before_iteration()
+        if not self._sets_generators:
+            feed.take_resumed()
+        elif run.pace.has_ended:
             # Between two epochs: the next one draws its order from them.
-            feed._resumed = None
-            replay.set_generators(None, resumed["now"])
+            self._set_generators()
 
     def begin_pass(self, number: int | None = None) -> None:
         """Note that an epoch begins.
@@ -68,9 +67,9 @@ class TrainerBatches:
         Args:
             number: Which, 0-based, where the trainer counts them.
         """
-        feed, pace = self._feed, self._feed._run.pace
+        feed, pace = self._feed, self._feed.run.pace
         if feed.is_resumed and not pace.has_ended and self._begins_anew:
-            feed._run.announcer.warn_once("from the start", FROM_THE_START.format(feed._run.pace.step))
+            feed.run.announcer.warn_once("from the start", FROM_THE_START.format(feed.run.pace.step))
         pace.begin_pass()
         if number is not None:
             pace.passes = number
@@ -85,20 +84,23 @@ class TrainerBatches:
             Whether the run goes on; else the budget is spent or the run was stopped, and the batch is not watched.
         """
         feed = self._feed
-        run, resumed = feed._run, feed._resumed
+        run = feed.run
         feed.give_up_open()
-        if resumed is not None:
-            feed._resumed = None
-            replay.set_generators(None, resumed["now"])
-        feed._between_steps()
-        if feed._is_at_end():
-            feed._trainer.settle()
+        self._set_generators()
+        feed.between_steps()
+        if feed.is_at_end():
+            feed.trainer.settle()
             run._draw_nothing()
             return False
         size = Size() if item is None else self._measure.of(item)
         feed.open = feed.take(item, size, is_of_loader=False)
         run.controller.note_start()
         return True
+
+    def _set_generators(self) -> None:
+        resumed = self._feed.take_resumed()
+        if resumed is not None:
+            replay.set_generators(None, resumed["now"])
 
     def begin_more(self) -> bool:
         """Note one more batch of those that the trainer takes at once, of which only the first begins between steps.
@@ -107,7 +109,7 @@ class TrainerBatches:
             As of `begin`.
         """
         feed = self._feed
-        if feed._is_at_end():
+        if feed.is_at_end():
             return False
         feed.open = feed.take(None, Size(), is_of_loader=False)
         return True
@@ -116,17 +118,17 @@ class TrainerBatches:
         """Count the batch in hand as one whose training was undone before its loss was judged."""
         ticket, self._feed.open = self._feed.open, None
         if ticket is not None:
-            self._feed._run.discard(ticket)
+            self._feed.run.discard(ticket)
 
     def end_pass(self) -> None:
         """Note that an epoch has ended, before it is validated."""
         feed = self._feed
-        feed._trainer.settle()
-        if not feed._run.pace.has_ended:
-            feed._mark_ended()
-            feed._run.controller.end_update()
+        feed.trainer.settle()
+        if not feed.run.pace.has_ended:
+            feed.mark_ended()
+            feed.run.controller.end_update()
 
     def end_run(self) -> None:
         """Note that the trainer has ended."""
         self._feed.give_up_open()
-        self._feed._run.requests.leave()
+        self._feed.run.requests.leave()

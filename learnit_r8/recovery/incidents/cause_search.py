@@ -105,7 +105,10 @@ class CauseSearch:
     ) -> Finding | None:
         examine = self._persistence.callbacks.examine
         allowed = max(MOST_SHARE * self._announcer.where()[1], LEAST_SECONDS)
-        if examine is None or self._looks[verdict.value] >= MOST_LOOKS or self._seconds > allowed:
+        if examine is None or self._looks[verdict.value] >= MOST_LOOKS:
+            return None
+        # All ranks look or none, as they tell each other what they find.
+        if self._persistence.agreement.agree("late" if self._seconds > allowed else ""):
             return None
         self._looks[verdict.value] += 1
         began = time.perf_counter()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .live_model import LiveModel
 
 FAR = 4.0
-"""Suspicion from which one of the first losses is refused; healthy ones reach 2."""
+"""Suspicion from which the batch of one of the first losses is left out; healthy ones reach 2."""
 
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
 """Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
@@ -106,7 +106,6 @@ class FirstSteps:
         self._changes: list[float] = []
         self._last: tuple[Ticket, float] | None = None
         self._size = 1
-        self._suspected: float | None = None
         self._trial: RateTrial | None = None
 
     @property
@@ -132,20 +131,8 @@ class FirstSteps:
             return 0.0
         return self._lineage.progress.early_suspicion(loss, first.record, updates)
 
-    @property
-    def is_look_due(self) -> bool:
-        """Whether there is something to look at between two steps."""
-        return self._suspected is not None or self.is_measuring
-
-    def take_suspected(self) -> float | None:
-        """The last loss that was high and was trained on, as its batch may explain it; None if it was looked into."""
-        suspected, self._suspected = self._suspected, None
-        return suspected
-
     def note(self, ticket: Ticket, loss: float) -> None:
-        """Note a loss that was trained on, and the last batch of a pass; each is measured once."""
-        if self.suspicion(loss) > 1:
-            self._suspected = loss
+        """Note the last batch of a pass that was trained on; each is measured once."""
         if ticket.batch.chunk.pass_number >= 0:
             self._last = ticket, loss
 

@@ -157,12 +157,12 @@ class Settlement:
         self._tell_restored(backup, alarm, undone)
         self._witnesses.went_back(backup)
         if self._persistence.store is not None:
-            self._persistence.store.give_up(backup.step, step)
+            self._persistence.store.mark_abandoned(backup.step, step)
         if backup.moment is not None:
             go_back(backup.moment, self._sentry, self._table, lr)
         elif self._live.guard is not None:
             self._sentry.go_back_to_saved(self._live.guard, lr)
-        lineage.progress.went_back(backup.recent)
+        lineage.progress.went_back(backup.recent, backup.updates)
         lineage.begin(backup, max(LEAST_TRIAL, 2 * undone))
         return not (is_relapse or is_early)
 

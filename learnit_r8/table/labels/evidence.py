@@ -119,7 +119,7 @@ class Evidence:
             )
         return reading._replace(predictions=rows)
 
-    def begin(self, rows: PredictionRows) -> None:
+    def make_records(self, rows: PredictionRows) -> None:
         """Note the number of classes; make the records the first time, and wider ones where a sample has more places.
 
         That takes as long as with the table's own.

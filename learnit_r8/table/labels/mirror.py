@@ -5,12 +5,12 @@ right labels, the odds of a positive margin m (another class is predicted) again
 exp(-slope * m), whatever the network. Among wrong labels they rise, about like exp(rise * m). At m = 0 both are 1, as
 nothing tells -0 from 0. So the odds of all samples are
 
-    (1 - share) * exp(-slope * m) + share * exp(rise * m)
+    (1 - share) * exp(-slope * m) + share * exp(rise * m + bend * m * m)
 
-where share is that of wrong labels among the samples between two classes. The three numbers are fitted to the odds
-seen. Then exp(-slope * m) times the mirrored samples are the most right labels to expect at a margin; the rest are
-wrong. Odds that only fall need no wrong labels: unless the second term explains the counts much better, there is no
-list.
+where share is that of wrong labels among the samples between two classes. These numbers are fitted to the odds seen,
+once with a bend of zero and once with any; the steeper slope counts, less what it may be too steep by. Then
+exp(-slope * m) times the mirrored samples are the most right labels to expect at a margin; the rest are wrong. Odds
+that only fall need no wrong labels: unless the second term explains the counts much better, there is no list.
 
 Nothing has to be known about the kind of noise: neither its rate nor which classes are confused. The measurements, and
 what was tried before, are in ``benchmarks/labels.py`` and ``docs/learning.md``.

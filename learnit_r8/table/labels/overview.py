@@ -25,6 +25,9 @@ CLOSE, MOST_OTHER = 0.02, 0.02
 and the share of samples beyond, from which the losses are no cross entropies of these predictions."""
 
 
+FARTHEST = 100.0
+"""No margin that was kept is beyond this; a damaged file may hold any number."""
+
 EVERYWHERE = (-math.inf, math.inf)
 
 
@@ -112,12 +115,12 @@ class Overview(NamedTuple):
         if evidence is None or (isinstance(evidence, dict) and "learned" not in evidence):
             unknown, no_class = np.full(len(last), np.float32("nan")), np.full(len(last), -1)
             return cls(unknown, unknown, unknown, unknown, unknown, no_class, no_class)
-        known, nan = evidence["visits"] > 0, np.float32("nan")
+        known, nan = (evidence["visits"] > 0) & np.isfinite(evidence["mean_margin"]), np.float32("nan")
         learned = evidence["learned"].astype(np.float32)
         given, predicted = (np.where(known, evidence[name].astype(np.int64), -1) for name in ("given", "predicted"))
         return cls(
             margin=np.where(known, evidence["mean_margin"], nan),
-            variability=np.where(known, np.sqrt(np.maximum(evidence["variance"], 0)), nan),
+            variability=np.where(known, np.sqrt(np.fmax(evidence["variance"], 0)), nan),
             confidence=np.where(known, _confidence(last, evidence, known), nan),
             learned=np.where(learned > 0, learned, nan),
             forgotten=np.where(known, evidence["forgotten"].astype(np.float32), nan),
@@ -146,7 +149,7 @@ class Overview(NamedTuple):
         for name, (low, high) in (("margin", margin), ("variability", variability)):
             if not low <= high:
                 raise ValueError(f"{name} must be a range (low, high) with low <= high, got {(low, high)!r}.")
-            values = getattr(self, name)
+            values = getattr(self, name).astype(np.float64)
             inside &= (values >= low) & (values < high)
         return np.flatnonzero(inside)
 
@@ -215,7 +218,7 @@ def _confidence(last: Floats, evidence: Mapping[str, NDArray[Any]], known: NDArr
     The cross entropy of a label that the strongest of C - 1 others beats by m is at least log(1 + exp(m)), and at most
     log(1 + (C - 1) exp(m)), which shows other losses. Where it is c, the predicted class has exp(max(m, 0) - c).
     """
-    margin = evidence["last_margin"].astype(np.float64)
+    margin = np.clip(np.nan_to_num(evidence["last_margin"]).astype(np.float64), -FARTHEST, FARTHEST)
     others = max(1, int(max(evidence[name].max(initial=0) for name in ("given", "predicted", "leader"))))
     room = CLOSE + 0.001 * np.abs(margin)
     is_entropy = last >= np.logaddexp(0, margin) - room

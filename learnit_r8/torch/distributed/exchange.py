@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._adapters.ranks.agreement import check_same, check_same_run, digest_of_state
+from ..._adapters.ranks.shared_parts import RankAgreement, SharedClock, SharedStore
 from ..._validation import whole_number
 from ...checkpoint.store import CheckpointStore
 from ...events.launcher import restarts_cannot_meet
 from ...sampling.ticket import Ticket
-from .agreement import check_same, check_same_run, digest_of_state
 from .messages import Head, MessageCodec, Note
 from .ranks import Ranks
-from .shared_parts import RankAgreement, SharedClock, SharedStore
 
 if TYPE_CHECKING:
     from ...engine.pace import Pace

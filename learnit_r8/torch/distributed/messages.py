@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._adapters.ranks.channel import RanksDiffer
 from ...sampling.ticket import Ticket
 from ...table.labels.predictions import NUM_ROWS, Predictions
 from ...table.losses import EXACT, WHOLE_BATCH, check_kind
-from .ranks import RanksDiffer
 
 NOTHING = -1
 """Kind of the losses in a message without losses."""

@@ -28,10 +28,6 @@ ROLL_CALL_SECONDS = 2.0
 """How long the other ranks have to answer that they are alive, once a connection is lost."""
 
 
-class RanksDiffer(RuntimeError):
-    """The processes of a training differ in their arguments or steps, so that their tables cannot be equal."""
-
-
 class Ranks:
     """This process among those that train together; every one of them must make it, at the same place.
 
@@ -172,7 +168,7 @@ class Ranks:
         )
 
     def _roll_call(self) -> list[int] | None:
-        """The ranks that do not answer that they are alive; None if none can be asked."""
+        """Return the ranks that do not answer; None if none can be asked."""
         try:
             store: Any = dist.distributed_c10d._get_default_store()
             names = [f"learnit_r8/alive/{self._name}/{rank}" for rank in range(self.size)]

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..._adapters.ranks.agreement import digest_of
 from ...engine.settings import OF_RANK_0
 from ...table.labels.predictions import NUM_ROWS, Predictions
 from ..readback import Readback, readback_on
-from .agreement import digest_of
 from .exchange import Exchange, check_every, slice_of
 from .messages import Note
 from .ranks import Ranks, are_there
@@ -172,7 +172,7 @@ class Gathered:
 
 
 def _note_of(item: Sent, values: NDArray[np.float32]) -> Note:
-    """The note that ranks exchange for the values that an adapter sends."""
+    """Return the values that an adapter sends in the form in which ranks exchange them."""
     count = len(values) - len(item.extras)
     extras = dict(zip(item.extras, values[count:].tolist(), strict=True))
     losses, predictions = values[:count], None

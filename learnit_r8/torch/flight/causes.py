@@ -39,7 +39,7 @@ HEALTHY = "the weights are healthy"
 STATISTICS = "it has damaged the statistics of the model, and the weights are healthy"
 EVERYWHERE = "it is so with other batches and with the weights of backups, too"
 
-FIRST = ("0", "0.0", "state")
+FIRST = ("0", "0.0", "0.0.0", "state")
 """What the first array of a batch is called, which needs no name."""
 
 LARGE_CHANGE, MANY = 0.5, 0.5
@@ -64,18 +64,19 @@ class Case:
         has_loss: Whether a run gives a loss, not only what the model returns.
         redraw: Returns a sample anew, or None.
         others: Networks that are trained beside the model, by their names.
+        is_alone: Whether it is the whole batch. Of a part of one only the forward pass runs.
     """
 
     def __init__(
         self, refusal: Refusal, model: torch.nn.Module, optimizer: Any, *, scaler: Any, run: Callable[[Any], Any],
         held: Held, batch: Any, good_held: Held | None, good: Any, backups: Sequence[tuple[int, Any]], has_loss: bool,
-        redraw: Callable[[int], Any] | None, others: Mapping[str, torch.nn.Module],
+        redraw: Callable[[int], Any] | None, others: Mapping[str, torch.nn.Module], is_alone: bool,
     ) -> None:  # fmt: skip
-        self._others = others
+        self._others, self._is_alone = others, is_alone
         self._refusal, self._model, self._optimizer, self._scaler = refusal, model, optimizer, scaler
         self._held, self._batch, self._redraw, self._backups = held, batch, redraw, backups
         self._good_held, self._good = good_held, good
-        self._runs = Runs(refusal, model, run, has_loss=has_loss)
+        self._runs = Runs(refusal, model, run, has_loss=has_loss, is_alone=is_alone)
         self._loss = math.nan
         self._healthy: tuple[int, Any] | None = None
 
@@ -103,7 +104,7 @@ class Case:
             return self._of_good_run(first)
         second = None
         if self._good is not None:
-            second = self._runs.watch(self._good, "the last good batch on the refused weights")
+            second = self._runs.watch(self._good, "the last good batch on the refused weights", is_quick=True)
         is_good_here = second is not None and not self._runs.is_bad(second)
         self._find_healthy()
         if self._healthy is None:
@@ -115,7 +116,7 @@ class Case:
         return self._of_weights(first)
 
     def _without_healthy(self, first: Trace, second: Trace | None, *, is_good_here: bool) -> Finding:
-        """No backup is seen to be healthy: the last good batch is bad with all, or there is none."""
+        """Return a finding where no backup is known to be healthy: the last good batch fails on all, or is missing."""
         if is_good_here:
             return self._of_data(first, (HEALTHY,))
         if first.error is not None:
@@ -125,7 +126,7 @@ class Case:
         return self._end(finding_of(first), rest=("there is no healthy backup to compare with",))
 
     def _of_loss(self, first: Trace, second: Trace) -> Finding:
-        """The last good batch is bad as well, on all weights: something else than data and weights has changed."""
+        """Return a finding where the last good batch fails on all weights: neither data nor weights are to blame."""
         usual = self._refusal.usual
         if first.fault is not None or not (usual > 0 and math.isfinite(first.loss + second.loss)):
             return self._end(finding_of(first), certain=first.fault is not None, rest=(EVERYWHERE,))
@@ -159,13 +160,11 @@ class Case:
         """Look for a backup with which the last good batch is good; where there is none, the newest finite one."""
         for step, state in self._backups[:MOST_BACKUPS]:
             arrays = (each for each in state["model"].values() if isinstance(each, torch.Tensor) and each.numel())
-            finite = all(math.isfinite(extent_of(each)) for each in arrays if each.is_floating_point())
-            if not finite:
+            if not all(math.isfinite(extent_of(each)) for each in arrays if each.is_floating_point()):
                 continue
             with weights_of(self._model, state["model"]):
-                if self._good is None or not self._runs.is_bad(
-                    self._runs.watch(self._good, f"the last good batch on the weights of step {step:,}")
-                ):
+                what = f"the last good batch on the weights of step {step:,}"
+                if self._good is None or not self._runs.goes_wrong(self._good, what):
                     self._healthy = step, state
                     return
 
@@ -176,7 +175,7 @@ class Case:
     # Weights.
 
     def _of_bad_weights(self, weights: dict[str, int]) -> Finding:
-        """The weights themselves are not finite: was it a batch, the optimizer, or one element?"""
+        """Find what made the weights not finite: a batch, the optimizer, or a change of one element."""
         parameters = dict(self._model.named_parameters())
         did = "its update has damaged the weights" if parameters.keys() & weights.keys() else STATISTICS
         total = sum(each.numel() for each in self._model.parameters())
@@ -194,9 +193,8 @@ class Case:
             if third.bad_gradients:
                 return self._of_gradient(third, self._batch, self._held, (did,))
             if self._good is not None:
-                fourth = self._runs.watch(
-                    self._good, f"the batch before on the weights of step {step:,}", backward=True
-                )
+                what = f"the batch before on the weights of step {step:,}"
+                fourth = self._runs.watch(self._good, what, backward=True)
                 if fourth.bad_gradients:
                     assert self._good_held is not None
                     said = ("its loss was finite, and its update has damaged the weights",)
@@ -217,7 +215,7 @@ class Case:
         return self._end(Finding(UNKNOWN, text), rest=("an update that was too large, or the optimizer's state",))
 
     def _of_weights(self, first: Trace) -> Finding:
-        """The refused weights are bad, and those of a backup are healthy."""
+        """Return a finding where the refused weights are bad and those of a backup are healthy."""
         assert self._healthy is not None
         step, state = self._healthy
         faults = self._optimizer_faults(state.get("optimizer"), max(1, self._refusal.step - step))
@@ -243,16 +241,18 @@ class Case:
         return self._end(Finding(UPDATE, text), certain=True, rest=rest)
 
     def _of_lone_weight(self, moved: Moved, step: int) -> Finding | None:
-        """One element has changed alone: with its old value, is the batch good?"""
+        """Test whether the batch is good again with the old value of the one element that changed."""
         parameter = dict(self._model.named_parameters())[moved.name]
         flat, place = parameter.data.view(-1), moved.at(parameter.shape)
         now = flat[moved.flat].clone()
         flat[moved.flat] = moved.then
         try:
-            again = self._runs.watch(self._batch, f"the refused batch with `{moved.name}`{place} as in the backup")
+            is_bad = self._runs.goes_wrong(
+                self._batch, f"the refused batch with `{moved.name}`{place} as in the backup"
+            )
         finally:
             flat[moved.flat] = now
-        if self._runs.is_bad(again):
+        if is_bad:
             return None
         text = f"one weight has changed alone: `{moved.name}` at {place} is {moved.now:.4g}, and was {moved.then:.4g}"
         rest = (f"with its value of step {step:,} the batch is good",)
@@ -280,16 +280,22 @@ class Case:
             return self._of_optimizer(faults)
         if first.bad_gradients:
             return self._of_gradient(first, self._batch, self._held, ())
-        scale = self._scale()
+        is_scaled = hasattr(self._scaler, "get_scale") and self._scaler.is_enabled()
+        scale = float(self._scaler.get_scale()) if is_scaled else 1.0
         if scale > 1 and self._runs.has_loss:
             what = f"the refused batch with the loss scale {scale:g}"
-            if self._runs.watch(self._batch, what, backward=True, scale=scale).bad_gradients:
+            scaled = self._runs.watch(self._batch, what, backward=True, scale=scale)
+            if scaled.error is not None:
+                return self._end(finding_of(scaled))
+            if scaled.bad_gradients:
                 text = f"the loss scale {scale:g} is too high: with it gradients are not finite, without it they are"
                 return self._end(Finding(SCALE, text, where="loss scale"), certain=True)
         if not self._runs.has_loss:
             text = "all that the model returns for the batch is finite: the loss function, the labels or the gradient"
             return self._end(Finding(UNKNOWN, text))
         text = f"run again, the batch has the loss {first.loss:.6g}"
+        if not self._is_alone:
+            return self._end(Finding(UNKNOWN, f"{text}, and all of its forward pass is finite"))
         reported = self._refusal.loss
         if math.isfinite(reported) and abs(reported - first.loss) <= 0.1 * abs(reported - self._refusal.usual):
             return self._end(Finding(UNKNOWN, f"{text}, and all of it is finite"))
@@ -298,14 +304,10 @@ class Case:
             rest += ("with other random numbers, as those of then were not kept",)
         return self._end(Finding(NOTHING, f"{text}: model, data and gradients are fine"), certain=True, rest=rest)
 
-    def _scale(self) -> float:
-        get = getattr(self._scaler, "get_scale", None)
-        return float(get()) if get is not None and self._scaler.is_enabled() else 1.0
-
     # Data.
 
     def _of_data(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
-        """The batch is to blame, with weights that are healthy: what in it?"""
+        """Find what in the batch is to blame, given healthy weights."""
         size, batch = num_rows(self._batch), self._batch
         clear = self._of_clear_input(trace, rest)
         if clear is not None and clear.is_certain:
@@ -331,8 +333,8 @@ class Case:
         if not rows or len(rows) >= size:
             return False
         left = [row for row in range(size) if row not in rows]
-        trace = self._runs.watch(some_rows(self._batch, left, size), f"the batch without the rows {list(rows)[:8]}")
-        return not self._runs.is_bad(trace)
+        what = f"the batch without the rows {list(rows)[:8]}"
+        return not self._runs.goes_wrong(some_rows(self._batch, left, size), what)
 
     def _of_odd(self, odd: Sequence[Odd], trace: Trace, size: int) -> Finding | None:
         """A finding on values of the input that are not finite or far off, if they are to blame."""
@@ -371,17 +373,17 @@ class Case:
         return ("drawn anew it is not always so: its random augmentation is to blame",) if 0 <= bad < 8 else ()
 
     def _of_single(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
-        """A batch of one row, in an operation that needs several."""
+        """Return a finding where an operation that needs several rows got a batch of one."""
         text = f"{describe_place(trace)}: a batch of 1 has no spread"
         certain = False
         if self._good is not None and num_rows(self._good) > 1:
             both = join(self._batch, some_rows(self._good, [0], num_rows(self._good)))
             if both is not None:
-                certain = not self._runs.is_bad(self._runs.watch(both, "the refused row with a good one beside it"))
+                certain = not self._runs.goes_wrong(both, "the refused row with a good one beside it")
         return self._end(Finding(BATCH_SIZE, text, where=place_of(trace)), certain=certain, rest=rest)
 
     def _of_gradient(self, trace: Trace, batch: Any, held: Held, rest: tuple[str, ...]) -> Finding:
-        """The loss is finite and its gradient is not."""
+        """Return a finding where the loss is finite and its gradient is not."""
         fault, rows = trace.fault, self._runs.find_row(batch, trace, self._good)
         text, where = describe_gradient(trace)
         found = Finding(LOSS if fault is not None and not fault.where else BACKWARD, text, rows, where=where)

@@ -6,14 +6,18 @@ tell data from weights. What a run shows in the place of the first value that is
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch.nn import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from ...checkpoint.state_tree import copy_to_host
-from ...flight.finding import UNKNOWN, Finding, Refusal
+from ...flight.finding import NOTHING, UNKNOWN, Finding, Refusal
 from ...sampling.random_generators import set_random_state, state_of
 from ..distributed.flat_shards import is_flat
 from ..distributed.shards import is_sharded
@@ -23,10 +27,15 @@ from .hand import Hand, Held
 from .rows import not_finite
 from .state_faults import bad_weights, optimizer_faults
 from .untouched import fits, untouched
+from .words import describe_error
+
+if TYPE_CHECKING:
+    from ..distributed.together import Sharing
 
 NO_BATCH = "the batch is not known, as its loader is not the adapter's: give run_batch= and iterate over loader()"
 NO_LOSS = "without run_batch= only the forward pass can be run again: attach(..., run_batch=lambda batch: loss)"
-MANY_RANKS = "with several processes nothing is run again, as a forward pass is one of all of them"
+MANY_RANKS = "nothing is run again where a forward pass is one of all processes (sharded weights, SyncBatchNorm)"
+NO_GRADIENTS = "with several processes each runs its own part of the batch, forward only: gradients are not looked at"
 
 
 class Examiner:
@@ -38,7 +47,7 @@ class Examiner:
         scaler: Its loss scaler, or None.
         run_batch: Returns the loss of a batch as the loader gives it; None where only the model can run again.
         hand: Holds the batches.
-        num_ranks: Processes that train together.
+        sharing: How the processes share a batch.
         redraw: Returns a sample anew; None where it cannot be had.
         others: Networks that are trained beside the model, by their names.
     """
@@ -51,7 +60,7 @@ class Examiner:
         scaler: Any,
         run_batch: Callable[[Any], Any] | None,
         hand: Hand,
-        num_ranks: int,
+        sharing: Sharing,
         redraw: Callable[[int], Any] | None = None,
         others: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
@@ -62,23 +71,43 @@ class Examiner:
         self._others = others or {}
         self._model, self._optimizer, self._scaler = plain_model(model), optimizer, scaler
         self._called, self._run_batch, self._hand = model, run_batch, hand
-        self._redraw, self._num_ranks = redraw, num_ranks
+        self._redraw, self._sharing = redraw if sharing.size == 1 else None, sharing
 
     def examine(self, refusal: Refusal) -> Finding:
-        """Find where an incident began; everything that is touched is put back."""
+        """Find where an incident began; everything that is touched is put back. All ranks call it at the same step."""
         began = time.perf_counter()
+        gather = self._sharing.gather
+        try:
+            finding = self._examine(refusal)
+        except Exception as error:
+            if gather is None:
+                raise
+            # The others wait for what this rank has found.
+            finding = Finding(UNKNOWN, f"the search for the cause failed ({describe_error(error)})")
+        if gather is not None:
+            finding = _clearest(gather(finding))
+        return finding._replace(seconds=time.perf_counter() - began)
+
+    def _examine(self, refusal: Refusal) -> Finding:
         held, good = self._hand.reported, self._hand.good
         missing = self._why_not(held)
         with untouched(self._model, self._optimizer):
             if missing:
-                finding = self._look_only(refusal, held, good)._replace(missing=missing)
-            else:
-                assert held is not None
-                finding = self._experiment(refusal, held, good)
-        return finding._replace(seconds=time.perf_counter() - began)
+                return self._look_only(refusal, held, good)._replace(missing=missing)
+            assert held is not None
+            if self._sharing.size == 1:
+                return self._experiment(refusal, held, good)
+            with _alone(self._called):
+                found = self._experiment(refusal, held, good)
+        own = self._sharing.part(np.asarray(held.ticket.indices)).tolist()
+        samples = tuple(own[row] for row in found.rows if row < len(own) and own[row] >= 0)
+        rest = (*found.rest, f"seen on rank {self._sharing.rank}")
+        return found._replace(samples=samples, rest=rest, missing=found.missing or NO_GRADIENTS)
 
     def _why_not(self, held: Held | None) -> str:
-        if self._num_ranks > 1 or is_flat(self._model) or is_sharded(self._model):
+        if is_flat(self._model) or is_sharded(self._model):
+            return MANY_RANKS
+        if self._sharing.size > 1 and any(isinstance(each, SyncBatchNorm) for each in self._model.modules()):
             return MANY_RANKS
         if held is None or (self._run_batch is None and held.inputs is None):
             return NO_BATCH
@@ -97,7 +126,7 @@ class Examiner:
             refusal, self._model, self._optimizer, scaler=self._scaler, run=self._run, held=held,
             batch=self._batch_of(held), good_held=good, good=None if good is None else self._batch_of(good),
             backups=backups, has_loss=self._run_batch is not None, redraw=self._redraw,
-            others=self._others,
+            others=self._others, is_alone=self._sharing.size == 1,
         )  # fmt: skip
         finding = case.solve()
         return finding if self._run_batch is not None else finding._replace(missing=NO_LOSS)
@@ -138,3 +167,21 @@ class Examiner:
             if held.generators is not None:
                 parts["generators"] = state_of(held.generators)
         return parts
+
+
+def _clearest(findings: Sequence[Finding]) -> Finding:
+    """Of what the ranks have found the most certain; that all is fine only where no rank has found anything else."""
+    return max(findings, key=lambda found: (found.kind not in (UNKNOWN, NOTHING), found.is_certain, bool(found.rows)))
+
+
+@contextlib.contextmanager
+def _alone(model: torch.nn.Module) -> Iterator[None]:
+    """A ``with`` block in which a model wrapped for data parallelism runs without the other ranks."""
+    if not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    model.__dict__["forward"] = model.module.__call__
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]

@@ -26,6 +26,8 @@ class Runs:
         model: The model.
         run: Runs a batch.
         has_loss: Whether that gives a loss, not only what the model returns.
+        is_alone: Whether no other process trains the model; else there is no backward pass, and what asks others for
+            something raises.
 
     Attributes:
         evidence: What the runs have shown, line by line.
@@ -34,22 +36,36 @@ class Runs:
         has_loss: As given.
     """
 
-    def __init__(self, refusal: Refusal, model: torch.nn.Module, run: Callable[[Any], Any], *, has_loss: bool) -> None:
+    def __init__(
+        self, refusal: Refusal, model: torch.nn.Module, run: Callable[[Any], Any], *, has_loss: bool,
+        is_alone: bool = True,
+    ) -> None:  # fmt: skip
+        self._is_alone = is_alone
         self._refusal, self._model, self._run, self.has_loss = refusal, model, run, has_loss
         self._generators, self._own_generator = random_state(), torch.get_rng_state()
         self.evidence: list[str] = []
         self.count = 0
         self.is_random = False
 
-    def watch(self, batch: Any, what: str = "", *, backward: bool = False, scale: float = 1.0) -> Trace:
-        """Run a batch, and note what it shows as ``what``."""
+    def watch(
+        self, batch: Any, what: str = "", *, backward: bool = False, scale: float = 1.0, is_quick: bool = False
+    ) -> Trace:
+        """Run a batch, and note what it shows as ``what``; see `run_watched`."""
         set_random_state(self._generators)
         self.count += 1
-        trace = run_watched(self._model, self._run, batch, backward=backward and self.has_loss, scale=scale)
+        backward = backward and self.has_loss and self._is_alone
+        trace = run_watched(
+            self._model, self._run, batch, backward=backward, scale=scale, is_quick=is_quick and self._is_alone,
+            is_alone=self._is_alone,
+        )  # fmt: skip
         self.is_random = self.is_random or not torch.equal(torch.get_rng_state(), self._own_generator)
         if what:
             self.evidence.append(f"{what}: {describe_run(trace, has_loss=self.has_loss)}")
         return trace
+
+    def goes_wrong(self, batch: Any, what: str) -> bool:
+        """Whether a batch goes wrong as the refused one did; noted as ``what``."""
+        return self.is_bad(self.watch(batch, what, is_quick=True))
 
     def is_bad(self, trace: Trace) -> bool:
         """Whether a run goes wrong as the refused batch did."""
@@ -77,7 +93,8 @@ class Runs:
         def is_like(part: list[int]) -> bool:
             nonlocal beside
             rows = some_rows(batch, part, size)
-            trace = self.watch(rows if beside is None else join(rows, beside), backward=bool(like.bad_gradients))
+            rows = rows if beside is None else join(rows, beside)
+            trace = self.watch(rows, backward=bool(like.bad_gradients), is_quick=True)
             if trace.error is not None and like.error is None and len(part) == 1 and beside is None and num_rows(good):
                 beside = some_rows(good, [0], num_rows(good))
                 return is_like(part)

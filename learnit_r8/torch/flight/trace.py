@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -114,8 +115,9 @@ class Trace:
 class _Watch(TorchDispatchMode):
     """Looks at the result of every operation."""
 
-    def __init__(self, trace: Trace, keys: dict[int, str], seeds: dict[int, int]) -> None:
+    def __init__(self, trace: Trace, keys: dict[int, str], seeds: dict[int, int], *, is_alone: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._is_alone = is_alone
         self._trace, self._keys, self._chain = trace, keys, dict(seeds)
         self.stack: list[str] = []
         self.has_entered = False
@@ -126,6 +128,8 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
+        if not self._is_alone and "c10d" in func.namespace:
+            raise RuntimeError(f"{name} asks the other processes, which do not run this batch")
         self._number += 1
         self._check_labels(name, args)
         self._numbers = [abs(float(each)) for each in args if type(each) in (int, float)]
@@ -286,7 +290,7 @@ def _place(value: torch.Tensor) -> int:
 
 def _factor(given: list[torch.Tensor], numbers: list[float]) -> float:
     """The single number among what an operation takes."""
-    numbers = [*numbers, *(abs(float(each)) for each in given if each.ndim == 0)]
+    numbers = [*numbers, *(abs(each.detach().item()) for each in given if each.ndim == 0)]
     return numbers[-1] if numbers else math.nan
 
 
@@ -303,8 +307,9 @@ def largest(value: Any) -> float:
 
 
 def run_watched(
-    model: torch.nn.Module, run: Callable[[Any], Any], batch: Any, *, backward: bool, scale: float = 1.0
-) -> Trace:
+    model: torch.nn.Module, run: Callable[[Any], Any], batch: Any, *, backward: bool, scale: float = 1.0,
+    is_quick: bool = False, is_alone: bool = True,
+) -> Trace:  # fmt: skip
     """Run a batch, and watch.
 
     Args:
@@ -313,13 +318,15 @@ def run_watched(
         batch: The batch.
         backward: Whether to compute gradients.
         scale: Factor of the loss for the backward pass.
+        is_quick: Whether only loss and gradients are looked at, and no operation, which takes several times as long.
+        is_alone: Whether there are no other processes, which would wait for this one for ever, or it for them.
     """
     trace = Trace()
     names = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
     keys = {_place(each): key for key, each in leaves(batch) if isinstance(each, torch.Tensor)}
     seeds = dict.fromkeys(keys, INPUT)
     seeds |= {_place(each): WEIGHTS for each in (*model.parameters(), *model.buffers())}
-    watch = _Watch(trace, keys, seeds)
+    watch = _Watch(trace, keys, seeds, is_alone=is_alone)
 
     def enter(module: torch.nn.Module, args: Any) -> None:
         watch.has_entered = True
@@ -336,10 +343,10 @@ def run_watched(
     # Not those that torch has for all modules at once: a compiled model warns of them.
     hooks: list[Any] = []
     try:
-        for module in model.modules():
+        for module in () if is_quick else model.modules():
             hooks.append(module.register_forward_pre_hook(enter))
             hooks.append(module.register_forward_hook(leave))
-        with watch:
+        with contextlib.nullcontext() if is_quick else watch:
             _run(model, trace, watch, run, batch, backward=backward, scale=scale, hooks=hooks)
     except Exception as error:
         trace.error = error

@@ -10,6 +10,7 @@ import torch
 
 from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
+from ..._validation import no_attribute
 from ...guard.verdict import GOOD
 from ...sampling.ticket import Outcome, Ticket, new_tuple
 from ..flight.hand import Hand
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
     from ...engine.feed.trainer_batches import TrainerBatches
     from ...scheduler import R8Scheduler
     from ..distributed.together import Sharing
+
+
+BATCHES = "Loop over batches: for batch in adapter.batches()."
+OTHER_NAMES = {"loader": BATCHES, "batch_iterator": BATCHES, "loss": "Report losses with adapter.report(losses)."}
+
+NOT_OF_BATCHES = (
+    "the loss of step {} is of no batch of adapter.batches(): epochs are not counted, no sample is known, and a "
+    "resumed run does not find its place in the loader. Write adapter.batches() in place of the loader; for steps "
+    "without one, attach None and iterate over adapter.steps()."
+)
 
 
 class LoaderAdapter:
@@ -83,6 +94,15 @@ class LoaderAdapter:
         if loader is None:
             # Nothing is drawn from them before the first batch.
             state.resume_generators()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            scheduler = self.__dict__.get("scheduler")
+            meant = dict(OTHER_NAMES)
+            if not name.startswith("_") and hasattr(scheduler, name):
+                meant = {name: f"It is adapter.scheduler.{name}.", **meant}
+            raise no_attribute(self, name, meant)
 
     def __repr__(self) -> str:
         return f"LoaderAdapter({self.scheduler!r})"
@@ -186,7 +206,10 @@ class LoaderAdapter:
         found = self._take(ids)
         if found is None:
             return Outcome(GOOD, self.scheduler.lr, None)
-        return self._tell(found, *_values_of(losses, found), None, None)
+        values, count = _values_of(losses, found)
+        if not count and len(losses) == 1:
+            self._feed.note_rows(found, losses[0])
+        return self._tell(found, values, count, None, None)
 
     def step(self, loss: torch.Tensor, *, losses: torch.Tensor | None = None, ids: Any = None) -> Outcome:
         """Report a loss, do ``backward()``, clip, and let the optimizer take its step unless the loss is refused.
@@ -205,8 +228,15 @@ class LoaderAdapter:
             TrainingDiverged: losses stay refused after everything was tried.
         """
         stepper = self._stepper
+        if isinstance(loss, torch.Tensor) and loss.numel() != 1:
+            raise ValueError(
+                f"loss must be one number, from which backward() goes, got the shape {tuple(loss.shape)}; call "
+                "step(losses.mean(), losses=losses)."
+            )
         reported, found = (loss if losses is None else losses,), self._take(ids)
         values, count = _values_of(reported, found)
+        if losses is not None and not count and found is not None:
+            self._feed.note_rows(found, losses)
         is_probe = stepper.is_scaled and found is not None and self._losses.is_probe(found)
         is_due = stepper.backward(loss, is_last=False)
         norm = stepper.clip() if is_due and not is_probe else None
@@ -224,8 +254,11 @@ class LoaderAdapter:
 
     def _take(self, ids: Any = None) -> Ticket | None:
         """The batch that a loss belongs to; None after the end."""
-        feed = self._feed
-        ticket = feed.open if feed.open is not None else feed.take_step()
+        feed, ticket = self._feed, self._feed.open
+        if ticket is None:
+            if self._loader is not None and not (feed.has_asked or feed.is_iterating or self.scheduler.is_over):
+                self.scheduler.host.say_once("no batches", NOT_OF_BATCHES.format(self.scheduler.global_step))
+            ticket = feed.take_step()
         if ids is not None and ticket is not None:
             ticket = feed.with_ids(ticket, ids)
         feed.open = None
@@ -305,7 +338,7 @@ class LoaderAdapter:
 
 
 def _values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[torch.Tensor, int]:
-    """What is reported of losses, without their gradient, and of how many rows each has one value; 0 for one mean.
+    """Return the values to report, without gradient, and the rows that each stands for; 0 for a single mean.
 
     Returns:
         float32[P], the losses of the rows of a batch whose samples are known; or float32[1], the sum of the means.
@@ -329,9 +362,6 @@ def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return loss if not loss.ndim else loss.mean()
     if not losses:
         raise TypeError("report() must get a loss, got none.")
-    if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
-        loss = losses[0].detach()
-        return (loss.mean() if loss.ndim else loss).reshape(1)
     for loss in losses:
         if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
             raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
 from learnit_r8 import events
@@ -16,6 +16,7 @@ from learnit_r8.dashboard.text import width_of
 from learnit_r8.dashboard.theme import NAMES, choose_theme
 from tests.dashboard.test_text import HOSTILE, assert_harmless
 from tests.events.any_events import any_event
+from tests.examples import examples
 from tests.screen_common import SCENE, fake_events, fake_view, screen
 
 NUMBERS = st.floats() | st.floats(0, 10)
@@ -57,9 +58,7 @@ THEMES = [
 SIZES = st.tuples(st.integers(1, 300), st.integers(1, 100)) | st.tuples(st.integers(1, 90), st.integers(1, 30))
 
 # Shrinking runs as large as these takes gigabytes.
-MANY = settings(
-    phases=[Phase.explicit, Phase.generate], deadline=None, max_examples=300, suppress_health_check=list(HealthCheck)
-)
+MANY = examples(5, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
 
 
 def check(lines, width, height, theme):
@@ -89,7 +88,6 @@ def test_a_real_run_can_be_drawn_at_any_size(ui, size, theme, steps):
     check(render(fake_view(steps), ui, *size, theme, SCENE), *size, theme)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from([key for binding in TABLE for key in binding.keys] + list("abc")), max_size=30))
 def test_any_keys_can_be_pressed(keys):
     """No sequence of keys leads to a screen that cannot be drawn."""

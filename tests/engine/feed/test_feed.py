@@ -27,6 +27,22 @@ def run(loader, *, loss=1.0, skips=(), r8=None, **settings):
     return r8, seen
 
 
+@pytest.mark.parametrize(("budget", "gap"), [({"num_steps": 80}, 10), ({"num_steps": 1200}, 30), ({}, 100)])
+def test_backups_without_epochs_fit_a_short_run(budget, gap):
+    """Where nobody knows the length of an epoch, a short run has some forty backups, at least ten steps apart."""
+    taken, weights = [], np.zeros(2)
+    r8 = R8Scheduler(
+        **QUIET, **budget, state_callback=lambda: taken.append(r8.global_step) or {"w": weights}, load_callback=print
+    )
+    for step in r8.steps():
+        r8.update_with_loss(1.0 + step % 7)
+        if step == 220:
+            break
+
+    assert {later - before for before, later in itertools.pairwise(sorted(set(taken)))} <= {1, gap - 1, gap}
+    assert gap in taken
+
+
 # Do no harm.
 
 
@@ -55,6 +71,22 @@ def test_batches_are_handed_on_as_they_are():
     _, seen = run(items, num_epochs=1)
 
     assert all(one is other for one, other in zip(seen, items, strict=True))
+
+
+@pytest.mark.parametrize("call", ["batches", "steps", "follow", "epoch_iterator"])
+def test_a_loop_after_close_is_told_that_nothing_is_recorded(call):
+    """As where the scheduler draws the batches: it may go on, and a warning says so."""
+    r8, _ = run([[1.0], [2.0], [3.0]], num_steps=9)
+    other = R8Scheduler(**QUIET, num_steps=9)
+    other.close()
+    r8.close()
+    arguments = [[np.zeros(2)]] if call == "batches" else []
+
+    with pytest.warns(RuntimeWarning, match="the run was closed at step 0: what is trained from here on"):
+        next(iter(getattr(other, call)(*arguments))) if call != "follow" else other.follow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not list(r8.batches([np.zeros(2)]))
 
 
 def test_nothing_is_asked_for_before_the_loop_asks():
@@ -279,7 +311,7 @@ def test_a_loss_that_is_not_finite_costs_one_batch():
 
 
 def test_the_batch_after_a_backup_is_handed_out_again_where_weights_are_tested():
-    """A test is a batch that comes once more, the very same object, and is no batch of the loader."""
+    """A test is a batch that comes once more, with the same values, and is no batch of the loader."""
     seen = []
 
     def spoil(r8, line):
@@ -299,13 +331,13 @@ def test_the_batch_after_a_backup_is_handed_out_again_where_weights_are_tested()
         for _ in r8.epoch_iterator():
             for batch in r8.batches(loader):
                 spoil(r8, line)
-                items.append(id(batch))
+                items.append(np.array(batch))
                 if r8.update_with_loss(line.loss(batch)):
                     line.step(0.02 * r8.lr_factor)
 
     assert r8.controller.summary()
     assert len(items) > len(loader.given)
-    assert set(items) <= {id(batch) for batch in loader.batches}
+    assert all(any(np.array_equal(item, batch) for batch in loader.batches) for item in items)
     assert np.abs(line.weights - line.target).max() < 0.1
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.events import NO_TABLE, RunStarted, SamplesSurveyed
+from learnit_r8.events import NO_TABLE, Notice, RunStarted, SamplesSurveyed
 
 from .drive import Line
 
@@ -83,6 +83,16 @@ def test_ids_may_come_with_the_loss():
     assert [sample.name for sample in r8.table.hardest(1)] == [9]
     with pytest.raises(ValueError, match="ids must be left out where the scheduler draws"):
         R8Scheduler(4, batch_size=2, num_steps=2).update_with_loss(1.0, ids=[1])
+
+
+def test_losses_of_other_rows_than_the_ids_are_said_once():
+    """One id too few: the mean of the losses is all that counts, and a notice says why."""
+    told = []
+    batches = [{"id": [1, 2, 3], "loss": np.array([1.0, 2.0, 3.0, 4.0])}] * 3
+    r8 = run(batches, listeners=[lambda event: told.append(event) if isinstance(event, Notice) else None])
+
+    assert r8.table.source == "batch means of 3"
+    assert ["a loss with 4 rows was reported for a batch with 3 rows" in each.text for each in told] == [True]
 
 
 def test_samples_beyond_the_most_are_counted_and_said_once(recwarn):

@@ -238,7 +238,7 @@ def test_a_resumed_run_goes_on_alike(tmp_path, monkeypatch, in_background):
         monkeypatch.setattr("learnit_r8.recovery.persistence.LARGE", 1)
     r8 = scheduler(checkpoint_dir=tmp_path, checkpoint_every=20, keep_checkpoints=1)
     train(r8, 30)
-    r8.host.persistence.saver.settle()
+    r8.host.persistence.saver.wait()
     train(r8, 8)
     resumed = scheduler(checkpoint_dir=tmp_path)
     resumed.load_checkpoint()

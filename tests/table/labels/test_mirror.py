@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from learnit_r8.table.labels.mirror import LEAST_LISTED, LEAST_POSITIVE, LEAST_RIGHT, Mirror
-from learnit_r8.table.labels.odds import fit_odds
+from learnit_r8.table.labels.odds import STRAIGHT, _climbed, fit_odds
 
 
 def margins_of(seed, *, wrong=0.0, count=6000, slope=1.2):
@@ -105,6 +105,18 @@ def test_odds_are_recovered(share, slope, rise):
     assert fit.error < slope / 2
     assert abs(fit.share - share) < 0.1
     assert fit.gain > 50
+
+
+def test_odds_that_rise_ever_faster_do_not_flatten_the_slope():
+    """Where the odds of wrong labels bend upward, as far out no right labels look right, the right slope is found."""
+    rng, size = np.random.default_rng(4), (np.arange(256) + 0.5) / 256
+    odds = 0.91 * np.exp(-3.9 * size) + 0.09 * np.exp(1.0 * size + 5.0 * size**2)
+    total = np.full(256, 60)
+    positive = rng.binomial(total, odds / (1 + odds))
+    straight, _ = _climbed(np.array([-2.0, 3.0, 2.0, 0.0]), size, positive, total, STRAIGHT)
+
+    assert straight[1] < 3.2
+    assert abs(fit_odds(positive, total - positive).slope - 3.9) < 0.5
 
 
 def test_few_positive_margins_say_nothing():

@@ -53,3 +53,25 @@ def test_each_rank_goes_on_with_its_own_next_batch(pair, tmp_path):
         assert 0 < len(two["seen"]) < len(one["seen"])
         assert two["seen"] == one["seen"][-len(two["seen"]) :]
     assert whole[0]["seen"] != whole[1]["seen"]
+
+
+def test_the_sample_is_named_whichever_rank_has_it(pair):
+    """Each rank runs its own part, under DDP with BatchNorm, and all tell what any has found; twice in the run."""
+    one, other = pair.run(jobs.placed_run, "")
+
+    assert one["weights"] == other["weights"]
+    assert one["told"] == other["told"]
+    assert {each[1] for each in one["told"]} == {(5,), (41,)}
+    for fault, _, is_certain, text in one["told"]:
+        assert (fault, is_certain) == ("input", True)
+        assert "whose input holds NaN at [1]" in text
+        assert "seen on rank" in text
+
+
+def test_a_batch_that_asks_the_other_ranks_hangs_nowhere(pair):
+    """A collective call in run_batch raises in the search, which says then that the cause is unknown."""
+    one, other = pair.run(jobs.placed_run, "asks others")
+
+    assert one["weights"] == other["weights"]
+    assert one["steps"] == other["steps"] == 40
+    assert {each[0] for each in one["told"]} == {"unknown"}

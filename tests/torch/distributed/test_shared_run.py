@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from learnit_r8 import CheckpointStore, Policy, Recovery, TrainingDiverged
+from learnit_r8._adapters.ranks import agreement as agreement_module
 from learnit_r8.checkpoint import store
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict
 from learnit_r8.schedules.span import Span
 from learnit_r8.testing import record_events
 from learnit_r8.torch import RanksDiffer, SharedRun
-from learnit_r8.torch.distributed import agreement as agreement_module
 from tests.drive import INF, NAN, FakeClock, TickingClock, Weights, advance_to, flat, known, make, sample_losses
 from tests.rank_common import in_threads
 

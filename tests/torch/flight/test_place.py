@@ -1,8 +1,10 @@
 """Where an incident began: the refused batch runs once more, and everything is put back to the bit."""
 
 import copy
+import gc
 import math
 import typing
+import weakref
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from learnit_r8.flight.finding import Refusal
 from learnit_r8.flight.record import read_record
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
+from learnit_r8.torch.distributed.single_process import ALONE
 from learnit_r8.torch.flight.examiner import Examiner
 from learnit_r8.torch.flight.hand import Hand, Held
 from learnit_r8.torch.flight.rows import halve, num_rows, some_rows
@@ -179,6 +182,22 @@ def test_a_loss_whose_scale_changes_is_told_from_data_and_weights():
     assert "times the usual, with the weights of backups, too" in told.text
 
 
+@pytest.mark.parametrize(("scale", "kind"), [(2.0**127, "scale"), (1024.0, "nothing")])
+def test_a_loss_scale_that_is_too_high_is_named(scale, kind):
+    """Gradients are finite without it, and not with it; both are tried on the same batch."""
+    model, dataset, hand = Net(), data(), Hand(keeps_generators=False)
+    batch = tuple(each[:8] for each in dataset.tensors)
+    hand.reported = Held(type("Ticket", (), {"indices": list(range(8))})(), batch, None, None)
+    examiner = Examiner(
+        model, torch.optim.Adam(model.parameters()), scaler=torch.amp.GradScaler("cpu", init_scale=scale),
+        run_batch=lambda batch: 100 * loss_of(model)(batch), hand=hand, sharing=ALONE,
+    )  # fmt: skip
+    found = examiner.examine(Refusal(3, math.nan, math.nan, False, True, [], 1e-3))
+
+    assert (found.kind, found.is_certain) == (kind, True), found.evidence
+    assert all(each.grad is None for each in model.parameters())
+
+
 class Rows(TensorDataset):
     """Rows by name."""
 
@@ -269,7 +288,7 @@ def test_what_is_touched_is_put_back_to_the_bit():
     ticket = type("Ticket", (), {"indices": list(range(8))})()
     batch = tuple(each[:8] for each in dataset.tensors)
     hand.reported = hand.good = Held(ticket, batch, None, None)
-    examiner = Examiner(model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, num_ranks=1)
+    examiner = Examiner(model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, sharing=ALONE)
     gradients = [each.grad for each in model.parameters()]
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), [each.clone() for each in gradients]))
     waiting = model(batch[0]).sum()
@@ -312,6 +331,7 @@ def test_a_model_that_cannot_be_run_twice_ends_no_training():
     assert not any(each.is_certain for each in told)
 
 
+@pytest.mark.program
 def test_a_compiled_model_is_run_as_it_was_written():
     """Modules have names again; nothing is compiled anew."""
     model = Net()
@@ -324,14 +344,49 @@ def test_a_compiled_model_is_run_as_it_was_written():
     assert "`first`" in told.text
 
 
-def test_a_copy_of_a_watched_model_holds_nothing():
-    """Averaged weights copy the model; a saved one must not hold a batch."""
+def test_a_watched_model_is_copied_saved_and_freed_as_any_other(tmp_path):
+    """Averaged weights copy it; a copy holds no batch, and nothing keeps it but its owners."""
     model = Net()
-    train(data(), model=model, with_run=False, steps=4)
-    twin = copy.deepcopy(model)
+    hand = Hand(keeps_generators=False)
+    hand.watch(model)
+    model(x := torch.randn(8, 4))
+    held = hand.take("ticket").inputs
+    assert held[0][0] is x
+    # A step that does not call the model has no inputs.
+    assert hand.take("ticket").inputs is None
+    assert torch.equal(model.eval()(x), copy.deepcopy(model)(x))
+    assert hand.inputs.held is None
 
-    (hook,) = twin._forward_pre_hooks.values()
-    assert hook.held is None
+    torch.save(model, tmp_path / "model.pt")
+    twin = copy.deepcopy(model.train())
+    twin(x)
+    assert hand.inputs.held is None
+    alive = weakref.ref(model)
+    gc.disable()
+    del model
+    gc.enable()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_watched_too(in_place):
+    """Wrapped or by `Module.compile`; it runs compiled as before."""
+    torch._dynamo.reset()
+    model, traced = Net(), []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph
+
+    if in_place:
+        model.compile(backend=backend)
+    compiled = model if in_place else torch.compile(model, backend=backend)
+    hand = Hand(keeps_generators=False)
+    hand.watch(compiled)
+    for _ in range(2):
+        compiled(x := torch.randn(8, 4))
+        assert hand.take("ticket").inputs[0][0] is x
+    assert traced
 
 
 def test_the_operation_outside_of_modules_is_named():

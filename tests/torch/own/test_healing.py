@@ -12,6 +12,7 @@ from wild_scripts import (
     Closures,
     Epochs,
     Gan,
+    InPlace,
     Iterations,
     OneCycle,
     Recurrent,
@@ -26,8 +27,8 @@ from learnit_r8.checkpoint.state_tree import clone
 from learnit_r8.torch import attach
 
 KINDS = [
-    Accumulated, Autoencoder, Averaged, Bfloat16, Bucketed, Closures, Epochs, Gan, Iterations, OneCycle, Recurrent,
-    Rewards, Streamed, WarmRestarts, Workers,
+    Accumulated, Autoencoder, Averaged, Bfloat16, Bucketed, Closures, Epochs, Gan, InPlace, Iterations, OneCycle,
+    Recurrent, Rewards, Streamed, WarmRestarts, Workers,
 ]  # fmt: skip
 
 
@@ -84,6 +85,24 @@ def test_a_nan_in_the_weights_is_healed(kind, at):
         if isinstance(part, torch.nn.Module):
             assert all(bool(each.isfinite().all()) for each in part.parameters())
     assert abs(level(healed) - levels[0]) <= max(0.1 * abs(levels[0]), spread) or level(healed) < max(levels)
+
+
+def test_a_batch_that_the_loop_has_changed_is_handed_out_again_as_it_came():
+    """Weights are tested with what the loader gave, though the loop scales its batches in place."""
+    given, probes = [], []
+
+    class Noted(InPlace):
+        @property
+        def batches(self):
+            for batch in super().batches:
+                chunk = self.r8.scheduler.host.feed.open.batch.chunk
+                (given if chunk.pass_number >= 0 else probes).append(batch[0].clone())
+                yield batch
+
+    trained(Noted, hook=Fault(18))
+
+    assert probes
+    assert all(any(torch.equal(probe, each) for each in given) for probe in probes)
 
 
 def test_the_rate_stays_the_users_after_a_restore():

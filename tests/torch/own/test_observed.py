@@ -73,21 +73,23 @@ def train(kind, *, with_r8=True, epochs=3, bad=(), hook=None, workers=None, load
     return seen, model.state_dict(), torch.get_rng_state(), adapter
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "weighted", "batches", "single"])
+KINDS = ("shuffled", "weighted", "batches", "single")
+FORK = {"num_workers": 2, "multiprocessing_context": "fork"}
+OTHERS = [
+    {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": True},
+    {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True},
+    {"num_workers": 1, "multiprocessing_context": "forkserver"},
+]
+
+
 @pytest.mark.parametrize(
-    "workers",
+    ("kind", "workers"),
     [
-        None,
-        {"num_workers": 2, "multiprocessing_context": "fork"},
-        pytest.param(
-            {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": True}, marks=pytest.mark.slow
-        ),
-        pytest.param(
-            {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}, marks=pytest.mark.slow
-        ),
-        pytest.param({"num_workers": 1, "multiprocessing_context": "forkserver"}, marks=pytest.mark.slow),
+        *((kind, None) for kind in KINDS),
+        ("shuffled", FORK),
+        *(pytest.param(kind, FORK, marks=pytest.mark.program) for kind in KINDS[1:]),
+        *(pytest.param(kind, workers, marks=pytest.mark.slow) for kind in KINDS for workers in OTHERS),
     ],
-    ids=["here", "fork", "stay", "spawn", "forkserver"],
 )
 def test_samples_are_known_and_nothing_is_changed(kind, workers):
     """Whatever sampler and workers: the table is that of the samples seen, and the script is what it was to the bit."""
@@ -121,6 +123,74 @@ def test_a_loader_that_was_used_before_and_is_used_besides():
     assert len(passes) == 5
     assert adapter.scheduler.table.usage_count.tolist() == [2] * SIZE
     assert len(seen) == 10
+
+
+def prepared(workers):
+    from accelerate.data_loader import prepare_data_loader
+
+    return prepare_data_loader(loader_of("", Points(), num_workers=workers), num_processes=1, put_on_device=False)
+
+
+def prefetched(workers):
+    timm = pytest.importorskip("timm.data.loader")
+
+    class Images(timm.PrefetchLoader):
+        """The same for points: without the scaling of images."""
+
+        def __iter__(self):
+            waiting = None
+            for batch in self.loader:
+                if waiting is not None:
+                    yield waiting
+                waiting = batch
+            yield waiting
+
+    Images.__module__, Images.__name__ = timm.__name__, "PrefetchLoader"
+    return Images(loader_of("", Points(), num_workers=workers), device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [prepared, prefetched])
+def test_loaders_that_fetch_one_batch_ahead_are_observed(make, workers):
+    """accelerate's and timm's: the table is that of the samples seen, and nothing is changed."""
+    plain, weights, generator, _ = train("", with_r8=False, loader=make(workers))
+    seen, own, own_generator, adapter = train("", loader=make(workers))
+    uses = torch.zeros(SIZE)
+    for indices, _ in seen:
+        uses[indices] += 1
+
+    assert seen == plain
+    assert all(torch.equal(weights[name], own[name]) for name in weights)
+    assert torch.equal(generator, own_generator)
+    assert adapter.scheduler.table.source == "exact"
+    assert adapter.scheduler.table.usage_count.tolist() == uses.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.set_vital. is deprecated")
+def test_a_stateful_loader_goes_on_by_its_own_state_and_needs_ids(tmp_path):
+    """It iterates in its own way, so it is not observed, and every view says so; with ids it has a table."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def made(seed=0):
+        # Its sampler is seeded as it is made.
+        seed_all(seed)
+        return stateful.StatefulDataLoader(Points(), batch_size=8, shuffle=True)
+
+    def stop(adapter):
+        if adapter is not None and adapter.scheduler.global_step == 8:
+            raise Killed
+
+    plain = train("", with_r8=False, loader=made())
+    seen, weights, _, adapter = train("", loader=made())
+    assert seen == plain[0]
+    assert "no table" in adapter.scheduler.summary()
+
+    kept = {"checkpoint_dir": tmp_path, "checkpoint_every": 3, "resume": "auto", "backup_dir": False}
+    with pytest.raises(Killed):
+        train("", loader=made(), hook=stop, **kept)
+    rest, own, _, _ = train("", loader=made(seed=7), **kept)
+    assert rest == seen[6:]
+    assert all(torch.equal(weights[name], own[name]) for name in weights)
 
 
 @pytest.mark.parametrize(

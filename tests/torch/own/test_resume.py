@@ -6,6 +6,7 @@ from wild_scripts import (
     Bucketed,
     Epochs,
     Gan,
+    InPlace,
     Iterations,
     OneCycle,
     OwnGenerator,
@@ -19,8 +20,8 @@ from wild_scripts import (
 from .test_no_harm import differences
 
 KINDS = [
-    Accumulated, Averaged, Bfloat16, Bucketed, Epochs, Gan, Iterations, OneCycle, OwnGenerator, Recurrent, Streamed,
-    WarmRestarts, Workers,
+    Accumulated, Averaged, Bfloat16, Bucketed, Epochs, Gan, InPlace, Iterations, OneCycle, OwnGenerator, Recurrent,
+    Streamed, WarmRestarts, Workers,
 ]  # fmt: skip
 
 
@@ -59,6 +60,20 @@ def test_a_killed_script_goes_on_with_the_same_next_batch(kind, at, tmp_path):
     assert not differences(one, two)
     if resumed.also and "schedule" in resumed.also:
         assert resumed.schedule.state_dict() == whole.schedule.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("at", [14, 23])
+def test_a_sampler_that_shuffles_in_place_goes_on_as_it_was(at, tmp_path):
+    """Killed between two epochs or within one: its lists are what they were, so the same samples come in that order."""
+    whole = trained(InPlace, tmp_path / "whole")
+    with pytest.raises(Killed):
+        trained(InPlace, tmp_path / "killed", kill_at=at)
+    resumed = trained(InPlace, tmp_path / "killed", seed=5)
+
+    assert resumed.begun == at // 6 * 6
+    assert resumed.order == whole.order[resumed.begun :]
+    assert resumed.bins.bins == whole.bins.bins
 
 
 def test_indices_alone_are_forwarded_where_it_is_asked(tmp_path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .ranks import Ranks, RanksDiffer
+from .channel import Channel, RanksDiffer
 
 if TYPE_CHECKING:
     from ...scheduler import R8Scheduler
@@ -19,7 +19,7 @@ WINDOW = 2**16
 """Samples whose records go into one digest: a megabyte."""
 
 
-def check_same_run(facts: Mapping[str, Any], ranks: Ranks) -> None:
+def check_same_run(facts: Mapping[str, Any], ranks: Channel) -> None:
     """Raise unless every rank has built its scheduler with the same arguments, and stands at the same step.
 
     Args:

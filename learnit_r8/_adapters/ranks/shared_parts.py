@@ -14,7 +14,7 @@ from ...checkpoint.background import BackgroundWrite
 from ...checkpoint.reader import Checkpoint, NoValidCheckpoint
 from ...checkpoint.store import CheckpointStore
 from .agreement import digest_of
-from .ranks import Ranks
+from .channel import Channel
 
 if TYPE_CHECKING:
     from ...engine.pace import Pace
@@ -32,7 +32,7 @@ class SharedClock:
         ranks: The ranks.
     """
 
-    def __init__(self, clock: Callable[[], float], ranks: Ranks) -> None:
+    def __init__(self, clock: Callable[[], float], ranks: Channel) -> None:
         self._own = clock
         now, wall = ranks.gather(np.array([clock(), time.time()]))[0].tolist()
         self.now, self._offset = float(now), float(wall - now)
@@ -64,7 +64,7 @@ class SharedWrite:
         self,
         write: BackgroundWrite | None,
         error: BaseException | None,
-        ranks: Ranks,
+        ranks: Channel,
         then: Callable[[Checkpoint], object],
         elsewhere: Checkpoint,
     ) -> None:
@@ -106,7 +106,7 @@ class SharedStore:
         ranks: The ranks.
     """
 
-    def __init__(self, store: CheckpointStore, ranks: Ranks) -> None:
+    def __init__(self, store: CheckpointStore, ranks: Channel) -> None:
         self._store = store
         self._ranks = ranks
         store.run_id = ranks.of_first(store.run_id) or store.run_id
@@ -119,7 +119,7 @@ class SharedStore:
         """The folder, for files beside the checkpoints; None on ranks other than rank 0."""
         return self._store.folder if self._ranks.rank == 0 else None
 
-    def begin(
+    def start_write(
         self,
         state: Mapping[str, Any],
         write_model: Callable[[str], None] | None = None,
@@ -133,7 +133,7 @@ class SharedStore:
         state = self._with_all_ranks(state)
         if self._ranks.rank == 0:
             try:
-                write = self._store.begin(state, write_model, config, then=then, in_background=in_background)
+                write = self._store.start_write(state, write_model, config, then=then, in_background=in_background)
             except BaseException as raised:
                 error = raised
         elsewhere = Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})
@@ -207,7 +207,7 @@ class RankAgreement:
         rank: Number of this rank.
     """
 
-    def __init__(self, ranks: Ranks, clock: SharedClock, pace: Pace) -> None:
+    def __init__(self, ranks: Channel, clock: SharedClock, pace: Pace) -> None:
         self.rank = ranks.rank
         self._ranks, self._clock, self._pace = ranks, clock, pace
 

@@ -1,0 +1,1 @@
+"""What makes the schedulers of several processes one, whatever framework carries their messages."""

@@ -1,0 +1,159 @@
+"""Where an incident of ``fit`` began: the refused batch runs through the layers once more, eagerly."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from .._adapters.place_search import PlaceSearch, Shown, bad_arrays, first_bad
+from ..flight.finding import Finding, Refusal
+from .losses import sample_losses
+from .state import ModelState, as_numpy
+
+NO_BATCH = "the batch is not known: only a fit over an R8Dataset, or on the torch back end, holds it"
+FORWARD_ONLY = "the forward pass alone was run again, on the weights after the refused step or on those of a backup"
+MANY_REPLICAS = "with several replicas nothing is run again"
+
+
+class Examiner:
+    """Looks for the cause of a refusal; all that it touches is put back.
+
+    Args:
+        model: The model.
+        state: Its variables.
+        batch_in_hand: Returns the refused batch, ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``; None if it is not
+            known.
+    """
+
+    is_exact = False
+    before: tuple[Any, Sequence[int]] | None = None
+
+    def __init__(self, model: Any, state: ModelState, batch_in_hand: Callable[[], Any]) -> None:
+        self._model, self._state, self._batch_in_hand = model, state, batch_in_hand
+        self.batch: Any = None
+        self.missing = ""
+
+    def examine(self, refusal: Refusal) -> Finding:
+        """Find where an incident began."""
+        strategy = getattr(self._model, "distribute_strategy", None)
+        is_many = strategy is not None and strategy.num_replicas_in_sync > 1
+        batch = None if is_many else self._arrays()
+        self.batch = None if batch is None else dict(zip(("x", "y"), batch, strict=False))
+        self.missing = MANY_REPLICAS if is_many else NO_BATCH if self.batch is None else FORWARD_ONLY
+        # A backup must not be changed by the run, and what is here now must come back.
+        self._present = self._state.read()
+        try:
+            return PlaceSearch(refusal, self).solve()
+        finally:
+            self._state.load(self._present, from_ram=True)
+            self.batch = None
+
+    def collect(self) -> dict[str, Any]:
+        """The refused batch, for a record; without it nothing."""
+        batch = self._arrays()
+        return {} if batch is None else {"batch": {"batch": batch, "is_inputs": False, "is_training": True}}
+
+    def _arrays(self) -> Any:
+        batch = self._batch_in_hand()
+        if batch is None:
+            return None
+        return keras.tree.map_structure(lambda each: each if each is None else ops.convert_to_numpy(each), batch)
+
+    def bad_weights(self) -> dict[str, int]:
+        """See `Subject`."""
+        return bad_arrays([(each.path, each) for each in self._model.weights], as_numpy)
+
+    def run(self, batch: Any, weights: Any) -> Shown:
+        """See `Subject`; the loss is without weights of samples."""
+        self._state.load(self._present if weights is None else weights, from_ram=True)
+        x, y = batch["x"], batch.get("y")
+        size = len(keras.tree.flatten(x)[0])
+        seen: list[tuple[str, str, tuple[int, ...]]] = []
+
+        def look(name: str, output: Any) -> None:
+            if seen:
+                return
+            for each in keras.tree.flatten(output):
+                what, rows = first_bad(ops.convert_to_numpy(each), size)
+                if what:
+                    seen.append((name, what, rows))
+                    return
+
+        with _watched(self._model, look):
+            predicted = self._model(keras.tree.map_structure(ops.convert_to_tensor, x), training=True)
+        losses = self._losses(y, predicted)
+        what, rows = ("", ()) if losses is None else first_bad(losses, size)
+        loss = math.nan if losses is None else float(np.mean(losses))
+        if losses is not None and not what:
+            usual = float(np.median(losses))
+            rows = tuple(np.flatnonzero(losses > 100 * max(usual, 1e-6)).tolist()) if losses.ndim else ()
+        return Shown(loss, *seen[0]) if seen else Shown(loss, "", what, rows)
+
+    def _losses(self, y: Any, predicted: Any) -> Any:
+        """The loss of each sample, or one for all of them; None where the model has none of its own."""
+        if y is None or self._model.loss is None:
+            return None
+        try:
+            return ops.convert_to_numpy(sample_losses(self._model.loss, y, predicted))
+        except (TypeError, ValueError):
+            total = self._model.compute_loss(x=None, y=y, y_pred=predicted, training=False)
+            return ops.convert_to_numpy(total)
+
+    def bad_labels(self) -> tuple[tuple[int, ...], str]:
+        """See `Subject`: class numbers beyond the outputs, targets of a binary cross entropy outside of [0, 1]."""
+        y = self.batch.get("y")
+        if not isinstance(y, np.ndarray) or not isinstance(self._model.loss, (str, keras.losses.Loss)):
+            return (), ""
+        loss = keras.losses.get(self._model.loss)
+        name = type(loss).__name__ if isinstance(loss, keras.losses.Loss) else getattr(loss, "__name__", "")
+        name = name.lower().replace("_", "")
+        if name == "sparsecategoricalcrossentropy" and isinstance(self._model.output_shape, tuple):
+            count = self._model.output_shape[-1]
+            ignored = getattr(loss, "ignore_class", None)
+            return _outside(y, ((y < 0) | (y >= count)) & (y != ignored), f"a label outside of the {count} classes")
+        if name == "binarycrossentropy":
+            return _outside(y, (y < 0) | (y > 1), "a label outside of [0, 1]")
+        return (), ""
+
+
+def _outside(y: Any, bad: Any, text: str) -> tuple[tuple[int, ...], str]:
+    rows = np.flatnonzero(bad.reshape(len(y), -1).any(1)).tolist()
+    if not rows:
+        return (), ""
+    return tuple(rows) if len(rows) < len(y) else (), f"{text}: {y[bad].reshape(-1)[0]:.6g}"
+
+
+@contextlib.contextmanager
+def _watched(model: Any, look: Callable[[str, Any], None]) -> Iterator[None]:
+    """A ``with`` block in which ``look`` gets the name and the output of each layer, the innermost first."""
+    changed = []
+
+    def watch(layer: Any) -> None:
+        call = layer.call
+
+        def listen(*args: Any, **kwargs: Any) -> Any:
+            output = call(*args, **kwargs)
+            look(layer.name, output)
+            return output
+
+        changed.append((layer, vars(layer).get("call")))
+        # Past the tracker of Keras, which takes what is assigned for a part of the layer.
+        object.__setattr__(layer, "call", listen)
+
+    try:
+        for layer in model._flatten_layers(include_self=False, recursive=True):
+            if not isinstance(layer, keras.layers.InputLayer):
+                watch(layer)
+        yield
+    finally:
+        for layer, before in changed:
+            if before is None:
+                object.__delattr__(layer, "call")
+            else:
+                object.__setattr__(layer, "call", before)
