@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learnit_r8 import R8Scheduler, events
-from learnit_r8.table.label_noise import Suspects
+from learnit_r8.table.labels.suspects import Suspects
 
 NUM_TRAIN, BATCH_SIZE, EPOCHS, PEAK_LR = 1200, 32, 20, 0.05
 FLIPPED_SHARE = 0.05

@@ -182,6 +182,8 @@ def needed(path):
     lazily = outside - imports(path, lazy=False)[0]
     if place == "streams":
         outside -= lazily & {"torch", "pandas"}
+    if place == "cli":
+        outside -= lazily & {"torch", "PIL"}
     if place == "flax":
         outside -= {"jax", "flax", "optax"}
     if place == "keras":

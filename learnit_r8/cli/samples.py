@@ -17,9 +17,9 @@ from ..events.codec import strict_json
 from ..events.samples import count_text
 from ..journal.run import Run, UnreadableRun, find_run, free_of_runs
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
-from ..table.label_noise import MIRROR, Suspects
 from ..table.labels.frame import MAP_COLUMNS, write_parquet
 from ..table.labels.overview import EVERYWHERE
+from ..table.labels.suspects import MIRROR, Suspects
 from .table import WIDEST, table_lines
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
@@ -39,9 +39,11 @@ def samples(options: argparse.Namespace) -> int:
     run = Run(find_run(options.run))
     epochs = kept_epochs(run) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
     columns, note = COLUMNS, ""
-    if options.suspects:
+    if options.suspects or options.places:
         found, verdict, note = suspects_of(run, epochs, options.precision, options.others)
         chosen, columns = verdict.indices[: options.top], ALL_COLUMNS
+        if options.places:
+            return _print(options, run, found, verdict, places_of(found, verdict, options.top), note)
     elif options.margin or options.variability:
         found = next(readable(run, epochs[::-1]))
         verdict, chosen = found.suspects(), region_of(found, options.margin, options.variability)[: options.top]
@@ -50,22 +52,54 @@ def samples(options: argparse.Namespace) -> int:
         found = next(readable(run, epochs[::-1]))
         verdict, chosen = found.suspects(), found.hardest(options.top or HARDEST)
         columns = (*COLUMNS, *LABEL_COLUMNS) if options.parquet else COLUMNS
-    rows = rows_of(found, verdict, chosen, columns)
+    return _print(options, run, found, verdict, rows_of(found, verdict, chosen, columns), note)
+
+
+def _print(options: argparse.Namespace, run: Run, found: Samples, verdict: Suspects, rows: Rows, note: str) -> int:
+    """Print a table in the form asked for, or write it."""
+    count = len(next(iter(rows.values())))
     if options.parquet:
         with open(open_output(free_of_runs(options.parquet)), "wb") as file:
             write_parquet(rows, file)
-        print(clean(f"{options.parquet} ({len(chosen):,} samples)"))
+        print(clean(f"{options.parquet} ({count:,} samples)"))
     elif options.json:
         print(strict_json(facts_of(run, found, verdict, rows), non_finite=lambda value: None))
     elif options.csv:
-        write_csv(sys.stdout, columns, zip(*rows.values(), strict=True))
+        write_csv(sys.stdout, list(rows), zip(*rows.values(), strict=True))
     else:
-        about = summary(verdict) if options.suspects else f"losses: {trust(found)}"
+        about = summary(verdict) if options.suspects or options.places else f"losses: {trust(found)}"
         print(f"{clean(run.name, WIDEST)}, epoch {found.epoch + 1}, step {found.step:,}; {about}")
-        print(*lines_of(rows), sep="\n")
+        print(*(place_lines(rows) if options.places else lines_of(rows)), sep="\n")
         if note:
             print(f"\n{note}")
     return 0
+
+
+def places_of(samples: Samples, verdict: Suspects, top: int | None) -> Rows:
+    """The labels that look wrong, a row for each.
+
+    Raises:
+        UnreadableRun: the run has one label a sample.
+    """
+    places = verdict.places
+    if places is None:
+        raise UnreadableRun("--places needs predictions of several labels a sample, got one label, or none.")
+    return {
+        "index": places.indices[:top].tolist(),
+        "name": [clean(samples.name_of(index), 200) for index in places.indices[:top].tolist()],
+        "place": places.places[:top].tolist(),
+        "given_label": places.given[:top].tolist(),
+        "predicted_label": places.suggested[:top].tolist(),
+        "votes": places.votes[:top].tolist(),
+        "score": [round(score, 4) for score in places.score[:top].tolist()],
+    }
+
+
+def place_lines(rows: Rows) -> Iterator[str]:
+    """The lines of a table of labels."""
+    titles = ("#", "sample", "place", "label", "should be", "votes", "score")
+    texts = [[str(value) for value in values] for values in rows.values()]
+    return table_lines([titles, *zip(*texts, strict=True)], right=[0, 2, 5, 6])
 
 
 def region_of(

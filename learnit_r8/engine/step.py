@@ -168,7 +168,7 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
         before = trend.value
         trend.value = before + trend.weight * (mean - before)
     if predictions is not None:
-        storage.evidence.make_records(predictions.num_classes)
+        storage.evidence.make_records(predictions)
     pace.num_out -= 1
     pace.step += 1
     tally.num_good += 1

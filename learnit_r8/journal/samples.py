@@ -19,11 +19,12 @@ from ..checkpoint.codec import read_npz
 from ..checkpoint.durable_io import open_regular, replace
 from ..events.codec import strict_json
 from ..table.figures import top
-from ..table.label_noise import Ranking, Suspects, find_suspects, rank
+from ..table.label_noise import find_suspects, rank
 from ..table.labels.combined import combine
-from ..table.labels.evidence import EVIDENCE
+from ..table.labels.evidence import LAYOUTS
 from ..table.labels.frame import Column, label_columns, labels_in
 from ..table.labels.overview import Overview
+from ..table.labels.suspects import Ranking, Suspects
 from ..table.losses import EXACT
 from ..table.table import SampleTable
 
@@ -52,7 +53,7 @@ _FIELDS: dict[str, np.dtype[Any]] = {
     "mean": np.dtype("<f4"),
     "usage_count": np.dtype("<u2"),
 }
-_EVIDENCE: dict[str, np.dtype[Any]] = {name: EVIDENCE[name] for name in EVIDENCE.names or ()}
+_LAYOUTS: list[dict[str, np.dtype[Any]]] = [{name: each[name] for name in each.names or ()} for each in LAYOUTS]
 
 
 class Samples(NamedTuple):
@@ -69,7 +70,8 @@ class Samples(NamedTuple):
         names: Names of the samples with the highest losses, by index; empty where samples have no names.
         group: uint16[N], code of the group of each sample; None without groups.
         group_labels: The label of each code, a text or a number; empty without groups, and where they are too many.
-        evidence: What predictions say of the labels, the fields of `EVIDENCE` by name, N each; None without them.
+        evidence: What predictions say of the labels, the fields of `EVIDENCE` by name, N each, or N P with P
+            labels a sample; None without them.
         sample_ids: The names of all samples, in the process that trains; a file holds `names` only.
     """
 
@@ -111,13 +113,14 @@ class Samples(NamedTuple):
         """Samples in the order of suspicion, which is not a verdict; see `SampleTable.ranking`."""
         return rank(self._asdict(), self.evidence, top)
 
-    def labels(self, chosen: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
+    def labels(self, chosen: NDArray[np.int64], verdict: Suspects) -> tuple[list[Any], list[Any]]:
         """The labels that some samples were trained on, and those that were predicted; None where unknown.
 
         Args:
             chosen: int64[K], positions of samples.
+            verdict: What `suspects` returned; see `labels_in`.
         """
-        return labels_in(self.evidence, self.group, self.group_labels, chosen)
+        return labels_in(self.evidence, self.group, self.group_labels, chosen, verdict)
 
     def overview(self) -> Overview:
         """How every sample was learnt; see `SampleTable.overview`."""
@@ -125,7 +128,7 @@ class Samples(NamedTuple):
 
     def columns(self, verdict: Suspects) -> dict[str, Column]:
         """The columns of `SampleTable.to_frame`, by this file."""
-        given, predicted = self.labels(np.arange(len(self.loss)))
+        given, predicted = self.labels(np.arange(len(self.loss)), verdict)
         names = [self.name_of(index) for index in range(len(self.loss))]
         return label_columns(
             self._asdict(), verdict, given=given, predicted=predicted, names=names, evidence=self.evidence
@@ -295,10 +298,20 @@ def _read_labels(labels: Any) -> tuple[Any, ...]:
 def _fields(arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     size = len(arrays["loss"])
     fields = _FIELDS | ({"group": np.dtype("<u2")} if "group" in arrays else {})
-    has_evidence = any(name in arrays for name in _EVIDENCE)
-    fields |= _EVIDENCE if has_evidence else {}
-    for name, dtype in fields.items():
-        if arrays[name].dtype != dtype or arrays[name].shape != (size,) or not size:
-            raise ValueError(f"{name} must be {dtype}[{size}], got {arrays[name].dtype}{list(arrays[name].shape)}.")
-    found: dict[str, Any] = {name: arrays[name] for name in fields if name not in _EVIDENCE}
-    return found | {"evidence": {name: arrays[name] for name in _EVIDENCE} if has_evidence else None}
+    given: dict[str, Any] | None = None
+    there = arrays.keys() & {name for each in _LAYOUTS for name in each}
+    if there:
+        layout = next((each for each in _LAYOUTS if each.keys() == there), _LAYOUTS[0])
+        given = {name: _checked(name, arrays[name], dtype, size, several=True) for name, dtype in layout.items()}
+        if len({len(values) for values in given.values()}) > 1:
+            raise ValueError(f"fields of the evidence must be of one length, got {sorted(map(len, given.values()))}.")
+    found = {name: _checked(name, arrays[name], dtype, size) for name, dtype in fields.items()}
+    return {**found, "evidence": given}
+
+
+def _checked(name: str, array: NDArray[Any], dtype: np.dtype[Any], size: int, *, several: bool = False) -> NDArray[Any]:
+    """An array of one value a sample, or with ``several`` of as many as there are."""
+    length = array.size if several and size and array.size and not array.size % size else size
+    if array.dtype != dtype or array.shape != (length,) or not size:
+        raise ValueError(f"{name} must be {dtype}[{size}], got {array.dtype}{list(array.shape)}.")
+    return array

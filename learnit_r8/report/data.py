@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from ..dashboard.state.view import View
 from ..journal.run import Run
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.figures import quarters_of, top
-from ..table.label_noise import Suspects
 from ..table.labels.overview import Calibration, Overview
+from ..table.labels.suspects import Suspects
 from .confusion import Confusion, confusion_of
 
 LISTED = 30
@@ -154,7 +154,7 @@ def with_samples(data: ReportData, files: Sequence[Samples], precision: float) -
     verdict = samples.suspects(precision)
     data = data._replace(samples=samples, verdict=verdict, history=np.stack([samples.last for samples in files]))
     ranked = verdict.indices if len(verdict.indices) else samples.ranking(IN_GALLERY).indices
-    given, suggested = samples.labels(verdict.indices)
+    given, suggested = _confused(samples, verdict)
     overviews = [each.overview() for each in files]
     found = ((each.epoch, overview.calibration()) for each, overview in zip(files, overviews, strict=True))
     return data._replace(
@@ -212,7 +212,7 @@ def rows_of(data: ReportData, chosen: NDArray[np.int64]) -> list[Row]:
     reasons = dict(zip(verdict.indices.tolist(), verdict.why, strict=True))
     scores = dict(zip(verdict.indices.tolist(), verdict.score.tolist(), strict=True))
     votes = dict(zip(verdict.indices.tolist(), verdict.votes.tolist(), strict=False))
-    labels = zip(*samples.labels(chosen), strict=True)
+    labels = zip(*samples.labels(chosen, verdict), strict=True)
     return [
         Row(
             number=index,
@@ -230,6 +230,14 @@ def rows_of(data: ReportData, chosen: NDArray[np.int64]) -> list[Row]:
         )
         for index, (given, predicted) in zip(chosen.tolist(), labels, strict=True)
     ]
+
+
+def _confused(samples: Samples, verdict: Suspects) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The labels that look wrong, and what they should be; none of numbers, of which hardly any come again."""
+    if verdict.places is not None:
+        return verdict.places.given.tolist(), verdict.places.suggested.tolist()
+    given, suggested = samples.labels(verdict.indices, verdict)
+    return ([], []) if verdict.given.dtype.kind == "f" else (given, suggested)
 
 
 def label_text(label: object) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..dashboard.render.svg import sparkline
 from ..dashboard.text import number
-from ..table.label_noise import Suspects
+from ..table.labels.suspects import Suspects
 from .charts import text
 from .confusion import Confusion
 from .pictures import data_address

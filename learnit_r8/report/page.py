@@ -14,7 +14,7 @@ from ..dashboard.text import clock, number, setting
 from ..events.samples import count_text
 from ..journal.run import Run
 from ..journal.run_info import read_sessions, utc
-from ..table.label_noise import MIRROR, Suspects
+from ..table.labels.suspects import MIRROR, Suspects
 from .charts import (
     HALF,
     KINDS,

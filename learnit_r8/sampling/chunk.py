@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.radix import keys_of, order_of
-from ..table.labels.predictions import UNLABELLED
+from ..table.labels.predictions import joined
 from ..table.losses import EXACT, WHOLE_BATCH
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Chunk:
         table: The table that learns its reports.
         states: One of the states above for each batch.
         reports: For each REPORTED batch, a float or the float64[P] of its consecutive parts.
-        predictions: By position, float32[3, B] of those REPORTED batches that came with predictions.
+        predictions: By position, float32[3 P, B] of those REPORTED batches that came with predictions.
         rates: For each drawn batch, its learning rate; a batch drawn again after a resume has the same.
         trends: For each REPORTED batch, what `LossLearner.observe` returned for it.
         drawn: Batches drawn so far.
@@ -218,7 +218,7 @@ class Chunk:
         self.predictions.clear()
 
     def _predictions(self, places: list[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
-        """int64[M] and float32[3, M]: the samples of these batches that came with predictions, and what they say."""
+        """int64[M] and float32[3 P, M]: the samples of these batches that came with predictions, and what they say."""
         ends = np.cumsum(self._sizes)
         known = [(place, self.predictions[place]) for place in places if place in self.predictions]
         if not known:
@@ -226,9 +226,7 @@ class Chunk:
         members = [self.members[ends[place] - self._sizes[place] : ends[place]] for place, _ in known]
         # What only fills a batch up comes last.
         rows = [each[:, : len(some)] for some, (_, each) in zip(members, known, strict=True)]
-        indices, said = np.concatenate(members), np.concatenate(rows, axis=1)
-        has_label = said[-1] != UNLABELLED
-        return (indices, said) if has_label.all() else (indices[has_label], said[:, has_label])
+        return np.concatenate(members), joined(rows)
 
     def _parts(
         self, reports: list[Any], sizes: NDArray[np.int64]

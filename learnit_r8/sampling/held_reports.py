@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.radix import order_of
-from ..table.labels.predictions import UNLABELLED
+from ..table.labels.predictions import joined
 from ..table.losses import EXACT, WHOLE_BATCH
 from ..table.names import Members
 from .chunk import CLOSED, OPEN, REPORTED
@@ -126,7 +126,7 @@ class Part(NamedTuple):
         sizes: int64[P], how many each of them is of; None where each sample has its own.
         trend: The trend before it.
         states: Of its batch.
-        predictions: float32[3, M], or None.
+        predictions: float32[3 P, M], or None.
         is_last: Whether the batch is learned with it.
     """
 
@@ -226,14 +226,12 @@ def distinct(part: Part) -> list[Part]:
 
 
 def _predictions(parts: list[Part]) -> tuple[Ints, NDArray[np.float32]] | None:
-    """int64[M] and float32[3, M]: the samples that came with predictions, and what they say."""
+    """int64[M] and float32[3 P, M]: the samples that came with predictions, and what they say."""
     known = [each for each in parts if each.predictions is not None]
     if not known:
         return None
-    indices = np.concatenate([each.indices for each in known])
-    said = np.concatenate([each.predictions for each in known], axis=1)
-    has_label = said[-1] != UNLABELLED
-    return indices[has_label], said[:, has_label]
+    said = joined([each.predictions for each in known if each.predictions is not None])
+    return np.concatenate([each.indices for each in known]), said
 
 
 _new_tuple = tuple.__new__

@@ -56,7 +56,7 @@ class LoaderBatch:
         item: As given.
         size: As given.
         members: As given.
-        predictions: float32[3, M], what was reported with the loss; empty without.
+        predictions: float32[3 P, M], what was reported with the loss; empty without.
     """
 
     __slots__ = (
@@ -197,6 +197,9 @@ class LoaderPlan:
             return
         chunk.reports[0], chunk.trends[0], chunk.states[0] = means, trend, REPORTED
         chunk.predictions[:] = [] if predictions is None else [predictions.rows]
+        if predictions is not None and predictions.num_places > 1:
+            # Those of many batches would take too much memory.
+            self.hand_over()
 
     def close(self, batch: Batch) -> None:
         """Close a batch without learning from it; what came before is learned, as its samples may be suspected."""

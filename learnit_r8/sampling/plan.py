@@ -277,7 +277,8 @@ class Plan:
             chunk.predictions.pop(slot, None)
         chunk.trends[slot] = trend
         chunk.states[slot] = REPORTED
-        if late:
+        if late or (predictions is not None and predictions.num_places > 1):
+            # Many places of a whole chunk would take too much memory.
             chunk.learn()
 
     def close(self, batch: Batch) -> None:

@@ -102,7 +102,8 @@ def _positions(saved: Mapping[str, Any], table: SampleTable, remap: ArrayLike | 
 
 def _moved(values: NDArray[Any], was: NDArray[np.int64]) -> NDArray[Any]:
     """The values of each sample in the saved run; zeros for new ones, as for unseen samples."""
-    return np.where(was >= 0, values[was], values.dtype.type(0))
+    is_known = (was >= 0).reshape(-1, *[1] * (values.ndim - 1))
+    return np.where(is_known, values[was], values.dtype.type(0))
 
 
 def _moved_evidence(evidence: Mapping[str, Any] | None, was: NDArray[np.int64]) -> dict[str, Any] | None:

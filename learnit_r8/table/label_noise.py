@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .figures import html_table, top_of
+from .figures import top_of
 from .labels.columns import Columns, Fields, spread
+from .labels.margins import Margins, fields_of, margins_of
 from .labels.mirror import LEAST_POSITIVE, Mirror
-from .labels.suspicion import LEAST_USES, Suspicion, are_spared, spare
+from .labels.suspects import HUMPS, MIRROR, Places, Ranking, Suspects, no_suspects
+from .labels.suspicion import LEAST_USES, Suspicion, are_spared, spare, unlearned
 from .labels.votes import votes_of
 from .quantiles import falling_order
 
@@ -25,94 +27,21 @@ MOST_FITTED = 2**21
 
 SURE = 0.9
 
-MOST_SHOWN = 50
-"""Samples in a notebook's table."""
-
-HUMPS, MIRROR = "two humps", "mirrored margins"
 FAR_APART = 3.5
 """Ashman's D from which two humps name suspects where margins name none. In `benchmarks/labels.py` lists from 3.5 on
 held at least .94 wrong ones; those of two classes of CIFAR-10, with .55 to .66, had 2.1 to 2.3."""
 
-_NOBODY = np.empty(0, np.int64)
-
 TAIL = 0.007
 """Right labels that lose as much as wrong ones, as a share of all samples. Source: 1,300 digits, seeds 100 to 105."""
 
-HIGH_EARLY = 0.75
-FADED = 2 / 3
-"""Labels are being memorised if fewer than this share of the margins above this quantile of the early positive ones are
-left. Source: `benchmarks/labels.py`; a network that goes on learning leaves .62 or more, mostly .9, of those it had."""
+_NOBODY = np.empty(0, np.int64)
 
 ALWAYS_HIGH, RISING, MEMORISED = "always high", "rising", "memorised"
 
 
-class Suspects(NamedTuple):
-    """Samples that look mislabelled.
-
-    Attributes:
-        indices: int64[K], most suspect first: by score, then by mean loss.
-        mean_loss: float32[K], mean loss of each over the run.
-        score: float64[K], in [0, 1], the probability that each is not one of the learnt samples.
-        why: K texts: the losses are "always high"; "rising", as the model learns what contradicts the label; or
-            "memorised": high before, and low by now.
-        noise_rate: An estimate of the share of wrong labels, K / (samples judged) or, from margins, the mean score of
-            all; NaN if unknown.
-        noise_range: Lower and upper estimate: the share of certain suspects, and of samples that are not certainly
-            fine; from margins the mean score by a more careful fit, and the share of samples for which the model
-            prefers another class.
-        reason: Why there are no suspects; "" if there are some.
-        precision: Estimated share of wrong labels among these; NaN if unknown.
-        given: int64[K], the label of each; -1 without predictions.
-        suggested: int64[K], the class predicted most for each among those that are not its label; -1 if unknown.
-        votes: int64[K], a lower bound on the visits at which it was predicted; 0 if unknown.
-        num_judged: Number of samples that were visited often enough to be judged.
-        method: "mirrored margins" if more labels look wrong by their predictions than right ones explain, "two humps"
-            if the losses fall into two components; "" without suspects.
-    """
-
-    indices: NDArray[np.int64]
-    mean_loss: NDArray[np.float32]
-    score: NDArray[np.float64]
-    why: tuple[str, ...]
-    noise_rate: float
-    noise_range: tuple[float, float]
-    reason: str
-    precision: float = math.nan
-    given: NDArray[np.int64] = _NOBODY
-    suggested: NDArray[np.int64] = _NOBODY
-    votes: NDArray[np.int64] = _NOBODY
-    method: str = ""
-    num_judged: int = 0
-
-    def __repr__(self) -> str:
-        if self.reason:
-            return f"Suspects(none: {self.reason})"
-        some = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
-        if self.method == MIRROR:
-            return f"Suspects({len(self.indices)} samples, about {self.precision:.0%} of them wrong: {some})"
-        share = len(self.indices) / max(1, self.num_judged)
-        return f"Suspects({len(self.indices)} samples, {share:.1%} of those judged: {some})"
-
-    def _repr_html_(self) -> str:
-        """The most suspect samples, for a notebook."""
-        rows = zip(self.indices, self.mean_loss, self.score, self.why, strict=True)
-        return html_table(repr(self), ("sample", "mean loss", "score", "why"), list(rows)[:MOST_SHOWN])
-
-
-class Ranking(NamedTuple):
-    """Samples in the order of suspicion, which is not a verdict.
-
-    Attributes:
-        indices: int64[K], most suspect first.
-        mean_loss: float32[K], mean loss of each over the run.
-        given, suggested, votes: int64[K], as in `Suspects`.
-    """
-
-    indices: NDArray[np.int64]
-    mean_loss: NDArray[np.float32]
-    given: NDArray[np.int64]
-    suggested: NDArray[np.int64]
-    votes: NDArray[np.int64]
+MOST_ALIKE = 10
+"""Places of a sample that may be alike, at most: as many of them count as one observation. Measured on clean tokens in
+benchmarks/label_kinds.py, which repeat."""
 
 
 def find_suspects(
@@ -136,32 +65,36 @@ def find_suspects(
         untrained_loss: Loss of an untrained model, in the unit of the loss.
         exact: Whether the losses were reported per sample; otherwise there are no suspects.
         by_group: Whether to protect groups, see `Suspicion.flags`.
-        evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
+        evidence: The fields of `EVIDENCE` by name, N each, or N P with P labels a sample; None without predictions.
         precision: Least share of the list to be wrong, as estimated, in (0, 1).
 
     Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528);
     that and the two components are measured in ``benchmarks/suspects.py``, the margins in ``benchmarks/labels.py``.
     """
     if not exact:
-        return _none("per-sample losses are needed: report a vector of losses.")
+        return no_suspects("per-sample losses are needed: report a vector of losses.")
     known, shown = Columns.of(records, "usage_count"), None if evidence is None else Columns.of(evidence, "visits")
     num_judged = _num_judged(known, "usage_count")
     if not num_judged:
-        return _none(f"too early: samples are judged from {LEAST_USES} uses on.")
+        return no_suspects(f"too early: samples are judged from {LEAST_USES} uses on.")
     by_humps = partial(_by_humps, known, num_judged, untrained_loss, by_group, precision)
     if shown is None:
         found = by_humps(is_strict=precision > 0.5)
-    else:
-        found = _by_mirror(known, shown, untrained_loss, by_group, precision)
-        if found.reason:
-            # So few tell nothing against the losses.
-            are_few = _num_positive(shown) < LEAST_POSITIVE
-            apart = by_humps(is_strict=True, least=0.0 if are_few else FAR_APART)
-            found = apart if are_few or not apart.reason else found
-    given, suggested, votes = _suggestions(shown, found.indices)
-    if shown is not None and found.method == MIRROR:
+        return found._replace(**_suggestions(None, found.indices), num_judged=num_judged)
+    found = _by_mirror(known, shown, untrained_loss, by_group, precision)
+    if len(shown) > len(known) or "residual" in shown.names:
+        # The mean loss of several labels says little of each, and the losses of numbers have no two components.
+        if len(shown) > len(known) and found.places is None:
+            found = found._replace(places=_places(known, shown, _NOBODY, np.empty(0)))
+        return found._replace(num_judged=num_judged)
+    if found.reason:
+        # So few tell nothing against the losses.
+        are_few = _num_positive(shown) < LEAST_POSITIVE
+        apart = by_humps(is_strict=True, least=0.0 if are_few else FAR_APART)
+        found = apart if are_few or not apart.reason else found
+    if found.method == MIRROR:
         num_judged = _num_judged(shown, "visits")
-    return found._replace(given=given, suggested=suggested, votes=votes, num_judged=num_judged)
+    return found._replace(**_suggestions(shown, found.indices), num_judged=num_judged)
 
 
 def _num_judged(columns: Columns, field: str) -> int:
@@ -170,9 +103,9 @@ def _num_judged(columns: Columns, field: str) -> int:
 
 
 def _num_positive(evidence: Columns) -> int:
-    """Number of samples for which the model prefers another class, among those that models are fitted to."""
-    some = _part_of(evidence, "margin", "early")
-    return int(np.count_nonzero(some[margin_field(some)] > 0))
+    """Number of samples for which the model prefers another class, among those to which something is fitted."""
+    some = _part_of(evidence, *fields_of(evidence.names))
+    return int(np.count_nonzero(margins_of(some).of(some) > 0))
 
 
 def _part_of(columns: Columns, *fields: str) -> Fields:
@@ -193,11 +126,11 @@ def _by_humps(
 ) -> Suspects:
     """The samples of the higher component; none unless the components are as far apart as ``least``, by Ashman's D."""
     if not untrained_loss > 0:
-        return _none(f"the loss of an untrained model must be > 0 to compare with, got {untrained_loss:.3g}.")
+        return no_suspects(f"the loss of an untrained model must be > 0 to compare with, got {untrained_loss:.3g}.")
     part = _part_of(records, "mean", "usage_count", *(["group"] if by_group else []))
     suspicion = Suspicion.of(part["mean"], part["usage_count"], untrained_loss)
     if suspicion is None or suspicion.humps.separation < least:
-        return _none("no group of samples stands apart from the others and is worse than an untrained model.")
+        return no_suspects("no group of samples stands apart from the others and is worse than an untrained model.")
     every, mean = _chosen(records, ("mean", "usage_count"), suspicion.flags)
     # The score never falls with the mean loss.
     order = falling_order(mean)
@@ -209,11 +142,11 @@ def _by_humps(
     indices = _longest(every, score, precision)
     score = score[: len(indices)]
     if not len(indices):
-        return _none("no sample is more likely wrong than learnt.")
+        return no_suspects("no sample is more likely wrong than learnt.")
     # The upper component takes some right labels, too, which its scores do not show.
     sure = min(float(score.mean()), 1 - (TAIL * num_judged + is_strict) / len(indices))
     if is_strict and sure < precision:
-        return _none("too few samples stand apart from the others for the precision asked for.")
+        return no_suspects("too few samples stand apart from the others for the precision asked for.")
     not_fine = float((suspicion.score(part["mean"]) > 1 - SURE)[part["usage_count"] >= LEAST_USES].mean())
     found = _found(records, indices, score, untrained_loss, HUMPS)
     return found._replace(
@@ -242,68 +175,117 @@ def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: 
 def _by_mirror(
     records: Columns, evidence: Columns, untrained_loss: float, by_group: bool, precision: float
 ) -> Suspects:
-    """Return the samples whose margins cannot come from right labels; of many samples, only some are fitted."""
-    part = _part_of(evidence, "margin", "early", "visits", "given")
-    field = margin_field(part)
-    judged = np.flatnonzero(part["visits"] >= LEAST_USES)
-    group = (_part_of(records, "group")["group"] if by_group else part["given"])[judged].astype(np.int64)
-    margin, mirror, chosen = mirror_margins(part[field][judged].astype(np.float64), group, precision)
-    if mirror is None or not len(chosen):
-        return _none("no more samples look wrong than hard ones with right labels would explain.")
-    score, least = mirror.score(margin), margin[chosen[-1:]]
-    indices, scores = judged[chosen], score[chosen]
+    """The samples whose margins no right labels explain, by margins of all labels or, of many, of some."""
+    width = len(evidence) // len(records)
+    part = _part_of(evidence, *{*fields_of(evidence.names), "visits", "given"})
+    margins, judged = margins_of(part, LEAST_USES), np.flatnonzero(part["visits"] >= LEAST_USES)
     if len(part["visits"]) < len(evidence):
-        named = (records, "group") if by_group else (evidence, "given")
-        indices, high = _above(evidence, field, least, *named, group)
-        scores = mirror.score(margin, high)
+        judged_at = spread(len(evidence), MOST_FITTED // 4)[judged]
+    else:
+        judged_at = judged
+    some = {name: values[judged] for name, values in part.items()}
+    group = _groups_of(records, some, judged_at, width, by_group)
+    margin, mirror, chosen = mirror_margins(
+        margins.of(some).astype(np.float64), group, precision, image=margins.image(some), alike=min(width, MOST_ALIKE)
+    )
+    spared = unlearned(margin, some["given"], judged_at % width) if width > 1 else None
+    if spared is not None and len(chosen):
+        chosen = chosen[~spared(some["given"][chosen], judged_at[chosen] % width)]
+    if mirror is None or not len(chosen):
+        return no_suspects("no more samples look wrong than hard ones with right labels would explain.")
+    score, least = mirror.score(margin), margin[chosen[-1:]]
+    indices, scores = judged_at[chosen], score[chosen]
+    if len(part["visits"]) < len(evidence):
+        indices, high = _above(evidence, margins, float(least[0]))
+        known = evidence.read("given", where=indices)
+        is_left = ~are_spared(_groups_of(records, known, indices, width, by_group), group)
+        if spared is not None:
+            is_left &= ~spared(known["given"], indices % width)
+        indices, scores = indices[is_left], mirror.score(margin, high[is_left].astype(np.float64))
     careful = Mirror.of(margin, caution=3.0)
-    low = 0.0 if careful is None else float(careful.score(margin).mean())
-    return _found(records, indices, scores, untrained_loss, MIRROR)._replace(
+    own = margin[: len(judged)]
+    low = 0.0 if careful is None else float(careful.score(margin)[: len(own)].mean())
+    return _of_places(records, evidence, indices, scores, untrained_loss, width)._replace(
         precision=max(0.0, 1 - float(mirror.expected(margin, least)[0]) / len(chosen)),
-        noise_rate=float(score.mean()),
-        noise_range=(low, float((margin > 0).mean())),
+        noise_rate=float(score[: len(own)].mean()),
+        noise_range=(low, float((own > 0).mean())),
     )
 
 
-def _above(
-    evidence: Columns, field: str, least: NDArray[np.float64], named: Columns, name: str, groups: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """int64[K] and float64[K], all samples with at least this margin but those of groups with too many, and margins."""
-    indices, high = _chosen(evidence, (field, "visits"), lambda margin, n: (margin >= least) & (n >= LEAST_USES))
+def _groups_of(
+    records: Columns, some: Fields, where: NDArray[np.int64], width: int, by_group: bool
+) -> NDArray[np.int64]:
+    """int64[M], the codes of groups to protect: the user's, else the labels; one group for several labels, numbers."""
+    if by_group:
+        return records.read("group", where=where // width)["group"].astype(np.int64)
+    if width > 1 or "residual" in some or some["given"].dtype.kind == "f":
+        return np.zeros(len(where), np.int64)
+    return some["given"].astype(np.int64)
+
+
+def _of_places(
+    records: Columns,
+    evidence: Columns,
+    flat: NDArray[np.int64],
+    score: NDArray[np.float64],
+    untrained_loss: float,
+    width: int,
+) -> Suspects:
+    """The suspects, from positions of labels, most suspect first."""
+    if width == 1:
+        return _found(records, flat, score, untrained_loss, MIRROR)._replace(**_suggestions(evidence, flat))
+    first = np.sort(np.unique(flat // width, return_index=True)[1])
+    places = _places(records, evidence, flat, score)
+    found = _found(records, places.indices[first], score[first], untrained_loss, MIRROR)._replace(places=places)
+    return found._replace(given=places.given[first], suggested=places.suggested[first], votes=places.votes[first])
+
+
+def _places(records: Columns, evidence: Columns, flat: NDArray[np.int64], score: NDArray[np.float64]) -> Places:
+    """Labels by their positions among those of all samples."""
+    width, labels = len(evidence) // len(records), _suggestions(evidence, flat)
+    return Places(flat // width, flat % width, score=score, num_samples=len(records), num_places=width, **labels)
+
+
+def _above(evidence: Columns, margins: Margins, least: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """int64[K] and float32[K], all labels with at least this margin, highest first, and their margins."""
+    places, values = [], []
+    for start, some in evidence.blocks(*{*margins.fields, "visits"}):
+        margin = margins.of(some)
+        chosen = np.flatnonzero((margin >= least) & (some["visits"] >= LEAST_USES))
+        places.append(chosen + start)
+        values.append(margin[chosen])
+    indices, high = np.concatenate(places), np.concatenate(values)
     order = falling_order(high)
-    indices, high = indices[order], high[order]
-    is_left = ~are_spared(named.read(name, where=indices)[name], groups)
-    return indices[is_left], high[is_left].astype(np.float64)
-
-
-def margin_field(evidence: Any) -> str:
-    """The field of the evidence by which labels are judged.
-
-    Mean margins: those in which late visits count more, unless the labels are being memorised.
-    """
-    return "early" if _is_fading(evidence) else "margin"
-
-
-def _is_fading(evidence: Any) -> bool:
-    """Whether late visits no longer show what early ones did, as when a network learns the labels by heart."""
-    early = evidence["early"]
-    positive = early[early > 0]
-    if not len(positive):
-        return False
-    high = np.quantile(positive, HIGH_EARLY)
-    return bool(np.count_nonzero(evidence["margin"] > high) < FADED * np.count_nonzero(positive > high))
+    return indices[order], high[order]
 
 
 def mirror_margins(
-    margin: NDArray[np.float64], group: NDArray[np.int64], precision: float
+    margin: NDArray[np.float64],
+    group: NDArray[np.int64],
+    precision: float,
+    *,
+    image: NDArray[np.float64] | None = None,
+    alike: int = 1,
 ) -> tuple[NDArray[np.float64], Mirror | None, NDArray[np.int64]]:
-    """The margins, their mirror, and the positions of the suspects, int64[K], highest margin first."""
-    mirror = Mirror.of(margin)
-    flagged = np.zeros(len(margin), bool)
+    """The margins, their mirror, and the positions of the suspects, int64[K], highest margin first.
+
+    Args:
+        margin: float64[M].
+        group: int64[M], see `Suspicion.flags`.
+        precision: Least share of the list to be wrong.
+        image: Margins whose negative ones mirror the positive ones, in place of the negative ones of ``margin``; then
+            they are behind the margins that are returned.
+        alike: Labels that may be alike, so that they count as one.
+    """
+    size = len(margin)
+    if image is not None and len(image):
+        margin = np.concatenate([np.where(margin > 0, margin, np.nan), image[image < 0]])
+    mirror = Mirror.of(margin, alike=alike)
+    flagged = np.zeros(size, bool)
     if mirror is not None:
         flagged[mirror.longest(margin, precision)] = True
         if flagged.any():
-            spare(flagged, margin.astype(np.float32), group)
+            spare(flagged, margin[:size].astype(np.float32), group)
     chosen = np.flatnonzero(flagged)
     return margin, mirror, chosen[np.argsort(-margin[chosen], kind="stable")]
 
@@ -318,44 +300,61 @@ def _found(
     return Suspects(indices, known["mean"], score, why, math.nan, unknown, "", precision, method=method)
 
 
-def _suggestions(
-    evidence: Columns | None, indices: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """int64[K] three times: labels of samples, the classes predicted in their place, and the votes for these."""
-    unknown = np.full(len(indices), -1)
+def labels_of_all(evidence: Columns) -> dict[str, Any]:
+    """The labels of all samples, and the suggestions; see `Suspects`."""
+    return _suggestions(evidence, np.arange(len(evidence)))
+
+
+def _suggestions(evidence: Columns | None, indices: NDArray[np.int64]) -> dict[str, Any]:
+    """Labels of samples, the classes predicted in their place or the values expected, and the votes: K each."""
+    unknown, nobody = np.full(len(indices), -1), np.zeros(len(indices), np.int64)
     if evidence is None:
-        return unknown, unknown, np.zeros(len(indices), np.int64)
+        return {"given": unknown, "suggested": unknown, "votes": nobody}
+    if "residual" in evidence.names:
+        known = evidence.read("given", "residual", "visits", where=indices)
+        given = np.where(known["visits"] > 0, known["given"].astype(np.float64), np.nan)
+        return {"given": given, "suggested": given - known["residual"], "votes": nobody}
     known = evidence.read("lead", "visits", "given", "leader", where=indices)
     votes = votes_of(known)
     given = np.where(known["visits"] > 0, known["given"].astype(np.int64), -1)
-    return given, np.where(votes > 0, known["leader"].astype(np.int64), -1), votes
+    return {"given": given, "suggested": np.where(votes > 0, known["leader"].astype(np.int64), -1), "votes": votes}
 
 
 def rank(records: Any, evidence: Any, top: int) -> Ranking:
     """Order the seen samples by suspicion: by their mean margins if predictions are known, else by their mean losses.
 
+    With several labels a sample, by the most suspect one.
+
     Args:
         records: Fields mean float32[N] and usage_count uint16[N].
-        evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
+        evidence: The fields of `EVIDENCE` by name, N or N P each; None without predictions.
         top: Most samples to return.
     """
-    known, shown = Columns.of(records, "usage_count"), None if evidence is None else Columns.of(evidence, "visits")
-    field, uses = (
-        ("mean", "usage_count") if shown is None else (margin_field(_part_of(shown, "margin", "early")), "visits")
-    )
-    blocks = (known if shown is None else shown).blocks(field, uses, least=top)
-    order = top_of(((start, np.where(some[uses] > 0, some[field], np.float32("nan"))) for start, some in blocks), top)
-    return Ranking(order, known.read("mean", where=order)["mean"], *_suggestions(shown, order))
+    known, nan = Columns.of(records, "usage_count"), np.float32("nan")
+    if evidence is None:
+        blocks = known.blocks("mean", "usage_count", least=top)
+        order = top_of(((start, np.where(some["usage_count"] > 0, some["mean"], nan)) for start, some in blocks), top)
+        return Ranking(order, known.read("mean", where=order)["mean"], **_suggestions(None, order))
+    shown = Columns.of(evidence, "visits")
+    width, part = len(shown) // max(1, len(known)), _part_of(shown, *fields_of(shown.names))
+    margins = margins_of(part)
+
+    def highest(some: Fields) -> NDArray[np.float32]:
+        margin = np.where(some["visits"] > 0, margins.of(some), nan)
+        return margin if width == 1 else np.fmax.reduce(margin.reshape(-1, width), axis=1)
+
+    blocks = shown.blocks(*{*margins.fields, "visits"}, least=top * width, multiple=width)
+    order = top_of(((start // width, highest(some)) for start, some in blocks), top)
+    flat = order
+    if width > 1:
+        every = (order[:, None] * width + np.arange(width)).reshape(-1)
+        some = shown.read(*{*margins.fields, "visits"}, where=every)
+        margin = np.where(some["visits"] > 0, margins.of(some), -np.inf).reshape(-1, width)
+        flat = order * width + margin.argmax(axis=1)
+    return Ranking(order, known.read("mean", where=order)["mean"], **_suggestions(shown, flat))
 
 
 def _why(last: NDArray[np.float32], mean: NDArray[np.float32], untrained_loss: float) -> tuple[str, ...]:
     texts = np.array([MEMORISED, RISING, ALWAYS_HIGH], object)
     known = np.where(last < untrained_loss / 2, 0, np.where(last / 1.2 > mean, 1, 2))
     return tuple(texts[known].tolist())
-
-
-def _none(reason: str) -> Suspects:
-    nothing = np.empty(0)
-    return Suspects(
-        nothing.astype(np.int64), nothing.astype(np.float32), nothing, (), math.nan, (math.nan, math.nan), reason
-    )

@@ -164,7 +164,7 @@ class LossLearner:
             sizes: int64[P], samples of each part, their sum M; None if each sample is its own part.
             trend: float64[P], what `observe` returned for the batch of each part.
             records: RECORD[M], the samples' current records if available; overwritten.
-            predictions: int64[K] and float32[3, K], samples and the rows of `PredictionRows` for them, or None.
+            predictions: int64[K] and float32[3 P, K], samples and the rows of `PredictionRows` for them, or None.
             done: Called when the table has learned.
         """
         storage = self.storage

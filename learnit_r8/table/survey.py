@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .figures import flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
 from .labels.columns import spread
 from .labels.frame import labels_in
+from .labels.suspects import Suspects
 from .losses import EXACT, WHOLE_BATCH
 from .records import ALL, RECORD
 from .table import SampleTable, suspects_in
@@ -207,13 +208,20 @@ class Surveyor:
         return candidates[best[:LISTED]]
 
     def _find_suspects(self, known: dict[str, NDArray[Any]]) -> dict[str, Any]:
-        storage, evidence = self._table.storage, self._table.read_evidence(where=self._where)
+        storage, chosen = self._table.storage, self._chosen
+        most = max(1, self._most_scanned // storage.evidence.num_places)
+        if most < self._size:
+            # With many labels a sample, fewer samples.
+            part = spread(self._size, most)
+            known = {name: values[part] for name, values in known.items()}
+            chosen = part if chosen is None else chosen[part]
+        evidence = self._table.read_evidence(where=ALL if chosen is None else chosen)
         found = suspects_in(storage, known, evidence)
-        self._flagged = found.indices if self._chosen is None else self._chosen[found.indices]
+        self._flagged = found.indices if chosen is None else chosen[found.indices]
         if found.reason:
             return _no_suspects(found.reason, found.num_judged)
         rows = found.indices[:LISTED]
-        indices = rows if self._chosen is None else self._chosen[rows]
+        indices = rows if chosen is None else chosen[rows]
         return {
             "suspects": tuple(indices.tolist()),
             "suspect_names": tuple(str(storage.name_of(index))[:200] for index in indices.tolist()),
@@ -229,13 +237,15 @@ class Surveyor:
             "suspect_precision": rounded(found.precision),
             "num_judged": found.num_judged,
             "suspect_votes": tuple(found.votes[:LISTED].tolist()),
-            **self._labels(known["group"], evidence, rows),
+            **self._labels(known["group"], evidence, rows, found),
         }
 
-    def _labels(self, group: NDArray[Any], evidence: Any, rows: NDArray[np.int64]) -> dict[str, tuple[str, ...]]:
+    def _labels(
+        self, group: NDArray[Any], evidence: Any, rows: NDArray[np.int64], found: Suspects
+    ) -> dict[str, tuple[str, ...]]:
         """The labels of the listed suspects, given and suggested, as texts."""
         names = self._table.storage.group_labels
-        labels = labels_in(evidence, group, None if names is None else names.tolist(), rows)
+        labels = labels_in(evidence, group, None if names is None else names.tolist(), rows, found)
         given, suggested = (tuple("" if label is None else str(label)[:60] for label in some) for some in labels)
         return {
             "suspect_given": given if any(given) else (),

@@ -10,11 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._validation import is_number, whole_number
 from .figures import html_table, top_of
-from .label_noise import Ranking, Suspects, find_suspects, rank
+from .label_noise import find_suspects, labels_of_all, rank
 from .labels.columns import Columns, spread
 from .labels.combined import combine
 from .labels.frame import columns_of, make_frame
 from .labels.overview import Overview
+from .labels.suspects import Ranking, Suspects
 from .learner import LossLearner
 from .losses import EXACT
 from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
@@ -135,14 +136,27 @@ class SampleTable:
         return self.read("usage_count")["usage_count"]
 
     @property
-    def given(self) -> NDArray[np.int64]:
-        """int64[N], the label of every sample as reported with predictions; -1 where none were."""
-        return _classes(self.read_evidence("given", "visits"), "given", "visits", self.num_samples)
+    def given(self) -> NDArray[Any]:
+        """int64[N], the label of every sample as reported with predictions; -1 where none were.
+
+        With P labels a sample int64[N, P]; of regression float64[N], NaN where none were.
+        """
+        return self._labels("given")
 
     @property
-    def suggested(self) -> NDArray[np.int64]:
-        """int64[N], the class other than its label predicted most for each sample; -1 where there is none."""
-        return _classes(self.read_evidence("leader", "lead"), "leader", "lead", self.num_samples)
+    def suggested(self) -> NDArray[Any]:
+        """int64[N] as `given`, the class other than the label predicted most for each; -1 where there is none.
+
+        Of regression float64[N], the value expected.
+        """
+        return self._labels("suggested")
+
+    def _labels(self, name: str) -> NDArray[Any]:
+        evidence = self._columns()[1]
+        if evidence is None:
+            return np.full(self.num_samples, -1)
+        found: NDArray[Any] = labels_of_all(evidence)[name]
+        return found if len(found) == self.num_samples else found.reshape(self.num_samples, -1)
 
     def read(self, *fields: str, where: Where = ALL) -> dict[str, NDArray[Any]]:
         """Copies of fields of all samples, or of some; see `SampleStorage.read`."""
@@ -150,10 +164,21 @@ class SampleTable:
         return self.storage.read(fields, where)
 
     def read_evidence(self, *fields: str, where: Where = ALL) -> dict[str, NDArray[Any]] | None:
-        """Copies of fields of the evidence, by default of all of them; None without predictions."""
+        """Copies of fields of the evidence, by default of all; None without predictions.
+
+        With P labels a sample, those of all labels of each sample, one sample after the other.
+        """
         self.learner.hand_over()
         records = self.storage.evidence.records
-        return None if records is None else records.columns(fields, self.lock, where)
+        if records is None:
+            return None
+        width = len(records) // max(1, self.num_samples)
+        if width > 1:
+            if isinstance(where, slice):
+                where = slice(*(None if at is None else at * width for at in (where.start, where.stop)))
+            else:
+                where = (where[:, None] * width + np.arange(width)).reshape(-1)
+        return records.columns(fields, self.lock, where)
 
     def _columns(self) -> tuple[Columns, Columns | None]:
         """What is known of the samples, and the evidence, to be read block by block; None without predictions."""
@@ -162,7 +187,8 @@ class SampleTable:
         known = Columns(self.num_samples, self.storage.read)
         if records is None:
             return known, None
-        return known, Columns(len(records), lambda fields, where: records.columns(fields, self.lock, where))
+        names = records.whole.dtype.names
+        return known, Columns(len(records), lambda fields, where: records.columns(fields, self.lock, where), names)
 
     def describe(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """The figures of some samples, in the given order."""
@@ -245,6 +271,12 @@ class SampleTable:
         """
         return Overview.of(self.last, self.read_evidence())
 
+    def forget_labels(self) -> None:
+        """Forget what predictions have shown, as labels mean something else from now on; the losses stay."""
+        self.learner.hand_over()
+        with self.lock:
+            self.storage.evidence.load_state_dict(None)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, with the reports held back; see `SampleStorage.state_dict`."""
         self.learner.hand_over()
@@ -260,13 +292,6 @@ def _evidence_of(run: Any) -> dict[str, NDArray[Any]] | None:
     if not isinstance(table, SampleTable):
         raise TypeError(f"runs must be schedulers or their tables, got {run!r}.")
     return table.read_evidence()
-
-
-def _classes(evidence: Any, field: str, needed: str, size: int) -> NDArray[np.int64]:
-    """int64[N], a field of the evidence, -1 where the other is zero."""
-    if evidence is None:
-        return np.full(size, -1)
-    return np.where(evidence[needed] > 0, evidence[field].astype(np.int64), -1)
 
 
 def suspects_in(storage: SampleStorage, known: Any, evidence: Any = None, precision: float = 0.5) -> Suspects:

@@ -13,7 +13,7 @@ from .._adapters.group_rates import GroupRates
 from .._validation import no_attribute
 from ..checkpoint.state_tree import clone
 from ..sampling.ticket import Outcome, Ticket
-from ..table.labels.predictions import Predictions
+from ..table.labels.predictions import NUM_ROWS, Predictions
 from ..table.losses import EXACT
 from .flight.hand import Hand
 from .loader import make_loader
@@ -22,7 +22,7 @@ from .losses import check_labels, cross_entropies, read_losses, read_parts, sing
 from .lr_scheduler import R8LRScheduler
 from .own_loop.last_forward import LastForward
 from .own_loop.rate_factor import RateFactor
-from .predictions import packed, packed_with
+from .predictions import check_exchanged, packed, packed_with
 from .prepared import is_accelerated
 from .sampler import R8BatchSampler
 from .state import ModelState
@@ -205,6 +205,7 @@ class Adapter:
         ticket: int | Ticket | None = None,
         logits: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
+        kind: str = "classes",
     ) -> torch.Tensor:
         """Note the losses of the batch in hand, and reduce them.
 
@@ -217,8 +218,10 @@ class Adapter:
             ticket: The batch; by default the oldest that the loader handed out.
             logits: float[B, C], or float[B] or float[B, 1] for two classes: with them `SampleTable.suspects` also
                 judges labels of a model that is far from fitting the data, and suggests others. They are read on
-                their device, and two numbers a sample come back with its loss.
+                their device, and three numbers a label come back with the loss. Of other kinds of labels see
+                `learnit_r8.predictions_of`.
             targets: int[B], the labels trained on; with the logits.
+            kind: "classes" (also of tokens and pixels), "multilabel", "ordinal" or "regression".
 
         Returns:
             0-dim, for `step` or ``backward()``.
@@ -240,7 +243,8 @@ class Adapter:
             self.scheduler.host.say_once("mean loss", MEAN_LOSS, is_warning=False)
         values, num_classes = read.values, 0
         if labels is not None:
-            values, num_classes = packed(values, *labels)
+            values, num_classes = packed(values, *labels, kind)
+            check_exchanged(self._sharing.size, len(values) // (NUM_ROWS * count), num_classes)
         self._losses.record(found, values, count=count, part_size=1 if read.is_exact else None, num_classes=num_classes)
         return read.loss
 
@@ -318,6 +322,7 @@ class Adapter:
         if predictions is not None:
             check_labels(losses, exact=size == 1)
             values, num_classes = packed_with(values, predictions)
+            check_exchanged(self._sharing.size, len(values) // (NUM_ROWS * count), num_classes)
         self._losses.record(found, values, count=count, part_size=size, num_classes=num_classes)
         return self._losses.tell()
 

@@ -11,7 +11,7 @@ from .._adapters.group_rates import FOREIGN, GroupRates
 from .._adapters.prefetch import Prefetch
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Outcome, Ticket
-from ..table.labels.predictions import NUM_ROWS, Predictions
+from ..table.labels.predictions import Predictions
 from .flight.hand import Hand, Held
 from .readback import Readback
 from .sampler_iterator import find_batch
@@ -32,7 +32,7 @@ class Sent(NamedTuple):
             the samples in a part of which each value is a mean.
         extras: Names of the values behind the losses, of "grad_norm" and "skipped".
         held: The batch itself, so that it can run again.
-        num_classes: C, where three more values of each sample follow the losses, as `predictions.packed` makes them; 0
+        num_classes: C, where three more values of each label follow the losses, as `predictions.packed` makes them; 0
             where there are losses only.
     """
 
@@ -217,7 +217,7 @@ class LossPipeline:
             extras["skipped"] = bool(extras.get("skipped", 0))
             values = values[:count]
         if sent.num_classes:
-            values, extras["predictions"] = Predictions.unpack(values.reshape(1 + NUM_ROWS, -1), sent.num_classes)
+            values, extras["predictions"] = Predictions.unpack(values.reshape(-1, sent.num_samples), sent.num_classes)
         if sent.part_size is None:
             return self._r8.report(ticket, float(values[0]), **extras)
         part_size = None if sent.part_size == 1 else sent.part_size

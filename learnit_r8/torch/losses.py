@@ -150,6 +150,10 @@ def single_labels(
     if logits is None or targets is None:
         missing = "targets" if targets is None else "logits"
         raise ValueError(f"logits and targets must be given together, got no {missing}.")
+    if targets.ndim > 1 and exact and losses.ndim:
+        # Several labels a sample: those that are masked are none.
+        is_masked = mask is not None and mask.shape == targets.shape
+        return logits, targets.masked_fill(mask == 0, UNLABELLED) if is_masked else targets
     check_labels(losses, mask=mask, exact=exact)
     return logits, targets
 

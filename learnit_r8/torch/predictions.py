@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 
 from ..table.labels import predictions as on_host
-from ..table.labels.predictions import IGNORED, UNLABELLED, Predictions, check_shapes
+from ..table.labels.predictions import IGNORED, LEAST_CHANCE, UNLABELLED, VALUES, Predictions, layout
 
 
 @torch.no_grad()
-def predictions_of(logits: torch.Tensor, targets: torch.Tensor) -> Predictions:
+def predictions_of(
+    logits: torch.Tensor, targets: torch.Tensor, kind: str = "classes", *, axis: int | None = None
+) -> Predictions:
     """The predictions of a batch, to report with its losses.
 
     Args:
-        logits: float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of class 1 of two.
-        targets: int[B], classes in [0, C), -1 or -100 for samples without a label; checked when they are
+        logits, targets, kind, axis: As for `learnit_r8.predictions_of`, as tensors; targets are checked when they are
             reported.
 
     Returns:
@@ -24,17 +25,37 @@ def predictions_of(logits: torch.Tensor, targets: torch.Tensor) -> Predictions:
         ValueError: the shapes or dtypes are not these; see `learnit_r8.predictions_of`.
     """
     is_whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    check_shapes(tuple(logits.shape), tuple(targets.shape), is_whole=is_whole)
+    class_axis = layout(kind, tuple(logits.shape), tuple(targets.shape), is_whole=is_whole, axis=axis)
     scores = logits.detach().float()
-    if scores.ndim == 1 or scores.shape[1] == 1:
+    if kind == "regression":
+        scores, given = scores.reshape(-1), targets.reshape(-1).float()
+        return Predictions(given - scores, scores, given, VALUES)
+    if kind == "multilabel":
+        scores, given = scores.flatten(1), targets.flatten(1)
+        given = given.float().nan_to_num(UNLABELLED).masked_fill(given == IGNORED, UNLABELLED)
+        return Predictions(torch.where(given == 1, -scores, scores), (scores > 0).long(), given, 2)
+    if kind == "ordinal":
+        scores = _of_cumulative(scores)
+    if scores.ndim == 1 or tuple(scores.shape[1:]) == (1,):
         scores = torch.stack([torch.zeros_like(scores.reshape(-1)), scores.reshape(-1)], 1)
-    classes = scores.shape[1]
-    given = as_classes(targets)
-    highest, order = scores.topk(2, 1)
-    predicted = order[:, 0]
-    rival = torch.where(predicted == given, highest[:, 1], highest[:, 0])
-    own = scores.gather(1, given.clamp(min=0)[:, None])[:, 0]
+    is_single = scores.ndim == 2
+    if not is_single:
+        scores = scores.movedim(class_axis or -1, -1).flatten(1, -2)
+    classes, given = scores.shape[-1], as_classes(targets)
+    given = given if is_single else given.flatten(1)
+    highest, order = scores.topk(2, -1)
+    predicted = order[..., 0]
+    rival = torch.where(predicted == given, highest[..., 1], highest[..., 0])
+    own = scores.gather(-1, given.clamp(min=0)[..., None])[..., 0]
     return Predictions(rival - own, predicted, given, classes)
+
+
+def _of_cumulative(logits: torch.Tensor) -> torch.Tensor:
+    """float[B, C], log probabilities of ordinal classes; see `learnit_r8.predictions_of`."""
+    above = torch.cummin(logits.double().clamp(-80, 80), 1).values.sigmoid()
+    ends = torch.ones_like(above[:, :1])
+    chance = torch.cat([ends, above], 1) - torch.cat([above, 0 * ends], 1)
+    return chance.clamp(min=LEAST_CHANCE).log().float()
 
 
 def as_classes(targets: torch.Tensor) -> torch.Tensor:
@@ -46,27 +67,30 @@ def as_classes(targets: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def pack(losses: torch.Tensor, predictions: Predictions) -> torch.Tensor:
-    """float32[4, B] on their device, for one copy; `Predictions.unpack` undoes it.
+    """float32[1 + 3 P, B] on their device, for one copy; `Predictions.unpack` undoes it.
 
     Args:
         losses: float[B].
         predictions: As `predictions_of` returned them.
     """
-    return torch.stack([each.detach().to(losses.device, torch.float32) for each in (losses, *predictions[:3])])
+    parts = (losses, *predictions[:3])
+    return torch.cat([each.detach().to(losses.device, torch.float32).reshape(len(losses), -1).T for each in parts])
 
 
 @torch.no_grad()
-def packed(losses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, int]:
+def packed(
+    losses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor, kind: str = "classes"
+) -> tuple[torch.Tensor, int]:
     """The losses of a batch and its predictions in one vector, and the number of classes.
 
     On a CPU numpy makes it, in half the time that torch would take.
 
     Args:
         losses: float[B].
-        logits, targets: As for `predictions_of`.
+        logits, targets, kind: As for `predictions_of`.
 
     Returns:
-        float32[4 * B] on the device of the logits, the rows of `pack`; and C.
+        float32[(1 + 3 P) * B] on the device of the logits, the rows of `pack`; and C.
 
     Raises:
         TypeError: logits or targets are not tensors.
@@ -76,10 +100,10 @@ def packed(losses: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) ->
         if not isinstance(given, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got a {type(given).__name__}.")
     if logits.device.type != "cpu":
-        found = predictions_of(logits, targets)
+        found = predictions_of(logits, targets, kind)
         return pack(losses, found).reshape(-1), found.num_classes
     scores, own = (each.detach().to(torch.float32).numpy() for each in (logits, losses))
-    found = on_host.predictions_of(scores, targets.detach().cpu().numpy())
+    found = on_host.predictions_of(scores, targets.detach().cpu().numpy(), kind)
     return torch.from_numpy(found.pack(own).reshape(-1)), found.num_classes
 
 
@@ -102,8 +126,23 @@ def packed_with(losses: torch.Tensor, predictions: Predictions) -> tuple[torch.T
     for name, values in zip(Predictions._fields, predictions[:3], strict=False):
         if not isinstance(values, torch.Tensor):
             raise TypeError(f"predictions.{name} must be a tensor, got a {type(values).__name__}.")
-        if values.shape != losses.shape:
+        if len(values) != len(losses) or values.shape != predictions.margin.shape:
             raise ValueError(
                 f"predictions.{name} must have shape {tuple(losses.shape)}, as the losses, got {tuple(values.shape)}."
             )
     return pack(losses, predictions).reshape(-1), int(predictions.num_classes)
+
+
+def check_exchanged(num_ranks: int, num_places: int, num_classes: int) -> None:
+    """Raise ValueError for predictions that ranks do not exchange.
+
+    Args:
+        num_ranks: Ranks that share the run.
+        num_places: Labels of a sample.
+        num_classes: C.
+    """
+    if num_ranks > 1 and (num_places > 1 or num_classes == VALUES):
+        what = "numbers" if num_classes == VALUES else f"{num_places} labels a sample"
+        raise ValueError(
+            f"predictions must be of one class a sample on several ranks, got {what}: report the losses alone there."
+        )

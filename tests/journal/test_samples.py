@@ -228,7 +228,7 @@ def test_evidence_comes_back(tmp_path):
         np.testing.assert_array_equal(file.evidence[name], table.storage.evidence.whole[name])
     np.testing.assert_array_equal(file.suspects().indices, table.suspects().indices)
     np.testing.assert_array_equal(file.ranking(9).indices, table.ranking(9).indices)
-    names, predicted = file.labels(np.arange(8))
+    names, predicted = file.labels(np.arange(8), file.suspects())
     assert names == [["ant", "bee", "cow"][label] for label in given[:8]]
     assert predicted == [["ant", "bee", "cow"][label] for label in logits[:8].argmax(1)]
     frame = file.columns(file.suspects())

@@ -32,7 +32,7 @@ def learned(kind, part_size, *, at_once, has_predictions=False):
         trend = table.learner.observe(float(np.mean(means)), 0.1)
         predictions = None
         if has_predictions:
-            table.storage.evidence.make_records(4)
+            table.storage.evidence.make_records(PredictionRows(np.zeros((3, 1), np.float32), 4))
             predictions = PredictionRows(rng.integers(0, 4, (3, len(members.indices))).astype(np.float32), 4)
         plan.report(batch, means, trend, predictions)
         if not at_once:

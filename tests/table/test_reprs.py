@@ -7,7 +7,7 @@ import numpy as np
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.table.figures import html_table
-from learnit_r8.table.label_noise import Suspects
+from learnit_r8.table.labels.suspects import Suspects
 
 
 class Cells(HTMLParser):

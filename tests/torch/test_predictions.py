@@ -271,10 +271,10 @@ def test_packed_is_pack_of_predictions(dtype):
         (
             {"logits": "z", "targets": "real"},
             ValueError,
-            r"^targets must be whole numbers, the classes; for regression",
+            r"^targets must be whole numbers, the classes; for numbers",
         ),
         ({"logits": "z", "targets": "many"}, ValueError, r"with several labels a sample, no single class"),
-        ({"logits": "tokens", "targets": "y"}, ValueError, r"with sequences of labels, no single class"),
+        ({"logits": "tokens", "targets": "y"}, ValueError, r"got \(16, 3, 10\) and \(16,\)"),
         ({"logits": "z", "targets": "high"}, ValueError, r"^targets must be in \[0, 10\), got values from 99 to 99\.$"),
         ({"logits": "list", "targets": "y"}, TypeError, r"^logits must be a tensor, got a list\.$"),
     ],

@@ -22,10 +22,17 @@ class Columns:
     Args:
         size: N.
         read: Returns some fields of some samples: takes the names, and a slice or int64[M].
+        names: The names of the fields.
+
+    Attributes:
+        names: As given.
     """
 
-    def __init__(self, size: int, read: Callable[[Sequence[str], Where], Fields]) -> None:
+    def __init__(
+        self, size: int, read: Callable[[Sequence[str], Where], Fields], names: Sequence[str] | None = None
+    ) -> None:
         self._size, self._read = size, read
+        self.names = tuple(names or ())
 
     @classmethod
     def of(cls, fields: Any, measure: str) -> Columns:
@@ -37,7 +44,8 @@ class Columns:
         """
         if isinstance(fields, Columns):
             return fields
-        return cls(len(fields[measure]), lambda names, where: {name: fields[name][where] for name in names})
+        names = tuple(fields.keys() if hasattr(fields, "keys") else fields.dtype.names)
+        return cls(len(fields[measure]), lambda names, where: {name: fields[name][where] for name in names}, names)
 
     def __len__(self) -> int:
         return self._size
@@ -46,9 +54,15 @@ class Columns:
         """Some fields of some samples, by default of all; may be views of them."""
         return self._read(fields, slice(0, self._size) if where is None else where)
 
-    def blocks(self, *fields: str, least: int = 0) -> Iterator[tuple[int, Fields]]:
-        """The position of the first sample of each block of at least so many, and some fields of its samples."""
-        size = max(BLOCK, least)
+    def blocks(self, *fields: str, least: int = 0, multiple: int = 1) -> Iterator[tuple[int, Fields]]:
+        """The position of the first sample of each block of at least so many, and some fields of its samples.
+
+        Args:
+            fields: Their names.
+            least: Least samples in a block.
+            multiple: What the samples in a block must be a multiple of.
+        """
+        size = -(-max(BLOCK, least) // multiple) * multiple
         for start in range(0, self._size, size):
             yield start, self._read(fields, slice(start, min(start + size, self._size)))
 

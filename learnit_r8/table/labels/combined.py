@@ -26,7 +26,7 @@ def combine(first: Fields | None, others: Sequence[Fields | None]) -> dict[str, 
     Raises:
         ValueError: a run has no predictions, or another number of samples.
     """
-    if first is None or any(other is None for other in others):
+    if first is None or any(each is None or "margin" not in each for each in (first, *others)):
         raise ValueError("runs must all have reported predictions with the losses; one has not.")
     found = {name: first[name] for name in ("margin", "early", "visits", "given", "leader", "lead")}
     count = np.ones(len(found["margin"]), np.float32)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..losses import EXACT, WHOLE_BATCH, Reading
 from ..records import MOST_USES, Records
-from .predictions import read_predictions
+from .predictions import NUM_ROWS, UNLABELLED, VALUES, PredictionRows, read_predictions
 from .votes import vote
 
 EVIDENCE = np.dtype(
@@ -24,11 +24,23 @@ EVIDENCE = np.dtype(
         ("last_margin", "<f2"), ("predicted", "<u2"), ("learned", "<u2"), ("forgotten", "<u2"),
     ]
 )  # fmt: skip
-"""One sample: the mean margin in which late visits count more, and what it was after the first visits; visits
+"""The label of a sample: the mean margin in which late visits count more, and that after the first visits; visits
 (saturating); the label; the class predicted most among those that are not the label, and the weight of its lead over
 all others. For the data at a glance: the mean margin over all visits and the variance about it; the margin and the
 class predicted at the last visit; the first visit at which that was the label, 0 if never; and how often it was the
 label at a visit and was not at the next."""
+
+PLACE_EVIDENCE = np.dtype([(name, EVIDENCE[name]) for name in (EVIDENCE.names or ())[:6]])
+"""One of several labels of a sample: the first fields of `EVIDENCE`."""
+
+VALUE_EVIDENCE = np.dtype([("residual", "<f4"), ("spread", "<f4"), ("given", "<f4"), ("visits", "<u4")])
+"""One number: the mean of the target less the number predicted, the variance of that over the visits (late ones count
+more in both), the target, and visits."""
+
+LAYOUTS = (EVIDENCE, PLACE_EVIDENCE, VALUE_EVIDENCE)
+
+MOST_PLACES = 2**25
+"""Most labels of all samples: half a gigabyte."""
 
 LATENESS = 2
 """Weight of the v-th visit: v (v + 1) / 2 for 2, and 1 for 0. Measured in benchmarks/labels.py."""
@@ -43,12 +55,15 @@ HIGHEST = 25.0
 class Evidence:
     """The evidence of N samples; takes memory from the first predictions on.
 
+    A sample has P labels, its places: one, or as many as the reports have shown at most. Those of a sample are next to
+    each other.
+
     Args:
         num_samples: N.
 
     Attributes:
         num_classes: C; 0 before the first predictions.
-        records: The records; None before.
+        records: The records, N P of them; None before.
     """
 
     def __init__(self, num_samples: int) -> None:
@@ -58,18 +73,25 @@ class Evidence:
 
     @property
     def whole(self) -> NDArray[Any] | None:
-        """EVIDENCE[N], a view, for the thread that learns; None before the first predictions."""
+        """EVIDENCE[N P], a view, for the thread that learns; None before the first predictions."""
         return None if self.records is None else self.records.whole
 
+    @property
+    def num_places(self) -> int:
+        """P; 1 before the first predictions."""
+        return 1 if self.records is None else max(1, len(self.records) // max(1, self._num_samples))
+
     def resize(self, num_samples: int) -> None:
-        """Have this many records, once there are any; see `Records.resize`."""
-        self._num_samples = num_samples
+        """Have records of this many samples, once there are any; see `Records.resize`."""
         if self.records is not None:
-            self.records.resize(num_samples)
+            self.records.resize(num_samples * self.num_places)
+        self._num_samples = num_samples
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any] | None:
-        """EVIDENCE[M], copies of some records; None before the first predictions."""
-        return None if self.records is None else self.records.take(indices)
+        """EVIDENCE[M], copies of some records, where a sample has one label, a class; else None."""
+        if self.records is None or self.num_places > 1 or self.num_classes == VALUES:
+            return None
+        return self.records.take(indices)
 
     def with_predictions(self, reading: Reading, predictions: Any, kind: int) -> Reading:
         """The reported losses together with checked predictions; changes nothing.
@@ -90,42 +112,73 @@ class Evidence:
                 + ": a mean does not show whose label is wrong. Report a vector of losses."
             )
         rows = read_predictions(predictions, np.size(reading.means), self.num_classes)
+        if rows.num_places * self._num_samples > MOST_PLACES and rows.num_places > 1:
+            raise ValueError(
+                f"predictions must hold at most {MOST_PLACES:,} places in all, got {rows.num_places:,} for each of "
+                f"{self._num_samples:,} samples: leave out some, as in logits[..., ::2, ::2], targets[..., ::2, ::2]."
+            )
         return reading._replace(predictions=rows)
 
-    def make_records(self, num_classes: int) -> None:
-        """Note the number of classes; the first time, make the records, which takes as long as with the table's own."""
-        if self.records is None:
-            self.records = Records(self._num_samples, EVIDENCE)
-        self.num_classes = num_classes
+    def make_records(self, rows: PredictionRows) -> None:
+        """Note the number of classes; make the records the first time, and wider ones where a sample has more places.
+
+        That takes as long as with the table's own.
+        """
+        if self.records is None or rows.num_places > self.num_places:
+            is_value, is_single = rows.num_classes == VALUES, rows.num_places == 1
+            self._widen(rows.num_places, VALUE_EVIDENCE if is_value else EVIDENCE if is_single else PLACE_EVIDENCE)
+        self.num_classes = rows.num_classes
+
+    def _widen(self, num_places: int, dtype: np.dtype[Any]) -> None:
+        wide, known = Records(self._num_samples * num_places, dtype), self.whole
+        if known is not None:
+            before = known.reshape(-1, self.num_places)
+            for name in dtype.names or ():
+                wide.whole.reshape(-1, num_places)[name][:, : self.num_places] = before[name]
+        self.records = wide
 
     def updated(self, indices: NDArray[np.int64], rows: NDArray[np.float32]) -> Callable[[], None]:
         """A function that stores what is learned from predictions.
 
         Args:
             indices: int64[M], distinct.
-            rows: float32[3, M], see `PredictionRows`.
+            rows: float32[3 P, M], see `PredictionRows`.
         """
         assert self.records is not None
-        records = self.records
+        records, places = self.records, len(rows) // NUM_ROWS
+        if places > 1 or self.num_places > 1:
+            indices = (indices[:, None] * self.num_places + np.arange(places)).reshape(-1)
+            rows = rows.reshape(NUM_ROWS, places, -1).swapaxes(1, 2).reshape(NUM_ROWS, -1)
+        is_value = self.num_classes == VALUES
+        has_label = rows[-1] == rows[-1] if is_value else rows[-1] != UNLABELLED
+        if not has_label.all():
+            indices, rows = indices[has_label], rows[:, has_label]
         new = records.take(indices)
-        learn(new, rows)
+        (learn_values if is_value else learn)(new, rows)
         return lambda: records.put(indices, new)
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Arrays of N by field name, and the number of classes; None without predictions."""
-        return None if self.records is None else {**self.records.columns(), "num_classes": self.num_classes}
+        """Arrays of N, or of N and P, by field name, and the number of classes; None without predictions."""
+        if self.records is None:
+            return None
+        places, columns = self.num_places, self.records.columns()
+        if places > 1:
+            columns = {name: values.reshape(-1, places) for name, values in columns.items()}
+        return {**columns, "num_classes": self.num_classes}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Load what `state_dict` returned; None forgets everything."""
+        self.num_classes, self.records = 0, None
         if state is None:
-            self.num_classes, self.records = 0, None
             return
-        arrays = {name: np.asarray(state[name], EVIDENCE[name]) for name in EVIDENCE.names or ()}
-        self.make_records(int(state["num_classes"]))
+        dtype = next(each for each in LAYOUTS if set(each.names or ()) <= state.keys())
+        arrays = {name: np.asarray(state[name], dtype[name]) for name in dtype.names or ()}
+        self._widen(max(1, arrays["given"].size // max(1, self._num_samples)), dtype)
+        self.num_classes = int(state["num_classes"])
         whole = self.whole
         assert whole is not None
         for name, values in arrays.items():
-            whole[name][:] = values
+            whole[name][:] = values.reshape(-1)
 
 
 def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
@@ -136,23 +189,48 @@ def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
         rows: float32[3, M], see `PredictionRows`.
     """
     margin, predicted, given = rows
-    anew = records["given"] != given
-    if anew.any():
-        records[anew] = np.zeros((), EVIDENCE)
-        records["given"] = given
-    visits = records["visits"].astype(np.float32) + 1
-    weight = (1 + LATENESS) / (visits + LATENESS)
+    weight = _begin_visit(records, given)
     # NaN counts as the highest.
     margin = np.fmax(np.fmin(margin, np.float32(HIGHEST)), np.float32(-HIGHEST))
     records["margin"] += (margin - records["margin"]) * weight
+    records["early"] = np.where(records["visits"] <= EARLY, records["margin"], records["early"])
+    if "learned" in (records.dtype.names or ()):
+        _learn_history(records, margin, predicted)
+    vote(records, predicted.astype(np.uint16))
+
+
+def _learn_history(records: NDArray[Any], margin: NDArray[np.float32], predicted: NDArray[np.float32]) -> None:
+    visits = records["visits"]
     change = margin - records["mean_margin"]
     records["mean_margin"] += change / visits
     records["variance"] += (change * (margin - records["mean_margin"]) - records["variance"]) / visits
-    records["early"] = np.where(visits <= EARLY, records["margin"], records["early"])
-    is_right = predicted == given
-    was_right = (visits > 1) & (records["predicted"] == given)
+    is_right, was_right = predicted == records["given"], (visits > 1) & (records["predicted"] == records["given"])
     records["forgotten"] += was_right & ~is_right & (records["forgotten"] < MOST_USES)
-    records["visits"] = np.minimum(visits, MOST_USES)
-    records["learned"] = np.where(is_right & (records["learned"] == 0), records["visits"], records["learned"])
+    records["learned"] = np.where(is_right & (records["learned"] == 0), visits, records["learned"])
     records["last_margin"], records["predicted"] = margin, predicted
-    vote(records, predicted.astype(np.uint16))
+
+
+def learn_values(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
+    """Update records of numbers with one visit each.
+
+    Args:
+        records: VALUE_EVIDENCE[M], changed. A sample whose target has changed starts afresh.
+        rows: float32[3, M], see `PredictionRows`.
+    """
+    residual, _, given = rows
+    weight = _begin_visit(records, given)
+    before = residual - records["residual"]
+    records["residual"] += before * weight
+    records["spread"] += (before * (residual - records["residual"]) - records["spread"]) * weight
+
+
+def _begin_visit(records: NDArray[Any], given: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Count a visit, from the first on where the label has changed; float32[M], what this one weighs."""
+    anew = records["given"] != given
+    if anew.any():
+        records[anew] = np.zeros((), records.dtype)
+        records["given"] = given
+    visits = records["visits"].astype(np.float32) + 1
+    records["visits"] = np.minimum(visits, MOST_USES)
+    weight: NDArray[np.float32] = np.float32(1 + LATENESS) / (visits + np.float32(LATENESS))
+    return weight

@@ -10,9 +10,10 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..label_noise import Suspects
 from ..names import class_names_of, labels_of
+from .margins import margins_of
 from .overview import Overview
+from .suspects import Places, Suspects
 
 if TYPE_CHECKING:
     from ..storage import SampleStorage
@@ -79,8 +80,9 @@ def label_scores(mean: NDArray[np.float32], evidence: Any) -> NDArray[np.float64
     scores = np.exp(-np.maximum(mean.astype(np.float64), 0))
     if evidence is None:
         return scores
-    rivals = 1 / (1 + np.exp(np.clip(evidence["margin"].astype(np.float64), -700, 700)))
-    return np.where(evidence["visits"] > 0, rivals, scores)
+    margin = evidence["margin"] if "margin" in evidence else margins_of(evidence).of(evidence)
+    margin = np.where(evidence["visits"] > 0, margin, -np.inf).astype(np.float64).reshape(len(scores), -1).max(axis=1)
+    return np.where(margin > -np.inf, 1 / (1 + np.exp(np.clip(margin, -700, 700))), scores)
 
 
 def labels_in(
@@ -88,25 +90,62 @@ def labels_in(
     group: NDArray[Any] | None,
     group_labels: Sequence[Any] | None,
     chosen: NDArray[np.int64],
+    verdict: Suspects | None = None,
 ) -> tuple[list[Any], list[Any]]:
     """The labels that some samples were trained on, and those that were predicted; None where unknown.
 
     Args:
-        evidence: EVIDENCE[N], or its fields by name; None without predictions.
+        evidence: EVIDENCE[N] or EVIDENCE[N P] by field name; None without predictions.
         group: int[N], the code of the group of each sample; None without groups.
         group_labels: The label of each code: names of the classes, where nearly all of a class are of one group.
         chosen: int64[K], positions of samples.
+        verdict: Of several labels a sample those that it lists first are shown, as "5 at 3" for label 5 at place 3;
+            of other samples the most suspect ones.
     """
     unknown: list[Any] = [None] * len(chosen)
     if evidence is None:
         if group is None or group_labels is None or not len(group_labels):
             return unknown, unknown
         return labels_of(group[chosen].astype(np.int64), group_labels), unknown
+    if "residual" in evidence:
+        known = evidence["visits"][chosen] > 0
+        given, expected = evidence["given"][chosen], evidence["given"][chosen] - evidence["residual"][chosen]
+        return _numbers(given, known), _numbers(expected, known)
+    if verdict is not None and verdict.places is not None:
+        return _at_places(evidence, verdict.places, chosen)
     given = np.where(evidence["visits"] > 0, evidence["given"].astype(np.int64), -1)
     names = class_names_of(given, group, group_labels)
-    has_rival = (evidence["margin"][chosen] > 0) & (evidence["lead"][chosen] > 0)
-    predicted = np.where(has_rival, evidence["leader"][chosen].astype(np.int64), given[chosen])
+    predicted = _predicted(evidence, chosen)
     return labels_of(given[chosen], names), labels_of(predicted, names)
+
+
+def _predicted(evidence: Any, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[K], the class predicted for some labels; -1 where unknown."""
+    has_rival = (evidence["margin"][chosen] > 0) & (evidence["lead"][chosen] > 0)
+    given = np.where(evidence["visits"][chosen] > 0, evidence["given"][chosen].astype(np.int64), -1)
+    return np.where(has_rival, evidence["leader"][chosen].astype(np.int64), given)
+
+
+def _numbers(values: NDArray[np.float32], known: NDArray[np.bool_]) -> list[Any]:
+    """Numbers with as many digits as tell something; None where unknown."""
+    return [float(f"{value:.6g}") if there else None for value, there in zip(values, known, strict=True)]
+
+
+def _at_places(evidence: Any, places: Places, chosen: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
+    """The label at one place of each sample: the first that is listed, else the most suspect one."""
+    width = len(evidence["margin"]) // places.num_samples
+    flat = chosen[:, None] * width + np.arange(width)
+    margin = np.where(evidence["visits"][flat] > 0, evidence["margin"][flat], -np.inf)
+    at = margin.argmax(axis=1)
+    listed, first = np.unique(places.indices, return_index=True)
+    if len(listed):
+        found = np.searchsorted(listed, chosen).clip(0, len(listed) - 1)
+        at = np.where(listed[found] == chosen, places.places[first[found]], at)
+    flat_at = chosen * width + at
+    known, given = evidence["visits"][flat_at] > 0, evidence["given"][flat_at]
+    texts = [f"{label} at {place}" if there else None for label, place, there in zip(given, at, known, strict=True)]
+    predicted = zip(texts, given.tolist(), _predicted(evidence, flat_at).tolist(), strict=True)
+    return texts, [text if text is None or label == other else str(other) for text, label, other in predicted]
 
 
 def columns_of(
@@ -121,7 +160,8 @@ def columns_of(
         verdict: The samples that look mislabelled.
     """
     everyone, labels = np.arange(storage.num_samples), storage.group_labels
-    given, predicted = labels_in(evidence, known["group"], None if labels is None else labels.tolist(), everyone)
+    group_labels = None if labels is None else labels.tolist()
+    given, predicted = labels_in(evidence, known["group"], group_labels, everyone, verdict)
     names = [storage.name_of(index) for index in range(storage.num_samples)]
     return label_columns(known, verdict, given=given, predicted=predicted, names=names, evidence=evidence)
 

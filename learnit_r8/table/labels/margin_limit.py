@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..label_noise import margin_field, mirror_margins
+from ..label_noise import mirror_margins
+from .margins import class_margins
 from .suspicion import LEAST_USES, spare
 
 FEW = 0.005
@@ -46,7 +47,7 @@ class MarginLimit(NamedTuple):
         judged = np.flatnonzero(visits >= LEAST_USES)
         if not len(judged):
             return None
-        field = margin_field(evidence)
+        field = class_margins(evidence).field
         limit = cls(math.inf, field, _least_visits(visits[judged][evidence[field][judged] <= 0]))
         margin = limit.margins(evidence)[judged]
         is_fresh = margin < np.inf

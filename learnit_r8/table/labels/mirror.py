@@ -65,12 +65,13 @@ class Mirror(NamedTuple):
     beyond: float
 
     @classmethod
-    def of(cls, margin: Doubles, *, caution: float = CAUTION) -> Mirror | None:
+    def of(cls, margin: Doubles, *, caution: float = CAUTION, alike: int = 1) -> Mirror | None:
         """Fit the odds to mean margins, float64[M]; None if too few are positive, or no labels need be wrong.
 
         Args:
-            margin: float64[M].
+            margin: float64[M]; NaN says nothing.
             caution: Standard errors to take off the slope.
+            alike: Margins that may be alike, so that they count as one.
         """
         positive = margin[margin > 0]
         if len(positive) < LEAST_POSITIVE:
@@ -81,7 +82,7 @@ class Mirror(NamedTuple):
             np.histogram(side, FIT_BINS, (0.0, 1.0))[0] for side in (positive / reach, -margin[margin <= 0] / reach)
         ]
         fit = fit_odds(*sides)
-        if fit.gain < max(LEAST_GAIN, LEAST_GAIN_EACH * len(positive)):
+        if fit.gain < max(LEAST_GAIN * alike, LEAST_GAIN_EACH * len(positive)):
             return None
         slope = max(0.0, fit.slope - caution * fit.error) / reach
         beyond = (np.count_nonzero(positive > reach) + 1) / max(1, np.count_nonzero(margin < -reach))

@@ -109,9 +109,10 @@ class Overview(NamedTuple):
 
         Args:
             last: float32[N], their last losses.
-            evidence: The fields of `EVIDENCE` by name, N each; None without predictions.
+            evidence: The fields of `EVIDENCE` by name, N each; None without predictions. Of several labels a
+                sample, and of numbers, all is unknown.
         """
-        if evidence is None:
+        if evidence is None or (isinstance(evidence, dict) and "learned" not in evidence):
             unknown, no_class = np.full(len(last), np.float32("nan")), np.full(len(last), -1)
             return cls(unknown, unknown, unknown, unknown, unknown, no_class, no_class)
         known, nan = (evidence["visits"] > 0) & np.isfinite(evidence["mean_margin"]), np.float32("nan")

@@ -1,4 +1,4 @@
-"""Predictions: for each sample of a batch, the class that the model predicts and by how much it prefers that one."""
+"""Predictions: for each label of a batch, what the model predicts and by how much it prefers that."""
 
 from __future__ import annotations
 
@@ -16,18 +16,29 @@ IGNORED = -100
 """The target that torch and Transformers leave out of a loss: no label either."""
 
 NUM_ROWS = 3
-"""Numbers for each sample beside its loss."""
+"""Numbers for each label of a sample beside its loss."""
+
+LEAST_CHANCE = 1e-30
+
+
+KINDS = ("classes", "multilabel", "ordinal", "regression")
+
+VALUES = 1
+"""The number of classes of predictions that are numbers."""
 
 
 class Predictions(NamedTuple):
-    """What the logits of a batch say about its labels; arrays or tensors of any framework.
+    """What the outputs for a batch say about its labels; arrays or tensors of any framework.
+
+    With P labels a sample (several labels, tokens, pixels) they are [B, P]; each label is a place of the sample.
 
     Attributes:
         margin: float32[B], the highest logit of the classes that are not the label minus that of the label: > 0 where
-            the model predicts another class.
-        predicted: int[B], the class of the highest logit.
-        given: int[B], the label trained on; -1 where a sample has none, of which nothing is learned then.
-        num_classes: C, in [2, 65535]; the same in all reports of a run.
+            the model predicts another class. Of numbers, the target minus the number predicted.
+        predicted: int[B], the class of the highest logit; or float32[B], the number predicted.
+        given: int[B], the label trained on; -1 where there is none, of which nothing is learned then. Of numbers,
+            float32[B], and NaN.
+        num_classes: C, in [2, 65535], or 1 where numbers are predicted; the same in all reports of a run.
     """
 
     margin: Any
@@ -40,51 +51,99 @@ class Predictions(NamedTuple):
         """Undo `pack`: the losses and the predictions.
 
         Args:
-            packed: float32[4, B].
+            packed: float32[4, B]; with P places a sample float32[1 + 3 P, B].
             num_classes: C.
 
         Raises:
             ValueError: ``packed`` has another shape.
         """
         rows = np.asarray(packed, np.float32)
-        if rows.ndim != 2 or len(rows) != 1 + NUM_ROWS:
-            raise ValueError(f"packed must have shape ({1 + NUM_ROWS}, B), got {rows.shape}.")
-        losses, margin, predicted, given = rows
-        return losses, Predictions(margin, predicted.astype(np.int64), given.astype(np.int64), num_classes)
+        places, rest = divmod(len(rows) - 1, NUM_ROWS)
+        if rows.ndim != 2 or rest or places < 1:
+            raise ValueError(f"packed must have shape (1 + {NUM_ROWS} P, B), got {rows.shape}.")
+        margin, predicted, given = rows[1:] if places == 1 else rows[1:].reshape(NUM_ROWS, places, -1).swapaxes(1, 2)
+        if num_classes != VALUES:
+            predicted, given = predicted.astype(np.int64), given.astype(np.int64)
+        return rows[0], Predictions(margin, predicted, given, num_classes)
 
     def pack(self, losses: ArrayLike) -> NDArray[np.float32]:
-        """float32[4, B] with the losses, for one copy; classes up to 65,534 are exact in float32."""
-        return np.stack([np.asarray(row, np.float32) for row in (losses, *self[:3])])
+        """float32[1 + 3 P, B] with the losses, for one copy; classes up to 65,534 are exact in float32."""
+        own = np.asarray(losses, np.float32)
+        return np.stack(
+            [own, *(row for part in self[:3] for row in np.asarray(part, np.float32).T.reshape(-1, len(own)))]
+        )
 
 
-def predictions_of(logits: ArrayLike, targets: ArrayLike) -> Predictions:
-    """The predictions of a batch from its logits, with numpy; ``torch`` and ``flax`` of this package have their own.
+def predictions_of(
+    logits: ArrayLike, targets: ArrayLike, kind: str = "classes", *, axis: int | None = None
+) -> Predictions:
+    """The predictions of a batch, with numpy; ``torch``, ``keras`` and ``flax`` of this package have their own.
 
     Args:
-        logits: float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of class 1 of two.
-        targets: int[B], classes in [0, C); -1 or -100 for samples without a label.
+        logits: By ``kind``. "classes": float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of
+            class 1 of two; of tokens or pixels float[B, ..., C] or float[B, C, ...]. "multilabel": float[B, ...], a
+            logit for each label that a sample may have (also of masks of one class). "ordinal": float[B, C - 1], the
+            logits of classes above 0, above 1, ... "regression": float[B] or float[B, 1], the numbers predicted.
+        targets: "classes", "ordinal": int[B] or int[B, ...], classes in [0, C). "multilabel": 0 or 1, of the shape of
+            the logits. "regression": float[B] or float[B, 1]. What has no label is -1 or -100, of numbers NaN.
+        kind: What the labels are.
+        axis: The axis of the classes of tokens or pixels, where both the second and the last may be that.
 
     Raises:
-        ValueError: the shapes or dtypes are not these. With several labels a sample, sequences of labels or real
-            numbers as targets, there is no one class that is predicted in place of the label.
+        ValueError: the shapes or dtypes are not these, or ``kind`` is unknown.
 
     >>> predictions_of([[2.0, 0.0, 0.5], [2.0, 0.0, 0.5]], [0, 1]).margin
     array([-1.5,  2. ], dtype=float32)
+    >>> predictions_of([[2.0, -1.0, 3.0]], [[1, 1, 0]], "multilabel").margin
+    array([[-2.,  1.,  3.]], dtype=float32)
     """
     scores, given = np.asarray(logits), np.asarray(targets)
-    check_shapes(scores.shape, given.shape, is_whole=given.dtype.kind in "iu")
+    class_axis = layout(kind, scores.shape, given.shape, is_whole=given.dtype.kind in "iub", axis=axis)
     scores = scores.astype(np.float32)
-    if scores.ndim == 1 or scores.shape[1] == 1:
+    if kind == "regression":
+        given, scores = (each.reshape(-1).astype(np.float32) for each in (given, scores))
+        return Predictions(given - scores, scores, given, VALUES)
+    if kind == "ordinal":
+        scores = _of_cumulative(scores)
+    is_single = class_axis is None or scores.ndim == 2
+    if kind == "multilabel":
+        given, flat = _yes_or_no(given).reshape(len(given), -1), scores.reshape(len(scores), -1)
+        margin = np.where(given == 1, -flat, flat)
+        return Predictions(margin, (flat > 0).astype(np.int64), given, 2)
+    if scores.ndim == 1 or scores.shape[1:] == (1,):
         scores = np.stack([np.zeros(len(scores), np.float32), scores.reshape(-1)], 1)
-    classes = scores.shape[1]
-    given = given.astype(np.int64)
+    elif not is_single:
+        scores = np.moveaxis(scores, class_axis or -1, -1)
+    classes = scores.shape[-1]
+    given, scores = given.astype(np.int64).reshape(len(given), -1), scores.reshape(len(scores), -1, classes)
     given[given == IGNORED] = UNLABELLED
     check_range(given, classes)
-    rows, predicted = np.arange(len(given)), scores.argmax(1)
-    own = scores[rows, given]
-    scores[rows, given] = -np.inf
+    predicted, own = scores.argmax(-1), given.clip(0)[..., None]
+    margin = -np.take_along_axis(scores, own, -1)[..., 0]
+    np.put_along_axis(scores, own, -np.inf, -1)
     with np.errstate(invalid="ignore"):
-        return Predictions(scores.max(1) - own, predicted, given, classes)
+        margin += scores.max(-1)
+    found = (margin[:, 0], predicted[:, 0], given[:, 0]) if is_single else (margin, predicted, given)
+    return Predictions(*found, classes)
+
+
+def _of_cumulative(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32[B, C], log probabilities of classes from the logits of those above each, float32[B, C - 1]."""
+    # What is above a class cannot be likelier than what is above the one before.
+    falling = np.minimum.accumulate(logits, axis=1)
+    above = 1 / (1 + np.exp(-np.clip(falling, -80, 80).astype(np.float64)))
+    ends = np.ones((len(logits), 1))
+    chance = -np.diff(np.concatenate([ends, above, 0 * ends], axis=1), axis=1)
+    found: NDArray[np.float32] = np.log(np.maximum(chance, LEAST_CHANCE)).astype(np.float32)
+    return found
+
+
+def _yes_or_no(given: NDArray[Any]) -> NDArray[np.int64]:
+    """int64[...], 0, 1, or -1 where there is no label."""
+    known = np.where((given == IGNORED) | (given != given), UNLABELLED, given)
+    if not np.isin(known, (UNLABELLED, 0, 1)).all():
+        raise ValueError(f"targets must be 0 or 1, or -1 where there is no label, got {given!r}.")
+    return known.astype(np.int64)
 
 
 def check_range(given: Any, num_classes: int) -> None:
@@ -92,6 +151,66 @@ def check_range(given: Any, num_classes: int) -> None:
     lowest, highest = (int(given.min()), int(given.max())) if len(given) else (0, 0)
     if not UNLABELLED <= lowest <= highest < num_classes:
         raise ValueError(f"targets must be in [0, {num_classes}), got values from {lowest} to {highest}.")
+
+
+def layout(
+    kind: str, logits: tuple[int, ...], targets: tuple[int, ...], *, is_whole: bool, axis: int | None = None
+) -> int | None:
+    """Check the shapes of a kind of labels; returns the axis of the classes, None where there is none.
+
+    Args:
+        kind: One of `KINDS`.
+        logits, targets: Their shapes.
+        is_whole: Whether the targets are whole numbers, or bools.
+        axis: As for `predictions_of`.
+
+    Raises:
+        ValueError: as for `predictions_of`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if kind == "multilabel":
+        if len(logits) < 2 or logits != targets:
+            raise ValueError(
+                f"logits and targets of several labels must have the same shape (B, ...), got {logits} and {targets}."
+            )
+        return None
+    if kind == "regression":
+        if logits not in ((n := targets[:1]), (*n, 1)) or targets not in (n, (*n, 1)) or not n:
+            raise ValueError(
+                f"logits and targets of a regression must have shape (B,) or (B, 1), got {logits} and {targets}."
+            )
+        return None
+    if kind == "ordinal":
+        check_shapes((*logits, 0)[:2], targets, is_whole=is_whole)
+        if len(logits) != 2:
+            raise ValueError(f"logits of ordinal classes must have shape (B, C - 1), got {logits}.")
+        return 1
+    if len(logits) < 3:
+        check_shapes(logits, targets, is_whole=is_whole)
+        return 1 if len(logits) == 2 else None
+    ends = [place for place in (1, len(logits) - 1) if logits[:place] + logits[place + 1 :] == targets]
+    if axis is not None:
+        ends = [place for place in ends if place == axis % len(logits)]
+    if not ends:
+        where = "" if axis is None else f" with axis={axis}"
+        raise ValueError(
+            f"logits must have shape (B, ..., C) or (B, C, ...) with targets of shape (B, ...){where}, got {logits} "
+            f"and {targets}; give kind='multilabel' for one logit a label."
+        )
+    if len(ends) == 2 and len(logits) > 2:
+        raise ValueError(
+            f"axis must say where the classes are, 1 or -1: both fit logits of shape {logits} and targets of shape "
+            f"{targets}."
+        )
+    if not is_whole:
+        raise ValueError("targets must be whole numbers, the classes.")
+    if not 2 <= logits[ends[0]] <= MOST_CLASSES:
+        raise ValueError(
+            f"logits must have 2 to {MOST_CLASSES} classes, got {logits[ends[0]]}; give kind='multilabel' for one "
+            "logit a label, with targets of its shape."
+        )
+    return ends[0]
 
 
 def check_shapes(logits: tuple[int, ...], targets: tuple[int, ...], *, is_whole: bool) -> None:
@@ -102,16 +221,18 @@ def check_shapes(logits: tuple[int, ...], targets: tuple[int, ...], *, is_whole:
         is_whole: Whether the targets are whole numbers.
     """
     if len(logits) not in (1, 2) or (len(logits) == 2 and len(targets) == 2):
-        kind = "sequences of labels" if len(logits) > 2 else "several labels a sample"
+        kind = "tokens or pixels" if len(logits) > 2 else "several labels a sample"
         raise ValueError(
             f"logits must have shape (B, C) or (B,) with targets of shape (B,), got {logits} and {targets}: with "
-            f"{kind}, no single class is predicted; report the losses without predictions."
+            f"{kind}, no single class is predicted; report predictions_of(logits, targets, kind) with the losses, kind "
+            '"classes" for tokens and pixels, or "multilabel".'
         )
     if len(targets) != 1 or targets[0] != logits[0]:
         raise ValueError(f"targets must have shape ({logits[0]},), one class a sample, got {targets}.")
     if not is_whole:
         raise ValueError(
-            "targets must be whole numbers, the classes; for regression report the losses without predictions."
+            "targets must be whole numbers, the classes; for numbers report predictions_of(outputs, targets, "
+            '"regression") with the losses.'
         )
     if len(logits) == 2 and logits[1] > MOST_CLASSES:
         raise ValueError(f"logits must have at most {MOST_CLASSES} classes, got {logits[1]}.")
@@ -121,12 +242,29 @@ class PredictionRows(NamedTuple):
     """Checked predictions of a batch.
 
     Attributes:
-        rows: float32[3, B]: margin, predicted class, given class.
+        rows: float32[3 P, B]: margins of the P places, then predicted and then given classes.
         num_classes: C.
     """
 
     rows: NDArray[np.float32]
     num_classes: int
+
+    @property
+    def num_places(self) -> int:
+        """P, labels that a sample has."""
+        return len(self.rows) // NUM_ROWS
+
+
+def joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """float32[3 P, M], rows of several batches; what a shorter one lacks has no label."""
+    widest = max(map(len, parts)) // NUM_ROWS
+    wide = []
+    for rows in parts:
+        each = rows.reshape(NUM_ROWS, -1, rows.shape[1])
+        if each.shape[1] < widest:
+            each = np.pad(each, ((0, 0), (0, widest - each.shape[1]), (0, 0)), constant_values=UNLABELLED)
+        wide.append(each.reshape(-1, rows.shape[1]))
+    return np.concatenate(wide, axis=1)
 
 
 def read_predictions(given: Any, batch_size: int, known_classes: int) -> PredictionRows:
@@ -144,19 +282,27 @@ def read_predictions(given: Any, batch_size: int, known_classes: int) -> Predict
     if not isinstance(given, Predictions):
         raise TypeError(f"predictions must be Predictions, as predictions_of() makes them, got {given!r}.")
     classes = given.num_classes
-    if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or not 2 <= classes <= MOST_CLASSES:
-        raise ValueError(f"predictions.num_classes must be a whole number in [2, {MOST_CLASSES}], got {classes!r}.")
+    if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or not 1 <= classes <= MOST_CLASSES:
+        raise ValueError(f"predictions.num_classes must be a whole number in [1, {MOST_CLASSES}], got {classes!r}.")
     if known_classes and classes != known_classes:
-        raise ValueError(f"predictions.num_classes must stay {known_classes}, as reported first, got {classes}.")
-    rows = np.empty((NUM_ROWS, batch_size), np.float32)
-    for row, name, values in zip(rows, Predictions._fields, given, strict=False):
-        array = _on_host(values)
-        if array.shape != row.shape:
-            raise ValueError(f"predictions.{name} must have shape {row.shape}, as the losses, got {array.shape}.")
-        row[:] = array
-    for row, name, least in zip(rows[1:], Predictions._fields[1:], (0, UNLABELLED), strict=False):
-        if not bool(((row >= least) & (row < classes) & (row == np.floor(row))).all()):
-            raise ValueError(f"predictions.{name} must hold whole numbers in [{least}, {classes}), got {row!r}.")
+        raise ValueError(
+            f"predictions.num_classes must stay {known_classes}, as reported first, got {classes}. Call "
+            "table.forget_labels() first if labels now mean something else."
+        )
+    arrays = [_on_host(values) for values in given[:3]]
+    shape = arrays[0].shape if arrays[0].ndim == 2 and arrays[0].shape[1] else (batch_size,)
+    for name, array in zip(Predictions._fields, arrays, strict=False):
+        if array.shape != shape or len(array) != batch_size:
+            raise ValueError(
+                f"predictions.{name} must have shape {(batch_size, *shape[1:])}, as the losses, got {array.shape}."
+            )
+    rows = np.concatenate([array.T.reshape(-1, batch_size) for array in arrays], dtype=np.float32)
+    if classes == VALUES:
+        return PredictionRows(rows, VALUES)
+    parts = rows.reshape(NUM_ROWS, -1)[1:]
+    for part, name, least in zip(parts, Predictions._fields[1:], (0, UNLABELLED), strict=False):
+        if not bool(((part >= least) & (part < classes) & (part == np.floor(part))).all()):
+            raise ValueError(f"predictions.{name} must hold whole numbers in [{least}, {classes}), got {part!r}.")
     return PredictionRows(rows, int(classes))
 
 

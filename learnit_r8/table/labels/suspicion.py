@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,10 @@ LEAST_SURPRISE = 0.3
 A model that knows the share p of wrong labels gives each wrong one a probability of p / (classes - 1): its cross
 entropy is -log(p) above that of an untrained model. Rare classes that are still being learnt have lower losses.
 """
+
+UNLEARNED, LEAST_OF_CLASS = 0.9, 10
+"""Share of the labels of a class for which another one is predicted, above which the class has not been learned; and
+least labels for that."""
 
 GROUP_SHARE = 1.5
 """Largest share of suspects in a group, relative to that in all samples: a rare class is hard, not wrong."""
@@ -142,6 +147,32 @@ def are_spared(group: NDArray[Any], groups: NDArray[Any]) -> NDArray[np.bool_]:
     spared = np.empty(len(order), bool)
     spared[order] = rank >= most[group[order]]
     return spared
+
+
+def unlearned(
+    margin: NDArray[np.float64], given: NDArray[Any], place: NDArray[np.int64]
+) -> Callable[[NDArray[Any], NDArray[np.int64]], NDArray[np.bool_]]:
+    """A function that says which labels are of a class that the model has not learned: those are hard, not wrong.
+
+    It predicts another class for more than nine in ten of them, among all or at one place.
+
+    Args:
+        margin: float64[M], of labels that are judged; more may follow.
+        given: [M], their classes.
+        place: int64[M], which of the labels of its sample each is.
+    """
+    bad = set()
+    for codes in (given.astype(np.int64), _at(given, place)):
+        names, code, sizes = np.unique(codes, return_inverse=True, return_counts=True)
+        share = np.bincount(code, margin[: len(code)] > 0, len(names)) / sizes
+        bad |= set(names[(share > UNLEARNED) & (sizes >= LEAST_OF_CLASS)].tolist())
+    known = np.array(sorted(bad), np.int64)
+    return lambda given, place: np.isin(given.astype(np.int64), known) | np.isin(_at(given, place), known)
+
+
+def _at(given: NDArray[Any], place: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[M], codes of classes at places, other than those of classes."""
+    return (place + 1) * 2**16 + given.astype(np.int64)
 
 
 def _scaled(mean_loss: NDArray[np.float32], untrained_loss: float) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from ...guard.verdict import Verdict
 from ...sampling.ticket import Outcome, Ticket
 from ...table.labels.predictions import Predictions
 from ...table.losses import read_loss, read_number
+from ..predictions import check_exchanged
 from .exchange import Exchange, check_every
 from .messages import Note, arguments_of
 from .ranks import Ranks
@@ -145,6 +146,7 @@ class SharedRun:
             evidence = self.r8.table.storage.evidence
             checked = evidence.with_predictions(reading, predictions, reading.part_size).predictions
             assert checked is not None
+            check_exchanged(self.ranks.size, checked.num_places, checked.num_classes)
             margin, predicted, given = checked.rows
             predictions = Predictions(margin, predicted, given, checked.num_classes)
         note = Note(ticket, means, reading.part_size, skipped, norm, predictions)

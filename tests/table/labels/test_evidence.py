@@ -146,7 +146,7 @@ def test_votes_are_a_lower_bound():
         ({"given": np.full(8, 0.5)}, ValueError, r"predictions.given must hold whole numbers"),
         ({"given": np.full(8, np.nan)}, ValueError, r"predictions.given must hold whole numbers"),
         ({"given": np.array(["a"] * 8)}, TypeError, "predictions must hold real numbers"),
-        ({"num_classes": 1}, ValueError, r"num_classes must be a whole number in \[2, 65535\], got 1"),
+        ({"num_classes": 0}, ValueError, r"num_classes must be a whole number in \[1, 65535\], got 0"),
         ({"num_classes": 9}, ValueError, "num_classes must stay 5, as reported first, got 9"),
     ],
 )

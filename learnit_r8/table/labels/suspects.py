@@ -1,0 +1,124 @@
+"""Suspects: the samples that look mislabelled, the labels within them, and the order of suspicion."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..figures import html_table
+
+HUMPS, MIRROR = "two humps", "mirrored margins"
+
+MOST_SHOWN = 50
+"""Samples in a notebook's table."""
+
+_NOBODY = np.empty(0, np.int64)
+
+
+class Places(NamedTuple):
+    """Labels that look wrong, of samples with several labels.
+
+    Attributes:
+        indices: int64[L], the sample of each, most suspect label first; a sample may be there several times.
+        places: int64[L], which of its labels: the number of the label, the token, or the pixel (row * width + column).
+        given, suggested, votes: int64[L], as in `Suspects`.
+        score: float64[L], the probability that each is wrong.
+        num_samples: N, of all samples.
+        num_places: P, labels that a sample has at most.
+    """
+
+    indices: NDArray[np.int64]
+    places: NDArray[np.int64]
+    given: NDArray[Any]
+    suggested: NDArray[Any]
+    votes: NDArray[np.int64]
+    score: NDArray[np.float64]
+    num_samples: int
+    num_places: int
+
+
+class Suspects(NamedTuple):
+    """Samples that look mislabelled.
+
+    Attributes:
+        indices: int64[K], most suspect first: by score, then by mean loss.
+        mean_loss: float32[K], mean loss of each over the run.
+        score: float64[K], in [0, 1], the probability that each is not one of the learnt samples.
+        why: K texts: the losses are "always high"; "rising", as the model learns what contradicts the label; or
+            "memorised": high before, and low by now.
+        noise_rate: An estimate of the share of wrong labels, K / (samples judged) or, from margins, the mean score of
+            all; NaN if unknown.
+        noise_range: Lower and upper estimate: the share of certain suspects, and of samples that are not certainly
+            fine; from margins the mean score by a more careful fit, and the share of samples for which the model
+            prefers another class.
+        reason: Why there are no suspects; "" if there are some.
+        precision: Estimated share of wrong labels among these; NaN if unknown.
+        given: int64[K], the label of each; -1 without predictions. Of regression float64[K].
+        suggested: int64[K], the class predicted most for each among those that are not its label; -1 if unknown. Of
+            regression float64[K], the value expected.
+        votes: int64[K], a lower bound on the visits at which it was predicted; 0 if unknown.
+        num_judged: Number of samples that were visited often enough to be judged.
+        method: "mirrored margins" if more labels look wrong by their predictions than right ones explain, "two humps"
+            if the losses fall into two components; "" without suspects.
+        places: With several labels a sample, those that look wrong: precision, noise_rate and noise_range are of them,
+            and given, suggested, votes and score of the most suspect one of each sample. Else None.
+    """
+
+    indices: NDArray[np.int64]
+    mean_loss: NDArray[np.float32]
+    score: NDArray[np.float64]
+    why: tuple[str, ...]
+    noise_rate: float
+    noise_range: tuple[float, float]
+    reason: str
+    precision: float = math.nan
+    given: NDArray[Any] = _NOBODY
+    suggested: NDArray[Any] = _NOBODY
+    votes: NDArray[np.int64] = _NOBODY
+    method: str = ""
+    num_judged: int = 0
+    places: Places | None = None
+
+    def __repr__(self) -> str:
+        if self.reason:
+            return f"Suspects(none: {self.reason})"
+        some = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
+        if self.places is not None:
+            labels = f"{len(self.places.indices)} labels, about {self.precision:.0%} of them wrong"
+            return f"Suspects({labels}, in {len(self.indices)} samples: {some})"
+        if self.method == MIRROR:
+            return f"Suspects({len(self.indices)} samples, about {self.precision:.0%} of them wrong: {some})"
+        share = len(self.indices) / max(1, self.num_judged)
+        return f"Suspects({len(self.indices)} samples, {share:.1%} of those judged: {some})"
+
+    def _repr_html_(self) -> str:
+        """The most suspect samples, for a notebook."""
+        rows = zip(self.indices, self.mean_loss, self.score, self.why, strict=True)
+        return html_table(repr(self), ("sample", "mean loss", "score", "why"), list(rows)[:MOST_SHOWN])
+
+
+class Ranking(NamedTuple):
+    """Samples in the order of suspicion, which is not a verdict.
+
+    Attributes:
+        indices: int64[K], most suspect first.
+        mean_loss: float32[K], mean loss of each over the run.
+        given, suggested, votes: As in `Suspects`.
+    """
+
+    indices: NDArray[np.int64]
+    mean_loss: NDArray[np.float32]
+    given: NDArray[Any]
+    suggested: NDArray[Any]
+    votes: NDArray[np.int64]
+
+
+def no_suspects(reason: str) -> Suspects:
+    """No suspects, and why."""
+    nothing = np.empty(0)
+    return Suspects(
+        nothing.astype(np.int64), nothing.astype(np.float32), nothing, (), math.nan, (math.nan, math.nan), reason
+    )

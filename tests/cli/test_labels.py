@@ -1,0 +1,85 @@
+"""``learnit-r8 labels``: a table or a folder of images in, the wrong labels and a page out."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from learnit_r8.cli import main
+
+RNG = np.random.default_rng(4)
+TRUE = np.arange(600) % 3
+IS_WRONG = RNG.random(600) < 0.1
+GIVEN = np.where(IS_WRONG, (TRUE + 1) % 3, TRUE)
+
+
+def write_table(path, given=GIVEN):
+    """A CSV file whose labels follow from its numbers, but for those that are wrong."""
+    centres = RNG.normal(size=(3, 8)) * 2
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([*(f"x{place}" for place in range(8)), "kind"])
+        for true, label in zip(TRUE, given, strict=True):
+            table.writerow([*(centres[true] + RNG.normal(size=8)), ["ant", "bee", "cow"][label]])
+    return str(path)
+
+
+@pytest.mark.parametrize("end", [["--epochs", "8"], ["--minutes", "0.02"]])
+def test_wrong_labels_of_a_table_are_listed(tmp_path, capsys, end):
+    """The JSON names them with the labels they should have; the page has them, too; a second call overwrites it."""
+    pytest.importorskip("torch")
+    table, page = write_table(tmp_path / "t.csv"), tmp_path / "page.html"
+    command = ["labels", table, "--label", "kind", "--out", str(page), *end]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    if end[0] == "--epochs":
+        indices = [row["index"] for row in found["samples"]]
+        assert IS_WRONG[indices].mean() > 0.6
+        assert len(indices) > 30
+        first = found["samples"][0]
+        assert first["predicted_label"] == ["ant", "bee", "cow"][TRUE[first["index"]]]
+    assert "<html" in page.read_text(encoding="utf-8")[:200]
+
+    assert main(command) == 0
+    assert "600 samples" in capsys.readouterr().out
+
+
+def test_images_are_read_by_the_folders_of_their_labels(tmp_path, capsys):
+    """Names of suspects are those of the files; a file that is no image is named."""
+    pytest.importorskip("torch")
+    image = pytest.importorskip("PIL.Image")
+    for index in range(40):
+        folder = tmp_path / "data" / ("dark", "light")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = RNG.integers(0, 100, (8, 8, 3)) + 120 * (index % 2)
+        image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    command = ["labels", str(tmp_path / "data"), "--epochs", "1", "--out", str(tmp_path / "page.html")]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_samples"] == 40
+
+    (tmp_path / "data" / "dark" / "odd.png").write_text("no image")
+    assert main(command) == 1
+    assert "dark/odd.png must be an image, got one that cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("columns", "label", "text"),
+    [
+        (GIVEN, "sort", "--label must be a column of"),
+        (GIVEN, None, "--label must be a column of"),
+        (0 * GIVEN, "kind", "must have two labels or more and a column to predict them from, got 1 and 8"),
+    ],
+)
+def test_a_table_without_labels_is_refused(tmp_path, capsys, columns, label, text):
+    """The error names what is missing, before anything is trained."""
+    table = write_table(tmp_path / "t.csv", columns)
+    assert main(["labels", table, *(["--label", label] if label else [])]) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_a_folder_without_labels_is_refused(tmp_path, capsys):
+    """A folder needs a folder for each label."""
+    pytest.importorskip("PIL")
+    assert main(["labels", str(tmp_path)]) == 1
+    assert "source must be a folder with a folder of images for each of two labels" in capsys.readouterr().err

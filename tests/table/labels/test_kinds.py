@@ -1,0 +1,188 @@
+"""Several labels a sample, tokens, pixels and numbers: the labels that look wrong, and the samples that hold them."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from learnit_r8 import Predictions, R8Scheduler, predictions_of
+from learnit_r8.cli import main
+from learnit_r8.journal.samples import read_samples, samples_of, write_samples
+from learnit_r8.report import write_report
+
+SIZE, PLACES, CLASSES = 600, 6, 5
+RNG = np.random.default_rng(7)
+TRUE = RNG.integers(0, CLASSES, (SIZE, PLACES))
+IS_WRONG = RNG.random((SIZE, PLACES)) < 0.1
+GIVEN = np.where(IS_WRONG, (TRUE + RNG.integers(1, CLASSES, TRUE.shape)) % CLASSES, TRUE)
+HARD = RNG.exponential(1.0, (SIZE, PLACES, 1))
+VALUES = np.linspace(-2, 2, SIZE).astype(np.float32)
+EXCHANGED = RNG.random(SIZE) < 0.1
+TARGETS = np.where(EXCHANGED, RNG.permutation(VALUES), VALUES).astype(np.float32)
+
+
+def tokens(indices, epoch):
+    """Logits that know the right class of most places, and the longest sequences last."""
+    rng = np.random.default_rng([epoch, *indices[:2]])
+    logits = 4 * np.eye(CLASSES)[TRUE[indices]] / (0.5 + HARD[indices]) + rng.normal(
+        size=(len(indices), PLACES, CLASSES)
+    )
+    length = PLACES if epoch else PLACES - 2
+    return predictions_of(logits[:, :length], GIVEN[indices, :length])
+
+
+def several(indices, epoch):
+    """A logit for each label, of which one in ten was flipped."""
+    rng = np.random.default_rng([epoch, *indices[:2]])
+    true = TRUE[indices] > 2
+    logits = np.where(true, 3, -3) / (0.5 + HARD[indices, :, 0]) + rng.normal(size=true.shape)
+    return predictions_of(logits, true ^ IS_WRONG[indices], "multilabel")
+
+
+def numbers(indices, epoch):
+    """Numbers predicted with some noise."""
+    rng = np.random.default_rng([epoch, *indices[:2]])
+    return predictions_of(VALUES[indices] + 0.1 * rng.normal(size=len(indices)), TARGETS[indices], "regression")
+
+
+def trained(said, epochs=6, **settings):
+    r8 = R8Scheduler(SIZE, batch_size=50, num_epochs=epochs, policy="shuffle", seed=1, **settings)
+    while not r8.is_over:
+        ticket = r8.draw()
+        losses = np.full(len(ticket.indices), 0.5, np.float32)
+        r8.report(ticket, losses, predictions=said(ticket.indices, ticket.step * 50 // SIZE))
+    r8.close()
+    return r8
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return {said.__name__: trained(said) for said in (tokens, several, numbers)}
+
+
+@pytest.mark.parametrize("name", ["tokens", "several"])
+def test_wrong_labels_are_named_by_their_places(runs, name):
+    """As many of the list are wrong as asked for, most wrong ones are on it, and each sample is there once."""
+    table = runs[name].table
+    found = table.suspects(0.7)
+    places = found.places
+    is_wrong = IS_WRONG[places.indices, places.places]
+
+    assert is_wrong.mean() >= 0.7
+    assert is_wrong.sum() > 0.5 * IS_WRONG.sum()
+    assert sorted(found.indices) == sorted(set(places.indices.tolist()))
+    assert table.given.shape == (SIZE, PLACES)
+    assert (places.given == table.given[places.indices, places.places]).all()
+    assert (places.suggested == table.suggested[places.indices, places.places]).all()
+    right = TRUE if name == "tokens" else (TRUE > 2).astype(int)
+    assert (places.suggested == right[places.indices, places.places])[is_wrong].mean() > 0.9
+    assert table.ranking(3).given.tolist() == found.given[:3].tolist()
+
+
+def test_numbers_beyond_the_noise_of_such_samples_are_named(runs):
+    """The value expected comes with them."""
+    found = runs["numbers"].table.suspects(0.7)
+
+    assert EXCHANGED[found.indices].mean() >= 0.7
+    assert len(found.indices) > 20
+    assert found.places is None
+    np.testing.assert_allclose(found.given, TARGETS[found.indices])
+    np.testing.assert_allclose(found.suggested, VALUES[found.indices], atol=0.2)
+
+
+@pytest.mark.parametrize("name", ["tokens", "several", "numbers"])
+def test_files_and_frames_say_the_same(runs, name, tmp_path):
+    """A samples file gives the verdict of the run, and so does a checkpoint of it."""
+    table = runs[name].table
+    write_samples(tmp_path, [samples_of(table, 0, 1)])
+    file = read_samples(tmp_path, 0)
+    again = R8Scheduler(SIZE, batch_size=50, num_epochs=1).table
+    again.load_state_dict(table.state_dict())
+    expected = table.suspects()
+
+    for found in (file.suspects(), again.suspects()):
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_array_equal(found.suggested, expected.suggested)
+    columns = file.columns(expected)
+    first = int(expected.indices[0])
+    at = "" if expected.places is None else f" at {expected.places.places[0]}"
+    assert str(columns["given_label"][first]) == f"{expected.given[0]:.6g}{at}"
+    assert columns["label_score"][first] < 0.5
+
+
+def test_page_and_command_show_the_places(tmp_path, capsys):
+    """A page has the label with its place; the command prints a row for each label, or says that there is one each."""
+    found = trained(tokens, run_dir=tmp_path / "run").table.suspects().places
+    page = write_report(tmp_path / "run", tmp_path / "page.html").read_text()
+
+    assert main(["samples", str(tmp_path / "run"), "--places", "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [int(row["place"]) for row in rows] == found.places.tolist()
+    assert [int(row["predicted_label"]) for row in rows] == found.suggested.tolist()
+    assert f"{found.given[0]} at {found.places[0]}" in page
+    assert main(["samples", str(tmp_path / "run"), "--places", "--top", "3"]) == 0
+    assert "should be" in capsys.readouterr().out
+
+    trained(numbers, run_dir=tmp_path / "other")
+    assert main(["samples", str(tmp_path / "other"), "--places"]) == 1
+    assert "--places needs predictions of several labels a sample" in capsys.readouterr().err
+
+
+def test_labels_that_change_their_meaning_are_forgotten():
+    """Another number of classes is refused with the call that forgets; after it, labels are judged by new visits."""
+    r8 = trained(tokens, 1)
+    with pytest.raises(ValueError, match=r"must stay 5, as reported first, got 9. Call table.forget_labels\(\) first"):
+        r8.table.storage.evidence.with_predictions(
+            type("Reading", (), {"means": np.zeros(2)}), predictions_of(np.zeros((2, 9)), [0, 1]), 1
+        )
+    r8.table.forget_labels()
+
+    assert (r8.table.given == -1).all()
+    assert r8.table.read_evidence() is None
+    assert "too early" in r8.table.suspects().reason
+
+
+def test_too_many_places_are_refused():
+    """Masks that would take more than half a gigabyte say how to leave some out."""
+    r8 = R8Scheduler(10**6, batch_size=2, num_epochs=1)
+    nothing = np.zeros((2, 64), np.float32)
+    with pytest.raises(ValueError, match="predictions must hold at most 33,554,432 places in all, got 64 for each of"):
+        r8.report(r8.draw(), np.ones(2, np.float32), predictions=Predictions(nothing, nothing, nothing, 2))
+
+
+@pytest.mark.parametrize("given", [-100, 3])
+@pytest.mark.parametrize("classes", [4, 10_000])
+def test_odd_labels_name_nobody(given, classes):
+    """No labels at all in some samples, labels that are all equal, and many classes end in no list, not in an error."""
+    size = 60
+
+    def said(indices):
+        logits = np.random.default_rng(int(indices[0])).normal(size=(len(indices), 2, classes)).astype(np.float32)
+        return predictions_of(logits, np.where(indices[:, None] < 20, -100, given) * np.ones((1, 2), int))
+
+    r8 = R8Scheduler(size, batch_size=20, num_epochs=5, policy="shuffle")
+    while not r8.is_over:
+        ticket = r8.draw()
+        r8.report(ticket, np.ones(20, np.float32), predictions=said(ticket.indices))
+    found = r8.table.suspects()
+
+    assert not len(found.indices)
+    assert not len(found.places.indices)
+    assert (r8.table.given[:20] == -1).all()
+    assert r8.table.to_frame("pandas")["is_label_issue"].sum() == 0
+
+
+def test_a_class_that_is_not_learned_is_not_wrong():
+    """Labels of a class that is never predicted are hard; they are not named, whatever their margins."""
+    rare = TRUE == 0
+
+    def said(indices, epoch):
+        rng = np.random.default_rng([epoch, *indices[:2]])
+        logits = 4 * np.eye(CLASSES)[TRUE[indices]] / (0.5 + HARD[indices]) + rng.normal(size=(len(indices), PLACES, 5))
+        logits[..., 0] -= 9
+        return predictions_of(logits, TRUE[indices])
+
+    found = trained(said).table.suspects()
+
+    assert not rare[found.places.indices, found.places.places].any()
