@@ -77,7 +77,7 @@ class Predictions(NamedTuple):
 def predictions_of(
     logits: ArrayLike, targets: ArrayLike, kind: str = "classes", *, axis: int | None = None
 ) -> Predictions:
-    """The predictions of a batch, with numpy; ``torch`` of this package has its own, and for classes ``keras`` and ``flax``.
+    """The predictions of a batch, with numpy; ``torch`` has its own, and so have ``keras`` and ``flax`` for classes.
 
     Args:
         logits: By ``kind``. "classes": float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of
