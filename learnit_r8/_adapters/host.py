@@ -84,8 +84,8 @@ class Host(Protocol):
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported: it comes once more at the end of its epoch."""
 
-    def discard(self, ticket: Ticket) -> None:
-        """Count a batch whose training was undone before its loss was judged."""
+    def discard(self, ticket: Ticket, *, is_missed: bool = False) -> None:
+        """Count a batch whose training was undone before its loss was judged, or whose loss never came."""
 
     def between_steps(self, *, held_back: int = 0, closing: bool = False) -> None:
         """Do what must wait until the user's step is complete."""

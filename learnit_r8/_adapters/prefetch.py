@@ -267,5 +267,4 @@ class Prefetch:
             left = waiting.pop(0) if waiting else host.draw_ahead()
             if left is None:
                 break
-            host.discard(left)
-            host.plan.abandoned += 1
+            host.discard(left, is_missed=True)

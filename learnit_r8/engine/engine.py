@@ -438,7 +438,7 @@ class Engine:
         """The step that a batch drawn now will have."""
         return self.pace.next_step
 
-    def discard(self, ticket: Ticket) -> None:
+    def discard(self, ticket: Ticket, *, is_missed: bool = False) -> None:
         """Count a batch whose training was undone before its loss was judged: a step that nothing is learned from.
 
         For adapters that report late: when a refused loss restores the model, the batches trained on in the meantime
@@ -446,10 +446,12 @@ class Engine:
 
         Args:
             ticket: The batch; nothing happens if it is not out.
+            is_missed: Whether its loss never came, which is counted.
         """
         with self.turns.take("discard", self.pace.step) as turn:
             if ticket.batch.is_out:
                 turn.is_changing = True
+                self.plan.abandoned += is_missed
                 refusal.discard(self, ticket)
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:

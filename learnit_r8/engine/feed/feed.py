@@ -311,6 +311,8 @@ class Feed:
             text = NEVER_REPORTED.format(taken) if taken else "the loader of batches() gave no batch."
             run.announcer.warn_once("empty pass", text)
             self._plan.taken = 0
+            # A loader that gives nothing would be asked for ever.
+            self._num_iterations -= not taken
             return
         self.mark_ended()
         run.controller.end_update()
