@@ -73,7 +73,7 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 def __getattr__(name: str) -> Any:
     if name in _OF_FRAMEWORKS:
-        raise ImportError(f"{name} is not here; write: from {__name__}.{_OF_FRAMEWORKS[name]} import {name}")
+        raise AttributeError(f"{name} is not here; write: from {__name__}.{_OF_FRAMEWORKS[name]} import {name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

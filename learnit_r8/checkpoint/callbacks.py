@@ -115,8 +115,8 @@ def check_callback(name: str, callback: Any) -> None:
     if callback is None:
         return
     if not callable(callback):
-        what = ", not what it returns" if name == "state_callback" else ""
-        raise TypeError(f"{name} must be a function or None{what}, got {shortened(callback)}.")
+        what = "; pass the function, not what it returns" if name == "state_callback" else ""
+        raise TypeError(f"{name} must be a function or None, got {shortened(callback)}{what}.")
     given = {"save_callback": 1 if _takes_path_only(callback) else 2, "load_callback": 1, "state_callback": 0}[name]
     keywords = _keywords(callback, from_ram=True, is_resume=True) if name == "load_callback" else {}
     try:

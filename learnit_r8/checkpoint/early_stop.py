@@ -152,8 +152,8 @@ class EarlyStop:
         """
         state = state or {"best": None, "waited": 0, "reason": None, "is_by_rule": False}
         self._patience.load_state_dict({"best": state["best"], "waited": state["waited"]})
-        # Then it was logged before.
-        self._is_checked = self._is_checked or state["best"] is not None
+        # It may have been logged before.
+        self._is_checked = True
         self._is_by_rule = bool(state["is_by_rule"])
         goes_on = self._is_by_rule and not (self._ends and self._patience.is_over)
         self.reason = None if goes_on else state["reason"]

@@ -36,6 +36,7 @@ def run(folder, **more):
     return make(24, checkpoint_dir=folder, num_epochs=6, keep_checkpoints=2, **callbacks, **more)
 
 
+@pytest.mark.filterwarnings("ignore:monitor must be a metric given to log")
 def test_child_that_trains_on(tmp_path):
     """The child writes, deletes and pins no checkpoint; it warns, and can train to the end."""
     r8 = run(tmp_path, monitor="score", mode="max", run_dir=tmp_path / "journal")

@@ -178,7 +178,7 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(type(arguments(tmp_path)), "world_size", 2)
 
     with pytest.raises(ValueError, match="must run in one process, got 2"):
-        OwnBatches(R8Trainer(model=Model(), args=arguments(tmp_path), train_dataset=Digits()), {})
+        OwnBatches(R8Trainer(model=Model(), args=arguments(tmp_path), train_dataset=Digits()), {}, 1)
 
 
 @pytest.mark.parametrize("batches", [False, True])
