@@ -6,7 +6,7 @@ themselves is the time, signals, files and failures: a small message a step tell
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,12 +15,10 @@ from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
 from .._adapters.ranks.agreement import check_same, check_same_run, digest_of
-from .._adapters.ranks.shared_parts import RankAgreement, SharedClock, SharedStore
+from .._adapters.ranks.shared_parts import PartsOfRanks
 from ..checkpoint.codec import decode, encode
 
 if TYPE_CHECKING:
-    from ..checkpoint.store import CheckpointStore
-    from ..engine.pace import Pace
     from ..scheduler import R8Scheduler
 
 NOT_FIRST = (
@@ -69,7 +67,7 @@ class ProcessChannel:
         return found
 
 
-class SharedProcesses:
+class SharedProcesses(PartsOfRanks):
     """Makes the schedulers of all processes one; every process makes it, at the same place.
 
     Args:
@@ -81,7 +79,8 @@ class SharedProcesses:
     """
 
     def __init__(self, r8: R8Scheduler) -> None:
-        self._r8, self._channel = r8, ProcessChannel()
+        super().__init__(ProcessChannel())
+        self._r8 = r8
         # Asked of all, so that all raise.
         others = np.flatnonzero(self._channel.gather(np.array([r8.run_dir is not None]))[1:, 0]) + 1
         if len(others):
@@ -96,19 +95,6 @@ class SharedProcesses:
     def check_same_run(self, facts: Mapping[str, Any]) -> None:
         """Raise RanksDiffer unless every process has built its scheduler with the same arguments."""
         check_same_run(facts, self._channel)
-
-    def shared_clock(self, own: Callable[[], float]) -> SharedClock:
-        """The clock of the first process."""
-        self._clock = SharedClock(own, self._channel)
-        return self._clock
-
-    def agreeing(self, pace: Pace) -> RankAgreement:
-        """What the parts of the scheduler ask the other processes through."""
-        return RankAgreement(self._channel, self._clock, pace)
-
-    def shared_store(self, own: CheckpointStore) -> SharedStore:
-        """A checkpoint store to which only the first process writes."""
-        return SharedStore(own, self._channel)
 
     def meet(self, loss: Any) -> None:
         """Share the time and the requests, before a loss is reported.

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from learnit_r8.keras import R8Callback, R8Dataset
-from tests.keras_common import At, X, Y, classifier, fit, scheduler
+from tests.keras_common import At, X, Y, classifier, fit, reconstructing, scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -61,27 +61,8 @@ def test_inputs_alone_come_as_they_do_in_a_plain_fit(is_quick):
     """A step of one's own gets x, not a tuple of it, as with fit(x)."""
     kinds = []
 
-    class Own(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.net = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
-
-        def call(self, x):
-            return self.net(x)
-
-        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-            return keras.ops.mean((x - y_pred) ** 2)
-
-        def train_step(self, data):
-            kinds.append(type(data))
-            with tf.GradientTape() as tape:
-                loss = self.compute_loss(x=data, y_pred=self(data))
-            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
-            return {"loss": loss}
-
     def trained(x, *, with_r8):
-        model = Own()
-        model.compile("sgd")
+        model = reconstructing(kinds)
         if not with_r8:
             return model.fit(x, verbose=0)
         workers = 1 if is_quick else 2

@@ -6,11 +6,10 @@ import pytest
 pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
 
-import keras
 
 from learnit_r8 import R8Scheduler, policies
 from learnit_r8.keras import R8Callback, R8Dataset
-from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, scheduler, tf, true_losses
+from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, reconstructing, scheduler, tf, true_losses
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 AUTOTUNE = tf.data.AUTOTUNE
@@ -136,27 +135,7 @@ def test_inputs_alone_and_a_finished_run(tmp_path):
 
     def run():
         kinds = []
-
-        class Own(keras.Model):
-            def __init__(self):
-                super().__init__()
-                self.net = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
-
-            def call(self, x):
-                return self.net(x)
-
-            def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-                return keras.ops.mean((x - y_pred) ** 2)
-
-            def train_step(self, data):
-                kinds.append(type(data))
-                with tf.GradientTape() as tape:
-                    loss = self.compute_loss(x=data, y_pred=self(data))
-                self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
-                return {"loss": loss}
-
-        model = Own()
-        model.compile("sgd")
+        model = reconstructing(kinds)
         r8 = scheduler(num_epochs=1, checkpoint_dir=tmp_path, resume="auto")
         dataset = R8Dataset.from_tensor_slices(X, r8).batch()
         callback = R8Callback(dataset, model)

@@ -128,7 +128,7 @@ class SharedStore:
         then: Callable[[Checkpoint], object] = lambda _: None,
         in_background: bool = False,
     ) -> SharedWrite:
-        """Start to write a checkpoint on rank 0, as `CheckpointStore.begin`; write nothing on other ranks."""
+        """Start to write a checkpoint on rank 0, as `CheckpointStore.start_write`; write nothing on other ranks."""
         write, error = None, None
         state = self._with_all_ranks(state)
         if self._ranks.rank == 0:
@@ -238,3 +238,28 @@ class RankAgreement:
         messages = self._ranks.gather(np.array([float(wished), self._clock.own(), *span]))
         self._clock.now = float(messages[0, 1])
         agree([int(wish) for wish in messages[:, 0]], messages[:, 2:].tolist())
+
+
+class PartsOfRanks:
+    """Hands a scheduler the parts that it shares with those of other ranks, as `RankGroup` asks for them.
+
+    Args:
+        channel: The ranks.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._clock: SharedClock
+
+    def shared_clock(self, own: Callable[[], float]) -> SharedClock:
+        """The clock of rank 0."""
+        self._clock = SharedClock(own, self._channel)
+        return self._clock
+
+    def agreeing(self, pace: Pace) -> RankAgreement:
+        """What the parts of the scheduler ask the other ranks through."""
+        return RankAgreement(self._channel, self._clock, pace)
+
+    def shared_store(self, own: CheckpointStore) -> SharedStore:
+        """A checkpoint store to which only rank 0 writes."""
+        return SharedStore(own, self._channel)

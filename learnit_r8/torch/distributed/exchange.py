@@ -20,16 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._adapters.ranks.agreement import check_same, check_same_run, digest_of_state
-from ..._adapters.ranks.shared_parts import RankAgreement, SharedClock, SharedStore
+from ..._adapters.ranks.shared_parts import PartsOfRanks
 from ..._validation import whole_number
-from ...checkpoint.store import CheckpointStore
 from ...events.launcher import restarts_cannot_meet
 from ...sampling.ticket import Ticket
 from .messages import Head, MessageCodec, Note
 from .ranks import Ranks
 
 if TYPE_CHECKING:
-    from ...engine.pace import Pace
     from ...scheduler import R8Scheduler
 
 MOST_HELD_BACK = 16
@@ -42,7 +40,7 @@ CHECK_STEPS = 256
 """Steps between two digests of the tables."""
 
 
-class Exchange:
+class Exchange(PartsOfRanks):
     """Exchanges losses, clock and requests between the schedulers of all ranks; every rank makes one.
 
     Args:
@@ -78,6 +76,7 @@ class Exchange:
     ) -> None:
         check_every(every)
         _check_shareable(r8, ranks)
+        super().__init__(ranks)
         self._settings = dict(settings or {})
         self.r8, self.ranks = r8, ranks
         self.count = 0
@@ -92,7 +91,6 @@ class Exchange:
         self._read: Callable[[], NDArray[Any]] | None = None
         self._is_hurried = True
         self._sends_predictions = False
-        self._clock: SharedClock
         self._requests = r8.requests
         if ranks.rank == 0 and restarts_cannot_meet():
             r8.host.say_once(
@@ -106,19 +104,6 @@ class Exchange:
     def check_same_run(self, facts: Mapping[str, Any]) -> None:
         """Raise RanksDiffer unless every rank has built its scheduler, and trains, with the same arguments."""
         check_same_run({**facts, **self._settings}, self.ranks)
-
-    def shared_clock(self, own: Callable[[], float]) -> SharedClock:
-        """The clock of rank 0."""
-        self._clock = SharedClock(own, self.ranks)
-        return self._clock
-
-    def agreeing(self, pace: Pace) -> RankAgreement:
-        """What the parts of the scheduler ask the other ranks through."""
-        return RankAgreement(self.ranks, self._clock, pace)
-
-    def shared_store(self, own: CheckpointStore) -> SharedStore:
-        """A checkpoint store to which only rank 0 writes."""
-        return SharedStore(own, self.ranks)
 
     def part(self, rows: NDArray[Any]) -> NDArray[Any]:
         """This rank's part of a batch: an equal, contiguous one, so that it is as balanced as the batch.
