@@ -68,12 +68,16 @@ for known in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
 """
 
 TRAIN = """
-import math, sys, warnings
+import contextlib, io, math, sys, time, warnings
 warnings.simplefilter("error")
 from learnit_r8 import R8Scheduler
 from learnit_r8.cli import main
 from tests.drive import Weights, batch_loss, steps
 folder, until, watch = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+def status():
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main(["status", folder + "/run"])
+    return printed.getvalue()
 weights = Weights()
 r8 = R8Scheduler(40, batch_size=4, num_epochs=3, run_dir=folder + "/run", checkpoint_dir=folder + "/ck", resume="auto",
                  state_callback=weights.get, load_callback=weights.load, save_callback=weights.save, backup_every=3,
@@ -85,6 +89,9 @@ for _, indices, _ in steps(r8):
         r8.save_checkpoint()
         break
     if watch and r8.global_step == 20:
+        # The journal writes what it was told a quarter of a second later.
+        while "step 20/30" not in status():
+            time.sleep(0.02)
         watcher = subprocess.Popen([sys.executable, "-c", *watch], stdout=subprocess.PIPE, text=True)
         print("watched live:", watcher.stdout.readline())
 r8.close()

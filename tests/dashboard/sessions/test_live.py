@@ -143,10 +143,13 @@ def test_messages_of_requests_go_with_their_answer(tmp_path):
     body = """
 def body():
     while os.path.exists("slow"):
+        open("waiting", "w").close()
         time.sleep(0.01)
 """
     with running(tmp_path, body) as terminal:
         (tmp_path / "slow").touch()
+        # A step that had begun before could still answer.
+        terminal.wait_for((tmp_path / "waiting").exists)
         terminal.press("s")
         terminal.wait_for("saving after this step...")
         (tmp_path / "slow").unlink()
