@@ -15,7 +15,7 @@ from ..dashboard.state.view import View
 from ..dashboard.text import Line, clean, number
 from ..dashboard.theme import Theme, choose_theme
 from ..events.codec import strict_json
-from ..journal.run import Run, find_run, free_of_runs
+from ..journal.run import Run, find_run, free_of_runs, names_of
 from .table import table_lines
 
 WIDEST = 40
@@ -27,7 +27,7 @@ def compare(options: argparse.Namespace) -> int:
     runs = [Run(find_run(name)) for name in options.runs]
     views = [folded(run) for run in runs]
     facts = facts_of(runs, views)
-    names = [clean(run.name, WIDEST) for run in runs]
+    names = [clean(name, WIDEST) for name in names_of(runs)]
     if options.html:
         from ..report.comparison import write_comparison
 
@@ -63,7 +63,7 @@ def facts_of(runs: Sequence[Run], views: Sequence[View]) -> dict[str, Any]:
     figures = figures_of(views)
     return {
         "runs": [str(run.folder) for run in runs],
-        "names": [clean(run.name, WIDEST) for run in runs],
+        "names": [clean(name, WIDEST) for name in names_of(runs)],
         "states": [run.state().word for run in runs],
         "figures": {row.name: row.values for row in figures},
         "better": {row.name: row.better for row in figures if row.better >= 0},

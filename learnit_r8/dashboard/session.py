@@ -311,7 +311,7 @@ class ScreenSession:
 def _farewell(view: View, folder: str) -> Iterator[str]:
     ended, name = view.ended, view.run.name if view.run and view.run.name else "run"
     how = "left" if ended is None else end_of(ended)
-    loss = "" if view.last is None else f", loss {view.last.loss:.4g}"
+    loss = "" if view.last is None else f", loss {view.last.last_loss:.4g}"
     best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
     alerts = f", {view.num_alerts} warnings" if view.num_alerts else ""
     yield f"{name} {how} after {view.step:,} steps, {view.seconds:,.0f} s{loss}{best}{alerts}"

@@ -101,18 +101,19 @@ def test_one_page_has_all_curves_over_each_other(runs, tmp_path, capsys):
 
 
 def test_runs_of_one_name_are_told_apart_and_texts_are_safe(tmp_path):
+    """As those of a sweep: the names of their folders are shown."""
     for place in range(8):
-        run_dir = tmp_path / f"run{place}"
+        run_dir = tmp_path / f"<b>{place}"
         with R8Scheduler(4, batch_size=2, num_epochs=1, name="<b>it</b>", run_dir=run_dir) as r8:
             for _ in r8.batch_iterator():
                 r8.update_with_loss(1.0)
             r8.log(**{"<i>": 1.0})
-    text = write_comparison([tmp_path / f"run{place}" for place in range(8)], tmp_path / "out.html").read_text()
+    text = write_comparison([tmp_path / f"<b>{place}" for place in range(8)], tmp_path / "out.html").read_text()
     page = Page(text)
 
-    assert "<b>it" not in text
+    assert "<b>" not in text.partition("<table")[0]
     assert "<i>" not in text
-    assert "&lt;b&gt;it&lt;/b&gt; (8)" in text
+    assert "<th>&lt;b&gt;7</th>" in text
     assert len(set(page.shapes)) >= 8
 
 
