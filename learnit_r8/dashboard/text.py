@@ -219,6 +219,15 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def counted(count: int, word: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "warning"), counted(1200, "probe")
+    ('1 warning', '1,200 probes')
+    """
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def share(value: float, digits: int = 1) -> str:
     """A share as per cent."""
     return f"{100 * value:.{digits}f}%" if math.isfinite(value) else "?"

@@ -328,7 +328,7 @@ def _events(view: View) -> str:
         f"<td>{entry.level if entry.level != 'info' else ''}</td><td>{text(entry.text, 400)}</td></tr>"
         for entry in reversed(entries)
     )
-    note = f"The newest {len(entries)} of {view.num_entries:,}, newest first; {view.num_alerts:,} warnings and alerts."
+    note = f"The newest {len(entries)} of {view.num_entries:,}, newest first; warnings and alerts: {view.num_alerts:,}."
     head = "<tr><th>time</th><th>step</th><th></th><th>what happened</th></tr>"
     return _panel(
         "Events", f'<div class="wide tall"><table class="events"><thead>{head}</thead>{rows}</table></div>', note

@@ -112,7 +112,7 @@ LABELS = {
     "screen": {
         "state": "● ([A-Z]+(?: EARLY)?)", "done": rf"total \S+ +{DONE}",
         "epoch": f"epoch {OF}", "step": f"step {OF}", "loss": f"loss {VALUE} ", "smoothed": f"smooth {VALUE}",
-        "refused": f"refused {VALUE}", "warnings": f", {VALUE} warnings", "val_loss": f"val_loss {VALUE} ",
+        "refused": f"refused {VALUE}", "warnings": f", {VALUE} warning", "val_loss": f"val_loss {VALUE} ",
     },
     "status": {
         "state": f"^it {{2}}{WORD}", "done": DONE, "epoch": f"epoch {OF}", "step": f"step {OF}",
@@ -127,7 +127,7 @@ LABELS = {
     "page": {
         "state": f'class="state [a-z ]+"><b>{WORD}</b>', "done": f"<dd>{DONE}", "step": f"step {OF}",
         "epoch": f"epoch {OF}", "smoothed": f"loss</dt><dd>{VALUE}", "loss": f"last batch {VALUE}",
-        "warnings": f"; {VALUE} warnings and alerts", "val_loss": f"val_loss</dt><dd>{VALUE}", **BEST,
+        "warnings": r"warnings and alerts: (\d+)", "val_loss": f"val_loss</dt><dd>{VALUE}", **BEST,
     },
 }  # fmt: skip
 """What a person reads in each view."""
