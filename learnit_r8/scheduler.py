@@ -610,6 +610,9 @@ class R8Scheduler:
     def tell_rate(self, lr: float) -> None:
         """Tell views and guard the rate that you train with; only with ``scheduler_mode="keep"``.
 
+        Args:
+            lr: The rate, >= 0.
+
         Raises:
             ValueError: the scheduler sets the rate.
         """
@@ -847,6 +850,9 @@ class R8Scheduler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a saved state; the next batch is the one that the saved run would have drawn.
+
+        Args:
+            state: What `state_dict` returned.
 
         Raises:
             ValueError: the state is incomplete, of a newer version, or of another data set, batch size, estimator or
