@@ -13,7 +13,7 @@ from ..dashboard.render.compare import chart_of
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View
 from ..dashboard.text import Line, clean, number
-from ..dashboard.theme import Theme, choose_theme
+from ..dashboard.theme import Style, Theme, choose_theme
 from ..events.codec import strict_json
 from ..journal.run import Run, find_run, free_of_runs, names_of
 from .table import table_lines
@@ -86,9 +86,11 @@ def painted(line: Line, theme: Theme) -> str:
     """A line with the colours of a theme, as a terminal takes them."""
     parts = []
     for text, name in line:
-        style = theme.styles.get(name)
-        colour = None if style is None or theme.num_colours < 256 else style.colour
-        parts.append(text if colour is None else f"\x1b[38;5;{colour}m{text}\x1b[0m")
+        style = theme.styles.get(name, Style())
+        is_rich = theme.num_colours >= 256
+        colour = style.colour if is_rich else style.colour8 if theme.num_colours else None
+        code = f"38;5;{colour}" if is_rich else f"3{colour}"
+        parts.append(text if colour is None else f"\x1b[{code}m{text}\x1b[0m")
     return "".join(parts).rstrip()
 
 

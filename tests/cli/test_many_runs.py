@@ -8,10 +8,12 @@ import subprocess
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, events
 from learnit_r8.cli import main
 from learnit_r8.cli.compare import painted
 from learnit_r8.dashboard.render.compare import chart_of
+from learnit_r8.dashboard.render.metrics import curve_of
+from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.text import width_of
 from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.journal.run import Run
@@ -132,7 +134,22 @@ def test_curves_over_each_other_fit_the_screen(runs):
 
     assert styles == {"loss", "lr", "metric"}
     assert painted(lines[1], theme).count("\x1b[38;5;") == 3
+    assert painted(lines[1], choose_theme({"TERM": "screen"})).count("\x1b[3") == 3
     assert "\x1b" not in painted(lines[1], choose_theme({"TERM": "dumb"}))
+
+
+def test_a_curve_ends_where_its_run_has_ended(tmp_path):
+    """The last value of a run that was stopped is not drawn on to the end of a longer one."""
+    long, short = View(), View()
+    for view, last in ((long, 100), (short, 40)):
+        for step in range(20, last + 1, 20):
+            view.fold(events.MetricsLogged(step, float(step), step, {"val_loss": 100.0 / step}))
+    whole, part = (curve_of(view, "val_loss", 50, 0, 100) for view in (long, short))
+
+    assert np.isfinite(whole[10:]).all()
+    assert np.flatnonzero(np.isfinite(part)).tolist() == list(range(10, 20))
+    lone = curve_of(short, "val_loss", 2, 39, 100)
+    assert np.isfinite(lone).tolist() == [True, False]
 
 
 def test_ls_sorts_by_the_best_value(runs, capsys):
