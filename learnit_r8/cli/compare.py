@@ -12,7 +12,7 @@ from typing import Any
 from ..dashboard.render.compare import chart_of
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View
-from ..dashboard.text import Line, clean, number
+from ..dashboard.text import Line, clean, figure
 from ..dashboard.theme import Style, Theme, choose_theme
 from ..events.codec import strict_json
 from ..journal.run import Run, find_run, free_of_runs, names_of
@@ -103,4 +103,4 @@ def folded(run: Run) -> View:
 
 
 def _text(value: float, is_better: bool) -> str:
-    return ("-" if math.isnan(value) else number(value)) + (" *" if is_better else "")
+    return figure(value) + (" *" if is_better else "")

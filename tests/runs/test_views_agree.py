@@ -1,12 +1,13 @@
 """Counts, shares and states that several views of one run give are the same."""
 
+import dataclasses
 import json
 import re
 
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged
+from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
 from learnit_r8.cli import main
 from learnit_r8.cli.agent_server import RunTools
 from learnit_r8.dashboard.notebook import html_of
@@ -15,7 +16,9 @@ from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import Theme
 from learnit_r8.journal.run import Run
 from learnit_r8.report import write_report
+from learnit_r8.report.comparison import write_comparison
 from tests.drive import NAN
+from tests.journal.run_folders import STARTED, folder_with, steps
 
 NUM, WRONG = 400, 40
 
@@ -198,3 +201,34 @@ def test_every_view_gives_the_same_state_progress_losses_and_counts(how, tmp_pat
     seen = spoken(tmp_path / "run", capsys)
     assert {fact: texts for fact, texts in seen.items() if len(set(texts.values())) > 1} == {}
     assert set(seen["state"].values()) == {how}
+
+
+def test_every_comparison_prints_the_same_figures(tmp_path, capsys):
+    """The command, the screen of two runs, the page of several and the report beside another; long runs, too."""
+    folders = [folder_with(tmp_path / name, *long_run(step)) for name, step in (("one", 1_234_567), ("two", 98_765))]
+    told = {
+        "command": printed(capsys, "compare", *folders),
+        "screen": printed(capsys, "watch", *folders, "--once", "--width", 120, "--height", 60),
+        "page": table_of(write_comparison(folders, tmp_path / "page.html").read_text()),
+        "report": table_of(write_report(folders[0], tmp_path / "report.html", other=folders[1]).read_text()),
+    }
+    names = ["steps", "samples a second", "smoothed loss", "val_loss, best", "val_loss, best at step", "warnings"]
+    found = {
+        view: [re.search(rf"^ *{name} +(\S+)(?: \*)? +(\S+)", text, re.MULTILINE).groups() for name in names]
+        for view, text in told.items()
+    }
+
+    assert found["command"][0] == ("1,234,567", "98,765")
+    assert {view: values for view, values in found.items() if values != found["command"]} == {}
+
+
+def long_run(step):
+    steps_done = dataclasses.replace(steps(step), loss=0.123456, last_loss=0.123456, seconds=3.7, own_seconds=0.001)
+    metrics = events.MetricsLogged(step, 3.7, step, {"val_loss": 0.98765432})
+    return dataclasses.replace(STARTED, total_steps=2_000_000), steps_done, metrics
+
+
+def table_of(page):
+    """The text of the rows of a comparison's table."""
+    table = re.search(r'<table class="compared">(.*?)</table>', page, re.DOTALL)[1]
+    return "\n".join(re.sub(r"<[^>]+>", "  ", row) for row in table.split("</tr>"))
