@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -80,13 +81,13 @@ def find_suspects(
     by_humps = partial(_by_humps, known, num_judged, untrained_loss, by_group, precision)
     if shown is None:
         found = by_humps(is_strict=precision > 0.5)
-        return found._replace(**_suggestions(None, found.indices), num_judged=num_judged)
+        return replace(found, **_suggestions(None, found.indices), num_judged=num_judged)
     found = _by_mirror(known, shown, untrained_loss, by_group, precision)
     if len(shown) > len(known) or "residual" in shown.names:
         # The mean loss of several labels says little of each, and the losses of numbers have no two components.
         if len(shown) > len(known) and found.places is None:
-            found = found._replace(places=_places(known, shown, _NOBODY, np.empty(0)))
-        return found._replace(num_judged=num_judged)
+            found = replace(found, places=_places(known, shown, _NOBODY, np.empty(0)))
+        return replace(found, num_judged=num_judged)
     if found.reason:
         # So few tell nothing against the losses.
         are_few = _num_positive(shown) < LEAST_POSITIVE
@@ -94,7 +95,7 @@ def find_suspects(
         found = apart if are_few or not apart.reason else found
     if found.method == MIRROR:
         num_judged = _num_judged(shown, "visits")
-    return found._replace(**_suggestions(shown, found.indices), num_judged=num_judged)
+    return replace(found, **_suggestions(shown, found.indices), num_judged=num_judged)
 
 
 def _num_judged(columns: Columns, field: str) -> int:
@@ -149,8 +150,8 @@ def _by_humps(
         return no_suspects("too few samples stand apart from the others for the precision asked for.")
     not_fine = float((suspicion.score(part["mean"]) > 1 - SURE)[part["usage_count"] >= LEAST_USES].mean())
     found = _found(records, indices, score, untrained_loss, HUMPS)
-    return found._replace(
-        precision=max(0.0, sure), noise_rate=share, noise_range=(min(surely, share), max(not_fine, share))
+    return replace(
+        found, precision=max(0.0, sure), noise_rate=share, noise_range=(min(surely, share), max(not_fine, share))
     )
 
 
@@ -205,7 +206,8 @@ def _by_mirror(
     careful = Mirror.of(margin, caution=3.0)
     own = margin[: len(judged)]
     low = 0.0 if careful is None else float(careful.score(margin)[: len(own)].mean())
-    return _of_places(records, evidence, indices, scores, untrained_loss, width)._replace(
+    return replace(
+        _of_places(records, evidence, indices, scores, untrained_loss, width),
         precision=max(0.0, 1 - float(mirror.expected(margin, least)[0]) / len(chosen)),
         noise_rate=float(score[: len(own)].mean()),
         noise_range=(low, float((own > 0).mean())),
@@ -233,11 +235,13 @@ def _of_places(
 ) -> Suspects:
     """The suspects, from positions of labels, most suspect first."""
     if width == 1:
-        return _found(records, flat, score, untrained_loss, MIRROR)._replace(**_suggestions(evidence, flat))
+        return replace(_found(records, flat, score, untrained_loss, MIRROR), **_suggestions(evidence, flat))
     first = np.sort(np.unique(flat // width, return_index=True)[1])
     places = _places(records, evidence, flat, score)
-    found = _found(records, places.indices[first], score[first], untrained_loss, MIRROR)._replace(places=places)
-    return found._replace(given=places.given[first], suggested=places.suggested[first], votes=places.votes[first])
+    found = _found(records, places.indices[first], score[first], untrained_loss, MIRROR)
+    return replace(
+        found, places=places, given=places.given[first], suggested=places.suggested[first], votes=places.votes[first]
+    )
 
 
 def _places(records: Columns, evidence: Columns, flat: NDArray[np.int64], score: NDArray[np.float64]) -> Places:

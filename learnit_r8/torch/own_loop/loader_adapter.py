@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
-from ..._validation import no_attribute
+from ..._validation import loop_method, no_attribute
 from ...guard.verdict import GOOD
 from ...sampling.ticket import Outcome, Ticket, new_tuple
 from ..flight.hand import Hand
@@ -147,10 +147,12 @@ class LoaderAdapter:
         """
         self._losses.load_scheduler(state)
 
+    @loop_method
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
         return self.scheduler.epoch_iterator()
 
+    @loop_method
     def batches(
         self,
         loader: Any = None,
@@ -182,6 +184,7 @@ class LoaderAdapter:
             raise ValueError("loader must be given to attach() or here, got None; where there is none, use steps().")
         return self.scheduler.batches(loader, size=size, tokens=tokens, ids=ids, skip=skip)
 
+    @loop_method
     def steps(self) -> Iterator[int]:
         """Yield the number of each step until the budget is spent; see `R8Scheduler.steps`."""
         return self.scheduler.steps()
@@ -329,6 +332,12 @@ class LoaderAdapter:
     def close(self) -> None:
         """Finish: report, save what is due, tell listeners. Safe to call twice."""
         self.scheduler.close()
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "a LoaderAdapter must be looped over by epochs, got a loop over itself. Write: for epoch in "
+            "adapter.epochs(): for batch in adapter.batches()."
+        )
 
     def __enter__(self) -> LoaderAdapter:
         return self

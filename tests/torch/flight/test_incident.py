@@ -50,7 +50,7 @@ def train(folder, *, value, own_loader, **settings):
     for _ in adapter.epochs():
         for batch in adapter.batches() if own_loader else adapter.loader():
             loss = loss_fn(model, batch)
-            losses[adapter.scheduler.global_step] = loss.item()
+            losses[adapter.scheduler.global_step + 1] = loss.item()
             adapter.step(loss if own_loader else adapter.loss(loss))
     adapter.close()
     return losses

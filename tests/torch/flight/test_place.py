@@ -177,7 +177,7 @@ def test_a_loss_whose_scale_changes_is_told_from_data_and_weights():
             adapter.step(adapter.loss(scale * cross_entropy(model(x), y, reduction="none")))
     adapter.close()
 
-    told = next(each for each in heard.of(events.CauseFound) if each.text.startswith("step 13"))
+    told = next(each for each in heard.of(events.CauseFound) if each.text.startswith("step 14"))
     assert (told.fault, told.is_certain) == ("scale", True)
     assert "times the usual, with the weights of backups, too" in told.text
 
