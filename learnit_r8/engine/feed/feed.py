@@ -17,7 +17,7 @@ from ...sampling.ticket import Outcome, Ticket
 from .. import draws
 from . import replay
 from .batch_size import BatchMeasure, bytes_of, copied
-from .samples import BatchSamples, find
+from .samples import OF_ONE_PROCESS, BatchSamples, find
 
 if TYPE_CHECKING:
     from ...table.names import Members
@@ -503,7 +503,10 @@ class Feed:
         Raises:
             TypeError, ValueError: they are not ids, or the samples were told before.
         """
-        if ids is None or self.run.agreement.ranks is not None:
+        if ids is None:
+            return ticket
+        if self.run.agreement.ranks is not None:
+            self.run.announcer.warn_once("of one process", OF_ONE_PROCESS)
             return ticket
         chunk: Any = ticket.batch.chunk
         if chunk.members is not None:
