@@ -92,7 +92,7 @@ def own_run(rank, lengths, fault):
 
 
 def named_run(rank, where):
-    """Train with the ids of samples, given to `batches` or with the loss; what is said of them, and the samples known."""
+    """Train with ids of samples, given to `batches` or with the loss; what is said of them, and the samples known."""
     model, optimizer, stream = begun(rank, 6)
     adapter = attach(model, optimizer, stream, num_steps=4, handle_signals=False)
     with warnings.catch_warnings(record=True) as said:
@@ -102,7 +102,9 @@ def named_run(rank, where):
             if adapter.report(losses, ids=None if where == "batches" else range(len(batch))):
                 step_of(optimizer, losses.mean())
         adapter.close()
-    return [str(each.message) for each in said if "several processes" in str(each.message)], len(adapter.scheduler.table)
+    return [str(each.message) for each in said if "several processes" in str(each.message)], len(
+        adapter.scheduler.table
+    )
 
 
 def token_run(rank, most):

@@ -31,8 +31,19 @@ NEVER_REPORTED = (
     "update_with_loss(loss) after each batch, or report(loss) of what attach() returned. To look at the data without "
     "training, iterate over your loader itself."
 )
+OTHER_LENGTH = (
+    "a run through the loader gave {} batches, where its length or steps_per_epoch says {}: rates of R8's and the "
+    "progress follow what it says, so give the right steps_per_epoch."
+)
+NO_END = (
+    "a run through the loader has given {:,} batches so far and not ended, and num_epochs= waits for its end; if it "
+    "has none, give num_steps=, num_tokens= or train_duration_seconds=."
+)
 MOST_SILENT = 1000
 """Steps without a loss after which the loop gets an error."""
+
+LONG_PASS = 100_000
+"""Batches of a run through a loader without a length after which it is said that epochs wait for its end."""
 
 MOST_KEPT_BYTES = 2**26
 """Largest batch that is kept to be handed out again."""
@@ -121,6 +132,7 @@ class Feed:
         self._resumed: Mapping[str, Any] | None = None
         self.has_asked = self._has_begun = False
         self._num_silent = self._updates = self._num_iterations = self._first_step = 0
+        self._long_pass = -1
 
     def join(self, trainer: FeedTrainer) -> None:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""
@@ -245,6 +257,8 @@ class Feed:
             run.early_stop.check_name(pace.epoch + 1)
         pace.begin_pass()
         self._first_step = pace.step
+        if pace.budget.passes is not None:
+            self._long_pass = LONG_PASS if pace.budget.steps_per_pass is None else 2 * pace.budget.steps_per_pass
         if not (_is_iterator(source) and source is self._source):
             plan.taken = plan.left_out = 0
             self._start = self._read_place(source)
@@ -315,6 +329,9 @@ class Feed:
             # It would be asked for ever.
             self._num_iterations -= 1
             return
+        told, given = pace.budget.steps_per_pass, taken + self._plan.left_out
+        if told not in (None, given) and run.agreement.ranks is None:
+            run.announcer.note_once("other length", OTHER_LENGTH.format(given, told))
         self.mark_ended()
         run.controller.end_update()
         self.between_steps()
@@ -340,6 +357,8 @@ class Feed:
         if is_heard:
             run.emitter.start_timing()
         self.open = self.take(item, size, self._samples.of(item, batches))
+        if self._plan.taken == self._long_pass:
+            run.announcer.note_once("long pass", NO_END.format(self._long_pass))
         run.controller.note_start()
         if is_heard:
             run.emitter.stop_timing()
