@@ -248,6 +248,9 @@ class Feed:
                 replay.open_at(source, resumed["loader"], self._samples.open, run.announcer)
             else:
                 replay.set_order(source, resumed["now"].get("order"))
+            if pace.has_ended:
+                # The validation that is repeated, and the next epoch, draw from them.
+                replay.set_generators(source, resumed["now"])
             self.trainer.before_first_batch()
             return batches
         # It was left by a break; a look at a batch that was not trained on is no epoch.
