@@ -28,6 +28,8 @@ import torch
 from cause_plants import BAD, BATCH_SIZE, NUM_STEPS, PLANTED_AT, Plant, Task, plants
 from cause_strange_plants import PLANTS
 from cause_strangers import StrangePlant, StrangeTask
+from cause_visitors import PLANTS as VISITORS
+from cause_visitors import VisitorPlant, VisitorTask
 
 from learnit_r8 import TrainingDiverged, events
 from learnit_r8.flight.record import numbers_in
@@ -51,8 +53,8 @@ class Told(NamedTuple):
     is_replayed: bool | None
 
 
-AnyPlant = Plant | StrangePlant
-AnyTask = Task | StrangeTask
+AnyPlant = Plant | StrangePlant | VisitorPlant
+AnyTask = Task | StrangeTask | VisitorTask
 
 
 def train(plant: AnyPlant | None, task: AnyTask, *, with_run_batch: bool) -> Told:
@@ -90,7 +92,8 @@ def _train(plant: AnyPlant | None, task: AnyTask, folder: Path, *, with_run_batc
     settings: dict[str, Any] = {"run_batch": task.run_batch} if with_run_batch else {}
     adapter = attach(
         task.model, task.optimizer, task.data, batch_size=BATCH_SIZE, num_steps=NUM_STEPS, scheduler_mode="keep",
-        backup_every=8, listeners=[heard], run_dir=folder, record="all", **settings,
+        backup_every=8, listeners=[heard], run_dir=folder,
+        record=getattr(task, "record", "all"), **settings,
     )  # fmt: skip
     with contextlib.suppress(TrainingDiverged):
         for _ in adapter.epochs():
@@ -115,14 +118,17 @@ def verdict_on(plant: AnyPlant, causes: list[Any]) -> str:
     if not causes:
         return "not refused"
     first = causes[0]
+    blamed = [sample for sample in first.samples if sample != BAD or not plant.names_sample]
     names_sample = plant.names_sample and first.samples == (BAD,)
     names_place = any(each in f"{first.where} {first.text}" for each in plant.where)
     is_named = names_sample or names_place or not (plant.names_sample or plant.where)
-    if first.fault in plant.kinds and is_named:
+    if first.fault in plant.kinds and is_named and not (blamed and getattr(plant, "blames_nobody", False)):
         return "right"
     if first.fault == "unknown":
         return "unknown"
-    is_other_sample = plant.names_sample and first.samples and BAD not in first.samples
+    is_other_sample = bool(blamed) and (
+        (plant.names_sample and BAD not in first.samples) or getattr(plant, "blames_nobody", False)
+    )
     is_false = first.fault not in plant.kinds or is_other_sample
     return "wrong and certain" if first.is_certain and is_false else "wrong"
 
@@ -134,12 +140,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="some of the plants")
     parser.add_argument("--without", action="store_true", help="without run_batch")
     parser.add_argument("--only", default="", help="plants with this text in their name")
+    parser.add_argument("--visitors", action="store_true", help="the plants of `cause_visitors.py`")
     half = parser.add_mutually_exclusive_group()
     half.add_argument("--held-out", action="store_true", help="only those that nothing was tuned on")
     half.add_argument("--tuned", action="store_true", help="only the others")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    every: list[AnyPlant] = [*PLANTS] if options.strangers else [*plants()]
+    every: list[AnyPlant] = [*VISITORS] if options.visitors else [*PLANTS] if options.strangers else [*plants()]
     chosen = [each for each in every if options.only in each.name]
     if options.held_out or options.tuned:
         chosen = [each for each in chosen if each.is_held_out == options.held_out]

@@ -80,7 +80,7 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
         return str(record["number"]), "", "", "unreadable", clean(record["error"], 110)
     said = record["cause"] or record["diagnosis"] or _reason(record)
     return (
-        str(record["number"]), f"{record['step'] - 1:,}", str(record["num_refused"]), record["state"], clean(said, 400),
+        str(record["number"]), f"{record['step']:,}", str(record["num_refused"]), record["state"], clean(said, 400),
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def _reason(record: dict[str, Any]) -> str:
 
 def _lines_of(record: dict[str, Any]) -> Iterator[str]:
     """Return the lines about one incident: the sentence first, then the evidence."""
-    yield record["cause"] or f"step {record['step'] - 1:,}: nobody has looked where it began"
+    yield record["cause"] or f"step {record['step']:,}: nobody has looked where it began"
     finding = record["finding"]
     if finding is not None and finding["missing"]:
         yield f"  not looked at: {finding['missing']}"

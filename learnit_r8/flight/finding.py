@@ -77,7 +77,7 @@ def sentence_of(finding: Finding, step: int, samples: Sequence[str]) -> str:
 
     Args:
         finding: What was found.
-        step: The step of the refused batch, 0-based.
+        step: Steps reported, the refused one included.
         samples: Names of the samples to blame; empty where batches have none, whose rows are named then.
 
     >>> found = Finding(FORWARD, "NaN first in `head` (forward)", (3,), "whose input holds Inf at [0]", is_certain=True)

@@ -1,7 +1,7 @@
 """The examiner: finds out where an incident began, by running the refused batch again.
 
 Two batches, the refused one and the last good one, on two states of the weights, the present one and that of a backup,
-tell data from weights. What a run shows in the place of the first value that is not finite is told by `trace`.
+tell data from weights. What a run shows in the place of the first value that is not finite is told by `watch`.
 """
 
 from __future__ import annotations

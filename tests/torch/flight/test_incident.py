@@ -1,5 +1,6 @@
 """The same failure again: a recorded incident is loaded, replayed, listed, shown and sent."""
 
+import html
 import math
 
 import pytest
@@ -7,9 +8,13 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
+from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.cli import main
+from learnit_r8.loggers import Webhook
 from learnit_r8.report import write_report
+from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
+from tests.loggers.test_webhook import serve
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BAD = 21
@@ -65,7 +70,7 @@ def test_a_replayed_loss_is_the_same_to_the_bit(tmp_path, own_loader):
     torch.manual_seed(5)
     again = incident.replay(Net(), loss_fn)
 
-    assert again.item() == incident.loss == losses[step] > 1000
+    assert again.item() == incident.loss == losses[step - 1] > 1000
     assert incident.replay(Net(), loss_fn).item() == incident.loss
     again.backward()
     assert own_loader or "whose input holds 3000 at [0]" in incident.cause
@@ -109,6 +114,58 @@ def test_incidents_are_listed_and_shown(tmp_path, capsys):
     body = text[text.index("<main>") :]
     assert "NaN first in `first` (forward), for sample 21" in body
     assert body.index("NaN first in") < body.index('class="cards"')
+
+
+@pytest.fixture
+def server():
+    """A web hook."""
+    yield from serve()
+
+
+@pytest.mark.parametrize("fault", ["input", "unknown"])
+def test_one_sentence_is_said_everywhere(tmp_path, capsys, server, fault):
+    """In the error, the event, the record, the list, the screen, the report, and the alert of a logger: the same."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    times = 1.0 if fault == "input" else float("nan")
+    x[:, 0] = float("nan") if fault == "input" else 1.0
+    model, heard = Net(), record_events()
+    adapter = attach(
+        model, torch.optim.SGD(model.parameters(), 1e-2), torch.utils.data.TensorDataset(x, x[:, 1:2]), batch_size=8,
+        num_steps=60, run_dir=tmp_path, name="run", recovery=Recovery(max_refused=12),
+        listeners=[heard, Webhook(server.url)],
+        run_batch=lambda batch: loss_fn(model, batch) if fault == "input" else 1 / 0,
+    )  # fmt: skip
+
+    def run():
+        for _ in adapter.epochs():
+            for batch in adapter.loader():
+                adapter.step(adapter.loss(loss_fn(model, batch) * times))
+
+    with pytest.raises(TrainingDiverged) as raised:
+        run()
+    adapter.close()
+    found = heard.of(events.CauseFound)[0]
+    sentence = found.text
+    assert found.fault == fault
+    assert sentence.startswith(f"step {heard.of(events.BatchRefused)[0].step}: ")
+
+    assert str(raised.value).startswith(f"It began at {sentence}.")
+    assert heard.of(events.GaveUp)[0].text.startswith(f"It began at {sentence}.")
+    assert load_incident(tmp_path / "incidents" / "1").cause == sentence
+    # An alert begins with the name of the run.
+    assert ("cause", f"run: {sentence}") in [(each["kind"], each["text"]) for each, _ in server.posted]
+    page = write_report(tmp_path, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"<b>{html.escape(sentence)}</b>" in page
+    for command in (
+        ["incidents", tmp_path],
+        ["incidents", tmp_path, 1],
+        ["watch", tmp_path, "--once", "--view", "incidents", "--width", "80", "--height", "60"],
+    ):
+        main(list(map(str, command)))
+        # A list has room for its beginning.
+        said = sentence if len(command) > 2 else sentence[:80]
+        assert said in " ".join(capsys.readouterr().out.split()), command
 
 
 def test_a_forged_incident_runs_nothing(tmp_path):
