@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from learnit_r8 import TrainingDiverged, events
 from learnit_r8.flight.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
+from learnit_r8.torch.flight.examiner import Examiner
 
 QUICK = 6
 
@@ -44,12 +46,13 @@ class Told(NamedTuple):
 
     Attributes:
         causes: The events.
-        seconds: Time that the first search took; NaN if there was none.
+        seconds, cpu_seconds: Time that the first search took, on the clock and of the processor; NaN if there was none.
         is_replayed: Whether the recorded incident has the same loss again, to the bit; None if nothing was recorded.
     """
 
     causes: list[Any]
     seconds: float
+    cpu_seconds: float
     is_replayed: bool | None
 
 
@@ -59,32 +62,52 @@ AnyTask = Task | StrangeTask | VisitorTask
 
 def train(plant: AnyPlant | None, task: AnyTask, *, with_run_batch: bool) -> Told:
     """Train with something planted, or a NaN reported for nothing; returns what was told of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _train(plant, task, Path(folder), with_run_batch=with_run_batch)
+    with tempfile.TemporaryDirectory() as folder, _timed() as taken:
+        causes = _train(plant, task, Path(folder), with_run_batch=with_run_batch)
+        return Told(causes, *(taken or [(math.nan, math.nan)])[0], _replays(task, Path(folder)))
 
 
-def _replays(task: AnyTask, folder: Path) -> tuple[float, bool | None]:
-    """The time of the search, and whether the recorded loss comes again."""
+def _replays(task: AnyTask, folder: Path) -> bool | None:
+    """Whether the recorded loss comes again; None where there is none."""
     if not numbers_in(folder):
-        return math.nan, None
+        return None
     incident = load_incident(folder / "incidents" / "1")
     if incident.batch is None:
         # Weights were tested, and no batch was refused.
-        return math.nan, None
+        return None
     finding = incident.record["finding"] or {}
     task.model = copy.deepcopy(task.model)
     again = incident.replay(task.model, lambda model, batch: task.run_batch(batch)).item()
-    seconds, loss = finding.get("seconds", math.nan), incident.loss
+    loss = incident.loss
     if finding.get("missing"):
         # Only the forward pass has run, which gives no loss.
-        return seconds, None
+        return None
     if math.isnan(loss):
         # Where the weights are not finite, the batch was not run on them.
-        return seconds, None if math.isfinite(again) else math.isnan(again)
-    return seconds, again == loss
+        return None if math.isfinite(again) else math.isnan(again)
+    return again == loss
 
 
-def _train(plant: AnyPlant | None, task: AnyTask, folder: Path, *, with_run_batch: bool) -> Told:
+@contextlib.contextmanager
+def _timed() -> Iterator[list[tuple[float, float]]]:
+    """A ``with`` block in which searches are timed, on the clock and of the processor."""
+    taken: list[tuple[float, float]] = []
+    examine = Examiner.examine
+
+    def timed(self: Examiner, refusal: Any) -> Any:
+        began = time.perf_counter(), time.thread_time()
+        found = examine(self, refusal)
+        taken.append((time.perf_counter() - began[0], time.thread_time() - began[1]))
+        return found
+
+    Examiner.examine = timed  # type: ignore[method-assign]
+    try:
+        yield taken
+    finally:
+        Examiner.examine = examine  # type: ignore[method-assign]
+
+
+def _train(plant: AnyPlant | None, task: AnyTask, folder: Path, *, with_run_batch: bool) -> list[Any]:
     if plant is not None:
         plant.prepare(task)
     task.build()
@@ -110,7 +133,7 @@ def _train(plant: AnyPlant | None, task: AnyTask, folder: Path, *, with_run_batc
             if heard.of(events.CauseFound):
                 break
     adapter.close()
-    return Told(list(heard.of(events.CauseFound)), *_replays(task, folder))
+    return list(heard.of(events.CauseFound))
 
 
 def verdict_on(plant: AnyPlant, causes: list[Any]) -> str:
@@ -175,9 +198,12 @@ def main() -> None:
         fine += bool(causes) and causes[0].fault == "nothing"
         print(f"nothing planted, {model}: {causes[0].text if causes else 'nothing'}")
     print(f"nothing planted: {fine} of {len(models)} say that model, data and gradients are fine")
-    seconds = sorted(each.seconds for each in all_told if each.seconds == each.seconds)
-    if seconds:
-        print(f"time of a search: median {seconds[len(seconds) // 2]:.2f} s, longest {seconds[-1]:.2f} s")
+    for what in ("seconds", "cpu_seconds"):
+        named = [(getattr(each, what), plant.name) for each, plant in zip(all_told, chosen, strict=True)]
+        taken = sorted(each for each in named if each[0] == each[0])
+        if taken:
+            longest, name = taken[-1]
+            print(f"{what} of a search: median {taken[len(taken) // 2][0]:.3f}, longest {longest:.3f} ({name})")
     replayed = [each.is_replayed for each in all_told if each.is_replayed is not None]
     print(f"replayed: the loss of {sum(replayed)} of {len(replayed)} to the bit")
     print(f"{time.perf_counter() - began:.0f} s")

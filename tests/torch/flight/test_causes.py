@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from learnit_r8 import events
 from learnit_r8.flight.finding import Refusal
+from learnit_r8.testing import record_events
+from learnit_r8.torch import attach, load_incident
 from learnit_r8.torch.flight.rows import join
 from learnit_r8.torch.flight.runs import Runs
 from learnit_r8.torch.flight.state_faults import compare
@@ -119,3 +122,33 @@ def test_a_row_of_weights_and_statistics_that_changed_alone_are_named():
 
     told = train(data(), model=model, strike=spoil)[0]
     assert (told.fault, told.where, told.is_certain) == ("weight", "1.running_var", True)
+
+
+def test_a_batch_that_cannot_run_twice_is_said_and_named_in_the_record(tmp_path):
+    """A stream of batches, each with an iterator that is used up: the run goes on, and the record leaves it out."""
+    torch.manual_seed(0)
+    model, heard = nn.Linear(2, 1), record_events()
+
+    def stream():
+        for number in range(24):
+            yield {"x": torch.full((4, 2), math.nan if number == 13 else 1.0), "once": iter([1.0])}
+
+    def run(batch):
+        return (model(batch["x"]) * next(batch["once"])).square().mean()
+
+    adapter = attach(
+        model, torch.optim.Adam(model.parameters()), stream(), num_epochs=1, listeners=[heard], run_batch=run,
+        run_dir=tmp_path, record="batch", backup_every=4,
+    )  # fmt: skip
+    for _ in adapter.epochs():
+        for batch in adapter.batches():
+            adapter.step(run(batch))
+    adapter.close()
+
+    assert adapter.scheduler.global_step == 24
+    [found] = heard.of(events.CauseFound)
+    assert not found.is_certain
+    incident = load_incident(tmp_path / "incidents" / "1")
+    assert list(incident.record["left_out"]) == ["batch.batch.once"]
+    assert incident.batch["x"].isnan().all()
+    assert torch.isfinite(model.weight).all()
