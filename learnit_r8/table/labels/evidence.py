@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..losses import EXACT, WHOLE_BATCH, Reading
+from ..losses import EXACT, WHOLE_BATCH
 from ..records import MOST_USES, Records
 from .predictions import NUM_ROWS, UNLABELLED, VALUES, PredictionRows, read_predictions
 from .votes import vote
@@ -93,12 +93,12 @@ class Evidence:
             return None
         return self.records.take(indices)
 
-    def with_predictions(self, reading: Reading, predictions: Any, kind: int) -> Reading:
-        """The reported losses together with checked predictions; changes nothing.
+    def checked(self, predictions: Any, count: int, kind: int) -> PredictionRows:
+        """Reported predictions, checked; changes nothing.
 
         Args:
-            reading: The losses.
-            predictions: `Predictions` of the same samples.
+            predictions: `Predictions` of the samples of a batch.
+            count: Number of losses reported with them.
             kind: EXACT, WHOLE_BATCH or the size of a part.
 
         Raises:
@@ -111,13 +111,13 @@ class Evidence:
                 + ("the mean of the batch" if kind == WHOLE_BATCH else f"means of parts of {kind}")
                 + ": a mean does not show whose label is wrong. Report a vector of losses."
             )
-        rows = read_predictions(predictions, np.size(reading.means), self.num_classes)
+        rows = read_predictions(predictions, count, self.num_classes)
         if rows.num_places * self._num_samples > MOST_PLACES and rows.num_places > 1:
             raise ValueError(
                 f"predictions must hold at most {MOST_PLACES:,} places in all, got {rows.num_places:,} for each of "
                 f"{self._num_samples:,} samples: leave out some, as in logits[..., ::2, ::2], targets[..., ::2, ::2]."
             )
-        return reading._replace(predictions=rows)
+        return rows
 
     def make_records(self, rows: PredictionRows) -> None:
         """Note the number of classes; make the records the first time, and wider ones where a sample has more places.

@@ -133,9 +133,7 @@ def test_labels_that_change_their_meaning_are_forgotten():
     """Another number of classes is refused with the call that forgets; after it, labels are judged by new visits."""
     r8 = trained(tokens, 1)
     with pytest.raises(ValueError, match=r"must stay 5, as reported first, got 9. Call table.forget_labels\(\) first"):
-        r8.table.storage.evidence.with_predictions(
-            type("Reading", (), {"means": np.zeros(2)}), predictions_of(np.zeros((2, 9)), [0, 1]), 1
-        )
+        r8.table.storage.evidence.checked(predictions_of(np.zeros((2, 9)), [0, 1]), 2, 1)
     r8.table.forget_labels()
 
     assert (r8.table.given == -1).all()
