@@ -160,7 +160,8 @@ class Case:
 
     def _said_of_healthy(self) -> str:
         assert self._healthy is not None
-        return f"it is so with the healthy weights of step {self._healthy[0]:,}, too"
+        kind = "" if self._good is None else "healthy "
+        return f"it is so with the {kind}weights of step {self._healthy[0]:,}, too"
 
     # Weights.
 

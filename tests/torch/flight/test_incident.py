@@ -103,9 +103,11 @@ def test_a_replayed_loss_is_the_same_to_the_bit(tmp_path, settings):
     assert replayed().item() == incident.loss
     again.backward()
     assert len(numbers_in(tmp_path)) > len(before) >= ("resume" in settings)
-    assert "own_loader" in settings or "whose input holds 3000 at [0]" in incident.cause
+    # The first batch after a resume has no good one before it to be compared with.
+    is_named = "own_loader" not in settings and "resume" not in settings
+    assert "whose input holds 3000 at [0]" in incident.cause or not is_named
     assert (incident.refused is None) == (settings["record"] == "batch")
-    assert repr(incident).count("step ") == 1
+    assert repr(incident).count(f"step {step + 1}: ") == 1
 
 
 def test_without_data_nothing_of_the_batch_is_written(tmp_path, capsys):
