@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -345,12 +345,6 @@ class LoaderAdapter:
     def close(self) -> None:
         """Finish: report, save what is due, tell listeners. Safe to call twice."""
         self.scheduler.close()
-
-    def __iter__(self) -> NoReturn:
-        raise TypeError(
-            "a LoaderAdapter must be looped over by epochs, got a loop over itself. Write: for epoch in "
-            "adapter.epochs(): for batch in adapter.batches()."
-        )
 
     def __enter__(self) -> LoaderAdapter:
         return self
