@@ -194,11 +194,12 @@ def _watching(state: Any, tell: Callable[[str, Any], None]) -> Iterator[None]:
 
     nnx = _nnx_in(state)
     changed: list[tuple[type, Any]] = []
+    paths: dict[int, tuple[str, Any]] = {}
     if nnx is not None:
         modules = [each for _, each in nnx.iter_graph(state) if isinstance(each, nnx.Module)]
         for kind in {type(each) for each in modules if callable(each)}:
             changed.append((kind, vars(kind).get("__call__")))
-            kind.__call__ = _telling(kind.__call__, tell)
+            kind.__call__ = _telling(kind.__call__, tell, nnx, paths)
     try:
         with nn.intercept_methods(intercept):
             yield
@@ -210,12 +211,18 @@ def _watching(state: Any, tell: Callable[[str, Any], None]) -> Iterator[None]:
                 kind.__call__ = call
 
 
-def _telling(call: Any, tell: Callable[[str, Any], None]) -> Any:
+def _telling(call: Any, tell: Callable[[str, Any], None], nnx: Any, paths: dict[int, tuple[str, Any]]) -> Any:
+    """A call of modules that tells their outputs, by their path in the outermost module that was called."""
+
     @functools.wraps(call)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(self) not in paths:
+            # Within a compiled step modules are other objects. They are held, as an id may come again.
+            for path, each in nnx.iter_graph(self):
+                if isinstance(each, nnx.Module):
+                    paths[id(each)] = ".".join(map(str, path)) or type(self).__name__, each
         output = call(self, *args, **kwargs)
-        # Within a compiled step a module is another object, whose path is not known.
-        tell(type(self).__name__, output)
+        tell(paths[id(self)][0], output)
         return output
 
     return watched
