@@ -264,7 +264,6 @@ class R8Scheduler:
             from .dashboard.live import Live
 
             self.host.announcer.add(Live(engine.requests, folder=self.run_dir or ""))
-        self._open: Ticket | None = None
         self._given_up: int | None = None
         self._looping: int | None = None
         self._is_closed = self._counts_epochs = self._ended_epoch = False
@@ -415,14 +414,14 @@ class R8Scheduler:
         search = host.search
         self.requests.stay_within(None)
         while True:
-            if self._open is not None:
+            if host.open_ticket is not None:
                 self._give_up_open()
             if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
                 self._ended_epoch = True
                 self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.asks_probe):
                     return
-            ticket = self._open = host.draw_if_any()
+            ticket = host.open_ticket = host.draw_if_any()
             if ticket is None:
                 return
             if ticket.weights is not None:
@@ -593,13 +592,13 @@ class R8Scheduler:
             return host.feed.report(loss, part_size, grad_norm, skipped, predictions, ids)
         if ids is not None:
             raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
-        ticket = self._open
+        ticket = host.open_ticket
         if ticket is None:
             return self._report_in_hand(
                 loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
             )
         outcome = host._report(ticket, loss, part_size, grad_norm, skipped, predictions)
-        self._open = None
+        host.open_ticket = None
         return outcome
 
     @property
@@ -622,7 +621,7 @@ class R8Scheduler:
 
     def _give_up_open(self) -> None:
         """Give up the batch of `batch_iterator` that was not reported."""
-        ticket, self._open = self._open, None
+        ticket, self.host.open_ticket = self.host.open_ticket, None
         if ticket is not None and ticket.batch.is_out:
             self._given_up = ticket.step
             self.host.give_up(ticket)

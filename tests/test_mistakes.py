@@ -263,7 +263,7 @@ def test_a_loop_over_the_loader_itself_is_said_and_ends():
 
     with (
         pytest.warns(RuntimeWarning, match=r"step 0 is of no batch of adapter\.batches\(\)"),
-        pytest.raises(RuntimeError, match="epoch 0 ended with no batch taken"),
+        pytest.raises(RuntimeError, match="epoch 0 ended with no batch reported"),
     ):
         go_on()
     assert adapter.scheduler.global_step == 2

@@ -186,8 +186,12 @@ def _by_mirror(
         judged_at = judged
     some = {name: values[judged] for name, values in part.items()}
     group = _groups_of(records, some, judged_at, width, by_group)
+    of_labels: dict[str, Any] = {
+        "alike": min(width, MOST_ALIKE), "sample": judged_at // width if width > 1 else None,
+        "is_binary": some["given"].dtype.kind in "ui" and int(some["given"].max(initial=0)) < 2,
+    }  # fmt: skip
     margin, mirror, chosen = mirror_margins(
-        margins.of(some).astype(np.float64), group, precision, image=margins.image(some), alike=min(width, MOST_ALIKE)
+        margins.of(some).astype(np.float64), group, precision, image=margins.image(some), **of_labels
     )
     spared = unlearned(margin, some["given"], judged_at % width) if width > 1 else None
     if spared is not None and len(chosen):
@@ -203,7 +207,7 @@ def _by_mirror(
         if spared is not None:
             is_left &= ~spared(known["given"], indices % width)
         indices, scores = indices[is_left], mirror.score(margin, high[is_left].astype(np.float64))
-    careful = Mirror.of(margin, caution=3.0)
+    careful = Mirror.of(margin, caution=3.0, **of_labels)
     own = margin[: len(judged)]
     low = 0.0 if careful is None else float(careful.score(margin)[: len(own)].mean())
     return replace(
@@ -269,7 +273,7 @@ def mirror_margins(
     precision: float,
     *,
     image: NDArray[np.float64] | None = None,
-    alike: int = 1,
+    **of_labels: Any,
 ) -> tuple[NDArray[np.float64], Mirror | None, NDArray[np.int64]]:
     """The margins, their mirror, and the positions of the suspects, int64[K], highest margin first.
 
@@ -279,12 +283,12 @@ def mirror_margins(
         precision: Least share of the list to be wrong.
         image: Margins whose negative ones mirror the positive ones, in place of the negative ones of ``margin``; then
             they are behind the margins that are returned.
-        alike: Labels that may be alike, so that they count as one.
+        of_labels: See `Mirror.of`.
     """
     size = len(margin)
     if image is not None and len(image):
         margin = np.concatenate([np.where(margin > 0, margin, np.nan), image[image < 0]])
-    mirror = Mirror.of(margin, alike=alike)
+    mirror = Mirror.of(margin, **of_labels)
     flagged = np.zeros(size, bool)
     if mirror is not None:
         flagged[mirror.longest(margin, precision)] = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,8 +42,9 @@ NOT_OF_BATCHES = (
 class LoaderAdapter:
     """A model's training with the user's own loader; `attach` makes it if it gets no ``batch_size``.
 
-    As long as nothing goes wrong, the training does not change: weights, optimizer state, random generators and the
-    order of the data are bit for bit those of the script without it.
+    To iterate over it is to iterate over `batches`, and what it has no attribute for is that of the loader, so it can
+    take the loader's name. As long as nothing goes wrong, the training does not change: weights, optimizer state,
+    random generators and the order of the data are bit for bit those of the script without it.
 
     Args:
         scheduler: An R8Scheduler without ``num_samples``.
@@ -98,7 +99,9 @@ class LoaderAdapter:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            scheduler = self.__dict__.get("scheduler")
+            scheduler, loader = self.__dict__.get("scheduler"), self.__dict__.get("_loader")
+            if not name.startswith("_") and hasattr(loader, name):
+                return getattr(loader, name)
             meant = dict(OTHER_NAMES)
             if not name.startswith("_") and hasattr(scheduler, name):
                 meant = {name: f"It is adapter.scheduler.{name}.", **meant}
@@ -106,6 +109,16 @@ class LoaderAdapter:
 
     def __repr__(self) -> str:
         return f"LoaderAdapter({self.scheduler!r})"
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches())
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __bool__(self) -> bool:
+        # Not that of a length, which streams have none of.
+        return True
 
     @property
     def outcome(self) -> Outcome:
@@ -332,12 +345,6 @@ class LoaderAdapter:
     def close(self) -> None:
         """Finish: report, save what is due, tell listeners. Safe to call twice."""
         self.scheduler.close()
-
-    def __iter__(self) -> NoReturn:
-        raise TypeError(
-            "a LoaderAdapter must be looped over by epochs, got a loop over itself. Write: for epoch in "
-            "adapter.epochs(): for batch in adapter.batches()."
-        )
 
     def __enter__(self) -> LoaderAdapter:
         return self
