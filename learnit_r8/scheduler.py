@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import events
-from ._validation import no_attribute, shortened
+from ._validation import loop_method, no_attribute, shortened
 from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
@@ -61,6 +61,8 @@ OTHER_NAMES = {
     "fit": "The loop stays yours: for epoch in r8.epoch_iterator().",
 }
 """What to say of names that schedulers and trainers of other libraries have."""
+
+LOOPS = "Write: for epoch in r8.epoch_iterator(): for batch, lr in r8.batch_iterator()."
 
 
 class R8Scheduler:
@@ -350,6 +352,7 @@ class R8Scheduler:
         """The run folder; None without one."""
         return None if self._journal is None else self._journal.folder
 
+    @loop_method
     def epoch_iterator(self) -> Iterator[int]:
         """Yield 0-based epoch numbers until the budget is spent or the run is stopped; continues after a ``break``.
 
@@ -394,6 +397,7 @@ class R8Scheduler:
                 "folder, and not saved at its end. Build another R8Scheduler, or close this one later.",
             )
 
+    @loop_method
     def batch_iterator(self) -> Iterator[tuple[NDArray[np.int64], float]]:
         """Yield ``(batch_indices, lr)`` until the epoch ends or the time is up.
 
@@ -431,6 +435,7 @@ class R8Scheduler:
                 self.requests.leave()
                 raise
 
+    @loop_method
     def batches(
         self,
         loader: Iterable[T],
@@ -515,6 +520,7 @@ class R8Scheduler:
         feed = self._own_feed("follow")
         return TrainerBatches(feed, measure, sets_generators=sets_generators, begins_anew=begins_anew)
 
+    @loop_method
     def steps(self) -> Iterator[int]:
         """Yield the number of each step until the budget is spent, for a loop without an iterable of batches.
 
@@ -541,7 +547,7 @@ class R8Scheduler:
     def update_with_loss(
         self,
         loss: Any,
-        *,
+        *unnamed: Any,
         part_size: int | None = None,
         grad_norm: Any = None,
         skipped: bool = False,
@@ -557,6 +563,7 @@ class R8Scheduler:
             loss: The loss of each sample, float[B], the mean of the batch, or with ``part_size`` the means of its
                 parts; see `report`. For your own batches, the mean, or an array of any shape, whose mean counts; if
                 they say which samples they hold, a value for each row is the loss of that row.
+            *unnamed: Refused.
             part_size: Samples in a part, >= 1.
             grad_norm: Norm of the batch's gradient, if known.
             skipped: Whether the optimizer's step was skipped because gradients overflowed.
@@ -572,6 +579,11 @@ class R8Scheduler:
             ValueError: a rate is given, although the scheduler sets it.
             TypeError, ValueError, TrainingDiverged: as for `report`.
         """
+        if unnamed:
+            raise TypeError(
+                f"update_with_loss() takes the losses alone, got {shortened(unnamed[0])} after them: the scheduler "
+                "knows its rate; with scheduler_mode='keep' give yours as lr=."
+            )
         if lr is not None:
             self.tell_rate(lr)
         # Read once: as this class explains unknown names, CPython finds its attributes ten times slower.
@@ -596,6 +608,9 @@ class R8Scheduler:
 
     def tell_rate(self, lr: float) -> None:
         """Tell views and guard the rate that you train with; only with ``scheduler_mode="keep"``.
+
+        Args:
+            lr: The rate, >= 0.
 
         Raises:
             ValueError: the scheduler sets the rate.
@@ -834,6 +849,9 @@ class R8Scheduler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a saved state; the next batch is the one that the saved run would have drawn.
+
+        Args:
+            state: What `state_dict` returned.
 
         Raises:
             ValueError: the state is incomplete, of a newer version, or of another data set, batch size, estimator or
@@ -1108,6 +1126,9 @@ class R8Scheduler:
             "another one with the same arguments and load state_dict() into it, or use save_checkpoint() and "
             "resume_from_checkpoint()."
         )
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("an R8Scheduler must be looped over by epochs, got a loop over itself. " + LOOPS)
 
     def __enter__(self) -> R8Scheduler:
         return self

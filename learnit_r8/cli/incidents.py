@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.durable_io import open_output
+from ..dashboard.event_text import describe
 from ..dashboard.text import clean, number
-from ..events.codec import strict_json
+from ..events.codec import from_fields, strict_json
 from ..flight.record import PARTS, BadRecord, export, numbers_in, read_record
 from ..journal.run import UnreadableRun, find_run, free_of_runs
 from .table import table_lines
@@ -106,14 +107,23 @@ def _lines_of(record: dict[str, Any]) -> Iterator[str]:
         yield f"... and {record['num_refused'] - 3} more refused batches"
     yield "what was done"
     for event in record["timeline"][:MOST_LINES]:
-        facts = ", ".join(f"{name} {_shown(value)}" for name, value in event.items() if name not in _LEFT)
-        yield f"  step {event.get('step', '?')}: {event.get('kind', '?')} {facts}"
+        yield f"  step {event.get('step', '?')}: {_said(event)}"
     if record["num_events"] > MOST_LINES:
         yield f"  ... and {record['num_events'] - MOST_LINES} more"
     held = ", ".join(record["files"]) or "names only"
     left = "".join(f"; not {name} ({why})" for name, why in record["left_out"].items())
     yield f"holds   {held}{left}"
     yield "with    " + ", ".join(f"{name} {value}" for name, value in record["versions"].items())
+
+
+def _said(event: dict[str, Any]) -> str:
+    """What happened, in the words of the screen; of an event that another version wrote, its fields."""
+    try:
+        said = describe(from_fields(event))
+    except ValueError:
+        said = None
+    facts = ", ".join(f"{name} {_shown(value)}" for name, value in event.items() if name not in _LEFT)
+    return said.text if said is not None else f"{event.get('kind', '?')} {facts}"
 
 
 _LEFT = ("step", "seconds", "kind")

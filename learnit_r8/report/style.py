@@ -18,7 +18,8 @@ header p{margin:0}
 h1{margin:0;font-size:30px;line-height:1.2;letter-spacing:-.02em;overflow-wrap:anywhere}
 .what{grid-column:1/-1;color:var(--quiet)}
 .state{padding:4px 14px;border-radius:99px;background:var(--accent-soft);color:var(--accent);font-size:14px}
-.state.died,.state.stalled{background:color-mix(in srgb,var(--alert) 16%,transparent);color:var(--alert)}
+.state.died,.state.diverged,.state.stalled{
+background:color-mix(in srgb,var(--alert) 16%,transparent);color:var(--alert)}
 .state.finished{background:color-mix(in srgb,var(--good) 16%,transparent);color:var(--good)}
 .state.stopped{background:color-mix(in srgb,var(--warn) 18%,transparent);color:var(--warn)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0 0 16px}

@@ -1,6 +1,6 @@
 """The evidence about every label: 32 bytes a sample, beside the records, only where predictions are reported.
 
-Late visits count more, with the square of their number. So nothing has to be known about the length of the run, and
+Late visits count more, with a power of their number. So nothing has to be known about the length of the run, and
 what an untrained model says is soon forgotten.
 """
 
@@ -42,8 +42,9 @@ LAYOUTS = (EVIDENCE, PLACE_EVIDENCE, VALUE_EVIDENCE)
 MOST_PLACES = 2**25
 """Most labels of all samples: half a gigabyte."""
 
-LATENESS = 2
-"""Weight of the v-th visit: v (v + 1) / 2 for 2, and 1 for 0. Measured in benchmarks/labels.py."""
+LATENESS, LATENESS_OF_PLACES = 2, 6
+"""Weight of the v-th visit: v (v + 1) / 2 for 2, and 1 for 0; measured in benchmarks/labels.py. Of several labels a
+sample a network learns the wrong ones by heart later, if at all: measured in benchmarks/label_kinds.py."""
 
 EARLY = 6
 """Visits in the early margin, which are over before a network knows wrong labels by heart. Measured on 1,300 digits."""
@@ -189,12 +190,13 @@ def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
         rows: float32[3, M], see `PredictionRows`.
     """
     margin, predicted, given = rows
-    weight = _begin_visit(records, given)
+    has_history = "learned" in (records.dtype.names or ())
+    weight = _begin_visit(records, given, LATENESS if has_history else LATENESS_OF_PLACES)
     # NaN counts as the highest.
     margin = np.fmax(np.fmin(margin, np.float32(HIGHEST)), np.float32(-HIGHEST))
     records["margin"] += (margin - records["margin"]) * weight
     records["early"] = np.where(records["visits"] <= EARLY, records["margin"], records["early"])
-    if "learned" in (records.dtype.names or ()):
+    if has_history:
         _learn_history(records, margin, predicted)
     vote(records, predicted.astype(np.uint16))
 
@@ -218,13 +220,13 @@ def learn_values(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
         rows: float32[3, M], see `PredictionRows`.
     """
     residual, _, given = rows
-    weight = _begin_visit(records, given)
+    weight = _begin_visit(records, given, LATENESS)
     before = residual - records["residual"]
     records["residual"] += before * weight
     records["spread"] += (before * (residual - records["residual"]) - records["spread"]) * weight
 
 
-def _begin_visit(records: NDArray[Any], given: NDArray[np.float32]) -> NDArray[np.float32]:
+def _begin_visit(records: NDArray[Any], given: NDArray[np.float32], lateness: int) -> NDArray[np.float32]:
     """Count a visit, from the first on where the label has changed; float32[M], what this one weighs."""
     anew = records["given"] != given
     if anew.any():
@@ -232,5 +234,5 @@ def _begin_visit(records: NDArray[Any], given: NDArray[np.float32]) -> NDArray[n
         records["given"] = given
     visits = records["visits"].astype(np.float32) + 1
     records["visits"] = np.minimum(visits, MOST_USES)
-    weight: NDArray[np.float32] = np.float32(1 + LATENESS) / (visits + np.float32(LATENESS))
+    weight: NDArray[np.float32] = np.float32(1 + lateness) / (visits + np.float32(lateness))
     return weight
