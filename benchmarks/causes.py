@@ -5,8 +5,8 @@ first sentence that is told. Right: the kind of the cause, with the sample or th
 and certain: a sentence that claims another cause without a "probably". Not refused: the guard has found nothing wrong.
 
 Half of the plants are held out: which ones follows from their names, and nothing was tuned on them. With `--strangers`
-the plants are those of `cause_strange_plants.py`, by somebody who had not seen the detectors; with `--visitors` those of
-`cause_visitors.py`, which nothing was written beside.
+the plants are those of `cause_strange_plants.py`, by somebody who had not seen the detectors; with `--visitors` those
+of `cause_visitors.py`, which nothing was written beside.
 
     python benchmarks/causes.py [--strangers | --visitors] [--quick] [--without] [--only TEXT] [--held-out | --tuned]
     python benchmarks/causes.py --large
@@ -180,8 +180,8 @@ def measure_large() -> None:
     steps: list[tuple[float, float]] = []
     with _timed() as taken:
         adapter = attach(
-            task.model, task.optimizer, task.data, batch_size=BATCH_SIZE, num_epochs=1, guard="finite", scheduler_mode="keep",
-            run_batch=lambda batch: task.losses(batch).mean(), listeners=[heard],
+            task.model, task.optimizer, task.data, batch_size=BATCH_SIZE, num_epochs=1, scheduler_mode="keep",
+            run_batch=lambda batch: task.losses(batch).mean(), guard="finite", listeners=[heard],
         )  # fmt: skip
         for batch in adapter.loader():
             began = time.perf_counter(), time.thread_time()
