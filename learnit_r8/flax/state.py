@@ -23,12 +23,12 @@ class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call]
     batch_stats: Any = None
 
 
-def is_of_devices(loss: Any) -> bool:
+def is_of_devices(array: Any) -> bool:
     """Whether the first dimension of an array is that of the devices, as ``pmap`` makes it."""
-    if not isinstance(loss, jax.Array) or not loss.is_fully_addressable:
+    if not isinstance(array, jax.Array) or not array.ndim or not array.is_fully_addressable:
         return False
-    devices = loss.sharding.device_set
-    return len(devices) == loss.shape[0] > 1 and loss.sharding.shard_shape(loss.shape)[0] == 1
+    devices = array.sharding.device_set
+    return len(devices) == array.shape[0] > 1 and array.sharding.shard_shape(array.shape)[0] == 1
 
 
 def with_lr(state: Any, lr: float) -> Any:

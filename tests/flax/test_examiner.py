@@ -108,6 +108,29 @@ def test_an_overflow_and_a_gradient_are_told_apart():
     assert "its loss was finite" in found.text
 
 
+def test_a_batch_that_is_one_array():
+    """It is looked at like any other, beside a state that counts its steps."""
+
+    @jax.jit
+    def bare(state, batch, key):
+        def loss_of(params):
+            losses = ((batch @ params["w"] - 1) ** 2).mean(1)
+            return losses.mean(), losses
+
+        grads, losses = jax.grad(loss_of, has_aux=True)(state.params)
+        return state.apply_gradients(grads=grads), {"losses": losses}
+
+    heard, x = record_events(), data()["x"]
+    x[BAD, 2] = np.nan
+    r8 = R8Scheduler(SIZE, batch_size=BATCH, num_epochs=1, initial_lr=0.01, guard="finite", listeners=[heard])
+    tx = optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
+    state = r8flax.TrainState.create(apply_fn=None, params={"w": jnp.zeros((4, 1))}, tx=tx)
+    r8flax.train_loop(state, bare, lambda rows: x[rows], rng_key=jax.random.key(2), scheduler=r8, show_progress=False)
+    (found, *_) = heard.of(events.CauseFound)
+
+    assert (found.fault, found.samples, found.is_certain) == ("input", (BAD,), True), found.text
+
+
 def test_modules_of_nnx_are_named_by_their_path():
     """They change in place, and are as they were after the search."""
 
