@@ -1,6 +1,7 @@
 """Several labels a sample, tokens, pixels and numbers: the labels that look wrong, and the samples that hold them."""
 
 import csv
+import dataclasses
 import io
 
 import numpy as np
@@ -126,7 +127,8 @@ def test_resumed_runs_know_the_same(said, runs):
 
     assert len(whole.suspects().indices)
     np.testing.assert_array_equal(resumed.read_evidence()["visits"], whole.read_evidence()["visits"])
-    for ours, theirs in zip(resumed.suspects()[:3], whole.suspects()[:3], strict=True):
+    found = [dataclasses.astuple(table.suspects())[:3] for table in (resumed, whole)]
+    for ours, theirs in zip(*found, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
