@@ -23,7 +23,6 @@ import keras
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback
-from learnit_r8.keras.state import as_numpy
 
 DIGITS = load_digits()
 X = (DIGITS.data / 16).astype("float32")[:500]
@@ -65,7 +64,7 @@ class Watch(keras.callbacks.Callback):
         prefetch = self._dataset.drawn
         in_hand = prefetch.current or next(iter(prefetch.waiting.values()))
         self.batches.append(in_hand.indices.tolist())
-        self.rates.append(float(as_numpy(self.model.optimizer.learning_rate)))
+        self.rates.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
         self.weights.append(self.model.get_weights())
 
 

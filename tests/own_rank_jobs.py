@@ -139,7 +139,7 @@ def resumed_run(rank, folder, until):
     return {"weights": digest(model), "seen": seen}
 
 
-def placed_run(rank, kind):
+def placed_run(rank, kind, folder=None):
     """Train with a sample that holds NaN, which is in the part of either rank; what is told, and the weights."""
     torch.manual_seed(0)
     layers = [torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.1), torch.nn.Linear(8, 1)]
@@ -153,12 +153,15 @@ def placed_run(rank, kind):
         return loss
 
     inputs = torch.randn(64, 3)
-    inputs[[5, 41], 1] = float("nan")
+    inputs[[5, 41], 1] = 3e4 if kind == "far off" else float("nan")
+    guard = {} if kind == "far off" else {"guard": "finite"}
     common = {"num_steps": 40, "run_batch": run_batch, "listeners": [heard], "handle_signals": False, "backup_every": 4}
+    if folder is not None:
+        common |= {"run_dir": folder, "record": "all"}
     data = torch.utils.data.TensorDataset(inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapter = attach(model, optimizer, data, batch_size=8, guard="finite", **common)
+        adapter = attach(model, optimizer, data, batch_size=8, **guard, **common)
         for _ in adapter.epochs():
             for batch in adapter.loader():
                 losses = (model(batch[0]) - batch[0].sum(1, keepdim=True)).pow(2).mean(1)

@@ -18,17 +18,13 @@ from .fit_frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
 from .losses import LossRecorder
 from .own_batches import OwnBatchesCallback
-from .state import ModelState
+from .rate_factor import RateFactor
+from .state import SETS_RATE, ModelState, rate_of
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 FINISHED = "the run was over, at step {}, when it was resumed: fit() trains nothing."
-
-KEEPS = (
-    "scheduler_mode must be a curve with an R8Dataset, got 'keep'; to keep the optimizer's rate or its schedule, give "
-    "R8Callback an R8Scheduler(scheduler_mode='keep') without num_samples."
-)
 
 OTHER_DATA = (
     "x must be the R8Dataset in fit(), or a PyDataset that takes its batches from that one by number, got one that "
@@ -42,9 +38,10 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     After each step it reports the loss of every sample in that step, before weights of samples and classes, and with a
     cross entropy of single labels also what the model predicts, so that `SampleTable.suspects` judges the labels. To
     undo a refused loss it restores model and optimizer, and the running means that Keras shows (by up to 16 batches).
-    Before each step it sets the learning rate on the optimizer. At the end of an epoch it passes what Keras logged on
-    to `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks that you gave the scheduler stay
-    in use; the others come from the model.
+    Before each step it sets the learning rate on the optimizer; with ``scheduler_mode="keep"`` the rate or schedule
+    stays yours, and only recovery lowers it. At the end of an epoch it passes what Keras logged on to
+    `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks that you gave the scheduler stay in
+    use; the others come from the model.
 
     With an `R8Scheduler` without ``num_samples`` in place of the data set, ``fit`` trains on whatever it is given: see
     `OwnBatchesCallback`.
@@ -57,9 +54,9 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     Raises:
         TypeError: ``dataset`` is not an R8Dataset.
-        ValueError: the scheduler keeps the optimizer's rate; the model is not compiled, its learning rate is a
-            schedule, it takes several steps at a time, or several processes train it; for ``backup_every`` an
-            interval that cannot be read.
+        ValueError: the model is not compiled, its learning rate is a schedule where the scheduler sets it, it takes
+            several steps at a time, or several processes train it; for ``backup_every`` an interval that cannot be
+            read.
         RuntimeError: the model is not built.
 
     Attributes:
@@ -82,11 +79,10 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
                 f"{dataset!r}."
             )
         self.dataset = dataset
-        if dataset.r8.keeps_rates:
-            raise ValueError(KEEPS)
         self._prefetch = dataset.drawn
         self._backup_every = backup_every
         self._recorder: LossRecorder | None = None
+        self._rates: RateFactor | None = None
         self._count, self._indices = 0, np.empty(0, np.int64)
         self._state: ModelState | None = None
         self._wired: Any = None
@@ -95,9 +91,10 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             self._wire(model)
 
     def _wire(self, model: Any) -> None:
-        _check_model(model)
+        keeps_rates = self._prefetch.r8.keeps_rates
+        _check_model(model, keeps_rates=keeps_rates)
         if self._wired is not model:
-            self._state, self._wired = ModelState(model), model
+            self._state, self._wired = ModelState(model, keeps_rates=keeps_rates), model
         state = self._state
         assert state is not None
         examiner = Examiner(model, state, lambda: self.dataset.rows_of(self._indices))
@@ -109,8 +106,10 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     def set_model(self, model: Any) -> None:
         """Take the model; Keras calls it as a ``fit`` begins."""
         super().set_model(model)
-        _check_model(model)
-        self._recorder = LossRecorder.of(model, self._prefetch.r8.table.batch_size)
+        r8 = self._prefetch.r8
+        _check_model(model, keeps_rates=r8.keeps_rates)
+        self._recorder = LossRecorder.of(model, r8.table.batch_size)
+        self._rates = RateFactor(model, [model.optimizer], self._recorder.live) if r8.keeps_rates else None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Check what can only be checked now, and attach the model."""
@@ -177,10 +176,13 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             state.resume_random(is_set=prefetch.r8.global_step % prefetch.r8.steps_per_epoch > 0)
         # Before the last batch too, after which the means are shown.
         if batch % METRICS_EVERY == 0 or batch + 1 == self._prefetch.epoch_length:
-            recorder.live.keep_metrics(recorder.memory)
+            recorder.live.keep_metrics()
         ticket = prefetch.begin()
         self._count, self._indices = len(ticket.indices), ticket.indices
-        recorder.live.set(_rate_of(self.model.optimizer), ticket.lr)
+        if self._rates is None:
+            recorder.live.set(rate_of(self.model.optimizer), ticket.lr)
+        else:
+            self._rates.begin_step(prefetch.r8)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Report the losses of the batch."""
@@ -195,6 +197,9 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
                 "the model's loss is one number for the whole batch: losses of samples are estimated. Compile it with "
                 "a loss that gives one for each sample (Keras takes the mean itself).",
             )
+        if self._rates is not None:
+            self._rates.take_back()
+            r8.tell_rate(self._rates.value)
         try:
             outcome = self._prefetch.report(losses, predictions=recorder.predictions())
         except BaseException:
@@ -225,22 +230,13 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         self.dataset.end_workers()
 
 
-def _rate_of(optimizer: Any) -> Any:
-    """The variable with the learning rate of a Keras optimizer, one that scales losses too."""
-    rate = getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
-    if not isinstance(rate, keras.Variable):
-        raise ValueError(
-            f"learning_rate must be a number in the optimizer, as the scheduler sets it at each step, got {rate!r}; to "
-            "keep it, give R8Callback an R8Scheduler(scheduler_mode='keep') without num_samples."
-        )
-    return rate
-
-
-def _check_model(model: Any) -> None:
+def _check_model(model: Any, *, keeps_rates: bool) -> None:
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         raise ValueError(f"model must be compiled with an optimizer, got {model!r} without one; call compile().")
-    _rate_of(optimizer)
+    rate = rate_of(optimizer)
+    if not keeps_rates and not isinstance(rate, keras.Variable):
+        raise ValueError(SETS_RATE.format(rate))
     if model.steps_per_execution != 1:
         raise ValueError(
             f"steps_per_execution must be 1 with an R8Dataset, got {model.steps_per_execution!r}: losses of samples "

@@ -10,12 +10,15 @@ from .dataset import R8Dataset
 from .fit_frame import callbacks_of_fit, local_of_fit
 
 REFUSED = {
-    "LearningRateScheduler": "the scheduler sets the rate at each step: give the curve as its scheduler_mode",
-    "ReduceLROnPlateau": "the scheduler sets the rate at each step: choose its initial_lr and scheduler_mode",
+    "LearningRateScheduler": "the scheduler sets the rate at each step: give it the curve as scheduler_mode, or 'keep'",
+    "ReduceLROnPlateau": "the scheduler sets the rate at each step: choose its initial_lr, or scheduler_mode='keep'",
     "BackupAndRestore": "it would restore Keras' epochs, but not the scheduler: use checkpoint_dir and "
     "resume='auto' of R8Scheduler",
 }
 """Callbacks of Keras that would do nothing or harm, and what to do instead."""
+
+
+SET_RATES = "LearningRateScheduler", "ReduceLROnPlateau"
 
 
 def check_fit(dataset: R8Dataset) -> bool:
@@ -35,9 +38,10 @@ def check_fit(dataset: R8Dataset) -> bool:
     steps, most = local_of_fit("steps_per_epoch"), dataset.r8.steps_per_epoch
     if steps is not None and steps != most:
         raise ValueError(f"steps_per_epoch must be left out in fit(), or be the scheduler's {most}, got {steps!r}.")
+    keeps_rates = dataset.r8.keeps_rates
     for callback in callbacks_of_fit() or []:
         for name, reason in REFUSED.items():
-            if isinstance(callback, getattr(keras.callbacks, name)):
+            if not (keeps_rates and name in SET_RATES) and isinstance(callback, getattr(keras.callbacks, name)):
                 raise ValueError(f"callbacks must not have a {name}, got {callback!r}: {reason}.")
     return _is_wrapped(dataset)
 

@@ -59,13 +59,10 @@ class LiveValues:
         if self._is_jax:
             self._model.jax_state_sync()
 
-    def keep_metrics(self, own: Any) -> None:
-        """Remember Keras' running means, in which one NaN would stay to the end of the epoch.
-
-        Args:
-            own: A variable that is no metric of the user's.
-        """
-        self.metrics = [(each, np.array(self.read(each))) for each in self._model.metrics_variables if each is not own]
+    def keep_metrics(self) -> None:
+        """Remember Keras' running means, in which one NaN would stay to the end of the epoch."""
+        own = [each for each in self._model.metrics_variables if not each.path.startswith("r8_")]
+        self.metrics = [(each, np.array(self.read(each))) for each in own]
 
     def put_metrics_back(self) -> None:
         """Set the running means to what they were when they were kept."""

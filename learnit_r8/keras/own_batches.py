@@ -14,14 +14,9 @@ from .devices import check_devices, say_devices
 from .examiner import Examiner
 from .fit_frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
-from .rate_factor import NOT_SCALED, RateFactor
-from .state import ModelState, rate_of
+from .rate_factor import RateFactor
+from .state import SETS_RATE, ModelState, rate_of
 from .step_losses import StepLosses
-
-SETS_RATE = (
-    "learning_rate must be a number in the optimizer where the scheduler sets it, got {!r}; to keep it, give the "
-    "scheduler scheduler_mode='keep'."
-)
 
 
 class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
@@ -74,7 +69,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if not self._r8.keeps_rates and not isinstance(rate, keras.Variable):
             raise ValueError(SETS_RATE.format(rate))
         self._losses = StepLosses.of(model)
-        self._rates = RateFactor(optimizers, self._losses.live)
+        self._rates = RateFactor(model, optimizers, self._losses.live)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Wire the model, which is built by now."""
@@ -92,18 +87,15 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """Do what is due between two steps, and lower the rate where recovery asks for it."""
         r8, live = self._r8, self._losses.live
         if not batch % METRICS_EVERY or not live.metrics:
-            live.keep_metrics(self._losses.memory)
+            live.keep_metrics()
         if not self._batches.begin():
             return
         if not r8.keeps_rates:
             live.set(rate_of(self.model.optimizer), r8.lr)
             return
-        if not r8.controller.is_quiet or r8.lr_factor != 1:
-            if r8.lr_factor != 1 and self._rates.unscaled is not None:
-                r8.host.say_once("rate in the step", NOT_SCALED.format(self._rates.unscaled))
-            self._rates.put_on(r8.lr_factor)
+        self._rates.begin_step(r8)
 
-    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Report the losses of the step, or of all those that ``steps_per_execution`` has taken at once."""
         r8, batches = self._r8, self._batches
         self._rates.take_back()

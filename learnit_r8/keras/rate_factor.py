@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from .live_values import LiveValues
-from .state import as_numpy, rate_of
+from .state import rate_of
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
 
 NOT_SCALED = (
-    "the learning rate of an optimizer is {!r} on JAX, which is compiled into the step: recovery cannot lower it "
-    "there, and only puts weights back."
+    "the learning rate of an optimizer is {!r} on JAX, in a model that names its metrics itself: recovery cannot lower "
+    "it there, and only puts weights back."
 )
 
 
@@ -23,52 +26,60 @@ class RateFactor:
     schedule in the optimizer is multiplied by a variable, which is 1 as long as all is well.
 
     Args:
+        model: The model that the optimizers train.
         optimizers: Keras optimizers.
         live: Sets the variables of the first one, wherever they are.
-
-    Attributes:
-        unscaled: The rate that cannot be lowered; None if all can.
     """
 
-    def __init__(self, optimizers: list[Any], live: LiveValues) -> None:
+    def __init__(self, model: Any, optimizers: list[Any], live: LiveValues) -> None:
         self._live = live
         self._rates: list[Any] = []
         self._saved: list[Any] = []
-        self.unscaled: Any = None
+        self._unscaled: Any = None
         self._factor: Any = None
         for optimizer in optimizers:
             rate = rate_of(optimizer)
             if isinstance(rate, keras.Variable):
                 self._rates.append(rate)
-            elif keras.backend.backend() == "jax":
-                self.unscaled = rate
-            else:
-                self._wrap(getattr(optimizer, "inner_optimizer", optimizer))
+            elif not self._wrap(model, getattr(optimizer, "inner_optimizer", optimizer)):
+                self._unscaled = rate
 
-    def _wrap(self, optimizer: Any) -> None:
+    def _wrap(self, model: Any, optimizer: Any) -> bool:
+        """Multiply a schedule by the factor; False where that cannot be."""
         current = optimizer._get_current_learning_rate
-        if hasattr(current, "r8_factor"):
-            self._factor = current.r8_factor
-            return
-        if self._factor is None:
-            self._factor = keras.Variable(1.0, dtype="float32", trainable=False, name="r8_factor")
-        factor = self._factor
+        factor = getattr(current, "r8_factor", self._factor) or _Factor.of(model)
+        if factor is None:
+            return False
+        self._factor = factor
+        if not hasattr(current, "r8_factor"):
 
-        def scaled() -> Any:
-            return current() * factor
+            def scaled() -> Any:
+                return current() * factor.now
 
-        scaled.r8_factor = factor  # type: ignore[attr-defined]
-        optimizer._get_current_learning_rate = scaled
+            scaled.r8_factor = factor  # type: ignore[attr-defined]
+            optimizer._get_current_learning_rate = scaled
+            # A step traced before knows nothing of the factor.
+            model.train_function = None
+        return True
 
     @property
     def value(self) -> float:
         """The user's rate now: that of the first optimizer whose rate is a variable; NaN without."""
         return float(self._live.read(self._rates[0])) if self._rates else float("nan")
 
+    def begin_step(self, r8: R8Scheduler) -> None:
+        """Lower the rates where recovery asks for it."""
+        factor = r8.lr_factor
+        if r8.controller.is_quiet and factor == 1:
+            return
+        if factor != 1 and self._unscaled is not None:
+            r8.host.say_once("rate in the step", NOT_SCALED.format(self._unscaled))
+        self.put_on(factor)
+
     def put_on(self, factor: float) -> None:
         """Lower the rates for the steps that follow."""
-        if self._factor is not None and float(as_numpy(self._factor)) != factor:
-            self._factor.assign(factor)
+        if self._factor is not None and float(self._live.read(self._factor.by)) != factor:
+            self._live.set(self._factor.by, factor)
         if factor == 1:
             return
         self._saved = [np.array(self._live.read(each)) for each in self._rates]
@@ -80,3 +91,53 @@ class RateFactor:
         saved, self._saved = self._saved, []
         for rate, value in zip(self._rates, saved, strict=False):
             self._live.set(rate, float(value))
+
+
+class _Factor(keras.metrics.Metric):  # type: ignore[misc]
+    """A factor that a training step reads.
+
+    It is a metric only so that JAX hands it to the step; whatever else a step reads is compiled into it there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="r8_rate_factor")
+        self.by = self.add_variable(shape=(), initializer="ones", dtype="float32", name="by")
+        self._in_step: Any = None
+
+    @classmethod
+    def of(cls, model: Any) -> _Factor | None:
+        """A factor in the steps of a model; None where JAX does not hand it on."""
+        factor = cls()
+        if keras.backend.backend() != "jax":
+            return factor
+        model._metrics.append(factor)
+        if not any(each is factor for each in model.metrics):
+            model._metrics.remove(factor)
+            return None
+        step = model.train_step
+
+        def train_step(state: Any, data: Any) -> Any:
+            places = [number for number, each in enumerate(model.metrics_variables) if each is factor.by]
+            factor._in_step = state[3][places[0]]
+            try:
+                return step(state, data)
+            finally:
+                factor._in_step = None
+
+        model.train_step = train_step
+        return factor
+
+    @property
+    def now(self) -> Any:
+        """The factor, in a step or outside of one."""
+        return self.by if self._in_step is None else self._in_step
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: recovery writes."""
+
+    def reset_state(self) -> None:
+        """Do nothing: it is not of an epoch."""
+
+    def result(self) -> dict[str, Any]:
+        """Nothing to show."""
+        return {}

@@ -15,6 +15,10 @@ from ..checkpoint.state_tree import is_own_kind
 from ..sampling.random_generators import set_torch_state, torch_state
 from .devices import num_devices, scope_of
 
+SETS_RATE = (
+    "learning_rate must be a number in the optimizer, as the scheduler sets it at each step, got {!r}; to keep it, "
+    "give R8Scheduler scheduler_mode='keep'."
+)
 _FILE_KINDS = "model", "optimizer", "rate", "random", "devices"
 
 

@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from .devices import scope_of
+from .fit_frame import local_of_fit
 from .live_values import LiveValues
 
 try:
@@ -20,6 +21,19 @@ except ImportError:
 
     def _unscale(value: Any) -> Any:
         return value
+
+
+try:
+    from keras.src.backend.common.stateless_scope import in_stateless_scope
+except ImportError:
+
+    def in_stateless_scope() -> bool:
+        """Assume that variables are held for the step, as Keras' own steps do."""
+        return True
+
+
+STEP_LOSS = "r8_step_loss"
+"""Among the logs of a JAX step that carries no variable of ours: its loss. `StepLosses.read` takes it out again."""
 
 
 class StepLosses:
@@ -67,7 +81,7 @@ class StepLosses:
         self.live.search_again()
         self._num_written = int(self.live.read(self.memory)[-1])
 
-    def read(self, logs: Mapping[str, Any] | None) -> list[float]:
+    def read(self, logs: dict[str, Any] | None) -> list[float]:
         """The losses of the steps since the last call, in their order.
 
         Args:
@@ -82,6 +96,11 @@ class StepLosses:
         if count:
             first = self._num_written - min(count, self.capacity)
             return [float(array[number % self.capacity]) for number in range(first, self._num_written)]
+        if logs is not None and STEP_LOSS in logs:
+            # Keras took these from its own, which it keeps for the history.
+            for each in (local_of_fit("logs"), logs):
+                loss = each.pop(STEP_LOSS)
+            return [float(loss)]
         found = [float(value) for name, value in (logs or {}).items() if "loss" in name]
         if not found:
             raise RuntimeError(
@@ -108,19 +127,22 @@ class StepLosses:
             # JAX steps hand back only variables that they know of.
             model._metrics = [each for each in model._metrics if not isinstance(each, _Ring)]
             model._metrics.append(self._memory)
-            return
         step = getattr(model.train_step, "__wrapped__", model.train_step)
 
         @functools.wraps(step)
         def train_step(*args: Any, **kwargs: Any) -> Any:
             heard = self._heard
             heard.totals, heard.means = [], []
+            heard.trace = _trace_of(args) if self._is_jax else None
             try:
-                logs = step(*args, **kwargs)
-                self._keep(heard.totals or heard.means or _losses_in(logs))
-                return logs
+                done = step(*args, **kwargs)
+                if self._is_jax:
+                    logs, state = done
+                    return self._with_loss(logs), state
+                self._keep(heard.totals or heard.means or _losses_in(done))
+                return done
             finally:
-                del heard.totals, heard.means
+                del heard.totals, heard.means, heard.trace
 
         model.train_step = train_step
         for metric in model.metrics:
@@ -128,27 +150,55 @@ class StepLosses:
                 self._listen(metric)
 
     def _listen(self, metric: Any) -> None:
-        update = getattr(metric.update_state, "__wrapped__", metric.update_state)
+        # The second is that of steps without state, as JAX has them.
+        name, first = ("stateless_update_state", 1) if self._is_jax else ("update_state", 0)
+        update = getattr(metric, name)
+        update = getattr(update, "__wrapped__", update)
 
         @functools.wraps(update)
-        def update_state(values: Any, *args: Any, **kwargs: Any) -> Any:
+        def listen(*args: Any, **kwargs: Any) -> Any:
             means = getattr(self._heard, "means", None)
             if means is not None:
-                means.append(_mean_of(values))
-            return update(values, *args, **kwargs)
+                values = args[first] if len(args) > first else kwargs["values"]
+                # On JAX, what is still to be differentiated must not leave the function that is.
+                if not self._is_jax or _trace_of(values) is self._heard.trace:
+                    means.append(_mean_of(values))
+            return update(*args, **kwargs)
 
-        metric.update_state = update_state
+        setattr(metric, name, listen)
 
     def _hear_total(self, total: Any) -> None:
-        if self._is_jax:
+        if not self._is_jax:
+            if hasattr(self._heard, "totals"):
+                self._heard.totals.append(_unscale(total))
+        elif self._is_carried and in_stateless_scope():
             self._memory.keep(total)
-        elif hasattr(self._heard, "totals"):
-            self._heard.totals.append(_unscale(total))
+            if hasattr(self._heard, "totals"):
+                self._heard.totals.append(None)
+
+    @property
+    def _is_carried(self) -> bool:
+        """Whether the variable is among those of the model; a model may name its metrics itself."""
+        return any(each is self._memory for each in self._model.metrics)
+
+    def _with_loss(self, logs: Any) -> Any:
+        """The logs of a JAX step, with its loss where the variable has not got it."""
+        found = self._heard.means or _losses_in(logs)
+        return logs if self._heard.totals or not found else {**logs, STEP_LOSS: _sum_of(found)}
 
     def _keep(self, losses: list[Any]) -> None:
         if losses:
-            # Not a sum of sums, which TensorFlow would rearrange together with the user's own.
-            self._memory.keep(losses[0] if len(losses) == 1 else ops.sum(ops.stack(losses)))
+            self._memory.keep(_sum_of(losses))
+
+
+def _sum_of(losses: list[Any]) -> Any:
+    # Not a sum of sums, which TensorFlow would rearrange together with the user's own.
+    return losses[0] if len(losses) == 1 else ops.sum(ops.stack(losses))
+
+
+def _trace_of(values: Any) -> Any:
+    """The transformation of JAX that values are in; None where there is none."""
+    return next((each._trace for each in keras.tree.flatten(values) if hasattr(each, "_trace")), None)
 
 
 def _losses_in(logs: Any) -> list[Any]:

@@ -169,3 +169,49 @@ def test_a_refused_last_batch_leaves_the_metrics_as_they_were():
 
     assert r8.sentry.num_refused == 1
     assert history.history["loss"][0] == pytest.approx(seen[14])
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, batches):
+        super().__init__()
+        self._batches = batches
+
+    def __len__(self):
+        return len(self._batches)
+
+    def __getitem__(self, number):
+        return X[self._batches[number]], Y[self._batches[number]]
+
+
+OWN_RATES = {
+    "schedule": (lambda: keras.optimizers.schedules.ExponentialDecay(0.05, 4, 0.5), []),
+    "callback": (lambda: 0.01, [keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)]),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_RATES)
+def test_rates_of_ones_own_are_kept(kind):
+    """With "keep" the batches are the scheduler's and the rates the user's, as in a plain fit over those batches."""
+    rate, more = OWN_RATES[kind]
+    model, plain = (classifier(optimizer=keras.optimizers.SGD(rate())) for _ in range(2))
+    r8 = R8Scheduler(len(X), batch_size=32, num_epochs=1, scheduler_mode="keep")
+    dataset = R8Dataset(X, Y, r8)
+    watch = Watch(dataset)
+    fit(model, dataset, watch, *more)
+    plain.fit(Batches(watch.batches), shuffle=False, verbose=0, callbacks=more)
+
+    assert all(map(np.array_equal, model.get_weights(), plain.get_weights()))
+    assert r8.lr == pytest.approx(0.005) if kind == "callback" else np.isnan(r8.lr)
+
+
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
+def test_a_schedule_heals():
+    """A NaN goes back under the user's own schedule, which recovery multiplies and never replaces."""
+    model = classifier(optimizer=keras.optimizers.SGD(OWN_RATES["schedule"][0]()))
+    r8 = R8Scheduler(len(X), batch_size=32, num_epochs=2, scheduler_mode="keep")
+    dataset = R8Dataset(X, Y, r8)
+    fit(model, dataset, At(r8, 20, poison), epochs=2, callback=R8Callback(dataset, backup_every=5))
+
+    assert (r8.global_step, r8.sentry.num_refused) == (32, 1)
+    assert all(np.isfinite(each).all() for each in model.get_weights())
+    assert isinstance(model.optimizer._learning_rate, keras.optimizers.schedules.ExponentialDecay)

@@ -16,7 +16,19 @@ import numpy as np
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback, model_callbacks
-from tests.keras.own_fits import BATCHES, FITS, QUICK, Fit, X, Y, batches_of, classifier, outcome, schedule
+from tests.keras.own_fits import (
+    BATCHES,
+    FITS,
+    QUICK,
+    RATES,
+    X,
+    Y,
+    batches_of,
+    classifier,
+    outcome,
+    schedule,
+    share_of_step,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -30,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 )
 def test_nothing_changes_without_an_incident_and_a_nan_is_healed(name):
     """Weights, optimizer and history are those of ``fit`` alone, losses are those of the steps; one NaN goes back."""
-    assert outcome(*FITS[name]) == "equal, healed"
+    assert outcome(name) == "equal, healed"
 
 
 @pytest.mark.slow
@@ -46,88 +58,32 @@ def test_other_back_ends(back_end, flags):
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
-class Gan(keras.Model):
-    """Two networks with an optimizer each, and a step of its own; it tracks means of losses, or returns them."""
-
-    def __init__(self, *, tracks):
-        super().__init__()
-        layers = [keras.Input((8,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(1)]
-        self.judge = keras.Sequential(layers)
-        self.maker = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
-        self.seed = keras.random.SeedGenerator(1)
-        self.own = [keras.metrics.Mean(name=name) for name in ("d_loss", "g_loss")] if tracks else []
-
-    def compile(self):
-        super().compile()
-        self.d_optimizer, self.g_optimizer = keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-3)
-        self.loss_of = keras.losses.BinaryCrossentropy(from_logits=True)
-
-    @property
-    def metrics(self):
-        return self.own
-
-    def train_step(self, data):
-        x = data[0]
-        size = tf.shape(x)[0]
-        ones, noise = tf.ones((size, 1)), keras.random.normal((size, 4), seed=self.seed)
-        with tf.GradientTape(persistent=True) as tape:
-            made = self.maker(noise)
-            d_loss = self.loss_of(ones, self.judge(x)) + self.loss_of(0 * ones, self.judge(made))
-            g_loss = self.loss_of(ones, self.judge(made))
-        for loss, net, optimizer in (
-            (d_loss, self.judge, self.d_optimizer), (g_loss, self.maker, self.g_optimizer),
-        ):  # fmt: skip
-            optimizer.apply(tape.gradient(loss, net.trainable_variables), net.trainable_variables)
-        losses = {"d_loss": d_loss, "g_loss": g_loss}
-        for metric in self.own:
-            metric.update_state(losses[metric.name])
-        return {metric.name: metric.result() for metric in self.own} or losses
-
-
-@pytest.mark.program
-@pytest.mark.parametrize("tracks", [False, True])
-def test_a_step_of_ones_own_is_healed(tracks):
-    """A GAN in ``fit``, with both networks and both optimizers; its losses are those of steps, not running means."""
-
-    def gan():
-        model = Gan(tracks=tracks)
-        model.compile()
-        return model
-
-    def data():
-        return {"x": batches_of(X, Y)}
-
-    assert outcome(gan, data, guard="finite") == "equal, healed"
-    watched = Fit(gan, data, guard="finite", epochs=1)
-    assert len(set(watched.reported)) == BATCHES
-    if tracks:
-        means = [watched.history[name][-1] for name in ("d_loss", "g_loss")]
-        assert np.mean(watched.reported) == pytest.approx(sum(means), rel=1e-3)
-
-
 @pytest.mark.slow
-def test_two_replicas():
+def test_two_replicas(monkeypatch):
     """Under MirroredStrategy the loss is that of the whole batch, and the mirrored variables go back."""
 
     def mirrored():
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
             return classifier(schedule())
 
-    assert outcome(mirrored, lambda: {"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(32)}) == "equal, healed"
+    monkeypatch.setitem(
+        FITS, "replicas", (mirrored, lambda: {"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(32)})
+    )
+    assert outcome("replicas") == "equal, healed"
 
 
-@pytest.mark.parametrize("rate", [0.01, schedule()], ids=["number", "schedule"])
-def test_recovery_lowers_a_rate_for_the_step_alone(rate):
+@pytest.mark.parametrize("kind", RATES)
+def test_recovery_lowers_a_rate_for_the_step_alone(kind):
     """The rate of a step is the user's times the factor of recovery, a schedule's too; after it, it is whole again."""
-    model, callback = classifier(rate), R8Callback(R8Scheduler(scheduler_mode="keep"))
+    assert share_of_step(RATES[kind], 0.25) == pytest.approx(0.25, rel=1e-4)
+    model, callback = classifier(RATES[kind]()), R8Callback(R8Scheduler(scheduler_mode="keep"))
     callback.set_model(model)
-    for factor in (1.0, 0.25, 0.25, 1.0):
+    for factor in (0.25, 1.0):
         callback._rates.put_on(factor)
-        assert float(model.optimizer.learning_rate) == pytest.approx(0.01 * factor)
         callback._rates.take_back()
 
-    assert isinstance(rate, float) is isinstance(model.optimizer._learning_rate, keras.Variable)
-    assert isinstance(rate, float) or model.optimizer._learning_rate is rate
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
+    assert isinstance(model.optimizer._learning_rate, keras.Variable) is (kind == "a number")
 
 
 @pytest.mark.program

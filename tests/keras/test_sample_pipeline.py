@@ -7,7 +7,7 @@ pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
 
 
-from learnit_r8 import R8Scheduler, policies
+from learnit_r8 import policies
 from learnit_r8.keras import R8Callback, R8Dataset
 from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, reconstructing, scheduler, tf, true_losses
 
@@ -238,10 +238,3 @@ def test_the_batch_in_hand_is_that_of_the_stages():
     assert all(map(np.array_equal, dataset.rows_of(first), (x, y)))
     assert np.array_equal(x, 2 * X[first])
     assert dataset.rows_of(second) is None
-
-
-def test_a_rate_that_is_kept():
-    """With samples the scheduler sets the rate: one that keeps it is refused, with the way to keep it."""
-    r8 = R8Scheduler(len(X), batch_size=32, num_epochs=1, scheduler_mode="keep")
-    with pytest.raises(ValueError, match=r"scheduler_mode must be a curve with an R8Dataset, got 'keep'; to keep the"):
-        R8Callback(R8Dataset(X, Y, r8))

@@ -10,7 +10,7 @@ import torch
 
 from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
-from ..._validation import no_attribute
+from ..._validation import loop_method, no_attribute
 from ...guard.verdict import GOOD
 from ...sampling.ticket import Outcome, Ticket, new_tuple
 from ..flight.hand import Hand
@@ -162,10 +162,12 @@ class LoaderAdapter:
         """
         self._losses.load_scheduler(state)
 
+    @loop_method
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
         return self.scheduler.epoch_iterator()
 
+    @loop_method
     def batches(
         self,
         loader: Any = None,
@@ -197,6 +199,7 @@ class LoaderAdapter:
             raise ValueError("loader must be given to attach() or here, got None; where there is none, use steps().")
         return self.scheduler.batches(loader, size=size, tokens=tokens, ids=ids, skip=skip)
 
+    @loop_method
     def steps(self) -> Iterator[int]:
         """Yield the number of each step until the budget is spent; see `R8Scheduler.steps`."""
         return self.scheduler.steps()

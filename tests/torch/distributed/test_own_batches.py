@@ -4,6 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from learnit_r8.flight.record import numbers_in
+from learnit_r8.torch import load_incident
 from tests import own_rank_jobs as jobs
 
 pytestmark = pytest.mark.program
@@ -75,6 +77,21 @@ def test_the_sample_is_named_whichever_rank_has_it(pair):
         assert (fault, is_certain) == ("input", True)
         assert "whose input holds NaN at [1]" in text
         assert "seen on rank" in text
+
+
+def test_the_part_that_is_to_blame_is_recorded_and_replayed(pair, tmp_path):
+    """Though it is not that of the rank that writes; in one process, with dropout and BatchNorm, to the bit."""
+    one, other = pair.run(jobs.placed_run, "far off", str(tmp_path))
+    assert one["weights"] == other["weights"]
+    incidents = [load_incident(tmp_path / "incidents" / str(number)) for number in numbers_in(tmp_path)]
+    incidents = [each for each in incidents if "whose input holds 3e+04" in each.cause]
+
+    assert any("seen on rank 1" in each.cause for each in incidents)
+    for incident in incidents:
+        layers = [torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.1), torch.nn.Linear(8, 1)]
+        again = incident.replay(torch.nn.Sequential(*layers), lambda model, batch: jobs.loss_of(model, batch[0]))
+        assert incident.batch[0].max() == 3e4
+        assert again.item() == incident.loss
 
 
 def test_a_batch_that_asks_the_other_ranks_hangs_nowhere(pair):
