@@ -5,9 +5,11 @@ first sentence that is told. Right: the kind of the cause, with the sample or th
 and certain: a sentence that claims another cause without a "probably". Not refused: the guard has found nothing wrong.
 
 Half of the plants are held out: which ones follows from their names, and nothing was tuned on them. With `--strangers`
-the plants are those of `cause_strange_plants.py`, by somebody who had not seen the detectors.
+the plants are those of `cause_strange_plants.py`, by somebody who had not seen the detectors; with `--visitors` those
+of `cause_visitors.py`, which nothing was written beside.
 
-    python benchmarks/causes.py [--strangers] [--quick] [--without] [--only TEXT] [--held-out | --tuned]
+    python benchmarks/causes.py [--strangers | --visitors] [--quick] [--without] [--only TEXT] [--held-out | --tuned]
+    python benchmarks/causes.py --large
 """
 
 from __future__ import annotations
@@ -21,18 +23,22 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from cause_plants import BAD, BATCH_SIZE, NUM_STEPS, PLANTED_AT, Plant, Task, plants
+from cause_plants import BAD, BATCH_SIZE, NUM_SAMPLES, NUM_STEPS, PLANTED_AT, Plant, Task, plants
 from cause_strange_plants import PLANTS
 from cause_strangers import StrangePlant, StrangeTask
+from cause_visitors import PLANTS as VISITORS
+from cause_visitors import VisitorPlant, VisitorTask
 
 from learnit_r8 import TrainingDiverged, events
 from learnit_r8.flight.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
+from learnit_r8.torch.flight.examiner import Examiner
 
 QUICK = 6
 
@@ -42,47 +48,68 @@ class Told(NamedTuple):
 
     Attributes:
         causes: The events.
-        seconds: Time that the first search took; NaN if there was none.
+        seconds, cpu_seconds: Time that the first search took, on the clock and of the processor; NaN if there was none.
         is_replayed: Whether the recorded incident has the same loss again, to the bit; None if nothing was recorded.
     """
 
     causes: list[Any]
     seconds: float
+    cpu_seconds: float
     is_replayed: bool | None
 
 
-AnyPlant = Plant | StrangePlant
-AnyTask = Task | StrangeTask
+AnyPlant = Plant | StrangePlant | VisitorPlant
+AnyTask = Task | StrangeTask | VisitorTask
 
 
 def train(plant: AnyPlant | None, task: AnyTask, *, with_run_batch: bool) -> Told:
     """Train with something planted, or a NaN reported for nothing; returns what was told of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _train(plant, task, Path(folder), with_run_batch=with_run_batch)
+    with tempfile.TemporaryDirectory() as folder, _timed() as taken:
+        causes = _train(plant, task, Path(folder), with_run_batch=with_run_batch)
+        return Told(causes, *(taken or [(math.nan, math.nan)])[0], _replays(task, Path(folder)))
 
 
-def _replays(task: AnyTask, folder: Path) -> tuple[float, bool | None]:
-    """The time of the search, and whether the recorded loss comes again."""
+def _replays(task: AnyTask, folder: Path) -> bool | None:
+    """Whether the recorded loss comes again; None where there is none."""
     if not numbers_in(folder):
-        return math.nan, None
+        return None
     incident = load_incident(folder / "incidents" / "1")
     if incident.batch is None:
         # Weights were tested, and no batch was refused.
-        return math.nan, None
+        return None
     finding = incident.record["finding"] or {}
     task.model = copy.deepcopy(task.model)
     again = incident.replay(task.model, lambda model, batch: task.run_batch(batch)).item()
-    seconds, loss = finding.get("seconds", math.nan), incident.loss
+    loss = incident.loss
     if finding.get("missing"):
         # Only the forward pass has run, which gives no loss.
-        return seconds, None
+        return None
     if math.isnan(loss):
         # Where the weights are not finite, the batch was not run on them.
-        return seconds, None if math.isfinite(again) else math.isnan(again)
-    return seconds, again == loss
+        return None if math.isfinite(again) else math.isnan(again)
+    return again == loss
 
 
-def _train(plant: AnyPlant | None, task: AnyTask, folder: Path, *, with_run_batch: bool) -> Told:
+@contextlib.contextmanager
+def _timed() -> Iterator[list[tuple[float, float]]]:
+    """A ``with`` block in which searches are timed, on the clock and of the processor."""
+    taken: list[tuple[float, float]] = []
+    examine = Examiner.examine
+
+    def timed(self: Examiner, refusal: Any) -> Any:
+        began = time.perf_counter(), time.thread_time()
+        found = examine(self, refusal)
+        taken.append((time.perf_counter() - began[0], time.thread_time() - began[1]))
+        return found
+
+    Examiner.examine = timed  # type: ignore[method-assign]
+    try:
+        yield taken
+    finally:
+        Examiner.examine = examine  # type: ignore[method-assign]
+
+
+def _train(plant: AnyPlant | None, task: AnyTask, folder: Path, *, with_run_batch: bool) -> list[Any]:
     if plant is not None:
         plant.prepare(task)
     task.build()
@@ -90,7 +117,8 @@ def _train(plant: AnyPlant | None, task: AnyTask, folder: Path, *, with_run_batc
     settings: dict[str, Any] = {"run_batch": task.run_batch} if with_run_batch else {}
     adapter = attach(
         task.model, task.optimizer, task.data, batch_size=BATCH_SIZE, num_steps=NUM_STEPS, scheduler_mode="keep",
-        backup_every=8, listeners=[heard], run_dir=folder, record="all", **settings,
+        backup_every=8, listeners=[heard], run_dir=folder,
+        record=getattr(task, "record", "all"), **settings,
     )  # fmt: skip
     with contextlib.suppress(TrainingDiverged):
         for _ in adapter.epochs():
@@ -107,7 +135,7 @@ def _train(plant: AnyPlant | None, task: AnyTask, folder: Path, *, with_run_batc
             if heard.of(events.CauseFound):
                 break
     adapter.close()
-    return Told(list(heard.of(events.CauseFound)), *_replays(task, folder))
+    return list(heard.of(events.CauseFound))
 
 
 def verdict_on(plant: AnyPlant, causes: list[Any]) -> str:
@@ -115,16 +143,59 @@ def verdict_on(plant: AnyPlant, causes: list[Any]) -> str:
     if not causes:
         return "not refused"
     first = causes[0]
+    blamed = [sample for sample in first.samples if sample != BAD or not plant.names_sample]
     names_sample = plant.names_sample and first.samples == (BAD,)
     names_place = any(each in f"{first.where} {first.text}" for each in plant.where)
     is_named = names_sample or names_place or not (plant.names_sample or plant.where)
-    if first.fault in plant.kinds and is_named:
+    if first.fault in plant.kinds and is_named and not (blamed and getattr(plant, "blames_nobody", False)):
         return "right"
     if first.fault == "unknown":
         return "unknown"
-    is_other_sample = plant.names_sample and first.samples and BAD not in first.samples
+    is_other_sample = bool(blamed) and (
+        (plant.names_sample and BAD not in first.samples) or getattr(plant, "blames_nobody", False)
+    )
     is_false = first.fault not in plant.kinds or is_other_sample
     return "wrong and certain" if first.is_certain and is_false else "wrong"
+
+
+class LargeTask:
+    """A hundred million parameters, and one sample that holds NaN."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        layers = [[torch.nn.Linear(5000, 5000), torch.nn.GELU()] for _ in range(4)]
+        self.model = torch.nn.Sequential(*(each for pair in layers for each in pair), torch.nn.Linear(5000, 1))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, momentum=0.9)
+        x = torch.randn(NUM_SAMPLES, 5000)
+        x[BAD, 9] = math.nan
+        self.data = torch.utils.data.TensorDataset(x)
+
+    def losses(self, batch: Any) -> torch.Tensor:
+        return (self.model(batch[0]) - 1).square().mean(1)
+
+
+def measure_large() -> None:
+    """Print the time of a step, and of the search, of a model with a hundred million parameters."""
+    task, heard = LargeTask(), record_events()
+    steps: list[tuple[float, float]] = []
+    with _timed() as taken:
+        adapter = attach(
+            task.model, task.optimizer, task.data, batch_size=BATCH_SIZE, num_epochs=1, scheduler_mode="keep",
+            run_batch=lambda batch: task.losses(batch).mean(), guard="finite", listeners=[heard],
+        )  # fmt: skip
+        for batch in adapter.loader():
+            began = time.perf_counter(), time.thread_time()
+            adapter.step(adapter.loss(task.losses(batch)))
+            steps.append((time.perf_counter() - began[0], time.thread_time() - began[1]))
+            if taken:
+                break
+    adapter.close()
+    count = sum(each.numel() for each in task.model.parameters())
+    print(f"{count / 1e6:.0f} million parameters: {heard.of(events.CauseFound)[0].text}")
+    for what, place in (("on the clock", 0), ("of the processor", 1)):
+        usual = sorted(each[place] for each in steps[1:-1])
+        step, search = usual[len(usual) // 2], taken[0][place]
+        print(f"{what}: a step {step:.2f} s (median of {len(usual)}), the search {search:.2f} s")
 
 
 def main() -> None:
@@ -134,12 +205,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="some of the plants")
     parser.add_argument("--without", action="store_true", help="without run_batch")
     parser.add_argument("--only", default="", help="plants with this text in their name")
+    parser.add_argument("--visitors", action="store_true", help="the plants of `cause_visitors.py`")
+    parser.add_argument("--large", action="store_true", help="only the time that a hundred million parameters take")
     half = parser.add_mutually_exclusive_group()
     half.add_argument("--held-out", action="store_true", help="only those that nothing was tuned on")
     half.add_argument("--tuned", action="store_true", help="only the others")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    every: list[AnyPlant] = [*PLANTS] if options.strangers else [*plants()]
+    if options.large:
+        measure_large()
+        return
+    every: list[AnyPlant] = [*VISITORS] if options.visitors else [*PLANTS] if options.strangers else [*plants()]
     chosen = [each for each in every if options.only in each.name]
     if options.held_out or options.tuned:
         chosen = [each for each in chosen if each.is_held_out == options.held_out]
@@ -168,9 +244,12 @@ def main() -> None:
         fine += bool(causes) and causes[0].fault == "nothing"
         print(f"nothing planted, {model}: {causes[0].text if causes else 'nothing'}")
     print(f"nothing planted: {fine} of {len(models)} say that model, data and gradients are fine")
-    seconds = sorted(each.seconds for each in all_told if each.seconds == each.seconds)
-    if seconds:
-        print(f"time of a search: median {seconds[len(seconds) // 2]:.2f} s, longest {seconds[-1]:.2f} s")
+    for what in ("seconds", "cpu_seconds"):
+        named = [(getattr(each, what), plant.name) for each, plant in zip(all_told, chosen, strict=True)]
+        taken = sorted(each for each in named if each[0] == each[0])
+        if taken:
+            longest, name = taken[-1]
+            print(f"{what} of a search: median {taken[len(taken) // 2][0]:.3f}, longest {longest:.3f} ({name})")
     replayed = [each.is_replayed for each in all_told if each.is_replayed is not None]
     print(f"replayed: the loss of {sum(replayed)} of {len(replayed)} to the bit")
     print(f"{time.perf_counter() - began:.0f} s")

@@ -26,6 +26,8 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from overhead import processor
+
 from learnit_r8 import events
 from learnit_r8.events.condenser import Condenser
 from tests.dashboard.sessions.test_faults import run_with_faults
@@ -106,7 +108,7 @@ def run(how: str, seconds: float, *, size: tuple[int, int] = (80, 24), step: flo
 
 
 def cost_of_frames(seconds: float) -> None:
-    print(f"\nThe screen beside steps of 2 ms and B = 128, {seconds:.0f} s each")
+    print(f"{processor()}\n\nThe screen beside steps of 2 ms and B = 128, {seconds:.0f} s each")
     print("  size      UI CPU   frames/s   CPU a frame   bytes a frame   must")
     for size in SIZES:
         measured = run("screen", seconds, size=size)

@@ -64,6 +64,11 @@ class Faults:
         self._left.discard(step)
         return True
 
+    def check(self) -> None:
+        """Raise RuntimeError if the training has ended before all of them."""
+        if self._left:
+            raise RuntimeError(f"no {self._kind} at the steps {sorted(self._left)}")
+
     def of(self, step: int) -> tuple[np.float32, np.float32, np.float32]:
         """What inputs, weights and rate of a step are multiplied by."""
         return (

@@ -115,8 +115,8 @@ def tf_function(task: Task, faults: Faults) -> float:
     return task.loss(lambda x: model(x))
 
 
-def jax_step(donates: bool) -> Callable[..., Any]:
-    """A jitted step of a linear model in a TrainState, with what breaks it among its arguments."""
+def jax_step(axis: str | None = None) -> Callable[..., Any]:
+    """A step of a linear model in a TrainState, with what breaks it among its arguments; of ``pmap`` with its axis."""
     import jax
 
     def step(state: Any, x: Any, y: Any, weights: Any, rate: Any) -> Any:
@@ -127,10 +127,11 @@ def jax_step(donates: bool) -> Callable[..., Any]:
             return losses.mean(), losses
 
         grads, losses = jax.grad(loss_fn, has_aux=True)(params)
+        grads = grads if axis is None else jax.lax.pmean(grads, axis)
         new = state.replace(params=params).apply_gradients(grads=jax.tree.map(lambda each: each * rate, grads))
         return new, losses
 
-    return jax.jit(step, donate_argnums=0 if donates else ())
+    return step
 
 
 def fresh_state() -> Any:
@@ -143,13 +144,19 @@ def fresh_state() -> Any:
     return TrainState.create(apply_fn=None, params={"w": jnp.zeros((NUM_INPUTS, 1))}, tx=tx)
 
 
-def flax_loop(task: Task, faults: Faults) -> float:
-    """``flax.train_loop`` of a TrainState whose buffers the step is given to keep."""
+def as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def train_flax(
+    task: Task, faults: Faults, jitted: Callable[..., Any], state: Any, place: Callable[[Any], Any] = as_it_is
+) -> Any:
+    """The state after ``flax.train_loop``; ``place`` puts a batch on the devices."""
     import jax
 
     from learnit_r8.flax import train_loop
 
-    r8, jitted = task.scheduler(0.05), jax_step(donates=True)
+    r8 = task.scheduler(0.05)
 
     def step(state: Any, batch: Any, key: Any) -> Any:
         new, losses = jitted(state, *batch)
@@ -157,11 +164,68 @@ def flax_loop(task: Task, faults: Faults) -> float:
 
     def data(indices: Any) -> Any:
         by, weights, rate = faults.of(r8.global_step)
-        return task.x[indices] * by, task.y[indices], weights, rate
+        return *place((task.x[indices] * by, task.y[indices])), weights, rate
 
     key = jax.random.key(task.seed)
-    state, _ = train_loop(fresh_state(), step, data, rng_key=key, scheduler=r8, show_progress=False)
+    return train_loop(state, step, data, rng_key=key, scheduler=r8, show_progress=False)[0]
+
+
+def flax_loop(task: Task, faults: Faults) -> float:
+    """``flax.train_loop`` of a TrainState whose buffers the step is given to keep."""
+    import jax
+
+    state = train_flax(task, faults, jax.jit(jax_step(), donate_argnums=0), fresh_state())
     return task.loss(lambda x: x @ np.asarray(state.params["w"]))
+
+
+def spread() -> tuple[Any, Callable[[Any], Any]]:
+    """A fresh state whose weights are divided between two virtual devices, and what divides a batch."""
+    import jax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    divided, repeated = NamedSharding(mesh, PartitionSpec("all")), NamedSharding(mesh, PartitionSpec())
+    state = jax.tree.map(lambda leaf: jax.device_put(leaf, divided if np.ndim(leaf) == 2 else repeated), fresh_state())
+    return state, lambda batch: jax.device_put(batch, divided)
+
+
+def flax_sharded(task: Task, faults: Faults) -> float:
+    """``flax.train_loop`` with ``jit`` and shardings over two virtual devices."""
+    import jax
+
+    state, place = spread()
+    state = train_flax(task, faults, jax.jit(jax_step()), state, place)
+    return task.loss(lambda x: x @ np.asarray(state.params["w"]))
+
+
+def flax_pmap(task: Task, faults: Faults) -> float:
+    """``flax.train_loop`` with ``pmap`` over two virtual devices, which keeps the buffers of the state."""
+    import jax
+    from flax import jax_utils
+
+    jitted = jax.pmap(jax_step("all"), axis_name="all", in_axes=(0, 0, 0, None, None), donate_argnums=0)
+
+    def divide(batch: Any) -> Any:
+        return [part.reshape(2, -1, part.shape[-1]) for part in batch]
+
+    state = train_flax(task, faults, jitted, jax_utils.replicate(fresh_state()), divide)
+    return task.loss(lambda x: x @ np.asarray(state.params["w"][0]))
+
+
+def jax_by_hand(task: Task, faults: Faults) -> float:
+    """A loop with `ManagedState`, ``jit`` and shardings over two virtual devices."""
+    import jax
+
+    from learnit_r8.flax import ManagedState
+
+    (state, place), r8, jitted = spread(), task.scheduler(0.05), jax.jit(jax_step(), donate_argnums=0)
+    managed = ManagedState(r8, state)
+    for _ in r8.epoch_iterator():
+        for indices, lr in r8.batch_iterator():
+            by, weights, rate = faults.of(r8.global_step)
+            batch = place((task.x[indices] * by, task.y[indices]))
+            managed.report(*jitted(managed.for_step(lr), *batch, weights, rate))
+    return task.loss(lambda x: x @ np.asarray(managed.state.params["w"]))
 
 
 def nnx_loop(task: Task, faults: Faults) -> float:
@@ -377,6 +441,9 @@ WAYS: dict[str, Run] = {
     "tf.function": tf_function,
     "flax, donated": flax_loop,
     "flax, nnx": nnx_loop,
+    "flax, sharded, 2": flax_sharded,
+    "flax, pmap, 2": flax_pmap,
+    "jax by hand, 2": jax_by_hand,
     "loop, mutable": mutable_loop,
     "loop, immutable": immutable_loop,
     "epoch_stream": epochs,
@@ -388,7 +455,7 @@ WAYS: dict[str, Run] = {
 def measure(way: str, num_faults: int, kinds: list[str], seeds: list[int]) -> list[dict[str, Any]]:
     """The last loss of one way with faults of each kind, over that without, for each seed; once a process."""
     os.environ["KERAS_BACKEND"] = way.partition("keras fit, ")[2].partition(",")[0] or "tensorflow"
-    if WAYS[way] is keras_devices:
+    if way.endswith(", 2"):
         os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     # Refused losses are told as warnings; here they are the point.
     warnings.simplefilter("ignore")
@@ -397,8 +464,10 @@ def measure(way: str, num_faults: int, kinds: list[str], seeds: list[int]) -> li
         task = Task(seed)
         undisturbed = WAYS[way](task, Faults(None, seed, num_faults))
         for kind in kinds:
+            faults = Faults(kind, seed, num_faults)
             try:
-                loss = WAYS[way](task, Faults(kind, seed, num_faults))
+                loss = WAYS[way](task, faults)
+                faults.check()
             except Exception as error:
                 print(f"{way}, seed {seed}, {kind}: {type(error).__name__}: {error}", file=sys.stderr)
                 loss = math.inf

@@ -1,6 +1,6 @@
 """Transient faults in every way of training: how many runs end within 10 % of the loss of the undisturbed run.
 
-    python benchmarks/frameworks.py            4 seeds, one fault a run and two: 13 ways, about fifteen minutes
+    python benchmarks/frameworks.py            4 seeds, one fault a run and two: 18 ways, about fifteen minutes
     python benchmarks/frameworks.py --quick    1 seed, one NaN a run, under a minute
     python benchmarks/frameworks.py --way "flax, nnx" --faults 2 --kinds rate --seeds 1    as one line of JSON
 

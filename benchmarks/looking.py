@@ -2,8 +2,8 @@
 
 "Loggers": the same loop without a logger, with one that writes JSON lines, and with one whose `write` blocks for the
 whole run, interleaved; the longest step and the median one of each, as the loop sees them. The time at the end is that
-of `close()`. "Notebook": the processor time of the thread of its view, as the system counts it. "Commands": the time of
-whole processes, the best of several.
+of `close()`. "Notebook": the processor time of the thread of its view, as the system counts it. "Commands": the CPU
+time of whole processes, in turns.
 
     python benchmarks/looking.py            all of it, about three minutes
     python benchmarks/looking.py --quick    some seconds of each
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -28,12 +29,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
+from overhead import processor
 
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.loggers import JsonLines, Logger
 
 ROOT = Path(__file__).parent.parent
 STEP_SECONDS = 0.001
+COMMANDS = {"status": ["RUN"], "ls": ["RUN"], "watch": ["--once", "RUN"], "compare": ["RUN", "RUN"]}
+MUST = {"--help": 0.15, "status": 0.5}
+"""Seconds."""
 
 
 class Blocked(Logger):
@@ -136,24 +141,39 @@ def commands(repeats: int) -> None:
     """The time of commands on a run that a demo has left."""
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder) / "run")
-        _time("demo", "--seconds", "2", "--run-dir", run)
-        print(f"\nCommands, whole processes, best of {repeats}")
-        for arguments in (["--help"], ["status", run], ["watch", "--once", run], ["compare", run, run]):
-            taken = [_time(*arguments) for _ in range(repeats)]
-            print(f"  {arguments[0]:<8} {1e3 * min(taken):>7.0f} ms")
+        _time("-m", "learnit_r8", "demo", "--seconds", "2", "--run-dir", run)
+        print(f"\nCommands, whole processes in turns, {repeats} rounds; Python and numpy alone beside them")
+        print("             CPU time, median (lowest to highest)   wall time, best     must")
+        kinds = {
+            "python -c ''": ["-c", ""], "import numpy": ["-c", "import numpy"],
+            "--help": ["-m", "learnit_r8", "--help"],
+            **{name: ["-m", "learnit_r8", name, *rest] for name, rest in COMMANDS.items()},
+        }  # fmt: skip
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
+        for _ in range(repeats):
+            for name, arguments in kinds.items():
+                taken[name].append(_time(*(run if each == "RUN" else each for each in arguments)))
+        for name, times in taken.items():
+            cpu = sorted(1e3 * each for each, _ in times)
+            spread = f"{statistics.median(cpu):>9.0f} ms ({cpu[0]:.0f} to {cpu[-1]:.0f})"
+            must = f"{MUST[name]:.2f} s" if name in MUST else ""
+            print(f"  {name:<14}{spread:<34}{1e3 * min(wall for _, wall in times):>9.0f} ms   {must:>9}")
 
 
-def _time(*arguments: str) -> float:
-    began = time.perf_counter()
+def _time(*arguments: str) -> tuple[float, float]:
+    """CPU time of a process with its children, and its wall time, in seconds."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "learnit_r8", *arguments], env=environ, capture_output=True, check=False)
-    return time.perf_counter() - began
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, *arguments], env=environ, capture_output=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, time.perf_counter() - began
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="some seconds of each")
     quick = parser.parse_args().quick
+    print(processor())
     loggers(1.5 if quick else 20.0, 1 if quick else 3)
     notebook(4.0 if quick else 60.0)
     commands(2 if quick else 10)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def whole_number(name: str, value: Any, *, least: int, most: float = float("inf")) -> int:
@@ -77,6 +80,30 @@ def no_attribute(owner: object, name: str, meant: Mapping[str, str]) -> Attribut
         names = [each for each in dir(type(owner)) if not each.startswith("_")]
         hint = f" {meant[name]}" if name in meant else did_you_mean(name, names)
     return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}.{hint}")
+
+
+class _LoopCall(functools.partial[Any]):
+    """A method that returns an iterator, looked up and not yet called."""
+
+    def __iter__(self) -> NoReturn:
+        name = self.func.__name__
+        raise TypeError(f"{name} must be called to loop over it, got the method itself; write {name}().")
+
+
+class _LoopMethod:
+    """Looks a method up as a `_LoopCall`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)  # type: ignore[arg-type]
+        self._function = function
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        return self._function if owner is None else _LoopCall(self._function, owner)
+
+
+def loop_method(function: F) -> F:
+    """Decorate a method that loops are over: where its parentheses are missing, the error says so."""
+    return _LoopMethod(function)  # type: ignore[return-value]
 
 
 def is_number(value: Any) -> bool:

@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import events
-from ._validation import no_attribute, shortened
+from ._validation import loop_method, no_attribute, shortened
 from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
@@ -61,6 +61,8 @@ OTHER_NAMES = {
     "fit": "The loop stays yours: for epoch in r8.epoch_iterator().",
 }
 """What to say of names that schedulers and trainers of other libraries have."""
+
+LOOPS = "Write: for epoch in r8.epoch_iterator(): for batch, lr in r8.batch_iterator()."
 
 
 class R8Scheduler:
@@ -262,7 +264,6 @@ class R8Scheduler:
             from .dashboard.live import Live
 
             self.host.announcer.add(Live(engine.requests, folder=self.run_dir or ""))
-        self._open: Ticket | None = None
         self._given_up: int | None = None
         self._looping: int | None = None
         self._is_closed = self._counts_epochs = self._ended_epoch = False
@@ -351,6 +352,7 @@ class R8Scheduler:
         """The run folder; None without one."""
         return None if self._journal is None else self._journal.folder
 
+    @loop_method
     def epoch_iterator(self) -> Iterator[int]:
         """Yield 0-based epoch numbers until the budget is spent or the run is stopped; continues after a ``break``.
 
@@ -395,6 +397,7 @@ class R8Scheduler:
                 "folder, and not saved at its end. Build another R8Scheduler, or close this one later.",
             )
 
+    @loop_method
     def batch_iterator(self) -> Iterator[tuple[NDArray[np.int64], float]]:
         """Yield ``(batch_indices, lr)`` until the epoch ends or the time is up.
 
@@ -411,14 +414,14 @@ class R8Scheduler:
         search = host.search
         self.requests.stay_within(None)
         while True:
-            if self._open is not None:
+            if host.open_ticket is not None:
                 self._give_up_open()
             if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
                 self._ended_epoch = True
                 self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.asks_probe):
                     return
-            ticket = self._open = host.draw_if_any()
+            ticket = host.open_ticket = host.draw_if_any()
             if ticket is None:
                 return
             if ticket.weights is not None:
@@ -432,6 +435,7 @@ class R8Scheduler:
                 self.requests.leave()
                 raise
 
+    @loop_method
     def batches(
         self,
         loader: Iterable[T],
@@ -516,6 +520,7 @@ class R8Scheduler:
         feed = self._own_feed("follow")
         return TrainerBatches(feed, measure, sets_generators=sets_generators, begins_anew=begins_anew)
 
+    @loop_method
     def steps(self) -> Iterator[int]:
         """Yield the number of each step until the budget is spent, for a loop without an iterable of batches.
 
@@ -542,7 +547,7 @@ class R8Scheduler:
     def update_with_loss(
         self,
         loss: Any,
-        *,
+        *unnamed: Any,
         part_size: int | None = None,
         grad_norm: Any = None,
         skipped: bool = False,
@@ -558,6 +563,7 @@ class R8Scheduler:
             loss: The loss of each sample, float[B], the mean of the batch, or with ``part_size`` the means of its
                 parts; see `report`. For your own batches, the mean, or an array of any shape, whose mean counts; if
                 they say which samples they hold, a value for each row is the loss of that row.
+            *unnamed: Refused.
             part_size: Samples in a part, >= 1.
             grad_norm: Norm of the batch's gradient, if known.
             skipped: Whether the optimizer's step was skipped because gradients overflowed.
@@ -573,6 +579,11 @@ class R8Scheduler:
             ValueError: a rate is given, although the scheduler sets it.
             TypeError, ValueError, TrainingDiverged: as for `report`.
         """
+        if unnamed:
+            raise TypeError(
+                f"update_with_loss() takes the losses alone, got {shortened(unnamed[0])} after them: the scheduler "
+                "knows its rate; with scheduler_mode='keep' give yours as lr=."
+            )
         if lr is not None:
             self.tell_rate(lr)
         # Read once: as this class explains unknown names, CPython finds its attributes ten times slower.
@@ -581,13 +592,13 @@ class R8Scheduler:
             return host.feed.report(loss, part_size, grad_norm, skipped, predictions, ids)
         if ids is not None:
             raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
-        ticket = self._open
+        ticket = host.open_ticket
         if ticket is None:
             return self._report_in_hand(
                 loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
             )
         outcome = host._report(ticket, loss, part_size, grad_norm, skipped, predictions)
-        self._open = None
+        host.open_ticket = None
         return outcome
 
     @property
@@ -598,6 +609,9 @@ class R8Scheduler:
     def tell_rate(self, lr: float) -> None:
         """Tell views and guard the rate that you train with; only with ``scheduler_mode="keep"``.
 
+        Args:
+            lr: The rate, >= 0.
+
         Raises:
             ValueError: the scheduler sets the rate.
         """
@@ -607,7 +621,7 @@ class R8Scheduler:
 
     def _give_up_open(self) -> None:
         """Give up the batch of `batch_iterator` that was not reported."""
-        ticket, self._open = self._open, None
+        ticket, self.host.open_ticket = self.host.open_ticket, None
         if ticket is not None and ticket.batch.is_out:
             self._given_up = ticket.step
             self.host.give_up(ticket)
@@ -835,6 +849,9 @@ class R8Scheduler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a saved state; the next batch is the one that the saved run would have drawn.
+
+        Args:
+            state: What `state_dict` returned.
 
         Raises:
             ValueError: the state is incomplete, of a newer version, or of another data set, batch size, estimator or
@@ -1109,6 +1126,9 @@ class R8Scheduler:
             "another one with the same arguments and load state_dict() into it, or use save_checkpoint() and "
             "resume_from_checkpoint()."
         )
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("an R8Scheduler must be looped over by epochs, got a loop over itself. " + LOOPS)
 
     def __enter__(self) -> R8Scheduler:
         return self

@@ -185,7 +185,12 @@ class User:
                     self._train_bare() if self.loop == "bare" else self._train_tickets()
                 except KeyboardInterrupt:
                     self._react()
-                if not self.out and self.r8.pace.num_out and not self.r8.host.turns.is_cut and self.r8._open is None:
+                if (
+                    not self.out
+                    and self.r8.pace.num_out
+                    and not self.r8.host.turns.is_cut
+                    and self.r8.host.open_ticket is None
+                ):
                     self._find_lost()
             while True:
                 # An exception that a trace function raises inside of ``except`` may leave the handled one in
@@ -341,11 +346,11 @@ def frozen(state):
 
 SET_ASIDE = (
     "_persistence", "_announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting", "witnesses", "_has_ended",
-    "has_ended", "_written_at",
+    "has_ended", "recorder", "_recorder",
 )  # fmt: skip
 """Attributes that are not part of a state: other parts, what is only a cache, the witnesses of checkpoints (see
-`everything`), whether the end was looked at, which a call that was cut there is not repeated for, and the time at
-which a record was written."""
+`everything`), whether the end was looked at, which a call that was cut there is not repeated for, and the recorder,
+whose thread writes what is queued at its own time, at the latest as the program ends."""
 
 
 def memory_of(r8):
@@ -435,9 +440,10 @@ def check_table(user):
         reading = learnit_r8.table.losses.read_loss(given, len(indices), **size)
         slow.storage.part_size = reading.part_size
         early = slow.storage.batch_trend
-        believed = early.believed(reading) if early.is_early else reading
-        trend = slow.learner.observe(believed.mean, believed.lowest, reading.mean)
-        means = np.atleast_1d(believed.means)
+        believed = reading.mean, reading.means, reading.lowest
+        mean, means, lowest = early.believed(*believed) if early.is_early else believed
+        trend = slow.learner.observe(mean, lowest, reading.mean)
+        means = np.atleast_1d(means)
         size = reading.part_size or len(indices)
         sizes = np.array([len(part) for part in np.split(indices, range(size, len(indices), size))])
         slow.learner.learn(indices, means, None if size == 1 else sizes, np.full(len(means), trend))

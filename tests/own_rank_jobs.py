@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import warnings
 
 import torch
@@ -90,6 +91,22 @@ def own_run(rank, lengths, fault):
     }  # fmt: skip
 
 
+def named_run(rank, where):
+    """Train with ids of samples, given to `batches` or with the loss; what is said of them, and the samples known."""
+    model, optimizer, stream = begun(rank, 6)
+    adapter = attach(model, optimizer, stream, num_steps=4, handle_signals=False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for batch in adapter.batches(ids=(lambda batch: range(len(batch))) if where == "batches" else None):
+            losses = (model(batch) - batch.sum(1, keepdim=True)).square()
+            if adapter.report(losses, ids=None if where == "batches" else range(len(batch))):
+                step_of(optimizer, losses.mean())
+        adapter.close()
+    return [str(each.message) for each in said if "several processes" in str(each.message)], len(
+        adapter.scheduler.table
+    )
+
+
 def token_run(rank, most):
     """Train until all ranks together have seen so many tokens; steps and tokens."""
     model, optimizer, stream = begun(rank, None)
@@ -122,7 +139,7 @@ def resumed_run(rank, folder, until):
     return {"weights": digest(model), "seen": seen}
 
 
-def placed_run(rank, kind):
+def placed_run(rank, kind, folder=None):
     """Train with a sample that holds NaN, which is in the part of either rank; what is told, and the weights."""
     torch.manual_seed(0)
     layers = [torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.1), torch.nn.Linear(8, 1)]
@@ -136,12 +153,15 @@ def placed_run(rank, kind):
         return loss
 
     inputs = torch.randn(64, 3)
-    inputs[[5, 41], 1] = float("nan")
+    inputs[[5, 41], 1] = 3e4 if kind == "far off" else float("nan")
+    guard = {} if kind == "far off" else {"guard": "finite"}
     common = {"num_steps": 40, "run_batch": run_batch, "listeners": [heard], "handle_signals": False, "backup_every": 4}
+    if folder is not None:
+        common |= {"run_dir": folder, "record": "all"}
     data = torch.utils.data.TensorDataset(inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapter = attach(model, optimizer, data, batch_size=8, guard="finite", **common)
+        adapter = attach(model, optimizer, data, batch_size=8, **guard, **common)
         for _ in adapter.epochs():
             for batch in adapter.loader():
                 losses = (model(batch[0]) - batch[0].sum(1, keepdim=True)).pow(2).mean(1)
@@ -149,3 +169,44 @@ def placed_run(rank, kind):
         adapter.close()
     told = [(each.fault, each.samples, each.is_certain, each.text) for each in heard.of(events.CauseFound)]
     return {"told": told, "weights": digest(model), "steps": adapter.scheduler.global_step}
+
+
+def accelerated_run(rank, with_r8, faults):
+    """Train three epochs over a loader that accelerate has prepared, which gives each rank its part; what it ends with.
+
+    Before each step in ``faults`` a NaN gets into the weights of both ranks.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for each in (AcceleratorState, GradientState, PartialState):
+        each._reset_state()
+    torch.manual_seed(0)
+    x, model = torch.randn(101, 3), torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        accelerator = Accelerator(cpu=True)
+        loader = torch.utils.data.DataLoader(x, 4, shuffle=True)
+        parts = (model, torch.optim.Adam(model.parameters(), lr=0.01), loader)
+        model, optimizer, loader = accelerator.prepare(*parts)
+        adapter = attach(model, optimizer, loader, num_epochs=3, handle_signals=False) if with_r8 else None
+        number, last = 0, []
+        for _ in range(3) if adapter is None else adapter.epochs():
+            for batch in loader if adapter is None else adapter.batches():
+                number += 1
+                if number in faults:
+                    next(model.parameters()).data[:] = float("nan")
+                loss = loss_of(model, batch)
+                last.append(float(loss))
+                if adapter is None or adapter.report(loss):
+                    optimizer.zero_grad()
+                    accelerator.backward(loss)
+                    optimizer.step()
+        if adapter is not None:
+            adapter.close()
+    return {
+        "weights": digest(model), "generator": torch.get_rng_state().sum().item(), "size": accelerator.num_processes,
+        "steps": None if adapter is None else adapter.scheduler.global_step,
+        "loss": sum(last[-5:]) / sum(last[:5]),
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from torch.nn.functional import cross_entropy
 import learnit_r8
 from learnit_r8 import R8Scheduler
 from learnit_r8.checkpoint.reader import NoValidCheckpoint
+from learnit_r8.cli import main
 from learnit_r8.journal.run import UnreadableRun, find_run
 from learnit_r8.report import write_report
 from learnit_r8.torch import attach
+from learnit_r8.torch.predictions import predictions_of as torch_predictions_of
 from tests.drive import make
 
 
@@ -260,7 +263,7 @@ def test_a_loop_over_the_loader_itself_is_said_and_ends():
 
     with (
         pytest.warns(RuntimeWarning, match=r"step 0 is of no batch of adapter\.batches\(\)"),
-        pytest.raises(RuntimeError, match="epoch 0 ended with no batch taken"),
+        pytest.raises(RuntimeError, match="epoch 0 ended with no batch reported"),
     ):
         go_on()
     assert adapter.scheduler.global_step == 2
@@ -402,3 +405,80 @@ def test_a_folder_of_checkpoints_is_no_run(tmp_path):
     (tmp_path / "ck_000000000001.r8").touch()
     with pytest.raises(UnreadableRun, match=rf"got '{tmp_path}'\. It holds checkpoints; run_dir= keeps a run folder"):
         find_run(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("loop", "said"),
+    [
+        (lambda r8, adapter: r8, r"R8Scheduler must be looped over by epochs.*for batch, lr in r8\.batch_iterator\(\)"),
+        (
+            lambda r8, adapter: adapter,
+            r"Adapter must be looped over by epochs.*adapter\.epochs\(\).*adapter\.loader\(\)",
+        ),
+        (lambda r8, adapter: r8.epoch_iterator, r"write epoch_iterator\(\)"),
+        (lambda r8, adapter: r8.batch_iterator, r"write batch_iterator\(\)"),
+        (lambda r8, adapter: adapter.epochs, r"epochs must be called .*got the method itself; write epochs\(\)"),
+        (lambda r8, adapter: adapter.loader, r"write loader\(\)"),
+        (lambda r8, adapter: attached_loader()[2].batches, r"write batches\(\)"),
+        (lambda r8, adapter: r8.table.suspects(), r"Suspects must be looped over by a field.* in suspects\.indices"),
+        (lambda r8, adapter: r8.table.ranking(), r"for index in ranking\.indices"),
+    ],
+)
+def test_a_loop_over_the_wrong_thing_is_told_the_right_one(loop, said):
+    """Objects, and methods whose parentheses are missing."""
+    over = loop(make(), attached()[1])
+    with pytest.raises(TypeError, match=said):
+        iter(over)
+
+
+def test_a_rate_beside_the_losses_is_said():
+    """Nothing is reported; the batch is still open."""
+    r8 = R8Scheduler(20, batch_size=10, num_epochs=1)
+    _, lr = next(r8.batch_iterator())
+    with pytest.raises(TypeError, match=r"takes the losses alone, got 0\.0\d+ after them: .* as lr=\."):
+        r8.update_with_loss(1.0, lr)
+    assert r8.update_with_loss(1.0)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["ls", "a", "b"], "RUN must be one folder or name, got 'a' and 'b' (--find b lists the runs with that text)"),
+        (["status", "a", "b"], "got 'a' and 'b' (compare takes several)"),
+        (["ls", "a", "--finn"], "unrecognized arguments: --finn; did you mean --find"),
+    ],
+)
+def test_a_second_run_is_told_the_command_for_several(command, said, capsys):
+    with pytest.raises(SystemExit):
+        main(command)
+    assert said in capsys.readouterr().err
+
+
+def softmaxed(rows=10, classes=3):
+    return torch.randn(rows, classes).softmax(1), torch.arange(rows) % classes
+
+
+@pytest.mark.parametrize("of", [learnit_r8.predictions_of, torch_predictions_of])
+def test_probabilities_in_place_of_logits_are_said(of):
+    """Logits, and log probabilities, are not taken for them; nor is a handful of numbers that may be anything."""
+    chances, classes = softmaxed()
+    with pytest.warns(RuntimeWarning, match="logits look like probabilities, as each row sums to 1") as said:
+        of(chances, classes)
+    assert said[0].filename == __file__
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for right in (torch.randn(10, 3), chances.log(), chances[:2], chances + 0.1, torch.ones(10, 3)):
+            of(right, classes[: len(right)])
+        of(torch.rand(10, 2, 4).softmax(1).log(), torch.zeros(10, 4, dtype=torch.int64), axis=1)
+
+
+def test_an_adapter_says_probabilities_once():
+    """Of a model that ends with a softmax; training goes on."""
+    model, adapter = attached(num_epochs=2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        for _ in adapter.epochs():
+            for inputs, labels in adapter.loader():
+                adapter.step(adapter.cross_entropy(model(inputs).softmax(1), labels))
+    assert [each.filename for each in said if "look like probabilities" in str(each.message)] == [__file__]

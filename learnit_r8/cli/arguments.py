@@ -23,8 +23,12 @@ class Parser(argparse.ArgumentParser):
         super().error(f"{message}; did you mean {near[0]}?" if near else message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; a command refuses an unknown option itself, as it knows its own."""
+        """Parse; a command refuses what it does not know itself, as it knows its own options."""
         options, rest = super().parse_known_args(args, namespace)
         if rest and self._subparsers is None:
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
+            run = getattr(options, "run", None)
+            if run is None or rest[0].startswith("-"):
+                self.error(f"unrecognized arguments: {' '.join(rest)}")
+            more = f"--find {rest[0]} lists the runs with that text" if "find" in options else "compare takes several"
+            self.error(f"RUN must be one folder or name, got {run!r} and {rest[0]!r} ({more})")
         return options, rest

@@ -12,10 +12,10 @@ from typing import Any
 from ..dashboard.render.compare import chart_of
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View
-from ..dashboard.text import Line, clean, number
-from ..dashboard.theme import Theme, choose_theme
+from ..dashboard.text import Line, clean, figure
+from ..dashboard.theme import Style, Theme, choose_theme
 from ..events.codec import strict_json
-from ..journal.run import Run, find_run, free_of_runs
+from ..journal.run import Run, find_run, free_of_runs, names_of
 from .table import table_lines
 
 WIDEST = 40
@@ -27,7 +27,7 @@ def compare(options: argparse.Namespace) -> int:
     runs = [Run(find_run(name)) for name in options.runs]
     views = [folded(run) for run in runs]
     facts = facts_of(runs, views)
-    names = [clean(run.name, WIDEST) for run in runs]
+    names = [clean(name, WIDEST) for name in names_of(runs)]
     if options.html:
         from ..report.comparison import write_comparison
 
@@ -63,7 +63,7 @@ def facts_of(runs: Sequence[Run], views: Sequence[View]) -> dict[str, Any]:
     figures = figures_of(views)
     return {
         "runs": [str(run.folder) for run in runs],
-        "names": [clean(run.name, WIDEST) for run in runs],
+        "names": [clean(name, WIDEST) for name in names_of(runs)],
         "states": [run.state().word for run in runs],
         "figures": {row.name: row.values for row in figures},
         "better": {row.name: row.better for row in figures if row.better >= 0},
@@ -86,9 +86,11 @@ def painted(line: Line, theme: Theme) -> str:
     """A line with the colours of a theme, as a terminal takes them."""
     parts = []
     for text, name in line:
-        style = theme.styles.get(name)
-        colour = None if style is None or theme.num_colours < 256 else style.colour
-        parts.append(text if colour is None else f"\x1b[38;5;{colour}m{text}\x1b[0m")
+        style = theme.styles.get(name, Style())
+        is_rich = theme.num_colours >= 256
+        colour = style.colour if is_rich else style.colour8 if theme.num_colours else None
+        code = f"38;5;{colour}" if is_rich else f"3{colour}"
+        parts.append(text if colour is None else f"\x1b[{code}m{text}\x1b[0m")
     return "".join(parts).rstrip()
 
 
@@ -101,4 +103,4 @@ def folded(run: Run) -> View:
 
 
 def _text(value: float, is_better: bool) -> str:
-    return ("-" if math.isnan(value) else number(value)) + (" *" if is_better else "")
+    return figure(value) + (" *" if is_better else "")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.durable_io import open_output
+from ..dashboard.event_text import describe
 from ..dashboard.text import clean, number
-from ..events.codec import strict_json
+from ..events.codec import from_fields, strict_json
 from ..flight.record import PARTS, BadRecord, export, numbers_in, read_record
 from ..journal.run import UnreadableRun, find_run, free_of_runs
 from .table import table_lines
@@ -80,7 +81,7 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
         return str(record["number"]), "", "", "unreadable", clean(record["error"], 110)
     said = record["cause"] or record["diagnosis"] or _reason(record)
     return (
-        str(record["number"]), f"{record['step'] - 1:,}", str(record["num_refused"]), record["state"], clean(said, 400),
+        str(record["number"]), f"{record['step']:,}", str(record["num_refused"]), record["state"], clean(said, 400),
     )  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def _reason(record: dict[str, Any]) -> str:
 
 def _lines_of(record: dict[str, Any]) -> Iterator[str]:
     """Return the lines about one incident: the sentence first, then the evidence."""
-    yield record["cause"] or f"step {record['step'] - 1:,}: nobody has looked where it began"
+    yield record["cause"] or f"step {record['step']:,}: nobody has looked where it began"
     finding = record["finding"]
     if finding is not None and finding["missing"]:
         yield f"  not looked at: {finding['missing']}"
@@ -106,14 +107,23 @@ def _lines_of(record: dict[str, Any]) -> Iterator[str]:
         yield f"... and {record['num_refused'] - 3} more refused batches"
     yield "what was done"
     for event in record["timeline"][:MOST_LINES]:
-        facts = ", ".join(f"{name} {_shown(value)}" for name, value in event.items() if name not in _LEFT)
-        yield f"  step {event.get('step', '?')}: {event.get('kind', '?')} {facts}"
+        yield f"  step {event.get('step', '?')}: {_said(event)}"
     if record["num_events"] > MOST_LINES:
         yield f"  ... and {record['num_events'] - MOST_LINES} more"
     held = ", ".join(record["files"]) or "names only"
     left = "".join(f"; not {name} ({why})" for name, why in record["left_out"].items())
     yield f"holds   {held}{left}"
     yield "with    " + ", ".join(f"{name} {value}" for name, value in record["versions"].items())
+
+
+def _said(event: dict[str, Any]) -> str:
+    """What happened, in the words of the screen; of an event that another version wrote, its fields."""
+    try:
+        said = describe(from_fields(event))
+    except ValueError:
+        said = None
+    facts = ", ".join(f"{name} {_shown(value)}" for name, value in event.items() if name not in _LEFT)
+    return said.text if said is not None else f"{event.get('kind', '?')} {facts}"
 
 
 _LEFT = ("step", "seconds", "kind")
@@ -124,7 +134,14 @@ def _refusal_lines(refusal: dict[str, Any]) -> Iterator[str]:
     yield f"refused at step {step}: loss {loss}, {refusal.get('verdict', '')}, rate {_shown(refusal.get('lr'))}"
     guard = refusal.get("guard")
     if isinstance(guard, dict) and "threshold" in guard:
-        yield f"  the guard's threshold was {_shown(guard['threshold'])}, the usual loss {_shown(guard.get('level'))}"
+        level, threshold = guard.get("level"), guard["threshold"]
+        usual = f", the usual loss {_shown(level)}" if isinstance(level, float) and math.isfinite(level) else ""
+        is_known = isinstance(threshold, float) and math.isfinite(threshold)
+        yield (
+            f"  the guard's threshold was {_shown(threshold)}{usual}"
+            if is_known
+            else "  the guard had no threshold yet"
+        )
     before = refusal.get("losses_before")
     if isinstance(before, list) and before:
         yield f"  losses before: {', '.join(map(_shown, before[-MOST_LOSSES:]))}"

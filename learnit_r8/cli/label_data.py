@@ -77,7 +77,8 @@ def read_table(path: Path, column: str | None) -> LabelledData:
     Missing numbers take the mean of their column.
 
     Raises:
-        ValueError: the column of labels is none of the table's, or holds one label only; or no other can be used.
+        ValueError: the column of labels is none of the table's, or holds one label only, or hardly one twice; or no
+            other can be used.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row]
@@ -92,6 +93,11 @@ def read_table(path: Path, column: str | None) -> LabelledData:
         raise ValueError(
             f"{str(path)!r} must have two labels or more and a column to predict them from, got {len(classes)} and "
             f"{len(inputs)}."
+        )
+    if 2 * len(classes) > len(rows):
+        raise ValueError(
+            f"--label must be a column whose labels each stand in several rows, got {len(classes):,} labels in "
+            f"{len(rows):,} rows of {column!r}: names and measured numbers are no labels."
         )
     labels = np.array([classes.index(row[column]) for row in rows])
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def _print_once(owner: Any, options: argparse.Namespace, mode: str) -> None:
     height = min(options.height or terminal.lines, 300)
     ui = UiState(mode=mode, view=options.view)
     with _drawing():
-        lines = render(owner.view, ui, width, height, _theme(options), owner.scene())
+        lines = render(owner.view, ui, width, height, _theme(options), replace(owner.scene(), speed=0.0))
     for line in lines:
         print("".join(span.text for span in line).rstrip())
 

@@ -18,14 +18,24 @@ from ..journal.reader import read_json
 from ..journal.run import Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
 from .table import table_lines
 
-EXIT_CODES = {"running": 0, "finished": 0, "finished early": 0, "empty": 0, "stalled": 3, "died": 4, "stopped": 5}
+EXIT_CODES = {
+    "running": 0,
+    "finished": 0,
+    "finished early": 0,
+    "empty": 0,
+    "stalled": 3,
+    "died": 4,
+    "diverged": 4,
+    "stopped": 5,
+}
 
 
 def status(options: argparse.Namespace) -> int:
     """Print a line on a run.
 
     Returns:
-        0 while it runs or when it has finished, 3 if it is stalled, 4 if it died, 5 if it was stopped before its end.
+        0 while it runs or when it has finished, 3 if it is stalled, 4 if it died or diverged, 5 if it was stopped
+        before its end.
     """
     run = Run(find_run(options.run))
     view = folded(run)
@@ -66,7 +76,7 @@ def chosen_runs(parent: Path, *, find: str | None, sort: str | None, top: int) -
     return (_sorted(runs, sort) if sort else runs)[:top]
 
 
-HEADER = ("run", "state", "done", "step", "loss", "written")
+HEADER = ("run", "state", "done", "step", "smoothed", "written")
 
 
 def _sorted(runs: list[Path], metric: str) -> list[Path]:
@@ -178,7 +188,7 @@ def line_of(run: Run, view: View, state: State) -> str:
     if view.run is not None:
         parts += [f"{view.progress:.1%}", f"epoch {view.epoch_text}", f"step {view.step_text}"]
     if view.last is not None:
-        parts += [f"loss {number(view.last.loss, 4)} (smoothed {number(view.ema, 4)})", f"lr {view.last.lr:.3g}"]
+        parts += [f"loss {number(view.last.last_loss, 4)} (smoothed {number(view.ema, 4)})", f"lr {view.last.lr:.3g}"]
         if state.word == "running":
             left = view.time_left(view.seconds).seconds
             parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(left)}"]
@@ -207,7 +217,7 @@ def facts_of(run: Run, view: View, state: State) -> dict[str, Any]:
         "progress": view.progress,
         "seconds": view.seconds,
         "seconds_left": view.time_left(view.seconds).seconds if state.word == "running" else math.nan,
-        "loss": view.last.loss if view.last else math.nan,
+        "loss": view.last.last_loss if view.last else math.nan,
         "smoothed_loss": view.ema,
         "lr": view.last.lr if view.last else math.nan,
         "backups_off": view.backups_off or None,

@@ -158,7 +158,8 @@ TABLE = (
     Binding(("ctrl-l", "r"), "r", "", "paint everything again", Action.REPAINT),
     Binding(("escape",), "Esc", "", "back", _back),
     Binding(("q",), "q", "quit", "how to leave (asks first)", _switch("menu"), modes=("live",)),
-    Binding(("q",), "q", "quit", "leave (the training goes on)", Action.LEAVE, modes=("watch", "replay")),
+    Binding(("q",), "q", "quit", "leave (the training goes on)", Action.LEAVE, modes=("watch",)),
+    Binding(("q",), "q", "quit", "leave the replay", Action.LEAVE, modes=("replay",)),
     Binding(("?", "h"), "?", "help", "this help", _switch("help")),
 )
 """Every key. The footer names those with a label."""

@@ -24,7 +24,7 @@ from .terminal.ground import find_ground
 from .terminal.screen import Screen, UnusableTerminal, screen_encoding
 from .terminal.terminal_hooks import TerminalHooks
 from .terminal.tty_modes import STDOUT, TtyModes
-from .text import clean
+from .text import clean, counted
 from .theme import choose_theme
 
 MOST_QUEUED = 100_000
@@ -311,9 +311,9 @@ class ScreenSession:
 def _farewell(view: View, folder: str) -> Iterator[str]:
     ended, name = view.ended, view.run.name if view.run and view.run.name else "run"
     how = "left" if ended is None else end_of(ended)
-    loss = "" if view.last is None else f", loss {view.last.loss:.4g}"
+    loss = "" if view.last is None else f", loss {view.last.last_loss:.4g}"
     best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
-    alerts = f", {view.num_alerts} warnings" if view.num_alerts else ""
+    alerts = f", {counted(view.num_alerts, 'warning')}" if view.num_alerts else ""
     yield f"{name} {how} after {view.step:,} steps, {view.seconds:,.0f} s{loss}{best}{alerts}"
     if folder:
         yield f"see it again: learnit-r8 replay {folder}"

@@ -183,6 +183,17 @@ def number(value: float, digits: int | None = None) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
+def figure(value: float) -> str:
+    """A figure of a comparison: counts whole, other numbers in four digits; "-" if there is none.
+
+    >>> figure(123456.0), figure(0.41831), figure(27525.4), figure(math.nan)
+    ('123,456', '0.4183', '27,525', '-')
+    """
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) < 1e12 and value == int(value) else number(value)
+
+
 def setting(text: str) -> str:
     """The value of a setting for readers who do not know Python.
 
@@ -217,6 +228,15 @@ def clock(seconds: float) -> str:
     if days:
         return f"{days}d {hours:02d}:{minutes:02d}"
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(count: int, word: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "warning"), counted(1200, "probe")
+    ('1 warning', '1,200 probes')
+    """
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def share(value: float, digits: int = 1) -> str:

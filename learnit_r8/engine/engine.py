@@ -50,7 +50,7 @@ class Engine:
         parts: What it is put together from.
 
     Attributes:
-        adopt: See `Persistence.adopt`.
+        open_ticket: The batch of `R8Scheduler.batch_iterator` that is not reported yet.
         backup: The model states in RAM.
         saver: Writes checkpoints; None without a folder.
         model_loader: Passes the models of checkpoints to the load callback.
@@ -71,8 +71,6 @@ class Engine:
         self.backup = parts.persistence.backup
         self.saver = parts.persistence.saver
         self.model_loader = parts.persistence.model_loader
-        # For adapters.
-        self.adopt = parts.persistence.adopt
         self.emitter = EventEmitter(parts.announcer, parts.plan.table)
         self.controller = parts.controller
         self.search = parts.search
@@ -101,6 +99,7 @@ class Engine:
         self._has_started = False
         # The user's own rate as far as it is told, NaN before; None where the rate is the schedule's.
         self.own_rate = math.nan if isinstance(self.schedule, Kept) else None
+        self.open_ticket: Ticket | None = None
         self.feed = None if parts.feed is None else Feed(self, parts.plan, parts.feed)  # type: ignore[arg-type]
         if self.feed is not None:
             self.controller.let_probe(False)
@@ -113,6 +112,11 @@ class Engine:
     def count_batches(self) -> None:
         """Note that a trainer counts the batches, too, and stops after so many."""
         self.pace.is_counted = True
+
+    @property
+    def adopt(self) -> Callable[..., None]:
+        """See `Persistence.adopt`."""
+        return self.persistence.adopt
 
     @property
     def say_once(self) -> Callable[..., None]:
@@ -365,13 +369,13 @@ class Engine:
             self.emitter.start_timing()
         while True:
             judged = step.judge(self, ticket, loss, part_size, grad_norm, skipped, predictions)
-            number, losses, state, _, _, _, _, lr, _, _, is_plain = judged
+            number, losses, (chunk, slot, state), _, _, _, _, _, lr, _, _, is_plain = judged
             if not is_plain:
-                outcome = refusal.report_in_turn(self, ticket, judged)
+                outcome = refusal.report_in_turn(self, ticket, step.Judged(*judged))
                 if outcome is not None:
                     return outcome
                 continue
-            is_done, ended, (chunk, slot, _) = False, None, ticket[6]
+            is_done, ended = False, None
             with turns.lock:
                 # The last three as `is_now` says, without its call.
                 if (
@@ -387,18 +391,15 @@ class Engine:
             if is_done:
                 if is_heard:
                     self.emitter.stop_timing()
-                    step.tell(self, ticket, judged, ended)
+                    step.tell(self, ticket, step.Judged(*judged), ended)
                 return new_tuple(Outcome, (GOOD, lr, None))
             turns.wait("report", self.pace.step)
 
-    def is_now(self, ticket: Ticket, judged: step.Judged) -> bool:
+    def is_now(self, judged: step.Judged) -> bool:
         """Whether no other call has come between a judgement and this moment."""
-        batch = ticket.batch
-        return (
-            self.pace.step == judged.step
-            and self.sentry._losses is judged.losses
-            and batch.chunk.states[batch.slot] == judged.state
-        )
+        chunk, slot, state = judged.place
+        is_same = self.pace.step == judged.step and self.sentry._losses is judged.losses
+        return is_same and chunk.states[slot] == state
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; if there are listeners, the time that training waits for each is measured."""

@@ -23,7 +23,7 @@ ABANDONED = (
 def report_in_turn(run: Engine, ticket: Ticket, judged: step.Judged) -> Outcome | None:
     """Report a loss that is not simply good; None if it must be judged again, as another call came first."""
     with run.turns.take("report", ticket.step) as turn:
-        if not run.is_now(ticket, judged):
+        if not run.is_now(judged):
             return None
         turn.is_changing = True
         verdict, put_to = _answer(run, ticket, judged)
@@ -37,7 +37,7 @@ def _rate_after(run: Engine, judged: step.Judged) -> float:
 
 def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
     """Act on a verdict; returns the final verdict, and the step of the state that was put back."""
-    reading, verdict = judged.reading, judged.judgement.verdict
+    reading, verdict = judged.reading, judged.verdict
     if ticket.epoch < 0:
         put_to = run.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
         run.use_found_lr()
@@ -52,7 +52,7 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
         run.plan.put_back(ticket.batch)
         run.pace.num_out -= 1
         return verdict, run.controller.suspected(reading.mean, step=run.pace.step, lr=judged.lr)
-    run.sentry.keep(judged.judgement)
+    run.sentry.keep(judged.verdict, judged.memory)
     _close_unlearned(run, ticket)
     if verdict is Verdict.SKIPPED:
         return verdict, None
@@ -88,7 +88,7 @@ def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, in
     takes_step = not (is_last or is_extra)
     answer = run.controller.probed(ticket, judged.reading.mean, step=run.pace.step + takes_step, lr=judged.lr)
     if answer.is_good and takes_step:
-        good = judged._replace(judgement=run.sentry.unjudged(Verdict.GOOD))
+        good = judged._replace(verdict=Verdict.GOOD, memory=run.sentry.present)
         _learn(run, ticket, good)
         return Verdict.GOOD, answer.put_to
     if is_last and not is_extra:

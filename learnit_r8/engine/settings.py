@@ -229,7 +229,7 @@ def text_of(value: Any) -> str:
         text = str(os.fspath(value))
     elif hasattr(value, "dtype") and hasattr(value, "shape"):
         kind = _KINDS.get(getattr(value.dtype, "kind", ""), value.dtype)
-        text = f"{kind}[{', '.join(map(str, value.shape))}]"
+        text = f"{kind}[{', '.join(map(str, value.shape))}]" if value.shape else str(value.item())
     elif isinstance(value, (list, tuple, dict, set)):
         text = f"{type(value).__name__} of {len(value)}"
     elif callable(value) and hasattr(value, "__name__"):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..guard.monitor import MOST_SUSPICION, Judgement
+from ..guard.monitor import MOST_SUSPICION, Memory
 from ..guard.verdict import GOOD, Verdict
-from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED
+from ..recovery.lineage import LOOK_MASK
+from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED, Chunk
 from ..sampling.tally import Tally
-from ..sampling.ticket import Ticket, new_tuple
-from ..table.losses import EXACT, Reading, check_kind, read_loss, read_number
+from ..sampling.ticket import Ticket
+from ..table.labels.predictions import PredictionRows
+from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, read_loss, read_number
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+
+Place: TypeAlias = tuple[Chunk, int, int]
+Numbers: TypeAlias = tuple[float, Any, float, PredictionRows | None]
 
 
 class Judged(NamedTuple):
@@ -24,11 +30,12 @@ class Judged(NamedTuple):
     Attributes:
         step: Steps reported before it.
         losses: The guard's state before it.
-        state: The state of its batch.
-        reading: The loss.
+        place: The chunk of its batch, the slot there, and the state of that.
+        numbers: Mean, means, lowest and predictions of the `Reading`.
         kind: What it is the loss of: see `SampleTable.part_size`.
         expected: The loss that the table expected.
-        judgement: The guard's judgement of it.
+        verdict: The guard's verdict.
+        memory: What the sentry remembers after it.
         lr: The scheduled learning rate after it.
         is_calm: Whether the guard suspects nothing, where recovery asks.
         suspicion: How close the guard is to refusing after it; NaN unless somebody listens.
@@ -37,20 +44,31 @@ class Judged(NamedTuple):
 
     step: int
     losses: Any
-    state: int
-    reading: Reading
+    place: Place
+    numbers: Numbers
     kind: int
     expected: float
-    judgement: Judgement
+    verdict: Verdict
+    memory: Memory
     lr: float
     is_calm: bool
     suspicion: float
     is_plain: bool
 
+    @property
+    def reading(self) -> Reading:
+        """The loss."""
+        mean, means, lowest, predictions = self.numbers
+        return Reading(mean, means, self.kind, lowest, predictions)
+
+
+Fields: TypeAlias = tuple[int, Any, Place, Numbers, int, float, Verdict, Memory, float, bool, float, bool]
+"""Those of `Judged`, as a plain tuple, which CPython 3.11 makes and unpacks several times faster."""
+
 
 def judge(
     run: Engine, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
-) -> Judged:
+) -> Fields:
     """Read a loss and judge it; asks guard and schedule, and changes nothing. See `R8Scheduler.report`."""
     if type(ticket) is not Ticket:
         raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
@@ -63,11 +81,16 @@ def judge(
     if run.turns.busy is not None:
         _refuse_restoring(run, ticket)
     storage, is_drawn = table.storage, run.feed is None
-    reading = read_loss(loss, len(indices), part_size) if is_drawn else chunk.read(loss)  # type: ignore[attr-defined]
-    if is_drawn and len(indices) == 1 and storage.part_size == EXACT:
+    means: Any
+    if type(loss) is float and part_size is None and is_drawn:
+        # As `read_loss` does, without its call.
+        mean, means, kind, lowest, rows = loss, loss, WHOLE_BATCH, loss, None
+    else:
+        reading = read_loss(loss, len(indices), part_size) if is_drawn else chunk.read(loss)  # type: ignore[attr-defined]
+        mean, means, kind, lowest, rows = reading
+    if is_drawn and storage.part_size == EXACT and len(indices) == 1:
         # The loss of a single sample, without its dimension.
-        reading = Reading(reading.mean, np.atleast_1d(reading.means), EXACT, reading.lowest)
-    mean, _, kind, lowest, _ = reading
+        means, kind = np.atleast_1d(means), EXACT
     if grad_norm is not None:
         grad_norm = read_number("grad_norm", grad_norm)
     if storage.is_single:
@@ -76,11 +99,14 @@ def judge(
     if not is_plain and is_drawn:
         check_kind(kind, storage.part_size)
     if predictions is not None and storage.num_samples:
-        reading = storage.evidence.with_predictions(reading, predictions, kind)
+        rows = storage.evidence.checked(predictions, np.size(means), kind)
     if epoch < 0:
         _, verdict = sentry.guard.judge(sentry.guard.begin(), mean)
-        judgement = sentry.unjudged(verdict)
-        return Judged(step, losses, state, reading, kind, math.nan, judgement, math.nan, True, math.nan, False)
+        nan = math.nan
+        return (
+            step, losses, (chunk, slot, state), (mean, means, lowest, rows), kind, nan, verdict, sentry.present, nan,
+            True, nan, False,
+        )  # fmt: skip
     expected, typical = chunk.expected[slot], chunk.typical
     # As `LossLearner.with_trend` says, without two calls.
     if kind != EXACT and storage.estimator == "relative":
@@ -100,15 +126,14 @@ def judge(
         judged_rate = run.own_rate
     if not is_quiet and controller.experiment.tests(ticket):
         if grad_norm is not None and not math.isfinite(grad_norm):
-            reading = reading._replace(mean=math.nan)
-        judgement = sentry.unjudged(Verdict.PROBED)
+            mean = math.nan
+        verdict, memory = Verdict.PROBED, sentry.present
     else:
-        judgement = sentry.judge(
-            mean, predicted, typical, judged_rate, grad_norm=grad_norm, skipped=skipped, is_usual=is_usual
-        )
-        if controller.is_early and judgement.verdict is GOOD and controller.is_suspicious(mean):
-            # A batch that comes again was looked into the first time.
-            judgement = sentry.unjudged(Verdict.EARLY) if state == OPEN or controller.is_far(mean) else judgement
+        verdict, memory = sentry.judge(mean, predicted, typical, judged_rate, grad_norm, skipped, is_usual)
+        # A batch that comes again was looked into the first time.
+        is_new = controller.is_early and verdict is GOOD and controller.is_suspicious(mean)
+        if is_new and (state == OPEN or controller.is_far(mean)):
+            verdict, memory = Verdict.EARLY, sentry.present
     steps = pace.budget.steps
     progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
     last, lr = run._scheduled
@@ -117,19 +142,20 @@ def judge(
     is_plain = (
         is_plain
         and is_quiet
-        and judgement.verdict is GOOD
+        and verdict is GOOD
         and (lowest >= 0 or storage.are_offsets)
         and chunk.sweep == run.plan._planner.num_sweeps
         and not controller.quarantine.is_watching
     )
     is_calm, suspicion = True, math.nan
-    if controller.is_calm_due:
-        is_calm = sentry.suspicion_of(judgement) < 2 * MOST_SUSPICION
+    if controller.lineage.updates & LOOK_MASK == LOOK_MASK:
+        is_calm = sentry.suspicion_of(memory) < 2 * MOST_SUSPICION
     if run.announcer.is_heard:
-        suspicion = sentry.suspicion_of(judgement)
-    return new_tuple(
-        Judged, (step, losses, state, reading, kind, expected, judgement, lr, is_calm, suspicion, is_plain)
-    )
+        suspicion = sentry.suspicion_of(memory)
+    return (
+        step, losses, (chunk, slot, state), (mean, means, lowest, rows), kind, expected, verdict, memory, lr, is_calm,
+        suspicion, is_plain,
+    )  # fmt: skip
 
 
 def _refuse_ticket(run: Engine, ticket: Ticket) -> None:
@@ -148,22 +174,22 @@ def _refuse_restoring(run: Engine, ticket: Ticket) -> None:
         raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
 
 
-def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
+def learn(run: Engine, ticket: Ticket, judged: Fields) -> Tally | None:
     """Keep a good loss, from which the table learns when its chunk is used up or somebody reads it; advance the run.
 
     Returns:
         The tally of the epoch, if it has ended with this step.
     """
-    # Fields are unpacked, as reading each by its name takes three times as long.
-    _, _, _, reading, kind, _, judgement, lr, is_calm, _, is_plain = judged
-    mean, means, _, lowest, predictions = reading
-    table, pace, storage, batch = run.table, run.pace, run.table.storage, ticket.batch
+    _, _, (chunk, slot, _), numbers, kind, _, verdict, memory, lr, is_calm, _, is_plain = judged
+    mean, means, lowest, predictions = numbers
+    reported, table, pace, storage = mean, run.table, run.pace, run.table.storage
     trend, tally, ended = storage.batch_trend, run._tally, None
-    run.sentry.keep(judgement)
+    run.sentry.keep(verdict, memory)
     if trend.is_early or lowest < 0:
         storage.part_size = kind
-        mean, means, _, lowest, _ = trend.believed(reading) if trend.is_early else reading
-        before = table.learner.observe(mean, lowest, reading.mean)
+        if trend.is_early:
+            mean, means, lowest = trend.believed(mean, means, lowest)
+        before = table.learner.observe(mean, lowest, reported)
     else:
         before = trend.value
         trend.value = before + trend.weight * (mean - before)
@@ -172,9 +198,9 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
     pace.num_out -= 1
     pace.step += 1
     tally.num_good += 1
-    tally.total += reading[0]
+    tally.total += reported
     tally.samples += len(ticket.indices)
-    run.controller.accepted(reading[0], ticket, lr, is_calm=is_calm)
+    run.controller.accepted(reported, ticket, lr, is_calm)
     if pace.budget.steps is None:
         pace.begin_break()
     if not pace.step % run.plan.steps_per_pass:
@@ -182,11 +208,10 @@ def learn(run: Engine, ticket: Ticket, judged: Judged) -> Tally | None:
     # The chunk keeps it. The table learns the whole chunk at once, when that is used up or somebody reads the table.
     means = mean if storage.is_single else means
     if is_plain and predictions is None:
-        chunk, slot, _ = batch
         chunk.reports[slot], chunk.trends[slot], chunk.states[slot] = means, before, REPORTED
     else:
         storage.part_size = kind
-        run.plan.report(batch, means, before, predictions)
+        run.plan.report(ticket.batch, means, before, predictions)
     return ended
 
 
@@ -203,7 +228,7 @@ def tell(run: Engine, ticket: Ticket, judged: Judged, ended: Tally | None) -> No
     run.emitter.step_done(
         ticket,
         progress=run.pace.progress,
-        loss=judged.reading.mean,
+        loss=judged.numbers[0],
         expected_loss=judged.expected,
         lr=run.shown_lr(ticket.lr),
         suspicion=judged.suspicion,

@@ -15,6 +15,7 @@ from .._adapters.driven_state import DrivenState, take_apart
 from .._adapters.place_search import PlaceSearch, Shown, bad_arrays, first_bad
 from ..checkpoint.state_tree import leaves, map_leaves, nnx_of, open_node
 from ..flight.finding import Finding, Refusal
+from .state import is_of_devices
 
 NO_LAYERS = "no module of linen or nnx was called in the step, so that none is named"
 DONATED = "the step was given the state to keep, so that only the states after it and those of backups can be run"
@@ -29,12 +30,13 @@ class Examiner:
     """
 
     def __init__(self, driven: DrivenState, step: Callable[..., Any]) -> None:
-        self._driven, self._step = driven, getattr(step, "__wrapped__", step)
+        self._driven, self._step = driven, step
         self._hand: tuple[Any, Any, Sequence[int]] | None = None
         self._last: tuple[Any, Any, Sequence[int]] | None = None
         self.batch: Any = None
         self.before: tuple[Any, Sequence[int]] | None = None
         self.missing, self.is_exact = "", True
+        self._parts: tuple[int, ...] = ()
         self._watched: Any = None
         self._seen: dict[int, tuple[str, str, tuple[int, ...]]] = {}
         self._num_modules = 0
@@ -48,8 +50,9 @@ class Examiner:
         self.is_exact, self.missing = not self._driven.is_given_away, ""
         present = self._driven.read()
         assert self._hand is not None
-        self._present, self.batch = present, _arrays(self._hand[0])
-        self.before = None if self._last is None else (_arrays(self._last[0]), self._last[2])
+        self._present, self._parts = present, _parts_of_devices(present["form"].make(present["state"]), self._hand[0])
+        self.batch = self._join(self._hand[0])
+        self.before = None if self._last is None else (self._join(self._last[0]), self._last[2])
         try:
             found = PlaceSearch(refusal, self).solve()
             if not self._num_modules:
@@ -77,17 +80,21 @@ class Examiner:
         """See `Subject`."""
         saved = self._present if weights is None else weights
         state = saved["form"].make(saved["state"])
+        # Without its axis, that of ``pmap`` cannot run.
+        step = self._step if self._parts else getattr(self._step, "__wrapped__", self._step)
         if self._watched is None:
             # Traced once more, as modules tell nothing in a step that is compiled; and it may keep no buffers.
             compile_anew: Any = jax.jit if _nnx_in(state) is None else _nnx_in(state).jit
-            self._watched = compile_anew(functools.partial(_call, self._step))
+            self._watched = compile_anew(functools.partial(_call, step))
+        batch = _divided(batch, self._parts)
         after, metrics = self._run_watched(self._watched, state, batch)
-        if not self._num_modules:
+        if not (self._num_modules or self._parts):
             with jax.disable_jit():
-                # What is compiled within the step was traced before.
-                after, metrics = self._run_watched(self._step, saved["form"].make(saved["state"]), batch)
+                # What is compiled within the step was traced before. Under ``pmap`` each operation would be compiled.
+                after, metrics = self._run_watched(step, saved["form"].make(saved["state"]), batch)
         losses = np.asarray(metrics.get("losses", metrics.get("loss")), np.float32)
-        size = len(losses) if losses.ndim else 0
+        losses = losses.reshape(-1) if losses.shape == self._parts else losses
+        size = len(losses) if losses.ndim and len(losses) == self._num_rows else 0
         what, rows = first_bad(losses, size)
         place = self._seen[min(self._seen)] if self._seen else ("", what, rows)
         gradient = ""
@@ -118,6 +125,14 @@ class Examiner:
             is_told = np.ndim(rows) and len(rows) == self._num_rows and len(bad) < len(rows)
             self._seen.setdefault(number, (name, "NaN" if has_nan else "Inf", tuple(bad) if is_told else ()))
 
+    def _join(self, batch: Any) -> Any:
+        """The arrays of a batch; of ``pmap`` the devices' parts one after the other, as samples are counted."""
+
+        def join(leaf: Any, *_: Any) -> Any:
+            return leaf.reshape(-1, *leaf.shape[2:]) if self._parts and np.shape(leaf)[:2] == self._parts else leaf
+
+        return map_leaves(join, _arrays(batch))
+
     @property
     def _num_rows(self) -> int:
         return next((len(each) for _, each in leaves(self.batch) if np.ndim(each)), 0)
@@ -125,6 +140,28 @@ class Examiner:
 
 def _call(step: Callable[..., Any], state: Any, batch: Any, key: Any) -> Any:
     return step(state, batch, key)
+
+
+def _parts_of_devices(state: Any, batch: Any) -> tuple[int, ...]:
+    """How ``pmap`` has divided a batch: the devices, and the samples of each; () if the step is not one of ``pmap``."""
+    nnx = _nnx_in(state)
+    state = state if nnx is None else nnx.state(state)
+    arrays = [each for each in jax.tree_util.tree_leaves(state) if isinstance(each, jax.Array)]
+    parts = {np.shape(each)[:2] for _, each in leaves(batch) if np.ndim(each) > 1}
+    if not arrays or len(parts) != 1 or not all(map(is_of_devices, arrays)):
+        return ()
+    found: tuple[int, ...] = parts.pop()
+    return found if found[0] == len(arrays[0]) and found[1] > 1 else ()
+
+
+def _divided(batch: Any, parts: tuple[int, ...]) -> Any:
+    """A batch as ``pmap`` takes it."""
+    if not parts:
+        return batch
+    size = parts[0] * parts[1]
+    return map_leaves(
+        lambda leaf, *_: leaf.reshape(*parts, *leaf.shape[1:]) if np.ndim(leaf) and len(leaf) == size else leaf, batch
+    )
 
 
 def _arrays(batch: Any) -> Any:
@@ -157,11 +194,12 @@ def _watching(state: Any, tell: Callable[[str, Any], None]) -> Iterator[None]:
 
     nnx = _nnx_in(state)
     changed: list[tuple[type, Any]] = []
+    paths: dict[int, tuple[str, Any]] = {}
     if nnx is not None:
         modules = [each for _, each in nnx.iter_graph(state) if isinstance(each, nnx.Module)]
         for kind in {type(each) for each in modules if callable(each)}:
             changed.append((kind, vars(kind).get("__call__")))
-            kind.__call__ = _telling(kind.__call__, tell)
+            kind.__call__ = _telling(kind.__call__, tell, nnx, paths)
     try:
         with nn.intercept_methods(intercept):
             yield
@@ -173,12 +211,18 @@ def _watching(state: Any, tell: Callable[[str, Any], None]) -> Iterator[None]:
                 kind.__call__ = call
 
 
-def _telling(call: Any, tell: Callable[[str, Any], None]) -> Any:
+def _telling(call: Any, tell: Callable[[str, Any], None], nnx: Any, paths: dict[int, tuple[str, Any]]) -> Any:
+    """A call of modules that tells their outputs, by their path in the outermost module that was called."""
+
     @functools.wraps(call)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(self) not in paths:
+            # Within a compiled step modules are other objects. They are held, as an id may come again.
+            for path, each in nnx.iter_graph(self):
+                if isinstance(each, nnx.Module):
+                    paths[id(each)] = ".".join(map(str, path)) or type(self).__name__, each
         output = call(self, *args, **kwargs)
-        # Within a compiled step a module is another object, whose path is not known.
-        tell(type(self).__name__, output)
+        tell(paths[id(self)][0], output)
         return output
 
     return watched

@@ -8,14 +8,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from .._adapters.driven_state import DrivenState, Place
 from .._adapters.host import check_scheduler
 from .examiner import Examiner
 from .processes import SharedProcesses, whole
-from .state import lr_of, with_lr
+from .state import is_of_devices, lr_of, with_lr
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Outcome
@@ -48,7 +47,7 @@ class ManagedState:
         TypeError: the scheduler is something else.
         ValueError: an interval cannot be read; or on several processes, as `docs/flax.md` says.
 
-    >>> import optax
+    >>> import jax, optax
     >>> from learnit_r8 import R8Scheduler
     >>> from learnit_r8.flax import TrainState
     >>> state = TrainState.create(apply_fn=None, params={"w": jax.numpy.ones(2)}, tx=optax.sgd(0.1))
@@ -168,19 +167,11 @@ def loss_of_batch(loss: Any, num_samples: int | None = None) -> Any:
     """
     shape: tuple[int, ...] = getattr(loss, "shape", ())
     if num_samples is None:
-        return loss.reshape(-1) if len(shape) == 2 and _is_of_devices(loss) else loss
+        return loss.reshape(-1) if len(shape) == 2 and is_of_devices(loss) else loss
     if len(shape) > 1 and shape[0] != num_samples and math.prod(shape) == num_samples:
         return np.asarray(loss).reshape(-1)
     # One mean for each device.
-    return loss.mean() if len(shape) == 1 and shape[0] != num_samples and _is_of_devices(loss) else loss
-
-
-def _is_of_devices(loss: Any) -> bool:
-    """Whether the first dimension of an array is that of the devices, as ``pmap`` makes it."""
-    if not isinstance(loss, jax.Array) or not loss.is_fully_addressable:
-        return False
-    devices = loss.sharding.device_set
-    return len(devices) == loss.shape[0] > 1 and loss.sharding.shard_shape(loss.shape)[0] == 1
+    return loss.mean() if len(shape) == 1 and shape[0] != num_samples and is_of_devices(loss) else loss
 
 
 def predictions_of_batch(predictions: Any) -> Any:

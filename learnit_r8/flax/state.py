@@ -23,6 +23,14 @@ class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call]
     batch_stats: Any = None
 
 
+def is_of_devices(loss: Any) -> bool:
+    """Whether the first dimension of an array is that of the devices, as ``pmap`` makes it."""
+    if not isinstance(loss, jax.Array) or not loss.is_fully_addressable:
+        return False
+    devices = loss.sharding.device_set
+    return len(devices) == loss.shape[0] > 1 and loss.sharding.shard_shape(loss.shape)[0] == 1
+
+
 def with_lr(state: Any, lr: float) -> Any:
     """The state with another learning rate; that of an NNX optimizer is set in place.
 

@@ -20,7 +20,7 @@ class Refusal(NamedTuple):
     """A batch that was refused, before anything is put back.
 
     Attributes:
-        step: Steps reported, the refused one included.
+        step: Steps reported, the refused one included, as its `BatchRefused` says.
         loss: Its mean loss.
         usual: The usual loss before it; NaN if too few are known.
         is_finite: Whether it was refused for its height alone.
@@ -77,7 +77,7 @@ def sentence_of(finding: Finding, step: int, samples: Sequence[str]) -> str:
 
     Args:
         finding: What was found.
-        step: The step of the refused batch, 0-based.
+        step: Steps reported, the refused one included, as its `BatchRefused` says.
         samples: Names of the samples to blame; empty where batches have none, whose rows are named then.
 
     >>> found = Finding(FORWARD, "NaN first in `head` (forward)", (3,), "whose input holds Inf at [0]", is_certain=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from ..table.records import LARGEST_LOSS
 from .verdict import GOOD, Guard, Verdict
@@ -24,21 +24,9 @@ FAR_NORM, LEAST_NORMS = 100.0, 16
 training, and clipping bounds what a high one can do: see benchmarks/incidents.py."""
 
 
-class Judgement(NamedTuple):
-    """The guard's judgement of a report, before the sentry keeps it.
-
-    Attributes:
-        losses: The guard's state after this loss.
-        highest_norm, num_norms: The highest finite gradient norm so far, and the number of norms.
-        num_skipped: Optimizer steps skipped in a row.
-        verdict: The verdict.
-    """
-
-    losses: Any
-    highest_norm: float
-    num_norms: int
-    num_skipped: int
-    verdict: Verdict
+Memory: TypeAlias = tuple[Any, float, int, int]
+"""What a sentry remembers: the guard's state, the highest finite gradient norm, the number of norms, and the optimizer
+steps skipped in a row. A plain tuple, as one is made at every step, and named ones take CPython 3.11 far longer."""
 
 
 class Sentry:
@@ -107,11 +95,10 @@ class Sentry:
         expected: float = math.nan,
         typical: float = math.nan,
         lr: float = math.nan,
-        *,
         grad_norm: float | None = None,
         skipped: bool = False,
         is_usual: bool = True,
-    ) -> Judgement:
+    ) -> tuple[Verdict, Memory]:
         """Judge a report; nothing is changed before `keep`.
 
         Args:
@@ -124,10 +111,14 @@ class Sentry:
             skipped: Whether the optimizer's step was skipped because gradients overflowed. The guard then judges
                 neither the loss nor the norm; only more than `MOST_SKIPPED` in a row are refused.
             is_usual: Whether later losses are compared with this one. A batch of easy samples can only add evidence.
+
+        Returns:
+            The verdict, and what to remember if it is kept.
         """
         before, highest, count = self._losses, self._highest_norm, self._num_norms
         if skipped:
-            return Judgement(before, highest, count, *self._skipped(loss))
+            num_skipped, verdict = self._skipped(loss)
+            return verdict, (before, highest, count, num_skipped)
         losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
         if verdict is not GOOD:
             # The state of the losses before it, which it does not belong to.
@@ -141,21 +132,22 @@ class Sentry:
             if is_finite:
                 # A refused one counts too, so that a level of norms is refused once at most.
                 highest, count = max(highest, grad_norm), count + 1
-        return Judgement(losses, highest, count, 0, verdict)
+        return verdict, (losses, highest, count, 0)
 
-    def unjudged(self, verdict: Verdict) -> Judgement:
-        """Give a verdict without asking the guard; its state stays."""
-        return Judgement(self._losses, self._highest_norm, self._num_norms, self.num_skipped, verdict)
+    @property
+    def present(self) -> Memory:
+        """What it remembers now, for a verdict that the guard was not asked for."""
+        return self._losses, self._highest_norm, self._num_norms, self.num_skipped
 
-    def keep(self, judgement: Judgement) -> None:
+    def keep(self, verdict: Verdict, memory: Memory) -> None:
         """Go on from a judgement."""
-        self._losses, self._highest_norm, self._num_norms, self.num_skipped, verdict = judgement
+        self._losses, self._highest_norm, self._num_norms, self.num_skipped = memory
         if verdict is not GOOD and verdict not in _NOT_REFUSED:
             self.num_refused += 1
 
-    def suspicion_of(self, judgement: Judgement) -> float:
+    def suspicion_of(self, memory: Memory) -> float:
         """How close the guard is to refusing after a report that it is about to keep."""
-        return self.guard.suspicion(judgement.losses)
+        return self.guard.suspicion(memory[0])
 
     def _skipped(self, loss: float) -> tuple[int, Verdict]:
         if self.num_skipped >= MOST_SKIPPED:

@@ -198,12 +198,11 @@ class SpikeGuard:
         if not -LARGEST_LOSS <= loss <= LARGEST_LOSS:
             return state, Verdict.NOT_FINITE
         evidence, recent, reference, past, first = state
-        threshold, risen_threshold, lr_limit, far, absurd, up, down, alarm, level, _ = reference
-        reported = loss
+        threshold, reported = reference.threshold, loss
         # A typical batch that would be refused is none: the table has learned losses of damaged weights, and must not
         # lift those of other batches.
         if expected == expected and not expected < typical > threshold:
-            loss = corrected(loss, expected, typical, level)
+            loss = corrected(loss, expected, typical, reference.level)
         if threshold == _INFINITE:
             # The correction is unreliable this early, so the loss is refused only if it is too high with and without.
             if first.refuses(min(reported, loss)):
@@ -211,14 +210,15 @@ class SpikeGuard:
             # A loss that is not fully judged yet must not distort later thresholds.
             first, loss = first.with_loss(max(reported, loss)), first.believed(loss)
         recent += (loss,)
-        if loss > threshold and (loss > risen_threshold or not lr > lr_limit):
+        if loss > threshold and (loss > reference.risen_threshold or not lr > reference.lr_limit):
+            _, _, _, far, absurd, up, _, alarm, _, _ = reference
             evidence += up if loss <= far else max(up, 0.501 * alarm)
             if evidence >= alarm or loss > absurd:
                 if loss > far or not self._is_spreading(recent, past, threshold):
                     return SpikeState(), Verdict.SPIKE
                 evidence = ALMOST * alarm
         elif evidence:
-            evidence = max(0.0, evidence + down)
+            evidence = max(0.0, evidence + reference.down)
         if len(recent) == BLOCK:
             return self._look(_new_tuple(SpikeState, (evidence, recent, reference, past, first)), lr)
         return _new_tuple(SpikeState, (evidence, recent, reference, past, first)), GOOD

@@ -7,13 +7,14 @@ import fnmatch
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..events import (
     BatchRefused,
     EpochDone,
+    GaveUp,
     ProcessLeft,
     RunEnded,
     RunPaused,
@@ -42,7 +43,7 @@ class State(NamedTuple):
     """The state of a run.
 
     Attributes:
-        word: "running", "stalled", "died", "finished", "finished early", "stopped" or "empty".
+        word: "running", "stalled", "died", "diverged", "finished", "finished early", "stopped" or "empty".
         detail: A few more words, or "".
     """
 
@@ -90,6 +91,7 @@ class Run:
         self._longest_pause = 0.0
         self._end: RunEnded | ProcessLeft | None = None
         self._early: str | None = None
+        self._gave_up = False
         self._progress = 0.0
         self._is_paused = self._is_between_epochs = False
 
@@ -140,7 +142,7 @@ class Run:
         event = record.event
         self._heard = record.time
         if isinstance(event, RunStarted):
-            self._end, self._early, self._stepped = None, None, record.time
+            self._end, self._early, self._stepped, self._gave_up = None, None, record.time, False
             # The progress of an earlier run in this folder does not count.
             self._progress = event.step / event.total_steps if event.total_steps else 0.0
         if isinstance(event, (StepsDone, BatchRefused)):
@@ -155,7 +157,10 @@ class Run:
             self._stepped = record.time
         if isinstance(event, RunStopped) and event.is_early:
             self._early = event.reason
-        if isinstance(event, (RunEnded, ProcessLeft)):
+        if isinstance(event, GaveUp):
+            self._gave_up = True
+        # An exception after the end of a run is not one of its training.
+        if isinstance(event, RunEnded) or (isinstance(event, ProcessLeft) and not self._has_finished):
             self._end = event
         if isinstance(event, RunEnded):
             self._early = event.early
@@ -163,6 +168,8 @@ class Run:
     def state(self) -> State:
         """State of the run, as far as it was read."""
         end, now = self._end, self._wall()
+        if self._gave_up:
+            return State("diverged", "everything was tried")
         if isinstance(end, ProcessLeft) and end.error:
             return State("died", end.error)
         if end is not None:
@@ -183,6 +190,16 @@ class Run:
         if self._stepped and waited > max(usual, WAITING_FACTOR * self._longest_pause):
             return State("stalled", f"no step for {seconds_text(waited)}")
         return State("running", "")
+
+    @property
+    def _has_finished(self) -> bool:
+        return isinstance(self._end, RunEnded) and self._end.finished
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """The names of runs; those of their folders where several have the same name, as in a sweep."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [run.folder.name for run in runs]
 
 
 def seconds_text(seconds: float) -> str:

@@ -163,7 +163,7 @@ def alert_of(event: events.Event) -> tuple[str, str] | None:
     match event:
         case events.BatchRefused():
             return "incident", f"step {event.step}: loss {event.loss:.4g} refused: {event.reason}"
-        case events.CauseFound() if event.fault != "unknown":
+        case events.CauseFound():
             return "cause", event.text
         case events.DamageFound():
             return "incident", f"step {event.step}: the model holds a number that is not finite, in {event.array}"

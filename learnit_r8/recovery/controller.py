@@ -29,7 +29,7 @@ from .incidents.first_steps import FAR, FirstSteps
 from .incidents.incident import Incident, IncidentLog, diverged_text, write_bundle
 from .incidents.live_model import LiveModel
 from .incidents.settlement import DIVISOR, Settlement
-from .lineage import Lineage
+from .lineage import LOOK_MASK, Lineage
 from .moment import Moment
 from .policy import Recovery, TrainingDiverged
 from .progress import EARLY_UPDATES, LOOK_EVERY, START_UPDATES
@@ -83,6 +83,7 @@ class RecoveryController:
         witnesses: The witnesses of backups and checkpoints.
         is_early: Whether `is_suspicious` must be asked.
         is_look_due: Whether to call `look_back` before the next batch is drawn.
+        lineage: The updates that the present weights come from.
         is_quiet: Whether a good loss changes nothing that listeners hear of.
         steady_left: Batches of low-loss samples still to draw.
     """
@@ -105,8 +106,8 @@ class RecoveryController:
         self.witnesses = Witnesses(persistence, recovery.trust_steps)
         self._live = LiveModel(persistence, announcer)
         self.experiment = ExperimentRun(self._live, lambda: persistence.callbacks)
-        self._lineage, self._refusals, self._incidents = Lineage(), Refusals(), IncidentLog(announcer)
-        parts = self._live, self._lineage, self.limit, self.witnesses, self._incidents
+        self.lineage, self._refusals, self._incidents = Lineage(), Refusals(), IncidentLog(announcer)
+        parts = self._live, self.lineage, self.limit, self.witnesses, self._incidents
         self._settlement = Settlement(
             *parts, sentry=self._sentry, table=self._table, persistence=persistence, announcer=announcer
         )
@@ -134,7 +135,7 @@ class RecoveryController:
     @property
     def updates(self) -> int:
         """Updates that the present weights have taken."""
-        return self._lineage.updates
+        return self.lineage.updates
 
     @property
     def asks_probe(self) -> bool:
@@ -173,23 +174,18 @@ class RecoveryController:
         """Whether one of the first losses is so high that its batch is left out."""
         return self._first_steps.suspicion(loss) > FAR
 
-    @property
-    def is_calm_due(self) -> bool:
-        """Whether the next good loss needs to know if the guard is calm."""
-        return self._lineage.updates & 3 == 3
-
-    def accepted(self, loss: float, ticket: Ticket, scheduled_lr: float, *, is_calm: bool) -> None:
+    def accepted(self, loss: float, ticket: Ticket, scheduled_lr: float, is_calm: bool) -> None:
         """Note a loss that was learned from.
 
         Args:
             loss: The mean loss.
             ticket: Its batch.
             scheduled_lr: The scheduled rate.
-            is_calm: Whether the guard suspects nothing, where `is_calm_due`.
+            is_calm: Whether the guard suspects nothing, where it looks.
         """
         if self.quarantine.is_watching:
             self.quarantine.cleared(ticket.indices)
-        lineage, backup = self._lineage, self._backup
+        lineage, backup = self.lineage, self._backup
         progress = lineage.progress
         recent = progress.recent
         # Losses always differ a little: equal ones may mean that the weights are destroyed.
@@ -203,7 +199,7 @@ class RecoveryController:
             witnesses.note(ticket, loss)
         if not self.is_quiet:
             self._note_good(scheduled_lr)
-        if not lineage.updates & 3:
+        if not lineage.updates & LOOK_MASK:
             self._look(loss, is_calm=is_calm)
         if self.is_early:
             self._first_steps.note(ticket, loss)
@@ -211,7 +207,7 @@ class RecoveryController:
 
     def _note_good(self, scheduled_lr: float) -> None:
         """Draw the conclusions from a good loss after others were refused."""
-        lineage = self._lineage
+        lineage = self.lineage
         self._refusals.good()
         if self.limit.is_on and self.limit.accepted(scheduled_lr):
             self._announcer.tell(events.LrRestored)
@@ -226,7 +222,7 @@ class RecoveryController:
 
     def _look(self, loss: float, *, is_calm: bool) -> None:
         """Do what need not be done at every update; called at every fourth."""
-        updates, progress = self._lineage.updates, self._lineage.progress
+        updates, progress = self.lineage.updates, self.lineage.progress
         if self._num_equal >= EQUAL_LOSSES - 1:
             self._num_equal = 0
             self._persistence.look_at_weights()
@@ -255,10 +251,10 @@ class RecoveryController:
         if self.experiment.is_open:
             return
         self._begin_call(step, lr)
-        first_steps, level = self._first_steps, self._lineage.progress.level
+        first_steps, level = self._first_steps, self.lineage.progress.level
         if first_steps.is_on_trial:
             first_steps.end_trial(level)
-        elif level == level and self._lineage.updates > EARLY_UPDATES:
+        elif level == level and self.lineage.updates > EARLY_UPDATES:
             if first_steps.is_measuring:
                 first_steps.measure_updates(level)
             else:
@@ -296,7 +292,7 @@ class RecoveryController:
         self._begin_call(step, lr)
         self.is_quiet = False
         self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
-        loss, alarm, progress = reading.mean, ALARMS.get(verdict, Alarm.NOT_FINITE), self._lineage.progress
+        loss, alarm, progress = reading.mean, ALARMS.get(verdict, Alarm.NOT_FINITE), self.lineage.progress
         incident = self._incidents.open(step, verdict.value)
         incident.num_refused += 1
         samples = not_finite_samples(reading, ticket)
@@ -335,7 +331,7 @@ class RecoveryController:
             RestoreError: the load callback raised for every state there is.
         """
         self._begin_call(step, lr)
-        progress = self._lineage.progress
+        progress = self.lineage.progress
         progress.reported.append(loss)
         self.experiment.is_extra = True
         self._begin(Alarm.EARLY, progress.rise(1))
@@ -378,7 +374,7 @@ class RecoveryController:
             incident, refused=self._refusals.in_a_row, step=step, loss=loss, lr=lr, failures=self._live.failures,
             samples=self.quarantine.named(suspects) if suspects else "",
         )  # fmt: skip
-        store, losses = self._persistence.store, list(self._lineage.progress.reported)
+        store, losses = self._persistence.store, list(self.lineage.progress.reported)
         bundle = write_bundle(
             None if store is None else store.folder, step, text=text, incident=incident, losses=losses,
             recovery=self.recovery,
@@ -406,7 +402,7 @@ class RecoveryController:
         elif not self.experiment.is_open:
             # After a clean check it is another fault, unless the state that was put back is still on proof.
             last, self._damaged_step = self._damaged_step, step
-            is_again = last is not None and (timer.clean_step <= last or self._lineage.is_proving)
+            is_again = last is not None and (timer.clean_step <= last or self.lineage.is_proving)
             if is_again:
                 timer.note_lasting(array)
             self._incidents.open(step, f"{array!r} was not finite")
@@ -428,7 +424,7 @@ class RecoveryController:
         if self._has_ended or self.experiment.is_open:
             return self.experiment.is_open
         self._has_ended = True
-        recent = list(self._lineage.progress.recent)
+        recent = list(self.lineage.progress.recent)
         usual, can_test = recent[:-2], self._tests_progress and self._live.can_restore and self.experiment.can_probe
         if len(usual) < LOOK_EVERY or not can_test:
             return False
@@ -454,7 +450,7 @@ class RecoveryController:
 
     def _begin(self, alarm: Alarm, level: float, *, best: Backup | None = None, is_again: bool = False) -> None:
         self.is_quiet = False
-        lineage, known = self._lineage, self.witnesses.known()
+        lineage, known = self.lineage, self.witnesses.known()
         self._incidents.open(self._live.step, alarm.value)
         self._live.begin()
         if not known:
@@ -477,7 +473,7 @@ class RecoveryController:
 
     def _older(self, known: list[Backup]) -> list[Backup]:
         """The states before the one that was put back last, ever fewer the more often it took long to come back."""
-        lineage = self._lineage
+        lineage = self.lineage
         older = [each for each in known if each.updates < lineage.since] or known[:1]
         is_soon = lineage.since_restore < SOON
         skipped = 0 if is_soon else 2**lineage.num_older - 1
@@ -487,8 +483,8 @@ class RecoveryController:
     def _put_unknown(self, alarm: Alarm) -> None:
         """Put the newest state back, though no witness of it is known; an older one if that did not help."""
         states = self.witnesses.all_states()
-        if self._lineage.is_proving and not self._lineage.since_restore:
-            states = [each for each in states if each.updates < self._lineage.since] or states[:1]
+        if self.lineage.is_proving and not self.lineage.since_restore:
+            states = [each for each in states if each.updates < self.lineage.since] or states[:1]
         for backup in reversed(states):
             if self._live.put(backup):
                 self._go_on_from(backup, alarm, is_sudden=True)
@@ -542,7 +538,7 @@ class RecoveryController:
             # Else a record whose cause is a NaN in the weights would end with nothing but healthy weights.
             mended = self._live.mended
             self._incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
-            if verdict in ("healthy", "level") and not self._lineage.is_proving:
+            if verdict in ("healthy", "level") and not self.lineage.is_proving:
                 self._incidents.end()
         self._live.end()
 
@@ -563,13 +559,13 @@ class RecoveryController:
 
     def moment(self, state: Any = None) -> Moment:
         """The scheduler's own state now, to be kept with a backup; ``state`` is that of the run."""
-        sentry, lineage = self._sentry, self._lineage
+        sentry, lineage = self._sentry, self.lineage
         recent = tuple(lineage.progress.recent)
         return Moment(sentry.memory, self._table.learner.trend_mark, sentry.baseline, lineage.updates, recent, state)
 
     def note_checkpoint(self, step: int) -> None:
         """Note that a checkpoint of this step is on disk."""
-        self.witnesses.note_checkpoint(step, self._lineage.updates, self._lineage.progress.recent)
+        self.witnesses.note_checkpoint(step, self.lineage.updates, self.lineage.progress.recent)
 
     @property
     def lr_factor(self) -> float:
@@ -590,7 +586,7 @@ class RecoveryController:
         was_on = self.limit.is_on
         self.experiment.end()
         self._first_steps.drop_trial()
-        self._lineage.progress.begin_anew()
+        self.lineage.progress.begin_anew()
         self.witnesses.forget_records()
         self.limit.forget()
         self._refusals.bad_in_a_row = 0
@@ -614,7 +610,7 @@ class RecoveryController:
         """Return what outlives the process: counts, the limit of the rate, and the witnesses of checkpoints."""
         return {
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
-            "limit": self.limit.state_dict(), "lineage": self._lineage.state_dict(),
+            "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
             "refusals": self._refusals.state_dict(), "rate_trials": self._first_steps.num_trials,
             "incident": self._incidents.to_plain(), "steady_left": self.steady_left, "has_ended": self._has_ended,
             "num_equal": self._num_equal,
@@ -633,7 +629,7 @@ class RecoveryController:
             return
         self._incidents.num_restored, self._incidents.num_probes = state["restored"], state["probes"]
         self.limit.load_state_dict(state["limit"])
-        self._lineage.load_state_dict(state["lineage"])
+        self.lineage.load_state_dict(state["lineage"])
         self._refusals.load_state_dict(state["refusals"])
         self._incidents.load_plain(state["incident"])
         self._first_steps.num_trials, self._num_equal = state["rate_trials"], state["num_equal"]

@@ -12,6 +12,9 @@ from .ram_backup import Backup
 LEAST_TRIAL = 64
 """Updates after a restore in which a new alarm is a relapse, if they are more than twice those that it undid."""
 
+LOOK_MASK = 3
+"""What need not be done at every update is done where its number has none of these bits: at every fourth."""
+
 LASTING_RELAPSES, RELAPSE_UPDATES = 2, 256
 """This many gradual rises, each within four trials and this many updates after a restore, are what training does."""
 

@@ -14,7 +14,7 @@ from ..checkpoint.durable_io import open_output
 from ..dashboard.render.svg import circle, frame, grid, line, range_of, rect, svg
 from ..dashboard.state.view import View
 from ..dashboard.text import number
-from ..journal.run import Run, find_run
+from ..journal.run import Run, find_run, names_of
 from .charts import WIDE, text
 from .numbers import comparison
 from .page import POLICY
@@ -53,7 +53,7 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
             view.fold(record.event)
         views.append(view)
     path = Path(out)
-    text = comparison_page(views, [run.name for run in found])
+    text = comparison_page(views, names_of(found))
     with open(open_output(path), "w", encoding="utf-8") as file:
         file.write(text)
     return path
@@ -61,11 +61,10 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
 
 def comparison_page(views: Sequence[View], names: Sequence[str]) -> str:
     """The page; the names are those of the runs."""
-    called = [name if list(names).count(name) == 1 else f"{name} ({place + 1})" for place, name in enumerate(names)]
     keys = "".join(f'<span class="key"><svg viewBox="0 0 28 8">{_swatch(place)}</svg>{text(name, 60)}</span>'
-                   for place, name in enumerate(called))  # fmt: skip
-    body = "".join(_panel(title, chart, note) for title, chart, note in _charts(views, called))
-    table = comparison(views, called)
+                   for place, name in enumerate(names))  # fmt: skip
+    body = "".join(_panel(title, chart, note) for title, chart, note in _charts(views, names))
+    table = comparison(views, names)
     figures = _panel("Figures and settings", table, "The best figure is in bold; settings only where they differ.")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'

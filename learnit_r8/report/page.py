@@ -12,7 +12,7 @@ from ..dashboard.state.metric_names import grouped
 from ..dashboard.state.view import View
 from ..dashboard.text import clock, number, setting
 from ..events.samples import count_text
-from ..journal.run import Run
+from ..journal.run import Run, names_of
 from ..journal.run_info import read_sessions, utc
 from ..table.labels.suspects import MIRROR, Suspects
 from .charts import (
@@ -61,7 +61,7 @@ def page(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None
     sections = [section for section in _sections(data, data.run, look) if section]
     if other is not None:
         assert other.run is not None
-        names = data.run.name, other.run.name
+        names = names_of([data.run, other.run])
         body = comparison((data.view, other.view), names)
         sections.insert(1, _panel("Comparison", body, "The better figure is in bold; settings only where they differ."))
     parts = [_header(data, data.run, title), _contents(sections), *sections, _footer(data, data.run)]
@@ -129,7 +129,7 @@ def _cards(view: View) -> str:
     cards = [
         ("progress", f"{view.progress:.1%}", f"step {view.step:,}{total}, {epochs}"),
         ("training time", clock(view.seconds), f"{number(pacing.samples_per_second)} samples/s at the end"),
-        ("loss", number(view.ema, 4), f"smoothed; last batch {number(view.last.loss, 4)}" if view.last else ""),
+        ("loss", number(view.ema, 4), f"smoothed; last batch {number(view.last.last_loss, 4)}" if view.last else ""),
     ]
     if view.best is not None:
         cards.append(("best loss", number(view.best.value, 4), f"smoothed, at step {view.best.step:,}"))
@@ -328,7 +328,7 @@ def _events(view: View) -> str:
         f"<td>{entry.level if entry.level != 'info' else ''}</td><td>{text(entry.text, 400)}</td></tr>"
         for entry in reversed(entries)
     )
-    note = f"The newest {len(entries)} of {view.num_entries:,}, newest first; {view.num_alerts:,} warnings and alerts."
+    note = f"The newest {len(entries)} of {view.num_entries:,}, newest first; warnings and alerts: {view.num_alerts:,}."
     head = "<tr><th>time</th><th>step</th><th></th><th>what happened</th></tr>"
     return _panel(
         "Events", f'<div class="wide tall"><table class="events"><thead>{head}</thead>{rows}</table></div>', note

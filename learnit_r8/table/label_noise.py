@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -80,13 +81,13 @@ def find_suspects(
     by_humps = partial(_by_humps, known, num_judged, untrained_loss, by_group, precision)
     if shown is None:
         found = by_humps(is_strict=precision > 0.5)
-        return found._replace(**_suggestions(None, found.indices), num_judged=num_judged)
+        return replace(found, **_suggestions(None, found.indices), num_judged=num_judged)
     found = _by_mirror(known, shown, untrained_loss, by_group, precision)
     if len(shown) > len(known) or "residual" in shown.names:
         # The mean loss of several labels says little of each, and the losses of numbers have no two components.
         if len(shown) > len(known) and found.places is None:
-            found = found._replace(places=_places(known, shown, _NOBODY, np.empty(0)))
-        return found._replace(num_judged=num_judged)
+            found = replace(found, places=_places(known, shown, _NOBODY, np.empty(0)))
+        return replace(found, num_judged=num_judged)
     if found.reason:
         # So few tell nothing against the losses.
         are_few = _num_positive(shown) < LEAST_POSITIVE
@@ -94,7 +95,7 @@ def find_suspects(
         found = apart if are_few or not apart.reason else found
     if found.method == MIRROR:
         num_judged = _num_judged(shown, "visits")
-    return found._replace(**_suggestions(shown, found.indices), num_judged=num_judged)
+    return replace(found, **_suggestions(shown, found.indices), num_judged=num_judged)
 
 
 def _num_judged(columns: Columns, field: str) -> int:
@@ -149,8 +150,8 @@ def _by_humps(
         return no_suspects("too few samples stand apart from the others for the precision asked for.")
     not_fine = float((suspicion.score(part["mean"]) > 1 - SURE)[part["usage_count"] >= LEAST_USES].mean())
     found = _found(records, indices, score, untrained_loss, HUMPS)
-    return found._replace(
-        precision=max(0.0, sure), noise_rate=share, noise_range=(min(surely, share), max(not_fine, share))
+    return replace(
+        found, precision=max(0.0, sure), noise_rate=share, noise_range=(min(surely, share), max(not_fine, share))
     )
 
 
@@ -185,8 +186,12 @@ def _by_mirror(
         judged_at = judged
     some = {name: values[judged] for name, values in part.items()}
     group = _groups_of(records, some, judged_at, width, by_group)
+    of_labels: dict[str, Any] = {
+        "alike": min(width, MOST_ALIKE), "sample": judged_at // width if width > 1 else None,
+        "is_binary": some["given"].dtype.kind in "ui" and int(some["given"].max(initial=0)) < 2,
+    }  # fmt: skip
     margin, mirror, chosen = mirror_margins(
-        margins.of(some).astype(np.float64), group, precision, image=margins.image(some), alike=min(width, MOST_ALIKE)
+        margins.of(some).astype(np.float64), group, precision, image=margins.image(some), **of_labels
     )
     spared = unlearned(margin, some["given"], judged_at % width) if width > 1 else None
     if spared is not None and len(chosen):
@@ -202,10 +207,11 @@ def _by_mirror(
         if spared is not None:
             is_left &= ~spared(known["given"], indices % width)
         indices, scores = indices[is_left], mirror.score(margin, high[is_left].astype(np.float64))
-    careful = Mirror.of(margin, caution=3.0)
+    careful = Mirror.of(margin, caution=3.0, **of_labels)
     own = margin[: len(judged)]
     low = 0.0 if careful is None else float(careful.score(margin)[: len(own)].mean())
-    return _of_places(records, evidence, indices, scores, untrained_loss, width)._replace(
+    return replace(
+        _of_places(records, evidence, indices, scores, untrained_loss, width),
         precision=max(0.0, 1 - float(mirror.expected(margin, least)[0]) / len(chosen)),
         noise_rate=float(score[: len(own)].mean()),
         noise_range=(low, float((own > 0).mean())),
@@ -233,11 +239,13 @@ def _of_places(
 ) -> Suspects:
     """The suspects, from positions of labels, most suspect first."""
     if width == 1:
-        return _found(records, flat, score, untrained_loss, MIRROR)._replace(**_suggestions(evidence, flat))
+        return replace(_found(records, flat, score, untrained_loss, MIRROR), **_suggestions(evidence, flat))
     first = np.sort(np.unique(flat // width, return_index=True)[1])
     places = _places(records, evidence, flat, score)
-    found = _found(records, places.indices[first], score[first], untrained_loss, MIRROR)._replace(places=places)
-    return found._replace(given=places.given[first], suggested=places.suggested[first], votes=places.votes[first])
+    found = _found(records, places.indices[first], score[first], untrained_loss, MIRROR)
+    return replace(
+        found, places=places, given=places.given[first], suggested=places.suggested[first], votes=places.votes[first]
+    )
 
 
 def _places(records: Columns, evidence: Columns, flat: NDArray[np.int64], score: NDArray[np.float64]) -> Places:
@@ -265,7 +273,7 @@ def mirror_margins(
     precision: float,
     *,
     image: NDArray[np.float64] | None = None,
-    alike: int = 1,
+    **of_labels: Any,
 ) -> tuple[NDArray[np.float64], Mirror | None, NDArray[np.int64]]:
     """The margins, their mirror, and the positions of the suspects, int64[K], highest margin first.
 
@@ -275,12 +283,12 @@ def mirror_margins(
         precision: Least share of the list to be wrong.
         image: Margins whose negative ones mirror the positive ones, in place of the negative ones of ``margin``; then
             they are behind the margins that are returned.
-        alike: Labels that may be alike, so that they count as one.
+        of_labels: See `Mirror.of`.
     """
     size = len(margin)
     if image is not None and len(image):
         margin = np.concatenate([np.where(margin > 0, margin, np.nan), image[image < 0]])
-    mirror = Mirror.of(margin, alike=alike)
+    mirror = Mirror.of(margin, **of_labels)
     flagged = np.zeros(size, bool)
     if mirror is not None:
         flagged[mirror.longest(margin, precision)] = True

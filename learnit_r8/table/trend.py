@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from .early import FirstLosses
-from .losses import Reading
 from .untrained import UntrainedLoss
 
 NUM_CLIPPED = 80
@@ -56,20 +55,29 @@ class BatchTrend:
         self.is_early = count < self._num_early
         return before
 
-    def believed(self, reading: Reading) -> Reading:
-        """Clip one of the first losses to twice the highest before it, and lower the losses of its samples with it."""
+    def believed(self, reported: float, means: Any, lowest: float) -> tuple[float, Any, float]:
+        """Clip one of the first losses to twice the highest before it, and lower the losses of its samples with it.
+
+        Args:
+            reported: The mean loss.
+            means: The losses of its parts, float64[P], or the mean.
+            lowest: The lowest of them.
+
+        Returns:
+            The three, clipped.
+        """
         if self.num_reports >= NUM_CLIPPED:
-            return reading
-        mean = self._first.believed(reading.mean)
+            return reported, means, lowest
+        mean = self._first.believed(reported)
         is_scale = self._first.lowest > 0
-        self._first = self._first.with_loss(reading.mean)
-        if mean == reading.mean:
-            return reading
+        self._first = self._first.with_loss(reported)
+        if mean == reported:
+            return reported, means, lowest
         if is_scale:
-            factor = mean / reading.mean
-            return Reading(mean, reading.means * factor, reading.part_size, reading.lowest * factor)
-        above = reading.mean - mean
-        return Reading(mean, reading.means - above, reading.part_size, reading.lowest - above)
+            factor = mean / reported
+            return mean, means * factor, lowest * factor
+        above = reported - mean
+        return mean, means - above, lowest - above
 
     def state_dict(self) -> dict[str, Any]:
         """The state apart from ``value`` and ``num_reports``."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch.utils.data import DataLoader
 
 from .._adapters.group_rates import GroupRates
-from .._validation import no_attribute
+from .._validation import loop_method, no_attribute
 from ..checkpoint.state_tree import clone
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import NUM_ROWS, Predictions
@@ -23,7 +23,7 @@ from .lr_scheduler import R8LRScheduler
 from .own_loop.last_forward import LastForward
 from .own_loop.rate_factor import RateFactor
 from .predictions import check_exchanged, packed, packed_with
-from .prepared import is_accelerated
+from .prepared import is_accelerated, plain_optimizer
 from .sampler import R8BatchSampler
 from .state import ModelState
 from .stepper import Stepper
@@ -92,7 +92,7 @@ class Adapter:
         batches.join(self._losses)
         self._has_loader = self._counts_epochs = False
         # What accelerate wraps around an optimizer has no hooks of its own.
-        register = getattr(getattr(optimizer, "optimizer", optimizer), "register_step_post_hook", None)
+        register = getattr(plain_optimizer(optimizer), "register_step_post_hook", None)
         self._has_stepped = register is None
         self._first_step = None if register is None else register(self._note_step)
         if scheduler.keeps_rates:
@@ -153,6 +153,7 @@ class Adapter:
     def __repr__(self) -> str:
         return f"Adapter({self.scheduler!r})"
 
+    @loop_method
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
         self._counts_epochs = True
@@ -172,6 +173,7 @@ class Adapter:
                 self.flush()
                 self._losses.between_steps()
 
+    @loop_method
     def loader(self, *, numbered: bool = False, **settings: Unpack[LoaderSettings]) -> DataLoader[Any]:
         """A `DataLoader` over the data set; an error of one of its samples names the sample.
 
@@ -490,6 +492,9 @@ class Adapter:
                 f"the run was closed at step {r8.global_step} of {r8.total_steps or '?'}: adapter.loader() ends with "
                 "the epoch. To train all epochs, loop over it within: for epoch in adapter.epochs().",
             )
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(f"an Adapter must be looped over by epochs, got a loop over itself. {EPOCHS} {LOADER}")
 
     def __enter__(self) -> Adapter:
         return self

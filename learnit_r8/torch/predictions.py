@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..events.caller import warn
 from ..table.labels import predictions as on_host
 from ..table.labels.predictions import IGNORED, LEAST_CHANCE, UNLABELLED, VALUES, Predictions, layout
 
@@ -27,6 +28,8 @@ def predictions_of(
     is_whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
     class_axis = layout(kind, tuple(logits.shape), tuple(targets.shape), is_whole=is_whole, axis=axis)
     scores = logits.detach().float()
+    if class_axis == 1 and kind == "classes":
+        _check_logits(logits, scores)
     if kind == "regression":
         scores, given = scores.reshape(-1), targets.reshape(-1).float()
         return Predictions(given - scores, scores, given, VALUES)
@@ -48,6 +51,16 @@ def predictions_of(
     rival = torch.where(predicted == given, highest[..., 1], highest[..., 0])
     own = scores.gather(-1, given.clamp(min=0)[..., None])[..., 0]
     return Predictions(rival - own, predicted, given, classes)
+
+
+def _check_logits(logits: torch.Tensor, scores: torch.Tensor) -> None:
+    """Warn of probabilities in place of logits; of what is not on the host, by the operation that it comes from."""
+    if torch.compiler.is_compiling():
+        return
+    if scores.device.type == "cpu":
+        on_host.check_logits(scores.numpy())
+    elif logits.grad_fn is not None and logits.grad_fn.name().startswith("Softmax"):
+        warn(on_host.PROBABILITIES)
 
 
 def _of_cumulative(logits: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ def test_runs_beside_each_other(run, better, capsys):
     rows = {line.split("  ")[0]: line.split()[-3:] for line in lines if line}
 
     assert code == 0
-    assert lines[0].split() == ["it", "it"]
+    assert lines[0].split() == ["20260101-it", "20260104-other"]
     assert rows["=accuracy, best"][-3:] == ["0.75", "0.875", "*"]
     assert rows["loss, last"][-3:] == ["0.5", "*", "0.75"]
     assert "*" not in "".join(rows["best smoothed loss"])

@@ -68,6 +68,7 @@ def test_images_are_read_by_the_folders_of_their_labels(tmp_path, capsys):
     [
         (GIVEN, "sort", "--label must be a column of"),
         (GIVEN, None, "--label must be a column of"),
+        (GIVEN, "x0", "--label must be a column whose labels each stand in several rows, got 600 labels in 600 rows"),
         (0 * GIVEN, "kind", "must have two labels or more and a column to predict them from, got 1 and 8"),
     ],
 )

@@ -8,10 +8,12 @@ import subprocess
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, events
 from learnit_r8.cli import main
 from learnit_r8.cli.compare import painted
 from learnit_r8.dashboard.render.compare import chart_of
+from learnit_r8.dashboard.render.metrics import curve_of
+from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.text import width_of
 from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.journal.run import Run
@@ -101,18 +103,19 @@ def test_one_page_has_all_curves_over_each_other(runs, tmp_path, capsys):
 
 
 def test_runs_of_one_name_are_told_apart_and_texts_are_safe(tmp_path):
+    """As those of a sweep: the names of their folders are shown."""
     for place in range(8):
-        run_dir = tmp_path / f"run{place}"
+        run_dir = tmp_path / f"<b>{place}"
         with R8Scheduler(4, batch_size=2, num_epochs=1, name="<b>it</b>", run_dir=run_dir) as r8:
             for _ in r8.batch_iterator():
                 r8.update_with_loss(1.0)
             r8.log(**{"<i>": 1.0})
-    text = write_comparison([tmp_path / f"run{place}" for place in range(8)], tmp_path / "out.html").read_text()
+    text = write_comparison([tmp_path / f"<b>{place}" for place in range(8)], tmp_path / "out.html").read_text()
     page = Page(text)
 
-    assert "<b>it" not in text
+    assert "<b>" not in text.partition("<table")[0]
     assert "<i>" not in text
-    assert "&lt;b&gt;it&lt;/b&gt; (8)" in text
+    assert "<th>&lt;b&gt;7</th>" in text
     assert len(set(page.shapes)) >= 8
 
 
@@ -131,7 +134,22 @@ def test_curves_over_each_other_fit_the_screen(runs):
 
     assert styles == {"loss", "lr", "metric"}
     assert painted(lines[1], theme).count("\x1b[38;5;") == 3
+    assert painted(lines[1], choose_theme({"TERM": "screen"})).count("\x1b[3") == 3
     assert "\x1b" not in painted(lines[1], choose_theme({"TERM": "dumb"}))
+
+
+def test_a_curve_ends_where_its_run_has_ended(tmp_path):
+    """The last value of a run that was stopped is not drawn on to the end of a longer one."""
+    long, short = View(), View()
+    for view, last in ((long, 100), (short, 40)):
+        for step in range(20, last + 1, 20):
+            view.fold(events.MetricsLogged(step, float(step), step, {"val_loss": 100.0 / step}))
+    whole, part = (curve_of(view, "val_loss", 50, 0, 100) for view in (long, short))
+
+    assert np.isfinite(whole[10:]).all()
+    assert np.flatnonzero(np.isfinite(part)).tolist() == list(range(10, 20))
+    lone = curve_of(short, "val_loss", 2, 39, 100)
+    assert np.isfinite(lone).tolist() == [True, False]
 
 
 def test_ls_sorts_by_the_best_value(runs, capsys):

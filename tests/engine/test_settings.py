@@ -4,11 +4,13 @@ import dataclasses
 import inspect
 import os
 import pydoc
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import learnit_r8
@@ -155,3 +157,24 @@ def test_signature_is_that_of_the_constructor():
     assert parameters["initial_lr"].default == 0.01
     assert "settings" not in parameters
     assert learnit_r8.SchedulerSettings is SchedulerSettings
+
+
+def test_settings_are_shown_in_words_and_offered_by_completion(tmp_path):
+    """No Python type in a viewer's configuration, and `dir` has what a run offers besides its methods."""
+    names, labels = np.array(["a.png"] * 8), np.zeros(8, np.int64)
+    r8 = R8Scheduler(
+        8,
+        batch_size=4,
+        num_epochs=1,
+        checkpoint_dir=tmp_path / "own",
+        sample_ids=names,
+        groups=labels,
+        seed=np.int64(3),
+    )
+    shown = r8.host.settings
+
+    assert shown["checkpoint_dir"] == str(tmp_path / "own")
+    assert (shown["sample_ids"], shown["groups"]) == ("text[8]", "int64[8]")
+    assert not re.search(r"Path\(|<U|np\.", " ".join(shown.values()))
+    assert shown["seed"] == "3"
+    assert {"table", "pace", "sentry", "controller", "schedule", "lr"} <= {*dir(r8)}

@@ -16,8 +16,9 @@ import optax
 from flax import jax_utils, nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, events
 from learnit_r8.flax import ManagedState, TrainState, train_loop
+from learnit_r8.testing import record_events
 
 warnings.simplefilter("ignore")
 NUM, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
@@ -175,6 +176,24 @@ for kind in STEPS if NUM == 2 else ("spread", "pmap", "nnx"):
 whole = run("spread", make(True), by_hand=True)
 healed = run("spread", make(True), by_hand=True, nan_at=(30, 55))
 found["by hand"] = [*whole[:3], *healed[:3], True]
+
+# A sample of the last device's part is not finite.
+heard, bad = record_events(), {}
+r8 = make(False, listeners=[heard])
+
+
+def spoil(rows):
+    if r8.global_step == 30 and not bad:
+        bad["sample"] = int(rows[-2])
+    x = X[rows]
+    x[rows == bad.get("sample", -1), 3] = np.nan
+    return {"x": x.reshape(NUM, -1, 8), "y": Y[rows].reshape(NUM, -1, 4)}
+
+
+step = jax.pmap(lambda state, batch, key: one_step(state, batch, "all"), axis_name="all", in_axes=(0, 0, None))
+train_loop(fresh("pmap"), step, spoil, rng_key=jax.random.key(0), scheduler=r8, show_progress=False, backup_every=10)
+told = heard.of(events.CauseFound)[0]
+found["cause"] = [told.samples, bad["sample"], told.fault, told.is_certain, told.text]
 
 # The next one goes on from what another number of devices has left here.
 moved, is_first = {}, NUM == 2

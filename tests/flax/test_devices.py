@@ -55,10 +55,17 @@ def test_a_loop_by_hand(found):
         assert loss == pytest.approx(found[count]["spread own"][0], rel=1e-5)
 
 
+def test_the_cause_is_looked_for_under_pmap(found):
+    """The sample is named by its place in the whole batch, not in a device's part; the step is run as it was given."""
+    for count in (2, 4):
+        samples, bad, fault, is_certain, text = found[count]["cause"]
+        assert (samples, fault, is_certain) == ([bad], "input", True), text
+
+
 def test_another_number_of_devices(found):
     """A state with shardings goes on; that of pmap has a copy for each device, which the message says."""
     moved = found[4]["moved"]
 
     assert moved["spread"][0] == pytest.approx(found[4]["spread own"][0], rel=1e-3)
-    assert "must be saved with the shape (4, " in moved["pmap"]
+    assert "state.step must be saved with the shape (4,), got (2,)" in moved["pmap"]
     assert "pmap keeps a copy for each device" in moved["pmap"]

@@ -108,16 +108,16 @@ def test_an_overflow_and_a_gradient_are_told_apart():
     assert "its loss was finite" in found.text
 
 
-def test_modules_of_nnx_are_named_by_their_class():
+def test_modules_of_nnx_are_named_by_their_path():
     """They change in place, and are as they were after the search."""
 
     class Model(nnx.Module):
         def __init__(self, rngs):
-            self.first, self.gate = nnx.Linear(4, 8, rngs=rngs), NnxGate()
+            self.first, self.gates = nnx.Linear(4, 8, rngs=rngs), nnx.List([NnxGate(), NnxGate()])
             self.head = nnx.Linear(8, 1, rngs=rngs)
 
         def __call__(self, x):
-            return self.head(self.gate(self.first(x)))
+            return self.head(self.gates[1](self.gates[0](self.first(x)) * 0 + self.first(x)))
 
     class NnxGate(nnx.Module):
         def __call__(self, x):
@@ -143,7 +143,7 @@ def test_modules_of_nnx_are_named_by_their_class():
     columns["x"][BAD] = 400.0
     found = told(columns, train_step=nnx_step, state=(model, nnx.Optimizer(model, tx, wrt=nnx.Param)))[0]
 
-    assert (found.fault, found.where, found.samples) == ("forward", "NnxGate", (BAD,))
+    assert (found.fault, found.where, found.samples) == ("forward", "gates.0", (BAD,))
     assert all(bool(jnp.isfinite(each).all()) for each in jax.tree_util.tree_leaves(nnx.state(model)))
     assert not hasattr(Model.__call__, "__wrapped__")
 

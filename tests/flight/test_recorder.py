@@ -2,8 +2,12 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 import warnings
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +191,83 @@ def test_a_process_that_is_killed_while_it_writes_a_batch_leaves_a_record(tmp_pa
     record = read_record(tmp_path / "incidents" / "1")
     assert (record["state"], record["cause"], record["files"]) == ("open", "seen", {})
     assert read_part(tmp_path / "incidents" / "1", "batch") is None
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import numpy as np
+from learnit_r8 import events
+from learnit_r8.flight.recorder import FlightRecorder
+recorder, batch = FlightRecorder("batch", Path(sys.argv[1]), "run"), np.arange(2.0**20)
+for step in range(400):
+    recorder.note(step, 1.0, facts={"step": step}, finding=None, cause="seen", parts={"batch": batch})
+    recorder(events.IncidentEnded(step, 1.0, "well"))
+recorder.close()
+"""
+
+
+def test_kill_9_leaves_whole_records(tmp_path):
+    """Those before are over and have their batch; the last one is there as a whole, or not yet."""
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)])
+    while len(numbers_in(tmp_path)) < 4:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+
+    *before, last = numbers_in(tmp_path)
+    for number in before:
+        home = tmp_path / "incidents" / str(number)
+        assert read_record(home)["state"] == "over"
+        assert read_part(home, "batch")[-1] == 2**20 - 1
+    home = tmp_path / "incidents" / str(last)
+    if (home / "incident.json").exists():
+        assert (read_record(home)["cause"], read_part(home, "batch") is None) in [("seen", True), ("seen", False)]
+    # Who goes on does not mind what is left of it.
+    recorder = FlightRecorder("names", tmp_path, "run")
+    recorder.note(3, 1.0, facts={}, finding=None, cause="", parts={})
+    recorder.close()
+    assert read_record(tmp_path / "incidents" / str(last + 1))["number"] == last + 1
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from learnit_r8 import events
+from learnit_r8.flight.recorder import FlightRecorder
+recorder = FlightRecorder("all", Path(sys.argv[1]), "run", copy_state=lambda: {"w": np.zeros(10**5)})
+for step, room in enumerate([10**7, 50_000, 100]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    recorder.note(step, 1.0, facts={}, finding=None, cause="", parts={})
+    recorder(events.IncidentEnded(step, 1.0, "well"))
+    recorder.close()
+print(recorder.error)
+"""
+
+
+def test_without_room_the_record_says_what_is_left_out_and_earlier_ones_stay(tmp_path):
+    """Room for the text alone, then for nothing; no half a file is left."""
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+
+    homes = [tmp_path / "incidents" / str(number) for number in (1, 2, 3)]
+    assert sorted(each.name for each in homes[0].iterdir()) == ["incident.json", "refused.r8"]
+    assert [each.name for each in homes[1].iterdir()] == ["incident.json"]
+    assert "File too large" in read_record(homes[1])["left_out"]["refused"]
+    assert list(homes[2].iterdir()) == []
+    assert "File too large" in done.stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a folder in which not even root may write")
+def test_a_read_only_folder_is_an_error_that_the_recorder_keeps():
+    """Nothing is raised; `error` says it, and the next event warns."""
+    recorder = FlightRecorder("names", Path("/proc/self"), "run")
+    recorder.note(3, 1.0, facts={}, finding=None, cause="", parts={})
+    with pytest.warns(RuntimeWarning, match="record of an incident could not be written, and training goes on"):
+        recorder(events.GaveUp(3, 1.0, "it", bundle=None))
+    assert recorder.error.partition(":")[0] in ("FileNotFoundError", "PermissionError", "OSError")
 
 
 def test_a_folder_that_cannot_be_written_to_ends_no_training(tmp_path):

@@ -22,9 +22,9 @@ def noisy(count, seed=0, level=1.0):
 
 def judged(sentry, *given, **more):
     """The verdict on a report, which the sentry keeps."""
-    judgement = sentry.judge(*given, **more)
-    sentry.keep(judgement)
-    return judgement.verdict
+    verdict, memory = sentry.judge(*given, **more)
+    sentry.keep(verdict, memory)
+    return verdict
 
 
 def after(count, **norms):

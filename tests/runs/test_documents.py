@@ -4,9 +4,12 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
+
+from learnit_r8.cli import main
 
 ROOT = Path(__file__).parents[2]
 # The blocks of these stand on names of the reader's own, or on a framework, which their own test brings, or are many
@@ -81,6 +84,23 @@ def test_links_are_not_broken(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_nobody_is_sent_where_nothing_is(capsys):
+    """The package is on no index, and who has installed it has no folder docs: commands and help name neither."""
+    texts = [page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md"))]
+    main([])
+    said = capsys.readouterr().out
+    commands = re.findall(r"^ {4}([a-z]+) ", said, re.MULTILINE)
+    for name in commands:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+    said += capsys.readouterr().out
+
+    assert not [text for text in texts if "pip install learnit" in text]
+    assert len(commands) > 10
+    assert "docs/" not in said
+    assert any("learnit-r8 completion bash" in text for text in texts)
+
+
 def test_readme_begins_with_something_to_run():
     """A newcomer reads at most 120 words before the first command, and at most six figures."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -110,6 +130,21 @@ def test_description_on_the_package_index_has_absolute_links():
 
 
 @pytest.mark.program
+@pytest.mark.program
+def test_source_distribution_holds_the_package_and_no_part_of_the_tests(tmp_path):
+    """Four files of tests, which setuptools would take by itself, run nowhere without the others."""
+    pytest.importorskip("setuptools")
+    build = ["egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path]
+    subprocess.run([sys.executable, "setup.py", "--quiet", *build], cwd=ROOT, capture_output=True, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as made:
+        folders = {name.split("/")[1] for name in made.getnames() if name.count("/") > 1}
+    classifiers = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+
+    assert "learnit_r8" in folders
+    assert "tests" not in folders
+    assert all(f"Python :: 3.{minor}\n" in classifiers for minor in range(10, 15))
+
+
 def test_example_finds_the_flipped_labels(tmp_path):
     """suspects() finds at least 80 % of the labels that example.py flips, at a precision of at least 80 %."""
     printed = run([str(ROOT / "example.py"), "--quick"], tmp_path)

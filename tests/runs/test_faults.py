@@ -104,6 +104,8 @@ def test_nan_where_no_loss_sees_it(optimizer, seed):
 
     assert [(event.step, event.array) for event in heard.of(events.DamageFound)] == [(40, "net.table.weight")]
     assert ["taken from the backup of step 30" in each.text for each in heard.of(events.Notice)] == [True]
+    assert "losses refused: 0;" in r8.summary()
+    assert "after a refused loss" not in r8.summary()
     assert not heard.of(events.RolledBack)
     assert table.weight.isfinite().all()
 

@@ -1,6 +1,7 @@
 """The API reference has an entry for every public name, and the site a place for every page."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -61,6 +62,20 @@ def test_settings_and_public_methods_are_documented():
 
     assert called <= shown
     assert [each for each in shown if not hasattr(R8Scheduler, each) and not hasattr(SampleTable, each)] == []
+
+
+def test_parameters_of_public_methods_are_documented():
+    """What is called with arguments lists them all, so that the reference has a table of them."""
+    shown = {each for each in re.findall(r"^        - (\w+)$", PAGES, re.MULTILINE) if hasattr(R8Scheduler, each)}
+    found = {}
+    for name in shown:
+        method = getattr(R8Scheduler, name)
+        names = [each for each in inspect.signature(method).parameters if each != "self"] if callable(method) else []
+        listed = (inspect.getdoc(method) or "").partition("Args:")[2]
+        found[name] = [each for each in names if not re.search(rf"^ *\*{{0,2}}{each}\b.*:", listed, re.MULTILINE)]
+
+    assert len(shown) > 20
+    assert {name: missing for name, missing in found.items() if missing} == {}
 
 
 def test_every_page_of_the_site_is_there():

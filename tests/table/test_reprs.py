@@ -1,6 +1,7 @@
 """What tables, tickets and suspects look like to a person, in a terminal and in a notebook."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_scheduler_shows_its_summary_in_a_notebook():
 
 def test_suspects_are_counted():
     assert repr(suspects()) == "Suspects(60 samples, 7.5% of those judged: 0, 1, 2, 3, 4, 5, 6, 7, ...)"
-    assert "too few" in repr(suspects()._replace(reason="too few uses."))
+    assert "too few" in repr(replace(suspects(), reason="too few uses."))
 
 
 def test_notebook_shows_the_most_suspect_only():

@@ -12,7 +12,9 @@ from torch.utils.data import IterableDataset, WeightedRandomSampler
 from transformers import Trainer
 
 from learnit_r8 import events
+from learnit_r8.flight.record import numbers_in
 from learnit_r8.testing import record_events
+from learnit_r8.torch import load_incident
 from learnit_r8.transformers import R8Mixin
 from learnit_r8.transformers.own_batches import OwnBatches
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments
@@ -191,3 +193,34 @@ def test_the_place_of_an_incident_is_found_by_computing_the_loss_again(tmp_path,
     (cause, *_) = heard.of(events.CauseFound)
     # The optimizer has taken its step by then, and has spread it.
     assert "as `net.0.weight`; batches and gradients are not to blame" in cause.text
+
+
+class Spoilt(Digits):
+    """A row of the sixth batch holds NaN, whichever sample it is."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __getitem__(self, index):
+        row, self.count = super().__getitem__(index), self.count + 1
+        return {**row, "images": row["images"] * float("nan")} if self.count == 5 * 32 + 4 else row
+
+
+def test_a_resumed_training_numbers_its_incidents_on(tmp_path):
+    """Before and after the resume the sample is named, and its batch replayed by ``compute_loss``."""
+    r8 = {"run_dir": tmp_path / "run", "record": "all", "guard": "finite", "backup_every": 4}
+    common = {"r8": r8, "save_strategy": "steps", "save_steps": 2 * STEPS}
+    run(tmp_path, OwnLoss, max_steps=2 * STEPS, dataset=Spoilt(), **common)
+    first = numbers_in(tmp_path / "run")
+    trainer = run(tmp_path, OwnLoss, resume=True, max_steps=4 * STEPS, dataset=Spoilt(), **common)
+    numbers = numbers_in(tmp_path / "run")
+
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) > len(first) >= 1
+    assert all(torch.isfinite(each).all() for each in trainer.model.parameters())
+    for number in (1, numbers[-1]):
+        incident = load_incident(tmp_path / "run" / "incidents" / str(number))
+        assert "for row 3 of the batch, whose input holds NaN at [0] of images" in incident.cause
+        loss = incident.replay(Hurt(), lambda model, batch: trainer.compute_loss(model, batch))
+        assert incident.batch["images"].isnan().any()
+        assert torch.isnan(loss)

@@ -11,7 +11,7 @@ from ..state.comparison import figures_of, settings_of
 from ..state.curve import Columns
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clean, clip, fit, number
+from ..text import Line, Span, clean, clip, figure, fit
 from ..theme import Theme
 from .chart import LABEL, axis, dots, plot, scale_of
 from .header import Rows, titled
@@ -93,7 +93,7 @@ def _table(views: tuple[View, ...], width: int, theme: Theme) -> list[Line]:
     for row in figures_of(views):
         if not any(map(math.isfinite, row.values)):
             continue
-        texts = [number(value, 4) if math.isfinite(value) else "-" for value in row.values]
+        texts = [figure(value) for value in row.values]
         cells = [
             Span(fit(f"{text} *" if place == row.better else text, size) + " ", "value" if place == row.better else "")
             for place, text in enumerate(texts)

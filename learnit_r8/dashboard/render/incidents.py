@@ -8,7 +8,7 @@ from ..event_text import few
 from ..state.incidents import Incident
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clean, clip, clock, number, wrapped
+from ..text import Line, Span, clean, clip, clock, counted, number, wrapped
 from ..theme import Theme
 from .header import Rows, titled
 from .parts import cropped, remark, rule
@@ -37,7 +37,9 @@ def incidents_panel(view: View, ui: UiState, width: int, height: int, theme: The
 
 def _listed(incident: Incident, width: int, theme: Theme) -> Line:
     when = f" {clock(incident.seconds):>8} {incident.step:>9,} "
-    counts = f"{incident.num_refused} refused, {incident.num_probes} probes, {incident.num_restored} restored"
+    counts = (
+        f"{incident.num_refused} refused, {counted(incident.num_probes, 'probe')}, {incident.num_restored} restored"
+    )
     text = clip(f"{clean(incident.reason)}; {counts}", max(0, width - len(when) - 9), theme.glyphs.ellipsis)
     return Span(when, "label"), Span(f"{incident.state:<8} ", _STYLES[incident.state]), Span(text)
 

@@ -101,7 +101,7 @@ def _label(view: View, name: str, style: str, theme: Theme, details: int) -> Lin
 
 
 def curve_of(view: View, name: str, num: int, first: int, last: int) -> NDArray[np.float64]:
-    """The values between two steps, joined by straight lines; NaN before the first."""
+    """The values between two steps, joined by straight lines; NaN before the first and after the last."""
     if name == BATCH_LOSS:
         return view.loss.columns(num, first, max(first + 1, last)).mean
     points: Sequence[Point] = [point for point in view.metrics[name] if math.isfinite(point.value)]
@@ -110,9 +110,9 @@ def curve_of(view: View, name: str, num: int, first: int, last: int) -> NDArray[
     steps = np.array([point.step for point in points], float)
     values = np.array([point.value for point in points])
     places = first + (np.arange(num) + 0.5) / num * max(1, last - first)
-    curve: NDArray[np.float64] = np.interp(places, steps, values, left=np.nan, right=values[-1])
-    if np.isnan(curve).all() and steps[0] <= last:
-        curve[-1] = values[-1]
+    curve: NDArray[np.float64] = np.interp(places, steps, values, left=np.nan, right=np.nan)
+    if np.isnan(curve).all() and first <= steps[-1] <= last:
+        curve[min(num - 1, int((steps[-1] - first) / max(1, last - first) * num))] = values[-1]
     return curve
 
 

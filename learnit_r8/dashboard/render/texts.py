@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..event_text import describe_data
 from ..state.ui_state import Scene, UiState
 from ..state.view import Entry, View
-from ..text import Line, Span, clean, clip, clock, fit, setting, wrapped
+from ..text import Line, Span, clean, clip, clock, counted, fit, setting, wrapped
 from ..theme import Theme
 from .header import Rows, titled
 from .parts import cropped, remark, rule
@@ -30,7 +30,7 @@ def chosen_entries(view: View, ui: UiState) -> list[Entry]:
 def events_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """The log of events, newest first."""
     entries = chosen_entries(view, ui)
-    note = f"{view.num_entries:,}, {view.num_alerts:,} warnings"
+    note = f"{view.num_entries:,}, {counted(view.num_alerts, 'warning')}"
     if ui.view == "events" and (ui.alerts_only or ui.filter):
         note = f"{len(entries):,} of {note}"
     lines = [rule("events", width, theme.glyphs, note)]

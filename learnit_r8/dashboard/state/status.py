@@ -31,15 +31,17 @@ def state_of(view: View, scene: Scene) -> State:
     """The state of a run; of several the worst."""
     if view.gave_up is not None:
         return State("DIVERGED", "alert", "everything was tried")
-    if view.ended is not None:
-        if not view.ended.finished:
-            return State("STOPPED", "warn")
+    if view.ended is not None and view.ended.finished:
         early = view.ended.early
-        return State("FINISHED", "good", "" if early is None else clean(f"early: {early}" if early else "early", 60))
+        return State("FINISHED", "good") if early is None else State("FINISHED EARLY", "good", clean(early, 60))
+    if view.died:
+        return State("DIED", "alert", clean(view.died, 60))
+    if view.ended is not None:
+        return State("STOPPED", "warn")
     if scene.link == "died":
-        return State("DIED", "alert", "no sign of life")
+        return State("DIED", "alert", "the process is gone")
     if view.run is None:
-        return State("WAITING", "busy")
+        return State("WAITING", "busy") if scene.link != "empty" else State("EMPTY", "busy", "no record yet")
     if view.progress >= 1 and view.incident is None:
         # In a notebook a run is often left without close(): it trains no more all the same.
         return State("FINISHED", "good", "not closed yet")
@@ -67,7 +69,8 @@ def state_of(view: View, scene: Scene) -> State:
 
 def _silence(view: View, scene: Scene) -> float:
     """Seconds since the last event if they make a stall, else 0."""
-    if scene.now is None or view.last is None:
+    # Who follows a folder has asked it, which allows more between two epochs.
+    if scene.now is None or view.last is None or scene.link:
         return 0.0
     silent = scene.now - view.seconds
     usual = view.pacing.seconds_per_step

@@ -143,6 +143,7 @@ class View:
         self.is_paused = False
         self.gave_up: events.GaveUp | None = None
         self.ended: events.RunEnded | None = None
+        self.died = ""
 
     def fold(self, event: events.Event) -> None:
         """Add an event to the state; an event of an unknown kind goes to the log only."""
@@ -173,6 +174,7 @@ class View:
             case events.BatchRefused():
                 self.incident = event
                 self.num_refused += 1
+                self.epoch = max(self.epoch, event.epoch)
                 # The schedule lowers the rate a little from step to step, too.
                 self.is_lr_lowered = event.next_lr < 0.9 * event.lr
                 self.pacing.refused(event)
@@ -200,6 +202,8 @@ class View:
                 self.loads.add(event)
             case events.RunEnded():
                 self.ended = event
+            case events.ProcessLeft():
+                self.died = event.error
         self._note(event)
 
     def _note(self, event: events.Event) -> None:
@@ -216,7 +220,7 @@ class View:
                 self.marks.add(entry)
 
     def _fold_start(self, event: events.RunStarted) -> None:
-        self.run, self.ended, self.incident, self.gave_up = event, None, None, None
+        self.run, self.ended, self.incident, self.gave_up, self.died = event, None, None, None, ""
         self.lr_plan = event.lr_plan
         self.epoch = event.step // event.steps_per_epoch if event.steps_per_epoch else self.epoch
         self.seconds = event.seconds

@@ -17,7 +17,7 @@ from ...sampling.ticket import Outcome, Ticket
 from .. import draws
 from . import replay
 from .batch_size import BatchMeasure, bytes_of, copied
-from .samples import BatchSamples, find
+from .samples import OF_ONE_PROCESS, BatchSamples, find
 
 if TYPE_CHECKING:
     from ...table.names import Members
@@ -31,8 +31,19 @@ NEVER_REPORTED = (
     "update_with_loss(loss) after each batch, or report(loss) of what attach() returned. To look at the data without "
     "training, iterate over your loader itself."
 )
+OTHER_LENGTH = (
+    "a run through the loader gave {} batches, where its length or steps_per_epoch says {}: rates of R8's and the "
+    "progress follow what it says, so give the right steps_per_epoch."
+)
+NO_END = (
+    "a run through the loader has given {:,} batches so far and not ended, and num_epochs= waits for its end; if it "
+    "has none, give num_steps=, num_tokens= or train_duration_seconds=."
+)
 MOST_SILENT = 1000
 """Steps without a loss after which the loop gets an error."""
+
+LONG_PASS = 100_000
+"""Batches of a run through a loader without a length after which it is said that epochs wait for its end."""
 
 MOST_KEPT_BYTES = 2**26
 """Largest batch that is kept to be handed out again."""
@@ -120,7 +131,8 @@ class Feed:
         self._out: list[LoaderBatch] = []
         self._resumed: Mapping[str, Any] | None = None
         self.has_asked = self._has_begun = False
-        self._num_silent = self._updates = self._num_iterations = 0
+        self._num_silent = self._updates = self._num_iterations = self._first_step = 0
+        self._long_pass = -1
 
     def join(self, trainer: FeedTrainer) -> None:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""
@@ -172,8 +184,7 @@ class Feed:
         self.give_up_open()
         run.requests.stay_within(None)
         try:
-            batches, num_before = self._begin(source), pace.step
-            self._batches = batches
+            batches = self._batches = self._begin(source)
             while True:
                 if self._iteration is not this:
                     raise RuntimeError(
@@ -201,11 +212,11 @@ class Feed:
                         item = self._next(batches)
                     except StopIteration:
                         self._meet(None)
-                        self._end_pass(pace.step - num_before)
+                        self._end_pass()
                         return
                     size = self._meet(measure.of(item))
                     if size is None:
-                        self._end_pass(pace.step - num_before)
+                        self._end_pass()
                         return
                     self._take_given(item, size, batches)
                 self.trainer.hand_out(item)
@@ -226,6 +237,7 @@ class Feed:
         resumed = self.take_resumed()
         if resumed is not None:
             self._source, self._start = source, resumed["start"]
+            self._first_step = pace.step - (plan.taken > 0)
             batches: Iterator[Any] = iter(())
             if not pace.has_ended:
                 way, count = self.settings.resume_data, plan.taken + plan.left_out
@@ -236,14 +248,20 @@ class Feed:
                 replay.open_at(source, resumed["loader"], self._samples.open, run.announcer)
             else:
                 replay.set_order(source, resumed["now"].get("order"))
+            if pace.has_ended:
+                # The validation that is repeated, and the next epoch, draw from them.
+                replay.set_generators(source, resumed["now"])
             self.trainer.before_first_batch()
             return batches
-        if plan.taken and not pace.has_ended:
-            # It was left by a break.
+        # It was left by a break; a look at a batch that was not trained on is no epoch.
+        if plan.taken and not pace.has_ended and pace.step != self._first_step:
             self.mark_ended()
         if pace.has_ended:
             run.early_stop.check_name(pace.epoch + 1)
         pace.begin_pass()
+        self._first_step = pace.step
+        if pace.budget.passes is not None:
+            self._long_pass = LONG_PASS if pace.budget.steps_per_pass is None else 2 * pace.budget.steps_per_pass
         if not (_is_iterator(source) and source is self._source):
             plan.taken = plan.left_out = 0
             self._start = self._read_place(source)
@@ -299,7 +317,7 @@ class Feed:
             )
         return None
 
-    def _end_pass(self, num_steps: int) -> None:
+    def _end_pass(self) -> None:
         """End a run through the loader, if anything of it was trained on."""
         run, pace = self.run, self.run.pace
         self.trainer.settle()
@@ -307,13 +325,16 @@ class Feed:
             # It was trained on before the run was resumed.
             return
         taken = self.num_taken
-        if not (num_steps or run._tally.has_begun):
+        if pace.step == self._first_step:
             text = NEVER_REPORTED.format(taken) if taken else "the loader of batches() gave no batch."
             run.announcer.warn_once("empty pass", text)
             self._plan.taken = 0
-            # A loader that gives nothing would be asked for ever.
-            self._num_iterations -= not taken
+            # It would be asked for ever.
+            self._num_iterations -= 1
             return
+        told, given = pace.budget.steps_per_pass, taken + self._plan.left_out
+        if told not in (None, given) and run.agreement.ranks is None:
+            run.announcer.note_once("other length", OTHER_LENGTH.format(given, told))
         self.mark_ended()
         run.controller.end_update()
         self.between_steps()
@@ -339,6 +360,8 @@ class Feed:
         if is_heard:
             run.emitter.start_timing()
         self.open = self.take(item, size, self._samples.of(item, batches))
+        if self._plan.taken == self._long_pass:
+            run.announcer.note_once("long pass", NO_END.format(self._long_pass))
         run.controller.note_start()
         if is_heard:
             run.emitter.stop_timing()
@@ -502,7 +525,10 @@ class Feed:
         Raises:
             TypeError, ValueError: they are not ids, or the samples were told before.
         """
-        if ids is None or self.run.agreement.ranks is not None:
+        if ids is None:
+            return ticket
+        if self.run.agreement.ranks is not None:
+            self.run.announcer.warn_once("of one process", OF_ONE_PROCESS)
             return ticket
         chunk: Any = ticket.batch.chunk
         if chunk.members is not None:
@@ -563,13 +589,16 @@ class Feed:
                     if pace.is_over:
                         return
                 # A pass that goes on after a resume may have nothing left but its end.
-                before = run._num_draws, self._num_iterations, pace.passes, pace.has_ended
+                before = pace.step, self._num_iterations, pace.passes, pace.has_ended
                 yield pace.epoch + (pace.has_ended and not is_repeated)
                 is_same = (self._num_iterations, pace.passes, pace.has_ended) == before[1:]
                 # Steps without a loader never end an epoch, which a budget in epochs would wait for for ever.
-                is_idle = run._num_draws == before[0] or pace.budget.passes is not None
+                is_idle = pace.step == before[0] or pace.budget.passes is not None
                 if is_same and is_idle and not (is_repeated or pace.is_over):
-                    raise RuntimeError(f"epoch {pace.epoch} ended with no batch taken; iterate over batches(loader).")
+                    raise RuntimeError(
+                        f"epoch {pace.epoch} ended with no batch reported; iterate over batches(loader), and report "
+                        "the loss of each."
+                    )
         finally:
             run.requests.leave()
 

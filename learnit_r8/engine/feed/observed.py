@@ -40,16 +40,26 @@ def inner_of(source: Any) -> Any:
     return source if name is None or getattr(source, "skip_batches", False) else getattr(source, name)
 
 
+def is_stateful(source: Any) -> bool:
+    """Whether a loader is torchdata's `StatefulDataLoader`, which counts what it has drawn and what it has given."""
+    kind = type(source)
+    return (kind.__module__.partition(".")[0], kind.__name__) == ("torchdata", "StatefulDataLoader")
+
+
 def is_observable(source: Any) -> bool:
     """Whether the batches of a loader come in the order in which its sampler has drawn their indices."""
     data: Any = sys.modules.get("torch.utils.data")
-    source = inner_of(source)
-    if data is None or not isinstance(source, data.DataLoader):
+    inner = inner_of(source)
+    if data is None or not isinstance(inner, data.DataLoader) or isinstance(inner.dataset, data.IterableDataset):
         return False
+    if is_stateful(inner):
+        # What wraps it has counts of its own; an iteration that its state was asked for before has begun already.
+        if inner is not source or inner._initial_iter_for_state_dict:
+            return False
     # A class that iterates in its own way may fetch ahead, or leave batches out.
-    if type(source).__iter__ is not data.DataLoader.__iter__ or isinstance(source.dataset, data.IterableDataset):
+    elif type(inner).__iter__ is not data.DataLoader.__iter__:
         return False
-    return bool(getattr(source, "in_order", True) or not source.num_workers)
+    return bool(getattr(inner, "in_order", True) or not inner.num_workers)
 
 
 def size_of(source: Any) -> int:
@@ -100,6 +110,7 @@ class ObservedBatches:
         except BaseException:
             leave()
             raise
+        self._counts: Any = self._batches if is_stateful(source) else None
         if inner is source:
             self._end_setup()
 
@@ -120,7 +131,12 @@ class ObservedBatches:
                 item = next(self._batches)
             finally:
                 self._end_setup()
-        self.drawn = self._waiting.popleft()
+        counts, waiting = self._counts, self._waiting
+        if counts is not None:
+            # One that goes on from a state draws and drops what was given before.
+            while len(waiting) > counts._sampler_iter_yielded - counts._num_yielded + 1:
+                waiting.popleft()
+        self.drawn = waiting.popleft()
         return item
 
 
@@ -134,13 +150,14 @@ class _Watched:
 
     def __init__(self, sampler: Any, watch: _Watch | None) -> None:
         self.sampler, self.watch = sampler, watch
+        if _has_state(sampler):
+            self.state_dict, self.load_state_dict = sampler.state_dict, sampler.load_state_dict
 
     def __iter__(self) -> Iterator[Any]:
         watch = self.watch
         if watch is None:
             return iter(self.sampler)
-        watch.begin()
-        return watch
+        return watch.begin()
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -167,9 +184,11 @@ class _Watch:
         self._known = exclusions.quarantined
         self._left_out: frozenset[int] = frozenset(self._known.tolist())
 
-    def begin(self) -> None:
+    def begin(self) -> Iterator[Any]:
         """Begin it, when the loader does."""
         self._indices = iter(self._sampler)
+        self._waiting.clear()
+        return _StatefulWatch(self, self._indices) if _has_state(self._indices) else self
 
     def __iter__(self) -> _Watch:
         return self
@@ -199,6 +218,28 @@ class _Watch:
         if len(kept) == len(given):
             return given
         return kept or None
+
+
+class _StatefulWatch:
+    """An iteration over a sampler whose iterator has a state, as a `StatefulDataLoader` asks it for.
+
+    Args:
+        watch: The iteration.
+        indices: The iterator of the sampler.
+    """
+
+    def __init__(self, watch: _Watch, indices: Any) -> None:
+        self._watch, self.state_dict, self.load_state_dict = watch, indices.state_dict, indices.load_state_dict
+
+    def __iter__(self) -> _StatefulWatch:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._watch)
+
+
+def _has_state(thing: Any) -> bool:
+    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
 
 
 def _is_in(index: Any, left_out: frozenset[int]) -> bool:

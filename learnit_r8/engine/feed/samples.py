@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 Ids = Callable[[Any], Any] | str | int | None
 Skip = Callable[[list[Any]], object] | None
 
+OF_ONE_PROCESS = (
+    "on several processes there is no table of the samples in your own batches, as each process knows only its own, so "
+    "ids= and skip= have no effect; for a table let R8 draw the batches: attach(..., batch_size=)."
+)
+
 
 class BatchSamples:
     """Finds out which samples batches hold: from ``ids``, or by observing the loader if it is a `DataLoader`.
@@ -50,6 +55,8 @@ class BatchSamples:
 
     def prepare(self, source: Any) -> None:
         """Prepare for an iteration over a loader."""
+        if self._run.agreement.ranks is not None and not (self._ids is None and self._skip is None):
+            self._run.announcer.warn_once("of one process", OF_ONE_PROCESS)
         self._observes = self._ids is None and self._can_observe(source)
         if self._observes:
             self._storage.expect(observed.size_of(source))

@@ -86,7 +86,7 @@ class CauseSearch:
         if finding is not None:
             own = self._samples_of(ticket)
             blamed = list(finding.samples) or [own[row] for row in finding.rows if row < len(own)]
-            text = sentence_of(finding, step - 1, self._names(blamed))
+            text = sentence_of(finding, step, self._names(blamed))
             self._found = {
                 "text": text, "fault": finding.kind, "where": finding.where, "samples": tuple(blamed),
                 "is_certain": finding.is_certain,
@@ -146,7 +146,7 @@ class CauseSearch:
             return
         indices = self._samples_of(ticket)[:4096]
         facts = {
-            "step": step - 1, "epoch": ticket.epoch, "loss": reading.mean, "lr": ticket.lr, "verdict": verdict.value,
+            "step": step, "epoch": ticket.epoch, "loss": reading.mean, "lr": ticket.lr, "verdict": verdict.value,
             "samples": indices, "names": [str(self._table.storage.name_of(each)) for each in indices[:256]],
             "not_finite": list(samples)[:256], "losses_before": list(recent)[-MOST_BEFORE:],
             "guard": self._thresholds(), "suspicion": self._sentry.suspicion,

@@ -135,7 +135,7 @@ def diverged_text(
     )
     lines = [
         f"It began at {incident.cause}." if incident.cause else "",
-        f"{refused} batches in a row were refused, the last loss ({loss:.6g}) at step {step - 1} with lr={lr:.3g}, "
+        f"{refused} batches in a row were refused, the last loss ({loss:.6g}) at step {step} with lr={lr:.3g}, "
         f"{incident.reason}. {restored}",
         f"Suspected: {samples}." if samples else "",
         *(f"  {line}" for line in incident.findings[-8:]),

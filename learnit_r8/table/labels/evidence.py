@@ -1,6 +1,6 @@
 """The evidence about every label: 32 bytes a sample, beside the records, only where predictions are reported.
 
-Late visits count more, with the square of their number. So nothing has to be known about the length of the run, and
+Late visits count more, with a power of their number. So nothing has to be known about the length of the run, and
 what an untrained model says is soon forgotten.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..losses import EXACT, WHOLE_BATCH, Reading
+from ..losses import EXACT, WHOLE_BATCH
 from ..records import MOST_USES, Records
 from .predictions import NUM_ROWS, UNLABELLED, VALUES, PredictionRows, read_predictions
 from .votes import vote
@@ -42,8 +42,9 @@ LAYOUTS = (EVIDENCE, PLACE_EVIDENCE, VALUE_EVIDENCE)
 MOST_PLACES = 2**25
 """Most labels of all samples: half a gigabyte."""
 
-LATENESS = 2
-"""Weight of the v-th visit: v (v + 1) / 2 for 2, and 1 for 0. Measured in benchmarks/labels.py."""
+LATENESS, LATENESS_OF_PLACES = 2, 6
+"""Weight of the v-th visit: v (v + 1) / 2 for 2, and 1 for 0; measured in benchmarks/labels.py. Of several labels a
+sample a network learns the wrong ones by heart later, if at all: measured in benchmarks/label_kinds.py."""
 
 EARLY = 6
 """Visits in the early margin, which are over before a network knows wrong labels by heart. Measured on 1,300 digits."""
@@ -93,12 +94,12 @@ class Evidence:
             return None
         return self.records.take(indices)
 
-    def with_predictions(self, reading: Reading, predictions: Any, kind: int) -> Reading:
-        """The reported losses together with checked predictions; changes nothing.
+    def checked(self, predictions: Any, count: int, kind: int) -> PredictionRows:
+        """Reported predictions, checked; changes nothing.
 
         Args:
-            reading: The losses.
-            predictions: `Predictions` of the same samples.
+            predictions: `Predictions` of the samples of a batch.
+            count: Number of losses reported with them.
             kind: EXACT, WHOLE_BATCH or the size of a part.
 
         Raises:
@@ -111,13 +112,13 @@ class Evidence:
                 + ("the mean of the batch" if kind == WHOLE_BATCH else f"means of parts of {kind}")
                 + ": a mean does not show whose label is wrong. Report a vector of losses."
             )
-        rows = read_predictions(predictions, np.size(reading.means), self.num_classes)
+        rows = read_predictions(predictions, count, self.num_classes)
         if rows.num_places * self._num_samples > MOST_PLACES and rows.num_places > 1:
             raise ValueError(
                 f"predictions must hold at most {MOST_PLACES:,} places in all, got {rows.num_places:,} for each of "
                 f"{self._num_samples:,} samples: leave out some, as in logits[..., ::2, ::2], targets[..., ::2, ::2]."
             )
-        return reading._replace(predictions=rows)
+        return rows
 
     def make_records(self, rows: PredictionRows) -> None:
         """Note the number of classes; make the records the first time, and wider ones where a sample has more places.
@@ -189,12 +190,13 @@ def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
         rows: float32[3, M], see `PredictionRows`.
     """
     margin, predicted, given = rows
-    weight = _begin_visit(records, given)
+    has_history = "learned" in (records.dtype.names or ())
+    weight = _begin_visit(records, given, LATENESS if has_history else LATENESS_OF_PLACES)
     # NaN counts as the highest.
     margin = np.fmax(np.fmin(margin, np.float32(HIGHEST)), np.float32(-HIGHEST))
     records["margin"] += (margin - records["margin"]) * weight
     records["early"] = np.where(records["visits"] <= EARLY, records["margin"], records["early"])
-    if "learned" in (records.dtype.names or ()):
+    if has_history:
         _learn_history(records, margin, predicted)
     vote(records, predicted.astype(np.uint16))
 
@@ -218,13 +220,13 @@ def learn_values(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
         rows: float32[3, M], see `PredictionRows`.
     """
     residual, _, given = rows
-    weight = _begin_visit(records, given)
+    weight = _begin_visit(records, given, LATENESS)
     before = residual - records["residual"]
     records["residual"] += before * weight
     records["spread"] += (before * (residual - records["residual"]) - records["spread"]) * weight
 
 
-def _begin_visit(records: NDArray[Any], given: NDArray[np.float32]) -> NDArray[np.float32]:
+def _begin_visit(records: NDArray[Any], given: NDArray[np.float32], lateness: int) -> NDArray[np.float32]:
     """Count a visit, from the first on where the label has changed; float32[M], what this one weighs."""
     anew = records["given"] != given
     if anew.any():
@@ -232,5 +234,5 @@ def _begin_visit(records: NDArray[Any], given: NDArray[np.float32]) -> NDArray[n
         records["given"] = given
     visits = records["visits"].astype(np.float32) + 1
     records["visits"] = np.minimum(visits, MOST_USES)
-    weight: NDArray[np.float32] = np.float32(1 + LATENESS) / (visits + np.float32(LATENESS))
+    weight: NDArray[np.float32] = np.float32(1 + lateness) / (visits + np.float32(lateness))
     return weight

@@ -3,7 +3,8 @@
 Of samples between two classes, a model that errs on m logits' difference is wrong less often the larger m is: among
 right labels, the odds of a positive margin m (another class is predicted) against its mirror -m fall off with m like
 exp(-slope * m), whatever the network. Among wrong labels they rise, about like exp(rise * m). At m = 0 both are 1, as
-nothing tells -0 from 0. So the odds of all samples are
+nothing tells -0 from 0. Only with two classes need they not rise: there a wrong label is a right one of the other
+class, so that wrong ones are as many times fewer at every margin. The odds of all samples are
 
     (1 - share) * exp(-slope * m) + share * exp(rise * m + bend * m * m)
 
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .odds import fit_odds
+from .odds import LEAST_RISE, fit_odds
 
 Doubles = NDArray[np.float64]
 
@@ -47,8 +48,12 @@ precision of a list cannot be told from so few."""
 BIN, MOST_BINS = 25, 256
 """Least samples in a bin of positive margins, and most bins."""
 
-FIT_BINS = 256
+FIT_BINS, EFFECT_BINS = 256, 32
 CLOSE = 1e-9
+
+FLATTENING = 0.25
+"""How much more slowly odds of right labels are assumed to fall beyond the reach. Nine in ten pixels of a mask are
+there; with odds that stay as they are no list would begin. Measured in benchmarks/label_kinds.py."""
 
 
 class Mirror(NamedTuple):
@@ -57,7 +62,7 @@ class Mirror(NamedTuple):
     Attributes:
         slope: Per unit of the margin, >= 0.
         reach: Margin up to which the odds were fitted.
-        beyond: Odds at larger margins: no more than at the reach, and no more right labels than there are samples.
+        beyond: Most odds at larger margins: no more than at the reach, and no more right labels than there are samples.
     """
 
     slope: float
@@ -65,13 +70,23 @@ class Mirror(NamedTuple):
     beyond: float
 
     @classmethod
-    def of(cls, margin: Doubles, *, caution: float = CAUTION, alike: int = 1) -> Mirror | None:
+    def of(
+        cls,
+        margin: Doubles,
+        *,
+        caution: float = CAUTION,
+        alike: int = 1,
+        sample: NDArray[np.int64] | None = None,
+        is_binary: bool = False,
+    ) -> Mirror | None:
         """Fit the odds to mean margins, float64[M]; None if too few are positive, or no labels need be wrong.
 
         Args:
             margin: float64[M]; NaN says nothing.
             caution: Standard errors to take off the slope.
             alike: Margins that may be alike, so that they count as one.
+            sample: int64[M], ascending: the sample of each, if it may have several; they may err together.
+            is_binary: Whether the labels have two classes.
         """
         positive = margin[margin > 0]
         if len(positive) < LEAST_POSITIVE:
@@ -81,16 +96,20 @@ class Mirror(NamedTuple):
         sides = [
             np.histogram(side, FIT_BINS, (0.0, 1.0))[0] for side in (positive / reach, -margin[margin <= 0] / reach)
         ]
-        fit = fit_odds(*sides)
+        fit = fit_odds(*sides, least_rise=0.0 if is_binary else LEAST_RISE)
         if fit.gain < max(LEAST_GAIN * alike, LEAST_GAIN_EACH * len(positive)):
             return None
-        slope = max(0.0, fit.slope - caution * fit.error) / reach
+        error = fit.error * (1.0 if sample is None else math.sqrt(_design_effect(margin, sample, reach)))
+        slope = max(0.0, fit.slope - caution * error) / reach
         beyond = (np.count_nonzero(positive > reach) + 1) / max(1, np.count_nonzero(margin < -reach))
         return cls(slope, reach, min(math.exp(-slope * reach), beyond))
 
     def odds(self, size: Doubles) -> Doubles:
         """float64[M], the odds at margins of these sizes."""
-        odds: Doubles = np.where(size <= self.reach, np.exp(-self.slope * size), self.beyond)
+        far = self.reach + FLATTENING * (size - self.reach)
+        odds: Doubles = np.where(
+            size <= self.reach, np.exp(-self.slope * size), np.minimum(self.beyond, np.exp(-self.slope * far))
+        )
         return odds
 
     def expected(self, margin: Doubles, least: Doubles) -> Doubles:
@@ -138,6 +157,22 @@ class Mirror(NamedTuple):
             return np.repeat(steps, np.diff(ends, prepend=0, append=len(at)))[::-1]
         score[chosen] = np.repeat(steps, sizes)
         return score
+
+
+def _design_effect(margin: Doubles, sample: NDArray[np.int64], reach: float) -> float:
+    """How many times larger the variance is because the labels of a sample err together; at least 1.
+
+    One for tokens that have nothing to do with each other, ten and more for the pixels of an object. Source: Kish,
+    Survey Sampling (1965), from what the positive margins of each sample exceed those to expect at their sizes.
+    """
+    size = np.abs(margin)
+    near = np.flatnonzero(size <= reach)
+    bins = np.minimum(size[near] * (EFFECT_BINS / reach), EFFECT_BINS - 1).astype(np.int64)
+    is_positive = (margin[near] > 0).astype(float)
+    share = np.bincount(bins, is_positive, EFFECT_BINS) / np.maximum(1, np.bincount(bins, minlength=EFFECT_BINS))
+    excess = (is_positive - share[bins]) * size[near]
+    of_samples = np.add.reduceat(excess, np.flatnonzero(np.diff(sample[near], prepend=-1)))
+    return max(1.0, float(of_samples @ of_samples / max(excess @ excess, CLOSE)))
 
 
 def _rising(values: Doubles, weights: NDArray[Any]) -> Doubles:

@@ -13,7 +13,8 @@ Doubles = NDArray[np.float64]
 STARTS = (0.01, 0.05, 0.2)
 """Shares from which the likelihood is climbed: it may have more than one maximum."""
 
-LOWEST, HIGHEST = np.array([-12.0, 0.0, 1.0, 0.0]), np.array([3.0, 40.0, 20.0, 20.0])
+LEAST_RISE = 1.0
+LOWEST, HIGHEST = np.array([-12.0, 0.0, LEAST_RISE, 0.0]), np.array([3.0, 40.0, 20.0, 20.0])
 """Limits of the log odds of the share, of the slope, of the rise and of the bend."""
 
 STRAIGHT, BENT = 3, 4
@@ -42,8 +43,14 @@ class OddsFit(NamedTuple):
     gain: float
 
 
-def fit_odds(positive: NDArray[Any], negative: NDArray[Any]) -> OddsFit:
-    """Fit the odds to counts in equal bins of [0, 1], by Newton with damping from several starts."""
+def fit_odds(positive: NDArray[Any], negative: NDArray[Any], *, least_rise: float = LEAST_RISE) -> OddsFit:
+    """Fit the odds to counts in equal bins of [0, 1], by Newton with damping from several starts.
+
+    Args:
+        positive: Counts of the sizes of positive margins.
+        negative: Those of the others.
+        least_rise: Least rise with a bend.
+    """
     size, total = (np.arange(len(positive)) + 0.5) / len(positive), positive + negative
     slope = _falling(size, positive, total)
     alone = _likelihood(np.exp(-slope * size), positive, total)
@@ -54,15 +61,21 @@ def fit_odds(positive: NDArray[Any], negative: NDArray[Any]) -> OddsFit:
     # Far out no right labels are left to look right, so the odds of wrong ones rise ever faster. A straight rise that
     # follows them is too steep and begins too low, which makes the odds of right labels fall too slowly.
     bent = [start + BEND_FROM for start in (*starts, found)]
-    steeper = max(found[1], _highest(bent, size, positive, total, BENT)[0][1])
+    steeper = max(found[1], _highest(bent, size, positive, total, BENT, least_rise)[0][1])
     return OddsFit(1 / (1 + math.exp(-found[0])), float(steeper), error, likelihood - alone)
 
 
 def _highest(
-    starts: list[Doubles], size: Doubles, positive: NDArray[Any], total: NDArray[Any], free: int
+    starts: list[Doubles],
+    size: Doubles,
+    positive: NDArray[Any],
+    total: NDArray[Any],
+    free: int,
+    least_rise: float = LEAST_RISE,
 ) -> tuple[Doubles, float]:
     """The numbers of highest likelihood that are reached from some starts, and its logarithm."""
-    return max((_climbed(start, size, positive, total, free) for start in starts), key=lambda each: each[1])
+    lowest = np.where(LOWEST == LEAST_RISE, least_rise, LOWEST)
+    return max((_climbed(start, size, positive, total, free, lowest) for start in starts), key=lambda each: each[1])
 
 
 def _falling(size: Doubles, positive: NDArray[Any], total: NDArray[Any]) -> float:
@@ -78,7 +91,12 @@ def _falling(size: Doubles, positive: NDArray[Any], total: NDArray[Any]) -> floa
 
 
 def _climbed(
-    start: Doubles, size: Doubles, positive: NDArray[Any], total: NDArray[Any], free: int
+    start: Doubles,
+    size: Doubles,
+    positive: NDArray[Any],
+    total: NDArray[Any],
+    free: int,
+    lowest: Doubles = LOWEST,
 ) -> tuple[Doubles, float]:
     """The log odds of the share, slope, rise and bend of highest likelihood, and its logarithm; the first are free."""
     found, best = start, _likelihood(np.add(*_terms(start, size)), positive, total)
@@ -87,7 +105,7 @@ def _climbed(
         gradient, curvature = _slopes(found, size, positive, total, free)
         step = np.zeros(BENT)
         step[:free] = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature) + 1e-9), gradient)
-        tried = np.clip(found + np.clip(step, -1, 1), LOWEST, HIGHEST)
+        tried = np.clip(found + np.clip(step, -1, 1), lowest, HIGHEST)
         likelihood = _likelihood(np.add(*_terms(tried, size)), positive, total)
         if likelihood < best:
             damping *= 4

@@ -20,6 +20,13 @@ NUM_ROWS = 3
 
 LEAST_CHANCE = 1e-30
 
+SURE = 20
+"""Numbers that are not all positive, with rows that sum to one, by chance."""
+
+PROBABILITIES = (
+    "logits look like probabilities, as each row sums to 1: give what the model puts out before its softmax, as cross "
+    "entropy takes another one. (Where the loss is made of probabilities, give their log.)"
+)
 
 KINDS = ("classes", "multilabel", "ordinal", "regression")
 
@@ -100,6 +107,8 @@ def predictions_of(
     scores, given = np.asarray(logits), np.asarray(targets)
     class_axis = layout(kind, scores.shape, given.shape, is_whole=given.dtype.kind in "iub", axis=axis)
     scores = scores.astype(np.float32)
+    if class_axis == 1 and kind == "classes":
+        check_logits(scores)
     if kind == "regression":
         given, scores = (each.reshape(-1).astype(np.float32) for each in (given, scores))
         return Predictions(given - scores, scores, given, VALUES)
@@ -144,6 +153,16 @@ def _yes_or_no(given: NDArray[Any]) -> NDArray[np.int64]:
     if not np.isin(known, (UNLABELLED, 0, 1)).all():
         raise ValueError(f"targets must be 0 or 1, or -1 where there is no label, got {given!r}.")
     return known.astype(np.int64)
+
+
+def check_logits(scores: NDArray[np.float32]) -> None:
+    """Warn if float[B, C, ...] look like what a softmax puts out: all positive, and each row sums to one."""
+    # Of most batches of logits one number is looked at.
+    is_odd = scores.size >= SURE and 0 < scores.flat[0] < 1 and (scores > 0).all()
+    if is_odd and np.abs(scores.sum(1) - 1).max() < 0.01:
+        from ...events.caller import warn
+
+        warn(PROBABILITIES)
 
 
 def check_range(given: Any, num_classes: int) -> None:

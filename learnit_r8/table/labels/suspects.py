@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,19 @@ HUMPS, MIRROR = "two humps", "mirrored margins"
 MOST_SHOWN = 50
 """Samples in a notebook's table."""
 
-_NOBODY = np.empty(0, np.int64)
+
+def _nobody() -> NDArray[np.int64]:
+    return np.empty(0, np.int64)
+
+
+class _Columns:
+    """Values of samples, an array for each field."""
+
+    def __iter__(self) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} must be looped over by a field, got a loop over all of them: for index in {name.lower()}.indices."
+        )
 
 
 class Places(NamedTuple):
@@ -40,7 +53,8 @@ class Places(NamedTuple):
     num_places: int
 
 
-class Suspects(NamedTuple):
+@dataclass(frozen=True, repr=False, eq=False)
+class Suspects(_Columns):
     """Samples that look mislabelled.
 
     Attributes:
@@ -75,9 +89,9 @@ class Suspects(NamedTuple):
     noise_range: tuple[float, float]
     reason: str
     precision: float = math.nan
-    given: NDArray[Any] = _NOBODY
-    suggested: NDArray[Any] = _NOBODY
-    votes: NDArray[np.int64] = _NOBODY
+    given: NDArray[Any] = field(default_factory=_nobody)
+    suggested: NDArray[Any] = field(default_factory=_nobody)
+    votes: NDArray[np.int64] = field(default_factory=_nobody)
     method: str = ""
     num_judged: int = 0
     places: Places | None = None
@@ -100,7 +114,8 @@ class Suspects(NamedTuple):
         return html_table(repr(self), ("sample", "mean loss", "score", "why"), list(rows)[:MOST_SHOWN])
 
 
-class Ranking(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Ranking(_Columns):
     """Samples in the order of suspicion, which is not a verdict.
 
     Attributes:

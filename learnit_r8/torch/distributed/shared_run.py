@@ -143,9 +143,7 @@ class SharedRun:
         norm = None if grad_norm is None else read_number("grad_norm", grad_norm)
         means = np.atleast_1d(reading.means)
         if predictions is not None:
-            evidence = self.r8.table.storage.evidence
-            checked = evidence.with_predictions(reading, predictions, reading.part_size).predictions
-            assert checked is not None
+            checked = self.r8.table.storage.evidence.checked(predictions, len(means), reading.part_size)
             check_exchanged(self.ranks.size, checked.num_places, checked.num_classes)
             margin, predicted, given = checked.rows
             predictions = Predictions(margin, predicted, given, checked.num_classes)

@@ -15,10 +15,13 @@ from ...flight.finding import (  # isort: skip
 from .hand import Held
 from .rows import Odd, far_off, join, not_finite, num_rows, some_rows
 from .runs import Runs
-from .state_faults import Moved, OptimizerFault, bad_weights, compare, optimizer_faults
+
+from .state_faults import (  # isort: skip
+    Alone, OptimizerFault, as_before, bad_weights, compare, farthest_buffer, optimizer_faults,
+)  # fmt: skip
 from .trace import Trace, extent_of
 from .untouched import weights_of
-from .words import describe_gradient, describe_place, finding_of, place_of, value_of
+from .words import describe_gradient, describe_place, finding_of, of_length, place_of, value_of
 
 SPREADS = frozenset(["std", "var", "std_mean", "var_mean", "native_batch_norm", "_batch_norm_impl_index"])
 """Operations that need more than one row."""
@@ -26,9 +29,6 @@ SPREADS = frozenset(["std", "var", "std_mean", "var_mean", "native_batch_norm", 
 HEALTHY = "the weights are healthy"
 STATISTICS = "it has damaged the statistics of the model, and the weights are healthy"
 EVERYWHERE = "it is so with other batches and with the weights of backups, too"
-
-FIRST = ("0", "0.0", "0.0.0", "state")
-"""What the first array of a batch is called, which needs no name."""
 
 LARGE_CHANGE, MANY = 0.5, 0.5
 """Share of its length that the weights have moved by since a healthy backup, from which the updates are to blame, and
@@ -122,16 +122,18 @@ class Case:
         text += " backups, too: its scale or one of its terms has changed"
         return self._end(Finding(SCALE, text, where="scale of the loss"), certain=self._runs.has_loss)
 
-    def _of_clear_input(self, first: Trace, rest: tuple[str, ...] = (HEALTHY,)) -> Finding | None:
+    def _of_clear_input(self, first: Trace, rest: tuple[str, ...] = ()) -> Finding | None:
         """Values of the input that are not finite, without which the batch is good; None for all else."""
         odd = not_finite(self._batch, self._good)
         found = self._of_odd(odd, first, num_rows(self._batch)) if odd else None
         if found is None:
             return None
-        if not self._runs.has_loss and len(found.rows) == num_rows(self._batch):
+        is_all = len(found.rows) == num_rows(self._batch)
+        if not self._runs.has_loss and is_all:
             # What the model got is no batch of the loader, and nothing was good without some of its rows.
             return self._end(found, rest=("what comes before the model was not run again",))
-        return self._end(found, certain=True, rest=(*rest, *self._redrawn(found)))
+        rest = rest or (() if is_all else (HEALTHY,))
+        return self._end(found, certain=not is_all or first.error is None, rest=(*rest, *self._redrawn(found)))
 
     def _of_others(self) -> Finding | None:
         """A network beside the model that is not finite, so that what it gives the model is not either."""
@@ -158,7 +160,8 @@ class Case:
 
     def _said_of_healthy(self) -> str:
         assert self._healthy is not None
-        return f"it is so with the healthy weights of step {self._healthy[0]:,}, too"
+        kind = "" if self._good is None else "healthy "
+        return f"it is so with the {kind}weights of step {self._healthy[0]:,}, too"
 
     # Weights.
 
@@ -194,6 +197,9 @@ class Case:
         faults = [each for each in self._optimizer_faults(None, 0) if each.name == name] if few else []
         if faults:
             return self._of_optimizer(faults, (f"its update has damaged `{name}`",))
+        buffers = None if own else self._of_buffers(step, self._healthy[1]["model"])
+        if buffers is not None:
+            return buffers
         if few:
             text = f"{count} of the weights `{name}` {'is' if count == 1 else 'are'} not finite, and all others are"
             others = ("it has damaged statistics of the model",) * (len(weights) > 1)
@@ -206,20 +212,21 @@ class Case:
         """Return a finding where the refused weights are bad and those of a backup are healthy."""
         assert self._healthy is not None
         step, state = self._healthy
-        faults = self._optimizer_faults(state.get("optimizer"), max(1, self._refusal.step - step))
+        updates = max(1, self._refusal.step - step)
+        faults = self._optimizer_faults(state.get("optimizer"), updates)
         if faults:
             return self._of_optimizer(faults)
-        moved = compare(self._model, state["model"])
-        if moved.name:
-            found = self._of_lone_weight(moved, step)
-            if found is not None:
-                return found
+        moved = compare(self._model, self._optimizer, state, updates)
+        found = self._of_alone(moved.alone, step, state["model"]) or self._of_buffers(step, state["model"])
+        if found is not None:
+            return found
         if moved.share <= LARGE_CHANGE or moved.many < MANY:
             text = f"with the weights of step {step:,} the batch is good"
-            apart = f"`{moved.farthest}` has moved farthest, by {moved.farthest_share:.0%} of its length"
+            apart = f"`{moved.farthest}` has moved farthest, by {of_length(moved.farthest_share)} its length"
             return self._end(finding_of(first), rest=(text, apart))
-        text = f"the updates since step {step:,} were too large: they have moved the weights by {moved.share:.0%} of "
-        text += f"their length, at the rate {self._rate:.3g}"
+        rate = max((float(group["lr"]) for group in self._optimizer.param_groups), default=self._refusal.lr)
+        text = f"the updates since step {step:,} were too large: they have moved the weights by "
+        text += f"{of_length(moved.share)} their length, at the rate {rate:.3g}"
         rest: tuple[str, ...] = ("the data and the optimizer's state are not to blame",)
         top = max(first.modules.items(), key=lambda each: each[1] if each[1] == each[1] else -1.0, default=("", 0.0))
         if first.first_module:
@@ -228,23 +235,34 @@ class Case:
             rest += (f"outputs of `{top[0]}` reach {top[1]:.3g}",)
         return self._end(Finding(UPDATE, text), certain=True, rest=rest)
 
-    def _of_lone_weight(self, moved: Moved, step: int) -> Finding | None:
-        """Test whether the batch is good again with the old value of the one element that changed."""
-        parameter = dict(self._model.named_parameters())[moved.name]
-        flat, place = parameter.data.view(-1), moved.at(parameter.shape)
-        now = flat[moved.flat].clone()
-        flat[moved.flat] = moved.then
-        try:
-            is_bad = self._runs.goes_wrong(
-                self._batch, f"the refused batch with `{moved.name}`{place} as in the backup"
-            )
-        finally:
-            flat[moved.flat] = now
-        if is_bad:
+    def _of_alone(self, alone: Alone | None, step: int, state: Mapping[str, Any]) -> Finding | None:
+        """Test whether the batch is good again with the old values of weights that have changed alone."""
+        if alone is None:
             return None
-        text = f"one weight has changed alone: `{moved.name}` at {place} is {moved.now:.4g}, and was {moved.then:.4g}"
+        parameter = dict(self._model.named_parameters())[alone.name]
+        with as_before(parameter, state[alone.name], alone.where):
+            if self._runs.goes_wrong(self._batch, f"the refused batch with {alone.what} as in the backup"):
+                return None
         rest = (f"with its value of step {step:,} the batch is good",)
-        return self._end(Finding(WEIGHT, text, where=moved.name), certain=True, rest=rest)
+        if alone.is_within_reach:
+            text = f"the updates since step {step:,} have changed {alone.what}, which {alone.change}"
+            allowed = "that is no more than its rate allows"
+            return self._end(Finding(UPDATE, text, where=alone.name), rest=(allowed, *rest))
+        text = f"{alone.what} {alone.change}"
+        text = text if alone.where.sum() > 1 else f"one weight has changed alone: {text}"
+        return self._end(Finding(WEIGHT, text, where=alone.name), certain=alone.is_within_reach is False, rest=rest)
+
+    def _of_buffers(self, step: int, state: Mapping[str, Any]) -> Finding | None:
+        """Test whether the batch is good again with the buffers of a backup, such as the statistics of a norm."""
+        name, share = farthest_buffer(self._model, state)
+        if not name:
+            return None
+        with weights_of(self._model, state, with_weights=False):
+            if self._runs.goes_wrong(self._batch, "the refused batch with the buffers of the backup"):
+                return None
+        text = f"the buffers of the model are damaged: with those of step {step:,} the batch is good"
+        rest = (f"`{name}` has changed most, by {of_length(share)} its length",)
+        return self._end(Finding(WEIGHT, text, where=name), certain=True, rest=rest)
 
     def _optimizer_faults(self, backup: Any, updates: int) -> list[OptimizerFault]:
         names = {id(each): name for name, each in self._model.named_parameters()}
@@ -254,11 +272,6 @@ class Case:
         text = f"the optimizer's state of `{faults[0].name}` is damaged: {faults[0].text}"
         rest += (f"and that of {len(faults) - 1} more",) if len(faults) > 1 else ()
         return self._end(Finding(OPTIMIZER, text, where=faults[0].name), certain=True, rest=rest)
-
-    @property
-    def _rate(self) -> float:
-        groups = getattr(self._optimizer, "param_groups", ())
-        return max((float(group["lr"]) for group in groups), default=self._refusal.lr)
 
     # A batch that is good when it runs again.
 
@@ -289,7 +302,9 @@ class Case:
             return self._end(Finding(UNKNOWN, f"{text}, and all of it is finite"))
         rest: tuple[str, ...] = (f"the loss that was reported ({reported:.6g}) is not what the model gives",)
         if self._runs.is_random and self._held.generators is None:
-            rest += ("with other random numbers, as those of then were not kept",)
+            # Numbers that are rare may have made it, such as the logarithm of a draw of 0.
+            text = "run again with other random numbers (record='batch' keeps those of then), the batch has the loss "
+            return self._end(Finding(UNKNOWN, f"{text}{first.loss:.6g}, and all of it is fine"), rest=rest)
         return self._end(Finding(NOTHING, f"{text}: model, data and gradients are fine"), certain=True, rest=rest)
 
     # Data.
@@ -306,7 +321,7 @@ class Case:
         if trace.bad_labels is not None and (found is None or found.where not in trace.read):
             rows, text = trace.bad_labels
             rows = rows if len(rows) < size else ()
-            certain = self._confirms(rows, size) or not rows
+            certain = self._runs.is_good_without(batch, rows) or not rows
             return self._end(Finding(LABEL, text, rows, where="label"), certain=certain, rest=rest)
         if found is not None:
             return found if found is clear else self._end(found, certain=True, rest=rest)
@@ -316,25 +331,17 @@ class Case:
         found = finding_of(trace)._replace(rows=self._runs.find_row(batch, trace, self._good))
         return self._end(found, certain=found.kind != UNKNOWN, rest=rest)
 
-    def _confirms(self, rows: Sequence[int], size: int) -> bool:
-        """Whether the batch is good without these rows."""
-        if not rows or len(rows) >= size:
-            return False
-        left = [row for row in range(size) if row not in rows]
-        what = f"the batch without the rows {list(rows)[:8]}"
-        return not self._runs.goes_wrong(some_rows(self._batch, left, size), what)
-
     def _of_odd(self, odd: Sequence[Odd], trace: Trace, size: int) -> Finding | None:
         """A finding on values of the input that are not finite or far off, if they are to blame."""
         rows = tuple(sorted({row for each in odd for row in each.rows}))
         first = odd[0]
-        place = f" at {list(first.at)}" if first.at else ""
-        about = f"whose input holds {first.value}{place}" + ("" if first.key in FIRST else f" of {first.key}")
-        certain = self._confirms(rows, size)
+        certain = self._runs.is_good_without(self._batch, rows)
         if not certain and (first.is_finite or len(rows) < size):
             return None
         text = f"{first.value} in the input" if not first.is_finite else f"an input of {first.value}, far beyond others"
         kind, where = INPUT, first.key
+        if first.is_finite and trace.fault is None and first.key not in trace.read:
+            kind, text = LABEL, f"a label or a weight of {first.value}, far beyond others"
         if first.is_finite and trace.fault is not None:
             # The operation is to blame, which does not bear what the row holds; or no such class exists.
             found = finding_of(trace)
@@ -345,7 +352,7 @@ class Case:
             text = f"{value_of(trace)} first in `{trace.first_module}` (forward)"
         elif trace.fault is not None:
             text = describe_place(trace)
-        return Finding(kind, text, rows, about, where=where)
+        return Finding(kind, text, rows, first.about, where=where)
 
     def _redrawn(self, found: Finding) -> tuple[str, ...]:
         """Whether the sample is good as the data set gives it anew."""
@@ -372,9 +379,15 @@ class Case:
 
     def _of_gradient(self, trace: Trace, batch: Any, held: Held, rest: tuple[str, ...]) -> Finding:
         """Return a finding where the loss is finite and its gradient is not."""
-        fault, rows = trace.fault, self._runs.find_row(batch, trace, self._good)
+        fault, other = trace.fault, self._good if batch is self._batch else self._batch
         text, where = describe_gradient(trace)
-        found = Finding(LOSS if fault is not None and not fault.where else BACKWARD, text, rows, where=where)
+        # The other of the two batches was looked at before this one.
+        common = batch is self._batch and other is not None and self._runs.has_bad_gradients(other)
+        rows = () if common else self._runs.find_row(batch, trace, other)
+        rest += ("it is so with the last good batch, too",) * common
+        about = next((each.about for each in far_off(batch, other) if each.rows == rows), "")
+        kind = LOSS if fault is not None and not fault.where else BACKWARD
+        found = Finding(kind, text, rows, about, where=where)
         if held is not self._held:
             own = held.ticket.indices
             found = found._replace(samples=tuple(int(own[row]) for row in rows if row < len(own) and own[row] >= 0))

@@ -1,7 +1,7 @@
 """The examiner: finds out where an incident began, by running the refused batch again.
 
 Two batches, the refused one and the last good one, on two states of the weights, the present one and that of a backup,
-tell data from weights. What a run shows in the place of the first value that is not finite is told by `trace`.
+tell data from weights. What a run shows in the place of the first value that is not finite is told by `watch`.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Examiner:
         self._others = others or {}
         self._model, self._optimizer, self._scaler = plain_model(model), optimizer, scaler
         self._called, self._run_batch, self._hand = model, run_batch, hand
+        self._parts: tuple[Held | None, dict[str, Any]] = None, {}
         self._redraw, self._sharing = redraw if sharing.size == 1 else None, sharing
 
     def examine(self, refusal: Refusal) -> Finding:
@@ -85,7 +86,13 @@ class Examiner:
             # The others wait for what this rank has found.
             finding = Finding(UNKNOWN, f"the search for the cause failed ({describe_error(error)})")
         if gather is not None:
-            finding = _clearest(gather(finding))
+            findings = gather(finding)
+            place = _clearest(findings)
+            finding = findings[place]
+            if self._hand.keeps_generators:
+                # The record holds the part of the batch that the finding is about.
+                parts = gather(self._own_parts() if place == self._sharing.rank else None)[place]
+                self._parts = self._hand.reported, parts
         return finding._replace(seconds=time.perf_counter() - began)
 
     def _examine(self, refusal: Refusal) -> Finding:
@@ -157,7 +164,11 @@ class Examiner:
         return Finding(UNKNOWN, text or "the weights and the optimizer's state are finite")
 
     def collect(self) -> dict[str, Any]:
-        """Copies of the refused batch and of the generators at its start, for a record."""
+        """Copies of the refused batch and of the generators at its start, for a record; of the rank to blame."""
+        held, parts = self._parts
+        return parts if held is not None and held is self._hand.reported else self._own_parts()
+
+    def _own_parts(self) -> dict[str, Any]:
         held = self._hand.reported
         parts: dict[str, Any] = {}
         if held is not None:
@@ -169,9 +180,14 @@ class Examiner:
         return parts
 
 
-def _clearest(findings: Sequence[Finding]) -> Finding:
-    """Of what the ranks have found the most certain; that all is fine only where no rank has found anything else."""
-    return max(findings, key=lambda found: (found.kind not in (UNKNOWN, NOTHING), found.is_certain, bool(found.rows)))
+def _clearest(findings: Sequence[Finding]) -> int:
+    """The rank that has found the most certain; that all is fine only where no rank has found anything else."""
+
+    def clearness(rank: int) -> tuple[bool, bool, bool]:
+        found = findings[rank]
+        return found.kind not in (UNKNOWN, NOTHING), found.is_certain, bool(found.rows)
+
+    return max(range(len(findings)), key=clearness)
 
 
 @contextlib.contextmanager

@@ -70,6 +70,7 @@ class Hand:
         keeps_generators: Whether to note the random generators at the start of each batch, which copies them.
 
     Attributes:
+        keeps_generators: As given.
         batch: The batch that the loader has handed out last.
         inputs: Holds what the model was given last; None where the batch itself can run again.
         reported: The batch whose loss is being reported.
@@ -77,7 +78,7 @@ class Hand:
     """
 
     def __init__(self, *, keeps_generators: bool) -> None:
-        self._keeps_generators = keeps_generators
+        self.keeps_generators = keeps_generators
         self.batch: Any = None
         self.inputs: LastInputs | None = None
         self.reported: Held | None = None
@@ -101,7 +102,7 @@ class Hand:
     def hold(self, batch: Any) -> None:
         """Hold a batch, as the training on it begins; and the random generators, if they are to be kept."""
         self.batch = batch
-        if self._keeps_generators:
+        if self.keeps_generators:
             self._generators = hold_random_state()
 
     def take(self, ticket: Ticket) -> Held:

@@ -48,7 +48,7 @@ class RecordedIncident:
 
     def __repr__(self) -> str:
         # The cause begins with its step.
-        step = f"step {self.record['step'] - 1:,}: "
+        step = f"step {self.record['step']:,}: "
         return f"RecordedIncident({step}{(self.cause or self.record['diagnosis'] or '?').removeprefix(step)})"
 
     def replay(self, model: torch.nn.Module, loss_fn: Callable[[torch.nn.Module, Any], Any] | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,10 @@ from ...checkpoint.state_tree import leaves, open_node
 
 FAR = 50.0
 """How many times as large as in a good batch a value is that is worth a look."""
+
+
+FIRST = ("0", "0.0", "0.0.0", "state")
+"""What the first array of a batch is called, which needs no name."""
 
 
 class Odd(NamedTuple):
@@ -32,6 +37,12 @@ class Odd(NamedTuple):
     value: str
     is_finite: bool
     is_whole: bool = False
+
+    @property
+    def about(self) -> str:
+        """What is said about the rows, after their names."""
+        place = f" at {list(self.at)}" if self.at else ""
+        return f"whose input holds {self.value}{place}" + ("" if self.key in FIRST else f" of {self.key}")
 
 
 def num_rows(batch: Any) -> int:
@@ -56,8 +67,7 @@ def some_rows(batch: Any, rows: Sequence[int], size: int) -> Any:
     if node is None:
         return batch
     parts = list(node.parts.values())
-    has_tensors = any(isinstance(each, torch.Tensor) for _, each in leaves(batch))
-    if node.kind in ("list", "tuple") and len(parts) == size and not has_tensors:
+    if _lists_rows(node, size):
         return node.build([parts[row] for row in rows])
     return node.build([some_rows(part, rows, size) for part in parts])
 
@@ -118,13 +128,29 @@ def halve(is_bad: Callable[[list[int]], bool], size: int, most_runs: int) -> tup
 
 
 def join(one: Any, other: Any) -> Any:
-    """A batch of the rows of two."""
+    """A batch of the rows of two; None where their rows have other shapes."""
+    sizes = num_rows(one), num_rows(other)
+    with contextlib.suppress(AttributeError, RuntimeError, TypeError, ValueError):
+        return _joined(one, other, sizes)
+    return None
+
+
+def _joined(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
     if isinstance(one, torch.Tensor):
-        return torch.cat([one, other]) if one.ndim and one.shape[1:] == other.shape[1:] else one
+        has_rows = one.ndim and (len(one), len(other)) == sizes
+        return torch.cat([one, other]) if has_rows else one
     node, another = open_node(one), open_node(other)
-    if node is None or another is None or len(node.parts) != len(another.parts):
+    if node is None or another is None:
         return one
-    return node.build([join(a, b) for a, b in zip(node.parts.values(), another.parts.values(), strict=True)])
+    if _lists_rows(node, sizes[0]) and _lists_rows(another, sizes[1]):
+        return node.build([*node.parts.values(), *another.parts.values()])
+    return node.build([_joined(a, b, sizes) for a, b in zip(node.parts.values(), another.parts.values(), strict=True)])
+
+
+def _lists_rows(node: Any, size: int) -> bool:
+    """Whether a container is a list with an entry for each row, such as their names."""
+    is_list = node.kind in ("list", "tuple") and len(node.parts) == size
+    return is_list and not any(isinstance(each, torch.Tensor) for _, each in leaves(list(node.parts.values())))
 
 
 def _rows_of(bad: torch.Tensor) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ import torch
 from ...flight.finding import Refusal
 from ...sampling.random_generators import random_state, set_random_state
 from .rows import halve, join, num_rows, some_rows
-from .trace import Trace, run_watched
+from .trace import Trace
+from .watch import run_watched
 from .words import describe_run
 
 FAR, LEAST = 100.0, 0.01
@@ -73,6 +74,18 @@ class Runs:
             return True
         return self.has_loss and trace.loss > self.threshold
 
+    def is_good_without(self, batch: Any, rows: Sequence[int]) -> bool:
+        """Whether a batch is good without these rows."""
+        size = num_rows(batch)
+        if not rows or len(rows) >= size:
+            return False
+        left = [row for row in range(size) if row not in rows]
+        return not self.goes_wrong(some_rows(batch, left, size), f"the batch without the rows {list(rows)[:8]}")
+
+    def has_bad_gradients(self, good: Any) -> bool:
+        """Whether gradients of the last good batch are not finite either."""
+        return bool(self.watch(good, "the last good batch", backward=True, is_quick=True).bad_gradients)
+
     @property
     def threshold(self) -> float:
         """A loss beyond it is a bad one."""
@@ -86,22 +99,23 @@ class Runs:
     def find_row(self, batch: Any, like: Trace, good: Any) -> tuple[int, ...]:
         """The row to blame for what a run of the batch has shown, found by halving it; none if no row alone is.
 
-        A model with BatchNorm raises at a row alone, which then gets one of a good batch beside it.
+        A row alone may fail for being alone, as in BatchNorm or in the mean of those with some property, and so gets
+        the others of a good batch beside it, which do not fail; where they do not fit, the batch without it is tried.
         """
-        beside: Any = None
+        beside = some_rows(good, range(1, num_rows(good)), num_rows(good)) if num_rows(good) > 1 else None
+        was_good = False
 
         def is_like(part: list[int]) -> bool:
-            nonlocal beside
+            nonlocal was_good
             rows = some_rows(batch, part, size)
-            rows = rows if beside is None else join(rows, beside)
-            trace = self.watch(rows, backward=bool(like.bad_gradients), is_quick=True)
-            if trace.error is not None and like.error is None and len(part) == 1 and beside is None and num_rows(good):
-                beside = some_rows(good, [0], num_rows(good))
-                return is_like(part)
+            both = join(rows, beside) if len(part) == 1 and beside is not None else None
+            trace = self.watch(rows if both is None else both, backward=bool(like.bad_gradients), is_quick=True)
             if like.bad_gradients:
-                return bool(trace.bad_gradients)
-            # A part of a batch may fail for reasons of its own, as one row alone does in BatchNorm.
-            return type(trace.error) is type(like.error) and self.is_bad(trace)
+                is_bad = bool(trace.bad_gradients)
+            else:
+                is_bad = type(trace.error) is type(like.error) and self.is_bad(trace)
+            was_good = was_good or both is not None or not is_bad
+            return is_bad
 
         size = num_rows(batch)
         if size < 2:
@@ -109,6 +123,9 @@ class Runs:
         rows = self._bad_losses(like, size)
         if not rows:
             rows, runs = halve(is_like, size, math.ceil(math.log2(size)) + 2)
+            if rows and not was_good:
+                # Each part was bad: so may be any.
+                rows, runs = () if is_like([row for row in range(size) if row not in rows]) else rows, runs + 1
             found = f"row {rows[0]} alone goes wrong" if rows else "no row alone goes wrong"
             self.evidence.append(f"{runs} runs of parts of the batch: {found}")
         return rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +20,29 @@ MOVED = 0.1
 DECAYED = 0.5
 """Share of what is left of Adam's squares, if no gradient came at all, below which something else has changed them."""
 
+SLACK = 2.0
+"""Factor of the farthest that updates can move a weight, as the rate was not the same in all of them."""
+
 BEYOND = 4.0
 """Factor of the bound of Adam's averages beyond which they are not averages of gradients; low precision needs some."""
+
+
+class Alone(NamedTuple):
+    """Weights that have changed while all others have not, or hardly.
+
+    Attributes:
+        name: Their parameter.
+        what: The same, with their place.
+        change: What has happened to them.
+        where: A mask of them.
+        is_within_reach: Whether updates can have moved them so far; None where that is not known.
+    """
+
+    name: str
+    what: str
+    change: str
+    where: torch.Tensor
+    is_within_reach: bool | None
 
 
 class Moved(NamedTuple):
@@ -28,29 +50,17 @@ class Moved(NamedTuple):
 
     Attributes:
         share: Length of the change, as a share of the length of the weights.
-        name: The parameter with an element that has changed alone; "" for none.
-        flat: Its place in the flattened array.
-        now, then: Its value, and that in the backup.
         many: Share of the arrays that have moved by a tenth of their length.
         farthest, farthest_share: The array that has moved farthest, as a share of its length.
+        alone: An element that has moved alone, or the elements of the only array that holds some that have moved
+            farther than updates can; None without.
     """
 
     share: float
-    name: str = ""
-    flat: int = 0
-    now: float = math.nan
-    then: float = math.nan
     many: float = 0.0
     farthest: str = ""
     farthest_share: float = 0.0
-
-    def at(self, shape: torch.Size) -> list[int]:
-        """The place of the element."""
-        place, left = [], self.flat
-        for size in reversed(shape):
-            place.append(left % size)
-            left //= size
-        return place[::-1]
+    alone: Alone | None = None
 
 
 class OptimizerFault(NamedTuple):
@@ -74,33 +84,104 @@ def bad_weights(model: torch.nn.Module) -> dict[str, int]:
     return found
 
 
-def compare(model: torch.nn.Module, state: Mapping[str, Any]) -> Moved:
-    """How far weights that are finite are from those of a backup."""
+def compare(model: torch.nn.Module, optimizer: Any, backup: Mapping[str, Any], updates: int) -> Moved:
+    """How far weights that are finite are from those of a backup.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer.
+        backup: The states of both in the backup.
+        updates: Most updates since then.
+    """
+    state = backup["model"]
     changed = whole = 0.0
-    alone, lead = Moved(0.0), ALONE
+    lone: Alone | None = None
+    lead, beyond = ALONE, []
     shares: dict[str, float] = {}
     for name, parameter in model.named_parameters():
-        if name not in state or not parameter.is_floating_point():
+        if name not in state or not parameter.is_floating_point() or not parameter.numel():
             continue
-        then = state[name].to(parameter.device)
-        moved = (parameter.detach().double() - then.double()).abs().reshape(-1)
-        if not moved.numel():
-            continue
+        now, then = parameter.detach(), state[name].to(parameter.device)
+        moved, limit = (
+            (now.double() - then.double()).abs(),
+            _reach(optimizer, parameter, then, backup.get("optimizer"), updates),
+        )
         change, length = float(moved.square().sum()), float(then.double().square().sum())
         changed, whole = changed + change, whole + length
         shares[name] = math.sqrt(change / length) if length > 0 else math.inf if change > 0 else 0.0
-        top = torch.topk(moved, min(2, moved.numel()))
-        first = float(top.values[0])
-        second = float(top.values[1]) if moved.numel() > 1 else 0.0
-        ratio = first / max(second, 1e-3 * float(then.abs().max()), 1e-12)
+        top = [*torch.topk(moved.reshape(-1), min(2, moved.numel())).values.tolist(), 0.0]
+        ratio = top[0] / max(top[1], 1e-3 * float(then.abs().max()), 1e-12)
         if ratio > lead:
-            lead, index = ratio, int(top.indices[0])
-            now, before = float(parameter.detach().reshape(-1)[index]), float(then.reshape(-1)[index])
-            alone = Moved(0.0, name, index, now, before)
+            lead, lone = ratio, _alone(name, now, then, moved == top[0], limit)
+        if top[0] > limit:
+            beyond.append((name, now, then, moved > limit, limit))
     share = math.sqrt(changed / whole) if whole > 0 else math.inf
     many = sum(each > MOVED for each in shares.values()) / max(1, len(shares))
     farthest = max(shares, key=shares.__getitem__, default="")
-    return alone._replace(share=share, many=many, farthest=farthest, farthest_share=shares.get(farthest, 0.0))
+    lone = _alone(*beyond[0]) if lone is None and len(beyond) == 1 else lone
+    return Moved(share, many, farthest, shares.get(farthest, 0.0), lone)
+
+
+def _alone(name: str, now: torch.Tensor, then: torch.Tensor, where: torch.Tensor, limit: float) -> Alone:
+    count, moved = int(where.sum()), float((now[where].double() - then[where].double()).abs().max())
+    is_within_reach = None if limit == math.inf else moved <= limit
+    if count > 1:
+        change = f"have moved by up to {moved:.3g}, and updates can by {limit:.3g}"
+        return Alone(name, f"{count:,} of the {now.numel():,} weights `{name}`", change, where, is_within_reach)
+    place = f" at {where.nonzero()[0].tolist()}" if now.ndim else ""
+    change = f"is {now[where].item():.4g}, and was {then[where].item():.4g}"
+    return Alone(name, f"`{name}`{place}", change, where, is_within_reach)
+
+
+def farthest_buffer(model: torch.nn.Module, state: Mapping[str, Any]) -> tuple[str, float]:
+    """The buffer of a model that is farthest from that of a backup, as a share of its length; "" if none has moved."""
+    shares = {}
+    for name, each in model.named_buffers():
+        if name in state and each.is_floating_point():
+            then = state[name].to(each.device).double()
+            share = float((each.double() - then).norm() / then.norm().clamp_min(1e-12))
+            # What is not finite was damaged by what is.
+            shares[name] = share if math.isfinite(share) else 1e-9
+    name = max(shares, key=shares.__getitem__, default="")
+    return (name, shares[name]) if name and shares[name] > 0 else ("", 0.0)
+
+
+def _reach(optimizer: Any, parameter: torch.Tensor, then: torch.Tensor, backup: Any, updates: int) -> float:
+    """Farthest that updates can have moved an element; infinite for optimizers other than Adam and its like.
+
+    Args:
+        optimizer: The optimizer.
+        parameter, then: The parameter, and what it was in a backup.
+        backup: The state of the optimizer in a backup, or None.
+        updates: Most updates since then.
+    """
+    earlier = backup.get("param_groups", ()) if isinstance(backup, Mapping) else ()
+    for number, group in enumerate(getattr(optimizer, "param_groups", ())):
+        if not any(each is parameter for each in group["params"]):
+            continue
+        state = optimizer.state.get(parameter, {})
+        if "betas" not in group or not _is_floats(state.get("exp_avg_sq")):
+            return math.inf
+        slow, fast = (float(each) for each in group["betas"])
+        rate = max(float(each["lr"]) for each in (group, *earlier[number : number + 1]))
+        if not 0 <= slow**2 < fast < 1:
+            return math.inf
+        # What the bound of Adam's averages allows, and the decay of the largest weight.
+        largest = math.sqrt((1 - slow) ** 2 / ((1 - fast) * (1 - slow**2 / fast)))
+        decay = float(group.get("weight_decay", 0.0)) * extent_of(then)
+        return SLACK * updates * rate * (max(1.0, largest) + decay)
+    return math.inf
+
+
+@contextlib.contextmanager
+def as_before(parameter: torch.Tensor, then: torch.Tensor, where: torch.Tensor) -> Iterator[None]:
+    """A ``with`` block in which the elements of a parameter for which a mask holds are as in a backup."""
+    now = parameter.detach().clone()
+    try:
+        parameter.data[where] = then.to(parameter.device)[where]
+        yield
+    finally:
+        parameter.data.copy_(now)
 
 
 def optimizer_faults(optimizer: Any, names: Mapping[int, str], backup: Any, updates: int) -> list[OptimizerFault]:

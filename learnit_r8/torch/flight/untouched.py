@@ -65,9 +65,13 @@ def _all_parameters(model: torch.nn.Module, optimizer: Any) -> Iterator[torch.Te
 
 
 @contextlib.contextmanager
-def weights_of(model: torch.nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
-    """A ``with`` block in which the model has the weights and buffers of a backup."""
-    own = {name: each for name, each in model.state_dict(keep_vars=True).items() if isinstance(each, torch.Tensor)}
+def weights_of(model: torch.nn.Module, state: Mapping[str, Any], *, with_weights: bool = True) -> Iterator[None]:
+    """A ``with`` block in which the model has the weights and buffers of a backup, or its buffers alone."""
+    every = model.state_dict(keep_vars=True).items()
+    own = {
+        name: each for name, each in every
+        if isinstance(each, torch.Tensor) and (with_weights or not isinstance(each, torch.nn.Parameter))
+    }  # fmt: skip
     saved = {name: each.detach().clone() for name, each in own.items()}
     try:
         for name, each in own.items():

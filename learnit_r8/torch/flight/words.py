@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ...flight.finding import FORWARD, LOSS, SCALE, UNKNOWN, Finding
-from .trace import Trace
+from .trace import FOREIGN, HOOK, Trace
 
 LARGE_FACTOR = 1e6
 """A factor of the loss that is so large, or so small, is named as such."""
@@ -33,6 +33,9 @@ def describe_place(trace: Trace) -> str:
     fault = trace.fault
     if fault is None:
         return f"{value_of(trace)} first in `{trace.first_module}` (forward)"
+    if fault.op == FOREIGN:
+        reader = f"`{fault.where}` reads it" if fault.where else "it is read"
+        return f"{fault.what} comes from outside of weights and batch: {reader}{site_of(trace)}"
     if not fault.where:
         stage = "before the model" if fault.is_early else "in the loss"
         return f"{fault.what} first {stage}, in `{fault.op}`{site_of(trace)}"
@@ -45,8 +48,15 @@ def describe_gradient(trace: Trace) -> tuple[str, str]:
     reached = f"the first parameter that it reaches is `{first}`"
     if fault is None:
         return f"a gradient is not finite; {reached}", first
+    if fault.where.startswith(HOOK):
+        return f"{fault.what} first in {fault.where}, in `{fault.op}`{site_of(trace)}; {reached}", first
     module = f" in `{fault.where}`" if fault.where else ""
     return f"{fault.what} first in the gradient of `{fault.op}`{module}{site_of(trace)}; {reached}", place_of(trace)
+
+
+def of_length(share: float) -> str:
+    """A share of a length in words."""
+    return f"{share:.0%} of" if share < 10 else f"{share:,.3g} times"
 
 
 def describe_error(error: Exception) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
-from ..._validation import no_attribute
+from ..._validation import loop_method, no_attribute
 from ...guard.verdict import GOOD
 from ...sampling.ticket import Outcome, Ticket, new_tuple
 from ..flight.hand import Hand
@@ -42,8 +42,9 @@ NOT_OF_BATCHES = (
 class LoaderAdapter:
     """A model's training with the user's own loader; `attach` makes it if it gets no ``batch_size``.
 
-    As long as nothing goes wrong, the training does not change: weights, optimizer state, random generators and the
-    order of the data are bit for bit those of the script without it.
+    To iterate over it is to iterate over `batches`, and what it has no attribute for is that of the loader, so it can
+    take the loader's name. As long as nothing goes wrong, the training does not change: weights, optimizer state,
+    random generators and the order of the data are bit for bit those of the script without it.
 
     Args:
         scheduler: An R8Scheduler without ``num_samples``.
@@ -98,7 +99,9 @@ class LoaderAdapter:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            scheduler = self.__dict__.get("scheduler")
+            scheduler, loader = self.__dict__.get("scheduler"), self.__dict__.get("_loader")
+            if not name.startswith("_") and hasattr(loader, name):
+                return getattr(loader, name)
             meant = dict(OTHER_NAMES)
             if not name.startswith("_") and hasattr(scheduler, name):
                 meant = {name: f"It is adapter.scheduler.{name}.", **meant}
@@ -106,6 +109,16 @@ class LoaderAdapter:
 
     def __repr__(self) -> str:
         return f"LoaderAdapter({self.scheduler!r})"
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches())
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __bool__(self) -> bool:
+        # Not that of a length, which streams have none of.
+        return True
 
     @property
     def outcome(self) -> Outcome:
@@ -147,10 +160,12 @@ class LoaderAdapter:
         """
         self._losses.load_scheduler(state)
 
+    @loop_method
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
         return self.scheduler.epoch_iterator()
 
+    @loop_method
     def batches(
         self,
         loader: Any = None,
@@ -182,6 +197,7 @@ class LoaderAdapter:
             raise ValueError("loader must be given to attach() or here, got None; where there is none, use steps().")
         return self.scheduler.batches(loader, size=size, tokens=tokens, ids=ids, skip=skip)
 
+    @loop_method
     def steps(self) -> Iterator[int]:
         """Yield the number of each step until the budget is spent; see `R8Scheduler.steps`."""
         return self.scheduler.steps()

@@ -6,7 +6,7 @@ import pytest
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.events import BatchRefused, EpochDone, Notice, RolledBack, RunStarted, SamplesSurveyed, StepDone
-from learnit_r8.testing import FakeClock
+from learnit_r8.testing import FakeClock, record_events
 
 from .drive import Line, Loader, generators, seed_all, train
 
@@ -483,7 +483,7 @@ def test_a_loader_that_yields_nothing_is_said():
     """An empty loader is no epoch, and the loop over epochs does not go on for ever."""
     with (
         pytest.warns(RuntimeWarning, match=r"the loader of batches\(\) gave no batch"),
-        pytest.raises(RuntimeError, match="epoch 0 ended with no batch taken"),
+        pytest.raises(RuntimeError, match="epoch 0 ended with no batch reported"),
     ):
         run([], num_epochs=2)
 
@@ -497,7 +497,64 @@ def test_batches_that_are_never_reported_are_said():
 
     assert r8.global_step == r8.current_epoch == 0
     assert any("was not reported with update_with_loss(); it counts as no step" in str(each.message) for each in said)
-    assert r8.pace.num_out == 0
+    assert any("an epoch of 3 batches ended with no loss reported" in str(each.message) for each in said)
+    assert r8.pace.num_out == r8.pace.passes == 0
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("budget", [{"num_epochs": 2}, {"num_steps": 4}, {}])
+def test_a_loop_that_never_reports_ends(budget):
+    """Whatever the budget, which nothing would ever spend."""
+    r8 = R8Scheduler(**budget, **QUIET)
+    looked = (list(r8.batches([1, 2, 3])) for _ in r8.epoch_iterator())
+    assert next(looked) == [1, 2, 3]
+    with pytest.raises(RuntimeError, match="ended with no batch reported"):
+        next(looked)
+
+
+@pytest.mark.filterwarnings("ignore:the batch of step")
+def test_a_look_at_a_batch_is_no_epoch():
+    """``next(iter(loader))`` before each epoch takes nothing from the budget, and a break still ends an epoch."""
+    r8, seen = R8Scheduler(num_epochs=2, **QUIET), []
+    batches = r8.batches([1, 2, 3])
+    for epoch in r8.epoch_iterator():
+        assert next(iter(batches)) == 1
+        for batch in batches:
+            seen.append((epoch, batch))
+            r8.update_with_loss(1.0)
+
+    assert seen == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_a_loader_of_another_length_than_it_says_is_named(count):
+    """Every batch is trained on, each epoch ends where the loader does, and it is said once."""
+    heard = record_events()
+    r8, _ = run(range(count), num_epochs=2, steps_per_epoch=4, listeners=[heard])
+
+    assert r8.global_step == 2 * count
+    said = [each.text for each in heard.of(Notice) if "steps_per_epoch" in each.text]
+    assert len(said) == 1
+    assert said[0].startswith(f"a run through the loader gave {count} batches, where its length or")
+
+
+@pytest.mark.parametrize("steps_per_epoch", [None, 5])
+def test_a_loader_without_an_end_is_named_where_epochs_wait_for_it(steps_per_epoch, monkeypatch):
+    """It is said once, and the loop goes on; with a budget in steps nothing is said."""
+    monkeypatch.setattr("learnit_r8.engine.feed.feed.LONG_PASS", 10)
+    said = []
+    for budget in ({"num_epochs": 2, "steps_per_epoch": steps_per_epoch}, {"num_steps": 30}):
+        heard = record_events()
+        r8 = R8Scheduler(**budget, **QUIET, listeners=[heard])
+        for batch in r8.batches(itertools.count()):
+            r8.update_with_loss(1.0 + batch % 7)
+            if batch == 25:
+                break
+        said.append([each.text for each in heard.of(Notice) if "size of a batch" not in each.text])
+
+    assert said[1] == []
+    assert len(said[0]) == 1
+    assert said[0][0].startswith("a run through the loader has given 10 batches so far and not ended")
 
 
 def test_one_batch_may_be_left_out():

@@ -66,6 +66,19 @@ def test_a_killed_run_goes_on_with_the_same_next_batch(tmp_path, whole, step):
     assert generators() == after
 
 
+@pytest.mark.parametrize("step", [31, 59, 62])
+def test_a_run_that_is_saved_between_epochs_goes_on_with_its_generators(tmp_path, whole, step):
+    """The next epoch shuffles, and the training draws, as in the run that was not killed."""
+    killed(tmp_path, step, checkpoint_every=None)
+    line, loader, begun = train(tmp_path, seed=99, checkpoint_every=None)
+
+    plain, order, after = whole
+    assert begun == step // 30 * 30
+    assert np.array_equal(line.weights, plain.weights)
+    assert loader.given == order.given[begun:]
+    assert generators() == after
+
+
 def test_a_run_is_resumed_twice(tmp_path, whole):
     """The second resume, in the epoch of the first, goes on as well."""
     killed(tmp_path, 40)

@@ -67,7 +67,7 @@ def test_error_names_what_is_known():
     text = text_of(incident, samples="sample 3", failures=["backup of step 4: no"])
 
     assert text.startswith(
-        "400 batches in a row were refused, the last loss (nan) at step 499 with lr=0.1, not finite."
+        "400 batches in a row were refused, the last loss (nan) at step 500 with lr=0.1, not finite."
     )
     assert all(each in text for each in ("Suspected: sample 3.", "step 7: healthy", "backup of step 4: no", MEANT))
 

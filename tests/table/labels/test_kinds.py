@@ -111,6 +111,66 @@ def test_files_and_frames_say_the_same(runs, name, tmp_path):
     assert columns["label_score"][first] < 0.5
 
 
+@pytest.mark.parametrize("said", [tokens, several, numbers])
+def test_resumed_runs_know_the_same(said, runs):
+    """Half a training, its state in another scheduler, and the other half end in the lists of the whole one."""
+    halves = [R8Scheduler(SIZE, batch_size=50, num_epochs=6, policy="shuffle", seed=1) for _ in range(2)]
+    for r8, end in zip(halves, (40, 72), strict=True):
+        if end == 72:
+            r8.load_state_dict(halves[0].state_dict())
+        while r8.global_step < end:
+            ticket = r8.draw()
+            losses = np.full(len(ticket.indices), 0.5, np.float32)
+            r8.report(ticket, losses, predictions=said(ticket.indices, ticket.step * 50 // SIZE))
+    whole, resumed = runs[said.__name__].table, halves[1].table
+
+    assert len(whole.suspects().indices)
+    np.testing.assert_array_equal(resumed.read_evidence()["visits"], whole.read_evidence()["visits"])
+    ours_of, theirs_of = resumed.suspects(), whole.suspects()
+    for name in ("indices", "mean_loss", "score"):
+        ours, theirs = getattr(ours_of, name), getattr(theirs_of, name)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("said", [tokens, several, numbers])
+def test_batches_with_ids_have_the_same_lists(said, runs):
+    """Whoever draws the samples: their names lead to the evidence that a scheduler of so many samples has."""
+    rng, r8 = np.random.default_rng(5), R8Scheduler(num_steps=72)
+    order = [rows for epoch in range(6) for rows in np.split(rng.permutation(SIZE), SIZE // 50)]
+    for step, rows in enumerate(r8.batches(order, ids=lambda rows: [f"s{row}" for row in rows])):
+        r8.update_with_loss(np.full(50, 0.5, np.float32), predictions=said(rows, step * 50 // SIZE))
+    found, table = r8.table.suspects(0.7), r8.table
+    rows = [int(table.storage.name_of(index)[1:]) for index in found.indices]
+    is_wrong = (EXCHANGED if said is numbers else IS_WRONG.any(axis=1))[rows]
+
+    assert len(rows) > 20
+    assert is_wrong.mean() >= 0.7
+    if said is not numbers:
+        at = found.places
+        samples = [int(table.storage.name_of(index)[1:]) for index in at.indices]
+        assert IS_WRONG[samples, at.places].mean() >= 0.7
+
+
+@pytest.mark.filterwarnings("ignore:sample 17 was in 2 refused batches:RuntimeWarning")
+def test_samples_in_quarantine_keep_what_is_known_of_their_places():
+    """A sample whose losses are never numbers is drawn no more; what was said of it before is not lost or mixed up."""
+    bad = 17
+    model = {"load_callback": lambda source, from_ram: None, "state_callback": lambda: {"w": np.zeros(2)}}
+    r8 = R8Scheduler(SIZE, batch_size=50, num_epochs=8, policy="shuffle", seed=1, **model)
+    while not r8.is_over:
+        ticket = r8.draw()
+        epoch = ticket.step * 50 // SIZE
+        losses = np.where((ticket.indices == bad) & (epoch > 3), np.nan, 0.5).astype(np.float32)
+        r8.report(ticket, losses, predictions=tokens(ticket.indices, epoch))
+    found = r8.table.suspects(0.7).places
+    visits = r8.table.read_evidence()["visits"].reshape(SIZE, PLACES)
+
+    assert r8.table.quarantined.tolist() == [bad]
+    assert visits[bad].max() == 4
+    assert np.delete(visits, bad, 0)[:, 0].min() >= 6
+    assert IS_WRONG[found.indices, found.places].mean() >= 0.7
+
+
 def test_page_and_command_show_the_places(tmp_path, capsys):
     """A page has the label with its place; the command prints a row for each label, or says that there is one each."""
     found = trained(tokens, run_dir=tmp_path / "run").table.suspects().places
@@ -133,9 +193,7 @@ def test_labels_that_change_their_meaning_are_forgotten():
     """Another number of classes is refused with the call that forgets; after it, labels are judged by new visits."""
     r8 = trained(tokens, 1)
     with pytest.raises(ValueError, match=r"must stay 5, as reported first, got 9. Call table.forget_labels\(\) first"):
-        r8.table.storage.evidence.with_predictions(
-            type("Reading", (), {"means": np.zeros(2)}), predictions_of(np.zeros((2, 9)), [0, 1]), 1
-        )
+        r8.table.storage.evidence.checked(predictions_of(np.zeros((2, 9)), [0, 1]), 2, 1)
     r8.table.forget_labels()
 
     assert (r8.table.given == -1).all()

@@ -119,6 +119,39 @@ def test_odds_that_rise_ever_faster_do_not_flatten_the_slope():
     assert abs(fit_odds(positive, total - positive).slope - 3.9) < 0.5
 
 
+def test_wrong_labels_of_two_classes_do_not_flatten_the_slope():
+    """A wrong label of two classes is a right one of the other, so that their odds are the same at every margin."""
+    rng, size = np.random.default_rng(4), (np.arange(256) + 0.5) / 256
+    right, wrong = np.exp(-9 * size), 0.11
+    odds = (right + wrong) / (1 + wrong * right)
+    total = np.full(256, 400)
+    positive = rng.binomial(total, odds / (1 + odds))
+
+    assert fit_odds(positive, total - positive).slope < 7.2
+    assert 7.8 < fit_odds(positive, total - positive, least_rise=0.0).slope < 9.5
+
+
+@pytest.mark.parametrize("alike", [1, 20])
+def test_labels_of_a_sample_that_err_together_count_as_fewer(alike):
+    """Pixels of an object are all wrong or all right: their slope is not as certain as that of as many samples."""
+    margin, _ = margins_of(2, wrong=0.1, count=4000)
+    margin = np.repeat(margin, alike)
+    sample = np.arange(len(margin)) // 20
+    slopes = [Mirror.of(margin, sample=some, caution=3.0).slope for some in (None, sample)]
+    sure = Mirror.of(margin, caution=0.0).slope
+
+    assert slopes[1] == pytest.approx(slopes[0], rel=0.02) if alike == 1 else (
+        sure - slopes[1] == pytest.approx(np.sqrt(alike) * (sure - slopes[0]), rel=0.1)
+    )  # fmt: skip
+
+
+def test_odds_go_on_falling_beyond_the_reach():
+    """A quarter as fast, and not above what the samples there allow."""
+    odds = Mirror(1.0, 4.0, 0.01).odds(np.array([4.0, 4.1, 24.0]))
+
+    np.testing.assert_allclose(odds, [np.exp(-4), 0.01, np.exp(-9)])
+
+
 def test_few_positive_margins_say_nothing():
     """A model that has memorised its labels leaves nothing to fit."""
     margin = np.append(np.full(LEAST_POSITIVE - 1, 2.0), np.full(1000, -2.0))

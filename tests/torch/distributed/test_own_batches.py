@@ -4,6 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from learnit_r8.flight.record import numbers_in
+from learnit_r8.torch import load_incident
 from tests import own_rank_jobs as jobs
 
 pytestmark = pytest.mark.program
@@ -42,6 +44,15 @@ def test_a_budget_in_tokens_is_that_of_all_ranks(pair):
     assert one[1] >= 300
 
 
+@pytest.mark.parametrize("where", ["batches", "report"])
+def test_ids_are_said_to_have_no_effect(pair, where):
+    """Once, on each rank, and there is no table."""
+    for said, size in pair.run(jobs.named_run, where):
+        assert size == 0
+        assert len(said) == 1
+        assert "each process knows only its own, so ids= and skip= have no effect" in said[0]
+
+
 def test_each_rank_goes_on_with_its_own_next_batch(pair, tmp_path):
     """A run that was broken off goes on to the bit, with the order and the random numbers of each rank."""
     whole = pair.run(jobs.resumed_run, str(tmp_path / "whole"), None)
@@ -68,6 +79,21 @@ def test_the_sample_is_named_whichever_rank_has_it(pair):
         assert "seen on rank" in text
 
 
+def test_the_part_that_is_to_blame_is_recorded_and_replayed(pair, tmp_path):
+    """Though it is not that of the rank that writes; in one process, with dropout and BatchNorm, to the bit."""
+    one, other = pair.run(jobs.placed_run, "far off", str(tmp_path))
+    assert one["weights"] == other["weights"]
+    incidents = [load_incident(tmp_path / "incidents" / str(number)) for number in numbers_in(tmp_path)]
+    incidents = [each for each in incidents if "whose input holds 3e+04" in each.cause]
+
+    assert any("seen on rank 1" in each.cause for each in incidents)
+    for incident in incidents:
+        layers = [torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.1), torch.nn.Linear(8, 1)]
+        again = incident.replay(torch.nn.Sequential(*layers), lambda model, batch: jobs.loss_of(model, batch[0]))
+        assert incident.batch[0].max() == 3e4
+        assert again.item() == incident.loss
+
+
 def test_a_batch_that_asks_the_other_ranks_hangs_nowhere(pair):
     """A collective call in run_batch raises in the search, which says then that the cause is unknown."""
     one, other = pair.run(jobs.placed_run, "asks others")
@@ -75,3 +101,17 @@ def test_a_batch_that_asks_the_other_ranks_hangs_nowhere(pair):
     assert one["weights"] == other["weights"]
     assert one["steps"] == other["steps"] == 40
     assert {each[0] for each in one["told"]} == {"unknown"}
+
+
+def test_a_loader_that_accelerate_has_prepared_is_watched_on_both(pair):
+    """Each rank has its part of it: to the bit what the script does alone, and two faults are healed on both alike."""
+    pytest.importorskip("accelerate")
+    plain, _ = pair.run(jobs.accelerated_run, False, [])
+    one, other = pair.run(jobs.accelerated_run, True, [])
+    assert (one["weights"], one["generator"]) == (plain["weights"], plain["generator"])
+    assert one["weights"] == other["weights"]
+    assert (one["size"], one["steps"], other["steps"]) == (2, 39, 39)
+
+    one, other = pair.run(jobs.accelerated_run, True, [15, 30])
+    assert one["weights"] == other["weights"]
+    assert one["loss"] < 1

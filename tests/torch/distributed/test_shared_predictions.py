@@ -101,3 +101,26 @@ def test_wrong_predictions_are_refused_at_once():
         shared.report(share.ticket, sample_losses(share.indices), predictions=said(share.indices[:1], 0))
 
     assert r"predictions.margin must have shape (4,)" in raised(in_threads(2, job))[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "text"),
+    [
+        (
+            "multilabel",
+            np.zeros((4, 5), int),
+            "predictions must be of one class a sample on several ranks, got 5 labels",
+        ),
+        ("regression", np.zeros(4), "on several ranks, got numbers: report the losses alone there"),
+    ],
+)
+def test_other_kinds_of_labels_are_refused(kind, targets, text):
+    """Ranks exchange one class a sample; other kinds say so at the first report."""
+
+    def job(ranks):
+        shared = SharedRun(make(48, batch_size=8), ranks)
+        share = next(iter(shares(shared)))
+        outputs = np.zeros(targets.shape, np.float32)
+        shared.report(share.ticket, sample_losses(share.indices), predictions=predictions_of(outputs, targets, kind))
+
+    assert text in raised(in_threads(2, job))[1]

@@ -1,5 +1,6 @@
 """The same failure again: a recorded incident is loaded, replayed, listed, shown and sent."""
 
+import html
 import math
 
 import pytest
@@ -7,9 +8,14 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
+from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.cli import main
+from learnit_r8.flight.record import numbers_in
+from learnit_r8.loggers import Webhook
 from learnit_r8.report import write_report
+from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
+from tests.loggers.test_webhook import serve
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BAD = 21
@@ -30,58 +36,89 @@ def loss_fn(model, batch):
     return mse_loss(model(batch[0]), batch[1])
 
 
-def train(folder, *, value, own_loader, **settings):
-    """Train with a bad sample; returns the losses that were reported."""
+def train(folder, *, value, own_loader=False, workers=0, bad=(BAD,), until=60, **settings):
+    """Train with bad samples; returns the losses that were reported, and the weights that they were computed with."""
     torch.manual_seed(0)
     x = torch.randn(64, 4)
-    x[BAD] = value
+    x[list(bad)] = value
     dataset = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True).clamp(-9, 9))
     model = Net()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     common = {"num_steps": 60, "run_dir": folder, "run_batch": lambda batch: loss_fn(model, batch), **settings}
+    fetched = {"num_workers": workers, "persistent_workers": workers > 0}
     if own_loader:
-        loader = torch.utils.data.DataLoader(dataset, batch_size=8, shuffle=True)
+        loader = torch.utils.data.DataLoader(dataset, batch_size=8, shuffle=True, **fetched)
         adapter = attach(model, optimizer, loader, **common)
     else:
         adapter = attach(
             model, optimizer, dataset, batch_size=8, sample_ids=[f"img/{n}.png" for n in range(64)], **common
         )
-    losses = {}
+        fetched = {"num_workers": workers}
+    losses, weights = {}, {}
     for _ in adapter.epochs():
-        for batch in adapter.batches() if own_loader else adapter.loader():
+        for batch in adapter.batches() if own_loader else adapter.loader(**fetched):
+            step = adapter.scheduler.global_step
+            if step == until:
+                adapter.scheduler.save_checkpoint()
+                adapter.close()
+                return losses, weights
+            weights[step] = {name: each.clone() for name, each in model.state_dict().items()}
             loss = loss_fn(model, batch)
-            losses[adapter.scheduler.global_step] = loss.item()
+            losses[step] = loss.item()
             adapter.step(loss if own_loader else adapter.loss(loss))
     adapter.close()
-    return losses
+    return losses, weights
 
 
-@pytest.mark.parametrize("own_loader", [False, True])
-def test_a_replayed_loss_is_the_same_to_the_bit(tmp_path, own_loader):
-    """With dropout: the weights, the batch and the random generators of then, in a new model."""
-    losses = train(tmp_path, value=3e3, own_loader=own_loader, record="all")
-    incident = load_incident(tmp_path / "incidents" / "1")
-    step = incident.record["refusals"][0]["step"]
-    torch.manual_seed(5)
-    again = incident.replay(Net(), loss_fn)
+REPLAYED = {
+    "loader": {}, "own loader": {"own_loader": True}, "workers": {"workers": 2},
+    "own loader, workers": {"own_loader": True, "workers": 2}, "batch alone": {"record": "batch"},
+    "batch alone, own loader": {"record": "batch", "own_loader": True}, "resumed": {"until": 40},
+    "resumed, own loader": {"until": 40, "own_loader": True},
+}  # fmt: skip
 
+
+@pytest.mark.parametrize("settings", REPLAYED.values(), ids=REPLAYED)
+def test_a_replayed_loss_is_the_same_to_the_bit(tmp_path, settings):
+    """With dropout: the weights, the batch and the random generators of then, in a new model; the newest incident."""
+    settings = {"record": "all", **settings}
+    if "until" in settings:
+        settings["checkpoint_dir"] = tmp_path / "saved"
+        train(tmp_path, value=3e3, **settings)
+        # Another sample goes bad after the resume.
+        settings |= {"until": 60, "resume": "auto", "bad": (BAD, 5)}
+    before = numbers_in(tmp_path)
+    losses, weights = train(tmp_path, value=3e3, **settings)
+    incident = load_incident(tmp_path / "incidents" / str(numbers_in(tmp_path)[-1]))
+    step = incident.record["refusals"][0]["step"] - 1
+
+    def replayed():
+        torch.manual_seed(5)
+        model = Net()
+        model.load_state_dict(weights[step] if settings["record"] == "batch" else model.state_dict())
+        return incident.replay(model, loss_fn)
+
+    again = replayed()
     assert again.item() == incident.loss == losses[step] > 1000
-    assert incident.replay(Net(), loss_fn).item() == incident.loss
+    assert replayed().item() == incident.loss
     again.backward()
-    assert own_loader or "whose input holds 3000 at [0]" in incident.cause
-    assert incident.refused["optimizer"]["param_groups"][0]["lr"] > 0
-    assert repr(incident).count("step ") == 1
+    assert len(numbers_in(tmp_path)) > len(before) >= ("resume" in settings)
+    # The first batch after a resume has no good one before it to be compared with.
+    is_named = "own_loader" not in settings and "resume" not in settings
+    assert "whose input holds 3000 at [0]" in incident.cause or not is_named
+    assert (incident.refused is None) == (settings["record"] == "batch")
+    assert repr(incident).count(f"step {step + 1}: ") == 1
 
 
 def test_without_data_nothing_of_the_batch_is_written(tmp_path, capsys):
     """Names only by default; one file to send, with the data only if that is asked for."""
-    train(tmp_path / "a", value=float("nan"), own_loader=False)
+    train(tmp_path / "a", value=float("nan"))
     assert [each.name for each in (tmp_path / "a" / "incidents" / "1").iterdir()] == ["incident.json"]
     incident = load_incident(tmp_path / "a" / "incidents" / "1")
     with pytest.raises(ValueError, match="record='batch'"):
         incident.replay(Net(), loss_fn)
 
-    train(tmp_path / "b", value=float("nan"), own_loader=False, record="batch")
+    train(tmp_path / "b", value=float("nan"), record="batch")
     for name, flags in (("plain", []), ("whole.r8", ["--data"])):
         assert main(["incidents", str(tmp_path / "b"), "1", "--export", str(tmp_path / name), *flags]) == 0
     plain, whole = load_incident(tmp_path / "plain.r8"), load_incident(tmp_path / "whole.r8")
@@ -92,7 +129,7 @@ def test_without_data_nothing_of_the_batch_is_written(tmp_path, capsys):
 
 def test_incidents_are_listed_and_shown(tmp_path, capsys):
     """The sentence first, then the evidence; the same in the report, first of all."""
-    train(tmp_path, value=float("nan"), own_loader=False)
+    train(tmp_path, value=float("nan"))
     assert main(["incidents", str(tmp_path)]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert listed[0].split() == ["#", "step", "refused", "state", "what"]
@@ -109,6 +146,58 @@ def test_incidents_are_listed_and_shown(tmp_path, capsys):
     body = text[text.index("<main>") :]
     assert "NaN first in `first` (forward), for sample 21" in body
     assert body.index("NaN first in") < body.index('class="cards"')
+
+
+@pytest.fixture
+def server():
+    """A web hook."""
+    yield from serve()
+
+
+@pytest.mark.parametrize("fault", ["input", "unknown"])
+def test_one_sentence_is_said_everywhere(tmp_path, capsys, server, fault):
+    """In the error, the event, the record, the list, the screen, the report, and the alert of a logger: the same."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    times = 1.0 if fault == "input" else float("nan")
+    x[:, 0] = float("nan") if fault == "input" else 1.0
+    model, heard = Net(), record_events()
+    adapter = attach(
+        model, torch.optim.SGD(model.parameters(), 1e-2), torch.utils.data.TensorDataset(x, x[:, 1:2]), batch_size=8,
+        num_steps=60, run_dir=tmp_path, name="run", recovery=Recovery(max_refused=12),
+        listeners=[heard, Webhook(server.url)],
+        run_batch=lambda batch: loss_fn(model, batch) if fault == "input" else 1 / 0,
+    )  # fmt: skip
+
+    def run():
+        for _ in adapter.epochs():
+            for batch in adapter.loader():
+                adapter.step(adapter.loss(loss_fn(model, batch) * times))
+
+    with pytest.raises(TrainingDiverged) as raised:
+        run()
+    adapter.close()
+    found = heard.of(events.CauseFound)[0]
+    sentence = found.text
+    assert found.fault == fault
+    assert sentence.startswith(f"step {heard.of(events.BatchRefused)[0].step}: ")
+
+    assert str(raised.value).startswith(f"It began at {sentence}.")
+    assert heard.of(events.GaveUp)[0].text.startswith(f"It began at {sentence}.")
+    assert load_incident(tmp_path / "incidents" / "1").cause == sentence
+    # An alert begins with the name of the run.
+    assert ("cause", f"run: {sentence}") in [(each["kind"], each["text"]) for each, _ in server.posted]
+    page = write_report(tmp_path, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"<b>{html.escape(sentence)}</b>" in page
+    for command in (
+        ["incidents", tmp_path],
+        ["incidents", tmp_path, 1],
+        ["watch", tmp_path, "--once", "--view", "incidents", "--width", "80", "--height", "60"],
+    ):
+        main(list(map(str, command)))
+        # A list has room for its beginning.
+        said = sentence if len(command) > 2 else sentence[:80]
+        assert said in " ".join(capsys.readouterr().out.split()), command
 
 
 def test_a_forged_incident_runs_nothing(tmp_path):

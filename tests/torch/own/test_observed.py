@@ -166,31 +166,61 @@ def test_loaders_that_fetch_one_batch_ahead_are_observed(make, workers):
     assert adapter.scheduler.table.usage_count.tolist() == uses.tolist()
 
 
+class Reversed(BatchSampler):
+    """A batch sampler without a state, which a loader that goes on draws from its beginning."""
+
+    def __iter__(self):
+        return (list(range(last, last - 8, -1)) for last in range(SIZE - 1, 0, -8))
+
+
 @pytest.mark.filterwarnings("ignore:.set_vital. is deprecated")
-def test_a_stateful_loader_goes_on_by_its_own_state_and_needs_ids(tmp_path):
-    """It iterates in its own way, so it is not observed, and every view says so; with ids it has a table."""
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [
+        ("shuffled", {}),
+        ("batches", {}),
+        pytest.param("shuffled", {**FORK, "snapshot_every_n_steps": 2}, marks=pytest.mark.program),
+        pytest.param("batches", {**FORK, "persistent_workers": True}, marks=pytest.mark.program),
+    ],
+)
+def test_a_stateful_loader_is_observed_and_goes_on_by_its_own_state(kind, workers, tmp_path):
+    """Killed within an epoch and again at the end of one: the same samples, losses and weights as in one run."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
 
     def made(seed=0):
         # Its sampler is seeded as it is made.
         seed_all(seed)
-        return stateful.StatefulDataLoader(Points(), batch_size=8, shuffle=True)
+        given = {"batch_sampler": Reversed(None, 8, False)} if kind == "batches" else {"batch_size": 8, "shuffle": True}
+        return stateful.StatefulDataLoader(Points(), **given, **workers)
 
-    def stop(adapter):
-        if adapter is not None and adapter.scheduler.global_step == 8:
-            raise Killed
+    def stop_at(step):
+        def stop(adapter):
+            if adapter.scheduler.global_step == step:
+                raise Killed
+
+        return stop
 
     plain = train("", with_r8=False, loader=made())
     seen, weights, _, adapter = train("", loader=made())
     assert seen == plain[0]
-    assert "no table" in adapter.scheduler.summary()
+    assert all(torch.equal(weights[name], plain[1][name]) for name in weights)
+    assert adapter.scheduler.table.usage_count.tolist() == [3] * SIZE
 
-    kept = {"checkpoint_dir": tmp_path, "checkpoint_every": 3, "resume": "auto", "backup_dir": False}
-    with pytest.raises(Killed):
-        train("", loader=made(), hook=stop, **kept)
-    rest, own, _, _ = train("", loader=made(seed=7), **kept)
-    assert rest == seen[6:]
-    assert all(torch.equal(weights[name], own[name]) for name in weights)
+    kept = {"checkpoint_dir": tmp_path, "checkpoint_every": 2, "resume": "auto", "backup_dir": False}
+    for step, seed in ((5, 0), (8, 7), (14, 8)):
+        with pytest.raises(Killed):
+            train("", loader=made(seed), hook=stop_at(step), **kept)
+    rest, own, _, resumed = train("", loader=made(seed=9), **kept)
+    table = resumed.scheduler.table
+
+    assert [indices for indices, _ in rest] == [indices for indices, _ in seen[-len(rest) :]]
+    assert len(rest) < 4
+    assert table.usage_count.tolist() == [3] * SIZE
+    if not workers:
+        # Those of a loader that goes on are seeded anew, and so is the noise of the data.
+        assert rest == seen[-len(rest) :]
+        assert all(torch.equal(weights[name], own[name]) for name in weights)
+        assert table.last.tolist() == adapter.scheduler.table.last.tolist()
 
 
 @pytest.mark.parametrize(

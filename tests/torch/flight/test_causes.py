@@ -1,0 +1,154 @@
+"""What may be blamed: no sample for what other batches show, no weight for what an update did, nothing unseen."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from learnit_r8 import events
+from learnit_r8.flight.finding import Refusal
+from learnit_r8.testing import record_events
+from learnit_r8.torch import attach, load_incident
+from learnit_r8.torch.flight.rows import join
+from learnit_r8.torch.flight.runs import Runs
+from learnit_r8.torch.flight.state_faults import compare
+from learnit_r8.torch.flight.watch import run_watched
+from learnit_r8.torch.flight.words import describe_place
+from tests.torch.flight.test_place import data, train
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+REFUSAL = Refusal(1, math.nan, 1.0, False, False, [], 0.1)
+
+
+def test_a_hook_is_named_and_no_sample_blamed():
+    """A hook of a parameter that makes Inf of any gradient."""
+
+    def strike(step, task):
+        if step == 13:
+            task[0].first.weight.register_hook(lambda gradient: gradient / 0)
+
+    told = train(data(), strike=strike)[0]
+    assert (told.fault, told.where, told.samples, told.is_certain) == ("backward", "first.weight", (), True)
+    assert "first in a hook of first.weight, in `div` at test_causes.py:" in told.text
+    assert "it is so with the last good batch, too" in told.text
+
+
+@pytest.mark.parametrize("has_good", [True, False])
+def test_no_row_is_blamed_for_what_the_batch_as_a_whole_lacks(has_good):
+    """The mean of the positives of a batch without any; each part of it, and each row, has none either."""
+    model, batch, good = nn.Linear(1, 1), -torch.ones(8, 1), torch.ones(8, 1) if has_good else None
+
+    def run(x):
+        return model(x)[x > 0].mean()
+
+    runs = Runs(REFUSAL, model, run, has_loss=True)
+    whole = runs.watch(batch)
+    assert whole.fault.op == "mean"
+    assert runs.find_row(batch, whole, good) == ()
+    # One that is to blame is found beside good ones.
+    batch[5], batch[:5] = math.inf, 1.0
+    assert runs.find_row(batch, runs.watch(batch), good) == (5,)
+    assert runs.count - 3 <= 2 * (3 + 2)
+
+
+def test_rows_are_joined_or_not_at_all():
+    """Lists of names, too, but no array that has no rows; and none of another shape."""
+    one, other = ({"x": torch.zeros(n, 2), "names": ["a"] * n, "scale": torch.ones(3)} for n in (1, 2))
+    both = join(one, other)
+    assert (both["x"].shape, both["names"], both["scale"].shape) == ((3, 2), ["a"] * 3, (3,))
+    assert join(torch.zeros(1, 2), torch.zeros(3, 4)) is None
+    assert join((torch.zeros(1), torch.zeros(1)), (torch.zeros(2),)) is None
+
+
+class Carrying(nn.Module):
+    """Reads a tensor that is neither a parameter nor a buffer."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.layer, self.carried = nn.Linear(1, 1), [torch.full((1, 1), value)]
+
+    def forward(self, x):
+        return torch.softmax(self.layer(x) + self.carried[0][:1], -1)
+
+
+def test_what_comes_from_outside_is_no_operation_s_fault():
+    """A NaN that a model carries from batch to batch is read; an infinity there is meant, as in a mask."""
+
+    def fault(value):
+        model = Carrying(value)
+        return run_watched(model, lambda x: model(x).mean(), torch.ones(4, 1), backward=False)
+
+    said = describe_place(fault(math.nan))
+    assert said.startswith("NaN comes from outside of weights and batch: `Carrying` reads it at test_causes.py:")
+    assert fault(-math.inf).fault.op == "_softmax"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "known"), [("Adam", 1.0, True), ("Adam", 0.001, False), ("SGD", 1.0, None)]
+)
+def test_a_weight_that_an_update_may_have_moved_is_not_called_damaged(optimizer, rate, known):
+    """A temperature of its own: how far Adam can have moved it is known, and of other optimizers it is not."""
+    model = nn.ParameterDict({"temperature": nn.Parameter(torch.tensor(1.0)), "rest": nn.Parameter(torch.ones(4))})
+    trainer = getattr(torch.optim, optimizer)(model.parameters(), lr=rate)
+    sum(each.sum() for each in model.values()).backward()
+    trainer.step()
+    backup = copy.deepcopy({"model": model.state_dict(), "optimizer": trainer.state_dict()})
+    model["temperature"].data -= 0.9
+
+    alone = compare(model, trainer, backup, 1).alone
+    assert (alone.name, alone.is_within_reach) == ("temperature", known)
+
+
+def test_a_row_of_weights_and_statistics_that_changed_alone_are_named():
+    """With what was there in a backup the batch is good."""
+
+    def strike(step, task):
+        if step == 13:
+            task[0].head.weight.data[2] *= 1e25
+
+    told = train(data(), strike=strike)[0]
+    assert (told.fault, told.where, told.is_certain) == ("weight", "head.weight", True)
+    assert "8 of the 24 weights `head.weight` have moved by up to" in told.text
+
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8).eval(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+    )
+
+    def spoil(step, task):
+        if step == 13:
+            model[1].running_var[2] = -1.0
+
+    told = train(data(), model=model, strike=spoil)[0]
+    assert (told.fault, told.where, told.is_certain) == ("weight", "1.running_var", True)
+
+
+def test_a_batch_that_cannot_run_twice_is_said_and_named_in_the_record(tmp_path):
+    """A stream of batches, each with an iterator that is used up: the run goes on, and the record leaves it out."""
+    torch.manual_seed(0)
+    model, heard = nn.Linear(2, 1), record_events()
+
+    def stream():
+        for number in range(24):
+            yield {"x": torch.full((4, 2), math.nan if number == 13 else 1.0), "once": iter([1.0])}
+
+    def run(batch):
+        return (model(batch["x"]) * next(batch["once"])).square().mean()
+
+    adapter = attach(
+        model, torch.optim.Adam(model.parameters()), stream(), num_epochs=1, listeners=[heard], run_batch=run,
+        run_dir=tmp_path, record="batch", backup_every=4,
+    )  # fmt: skip
+    for _ in adapter.epochs():
+        for batch in adapter.batches():
+            adapter.step(run(batch))
+    adapter.close()
+
+    assert adapter.scheduler.global_step == 24
+    [found] = heard.of(events.CauseFound)
+    assert not found.is_certain
+    incident = load_incident(tmp_path / "incidents" / "1")
+    assert list(incident.record["left_out"]) == ["batch.batch.once"]
+    assert incident.batch["x"].isnan().all()
+    assert torch.isfinite(model.weight).all()
