@@ -5,9 +5,11 @@ first sentence that is told. Right: the kind of the cause, with the sample or th
 and certain: a sentence that claims another cause without a "probably". Not refused: the guard has found nothing wrong.
 
 Half of the plants are held out: which ones follows from their names, and nothing was tuned on them. With `--strangers`
-the plants are those of `cause_strange_plants.py`, by somebody who had not seen the detectors.
+the plants are those of `cause_strange_plants.py`, by somebody who had not seen the detectors; with `--visitors` those
+of `cause_visitors.py`, which nothing was written beside.
 
-    python benchmarks/causes.py [--strangers] [--quick] [--without] [--only TEXT] [--held-out | --tuned]
+    python benchmarks/causes.py [--strangers | --visitors] [--quick] [--without] [--only TEXT] [--held-out | --tuned]
+    python benchmarks/causes.py --large
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from cause_plants import BAD, BATCH_SIZE, NUM_STEPS, PLANTED_AT, Plant, Task, plants
+from cause_plants import BAD, BATCH_SIZE, NUM_SAMPLES, NUM_STEPS, PLANTED_AT, Plant, Task, plants
 from cause_strange_plants import PLANTS
 from cause_strangers import StrangePlant, StrangeTask
 from cause_visitors import PLANTS as VISITORS
@@ -156,6 +158,46 @@ def verdict_on(plant: AnyPlant, causes: list[Any]) -> str:
     return "wrong and certain" if first.is_certain and is_false else "wrong"
 
 
+class LargeTask:
+    """A hundred million parameters, and one sample that holds NaN."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        layers = [[torch.nn.Linear(5000, 5000), torch.nn.GELU()] for _ in range(4)]
+        self.model = torch.nn.Sequential(*(each for pair in layers for each in pair), torch.nn.Linear(5000, 1))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3, momentum=0.9)
+        x = torch.randn(NUM_SAMPLES, 5000)
+        x[BAD, 9] = math.nan
+        self.data = torch.utils.data.TensorDataset(x)
+
+    def losses(self, batch: Any) -> torch.Tensor:
+        return (self.model(batch[0]) - 1).square().mean(1)
+
+
+def measure_large() -> None:
+    """Print the time of a step, and of the search, of a model with a hundred million parameters."""
+    task, heard = LargeTask(), record_events()
+    steps: list[tuple[float, float]] = []
+    with _timed() as taken:
+        adapter = attach(
+            task.model, task.optimizer, task.data, batch_size=BATCH_SIZE, num_epochs=1, scheduler_mode="keep",
+            run_batch=lambda batch: task.losses(batch).mean(), guard="finite", listeners=[heard],
+        )  # fmt: skip
+        for batch in adapter.loader():
+            began = time.perf_counter(), time.thread_time()
+            adapter.step(adapter.loss(task.losses(batch)))
+            steps.append((time.perf_counter() - began[0], time.thread_time() - began[1]))
+            if taken:
+                break
+    adapter.close()
+    count = sum(each.numel() for each in task.model.parameters())
+    print(f"{count / 1e6:.0f} million parameters: {heard.of(events.CauseFound)[0].text}")
+    for what, place in (("on the clock", 0), ("of the processor", 1)):
+        usual = sorted(each[place] for each in steps[1:-1])
+        step, search = usual[len(usual) // 2], taken[0][place]
+        print(f"{what}: a step {step:.2f} s (median of {len(usual)}), the search {search:.2f} s")
+
+
 def main() -> None:
     """Run the plants, and print what was told."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -164,11 +206,15 @@ def main() -> None:
     parser.add_argument("--without", action="store_true", help="without run_batch")
     parser.add_argument("--only", default="", help="plants with this text in their name")
     parser.add_argument("--visitors", action="store_true", help="the plants of `cause_visitors.py`")
+    parser.add_argument("--large", action="store_true", help="only the time that a hundred million parameters take")
     half = parser.add_mutually_exclusive_group()
     half.add_argument("--held-out", action="store_true", help="only those that nothing was tuned on")
     half.add_argument("--tuned", action="store_true", help="only the others")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.large:
+        measure_large()
+        return
     every: list[AnyPlant] = [*VISITORS] if options.visitors else [*PLANTS] if options.strangers else [*plants()]
     chosen = [each for each in every if options.only in each.name]
     if options.held_out or options.tuned:

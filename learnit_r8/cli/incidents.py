@@ -134,7 +134,14 @@ def _refusal_lines(refusal: dict[str, Any]) -> Iterator[str]:
     yield f"refused at step {step}: loss {loss}, {refusal.get('verdict', '')}, rate {_shown(refusal.get('lr'))}"
     guard = refusal.get("guard")
     if isinstance(guard, dict) and "threshold" in guard:
-        yield f"  the guard's threshold was {_shown(guard['threshold'])}, the usual loss {_shown(guard.get('level'))}"
+        level, threshold = guard.get("level"), guard["threshold"]
+        usual = f", the usual loss {_shown(level)}" if isinstance(level, float) and math.isfinite(level) else ""
+        is_known = isinstance(threshold, float) and math.isfinite(threshold)
+        yield (
+            f"  the guard's threshold was {_shown(threshold)}{usual}"
+            if is_known
+            else "  the guard had no threshold yet"
+        )
     before = refusal.get("losses_before")
     if isinstance(before, list) and before:
         yield f"  losses before: {', '.join(map(_shown, before[-MOST_LOSSES:]))}"

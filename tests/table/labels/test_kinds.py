@@ -126,8 +126,10 @@ def test_resumed_runs_know_the_same(said, runs):
 
     assert len(whole.suspects().indices)
     np.testing.assert_array_equal(resumed.read_evidence()["visits"], whole.read_evidence()["visits"])
+    ours_of, theirs_of = resumed.suspects(), whole.suspects()
     for name in ("indices", "mean_loss", "score"):
-        np.testing.assert_array_equal(getattr(resumed.suspects(), name), getattr(whole.suspects(), name))
+        ours, theirs = getattr(ours_of, name), getattr(theirs_of, name)
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("said", [tokens, several, numbers])
