@@ -415,7 +415,6 @@ def test_a_folder_of_checkpoints_is_no_run(tmp_path):
             lambda r8, adapter: adapter,
             r"Adapter must be looped over by epochs.*adapter\.epochs\(\).*adapter\.loader\(\)",
         ),
-        (lambda r8, adapter: attached_loader()[2], r"LoaderAdapter must be .*for batch in adapter\.batches\(\)"),
         (lambda r8, adapter: r8.epoch_iterator, r"write epoch_iterator\(\)"),
         (lambda r8, adapter: r8.batch_iterator, r"write batch_iterator\(\)"),
         (lambda r8, adapter: adapter.epochs, r"epochs must be called .*got the method itself; write epochs\(\)"),

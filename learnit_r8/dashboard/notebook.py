@@ -199,7 +199,12 @@ def _head(view: View, now: float, left: str) -> str:
     name = _safe(view.run.name if view.run is not None and view.run.name else "run", 60)
     detail = f" {_safe(state.detail)}" if state.detail else ""
     colour = _COLOURS.get(state.style, "inherit")
-    return f'<div><b>{name}</b> <span style="float:right;color:{colour}"><b>{state.word}</b>{detail}</span></div>'
+    return f'<div><b>{name}</b> <span style="float:right">{_dot(colour)}<b>{state.word}</b>{detail}</span></div>'
+
+
+def _dot(colour: str) -> str:
+    """A mark in a colour; texts have that of the notebook, as no other can be read on light and dark ones."""
+    return f'<span style="color:{colour}">&#9679;</span> '
 
 
 def _bar(view: View) -> str:
@@ -253,7 +258,7 @@ def _metrics(view: View) -> str:
 def _events(view: View) -> str:
     entries = list(view.log)[-MOST_EVENTS:][::-1]
     rows = (
-        f'<div style="color:{_COLOURS.get(entry.level, "inherit")}">{clock(entry.seconds)} &middot; '
+        f"<div>{_dot(_COLOURS[entry.level]) if entry.level in _COLOURS else ''}{clock(entry.seconds)} &middot; "
         f"step {entry.step:,} &middot; {_safe(entry.text, 300)}</div>"
         for entry in entries
     )

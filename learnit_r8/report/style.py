@@ -1,10 +1,10 @@
 """The style sheet of the page, with colours for light and dark screens."""
 
 STYLE = """
-:root{color-scheme:light dark;--paper:#f6f7f9;--card:#fff;--ink:#1d2430;--quiet:#5d6878;--faint:#8a94a3;--rule:#e4e7ec;
---accent:#2f6fde;--accent-soft:#2f6fde2e;--rate:#0f8f7a;--alert:#d0342c;--warn:#b3730b;--good:#1c8a4b;
---q1:#4a90d9;--q2:#59b3a4;--q3:#e3ad3d;--q4:#d9603b}
-@media (prefers-color-scheme:dark){:root{--paper:#11141a;--card:#191d25;--ink:#e4e8ef;--quiet:#a3adbb;--faint:#737e8e;
+:root{color-scheme:light dark;--paper:#f6f7f9;--card:#fff;--ink:#1d2430;--quiet:#5d6878;--faint:#667182;--rule:#e4e7ec;
+--accent:#1f5ac1;--accent-soft:#1f5ac12e;--rate:#0f8f7a;--alert:#ab2a24;--warn:#855608;--good:#166e3c;
+--q1:#3986d5;--q2:#418e81;--q3:#a97a18;--q4:#d95e39}
+@media (prefers-color-scheme:dark){:root{--paper:#11141a;--card:#191d25;--ink:#e4e8ef;--quiet:#a3adbb;--faint:#7b8695;
 --rule:#2a303b;--accent:#6ea4ff;--accent-soft:#6ea4ff33;--rate:#3cc7ae;--alert:#ff6b61;--warn:#e8ab4a;--good:#54cf86;
 --q1:#5fa4ee;--q2:#62c4b3;--q3:#ecbd55;--q4:#ee7650}}
 *{box-sizing:border-box}
@@ -53,8 +53,8 @@ polyline{fill:none;stroke-linejoin:round;stroke-linecap:round}
 .mark{stroke:var(--faint);stroke-dasharray:2 3}.mark.alert{stroke:var(--alert)}
 .label.alert{fill:var(--alert);font-weight:700}.label.event{fill:var(--quiet)}
 .q1{fill:var(--q1)}.q2{fill:var(--q2)}.q3{fill:var(--q3)}.q4{fill:var(--q4)}
-.area{fill-opacity:.62}.between{stroke:var(--card);stroke-width:1.2}
-.stream{fill-opacity:.16}.stream.move{fill-opacity:.62}.stream:hover{fill-opacity:.95}
+.area{fill-opacity:.85}.between{stroke:var(--card);stroke-width:1.2}
+.stream{fill-opacity:.16}.stream.move{fill-opacity:.85}.stream:hover{fill-opacity:.95}
 .cell{fill:var(--accent)}.suspect{fill:none;stroke:var(--alert);stroke-width:1.3}
 .bar{fill:var(--accent);fill-opacity:.75}
 .key{display:inline-flex;align-items:center;margin-right:10px;background:none}
@@ -80,12 +80,12 @@ td:last-child{white-space:normal;overflow-wrap:anywhere}
 .samples td:nth-child(n+3):nth-child(-n+6),.samples th:nth-child(n+3):nth-child(-n+6),
 .samples td:first-child{text-align:right}
 .samples td:nth-child(2){max-width:340px;overflow:hidden;text-overflow:ellipsis}
-.samples td:last-child,tr.alert td:nth-child(3){color:var(--alert)}
+.samples td:last-child,.events tr.alert td:nth-child(3){color:var(--alert)}
 .incidents td{white-space:normal;vertical-align:top}.incidents td:nth-child(-n+3){white-space:nowrap}
 .incidents ol{margin:4px 0;padding-left:18px}.incidents td:last-child{color:var(--ink)}
 .suspects td:nth-child(6),.suspects td:nth-child(7),.suspects td:nth-child(8){text-align:right}
 .note a{color:var(--accent)}
-tr.warn td:nth-child(3){color:var(--warn)}tr.good td:nth-child(3){color:var(--good)}
+.events tr.warn td:nth-child(3){color:var(--warn)}.events tr.good td:nth-child(3){color:var(--good)}
 .settings th{width:220px;vertical-align:top}
 footer{color:var(--faint);font-size:13px;overflow-wrap:anywhere}footer p{margin:2px 0}
 nav{display:flex;flex-wrap:wrap;gap:4px 16px;margin:0 0 16px;font-size:13px}
@@ -112,7 +112,8 @@ border-bottom:1px solid var(--rule);padding:4px 0}
 }
 @media print{
 :root{color-scheme:light;--paper:#fff;--card:#fff;--ink:#1d2430;--quiet:#4a5566;--faint:#5d6878;--rule:#d5dae2;
---accent:#2f6fde;--accent-soft:#2f6fde2e;--rate:#0f8f7a;--alert:#d0342c;--warn:#b3730b;--good:#1c8a4b}
+--accent:#1f5ac1;--accent-soft:#1f5ac12e;--rate:#0f8f7a;--alert:#ab2a24;--warn:#855608;--good:#166e3c;
+--q1:#3986d5;--q2:#418e81;--q3:#a97a18;--q4:#d95e39}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}
 @page{margin:14mm}main{max-width:none;padding:0}nav,summary,.scales label{display:none}
 .tall{max-height:none;overflow:visible}.wide{overflow:visible}thead th{position:static}

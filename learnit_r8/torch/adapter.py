@@ -23,7 +23,7 @@ from .lr_scheduler import R8LRScheduler
 from .own_loop.last_forward import LastForward
 from .own_loop.rate_factor import RateFactor
 from .predictions import check_exchanged, packed, packed_with
-from .prepared import is_accelerated
+from .prepared import is_accelerated, plain_optimizer
 from .sampler import R8BatchSampler
 from .state import ModelState
 from .stepper import Stepper
@@ -92,7 +92,7 @@ class Adapter:
         batches.join(self._losses)
         self._has_loader = self._counts_epochs = False
         # What accelerate wraps around an optimizer has no hooks of its own.
-        register = getattr(getattr(optimizer, "optimizer", optimizer), "register_step_post_hook", None)
+        register = getattr(plain_optimizer(optimizer), "register_step_post_hook", None)
         self._has_stepped = register is None
         self._first_step = None if register is None else register(self._note_step)
         if scheduler.keeps_rates:

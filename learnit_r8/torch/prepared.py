@@ -41,6 +41,11 @@ def is_accelerated() -> bool:
     return state is not None and bool(state.AcceleratorState._shared_state)
 
 
+def plain_optimizer(optimizer: Any) -> Any:
+    """The optimizer itself; what accelerate wraps around it has no hooks, and clears no gradients that are added up."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
 def is_skipping(loader: Any) -> bool:
     """Whether accelerate's ``skip_first_batches`` has made a loader."""
     samplers = [getattr(loader, name, None) for name in ("batch_sampler", "sampler")]

@@ -18,6 +18,7 @@ from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
 from .own_loop.also import AlsoPart
+from .prepared import plain_optimizer
 
 OF_RANKS = "random of ranks"
 """Key of the random generators of all ranks, in their order, in a state that several ranks have gathered."""
@@ -191,7 +192,7 @@ class ModelState:
                 group.update(own)
         for optimizer in optimizers:
             # The gradients belong to the weights that were replaced.
-            optimizer.zero_grad()
+            plain_optimizer(optimizer).zero_grad()
         self.num_loads += 1
 
     def _for_part(self, name: str, state: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 
 from .._validation import is_number
 from .distributed.shards import clip_shards, is_shard
+from .prepared import plain_optimizer
 
 
 class Stepper:
@@ -44,11 +45,11 @@ class Stepper:
         self._num_added = 0
         self._is_adding = False
         self._last_gradients: list[torch.Tensor | None] = []
-        self._clears_itself = getattr(type(optimizer), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
+        self._plain = plain_optimizer(optimizer)
+        self._clears_itself = getattr(type(self._plain), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
         if accumulate > 1:
             # However the step comes about, in a loop of the user's own too.
-            # What accelerate wraps around an optimizer has no hooks of its own.
-            getattr(optimizer, "optimizer", optimizer).register_step_post_hook(lambda *_: self._note_step())
+            self._plain.register_step_post_hook(lambda *_: self._note_step())
 
     def _note_step(self) -> None:
         self._num_added = 0
@@ -160,7 +161,7 @@ class Stepper:
             # them before its backward pass is spared that.
             self._last_gradients = [each.grad for each in parameters]
         if self._clears_itself:
-            self._optimizer.zero_grad()
+            self._plain.zero_grad()
             return
         # What torch's own does besides is to label this for its profiler, which takes longer than the rest.
         for parameter in parameters:

@@ -1,6 +1,13 @@
+import re
+
 import pytest
 
+from learnit_r8.dashboard.export import FAINT, INK, PAPER
+from learnit_r8.dashboard.notebook import _COLOURS, html_of
+from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import COLOURS, NAMES, choose_theme
+from learnit_r8.report.style import STYLE
+from tests.screen_common import fake_events, fold_all
 
 
 @pytest.mark.parametrize(("environ", "colours"), [
@@ -154,3 +161,42 @@ def test_every_colour_can_be_read_on_its_ground(name, term):
 def test_the_ground_decides_between_light_and_dark(environ, ground, name):
     """As COLORFGBG or the terminal says; whoever forces a theme gets that one."""
     assert choose_theme({"TERM": "xterm-256color", **environ}, ground=ground).name == name
+
+
+def hexed(text):
+    digits = text.lstrip("#")
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+    return tuple(int(digits[place : place + 2], 16) for place in (0, 2, 4))
+
+
+def blended(colour, ground, share):
+    return tuple(share * one + (1 - share) * other for one, other in zip(colour, ground, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "printed"])
+def test_every_colour_of_the_report_can_be_read_on_its_ground(scheme):
+    """As those of the screen: texts on paper, cards and the tint behind a state, marks where they are translucent."""
+    given = re.findall(r":root\{(.*?)\}", STYLE, re.DOTALL)
+    schemes = dict(zip(["light", "dark", "printed"], given, strict=True))
+    listed = re.findall(r"--([a-z0-9]+):(#\w{6}|#\w{3})(?=;|$)", schemes[scheme], re.MULTILINE)
+    found = {name: hexed(colour) for name, colour in listed}
+    area = float(re.search(r"\.area\{fill-opacity:([.\d]+)", STYLE)[1])
+
+    for name in ("ink", "quiet", "faint", "accent", "alert", "warn", "good"):
+        for ground in (found["paper"], found["card"]):
+            assert contrast(found[name], ground) >= 4.5, name
+            if name in ("accent", "alert", "warn", "good"):
+                assert contrast(found[name], blended(found[name], ground, 0.18)) >= 4.5, name
+    for name in ("rate", "q1", "q2", "q3", "q4"):
+        assert contrast(blended(found[name], found["card"], area), found["card"]) >= 3.0, name
+
+
+def test_marks_of_the_notebook_and_texts_of_pictures_can_be_read():
+    """Texts of the notebook's view have the notebook's own colour; its marks are seen on white and on black."""
+    view = fold_all(View(), fake_events(50))
+
+    assert not re.search(r"color:#\w{6}[^>]*>[^&]", html_of(view, 20.0))
+    for colour in _COLOURS.values():
+        assert min(contrast(hexed(colour), ground) for ground in ((255, 255, 255), (17, 17, 17))) >= 3.0
+    assert contrast(hexed(FAINT), hexed(PAPER)) >= 4.5
+    assert contrast(hexed(INK), hexed(PAPER)) >= 4.5

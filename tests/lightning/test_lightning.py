@@ -23,7 +23,7 @@ from learnit_r8.lightning.budget import batches_of, budget_of
 from learnit_r8.policies import Policy
 from learnit_r8.testing import FakeClock
 from learnit_r8.torch import R8BatchSampler
-from tests.lightning.common import DATA, QUIET, STEPS, Checkpoints, Digits, digest, fit
+from tests.lightning.common import DATA, QUIET, STEPS, Broken, Checkpoints, Digits, digest, fit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -65,6 +65,25 @@ def test_resumes_by_its_own_checkpoint(tmp_path, accumulate, workers):
         found[step] = digest(module, r8)
 
     assert found == dict.fromkeys(at, whole)
+
+
+def test_resumes_twice_with_incidents_before_and_after(tmp_path):
+    """Twice in mid-epoch, within accumulated gradients: a NaN before the first resume, between both and after."""
+
+    def run(folder, ckpt_path=None):
+        loader = R8Loader(DATA, batch_size=32, backup_every=1)
+        module = Broken(lambda: loader.scheduler.global_step, {5, 20, 33})
+        saves = [Checkpoints(folder, (9, 22))]
+        _, r8, _ = fit(module=module, loader=loader, more=saves, ckpt_path=ckpt_path, accumulate_grad_batches=3)
+        return *digest(module, r8), r8.sentry.num_refused
+
+    (tmp_path / "again").mkdir()
+    whole = run(tmp_path)
+    once = run(tmp_path / "again", tmp_path / "9.ckpt")
+    twice = run(tmp_path / "again", tmp_path / "again/22.ckpt")
+
+    assert whole[-1] >= 3
+    assert once == twice == whole
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

@@ -386,6 +386,28 @@ def test_the_value_under_the_pointer_is_said(tmp_path):
     assert any(re.fullmatch(r"steps \d+ to \d+: loss [\d.]+ \([\d.]+ to [\d.]+\), val_loss 2", one) for one in said)
 
 
+def test_no_text_is_over_a_curve(tmp_path):
+    """Labels of axes and marks are beside the curves, in charts for wide pages and for phones."""
+    text = write_report(validated(tmp_path / "run"), tmp_path / "out.html").read_text()
+    label = r'<text class="([^"]*)" x="([-\d.]+)" y="([-\d.]+)"(?: text-anchor="(\w+)")?[^>]*>([^<]+)</text>'
+    num_texts = 0
+    for chart in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        corners = [
+            re.findall(r"([-\d.]+),([-\d.]+)", each) for each in re.findall(r'<polyline[^>]*points="([^"]+)"', chart)
+        ]
+        curves = [np.array(each, float) for each in corners if len(each) > 1]
+        for _, x, y, anchor, said in re.findall(label, chart):
+            # Letters of 11.5 are some 7 wide, and 8 high above their line.
+            left = float(x) - {"end": 1.0, "middle": 0.5}.get(anchor, 0.0) * 7 * len(said)
+            num_texts += 1
+            for curve in curves:
+                places = np.linspace(left, left + 7 * len(said), 20)
+                over = np.interp(places, curve[:, 0], curve[:, 1], left=np.nan, right=np.nan)
+                assert not ((float(y) - 8 < over) & (over < float(y))).any(), (said, chart[:200])
+
+    assert num_texts > 40
+
+
 def test_no_panel_is_stretched(tmp_path):
     """Panels of half the width come in pairs; an odd one at the end keeps its width."""
     text = write_report(validated(tmp_path / "run"), tmp_path / "out.html").read_text()

@@ -108,6 +108,25 @@ def test_resumes_where_gradients_add_up(tmp_path, accumulate, workers):
     assert found == dict.fromkeys(at, whole)
 
 
+def test_resumes_twice_with_incidents_before_and_after(tmp_path):
+    """Twice in mid-epoch, within accumulated gradients: a NaN before the first resume, between both and after."""
+
+    def run(folder, path=None, seen=0):
+        training = Training(accumulate=3, bad=(5, 20, 33), backup_every=1)
+        if path is not None:
+            training.resume(path)
+        training.seen = seen
+        training.run(folder, (9, 22))
+        return training.digest(), training.adapter.scheduler.sentry.num_refused
+
+    whole = run(tmp_path)
+    once = run(tmp_path / "again", tmp_path / "9", 9)
+    twice = run(tmp_path / "again", tmp_path / "again/22", 22)
+
+    assert whole[-1] == 3
+    assert once == twice == whole
+
+
 def test_step_at_the_end_of_an_epoch():
     """Accelerate is told of the last batch of an epoch, and takes a step with the gradients left over there."""
     training = Training(accumulate=3, num_epochs=2).run()

@@ -59,6 +59,36 @@ def test_resumes_by_its_own_checkpoint(tmp_path, accumulate, workers):
     assert found == dict.fromkeys(at, whole)
 
 
+@pytest.mark.parametrize("draws", [True, False], ids=["drawn", "own batches"])
+def test_resumes_twice_with_incidents_before_and_after(tmp_path, draws):
+    """Twice in mid-epoch, within accumulated gradients: a NaN before the first resume, between both and after."""
+
+    class Broken(Model):
+        def forward(self, images, labels=None):
+            self.bad = [self.calls] if self.training and trainers[-1].r8.scheduler.global_step in {5, 20, 33} else []
+            return super().forward(images, labels)
+
+    trainers = []
+
+    def run(folder, resume=None):
+        torch.manual_seed(0)
+        options = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 3}
+        r8 = {"backup_every": 1, **({} if draws else {"batches": False})}
+        args = arguments(folder, **options)
+        trainers.append(R8Trainer(model=Broken(), args=args, train_dataset=Digits(), r8=r8))
+        trainers[-1].train(resume_from_checkpoint=resume)
+        weights = [each.tolist() for each in trainers[-1].model.parameters()]
+        return weights, digest(trainers[-1]) if draws else (), trainers[-1].r8.scheduler.sentry.num_refused
+
+    whole = run(tmp_path)
+    once = run(tmp_path / "again", tmp_path / "checkpoint-6")
+    twice = run(tmp_path / "again", tmp_path / "again/checkpoint-8")
+
+    assert whole[-1] >= 3
+    # Not NaN, which would be equal to nothing.
+    assert once == twice == whole
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("bad", [4, 5, 6, STEPS - 1])
 def test_heals(tmp_path, accumulate, bad):

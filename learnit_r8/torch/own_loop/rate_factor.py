@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..prepared import plain_optimizer
+
 if TYPE_CHECKING:
     from ...scheduler import R8Scheduler
 
@@ -22,8 +24,7 @@ class RateFactor:
     def __init__(self, r8: R8Scheduler, optimizer: Any) -> None:
         self._r8 = r8
         self._saved: list[Any] | None = None
-        # What accelerate wraps around an optimizer has no hooks of its own.
-        plain = getattr(optimizer, "optimizer", optimizer)
+        plain = plain_optimizer(optimizer)
         self._handles = [plain.register_step_pre_hook(self._before), plain.register_step_post_hook(self._after)]
 
     def _before(self, optimizer: Any, *_: Any) -> None:
