@@ -370,14 +370,6 @@ def test_refuses_modes_in_which_a_step_has_no_batch(mode):
         trainer.fit(Digits(), CombinedLoader({"a": loader, "b": DataLoader(DATA, 16)}, mode))
 
 
-def test_several_processes_are_refused(monkeypatch):
-    """Verdicts on loaders of one's own are not shared among processes of Lightning, which is said before training."""
-    monkeypatch.setattr(lightning.Trainer, "world_size", 2)
-
-    with pytest.raises(ValueError, match="must run in one process, got 2"):
-        train(built(Plain), callbacks=[R8Callback()])
-
-
 def test_the_place_of_an_incident_is_found_by_running_the_step_again():
     """R8Callback hands over batch and step; nothing is logged a second time."""
     heard = record_events()
