@@ -85,7 +85,6 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         self._rates: RateFactor | None = None
         self._count, self._indices = 0, np.empty(0, np.int64)
         self._state: ModelState | None = None
-        self._wired: Any = None
         self._is_wrapped = False
         if model is not None:
             self._wire(model)
@@ -93,12 +92,15 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     def _wire(self, model: Any) -> None:
         keeps_rates = self._prefetch.r8.keeps_rates
         _check_model(model, keeps_rates=keeps_rates)
-        if self._wired is not model:
-            self._state, self._wired = ModelState(model, keeps_rates=keeps_rates), model
+        host = self._prefetch.r8.host
+        if self._state is None or not self._state.is_of(model, model.optimizer):
+            if self._state is not None:
+                # Compiled again: what was kept is of another optimizer.
+                host.persistence.backup.clear()
+            self._state = ModelState(model, keeps_rates=keeps_rates)
         state = self._state
-        assert state is not None
         examiner = Examiner(model, state, lambda: self.dataset.rows_of(self._indices))
-        self._prefetch.r8.host.adopt(
+        host.adopt(
             Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect),
             backup_every=self._backup_every,
         )

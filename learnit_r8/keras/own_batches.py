@@ -14,6 +14,7 @@ from .devices import check_devices, say_devices
 from .examiner import Examiner
 from .fit_frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
+from .pipeline import has_stage
 from .rate_factor import RateFactor
 from .state import SETS_RATE, ModelState, rate_of
 from .step_losses import StepLosses
@@ -42,20 +43,20 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._r8, self._backup_every = dataset, backup_every
         self._batches = dataset.follow(begins_anew=True)
         self._state: ModelState | None = None
-        self._wired: Any = None
+        self._is_rewound = False
         if model is not None:
             self._wire(model)
 
     def _wire(self, model: Any) -> None:
         check_devices(model)
-        if self._wired is not model:
-            optimizers = _optimizers_of(model)
-            self._state = ModelState(
-                model, optimizers[0], others=optimizers[1:], keeps_rates=self._r8.keeps_rates
-            )  # fmt: skip
-            self._wired = model
+        optimizers = _optimizers_of(model)
+        if self._state is None or not self._state.is_of(model, *optimizers):
+            if self._state is not None:
+                # Compiled again: what was kept is of another optimizer.
+                self._r8.host.persistence.backup.clear()
+            first, *others = optimizers
+            self._state = ModelState(model, first, others=others, keeps_rates=self._r8.keeps_rates)
         state = self._state
-        assert state is not None
         # Only torch's trainer has the batch at hand; the others take it within their step.
         examiner = Examiner(model, state, lambda: _batch_of(local_of_fit("data")))
         callbacks = Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect)
@@ -76,10 +77,35 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._wire(self.model)
         assert self._state is not None
         say_devices(self._r8, self._state.num_saved_devices, self.model)
+        self._rewind()
         self._batches.begin_run(scope_of_fit(self.model))
+
+    def _rewind(self) -> None:
+        """Pass over the orders that a resumed run has had: a shuffle of ``tf.data`` draws a seed for each iterator."""
+        assert self._state is not None
+        if self._state.num_saved_devices is None or self._is_rewound:
+            return
+        self._is_rewound = True
+        data = local_of_fit("x")
+        if not hasattr(data, "element_spec") or local_of_fit("steps_per_epoch") is not None:
+            return
+        # TensorFlow's trainer makes another one at the end of an epoch whose length it knows.
+        makes_another = keras.backend.backend() == "tensorflow"
+        for number in range(local_of_fit("initial_epoch")):
+            iterator = iter(data)
+            if not number and has_stage(data, "Cache"):
+                # It keeps the order of the first epoch.
+                for _ in iterator:
+                    pass
+            if makes_another and (number or data.cardinality() >= 0):
+                iter(data)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Count the epoch."""
+        # Where Keras does not know it, it does once an epoch is over.
+        steps = getattr(local_of_fit("epoch_iterator"), "num_batches", None)
+        if steps:
+            self._r8.host.feed.expect_epochs_of(steps)
         self._batches.begin_pass(epoch)
         self._losses.begin()
 

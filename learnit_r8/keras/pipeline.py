@@ -96,6 +96,12 @@ def refuse_weights(r8: R8Scheduler) -> None:
         )
 
 
+def has_stage(dataset: Any, name: str) -> bool:
+    """Whether a ``tf.data.Dataset`` has a stage of a kind, such as "Shuffle" or "Cache"."""
+    inputs: tuple[Any, ...] = getattr(dataset, "_inputs", tuple)()
+    return name in type(dataset).__name__ or any(has_stage(each, name) for each in inputs)
+
+
 def is_in_memory(column: Any) -> bool:
     """Whether a column is a plain array or a tensor of TensorFlow's, and not a file that looks like one."""
     import tensorflow as tf

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .._adapters.rows import check_rows, take_rows
 from .._validation import no_attribute
 from .dataset import R8Dataset
-from .pipeline import EpochOrder, refuse_weights
+from .pipeline import EpochOrder, has_stage, refuse_weights
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Ticket
@@ -320,7 +320,7 @@ def samples_of(dataset: Any, num_samples: int) -> Any:
 
     if not isinstance(dataset, tf.data.Dataset):
         raise TypeError(f"dataset must be a tf.data.Dataset of samples, got {dataset!r}.")
-    if _shuffles(dataset):
+    if has_stage(dataset, "Shuffle"):
         raise ValueError(
             "dataset must come in the same order each time, got one that shuffles: leave shuffle() out (shuffle=False "
             "of image_dataset_from_directory and its like); the scheduler draws the order."
@@ -342,9 +342,3 @@ def samples_of(dataset: Any, num_samples: int) -> Any:
             f"if they are batches, {UNBATCHED}."
         )
     return tensors
-
-
-def _shuffles(dataset: Any) -> bool:
-    if "Shuffle" in type(dataset).__name__:
-        return True
-    return any(map(_shuffles, getattr(dataset, "_inputs", tuple)()))

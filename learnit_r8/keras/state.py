@@ -57,6 +57,10 @@ class ModelState:
         self._random: list[NDArray[Any]] = []
         self.num_saved_devices: int | None = None
 
+    def is_of(self, model: Any, *optimizers: Any) -> bool:
+        """Whether it reads this model and these optimizers."""
+        return [*map(id, optimizers)] == [*map(id, self._optimizers)] and model is self._model
+
     def _variables(self) -> dict[str, list[Any]]:
         model = self._model
         if hasattr(model, "jax_state_sync"):
@@ -102,7 +106,7 @@ class ModelState:
             is_resume: Whether the run goes on in another process.
 
         Raises:
-            ValueError: it is of another model or optimizer. Nothing was changed.
+            ValueError: it is of another model or optimizer, or one of several is not built. Nothing was changed.
         """
         state = source if from_ram else _read_file(source)
         pairs: list[tuple[Any, Any]] = []
@@ -113,6 +117,8 @@ class ModelState:
                 # It was built by a step since, and begins with zeros.
                 arrays += [np.zeros(shape) for shape in shapes[1:]]
             given = [array.shape for array in arrays]
+            if shapes != given and len(shapes) == 1 < len(given):
+                raise ValueError(f"the {kind} must be built before a saved run goes on; call its build(variables).")
             if shapes != given:
                 raise ValueError(f"the saved {kind} must have variables of shapes {shapes}, got {given}.")
             pairs += zip(variables, arrays, strict=True)

@@ -8,8 +8,9 @@ tf = pytest.importorskip("tensorflow")
 import keras
 import numpy as np
 
+from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback, R8Dataset
-from tests.keras_common import At, X, Y, classifier, fit, reconstructing, scheduler
+from tests.keras_common import CROSS_ENTROPY, At, X, Y, classifier, fit, poison, reconstructing, scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -75,3 +76,46 @@ def test_inputs_alone_come_as_they_do_in_a_plain_fit(is_quick):
 
     assert set(kinds) == plain
     assert tuple not in plain
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_layers_that_are_unfrozen_between_two_fits(is_own):
+    """Compiled again, a model has another optimizer, of more variables: a NaN in the first step with it goes back."""
+    model = classifier()
+    model.layers[0].trainable = False
+    first = model.get_weights()[0].copy()
+    r8 = R8Scheduler(scheduler_mode="keep") if is_own else scheduler(num_epochs=2)
+    dataset = None if is_own else R8Dataset(X, Y, r8)
+    callback = R8Callback(dataset or r8, backup_every=5)
+    data = {"x": X, "y": Y} if is_own else {"x": dataset, "shuffle": False}
+    for _ in range(2):
+        model.compile(keras.optimizers.Adam(0.01), CROSS_ENTROPY)
+        model.fit(**data, verbose=0, callbacks=[callback, At(r8, 16, poison)])
+        model.layers[0].trainable = True
+
+    assert (r8.global_step, r8.sentry.num_refused) == (32, 1)
+    assert all(np.isfinite(each).all() for each in model.get_weights())
+    assert not np.array_equal(first, model.get_weights()[0])
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_resumed_fit_has_the_orders_of_the_whole_one(is_cached, tmp_path):
+    """What tf.data shuffles is rewound to the epoch that comes, beneath a cache too."""
+
+    def train(folder, epochs):
+        keras.utils.set_random_seed(0)
+        data = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(len(X))
+        data = (data.cache() if is_cached else data).batch(32).prefetch(2)
+        model = classifier()
+        r8 = R8Scheduler(scheduler_mode="keep", num_epochs=epochs, checkpoint_dir=folder, resume="auto")
+        callback, done = R8Callback(r8, model), r8.global_step // 16
+        model.fit(data, initial_epoch=done, epochs=epochs, verbose=0, callbacks=[callback])
+        r8.close()
+        return done, model.get_weights()
+
+    _, whole = train(tmp_path / "whole", 4)
+    train(tmp_path / "parts", 2)
+    done, parts = train(tmp_path / "parts", 4)
+
+    assert done == 2
+    assert all(map(np.array_equal, whole, parts))

@@ -16,6 +16,7 @@ import numpy as np
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback, model_callbacks
+from learnit_r8.keras.state import ModelState
 from tests.keras.own_fits import (
     BATCHES,
     FITS,
@@ -70,6 +71,18 @@ def test_two_replicas(monkeypatch):
         FITS, "replicas", (mirrored, lambda: {"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(32)})
     )
     assert outcome("replicas") == "equal, healed"
+
+
+def test_a_short_fit_is_backed_up():
+    """A fit that ends long before 30 s has several backups an epoch, from its first on, where its length is known."""
+    backups = []
+    r8 = R8Scheduler(
+        scheduler_mode="keep",
+        listeners=[lambda event: backups.append(event.step) if type(event).__name__ == "BackupTaken" else None],
+    )
+    classifier().fit(X, Y, batch_size=8, verbose=0, callbacks=[R8Callback(r8)])
+
+    assert backups == [0, 20, 40, 60, 80]
 
 
 @pytest.mark.parametrize("kind", RATES)
@@ -138,6 +151,15 @@ def test_what_cannot_be_watched_is_said():
         classifier(schedule()).fit(X, Y, verbose=0, callbacks=[R8Callback(R8Scheduler(num_steps=9))])
     with pytest.raises(TypeError, match="or an R8Scheduler without num_samples"):
         R8Callback(R8Scheduler(8, batch_size=2, num_epochs=1))
+
+
+def test_an_optimizer_that_is_not_built_is_named():
+    """A saved run is not put back into a second optimizer without variables."""
+    model, other = classifier(), keras.optimizers.Adam()
+    other.build(model.trainable_variables)
+    saved = ModelState(model, others=[other]).read()
+    with pytest.raises(ValueError, match=r"the optimizer 2 must be built before a saved run goes on; call its build"):
+        ModelState(model, others=[keras.optimizers.Adam()]).load(saved, from_ram=True)
 
 
 def test_a_loop_under_tf_function():
