@@ -217,7 +217,9 @@ class LossPipeline:
             extras["skipped"] = bool(extras.get("skipped", 0))
             values = values[:count]
         if sent.num_classes:
-            values, extras["predictions"] = Predictions.unpack(values.reshape(-1, sent.num_samples), sent.num_classes)
+            # Those of several ranks come as one batch.
+            count = sent.num_samples if self._sharing.size == 1 else len(ticket.indices)
+            values, extras["predictions"] = Predictions.unpack(values.reshape(-1, count), sent.num_classes)
         if sent.part_size is None:
             return self._r8.report(ticket, float(values[0]), **extras)
         part_size = None if sent.part_size == 1 else sent.part_size
