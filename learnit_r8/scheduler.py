@@ -123,7 +123,8 @@ class R8Scheduler:
         keep_checkpoints: Number of checkpoints of this run to keep, >= 1; or "thin" for the newest three and at most 16
             others, spread over the run, to branch from (`resume_from_checkpoint`).
         monitor: Name of a metric given to `log`; the checkpoint with its best value is kept too: `best_checkpoint`.
-        mode: "min" if a lower value of that metric is better, "max" if a higher one is.
+        mode: "min" if a lower value of that metric is better, "max" if a higher one is; by default as its name says:
+            a higher accuracy, F1 score or AUC is better, and a lower value of all that has no such word in its name.
         early_stopping: Ends the run, as a success, after this many values of ``monitor`` without improvement: a number,
             or `EarlyStopping` (patience, min_delta). `load_best` restores the best model.
         resume: "auto" continues from the newest valid checkpoint in ``checkpoint_dir``, or from a newer backup that has
@@ -201,8 +202,8 @@ class R8Scheduler:
         state_callback: Callable[[], Any] | None = None, backup_every: int | str | Condition | None = None,
         backup_dir: str | os.PathLike[str] | bool | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: int | str | Condition | None = None,
-        keep_checkpoints: int | Literal["thin"] = 3, monitor: str | None = None, mode: Literal["min", "max"] = "min",
-        early_stopping: int | EarlyStopping | None = None,
+        keep_checkpoints: int | Literal["thin"] = 3, monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None, early_stopping: int | EarlyStopping | None = None,
         resume: str | os.PathLike[str] | None = None,
         guard: GuardName | Guard = SpikeGuard(), recovery: Recovery = Recovery(),
         use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None,

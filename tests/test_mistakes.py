@@ -482,3 +482,17 @@ def test_an_adapter_says_probabilities_once():
             for inputs, labels in adapter.loader():
                 adapter.step(adapter.cross_entropy(model(inputs).softmax(1), labels))
     assert [each.filename for each in said if "look like probabilities" in str(each.message)] == [__file__]
+
+
+@pytest.mark.parametrize(("monitor", "more", "worst"), [
+    ("val_acc", {}, False), ("val_loss", {}, True), ("val_acc", {"mode": "min"}, True),
+])  # fmt: skip
+def test_the_direction_of_a_monitor_is_that_of_its_name(monitor, more, worst):
+    """An accuracy that rises is no reason to stop; a mode that is given is left alone."""
+    model, adapter = attached(num_epochs=4, monitor=monitor, early_stopping=2, **more)
+    for epoch in adapter.epochs():
+        for inputs, labels in adapter.loader():
+            adapter.step(adapter.cross_entropy(model(inputs), labels))
+        adapter.scheduler.log(**{monitor: epoch / 10})
+    r8 = adapter.scheduler
+    assert (r8.phase, r8.load_best()) == (("finished early", 0.0) if worst else ("finished", 0.3))

@@ -114,7 +114,8 @@ class EarlyStop:
             return ""
         self._is_by_rule = True
         waited, best = self._patience.waited, self._patience.best
-        since = "no finite value" if best is None else f"no value better than {best:.6g}"
+        better = "lower" if self._mode == "min" else "higher"
+        since = "no finite value" if best is None else f"no value {better} than {best:.6g}"
         return f"{self._monitor}: {since} in {waited} {'values' if waited > 1 else 'value'}"
 
     def check_name(self, epoch: int) -> None:

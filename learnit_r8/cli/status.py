@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .._validation import did_you_mean
-from ..dashboard.state.metric_names import is_lower_better
 from ..dashboard.state.view import Point, View
 from ..dashboard.text import clean, clock, number
 from ..events.codec import strict_json
+from ..events.steps import is_lower_better
 from ..journal.reader import read_json
 from ..journal.run import Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
 from .table import table_lines

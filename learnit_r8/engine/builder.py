@@ -13,6 +13,7 @@ from ..checkpoint.callbacks import Callbacks, StateCallback
 from ..checkpoint.early_stop import EarlyStop
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
+from ..events.steps import mode_of
 from ..flight.recorder import FlightRecorder
 from ..guard.monitor import Sentry
 from ..guard.registry import as_guard
@@ -95,7 +96,8 @@ def build_components(given: Settings) -> Components:
     steps_per_epoch = _steps_per_epoch(given, plan)
     budget = _build_budget(given, steps_per_epoch)
     pace = Pace(budget, plan.steps_per_pass, given.clock, rule=_build_cool_down_rule(given))
-    check_choice("mode", given.mode, MODES)
+    mode = mode_of(given.monitor, given.mode)
+    check_choice("mode", mode, MODES)
     check_choice("record", given.record, ("names", "batch", "all"))
     test = _build_range_test(given, budget, steps_per_epoch)
     agreement = Agreement()
@@ -108,7 +110,7 @@ def build_components(given: Settings) -> Components:
         )
     sentry = Sentry(guard)
     has_folder = given.checkpoint_dir is not None or given.save_callback is not None
-    early_stop = EarlyStop(given.early_stopping, given.monitor, given.mode, announcer)
+    early_stop = EarlyStop(given.early_stopping, given.monitor, mode, announcer)
     callbacks = Callbacks(given.save_callback, given.load_callback, given.state_callback)
     persistence = Persistence(
         replace(callbacks, state=callbacks.state and StateCallback(callbacks.state)),
@@ -119,7 +121,7 @@ def build_components(given: Settings) -> Components:
         keep=given.keep_checkpoints,
         # Without a folder the best model is kept in RAM.
         monitor=given.monitor if has_folder else None,
-        mode=given.mode,
+        mode=mode,
         config=replace(given, guard=guard).run_config(),
         steps_per_epoch=_usual_epoch(budget) if steps_per_epoch == UNKNOWN_LENGTH else steps_per_epoch,
         announcer=announcer,
@@ -151,7 +153,7 @@ def build_components(given: Settings) -> Components:
         search=LrSearch(test, plan=plan, persistence=persistence, announcer=announcer),
         early_stop=early_stop,
         name=given.name or "",
-        settings=replace(given, guard=guard).texts(),
+        settings=replace(given, guard=guard, mode=given.monitor and mode).texts(),
         handle_signals=given.handle_signals,
         cool_down_on=_checked_signal(given),
         feed=_build_feed(given),

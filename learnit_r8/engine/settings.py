@@ -122,7 +122,7 @@ class Settings:
         metadata=_about("keep", "save_total_limit", "max_to_keep", kept=NOTED)
     )
     monitor: str | None = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
-    mode: Literal["min", "max"] = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
+    mode: Literal["min", "max"] | None = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
     early_stopping: int | EarlyStopping | None = field(metadata=_about("early_stop", "patience"))
     resume: str | os.PathLike[str] | None = field(metadata=_about("resume_from", "resume_from_checkpoint"))
     guard: GuardName | Guard = field(metadata=_about(kept=IDENTITY))
@@ -270,7 +270,7 @@ class CommonSettings(TypedDict, total=False):
     checkpoint_every: int | str | Condition | None
     keep_checkpoints: int | Literal["thin"]
     monitor: str | None
-    mode: Literal["min", "max"]
+    mode: Literal["min", "max"] | None
     early_stopping: int | EarlyStopping | None
     resume: str | os.PathLike[str] | None
     guard: GuardName | Guard

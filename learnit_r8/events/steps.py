@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .event import Event
+
+_HIGHER = (
+    "acc accuracy ap auc auprc auroc bertscore bleu corr correct correlation dice em f1 fscore gain hits iou jaccard "
+    "kappa likelihood map match mcc miou mrr ndcg pearson precision psnr r2 recall return returns reward rewards roc "
+    "rouge score sensitivity similarity snr spearman specificity speed ssim success throughput top tpr win wins"
+)
+_LOWER = "bpb cer err error errors fid fpr loss mae mse negative nll perplexity ppl regret rmse time wer"
+HIGHER_IS_BETTER, LOWER_IS_BETTER = frozenset(_HIGHER.split()), frozenset(_LOWER.split())
+"""Words of names; those of the second decide even beside one of the first, as in "top5_error"."""
+
+_BETWEEN_WORDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z][a-z])")
+
+
+def is_lower_better(name: str) -> bool:
+    """Whether a lower value of a metric is better, by the words of its name; of a name that does not say, it is.
+
+    >>> [name for name in ("val_loss", "val_acc", "f1/macro", "top5_error", "energy") if is_lower_better(name)]
+    ['val_loss', 'top5_error', 'energy']
+    """
+    words = {form for word in _BETWEEN_WORDS.split(name) for form in (word.lower(), word.lower().rstrip("0123456789"))}
+    return bool(words & LOWER_IS_BETTER) or not words & HIGHER_IS_BETTER
+
+
+def mode_of(name: str | None, mode: str | None) -> str:
+    """The mode that was given; None stands for that of a metric of this name."""
+    return mode if mode is not None else "min" if not isinstance(name, str) or is_lower_better(name) else "max"
 
 
 @dataclass(frozen=True)

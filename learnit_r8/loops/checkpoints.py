@@ -14,6 +14,7 @@ from ..checkpoint.durable_io import replace
 from ..checkpoint.state_fit import fit, unpack_saved
 from ..checkpoint.state_form import pack
 from ..checkpoint.state_tree import clone
+from ..events.steps import mode_of
 from ..streams.event import as_scalar
 from ..triggers.patience import Record
 
@@ -86,7 +87,7 @@ class checkpoint:
         folder: Made when the first checkpoint is written.
         monitor: Name of an entry of the logs: saves only at steps that have it and at which it is the best so far. By
             default every call saves, and so does the end of the run.
-        mode: "min" if lower is better, "max" if higher is.
+        mode: "min" if lower is better, "max" if higher is; by default as the name says, see `is_lower_better`.
         keep: Checkpoints of this run to keep, >= 1; those of other runs are never deleted.
         min_delta: Least difference that counts as better, >= 0.
 
@@ -98,12 +99,12 @@ class checkpoint:
         self,
         folder: str | os.PathLike[str],
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         keep: int = 1,
         min_delta: float = 0.0,
     ) -> None:
         self.folder = Path(folder)
-        self._monitor, self._mode, self._min_delta = monitor, mode, min_delta
+        self._monitor, self._mode, self._min_delta = monitor, mode_of(monitor, mode), min_delta
         self._keep = whole_number("keep", keep, least=1)
         self.on_start()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ..events.caller import warn
+from ..events.steps import mode_of
 from ..streams.event import as_scalar
 from ..triggers import Elapsed
 from ..triggers.patience import Patience
@@ -23,7 +24,7 @@ class early_stopping:
         patience: Values without improvement to accept, >= 1; or a `Period`, a time such as "5min" or ``at(...)``:
             steps, samples or seconds since the best value, asked when a new value comes.
         min_delta: Least difference that counts as better, >= 0, in the unit of the entry.
-        mode: "min" if lower is better, "max" if higher is.
+        mode: "min" if lower is better, "max" if higher is; by default as the name says, see `is_lower_better`.
         restore_best_weights: Whether the loop returns the state it had at the best value, however it ends.
 
     Attributes:
@@ -39,10 +40,10 @@ class early_stopping:
         monitor: str,
         patience: Any = 1,
         min_delta: float = 0.0,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         restore_best_weights: bool = True,
     ) -> None:
-        self._monitor, self._min_delta, self._mode = monitor, min_delta, mode
+        self._monitor, self._min_delta, self._mode = monitor, min_delta, mode_of(monitor, mode)
         # A number counts values; a period of steps, samples or seconds is asked when a value comes.
         self._period: Period | None = None if isinstance(patience, int) else as_period("patience", patience)
         if self._period is not None and self._period.share(Elapsed()) >= 1:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+from ..events.steps import mode_of
 from ..triggers.patience import Record
 from .event import number
 
@@ -62,12 +63,12 @@ class Best:
         (self._model if model is None else model).load_state_dict(self.weights)
 
 
-def best(key: str, mode: Literal["min", "max"] = "min", min_delta: float = 0.0) -> Best:
+def best(key: str, mode: Literal["min", "max"] | None = None, min_delta: float = 0.0) -> Best:
     """Make a stage that remembers the best event and its weights; see `Best` for what it can tell.
 
     Args:
         key: Name of the number to watch; every event must have it, and a "model" with a ``state_dict()``.
-        mode: "min" if lower is better, "max" if higher is.
+        mode: "min" if lower is better, "max" if higher is; by default as the name says, see `is_lower_better`.
         min_delta: Least difference that counts as better, >= 0.
 
     Raises:
@@ -75,4 +76,4 @@ def best(key: str, mode: Literal["min", "max"] = "min", min_delta: float = 0.0) 
         KeyError: later, an event has no such key.
         TypeError: later, the value is not a number, or the model has no ``state_dict()``.
     """
-    return Best(key, mode, min_delta)
+    return Best(key, mode_of(key, mode), min_delta)

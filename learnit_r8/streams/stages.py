@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from .._validation import whole_number
+from ..events.steps import mode_of
 from ..triggers import Condition, Elapsed, ElapsedCounter
 from ..triggers.patience import Patience
 from .event import merged, number
@@ -166,7 +167,7 @@ def tick(fn: Callable[[], object], every: int | Condition = 1, start: int | None
     return tap(lambda event: fn(), every, start)
 
 
-def early_stop(key: str, patience: int, mode: Literal["min", "max"] = "min", min_delta: float = 0.0) -> Stage:
+def early_stop(key: str, patience: int, mode: Literal["min", "max"] | None = None, min_delta: float = 0.0) -> Stage:
     """End the stream with the event that is the ``patience``-th in a row without a better value.
 
     A value that is not finite is never the best one, and uses up patience.
@@ -174,7 +175,7 @@ def early_stop(key: str, patience: int, mode: Literal["min", "max"] = "min", min
     Args:
         key: Name of the number to watch; every event must have it.
         patience: Events without improvement to accept, >= 1.
-        mode: "min" if lower is better, "max" if higher is.
+        mode: "min" if lower is better, "max" if higher is; by default as the name says, see `is_lower_better`.
         min_delta: Least difference that counts as better, >= 0, in the unit of the number.
 
     Raises:
@@ -185,10 +186,11 @@ def early_stop(key: str, patience: int, mode: Literal["min", "max"] = "min", min
     >>> [e["loss"] for e in pipe([{"loss": x} for x in (5, 4, 4, 6, 1)], early_stop("loss", patience=2))]
     [5, 4, 4, 6]
     """
-    Patience(patience, mode, min_delta)
+    better = mode_of(key, mode)
+    Patience(patience, better, min_delta)
 
     def stage(events: Iterable[Any]) -> Iterator[Any]:
-        rule = Patience(patience, mode, min_delta)
+        rule = Patience(patience, better, min_delta)
         for event in events:
             rule.improves(number(event, key))
             yield event

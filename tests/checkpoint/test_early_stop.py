@@ -129,7 +129,7 @@ def test_a_run_that_finished_early_does_nothing_when_it_is_run_again(tmp_path):
     model = Model()
     with scheduler(model, tmp_path, resume="auto") as r8:
         train(r8, model)
-    with pytest.warns(RuntimeWarning, match=r"finished early, at step 18 \(val_loss: no value better than 0.5 in 3"):
+    with pytest.warns(RuntimeWarning, match=r"finished early, at step 18 \(val_loss: no value lower than 0.5 in 3"):
         again = scheduler(Model(), tmp_path, resume="auto")
     with again:
         train(again, Model())

@@ -7,8 +7,8 @@ import pytest
 
 from learnit_r8 import events
 from learnit_r8.dashboard.state.comparison import figures_of, settings_of
-from learnit_r8.dashboard.state.metric_names import is_lower_better
 from learnit_r8.dashboard.state.view import View
+from learnit_r8.events.steps import is_lower_better
 from tests.cli.commands import GONE, SEVEN, printed
 from tests.dashboard.state.told import start, steps
 from tests.journal.run_folders import STARTED, folder_with
@@ -47,8 +47,9 @@ def test_comparison_as_json(run, better, capsys):
 
 
 @pytest.mark.parametrize(("name", "lower"), [
-    ("accuracy", False), ("val_loss", True), ("loss", True), ("f1", False), ("eval/loss", True), ("lossless", False),
-    ("word-error-rate", True),
+    ("accuracy", False), ("val_loss", True), ("loss", True), ("f1", False), ("eval/loss", True), ("accuracyless", True),
+    ("word-error-rate", True), ("top5_error", True), ("valAcc", False), ("acc@1", False), ("mAP50", False),
+    ("negative_log_likelihood", True), ("energy", True),
 ])  # fmt: skip
 def test_losses_are_better_when_lower(name, lower):
     """Whether a metric is better when lower is told by the words of its name."""

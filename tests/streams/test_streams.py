@@ -370,16 +370,16 @@ class TestBest:
     def test_one_live_model_in_all_events(self):
         """(A defect elsewhere.) list(events) holds one live model; best() keeps the weights of the best event."""
         data, model, optimizer = line()
-        weights, keep = [], best("score")
+        weights, keep = [], best("height")
         score = iter([3.0, 1.0, 2.0, 4.0])
 
         list(
             pipe(
                 epoch_stream(data, model, optimizer, nn.MSELoss(), batch_size=16),
-                augment(lambda event: {"score": next(score)}),
+                augment(lambda event: {"height": next(score)}),
                 tap(lambda event: weights.append(event["model"].weight.item())),
                 keep,
-                early_stop("score", patience=2),
+                early_stop("height", patience=2),
             )
         )
 

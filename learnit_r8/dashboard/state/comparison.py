@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .metric_names import is_lower_better
+from ...events.steps import is_lower_better
 from .view import View
 
 NOT_CHOSEN = frozenset({"machine", "process", "run_dir"})

@@ -1,22 +1,14 @@
-"""What the name of a metric says: which data it was measured on, and whether less is better."""
+"""What the name of a metric says: which data it was measured on, and which it belongs with."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-LOWER_IS_BETTER = frozenset(
-    ("loss", "error", "err", "perplexity", "ppl", "mae", "mse", "rmse", "wer", "cer", "fid", "nll", "bpb")
-)
 TRAINING = frozenset(("train", "training"))
 HELD_OUT = frozenset(("val", "valid", "validation", "eval", "test", "dev"))
 
 _WORD = re.compile(r"[/_.\- ]+")
-
-
-def is_lower_better(name: str) -> bool:
-    """Whether a lower value of a metric of this name is better."""
-    return any(word in LOWER_IS_BETTER for word in _WORD.split(name.lower()))
 
 
 def stem_of(name: str) -> str:

@@ -9,11 +9,11 @@ from typing import NamedTuple, TypeVar
 
 from ... import events
 from ...events.condenser import steps_of
+from ...events.steps import is_lower_better
 from ..event_text import ALERT, WARN, describe
 from ..text import clean
 from .curve import Curve, ThinnedList
 from .incidents import IncidentLog
-from .metric_names import is_lower_better
 from .pace import Pacing, TimeLeft
 
 EMA_WEIGHT = 0.03

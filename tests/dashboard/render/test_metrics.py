@@ -85,11 +85,11 @@ def test_metrics_that_are_not_finite_are_drawn():
 def test_two_runs_over_each_other():
     """With a second run the page shows both losses and figures; without one it says how to get it."""
     view, other = logged(1), logged(1)
-    other.fold(events.MetricsLogged(200, 200.0, 200, {"metric0": 5.0}))
+    other.fold(events.MetricsLogged(200, 200.0, 200, {"metric0": -5.0}))
     frame = "\n".join(screen(view, 100, 40, view="compare", scene=Scene(other=other)))
 
     assert "metric0, best" in frame
-    assert "5 *" in frame
+    assert "-5 *" in frame
     assert "watch A B" in "\n".join(screen(view, 100, 40, view="compare"))
 
 
