@@ -14,7 +14,9 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.checkpoint.reader import NoValidCheckpoint
 from learnit_r8.cli import main
 from learnit_r8.journal.run import UnreadableRun, find_run
+from learnit_r8.loops import Period, after, every, loop
 from learnit_r8.report import write_report
+from learnit_r8.streams import best, early_stop, pipe, take
 from learnit_r8.torch import attach
 from learnit_r8.torch.predictions import predictions_of as torch_predictions_of
 from tests.drive import make
@@ -496,3 +498,65 @@ def test_the_direction_of_a_monitor_is_that_of_its_name(monitor, more, worst):
         adapter.scheduler.log(**{monitor: epoch / 10})
     r8 = adapter.scheduler
     assert (r8.phase, r8.load_best()) == (("finished early", 0.0) if worst else ("finished", 0.3))
+
+
+def test_losses_of_every_pair_are_asked_about():
+    """Once; not where B tokens have a loss each, as no number of theirs was one of a sample."""
+    _, adapter = attached()
+    model, tokens = torch.nn.Linear(4, 1), torch.nn.Linear(4, 10)
+
+    def go_on():
+        for inputs, labels in adapter.loader():
+            adapter.step(adapter.loss(((model(inputs) - labels) ** 2).clamp(max=9) * 2))
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        go_on()
+    assert [each.filename for each in said if "outputs.squeeze(1)" in str(each.message)] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, adapter = attached()
+        for inputs, _labels in adapter.loader():
+            logits = tokens(inputs)[:, :, None] * torch.ones(3)
+            losses = cross_entropy(logits.mT, torch.zeros(10, 10, dtype=torch.int64), reduction="none")
+            adapter.step(adapter.loss(losses))
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            lambda events: pipe(events, early_stop, take(5)),
+            r"write pipe\(events, early_stop\(\.\.\.\)\), got early",
+        ),
+        (lambda events: pipe(events, best), r"write pipe\(events, best\(\.\.\.\)\), got best itself"),
+        (lambda events: take(events, 5), r"write pipe\(events, take\(\.\.\.\)\), got the events"),
+        (lambda events: early_stop(events, "loss", 3), r"pipe\(events, early_stop\(\.\.\.\)\), got the events"),
+    ],
+)
+def test_a_stage_is_made_before_it_gets_the_events(made, said):
+    with pytest.raises(TypeError, match=said):
+        made(iter([{"loss": 1.0}]))
+
+
+@pytest.mark.parametrize(("returned", "kind"), [(lambda s: {"loss": 1.0}, "dict"), (lambda s: (s, {"l": 1}), "tuple")])
+def test_metrics_that_become_the_state_of_a_loop_are_said(returned, kind):
+    """A state that is a dictionary from the start, or a number that becomes an array, is none of that."""
+    with pytest.warns(RuntimeWarning, match=r"changes from Linear to .*dict.*logs\(\)\.add_metric") as said:
+        state = loop(torch.nn.Linear(1, 1), range(3), {every(1): [returned]})[0]
+    assert (len(said), type(state).__name__) == (1, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop({}, range(3), {every(1): lambda state, batch: {**state, batch: 1}})
+        loop(None, range(3), {every(1): lambda state: {"weights": 1}})
+        loop(0, range(3), {every(1): lambda state: np.zeros(3)})
+
+
+def test_a_time_in_words_is_a_time_everywhere():
+    for trigger in (every("10min"), every(time="10min"), every(time=600)):
+        assert (trigger.unit, trigger.interval) == ("time", 600)
+    assert after("2h").point == Period(time="2h").time == 7200
+    with pytest.raises(ValueError, match=r"got \{'minutes': 10\}; .* time=\"10min\""):
+        every(minutes=10)
+    with pytest.raises(ValueError, match=r"got '10 minutes'; as a text write"):
+        every(time="10 minutes")

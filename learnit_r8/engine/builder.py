@@ -96,7 +96,7 @@ def build_components(given: Settings) -> Components:
     steps_per_epoch = _steps_per_epoch(given, plan)
     budget = _build_budget(given, steps_per_epoch)
     pace = Pace(budget, plan.steps_per_pass, given.clock, rule=_build_cool_down_rule(given))
-    mode = mode_of(given.monitor, given.mode)
+    mode: Any = mode_of(given.monitor, given.mode)
     check_choice("mode", mode, MODES)
     check_choice("record", given.record, ("names", "batch", "all"))
     test = _build_range_test(given, budget, steps_per_epoch)

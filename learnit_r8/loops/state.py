@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..events.caller import warn
 from ..triggers import Elapsed
 from .history import History
 from .inject import Call
 from .log_entries import Entries, Logs
 from .period import Period
+
+DICTIONARY = (
+    "the state of the loop changes from {} to {}, as a callback returned that: metrics go in logs().add_metric(name, "
+    "value), and a callback returns those logs, or (logs, state)."
+)
 
 
 class LoopState:
@@ -85,7 +91,16 @@ class LoopState:
             if result[1] is not None:
                 self.state = result[1]
         else:
+            if type(result) is not type(self.state):
+                self._ask(result)
             self.state = result
+
+    def _ask(self, result: Any) -> None:
+        """Warn if a state that was no dictionary becomes one, or a pair with one: they are metrics, as elsewhere."""
+        is_pair = type(result) is tuple and len(result) == 2 and isinstance(result[0], type(self.state))
+        metrics = result[1] if is_pair else result
+        if isinstance(metrics, dict) and metrics and not isinstance(self.state, (Mapping, type(None))):
+            warn(DICTIONARY.format(type(self.state).__name__, "(state, dict)" if is_pair else type(result).__name__))
 
     def commit(self) -> None:
         """Put the logs of this step into the history, if there are any, and begin new ones."""

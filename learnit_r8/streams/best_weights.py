@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ..events.steps import mode_of
 from ..triggers.patience import Record
 from .event import number
+from .stages import stage_maker
 
 
 class Best:
@@ -63,6 +64,7 @@ class Best:
         (self._model if model is None else model).load_state_dict(self.weights)
 
 
+@stage_maker
 def best(key: str, mode: Literal["min", "max"] | None = None, min_delta: float = 0.0) -> Best:
     """Make a stage that remembers the best event and its weights; see `Best` for what it can tell.
 

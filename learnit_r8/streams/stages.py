@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .._validation import whole_number
 from ..events.steps import mode_of
@@ -16,8 +17,25 @@ from .event import merged, number
 AnyEvent = Mapping[str, Any]
 """An event: a dictionary of what one epoch or step was like."""
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 Stage = Callable[[Iterable[Any]], Iterator[Any]]
 """Makes a stream of another one; its memory belongs to that one stream."""
+
+
+def stage_maker(function: F) -> F:
+    """Decorate a function that makes a stage: where it is given the events, the error says how to write it."""
+    name = function.__name__
+    text = f"{name}() makes a stage, which pipe() gives the events: write pipe(events, {name}(...))"
+
+    @functools.wraps(function)
+    def checked(*given: Any, **named: Any) -> Any:
+        if given and isinstance(given[0], Iterator):
+            raise TypeError(f"{text}, got the events themselves.")
+        return function(*given, **named)
+
+    checked.error = f"{text}, got {name} itself."  # type: ignore[attr-defined]
+    return checked  # type: ignore[return-value]
 
 
 def pipe(stream: Iterable[Any], *stages: Stage) -> Iterator[Any]:
@@ -35,12 +53,15 @@ def pipe(stream: Iterable[Any], *stages: Stage) -> Iterator[Any]:
     """
     for stage in stages:
         _check_callable("stages", stage)
+        if hasattr(stage, "error"):
+            raise TypeError(stage.error)
     result = iter(stream)
     for stage in stages:
         result = stage(result)
     return result
 
 
+@stage_maker
 def take(n: int) -> Stage:
     """Pass on the first ``n`` events and ask for no more, so that exactly ``n`` epochs are trained.
 
@@ -58,6 +79,7 @@ def take(n: int) -> Stage:
     return lambda events: islice(events, count)
 
 
+@stage_maker
 def augment(fn: Callable[[Any], AnyEvent | None]) -> Stage:
     """Add what ``fn(event)`` returns to every event; the original event stays unchanged.
 
@@ -85,6 +107,7 @@ def augment(fn: Callable[[Any], AnyEvent | None]) -> Stage:
     return stage
 
 
+@stage_maker
 def tap(fn: Callable[[Any], object], every: int | Condition = 1, start: int | None = None) -> Stage:
     """Call ``fn(event)`` every so often, and pass every event on unchanged.
 
@@ -146,6 +169,7 @@ def _new_samples(event: Any, last: Elapsed | None) -> int:
     return int(event.get("samples", so_far)) - so_far if isinstance(event, Mapping) else 0
 
 
+@stage_maker
 def tick(fn: Callable[[], object], every: int | Condition = 1, start: int | None = None) -> Stage:
     """Call ``fn()`` for every event, such as a learning-rate scheduler's ``step``; see `tap` for the rest.
 
@@ -167,6 +191,7 @@ def tick(fn: Callable[[], object], every: int | Condition = 1, start: int | None
     return tap(lambda event: fn(), every, start)
 
 
+@stage_maker
 def early_stop(key: str, patience: int, mode: Literal["min", "max"] | None = None, min_delta: float = 0.0) -> Stage:
     """End the stream with the event that is the ``patience``-th in a row without a better value.
 
@@ -200,6 +225,7 @@ def early_stop(key: str, patience: int, mode: Literal["min", "max"] | None = Non
     return stage
 
 
+@stage_maker
 def ema(
     key: str,
     *,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from .._validation import whole_number
+from ..events.caller import warn
 from ..table.labels.predictions import UNLABELLED, check_range, check_shapes
 from .predictions import as_classes
 
@@ -63,6 +65,8 @@ def read_losses(
         )
     _check_tensors(mask=mask, weights=weights)
     _check_not_logits(losses)
+    if losses.shape == (count, count) and _is_broadcast(losses):
+        warn(BROADCAST.format(count))
     rows, loss = _per_sample(losses, mask)
     if weights is not None:
         if weights.shape != (count,):
@@ -84,6 +88,28 @@ def _read_mean(losses: torch.Tensor, mask: Any, weights: Any, shares: Any) -> Lo
             "number."
         )
     return Losses(losses, losses.detach().reshape(1).to(torch.float32), False)
+
+
+BROADCAST = (
+    "losses of shape ({0}, {0}) were computed from a number for each of the {0} samples: were outputs [{0}, 1] and "
+    "targets [{0}] broadcast against each other? outputs.squeeze(1) gives both one shape; for all pairs, ignore this."
+)
+
+MOST_OPERATIONS = 10
+"""Operations after the broadcast that are looked through."""
+
+
+def _is_broadcast(losses: torch.Tensor) -> bool:
+    """Whether [B, B] losses were made of [B] or [B, 1] results of the model; losses of B tokens never were [B]."""
+    made_by: Any = losses.grad_fn
+    for _ in range(MOST_OPERATIONS):
+        before = [node for node, _ in getattr(made_by, "next_functions", ()) if getattr(node, "_input_metadata", None)]
+        if not before:
+            return False
+        if all(math.prod(node._input_metadata[0].shape) == len(losses) for node in before):
+            return True
+        made_by = before[0]
+    return False
 
 
 RESHAPING = ("View", "UnsafeView", "Reshape", "ToCopy", "Transpose", "T", "Slice", "Clone", "Alias", "Select")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import numbers
-import re
 from typing import Any
 
 from .trigger import Condition
-from .when import every
-
-_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+from .when import every, seconds_of
 
 
 def as_trigger(name: str, value: Any) -> Condition:
@@ -30,9 +27,9 @@ def as_trigger(name: str, value: Any) -> Condition:
         return condition
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1:
         return every(int(value))
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", value) if isinstance(value, str) else None
-    if match and float(match[1]) > 0:
-        return every(time=float(match[1]) * _UNITS[match[2]])
+    time = seconds_of(value)
+    if time:
+        return every(time=time)
     raise ValueError(
         f'{name} must be a number of steps >= 1, a time such as "30s", "5min" or "2h", or a trigger, got {value!r}.'
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from .._validation import is_number, whole_number
 from .elapsed import Elapsed
@@ -99,14 +100,14 @@ class After(Trigger):
         return reached
 
     def every(
-        self, steps: int | None = None, *, samples: int | None = None, time: float | timedelta | None = None
+        self, steps: int | None = None, *, samples: int | None = None, time: float | timedelta | str | None = None
     ) -> Trigger:
         """Fire at this point and then regularly.
 
         Args:
             steps: Steps between two times, >= 1.
             samples: Or samples, >= 1.
-            time: Or seconds, > 0.
+            time: Or seconds, > 0, a timedelta, or a text such as "10min".
 
         Raises:
             ValueError: not exactly one of the three, or out of its range.
@@ -122,20 +123,22 @@ class After(Trigger):
 
 
 def every(
-    steps: int | None = None,
+    steps: int | str | None = None,
     *,
     samples: int | None = None,
-    time: float | timedelta | None = None,
+    time: float | timedelta | str | None = None,
     steps_offset: int = 0,
+    **others: NoReturn,
 ) -> Trigger:
     """Fire at regular distances, on a grid that starts with the run: no drift, whenever it is asked.
 
     A question asked late is answered yes once, however many lines of the grid have gone by.
 
     Args:
-        steps: Steps between two times, >= 1.
+        steps: Steps between two times, >= 1; a text such as "10min" is a time.
         samples: Or samples, >= 1.
-        time: Or seconds, > 0, or a timedelta.
+        time: Or seconds, > 0, a timedelta, or a text such as "30s", "10min" or "2h".
+        **others: Refused.
         steps_offset: First step to fire at, >= 0; by default ``steps``.
 
     Raises:
@@ -145,20 +148,20 @@ def every(
     >>> [step for step in range(1, 50) if trigger(Elapsed(step, last_steps=step - 1))]
     [5, 25, 45]
     """
-    unit, interval = _one_of(least=1, steps=steps, samples=samples, time=time)
+    unit, interval = _one_of(least=1, steps=steps, samples=samples, time=time, **others)
     offset = whole_number("steps_offset", steps_offset, least=0)
     if offset and unit != "steps":
         raise ValueError(f"steps_offset must come with steps, got {offset!r} with {unit}; see after().")
     return Every(unit, interval, early(0.0, interval) if unit == "time" else offset)
 
 
-def at(*steps: int, samples: int | None = None, time: float | timedelta | None = None) -> Trigger:
+def at(*steps: int, samples: int | None = None, time: float | timedelta | str | None = None) -> Trigger:
     """Fire once at each of these points.
 
     Args:
         *steps: Steps, >= 1 each.
         samples: Or a number of samples, >= 1.
-        time: Or seconds, > 0, or a timedelta.
+        time: Or seconds, > 0, a timedelta, or a text such as "10min".
 
     Raises:
         ValueError: not exactly one kind of point, or one out of its range.
@@ -172,13 +175,15 @@ def at(*steps: int, samples: int | None = None, time: float | timedelta | None =
     return At(unit, (point,))
 
 
-def after(steps: int | None = None, *, samples: int | None = None, time: float | timedelta | None = None) -> After:
+def after(
+    steps: int | None = None, *, samples: int | None = None, time: float | timedelta | str | None = None
+) -> After:
     """Be true from a point on; ``after(n).every(m)`` fires at n, n + m, ...
 
     Args:
         steps: Finished steps, >= 0.
         samples: Or samples, >= 0.
-        time: Or seconds, >= 0, or a timedelta.
+        time: Or seconds, >= 0, a timedelta, or a text such as "10min".
 
     Raises:
         ValueError: not exactly one of the three, or out of its range.
@@ -192,21 +197,32 @@ def after(steps: int | None = None, *, samples: int | None = None, time: float |
 def _one_of(least: int, **given: Any) -> tuple[Unit, float]:
     """Check the one unit that was given, and return it with its value."""
     chosen: dict[Any, Any] = {unit: value for unit, value in given.items() if value is not None}
-    if len(chosen) != 1:
+    if len(chosen) != 1 or not chosen.keys() <= _BEFORE.keys():
         raise ValueError(
-            f"exactly one of steps, samples and time must be given, got {chosen or 'none'}; combine with & |."
+            f"exactly one of steps, samples and time must be given, got {chosen or 'none'}; a time is in seconds, or a "
+            'text: time=600, time="10min". Combine with & |.'
         )
     [(unit, value)] = chosen.items()
+    if unit == "steps" and seconds_of(value) is not None:
+        unit = "time"
     if unit == "time":
         return unit, seconds("time", value, zero_is_fine=least == 0)
     return unit, whole_number(unit, value, least=least)
 
 
+def seconds_of(text: Any) -> float | None:
+    """The seconds that a text such as "30s", "5min" or "2h" stands for; None if it is none."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", text) if isinstance(text, str) else None
+    return float(match[1]) * {"s": 1.0, "min": 60.0, "h": 3600.0}[match[2]] if match else None
+
+
 def seconds(name: str, value: Any, *, zero_is_fine: bool) -> float:
     """``value``, a number or a timedelta, in seconds; ValueError, naming the argument, unless finite and in range."""
-    number = value.total_seconds() if isinstance(value, timedelta) else value
+    number: Any = value.total_seconds() if isinstance(value, timedelta) else value
+    number = seconds_of(value) if isinstance(value, str) else number
     if not is_number(number) or not (0 <= number < math.inf):
         number = -1
     if number < 0 or (number == 0 and not zero_is_fine):
-        raise ValueError(f"{name} must be finite seconds {'>=' if zero_is_fine else '>'} 0, got {value!r}.")
+        hint = '; as a text write "30s", "10min" or "2h"' if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be finite seconds {'>=' if zero_is_fine else '>'} 0, got {value!r}{hint}.")
     return float(number)
