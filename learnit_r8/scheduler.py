@@ -62,6 +62,15 @@ OTHER_NAMES = {
 }
 """What to say of names that schedulers and trainers of other libraries have."""
 
+EPOCH_AS_STEP = (
+    "log(step={}) was called at step {}: it looks like the number of the epoch, where steps are counted, so no best "
+    "model is kept of it. Leave step= out: the current step is meant."
+)
+HASTY = (
+    "the run ends early ({}), and these values were logged at one step after the other: early_stopping counts values, "
+    "so log what is monitored once an epoch, after its batches, or allow for more of them."
+)
+
 LOOPS = "Write: for epoch in r8.epoch_iterator(): for batch, lr in r8.batch_iterator()."
 
 
@@ -792,10 +801,15 @@ class R8Scheduler:
         values = {name: _read_metric(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
         self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
-        reason = self.host.early_stop.note(values, at_step, self._state_of_best)
+        early_stop, length = self.host.early_stop, self.steps_per_epoch
+        if self.global_step - at_step >= length > 1 and abs(at_step - self.current_epoch) <= 1:
+            self.host.announcer.warn_once("epoch as step", EPOCH_AS_STEP.format(at_step, self.global_step))
+        reason = early_stop.note(values, at_step, self._state_of_best)
         if self.host.persistence.note(values, at_step, self.global_step):
             self.requests.save()
         if reason:
+            if early_stop.is_hasty and length > 1:
+                self.host.announcer.warn_once("hasty", HASTY.format(reason))
             self.stop(reason)
 
     @property

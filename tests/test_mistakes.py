@@ -560,3 +560,71 @@ def test_a_time_in_words_is_a_time_everywhere():
         every(minutes=10)
     with pytest.raises(ValueError, match=r"got '10 minutes'; as a text write"):
         every(time="10 minutes")
+
+
+@pytest.mark.parametrize("each_batch", [True, False])
+def test_values_logged_for_each_batch_are_said_when_they_end_the_run(each_batch):
+    model, adapter = attached(num_epochs=4, monitor="val_loss", early_stopping=2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in adapter.epochs():
+            for inputs, labels in adapter.loader():
+                adapter.step(adapter.cross_entropy(model(inputs), labels))
+                if each_batch:
+                    adapter.scheduler.log(val_loss=1.0)
+            if not each_batch:
+                adapter.scheduler.log(val_loss=1.0)
+    assert adapter.scheduler.phase == "finished early"
+    assert sum("one step after the other" in str(each.message) for each in said) == each_batch
+
+
+@pytest.mark.parametrize(("step", "times"), [(lambda epoch, r8: epoch, 1), (lambda epoch, r8: r8.global_step, 0)])
+def test_an_epoch_given_as_a_step_is_said_once(step, times):
+    r8 = R8Scheduler(40, batch_size=10, num_epochs=3)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        r8.log(val_loss=1.0, step=0)
+        for epoch in r8.epoch_iterator():
+            for _ in r8.batch_iterator():
+                r8.update_with_loss(1.0)
+            r8.log(val_loss=1.0, step=step(epoch, r8))
+    assert sum("number of the epoch" in str(each.message) for each in said) == times
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_curses": "no"}, "use_curses must be True or False, got 'no'"),
+        ({"sample_ids": ["a"] * 20}, "sample_ids must tell the samples apart, got 'a' for all 20"),
+        ({"guard": False}, "guard must be one of .*'finite'.*got False"),
+    ],
+)
+def test_settings_that_would_do_something_else_are_refused(settings, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        R8Scheduler(20, batch_size=10, num_epochs=1, **settings)
+
+
+def test_what_is_asked_of_a_table_in_other_words():
+    """`len` of suspects is how many there are, so that none are false; the hardest are asked for by a call."""
+    table = make().table
+    assert len(table.suspects()) == 0
+    assert not table.suspects()
+    with pytest.raises(TypeError, match=r"write hardest\(\)"):
+        list(table.hardest)
+
+
+def test_outputs_and_targets_given_to_loss_are_told_of_cross_entropy():
+    model, adapter = attached()
+    with pytest.raises(ValueError, match="num_workers must be a whole number >= 0, got '2', which is a str"):
+        adapter.loader(num_workers="2")
+    for inputs, labels in adapter.loader():
+        with pytest.raises(TypeError, match=r"adapter\.cross_entropy\(logits, targets\)"):
+            adapter.loss(model(inputs), labels)
+        adapter.step(adapter.cross_entropy(model(inputs), labels))
+
+
+def test_a_text_that_no_run_has_is_said(tmp_path, capsys):
+    R8Scheduler(20, batch_size=10, num_epochs=2, run_dir=tmp_path / "a", config={"lr": 0.1}).close()
+    assert main(["ls", str(tmp_path), "--find", "lr=0.1"]) == 0
+    assert main(["ls", str(tmp_path), "--find", "lr=0.3"]) != 0
+    assert "got 'lr=0.3', which none of the 1 in" in capsys.readouterr().err

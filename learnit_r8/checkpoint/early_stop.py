@@ -64,6 +64,7 @@ class EarlyStop:
     Attributes:
         reason: Why the run has ended early; None as long as it has not.
         best: The best model, where there are no checkpoints.
+        is_hasty: Whether the values that ended the run came step after step.
     """
 
     def __init__(self, rule: EarlyStopping | int | None, monitor: str | None, mode: str, announcer: Announcer) -> None:
@@ -89,7 +90,8 @@ class EarlyStop:
         self._patience = Patience(rule.patience, mode, rule.min_delta) if rule is not None else Patience(1, mode)
         self._logged: set[str] = set()
         self._is_checked = monitor is None
-        self._is_by_rule = False
+        self._is_by_rule = self.is_hasty = False
+        self._best_at: int | None = None
 
     def note(self, metrics: Mapping[str, float], step: int, get_state: Callable[[], Any] | None) -> str:
         """Take logged metrics; keep the model if they are the best.
@@ -107,6 +109,7 @@ class EarlyStop:
             return ""
         value = metrics[self._monitor]
         if self._patience.improves(value):
+            self._best_at = step
             if get_state is not None:
                 self.best.keep(get_state(), value, step)
             return ""
@@ -114,6 +117,7 @@ class EarlyStop:
             return ""
         self._is_by_rule = True
         waited, best = self._patience.waited, self._patience.best
+        self.is_hasty = self._best_at is not None and step - self._best_at <= waited
         better = "lower" if self._mode == "min" else "higher"
         since = "no finite value" if best is None else f"no value {better} than {best:.6g}"
         return f"{self._monitor}: {since} in {waited} {'values' if waited > 1 else 'value'}"

@@ -66,13 +66,18 @@ def chosen_runs(parent: Path, *, find: str | None, sort: str | None, top: int) -
     """The runs in a folder that a list shows, in its order: the newest first, or that with the best value of a metric.
 
     Raises:
-        UnreadableRun: there is none, or none has the metric.
+        UnreadableRun: there is none, or none has the text or the metric.
     """
     runs = runs_in(parent)
     if not runs:
         raise UnreadableRun(f"runs must be in {str(parent)!r}, got no run folder there.")
     if find:
-        runs = [run for run in runs if _mentions(run, find)]
+        runs, number_of_all = [run for run in runs if _mentions(run, find)], len(runs)
+        if not runs:
+            raise UnreadableRun(
+                f"--find must be a text in the name, notes, tags or config of a run, got {find!r}, which none of the "
+                f"{number_of_all} in {str(parent)!r} has."
+            )
     return (_sorted(runs, sort) if sort else runs)[:top]
 
 

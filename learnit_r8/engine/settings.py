@@ -148,6 +148,11 @@ class Settings:
     seed: int = field(metadata=_about("random_state", "random_seed", kept=NOTED))
     clock: Callable[[], float]
 
+    def __post_init__(self) -> None:
+        for name in ("use_curses", "auto_find_lr", "keep_witness", "handle_signals"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+
     def run_config(self) -> RunConfig:
         """What checkpoints hold of them."""
         kept = {each.name: each.metadata.get("kept") for each in fields(self)}

@@ -19,7 +19,10 @@ def as_guard(value: Any) -> Guard:
 
     Raises:
         ValueError: there is no guard of this name.
+        TypeError: it is a boolean or None: some guard there must be.
     """
+    if value is None or isinstance(value, bool):
+        raise TypeError(f"guard must be one of {tuple(_GUARDS)} or a guard, got {value!r}; 'finite' refuses least.")
     if not isinstance(value, str):
         return value  # type: ignore[no-any-return]
     check_choice("guard", value, tuple(_GUARDS), " or a guard")

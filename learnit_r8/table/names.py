@@ -14,11 +14,14 @@ def checked_ids(sample_ids: Any, num_samples: int) -> Any:
     """Check the names, and return them unchanged.
 
     Raises:
-        ValueError: they are not ``num_samples`` names.
+        ValueError: they are not ``num_samples`` names, or all the same.
     """
     if sample_ids is not None and (not hasattr(sample_ids, "__getitem__") or len(sample_ids) != num_samples):
         size = str(len(sample_ids)) if hasattr(sample_ids, "__len__") else repr(sample_ids)
         raise ValueError(f"sample_ids must have num_samples={num_samples} entries, got {size}.")
+    # The names beyond the first that differs are not looked at: there may be millions.
+    if sample_ids is not None and num_samples > 1 and all(str(one) == str(sample_ids[0]) for one in sample_ids):
+        raise ValueError(f"sample_ids must tell the samples apart, got {sample_ids[0]!r} for all {num_samples}.")
     return sample_ids
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import is_number, whole_number
+from .._validation import is_number, loop_method, whole_number
 from .figures import html_table, top_of
 from .label_noise import find_suspects, labels_of_all, rank
 from .labels.columns import Columns, spread
@@ -197,6 +197,7 @@ class SampleTable:
             raise ValueError(f"indices must be in [0, {self.num_samples}), got {indices!r}.")
         return samples_of(chosen, self.read(*FIELDS, where=chosen), self.storage.sample_ids)
 
+    @loop_method
     def hardest(self, k: int = 10) -> list[Sample]:
         """The ``k`` seen samples with the highest estimated loss, highest first."""
         k = whole_number("k", k, least=0)

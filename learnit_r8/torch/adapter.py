@@ -200,7 +200,7 @@ class Adapter:
     def loss(
         self,
         losses: torch.Tensor,
-        *,
+        *unnamed: NoReturn,
         mask: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         exact: bool = True,
@@ -233,6 +233,11 @@ class Adapter:
             ValueError: a shape that does not fit the batch. Nothing was changed.
             RuntimeError: it is not clear which batch it is; or the losses noted before were not used.
         """
+        if unnamed:
+            raise TypeError(
+                "loss() takes the losses alone, got something after them: adapter.cross_entropy(logits, targets) "
+                "computes and notes them; of another loss, give what it returns with reduction='none'."
+            )
         self._check_used()
         found = self._losses.find(ticket)
         count = self._count(found)

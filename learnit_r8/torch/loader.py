@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
 from .._adapters.prefetch import Prefetch
-from .._validation import check_release
+from .._validation import check_release, whole_number
 from ..sampling.random_generators import random_state, set_random_state
 from .flight.hand import Hand
 from .prepared import prepare
@@ -246,6 +246,7 @@ def make_loader(dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settin
     decided = sorted(set(DECIDED) & set(settings))
     if decided:
         raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
+    whole_number("num_workers", settings.get("num_workers", 0), least=0)
     collate, fetch_many = settings.get("collate_fn"), None
     if collate is None and type(dataset) is TensorDataset and all(map(_has_rows, dataset.tensors)):
         collate, fetch_many = _as_is, functools.partial(_take_rows, dataset.tensors)

@@ -24,6 +24,11 @@ def _nobody() -> NDArray[np.int64]:
 class _Columns:
     """Values of samples, an array for each field."""
 
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
     def __iter__(self) -> NoReturn:
         name = type(self).__name__
         raise TypeError(
