@@ -9,7 +9,7 @@ the plants are those of `cause_strange_plants.py`, by somebody who had not seen 
 of `cause_visitors.py`, which nothing was written beside.
 
     python benchmarks/causes.py [--strangers | --visitors] [--quick] [--without] [--only TEXT] [--held-out | --tuned]
-    python benchmarks/causes.py --large
+    python benchmarks/causes.py --large | --step
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from learnit_r8.flight.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
 from learnit_r8.torch.flight.examiner import Examiner
+from learnit_r8.torch.flight.hand import Hand
 
 QUICK = 6
 
@@ -198,6 +199,43 @@ def measure_large() -> None:
         print(f"{what}: a step {step:.2f} s (median of {len(usual)}), the search {search:.2f} s")
 
 
+def measure_step(repeats: int = 30, count: int = 3000) -> None:
+    """Print what the recorder adds to a step while all is well; the ways take turns."""
+    model, batch = torch.nn.Linear(4, 1), (torch.randn(4, 4),)
+    watched, hand, other = copy.deepcopy(model), Hand(keeps_generators=False), Hand(keeps_generators=False)
+    other.watch(watched)
+
+    def alone() -> None:
+        model(batch[0])
+
+    def with_run_batch() -> None:
+        hand.hold(batch)
+        model(batch[0])
+        hand.reported = hand.take(None)  # type: ignore[arg-type]
+
+    def without() -> None:
+        other.hold(batch)
+        watched(batch[0])
+        other.reported = other.take(None)  # type: ignore[arg-type]
+
+    taken: dict[str, list[float]] = {each.__name__: [] for each in (alone, with_run_batch, without)}
+    for _ in range(repeats):
+        for step in (alone, with_run_batch, without):
+            began = time.thread_time()
+            for _ in range(count):
+                step()
+            taken[step.__name__].append((time.thread_time() - began) / count * 1e6)
+    for name in ("with_run_batch", "without"):
+        more = sorted(one - two for one, two in zip(taken[name], taken["alone"], strict=True))
+        middle, low, high = (more[len(more) * place // 4] for place in (2, 1, 3))
+        print(f"a step, {name}: {middle:.2f} us of CPU time more ({low:.2f} to {high:.2f}, half of {repeats} turns)")
+    assert hand.reported is not None
+    assert hand.reported.batch is batch
+    assert other.reported is not None
+    assert (other.reported.inputs or [[None]])[0][0] is batch[0]
+    print("copies: none, what is held is what was given")
+
+
 def main() -> None:
     """Run the plants, and print what was told."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -207,11 +245,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="plants with this text in their name")
     parser.add_argument("--visitors", action="store_true", help="the plants of `cause_visitors.py`")
     parser.add_argument("--large", action="store_true", help="only the time that a hundred million parameters take")
+    parser.add_argument("--step", action="store_true", help="only what a step takes more while all is well")
     half = parser.add_mutually_exclusive_group()
     half.add_argument("--held-out", action="store_true", help="only those that nothing was tuned on")
     half.add_argument("--tuned", action="store_true", help="only the others")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.step:
+        measure_step()
+        return
     if options.large:
         measure_large()
         return

@@ -9,7 +9,8 @@ exchanged; needs LEARNIT_R8_DATA). Asked at the end of one training. cleanlab ge
 5-fold cross-validation of the same network, 5 / 4 of the epochs each: five times the visits. Its functions:
 `find_multilabel_issues_per_class`, `find_label_issues` of tokens and of segmentation; for numbers, where it names
 nobody, the order of `get_label_quality_scores`. Bounds are those of 90 % on one side, with samples as the units, as
-errors in one mask are not independent. The rules were chosen with seeds 100 to 105; those are never run here.
+errors in one mask are not independent. The rules were chosen with seeds 100 to 105; those are never run here, nor is
+400, whose masks were looked at when pixels that are wrong together were made to count as fewer.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.torch.predictions import predictions_of
 
 PRECISIONS = (0.5, 0.7, 0.9)
-SEEDS = {"several labels": 5, "tokens": 10, "masks": 3, "regression": 5}
-"""Number of seeds, from 300 on."""
+SEEDS = (401, 402, 403)
 
 FOLDS, ONE_SIDED = 5, 1.2816
 Bools = NDArray[np.bool_]
@@ -219,7 +219,7 @@ def main() -> None:
         if name == "regression" and not (DATA / "california_housing.csv").is_file():
             print(f"regression is left out: no california_housing.csv in {DATA}; LEARNIT_R8_DATA says where it is.")
             continue
-        for seed in given.seeds or ([300] if given.quick else range(300, 300 + SEEDS[name])):
+        for seed in given.seeds or (SEEDS[:1] if given.quick else SEEDS):
             for is_clean in (False, True):
                 if (name, seed, is_clean) not in done:
                     runs.append(measured(name, seed, is_clean=is_clean, with_rival=not given.quick))

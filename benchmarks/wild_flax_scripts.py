@@ -180,12 +180,12 @@ class lm1b(Script):
     """A transformer with a warm-up and a cosine in its chain, clipped; the step keeps the buffers of the state."""
 
     by_train_loop = True
-    epochs = 8
+    epochs = 4
 
     def fresh(self):
         model = Decoder()
         params = model.init(jax.random.key(self.seed), jnp.zeros((1, 24), int), True)["params"]
-        rates = optax.warmup_cosine_decay_schedule(0.0, 0.01, 8, 160)
+        rates = optax.warmup_cosine_decay_schedule(0.0, 0.01, 8, 80)
         tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rates))
         return TrainState.create(apply_fn=model.apply, params=params, tx=tx, key=jax.random.key(7))
 

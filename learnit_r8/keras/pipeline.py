@@ -98,7 +98,7 @@ def refuse_weights(r8: R8Scheduler) -> None:
 
 def has_stage(dataset: Any, name: str) -> bool:
     """Whether a ``tf.data.Dataset`` has a stage of a kind, such as "Shuffle" or "Cache"."""
-    inputs: Any = getattr(dataset, "_inputs", tuple)()
+    inputs: tuple[Any, ...] = getattr(dataset, "_inputs", tuple)()
     return name in type(dataset).__name__ or any(has_stage(each, name) for each in inputs)
 
 

@@ -22,11 +22,6 @@ NO_LOSS = (
     "{!r}."
 )
 
-NOT_SHARED = (
-    "a Trainer with loaders of its own must run in one process, got {}; let R8Scheduler draw the batches, with an "
-    "R8Loader, or train in a loop of your own with learnit_r8.torch.attach()."
-)
-
 
 class OwnBatches:
     """What `R8Callback` does where it has no loader.
@@ -70,12 +65,7 @@ class OwnBatches:
             module: The module.
             saved: What `whole_state` returned, to go on from; or nothing.
             **settings: For `learnit_r8.torch.attach`.
-
-        Raises:
-            ValueError: there are several processes.
         """
-        if trainer.world_size > 1:
-            raise ValueError(NOT_SHARED.format(trainer.world_size))
         if not self._has_budget:
             settings |= _budget_of(trainer)
         adapter = self.adapter = attach_loader(module, trainer.optimizers[0], None, **settings)

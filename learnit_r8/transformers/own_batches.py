@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 
-NOT_SHARED = (
-    "a Trainer with batches of its own must run in one process, got {}; let R8Scheduler draw them, or train in a loop "
-    "of your own with learnit_r8.torch.attach()."
-)
-
-
 class OwnBatches:
     """Watches the batches of a Trainer; `R8Callback` tells it of steps and epochs.
 
@@ -31,17 +25,12 @@ class OwnBatches:
         settings: For `learnit_r8.torch.attach`.
         num_updates: Steps of the optimizer, as the Trainer has counted them.
 
-    Raises:
-        ValueError: there are several processes.
-
     Attributes:
         adapter: What heals the model.
     """
 
     def __init__(self, trainer: Any, settings: Mapping[str, Any], num_updates: int) -> None:
         args, given = trainer.args, dict(settings)
-        if args.world_size > 1:
-            raise ValueError(NOT_SHARED.format(args.world_size))
         self._has_budget = has_budget(given)
         if not self._has_budget:
             given |= _budget_of(args, num_updates)
@@ -88,7 +77,8 @@ class OwnBatches:
             try:
                 found = own(model, inputs, return_outputs, **more)
             except Exception as error:
-                if not forward.explains(error):
+                # Other processes wait for the gradients of this one.
+                if self.adapter.num_ranks > 1 or not forward.explains(error):
                     raise
                 self._noted = torch.tensor(float("nan"))
                 weights = next(model.parameters())

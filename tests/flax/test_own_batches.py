@@ -229,6 +229,21 @@ def test_the_rate_of_inject_hyperparams_is_lowered_for_a_step():
     assert r8flax.state.lr_of(fresh(SCHEDULE)) is None
 
 
+def test_a_schedule_in_the_chain_is_told_not_to_be_lowered():
+    """It is compiled into the step: the state is handed out as it is, with one warning, in place of a lower rate."""
+    r8 = R8Scheduler(scheduler_mode="keep", num_steps=4)
+    r8.controller.load_state_dict({"ceiling": 0.01, "factor": 0.5, "tries": 2})
+    factor = r8.lr_factor
+    managed = r8flax.ManagedState(r8, fresh(SCHEDULE))
+
+    assert factor < 1
+    with pytest.warns(RuntimeWarning, match="compiled into the step: recovery cannot lower it there"):
+        assert managed.for_step() is managed.state
+    assert managed.for_step() is managed.state
+    other = r8flax.ManagedState(r8, fresh(NUMBER))
+    assert r8flax.state.lr_of(other.for_step()) == pytest.approx(0.02 * factor)
+
+
 def test_what_cannot_be_is_refused(tmp_path):
     """train_loop's own resume beside such a scheduler, and no number of epochs."""
     with pytest.raises(ValueError, match="resume must be False with a scheduler of your own batches"):

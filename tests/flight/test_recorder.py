@@ -92,12 +92,14 @@ def test_a_run_that_gives_up_leaves_a_record(tmp_path):
     assert sum(each["kind"] == "Probed" for each in record["timeline"]) > 300
 
 
-def test_records_are_bounded(tmp_path, monkeypatch):
+@pytest.mark.parametrize("bound", ["number", "bytes"])
+def test_records_are_bounded(tmp_path, monkeypatch, bound):
     """The oldest go first, and the first of the run stays."""
-    monkeypatch.setattr(recorder_module, "MOST_RECORDS", 3)
-    recorder = FlightRecorder("names", tmp_path, "run")
+    # A record of this batch takes some 80,000 bytes.
+    monkeypatch.setattr(recorder_module, *{"number": ("MOST_RECORDS", 3), "bytes": ("MOST_BYTES", 300_000)}[bound])
+    recorder = FlightRecorder("batch", tmp_path, "run")
     for step in range(6):
-        recorder.note(step, 1.0, facts={"step": step}, finding=None, cause="", parts={})
+        recorder.note(step, 1.0, facts={"step": step}, finding=None, cause="", parts={"batch": np.zeros(10_000)})
         recorder(events.IncidentEnded(step, 1.0, "well"))
         recorder.close()
 

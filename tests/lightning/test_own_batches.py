@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from learnit_r8 import events
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.testing import record_events
-from tests.lightning.common import DATA, QUIET, Digits, fit
+from tests.lightning.common import DATA, QUIET, Checkpoints, Digits, fit
 
 # Lightning's own, of how it looks at several loaders.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -173,6 +173,23 @@ def test_averaged_weights_are_healed_too(with_loader):
     assert all(each.isfinite().all() for each in module.state_dict().values())
 
 
+def test_averaged_weights_are_resumed(tmp_path):
+    """A run that was killed in mid-epoch ends with the same averages as one that was not."""
+
+    def averages(folder, ckpt_path=None):
+        loader = R8Loader(DATA, batch_size=32, scheduler_mode="keep")
+        module = built(Plain)
+        module.loaders = lambda: loader
+        train(module, callbacks=[R8Callback(loader), EMAWeightAveraging(decay=0.9), Checkpoints(folder, (20,))],
+              ckpt_path=ckpt_path)  # fmt: skip
+        return list(module.state_dict().values())
+
+    (tmp_path / "again").mkdir()
+    whole = averages(tmp_path)
+
+    assert equal(whole, averages(tmp_path / "again", tmp_path / "20.ckpt"))
+
+
 @pytest.mark.parametrize("nan_at", [None, 33])
 def test_stochastic_weight_averaging(nan_at):
     """Its rates, its copy and its count are kept with loaders and rates of the user's own, and healed."""
@@ -270,7 +287,8 @@ def test_lightning_cli(tmp_path, monkeypatch):
     assert cli.datamodule.loader.scheduler.global_step == cli.trainer.global_step == 26
 
 
-def test_parameters_that_are_unfrozen_are_healed():
+@pytest.mark.parametrize("with_loader", [False, True])
+def test_parameters_that_are_unfrozen_are_healed(with_loader):
     """A NaN in the step after a group was added goes back to a state with that group."""
 
     class Unfrozen(Plain):
@@ -285,9 +303,13 @@ def test_parameters_that_are_unfrozen_are_healed():
             if self.num_steps == 15:
                 self.net[0].weight.data[0, 0] = float("nan")
 
-    module, callback = built(Unfrozen), R8Callback(backup_every=100)
+    module = built(Unfrozen)
+    loader = R8Loader(DATA, batch_size=32, backup_every=100) if with_loader else None
+    callback = R8Callback(loader) if with_loader else R8Callback(backup_every=100)
+    module.loaders = lambda: loader or DataLoader(DATA, 32)
     train(module, callbacks=[callback])
 
+    assert len(module.optimizers().param_groups) == 2
     assert all(each.isfinite().all() for each in module.state_dict().values())
     assert callback.scheduler.sentry.num_refused >= 1
 
@@ -346,14 +368,6 @@ def test_refuses_modes_in_which_a_step_has_no_batch(mode):
 
     with pytest.raises(ValueError, match=f"got CombinedLoader.*{mode}"):
         trainer.fit(Digits(), CombinedLoader({"a": loader, "b": DataLoader(DATA, 16)}, mode))
-
-
-def test_several_processes_are_refused(monkeypatch):
-    """Verdicts on loaders of one's own are not shared among processes of Lightning, which is said before training."""
-    monkeypatch.setattr(lightning.Trainer, "world_size", 2)
-
-    with pytest.raises(ValueError, match="must run in one process, got 2"):
-        train(built(Plain), callbacks=[R8Callback()])
 
 
 def test_the_place_of_an_incident_is_found_by_running_the_step_again():

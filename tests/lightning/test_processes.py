@@ -86,3 +86,38 @@ def test_other_number_of_processes(tmp_path):
     assert len(whole) == 39
     assert alone == whole[10:]
     assert four == whole[25:]
+
+
+OWN_BATCHES = """
+import hashlib, json, os, sys, warnings
+warnings.simplefilter("ignore")
+from lightning.pytorch.callbacks import ModelCheckpoint
+from learnit_r8.lightning import R8Callback
+from tests.lightning.test_own_batches import Plain, built, train
+folder, rank = sys.argv[1], os.environ["RANK"]
+
+def run(with_r8=True, nan_at=None, keeps=False, **more):
+    r8 = [R8Callback(backup_every=6)] if with_r8 else []
+    kept = [ModelCheckpoint(folder, save_last=True)] if keeps else []
+    module = built(Plain, nan_at=nan_at)
+    train(module, callbacks=r8 + kept, devices=2, strategy="ddp", enable_checkpointing=keeps, **more)
+    weights = b"".join(each.detach().numpy().tobytes() for each in module.parameters())
+    is_finite = all(bool(each.isfinite().all()) for each in module.parameters())
+    return hashlib.sha256(weights).hexdigest(), is_finite, [each.scheduler.sentry.num_refused for each in r8]
+
+run(max_epochs=2, keeps=True)
+done = {"plain": run(False), "whole": run(), "resumed": run(ckpt_path=f"{folder}/last.ckpt")}
+done["healed"] = run(nan_at=12 if rank == "1" else None)
+open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
+"""
+
+
+@pytest.mark.program
+def test_two_processes_with_a_loader_of_their_own(tmp_path):
+    """To the bit what Lightning does alone, resumed from its checkpoint, and a NaN in the weights of one is healed."""
+    first, second = run_on_two_ranks(OWN_BATCHES, tmp_path)
+
+    assert first == second
+    assert first["whole"][0] == first["resumed"][0] == first["plain"][0] != first["healed"][0]
+    assert first["whole"][2] == [0]
+    assert first["healed"][1]

@@ -12,10 +12,13 @@ pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
+import torch
 from accelerate import skip_first_batches
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch.nn.functional import cross_entropy
 
-from tests.torch.accelerate_common import STEPS, Training
+from learnit_r8.torch import attach
+from tests.torch.accelerate_common import DATA, STEPS, Training
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,6 +151,21 @@ def test_heals(accumulate, bad):
 def test_prepared_after_attach():
     """Model and optimizer may be prepared after they were attached: the same training comes of it."""
     assert Training(prepare_first=False).run().digest() == Training().run().digest()
+
+
+def test_a_warm_up_that_begins_at_zero():
+    """A rate of zero at the start is no mistake where the rates are the user's own."""
+    model = torch.nn.Linear(64, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 5, 1))
+    adapter = attach(model, optimizer, DATA, batch_size=32, num_epochs=1, scheduler_mode="keep")
+    seen = []
+    for x, y in adapter.loader():
+        seen.append(optimizer.param_groups[0]["lr"])
+        adapter.step(adapter.loss(cross_entropy(model(x), y, reduction="none")))
+        rates.step()
+
+    assert seen[:6] == pytest.approx([0, 0.02, 0.04, 0.06, 0.08, 0.1])
 
 
 def test_skipped_batches_are_refused():

@@ -16,7 +16,6 @@ from learnit_r8.flight.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import load_incident
 from learnit_r8.transformers import R8Mixin
-from learnit_r8.transformers.own_batches import OwnBatches
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments
 from tests.transformers.test_transformers import GROUPED
 
@@ -173,14 +172,6 @@ def test_batches_must_be_a_truth_value(tmp_path, value):
     """A value that is neither is refused."""
     with pytest.raises(TypeError, match="batches in r8 must be True or False"):
         R8Trainer(model=Model(), args=arguments(tmp_path), train_dataset=Digits(), r8={"batches": value})
-
-
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    """Verdicts on a Trainer's own batches are not shared, which is said before training."""
-    monkeypatch.setattr(type(arguments(tmp_path)), "world_size", 2)
-
-    with pytest.raises(ValueError, match="must run in one process, got 2"):
-        OwnBatches(R8Trainer(model=Model(), args=arguments(tmp_path), train_dataset=Digits()), {}, 1)
 
 
 @pytest.mark.parametrize("batches", [False, True])

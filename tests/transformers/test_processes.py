@@ -37,3 +37,50 @@ def test_two_processes(tmp_path):
     assert first["resumed"] == first["whole"]
     assert first["uses"] == [3]
     assert first["healed"][1:] == [1, 39]
+
+
+OWN_BATCHES = """
+import hashlib, json, os, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+from transformers import Trainer
+from tests.transformers.common import Digits, Model, R8Trainer, arguments
+folder, rank = sys.argv[1], os.environ["RANK"]
+
+class Hurt(Model):
+    nan_at = num_steps = 0
+
+    def forward(self, images, labels):
+        self.num_steps += self.training
+        if self.num_steps == self.nan_at:
+            next(self.parameters()).data.view(-1)[0] = float("nan")
+        return super().forward(images, labels)
+
+def run(with_r8=True, nan_at=None, resume=None, **more):
+    torch.manual_seed(0)
+    model = Hurt()
+    model.nan_at = nan_at
+    given = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 2, "ddp_backend": "gloo", **more}
+    parts = {"model": model, "args": arguments(folder, **given), "train_dataset": Digits()}
+    trainer = R8Trainer(**parts, r8={"batches": False, "backup_every": 6}) if with_r8 else Trainer(**parts)
+    trainer.train(resume_from_checkpoint=resume)
+    weights = b"".join(each.detach().numpy().tobytes() for each in model.parameters())
+    is_finite = all(bool(each.isfinite().all()) for each in model.parameters())
+    return hashlib.sha256(weights).hexdigest(), is_finite, trainer.r8.scheduler.sentry.num_refused if with_r8 else 0
+
+done = {"plain": run(False), "whole": run(save_strategy="steps", save_steps=9)}
+done["resumed"] = run(resume=f"{folder}/checkpoint-9")
+done["healed"] = run(nan_at=21 if rank == "1" else None)
+open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
+"""
+
+
+@pytest.mark.program
+def test_two_processes_with_batches_of_the_trainers_own(tmp_path):
+    """To the bit what the Trainer does alone, resumed from its checkpoint; a NaN in the weights of one is healed."""
+    first, second = run_on_two_ranks(OWN_BATCHES, tmp_path)
+
+    assert first == second
+    assert first["whole"][0] == first["resumed"][0] == first["plain"][0] != first["healed"][0]
+    assert first["whole"][2] == 0
+    assert first["healed"][1]

@@ -211,10 +211,10 @@ class Feed:
                     try:
                         item = self._next(batches)
                     except StopIteration:
-                        self._meet(None)
+                        self.meet(None)
                         self._end_pass()
                         return
-                    size = self._meet(measure.of(item))
+                    size = self.meet(measure.of(item))
                     if size is None:
                         self._end_pass()
                         return
@@ -295,7 +295,7 @@ class Feed:
         finally:
             emitter.data_seconds += time.perf_counter() - began
 
-    def _meet(self, size: Size | None) -> Size | None:
+    def meet(self, size: Size | None) -> Size | None:
         """Agree on the size of the batch of all ranks together; None if the stream of one of them has ended.
 
         Args:

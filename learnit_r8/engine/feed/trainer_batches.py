@@ -92,7 +92,8 @@ class TrainerBatches:
             feed.trainer.settle()
             run._draw_nothing()
             return False
-        size = Size() if item is None else self._measure.of(item)
+        # Trainers deal out as many batches to each rank.
+        size = feed.meet(Size() if item is None else self._measure.of(item)) or Size()
         feed.open = feed.take(item, size, is_of_loader=False)
         run.controller.note_start()
         return True

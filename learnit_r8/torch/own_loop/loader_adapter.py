@@ -62,6 +62,7 @@ class LoaderAdapter:
         state: As given.
         rates: As given.
         optimizer: The first of the optimizers.
+        num_ranks: Processes that train together.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class LoaderAdapter:
         hand: Hand,
     ) -> None:
         self.scheduler, self.state, self.rates, self.optimizer = scheduler, state, rates, optimizers[0]
+        self.num_ranks = sharing.size
         self._model, self._loader, self._optimizers, self._stepper = model, loader, optimizers, stepper
         feed = scheduler.host.feed
         assert feed is not None
@@ -312,7 +314,8 @@ class LoaderAdapter:
         """A ``with`` block around the training on a batch, in which a loss function may raise because of a NaN.
 
         An exception before the loss is reported counts as a refused loss if the inputs or outputs of the model within
-        the block are not finite; the block ends there, and `outcome` is false. Any other one is raised.
+        the block are not finite; the block ends there, and `outcome` is false. Any other one is raised, and on several
+        processes every one.
 
         Raises:
             TrainingDiverged: losses stay refused after everything was tried.
@@ -322,7 +325,8 @@ class LoaderAdapter:
             try:
                 yield
             except Exception as error:
-                if self.scheduler.global_step != before or not forward.explains(error):
+                # Other processes wait for the gradients of this one.
+                if self.num_ranks > 1 or self.scheduler.global_step != before or not forward.explains(error):
                     raise
                 self.refuse()
 

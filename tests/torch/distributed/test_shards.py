@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tests.shard_jobs as jobs
+from learnit_r8.flight.record import numbers_in, read_record
 
 pytestmark = pytest.mark.program
 
@@ -18,6 +19,18 @@ def test_a_sharded_model_heals_like_a_whole_one(pair, kind, every):
 
     assert sharded == whole
     assert [each["refused"] for each in sharded] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_sharded_model_values_alone_are_looked_at(pair, tmp_path, kind):
+    """A forward pass there is one of all ranks: nothing is run again, no rank waits, and the record says so."""
+    one, other = pair.run(jobs.sharded_run, kind, "mixed", {"nan_at": 37, "every": 1, "run_dir": str(tmp_path)})
+    assert one["refused"] == other["refused"] == 1
+
+    [finding] = [read_record(tmp_path / "incidents" / str(number))["finding"] for number in numbers_in(tmp_path)]
+    assert (finding["kind"], finding["num_runs"]) == ("unknown", 0)
+    assert finding["text"] == "input, weights and the optimizer's state are finite"
+    assert finding["missing"].startswith("nothing is run again where a forward pass is one of all processes")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -110,6 +110,16 @@ def test_a_replayed_loss_is_the_same_to_the_bit(tmp_path, settings):
     assert repr(incident).count(f"step {step + 1}: ") == 1
 
 
+def test_without_run_batch_the_record_says_what_is_missing(tmp_path, capsys):
+    """In one line; the forward pass has been looked at."""
+    train(tmp_path, value=float("nan"), run_batch=None)
+
+    assert main(["incidents", str(tmp_path), "1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "whose input holds NaN at [0]" in shown[0]
+    assert shown[1].startswith("  not looked at: without run_batch= only the forward pass can be run again")
+
+
 def test_without_data_nothing_of_the_batch_is_written(tmp_path, capsys):
     """Names only by default; one file to send, with the data only if that is asked for."""
     train(tmp_path / "a", value=float("nan"))
