@@ -93,16 +93,16 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         keeps_rates = self._prefetch.r8.keeps_rates
         _check_model(model, keeps_rates=keeps_rates)
         host = self._prefetch.r8.host
-        if self._state is None or not self._state.is_of(model, model.optimizer):
-            if self._state is not None:
-                # Compiled again: what was kept is of another optimizer.
-                host.persistence.backup.clear()
+        # Compiled again: what was kept is of another optimizer.
+        is_other = self._state is not None and not self._state.is_of(model, model.optimizer)
+        if self._state is None or is_other:
             self._state = ModelState(model, keeps_rates=keeps_rates)
         state = self._state
         examiner = Examiner(model, state, lambda: self.dataset.rows_of(self._indices))
         host.adopt(
             Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect),
             backup_every=self._backup_every,
+            is_other=is_other,
         )
 
     def set_model(self, model: Any) -> None:

@@ -117,7 +117,7 @@ class ModelState:
                 # It was built by a step since, and begins with zeros.
                 arrays += [np.zeros(shape) for shape in shapes[1:]]
             given = [array.shape for array in arrays]
-            if shapes != given and len(shapes) == 1 < len(given):
+            if len(self._optimizers) > 1 and shapes != given and len(shapes) == 1 < len(given):
                 raise ValueError(f"the {kind} must be built before a saved run goes on; call its build(variables).")
             if shapes != given:
                 raise ValueError(f"the saved {kind} must have variables of shapes {shapes}, got {given}.")
