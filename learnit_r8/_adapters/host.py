@@ -62,6 +62,7 @@ class Host(Protocol):
         clone: Callable[[Any], Any] | None = None,
         copy_into: Callable[[Any, Any], Any] | None = None,
         witness_size: int = 1,
+        is_other: bool = False,
     ) -> None:
         """Use an adapter's callbacks where the user gave none."""
 

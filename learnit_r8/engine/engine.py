@@ -307,7 +307,7 @@ class Engine:
 
     def _do_what_is_due(self, *, closing: bool) -> None:
         persistence, pace, controller = self.persistence, self.pace, self.controller
-        if not closing and refusal.look_last(self):
+        if refusal.look_last(self, may_probe=not closing) and not closing:
             return
         if controller.is_open:
             if not closing:

@@ -144,13 +144,13 @@ def look_back(run: Engine) -> None:
         run.controller.look_back(step=run.pace.step, lr=scheduled)
 
 
-def look_last(run: Engine) -> bool:
-    """Whether a probe is to be drawn before the run ends, as its last losses were unusual."""
+def look_last(run: Engine, *, may_probe: bool) -> bool:
+    """Whether a probe is to be drawn before the run ends; see `RecoveryController.looks_last`."""
     if not run.pace.is_finished or run.pace.num_out or not run.controller.may_look_last:
         return False
     scheduled = run.scheduled_lr(1.0)
     with run.turns.take("draw", run.pace.step, is_changing=True):
-        return run.controller.looks_last(step=run.pace.step, lr=scheduled)
+        return run.controller.looks_last(step=run.pace.step, lr=scheduled, may_probe=may_probe)
 
 
 def _most_steady(run: Engine, epoch: int) -> int:

@@ -49,8 +49,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     Args:
         dataset: What ``fit`` trains on; or a scheduler that draws no batches.
         model: The model, built and compiled, to attach before ``fit``: then `R8Scheduler.load_checkpoint` restores it.
-        backup_every: When to copy the model to RAM: steps, a time such as "5min", or a trigger; by default every 30 s
-            and every epoch.
+        backup_every: When to copy the model to RAM: steps, a time such as "5min", or a trigger; by default four
+            times an epoch (at least 10 steps apart) and every 30 s.
 
     Raises:
         TypeError: ``dataset`` is not an R8Dataset.
@@ -93,16 +93,16 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         keeps_rates = self._prefetch.r8.keeps_rates
         _check_model(model, keeps_rates=keeps_rates)
         host = self._prefetch.r8.host
-        if self._state is None or not self._state.is_of(model, model.optimizer):
-            if self._state is not None:
-                # Compiled again: what was kept is of another optimizer.
-                host.persistence.backup.clear()
+        # Compiled again: what was kept is of another optimizer.
+        is_other = self._state is not None and not self._state.is_of(model, model.optimizer)
+        if self._state is None or is_other:
             self._state = ModelState(model, keeps_rates=keeps_rates)
         state = self._state
         examiner = Examiner(model, state, lambda: self.dataset.rows_of(self._indices))
         host.adopt(
             Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect),
             backup_every=self._backup_every,
+            is_other=is_other,
         )
 
     def set_model(self, model: Any) -> None:

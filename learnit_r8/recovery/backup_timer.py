@@ -171,6 +171,10 @@ class BackupTimer:
         """Count the damage of `note_lasting` from 0 again."""
         self._num_lasting.clear()
 
+    def damage_now(self, get: Callable[[], Any] | None) -> str:
+        """The name of a damaged array of the live model on any rank, "" if there is none or that cannot be checked."""
+        return self._agreement.agree(self.damage_of(get))
+
     def damage_of(self, get: Callable[[], Any] | None, *, unknown: str = "") -> str:
         """The name of a damaged array of the live model, "" if there is none; ``unknown`` if that cannot be checked."""
         if get is None:

@@ -415,8 +415,16 @@ class RecoveryController:
         """Whether `looks_last` was not asked yet, or its experiment is under way."""
         return not self._has_ended or self.experiment.is_open
 
-    def looks_last(self, *, step: int, lr: float) -> bool:
-        """Start an experiment before the run ends, if its last losses were unusual; returns whether one is open.
+    def looks_last(self, *, step: int, lr: float, may_probe: bool) -> bool:
+        """Start an experiment before the run ends, if its last losses were unusual or the weights are not finite.
+
+        Args:
+            step: Steps reported.
+            lr: The scheduled learning rate.
+            may_probe: Whether a batch can still be drawn.
+
+        Returns:
+            Whether one is open.
 
         Raises:
             RestoreError: the load callback raised for every state there is.
@@ -424,8 +432,17 @@ class RecoveryController:
         if self._has_ended or self.experiment.is_open:
             return self.experiment.is_open
         self._has_ended = True
+        timer = self._persistence.backup_timer
+        damage = timer.damage_now(self._persistence.callbacks.state) if self._live.can_restore else ""
+        if damage:
+            # No later loss would show what the last update has done.
+            self.damaged(damage, step=step, lr=lr)
+            return self.experiment.is_open
         recent = list(self.lineage.progress.recent)
-        usual, can_test = recent[:-2], self._tests_progress and self._live.can_restore and self.experiment.can_probe
+        usual, can_test = (
+            recent[:-2],
+            may_probe and self._tests_progress and self._live.can_restore and self.experiment.can_probe,
+        )
         if len(usual) < LOOK_EVERY or not can_test:
             return False
         limit = float(np.median(usual)) + 6 * spread_of(usual)

@@ -143,14 +143,10 @@ class Persistence:
         return None if self.saver is None else self.saver.store
 
     def adopt(
-        self,
-        callbacks: Callbacks,
-        *,
-        backup_every: int | str | Condition | None = None,
-        clone: Callable[[Any], Any] | None = None,
-        copy_into: Callable[[Any, Any], Any] | None = None,
-        witness_size: int = 1,
-    ) -> None:
+        self, callbacks: Callbacks, *, backup_every: int | str | Condition | None = None,
+        clone: Callable[[Any], Any] | None = None, copy_into: Callable[[Any, Any], Any] | None = None,
+        witness_size: int = 1, is_other: bool = False,
+    ) -> None:  # fmt: skip
         """Use an adapter's callbacks where the user gave none; they replace those of an earlier adapter.
 
         Args:
@@ -159,6 +155,7 @@ class Persistence:
             clone: Copies model states from now on, see `RamBackup`; None changes nothing.
             copy_into: Copies model states into a buffer, see `RamBackup`; only used with ``clone``.
             witness_size: Batches whose gradients make one update.
+            is_other: Whether the model or its optimizer is another one than before, so that its backups are dropped.
 
         Raises:
             ValueError: an interval cannot be read.
@@ -177,6 +174,8 @@ class Persistence:
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
         self.backup.witness_size = witness_size
+        if is_other:
+            self.backup.clear()
         self.wake()
         self.model_loader.hand_over_pending(self.callbacks.load)
 
