@@ -36,6 +36,12 @@ def train(folder, name, *, num_epochs=6, bad=()):
     r8.close()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _sdk():
+    """Loaded before a test captures what is printed: it keeps the stream for errors of when it was loaded."""
+    pytest.importorskip("mcp")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
@@ -47,7 +53,8 @@ def runs(tmp_path_factory):
 def talk(folder, conversation, *options):
     """Hold a conversation with a server in a process of its own."""
     # Here, as the two workers of the tests would both take a second for it.
-    mcp = pytest.importorskip("mcp")
+    import mcp
+
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     server = mcp.StdioServerParameters(
         command=sys.executable, args=["-m", "learnit_r8", "mcp", str(folder), *options], env=environment

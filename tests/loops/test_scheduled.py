@@ -99,7 +99,8 @@ def test_faults_after_a_resume_heal(tmp_path):
         with scheduler(checkpoint_dir=folder, initial_lr=0.03) as first:
             torch_run(faults, first, stop=320)
         r8 = scheduler(checkpoint_dir=folder, initial_lr=0.03, resume="auto")
-        assert r8.global_step == 320
+        # A batch of the first steps may have come again, which took no step.
+        assert 310 < r8.global_step == first.global_step <= 320
         return torch_run(faults, r8)
 
     assert_healed(run)

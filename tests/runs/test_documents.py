@@ -50,6 +50,8 @@ EXAMPLES = {
 def run(arguments, folder):
     """The output of a program that runs in an empty folder, with the package on its path."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    # That of the tests would keep an example from setting the number of its devices.
+    environment.pop("XLA_FLAGS", None)
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300
     )
