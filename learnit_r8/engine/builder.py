@@ -153,7 +153,7 @@ def build_components(given: Settings) -> Components:
         search=LrSearch(test, plan=plan, persistence=persistence, announcer=announcer),
         early_stop=early_stop,
         name=given.name or "",
-        settings=replace(given, guard=guard, mode=given.monitor and mode).texts(),
+        settings=replace(given, guard=guard, mode=mode if given.monitor else None).texts(),
         handle_signals=given.handle_signals,
         cool_down_on=_checked_signal(given),
         feed=_build_feed(given),
