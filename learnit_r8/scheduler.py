@@ -54,7 +54,13 @@ T = TypeVar("T")
 
 OTHER_NAMES = {
     "step": "Report each batch with update_with_loss(losses), which moves batches and rate on.",
+    "update": "Report each batch with update_with_loss(losses), which moves batches and rate on.",
     "get_last_lr": "The rate is r8.lr.",
+    "get_lr": "The rate is r8.lr.",
+    "learning_rate": "The rate is r8.lr.",
+    "epoch": "It is r8.current_epoch.",
+    "suspects": "It is r8.table.suspects().",
+    "save": "It is r8.save_checkpoint().",
     "epochs": "Loop over epochs: for epoch in r8.epoch_iterator().",
     "loader": "Loop over batches: for batch, lr in r8.batch_iterator().",
     "train": "The loop stays yours: for epoch in r8.epoch_iterator().",
@@ -422,6 +428,9 @@ class R8Scheduler:
         self._check_draws("batch_iterator")
         epoch, pace, host = self.current_epoch, self.pace, self.host
         search = host.search
+        if self._looping is None:
+            # Within epoch_iterator() the time may run out before the first batch.
+            run_state.say_if_spent(host)
         self.requests.stay_within(None)
         while True:
             if host.open_ticket is not None:

@@ -10,13 +10,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import learnit_r8
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, events
 from learnit_r8.checkpoint.reader import NoValidCheckpoint
 from learnit_r8.cli import main
 from learnit_r8.journal.run import UnreadableRun, find_run
 from learnit_r8.loops import Period, after, every, loop
 from learnit_r8.report import write_report
 from learnit_r8.streams import best, early_stop, pipe, take
+from learnit_r8.testing import FakeClock, record_events
 from learnit_r8.torch import attach
 from learnit_r8.torch.predictions import predictions_of as torch_predictions_of
 from tests.drive import make
@@ -180,6 +181,12 @@ def test_positional_arguments_are_told_their_names():
         ("get_last_lr", r"The rate is r8\.lr\."),
         ("epochs", r"for epoch in r8\.epoch_iterator\(\)"),
         ("loader", r"for batch, lr in r8\.batch_iterator\(\)"),
+        ("get_lr", r"The rate is r8\.lr\."),
+        ("learning_rate", r"The rate is r8\.lr\."),
+        ("epoch", r"It is r8\.current_epoch\."),
+        ("update", r"update_with_loss\(losses\)"),
+        ("suspects", r"r8\.table\.suspects\(\)"),
+        ("save", r"r8\.save_checkpoint\(\)"),
         ("loadbest", "Did you mean 'load_best'"),
         ("fly", r"no attribute 'fly'\.$"),
     ],
@@ -199,6 +206,14 @@ def test_a_wrong_name_of_the_adapter_says_the_right_one():
         _ = adapter.epoch_iterator
     with pytest.raises(AttributeError, match="Did you mean 'loader'"):
         _ = adapter.loaders
+    for name, said in (
+        ("suspects", r"table\.suspects\(\)"),
+        ("save", "save_checkpoint"),
+        ("backward", r"step\(loss\) does"),
+    ):
+        for each in (adapter, attached_loader()[2]):
+            with pytest.raises(AttributeError, match=said):
+                getattr(each, name)
 
 
 def test_a_second_backward_is_told_whose_it_is():
@@ -628,3 +643,111 @@ def test_a_text_that_no_run_has_is_said(tmp_path, capsys):
     assert main(["ls", str(tmp_path), "--find", "lr=0.1"]) == 0
     assert main(["ls", str(tmp_path), "--find", "lr=0.3"]) != 0
     assert "got 'lr=0.3', which none of the 1 in" in capsys.readouterr().err
+
+
+def test_epochs_beyond_the_budget_are_said_once():
+    """Of batches that the scheduler draws, and of a loader; the epochs of the budget are trained."""
+    r8 = R8Scheduler(20, batch_size=10, num_epochs=2)
+    model, _, adapter = attached_loader()
+
+    def over():
+        for _ in range(4):
+            for _ in r8.batch_iterator():
+                r8.update_with_loss(1.0)
+
+    def over_loader():
+        for _ in range(4):
+            for inputs, labels in adapter.batches():
+                adapter.step(cross_entropy(model(inputs), labels))
+
+    for train, each in ((over, r8), (over_loader, adapter.scheduler)):
+        with pytest.warns(RuntimeWarning, match=r"the budget was spent at step 4, so this loop trains nothing") as said:
+            train()
+        assert len(said) == 1
+        assert each.global_step == 4
+
+
+def test_time_that_ends_at_the_start_of_an_epoch_is_no_mistake():
+    clock = FakeClock()
+    for more in ({"num_samples": 20, "batch_size": 10}, {"scheduler_mode": "keep"}):
+        r8 = R8Scheduler(train_duration_seconds=5, clock=clock, **more)
+        for epoch in r8.epoch_iterator():
+            clock.now += 9 * epoch
+            for _ in r8.batch_iterator() if "batch_size" in more else r8.batches([1, 2]):
+                r8.update_with_loss(1.0)
+        assert r8.is_over
+
+
+def test_rows_without_labels_are_noted():
+    for data, count in ((torch.randn(20, 4), 1), (ROWS, 0)):
+        heard = record_events()
+        attach(WRONG, SGD, data, batch_size=10, num_epochs=1, listeners=[heard])
+        said = [each for each in heard.of(events.Notice) if "TensorDataset(x, y)" in each.text]
+        assert len(said) == count
+
+
+def test_a_validation_through_the_adapter_is_said():
+    """A training that gives its losses detached, or over another loader, is none."""
+    model, loader, adapter = attached_loader()
+
+    def validate():
+        for inputs, labels in adapter.batches(list(loader)):
+            with torch.no_grad():
+                adapter.report(cross_entropy(model(inputs), labels))
+
+    for inputs, labels in adapter.batches(list(loader)):
+        adapter.report(cross_entropy(model(inputs), labels).detach())
+    with pytest.warns(RuntimeWarning, match=r"step 2 has no gradient.*adapter\.scheduler\.log\(val_loss=") as said:
+        validate()
+    assert len(said) == 1
+
+
+def test_checkpoints_without_a_model_are_said(tmp_path):
+    """Of a run that is to be resumed; and as it is."""
+    about = {"state_callback": dict, "load_callback": print, "checkpoint_dir": tmp_path, "backup_dir": False}
+    with pytest.warns(RuntimeWarning, match="hold the scheduler and no model.*give save_callback="):
+        r8 = make(num_epochs=9, resume="auto", **about)
+    r8.save_checkpoint()
+    with pytest.warns(RuntimeWarning) as said:
+        make(num_epochs=9, resume="auto", **about)
+    assert "With save_callback= it would hold it" in str(said[1].message)
+    heard = record_events()
+    make(num_epochs=9, resume="auto", checkpoint_dir=tmp_path, listeners=[heard]).draw()
+    assert ["With save_callback=" in each.text for each in heard.of(events.Notice)] == [True]
+
+
+def test_an_attach_within_the_loop_is_said():
+    """One after another, with the first run closed, is none."""
+    model, loader, first = attached_loader()
+    inputs, labels = next(iter(first.batches()))
+    first.step(cross_entropy(model(inputs), labels))
+    with pytest.warns(RuntimeWarning, match=r"attach\(\) was called again .*call it once, before the loop"):
+        second = attach(model, first.optimizer, loader, num_epochs=2)
+    inputs, labels = next(iter(second.batches()))
+    second.step(cross_entropy(model(inputs), labels))
+    second.close()
+    attach(model, first.optimizer, loader, num_epochs=2)
+
+
+def test_a_file_that_is_no_checkpoint_is_told_from_one(tmp_path):
+    r8 = make(checkpoint_dir=tmp_path)
+    saved = r8.save_checkpoint().path
+    (tmp_path / "x.safetensors").write_bytes(b"0" * 99)
+    for name, kind in (("x.safetensors", ValueError), ("nonexistent.r8", FileNotFoundError)):
+        with pytest.raises(kind, match=rf"file of a checkpoint, got .*{name}' is in the folder '.*{saved.name}"):
+            r8.load_checkpoint(tmp_path / name)
+
+
+def test_a_resume_with_another_optimizer_is_said(tmp_path):
+    model, data = torch.nn.Linear(4, 2), ROWS
+    about = {"batch_size": 10, "num_epochs": 1, "checkpoint_dir": tmp_path, "backup_dir": False}
+    with attach(model, torch.optim.AdamW(model.parameters()), data, **about) as adapter:
+        adapter.scheduler.save_checkpoint()
+    with pytest.raises(RuntimeError, match=r"the kind of this one, SGD, got one with options of Adam; give that one"):
+        attach(model, torch.optim.SGD(model.parameters(), 0.1), data, resume="auto", **about)
+    attach(model, torch.optim.Adam(model.parameters()), data, resume="auto", **about)
+
+
+def test_a_number_of_suspects_is_told_the_ranking():
+    with pytest.raises(ValueError, match=r"precision must be in \(0, 1\), got 10; .* call ranking\(10\)"):
+        make().table.suspects(10)

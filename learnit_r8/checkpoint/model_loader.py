@@ -14,6 +14,10 @@ from .reader import Checkpoint
 from .run_config import RunConfig
 from .store import CheckpointStore
 
+NO_MODEL = (
+    "{} holds no model, so load_callback was not called: the model is unchanged. With save_callback= it would hold it."
+)
+
 
 def read_from(store: CheckpointStore | None, path: str | os.PathLike[str] | None) -> Checkpoint:
     """Read a checkpoint, by default the newest valid one of the store.
@@ -42,6 +46,7 @@ class ModelLoader:
         self._announcer = announcer
         self._pending: Checkpoint | None = None
         self._loaded: Checkpoint | None = None
+        self._lacks_model = False
 
     def hand_over(self, checkpoint: Checkpoint, load: Callable[..., Any] | None) -> None:
         """Pass a checkpoint's model file to the load callback, if both exist.
@@ -65,11 +70,9 @@ class ModelLoader:
     def put_back(self, checkpoint: Checkpoint, *, has_callback: bool) -> None:
         """Note that a checkpoint was loaded; warn of a missing model and of changed settings."""
         self._loaded = checkpoint._replace(model_state=None)
-        if checkpoint.model_path is None and checkpoint.model_state is None and has_callback:
-            self._announcer.warn_once(
-                "no model in checkpoint",
-                f"{checkpoint.path.name} holds no model, so load_callback was not called: the model is unchanged.",
-            )
+        self._lacks_model = checkpoint.model_path is None and checkpoint.model_state is None
+        if self._lacks_model and has_callback:
+            self._announcer.warn_once("no model in checkpoint", NO_MODEL.format(checkpoint.path.name))
         others = self._config.differences(checkpoint.config, self._config.identity)
         if others:
             self._announcer.warn_once("differences", f"the resumed run is configured differently: {'; '.join(others)}.")
@@ -89,6 +92,8 @@ class ModelLoader:
                 skipped=checkpoint.skipped,
                 differences=tuple(config.differences(checkpoint.config, (*config.identity, *config.changeable))),
             )
+            if self._lacks_model:
+                self._announcer.note_once("no model in checkpoint", NO_MODEL.format(checkpoint.path.name))
         if self._pending is not None:
             self._announcer.warn_once(
                 "model not loaded",

@@ -346,7 +346,14 @@ class CheckpointStore:
             ValueError: the file given by ``path`` cannot be used.
         """
         if path is not None:
-            return read_checkpoint(Path(path))
+            try:
+                return read_checkpoint(Path(path))
+            except FileNotFoundError:
+                raise FileNotFoundError(f"path must be the file of a checkpoint, got no file. {_near(path)}") from None
+            except ValueError as error:
+                if Path(path).suffix == ".r8":
+                    raise
+                raise ValueError(f"path must be the file of a checkpoint, got another. {_near(path)} {error}") from None
         names = os.listdir(self.folder) if self.folder.is_dir() else []
         reasons: list[str] = []
         newest_first = (self.folder / name for name in sorted(filter(_NAME.fullmatch, names), reverse=True))
@@ -357,6 +364,13 @@ class CheckpointStore:
                 f"checkpoint_dir must hold a valid checkpoint, got none in {where!r}: {reasons or 'no files'}."
             )
         return checkpoint._replace(skipped=tuple(reasons))
+
+
+def _near(path: str | os.PathLike[str]) -> str:
+    """What is beside a file that is no checkpoint."""
+    folder = Path(path).parent
+    names = sorted(filter(_NAME.fullmatch, os.listdir(folder)))[-3:] if folder.is_dir() else []
+    return f"{os.fspath(path)!r} is in the folder {str(folder.absolute())!r}, with the checkpoints {names}."
 
 
 def _size_of(own: CheckpointFiles) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..journal.requests import ask as write_request
 from ..journal.run import find_run
+from ..schedules.span import read_span
 
 WAIT_SECONDS = 5.0
 
@@ -21,7 +22,12 @@ def ask(options: argparse.Namespace) -> int:
     """
     is_read = wait_for(find_run(options.run), options.kind, options.length, options.until)
     said = "the run has read it and answers after its step" if is_read else "not read yet; the request stays there"
-    print(json.dumps({"request": options.kind, "is_read": is_read}) if options.json else f"{options.kind}: {said}")
+    kind = options.kind
+    if options.length is not None:
+        kind += f" over {read_span('--for', options.length)}"
+        if options.length.strip().isdigit():
+            kind += f" (a time needs a unit, as in --for {options.length.strip()}min)"
+    print(json.dumps({"request": options.kind, "is_read": is_read}) if options.json else f"{kind}: {said}")
     return 0 if is_read else 3
 
 

@@ -219,6 +219,12 @@ def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
     go_on_from(run, checkpoint, checkpoint.state)
 
 
+NO_SAVE = (
+    "checkpoints hold the scheduler and no model, as there is no save_callback, and only backups in memory can put the "
+    "model back; give save_callback=, which writes it."
+)
+
+
 def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
     """Raise OSError, TypeError or ValueError unless there can be something to ``resume`` from."""
     if not isinstance(resume, (str, os.PathLike)):
@@ -234,6 +240,9 @@ def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
             f"resume must be 'auto', the file of a checkpoint or a folder of checkpoints, got {resume!r}, which does "
             f"not exist.{near}"
         )
+    callbacks = run.persistence.callbacks
+    if callbacks.state is not None and callbacks.load is not None and callbacks.save is None and run.saver is not None:
+        run.announcer.warn_once("no save", NO_SAVE)
 
 
 def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:

@@ -372,7 +372,7 @@ class RecoveryController:
         incident, suspects = self._incidents.current or Incident(step, "refused"), self.quarantine.suspects
         text = diverged_text(
             incident, refused=self._refusals.in_a_row, step=step, loss=loss, lr=lr, failures=self._live.failures,
-            samples=self.quarantine.named(suspects) if suspects else "",
+            samples=self.quarantine.named(suspects) if suspects else "", can_restore=self._live.can_restore,
         )  # fmt: skip
         store, losses = self._persistence.store, list(self.lineage.progress.reported)
         bundle = write_bundle(

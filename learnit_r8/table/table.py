@@ -231,7 +231,9 @@ class SampleTable:
             TypeError: a run is none.
         """
         if not (is_number(precision) and 0 < precision < 1):
-            raise ValueError(f"precision must be in (0, 1), got {precision!r}.")
+            is_count = is_number(precision) and precision >= 1
+            meant = f"; for the {precision:g} most suspect, call ranking({precision:g})" if is_count else ""
+            raise ValueError(f"precision must be in (0, 1), got {precision!r}{meant}.")
         known, evidence = self._columns()
         if len(runs):
             evidence = Columns.of(combine(self.read_evidence(), [_evidence_of(run) for run in runs]), "visits")

@@ -42,8 +42,18 @@ NO_STEP = (
     "and its state not saved; attach that one, once it is made."
 )
 
+ROWS = (
+    "the data set is one array, so each sample is one of its rows, without a label; for pairs, as in `for x, y in "
+    "adapter.loader()`, give torch.utils.data.TensorDataset(x, y)."
+)
+
 EPOCHS = "Loop over epochs: for epoch in adapter.epochs()."
 LOADER = "Loop over batches: for batch in adapter.loader()."
+OTHER_NAMES = {
+    "suspects": "It is adapter.scheduler.table.suspects().",
+    "save": "It is adapter.scheduler.save_checkpoint().",
+    "backward": "adapter.step(loss) does backward() and the optimizer's step; or call loss.backward() after report().",
+}
 
 
 class Adapter:
@@ -98,6 +108,8 @@ class Adapter:
         if scheduler.keeps_rates:
             self._factor = RateFactor(scheduler, optimizer)
         self._losses.set_rates(scheduler.lr)
+        if hasattr(dataset, "shape"):
+            scheduler.host.say_once("rows", ROWS, is_warning=False)
 
     @property
     def outcome(self) -> Outcome:
@@ -144,6 +156,7 @@ class Adapter:
                 "batches": LOADER,
                 "train": EPOCHS,
                 "fit": EPOCHS,
+                **OTHER_NAMES,
             }
             scheduler = self.__dict__.get("scheduler")
             if not name.startswith("_") and hasattr(scheduler, name):

@@ -86,6 +86,7 @@ class LossPipeline:
         self._r8, self._rates, self._sharing, self._ahead = r8, rates, sharing, ahead
         self._batches, self._stepper, self._state = batches, stepper, state
         self._num_loads, self._hand = state.num_loads, hand
+        stepper.note_run(r8)
 
     @property
     def num_on_their_way(self) -> int:

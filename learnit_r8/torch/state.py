@@ -227,6 +227,7 @@ class ModelState:
         if "optimizer" in expected:
             groups = getattr(self._parts["optimizer"], "param_groups", None)
             sizes = None if groups is None else [len(group["params"]) for group in groups]
+            _check_kind(self._parts["optimizer"], state["optimizer"])
             _check_groups(sizes if flat is None or from_ram else [*map(len, flat.groups())], state["optimizer"])
 
     def resume_generators(self) -> None:
@@ -277,6 +278,21 @@ def _check_fits(shapes: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         names = sorted(name for name in {*shapes, *given} if shapes.get(name) != given.get(name))
         raise ValueError(
             f"the saved model must have the tensors of this one, got others for {names[:5]} ({len(names)} differ)."
+        )
+
+
+_OPTIONS = {"lr_decay": "Adagrad", "rho": "Adadelta", "alpha": "RMSprop", "betas": "Adam", "momentum": "SGD"}
+"""Options that tell optimizers apart, as torch's own have them."""
+
+
+def _check_kind(optimizer: Any, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError if a saved optimizer is of another kind: torch loads it, and fails at the next step."""
+    groups = getattr(optimizer, "param_groups", None), saved.get("param_groups")
+    own, other = (next((kind for name, kind in _OPTIONS.items() if each and name in each[0]), None) for each in groups)
+    if None not in (own, other) and own != other:
+        raise ValueError(
+            f"the saved optimizer must be of the kind of this one, {type(optimizer).__name__}, got one with options of "
+            f"{other}; give that one, or start over without resume."
         )
 
 

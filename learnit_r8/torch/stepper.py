@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .._validation import is_number
 from .distributed.shards import clip_shards, is_shard
 from .prepared import plain_optimizer
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+_RUNS: weakref.WeakKeyDictionary[Any, weakref.ref[R8Scheduler]] = weakref.WeakKeyDictionary()
+"""The runs that optimizers were attached to last."""
+
+ATTACHED_AGAIN = (
+    "attach() was called again for an optimizer whose run has begun and is not over, so another run begins at step 0: "
+    "call it once, before the loop over epochs; or close() the first run, if it is to end there."
+)
 
 
 class Stepper:
@@ -50,6 +62,13 @@ class Stepper:
         if accumulate > 1:
             # However the step comes about, in a loop of the user's own too.
             self._plain.register_step_post_hook(lambda *_: self._note_step())
+
+    def note_run(self, r8: R8Scheduler) -> None:
+        """Warn if the optimizer's run before is still under way, as where attach() stands within its loop."""
+        before = _RUNS[self._plain]() if self._plain in _RUNS else None
+        if before is not None and before is not r8 and before.global_step and not (before.is_over or before._is_closed):
+            r8.host.say_once("attached again", ATTACHED_AGAIN)
+        _RUNS[self._plain] = weakref.ref(r8)
 
     def _note_step(self) -> None:
         self._num_added = 0

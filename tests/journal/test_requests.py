@@ -217,6 +217,21 @@ def test_answer_as_json(folder, looked, monkeypatch, capsys, is_read):
     assert json.loads(capsys.readouterr().out) == {"request": "save", "is_read": is_read}
 
 
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [
+        ("20", "cool-down over 20 steps (a time needs a unit, as in --for 20min): the run has read it"),
+        ("20min", "cool-down over 1200 seconds: the run has read it"),
+    ],
+)
+def test_a_length_is_answered_with_its_unit(folder, looked, monkeypatch, capsys, length, said):
+    (folder / "events.jsonl").write_text("")
+    monkeypatch.setattr("learnit_r8.cli.ask.time.sleep", lambda _: looked[0].look())
+
+    assert cli.main(["ask", str(folder), "cool-down", "--for", length]) == 0
+    assert said in capsys.readouterr().out
+
+
 def wait_for(condition, seconds=20.0):
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:

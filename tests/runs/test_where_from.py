@@ -12,10 +12,11 @@ from tests.runs.test_outliving import generations, killed
 
 def resumed(tmp_path, seen):
     model = {"w": np.zeros(50)}
+    save = lambda state, path: np.save(path + ".npy", state["model"]["w"])  # noqa: E731
     return R8Scheduler(
         640, batch_size=8, num_steps=120, checkpoint_dir=tmp_path / "ck", backup_dir=tmp_path / "shm", resume="auto",
         backup_every=10, checkpoint_every=10_000, state_callback=lambda: model, load_callback=model.update,
-        listeners=[seen.append],
+        save_callback=save, listeners=[seen.append],
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from ... import events
 from ...guard.verdict import GOOD
 from ...sampling.loader_plan import LoaderBatch, LoaderPlan, Size
 from ...sampling.ticket import Outcome, Ticket
-from .. import draws
+from .. import draws, run_state
 from . import replay
 from .batch_size import BatchMeasure, bytes_of, copied
 from .samples import OF_ONE_PROCESS, BatchSamples, find
@@ -130,7 +130,7 @@ class Feed:
         self._start: dict[str, Any] | None = None
         self._out: list[LoaderBatch] = []
         self._resumed: Mapping[str, Any] | None = None
-        self.has_asked = self._has_begun = False
+        self.has_asked = self._has_begun = self._in_epochs = False
         self._num_silent = self._updates = self._num_iterations = self._first_step = 0
         self._long_pass = -1
 
@@ -182,6 +182,7 @@ class Feed:
         self._num_iterations += 1
         self._samples = samples
         self.give_up_open()
+        begun = pace.step + pace.num_out
         run.requests.stay_within(None)
         try:
             batches = self._batches = self._begin(source)
@@ -205,6 +206,9 @@ class Feed:
                     self.trainer.settle()
                     if pace.is_stopped or (pace.is_over and not controller.asks_probe):
                         run._draw_nothing()
+                        # Within epochs() the time may run out before the first batch.
+                        if pace.step == begun and not self._in_epochs:
+                            run_state.say_if_spent(run)
                         return
                     continue
                 else:
@@ -577,6 +581,7 @@ class Feed:
     def epochs(self) -> Iterator[int]:
         """Yield the numbers of epochs until the budget is spent; see `R8Scheduler.epoch_iterator`."""
         run, pace = self.run, self.run.pace
+        self._in_epochs = True
         try:
             while True:
                 self.give_up_open()
@@ -600,6 +605,7 @@ class Feed:
                         "the loss of each."
                     )
         finally:
+            self._in_epochs = False
             run.requests.leave()
 
     # What outlives the process, and what goes back.

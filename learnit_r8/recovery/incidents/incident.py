@@ -113,8 +113,9 @@ class IncidentLog:
 
 
 def diverged_text(
-    incident: Incident, *, refused: int, step: int, loss: float, lr: float, samples: str, failures: Sequence[str]
-) -> str:
+    incident: Incident, *, refused: int, step: int, loss: float, lr: float, samples: str, failures: Sequence[str],
+    can_restore: bool = False,
+) -> str:  # fmt: skip
     """The message of `TrainingDiverged`.
 
     Args:
@@ -125,12 +126,13 @@ def diverged_text(
         lr: Its learning rate.
         samples: The suspects, named; "" for none.
         failures: Why states could not be restored.
+        can_restore: Whether there is a state to restore, and a callback that does it.
     """
     restored = (
         "The model was restored in between, and losses were refused again."
         if incident.is_restored
         else "Nothing was restored: no state was found to be better."
-        if incident.findings or incident.num_probes
+        if incident.findings or incident.num_probes or can_restore
         else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
     )
     lines = [

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 BATCHES = "Loop over batches: for batch in adapter.batches()."
 OTHER_NAMES = {"loader": BATCHES, "batch_iterator": BATCHES, "loss": "Report losses with adapter.report(losses)."}
+VALIDATED = (
+    "the loss of step {} has no gradient, and is of another loader than that of attach(): it counts as a step of "
+    "training. To validate, iterate over your loader itself, and call adapter.scheduler.log(val_loss=...)."
+)
 
 NOT_OF_BATCHES = (
     "the loss of step {} is of no batch of adapter.batches(): epochs are not counted, no sample is known, and a "
@@ -79,7 +83,7 @@ class LoaderAdapter:
         hand: Hand,
     ) -> None:
         self.scheduler, self.state, self.rates, self.optimizer = scheduler, state, rates, optimizers[0]
-        self.num_ranks = sharing.size
+        self.num_ranks, self._is_other = sharing.size, False
         self._model, self._loader, self._optimizers, self._stepper = model, loader, optimizers, stepper
         feed = scheduler.host.feed
         assert feed is not None
@@ -104,7 +108,9 @@ class LoaderAdapter:
             scheduler, loader = self.__dict__.get("scheduler"), self.__dict__.get("_loader")
             if not name.startswith("_") and hasattr(loader, name):
                 return getattr(loader, name)
-            meant = dict(OTHER_NAMES)
+            from ..adapter import OTHER_NAMES as BOTH
+
+            meant = {**BOTH, **OTHER_NAMES}
             if not name.startswith("_") and hasattr(scheduler, name):
                 meant = {name: f"It is adapter.scheduler.{name}.", **meant}
             raise no_attribute(self, name, meant)
@@ -190,6 +196,7 @@ class LoaderAdapter:
             ValueError: there is no loader; or the run was resumed, and batches are skipped besides.
         """
         loader = self._loader if loader is None else loader
+        self._is_other = self._loader is not None and loader is not self._loader
         if self._feed.is_resumed and is_skipping(loader):
             raise ValueError(
                 "skip_first_batches() must be left out where the run is resumed, as it finds its place by itself, got "
@@ -225,6 +232,8 @@ class LoaderAdapter:
         if found is None:
             return Outcome(GOOD, self.scheduler.lr, None)
         values, count = _values_of(losses, found)
+        if self._is_other and not (torch.is_grad_enabled() or losses[0].requires_grad):
+            self.scheduler.host.say_once("validated", VALIDATED.format(found.step))
         if not count and len(losses) == 1:
             self._feed.note_rows(found, losses[0])
         return self._tell(found, values, count, None, None)
@@ -386,7 +395,4 @@ def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
         if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
             raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
     means = [loss.detach() if loss.ndim == 0 else loss.detach().mean() for loss in losses]
-    total = means[0]
-    for mean in means[1:]:
-        total = total + mean
-    return total.to(torch.float32)
+    return sum(means[1:], means[0]).to(torch.float32)

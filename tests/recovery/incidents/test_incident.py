@@ -17,6 +17,10 @@ from learnit_r8.recovery.incidents.incident import (
 from learnit_r8.testing import record_events
 
 
+def test_who_can_restore_is_not_told_to_pass_callbacks():
+    assert "no state was found to be better" in text_of(Incident(1, "spike"), can_restore=True)
+
+
 def text_of(incident, **more):
     given = {"refused": 400, "step": 500, "loss": math.nan, "lr": 0.1, "samples": "", "failures": []} | more
     return diverged_text(incident, **given)
