@@ -265,7 +265,8 @@ def test_metric_of_another_step_changes_nothing(tmp_path):
     r8 = make(checkpoint_dir=tmp_path, monitor="val_loss")
     with pytest.warns(RuntimeWarning, match="logged were none so far"):
         advance_to(r8, 4)
-    r8.log(step=1, val_loss=0.0)
+    with pytest.warns(RuntimeWarning, match="looks like the number of the epoch"):
+        r8.log(step=1, val_loss=0.0)
     train(r8)
 
     assert r8.best_checkpoint is None
