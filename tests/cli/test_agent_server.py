@@ -168,6 +168,8 @@ def test_a_training_is_asked_and_answers(tmp_path):
 
 
 def test_without_the_sdk_it_says_what_to_install(monkeypatch, tmp_path, capsys):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mcp"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mcp", None)
 
     assert main(["mcp", str(tmp_path)]) == 1
