@@ -65,7 +65,7 @@ def read_losses(
         )
     _check_tensors(mask=mask, weights=weights)
     _check_not_logits(losses)
-    if losses.shape == (count, count) and _is_broadcast(losses):
+    if count > 1 and losses.shape == (count, count) and _is_broadcast(losses):
         warn(BROADCAST.format(count))
     rows, loss = _per_sample(losses, mask)
     if weights is not None:

@@ -161,7 +161,7 @@ def test_signature_is_that_of_the_constructor():
 
 def test_settings_are_shown_in_words_and_offered_by_completion(tmp_path):
     """No Python type in a viewer's configuration, and `dir` has what a run offers besides its methods."""
-    names, labels = np.array(["a.png"] * 8), np.zeros(8, np.int64)
+    names, labels = np.array([f"{n}.png" for n in range(8)]), np.zeros(8, np.int64)
     r8 = R8Scheduler(
         8,
         batch_size=4,

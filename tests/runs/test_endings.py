@@ -556,7 +556,10 @@ def test_branches_leave_the_run_alone(tmp_path):
         assert files_of(tmp_path / name) == ["ck_000000000001.r8"]
     assert files_of(tmp_path) == before
     weights = Weights()
-    again = endless(checkpoint_dir=tmp_path, resume="auto", load_callback=weights.load, state_callback=weights.get)
+    again = endless(
+        checkpoint_dir=tmp_path, resume="auto", load_callback=weights.load, state_callback=weights.get,
+        save_callback=weights.save,
+    )  # fmt: skip
 
     assert (again.global_step, again.total_steps) == (60, None)
 
