@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from learnit_r8 import R8Scheduler, SampleTable, events
+from learnit_r8.table.labels.predictions import PredictionRows
 from learnit_r8.table.losses import EXACT
 from learnit_r8.testing import ToyTask, record_events
 
@@ -47,7 +48,7 @@ def table_of(size: int, *, predictions: bool) -> SampleTable:
     storage, rng = table.storage, np.random.default_rng(0)
     storage.part_size, storage.num_seen, storage.batch_trend.untrained.value = EXACT, size, UNTRAINED
     if predictions:
-        storage.evidence.make_records(10)
+        storage.evidence.make_records(PredictionRows(np.zeros((3, 1), np.float32), 10))
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
         part = slice(start, start + count)

@@ -357,5 +357,6 @@ def check_all(folder: Path, places: tuple[float, ...] = PLACES, names: tuple[str
     return findings
 
 
-if __name__ == "__main__":
+# The program is wild.py, which starts this file for each script.
+if __name__ == "__main__" and "WILD_REQUEST" in os.environ:
     run_script(json.loads(os.environ["WILD_REQUEST"]), sys.argv[1:])
