@@ -345,8 +345,8 @@ def frozen(state):
 
 
 SET_ASIDE = (
-    "_persistence", "_announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting", "witnesses", "_has_ended",
-    "has_ended", "recorder", "_recorder",
+    "_persistence", "_announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting", "witnesses",
+    "_looked_last_at", "looked_last_at", "recorder", "_recorder",
 )  # fmt: skip
 """Attributes that are not part of a state: other parts, what is only a cache, the witnesses of checkpoints (see
 `everything`), whether the end was looked at, which a call that was cut there is not repeated for, and the recorder,
@@ -390,7 +390,7 @@ def everything(user):
     r8 = user.r8
     saver = r8.host.persistence.saver
     state = r8.state_dict()
-    witnesses, _ = state["recovery"].pop("witnesses"), state["recovery"].pop("has_ended")
+    witnesses, _ = state["recovery"].pop("witnesses"), state["recovery"].pop("looked_last_at")
     about = {
         "state": state,
         "witnesses": witnesses,

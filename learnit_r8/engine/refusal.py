@@ -146,7 +146,7 @@ def look_back(run: Engine) -> None:
 
 def look_last(run: Engine, *, may_probe: bool) -> bool:
     """Whether a probe is to be drawn before the run ends; see `RecoveryController.looks_last`."""
-    if not run.pace.is_finished or run.pace.num_out or not run.controller.may_look_last:
+    if not run.pace.is_finished or run.pace.num_out or not run.controller.may_look_last(run.pace.step):
         return False
     scheduled = run.scheduled_lr(1.0)
     with run.turns.take("draw", run.pace.step, is_changing=True):

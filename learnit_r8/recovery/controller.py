@@ -115,7 +115,9 @@ class RecoveryController:
             self.experiment, *parts, backup=self._backup, sentry=self._sentry, announcer=announcer
         )
         self.is_early = self._tests_progress = bool(getattr(self._sentry.guard, "tests_progress", False))
-        self.is_look_due = self._has_ended = False
+        self.is_look_due = False
+        # The step of `looks_last`; a resumed run may have more steps, and another end.
+        self._looked_last_at = -1
         self._damaged_step: int | None = None
         self.is_quiet = True
         self.steady_left = self._most_steady = self._num_equal = 0
@@ -410,10 +412,9 @@ class RecoveryController:
 
     # The end of the run.
 
-    @property
-    def may_look_last(self) -> bool:
-        """Whether `looks_last` was not asked yet, or its experiment is under way."""
-        return not self._has_ended or self.experiment.is_open
+    def may_look_last(self, step: int) -> bool:
+        """Whether `looks_last` was not asked at this step yet, or its experiment is under way."""
+        return self._looked_last_at != step or self.experiment.is_open
 
     def looks_last(self, *, step: int, lr: float, may_probe: bool) -> bool:
         """Start an experiment before the run ends, if its last losses were unusual or the weights are not finite.
@@ -429,9 +430,9 @@ class RecoveryController:
         Raises:
             RestoreError: the load callback raised for every state there is.
         """
-        if self._has_ended or self.experiment.is_open:
+        if self._looked_last_at == step or self.experiment.is_open:
             return self.experiment.is_open
-        self._has_ended = True
+        self._looked_last_at = step
         timer = self._persistence.backup_timer
         damage = timer.damage_now(self._persistence.callbacks.state) if self._live.can_restore else ""
         if damage:
@@ -629,8 +630,8 @@ class RecoveryController:
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
             "refusals": self._refusals.state_dict(), "rate_trials": self._first_steps.num_trials,
-            "incident": self._incidents.to_plain(), "steady_left": self.steady_left, "has_ended": self._has_ended,
-            "num_equal": self._num_equal,
+            "incident": self._incidents.to_plain(), "steady_left": self.steady_left,
+            "looked_last_at": self._looked_last_at, "num_equal": self._num_equal,
             "witnesses": self.witnesses.to_plain(),
         }  # fmt: skip
 
@@ -650,7 +651,7 @@ class RecoveryController:
         self._refusals.load_state_dict(state["refusals"])
         self._incidents.load_plain(state["incident"])
         self._first_steps.num_trials, self._num_equal = state["rate_trials"], state["num_equal"]
-        self.steady_left, self._has_ended = state["steady_left"], state["has_ended"]
+        self.steady_left, self._looked_last_at = state["steady_left"], state["looked_last_at"]
         self.witnesses.load_plain(state["witnesses"])
 
     def _load_older(self, state: Mapping[str, Any]) -> None:

@@ -223,25 +223,29 @@ def test_damage_in_the_last_updates(last):
 @pytest.mark.parametrize("draws_again", [True, False], ids=["drawn again", "closed at once"])
 @pytest.mark.parametrize("guard", ["spike", "finite"])
 def test_weights_that_the_last_update_has_made_nan_are_not_what_a_run_leaves(tmp_path, guard, draws_again):
-    """No later loss would show them: the newest backup comes back before the last checkpoint is written."""
-    task, is_damaged = ToyTask(N), False
-    r8 = build(task, num_steps=60, guard=guard, checkpoint_dir=tmp_path, save_callback=task.save)
-    while (ticket := r8.draw_if_any()) is not None:
-        if r8.report(ticket, task.losses(ticket.indices)):
-            task.step(ticket.lr)
-        if r8.global_step == 60 and not is_damaged:
-            is_damaged = True
-            for each in task.weights:
-                each[:] = math.nan
-            if not draws_again:
-                break
-    r8.close()
+    """No later loss would show them: the newest backup comes back before the last checkpoint, also after a resume."""
+    task = ToyTask(N)
+    more = {"guard": guard, "checkpoint_dir": tmp_path, "save_callback": task.save, "resume": "auto"}
+    for num_steps in (60, 120):
+        is_damaged = False
+        r8 = build(task, num_steps=num_steps, **more)
+        while (ticket := r8.draw_if_any()) is not None:
+            if r8.report(ticket, task.losses(ticket.indices)):
+                task.step(ticket.lr)
+            if r8.global_step == num_steps and not is_damaged:
+                is_damaged = True
+                for each in task.weights:
+                    each[:] = math.nan
+                if not draws_again:
+                    break
+        r8.close()
 
-    assert all(np.isfinite(each).all() for each in task.weights)
-    loss = task.loss()
-    assert loss < 0.5
-    r8.load_checkpoint()
-    assert task.loss() == loss
+        assert r8.global_step == num_steps
+        assert all(np.isfinite(each).all() for each in task.weights)
+        loss = task.loss()
+        assert loss < 0.5
+        r8.load_checkpoint()
+        assert task.loss() == loss
 
 
 @pytest.mark.parametrize("loss", [math.nan, 1e9])
