@@ -135,7 +135,10 @@ def size_of(path: Path) -> int | None:
 def look(folder: Path) -> dict[str, float]:
     """What may grow, now."""
     gc.collect()
-    sizes = [size for path in folder.rglob("*") if (size := size_of(path)) is not None]
+    # Folders are put in place and cleared away meanwhile by the thread that writes checkpoints: `os.walk` passes over
+    # one that is gone, which `Path.rglob` of Python 3.11 raises.
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    sizes = [size for path in paths if (size := size_of(path)) is not None]
     journal = folder / "run" / "events.jsonl"
     has_proc = Path("/proc/self").is_dir()
     pages = int(Path("/proc/self/statm").read_text().split()[1]) if has_proc else 0
