@@ -156,7 +156,7 @@ def test_silent_damage_is_passed_over(depth):
 
 @RESTORED
 def test_damage_that_shows_later_is_gone_back_past_one_state_at_a_time():
-    """Weights that go wrong a number of updates later pass each probe: states are tried until one lasts, none skipped."""
+    """Weights that go wrong some updates later pass each probe: states are tried until one lasts, none skipped."""
     run = Toy(num_epochs=24)
     task, burnt = run.task, np.zeros(2)
     run.r8.host.persistence.callbacks = Callbacks(
