@@ -353,8 +353,8 @@ class Engine:
             samples: int64[K], their positions.
         """
         self.hand_over()
-        table = self.table
-        numbers = [self.pace.state_dict(), self.controller.state_dict(), self.sentry.state_dict(), table.trend, self.rates.now]
+        table, parts = self.table, (self.pace, self.controller, self.sentry)
+        numbers = [*(part.state_dict() for part in parts), table.trend, self.rates.now]
         evidence = table.storage.evidence.take(samples)
         return [numbers, table.storage.records.take(samples), *([] if evidence is None else [evidence])]
 
