@@ -257,7 +257,7 @@ class LossPipeline:
 
     def set_next_rates(self) -> None:
         """Set the optimizer's rates for the batch that comes next: a loop may step before it reports."""
-        lr = None if self._rates is None else self._r8.host.lr_after(self.num_on_their_way)
+        lr = None if self._rates is None else self._r8.host.rates.after(self.num_on_their_way)
         if lr is not None:
             self.set_rates(lr)
 

@@ -298,7 +298,7 @@ class LoaderAdapter:
             self._note_rate()
             outcome = self._losses.tell_now(ticket, values.numpy() if count else float(values))
             if outcome.verdict is GOOD and outcome.lr == 1.0:
-                return new_tuple(Outcome, (GOOD, self.scheduler.host.own_rate, None))
+                return new_tuple(Outcome, (GOOD, self.scheduler.host.rates.own, None))
             return Outcome(outcome.verdict, self.scheduler.lr, outcome.rolled_back_to)
         self._note_rate()
         self._losses.record(
