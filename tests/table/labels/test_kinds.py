@@ -10,6 +10,7 @@ from learnit_r8 import Predictions, R8Scheduler, predictions_of
 from learnit_r8.cli import main
 from learnit_r8.journal.samples import read_samples, samples_of, write_samples
 from learnit_r8.report import write_report
+from learnit_r8.table import label_noise
 
 SIZE, PLACES, CLASSES = 600, 6, 5
 RNG = np.random.default_rng(7)
@@ -78,6 +79,30 @@ def test_wrong_labels_are_named_by_their_places(runs, name):
     right = TRUE if name == "tokens" else (TRUE > 2).astype(int)
     assert (places.suggested == right[places.indices, places.places])[is_wrong].mean() > 0.9
     assert table.ranking(3).given.tolist() == found.given[:3].tolist()
+
+
+@pytest.mark.parametrize("most_fitted", [2**21, 8000])
+def test_the_background_is_no_mirror_of_objects(monkeypatch, most_fitted):
+    """Objects that a network does not see are right labels: the background, which it knows, would not explain them."""
+    monkeypatch.setattr(label_noise, "MOST_FITTED", most_fitted)
+    rng, count = np.random.default_rng(1), 4000 * PLACES
+    size, is_object = rng.gamma(2.0, 1.0, count), rng.random(count) < 0.3
+    is_taken, is_wrong = is_object & (rng.random(count) < 0.04), is_object & (rng.random(count) < 0.1)
+    right = np.where(is_object & (rng.random(count) < 1 / (1 + np.exp(1.5 * size))), size, -size)
+    margin = np.where(is_wrong, rng.normal(4.0, 1.5, count), np.where(is_object, right, -12 - size))
+    margin = np.where(is_taken, 1.5 * size, margin).astype(np.float32)
+    given = np.where(is_object, 1 + rng.integers(0, 4, count), 0).astype(np.uint16)
+    leader = np.where(is_taken, 0, np.where(given == 4, 1, given + 1)).astype(np.uint16)
+    visits = np.full(count, 9, np.uint16)
+    of_samples = {"last": np.ones(4000, np.float32), "mean": np.ones(4000, np.float32), "usage_count": visits[:4000]}
+    evidence = {"margin": margin, "early": margin, "visits": visits, "given": given, "leader": leader, "lead": visits}
+    found = label_noise.find_suspects(of_samples, 1.6, exact=True, evidence=evidence, precision=0.8).places
+    listed = found.indices * PLACES + found.places
+
+    assert (is_wrong & ~is_taken)[listed].mean() >= 0.8
+    assert is_wrong[listed].sum() > 0.7 * is_wrong.sum()
+    assert (found.suggested > 0).all()
+    assert (np.diff(margin[listed]) <= 0).all()
 
 
 def test_numbers_beyond_the_noise_of_such_samples_are_named(runs):
