@@ -30,6 +30,7 @@ from .engine.feed.batches import Batches
 from .engine.feed.samples import BatchSamples
 from .engine.feed.trainer_batches import TrainerBatches
 from .engine.settings import KEPT, MOST_IDS, Settings, suggest_settings
+from .events.caller import say_at_exit
 from .guard.registry import GuardName
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
@@ -436,6 +437,8 @@ class R8Scheduler:
             if host.open_ticket is not None:
                 self._give_up_open()
             if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
+                if not (self._ended_epoch or self._counts_epochs):
+                    say_at_exit(self)
                 self._ended_epoch = True
                 self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.asks_probe):
@@ -1100,17 +1103,22 @@ class R8Scheduler:
         """Finish the run: save what is due and tell listeners that it has ended. Safe to call twice."""
         self._close(is_whole=sys.exc_info()[0] is None)
 
-    def _close(self, *, is_whole: bool) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
+    def _warn_of_one_epoch(self) -> None:
+        """Say so if the loop was over batches alone, which ends with the epoch; when the run is closed, or at exit."""
         is_first = self._ended_epoch and self.pace.step <= self.pace.steps_per_epoch
-        if is_whole and is_first and not (self._counts_epochs or self.pace.is_over):
+        if is_first and not (self._counts_epochs or self.pace.is_over):
             self.host.announcer.warn_once(
                 "one epoch",
                 f"the run was closed at step {self.pace.step} of {self.total_steps or '?'}: batch_iterator() ends with "
                 "the epoch. To train all epochs, loop over it within: for epoch in r8.epoch_iterator().",
             )
+
+    def _close(self, *, is_whole: bool) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if is_whole:
+            self._warn_of_one_epoch()
         try:
             # While an exception is propagating, the user's step may be half done and must not be saved; nor is a run
             # whose state is not whole.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import warnings
+import weakref
 from types import FrameType
+from typing import Any
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -25,6 +28,22 @@ def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
         module=frame.f_globals.get("__name__") or "<unknown>",
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
+
+
+def say_at_exit(loop: Any) -> None:
+    """Have an object that is not closed say at the end of the program that its loop trained one epoch only.
+
+    Args:
+        loop: Has ``_warn_of_one_epoch()``; it is not kept alive.
+    """
+    held = weakref.ref(loop)
+
+    def say() -> None:
+        # After an exception the loop was cut short.
+        if (alive := held()) is not None and getattr(sys, "last_value", None) is None:
+            alive._warn_of_one_epoch()
+
+    atexit.register(say)
 
 
 def _users_frame() -> FrameType:

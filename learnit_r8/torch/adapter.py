@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader
 from .._adapters.group_rates import GroupRates
 from .._validation import loop_method, no_attribute
 from ..checkpoint.state_tree import clone
+from ..events.caller import say_at_exit
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import NUM_ROWS, Predictions
 from ..table.losses import EXACT
 from .flight.hand import Hand
 from .loader import make_loader
 from .loss_pipeline import LossPipeline
-from .losses import check_labels, cross_entropies, read_losses, read_parts, single_labels
+from .losses import check_labels, cross_entropies, is_summed, read_losses, read_parts, single_labels
 from .lr_scheduler import R8LRScheduler
 from .own_loop.last_forward import LastForward
 from .own_loop.rate_factor import RateFactor
@@ -35,11 +36,15 @@ if TYPE_CHECKING:
     from .loader import LoaderSettings
 
 MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
+SUMMED_LOSS = (
+    "the loss is a sum over the batch, and one number is taken for its mean: give losses with reduction='none', of "
+    "which loss() returns the mean, or with reduction='mean'."
+)
 
 
 NO_STEP = (
-    "the optimizer that attach() got took no step in an epoch: if another one trains the model, its rate is not set "
-    "and its state not saved; attach that one, once it is made."
+    "the optimizer that attach() got took no step with a gradient in an epoch: another optimizer, or another model "
+    "than its own, is trained, whose rate is not set and whose state is not saved; attach these two once both are made."
 )
 
 ROWS = (
@@ -100,7 +105,7 @@ class Adapter:
         if owner is not None:
             owner._others.append(self)
         batches.join(self._losses)
-        self._has_loader = self._counts_epochs = False
+        self._has_loader = self._counts_epochs = self._is_mean_noted = False
         # What accelerate wraps around an optimizer has no hooks of its own.
         register = getattr(plain_optimizer(optimizer), "register_step_post_hook", None)
         self._has_stepped = register is None
@@ -205,6 +210,8 @@ class Adapter:
             sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
         loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings)
         loader.hold_in(self._hand)
+        if not self._has_loader:
+            say_at_exit(self)
         self._has_loader = True
         if is_accelerated():
             loader.leave_to(self.optimizer.param_groups[0]["params"][0].device)
@@ -259,8 +266,11 @@ class Adapter:
         if logits is not None or targets is not None:
             labels = single_labels(logits, targets, losses=losses, mask=mask, exact=exact)
         read = read_losses(losses, count, mask=mask, weights=weights, shares=shares, exact=exact)
-        if losses.ndim == 0:
+        if losses.ndim == 0 and not self._is_mean_noted:
+            self._is_mean_noted = True
             self.scheduler.host.say_once("mean loss", MEAN_LOSS, is_warning=False)
+            if count > 1 and is_summed(losses):
+                self.scheduler.host.say_once("summed loss", SUMMED_LOSS)
         values, num_classes = read.values, 0
         if labels is not None:
             values, num_classes = packed(values, *labels, kind)
@@ -522,8 +532,10 @@ class Adapter:
         if not any(error):
             self._warn_of_one_epoch()
 
-    def _note_step(self, *_: Any) -> None:
-        self._has_stepped = True
+    def _note_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._has_stepped = self._has_stepped or any(
+            parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"]
+        )
 
     def _check_used(self) -> None:
         """Raise RuntimeError if the losses noted last were neither reported nor skipped."""
