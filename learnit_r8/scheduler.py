@@ -78,6 +78,13 @@ HASTY = (
     "so log what is monitored once an epoch, after its batches, or allow for more of them."
 )
 
+OF_PAIRS = (
+    "batch_iterator() gives pairs of indices and a rate, in this order: write `for batch, lr in r8.batch_iterator()`, "
+    "and index with batch."
+)
+OF_ITEMS = (
+    "batches() gives the items of your loader as they are, without a rate: unpack what the loader gives, no more."
+)
 LOOPS = "Write: for epoch in r8.epoch_iterator(): for batch, lr in r8.batch_iterator()."
 
 
@@ -283,7 +290,7 @@ class R8Scheduler:
             self.host.announcer.add(Live(engine.requests, folder=self.run_dir or ""))
         self._given_up: int | None = None
         self._looping: int | None = None
-        self._is_closed = self._counts_epochs = self._ended_epoch = False
+        self._is_closed = self._counts_epochs = self._ended_epoch = self._speaks_at_exit = False
         if resume is not None:
             run_state.resume_from(self.host, resume)
 
@@ -427,6 +434,7 @@ class R8Scheduler:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
         self._check_draws("batch_iterator")
+        self._speak_at_exit()
         epoch, pace, host = self.current_epoch, self.pace, self.host
         search = host.search
         if self._looping is None:
@@ -437,8 +445,6 @@ class R8Scheduler:
             if host.open_ticket is not None:
                 self._give_up_open()
             if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
-                if not (self._ended_epoch or self._counts_epochs):
-                    say_at_exit(self)
                 self._ended_epoch = True
                 self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.asks_probe):
@@ -499,6 +505,7 @@ class R8Scheduler:
         feed = self._own_feed("batches")
         if not isinstance(loader, Iterable):
             raise TypeError(f"loader must be an iterable of batches, got {loader!r}.")
+        self._speak_at_exit()
         return Batches(feed, loader, self._measure(size, tokens), BatchSamples(self.host, ids, skip))
 
     def _measure(
@@ -1102,6 +1109,22 @@ class R8Scheduler:
     def close(self) -> None:
         """Finish the run: save what is due and tell listeners that it has ended. Safe to call twice."""
         self._close(is_whole=sys.exc_info()[0] is None)
+
+    def _speak_at_exit(self) -> None:
+        if not self._speaks_at_exit:
+            self._speaks_at_exit = True
+            say_at_exit(self)
+
+    def _warn_at_exit(self, error: BaseException | None) -> None:
+        """Say so if the loop ended with an epoch, or with an error of what its first batch was taken for."""
+        if error is None:
+            self._warn_of_one_epoch()
+        elif self.pace.step:
+            return
+        elif self.host.feed is None and str(error).startswith("only integers, slices"):
+            self.host.announcer.warn_once("unpacked", OF_PAIRS)
+        elif self.host.feed is not None and str(error).startswith("too many values to unpack"):
+            self.host.announcer.warn_once("unpacked", OF_ITEMS)
 
     def _warn_of_one_epoch(self) -> None:
         """Say so if the loop was over batches alone, which ends with the epoch; when the run is closed, or at exit."""

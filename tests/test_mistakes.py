@@ -2,6 +2,7 @@
 
 import atexit
 import re
+import sys
 import threading
 import warnings
 from contextlib import nullcontext as nothing
@@ -845,6 +846,14 @@ def test_a_generator_in_place_of_a_loader_is_told_what_it_is():
     assert "a generator is used up after one epoch" in said
 
 
+def test_python_adds_no_guess_of_its_own():
+    """It would name a private attribute, behind the right hint."""
+    r8 = make()
+    with pytest.raises(AttributeError, match=r"It is r8.table.suspects\(\)") as raised:
+        r8.suspects()
+    assert (raised.value.name, raised.value.obj) == ("suspects", None)
+
+
 def test_steps_that_never_end_an_epoch_are_said():
     r8 = R8Scheduler(num_epochs=2, scheduler_mode="keep")
     assert "this loop does not end by itself" in said_of(lambda: next(r8.steps()))
@@ -866,6 +875,36 @@ def test_one_epoch_of_several_is_said_at_exit(monkeypatch, of_torch):
         for _ in loop.batch_iterator():
             loop.update_with_loss(1.0)
     assert "To train all epochs" in said_of(lambda: [each() for each in at_exit])
+    # After an exception the loop was cut short, wherever it came from.
+    monkeypatch.setattr(sys, "last_value", KeyboardInterrupt(), raising=False)
+    assert not said_of(lambda: [each() for each in at_exit])
+
+
+@pytest.mark.parametrize(
+    ("error", "settings", "loop", "said"),
+    [
+        (
+            IndexError("only integers, slices (`:`), ..."),
+            {"num_samples": 20, "batch_size": 10},
+            None,
+            "for batch, lr in",
+        ),
+        (
+            ValueError("too many values to unpack (expected 2)"),
+            {"scheduler_mode": "keep"},
+            [[1, 2, 3]],
+            "without a rate",
+        ),
+    ],
+)
+def test_what_the_first_batch_was_taken_for_is_said_at_exit(monkeypatch, error, settings, loop, said):
+    """Where the error is numpy's or Python's own, and no batch was reported."""
+    at_exit = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    r8 = R8Scheduler(num_epochs=2, **settings)
+    next(iter(r8.batch_iterator() if loop is None else r8.batches(loop)))
+    monkeypatch.setattr(sys, "last_value", error, raising=False)
+    assert said in said_of(lambda: [each() for each in at_exit])
 
 
 def test_a_module_in_place_of_its_state_is_said_before_the_first_step():

@@ -31,17 +31,17 @@ def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
 
 
 def say_at_exit(loop: Any) -> None:
-    """Have an object that is not closed say at the end of the program that its loop trained one epoch only.
+    """Have a loop say at the end of the program what was wrong with it, as nothing is called after it.
 
     Args:
-        loop: Has ``_warn_of_one_epoch()``; it is not kept alive.
+        loop: Has ``_warn_at_exit(error)``, which gets the exception that ended the program, or None. It is not kept
+            alive.
     """
-    held = weakref.ref(loop)
+    held = weakref.ref(loop, lambda _: atexit.unregister(say))
 
     def say() -> None:
-        # After an exception the loop was cut short.
-        if (alive := held()) is not None and getattr(sys, "last_value", None) is None:
-            alive._warn_of_one_epoch()
+        if (alive := held()) is not None:
+            alive._warn_at_exit(getattr(sys, "last_value", None))
 
     atexit.register(say)
 

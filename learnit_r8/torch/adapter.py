@@ -510,6 +510,10 @@ class Adapter:
         self.scheduler.close()
         self._warn_of_one_epoch()
 
+    def _warn_at_exit(self, error: BaseException | None) -> None:
+        if error is None:
+            self._warn_of_one_epoch()
+
     def _warn_of_one_epoch(self) -> None:
         """Say so if the loop was over the loader alone, which ends with the epoch."""
         r8 = self.scheduler
