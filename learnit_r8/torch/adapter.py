@@ -19,7 +19,7 @@ from .attached_model import AttachedModel
 from .batches.loader import make_loader
 from .batches.sampler import R8BatchSampler
 from .flight.hand import Hand
-from .losses import check_labels, cross_entropies, is_summed, read_losses, read_parts, single_labels
+from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
 from .own_loop.rate_factor import RateFactor
 from .predictions import packed, packed_with
 from .prepared import is_accelerated
@@ -31,13 +31,6 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
     from .batches.loader import LoaderSettings
     from .distributed.together import Sharing
-
-MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
-SUMMED_LOSS = (
-    "the loss is a sum over the batch, and one number is taken for its mean: give losses with reduction='none', of "
-    "which loss() returns the mean, or with reduction='mean'."
-)
-
 
 ROWS = (
     "the data set is one array, so each sample is one of its rows, without a label; for pairs, as in `for x, y in "
@@ -60,11 +53,8 @@ class Adapter(AttachedModel):
     """
 
     _other_names: ClassVar = {
-        "epoch_iterator": EPOCHS,
-        "batch_iterator": LOADER,
-        "batches": LOADER,
-        "train": EPOCHS,
-        "fit": EPOCHS,
+        **dict.fromkeys(("epoch_iterator", "train", "fit"), EPOCHS),
+        **dict.fromkeys(("batch_iterator", "batches"), LOADER),
     }
 
     def __init__(
@@ -201,9 +191,7 @@ class Adapter(AttachedModel):
         read = read_losses(losses, count, mask=mask, weights=weights, shares=shares, exact=exact)
         if losses.ndim == 0 and not self._is_mean_noted:
             self._is_mean_noted = True
-            self.scheduler.host.say_once("mean loss", MEAN_LOSS, is_warning=False)
-            if count > 1 and is_summed(losses):
-                self.scheduler.host.say_once("summed loss", SUMMED_LOSS)
+            say_what_is_unknown(self.scheduler.host, losses, count)
         values, num_classes = read.values, 0
         if labels is not None:
             values, num_classes = packed(values, *labels, kind)
