@@ -79,11 +79,11 @@ class ModelState:
         return [rate for rate in rates if isinstance(rate, keras.Variable)]
 
     def read(self) -> dict[str, list[NDArray[Any]]]:
-        """Copies of all variables, under "model" and "optimizer"; `R8Scheduler` calls it for backups."""
-        state = {kind: [as_numpy(each).copy() for each in variables] for kind, variables in self._variables().items()}
+        """All variables, under "model" and "optimizer", not copied: `R8Scheduler` copies them for its backups."""
+        kinds = {**self._variables(), "rate": self._rates()}
+        state = {kind: [as_numpy(each) for each in variables] for kind, variables in kinds.items()}
         # Layers of Keras on torch draw from torch's own generators, which are no variables.
-        rates, devices = [as_numpy(each).copy() for each in self._rates()], [np.array(num_devices(self._model))]
-        return {**state, "rate": rates, "random": _random_state(), "devices": devices}
+        return {**state, "random": _random_state(), "devices": [np.array(num_devices(self._model))]}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write what `read` returned to a file in numpy's npz format, without pickled objects.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
 from .devices import scope_of
-from .fit_frame import local_of_fit
 from .live_values import LiveValues
 
 try:
@@ -32,15 +31,17 @@ except ImportError:
         return True
 
 
-STEP_LOSS = "r8_step_loss"
-"""Among the logs of a JAX step that carries no variable of ours: its loss. `StepLosses.read` takes it out again."""
+STEP_LOSS, STEP_RATE = "r8_step_loss", "r8_step_rate"
+"""Among what a compiled step returns: its loss, and the rate it was taken at. Nobody else sees them."""
 
 
 class StepLosses:
-    """Keeps the losses of the last training steps in a variable, at the cost of one small copy.
+    """Hears the losses of the last training steps.
 
-    It listens to ``compute_loss``; in a step that does not call it, to the means of losses that the model tracks; else
-    it takes what ``train_step`` returns. It never reads a running mean. The model keeps it.
+    The step returns its loss beside what it logs, as to read a variable of TensorFlow's takes many times as long. Steps
+    of JAX, and several that are taken at once, keep theirs in a variable. It listens to ``compute_loss``; in a step
+    that does not call it, to the means of losses that the model tracks; else it takes what ``train_step`` returns. It
+    never reads a running mean. The model keeps it.
 
     Args:
         model: A compiled Keras model.
@@ -48,25 +49,27 @@ class StepLosses:
 
     Attributes:
         live: The values of the model's variables.
+        rate_variable: The rate of the optimizer, to be read by each step that is traced from now on; None without.
+        rate: What it was in the last step; None where that is not known.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
         self.capacity = capacity
         self.live = LiveValues(model)
+        self.rate_variable: Any = None
+        self.rate: float | None = None
+        self._last: Any = None
         self._model = model
         self._heard = threading.local()
         self._num_written = 0
         self._is_jax = keras.backend.backend() == "jax"
-        with scope_of(model):
-            self._memory = _Ring(capacity)
+        self._memory: _Ring | None = None
+        if self._is_jax or capacity > 1:
+            with scope_of(model):
+                self._memory = _Ring(capacity)
         self._replace(model)
         # A step traced before knows nothing of the variable.
         model.train_function = None
-
-    @property
-    def memory(self) -> Any:
-        """The variable."""
-        return self._memory.values
 
     @classmethod
     def of(cls, model: Any) -> StepLosses:
@@ -79,7 +82,9 @@ class StepLosses:
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
         self.live.search_again()
-        self._num_written = int(self.live.read(self.memory)[-1])
+        self._last = None
+        if self._memory is not None:
+            self._num_written = int(self.live.read(self._memory.values)[-1])
 
     def read(self, logs: dict[str, Any] | None) -> list[float]:
         """The losses of the steps since the last call, in their order.
@@ -90,17 +95,17 @@ class StepLosses:
         Raises:
             RuntimeError: there is no loss.
         """
-        array = self.live.read(self.memory)
-        count = (int(array[-1]) - self._num_written) % self._memory.modulus
-        self._num_written = int(array[-1])
-        if count:
-            first = self._num_written - min(count, self.capacity)
-            return [float(array[number % self.capacity]) for number in range(first, self._num_written)]
-        if logs is not None and STEP_LOSS in logs:
-            # Keras took these from its own, which it keeps for the history.
-            for each in (local_of_fit("logs"), logs):
-                loss = each.pop(STEP_LOSS)
-            return [float(loss)]
+        last, self._last = self._last, None
+        if last is not None:
+            return [float(last)]
+        memory = self._memory
+        if memory is not None:
+            array = self.live.read(memory.values)
+            count = (int(array[-1]) - self._num_written) % memory.modulus
+            self._num_written = int(array[-1])
+            if count:
+                first = self._num_written - min(count, self.capacity)
+                return [float(array[number % self.capacity]) for number in range(first, self._num_written)]
         found = [float(value) for name, value in (logs or {}).items() if "loss" in name]
         if not found:
             raise RuntimeError(
@@ -139,12 +144,26 @@ class StepLosses:
                 if self._is_jax:
                     logs, state = done
                     return self._with_loss(logs), state
-                self._keep(heard.totals or heard.means or _losses_in(done))
+                losses = heard.totals or heard.means or _losses_in(done)
+                if self._memory is None:
+                    return self._beside(done, losses)
+                if losses:
+                    self._memory.keep(_sum_of(losses))
                 return done
             finally:
                 del heard.totals, heard.means, heard.trace
 
         model.train_step = train_step
+        make = getattr(model.make_train_function, "__wrapped__", model.make_train_function)
+
+        @functools.wraps(make)
+        def make_train_function(*args: Any, **kwargs: Any) -> Any:
+            make(*args, **kwargs)
+            if getattr(model.train_function, "step_losses", None) is not self:
+                model.train_function = self._take_from(model.train_function)
+            return model.train_function
+
+        model.make_train_function = make_train_function
         for metric in model.metrics:
             if isinstance(metric, keras.metrics.Mean) and "loss" in metric.name:
                 self._listen(metric)
@@ -186,9 +205,28 @@ class StepLosses:
         found = self._heard.means or _losses_in(logs)
         return logs if self._heard.totals or not found else {**logs, STEP_LOSS: _sum_of(found)}
 
-    def _keep(self, losses: list[Any]) -> None:
-        if losses:
-            self._memory.keep(_sum_of(losses))
+    def _beside(self, logs: Any, losses: list[Any]) -> Any:
+        """The logs of a step with its loss, and its rate where that is dear to read."""
+        if not losses or not isinstance(logs, Mapping):
+            return logs
+        added = {STEP_LOSS: ops.cast(ops.stop_gradient(_sum_of(losses)), "float32")}
+        if self.rate_variable is not None and keras.backend.backend() == "tensorflow":
+            added[STEP_RATE] = ops.convert_to_tensor(self.rate_variable)
+        return {**logs, **added}
+
+    def _take_from(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A compiled training function that keeps for `read` what its steps have returned for us."""
+
+        def train_function(*args: Any) -> Any:
+            done = function(*args)
+            logs = done[0] if self._is_jax else done
+            if isinstance(logs, dict):
+                self._last, rate = logs.pop(STEP_LOSS, None), logs.pop(STEP_RATE, None)
+                self.rate = None if rate is None else float(rate)
+            return done
+
+        train_function.step_losses = self  # type: ignore[attr-defined]
+        return train_function
 
 
 def _sum_of(losses: list[Any]) -> Any:

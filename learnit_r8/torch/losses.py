@@ -134,6 +134,13 @@ def _check_not_logits(losses: torch.Tensor) -> None:
         )
 
 
+def is_summed(loss: torch.Tensor) -> bool:
+    """Whether a number is the sum of more than one, by the operation of autograd that it is the result of."""
+    made_by = loss.grad_fn
+    # Of torch's losses, 0 stands for "none", 1 for "mean" and 2 for "sum".
+    return made_by is not None and (_operation(made_by) == "Sum" or getattr(made_by, "_saved_reduction", 1) == 2)
+
+
 def _operation(made_by: Any) -> str:
     return str(made_by.name()).partition("Backward")[0]
 

@@ -222,7 +222,8 @@ def test_best_checkpoint_is_kept(tmp_path):
 
 def test_highest_is_best_with_mode_max(tmp_path):
     """mode="max" keeps the checkpoint with the highest value."""
-    r8 = make(num_epochs=4, checkpoint_dir=tmp_path, keep_checkpoints=1, monitor="val_loss", mode="max")
+    with pytest.warns(RuntimeWarning, match="of which lower is better by its name"):
+        r8 = make(num_epochs=4, checkpoint_dir=tmp_path, keep_checkpoints=1, monitor="val_loss", mode="max")
     validate(r8, [3.0, 4.0, 1.0, 1.5])
 
     assert steps_kept(tmp_path) == [6, 12]
