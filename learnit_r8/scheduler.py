@@ -137,7 +137,8 @@ class R8Scheduler:
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
             before the first step.
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
-            epoch, or forty times a run without epochs (at least 10 steps apart), and every 30 s.
+            epoch, or forty times a run without epochs (at least 10 steps apart), every 30 s, and closer in a young run
+            if copies are cheap (docs/recovery.md).
         backup_dir: Folder in memory to which the backups of the state callback are also written, so that they outlive a
             process that is killed (docs/budgets.md); by default the system's, if there is one and checkpoints are
             written. False for none.
