@@ -170,6 +170,11 @@ def as_numpy(variable: Any) -> NDArray[Any]:
 
         # A third of the time of the variable's own conversion.
         value = tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype)
+    return to_numpy(value)
+
+
+def to_numpy(value: Any) -> NDArray[Any]:
+    """A tensor of any back end, where it can be seen without a copy."""
     value = value.detach().cpu() if hasattr(value, "detach") else value
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
     # numpy's files know bfloat16 and the like by number of bytes only; float32 holds them exactly.

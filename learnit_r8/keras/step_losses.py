@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ from keras import ops
 
 from .devices import scope_of
 from .live_values import LiveValues
+from .step_returns import StepReturns
 
 try:
     from keras.src.losses.loss import unscale_loss_for_distribution as _unscale
@@ -32,7 +33,7 @@ except ImportError:
 
 
 STEP_LOSS, STEP_RATE = "r8_step_loss", "r8_step_rate"
-"""Among what a compiled step returns: its loss, and the rate it was taken at. Nobody else sees them."""
+"""What a step returns of its own: its loss, and the rate it was taken at."""
 
 
 class StepLosses:
@@ -58,7 +59,6 @@ class StepLosses:
         self.live = LiveValues(model)
         self.rate_variable: Any = None
         self.rate: float | None = None
-        self._last: Any = None
         self._model = model
         self._heard = threading.local()
         self._num_written = 0
@@ -68,8 +68,7 @@ class StepLosses:
             with scope_of(model):
                 self._memory = _Ring(capacity)
         self._replace(model)
-        # A step traced before knows nothing of the variable.
-        model.train_function = None
+        self._returns = StepReturns(model)
 
     @classmethod
     def of(cls, model: Any) -> StepLosses:
@@ -82,7 +81,7 @@ class StepLosses:
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
         self.live.search_again()
-        self._last = None
+        self._returns.take()
         if self._memory is not None:
             self._num_written = int(self.live.read(self._memory.values)[-1])
 
@@ -95,10 +94,11 @@ class StepLosses:
         Raises:
             RuntimeError: there is no loss.
         """
-        last, self._last = self._last, None
-        if last is not None:
-            return [float(last)]
-        memory = self._memory
+        returned, memory = self._returns.take(), self._memory
+        rate = returned.get(STEP_RATE)
+        self.rate = None if rate is None else float(rate)
+        if STEP_LOSS in returned:
+            return [float(returned[STEP_LOSS])]
         if memory is not None:
             array = self.live.read(memory.values)
             count = (int(array[-1]) - self._num_written) % memory.modulus
@@ -143,10 +143,11 @@ class StepLosses:
                 done = step(*args, **kwargs)
                 if self._is_jax:
                     logs, state = done
-                    return self._with_loss(logs), state
+                    losses = [] if heard.totals else heard.means or _losses_in(logs)
+                    return self._with_loss(logs, losses) if losses else logs, state
                 losses = heard.totals or heard.means or _losses_in(done)
-                if self._memory is None:
-                    return self._beside(done, losses)
+                if losses and self._memory is None:
+                    return self._with_loss(done, losses)
                 if losses:
                     self._memory.keep(_sum_of(losses))
                 return done
@@ -154,16 +155,6 @@ class StepLosses:
                 del heard.totals, heard.means, heard.trace
 
         model.train_step = train_step
-        make = getattr(model.make_train_function, "__wrapped__", model.make_train_function)
-
-        @functools.wraps(make)
-        def make_train_function(*args: Any, **kwargs: Any) -> Any:
-            make(*args, **kwargs)
-            if getattr(model.train_function, "step_losses", None) is not self:
-                model.train_function = self._take_from(model.train_function)
-            return model.train_function
-
-        model.make_train_function = make_train_function
         for metric in model.metrics:
             if isinstance(metric, keras.metrics.Mean) and "loss" in metric.name:
                 self._listen(metric)
@@ -200,33 +191,12 @@ class StepLosses:
         """Whether the variable is among those of the model; a model may name its metrics itself."""
         return any(each is self._memory for each in self._model.metrics)
 
-    def _with_loss(self, logs: Any) -> Any:
-        """The logs of a JAX step, with its loss where the variable has not got it."""
-        found = self._heard.means or _losses_in(logs)
-        return logs if self._heard.totals or not found else {**logs, STEP_LOSS: _sum_of(found)}
-
-    def _beside(self, logs: Any, losses: list[Any]) -> Any:
-        """The logs of a step with its loss, and its rate where that is dear to read."""
-        if not losses or not isinstance(logs, Mapping):
-            return logs
-        added = {STEP_LOSS: ops.cast(ops.stop_gradient(_sum_of(losses)), "float32")}
+    def _with_loss(self, logs: Any, losses: list[Any]) -> Any:
+        """The logs of a step with its loss, and on TensorFlow with its rate."""
+        values = {STEP_LOSS: ops.cast(ops.stop_gradient(_sum_of(losses)), "float32")}
         if self.rate_variable is not None and keras.backend.backend() == "tensorflow":
-            added[STEP_RATE] = ops.convert_to_tensor(self.rate_variable)
-        return {**logs, **added}
-
-    def _take_from(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A compiled training function that keeps for `read` what its steps have returned for us."""
-
-        def train_function(*args: Any) -> Any:
-            done = function(*args)
-            logs = done[0] if self._is_jax else done
-            if isinstance(logs, dict):
-                self._last, rate = logs.pop(STEP_LOSS, None), logs.pop(STEP_RATE, None)
-                self.rate = None if rate is None else float(rate)
-            return done
-
-        train_function.step_losses = self  # type: ignore[attr-defined]
-        return train_function
+            values[STEP_RATE] = ops.convert_to_tensor(self.rate_variable)
+        return self._returns.put(logs, values) or logs
 
 
 def _sum_of(losses: list[Any]) -> Any:
