@@ -102,9 +102,10 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
         raise ValueError(f"versions of the state must name that of {nameless[0]!r}, got {state['versions']!r}.")
     for name, value in identity_of(run).items():
         if state["data"].get(name) != value:
-            remedy = "; resume_from_checkpoint() changes it" if name in CHANGED_BY_RESUME else ""
+            remedy = "; R8Scheduler.resume_from_checkpoint() changes it" if name in CHANGED_BY_RESUME else ""
             raise ValueError(
-                f"{name} must be that of the saved run ({state['data'].get(name)!r}), got {value!r}{remedy}."
+                f"{name} must be that of the saved run ({state['data'].get(name)!r}), got {value!r}{remedy}, "
+                "and another checkpoint_dir begins a new run."
             )
 
 

@@ -14,7 +14,7 @@ from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED, Chunk
 from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket
 from ..table.labels.predictions import PredictionRows
-from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, read_loss, read_number
+from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, check_signs, read_loss, read_number
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -102,6 +102,8 @@ def judge(
     is_plain = kind == storage.part_size
     if not is_plain and is_drawn:
         check_kind(kind, storage.part_size)
+        if kind == EXACT:
+            check_signs(means)
     if predictions is not None and storage.num_samples:
         rows = storage.evidence.checked(predictions, np.size(means), kind)
     if epoch < 0:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from .._adapters.group_rates import GroupRates
 from .._validation import loop_method
 from ..checkpoint.state_tree import clone
+from ..events.caller import say_at_exit
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
@@ -18,7 +19,7 @@ from .attached_model import AttachedModel
 from .batches.loader import make_loader
 from .batches.sampler import R8BatchSampler
 from .flight.hand import Hand
-from .losses import check_labels, cross_entropies, read_losses, read_parts, single_labels
+from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
 from .own_loop.rate_factor import RateFactor
 from .predictions import packed, packed_with
 from .prepared import is_accelerated
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
     from .batches.loader import LoaderSettings
     from .distributed.together import Sharing
-
-MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
-
 
 ROWS = (
     "the data set is one array, so each sample is one of its rows, without a label; for pairs, as in `for x, y in "
@@ -55,11 +53,8 @@ class Adapter(AttachedModel):
     """
 
     _other_names: ClassVar = {
-        "epoch_iterator": EPOCHS,
-        "batch_iterator": LOADER,
-        "batches": LOADER,
-        "train": EPOCHS,
-        "fit": EPOCHS,
+        **dict.fromkeys(("epoch_iterator", "train", "fit"), EPOCHS),
+        **dict.fromkeys(("batch_iterator", "batches"), LOADER),
     }
 
     def __init__(
@@ -87,7 +82,7 @@ class Adapter(AttachedModel):
         self._others: list[Adapter] = []
         if owner is not None:
             owner._others.append(self)
-        self._has_loader = self._counts_epochs = False
+        self._has_loader = self._counts_epochs = self._is_mean_noted = False
         stepper.watch_first_epoch()
         if scheduler.keeps_rates:
             self._factor = RateFactor(scheduler, optimizer)
@@ -138,6 +133,8 @@ class Adapter(AttachedModel):
             sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
         loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings)
         loader.hold_in(self._hand)
+        if not self._has_loader:
+            say_at_exit(self)
         self._has_loader = True
         if is_accelerated():
             loader.leave_to(self.optimizer.param_groups[0]["params"][0].device)
@@ -192,8 +189,9 @@ class Adapter(AttachedModel):
         if logits is not None or targets is not None:
             labels = single_labels(logits, targets, losses=losses, mask=mask, exact=exact)
         read = read_losses(losses, count, mask=mask, weights=weights, shares=shares, exact=exact)
-        if losses.ndim == 0:
-            self.scheduler.host.say_once("mean loss", MEAN_LOSS, is_warning=False)
+        if losses.ndim == 0 and not self._is_mean_noted:
+            self._is_mean_noted = True
+            say_what_is_unknown(self.scheduler.host, losses, count)
         values, num_classes = read.values, 0
         if labels is not None:
             values, num_classes = packed(values, *labels, kind)
@@ -373,6 +371,10 @@ class Adapter(AttachedModel):
         """Finish: report, save what is due, tell listeners. Safe to call twice."""
         super().close()
         self._warn_of_one_epoch()
+
+    def _warn_at_exit(self, error: BaseException | None) -> None:
+        if error is None:
+            self._warn_of_one_epoch()
 
     def _warn_of_one_epoch(self) -> None:
         """Say so if the loop was over the loader alone, which ends with the epoch."""

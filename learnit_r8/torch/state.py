@@ -266,7 +266,8 @@ def _check_fits(shapes: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     if shapes != given:
         names = sorted(name for name in {*shapes, *given} if shapes.get(name) != given.get(name))
         raise ValueError(
-            f"the saved model must have the tensors of this one, got others for {names[:5]} ({len(names)} differ)."
+            f"the saved model must have the tensors of this one, got others for {names[:5]} ({len(names)} differ); "
+            "another checkpoint_dir, or resume=None, begins a new run."
         )
 
 

@@ -24,8 +24,8 @@ ATTACHED_AGAIN = (
 )
 
 NO_STEP = (
-    "the optimizer that attach() got took no step in an epoch: if another one trains the model, its rate is not set "
-    "and its state not saved; attach that one, once it is made."
+    "the optimizer that attach() got took no step with a gradient in an epoch: another optimizer, or another model "
+    "than its own, is trained, whose rate is not set and whose state is not saved; attach these two once both are made."
 )
 
 
@@ -82,8 +82,10 @@ class Stepper:
         register = getattr(self._plain, "register_step_post_hook", None)
         self._first_step = None if register is None else register(self._note_first_step)
 
-    def _note_first_step(self, *_: Any) -> None:
-        self._has_stepped = True
+    def _note_first_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._has_stepped = self._has_stepped or any(
+            parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"]
+        )
 
     def check_first_epoch(self, r8: R8Scheduler) -> None:
         """Say so if the optimizer has taken no step in the epoch that is over; called as each one ends."""
