@@ -248,9 +248,9 @@ class Recorder:
     def look(self):
         """Note what has changed, and every state that a cut at this moment may leave."""
         before, self.now = self.now, {}
-        # A model is written within a folder of its own first.
-        for path in self.folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        # A model is written within a folder of its own first; `os.walk` passes over a folder that is gone by now.
+        for path in (Path(parent, name) for parent, _, names in os.walk(self.folder) for name in names):
+            with contextlib.suppress(FileNotFoundError):
                 name = path.relative_to(self.folder).as_posix()
                 self.now[name] = (path.stat().st_ino, path.read_bytes())
         for name in before.keys() | self.now.keys():

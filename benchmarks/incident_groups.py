@@ -303,7 +303,7 @@ GROUPS = {
         (Figure("healed", "all", measure_healed), Figure("at the newest healthy state", ">= 95 %", measure_reached),
          count("gave up", "0"), RESTORES, LOST),
         "Healed: finite, not poisoned, loss within 10 % of a run without faults at the same rates. A run that goes on\n"
-        "poisoned cannot be trained by hand. No probe sees a fuse: going back by 1, 2, 4, ... may pass the newest.",
+        "poisoned cannot be trained by hand. No probe sees a fuse: it burns down again after each restore to one.",
     ),
     "rates": Group(
         "the rate too high from the start", 80, spread_over(rates()), ("oracle", "plain", "package"),

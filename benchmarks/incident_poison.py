@@ -62,7 +62,8 @@ class PoisonRun:
         self.noise = np.random.default_rng(zlib.crc32(repr(case).encode()))
         self.fuse = BACKUP_EVERY * case.delay
         first = int(self.noise.integers(665, 700))
-        after = 500 if case.show == "at once" else self.fuse + 400
+        # To go back from backup to backup, and to burn down each time, takes this long.
+        after = 500 if case.show == "at once" else self.fuse * (case.delay + 3) // 2 + 400
         self.poisoned_at = [first + number * (self.fuse + after) for number in range(case.times)]
         self.steps = self.poisoned_at[-1] + self.fuse + after
         self.factor = float(10 ** self.noise.uniform(1, 3))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
+SAME = {"--out": "--html", "--output": "--html", "--html": "--out", "--limit": "--top", "--format": "--csv"}
+"""Options that are called otherwise in other commands."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that suggests the command, option or value that a wrong one is similar to."""
@@ -19,7 +22,8 @@ class Parser(argparse.ArgumentParser):
             known = re.findall(r"[\w-]+", found[2].removeprefix("(choose from"))
         elif (found := re.match(r"unrecognized arguments: (--[\w-]+)", message)) is not None:
             known = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(found[1], known, 1, 0.5) if found is not None else []
+        meant = SAME.get(found[1]) if found is not None else None
+        near = [meant] if meant in known else difflib.get_close_matches(found[1], known, 1, 0.5) if found else []
         super().error(f"{message}; did you mean {near[0]}?" if near else message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

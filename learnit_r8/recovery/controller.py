@@ -50,6 +50,9 @@ EQUAL_LOSSES = 8
 SOON = 16
 """If trouble comes back within this many updates, trying states one by one costs little."""
 
+ONE_BY_ONE = 8
+"""States tried one by one where trouble takes longer to come back; each further one is twice as far back."""
+
 
 class Answer(NamedTuple):
     """What a report leads to.
@@ -494,7 +497,7 @@ class RecoveryController:
         lineage = self.lineage
         older = [each for each in known if each.updates < lineage.since] or known[:1]
         is_soon = lineage.since_restore < SOON
-        skipped = 0 if is_soon else 2**lineage.num_older - 1
+        skipped = 0 if is_soon else 2 ** max(0, lineage.num_older - ONE_BY_ONE) - 1
         lineage.num_older = max(1, lineage.num_older + (not is_soon))
         return older[: max(1, len(older) - skipped)]
 

@@ -81,7 +81,7 @@ def test_optimizer_reads_the_variable():
     loop = Loop(scheduler(num_epochs=2, scheduler_mode="constant", warmup_proportion=0.0, initial_lr=1e-12))
     loop.epoch()
     before = loop.model.get_weights()
-    loop.r8.host.schedule = lambda progress: 0.1
+    loop.r8.host.rates.schedule = lambda progress: 0.1
     loop.epoch()
 
     assert not np.allclose(before[0], loop.model.get_weights()[0])

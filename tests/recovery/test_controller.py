@@ -154,6 +154,27 @@ def test_silent_damage_is_passed_over(depth):
     assert back.to_step == poison // 40 * 40
 
 
+@RESTORED
+def test_damage_that_shows_later_is_gone_back_past_one_state_at_a_time():
+    """Weights that go wrong some updates later pass each probe: states are tried until one lasts, none skipped."""
+    run = Toy(num_epochs=24)
+    task, burnt = run.task, np.zeros(2)
+    run.r8.host.persistence.callbacks = Callbacks(
+        state=lambda: task.state() | {"burnt": burnt},
+        load=lambda state, from_ram: (task.load(state, from_ram), burnt.__setitem__(slice(None), state["burnt"])),
+    )
+
+    def change(step, loss):
+        burnt[0] = burnt[0] or (step == 243 and not run.of(events.RolledBack))
+        burnt[1] += burnt[0]
+        return loss + 50 * (burnt[1] > 95)
+
+    run.run(change=change)
+
+    assert [event.to_step for event in run.of(events.RolledBack)] == [320, 280, 240]
+    assert task.loss() < 0.1
+
+
 def test_first_restore_is_said_aloud():
     """The first restore of a run is a warning with its reason, and says where to read."""
     with pytest.warns(RuntimeWarning, match=r"restored to step 240, \d+ updates back. See docs/recovery.md"):
@@ -396,7 +417,7 @@ def test_tiny_batches_and_epochs(more):
     run.run({250: Toy.blow_up}, bad=[100, 101])
 
     assert run.r8.global_step == run.r8.total_steps
-    assert 1 <= len(run.of(events.RolledBack)) <= 8
+    assert 1 <= len(run.of(events.RolledBack)) <= 10
     assert np.isfinite(run.task.loss())
 
 
