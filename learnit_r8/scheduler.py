@@ -21,7 +21,7 @@ from ._validation import loop_method, no_attribute, shortened
 from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
-from .engine import ending, refusal, run_state
+from .engine import refusal, run_state
 from .engine.builder import build_components
 from .engine.control import Requests
 from .engine.engine import Engine
@@ -29,6 +29,7 @@ from .engine.feed.batch_size import BatchMeasure
 from .engine.feed.batches import Batches
 from .engine.feed.samples import BatchSamples
 from .engine.feed.trainer_batches import TrainerBatches
+from .engine.rates import cool_down as ending
 from .engine.settings import KEPT, MOST_IDS, Settings, suggest_settings
 from .events.caller import say_at_exit
 from .guard.registry import GuardName
@@ -136,7 +137,8 @@ class R8Scheduler:
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
             before the first step.
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
-            epoch, or forty times a run without epochs (at least 10 steps apart), and every 30 s.
+            epoch, or forty times a run without epochs (at least 10 steps apart), every 30 s, and closer in a young run
+            if copies are cheap (docs/recovery.md).
         backup_dir: Folder in memory to which the backups of the state callback are also written, so that they outlive a
             process that is killed (docs/budgets.md); by default the system's, if there is one and checkpoints are
             written. False for none.
@@ -354,17 +356,17 @@ class R8Scheduler:
     @property
     def schedule(self) -> Schedule:
         """The schedule, a function from progress in [0, 1] to a learning rate."""
-        return self.host.schedule
+        return self.host.rates.schedule
 
     @property
     def lr(self) -> float:
         """The learning rate to use now; with "keep", the one you have told times `lr_factor`, and NaN before that."""
-        return self.host.shown_lr(self.host.lr)
+        return self.host.rates.shown(self.host.rates.now)
 
     @property
     def lr_factor(self) -> float:
         """The factor that recovery puts on the scheduled rate or, with "keep", on your own; 1.0 if all is well."""
-        lr = self.host.scheduled_lr(self.pace.progress_at(self.pace.step))
+        lr = self.host.rates.scheduled(self.pace.progress_at(self.pace.step))
         return self.controller.lr(lr) / lr if lr else 1.0
 
     @property
@@ -634,7 +636,7 @@ class R8Scheduler:
     @property
     def keeps_rates(self) -> bool:
         """Whether the rate is your own: ``scheduler_mode="keep"``."""
-        return self.host.own_rate is not None
+        return self.host.rates.own is not None
 
     def tell_rate(self, lr: float) -> None:
         """Tell views and guard the rate that you train with; only with ``scheduler_mode="keep"``.
@@ -645,9 +647,9 @@ class R8Scheduler:
         Raises:
             ValueError: the scheduler sets the rate.
         """
-        if self.host.own_rate is None:
+        if self.host.rates.own is None:
             raise ValueError(f"lr is the scheduler's own unless scheduler_mode='keep', got lr={lr!r}.")
-        self.host.own_rate = lr if type(lr) is float else read_number("lr", lr)
+        self.host.rates.own = lr if type(lr) is float else read_number("lr", lr)
 
     def _give_up_open(self) -> None:
         """Give up the batch of `batch_iterator` that was not reported."""
@@ -940,7 +942,11 @@ class R8Scheduler:
         if self.host.persistence.is_restoring and self.host.turns.is_mine:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
         with self.host._saving:
-            step, draws, moment = self.pace.step, self.host._num_draws, self.host.moment("update_cpu_backup")
+            step, draws, moment = (
+                self.pace.step,
+                self.host._num_draws,
+                run_state.moment_of(self.host, "update_cpu_backup"),
+            )
             damage = self.host.persistence.backup_timer.take(state, step, draws, moment)
             if damage:
                 refusal.answer_damage(self.host, damage)
@@ -1067,7 +1073,7 @@ class R8Scheduler:
     @property
     def seed(self) -> int:
         """The seed of the batches: as given, or that of the saved run that this one continues."""
-        return self.host.seed
+        return self.host.plan.seed
 
     @property
     def next_step(self) -> int:

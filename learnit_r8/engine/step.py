@@ -123,9 +123,9 @@ def judge(
         predicted, is_usual = typical, chunk.sweep >= 0
     is_quiet = controller.is_quiet
     # The guard hears the rate of the step that it judges, before recovery lowers it.
-    judged_rate = rate if is_quiet else run.scheduled_lr(pace.progress_at(ticket.step))
-    if run.own_rate is not None:
-        judged_rate = run.own_rate
+    judged_rate = rate if is_quiet else run.rates.scheduled(pace.progress_at(ticket.step))
+    if run.rates.own is not None:
+        judged_rate = run.rates.own
     if not is_quiet and controller.experiment.tests(ticket):
         if grad_norm is not None and not math.isfinite(grad_norm):
             mean = math.nan
@@ -138,9 +138,9 @@ def judge(
             verdict, memory = Verdict.EARLY, sentry.present
     steps = pace.budget.steps
     progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
-    last, lr = run._scheduled
+    last, lr = run.rates.last
     if progress != last:
-        lr = run.scheduled_lr(progress)
+        lr = run.rates.scheduled(progress)
     is_plain = (
         is_plain
         and is_quiet
@@ -232,7 +232,7 @@ def tell(run: Engine, ticket: Ticket, judged: Judged, ended: Tally | None) -> No
         progress=run.pace.progress,
         loss=judged.numbers[0],
         expected_loss=judged.expected,
-        lr=run.shown_lr(ticket.lr),
+        lr=run.rates.shown(ticket.lr),
         suspicion=judged.suspicion,
     )
     tell_epoch(run, ticket, ended)
@@ -244,7 +244,7 @@ def tell_epoch(run: Engine, ticket: Ticket, ended: Tally | None) -> None:
         run.emitter.epoch_done(
             epoch=run.pace.epoch - 1,
             progress=run.pace.progress,
-            lr=run.shown_lr(ticket.lr),
+            lr=run.rates.shown(ticket.lr),
             tally=ended,
             seconds=run.pace.seconds,
         )

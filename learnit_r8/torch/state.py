@@ -18,7 +18,7 @@ from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
 from .own_loop.also import AlsoPart
-from .prepared import plain_optimizer
+from .prepared import plain_model, plain_optimizer
 
 OF_RANKS = "random of ranks"
 """Key of the random generators of all ranks, in their order, in a state that several ranks have gathered."""
@@ -235,17 +235,6 @@ class ModelState:
         if self._generators is not None:
             set_random_state(self._generators)
             self._generators = None
-
-
-def plain_model(model: Any) -> Any:
-    """The model inside what `torch.compile` and data parallelism wrap around it."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
 
 
 def _options_of(optimizer: Any) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 
 from ..schedules.budget import BUDGETS
 from ..torch import Adapter, attach
-from ..torch.loader import make_loader
+from ..torch.batches.loader import make_loader
 from ..torch.own_loop.last_forward import LastForward
 from .callback import R8Callback
 from .losses import SampleLosses, document_losses, find_losses, is_packed

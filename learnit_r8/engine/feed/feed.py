@@ -213,7 +213,7 @@ class Feed:
                 elif self.is_at_end():
                     self.trainer.settle()
                     if pace.is_stopped or (pace.is_over and not controller.asks_probe):
-                        run._draw_nothing()
+                        draws.draw_nothing(run)
                         # Within epochs() the time may run out before the first batch.
                         if pace.step == begun and not self._in_epochs:
                             run_state.say_if_spent(run)
@@ -351,14 +351,14 @@ class Feed:
         run.controller.end_update()
         self.between_steps()
         if pace.is_over:
-            run._draw_nothing()
+            draws.draw_nothing(run)
 
     def mark_ended(self) -> None:
         """Note that a pass has ended, and tell listeners."""
         run, pace = self.run, self.run.pace
         with run.turns.take("draw", pace.step, is_changing=True):
             pace.has_ended = True
-            lr, tally = run.shown_lr(run.scheduled_lr(pace.progress)), run._tally
+            lr, tally = run.rates.shown(run.rates.scheduled(pace.progress)), run._tally
             run._tally, run._epoch_ended = type(tally)(), True
             if run.announcer.is_heard:
                 run.emitter.epoch_done(
@@ -409,8 +409,8 @@ class Feed:
             run.hand_over()
         while True:
             number = pace.step + pace.num_out
-            is_plain = run.own_rate is not None and run.controller.is_quiet
-            lr = 1.0 if is_plain else run._lr_at(pace.progress_at(number))
+            is_plain = run.rates.own is not None and run.controller.is_quiet
+            lr = 1.0 if is_plain else run.rates.at(pace.progress_at(number))
             with turns.lock:
                 if turns.busy is None and pace.step + pace.num_out == number:
                     turns.busy = number
@@ -425,7 +425,7 @@ class Feed:
                         self._out.append(batch.chunk)  # type: ignore[arg-type]
                     pace.tokens += size.tokens
                     pace.num_out += 1
-                    ticket = run._ticket(number, pace.epoch, lr, batch)
+                    ticket = draws.number(run, number, pace.epoch, lr, batch)
                     turns.busy = None
                     return ticket
             turns.wait("draw", number)
@@ -447,10 +447,10 @@ class Feed:
             item = run.controller.experiment.draw()
             batch = self._plan.draw_again(item)
             run.controller.experiment.note_drawn(batch.chunk)
-            lr = run.lr
+            lr = run.rates.now
             batch.chunk.rates[0] = lr
             pace.num_out += 1
-            self.open = run._ticket(pace.next_step - 1, pace.epoch, lr, batch)
+            self.open = draws.number(run, pace.next_step - 1, pace.epoch, lr, batch)
         return copied(item)
 
     def give_up_open(self) -> None:
@@ -492,7 +492,7 @@ class Feed:
                 self._ask()
                 if self.is_at_end():
                     self.trainer.settle()
-                    run._draw_nothing()
+                    draws.draw_nothing(run)
                     return
                 before = pace.next_step
                 yield before
@@ -579,13 +579,13 @@ class Feed:
         if ticket is None:
             ticket = self.open = self.take_step()
         if ticket is None:
-            return Outcome(GOOD, run.shown_lr(1.0), None)
+            return Outcome(GOOD, run.rates.shown(1.0), None)
         ticket = self.open = self.with_ids(ticket, ids)
         self.note_rows(ticket, loss)
         outcome = run._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self.open = None
-        if run.own_rate is not None:
-            return Outcome(outcome.verdict, run.shown_lr(outcome.lr), outcome.rolled_back_to)
+        if run.rates.own is not None:
+            return Outcome(outcome.verdict, run.rates.shown(outcome.lr), outcome.rolled_back_to)
         return outcome
 
     def epochs(self) -> Iterator[int]:
