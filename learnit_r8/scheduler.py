@@ -258,6 +258,7 @@ class R8Scheduler:
             handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
             clock=clock,
         )  # fmt: skip
+        run_dir, resume = settings.run_dir, settings.resume
         self.host = engine = Engine(build_components(settings))
         self.name, self.table, self.pace = engine.name, engine.table, engine.pace
         self.sentry, self.controller = engine.sentry, engine.controller
