@@ -13,6 +13,7 @@ from ..recovery.lineage import LOOK_MASK
 from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED, Chunk
 from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket
+from ..schedules.schedule import Kept
 from ..table.labels.predictions import PredictionRows
 from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, read_loss, read_number
 
@@ -121,9 +122,9 @@ def judge(
         predicted, is_usual = typical, chunk.sweep >= 0
     is_quiet = controller.is_quiet
     # The guard hears the rate of the step that it judges, before recovery lowers it.
-    judged_rate = rate if is_quiet else run.scheduled_lr(pace.progress_at(ticket.step))
-    if run.own_rate is not None:
-        judged_rate = run.own_rate
+    judged_rate = run.own_rate
+    if judged_rate is None:
+        judged_rate = rate if is_quiet else run.scheduled_lr(pace.progress_at(ticket.step))
     if not is_quiet and controller.experiment.tests(ticket):
         if grad_norm is not None and not math.isfinite(grad_norm):
             mean = math.nan
@@ -134,11 +135,15 @@ def judge(
         is_new = controller.is_early and verdict is GOOD and controller.is_suspicious(mean)
         if is_new and (state == OPEN or controller.is_far(mean)):
             verdict, memory = Verdict.EARLY, sentry.present
-    steps = pace.budget.steps
-    progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
-    last, lr = run._scheduled
-    if progress != last:
-        lr = run.scheduled_lr(progress)
+    steps, schedule = pace.budget.steps, run.schedule
+    if type(schedule) is Kept:
+        # Whatever the progress, which need not be known.
+        lr = 1.0
+    else:
+        progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
+        last, lr = run._scheduled
+        if progress != last:
+            lr = run.scheduled_lr(progress)
     is_plain = (
         is_plain
         and is_quiet
