@@ -350,7 +350,7 @@ def shares(size: int, batch_size: int, repeats: int) -> dict[str, float]:
             read_loss(LOSSES[step & 1023], batch_size)
 
     def rating() -> None:
-        schedule, controller = loop.r8.host.scheduled_lr, loop.r8.controller
+        schedule, controller = loop.r8.host.rates.scheduled, loop.r8.controller
         for step in range(steps):
             controller.lr(schedule(step / steps))
 

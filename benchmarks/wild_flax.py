@@ -104,7 +104,7 @@ class Run:
     def by_hand(self) -> None:
         """The loop that most examples of Flax have; what R8 adds are four lines."""
         script, r8 = self.script, self.r8
-        managed = None if r8 is None else ManagedState(r8, self.state, backup_every=8)
+        managed = None if r8 is None else ManagedState(r8, self.state)
         for epoch in range(0 if r8 is None else r8.current_epoch, script.epochs):
             data = script.data(epoch, self.now if managed is None else lambda: managed.state)
             for batch in data if r8 is None else r8.batches(data):
@@ -129,7 +129,7 @@ class Run:
         def after_step(loop_state: Any) -> None:
             self.end_step()
 
-        watched = {} if self.r8 is None else {"scheduler": self.r8, "backup_every": 8}
+        watched = {} if self.r8 is None else {"scheduler": self.r8}
         self.state, _ = train_loop(
             self.state, step, self.script.data, num_epochs=self.script.epochs, rng_key=jax.random.key(0),
             show_progress=False, callbacks=[after_step], **watched,

@@ -21,7 +21,7 @@ from ._validation import loop_method, no_attribute, shortened
 from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
-from .engine import ending, refusal, run_state
+from .engine import refusal, run_state
 from .engine.builder import build_components
 from .engine.control import Requests
 from .engine.engine import Engine
@@ -29,7 +29,9 @@ from .engine.feed.batch_size import BatchMeasure
 from .engine.feed.batches import Batches
 from .engine.feed.samples import BatchSamples
 from .engine.feed.trainer_batches import TrainerBatches
+from .engine.rates import cool_down as ending
 from .engine.settings import KEPT, MOST_IDS, Settings, suggest_settings
+from .events.caller import say_at_exit
 from .guard.registry import GuardName
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
@@ -77,6 +79,13 @@ HASTY = (
     "so log what is monitored once an epoch, after its batches, or allow for more of them."
 )
 
+OF_PAIRS = (
+    "batch_iterator() gives pairs of indices and a rate, in this order: write `for batch, lr in r8.batch_iterator()`, "
+    "and index with batch."
+)
+OF_ITEMS = (
+    "batches() gives the items of your loader as they are, without a rate: unpack what the loader gives, no more."
+)
 LOOPS = "Write: for epoch in r8.epoch_iterator(): for batch, lr in r8.batch_iterator()."
 
 
@@ -128,7 +137,8 @@ class R8Scheduler:
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
             before the first step.
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
-            epoch, or forty times a run without epochs (at least 10 steps apart), and every 30 s.
+            epoch, or forty times a run without epochs (at least 10 steps apart), every 30 s, and closer in a young run
+            if copies are cheap (docs/recovery.md).
         backup_dir: Folder in memory to which the backups of the state callback are also written, so that they outlive a
             process that is killed (docs/budgets.md); by default the system's, if there is one and checkpoints are
             written. False for none.
@@ -248,6 +258,7 @@ class R8Scheduler:
             handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
             clock=clock,
         )  # fmt: skip
+        run_dir, resume = settings.run_dir, settings.resume
         self.host = engine = Engine(build_components(settings))
         self.name, self.table, self.pace = engine.name, engine.table, engine.pace
         self.sentry, self.controller = engine.sentry, engine.controller
@@ -282,7 +293,7 @@ class R8Scheduler:
             self.host.announcer.add(Live(engine.requests, folder=self.run_dir or ""))
         self._given_up: int | None = None
         self._looping: int | None = None
-        self._is_closed = self._counts_epochs = self._ended_epoch = False
+        self._is_closed = self._counts_epochs = self._ended_epoch = self._speaks_at_exit = False
         if resume is not None:
             run_state.resume_from(self.host, resume)
 
@@ -345,17 +356,17 @@ class R8Scheduler:
     @property
     def schedule(self) -> Schedule:
         """The schedule, a function from progress in [0, 1] to a learning rate."""
-        return self.host.schedule
+        return self.host.rates.schedule
 
     @property
     def lr(self) -> float:
         """The learning rate to use now; with "keep", the one you have told times `lr_factor`, and NaN before that."""
-        return self.host.shown_lr(self.host.lr)
+        return self.host.rates.shown(self.host.rates.now)
 
     @property
     def lr_factor(self) -> float:
         """The factor that recovery puts on the scheduled rate or, with "keep", on your own; 1.0 if all is well."""
-        lr = self.host.scheduled_lr(self.pace.progress_at(self.pace.step))
+        lr = self.host.rates.scheduled(self.pace.progress_at(self.pace.step))
         return self.controller.lr(lr) / lr if lr else 1.0
 
     @property
@@ -426,6 +437,7 @@ class R8Scheduler:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
         self._check_draws("batch_iterator")
+        self._speak_at_exit()
         epoch, pace, host = self.current_epoch, self.pace, self.host
         search = host.search
         if self._looping is None:
@@ -496,6 +508,7 @@ class R8Scheduler:
         feed = self._own_feed("batches")
         if not isinstance(loader, Iterable):
             raise TypeError(f"loader must be an iterable of batches, got {loader!r}.")
+        self._speak_at_exit()
         return Batches(feed, loader, self._measure(size, tokens), BatchSamples(self.host, ids, skip))
 
     def _measure(
@@ -623,7 +636,7 @@ class R8Scheduler:
     @property
     def keeps_rates(self) -> bool:
         """Whether the rate is your own: ``scheduler_mode="keep"``."""
-        return self.host.own_rate is not None
+        return self.host.rates.own is not None
 
     def tell_rate(self, lr: float) -> None:
         """Tell views and guard the rate that you train with; only with ``scheduler_mode="keep"``.
@@ -634,9 +647,9 @@ class R8Scheduler:
         Raises:
             ValueError: the scheduler sets the rate.
         """
-        if self.host.own_rate is None:
+        if self.host.rates.own is None:
             raise ValueError(f"lr is the scheduler's own unless scheduler_mode='keep', got lr={lr!r}.")
-        self.host.own_rate = lr if type(lr) is float else read_number("lr", lr)
+        self.host.rates.own = lr if type(lr) is float else read_number("lr", lr)
 
     def _give_up_open(self) -> None:
         """Give up the batch of `batch_iterator` that was not reported."""
@@ -929,7 +942,11 @@ class R8Scheduler:
         if self.host.persistence.is_restoring and self.host.turns.is_mine:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
         with self.host._saving:
-            step, draws, moment = self.pace.step, self.host._num_draws, self.host.moment("update_cpu_backup")
+            step, draws, moment = (
+                self.pace.step,
+                self.host._num_draws,
+                run_state.moment_of(self.host, "update_cpu_backup"),
+            )
             damage = self.host.persistence.backup_timer.take(state, step, draws, moment)
             if damage:
                 refusal.answer_damage(self.host, damage)
@@ -1056,7 +1073,7 @@ class R8Scheduler:
     @property
     def seed(self) -> int:
         """The seed of the batches: as given, or that of the saved run that this one continues."""
-        return self.host.seed
+        return self.host.plan.seed
 
     @property
     def next_step(self) -> int:
@@ -1100,17 +1117,38 @@ class R8Scheduler:
         """Finish the run: save what is due and tell listeners that it has ended. Safe to call twice."""
         self._close(is_whole=sys.exc_info()[0] is None)
 
-    def _close(self, *, is_whole: bool) -> None:
-        if self._is_closed:
+    def _speak_at_exit(self) -> None:
+        if not self._speaks_at_exit:
+            self._speaks_at_exit = True
+            say_at_exit(self)
+
+    def _warn_at_exit(self, error: BaseException | None) -> None:
+        """Say so if the loop ended with an epoch, or with an error of what its first batch was taken for."""
+        if error is None:
+            self._warn_of_one_epoch()
+        elif self.pace.step:
             return
-        self._is_closed = True
+        elif self.host.feed is None and str(error).startswith("only integers, slices"):
+            self.host.announcer.warn_once("unpacked", OF_PAIRS)
+        elif self.host.feed is not None and str(error).startswith("too many values to unpack"):
+            self.host.announcer.warn_once("unpacked", OF_ITEMS)
+
+    def _warn_of_one_epoch(self) -> None:
+        """Say so if the loop was over batches alone, which ends with the epoch; when the run is closed, or at exit."""
         is_first = self._ended_epoch and self.pace.step <= self.pace.steps_per_epoch
-        if is_whole and is_first and not (self._counts_epochs or self.pace.is_over):
+        if is_first and not (self._counts_epochs or self.pace.is_over):
             self.host.announcer.warn_once(
                 "one epoch",
                 f"the run was closed at step {self.pace.step} of {self.total_steps or '?'}: batch_iterator() ends with "
                 "the epoch. To train all epochs, loop over it within: for epoch in r8.epoch_iterator().",
             )
+
+    def _close(self, *, is_whole: bool) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if is_whole:
+            self._warn_of_one_epoch()
         try:
             # While an exception is propagating, the user's step may be half done and must not be saved; nor is a run
             # whose state is not whole.

@@ -1,8 +1,12 @@
 """Mistakes of a second visit: each is said with what would be right, before anything is changed."""
 
+import atexit
 import re
+import sys
 import threading
 import warnings
+from contextlib import nullcontext as nothing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import learnit_r8
-from learnit_r8 import R8Scheduler, events
+from learnit_r8 import EarlyStopping, R8Scheduler, events
 from learnit_r8.checkpoint.reader import NoValidCheckpoint
 from learnit_r8.cli import main
 from learnit_r8.journal.run import UnreadableRun, find_run
@@ -357,7 +361,7 @@ def test_an_optimizer_made_after_attach_is_said():
                     losses.mean().backward()
                     other.step()
 
-    with pytest.warns(RuntimeWarning, match=r"attach\(\) got took no step in an epoch"):
+    with pytest.warns(RuntimeWarning, match=r"attach\(\) got took no step with a gradient in an epoch"):
         go_on()
 
 
@@ -406,11 +410,6 @@ def test_a_state_in_place_of_its_function_is_said_in_a_line():
     with pytest.raises(TypeError, match="must be a function or None, got OrderedDict") as error:
         make(state_callback=torch.nn.Linear(99, 99).state_dict())
     assert len(str(error.value)) < 200
-
-
-def test_a_name_of_an_adapter_says_where_it_is():
-    with pytest.raises(AttributeError, match=r"from learnit_r8\.torch import attach"):
-        learnit_r8.attach  # noqa: B018
 
 
 def test_a_report_of_an_object_is_said(tmp_path):
@@ -505,8 +504,10 @@ def test_an_adapter_says_probabilities_once():
     ("val_acc", {}, False), ("val_loss", {}, True), ("val_acc", {"mode": "min"}, True),
 ])  # fmt: skip
 def test_the_direction_of_a_monitor_is_that_of_its_name(monitor, more, worst):
-    """An accuracy that rises is no reason to stop; a mode that is given is left alone."""
-    model, adapter = attached(num_epochs=4, monitor=monitor, early_stopping=2, **more)
+    """An accuracy that rises is no reason to stop; a mode that is given is left alone, and said to be odd."""
+    odd = pytest.warns(RuntimeWarning, match="'val_acc', of which higher is better by its name") if more else nothing()
+    with odd:
+        model, adapter = attached(num_epochs=4, monitor=monitor, early_stopping=2, **more)
     for epoch in adapter.epochs():
         for inputs, labels in adapter.loader():
             adapter.step(adapter.cross_entropy(model(inputs), labels))
@@ -751,3 +752,243 @@ def test_a_resume_with_another_optimizer_is_said(tmp_path):
 def test_a_number_of_suspects_is_told_the_ranking():
     with pytest.raises(ValueError, match=r"precision must be in \(0, 1\), got 10; .* call ranking\(10\)"):
         make().table.suspects(10)
+
+
+def said_of(function, kind=RuntimeWarning):
+    """What a function warns of, in one text."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        function()
+    return " | ".join(str(each.message) for each in said if issubclass(each.category, kind))
+
+
+ONE_HOT = np.eye(3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            lambda: next_batch(num_samples=20).update_with_loss(np.ones((10, 10))),
+            r"outputs\[:, 0\] gives both one shape",
+        ),
+        (lambda: EarlyStopping(patience=3, monitor="val_loss"), "arguments of R8Scheduler and attach"),
+        (lambda: make(sample_ids="names.txt"), "a list of num_samples=.* names, got the text 'names.txt'"),
+        (lambda: np.ones(5)[table_of_20().suspects()], r"x\[suspects.indices\]"),
+        (lambda: learnit_r8.predictions_of(ONE_HOT, ONE_HOT), r"targets.argmax\(1\)"),
+        (lambda: learnit_r8.predictions_of(np.arange(3), np.arange(3)), "give one for each class"),
+    ],
+)
+def test_wrong_things_in_place_of_right_ones_are_told_them(wrong, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        wrong()
+
+
+def next_batch(**settings):
+    r8 = R8Scheduler(**{"batch_size": 10, "num_epochs": 2, **settings})
+    next(r8.batch_iterator())
+    return r8
+
+
+def table_of_20():
+    return R8Scheduler(20, batch_size=10, num_epochs=2).table
+
+
+@pytest.mark.parametrize(("mean", "is_said"), [(0.0, True), (3.0, False), (-3.0, False)])
+def test_errors_in_place_of_losses_are_asked_about_once(mean, is_said):
+    """Losses of both signs look like errors; those of densities, of one sign, do not."""
+    r8 = R8Scheduler(40, batch_size=20, num_epochs=2)
+    errors = np.linspace(mean - 1, mean + 1, 20)
+    said = said_of(lambda: [r8.update_with_loss(errors) for _ in r8.batch_iterator()])
+    assert said.count("if they are errors") == is_said
+
+
+@pytest.mark.parametrize(("reduction", "is_said"), [("sum", True), ("mean", False)])
+def test_a_sum_in_place_of_the_mean_is_said_once(reduction, is_said):
+    model, adapter = attached()
+
+    def go():
+        for inputs, labels in adapter.loader():
+            adapter.step(adapter.loss(cross_entropy(model(inputs), labels, reduction=reduction)))
+
+    assert said_of(go).count("the loss is a sum over the batch") == is_said
+
+
+def test_a_model_made_after_attach_is_said():
+    _, adapter = attached(num_epochs=2)
+    other = torch.nn.Linear(4, 2)
+
+    def go():
+        for _ in adapter.epochs():
+            for inputs, labels in adapter.loader():
+                adapter.step(adapter.loss(cross_entropy(other(inputs), labels, reduction="none")))
+
+    assert "another model than its own, is trained" in said_of(go)
+
+
+def test_a_generator_in_place_of_a_loader_is_told_what_it_is():
+    """Its losses were all reported, so nothing is said of that."""
+    r8 = R8Scheduler(num_epochs=2, scheduler_mode="keep")
+    batches = iter([1.0, 2.0])
+
+    def go():
+        for _ in r8.epoch_iterator():
+            for each in r8.batches(batches):
+                r8.update_with_loss(each)
+
+    with pytest.raises(RuntimeError, match="a loader that gives batches in each epoch"):
+        said_of(go)
+    said = said_of(lambda: list(R8Scheduler(num_epochs=2, scheduler_mode="keep").batches(iter([]))))
+    assert "a generator is used up after one epoch" in said
+
+
+def test_python_adds_no_guess_of_its_own():
+    """It would name a private attribute, behind the right hint."""
+    r8 = make()
+    with pytest.raises(AttributeError, match=r"It is r8.table.suspects\(\)") as raised:
+        r8.suspects()
+    assert (raised.value.name, raised.value.obj) == ("suspects", None)
+
+
+def test_steps_that_never_end_an_epoch_are_said():
+    r8 = R8Scheduler(num_epochs=2, scheduler_mode="keep")
+    assert "this loop does not end by itself" in said_of(lambda: next(r8.steps()))
+    r8 = R8Scheduler(num_steps=2, scheduler_mode="keep")
+    assert not said_of(lambda: next(r8.steps()))
+
+
+@pytest.mark.parametrize("of_torch", [False, True])
+def test_one_epoch_of_several_is_said_at_exit(monkeypatch, of_torch):
+    """Scripts seldom close a run."""
+    at_exit = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    if of_torch:
+        model, loop = attached(num_epochs=2)
+        for inputs, labels in loop.loader():
+            loop.step(loop.cross_entropy(model(inputs), labels))
+    else:
+        loop = R8Scheduler(20, batch_size=10, num_epochs=2)
+        for _ in loop.batch_iterator():
+            loop.update_with_loss(1.0)
+    assert "To train all epochs" in said_of(lambda: [each() for each in at_exit])
+    # After an exception the loop was cut short, wherever it came from.
+    monkeypatch.setattr(sys, "last_value", KeyboardInterrupt(), raising=False)
+    assert not said_of(lambda: [each() for each in at_exit])
+
+
+@pytest.mark.parametrize(
+    ("error", "settings", "loop", "said"),
+    [
+        (
+            IndexError("only integers, slices (`:`), ..."),
+            {"num_samples": 20, "batch_size": 10},
+            None,
+            "for batch, lr in",
+        ),
+        (
+            ValueError("too many values to unpack (expected 2)"),
+            {"scheduler_mode": "keep"},
+            [[1, 2, 3]],
+            "without a rate",
+        ),
+    ],
+)
+def test_what_the_first_batch_was_taken_for_is_said_at_exit(monkeypatch, error, settings, loop, said):
+    """Where the error is numpy's or Python's own, and no batch was reported."""
+    at_exit = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    r8 = R8Scheduler(num_epochs=2, **settings)
+    next(iter(r8.batch_iterator() if loop is None else r8.batches(loop)))
+    monkeypatch.setattr(sys, "last_value", error, raising=False)
+    assert said in said_of(lambda: [each() for each in at_exit])
+
+
+def test_a_module_in_place_of_its_state_is_said_before_the_first_step():
+    model = torch.nn.Linear(4, 2)
+    for state in (model, {"net": model}):
+        r8 = R8Scheduler(
+            20, batch_size=10, num_epochs=2, state_callback=lambda state=state: state, load_callback=lambda _: None
+        )
+        with pytest.raises(TypeError, match="got the Linear itself; return its state_dict"):
+            next(r8.batch_iterator())
+
+
+def test_options_of_other_commands_are_told_the_right_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["report", "--out", "page.html"])
+    assert main(["status"]) == 1
+    with R8Scheduler(20, batch_size=10, num_epochs=1, run_dir="run") as r8:
+        train(r8)
+    assert main(["samples", "run", "--precision", "0.9"]) == 1
+    said = capsys.readouterr().err
+    for text in ("did you mean --html?", "run_dir=True or use_curses=True", "given with --suspects or --places"):
+        assert text in said
+
+
+def test_another_run_in_the_folder_is_told_how_to_begin_anew(tmp_path):
+    def go(width, batch_size=10):
+        model = torch.nn.Linear(4, width)
+        data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.zeros(20, dtype=torch.int64))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with attach(
+            model, optimizer, data, batch_size=batch_size, num_epochs=1, checkpoint_dir=tmp_path, resume="auto"
+        ) as adapter:
+            for inputs, labels in adapter.loader():
+                adapter.step(adapter.cross_entropy(model(inputs), labels))
+
+    go(2)
+    with pytest.raises(RuntimeError, match="another checkpoint_dir, or resume=None, begins a new run"):
+        go(3)
+    with pytest.raises(ValueError, match="another checkpoint_dir begins a new run"):
+        go(2, batch_size=5)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["report", "a", "page.html"], "--html FILE names the page"),
+        (["samples", "a", "--csv", "out.csv"], "> FILE writes to a file"),
+        (["export", "a", "--csv"], "did you mean --format"),
+        (["suspects", "a"], "did you mean samples"),
+    ],
+)
+def test_a_file_or_a_command_of_other_programs_is_told_the_option(command, said, capsys):
+    with pytest.raises(SystemExit):
+        main(command)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,x,3\n", "x,y\nimport os, sys, re\n"])
+def test_a_file_that_is_no_table_is_said(tmp_path, text, capsys):
+    (tmp_path / "t.csv").write_text(text)
+    assert main(["labels", str(tmp_path / "t.csv")]) == 1
+    assert "more values than names in its row 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["attach", "R8Callback", "train_loop"])
+def test_a_name_of_another_package_is_told_its_own(name):
+    with pytest.raises(ImportError, match=rf"write: from learnit_r8\.\w+.* import {name}"):
+        exec(f"from learnit_r8 import {name}")
+    with pytest.raises(ImportError, match="write: from"):
+        getattr(learnit_r8, name)
+
+
+def test_a_home_is_found_without_a_shell(tmp_path, monkeypatch):
+    """No folder of the name "~" comes to be."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for epochs in (1, 2):
+        with R8Scheduler(
+            20, batch_size=10, num_epochs=epochs, run_dir="~/run", checkpoint_dir=Path("~/saved"), resume="auto"
+        ) as r8:
+            assert r8.current_epoch == epochs - 1
+            train(r8)
+    assert [each.name for each in tmp_path.iterdir()] == ["home"]
+    assert sorted(each.name for each in (tmp_path / "home").iterdir()) == ["run", "saved"]
+
+
+@pytest.mark.parametrize("name", ["gradient_clip_val", "gradient_accumulation_steps", "amp", "device"])
+def test_settings_of_trainers_are_told_ours(name):
+    with pytest.raises(TypeError, match=rf"argument '{name}'. (attach\(|The model is on its device)"):
+        attached(**{name: 1})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..checkpoint.callbacks import Callbacks
     from ..engine.feed.feed import Feed
     from ..engine.membership import Member, RankGroup
+    from ..engine.rates.rates import Rates
     from ..recovery.controller import RecoveryController
     from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
@@ -38,8 +39,8 @@ class Host(Protocol):
         """Takes batches of the user's own; None where the scheduler draws them."""
 
     @property
-    def own_rate(self) -> float | None:
-        """The user's own rate for the batch in hand; NaN if it is not known, None with rates of ours."""
+    def rates(self) -> Rates:
+        """The learning rates: ``own`` is the user's own for the batch in hand, `Rates.after` that of a later step."""
 
     @property
     def next_step(self) -> int:
@@ -93,9 +94,6 @@ class Host(Protocol):
 
     def may_be_due(self, step: int) -> bool:
         """Whether a backup or a checkpoint may be due once this many steps are reported."""
-
-    def lr_after(self, held_back: int) -> float | None:
-        """The rate once this many more batches are reported; None while one is searched for."""
 
     def look_at_weights(self) -> None:
         """Take a backup, which looks at every number, as soon as the user's step is complete."""

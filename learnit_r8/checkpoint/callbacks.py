@@ -92,7 +92,14 @@ class StateCallback:
     def __call__(self) -> Any:
         """What the function returns."""
         try:
-            return self.function()
+            state = self.function()
+            for part in (state, *(state.values() if isinstance(state, dict) else ())):
+                if hasattr(part, "load_state_dict"):
+                    kind = type(part).__name__
+                    raise TypeError(
+                        f"state_callback must return a state, got the {kind} itself; return its state_dict()."
+                    )
+            return state
         except Exception as error:
             if hasattr(error, "add_note"):
                 error.add_note(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._validation import did_you_mean
 from ..events import launcher
 from ..events.bus import Announcer
+from ..events.steps import mode_in_name
 from ..triggers.patience import Patience
 from .state_tree import clone
 
 NEAR = 0.8
 """Likeness from which a logged name is taken for the monitored one, mistyped."""
+
+ELSEWHERE = "monitor= and mode= are arguments of R8Scheduler and attach(), and load_best() restores the best model."
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,13 @@ class EarlyStopping:
 
     patience: int
     min_delta: float = 0.0
+
+    if not TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **settings: Any) -> EarlyStopping:
+            for name in settings.keys() - {"patience", "min_delta"}:
+                raise TypeError(f"EarlyStopping takes patience and min_delta, got {name!r}. {ELSEWHERE}")
+            return super().__new__(cls)
 
 
 class BestModel:
@@ -81,6 +91,13 @@ class EarlyStop:
         if rule is not None and monitor is None and not launcher.rank_of():
             raise ValueError(
                 f'early_stopping needs the name of a metric given to log(), monitor="val_loss", got only {rule!r}.'
+            )
+        if monitor is not None and mode_in_name(monitor) not in (None, mode):
+            better = "lower" if mode == "max" else "higher"
+            announcer.warn_once(
+                "mode",
+                f"mode={mode!r} was given for {monitor!r}, of which {better} is better by its name; leave mode out if "
+                "so.",
             )
         self.reason: str | None = None
         self.best = BestModel()

@@ -140,7 +140,10 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
         "same samples, whose predictions count as well; may be given several times",
     )  # fmt: skip
     samples.add_argument(
-        "--precision", type=_share, default=0.5, metavar="P", help="least share of the list to be wrong (default 0.5)"
+        "--precision",
+        type=_share,
+        metavar="P",
+        help="with --suspects: least share of the list to be wrong (default 0.5)",
     )
     for axis, what in (("margin", "mean margin"), ("variability", "variability of the margin")):
         samples.add_argument(

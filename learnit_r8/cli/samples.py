@@ -39,8 +39,11 @@ def samples(options: argparse.Namespace) -> int:
     run = Run(find_run(options.run))
     epochs = kept_epochs(run) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
     columns, note = COLUMNS, ""
-    if options.suspects or options.places:
-        found, verdict, note = suspects_of(run, epochs, options.precision, options.others)
+    is_of_suspects = options.suspects or options.places
+    if not is_of_suspects and (options.others or options.precision is not None):
+        raise ValueError("--precision and --with must be given with --suspects or --places, got neither.")
+    if is_of_suspects:
+        found, verdict, note = suspects_of(run, epochs, options.precision or 0.5, options.others)
         chosen, columns = verdict.indices[: options.top], ALL_COLUMNS
         if options.places:
             return _print(options, run, found, verdict, places_of(found, verdict, options.top), note)

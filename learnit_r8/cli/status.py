@@ -15,7 +15,7 @@ from ..dashboard.text import clean, clock, number
 from ..events.codec import strict_json
 from ..events.steps import is_lower_better
 from ..journal.reader import read_json
-from ..journal.run import Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
+from ..journal.run import NO_RUNS, Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
 from .table import table_lines
 
 EXIT_CODES = {
@@ -70,7 +70,7 @@ def chosen_runs(parent: Path, *, find: str | None, sort: str | None, top: int) -
     """
     runs = runs_in(parent)
     if not runs:
-        raise UnreadableRun(f"runs must be in {str(parent)!r}, got no run folder there.")
+        raise UnreadableRun(NO_RUNS.format(str(parent)))
     if find:
         runs, number_of_all = [run for run in runs if _mentions(run, find)], len(runs)
         if not runs:

@@ -36,8 +36,8 @@ from ..schedules.span import Span, read_span
 from ..table.table import SampleTable
 from .feed.feed import FeedSettings
 from .feed.replay import WAYS
-from .lr_search import LrSearch
 from .pace import Pace
+from .rates.search import LrSearch
 from .settings import MOST_IDS, Settings
 from .signals import NAMES as ENDING
 

@@ -1,53 +1,16 @@
-"""Special draws, such as steady batches, repeated ones and those of a rate search; and the start of a run."""
+"""Special draws, such as steady batches, repeated ones and those of a rate search."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import TYPE_CHECKING
 
 from ..policies.registry import STEADY
 from ..sampling.chunk import Batch
-from ..sampling.ticket import Ticket
-from .run_state import tell_loaded
+from ..sampling.ticket import Ticket, new_tuple
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-STATE_ALONE = (
-    "state_callback was given without load_callback, so backups are taken and nothing can be put back; pass "
-    "load_callback=, which takes what state_callback returned."
-)
-
-
-def start(run: Engine) -> None:
-    """Tell listeners that the run has started."""
-    budget, table = run.pace.budget, run.table
-    run.search.check_ready()
-    run.emitter.run_started(
-        settings=run.settings,
-        schedule=run.schedule,
-        name=run.name,
-        num_samples=table.num_samples,
-        batch_size=table.batch_size if run.feed is None else 0,
-        steps_per_epoch=run.plan.steps_per_pass if run.feed is None else budget.steps_per_pass or 0,
-        total_steps=budget.expected_steps,
-        train_duration_seconds=budget.seconds,
-        policy=run.plan.policy.name,
-        grows=run.feed is not None and run.feed.has_ids,
-    )
-    folder = None if run.saver is None else run.saver.store.folder
-    if folder is not None:
-        # So that a later process can tell a folder that was deleted from one without a checkpoint yet; where it cannot
-        # be made, the first checkpoint says so.
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-    callbacks = run.persistence.callbacks
-    if callbacks.state is not None and callbacks.load is None and run.saver is None:
-        run.announcer.warn_once("state alone", STATE_ALONE)
-    tell_loaded(run)
-    # Last, so that an interrupted start is repeated.
-    run._has_started = True
 
 
 def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket | None:
@@ -55,7 +18,7 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
     pace, plan = run.pace, run.plan
     epoch, progress = step // plan.steps_per_pass, pace.progress_at(step)
     # The schedule is the user's: if it raises, nothing has changed.
-    scheduled = math.nan if run.search.is_on else run.scheduled_lr(progress)
+    scheduled = math.nan if run.search.is_on else run.rates.scheduled(progress)
     if epoch > plan.pass_number and not (pace.num_out or run.search.is_on):
         # With batches out, an earlier epoch goes on: its metrics are still to come.
         run.early_stop.check_name(epoch)
@@ -66,7 +29,7 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
             # Its batches are no steps of the run, and take none of its time.
             turn.is_changing = True
             batch, lr = run.search.draw()
-            return run._ticket(step, -1, lr, batch)
+            return number(run, step, -1, lr, batch)
         turn.is_changing = True
         start_clock(run)
         # After a resume, batches that are drawn again may be of the previous pass.
@@ -84,7 +47,25 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
             lr = batch.chunk.rates[batch.slot]
         batch.chunk.rates[batch.slot] = lr
         pace.num_out += not batch.chunk.is_extra
-        return run._ticket(step, epoch, lr, batch)
+        return number(run, step, epoch, lr, batch)
+
+
+def number(run: Engine, step: int, epoch: int, lr: float, batch: Batch) -> Ticket:
+    """The ticket of a batch, with the number of its draw."""
+    chunk, slot, indices = batch
+    draw, weights = run._num_draws, None if chunk.weights is None else chunk.weights_of(slot)
+    run._num_draws = draw + 1
+    return new_tuple(Ticket, (step, epoch, indices, lr, weights, draw, batch))
+
+
+def draw_nothing(run: Engine) -> None:
+    """Note that there is no batch to draw: with none out, the run is left."""
+    if run.turns.busy is not None:
+        run.turns.wait("draw", run.pace.next_step)
+    if not run.pace.num_out:
+        run.requests.leave()
+        # Time that is kept for a last break may end the run before its budget is used up.
+        run.persistence.wake()
 
 
 def start_clock(run: Engine) -> None:
@@ -120,10 +101,10 @@ def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
 def draw_last(run: Engine, step: int) -> Ticket | None:
     """Draw a probe after the last step of the budget."""
     with run.turns.take("draw", step, is_changing=True):
-        lr, batch = run.lr, _of_incident(run, asks_probe=True)
+        lr, batch = run.rates.now, _of_incident(run, asks_probe=True)
         batch.chunk.rates[batch.slot], batch.chunk.is_extra = lr, False
         run.pace.num_out += 1
-        return run._ticket(step, max(0, step - 1) // run.plan.steps_per_pass, lr, batch)
+        return number(run, step, max(0, step - 1) // run.plan.steps_per_pass, lr, batch)
 
 
 def rest_of_epoch(run: Engine) -> list[Ticket]:

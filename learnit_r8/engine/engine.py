@@ -4,18 +4,18 @@ policies/, sampling/            DRAW: which samples come next
 ... the user trains ...
 guard/                          JUDGE: can the loss be learned from (if not: refusal.py)
 table/                          LEARN: keep the report, from which the table learns at the latest when it is read
-pace.py, schedules/             ADVANCE: progress and learning rate
+pace.py, rates/                 ADVANCE: progress and learning rate
 events/                         TELL: listeners hear of it
 
 The user's own parts (schedule, policy, guard, losses that raise while they are read) are asked before the first change,
 and listeners hear of it after the last one; turns.py says what happens if a call is cut short in between. step.py
-judges and learns; everything outside an ordinary step is in refusal.py, run_state.py, draws.py and membership.py.
+judges and learns; everything outside an ordinary step is in breaks.py, refusal.py, run_state.py, draws.py and
+membership.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
 import threading
@@ -25,16 +25,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..guard.monitor import MOST_SUSPICION
 from ..guard.verdict import GOOD
 from ..sampling.chunk import Batch
 from ..sampling.tally import Tally
 from ..sampling.ticket import Outcome, Ticket, new_tuple
-from ..schedules.schedule import Kept, check_rate
-from . import draws, ending, membership, refusal, run_state, step
+from . import breaks, draws, membership, refusal, step
 from .control import Requests
 from .emitter import EventEmitter
 from .feed.feed import Feed
+from .rates.rates import Rates
 from .turns import RunInterrupted, Turns
 
 if TYPE_CHECKING:
@@ -61,10 +60,10 @@ class Engine:
     """
 
     def __init__(self, parts: Components) -> None:
+        # With more than 30 attributes, CPython 3.11 takes twice as long to read any attribute of this object.
         self.plan = parts.plan
         self.table = parts.plan.table
         self.pace = parts.pace
-        self.schedule = parts.make_schedule(None)
         self.sentry = parts.sentry
         self.persistence = parts.persistence
         self.announcer = parts.announcer
@@ -74,6 +73,9 @@ class Engine:
         self.emitter = EventEmitter(parts.announcer, parts.plan.table)
         self.controller = parts.controller
         self.search = parts.search
+        self.rates = Rates(
+            parts.make_schedule, pace=parts.pace, search=parts.search, controller=parts.controller, emitter=self.emitter
+        )
         self.early_stop = parts.early_stop
         self.name = parts.name
         self.member: membership.Member = membership.NoMember()
@@ -86,10 +88,6 @@ class Engine:
             agreement=parts.agreement,
         )
         self.settings = parts.settings
-        self._make_schedule = parts.make_schedule
-        # The last progress and its scheduled rate. With more than 30 attributes, CPython 3.11 takes twice as long to
-        # read any attribute of this object.
-        self._scheduled = math.nan, math.nan
         self._tally = Tally()
         self._num_draws = 0
         self.turns = Turns(self.table, self.announcer)
@@ -97,8 +95,6 @@ class Engine:
         self._saving = threading.RLock()
         self._epoch_ended = False
         self._has_started = False
-        # The user's own rate as far as it is told, NaN before; None where the rate is the schedule's.
-        self.own_rate = math.nan if isinstance(self.schedule, Kept) else None
         self.open_ticket: Ticket | None = None
         self.feed = None if parts.feed is None else Feed(self, parts.plan, parts.feed)  # type: ignore[arg-type]
         if self.feed is not None:
@@ -174,7 +170,7 @@ class Engine:
             if progress >= 1 or pace.is_stopped:
                 if self.controller.experiment.asks_probe and not (pace.is_stopped or is_fetched):
                     return draws.draw_last(self, number)
-                self._draw_nothing()
+                draws.draw_nothing(self)
                 return None
             chunk, epoch = plan.chunk, number // plan.steps_per_pass
             slot = chunk.drawn
@@ -192,9 +188,10 @@ class Engine:
                     return ticket
                 continue
             # Nearly always this is just the next batch of the chunk. The schedule first: a user's own may raise.
-            last, lr = self._scheduled
+            rates = self.rates
+            last, lr = rates.last
             if progress != last:
-                lr = self.scheduled_lr(progress)
+                lr = rates.scheduled(progress)
             with turns.lock:
                 if (
                     turns.busy is None
@@ -214,20 +211,6 @@ class Engine:
                     return new_tuple(Ticket, (number, epoch, indices, lr, weights, draw, batch))
             turns.wait("draw", number)
 
-    def _ticket(self, step: int, epoch: int, lr: float, batch: Batch) -> Ticket:
-        chunk, slot, indices = batch
-        draw, weights = self._num_draws, None if chunk.weights is None else chunk.weights_of(slot)
-        self._num_draws = draw + 1
-        return new_tuple(Ticket, (step, epoch, indices, lr, weights, draw, batch))
-
-    def _draw_nothing(self) -> None:
-        if self.turns.busy is not None:
-            self.turns.wait("draw", self.pace.next_step)
-        if not self.pace.num_out:
-            self.requests.leave()
-            # Time that is kept for a last break may end the run before its budget is used up.
-            self.persistence.wake()
-
     def begin(self, ticket: Ticket, *, held_back: int = 0, is_late: bool = False) -> Ticket:
         """Begin training on a batch that was drawn ahead; whatever is due between two steps is done first.
 
@@ -243,7 +226,7 @@ class Engine:
         if not (held_back or is_late):
             self.between_steps()
         # Batches of the learning-rate search have rates of their own.
-        lr = ticket.lr if ticket.epoch < 0 else self._lr_after(held_back)
+        lr = ticket.lr if ticket.epoch < 0 else self.rates.at(self.pace.progress_at(self.pace.step + held_back))
         if self.turns.busy is not None:
             self.turns.wait("begin", self.pace.step)
         # _replace() takes three times as long.
@@ -282,9 +265,9 @@ class Engine:
                 self.emitter.between_steps(self.pace.epoch, epoch_ended=False)
             return
         if not self._has_started:
-            draws.start(self)
+            breaks.start(self)
         if self.requests.is_pending:
-            self._answer_requests()
+            breaks.answer_requests(self)
         if self.controller.is_look_due:
             refusal.look_back(self)
         epoch_ended = self._epoch_ended
@@ -296,57 +279,7 @@ class Engine:
         limit, is_new = persistence.quiet_seconds, epoch_ended or closing
         if step < persistence.quiet_steps and not is_new and (limit == math.inf or pace.seconds < limit):
             return
-        self._do_what_is_due(closing=closing)
-
-    def _answer_requests(self) -> None:
-        self.requests.answer(
-            functools.partial(run_state.save_as_asked, self),
-            cool_down=functools.partial(ending.cool_down, self),
-            waited=self.emitter.leave_out,
-        )
-
-    def _do_what_is_due(self, *, closing: bool) -> None:
-        persistence, pace, controller = self.persistence, self.pace, self.controller
-        if refusal.look_last(self, may_probe=not closing) and not closing:
-            return
-        if controller.is_open:
-            if not closing:
-                return
-            self._settle_open()
-        with self._saving:
-            step, epoch_ended = pace.step, self._epoch_ended
-            try:
-                damage = persistence.between_steps(
-                    step,
-                    self.plan.samples_in(step),
-                    pace.seconds,
-                    self._num_draws,
-                    epoch_ended=epoch_ended,
-                    run_ended=closing or pace.is_finished,
-                    budget=pace.budget,
-                    get_state=lambda: run_state.settled_state_of(self),
-                    get_moment=lambda: self.moment("draw"),
-                    is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
-                    saved=controller.note_checkpoint,
-                )
-                if damage:
-                    refusal.answer_damage(self, damage)
-            except Exception:
-                self._epoch_ended = False
-                raise
-            # Last: if any of this is interrupted, it is due again.
-            if epoch_ended:
-                self._epoch_ended = False
-
-    def _settle_open(self) -> None:
-        """End what is under way, as the run is left."""
-        with self.turns.take("close", self.pace.step, is_changing=True):
-            self.controller.settle_open(step=self.pace.step)
-
-    def moment(self, call: str) -> Any:
-        """What is kept with a backup that ``call`` makes now."""
-        with self.turns.take(call, self.pace.step):
-            return self.controller.moment(run_state.position_of(self))
+        breaks.do_what_is_due(self, closing=closing)
 
     def report(
         self,
@@ -420,19 +353,14 @@ class Engine:
             samples: int64[K], their positions.
         """
         self.hand_over()
-        table = self.table
-        numbers = [self.pace.state_dict(), self.controller.state_dict(), self.sentry.state_dict(), table.trend, self.lr]
+        table, parts = self.table, (self.pace, self.controller, self.sentry)
+        numbers = [*(part.state_dict() for part in parts), table.trend, self.rates.now]
         evidence = table.storage.evidence.take(samples)
         return [numbers, table.storage.records.take(samples), *([] if evidence is None else [evidence])]
 
     def draw_epoch(self) -> list[Ticket]:
         """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
         return draws.rest_of_epoch(self)
-
-    @property
-    def seed(self) -> int:
-        """The seed of the batches: as given, or that of the saved run that this one continues."""
-        return self.plan.seed
 
     @property
     def next_step(self) -> int:
@@ -466,55 +394,3 @@ class Engine:
             if ticket.batch.is_out:
                 turn.is_changing = True
                 refusal.give_up(self, ticket, on_purpose)
-
-    @property
-    def lr(self) -> float:
-        """The learning rate to use now."""
-        pace = self.pace
-        return self.search.lr or self._lr_at(pace.progress_at(pace.step))
-
-    def shown_lr(self, lr: float) -> float:
-        """A rate of the engine as the user knows it: if the rate is the user's own, the engine's is a factor on it."""
-        return lr if self.own_rate is None else lr * self.own_rate
-
-    def lr_after(self, held_back: int) -> float | None:
-        """The learning rate to use once this many more batches are reported; None during the learning-rate search."""
-        return None if self.search.is_on else self._lr_after(held_back)
-
-    def _lr_after(self, held_back: int) -> float:
-        return self._lr_at(self.pace.progress_at(self.pace.step + held_back))
-
-    def _lr_at(self, progress: float) -> float:
-        lr = self.scheduled_lr(progress)
-        return lr if self.controller.is_quiet else self.controller.lr(lr)
-
-    def scheduled_lr(self, progress: float) -> float:
-        """The learning rate of the schedule."""
-        # Needed after a report and at the next draw; with a budget in steps both are the same.
-        last, lr = self._scheduled
-        if progress == last:
-            return lr
-        lr = self.schedule(progress)
-        # What `check_rate` checks first, without its call.
-        if type(lr) is not float or not 0 <= lr < math.inf:
-            lr = check_rate(lr, progress)
-        self._scheduled = progress, lr
-        return lr
-
-    def use_found_lr(self) -> None:
-        """Follow the schedule whose peak the search has found, once it has."""
-        if self.search.found_lr is not None:
-            self.follow_schedule()
-
-    def follow_schedule(self) -> None:
-        """Follow the schedule of the peak rate, found or given, or the cool-down once there is one."""
-        before = self.schedule
-        self.schedule = self.pace.budget.cool_down or self._make_schedule(self.search.found_lr)
-        self._scheduled = math.nan, math.nan
-        if self._has_started and self.schedule != before:
-            self.emitter.lr_planned(self.schedule)
-
-    @property
-    def global_step(self) -> int:
-        """Batches reported so far, refused ones included."""
-        return self.pace.step

@@ -84,7 +84,7 @@ def share(run: Engine, group: RankGroup, resume: str | os.PathLike[str] | None =
         run.saver.share(group.shared_store(run.saver.store))
     if resume is not None:
         resume_from(run, resume)
-        group.check_same_run({"global_step": run.global_step, "seed": run.plan.seed})
+        group.check_same_run({"global_step": run.pace.step, "seed": run.plan.seed})
 
 
 def _facts(run: Engine) -> dict[str, Any]:
@@ -96,12 +96,12 @@ def _facts(run: Engine) -> dict[str, Any]:
         "policy": run.plan.policy,
         "seed": run.plan.seed,
         "budget": run.pace.budget,
-        "learning rates": [float(run.schedule(progress)) for progress in COMPARED_PROGRESS],
+        "learning rates": [float(run.rates.schedule(progress)) for progress in COMPARED_PROGRESS],
         "guard": run.sentry.guard,
         "recovery": run.controller.recovery,
         "load_callback": callbacks.load is not None,
         "state_callback": callbacks.state is not None,
         "backup_every": run.persistence.backup_timer.when,
         "checkpoint_dir": run.saver is not None,
-        "global_step": run.global_step,
+        "global_step": run.pace.step,
     }

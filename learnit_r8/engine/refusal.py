@@ -32,7 +32,7 @@ def report_in_turn(run: Engine, ticket: Ticket, judged: step.Judged) -> Outcome 
 
 
 def _rate_after(run: Engine, judged: step.Judged) -> float:
-    return run.search.lr or (run.lr if judged.lr != judged.lr else run.controller.lr(judged.lr))
+    return run.search.lr or (run.rates.now if judged.lr != judged.lr else run.controller.lr(judged.lr))
 
 
 def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
@@ -40,7 +40,7 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
     reading, verdict = judged.reading, judged.verdict
     if ticket.epoch < 0:
         put_to = run.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
-        run.use_found_lr()
+        run.rates.use_found()
         return verdict, put_to
     if verdict is Verdict.PROBED:
         return _test(run, ticket, judged)
@@ -58,7 +58,7 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
         return verdict, None
     answer = run.controller.refused(
         ticket, reading, verdict, step=run.pace.step, lr=judged.lr, most_steady=_most_steady(run, ticket.epoch),
-        own_rate=run.own_rate,
+        own_rate=run.rates.own,
     )  # fmt: skip
     return verdict, answer.put_to
 
@@ -121,7 +121,7 @@ def discard(run: Engine, ticket: Ticket) -> None:
     """Count a batch whose training was undone before its loss was judged; see `Engine.discard`."""
     if ticket.epoch < 0:
         run.search.skip(ticket.batch)
-        run.use_found_lr()
+        run.rates.use_found()
         return
     _close_unlearned(run, ticket)
     run.controller.experiment.lose(ticket)
@@ -132,14 +132,14 @@ def answer_damage(run: Engine, array: str) -> None:
     if run.search.is_on:
         run.persistence.backup_timer.note_done(run.pace.step)
         return
-    scheduled = run.scheduled_lr(run.pace.progress_at(run.pace.step))
+    scheduled = run.rates.scheduled(run.pace.progress_at(run.pace.step))
     with run.turns.take("between_steps", run.pace.step, is_changing=True):
         run.controller.damaged(array, step=run.pace.step, lr=scheduled)
 
 
 def look_back(run: Engine) -> None:
     """Look at the progress of the first steps; see `RecoveryController.look_back`."""
-    scheduled = run.scheduled_lr(run.pace.progress_at(run.pace.step))
+    scheduled = run.rates.scheduled(run.pace.progress_at(run.pace.step))
     with run.turns.take("between_steps", run.pace.step, is_changing=True):
         run.controller.look_back(step=run.pace.step, lr=scheduled)
 
@@ -148,7 +148,7 @@ def look_last(run: Engine, *, may_probe: bool) -> bool:
     """Whether a probe is to be drawn before the run ends; see `RecoveryController.looks_last`."""
     if not run.pace.is_finished or run.pace.num_out or not run.controller.may_look_last(run.pace.step):
         return False
-    scheduled = run.scheduled_lr(1.0)
+    scheduled = run.rates.scheduled(1.0)
     with run.turns.take("draw", run.pace.step, is_changing=True):
         return run.controller.looks_last(step=run.pace.step, lr=scheduled, may_probe=may_probe)
 
@@ -162,7 +162,7 @@ def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
     """Give up a batch that will not be reported; see `Engine.give_up`."""
     if ticket.epoch < 0:
         run.search.skip(ticket.batch)
-        run.use_found_lr()
+        run.rates.use_found()
         return
     run.controller.experiment.lose(ticket)
     is_extra = ticket.batch.chunk.is_extra

@@ -102,9 +102,10 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
         raise ValueError(f"versions of the state must name that of {nameless[0]!r}, got {state['versions']!r}.")
     for name, value in identity_of(run).items():
         if state["data"].get(name) != value:
-            remedy = "; resume_from_checkpoint() changes it" if name in CHANGED_BY_RESUME else ""
+            remedy = "; R8Scheduler.resume_from_checkpoint() changes it" if name in CHANGED_BY_RESUME else ""
             raise ValueError(
-                f"{name} must be that of the saved run ({state['data'].get(name)!r}), got {value!r}{remedy}."
+                f"{name} must be that of the saved run ({state['data'].get(name)!r}), got {value!r}{remedy}, "
+                "and another checkpoint_dir begins a new run."
             )
 
 
@@ -159,7 +160,7 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     before, run.pace.ended_early = run.pace.ended_early, run.early_stop.reason
     if run.pace.ended_early is not None or before is not None:
         run.pace.is_stopped = run.pace.ended_early is not None
-    run.follow_schedule()
+    run.rates.follow_schedule()
     run.emitter.drop_surveys()
     run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
 
@@ -204,6 +205,12 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
         )
     if run._has_started:
         tell_loaded(run)
+
+
+def moment_of(run: Engine, call: str) -> Any:
+    """What is kept with a backup that ``call`` makes now."""
+    with run.turns.take(call, run.pace.step):
+        return run.controller.moment(position_of(run))
 
 
 def tell_loaded(run: Engine) -> None:

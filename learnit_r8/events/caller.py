@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import warnings
+import weakref
 from types import FrameType
+from typing import Any
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -25,6 +28,22 @@ def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
         module=frame.f_globals.get("__name__") or "<unknown>",
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
+
+
+def say_at_exit(loop: Any) -> None:
+    """Have a loop say at the end of the program what was wrong with it, as nothing is called after it.
+
+    Args:
+        loop: Has ``_warn_at_exit(error)``, which gets the exception that ended the program, or None. It is not kept
+            alive.
+    """
+    held = weakref.ref(loop, lambda _: atexit.unregister(say))
+
+    def say() -> None:
+        if (alive := held()) is not None:
+            alive._warn_at_exit(getattr(sys, "last_value", None))
+
+    atexit.register(say)
 
 
 def _users_frame() -> FrameType:

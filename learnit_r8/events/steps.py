@@ -19,14 +19,19 @@ HIGHER_IS_BETTER, LOWER_IS_BETTER = frozenset(_HIGHER.split()), frozenset(_LOWER
 _BETWEEN_WORDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z][a-z])")
 
 
+def mode_in_name(name: str) -> str | None:
+    """The mode of a metric, "min" or "max", by the words of its name; None if it does not say."""
+    words = {form for word in _BETWEEN_WORDS.split(name) for form in (word.lower(), word.lower().rstrip("0123456789"))}
+    return "min" if words & LOWER_IS_BETTER else "max" if words & HIGHER_IS_BETTER else None
+
+
 def is_lower_better(name: str) -> bool:
     """Whether a lower value of a metric is better, by the words of its name; of a name that does not say, it is.
 
     >>> [name for name in ("val_loss", "val_acc", "f1/macro", "top5_error", "energy") if is_lower_better(name)]
     ['val_loss', 'top5_error', 'energy']
     """
-    words = {form for word in _BETWEEN_WORDS.split(name) for form in (word.lower(), word.lower().rstrip("0123456789"))}
-    return bool(words & LOWER_IS_BETTER) or not words & HIGHER_IS_BETTER
+    return mode_in_name(name) != "max"
 
 
 def mode_of(name: str | None, mode: str | None) -> str:

@@ -38,7 +38,7 @@ class ManagedState:
         scheduler: The scheduler; where it has resumed, the state becomes that of its checkpoint.
         state: A `TrainState`, any pytree, or a tuple of NNX objects, which change in place.
         backup_every: When to copy the state to main memory: steps, "30s", or a trigger. By default every 30 seconds and
-            four times an epoch; of unknown length, every 250 steps.
+            four times an epoch, or forty times a run without epochs, and closer in a young run.
 
     Attributes:
         examiner: Looks for the cause of a refusal in `train_loop`; else None.

@@ -257,6 +257,12 @@ def _without_time(name: str) -> str:
     return re.sub(r"^\d{8}-\d{6}-", "", name)
 
 
+NO_RUNS = (
+    "runs must be in {!r}, got no run folder there: run_dir=True or use_curses=True of R8Scheduler and attach() keeps "
+    "one; for runs elsewhere give their folder."
+)
+
+
 def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> Path:
     """The run folder that a name stands for.
 
@@ -280,6 +286,8 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
         from difflib import get_close_matches
 
         known = ", ".join(run.name for run in runs[:5]) or "none"
+        if given is None:
+            raise UnreadableRun(NO_RUNS.format(str(parent)))
         names = {_without_time(run.name): run.name for run in runs[::-1]} | {run.name: run.name for run in runs}
         near = get_close_matches(name or "", names, 1)
         meant = f" Did you mean {names[near[0]]}?" if near else ""

@@ -49,8 +49,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     Args:
         dataset: What ``fit`` trains on; or a scheduler that draws no batches.
         model: The model, built and compiled, to attach before ``fit``: then `R8Scheduler.load_checkpoint` restores it.
-        backup_every: When to copy the model to RAM: steps, a time such as "5min", or a trigger; by default four
-            times an epoch (at least 10 steps apart) and every 30 s.
+        backup_every: When to copy the model to RAM: steps, a time such as "5min", or a trigger; by default as
+            `R8Scheduler` takes them.
 
     Raises:
         TypeError: ``dataset`` is not an R8Dataset.

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from .._adapters.place_search import PlaceSearch, Shown, bad_arrays, first_bad
+from ..checkpoint.state_tree import clone
 from ..flight.finding import Finding, Refusal
 from .losses import sample_losses
 from .state import ModelState, as_numpy
@@ -47,7 +48,7 @@ class Examiner:
         self.batch = None if batch is None else dict(zip(("x", "y"), batch, strict=False))
         self.missing = MANY_REPLICAS if is_many else NO_BATCH if self.batch is None else FORWARD_ONLY
         # A backup must not be changed by the run, and what is here now must come back.
-        self._present = self._state.read()
+        self._present = clone(self._state.read())
         try:
             return PlaceSearch(refusal, self).solve()
         finally:

@@ -14,9 +14,11 @@ from keras import ops
 from numpy.typing import NDArray
 
 from ..table.labels.predictions import NUM_ROWS, Predictions
-from .devices import gather, scope_of
+from .devices import gather, num_replicas, scope_of
 from .live_values import LiveValues
 from .predictions import predictions_in
+from .state import to_numpy
+from .step_returns import StepReturns
 
 try:
     from keras.src.losses.loss import unscale_loss_for_distribution as _unscale
@@ -34,6 +36,8 @@ except ImportError:
         return getattr(tensor, "_keras_mask", None)
 
 
+STEP_ROWS = "r8_step_rows"
+"""What a step returns of its own: its losses, and what is predicted."""
 MOST_WRITTEN = 2.0**20
 """Writes are counted modulo this, which float32 does exactly."""
 
@@ -83,9 +87,10 @@ def per_sample(losses: Any, mask: Any = None) -> Any:
 
 
 class LossRecorder:
-    """Keeps the unreduced losses of a compiled training step in a variable, at the cost of one small copy.
+    """Hears the unreduced losses of a compiled training step, which returns them beside its logs.
 
-    Where there is one cross entropy, of single labels, what is predicted in their place is kept beside the losses.
+    On JAX, and with several replicas, the step keeps them in a variable. Where there is one cross entropy, of single
+    labels, what is predicted in their place goes beside the losses.
 
     It stands in for the model's ``compute_loss``, and while that runs (under ``tf.function``, while it is traced)
     listens to the losses the model was compiled with. Sample weights and class weights are applied after that.
@@ -114,16 +119,12 @@ class LossRecorder:
         self._num_written = 0
         self._compute_loss = model.compute_loss
         model.compute_loss = self._replacement()
+        self._returns = StepReturns(model)
         if keras.backend.backend() == "jax":
             # JAX steps hand back only variables that they know of.
             model._metrics.append(self._memory)
-        # A step traced before knows nothing of the variable.
-        model.train_function = None
-
-    @property
-    def memory(self) -> Any:
-        """The variable."""
-        return self._memory.values
+        elif num_replicas(model) == 1:
+            model.train_step = self._returning(getattr(model.train_step, "__wrapped__", model.train_step))
 
     @classmethod
     def of(cls, model: Any, capacity: int) -> LossRecorder:
@@ -134,7 +135,8 @@ class LossRecorder:
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
         self.live.search_again()
-        self._num_written = int(self.live.read(self.memory)[-1])
+        self._returns.take()
+        self._num_written = int(self.live.read(self._memory.values)[-1])
 
     def losses(self, count: int) -> NDArray[Any] | float:
         """Of the last step: float[count] for its samples, or the mean where there are none.
@@ -142,7 +144,11 @@ class LossRecorder:
         Raises:
             RuntimeError: the step did not compute its loss through ``compute_loss``, or did so more than once.
         """
-        array = self.live.read(self.memory)
+        rows = self._returns.take().get(STEP_ROWS)
+        if rows is not None:
+            self._rows = to_numpy(rows)[:, :count]
+            return self._rows[0] if self.is_exact else float(self._rows[0, 0])
+        array = self.live.read(self._memory.values)
         calls = (int(array[-1]) - self._num_written) % int(MOST_WRITTEN)
         self._num_written = int(array[-1])
         if calls != 1:
@@ -178,6 +184,33 @@ class LossRecorder:
         compute_loss.recorder = self  # type: ignore[attr-defined]
         return compute_loss
 
+    def _returning(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A training step that returns the rows of its one call of ``compute_loss``."""
+
+        @functools.wraps(step)
+        def train_step(*args: Any, **kwargs: Any) -> Any:
+            held: list[Any] = []
+            self._local.held, self._local.graph = held, _graph()
+            try:
+                logs = step(*args, **kwargs)
+            finally:
+                self._local.held = None
+            returned = self._returns.put(logs, {STEP_ROWS: ops.stack(held[0])}) if len(held) == 1 else None
+            for rows in held if returned is None else ():
+                self._memory.keep(*rows)
+            return returned or logs
+
+        return train_step
+
+    def _hold(self, *rows: Any) -> None:
+        """Keep the losses, and what may follow them, number[any] each."""
+        rows = tuple(ops.cast(ops.stop_gradient(row), "float32") for row in rows)
+        held = getattr(self._local, "held", None)
+        if held is None or _graph() is not self._local.graph:
+            self._memory.keep(*rows)
+        else:
+            held.append(rows)
+
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
         """Append what the compiled losses take and return to the list of the thread, in their order."""
@@ -203,14 +236,23 @@ class LossRecorder:
         if not self.is_exact:
             # Keras divides sums by the replicas, but not the one number of a compiled loss.
             mean = total if heard else _unscale(total)
-            self._memory.keep(ops.mean(gather([ops.reshape(mean, (1,))])[0], keepdims=True))
+            self._hold(ops.mean(gather([ops.reshape(mean, (1,))])[0], keepdims=True))
             return
         masks = [mask_of(_output_at(entry.path, y_pred)) for entry in self._compiled()]
         parts = [per_sample(each.losses, mask) for each, mask in zip(heard, masks, strict=True)]
         losses = sum(part if w is None else part * w for part, w in zip(parts, weights, strict=True))
         found = predictions_in(*heard[0][:3]) if len(heard) == 1 and len(heard[0].losses.shape) == 1 else None
         self.num_classes = 0 if found is None else found.num_classes
-        self._memory.keep(*gather([losses, *([] if found is None else found[:NUM_ROWS])]))
+        self._hold(*gather([losses, *([] if found is None else found[:NUM_ROWS])]))
+
+
+def _graph() -> Any:
+    """The graph of TensorFlow's that is being built, as of a loop within a step; None on other back ends."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    return tf.compat.v1.get_default_graph()
 
 
 def _output_at(path: tuple[Any, ...], y_pred: Any) -> Any:
@@ -257,11 +299,11 @@ class _Memory(keras.metrics.Metric):  # type: ignore[misc]
         )
 
     def keep(self, *rows: Any) -> None:
-        """Note the losses, and what may follow them, number[any] each; what is beyond the capacity is of no batch of
+        """Note the losses, and what may follow them, float32[any] each; what is beyond the capacity is of no batch of
         the scheduler."""
         size = self.values.shape[0] - 1
         capacity = size // (1 + NUM_ROWS)
-        rows = tuple(ops.cast(ops.stop_gradient(row), "float32")[:capacity] for row in rows)
+        rows = tuple(row[:capacity] for row in rows)
         padded = [ops.pad(row, [[0, capacity - ops.shape(row)[0]]]) for row in rows]
         if len(rows) <= NUM_ROWS:
             padded.append(ops.zeros((size - len(rows) * capacity,), "float32"))

@@ -70,6 +70,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
             raise ValueError(SETS_RATE.format(rate))
         self._losses = StepLosses.of(model)
         self._rates = RateFactor(model, optimizers, self._losses.live)
+        self._losses.rate_variable = self._rates.variable
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Wire the model, which is built by now."""
@@ -123,9 +124,11 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Report the losses of the step, or of all those that ``steps_per_execution`` has taken at once."""
         r8, batches = self._r8, self._batches
-        self._rates.take_back()
+        was_lowered = self._rates.take_back()
         losses = self._losses.read(logs)
-        rate = self._rates.value
+        rate = self._losses.rate
+        if rate is None or was_lowered:
+            rate = self._rates.value
         is_undone = False
         try:
             for number, loss in enumerate(losses):

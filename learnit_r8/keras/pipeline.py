@@ -80,11 +80,19 @@ class EpochOrder:
         # A resumed run has that of the saved one.
         self.seed.assign(self._r8.seed % 2**63)
 
+    def places(self, number: Any) -> Any:
+        """int64[counts[number]], the places of a batch's samples in the order of the epoch."""
+        import tensorflow as tf
+
+        first = number * self._indices.shape[1]
+        return tf.range(first, first + tf.gather(self.counts, number))
+
     def rows(self, columns: Any, number: Any) -> Any:
         """The rows of a batch, by its number; the indices where ``columns`` is None."""
         import tensorflow as tf
 
-        indices = self._indices[number][: self.counts[number]]
+        # Of few operations: an epoch begins with the optimization of each.
+        indices = tf.slice(tf.gather(self._indices, number), [0], [tf.gather(self.counts, number)])
         return indices if columns is None else tf.nest.map_structure(lambda each: tf.gather(each, indices), columns)
 
 

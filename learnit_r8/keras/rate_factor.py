@@ -63,8 +63,13 @@ class RateFactor:
         return True
 
     @property
+    def variable(self) -> Any:
+        """The rate of the first optimizer whose rate is a variable; None without."""
+        return self._rates[0] if self._rates else None
+
+    @property
     def value(self) -> float:
-        """The user's rate now: that of the first optimizer whose rate is a variable; NaN without."""
+        """The user's rate now; NaN without such a variable."""
         return float(self._live.read(self._rates[0])) if self._rates else float("nan")
 
     def begin_step(self, r8: R8Scheduler) -> None:
@@ -86,11 +91,14 @@ class RateFactor:
         for rate, value in zip(self._rates, self._saved, strict=True):
             self._live.set(rate, float(value) * factor)
 
-    def take_back(self) -> None:
-        """Put the rates back as they were."""
+    def take_back(self) -> bool:
+        """Put the rates back as they were; whether they were lowered."""
+        if not self._saved:
+            return False
         saved, self._saved = self._saved, []
-        for rate, value in zip(self._rates, saved, strict=False):
+        for rate, value in zip(self._rates, saved, strict=True):
             self._live.set(rate, float(value))
+        return True
 
 
 class _Factor(keras.metrics.Metric):  # type: ignore[misc]

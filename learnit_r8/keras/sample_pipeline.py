@@ -61,16 +61,20 @@ class SamplePipeline(R8Dataset):
         self.is_bare = False
         with tf.device("CPU"):
             columns = take_rows(tensors, np.zeros(0, np.int64), lambda column, _: tf.convert_to_tensor(column))
-        self._size = size = min(r8.table.batch_size, r8.table.num_samples)
+        self._size = min(r8.table.batch_size, r8.table.num_samples)
         self._order = order = EpochOrder(r8)
         self._is_cut = self._is_batched = False
         self._stages: list[Callable[[Any, bool], Any]] = []
-        self._source = tf.data.Dataset.range(r8.steps_per_epoch).take_while(lambda number: order.counts[number] > 0)
-        self._source = self._source.map(
-            lambda number: (number * size + tf.range(order.counts[number]), order.rows(columns, number))
-        )
-        self._built = self._source
-        self._batches: dict[bool, Any] = {}
+        numbers = tf.data.Dataset.range(r8.steps_per_epoch)
+
+        def source(*, is_whole: bool) -> Any:
+            # Each function costs some milliseconds an epoch.
+            drawn = numbers if is_whole else numbers.take_while(lambda number: tf.gather(order.counts, number) > 0)
+            return drawn.map(lambda number: (order.places(number), order.rows(columns, number)))
+
+        self._source = source
+        self._built = source(is_whole=True)
+        self._batches: dict[tuple[bool, bool], Any] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -262,25 +266,29 @@ class SamplePipeline(R8Dataset):
         self._check_is_batched()
         tickets = self.drawn.epoch
         self._order.set(tickets)
-        is_regular = all(len(ticket.indices) == self._size for ticket in tickets[:-1])
-        if is_regular not in self._batches:
-            self._batches[is_regular] = self._compared(is_regular)
-        return self._batches[is_regular]
+        kind = (
+            len(tickets) == self.r8.steps_per_epoch,
+            all(len(ticket.indices) == self._size for ticket in tickets[:-1]),
+        )
+        if kind not in self._batches:
+            self._batches[kind] = self._compared(*kind)
+        return self._batches[kind]
 
-    def _compared(self, is_regular: bool) -> Any:
+    def _compared(self, is_whole: bool, is_regular: bool) -> Any:
         """The data set of batches as ``fit`` takes them, whose places are compared with the order."""
         import tensorflow as tf
 
-        order, size, dataset = self._order, self._size, self._built
-        if not is_regular:
-            dataset = self._source
+        order, dataset = self._order, self._built
+        if not (is_whole and is_regular):
+            dataset = self._source(is_whole=is_whole)
             for stage in self._stages:
-                dataset = stage(dataset, False)
+                dataset = stage(dataset, is_regular)
 
         def compare(number: Any, element: Any) -> Any:
             places, data = element
-            expected = number * size + tf.range(order.counts[number])
-            with tf.control_dependencies([tf.debugging.assert_equal(places, expected, MOVED)]):
+            are_own = tf.reduce_all(tf.equal(places, order.places(number)))
+            # `tf.debugging.Assert` would add two functions.
+            with tf.control_dependencies([tf.raw_ops.Assert(condition=are_own, data=[MOVED])]):
                 return tf.nest.map_structure(tf.identity, data)
 
         return dataset.enumerate().map(compare)

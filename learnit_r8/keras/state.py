@@ -79,11 +79,11 @@ class ModelState:
         return [rate for rate in rates if isinstance(rate, keras.Variable)]
 
     def read(self) -> dict[str, list[NDArray[Any]]]:
-        """Copies of all variables, under "model" and "optimizer"; `R8Scheduler` calls it for backups."""
-        state = {kind: [as_numpy(each).copy() for each in variables] for kind, variables in self._variables().items()}
+        """All variables, under "model" and "optimizer", not copied: `R8Scheduler` copies them for its backups."""
+        kinds = {**self._variables(), "rate": self._rates()}
+        state = {kind: [as_numpy(each) for each in variables] for kind, variables in kinds.items()}
         # Layers of Keras on torch draw from torch's own generators, which are no variables.
-        rates, devices = [as_numpy(each).copy() for each in self._rates()], [np.array(num_devices(self._model))]
-        return {**state, "rate": rates, "random": _random_state(), "devices": devices}
+        return {**state, "random": _random_state(), "devices": [np.array(num_devices(self._model))]}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write what `read` returned to a file in numpy's npz format, without pickled objects.
@@ -170,6 +170,11 @@ def as_numpy(variable: Any) -> NDArray[Any]:
 
         # A third of the time of the variable's own conversion.
         value = tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype)
+    return to_numpy(value)
+
+
+def to_numpy(value: Any) -> NDArray[Any]:
+    """A tensor of any back end, where it can be seen without a copy."""
     value = value.detach().cpu() if hasattr(value, "detach") else value
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
     # numpy's files know bfloat16 and the like by number of bytes only; float32 holds them exactly.

@@ -12,8 +12,8 @@ import keras
 from keras import ops
 
 from .devices import scope_of
-from .fit_frame import local_of_fit
 from .live_values import LiveValues
+from .step_returns import StepReturns
 
 try:
     from keras.src.losses.loss import unscale_loss_for_distribution as _unscale
@@ -32,15 +32,17 @@ except ImportError:
         return True
 
 
-STEP_LOSS = "r8_step_loss"
-"""Among the logs of a JAX step that carries no variable of ours: its loss. `StepLosses.read` takes it out again."""
+STEP_LOSS, STEP_RATE = "r8_step_loss", "r8_step_rate"
+"""What a step returns of its own: its loss, and the rate it was taken at."""
 
 
 class StepLosses:
-    """Keeps the losses of the last training steps in a variable, at the cost of one small copy.
+    """Hears the losses of the last training steps.
 
-    It listens to ``compute_loss``; in a step that does not call it, to the means of losses that the model tracks; else
-    it takes what ``train_step`` returns. It never reads a running mean. The model keeps it.
+    The step returns its loss beside what it logs, as to read a variable of TensorFlow's takes many times as long. Steps
+    of JAX, and several that are taken at once, keep theirs in a variable. It listens to ``compute_loss``; in a step
+    that does not call it, to the means of losses that the model tracks; else it takes what ``train_step`` returns. It
+    never reads a running mean. The model keeps it.
 
     Args:
         model: A compiled Keras model.
@@ -48,25 +50,25 @@ class StepLosses:
 
     Attributes:
         live: The values of the model's variables.
+        rate_variable: The rate of the optimizer, to be read by each step that is traced from now on; None without.
+        rate: What it was in the last step; None where that is not known.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
         self.capacity = capacity
         self.live = LiveValues(model)
+        self.rate_variable: Any = None
+        self.rate: float | None = None
         self._model = model
         self._heard = threading.local()
         self._num_written = 0
         self._is_jax = keras.backend.backend() == "jax"
-        with scope_of(model):
-            self._memory = _Ring(capacity)
+        self._memory: _Ring | None = None
+        if self._is_jax or capacity > 1:
+            with scope_of(model):
+                self._memory = _Ring(capacity)
         self._replace(model)
-        # A step traced before knows nothing of the variable.
-        model.train_function = None
-
-    @property
-    def memory(self) -> Any:
-        """The variable."""
-        return self._memory.values
+        self._returns = StepReturns(model)
 
     @classmethod
     def of(cls, model: Any) -> StepLosses:
@@ -79,7 +81,9 @@ class StepLosses:
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
         self.live.search_again()
-        self._num_written = int(self.live.read(self.memory)[-1])
+        self._returns.take()
+        if self._memory is not None:
+            self._num_written = int(self.live.read(self._memory.values)[-1])
 
     def read(self, logs: dict[str, Any] | None) -> list[float]:
         """The losses of the steps since the last call, in their order.
@@ -90,17 +94,18 @@ class StepLosses:
         Raises:
             RuntimeError: there is no loss.
         """
-        array = self.live.read(self.memory)
-        count = (int(array[-1]) - self._num_written) % self._memory.modulus
-        self._num_written = int(array[-1])
-        if count:
-            first = self._num_written - min(count, self.capacity)
-            return [float(array[number % self.capacity]) for number in range(first, self._num_written)]
-        if logs is not None and STEP_LOSS in logs:
-            # Keras took these from its own, which it keeps for the history.
-            for each in (local_of_fit("logs"), logs):
-                loss = each.pop(STEP_LOSS)
-            return [float(loss)]
+        returned, memory = self._returns.take(), self._memory
+        rate = returned.get(STEP_RATE)
+        self.rate = None if rate is None else float(rate)
+        if STEP_LOSS in returned:
+            return [float(returned[STEP_LOSS])]
+        if memory is not None:
+            array = self.live.read(memory.values)
+            count = (int(array[-1]) - self._num_written) % memory.modulus
+            self._num_written = int(array[-1])
+            if count:
+                first = self._num_written - min(count, self.capacity)
+                return [float(array[number % self.capacity]) for number in range(first, self._num_written)]
         found = [float(value) for name, value in (logs or {}).items() if "loss" in name]
         if not found:
             raise RuntimeError(
@@ -138,8 +143,13 @@ class StepLosses:
                 done = step(*args, **kwargs)
                 if self._is_jax:
                     logs, state = done
-                    return self._with_loss(logs), state
-                self._keep(heard.totals or heard.means or _losses_in(done))
+                    losses = [] if heard.totals else heard.means or _losses_in(logs)
+                    return self._with_loss(logs, losses) if losses else logs, state
+                losses = heard.totals or heard.means or _losses_in(done)
+                if losses and self._memory is None:
+                    return self._with_loss(done, losses)
+                if losses:
+                    self._memory.keep(_sum_of(losses))
                 return done
             finally:
                 del heard.totals, heard.means, heard.trace
@@ -181,14 +191,12 @@ class StepLosses:
         """Whether the variable is among those of the model; a model may name its metrics itself."""
         return any(each is self._memory for each in self._model.metrics)
 
-    def _with_loss(self, logs: Any) -> Any:
-        """The logs of a JAX step, with its loss where the variable has not got it."""
-        found = self._heard.means or _losses_in(logs)
-        return logs if self._heard.totals or not found else {**logs, STEP_LOSS: _sum_of(found)}
-
-    def _keep(self, losses: list[Any]) -> None:
-        if losses:
-            self._memory.keep(_sum_of(losses))
+    def _with_loss(self, logs: Any, losses: list[Any]) -> Any:
+        """The logs of a step with its loss, and on TensorFlow with its rate."""
+        values = {STEP_LOSS: ops.cast(ops.stop_gradient(_sum_of(losses)), "float32")}
+        if self.rate_variable is not None and keras.backend.backend() == "tensorflow":
+            values[STEP_RATE] = ops.convert_to_tensor(self.rate_variable)
+        return self._returns.put(logs, values) or logs
 
 
 def _sum_of(losses: list[Any]) -> Any:

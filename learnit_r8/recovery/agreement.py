@@ -21,6 +21,9 @@ class Ranks(Protocol):
     def is_same(self, text: str) -> bool:
         """Whether all ranks call it with the same text."""
 
+    def most(self, number: int) -> int:
+        """The largest of the numbers that the ranks call it with."""
+
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
         """The numbers of all ranks, in their order; every rank calls it with as many."""
 
@@ -47,6 +50,10 @@ class Agreement:
     def agree(self, trouble: str) -> str:
         """Share this rank's failure: returns that of any rank; "" if there is none."""
         return trouble if self.ranks is None else self.ranks.agree(trouble)
+
+    def most(self, number: int) -> int:
+        """The largest of the numbers of all ranks."""
+        return number if self.ranks is None else self.ranks.most(number)
 
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
         """The numbers of all ranks, in their order."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +20,18 @@ MOST_LASTING = 8
 
 LEAST_BACKUP_STEPS = 10
 
+LEAST_GROWTH = 1 / 8
+"""Least share by which the steps so far grow from one backup to the next: the most that cheap ones let damage undo."""
+
+DOUBLING_SECONDS, TIME_SHARE = 0.5, 0.01
+"""What backups may take while the steps double: so many seconds, or this share of the time so far."""
+
+NO_MEMORY = 2**62
+"""Stands for the microseconds of a backup for which there was no memory."""
+
 
 def usual_interval(steps_per_epoch: int) -> Condition:
-    """When to take backups if the user has not said when."""
+    """When to take backups at the latest if the user has not said when."""
     return every(time=30) | every(max(LEAST_BACKUP_STEPS, steps_per_epoch // 4))
 
 
@@ -30,20 +42,24 @@ class BackupTimer:
         when: When they are due.
         announcer: Receives warnings and events.
         backup: Stores the states.
-        agreement: Shares a failure on one rank with all ranks.
+        agreement: Shares a failure on one rank with all ranks, and what backups take.
+        is_usual: Whether the user has not said when.
 
     Attributes:
         backup: As given.
         when: As given.
+        is_usual: As given; then early backups come, too, while the run is young and they are cheap.
+        is_early: Whether the last backup was such a one.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
         meant: Names of what is not finite on purpose.
     """
 
     def __init__(
-        self, when: Condition, announcer: Announcer, backup: RamBackup, agreement: Agreement | None = None
-    ) -> None:
+        self, when: Condition, announcer: Announcer, backup: RamBackup, agreement: Agreement | None = None, *,
+        is_usual: bool = False,
+    ) -> None:  # fmt: skip
         self.backup = backup
-        self.when = when
+        self.when, self.is_usual, self.is_early = when, is_usual, False
         self.clean_step = -1
         self.meant: set[str] = set()
         self._agreement = agreement or Agreement()
@@ -51,7 +67,18 @@ class BackupTimer:
         self._is_first = True
         self._num_lasting: dict[str, int] = {}
         self._is_due = False
-        self._step = 0
+        self._step, self._seconds = 0, 0.0
+        # What the last backups took, the longest of all ranks. The shortest counts, as anything may delay one of them.
+        self._took: deque[float] = deque(maxlen=3)
+
+    @property
+    def _early_step(self) -> float:
+        """Where an early backup is due: the steps so far have grown by the least share, or by more if it is costly."""
+        most = max(DOUBLING_SECONDS, TIME_SHARE * self._seconds)
+        growth = max(LEAST_GROWTH, min(self._took, default=0.0) / most)
+        if not self.is_usual or growth > 1:
+            return math.inf
+        return self._step + max(1, math.ceil(growth * self._step))
 
     def count_from(self, step: int) -> None:
         """Note that the run was resumed at this step, which needs no backup."""
@@ -63,8 +90,10 @@ class BackupTimer:
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which no backup is due; ``asked`` is the last `take_if_due` call."""
-        is_now = self._is_due or self.backup.is_empty
-        return (0.0, 0.0) if is_now else quiet_until(self.when, asked)
+        if self._is_due or self.backup.is_empty:
+            return 0.0, 0.0
+        steps, seconds = quiet_until(self.when, asked)
+        return min(steps, self._early_step), seconds
 
     def take_if_due(
         self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[], Any], *, is_calm: bool
@@ -90,14 +119,19 @@ class BackupTimer:
             # The call that took it was interrupted before it could note so.
             self.note_done(step)
         self._is_due = (step != self._step and bool(self.when(elapsed))) or self._is_due
-        waits = self.backup.awaits_witness and len(self.backup.backups) > 1
-        if not (self.backup.is_empty or (self._is_due and step != self._step and is_calm and not waits)):
+        awaits = self.backup.awaits_witness
+        is_early = not self._is_due and step >= self._early_step and not awaits
+        waits = awaits and len(self.backup.backups) > 1
+        is_now = (self._is_due or is_early) and step != self._step and is_calm and not waits
+        if not (self.backup.is_empty or is_now):
             return ""
+        self.is_early = is_early and not self.backup.is_empty
+        self._seconds, began = elapsed.time, time.perf_counter()
         try:
             state = get()
             if state is None:
                 raise TypeError("state_callback must return the state of the model, got None.")
-            return self.take(state, step, draws, get_moment())
+            return self.take(state, step, draws, get_moment(), began=began)
         except Exception:
             self.note_done(step)
             raise
@@ -107,8 +141,8 @@ class BackupTimer:
         self._is_due = False
         self._step = step
 
-    def take(self, state: Any, step: int, draws: int, moment: Any = None) -> str:
-        """Copy a model state to RAM if all of it is finite; see `RamBackup.offer`.
+    def take(self, state: Any, step: int, draws: int, moment: Any = None, *, began: float | None = None) -> str:
+        """Copy a model state to RAM if all of it is finite; see `RamBackup.offer`. Measures the time since ``began``.
 
         Returns:
             The name of a non-finite array, if there is one and no backup was taken; otherwise "".
@@ -122,12 +156,15 @@ class BackupTimer:
             self._announcer.tell(events.DamageFound, array=damaged)
             return damaged
         self.clean_step = step
-        taken, shortage = None, ""
+        taken, took = None, NO_MEMORY
+        began = time.perf_counter() if began is None else began
         try:
             taken = self.backup.offer(state, step=step, draws=draws, moment=moment)
+            took = int(1e6 * (time.perf_counter() - began))
         except MemoryError:
-            shortage = "no memory"
-        if self._agreement.agree(shortage):
+            pass
+        took = self._agreement.most(took)
+        if took == NO_MEMORY:
             # On all ranks, which must go back to the same step later.
             if taken is not None:
                 self.backup.backups.remove(taken)
@@ -136,6 +173,7 @@ class BackupTimer:
                 "no memory", f"there was no memory for the backup at step {step}; the previous one is kept."
             )
             return ""
+        self._took.append(1e-6 * took)
         self.note_done(step)
         self._announcer.tell(events.BackupTaken)
         return ""

@@ -35,7 +35,7 @@ class Persistence:
     Args:
         callbacks: The user's callbacks.
         backup_every: When to take backups with the state callback, as `as_trigger` takes it; None for four times an
-            epoch (at least 10 steps apart) and every 30 s.
+            epoch (at least 10 steps apart), every 30 s, and closer in a young run.
         checkpoint_dir: Folder of the checkpoints; None for "checkpoints" if there is a save callback, else for none.
         checkpoint_every: When to write checkpoints, as `as_trigger` takes it; None for every epoch. One is also written
             at the end.
@@ -97,10 +97,9 @@ class Persistence:
         self._announcer = announcer
         self.is_restoring = False
         self.config = config = config or RunConfig({})
-        self._is_usual = backup_every is None
-        backup_every = usual_interval(steps_per_epoch) if backup_every is None else backup_every
+        when = usual_interval(steps_per_epoch) if backup_every is None else as_trigger("backup_every", backup_every)
         backup, self.agreement = backup or RamBackup(), agreement or Agreement()
-        self.backup_timer = BackupTimer(as_trigger("backup_every", backup_every), announcer, backup, self.agreement)
+        self.backup_timer = BackupTimer(when, announcer, backup, self.agreement, is_usual=backup_every is None)
         self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, self.agreement)
         self.model_loader = ModelLoader(config, announcer)
         self._asked = (0, 0, 0.0)
@@ -170,7 +169,7 @@ class Persistence:
             callbacks.examine, callbacks.in_hand,
         )  # fmt: skip
         if backup_every is not None:
-            self._is_usual, self.backup_timer.when = False, as_trigger("backup_every", backup_every)
+            self.backup_timer.when, self.backup_timer.is_usual = as_trigger("backup_every", backup_every), False
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
         self.backup.witness_size = witness_size
@@ -221,7 +220,8 @@ class Persistence:
                 damage = self.backup_timer.take_if_due(
                     elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm
                 )
-                if self.saver and not damage and self.backup.newest is not before and not run_ended:
+                is_new = self.backup.newest is not before and not self.backup_timer.is_early
+                if self.saver and not damage and is_new and not run_ended:
                     self.generations.take(get_state, self.saver.store.run_id, step)
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
                 # Before it is written, as an interrupted call that has written it does not write it again.
@@ -258,7 +258,8 @@ class Persistence:
 
     def expect_epochs_of(self, steps: int) -> None:
         """Take backups as often as epochs of so many steps ask for, unless the user has said how often."""
-        self.backup_timer.when = usual_interval(steps) if self._is_usual else self.backup_timer.when
+        timer = self.backup_timer
+        timer.when = usual_interval(steps) if timer.is_usual else timer.when
         self.wake()
 
     def look_at_weights(self) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .figures import top_of
 from .labels.columns import Columns, Fields, spread
-from .labels.margins import Margins, fields_of, margins_of
+from .labels.margins import Margins, common_class, fields_of, margins_of, predicts
 from .labels.mirror import LEAST_POSITIVE, Mirror
 from .labels.suspects import HUMPS, MIRROR, Places, Ranking, Suspects, no_suspects
 from .labels.suspicion import LEAST_USES, Suspicion, are_spared, spare, unlearned
@@ -178,43 +178,54 @@ def _by_mirror(
 ) -> Suspects:
     """The samples whose margins no right labels explain, by margins of all labels or, of many, of some."""
     width = len(evidence) // len(records)
-    part = _part_of(evidence, *{*fields_of(evidence.names), "visits", "given"})
+    part = _part_of(evidence, *{*fields_of(evidence.names), "visits", "given", *(["leader"] if width > 1 else [])})
     margins, judged = margins_of(part, LEAST_USES), np.flatnonzero(part["visits"] >= LEAST_USES)
-    if len(part["visits"]) < len(evidence):
-        judged_at = spread(len(evidence), MOST_FITTED // 4)[judged]
-    else:
-        judged_at = judged
+    is_part = len(part["visits"]) < len(evidence)
+    judged_at = spread(len(evidence), MOST_FITTED // 4)[judged] if is_part else judged
     some = {name: values[judged] for name, values in part.items()}
     group = _groups_of(records, some, judged_at, width, by_group)
     of_labels: dict[str, Any] = {
         "alike": min(width, MOST_ALIKE), "sample": judged_at // width if width > 1 else None,
         "is_binary": some["given"].dtype.kind in "ui" and int(some["given"].max(initial=0)) < 2,
     }  # fmt: skip
-    margin, mirror, chosen = mirror_margins(
-        margins.of(some).astype(np.float64), group, precision, image=margins.image(some), **of_labels
-    )
-    spared = unlearned(margin, some["given"], judged_at % width) if width > 1 else None
-    if spared is not None and len(chosen):
-        chosen = chosen[~spared(some["given"][chosen], judged_at[chosen] % width)]
-    if mirror is None or not len(chosen):
-        return no_suspects("no more samples look wrong than hard ones with right labels would explain.")
-    score, least = mirror.score(margin), margin[chosen[-1:]]
-    indices, scores = judged_at[chosen], score[chosen]
-    if len(part["visits"]) < len(evidence):
-        indices, high = _above(evidence, margins, float(least[0]))
+    every, image = margins.of(some).astype(np.float64), margins.image(some)
+    spared = unlearned(every, some["given"], judged_at % width) if width > 1 else None
+    # Of two classes each is what the other is taken for, so that all labels mirror each other.
+    common = common_class(some["given"]) if width > 1 and not of_labels["is_binary"] else -1
+    lists: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
+    count, right, noise = 0, 0.0, np.zeros(2)
+    for is_common in (None,) if common < 0 else (True, False):
+        own = every if is_common is None else np.where(predicts(some, every, common) == is_common, every, np.nan)
+        margin, mirror, chosen = mirror_margins(own, group, precision, image=image, **of_labels)
+        if mirror is None:
+            continue
+        if spared is not None:
+            chosen = chosen[~spared(some["given"][chosen], judged_at[chosen] % width)]
+        score, careful = mirror.score(margin)[: len(judged)], Mirror.of(margin, caution=3.0, **of_labels)
+        noise += score.mean(), 0.0 if careful is None else careful.score(margin)[: len(judged)].mean()
+        if not len(chosen):
+            continue
+        least = margin[chosen[-1:]]
+        count, right = count + len(chosen), right + float(mirror.expected(margin, least)[0])
+        if not is_part:
+            lists.append((judged_at[chosen], margin[chosen], score[chosen]))
+            continue
+        indices, high = _above(evidence, margins, float(least[0]), common, is_common)
         known = evidence.read("given", where=indices)
         is_left = ~are_spared(_groups_of(records, known, indices, width, by_group), group)
         if spared is not None:
             is_left &= ~spared(known["given"], indices % width)
-        indices, scores = indices[is_left], mirror.score(margin, high[is_left].astype(np.float64))
-    careful = Mirror.of(margin, caution=3.0, **of_labels)
-    own = margin[: len(judged)]
-    low = 0.0 if careful is None else float(careful.score(margin)[: len(own)].mean())
+        sizes = high[is_left].astype(np.float64)
+        lists.append((indices[is_left], sizes, mirror.score(margin, sizes)))
+    if not count:
+        return no_suspects("no more samples look wrong than hard ones with right labels would explain.")
+    indices, sizes, scores = (np.concatenate(parts) for parts in zip(*lists, strict=True))
+    order = np.argsort(-sizes, kind="stable")
     return replace(
-        _of_places(records, evidence, indices, scores, untrained_loss, width),
-        precision=max(0.0, 1 - float(mirror.expected(margin, least)[0]) / len(chosen)),
-        noise_rate=float(score[: len(own)].mean()),
-        noise_range=(low, float((own > 0).mean())),
+        _of_places(records, evidence, indices[order], scores[order], untrained_loss, width),
+        precision=max(0.0, 1 - right / count),
+        noise_rate=float(noise[0]),
+        noise_range=(float(noise[1]), float((every > 0).mean())),
     )
 
 
@@ -254,12 +265,23 @@ def _places(records: Columns, evidence: Columns, flat: NDArray[np.int64], score:
     return Places(flat // width, flat % width, score=score, num_samples=len(records), num_places=width, **labels)
 
 
-def _above(evidence: Columns, margins: Margins, least: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """int64[K] and float32[K], all labels with at least this margin, highest first, and their margins."""
+def _above(
+    evidence: Columns, margins: Margins, least: float, common: int, is_common: bool | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """int64[K] and float32[K], all labels with at least this margin, highest first, and their margins.
+
+    Args:
+        common: See `common_class`.
+        is_common: Whether that class is predicted for them; None for any.
+    """
     places, values = [], []
-    for start, some in evidence.blocks(*{*margins.fields, "visits"}):
+    more = () if is_common is None else ("leader", "given")
+    for start, some in evidence.blocks(*{*margins.fields, "visits", *more}):
         margin = margins.of(some)
-        chosen = np.flatnonzero((margin >= least) & (some["visits"] >= LEAST_USES))
+        is_chosen = (margin >= least) & (some["visits"] >= LEAST_USES)
+        if is_common is not None:
+            is_chosen &= predicts(some, margin, common) == is_common
+        chosen = np.flatnonzero(is_chosen)
         places.append(chosen + start)
         values.append(margin[chosen])
     indices, high = np.concatenate(places), np.concatenate(values)

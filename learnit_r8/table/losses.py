@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..events.caller import warn
 from .labels.predictions import PredictionRows
 
 EXACT, WHOLE_BATCH = 1, 0
@@ -138,6 +139,8 @@ def _way_to_shape(count: int, shape: tuple[int, ...]) -> str:
     """A sentence on how to make one loss for each sample of an array of this shape; "" if that is unclear."""
     if shape == (count, 1):
         return " Add .squeeze(1)."
+    if shape == (count, count):
+        return f" Were outputs ({count}, 1) and targets ({count},) broadcast? outputs[:, 0] gives both one shape."
     if len(shape) > 1 and shape[0] == count:
         axes = 1 if len(shape) == 2 else tuple(range(1, len(shape)))
         return f" Average several losses of a sample with .mean({axes}); class scores are not losses."
@@ -191,6 +194,22 @@ def _as_array(loss: Any, name: str = "loss") -> NDArray[np.float64]:
 
 _new_tuple = tuple.__new__
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+FEWEST_SIGNS = 10
+"""Losses that a batch has at least where their signs are looked at."""
+
+SIGNED = (
+    "the losses of the first batch are below 0 as well as above: if they are errors (outputs - targets), report their "
+    "squares, as higher means harder to R8; of densities, rewards and the like, ignore this."
+)
+
+
+def check_signs(losses: float | NDArray[np.float64]) -> None:
+    """Warn if what was reported first may be errors: a quarter of them or more on either side of 0."""
+    signs = np.sign(losses)
+    if signs.size >= FEWEST_SIGNS and 4 * min((signs < 0).sum(), (signs > 0).sum()) >= signs.size:
+        warn(SIGNED)
 
 
 def source_of(part_size: int | None, batch_size: int) -> str:

@@ -16,6 +16,8 @@ def checked_ids(sample_ids: Any, num_samples: int) -> Any:
     Raises:
         ValueError: they are not ``num_samples`` names, or all the same.
     """
+    if isinstance(sample_ids, str):
+        raise ValueError(f"sample_ids must be a list of num_samples={num_samples} names, got the text {sample_ids!r}.")
     if sample_ids is not None and (not hasattr(sample_ids, "__getitem__") or len(sample_ids) != num_samples):
         size = str(len(sample_ids)) if hasattr(sample_ids, "__len__") else repr(sample_ids)
         raise ValueError(f"sample_ids must have num_samples={num_samples} entries, got {size}.")

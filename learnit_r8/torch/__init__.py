@@ -21,16 +21,16 @@ from ..checkpoint.callbacks import RankLost as RankLost
 from .adapter import Adapter as Adapter
 from .attachment import attach as attach
 from .attachment import attach_loader as attach_loader
+from .batches.loader import SampleError as SampleError
+from .batches.sampler import R8BatchSampler as R8BatchSampler
 from .distributed.ranks import Ranks as Ranks
 from .distributed.shared_run import Share as Share
 from .distributed.shared_run import SharedRun as SharedRun
 from .distributed.together import Together as Together
 from .flight.incident import RecordedIncident as RecordedIncident
 from .flight.incident import load_incident as load_incident
-from .loader import SampleError as SampleError
 from .lr_scheduler import R8LRScheduler as R8LRScheduler
 from .own_loop.loader_adapter import LoaderAdapter as LoaderAdapter
-from .sampler import R8BatchSampler as R8BatchSampler
 from .state import ModelState as ModelState
 
 __all__ = [

@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch.utils.data import DataLoader
 
 from .._adapters.group_rates import GroupRates
-from .._validation import loop_method, no_attribute
+from .._validation import loop_method
 from ..checkpoint.state_tree import clone
+from ..events.caller import say_at_exit
 from ..sampling.ticket import Outcome, Ticket
-from ..table.labels.predictions import NUM_ROWS, Predictions
+from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
+from .attached_model import AttachedModel
+from .batches.loader import make_loader
+from .batches.sampler import R8BatchSampler
 from .flight.hand import Hand
-from .loader import make_loader
-from .loss_pipeline import LossPipeline
-from .losses import check_labels, cross_entropies, read_losses, read_parts, single_labels
-from .lr_scheduler import R8LRScheduler
-from .own_loop.last_forward import LastForward
+from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
 from .own_loop.rate_factor import RateFactor
-from .predictions import check_exchanged, packed, packed_with
-from .prepared import is_accelerated, plain_optimizer
-from .sampler import R8BatchSampler
+from .predictions import packed, packed_with
+from .prepared import is_accelerated
 from .state import ModelState
 from .stepper import Stepper
 
 if TYPE_CHECKING:
     from ..engine.settings import Unpack
     from ..scheduler import R8Scheduler
+    from .batches.loader import LoaderSettings
     from .distributed.together import Sharing
-    from .loader import LoaderSettings
-
-MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
-
-
-NO_STEP = (
-    "the optimizer that attach() got took no step in an epoch: if another one trains the model, its rate is not set "
-    "and its state not saved; attach that one, once it is made."
-)
 
 ROWS = (
     "the data set is one array, so each sample is one of its rows, without a label; for pairs, as in `for x, y in "
@@ -49,14 +39,9 @@ ROWS = (
 
 EPOCHS = "Loop over epochs: for epoch in adapter.epochs()."
 LOADER = "Loop over batches: for batch in adapter.loader()."
-OTHER_NAMES = {
-    "suspects": "It is adapter.scheduler.table.suspects().",
-    "save": "It is adapter.scheduler.save_checkpoint().",
-    "backward": "adapter.step(loss) does backward() and the optimizer's step; or call loss.backward() after report().",
-}
 
 
-class Adapter:
+class Adapter(AttachedModel):
     """A model's training under a scheduler; `attach` makes it.
 
     Two orders are right. ``step(loss(losses))`` does everything, and reports before the optimizer steps. In a loop with
@@ -64,11 +49,13 @@ class Adapter:
     outcome is false; or call it after them.
 
     Attributes:
-        scheduler: The R8Scheduler.
-        optimizer: As given to `attach`.
         sampler: The batches, for your own `DataLoader`.
-        rates: Sets the learning rates; None if another adapter or other code does.
     """
+
+    _other_names: ClassVar = {
+        **dict.fromkeys(("epoch_iterator", "train", "fit"), EPOCHS),
+        **dict.fromkeys(("batch_iterator", "batches"), LOADER),
+    }
 
     def __init__(
         self,
@@ -85,36 +72,23 @@ class Adapter:
         owner: Adapter | None,
         hand: Hand,
     ) -> None:
-        self.scheduler, self.optimizer, self.rates = scheduler, optimizer, rates
         self.sampler = R8BatchSampler(scheduler, ahead=ahead, sharing=sharing)
-        self.state = state
-        self._model = model
-        self._dataset, self._sharing, self._ahead, self._stepper = dataset, sharing, ahead, stepper
-        batches = self.sampler.batches
-        self._hand = hand
-        self._losses = LossPipeline(
-            batches, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=ahead, hand=hand
-        )
+        super().__init__(
+            scheduler, model=model, optimizer=optimizer, state=state, stepper=stepper, rates=rates, sharing=sharing,
+            batches=self.sampler.batches, ahead=ahead, hand=hand,
+        )  # fmt: skip
+        self._dataset, self._ahead = dataset, ahead
         # Those of other data sets for the same model, whose steps this one takes.
         self._others: list[Adapter] = []
         if owner is not None:
             owner._others.append(self)
-        batches.join(self._losses)
-        self._has_loader = self._counts_epochs = False
-        # What accelerate wraps around an optimizer has no hooks of its own.
-        register = getattr(plain_optimizer(optimizer), "register_step_post_hook", None)
-        self._has_stepped = register is None
-        self._first_step = None if register is None else register(self._note_step)
+        self._has_loader = self._counts_epochs = self._is_mean_noted = False
+        stepper.watch_first_epoch()
         if scheduler.keeps_rates:
             self._factor = RateFactor(scheduler, optimizer)
         self._losses.set_rates(scheduler.lr)
         if hasattr(dataset, "shape"):
             scheduler.host.say_once("rows", ROWS, is_warning=False)
-
-    @property
-    def outcome(self) -> Outcome:
-        """The outcome of the last report; "pending" as long as losses are on their way from the device."""
-        return self._losses.outcome
 
     @property
     def in_hand(self) -> Ticket:
@@ -125,47 +99,6 @@ class Adapter:
         """
         return self._losses.find(None)
 
-    @property
-    def num_ranks(self) -> int:
-        """Processes that train the model together, each on its part of every batch."""
-        return self._sharing.size
-
-    @property
-    def lr_scheduler(self) -> R8LRScheduler:
-        """A learning-rate scheduler of torch's kind, for code that steps, shows or saves one."""
-        return R8LRScheduler(self)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the budget is spent, or the run was stopped."""
-        self.flush()
-        return self.scheduler.is_over
-
-    @property
-    def num_waits(self) -> int:
-        """How often a step waited for the device to read a loss, not counting ends of epochs, backups, checkpoints."""
-        readback = self._losses.readback
-        return 0 if readback is None else readback.num_waits
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            meant = {
-                "epoch_iterator": EPOCHS,
-                "batch_iterator": LOADER,
-                "batches": LOADER,
-                "train": EPOCHS,
-                "fit": EPOCHS,
-                **OTHER_NAMES,
-            }
-            scheduler = self.__dict__.get("scheduler")
-            if not name.startswith("_") and hasattr(scheduler, name):
-                meant = {name: f"It is adapter.scheduler.{name}.", **meant}
-            raise no_attribute(self, name, meant)
-
-    def __repr__(self) -> str:
-        return f"Adapter({self.scheduler!r})"
-
     @loop_method
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
@@ -175,12 +108,7 @@ class Adapter:
             yield from self.scheduler.epoch_iterator()
         while not self.finished:
             yield self.scheduler.current_epoch
-            if self._first_step is not None:
-                # Not within the step, which goes through its hooks then.
-                self._first_step.remove()
-                self._first_step = None
-                if not self._has_stepped and self.scheduler.global_step > self.scheduler.sentry.num_refused:
-                    self.scheduler.host.say_once("no step", NO_STEP)
+            self._stepper.check_first_epoch(self.scheduler)
             if self.num_ranks == 1 and self.scheduler.requests.is_pending:
                 # Else the loop would begin another epoch, which has no batch, after stop().
                 self.flush()
@@ -205,6 +133,8 @@ class Adapter:
             sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
         loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings)
         loader.hold_in(self._hand)
+        if not self._has_loader:
+            say_at_exit(self)
         self._has_loader = True
         if is_accelerated():
             loader.leave_to(self.optimizer.param_groups[0]["params"][0].device)
@@ -251,20 +181,20 @@ class Adapter:
                 "loss() takes the losses alone, got something after them: adapter.cross_entropy(logits, targets) "
                 "computes and notes them; of another loss, give what it returns with reduction='none'."
             )
-        self._check_used()
+        self._losses.check_used()
         found = self._losses.find(ticket)
-        count = self._count(found)
+        count = self._losses.count(found)
         shares = None if found.weights is None else self._sharing.part(found.weights)
         labels = None
         if logits is not None or targets is not None:
             labels = single_labels(logits, targets, losses=losses, mask=mask, exact=exact)
         read = read_losses(losses, count, mask=mask, weights=weights, shares=shares, exact=exact)
-        if losses.ndim == 0:
-            self.scheduler.host.say_once("mean loss", MEAN_LOSS, is_warning=False)
+        if losses.ndim == 0 and not self._is_mean_noted:
+            self._is_mean_noted = True
+            say_what_is_unknown(self.scheduler.host, losses, count)
         values, num_classes = read.values, 0
         if labels is not None:
             values, num_classes = packed(values, *labels, kind)
-            check_exchanged(self._sharing.size, len(values) // (NUM_ROWS * count), num_classes)
         self._losses.record(found, values, count=count, part_size=1 if read.is_exact else None, num_classes=num_classes)
         return read.loss
 
@@ -332,7 +262,7 @@ class Adapter:
         if losses is None:
             return self.outcome
         found = self._losses.find(ticket)
-        count = self._count(found)
+        count = self._losses.count(found)
         num_classes = 0
         if part_size is None:
             read = read_losses(losses, count)
@@ -342,7 +272,6 @@ class Adapter:
         if predictions is not None:
             check_labels(losses, exact=size == 1)
             values, num_classes = packed_with(values, predictions)
-            check_exchanged(self._sharing.size, len(values) // (NUM_ROWS * count), num_classes)
         self._losses.record(found, values, count=count, part_size=size, num_classes=num_classes)
         return self._losses.tell()
 
@@ -360,26 +289,16 @@ class Adapter:
             RuntimeError: `loss` was not called before.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        recorded, stepper = self._losses.recorded, self._stepper
+        recorded = self._losses.recorded
         if recorded is None:
             raise RuntimeError(
                 "step() was called before the losses of this batch were given to loss(). Ask for one loss per sample "
                 'and pass them through it: loss = adapter.loss(cross_entropy(outputs, labels, reduction="none")); '
                 "adapter.step(loss)."
             )
-        ends_epoch = self._ends_epoch(recorded[0].ticket)
-        is_probe = stepper.is_scaled and self._losses.is_probe(recorded[0].ticket)
-        with self._sharing.watching():
-            is_due = stepper.backward(loss, is_last=ends_epoch)
-            norm = stepper.clip() if is_due and not is_probe else None
-        skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
-        outcome = self._tell_all(norm, skipped)
-        if outcome and is_due and (is_probe or not stepper.is_scaled):
-            if is_probe:
-                stepper.clip()
-            stepper.apply()
-        if is_due or not outcome:
-            stepper.clear()
+        ticket = recorded[0].ticket
+        ends_epoch = self._ends_epoch(ticket)
+        outcome = self._take_step(loss, ticket, self._tell_all, is_last=ends_epoch)
         if ends_epoch:
             # Not only when the next epoch begins: validation may come before, and may fail.
             self._losses.settle()
@@ -396,39 +315,8 @@ class Adapter:
                 adapter._losses.drop()
         return next((each for each in outcomes if not each), outcome)
 
-    @contextlib.contextmanager
-    def batch(self) -> Iterator[None]:
-        """A ``with`` block around the training on a batch, in which a loss function may raise because of a NaN.
-
-        Binary cross entropy does, for instance. An exception before the losses are noted counts as a refused loss if
-        the inputs or outputs of the model within the block are not finite; the block ends there, and `outcome` is
-        false. Every other one is raised unchanged: out of memory, indices, samples that cannot be read, all that is
-        raised later, and any on several processes, where the others would wait.
-
-        Raises:
-            TrainingDiverged: losses stay refused after everything was tried.
-
-        >>> from torch.nn.functional import binary_cross_entropy
-        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Sigmoid())
-        >>> data = torch.utils.data.TensorDataset(torch.tensor([[1.0], [float("nan")]]), torch.ones(2, 1))
-        >>> from learnit_r8.torch import attach
-        >>> adapter = attach(model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=1, num_epochs=1)
-        >>> for x, y in adapter.loader():
-        ...     with adapter.batch():
-        ...         outcome = adapter.step(adapter.loss(binary_cross_entropy(model(x), y, reduction="none")))
-        >>> adapter.scheduler.sentry.num_refused
-        1
-        """
-        batches = self.sampler.batches
-        num_taken = batches.num_taken
-        with LastForward(self._model) as forward:
-            try:
-                yield
-            except Exception as error:
-                is_noted = batches.num_taken != num_taken
-                if is_noted or self._sharing.size > 1 or not forward.explains(error):
-                    raise
-                self.refuse()
+    def _num_noted(self) -> int:
+        return self.sampler.batches.num_taken
 
     def refuse(self) -> Outcome:
         """Report that the loss of the batch in hand could not be computed, as values are not finite.
@@ -448,21 +336,13 @@ class Adapter:
             ticket: The batch.
         """
         kind = self.scheduler.table.storage.part_size
-        shape = (-(-self._count(ticket) // kind),) if kind else ()
+        shape = (-(-self._losses.count(ticket) // kind),) if kind else ()
         return torch.full(shape, float("nan"))
-
-    def hold(self, batch: Any) -> None:
-        """Hold a batch by reference until the next one, where a trainer hands it over by itself; see ``run_batch``."""
-        self._losses.hand_out(batch)
 
     def skip(self) -> None:
         """Skip the batch in hand, whether or not its losses were noted; it comes again at the end of the epoch."""
         if not self._losses.skip():
             self.sampler.skip()
-
-    def flush(self) -> None:
-        """Wait for all losses on their way, and report them."""
-        self._losses.settle()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole training: the scheduler as tensors under "scheduler", model, optimizer etc. under "model".
@@ -487,18 +367,14 @@ class Adapter:
         self.state.take_over(clone(state["model"]))
         self._losses.set_rates(self.scheduler.lr)
 
-    def load_scheduler(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of the scheduler alone; losses on their way are dropped.
-
-        Raises:
-            ValueError: it is of another run. Then nothing was changed.
-        """
-        self._losses.load_scheduler(state)
-
     def close(self) -> None:
         """Finish: report, save what is due, tell listeners. Safe to call twice."""
-        self.scheduler.close()
+        super().close()
         self._warn_of_one_epoch()
+
+    def _warn_at_exit(self, error: BaseException | None) -> None:
+        if error is None:
+            self._warn_of_one_epoch()
 
     def _warn_of_one_epoch(self) -> None:
         """Say so if the loop was over the loader alone, which ends with the epoch."""
@@ -514,29 +390,10 @@ class Adapter:
     def __iter__(self) -> NoReturn:
         raise TypeError(f"an Adapter must be looped over by epochs, got a loop over itself. {EPOCHS} {LOADER}")
 
-    def __enter__(self) -> Adapter:
-        return self
-
     def __exit__(self, *error: object) -> None:
-        self.scheduler.__exit__(*error)
+        super().__exit__(*error)
         if not any(error):
             self._warn_of_one_epoch()
-
-    def _note_step(self, *_: Any) -> None:
-        self._has_stepped = True
-
-    def _check_used(self) -> None:
-        """Raise RuntimeError if the losses noted last were neither reported nor skipped."""
-        recorded = self._losses.recorded
-        if recorded is not None:
-            raise RuntimeError(
-                f"the losses of step {recorded[0].ticket.step} must be used before the next ones are noted, got loss() "
-                "again: call step(loss) after each loss(), or report() in a loop with its own backward() and "
-                "optimizer.step(), or skip()."
-            )
-
-    def _count(self, ticket: Ticket) -> int:
-        return len(self._sharing.part(ticket.indices))
 
     def _ends_epoch(self, ticket: Ticket) -> bool:
         done = ticket.step + 1

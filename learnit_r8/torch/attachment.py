@@ -16,16 +16,17 @@ from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import suggest_settings
 from ..sampling.random_generators import random_state, set_random_state
 from .adapter import Adapter
+from .batches.loader import check_dataset, is_own_loader, length_of
 from .distributed.flat_shards import check_flat, is_flat
 from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
-from .loader import check_dataset, is_own_loader, length_of
 from .own_loop.also import AlsoPart, networks_of, read_also
 from .own_loop.loader_adapter import LoaderAdapter
-from .state import ModelState, plain_model
+from .prepared import plain_model, plain_optimizer
+from .state import ModelState
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -350,8 +351,7 @@ def _checked_rates(optimizer: Any) -> GroupRates:
 
 def _expect_loading(optimizer: Any, rates: GroupRates | None) -> None:
     """Let other code load the optimizer with its rates, as trainers do on resume: no other scheduler has set those."""
-    # What accelerate wraps around an optimizer hands load_state_dict() on to it.
-    plain = getattr(optimizer, "optimizer", optimizer)
+    plain = plain_optimizer(optimizer)
     if rates is not None and isinstance(plain, torch.optim.Optimizer):
         plain.register_load_state_dict_post_hook(lambda _: rates.expect_any())
 

@@ -11,15 +11,16 @@ from .._adapters.group_rates import FOREIGN, GroupRates
 from .._adapters.prefetch import Prefetch
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Outcome, Ticket
-from ..table.labels.predictions import Predictions
+from ..table.labels.predictions import NUM_ROWS, Predictions
+from .batches.sampler_iterator import find_batch
 from .flight.hand import Hand, Held
+from .predictions import check_exchanged
 from .readback import Readback
-from .sampler_iterator import find_batch
-from .state import ModelState
-from .stepper import Stepper
 
 if TYPE_CHECKING:
     from .distributed.together import Sharing
+    from .state import ModelState
+    from .stepper import Stepper
 
 
 class Sent(NamedTuple):
@@ -106,6 +107,20 @@ class LossPipeline:
         """
         return ticket if isinstance(ticket, Ticket) else find_batch(self._batches, ticket, ahead=self._ahead)
 
+    def check_used(self) -> None:
+        """Raise RuntimeError if the losses noted last were neither reported nor skipped."""
+        recorded = self.recorded
+        if recorded is not None:
+            raise RuntimeError(
+                f"the losses of step {recorded[0].ticket.step} must be used before the next ones are noted, got loss() "
+                "again: call step(loss) after each loss(), or report() in a loop with its own backward() and "
+                "optimizer.step(), or skip()."
+            )
+
+    def count(self, ticket: Ticket) -> int:
+        """Samples of a batch that this process trains on."""
+        return len(self._sharing.part(ticket.indices))
+
     def record(
         self, ticket: Ticket, values: torch.Tensor, *, count: int, part_size: int | None, num_classes: int = 0
     ) -> Ticket:
@@ -121,6 +136,8 @@ class LossPipeline:
         Returns:
             The ticket as if it were drawn when the training on it began.
         """
+        if num_classes:
+            check_exchanged(self._sharing.size, len(values) // (NUM_ROWS * count), num_classes)
         self._batches.take(ticket)
         begun = self._r8.host.begin(ticket, held_back=self.num_on_their_way, is_late=True)
         self.set_rates(begun.lr)
@@ -263,7 +280,7 @@ class LossPipeline:
 
     def set_next_rates(self) -> None:
         """Set the optimizer's rates for the batch that comes next: a loop may step before it reports."""
-        lr = None if self._rates is None else self._r8.host.lr_after(self.num_on_their_way)
+        lr = None if self._rates is None else self._r8.host.rates.after(self.num_on_their_way)
         if lr is not None:
             self.set_rates(lr)
 

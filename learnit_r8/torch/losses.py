@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -12,6 +12,15 @@ from .._validation import whole_number
 from ..events.caller import warn
 from ..table.labels.predictions import UNLABELLED, check_range, check_shapes
 from .predictions import as_classes
+
+if TYPE_CHECKING:
+    from .._adapters.host import Host
+
+MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
+SUMMED_LOSS = (
+    "the loss is a sum over the batch, and one number is taken for its mean: give losses with reduction='none', of "
+    "which loss() returns the mean, or with reduction='mean'."
+)
 
 
 class Losses(NamedTuple):
@@ -134,8 +143,25 @@ def _check_not_logits(losses: torch.Tensor) -> None:
         )
 
 
+def say_what_is_unknown(host: Host, loss: torch.Tensor, count: int) -> None:
+    """Say that losses of samples are estimated where one number is given, and that it is no mean if it is none."""
+    host.say_once("mean loss", MEAN_LOSS, is_warning=False)
+    if count > 1 and _is_summed(loss, count):
+        host.say_once("summed loss", SUMMED_LOSS)
+
+
+def _is_summed(loss: torch.Tensor, count: int) -> bool:
+    """Whether a number is a sum over the batch, by the operation of autograd that it is the result of."""
+    made_by = loss.grad_fn
+    if _operation(made_by) == "Sum":
+        # Terms of a loss are summed, too.
+        return getattr(made_by, "_saved_self_sym_sizes", ())[:1] == (count,)
+    # Of torch's losses, 0 stands for "none", 1 for "mean" and 2 for "sum".
+    return getattr(made_by, "_saved_reduction", 1) == 2
+
+
 def _operation(made_by: Any) -> str:
-    return str(made_by.name()).partition("Backward")[0]
+    return "" if made_by is None else str(made_by.name()).partition("Backward")[0]
 
 
 def _check_tensors(**given: Any) -> None:

@@ -11,8 +11,7 @@ from .._adapters.group_rates import rates_of
 from .serialization import as_arrays, as_tensors
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
-    from .own_loop.loader_adapter import LoaderAdapter
+    from .attached_model import AttachedModel
 
 
 class R8LRScheduler(LRScheduler):
@@ -22,7 +21,7 @@ class R8LRScheduler(LRScheduler):
         adapter: Sets the rates.
     """
 
-    def __init__(self, adapter: Adapter | LoaderAdapter) -> None:
+    def __init__(self, adapter: AttachedModel) -> None:
         # The constructor of the base class would take a step, and count those of the optimizer.
         self._adapter = adapter
         self.optimizer = adapter.optimizer

@@ -1,4 +1,4 @@
-"""The batches of a loader as accelerate's own loaders give them."""
+"""What other libraries wrap around models, optimizers and loaders: how to look inside, and how to do as they do."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def is_accelerated() -> bool:
     """Whether this process has made an `accelerate.Accelerator`."""
     state = sys.modules.get("accelerate.state")
     return state is not None and bool(state.AcceleratorState._shared_state)
+
+
+def plain_model(model: Any) -> Any:
+    """The model inside what `torch.compile` and data parallelism wrap around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
 
 
 def plain_optimizer(optimizer: Any) -> Any:

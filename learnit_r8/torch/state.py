@@ -18,7 +18,7 @@ from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
 from .own_loop.also import AlsoPart
-from .prepared import plain_optimizer
+from .prepared import plain_model, plain_optimizer
 
 OF_RANKS = "random of ranks"
 """Key of the random generators of all ranks, in their order, in a state that several ranks have gathered."""
@@ -237,17 +237,6 @@ class ModelState:
             self._generators = None
 
 
-def plain_model(model: Any) -> Any:
-    """The model inside what `torch.compile` and data parallelism wrap around it."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
-
-
 def _options_of(optimizer: Any) -> list[dict[str, Any]]:
     """The options of its groups, such as their rates."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -277,7 +266,8 @@ def _check_fits(shapes: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     if shapes != given:
         names = sorted(name for name in {*shapes, *given} if shapes.get(name) != given.get(name))
         raise ValueError(
-            f"the saved model must have the tensors of this one, got others for {names[:5]} ({len(names)} differ)."
+            f"the saved model must have the tensors of this one, got others for {names[:5]} ({len(names)} differ); "
+            "another checkpoint_dir, or resume=None, begins a new run."
         )
 
 

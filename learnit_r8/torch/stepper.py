@@ -23,6 +23,11 @@ ATTACHED_AGAIN = (
     "call it once, before the loop over epochs; or close() the first run, if it is to end there."
 )
 
+NO_STEP = (
+    "the optimizer that attach() got took no step with a gradient in an epoch: another optimizer, or another model "
+    "than its own, is trained, whose rate is not set and whose state is not saved; attach these two once both are made."
+)
+
 
 class Stepper:
     """Computes, accumulates and clips gradients, and takes the optimizer's steps.
@@ -59,6 +64,7 @@ class Stepper:
         self._last_gradients: list[torch.Tensor | None] = []
         self._plain = plain_optimizer(optimizer)
         self._clears_itself = getattr(type(self._plain), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
+        self._has_stepped, self._first_step = False, None
         if accumulate > 1:
             # However the step comes about, in a loop of the user's own too.
             self._plain.register_step_post_hook(lambda *_: self._note_step())
@@ -69,6 +75,27 @@ class Stepper:
         if before is not None and before is not r8 and before.global_step and not (before.is_over or before._is_closed):
             r8.host.say_once("attached again", ATTACHED_AGAIN)
         _RUNS[self._plain] = weakref.ref(r8)
+
+    def watch_first_epoch(self) -> None:
+        """Note from now on whether the optimizer takes a step, until `check_first_epoch`."""
+        # What accelerate wraps around an optimizer has no hooks of its own.
+        register = getattr(self._plain, "register_step_post_hook", None)
+        self._first_step = None if register is None else register(self._note_first_step)
+
+    def _note_first_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._has_stepped = self._has_stepped or any(
+            parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"]
+        )
+
+    def check_first_epoch(self, r8: R8Scheduler) -> None:
+        """Say so if the optimizer has taken no step in the epoch that is over; called as each one ends."""
+        if self._first_step is None:
+            return
+        # Not within the step, which goes through its hooks then.
+        self._first_step.remove()
+        self._first_step = None
+        if not self._has_stepped and r8.global_step > r8.sentry.num_refused:
+            r8.host.say_once("no step", NO_STEP)
 
     def _note_step(self) -> None:
         self._num_added = 0

@@ -11,7 +11,7 @@ import torch
 
 from ..schedules.budget import BUDGETS
 from ..torch import Adapter, attach
-from ..torch.loader import make_loader
+from ..torch.batches.loader import make_loader
 from ..torch.own_loop.last_forward import LastForward
 from .callback import R8Callback
 from .losses import SampleLosses, document_losses, find_losses, is_packed
@@ -368,8 +368,8 @@ def _checked(r8: Any) -> dict[str, Any]:
             f"{decided[0]} must be left out of r8, the TrainingArguments decide it, got {r8[decided[0]]!r}."
         )
     settings = dict(r8)
-    if not isinstance(settings.get("batches", True), bool):
-        raise TypeError(f"batches in r8 must be True or False, got {settings['batches']!r}.")
+    if "batch" in settings or not isinstance(settings.get("batches", True), bool):
+        raise TypeError(f"batches in r8 must be True or False, got {settings}.")
     return settings
 
 

@@ -70,6 +70,7 @@ def note_value(state, value):
     return logs().add_metric("v", value)
 
 
+@pytest.mark.filterwarnings("ignore:mode='max' was given")
 @pytest.mark.parametrize("rule", [2, EarlyStopping(2), EarlyStopping(patience=2, min_delta=0.25)])
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_one_rule_ends_scheduler_loop_and_stream(rule, mode):

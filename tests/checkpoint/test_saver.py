@@ -180,7 +180,7 @@ def test_disk_with_room_for_what_is_kept_gets_the_end_of_the_run(keep, tmp_path,
     """Older checkpoints give way to the newest before it is written, never the newest one; after a resume as well."""
     model = LargeWeights(tmp_path)
     size = model.values.nbytes
-    disk = SmallDisk(monkeypatch, tmp_path, int(2.1 * size))
+    disk = SmallDisk(monkeypatch, tmp_path, int(2.2 * size))
     given = {"checkpoint_dir": tmp_path, "keep_checkpoints": keep, "save_callback": model.save,
              "state_callback": model.get, "load_callback": model.load, "backup_dir": False}  # fmt: skip
     with make(num_epochs=5, **given) as r8:
@@ -222,7 +222,8 @@ def test_best_checkpoint_is_kept(tmp_path):
 
 def test_highest_is_best_with_mode_max(tmp_path):
     """mode="max" keeps the checkpoint with the highest value."""
-    r8 = make(num_epochs=4, checkpoint_dir=tmp_path, keep_checkpoints=1, monitor="val_loss", mode="max")
+    with pytest.warns(RuntimeWarning, match="of which lower is better by its name"):
+        r8 = make(num_epochs=4, checkpoint_dir=tmp_path, keep_checkpoints=1, monitor="val_loss", mode="max")
     validate(r8, [3.0, 4.0, 1.0, 1.5])
 
     assert steps_kept(tmp_path) == [6, 12]

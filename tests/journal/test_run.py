@@ -195,5 +195,5 @@ def test_run_is_found_by_name(tmp_path):
     assert [run.name for run in runs_in(tmp_path)] == ["20260103-c", "20260102-b", "20260101-a"]
     with pytest.raises(UnreadableRun, match=r"or one in .* \(20260103-c, 20260102-b, 20260101-a\), got 'x'"):
         find_run("x", tmp_path)
-    with pytest.raises(UnreadableRun, match=r"\(none\), got None"):
+    with pytest.raises(UnreadableRun, match="got no run folder there"):
         find_run(None, tmp_path / "nowhere")

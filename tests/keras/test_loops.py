@@ -81,7 +81,7 @@ def test_optimizer_reads_the_variable():
     loop = Loop(scheduler(num_epochs=2, scheduler_mode="constant", warmup_proportion=0.0, initial_lr=1e-12))
     loop.epoch()
     before = loop.model.get_weights()
-    loop.r8.host.schedule = lambda progress: 0.1
+    loop.r8.host.rates.schedule = lambda progress: 0.1
     loop.epoch()
 
     assert not np.allclose(before[0], loop.model.get_weights()[0])
@@ -266,7 +266,7 @@ def test_state_of_half_precision(tmp_path):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
     state = ModelState(model, keras.optimizers.SGD(0.1))
     state.save({"model": state.read()}, tmp_path / "saved")
-    before = state.read()["model"][0]
+    before = state.read()["model"][0].copy()
     model.layers[0].kernel.assign(np.zeros((3, 2)))
     state.load(tmp_path / "saved")
 

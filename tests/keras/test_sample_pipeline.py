@@ -43,6 +43,15 @@ def test_losses_are_those_of_the_samples(way):
         assert r8.table.loss[batch] == pytest.approx(true_losses(model, weights, batch, 2 * X), rel=1e-4, abs=1e-5)
 
 
+def test_samples_that_come_in_other_places_end_the_fit():
+    """The places are compared with the order drawn, batch by batch, whatever a stage has done."""
+    dataset = R8Dataset.from_tensor_slices((X, Y), scheduler(num_epochs=1)).batch(32)
+    moved = dataset._then(lambda batches, _: batches.shuffle(9, seed=0))
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must come out in the places they were drawn in"):
+        fit(classifier(), moved)
+
+
 def test_the_run_is_that_of_arrays():
     """Two epochs by loss, with validation between: the same batches, losses and weights as with R8Dataset(x, y, r8)."""
     runs = []

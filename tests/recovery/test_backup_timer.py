@@ -6,22 +6,34 @@ import pytest
 from learnit_r8 import RamBackup, events
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.agreement import Agreement
-from learnit_r8.recovery.backup_timer import MOST_LASTING, BackupTimer
+from learnit_r8.recovery.backup_timer import MOST_LASTING, NO_MEMORY, BackupTimer
 from learnit_r8.testing import record_events
 from learnit_r8.triggers import Elapsed, as_trigger
 
 NAN, INF = float("nan"), float("inf")
 
 
-def of(every=10, backup=None, agreement=None):
+class Other(Agreement):
+    """The agreement with another rank, whose backups take so many microseconds."""
+
+    def __init__(self, took):
+        super().__init__()
+        self.took = took
+
+    def most(self, number):
+        return max(number, self.took)
+
+
+def of(every=10, backup=None, agreement=None, **more):
     heard = record_events()
     announcer = Announcer([heard], lambda: (0, 0.0))
-    return BackupTimer(as_trigger("backup_every", every), announcer, backup or RamBackup(), agreement), heard
+    return BackupTimer(as_trigger("backup_every", every), announcer, backup or RamBackup(), agreement, **more), heard
 
 
-def ask(timer, step, state, *, is_calm=True):
+def ask(timer, step, state, *, is_calm=True, per_step=1.0):
     """Ask at a step; the witness of a backup that was taken is noted at once."""
-    elapsed = Elapsed(step, step, float(step), step - 1, step - 1, float(step - 1))
+    last = step - 1
+    elapsed = Elapsed(step, step, per_step * step, last, last, per_step * last)
     damaged = timer.take_if_due(elapsed, step, lambda: state, lambda: None, is_calm=is_calm)
     if timer.backup.awaits_witness:
         timer.backup.newest.witness.append(np.arange(2))
@@ -44,6 +56,71 @@ def test_backup_waits_while_something_is_suspected():
         ask(timer, step, {"w": np.ones(2)}, is_calm=not 8 < step < 13)
 
     assert [each.step for each in timer.backup.backups] == [0, 13]
+
+
+def taken_by(took, *, every=100, num_steps=100, per_step=0.01, first=0):
+    """The steps at which a run takes backups whose user has not said when, if each takes so many seconds."""
+    timer, heard = of(every, agreement=Other(int(1e6 * took)), is_usual=True)
+    steps = []
+    for step in range(first, num_steps):
+        count = len(heard.of(events.BackupTaken))
+        if step == first:
+            timer.count_from(first)
+        ask(timer, step, {"w": np.ones(2)}, per_step=per_step)
+        steps += [step] * (len(heard.of(events.BackupTaken)) - count)
+    return steps
+
+
+def test_cheap_backups_come_at_each_eighth_more_steps():
+    """In a young run a backup comes whenever the steps have grown by an eighth, until the interval is shorter."""
+    taken = taken_by(0.01, every=10, num_steps=130)
+    gaps = np.diff(taken)
+
+    assert taken[:10] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert all(gap <= max(1, -(-step // 8)) for step, gap in zip(taken, gaps, strict=False))
+    assert taken[-4:] == [90, 100, 110, 120]
+
+
+@pytest.mark.parametrize(
+    ("took", "taken"),
+    [(0.25, [0, 1, 2, 3, 5, 8, 12, 18, 27, 41, 62, 93]), (0.5, [0, 1, 2, 4, 8, 16, 32, 64]), (0.6, [0])],
+)
+def test_costly_backups_are_fewer(took, taken):
+    """Backups take half a second at most while the steps double; those that take longer keep to the interval."""
+    assert taken_by(took) == taken
+
+
+def test_costly_backups_of_slow_steps():
+    """In a run that takes long anyway, they may take a hundredth of the time so far."""
+    assert taken_by(5.0, every=40, num_steps=200, per_step=10.0) == [0, 40, 80, 120, 160]
+    assert taken_by(5.0, every=40, num_steps=200, per_step=25.0) == [0, 40, 60, 80, 100, 120, 140, 160, 180]
+
+
+def test_early_backups_after_a_resume():
+    """A resumed run takes a backup at once, and the next ones as its steps grow."""
+    assert taken_by(0.01, num_steps=40, first=20) == [20, 23, 26, 30, 34, 39]
+
+
+def test_early_backup_waits_for_the_witness_of_the_last():
+    """Where several batches make an update, the first one is no place for a backup."""
+    backup = RamBackup()
+    backup.witness_size = 2
+    timer, _ = of(100, backup, is_usual=True)
+    for step in range(4):
+        ask(timer, step, {"w": np.ones(2)})
+
+    assert [each.step for each in timer.backup.backups] == [0, 2]
+
+
+def test_one_slow_copy_delays_nothing():
+    """The shortest of the last three copies counts, as anything may delay one of them."""
+    agreement = Other(1000)
+    timer, _ = of(100, agreement=agreement, is_usual=True)
+    for step in range(8):
+        agreement.took = 10**7 if step == 3 else 1000
+        ask(timer, step, {"w": np.ones(2)})
+
+    assert timer.backup.newest.step == 7
 
 
 def test_look_that_is_asked_for_after_a_backup_is_not_lost():
@@ -105,13 +182,7 @@ def test_no_memory_keeps_the_previous_backup():
 
 def test_shortage_of_another_rank():
     """A backup for which another rank has no memory is missing on all, which must go back to the same step."""
-    answers = iter(["", "rank 1"])
-
-    class Other(Agreement):
-        def agree(self, trouble):
-            return next(answers)
-
-    timer, _ = of(agreement=Other())
+    timer, _ = of(agreement=Other(NO_MEMORY))
     with pytest.warns(RuntimeWarning, match="no memory for the backup at step 0"):
         timer.take({"w": np.ones(2)}, 0, 0)
 

@@ -19,6 +19,15 @@ def told(kind, heard):
     return [event.step for event in heard if isinstance(event, kind)]
 
 
+def settle(r8, step, wait=lambda: None):
+    """Run to a step, and do what is due there, with losses that are all much the same."""
+    while r8.global_step < step:
+        ticket = r8.draw()
+        wait()
+        r8.report(ticket, 1.0 + 0.01 * (r8.global_step % 3))
+    r8.host.between_steps()
+
+
 @pytest.mark.parametrize("name", ["save", "load", "state"])
 def test_callbacks_are_callable(name):
     """A callback that is not callable is refused under its argument's name."""
@@ -110,10 +119,10 @@ def test_backups_every_so_many_steps():
 
 
 @pytest.mark.parametrize(
-    ("every", "per_step", "taken"), [("20s", 10, [0, 2, 4, 6]), (None, 15, [0, 2, 4, 6]), (None, 0, [0])]
+    ("every", "per_step", "taken"), [("20s", 10, [0, 2, 4, 6]), ("30s", 15, [0, 2, 4, 6]), ("30s", 0, [0])]
 )
 def test_backups_every_so_many_seconds(every, per_step, taken):
-    """backup_every="20s" takes a backup when 20 s of training have passed; the default is 30 s too."""
+    """backup_every="20s" takes a backup when 20 s of training have passed, and none besides."""
     model, heard, clock = Weights(), [], FakeClock()
     r8 = make(state_callback=model.get, backup_every=every, listeners=[heard.append], clock=clock)
     for _ in steps(r8):
@@ -231,15 +240,27 @@ def test_save_callback_alone_saves_into_checkpoints(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
-def test_default_backups_come_four_times_an_epoch():
-    """Without backup_every a backup is taken four times an epoch, and at least ten steps apart."""
-    taken = []
-    for num_samples in (320, 120):
-        model, heard = Weights(), []
-        train(make(num_samples, num_epochs=1, state_callback=model.get, listeners=[heard.append], clock=FakeClock()))
-        taken.append(told(events.BackupTaken, heard))
+@pytest.mark.parametrize(("num_samples", "every"), [(3200, 200), (120, 10)])
+def test_default_backups_come_four_times_an_epoch(num_samples, every):
+    """Without backup_every a backup is taken four times an epoch, at least ten steps apart, and more often at first."""
+    model, heard, num_steps = Weights(), [], 12 * every
+    settings = {"num_epochs": 30, "state_callback": model.get, "listeners": [heard.append], "clock": FakeClock()}
+    settle(make(num_samples, **settings), num_steps)
+    taken = told(events.BackupTaken, heard)
 
-    assert taken == [[0, 20, 40, 60, 80], [0, 10, 20, 30]]
+    assert set(range(0, num_steps + 1, every)) <= set(taken)
+    assert [step for step in taken if step >= 8 * every] == list(range(8 * every, num_steps + 1, every))
+    assert taken[:9] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_default_backups_come_every_thirty_seconds():
+    """Where steps are slow, time says when."""
+    model, heard, clock = Weights(), [], FakeClock()
+    r8 = make(4000, num_epochs=1, state_callback=model.get, listeners=[heard.append], clock=clock)
+    settle(r8, 400)
+    settle(r8, 412, lambda: clock.advance(10.0))
+
+    assert [step for step in told(events.BackupTaken, heard) if step > 401] == [403, 406, 409, 412]
 
 
 def test_missing_model_file_is_noted_once(tmp_path):

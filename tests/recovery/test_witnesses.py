@@ -23,7 +23,8 @@ class Dice:
 
 def run(**more):
     model = Weights()
-    return make(48, num_epochs=9, state_callback=model.get, load_callback=model.load, **more), model
+    callbacks = {"state_callback": model.get, "load_callback": model.load}
+    return make(48, num_epochs=9, backup_every=12, **callbacks, **more), model
 
 
 def test_first_batch_is_the_witness():

@@ -340,3 +340,27 @@ def test_probes_with_two_threads():
     assert r8.global_step == 1200
     assert heard.of(events.RolledBack)
     assert task.loss() < 0.1
+
+
+@pytest.mark.parametrize("at", [2, 5, 7, 13, 20])
+@pytest.mark.parametrize("resumed_at", [None, 1], ids=["", "resumed"])
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
+def test_early_damage_undoes_half_of_the_steps_at_most(at, resumed_at, tmp_path):
+    """By default NaN in the weights of a young run undoes little of it, also where it was resumed before."""
+    heard, task = record_events(), ToyTask(N)
+    more = {"backup_every": None, "checkpoint_dir": tmp_path, "save_callback": task.save, "resume": "auto"}
+    for end in (resumed_at, at + 8):
+        r8 = build(task, listeners=[heard], **more) if end else None
+        for indices, lr in r8.batch_iterator() if end else ():
+            if r8.update_with_loss(task.losses(indices)):
+                task.step(lr)
+                if r8.global_step == at and not heard.of(events.RolledBack):
+                    for array in (*task.weights, *task.velocity):
+                        array[...] = math.nan
+            if r8.global_step >= end:
+                r8.save_checkpoint()
+                break
+    [back] = heard.of(events.RolledBack)
+
+    assert at - back.to_step <= at / 2
+    assert np.isfinite(task.loss())

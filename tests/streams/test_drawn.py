@@ -97,7 +97,7 @@ class TestScheduled:
     def test_reports_exact_losses_of_samples(self, loss_fn):
         """The table holds what each sample's own loss was, not what its batch's was."""
         r8, _, _, stream = self.train(loss_fn, lr=0.0)
-        r8.host.schedule = lambda progress: 0.0
+        r8.host.rates.schedule = lambda progress: 0.0
         list(stream)
 
         assert r8.table.source == "exact"

@@ -107,7 +107,8 @@ def test_notebook_cells_run_twice_say_what_happened():
         assert list(adapter.epochs()) == []
     assert optimizer.param_groups[0]["lr"] == 0
     for again in (attached(model, optimizer), attached(model, optimizer)):
-        assert max(again.scheduler.host.scheduled_lr(progress / 100) for progress in range(100)) == pytest.approx(own)
+        rates = again.scheduler.host.rates
+        assert max(rates.scheduled(progress / 100) for progress in range(100)) == pytest.approx(own)
 
 
 def test_rate_of_a_finished_schedule_is_no_peak():

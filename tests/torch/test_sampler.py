@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from learnit_r8.torch import R8BatchSampler, attach
-from learnit_r8.torch.loader import make_loader
+from learnit_r8.torch.batches.loader import make_loader
 from tests.torch_common import DIGITS, STEPS, ManyRows, Rows, X, Y, as_is, no_steady, scheduler, together
 
 # torch's advice on a machine with few cores.
@@ -253,7 +253,7 @@ def test_workers_out_of_order():
 
 
 def numbered_loader(r8, **settings):
-    from learnit_r8.torch.loader import make_loader
+    from learnit_r8.torch.batches.loader import make_loader
 
     sampler = R8BatchSampler(r8, numbered=True)
     return make_loader(Rows(), sampler, numbered=True, settings=settings), sampler

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from learnit_r8.checkpoint.state_tree import copy_to_host, copy_to_host_into
 from learnit_r8.sampling.random_generators import random_state, set_random_state
 from learnit_r8.torch import ModelState, serialization
-from learnit_r8.torch.state import plain_model
+from learnit_r8.torch.prepared import plain_model
 from tests.torch_common import Rows, adapted, classifier, sgd, train, weights
 
 

@@ -220,6 +220,10 @@ class RankAgreement:
         elsewhere = ", ".join(map(str, np.flatnonzero(everyone).tolist()))
         return trouble or (elsewhere and f"it went wrong on rank {elsewhere}")
 
+    def most(self, number: int) -> int:
+        """The largest of the numbers of all ranks; this rank's own in a run that was stopped, as in `agree`."""
+        return number if self._pace.is_stopped else max(each for (each,) in self.gather([number]))
+
     def is_same(self, text: str) -> bool:
         """Whether all ranks call it with the same text."""
         own = np.array([digest_of(text)])

@@ -31,6 +31,14 @@ NEVER_REPORTED = (
     "update_with_loss(loss) after each batch, or report(loss) of what attach() returned. To look at the data without "
     "training, iterate over your loader itself."
 )
+NO_BATCH = (
+    "the loader of batches() gave no batch: an iterator or a generator is used up after one epoch, so give what can be "
+    "iterated over in each, such as a DataLoader or a list."
+)
+ENDLESS = (
+    "steps() has no loader whose end num_epochs= could count, so this loop does not end by itself: give num_steps=, "
+    "num_tokens= or train_duration_seconds=, or iterate over batches(loader)."
+)
 OTHER_LENGTH = (
     "a run through the loader gave {} batches, where its length or steps_per_epoch says {}: rates of R8's and the "
     "progress follow what it says, so give the right steps_per_epoch."
@@ -131,7 +139,7 @@ class Feed:
         self._out: list[LoaderBatch] = []
         self._resumed: Mapping[str, Any] | None = None
         self.has_asked = self._has_begun = self._in_epochs = False
-        self._num_silent = self._updates = self._num_iterations = self._first_step = 0
+        self._num_silent = self._updates = self._num_iterations = self._first_step = self._taken_before = 0
         self._long_pass = -1
 
     def join(self, trainer: FeedTrainer) -> None:
@@ -207,7 +215,7 @@ class Feed:
                 elif self.is_at_end():
                     self.trainer.settle()
                     if pace.is_stopped or (pace.is_over and not controller.asks_probe):
-                        run._draw_nothing()
+                        draws.draw_nothing(run)
                         # Within epochs() the time may run out before the first batch.
                         if pace.step == begun and not self._in_epochs:
                             run_state.say_if_spent(run)
@@ -271,7 +279,7 @@ class Feed:
         if not (_is_iterator(source) and source is self._source):
             plan.taken = plan.left_out = 0
             self._start = self._read_place(source)
-        self._source, self._out = source, []
+        self._source, self._out, self._taken_before = source, [], plan.taken
         batches = self._samples.open(source)
         self._has_begun = True
         self.trainer.before_first_batch()
@@ -330,8 +338,8 @@ class Feed:
             return
         taken = self.num_taken
         if pace.step == self._first_step:
-            text = NEVER_REPORTED.format(taken) if taken else "the loader of batches() gave no batch."
-            run.announcer.warn_once("empty pass", text)
+            handed = taken - self._taken_before
+            run.announcer.warn_once("empty pass", NEVER_REPORTED.format(handed) if handed else NO_BATCH)
             self._plan.taken = 0
             # It would be asked for ever.
             self._num_iterations -= 1
@@ -343,14 +351,14 @@ class Feed:
         run.controller.end_update()
         self.between_steps()
         if pace.is_over:
-            run._draw_nothing()
+            draws.draw_nothing(run)
 
     def mark_ended(self) -> None:
         """Note that a pass has ended, and tell listeners."""
         run, pace = self.run, self.run.pace
         with run.turns.take("draw", pace.step, is_changing=True):
             pace.has_ended = True
-            lr, tally = run.shown_lr(run.scheduled_lr(pace.progress)), run._tally
+            lr, tally = run.rates.shown(run.rates.scheduled(pace.progress)), run._tally
             run._tally, run._epoch_ended = type(tally)(), True
             if run.announcer.is_heard:
                 run.emitter.epoch_done(
@@ -404,8 +412,8 @@ class Feed:
             run.hand_over()
         while True:
             number = pace.step + pace.num_out
-            is_plain = run.own_rate is not None and run.controller.is_quiet
-            lr = 1.0 if is_plain else run._lr_at(pace.progress_at(number))
+            is_plain = run.rates.own is not None and run.controller.is_quiet
+            lr = 1.0 if is_plain else run.rates.at(pace.progress_at(number))
             with turns.lock:
                 if turns.busy is None and pace.step + pace.num_out == number:
                     turns.busy = number
@@ -448,10 +456,10 @@ class Feed:
             item = run.controller.experiment.draw()
             batch = self._plan.draw_again(item)
             run.controller.experiment.note_drawn(batch.chunk)
-            lr = run.lr
+            lr = run.rates.now
             batch.chunk.rates[0] = lr
             pace.num_out += 1
-            self.open = run._ticket(pace.next_step - 1, pace.epoch, lr, batch)
+            self.open = draws.number(run, pace.next_step - 1, pace.epoch, lr, batch)
         return copied(item)
 
     def give_up_open(self) -> None:
@@ -482,6 +490,8 @@ class Feed:
     def steps(self) -> Iterator[int]:
         """Yield the number of each step until the budget is spent or the run is stopped; see `R8Scheduler.steps`."""
         run, pace = self.run, self.run.pace
+        if pace.budget.passes is not None and not (self._num_iterations or self.num_passes):
+            run.announcer.warn_once("endless", ENDLESS)
         run.controller.let_probe(False)
         run.requests.stay_within(None)
         self.trainer.before_iteration()
@@ -491,7 +501,7 @@ class Feed:
                 self._ask()
                 if self.is_at_end():
                     self.trainer.settle()
-                    run._draw_nothing()
+                    draws.draw_nothing(run)
                     return
                 before = pace.next_step
                 yield before
@@ -562,7 +572,7 @@ class Feed:
         shape = getattr(loss, "shape", None)
         given = len(loss) if shape is None and hasattr(loss, "__len__") else shape[0] if shape else members.num_rows
         if given != members.num_rows:
-            self.run.announcer.note_once(
+            self.run.announcer.warn_once(
                 "uneven rows",
                 f"a loss with {given} rows was reported for a batch with {members.num_rows} rows of samples, "
                 "so only its mean counts, divided among them; to learn from each, report one or several values for "
@@ -578,13 +588,13 @@ class Feed:
         if ticket is None:
             ticket = self.open = self.take_step()
         if ticket is None:
-            return Outcome(GOOD, run.shown_lr(1.0), None)
+            return Outcome(GOOD, run.rates.shown(1.0), None)
         ticket = self.open = self.with_ids(ticket, ids)
         self.note_rows(ticket, loss)
         outcome = run._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self.open = None
-        if run.own_rate is not None:
-            return Outcome(outcome.verdict, run.shown_lr(outcome.lr), outcome.rolled_back_to)
+        if run.rates.own is not None:
+            return Outcome(outcome.verdict, run.rates.shown(outcome.lr), outcome.rolled_back_to)
         return outcome
 
     def epochs(self) -> Iterator[int]:
@@ -610,8 +620,8 @@ class Feed:
                 is_idle = pace.step == before[0] or pace.budget.passes is not None
                 if is_same and is_idle and not (is_repeated or pace.is_over):
                     raise RuntimeError(
-                        f"epoch {pace.epoch} ended with no batch reported; iterate over batches(loader), and report "
-                        "the loss of each."
+                        f"epoch {pace.epoch} ended with no batch reported; iterate over batches(loader), with a loader "
+                        "that gives batches in each epoch, and report the loss of each."
                     )
         finally:
             self._in_epochs = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..._validation import shortened
 from ...table.names import Members
 from . import observed
 
@@ -37,7 +38,7 @@ class BatchSamples:
 
     def __init__(self, run: Engine, ids: Ids = None, skip: Skip = None) -> None:
         if not (ids is None or callable(ids) or (isinstance(ids, (str, int)) and not isinstance(ids, bool))):
-            raise TypeError(f"ids must be a function of a batch, the key of its ids, or None, got {ids!r}.")
+            raise TypeError(f"ids must be a function of a batch, the key of its ids, or None, got {shortened(ids)}.")
         if not (skip is None or callable(skip)):
             raise TypeError(f"skip must be a function of a list of ids, or None, got {skip!r}.")
         self._run, self._ids, self._skip = run, ids, skip

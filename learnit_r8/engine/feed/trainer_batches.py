@@ -7,6 +7,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ...sampling.loader_plan import Size
+from ..draws import draw_nothing
 from . import replay
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class TrainerBatches:
         feed.between_steps()
         if feed.is_at_end():
             feed.trainer.settle()
-            run._draw_nothing()
+            draw_nothing(run)
             return False
         # Trainers deal out as many batches to each rank.
         size = feed.meet(Size() if item is None else self._measure.of(item)) or Size()

@@ -177,3 +177,18 @@ def _is_fading(evidence: Any) -> bool:
         return False
     high = np.quantile(positive, HIGH_EARLY)
     return bool(np.count_nonzero(evidence["margin"] > high) < FADED * np.count_nonzero(positive > high))
+
+
+def common_class(given: NDArray[Any]) -> int:
+    """The class that more than half of the labels have, -1 without one: the background of masks, an absent label."""
+    names, counts = np.unique(given, return_counts=True)
+    most = int(counts.argmax()) if len(counts) else 0
+    return int(names[most]) if len(counts) and 2 * counts[most] > len(given) else -1
+
+
+def predicts(some: Fields, margin: Floats | Doubles, code: int) -> NDArray[np.bool_]:
+    """bool[M], the labels for which this class is predicted, rightly or wrongly; float[M] margins.
+
+    Right labels in whose place it is predicted have their mirror image among those of that class, not among others.
+    """
+    return np.asarray(np.where(margin > 0, some["leader"], some["given"]) == code)

@@ -51,9 +51,9 @@ BIN, MOST_BINS = 25, 256
 FIT_BINS, EFFECT_BINS = 256, 32
 CLOSE = 1e-9
 
-FLATTENING = 0.25
-"""How much more slowly odds of right labels are assumed to fall beyond the reach. Nine in ten pixels of a mask are
-there; with odds that stay as they are no list would begin. Measured in benchmarks/label_kinds.py."""
+CLUMPED = 2.0
+"""Standard errors by which there may be more right labels in a list, as the labels of a sample err together: one digit
+that is misread is a dozen wrong pixels. Measured in benchmarks/label_kinds.py."""
 
 
 class Mirror(NamedTuple):
@@ -62,12 +62,14 @@ class Mirror(NamedTuple):
     Attributes:
         slope: Per unit of the margin, >= 0.
         reach: Margin up to which the odds were fitted.
-        beyond: Most odds at larger margins: no more than at the reach, and no more right labels than there are samples.
+        beyond: Odds at larger margins: no more than at the reach, and no more right labels than there are samples.
+        clump: How many labels of a sample err together, less one.
     """
 
     slope: float
     reach: float
     beyond: float
+    clump: float = 0.0
 
     @classmethod
     def of(
@@ -99,17 +101,14 @@ class Mirror(NamedTuple):
         fit = fit_odds(*sides, least_rise=0.0 if is_binary else LEAST_RISE)
         if fit.gain < max(LEAST_GAIN * alike, LEAST_GAIN_EACH * len(positive)):
             return None
-        error = fit.error * (1.0 if sample is None else math.sqrt(_design_effect(margin, sample, reach)))
-        slope = max(0.0, fit.slope - caution * error) / reach
+        effect = 1.0 if sample is None else _design_effect(margin, sample, reach)
+        slope = max(0.0, fit.slope - caution * fit.error * math.sqrt(effect)) / reach
         beyond = (np.count_nonzero(positive > reach) + 1) / max(1, np.count_nonzero(margin < -reach))
-        return cls(slope, reach, min(math.exp(-slope * reach), beyond))
+        return cls(slope, reach, min(math.exp(-slope * reach), beyond), effect - 1)
 
     def odds(self, size: Doubles) -> Doubles:
         """float64[M], the odds at margins of these sizes."""
-        far = self.reach + FLATTENING * (size - self.reach)
-        odds: Doubles = np.where(
-            size <= self.reach, np.exp(-self.slope * size), np.minimum(self.beyond, np.exp(-self.slope * far))
-        )
+        odds: Doubles = np.where(size <= self.reach, np.exp(-self.slope * size), self.beyond)
         return odds
 
     def expected(self, margin: Doubles, least: Doubles) -> Doubles:
@@ -122,12 +121,14 @@ class Mirror(NamedTuple):
     def longest(self, margin: Doubles, precision: float) -> NDArray[np.int64]:
         """int64[K], the longest list of the highest margins of which at least a share ``precision`` is wrong.
 
-        The number of right labels in it is that which `expected` says, and one more.
+        The number of right labels in it is that which `expected` says, and one more; more where they come in clumps.
         """
         order = np.flatnonzero(margin > 0)
         order = order[np.argsort(-margin[order], kind="stable")]
         count = np.arange(1, len(order) + 1)
-        enough = count - self.expected(margin, margin[order]) - 1 >= precision * count
+        right = self.expected(margin, margin[order])
+        right += CLUMPED * np.sqrt(self.clump * right) + 1
+        enough = count - right >= precision * count
         enough &= (count >= LEAST_LISTED) & ((1 - precision) * count >= LEAST_RIGHT - CLOSE)
         ends = np.flatnonzero(enough)
         return order[: int(ends[-1]) + 1] if len(ends) else order[:0]

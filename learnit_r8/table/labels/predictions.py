@@ -170,7 +170,8 @@ def check_range(given: Any, num_classes: int) -> None:
     """Raise ValueError unless all targets are classes, or -1: int[B], an array or a tensor on the host."""
     lowest, highest = (int(given.min()), int(given.max())) if len(given) else (0, 0)
     if not UNLABELLED <= lowest <= highest < num_classes:
-        raise ValueError(f"targets must be in [0, {num_classes}), got values from {lowest} to {highest}.")
+        two = "; logits of one number a sample are of two classes, give one for each class" if num_classes == 2 else ""
+        raise ValueError(f"targets must be in [0, {num_classes}), got values from {lowest} to {highest}{two}.")
 
 
 def layout(
@@ -242,10 +243,11 @@ def check_shapes(logits: tuple[int, ...], targets: tuple[int, ...], *, is_whole:
     """
     if len(logits) not in (1, 2) or (len(logits) == 2 and len(targets) == 2):
         kind = "tokens or pixels" if len(logits) > 2 else "several labels a sample"
+        one_hot = " Of one-hot targets give targets.argmax(1)." if targets == logits else ""
         raise ValueError(
             f"logits must have shape (B, C) or (B,) with targets of shape (B,), got {logits} and {targets}: with "
             f"{kind}, no single class is predicted; report predictions_of(logits, targets, kind) with the losses, kind "
-            '"classes" for tokens and pixels, or "multilabel".'
+            f'"classes" for tokens and pixels, or "multilabel".{one_hot}'
         )
     if len(targets) != 1 or targets[0] != logits[0]:
         raise ValueError(f"targets must have shape ({logits[0]},), one class a sample, got {targets}.")

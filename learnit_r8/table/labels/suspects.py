@@ -35,6 +35,10 @@ class _Columns:
             f"{name} must be looped over by a field, got a loop over all of them: for index in {name.lower()}.indices."
         )
 
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(f"{name} must be used by a field, got all of them as one array: x[{name.lower()}.indices].")
+
 
 class Places(NamedTuple):
     """Labels that look wrong, of samples with several labels.

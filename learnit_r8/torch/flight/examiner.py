@@ -21,7 +21,7 @@ from ...flight.finding import NOTHING, UNKNOWN, Finding, Refusal
 from ...sampling.random_generators import set_random_state, state_of
 from ..distributed.flat_shards import is_flat
 from ..distributed.shards import is_sharded
-from ..state import plain_model
+from ..prepared import plain_model
 from .causes import Case
 from .hand import Hand, Held
 from .rows import not_finite

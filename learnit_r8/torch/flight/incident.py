@@ -11,7 +11,7 @@ import torch
 
 from ...flight.record import read_part, read_record
 from ...sampling.random_generators import set_random_state
-from ..state import plain_model
+from ..prepared import plain_model
 
 
 class RecordedIncident:

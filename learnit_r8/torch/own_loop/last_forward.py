@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..loader import SampleError
-from ..state import plain_model
+from ..batches.loader import SampleError
+from ..prepared import plain_model
 
 NEVER_OF_VALUES = (MemoryError, LookupError, SampleError, torch.cuda.OutOfMemoryError)
 """Errors that no value explains."""

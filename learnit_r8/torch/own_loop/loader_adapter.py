@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
-from ..._validation import loop_method, no_attribute
+from ..._validation import loop_method
 from ...guard.verdict import GOOD
 from ...sampling.ticket import Outcome
+from ..attached_model import AttachedModel
 from ..flight.hand import Hand
-from ..loss_pipeline import LossPipeline
-from ..lr_scheduler import R8LRScheduler
 from ..prepared import is_skipping
 from ..state import ModelState
 from ..stepper import Stepper
-from .last_forward import LastForward
 from .loss_reports import LossReports, values_of
 from .rate_factor import RateFactor
 
@@ -31,10 +29,9 @@ if TYPE_CHECKING:
 
 
 BATCHES = "Loop over batches: for batch in adapter.batches()."
-OTHER_NAMES = {"loader": BATCHES, "batch_iterator": BATCHES, "loss": "Report losses with adapter.report(losses)."}
 
 
-class LoaderAdapter:
+class LoaderAdapter(AttachedModel):
     """A model's training with the user's own loader; `attach` makes it if it gets no ``batch_size``.
 
     To iterate over it is to iterate over `batches`, and what it has no attribute for is that of the loader, so it can
@@ -53,12 +50,14 @@ class LoaderAdapter:
         hand: Holds the batch in hand.
 
     Attributes:
-        scheduler: As given.
-        state: As given.
-        rates: As given.
         optimizer: The first of the optimizers.
-        num_ranks: Processes that train together.
     """
+
+    _other_names: ClassVar = {
+        "loader": BATCHES,
+        "batch_iterator": BATCHES,
+        "loss": "Report losses with adapter.report(losses).",
+    }
 
     def __init__(
         self,
@@ -73,17 +72,14 @@ class LoaderAdapter:
         sharing: Sharing,
         hand: Hand,
     ) -> None:
-        self.scheduler, self.state, self.rates, self.optimizer = scheduler, state, rates, optimizers[0]
-        self.num_ranks = sharing.size
-        self._model, self._loader, self._optimizers, self._stepper = model, loader, optimizers, stepper
+        super().__init__(
+            scheduler, model=model, optimizer=optimizers[0], state=state, stepper=stepper, rates=rates,
+            sharing=sharing, batches=Prefetch.of(scheduler), ahead=0, hand=hand,
+        )  # fmt: skip
+        self._loader, self._optimizers = loader, optimizers
         feed = scheduler.host.feed
         assert feed is not None
         self._feed = feed
-        held = Prefetch.of(scheduler)
-        self._losses = LossPipeline(
-            held, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=0, hand=hand
-        )
-        held.join(self._losses)
         feed.join(self._losses)
         self._losses.set_rates(scheduler.lr)
         self._reports = LossReports(
@@ -104,18 +100,10 @@ class LoaderAdapter:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            scheduler, loader = self.__dict__.get("scheduler"), self.__dict__.get("_loader")
+            loader = self.__dict__.get("_loader")
             if not name.startswith("_") and hasattr(loader, name):
                 return getattr(loader, name)
-            from ..adapter import OTHER_NAMES as BOTH
-
-            meant = {**BOTH, **OTHER_NAMES}
-            if not name.startswith("_") and hasattr(scheduler, name):
-                meant = {name: f"It is adapter.scheduler.{name}.", **meant}
-            raise no_attribute(self, name, meant)
-
-    def __repr__(self) -> str:
-        return f"LoaderAdapter({self.scheduler!r})"
+            return super().__getattr__(name)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches())
@@ -126,22 +114,6 @@ class LoaderAdapter:
     def __bool__(self) -> bool:
         # Not that of a length, which streams have none of.
         return True
-
-    @property
-    def outcome(self) -> Outcome:
-        """The outcome of the last report; "pending" as long as losses are on their way from the device."""
-        return self._losses.outcome
-
-    @property
-    def finished(self) -> bool:
-        """Whether the budget is spent, or the run was stopped."""
-        self.flush()
-        return self.scheduler.is_over
-
-    @property
-    def lr_scheduler(self) -> R8LRScheduler:
-        """The scheduler's state in the form of a torch learning-rate scheduler, which trainers save and load."""
-        return R8LRScheduler(self)
 
     def follow(
         self,
@@ -158,14 +130,6 @@ class LoaderAdapter:
             sets_generators: Whether a resumed run sets the random generators, as the trainer does not.
         """
         return self.scheduler.follow(size=size, tokens=tokens, sets_generators=sets_generators)
-
-    def load_scheduler(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of the scheduler alone; losses on their way are dropped.
-
-        Raises:
-            ValueError: it is of another run. Then nothing was changed.
-        """
-        self._losses.load_scheduler(state)
 
     @loop_method
     def epochs(self) -> Iterator[int]:
@@ -245,7 +209,6 @@ class LoaderAdapter:
             RuntimeError: the batch was reported already.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        stepper = self._stepper
         if isinstance(loss, torch.Tensor) and loss.numel() != 1:
             raise ValueError(
                 f"loss must be one number, from which backward() goes, got the shape {tuple(loss.shape)}; call "
@@ -255,41 +218,13 @@ class LoaderAdapter:
         values, count = values_of(reported, found)
         if losses is not None and not count and found is not None:
             self._feed.note_rows(found, losses)
-        is_probe = stepper.is_scaled and found is not None and self._losses.is_probe(found)
-        is_due = stepper.backward(loss, is_last=False)
-        norm = stepper.clip() if is_due and not is_probe else None
-        skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
-        outcome = Outcome(GOOD, self.scheduler.lr, None)
-        if found is not None:
-            outcome = self._reports.tell(found, values, count, norm, skipped)
-        if outcome and is_due and (is_probe or not stepper.is_scaled):
-            if is_probe:
-                stepper.clip()
-            stepper.apply()
-        if is_due or not outcome:
-            stepper.clear()
-        return outcome
+        if found is None:
+            outcome = Outcome(GOOD, self.scheduler.lr, None)
+            return self._take_step(loss, None, lambda *_: outcome)
+        return self._take_step(loss, found, functools.partial(self._reports.tell, found, values, count))
 
-    @contextlib.contextmanager
-    def batch(self) -> Iterator[None]:
-        """A ``with`` block around the training on a batch, in which a loss function may raise because of a NaN.
-
-        An exception before the loss is reported counts as a refused loss if the inputs or outputs of the model within
-        the block are not finite; the block ends there, and `outcome` is false. Any other one is raised, and on several
-        processes every one.
-
-        Raises:
-            TrainingDiverged: losses stay refused after everything was tried.
-        """
-        before = self.scheduler.global_step
-        with LastForward(self._model) as forward:
-            try:
-                yield
-            except Exception as error:
-                # Other processes wait for the gradients of this one.
-                if self.num_ranks > 1 or self.scheduler.global_step != before or not forward.explains(error):
-                    raise
-                self.refuse()
+    def _num_noted(self) -> int:
+        return self.scheduler.global_step
 
     def refuse(self) -> Outcome:
         """Report that the loss of the batch in hand could not be computed, as values are not finite.
@@ -298,21 +233,3 @@ class LoaderAdapter:
             TrainingDiverged: losses stay refused after everything was tried.
         """
         return self.report(torch.tensor(float("nan")))
-
-    def hold(self, batch: Any) -> None:
-        """Hold a batch by reference until the next one, where a trainer hands it over by itself; see ``run_batch``."""
-        self._losses.hand_out(batch)
-
-    def flush(self) -> None:
-        """Wait for all losses on their way, and report them."""
-        self._losses.settle()
-
-    def close(self) -> None:
-        """Finish: report, save what is due, tell listeners. Safe to call twice."""
-        self.scheduler.close()
-
-    def __enter__(self) -> LoaderAdapter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.scheduler.__exit__(*error)

@@ -84,7 +84,7 @@ class LossReports:
             self._note_rate()
             outcome = pipeline.tell_now(ticket, values.numpy() if count else float(values))
             if outcome.verdict is GOOD and outcome.lr == 1.0:
-                return new_tuple(Outcome, (GOOD, self._host.own_rate, None))
+                return new_tuple(Outcome, (GOOD, self._host.rates.own, None))
             return Outcome(outcome.verdict, self._r8.lr, outcome.rolled_back_to)
         self._note_rate()
         pipeline.record(
@@ -100,7 +100,7 @@ class LossReports:
         if self._sets_rates:
             return
         rate = self._optimizer.param_groups[0]["lr"]
-        if rate is self._host.own_rate:
+        if rate is self._host.rates.own:
             return
         # A tensor on a device is not read, as that would wait for it.
         if type(rate) is float or not getattr(rate, "is_cuda", False):

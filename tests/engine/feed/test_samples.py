@@ -86,10 +86,11 @@ def test_ids_may_come_with_the_loss():
 
 
 def test_losses_of_other_rows_than_the_ids_are_said_once():
-    """One id too few: the mean of the losses is all that counts, and a notice says why."""
+    """One id too few: the mean of the losses is all that counts, and a warning says why."""
     told = []
     batches = [{"id": [1, 2, 3], "loss": np.array([1.0, 2.0, 3.0, 4.0])}] * 3
-    r8 = run(batches, listeners=[lambda event: told.append(event) if isinstance(event, Notice) else None])
+    with pytest.warns(RuntimeWarning, match="a loss with 4 rows was reported"):
+        r8 = run(batches, listeners=[lambda event: told.append(event) if isinstance(event, Notice) else None])
 
     assert r8.table.source == "batch means of 3"
     assert ["a loss with 4 rows was reported for a batch with 3 rows" in each.text for each in told] == [True]

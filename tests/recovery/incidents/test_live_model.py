@@ -12,7 +12,8 @@ from tests.drive import NAN, Weights, advance_to, make
 def live_of(model, *, steps=3, **more):
     """The live model of a run with a backup of step 0 that has its witness."""
     heard = record_events()
-    r8 = make(num_epochs=9, state_callback=model.get, load_callback=model.load, listeners=[heard], **more)
+    more |= {"backup_every": 10, "listeners": [heard]}
+    r8 = make(num_epochs=9, state_callback=model.get, load_callback=model.load, **more)
     advance_to(r8, steps)
     live = LiveModel(r8.host.persistence, r8.host.announcer)
     live.begin_call(steps)

@@ -10,6 +10,7 @@ from learnit_r8 import Predictions, R8Scheduler, predictions_of
 from learnit_r8.cli import main
 from learnit_r8.journal.samples import read_samples, samples_of, write_samples
 from learnit_r8.report import write_report
+from learnit_r8.table import label_noise
 
 SIZE, PLACES, CLASSES = 600, 6, 5
 RNG = np.random.default_rng(7)
@@ -17,6 +18,7 @@ TRUE = RNG.integers(0, CLASSES, (SIZE, PLACES))
 IS_WRONG = RNG.random((SIZE, PLACES)) < 0.1
 GIVEN = np.where(IS_WRONG, (TRUE + RNG.integers(1, CLASSES, TRUE.shape)) % CLASSES, TRUE)
 HARD = RNG.exponential(1.0, (SIZE, PLACES, 1))
+ORDERED = np.where(IS_WRONG[:, 0], (TRUE[:, 0] + RNG.integers(2, 4, SIZE)) % CLASSES, TRUE[:, 0])
 VALUES = np.linspace(-2, 2, SIZE).astype(np.float32)
 EXCHANGED = RNG.random(SIZE) < 0.1
 TARGETS = np.where(EXCHANGED, RNG.permutation(VALUES), VALUES).astype(np.float32)
@@ -44,6 +46,20 @@ def numbers(indices, epoch):
     """Numbers predicted with some noise."""
     rng = np.random.default_rng([epoch, *indices[:2]])
     return predictions_of(VALUES[indices] + 0.1 * rng.normal(size=len(indices)), TARGETS[indices], "regression")
+
+
+def ordinal(indices, epoch):
+    """The logits of "above 0", "above 1" and so on; a wrong class is two away or more."""
+    rng = np.random.default_rng([epoch, *indices[:2]])
+    above = 4 * (TRUE[indices, :1] > np.arange(CLASSES - 1)) - 2 + rng.normal(size=(len(indices), CLASSES - 1))
+    return predictions_of(above / (0.5 + HARD[indices, 0]), ORDERED[indices], "ordinal")
+
+
+def one_logit(indices, epoch):
+    """The logit of class 1 of two."""
+    rng = np.random.default_rng([epoch, *indices[:2]])
+    logits = np.where(TRUE[indices, 0] > 2, 3, -3) / (0.5 + HARD[indices, 0, 0]) + rng.normal(size=len(indices))
+    return predictions_of(logits[:, None], (TRUE[indices, 0] > 2) ^ IS_WRONG[indices, 0])
 
 
 def trained(said, epochs=6, **settings):
@@ -80,6 +96,30 @@ def test_wrong_labels_are_named_by_their_places(runs, name):
     assert table.ranking(3).given.tolist() == found.given[:3].tolist()
 
 
+@pytest.mark.parametrize("most_fitted", [2**21, 8000])
+def test_the_background_is_no_mirror_of_objects(monkeypatch, most_fitted):
+    """Objects that a network does not see are right labels: the background, which it knows, would not explain them."""
+    monkeypatch.setattr(label_noise, "MOST_FITTED", most_fitted)
+    rng, count = np.random.default_rng(1), 4000 * PLACES
+    size, is_object = rng.gamma(2.0, 1.0, count), rng.random(count) < 0.3
+    is_taken, is_wrong = is_object & (rng.random(count) < 0.04), is_object & (rng.random(count) < 0.1)
+    right = np.where(is_object & (rng.random(count) < 1 / (1 + np.exp(1.5 * size))), size, -size)
+    margin = np.where(is_wrong, rng.normal(4.0, 1.5, count), np.where(is_object, right, -12 - size))
+    margin = np.where(is_taken, 1.5 * size, margin).astype(np.float32)
+    given = np.where(is_object, 1 + rng.integers(0, 4, count), 0).astype(np.uint16)
+    leader = np.where(is_taken, 0, np.where(given == 4, 1, given + 1)).astype(np.uint16)
+    visits = np.full(count, 9, np.uint16)
+    of_samples = {"last": np.ones(4000, np.float32), "mean": np.ones(4000, np.float32), "usage_count": visits[:4000]}
+    evidence = {"margin": margin, "early": margin, "visits": visits, "given": given, "leader": leader, "lead": visits}
+    found = label_noise.find_suspects(of_samples, 1.6, exact=True, evidence=evidence, precision=0.8).places
+    listed = found.indices * PLACES + found.places
+
+    assert (is_wrong & ~is_taken)[listed].mean() >= 0.8
+    assert is_wrong[listed].sum() > 0.7 * is_wrong.sum()
+    assert (found.suggested > 0).all()
+    assert (np.diff(margin[listed]) <= 0).all()
+
+
 def test_numbers_beyond_the_noise_of_such_samples_are_named(runs):
     """The value expected comes with them."""
     found = runs["numbers"].table.suspects(0.7)
@@ -89,6 +129,20 @@ def test_numbers_beyond_the_noise_of_such_samples_are_named(runs):
     assert found.places is None
     np.testing.assert_allclose(found.given, TARGETS[found.indices])
     np.testing.assert_allclose(found.suggested, VALUES[found.indices], atol=0.2)
+
+
+@pytest.mark.parametrize("said", [ordinal, one_logit])
+def test_kinds_with_one_class_a_sample_are_judged_as_such(said):
+    """Cumulative logits and the one logit of two classes have lists, the right classes and the data at a glance."""
+    table = trained(said).table
+    found, is_wrong = table.suspects(0.7), IS_WRONG[:, 0]
+    right = TRUE[:, 0] if said is ordinal else (TRUE[:, 0] > 2).astype(int)
+
+    assert found.places is None
+    assert is_wrong[found.indices].mean() >= 0.7
+    assert is_wrong[found.indices].sum() > 0.4 * is_wrong.sum()
+    assert (found.suggested == right[found.indices])[is_wrong[found.indices]].mean() > 0.7
+    assert np.isfinite(table.overview().margin).all()
 
 
 @pytest.mark.parametrize("name", ["tokens", "several", "numbers"])
@@ -211,13 +265,15 @@ def test_too_many_places_are_refused():
 
 @pytest.mark.parametrize("given", [-100, 3])
 @pytest.mark.parametrize("classes", [4, 10_000])
-def test_odd_labels_name_nobody(given, classes):
+@pytest.mark.parametrize("places", [(), (2,)])
+def test_odd_labels_name_nobody(given, classes, places):
     """No labels at all in some samples, labels that are all equal, and many classes end in no list, not in an error."""
     size = 60
 
     def said(indices):
-        logits = np.random.default_rng(int(indices[0])).normal(size=(len(indices), 2, classes)).astype(np.float32)
-        return predictions_of(logits, np.where(indices[:, None] < 20, -100, given) * np.ones((1, 2), int))
+        logits = np.random.default_rng(int(indices[0])).normal(size=(len(indices), *places, classes))
+        labels = np.where(indices < 20, -100, given).reshape(-1, *(1 for _ in places))
+        return predictions_of(logits.astype(np.float32), np.broadcast_to(labels, logits.shape[:-1]))
 
     r8 = R8Scheduler(size, batch_size=20, num_epochs=5, policy="shuffle")
     while not r8.is_over:
@@ -226,7 +282,7 @@ def test_odd_labels_name_nobody(given, classes):
     found = r8.table.suspects()
 
     assert not len(found.indices)
-    assert not len(found.places.indices)
+    assert found.places is None if not places else not len(found.places.indices)
     assert (r8.table.given[:20] == -1).all()
     assert r8.table.to_frame("pandas")["is_label_issue"].sum() == 0
 

@@ -145,11 +145,14 @@ def test_labels_of_a_sample_that_err_together_count_as_fewer(alike):
     )  # fmt: skip
 
 
-def test_odds_go_on_falling_beyond_the_reach():
-    """A quarter as fast, and not above what the samples there allow."""
-    odds = Mirror(1.0, 4.0, 0.01).odds(np.array([4.0, 4.1, 24.0]))
+def test_lists_are_shorter_where_right_labels_come_in_clumps():
+    """Of the pixels of a few objects as many may be right by chance as of some single ones, and more."""
+    margin, is_wrong = margins_of(2, wrong=0.1)
+    mirror = Mirror.of(margin)
+    single, clumped = (mirror._replace(clump=clump).longest(margin, 0.9) for clump in (0.0, 9.0))
 
-    np.testing.assert_allclose(odds, [np.exp(-4), 0.01, np.exp(-9)])
+    assert 50 < len(clumped) < 0.9 * len(single)
+    assert is_wrong[clumped].mean() > is_wrong[single].mean()
 
 
 def test_few_positive_margins_say_nothing():

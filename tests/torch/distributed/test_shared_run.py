@@ -14,6 +14,7 @@ from learnit_r8._adapters.ranks import agreement as agreement_module
 from learnit_r8.checkpoint import store
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict
+from learnit_r8.recovery import backup_timer
 from learnit_r8.schedules.span import Span
 from learnit_r8.testing import record_events
 from learnit_r8.torch import RanksDiffer, SharedRun
@@ -58,6 +59,7 @@ def alone(r8, until=None):
 
 def healing(weights, **more):
     """A scheduler that can put a model back."""
+    more = {"backup_every": 10} | more
     return make(48, batch_size=8, num_epochs=4, state_callback=weights.get, load_callback=weights.load, **more)
 
 
@@ -404,6 +406,31 @@ def test_timed_backups_are_taken_at_the_same_steps():
 
     assert one == other
     assert len(one) >= 3
+
+
+def test_early_backups_are_taken_at_the_same_steps(monkeypatch):
+    """How close they come is decided by the rank whose copies take longest."""
+    own = threading.local()
+
+    class Clock:
+        """Copies of one rank take a quarter of a second, those of the other none."""
+
+        @staticmethod
+        def perf_counter():
+            own.now += own.took
+            return own.now
+
+    def job(ranks):
+        events, own.now, own.took = [], 0.0, 0.25 * ranks.rank
+        settings = {"clock": FakeClock(), "backup_every": None, "listeners": [events.append]}
+        shared = SharedRun(healing(Weights(), **settings), ranks, every=1)
+        follow(shared)
+        return [event.step for event in events if type(event).__name__ == "BackupTaken"]
+
+    monkeypatch.setattr(backup_timer, "time", Clock)
+    taken = in_threads(2, job)
+
+    assert taken == 2 * [[0, 1, 2, 3, 5, 8, 10, 15, 20]]
 
 
 @pytest.mark.parametrize("asked", [0, 1])
@@ -761,7 +788,8 @@ def test_a_backup_that_one_rank_cannot_put_back_is_left_by_all(tmp_path):
                 raise OSError("no")
 
         callbacks = {"save_callback": _save_zeros, "load_callback": load, "state_callback": weights.get}
-        shared = SharedRun(make(48, batch_size=8, num_epochs=3, checkpoint_dir=tmp_path, **callbacks), ranks)
+        settings = {"num_epochs": 3, "checkpoint_dir": tmp_path, "backup_every": 10}
+        shared = SharedRun(make(48, batch_size=8, **settings, **callbacks), ranks)
         follow(shared, bad={(1, 8)})
         return [from_ram for _, from_ram in weights.loaded]
 

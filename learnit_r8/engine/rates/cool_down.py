@@ -1,15 +1,15 @@
-"""The ending of a run: carries out a cool-down that was asked for, between two steps."""
+"""The cool-down that ends a run when it is asked for: the rate falls from there on."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import events
-from ..schedules.schedule import WarmupStableDecay
-from ..schedules.span import Span
+from ... import events
+from ...schedules.schedule import WarmupStableDecay
+from ...schedules.span import Span
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..engine import Engine
 
 
 def check(run: Engine, span: Span | None) -> Span:
@@ -23,7 +23,7 @@ def check(run: Engine, span: Span | None) -> Span:
     if pace.is_over:
         raise RuntimeError(f"cool_down() was called at step {pace.step} of a run that is over.")
     span = Span("share", pace.rule.share) if span is None else span
-    pace.with_cool_down(span, run.scheduled_lr(pace.progress_at(pace.step)))
+    pace.with_cool_down(span, run.rates.scheduled(pace.progress_at(pace.step)))
     return span
 
 
@@ -35,17 +35,17 @@ def branch(run: Engine, span: Span, step: int) -> None:
     """
     pace = run.pace
     progress = pace.progress_at(step)
-    is_decaying = isinstance(run.schedule, WarmupStableDecay) and progress > 1 - run.schedule.decay
+    is_decaying = isinstance(run.rates.schedule, WarmupStableDecay) and progress > 1 - run.rates.schedule.decay
     if pace.budget.cool_down is not None or is_decaying:
         raise ValueError(
             f"cool_down needs a checkpoint of the stable part, got one of step {step}, where the rate already falls."
         )
-    pace.end_at(pace.with_cool_down(span, run.scheduled_lr(progress)))
-    run.follow_schedule()
+    pace.end_at(pace.with_cool_down(span, run.rates.scheduled(progress)))
+    run.rates.follow_schedule()
     run.persistence.wake()
 
 
-def cool_down(run: Engine, span: Span, source: str) -> None:
+def begin(run: Engine, span: Span, source: str) -> None:
     """Let the rate fall from here on, and the run end with it; a notice says so where that is not possible.
 
     Args:
@@ -56,7 +56,7 @@ def cool_down(run: Engine, span: Span, source: str) -> None:
     pace, before = run.pace, run.pace.budget
     if pace.is_over:
         return
-    lr = run.scheduled_lr(pace.progress_at(pace.step))
+    lr = run.rates.scheduled(pace.progress_at(pace.step))
     try:
         budget = pace.with_cool_down(span, lr)
     except ValueError as error:
@@ -67,7 +67,7 @@ def cool_down(run: Engine, span: Span, source: str) -> None:
     if not is_same:
         pace.end_at(budget)
     # If this is interrupted, it is done again: the end stays, as it is the same.
-    run.follow_schedule()
+    run.rates.follow_schedule()
     run.persistence.wake()
     ending = pace.budget
     assert ending.cool_down is not None

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch.utils.data
 
-from .._adapters.prefetch import Prefetch
-from .._validation import whole_number
-from .distributed.ranks import are_there
-from .distributed.single_process import ALONE
+from ..._adapters.prefetch import Prefetch
+from ..._validation import whole_number
+from ..distributed.ranks import are_there
+from ..distributed.single_process import ALONE
 from .loader import takes_arrays
 from .sampler_iterator import SamplerIterator, find_batch
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Outcome, Ticket
-    from ..scheduler import R8Scheduler
-    from .distributed.together import Sharing
+    from ...sampling.ticket import Outcome, Ticket
+    from ...scheduler import R8Scheduler
+    from ..distributed.together import Sharing
 
 
 class R8BatchSampler(torch.utils.data.Sampler[Any]):

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import BatchSampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from .._adapters.host import num_left
-from .._adapters.prefetch import Prefetch
+from ..._adapters.host import num_left
+from ..._adapters.prefetch import Prefetch
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Ticket
+    from ...sampling.ticket import Ticket
 
 FRAMES = 6
 """How far up the stack a loader is looked for; wrappers of batch samplers add some."""

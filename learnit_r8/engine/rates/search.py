@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .. import events
-from ..events.bus import Announcer
-from ..policies.registry import SHUFFLE
-from ..recovery.persistence import Persistence
-from ..sampling.chunk import Batch
-from ..schedules.range_test import RangeTest
+from ... import events
+from ...events.bus import Announcer
+from ...policies.registry import SHUFFLE
+from ...recovery.persistence import Persistence
+from ...sampling.chunk import Batch
+from ...schedules.range_test import RangeTest
 
 if TYPE_CHECKING:
-    from ..sampling.plan import Plan
+    from ...sampling.plan import Plan
 
 
 class LrSearch:

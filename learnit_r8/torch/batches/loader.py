@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
-from .._adapters.prefetch import Prefetch
-from .._validation import check_release, whole_number
-from ..sampling.random_generators import random_state, set_random_state
-from .flight.hand import Hand
-from .prepared import prepare
+from ..._adapters.prefetch import Prefetch
+from ..._validation import check_release, whole_number
+from ...sampling.random_generators import random_state, set_random_state
+from ..flight.hand import Hand
+from ..prepared import prepare
 
 if TYPE_CHECKING:
-    from ..scheduler import R8Scheduler
+    from ...scheduler import R8Scheduler
     from .sampler import R8BatchSampler
 
 DECIDED = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")

@@ -1,0 +1,99 @@
+"""The break between two steps: the start of a run, what was asked for, and the backups and checkpoints that are due."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING
+
+from ..guard.monitor import MOST_SUSPICION
+from . import refusal, run_state
+from .rates import cool_down
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+STATE_ALONE = (
+    "state_callback was given without load_callback, so backups are taken and nothing can be put back; pass "
+    "load_callback=, which takes what state_callback returned."
+)
+
+
+def start(run: Engine) -> None:
+    """Tell listeners that the run has started."""
+    budget, table = run.pace.budget, run.table
+    run.search.check_ready()
+    run.emitter.run_started(
+        settings=run.settings,
+        schedule=run.rates.schedule,
+        name=run.name,
+        num_samples=table.num_samples,
+        batch_size=table.batch_size if run.feed is None else 0,
+        steps_per_epoch=run.plan.steps_per_pass if run.feed is None else budget.steps_per_pass or 0,
+        total_steps=budget.expected_steps,
+        train_duration_seconds=budget.seconds,
+        policy=run.plan.policy.name,
+        grows=run.feed is not None and run.feed.has_ids,
+    )
+    folder = None if run.saver is None else run.saver.store.folder
+    if folder is not None:
+        # So that a later process can tell a folder that was deleted from one without a checkpoint yet; where it cannot
+        # be made, the first checkpoint says so.
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+    callbacks = run.persistence.callbacks
+    if callbacks.state is not None and callbacks.load is None and run.saver is None:
+        run.announcer.warn_once("state alone", STATE_ALONE)
+    run_state.tell_loaded(run)
+    # Last, so that an interrupted start is repeated.
+    run._has_started = True
+
+
+def answer_requests(run: Engine) -> None:
+    """Carry out what other threads, signals and files have asked for."""
+    run.requests.answer(
+        functools.partial(run_state.save_as_asked, run),
+        cool_down=functools.partial(cool_down.begin, run),
+        waited=run.emitter.leave_out,
+    )
+
+
+def do_what_is_due(run: Engine, *, closing: bool) -> None:
+    """Take backups and write checkpoints that are due; with ``closing``, end what is under way."""
+    persistence, pace, controller = run.persistence, run.pace, run.controller
+    if refusal.look_last(run, may_probe=not closing) and not closing:
+        return
+    if controller.is_open:
+        if not closing:
+            return
+        _settle_open(run)
+    with run._saving:
+        step, epoch_ended = pace.step, run._epoch_ended
+        try:
+            damage = persistence.between_steps(
+                step,
+                run.plan.samples_in(step),
+                pace.seconds,
+                run._num_draws,
+                epoch_ended=epoch_ended,
+                run_ended=closing or pace.is_finished,
+                budget=pace.budget,
+                get_state=lambda: run_state.settled_state_of(run),
+                get_moment=lambda: run_state.moment_of(run, "draw"),
+                is_calm=controller.is_calm and run.sentry.suspicion < MOST_SUSPICION,
+                saved=controller.note_checkpoint,
+            )
+            if damage:
+                refusal.answer_damage(run, damage)
+        except Exception:
+            run._epoch_ended = False
+            raise
+        # Last: if any of this is interrupted, it is due again.
+        if epoch_ended:
+            run._epoch_ended = False
+
+
+def _settle_open(run: Engine) -> None:
+    """End what is under way, as the run is left."""
+    with run.turns.take("close", run.pace.step, is_changing=True):
+        run.controller.settle_open(step=run.pace.step)

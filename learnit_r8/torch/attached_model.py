@@ -1,0 +1,208 @@
+"""The attached model: what the adapters for drawn batches and for the user's own have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+
+from .._adapters.group_rates import GroupRates
+from .._adapters.prefetch import Prefetch
+from .._validation import no_attribute
+from ..sampling.ticket import Outcome, Ticket
+from .flight.hand import Hand
+from .loss_pipeline import LossPipeline
+from .lr_scheduler import R8LRScheduler
+from .own_loop.last_forward import LastForward
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+    from .distributed.together import Sharing
+    from .state import ModelState
+    from .stepper import Stepper
+
+    Tell = Callable[[torch.Tensor | None, torch.Tensor | None], Outcome]
+
+Self = TypeVar("Self", bound="AttachedModel")
+
+OTHER_NAMES = {
+    "suspects": "It is adapter.scheduler.table.suspects().",
+    "save": "It is adapter.scheduler.save_checkpoint().",
+    "backward": "adapter.step(loss) does backward() and the optimizer's step; or call loss.backward() after report().",
+}
+
+
+class AttachedModel(ABC):
+    """A model's training under a scheduler, whoever makes the batches.
+
+    Args:
+        scheduler: The R8Scheduler.
+        model: The model.
+        optimizer: Whose steps train it.
+        state: The state of the training.
+        stepper: Takes the optimizer's steps.
+        rates: Sets the learning rates; None if other code does.
+        sharing: The processes that train together.
+        batches: Holds the batches of the scheduler.
+        ahead: Batches that something between loader and training fetches in advance.
+        hand: Holds the batch in hand.
+
+    Attributes:
+        scheduler: As given.
+        optimizer: As given.
+        state: As given.
+        rates: As given.
+        num_ranks: Processes that train the model together, each on its part of every batch.
+    """
+
+    _other_names: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(
+        self,
+        scheduler: R8Scheduler,
+        *,
+        model: torch.nn.Module,
+        optimizer: Any,
+        state: ModelState,
+        stepper: Stepper,
+        rates: GroupRates | None,
+        sharing: Sharing,
+        batches: Prefetch,
+        ahead: int,
+        hand: Hand,
+    ) -> None:
+        self.scheduler, self.optimizer, self.state, self.rates = scheduler, optimizer, state, rates
+        self.num_ranks = sharing.size
+        self._model, self._stepper, self._sharing, self._hand = model, stepper, sharing, hand
+        self._losses = LossPipeline(
+            batches, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=ahead, hand=hand
+        )
+        batches.join(self._losses)
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of the last report; "pending" as long as losses are on their way from the device."""
+        return self._losses.outcome
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent, or the run was stopped."""
+        self.flush()
+        return self.scheduler.is_over
+
+    @property
+    def lr_scheduler(self) -> R8LRScheduler:
+        """A learning-rate scheduler of torch's kind, for code that steps, shows or saves one."""
+        return R8LRScheduler(self)
+
+    @property
+    def num_waits(self) -> int:
+        """How often a step waited for the device to read a loss, not counting ends of epochs, backups, checkpoints."""
+        readback = self._losses.readback
+        return 0 if readback is None else readback.num_waits
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            meant, scheduler = {**OTHER_NAMES, **self._other_names}, self.__dict__.get("scheduler")
+            if not name.startswith("_") and hasattr(scheduler, name):
+                meant = {name: f"It is adapter.scheduler.{name}.", **meant}
+            raise no_attribute(self, name, meant)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.scheduler!r})"
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """A ``with`` block around the training on a batch, in which a loss function may raise because of a NaN.
+
+        Binary cross entropy does, for instance. An exception before the loss is noted or reported counts as a refused
+        loss if the inputs or outputs of the model within the block are not finite; the block ends there, and `outcome`
+        is false. Every other one is raised unchanged: out of memory, indices, samples that cannot be read, all that is
+        raised later, and any on several processes, where the others would wait.
+
+        Raises:
+            TrainingDiverged: losses stay refused after everything was tried.
+
+        >>> from torch.nn.functional import binary_cross_entropy
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Sigmoid())
+        >>> data = torch.utils.data.TensorDataset(torch.tensor([[1.0], [float("nan")]]), torch.ones(2, 1))
+        >>> from learnit_r8.torch import attach
+        >>> adapter = attach(model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=1, num_epochs=1)
+        >>> for x, y in adapter.loader():
+        ...     with adapter.batch():
+        ...         outcome = adapter.step(adapter.loss(binary_cross_entropy(model(x), y, reduction="none")))
+        >>> adapter.scheduler.sentry.num_refused
+        1
+        """
+        before = self._num_noted()
+        with LastForward(self._model) as forward:
+            try:
+                yield
+            except Exception as error:
+                if self.num_ranks > 1 or self._num_noted() != before or not forward.explains(error):
+                    raise
+                self.refuse()
+
+    @abstractmethod
+    def _num_noted(self) -> int:
+        """Losses noted or reported so far."""
+
+    @abstractmethod
+    def refuse(self) -> Outcome:
+        """Report that the loss of the batch in hand could not be computed, as values are not finite."""
+
+    def _take_step(self, loss: torch.Tensor, ticket: Ticket | None, tell: Tell, *, is_last: bool = False) -> Outcome:
+        """Do ``backward()``, clip, and let the optimizer take its step unless the loss is refused.
+
+        Args:
+            loss: 0-dim, with its gradient.
+            ticket: Its batch; None for one that is not reported.
+            tell: Reports the loss, with the norm of the gradient and whether the step was left out, and gives the
+                outcome.
+            is_last: Whether it is the last one of an epoch.
+        """
+        stepper = self._stepper
+        # Weights that are tested must not change before the loss is known.
+        is_probe = stepper.is_scaled and ticket is not None and self._losses.is_probe(ticket)
+        with self._sharing.watching():
+            is_due = stepper.backward(loss, is_last=is_last)
+            norm = stepper.clip() if is_due and not is_probe else None
+        skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
+        outcome = tell(norm, skipped)
+        if outcome and is_due and (is_probe or not stepper.is_scaled):
+            if is_probe:
+                stepper.clip()
+            stepper.apply()
+        if is_due or not outcome:
+            stepper.clear()
+        return outcome
+
+    def hold(self, batch: Any) -> None:
+        """Hold a batch by reference until the next one, where a trainer hands it over by itself; see ``run_batch``."""
+        self._losses.hand_out(batch)
+
+    def flush(self) -> None:
+        """Wait for all losses on their way, and report them."""
+        self._losses.settle()
+
+    def load_scheduler(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of the scheduler alone; losses on their way are dropped.
+
+        Raises:
+            ValueError: it is of another run. Then nothing was changed.
+        """
+        self._losses.load_scheduler(state)
+
+    def close(self) -> None:
+        """Finish: report, save what is due, tell listeners. Safe to call twice."""
+        self.scheduler.close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.scheduler.__exit__(*error)

@@ -1,0 +1,1 @@
+"""The batches that a scheduler draws, on their way through a `DataLoader`."""
