@@ -895,6 +895,10 @@ class R8Scheduler:
                 last_batch. Nothing was changed.
         """
         run_state.load_state(self.host, state)
+        # Backups are of another run, or of weights that were trained on from those that are loaded.
+        persistence = self.host.persistence
+        persistence.backup.clear()
+        persistence.wake()
 
     def save_checkpoint(self) -> Checkpoint:
         """Write a checkpoint now.

@@ -145,11 +145,11 @@ class StepLosses:
                     logs, state = done
                     losses = [] if heard.totals else heard.means or _losses_in(logs)
                     return self._with_loss(logs, losses) if losses else logs, state
-                losses = heard.totals or heard.means or _losses_in(done)
-                if losses and self._memory is None:
+                losses, memory = heard.totals or heard.means or _losses_in(done), self._memory
+                if losses and memory is None:
                     return self._with_loss(done, losses)
-                if losses:
-                    self._memory.keep(_sum_of(losses))
+                if losses and memory is not None:
+                    memory.keep(_sum_of(losses))
                 return done
             finally:
                 del heard.totals, heard.means, heard.trace
@@ -181,7 +181,7 @@ class StepLosses:
         if not self._is_jax:
             if hasattr(self._heard, "totals"):
                 self._heard.totals.append(_unscale(total))
-        elif self._is_carried and in_stateless_scope():
+        elif self._memory is not None and self._is_carried and in_stateless_scope():
             self._memory.keep(total)
             if hasattr(self._heard, "totals"):
                 self._heard.totals.append(None)

@@ -7,7 +7,7 @@ import pytest
 
 from example import Mlp, load_task
 from learnit_r8 import R8Scheduler, SpikeGuard, Verdict, events
-from tests.drive import INF, NAN, Weights, make
+from tests.drive import INF, NAN, Weights, make, steps
 
 
 def verdicts(r8, loss_of, **more):
@@ -189,6 +189,35 @@ def test_saved_run_judges_alike():
 
     assert [again.report(again.draw(), loss).verdict for loss in ahead] == found
     assert Verdict.SPIKE in found
+
+
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
+@pytest.mark.parametrize("is_in_weights", [False, True])
+@pytest.mark.parametrize("num_steps", [120, 400])
+def test_one_nan_lowers_the_rate_for_sixteen_steps_at_most(num_steps, is_in_weights):
+    """A transient NaN, of a loss or of the weights, costs no rate that a short run would not get back."""
+
+    def rates(nan_at):
+        weights, found = Weights(), []
+        r8 = make(
+            640, batch_size=10, num_steps=num_steps, initial_lr=0.1, scheduler_mode="constant", warmup_proportion=0.0,
+            backup_every=20, state_callback=weights.get, load_callback=weights.load,
+        )  # fmt: skip
+        for _, _, lr in steps(r8):
+            step = r8.global_step
+            found.append(lr)
+            if step == nan_at and is_in_weights:
+                weights.values[0] = NAN
+            is_bad = np.isnan(weights.values).any() or (step == nan_at and not is_in_weights)
+            r8.update_with_loss(NAN if is_bad else 0.5 + 2 * np.exp(-step / 80) + 0.05 * np.sin(1.7 * step))
+        return found, r8.sentry.num_refused
+
+    plain, healed = rates(-1), rates(num_steps // 3)
+
+    assert plain == ([0.1] * num_steps, 0)
+    assert healed[1] == 1
+    assert sum(lr < 0.1 for lr in healed[0]) <= 16
+    assert healed[0][-1] == 0.1
 
 
 def test_guard_has_its_methods():
