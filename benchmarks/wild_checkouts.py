@@ -346,13 +346,14 @@ def check_all(folder: Path, places: tuple[float, ...] = PLACES, names: tuple[str
     if not os.environ.get("WILD_KEEP"):
         shutil.rmtree(work, ignore_errors=True)
     count = len(findings)
-    few = sum(each.lines[0] <= 5 for each in findings)
+    few, more = (sum(each.lines[0] <= most for each in findings) for most in (4, 5))
+    again = [each.again for each in findings if not each.again.startswith("not tried")]
     print(
-        f"possible: {sum(each.possible for each in findings)} of {count}; an import, two lines, the step and the range "
-        f"of epochs at most: {few}; equal to the bit: {sum(each.equal for each in findings)}; healed: "
-        f"{sum(each.healed for each in findings)} of {sum(each.faults for each in findings)}; killed and went on, "
-        f"equal: {sum(each.again.endswith('equal to the bit') for each in findings)} of "
-        f"{sum(not each.again.startswith('not tried') for each in findings)}"
+        f"possible: {sum(each.possible for each in findings)} of {count}; lines that the patch adds or changes: an "
+        f"import, two lines and the condition of the step at most: {few}; a line more: {more}; equal to the bit: "
+        f"{sum(each.equal for each in findings)}; healed: {sum(each.healed for each in findings)} of "
+        f"{sum(each.faults for each in findings)}; killed and went on, equal: "
+        f"{sum(each.endswith('equal to the bit') for each in again)} of {len(again)}"
     )
     return findings
 

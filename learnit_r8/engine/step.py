@@ -13,6 +13,7 @@ from ..recovery.lineage import LOOK_MASK
 from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED, Chunk
 from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket
+from ..schedules.schedule import Kept
 from ..table.labels.predictions import PredictionRows
 from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, check_signs, read_loss, read_number
 
@@ -122,9 +123,9 @@ def judge(
         predicted, is_usual = typical, chunk.sweep >= 0
     is_quiet = controller.is_quiet
     # The guard hears the rate of the step that it judges, before recovery lowers it.
-    judged_rate = rate if is_quiet else run.rates.scheduled(pace.progress_at(ticket.step))
-    if run.rates.own is not None:
-        judged_rate = run.rates.own
+    judged_rate = run.rates.own
+    if judged_rate is None:
+        judged_rate = rate if is_quiet else run.rates.scheduled(pace.progress_at(ticket.step))
     if not is_quiet and controller.experiment.tests(ticket):
         # What counts is whether the weights are sound, and a norm shows that, too.
         mean = mean if grad_norm is None or math.isfinite(grad_norm) else math.nan
@@ -133,11 +134,15 @@ def judge(
         verdict, memory = sentry.judge(mean, predicted, typical, judged_rate, grad_norm, skipped, is_usual)
         if controller.is_early and verdict is GOOD and _is_early_trouble(run, mean, state):
             verdict, memory = Verdict.EARLY, sentry.present
-    steps = pace.budget.steps
-    progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
-    last, lr = run.rates.last
-    if progress != last:
-        lr = run.rates.scheduled(progress)
+    steps, rates = pace.budget.steps, run.rates
+    if type(rates.schedule) is Kept:
+        # Whatever the progress, which need not be known.
+        lr = 1.0
+    else:
+        progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
+        last, lr = rates.last
+        if progress != last:
+            lr = rates.scheduled(progress)
     is_plain = (
         is_plain
         and is_quiet

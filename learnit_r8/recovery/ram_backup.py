@@ -203,8 +203,10 @@ class RamBackup:
     @property
     def awaits_witness(self) -> bool:
         """Whether the witness of the newest state is not complete."""
-        newest = self.newest
-        return newest is not None and len(newest.witness) < self.witness_size and not newest.is_closed
+        if not self.backups:
+            return False
+        newest = self.backups[-1]
+        return len(newest.witness) < self.witness_size and not newest.is_closed
 
     def end_update(self) -> None:
         """Take the witness of the newest state for complete: the optimizer has taken a step with fewer batches."""

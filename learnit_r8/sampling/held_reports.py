@@ -7,6 +7,7 @@ each report at once (``tests/sampling/test_held_reports.py``).
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,8 +71,8 @@ class HeldReports:
             kind = self._table.storage.part_size
             for some in rounds([part for each in reported if (part := Part.of(each, kind)) is not None]):
                 self._learn(some, is_exact=kind == EXACT)
-        # Those from which nothing could be learned, too.
-        _close(reported)
+            # Those from which nothing could be learned, too.
+            _close(reported)
         # Last: if this is interrupted, those not learned are learned the next time.
         self._held = [each for each in self._held if each.states[0] == OPEN]
         self.num_samples = sum(len(each.members.indices) for each in self._held)
@@ -80,20 +81,18 @@ class HeldReports:
         """Learn from batches as nearly all are: a loss for each sample, none of which comes again. False if not."""
         if self._table.storage.part_size != EXACT:
             return False
-        indices, means, trends, counts = [], [], [], []
-        for (places, several), _, (losses,), (trend,), predictions in reported:
-            if several is not None or predictions or type(losses) is not np.ndarray:
-                return False
-            indices.append(places)
-            means.append(losses)
-            trends.append(trend)
-            counts.append(len(places))
+        members, _, reports, trends, predictions = zip(*reported, strict=True)
+        indices, several = zip(*members, strict=True)
+        means = list(itertools.chain.from_iterable(reports))
+        if any(predictions) or set(map(type, several)) != {type(None)} or set(map(type, means)) != {np.ndarray}:
+            return False
         joined = np.concatenate(indices)
         ordered = joined.take(order_of(joined))
         if not len(joined) or ordered[0] < 0 or not (ordered[1:] != ordered[:-1]).all():
             return False
         done = functools.partial(_close, reported)
-        self._table.learner.learn(joined, np.concatenate(means), None, np.repeat(trends, counts), done=done)
+        before = np.repeat(list(itertools.chain.from_iterable(trends)), list(map(len, indices)))
+        self._table.learner.learn(joined, np.concatenate(means), None, before, done=done)
         return True
 
     def _learn(self, parts: list[Part], *, is_exact: bool) -> None:

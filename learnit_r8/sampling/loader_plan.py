@@ -60,10 +60,10 @@ class LoaderBatch:
     """
 
     __slots__ = (
-        "drawn", "item", "members", "pass_number", "predictions", "rates", "reports", "size", "states", "table",
-        "trends",
+        "item", "members", "pass_number", "predictions", "rates", "reports", "size", "states", "table", "trends",
     )  # fmt: skip
 
+    drawn = 1
     expected = (math.nan,)
     typical = math.nan
     sweep = 0
@@ -74,7 +74,7 @@ class LoaderBatch:
         self, table: SampleTable, pass_number: int, item: Any, size: Size, members: Members | None = None
     ) -> None:
         self.table, self.pass_number, self.item, self.size, self.members = table, pass_number, item, size, members
-        self.states, self.drawn = bytearray(1), 1
+        self.states = bytearray(1)
         self.predictions: list[NDArray[np.float32]] = []
         self.reports, self.trends, self.rates = [0.0], [0.0], [0.0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class Budget:
             return cls(tokens=int(num_tokens))
         return cls(steps=None if num_steps is None else int(num_steps), seconds=train_duration_seconds)
 
-    @property
+    @functools.cached_property
     def is_open(self) -> bool:
         """Whether the end is not known."""
         return self.steps is None and self.seconds is None and self.tokens is None and self.passes is None

@@ -123,6 +123,8 @@ def read_rows(loss: Any, rows: int, counts: NDArray[np.int64] | None, kind: int 
         return read_mean(loss)
     if type(loss) is np.ndarray and loss.dtype == _FLOAT32 and loss.shape == (rows,):
         reading = _read_float32(loss)
+        if kind == EXACT:
+            return reading
     else:
         values = _as_array(loss)
         if not values.ndim or len(values) != rows or not values.size:
@@ -147,8 +149,9 @@ def _way_to_shape(count: int, shape: tuple[int, ...]) -> str:
 
 def _read_float32(losses: NDArray[np.float32]) -> Reading:
     """Read the losses of samples that adapters report at each step, in as few operations as possible."""
-    values = losses.astype(np.float64)
-    lowest = float(np.minimum.reduce(values))
+    values = losses.astype(_FLOAT64)
+    # A reduction takes three times as long; this, too, finds a NaN.
+    lowest = values.item(values.argmin())
     # Sums of float32 values cannot overflow float64. NaN and -inf, which may cause warnings, are left to _sum().
     total = float(np.add.reduce(values)) if lowest > -math.inf else _sum(values)
     return _new_tuple(Reading, (total / len(values), values, EXACT, lowest, None))
@@ -190,7 +193,7 @@ def _as_array(loss: Any, name: str = "loss") -> NDArray[np.float64]:
 
 
 _new_tuple = tuple.__new__
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 FEWEST_SIGNS = 10

@@ -137,8 +137,7 @@ class SampleStorage:
         Raises:
             TypeError, ValueError: as for `SampleIds.find`; the table is as before.
         """
-        known = self.ids
-        assert known is not None
+        known: Any = self.ids
         # Much faster than the constructor of a named tuple, which is a Python function.
         members = _new_tuple(Members, (known.find_indices(ids), None)) if are_indices else known.find(ids)
         if known.size > self.num_samples:

@@ -85,8 +85,13 @@ class LossPipeline:
         self.recorded: tuple[Sent, torch.Tensor] | None = None
         self.readback: Readback | None = None
         self._r8, self._rates, self._sharing, self._ahead = r8, rates, sharing, ahead
+        self._report_now = r8.report
         self._batches, self._stepper, self._state = batches, stepper, state
         self._num_loads, self._hand = state.num_loads, hand
+        # Holds a batch that is handed out, until the next one.
+        self.hand_out = hand.hold
+        # A feed notes the start of each batch that it hands out.
+        self._notes_start = r8.host.feed is None
         stepper.note_run(r8)
 
     @property
@@ -177,8 +182,9 @@ class LossPipeline:
         """
         num_loads, hand = self._state.num_loads, self._hand
         held = hand.reported = hand.take(ticket)
-        outcome = self.outcome = self._r8.report(ticket, loss)
-        if outcome:
+        outcome = self.outcome = self._report_now(ticket, loss)
+        # Without the call of its truth.
+        if outcome.verdict is Verdict.GOOD and outcome.rolled_back_to is None:
             hand.good = held
         else:
             self._stepper.drop_update()
@@ -297,10 +303,11 @@ class LossPipeline:
                 # Earlier backups no longer fit the optimizer.
                 self._r8.host.look_at_weights()
             num_loads = self._state.num_loads
-            self._sharing.between_steps(self._r8, self.num_on_their_way)
+            readback = self.readback
+            self._sharing.between_steps(self._r8, 0 if readback is None else len(readback))
             if self._state.num_loads != num_loads:
                 self.drop()
-        if not self.num_on_their_way:
+        if self._notes_start and not self.num_on_their_way:
             self._r8.controller.note_start()
         if self._rates is not None:
             self.set_next_rates()
@@ -308,10 +315,6 @@ class LossPipeline:
     def before_probe(self) -> None:
         """Forget the gradients that wait for others to be added."""
         self._stepper.drop_update()
-
-    def hand_out(self, item: Any) -> None:
-        """Hold a batch that is handed out, until the next one."""
-        self._hand.hold(item)
 
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch tests weights, which must not change before its loss is known."""

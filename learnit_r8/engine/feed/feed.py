@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from ... import events
 from ...guard.verdict import GOOD
 from ...sampling.loader_plan import LoaderBatch, LoaderPlan, Size
-from ...sampling.ticket import Outcome, Ticket
+from ...sampling.ticket import Outcome, Ticket, new_tuple
 from .. import draws, run_state
 from . import replay
 from .batch_size import BatchMeasure, bytes_of, copied
@@ -185,7 +185,7 @@ class Feed:
 
     def iterate(self, source: Any, measure: BatchMeasure, samples: BatchSamples) -> Iterator[Any]:
         """One run through the user's iterable, or what is left of it; see `R8Scheduler.batches`."""
-        run, pace, controller = self.run, self.run.pace, self.run.controller
+        run, pace, controller, announcer = self.run, self.run.pace, self.run.controller, self.run.announcer
         this = self._iteration = object()
         self._num_iterations += 1
         self._samples = samples
@@ -200,12 +200,14 @@ class Feed:
                         "a batch was asked for by an iteration that another one has replaced; iterate over batches() "
                         "once at a time."
                     )
-                self.give_up_open()
+                if self.open is not None:
+                    self.give_up_open()
                 self.between_steps()
                 samples.tell_quarantined()
-                if self._updates > controller.updates and not controller.is_open:
+                updates = controller.updates
+                if self._updates > updates and not controller.is_open:
                     batches = self._batches = self._after_restore(source, batches)
-                self._updates = controller.updates
+                self._updates = updates
                 if controller.asks_probe and not pace.is_stopped:
                     if not self._has_probe():
                         continue
@@ -221,7 +223,7 @@ class Feed:
                     continue
                 else:
                     try:
-                        item = self._next(batches)
+                        item = self._timed_next(batches) if announcer.is_heard else next(batches)
                     except StopIteration:
                         self.meet(None)
                         self._end_pass()
@@ -286,7 +288,8 @@ class Feed:
     def is_at_end(self) -> bool:
         """Whether the budget is spent once all batches that are out are reported, or the run was stopped."""
         pace = self.run.pace
-        return pace.is_stopped or pace.progress_at(pace.step + pace.num_out) >= 1
+        is_open = pace.budget.is_open
+        return pace.is_stopped or (not is_open and pace.progress_at(pace.step + pace.num_out) >= 1)
 
     def between_steps(self) -> None:
         """Do what is due between two steps."""
@@ -297,11 +300,8 @@ class Feed:
         if is_heard:
             run.emitter.stop_timing()
 
-    def _next(self, batches: Iterator[Any]) -> Any:
-        emitter = self.run.emitter
-        if not self.run.announcer.is_heard:
-            return next(batches)
-        began = time.perf_counter()
+    def _timed_next(self, batches: Iterator[Any]) -> Any:
+        emitter, began = self.run.emitter, time.perf_counter()
         try:
             return next(batches)
         finally:
@@ -374,7 +374,10 @@ class Feed:
         self.open = self.take(item, size, self._samples.of(item, batches))
         if self._plan.taken == self._long_pass:
             run.announcer.note_once("long pass", NO_END.format(self._long_pass))
-        run.controller.note_start()
+        chunk: Any = self.open.batch.chunk
+        if chunk.item is not None:
+            # Weights may be tested with it.
+            run.controller.note_start()
         if is_heard:
             run.emitter.stop_timing()
 
@@ -417,17 +420,23 @@ class Feed:
                     began = run._tally.began
                     if began != began:
                         draws.start_clock(run)
-                    batch = plan.take(kept, size, pace.epoch, members=members)
-                    batch.chunk.rates[0] = lr
+                    epoch = pace.epoch
+                    batch = plan.take(kept, size, epoch, members=members)
+                    chunk: Any = batch.chunk
+                    chunk.rates[0] = lr
                     if is_of_loader:
                         plan.taken += 1
-                        self._out = [each for each in self._out if not each.states[0]]
-                        self._out.append(batch.chunk)  # type: ignore[arg-type]
+                        out = self._out
+                        # The others that are reported are left out where they are counted.
+                        while out and out[0].states[0]:
+                            del out[0]
+                        out.append(chunk)
                     pace.tokens += size.tokens
                     pace.num_out += 1
-                    ticket = draws.number(run, number, pace.epoch, lr, batch)
+                    draw = run._num_draws
+                    run._num_draws = draw + 1
                     turns.busy = None
-                    return ticket
+                    return new_tuple(Ticket, (number, epoch, batch[2], lr, None, draw, batch))
             turns.wait("draw", number)
 
     def _has_probe(self) -> bool:

@@ -198,9 +198,10 @@ class _Watch:
             if self._exclusions.quarantined is not self._known:
                 self._known = self._exclusions.quarantined
                 self._left_out = frozenset(self._known.tolist())
-            self._num_whole -= 1
             indices = given
-            if self._left_out and self._num_whole < 0:
+            if self._num_whole > 0:
+                self._num_whole -= 1
+            elif self._left_out:
                 indices = self._without(given)
                 if indices is None:
                     num_before += 1

@@ -12,12 +12,13 @@ from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
 from ..._validation import loop_method
 from ...guard.verdict import GOOD
-from ...sampling.ticket import Outcome, Ticket, new_tuple
+from ...sampling.ticket import Outcome
 from ..attached_model import AttachedModel
 from ..flight.hand import Hand
 from ..prepared import is_skipping
 from ..state import ModelState
 from ..stepper import Stepper
+from .loss_reports import LossReports, values_of
 from .rate_factor import RateFactor
 
 if TYPE_CHECKING:
@@ -28,16 +29,6 @@ if TYPE_CHECKING:
 
 
 BATCHES = "Loop over batches: for batch in adapter.batches()."
-VALIDATED = (
-    "the loss of step {} has no gradient, and is of another loader than that of attach(): it counts as a step of "
-    "training. To validate, iterate over your loader itself, and call adapter.scheduler.log(val_loss=...)."
-)
-
-NOT_OF_BATCHES = (
-    "the loss of step {} is of no batch of adapter.batches(): epochs are not counted, no sample is known, and a "
-    "resumed run does not find its place in the loader. Write adapter.batches() in place of the loader; for steps "
-    "without one, attach None and iterate over adapter.steps()."
-)
 
 
 class LoaderAdapter(AttachedModel):
@@ -85,14 +76,22 @@ class LoaderAdapter(AttachedModel):
             scheduler, model=model, optimizer=optimizers[0], state=state, stepper=stepper, rates=rates,
             sharing=sharing, batches=Prefetch.of(scheduler), ahead=0, hand=hand,
         )  # fmt: skip
-        self._loader, self._optimizers, self._is_other = loader, optimizers, False
+        self._loader, self._optimizers = loader, optimizers
         feed = scheduler.host.feed
         assert feed is not None
         self._feed = feed
         feed.join(self._losses)
         self._losses.set_rates(scheduler.lr)
-        # What is in main memory needs no way round.
-        self._is_direct = rates is None and sharing.size == 1
+        self._reports = LossReports(
+            scheduler,
+            self._losses,
+            optimizer=self.optimizer,
+            has_loader=loader is not None,
+            sets_rates=rates is not None,
+            is_alone=sharing.size == 1,
+        )
+        # A step pays for no attribute of a class that has `__getattr__`, which takes CPython ten times as long.
+        self.report = self._reports.report  # type: ignore[method-assign]
         self._factors = [] if rates is not None else [RateFactor(scheduler, each) for each in optimizers]
         if loader is None:
             # Nothing is drawn from them before the first batch.
@@ -160,7 +159,7 @@ class LoaderAdapter(AttachedModel):
             ValueError: there is no loader; or the run was resumed, and batches are skipped besides.
         """
         loader = self._loader if loader is None else loader
-        self._is_other = self._loader is not None and loader is not self._loader
+        self._reports.is_other = self._loader is not None and loader is not self._loader
         if self._feed.is_resumed and is_skipping(loader):
             raise ValueError(
                 "skip_first_batches() must be left out where the run is resumed, as it finds its place by itself, got "
@@ -192,15 +191,7 @@ class LoaderAdapter(AttachedModel):
             RuntimeError: the batch was reported already.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        found = self._take(ids)
-        if found is None:
-            return Outcome(GOOD, self.scheduler.lr, None)
-        values, count = _values_of(losses, found)
-        if self._is_other and not (torch.is_grad_enabled() or losses[0].requires_grad):
-            self.scheduler.host.say_once("validated", VALIDATED.format(found.step))
-        if not count and len(losses) == 1:
-            self._feed.note_rows(found, losses[0])
-        return self._tell(found, values, count, None, None)
+        return self._reports.report(*losses, ids=ids)
 
     def step(self, loss: torch.Tensor, *, losses: torch.Tensor | None = None, ids: Any = None) -> Outcome:
         """Report a loss, do ``backward()``, clip, and let the optimizer take its step unless the loss is refused.
@@ -223,53 +214,14 @@ class LoaderAdapter(AttachedModel):
                 f"loss must be one number, from which backward() goes, got the shape {tuple(loss.shape)}; call "
                 "step(losses.mean(), losses=losses)."
             )
-        reported, found = (loss if losses is None else losses,), self._take(ids)
-        values, count = _values_of(reported, found)
+        reported, found = (loss if losses is None else losses,), self._reports.take(ids)
+        values, count = values_of(reported, found)
         if losses is not None and not count and found is not None:
             self._feed.note_rows(found, losses)
         if found is None:
             outcome = Outcome(GOOD, self.scheduler.lr, None)
             return self._take_step(loss, None, lambda *_: outcome)
-        return self._take_step(loss, found, functools.partial(self._tell, found, values, count))
-
-    def _take(self, ids: Any = None) -> Ticket | None:
-        """The batch that a loss belongs to; None after the end."""
-        feed, ticket = self._feed, self._feed.open
-        if ticket is None:
-            if self._loader is not None and not (feed.has_asked or feed.is_iterating or self.scheduler.is_over):
-                self.scheduler.host.say_once("no batches", NOT_OF_BATCHES.format(self.scheduler.global_step))
-            ticket = feed.take_step()
-        if ids is not None and ticket is not None:
-            ticket = feed.with_ids(ticket, ids)
-        feed.open = None
-        return ticket
-
-    def _tell(
-        self, ticket: Ticket, values: torch.Tensor, count: int, norm: torch.Tensor | None, skipped: torch.Tensor | None
-    ) -> Outcome:
-        if self._is_direct and norm is None and skipped is None and values.is_cpu and self._losses.recorded is None:
-            self._note_rate()
-            outcome = self._losses.tell_now(ticket, values.numpy() if count else float(values))
-            if outcome.verdict is GOOD and outcome.lr == 1.0:
-                return new_tuple(Outcome, (GOOD, self.scheduler.host.rates.own, None))
-            return Outcome(outcome.verdict, self.scheduler.lr, outcome.rolled_back_to)
-        self._note_rate()
-        self._losses.record(
-            ticket, values if count else values.reshape(1), count=count or 1, part_size=1 if count else None
-        )
-        outcome = self._losses.tell(norm, skipped)
-        if self.rates is not None:
-            return outcome
-        return Outcome(outcome.verdict, self.scheduler.lr, outcome.rolled_back_to)
-
-    def _note_rate(self) -> None:
-        """Tell views and guard the rate that the user has set."""
-        if self.rates is not None:
-            return
-        rate = self._optimizers[0].param_groups[0]["lr"]
-        # A tensor on a device is not read, as that would wait for it.
-        if type(rate) is float or not getattr(rate, "is_cuda", False):
-            self.scheduler.tell_rate(float(rate))
+        return self._take_step(loss, found, functools.partial(self._reports.tell, found, values, count))
 
     def _num_noted(self) -> int:
         return self.scheduler.global_step
@@ -281,35 +233,3 @@ class LoaderAdapter(AttachedModel):
             TrainingDiverged: losses stay refused after everything was tried.
         """
         return self.report(torch.tensor(float("nan")))
-
-
-def _values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[torch.Tensor, int]:
-    """Return the values to report, without gradient, and the rows that each stands for; 0 for a single mean.
-
-    Returns:
-        float32[P], the losses of the rows of a batch whose samples are known; or float32[1], the sum of the means.
-    """
-    batch: Any = None if ticket is None else ticket.batch.chunk
-    members = None if batch is None else batch.members
-    if members is not None and len(losses) == 1 and isinstance(losses[0], torch.Tensor):
-        loss, (indices, counts) = losses[0], members
-        shape, rows = loss.shape, len(indices if counts is None else counts)
-        if shape and shape[0] == rows and loss.is_floating_point() and loss.numel():
-            values = loss.detach()
-            values = values.reshape(rows, -1).mean(1, dtype=torch.float32) if len(shape) > 1 else values
-            return values if values.dtype is torch.float32 else values.float(), rows
-    return _mean_of(losses), 0
-
-
-def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """float32, the sum of the means of losses, without their gradient."""
-    if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
-        loss = losses[0].detach()
-        return loss if not loss.ndim else loss.mean()
-    if not losses:
-        raise TypeError("report() must get a loss, got none.")
-    for loss in losses:
-        if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
-            raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
-    means = [loss.detach() if loss.ndim == 0 else loss.detach().mean() for loss in losses]
-    return sum(means[1:], means[0]).to(torch.float32)
