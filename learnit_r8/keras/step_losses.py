@@ -12,8 +12,7 @@ import keras
 from keras import ops
 
 from .devices import scope_of
-from .live_values import LiveValues
-from .step_returns import StepReturns
+from .live_values import LiveValues, StepReturns
 
 try:
     from keras.src.losses.loss import unscale_loss_for_distribution as _unscale
@@ -148,7 +147,7 @@ class StepLosses:
                 losses = heard.totals or heard.means or _losses_in(done)
                 if losses and self._memory is None:
                     return self._with_loss(done, losses)
-                if losses:
+                if losses and self._memory is not None:
                     self._memory.keep(_sum_of(losses))
                 return done
             finally:
@@ -181,7 +180,7 @@ class StepLosses:
         if not self._is_jax:
             if hasattr(self._heard, "totals"):
                 self._heard.totals.append(_unscale(total))
-        elif self._is_carried and in_stateless_scope():
+        elif self._memory is not None and self._is_carried and in_stateless_scope():
             self._memory.keep(total)
             if hasattr(self._heard, "totals"):
                 self._heard.totals.append(None)
