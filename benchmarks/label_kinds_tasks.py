@@ -104,6 +104,22 @@ def mislabelled(true: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
     return given
 
 
+def objects(rng: Generator) -> tuple[Tensor, NDArray[np.int64]]:
+    """The same canvases; int64[N, 1, 12, 20], where there is a digit."""
+    canvas, mask = scenes(rng)
+    return canvas, (mask > 0).astype(np.int64)[:, None]
+
+
+def displaced(true: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
+    """Masks in which 7 in 100 digits are missing, and 5 have the outline of another."""
+    given, other = true.copy(), true[rng.permutation(len(true))]
+    for half in (slice(0, 10), slice(10, 20)):
+        chance = rng.random(len(true))[:, None, None, None]
+        part = given[..., half]
+        part[:] = np.where(chance < 0.07, 0, np.where(chance > 0.95, other[..., half], part))
+    return given
+
+
 def housing(rng: Generator) -> tuple[Tensor, NDArray[np.float32]]:
     """All districts; float32[N], the logarithm of the median value, of spread 1."""
     with open(DATA / "california_housing.csv", encoding="utf-8", newline="") as file:
@@ -153,6 +169,14 @@ def masker() -> nn.Module:
     )  # fmt: skip
 
 
+def outliner() -> nn.Module:
+    """float[B, 1, H, W]."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 16, 5, padding=4, dilation=2), nn.ReLU(),
+        nn.Conv2d(16, 1, 1),
+    )  # fmt: skip
+
+
 def of_several(outputs: Tensor, given: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(outputs, given.float(), reduction="none").mean(1)
 
@@ -166,6 +190,10 @@ def of_pixels(outputs: Tensor, given: Tensor) -> Tensor:
     return functional.cross_entropy(outputs, given, reduction="none").mean((1, 2))
 
 
+def of_outlines(outputs: Tensor, given: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(outputs, given.float(), reduction="none").mean((1, 2, 3))
+
+
 def of_values(outputs: Tensor, given: Tensor) -> Tensor:
     return functional.smooth_l1_loss(outputs[:, 0], given, reduction="none")
 
@@ -174,6 +202,7 @@ KINDS = {
     "several labels": Kind(pairs, flipped, lambda: perceptron(128, LABELS), of_several, "multilabel", 2e-3, 32, 12),
     "tokens": Kind(rows, renamed, Rows, of_tokens, "classes", 2e-3, 32, 8),
     "masks": Kind(scenes, mislabelled, masker, of_pixels, "classes", 3e-3, 16, 20),
+    "masks of one class": Kind(objects, displaced, outliner, of_outlines, "multilabel", 3e-3, 16, 7),
     "regression": Kind(housing, exchanged, lambda: perceptron(13, 1), of_values, "regression", 2e-3, 64, 12),
 }
 

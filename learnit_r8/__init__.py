@@ -66,14 +66,18 @@ _HOME = {
     "Ticket": "sampling.ticket",
 }
 
-_OF_FRAMEWORKS = {"attach": "torch", "R8BatchSampler": "torch", "R8Loader": "lightning", "R8Mixin": "transformers"}
+_OF_FRAMEWORKS = {
+    "attach": "torch", "R8BatchSampler": "torch", "R8Loader": "lightning", "R8Mixin": "transformers",
+    "R8Dataset": "keras", "train_loop": "flax", "R8Callback": "keras (or lightning, or transformers)",
+}  # fmt: skip
 
 __all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
     if name in _OF_FRAMEWORKS:
-        raise AttributeError(f"{name} is not here; write: from {__name__}.{_OF_FRAMEWORKS[name]} import {name}")
+        # Of an AttributeError "from ... import ..." would drop the text.
+        raise ImportError(f"{name} is not here; write: from {__name__}.{_OF_FRAMEWORKS[name]} import {name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -258,6 +258,7 @@ class R8Scheduler:
             handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
             clock=clock,
         )  # fmt: skip
+        run_dir, resume = settings.run_dir, settings.resume
         self.host = engine = Engine(build_components(settings))
         self.name, self.table, self.pace = engine.name, engine.table, engine.pace
         self.sentry, self.controller = engine.sentry, engine.controller
@@ -894,6 +895,10 @@ class R8Scheduler:
                 last_batch. Nothing was changed.
         """
         run_state.load_state(self.host, state)
+        # Backups are of another run, or of weights that were trained on from those that are loaded.
+        persistence = self.host.persistence
+        persistence.backup.clear()
+        persistence.wake()
 
     def save_checkpoint(self) -> Checkpoint:
         """Write a checkpoint now.

@@ -15,6 +15,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest.register_assert_rewrite("tests.common")
 
+# What an import makes is no garbage: to look for some takes a third of the time in which the tests are collected.
+gc.disable()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _runs(tmp_path_factory):
@@ -30,6 +33,7 @@ def _frameworks_are_no_garbage():
     # First what is garbage: a scheduler that was frozen would keep its signal handlers to the end.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import itertools
 import os
 import re
 import shutil
@@ -60,12 +59,20 @@ def is_lazy(node):
     return for_types_only or isinstance(node, (ast.FunctionDef, ast.ClassDef))
 
 
+def statements_in(block):
+    """The statements of a block and of those within it; expressions, the most of a file, import nothing."""
+    for node in block:
+        yield node
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            yield from statements_in(getattr(node, part, ()))
+
+
 @functools.cache
 def imports(path, *, lazy=True):
     """Top-level packages imported by a file, and files of its own package."""
     statements = [node for node in tree_of(path).body if lazy or not is_lazy(node)]
     outside, inside = set(), set()
-    for node in itertools.chain.from_iterable(map(ast.walk, statements)):
+    for node in statements_in(statements):
         if isinstance(node, ast.Import):
             outside |= {name.name.split(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:

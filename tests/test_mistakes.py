@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from contextlib import nullcontext as nothing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -409,11 +410,6 @@ def test_a_state_in_place_of_its_function_is_said_in_a_line():
     with pytest.raises(TypeError, match="must be a function or None, got OrderedDict") as error:
         make(state_callback=torch.nn.Linear(99, 99).state_dict())
     assert len(str(error.value)) < 200
-
-
-def test_a_name_of_an_adapter_says_where_it_is():
-    with pytest.raises(AttributeError, match=r"from learnit_r8\.torch import attach"):
-        learnit_r8.attach  # noqa: B018
 
 
 def test_a_report_of_an_object_is_said(tmp_path):
@@ -946,3 +942,53 @@ def test_another_run_in_the_folder_is_told_how_to_begin_anew(tmp_path):
         go(3)
     with pytest.raises(ValueError, match="another checkpoint_dir begins a new run"):
         go(2, batch_size=5)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["report", "a", "page.html"], "--html FILE names the page"),
+        (["samples", "a", "--csv", "out.csv"], "> FILE writes to a file"),
+        (["export", "a", "--csv"], "did you mean --format"),
+        (["suspects", "a"], "did you mean samples"),
+    ],
+)
+def test_a_file_or_a_command_of_other_programs_is_told_the_option(command, said, capsys):
+    with pytest.raises(SystemExit):
+        main(command)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,x,3\n", "x,y\nimport os, sys, re\n"])
+def test_a_file_that_is_no_table_is_said(tmp_path, text, capsys):
+    (tmp_path / "t.csv").write_text(text)
+    assert main(["labels", str(tmp_path / "t.csv")]) == 1
+    assert "more values than names in its row 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["attach", "R8Callback", "train_loop"])
+def test_a_name_of_another_package_is_told_its_own(name):
+    with pytest.raises(ImportError, match=rf"write: from learnit_r8\.\w+.* import {name}"):
+        exec(f"from learnit_r8 import {name}")
+    with pytest.raises(ImportError, match="write: from"):
+        getattr(learnit_r8, name)
+
+
+def test_a_home_is_found_without_a_shell(tmp_path, monkeypatch):
+    """No folder of the name "~" comes to be."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for epochs in (1, 2):
+        with R8Scheduler(
+            20, batch_size=10, num_epochs=epochs, run_dir="~/run", checkpoint_dir=Path("~/saved"), resume="auto"
+        ) as r8:
+            assert r8.current_epoch == epochs - 1
+            train(r8)
+    assert [each.name for each in tmp_path.iterdir()] == ["home"]
+    assert sorted(each.name for each in (tmp_path / "home").iterdir()) == ["run", "saved"]
+
+
+@pytest.mark.parametrize("name", ["gradient_clip_val", "gradient_accumulation_steps", "amp", "device"])
+def test_settings_of_trainers_are_told_ours(name):
+    with pytest.raises(TypeError, match=rf"argument '{name}'. (attach\(|The model is on its device)"):
+        attached(**{name: 1})

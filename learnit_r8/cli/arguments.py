@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-SAME = {"--out": "--html", "--output": "--html", "--html": "--out", "--limit": "--top", "--format": "--csv"}
-"""Options that are called otherwise in other commands."""
+SAME = {
+    "--out": "--html", "--output": "--html", "--html": "--out", "--limit": "--top", "--format": "--csv",
+    "--csv": "--format", "suspects": "samples", "show": "watch", "plot": "report",
+}  # fmt: skip
+"""Options and commands that are called otherwise here."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         elif (found := re.match(r"unrecognized arguments: (--[\w-]+)", message)) is not None:
             known = [option for action in self._actions for option in action.option_strings]
         meant = SAME.get(found[1]) if found is not None else None
-        near = [meant] if meant in known else difflib.get_close_matches(found[1], known, 1, 0.5) if found else []
+        near = [meant] if meant in known else difflib.get_close_matches(found[1], known, 1, 0.55) if found else []
         super().error(f"{message}; did you mean {near[0]}?" if near else message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -33,6 +36,8 @@ class Parser(argparse.ArgumentParser):
             run = getattr(options, "run", None)
             if run is None or rest[0].startswith("-"):
                 self.error(f"unrecognized arguments: {' '.join(rest)}")
-            more = f"--find {rest[0]} lists the runs with that text" if "find" in options else "compare takes several"
+            meant = {"find": f"--find {rest[0]} lists the runs with that text", "html": "--html FILE names the page",
+                     "csv": "> FILE writes to a file"}  # fmt: skip
+            more = next((text for option, text in meant.items() if option in options), "compare takes several")
             self.error(f"RUN must be one folder or name, got {run!r} and {rest[0]!r} ({more})")
         return options, rest

@@ -81,7 +81,13 @@ def read_table(path: Path, column: str | None) -> LabelledData:
             other can be used.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row]
+        rows = [row for row in csv.DictReader(file, restval="") if row]
+    longer = next((number for number, row in enumerate(rows, 1) if None in row), None)
+    if longer is not None:
+        raise ValueError(
+            f"{str(path)!r} must be a CSV file with the names of its columns first, got more values than names in its "
+            f"row {longer}."
+        )
     if not rows or column not in rows[0]:
         raise ValueError(
             f"--label must be a column of {str(path)!r} ({', '.join(rows[0]) if rows else 'empty'}), got {column}."

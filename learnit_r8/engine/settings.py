@@ -152,6 +152,11 @@ class Settings:
         for name in ("use_curses", "auto_find_lr", "keep_witness", "handle_signals"):
             if isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        for name in ("run_dir", "checkpoint_dir", "backup_dir", "resume"):
+            path = getattr(self, name)
+            if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith("~"):
+                # No shell has seen it, and a folder of the name "~" is what nobody means.
+                object.__setattr__(self, name, os.path.expanduser(path))
 
     def run_config(self) -> RunConfig:
         """What checkpoints hold of them."""
@@ -194,8 +199,19 @@ _OF_A_LOADER = "It is a setting of the loader: adapter.loader(...) takes it."
 OF_LOADERS = {
     "shuffle": "The scheduler decides which samples come next; policy= says how.",
     **dict.fromkeys(("num_workers", "collate_fn", "pin_memory", "persistent_workers"), _OF_A_LOADER),
+    **dict.fromkeys(
+        ("grad_clip", "clip_grad_norm", "gradient_clip_val", "clipnorm"), "attach(..., max_grad_norm=) clips gradients."
+    ),
+    **dict.fromkeys(
+        ("accumulate_grad_batches", "gradient_accumulation_steps", "grad_accum"),
+        "attach(..., accumulate=) adds up the gradients of several batches.",
+    ),
+    **dict.fromkeys(
+        ("amp", "fp16", "precision"), "attach(..., scaler=GradScaler()) is for half precision; autocast is the loop's."
+    ),
+    "device": "The model is on its device, and the loop moves the batches there.",
 }
-"""What to say of settings of a DataLoader."""
+"""What to say of settings of a DataLoader, a trainer or the loop."""
 
 KEPT = frozenset(each.name for each in fields(Settings) if each.metadata.get("kept"))
 """Settings that checkpoints hold."""

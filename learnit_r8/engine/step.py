@@ -69,7 +69,11 @@ Fields: TypeAlias = tuple[int, Any, Place, Numbers, int, float, Verdict, Memory,
 def judge(
     run: Engine, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
 ) -> Fields:
-    """Read a loss and judge it; asks guard and schedule, and changes nothing. See `R8Scheduler.report`."""
+    """Read a loss and judge it; asks guard and schedule, and changes nothing. See `R8Scheduler.report`.
+
+    In this order: whether the batch is out, the loss and its kind, what the table expects of it, the verdict, the next
+    rate, and whether this is an ordinary step. What short calls would say stands here itself, as each costs 1 %.
+    """
     if type(ticket) is not Ticket:
         raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
     _, epoch, indices, rate, _, _, (chunk, slot, _) = ticket
@@ -103,12 +107,7 @@ def judge(
     if predictions is not None and storage.num_samples:
         rows = storage.evidence.checked(predictions, np.size(means), kind)
     if epoch < 0:
-        _, verdict = sentry.guard.judge(sentry.guard.begin(), mean)
-        nan = math.nan
-        return (
-            step, losses, (chunk, slot, state), (mean, means, lowest, rows), kind, nan, verdict, sentry.present, nan,
-            True, nan, False,
-        )  # fmt: skip
+        return _judge_alone(run, (chunk, slot, state), (mean, means, lowest, rows), kind)
     expected, typical = chunk.expected[slot], chunk.typical
     # As `LossLearner.with_trend` says, without two calls.
     if kind != EXACT and storage.estimator == "relative":
@@ -127,14 +126,12 @@ def judge(
     if run.rates.own is not None:
         judged_rate = run.rates.own
     if not is_quiet and controller.experiment.tests(ticket):
-        if grad_norm is not None and not math.isfinite(grad_norm):
-            mean = math.nan
+        # What counts is whether the weights are sound, and a norm shows that, too.
+        mean = mean if grad_norm is None or math.isfinite(grad_norm) else math.nan
         verdict, memory = Verdict.PROBED, sentry.present
     else:
         verdict, memory = sentry.judge(mean, predicted, typical, judged_rate, grad_norm, skipped, is_usual)
-        # A batch that comes again was looked into the first time.
-        is_new = controller.is_early and verdict is GOOD and controller.is_suspicious(mean)
-        if is_new and (state == OPEN or controller.is_far(mean)):
+        if controller.is_early and verdict is GOOD and _is_early_trouble(run, mean, state):
             verdict, memory = Verdict.EARLY, sentry.present
     steps = pace.budget.steps
     progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
@@ -158,6 +155,19 @@ def judge(
         step, losses, (chunk, slot, state), (mean, means, lowest, rows), kind, expected, verdict, memory, lr, is_calm,
         suspicion, is_plain,
     )  # fmt: skip
+
+
+def _judge_alone(run: Engine, place: Place, numbers: Numbers, kind: int) -> Fields:
+    """Judge a loss of the search for a rate, which no other loss says anything about."""
+    sentry, nan = run.sentry, math.nan
+    _, verdict = sentry.guard.judge(sentry.guard.begin(), numbers[0])
+    return run.pace.step, sentry._losses, place, numbers, kind, nan, verdict, sentry.present, nan, True, nan, False
+
+
+def _is_early_trouble(run: Engine, mean: float, state: int) -> bool:
+    """Whether a loss at the start of a run, which the guard lets pass, is to be looked into."""
+    # A batch that comes again was looked into the first time.
+    return run.controller.is_suspicious(mean) and (state == OPEN or run.controller.is_far(mean))
 
 
 def _refuse_ticket(run: Engine, ticket: Ticket) -> None:

@@ -13,8 +13,8 @@ from ..triggers import Condition
 from .dataset import R8Dataset
 from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
 from .examiner import Examiner
-from .fit_arguments import check_fit
-from .fit_frame import local_of_fit, scope_of_fit
+from .fit.arguments import check_fit
+from .fit.frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
 from .losses import LossRecorder
 from .own_batches import OwnBatchesCallback

@@ -144,11 +144,11 @@ class StepLosses:
                     logs, state = done
                     losses = [] if heard.totals else heard.means or _losses_in(logs)
                     return self._with_loss(logs, losses) if losses else logs, state
-                losses = heard.totals or heard.means or _losses_in(done)
-                if losses and self._memory is None:
+                losses, memory = heard.totals or heard.means or _losses_in(done), self._memory
+                if losses and memory is None:
                     return self._with_loss(done, losses)
-                if losses and self._memory is not None:
-                    self._memory.keep(_sum_of(losses))
+                if losses and memory is not None:
+                    memory.keep(_sum_of(losses))
                 return done
             finally:
                 del heard.totals, heard.means, heard.trace

@@ -45,6 +45,11 @@ MOST_ALIKE = 10
 benchmarks/label_kinds.py, which repeat."""
 
 
+LEAST_CLUMP = 1.0
+"""Labels that err with another of their sample, from which on two classes are an object and its background: several
+labels a sample have .03 or less, masks 13 or more in benchmarks/label_kinds.py."""
+
+
 def find_suspects(
     records: Any,
     untrained_loss: float,
@@ -190,8 +195,11 @@ def _by_mirror(
     }  # fmt: skip
     every, image = margins.of(some).astype(np.float64), margins.image(some)
     spared = unlearned(every, some["given"], judged_at % width) if width > 1 else None
-    # Of two classes each is what the other is taken for, so that all labels mirror each other.
-    common = common_class(some["given"]) if width > 1 and not of_labels["is_binary"] else -1
+    common = common_class(some["given"]) if width > 1 else -1
+    if of_labels["is_binary"] and common >= 0:
+        # Of two classes each is what the other is taken for, unless labels make up objects on a background.
+        whole = Mirror.of(every, **of_labels)
+        common = -1 if whole is None or whole.clump < LEAST_CLUMP else common
     lists: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
     count, right, noise = 0, 0.0, np.zeros(2)
     for is_common in (None,) if common < 0 else (True, False):

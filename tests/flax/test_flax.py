@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -264,14 +263,6 @@ def test_fast_mode():
 def test_data_iterator_fn_returning_a_list(data):
     """beagle: a function that returned a list was a TypeError; lists, functions and iterators all do."""
     assert same(train(data=data)[0], train(data=iter(batches() * 3))[0])
-
-
-def test_import_pulls_tensorflow():
-    """beagle: its import loaded TensorFlow; see also test_layers."""
-    code = "import sys, learnit_r8.flax; print('tensorflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-
-    assert done.stdout.strip() == "False"
 
 
 def run_in_two(tmp_path, stop_at, make_options):

@@ -175,6 +175,20 @@ def test_damage_that_shows_later_is_gone_back_past_one_state_at_a_time():
     assert task.loss() < 0.1
 
 
+@RESTORED
+def test_loaded_state_ends_the_backups_before_it():
+    """After `load_state_dict` there is no way back to weights that were trained on from the loaded ones."""
+    run = Toy()
+    saved = run.r8.state_dict(), copy.deepcopy(run.task.state())
+    run.run(until=250)
+    run.r8.load_state_dict(saved[0])
+    run.task.load(saved[1], True)
+    run.run({30: Toy.blow_up}, until=60)
+
+    assert {backup.updates <= 61 for backup in run.r8.host.persistence.backup.backups} == {True}
+    assert {event.to_step <= 61 for event in run.of(events.RolledBack)} == {True}
+
+
 def test_first_restore_is_said_aloud():
     """The first restore of a run is a warning with its reason, and says where to read."""
     with pytest.warns(RuntimeWarning, match=r"restored to step 240, \d+ updates back. See docs/recovery.md"):

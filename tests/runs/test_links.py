@@ -370,6 +370,8 @@ an open file."""
 
 def opening_calls(path):
     """Calls in a file that may open one for writing, but for those of `open_output`."""
+    if not re.search(rf"\b({'|'.join(OPENERS)})\(", path.read_text(encoding="utf-8")):
+        return
     for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.Call) or getattr(node.func, "attr", getattr(node.func, "id", "")) not in OPENERS:
             continue

@@ -538,7 +538,9 @@ def test_seed_of_the_saved_run_is_kept_with_a_warning(tmp_path):
 def test_other_batch_size_says_what_to_do(tmp_path):
     """The error for another batch size names the method that can change it."""
     interrupted(tmp_path, 7)
-    with pytest.raises(ValueError, match=r"batch_size must be .* got 5; resume_from_checkpoint\(\) changes it"):
+    with pytest.raises(
+        ValueError, match=r"batch_size must be .* got 5; R8Scheduler.resume_from_checkpoint\(\) changes it"
+    ):
         make(20, batch_size=5, checkpoint_dir=tmp_path, resume="auto")
 
 

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from ...table.exclusions import Exclusions
 
-UNORDERED = "its workers may give batches in another order than that of their indices (in_order=False)"
-
 
 class Drawn(NamedTuple):
     """A batch that a sampler has drawn.

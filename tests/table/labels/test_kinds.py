@@ -120,6 +120,31 @@ def test_the_background_is_no_mirror_of_objects(monkeypatch, most_fitted):
     assert (np.diff(margin[listed]) <= 0).all()
 
 
+def test_masks_of_one_class_have_a_background_too():
+    """Where the pixels of an object are wrong together, two classes are not each other's mirror."""
+    rng, count, alike = np.random.default_rng(1), 4000, 10
+    size, is_object = rng.gamma(2.0, 1.0, count), rng.random(count) < 0.4
+    is_taken = is_object & (rng.random(count) < 0.08)
+    is_missing = ~is_object & (rng.random(count) < 0.06)
+    right = np.where(rng.random(count) < 1 / (1 + np.exp(1.5 * size)), size, -size)
+    margin = np.where(is_missing, rng.normal(4.0, 1.5, count), np.where(is_object, right, -12 - size))
+    margin = np.where(is_taken, 1.5 * size, margin)
+    # Ten pixels alike in each sample.
+    margin, given, is_wrong = (np.repeat(part, alike) for part in (margin, is_object, is_missing))
+    margin = (margin + 0.01 * rng.normal(size=margin.shape)).astype(np.float32)
+    visits = np.full(count * alike, 9, np.uint16)
+    evidence = {
+        "margin": margin, "early": margin, "visits": visits, "given": given.astype(np.uint16),
+        "leader": 1 - given.astype(np.uint16), "lead": visits,
+    }  # fmt: skip
+    of_samples = {"last": np.ones(count, "f4"), "mean": np.ones(count, "f4"), "usage_count": visits[:count]}
+    found = label_noise.find_suspects(of_samples, 0.7, exact=True, evidence=evidence, precision=0.8).places
+    listed = found.indices * alike + found.places
+
+    assert is_wrong[listed].mean() >= 0.8
+    assert is_wrong[listed].sum() > 0.7 * is_wrong.sum()
+
+
 def test_numbers_beyond_the_noise_of_such_samples_are_named(runs):
     """The value expected comes with them."""
     found = runs["numbers"].table.suspects(0.7)

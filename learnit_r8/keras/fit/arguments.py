@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from .dataset import R8Dataset
-from .fit_frame import callbacks_of_fit, local_of_fit
+from ..dataset import R8Dataset
+from .frame import callbacks_of_fit, local_of_fit
 
 REFUSED = {
     "LearningRateScheduler": "the scheduler sets the rate at each step: give it the curve as scheduler_mode, or 'keep'",
