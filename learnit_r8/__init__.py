@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,8 +77,10 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 def __getattr__(name: str) -> Any:
     if name in _OF_FRAMEWORKS:
-        # Of an AttributeError "from ... import ..." would drop the text.
-        raise ImportError(f"{name} is not here; write: from {__name__}.{_OF_FRAMEWORKS[name]} import {name}")
+        # Of an AttributeError "from ... import ..." would drop the text; everything else must get one.
+        is_import = sys._getframe(1).f_code.co_name == "_handle_fromlist"
+        error = ImportError if is_import else AttributeError
+        raise error(f"{name} is not here; write: from {__name__}.{_OF_FRAMEWORKS[name]} import {name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from ..table.labels.predictions import NUM_ROWS, Predictions
 from .devices import gather, num_replicas, scope_of
-from .live_values import LiveValues
+from .live_values import LiveValues, StepReturns
 from .predictions import predictions_in
 from .state import to_numpy
-from .step_returns import StepReturns
 
 try:
     from keras.src.losses.loss import unscale_loss_for_distribution as _unscale

@@ -12,8 +12,7 @@ import keras
 from keras import ops
 
 from .devices import scope_of
-from .live_values import LiveValues
-from .step_returns import StepReturns
+from .live_values import LiveValues, StepReturns
 
 try:
     from keras.src.losses.loss import unscale_loss_for_distribution as _unscale
