@@ -23,7 +23,7 @@ LEAST_BACKUP_STEPS = 10
 LEAST_GROWTH = 1 / 8
 """Least share by which the steps so far grow from one backup to the next: the most that cheap ones let damage undo."""
 
-DOUBLING_SECONDS, TIME_SHARE = 0.5, 0.01
+DOUBLING_SECONDS, TIME_SHARE = 0.1, 0.01
 """What backups may take while the steps double: so many seconds, or this share of the time so far."""
 
 NO_MEMORY = 2**62

@@ -59,7 +59,7 @@ def test_fields_of_a_small_run():
     model = Weights()
     r8 = make(
         4, batch_size=2, num_epochs=1.5, scheduler_mode="linear", warmup_proportion=0, initial_lr=0.3, name="it",
-        state_callback=model.get, load_callback=model.load, listeners=[heard.append], clock=clock,
+        state_callback=model.get, load_callback=model.load, backup_every=10, listeners=[heard.append], clock=clock,
     )  # fmt: skip
     for loss in (2.0, NAN, 1.0):
         ticket = r8.draw()

@@ -82,7 +82,8 @@ def test_a_short_fit_is_backed_up():
     )
     classifier().fit(X, Y, batch_size=8, verbose=0, callbacks=[R8Callback(r8)])
 
-    assert backups == [0, 20, 40, 60, 80]
+    # Those of a young run between them depend on how long a copy takes.
+    assert {0, 20, 40, 60, 80} <= set(backups)
 
 
 @pytest.mark.parametrize("kind", RATES)

@@ -114,7 +114,7 @@ RESTORES = pytest.mark.filterwarnings("ignore:.*the weights were damaged", "igno
 )
 def test_nan_heals_late(nan_at, workers):
     """A NaN is found some steps later: the model goes back, and what was trained since does not count."""
-    adapter = adapted(sharing=Slow(5), recovery=no_steady(), num_epochs=3)
+    adapter = adapted(sharing=Slow(5), recovery=no_steady(), num_epochs=3, backup_every=10)
     outcomes = train(adapter, adapter.loader(num_workers=workers), nan_at=[nan_at])
     uses = adapter.scheduler.table.usage_count
 
@@ -140,7 +140,7 @@ def test_a_poisoned_run_is_given_up_late_too():
 @RESTORES
 def test_batch_after_a_late_refusal_is_not_stepped():
     """The gradient of weights that are gone is dropped."""
-    adapter = adapted(sharing=Slow(2), num_epochs=3)
+    adapter = adapted(sharing=Slow(2), num_epochs=3, backup_every=10)
     outcomes = train(adapter, nan_at=[5])
     refused = [number for number, outcome in enumerate(outcomes) if not outcome]
 
