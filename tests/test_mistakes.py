@@ -915,6 +915,7 @@ def test_a_module_in_place_of_its_state_is_said_before_the_first_step():
 
 def test_options_of_other_commands_are_told_the_right_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("R8_RUNS", "runs")
     with pytest.raises(SystemExit):
         main(["report", "--out", "page.html"])
     assert main(["status"]) == 1
@@ -992,3 +993,16 @@ def test_a_home_is_found_without_a_shell(tmp_path, monkeypatch):
 def test_settings_of_trainers_are_told_ours(name):
     with pytest.raises(TypeError, match=rf"argument '{name}'. (attach\(|The model is on its device)"):
         attached(**{name: 1})
+
+
+def test_what_is_missing_of_a_model_is_said(tmp_path):
+    said = pytest.warns(RuntimeWarning, match="goes on at step 2 with the model as the script has made it")
+    for num_epochs, expected in ((1, nothing()), (2, said)):
+        r8 = R8Scheduler(20, batch_size=10, num_epochs=num_epochs, checkpoint_dir=tmp_path, resume="auto")
+        with expected:
+            train(r8)
+        r8.close()
+    with pytest.raises(RuntimeError, match=r"needs a state_callback.* and a load_callback; got neither"):
+        r8.load_best()
+    with pytest.raises(TypeError, match=r"give the losses to update_with_loss\(\)"):
+        R8Scheduler(20, batch_size=10, num_epochs=1).report(np.ones(10))

@@ -284,7 +284,8 @@ class Engine:
     def report(
         self,
         ticket: Ticket,
-        loss: Any,
+        # Whoever forgets the ticket is told so.
+        loss: Any = None,
         *,
         part_size: int | None = None,
         grad_norm: Any = None,

@@ -376,7 +376,10 @@ def load_best(run: Engine) -> float:
     """Put the best model back; see `R8Scheduler.load_best`."""
     load, saver, kept = run.persistence.callbacks.load, run.saver, run.early_stop.best
     if load is None:
-        raise RuntimeError("load_best() needs a load_callback, got none.")
+        raise RuntimeError(
+            "load_best() needs a state_callback, which gives it the best model, and a load_callback; got "
+            f"{'no load_callback' if run.persistence.callbacks.state else 'neither'}."
+        )
     if saver is not None:
         saver.wait()
         best = saver.best

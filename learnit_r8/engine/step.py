@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from .._validation import shortened
 from ..guard.monitor import MOST_SUSPICION, Memory
 from ..guard.verdict import GOOD, Verdict
 from ..recovery.lineage import LOOK_MASK
@@ -76,7 +77,10 @@ def judge(
     rate, and whether this is an ordinary step. What short calls would say stands here itself, as each costs 1 %.
     """
     if type(ticket) is not Ticket:
-        raise TypeError(f"ticket must be what draw() returned, got {ticket!r}.")
+        raise TypeError(
+            f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give the "
+            "losses to update_with_loss()."
+        )
     _, epoch, indices, rate, _, _, (chunk, slot, _) = ticket
     table, sentry, pace, controller = run.table, run.sentry, run.pace, run.controller
     step, losses, state = pace.step, sentry._losses, chunk.states[slot]

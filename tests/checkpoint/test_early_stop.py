@@ -246,7 +246,7 @@ def test_wrong_early_stopping(given, error, message):
 
 
 def test_load_best_says_what_it_needs():
-    with pytest.raises(RuntimeError, match=r"load_best\(\) needs a load_callback, got none"):
+    with pytest.raises(RuntimeError, match=r"load_best\(\) needs a state_callback.* and a load_callback; got neither"):
         make().load_best()
     with pytest.raises(RuntimeError, match=r"load_best\(\) needs a best model, got none so far: name a metric"):
         scheduler(Model()).load_best()

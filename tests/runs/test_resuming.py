@@ -460,10 +460,12 @@ def test_resumed_twice_in_the_refitted_epoch(tmp_path):
 
 def test_resume_causes_no_warning(tmp_path):
     """An ordinary resume causes no warning."""
-    interrupted(tmp_path, 3)
+    model = Weights()
+    callbacks = {"state_callback": model.get, "save_callback": model.save, "load_callback": model.load}
+    interrupted(tmp_path, 3, **callbacks)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        r8 = make(20, checkpoint_dir=tmp_path, resume="auto")
+        r8 = make(20, checkpoint_dir=tmp_path, resume="auto", **callbacks)
         train(r8)
 
     assert r8.pace.is_finished
