@@ -33,6 +33,8 @@ def check_fit(dataset: R8Dataset) -> bool:
     Raises:
         ValueError: an argument that does not work with a scheduler; the message says what does.
     """
+    # Other data come first: what else is wrong is a consequence.
+    is_wrapped = _is_wrapped(dataset)
     if local_of_fit("shuffle"):
         raise ValueError("shuffle must be False in fit(), as the scheduler decides the order; got True.")
     steps, most = local_of_fit("steps_per_epoch"), dataset.r8.steps_per_epoch
@@ -43,7 +45,7 @@ def check_fit(dataset: R8Dataset) -> bool:
         for name, reason in REFUSED.items():
             if not (keeps_rates and name in SET_RATES) and isinstance(callback, getattr(keras.callbacks, name)):
                 raise ValueError(f"callbacks must not have a {name}, got {callback!r}: {reason}.")
-    return _is_wrapped(dataset)
+    return is_wrapped
 
 
 def _is_wrapped(dataset: R8Dataset) -> bool:

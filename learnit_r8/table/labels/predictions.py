@@ -250,7 +250,8 @@ def check_shapes(logits: tuple[int, ...], targets: tuple[int, ...], *, is_whole:
             f'"classes" for tokens and pixels, or "multilabel".{one_hot}'
         )
     if len(targets) != 1 or targets[0] != logits[0]:
-        raise ValueError(f"targets must have shape ({logits[0]},), one class a sample, got {targets}.")
+        swapped = " Logits come first, then targets." if len(logits) == 1 and len(targets) == 2 else ""
+        raise ValueError(f"targets must have shape ({logits[0]},), one class a sample, got {targets}.{swapped}")
     if not is_whole:
         raise ValueError(
             "targets must be whole numbers, the classes; for numbers report predictions_of(outputs, targets, "
