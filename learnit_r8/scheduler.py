@@ -946,11 +946,8 @@ class R8Scheduler:
         if self.host.persistence.is_restoring and self.host.turns.is_mine:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
         with self.host._saving:
-            step, draws, moment = (
-                self.pace.step,
-                self.host._num_draws,
-                run_state.moment_of(self.host, "update_cpu_backup"),
-            )
+            step, draws = self.pace.step, self.host._num_draws
+            moment = run_state.moment_of(self.host, "update_cpu_backup")
             damage = self.host.persistence.backup_timer.take(state, step, draws, moment)
             if damage:
                 refusal.answer_damage(self.host, damage)

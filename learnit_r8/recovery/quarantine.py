@@ -138,7 +138,7 @@ class Quarantine:
         text = f"{self.named(samples)} {'were' if len(samples) > 1 else 'was'} in {refusals} refused batches and in no "
         text += "good one since"
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
-        what = "no longer drawn. release() of the scheduler brings it back"
+        what = "no longer drawn. scheduler.release() brings it back"
         if not self._table.storage.exclusions.are_left_out:
             what = "your loader still draws it, so leave it out there, or give batches() a function skip= that does"
         self._announcer.warn_once(f"quarantine {samples}", f"{text}; {what}.")

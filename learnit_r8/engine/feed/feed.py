@@ -433,6 +433,7 @@ class Feed:
                         out.append(chunk)
                     pace.tokens += size.tokens
                     pace.num_out += 1
+                    # As `draws.number` says, without its call.
                     draw = run._num_draws
                     run._num_draws = draw + 1
                     turns.busy = None

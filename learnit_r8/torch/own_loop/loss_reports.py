@@ -80,13 +80,12 @@ class LossReports:
     ) -> Outcome:
         """Report what `values_of` returned, with the norm of the gradient and whether the step was left out."""
         pipeline = self._pipeline
+        self._note_rate()
         if self._is_direct and norm is None and skipped is None and values.is_cpu and pipeline.recorded is None:
-            self._note_rate()
             outcome = pipeline.tell_now(ticket, values.numpy() if count else float(values))
             if outcome.verdict is GOOD and outcome.lr == 1.0:
                 return new_tuple(Outcome, (GOOD, self._host.rates.own, None))
             return Outcome(outcome.verdict, self._r8.lr, outcome.rolled_back_to)
-        self._note_rate()
         pipeline.record(
             ticket, values if count else values.reshape(1), count=count or 1, part_size=1 if count else None
         )
