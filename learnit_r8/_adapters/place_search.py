@@ -15,7 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.state_tree import leaves, map_leaves
-from ..flight.finding import BACKWARD, FORWARD, INPUT, LABEL, LOSS, NOTHING, UNKNOWN, WEIGHT, Finding, Refusal
+from ..recovery.incidents.finding import (
+    BACKWARD,
+    FORWARD,
+    INPUT,
+    LABEL,
+    LOSS,
+    NOTHING,
+    UNKNOWN,
+    WEIGHT,
+    Finding,
+    Refusal,
+)
 
 FAR = 50.0
 """How many times as large as in the other rows a value is that is worth a look; see `benchmarks/causes.py`."""

@@ -12,8 +12,8 @@ from ..checkpoint.durable_io import open_output
 from ..dashboard.event_text import describe
 from ..dashboard.text import clean, number
 from ..events.codec import from_fields, strict_json
-from ..flight.record import PARTS, BadRecord, export, numbers_in, read_record
 from ..journal.run import UnreadableRun, find_run, free_of_runs
+from ..recovery.incidents.record import PARTS, BadRecord, export, numbers_in, read_record
 from .table import table_lines
 
 MOST_LOSSES, MOST_SAMPLES, MOST_LINES = 8, 16, 40

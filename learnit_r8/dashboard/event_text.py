@@ -32,7 +32,7 @@ def describe(event: events.Event) -> EventText | None:
     """The text of an event; None for events that only carry numbers (steps, surveys, backups)."""
     if isinstance(event, _SILENT):
         return None
-    said = _of_trouble(event) or _of_progress(event) or _of_run(event) or _unknown(event)
+    said = _of_trouble(event) or _of_samples(event) or _of_progress(event) or _of_run(event) or _unknown(event)
     return said._replace(text=clean(said.text))
 
 
@@ -79,12 +79,17 @@ def _of_trouble(event: events.Event) -> EventText | None:
             return EventText(ALERT, f"gave up{kept}: {event.text}")
         case events.IncidentEnded():
             return EventText(GOOD, f"found: {event.text}" if event.text else "recovered")
+        case events.LrRestored():
+            return EventText(GOOD, "learning rate back on its schedule")
+    return None
+
+
+def _of_samples(event: events.Event) -> EventText | None:
+    match event:
         case events.SamplesQuarantined():
             return EventText(ALERT, f"quarantine: {event.text}", "Q")
         case events.SamplesReleased():
             return EventText(INFO, f"out of quarantine: samples {few(event.samples, 5)}")
-        case events.LrRestored():
-            return EventText(GOOD, "learning rate back on its schedule")
         case events.BatchAbandoned():
             rest = "it comes again" if event.drawn_again else "refused"
             return EventText(WARN, f"a batch was not reported; {rest}")

@@ -14,7 +14,6 @@ from ..checkpoint.early_stop import EarlyStop
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
 from ..events.steps import mode_of
-from ..flight.recorder import FlightRecorder
 from ..guard.monitor import Sentry
 from ..guard.registry import as_guard
 from ..guard.spike import SpikeGuard
@@ -22,6 +21,7 @@ from ..guard.verdict import Guard
 from ..policies.registry import get_policy
 from ..recovery.agreement import Agreement
 from ..recovery.controller import RecoveryController
+from ..recovery.incidents.recorder import FlightRecorder
 from ..recovery.persistence import Persistence
 from ..recovery.ram_backup import RamBackup
 from ..sampling.lengths import Buckets

@@ -14,7 +14,7 @@ import numpy as np
 from .._adapters.driven_state import DrivenState, take_apart
 from .._adapters.place_search import PlaceSearch, Shown, bad_arrays, first_bad
 from ..checkpoint.state_tree import leaves, map_leaves, nnx_of, open_node
-from ..flight.finding import Finding, Refusal
+from ..recovery.incidents.finding import Finding, Refusal
 from .state import is_of_devices
 
 NO_LAYERS = "no module of linen or nnx was called in the step, so that none is named"

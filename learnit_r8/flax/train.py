@@ -83,10 +83,7 @@ def train_loop(
         TypeError: a function is not one.
     """
     _check_step("train_step_fn", train_step_fn)
-    if rng_key is None or (resume and checkpoint_dir is None):
-        raise ValueError(
-            f"rng_key must be given, and checkpoint_dir to resume, got {rng_key!r} and {checkpoint_dir!r}."
-        )
+    _check_key(rng_key, checkpoint_dir, resume=resume)
     training = Training(
         train_step_fn,
         data=_data(data_iterator_fn, num_batches, scheduler),
@@ -101,9 +98,7 @@ def train_loop(
         ids=_checked_ids(ids, scheduler),
         backup_every=_backup_every(backup_every, num_batches, scheduler),
     )
-    if resume:
-        state = training.resume(state)
-    final, _, _ = loop(state, training.batches, training.tasks(), callbacks)
+    final, _, _ = loop(training.resume(state) if resume else state, training.batches, training.tasks(), callbacks)
     training.read()
     return final, training.history
 
@@ -111,6 +106,11 @@ def train_loop(
 def _check_step(name: str, step: Any) -> None:
     if not callable(step):
         raise TypeError(f"{name} must be a function of state, batch and rng_key, got {step!r}.")
+
+
+def _check_key(rng_key: Any, folder: Any, *, resume: bool) -> None:
+    if rng_key is None or (resume and folder is None):
+        raise ValueError(f"rng_key must be given, and checkpoint_dir to resume, got {rng_key!r} and {folder!r}.")
 
 
 def _checked_ids(ids: Any, scheduler: Any) -> Any:

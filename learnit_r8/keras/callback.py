@@ -146,7 +146,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         """End ``fit`` without a step: the run was over when it was resumed."""
         iterator = local_of_fit("epoch_iterator")
         if iterator is not None:
-            iterator._enumerate_iterator = lambda: iter(())
+            # Steps counted from 0 to 1 by -1: none.
+            iterator._num_batches, iterator.steps_per_execution = 1, -1
         self.model.stop_training = True
         self._prefetch.r8.host.say_once("finished", FINISHED.format(self._prefetch.r8.global_step), is_warning=False)
 

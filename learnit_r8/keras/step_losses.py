@@ -66,7 +66,8 @@ class StepLosses:
         if self._is_jax or capacity > 1:
             with scope_of(model):
                 self._memory = _Ring(capacity)
-        self._replace(model)
+        self._replace_loss(model)
+        self._replace_step(model)
         self._returns = StepReturns(model)
 
     @classmethod
@@ -114,7 +115,8 @@ class StepLosses:
             )
         return [sum(found)]
 
-    def _replace(self, model: Any) -> None:
+    def _replace_loss(self, model: Any) -> None:
+        """Hear what the model's own ``compute_loss`` returns, and the means of losses that it tracks."""
         original = getattr(model.compute_loss, "__wrapped__", model.compute_loss)
         signature = inspect.signature(original)
 
@@ -131,6 +133,11 @@ class StepLosses:
             # JAX steps hand back only variables that they know of.
             model._metrics = [each for each in model._metrics if not isinstance(each, _Ring)]
             model._metrics.append(self._memory)
+        for metric in model.metrics:
+            if isinstance(metric, keras.metrics.Mean) and "loss" in metric.name:
+                self._listen(metric)
+
+    def _replace_step(self, model: Any) -> None:
         step = getattr(model.train_step, "__wrapped__", model.train_step)
 
         @functools.wraps(step)
@@ -154,9 +161,6 @@ class StepLosses:
                 del heard.totals, heard.means, heard.trace
 
         model.train_step = train_step
-        for metric in model.metrics:
-            if isinstance(metric, keras.metrics.Mean) and "loss" in metric.name:
-                self._listen(metric)
 
     def _listen(self, metric: Any) -> None:
         # The second is that of steps without state, as JAX has them.

@@ -40,7 +40,7 @@ from .refusals import Refusals
 from .witnesses import Witnesses
 
 if TYPE_CHECKING:
-    from ..flight.recorder import FlightRecorder
+    from .incidents.recorder import FlightRecorder
     from .persistence import Persistence
 
 EQUAL_LOSSES = 8

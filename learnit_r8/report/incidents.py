@@ -10,7 +10,7 @@ from ..dashboard.render.svg import sparkline
 from ..dashboard.state.incidents import MOST_INCIDENTS, Incident
 from ..dashboard.state.view import View
 from ..dashboard.text import clock, number
-from ..flight.record import FOLDER, BadRecord, numbers_in, read_record
+from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
 from .charts import text
 
 DRAWN = 48

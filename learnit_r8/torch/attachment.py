@@ -237,16 +237,15 @@ def _keep(
     resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
     r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     sharing.check(r8, model, resume, accumulate=accumulate)
-    hand = Hand(keeps_generators=_keeps_generators(r8))
+    hand = _hand_of(r8)
+    # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
+    if run_batch is None and (sharing.size == 1 or size is None):
+        hand.watch(model)
     examiner = Examiner(
         model, optimizer, scaler=scaler, run_batch=run_batch, hand=hand,
         sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
-    # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
-    if run_batch is None and (sharing.size == 1 or size is None):
-        hand.watch(model)
     _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=ahead, examiner=examiner)
-    _expect_loading(optimizer, rates)
     return _Kept(r8, state, stepper, rates, hand, parts)
 
 
@@ -330,30 +329,25 @@ def _adopt(
         state.save, state.load, state.read, collect if state.is_spread else None, generators, examiner.examine,
         examiner.collect,
     )  # fmt: skip
-    if any(each.is_cuda for each in model.parameters()):
-        r8.host.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into, witness_size=accumulate)
-    else:
-        r8.host.adopt(callbacks, witness_size=accumulate)
+    is_on_device = any(each.is_cuda for each in model.parameters())
+    copies: Any = {"clone": copy_to_host, "copy_into": copy_to_host_into} if is_on_device else {}
+    r8.host.adopt(callbacks, witness_size=accumulate, **copies)
 
 
-def _keeps_generators(r8: R8Scheduler) -> bool:
-    """Whether the random generators at the start of each batch are noted, for the records of incidents."""
+def _hand_of(r8: R8Scheduler) -> Hand:
     recorder = r8.controller.recorder
-    return recorder is not None and recorder.record != "names"
+    return Hand(keeps_generators=recorder is not None and recorder.record != "names")
 
 
 def _checked_rates(optimizer: Any) -> GroupRates:
     rates = GroupRates(optimizer)
     if not rates.highest > 0:
         raise ValueError(f"optimizer must have a group with a learning rate > 0, got {rates_of(optimizer)!r}.")
-    return rates
-
-
-def _expect_loading(optimizer: Any, rates: GroupRates | None) -> None:
-    """Let other code load the optimizer with its rates, as trainers do on resume: no other scheduler has set those."""
     plain = plain_optimizer(optimizer)
-    if rates is not None and isinstance(plain, torch.optim.Optimizer):
+    if isinstance(plain, torch.optim.Optimizer):
+        # Trainers load the optimizer with its rates as they resume: no other scheduler has set those.
         plain.register_load_state_dict_post_hook(lambda _: rates.expect_any())
+    return rates
 
 
 def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, events
-from learnit_r8.flight.record import read_part
 from learnit_r8.recovery.incidents import cause_search
+from learnit_r8.recovery.incidents.record import read_part
 from learnit_r8.testing import record_events
 
 jax = pytest.importorskip("jax")

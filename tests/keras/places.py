@@ -11,9 +11,9 @@ import numpy as np
 from keras import layers, ops
 
 from learnit_r8 import R8Scheduler, events
-from learnit_r8.flight.record import read_part, read_record
 from learnit_r8.keras import R8Callback, R8Dataset
 from learnit_r8.recovery.incidents import cause_search
+from learnit_r8.recovery.incidents.record import read_part, read_record
 from learnit_r8.testing import record_events
 
 BAD, SIZE, BATCH = 37, 128, 16

@@ -148,15 +148,13 @@ class View:
     def fold(self, event: events.Event) -> None:
         """Add an event to the state; an event of an unknown kind goes to the log only."""
         try:
-            self._fold(event)
+            self._fold(steps_of(event) if isinstance(event, events.StepDone) else event)
         except (ArithmeticError, LookupError, TypeError, ValueError):
             if not self._skips_damage:
                 raise
             self.num_left_out += 1
 
     def _fold(self, event: events.Event) -> None:
-        if isinstance(event, events.StepDone):
-            event = steps_of(event)
         self.step, self.seconds = event.step, max(self.seconds, event.seconds)
         match event:
             case events.StepsDone():
@@ -164,28 +162,19 @@ class View:
             case events.RunStarted():
                 self._fold_start(event)
             case events.EpochDone():
-                self.progress = _share(event.progress)
-                self.epochs.append(event)
-                self.pacing.epoch_ended(event)
+                self._fold_epoch(event)
             case events.SamplesSurveyed():
                 self._fold_survey(event)
             case events.MetricsLogged():
                 self._fold_metrics(event)
             case events.BatchRefused():
-                self.incident = event
-                self.num_refused += 1
-                self.epoch = max(self.epoch, event.epoch)
-                # The schedule lowers the rate a little from step to step, too.
-                self.is_lr_lowered = event.next_lr < 0.9 * event.lr
-                self.pacing.refused(event)
+                self._fold_refusal(event)
             case events.IncidentEnded():
                 self.incident = None
-            case events.LrCapped():
-                self.is_lr_lowered = True
+            case events.LrCapped() | events.LrRestored():
+                self.is_lr_lowered = isinstance(event, events.LrCapped)
             case events.GaveUp():
                 self.gave_up = event
-            case events.LrRestored():
-                self.is_lr_lowered = False
             case events.CheckpointSaved():
                 self.saved = event
             case events.BackupsOutlive():
@@ -278,6 +267,19 @@ class View:
             self.ema = event.loss if math.isnan(self.ema) else self.ema + weight * (event.loss - self.ema)
             if self.best is None or self.ema < self.best.value:
                 self.best = Point(event.step, self.ema)
+
+    def _fold_epoch(self, event: events.EpochDone) -> None:
+        self.progress = _share(event.progress)
+        self.epochs.append(event)
+        self.pacing.epoch_ended(event)
+
+    def _fold_refusal(self, event: events.BatchRefused) -> None:
+        self.incident = event
+        self.num_refused += 1
+        self.epoch = max(self.epoch, event.epoch)
+        # The schedule lowers the rate a little from step to step, too.
+        self.is_lr_lowered = event.next_lr < 0.9 * event.lr
+        self.pacing.refused(event)
 
     def _fold_survey(self, event: events.SamplesSurveyed) -> None:
         self.survey = event

@@ -609,7 +609,7 @@ class Feed:
                 is_repeated = pace.has_ended and self._resumed is not None
                 if not is_repeated:
                     # Listeners hear of the start once it is known what the batches say of their samples.
-                    if run._has_started or pace.is_over:
+                    if run.emitter.has_started or pace.is_over:
                         self.trainer.between_steps()
                     if pace.is_over:
                         return

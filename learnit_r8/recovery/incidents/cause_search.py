@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import events
-from ...flight.finding import UNKNOWN, Finding, Refusal, sentence_of
+from .finding import UNKNOWN, Finding, Refusal, sentence_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ...events.bus import Announcer
-    from ...flight.recorder import FlightRecorder
     from ...guard.monitor import Sentry
     from ...guard.verdict import Verdict
     from ...sampling.ticket import Ticket
     from ...table.losses import Reading
     from ...table.table import SampleTable
     from ..persistence import Persistence
+    from .recorder import FlightRecorder
 
 MOST_LOOKS = 3
 """Refusals of a kind that are looked into."""

@@ -323,7 +323,7 @@ class WithProbes:
     def _is_at_end(self) -> bool:
         """Whether the budget is spent while batches wait: probes have taken their steps."""
         waiting, r8 = self._batches.waiting, self._batches.r8
-        return bool(waiting) and r8.total_steps is not None and r8.host.next_step - len(waiting) >= r8.total_steps
+        return bool(waiting) and r8.total_steps is not None and r8.next_step - len(waiting) >= r8.total_steps
 
     def _fetch_last(self) -> Any:
         """Fetch a probe before the run ends, if its last losses were unusual."""

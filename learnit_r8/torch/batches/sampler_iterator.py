@@ -120,7 +120,7 @@ class SamplerIterator:
     def _is_at_end(self) -> bool:
         """Whether the epoch has no more batches."""
         r8 = self._batches.r8
-        if r8.host.next_step < self._end:
+        if r8.next_step < self._end:
             return False
         if self._num_ahead or not r8.is_over:
             return True

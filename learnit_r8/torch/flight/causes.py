@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...flight.finding import (  # isort: skip
+from ...recovery.incidents.finding import (  # isort: skip
     BACKWARD, BATCH_SIZE, INPUT, LABEL, LOSS, NOTHING, OPTIMIZER, SCALE, UNKNOWN, UPDATE, WEIGHT, Finding, Refusal,
 )  # fmt: skip
 from .hand import Held

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...flight.record import read_part, read_record
+from ...recovery.incidents.record import read_part, read_record
 from ...sampling.random_generators import set_random_state
 from ..prepared import plain_model
 

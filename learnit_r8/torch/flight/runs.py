@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...flight.finding import Refusal
+from ...recovery.incidents.finding import Refusal
 from ...sampling.random_generators import random_state, set_random_state
 from .rows import halve, join, num_rows, some_rows
 from .trace import Trace

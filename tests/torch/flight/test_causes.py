@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from learnit_r8 import events
-from learnit_r8.flight.finding import Refusal
+from learnit_r8.recovery.incidents.finding import Refusal
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
 from learnit_r8.torch.flight.rows import join

@@ -10,8 +10,8 @@ from torch.nn.functional import mse_loss
 
 from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.cli import main
-from learnit_r8.flight.record import numbers_in
 from learnit_r8.loggers import Webhook
+from learnit_r8.recovery.incidents.record import numbers_in
 from learnit_r8.report import write_report
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import codec
-from ..checkpoint.durable_io import open_regular
-from ..checkpoint.state_form import unpack
+from ...checkpoint import codec
+from ...checkpoint.durable_io import open_regular
+from ...checkpoint.state_form import unpack
 from .finding import KINDS
 
 FOLDER, RECORD = "incidents", "incident.json"
