@@ -89,7 +89,7 @@ class RunTools:
     def compare_runs(self, runs: list[str]) -> dict[str, Any]:
         """Compare two runs or more: their figures, which is better in each, and the settings that differ."""
         opened = [self._open(run) for run in runs]
-        return compare.facts_of(opened, [compare.folded(run) for run in opened])
+        return compare.facts_of(opened, [status.folded_whole(run) for run in opened])
 
     def ask(
         self,

@@ -16,6 +16,7 @@ from ..dashboard.text import Line, clean, figure
 from ..dashboard.theme import Style, Theme, choose_theme
 from ..events.codec import strict_json
 from ..journal.run import Run, find_run, free_of_runs, names_of
+from .status import folded_whole
 from .table import table_lines
 
 WIDEST = 40
@@ -25,7 +26,7 @@ HEIGHT = 14
 def compare(options: argparse.Namespace) -> int:
     """Print the figures of runs, with a star at the best one, the settings that differ, and their curves."""
     runs = [Run(find_run(name)) for name in options.runs]
-    views = [folded(run) for run in runs]
+    views = [folded_whole(run) for run in runs]
     facts = facts_of(runs, views)
     names = [clean(name, WIDEST) for name in names_of(runs)]
     if options.html:
@@ -92,14 +93,6 @@ def painted(line: Line, theme: Theme) -> str:
         code = f"38;5;{colour}" if is_rich else f"3{colour}"
         parts.append(text if colour is None else f"\x1b[{code}m{text}\x1b[0m")
     return "".join(parts).rstrip()
-
-
-def folded(run: Run) -> View:
-    """The state of a run from all its records."""
-    view = View(skips_damage=True)
-    for record in run.records():
-        view.fold(record.event)
-    return view
 
 
 def _text(value: float, is_better: bool) -> str:

@@ -11,6 +11,15 @@ from keras import ops
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
+try:
+    from keras.src.losses.loss import unscale_loss_for_distribution as unscale
+except ImportError:
+
+    def unscale(value: Any) -> Any:
+        """The loss of a replica as it is, where Keras does not divide it."""
+        return value
+
+
 SEVERAL_PROCESSES = (
     "model must be trained by one process, got {}: each of its processes would judge and heal by itself. Use a "
     "MirroredStrategy on the devices of one machine, or torch's DistributedDataParallel with learnit_r8.torch.attach()."
