@@ -16,7 +16,6 @@ from ..dashboard.text import Line, clean, figure
 from ..dashboard.theme import Style, Theme, choose_theme
 from ..events.codec import strict_json
 from ..journal.run import Run, find_run, free_of_runs, names_of
-from .status import folded_whole
 from .table import table_lines
 
 WIDEST = 40
@@ -26,7 +25,7 @@ HEIGHT = 14
 def compare(options: argparse.Namespace) -> int:
     """Print the figures of runs, with a star at the best one, the settings that differ, and their curves."""
     runs = [Run(find_run(name)) for name in options.runs]
-    views = [folded_whole(run) for run in runs]
+    views = [View.of(record.event for record in run.records()) for run in runs]
     facts = facts_of(runs, views)
     names = [clean(name, WIDEST) for name in names_of(runs)]
     if options.html:

@@ -105,7 +105,7 @@ def _sorted(runs: list[Path], metric: str) -> list[Path]:
 def _whole_view(folder: Path) -> View:
     """The view of a run from all its records, as the best value may be in any; an empty one where none can be read."""
     try:
-        return folded_whole(Run(folder))
+        return View.of(record.event for record in Run(folder).records())
     except UnreadableRun:
         return View()
 
@@ -169,14 +169,6 @@ def folded(run: Run) -> View:
     """The state of a run from a selection of its records."""
     view = View()
     for record in run.glance():
-        view.fold(record.event)
-    return view
-
-
-def folded_whole(run: Run) -> View:
-    """The state of a run from all its records."""
-    view = View(skips_damage=True)
-    for record in run.records():
         view.fold(record.event)
     return view
 

@@ -14,7 +14,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from ..table.labels.predictions import NUM_ROWS, Predictions
-from .devices import gather, num_replicas, scope_of, unscale
+from .devices import gather, num_replicas, scope_of, unscale_loss
 from .live_values import CarriedVariable, LiveValues, StepReturns
 from .predictions import predictions_in
 from .state import to_numpy
@@ -226,7 +226,7 @@ class LossRecorder:
         self.num_classes = 0
         if not self.is_exact:
             # Keras divides sums by the replicas, but not the one number of a compiled loss.
-            mean = total if heard else unscale(total)
+            mean = total if heard else unscale_loss(total)
             self._hold(ops.mean(gather([ops.reshape(mean, (1,))])[0], keepdims=True))
             return
         masks = [mask_of(_output_at(entry.path, y_pred)) for entry in self._compiled()]

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from .devices import scope_of, unscale
+from .devices import scope_of, unscale_loss
 from .live_values import CarriedVariable, LiveValues, StepReturns
 
 try:
@@ -175,7 +175,7 @@ class StepLosses:
     def _hear_total(self, total: Any) -> None:
         if not self._is_jax:
             if hasattr(self._heard, "totals"):
-                self._heard.totals.append(unscale(total))
+                self._heard.totals.append(unscale_loss(total))
         elif self._memory is not None and self._is_carried and in_stateless_scope():
             self._memory.keep(total)
             if hasattr(self._heard, "totals"):

@@ -293,8 +293,8 @@ class R8Mixin:
                     raise
                 # Reported at the end of the step, as every loss.
                 adapter.loss(adapter.unknown_losses(adapter.in_hand))
-                given = no_loss(model)
-                return (given, outputs[0] if outputs else None) if return_outputs else given
+                none = no_loss(model)
+                return (none, outputs[0] if outputs else None) if return_outputs else none
         loss = found[0] if return_outputs else found
         loss = self._r8_noted(model, given, outputs[0] if outputs else None, loss, more.get("num_items_in_batch"))
         return (loss, found[1]) if return_outputs else loss
