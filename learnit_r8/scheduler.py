@@ -29,7 +29,7 @@ from .engine.feed.batch_size import BatchMeasure
 from .engine.feed.batches import Batches
 from .engine.feed.samples import BatchSamples
 from .engine.feed.trainer_batches import TrainerBatches
-from .engine.rates import cool_down as ending
+from .engine.rates.cool_down import begin_branch, check_cool_down
 from .engine.settings import KEPT, MOST_IDS, Settings, suggest_settings
 from .events.caller import say_at_exit
 from .guard.registry import GuardName
@@ -344,7 +344,7 @@ class R8Scheduler:
         r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
         run_state.go_on_from(r8.host, checkpoint, fit_state(checkpoint.state, r8.table, r8.host.plan, remap))
         if span is not None:
-            ending.branch(r8.host, span, r8.pace.step)
+            begin_branch(r8.host, span, r8.pace.step)
         run_state.say_if_finished(r8.host)
         return r8
 
@@ -450,7 +450,7 @@ class R8Scheduler:
             if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
                 self._ended_epoch = True
                 self.host.between_steps()
-                if not (self.pace.is_finished and self.controller.asks_probe):
+                if not (self.pace.is_finished and self.controller.experiment.asks_probe):
                     return
             ticket = host.open_ticket = host.draw_if_any()
             if ticket is None:
@@ -803,7 +803,7 @@ class R8Scheduler:
         35
         """
         span = span_of(steps=steps, epochs=epochs, seconds=seconds, until=until, wall=self.pace.wall())
-        self.requests.cool_down(ending.check(self.host, span))
+        self.requests.cool_down(check_cool_down(self.host, span))
 
     def log(self, step: int | None = None, *unnamed: Any, **metrics: Any) -> None:
         """Log validation metrics, or any other numbers, for listeners and for ``monitor``.
@@ -941,7 +941,7 @@ class R8Scheduler:
                 no backup is taken, as the search restores its own. A state with NaN in it, or with infinities that the
                 first one did not have, is not kept: the model is restored instead.
         """
-        if self.host.search.is_on and self.host._has_started:
+        if self.host.search.is_on and self.host.emitter.has_started:
             return
         if self.host.persistence.is_restoring and self.host.turns.is_mine:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
@@ -1153,7 +1153,7 @@ class R8Scheduler:
         try:
             # While an exception is propagating, the user's step may be half done and must not be saved; nor is a run
             # whose state is not whole.
-            if self.host._has_started and is_whole and not self.host.turns.is_cut:
+            if self.host.emitter.has_started and is_whole and not self.host.turns.is_cut:
                 self.host.settle()
                 self.host.between_steps(closing=True)
         except Exception:

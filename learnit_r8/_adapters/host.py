@@ -42,10 +42,6 @@ class Host(Protocol):
     def rates(self) -> Rates:
         """The learning rates: ``own`` is the user's own for the batch in hand, `Rates.after` that of a later step."""
 
-    @property
-    def next_step(self) -> int:
-        """The step that a batch drawn now will be."""
-
     def join(self, member: Member) -> None:
         """Let an adapter hold batches and losses back."""
 

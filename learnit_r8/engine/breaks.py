@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..guard.monitor import MOST_SUSPICION
 from . import refusal, run_state
-from .rates import cool_down
+from .rates.cool_down import begin_cool_down
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -52,14 +52,14 @@ def start(run: Engine) -> None:
     if run.saver is not None and callbacks.save is None and callbacks.load is None and run.pace.step:
         run.announcer.warn_once("no model", NO_MODEL.format(run.pace.step))
     # Last, so that an interrupted start is repeated.
-    run._has_started = True
+    run.emitter.has_started = True
 
 
 def answer_requests(run: Engine) -> None:
     """Carry out what other threads, signals and files have asked for."""
     run.requests.answer(
         functools.partial(run_state.save_as_asked, run),
-        cool_down=functools.partial(cool_down.begin, run),
+        cool_down=functools.partial(begin_cool_down, run),
         waited=run.emitter.leave_out,
     )
 
@@ -102,4 +102,4 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
 def _settle_open(run: Engine) -> None:
     """End what is under way, as the run is left."""
     with run.turns.take("close", run.pace.step, is_changing=True):
-        run.controller.settle_open(step=run.pace.step)
+        run.controller.inquiry.settle_open(step=run.pace.step)

@@ -37,6 +37,7 @@ class EventEmitter:
 
     Attributes:
         data_seconds: Time spent waiting for data since the last step.
+        has_started: Whether the start of the run is over, of which `run_started` is a part.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class EventEmitter:
         self._own = 0.0
         self._since = clock()
         self._batch: Batch | None = None
-        self._has_started = False
+        self.has_started = False
         self._surveyor: Surveyor | None = None
         self._surveyed_step = self._ended_step = -1
 
@@ -78,7 +79,6 @@ class EventEmitter:
 
     def run_started(self, *, settings: Mapping[str, str], schedule: Schedule, **facts: Any) -> None:
         """Emit `RunStarted`: the first batch of this process is about to be drawn."""
-        self._has_started = True
         if self._announcer.is_heard:
             here = {**versions(), "machine": platform.node(), "process": str(os.getpid())}
             self._announcer.tell(
@@ -87,7 +87,7 @@ class EventEmitter:
 
     def lr_planned(self, schedule: Schedule) -> None:
         """Emit `LrPlanned`: the schedule has changed. Before the run has started, nothing: `RunStarted` will tell."""
-        if self._announcer.is_heard and self._has_started:
+        if self._announcer.is_heard and self.has_started:
             self._announcer.tell(events.LrPlanned, lr_plan=sample_rates(schedule))
 
     def step_done(

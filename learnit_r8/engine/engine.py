@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .._validation import shortened
 from ..guard.verdict import GOOD
 from ..sampling.chunk import Batch
 from ..sampling.tally import Tally
@@ -94,11 +95,10 @@ class Engine:
         # One thread at a time takes backups and writes checkpoints; others that draw meanwhile wait for it.
         self._saving = threading.RLock()
         self._epoch_ended = False
-        self._has_started = False
         self.open_ticket: Ticket | None = None
         self.feed = None if parts.feed is None else Feed(self, parts.plan, parts.feed)  # type: ignore[arg-type]
         if self.feed is not None:
-            self.controller.let_probe(False)
+            self.controller.experiment.let_probe(False)
         self.table.learner.hold_back(self)
 
     def join(self, member: membership.Member) -> None:
@@ -264,7 +264,7 @@ class Engine:
             if self.announcer.wants_surveys:
                 self.emitter.between_steps(self.pace.epoch, epoch_ended=False)
             return
-        if not self._has_started:
+        if not self.emitter.has_started:
             breaks.start(self)
         if self.requests.is_pending:
             breaks.answer_requests(self)
@@ -293,6 +293,11 @@ class Engine:
         predictions: Any = None,
     ) -> Outcome:
         """Report the loss of a batch; see `R8Scheduler.report`."""
+        if type(ticket) is not Ticket:
+            raise TypeError(
+                f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give "
+                "the losses to update_with_loss()."
+            )
         return self._report(ticket, loss, part_size, grad_norm, skipped, predictions)
 
     def _report(
@@ -303,7 +308,7 @@ class Engine:
             self.emitter.start_timing()
         while True:
             judged = step.judge(self, ticket, loss, part_size, grad_norm, skipped, predictions)
-            number, losses, (chunk, slot, state), _, _, _, _, _, lr, _, _, is_plain = judged
+            number, losses, (chunk, slot, state), _, _, _, _, _, lr, _, is_plain = judged
             if not is_plain:
                 outcome = refusal.report_in_turn(self, ticket, step.Judged(*judged))
                 if outcome is not None:
@@ -362,11 +367,6 @@ class Engine:
     def draw_epoch(self) -> list[Ticket]:
         """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
         return draws.rest_of_epoch(self)
-
-    @property
-    def next_step(self) -> int:
-        """The step that a batch drawn now will have."""
-        return self.pace.next_step
 
     def discard(self, ticket: Ticket, *, is_missed: bool = False) -> None:
         """Count a batch whose training was undone before its loss was judged: a step that nothing is learned from.

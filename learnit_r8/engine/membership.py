@@ -102,6 +102,8 @@ def _facts(run: Engine) -> dict[str, Any]:
         "load_callback": callbacks.load is not None,
         "state_callback": callbacks.state is not None,
         "backup_every": run.persistence.backup_timer.when,
+        # Only the default takes early backups, though others may be as far apart later.
+        "whether backup_every is given": not run.persistence.backup_timer.is_usual,
         "checkpoint_dir": run.saver is not None,
         "global_step": run.pace.step,
     }

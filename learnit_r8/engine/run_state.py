@@ -203,7 +203,7 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
         run.announcer.warn_once(
             "seed", f"the resumed run keeps the seed of the saved one, {run.plan.seed}; the given seed is ignored."
         )
-    if run._has_started:
+    if run.emitter.has_started:
         tell_loaded(run)
 
 

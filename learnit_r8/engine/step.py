@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .._validation import shortened
 from ..guard.monitor import MOST_SUSPICION, Memory
 from ..guard.verdict import GOOD, Verdict
 from ..recovery.lineage import LOOK_MASK
@@ -19,6 +18,7 @@ from ..table.labels.predictions import PredictionRows
 from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, check_signs, read_loss, read_number
 
 if TYPE_CHECKING:
+    from ..table.storage import SampleStorage
     from .engine import Engine
 
 
@@ -39,8 +39,7 @@ class Judged(NamedTuple):
         verdict: The guard's verdict.
         memory: What the sentry remembers after it.
         lr: The scheduled learning rate after it.
-        is_calm: Whether the guard suspects nothing, where recovery asks.
-        suspicion: How close the guard is to refusing after it; NaN unless somebody listens.
+        suspicion: How close the guard is to refusing after it; NaN unless somebody asks.
         is_plain: Whether it is good, and there is no trouble.
     """
 
@@ -53,7 +52,6 @@ class Judged(NamedTuple):
     verdict: Verdict
     memory: Memory
     lr: float
-    is_calm: bool
     suspicion: float
     is_plain: bool
 
@@ -64,124 +62,58 @@ class Judged(NamedTuple):
         return Reading(mean, means, self.kind, lowest, predictions)
 
 
-Fields: TypeAlias = tuple[int, Any, Place, Numbers, int, float, Verdict, Memory, float, bool, float, bool]
+Fields: TypeAlias = tuple[int, Any, Place, Numbers, int, float, Verdict, Memory, float, float, bool]
 """Those of `Judged`, as a plain tuple, which CPython 3.11 makes and unpacks several times faster."""
 
 
 def judge(
     run: Engine, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
 ) -> Fields:
-    """Read a loss and judge it; asks guard and schedule, and changes nothing. See `R8Scheduler.report`.
-
-    In this order: whether the batch is out, the loss and its kind, what the table expects of it, the verdict, the next
-    rate, and whether this is an ordinary step. What short calls would say stands here itself, as each costs 1 %.
-    """
-    if type(ticket) is not Ticket:
-        raise TypeError(
-            f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give the "
-            "losses to update_with_loss()."
-        )
-    _, epoch, indices, rate, _, _, (chunk, slot, _) = ticket
-    table, sentry, pace, controller = run.table, run.sentry, run.pace, run.controller
-    step, losses, state = pace.step, sentry._losses, chunk.states[slot]
+    """Read a loss and judge it; asks guard and schedule, and changes nothing. See `R8Scheduler.report`."""
+    _, epoch, _, rate, _, _, (chunk, slot, _) = ticket
+    table, sentry, pace, controller, rates = run.table, run.sentry, run.pace, run.controller, run.rates
+    step, losses, state, storage = pace.step, sentry._losses, chunk.states[slot], table.storage
     # As `Batch.is_out` says, without its call: this is asked at every step.
-    if not (slot < chunk.drawn if state == OPEN else state == OUT_AGAIN) or chunk.table is not table:
-        _refuse_ticket(run, ticket)
-    if run.turns.busy is not None:
-        _refuse_restoring(run, ticket)
-    storage, is_drawn = table.storage, run.feed is None
-    means: Any
-    if type(loss) is float and part_size is None and is_drawn:
-        # As `read_loss` does, without its call.
-        mean, means, kind, lowest, rows = loss, loss, WHOLE_BATCH, loss, None
+    is_out = (slot < chunk.drawn if state == OPEN else state == OUT_AGAIN) and chunk.table is table
+    if not is_out or run.turns.busy is not None:
+        _check_out(run, ticket, is_out=is_out)
+    numbers: Numbers
+    if type(loss) is float and storage.part_size == WHOLE_BATCH and part_size is predictions is run.feed is None:
+        # What `_read` says of nearly all losses, without its call.
+        numbers, kind = (loss, loss, loss, None), WHOLE_BATCH
     else:
-        reading = read_loss(loss, len(indices), part_size) if is_drawn else chunk.read(loss)  # type: ignore[attr-defined]
-        mean, means, kind, lowest, rows = reading
-    if is_drawn and storage.part_size == EXACT and len(indices) == 1:
-        # The loss of a single sample, without its dimension.
-        means, kind = np.atleast_1d(means), EXACT
-    if grad_norm is not None:
-        grad_norm = read_number("grad_norm", grad_norm)
-    if storage.is_single:
-        kind = EXACT
-    is_plain = kind == storage.part_size
-    if not is_plain and is_drawn:
-        check_kind(kind, storage.part_size)
-        if kind == EXACT:
-            check_signs(means)
-    if predictions is not None and storage.num_samples:
-        rows = storage.evidence.checked(predictions, np.size(means), kind)
+        numbers, kind = _read(run, ticket, loss, part_size, predictions)
+    place, grad_norm = (chunk, slot, state), None if grad_norm is None else read_number("grad_norm", grad_norm)
     if epoch < 0:
-        return _judge_alone(run, (chunk, slot, state), (mean, means, lowest, rows), kind)
-    expected, typical = chunk.expected[slot], chunk.typical
-    # As `LossLearner.with_trend` says, without two calls.
-    if kind != EXACT and storage.estimator == "relative":
-        trend = storage.batch_trend.value
-        if storage.are_offsets:
-            expected, typical = expected + trend, typical + trend
-        else:
-            expected, typical = expected * trend, typical * trend
-    predicted, is_usual = expected, True
-    if expected < typical and kind != EXACT:
-        # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
-        predicted, is_usual = typical, chunk.sweep >= 0
-    is_quiet = controller.is_quiet
-    # The guard hears the rate of the step that it judges, before recovery lowers it.
-    judged_rate = run.rates.own
-    if judged_rate is None:
-        judged_rate = rate if is_quiet else run.rates.scheduled(pace.progress_at(ticket.step))
-    if not is_quiet and controller.experiment.tests(ticket):
-        # What counts is whether the weights are sound, and a norm shows that, too.
-        mean = mean if grad_norm is None or math.isfinite(grad_norm) else math.nan
-        verdict, memory = Verdict.PROBED, sentry.present
+        return _judge_alone(run, place, numbers, kind)
+    expected, predicted, typical, is_usual = _expect(storage, chunk, slot, kind)
+    is_quiet, rate = controller.is_quiet, rate if rates.own is None else rates.own
+    if is_quiet and not controller.is_early:
+        verdict, memory = sentry.judge(numbers[0], predicted, typical, rate, grad_norm, skipped, is_usual)
     else:
-        verdict, memory = sentry.judge(mean, predicted, typical, judged_rate, grad_norm, skipped, is_usual)
-        if controller.is_early and verdict is GOOD and _is_early_trouble(run, mean, state):
-            verdict, memory = Verdict.EARLY, sentry.present
-    steps, rates = pace.budget.steps, run.rates
+        report = predicted, typical, rate, grad_norm, skipped, is_usual
+        numbers, verdict, memory = _judge_closely(run, ticket, numbers, report)
+    suspicion = math.nan
+    if controller.lineage.updates & LOOK_MASK == LOOK_MASK or run.announcer.is_heard:
+        suspicion = sentry.suspicion_of(memory)
+    is_known = kind == storage.part_size and (numbers[2] >= 0 or storage.are_offsets)
+    is_alone = is_quiet and not controller.quarantine.is_watching and chunk.sweep == run.plan._planner.num_sweeps
+    is_plain, steps = is_known and is_alone and verdict is GOOD, pace.budget.steps
     if type(rates.schedule) is Kept:
         # Whatever the progress, which need not be known.
         lr = 1.0
     else:
         progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
-        last, lr = rates.last
-        if progress != last:
-            lr = rates.scheduled(progress)
-    is_plain = (
-        is_plain
-        and is_quiet
-        and verdict is GOOD
-        and (lowest >= 0 or storage.are_offsets)
-        and chunk.sweep == run.plan._planner.num_sweeps
-        and not controller.quarantine.is_watching
-    )
-    is_calm, suspicion = True, math.nan
-    if controller.lineage.updates & LOOK_MASK == LOOK_MASK:
-        is_calm = sentry.suspicion_of(memory) < 2 * MOST_SUSPICION
-    if run.announcer.is_heard:
-        suspicion = sentry.suspicion_of(memory)
-    return (
-        step, losses, (chunk, slot, state), (mean, means, lowest, rows), kind, expected, verdict, memory, lr, is_calm,
-        suspicion, is_plain,
-    )  # fmt: skip
+        lr = rates.last[1] if progress == rates.last[0] else rates.scheduled(progress)
+    return step, losses, place, numbers, kind, expected, verdict, memory, lr, suspicion, is_plain
 
 
-def _judge_alone(run: Engine, place: Place, numbers: Numbers, kind: int) -> Fields:
-    """Judge a loss of the search for a rate, which no other loss says anything about."""
-    sentry, nan = run.sentry, math.nan
-    _, verdict = sentry.guard.judge(sentry.guard.begin(), numbers[0])
-    return run.pace.step, sentry._losses, place, numbers, kind, nan, verdict, sentry.present, nan, True, nan, False
-
-
-def _is_early_trouble(run: Engine, mean: float, state: int) -> bool:
-    """Whether a loss at the start of a run, which the guard lets pass, is to be looked into."""
-    # A batch that comes again was looked into the first time.
-    return run.controller.is_suspicious(mean) and (state == OPEN or run.controller.is_far(mean))
-
-
-def _refuse_ticket(run: Engine, ticket: Ticket) -> None:
-    """Raise RuntimeError for a ticket that is not out."""
-    _refuse_restoring(run, ticket)
+def _check_out(run: Engine, ticket: Ticket, *, is_out: bool) -> None:
+    """Raise RuntimeError for a ticket that is not out, or that the load callback reports."""
+    if run.persistence.is_restoring and run.turns.is_mine:
+        raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
+    if is_out:
+        return
     if run.turns.busy is not None:
         # What another call is doing with it, or has left half done, is the reason.
         run.turns.wait("report", run.pace.step)
@@ -190,9 +122,69 @@ def _refuse_ticket(run: Engine, ticket: Ticket) -> None:
     )
 
 
-def _refuse_restoring(run: Engine, ticket: Ticket) -> None:
-    if run.persistence.is_restoring and run.turns.is_mine:
-        raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
+def _read(run: Engine, ticket: Ticket, loss: Any, part_size: int | None, predictions: Any) -> tuple[Numbers, int]:
+    """Read a loss: `Judged.numbers` and `Judged.kind`."""
+    storage, is_drawn, count = run.table.storage, run.feed is None, len(ticket.indices)
+    chunk: Any = ticket.batch.chunk
+    mean, means, kind, lowest, rows = read_loss(loss, count, part_size) if is_drawn else chunk.read(loss)
+    if storage.is_single or (is_drawn and storage.part_size == EXACT and count == 1):
+        # The loss of a single sample, without its dimension.
+        kind, means = EXACT, means if storage.is_single else np.atleast_1d(means)
+    if is_drawn and kind != storage.part_size:
+        check_kind(kind, storage.part_size)
+        if kind == EXACT:
+            check_signs(means)
+    if predictions is not None and storage.num_samples:
+        rows = storage.evidence.checked(predictions, np.size(means), kind)
+    return (mean, means, lowest, rows), kind
+
+
+def _expect(storage: SampleStorage, chunk: Chunk, slot: int, kind: int) -> tuple[float, float, float, bool]:
+    """The loss that the table expects, what the guard is told of it, that of a typical batch; whether it is usual."""
+    expected, typical = chunk.expected[slot], chunk.typical
+    if kind == EXACT:
+        return expected, expected, typical, True
+    if storage.estimator == "relative":
+        # As `LossLearner.with_trend` says, without two calls.
+        trend = storage.batch_trend.value
+        if storage.are_offsets:
+            expected, typical = expected + trend, typical + trend
+        else:
+            expected, typical = expected * trend, typical * trend
+    if expected < typical:
+        # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
+        return expected, typical, typical, chunk.sweep >= 0
+    return expected, expected, typical, True
+
+
+def _judge_alone(run: Engine, place: Place, numbers: Numbers, kind: int) -> Fields:
+    """Judge a loss of the search for a rate, which no other loss says anything about."""
+    sentry, nan = run.sentry, math.nan
+    _, verdict = sentry.guard.judge(sentry.guard.begin(), numbers[0])
+    return run.pace.step, sentry._losses, place, numbers, kind, nan, verdict, sentry.present, nan, nan, False
+
+
+def _judge_closely(
+    run: Engine, ticket: Ticket, numbers: Numbers, report: tuple[float, float, float, float | None, bool, bool]
+) -> tuple[Numbers, Verdict, Memory]:
+    """Judge a loss at the start of the run or while recovery is at work; ``report``: what `Sentry.judge` takes."""
+    controller, sentry, (chunk, slot, _) = run.controller, run.sentry, ticket.batch
+    predicted, typical, lr, grad_norm, skipped, is_usual = report
+    if not controller.is_quiet and controller.experiment.tests(ticket):
+        if grad_norm is not None and not math.isfinite(grad_norm):
+            # What counts is whether the weights are sound, and a norm shows that, too.
+            numbers = (math.nan, *numbers[1:])
+        return numbers, Verdict.PROBED, sentry.present
+    if not controller.is_quiet and run.rates.own is None:
+        # The guard hears the rate of the step that it judges, before recovery lowers it.
+        lr = run.rates.scheduled(run.pace.progress_at(ticket.step))
+    mean = numbers[0]
+    verdict, memory = sentry.judge(mean, predicted, typical, lr, grad_norm, skipped, is_usual)
+    is_early = controller.is_early and verdict is GOOD and controller.is_suspicious(mean)
+    # A batch that comes again was looked into the first time.
+    if is_early and (chunk.states[slot] == OPEN or controller.is_far(mean)):
+        return numbers, Verdict.EARLY, sentry.present
+    return numbers, verdict, memory
 
 
 def learn(run: Engine, ticket: Ticket, judged: Fields) -> Tally | None:
@@ -201,7 +193,7 @@ def learn(run: Engine, ticket: Ticket, judged: Fields) -> Tally | None:
     Returns:
         The tally of the epoch, if it has ended with this step.
     """
-    _, _, (chunk, slot, _), numbers, kind, _, verdict, memory, lr, is_calm, _, is_plain = judged
+    _, _, (chunk, slot, _), numbers, kind, _, verdict, memory, lr, suspicion, is_plain = judged
     mean, means, lowest, predictions = numbers
     reported, table, pace, storage = mean, run.table, run.pace, run.table.storage
     trend, tally, ended = storage.batch_trend, run._tally, None
@@ -221,7 +213,7 @@ def learn(run: Engine, ticket: Ticket, judged: Fields) -> Tally | None:
     tally.num_good += 1
     tally.total += reported
     tally.samples += len(ticket.indices)
-    run.controller.accepted(reported, ticket, lr, is_calm)
+    run.controller.accepted(reported, ticket, lr, not suspicion >= 2 * MOST_SUSPICION)
     if pace.budget.steps is None:
         pace.begin_break()
     if not pace.step % run.plan.steps_per_pass:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..engine import Engine
 
 
-def check(run: Engine, span: Span | None) -> Span:
+def check_cool_down(run: Engine, span: Span | None) -> Span:
     """The span of a cool-down that is about to be asked for; None stands for the rule's share of the whole run.
 
     Raises:
@@ -22,12 +22,12 @@ def check(run: Engine, span: Span | None) -> Span:
     pace = run.pace
     if pace.is_over:
         raise RuntimeError(f"cool_down() was called at step {pace.step} of a run that is over.")
-    span = Span("share", pace.rule.share) if span is None else span
+    span = span or run.requests.default_span
     pace.with_cool_down(span, run.rates.scheduled(pace.progress_at(pace.step)))
     return span
 
 
-def branch(run: Engine, span: Span, step: int) -> None:
+def begin_branch(run: Engine, span: Span, step: int) -> None:
     """Let a run that was just resumed from a checkpoint of its stable part end with a cool-down.
 
     Raises:
@@ -45,7 +45,7 @@ def branch(run: Engine, span: Span, step: int) -> None:
     run.persistence.wake()
 
 
-def begin(run: Engine, span: Span, source: str) -> None:
+def begin_cool_down(run: Engine, span: Span, source: str) -> None:
     """Let the rate fall from here on, and the run end with it; a notice says so where that is not possible.
 
     Args:

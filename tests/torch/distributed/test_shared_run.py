@@ -511,6 +511,13 @@ def test_a_pause_on_one_rank_pauses_all(way_out):
         ("groups", lambda rank: {"groups": (np.arange(48) + rank) % 3}),
         ("sample_ids", lambda rank: {"sample_ids": [f"{rank}{number}" for number in range(48)]}),
         ("backup_every", lambda rank: {"backup_every": 8 + rank, "state_callback": Weights().get}),
+        (
+            "whether backup_every is given",
+            lambda rank: {
+                "state_callback": Weights().get,
+                "backup_every": [None, backup_timer.usual_interval(6)][rank],
+            },
+        ),
         ("load_callback", lambda rank: {"load_callback": Weights().load} if rank else {}),
     ],
 )
