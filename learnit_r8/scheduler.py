@@ -450,7 +450,7 @@ class R8Scheduler:
             if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
                 self._ended_epoch = True
                 self.host.between_steps()
-                if not (self.pace.is_finished and self.controller.asks_probe):
+                if not (self.pace.is_finished and self.controller.experiment.asks_probe):
                     return
             ticket = host.open_ticket = host.draw_if_any()
             if ticket is None:

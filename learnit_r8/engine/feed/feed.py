@@ -204,17 +204,17 @@ class Feed:
                     self.give_up_open()
                 self.between_steps()
                 samples.tell_quarantined()
-                updates = controller.updates
+                updates = controller.lineage.updates
                 if self._updates > updates and not controller.is_open:
                     batches = self._batches = self._after_restore(source, batches)
                 self._updates = updates
-                if controller.asks_probe and not pace.is_stopped:
+                if controller.experiment.asks_probe and not pace.is_stopped:
                     if not self._has_probe():
                         continue
                     item = self._take_probe()
                 elif self.is_at_end():
                     self.trainer.settle()
-                    if pace.is_stopped or (pace.is_over and not controller.asks_probe):
+                    if pace.is_stopped or (pace.is_over and not controller.experiment.asks_probe):
                         draws.draw_nothing(run)
                         # Within epochs() the time may run out before the first batch.
                         if pace.step == begun and not self._in_epochs:
@@ -246,7 +246,7 @@ class Feed:
     def _begin(self, source: Any) -> Iterator[Any]:
         run, pace, plan = self.run, self.run.pace, self._plan
         self.trainer.before_iteration()
-        run.controller.let_probe(self.settings.keeps_witness)
+        run.controller.experiment.let_probe(self.settings.keeps_witness)
         self._samples.prepare(source)
         resumed = self.take_resumed()
         if resumed is not None:
@@ -446,7 +446,7 @@ class Feed:
         is_kept = asked is not None and all(item is not None for item in asked.witness)
         is_kept = all(each[0] for each in self.run.agreement.gather([is_kept]))
         if not is_kept:
-            self.run.controller.let_probe(False)
+            self.run.controller.experiment.let_probe(False)
         return is_kept
 
     def _take_probe(self) -> Any:
@@ -495,7 +495,7 @@ class Feed:
         run, pace = self.run, self.run.pace
         if pace.budget.passes is not None and not (self._num_iterations or self.num_passes):
             run.announcer.warn_once("endless", ENDLESS)
-        run.controller.let_probe(False)
+        run.controller.experiment.let_probe(False)
         run.requests.stay_within(None)
         self.trainer.before_iteration()
         self._resume_alone()
@@ -533,7 +533,7 @@ class Feed:
             )
         self._resume_alone()
         if not self.has_asked:
-            run.controller.let_probe(False)
+            run.controller.experiment.let_probe(False)
             self.trainer.between_steps()
         self.has_asked = False
         if self.is_at_end():
@@ -640,9 +640,9 @@ class Feed:
 
     def _after_restore(self, source: Any, batches: Iterator[Any]) -> Iterator[Any]:
         """The iterator to go on with, now that the model was restored."""
-        run, undone = self.run, self._updates - self.run.controller.updates
+        run, undone = self.run, self._updates - self.run.controller.lineage.updates
         backup = run.backup.newest
-        moment = None if backup is None or backup.updates != run.controller.updates else backup.moment
+        moment = None if backup is None or backup.updates != run.controller.lineage.updates else backup.moment
         saved = None if moment is None or moment.state is None else moment.state["plan"]
         again = None
         if self.settings.after_restore == "again" and saved is not None:

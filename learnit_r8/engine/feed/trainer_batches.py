@@ -53,7 +53,7 @@ class TrainerBatches:
         feed = self._feed
         run = feed.run
         feed.give_up_open()
-        run.controller.let_probe(False)
+        run.controller.experiment.let_probe(False)
         run.requests.stay_within(scope)
         feed.trainer.before_iteration()
         if not self._sets_generators:
