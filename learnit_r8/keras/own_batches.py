@@ -11,7 +11,7 @@ import numpy as np
 from ..triggers import Condition
 from .devices import check_devices, say_devices
 from .examiner import keep_model
-from .fit.frame import local_of_fit, scope_of_fit
+from .fit_frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
 from .pipeline import has_stage
 from .rate_factor import RateFactor

@@ -10,9 +10,8 @@ from ..dashboard.render.svg import sparkline
 from ..dashboard.text import number
 from ..table.labels.suspects import Suspects
 from .charts import text
-from .confusion import Confusion
+from .confusion import confusion_table
 from .pictures import data_address
-from .style import wide_table
 
 if TYPE_CHECKING:
     from .data import ReportData, Row
@@ -121,19 +120,3 @@ def _labels(row: Row) -> str:
         return given
     votes = f' title="predicted at {row.votes:,} visits or more"' if row.votes else ""
     return f'{given} → <span class="better"{votes}>{text(row.suggested, 40)}</span>'
-
-
-def confusion_table(confusion: Confusion, instead: str = "should be") -> str:
-    """The counts as a table: a row for each label given, a column for each suggested; darker for more."""
-    most = max(1, int(confusion.counts.max()))
-    rows = (
-        f"<tr><th>{text(label, 20)}</th>{''.join(_counts(row.tolist(), most))}</tr>"
-        for label, row in zip(confusion.labels, confusion.counts, strict=True)
-    )
-    return wide_table("matrix", (f"given ↓ {instead} →", *(text(label, 20) for label in confusion.labels)), rows)
-
-
-def _counts(row: list[int], most: int) -> Iterator[str]:
-    for count in row:
-        shade = 5 * -(-10 * count // most)
-        yield f'<td class="shade{shade}">{count:,}</td>' if count else '<td class="none">·</td>'
