@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..dashboard.render.svg import sparkline
 from ..dashboard.text import number
-from ..table.labels.suspects import Suspects
 from .charts import text
 from .confusion import confusion_table
 from .pictures import data_address
@@ -90,15 +89,11 @@ def gallery_of(data: ReportData, look: Look) -> Iterator[tuple[str, str, str]]:
             f"{first} by mean loss. This is an order and no verdict: no sample is called mislabelled.",
         )
         return
-    total = _number(data.verdict)
+    total = 0 if data.verdict is None else len(data.verdict.indices)
     yield "Labels to look at", body, f"{first} of {total:,} samples that look mislabelled, most suspect first."
     if data.confusion is not None:
         note = "Samples that look mislabelled, by the label they have and the one that was predicted most."
         yield "Which labels are confused", confusion_table(data.confusion), note
-
-
-def _number(verdict: Suspects | None) -> int:
-    return 0 if verdict is None else len(verdict.indices)
 
 
 def card_text(card: Card) -> str:
