@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import time
 
 import pytest
@@ -10,13 +11,21 @@ from hypothesis import HealthCheck, Phase, settings
 # Small models are not worth threads; read when jax is first imported.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
-# Hundreds of tests start a program, which would compile the whole package anew: half of its time.
+# Hundreds of tests start a program, which would compile the whole package anew: half of its time. So would each worker
+# rewrite the assertions of all tests, ten seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 pytest.register_assert_rewrite("tests.common")
 
 # What an import makes is no garbage: to look for some takes a third of the time in which the tests are collected.
 gc.disable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """``-n auto``: one more than there are cores, as many tests wait for programs on terminals."""
+    return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True, scope="session")

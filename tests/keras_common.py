@@ -37,7 +37,8 @@ def classifier(*, loss=CROSS_ENTROPY, dropout=0.0, optimizer=None, **compile_arg
     keras.utils.set_random_seed(0)
     layers = [keras.Input((64,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dropout(dropout)]
     model = keras.Sequential([*layers, keras.layers.Dense(10, dtype="float32")])
-    model.compile(optimizer or keras.optimizers.Adam(0.01), loss, **compile_arguments)
+    # Momentum is state as well, in a graph of half the size of Adam's.
+    model.compile(optimizer or keras.optimizers.SGD(0.01, momentum=0.9), loss, **compile_arguments)
     return model
 
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
 from .dataset import R8Dataset
 from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
-from .examiner import Examiner
+from .examiner import keep_model
 from .fit.arguments import check_fit
 from .fit.frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
@@ -90,20 +89,12 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             self._wire(model)
 
     def _wire(self, model: Any) -> None:
-        keeps_rates = self._prefetch.r8.keeps_rates
-        _check_model(model, keeps_rates=keeps_rates)
-        host = self._prefetch.r8.host
-        # Compiled again: what was kept is of another optimizer.
-        is_other = self._state is not None and not self._state.is_of(model, model.optimizer)
-        if self._state is None or is_other:
-            self._state = ModelState(model, keeps_rates=keeps_rates)
-        state = self._state
-        examiner = Examiner(model, state, lambda: self.dataset.rows_of(self._indices))
-        host.adopt(
-            Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect),
+        r8 = self._prefetch.r8
+        _check_model(model, keeps_rates=r8.keeps_rates)
+        self._state = keep_model(
+            r8, self._state, model, [model.optimizer], lambda: self.dataset.rows_of(self._indices),
             backup_every=self._backup_every,
-            is_other=is_other,
-        )
+        )  # fmt: skip
 
     def set_model(self, model: Any) -> None:
         """Take the model; Keras calls it as a ``fit`` begins."""

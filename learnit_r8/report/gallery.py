@@ -12,11 +12,11 @@ from ..table.labels.suspects import Suspects
 from .charts import text
 from .confusion import Confusion
 from .pictures import data_address
+from .style import wide_table
 
 if TYPE_CHECKING:
     from .data import ReportData, Row
 
-SHOWN = 48
 MOST_TOTAL = 2**21
 """Most bytes of pictures in a page; samples beyond go without."""
 
@@ -126,13 +126,11 @@ def _labels(row: Row) -> str:
 def confusion_table(confusion: Confusion, instead: str = "should be") -> str:
     """The counts as a table: a row for each label given, a column for each suggested; darker for more."""
     most = max(1, int(confusion.counts.max()))
-    head = "".join(f"<th>{text(label, 20)}</th>" for label in confusion.labels)
-    rows = "".join(
+    rows = (
         f"<tr><th>{text(label, 20)}</th>{''.join(_counts(row.tolist(), most))}</tr>"
         for label, row in zip(confusion.labels, confusion.counts, strict=True)
     )
-    table = f'<table class="matrix"><thead><tr><th>given ↓ {instead} →</th>{head}</tr></thead>{rows}</table>'
-    return f'<div class="wide">{table}</div>'
+    return wide_table("matrix", (f"given ↓ {instead} →", *(text(label, 20) for label in confusion.labels)), rows)
 
 
 def _counts(row: list[int], most: int) -> Iterator[str]:

@@ -12,7 +12,6 @@ from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import shortened, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators
-from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import suggest_settings
 from ..sampling.random_generators import random_state, set_random_state
 from .adapter import Adapter
@@ -26,7 +25,7 @@ from .flight.hand import Hand
 from .own_loop.also import AlsoPart, networks_of, read_also
 from .own_loop.loader_adapter import LoaderAdapter
 from .prepared import plain_model, plain_optimizer
-from .state import ModelState
+from .state import ModelState, copies_of
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -329,9 +328,7 @@ def _adopt(
         state.save, state.load, state.read, collect if state.is_spread else None, generators, examiner.examine,
         examiner.collect,
     )  # fmt: skip
-    is_on_device = any(each.is_cuda for each in model.parameters())
-    copies: Any = {"clone": copy_to_host, "copy_into": copy_to_host_into} if is_on_device else {}
-    r8.host.adopt(callbacks, witness_size=accumulate, **copies)
+    r8.host.adopt(callbacks, witness_size=accumulate, **copies_of(model))
 
 
 def _hand_of(r8: R8Scheduler) -> Hand:

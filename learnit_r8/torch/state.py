@@ -12,6 +12,7 @@ from ..checkpoint import tensors
 from ..checkpoint.shared_memory import ResumedState
 from ..checkpoint.state_fit import fill
 from ..checkpoint.state_form import leave_out
+from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..events.caller import warn
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from . import serialization
@@ -235,6 +236,12 @@ class ModelState:
         if self._generators is not None:
             set_random_state(self._generators)
             self._generators = None
+
+
+def copies_of(model: torch.nn.Module) -> dict[str, Any]:
+    """The functions that `R8Scheduler` is to copy a model's states with; none for a model in main memory."""
+    is_on_device = any(each.is_cuda for each in model.parameters())
+    return {"clone": copy_to_host, "copy_into": copy_to_host_into} if is_on_device else {}
 
 
 def _options_of(optimizer: Any) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..schedules.budget import batches_of
 from .scheduler_state import ALONG
 
 NOT_A_CHECKPOINT = (
@@ -32,15 +33,14 @@ def budget_of(args: Any, num_samples: int, batch_size: int, *, drops: bool) -> d
         drops: Whether an epoch leaves out a last batch that is smaller.
     """
     num_batches = num_samples // batch_size if drops else -(-num_samples // batch_size)
-    per_epoch = max(1, -(-num_batches // args.gradient_accumulation_steps))
+    per_epoch = -(-num_batches // args.gradient_accumulation_steps)
     if args.max_steps > 0:
         updates = args.max_steps
     elif float(args.num_train_epochs).is_integer():
         return {"num_epochs": int(args.num_train_epochs)}
     else:
         updates = math.ceil(args.num_train_epochs * per_epoch)
-    whole, rest = divmod(updates, per_epoch)
-    return {"num_steps": whole * num_batches + min(rest * args.gradient_accumulation_steps, num_batches)}
+    return {"num_steps": batches_of(updates, num_batches, args.gradient_accumulation_steps)}
 
 
 def check_sampling(trainer: Any) -> None:

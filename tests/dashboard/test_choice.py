@@ -1,12 +1,29 @@
+"""Whether a process shows the screen or plain lines, by its environment."""
+
+import pytest
+
 from learnit_r8.dashboard import choice
-from tests.drive import make, train
+
+SCREEN = {"TERM": "xterm"}
 
 
-def test_plain_without_a_terminal(capsys):
-    """Under a test runner, a pipe or a batch job there are lines and no reason is given."""
-    with make(use_curses=True) as r8:
-        train(r8)
-    err = capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("environ", "why"),
+    [
+        (SCREEN, ""),
+        ({}, "TERM is None"),
+        ({"TERM": "dumb"}, "TERM is 'dumb'"),
+        (SCREEN | {"CI": "1"}, "CI is set"),
+        (SCREEN | {"CI": "false"}, ""),
+        (SCREEN | {"RANK": "1"}, "another rank has the screen"),
+        (SCREEN | {"RANK": "0"}, ""),
+        (SCREEN | {"R8_UI": "plain"}, "R8_UI=plain"),
+        (SCREEN | {"R8_UI": "screen", "CI": "1", "RANK": "1"}, ""),
+    ],
+)
+def test_where_a_screen_is_not_wanted_there_are_lines(environ, why, monkeypatch):
+    """The reason names what is in the way; R8_UI decides under CI and on other ranks."""
+    monkeypatch.setattr(choice, "_is_terminal", lambda stream, descriptor: True)
+    monkeypatch.setattr(choice, "is_in_background", lambda: False)
 
-    assert "no screen" not in err
-    assert choice.why_plain({"TERM": "xterm"}) == "standard input or output is no terminal"
+    assert choice.why_plain(environ) == why

@@ -36,17 +36,17 @@ def test_growing_run_is_followed(tmp_path):
 
 def test_long_run_is_drawn_at_a_glance_and_then_read(tmp_path):
     """A selection of a long journal is shown at once, and replaced when all of it was read."""
-    folder_with(tmp_path, STARTED, *(steps(number) for number in range(5, 100_000, 5)), steps(100_000))
+    folder_with(tmp_path, STARTED, *(steps(number) for number in range(5, 50_000, 5)), steps(50_000))
     watch = Watch(tmp_path, wall=lambda: 1000.0)
     glance = watch.view
-    assert (glance.run, glance.step) == (STARTED, 100_000)
+    assert (glance.run, glance.step) == (STARTED, 50_000)
     assert watch.scene().said.startswith("reading all of it, ")
     watch._loader.join(60)
-    folder_with(tmp_path, steps(100_005))
+    folder_with(tmp_path, steps(50_005))
     fold(watch)
 
     assert watch.view is not glance
-    assert (watch.view.step, watch.scene().said) == (100_005, "")
+    assert (watch.view.step, watch.scene().said) == (50_005, "")
     assert len(watch.view.recent) > len(glance.recent) // 2
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.fuzz.targets import TARGETS, read_in_time
 
 CORPUS = [json.loads(line) for line in Path(__file__).with_name("corpus.jsonl").read_text().splitlines()]
-NUM_BRIEF = {"requests": 800, "journals": 300, "checkpoints": 300, "settings": 800, "generations": 300, "records": 300}
+NUM_BRIEF = {"requests": 400, "journals": 150, "checkpoints": 150, "settings": 400, "generations": 150, "records": 150}
 NUM_LONG = {
     "requests": 25_000, "journals": 15_000, "checkpoints": 15_000, "settings": 25_000, "generations": 10_000,
     "records": 10_000,

@@ -160,16 +160,16 @@ def test_durations_are_short(seconds, text):
 
 def test_preview_shows_the_whole_course(tmp_path):
     """Of a long journal a small part is read at first, in order, from its start to its end."""
-    folder_with(tmp_path, STARTED, *(steps(number) for number in range(1, 20_001)))
+    folder_with(tmp_path, STARTED, *(steps(number) for number in range(1, 10_001)))
     run = Run(tmp_path)
     seen = [record.event.step for record in run.glance()]
 
     assert 500 < len(seen) < 4000
     assert seen == sorted(seen)
-    assert (seen[0], seen[-1]) == (0, 20_000)
-    assert max(np.diff(seen)) < 20_000 / 40
+    assert (seen[0], seen[-1]) == (0, 10_000)
+    assert max(np.diff(seen)) < 10_000 / 40
     assert run.state().word == "stalled"
-    assert len(read(Run(tmp_path))) == 20_001
+    assert len(read(Run(tmp_path))) == 10_001
 
 
 def test_glance_at_a_short_journal_is_all_of_it(tmp_path):

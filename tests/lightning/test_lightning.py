@@ -86,8 +86,7 @@ def test_resumes_twice_with_incidents_before_and_after(tmp_path):
     assert once == twice == whole
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("bad", [4, 5, 6, STEPS - 1])
+@pytest.mark.parametrize(("bad", "accumulate"), [(STEPS - 1, 1), (4, 3), (5, 3), (STEPS - 1, 3)])
 def test_heals(accumulate, bad):
     """A NaN in any place is refused, within an accumulated gradient too, and the training has as many steps."""
     module, r8, _ = fit(module=Digits(bad=[bad]), accumulate_grad_batches=accumulate)

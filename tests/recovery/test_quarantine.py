@@ -41,8 +41,7 @@ def fit(*, exact=False, bad=(BAD,), epochs=12, policy="balanced", model=None, **
     return r8, model, heard, drawn
 
 
-@pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("policy", ["balanced", "shuffle", "quartile"])
+@pytest.mark.parametrize(("exact", "policy"), [(False, "balanced"), (False, "quartile"), (True, "shuffle")])
 def test_one_bad_sample_costs_one_sample(exact, policy):
     """A sample whose loss is never finite is found and not drawn any more; nothing is restored, no rate lowered."""
     r8, model, heard, drawn = fit(exact=exact, policy=policy)
@@ -63,7 +62,7 @@ def test_many_bad_samples(exact, share):
     """Half a percent of bad samples by means, a tenth by their own losses: all are found, no good one, none in vain."""
     count = int(1797 * share)
     bad = np.random.default_rng(0).choice(1797, count, replace=False)
-    r8, model, heard, _ = fit(exact=exact, bad=bad, epochs=20)
+    r8, model, heard, _ = fit(exact=exact, bad=bad, epochs=14)
 
     assert set(r8.table.quarantined.tolist()) <= set(bad.tolist())
     assert len(r8.table.quarantined) > 0.8 * count

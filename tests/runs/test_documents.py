@@ -147,6 +147,7 @@ def test_source_distribution_holds_the_package_and_no_part_of_the_tests(tmp_path
     assert all(f"Python :: 3.{minor}\n" in classifiers for minor in range(10, 15))
 
 
+@pytest.mark.program
 def test_example_finds_the_flipped_labels(tmp_path):
     """suspects() finds at least 80 % of the labels that example.py flips, at a precision of at least 80 %."""
     printed = run([str(ROOT / "example.py"), "--quick"], tmp_path)

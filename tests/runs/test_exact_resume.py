@@ -165,10 +165,10 @@ def test_resume_with_tickets_out_is_exact(run, kind, stop, moves, data):
     same_end(first, second)
 
 
-@pytest.mark.parametrize("kind", ["mean", "vector", "parts"])
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: getattr(policy, "name", policy))
-def test_every_step_of_a_run_can_be_resumed(policy, kind):
+def test_every_step_of_a_run_can_be_resumed(policy):
     """At every single step of one run, with its batch open, the resumed run gives the same batches, rates and table."""
+    kind = ("mean", "vector", "parts")[POLICIES.index(policy) % 3]
     reference = Driver(make(23, batch_size=5, num_epochs=3, policy=policy, clock=FakeClock()), kind)
     states = []
     while reference.r8.pace.next_step < 15:
@@ -183,10 +183,7 @@ def test_every_step_of_a_run_can_be_resumed(policy, kind):
         np.testing.assert_equal(known(resumed.r8), known(reference.r8))
 
 
-@pytest.mark.parametrize(
-    ("opened", "value", "kind"),
-    [(False, NAN, "mean"), (True, NAN, "vector"), (False, INF, "vector"), (True, INF, "mean")],
-)
+@pytest.mark.parametrize(("opened", "value", "kind"), [(False, NAN, "vector"), (True, INF, "mean")])
 def test_every_step_of_a_recovery_can_be_resumed(opened, value, kind):
     """While a recovery is under way, between steps and with a batch out, the resumed run is the same run."""
 

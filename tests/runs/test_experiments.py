@@ -284,8 +284,8 @@ def test_no_checkpoint_while_a_probe_is_open(tmp_path):
     """Between the first probe and what is found no checkpoint is written and no backup taken."""
     task = ToyTask(N)
     _, heard = train(
-        task, damaged=(600,), num_steps=700, checkpoint_dir=tmp_path, checkpoint_every=lambda now: now.steps > 590,
-        save_callback=task.save, backup_every=lambda now: now.steps > 590 or now.steps % 25 == 0,
+        task, damaged=(600,), num_steps=660, checkpoint_dir=tmp_path, checkpoint_every=lambda now: now.steps > 597,
+        save_callback=task.save, backup_every=lambda now: now.steps > 597 or now.steps % 25 == 0,
     )  # fmt: skip
     kinds = heard.of(events.Probed, events.RolledBack, events.CheckpointSaved, events.BackupTaken)
     first = next(n for n, event in enumerate(kinds) if isinstance(event, events.Probed))

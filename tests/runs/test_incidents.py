@@ -112,7 +112,7 @@ def test_one_early_outlier_leaves_nothing_behind(exact):
         return r8, [event.step for event in heard.of(events.BatchRefused)]
 
     clean, _ = run(-1, 1.0)
-    for at, by in [(3, 1e9), (7, 10.0), (25, 50.0), (79, 20.0)]:
+    for at, by in [(3, 1e9), (25, 50.0)] if exact else [(7, 10.0), (79, 20.0)]:
         r8, refused = run(at, by)
 
         assert set(refused) <= {at + 1}

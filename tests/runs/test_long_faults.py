@@ -28,18 +28,17 @@ def steps_of(heard, kind, reason=None):
     return [event.step for event in heard.of(kind) if reason is None or event.reason == reason]
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_slow_decay(seed):
+def test_slow_decay():
     """Weights that are worn down slowly are found damaged, and the state of before comes back."""
     with pytest.warns(RuntimeWarning, match="the weights were damaged"):
-        task, heard = train(steps=1600, decay=0.9, seed=seed)
+        task, heard = train(steps=1600, decay=0.9)
 
     assert heard.of(events.RolledBack)[0].to_step <= 620
     assert task.loss() < 0.2
 
 
 @pytest.mark.filterwarnings("ignore:losses were far too high:RuntimeWarning")
-@pytest.mark.parametrize(("by", "seed"), [(10.0, 0), (100.0, 1), (1000.0, 0)])
+@pytest.mark.parametrize(("by", "seed"), [(10.0, 0), (1000.0, 1)])
 def test_second_explosion(by, seed):
     """After a restore, each further explosion is seen as soon as the first."""
     faults = FaultPlan(lr=range(600, 1400), lr_by=by)

@@ -112,7 +112,7 @@ def test_positions_are_spread_over_all(size, count):
 def test_views_of_a_large_table_copy_a_block_at_a_time(monkeypatch):
     """The hardest and the suspect samples are found in memory that does not grow with the table."""
     in_blocks(monkeypatch)
-    size, rng = 2_000_000, np.random.default_rng(0)
+    size, rng = 1_000_000, np.random.default_rng(0)
     wrong = np.arange(7, size, 100)
     table = SampleTable(size, batch_size=64)
     table.storage.part_size, table.storage.num_seen = EXACT, size

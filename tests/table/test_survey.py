@@ -215,20 +215,20 @@ class SlowHolder:
         self.clock.advance(self.seconds)
 
 
-@pytest.mark.parametrize("cost", [0.0, 0.001, 0.05, 0.3])
+@pytest.mark.parametrize("cost", [0.001, 0.05, 0.3])
 def test_surveys_keep_to_their_share_of_the_time(cost):
     """Surveys come every few seconds, and less often if one takes long: at most 0.5 % of the time."""
     clock, table = FakeClock(), learned()
     surveyor = Surveyor(table, clock=clock)
     table.learner.hold_back(SlowHolder(clock, cost / 2))
     count = 0
-    for second in range(2000):
+    for second in range(1000):
         if surveyor.is_due(second, epoch_ended=False):
             surveyor.survey(float(second), epoch=0, epoch_ended=False)
             count += 1
 
-    assert clock.now <= 0.005 * 2000
-    assert count >= 0.9 * min(2000 / EVERY_SECONDS, 0.005 * 2000 / max(cost, 1e-9) - 1)
+    assert clock.now <= 0.005 * 1000
+    assert count >= 0.9 * min(1000 / EVERY_SECONDS, 0.005 * 1000 / cost - 1)
 
 
 def test_end_of_an_epoch_comes_first():

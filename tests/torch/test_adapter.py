@@ -152,10 +152,9 @@ def test_nan_heals(nan_at, order):
 
 
 @RESTORES
-@pytest.mark.parametrize("order", ["step", "report, backward", "backward, report"])
-def test_nan_heals_with_workers(order):
-    """The same with 4 workers that hold 16 batches."""
-    check_nan(5, order, num_workers=4, prefetch_factor=4)
+def test_nan_heals_with_workers():
+    """The same with 2 workers that hold 8 batches."""
+    check_nan(5, "backward, report", num_workers=2, prefetch_factor=4)
 
 
 @RESTORES
@@ -375,7 +374,7 @@ def test_groups_added_in_training():
     assert np.isfinite(weights(adapter.model)).all()
 
 
-@pytest.mark.parametrize(("how", "workers"), [("state", 0), ("state", 2), ("scheduler", 2), ("checkpoint", 0)])
+@pytest.mark.parametrize(("how", "workers"), [("state", 2), ("scheduler", 0), ("checkpoint", 0)])
 def test_load_in_mid_epoch(tmp_path, how, workers):
     """Batches that workers have fetched for the run before are not taken for those that come after a load."""
     x = torch.arange(640.0)[:, None]

@@ -89,8 +89,7 @@ def test_resumes_twice_with_incidents_before_and_after(tmp_path, draws):
     assert once == twice == whole
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("bad", [4, 5, 6, STEPS - 1])
+@pytest.mark.parametrize(("bad", "accumulate"), [(STEPS - 1, 1), (4, 3), (5, 3), (STEPS - 1, 3)])
 def test_heals(tmp_path, accumulate, bad):
     """A NaN in any place is refused, within an accumulated gradient too, and the training has as many steps."""
     trainer = train(tmp_path, model=Model(bad=[bad]), gradient_accumulation_steps=accumulate)

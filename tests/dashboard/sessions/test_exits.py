@@ -36,14 +36,13 @@ def body():
         threading.Thread(target=fail).start()
 """
 
-FRAMES = {"with": WITH, "finally": FINALLY, "bare": BARE}
 ENDS = {
-    "normal": (NOTHING, 60, 0, "atexit ran"),
-    "exception": (RAISE, 1000, 1, "Traceback (most recent call last)"),
-    "exit": (EXIT, 1000, 7, "atexit ran"),
-    "thread": (THREAD, 200, 0, "ValueError: what went wrong"),
+    "normal": (NOTHING, [BARE, WITH], 60, 0, "atexit ran"),
+    "exception": (RAISE, [BARE, WITH], 1000, 1, "Traceback (most recent call last)"),
+    "exit": (EXIT, [FINALLY], 1000, 7, "atexit ran"),
+    "thread": (THREAD, [WITH], 200, 0, "ValueError: what went wrong"),
 }
-"""What happens in the loop, its steps, the exit code, and what is read afterwards."""
+"""What happens in the loop, around it, its steps, the exit code, and what is read afterwards."""
 
 
 @pytest.mark.parametrize("how", ENDS)
@@ -52,8 +51,7 @@ def test_terminal_comes_back(how):
 
     That is the traceback of an exception, of one in another thread too, which does not end the run.
     """
-    body, steps, code, said = ENDS[how]
-    frames = [WITH] if how == "thread" else FRAMES.values()
+    body, frames, steps, code, said = ENDS[how]
     with all_ended(*((program(body, frame), steps) for frame in frames)) as terminals:
         for terminal in terminals:
             check_restored(terminal)
@@ -62,11 +60,10 @@ def test_terminal_comes_back(how):
             assert ("ValueError: what went wrong" in terminal.after) == (body in (RAISE, THREAD))
 
 
-@pytest.mark.parametrize("presses", [1, 2])
-@pytest.mark.parametrize("frame", ["with", "bare"])
+@pytest.mark.parametrize(("frame", "presses"), [(BARE, 1), (WITH, 2)], ids=["bare", "with"])
 def test_ctrl_c(frame, presses):
     """Ctrl-C raises KeyboardInterrupt as without a screen, and its traceback can be read."""
-    with shown(program(frame=FRAMES[frame])) as terminal:
+    with shown(program(frame=frame)) as terminal:
         terminal.press("\x03" * presses)
         terminal.wait_for_end()
 
@@ -74,18 +71,21 @@ def test_ctrl_c(frame, presses):
         assert "KeyboardInterrupt" in terminal.after
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize(
+    ("frame", "number"),
+    [(BARE, signal.SIGTERM), (FINALLY, signal.SIGHUP), (WITH, signal.SIGTERM)],
+    ids=["bare", "finally", "with"],
+)
 def test_ending_signals(frame, number):
     """SIGTERM and SIGHUP run finally and atexit."""
-    with shown(program(frame=FRAMES[frame])) as terminal:
+    with shown(program(frame=frame)) as terminal:
         terminal.signal(number)
         code = terminal.wait_for_end()
 
         check_restored(terminal)
         assert code in (128 + number, -number)
         assert "atexit ran" in terminal.after
-        assert "finally ran" in terminal.after or frame != "finally"
+        assert "finally ran" in terminal.after or frame != FINALLY
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -132,10 +132,9 @@ def check(results):
     assert not wrong
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_faults_do_not_reach_the_training(tmp_path, seed):
+def test_faults_do_not_reach_the_training(tmp_path):
     """Whatever breaks on the screen, the batches, rates and table are those without it, and the terminal comes back."""
-    check(run_with_faults(seed, 4, tmp_path / "done"))
+    check(run_with_faults(0, 6, tmp_path / "done"))
 
 
 @pytest.mark.slow

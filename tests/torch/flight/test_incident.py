@@ -71,11 +71,12 @@ def train(folder, *, value, own_loader=False, workers=0, bad=(BAD,), until=60, *
 
 
 REPLAYED = {
-    "loader": {}, "own loader": {"own_loader": True}, "workers": {"workers": 2},
-    "own loader, workers": {"own_loader": True, "workers": 2}, "batch alone": {"record": "batch"},
-    "batch alone, own loader": {"record": "batch", "own_loader": True}, "resumed": {"until": 40},
+    "workers": {"workers": 2},
+    "own loader, workers": {"own_loader": True, "workers": 2},
+    "batch alone": {"record": "batch"},
+    "resumed": {"until": 40},
     "resumed, own loader": {"until": 40, "own_loader": True},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("settings", REPLAYED.values(), ids=REPLAYED)
