@@ -303,7 +303,7 @@ class Feed:
         ticket, self.open = self.open, None
         if ticket is not None and ticket.batch.is_out:
             # A loop that has trained and was left by a break knows that it did not train on its last batch.
-            is_left = self._iteration is None and self.run.pace.step != self._first_step
+            is_left = self._iteration is None and self.run.pace.step != self.place.first_step
             self.give_up(ticket, is_noted=not is_left)
 
     def give_up(self, ticket: Ticket, *, is_noted: bool) -> None:
