@@ -109,10 +109,10 @@ class Feed:
     def iterate(self, source: Any, measure: BatchMeasure, samples: BatchSamples) -> Iterator[Any]:
         """One run through the user's iterable, or what is left of it; see `R8Scheduler.batches`."""
         run, pace, controller = self.run, self.run.pace, self.run.controller
+        self.give_up_open()
         this = self._iteration = object()
         self.num_iterations += 1
         self.place.samples = samples
-        self.give_up_open()
         begun = pace.step + pace.num_out
         run.requests.stay_within(None)
         try:
@@ -302,7 +302,9 @@ class Feed:
         """Pass over the batch in hand, if it was not reported: it does not count as a step."""
         ticket, self.open = self.open, None
         if ticket is not None and ticket.batch.is_out:
-            self.give_up(ticket, is_noted=True)
+            # A loop that has trained and was left by a break knows that it did not train on its last batch.
+            is_left = self._iteration is None and self.run.pace.step != self.place.first_step
+            self.give_up(ticket, is_noted=not is_left)
 
     def give_up(self, ticket: Ticket, *, is_noted: bool) -> None:
         """Close a batch that is not reported.
