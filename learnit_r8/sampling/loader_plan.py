@@ -135,7 +135,6 @@ class LoaderPlan:
     last_batch = "short"
     chunk = None
     returned = ()
-    displaced = 0
     outlook = None
 
     def __init__(self, table: SampleTable, *, seed: int = 0) -> None:
