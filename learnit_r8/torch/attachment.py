@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,8 @@ from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
-from .own_loop.also import AlsoPart, networks_of, read_also
+from .loss_pipeline import Training
+from .own_loop.also import networks_of, read_also
 from .own_loop.loader_adapter import LoaderAdapter
 from .prepared import plain_model, plain_optimizer
 from .state import ModelState, copies_of
@@ -115,15 +116,12 @@ def attach(
     sharing = _checked_sharing(model, optimizer, scaler, ema, owner, sharing)
     check_dataset(dataset)
     ahead = whole_number("ahead", ahead, least=0)
-    kept = _keep(
+    training = _keep(
         model, optimizer, settings, size=len(dataset), sharing=sharing, scheduler=scheduler, scaler=scaler, ema=ema,
         accumulate=accumulate, max_grad_norm=max_grad_norm, also=also, ahead=ahead, run_batch=run_batch,
         sets_rates=owner is None, redraw=getattr(dataset, "__getitem__", None),
     )  # fmt: skip
-    return Adapter(
-        kept.scheduler, model=model, dataset=dataset, optimizer=optimizer, state=kept.state, stepper=kept.stepper,
-        rates=kept.rates, sharing=sharing, ahead=ahead, owner=owner, hand=kept.hand,
-    )  # fmt: skip
+    return Adapter(training, dataset=dataset, owner=owner)
 
 
 def attach_loader(
@@ -177,26 +175,11 @@ def attach_loader(
             length = None if None in lengths else min(lengths)
         if own.get("num_epochs") is not None and length:
             own.setdefault("steps_per_epoch", length)
-    kept = _keep(
+    training = _keep(
         model, optimizer, own, size=None, sharing=sharing, scheduler=scheduler, scaler=scaler, ema=ema,
         accumulate=accumulate, max_grad_norm=max_grad_norm, also=also, run_batch=run_batch, keeps_random=True,
     )  # fmt: skip
-    others = [part.holder for part in kept.parts.values() if hasattr(part.holder, "param_groups")]
-    return LoaderAdapter(
-        kept.scheduler, model=model, loader=loader, optimizers=[optimizer, *others], state=kept.state,
-        stepper=kept.stepper, rates=kept.rates, sharing=sharing, hand=kept.hand,
-    )  # fmt: skip
-
-
-class _Kept(NamedTuple):
-    """What the adapters of both kinds are made of."""
-
-    scheduler: R8Scheduler
-    state: ModelState
-    stepper: Stepper
-    rates: GroupRates | None
-    hand: Hand
-    parts: Mapping[str, AlsoPart]
+    return LoaderAdapter(training, loader)
 
 
 def _keep(
@@ -217,7 +200,7 @@ def _keep(
     sets_rates: bool = True,
     keeps_random: bool = False,
     redraw: Callable[[int], Any] | None = None,
-) -> _Kept:
+) -> Training:
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
     whole, parts = plain_model(model), read_also(also)
     accumulate = whole_number("accumulate", accumulate, least=1)
@@ -245,7 +228,8 @@ def _keep(
         sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
     _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=ahead, examiner=examiner)
-    return _Kept(r8, state, stepper, rates, hand, parts)
+    optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
+    return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead)
 
 
 def _checked_sharing(
