@@ -257,6 +257,8 @@ def _check_model(model: Any, optimizer: Any) -> None:
         several = '; give the first, and the others as also={"second": ...}' if isinstance(optimizer, list) else ""
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {shortened(optimizer)}{several}.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ValueError(f"model must have its weights, got {name!r} of a lazy module; run a batch through it.")
         if tensor.is_meta:
             raise ValueError(f"model must have its weights, got {name!r} on the meta device; call to_empty() and load.")
     reshard(model)

@@ -299,7 +299,8 @@ def _check_groups(sizes: list[int] | None, saved: Mapping[str, Any]) -> None:
     # An optimizer that wraps others may save other things, which its own load_state_dict() must check.
     if None not in (sizes, given) and sizes != given:
         raise ValueError(
-            f"the saved optimizer must have parameter groups of {sizes} tensors like this one, got groups of {given}."
+            f"the saved optimizer must have parameter groups of {sizes} tensors like this one, got groups of {given}; "
+            "make the groups that the run added later before attach(), where frozen parameters take no step."
         )
 
 

@@ -25,7 +25,7 @@ def write_table(path, given=GIVEN):
     return str(path)
 
 
-@pytest.mark.parametrize("end", [["--epochs", "8"], ["--minutes", "0.02"]])
+@pytest.mark.parametrize("end", [["--epochs", "8"], ["--minutes", "0.005"]])
 def test_wrong_labels_of_a_table_are_listed(tmp_path, capsys, monkeypatch, end):
     """The JSON names them with the labels they should have; the page has them, too; a second call overwrites it.
 
