@@ -419,7 +419,7 @@ def test_update_with_loss(name):
     """The scheduler's own update_with_loss reports the batch that the loader gave, as the sampler's report does."""
     tables = []
     for way in ("update_with_loss", "report"):
-        r8 = scheduler(num_epochs=3)
+        r8 = scheduler(num_epochs=2)
         loader, sampler = loader_of(r8, **LOADERS[name])
         report = getattr(r8 if way == "update_with_loss" else sampler, way)
         order = []
@@ -430,7 +430,7 @@ def test_update_with_loss(name):
         tables.append((order, r8.table.storage.records.take(np.arange(200)).tobytes(), r8.global_step))
 
     assert tables[0] == tables[1]
-    assert tables[0][2] == 3 * STEPS
+    assert tables[0][2] == 2 * STEPS
 
 
 def test_update_with_loss_of_a_wrong_shape():
