@@ -1,6 +1,7 @@
 """What `SampleTable.suspects` finds with predictions: precision and recall of its lists, beside its rivals.
 
-    python benchmarks/labels.py [--quick] [--task digits] [--seeds 1 2 3] [--runs 3] [--keep FILE] [--logits FOLDER]
+    python benchmarks/labels.py [--quick] [--task digits] [--seeds 1 2 3] [--runs 3] [--bfloat16] [--keep FILE]
+        [--logits FOLDER]
     python benchmarks/labels.py --cost
 
 Digits: 1,300 of scikit-learn's, a perceptron, 20 epochs, asked after 5. CIFAR-10: 10,000 images, three convolutions,
@@ -12,6 +13,7 @@ arXiv:2001.10528), the last loss, an average of losses with alpha .001, and conf
 probabilities in training (Northcutt et al., arXiv:1911.00068). The rules were chosen on CIFAR-10 with seed 0 and
 digits with seeds 100 to 105; those are never run here. ``--keep`` takes up the runs of a file, and adds to it;
 ``--runs`` trains several networks on the same labels, which then count together.
+``--bfloat16`` computes the network in bfloat16, in half the time where the processor can.
 ``--logits`` keeps all that the networks said (5 MB a run of CIFAR-10), so that other rules need no other training.
 """
 
@@ -64,6 +66,7 @@ class Task(NamedTuple):
         epochs, batch_size, lr, warmup: Of the training.
         asked: Epochs after which the suspects are asked for.
         seeds: Of the whole run.
+        is_brief: Whether the network is computed in bfloat16.
     """
 
     load: Callable[[int, tuple[int, int] | None], Data]
@@ -74,6 +77,7 @@ class Task(NamedTuple):
     warmup: float | None
     asked: int
     seeds: tuple[int, ...]
+    is_brief: bool = False
 
 
 class Cell(NamedTuple):
@@ -200,13 +204,16 @@ class Learner:
     def __init__(self, task: Task, data: Data, labels: Tensor, seed: int) -> None:
         torch.manual_seed(seed)
         self.data, self.labels, self.network = data, labels, task.network(data.num_classes)
+        self.is_brief = task.is_brief
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=task.lr, momentum=0.9, weight_decay=5e-4, nesterov=True
         )
 
     def step(self, rows: Indices, lr: float) -> Tensor:
         """float32[B, C], the logits before the step."""
-        logits: Tensor = self.network(self.data.batch(rows))
+        with torch.autocast("cpu", torch.bfloat16, self.is_brief):
+            logits: Tensor = self.network(self.data.batch(rows))
+        logits = logits.float()
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.zero_grad()
         functional.cross_entropy(logits, self.labels[torch.from_numpy(rows)]).backward()
@@ -274,7 +281,8 @@ def measured(
     given = spoilt(data, cell, seed, confusions.get((name, seed)))
     trained = []
     for more in range(0, 1000 * num_runs, 1000):
-        file = f"{name}_{cell.name}_{seed + more}.npz".replace(" ", "_").replace("%", "")
+        kind = "_bfloat16" if task.is_brief else ""
+        file = f"{name}_{cell.name}_{seed + more}{kind}.npz".replace(" ", "_").replace("%", "")
         trained.append(train(task, data, given, cell, seed + more, None if folder is None else folder / file))
     (r8, rivals), others = trained[0], [other for other, _ in trained[1:]]
     if cell == CELLS[0]:
@@ -290,6 +298,7 @@ def measured(
         "cell": cell.name,
         "seed": seed,
         "runs": num_runs,
+        "bfloat16": task.is_brief,
         "size": len(given),
         "wrong": int(wrong.sum()),
         "method": half.method,
@@ -399,7 +408,10 @@ def run_all(
     name: str, cells: Iterable[Cell], seeds: Iterable[int], path: Path | None, folder: Path | None, num_runs: int
 ) -> None:
     """Run what is not in the file yet, and show all of the task with as many runs."""
-    runs, confusions = [run for run in taken_up(path) if run.get("runs", 1) == num_runs], {}  # type: ignore[var-annotated]
+    confusions: dict[tuple[str, int], Any] = {}
+    kind = (num_runs, TASKS[name].is_brief)
+    every = [{"runs": 1, "bfloat16": False, **run} for run in taken_up(path)]
+    runs = [run for run in every if (run["runs"], run["bfloat16"]) == kind]
     done = {(run["task"], run["cell"], run["seed"]) for run in runs}
     for seed, cell in itertools.product(seeds, cells):
         if (name, cell.name, seed) not in done:
@@ -417,6 +429,7 @@ def main() -> None:
     parser.add_argument("--cell", choices=[cell.name for cell in CELLS], action="append")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--runs", type=int, default=1, help="networks on the same labels, which count together")
+    parser.add_argument("--bfloat16", action="store_true", help="compute the network in bfloat16")
     parser.add_argument("--keep", type=Path, help="file of runs, to take up and to add to")
     parser.add_argument("--logits", type=Path, metavar="FOLDER", help="of logits, to take up and to add to")
     parser.add_argument("--cost", action="store_true", help="the time of a step, and nothing else")
@@ -429,6 +442,7 @@ def main() -> None:
         if name == "CIFAR-10" and not (DATA / "cifar10_jpeg.npz").is_file():
             print(f"CIFAR-10 is left out: no cifar10_jpeg.npz in {DATA}; LEARNIT_R8_DATA says where it is.")
             continue
+        TASKS[name] = TASKS[name]._replace(is_brief=given.bfloat16)
         usual = [cell.name for cell in CELLS if name == "digits" or cell.asked < TASKS[name].epochs]
         chosen = given.cell or (QUICK if given.quick else usual)
         seeds = given.seeds or (TASKS[name].seeds[:3] if given.quick else TASKS[name].seeds)

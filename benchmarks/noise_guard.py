@@ -1,6 +1,6 @@
 """What `Focus(noise_guard=True)` does to the accuracy, by losses alone and by the verdict with predictions.
 
-    python benchmarks/noise_guard.py [--quick] [--task digits] [--cell clean] [--seeds 1 2 3] [--keep FILE]
+    python benchmarks/noise_guard.py [--quick] [--task digits] [--cell clean] [--seeds 1 2] [--epochs 30] [--keep FILE]
 
 Against a plain shuffle of as many visits, with the same seeds: first weights, wrong labels, orders. The tasks are
 those of `benchmarks/labels.py`, scored on samples that were held out: 497 digits, 10,000 images of CIFAR-10. "right
@@ -105,14 +105,16 @@ def train(
     return network, left_out
 
 
-def measured(name: str, cell: Cell, arm: str, seed: int, confusions: dict[tuple[str, int], Any]) -> dict[str, Any]:
-    """All figures of one run."""
+def measured(
+    name: str, cell: Cell, arm: str, seed: int, confusions: dict[tuple[str, int], Any], epochs: int
+) -> dict[str, Any]:
+    """All figures of one run of so many epochs; the confusions are those of a network of the usual ones."""
     task = TASKS[name]
     data = task.load(seed, pair_of(seed) if cell.pair else None)
     if cell.noise == "confusable" and (name, seed) not in confusions:
         judged(name, LABEL_CELLS[0], seed, confusions, None)
     given = spoilt(data, cell, seed, confusions.get((name, seed)))
-    wrong = given != data.true
+    wrong, task = given != data.true, task._replace(epochs=epochs)
     if arm == RIGHT_ONLY:
         kept = np.flatnonzero(~wrong)
         batch = data.batch
@@ -126,18 +128,19 @@ def measured(name: str, cell: Cell, arm: str, seed: int, confusions: dict[tuple[
         found = torch.cat([network(part) for part in x.split(500)]).argmax(1).numpy()
     accuracy = float((found == true).mean())
     return {
-        "task": name, "cell": cell.name, "arm": arm, "seed": seed, "accuracy": accuracy, "wrong": int(wrong.sum()),
-        "left_out": left_out,
+        "task": name, "cell": cell.name, "arm": arm, "seed": seed, "epochs": epochs, "accuracy": accuracy,
+        "wrong": int(wrong.sum()), "left_out": left_out,
     }  # fmt: skip
 
 
 def show(runs: list[dict[str, Any]]) -> None:
     """Accuracies, their paired differences to the shuffle with standard errors, and who was left out at the end."""
-    print(f"{'task':10} {'labels':14} {'way':20} {'accuracy':10} {'against shuffle':26} left out in the last epoch")
-    cells = dict.fromkeys((run["task"], run["cell"]) for run in runs)
-    for (task, cell), arm in itertools.product(cells, ARMS):
-        found = {run["seed"]: run for run in runs if (run["task"], run["cell"], run["arm"]) == (task, cell, arm)}
-        base = {run["seed"]: run for run in runs if (run["task"], run["cell"], run["arm"]) == (task, cell, SHUFFLE)}
+    print(f"{'task':17} {'labels':15} {'way':20} {'accuracy':10} {'against shuffle':26} out in the last epoch")
+    keys = [(run["task"], run["epochs"], run["cell"]) for run in runs]
+    for key, arm in itertools.product(dict.fromkeys(keys), ARMS):
+        of_cell = [run for run, its in zip(runs, keys, strict=True) if its == key]
+        found = {run["seed"]: run for run in of_cell if run["arm"] == arm}
+        base = {run["seed"]: run for run in of_cell if run["arm"] == SHUFFLE}
         if not found:
             continue
         mean = statistics.mean(run["accuracy"] for run in found.values())
@@ -150,14 +153,14 @@ def show(runs: list[dict[str, Any]]) -> None:
         out = [statistics.mean(run["left_out"][-1][part] for run in found.values()) for part in (0, 1)]
         wrong = statistics.mean(run["wrong"] for run in found.values())
         print(
-            f"{task:10} {cell:14} {arm:20} {mean:.2%}     {text:20} n={len(found):3} "
+            f"{key[0]:17} {key[2]:15} {arm:20} {mean:.2%}     {text:20} n={len(found):3} "
             f"{out[0]:6.0f}, {out[1]:.0f} of them wrong, of {wrong:.0f}"
         )
 
 
 def taken_up(path: Path | None) -> list[dict[str, Any]]:
     """The runs in a file."""
-    return [] if path is None or not path.exists() else [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()] if path is not None and path.is_file() else []
 
 
 def main() -> None:
@@ -167,20 +170,22 @@ def main() -> None:
     parser.add_argument("--cell", choices=[cell.name for cell in CELLS], action="append")
     parser.add_argument("--arm", choices=ARMS, action="append")
     parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--epochs", type=int, help="of every run, in place of the task's own")
     parser.add_argument("--keep", type=Path, help="file of runs, to take up and to add to")
     options = parser.parse_args()
     torch.set_num_threads(1)
     runs, confusions = taken_up(options.keep), {}  # type: ignore[var-annotated]
-    done = {(run["task"], run["cell"], run["arm"], run["seed"]) for run in runs}
+    done = {(run["task"], run["epochs"], run["cell"], run["arm"], run["seed"]) for run in runs}
     for name in options.task or (["digits"] if options.quick else TASKS):
         if name != "digits" and not (DATA / "cifar10_jpeg.npz").is_file():
             print(f"CIFAR-10 is left out: no cifar10_jpeg.npz in {DATA}; LEARNIT_R8_DATA says where it is.")
             continue
         chosen = options.cell or (QUICK if options.quick else [cell.name for cell in CELLS])
         seeds = options.seeds or (SEEDS[name][:3] if options.quick else SEEDS[name])
+        epochs = options.epochs or TASKS[name].epochs
         for seed, cell, arm in itertools.product(seeds, CELLS, options.arm or ARMS):
-            if cell.name in chosen and (name, cell.name, arm, seed) not in done:
-                runs.append(measured(name, cell, arm, seed, confusions))
+            if cell.name in chosen and (name, epochs, cell.name, arm, seed) not in done:
+                runs.append(measured(name, cell, arm, seed, confusions, epochs))
                 if options.keep is not None:
                     with options.keep.open("a") as file:
                         file.write(json.dumps(runs[-1]) + "\n")

@@ -25,6 +25,7 @@ from .engine import refusal, run_state
 from .engine.builder import build_components
 from .engine.control import Requests
 from .engine.engine import Engine
+from .engine.feed import loops
 from .engine.feed.batch_size import BatchMeasure
 from .engine.feed.batches import Batches
 from .engine.feed.samples import BatchSamples
@@ -389,7 +390,7 @@ class R8Scheduler:
         run_state.say_if_spent(self.host)
         self._say_if_closed()
         if self.host.feed is not None:
-            yield from self.host.feed.epochs()
+            yield from loops.epochs(self.host.feed)
             return
         self._counts_epochs = True
         here = threading.get_ident()
@@ -450,7 +451,7 @@ class R8Scheduler:
             if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
                 self._ended_epoch = True
                 self.host.between_steps()
-                if not (self.pace.is_finished and self.controller.asks_probe):
+                if not (self.pace.is_finished and self.controller.experiment.asks_probe):
                     return
             ticket = host.open_ticket = host.draw_if_any()
             if ticket is None:
@@ -565,7 +566,7 @@ class R8Scheduler:
         Raises:
             RuntimeError: the scheduler was built with ``num_samples``, so that it draws the batches.
         """
-        return self._own_feed("steps").steps()
+        return loops.steps(self._own_feed("steps"))
 
     def _own_feed(self, call: str) -> Feed:
         if self.host.feed is None:

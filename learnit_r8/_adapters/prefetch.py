@@ -141,7 +141,7 @@ class Prefetch:
         Args:
             is_fetched: Whether others that were drawn before are trained on first, so that it must not be a probe.
         """
-        if self.r8.controller.asks_probe and not is_fetched:
+        if self.r8.controller.experiment.asks_probe and not is_fetched:
             self.trainer.before_probe()
         ticket = self.r8.host.draw_ahead(is_fetched=is_fetched)
         if ticket is not None:
@@ -167,7 +167,7 @@ class Prefetch:
             RuntimeError: the budget is spent.
         """
         self.hand_back()
-        self.r8.controller.let_probe(False)
+        self.r8.controller.experiment.let_probe(False)
         self.epoch = self.r8.host.draw_epoch()
         self.waiting.update((ticket.draw, ticket) for ticket in self.epoch)
         if not self.epoch:
@@ -185,7 +185,7 @@ class Prefetch:
     def draw_now(self) -> Ticket | None:
         """Draw the batch to train on next; None if there is none left."""
         controller = self.r8.controller
-        controller.let_probe(True)
+        controller.experiment.let_probe(True)
         self.current = self.r8.draw_if_any()
         if self.current is not None:
             controller.note_start()

@@ -25,7 +25,7 @@ HEIGHT = 14
 def compare(options: argparse.Namespace) -> int:
     """Print the figures of runs, with a star at the best one, the settings that differ, and their curves."""
     runs = [Run(find_run(name)) for name in options.runs]
-    views = [folded(run) for run in runs]
+    views = [View.of(record.event for record in run.records()) for run in runs]
     facts = facts_of(runs, views)
     names = [clean(name, WIDEST) for name in names_of(runs)]
     if options.html:
@@ -92,14 +92,6 @@ def painted(line: Line, theme: Theme) -> str:
         code = f"38;5;{colour}" if is_rich else f"3{colour}"
         parts.append(text if colour is None else f"\x1b[{code}m{text}\x1b[0m")
     return "".join(parts).rstrip()
-
-
-def folded(run: Run) -> View:
-    """The state of a run from all its records."""
-    view = View(skips_damage=True)
-    for record in run.records():
-        view.fold(record.event)
-    return view
 
 
 def _text(value: float, is_better: bool) -> str:

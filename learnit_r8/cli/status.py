@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._validation import did_you_mean
-from ..dashboard.state.view import Point, View
+from ..dashboard.state.view import View
 from ..dashboard.text import clean, clock, number
 from ..events.codec import strict_json
 from ..events.steps import is_lower_better
@@ -90,45 +90,31 @@ def _sorted(runs: list[Path], metric: str) -> list[Path]:
     Raises:
         UnreadableRun: none has it.
     """
-    bests = {run: _best(run, metric) for run in runs}
+    views = {run: _whole_view(run) for run in runs}
     sign = 1.0 if is_lower_better(metric) else -1.0
-    known = [run for run in runs if bests[run] is not None]
-    if not known:
-        names = sorted({name for run in runs for name in _metrics(run)})
+    values = {run: sign * view.bests[metric].value for run, view in views.items() if metric in view.bests}
+    if not values:
+        names = sorted({name for view in views.values() for name in view.metrics})
         raise UnreadableRun(
             f"--sort must be a metric that a run has logged ({', '.join(names) or 'none'}), got {metric!r}."
             f"{did_you_mean(metric, names)}"
         )
-    values = {run: sign * best.value for run, best in bests.items() if best is not None}
-    return sorted(known, key=values.__getitem__) + [run for run in runs if run not in values]
+    return sorted(values, key=values.__getitem__) + [run for run in runs if run not in values]
 
 
-def _view_of(folder: Path) -> View | None:
-    """The view of a run from all its records, as the best value may be in any; None where it cannot be read."""
-    view = View(skips_damage=True)
+def _whole_view(folder: Path) -> View:
+    """The view of a run from all its records, as the best value may be in any; an empty one where none can be read."""
     try:
-        for record in Run(folder).records():
-            view.fold(record.event)
+        return View.of(record.event for record in Run(folder).records())
     except UnreadableRun:
-        return None
-    return view
-
-
-def _best(folder: Path, metric: str) -> Point | None:
-    view = _view_of(folder)
-    return None if view is None else view.bests.get(metric)
-
-
-def _metrics(folder: Path) -> list[str]:
-    view = _view_of(folder)
-    return [] if view is None else list(view.metrics)
+        return View()
 
 
 def _more(folder: Path, metric: str | None) -> tuple[str, ...]:
     """Return the optional columns of a row, which follow those that every row has."""
     record = record_of(folder)
     said = "; ".join(text for text in (record.get("notes", ""), record.get("tags", "")) if text)
-    best = _best(folder, metric) if metric else None
+    best = _whole_view(folder).bests.get(metric) if metric else None
     found = () if not metric else ("-", "-") if best is None else (number(best.value, 4), f"{best.step:,}")
     return (*found, clean(said, 60))
 
@@ -159,7 +145,7 @@ def listed(folder: Path, metric: str | None = None) -> dict[str, Any]:
     """The facts of a run, or the reason why it cannot be read."""
     try:
         run = Run(folder)
-        best = _best(folder, metric) if metric else None
+        best = _whole_view(folder).bests.get(metric) if metric else None
         more = {"best": None if best is None else {"value": best.value, "step": best.step}} if metric else {}
         return {**facts_of(run, folded(run), run.state()), **more, "record": record_of(folder)}
     except UnreadableRun as error:

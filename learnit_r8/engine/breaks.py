@@ -102,4 +102,4 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
 def _settle_open(run: Engine) -> None:
     """End what is under way, as the run is left."""
     with run.turns.take("close", run.pace.step, is_changing=True):
-        run.controller.settle_open(step=run.pace.step)
+        run.controller.inquiry.settle_open(step=run.pace.step)

@@ -94,7 +94,7 @@ def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
         batch.chunk.is_extra = controller.experiment.take_extra()
         controller.experiment.note_drawn(batch.chunk)
         return batch
-    controller.steady_left -= 1
+    controller.inquiry.steady_left -= 1
     return run.plan.draw_outside(STEADY) or run.plan.draw()
 
 
@@ -110,7 +110,7 @@ def draw_last(run: Engine, step: int) -> Ticket | None:
 def rest_of_epoch(run: Engine) -> list[Ticket]:
     """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
     # Steady batches for an incident that is over would come too late.
-    run.controller.steady_left = 0
+    run.controller.inquiry.steady_left = 0
     end = (run.pace.epoch + 1) * run.plan.steps_per_pass
     tickets: list[Ticket] = []
     while run.pace.next_step < end and (ticket := run.draw_ahead()) is not None:

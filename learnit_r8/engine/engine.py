@@ -98,7 +98,7 @@ class Engine:
         self.open_ticket: Ticket | None = None
         self.feed = None if parts.feed is None else Feed(self, parts.plan, parts.feed)  # type: ignore[arg-type]
         if self.feed is not None:
-            self.controller.let_probe(False)
+            self.controller.experiment.let_probe(False)
         self.table.learner.hold_back(self)
 
     def join(self, member: membership.Member) -> None:

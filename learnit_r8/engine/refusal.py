@@ -51,16 +51,16 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
         # It may be its batch, and most such losses are harmless: that comes again, and the test costs no step.
         run.plan.put_back(ticket.batch)
         run.pace.num_out -= 1
-        return verdict, run.controller.suspected(reading.mean, step=run.pace.step, lr=judged.lr)
+        return verdict, run.controller.inquire(run.pace.step, judged.lr).suspected(reading.mean)
     run.sentry.keep(judged.verdict, judged.memory)
     _close_unlearned(run, ticket)
     if verdict is Verdict.SKIPPED:
         return verdict, None
-    answer = run.controller.refused(
+    put_to = run.controller.refused(
         ticket, reading, verdict, step=run.pace.step, lr=judged.lr, most_steady=_most_steady(run, ticket.epoch),
         own_rate=run.rates.own,
     )  # fmt: skip
-    return verdict, answer.put_to
+    return verdict, put_to
 
 
 def _may_come_again(run: Engine, ticket: Ticket) -> bool:
@@ -86,7 +86,7 @@ def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, in
         _close_unlearned(run, ticket)
         return Verdict.PROBED, None
     takes_step = not (is_last or is_extra)
-    answer = run.controller.probed(ticket, judged.reading.mean, step=run.pace.step + takes_step, lr=judged.lr)
+    answer = run.controller.inquire(run.pace.step + takes_step, judged.lr).probed(ticket, judged.reading.mean)
     if answer.is_good and takes_step:
         good = judged._replace(verdict=Verdict.GOOD, memory=run.sentry.present)
         _learn(run, ticket, good)
@@ -134,23 +134,23 @@ def answer_damage(run: Engine, array: str) -> None:
         return
     scheduled = run.rates.scheduled(run.pace.progress_at(run.pace.step))
     with run.turns.take("between_steps", run.pace.step, is_changing=True):
-        run.controller.damaged(array, step=run.pace.step, lr=scheduled)
+        run.controller.inquire(run.pace.step, scheduled).damaged(array)
 
 
 def look_back(run: Engine) -> None:
-    """Look at the progress of the first steps; see `RecoveryController.look_back`."""
+    """Look at the progress of the first steps; see `Inquiry.look_back`."""
     scheduled = run.rates.scheduled(run.pace.progress_at(run.pace.step))
     with run.turns.take("between_steps", run.pace.step, is_changing=True):
         run.controller.look_back(step=run.pace.step, lr=scheduled)
 
 
 def look_last(run: Engine, *, may_probe: bool) -> bool:
-    """Whether a probe is to be drawn before the run ends; see `RecoveryController.looks_last`."""
-    if not run.pace.is_finished or run.pace.num_out or not run.controller.may_look_last(run.pace.step):
+    """Whether a probe is to be drawn before the run ends; see `Inquiry.looks_last`."""
+    if not run.pace.is_finished or run.pace.num_out or not run.controller.inquiry.may_look_last(run.pace.step):
         return False
     scheduled = run.rates.scheduled(1.0)
     with run.turns.take("draw", run.pace.step, is_changing=True):
-        return run.controller.looks_last(step=run.pace.step, lr=scheduled, may_probe=may_probe)
+        return run.controller.inquire(run.pace.step, scheduled).looks_last(may_probe=may_probe)
 
 
 def _most_steady(run: Engine, epoch: int) -> int:

@@ -159,13 +159,13 @@ class Training:
         """Yield the user's own batches, which the scheduler watches."""
         r8, feed = self._r8, self._r8.host.feed
         assert self._num_epochs is not None
-        if feed.is_resumed:
+        if feed.place.is_resumed:
             # Those of the epoch itself are left to the feed, unless it had them all.
             self._data.pass_over(feed.num_passes)
         for epoch in range(self._first_epoch, self._num_epochs):
             if r8.is_over:
                 return
-            self._begin(epoch, feed.num_taken if feed.is_resumed else 0)
+            self._begin(epoch, feed.place.num_taken if feed.place.is_resumed else 0)
             yield from r8.batches(OneEpoch(self._data, epoch), size=size_of, ids=self._ids)
 
     def _drawn(self) -> Iterator[Any]:

@@ -33,14 +33,3 @@ def predictions_of(logits: Any, targets: Any) -> Predictions:
     own = jnp.take_along_axis(scores, given[:, None], 1)[:, 0]
     rival = jnp.where(jax.nn.one_hot(given, classes, dtype=bool), -jnp.inf, scores).max(1)
     return Predictions(rival - own, scores.argmax(1), given, classes)
-
-
-def pack(losses: Any, predictions: Predictions) -> Any:
-    """float32[4, B] on the device, for one copy; `Predictions.unpack` undoes it.
-
-    Args:
-        losses: float[B].
-        predictions: As `predictions_of` returned them.
-    """
-    rows = [jnp.asarray(row, jnp.float32) for row in (losses, *predictions[:3])]
-    return jax.lax.stop_gradient(jnp.stack(rows))

@@ -85,6 +85,11 @@ class Sentry:
             self.go_back(_formed(self.adapted(state)["losses"], self.guard.begin()), lr)
 
     @property
+    def tests_progress(self) -> bool:
+        """Whether recovery may look into losses of the first steps that rise."""
+        return bool(getattr(self.guard, "tests_progress", False))
+
+    @property
     def suspicion(self) -> float:
         """How close the guard is to refusing, from 0 (calm) to 1."""
         return self.guard.suspicion(self._losses)

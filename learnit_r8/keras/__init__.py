@@ -14,15 +14,13 @@ except ImportError as error:
         "learnit_r8.keras needs Keras 3, which could not be imported; pip install 'learnit-r8[tensorflow]'."
     ) from error
 
-from .callback import R8Callback as R8Callback
-from .dataset import R8Dataset as R8Dataset
-from .loops import Batches as Batches
-from .loops import batch_dataset as batch_dataset
-from .losses import sample_losses as sample_losses
-from .predictions import predictions_of as predictions_of
-from .sample_pipeline import SamplePipeline as SamplePipeline
-from .state import ModelState as ModelState
-from .state import model_callbacks as model_callbacks
+from .callback import R8Callback
+from .dataset import R8Dataset
+from .loops import Batches, batch_dataset
+from .losses import sample_losses
+from .predictions import predictions_of
+from .sample_pipeline import SamplePipeline
+from .state import ModelState, model_callbacks
 
 __all__ = [
     "Batches",

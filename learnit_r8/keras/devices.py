@@ -11,6 +11,18 @@ from keras import ops
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
+try:
+    from keras.src.losses.loss import unscale_loss_for_distribution
+except ImportError:
+
+    def unscale_loss_for_distribution(value: Any) -> Any:
+        """The loss of a replica as it is, where Keras does not divide it."""
+        return value
+
+
+unscale_loss = unscale_loss_for_distribution
+"""Undoes the division of a loss by the number of replicas."""
+
 SEVERAL_PROCESSES = (
     "model must be trained by one process, got {}: each of its processes would judge and heal by itself. Use a "
     "MirroredStrategy on the devices of one machine, or torch's DistributedDataParallel with learnit_r8.torch.attach()."

@@ -5,21 +5,46 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from .._adapters.place_search import PlaceSearch, Shown, bad_arrays, first_bad
+from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.state_tree import clone
 from ..recovery.incidents.finding import Finding, Refusal
 from .losses import sample_losses
 from .state import ModelState, as_numpy
 
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
 NO_BATCH = "the batch is not known: only a fit over an R8Dataset, or on the torch back end, holds it"
 FORWARD_ONLY = "the forward pass alone was run again, on the weights after the refused step or on those of a backup"
 MANY_REPLICAS = "with several replicas nothing is run again"
+
+
+def keep_model(
+    r8: R8Scheduler,
+    before: ModelState | None,
+    model: Any,
+    optimizers: Sequence[Any],
+    batch_in_hand: Callable[[], Any],
+    *,
+    backup_every: Any,
+) -> ModelState:
+    """Let a scheduler keep a model, and look for the causes of its refusals; returns the state, which may be known."""
+    # Compiled again: what was kept is of another optimizer.
+    is_other = before is not None and not before.is_of(model, *optimizers)
+    state = before
+    if state is None or is_other:
+        state = ModelState(model, optimizers[0], others=optimizers[1:], keeps_rates=r8.keeps_rates)
+    examiner = Examiner(model, state, batch_in_hand)
+    callbacks = Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect)
+    r8.host.adopt(callbacks, backup_every=backup_every, is_other=is_other)
+    return state
 
 
 class Examiner:

@@ -102,6 +102,20 @@ class LiveValues:
         return state[kind], position
 
 
+class CarriedVariable(keras.metrics.Metric):  # type: ignore[misc]
+    """A variable that training steps read or write; it is a metric only so that every back end carries it along."""
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: it is written elsewhere."""
+
+    def reset_state(self) -> None:
+        """Do nothing: it is not of an epoch."""
+
+    def result(self) -> dict[str, Any]:
+        """Nothing to show."""
+        return {}
+
+
 class StepReturns:
     """What the training steps of a model return for us, taken out before anybody else sees it.
 

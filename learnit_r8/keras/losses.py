@@ -14,18 +14,10 @@ from keras import ops
 from numpy.typing import NDArray
 
 from ..table.labels.predictions import NUM_ROWS, Predictions
-from .devices import gather, num_replicas, scope_of
-from .live_values import LiveValues, StepReturns
+from .devices import gather, num_replicas, scope_of, unscale_loss
+from .live_values import CarriedVariable, LiveValues, StepReturns
 from .predictions import predictions_in
 from .state import to_numpy
-
-try:
-    from keras.src.losses.loss import unscale_loss_for_distribution as _unscale
-except ImportError:
-
-    def _unscale(value: Any) -> Any:
-        return value
-
 
 try:
     from keras.src.backend import get_keras_mask as _get_keras_mask
@@ -234,7 +226,7 @@ class LossRecorder:
         self.num_classes = 0
         if not self.is_exact:
             # Keras divides sums by the replicas, but not the one number of a compiled loss.
-            mean = total if heard else _unscale(total)
+            mean = total if heard else unscale_loss(total)
             self._hold(ops.mean(gather([ops.reshape(mean, (1,))])[0], keepdims=True))
             return
         masks = [mask_of(_output_at(entry.path, y_pred)) for entry in self._compiled()]
@@ -283,11 +275,8 @@ def _overheard(function: Any, local: threading.local) -> Callable[..., Any]:
     return listen
 
 
-class _Memory(keras.metrics.Metric):  # type: ignore[misc]
-    """A variable that holds the losses of a batch, what is predicted in it, and how many batches were written.
-
-    It is a metric only so that every back end carries it along.
-    """
+class _Memory(CarriedVariable):
+    """Holds the losses of a batch, what is predicted in it, and how many batches were written."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__(name="r8_losses")
@@ -307,13 +296,3 @@ class _Memory(keras.metrics.Metric):  # type: ignore[misc]
         if len(rows) <= NUM_ROWS:
             padded.append(ops.zeros((size - len(rows) * capacity,), "float32"))
         self.values.assign(ops.concatenate([*padded, ops.mod(self.values[-1:] + 1.0, MOST_WRITTEN)]))
-
-    def update_state(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the training step writes."""
-
-    def reset_state(self) -> None:
-        """Do nothing: the last batch is not of an epoch."""
-
-    def result(self) -> dict[str, Any]:
-        """Nothing to show."""
-        return {}

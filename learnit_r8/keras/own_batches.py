@@ -8,11 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..checkpoint.callbacks import Callbacks
 from ..triggers import Condition
 from .devices import check_devices, say_devices
-from .examiner import Examiner
-from .fit.frame import local_of_fit, scope_of_fit
+from .examiner import keep_model
+from .fit_frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
 from .pipeline import has_stage
 from .rate_factor import RateFactor
@@ -49,17 +48,11 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _wire(self, model: Any) -> None:
         check_devices(model)
-        optimizers = _optimizers_of(model)
-        # Compiled again: what was kept is of another optimizer.
-        is_other = self._state is not None and not self._state.is_of(model, *optimizers)
-        if self._state is None or is_other:
-            first, *others = optimizers
-            self._state = ModelState(model, first, others=others, keeps_rates=self._r8.keeps_rates)
-        state = self._state
         # Only torch's trainer has the batch at hand; the others take it within their step.
-        examiner = Examiner(model, state, lambda: _batch_of(local_of_fit("data")))
-        callbacks = Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect)
-        self._r8.host.adopt(callbacks, backup_every=self._backup_every, is_other=is_other)
+        self._state = keep_model(
+            self._r8, self._state, model, _optimizers_of(model), lambda: _batch_of(local_of_fit("data")),
+            backup_every=self._backup_every,
+        )  # fmt: skip
 
     def set_model(self, model: Any) -> None:
         """Keras' word that a ``fit`` begins."""
@@ -153,7 +146,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """Pass on what Keras logged; write the checkpoint that is due."""
         r8 = self._r8
         self._batches.end_pass()
-        numbers = {name: value for name, value in (logs or {}).items() if name != "step" and _is_number(value)}
+        numbers = {name: value for name, value in (logs or {}).items() if name != "step" and np.ndim(value) == 0}
         if numbers:
             r8.log(r8.global_step, **numbers)
         r8.host.between_steps()
@@ -181,7 +174,3 @@ def _batch_of(data: Any) -> Any:
     if not isinstance(data, (list, tuple)) or len(data) != 1:
         return None
     return data[0] if isinstance(data[0], tuple) else (data[0],)
-
-
-def _is_number(value: Any) -> bool:
-    return np.ndim(value) == 0

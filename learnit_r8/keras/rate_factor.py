@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from .live_values import LiveValues
+from .live_values import CarriedVariable, LiveValues
 from .state import rate_of
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class RateFactor:
         return True
 
 
-class _Factor(keras.metrics.Metric):  # type: ignore[misc]
+class _Factor(CarriedVariable):
     """A factor that a training step reads.
 
     It is a metric only so that JAX hands it to the step; whatever else a step reads is compiled into it there.
@@ -139,13 +139,3 @@ class _Factor(keras.metrics.Metric):  # type: ignore[misc]
     def now(self) -> Any:
         """The factor, in a step or outside of one."""
         return self.by if self._in_step is None else self._in_step
-
-    def update_state(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: recovery writes."""
-
-    def reset_state(self) -> None:
-        """Do nothing: it is not of an epoch."""
-
-    def result(self) -> dict[str, Any]:
-        """Nothing to show."""
-        return {}

@@ -11,16 +11,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from .devices import scope_of
-from .live_values import LiveValues, StepReturns
-
-try:
-    from keras.src.losses.loss import unscale_loss_for_distribution as _unscale
-except ImportError:
-
-    def _unscale(value: Any) -> Any:
-        return value
-
+from .devices import scope_of, unscale_loss
+from .live_values import CarriedVariable, LiveValues, StepReturns
 
 try:
     from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -183,7 +175,7 @@ class StepLosses:
     def _hear_total(self, total: Any) -> None:
         if not self._is_jax:
             if hasattr(self._heard, "totals"):
-                self._heard.totals.append(_unscale(total))
+                self._heard.totals.append(unscale_loss(total))
         elif self._memory is not None and self._is_carried and in_stateless_scope():
             self._memory.keep(total)
             if hasattr(self._heard, "totals"):
@@ -224,11 +216,8 @@ def _mean_of(value: Any) -> Any:
     return ops.mean(value) if len(value.shape) else value
 
 
-class _Ring(keras.metrics.Metric):  # type: ignore[misc]
-    """A variable that holds the losses of the last steps, and how many were written.
-
-    It is a metric only so that every back end carries it along.
-    """
+class _Ring(CarriedVariable):
+    """Holds the losses of the last steps, and how many were written."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__(name="r8_step_losses")
@@ -246,13 +235,3 @@ class _Ring(keras.metrics.Metric):  # type: ignore[misc]
         place = ops.mod(values[-1], float(self._capacity))
         kept = ops.where(ops.arange(self._capacity, dtype="float32") == place, loss, values[:-1])
         self.values.assign(ops.concatenate([kept, ops.mod(values[-1:] + 1.0, float(self.modulus))]))
-
-    def update_state(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the training step writes."""
-
-    def reset_state(self) -> None:
-        """Do nothing: the last batch is not of an epoch."""
-
-    def result(self) -> dict[str, Any]:
-        """Nothing to show."""
-        return {}

@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import CombinedLoader
 
+from ..schedules.budget import batches_of
+
 
 def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) -> dict[str, Any]:
     """``num_steps``, ``train_duration_seconds`` where the Trainer has a time limit only, or nothing: an open budget.
@@ -68,13 +70,3 @@ def num_batches_of(trainer: Any, loader: Any) -> int:
     if mode == "sequential" or (mode == "max_size" and len(loader) < found):
         raise ValueError(NOT_TOGETHER.format(mode))
     return len(loader) if found == math.inf else int(found)
-
-
-def batches_of(num_updates: int, num_batches: int, accumulate: int) -> int:
-    """Batches that this many steps of an optimizer take; the last step of an epoch may take fewer.
-
-    >>> batches_of(5, num_batches=7, accumulate=3)
-    13
-    """
-    whole, rest = divmod(num_updates, -(-num_batches // accumulate))
-    return whole * num_batches + min(rest * accumulate, num_batches)

@@ -113,13 +113,8 @@ def _counted(
     if watch.is_over(elapsed):
         return
     for batch in batches:
-        elapsed = advance(elapsed, batch, watch)
+        steps, samples, seconds = elapsed[:3]
+        elapsed = Elapsed(steps + 1, samples + batch_size(batch), watch.seconds(), steps, samples, seconds)
         yield elapsed, batch
         if watch.is_over(elapsed):
             return
-
-
-def advance(elapsed: Elapsed, batch: Any, watch: StopRule) -> Elapsed:
-    """Where the run is with one more batch."""
-    steps, samples, seconds = elapsed[:3]
-    return Elapsed(steps + 1, samples + batch_size(batch), watch.seconds(), steps, samples, seconds)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..events.caller import warn
 from ..streams.event import as_scalar
-from .log_entries import Logs, in_order
+from .log_entries import Logs, place_of
 
 _ABSENT: Any = object()
 
@@ -98,12 +98,9 @@ class History:
         self._num_indexed = len(self._rows)
 
     def _column(self, key: str, *, needed: bool) -> Column:
-        collection, dot, name = key.partition(".")
-        if dot and name in self._columns.get(collection, ()):
-            return self._columns[collection][name]
-        for place in in_order(self._columns):
-            if key in self._columns[place]:
-                return self._columns[place][key]
+        place = place_of(key, self._columns)
+        if place is not None:
+            return self._columns[place[0]][place[1]]
         if needed and self._rows:
             raise KeyError(f"key must be one that was logged, got {key!r} for {self!r}; or pass fill=.")
         return [], []

@@ -83,12 +83,9 @@ class Logs(dict[str, Entries]):
         Raises:
             KeyError: none has it.
         """
-        collection, dot, name = key.partition(".")
-        if dot and name in self.get(collection, ()):
-            return self[collection][name]
-        for entries in in_order(self):
-            if key in self[entries]:
-                return self[entries][key]
+        place = place_of(key, self)
+        if place is not None:
+            return self[place[0]][place[1]]
         raise KeyError(f"key must be one of {names_of(self)}, got {key!r}.")
 
     def merge(self, more: Mapping[str, Mapping[str, Any]]) -> None:
@@ -109,11 +106,15 @@ class Logs(dict[str, Entries]):
             raise AttributeError(error.args[0]) from None
 
 
-def in_order(collections: Iterable[str]) -> list[str]:
-    """Collections in the order in which a short name is looked for."""
-    present = list(collections)
-    first = [name for name in FIRST_LOOKED_AT if name in present]
-    return first + [name for name in present if name not in FIRST_LOOKED_AT]
+def place_of(key: str, collections: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
+    """The collection and the name that "collection.name" or a short name stands for; None where nothing has it."""
+    collection, dot, name = key.partition(".")
+    if dot and name in collections.get(collection, ()):
+        return collection, name
+    # In the order in which a short name is looked for.
+    first = [each for each in FIRST_LOOKED_AT if each in collections]
+    found = (each for each in (*first, *collections) if key in collections[each])
+    return next(((each, key) for each in found), None)
 
 
 def names_of(logs: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,7 +1,8 @@
 """The recovery controller: refuses batches, lets experiments find out what was at fault, and acts on what they find.
 
 refused once                 the next batch is a free test: if it is good, nothing else happens
-refused again, or a spike    an experiment (experiment.py): probes of the present weights, then of backups
+refused again, or a spike    an inquiry (inquiry.py) makes an experiment (experiment.py): probes of the present weights,
+                             then of backups
 its finding                  is acted on (settlement.py)
 """
 
@@ -9,10 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..events.bus import Announcer
@@ -20,21 +18,21 @@ from ..guard.monitor import Sentry
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Ticket
 from ..table.losses import Reading
-from ..table.records import LARGEST_LOSS
 from ..table.table import SampleTable
 from .incidents.cause_search import CauseSearch
-from .incidents.experiment import Alarm, Case, Finding, investigate
+from .incidents.experiment import Alarm
 from .incidents.experiment_run import ExperimentRun
 from .incidents.first_steps import FAR, FirstSteps
-from .incidents.incident import Incident, IncidentLog, diverged_text, write_bundle
+from .incidents.incident import IncidentLog
+from .incidents.inquiry import Inquiry
 from .incidents.live_model import LiveModel
-from .incidents.settlement import DIVISOR, Settlement
+from .incidents.parts import Parts
+from .incidents.settlement import DIVISOR
 from .lineage import LOOK_MASK, Lineage
 from .moment import Moment
-from .policy import Recovery, TrainingDiverged
-from .progress import EARLY_UPDATES, LOOK_EVERY, START_UPDATES
-from .quarantine import Quarantine
-from .ram_backup import Backup, spread_of
+from .policy import Recovery
+from .progress import LOOK_EVERY, START_UPDATES
+from .quarantine import Quarantine, accused_of, not_finite_samples
 from .rate_limit import RateLimit
 from .refusals import Refusals
 from .witnesses import Witnesses
@@ -45,25 +43,6 @@ if TYPE_CHECKING:
 
 EQUAL_LOSSES = 8
 """Number of equal losses in a row after which the weights are checked."""
-
-
-SOON = 16
-"""If trouble comes back within this many updates, trying states one by one costs little."""
-
-ONE_BY_ONE = 8
-"""States tried one by one where trouble takes longer to come back; each further one is twice as far back."""
-
-
-class Answer(NamedTuple):
-    """What a report leads to.
-
-    Attributes:
-        is_good: Whether to train on the batch.
-        put_to: Steps reported when the restored state was taken; None if none was restored.
-    """
-
-    is_good: bool
-    put_to: int | None
 
 
 class RecoveryController:
@@ -88,7 +67,7 @@ class RecoveryController:
         is_look_due: Whether to call `look_back` before the next batch is drawn.
         lineage: The updates that the present weights come from.
         is_quiet: Whether a good loss changes nothing that listeners hear of.
-        steady_left: Batches of low-loss samples still to draw.
+        inquiry: Looks into the weights.
     """
 
     def __init__(
@@ -110,22 +89,16 @@ class RecoveryController:
         self._live = LiveModel(persistence, announcer)
         self.experiment = ExperimentRun(self._live, lambda: persistence.callbacks)
         self.lineage, self._refusals, self._incidents = Lineage(), Refusals(), IncidentLog(announcer)
-        parts = self._live, self.lineage, self.limit, self.witnesses, self._incidents
-        self._settlement = Settlement(
-            *parts, sentry=self._sentry, table=self._table, persistence=persistence, announcer=announcer
-        )
         self._first_steps = FirstSteps(
-            self.experiment, *parts, backup=self._backup, sentry=self._sentry, announcer=announcer
-        )
-        self.is_early = self._tests_progress = bool(getattr(self._sentry.guard, "tests_progress", False))
-        self.is_look_due = False
-        # The step of `looks_last`; a resumed run may have more steps, and another end.
-        self._looked_last_at = -1
-        self._damaged_step: int | None = None
-        self.is_quiet = True
-        self.steady_left = self._most_steady = self._num_equal = 0
-        self._lr = math.nan
-        self._last_refused: NDArray[np.int64] | None = None
+            self.experiment, self._live, self.lineage, self.limit, self.witnesses, self._incidents,
+            backup=self._backup, sentry=self._sentry, announcer=announcer,
+        )  # fmt: skip
+        parts = Parts(
+            recovery, persistence, announcer, self._table, self._sentry, self.quarantine, self._live, self.lineage,
+            self.limit, self.witnesses, self._incidents, self._refusals, self.experiment,
+        )  # fmt: skip
+        self.inquiry = Inquiry(parts, self._first_steps)
+        self.is_early, self.is_look_due, self.is_quiet, self._num_equal = self._sentry.tests_progress, False, True, 0
 
     @property
     def is_open(self) -> bool:
@@ -137,32 +110,9 @@ class RecoveryController:
         """Whether nothing was refused since the last good loss, and nothing is tested."""
         return not self._refusals.bad_in_a_row and not self.is_open
 
-    @property
-    def updates(self) -> int:
-        """Updates that the present weights have taken."""
-        return self.lineage.updates
-
-    @property
-    def asks_probe(self) -> bool:
-        """Whether the next batch drawn must be a probe."""
-        return self.experiment.asks_probe
-
-    @property
-    def can_probe(self) -> bool:
-        """Whether a witness can be drawn out of turn."""
-        return self.experiment.can_probe
-
-    def let_probe(self, can_probe: bool) -> None:
-        """Say whether a witness can be drawn out of turn from now on."""
-        self.experiment.let_probe(can_probe)
-
     def end_update(self) -> None:
         """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
         self._backup.end_update()
-
-    def is_probe(self, ticket: Ticket) -> bool:
-        """Whether a batch is the probe."""
-        return self.experiment.is_probe(ticket)
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
@@ -223,7 +173,7 @@ class RecoveryController:
             lineage.num_older = 0
             self._persistence.backup_timer.forget_lasting()
         is_settled = self._refusals.is_none and not self._incidents.current and not lineage.is_proving
-        self.is_quiet = is_settled and not (self.limit.is_on or self.is_open or self.steady_left)
+        self.is_quiet = is_settled and not (self.limit.is_on or self.is_open or self.inquiry.steady_left)
 
     def _look(self, loss: float, *, is_calm: bool) -> None:
         """Do what need not be done at every update; called at every fourth."""
@@ -242,44 +192,26 @@ class RecoveryController:
         else:
             self.is_early = False
 
-    def look_back(self, *, step: int, lr: float) -> None:
-        """In the first steps: see whether progress was lost, or there is none, as the rate may be too high.
-
-        Args:
-            step: Steps reported.
-            lr: The scheduled learning rate.
-
-        Raises:
-            RestoreError: the load callback raised for every state there is.
-        """
-        self.is_look_due = False
-        if self.experiment.is_open:
-            return
-        self._begin_call(step, lr)
-        first_steps, level = self._first_steps, self.lineage.progress.level
-        if first_steps.is_on_trial:
-            first_steps.end_trial(level)
-        elif level == level and self.lineage.updates > EARLY_UPDATES:
-            if first_steps.is_measuring:
-                first_steps.measure_updates(level)
-            else:
-                self._settlement.confirm_rate(level)
-                best = first_steps.look(level)
-                if best is not None:
-                    self._begin(Alarm.REGRESS, level, best=best)
-        self.is_quiet = self.is_quiet and not self.is_open
-
     # Refused losses.
 
-    def _begin_call(self, step: int, lr: float) -> None:
-        self._live.begin_call(step)
-        self._lr = lr
+    def inquire(self, step: int, lr: float) -> Inquiry:
+        """Begin a call that may put a state back; see `Inquiry.begin_call`."""
+        self.is_quiet = False
+        self.inquiry.begin_call(step, lr)
+        return self.inquiry
+
+    def look_back(self, *, step: int, lr: float) -> None:
+        """See `Inquiry.look_back`."""
+        self.is_look_due = False
+        self.inquiry.begin_call(step, lr)
+        self.inquiry.look_back()
+        self.is_quiet = self.is_quiet and not (self.is_open or self._incidents.current)
 
     def refused(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, lr: float, most_steady: int,
         own_rate: float | None = None,
-    ) -> Answer:  # fmt: skip
-        """Answer a refused loss.
+    ) -> int | None:  # fmt: skip
+        """Answer a refused loss; returns the step of the state that was put back, None if none was.
 
         Args:
             ticket: The batch.
@@ -294,71 +226,23 @@ class RecoveryController:
             TrainingDiverged: too many batches in a row were refused.
             RestoreError: the load callback raised for every state there is.
         """
-        self._begin_call(step, lr)
-        self.is_quiet = False
-        self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
-        loss, alarm, progress = reading.mean, ALARMS.get(verdict, Alarm.NOT_FINITE), self.lineage.progress
-        incident = self._incidents.open(step, verdict.value)
+        inquiry, alarm, loss = self.inquire(step, lr), ALARMS.get(verdict, Alarm.NOT_FINITE), reading.mean
+        incident, samples = self._incidents.open(step, verdict.value), not_finite_samples(reading, ticket)
         incident.num_refused += 1
-        samples = not_finite_samples(reading, ticket)
         cause = self._cause_search.look(
-            ticket, reading, verdict, step=step, recent=progress.recent, samples=samples,
+            ticket, reading, verdict, step=step, recent=self.lineage.progress.recent, samples=samples,
             is_finite=alarm is not Alarm.NOT_FINITE,
         )  # fmt: skip
         incident.cause = incident.cause or cause
         if alarm is Alarm.NOT_FINITE:
             self.quarantine.refused(accused_of(reading, ticket), samples)
-        elif math.isfinite(loss):
-            progress.reported.append(loss)
-        self._refusals.refused(is_finite=alarm is not Alarm.NOT_FINITE)
-        if not self.experiment.is_open and self._is_worth_looking(alarm):
-            rise = {Alarm.SPIKE: 2, Alarm.RAISED: 16}.get(alarm, 1)
-            self._begin(alarm, math.inf if alarm is Alarm.NOT_FINITE else progress.rise(rise))
+        inquiry.refused(ticket, loss, alarm, most_steady)
         unit = 1.0 if own_rate is None else own_rate
         self._announcer.tell(
             events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr * unit, next_lr=self.lr(lr) * unit,
             tries=self._refusals.in_a_row, samples=samples, reason=verdict.value,
         )  # fmt: skip
         self._cause_search.tell()
-        self._check_broken(step)
-        self._check_end(loss, ticket.lr * unit, step)
-        return Answer(False, self._live.put_step)
-
-    def suspected(self, loss: float, *, step: int, lr: float) -> int | None:
-        """Look into one of the first losses, whose batch comes again; returns what `Answer.put_to` says.
-
-        Args:
-            loss: The mean loss.
-            step: Steps reported.
-            lr: The scheduled learning rate.
-
-        Raises:
-            RestoreError: the load callback raised for every state there is.
-        """
-        self._begin_call(step, lr)
-        progress = self.lineage.progress
-        progress.reported.append(loss)
-        self.experiment.is_extra = True
-        self._begin(Alarm.EARLY, progress.rise(1))
-        return self._live.put_step
-
-    def _is_worth_looking(self, alarm: Alarm) -> bool:
-        """Whether a refusal calls for more than leaving out its batch."""
-        if not self._live.can_restore:
-            self._announcer.warn_once(
-                "nothing to restore",
-                "a loss was refused, and there is nothing to restore the model from if its weights are damaged. Pass "
-                "load_callback with state_callback, or call update_cpu_backup().",
-            )
-            if alarm is not Alarm.NOT_FINITE:
-                # Otherwise a loss that stays higher for good would be refused for ever.
-                self._sentry.forget()
-            return False
-        is_blind = self._persistence.callbacks.state is None
-        is_clear = alarm is not Alarm.NOT_FINITE or is_blind or self._refusals.is_worth_looking
-        return is_clear or self._live.is_damaged()
-
-    def _check_broken(self, step: int) -> None:
         if self._refusals.is_broken:
             suspects = self.quarantine.suspects
             named = f" Suspected: {self.quarantine.named(suspects)}." if suspects else ""
@@ -367,214 +251,8 @@ class RecoveryController:
                 f"more than half of the last 100 batches before step {step} were refused: the data, the loss function "
                 f"or the code is broken.{named}",
             )
-
-    def _check_end(self, loss: float, lr: float, step: int) -> None:
-        if self._refusals.in_a_row < self.recovery.max_refused:
-            return
-        if self.experiment.is_open:
-            # What the user is left with must not be a state that was only put back to be tested.
-            self.settle_open(step=step)
-        incident, suspects = self._incidents.current or Incident(step, "refused"), self.quarantine.suspects
-        text = diverged_text(
-            incident, refused=self._refusals.in_a_row, step=step, loss=loss, lr=lr, failures=self._live.failures,
-            samples=self.quarantine.named(suspects) if suspects else "", can_restore=self._live.can_restore,
-        )  # fmt: skip
-        store, losses = self._persistence.store, list(self.lineage.progress.reported)
-        bundle = write_bundle(
-            None if store is None else store.folder, step, text=text, incident=incident, losses=losses,
-            recovery=self.recovery,
-        )  # fmt: skip
-        error = TrainingDiverged(f"{text}\nLosses and settings are in {bundle}." if bundle else text)
-        error.bundle = bundle
-        self._announcer.tell(events.GaveUp, text=str(error), bundle=bundle)
-        raise error
-
-    def damaged(self, array: str, *, step: int, lr: float) -> None:
-        """Answer an array of the model that is not finite while the losses were good.
-
-        Raises:
-            RestoreError: the load callback raised for every state there is.
-        """
-        self._begin_call(step, lr)
-        timer = self._persistence.backup_timer
-        timer.note_done(step)
-        if not self._live.can_restore:
-            self._announcer.warn_once(
-                f"damaged {array}",
-                f"{array!r} in the model's state is not finite at step {step}; no backup is taken while that is so. If "
-                "that is intended, leave it out of the state.",
-            )
-        elif not self.experiment.is_open:
-            # After a clean check it is another fault, unless the state that was put back is still on proof.
-            last, self._damaged_step = self._damaged_step, step
-            is_again = last is not None and (timer.clean_step <= last or self.lineage.is_proving)
-            if is_again:
-                timer.note_lasting(array)
-            self._incidents.open(step, f"{array!r} was not finite")
-            self._begin(Alarm.NOT_FINITE, math.inf, is_again=is_again)
-
-    # The end of the run.
-
-    def may_look_last(self, step: int) -> bool:
-        """Whether `looks_last` was not asked at this step yet, or its experiment is under way."""
-        return self._looked_last_at != step or self.experiment.is_open
-
-    def looks_last(self, *, step: int, lr: float, may_probe: bool) -> bool:
-        """Start an experiment before the run ends, if its last losses were unusual or the weights are not finite.
-
-        Args:
-            step: Steps reported.
-            lr: The scheduled learning rate.
-            may_probe: Whether a batch can still be drawn.
-
-        Returns:
-            Whether one is open.
-
-        Raises:
-            RestoreError: the load callback raised for every state there is.
-        """
-        if self._looked_last_at == step or self.experiment.is_open:
-            return self.experiment.is_open
-        self._looked_last_at = step
-        timer = self._persistence.backup_timer
-        damage = timer.damage_now(self._persistence.callbacks.state) if self._live.can_restore else ""
-        if damage:
-            # No later loss would show what the last update has done.
-            self.damaged(damage, step=step, lr=lr)
-            return self.experiment.is_open
-        recent = list(self.lineage.progress.recent)
-        usual, can_test = (
-            recent[:-2],
-            may_probe and self._tests_progress and self._live.can_restore and self.experiment.can_probe,
-        )
-        if len(usual) < LOOK_EVERY or not can_test:
-            return False
-        limit = float(np.median(usual)) + 6 * spread_of(usual)
-        if not (self._refusals.in_a_row or any(loss > limit for loss in recent[-2:])):
-            return False
-        self._begin_call(step, lr)
-        self._begin(Alarm.END, max(recent[-2:]))
-        return self.experiment.is_open
-
-    def settle_open(self, *, step: int) -> None:
-        """End what is under way, as the run is left: with the present weights, or with the newest trusted ones."""
-        self._live.begin_call(step)
-        if self._live.current is not None and not self._live.put_present():
-            newest = next((each for each in reversed(self.witnesses.known()) if each.is_proven), None)
-            if newest is not None and self._live.put(newest):
-                self._go_on_from(newest, Alarm.END, is_sudden=True)
-        self._first_steps.undo_trial()
-        self.experiment.end()
-        self._live.end()
-
-    # Experiments.
-
-    def _begin(self, alarm: Alarm, level: float, *, best: Backup | None = None, is_again: bool = False) -> None:
-        self.is_quiet = False
-        lineage, known = self.lineage, self.witnesses.known()
-        self._incidents.open(self._live.step, alarm.value)
-        self._live.begin()
-        if not known:
-            # Nothing is known yet: only a state that is damaged is put back.
-            if self._persistence.callbacks.state is None or self._live.is_damaged():
-                self._put_unknown(alarm)
-            return
-        if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or (is_again and lineage.is_proving):
-            known = self._older(known)
-        progress = lineage.progress
-        case = Case(
-            alarm, level, known, progress.start, progress.first_spread, progress.first_level,
-            share=self._refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
-            is_sudden=alarm is not Alarm.REGRESS and (alarm is not Alarm.RAISED or progress.is_sudden()),
-            is_exact=self.experiment.can_probe, is_again=is_again,
-        )  # fmt: skip
-        finding = self.experiment.begin(case, investigate(case, self._live))
-        if finding is not None:
-            self._settle(case, finding)
-
-    def _older(self, known: list[Backup]) -> list[Backup]:
-        """The states before the one that was put back last, ever fewer the more often it took long to come back."""
-        lineage = self.lineage
-        older = [each for each in known if each.updates < lineage.since] or known[:1]
-        is_soon = lineage.since_restore < SOON
-        skipped = 0 if is_soon else 2 ** max(0, lineage.num_older - ONE_BY_ONE) - 1
-        lineage.num_older = max(1, lineage.num_older + (not is_soon))
-        return older[: max(1, len(older) - skipped)]
-
-    def _put_unknown(self, alarm: Alarm) -> None:
-        """Put the newest state back, though no witness of it is known; an older one if that did not help."""
-        states = self.witnesses.all_states()
-        if self.lineage.is_proving and not self.lineage.since_restore:
-            states = [each for each in states if each.updates < self.lineage.since] or states[:1]
-        for backup in reversed(states):
-            if self._live.put(backup):
-                self._go_on_from(backup, alarm, is_sudden=True)
-                return
-        self._live.raise_failures()
-
-    def probed(self, ticket: Ticket, loss: float, *, step: int, lr: float) -> Answer:
-        """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
-
-        Raises:
-            TrainingDiverged: too many batches in a row were refused.
-            RestoreError: the load callback raised for every state there is.
-        """
-        self._begin_call(step, lr)
-        experiment = self.experiment
-        asked, case = experiment.asked, experiment.case
-        assert asked is not None
-        assert case is not None
-        self._incidents.note_probe()
-        self._refusals.in_a_row += 1
-        self._announcer.tell(
-            events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
-            is_present=self._live.current is None, reason=case.alarm.value,
-        )  # fmt: skip
-        self._check_end(loss, ticket.lr, step)
-        is_single = experiment.can_probe and len(asked.witness) == 1
-        finding = experiment.take(loss)
-        if finding is not None:
-            self._settle(case, finding)
-        return Answer(finding is not None and finding.verdict == "healthy" and is_single, self._live.put_step)
-
-    def _settle(self, case: Case, finding: Finding) -> None:
-        """Act on what an experiment has found."""
-        step, verdict = self._live.step, finding.verdict
-        self._settlement.tell_noise(finding.tested)
-        if case.alarm is Alarm.WILD:
-            self._first_steps.note_change(finding.tested[0])
-        elif finding.backup is not None:
-            self._go_on_from(finding.backup, case.alarm, is_sudden=case.is_sudden)
-        else:
-            if verdict in ("healthy", "data"):
-                self._refusals.weights_are_healthy()
-                self._settlement.trust_weights(case.alarm)
-                self._look_again()
-                if case.alarm is Alarm.SPIKE and self._last_refused is not None:
-                    self.quarantine.refused(self._last_refused, ())
-            elif verdict == "level":
-                self._settlement.accept_level(case, finding)
-            else:
-                self._live.raise_failures()
-            # Else a record whose cause is a NaN in the weights would end with nothing but healthy weights.
-            mended = self._live.mended
-            self._incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
-            if verdict in ("healthy", "level") and not self.lineage.is_proving:
-                self._incidents.end()
-        self._live.end()
-
-    def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool) -> None:
-        self._first_steps.drop_trial()
-        is_probed = self.experiment.can_probe
-        if self._settlement.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_probed=is_probed):
-            self.steady_left = min(self.recovery.steady_steps, self._most_steady)
-        self._refusals.bad_in_a_row = 0
-        self._look_again()
-
-    def _look_again(self) -> None:
-        """Look at the weights after the next step, where no loss shows whether they will be damaged again."""
-        if self._damaged_step is not None:
-            self._persistence.look_at_weights()
+        inquiry.check_end(loss, ticket.lr * unit)
+        return self._live.put_step
 
     # The rate, the moment and the saved state.
 
@@ -596,7 +274,7 @@ class RecoveryController:
     @property
     def is_steadying(self) -> bool:
         """Whether the next batch should be a steady one, of low-loss samples."""
-        return self.steady_left > 0
+        return self.inquiry.steady_left > 0
 
     def lr(self, scheduled_lr: float) -> float:
         """The learning rate to use in place of the scheduled one."""
@@ -633,16 +311,16 @@ class RecoveryController:
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
             "refusals": self._refusals.state_dict(), "rate_trials": self._first_steps.num_trials,
-            "incident": self._incidents.to_plain(), "steady_left": self.steady_left,
-            "looked_last_at": self._looked_last_at, "num_equal": self._num_equal,
+            "incident": self._incidents.to_plain(), "steady_left": self.inquiry.steady_left,
+            "looked_last_at": self.inquiry.looked_last_at, "num_equal": self._num_equal,
             "witnesses": self.witnesses.to_plain(),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; experiments under way are dropped."""
-        can_probe = self.can_probe
+        can_probe = self.experiment.can_probe
         self._begin_state()
-        self.let_probe(can_probe)
+        self.experiment.let_probe(can_probe)
         # The first good loss finds out whether it is.
         self.is_quiet = False
         if "limit" not in state:
@@ -654,7 +332,7 @@ class RecoveryController:
         self._refusals.load_state_dict(state["refusals"])
         self._incidents.load_plain(state["incident"])
         self._first_steps.num_trials, self._num_equal = state["rate_trials"], state["num_equal"]
-        self.steady_left, self._looked_last_at = state["steady_left"], state["looked_last_at"]
+        self.inquiry.steady_left, self.inquiry.looked_last_at = state["steady_left"], state["looked_last_at"]
         self.witnesses.load_plain(state["witnesses"])
 
     def _load_older(self, state: Mapping[str, Any]) -> None:
@@ -676,21 +354,3 @@ ALARMS = {
     Verdict.EARLY: Alarm.EARLY,
 }  # fmt: skip
 """The alarm of each verdict; all others mean losses that are not finite."""
-
-
-def accused_of(reading: Reading, ticket: Ticket) -> NDArray[np.int64]:
-    """The samples of a batch that may be the cause of a loss that is not finite: all, or those of the rows with it."""
-    counts = getattr(getattr(ticket.batch.chunk, "members", None), "counts", None)
-    if counts is None or len(np.atleast_1d(reading.means)) != len(counts):
-        return ticket.indices
-    chosen: NDArray[np.int64] = ticket.indices[np.repeat(~(np.abs(reading.means) <= LARGEST_LOSS), counts)]
-    return chosen
-
-
-def not_finite_samples(reading: Reading, ticket: Ticket) -> tuple[int, ...]:
-    """The samples whose own loss is not finite; none if only means were reported, or if it is all of the batch."""
-    losses = np.atleast_1d(reading.means)
-    if len(losses) != len(ticket.indices):
-        return ()
-    bad = ~(np.abs(losses) <= LARGEST_LOSS)
-    return () if bad.all() else tuple(each for each in ticket.indices[bad].tolist() if each >= 0)

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from .. import events
 from ..events.bus import Announcer
+from ..sampling.ticket import Ticket
+from ..table.losses import Reading
+from ..table.records import LARGEST_LOSS
 from ..table.table import SampleTable
 
 OWN_LOSSES = 2
@@ -165,3 +168,21 @@ class Quarantine:
             self._suspects = dict(zip(state["samples"].tolist(), state["counts"].tolist(), strict=True))
             self._num_clean, self._num_clean_refused, self._num_suspected = state["clean"]
             self.is_watching = bool(self._suspects)
+
+
+def accused_of(reading: Reading, ticket: Ticket) -> NDArray[np.int64]:
+    """The samples of a batch that may be the cause of a loss that is not finite: all, or those of the rows with it."""
+    counts = getattr(getattr(ticket.batch.chunk, "members", None), "counts", None)
+    if counts is None or len(np.atleast_1d(reading.means)) != len(counts):
+        return ticket.indices
+    chosen: NDArray[np.int64] = ticket.indices[np.repeat(~(np.abs(reading.means) <= LARGEST_LOSS), counts)]
+    return chosen
+
+
+def not_finite_samples(reading: Reading, ticket: Ticket) -> tuple[int, ...]:
+    """The samples whose own loss is not finite; none if only means were reported, or if it is all of the batch."""
+    losses = np.atleast_1d(reading.means)
+    if len(losses) != len(ticket.indices):
+        return ()
+    bad = ~(np.abs(losses) <= LARGEST_LOSS)
+    return () if bad.all() else tuple(each for each in ticket.indices[bad].tolist() if each >= 0)

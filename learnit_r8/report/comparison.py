@@ -17,11 +17,14 @@ from ..dashboard.text import number
 from ..journal.run import Run, find_run, names_of
 from .charts import WIDE, text
 from .numbers import comparison
-from .page import POLICY
-from .style import STYLE
+from .page import document, panel
 
 LOOKS = ("accent", "warn", "rate", "alert", "q2", "q4")
 DASHES = ("", "6 4", "2 3")
+OWN_STYLE = (
+    ".key{white-space:nowrap}.key::before{display:none}.key svg{width:28px;height:8px;margin-right:6px}"
+    ".run{fill:none;stroke-width:1.8}.compared td{text-align:right}"
+)
 COLUMNS, ZONES, MOST_METRICS = 400, 100, 24
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -46,12 +49,7 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
     if len(runs) < 2:
         raise ValueError(f"runs must be two or more, got {len(runs)}.")
     found = [Run(find_run(os.fspath(run))) for run in runs]
-    views = []
-    for run in found:
-        view = View(skips_damage=True)
-        for record in run.records():
-            view.fold(record.event)
-        views.append(view)
+    views = [View.of(record.event for record in run.records()) for run in found]
     path = Path(out)
     text = comparison_page(views, names_of(found))
     with open(open_output(path), "w", encoding="utf-8") as file:
@@ -61,26 +59,16 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
 
 def comparison_page(views: Sequence[View], names: Sequence[str]) -> str:
     """The page; the names are those of the runs."""
-    keys = "".join(f'<span class="key"><svg viewBox="0 0 28 8">{_swatch(place)}</svg>{text(name, 60)}</span>'
-                   for place, name in enumerate(names))  # fmt: skip
-    body = "".join(_panel(title, chart, note) for title, chart, note in _charts(views, names))
+    keys = "".join(
+        f'<span class="key"><svg viewBox="0 0 28 8"><polyline style="{_look(place)}" points="0,4 28,4"/></svg>'
+        f"{text(name, 60)}</span>"
+        for place, name in enumerate(names)
+    )
+    body = "".join(panel(text(title, 60), chart, note) for title, chart, note in _charts(views, names))
     table = comparison(views, names)
-    figures = _panel("Figures and settings", table, "The best figure is in bold; settings only where they differ.")
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{len(views)} runs · learnit::r8</title>\n<style>{STYLE}{_style()}</style></head>\n<body><main>\n"
-        f'<header><p class="brand">learnit::r8</p><h1>{len(views)} runs</h1><p class="what">{keys}</p></header>\n'
-        f"{body}{figures}\n</main></body></html>\n"
-    )
-
-
-def _style() -> str:
-    return (
-        ".key{white-space:nowrap}.key::before{display:none}.key svg{width:28px;height:8px;margin-right:6px}"
-        ".run{fill:none;stroke-width:1.8}.compared td{text-align:right}"
-    )
+    figures = panel("Figures and settings", table, "The best figure is in bold; settings only where they differ.")
+    header = f'<header><p class="brand">learnit::r8</p><h1>{len(views)} runs</h1><p class="what">{keys}</p></header>'
+    return document(f"{len(views)} runs", [header, body + figures], OWN_STYLE)
 
 
 def _look(place: int) -> str:
@@ -88,14 +76,6 @@ def _look(place: int) -> str:
     return f"fill:none;stroke:var(--{LOOKS[place % len(LOOKS)]});stroke-width:1.8" + (
         f";stroke-dasharray:{dash}" if dash else ""
     )
-
-
-def _swatch(place: int) -> str:
-    return f'<polyline style="{_look(place)}" points="0,4 28,4"/>'
-
-
-def _panel(title: str, body: str, note: str) -> str:
-    return f'<section class="panel"><h2>{text(title, 60)}</h2><p class="note">{note}</p>{body}</section>'
 
 
 def _charts(views: Sequence[View], names: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -12,6 +12,7 @@ from ..dashboard.state.view import View
 from ..dashboard.text import clock, number
 from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
 from .charts import text
+from .style import wide_table
 
 DRAWN = 48
 """Losses around an incident that are drawn."""
@@ -29,13 +30,12 @@ def incident_table(view: View, folder: Path) -> tuple[str, str]:
     incidents = view.incidents.incidents
     if not incidents:
         return "", ""
-    head = "".join(f"<th>{name}</th>" for name in ("time", "step", "epoch", "what happened", "done", "found"))
     drawn = _losses_by_step(folder)
-    rows = "".join(_row(each, drawn.get(each.step, ())) for each in reversed(incidents))
+    rows = (_row(each, drawn.get(each.step, ())) for each in reversed(incidents))
     refused = f"{view.num_refused:,} {'loss' if view.num_refused == 1 else 'losses'} refused in all"
     count = f"{len(incidents):,} {'incident' if len(incidents) == 1 else 'incidents'}, newest first; {refused}."
-    table = f'<div class="wide"><table class="incidents"><thead><tr>{head}</tr></thead>{rows}</table></div>'
-    return table, count
+    columns = ("time", "step", "epoch", "what happened", "done", "found")
+    return wide_table("incidents", columns, rows), count
 
 
 def _losses_by_step(folder: Path) -> dict[int, Sequence[float]]:

@@ -9,6 +9,7 @@ from ..dashboard.state.view import View
 from ..dashboard.text import figure, number, setting
 from .charts import QUARTERS, text
 from .data import Flow, ReportData
+from .style import wide_table
 
 MOST_ROWS = 25
 
@@ -71,12 +72,11 @@ def histogram_numbers(view: View) -> str:
 
 def comparison(views: Sequence[View], names: Sequence[str]) -> str:
     """The figures of runs, the best one in bold, and the settings that differ."""
-    head = f"<tr><th></th>{''.join(f'<th>{text(name, 40)}</th>' for name in names)}</tr>"
     rows = []
     for row in figures_of(views):
         cells = [figure(value) for value in row.values]
         marked = [f"<b>{cell}</b>" if place == row.better else cell for place, cell in enumerate(cells)]
         rows.append((text(row.name, 60), *marked))
     rows += [(text(one.name, 60), *(text(setting(value)) for value in one.values)) for one in settings_of(views)]
-    body = "".join(f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows)
-    return f'<div class="wide"><table class="compared"><thead>{head}</thead>{body}</table></div>'
+    body = (f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows)
+    return wide_table("compared", ("", *(text(name, 40) for name in names)), body)

@@ -11,10 +11,10 @@ from ..dashboard.render.svg import circle, frame, grid, label, line, svg
 from ..dashboard.text import number, share
 from ..table.labels.overview import Overview
 from .charts import HALF, histogram, text
-from .confusion import confusion_of
+from .confusion import confusion_of, confusion_table
 from .data import ReportData, label_text
-from .gallery import confusion_table
 from .numbers import opening
+from .style import wide_table
 
 MOST_CLASSES = 100
 """Classes in the table, those of the lowest accuracy."""
@@ -37,22 +37,20 @@ def overview_tables(data: ReportData) -> Iterator[Panel]:
         return
     names = overview.names(samples.group, samples.group_labels)
     classes = sorted(overview.classes(data.verdict.indices, names), key=lambda one: one.accuracy)
-    rows = "".join(
+    rows = (
         f"<tr><td>{text(one.label, 40)}</td><td>{one.size:,}</td><td>{share(one.accuracy, 1)}</td>"
         f"<td>{number(one.margin)}</td><td>{number(one.learned) if math.isfinite(one.learned) else 'never'}</td>"
         f"<td>{number(one.forgotten)}</td><td>{one.num_suspects:,}</td><td>{text(label_text(one.rival), 40)}</td></tr>"
         for one in classes[:MOST_CLASSES]
     )
     columns = ("label", "samples", "predicted", "mean margin", "learnt at visit", "forgotten", "suspects", "rival")
-    head = "".join(f"<th>{name}</th>" for name in columns)
     shown = f"The {MOST_CLASSES} worst of {len(classes):,} classes" if len(classes) > MOST_CLASSES else "The classes"
     note = (
         f"{shown}, worst first. Predicted: the share of their samples whose label was predicted at the last visit, "
         "before the step. Learnt: the median of the first such visits. Forgotten: how often, on average, a sample's "
         "label was predicted at a visit and was not at the next. Rival: the class predicted most instead."
     )
-    table = f'<table class="classes"><thead><tr>{head}</tr></thead>{rows}</table>'
-    yield "Quality of each class", f'<div class="wide tall">{table}</div>', note
+    yield "Quality of each class", wide_table("classes", columns, rows, is_tall=True), note
     given, predicted, counts = overview.confusion()
     labels, others = ([label_text(names.get(one, one)) for one in side.tolist()] for side in (given, predicted))
     confusion = confusion_of(labels, others, counts.tolist())

@@ -43,7 +43,7 @@ from .numbers import (
 )
 from .overview import overview_panels, overview_tables
 from .regions import REGION_STYLE, map_panels
-from .style import STYLE
+from .style import STYLE, wide_table
 from .suspects import suspect_table
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -63,25 +63,28 @@ def page(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None
         assert other.run is not None
         names = names_of([data.run, other.run])
         body = comparison((data.view, other.view), names)
-        sections.insert(1, _panel("Comparison", body, "The better figure is in bold; settings only where they differ."))
+        sections.insert(1, panel("Comparison", body, "The better figure is in bold; settings only where they differ."))
     parts = [_header(data, data.run, title), _contents(sections), *sections, _footer(data, data.run)]
-    return _document(title, parts, look)
+    return _samples_document(title, parts, look)
 
 
 def samples_page(data: ReportData, look: Look) -> str:
     """The page of the samples alone, as a notebook shows it."""
     sections = [*_pairs([*_glance(data, look), _verdict(data)]), *_tables(data)]
-    return _document("samples", [_contents(sections), *sections], look)
+    return _samples_document("samples", [_contents(sections), *sections], look)
 
 
-def _document(title: str, parts: Sequence[str], look: Look) -> str:
-    policy = POLICY + (PICTURES if look.thumbnail is not None else "")
-    style = STYLE + GALLERY_STYLE + REGION_STYLE
+def _samples_document(title: str, parts: Sequence[str], look: Look) -> str:
+    return document(title, parts, GALLERY_STYLE + REGION_STYLE, POLICY + PICTURES * (look.thumbnail is not None))
+
+
+def document(title: str, parts: Sequence[str], style: str, policy: str = POLICY) -> str:
+    """A whole page, which loads nothing; ``style`` follows that of all pages."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title} · learnit::r8</title>\n<style>{style}</style></head>\n<body><main>\n"
+        f"<title>{title} · learnit::r8</title>\n<style>{STYLE}{style}</style></head>\n<body><main>\n"
         + "\n".join(parts)
         + "\n</main></body></html>\n"
     )
@@ -91,7 +94,7 @@ def _sections(data: ReportData, run: Run, look: Look) -> Iterator[str]:
     view = data.view
     incidents, count = incident_table(view, run.folder)
     if incidents:
-        yield _panel("Incidents", incidents, count)
+        yield panel("Incidents", incidents, count)
     yield _cards(view)
     if not view.loss.is_empty:
         yield _loss(view)
@@ -99,10 +102,10 @@ def _sections(data: ReportData, run: Run, look: Look) -> Iterator[str]:
     panels = [_rate(view), *(_metric(view, title, names) for title, names in groups), _ribbon(data), _verdict(data)]
     yield from _pairs(panels)
     for title, body, note in gallery_of(data, look):
-        yield _panel(title, body, note)
+        yield panel(title, body, note)
     if data.suspects and data.verdict is not None:
         body, note = suspect_table(data.suspects, len(data.verdict.indices))
-        yield _panel("Suspects", body, note)
+        yield panel("Suspects", body, note)
     yield _table("Hardest samples", data.hardest, _trust(data))
     yield _flow(data)
     yield from _pairs([*_glance(data, look), _uses(view), *_machine(view)])
@@ -144,7 +147,8 @@ def _cards(view: View) -> str:
     return f'<dl class="cards">{body}</dl>'
 
 
-def _panel(title: str, body: str, note: str = "", kind: str = "") -> str:
+def panel(title: str, body: str, note: str = "", kind: str = "") -> str:
+    """A section with its title, a note and a body."""
     below = f'<p class="note">{note}</p>' if note else ""
     name = _anchor(title)
     return f'<section class="panel {kind}" id="{name}"><h2>{title}</h2>{below}{body}</section>'
@@ -181,7 +185,7 @@ def _loss(view: View) -> str:
         best = view.bests.get(name)
         at = f", best {number(best.value, 4)} at step {best.step:,} (ring)" if best is not None else ""
         note += f' <span class="key held">{text(name, 40)}{at}</span>'
-    return _panel("Loss", body, note, "scales")
+    return panel("Loss", body, note, "scales")
 
 
 def _loss_charts(view: View, *, log: bool) -> str:
@@ -194,7 +198,7 @@ def _rate(view: View) -> str:
     if view.lr.is_empty:
         return ""
     plan = "The rate as it was; dashed, as planned." if view.lr_plan else "The rate as it was."
-    return _panel("Learning rate", lr_chart(view) + rate_numbers(view), plan)
+    return panel("Learning rate", lr_chart(view) + rate_numbers(view), plan)
 
 
 def _metric(view: View, title: str, names: Sequence[str]) -> str:
@@ -207,7 +211,7 @@ def _metric(view: View, title: str, names: Sequence[str]) -> str:
         notes.append(called + at)
     title = names[0] if len(names) == 1 else title
     chart = metric_chart(view, title, names, float(view.step))
-    return _panel(text(title, 60), chart + metric_numbers(view, names), " ".join(notes))
+    return panel(text(title, 60), chart + metric_numbers(view, names), " ".join(notes))
 
 
 def _ribbon(data: ReportData) -> str:
@@ -215,7 +219,7 @@ def _ribbon(data: ReportData) -> str:
         return ""
     legend = "".join(f'<span class="key q{quarter}">Q{quarter}</span>' for quarter in (1, 2, 3, 4))
     note = f"Loss ranges of the four quarters of the samples. {legend}"
-    return _panel("Quarters by loss", ribbon_chart(data.bounds) + ribbon_numbers(data), note)
+    return panel("Quarters by loss", ribbon_chart(data.bounds) + ribbon_numbers(data), note)
 
 
 def _uses(view: View) -> str:
@@ -228,7 +232,7 @@ def _uses(view: View) -> str:
     uses = histogram(survey.uses_counts, (least - 0.5, least - 0.5 + wide), "uses per sample")
     loss = histogram(survey.loss_counts, _ends(survey.loss_range), "loss per sample", log=survey.loss_is_log)
     note = "The outermost bars of the losses include everything beyond them."
-    return _panel(
+    return panel(
         "How often, how hard",
         f"<h3>uses per sample</h3>{uses}<h3>loss per sample</h3>{loss}{histogram_numbers(view)}",
         note,
@@ -238,7 +242,7 @@ def _uses(view: View) -> str:
 def _machine(view: View) -> Iterator[str]:
     """The load of the machine over the training time."""
     for title, chart, note, columns, rows in machine_charts(view):
-        yield _panel(title, chart + opening(columns, rows), note)
+        yield panel(title, chart + opening(columns, rows), note)
 
 
 def _ends(ends: tuple[float, ...]) -> tuple[float, float]:
@@ -255,15 +259,15 @@ def _flow(data: ReportData) -> str:
         f"Over the last stretch {down:,} became easier than others and {up:,} harder."
     )
     chart = f'<div class="wide flow">{flow_chart(data.flow)}</div>'
-    return _panel("Moves between the quarters", chart + flow_numbers(data.flow), note)
+    return panel("Moves between the quarters", chart + flow_numbers(data.flow), note)
 
 
 def _glance(data: ReportData, look: Look) -> Iterator[str]:
-    return (_panel(*one) for one in (*map_panels(data, look), *overview_panels(data)))
+    return (panel(*one) for one in (*map_panels(data, look), *overview_panels(data)))
 
 
 def _tables(data: ReportData) -> Iterator[str]:
-    return (_panel(*one) for one in overview_tables(data))
+    return (panel(*one) for one in overview_tables(data))
 
 
 def _verdict(data: ReportData) -> str:
@@ -287,7 +291,7 @@ def _verdict(data: ReportData) -> str:
         f"<p>{seen:,} of {len(uses):,} samples were seen, {int(uses.min()):,} to {int(uses.max()):,} times each.</p>"
         f"<p>Losses of single samples: <b>{text(data.samples.source, 40)}</b>. {_trust(data)}</p>"
     )
-    return _panel("What the samples say", body)
+    return panel("What the samples say", body)
 
 
 def _precision(verdict: Suspects) -> str:
@@ -307,32 +311,28 @@ def _trust(data: ReportData) -> str:
 def _table(title: str, rows: Sequence[Row], note: str) -> str:
     if not rows:
         return ""
-    body = "".join(
+    body = (
         f"<tr><td>{row.number}</td><td>{text(row.name, 100)}</td><td>{number(row.loss, 4)}</td>"
         f"<td>{number(row.last, 4)}</td><td>{number(row.mean, 4)}</td><td>{row.uses:,}</td>"
         f"<td>{sparkline(row.history)}</td><td>{'suspect: ' + text(row.why) if row.why else ''}</td></tr>"
         for row in rows
     )
-    head = (
-        "<tr><th>#</th><th>sample</th><th>loss</th><th>last</th><th>mean</th><th>uses</th><th>epochs</th><th></th></tr>"
-    )
-    return _panel(title, f'<div class="wide"><table class="samples"><thead>{head}</thead>{body}</table></div>', note)
+    columns = ("#", "sample", "loss", "last", "mean", "uses", "epochs", "")
+    return panel(title, wide_table("samples", columns, body), note)
 
 
 def _events(view: View) -> str:
     entries = list(view.log)[-MOST_EVENTS:]
     if not entries:
         return ""
-    rows = "".join(
+    rows = (
         f'<tr class="{entry.level}" tabindex="0"><td>{clock(entry.seconds)}</td><td>{entry.step:,}</td>'
         f"<td>{entry.level if entry.level != 'info' else ''}</td><td>{text(entry.text, 400)}</td></tr>"
         for entry in reversed(entries)
     )
     note = f"The newest {len(entries)} of {view.num_entries:,}, newest first; warnings and alerts: {view.num_alerts:,}."
-    head = "<tr><th>time</th><th>step</th><th></th><th>what happened</th></tr>"
-    return _panel(
-        "Events", f'<div class="wide tall"><table class="events"><thead>{head}</thead>{rows}</table></div>', note
-    )
+    columns = ("time", "step", "", "what happened")
+    return panel("Events", wide_table("events", columns, rows, is_tall=True), note)
 
 
 def _configuration(data: ReportData, run: Run) -> str:
@@ -347,7 +347,7 @@ def _configuration(data: ReportData, run: Run) -> str:
     texts = ((text(name, 60), text(setting(str(value)))) for name, value in settings.items())
     # With a focus, so that a phone, which shows two lines, shows all of a long value when it is touched.
     rows = "".join(f'<tr tabindex="0"><th>{name}</th><td>{value}</td></tr>' for name, value in texts)
-    return _panel("Configuration", f'<div class="wide"><table class="settings">{rows}</table></div>') if rows else ""
+    return panel("Configuration", f'<div class="wide"><table class="settings">{rows}</table></div>') if rows else ""
 
 
 def _footer(data: ReportData, run: Run) -> str:

@@ -1,4 +1,8 @@
-"""The style sheet of the page, with colours for light and dark screens."""
+"""The style sheet of the page, with colours for light and dark screens, and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#f6f7f9;--card:#fff;--ink:#1d2430;--quiet:#5d6878;--faint:#667182;--rule:#e4e7ec;
@@ -124,3 +128,10 @@ border-bottom:1px solid var(--rule);padding:4px 0}
 h2{break-after:avoid}table{font-size:11px}td,th{padding:2px 6px 2px 0}
 }
 """
+
+
+def wide_table(kind: str, columns: Iterable[str], rows: Iterable[str], *, is_tall: bool = False) -> str:
+    """A table in a frame that scrolls, of names of columns and of rows that are HTML already."""
+    head = "".join(f"<th>{name}</th>" for name in columns)
+    table = f'<table class="{kind}"><thead><tr>{head}</tr></thead>{"".join(rows)}</table>'
+    return f'<div class="wide{" tall" * is_tall}">{table}</div>'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from ..dashboard.render.svg import sparkline
 from ..dashboard.text import number, share
 from .charts import text
 from .data import Row
+from .style import wide_table
 
 MOST_CURVES = 100
 """Rows with the curve of their losses."""
@@ -22,16 +24,13 @@ COLUMNS = ("index", "name", "label", "should_be", "score", "mean_loss", "uses", 
 
 def suspect_table(rows: Sequence[Row], total: int) -> tuple[str, str]:
     """The table, and a sentence on what it shows."""
-    body = "".join(_row(place, row) for place, row in enumerate(rows))
-    head = "".join(f"<th>{name}</th>" for name in HEAD)
     shown = f"All {total:,}" if len(rows) == total else f"The first {len(rows):,} of {total:,}"
     export = f'<a download="suspects.csv" href="data:text/csv;base64,{_csv(rows)}">Save them as CSV</a>'
     note = (
         f"{shown} samples that look mislabelled, most suspect first. Odds: the probability that the label is wrong, by "
         f"this model. {export}; or run learnit-r8 samples --suspects."
     )
-    table = f'<table class="suspects"><thead><tr>{head}</tr></thead>{body}</table>'
-    return f'<div class="wide tall">{table}</div>', note
+    return wide_table("suspects", HEAD, itertools.starmap(_row, enumerate(rows)), is_tall=True), note
 
 
 def _row(place: int, row: Row) -> str:

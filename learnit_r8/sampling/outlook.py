@@ -39,28 +39,27 @@ def look_at(storage: SampleStorage, rng: np.random.Generator) -> Outlook:
     else:
         chosen = rng.integers(0, storage.num_samples, MOST_LOOKED_AT)
         chosen = chosen[order_of(chosen)]
-    records = storage.records.take(chosen)
+    records, evidence = storage.records.take(chosen), storage.evidence.take(chosen)
     uses, mean = records["usage_count"], records["mean"]
-    suspicion = Suspicion.of(mean, uses, storage.untrained_loss)
+    limit, judged = None, np.ones(len(chosen), bool)
+    if evidence is not None:
+        by_group = storage.group_labels is not None
+        limit = MarginLimit.of(records, evidence, precision=PRECISION, by_group=by_group)
+        # While all others get better, those left out keep the losses that they had: two humps that say nothing.
+        judged = judged if limit is None else limit.margins(evidence) < np.inf
+    suspicion = Suspicion.of(mean[judged], uses[judged], storage.untrained_loss)
     fine = uses > 0
     if suspicion is not None:
         flagged = suspicion.flags(mean, uses)
         if not suspicion.is_surprising or suspicion.are_being_learnt(records["last"][flagged]):
             suspicion = None
         else:
+            limit = None
             fine &= ~flagged
-    limit = _limit(storage, records, chosen) if suspicion is None else None
     if not fine.any():
         return Outlook(True, float(uses.mean()), 1.0, math.nan, suspicion, limit)
     hard_share = float((mean[fine] > storage.untrained_loss).mean())
     return Outlook(True, float(uses.mean()), hard_share, _median(records["last"][fine]), suspicion, limit)
-
-
-def _limit(storage: SampleStorage, records: NDArray[Any], chosen: NDArray[np.int64]) -> MarginLimit | None:
-    evidence = storage.evidence.take(chosen)
-    if evidence is None:
-        return None
-    return MarginLimit.of(records, evidence, precision=PRECISION, by_group=storage.group_labels is not None)
 
 
 def _median(losses: NDArray[np.float32]) -> float:

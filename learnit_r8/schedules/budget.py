@@ -23,6 +23,16 @@ def has_budget(settings: Mapping[str, Any]) -> bool:
     return any(settings.get(name) is not None for name in BUDGETS)
 
 
+def batches_of(num_updates: int, num_batches: int, accumulate: int) -> int:
+    """Batches that this many steps of an optimizer take; the last step of an epoch may take fewer.
+
+    >>> batches_of(5, num_batches=7, accumulate=3)
+    13
+    """
+    whole, rest = divmod(num_updates, max(1, -(-num_batches // accumulate)))
+    return whole * num_batches + min(rest * accumulate, num_batches)
+
+
 OPEN_WARMUP = 0.5
 """Progress that stands for the end of the warm-up of an open budget: schedules are functions of progress."""
 

@@ -49,9 +49,8 @@ class DrawnEpochs:
     def _adopt(self) -> None:
         """Let the scheduler keep model, optimizer and random generators: backups in RAM, and checkpoints."""
         from ..checkpoint.callbacks import Callbacks, Generators
-        from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
         from ..sampling.random_generators import random_state, set_random_state
-        from ..torch.state import ModelState
+        from ..torch.state import ModelState, copies_of
 
         task, rates = self._task, self._rates
         state = ModelState(task.model, task.optimizer)
@@ -60,12 +59,8 @@ class DrawnEpochs:
             state.load(source, from_ram=from_ram)
             rates.expect_any()
 
-        is_on_device = any(each.is_cuda for each in task.model.parameters())
         callbacks = Callbacks(state.save, load, state.read, generators=Generators(random_state, set_random_state))
-        if is_on_device:
-            self._r8.host.adopt(callbacks, clone=copy_to_host, copy_into=copy_to_host_into)
-        else:
-            self._r8.host.adopt(callbacks)
+        self._r8.host.adopt(callbacks, **copies_of(task.model))
 
     def train(self) -> tuple[float, int] | None:
         """Train to the end of the epoch; returns its mean loss and its samples, or None if the budget is spent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .._validation import whole_number
 from ..triggers import Elapsed
@@ -74,19 +74,9 @@ def epoch_stream(
     return _events(_ShuffledEpochs(task, size, shuffle, generator), task.model, more)
 
 
-class _Epochs(Protocol):
-    """Trains one epoch after the other; ``step`` of them are finished."""
-
-    step: int
-
-    def train(self) -> tuple[float, int] | None:
-        """Train one more: its mean loss and its samples, or None if there is nothing left to do."""
-
-    def end(self) -> None:
-        """The stream has ended, or is no longer read."""
-
-
 class _ShuffledEpochs:
+    """Trains one epoch after the other; `DrawnEpochs` does so with a scheduler."""
+
     def __init__(self, task: Task, size: int, shuffle: bool, generator: torch.Generator | None) -> None:
         self.step, self._loss = 0, 0.0
         self._task, self._size, self._shuffle, self._generator = task, size, shuffle, generator
@@ -107,31 +97,26 @@ class _ShuffledEpochs:
         """Do nothing."""
 
 
-def _events(epochs: _Epochs, model: torch.nn.Module, extra: Mapping[str, Any]) -> Iterator[Event]:
-    try:
-        yield from _trained(epochs, model, extra)
-    finally:
-        epochs.end()
-
-
-def _trained(epochs: _Epochs, model: torch.nn.Module, extra: Mapping[str, Any]) -> Iterator[Event]:
+def _events(epochs: _ShuffledEpochs | DrawnEpochs, model: torch.nn.Module, extra: Mapping[str, Any]) -> Iterator[Event]:
     origin = time.monotonic()
     last = (epochs.step, 0, 0.0)
-    while True:
-        began = time.monotonic()
-        model.train()
-        trained = epochs.train()
-        if trained is None:
-            return
-        loss, samples = trained
-        ended = time.monotonic()
-        now = (epochs.step, last[1] + samples, ended - origin)
-        event = Event(
-            {"step": epochs.step, "train_loss": loss, "train_time_sec": ended - began, "model": model, **extra}
-        )
-        event.elapsed = Elapsed(*now, *last)
-        last = now
-        yield event
+    try:
+        while True:
+            began = time.monotonic()
+            model.train()
+            trained = epochs.train()
+            if trained is None:
+                return
+            loss, samples = trained
+            ended = time.monotonic()
+            now = (epochs.step, last[1] + samples, ended - origin)
+            event = Event(
+                {"step": epochs.step, "train_loss": loss, "train_time_sec": ended - began, "model": model, **extra}
+            )
+            event.elapsed, last = Elapsed(*now, *last), now
+            yield event
+    finally:
+        epochs.end()
 
 
 def _check_weights(model: torch.nn.Module, step: int, loss: float) -> None:

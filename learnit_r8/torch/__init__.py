@@ -16,22 +16,19 @@ except ImportError as error:
         "learnit_r8.torch needs PyTorch, which could not be imported; pip install 'learnit-r8[torch]'."
     ) from error
 
-from .._adapters.ranks.channel import RanksDiffer as RanksDiffer
-from ..checkpoint.callbacks import RankLost as RankLost
-from .adapter import Adapter as Adapter
-from .attachment import attach as attach
-from .attachment import attach_loader as attach_loader
-from .batches.loader import SampleError as SampleError
-from .batches.sampler import R8BatchSampler as R8BatchSampler
-from .distributed.ranks import Ranks as Ranks
-from .distributed.shared_run import Share as Share
-from .distributed.shared_run import SharedRun as SharedRun
-from .distributed.together import Together as Together
-from .flight.incident import RecordedIncident as RecordedIncident
-from .flight.incident import load_incident as load_incident
-from .lr_scheduler import R8LRScheduler as R8LRScheduler
-from .own_loop.loader_adapter import LoaderAdapter as LoaderAdapter
-from .state import ModelState as ModelState
+from .._adapters.ranks.agreement import RanksDiffer
+from ..checkpoint.callbacks import RankLost
+from .adapter import Adapter
+from .attachment import attach, attach_loader
+from .batches.loader import SampleError
+from .batches.sampler import R8BatchSampler
+from .distributed.ranks import Ranks
+from .distributed.shared_run import Share, SharedRun
+from .distributed.together import Together
+from .flight.incident import RecordedIncident, load_incident
+from .lr_scheduler import R8LRScheduler
+from .own_loop.loader_adapter import LoaderAdapter
+from .state import ModelState
 
 __all__ = [
     "Adapter",

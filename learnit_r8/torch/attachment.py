@@ -12,7 +12,6 @@ from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import shortened, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators
-from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..engine.settings import suggest_settings
 from ..sampling.random_generators import random_state, set_random_state
 from .adapter import Adapter
@@ -26,7 +25,7 @@ from .flight.hand import Hand
 from .own_loop.also import AlsoPart, networks_of, read_also
 from .own_loop.loader_adapter import LoaderAdapter
 from .prepared import plain_model, plain_optimizer
-from .state import ModelState
+from .state import ModelState, copies_of
 from .stepper import Stepper
 
 if TYPE_CHECKING:
@@ -269,6 +268,8 @@ def _check_model(model: Any, optimizer: Any) -> None:
         several = '; give the first, and the others as also={"second": ...}' if isinstance(optimizer, list) else ""
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {shortened(optimizer)}{several}.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ValueError(f"model must have its weights, got {name!r} of a lazy module; run a batch through it.")
         if tensor.is_meta:
             raise ValueError(f"model must have its weights, got {name!r} on the meta device; call to_empty() and load.")
     reshard(model)
@@ -329,9 +330,7 @@ def _adopt(
         state.save, state.load, state.read, collect if state.is_spread else None, generators, examiner.examine,
         examiner.collect,
     )  # fmt: skip
-    is_on_device = any(each.is_cuda for each in model.parameters())
-    copies: Any = {"clone": copy_to_host, "copy_into": copy_to_host_into} if is_on_device else {}
-    r8.host.adopt(callbacks, witness_size=accumulate, **copies)
+    r8.host.adopt(callbacks, witness_size=accumulate, **copies_of(model))
 
 
 def _hand_of(r8: R8Scheduler) -> Hand:

@@ -318,7 +318,7 @@ class LossPipeline:
 
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch tests weights, which must not change before its loss is known."""
-        return self._r8.controller.is_probe(ticket)
+        return self._r8.controller.experiment.is_probe(ticket)
 
     def before_iteration(self) -> None:
         """Report the losses on their way; at the border of an epoch, restore the saved random generators."""

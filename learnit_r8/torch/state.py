@@ -12,6 +12,7 @@ from ..checkpoint import tensors
 from ..checkpoint.shared_memory import ResumedState
 from ..checkpoint.state_fit import fill
 from ..checkpoint.state_form import leave_out
+from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..events.caller import warn
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from . import serialization
@@ -237,6 +238,12 @@ class ModelState:
             self._generators = None
 
 
+def copies_of(model: torch.nn.Module) -> dict[str, Any]:
+    """The functions that `R8Scheduler` is to copy a model's states with; none for a model in main memory."""
+    is_on_device = any(each.is_cuda for each in model.parameters())
+    return {"clone": copy_to_host, "copy_into": copy_to_host_into} if is_on_device else {}
+
+
 def _options_of(optimizer: Any) -> list[dict[str, Any]]:
     """The options of its groups, such as their rates."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -292,7 +299,8 @@ def _check_groups(sizes: list[int] | None, saved: Mapping[str, Any]) -> None:
     # An optimizer that wraps others may save other things, which its own load_state_dict() must check.
     if None not in (sizes, given) and sizes != given:
         raise ValueError(
-            f"the saved optimizer must have parameter groups of {sizes} tensors like this one, got groups of {given}."
+            f"the saved optimizer must have parameter groups of {sizes} tensors like this one, got groups of {given}; "
+            "make the groups that the run added later before attach(), where frozen parameters take no step."
         )
 
 

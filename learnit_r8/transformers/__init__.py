@@ -19,7 +19,7 @@ from .._validation import check_release
 
 check_release("transformers", "4.57")
 
-from .callback import R8Callback as R8Callback  # noqa: E402
-from .trainer import R8Mixin as R8Mixin  # noqa: E402
+from .callback import R8Callback  # noqa: E402
+from .trainer import R8Mixin  # noqa: E402
 
 __all__ = ["R8Callback", "R8Mixin"]

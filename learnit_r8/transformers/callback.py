@@ -38,7 +38,7 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         """Raise ValueError if Trainer would skip batches that the scheduler has counted already."""
         if isinstance(self.adapter, OwnBatches):
-            self.adapter.begin_run()
+            self.adapter.batches.begin_run()
             return
         r8 = self.adapter.scheduler
         is_whole = isinstance(getattr(train_dataloader, "batch_sampler", None), WholeEpoch)
@@ -50,7 +50,7 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the epoch, where the batches are the Trainer's own."""
         if isinstance(self.adapter, OwnBatches):
-            self.adapter.begin_epoch(int(state.epoch or 0))
+            self.adapter.batches.begin_pass(int(state.epoch or 0))
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses of a batch whose gradient is added to others."""
@@ -71,7 +71,7 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Report the losses on their way before evaluation and checkpoints."""
         self.adapter.flush()
         if isinstance(self.adapter, OwnBatches):
-            self.adapter.end_epoch()
+            self.adapter.batches.end_pass()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Tell the scheduler's listeners the metrics of an evaluation."""

@@ -11,7 +11,7 @@ import torch
 from ..sampling.ticket import Outcome
 from ..schedules.budget import has_budget
 from ..torch.attachment import attach_loader
-from ..torch.own_loop.last_forward import LastForward
+from ..torch.own_loop.last_forward import LastForward, no_loss
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -40,7 +40,7 @@ class OwnBatches:
         given.setdefault("run_batch", self._run_again)
         self.adapter = attach_loader(trainer.model, trainer.optimizer, None, accumulate=accumulate, **given)
         # Trainer sets the random generators as it resumes.
-        self._batches = self.adapter.follow(sets_generators=False)
+        self.batches = self.adapter.follow(sets_generators=False)
         self._noted: torch.Tensor | None = None
 
     @property
@@ -53,23 +53,11 @@ class OwnBatches:
         """The outcome of the last report."""
         return self.adapter.outcome
 
-    def begin_run(self) -> None:
-        """Note that the training begins."""
-        self._batches.begin_run()
-
-    def begin_epoch(self, number: int) -> None:
-        """Note that an epoch begins."""
-        self._batches.begin_pass(number)
-
-    def end_epoch(self) -> None:
-        """Note that an epoch has ended."""
-        self._batches.end_pass()
-
     def compute_loss(
         self, trainer: Any, own: Callable[..., Any], model: Any, inputs: Any, return_outputs: bool, **more: Any
     ) -> Any:
         """What the Trainer's ``compute_loss`` returns; the loss of the batch is noted, and reported after the step."""
-        self._batches.begin(inputs)
+        self.batches.begin(inputs)
         self._again = functools.partial(own, model, **more)
         # The Trainer may take the labels out of it.
         self.adapter.hold(dict(inputs))
@@ -81,9 +69,7 @@ class OwnBatches:
                 if self.adapter.num_ranks > 1 or not forward.explains(error):
                     raise
                 self._noted = torch.tensor(float("nan"))
-                weights = next(model.parameters())
-                loss = torch.zeros((), device=weights.device, requires_grad=True)
-                return (loss, None) if return_outputs else loss
+                return (no_loss(model), None) if return_outputs else no_loss(model)
         loss = (found[0] if return_outputs else found).detach()
         # The Trainer has divided by the items of all batches of a step.
         is_part = more.get("num_items_in_batch") is not None and trainer.compute_loss_func is None
@@ -98,7 +84,7 @@ class OwnBatches:
     def report(self) -> None:
         """Report the loss that was noted."""
         noted, self._noted = self._noted, None
-        if noted is not None and self._batches.is_watched:
+        if noted is not None and self.batches.is_watched:
             self.adapter.report(noted)
 
     def must_stop(self) -> bool:
@@ -112,7 +98,7 @@ class OwnBatches:
 
     def close(self) -> None:
         """Finish the run."""
-        self._batches.end_run()
+        self.batches.end_run()
         self.adapter.close()
 
 

@@ -12,13 +12,12 @@ import torch
 from ..schedules.budget import BUDGETS
 from ..torch import Adapter, attach
 from ..torch.batches.loader import make_loader
-from ..torch.own_loop.last_forward import LastForward
+from ..torch.own_loop.last_forward import LastForward, no_loss
 from .callback import R8Callback
 from .losses import SampleLosses, document_losses, find_losses, is_packed
 from .own_batches import OwnBatches
 from .sampler import WholeEpoch
-from .scheduler_state import save_along
-from .training_arguments import budget_of, check_sampling, saved_batch_size, unused_rates
+from .training_arguments import budget_of, check_sampling, save_along, saved_batch_size, unused_rates
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -43,6 +42,8 @@ PACKED = (
 
 OTHER_PROBLEMS = ("regression", "multi_label_classification")
 """What a model's config calls tasks without one class a sample."""
+
+RESUMED = "train() was given resume_from_checkpoint, so resume={!r} of r8 is ignored."
 
 NOT_OF_SAMPLES = (
     "losses of samples are estimated from means of batches: the model returned losses for {} rows of a batch of {} "
@@ -165,9 +166,7 @@ class R8Mixin:
         args, settings = trainer.args, dict(self._r8_settings)
         if args.dataloader_drop_last:
             settings.setdefault("last_batch", "drop")
-        resume = settings.get("resume")
-        if self._r8_resumes:
-            settings.pop("resume", None)
+        resume = settings.pop("resume", None) if self._r8_resumes else None
         dataset, _ = _columns_used(trainer)
         # One that is None, ``num_epochs=None``, is an open budget, see docs/budgets.md.
         if not any(name in settings for name in BUDGETS) and hasattr(dataset, "__len__"):
@@ -195,9 +194,8 @@ class R8Mixin:
         unused = "" if self._r8_keeps_rates else unused_rates(args)
         if unused:
             r8.host.say_once("unused rates", unused)
-        if self._r8_resumes and resume is not None:
-            text = f"train() was given resume_from_checkpoint, so resume={resume!r} of r8 is ignored."
-            r8.host.say_once("resume", text, is_warning=False)
+        if resume is not None:
+            r8.host.say_once("resume", RESUMED.format(resume), is_warning=False)
         size, given = r8.table.batch_size, trainer._train_batch_size * args.world_size
         if size != given:
             r8.host.say_once(
@@ -232,8 +230,7 @@ class R8Mixin:
         own = super().create_scheduler(num_training_steps, optimizer) if keeps else None  # type: ignore[misc]
         watched = self._r8_adapter = OwnBatches(self, settings, num_training_steps)
         if resume is not None:
-            text = f"train() was given resume_from_checkpoint, so resume={resume!r} of r8 is ignored."
-            watched.scheduler.host.say_once("resume", text, is_warning=False)
+            watched.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
         if own is not None:
             save_along(own, watched.adapter)
             return own
@@ -295,7 +292,8 @@ class R8Mixin:
                     raise
                 # Reported at the end of the step, as every loss.
                 adapter.loss(adapter.unknown_losses(adapter.in_hand))
-                return _no_loss(model, outputs, return_outputs)
+                none = no_loss(model)
+                return (none, outputs[0] if outputs else None) if return_outputs else none
         loss = found[0] if return_outputs else found
         loss = self._r8_noted(model, given, outputs[0] if outputs else None, loss, more.get("num_items_in_batch"))
         return (loss, found[1]) if return_outputs else loss
@@ -339,13 +337,6 @@ class R8Mixin:
         if documents is None:
             r8.host.say_once("not of samples", NOT_OF_SAMPLES.format(len(own.losses), count), is_warning=False)
         return documents
-
-
-def _no_loss(model: torch.nn.Module, outputs: list[Any], return_outputs: bool) -> Any:
-    """A loss without a gradient, for a batch whose own could not be computed."""
-    weights = next(model.parameters())
-    loss = torch.zeros((), device=weights.device, requires_grad=True)
-    return (loss, outputs[0] if outputs else None) if return_outputs else loss
 
 
 @contextmanager

@@ -26,13 +26,19 @@ def write_table(path, given=GIVEN):
 
 
 @pytest.mark.parametrize("end", [["--epochs", "8"], ["--minutes", "0.005"]])
-def test_wrong_labels_of_a_table_are_listed(tmp_path, capsys, end):
-    """The JSON names them with the labels they should have; the page has them, too; a second call overwrites it."""
+def test_wrong_labels_of_a_table_are_listed(tmp_path, capsys, monkeypatch, end):
+    """The JSON names them with the labels they should have; the page has them, too; a second call overwrites it.
+
+    On a terminal a bar shows how far the training is, but not beside the JSON.
+    """
     pytest.importorskip("torch")
     table, page = write_table(tmp_path / "t.csv"), tmp_path / "page.html"
     command = ["labels", table, "--label", "kind", "--out", str(page), *end]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert "#" not in said.err
     if end[0] == "--epochs":
         indices = [row["index"] for row in found["samples"]]
         assert IS_WRONG[indices].mean() > 0.6
@@ -42,7 +48,9 @@ def test_wrong_labels_of_a_table_are_listed(tmp_path, capsys, end):
     assert "<html" in page.read_text(encoding="utf-8")[:200]
 
     assert main(command) == 0
-    assert "600 samples" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "600 samples" in said.out
+    assert ("%" if end[0] == "--minutes" else f"100% {40 * '#'}") in said.err
 
 
 def test_images_are_read_by_the_folders_of_their_labels(tmp_path, capsys):

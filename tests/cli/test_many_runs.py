@@ -123,9 +123,7 @@ def test_curves_over_each_other_fit_the_screen(runs):
     """In a terminal the curves of all runs are in one chart, each in a style of its own, at any size."""
     views = []
     for name in VALUES:
-        from learnit_r8.cli.compare import folded
-
-        views.append(folded(Run(runs / name)))
+        views.append(View.of(record.event for record in Run(runs / name).records()))
     theme = choose_theme({"TERM": "xterm-256color"})
     for width, height in ((20, 5), (80, 14), (120, 20)):
         lines = chart_of(views, list(VALUES), "val_loss", width, height, theme)

@@ -63,5 +63,5 @@ def test_a_fault_heals(kind):
     r8, loss = run(kind)
 
     assert loss < HEALED
-    assert not r8.controller.can_probe
+    assert not r8.controller.experiment.can_probe
     assert not r8.controller.is_open

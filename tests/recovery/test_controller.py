@@ -333,12 +333,12 @@ def test_probe_that_is_given_up_is_drawn_again():
     """A probe whose batch is never reported does not stop the experiment."""
     run = Toy().run(bad=[100, 101], until=101)
     r8 = run.r8
-    assert r8.controller.asks_probe
+    assert r8.controller.experiment.asks_probe
     first = r8.draw()
     r8.give_up(first)
     again = r8.draw()
 
-    assert r8.controller.is_probe(again)
+    assert r8.controller.experiment.is_probe(again)
     assert again.indices.tolist() == first.indices.tolist()
 
 
@@ -346,7 +346,7 @@ def test_probe_that_is_given_up_is_drawn_again():
 def test_without_probes_ordinary_batches_are_the_test():
     """Where no batch can be drawn out of turn, the mean of the next eight batches stands for a probe."""
     run = Toy()
-    run.r8.controller.let_probe(False)
+    run.r8.controller.experiment.let_probe(False)
     run.run({250: Toy.blow_up})
 
     assert run.of(events.RolledBack)
@@ -364,7 +364,7 @@ def test_generators_repeat_for_probes():
     r8 = run.r8
     for number in range(200):
         ticket = r8.draw()
-        is_probe = r8.controller.is_probe(ticket)
+        is_probe = r8.controller.experiment.is_probe(ticket)
         if is_probe:
             seen.append((dice["state"], r8.controller.experiment.asked.generators))
         r8.controller.note_start()

@@ -8,8 +8,11 @@ import pytest
 
 from learnit_r8 import Outlook, SampleTable
 from learnit_r8.sampling.outlook import from_plain, look_at, to_plain
+from learnit_r8.table.labels.evidence import EVIDENCE
 from learnit_r8.table.labels.margin_limit import MarginLimit
 from learnit_r8.table.losses import EXACT, WHOLE_BATCH
+from tests.common import generator
+from tests.table.labels.test_mirror import margins_of
 
 
 def known(num_samples=1000, part_size=EXACT, wrong=0.1):
@@ -60,6 +63,23 @@ def test_samples_being_learnt_are_not_suspect():
     table.storage.records.whole["last"][wrong[: len(wrong) * 3 // 5]] = 1.0
     assert look(table).suspicion is None
     assert look(table).hard_share == pytest.approx(len(wrong) / 1000)
+
+
+def test_losses_of_those_left_out_are_no_hump():
+    """Samples that margins left out keep the losses of a younger network; those say nothing of the others."""
+    margin, is_wrong = margins_of(0, wrong=0.2)
+    is_out = is_wrong & (margin > 2)
+    table = table_of(np.where(is_out, 6.0, np.where(margin > 0, 2.2, 0.2)) * generator().uniform(0.8, 1.2, len(margin)))
+    assert look(table).suspicion is not None
+
+    evidence = np.zeros(len(margin), EVIDENCE)
+    evidence["margin"], evidence["visits"] = margin, np.where(is_out, 4, 6)
+    columns = {name: evidence[name] for name in EVIDENCE.names}
+    table.storage.evidence.load_state_dict({**columns, "num_classes": 10})
+    outlook = look(table)
+
+    assert outlook.suspicion is None
+    assert np.array_equal(outlook.limit.margins(evidence) == np.inf, is_out)
 
 
 def test_slightly_high_losses_are_not_suspect():

@@ -76,7 +76,7 @@ def test_a_users_own_loader_with_workers_draws_no_probes():
     for workers in (1, 0):
         loader = torch.utils.data.DataLoader(Samples(), batch_sampler=adapter.sampler, num_workers=workers)
         next(iter(loader))
-        seen.append(adapter.scheduler.controller.can_probe)
+        seen.append(adapter.scheduler.controller.experiment.can_probe)
 
     assert seen == [False, True]
 

@@ -101,6 +101,12 @@ def scale_of(columns: Columns, *, is_log: bool = False) -> Scale:
     return Scale(bottom, top)
 
 
+def scale_of_all(curves: Sequence[Floats], *, is_log: bool = False) -> Scale:
+    """A scale for several curves."""
+    low, high = np.fmin.reduce(curves), np.fmax.reduce(curves)
+    return scale_of(Columns(low, low, high), is_log=is_log)
+
+
 def _top_without_spikes(high: Floats, bottom: float) -> float:
     most = float(high.max())
     # A maximum near the 95th percentile flattens nothing.

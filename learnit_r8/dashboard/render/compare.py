@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..state.comparison import figures_of, settings_of
-from ..state.curve import Columns
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
 from ..text import Line, Span, clean, clip, figure, fit
 from ..theme import Theme
-from .chart import LABEL, axis, dots, plot, scale_of
+from .chart import LABEL, axis, dots, plot, scale_of_all
 from .header import Rows, titled
 from .metrics import curve_of
 from .parts import cropped, joined, remark, rule
@@ -22,6 +21,7 @@ STYLES = ("loss", "lr")
 MANY = ("loss", "lr", "metric", "q4", "q3", "label")
 """Styles of the curves of several runs, over and over."""
 NAME = 24
+LOSSES = "loss of the batches, over the steps"
 
 
 def compare_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
@@ -31,7 +31,8 @@ def compare_panel(view: View, ui: UiState, width: int, height: int, theme: Theme
         return [rule("comparison", width, theme.glyphs), remark("learnit-r8 watch A B shows two runs here")]
     views = (view, other)
     rows = max(3, min(16, height // 2 - 2))
-    lines = [*_chart(views, ui, width, rows, theme)]
+    chart = _plotted(views, STYLES, "", width, rows, theme, ui.log_scale) or [remark("no loss reported yet")]
+    lines = [rule(LOSSES, width, theme.glyphs, "log" if ui.log_scale else "linear"), *chart]
     table = _table(views, width, theme)
     room = max(0, height - len(lines) - 1)
     first = min(ui.scroll, max(0, len(table) - room))
@@ -45,45 +46,30 @@ def chart_of(
     views: Sequence[View], names: Sequence[str], metric: str, width: int, height: int, theme: Theme
 ) -> list[Line]:
     """The curves of any number of runs over each other: of a metric, or with "" of the losses of batches."""
-    cells = max(1, width - LABEL)
-    num, last = cells * dots(theme.glyphs), max(1, *(view.step for view in views))
     kinds = [MANY[place % len(MANY)] for place in range(len(views))]
-    curves = [
-        (curve_of(view, metric, num, 0, last) if metric else view.loss.columns(num, 0, last).mean, kind)
-        for view, kind in zip(views, kinds, strict=True)
-    ]
-    title = rule(metric or "loss of the batches, over the steps", width, theme.glyphs)
     called = [(Span(clip(name, 30, theme.glyphs.ellipsis), kind),) for name, kind in zip(names, kinds, strict=True)]
-    legend = joined(called, width)
-    stacked = np.array([curve for curve, _ in curves])
-    if np.isnan(stacked).all():
-        return [title, legend, remark("nothing reported yet")]
-    low, high = np.fmin.reduce(stacked), np.fmax.reduce(stacked)
-    rows = plot(curves, max(1, height - 3), theme.glyphs, scale_of(Columns(low, low, high)))
-    return [title, legend, *rows, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]
+    rows = _plotted(views, kinds, metric, width, max(1, height - 3), theme)
+    title = rule(metric or LOSSES, width, theme.glyphs)
+    return [title, joined(called, width), *(rows or [remark("nothing reported yet")])]
 
 
 def _name(view: View) -> str:
     return clean(view.run.name, 60) if view.run is not None and view.run.name else "run"
 
 
-def _chart(views: tuple[View, ...], ui: UiState, width: int, rows: int, theme: Theme) -> list[Line]:
-    glyphs = theme.glyphs
-    cells = max(1, width - LABEL)
-    last = max(1, *(view.step for view in views))
+def _plotted(
+    views: Sequence[View], kinds: Sequence[str], metric: str, width: int, rows: int, theme: Theme, is_log: bool = False
+) -> list[Line]:
+    """The curves of runs over each other, each in its style, with their axis; nothing where there are no values."""
+    cells, last = max(1, width - LABEL), max(1, *(view.step for view in views))
+    num = cells * dots(theme.glyphs)
     curves = [
-        (view.loss.columns(cells * dots(glyphs), 0, last).mean, style)
-        for view, style in zip(views, STYLES, strict=True)
+        curve_of(view, metric, num, 0, last) if metric else view.loss.columns(num, 0, last).mean for view in views
     ]
-    how = "log" if ui.log_scale else "linear"
-    title = rule("loss of the batches, over the steps", width, glyphs, how)
-    stacked = np.array([curve for curve, _ in curves])
-    if np.isnan(stacked).all():
-        return [title, remark("no loss reported yet")]
-    scale = scale_of(
-        Columns(np.fmin.reduce(stacked), np.fmin.reduce(stacked), np.fmax.reduce(stacked)), is_log=ui.log_scale
-    )
-    return [title, *plot(curves, rows, glyphs, scale), axis(cells, 0, last, glyphs, [], ("0", f"{last:,}"))]
+    if np.isnan(curves).all():
+        return []
+    drawn = plot(list(zip(curves, kinds, strict=True)), rows, theme.glyphs, scale_of_all(curves, is_log=is_log))
+    return [*drawn, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]
 
 
 def _table(views: tuple[View, ...], width: int, theme: Theme) -> list[Line]:

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..state.curve import Columns
 from ..state.metric_names import grouped, is_held_out
 from ..state.ui_state import Scene, UiState
 from ..state.view import Point, View
 from ..text import Line, Span, clip, number
 from ..theme import Theme
-from .chart import LABEL, axis, dots, plot, scale_of
+from .chart import LABEL, axis, dots, plot, scale_of_all
 from .curves import window
 from .header import Rows, titled
 from .parts import beside, cropped, joined, remark, rule, size_of
@@ -65,14 +64,13 @@ def _chart(view: View, ui: UiState, stem: str, names: list[str], width: int, hei
     first, last = window(view, ui)
     cells = max(1, width - LABEL - 1)
     curves = [(curve_of(view, name, cells * dots(glyphs), first, last), style) for name, style in styled]
-    stacked = np.array([curve for curve, _ in curves])
+    values = [curve for curve, _ in curves]
     legend = _legend(view, styled, width - 1, theme)
     title = (Span(" "), *legend)
-    if np.isnan(stacked).all():
+    if np.isnan(values).all():
         return [cropped(title, width), remark("no value in this zoom")]
-    whole = Columns(np.fmin.reduce(stacked), np.fmin.reduce(stacked), np.fmax.reduce(stacked))
     rows = max(1, height - 2)
-    scale = scale_of(whole, is_log=ui.log_scale)
+    scale = scale_of_all(values, is_log=ui.log_scale)
     marks = [(view.bests[name].step, glyphs.dot) for name, _ in styled if name in view.bests]
     ends = (f"{first:,}", f"{last:,}")
     return [cropped(title, width), *plot(curves, rows, glyphs, scale), axis(cells, first, last, glyphs, marks, ends)]

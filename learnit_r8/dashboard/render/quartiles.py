@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ...events import SamplesSurveyed
-from ..state.curve import Columns
 from ..state.ui_state import UiState
 from ..state.view import View
 from ..text import Line, Span, clean, fit, number, share
 from ..theme import Glyphs, Theme
-from .chart import LABEL, axis, dots, plot, scale_of
+from .chart import LABEL, axis, dots, plot, scale_of_all
 from .curves import window
 from .parts import aligned, bar, cropped, joined, labelled, remark, rule, short, tower
 
@@ -193,9 +192,7 @@ def ribbon_panel(view: View, ui: UiState, width: int, height: int, theme: Theme)
     values = np.array([point.values[1:4] for point in bounds], float).T
     places = first + (np.arange(cells * dots(glyphs)) + 0.5) / (cells * dots(glyphs)) * (last - first)
     curves = [np.interp(places, steps, row, left=np.nan, right=row[-1]) for row in values]
-    whole = Columns(np.fmin.reduce(curves), np.fmin.reduce(curves), np.fmax.reduce(curves))
-    scale = scale_of(whole, is_log=ui.log_scale)
-    rows = max(1, height - 2)
-    lines = [title, *plot(list(zip(curves, STYLES, strict=False)), rows, glyphs, scale)]
+    scale = scale_of_all(curves, is_log=ui.log_scale)
+    lines = [title, *plot(list(zip(curves, STYLES, strict=False)), max(1, height - 2), glyphs, scale)]
     lines.append(axis(cells, first, last, glyphs, [], (f"{first:,}", f"{last:,}")))
     return lines[:height]

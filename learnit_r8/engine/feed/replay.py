@@ -75,7 +75,7 @@ def set_order(source: Any, saved: Any) -> None:
 
 def _own_samplers(source: Any) -> list[Any]:
     """The samplers of a loader whose classes are not torch's."""
-    found = [_at(source, path) for path in SAMPLERS]
+    found = [_at(loader, path) for loader in _loaders_of(source) for path in SAMPLERS]
     return [
         each
         for place, each in enumerate(found)
@@ -101,6 +101,11 @@ def _count(value: Any) -> int:
     return total
 
 
+def _loaders_of(source: Any) -> list[Any]:
+    """A loader, and those in its attributes, as one that fetches ahead or takes turns between two has them."""
+    return [source, *(each for each in getattr(source, "__dict__", {}).values() if hasattr(each, "dataset"))]
+
+
 def _at(source: Any, path: str) -> Any:
     for name in filter(None, path.split(".")):
         source = getattr(source, name, None)
@@ -110,8 +115,7 @@ def _at(source: Any, path: str) -> Any:
 def _own_generators(source: Any) -> list[Any]:
     """The generators in the attributes of a loader and its parts: a sampler may call its own as it likes."""
     holders: list[Any] = []
-    for path in HOLDERS:
-        holder = _at(source, path)
+    for holder in (_at(loader, path) for loader in _loaders_of(source) for path in HOLDERS):
         if hasattr(holder, "__dict__") and not isinstance(holder, type):
             holders.append(vars(holder))
     # Those of the usual names first, as saved runs have them in this order.

@@ -14,21 +14,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ... import events
-from ...events.bus import Announcer
-from ..lineage import LEAST_TRIAL, Lineage
+from ..lineage import LEAST_TRIAL
 from ..moment import go_back
 from ..progress import EARLY_UPDATES
 from ..ram_backup import Backup
 from .experiment import Alarm, Case, Finding
 
 if TYPE_CHECKING:
-    from ...guard.monitor import Sentry
-    from ...table.table import SampleTable
-    from ..persistence import Persistence
-    from ..rate_limit import RateLimit
-    from ..witnesses import Witnesses
-    from .incident import IncidentLog
-    from .live_model import LiveModel
+    from .parts import Parts
 
 DIVISOR, LASTING_DIVISOR, EARLY_DIVISOR = 2.0, 4.0, 10.0
 """What a rate that damages healthy weights is divided by: the first two times in a row, later, and in the first
@@ -60,33 +53,12 @@ class Settlement:
     """Acts on what experiments have found.
 
     Args:
-        live: The model.
-        lineage: What its weights have gone through.
-        limit: Holds the learning rate down.
-        witnesses: Those of backups and checkpoints.
-        incidents: Holds the incident under way.
-        sentry: Judges losses.
-        table: Goes back with the model.
-        persistence: Holds backups and checkpoints.
-        announcer: Tells listeners and the user.
+        parts: What it acts on.
     """
 
-    def __init__(
-        self,
-        live: LiveModel,
-        lineage: Lineage,
-        limit: RateLimit,
-        witnesses: Witnesses,
-        incidents: IncidentLog,
-        *,
-        sentry: Sentry,
-        table: SampleTable,
-        persistence: Persistence,
-        announcer: Announcer,
-    ) -> None:
-        self._live, self._lineage, self._limit, self._witnesses = live, lineage, limit, witnesses
-        self._incidents, self._sentry, self._table = incidents, sentry, table
-        self._persistence, self._announcer = persistence, announcer
+    def __init__(self, parts: Parts) -> None:
+        self._parts, self._live, self._lineage, self._limit = parts, parts.live, parts.lineage, parts.limit
+        self._announcer, self._sentry = parts.announcer, parts.sentry
         self._level_before = -math.inf
         self._num_lowered = 0
         self._healthy_at: deque[int] = deque(maxlen=LOOPING)
@@ -102,9 +74,24 @@ class Settlement:
                 "dropout or augmentation; smaller damage may not be found.",
             )
 
-    def trust_weights(self, alarm: Alarm) -> None:
-        """Go on with weights that are healthy."""
+    def go_on(self, case: Case, finding: Finding) -> None:
+        """Go on with the weights as they are; raises RestoreError if none could be put back."""
+        step, parts = self._live.step, self._parts
+        if finding.verdict in ("healthy", "data"):
+            self._trust_weights(case.alarm)
+        elif finding.verdict == "level":
+            self._accept_level(case, finding)
+        else:
+            self._live.raise_failures()
+        # Else a record whose cause is a NaN in the weights would end with nothing but healthy weights.
+        mended = self._live.mended
+        parts.incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
+        if finding.verdict in ("healthy", "level") and not self._lineage.is_proving:
+            parts.incidents.end()
+
+    def _trust_weights(self, alarm: Alarm) -> None:
         step = self._live.step
+        self._parts.refusals.weights_are_healthy()
         self._lineage.progress.note_healthy(self._lineage.updates)
         if alarm is Alarm.NOT_FINITE:
             return
@@ -113,7 +100,7 @@ class Settlement:
         if len(self._healthy_at) == LOOPING and step - self._healthy_at[0] <= LOOP_STEPS:
             self._sentry.forget()
 
-    def accept_level(self, case: Case, finding: Finding) -> None:
+    def _accept_level(self, case: Case, finding: Finding) -> None:
         """Take the new level of the losses as the usual one."""
         step, lineage = self._live.step, self._lineage
         self._sentry.forget()
@@ -121,8 +108,8 @@ class Settlement:
         lineage.rises = lineage.rises or (case.rises and not case.is_sudden)
         lineage.relapses = 0
         self._limit.forget()
-        self._witnesses.begin_anew(each for each in finding.tested if math.isfinite(each.replayed))
-        self._persistence.look_at_weights()
+        self._parts.witnesses.begin_anew(each for each in finding.tested if math.isfinite(each.replayed))
+        self._parts.persistence.look_at_weights()
         self._announcer.warn_once(
             f"level {step}",
             f"the losses stay higher from step {step} on: {finding.text}. Nothing was restored, and the new level "
@@ -155,11 +142,11 @@ class Settlement:
             self._num_lowered = 0
             limit.restored()
         self._tell_restored(backup, alarm, undone)
-        self._witnesses.went_back(backup)
-        if self._persistence.store is not None:
-            self._persistence.store.mark_abandoned(backup.step, step)
+        self._parts.witnesses.went_back(backup)
+        if self._parts.persistence.store is not None:
+            self._parts.persistence.store.mark_abandoned(backup.step, step)
         if backup.moment is not None:
-            go_back(backup.moment, self._sentry, self._table, lr)
+            go_back(backup.moment, self._sentry, self._parts.table, lr)
         elif self._live.guard is not None:
             self._sentry.go_back_to_saved(self._live.guard, lr)
         lineage.progress.went_back(backup.recent, backup.updates)
@@ -173,8 +160,8 @@ class Settlement:
         what = f"{_REASONS[alarm]}: the weights were damaged, restored to step {backup.step}, {undone} updates back"
         if ceiling < math.inf:
             what += f"; the learning rate stays at or below {limit_text} for a while"
-        self._incidents.note(self._live.step, what)
-        self._incidents.note_restore()
+        self._parts.incidents.note(self._live.step, what)
+        self._parts.incidents.note_restore()
         self._announcer.warn_once("restored", f"{what}. {NO_MEASURE}")
 
     def confirm_rate(self, level: float) -> None:

@@ -301,7 +301,7 @@ class WithProbes:
 
     def __init__(self, fetched: Iterator[Any], loader: TimedLoader, batches: Prefetch) -> None:
         self._fetched, self._loader, self._batches = fetched, loader, batches
-        batches.r8.controller.let_probe(batches.reader.can_probe)
+        batches.r8.controller.experiment.let_probe(batches.reader.can_probe)
 
     def __iter__(self) -> WithProbes:
         return self
@@ -309,7 +309,7 @@ class WithProbes:
     def __next__(self) -> Any:
         batches, r8 = self._batches, self._batches.r8
         batches.trainer.between_steps()
-        if r8.controller.asks_probe:
+        if r8.controller.experiment.asks_probe:
             return self._fetch(batches.reader.draw_probe())
         if self._is_at_end():
             batches.trainer.settle()
@@ -328,7 +328,7 @@ class WithProbes:
     def _fetch_last(self) -> Any:
         """Fetch a probe before the run ends, if its last losses were unusual."""
         batches, r8 = self._batches, self._batches.r8
-        if r8.is_over and not batches.waiting and r8.controller.can_probe:
+        if r8.is_over and not batches.waiting and r8.controller.experiment.can_probe:
             batches.trainer.settle()
             return self._fetch(batches.reader.draw_probe())
         raise StopIteration

@@ -61,6 +61,11 @@ class LastForward:
             return False
 
 
+def no_loss(model: torch.nn.Module) -> torch.Tensor:
+    """A loss without a gradient, for a batch whose own could not be computed."""
+    return torch.zeros((), device=next(model.parameters()).device, requires_grad=True)
+
+
 def _floats(tree: Any) -> Iterator[torch.Tensor]:
     """The tensors of floats in a nest of containers."""
     if isinstance(tree, torch.Tensor):

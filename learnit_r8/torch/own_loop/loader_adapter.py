@@ -11,6 +11,7 @@ import torch
 from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
 from ..._validation import loop_method
+from ...engine.feed.samples import note_rows
 from ...guard.verdict import GOOD
 from ...sampling.ticket import Outcome
 from ..attached_model import AttachedModel
@@ -160,7 +161,7 @@ class LoaderAdapter(AttachedModel):
         """
         loader = self._loader if loader is None else loader
         self._reports.is_other = self._loader is not None and loader is not self._loader
-        if self._feed.is_resumed and is_skipping(loader):
+        if self._feed.place.is_resumed and is_skipping(loader):
             raise ValueError(
                 "skip_first_batches() must be left out where the run is resumed, as it finds its place by itself, got "
                 f"{loader!r}; give the loader as it is."
@@ -217,7 +218,7 @@ class LoaderAdapter(AttachedModel):
         reported, found = (loss if losses is None else losses,), self._reports.take(ids)
         values, count = values_of(reported, found)
         if losses is not None and not count and found is not None:
-            self._feed.note_rows(found, losses)
+            note_rows(self._feed.run, found, losses)
         if found is None:
             outcome = Outcome(GOOD, self.scheduler.lr, None)
             return self._take_step(loss, None, lambda *_: outcome)

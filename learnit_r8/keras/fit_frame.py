@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -12,34 +12,31 @@ import keras
 
 def local_of_fit(name: str) -> Any:
     """A variable of the ``fit`` that is running in this thread; None if there is none, or none of that name."""
-    frame: FrameType | None = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_name == "fit" and isinstance(frame.f_locals.get("self"), keras.Model):
-            return frame.f_locals.get(name)
-        frame = frame.f_back
-    return None
+    found = (frame.f_locals for frame in _of_models(inspect.currentframe()) if frame.f_code.co_name == "fit")
+    return next(found, {}).get(name)
 
 
 def scope_of_fit(model: Any) -> Callable[[FrameType | None], bool]:
     """Whether the ``fit`` of a model is running; a ``fit`` that an exception ends does not tell its callbacks."""
 
     def is_running(frame: FrameType | None) -> bool:
-        while frame is not None and not (frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model):
-            frame = frame.f_back
-        return frame is not None
+        return any(each.f_code.co_name == "fit" and each.f_locals["self"] is model for each in _of_models(frame))
 
     return is_running
 
 
 def method_of_model() -> str:
     """Which method of a model is running in this thread: "fit", "evaluate" or "predict"; "" if there is none."""
-    frame: FrameType | None = inspect.currentframe()
+    return next((frame.f_code.co_name for frame in _of_models(inspect.currentframe())), "")
+
+
+def _of_models(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames from this one outwards in which a model is fitted, evaluated or predicts."""
     while frame is not None:
-        name = frame.f_code.co_name
-        if name in ("fit", "evaluate", "predict") and isinstance(frame.f_locals.get("self"), keras.Model):
-            return name
+        is_method = frame.f_code.co_name in ("fit", "evaluate", "predict")
+        if is_method and isinstance(frame.f_locals.get("self"), keras.Model):
+            yield frame
         frame = frame.f_back
-    return ""
 
 
 def callbacks_of_fit() -> list[Any] | None:
