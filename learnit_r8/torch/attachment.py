@@ -76,7 +76,8 @@ def attach(
         also: What else belongs to the training, by name: anything with ``state_dict()`` and ``load_state_dict()``, or
             a pair of functions that read and load a state. Networks, optimizers and loss scalers are restored with the
             model after damage; others (schedules, positions, the best value) only when a run is resumed. ``(part,
-            "heal")`` and ``(part, "resume")`` override this.
+            "heal")`` and ``(part, "resume")`` override this. ``state_callback`` and ``load_callback`` are such a part,
+            too, restored at both times.
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
         sharing: Selects this process's part of a batch: by default `Together` if ``torch.distributed`` is initialised
             with several processes; otherwise nothing is shared.
@@ -208,7 +209,12 @@ def _keep(
 ) -> Training:
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
     model, optimizer, scaler, scheduler = given.model, given.optimizer, given.scaler, given.scheduler
-    whole, parts = plain_model(model), read_also(given.also)
+    whole, settings = plain_model(model), {**settings}
+    callbacks: tuple[Any, ...] = ()
+    if settings.get("save_callback") is None:
+        # Else the files are the user's own, and so is what they hold.
+        callbacks = settings.pop("state_callback", None), settings.pop("load_callback", None)
+    parts = read_also(given.also, *callbacks)
     accumulate = whole_number("accumulate", given.accumulate, least=1)
     clips = whole.clip_grad_norm_ if is_flat(whole) else None
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm, clips=clips)

@@ -884,15 +884,6 @@ def test_attach_needs_no_callback():
     assert outcomes[20].verdict is Verdict.NOT_FINITE
 
 
-def test_own_callbacks_stay():
-    """Callbacks that the user gives are used in place of ours."""
-    taken = []
-    adapter = adapted(state_callback=lambda: taken.append(1) or 1, load_callback=lambda source: None)
-    train(adapter)
-
-    assert taken
-
-
 def test_attach_is_the_public_name():
     """The doctest's loop, without names of the tests."""
     model = classifier()
