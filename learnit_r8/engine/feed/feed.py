@@ -138,7 +138,7 @@ class Feed:
         self._start: dict[str, Any] | None = None
         self._out: list[LoaderBatch] = []
         self._resumed: Mapping[str, Any] | None = None
-        self.has_asked = self._has_begun = self._in_epochs = False
+        self.has_asked = self._has_begun = self._in_epochs = self._was_placed = False
         self._num_silent = self._updates = self._num_iterations = self._first_step = self._taken_before = 0
         self._long_pass = -1
 
@@ -250,7 +250,7 @@ class Feed:
         self._samples.prepare(source)
         resumed = self.take_resumed()
         if resumed is not None:
-            self._source, self._start = source, resumed["start"]
+            self._source, self._start, self._was_placed = source, resumed["start"], True
             self._first_step = pace.step - (plan.taken > 0)
             batches: Iterator[Any] = iter(())
             if not pace.has_ended:
@@ -272,6 +272,9 @@ class Feed:
             self.mark_ended()
         if pace.has_ended:
             run.early_stop.check_name(pace.epoch + 1)
+        if self._was_placed:
+            replay.forget_place(source)
+            self._was_placed = False
         pace.begin_pass()
         self._first_step = pace.step
         if pace.budget.passes is not None:
@@ -648,7 +651,7 @@ class Feed:
         if self.settings.after_restore == "again" and saved is not None:
             again = replay.open_at(source, saved["loader"], self._samples.open, run.announcer)
         if again is not None and saved is not None:
-            self._plan.taken, self._out, batches = saved["taken"], [], again
+            self._plan.taken, self._out, batches, self._was_placed = saved["taken"], [], again, True
             text = f"the loader goes back with the model: the {undone} batches since then come again."
         else:
             text = f"the loader goes on with its next batch: the {undone} batches since then do not come again."
