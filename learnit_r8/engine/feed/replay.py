@@ -212,7 +212,7 @@ def forget_place(source: Any) -> None:
 
     It would begin at that place for as long as nobody gives it another epoch.
     """
-    for each in (source, getattr(source, "dataset", None)):
+    for each in (_at(source, path) for path in ("", "dataset")):
         if type(each).__module__.startswith("datasets.") and hasattr(each, "load_state_dict"):
             each.load_state_dict(None)
 
