@@ -50,7 +50,7 @@ class LoaderPlace:
         self.samples = BatchSamples(run)
         self.batches: Iterator[Any] = iter(())
         self.out: list[LoaderBatch] = []
-        self.has_begun = False
+        self.has_begun = self._was_placed = False
         self.first_step = self.taken_before = 0
         self._source: Any = None
         self._start: dict[str, Any] | None = None
@@ -81,6 +81,9 @@ class LoaderPlace:
     def begin(self, source: Any) -> None:
         """Begin a run through a loader, or go on with one that is an iterator."""
         plan = self._plan
+        if self._was_placed:
+            replay.forget_place(source)
+            self._was_placed = False
         self.first_step = self._run.pace.step
         if not (callable(getattr(type(source), "__next__", None)) and source is self._source):
             plan.taken = plan.left_out = 0
@@ -94,7 +97,7 @@ class LoaderPlace:
         run, pace, plan = self._run, self._run.pace, self._plan
         resumed = self.take_resumed()
         assert resumed is not None
-        self._source, self._start = source, resumed["start"]
+        self._source, self._start, self._was_placed = source, resumed["start"], True
         self.first_step = pace.step - (plan.taken > 0)
         self.batches = iter(())
         if not pace.has_ended:
@@ -121,7 +124,7 @@ class LoaderPlace:
         if self._settings.after_restore == "again" and saved is not None:
             again = replay.open_at(self._source, saved["loader"], self.samples.open, run.announcer)
         if again is not None and saved is not None:
-            self._plan.taken, self.out, self.batches = saved["taken"], [], again
+            self._plan.taken, self.out, self.batches, self._was_placed = saved["taken"], [], again, True
             text = f"the loader goes back with the model: the {undone} batches since then come again."
         else:
             text = f"the loader goes on with its next batch: the {undone} batches since then do not come again."

@@ -53,24 +53,35 @@ def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
 
 
 def read_order(source: Any) -> list[dict[str, Any]]:
-    """The lists, arrays and numbers that samplers of the user's own hold: some shuffle theirs in place."""
-    return [
-        {name: clone(value) for name, value in vars(each).items() if _count(value) <= MOST_NUMBERS}
-        for each in _own_samplers(source)
-    ]
+    """What `_kept_of` a loader names."""
+    return [{name: clone(vars(holder)[name]) for name in names} for holder, names in _kept_of(source)]
 
 
 def set_order(source: Any, saved: Any) -> None:
     """Put back what `read_order` returned, in place where others may hold it, too."""
-    for sampler, held in zip(_own_samplers(source), saved or (), strict=False):
+    for (holder, _), held in zip(_kept_of(source), saved or (), strict=False):
         for name, value in held.items():
-            now = vars(sampler).get(name)
+            now = vars(holder).get(name)
             if type(now) is list and type(value) is list:
                 now[:] = value
             elif type(now) is np.ndarray and now.shape == np.shape(value) and now.flags.writeable:
                 now[...] = value
             else:
-                setattr(sampler, name, value)
+                setattr(holder, name, value)
+
+
+def _kept_of(source: Any) -> list[tuple[Any, list[str]]]:
+    """What the order of a loader follows from besides generators, as holders and the names of their attributes.
+
+    Of samplers of the user's own these are the lists, arrays and numbers, as some shuffle theirs in place; of loaders
+    and data sets the numbers of epochs that they count themselves.
+    """
+    kept = [(each, [name for name, value in vars(each).items() if _count(value) <= MOST_NUMBERS])
+            for each in _own_samplers(source)]  # fmt: skip
+    for each in (_at(loader, path) for loader in _loaders_of(source) for path in ("", "dataset")):
+        counted = [name for name, value in getattr(each, "__dict__", {}).items() if type(value) is int]
+        kept.append((each, [name for name in counted if "epoch" in name or name == "iteration"]))
+    return kept
 
 
 def _own_samplers(source: Any) -> list[Any]:
@@ -194,6 +205,16 @@ def _has_state(source: Any) -> bool:
 def goes_on(source: Any) -> bool:
     """Whether the next run through an iterable begins where this one ends, so that its place counts at an end, too."""
     return callable(getattr(type(source), "__next__", None)) or getattr(source, "goes_on", False)
+
+
+def forget_place(source: Any) -> None:
+    """Have a stream of Hugging Face that was brought to a place begin at its start again, as a new run through it does.
+
+    It would begin at that place for as long as nobody gives it another epoch.
+    """
+    for each in (_at(source, path) for path in ("", "dataset")):
+        if type(each).__module__.startswith("datasets.") and hasattr(each, "load_state_dict"):
+            each.load_state_dict(None)
 
 
 def has_position(batches: Any) -> bool:

@@ -310,9 +310,26 @@ class Around(Loader):
         return (self.batches[int(place)] for place in self.inner)
 
 
+class Counting(Loader):
+    """Shuffles by the number of its epoch, which it, or its data set, counts itself."""
+
+    def __init__(self, holder=None):
+        super().__init__()
+        self.dataset = self if holder is None else holder
+        self.dataset.own_epoch = 0
+
+    def __iter__(self):
+        order = list(range(len(self.batches)))
+        random.Random(self.dataset.own_epoch).shuffle(order)
+        self.dataset.own_epoch += 1
+        return (self.batches[place] for place in order)
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        Counting,
+        lambda: Counting(types.SimpleNamespace()),
         lambda: Dice(random.Random(1)),
         lambda: Dice(np.random.RandomState(1)),
         lambda: Dice(np.random.default_rng(1)),
