@@ -91,7 +91,6 @@ def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
     controller = run.controller
     if asks_probe:
         batch = run.plan.draw_again(controller.experiment.draw())
-        batch.chunk.is_extra = controller.experiment.take_extra()
         controller.experiment.note_drawn(batch.chunk)
         return batch
     controller.inquiry.steady_left -= 1

@@ -23,8 +23,9 @@ LOOK_EVERY, LEVEL = 16, 32
 LEVEL_SPREADS = 0.5
 """Spreads of the losses by which a level, the median of 32 of them, is above the lowest of some others by chance."""
 
-LOST = 0.33
-"""Share of the best progress whose loss is looked into."""
+LOST, LEAST_PROGRESS = 0.33, 0.2
+"""Share of the best progress whose loss is looked into, and least progress for that as a share of the start: less of it
+comes and goes where networks train against each other; at rates that are too high, what was lost was half of it."""
 
 NOTED_EVERY = 4
 """Updates of which one loss is kept among the first ones."""
@@ -144,7 +145,7 @@ class Progress:
         progress = max(0.0, self.start - lowest)
         last = list(self.recent)[-LEVEL:]
         wide = best.spread if best.updates and best.spread else spread_of(last)
-        is_clear = progress > wide or not best.updates
+        is_clear = progress > max(wide, LEAST_PROGRESS * abs(self.start)) or not best.updates
         return best if is_clear and float(np.median(last)) > lowest + max(LOST * progress, wide) else None
 
     def stands_still(self, *, is_known: bool) -> bool:

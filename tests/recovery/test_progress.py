@@ -56,6 +56,11 @@ def test_lost_progress(level, is_lost):
     assert progress.lost_progress([best], 148) is (best if is_lost else None)
 
 
+def test_little_progress_may_come_and_go():
+    """Less than a fifth of the start's level that was lost is nothing to look into."""
+    assert after([1.15] * FIRST + [1.14] * 40).lost_progress([best_backup()], 148) is None
+
+
 def test_lost_progress_is_of_the_first_steps_only():
     """After the first steps, lost progress is for the guard to find."""
     assert after([2.0] * FIRST + [1.9] * 40).lost_progress([best_backup()], 385) is None

@@ -185,7 +185,7 @@ def test_balance_over_groups_is_said():
 
 def test_where_nothing_is_suspect_it_says_why():
     """The reason stands in place of the list."""
-    view = fake_view()
-    view.fold(dataclasses.replace(view.survey, suspects=(), no_suspects="they were seen once"))
+    view = View()
+    view.fold(dataclasses.replace(fake_view().survey, suspects=(), no_suspects="they were seen once"))
 
     assert "they were seen once" in "\n".join(screen(view, 100, 24, view="samples", listed="suspects"))
