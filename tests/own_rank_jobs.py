@@ -195,6 +195,7 @@ def accelerated_run(rank, with_r8, faults, folder=None, until=None):
         kept = {"checkpoint_dir": folder, "checkpoint_every": 5, "resume": "auto", "backup_dir": False}
         given = {"num_epochs": 3, "handle_signals": False, "listeners": [heard], **(kept if folder else {})}
         adapter = attach(model, optimizer, loader, **given) if with_r8 else None
+        begun = 0 if adapter is None else adapter.scheduler.global_step
         for _ in range(3) if adapter is None else adapter.epochs():
             for batch in loader if adapter is None else adapter.batches():
                 number += 1
@@ -213,5 +214,5 @@ def accelerated_run(rank, with_r8, faults, folder=None, until=None):
         "weights": digest(model), "generator": torch.get_rng_state().sum().item(), "size": accelerator.num_processes,
         "steps": None if adapter is None else adapter.scheduler.global_step,
         "loss": float(loss_of(model, x)) / first, "backups": [each.step for each in heard.of(events.BackupTaken)],
-        "batches": number,
+        "begun": begun,
     }  # fmt: skip
