@@ -228,8 +228,9 @@ def train(setting: Setting, factors: Sequence[float], seeds: Sequence[int], *, b
         for number, (r8, ticket) in enumerate(zip(schedulers, tickets, strict=True)):
             if ticket is not None:
                 mean = float(losses[number].mean())
-                expected = r8.table.learner.with_trend(ticket.batch.expected)
-                rows[number, step] = mean, expected, r8.table.learner.with_trend(ticket.batch.typical), ticket.lr
+                chunk, with_trend = ticket.batch.chunk, r8.table.learner.with_trend
+                expected, typical = with_trend(chunk.expected[ticket.batch.slot]), with_trend(chunk.typical)
+                rows[number, step] = mean, expected, typical, ticket.lr
                 is_on[number] = bool(np.isfinite(losses[number]).all() and abs(mean) < 1e30)
                 if is_on[number]:
                     r8.report(ticket, losses[number] if setting.per_sample else mean)

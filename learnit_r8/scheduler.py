@@ -25,6 +25,7 @@ from .engine import refusal, run_state
 from .engine.builder import build_components
 from .engine.control import Requests
 from .engine.engine import Engine
+from .engine.feed import loops
 from .engine.feed.batch_size import BatchMeasure
 from .engine.feed.batches import Batches
 from .engine.feed.samples import BatchSamples
@@ -389,7 +390,7 @@ class R8Scheduler:
         run_state.say_if_spent(self.host)
         self._say_if_closed()
         if self.host.feed is not None:
-            yield from self.host.feed.epochs()
+            yield from loops.epochs(self.host.feed)
             return
         self._counts_epochs = True
         here = threading.get_ident()
@@ -565,7 +566,7 @@ class R8Scheduler:
         Raises:
             RuntimeError: the scheduler was built with ``num_samples``, so that it draws the batches.
         """
-        return self._own_feed("steps").steps()
+        return loops.steps(self._own_feed("steps"))
 
     def _own_feed(self, call: str) -> Feed:
         if self.host.feed is None:
@@ -1017,34 +1018,21 @@ class R8Scheduler:
 
     def summary(self) -> str:
         """Describe the run so far in a few lines of text."""
-        plan, table, saver = self.host.plan, self.table, self.host.saver
+        plan, table, saver, is_own = self.host.plan, self.table, self.host.saver, self.host.feed is not None
         checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
-        if self.host.feed is not None:
-            return self._summary_of_own_batches(checkpoints)
+        left_out = "" if is_own else f"left out for steady ones: {plan.displaced}; "
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
-            f"left out for steady ones: {plan.displaced}; {checkpoints}{self.controller.summary()}",
-            f"losses of the samples ({table.source}):",
+            f"{left_out}{checkpoints}{self.controller.summary()}",
         ]
-        return "\n".join([*lines, *self._quarters()])
-
-    def _quarters(self) -> list[str]:
-        return [
+        if is_own and not table.num_samples:
+            return "\n".join([*lines, f"{events.NO_TABLE}."])
+        quarters = [
             f"  Q{number} {q.low:9.3g} to {q.high:<9.3g} mean {q.mean:<9.3g} used {q.uses:.1f} times"
-            for number, q in enumerate(self.table.quartiles(), start=1)
+            for number, q in enumerate(table.quartiles(), start=1)
         ]
-
-    def _summary_of_own_batches(self, checkpoints: str) -> str:
-        plan, has_table, none = self.host.plan, bool(self.table.num_samples), [f"{events.NO_TABLE}."]
-        return "\n".join(
-            [
-                f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
-                f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
-                f"{checkpoints}{self.controller.summary()}",
-                *([f"losses of the samples ({self.table.source}):", *self._quarters()] if has_table else none),
-            ]
-        )
+        return "\n".join([*lines, f"losses of the samples ({table.source}):", *quarters])
 
     @property
     def steps_per_epoch(self) -> int:

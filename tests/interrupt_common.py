@@ -346,11 +346,12 @@ def frozen(state):
 
 SET_ASIDE = (
     "_persistence", "_announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting", "witnesses",
-    "_looked_last_at", "looked_last_at", "recorder", "_recorder",
+    "looked_last_at", "recorder", "_recorder", "_parts",
 )  # fmt: skip
-"""Attributes that are not part of a state: other parts, what is only a cache, the witnesses of checkpoints (see
-`everything`), whether the end was looked at, which a call that was cut there is not repeated for, and the recorder,
-whose thread writes what is queued at its own time, at the latest as the program ends."""
+"""Attributes that are not part of a state: other parts, which the controller has too, what is only a cache, the
+witnesses of checkpoints (see `everything`), whether the end was looked at, which a call that was cut there is not
+repeated for, and the recorder, whose thread writes what is queued at its own time, at the latest as the program
+ends."""
 
 
 def memory_of(r8):

@@ -171,10 +171,11 @@ def placed_run(rank, kind, folder=None):
     return {"told": told, "weights": digest(model), "steps": adapter.scheduler.global_step}
 
 
-def accelerated_run(rank, with_r8, faults):
+def accelerated_run(rank, with_r8, faults, folder=None, until=None):
     """Train three epochs over a loader that accelerate has prepared, which gives each rank its part; what it ends with.
 
-    Before each step in ``faults`` a NaN gets into the weights of both ranks.
+    Before each batch in ``faults`` of this process a NaN gets into the weights of both ranks; ``until`` so many batches
+    the process is gone, and goes on from ``folder``.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -190,11 +191,15 @@ def accelerated_run(rank, with_r8, faults):
         loader = torch.utils.data.DataLoader(x, 4, shuffle=True)
         parts = (model, torch.optim.Adam(model.parameters(), lr=0.01), loader)
         model, optimizer, loader = accelerator.prepare(*parts)
-        adapter = attach(model, optimizer, loader, num_epochs=3, handle_signals=False) if with_r8 else None
-        number, first = 0, float(loss_of(model, x))
+        first, number, heard = float(loss_of(model, x)), 0, record_events()
+        kept = {"checkpoint_dir": folder, "checkpoint_every": 5, "resume": "auto", "backup_dir": False}
+        given = {"num_epochs": 3, "handle_signals": False, "listeners": [heard], **(kept if folder else {})}
+        adapter = attach(model, optimizer, loader, **given) if with_r8 else None
         for _ in range(3) if adapter is None else adapter.epochs():
             for batch in loader if adapter is None else adapter.batches():
                 number += 1
+                if number == until:
+                    return None
                 if number in faults:
                     next(model.parameters()).data[:] = float("nan")
                 loss = loss_of(model, batch)
@@ -207,5 +212,6 @@ def accelerated_run(rank, with_r8, faults):
     return {
         "weights": digest(model), "generator": torch.get_rng_state().sum().item(), "size": accelerator.num_processes,
         "steps": None if adapter is None else adapter.scheduler.global_step,
-        "loss": float(loss_of(model, x)) / first,
+        "loss": float(loss_of(model, x)) / first, "backups": [each.step for each in heard.of(events.BackupTaken)],
+        "batches": number,
     }  # fmt: skip

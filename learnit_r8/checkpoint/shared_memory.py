@@ -14,7 +14,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,13 +59,11 @@ class Proved(NamedTuple):
         state: The model state.
         step: Steps reported when it was taken.
         draws: Batches drawn by then.
-        lr: Rate at which it has passed.
     """
 
     state: Any
     step: int
     draws: int
-    lr: float
 
 
 class SharedBackups:
@@ -137,7 +135,7 @@ class SharedBackups:
         *,
         step: int,
         kept: set[int],
-        proved: Mapping[int, float],
+        proved: Collection[int],
         done: Callable[[], object],
     ) -> None:
         """Write a generation, in a thread of its own.
@@ -147,7 +145,7 @@ class SharedBackups:
             content: What a checkpoint file holds beside it.
             step: Steps reported.
             kept: Steps of the states in RAM, whose generations are kept where there is room.
-            proved: Steps of those that have passed their trial, with their rates.
+            proved: Steps of those that have passed their trial.
             done: Called when ``model`` was read, by that thread or at once.
         """
         self._has_written = False
@@ -160,7 +158,7 @@ class SharedBackups:
             done()
             self._turn_off(str(error))
             return
-        whole = {**content, "backup": packed, "proved": [[at, lr] for at, lr in proved.items()], "made": time.time()}
+        whole = {**content, "backup": packed, "proved": [[at] for at in proved], "made": time.time()}
         self._thread = threading.Thread(
             target=self._write, args=(whole, step, kept, done), name="learnit_r8 shared memory", daemon=True
         )
@@ -325,13 +323,13 @@ class SharedBackups:
         if isinstance(state, dict):
             state = ResumedState(state)
         proved = []
-        for step, lr in content["proved"]:
+        for step, *_ in content["proved"]:
             file = self._folder / f"gen_{step:012d}.r8"
             if file != path and file.exists():
                 with contextlib.suppress(*_DAMAGE):
                     older = codec.read(file)
                     draws = int(older["scheduler"]["num_draws"])
-                    proved.append(Proved(unpack(older["backup"]), int(step), draws, float(lr)))
+                    proved.append(Proved(unpack(older["backup"]), int(step), draws))
         found = Checkpoint(path, content["scheduler"], None, run_id, content["config"], (), state)
         self._is_new = False
         return found, proved, made

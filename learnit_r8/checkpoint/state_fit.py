@@ -149,9 +149,9 @@ def check_kinds(
 ) -> None:
     """Raise ValueError where a plain state from a file cannot stand for one of this program.
 
-    A number must be a number, a whole one whole, an array of the same kind and dimensions, and so on down. Numbers and
-    dicts may be None, as they are not known or not there at all times; what is None here may be anything there. Entries
-    that only one of them has are left to whoever reads them.
+    A number must be a number, a whole one whole, an array of the same kind and dimensions, and so on down. Numbers,
+    texts and dicts may be None, as they are not known or not there at all times; what is None here may be anything
+    there. Entries that only one of them has are left to whoever reads them.
 
     Args:
         given: Nested dicts, lists, numbers, texts and arrays.
@@ -164,7 +164,7 @@ def check_kinds(
         is_fine = given is None or is_number(given) or isinstance(given, Mapping) or not where.startswith(strict)
         _require(not strict or is_fine, "a number, a dict or None", given, where)
         return
-    if given is None and isinstance(own, (int, float, Mapping)) and not where.startswith(numbers):
+    if given is None and isinstance(own, (int, float, str, Mapping)) and not where.startswith(numbers):
         return
     if isinstance(own, Mapping):
         _require(isinstance(given, Mapping), "a dict", given, where)

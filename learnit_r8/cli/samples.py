@@ -242,17 +242,13 @@ def lines_of(rows: Rows) -> Iterator[str]:
         shown["score"] = [f"{value:.3f}" for value in rows["score"]]
     numbers = [place for place, title in enumerate(shown) if title != "sample"]
     if len(rows) > len(COLUMNS):
-        shown |= {title: _texts(rows[name]) for title, name in LABELS if _is_known(rows[name])}
+        shown |= {title: _texts(rows[name]) for title, name in LABELS if any(value is not None for value in rows[name])}
     if "why" in rows:
         shown["why"] = rows["why"]
     return table_lines([[*shown], *zip(*shown.values(), strict=True)], right=numbers)
 
 
 LABELS = (("label", "given_label"), ("should be", "predicted_label"))
-
-
-def _is_known(values: list[Any]) -> bool:
-    return any(value is not None for value in values)
 
 
 def _texts(values: list[Any]) -> list[str]:

@@ -92,10 +92,6 @@ def _inspect(ui: UiState, view: View) -> UiState:
     return replace(ui, inspected=samples[min(ui.selected, len(samples) - 1)])
 
 
-def _ask_length(ui: UiState, view: View) -> UiState:
-    return replace(ui, asking="")
-
-
 def _mark(ui: UiState, view: View) -> UiState:
     """Mark the selected sample, or take its mark away."""
     listed = listed_samples(ui, view)
@@ -150,7 +146,7 @@ TABLE = (
     Binding(("-", "<"), "-", "slower", "slower", Action.SLOWER, modes=("replay",)),
     Binding(("p",), "p", "pause", "pause the training, or go on", Action.PAUSE, modes=("live",)),
     Binding(("s", "ctrl-s"), "s", "save", "save a checkpoint", Action.SAVE, modes=("live",)),
-    Binding(("d",), "d", "", "cool down the rate, then end", _ask_length, modes=("live",)),
+    Binding(("d",), "d", "", "cool down the rate, then end", lambda ui, view: replace(ui, asking=""), modes=("live",)),
     Binding(("p", "s", "ctrl-s", "d"), "p s d", "", "how to ask the training", Action.ASK, modes=("watch",)),
     Binding(("x",), "x", "export", "export the panel's numbers (CSV)", Action.EXPORT_CSV),
     Binding(("X",), "X", "", "export the chart (SVG)", Action.EXPORT_SVG),

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections import deque
-from collections.abc import Callable
 
 from .. import events
 from ..events import launcher
@@ -26,24 +24,13 @@ class Live:
     Args:
         requests: Takes the requests of keys: stop, save, pause.
         folder: The run folder, for ``output.log`` (printed text) and exports; "" for none.
-        captures: Whether to keep printed text off the screen.
-        clock: Returns seconds, monotonic.
     """
 
-    def __init__(
-        self,
-        requests: RunControl,
-        *,
-        folder: str | os.PathLike[str] = "",
-        captures: bool = True,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, requests: RunControl, *, folder: str | os.PathLike[str]) -> None:
         self._early: deque[events.Event] = deque(maxlen=100)
         self._run: events.RunStarted | None = None
         self._plain = PlainLog()
-        self._session = ScreenSession(
-            requests, folder=os.fspath(folder), captures=captures, clock=clock, ended=self._screen_ended
-        )
+        self._session = ScreenSession(requests, folder=os.fspath(folder), ended=self._screen_ended)
         self._tell: events.Listener = self._wait_for_start
         self._is_in_notebook = _wants_notebook()
 

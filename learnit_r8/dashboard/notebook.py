@@ -56,8 +56,6 @@ class NotebookView(ThreadedListener):
     Args:
         display: Shows a view: called with its HTML, its text, and whether it replaces the one before. By default that
             of IPython, whose cells the view follows then.
-        clock: Returns seconds, monotonic.
-        cpu_clock: Returns the CPU seconds of the calling thread.
 
     Attributes:
         view: The run; only the thread of the view folds events into it.
@@ -66,19 +64,12 @@ class NotebookView(ThreadedListener):
 
     wants_surveys = True
 
-    def __init__(
-        self,
-        *,
-        display: Callable[[str, str, bool], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        cpu_clock: Callable[[], float] = time.thread_time,
-    ) -> None:
+    def __init__(self, *, display: Callable[[str, str, bool], None] | None = None) -> None:
         super().__init__("r8-notebook", most_queued=MOST_QUEUED, every_seconds=0.0)
         self.view = View()
         self.error: Exception | None = None
         self._display = display or _display_of_ipython()
-        self._clock, self._cpu_clock = clock, cpu_clock
-        self._anchor = (clock(), 0.0)
+        self._anchor = (time.monotonic(), 0.0)
         self._is_shown = False
         self._left, self._trains_on = "", 0
         if display is None:
@@ -112,7 +103,7 @@ class NotebookView(ThreadedListener):
 
     def enqueue(self, event: events.Event) -> None:
         """See `ThreadedListener`; the view counts on from the time of the newest event."""
-        self._anchor = (self._clock(), event.seconds)
+        self._anchor = (time.monotonic(), event.seconds)
         super().enqueue(event)
 
     def handle(self, waiting: deque[events.Event], *, is_last: bool) -> None:
@@ -120,19 +111,19 @@ class NotebookView(ThreadedListener):
         if not (waiting or (is_last and self._left)) or self.error is not None:
             waiting.clear()
             return
-        began = self._cpu_clock()
+        began = time.thread_time()
         arrived, seconds = self._anchor
         try:
             while waiting:
                 self.view.fold(waiting.popleft())
-            now = seconds + self._clock() - arrived
+            now = seconds + time.monotonic() - arrived
             page, text = html_of(self.view, now, left=self._left), text_of(self.view)
             self._display(page, text, self._is_shown)
             self._is_shown = True
         except Exception as error:
             # A front end that is gone must not end the training; the run folder has everything.
             self.error = error
-        self.every_seconds = max(EVERY_SECONDS, (self._cpu_clock() - began) / CPU_SHARE)
+        self.every_seconds = max(EVERY_SECONDS, (time.thread_time() - began) / CPU_SHARE)
 
 
 def _display_of_ipython() -> Callable[[str, str, bool], None]:

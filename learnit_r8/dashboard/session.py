@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -74,8 +75,6 @@ class ScreenSession:
     Args:
         requests: Takes the requests of keys: stop, save, pause.
         folder: The run folder, "" for none.
-        captures: Whether to keep printed text off the screen.
-        clock: Returns seconds, monotonic.
         ended: Called with the reason, on the thread of the screen, when the screen closes before `restore`; "" if a
             person closed it.
 
@@ -84,22 +83,13 @@ class ScreenSession:
         view: The run; only the painter folds events into it while the screen is on.
     """
 
-    def __init__(
-        self,
-        requests: RunControl,
-        *,
-        folder: str,
-        captures: bool,
-        clock: Callable[[], float],
-        ended: Callable[[str], None],
-    ) -> None:
+    def __init__(self, requests: RunControl, *, folder: str, ended: Callable[[str], None]) -> None:
         self.is_on = False
         self.view = View()
-        self._requests, self._folder, self._captures, self._clock = requests, folder, captures, clock
-        self._ended = ended
+        self._requests, self._folder, self._ended = requests, folder, ended
         self._queue: deque[tuple[float, events.Event]] = deque(maxlen=MOST_QUEUED)
         self._condenser = Condenser(self._enqueue)
-        self._anchor = (clock(), 0.0)
+        self._anchor = (time.monotonic(), 0.0)
         self._lines: list[str] = []
         self._num_lines = self._num_read = 0
         self._is_detached = self._wants_pause = False
@@ -111,7 +101,7 @@ class ScreenSession:
         self._condenser(event)
 
     def _enqueue(self, event: events.Event) -> None:
-        self._queue.append((self._clock(), event))
+        self._queue.append((time.monotonic(), event))
 
     def open(self) -> None:
         """Take the terminal, on the main thread; calls ``ended`` where that fails."""
@@ -132,8 +122,6 @@ class ScreenSession:
             self._hooks.remove()
 
     def _open_capture(self) -> Capture | None:
-        if not self._captures:
-            return None
         path = os.path.join(self._folder, "output.log") if self._folder else None
         for place in (path, None):
             with contextlib.suppress(OSError):
@@ -173,7 +161,7 @@ class ScreenSession:
         arrived, seconds = self._anchor
         stands = requests.is_paused or self.view.ended is not None
         return Scene(
-            now=seconds + (0.0 if stands else self._clock() - arrived),
+            now=seconds + (0.0 if stands else time.monotonic() - arrived),
             output=self._lines,
             num_output=self._num_lines,
             num_unread=self._num_lines - self._num_read,
@@ -186,12 +174,12 @@ class ScreenSession:
     def _open_request(self) -> str:
         """The request of a key that the training has not answered yet; "" for none."""
         request = self._request
-        if request is not None and (request.is_answered() or self._clock() > request.until):
+        if request is not None and (request.is_answered() or time.monotonic() > request.until):
             request = self._request = None
         return "" if request is None else request.text
 
     def _ask(self, text: str, is_answered: Callable[[], bool]) -> str:
-        self._request = Request(text, is_answered, self._clock() + REQUEST_SECONDS)
+        self._request = Request(text, is_answered, time.monotonic() + REQUEST_SECONDS)
         return ""
 
     def _take_output(self) -> None:

@@ -131,16 +131,13 @@ _CLEAR_LIGHT = {
 """Changes for colour-blind people on a light ground: blue against brown."""
 
 
-def _mono(style: Style) -> Style:
-    return replace(style, colour=None, colour8=None)
-
-
 _PALETTES = {
     "colour": COLOURS,
     "light": COLOURS | _LIGHT,
     "clear": COLOURS | _CLEAR,
     "clear-light": COLOURS | _LIGHT | _CLEAR_LIGHT,
-    "mono": {name: _mono(style) for name, style in COLOURS.items()} | {"alert": Style(bold=True, reverse=True)},
+    "mono": {name: replace(style, colour=None, colour8=None) for name, style in COLOURS.items()}
+    | {"alert": Style(bold=True, reverse=True)},
 }
 
 NAMES = tuple(_PALETTES)

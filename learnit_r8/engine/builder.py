@@ -34,7 +34,7 @@ from ..schedules.range_test import RangeTest
 from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, make_schedule
 from ..schedules.span import Span, read_span
 from ..table.table import SampleTable
-from .feed.feed import FeedSettings
+from .feed.place import FeedSettings
 from .feed.replay import WAYS
 from .pace import Pace
 from .rates.search import LrSearch

@@ -48,6 +48,7 @@ class Requests:
         is_pending: Whether there is something to answer; an ordinary step checks only this.
         is_paused: Whether the training thread waits.
         is_agreed: Whether all ranks have agreed on a request that is not answered yet.
+        wished: The wishes of this rank that were not answered yet, as bits.
         signals: The signal handling; None if signals are not handled.
     """
 
@@ -80,7 +81,7 @@ class Requests:
         self._cool_downs: deque[tuple[Span, str]] = deque(maxlen=20)
         self._refused: deque[str] = deque(maxlen=20)
         self.is_agreed = False
-        self._wished = 0
+        self.wished = 0
         self._why = ""
         self._span = Span("steps", 0.0)
 
@@ -114,7 +115,7 @@ class Requests:
 
     def resume(self) -> None:
         """Let a paused run continue; on several ranks one that was paused on this rank."""
-        self._wished &= ~PAUSE
+        self.wished &= ~PAUSE
         if self._agreement.ranks is None:
             self._pause_reason = None
 
@@ -148,7 +149,7 @@ class Requests:
             self._why = why
         if span is not None:
             self._span = span
-        self._wished |= wish
+        self.wished |= wish
 
     def _take(self, wish: int, why: str, span: Span | None) -> None:
         """Have a request answered after this step."""
@@ -182,11 +183,6 @@ class Requests:
             self._ask(COOL_DOWN, source, span)
 
     @property
-    def wished(self) -> int:
-        """The wishes of this rank that were not answered yet, as bits."""
-        return self._wished
-
-    @property
     def span(self) -> tuple[float, float]:
         """The length of the cool-down that this rank wishes, as numbers: the place of its unit, and the amount."""
         return float(UNITS.index(self._span.unit)), self._span.amount
@@ -199,7 +195,7 @@ class Requests:
             spans: The `span` of each; of several cool-downs that of the first rank counts.
         """
         assert self._agreement.ranks is not None
-        self._wished &= ~(SAVE | STOP | COOL_DOWN | FINISH) | ~wishes[self._agreement.ranks.rank]
+        self.wished &= ~(SAVE | STOP | COOL_DOWN | FINISH) | ~wishes[self._agreement.ranks.rank]
         anyone = 0
         for wish in wishes:
             anyone |= wish
@@ -210,7 +206,7 @@ class Requests:
             unit, amount = next(span for wish, span in zip(wishes, spans, strict=True) if wish & COOL_DOWN)
             self._take(COOL_DOWN, self._reason(wishes, COOL_DOWN), Span(UNITS[int(unit)], amount))
         if anyone & (STOP | FINISH):
-            self._wished &= ~PAUSE
+            self.wished &= ~PAUSE
             wish = STOP if anyone & STOP else FINISH
             self._take(wish, self._reason(wishes, wish), None)
         elif anyone & PAUSE:
@@ -336,7 +332,7 @@ class Requests:
                     if self._agreement.ranks is None:
                         self._sleep(POLL_SECONDS)
                     else:
-                        self._agreement.ranks.meet(self._wished, self.span, self.agree)
+                        self._agreement.ranks.meet(self.wished, self.span, self.agree)
                     self._save_if_asked(save)
         finally:
             self._pause_reason = None

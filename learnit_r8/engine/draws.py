@@ -37,7 +37,7 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
             _start_pass(run, epoch, pace.policy_progress(epoch, progress))
         turn.is_changing = False
         # So is the policy: if it raises, nothing was drawn.
-        lr, returned = run.controller.lr(scheduled), plan.has_returned
+        lr, returned = run.controller.lr(scheduled), bool(plan.returned)
         asks_probe = may_probe and run.controller.experiment.asks_probe
         is_of_pass = not asks_probe and (returned or not run.controller.is_steadying)
         ahead = plan.look_ahead() if is_of_pass else None
@@ -91,7 +91,6 @@ def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
     controller = run.controller
     if asks_probe:
         batch = run.plan.draw_again(controller.experiment.draw())
-        batch.chunk.is_extra = controller.experiment.take_extra()
         controller.experiment.note_drawn(batch.chunk)
         return batch
     controller.inquiry.steady_left -= 1

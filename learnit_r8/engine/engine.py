@@ -19,7 +19,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -56,6 +56,8 @@ class Engine:
         model_loader: Passes the models of checkpoints to the load callback.
         member: The adapter that holds batches, as given to `join`.
         agreement: Decides together with other ranks, if there are any.
+        adopt, look_at_weights: See `Persistence`.
+        say_once: See `Announcer.say_once`.
         requests: Requests to pause, stop or save.
         turns: Lets one call at a time change the run.
     """
@@ -96,6 +98,8 @@ class Engine:
         self._saving = threading.RLock()
         self._epoch_ended = False
         self.open_ticket: Ticket | None = None
+        self.adopt, self.look_at_weights = parts.persistence.adopt, parts.persistence.look_at_weights
+        self.say_once = parts.announcer.say_once
         self.feed = None if parts.feed is None else Feed(self, parts.plan, parts.feed)  # type: ignore[arg-type]
         if self.feed is not None:
             self.controller.experiment.let_probe(False)
@@ -108,21 +112,6 @@ class Engine:
     def count_batches(self) -> None:
         """Note that a trainer counts the batches, too, and stops after so many."""
         self.pace.is_counted = True
-
-    @property
-    def adopt(self) -> Callable[..., None]:
-        """See `Persistence.adopt`."""
-        return self.persistence.adopt
-
-    @property
-    def say_once(self) -> Callable[..., None]:
-        """See `Announcer.say_once`."""
-        return self.announcer.say_once
-
-    @property
-    def look_at_weights(self) -> Callable[[], None]:
-        """Takes a backup, which looks at every number, as soon as the user's step is complete."""
-        return self.persistence.look_at_weights
 
     def settle(self) -> None:
         """Have the member report the losses that it holds back."""

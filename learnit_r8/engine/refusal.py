@@ -86,18 +86,19 @@ def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, in
         _close_unlearned(run, ticket)
         return Verdict.PROBED, None
     takes_step = not (is_last or is_extra)
-    answer = run.controller.inquire(run.pace.step + takes_step, judged.lr).probed(ticket, judged.reading.mean)
-    if answer.is_good and takes_step:
+    inquiry = run.controller.inquire(run.pace.step + takes_step, judged.lr)
+    is_good, put_to = inquiry.probed(ticket, judged.reading.mean)
+    if is_good and takes_step:
         good = judged._replace(verdict=Verdict.GOOD, memory=run.sentry.present)
         _learn(run, ticket, good)
-        return Verdict.GOOD, answer.put_to
+        return Verdict.GOOD, put_to
     if is_last and not is_extra:
         # The budget has no step for it.
         run.plan.close(ticket.batch)
         run.pace.num_out -= 1
     else:
         _close_unlearned(run, ticket)
-    return Verdict.PROBED, answer.put_to
+    return Verdict.PROBED, put_to
 
 
 def _learn(run: Engine, ticket: Ticket, judged: step.Judged) -> None:

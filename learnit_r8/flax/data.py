@@ -163,12 +163,8 @@ class ValidationBatches:
 def step_keys(epoch_key: Any, start: int = 0) -> Iterator[Any]:
     """The random keys of an epoch's steps, from one of them on; a few dozen are made at a time."""
     for block in itertools.count(start // KEYS_AT_ONCE):
-        yield from itertools.islice(_block_of_keys(epoch_key, block), start % KEYS_AT_ONCE, None)
+        yield from itertools.islice(_split(epoch_key, block), start % KEYS_AT_ONCE, None)
         start = 0
-
-
-def _block_of_keys(epoch_key: Any, block: int) -> Any:
-    return iter(_split(epoch_key, block))
 
 
 fold_in = jax.jit(jax.random.fold_in)

@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -57,6 +58,7 @@ class Validation:
         return means.read()
 
 
+@dataclass(eq=False, repr=False)
 class Training:
     """The moving parts of one `train_loop`, whose arguments these are.
 
@@ -64,27 +66,22 @@ class Training:
         history: A list of one value an epoch for each metric.
     """
 
-    def __init__(
-        self,
-        train_step: Callable[..., Any],
-        *,
-        data: Any,
-        num_epochs: int | None,
-        key: Any,
-        validation: Validation | None,
-        folder: Path | None,
-        checkpoint_every: int,
-        show_progress: bool,
-        scheduler: Any,
-        logs_steps: bool,
-        ids: Any = None,
-        backup_every: Any = None,
-    ) -> None:
+    train_step: Callable[..., Any]
+    data: Any
+    num_epochs: int | None
+    key: Any
+    validation: Validation | None
+    folder: Path | None
+    checkpoint_every: int
+    show_progress: bool
+    scheduler: Any
+    logs_steps: bool
+    ids: Any
+    backup_every: Any
+
+    def __post_init__(self) -> None:
         self.history: dict[str, list[float]] = {}
-        self._train_step, self._data, self._num_epochs, self._key = train_step, data, num_epochs, key
-        self._validation, self._folder, self._checkpoint_every = validation, folder, checkpoint_every
-        self._backup_every = backup_every
-        self._show_progress, self._r8, self._logs_steps, self._ids = show_progress, scheduler, logs_steps, ids
+        self._r8 = scheduler = self.scheduler
         self._is_own = scheduler is not None and scheduler.host.feed is not None
         self._prefetch: Any = None if scheduler is None or self._is_own else Prefetch.of(scheduler)
         self._first_epoch = 0 if scheduler is None else scheduler.current_epoch
@@ -96,18 +93,18 @@ class Training:
 
     def _begin(self, epoch: int, step: int = 0) -> None:
         self._epoch, self._means, self._began = epoch, RunningMeans(), time.monotonic()
-        self._epoch_key = fold_in(self._key, epoch)
+        self._epoch_key = fold_in(self.key, epoch)
         self._keys = step_keys(self._epoch_key, step)
 
     def resume(self, state: Any) -> Any:
         """The state of the newest checkpoint, and everything else set as it was then; without one, as given."""
-        assert self._folder is not None
+        assert self.folder is not None
         if self._is_own:
             raise ValueError(
                 "resume must be False with a scheduler of your own batches, got True; give the scheduler "
                 "checkpoint_dir and resume='auto', which brings the state and the data back."
             )
-        content = newest_training(self._folder)
+        content = newest_training(self.folder)
         if content is None:
             return state
         training = content["training"]
@@ -116,7 +113,7 @@ class Training:
         if self._r8 is not None:
             self._check_same_place(training["epoch"])
             self._r8.load_state_dict(training["scheduler"])
-        self._key = fit(unpack_saved(training["key"]), self._key, "rng_key")
+        self.key = fit(unpack_saved(training["key"]), self.key, "rng_key")
         self.history = {name: values.tolist() for name, values in training["history"].items()}
         self._first_epoch = training["epoch"]
         self._begin(self._first_epoch)
@@ -141,7 +138,7 @@ class Training:
     def begin(self, loop_state: LoopState) -> None:
         """Let the scheduler keep the state of the loop."""
         if self._r8 is not None:
-            self._managed = ManagedState.at(loop_state, self._r8, self._backup_every, step=self._train_step)
+            self._managed = ManagedState.at(loop_state, self._r8, self.backup_every, step=self.train_step)
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""
@@ -150,33 +147,33 @@ class Training:
         return self._drawn() if self._r8 is not None else self._given()
 
     def _given(self) -> Iterator[Any]:
-        assert self._num_epochs is not None
-        for epoch in range(self._first_epoch, self._num_epochs):
+        assert self.num_epochs is not None
+        for epoch in range(self._first_epoch, self.num_epochs):
             self._begin(epoch)
-            yield from self._data.of(epoch)
+            yield from self.data.of(epoch)
 
     def _watched(self) -> Iterator[Any]:
         """Yield the user's own batches, which the scheduler watches."""
         r8, feed = self._r8, self._r8.host.feed
-        assert self._num_epochs is not None
-        if feed.is_resumed:
+        assert self.num_epochs is not None
+        if feed.place.is_resumed:
             # Those of the epoch itself are left to the feed, unless it had them all.
-            self._data.pass_over(feed.num_passes)
-        for epoch in range(self._first_epoch, self._num_epochs):
+            self.data.pass_over(feed.num_passes)
+        for epoch in range(self._first_epoch, self.num_epochs):
             if r8.is_over:
                 return
-            self._begin(epoch, feed.num_taken if feed.is_resumed else 0)
-            yield from r8.batches(OneEpoch(self._data, epoch), size=size_of, ids=self._ids)
+            self._begin(epoch, feed.place.num_taken if feed.place.is_resumed else 0)
+            yield from r8.batches(OneEpoch(self.data, epoch), size=size_of, ids=self.ids)
 
     def _drawn(self) -> Iterator[Any]:
         r8 = self._r8
         try:
-            while self._num_epochs is None or r8.current_epoch < self._num_epochs:
+            while self.num_epochs is None or r8.current_epoch < self.num_epochs:
                 ticket = self._ticket = self._prefetch.draw_now()
                 if ticket is None:
                     return
                 self._follow(ticket)
-                batch = self._data(ticket.indices)
+                batch = self.data(ticket.indices)
                 yield batch if ticket.weights is None else _weighted(batch, ticket.weights)
         finally:
             # A batch whose step was interrupted is the next one drawn.
@@ -193,7 +190,7 @@ class Training:
         """Train on a batch."""
         r8, ticket, batch = self._r8, self._ticket, loop_state.batch
         before = loop_state.state if r8 is None else self._managed.for_step(None if ticket is None else ticket.lr)
-        state, metrics = self._train_step(before, batch, self._take(batch))
+        state, metrics = self.train_step(before, batch, self._take(batch))
         if r8 is not None:
             metrics = dict(metrics)
             if not self._report(state, metrics):
@@ -201,7 +198,7 @@ class Training:
             # Where the rate was lowered for this step, it has its own again.
             state = loop_state.state
         self._means.add(metrics, batch_size(batch))
-        return (Logs(metrics=Entries(metrics)) if self._logs_steps else None), state
+        return (Logs(metrics=Entries(metrics)) if self.logs_steps else None), state
 
     def _take(self, batch: Any) -> Any:
         """The key of the next step, whose batch is held until the one after it."""
@@ -228,17 +225,17 @@ class Training:
         self._means.close()
         self._unread.append(self._means)
         self._means = RunningMeans()
-        validated = {} if self._validation is None else self._validation.run(loop_state.state, self._epoch_key)
+        validated = {} if self.validation is None else self.validation.run(loop_state.state, self._epoch_key)
         val = {f"val_{name}": value for name, value in validated.items()}
         if self._r8 is not None and val:
             self._r8.log(**val)
         is_saved = self._is_saved()
-        if not (val or is_saved or self._show_progress or self._logs_steps or len(self._unread) == MOST_UNREAD):
+        if not (val or is_saved or self.show_progress or self.logs_steps or len(self._unread) == MOST_UNREAD):
             return None
         new = self.read(val)
         if is_saved:
             self._save(loop_state.state)
-        if self._show_progress:
+        if self.show_progress:
             self._show(new)
         logs = Logs()
         for name, value in new.items():
@@ -260,26 +257,26 @@ class Training:
         return new
 
     def _show(self, metrics: Mapping[str, float]) -> None:
-        of = "" if self._num_epochs is None else f"/{self._num_epochs}"
+        of = "" if self.num_epochs is None else f"/{self.num_epochs}"
         seconds = time.monotonic() - self._began
         print(f"epoch {self._epoch + 1}{of}: {format_metrics(metrics)} ({seconds:.1f} s)", flush=True)
 
     def _is_last(self) -> bool:
         if self._r8 is None or self._is_own:
-            return bool(self._data.is_last)
+            return bool(self.data.is_last)
         is_over = self._r8.current_epoch > self._epoch or self._r8.progress >= 1
         return bool(self._ticket.epoch >= 0 and is_over)
 
     def _is_saved(self) -> bool:
         done = self._epoch + 1
         is_drawn = self._r8 is not None and not self._is_own
-        is_final = done == self._num_epochs or (is_drawn and self._r8.progress >= 1)
-        return self._folder is not None and (is_final or done % self._checkpoint_every == 0)
+        is_final = done == self.num_epochs or (is_drawn and self._r8.progress >= 1)
+        return self.folder is not None and (is_final or done % self.checkpoint_every == 0)
 
     def _save(self, state: Any) -> None:
-        assert self._folder is not None
+        assert self.folder is not None
         epoch = self._epoch + 1
-        save_training(state, self._folder, epoch=epoch, history=self.history, key=self._key, scheduler=self._r8)
+        save_training(state, self.folder, epoch=epoch, history=self.history, key=self.key, scheduler=self._r8)
 
 
 def _with_epoch(history: Mapping[str, list[float]], new: Mapping[str, float]) -> dict[str, list[float]]:

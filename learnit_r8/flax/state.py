@@ -46,7 +46,8 @@ def with_lr(state: Any, lr: float) -> Any:
     if not is_set:
         raise ValueError(
             "state.tx must be made with optax.inject_hyperparams for the scheduler to set its learning_rate, as in "
-            f"optax.inject_hyperparams(optax.adam)(learning_rate=0.0), got {_name_of(state)}."
+            f"optax.inject_hyperparams(optax.adam)(learning_rate=0.0), got "
+            f"{type(getattr(state, 'opt_state', state)).__name__}."
         )
     return new
 
@@ -66,10 +67,6 @@ def lr_of(part: Any) -> float | None:
 def _hyperparams(part: Any) -> Any:
     # Rngs makes a stream for an attribute of any name.
     return None if isinstance(part, nnx.Rngs) else getattr(part, "hyperparams", None)
-
-
-def _name_of(state: Any) -> str:
-    return type(getattr(state, "opt_state", state)).__name__
 
 
 def _with_lr(part: Any, lr: np.float32) -> tuple[Any, bool]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .._adapters.prefetch import Prefetch
 from .._adapters.rows import check_rows, leaves, share, take_rows, take_shared
 from .._validation import whole_number
-from .fit.frame import callbacks_of_fit, method_of_model
+from .fit_frame import callbacks_of_fit, method_of_model
 from .pipeline import Pipeline, as_tensors, is_in_memory
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from ..triggers import Condition
 from .devices import check_devices, say_devices
 from .examiner import keep_model
-from .fit.frame import local_of_fit, scope_of_fit
+from .fit_frame import local_of_fit, scope_of_fit
 from .live_values import METRICS_EVERY
 from .pipeline import has_stage
 from .rate_factor import RateFactor
@@ -146,7 +146,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """Pass on what Keras logged; write the checkpoint that is due."""
         r8 = self._r8
         self._batches.end_pass()
-        numbers = {name: value for name, value in (logs or {}).items() if name != "step" and _is_number(value)}
+        numbers = {name: value for name, value in (logs or {}).items() if name != "step" and np.ndim(value) == 0}
         if numbers:
             r8.log(r8.global_step, **numbers)
         r8.host.between_steps()
@@ -174,7 +174,3 @@ def _batch_of(data: Any) -> Any:
     if not isinstance(data, (list, tuple)) or len(data) != 1:
         return None
     return data[0] if isinstance(data[0], tuple) else (data[0],)
-
-
-def _is_number(value: Any) -> bool:
-    return np.ndim(value) == 0

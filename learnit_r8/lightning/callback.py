@@ -191,17 +191,13 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         limit = trainer.limit_train_batches
         most = self._num_batches
         expected = min(most, limit) if isinstance(limit, int) else int(most * limit)
-        if len(given) > 1 and trainer.num_training_batches != expected and not self._has_budget:
+        if len(given) > 1 and trainer.num_training_batches != expected and not has_budget(self._loader.settings):
             raise ValueError(
                 f"R8Loader must be given num_steps where a module makes several loaders, as Lightning counts "
                 f"{trainer.num_training_batches} batches in an epoch, got none, and {expected} batches of its own."
             )
         if not any(each is self._loader for each in given):
             raise ValueError(f"fit() must be given the R8Loader of R8Callback to train on, got {given!r}.")
-
-    @property
-    def _has_budget(self) -> bool:
-        return has_budget(self._loader.settings)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Count the epoch, where the loaders are the user's own."""

@@ -178,18 +178,14 @@ class BackupTimer:
         self._announcer.tell(events.BackupTaken)
         return ""
 
-    def damaged_in(self, state: Any) -> list[str]:
-        """The names of arrays with NaN, or of what is not finite and was so in no first state."""
+    def damage_in(self, state: Any) -> str:
+        """The name of an array with NaN, or of what is not finite and was so in no first state; "" if there is none."""
         bad = not_finite(state)
         if self._is_first:
             # Attention masks hold -inf on purpose, and a value that is not known yet is NaN.
             self._is_first = False
             self.meant = {key for key, fault in bad.items() if fault != "NaN"}
-        return [key for key in bad if key not in self.meant]
-
-    def damage_in(self, state: Any) -> str:
-        """The name of the first of `damaged_in`; "" if there is none."""
-        return next(iter(self.damaged_in(state)), "")
+        return next((key for key in bad if key not in self.meant), "")
 
     def note_lasting(self, name: str) -> None:
         """Note an array that is damaged again, although no batch was refused since its repair.
@@ -213,12 +209,10 @@ class BackupTimer:
         """The name of a damaged array of the live model on any rank, "" if there is none or that cannot be checked."""
         return self._agreement.agree(self.damage_of(get))
 
-    def damage_of(self, get: Callable[[], Any] | None, *, unknown: str = "") -> str:
-        """The name of a damaged array of the live model, "" if there is none; ``unknown`` if that cannot be checked."""
-        if get is None:
-            return unknown
+    def damage_of(self, get: Callable[[], Any] | None) -> str:
+        """As `damage_now`, of this rank alone."""
         try:
-            return self.damage_in(get())
+            return "" if get is None else self.damage_in(get())
         except Exception:
             # The next backup raises the callback's error.
-            return unknown
+            return ""

@@ -89,14 +89,11 @@ class RecoveryController:
         self._live = LiveModel(persistence, announcer)
         self.experiment = ExperimentRun(self._live, lambda: persistence.callbacks)
         self.lineage, self._refusals, self._incidents = Lineage(), Refusals(), IncidentLog(announcer)
-        self._first_steps = FirstSteps(
-            self.experiment, self._live, self.lineage, self.limit, self.witnesses, self._incidents,
-            backup=self._backup, sentry=self._sentry, announcer=announcer,
-        )  # fmt: skip
         parts = Parts(
             recovery, persistence, announcer, self._table, self._sentry, self.quarantine, self._live, self.lineage,
             self.limit, self.witnesses, self._incidents, self._refusals, self.experiment,
         )  # fmt: skip
+        self._first_steps = FirstSteps(parts)
         self.inquiry = Inquiry(parts, self._first_steps)
         self.is_early, self.is_look_due, self.is_quiet, self._num_equal = self._sentry.tests_progress, False, True, 0
 

@@ -117,15 +117,9 @@ class Backup:
             is_proven=saved["is_proven"], is_on_disk=True,
         )  # fmt: skip
 
-    def forget_record(self) -> None:
-        """Forget its losses, as losses mean something else from here on; probes say nothing about it any more."""
-        self.losses, self.recent, self.is_proven = [math.nan], (), False
-        for name in ("level", "spread"):
-            self.__dict__.pop(name, None)
-
-    def begin_anew(self) -> None:
-        """Take the loss of the last replay for the record, as losses mean something else from here on."""
-        self.losses, self.recent, self.moment, self.is_proven = [self.replayed], (), None, False
+    def begin_anew(self, record: float = math.nan) -> None:
+        """Take another record, as losses mean something else from here on; with NaN, probes say nothing any more."""
+        self.losses, self.recent, self.is_proven = [record], (), False
         for name in ("level", "spread"):
             self.__dict__.pop(name, None)
 
@@ -212,11 +206,6 @@ class RamBackup:
         """Take the witness of the newest state for complete: the optimizer has taken a step with fewer batches."""
         if self.backups and self.backups[-1].witness:
             self.backups[-1].is_closed = True
-
-    @property
-    def proved(self) -> dict[int, float]:
-        """Steps of the proven states, for those that read them in a later process."""
-        return {backup.step: math.nan for backup in self.backups if backup.is_proven}
 
     def add(self, backup: Backup) -> None:
         """Store a state that an earlier process has copied, in its place."""

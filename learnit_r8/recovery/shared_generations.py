@@ -96,7 +96,8 @@ class SharedGenerations:
             return
         done = functools.partial(self._backup.lend, None)
         content = {"run_id": run_id, "model": None, "scheduler": get_state(), "config": dict(self._config)}
-        kept, proved = {each.step for each in self._backup.backups}, self._backup.proved
+        kept = {each.step for each in self._backup.backups}
+        proved = [each.step for each in self._backup.backups if each.is_proven]
         try:
             self._backup.lend(newest.state)
             self._backups.start_write(newest.state, content, step=step, kept=kept, proved=proved, done=done)

@@ -114,7 +114,8 @@ class Witnesses:
         self.forget_checkpoints()
         for each in list(self._backup.backups):
             if each in kept:
-                each.begin_anew()
+                each.begin_anew(each.replayed)
+                each.moment = None
             else:
                 self._backup.backups.remove(each)
                 self._backup.recycle(each)
@@ -124,7 +125,7 @@ class Witnesses:
         self.forget_checkpoints()
         for each in self._backup.backups:
             if each.witness:
-                each.forget_record()
+                each.begin_anew()
 
     def to_plain(self) -> list[dict[str, Any]]:
         """What is known of all states, for a saved state."""

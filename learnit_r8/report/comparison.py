@@ -59,8 +59,11 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
 
 def comparison_page(views: Sequence[View], names: Sequence[str]) -> str:
     """The page; the names are those of the runs."""
-    keys = "".join(f'<span class="key"><svg viewBox="0 0 28 8">{_swatch(place)}</svg>{text(name, 60)}</span>'
-                   for place, name in enumerate(names))  # fmt: skip
+    keys = "".join(
+        f'<span class="key"><svg viewBox="0 0 28 8"><polyline style="{_look(place)}" points="0,4 28,4"/></svg>'
+        f"{text(name, 60)}</span>"
+        for place, name in enumerate(names)
+    )
     body = "".join(panel(text(title, 60), chart, note) for title, chart, note in _charts(views, names))
     table = comparison(views, names)
     figures = panel("Figures and settings", table, "The best figure is in bold; settings only where they differ.")
@@ -73,10 +76,6 @@ def _look(place: int) -> str:
     return f"fill:none;stroke:var(--{LOOKS[place % len(LOOKS)]});stroke-width:1.8" + (
         f";stroke-dasharray:{dash}" if dash else ""
     )
-
-
-def _swatch(place: int) -> str:
-    return f'<polyline style="{_look(place)}" points="0,4 28,4"/>'
 
 
 def _charts(views: Sequence[View], names: Sequence[str]) -> Iterator[tuple[str, str, str]]:

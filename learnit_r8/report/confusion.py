@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .charts import text
+from .style import wide_table
 
 MOST_CLASSES = 12
 
@@ -51,3 +54,19 @@ def confusion_of(given: Iterable[str], suggested: Iterable[str], numbers: Sequen
 
 def _in_order(label: str) -> tuple[bool, int, str]:
     return (False, int(label), "") if label.isdecimal() else (True, 0, label)
+
+
+def confusion_table(confusion: Confusion, instead: str = "should be") -> str:
+    """The counts as a table: a row for each label given, a column for each suggested; darker for more."""
+    most = max(1, int(confusion.counts.max()))
+    rows = (
+        f"<tr><th>{text(label, 20)}</th>{''.join(_counts(row.tolist(), most))}</tr>"
+        for label, row in zip(confusion.labels, confusion.counts, strict=True)
+    )
+    return wide_table("matrix", (f"given ↓ {instead} →", *(text(label, 20) for label in confusion.labels)), rows)
+
+
+def _counts(row: list[int], most: int) -> Iterator[str]:
+    for count in row:
+        shade = 5 * -(-10 * count // most)
+        yield f'<td class="shade{shade}">{count:,}</td>' if count else '<td class="none">·</td>'

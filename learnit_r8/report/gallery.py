@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..dashboard.render.svg import sparkline
 from ..dashboard.text import number
-from ..table.labels.suspects import Suspects
 from .charts import text
-from .confusion import Confusion
+from .confusion import confusion_table
 from .pictures import data_address
-from .style import wide_table
 
 if TYPE_CHECKING:
     from .data import ReportData, Row
@@ -91,15 +89,11 @@ def gallery_of(data: ReportData, look: Look) -> Iterator[tuple[str, str, str]]:
             f"{first} by mean loss. This is an order and no verdict: no sample is called mislabelled.",
         )
         return
-    total = _number(data.verdict)
+    total = 0 if data.verdict is None else len(data.verdict.indices)
     yield "Labels to look at", body, f"{first} of {total:,} samples that look mislabelled, most suspect first."
     if data.confusion is not None:
         note = "Samples that look mislabelled, by the label they have and the one that was predicted most."
         yield "Which labels are confused", confusion_table(data.confusion), note
-
-
-def _number(verdict: Suspects | None) -> int:
-    return 0 if verdict is None else len(verdict.indices)
 
 
 def card_text(card: Card) -> str:
@@ -121,19 +115,3 @@ def _labels(row: Row) -> str:
         return given
     votes = f' title="predicted at {row.votes:,} visits or more"' if row.votes else ""
     return f'{given} → <span class="better"{votes}>{text(row.suggested, 40)}</span>'
-
-
-def confusion_table(confusion: Confusion, instead: str = "should be") -> str:
-    """The counts as a table: a row for each label given, a column for each suggested; darker for more."""
-    most = max(1, int(confusion.counts.max()))
-    rows = (
-        f"<tr><th>{text(label, 20)}</th>{''.join(_counts(row.tolist(), most))}</tr>"
-        for label, row in zip(confusion.labels, confusion.counts, strict=True)
-    )
-    return wide_table("matrix", (f"given ↓ {instead} →", *(text(label, 20) for label in confusion.labels)), rows)
-
-
-def _counts(row: list[int], most: int) -> Iterator[str]:
-    for count in row:
-        shade = 5 * -(-10 * count // most)
-        yield f'<td class="shade{shade}">{count:,}</td>' if count else '<td class="none">·</td>'

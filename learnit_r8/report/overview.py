@@ -11,9 +11,8 @@ from ..dashboard.render.svg import circle, frame, grid, label, line, svg
 from ..dashboard.text import number, share
 from ..table.labels.overview import Overview
 from .charts import HALF, histogram, text
-from .confusion import confusion_of
+from .confusion import confusion_of, confusion_table
 from .data import ReportData, label_text
-from .gallery import confusion_table
 from .numbers import opening
 from .style import wide_table
 

@@ -56,7 +56,9 @@ def pixels_of(picture: Any) -> NDArray[np.uint8]:
     """
     array = np.asarray(picture)
     if array.dtype.kind not in "buif":
-        raise TypeError(f"thumbnail must give an array of numbers or bytes of a PNG file, got {_told(picture)}.")
+        raise TypeError(
+            f"thumbnail must give an array of numbers or bytes of a PNG file, got a {type(picture).__name__}."
+        )
     if array.ndim == 2:
         array = array[..., None]
     elif array.ndim == 3 and array.shape[-1] > 4 and array.shape[0] <= 4:
@@ -67,10 +69,6 @@ def pixels_of(picture: Any) -> NDArray[np.uint8]:
             f"{np.shape(picture)}."
         )
     return _shrunk(_scaled(array))
-
-
-def _told(picture: Any) -> str:
-    return f"a {type(picture).__name__}"
 
 
 def _scaled(array: NDArray[Any]) -> NDArray[np.float64]:

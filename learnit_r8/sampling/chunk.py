@@ -302,13 +302,3 @@ class Batch(NamedTuple):
     def witness(self) -> Any:
         """What the plan takes to draw it again."""
         return self.chunk.witness_of(self.indices)
-
-    @property
-    def expected(self) -> float:
-        """Its mean estimate when it was planned, for `LossLearner.with_trend`."""
-        return self.chunk.expected[self.slot]
-
-    @property
-    def typical(self) -> float:
-        """The mean estimate of an average batch at that time, for `LossLearner.with_trend`."""
-        return self.chunk.typical

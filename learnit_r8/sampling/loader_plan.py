@@ -135,9 +135,6 @@ class LoaderPlan:
     last_batch = "short"
     chunk = None
     returned = ()
-    has_returned = False
-    displaced = 0
-    num_sweeps = 0
     outlook = None
 
     def __init__(self, table: SampleTable, *, seed: int = 0) -> None:

@@ -50,7 +50,7 @@ class Plan:
         abandoned: Batches that were drawn and given up.
         chunk: The chunk of the next batches.
         limit: Number of batches to draw from it before it is checked again.
-        returned: Batches that are drawn before any other.
+        returned: Batches that are drawn before any other, such as those not reported when the state was saved.
     """
 
     def __init__(
@@ -112,16 +112,6 @@ class Plan:
             return passes * size + rest * size // self.steps_per_pass
         each = size if self.last_batch == "short" else self.steps_per_pass * batch
         return passes * each + rest * batch
-
-    @property
-    def has_returned(self) -> bool:
-        """Whether there are batches to draw first, such as those not reported when the state was saved."""
-        return bool(self.returned)
-
-    @property
-    def num_sweeps(self) -> int:
-        """Number of the current sweep over the data, counted over the run; reports of an earlier one are late."""
-        return self._planner.num_sweeps
 
     @property
     def pass_number(self) -> int:

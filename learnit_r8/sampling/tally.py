@@ -29,12 +29,6 @@ class Tally:
         """Mean good loss; NaN if there was none."""
         return self.total / self.num_good if self.num_good else math.nan
 
-    def add(self, loss: float, samples: int) -> None:
-        """Count a good loss and the samples of its batch."""
-        self.num_good += 1
-        self.total += loss
-        self.samples += samples
-
     @property
     def has_begun(self) -> bool:
         """Whether the epoch's first batch was drawn."""

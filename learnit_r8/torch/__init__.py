@@ -16,7 +16,7 @@ except ImportError as error:
         "learnit_r8.torch needs PyTorch, which could not be imported; pip install 'learnit-r8[torch]'."
     ) from error
 
-from .._adapters.ranks.channel import RanksDiffer
+from .._adapters.ranks.agreement import RanksDiffer
 from ..checkpoint.callbacks import RankLost
 from .adapter import Adapter
 from .attachment import attach, attach_loader

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 import torch
 from torch.utils.data import DataLoader
 
-from .._adapters.group_rates import GroupRates
 from .._validation import loop_method
 from ..checkpoint.state_tree import clone
 from ..events.caller import say_at_exit
@@ -18,19 +17,15 @@ from ..table.losses import EXACT
 from .attached_model import AttachedModel
 from .batches.loader import make_loader
 from .batches.sampler import R8BatchSampler
-from .flight.hand import Hand
+from .loss_pipeline import Training
 from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
 from .own_loop.rate_factor import RateFactor
 from .predictions import packed, packed_with
 from .prepared import is_accelerated
-from .state import ModelState
-from .stepper import Stepper
 
 if TYPE_CHECKING:
     from ..engine.settings import Unpack
-    from ..scheduler import R8Scheduler
     from .batches.loader import LoaderSettings
-    from .distributed.together import Sharing
 
 ROWS = (
     "the data set is one array, so each sample is one of its rows, without a label; for pairs, as in `for x, y in "
@@ -57,35 +52,19 @@ class Adapter(AttachedModel):
         **dict.fromkeys(("batch_iterator", "batches"), LOADER),
     }
 
-    def __init__(
-        self,
-        scheduler: R8Scheduler,
-        *,
-        model: torch.nn.Module,
-        dataset: Any,
-        optimizer: Any,
-        state: ModelState,
-        stepper: Stepper,
-        rates: GroupRates | None,
-        sharing: Sharing,
-        ahead: int,
-        owner: Adapter | None,
-        hand: Hand,
-    ) -> None:
-        self.sampler = R8BatchSampler(scheduler, ahead=ahead, sharing=sharing)
-        super().__init__(
-            scheduler, model=model, optimizer=optimizer, state=state, stepper=stepper, rates=rates, sharing=sharing,
-            batches=self.sampler.batches, ahead=ahead, hand=hand,
-        )  # fmt: skip
-        self._dataset, self._ahead = dataset, ahead
+    def __init__(self, training: Training, *, dataset: Any, owner: Adapter | None) -> None:
+        scheduler = training.scheduler
+        self.sampler = R8BatchSampler(scheduler, ahead=training.ahead, sharing=training.sharing)
+        super().__init__(training, self.sampler.batches)
+        self._dataset = dataset
         # Those of other data sets for the same model, whose steps this one takes.
         self._others: list[Adapter] = []
         if owner is not None:
             owner._others.append(self)
         self._has_loader = self._counts_epochs = self._is_mean_noted = False
-        stepper.watch_first_epoch()
+        self._stepper.watch_first_epoch()
         if scheduler.keeps_rates:
-            self._factor = RateFactor(scheduler, optimizer)
+            self._factor = RateFactor(scheduler, self.optimizer)
         self._losses.set_rates(scheduler.lr)
         if hasattr(dataset, "shape"):
             scheduler.host.say_once("rows", ROWS, is_warning=False)

@@ -9,21 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 
-from .._adapters.group_rates import GroupRates
 from .._adapters.prefetch import Prefetch
 from .._validation import no_attribute
 from ..sampling.ticket import Outcome, Ticket
-from .flight.hand import Hand
-from .loss_pipeline import LossPipeline
+from .loss_pipeline import LossPipeline, Training
 from .lr_scheduler import R8LRScheduler
 from .own_loop.last_forward import LastForward
 
 if TYPE_CHECKING:
-    from ..scheduler import R8Scheduler
-    from .distributed.together import Sharing
-    from .state import ModelState
-    from .stepper import Stepper
-
     Tell = Callable[[torch.Tensor | None, torch.Tensor | None], Outcome]
 
 Self = TypeVar("Self", bound="AttachedModel")
@@ -39,47 +32,25 @@ class AttachedModel(ABC):
     """A model's training under a scheduler, whoever makes the batches.
 
     Args:
-        scheduler: The R8Scheduler.
-        model: The model.
-        optimizer: Whose steps train it.
-        state: The state of the training.
-        stepper: Takes the optimizer's steps.
-        rates: Sets the learning rates; None if other code does.
-        sharing: The processes that train together.
+        training: The model, and all that belongs to its training.
         batches: Holds the batches of the scheduler.
-        ahead: Batches that something between loader and training fetches in advance.
-        hand: Holds the batch in hand.
 
     Attributes:
-        scheduler: As given.
-        optimizer: As given.
-        state: As given.
-        rates: As given.
+        scheduler: The R8Scheduler.
+        optimizer: The optimizer that `attach` got.
+        state: The state of the training.
+        rates: Sets the learning rates; None if other code does.
         num_ranks: Processes that train the model together, each on its part of every batch.
     """
 
     _other_names: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(
-        self,
-        scheduler: R8Scheduler,
-        *,
-        model: torch.nn.Module,
-        optimizer: Any,
-        state: ModelState,
-        stepper: Stepper,
-        rates: GroupRates | None,
-        sharing: Sharing,
-        batches: Prefetch,
-        ahead: int,
-        hand: Hand,
-    ) -> None:
-        self.scheduler, self.optimizer, self.state, self.rates = scheduler, optimizer, state, rates
-        self.num_ranks = sharing.size
-        self._model, self._stepper, self._sharing, self._hand = model, stepper, sharing, hand
-        self._losses = LossPipeline(
-            batches, stepper=stepper, state=state, rates=rates, sharing=sharing, ahead=ahead, hand=hand
-        )
+    def __init__(self, training: Training, batches: Prefetch) -> None:
+        self.scheduler, self.optimizer, self.state = training.scheduler, training.optimizers[0], training.state
+        self.rates, self.num_ranks = training.rates, training.sharing.size
+        self._model, self._stepper, self._sharing = training.model, training.stepper, training.sharing
+        self._hand, self._ahead = training.hand, training.ahead
+        self._losses = LossPipeline(batches, training)
         batches.join(self._losses)
 
     @property

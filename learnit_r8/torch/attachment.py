@@ -22,7 +22,8 @@ from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
-from .own_loop.also import AlsoPart, networks_of, read_also
+from .loss_pipeline import Training
+from .own_loop.also import networks_of, read_also
 from .own_loop.loader_adapter import LoaderAdapter
 from .prepared import plain_model, plain_optimizer
 from .state import ModelState, copies_of
@@ -75,7 +76,8 @@ def attach(
         also: What else belongs to the training, by name: anything with ``state_dict()`` and ``load_state_dict()``, or
             a pair of functions that read and load a state. Networks, optimizers and loss scalers are restored with the
             model after damage; others (schedules, positions, the best value) only when a run is resumed. ``(part,
-            "heal")`` and ``(part, "resume")`` override this.
+            "heal")`` and ``(part, "resume")`` override this. ``state_callback`` and ``load_callback`` are such a part,
+            too, restored at both times.
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
         sharing: Selects this process's part of a batch: by default `Together` if ``torch.distributed`` is initialised
             with several processes; otherwise nothing is shared.
@@ -104,26 +106,20 @@ def attach(
     >>> adapter.scheduler.global_step, adapter.scheduler.table.source
     (8, 'exact')
     """
+    given = _Given(model, optimizer, scaler, ema, accumulate, max_grad_norm, scheduler, also, sharing, run_batch)
     feeds = getattr(getattr(scheduler, "host", None), "feed", None) is not None
     if feeds if scheduler is not None else is_own_loader(dataset, settings):
         if owner is not None or ahead:
             raise ValueError("owner and ahead are for batches that the scheduler draws; give batch_size, too.")
-        return attach_loader(  # type: ignore[return-value]
-            model, optimizer, dataset, scaler=scaler, ema=ema, accumulate=accumulate, max_grad_norm=max_grad_norm,
-            scheduler=scheduler, also=also, sharing=sharing, run_batch=run_batch, **settings,
-        )  # fmt: skip
-    sharing = _checked_sharing(model, optimizer, scaler, ema, owner, sharing)
+        return _attach_loader(given, dataset, settings)  # type: ignore[return-value]
+    shared = _checked_sharing(given, owner)
     check_dataset(dataset)
     ahead = whole_number("ahead", ahead, least=0)
-    kept = _keep(
-        model, optimizer, settings, size=len(dataset), sharing=sharing, scheduler=scheduler, scaler=scaler, ema=ema,
-        accumulate=accumulate, max_grad_norm=max_grad_norm, also=also, ahead=ahead, run_batch=run_batch,
-        sets_rates=owner is None, redraw=getattr(dataset, "__getitem__", None),
+    training = _keep(
+        given, settings, shared, size=len(dataset), ahead=ahead, sets_rates=owner is None,
+        redraw=getattr(dataset, "__getitem__", None),
     )  # fmt: skip
-    return Adapter(
-        kept.scheduler, model=model, dataset=dataset, optimizer=optimizer, state=kept.state, stepper=kept.stepper,
-        rates=kept.rates, sharing=sharing, ahead=ahead, owner=owner, hand=kept.hand,
-    )  # fmt: skip
+    return Adapter(training, dataset=dataset, owner=owner)
 
 
 def attach_loader(
@@ -166,9 +162,29 @@ def attach_loader(
     >>> adapter.scheduler.global_step
     4
     """
-    sharing = _checked_sharing(model, optimizer, scaler, ema, None, sharing)
+    given = _Given(model, optimizer, scaler, ema, accumulate, max_grad_norm, scheduler, also, sharing, run_batch)
+    return _attach_loader(given, loader, settings)
+
+
+class _Given(NamedTuple):
+    """The arguments that `attach` and `attach_loader` share."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+    ema: Any
+    accumulate: int
+    max_grad_norm: float | None
+    scheduler: R8Scheduler | None
+    also: Mapping[str, Any] | None
+    sharing: Sharing | None
+    run_batch: Callable[[Any], Any] | None
+
+
+def _attach_loader(given: _Given, loader: Any, settings: SchedulerSettings) -> LoaderAdapter:
+    sharing = _checked_sharing(given)
     own: SchedulerSettings = {**settings}
-    if scheduler is None:
+    if given.scheduler is None:
         own.setdefault("scheduler_mode", "keep")
         length = length_of(loader)
         if sharing.gather is not None:
@@ -177,56 +193,35 @@ def attach_loader(
             length = None if None in lengths else min(lengths)
         if own.get("num_epochs") is not None and length:
             own.setdefault("steps_per_epoch", length)
-    kept = _keep(
-        model, optimizer, own, size=None, sharing=sharing, scheduler=scheduler, scaler=scaler, ema=ema,
-        accumulate=accumulate, max_grad_norm=max_grad_norm, also=also, run_batch=run_batch, keeps_random=True,
-    )  # fmt: skip
-    others = [part.holder for part in kept.parts.values() if hasattr(part.holder, "param_groups")]
-    return LoaderAdapter(
-        kept.scheduler, model=model, loader=loader, optimizers=[optimizer, *others], state=kept.state,
-        stepper=kept.stepper, rates=kept.rates, sharing=sharing, hand=kept.hand,
-    )  # fmt: skip
-
-
-class _Kept(NamedTuple):
-    """What the adapters of both kinds are made of."""
-
-    scheduler: R8Scheduler
-    state: ModelState
-    stepper: Stepper
-    rates: GroupRates | None
-    hand: Hand
-    parts: Mapping[str, AlsoPart]
+    return LoaderAdapter(_keep(given, own, sharing, size=None, keeps_random=True), loader)
 
 
 def _keep(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    given: _Given,
     settings: SchedulerSettings,
+    sharing: Sharing,
     *,
     size: int | None,
-    sharing: Sharing,
-    scheduler: R8Scheduler | None,
-    scaler: Any,
-    ema: Any,
-    accumulate: int,
-    max_grad_norm: float | None,
-    also: Mapping[str, Any] | None,
-    run_batch: Callable[[Any], Any] | None,
     ahead: int = 0,
     sets_rates: bool = True,
     keeps_random: bool = False,
     redraw: Callable[[int], Any] | None = None,
-) -> _Kept:
+) -> Training:
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
-    whole, parts = plain_model(model), read_also(also)
-    accumulate = whole_number("accumulate", accumulate, least=1)
+    model, optimizer, scaler, scheduler = given.model, given.optimizer, given.scaler, given.scheduler
+    whole, settings = plain_model(model), {**settings}
+    callbacks: tuple[Any, ...] = ()
+    if settings.get("save_callback") is None:
+        # Else the files are the user's own, and so is what they hold.
+        callbacks = settings.pop("state_callback", None), settings.pop("load_callback", None)
+    parts = read_also(given.also, *callbacks)
+    accumulate = whole_number("accumulate", given.accumulate, least=1)
     clips = whole.clip_grad_norm_ if is_flat(whole) else None
-    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=max_grad_norm, clips=clips)
+    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm, clips=clips)
     keeps_rates = _keeps_rates(scheduler, settings)
     rates = _checked_rates(optimizer) if sets_rates and not keeps_rates else None
     state = ModelState(
-        model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather, also=parts,
+        model, optimizer, scaler=scaler, ema=given.ema, rank=sharing.rank, gather=sharing.gather, also=parts,
         keeps_options=keeps_rates, keeps_random=keeps_random,
     )  # fmt: skip
     # Says at once what it cannot hold.
@@ -238,26 +233,26 @@ def _keep(
     sharing.check(r8, model, resume, accumulate=accumulate)
     hand = _hand_of(r8)
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
-    if run_batch is None and (sharing.size == 1 or size is None):
+    if given.run_batch is None and (sharing.size == 1 or size is None):
         hand.watch(model)
     examiner = Examiner(
-        model, optimizer, scaler=scaler, run_batch=run_batch, hand=hand,
+        model, optimizer, scaler=scaler, run_batch=given.run_batch, hand=hand,
         sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
     _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=ahead, examiner=examiner)
-    return _Kept(r8, state, stepper, rates, hand, parts)
+    optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
+    return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead)
 
 
-def _checked_sharing(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, ema: Any, owner: Any, sharing: Any
-) -> Sharing:
+def _checked_sharing(given: _Given, owner: Any = None) -> Sharing:
     """How the processes here share, after a check that they can train the model."""
+    model, optimizer = given.model, given.optimizer
     _check_model(model, optimizer)
     _check_parameters(model, optimizer)
-    _check_parts(scaler, ema, owner, sharing)
-    found: Sharing = sharing_here() if sharing is None else sharing
+    _check_parts(given, owner)
+    found: Sharing = sharing_here() if given.sharing is None else given.sharing
     check_shards(model, found.size)
-    check_flat(plain_model(model), optimizer, found.size, scaler=scaler, ema=ema)
+    check_flat(plain_model(model), optimizer, found.size, scaler=given.scaler, ema=given.ema)
     return found
 
 
@@ -268,6 +263,8 @@ def _check_model(model: Any, optimizer: Any) -> None:
         several = '; give the first, and the others as also={"second": ...}' if isinstance(optimizer, list) else ""
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {shortened(optimizer)}{several}.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ValueError(f"model must have its weights, got {name!r} of a lazy module; run a batch through it.")
         if tensor.is_meta:
             raise ValueError(f"model must have its weights, got {name!r} on the meta device; call to_empty() and load.")
     reshard(model)
@@ -284,7 +281,8 @@ def _check_parameters(model: torch.nn.Module, optimizer: Any) -> None:
         )
 
 
-def _check_parts(scaler: Any, ema: Any, owner: Any, sharing: Any) -> None:
+def _check_parts(given: _Given, owner: Any) -> None:
+    scaler, ema, sharing = given.scaler, given.ema, given.sharing
     if scaler is not None and not hasattr(scaler, "is_enabled"):
         raise TypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}.")
     if ema is not None and not hasattr(ema, "load_state_dict"):

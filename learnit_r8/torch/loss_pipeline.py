@@ -18,9 +18,36 @@ from .predictions import check_exchanged
 from .readback import Readback
 
 if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
     from .distributed.together import Sharing
     from .state import ModelState
     from .stepper import Stepper
+
+
+class Training(NamedTuple):
+    """A model's training under a scheduler, as `attach` has put it together.
+
+    Attributes:
+        scheduler: The R8Scheduler.
+        model: The model.
+        optimizers: Those whose steps train it, that of `attach` first.
+        state: The state of the training, which the scheduler may put back.
+        stepper: Takes the steps of the first optimizer.
+        rates: Sets the scheduler's rates on it; None if other code does.
+        sharing: The processes that train together; selects this one's part of a batch.
+        hand: Holds the batch in hand.
+        ahead: Batches that something between loader and training fetches in advance.
+    """
+
+    scheduler: R8Scheduler
+    model: torch.nn.Module
+    optimizers: list[Any]
+    state: ModelState
+    stepper: Stepper
+    rates: GroupRates | None
+    sharing: Sharing
+    hand: Hand
+    ahead: int = 0
 
 
 class Sent(NamedTuple):
@@ -56,12 +83,7 @@ class LossPipeline:
 
     Args:
         batches: Holds the batches of the scheduler.
-        stepper: Takes the optimizer's steps.
-        state: The state of the training, which the scheduler may put back.
-        rates: Sets the scheduler's rate on the optimizer; None if other code does.
-        sharing: Selects this process's part of a batch.
-        ahead: Batches that something between loader and training fetches in advance.
-        hand: Holds the batch in hand.
+        training: What is trained.
 
     Attributes:
         outcome: The outcome of the last report.
@@ -69,23 +91,13 @@ class LossPipeline:
         readback: Holds the losses on their way; None before the first.
     """
 
-    def __init__(
-        self,
-        batches: Prefetch,
-        *,
-        stepper: Stepper,
-        state: ModelState,
-        rates: GroupRates | None,
-        sharing: Sharing,
-        ahead: int,
-        hand: Hand,
-    ) -> None:
-        r8 = batches.r8
+    def __init__(self, batches: Prefetch, training: Training) -> None:
+        r8, state, stepper, hand = training.scheduler, training.state, training.stepper, training.hand
+        self._rates, self._sharing, self._ahead = training.rates, training.sharing, training.ahead
         self.outcome = Outcome(Verdict.PENDING, r8.lr, None)
         self.recorded: tuple[Sent, torch.Tensor] | None = None
         self.readback: Readback | None = None
-        self._r8, self._rates, self._sharing, self._ahead = r8, rates, sharing, ahead
-        self._report_now = r8.report
+        self._r8, self._report_now = r8, r8.report
         self._batches, self._stepper, self._state = batches, stepper, state
         self._num_loads, self._hand = state.num_loads, hand
         # Holds a batch that is handed out, until the next one.

@@ -99,13 +99,11 @@ class Lagging:
 
     Args:
         copy: Begins to copy float32[K].
-        most: Copies under way at most; the oldest is waited for beyond.
     """
 
-    def __init__(self, copy: Callable[[torch.Tensor], Copy], most: int = MOST_LAG) -> None:
+    def __init__(self, copy: Callable[[torch.Tensor], Copy]) -> None:
         self.num_waits = 0
         self._copy = copy
-        self._most = most
         self._under_way: deque[tuple[Any, Copy]] = deque()
 
     def __len__(self) -> int:
@@ -119,7 +117,7 @@ class Lagging:
         """Those that have come, in order."""
         queue = self._under_way
         taken = []
-        while queue and (queue[0][1].is_done() or len(queue) > self._most):
+        while queue and (queue[0][1].is_done() or len(queue) > MOST_LAG):
             self.num_waits += not queue[0][1].is_done()
             taken.append(self._first())
         return taken

@@ -18,7 +18,7 @@ from ..sampling.random_generators import random_state, random_state_of, set_rand
 from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
-from .own_loop.also import AlsoPart
+from .own_loop.also import CALLBACKS, AlsoPart
 from .prepared import plain_model, plain_optimizer
 
 OF_RANKS = "random of ranks"
@@ -184,6 +184,8 @@ class ModelState:
         done: Collection[str] = self._flat.put(state, local=from_ram) if self._flat is not None else ()
         left = {*done, *self._on_resume_only} if heals else {*done}
         parts = {name: self._for_part(name, state[name]) for name in self._parts if name not in left}
+        if CALLBACKS in parts:
+            self._parts[CALLBACKS].is_resume = not heals
         optimizers = [part for part in self._parts.values() if hasattr(part, "param_groups")]
         options = [_options_of(each) for each in optimizers] if heals and self._keeps_options else []
         for name, part in parts.items():
@@ -299,7 +301,8 @@ def _check_groups(sizes: list[int] | None, saved: Mapping[str, Any]) -> None:
     # An optimizer that wraps others may save other things, which its own load_state_dict() must check.
     if None not in (sizes, given) and sizes != given:
         raise ValueError(
-            f"the saved optimizer must have parameter groups of {sizes} tensors like this one, got groups of {given}."
+            f"the saved optimizer must have parameter groups of {sizes} tensors like this one, got groups of {given}; "
+            "make the groups that the run added later before attach(), where frozen parameters take no step."
         )
 
 

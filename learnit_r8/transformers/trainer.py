@@ -17,8 +17,7 @@ from .callback import R8Callback
 from .losses import SampleLosses, document_losses, find_losses, is_packed
 from .own_batches import OwnBatches
 from .sampler import WholeEpoch
-from .scheduler_state import save_along
-from .training_arguments import budget_of, check_sampling, saved_batch_size, unused_rates
+from .training_arguments import budget_of, check_sampling, save_along, saved_batch_size, unused_rates
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

@@ -1,16 +1,20 @@
-"""What TrainingArguments and Trainer's checkpoints say of a training, as settings of R8Scheduler."""
+"""What TrainingArguments say of a training, as settings of R8Scheduler, and its state in Trainer's checkpoints."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..schedules.budget import batches_of
-from .scheduler_state import ALONG
+from ..torch.serialization import as_arrays
+
+if TYPE_CHECKING:
+    from ..torch import Adapter
+    from ..torch.own_loop.loader_adapter import LoaderAdapter
 
 NOT_A_CHECKPOINT = (
     "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got {!r}, which holds no state of R8; to "
@@ -101,3 +105,39 @@ def saved_batch_size(args: Any, resume: Any) -> int | None:
     if not isinstance(data, Mapping) or "batch_size" not in data:
         raise ValueError(NOT_A_CHECKPOINT.format(folder))
     return int(data["batch_size"])
+
+
+ALONG = "learnit_r8"
+"""The entry of the state."""
+
+
+NOT_ALONG = (
+    "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got one that has no state of it; to begin "
+    "with its weights only, load them into the model and leave resume_from_checkpoint out."
+)
+
+
+def save_along(rates: Any, adapter: Adapter | LoaderAdapter) -> None:
+    """Let a learning-rate scheduler of Trainer's save and load R8Scheduler's state with its own.
+
+    Its class becomes one derived from its own, so that Trainer still knows what kind it is.
+
+    Args:
+        rates: The learning-rate scheduler.
+        adapter: Has the state.
+    """
+    kind: Any = type(rates)
+
+    class Along(kind):  # type: ignore[misc, valid-type, unused-ignore]
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), ALONG: adapter.lr_scheduler.state_dict()}
+
+        def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+            own = dict(state_dict)
+            if ALONG not in own:
+                raise ValueError(NOT_ALONG)
+            adapter.load_scheduler(as_arrays(own.pop(ALONG)))
+            super().load_state_dict(own)
+
+    Along.__name__ = kind.__name__
+    rates.__class__ = Along

@@ -163,7 +163,7 @@ def test_help_loads_no_numpy():
     )
 
 
-@pytest.mark.parametrize("command", [["status"], ["samples"], ["watch", "--once"], ["replay", "--once"], ["export"]])
+@pytest.mark.parametrize("command", [["status"], ["samples"], ["watch", "--once"]])
 def test_no_command_loads_a_framework(run, command):
     """A command that looks at a run loads no framework, and no scheduler; without a screen no curses either."""
     loaded = modules_of(*command, run)

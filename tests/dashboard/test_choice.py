@@ -27,3 +27,5 @@ def test_where_a_screen_is_not_wanted_there_are_lines(environ, why, monkeypatch)
     monkeypatch.setattr(choice, "is_in_background", lambda: False)
 
     assert choice.why_plain(environ) == why
+    monkeypatch.setattr(choice.terminal_hooks, "is_taken", lambda: True)
+    assert choice.why_plain(environ) == (why or "another run has the screen")

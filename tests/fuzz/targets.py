@@ -242,7 +242,7 @@ class Generations:
         advance_to(r8, 7)
         content = {"run_id": "0" * 16, "model": None, "scheduler": r8.state_dict(), "config": {}}
         self.backups = SharedBackups(folder / "shm", folder / "ck", rank=0, num_ranks=1, note=print, is_default=False)
-        self.backups.start_write(task.state(), content, step=7, kept=set(), proved={7: 0.1}, done=lambda: None)
+        self.backups.start_write(task.state(), content, step=7, kept=set(), proved=[7], done=lambda: None)
         self.backups._thread.join()
         self.backups._release()
         [self.path] = (folder / "shm").rglob("gen_*.r8")

@@ -110,7 +110,7 @@ for epoch in r8.epoch_iterator():
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 def test_killed_writer_leaves_a_readable_run(tmp_path):
     """After kill -9 the folder can be read, says that the run died, and a new session goes on in it."""
-    for session in range(1, 4):
+    for session in (1, 2):
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
         process.stdout.readline()
         while (tmp_path / "events.jsonl").read_text().count("RunStarted") < session:
@@ -122,8 +122,8 @@ def test_killed_writer_leaves_a_readable_run(tmp_path):
     kinds = [type(record.event).__name__ for record in run.records()]
 
     assert run.state().word == "died"
-    assert kinds.count("RunStarted") == 3
-    assert run.parser.num_damaged <= 3
+    assert kinds.count("RunStarted") == 2
+    assert run.parser.num_damaged <= 2
 
 
 ENDING = """

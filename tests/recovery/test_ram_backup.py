@@ -202,6 +202,6 @@ def test_new_record():
     backup = Backup(0, 0, recent=(1.0,) * 32, losses=[1.0], is_proven=True)
     assert backup.level == 1.0
     backup.replayed = 7.0
-    backup.begin_anew()
+    backup.begin_anew(backup.replayed)
 
     assert (backup.record, backup.usual, backup.is_proven) == (7.0, 7.0, False)

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 
+from learnit_r8.engine import step
 from learnit_r8.engine.turns import RunInterrupted
 from learnit_r8.events import StepDone
 from learnit_r8.guard import FiniteGuard
@@ -158,6 +159,19 @@ def test_without_a_backup_the_table_starts_anew():
     assert "step" in r8.summary()
 
 
+def test_an_ordinary_report_that_is_cut_is_named(monkeypatch):
+    """What the hot path had begun is told as well."""
+    r8 = make()
+    r8.report(r8.draw(), 1.0)
+    ticket = r8.draw()
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "learn", raising)
+        with pytest.raises(MemoryError):
+            r8.report(ticket, 1.0)
+    with pytest.raises(RunInterrupted, match=r"report\(\) of step 1 was cut short"):
+        r8.draw()
+
+
 def test_cut_table_needs_a_checkpoint(tmp_path):
     """Where the table itself may be half stored, a backup cannot make the run whole; a checkpoint can."""
     model = Model()
@@ -221,16 +235,16 @@ def test_restore_backup_is_interrupted(at):
 def cut(r8):
     """A scheduler whose report was cut short."""
     ticket = r8.draw()
-    step = r8.controller.accepted
-
-    def accepted(*given, **named):
-        raise MemoryError
-
-    r8.controller.accepted = accepted
+    accepted = r8.controller.accepted
+    r8.controller.accepted = raising
     with pytest.raises(MemoryError):
         r8.report(ticket, 1.0), r8.report(r8.draw(), 1.0)
-    r8.controller.accepted = step
+    r8.controller.accepted = accepted
     return r8
+
+
+def raising(*given, **named):
+    raise MemoryError
 
 
 def test_reset_baseline_is_interrupted():

@@ -419,7 +419,7 @@ def test_crashed_runs_are_swept_at_the_next_start(tmp_path):
     """What 50 crashed runs have left goes when another one starts, but for the newest, which may be resumed."""
     for number in range(50):
         backups = backups_of(tmp_path, f"run{number}")
-        backups.start_write({"w": np.zeros(3)}, CONTENT, step=5, kept=set(), proved={}, done=lambda: None)
+        backups.start_write({"w": np.zeros(3)}, CONTENT, step=5, kept=set(), proved=[], done=lambda: None)
         backups._thread.join()
         backups._release()
     r8 = opened(tmp_path)
@@ -441,7 +441,7 @@ def test_ranks_take_the_newest_that_all_have(tmp_path):
         backups = backups_of(tmp_path, "run", rank, 2)
         for step in its:
             backups._rest_until = 0.0
-            backups.start_write({"w": np.full(3, rank)}, CONTENT, step=step, kept={10}, proved={}, done=lambda: None)
+            backups.start_write({"w": np.full(3, rank)}, CONTENT, step=step, kept={10}, proved=[], done=lambda: None)
             backups._thread.join()
         backups._release()
     found = [backups_of(tmp_path, "run", rank, 2).newest([])[0] for rank in (0, 1)]
@@ -456,7 +456,7 @@ def left_by_ranks(folder, contents, damage=None):
         backups = backups_of(folder, "run", rank, 2)
         for step, content in its.items():
             backups._rest_until = 0.0
-            backups.start_write({"w": np.full(3, rank)}, content, step=step, kept={*its}, proved={}, done=lambda: None)
+            backups.start_write({"w": np.full(3, rank)}, content, step=step, kept={*its}, proved=[], done=lambda: None)
             backups._thread.join()
         backups._release()
     if damage is not None:

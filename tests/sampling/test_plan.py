@@ -400,11 +400,15 @@ def test_steps_per_pass(last_batch, steps):
     assert build(10, 4, Shuffle(), last_batch=last_batch)[1].steps_per_pass == steps
 
 
+def expected_of(batch):
+    return batch.chunk.expected[batch.slot]
+
+
 def test_expected_loss():
     """The expected loss of a batch is the mean estimate of its samples, NaN before any was seen."""
     table, plan = build(12, 4, Balanced())
     plan.start_pass(0, 0.0)
-    assert math.isnan(table.learner.with_trend(plan.draw().expected))
+    assert math.isnan(table.learner.with_trend(expected_of(plan.draw())))
     plan.start_pass(0, 0.0)
     for _ in range(3):
         batch = plan.draw()
@@ -412,7 +416,7 @@ def test_expected_loss():
     plan.start_pass(1, 0.5)
     for _ in range(3):
         batch = plan.draw()
-        assert table.learner.with_trend(batch.expected) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-6)
+        assert table.learner.with_trend(expected_of(batch)) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-6)
 
 
 def test_expected_loss_when_losses_turn_negative():
@@ -423,7 +427,7 @@ def test_expected_loss_when_losses_turn_negative():
     report(plan, plan.draw(), np.full(4, -0.1))
     batch = plan.draw()
 
-    assert table.learner.with_trend(batch.expected) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-4)
+    assert table.learner.with_trend(expected_of(batch)) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize(("batch_size", "last_batch", "part_size"), [(64, "short", 1), (2048, "fill", None)])

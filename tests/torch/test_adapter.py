@@ -153,8 +153,8 @@ def test_nan_heals(nan_at, order):
 
 @RESTORES
 def test_nan_heals_with_workers():
-    """The same with 2 workers that hold 8 batches."""
-    check_nan(5, "backward, report", num_workers=2, prefetch_factor=4)
+    """The same with a worker that holds 8 batches."""
+    check_nan(5, "backward, report", num_workers=1, prefetch_factor=8)
 
 
 @RESTORES
@@ -374,7 +374,7 @@ def test_groups_added_in_training():
     assert np.isfinite(weights(adapter.model)).all()
 
 
-@pytest.mark.parametrize(("how", "workers"), [("state", 2), ("scheduler", 0), ("checkpoint", 0)])
+@pytest.mark.parametrize(("how", "workers"), [("state", 1), ("scheduler", 0), ("checkpoint", 0)])
 def test_load_in_mid_epoch(tmp_path, how, workers):
     """Batches that workers have fetched for the run before are not taken for those that come after a load."""
     x = torch.arange(640.0)[:, None]
@@ -721,7 +721,7 @@ def test_random_augmentation():
             return X[index] + 0.1 * torch.randn(64), Y[index], index
 
     adapter = adapted(Noisy(), num_epochs=2)
-    train(adapter, adapter.loader(num_workers=2))
+    train(adapter, adapter.loader(num_workers=1))
 
     assert set(adapter.scheduler.table.usage_count.tolist()) == {2}
 
@@ -882,15 +882,6 @@ def test_attach_needs_no_callback():
 
     assert outcomes[20].rolled_back_to is not None
     assert outcomes[20].verdict is Verdict.NOT_FINITE
-
-
-def test_own_callbacks_stay():
-    """Callbacks that the user gives are used in place of ours."""
-    taken = []
-    adapter = adapted(state_callback=lambda: taken.append(1) or 1, load_callback=lambda source: None)
-    train(adapter)
-
-    assert taken
 
 
 def test_attach_is_the_public_name():

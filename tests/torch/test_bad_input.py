@@ -56,6 +56,7 @@ def attached(model=None, optimizer=None, dataset=DIGITS, **settings):
         ({"dataset": {1, 2}}, TypeError, r"dataset must have an index, got \{1, 2\}\."),
         ({"model": 3}, TypeError, r"model must be a torch\.nn\.Module, got 3\."),
         ({"model": torch.nn.Linear(2, 2, device="meta")}, ValueError, "got 'weight' on the meta device; call to_empty"),
+        ({"model": torch.nn.LazyLinear(2)}, ValueError, "got 'weight' of a lazy module; run a batch through it"),
         ({"optimizer": 3}, TypeError, r"optimizer must be a torch\.optim\.Optimizer, got 3\."),
         (
             {"optimizer": sgd(classifier())},

@@ -102,7 +102,7 @@ def test_accumulation_and_clipping_keep_the_evidence(settings):
 def test_workers_keep_the_evidence():
     """A loader with workers, which fetches ahead, gives the evidence of one without."""
     expected, found = train(adapted()), adapted()
-    train(found, loader=found.loader(num_workers=2))
+    train(found, loader=found.loader(num_workers=1))
 
     for name in FIELDS:
         np.testing.assert_array_equal(evidence(found)[name], evidence(expected)[name])

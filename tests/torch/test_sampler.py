@@ -65,13 +65,13 @@ def test_exact_however_far_ahead(name):
 
 
 def test_same_batches_for_any_number_of_workers():
-    """The same seed gives the same batches for 0, 1 and 3 workers, under the policy that looks at losses too."""
+    """The same seed gives the same batches for no and for 3 workers, under the policy that looks at losses too."""
     runs = []
-    for workers in (0, 1, 3):
+    for workers in (0, 3):
         r8 = scheduler(policy="balanced", num_epochs=2)
         runs.append(run(r8, *loader_of(r8, num_workers=workers), epochs=2))
 
-    assert runs[0] == runs[1] == runs[2]
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_items_are_asked_for_by_ints():
 
 
 @pytest.mark.parametrize("numbered", [False, True])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_rows_of_tensors_are_taken_at_once(numbered, workers):
     """The adapter's loader gives of a TensorDataset what torch's own collating makes of the same samples."""
     sampler = R8BatchSampler(scheduler(), numbered=numbered)
@@ -309,7 +309,7 @@ def test_last_batch_left_out_counts_as_refused(name):
 def test_skip():
     """A batch passed over by name comes once more, the first one too."""
     r8 = scheduler(num_epochs=1)
-    loader, sampler = loader_of(r8, num_workers=2)
+    loader, sampler = loader_of(r8, num_workers=1, prefetch_factor=4)
     batches = []
     for number, (_x, _y, indices) in enumerate(loader):
         batches.append(indices.tolist())
@@ -325,7 +325,7 @@ def test_skip():
 def test_first_batch_left_out_is_an_error():
     """Whether the first batch was passed over or something fetches ahead cannot be told, so it is asked."""
     r8 = scheduler()
-    loader, sampler = loader_of(r8, num_workers=2)
+    loader, sampler = loader_of(r8, num_workers=1, prefetch_factor=4)
     iterator = iter(loader)
     next(iterator)
     next(iterator)
@@ -337,7 +337,7 @@ def test_first_batch_left_out_is_an_error():
 def test_a_wrapper_that_fetches_ahead():
     """With ahead=1 the losses go to the right batches where something holds one batch back."""
     r8 = scheduler(num_epochs=2)
-    loader, sampler = loader_of(r8, sampler={"ahead": 1}, num_workers=2)
+    loader, sampler = loader_of(r8, sampler={"ahead": 1}, num_workers=1, prefetch_factor=4)
     for _ in range(2):
         held = None
         for _x, _y, indices in loader:
@@ -353,7 +353,7 @@ def test_a_wrapper_that_fetches_ahead():
 def test_reporting_twice_is_an_error():
     """A second loss for a batch is not taken for the loss of the next one, which the workers have ready."""
     r8 = scheduler()
-    loader, sampler = loader_of(r8, num_workers=2)
+    loader, sampler = loader_of(r8, num_workers=1, prefetch_factor=4)
     iterator = iter(loader)
     next(iterator)
     sampler.report(1.0)
@@ -419,7 +419,7 @@ def test_update_with_loss(name):
     """The scheduler's own update_with_loss reports the batch that the loader gave, as the sampler's report does."""
     tables = []
     for way in ("update_with_loss", "report"):
-        r8 = scheduler(num_epochs=3)
+        r8 = scheduler(num_epochs=2)
         loader, sampler = loader_of(r8, **LOADERS[name])
         report = getattr(r8 if way == "update_with_loss" else sampler, way)
         order = []
@@ -430,7 +430,7 @@ def test_update_with_loss(name):
         tables.append((order, r8.table.storage.records.take(np.arange(200)).tobytes(), r8.global_step))
 
     assert tables[0] == tables[1]
-    assert tables[0][2] == 3 * STEPS
+    assert tables[0][2] == 2 * STEPS
 
 
 def test_update_with_loss_of_a_wrong_shape():
@@ -451,7 +451,7 @@ def test_update_with_loss_of_a_wrong_shape():
 def test_budget_in_steps_ends_in_mid_epoch():
     """Steps beyond the budget are not drawn, and a further iteration is empty and says so once."""
     r8 = scheduler(num_epochs=None, num_steps=5)
-    loader, sampler = loader_of(r8, num_workers=2)
+    loader, sampler = loader_of(r8, num_workers=1, prefetch_factor=4)
     assert len(run(r8, loader, sampler, epochs=1)) == 5
 
     with pytest.warns(RuntimeWarning, match="the budget is spent after 5 steps"):
@@ -484,11 +484,11 @@ def test_search_for_a_rate():
 
 
 @pytest.mark.filterwarnings("ignore:a loss was refused, and there is nothing to restore")
-@pytest.mark.parametrize("nan_at", [0, 7, STEPS - 1])
+@pytest.mark.parametrize("nan_at", [0, STEPS - 1])
 def test_refused_batch_with_workers_ahead(nan_at):
     """After a refused loss every other batch is trained on once, and its samples keep their records."""
     r8 = scheduler(num_epochs=1, recovery=no_steady())
-    loader, sampler = loader_of(r8, num_workers=2, prefetch_factor=4)
+    loader, sampler = loader_of(r8, num_workers=1, prefetch_factor=8)
     batches = []
     for number, (_x, _y, indices) in enumerate(loader):
         batches.append(indices.tolist())
@@ -543,7 +543,7 @@ def test_pinned_memory():
     assert len(run(r8, loader, sampler, epochs=1)) == STEPS
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_batches_of_similar_lengths_are_drawn_for_a_loader(workers):
     """With attach() and lengths= alone; padded batches stay within the budget, and each text comes once an epoch."""
     lengths = np.random.default_rng(0).integers(1, 90, 60)

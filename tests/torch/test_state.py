@@ -64,7 +64,7 @@ def go_on(adapter, workers, seen, stop_after=None):
     ("workers", "stop_after", "safetensors"),
     [
         (0, 7, False),
-        (2, 17, True),
+        (1, 17, True),
         *(pytest.param(*case, marks=pytest.mark.program) for case in [(0, 7, True), (2, 17, False), (2, 28, True)]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Checks that all ranks do the same: digests of a few bytes, exchanged along with the losses, show a difference."""
+"""How ranks exchange a few numbers, and checks that all do the same: digests of a few bytes show a difference."""
 
 from __future__ import annotations
 
@@ -6,14 +6,39 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-
-from .channel import Channel, RanksDiffer
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ...scheduler import R8Scheduler
+
+
+class RanksDiffer(RuntimeError):
+    """The processes of a training differ in their arguments or steps, so that their tables cannot be equal."""
+
+
+class Channel(Protocol):
+    """Carries messages between the processes of a training; all of them make each call, in the same order.
+
+    Attributes:
+        rank: Number of this process, 0-based.
+        size: Number of processes.
+    """
+
+    rank: int
+    size: int
+
+    def gather(self, message: NDArray[Any]) -> NDArray[Any]:
+        """T[size, L], the messages of all processes, T[L] of each, in the order of the ranks."""
+
+    def gather_values(self, value: Any) -> list[Any]:
+        """The values of all processes, which may be anything that a checkpoint can hold."""
+
+    def of_first(self, text: str | None) -> str | None:
+        """The text of rank 0."""
+
 
 WINDOW = 2**16
 """Samples whose records go into one digest: a megabyte."""

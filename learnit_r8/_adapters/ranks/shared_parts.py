@@ -13,8 +13,7 @@ import numpy as np
 from ...checkpoint.background import BackgroundWrite
 from ...checkpoint.reader import Checkpoint, NoValidCheckpoint
 from ...checkpoint.store import CheckpointStore
-from .agreement import digest_of
-from .channel import Channel
+from .agreement import Channel, digest_of
 
 if TYPE_CHECKING:
     from ...engine.pace import Pace

@@ -48,7 +48,7 @@ def figures_of(views: Sequence[View]) -> list[Figure]:
         Figure("training seconds", tuple(view.seconds for view in views)),
         _figure("samples a second", [view.pacing.samples_per_second for view in views], lower=False),
         _figure("smoothed loss", [view.ema for view in views], lower=True),
-        _figure("best smoothed loss", [_best_loss(view) for view in views], lower=True),
+        _figure("best smoothed loss", [view.best.value if view.best else math.nan for view in views], lower=True),
     ]
     for name in dict.fromkeys([*names, *others]):
         lower = is_lower_better(name)
@@ -84,10 +84,6 @@ def best_of(view: View, name: str) -> float:
 def best_step_of(view: View, name: str) -> float:
     """The step of the best value of a metric; NaN without one."""
     return float(view.bests[name].step) if name in view.bests else math.nan
-
-
-def _best_loss(view: View) -> float:
-    return view.best.value if view.best is not None else math.nan
 
 
 def _figure(name: str, values: Sequence[float], *, lower: bool | None = None) -> Figure:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...checkpoint.state_tree import clone
 from ...sampling.loader_plan import Size
+
+if TYPE_CHECKING:
+    from ..engine import Engine
 
 TOKEN_NAMES = ("input_ids", "tokens", "ids")
 """Names under which a batch of text holds its tokens."""
@@ -131,3 +134,26 @@ def _read_tokens(item: Any) -> int | None:
 
 
 _new_tuple = tuple.__new__
+
+
+def meet(run: Engine, size: Size | None) -> Size | None:
+    """Agree on the size of the batch of all ranks together; None if the stream of one of them has ended.
+
+    Args:
+        size: That of the batch of this rank; None if it has none.
+    """
+    agreement = run.agreement
+    if agreement.ranks is None:
+        return size
+    samples, tokens = (0, 0) if size is None else size
+    everyone = agreement.gather([size is not None, samples, tokens])
+    if all(has for has, _, _ in everyone):
+        return Size(*map(sum, zip(*(each[1:] for each in everyone), strict=True)))
+    if size is not None:
+        ended = ", ".join(str(rank) for rank, (has, _, _) in enumerate(everyone) if not has)
+        run.announcer.note_once(
+            "uneven ends",
+            f"a run through the loader ends for all ranks where that of rank {ended} does, so the batches that "
+            "others have left are not trained on.",
+        )
+    return None

@@ -53,29 +53,40 @@ def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
 
 
 def read_order(source: Any) -> list[dict[str, Any]]:
-    """The lists, arrays and numbers that samplers of the user's own hold: some shuffle theirs in place."""
-    return [
-        {name: clone(value) for name, value in vars(each).items() if _count(value) <= MOST_NUMBERS}
-        for each in _own_samplers(source)
-    ]
+    """What `_kept_of` a loader names."""
+    return [{name: clone(vars(holder)[name]) for name in names} for holder, names in _kept_of(source)]
 
 
 def set_order(source: Any, saved: Any) -> None:
     """Put back what `read_order` returned, in place where others may hold it, too."""
-    for sampler, held in zip(_own_samplers(source), saved or (), strict=False):
+    for (holder, _), held in zip(_kept_of(source), saved or (), strict=False):
         for name, value in held.items():
-            now = vars(sampler).get(name)
+            now = vars(holder).get(name)
             if type(now) is list and type(value) is list:
                 now[:] = value
             elif type(now) is np.ndarray and now.shape == np.shape(value) and now.flags.writeable:
                 now[...] = value
             else:
-                setattr(sampler, name, value)
+                setattr(holder, name, value)
+
+
+def _kept_of(source: Any) -> list[tuple[Any, list[str]]]:
+    """What the order of a loader follows from besides generators, as holders and the names of their attributes.
+
+    Of samplers of the user's own these are the lists, arrays and numbers, as some shuffle theirs in place; of loaders
+    and data sets the numbers of epochs that they count themselves.
+    """
+    kept = [(each, [name for name, value in vars(each).items() if _count(value) <= MOST_NUMBERS])
+            for each in _own_samplers(source)]  # fmt: skip
+    for each in (_at(loader, path) for loader in _loaders_of(source) for path in ("", "dataset")):
+        counted = [name for name, value in getattr(each, "__dict__", {}).items() if type(value) is int]
+        kept.append((each, [name for name in counted if "epoch" in name or name == "iteration"]))
+    return kept
 
 
 def _own_samplers(source: Any) -> list[Any]:
     """The samplers of a loader whose classes are not torch's."""
-    found = [_at(source, path) for path in SAMPLERS]
+    found = [_at(loader, path) for loader in _loaders_of(source) for path in SAMPLERS]
     return [
         each
         for place, each in enumerate(found)
@@ -101,6 +112,11 @@ def _count(value: Any) -> int:
     return total
 
 
+def _loaders_of(source: Any) -> list[Any]:
+    """A loader, and those in its attributes, as one that fetches ahead or takes turns between two has them."""
+    return [source, *(each for each in getattr(source, "__dict__", {}).values() if hasattr(each, "dataset"))]
+
+
 def _at(source: Any, path: str) -> Any:
     for name in filter(None, path.split(".")):
         source = getattr(source, name, None)
@@ -110,8 +126,7 @@ def _at(source: Any, path: str) -> Any:
 def _own_generators(source: Any) -> list[Any]:
     """The generators in the attributes of a loader and its parts: a sampler may call its own as it likes."""
     holders: list[Any] = []
-    for path in HOLDERS:
-        holder = _at(source, path)
+    for holder in (_at(loader, path) for loader in _loaders_of(source) for path in HOLDERS):
         if hasattr(holder, "__dict__") and not isinstance(holder, type):
             holders.append(vars(holder))
     # Those of the usual names first, as saved runs have them in this order.
@@ -190,6 +205,16 @@ def _has_state(source: Any) -> bool:
 def goes_on(source: Any) -> bool:
     """Whether the next run through an iterable begins where this one ends, so that its place counts at an end, too."""
     return callable(getattr(type(source), "__next__", None)) or getattr(source, "goes_on", False)
+
+
+def forget_place(source: Any) -> None:
+    """Have a stream of Hugging Face that was brought to a place begin at its start again, as a new run through it does.
+
+    It would begin at that place for as long as nobody gives it another epoch.
+    """
+    for each in (_at(source, path) for path in ("", "dataset")):
+        if type(each).__module__.startswith("datasets.") and hasattr(each, "load_state_dict"):
+            each.load_state_dict(None)
 
 
 def has_position(batches: Any) -> bool:

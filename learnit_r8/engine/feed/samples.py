@@ -10,6 +10,7 @@ from ...table.names import Members
 from . import observed
 
 if TYPE_CHECKING:
+    from ...sampling.ticket import Ticket
     from ..engine import Engine
 
 Ids = Callable[[Any], Any] | str | int | None
@@ -167,3 +168,42 @@ def tell_beyond(run: Engine) -> None:
         f"the table is full, at {known.most:,} samples; visits of others are only counted, {known.num_beyond:,} so "
         "far. max_ids=, which takes 16 bytes a sample, says how many it holds.",
     )
+
+
+def tell_ids(run: Engine, ticket: Ticket, ids: Any) -> Ticket:
+    """A batch in hand, now that its samples are told; None for those it was taken with.
+
+    Raises:
+        TypeError, ValueError: they are not ids, or the samples were told before.
+    """
+    if ids is None:
+        return ticket
+    if run.agreement.ranks is not None:
+        run.announcer.warn_once("of one process", OF_ONE_PROCESS)
+        return ticket
+    chunk: Any = ticket.batch.chunk
+    if chunk.members is not None:
+        raise ValueError(
+            "ids must be given to batches() or with the loss, not both, got them with the loss of step "
+            f"{ticket.step}, whose samples batches() knows; leave them out there."
+        )
+    members = find(run, ids)
+    run.plan.tell_members(chunk, members)  # type: ignore[attr-defined]
+    return ticket._replace(indices=members.indices, batch=ticket.batch._replace(indices=members.indices))
+
+
+def note_rows(run: Engine, ticket: Ticket, loss: Any) -> None:
+    """Say once that a loss has another number of rows than the ids of its batch, as its mean is all that counts."""
+    chunk: Any = ticket.batch.chunk
+    members = chunk.members
+    if members is None or type(loss) is float:
+        return
+    shape = getattr(loss, "shape", None)
+    given = len(loss) if shape is None and hasattr(loss, "__len__") else shape[0] if shape else members.num_rows
+    if given != members.num_rows:
+        run.announcer.warn_once(
+            "uneven rows",
+            f"a loss with {given} rows was reported for a batch with {members.num_rows} rows of samples, "
+            "so only its mean counts, divided among them; to learn from each, report one or several values for "
+            "each row of ids.",
+        )

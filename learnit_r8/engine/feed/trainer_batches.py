@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...sampling.loader_plan import Size
 from ..draws import draw_nothing
-from . import replay
+from .batch_size import meet
 
 if TYPE_CHECKING:
     from .batch_size import BatchMeasure
@@ -57,10 +57,10 @@ class TrainerBatches:
         run.requests.stay_within(scope)
         feed.trainer.before_iteration()
         if not self._sets_generators:
-            feed.take_resumed()
+            feed.place.take_resumed()
         elif run.pace.has_ended:
             # Between two epochs: the next one draws its order from them.
-            self._set_generators()
+            feed.place.resume_alone()
 
     def begin_pass(self, number: int | None = None) -> None:
         """Note that an epoch begins.
@@ -69,7 +69,7 @@ class TrainerBatches:
             number: Which, 0-based, where the trainer counts them.
         """
         feed, pace = self._feed, self._feed.run.pace
-        if feed.is_resumed and not pace.has_ended and self._begins_anew:
+        if feed.place.is_resumed and not pace.has_ended and self._begins_anew:
             feed.run.announcer.warn_once("from the start", FROM_THE_START.format(feed.run.pace.step))
         pace.begin_pass()
         if number is not None:
@@ -87,22 +87,17 @@ class TrainerBatches:
         feed = self._feed
         run = feed.run
         feed.give_up_open()
-        self._set_generators()
+        feed.place.resume_alone()
         feed.between_steps()
         if feed.is_at_end():
             feed.trainer.settle()
             draw_nothing(run)
             return False
         # Trainers deal out as many batches to each rank.
-        size = feed.meet(Size() if item is None else self._measure.of(item)) or Size()
+        size = meet(run, Size() if item is None else self._measure.of(item)) or Size()
         feed.open = feed.take(item, size, is_of_loader=False)
         run.controller.note_start()
         return True
-
-    def _set_generators(self) -> None:
-        resumed = self._feed.take_resumed()
-        if resumed is not None:
-            replay.set_generators(None, resumed["now"])
 
     def begin_more(self) -> bool:
         """Note one more batch of those that the trainer takes at once, of which only the first begins between steps.

@@ -56,7 +56,7 @@ class LrSearch:
 
     def draw(self) -> tuple[Batch, float]:
         """Draw a random batch, and the rate to train on it with."""
-        returned = self._plan.has_returned
+        returned = bool(self._plan.returned)
         batch = self._plan.draw_outside(SHUFFLE)
         assert batch is not None
         assert self._test is not None

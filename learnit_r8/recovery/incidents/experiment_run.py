@@ -67,14 +67,11 @@ class ExperimentRun:
             generators.set(self.asked.generators)
         return self.asked.witness[len(self._losses)]
 
-    def take_extra(self) -> bool:
-        """Whether the probe that was just drawn takes no step of the run; the next one does."""
-        is_extra, self.is_extra = self.is_extra, False
-        return is_extra
-
     def note_drawn(self, chunk: Any) -> None:
-        """Note the chunk of the probe that was just drawn."""
+        """Note the chunk of the probe that was just drawn; an extra one takes no step of the run, the next one does."""
         self._chunk = chunk
+        if self.is_extra:
+            chunk.is_extra, self.is_extra = True, False
 
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch is the probe."""

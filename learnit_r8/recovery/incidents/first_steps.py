@@ -12,21 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ... import events
-from ...events.bus import Announcer
-from ...guard.monitor import Sentry
 from ...sampling.ticket import Ticket
 from ..progress import EARLY_UPDATES, Progress
-from ..ram_backup import Backup, RamBackup
+from ..ram_backup import Backup
 from .experiment import Alarm, Case, draw_again
 from .settlement import EARLY_DIVISOR
 
 if TYPE_CHECKING:
-    from ..lineage import Lineage
-    from ..rate_limit import RateLimit
-    from ..witnesses import Witnesses
-    from .experiment_run import ExperimentRun
-    from .incident import IncidentLog
-    from .live_model import LiveModel
+    from .parts import Parts
 
 FAR = 16.0
 """Suspicion from which the batch of one of the first losses is left out; healthy ones reach 5."""
@@ -83,15 +76,7 @@ class FirstSteps:
     """Watches the losses of the first steps.
 
     Args:
-        experiment: The experiment under way.
-        live: The model.
-        lineage: What its weights have gone through.
-        limit: Holds the learning rate down.
-        witnesses: Those of backups.
-        incidents: Holds the incident under way.
-        backup: The backups.
-        sentry: Judges losses.
-        announcer: Tells listeners and the user.
+        parts: What it works on.
 
     Attributes:
         is_measuring: Whether the change of a batch's loss by its own update is looked at.
@@ -99,22 +84,10 @@ class FirstSteps:
         num_trials: Rate trials so far.
     """
 
-    def __init__(
-        self,
-        experiment: ExperimentRun,
-        live: LiveModel,
-        lineage: Lineage,
-        limit: RateLimit,
-        witnesses: Witnesses,
-        incidents: IncidentLog,
-        *,
-        backup: RamBackup,
-        sentry: Sentry,
-        announcer: Announcer,
-    ) -> None:
-        self._experiment, self._live, self._lineage, self._limit = experiment, live, lineage, limit
-        self._witnesses, self._incidents, self._backup = witnesses, incidents, backup
-        self._sentry, self._announcer = sentry, announcer
+    def __init__(self, parts: Parts) -> None:
+        self._parts, self._experiment, self._live, self._lineage = parts, parts.experiment, parts.live, parts.lineage
+        self._limit, self._witnesses, self._backup = parts.limit, parts.witnesses, parts.persistence.backup
+        self._announcer = parts.announcer
         self.num_trials = self._measure_from = 0
         self._changes: list[tuple[float, float]] = []
         self._last: tuple[Ticket, float] | None = None
@@ -193,7 +166,7 @@ class FirstSteps:
         lineage = self._lineage
         is_start = lineage.updates <= RATE_TRIAL_UPDATES and self._witnesses.first is not None
         is_fresh = self.num_trials < MOST_RATE_TRIALS and lineage.since_restore > RATE_TRIAL_STEPS
-        return is_start and is_fresh and self._incidents.current is None and self._experiment.can_probe
+        return is_start and is_fresh and self._parts.incidents.current is None and self._experiment.can_probe
 
     def _begin_trial(self, level: float) -> None:
         """Try a tenth of the rate from the start."""
@@ -203,14 +176,14 @@ class FirstSteps:
         if not self._live.keep_present() or not self._live.put(first):
             return
         self._trial = RateTrial(
-            self._live.take_present(), level, self._sentry.memory, lineage.progress, lineage.updates,
+            self._live.take_present(), level, self._parts.sentry.memory, lineage.progress, lineage.updates,
             self._backup.backups, self._limit.state_dict(),
         )  # fmt: skip
         self.num_trials += 1
         self._backup.backups, lineage.progress = [first], Progress.again(lineage.progress)
         # Losses that stand still at a rate that was lowered already are near to where they would fall.
         self._limit.lower(rate, by=AGAIN_DIVISOR if self._limit.was_lowered else EARLY_DIVISOR)
-        self._sentry.forget()
+        self._parts.sentry.forget()
         lineage.begin(first)
         self._witnesses.begin_trust()
         self._announcer.tell(events.RolledBack, to_step=first.step, source="backup")
@@ -223,7 +196,7 @@ class FirstSteps:
             return
         if level < trial.level - BETTER * abs(trial.progress.start):
             self.drop_trial()
-            self._incidents.note_restore()
+            self._parts.incidents.note_restore()
             self._limit.confirm()
             for each in trial.backups[1:]:
                 self._backup.recycle(each)
@@ -246,7 +219,7 @@ class FirstSteps:
             return
         self._live.begin()
         self._live.put_copy(trial.present)
-        self._sentry.go_back(trial.memory)
+        self._parts.sentry.go_back(trial.memory)
         lineage = self._lineage
         lineage.progress, lineage.updates, self._backup.backups = trial.progress, trial.updates, trial.backups
         self._limit.load_state_dict(trial.limit)

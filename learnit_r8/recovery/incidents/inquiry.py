@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +26,6 @@ SOON = 16
 
 ONE_BY_ONE = 8
 """States tried one by one where trouble takes longer to come back; each further one is twice as far back."""
-
-
-class Answer(NamedTuple):
-    """What a report leads to.
-
-    Attributes:
-        is_good: Whether to train on the batch.
-        put_to: Steps reported when the restored state was taken; None if none was restored.
-    """
-
-    is_good: bool
-    put_to: int | None
 
 
 class Inquiry:
@@ -110,7 +98,7 @@ class Inquiry:
         return is_finite or is_blind or parts.refusals.is_worth_looking or self._live.is_damaged()
 
     def suspected(self, loss: float) -> int | None:
-        """Look into one of the first losses, whose batch comes again; returns what `Answer.put_to` says."""
+        """Look into one of the first losses, whose batch comes again; returns the step of a state that was put back."""
         progress = self._parts.lineage.progress
         progress.reported.append(loss)
         self._experiment.is_extra = True
@@ -234,8 +222,11 @@ class Inquiry:
                 return
         self._live.raise_failures()
 
-    def probed(self, ticket: Ticket, loss: float) -> Answer:
+    def probed(self, ticket: Ticket, loss: float) -> tuple[bool, int | None]:
         """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
+
+        Returns:
+            Whether to train on the batch; and the step of a state that was put back, None if none was.
 
         Raises:
             TrainingDiverged: too many batches in a row were refused.
@@ -255,7 +246,7 @@ class Inquiry:
         finding = experiment.take(loss)
         if finding is not None:
             self._settle(case, finding)
-        return Answer(finding is not None and finding.verdict == "healthy" and is_single, self._live.put_step)
+        return finding is not None and finding.verdict == "healthy" and is_single, self._live.put_step
 
     # What follows from a finding.
 

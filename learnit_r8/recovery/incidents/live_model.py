@@ -71,14 +71,12 @@ class LiveModel:
 
     def begin(self) -> None:
         """Begin an experiment."""
-        self._restorer = self._persistence.make_restorer()
-        self._present, self.current = None, None
-        self.mended = ""
+        self.end()
+        self._restorer, self.mended = self._persistence.make_restorer(), ""
 
     def is_damaged(self) -> bool:
         """Whether the live state is seen to hold numbers that are not finite."""
-        persistence = self._persistence
-        return bool(persistence.agreement.agree(persistence.backup_timer.damage_of(persistence.callbacks.state)))
+        return bool(self._persistence.backup_timer.damage_now(self._persistence.callbacks.state))
 
     def mend(self) -> bool | None:
         """Replace what is not finite with the newest backup's, if that is little; see `Lab`."""

@@ -197,9 +197,8 @@ class Case:
         faults = [each for each in self._optimizer_faults(None, 0) if each.name == name] if few else []
         if faults:
             return self._of_optimizer(faults, (f"its update has damaged `{name}`",))
-        buffers = None if own else self._of_buffers(step, self._healthy[1]["model"])
-        if buffers is not None:
-            return buffers
+        if not own and (found := self._of_buffers(step, self._healthy[1]["model"])) is not None:
+            return found
         if few:
             text = f"{count} of the weights `{name}` {'is' if count == 1 else 'are'} not finite, and all others are"
             others = ("it has damaged statistics of the model",) * (len(weights) > 1)

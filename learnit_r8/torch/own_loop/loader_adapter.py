@@ -8,24 +8,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ..._adapters.group_rates import GroupRates
 from ..._adapters.prefetch import Prefetch
 from ..._validation import loop_method
+from ...engine.feed.samples import note_rows
 from ...guard.verdict import GOOD
 from ...sampling.ticket import Outcome
 from ..attached_model import AttachedModel
-from ..flight.hand import Hand
+from ..loss_pipeline import Training
 from ..prepared import is_skipping
-from ..state import ModelState
-from ..stepper import Stepper
 from .loss_reports import LossReports, values_of
 from .rate_factor import RateFactor
 
 if TYPE_CHECKING:
     from ...engine.feed.batches import Batches
     from ...engine.feed.trainer_batches import TrainerBatches
-    from ...scheduler import R8Scheduler
-    from ..distributed.together import Sharing
 
 
 BATCHES = "Loop over batches: for batch in adapter.batches()."
@@ -39,18 +35,8 @@ class LoaderAdapter(AttachedModel):
     random generators and the order of the data are bit for bit those of the script without it.
 
     Args:
-        scheduler: An R8Scheduler without ``num_samples``.
-        model: The model.
+        training: The model, and all that belongs to its training; its scheduler has no ``num_samples``.
         loader: The user's iterable of batches, or None.
-        optimizers: Those whose steps train it.
-        state: The state of the training.
-        stepper: Takes the steps of the first optimizer.
-        rates: Sets the scheduler's rates; None where they are the user's own.
-        sharing: This process.
-        hand: Holds the batch in hand.
-
-    Attributes:
-        optimizer: The first of the optimizers.
     """
 
     _other_names: ClassVar = {
@@ -59,24 +45,10 @@ class LoaderAdapter(AttachedModel):
         "loss": "Report losses with adapter.report(losses).",
     }
 
-    def __init__(
-        self,
-        scheduler: R8Scheduler,
-        *,
-        model: torch.nn.Module,
-        loader: Any,
-        optimizers: list[Any],
-        state: ModelState,
-        stepper: Stepper,
-        rates: GroupRates | None,
-        sharing: Sharing,
-        hand: Hand,
-    ) -> None:
-        super().__init__(
-            scheduler, model=model, optimizer=optimizers[0], state=state, stepper=stepper, rates=rates,
-            sharing=sharing, batches=Prefetch.of(scheduler), ahead=0, hand=hand,
-        )  # fmt: skip
-        self._loader, self._optimizers = loader, optimizers
+    def __init__(self, training: Training, loader: Any) -> None:
+        scheduler, sets_rates = training.scheduler, training.rates is not None
+        super().__init__(training, Prefetch.of(scheduler))
+        self._loader = loader
         feed = scheduler.host.feed
         assert feed is not None
         self._feed = feed
@@ -87,15 +59,15 @@ class LoaderAdapter(AttachedModel):
             self._losses,
             optimizer=self.optimizer,
             has_loader=loader is not None,
-            sets_rates=rates is not None,
-            is_alone=sharing.size == 1,
+            sets_rates=sets_rates,
+            is_alone=self.num_ranks == 1,
         )
         # A step pays for no attribute of a class that has `__getattr__`, which takes CPython ten times as long.
         self.report = self._reports.report  # type: ignore[method-assign]
-        self._factors = [] if rates is not None else [RateFactor(scheduler, each) for each in optimizers]
+        self._factors = [] if sets_rates else [RateFactor(scheduler, each) for each in training.optimizers]
         if loader is None:
             # Nothing is drawn from them before the first batch.
-            state.resume_generators()
+            self.state.resume_generators()
 
     if not TYPE_CHECKING:
 
@@ -160,7 +132,7 @@ class LoaderAdapter(AttachedModel):
         """
         loader = self._loader if loader is None else loader
         self._reports.is_other = self._loader is not None and loader is not self._loader
-        if self._feed.is_resumed and is_skipping(loader):
+        if self._feed.place.is_resumed and is_skipping(loader):
             raise ValueError(
                 "skip_first_batches() must be left out where the run is resumed, as it finds its place by itself, got "
                 f"{loader!r}; give the loader as it is."
@@ -217,7 +189,7 @@ class LoaderAdapter(AttachedModel):
         reported, found = (loss if losses is None else losses,), self._reports.take(ids)
         values, count = values_of(reported, found)
         if losses is not None and not count and found is not None:
-            self._feed.note_rows(found, losses)
+            note_rows(self._feed.run, found, losses)
         if found is None:
             outcome = Outcome(GOOD, self.scheduler.lr, None)
             return self._take_step(loss, None, lambda *_: outcome)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...engine.feed.samples import note_rows, tell_ids
 from ...guard.verdict import GOOD
 from ...sampling.ticket import Outcome, Ticket, new_tuple
 
@@ -59,7 +60,7 @@ class LossReports:
         if self.is_other and not (torch.is_grad_enabled() or losses[0].requires_grad):
             self._host.say_once("validated", VALIDATED.format(found.step))
         if not count and len(losses) == 1:
-            self._feed.note_rows(found, losses[0])
+            note_rows(self._feed.run, found, losses[0])
         return self.tell(found, values, count, None, None)
 
     def take(self, ids: Any = None) -> Ticket | None:
@@ -71,7 +72,7 @@ class LossReports:
                 self._host.say_once("no batches", NOT_OF_BATCHES.format(self._r8.global_step))
             ticket = feed.take_step()
         if ids is not None and ticket is not None:
-            ticket = feed.with_ids(ticket, ids)
+            ticket = tell_ids(feed.run, ticket, ids)
         feed.open = None
         return ticket
 

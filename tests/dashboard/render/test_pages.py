@@ -181,3 +181,11 @@ def test_balance_over_groups_is_said():
 
     assert "batches: groups first, then losses" in "\n".join(screen(view, 120, 40, view="data"))
     assert "groups first" not in without
+
+
+def test_where_nothing_is_suspect_it_says_why():
+    """The reason stands in place of the list."""
+    view = View()
+    view.fold(dataclasses.replace(fake_view().survey, suspects=(), no_suspects="they were seen once"))
+
+    assert "they were seen once" in "\n".join(screen(view, 100, 24, view="samples", listed="suspects"))

@@ -134,7 +134,7 @@ def check(results):
 
 def test_faults_do_not_reach_the_training(tmp_path):
     """Whatever breaks on the screen, the batches, rates and table are those without it, and the terminal comes back."""
-    check(run_with_faults(0, 6, tmp_path / "done"))
+    check(run_with_faults(1, 4, tmp_path / "done"))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.engine.feed.replay import read_generators, set_generators
@@ -298,12 +299,48 @@ class Dice(Loader):
             yield self.batches[place]
 
 
-@pytest.mark.parametrize("make", [random.Random, np.random.RandomState, np.random.default_rng])
+class Around(Loader):
+    """Holds a loader with a generator of its own, as one that fetches ahead does."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.inner = DataLoader(range(30), batch_size=None, shuffle=True, generator=generator)
+
+    def __iter__(self):
+        return (self.batches[int(place)] for place in self.inner)
+
+
+class Counting(Loader):
+    """Shuffles by the number of its epoch, which it, or its data set, counts itself."""
+
+    def __init__(self, holder=None):
+        super().__init__()
+        self.dataset = self if holder is None else holder
+        self.dataset.own_epoch = 0
+
+    def __iter__(self):
+        order = list(range(len(self.batches)))
+        random.Random(self.dataset.own_epoch).shuffle(order)
+        self.dataset.own_epoch += 1
+        return (self.batches[place] for place in order)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Counting,
+        lambda: Counting(types.SimpleNamespace()),
+        lambda: Dice(random.Random(1)),
+        lambda: Dice(np.random.RandomState(1)),
+        lambda: Dice(np.random.default_rng(1)),
+        lambda: Around(torch.Generator().manual_seed(1)),
+    ],
+)
 def test_a_run_whose_loader_shuffles_by_itself_goes_on_with_the_same_next_batch(tmp_path, make):
     """In an epoch other than the first, too, whose order follows from what the generator drew before."""
-    plain, _, _ = train(tmp_path / "plain", loader=Dice(make(1)))
-    killed(tmp_path / "killed", 45, loader=Dice(make(1)))
-    line, _, begun = train(tmp_path / "killed", loader=Dice(make(1)))
+    plain, _, _ = train(tmp_path / "plain", loader=make())
+    killed(tmp_path / "killed", 45, loader=make())
+    line, _, begun = train(tmp_path / "killed", loader=make())
 
     assert begun == 42
     assert np.array_equal(line.weights, plain.weights)

@@ -136,6 +136,18 @@ def test_a_resumed_run_knows_the_names_and_their_losses(at, tmp_path):
     assert len(one) == len(two)
 
 
+def test_a_state_of_before_the_first_ids_is_loaded_back():
+    """The kind of the ids was not known then, and is not known again."""
+    r8 = R8Scheduler(num_epochs=2, **QUIET)
+    state = r8.state_dict()
+    run(list(stream(count=3)), r8=r8)
+    r8.load_state_dict(state)
+
+    assert (r8.global_step, len(r8.table)) == (0, 0)
+    run([{"id": [7], "loss": np.ones(1)}] * 2, r8=r8)
+    assert r8.table.storage.sample_ids == [7]
+
+
 def test_another_kind_of_ids_after_a_resume_is_refused(tmp_path):
     """The message names both, and nothing is lost."""
     line = Line()

@@ -115,3 +115,22 @@ def test_a_loader_that_accelerate_has_prepared_is_watched_on_both(pair):
     one, other = pair.run(jobs.accelerated_run, True, [15, 30])
     assert one["weights"] == other["weights"]
     assert one["loss"] < 1
+
+
+def test_a_run_under_accelerate_is_resumed_by_both_and_backed_up_early_again(pair, tmp_path):
+    """To the bit what the whole run is; a fault soon after the resume goes back to a backup of after it."""
+    pytest.importorskip("accelerate")
+    whole, _ = pair.run(jobs.accelerated_run, True, [])
+    results = []
+    for name, faults in (("healthy", []), ("hurt", [4])):
+        pair.run(jobs.accelerated_run, True, [], str(tmp_path / name), 25)
+        results.append(pair.run(jobs.accelerated_run, True, faults, str(tmp_path / name)))
+    (healthy, _), (hurt, other) = results
+
+    # Losses are exchanged some steps late, and checkpoints saved with them.
+    assert 14 <= healthy["batches"] < 39
+    assert (healthy["weights"], healthy["generator"]) == (whole["weights"], whole["generator"])
+    assert hurt["weights"] == other["weights"]
+    assert hurt["loss"] < 1
+    assert hurt["backups"] == other["backups"]
+    assert hurt["backups"][0] == 39 - healthy["batches"]

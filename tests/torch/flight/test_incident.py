@@ -71,8 +71,8 @@ def train(folder, *, value, own_loader=False, workers=0, bad=(BAD,), until=60, *
 
 
 REPLAYED = {
-    "workers": {"workers": 2},
-    "own loader, workers": {"own_loader": True, "workers": 2},
+    "worker": {"workers": 1},
+    "own loader, worker": {"own_loader": True, "workers": 1},
     "batch alone": {"record": "batch"},
     "resumed": {"until": 40},
     "resumed, own loader": {"until": 40, "own_loader": True},

@@ -3,6 +3,8 @@ import warnings
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
 from wild_scripts import (
     Accumulated,
     Autoencoder,
@@ -20,6 +22,7 @@ from wild_scripts import (
     Streamed,
     WarmRestarts,
     Workers,
+    clouds,
     seed_all,
 )  # fmt: skip
 
@@ -205,6 +208,60 @@ def test_what_belongs_to_the_run_goes_back_or_stays_by_its_kind(is_resume):
     assert schedule.last_epoch == (0 if is_resume else 1)
     assert optimizer.param_groups[0]["lr"] == (0.1 if is_resume else pytest.approx(0.01))
     assert torch.equal(torch.get_rng_state(), generators) is not is_resume
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 8}])
+def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, tmp_path):
+    """Both are put back after damage, twice in the run, and on resume, which the load callback can tell apart."""
+    x, y = clouds()
+
+    def run(nan_at=(), kill_at=None):
+        data, own, heard = TensorDataset(x, y), {"steps": 0}, []
+        model = torch.nn.Linear(8, 4)
+
+        def load(state, is_resume):
+            heard.append((own["steps"], state["steps"], is_resume))
+            own.update(state)
+
+        adapter = attach(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), data if settings else DataLoader(data, batch_size=8),
+            num_epochs=4, handle_signals=False, state_callback=lambda: dict(own), load_callback=load, backup_every=5,
+            checkpoint_dir=tmp_path, checkpoint_every=5, resume="auto", backup_dir=False, **settings,
+        )  # fmt: skip
+        for _ in adapter.epochs():
+            for inputs, labels in adapter.loader() if settings else adapter.batches():
+                own["steps"] += 1
+                if own["steps"] == kill_at:
+                    return heard, own, model
+                losses = cross_entropy(model(inputs), labels, reduction="none")
+                adapter.step(adapter.loss(losses) if settings else losses.mean())
+                if own["steps"] in nan_at and len(heard) < 2:
+                    model.weight.data[:] = model.bias.data[:] = float("nan")
+        adapter.close()
+        return heard, own, model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        heard, _, model = run(nan_at=(13, 28), kill_at=44)
+
+    assert len(heard) == 2
+    assert all(0 <= before - restored <= 9 and not is_resume for before, restored, is_resume in heard)
+    assert model.weight.isfinite().all()
+
+    again, own, model = run()
+    assert again == [(0, again[0][1], True)]
+    assert again[0][1] >= 25
+    assert own["steps"] > again[0][1]
+    assert model.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["state_callback", "load_callback"])
+def test_one_callback_without_the_other_is_named(name):
+    """It would read what nobody loads, or load what nobody reads."""
+    model = torch.nn.Linear(1, 1)
+    other = {"state_callback": "load_callback", "load_callback": "state_callback"}[name]
+    with pytest.raises(ValueError, match=rf"{other} must be given to attach\(\) together with {name}, got it left out"):
+        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), [1], **{name: lambda *_: {}})
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from wild_scripts import (
     Streamed,
     WarmRestarts,
     Workers,
+    clouds,
     seed_all,
 )  # fmt: skip
 
@@ -111,3 +112,36 @@ def test_other_loaders_cannot_be_forwarded_by_indices(tmp_path):
         ValueError, match="resume_data must be 'replay' or 'start' for a loader without a batch_sampler"
     ):
         trained(Recurrent, tmp_path, resume_data="indices")
+
+
+@pytest.mark.program
+@pytest.mark.filterwarnings("ignore:.set_vital. is deprecated")
+@pytest.mark.parametrize("workers", [None, 0, 1])
+def test_a_stream_of_hugging_face_begins_later_epochs_at_their_start(workers, tmp_path):
+    """Though it was brought to its place by its own state, within a `StatefulDataLoader` or without."""
+    datasets = pytest.importorskip("datasets")
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+
+    class Rows(Epochs):
+        def build(self):
+            super().build()
+            x, y = clouds()
+            rows = datasets.Dataset.from_dict({"x": x.tolist(), "y": y.tolist()}).to_iterable_dataset(num_shards=4)
+            rows = rows.with_format("torch").batch(12)
+            self.loader = rows
+            if workers is not None:
+                self.loader = stateful.StatefulDataLoader(rows, batch_size=None, num_workers=workers)
+
+        @property
+        def batches(self):
+            for batch in super().batches:
+                yield batch["x"], batch["y"]
+
+    whole = trained(Rows, tmp_path / "whole")
+    with pytest.raises(Killed):
+        trained(Rows, tmp_path / "killed", kill_at=14)
+    resumed = trained(Rows, tmp_path / "killed", seed=5)
+
+    assert resumed.begun == 12
+    assert len(resumed.losses) == 4 * 8 - 12
+    assert not differences(whole.state()["parts"], resumed.state()["parts"])

@@ -1,1 +1,0 @@
-"""What a call of `fit` got, and what it holds while it runs."""
