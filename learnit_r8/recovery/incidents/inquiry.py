@@ -189,6 +189,9 @@ class Inquiry:
             return
         if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or (is_again and lineage.is_proving):
             known = self._older(known)
+        else:
+            # The search for an older state is over: from here on it may be the rate again.
+            lineage.num_older = 0
         case = Case(
             alarm, level, known, progress.start, progress.first_spread, progress.first_level,
             share=parts.refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
