@@ -47,6 +47,7 @@ def test_terminal_that_nobody_reads(tmp_path):
     on = steps_of(tmp_path, "screen", seconds=1.5, reads=False)
     off = steps_of(tmp_path, "none", seconds=0.5, reads=True)
 
-    assert on["steps"] / on["loop_seconds"] > 0.5 * off["steps"] / off["loop_seconds"]
+    # One that waited for its reader would stand still; other programs may slow down either of the two.
+    assert on["steps"] / on["loop_seconds"] > 0.1 * off["steps"] / off["loop_seconds"]
     assert on["exit_seconds"] < 5
     assert on["modes_restored"]
