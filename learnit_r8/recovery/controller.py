@@ -166,9 +166,8 @@ class RecoveryController:
         if not self.is_open and not lineage.is_on_trial:
             self._incidents.end()
         lineage.is_proving = lineage.is_on_trial
-        if not lineage.is_proving and lineage.num_older:
-            lineage.num_older = 0
-            self._persistence.backup_timer.forget_lasting()
+        if not lineage.is_proving:
+            self.inquiry.end_search()
         is_settled = self._refusals.is_none and not self._incidents.current and not lineage.is_proving
         self.is_quiet = is_settled and not (self.limit.is_on or self.is_open or self.inquiry.steady_left)
 

@@ -106,6 +106,26 @@ def test_damage_goes_back_to_the_newest_healthy_state(after):
     assert "model restored once" in run.r8.summary()
 
 
+@RESTORED
+def test_the_rate_is_lowered_after_the_search_for_an_older_state():
+    """Trouble that comes back at the same update is the state's; what comes back in another way is the rate's."""
+    run = Toy(recovery=Recovery(keep_backups=8))
+    # By the number of updates: each happens once, and the first two at the same place.
+    due = [310, 310, 253]
+    for _, indices, lr in steps(run.r8):
+        if due and run.r8.controller.lineage.updates == due[0] and not run.r8.controller.is_open:
+            due.pop(0)
+            run.blow_up()
+        if run.r8.update_with_loss(run.task.losses(indices).mean()):
+            run.task.step(lr)
+
+    assert not due
+    assert [event.to_step for event in run.of(events.RolledBack)][:2] == [280, 240]
+    [capped] = run.of(events.LrCapped)
+    assert capped.step > run.of(events.RolledBack)[1].step
+    assert run.task.loss() < 0.1
+
+
 def test_few_damaged_arrays_are_mended():
     """Where few arrays are not finite, only they come from the newest backup; nothing is undone."""
     run = Toy().run({250: Toy.break_weights})

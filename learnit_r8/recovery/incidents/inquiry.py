@@ -189,9 +189,8 @@ class Inquiry:
             return
         if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or (is_again and lineage.is_proving):
             known = self._older(known)
-        else:
-            # The search for an older state is over: from here on it may be the rate again.
-            lineage.num_older = 0
+        elif not is_again:
+            self.end_search()
         case = Case(
             alarm, level, known, progress.start, progress.first_spread, progress.first_level,
             share=parts.refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
@@ -210,6 +209,12 @@ class Inquiry:
         skipped = 0 if is_soon else 2 ** max(0, lineage.num_older - ONE_BY_ONE) - 1
         lineage.num_older = max(1, lineage.num_older + (not is_soon))
         return older[: max(1, len(older) - skipped)]
+
+    def end_search(self) -> None:
+        """End the search for an older state, as the same trouble did not come back: from here on it may be the rate."""
+        if self._parts.lineage.num_older:
+            self._parts.lineage.num_older = 0
+            self._parts.persistence.backup_timer.forget_lasting()
 
     def _put_unknown(self, alarm: Alarm) -> None:
         """Put the newest state back, though no witness of it is known; an older one if that did not help."""
