@@ -1,5 +1,6 @@
 import pickle
 import random
+import re
 import types
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.feed import replay
 from learnit_r8.engine.feed.replay import read_generators, set_generators
 from learnit_r8.events import Notice
 
@@ -65,6 +67,17 @@ def test_a_killed_run_goes_on_with_the_same_next_batch(tmp_path, whole, step):
     assert np.array_equal(line.weights, plain.weights)
     assert loader.given[-(90 - begun) :] == order.given[begun:]
     assert generators() == after
+
+
+def test_drawing_and_dropping_says_how_long_it_takes(tmp_path, monkeypatch, capsys):
+    """Where it takes long, it counts the batches and tells the seconds that are left."""
+    monkeypatch.setattr(replay, "LOUD_SECONDS", 0.0)
+    killed(tmp_path, 45)
+    train(tmp_path, seed=99)
+
+    said = capsys.readouterr().err
+    assert re.search(r"^resuming: 1 of 12 batches skipped, \d+ s left$", said, re.MULTILINE)
+    assert "resuming: 12 batches skipped in" in said
 
 
 @pytest.mark.parametrize("step", [31, 59, 62])
