@@ -85,7 +85,7 @@ class LoaderPlace:
             replay.forget_place(source)
             self._was_placed = False
         self.first_step = self._run.pace.step
-        if not (callable(getattr(type(source), "__next__", None)) and source is self._source):
+        if not (replay.is_iterator(source) and source is self._source):
             plan.taken = plan.left_out = 0
             self._start = _read(source)
         self._source, self.out, self.taken_before = source, [], plan.taken

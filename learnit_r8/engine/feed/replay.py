@@ -202,9 +202,14 @@ def _has_state(source: Any) -> bool:
     return all(hasattr(each, name) for each in (source, inner) for name in ("state_dict", "load_state_dict"))
 
 
+def is_iterator(source: Any) -> bool:
+    """Whether an iterable is an iterator, which only goes on and never starts over."""
+    return callable(getattr(type(source), "__next__", None))
+
+
 def goes_on(source: Any) -> bool:
     """Whether the next run through an iterable begins where this one ends, so that its place counts at an end, too."""
-    return callable(getattr(type(source), "__next__", None)) or getattr(source, "goes_on", False)
+    return is_iterator(source) or getattr(source, "goes_on", False)
 
 
 def forget_place(source: Any) -> None:
