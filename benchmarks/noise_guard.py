@@ -39,8 +39,11 @@ CELLS = (
     Cell("confusable 20 %", "confusable", 0.2),
 )
 QUICK = ("clean", "random 20 %")
-SHUFFLE, BY_LOSSES, BY_VERDICT, RIGHT_ONLY = "shuffle", "guard, losses", "guard, verdict", "right labels alone"
-ARMS = (SHUFFLE, BY_LOSSES, BY_VERDICT, RIGHT_ONLY)
+SHUFFLE, BY_LOSSES, BY_VERDICT, WEIGHED = "shuffle", "guard, losses", "guard, verdict", "guard, weights"
+RIGHT_ONLY = "right labels alone"
+ARMS = (SHUFFLE, BY_LOSSES, BY_VERDICT, WEIGHED, RIGHT_ONLY)
+GUARDS: dict[str, Any] = {BY_LOSSES: True, BY_VERDICT: True, WEIGHED: "weigh"}
+HALF = 0.5
 HALVED = "CIFAR-10, 16 x 16"
 SEEDS = {"digits": tuple(range(300, 312)), "CIFAR-10": (1, 2, 3), HALVED: (1, 2, 3)}
 
@@ -71,37 +74,38 @@ def held_out(name: str, seed: int) -> tuple[Tensor, Indices]:
 
 def scheduler(task: Task, given: Indices, arm: str, seed: int) -> R8Scheduler:
     """The run of one arm."""
-    guarded = arm in (BY_LOSSES, BY_VERDICT)
+    guard = GUARDS.get(arm)
     return R8Scheduler(
         len(given), batch_size=task.batch_size, num_epochs=task.epochs, initial_lr=task.lr,
-        warmup_proportion=task.warmup, policy=Focus(noise_guard=True) if guarded else "shuffle",
-        groups=given if guarded else None, seed=seed,
+        warmup_proportion=task.warmup, policy=Focus(noise_guard=guard) if guard else "shuffle",
+        groups=given if guard else None, seed=seed,
     )  # fmt: skip
 
 
 def train(
     task: Task, data: Data, given: Indices, arm: str, seed: int, wrong: NDArray[np.bool_]
 ) -> tuple[nn.Module, list[list[int]]]:
-    """A network trained to the end; and for each epoch how many samples were left out, and how many of them wrongly
-    labelled."""
+    """A network trained to the end; and for each epoch how many samples were left out or weighed less than half, and
+    how many of them wrongly labelled."""
     torch.manual_seed(seed)
     network, labels = task.network(data.num_classes), torch.from_numpy(given)
     optimizer = torch.optim.SGD(network.parameters(), lr=task.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     r8, left_out = scheduler(task, given, arm, seed), []
     for _ in range(task.epochs):
-        seen = np.zeros(len(given), bool)
+        counts = np.zeros(len(given), bool)
         for _ in range(r8.steps_per_epoch):
             ticket = r8.draw()
-            seen[ticket.indices] = True
+            weights = np.ones(len(ticket.indices), np.float32) if ticket.weights is None else ticket.weights
+            counts[ticket.indices] = weights > HALF
             logits, targets = network(data.batch(ticket.indices)), labels[torch.from_numpy(ticket.indices)]
             losses = functional.cross_entropy(logits, targets, reduction="none")
             optimizer.param_groups[0]["lr"] = ticket.lr
             optimizer.zero_grad()
-            losses.mean().backward()
+            (losses * torch.from_numpy(weights)).mean().backward()
             optimizer.step()
-            predictions = predictions_of(logits, targets) if arm == BY_VERDICT else None
+            predictions = predictions_of(logits, targets) if arm in (BY_VERDICT, WEIGHED) else None
             r8.report(ticket, losses.detach().numpy(), predictions=predictions)
-        left_out.append([int((~seen).sum()), int((~seen & wrong).sum())])
+        left_out.append([int((~counts).sum()), int((~counts & wrong).sum())])
     return network, left_out
 
 

@@ -438,6 +438,8 @@ class R8Scheduler:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
         self._check_draws("batch_iterator")
+        if self.policy.weighs:
+            raise RuntimeError(self._weighted())
         self._speak_at_exit()
         epoch, pace, host = self.current_epoch, self.pace, self.host
         search = host.search
@@ -457,9 +459,7 @@ class R8Scheduler:
             if ticket is None:
                 return
             if ticket.weights is not None:
-                raise RuntimeError(
-                    f"policy {self.host.plan.policy!r} weights samples: use draw() and report(), and ticket.weights."
-                )
+                raise RuntimeError(self._weighted())
             try:
                 yield ticket.indices, ticket.lr
             except GeneratorExit:
@@ -739,6 +739,9 @@ class R8Scheduler:
                 f"{call}() draws samples, and this scheduler was built without num_samples; iterate over "
                 "batches(loader)."
             )
+
+    def _weighted(self) -> str:
+        return f"policy {self.host.plan.policy!r} weights samples: use draw() and report(), and ticket.weights."
 
     def draw(self) -> Ticket:
         """Draw the next batch. Several batches may be out at a time.

@@ -16,7 +16,7 @@ from ..table.labels.predictions import Predictions
 from ..torch.losses import check_labels
 from ..torch.own_loop.last_forward import LastForward
 from .budget import budget_of, num_batches_of
-from .loader import R8Loader
+from .loader import WEIGHTED, R8Loader
 from .own_batches import OwnBatches
 
 if TYPE_CHECKING:
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
 
 
 RESUMED = "fit() was given ckpt_path, so resume={!r} of R8Loader is ignored."
-
-WEIGHTED = (
-    "policy must give no weights under Lightning, where training_step computes the loss that is trained on, got some; "
-    "write your own loop with learnit_r8.torch.attach()."
-)
-
 
 LOGS = ("log", "log_dict")
 """What a module logs with."""

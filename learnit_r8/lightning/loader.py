@@ -32,6 +32,11 @@ NO_CALLBACK = (
     "Trainer(callbacks=[R8Callback(loader)])."
 )
 
+WEIGHTED = (
+    "policy must give no weights under Lightning, where training_step computes the loss that is trained on, got some; "
+    "write your own loop with learnit_r8.torch.attach()."
+)
+
 OTHER_SIZE = "the batches of all processes together have {} samples, as in the checkpoint, in place of {}."
 
 
@@ -115,6 +120,8 @@ class R8Loader:
         """
         size, given = self.global_batch_size, self.batch_size * _num_processes()
         self.adapter = attach(module, optimizer, self.dataset, batch_size=size, **settings)
+        if self.scheduler.policy.weighs:
+            raise ValueError(WEIGHTED)
         self.adapter.scheduler.host.count_batches()
         if size != given:
             self.scheduler.host.say_once("batch size", OTHER_SIZE.format(size, given), is_warning=False)

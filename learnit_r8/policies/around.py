@@ -31,6 +31,10 @@ class Around(Policy):
         return self.inner.selects
 
     @property
+    def weighs(self) -> bool:  # type: ignore[override]
+        return self.inner.weighs
+
+    @property
     def needs_exact(self) -> bool:  # type: ignore[override]
         return self.inner.needs_exact
 

@@ -102,6 +102,9 @@ class Policy:
     uses_groups = True
     """Whether ``groups=`` has any effect; if not, it is refused."""
 
+    weighs = False
+    """Whether `select` is known to return weights sooner or later: loops that cannot take them refuse such a policy."""
+
     @property
     def selects(self) -> bool:
         """Whether `select` may leave samples out; the pass then sweeps over the data until it has all its batches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from .base import Candidates, Context, Kept, Order, Policy
 
 LEAST_USES = 2.5
 """Mean uses from which samples may be skipped."""
+
+WEIGH, WEIGH_PROGRESS, LEAST_WEIGHT = "weigh", 0.2, 0.1
+"""The noise guard that weighs, the share of the budget from which it does, and the least mean of weights that is made
+up for."""
 
 GUARD_USES, GUARD_PROGRESS, GUARD_LEAST = 4, 0.1, 0.85
 """Mean uses and share of the budget from which suspects are skipped; their least loss, see `Suspicion.flags`."""
@@ -37,13 +42,18 @@ class Focus(Policy):
 
     Where the losses do not tell wrong labels from hard samples, as in models far from fitting their data, the guard
     goes by predictions, if they are reported with the losses: it leaves out the list that the margins give for a
-    precision of .7 at the beginning of each pass, and whatever was left out before.
+    precision of .7 at the beginning of each pass, and whatever was left out before. With ``noise_guard="weigh"`` it
+    leaves nobody out by predictions: from 20 % of the budget on, each loss weighs as much as the label is likely to be
+    right by its margin, and the weights of a chunk are 1 on average. All samples are visited, so that a label counts
+    again as soon as the network learns it. The weights are ``ticket.weights``: a loop needs `draw` and `report`, or an
+    adapter that takes losses of samples.
 
     An epoch is still N visits, and the last ones go to all samples except the suspects. Without per-sample losses,
     every sample is visited once per pass.
 
     Args:
-        noise_guard: Whether to skip samples that look mislabelled; needs per-sample losses.
+        noise_guard: Whether to skip samples that look mislabelled; needs per-sample losses. "weigh": where predictions
+            decide, to visit all of them, with weights.
         skip_easy: Probability, in [0, 1].
         skip_suspects: Probability, in [0, 1].
         begin: Share of the budget, in [0, 1].
@@ -52,12 +62,12 @@ class Focus(Policy):
 
     Raises:
         ValueError: an argument is outside its range.
-        TypeError: ``noise_guard`` is not a boolean.
+        TypeError: ``noise_guard`` is neither a boolean nor "weigh".
 
     Source: measured against a plain shuffle with as many visits in ``benchmarks/learning.py``.
     """
 
-    noise_guard: bool = False
+    noise_guard: bool | Literal["weigh"] = False
     skip_easy: float = 0.95
     skip_suspects: float = 1.0
     begin: float = 0.25
@@ -68,8 +78,8 @@ class Focus(Policy):
     needs_exact = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.noise_guard, bool):
-            raise TypeError(f"noise_guard must be True or False, got {self.noise_guard!r}.")
+        if not (isinstance(self.noise_guard, bool) or self.noise_guard == WEIGH):
+            raise TypeError(f"noise_guard must be True, False or {WEIGH!r}, got {self.noise_guard!r}.")
         for name in ("skip_easy", "skip_suspects", "begin", "most_hard"):
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value <= 1):
@@ -79,12 +89,16 @@ class Focus(Policy):
 
     @property
     def needs_groups(self) -> bool:  # type: ignore[override]
-        return self.noise_guard
+        return bool(self.noise_guard)
+
+    @property
+    def weighs(self) -> bool:  # type: ignore[override]
+        return self.noise_guard == WEIGH
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         luck = rng.random(len(chunk.indices), np.float32)
         outlook = context.outlook
-        keep = np.ones(len(luck), bool)
+        keep, weights = np.ones(len(luck), bool), None
         is_time = context.progress >= GUARD_PROGRESS and outlook.num_uses >= GUARD_USES
         guarding = outlook.suspicion if self.noise_guard and is_time else None
         limit = outlook.limit if self.noise_guard and is_time else None
@@ -98,8 +112,13 @@ class Focus(Policy):
             suspected = guarding.flags(chunk.mean, chunk.usage_count, chunk.group, least=GUARD_LEAST)
             keep = np.where(suspected, luck >= self.skip_suspects, keep)
         elif limit is not None and chunk.margin is not None:
-            keep = np.where(limit.flags(chunk.margin, chunk.group), luck >= self.skip_suspects, keep)
-        return keep, None
+            if not self.weighs:
+                keep = np.where(limit.flags(chunk.margin, chunk.group), luck >= self.skip_suspects, keep)
+            elif limit.levels[0] and context.progress >= WEIGH_PROGRESS:
+                weights = 1 - limit.wrong(chunk.margin, chunk.group)
+                # Less weight in all would act like a lower learning rate.
+                weights /= np.maximum(weights.mean(), LEAST_WEIGHT)
+        return keep, weights
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
         return Balanced().arrange(chunk, batch_size, rng)

@@ -24,12 +24,14 @@ PRECISION = 0.7
 """Least share of wrong labels, as estimated, in a list of samples to leave out."""
 
 
-def look_at(storage: SampleStorage, rng: np.random.Generator) -> Outlook:
+def look_at(storage: SampleStorage, rng: np.random.Generator, before: Outlook = Outlook()) -> Outlook:
     """Make the outlook from a random part of the table, which must have learned all reports.
 
     Args:
         storage: The storage of the table.
         rng: Chooses the part if the table has more than 16,384 samples.
+        before: That of the pass before. What its margins have left out or weighed less keeps high losses while all
+            others fall: two humps that say nothing, so losses decide only from the beginning on.
     """
     kind = storage.part_size
     if kind != EXACT:
@@ -41,13 +43,11 @@ def look_at(storage: SampleStorage, rng: np.random.Generator) -> Outlook:
         chosen = chosen[order_of(chosen)]
     records, evidence = storage.records.take(chosen), storage.evidence.take(chosen)
     uses, mean = records["usage_count"], records["mean"]
-    limit, judged = None, np.ones(len(chosen), bool)
+    limit = None
     if evidence is not None:
         by_group = storage.group_labels is not None
         limit = MarginLimit.of(records, evidence, precision=PRECISION, by_group=by_group)
-        # While all others get better, those left out keep the losses that they had: two humps that say nothing.
-        judged = judged if limit is None else limit.margins(evidence) < np.inf
-    suspicion = Suspicion.of(mean[judged], uses[judged], storage.untrained_loss)
+    suspicion = None if before.limit is not None else Suspicion.of(mean, uses, storage.untrained_loss)
     fine = uses > 0
     if suspicion is not None:
         flagged = suspicion.flags(mean, uses)
@@ -82,4 +82,8 @@ def from_plain(values: Sequence[Any]) -> Outlook:
     """Convert the values of `to_plain` back to an outlook."""
     is_exact, num_uses, hard_share, middle_loss, suspicion, limit = values
     known = None if suspicion is None else Suspicion(suspicion[0], Humps(*suspicion[1:]))
-    return Outlook(is_exact, num_uses, hard_share, middle_loss, known, None if limit is None else MarginLimit(*limit))
+    if limit is not None:
+        # Those of before have no levels.
+        least, field, fresh, *levels = limit
+        limit = MarginLimit(least, field, fresh, *((tuple(margins), tuple(chances)) for margins, chances in levels))
+    return Outlook(is_exact, num_uses, hard_share, middle_loss, known, limit)

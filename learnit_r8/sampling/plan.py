@@ -144,7 +144,7 @@ class Plan:
         self._waiting.clear()
         self._drawn_before = 0
         self._planner.start_sweep()
-        self._context = self._planner.context(number, progress)
+        self._context = self._planner.context(number, progress, self.outlook)
 
     def _let_others_share(self) -> None:
         """Let the table learn everything, and stop relying on the open chunks' copies of records."""

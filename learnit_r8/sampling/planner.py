@@ -82,16 +82,17 @@ class Planner:
             return LengthSweep(self._buckets, self._chunk_size, key)
         return Sweep(self._table.num_samples, self._chunk_size, key)
 
-    def context(self, number: int, progress: float) -> Context:
+    def context(self, number: int, progress: float, before: Outlook = Outlook()) -> Context:
         """The policy's context for a pass; the table must have learned all reports.
 
         Args:
             number: Number of the pass, 0-based.
             progress: Finished share of the budget.
+            before: The outlook of the pass before.
         """
         outlook = Outlook()
         if number and self._policy.selects:
-            outlook = look_at(self._storage, self._generator(_OUTLOOK, number))
+            outlook = look_at(self._storage, self._generator(_OUTLOOK, number), before)
         table = self._table
         return Context(progress, number, table.batch_size, table.untrained_loss, outlook, table.storage.group_sizes)
 

@@ -20,7 +20,7 @@ import learnit_r8.lightning
 from learnit_r8 import R8Scheduler
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.lightning.budget import batches_of, budget_of
-from learnit_r8.policies import Policy
+from learnit_r8.policies import Focus, Policy
 from learnit_r8.testing import FakeClock
 from learnit_r8.torch import R8BatchSampler
 from tests.lightning.common import DATA, QUIET, STEPS, Broken, Checkpoints, Digits, digest, fit
@@ -300,7 +300,10 @@ def test_logged_rate(tmp_path):
 
 
 def test_weights_of_a_policy():
-    """A policy that weights losses is refused: training_step computes what is trained on, and knows no weights."""
+    """A policy that weights losses is refused: training_step computes what is trained on, and knows no weights.
+
+    One that is known to do so sooner or later is refused before the first step.
+    """
 
     class Weighting(Policy):
         def select(self, chunk, context, rng):
@@ -308,6 +311,8 @@ def test_weights_of_a_policy():
 
     with pytest.raises(ValueError, match="policy must give no weights under Lightning"):
         fit(settings={"policy": Weighting()})
+    with pytest.raises(ValueError, match="policy must give no weights under Lightning"):
+        fit(settings={"policy": Focus(noise_guard="weigh"), "groups": np.zeros(len(DATA))})
 
 
 def test_stream():

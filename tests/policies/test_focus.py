@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from learnit_r8 import Context, Focus, Outlook, Predictions, R8Scheduler
+from learnit_r8 import Context, Focus, Outlook, Predictions, R8Scheduler, even_groups
 from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.table.labels.margin_limit import MarginLimit
 from learnit_r8.table.labels.mixture import Humps
@@ -103,6 +103,28 @@ def test_guard_goes_by_predictions_where_losses_do_not_tell():
     assert kept_of(Focus()) == [1, 1, 1, 1]
 
 
+def test_weighs_labels_by_how_likely_they_are_right():
+    """Nobody is left out by predictions; weights fall with the margin, and are 1 on average."""
+    limit = MarginLimit(1.5, "margin", 5, ((0.0, 1.0, 2.0), (0.1, 0.5, 0.9)))
+    outlook = SAFE._replace(hard_share=0.5, limit=limit)
+    chunk = candidates(np.full(400, 2.0), group=np.arange(400) % 4)._replace(
+        margin=np.repeat([-3, 0.5, 1.5, 2.5], 100).astype(np.float32)
+    )
+
+    def chosen(progress=0.5, limit=limit):
+        context = Context(progress, 6, 8, 2.0, outlook._replace(limit=limit))
+        return Focus(noise_guard="weigh").select(chunk, context, generator())
+
+    keep, weights = chosen()
+
+    assert keep.all()
+    assert weights.mean() == pytest.approx(1)
+    assert weights[::100] / weights[0] == pytest.approx([1, 0.9, 0.5, 0.1])
+    assert chosen(progress=0.15)[1] is None
+    assert chosen(limit=limit._replace(levels=((), ())))[1] is None
+    assert chosen(limit=None)[1] is None
+
+
 def test_easy_half_is_kept_where_margins_look_wrong():
     """Wrong labels would be in the hard half: without the guard nothing is skipped."""
     outlook = SAFE._replace(limit=MarginLimit(1.5, "margin", 5))
@@ -125,7 +147,7 @@ def test_guard_protects_groups():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"noise_guard": 1}, TypeError, r"noise_guard must be True or False, got 1\."),
+        ({"noise_guard": 1}, TypeError, r"noise_guard must be True, False or 'weigh', got 1\."),
         ({"skip_easy": 1.5}, ValueError, r"skip_easy must be in \[0, 1\], got 1\.5\."),
         ({"skip_suspects": -1}, ValueError, r"skip_suspects must be in \[0, 1\], got -1\."),
         ({"begin": "x"}, ValueError, r"begin must be in \[0, 1\], got 'x'\."),
@@ -201,6 +223,44 @@ def test_wrong_labels_are_left_out_by_predictions():
     while (ticket := other.draw_if_any()) is not None:
         hard_report(other, ticket)
     assert np.array_equal(uses, other.table.usage_count)
+
+
+def test_wrong_labels_weigh_less_and_are_visited():
+    """With weights nobody misses a visit; a run that is resumed in mid-pass gives the same batches the same weights."""
+
+    def make():
+        policy = Focus(noise_guard="weigh")
+        return R8Scheduler(MANY, batch_size=50, num_epochs=10, policy=policy, groups=np.arange(MANY) % 10, seed=3)
+
+    whole, other, weighed = make(), make(), []
+    while (ticket := whole.draw_if_any()) is not None:
+        if ticket.weights is not None:
+            weighed.append((ticket.step, ticket.indices.copy(), ticket.weights.copy()))
+        is_wrong = hard_report(whole, ticket)
+        if whole.global_step == 425:
+            other.load_state_dict(decode(encode(whole.state_dict())))
+    weight = np.ones(MANY)
+    for _, indices, weights in weighed:
+        weight[indices] = weights
+
+    assert np.ptp(whole.table.usage_count) == 0
+    assert np.mean([weights.mean() for _, _, weights in weighed]) == pytest.approx(1, abs=0.02)
+    assert weight[is_wrong].mean() < 0.4 < 0.9 < weight[~is_wrong].mean()
+    for step, indices, weights in weighed:
+        if step >= 425:
+            ticket = other.draw()
+            assert np.array_equal(ticket.indices, indices)
+            assert np.array_equal(ticket.weights, weights)
+            hard_report(other, ticket)
+
+
+def test_pairs_of_indices_and_rates_cannot_tell_weights():
+    """A loop that would leave out the weights is refused before its first batch, also around another policy."""
+    for policy in (Focus(noise_guard="weigh"), even_groups(Focus(noise_guard="weigh"))):
+        r8 = R8Scheduler(400, batch_size=32, num_epochs=10, policy=policy, groups=np.arange(400) % 4)
+        with pytest.raises(RuntimeError, match=r"weights samples: use draw\(\) and report\(\), and ticket\.weights"):
+            next(r8.batch_iterator())
+        assert r8.draw().step == 0
 
 
 @pytest.mark.parametrize("step", [70, 78, 90])

@@ -31,8 +31,8 @@ def table_of(mean_loss, part_size=EXACT):
     return table
 
 
-def look(table):
-    return look_at(table.storage, np.random.default_rng(0))
+def look(table, before=Outlook()):
+    return look_at(table.storage, np.random.default_rng(0), before)
 
 
 def test_small_table_is_read_whole():
@@ -66,7 +66,7 @@ def test_samples_being_learnt_are_not_suspect():
 
 
 def test_losses_of_those_left_out_are_no_hump():
-    """Samples that margins left out keep the losses of a younger network; those say nothing of the others."""
+    """Samples that margins left out or weighed less have high losses while others fall: only margins decide then."""
     margin, is_wrong = margins_of(0, wrong=0.2)
     is_out = is_wrong & (margin > 2)
     table = table_of(np.where(is_out, 6.0, np.where(margin > 0, 2.2, 0.2)) * generator().uniform(0.8, 1.2, len(margin)))
@@ -76,7 +76,8 @@ def test_losses_of_those_left_out_are_no_hump():
     evidence["margin"], evidence["visits"] = margin, np.where(is_out, 4, 6)
     columns = {name: evidence[name] for name in EVIDENCE.names}
     table.storage.evidence.load_state_dict({**columns, "num_classes": 10})
-    outlook = look(table)
+    assert look(table).suspicion is not None
+    outlook = look(table, Outlook(limit=MarginLimit(2.0, "margin", 3)))
 
     assert outlook.suspicion is None
     assert np.array_equal(outlook.limit.margins(evidence) == np.inf, is_out)
@@ -108,6 +109,12 @@ def test_rough_estimates_tell_nothing(part_size):
 def test_plain_values_round_trip(wrong):
     """Saved as JSON and read again, it is bit for bit the same."""
     outlook = look(known(wrong=wrong))
-    outlook = outlook if wrong else outlook._replace(limit=MarginLimit(math.inf, "margin", 5))
+    limit = MarginLimit(math.inf, "margin", 5, ((0.5, 1.25), (0.1, 0.75)))
+    outlook = outlook if wrong else outlook._replace(limit=limit)
+    plain = json.loads(json.dumps(to_plain(outlook)))
 
-    assert from_plain(json.loads(json.dumps(to_plain(outlook)))) == outlook
+    assert from_plain(plain) == outlook
+    if not wrong:
+        # As it was saved before limits had levels.
+        plain[-1].pop()
+        assert from_plain(plain).limit == limit._replace(levels=((), ()))

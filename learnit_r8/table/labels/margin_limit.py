@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..label_noise import mirror_margins
 from .margins import class_margins
+from .mirror import Mirror
 from .suspicion import LEAST_USES, spare
 
 FEW = 0.005
@@ -27,11 +28,13 @@ class MarginLimit(NamedTuple):
         field: The field of the evidence that it is of: the margins in which late visits count more, or others where
             those fade.
         fresh: Least visits of a sample that was not left out.
+        levels: Mean margins > 0, rising, and the probability that a label is wrong from each on.
     """
 
     least: float
     field: str
     fresh: int
+    levels: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
     @classmethod
     def of(cls, records: Any, evidence: Any, *, precision: float, by_group: bool) -> MarginLimit | None:
@@ -54,7 +57,7 @@ class MarginLimit(NamedTuple):
         group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
         fitted, _, chosen = mirror_margins(margin[is_fresh].astype(np.float64), group[is_fresh], precision)
         if len(chosen):
-            return limit._replace(least=float(fitted[chosen[-1]]))
+            return limit._replace(least=float(fitted[chosen[-1]]), levels=_levels(fitted))
         return None if is_fresh.all() else limit
 
     def margins(self, evidence: Any) -> NDArray[np.float32]:
@@ -71,10 +74,38 @@ class MarginLimit(NamedTuple):
             margin: float32[M], as `margins` gives them.
             group: int[M], see `Suspicion.flags`.
         """
-        flagged: NDArray[np.bool_] = margin >= np.float32(self.least)
-        if group is not None and flagged.any():
-            spare(flagged, margin, group)
-        return flagged
+        return _flagged(margin, self.least, group)
+
+    def wrong(self, margin: NDArray[np.float32], group: NDArray[Any] | None = None) -> NDArray[np.float32]:
+        """float32[M], the probability that each label is wrong.
+
+        Args:
+            margin, group: As for `flags`; the samples that this would spare count as right.
+        """
+        margins, chances = self.levels
+        if not margins:
+            return np.zeros(len(margin), np.float32)
+        level = np.searchsorted(np.array(margins, np.float32), margin, side="right")
+        chance = np.array([0.0, *chances], np.float32)[level]
+        return np.where(_flagged(margin, margins[0], group), chance, np.float32(0))
+
+
+def _flagged(margin: NDArray[np.float32], least: float, group: NDArray[Any] | None) -> NDArray[np.bool_]:
+    flagged: NDArray[np.bool_] = margin >= np.float32(least)
+    if group is not None and flagged.any():
+        spare(flagged, margin, group)
+    return flagged
+
+
+def _levels(margin: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The lowest margin of each score above 0, which never falls with the margin, and the scores.
+
+    A list must hold what was asked for, so it is fitted with caution; a weight must neither be too high nor too low.
+    """
+    mirror = Mirror.of(margin, caution=0.0)
+    score = np.zeros(len(margin)) if mirror is None else mirror.score(margin)
+    chances = np.unique(score[score > 0])
+    return tuple(float(margin[score == chance].min()) for chance in chances), tuple(chances.tolist())
 
 
 def _least_visits(visits: NDArray[np.uint16]) -> int:

@@ -72,3 +72,28 @@ def test_no_group_is_left_out_alone():
     """If all that look wrong are of one class, most of it is kept: it may be learnt late."""
     limit, evidence, records, _ = limited(group=lambda is_wrong: np.where(is_wrong, 3, 1))
     assert limit is None or flags(limit, evidence, records).mean() < 0.1
+
+
+def test_as_many_labels_are_likely_wrong_as_are_wrong():
+    """The probabilities rise with the margin, are 0 below 0, and sum up to about the wrong labels, over some sets."""
+    likely = wrong = 0.0
+    for seed in range(10):
+        limit, evidence, _, is_wrong = limited(seed)
+        margin = limit.margins(evidence)
+        chance = limit.wrong(margin)
+        order = np.argsort(margin)
+        assert (np.diff(chance[order]) >= 0).all()
+        assert not chance[margin <= 0].any()
+        assert 0 <= chance.min() <= chance.max() <= 1
+        likely, wrong = likely + chance.sum(), wrong + is_wrong.sum()
+
+    assert likely == pytest.approx(wrong, rel=0.15)
+
+
+def test_no_group_is_likely_wrong_alone():
+    """Of a class to which most of what looks wrong belongs, as one that is learnt late, most labels count as right."""
+    _, evidence, _, is_wrong = limited()
+    limit = limited()[0]
+    margin, group = limit.margins(evidence), np.where(is_wrong, 3, 1)
+
+    assert limit.wrong(margin, group).sum() < 0.5 * limit.wrong(margin).sum()
