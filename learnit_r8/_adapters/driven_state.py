@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..checkpoint.callbacks import Callbacks
+from ..checkpoint.callbacks import OWN, Callbacks
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_fit import fit, unpack_saved
@@ -113,15 +113,18 @@ class DrivenState:
         """Write the state to a file without pickled objects.
 
         Args:
-            state_dict: Of several processes it holds what `collect` returned, under "model".
+            state_dict: Under "model", what the user's own callbacks keep beside it, and of several processes what
+                `collect` returned.
             filepath: The file.
         """
-        content = encode(self.collect() if self._gather is None else state_dict["model"])
+        model = state_dict.get("model", {})
+        beside = {OWN: model[OWN]} if OWN in model else {}
+        content = encode({**self.collect(), **beside} if self._gather is None else model)
         with open(open_output(filepath), "wb") as file:
             file.write(content)
 
-    def load(self, source: Any, *, from_ram: bool = False) -> None:
-        """Put a state back.
+    def load(self, source: Any, *, from_ram: bool = False) -> Any:
+        """Put a state back; returns what the user's own callbacks keep beside it, None if nothing.
 
         Args:
             source: The path of a file that `save` wrote, or with ``from_ram`` a copy of what `read` returned, which is
@@ -134,17 +137,13 @@ class DrivenState:
         if not from_ram:
             source = decode(Path(source).read_bytes())
             restored = fit(unpack_saved(source["state"]), self._live())
-        elif isinstance(source, Mapping) and isinstance(source.get("form"), Form):
-            restored = source["form"].make(source["state"])
         else:
-            raise ValueError(
-                f"load_callback must be given together with state_callback, got a backup of the latter's own kind, a "
-                f"{type(source).__name__}; give both, or neither and let the loop keep its state."
-            )
+            restored = source["form"].make(source["state"])
         self._place.state = restored
         self._num_loads += 1
         if not from_ram:
             set_random_state(source["random"])
+        return source.get(OWN)
 
 
 class Form:
