@@ -301,3 +301,20 @@ def test_a_data_set_needs_a_batch_size():
         attach(model, optimizer, 5, num_epochs=1)
     with pytest.raises(ValueError, match=r"loader must be given to attach\(\) or here, got None"):
         attach(model, optimizer, None).batches()
+
+
+def test_the_state_of_an_adapter_holds_what_ones_own_callbacks_keep():
+    """Whoever saves `Adapter.state_dict` by other means goes on with it."""
+
+    def attached(own):
+        model, data = torch.nn.Linear(8, 4), TensorDataset(*clouds())
+        return attach(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), data, batch_size=8, num_epochs=1,
+            handle_signals=False, state_callback=lambda: dict(own), load_callback=own.update,
+        )  # fmt: skip
+
+    own = {"steps": 0}
+    saved = attached({"steps": 7}).state_dict()
+    attached(own).load_state_dict(saved)
+
+    assert own == {"steps": 7}
