@@ -75,7 +75,7 @@ class Feed:
         self.run, self.plan, self.settings = run, plan, settings
         self.place = LoaderPlace(run, plan, settings)
         self.open: Ticket | None = None
-        self.trainer: FeedTrainer = PlainTrainer(run)
+        self.trainer: FeedTrainer = PlainTrainer(run.between_steps)
         self._iteration: object = None
         self.has_asked = self.is_in_epochs = False
         self._updates = self.num_iterations = 0
