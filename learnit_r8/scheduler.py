@@ -1185,6 +1185,8 @@ class R8Scheduler:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.host.feed is not None and any(error):
+            self.host.feed.explain(error[1])
         # Unlike sys.exc_info(), this knows nothing of an exception that is being handled around the whole run.
         self._close(is_whole=not error or error[0] is None)
 
