@@ -18,15 +18,16 @@ from ..checkpoint.callbacks import OWN, Callbacks
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_fit import fit, unpack_saved
-from ..checkpoint.state_form import is_key, leave_out, pack
+from ..checkpoint.state_form import hold, is_key, pack
 from ..checkpoint.state_tree import is_holder, nnx_of, open_node
-from ..events.caller import warn
 from ..sampling.random_generators import random_state, set_random_state
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Outcome
 
 _NOTHING: Any = object()
+
+NOT_HELD = "checkpoints cannot hold {}: it is left out, and stays as it is when they are loaded."
 
 
 class Place(Protocol):
@@ -47,7 +48,7 @@ class DrivenState:
         self._place, self._gather = place, gather
         self._after: Any = _NOTHING
         self._num_loads = 0
-        self._left_out: set[str] = set()
+        self._left_out: dict[str, str] = {}
 
     def callbacks(self) -> Callbacks:
         """The callbacks that a scheduler adopts."""
@@ -98,15 +99,8 @@ class DrivenState:
 
     def collect(self) -> dict[str, Any]:
         """The state as `save` writes it; where it is on several processes, all of them must call it."""
-        left_out: dict[str, str] = {}
         live = self._live() if self._gather is None else _gathered(self._live(), self._gather)
-        state = leave_out(live, left_out, holders=True)
-        for name in left_out.keys() - self._left_out:
-            self._left_out.add(name)
-            warn(
-                f"checkpoints cannot hold {name} ({left_out[name]}): it is left out, and stays as it is when "
-                "they are loaded."
-            )
+        state = hold(live, self._left_out, NOT_HELD, holders=True)
         return {"state": pack(state, holders=True), "random": random_state()}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:

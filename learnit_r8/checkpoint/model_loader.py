@@ -18,11 +18,13 @@ from .codec import decode, encode
 from .reader import Checkpoint
 from .run_config import RunConfig
 from .state_fit import fill
-from .state_form import leave_out, pack, unpack
+from .state_form import hold, pack, unpack
 from .store import CheckpointStore
 
 KEPT_BY_ADAPTER = "kept_by_adapter"
 """Entry of a saved configuration: whether an adapter has saved the model, so that one must load it."""
+
+NOT_HELD = "checkpoints cannot hold {} of state_callback: load_callback gets the present value."
 
 NO_MODEL = (
     "{} holds no model, so load_callback was not called: the model is unchanged. With save_callback= it would hold it."
@@ -62,7 +64,8 @@ class JoinedCallbacks:
     keeps_model = True
 
     def __init__(self, kept: Callbacks, own: Callbacks) -> None:
-        self._kept, self._own = kept, own
+        self._kept: Any = kept
+        self._own = own
         self._left_out: dict[str, str] = {}
 
     def state(self) -> dict[str, Any]:
@@ -82,14 +85,8 @@ class JoinedCallbacks:
         if own.save is not None:
             call_save(own.save, {**state_dict, "model": model.get(OWN, model)}, filepath)
             return
-        found: dict[str, str] = {}
-        held = leave_out(model[OWN], found)
-        names = [f"{name} ({what})" for name, what in found.items() if name not in self._left_out]
-        if names:
-            self._left_out |= found
-            warn(f"checkpoints cannot hold {', '.join(names)} of state_callback: load_callback gets the present value.")
-        packed = np.frombuffer(encode(pack(held)), np.uint8)
-        call_save(self._kept.save, {**state_dict, "model": {**model, OWN: [packed]}}, filepath)  # type: ignore[arg-type]
+        packed = np.frombuffer(encode(pack(hold(model[OWN], self._left_out, NOT_HELD))), np.uint8)
+        call_save(self._kept.save, {**state_dict, "model": {**model, OWN: [packed]}}, filepath)
 
     def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> None:
         """Restore a state, the adapter's part first."""
@@ -97,8 +94,9 @@ class JoinedCallbacks:
         if not from_ram and own.save is not None:
             load_with(own.load or kept.load, source, **when)
             return
-        has_own = from_ram and isinstance(source, Mapping) and OWN in source
-        if from_ram and own.load and not (has_own or _has_parts(source, kept.state)):
+        names = source.keys() if from_ram and isinstance(source, Mapping) else set()
+        has_own = OWN in names
+        if from_ram and own.load and not (has_own or names >= kept.state().keys()):
             # The user gave it to update_cpu_backup().
             load_with(own.load, source, **when)
             return
@@ -114,11 +112,6 @@ class JoinedCallbacks:
             return
         # A state, from a file too.
         load_with(own.load, beside, from_ram=True, is_resume=is_resume)
-
-
-def _has_parts(source: Any, get: Any) -> bool:
-    """Whether it is a state of the adapter whose state callback this is."""
-    return isinstance(source, Mapping) and source.keys() >= get().keys()
 
 
 def read_from(store: CheckpointStore | None, path: str | os.PathLike[str] | None) -> Checkpoint:

@@ -12,15 +12,16 @@ from ..checkpoint import tensors
 from ..checkpoint.callbacks import OWN
 from ..checkpoint.shared_memory import ResumedState
 from ..checkpoint.state_fit import fill
-from ..checkpoint.state_form import leave_out
+from ..checkpoint.state_form import hold
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
-from ..events.caller import warn
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
 from .own_loop.also import AlsoPart
 from .prepared import plain_model, plain_optimizer
+
+NOT_HELD = "backups and checkpoints cannot hold {}: it is left out, and stays as it is when they are put back."
 
 OF_RANKS = "random of ranks"
 """Key of the random generators of all ranks, in their order, in a state that several ranks have gathered."""
@@ -119,16 +120,8 @@ class ModelState:
 
     def _held(self, state: dict[str, Any]) -> dict[str, Any]:
         """A state without what no file could hold, which a warning names once."""
-        found: dict[str, str] = {}
-        state = leave_out(state, found)
-        names = [f"{name} ({what})" for name, what in found.items() if name not in self._left_out]
-        if names:
-            self._left_out |= found
-            warn(
-                f"backups and checkpoints cannot hold {', '.join(names)}: it is left out, and stays as it is "
-                "when they are put back."
-            )
-        return state
+        held: dict[str, Any] = hold(state, self._left_out, NOT_HELD)
+        return held
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write what `read` or `collect` returned, and what is beside it; see `files.save`.
