@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._validation import check_choice, is_number, whole_number
-from ..checkpoint.callbacks import Callbacks, StateCallback
+from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.early_stop import EarlyStop
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
@@ -111,9 +111,8 @@ def build_components(given: Settings) -> Components:
     sentry = Sentry(guard)
     has_folder = given.checkpoint_dir is not None or given.save_callback is not None
     early_stop = EarlyStop(given.early_stopping, given.monitor, mode, announcer)
-    callbacks = Callbacks(given.save_callback, given.load_callback, given.state_callback)
     persistence = Persistence(
-        replace(callbacks, state=callbacks.state and StateCallback(callbacks.state)),
+        Callbacks.of_user(given.save_callback, given.load_callback, given.state_callback),
         backup_every=given.backup_every,
         backup_dir=given.backup_dir,
         checkpoint_dir=given.checkpoint_dir,
