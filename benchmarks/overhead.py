@@ -11,8 +11,9 @@ Then what it takes to make a table, and how long a checkpoint stops the training
 first epoch, with nothing between the steps and with a millisecond, up to N = 1e8, and what `quartiles()` takes there;
 and which part of a step takes how much of it.
 
-    python benchmarks/overhead.py            all of it, about twenty minutes and 4 GB of memory and disk
-    python benchmarks/overhead.py --quick    the smallest sizes, under a minute
+    python benchmarks/overhead.py                      all of it, about twenty minutes and 4 GB of memory and disk
+    python benchmarks/overhead.py --quick              the smallest sizes, under a minute
+    python benchmarks/overhead.py --waits --large 0    tables, checkpoints and first epochs alone, up to N = 1e7
 """
 
 from __future__ import annotations
@@ -396,19 +397,9 @@ def memory(size: int, batch_size: int) -> float:
     return (peak - 16 * size) / 1e6
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the smallest size only")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 1_000_000, 10_000_000])
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 256, 2048])
-    parser.add_argument("--large", type=int, default=10**8, help="samples of the largest table; 0 for none")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print(f"{processor()}, numpy {np.__version__}, Python {platform.python_version()}", flush=True)
-    sizes = [50_000] if options.quick else options.sizes
-    repeats = 3 if options.quick else options.repeats
-    steps_cost = print_epochs(sizes, options.batches, repeats)
+def print_steps(sizes: list[int], batch_sizes: list[int], repeats: int, *, quick: bool) -> None:
+    """What a step costs, and which part of it takes how much."""
+    steps_cost = print_epochs(sizes, batch_sizes, repeats)
     print(f"\n{'N':>12}{'first batch ms':>16}{'torch':>9}{'worst step ms, B=32':>21}{'B=512':>8}{'memory MB':>11}")
     for size in sizes:
         ours, peer = first_batch(size, repeats)
@@ -418,17 +409,32 @@ def main() -> None:
     print("must: first batch 5 ms (aim 2) at N = 1e7; worst step 2 ms (aim 0.6)")
     print("memory: the peak beside the table's 16 bytes a sample (at N = 1e6 for larger N); must: 5 MB")
     print_shares(50_000, 32, repeats)
-    if not options.quick:
+    if not quick:
         print_shares(1_000_000, 256, repeats)
-    print_memory_costs([10**6] if options.quick else [10**6, 10**7, *([options.large] if options.large else [])])
-    print_first_epochs(
-        [10**6] if options.quick else [10**7, *([options.large] if options.large else [])], min(repeats, 3)
-    )
-    if options.large and not options.quick:
-        print_large(options.large)
     small, large = (50_000, 256), (10_000_000, 256)
     if small in steps_cost and large in steps_cost:
         print(f"step at N = 1e7 over N = 5e4, B = 256: {steps_cost[large] / steps_cost[small]:.2f} (must 2.5, aim 1.5)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the smallest size only")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[50_000, 1_000_000, 10_000_000])
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 256, 2048])
+    parser.add_argument("--large", type=int, default=10**8, help="samples of the largest table; 0 for none")
+    parser.add_argument("--waits", action="store_true", help="only what training waits for: tables, checkpoints, ...")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{processor()}, numpy {np.__version__}, Python {platform.python_version()}", flush=True)
+    repeats = 3 if options.quick else options.repeats
+    if not options.waits:
+        print_steps([50_000] if options.quick else options.sizes, options.batches, repeats, quick=options.quick)
+    beyond = [options.large] if options.large else []
+    print_memory_costs([10**6] if options.quick else [10**6, 10**7, *beyond])
+    print_first_epochs([10**6] if options.quick else [10**7, *beyond], min(repeats, 3))
+    if options.large and not options.quick:
+        print_large(options.large)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class Engine:
         self.emitter.stop_timing()
         return ticket
 
-    def draw_ahead(self, *, is_fetched: bool = False) -> Ticket | None:
+    def draw_ahead(self, is_fetched: bool = False) -> Ticket | None:
         """Draw the next batch while another one is being trained on; call `begin` when its own training begins.
 
         Args:
@@ -156,7 +156,7 @@ class Engine:
         while True:
             number, steps = pace.step + pace.num_out, pace.budget.steps
             progress = number / steps if steps is not None and number < steps else pace.progress_at(number)
-            if progress >= 1 or pace.is_stopped:
+            if progress >= 1.0 or pace.is_stopped:
                 if self.controller.experiment.asks_probe and not (pace.is_stopped or is_fetched):
                     return draws.draw_last(self, number)
                 draws.draw_nothing(self)
@@ -237,7 +237,7 @@ class Engine:
                 self.plan.hand_back(ticket.batch)
                 self.pace.num_out -= not ticket.batch.chunk.is_extra
 
-    def between_steps(self, *, held_back: int = 0, closing: bool = False) -> None:
+    def between_steps(self, held_back: int = 0, closing: bool = False) -> None:
         """Take backups and write checkpoints that are due; between steps, model and scheduler are at the same step.
 
         Args:
@@ -292,7 +292,8 @@ class Engine:
     def _report(
         self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
     ) -> Outcome:
-        is_heard, turns, pace, sentry = self.announcer.is_heard, self.turns, self.pace, self.sentry
+        is_heard, turns = self.announcer.is_heard, self.turns
+        pace, sentry = self.pace, self.sentry
         if is_heard:
             self.emitter.start_timing()
         while True:

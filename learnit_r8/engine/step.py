@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..guard.monitor import MOST_SUSPICION, Memory
+from ..guard.monitor import Memory
 from ..guard.verdict import GOOD, Verdict
 from ..recovery.lineage import LOOK_MASK
 from ..sampling.chunk import OPEN, OUT_AGAIN, REPORTED, Chunk
@@ -71,12 +71,14 @@ def judge(
 ) -> Fields:
     """Read a loss and judge it; asks guard and schedule, and changes nothing. See `R8Scheduler.report`."""
     _, epoch, _, rate, _, _, (chunk, slot, _) = ticket
-    table, sentry, pace, controller, rates = run.table, run.sentry, run.pace, run.controller, run.rates
-    step, losses, state, storage = pace.step, sentry._losses, chunk.states[slot], table.storage
+    # Four in one line would make a tuple.
+    table, sentry, pace = run.table, run.sentry, run.pace
+    controller, rates, storage = run.controller, run.rates, table.storage
+    step, losses, state = pace.step, sentry._losses, chunk.states[slot]
     # As `Batch.is_out` says, without its call: this is asked at every step.
-    is_out = (slot < chunk.drawn if state == OPEN else state == OUT_AGAIN) and chunk.table is table
-    if not is_out or run.turns.busy is not None:
-        _check_out(run, ticket, is_out=is_out)
+    is_out = slot < chunk.drawn if state == OPEN else state == OUT_AGAIN
+    if not is_out or chunk.table is not table or run.turns.busy is not None:
+        _check_out(run, ticket)
     numbers: Numbers
     is_of_batch = type(loss) is float and storage.part_size == WHOLE_BATCH
     if is_of_batch and part_size is None and predictions is None and run.feed is None:
@@ -97,23 +99,26 @@ def judge(
     suspicion = math.nan
     if controller.lineage.updates & LOOK_MASK == LOOK_MASK or run.announcer.is_heard:
         suspicion = sentry.suspicion_of(memory)
-    is_known = kind == storage.part_size and (numbers[2] >= 0 or storage.are_offsets)
-    is_alone = is_quiet and not controller.quarantine.is_watching and chunk.sweep == run.plan._planner.num_sweeps
-    is_plain, steps = is_known and is_alone and verdict is GOOD, pace.budget.steps
+    is_plain, steps = is_quiet and verdict is GOOD and not controller.quarantine.is_watching, pace.budget.steps
+    if kind != storage.part_size or chunk.sweep != run.plan._planner.num_sweeps:
+        # The first report, or one that comes late.
+        is_plain = False
+    elif not (numbers[2] >= 0.0 or storage.are_offsets):
+        is_plain = False
     if type(rates.schedule) is Kept:
         # Whatever the progress, which need not be known.
         lr = 1.0
     else:
-        progress = (step + 1) / steps if steps is not None and step + 1 < steps else pace.progress_at(step + 1)
-        lr = rates.last[1] if progress == rates.last[0] else rates.scheduled(progress)
+        after = step + 1
+        lr = rates.scheduled(after / steps if steps is not None and after < steps else pace.progress_at(after))
     return step, losses, place, numbers, kind, expected, verdict, memory, lr, suspicion, is_plain
 
 
-def _check_out(run: Engine, ticket: Ticket, *, is_out: bool) -> None:
+def _check_out(run: Engine, ticket: Ticket) -> None:
     """Raise RuntimeError for a ticket that is not out, or that the load callback reports."""
     if run.persistence.is_restoring and run.turns.is_mine:
         raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
-    if is_out:
+    if ticket.batch.is_out and ticket.batch.chunk.table is run.table:
         return
     if run.turns.busy is not None:
         # What another call is doing with it, or has left half done, is the reason.
@@ -196,10 +201,11 @@ def learn(run: Engine, ticket: Ticket, judged: Fields) -> Tally | None:
     """
     _, _, (chunk, slot, _), numbers, kind, _, verdict, memory, lr, suspicion, is_plain = judged
     mean, means, lowest, predictions = numbers
-    reported, table, pace, storage = mean, run.table, run.pace, run.table.storage
-    trend, tally, ended = storage.batch_trend, run._tally, None
+    reported, table, pace = mean, run.table, run.pace
+    storage, tally, ended = table.storage, run._tally, None
+    trend = storage.batch_trend
     run.sentry.keep(verdict, memory)
-    if trend.is_early or lowest < 0:
+    if trend.is_early or lowest < 0.0:
         storage.part_size = kind
         if trend.is_early:
             mean, means, lowest = trend.believed(mean, means, lowest)
@@ -214,7 +220,7 @@ def learn(run: Engine, ticket: Ticket, judged: Fields) -> Tally | None:
     tally.num_good += 1
     tally.total += reported
     tally.samples += len(ticket.indices)
-    run.controller.accepted(reported, ticket, lr, not suspicion >= 2 * MOST_SUSPICION)
+    run.controller.accepted(reported, ticket, lr, suspicion)
     if pace.budget.steps is None:
         pace.begin_break()
     if not pace.step % run.plan.steps_per_pass:

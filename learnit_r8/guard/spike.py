@@ -162,8 +162,8 @@ class SpikeGuard:
 
     def suspicion(self, state: SpikeState) -> float:
         """Evidence as a share of the alarm, at most 1; at least 0.5 during a drift, so that no backups are taken."""
-        evidence = max(state.evidence / state.reference.alarm, state.past.raised / ALARM)
-        return max(0.5 * (state.past.drifted > 0), min(1.0, evidence))
+        evidence, _, reference, past, _ = state
+        return min(1.0, max(evidence / reference.alarm, past.raised / ALARM, 0.5 * (past.drifted > 0)))
 
     def calmed(self, state: SpikeState) -> SpikeState:
         """The state without its evidence, as the weights were found healthy."""

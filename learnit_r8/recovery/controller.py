@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..events.bus import Announcer
-from ..guard.monitor import Sentry
+from ..guard.monitor import MOST_SUSPICION, Sentry
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Ticket
 from ..table.losses import Reading
@@ -126,14 +126,14 @@ class RecoveryController:
         """Whether one of the first losses is so high that its batch is left out."""
         return self._first_steps.suspicion(loss) > FAR
 
-    def accepted(self, loss: float, ticket: Ticket, scheduled_lr: float, is_calm: bool) -> None:
+    def accepted(self, loss: float, ticket: Ticket, scheduled_lr: float, suspicion: float) -> None:
         """Note a loss that was learned from.
 
         Args:
             loss: The mean loss.
             ticket: Its batch.
             scheduled_lr: The scheduled rate.
-            is_calm: Whether the guard suspects nothing, where it looks.
+            suspicion: How close the guard is to refusing; NaN if it was not asked, as at most updates.
         """
         if self.quarantine.is_watching:
             self.quarantine.cleared(ticket.indices)
@@ -152,7 +152,7 @@ class RecoveryController:
         if not self.is_quiet:
             self._note_good(scheduled_lr)
         if not lineage.updates & LOOK_MASK:
-            self._look(loss, is_calm=is_calm)
+            self._look(loss, is_calm=not suspicion >= 2 * MOST_SUSPICION)
         if self.is_early:
             self._first_steps.note(ticket, loss)
             self.is_look_due = self.is_look_due or self._first_steps.is_measuring

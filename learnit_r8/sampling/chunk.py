@@ -134,7 +134,7 @@ class Chunk:
         self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
         self.predictions: dict[int, NDArray[np.float32]] = {}
         self.trends = array("d", bytes(8 * len(expected)))
-        self.rates = array("d", bytes(8 * len(expected)))
+        self.rates = [0.0] * len(expected)
 
     def batch(self, slot: int) -> Batch:
         """The batch at a position of the chunk."""
@@ -281,7 +281,7 @@ class Chunk:
         chunk.handed[:] = handed
         chunk.states = bytearray(np.asarray(state["states"], np.uint8).tobytes())
         chunk.drawn = int(state["drawn"])
-        chunk.rates = array("d", np.asarray(state["rates"], np.float64).tobytes())
+        chunk.rates = np.asarray(state["rates"], np.float64).tolist()
         return chunk
 
 

@@ -95,9 +95,10 @@ class Permutation:
 
     def _rest(self, left: NDArray[np.uint32], right: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """The remaining rounds, given the halves after the first one."""
-        right = _wrapped(right + self._shifts[1].take(left), self._columns)
-        left = _wrapped(left + self._shifts[2].take(right), self._rows)
-        right = _wrapped(right + self._shifts[3].take(left), self._columns)
+        # All are in range, and "wrap" spares a check of that.
+        right = _wrapped(right + self._shifts[1].take(left, mode="wrap"), self._columns)
+        left = _wrapped(left + self._shifts[2].take(right, mode="wrap"), self._rows)
+        right = _wrapped(right + self._shifts[3].take(left, mode="wrap"), self._columns)
         left *= np.uint32(self._columns)
         left += right
         return left

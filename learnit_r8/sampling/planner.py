@@ -28,6 +28,9 @@ CHUNK_BATCHES = 8
 MOST_SAMPLES = 2**16
 """A chunk has at least `CHUNK_BATCHES` batches unless they have more samples than this, which limits memory."""
 
+PLANNING_BYTES = 160
+"""More bytes than planning takes for each sample of a chunk."""
+
 POOL_SAMPLES, POOL_BATCHES = 2**12, 8
 """A batch outside the pass is chosen from at least this many random samples, and at least this many batches of them."""
 
@@ -67,6 +70,9 @@ class Planner:
         batches = -(-size // batch)
         wanted = min(max(CHUNK_SAMPLES, CHUNK_BATCHES * batch), max(MOST_SAMPLES, batch))
         self._chunk_size = -(-batches // max(1, round(size / wanted))) * batch
+        # Freed at once: glibc hands free memory back to the system beyond twice the largest block freed before, so that
+        # planning would have to find a part of its memory again for each chunk, up to a tenth of all time.
+        np.empty(min(self._chunk_size, MOST_SAMPLES) * PLANNING_BYTES, np.uint8)
         self._num_outside = 0
         self._sweep = self._new_sweep()
 

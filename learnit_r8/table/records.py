@@ -158,7 +158,7 @@ def count_use(records: NDArray[Any]) -> NDArray[np.float32]:
     """Count one more use of each record; float32[M], the new counts."""
     uses = records["usage_count"]
     uses += np.uint16(1)
-    if not uses.all():
-        uses[uses == 0] = MOST_USES
     counts: NDArray[np.float32] = uses.astype(np.float32)
+    if not counts.min(initial=1):
+        uses[uses == 0] = counts[counts == 0] = MOST_USES
     return counts

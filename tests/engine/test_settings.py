@@ -2,13 +2,8 @@
 
 import dataclasses
 import inspect
-import os
 import pydoc
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +12,7 @@ import learnit_r8
 from learnit_r8 import R8Scheduler, scheduler
 from learnit_r8.checkpoint.run_config import arguments_of
 from learnit_r8.engine.settings import KEPT, CommonSettings, NewGoal, SchedulerSettings, Settings
+from tests.package_copy import copy_package, replace_in, run_beside
 
 PARAMETERS = {name: each for name, each in inspect.signature(R8Scheduler.__init__).parameters.items() if name != "self"}
 
@@ -84,33 +80,19 @@ except TypeError as error:
 
 def test_an_argument_is_added_in_two_files(tmp_path):
     """The public signature and `Settings`: then it reaches the parts, checkpoints, listeners, adapters and messages."""
-    package = tmp_path / "learnit_r8"
-    shutil.copytree(Path(learnit_r8.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    package = copy_package(tmp_path)
     public, settings = package / "scheduler.py", package / "engine" / "settings.py"
-    _replace(public, "seed: int = 0, clock", 'colour: str = "blue", seed: int = 0, clock')
-    _replace(public, "listeners=listeners,", "listeners=listeners, colour=colour,")
+    replace_in(public, "seed: int = 0, clock", 'colour: str = "blue", seed: int = 0, clock')
+    replace_in(public, "listeners=listeners,", "listeners=listeners, colour=colour,")
     about = 'colour: str = field(metadata=_about("hue", kept=NOTED))'
-    _replace(settings, "    seed: int = field", f"    {about}\n    seed: int = field")
-    _replace(settings, "    seed: int\n", "    colour: str\n    seed: int\n")
+    replace_in(settings, "    seed: int = field", f"    {about}\n    seed: int = field")
+    replace_in(settings, "    seed: int\n", "    colour: str\n    seed: int\n")
 
-    code = ADDED.format(name="colour", folder=(tmp_path / "saved").as_posix())
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert run_beside(tmp_path, ADDED.format(name="colour", folder=(tmp_path / "saved").as_posix())) == [
         "red blue red green red",
         "cyan",
         "attach() got an unexpected keyword argument 'hue'. Did you mean 'colour'?",
     ]
-
-
-def _replace(path, old, new):
-    text = path.read_text(encoding="utf-8")
-    assert text.count(old) == 1, old
-    path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 @pytest.mark.parametrize("resume", ["nowhere", "auto"])

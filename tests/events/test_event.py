@@ -9,6 +9,36 @@ import pytest
 from learnit_r8 import events
 from learnit_r8.events import EVENTS
 from tests.drive import INF, NAN, FakeClock, Weights, make, train
+from tests.package_copy import copy_package, replace_in, run_beside
+
+ADDED = '''
+
+@dataclass(frozen=True)
+class Milestone(Event):
+    """The run has come to a place that the user has named.
+
+    Attributes:
+        name: Its name.
+    """
+
+    name: str
+'''
+
+USED = """
+from learnit_r8 import R8Scheduler, events
+from learnit_r8.cli import main
+from learnit_r8.journal.run import Run
+
+r8 = R8Scheduler(8, batch_size=4, num_epochs=1, listeners=[print], run_dir="shown")
+for indices, _ in r8.batch_iterator():
+    r8.update_with_loss(indices + 1.0)
+    r8.host.announcer.tell(events.Milestone, name="the top")
+r8.close()
+print([record.event for record in Run("shown").poll() if isinstance(record.event, events.Milestone)])
+main(["report", "shown"])
+with open("shown/report.html", encoding="utf-8") as page:
+    print("has come to the top" in page.read())
+"""
 
 
 @pytest.mark.parametrize("kind", EVENTS.values())
@@ -94,3 +124,20 @@ def test_refused_vector_names_its_samples():
     refused = [event for event in heard if isinstance(event, events.BatchRefused)]
 
     assert refused[0].samples == (int(ticket.indices[1]), int(ticket.indices[3]))
+
+
+def test_an_event_is_added_in_two_files(tmp_path):
+    """Its class and its text: then listeners hear it, and journals and reports have it."""
+    package = copy_package(tmp_path)
+    module = package / "events" / "run.py"
+    module.write_text(module.read_text(encoding="utf-8") + ADDED, encoding="utf-8")
+    case = 'case events.Milestone():\n            return EventText(INFO, f"has come to {event.name}")\n        '
+    text = package / "dashboard" / "event_text.py"
+    replace_in(text, "case events.RunResumed():", f"{case}case events.RunResumed():")
+
+    lines = run_beside(tmp_path, USED)
+
+    heard = [line for line in lines if line.startswith("Milestone(")]
+    assert [line.partition(", seconds")[0] for line in heard] == ["Milestone(step=1", "Milestone(step=2"]
+    assert f"[{', '.join(heard)}]" in lines
+    assert lines[-1] == "True"

@@ -13,6 +13,47 @@ from learnit_r8 import Context, Policy, match_mean
 from learnit_r8.policies import POLICIES, Balanced, EvenGroups, MatchMean, Quartile, Shuffle, Steady, get_policy
 from tests.common import KINDS, PolicySuite, build, candidates, generator, random_losses, run_pass
 from tests.examples import examples
+from tests.package_copy import copy_package, replace_in, run_beside
+
+ADDED = '''"""Each sample once per pass, the hardest ones first."""
+
+import numpy as np
+
+from .base import Policy
+
+
+class HardestFirst(Policy):
+    """The samples of a chunk by falling loss."""
+
+    name = "hardest_first"
+    is_random = False
+
+    def arrange(self, chunk, batch_size, rng):
+        return np.argsort(-chunk.loss, kind="stable")
+'''
+
+USED = """
+from learnit_r8 import R8Scheduler
+from learnit_r8.cli import main
+
+r8 = R8Scheduler(8, batch_size=4, num_epochs=2, policy="hardest_first", checkpoint_dir="saved", run_dir="shown")
+for _ in r8.epoch_iterator():
+    for indices, _ in r8.batch_iterator():
+        r8.update_with_loss(indices + 1.0)
+        if r8.global_step == 2:
+            saved = r8.save_checkpoint().path
+r8 = R8Scheduler.resume_from_checkpoint(saved)
+for indices, _ in r8.batch_iterator():
+    print(sorted(indices.tolist()))
+    r8.update_with_loss(indices + 1.0)
+try:
+    R8Scheduler(8, batch_size=4, num_epochs=2, policy="hardest")
+except ValueError as error:
+    print(error)
+main(["report", "shown"])
+with open("shown/report.html", encoding="utf-8") as page:
+    print("hardest_first" in page.read())
+"""
 
 QUARTERS = [0, 0.25, 0.5, 0.75, 1]
 SEEDS_SHARES = [0, 0.25, 0.75, 1]
@@ -527,3 +568,19 @@ def test_selection_may_be_a_bare_mask():
     keep, weights = get_policy(Bare()).select(candidates(np.array([0.5, 2.0])), Context(0.5, 1, 2, 1.0), generator())
 
     assert (keep.tolist(), weights) == ([False, True], None)
+
+
+def test_a_policy_is_added_in_two_files(tmp_path):
+    """Its module and the registry: then runs, checkpoints, messages and reports know it by its name."""
+    policies = copy_package(tmp_path) / "policies"
+    (policies / "hardest_first.py").write_text(ADDED, encoding="utf-8")
+    registry = policies / "registry.py"
+    replace_in(registry, "from .match_mean", "from .hardest_first import HardestFirst\nfrom .match_mean")
+    replace_in(registry, '"steady", "focus"]', '"steady", "focus", "hardest_first"]')
+    replace_in(registry, "STEADY, Focus())", "STEADY, Focus(), HardestFirst())")
+
+    first, second, message, *_, is_reported = run_beside(tmp_path, USED)
+
+    assert [first, second] == ["[4, 5, 6, 7]", "[0, 1, 2, 3]"]
+    assert "'hardest_first'" in message
+    assert is_reported == "True"
