@@ -136,7 +136,7 @@ class R8Scheduler:
             If it takes the keyword ``from_ram``, that says which; ``is_resume`` says whether the run continues in a new
             process, or from a checkpoint that you asked for, rather than after damage.
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one
-            before the first step.
+            before the first step. With an adapter, these callbacks add to what that keeps (docs/any_training.md).
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
             epoch, or forty times a run without epochs (at least 10 steps apart), every 30 s, and closer in a young run
             if copies are cheap (docs/recovery.md).
@@ -1191,6 +1191,8 @@ class R8Scheduler:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.host.feed is not None and any(error):
+            self.host.feed.explain(error[1])
         # Unlike sys.exc_info(), this knows nothing of an exception that is being handled around the whole run.
         self._close(is_whole=not error or error[0] is None)
 

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..checkpoint.callbacks import Callbacks
+from ..checkpoint.callbacks import OWN, Callbacks
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_fit import fit, unpack_saved
-from ..checkpoint.state_form import is_key, leave_out, pack
+from ..checkpoint.state_form import hold, is_key, pack
 from ..checkpoint.state_tree import is_holder, nnx_of, open_node
-from ..events.caller import warn
 from ..sampling.random_generators import random_state, set_random_state
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Outcome
 
 _NOTHING: Any = object()
+
+NOT_HELD = "checkpoints cannot hold {}: it is left out, and stays as it is when they are loaded."
 
 
 class Place(Protocol):
@@ -47,7 +48,7 @@ class DrivenState:
         self._place, self._gather = place, gather
         self._after: Any = _NOTHING
         self._num_loads = 0
-        self._left_out: set[str] = set()
+        self._left_out: dict[str, str] = {}
 
     def callbacks(self) -> Callbacks:
         """The callbacks that a scheduler adopts."""
@@ -98,30 +99,26 @@ class DrivenState:
 
     def collect(self) -> dict[str, Any]:
         """The state as `save` writes it; where it is on several processes, all of them must call it."""
-        left_out: dict[str, str] = {}
         live = self._live() if self._gather is None else _gathered(self._live(), self._gather)
-        state = leave_out(live, left_out, holders=True)
-        for name in left_out.keys() - self._left_out:
-            self._left_out.add(name)
-            warn(
-                f"checkpoints cannot hold {name} ({left_out[name]}): it is left out, and stays as it is when "
-                "they are loaded."
-            )
+        state = hold(live, self._left_out, NOT_HELD, holders=True)
         return {"state": pack(state, holders=True), "random": random_state()}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write the state to a file without pickled objects.
 
         Args:
-            state_dict: Of several processes it holds what `collect` returned, under "model".
+            state_dict: Under "model", what the user's own callbacks keep beside it, and of several processes what
+                `collect` returned.
             filepath: The file.
         """
-        content = encode(self.collect() if self._gather is None else state_dict["model"])
+        model = state_dict.get("model", {})
+        beside = {OWN: model[OWN]} if OWN in model else {}
+        content = encode({**self.collect(), **beside} if self._gather is None else model)
         with open(open_output(filepath), "wb") as file:
             file.write(content)
 
-    def load(self, source: Any, *, from_ram: bool = False) -> None:
-        """Put a state back.
+    def load(self, source: Any, *, from_ram: bool = False) -> Any:
+        """Put a state back; returns what the user's own callbacks keep beside it, None if nothing.
 
         Args:
             source: The path of a file that `save` wrote, or with ``from_ram`` a copy of what `read` returned, which is
@@ -134,17 +131,13 @@ class DrivenState:
         if not from_ram:
             source = decode(Path(source).read_bytes())
             restored = fit(unpack_saved(source["state"]), self._live())
-        elif isinstance(source, Mapping) and isinstance(source.get("form"), Form):
-            restored = source["form"].make(source["state"])
         else:
-            raise ValueError(
-                f"load_callback must be given together with state_callback, got a backup of the latter's own kind, a "
-                f"{type(source).__name__}; give both, or neither and let the loop keep its state."
-            )
+            restored = source["form"].make(source["state"])
         self._place.state = restored
         self._num_loads += 1
         if not from_ram:
             set_random_state(source["random"])
+        return source.get(OWN)
 
 
 class Form:

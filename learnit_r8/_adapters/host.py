@@ -60,8 +60,8 @@ class Host(Protocol):
         copy_into: Callable[[Any, Any], Any] | None = None,
         witness_size: int = 1,
         is_other: bool = False,
-    ) -> None:
-        """Use an adapter's callbacks where the user gave none."""
+    ) -> Callbacks:
+        """Let an adapter's callbacks keep the model, beside the user's own; returns those that are called."""
 
     @property
     def controller(self) -> RecoveryController:

@@ -7,51 +7,14 @@ batches there are does not depend on how far ahead it happens to be.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from ..engine.feed.trainers import PlainTrainer, PrefetchTrainer
 from .host import check_scheduler, num_left
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Outcome, Ticket
     from ..scheduler import R8Scheduler
-
-
-class Trainer(Protocol):
-    """Trains on the batches of a `Prefetch`; an adapter that does so joins it."""
-
-    def settle(self) -> object:
-        """Report every loss that is held back."""
-
-    def forget(self) -> object:
-        """Drop the losses that are held back."""
-
-    def before_iteration(self) -> None:
-        """A loader is about to set itself up for an iteration."""
-
-    def before_first_batch(self) -> None:
-        """The first batch of an iteration is about to be drawn."""
-
-    def between_steps(self) -> None:
-        """A loader asks for a batch, which it does between two steps of the training."""
-
-    def before_probe(self) -> None:
-        """A probe is about to be drawn: the gradients of other batches must not be added to its own."""
-
-
-class PlainLoop:
-    """The trainer where no adapter has joined: a loop that reports each loss at once.
-
-    Args:
-        r8: The scheduler.
-    """
-
-    def __init__(self, r8: R8Scheduler) -> None:
-        self.between_steps = r8.host.between_steps
-
-    def settle(self) -> None:
-        """Do nothing."""
-
-    forget = before_iteration = before_first_batch = before_probe = settle
 
 
 class Prefetch:
@@ -77,7 +40,7 @@ class Prefetch:
         self.epoch: list[Ticket] = []
         self.current: Ticket | None = None
         self.reader: Any = None
-        self.trainer: Trainer = PlainLoop(r8)
+        self.trainer: PrefetchTrainer = PlainTrainer(r8.host.between_steps)
         self._begun: deque[Ticket] = deque()
 
     @classmethod
@@ -109,7 +72,7 @@ class Prefetch:
             )
         return prefetch
 
-    def join(self, trainer: Trainer) -> None:
+    def join(self, trainer: PrefetchTrainer) -> None:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""
         self.trainer = trainer
 
@@ -127,7 +90,7 @@ class Prefetch:
         Raises:
             RuntimeError: it is not clear which batch it is.
         """
-        is_plain = isinstance(self.trainer, PlainLoop) and self.reader is not None
+        is_plain = isinstance(self.trainer, PlainTrainer) and self.reader is not None
         return self.reader.in_hand() if is_plain and self.waiting else None
 
     def open(self, reader: Any) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .._validation import shortened
+
+OWN = "callbacks"
+"""Name of what the user's own callbacks keep, in the states of adapters."""
 
 
 class RankLost(RuntimeError):
@@ -43,6 +46,7 @@ class Callbacks:
         examine: ``(refusal)``: looks for the cause of a refusal and returns a finding (`recovery.incidents.finding`).
         in_hand: ``()``: copies of the refused batch and of the random generators at its start, by name, for the record
             of an incident.
+        own: The user's own callbacks that these, an adapter's, were joined with; None where there are none.
 
     Raises:
         TypeError: one is neither callable nor None, or does not accept the arguments it will be called with.
@@ -55,10 +59,17 @@ class Callbacks:
     generators: Generators | None = None
     examine: Callable[[Any], Any] | None = None
     in_hand: Callable[..., dict[str, Any]] | None = None
+    own: Callbacks | None = None
 
     def __post_init__(self) -> None:
         for name in ("save", "load", "state"):
             check_callback(f"{name}_callback", getattr(self, name))
+
+    @classmethod
+    def of_user(cls, save: Any, load: Any, state: Any) -> Callbacks:
+        """Make those that `R8Scheduler` was given."""
+        given = cls(save, load, state)
+        return replace(given, state=given.state and StateCallback(given.state))
 
     def model_state(self, newest: Any) -> Any:
         """The model state for `save`.
@@ -109,6 +120,11 @@ class StateCallback:
             raise
 
 
+def keeps_model(load: Any) -> bool:
+    """Whether a load callback is an adapter's that was given to `R8Scheduler` itself, as `attach` does."""
+    return hasattr(getattr(load, "__self__", None), "keeps_model")
+
+
 FORMS = {
     "save_callback": "(state_dict, filepath) or (filepath)",
     "load_callback": "(source), with the keywords from_ram= and is_resume= or without",
@@ -155,10 +171,15 @@ def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool, is_r
         RuntimeError: the callback raised; the message says what it was given.
     """
     try:
-        callback(source, **_keywords(callback, from_ram=from_ram, is_resume=is_resume))
+        load_with(callback, source, from_ram=from_ram, is_resume=is_resume)
     except Exception as error:
         given = f"the RAM backup, a {type(source).__name__}" if from_ram else f"the path {source!r}"
         raise RuntimeError(f"load_callback must restore the model from {given}, but raised {error!r}.") from error
+
+
+def load_with(callback: Any, source: Any, **given: bool) -> Any:
+    """Call a load callback with those of the keywords that it has; returns what it does."""
+    return callback(source, **_keywords(callback, **given))
 
 
 def _keywords(callback: Callable[..., Any], **given: bool) -> dict[str, bool]:

@@ -158,7 +158,7 @@ class SharedBackups:
             done()
             self._turn_off(str(error))
             return
-        whole = {**content, "backup": packed, "proved": [[at] for at in proved], "made": time.time()}
+        whole = {**content, "backup": packed, "proved": [*proved], "made": time.time()}
         self._thread = threading.Thread(
             target=self._write, args=(whole, step, kept, done), name="learnit_r8 shared memory", daemon=True
         )
@@ -323,7 +323,7 @@ class SharedBackups:
         if isinstance(state, dict):
             state = ResumedState(state)
         proved = []
-        for step, *_ in content["proved"]:
+        for step in content["proved"]:
             file = self._folder / f"gen_{step:012d}.r8"
             if file != path and file.exists():
                 with contextlib.suppress(*_DAMAGE):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..events.caller import warn
 from . import tensors
 from .state_tree import Node, is_own_kind, open_node
 
@@ -204,6 +205,24 @@ def leave_out(state: Any, found: dict[str, str], key: str = "", *, holders: bool
         return state
     parts = [leave_out(part, found, f"{key}.{name}", holders=holders) for name, part in node.parts.items()]
     return state if all(map(operator.is_, parts, node.parts.values())) else node.build(parts)
+
+
+def hold(state: Any, told: dict[str, str], text: str, *, holders: bool = False) -> Any:
+    """A state without what cannot be held, which a warning names the first time.
+
+    Args:
+        state: Anything.
+        told: What was named already; gets the rest.
+        text: The warning, with a place for the names.
+        holders: Whether objects with ``state_dict()`` are looked into.
+    """
+    found: dict[str, str] = {}
+    state = leave_out(state, found, holders=holders)
+    names = [f"{name} ({what})" for name, what in found.items() if name not in told]
+    if names:
+        told |= found
+        warn(text.format(", ".join(names)))
+    return state
 
 
 def take_apart(state: Any, shelf: Shelf, *, holders: bool = False) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from .. import __version__
 from .._validation import whole_number
-from ..dashboard.state.view import View
+from ..dashboard.replay import view_of
 from ..dashboard.text import clean
 from ..events.codec import strict_json
 from ..journal.run import Run, UnreadableRun, find_run, runs_folder
@@ -90,7 +90,7 @@ class RunTools:
     def compare_runs(self, runs: list[str]) -> dict[str, Any]:
         """Compare two runs or more: their figures, which is better in each, and the settings that differ."""
         opened = [self._open(run) for run in runs]
-        return compare.facts_of(opened, [View.of(record.event for record in run.records()) for run in opened])
+        return compare.facts_of(opened, [view_of(run) for run in opened])
 
     def ask(
         self,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..dashboard.render.compare import chart_of
+from ..dashboard.replay import view_of
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View
 from ..dashboard.text import Line, clean, figure
@@ -25,7 +26,7 @@ HEIGHT = 14
 def compare(options: argparse.Namespace) -> int:
     """Print the figures of runs, with a star at the best one, the settings that differ, and their curves."""
     runs = [Run(find_run(name)) for name in options.runs]
-    views = [View.of(record.event for record in run.records()) for run in runs]
+    views = [view_of(run) for run in runs]
     facts = facts_of(runs, views)
     names = [clean(name, WIDEST) for name in names_of(runs)]
     if options.html:

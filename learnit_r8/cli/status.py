@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._validation import did_you_mean
+from ..dashboard.replay import view_of
 from ..dashboard.state.view import View
 from ..dashboard.text import clean, clock, number
 from ..events.codec import strict_json
@@ -105,7 +106,7 @@ def _sorted(runs: list[Path], metric: str) -> list[Path]:
 def _whole_view(folder: Path) -> View:
     """The view of a run from all its records, as the best value may be in any; an empty one where none can be read."""
     try:
-        return View.of(record.event for record in Run(folder).records())
+        return view_of(Run(folder))
     except UnreadableRun:
         return View()
 

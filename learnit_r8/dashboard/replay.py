@@ -1,4 +1,4 @@
-"""The replay of a run from its folder, at any speed."""
+"""The replay of a run from its folder, at any speed or at once."""
 
 from __future__ import annotations
 
@@ -110,3 +110,11 @@ class Replay:
                 self.speed *= FACTOR if action is Action.FASTER else 1 / FACTOR
                 return f"{self.speed:.3g} training seconds per second"
         return ""
+
+
+def view_of(run: Run) -> View:
+    """The state after all events of a run, without those that are damaged."""
+    view = View(skips_damage=True)
+    for record in run.records():
+        view.fold(record.event)
+    return view

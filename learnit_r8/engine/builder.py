@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._validation import check_choice, is_number, whole_number
-from ..checkpoint.callbacks import Callbacks, StateCallback
+from ..checkpoint.callbacks import Callbacks
 from ..checkpoint.early_stop import EarlyStop
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
@@ -137,10 +137,9 @@ def _build_persistence(
     given: Settings, steps_per_epoch: int, *, mode: str, announcer: Announcer, agreement: Agreement
 ) -> Persistence:
     """What takes backups and writes checkpoints."""
-    callbacks = Callbacks(given.save_callback, given.load_callback, given.state_callback)
     has_folder = given.checkpoint_dir is not None or given.save_callback is not None
     return Persistence(
-        replace(callbacks, state=callbacks.state and StateCallback(callbacks.state)),
+        Callbacks.of_user(given.save_callback, given.load_callback, given.state_callback),
         backup_every=given.backup_every,
         backup_dir=given.backup_dir,
         checkpoint_dir=given.checkpoint_dir,

@@ -217,6 +217,8 @@ def tell_loaded(run: Engine) -> None:
     """Tell listeners that a checkpoint was loaded, once the run has started."""
     if run.saver is not None:
         run.saver.claim()
+    # No adapter has come.
+    run.model_loader.hand_over_pending(run.persistence.callbacks.load)
     run.model_loader.tell()
 
 
@@ -224,12 +226,6 @@ def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
     """Continue from a checkpoint, by default the newest valid one."""
     checkpoint = read_from(run.persistence.store, path)
     go_on_from(run, checkpoint, checkpoint.state)
-
-
-NO_SAVE = (
-    "checkpoints hold the scheduler and no model, as there is no save_callback, and only backups in memory can put the "
-    "model back; give save_callback=, which writes it."
-)
 
 
 def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
@@ -247,9 +243,6 @@ def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
             f"resume must be 'auto', the file of a checkpoint or a folder of checkpoints, got {resume!r}, which does "
             f"not exist.{near}"
         )
-    callbacks = run.persistence.callbacks
-    if callbacks.state is not None and callbacks.load is not None and callbacks.save is None and run.saver is not None:
-        run.announcer.warn_once("no save", NO_SAVE)
 
 
 def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:

@@ -80,7 +80,8 @@ def judge(
     if not is_out or chunk.table is not table or run.turns.busy is not None:
         _check_out(run, ticket)
     numbers: Numbers
-    if type(loss) is float and storage.part_size == WHOLE_BATCH and part_size is predictions is run.feed is None:
+    is_of_batch = type(loss) is float and storage.part_size == WHOLE_BATCH
+    if is_of_batch and part_size is None and predictions is None and run.feed is None:
         # What `_read` says of nearly all losses, without its call.
         numbers, kind = (loss, loss, loss, None), WHOLE_BATCH
     else:

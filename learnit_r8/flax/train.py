@@ -64,7 +64,7 @@ def train_loop(
             ``optax.inject_hyperparams``, and reads ``metrics["losses"]``, float[B], if there is such an entry, else
             ``metrics["loss"]``; and with the losses ``metrics["predictions"]``, what
             `learnit_r8.flax.predictions_of` returned. It keeps the state (backups in RAM; checkpoints if it has a
-            ``checkpoint_dir``) unless you gave it your own callbacks: a refused batch leaves the state as it was, or
+            ``checkpoint_dir``), beside what your own callbacks keep: a refused batch leaves the state as it was, or
             replaces it with an older one. The step may donate it. A policy's weights are ``batch["weights"]``.
         resume: Whether to continue from the newest valid checkpoint in ``checkpoint_dir``, if there is one: with its
             state, key, history and scheduler.

@@ -29,6 +29,17 @@ OTHER_DATA = (
     "never asked it for batch {}."
 )
 
+REFUSED = {
+    "LearningRateScheduler": "the scheduler sets the rate at each step: give it the curve as scheduler_mode, or 'keep'",
+    "ReduceLROnPlateau": "the scheduler sets the rate at each step: choose its initial_lr, or scheduler_mode='keep'",
+    "BackupAndRestore": "it would restore Keras' epochs, but not the scheduler: use checkpoint_dir and "
+    "resume='auto' of R8Scheduler",
+}
+"""Callbacks of Keras that would do nothing or harm, and what to do instead."""
+
+
+RATE_CALLBACKS = "LearningRateScheduler", "ReduceLROnPlateau"
+
 
 class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     """Goes with an `R8Dataset` into ``model.fit(dataset, shuffle=False, callbacks=[R8Callback(dataset)])``.
@@ -38,8 +49,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     undo a refused loss it restores model and optimizer, and the running means that Keras shows (by up to 16 batches).
     Before each step it sets the learning rate on the optimizer; with ``scheduler_mode="keep"`` the rate or schedule
     stays yours, and only recovery lowers it. At the end of an epoch it passes what Keras logged on to
-    `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks that you gave the scheduler stay in
-    use; the others come from the model.
+    `R8Scheduler.log`, and when the budget is spent it stops the training. Callbacks that you gave the scheduler add to
+    what it keeps.
 
     With an `R8Scheduler` without ``num_samples`` in place of the data set, ``fit`` trains on whatever it is given: see
     `OwnBatchesCallback`.
@@ -241,18 +252,6 @@ def _check_model(model: Any, *, keeps_rates: bool) -> None:
 def _is_built(model: Any) -> bool:
     loss = model._compile_loss
     return bool(model.built and model.optimizer.built and (loss is None or loss.built))
-
-
-REFUSED = {
-    "LearningRateScheduler": "the scheduler sets the rate at each step: give it the curve as scheduler_mode, or 'keep'",
-    "ReduceLROnPlateau": "the scheduler sets the rate at each step: choose its initial_lr, or scheduler_mode='keep'",
-    "BackupAndRestore": "it would restore Keras' epochs, but not the scheduler: use checkpoint_dir and "
-    "resume='auto' of R8Scheduler",
-}
-"""Callbacks of Keras that would do nothing or harm, and what to do instead."""
-
-
-RATE_CALLBACKS = "LearningRateScheduler", "ReduceLROnPlateau"
 
 
 def check_fit(dataset: R8Dataset) -> bool:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint.callbacks import OWN
 from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_tree import is_own_kind
 from ..sampling.random_generators import set_torch_state, torch_state
@@ -19,7 +20,7 @@ SETS_RATE = (
     "learning_rate must be a number in the optimizer, as the scheduler sets it at each step, got {!r}; to keep it, "
     "give R8Scheduler scheduler_mode='keep'."
 )
-_FILE_KINDS = "model", "optimizer", "rate", "random", "devices"
+_FILE_KINDS = "model", "optimizer", "rate", "random", "devices", OWN
 
 
 class ModelState:
@@ -86,7 +87,7 @@ class ModelState:
         return {**state, "random": _random_state(), "devices": [np.array(num_devices(self._model))]}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
-        """Write what `read` returned to a file in numpy's npz format, without pickled objects.
+        """Write what `read` returned, and what is beside it, to a file in numpy's npz format, without pickled objects.
 
         Args:
             state_dict: Holds it under "model", as `R8Scheduler` passes it to a ``save_callback``.
@@ -97,8 +98,8 @@ class ModelState:
         with open(open_output(filepath), "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> None:
-        """Put all variables back.
+    def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> Any:
+        """Put all variables back; returns what the user's own callbacks keep beside them, None if nothing.
 
         Args:
             source: The path of a file that `save` wrote, or with ``from_ram`` what `read` returned.
@@ -130,6 +131,7 @@ class ModelState:
         self._random = [] if from_ram else random
         if is_resume:
             self.num_saved_devices = next(map(int, state.get("devices", [])), None)
+        return state.get(OWN)
 
     @property
     def has_random(self) -> bool:

@@ -17,6 +17,26 @@ from .state import LoopState
 
 _depth: contextvars.ContextVar[int] = contextvars.ContextVar("depth", default=0)
 
+Step = tuple[Condition | None, tuple[Call, ...]]
+"""When, None for every step, and what."""
+
+HOOKS = ("on_start", "on_step", "on_end")
+"""Methods that make an object a callback."""
+
+
+class Tasks(NamedTuple):
+    """What a loop calls.
+
+    Attributes:
+        start: Before the first batch.
+        steps: At each step, in order.
+        end: After the last batch, whatever happened.
+    """
+
+    start: tuple[Call, ...]
+    steps: tuple[Step, ...]
+    end: tuple[Call, ...]
+
 
 def loop(
     state: Any,
@@ -126,27 +146,6 @@ def _end(here: LoopState, batches: Any, plan: Tasks, watch: StopRule) -> None:
         call_each(endings)
     finally:
         here.commit()
-
-
-Step = tuple[Condition | None, tuple[Call, ...]]
-"""When, None for every step, and what."""
-
-HOOKS = ("on_start", "on_step", "on_end")
-"""Methods that make an object a callback."""
-
-
-class Tasks(NamedTuple):
-    """What a loop calls.
-
-    Attributes:
-        start: Before the first batch.
-        steps: At each step, in order.
-        end: After the last batch, whatever happened.
-    """
-
-    start: tuple[Call, ...]
-    steps: tuple[Step, ...]
-    end: tuple[Call, ...]
 
 
 def read_tasks(tasks: Any, callbacks: Any) -> Tasks:

@@ -159,8 +159,8 @@ def report_to(
 ) -> Report:
     """Make the callback that tells a scheduler the loss of the batch of this step; it stands after the training step.
 
-    The scheduler keeps the state of the loop: backups in RAM, and checkpoints where it has a ``checkpoint_dir``; unless
-    it was given callbacks of its own. A refused loss leaves the state as it was before the step, or puts an older one
+    The scheduler keeps the state of the loop: backups in RAM, and checkpoints where it has a ``checkpoint_dir``; what
+    its own callbacks keep goes with it. A refused loss leaves the state as it was before the step, or puts an older one
     back: objects with ``load_state_dict`` (torch modules and optimizers, or a tuple of them) and NNX modules in place,
     anything else by replacing the loop's state, so that the next step gets the restored one. A model that is not in the
     state is not kept. It logs "scheduler.lr" and "scheduler.refused".

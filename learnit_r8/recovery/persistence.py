@@ -11,8 +11,8 @@ from typing import Any
 from .. import events
 from .._validation import whole_number
 from ..checkpoint.background import LARGE, BackgroundWrite
-from ..checkpoint.callbacks import Callbacks, StateCallback, call_load, call_save
-from ..checkpoint.model_loader import ModelLoader
+from ..checkpoint.callbacks import Callbacks, call_load, call_save, keeps_model
+from ..checkpoint.model_loader import KEPT_BY_ADAPTER, ModelLoader, join_callbacks
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.run_config import RunConfig
 from ..checkpoint.saver import CheckpointSaver, check_folder
@@ -94,6 +94,7 @@ class Persistence:
         folder = DEFAULT_FOLDER if checkpoint_dir is None and callbacks.save is not None else checkpoint_dir
         check_folder(folder, checkpoint_every=checkpoint_every, monitor=monitor)
         self.callbacks = self._given = callbacks
+        self._has_adapter = keeps_model(callbacks.load)
         self._announcer = announcer
         self.is_restoring = False
         self.config = config = config or RunConfig({})
@@ -145,8 +146,8 @@ class Persistence:
         self, callbacks: Callbacks, *, backup_every: int | str | Condition | None = None,
         clone: Callable[[Any], Any] | None = None, copy_into: Callable[[Any, Any], Any] | None = None,
         witness_size: int = 1, is_other: bool = False,
-    ) -> None:  # fmt: skip
-        """Use an adapter's callbacks where the user gave none; they replace those of an earlier adapter.
+    ) -> Callbacks:  # fmt: skip
+        """Let an adapter's callbacks keep the model, beside the user's own; they replace those of an earlier adapter.
 
         Args:
             callbacks: The adapter's callbacks.
@@ -156,18 +157,15 @@ class Persistence:
             witness_size: Batches whose gradients make one update.
             is_other: Whether the model or its optimizer is another one than before, so that its backups are dropped.
 
+        Returns:
+            The callbacks that are called from now on.
+
         Raises:
-            ValueError: an interval cannot be read.
+            ValueError: an interval cannot be read; or one callback of the user's is missing, see `join_callbacks`.
         """
-        own = self._given
-        state = own.state or callbacks.state
         # An adapter gives its own to the constructor, too.
-        is_own = isinstance(own.state, StateCallback) and own.state.function != callbacks.state
-        collect = None if is_own else callbacks.collect
-        self.callbacks = Callbacks(
-            own.save or callbacks.save, own.load or callbacks.load, state, collect, callbacks.generators,
-            callbacks.examine, callbacks.in_hand,
-        )  # fmt: skip
+        self.callbacks = callbacks if keeps_model(self._given.load) else join_callbacks(callbacks, self._given)
+        self._has_adapter = self._has_adapter or callbacks.load is not None
         if backup_every is not None:
             self.backup_timer.when, self.backup_timer.is_usual = as_trigger("backup_every", backup_every), False
         if clone is not None:
@@ -177,6 +175,7 @@ class Persistence:
             self.backup.clear()
         self.wake()
         self.model_loader.hand_over_pending(self.callbacks.load)
+        return self.callbacks
 
     def between_steps(
         self,
@@ -222,7 +221,9 @@ class Persistence:
                 )
                 is_new = self.backup.newest is not before and not self.backup_timer.is_early
                 if self.saver and not damage and is_new and not run_ended:
-                    self.generations.take(get_state, self.saver.store.run_id, step)
+                    self.generations.take(
+                        get_state, self.saver.store.run_id, step, {KEPT_BY_ADAPTER: self._has_adapter}
+                    )
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
                 # Before it is written, as an interrupted call that has written it does not write it again.
                 saved(step)
@@ -290,10 +291,10 @@ class Persistence:
             newest = self.backup.newest
             given = {"scheduler": state, "model": self.callbacks.model_state(newest and newest.state)}
             write_model = functools.partial(call_save, save, given)
+        own = self.callbacks.own
+        config = {**self.config.values, KEPT_BY_ADAPTER: self._has_adapter and (own is None or own.save is None)}
         in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
-        write = self.store.start_write(
-            state, write_model, self.config.values, then=self._tell_saved, in_background=in_background
-        )
+        write = self.store.start_write(state, write_model, config, then=self._tell_saved, in_background=in_background)
         return write if in_background else write.result()
 
     def _tell_saved(self, saved: Checkpoint) -> None:
@@ -321,14 +322,15 @@ class Persistence:
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Pass a checkpoint's model file to the load callback, if there are both; drop all backups.
 
-        Without a load callback the model waits for `adopt`.
+        Without a load callback the model waits for `adopt`; that of an adapter does until the run starts.
 
         Raises:
             RuntimeError: the load callback raised; nothing else was changed.
         """
         if self.saver is not None:
             self.saver.wait()
-        self.model_loader.hand_over(checkpoint, self.callbacks.load)
+        is_early = bool(checkpoint.config.get(KEPT_BY_ADAPTER)) and not self._has_adapter
+        self.model_loader.hand_over(checkpoint, None if is_early else self.callbacks.load)
         self.backup.clear()
         self.generations.put_back(checkpoint)
         self.wake()
@@ -338,11 +340,8 @@ class Persistence:
 
     def checkpoint_steps(self) -> set[int]:
         """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""
-        return (
-            set()
-            if self.store is None or self.callbacks.load is None
-            else {step for _, step in self.store.own_states()}
-        )
+        can_load = self.store is not None and self.callbacks.load is not None
+        return {step for _, step in self.store.own_states()} if self.store is not None and can_load else set()
 
     def make_restorer(self) -> Restorer | None:
         """What puts states back; None without a load callback."""

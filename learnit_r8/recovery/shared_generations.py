@@ -89,13 +89,21 @@ class SharedGenerations:
         )
         return cls(backups, backup, config, announcer, agreement)
 
-    def take(self, get_state: Callable[[], dict[str, Any]], run_id: str, step: int) -> None:
-        """Write the newest backup, which belongs to this step, and the scheduler's state, in the background."""
+    def take(self, get_state: Callable[[], dict[str, Any]], run_id: str, step: int, more: Mapping[str, Any]) -> None:
+        """Write the newest backup, which belongs to this step, and the scheduler's state, in the background.
+
+        ``more`` is added to the configuration.
+        """
         newest = self._backup.newest
         if self._backups is None or newest is None or not step or not self._backups.is_ready:
             return
         done = functools.partial(self._backup.lend, None)
-        content = {"run_id": run_id, "model": None, "scheduler": get_state(), "config": dict(self._config)}
+        content = {
+            "run_id": run_id,
+            "model": None,
+            "scheduler": get_state(),
+            "config": {**self._config, **more},
+        }
         kept = {each.step for each in self._backup.backups}
         proved = [each.step for each in self._backup.backups if each.is_proven]
         try:

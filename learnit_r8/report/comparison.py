@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint.durable_io import open_output
 from ..dashboard.render.svg import circle, frame, grid, line, range_of, rect, svg
+from ..dashboard.replay import view_of
 from ..dashboard.state.view import View
 from ..dashboard.text import number
 from ..journal.run import Run, find_run, names_of
@@ -49,7 +50,7 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
     if len(runs) < 2:
         raise ValueError(f"runs must be two or more, got {len(runs)}.")
     found = [Run(find_run(os.fspath(run))) for run in runs]
-    views = [View.of(record.event for record in run.records()) for run in found]
+    views = [view_of(run) for run in found]
     path = Path(out)
     text = comparison_page(views, names_of(found))
     with open(open_output(path), "w", encoding="utf-8") as file:

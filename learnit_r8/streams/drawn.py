@@ -55,9 +55,10 @@ class DrawnEpochs:
         task, rates = self._task, self._rates
         state = ModelState(task.model, task.optimizer)
 
-        def load(source: Any, *, from_ram: bool = False) -> None:
-            state.load(source, from_ram=from_ram)
+        def load(source: Any, *, from_ram: bool = False) -> Any:
+            beside = state.load(source, from_ram=from_ram)
             rates.expect_any()
+            return beside
 
         callbacks = Callbacks(state.save, load, state.read, generators=Generators(random_state, set_random_state))
         self._r8.host.adopt(callbacks, **copies_of(task.model))

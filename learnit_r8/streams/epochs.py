@@ -55,7 +55,7 @@ def epoch_stream(
         scheduler: An R8Scheduler, which then draws the batches, sets the learning rate (groups keep their ratios),
             reads the loss of every sample (and the predictions, if ``loss_fn`` is one of torch's for classes, so that
             `SampleTable.suspects` judges labels), keeps model and optimizer (backups in RAM; checkpoints if it has a
-            ``checkpoint_dir``) unless you gave it your own callbacks, skips refused batches or restores an older
+            ``checkpoint_dir``) beside what your own callbacks keep, skips refused batches or restores an older
             state, and ends the stream with its budget.
 
     Raises:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .._validation import loop_method
+from ..checkpoint.callbacks import OWN, call_load
 from ..checkpoint.state_tree import clone
 from ..events.caller import say_at_exit
 from ..sampling.ticket import Outcome, Ticket
@@ -56,6 +57,7 @@ class Adapter(AttachedModel):
         scheduler = training.scheduler
         self.sampler = R8BatchSampler(scheduler, ahead=training.ahead, sharing=training.sharing)
         super().__init__(training, self.sampler.batches)
+        self._own = training.own
         self._dataset = dataset
         # Those of other data sets for the same model, whose steps this one takes.
         self._others: list[Adapter] = []
@@ -326,12 +328,15 @@ class Adapter(AttachedModel):
     def state_dict(self) -> dict[str, Any]:
         """Return the whole training: the scheduler as tensors under "scheduler", model, optimizer etc. under "model".
 
+        What a ``state_callback`` of your own returns is under "callbacks".
+
         With several processes all must call it: each gets whole tensors, and the random generators of all.
         """
         # First, as it reports the losses on their way, which may put the model back.
         scheduler = self.lr_scheduler.state_dict()
         with self._sharing.watching():
-            return {"scheduler": scheduler, "model": self.state.collect()}
+            state = {"scheduler": scheduler, "model": self.state.collect()}
+        return state if self._own is None or self._own.state is None else {**state, OWN: self._own.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned, or a copy of it.
@@ -344,6 +349,8 @@ class Adapter(AttachedModel):
         self.state.check(state["model"])
         self.lr_scheduler.load_state_dict(state["scheduler"])
         self.state.take_over(clone(state["model"]))
+        if OWN in state and self._own is not None and self._own.load is not None:
+            call_load(self._own.load, clone(state[OWN]), from_ram=True, is_resume=True)
         self._losses.set_rates(self.scheduler.lr)
 
     def close(self) -> None:

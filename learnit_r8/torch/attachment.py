@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import shortened, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators
+from ..checkpoint.model_loader import join_callbacks
 from ..engine.settings import suggest_settings
 from ..sampling.random_generators import random_state, set_random_state
 from .adapter import Adapter
@@ -76,8 +78,8 @@ def attach(
         also: What else belongs to the training, by name: anything with ``state_dict()`` and ``load_state_dict()``, or
             a pair of functions that read and load a state. Networks, optimizers and loss scalers are restored with the
             model after damage; others (schedules, positions, the best value) only when a run is resumed. ``(part,
-            "heal")`` and ``(part, "resume")`` override this. ``state_callback`` and ``load_callback`` are such a part,
-            too, restored at both times.
+            "heal")`` and ``(part, "resume")`` override this. ``state_callback`` and ``load_callback`` of your own add
+            to what is kept, too, and are called at both times.
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
         sharing: Selects this process's part of a batch: by default `Together` if ``torch.distributed`` is initialised
             with several processes; otherwise nothing is shared.
@@ -210,11 +212,7 @@ def _keep(
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
     model, optimizer, scaler, scheduler = given.model, given.optimizer, given.scaler, given.scheduler
     whole, settings = plain_model(model), {**settings}
-    callbacks: tuple[Any, ...] = ()
-    if settings.get("save_callback") is None:
-        # Else the files are the user's own, and so is what they hold.
-        callbacks = settings.pop("state_callback", None), settings.pop("load_callback", None)
-    parts = read_also(given.also, *callbacks)
+    parts = read_also(given.also)
     accumulate = whole_number("accumulate", given.accumulate, least=1)
     clips = whole.clip_grad_norm_ if is_flat(whole) else None
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm, clips=clips)
@@ -226,10 +224,14 @@ def _keep(
     )  # fmt: skip
     # Says at once what it cannot hold.
     state.read()
+    kept = _callbacks_of(state, sharing)
+    if scheduler is None:
+        users = settings.pop("save_callback", None), settings.pop("load_callback", None)
+        kept = join_callbacks(kept, Callbacks.of_user(*users, settings.pop("state_callback", None)))
     own = sharing.settings(_memory_settings(settings, state, sharing))
     # Ranks must not continue from different states, so they choose one together.
     resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
-    r8 = _new_scheduler(size, state, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
+    r8 = _new_scheduler(size, kept, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     sharing.check(r8, model, resume, accumulate=accumulate)
     hand = _hand_of(r8)
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
@@ -239,9 +241,12 @@ def _keep(
         model, optimizer, scaler=scaler, run_batch=given.run_batch, hand=hand,
         sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
-    _adopt(r8, model, state, sharing, accumulate=accumulate, ahead=ahead, examiner=examiner)
+    # Where batches are fetched ahead, the generators at the start of a step are not known.
+    generators = None if ahead else Generators(random_state, set_random_state)
+    kept = replace(kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect)
+    kept = r8.host.adopt(kept, witness_size=accumulate, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
-    return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead)
+    return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own)
 
 
 def _checked_sharing(given: _Given, owner: Any = None) -> Sharing:
@@ -310,23 +315,14 @@ def _memory_settings(settings: SchedulerSettings, state: ModelState, sharing: Sh
     return {**settings, "backup_dir": False}
 
 
-def _adopt(
-    r8: R8Scheduler, model: torch.nn.Module, state: ModelState, sharing: Sharing, *, accumulate: int, ahead: int,
-    examiner: Examiner,
-) -> None:  # fmt: skip
-    """Let the scheduler keep the model, on the host."""
+def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
+    """What keeps the model."""
 
     def collect() -> dict[str, Any]:
         with sharing.watching():
             return state.collect(keeps=not state.rank)
 
-    # Where batches are fetched ahead, the generators at the start of a step are not known.
-    generators = None if ahead else Generators(random_state, set_random_state)
-    callbacks = Callbacks(
-        state.save, state.load, state.read, collect if state.is_spread else None, generators, examiner.examine,
-        examiner.collect,
-    )  # fmt: skip
-    r8.host.adopt(callbacks, witness_size=accumulate, **copies_of(model))
+    return Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
 
 
 def _hand_of(r8: R8Scheduler) -> Hand:
@@ -352,15 +348,15 @@ def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> 
     return bool(settings.get("scheduler_mode") == "keep")
 
 
-def _new_scheduler(size: int | None, state: ModelState, settings: SchedulerSettings, optimizer: Any) -> R8Scheduler:
+def _new_scheduler(size: int | None, kept: Callbacks, settings: SchedulerSettings, optimizer: Any) -> R8Scheduler:
     from ..scheduler import R8Scheduler
 
-    ours: SchedulerSettings = {"state_callback": state.read, "load_callback": state.load}
-    if settings.get("checkpoint_dir") is not None:
-        ours["save_callback"] = state.save
+    ours: SchedulerSettings = {"state_callback": kept.state, "load_callback": kept.load}
+    if settings.get("checkpoint_dir") is not None or (kept.own and kept.own.save):
+        ours["save_callback"] = kept.save
     if _keeps_rates(None, settings):
-        kept: SchedulerSettings = {**ours, **settings}
-        return R8Scheduler(size, **kept)
+        own: SchedulerSettings = {**ours, **settings}
+        return R8Scheduler(size, **own)
     highest = own_rate_of(optimizer)
     if "initial_lr" not in settings and not highest > 0:
         raise ValueError(

@@ -18,6 +18,7 @@ from .predictions import check_exchanged
 from .readback import Readback
 
 if TYPE_CHECKING:
+    from ..checkpoint.callbacks import Callbacks
     from ..scheduler import R8Scheduler
     from .distributed.together import Sharing
     from .state import ModelState
@@ -37,6 +38,7 @@ class Training(NamedTuple):
         sharing: The processes that train together; selects this one's part of a batch.
         hand: Holds the batch in hand.
         ahead: Batches that something between loader and training fetches in advance.
+        own: The user's own callbacks, which add to the state; None where there are none.
     """
 
     scheduler: R8Scheduler
@@ -48,6 +50,7 @@ class Training(NamedTuple):
     sharing: Sharing
     hand: Hand
     ahead: int = 0
+    own: Callbacks | None = None
 
 
 class Sent(NamedTuple):

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 
 from ..checkpoint import tensors
+from ..checkpoint.callbacks import OWN
 from ..checkpoint.shared_memory import ResumedState
 from ..checkpoint.state_fit import fill
-from ..checkpoint.state_form import leave_out
+from ..checkpoint.state_form import hold
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
-from ..events.caller import warn
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from . import serialization
 from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
-from .own_loop.also import CALLBACKS, AlsoPart
+from .own_loop.also import AlsoPart
 from .prepared import plain_model, plain_optimizer
+
+NOT_HELD = "backups and checkpoints cannot hold {}: it is left out, and stays as it is when they are put back."
 
 OF_RANKS = "random of ranks"
 """Key of the random generators of all ranks, in their order, in a state that several ranks have gathered."""
@@ -45,6 +47,8 @@ class ModelState:
         num_loads: How often a state was restored.
         rank: As given.
     """
+
+    keeps_model = True
 
     def __init__(
         self,
@@ -116,19 +120,11 @@ class ModelState:
 
     def _held(self, state: dict[str, Any]) -> dict[str, Any]:
         """A state without what no file could hold, which a warning names once."""
-        found: dict[str, str] = {}
-        state = leave_out(state, found)
-        names = [f"{name} ({what})" for name, what in found.items() if name not in self._left_out]
-        if names:
-            self._left_out |= found
-            warn(
-                f"backups and checkpoints cannot hold {', '.join(names)}: it is left out, and stays as it is "
-                "when they are put back."
-            )
-        return state
+        held: dict[str, Any] = hold(state, self._left_out, NOT_HELD)
+        return held
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
-        """Write what `read` or `collect` returned; see `files.save`.
+        """Write what `read` or `collect` returned, and what is beside it; see `files.save`.
 
         Args:
             state_dict: Holds it under "model", as `R8Scheduler` passes it to a ``save_callback``.
@@ -139,8 +135,10 @@ class ModelState:
         """
         serialization.save(state_dict["model"], filepath)
 
-    def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> None:
+    def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> Any:
         """Restore everything, and clear the gradients; after damage, restore only the parts meant for that.
+
+        Returns what the user's own callbacks keep beside it; None if nothing.
 
         Args:
             source: The path of a file that `save` wrote, or with ``from_ram`` a copy of what `read` returned, which is
@@ -151,22 +149,28 @@ class ModelState:
         Raises:
             ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
         """
-        state = self._filled(source if from_ram else serialization.load(source))
+        found = source if from_ram else serialization.load(source)
+        state, beside = self._filled(found), found.get(OWN)
         if from_ram and self._shards is not None:
             state = {name: self._shards.joined(part, name) for name, part in state.items()}
         self.check(state, from_ram=from_ram)
         self._put_back(state, from_ram=from_ram, heals=not is_resume)
         if self._keeps_random and not is_resume:
-            return
+            return beside
         generators = state["random"] if from_ram else self._own_generators(state)
         set_random_state(generators)
         # A loader draws from the generators when it starts, which must not count.
         self._generators = generators if not from_ram or isinstance(source, ResumedState) else None
+        return beside
 
     def _filled(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a saved state, with the present values of what had been left out of it."""
+        """Return a saved state, with the present values of what had been left out of it, and nothing beside it."""
         parts = {} if self.is_sharded else self._parts
-        return {name: fill(part, parts[name].state_dict()) if name in parts else part for name, part in state.items()}
+        return {
+            name: fill(part, parts[name].state_dict()) if name in parts else part
+            for name, part in state.items()
+            if name != OWN
+        }
 
     def take_over(self, state: Mapping[str, Any]) -> None:
         """Load what `collect` returned, or a copy of it, which is not used afterwards.
@@ -184,8 +188,6 @@ class ModelState:
         done: Collection[str] = self._flat.put(state, local=from_ram) if self._flat is not None else ()
         left = {*done, *self._on_resume_only} if heals else {*done}
         parts = {name: self._for_part(name, state[name]) for name in self._parts if name not in left}
-        if CALLBACKS in parts:
-            self._parts[CALLBACKS].is_resume = not heals
         optimizers = [part for part in self._parts.values() if hasattr(part, "param_groups")]
         options = [_options_of(each) for each in optimizers] if heals and self._keeps_options else []
         for name, part in parts.items():

@@ -26,6 +26,17 @@ NOT_USED = (
     "scheduler_mode and warmup_proportion; to keep Trainer's own rates, give r8={{'scheduler_mode': 'keep'}}."
 )
 
+OWN = "to keep the Trainer's own batches, give r8={'batches': False}"
+
+ALONG = "learnit_r8"
+"""The entry of the state."""
+
+
+NOT_ALONG = (
+    "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got one that has no state of it; to begin "
+    "with its weights only, load them into the model and leave resume_from_checkpoint out."
+)
+
 
 def budget_of(args: Any, num_samples: int, batch_size: int, *, drops: bool) -> dict[str, int]:
     """``num_epochs``, or ``num_steps`` where there are no whole epochs.
@@ -70,9 +81,6 @@ def check_sampling(trainer: Any) -> None:
             )
 
 
-OWN = "to keep the Trainer's own batches, give r8={'batches': False}"
-
-
 def unused_rates(args: Any) -> str:
     """A sentence on arguments of the rate that R8Scheduler does not use; "" if none was given."""
     kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
@@ -105,16 +113,6 @@ def saved_batch_size(args: Any, resume: Any) -> int | None:
     if not isinstance(data, Mapping) or "batch_size" not in data:
         raise ValueError(NOT_A_CHECKPOINT.format(folder))
     return int(data["batch_size"])
-
-
-ALONG = "learnit_r8"
-"""The entry of the state."""
-
-
-NOT_ALONG = (
-    "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got one that has no state of it; to begin "
-    "with its weights only, load them into the model and leave resume_from_checkpoint out."
-)
 
 
 def save_along(rates: Any, adapter: Adapter | LoaderAdapter) -> None:

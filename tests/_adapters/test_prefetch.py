@@ -113,13 +113,15 @@ def test_time_budget_that_is_up():
         prefetch.draw_epoch()
 
 
-def test_own_callbacks_come_before_adopted_ones():
-    """What the user handed in stays; what is missing is filled in."""
-    own, other = (lambda: 1), (lambda: 2)
-    r8 = scheduler(state_callback=own)
-    r8.host.adopt(Callbacks(state=other, load=print))
+def test_own_callbacks_stay_beside_adopted_ones():
+    """What the user handed in is called in addition, and what is missing is filled in."""
+    r8 = scheduler(state_callback=lambda: 1, load_callback=print)
+    r8.host.adopt(Callbacks(state=lambda: {"model": 2}, load=print))
+    alone = scheduler(state_callback=lambda: 1)
+    alone.host.adopt(Callbacks(load=print))
 
-    assert (r8.host.persistence.callbacks.state(), r8.host.persistence.callbacks.load) == (1, print)
+    assert r8.host.persistence.callbacks.state() == {"model": 2, "callbacks": 1}
+    assert (alone.host.persistence.callbacks.state(), alone.host.persistence.callbacks.load) == (1, print)
 
 
 def test_rows_of_nests():

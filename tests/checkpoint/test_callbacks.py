@@ -1,10 +1,15 @@
 import functools
 import os
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from learnit_r8.checkpoint.callbacks import call_load, call_save, check_callback
+from learnit_r8._adapters.driven_state import DrivenState
+from learnit_r8.checkpoint.callbacks import Callbacks, call_load, call_save, check_callback
+from learnit_r8.checkpoint.model_loader import join_callbacks
+from learnit_r8.checkpoint.state_tree import clone
 
 
 class Recorder:
@@ -217,3 +222,109 @@ def test_callback_with_a_wrong_signature_is_refused(name, callback, form):
 def test_callback_with_an_accepted_signature_is_taken(name, callback):
     """A callback that accepts its arguments is taken, and so is one whose signature is unknown."""
     check_callback(name, callback)
+
+
+class Both:
+    """A state that an adapter keeps, and callbacks of the user's own beside it."""
+
+    def __init__(self, *, is_alone=False, **own):
+        self.place = SimpleNamespace(state={"w": np.ones(2)})
+        self.own, self.heard = {"count": 1}, []
+        given = {} if is_alone else {"state": lambda: dict(self.own), "load": self.load}
+        self.called = join_callbacks(DrivenState(self.place).callbacks(), Callbacks(**given | own))
+
+    def load(self, state, from_ram, is_resume):
+        self.heard.append((state, from_ram, is_resume, self.place.state["w"].tolist()))
+
+    def saved(self, folder):
+        """The file of a checkpoint."""
+        path = str(folder / "model")
+        call_save(self.called.save, {"scheduler": {}, "model": self.called.model_state(None)}, path)
+        return path
+
+    def change(self):
+        self.place.state, self.own["count"] = {"w": np.zeros(2)}, 2
+
+
+def test_the_adapter_and_then_the_user_get_what_is_theirs(tmp_path):
+    """From RAM and from files, where the user's callback gets its state too, and hears when it is a resume."""
+    both = Both()
+    backup, path = clone(both.called.state()), both.saved(tmp_path)
+    both.change()
+    call_load(both.called.load, backup, from_ram=True)
+    both.change()
+    call_load(both.called.load, path, from_ram=False, is_resume=True)
+
+    assert both.heard == [({"count": 1}, True, False, [1, 1]), ({"count": 1}, True, True, [1, 1])]
+
+
+def test_a_state_without_the_users_part_says_so(tmp_path):
+    """The model alone is loaded from a checkpoint that was written without the user's callbacks."""
+    alone, both = Both(is_alone=True), Both()
+    both.change()
+    for source, from_ram in ((alone.saved(tmp_path), False), (clone(alone.called.state()), True)):
+        with pytest.warns(RuntimeWarning, match="the saved state holds nothing of state_callback"):
+            call_load(both.called.load, source, from_ram=from_ram)
+        assert both.place.state["w"].tolist() == [1, 1]
+    assert both.heard == []
+
+
+def test_a_file_with_the_users_part_is_loaded_without_callbacks(tmp_path):
+    """So a run can go on with the model alone."""
+    alone, both = Both(is_alone=True), Both()
+    alone.change()
+    call_load(alone.called.load, both.saved(tmp_path), from_ram=False)
+
+    assert alone.place.state["w"].tolist() == [1, 1]
+
+
+def test_files_of_a_save_callback_are_wholly_the_users(tmp_path):
+    """It gets what its own state callback returns, and its load callback the path; backups hold both."""
+    wrote = []
+    both = Both(save=lambda state_dict, filepath: wrote.append(state_dict["model"]))
+    backup, path = clone(both.called.state()), both.saved(tmp_path)
+    both.change()
+    call_load(both.called.load, path, from_ram=False)
+    call_load(both.called.load, backup, from_ram=True)
+
+    assert wrote == [{"count": 1}]
+    assert both.heard == [(path, False, False, [0, 0]), ({"count": 1}, True, False, [1, 1])]
+
+
+def test_a_save_callback_alone_gets_the_state_of_the_adapter(tmp_path):
+    """As there is no other."""
+    wrote = []
+    Both(is_alone=True, save=lambda state_dict, filepath: wrote.append(state_dict["model"])).saved(tmp_path)
+
+    assert wrote[0]["state"]["w"].tolist() == [1, 1]
+
+
+def test_a_state_of_update_cpu_backup_goes_to_the_user():
+    """It is of no kind that the adapter knows."""
+    both = Both()
+    call_load(both.called.load, {"mine": 3}, from_ram=True)
+
+    assert both.heard == [({"mine": 3}, True, False, [1, 1])]
+
+
+def test_what_a_file_cannot_hold_of_the_users_state_keeps_its_present_value(tmp_path):
+    """A warning names it."""
+    both = Both()
+    both.own["thing"] = first = object()
+    with pytest.warns(RuntimeWarning, match=r"checkpoints cannot hold thing \(object .* of state_callback"):
+        path = both.saved(tmp_path)
+    both.change()
+    call_load(both.called.load, path, from_ram=False)
+
+    assert both.heard[0][0] == {"count": 1, "thing": first}
+
+
+def test_an_error_of_the_users_load_callback_is_that_of_the_restore():
+    """So the next backup is tried."""
+
+    def fail(state):
+        raise KeyError("count")
+
+    both = Both(load=fail)
+    with pytest.raises(RuntimeError, match=r"load_callback must restore .* but raised KeyError\('count'\)"):
+        call_load(both.called.load, clone(both.called.state()), from_ram=True)

@@ -13,6 +13,7 @@ from learnit_r8.cli import main
 from learnit_r8.cli.compare import painted
 from learnit_r8.dashboard.render.compare import chart_of
 from learnit_r8.dashboard.render.metrics import curve_of
+from learnit_r8.dashboard.replay import view_of
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.text import width_of
 from learnit_r8.dashboard.theme import choose_theme
@@ -123,7 +124,7 @@ def test_curves_over_each_other_fit_the_screen(runs):
     """In a terminal the curves of all runs are in one chart, each in a style of its own, at any size."""
     views = []
     for name in VALUES:
-        views.append(View.of(record.event for record in Run(runs / name).records()))
+        views.append(view_of(Run(runs / name)))
     theme = choose_theme({"TERM": "xterm-256color"})
     for width, height in ((20, 5), (80, 14), (120, 20)):
         lines = chart_of(views, list(VALUES), "val_loss", width, height, theme)

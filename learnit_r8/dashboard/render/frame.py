@@ -15,6 +15,41 @@ from .parts import bar, cropped, joined, labelled, padded, rule, size_of
 SMALL = (30, 6)
 """Cells and rows below which only a few facts fit."""
 
+LEGEND = (
+    ("", ""),
+    ("line, haze", "mean, lowest to highest loss"),
+    ("▲ ^", "a spike beyond the chart"),
+    ("S B", "loss refused, model restored"),
+    ("C R", "checkpoint saved, run resumed"),
+    ("D", "cool-down (decay) began"),
+    ("suspicion", "how near a loss is to refusal"),
+    ("Q1 .. Q4", "quarters of the samples by loss"),
+    ("in / out", "moved in an epoch, of all samples"),
+    ("exact", "losses of single samples"),
+    ("fair", "means of small parts of batches"),
+    ("rough", "batch means: little is known"),
+)
+"""Marks and words on the screen, explained in the help."""
+
+_RANKS = {
+    "q": 0,
+    "?": 1,
+    "7": 4,
+    "8": 4,
+    "9": 9,
+    "/": 3,
+    "e": 3,
+    "l": 3,
+    "Enter": 3,
+    "y": 4,
+    "z": 4,
+    "s": 5,
+    "p": 5,
+    "space": 7,
+    "x": 8,
+}
+"""Order in which keys get room in the footer, lowest first; views have rank 2."""
+
 
 def render(
     view: View, ui: UiState, width: int, height: int, theme: Theme = Theme(), scene: Scene = Scene()
@@ -66,23 +101,6 @@ def _small(view: View, ui: UiState, width: int, height: int, theme: Theme, scene
         shown = {id(span) for span in line} or {id(rest[0][0])}
         rest = [fact for fact in rest if id(fact[0]) not in shown]
     return lines
-
-
-LEGEND = (
-    ("", ""),
-    ("line, haze", "mean, lowest to highest loss"),
-    ("▲ ^", "a spike beyond the chart"),
-    ("S B", "loss refused, model restored"),
-    ("C R", "checkpoint saved, run resumed"),
-    ("D", "cool-down (decay) began"),
-    ("suspicion", "how near a loss is to refusal"),
-    ("Q1 .. Q4", "quarters of the samples by loss"),
-    ("in / out", "moved in an epoch, of all samples"),
-    ("exact", "losses of single samples"),
-    ("fair", "means of small parts of batches"),
-    ("rough", "batch means: little is known"),
-)
-"""Marks and words on the screen, explained in the help."""
 
 
 def help_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
@@ -137,26 +155,6 @@ def _footer_parts(ui: UiState, scene: Scene, width: int) -> list[tuple[str, str,
     if ui.filter:
         parts.insert(0, ("/", f'"{clean(ui.filter, 20)}"', ""))
     return _fitting(parts, width - 1)
-
-
-_RANKS = {
-    "q": 0,
-    "?": 1,
-    "7": 4,
-    "8": 4,
-    "9": 9,
-    "/": 3,
-    "e": 3,
-    "l": 3,
-    "Enter": 3,
-    "y": 4,
-    "z": 4,
-    "s": 5,
-    "p": 5,
-    "space": 7,
-    "x": 8,
-}
-"""Order in which keys get room in the footer, lowest first; views have rank 2."""
 
 
 def _fitting(parts: list[tuple[str, str, str]], width: int) -> list[tuple[str, str, str]]:

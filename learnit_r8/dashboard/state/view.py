@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
 
 from ... import events
@@ -145,14 +144,6 @@ class View:
         self.gave_up: events.GaveUp | None = None
         self.ended: events.RunEnded | None = None
         self.died = ""
-
-    @classmethod
-    def of(cls, happened: Iterable[events.Event]) -> View:
-        """The state after these events, without those that are damaged."""
-        view = cls(skips_damage=True)
-        for event in happened:
-            view.fold(event)
-        return view
 
     def fold(self, event: events.Event) -> None:
         """Add an event to the state; an event of an unknown kind goes to the log only."""

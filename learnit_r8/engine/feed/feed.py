@@ -46,6 +46,10 @@ NO_END = (
     "has none, give num_steps=, num_tokens= or train_duration_seconds=."
 )
 REPLACED = "a batch was asked for by an iteration that another one has replaced; iterate over batches() once at a time."
+AFTER_LAST = (
+    "the run went on after the last batch of its epoch, so batches() gave none, and what follows them in your loop is "
+    "repeated: before the loop over them, give what it computes a first value"
+)
 LONG_PASS = 100_000
 """Batches of a run through a loader without a length after which it is said that epochs wait for its end."""
 
@@ -75,9 +79,9 @@ class Feed:
         self.run, self.plan, self.settings = run, plan, settings
         self.place = LoaderPlace(run, plan, settings)
         self.open: Ticket | None = None
-        self.trainer: FeedTrainer = PlainTrainer(run)
+        self.trainer: FeedTrainer = PlainTrainer(run.between_steps)
         self._iteration: object = None
-        self.has_asked = self.is_in_epochs = False
+        self.has_asked = self.is_in_epochs = self._is_repeated = False
         self._updates = self.num_iterations = 0
         self._long_pass = -1
 
@@ -153,6 +157,7 @@ class Feed:
         self.trainer.before_iteration()
         run.controller.experiment.let_probe(self.settings.keeps_witness)
         place.samples.prepare(source)
+        self._is_repeated = place.is_resumed and pace.has_ended
         if place.is_resumed:
             place.resume(source)
         else:
@@ -368,6 +373,11 @@ class Feed:
         if run.rates.own is not None:
             return Outcome(outcome.verdict, run.rates.shown(outcome.lr), outcome.rolled_back_to)
         return outcome
+
+    def explain(self, error: Any) -> None:
+        """Add to an exception of the user's loop, from Python 3.11 on, that there was no batch, if there was none."""
+        if self._is_repeated and hasattr(error, "add_note"):
+            error.add_note(AFTER_LAST)
 
     # What outlives the process.
 

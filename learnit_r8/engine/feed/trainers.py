@@ -1,21 +1,19 @@
-"""The trainers of a feed: what trains on its batches, an adapter or a plain loop."""
+"""The trainers: what trains on the batches of a feed or of a prefetch, an adapter or a plain loop."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from ..engine import Engine
+from collections.abc import Callable
+from typing import Any, Protocol
 
 
-class FeedTrainer(Protocol):
-    """Trains on the batches of a feed: an adapter that joins it; see `_adapters.prefetch.Trainer`."""
+class Trainer(Protocol):
+    """Trains on batches that were taken before; an adapter that does so joins whoever hands them out."""
 
     def settle(self) -> object:
         """Report every loss that is held back."""
 
     def before_iteration(self) -> None:
-        """An iteration is about to begin."""
+        """An iteration, for which a loader sets itself up, is about to begin."""
 
     def before_first_batch(self) -> None:
         """The first batch of an iteration is about to be taken."""
@@ -24,26 +22,37 @@ class FeedTrainer(Protocol):
         """A batch is asked for, between two steps of the training."""
 
     def before_probe(self) -> None:
-        """A probe is about to be handed out."""
+        """A probe is about to be handed out: the gradients of other batches must not be added to its own."""
+
+
+class FeedTrainer(Trainer, Protocol):
+    """Trains on the batches of a feed."""
 
     def hand_out(self, item: Any) -> object:
         """A batch is handed out, of which the next loss is."""
+
+
+class PrefetchTrainer(Trainer, Protocol):
+    """Trains on the batches of a prefetch."""
+
+    def forget(self) -> object:
+        """Drop the losses that are held back."""
 
 
 class PlainTrainer:
     """The trainer where no adapter has joined: a loop that reports each loss at once.
 
     Args:
-        run: The engine.
+        between_steps: That of the engine.
     """
 
-    def __init__(self, run: Engine) -> None:
-        self.between_steps = run.between_steps
+    def __init__(self, between_steps: Callable[[], None]) -> None:
+        self.between_steps = between_steps
 
     def settle(self) -> None:
         """Do nothing."""
 
-    before_iteration = before_first_batch = before_probe = settle
+    forget = before_iteration = before_first_batch = before_probe = settle
 
     def hand_out(self, item: Any) -> None:
         """Do nothing."""

@@ -160,6 +160,9 @@ class FirstSteps:
         """Note a batch that was drawn again after its own update."""
         if math.isfinite(batch.replayed):
             self._changes.append((batch.record, batch.replayed - batch.record))
+        else:
+            # If that is the weights, the next loss tells.
+            self._changes, self._measure_from = [], 2 * self._lineage.updates
 
     @property
     def _may_try_rates(self) -> bool:

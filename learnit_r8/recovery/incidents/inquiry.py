@@ -251,7 +251,8 @@ class Inquiry:
         finding = experiment.take(loss)
         if finding is not None:
             self._settle(case, finding)
-        return finding is not None and finding.verdict == "healthy" and is_single, self._live.put_step
+        is_healthy = finding is not None and finding.verdict == "healthy" and math.isfinite(loss)
+        return is_healthy and is_single, self._live.put_step
 
     # What follows from a finding.
 

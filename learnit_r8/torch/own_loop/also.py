@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from ...checkpoint.callbacks import StateCallback, call_load, check_callback
+from ...checkpoint.callbacks import OWN
 
-CALLBACKS = "callbacks"
-"""Name of the part that the user's own callbacks are."""
-
-OF_THE_TRAINING = ("model", "optimizer", "scaler", "ema", "random", "random of ranks", CALLBACKS)
+OF_THE_TRAINING = ("model", "optimizer", "scaler", "ema", "random", "random of ranks", OWN)
 """Names of the parts that every state has."""
 
 WHEN = ("heal", "resume")
@@ -42,39 +39,13 @@ class CallablePart:
         self.state_dict, self.load_state_dict = read, load
 
 
-class OwnCallbacks:
-    """The part that the user's own callbacks read and load: they add to what is kept of the model.
-
-    Args:
-        state, load: As `R8Scheduler` takes them.
-
-    Attributes:
-        is_resume: Whether what is loaded next is that of a run that goes on in another process.
-    """
-
-    def __init__(self, state: Callable[[], Any], load: Callable[..., Any]) -> None:
-        check_callback("state_callback", state)
-        check_callback("load_callback", load)
-        self.state_dict, self._load, self.is_resume = StateCallback(state), load, False
-
-    def load_state_dict(self, state: Any) -> None:
-        """Hand the state over."""
-        call_load(self._load, state, from_ram=True, is_resume=self.is_resume)
-
-
-def read_also(also: Any, state: Any = None, load: Any = None) -> dict[str, AlsoPart]:
-    """Read the parts that `attach` was given as ``also``, and the user's own callbacks.
+def read_also(also: Any) -> dict[str, AlsoPart]:
+    """Read the parts that `attach` was given as ``also``.
 
     Raises:
-        TypeError: it is not a dict, or a part is neither something with a state nor a pair of functions; or a callback
-            does not take what it will be called with.
-        ValueError: a name is taken, or what follows a part is neither "heal" nor "resume"; or a callback is missing.
+        TypeError: it is not a dict, or a part is neither something with a state nor a pair of functions.
+        ValueError: a name is taken, or what follows a part is neither "heal" nor "resume".
     """
-    if (state is None) != (load is None):
-        names = ("load_callback", "state_callback") if load is None else ("state_callback", "load_callback")
-        raise ValueError("{} must be given to attach() together with {}, got it left out.".format(*names))
-    if state is not None:
-        return {**read_also(also), CALLBACKS: AlsoPart(OwnCallbacks(state, load), True)}
     if also is None:
         return {}
     if not isinstance(also, Mapping):

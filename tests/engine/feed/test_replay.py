@@ -1,6 +1,7 @@
 import pickle
 import random
 import re
+import sys
 import types
 
 import numpy as np
@@ -248,6 +249,33 @@ def test_a_kill_in_the_validation_repeats_the_validation(tmp_path):
         run(kill_in=1)
 
     assert run() == [(1, 1, 14), (2, 2, 21)]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+def test_an_exception_over_an_epoch_that_is_repeated_without_batches_says_so(tmp_path):
+    """As of a loss that is printed after the batches; one with batches says nothing of the kind."""
+
+    def run(kill_in):
+        with R8Scheduler(
+            num_epochs=3, scheduler_mode="keep", checkpoint_dir=tmp_path, resume="auto", backup_dir=False,
+            handle_signals=False,
+        ) as r8:  # fmt: skip
+            for epoch in r8.epoch_iterator():
+                losses = []
+                for _ in r8.batches(Loader(7)):
+                    losses.append(0.5)
+                    r8.update_with_loss(losses[-1])
+                assert losses[-1] == 0.5
+                if epoch == kill_in:
+                    raise Killed
+
+    with pytest.raises(Killed) as killed:
+        run(kill_in=1)
+    with pytest.raises(IndexError) as raised:
+        run(kill_in=None)
+
+    assert not hasattr(killed.value, "__notes__")
+    assert "after the last batch of its epoch, so batches() gave none" in raised.value.__notes__[0]
 
 
 def test_a_loop_of_steps_goes_on_with_its_generators(tmp_path):

@@ -26,6 +26,7 @@ from wild_scripts import (
     seed_all,
 )  # fmt: skip
 
+from learnit_r8 import R8Scheduler
 from learnit_r8.checkpoint.state_tree import clone
 from learnit_r8.torch import attach
 
@@ -210,9 +211,13 @@ def test_what_belongs_to_the_run_goes_back_or_stays_by_its_kind(is_resume):
     assert torch.equal(torch.get_rng_state(), generators) is not is_resume
 
 
+@pytest.mark.parametrize("is_made", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"batch_size": 8}])
-def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, tmp_path):
-    """Both are put back after damage, twice in the run, and on resume, which the load callback can tell apart."""
+def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, is_made, tmp_path):
+    """Both are put back after damage, twice in the run, and on resume, which the load callback can tell apart.
+
+    So it is with a scheduler that the user has made.
+    """
     x, y = clouds()
 
     def run(nan_at=(), kill_at=None):
@@ -223,10 +228,16 @@ def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, tmp_path
             heard.append((own["steps"], state["steps"], is_resume))
             own.update(state)
 
+        given = {
+            "num_epochs": 4, "handle_signals": False, "state_callback": lambda: dict(own), "load_callback": load,
+            "backup_every": 5, "checkpoint_dir": tmp_path, "checkpoint_every": 5, "resume": "auto", "backup_dir": False,
+        } | settings  # fmt: skip
+        if is_made:
+            more = {"scheduler_mode": "keep", "steps_per_epoch": len(x) // 8}
+            given = {"scheduler": R8Scheduler(len(x), **given) if settings else R8Scheduler(**given, **more)}
         adapter = attach(
             model, torch.optim.SGD(model.parameters(), lr=0.1), data if settings else DataLoader(data, batch_size=8),
-            num_epochs=4, handle_signals=False, state_callback=lambda: dict(own), load_callback=load, backup_every=5,
-            checkpoint_dir=tmp_path, checkpoint_every=5, resume="auto", backup_dir=False, **settings,
+            **given,
         )  # fmt: skip
         for _ in adapter.epochs():
             for inputs, labels in adapter.loader() if settings else adapter.batches():
@@ -260,7 +271,7 @@ def test_one_callback_without_the_other_is_named(name):
     """It would read what nobody loads, or load what nobody reads."""
     model = torch.nn.Linear(1, 1)
     other = {"state_callback": "load_callback", "load_callback": "state_callback"}[name]
-    with pytest.raises(ValueError, match=rf"{other} must be given to attach\(\) together with {name}, got it left out"):
+    with pytest.raises(ValueError, match=f"{other} must be given together with {name}, got it left out"):
         attach(model, torch.optim.SGD(model.parameters(), lr=0.1), [1], **{name: lambda *_: {}})
 
 
@@ -290,3 +301,20 @@ def test_a_data_set_needs_a_batch_size():
         attach(model, optimizer, 5, num_epochs=1)
     with pytest.raises(ValueError, match=r"loader must be given to attach\(\) or here, got None"):
         attach(model, optimizer, None).batches()
+
+
+def test_the_state_of_an_adapter_holds_what_ones_own_callbacks_keep():
+    """Whoever saves `Adapter.state_dict` by other means goes on with it."""
+
+    def attached(own):
+        model, data = torch.nn.Linear(8, 4), TensorDataset(*clouds())
+        return attach(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), data, batch_size=8, num_epochs=1,
+            handle_signals=False, state_callback=lambda: dict(own), load_callback=own.update,
+        )  # fmt: skip
+
+    own = {"steps": 0}
+    saved = attached({"steps": 7}).state_dict()
+    attached(own).load_state_dict(saved)
+
+    assert own == {"steps": 7}
