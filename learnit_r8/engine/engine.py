@@ -157,10 +157,7 @@ class Engine:
             number, steps = pace.step + pace.num_out, pace.budget.steps
             progress = number / steps if steps is not None and number < steps else pace.progress_at(number)
             if progress >= 1.0 or pace.is_stopped:
-                if self.controller.experiment.asks_probe and not (pace.is_stopped or is_fetched):
-                    return draws.draw_last(self, number)
-                draws.draw_nothing(self)
-                return None
+                return draws.draw_last(self, number, may_probe=not is_fetched)
             chunk, epoch = plan.chunk, number // plan.steps_per_pass
             slot = chunk.drawn
             began = self._tally.began
