@@ -99,13 +99,9 @@ def judge(
     suspicion = math.nan
     if controller.lineage.updates & LOOK_MASK == LOOK_MASK or run.announcer.is_heard:
         suspicion = sentry.suspicion_of(memory)
-    is_plain, steps = is_quiet and verdict is GOOD and not controller.quarantine.is_watching, pace.budget.steps
-    if (
-        chunk.sweep != run.plan._planner.num_sweeps
-        or kind != storage.part_size
-        or not (numbers[2] >= 0.0 or storage.are_offsets)
-    ):
-        # It comes late, or it is the first of its kind.
+    is_plain, steps = is_quiet and verdict is GOOD and (numbers[2] >= 0 or storage.are_offsets), pace.budget.steps
+    if kind != storage.part_size or chunk.sweep != run.plan._planner.num_sweeps or controller.quarantine.is_watching:
+        # It is the first of its kind, it comes late, or it may clear samples.
         is_plain = False
     if type(rates.schedule) is Kept:
         # Whatever the progress, which need not be known.
