@@ -55,7 +55,7 @@ def number(run: Engine, step: int, epoch: int, lr: float, batch: Batch) -> Ticke
     chunk, slot, indices = batch
     draw, weights = run._num_draws, None if chunk.weights is None else chunk.weights_of(slot)
     run._num_draws = draw + 1
-    return new_tuple(Ticket, (step, epoch, indices, lr, weights, draw, batch))
+    return new_tuple(Ticket, (step, epoch, indices, lr, weights, draw, chunk, slot))
 
 
 def draw_nothing(run: Engine) -> None:
