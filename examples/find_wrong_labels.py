@@ -119,8 +119,8 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        # The guard leaves out what looks wrong, before the network knows it by heart.
-        guard = Focus(noise_guard=True)
+        # What losses give away is left out, before the network knows it by heart; what only predictions tell weighs less.
+        guard = Focus(noise_guard="weigh")
         r8, guarded = train(inputs, given, test, classes, policy=guard, epochs=epochs, run_dir=run)
         suspects = r8.table.suspects(precision=options.precision)
         rows = list(listed(suspects, classes))
