@@ -289,19 +289,22 @@ class TestScheduled:
             name = "ones"
             selects = True
 
+            def __init__(self, factor):
+                self.factor = factor
+
             def select(self, chunk, context, rng):
                 count = len(chunk.indices)
-                return np.ones(count, bool), np.ones(count, np.float32) if weighted else None
+                return np.ones(count, bool), self.factor and np.full(count, self.factor, np.float32)
 
         x, y = torch.randn(64, 2), torch.randint(0, 2, (64,))
         y[::5] = -100
         for settings in ({"weight": torch.tensor([1.0, 9.0])}, {}, {"reduction": "sum"}, {"reduction": "none"}):
             trained = []
-            for weighted in (False, True):
+            for factor in (None, 1.0):
                 torch.manual_seed(0)
                 model = nn.Linear(2, 2)
                 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-                r8 = R8Scheduler(64, batch_size=16, num_epochs=3, policy=Ones(), initial_lr=0.01)
+                r8 = R8Scheduler(64, batch_size=16, num_epochs=3, policy=Ones(factor), initial_lr=0.01)
                 list(epoch_stream((x, y), model, optimizer, nn.CrossEntropyLoss(**settings), scheduler=r8))
                 trained.append(model.weight.detach().numpy())
 
