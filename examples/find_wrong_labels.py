@@ -119,7 +119,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        # What losses give away is left out, before the network knows it by heart; what only predictions tell weighs less.
+        # What losses tell is left out, before the network knows it by heart; what only predictions tell weighs less.
         guard = Focus(noise_guard="weigh")
         r8, guarded = train(inputs, given, test, classes, policy=guard, epochs=epochs, run_dir=run)
         suspects = r8.table.suspects(precision=options.precision)

@@ -444,8 +444,7 @@ class R8Scheduler:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
         self._check_draws("batch_iterator")
-        if self.policy.weighs:
-            raise RuntimeError(self._weighted())
+        self._refuse_weights()
         self._speak_at_exit()
         epoch, pace, host = self.current_epoch, self.pace, self.host
         search = host.search
@@ -465,7 +464,7 @@ class R8Scheduler:
             if ticket is None:
                 return
             if ticket.weights is not None:
-                raise RuntimeError(self._weighted())
+                self._refuse_weights(ticket)
             try:
                 yield ticket.indices, ticket.lr
             except GeneratorExit:
@@ -684,6 +683,7 @@ class R8Scheduler:
                 f"update_with_loss() was called at step {self.global_step} with no batch open; "
                 f"{self._why_none_is_open()}. (With attach(), pass the losses to the adapter's report().)"
             )
+        self._refuse_weights(found)
         try:
             return self.report(self.host.begin(found, is_late=True), loss, **extras)
         finally:
@@ -746,8 +746,13 @@ class R8Scheduler:
                 "batches(loader)."
             )
 
-    def _weighted(self) -> str:
-        return f"policy {self.host.plan.policy!r} weights samples: use draw() and report(), and ticket.weights."
+    def _refuse_weights(self, ticket: Ticket | None = None) -> None:
+        """Raise RuntimeError if the policy weights samples, for a loop that never sees the weights."""
+        if self.policy.weighs or (ticket is not None and ticket.weights is not None):
+            raise RuntimeError(
+                f"policy {self.policy!r} weights samples: use draw() and report(), and ticket.weights; or attach() of "
+                "learnit_r8.torch, and its loss()."
+            )
 
     def draw(self) -> Ticket:
         """Draw the next batch. Several batches may be out at a time.

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..engine.feed.trainers import PlainTrainer, PrefetchTrainer
 from .host import check_scheduler, num_left
 
@@ -144,6 +146,12 @@ class Prefetch:
     def epoch_length(self) -> int:
         """Batches that `draw_epoch` has drawn; before that, those that it would draw."""
         return len(self.epoch) or num_left(self.r8)
+
+    def weights_of(self, ticket: Ticket) -> Any:
+        """float32[B]: ones where a policy weights other batches, so that a loop meets one form; else None."""
+        if ticket.weights is None and self.r8.policy.weighs:
+            return np.ones(len(ticket.indices), np.float32)
+        return ticket.weights
 
     def draw_now(self) -> Ticket | None:
         """Draw the batch to train on next; None if there is none left."""

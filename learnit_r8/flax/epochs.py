@@ -173,8 +173,8 @@ class Training:
                 if ticket is None:
                     return
                 self._follow(ticket)
-                batch = self.data(ticket.indices)
-                yield batch if ticket.weights is None else _weighted(batch, ticket.weights)
+                batch, weights = self.data(ticket.indices), self._prefetch.weights_of(ticket)
+                yield batch if weights is None else _weighted(batch, weights)
         finally:
             # A batch whose step was interrupted is the next one drawn.
             self._prefetch.hand_back()

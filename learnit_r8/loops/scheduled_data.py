@@ -56,7 +56,7 @@ class Scheduled:
         prefetch, ticket = Prefetch.of(self._r8), None
         try:
             while (ticket := prefetch.draw_now()) is not None:
-                yield Drawn(self._take(ticket.indices), ticket.lr, ticket.indices, ticket.weights)
+                yield Drawn(self._take(ticket.indices), ticket.lr, ticket.indices, prefetch.weights_of(ticket))
                 if prefetch.current is not None:
                     raise RuntimeError(
                         f"the batch of step {ticket.step} must be reported before the next one is drawn; "

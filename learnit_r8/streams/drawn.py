@@ -42,6 +42,7 @@ class DrawnEpochs:
         self.step = scheduler.current_epoch
         self._r8, self._task, self._prefetch = scheduler, task, Prefetch.of(scheduler)
         self._sample_losses = sample_losses(task.loss_fn)
+        self._unreduced = sample_losses(task.loss_fn, keeps_weights=True)
         self._needs_closure = needs_closure(task.optimizer)
         self._rates = GroupRates(task.optimizer)
         self._adopt()
@@ -139,33 +140,41 @@ class DrawnEpochs:
         [batch] = moved([drawn], device_of(model), drawn)
         arguments = (model(*batch[:-1]), batch[-1]) if last_label else (model(*batch),)
         labels = logits_and_labels(loss_fn, *arguments) if last_label else None
-        if ticket.weights is not None:
-            each = self._of_samples(arguments, with_gradient=True)
-            each = per_row(loss_fn(*arguments) if each is None else each, len(rows))
-            return (each * torch.from_numpy(ticket.weights).to(each)).mean(), each, labels
         loss = loss_fn(*arguments)
+        trained = loss.mean() if ticket.weights is None else self._weighted(loss, arguments, ticket.weights)
         if loss.ndim:
-            return loss.mean(), per_row(loss, len(rows)), labels
-        each = self._of_samples(arguments, with_gradient=False)
-        return (loss, per_row(each, len(rows)), labels) if each is not None and each.ndim else (loss, loss, None)
+            return trained, per_row(loss, len(rows)), labels
+        each = self._of_samples(arguments)
+        return (trained, per_row(each, len(rows)), labels) if each is not None and each.ndim else (trained, loss, None)
 
-    def _of_samples(self, arguments: tuple[Any, ...], *, with_gradient: bool) -> Any:
+    def _weighted(self, loss: Any, arguments: tuple[Any, ...], weights: Any) -> Any:
+        """The loss function's own reduction, 0-dim, of losses that are multiplied with the weights of their samples."""
+        import torch
+
+        own = loss if loss.ndim or self._unreduced is None else self._unreduced(*arguments)
+        per_row(own, len(weights))
+        shares = torch.from_numpy(weights).to(own).reshape(-1, *[1] * (own.ndim - 1))
+        # What a mean divides by: class weights, and labels that do not count, are in it.
+        divisor = (own.sum() / loss.mean()).detach()
+        return (own * shares).sum() / torch.where(divisor.isfinite(), divisor, own.numel())
+
+    def _of_samples(self, arguments: tuple[Any, ...]) -> Any:
         import torch
 
         if self._sample_losses is None:
             return None
-        with torch.set_grad_enabled(with_gradient):
+        with torch.no_grad():
             return self._sample_losses(*arguments)
 
 
-def sample_losses(loss_fn: Any) -> Callable[..., Any] | None:
-    """A loss function that gives the loss of each row, without class weights; None if there is no way to make one."""
+def sample_losses(loss_fn: Any, *, keeps_weights: bool = False) -> Callable[..., Any] | None:
+    """A loss function that gives the loss of each row, by default without class weights; None if none can be made."""
     import torch
 
     if isinstance(loss_fn, torch.nn.Module) and hasattr(loss_fn, "reduction"):
         unreduced: Any = copy.deepcopy(loss_fn)
         unreduced.reduction = "none"
-        for name in ("weight", "pos_weight"):
+        for name in () if keeps_weights else ("weight", "pos_weight"):
             if getattr(unreduced, name, None) is not None:
                 setattr(unreduced, name, None)
         return unreduced  # type: ignore[no-any-return]

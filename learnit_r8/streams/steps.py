@@ -95,7 +95,8 @@ class _Stepper:
         """The mean loss of a batch, and what the scheduler says of it."""
         from ..table.losses import read_loss
 
-        arguments = (ticket.indices, ticket.lr, *(() if ticket.weights is None else (ticket.weights,)))
+        weights = self._prefetch.weights_of(ticket)
+        arguments = (ticket.indices, ticket.lr, *(() if weights is None else (weights,)))
         result = self._train_step(self.state, *arguments) if self.has_state else self._train_step(*arguments)
         result, predictions = _split(result)
         if not self.has_state:

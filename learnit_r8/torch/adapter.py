@@ -231,7 +231,8 @@ class Adapter(AttachedModel):
             False if the step must not be taken, or if it was undone. "pending" is true.
 
         Raises:
-            RuntimeError: there are no losses, or it is not clear which batch they belong to.
+            RuntimeError: there are no losses, or it is not clear which batch they belong to; or the policy weights
+                samples, and they were not given to `loss`, which applies the weights.
             TypeError: the losses are not a tensor of floats, or the predictions are not `Predictions`.
             ValueError: a shape that does not fit the batch, or predictions without a loss for each sample. Nothing was
                 changed.
@@ -243,6 +244,7 @@ class Adapter(AttachedModel):
         if losses is None:
             return self.outcome
         found = self._losses.find(ticket)
+        self.scheduler._refuse_weights(found)
         count = self._losses.count(found)
         num_classes = 0
         if part_size is None:

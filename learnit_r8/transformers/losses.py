@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from ..table.labels.predictions import IGNORED, MOST_CLASSES
 from ..torch.predictions import as_classes
+
+if TYPE_CHECKING:
+    from .._adapters.host import Host
+
+NOT_WHOLE = (
+    "the policy weights samples, so the mean of their losses is trained on, {:.4g} in this batch, and not the "
+    "Trainer's loss of {:.4g}: what else is in it counts no more."
+)
 
 
 class SampleLosses(NamedTuple):
@@ -122,3 +131,12 @@ def is_packed(inputs: Mapping[str, Any]) -> bool:
         return True
     positions = inputs.get("position_ids")
     return positions is not None and positions.ndim == 2 and bool((positions[:, 1:] == 0).any())
+
+
+def compare(own: SampleLosses | None, loss: torch.Tensor, host: Host) -> None:
+    """Say once if the losses of samples, whose weighted mean is trained on, are not all of the Trainer's loss."""
+    if own is None:
+        return
+    mean = float((own.losses if own.mask is None else own.losses[own.mask]).mean())
+    if not math.isclose(mean, float(loss), rel_tol=0.02):
+        host.say_once("not whole", NOT_WHOLE.format(mean, float(loss)))

@@ -14,7 +14,7 @@ from ..torch import Adapter, attach
 from ..torch.batches.loader import make_loader
 from ..torch.own_loop.last_forward import LastForward, no_loss
 from .callback import R8Callback
-from .losses import SampleLosses, document_losses, find_losses, is_packed
+from .losses import SampleLosses, compare, document_losses, find_losses, is_packed
 from .own_batches import OwnBatches
 from .sampler import WholeEpoch
 from .training_arguments import budget_of, check_sampling, save_along, saved_batch_size, unused_rates
@@ -90,6 +90,7 @@ class R8Mixin:
         self._r8_draws = bool(self._r8_settings.pop("batches", True))
         self._r8_shifts: bool | None = None
         self._r8_classes: int | None = None
+        self._r8_compares = True
         self._r8_resumes: Any = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
@@ -314,15 +315,18 @@ class R8Mixin:
             own = (
                 None if own is None else self._r8_of_samples(own, inputs, -(-len(ticket.indices) // adapter.num_ranks))
             )
+            # The Trainer has divided by the items of all batches of a step.
+            is_part = num_items is not None and trainer.compute_loss_func is None
+            of_batch = loss * trainer.current_gradient_accumulation_steps if is_part else loss
             if own is not None:
                 noted = adapter.loss(own.losses, mask=own.mask, ticket=ticket, logits=own.logits, targets=own.targets)
             else:
-                # The Trainer has divided by the items of all batches of a step.
-                is_part = num_items is not None and trainer.compute_loss_func is None
-                of_batch = loss * trainer.current_gradient_accumulation_steps if is_part else loss
                 noted = adapter.loss(of_batch, ticket=ticket)
         if ticket.weights is None:
             return loss
+        if self._r8_compares and adapter.num_ranks == trainer.current_gradient_accumulation_steps == 1:
+            self._r8_compares = False
+            compare(own, of_batch, adapter.scheduler.host)
         # The policy's weights belong to losses of samples, so the mean of these is trained on.
         return noted if num_items is None else noted / trainer.current_gradient_accumulation_steps
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import Focus, R8Scheduler
 from learnit_r8._adapters.prefetch import Prefetch
 from learnit_r8._adapters.rows import check_rows, take_rows
 from learnit_r8.checkpoint.callbacks import Callbacks
+from learnit_r8.loops import scheduled
+from learnit_r8.streams import step_stream
 
 
 def scheduler(**arguments):
@@ -52,6 +54,24 @@ def test_what_was_not_reported_comes_first():
     assert prefetch.epoch_length == 5
     assert [ticket.indices.tolist() for ticket in prefetch.draw_epoch()] == order[2:]
     assert prefetch.epoch_length == 3
+
+
+def test_weights_have_one_form_from_the_first_batch_on():
+    """A step that cannot take weights fails in its first batch, not after a fifth of the run; others have none."""
+    for guard, expected in (("weigh", [[1.0] * 4] * 20), (True, [None] * 20)):
+        settings, seen = {"policy": Focus(noise_guard=guard), "groups": np.zeros(20)}, []
+        r8 = scheduler(**settings)
+        for drawn in scheduled(r8, np.arange(20)):
+            seen.append(drawn.weights)
+            Prefetch.of(r8).report(np.ones(4))
+
+        def step(indices, lr, weights=None, seen=seen):
+            seen.append(weights)
+            return indices + 1.0
+
+        list(step_stream(scheduler(**settings), step))
+
+        assert [weights if weights is None else weights.tolist() for weights in seen] == expected
 
 
 def test_begun_batch_proves_a_backup():

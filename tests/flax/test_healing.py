@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learnit_r8 import Policy, R8Scheduler
+from learnit_r8 import Focus, Policy, R8Scheduler
 from learnit_r8.streams import step_stream
 from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
 
@@ -249,6 +249,23 @@ def test_weights_need_a_dictionary():
 
     with pytest.raises(TypeError, match="must return a dictionary where the policy weights"):
         r8flax.train_loop(fresh(), step, lambda indices: (X[indices],), rng_key=KEY, scheduler=r8, show_progress=False)
+
+
+def test_weights_are_there_from_the_first_batch_on():
+    """A step compiled for weights needs no other form of the batch while nothing is weighed yet."""
+    seen = []
+    settings = {"policy": Focus(noise_guard="weigh"), "groups": np.zeros(512), "num_steps": 3}
+
+    def step(state, batch, key):
+        seen.append(batch["weights"].tolist())
+        return state, {"losses": np.ones(16)}
+
+    def of(indices):
+        return {"x": X[indices]}
+
+    r8flax.train_loop(fresh(), step, of, rng_key=KEY, scheduler=scheduler(**settings), show_progress=False)
+
+    assert seen == [[1.0] * 16] * 3
 
 
 def test_a_checkpoint_keeps_the_placement(tmp_path):

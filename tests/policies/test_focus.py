@@ -254,6 +254,28 @@ def test_wrong_labels_weigh_less_and_are_visited():
             hard_report(other, ticket)
 
 
+def test_those_left_out_before_weigh_less():
+    """A run that has left samples out and resumes with weights visits them, with little weight, and not as the others.
+
+    Without them nothing may look wrong any more.
+    """
+
+    def make(guard):
+        policy = Focus(noise_guard=guard)
+        return R8Scheduler(MANY, batch_size=50, num_epochs=10, policy=policy, groups=np.arange(MANY) % 10, seed=3)
+
+    first, then, weight = make(True), make("weigh"), np.full(MANY, np.nan)
+    while first.global_step < first.steps_per_epoch * 7 and (ticket := first.draw_if_any()) is not None:
+        is_wrong = hard_report(first, ticket)
+    is_out = first.table.usage_count <= 5
+    then.load_state_dict(decode(encode(first.state_dict())))
+    while (ticket := then.draw_if_any()) is not None:
+        weight[ticket.indices] = 1.0 if ticket.weights is None else ticket.weights
+        hard_report(then, ticket)
+
+    assert weight[is_out & is_wrong].mean() < 0.5 < 0.9 < weight[~is_out].mean()
+
+
 def test_pairs_of_indices_and_rates_cannot_tell_weights():
     """A loop that would leave out the weights is refused before its first batch, also around another policy."""
     for policy in (Focus(noise_guard="weigh"), even_groups(Focus(noise_guard="weigh"))):

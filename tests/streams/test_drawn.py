@@ -282,6 +282,34 @@ class TestScheduled:
         assert r8.table.source == "exact"
         assert float(r8.table.loss.min()) > 0
 
+    def test_weights_leave_the_loss_function_its_own_reduction(self):
+        """Weights of 1 change nothing: class weights, labels that do not count, and sums stay as they are."""
+
+        class Ones(Policy):
+            name = "ones"
+            selects = True
+
+            def __init__(self, factor):
+                self.factor = factor
+
+            def select(self, chunk, context, rng):
+                count = len(chunk.indices)
+                return np.ones(count, bool), self.factor and np.full(count, self.factor, np.float32)
+
+        x, y = torch.randn(64, 2), torch.randint(0, 2, (64,))
+        y[::5] = -100
+        for settings in ({"weight": torch.tensor([1.0, 9.0])}, {}, {"reduction": "sum"}, {"reduction": "none"}):
+            trained = []
+            for factor in (None, 1.0):
+                torch.manual_seed(0)
+                model = nn.Linear(2, 2)
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+                r8 = R8Scheduler(64, batch_size=16, num_epochs=3, policy=Ones(factor), initial_lr=0.01)
+                list(epoch_stream((x, y), model, optimizer, nn.CrossEntropyLoss(**settings), scheduler=r8))
+                trained.append(model.weight.detach().numpy())
+
+            assert trained[1] == pytest.approx(trained[0], rel=1e-4), settings
+
     def test_the_time_budget_may_run_out_anywhere(self):
         """Also between the question and the draw: the stream ends, without an error."""
         for limit in range(20, 60):

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim.swa_utils import AveragedModel
 
-from learnit_r8 import TrainingDiverged
+from learnit_r8 import Focus, R8Scheduler, TrainingDiverged
 from learnit_r8.events import StepDone
 from learnit_r8.guard import Verdict
 from learnit_r8.torch import R8BatchSampler, attach
@@ -692,6 +692,25 @@ def test_weights_of_the_policy():
 
     assert len(products) == 2 * STEPS
     np.testing.assert_allclose(*zip(*products, strict=True), rtol=1e-6)
+
+
+def test_weights_are_never_dropped():
+    """Losses that were trained on without the weights of the policy are refused; those that loss() weights are not."""
+    weighing = {"policy": Focus(noise_guard="weigh"), "groups": Y.numpy()}
+    adapter = adapted(**weighing)
+    losses = cross_entropy(adapter.model(X[:16]), Y[:16], reduction="none")
+    sampler = R8BatchSampler(R8Scheduler(200, batch_size=16, num_epochs=2, **weighing))
+
+    next(iter(adapter.loader()))
+    with pytest.raises(RuntimeError, match=r"policy Focus.* weights samples: .* attach\(\) of learnit_r8\.torch"):
+        adapter.report(losses)
+    adapter.loss(losses)
+    assert adapter.report()
+    next(iter(sampler))
+    for report in (sampler.report, sampler.r8.update_with_loss):
+        with pytest.raises(RuntimeError, match=r"policy Focus.* weights samples: use draw\(\) and report\(\)"):
+            report(losses.detach().numpy())
+    assert sampler.r8.global_step == 0
 
 
 def test_two_data_sets():

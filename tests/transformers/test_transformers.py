@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import runpy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -300,6 +301,16 @@ def test_weights_of_a_policy(tmp_path):
 
     # The first epoch is the same for all policies.
     assert norms[1] == pytest.approx([norms[0][0], norms[0][1] / 2], rel=0.2)
+
+
+def test_weights_of_a_policy_need_the_whole_loss(tmp_path):
+    """A loss of the class's own gives way to that of the samples where a policy weights them: a warning says so."""
+    with pytest.warns(RuntimeWarning, match="the policy weights samples, .* and not the Trainer's loss of") as said:
+        train(tmp_path, trainer=Weighted, model=Model(), r8={"policy": Halving()})
+    assert sum("the policy weights" in str(each.message) for each in said) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the policy weights")
+        train(tmp_path, model=Model(), r8={"policy": Halving()})
 
 
 def test_losses_of_tokens():

@@ -58,7 +58,8 @@ class MarginLimit(NamedTuple):
         fitted, _, chosen = mirror_margins(margin[is_fresh].astype(np.float64), group[is_fresh], precision)
         if len(chosen):
             return limit._replace(least=float(fitted[chosen[-1]]), levels=_levels(fitted))
-        return None if is_fresh.all() else limit
+        # Those left out are what lists of this precision have held.
+        return None if is_fresh.all() else limit._replace(levels=((math.inf,), (precision,)))
 
     def margins(self, evidence: Any) -> NDArray[np.float32]:
         """float32[M], mean margins: infinity for samples that stay out, minus infinity for those not judged yet."""

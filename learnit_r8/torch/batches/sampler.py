@@ -106,9 +106,10 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
             part_size: Samples in a part of the loss.
 
         Raises:
-            RuntimeError: it is not clear which batch it is.
+            RuntimeError: it is not clear which batch it is; or the policy weights samples.
         """
         found = find_batch(self.batches, ticket, ahead=self.ahead)
+        self.r8._refuse_weights(found)
         outcome = self.r8.report(self.r8.host.begin(found, is_late=True), loss, part_size=part_size)
         self.batches.take(found)
         return outcome
