@@ -43,8 +43,8 @@ import learnit_r8
 from learnit_r8 import R8Scheduler
 
 STEP_COST = "step-cost"
-COST_STEPS = 20_000
-"""Steps of one measurement of what a good step costs."""
+COST_STEPS, COST_SIZES = 20_000, ((50_000, 32), (1_000_000, 256))
+"""Steps of one measurement of what a good step costs, and the samples and batches that it is measured with."""
 
 
 def run_one(job: tuple[str, Any]) -> Record:
@@ -120,14 +120,14 @@ def print_rows(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
 
 
-def measure_step() -> float:
-    """CPU microseconds of this thread for a good step: drawing a batch and reporting its mean."""
-    losses = (1.5 + 0.1 * np.sin(np.arange(1024))).tolist()
-    r8 = R8Scheduler(50_000, batch_size=32, num_steps=COST_STEPS + 2000, handle_signals=False)
+def measure_step(size: int, batch_size: int) -> float:
+    """CPU microseconds of this thread for a good step after the first epoch: to draw a batch and report its mean."""
+    losses, first = (1.5 + 0.1 * np.sin(np.arange(1024))).tolist(), size // batch_size + 438
+    r8 = R8Scheduler(size, batch_size=batch_size, num_steps=COST_STEPS + first, handle_signals=False)
     began, step = 0.0, 0
     for _ in r8.epoch_iterator():
         for _ in r8.batch_iterator():
-            if step == 2000:
+            if step == first:
                 began = time.thread_time()
             r8.update_with_loss(losses[step & 1023])
             step += 1
@@ -135,32 +135,34 @@ def measure_step() -> float:
 
 
 def serve_steps() -> None:
-    """Measure once for each line that comes in."""
-    for _ in sys.stdin:
-        print(measure_step(), flush=True)
+    """Measure once for each line that comes in, with the samples and the batch size that it names."""
+    for line in sys.stdin:
+        print(measure_step(*map(int, line.split())), flush=True)
 
 
-def print_step_cost(folders: dict[str, Path], times: int) -> None:
+def print_step_cost(folders: dict[str, Path], times: int, size: int, batch_size: int) -> None:
     """The cost of a good step, the packages in turns."""
     servers = {name: run_elsewhere(folder, "--serve-steps") for name, folder in folders.items()}
     measured: dict[str, list[float]] = {name: [] for name in servers}
     for _ in range(times + 1):
         for name, server in servers.items():
-            server.stdin.write("\n")
+            server.stdin.write(f"{size} {batch_size}\n")
             server.stdin.flush()
             measured[name].append(float(server.stdout.readline()))
     for server in servers.values():
         server.stdin.close()
         server.wait()
-    print(f"\n{STEP_COST}: a good step, CPU microseconds, N = 50,000, B = 32; {times} x {COST_STEPS} steps, in turns")
+    sizes = f"N = {size:,}, B = {batch_size}"
+    print(f"\n{STEP_COST}: a good step, CPU microseconds, {sizes}; {times} x {COST_STEPS} steps, in turns")
     rows = [["", "must", *measured], ["median", "+ .3" if len(folders) > 1 else ""], ["lowest, highest", ""]]
     for values in measured.values():
         kept = values[1:]
         rows[1].append(f"{statistics.median(kept):.2f}")
         rows[2].append(f"{min(kept):.2f}, {max(kept):.2f}")
     if len(measured) > 1:
-        pairs = [own - other for own, other in list(zip(*measured.values(), strict=True))[1:]]
-        rows.append(["median of the differences", "<= .3", f"{statistics.median(pairs):+.2f}", ""])
+        pairs = list(zip(*measured.values(), strict=True))[1:]
+        rows.append(["median of the differences", "<= .3", f"{statistics.median(a - b for a, b in pairs):+.2f}", ""])
+        rows.append(["median of the ratios", "", f"{statistics.median(a / b for a, b in pairs):.3f}", ""])
     print_rows(rows)
 
 
@@ -224,7 +226,8 @@ def main() -> None:
             print_group(group, name, Results(cases, records), seconds)
     if not options.groups or STEP_COST in options.groups:
         folders = {"package": here} | ({"against": against} if against else {})
-        print_step_cost(folders, 2 if options.quick else 20)
+        for size, batch_size in COST_SIZES:
+            print_step_cost(folders, 2 if options.quick else 20, size, batch_size)
 
 
 if __name__ == "__main__":

@@ -259,44 +259,50 @@ class R8Scheduler:
             handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
             clock=clock,
         )  # fmt: skip
-        run_dir, resume = settings.run_dir, settings.resume
         self.host = engine = Engine(build_components(settings))
         self.name, self.table, self.pace = engine.name, engine.table, engine.pace
         self.sentry, self.controller = engine.sentry, engine.controller
         # A step pays for no call that only passes arguments on.
         self.report = engine.report  # type: ignore[method-assign]
-        if resume is not None:
+        if settings.resume is not None:
             # Before a run folder is made.
-            run_state.check_resume(engine, resume)
-        self._journal: Journal | None = None
-        if use_curses or run_dir is not None:
-            from .journal.factory import open_journal
-            from .journal.run_info import git_state
-
-            git = git_state()
-            engine.settings = {**engine.settings, **({"git": git} if git else {})}
-            table = self.table
-            sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
-            self._journal = open_journal(
-                run_dir, is_shown=use_curses, name=self.name, configuration={**sizes, **engine.settings}, table=table,
-                requests=engine.requests,
-            )  # fmt: skip
-            if self._journal is not None:
-                self.host.announcer.add(self._journal)
-        recorder = self.controller.recorder
-        if recorder is not None:
-            if self.run_dir is not None:
-                recorder.write_to(self.run_dir)
-            engine.announcer.add(recorder)
-        if use_curses:
-            from .dashboard.live import Live
-
-            self.host.announcer.add(Live(engine.requests, folder=self.run_dir or ""))
+            run_state.check_resume(engine, settings.resume)
+        self._journal = self._open_journal(settings)
+        self._add_listeners(use_curses=settings.use_curses)
         self._given_up: int | None = None
         self._looping: int | None = None
         self._is_closed = self._counts_epochs = self._ended_epoch = self._speaks_at_exit = False
-        if resume is not None:
-            run_state.resume_from(self.host, resume)
+        if settings.resume is not None:
+            run_state.resume_from(engine, settings.resume)
+
+    def _open_journal(self, settings: Settings) -> Journal | None:
+        """The record of the run, in its run folder; None if there is to be none."""
+        if not settings.use_curses and settings.run_dir is None:
+            return None
+        from .journal.factory import open_journal
+        from .journal.run_info import git_state
+
+        engine, table, git = self.host, self.table, git_state()
+        engine.settings = {**engine.settings, **({"git": git} if git else {})}
+        sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
+        return open_journal(
+            settings.run_dir, is_shown=settings.use_curses, name=self.name,
+            configuration={**sizes, **engine.settings}, table=table, requests=engine.requests,
+        )  # fmt: skip
+
+    def _add_listeners(self, *, use_curses: bool) -> None:
+        """Have the journal, the recorder of incidents and the screen hear of the run, as far as there are any."""
+        announcer, recorder = self.host.announcer, self.controller.recorder
+        if self._journal is not None:
+            announcer.add(self._journal)
+        if recorder is not None:
+            if self.run_dir is not None:
+                recorder.write_to(self.run_dir)
+            announcer.add(recorder)
+        if use_curses:
+            from .dashboard.live import Live
+
+            announcer.add(Live(self.requests, folder=self.run_dir or ""))
 
     @classmethod
     def resume_from_checkpoint(

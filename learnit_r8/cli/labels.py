@@ -14,6 +14,7 @@ import numpy as np
 from ..dashboard.text import clean
 from ..events.codec import strict_json
 from ..journal.run import free_of_runs
+from ..table.labels.suspects import Suspects
 from .label_data import LabelledData, read_images, read_table
 
 LARGE, EPOCHS, IMAGE_EPOCHS = 1000, 40, 12
@@ -39,20 +40,7 @@ def labels(options: argparse.Namespace) -> int:
         write_report(
             Path(folder) / "run", out, thumbnail=data.picture, describe=data.describe, precision=options.precision
         )
-    rows = [
-        {
-            "index": index,
-            "name": str(index) if data.names is None else data.names[index],
-            "given_label": data.classes[given],
-            "predicted_label": data.classes[better] if better >= 0 else None,
-            "votes": votes,
-            "score": score,
-        }
-        for index, given, better, votes, score in zip(
-            *(part.tolist() for part in (found.indices, found.given, found.suggested, found.votes, found.score)),
-            strict=True,
-        )
-    ]
+    rows = _rows_of(found, data)
     if options.json:
         facts = {
             "page": str(out),
@@ -71,6 +59,22 @@ def labels(options: argparse.Namespace) -> int:
         better = row["predicted_label"] or "?"
         print(clean(f"  {row['name']} says {row['given_label']}, should perhaps be {better}"))
     return 0
+
+
+def _rows_of(found: Suspects, data: LabelledData) -> list[dict[str, Any]]:
+    """What is said of each label that looks wrong, most suspicious first."""
+    columns = (found.indices, found.given, found.suggested, found.votes, found.score)
+    return [
+        {
+            "index": index,
+            "name": str(index) if data.names is None else data.names[index],
+            "given_label": data.classes[given],
+            "predicted_label": data.classes[better] if better >= 0 else None,
+            "votes": votes,
+            "score": score,
+        }
+        for index, given, better, votes, score in zip(*(column.tolist() for column in columns), strict=True)
+    ]
 
 
 def _network(inputs: Any, num_classes: int, nn: Any) -> Any:

@@ -91,7 +91,7 @@ def build_components(given: Settings) -> Components:
         ValueError: an argument is outside its range, or there is not exactly one budget.
         TypeError: an argument is of the wrong kind.
     """
-    guard, recovery = _checked_guard(given), given.recovery
+    given = replace(given, guard=_checked_guard(given))
     plan = _build_plan(given)
     steps_per_epoch = _steps_per_epoch(given, plan)
     budget = _build_budget(given, steps_per_epoch)
@@ -100,7 +100,7 @@ def build_components(given: Settings) -> Components:
     check_choice("mode", mode, MODES)
     check_choice("record", given.record, ("names", "batch", "all"))
     test = _build_range_test(given, budget, steps_per_epoch)
-    agreement = Agreement()
+    agreement, sentry = Agreement(), Sentry(as_guard(given.guard))
     announcer = Announcer(given.listeners, lambda: (pace.step, pace.seconds))
     if plan.table.batch_size > plan.table.num_samples > 0:
         announcer.warn_once(
@@ -108,10 +108,37 @@ def build_components(given: Settings) -> Components:
             f"batch_size {plan.table.batch_size} is more than the {plan.table.num_samples} samples there are, so an "
             "epoch is one step; R8Scheduler takes num_samples first, then batch_size=.",
         )
-    sentry = Sentry(guard)
-    has_folder = given.checkpoint_dir is not None or given.save_callback is not None
     early_stop = EarlyStop(given.early_stopping, given.monitor, mode, announcer)
-    persistence = Persistence(
+    usual_epoch = _usual_epoch(budget) if steps_per_epoch == UNKNOWN_LENGTH else steps_per_epoch
+    persistence = _build_persistence(given, usual_epoch, mode=mode, announcer=announcer, agreement=agreement)
+    return Components(
+        plan=plan,
+        pace=pace,
+        make_schedule=_schedule_maker(given, budget),
+        sentry=sentry,
+        persistence=persistence,
+        controller=RecoveryController(
+            given.recovery, persistence, announcer, plan.table, sentry,
+            keeps_rates=given.scheduler_mode == "keep", recorder=_build_recorder(given, persistence),
+        ),
+        announcer=announcer,
+        agreement=agreement,
+        search=LrSearch(test, plan=plan, persistence=persistence, announcer=announcer),
+        early_stop=early_stop,
+        name=given.name or "",
+        settings=replace(given, mode=mode if given.monitor else None).texts(),
+        handle_signals=given.handle_signals,
+        cool_down_on=_checked_signal(given),
+        feed=_build_feed(given),
+    )  # fmt: skip
+
+
+def _build_persistence(
+    given: Settings, steps_per_epoch: int, *, mode: str, announcer: Announcer, agreement: Agreement
+) -> Persistence:
+    """What takes backups and writes checkpoints."""
+    has_folder = given.checkpoint_dir is not None or given.save_callback is not None
+    return Persistence(
         Callbacks.of_user(given.save_callback, given.load_callback, given.state_callback),
         backup_every=given.backup_every,
         backup_dir=given.backup_dir,
@@ -121,48 +148,23 @@ def build_components(given: Settings) -> Components:
         # Without a folder the best model is kept in RAM.
         monitor=given.monitor if has_folder else None,
         mode=mode,
-        config=replace(given, guard=guard).run_config(),
-        steps_per_epoch=_usual_epoch(budget) if steps_per_epoch == UNKNOWN_LENGTH else steps_per_epoch,
+        config=given.run_config(),
+        steps_per_epoch=steps_per_epoch,
         announcer=announcer,
         agreement=agreement,
-        backup=RamBackup(most=recovery.keep_backups),
-    )
-    store = persistence.store
-    recorder = FlightRecorder(
-        given.record, None if store is None else store.folder, given.name or "",
-        copy_state=lambda: _copy_state(persistence),
-    )  # fmt: skip
-    return Components(
-        plan=plan,
-        pace=pace,
-        make_schedule=_schedule_maker(given, budget),
-        sentry=sentry,
-        persistence=persistence,
-        controller=RecoveryController(
-            recovery,
-            persistence,
-            announcer,
-            plan.table,
-            sentry,
-            keeps_rates=given.scheduler_mode == "keep",
-            recorder=recorder,
-        ),
-        announcer=announcer,
-        agreement=agreement,
-        search=LrSearch(test, plan=plan, persistence=persistence, announcer=announcer),
-        early_stop=early_stop,
-        name=given.name or "",
-        settings=replace(given, guard=guard, mode=mode if given.monitor else None).texts(),
-        handle_signals=given.handle_signals,
-        cool_down_on=_checked_signal(given),
-        feed=_build_feed(given),
+        backup=RamBackup(most=given.recovery.keep_backups),
     )
 
 
-def _copy_state(persistence: Persistence) -> Any:
-    """A copy of the state of the model as it is; None without a state callback."""
-    get = persistence.callbacks.state
-    return None if get is None else persistence.backup.copy(get())
+def _build_recorder(given: Settings, persistence: Persistence) -> FlightRecorder:
+    """What writes the record of an incident, beside the checkpoints until there is a run folder."""
+
+    def copy_state() -> Any:
+        get = persistence.callbacks.state
+        return None if get is None else persistence.backup.copy(get())
+
+    folder = None if persistence.store is None else persistence.store.folder
+    return FlightRecorder(given.record, folder, given.name or "", copy_state=copy_state)
 
 
 def _checked_guard(given: Settings) -> Guard:

@@ -55,7 +55,7 @@ def number(run: Engine, step: int, epoch: int, lr: float, batch: Batch) -> Ticke
     chunk, slot, indices = batch
     draw, weights = run._num_draws, None if chunk.weights is None else chunk.weights_of(slot)
     run._num_draws = draw + 1
-    return new_tuple(Ticket, (step, epoch, indices, lr, weights, draw, batch))
+    return new_tuple(Ticket, (step, epoch, indices, lr, weights, draw, chunk, slot))
 
 
 def draw_nothing(run: Engine) -> None:
@@ -97,8 +97,11 @@ def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
     return run.plan.draw_outside(STEADY) or run.plan.draw()
 
 
-def draw_last(run: Engine, step: int) -> Ticket | None:
-    """Draw a probe after the last step of the budget."""
+def draw_last(run: Engine, step: int, *, may_probe: bool) -> Ticket | None:
+    """Draw a probe after the last step of the budget; None if none is asked for, or the run was stopped."""
+    if not (run.controller.experiment.asks_probe and may_probe) or run.pace.is_stopped:
+        draw_nothing(run)
+        return None
     with run.turns.take("draw", step, is_changing=True):
         lr, batch = run.rates.now, _of_incident(run, asks_probe=True)
         batch.chunk.rates[batch.slot], batch.chunk.is_extra = lr, False

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import events
 from ..events.bus import Announcer
 from ..events.versions import versions
-from ..sampling.chunk import Batch
 from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket
 from ..schedules.schedule import Schedule
@@ -49,7 +48,7 @@ class EventEmitter:
         self.data_seconds = 0.0
         self._own = 0.0
         self._since = clock()
-        self._batch: Batch | None = None
+        self._ticket: Ticket | None = None
         self.has_started = False
         self._surveyor: Surveyor | None = None
         self._surveyed_step = self._ended_step = -1
@@ -96,7 +95,7 @@ class EventEmitter:
         """Emit `StepDone`: a batch was reported and learned from."""
         own, self._own = self._own, 0.0
         data, self.data_seconds = self.data_seconds, 0.0
-        batch = self._batch = ticket.batch
+        self._ticket = ticket
         step, seconds = self._announcer.where()
         # The constructor of a frozen dataclass would take three times as long.
         event = object.__new__(events.StepDone)
@@ -109,7 +108,7 @@ class EventEmitter:
             expected_loss=expected_loss,
             lr=lr,
             batch_size=len(ticket.indices),
-            steady=batch.chunk.pass_number < 0,
+            steady=ticket.chunk.pass_number < 0,
             own_seconds=own,
             data_seconds=data,
             suspicion=suspicion,
@@ -150,7 +149,7 @@ class EventEmitter:
         is_last = closing and step > self._surveyed_step
         epoch_ended = epoch_ended or (is_last and step == self._ended_step)
         is_due = is_last or self._surveyor.is_due(announcer.seconds, epoch_ended=epoch_ended)
-        if self._batch is not None and is_due:
+        if self._ticket is not None and is_due:
             self._surveyed_step = step
             fields = self._surveyor.survey(
                 announcer.seconds,
@@ -163,14 +162,12 @@ class EventEmitter:
 
     def _last_shares(self) -> tuple[float, ...]:
         """Return the strata of the newest batch as it was planned; its own report has moved its samples since."""
-        if self._batch is None:
-            return ()
-        chunk, slot, indices = self._batch
-        return chunk.shares_of(slot, len(indices))
+        ticket = self._ticket
+        return () if ticket is None else ticket.chunk.shares_of(ticket.slot, len(ticket.indices))
 
     def drop_surveys(self) -> None:
         """Drop the surveys so far, as a state was loaded."""
-        self._surveyor = self._batch = None
+        self._surveyor = self._ticket = None
         self._surveyed_step = self._ended_step = -1
 
 

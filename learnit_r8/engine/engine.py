@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from .._validation import shortened
 from ..guard.verdict import GOOD
-from ..sampling.chunk import Batch
 from ..sampling.tally import Tally
 from ..sampling.ticket import Outcome, Ticket, new_tuple
 from . import breaks, draws, membership, refusal, step
@@ -157,10 +156,7 @@ class Engine:
             number, steps = pace.step + pace.num_out, pace.budget.steps
             progress = number / steps if steps is not None and number < steps else pace.progress_at(number)
             if progress >= 1.0 or pace.is_stopped:
-                if self.controller.experiment.asks_probe and not (pace.is_stopped or is_fetched):
-                    return draws.draw_last(self, number)
-                draws.draw_nothing(self)
-                return None
+                return draws.draw_last(self, number, may_probe=not is_fetched)
             chunk, epoch = plan.chunk, number // plan.steps_per_pass
             slot = chunk.drawn
             began = self._tally.began
@@ -196,8 +192,7 @@ class Engine:
                     self._num_draws = draw + 1
                     weights = None if chunk.weights is None else chunk.weights_of(slot)
                     turns.busy = None
-                    batch = new_tuple(Batch, (chunk, slot, indices))
-                    return new_tuple(Ticket, (number, epoch, indices, lr, weights, draw, batch))
+                    return new_tuple(Ticket, (number, epoch, indices, lr, weights, draw, chunk, slot))
             turns.wait("draw", number)
 
     def begin(self, ticket: Ticket, *, held_back: int = 0, is_late: bool = False) -> Ticket:
@@ -219,11 +214,11 @@ class Engine:
         if self.turns.busy is not None:
             self.turns.wait("begin", self.pace.step)
         # _replace() takes three times as long.
-        _, epoch, indices, _, weights, _, batch = ticket
+        _, epoch, indices, _, weights, _, chunk, slot = ticket
         with self.turns.lock:
             draw = self._num_draws
             self._num_draws = draw + 1
-            return Ticket(self.pace.step + held_back, epoch, indices, lr, weights, draw, batch)
+            return Ticket(self.pace.step + held_back, epoch, indices, lr, weights, draw, chunk, slot)
 
     def hand_back(self, ticket: Ticket) -> None:
         """Return a batch that was not trained on, for instance after an interruption: it will be the next one drawn.
@@ -235,7 +230,7 @@ class Engine:
             if ticket.batch.is_out and ticket.epoch >= 0:
                 turn.is_changing = True
                 self.plan.hand_back(ticket.batch)
-                self.pace.num_out -= not ticket.batch.chunk.is_extra
+                self.pace.num_out -= not ticket.chunk.is_extra
 
     def between_steps(self, held_back: int = 0, closing: bool = False) -> None:
         """Take backups and write checkpoints that are due; between steps, model and scheduler are at the same step.

@@ -65,7 +65,7 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
 
 def _may_come_again(run: Engine, ticket: Ticket) -> bool:
     """Whether a batch can be drawn once more in this epoch, of which others are still to be drawn."""
-    chunk, slot, _ = ticket.batch
+    chunk, slot = ticket.chunk, ticket.slot
     is_first = chunk.pass_number == run.plan.pass_number and chunk.states[slot] == OPEN
     is_before_others = run.pace.next_step < (ticket.epoch + 1) * run.plan.steps_per_pass
     return is_first and is_before_others and run.feed is None and not run.pace.is_counted
@@ -77,11 +77,11 @@ def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, in
         # It was drawn for weights that may be others by now.
         _close_unlearned(run, ticket)
         return Verdict.PROBED, None
-    is_last, is_extra = run.pace.is_finished, ticket.batch.chunk.is_extra
+    is_last, is_extra = run.pace.is_finished, ticket.chunk.is_extra
     if is_extra and not run.controller.experiment.is_fine(judged.reading.mean):
         # Some losses are high because of their step, as in a trial of what happens then: that one is over now.
         run.controller.experiment.lose(ticket)
-        ticket.batch.chunk.is_extra = False
+        ticket.chunk.is_extra = False
         run.pace.num_out += 1
         _close_unlearned(run, ticket)
         return Verdict.PROBED, None
@@ -111,7 +111,7 @@ def _learn(run: Engine, ticket: Ticket, judged: step.Judged) -> None:
 def _close_unlearned(run: Engine, ticket: Ticket) -> None:
     """Close a batch that nothing is learned from, and count its step unless it is extra."""
     run.plan.close(ticket.batch)
-    if ticket.batch.chunk.is_extra:
+    if ticket.chunk.is_extra:
         return
     run.pace.num_out -= 1
     run.pace.step += 1
@@ -166,7 +166,7 @@ def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
         run.rates.use_found()
         return
     run.controller.experiment.lose(ticket)
-    is_extra = ticket.batch.chunk.is_extra
+    is_extra = ticket.chunk.is_extra
     drawn_again = run.plan.abandon(ticket.batch) or is_extra
     run.pace.num_out -= not is_extra
     run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=drawn_again)

@@ -70,7 +70,7 @@ def judge(
     run: Engine, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
 ) -> Fields:
     """Read a loss and judge it; asks guard and schedule, and changes nothing. See `R8Scheduler.report`."""
-    _, epoch, _, rate, _, _, (chunk, slot, _) = ticket
+    _, epoch, _, rate, _, _, chunk, slot = ticket
     # Four in one line would make a tuple.
     table, sentry, pace = run.table, run.sentry, run.pace
     controller, rates, storage = run.controller, run.rates, table.storage
@@ -99,11 +99,9 @@ def judge(
     suspicion = math.nan
     if controller.lineage.updates & LOOK_MASK == LOOK_MASK or run.announcer.is_heard:
         suspicion = sentry.suspicion_of(memory)
-    is_plain, steps = is_quiet and verdict is GOOD and not controller.quarantine.is_watching, pace.budget.steps
-    if kind != storage.part_size or chunk.sweep != run.plan._planner.num_sweeps:
-        # The first report, or one that comes late.
-        is_plain = False
-    elif not (numbers[2] >= 0.0 or storage.are_offsets):
+    is_plain, steps = is_quiet and verdict is GOOD and (numbers[2] >= 0 or storage.are_offsets), pace.budget.steps
+    if kind != storage.part_size or chunk.sweep != run.plan._planner.num_sweeps or controller.quarantine.is_watching:
+        # It is the first of its kind, it comes late, or it may clear samples.
         is_plain = False
     if type(rates.schedule) is Kept:
         # Whatever the progress, which need not be known.
@@ -118,7 +116,7 @@ def _check_out(run: Engine, ticket: Ticket) -> None:
     """Raise RuntimeError for a ticket that is not out, or that the load callback reports."""
     if run.persistence.is_restoring and run.turns.is_mine:
         raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
-    if ticket.batch.is_out and ticket.batch.chunk.table is run.table:
+    if ticket.batch.is_out and ticket.chunk.table is run.table:
         return
     if run.turns.busy is not None:
         # What another call is doing with it, or has left half done, is the reason.
@@ -131,7 +129,7 @@ def _check_out(run: Engine, ticket: Ticket) -> None:
 def _read(run: Engine, ticket: Ticket, loss: Any, part_size: int | None, predictions: Any) -> tuple[Numbers, int]:
     """Read a loss: `Judged.numbers` and `Judged.kind`."""
     storage, is_drawn, count = run.table.storage, run.feed is None, len(ticket.indices)
-    chunk: Any = ticket.batch.chunk
+    chunk: Any = ticket.chunk
     mean, means, kind, lowest, rows = read_loss(loss, count, part_size) if is_drawn else chunk.read(loss)
     if storage.is_single or (is_drawn and storage.part_size == EXACT and count == 1):
         # The loss of a single sample, without its dimension.
@@ -174,7 +172,7 @@ def _judge_closely(
     run: Engine, ticket: Ticket, numbers: Numbers, report: tuple[float, float, float, float | None, bool, bool]
 ) -> tuple[Numbers, Verdict, Memory]:
     """Judge a loss at the start of the run or while recovery is at work; ``report``: what `Sentry.judge` takes."""
-    controller, sentry, (chunk, slot, _) = run.controller, run.sentry, ticket.batch
+    controller, sentry = run.controller, run.sentry
     predicted, typical, lr, grad_norm, skipped, is_usual = report
     if not controller.is_quiet and controller.experiment.tests(ticket):
         if grad_norm is not None and not math.isfinite(grad_norm):
@@ -188,7 +186,7 @@ def _judge_closely(
     verdict, memory = sentry.judge(mean, predicted, typical, lr, grad_norm, skipped, is_usual)
     is_early = controller.is_early and verdict is GOOD and controller.is_suspicious(mean)
     # A batch that comes again was looked into the first time.
-    if is_early and (chunk.states[slot] == OPEN or controller.is_far(mean)):
+    if is_early and (ticket.chunk.states[ticket.slot] == OPEN or controller.is_far(mean)):
         return numbers, Verdict.EARLY, sentry.present
     return numbers, verdict, memory
 

@@ -41,7 +41,7 @@ class Balanced(Policy):
         if remainder:
             columns = np.roll(columns, -_any_number(chunk) % strata)
         # A sample's label is the column of its stratum: the place in a run of S that the stratum fills.
-        labels = np.empty(count, np.min_scalar_type(strata))
+        labels = np.empty(count, np.min_scalar_type(strata - 1))
         labels[ranked] = _labels_by_rank(columns, rows, remainder, labels.dtype)
         by_column = grouped(labels, chunk.usage_count)
         # The first columns are longer by the sample that goes into the last, unfinished row.

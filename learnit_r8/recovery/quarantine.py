@@ -172,7 +172,7 @@ class Quarantine:
 
 def accused_of(reading: Reading, ticket: Ticket) -> NDArray[np.int64]:
     """The samples of a batch that may be the cause of a loss that is not finite: all, or those of the rows with it."""
-    counts = getattr(getattr(ticket.batch.chunk, "members", None), "counts", None)
+    counts = getattr(getattr(ticket.chunk, "members", None), "counts", None)
     if counts is None or len(np.atleast_1d(reading.means)) != len(counts):
         return ticket.indices
     chosen: NDArray[np.int64] = ticket.indices[np.repeat(~(np.abs(reading.means) <= LARGEST_LOSS), counts)]

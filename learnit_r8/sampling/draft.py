@@ -75,7 +75,7 @@ class Draft:
         sizes[-1] -= missing
         in_pass = sweep >= 0
         return Chunk(
-            indices[order],
+            indices.take(order),
             table,
             sizes=sizes,
             expected=self._learner.expected(records, sizes),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..guard.verdict import Verdict
-from .chunk import Batch
+from .chunk import Batch, Chunk
 
 
 class Ticket(NamedTuple):
@@ -21,7 +21,8 @@ class Ticket(NamedTuple):
         lr: Learning rate when it was drawn.
         weights: float32[B], factors for the samples' losses, or None.
         draw: Number of batches drawn before it.
-        batch: Its place in the plan.
+        chunk: The chunk that it belongs to.
+        slot: Its position there.
     """
 
     step: int
@@ -30,7 +31,13 @@ class Ticket(NamedTuple):
     lr: float
     weights: NDArray[np.float32] | None
     draw: int
-    batch: Batch
+    chunk: Chunk
+    slot: int
+
+    @property
+    def batch(self) -> Batch:
+        """Its place in the plan."""
+        return new_tuple(Batch, (self.chunk, self.slot, self.indices))
 
     def __repr__(self) -> str:
         some = ", ".join(map(str, self.indices[:4])) + (", ..." if len(self.indices) > 4 else "")

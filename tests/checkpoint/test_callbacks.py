@@ -10,6 +10,7 @@ from learnit_r8._adapters.driven_state import DrivenState
 from learnit_r8.checkpoint.callbacks import Callbacks, call_load, call_save, check_callback
 from learnit_r8.checkpoint.model_loader import join_callbacks
 from learnit_r8.checkpoint.state_tree import clone
+from tests.drive import make
 
 
 class Recorder:
@@ -328,3 +329,24 @@ def test_an_error_of_the_users_load_callback_is_that_of_the_restore():
     both = Both(load=fail)
     with pytest.raises(RuntimeError, match=r"load_callback must restore .* but raised KeyError\('count'\)"):
         call_load(both.called.load, clone(both.called.state()), from_ram=True)
+
+
+def test_a_model_that_an_adapter_has_saved_waits_for_one_until_the_run_starts(tmp_path):
+    """The user's load callback gets its file only if no adapter has come by then."""
+    first = make(checkpoint_dir=tmp_path)
+    first.host.adopt(DrivenState(SimpleNamespace(state={"w": np.ones(2)})).callbacks())
+    saved = first.save_checkpoint()
+    heard, place = [], SimpleNamespace(state={"w": np.zeros(2)})
+    more = {"checkpoint_dir": tmp_path, "backup_dir": False, "resume": "auto"}
+
+    alone = make(**more, load_callback=lambda source: heard.append(source))
+    assert heard == []
+    alone.draw()
+    assert heard == [str(saved.model_path)]
+
+    joined = make(**more, state_callback=dict, load_callback=heard.append)
+    with pytest.warns(RuntimeWarning, match="the saved state holds nothing of state_callback"):
+        joined.host.adopt(DrivenState(place).callbacks())
+    joined.draw()
+    assert place.state["w"].tolist() == [1, 1]
+    assert len(heard) == 1

@@ -252,7 +252,7 @@ class Feed:
         self.open = self.take(item, size, place.samples.of(item, place.batches))
         if self.plan.taken == self._long_pass:
             run.announcer.note_once("long pass", NO_END.format(self._long_pass))
-        chunk: Any = self.open.batch.chunk
+        chunk: Any = self.open.chunk
         if chunk.item is not None:
             # Weights may be tested with it.
             run.controller.note_start()
@@ -300,7 +300,7 @@ class Feed:
                     draw = run._num_draws
                     run._num_draws = draw + 1
                     turns.busy = None
-                    return new_tuple(Ticket, (number, epoch, batch[2], lr, None, draw, batch))
+                    return new_tuple(Ticket, (number, epoch, batch[2], lr, None, draw, chunk, 0))
             turns.wait("draw", number)
 
     def give_up_open(self) -> None:
@@ -321,7 +321,7 @@ class Feed:
         run = self.run
         with run.turns.take("give_up", run.pace.step, is_changing=True):
             run.controller.experiment.lose(ticket)
-            run.pace.tokens -= ticket.batch.chunk.size.tokens  # type: ignore[attr-defined]
+            run.pace.tokens -= ticket.chunk.size.tokens  # type: ignore[attr-defined]
             self.plan.abandon(ticket.batch)
             run.pace.num_out -= 1
             run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=False)

@@ -181,7 +181,7 @@ def tell_ids(run: Engine, ticket: Ticket, ids: Any) -> Ticket:
     if run.agreement.ranks is not None:
         run.announcer.warn_once("of one process", OF_ONE_PROCESS)
         return ticket
-    chunk: Any = ticket.batch.chunk
+    chunk: Any = ticket.chunk
     if chunk.members is not None:
         raise ValueError(
             "ids must be given to batches() or with the loss, not both, got them with the loss of step "
@@ -189,12 +189,12 @@ def tell_ids(run: Engine, ticket: Ticket, ids: Any) -> Ticket:
         )
     members = find(run, ids)
     run.plan.tell_members(chunk, members)  # type: ignore[attr-defined]
-    return ticket._replace(indices=members.indices, batch=ticket.batch._replace(indices=members.indices))
+    return ticket._replace(indices=members.indices)
 
 
 def note_rows(run: Engine, ticket: Ticket, loss: Any) -> None:
     """Say once that a loss has another number of rows than the ids of its batch, as its mean is all that counts."""
-    chunk: Any = ticket.batch.chunk
+    chunk: Any = ticket.chunk
     members = chunk.members
     if members is None or type(loss) is float:
         return

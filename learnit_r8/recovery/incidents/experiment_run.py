@@ -75,7 +75,7 @@ class ExperimentRun:
 
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch is the probe."""
-        return ticket.batch.chunk is self._chunk
+        return ticket.chunk is self._chunk
 
     def tests(self, ticket: Ticket) -> bool:
         """Whether a report must not be judged, as weights are being tested: its own, or those it was trained with."""

@@ -119,7 +119,7 @@ class FirstSteps:
 
     def note(self, ticket: Ticket, loss: float) -> None:
         """Note the last batch of a pass that was trained on; each is measured once."""
-        if ticket.batch.chunk.pass_number >= 0:
+        if ticket.chunk.pass_number >= 0:
             self._last = ticket, loss
 
     def look(self, level: float) -> Backup | None:
