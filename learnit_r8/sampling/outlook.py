@@ -24,14 +24,13 @@ PRECISION = 0.7
 """Least share of wrong labels, as estimated, in a list of samples to leave out."""
 
 
-def look_at(storage: SampleStorage, rng: np.random.Generator, before: Outlook = Outlook()) -> Outlook:
+def look_at(storage: SampleStorage, rng: np.random.Generator, *, weighed: Outlook | None = None) -> Outlook:
     """Make the outlook from a random part of the table, which must have learned all reports.
 
     Args:
         storage: The storage of the table.
         rng: Chooses the part if the table has more than 16,384 samples.
-        before: That of the pass before. What its margins have left out or weighed less keeps high losses while all
-            others fall: two humps that say nothing, so losses decide only from the beginning on.
+        weighed: Of a policy that weighs, the outlook of the pass before; None of others.
     """
     kind = storage.part_size
     if kind != EXACT:
@@ -43,11 +42,17 @@ def look_at(storage: SampleStorage, rng: np.random.Generator, before: Outlook = 
         chosen = chosen[order_of(chosen)]
     records, evidence = storage.records.take(chosen), storage.evidence.take(chosen)
     uses, mean = records["usage_count"], records["mean"]
-    limit = None
+    limit, judged = None, uses > 0
     if evidence is not None:
         by_group = storage.group_labels is not None
         limit = MarginLimit.of(records, evidence, precision=PRECISION, by_group=by_group)
-    suspicion = None if before.limit is not None else Suspicion.of(mean, uses, storage.untrained_loss)
+    # While all others get better, those that margins left out or weighed less keep high losses: two humps that say
+    # nothing. Nobody is left out by the margins of a policy that weighs.
+    if weighed is not None:
+        judged &= weighed.limit is None
+    elif limit is not None:
+        judged &= limit.margins(evidence) < np.inf
+    suspicion = Suspicion.of(mean[judged], uses[judged], storage.untrained_loss)
     fine = uses > 0
     if suspicion is not None:
         flagged = suspicion.flags(mean, uses)

@@ -98,7 +98,10 @@ class Planner:
         """
         outlook = Outlook()
         if number and self._policy.selects:
-            outlook = look_at(self._storage, self._generator(_OUTLOOK, number), before)
+            outlook = look_at(
+                self._storage, self._generator(_OUTLOOK, number),
+                weighed=before if self._policy.weighs else None,
+            )  # fmt: skip
         table = self._table
         return Context(progress, number, table.batch_size, table.untrained_loss, outlook, table.storage.group_sizes)
 
