@@ -40,7 +40,7 @@ from .policies.base import Policy
 from .policies.registry import PolicyName
 from .recovery.policy import Recovery
 from .sampling.refit import fit_state
-from .sampling.ticket import Outcome, Ticket
+from .sampling.ticket import Outcome, Ticket, refuse_weights
 from .schedules.schedule import Schedule, ScheduleName, ShapeName
 from .schedules.span import read_span, span_of
 from .table.losses import read_number
@@ -444,7 +444,7 @@ class R8Scheduler:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
         self._check_draws("batch_iterator")
-        self._refuse_weights()
+        refuse_weights(self.policy)
         self._speak_at_exit()
         epoch, pace, host = self.current_epoch, self.pace, self.host
         search = host.search
@@ -464,7 +464,7 @@ class R8Scheduler:
             if ticket is None:
                 return
             if ticket.weights is not None:
-                self._refuse_weights(ticket)
+                refuse_weights(self.policy, ticket)
             try:
                 yield ticket.indices, ticket.lr
             except GeneratorExit:
@@ -683,7 +683,7 @@ class R8Scheduler:
                 f"update_with_loss() was called at step {self.global_step} with no batch open; "
                 f"{self._why_none_is_open()}. (With attach(), pass the losses to the adapter's report().)"
             )
-        self._refuse_weights(found)
+        refuse_weights(self.policy, found)
         try:
             return self.report(self.host.begin(found, is_late=True), loss, **extras)
         finally:
@@ -744,14 +744,6 @@ class R8Scheduler:
             raise RuntimeError(
                 f"{call}() draws samples, and this scheduler was built without num_samples; iterate over "
                 "batches(loader)."
-            )
-
-    def _refuse_weights(self, ticket: Ticket | None = None) -> None:
-        """Raise RuntimeError if the policy weights samples, for a loop that never sees the weights."""
-        if self.policy.weighs or (ticket is not None and ticket.weights is not None):
-            raise RuntimeError(
-                f"policy {self.policy!r} weights samples: use draw() and report(), and ticket.weights; or attach() of "
-                "learnit_r8.torch, and its loss()."
             )
 
     def draw(self) -> Ticket:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..engine.feed.trainers import PlainTrainer, PrefetchTrainer
 from .host import check_scheduler, num_left
 
@@ -150,6 +148,8 @@ class Prefetch:
     def weights_of(self, ticket: Ticket) -> Any:
         """float32[B]: ones where a policy weights other batches, so that a loop meets one form; else None."""
         if ticket.weights is None and self.r8.policy.weighs:
+            import numpy as np
+
             return np.ones(len(ticket.indices), np.float32)
         return ticket.weights
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..guard.verdict import Verdict
+from ..policies.base import Policy
 from .chunk import Batch, Chunk
 
 
@@ -60,6 +61,15 @@ class Outcome(NamedTuple):
     def __bool__(self) -> bool:
         # A restored model must not take a step with gradients of the old weights.
         return self.verdict in _COUNTED and self.rolled_back_to is None
+
+
+def refuse_weights(policy: Policy, ticket: Ticket | None = None) -> None:
+    """Raise RuntimeError if a policy weights samples, for a loop that never sees the weights."""
+    if policy.weighs or (ticket is not None and ticket.weights is not None):
+        raise RuntimeError(
+            f"policy {policy!r} weights samples: use draw() and report(), and ticket.weights; or attach() of "
+            "learnit_r8.torch, and its loss()."
+        )
 
 
 # Much faster than the constructor of a named tuple, which is a Python function.

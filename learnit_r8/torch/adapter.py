@@ -12,7 +12,7 @@ from .._validation import loop_method
 from ..checkpoint.callbacks import OWN, call_load
 from ..checkpoint.state_tree import clone
 from ..events.caller import say_at_exit
-from ..sampling.ticket import Outcome, Ticket
+from ..sampling.ticket import Outcome, Ticket, refuse_weights
 from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
 from .attached_model import AttachedModel
@@ -244,7 +244,7 @@ class Adapter(AttachedModel):
         if losses is None:
             return self.outcome
         found = self._losses.find(ticket)
-        self.scheduler._refuse_weights(found)
+        refuse_weights(self.scheduler.policy, found)
         count = self._losses.count(found)
         num_classes = 0
         if part_size is None:

@@ -9,6 +9,7 @@ import torch.utils.data
 
 from ..._adapters.prefetch import Prefetch
 from ..._validation import whole_number
+from ...sampling.ticket import refuse_weights
 from ..distributed.ranks import are_there
 from ..distributed.single_process import ALONE
 from .loader import takes_arrays
@@ -109,7 +110,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
             RuntimeError: it is not clear which batch it is; or the policy weights samples.
         """
         found = find_batch(self.batches, ticket, ahead=self.ahead)
-        self.r8._refuse_weights(found)
+        refuse_weights(self.r8.policy, found)
         outcome = self.r8.report(self.r8.host.begin(found, is_late=True), loss, part_size=part_size)
         self.batches.take(found)
         return outcome
