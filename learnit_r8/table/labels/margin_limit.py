@@ -105,8 +105,10 @@ def _levels(margin: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float
     """
     mirror = Mirror.of(margin, caution=0.0)
     score = np.zeros(len(margin)) if mirror is None else mirror.score(margin)
-    chances = np.unique(score[score > 0])
-    return tuple(float(margin[score == chance].min()) for chance in chances), tuple(chances.tolist())
+    order = np.flatnonzero(score > 0)
+    order = order[np.argsort(margin[order])]
+    chances, firsts = np.unique(score[order], return_index=True)
+    return tuple(margin[order[firsts]].tolist()), tuple(chances.tolist())
 
 
 def _least_visits(visits: NDArray[np.uint16]) -> int:
