@@ -340,8 +340,8 @@ class Persistence:
 
     def checkpoint_steps(self) -> set[int]:
         """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""
-        can_load = self.store is not None and self.callbacks.load is not None
-        return {step for _, step in self.store.own_states()} if self.store is not None and can_load else set()
+        store = self.store
+        return set() if store is None or self.callbacks.load is None else {step for _, step in store.own_states()}
 
     def make_restorer(self) -> Restorer | None:
         """What puts states back; None without a load callback."""
