@@ -77,9 +77,12 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
     if refusal.look_last(run, may_probe=not closing) and not closing:
         return
     if controller.is_open:
-        if not closing:
+        has_ended = pace.is_finished and not (pace.num_out or controller.experiment.is_open)
+        if not (closing or has_ended):
             return
-        _settle_open(run)
+        # End what is under way, as the run is left.
+        with run.turns.take("close", pace.step, is_changing=True):
+            controller.inquiry.settle_open(step=pace.step)
     with run._saving:
         step, epoch_ended = pace.step, run._epoch_ended
         try:
@@ -105,8 +108,3 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
         if epoch_ended:
             run._epoch_ended = False
 
-
-def _settle_open(run: Engine) -> None:
-    """End what is under way, as the run is left."""
-    with run.turns.take("close", run.pace.step, is_changing=True):
-        run.controller.inquiry.settle_open(step=run.pace.step)

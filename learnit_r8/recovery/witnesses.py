@@ -97,6 +97,17 @@ class Witnesses:
         """Those with a witness."""
         return [each for each in self.all_states() if each.witness]
 
+    def best(self) -> Backup | None:
+        """The state to end with where the present one is lost: the newest one that is trusted.
+
+        The initial state is no such one as long as a trained one is known whose losses were no higher.
+        """
+        known, first = self.known(), self.first
+        trained = [each for each in reversed(known) if each.updates]
+        trusted = [each for each in trained if each.is_proven]
+        lower = [each for each in trained if first is None or each.usual <= first.record]
+        return next(iter([*trusted, *lower, *known]), None)
+
     def went_back(self, backup: Backup) -> None:
         """Forget the states of abandoned weights, as this one was restored."""
         self._backup.forget_after(backup.updates)
