@@ -360,6 +360,6 @@ def test_mappings_of_other_kinds_are_copied():
 
 
 def test_a_tensor_that_finds_no_memory_is_no_wrong_state():
-    """torch says with a RuntimeError that there is no memory for a copy; then the backup is left out, and no run ends."""
+    """torch tells with a RuntimeError that there is no memory; then a backup is left out, and no run ends."""
     with pytest.raises(MemoryError, match="memory"):
         clone({"w": torch.zeros(1).expand(2**45)})
