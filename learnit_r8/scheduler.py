@@ -954,8 +954,8 @@ class R8Scheduler:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
         with self.host._saving:
             step, draws = self.pace.step, self.host._num_draws
-            moment = run_state.moment_of(self.host, "update_cpu_backup")
-            damage = self.host.persistence.backup_timer.take(state, step, draws, moment)
+            get_moment = functools.partial(run_state.moment_of, self.host, "update_cpu_backup")
+            damage = self.host.persistence.backup_timer.take(state, step, draws, get_moment)
             if damage:
                 refusal.answer_damage(self.host, damage)
 
