@@ -107,4 +107,3 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
         # Last: if any of this is interrupted, it is due again.
         if epoch_ended:
             run._epoch_ended = False
-

@@ -27,9 +27,9 @@ def _scaled(y):
 
 _digits, _diabetes = load_digits(), load_diabetes()
 KINDS = (
-    (_houses()[0], _scaled(_houses()[1]), (0.03, 0.12)),
-    (_digits.data / 16, np.eye(10)[_digits.target], (0.05, 0.6)),
-    (_diabetes.data / _diabetes.data.std(0), _scaled(_diabetes.target), (0.03, 0.12)),
+    (_houses()[0], _scaled(_houses()[1]), (0.03, 0.07)),
+    (_digits.data / 16, np.eye(10)[_digits.target], (0.05, 0.2)),
+    (_diabetes.data / _diabetes.data.std(0), _scaled(_diabetes.target), (0.03, 0.07)),
 )
 """Inputs, targets, rates. More than one target are those of classes."""
 
@@ -87,7 +87,7 @@ class Case:
         self.x, self.y, (low, high) = KINDS[number % len(KINDS)]
         self.lr = math.exp(rng.uniform(math.log(low), math.log(high)))
         self.settings = {
-            "num_steps": int(rng.integers(100, 200)), "batch_size": int(rng.choice([8, 16, 32])), "seed": number,
+            "num_steps": int(rng.integers(100, 200)), "batch_size": int(rng.choice([16, 32])), "seed": number,
             "policy": "shuffle", "scheduler_mode": "keep", "handle_signals": False,
         }  # fmt: skip
 
@@ -138,3 +138,74 @@ def test_no_short_run_ends_worse_than_it_may(numbers):
     faults = [fault for fault in map(fault_of, numbers) if fault]
 
     assert not faults, "\n".join(faults)
+
+
+class Watched(Case):
+    """A run in which something happens on the way."""
+
+    def train(self, act, *, closes=True):
+        """The network after the run; ``act(r8, network)`` is called before each batch, and ends the run if true."""
+        network = self.network()
+        r8 = R8Scheduler(
+            len(self.x), **self.settings, state_callback=network.state, load_callback=network.load, backup_every=10
+        )
+        for _ in r8.epoch_iterator():
+            for indices, factor in r8.batch_iterator():
+                if act(r8, network):
+                    break
+                losses, gradient = network.losses(self.x[indices], self.y[indices])
+                if r8.update_with_loss(losses):
+                    network.step(gradient, factor * self.lr)
+            else:
+                continue
+            break
+        if closes:
+            r8.close()
+        return network
+
+
+IN_TRIAL = 7
+"""A run that ends within a trial of a lower rate."""
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("closes", [False, True])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_what_a_trial_kept_aside_comes_back_as_the_run_ends(is_damaged, closes):
+    """The weights from before a trial return where they are better, as well if those of the trial are damaged."""
+    case = Watched(IN_TRIAL)
+    weights = {}
+
+    def act(r8, network):
+        trial = r8.controller._first_steps._trial
+        if trial is not None:
+            weights["aside"] = [each.copy() for each in trial.present["weights"]]
+        if is_damaged and trial is not None and r8.global_step == case.settings["num_steps"] - 2:
+            network.weights = [30 * each for each in network.weights]
+
+    final = case.train(act, closes=closes)
+
+    assert weights
+    assert all(map(np.array_equal, final.weights, weights["aside"]))
+    assert case.loss(final) < 0.8 * case.loss(case.network())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("step", [20, 90])
+def test_run_that_is_left_in_an_experiment_ends_with_a_better_state(step):
+    """Damaged weights do not come back, nor does the initial state replace them while a trained one is no worse."""
+    case, tested = Watched(2), []
+
+    def act(r8, network):
+        current = r8.controller.experiment._live.current
+        if current is None and r8.global_step == step and not tested:
+            network.weights = [4 * each for each in network.weights]
+        tested.extend([current] if current is not None else [])
+        return bool(tested)
+
+    final = case.train(act)
+    first, loss = case.network(), case.loss(final)
+
+    assert tested
+    assert loss < (0.8 if step == 90 else 1.0) * case.loss(first)
+    assert not any(map(np.array_equal, final.weights, first.weights))

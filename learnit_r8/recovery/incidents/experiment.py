@@ -122,10 +122,14 @@ class Case:
     is_again: bool = False
     of_present: dict[Backup, float] = field(default_factory=dict)
 
-    def is_present_worse_than(self, backup: Backup) -> bool:
-        """Whether the present weights are known to be worse than a backup, by the batch that has a loss of both."""
-        loss = self.of_present.get(backup)
-        return loss is not None and not loss <= self.record(backup) + self.tolerance(backup)
+    def better_than_present(self) -> Backup | None:
+        """The newest state that is known to be better than the present weights, by a batch that has a loss of both."""
+        # One witness that is not finite may hold a bad sample.
+        finite = {backup: loss for backup, loss in self.of_present.items() if math.isfinite(loss)}
+        for backup, loss in (finite or self.of_present).items():
+            if not loss <= self.record(backup) + self.tolerance(backup):
+                return backup
+        return None
 
     def record(self, backup: Backup) -> float:
         """What the loss of a probe is compared with."""

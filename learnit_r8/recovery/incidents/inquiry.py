@@ -272,7 +272,7 @@ class Inquiry:
 
     def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool) -> None:
         if self._first_steps.break_off(is_damaged=True):
-            # What was kept aside is known to be better than the initial state, and that is all that a trial goes back to.
+            # A trial has no other state than the initial one to go back to, which what was kept aside is better than.
             self._parts.refusals.bad_in_a_row = 0
             return
         is_probed = self._experiment.can_probe
@@ -290,11 +290,10 @@ class Inquiry:
         """End what is under way, as the run is left, with the better of what was kept aside and what is there."""
         live, case = self._live, self._experiment.case
         live.begin_call(step)
-        current = live.current
-        if current is not None and case is not None and case.is_present_worse_than(current):
-            self._go_on_from(current, Alarm.END, is_sudden=True)
-        elif current is not None and not live.put_present():
-            best = self._parts.witnesses.best()
+        better = None if case is None else case.better_than_present()
+        if live.current is not None and (better is not None or not live.put_present()):
+            start = self._parts.lineage.progress.start
+            best = better if better is not None and better.updates else self._parts.witnesses.best(start)
             if best is not None and live.put(best):
                 self._go_on_from(best, Alarm.END, is_sudden=True)
         self._first_steps.break_off(is_damaged=False)
