@@ -124,10 +124,10 @@ class Case:
 
     def better_than_present(self) -> Backup | None:
         """The newest state that is known to be better than the present weights, by a batch that has a loss of both."""
-        # One witness that is not finite may hold a bad sample.
-        finite = {backup: loss for backup, loss in self.of_present.items() if math.isfinite(loss)}
-        for backup, loss in (finite or self.of_present).items():
-            if not loss <= self.record(backup) + self.tolerance(backup):
+        for backup, loss in self.of_present.items():
+            # Where a loss is not finite, its batch may be to blame.
+            is_known = math.isfinite(loss) or math.isfinite(backup.replayed)
+            if is_known and not loss <= self.record(backup) + self.tolerance(backup):
                 return backup
         return None
 
@@ -256,6 +256,7 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
     rises: list[float] = []
     limits: list[float] = []
     for backup in case.references:
+        backup.replayed = math.nan
         loss = case.of_present[backup] = yield from _draw(case, backup)
         if not math.isfinite(loss):
             # One witness may hold a bad sample; two of them show that the weights are damaged.

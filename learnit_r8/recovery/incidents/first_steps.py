@@ -32,8 +32,8 @@ AGAIN_DIVISOR = 4.0
 
 BETTER = 0.1
 """Share of the level of the start by which the lower rate must be better after its few steps; and by which the last
-losses of what was kept aside must be below it, to come back earlier. The batch that has a loss of both took 2 of 162 such
-states for better ones than the initial state that were worse, both rules together none
+losses of what was kept aside must be below it, to come back earlier. The batch that has a loss of both took 2 of 162
+such states for better ones than the initial state that were worse, both rules together none
 (`tests/runs/test_short_runs.py`)."""
 
 UPDATES_LOOKED_AT, LARGE_UPDATE, USUAL_BATCH = 8, 0.09, 32
