@@ -25,6 +25,8 @@ class PlainLog:
         stream: Takes the lines; by default ``sys.stderr`` at the time of each line.
     """
 
+    is_on_terminal = True
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._run: events.RunStarted | None = None

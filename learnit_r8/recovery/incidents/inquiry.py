@@ -122,7 +122,7 @@ class Inquiry:
             is_again = last is not None and (timer.clean_step <= last or parts.lineage.is_proving)
             if is_again:
                 timer.note_lasting(array)
-            parts.incidents.open(step, f"{array!r} was not finite")
+            parts.incidents.open(step, f"{array!r} was not finite", kind="weights not finite")
             self.begin(Alarm.NOT_FINITE, math.inf, is_again=is_again)
 
     def look_back(self) -> None:
