@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from .. import events
 from ..guard.verdict import Verdict
-from ..sampling.chunk import OPEN
 from ..sampling.ticket import Outcome, Ticket
 from . import step
 
@@ -65,10 +64,8 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
 
 def _may_come_again(run: Engine, ticket: Ticket) -> bool:
     """Whether a batch can be drawn once more in this epoch, of which others are still to be drawn."""
-    chunk, slot = ticket.chunk, ticket.slot
-    is_first = chunk.pass_number == run.plan.pass_number and chunk.states[slot] == OPEN
     is_before_others = run.pace.next_step < (ticket.epoch + 1) * run.plan.steps_per_pass
-    return is_first and is_before_others and run.feed is None and not run.pace.is_counted
+    return run.plan.can_put_back(ticket.batch) and is_before_others and not run.pace.is_counted
 
 
 def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:

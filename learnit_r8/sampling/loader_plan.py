@@ -210,6 +210,10 @@ class LoaderPlan:
         self.close(batch)
         return False
 
+    def can_put_back(self, batch: Batch) -> bool:
+        """Never, as the loader says what comes next."""
+        return False
+
     def check_again(self) -> None:
         """Do nothing: no batch is planned."""
 

@@ -284,15 +284,18 @@ class Plan:
         self.abandoned += 1
         return self.put_back(batch)
 
+    def can_put_back(self, batch: Batch) -> bool:
+        """Whether `put_back` would have it drawn once more: only a batch of the current pass, the first time."""
+        return batch.chunk.states[batch.slot] == OPEN and batch.chunk.pass_number == self.pass_number
+
     def put_back(self, batch: Batch) -> bool:
         """Take back a batch to be drawn once more at the end of the pass, so that its step is free again.
 
         Returns:
-            Whether it is: only a batch of the current pass, and only the first time. Else it is settled.
+            Whether it is, as `can_put_back` says. Else it is settled.
         """
-        chunk, slot, _ = batch
-        if chunk.states[slot] == OPEN and chunk.pass_number == self.pass_number:
-            chunk.states[slot] = WAITING
+        if self.can_put_back(batch):
+            batch.chunk.states[batch.slot] = WAITING
             self._waiting.append(batch)
             return True
         self.close(batch)
