@@ -222,18 +222,18 @@ class RecoveryController:
             TrainingDiverged: too many batches in a row were refused.
             RestoreError: the load callback raised for every state there is.
         """
+        unit = 1.0 if own_rate is None else own_rate
         inquiry, alarm, loss = self.inquire(step, lr), ALARMS.get(verdict, Alarm.NOT_FINITE), reading.mean
         incident, samples = self._incidents.open(step, verdict.value), not_finite_samples(reading, ticket)
         incident.num_refused += 1
         cause = self._cause_search.look(
             ticket, reading, verdict, step=step, recent=self.lineage.progress.recent, samples=samples,
-            is_finite=alarm is not Alarm.NOT_FINITE,
+            is_finite=alarm is not Alarm.NOT_FINITE, lr=ticket.lr * unit,
         )  # fmt: skip
         incident.cause = incident.cause or cause
         if alarm is Alarm.NOT_FINITE:
             self.quarantine.refused(accused_of(reading, ticket), samples)
         inquiry.refused(ticket, loss, alarm, most_steady)
-        unit = 1.0 if own_rate is None else own_rate
         self._announcer.tell(
             events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr * unit, next_lr=self.lr(lr) * unit,
             tries=self._refusals.in_a_row, samples=samples, reason=verdict.value,

@@ -61,10 +61,8 @@ class Incident:
 
     def refusal_text(self, found: str) -> str:
         """A sentence on what was refused, what was found, and where it began."""
-        count, step = self.num_refused, f"{self.first_step:,}"
-        what = (
-            f"a loss was refused at step {step}" if count == 1 else f"{count} losses were refused from step {step} on"
-        )
+        count, step = self.num_refused, f"step {self.first_step:,}"
+        what = f"a loss was refused at {step}" if count == 1 else f"{count} losses were refused from {step} on"
         return self.with_cause(f"{what} ({self.reason}): {found}")
 
     def with_cause(self, text: str) -> str:
@@ -153,7 +151,7 @@ def diverged_text(
         refused: Batches refused in a row.
         step: Steps reported.
         loss: The last refused loss.
-        lr: Its learning rate.
+        lr: Its learning rate; NaN if it is the user's own and was never told.
         samples: The suspects, named; "" for none.
         failures: Why states could not be restored.
         can_restore: Whether there is a state to restore, and a callback that does it.
@@ -165,9 +163,10 @@ def diverged_text(
         if incident.findings or incident.num_probes or can_restore
         else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
     )
+    rate = f" with lr={lr:.3g}" if math.isfinite(lr) else ""
     lines = [
         f"It began at {incident.cause}." if incident.cause else "",
-        f"{refused} batches in a row were refused, the last loss ({loss:.6g}) at step {step} with lr={lr:.3g}, "
+        f"{refused} batches in a row were refused, the last loss ({loss:.6g}) at step {step}{rate}, "
         f"{incident.reason}. {restored}",
         f"Suspected: {samples}." if samples else "",
         *(f"  {line}" for line in incident.findings[-8:]),

@@ -143,7 +143,7 @@ class Settlement:
             self._num_lowered += 1
             usual = DIVISOR if self._num_lowered <= 2 else LASTING_DIVISOR
             limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, is_probed=is_probed)
-            self._announcer.tell(events.LrCapped, ceiling=limit.ceiling, reason=alarm.value)
+            self._announcer.tell(events.LrCapped, ceiling=limit.ceiling, reason=alarm.value, is_share=limit.is_share)
         elif not is_early:
             self._num_lowered = 0
             limit.restored()

@@ -1,13 +1,21 @@
 """What a person is told of trouble: once on the terminal, and a line of the summary for each kind."""
 
 import contextlib
+import json
 import warnings
 
+import numpy as np
 import pytest
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from learnit_r8 import R8Scheduler, TrainingDiverged, events
+from learnit_r8.cli import main
+from learnit_r8.dashboard.event_text import describe
 from learnit_r8.dashboard.plain import PlainLog
+from learnit_r8.dashboard.render.header import rate_part
+from learnit_r8.dashboard.state.view import View
+from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 from tests.torch_common import DIGITS, classifier, sgd
 
@@ -110,3 +118,62 @@ def test_warning_that_is_raised_leaves_a_whole_run(fault):
     assert raised.scheduler.sentry.num_refused == expected.scheduler.sentry.num_refused
     assert raised.finished
     assert all(each.isfinite().all() for each in model.parameters())
+
+
+def test_rates_of_ones_own_are_shown_as_they_are(tmp_path, capsys):
+    """Record, screen, settings and the message of the end show the user's rate, and no rate that nobody chose."""
+    heard = record_events()
+    said_of(bad_input=(70,), run_dir=tmp_path / "run", listeners=[heard])
+    view = View()
+    for event in heard:
+        view.fold(event)
+    main(["incidents", str(tmp_path / "run"), "1"])
+
+    assert json.loads((tmp_path / "run" / "incidents" / "1" / "incident.json").read_text())["refusals"][0]["lr"] == 0.02
+    assert ", rate 0.02" in capsys.readouterr().out
+    assert "".join(span.text for span in rate_part(view)).split() == ["lr", "0.02"]
+    assert not {"initial_lr", "min_lr", "auto_find_lr"} & heard.of(events.RunStarted)[0].settings.keys()
+    assert heard.of(events.RunStarted)[0].settings["scheduler_mode"] == "keep"
+
+
+def test_rate_that_nobody_told_is_not_shown(tmp_path, capsys):
+    """Without an adapter, and without lr= of the report, nothing stands in its place: no 1.0, no nan."""
+    heard, model = record_events(), {"w": np.zeros(3)}
+    r8 = R8Scheduler(
+        num_steps=500, scheduler_mode="keep", run_dir=tmp_path / "run", state_callback=lambda: model,
+        load_callback=model.update, listeners=[heard, PlainLog()],
+    )  # fmt: skip
+    with pytest.raises(TrainingDiverged) as diverged:
+        for step in r8.steps():
+            r8.update_with_loss(1.0 / (step + 1) if step < 50 else NAN)
+    view = View()
+    for event in heard:
+        view.fold(event)
+    r8.controller.recorder.close()
+    main(["incidents", str(tmp_path / "run"), "1"])
+    printed = capsys.readouterr()
+    texts = [describe(event).text for event in heard.of(events.BatchRefused)]
+
+    assert "lr=" not in str(diverged.value)
+    assert "rate " not in printed.out
+    assert not [text for text in (*texts, printed.err) if "lr" in text]
+    assert rate_part(view) == ()
+    assert ", lr" not in r8.summary()
+
+
+def test_ceiling_of_ones_own_rate_is_a_share_of_it():
+    """What recovery lowers is a share of the user's rate, and is called so."""
+    heard, model = record_events(), classifier()
+    optimizer = sgd(model, lr=0.05)
+    adapter = attach(model, optimizer, DataLoader(DIGITS, batch_size=20), num_steps=300, listeners=[heard])
+    with adapter, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in adapter.epochs():
+            for inputs, labels in adapter.batches():
+                if adapter.scheduler.global_step == 100:
+                    optimizer.param_groups[0]["lr"] = 100.0
+                adapter.step(cross_entropy(model(inputs), labels))
+    capped = heard.of(events.LrCapped)
+
+    assert capped
+    assert all("of yours: " in describe(event).text for event in capped)
