@@ -160,7 +160,7 @@ class RecoveryController:
     def _note_good(self, scheduled_lr: float) -> None:
         """Draw the conclusions from a good loss after others were refused."""
         lineage = self.lineage
-        self._refusals.good()
+        self._refusals.good(gains=lineage.gains())
         if self.limit.is_on and self.limit.accepted(scheduled_lr):
             self._announcer.tell(events.LrRestored)
         if not self.is_open and not lineage.is_on_trial:
@@ -310,7 +310,7 @@ class RecoveryController:
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
             "refusals": self._refusals.state_dict(), "rate_trials": self._first_steps.num_trials,
-            "incident": self._incidents.to_plain(), "kinds": dict(self._incidents.kinds),
+            "incident": self._incidents.to_plain(), "kinds": [[kind, *found] for kind, found in self._incidents.kinds.items()],
             "steady_left": self.inquiry.steady_left, "looked_last_at": self.inquiry.looked_last_at,
             "num_equal": self._num_equal, "witnesses": self.witnesses.to_plain(),
         }  # fmt: skip
@@ -330,7 +330,7 @@ class RecoveryController:
         self.lineage.load_state_dict(state["lineage"])
         self._refusals.load_state_dict(state["refusals"])
         self._incidents.load_plain(state["incident"])
-        self._incidents.kinds = {kind: (count, text) for kind, (count, text) in state.get("kinds", {}).items()}
+        self._incidents.kinds = {kind: (count, text) for kind, count, text in state.get("kinds", ())}
         self._first_steps.num_trials, self._num_equal = state["rate_trials"], state["num_equal"]
         self.inquiry.steady_left, self.inquiry.looked_last_at = state["steady_left"], state["looked_last_at"]
         self.witnesses.load_plain(state["witnesses"])

@@ -143,9 +143,13 @@ def test_rate_that_nobody_told_is_not_shown(tmp_path, capsys):
         num_steps=500, scheduler_mode="keep", run_dir=tmp_path / "run", state_callback=lambda: model,
         load_callback=model.update, listeners=[heard, PlainLog()],
     )  # fmt: skip
-    with pytest.raises(TrainingDiverged) as diverged:
+
+    def train():
         for step in r8.steps():
             r8.update_with_loss(1.0 / (step + 1) if step < 50 else NAN)
+
+    with pytest.raises(TrainingDiverged) as diverged:
+        train()
     view = View()
     for event in heard:
         view.fold(event)
