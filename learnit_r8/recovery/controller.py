@@ -310,7 +310,8 @@ class RecoveryController:
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
             "refusals": self._refusals.state_dict(), "rate_trials": self._first_steps.num_trials,
-            "incident": self._incidents.to_plain(), "kinds": [[kind, *found] for kind, found in self._incidents.kinds.items()],
+            "incident": self._incidents.to_plain(),
+            "kinds": [[kind, *found] for kind, found in self._incidents.kinds.items()],
             "steady_left": self.inquiry.steady_left, "looked_last_at": self.inquiry.looked_last_at,
             "num_equal": self._num_equal, "witnesses": self.witnesses.to_plain(),
         }  # fmt: skip
