@@ -84,7 +84,7 @@ def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, in
         return Verdict.PROBED, None
     takes_step = not (is_last or is_extra)
     inquiry = run.controller.inquire(run.pace.step + takes_step, judged.lr)
-    is_good, put_to = inquiry.probed(ticket, judged.reading.mean)
+    is_good, put_to = inquiry.probed(ticket, judged.reading.mean, unit=run.rates.shown(1.0))
     if is_good and takes_step:
         good = judged._replace(verdict=Verdict.GOOD, memory=run.sentry.present)
         _learn(run, ticket, good)
