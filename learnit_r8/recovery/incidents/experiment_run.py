@@ -33,7 +33,6 @@ class ExperimentRun:
         is_open: Whether an experiment is under way.
         asked: The backup whose witness is drawn; None if none is.
         case: What the experiment was told; None if there is none.
-        is_extra: Whether the next probe takes no step of the run.
     """
 
     def __init__(self, live: LiveModel, get_callbacks: Callable[[], Callbacks]) -> None:
@@ -49,7 +48,7 @@ class ExperimentRun:
         self._losses: list[float] = []
         self._chunk: Any = None
         self._generators: Any = None
-        self.is_open = self.asks_probe = self.is_extra = False
+        self.is_open = self.asks_probe = False
 
     def begin(self, case: Case, steps: Steps) -> Finding | None:
         """Start an experiment; returns its finding if it needs no probe."""
@@ -68,10 +67,8 @@ class ExperimentRun:
         return self.asked.witness[len(self._losses)]
 
     def note_drawn(self, chunk: Any) -> None:
-        """Note the chunk of the probe that was just drawn; an extra one takes no step of the run, the next one does."""
+        """Note the chunk of the probe that was just drawn."""
         self._chunk = chunk
-        if self.is_extra:
-            chunk.is_extra, self.is_extra = True, False
 
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch is the probe."""
@@ -84,11 +81,6 @@ class ExperimentRun:
     def takes(self, ticket: Ticket) -> bool:
         """Whether the loss of a batch that `tests` is one of the test."""
         return self.is_open and (self.is_probe(ticket) or not self.can_probe)
-
-    def is_fine(self, loss: float) -> bool:
-        """Whether the loss of the probe is no higher than that of healthy weights."""
-        asked, case = self.asked, self.case
-        return asked is not None and case is not None and loss <= case.record(asked) + case.tolerance(asked)
 
     def lose(self, ticket: Ticket) -> None:
         """Draw the probe again if this abandoned batch was it."""
