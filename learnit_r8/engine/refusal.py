@@ -72,11 +72,19 @@ def _may_come_again(run: Engine, ticket: Ticket) -> bool:
 
 def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
     """Take the loss of a batch that tests weights, or that was trained on with weights under test."""
-    if not run.controller.experiment.takes(ticket):
+    experiment, chunk = run.controller.experiment, ticket.chunk
+    if not experiment.takes(ticket):
         # It was drawn for weights that may be others by now.
         close_unlearned(run, ticket)
         return Verdict.PROBED, None
-    inquiry = run.controller.inquire(run.pace.step + (not ticket.chunk.is_probe), judged.lr)
+    if experiment.is_at_alarm and not experiment.is_fine(judged.reading.mean):
+        # Some losses are high because of their step, as in a trial of what happens then: that one is over now.
+        experiment.lose(ticket)
+        run.pace.num_out += chunk.is_extra
+        chunk.is_probe = chunk.is_extra = experiment.is_at_alarm = False
+        close_unlearned(run, ticket)
+        return Verdict.PROBED, None
+    inquiry = run.controller.inquire(run.pace.step + (not chunk.is_probe), judged.lr)
     put_to = inquiry.probed(ticket, judged.reading.mean)
     close_unlearned(run, ticket)
     return Verdict.PROBED, put_to

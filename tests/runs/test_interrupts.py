@@ -37,7 +37,9 @@ RUNS = {
     "one-sample-no-model": {"bad_sample": 5, "num_epochs": 6, "loop": "tickets"},
     "probe": {"has_model": True, "bad": (9, 10), "recovery": Recovery(trust_steps=4)},
     "probe-tickets": {"has_model": True, "bad": (9, 10), "loop": "tickets", "kind": "means"},
-    "deeper": {"has_model": True, "saved": True, "checkpoint_every": 4, "bad": (9, 10), "poisoned_at": 7},
+    "deeper": {
+        "has_model": True, "saved": True, "checkpoint_every": 4, "bad": (9, 10), "poisoned_at": 7, "decay": 1.0,
+    },
     "array": {"has_model": True, "damaged_at": 7},
     "checkpoints": {"has_model": True, "saved": True, "checkpoint_every": 4},
     "epoch-checkpoints": {"has_model": True, "saved": True, "bad": (7,), "loop": "tickets"},

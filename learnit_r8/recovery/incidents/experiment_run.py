@@ -31,6 +31,7 @@ class ExperimentRun:
         asks_probe: Whether the next batch drawn must be a probe.
         can_probe: Whether a witness can be drawn out of turn.
         is_open: Whether an experiment is under way.
+        is_at_alarm: Whether the batch of the alarm was no step, so that a loss tied to its step is high once more.
         asked: The backup whose witness is drawn; None if none is.
         case: What the experiment was told; None if there is none.
     """
@@ -48,7 +49,7 @@ class ExperimentRun:
         self._losses: list[float] = []
         self._chunk: Any = None
         self._generators: Any = None
-        self.is_open = self.asks_probe = False
+        self.is_open = self.asks_probe = self.is_at_alarm = False
 
     def begin(self, case: Case, steps: Steps) -> Finding | None:
         """Start an experiment; returns its finding if it needs no probe."""
@@ -82,6 +83,11 @@ class ExperimentRun:
         """Whether the loss of a batch that `tests` is one of the test."""
         return self.is_open and (self.is_probe(ticket) or not self.can_probe)
 
+    def is_fine(self, loss: float) -> bool:
+        """Whether the loss of the probe is no higher than that of healthy weights."""
+        asked, case = self.asked, self.case
+        return asked is not None and case is not None and loss <= case.record(asked) + case.tolerance(asked)
+
     def lose(self, ticket: Ticket) -> None:
         """Draw the probe again if this abandoned batch was it."""
         if self.is_open and self.is_probe(ticket):
@@ -97,6 +103,7 @@ class ExperimentRun:
     def take(self, loss: float) -> Finding | None:
         """Take the loss of a part of the probe; returns the finding if that ends the experiment."""
         assert self.asked is not None
+        self.is_at_alarm = False
         self._losses.append(loss)
         if len(self._losses) < (len(self.asked.witness) if self.can_probe else TRIAL_LOSSES) and math.isfinite(loss):
             self.asks_probe, self._chunk = self.can_probe, None

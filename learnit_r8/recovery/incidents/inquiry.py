@@ -107,6 +107,7 @@ class Inquiry:
         progress = self._parts.lineage.progress
         progress.reported.append(loss)
         self._parts.incidents.open(self._live.step, Alarm.EARLY.value).num_left_out += leaves_out
+        self._experiment.is_at_alarm = True
         self.begin(Alarm.EARLY, progress.rise(1))
         return self._live.put_step
 
