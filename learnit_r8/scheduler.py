@@ -280,9 +280,9 @@ class R8Scheduler:
         if not settings.use_curses and settings.run_dir is None:
             return None
         from .journal.factory import open_journal
-        from .journal.run_info import git_state
+        from .journal.run_info import git_commit
 
-        engine, table, git = self.host, self.table, git_state()
+        engine, table, git = self.host, self.table, git_commit()
         engine.settings = {**engine.settings, **({"git": git} if git else {})}
         sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
         return open_journal(
@@ -969,8 +969,8 @@ class R8Scheduler:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
         with self.host._saving:
             step, draws = self.pace.step, self.host._num_draws
-            moment = run_state.moment_of(self.host, "update_cpu_backup")
-            damage = self.host.persistence.backup_timer.take(state, step, draws, moment)
+            get_moment = functools.partial(run_state.moment_of, self.host, "update_cpu_backup")
+            damage = self.host.persistence.backup_timer.take(state, step, draws, get_moment)
             if damage:
                 refusal.answer_damage(self.host, damage)
 

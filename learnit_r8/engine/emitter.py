@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .. import events
 from ..events.bus import Announcer
@@ -14,10 +14,8 @@ from ..events.versions import versions
 from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket
 from ..schedules.schedule import Schedule
+from ..table.survey import Surveyor
 from ..table.table import SampleTable
-
-if TYPE_CHECKING:
-    from ..table.survey import Surveyor
 
 PLAN_POINTS = 129
 """Learning rates that stand for a schedule."""
@@ -143,8 +141,6 @@ class EventEmitter:
         if epoch_ended:
             self._ended_step = step
         if self._surveyor is None:
-            from ..table.survey import Surveyor
-
             self._surveyor = Surveyor(self._table, clock=self._clock)
         is_last = closing and step > self._surveyed_step
         epoch_ended = epoch_ended or (is_last and step == self._ended_step)
