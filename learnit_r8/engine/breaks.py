@@ -79,7 +79,7 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
     if refusal.look_last(run, may_probe=not is_last) and not is_last:
         return
     if controller.is_open:
-        if not is_last:
+        if not (closing or (is_last and controller.experiment.is_open)):
             return
         _settle_open(run)
     with run._saving:

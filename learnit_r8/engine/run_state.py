@@ -55,7 +55,7 @@ _GENERATORS = {
 }  # fmt: skip
 _INCIDENT = {
     "first_step": 0, "reason": "", "num_refused": 0, "num_probes": 0, "findings": [""], "is_restored": False,
-    "cause": "",
+    "cause": "", "num_left_out": 0,
 }  # fmt: skip
 _WITNESS = {"step": 0, "updates": 0, "recent": _LOSSES, "witness": [_INDICES], "losses": _LOSSES, "is_proven": False}
 _KINDS: dict[str, Any] = {

@@ -38,7 +38,12 @@ RUNS = {
     "probe": {"has_model": True, "bad": (9, 10), "recovery": Recovery(trust_steps=4)},
     "probe-tickets": {"has_model": True, "bad": (9, 10), "loop": "tickets", "kind": "means"},
     "deeper": {
-        "has_model": True, "saved": True, "checkpoint_every": 4, "bad": (9, 10), "poisoned_at": 7, "decay": 1.0,
+        "has_model": True,
+        "saved": True,
+        "checkpoint_every": 4,
+        "bad": (9, 10),
+        "poisoned_at": 7,
+        "decay": 1.0,
     },
     "array": {"has_model": True, "damaged_at": 7},
     "checkpoints": {"has_model": True, "saved": True, "checkpoint_every": 4},
