@@ -1042,8 +1042,10 @@ class R8Scheduler:
         plan, table, saver, is_own = self.host.plan, self.table, self.host.saver, self.host.feed is not None
         checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
         left_out = "" if is_own else f"left out for steady ones: {plan.displaced}; "
+        # NaN where the rate is the user's own and was never told.
+        rate = "" if self.lr != self.lr else f", lr {self.lr:.3g}"
         lines = [
-            f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
+            f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}{rate}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
             f"{left_out}{checkpoints}{self.controller.summary()}",
         ]

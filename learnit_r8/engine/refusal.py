@@ -85,7 +85,7 @@ def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, in
         close_unlearned(run, ticket)
         return Verdict.PROBED, None
     inquiry = run.controller.inquire(run.pace.step + (not chunk.is_probe), judged.lr)
-    put_to = inquiry.probed(ticket, judged.reading.mean)
+    put_to = inquiry.probed(ticket, judged.reading.mean, unit=run.rates.shown(1.0))
     close_unlearned(run, ticket)
     return Verdict.PROBED, put_to
 

@@ -128,7 +128,7 @@ class Inquiry:
             is_again = last is not None and (timer.clean_step <= last or parts.lineage.is_proving)
             if is_again:
                 timer.note_lasting(array)
-            parts.incidents.open(step, f"{array!r} was not finite")
+            parts.incidents.open(step, f"{array!r} was not finite", kind="weights not finite")
             self.begin(Alarm.NOT_FINITE, math.inf, is_again=is_again)
 
     def look_back(self) -> None:
@@ -233,8 +233,13 @@ class Inquiry:
                 return
         self._live.raise_failures()
 
-    def probed(self, ticket: Ticket, loss: float) -> int | None:
+    def probed(self, ticket: Ticket, loss: float, *, unit: float = 1.0) -> int | None:
         """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
+
+        Args:
+            ticket: The batch.
+            loss: Its mean loss.
+            unit: What rates are shares of: the user's own rate, NaN where that is not known.
 
         Returns:
             The step of a state that was put back, None if none was.
@@ -252,7 +257,7 @@ class Inquiry:
             events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
             is_present=self._live.current is None, reason=case.alarm.value,
         )  # fmt: skip
-        self.check_end(loss, ticket.lr)
+        self.check_end(loss, ticket.lr * unit)
         finding = experiment.take(loss)
         if finding is not None:
             self._settle(case, finding)
