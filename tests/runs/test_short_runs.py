@@ -180,7 +180,7 @@ def test_what_a_trial_kept_aside_comes_back_as_the_run_ends(is_damaged, closes):
         trial = r8.controller._first_steps._trial
         if trial is not None:
             weights["aside"] = [each.copy() for each in trial.present["weights"]]
-        if is_damaged and trial is not None and r8.global_step == case.settings["num_steps"] - 2:
+        if is_damaged and trial is not None and r8.global_step == case.settings["num_steps"] - 1:
             network.weights = [30 * each for each in network.weights]
 
     final = case.train(act, closes=closes)
