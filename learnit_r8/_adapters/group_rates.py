@@ -29,7 +29,7 @@ class _Last:
         if self.rates is None:
             return True
         # A rate may be a tensor of float32.
-        return len(now) >= len(self.rates) and all(map(_is_close, now, self.rates))
+        return len(now) >= len(self.rates) and all(map(is_close, now, self.rates))
 
 
 _LAST: WeakKeyDictionary[Any, _Last] = WeakKeyDictionary()
@@ -41,20 +41,21 @@ class GroupRates:
 
     Args:
         optimizer: A `torch.optim.Optimizer`. Each of its groups gets its share of the highest rate.
+        own: The highest rate that whoever made it gave it; by default that of now, unless R8 has set that.
 
     Attributes:
         highest: The highest rate that a group had at first.
     """
 
-    def __init__(self, optimizer: Any) -> None:
+    def __init__(self, optimizer: Any, own: float | None = None) -> None:
         self._optimizer = optimizer
-        now, before = rates_of(optimizer), _LAST.get(optimizer)
+        now = rates_of(optimizer)
+        own = own_rate_of(optimizer) if own is None else own
         # As torch's own schedulers do, so that a second one measures the same ratios.
         initial = [group.setdefault("initial_lr", _plain(group["lr"])) for group in optimizer.param_groups]
         initial = [_plain(rate) for rate in initial]
         self.highest = max(initial, default=0.0)
         self._shares = [rate / self.highest if self.highest > 0 else 1.0 for rate in initial]
-        own = before.own if before is not None and before.has(now) else max(now, default=0.0)
         self._last = _LAST[optimizer] = _Last(own, now)
         self._set: list[float] | None = None
         self._lr = math.nan
@@ -86,9 +87,12 @@ class GroupRates:
 
     @staticmethod
     def _is_changed(groups: list[dict[str, Any]], last: list[float]) -> bool:
-        # A tensor is not read: it may be on a device, and reading would wait for that.
         rates = [group["lr"] for group in groups[: len(last)]]
-        return any(type(now) is float and now != then for now, then in zip(rates, last, strict=True))
+        return any(
+            # A tensor on a device is not read, as that would wait for the device.
+            now != then if type(now) is float else getattr(now, "is_cpu", False) and not is_close(_plain(now), then)
+            for now, then in zip(rates, last, strict=True)
+        )
 
     def expect_any(self) -> None:
         """Expect no particular rates at the next `set`; the optimizer was put back."""
@@ -96,10 +100,15 @@ class GroupRates:
         self._lr = math.nan
 
 
+def is_set_by_r8(optimizer: Any) -> bool:
+    """Whether a `GroupRates` has set the present rates of an optimizer."""
+    last = _LAST.get(optimizer)
+    return last is not None and last.has(rates_of(optimizer))
+
+
 def own_rate_of(optimizer: Any) -> float:
     """The highest rate that whoever made the optimizer gave it: that of now, unless a `GroupRates` has set it."""
-    last = _LAST.get(optimizer)
-    return max(rates_of(optimizer), default=0.0) if last is None else last.own
+    return _LAST[optimizer].own if is_set_by_r8(optimizer) else max(rates_of(optimizer), default=0.0)
 
 
 def rates_of(optimizer: Any) -> list[float]:
@@ -107,7 +116,8 @@ def rates_of(optimizer: Any) -> list[float]:
     return [_plain(group["lr"]) for group in optimizer.param_groups]
 
 
-def _is_close(one: float, other: float) -> bool:
+def is_close(one: float, other: float) -> bool:
+    """Whether two rates are the same but for rounding."""
     return math.isclose(one, other, rel_tol=1e-6)
 
 

@@ -25,6 +25,7 @@ from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
 from .loss_pipeline import Training
+from .lr_scheduler import peak_under_schedules
 from .own_loop.also import networks_of, read_also
 from .own_loop.loader_adapter import LoaderAdapter
 from .prepared import plain_model, plain_optimizer
@@ -217,7 +218,9 @@ def _keep(
     clips = whole.clip_grad_norm_ if is_flat(whole) else None
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm, clips=clips)
     keeps_rates = _keeps_rates(scheduler, settings)
-    rates = _checked_rates(optimizer) if sets_rates and not keeps_rates else None
+    asks_peak = scheduler is None and not keeps_rates and "initial_lr" not in settings
+    peak, peak_text = (peak_under_schedules(optimizer) if asks_peak else None) or (None, "")
+    rates = _checked_rates(optimizer, peak) if sets_rates and not keeps_rates else None
     state = ModelState(
         model, optimizer, scaler=scaler, ema=given.ema, rank=sharing.rank, gather=sharing.gather, also=parts,
         keeps_options=keeps_rates, keeps_random=keeps_random,
@@ -232,6 +235,8 @@ def _keep(
     # Ranks must not continue from different states, so they choose one together.
     resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
     r8 = _new_scheduler(size, kept, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
+    if peak_text:
+        r8.host.say_once("peak", peak_text)
     sharing.check(r8, model, resume, accumulate=accumulate)
     hand = _hand_of(r8)
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
@@ -330,8 +335,8 @@ def _hand_of(r8: R8Scheduler) -> Hand:
     return Hand(keeps_generators=recorder is not None and recorder.record != "names")
 
 
-def _checked_rates(optimizer: Any) -> GroupRates:
-    rates = GroupRates(optimizer)
+def _checked_rates(optimizer: Any, own: float | None) -> GroupRates:
+    rates = GroupRates(optimizer, own)
     if not rates.highest > 0:
         raise ValueError(f"optimizer must have a group with a learning rate > 0, got {rates_of(optimizer)!r}.")
     plain = plain_optimizer(optimizer)

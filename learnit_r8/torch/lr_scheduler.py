@@ -1,17 +1,79 @@
-"""A learning-rate scheduler of torch's kind, for code that wants one and steps it."""
+"""Learning-rate schedulers of torch's kind: ours, for code that steps one, and those that hold an optimizer of ours."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from .._adapters.group_rates import rates_of
+from .._adapters.group_rates import is_close, is_set_by_r8, rates_of
+from .prepared import plain_optimizer
 from .serialization import as_arrays, as_tensors
 
 if TYPE_CHECKING:
     from .attached_model import AttachedModel
+
+HELD = "a {} holds the optimizer, whose rate R8 sets"
+
+
+def peak_under_schedules(optimizer: Any) -> tuple[float, str] | None:
+    """The highest rate of an optimizer as its schedules of torch show it, as the present one may be what they wrote.
+
+    Without a schedule the present rate is the user's: a loaded optimizer carries the ``initial_lr`` of another run.
+
+    Returns:
+        The rate, and a sentence on where it comes from; None if no schedule holds the optimizer, or R8 has set it.
+
+    Raises:
+        ValueError: they do not show it.
+    """
+    if is_set_by_r8(optimizer):
+        return None
+    schedules = _live_schedules(optimizer)
+    if schedules:
+        # One that is no longer used may wait in a cycle for the collector.
+        del schedules
+        gc.collect()
+        schedules = _live_schedules(optimizer)
+    if not schedules:
+        return None
+    # Of one that is made of others, itself.
+    outer = max(schedules, key=lambda each: len(getattr(each, "_schedulers", ())))
+    held, now, groups = HELD.format(type(outer).__name__), rates_of(optimizer), optimizer.param_groups
+    # A plateau writes nothing before its first step.
+    acting = [each for each in schedules if not (isinstance(each, ReduceLROnPlateau) and each.last_epoch == 0)]
+    # A loaded optimizer may carry the max_lr of another run, too.
+    has_max = any(isinstance(each, OneCycleLR) or not type(each).__module__.startswith("torch.") for each in acting)
+    is_hidden = any(isinstance(each, (CyclicLR, ReduceLROnPlateau)) for each in acting)
+    keys = ["lr"] if not acting else [] if is_hidden else ["max_lr", "initial_lr"][not has_max :]
+    shown = {key: [float(group[key]) for group in groups] for key in keys if all(key in group for group in groups)}
+    if not (max(now) > 0 and any(all(map(is_close, now, rates)) for rates in shown.values())):
+        others = "".join(f", {key} {max(rates):.6g}" for key, rates in shown.items())
+        raise ValueError(
+            f"initial_lr must be given, the peak of R8's schedule: {held}, got its lr {max(now):.6g}{others}. Or take "
+            "that schedule out; or keep it, with scheduler_mode='keep'."
+        )
+    key, rates = next(iter(shown.items()))
+    differs = "" if all(map(is_close, now, rates)) else f", not {max(now):.6g}, its present rate"
+    text = (
+        f"{held}: the peak is {max(rates):.6g}, its {key}{differs}. Take that schedule out; initial_lr= gives another."
+    )
+    return max(rates), text
+
+
+def _live_schedules(optimizer: Any) -> list[Any]:
+    """The schedules of torch's kind that somebody holds; an optimizer does not know which ones it has."""
+    plain = plain_optimizer(optimizer)
+    return [
+        each
+        for each in gc.get_objects()
+        # Not by isinstance(), for which a proxy may load or import what it stands for.
+        if issubclass(type(each), (LRScheduler, ReduceLROnPlateau))
+        and type(each) is not R8LRScheduler
+        and plain_optimizer(getattr(each, "optimizer", None)) is plain
+    ]
 
 
 class R8LRScheduler(LRScheduler):

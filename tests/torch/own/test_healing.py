@@ -26,7 +26,7 @@ from wild_scripts import (
     seed_all,
 )  # fmt: skip
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, Verdict
 from learnit_r8.checkpoint.state_tree import clone
 from learnit_r8.torch import attach
 
@@ -89,6 +89,38 @@ def test_a_nan_in_the_weights_is_healed(kind, at):
         if isinstance(part, torch.nn.Module):
             assert all(bool(each.isfinite().all()) for each in part.parameters())
     assert abs(level(healed) - levels[0]) <= max(0.1 * abs(levels[0]), spread) or level(healed) < max(levels)
+
+
+@pytest.mark.parametrize("fault", ["high loss", "high rate"])
+@pytest.mark.parametrize("mode", ["cosine", "constant", "wsd", "linear", "keep"])
+def test_the_first_losses_of_own_batches_may_be_high(mode, fault):
+    """One loss four times as high, or a rate that is too high, is answered, and the run goes on to its last step."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, 4, (256,))
+    inputs = torch.randn(4, 8)[labels] + torch.randn(256, 8)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 if fault == "high loss" else 30.0, momentum=0.9)
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=16)
+    verdicts = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with attach(model, optimizer, loader, num_steps=60, scheduler_mode=mode, handle_signals=False) as adapter:
+            for _ in adapter.epochs():
+                for x, y in adapter.batches():
+                    loss = cross_entropy(model(x), y)
+                    if fault == "high loss" and len(verdicts) == 12:
+                        loss = 6.0 * loss / loss.detach()
+                    outcome = adapter.report(loss)
+                    verdicts.append(outcome.verdict)
+                    if outcome:
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+
+    assert adapter.scheduler.global_step == 60
+    # At a rate of the user's own, R8 does not say that no first loss may be high.
+    assert (Verdict.EARLY in verdicts) == (mode != "keep")
+    assert all(bool(each.isfinite().all()) for each in model.parameters())
 
 
 def test_a_batch_that_the_loop_has_changed_is_handed_out_again_as_it_came():

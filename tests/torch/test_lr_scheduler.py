@@ -1,0 +1,187 @@
+"""Schedules of torch's own on an optimizer whose rate R8 is to set: the peak is never what they have written."""
+
+import copy
+import gc
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.nn.functional import mse_loss
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, TensorDataset
+
+from learnit_r8.torch import attach
+
+X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+DATA = TensorDataset(X, X.sum(1, keepdim=True))
+HELD = "holds the optimizer"
+BATCHES = [{"batch_size": 8}, {"scheduler_mode": "cosine"}]
+
+
+def parts(lr=0.1, groups=1, **options):
+    """A model and its optimizer."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    given = [{"params": [each], "lr": lr / 2**place} for place, each in enumerate(model.parameters())]
+    return model, torch.optim.SGD(given if groups == 2 else model.parameters(), lr=lr, momentum=0.9, **options)
+
+
+def attached(model, optimizer, **settings):
+    """A training of five batches an epoch on R8's batches, or on batches of its own."""
+    data = DATA if "batch_size" in settings else DataLoader(DATA, 8)
+    return attach(model, optimizer, data, num_epochs=2, **settings)
+
+
+def peak(adapter):
+    """The highest rate of the schedule."""
+    return max(adapter.scheduler.schedule(place / 100) for place in range(101))
+
+
+@pytest.mark.parametrize("settings", BATCHES, ids=["drawn", "own"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_live_schedule_that_shows_its_peak(groups, settings):
+    """It is max_lr while one has it, else the groups' initial_lr; one line says so, at the second attach() none."""
+    model, optimizer = parts(groups=groups)
+    highest = [0.1, 0.05][:groups]
+    live = lr_scheduler.OneCycleLR(optimizer, highest, total_steps=100)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.004)
+    with pytest.warns(RuntimeWarning, match=f"a OneCycleLR {HELD}.* 0.1, its max_lr, not 0.004") as said:
+        first = attached(model, optimizer, **settings)
+    assert peak(first) == pytest.approx(0.1)
+    first.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert peak(attached(model, optimizer, **settings)) == pytest.approx(0.1)
+    assert len([one for one in said if HELD in str(one.message)]) == 1
+
+    model, optimizer = parts(groups=groups)
+    live = lr_scheduler.StepLR(optimizer, 30)
+    with pytest.warns(RuntimeWarning, match=rf"StepLR {HELD}.*0.1, its initial_lr\."):
+        assert peak(attached(model, optimizer, **settings)) == pytest.approx(0.1)
+    assert live.last_epoch == 0
+
+
+@pytest.mark.parametrize("settings", BATCHES, ids=["drawn", "own"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda optimizer: lr_scheduler.LinearLR(optimizer, 0.001),
+        lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 50),
+        lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda step: step / 50),
+        lambda optimizer: lr_scheduler.CyclicLR(optimizer, 0.001, 0.1),
+        lambda optimizer: lr_scheduler.SequentialLR(
+            optimizer, [lr_scheduler.LinearLR(optimizer, 0.1), lr_scheduler.CosineAnnealingLR(optimizer, 9)], [5]
+        ),
+    ],
+    ids=["linear", "warm-up", "warm-up from 0", "cyclic", "sequential"],
+)
+def test_a_live_schedule_whose_rate_is_neither(make, settings):
+    """No peak can be told from the rates that it has written: initial_lr= is asked for, and nothing was changed."""
+    model, optimizer = parts()
+    live = make(optimizer)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=f"initial_lr must be given.*{type(live).__name__} {HELD}"):
+        attached(model, optimizer, **settings)
+    assert optimizer.state_dict() == before
+    assert peak(attached(model, optimizer, initial_lr=0.1, **settings)) == pytest.approx(0.1)
+    assert attached(model, optimizer, **{**settings, "scheduler_mode": "keep"}).scheduler.keeps_rates
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_a_live_schedule_that_has_come_half_way():
+    """Its rate is neither max_lr nor initial_lr any more; that of a plateau is the user's own until it acts."""
+    model, optimizer = parts()
+    live = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=100)
+    live.step()
+    with pytest.raises(ValueError, match="initial_lr must be given"):
+        attached(model, optimizer, batch_size=8)
+
+    model, optimizer = parts(0.2)
+    live = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    with pytest.warns(RuntimeWarning, match=rf"ReduceLROnPlateau {HELD}.*0.2, its lr\."):
+        assert peak(attached(model, optimizer, batch_size=8)) == pytest.approx(0.2)
+    model, optimizer = parts(0.2)
+    live = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    for loss in (1, 2):
+        live.step(loss)
+    with pytest.raises(ValueError, match=r"initial_lr must be given.*0\.02"):
+        attached(model, optimizer, batch_size=8)
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_a_live_schedule_the_present_rate_counts():
+    """So a fine-tune that loads an optimizer with a stale initial_lr or max_lr is at the rate that it sets; so is one
+    whose schedule was dropped, also in a cycle that nobody has collected, or is of another optimizer.
+    """
+    _, old = parts()
+    other = lr_scheduler.OneCycleLR(old, 0.1, total_steps=100)
+    model, optimizer = parts()
+    optimizer.load_state_dict(old.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.003
+    assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(0.004)
+    assert peak(attached(model, optimizer, batch_size=8)) == pytest.approx(0.003)
+    assert other.last_epoch == 0
+
+    model, optimizer = parts()
+    dropped = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=100)
+    dropped.itself = dropped
+    del dropped
+    optimizer.param_groups[0]["lr"] = 0.003
+    gc.disable()
+    try:
+        assert peak(attached(model, optimizer, batch_size=8)) == pytest.approx(0.003)
+    finally:
+        gc.enable()
+
+
+def test_a_stale_max_lr_is_not_the_peak():
+    """Of a loaded optimizer, under a live schedule that has none."""
+    _, old = parts()
+    lr_scheduler.OneCycleLR(old, 0.5, div_factor=5, total_steps=100)
+    model, optimizer = parts()
+    optimizer.load_state_dict(old.state_dict())
+    live = lr_scheduler.StepLR(optimizer, 30)
+    with pytest.warns(RuntimeWarning, match="0.1, its initial_lr"):
+        assert peak(attached(model, optimizer, batch_size=8)) == pytest.approx(0.1)
+    assert live.last_epoch == 0
+
+
+def rates_of_steps(settings, every=None, *, is_after=False, tensor=False):
+    """The rates that the optimizer's steps were taken at, and what was said of other code that sets them."""
+    model, optimizer = parts(torch.tensor(0.1) if tensor else 0.1)
+    live = None if is_after or every is None else lr_scheduler.StepLR(optimizer, 1)
+    adapter, used = attached(model, optimizer, **settings), []
+    live = lr_scheduler.StepLR(optimizer, 1) if live is None and every else live
+    optimizer.register_step_pre_hook(lambda *_: used.append(float(optimizer.param_groups[0]["lr"])))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in adapter.epochs():
+            for x, y in adapter.loader() if "batch_size" in settings else adapter.batches():
+                loss = mse_loss(model(x), y)
+                if adapter.report(loss):
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                if every == "batch":
+                    live.step()
+            if every == "epoch":
+                live.step()
+    return used, [one for one in said if "changed by something other than R8Scheduler" in str(one.message)]
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{HELD}")
+@pytest.mark.parametrize("settings", BATCHES, ids=["drawn", "own"])
+@pytest.mark.parametrize("is_after", [False, True], ids=["built before", "built after"])
+@pytest.mark.parametrize("tensor", [False, True], ids=["number", "tensor"])
+def test_a_schedule_that_acts_later_is_warned_of(tensor, is_after, settings):
+    """Where its step() is called in the loop, after each batch or each epoch, once; the rates of the steps are R8's."""
+    alone, said = rates_of_steps(settings, tensor=tensor)
+    assert not said
+    assert len(alone) == 10
+
+    for every in ("batch", "epoch"):
+        used, said = rates_of_steps(settings, every, is_after=is_after, tensor=tensor)
+        assert used == alone, every
+        assert len(said) == 1, every
