@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+# np.median imports it in the first steps, when a program may be out of file descriptors.
+import numpy.ma
+
 from .ram_backup import Backup, spread_of
 
 EARLY_UPDATES, START_UPDATES = 80, 384
