@@ -96,7 +96,8 @@ class HfTrainer:
             output_dir=str(run.case.folder or tempfile.mkdtemp()), num_train_epochs=run.case.epochs, max_grad_norm=0.0,
             per_device_train_batch_size=task.BATCH, learning_rate=task.RATE, use_cpu=True,
             **({} if kind is R8Trainer else {"lr_scheduler_type": "constant"}),
-            report_to=[], save_strategy="steps" if run.case.folder else "no", save_steps=5, disable_tqdm=True,
+            report_to=[], save_strategy="steps" if run.case.folder else "no", save_steps=run.case.every,
+            disable_tqdm=True,
             logging_strategy="epoch", eval_strategy="epoch", per_device_eval_batch_size=128,
         )  # fmt: skip
         trainer = kind(

@@ -29,6 +29,7 @@ class Case:
             all weights are multiplied by a number.
         kill_at: The turn of the loop within which the process kills itself.
         folder: Of the checkpoints; with it, a run is resumed from the newest that is there.
+        every: Steps between two checkpoints.
         r8_last: Whether R8's callback stands behind all others in a framework's list.
         settings: Further settings of R8Scheduler.
     """
@@ -40,6 +41,7 @@ class Case:
     weight_faults: dict[int, float] = field(default_factory=dict)
     kill_at: int | None = None
     folder: Path | None = None
+    every: int = 5
     r8_last: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -83,7 +85,9 @@ class Run:
     @property
     def files(self):
         """What is set besides where R8 writes the checkpoints, and not a trainer."""
-        return {"checkpoint_dir": self.case.folder, "checkpoint_every": 5, "resume": "auto"} if self.case.folder else {}
+        if self.case.folder is None:
+            return {}
+        return {"checkpoint_dir": self.case.folder, "checkpoint_every": self.case.every, "resume": "auto"}
 
     @property
     def rate(self):
