@@ -378,8 +378,23 @@ class R8Scheduler:
 
     @property
     def global_step(self) -> int:
-        """Batches reported so far, refused ones included."""
+        """Batches trained or refused so far; a probe, which only tests the weights, is none."""
         return self.pace.step
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Batches trained or refused in the current epoch, probes aside: the number of the batch in hand, 0-based."""
+        return self.pace.step_in_epoch
+
+    @property
+    def probes_in_epoch(self) -> int:
+        """Batches of the current epoch that were handed out once more to test the weights."""
+        return self.pace.probes_in_epoch
+
+    @property
+    def handed_out(self) -> int:
+        """Batches handed out in the current epoch and reported: ``step_in_epoch + probes_in_epoch``."""
+        return self.pace.handed_out
 
     @property
     def run_dir(self) -> Path | None:
@@ -413,9 +428,9 @@ class R8Scheduler:
                 if self.pace.is_over:
                     return
                 # A batch drawn earlier and given up now may be the last of the epoch.
-                before = self.host._num_draws, self.pace.step
+                before = self.host._num_draws, self.pace.turns
                 yield self.current_epoch
-                if (self.host._num_draws, self.pace.step) == before and not self.pace.is_over:
+                if (self.host._num_draws, self.pace.turns) == before and not self.pace.is_over:
                     raise RuntimeError(
                         f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
                     )
@@ -455,7 +470,7 @@ class R8Scheduler:
         while True:
             if host.open_ticket is not None:
                 self._give_up_open()
-            if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
+            if pace.epoch != epoch and not search.is_on:
                 self._ended_epoch = True
                 self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.experiment.asks_probe):
@@ -1132,7 +1147,7 @@ class R8Scheduler:
 
     def _warn_of_one_epoch(self) -> None:
         """Say so if the loop was over batches alone, which ends with the epoch; when the run is closed, or at exit."""
-        is_first = self._ended_epoch and self.pace.step <= self.pace.steps_per_epoch
+        is_first = self._ended_epoch and self.pace.place <= self.pace.steps_per_epoch
         if is_first and not (self._counts_epochs or self.pace.is_over):
             self.host.announcer.warn_once(
                 "one epoch",

@@ -35,6 +35,7 @@ class Incident:
         reason: The first verdict.
         num_refused: Batches refused in it, probes aside.
         num_probes: Witnesses drawn again.
+        num_left_out: Batches at the end of an epoch that are left out for tests of the weights.
         findings: What experiments have found, oldest first.
         is_restored: Whether the model was restored, or arrays of it.
         cause: One sentence on where it began; "" if nobody could look.
@@ -48,6 +49,7 @@ class Incident:
     findings: list[str] = field(default_factory=list)
     is_restored: bool = False
     cause: str = ""
+    num_left_out: int = 0
     kind: str = ""
 
     def note(self, step: int, text: str) -> None:
@@ -58,9 +60,14 @@ class Incident:
     def conclusion(self) -> str:
         """What was at fault, as far as the experiments tell."""
         if self.findings:
-            return self.findings[-1].partition(": ")[2] + "."
-        batches = "the refused batch was" if self.num_refused == 1 else f"the {self.num_refused} refused batches were"
-        return f"{batches} to blame, not the weights: the next one was good."
+            text = self.findings[-1].partition(": ")[2] + "."
+        else:
+            are = "the refused batch was" if self.num_refused == 1 else f"the {self.num_refused} refused batches were"
+            text = f"{are} to blame, not the weights: the next one was good."
+        if not self.num_left_out:
+            return text
+        many = "batch of the epoch is" if self.num_left_out == 1 else f"{self.num_left_out} batches of the epoch are"
+        return f"{text} The last {many} left out, for as many tests of the weights."
 
     def refusal_text(self, found: str) -> str:
         """A sentence on what was refused, what was found, and where it began."""
@@ -98,11 +105,12 @@ class IncidentLog:
             self.current = Incident(step, reason, kind=kind or reason)
         return self.current
 
-    def note_probe(self) -> None:
-        """Count a probe."""
+    def note_probe(self, *, leaves_out: bool) -> None:
+        """Count a probe; ``leaves_out``: whether a batch of the epoch is left out for it."""
         self.num_probes += 1
         if self.current is not None:
             self.current.num_probes += 1
+            self.current.num_left_out += leaves_out
 
     def note_restore(self) -> None:
         """Count a restore."""
