@@ -974,6 +974,18 @@ class R8Scheduler:
             if damage:
                 refusal.answer_damage(self.host, damage)
 
+    def check(self) -> bool:
+        """Look at the weights now, as before a backup, and put back what is not finite.
+
+        For loops that use the model between two steps, as for the rollout of a policy, where no loss shows that its
+        weights are damaged. Call it between two steps; on several ranks all must call it.
+
+        Returns:
+            Whether every number of what ``state_callback`` returns was finite. If not, it is afterwards, unless there
+            is no backup yet; the next batches then test the weights, as after any damage.
+        """
+        return refusal.check_weights(self.host)
+
     def restore_backup(self) -> int:
         """Go on from the newest backup in RAM: the model, the guard, the counters and the rates of one step.
 

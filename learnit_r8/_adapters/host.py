@@ -97,9 +97,6 @@ class Host(Protocol):
     def look_at_weights(self) -> None:
         """Take a backup, which looks at every number, as soon as the user's step is complete."""
 
-    def check_weights(self) -> bool:
-        """Look at the weights now, and put back what is not finite; returns whether all was finite."""
-
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; listeners hear how long the training waits for each."""
 

@@ -104,10 +104,6 @@ class Engine:
             self.controller.experiment.let_probe(False)
         self.table.learner.hold_back(self)
 
-    def check_weights(self) -> bool:
-        """Look at the weights now, and put back what is not finite; returns whether all was finite."""
-        return refusal.check_weights(self)
-
     def join(self, member: membership.Member) -> None:
         """Let an adapter hold back batches and losses; it replaces the one that joined before."""
         self.member = member

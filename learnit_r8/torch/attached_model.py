@@ -72,17 +72,9 @@ class AttachedModel(ABC):
         self._num_looks = 0
 
     def check(self) -> bool:
-        """Look at the weights now, as before a backup, and put back what is not finite.
-
-        For loops that use the model between two steps, as before the rollout of a policy, where nothing would show
-        that its weights are damaged. Call it between two steps; with several processes all must call it.
-
-        Returns:
-            Whether every number of the training's state was finite. If not, it is afterwards, unless there is no
-            backup yet; the next batches then test the weights, as after any damage.
-        """
+        """Look at the weights now, and put back what is not finite; see `R8Scheduler.check`."""
         self.flush()
-        return self.scheduler.host.check_weights()
+        return self.scheduler.check()
 
     def _look_for_others(self, *losses: torch.Tensor) -> None:
         """Say once if refused losses come from parameters that `attach` was not given, as of a second network."""

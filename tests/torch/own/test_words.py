@@ -66,7 +66,7 @@ def test_first_refused_batch_is_said_once():
 
 def test_healed_weights_are_said_once():
     """Weights that are mended, though no loss was refused, are a warning and a line of the summary; then a count."""
-    said, summary, model = said_of(bad_weights=(70, 120))
+    said, summary, model = said_of(bad_weights=(70, 120), backup_every=1)
 
     assert len(said) == 1
     assert said[0].startswith("losses or weights were not finite at step 7")
@@ -84,7 +84,7 @@ def test_healthy_run_says_nothing():
 
 def test_plain_lines_and_warning_do_not_say_it_twice(capsys):
     """A listener that shows events on the terminal takes the place of the warning."""
-    said, summary, _ = said_of(bad_input=(70,), bad_weights=(120,), listeners=[PlainLog()])
+    said, summary, _ = said_of(bad_input=(70,), bad_weights=(120,), backup_every=1, listeners=[PlainLog()])
     printed = capsys.readouterr().err
 
     assert said == []
@@ -103,7 +103,7 @@ def test_summary_counts_over_a_resume(tmp_path):
     assert [line for line in summary if line.startswith("  not finite: 2, the last at step 1")]
 
 
-@pytest.mark.parametrize("fault", [{"bad_input": (70, 72)}, {"bad_weights": (70,)}])
+@pytest.mark.parametrize("fault", [{"bad_input": (70, 72)}, {"bad_weights": (70,), "backup_every": 1}])
 def test_warning_that_is_raised_leaves_a_whole_run(fault):
     """Where warnings are errors, as under pytest -W error, the call raises after its work is done: the run goes on."""
     with warnings.catch_warnings():
