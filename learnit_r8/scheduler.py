@@ -1158,6 +1158,8 @@ class R8Scheduler:
             raise
         finally:
             self.requests.leave()
+            if self._is_closed and self.host.saver is not None:
+                self.host.saver.store.release()
             early = self.pace.ended_early
             finished = self.pace.is_finished or early is not None
             self.host.announcer.tell(events.RunEnded, finished=finished, early=early)
