@@ -280,9 +280,9 @@ class R8Scheduler:
         if not settings.use_curses and settings.run_dir is None:
             return None
         from .journal.factory import open_journal
-        from .journal.run_info import git_state
+        from .journal.run_info import git_commit
 
-        engine, table, git = self.host, self.table, git_state()
+        engine, table, git = self.host, self.table, git_commit()
         engine.settings = {**engine.settings, **({"git": git} if git else {})}
         sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
         return open_journal(

@@ -160,7 +160,7 @@ class RecoveryController:
     def _note_good(self, scheduled_lr: float) -> None:
         """Draw the conclusions from a good loss after others were refused."""
         lineage = self.lineage
-        self._refusals.good()
+        self._refusals.good(gains=lineage.gains())
         if self.limit.is_on and self.limit.accepted(scheduled_lr):
             self._announcer.tell(events.LrRestored)
         if not self.is_open and not lineage.is_on_trial:

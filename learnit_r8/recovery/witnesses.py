@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..sampling.ticket import Ticket
 from .ram_backup import Backup
 
@@ -129,9 +127,7 @@ class Witnesses:
 
     def to_plain(self) -> list[dict[str, Any]]:
         """What is known of all states, for a saved state."""
-        known = (each for each in (*self._on_disk, *self._backup.backups) if each.witness)
-        # A batch of the user's own loader is no part of a file.
-        return [each.to_plain() for each in known if all(isinstance(batch, np.ndarray) for batch in each.witness)]
+        return [each.to_plain() for each in (*self._on_disk, *self._backup.backups) if each.witness]
 
     def load_plain(self, saved: Iterable[Mapping[str, Any]]) -> None:
         """Load what `to_plain` returned; the states are those of checkpoints."""

@@ -13,12 +13,15 @@ from typing import Any
 from ... import events
 from ...checkpoint.durable_io import replace
 from ...events.bus import Announcer
+from ..lineage import LEAST_TRIAL
 from ..policy import Recovery
 
 MEANT = (
     "If losses are expected to be higher from here on, as with new data or another scale, call reset_baseline() at the "
     'change; if the loss is no measure of progress, give guard="finite", which refuses only losses that are not finite.'
 )
+
+IN_VAIN = f" or tested weights that never got {LEAST_TRIAL} updates further, as training damaged them again and again"
 
 MOST_FINDINGS = 64
 
@@ -114,19 +117,20 @@ class IncidentLog:
 
 def diverged_text(
     incident: Incident, *, refused: int, step: int, loss: float, lr: float, samples: str, failures: Sequence[str],
-    can_restore: bool = False,
+    can_restore: bool = False, is_row: bool = True,
 ) -> str:  # fmt: skip
     """The message of `TrainingDiverged`.
 
     Args:
         incident: What is known of it.
-        refused: Batches refused in a row.
+        refused: Batches refused, probes included.
         step: Steps reported.
         loss: The last refused loss.
         lr: Its learning rate.
         samples: The suspects, named; "" for none.
         failures: Why states could not be restored.
         can_restore: Whether there is a state to restore, and a callback that does it.
+        is_row: Whether no batch between them was good; else the model was put back again and again.
     """
     restored = (
         "The model was restored in between, and losses were refused again."
@@ -137,8 +141,8 @@ def diverged_text(
     )
     lines = [
         f"It began at {incident.cause}." if incident.cause else "",
-        f"{refused} batches in a row were refused, the last loss ({loss:.6g}) at step {step} with lr={lr:.3g}, "
-        f"{incident.reason}. {restored}",
+        f"{refused} batches {'in a row ' * is_row}were refused{IN_VAIN * (not is_row)}, the last loss ({loss:.6g}) at "
+        f"step {step} with lr={lr:.3g}, {incident.reason}. {restored}",
         f"Suspected: {samples}." if samples else "",
         *(f"  {line}" for line in incident.findings[-8:]),
         *(f"  not restored: {line}" for line in failures),

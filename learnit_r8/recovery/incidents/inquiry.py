@@ -241,7 +241,7 @@ class Inquiry:
         assert asked is not None
         assert case is not None
         parts.incidents.note_probe()
-        parts.refusals.in_a_row += 1
+        parts.refusals.probed()
         parts.announcer.tell(
             events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
             is_present=self._live.current is None, reason=case.alarm.value,
@@ -295,7 +295,7 @@ class Inquiry:
         self._live.end()
 
     def check_end(self, loss: float, lr: float) -> None:
-        """Give up if too many batches in a row were refused.
+        """Give up if too many batches were refused, in a row or while the weights never got further.
 
         Args:
             loss: The loss refused last.
@@ -304,16 +304,26 @@ class Inquiry:
         Raises:
             TrainingDiverged: so many were.
         """
-        parts, step, num_refused = self._parts, self._live.step, self._parts.refusals.in_a_row
+        parts, step, num_refused = self._parts, self._live.step, self._parts.refusals.in_vain
         if num_refused < parts.recovery.max_refused:
             return
         if self._experiment.is_open:
             # What the user is left with must not be a state that was only put back to be tested.
             self.settle_open(step=step)
+        is_row, failures = num_refused == parts.refusals.in_a_row, self._live.failures
+        if self._live.can_restore and (not is_row or self._live.is_damaged()):
+            # Nor one that was damaged once more, of which the timer may have ceased to say so.
+            whole = [each for each in parts.witnesses.known() if math.isfinite(each.record)]
+            self._live.begin()
+            newest = next((each for each in reversed(whole) if self._live.put(each)), None)
+            if newest is not None:
+                parts.announcer.tell(events.RolledBack, to_step=newest.step, source=self._live.name_of(newest))
+            self._live.end()
         incident, suspects = parts.incidents.current or Incident(step, "refused"), parts.quarantine.suspects
         text = diverged_text(
-            incident, refused=num_refused, step=step, loss=loss, lr=lr, failures=self._live.failures,
+            incident, refused=num_refused, step=step, loss=loss, lr=lr, failures=failures,
             samples=parts.quarantine.named(suspects) if suspects else "", can_restore=self._live.can_restore,
+            is_row=is_row,
         )  # fmt: skip
         store, losses = parts.persistence.store, list(parts.lineage.progress.reported)
         bundle = write_bundle(
