@@ -1,4 +1,4 @@
-"""Locks of processes on files, and folders in shared memory that are private to a user, whatever others have put there."""
+"""Locks of processes on files; and folders in shared memory, private to a user whatever others have put there."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class SharedBackups:
         self._rank, self._num_ranks = rank, num_ranks
         self._note, self._base, self._is_default, self._switched = note, base, is_default, switched
         own = own_folders(base)
-        known = [folder for folder in own if (folder / self._digest).is_dir()]
+        known = [folder for folder in own if os.path.isdir(folder / self._digest)]
         self._settle_in((known or own or [base / "none"])[0])
         self.is_off = self._has_written = False
         self._pid = os.getpid()

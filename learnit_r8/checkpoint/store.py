@@ -112,7 +112,7 @@ class CheckpointStore:
         self._is_lockless = False
 
     def claim(self, run_id: str) -> None:
-        """Lock a run in this folder, so that no two processes go on with it; the run that was locked before is released.
+        """Lock a run in this folder, so that no two processes go on with it; the one locked before is released.
 
         A store of the same thread gives its lock up: that thread is here, so whatever used it has failed or is over. So
         does one whose thread has ended. Other processes than rank 0 of a launcher lock nothing, as they write nothing.
@@ -400,11 +400,11 @@ class CheckpointStore:
         self._given_up.clear()
         is_generation = checkpoint.model_state is not None
         is_here = checkpoint.path.parent.absolute() == self.folder.absolute()
-        if not (is_here or is_generation) or not self.folder.is_dir():
+        if not (is_here or is_generation):
             return
         until = step_of(checkpoint.state)
-        for path in sorted(self.folder.iterdir()):
-            if _NAME.fullmatch(path.name) and (is_generation or path.name <= checkpoint.path.name):
+        for path in (self.folder / name for name in reversed(self._names())):
+            if is_generation or path.name <= checkpoint.path.name:
                 run_id, model, step = written_by(path)
                 if run_id == self.run_id and (not is_generation or step <= until):
                     self._own.append(CheckpointFiles(path, model, step))
@@ -430,20 +430,19 @@ class CheckpointStore:
         """
         try:
             names = os.listdir(self.folder)
-        except FileNotFoundError:
-            if not os.path.islink(self.folder):
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not os.path.islink(self.folder):
                 return []
-            error: OSError = FileNotFoundError(errno.ENOENT, "the link leads nowhere")
-        except OSError as raised:
-            error = raised
-        else:
-            return sorted(filter(_NAME.fullmatch, names), reverse=True)
-        raise type(error)(
-            error.errno,
-            f"checkpoint_dir must be a folder that can be read, got one where {error.strerror!r}; mend or mount it, or "
-            "give another one to start a new run",
-            str(self.folder),
-        ) from error
+            raise self._unreadable(error) from error
+        return sorted(filter(_NAME.fullmatch, names), reverse=True)
+
+    def _unreadable(self, error: OSError) -> OSError:
+        what = "a link that leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror
+        text = (
+            f"checkpoint_dir must be a folder that can be read, got one with: {what}. Mend or mount it, or give "
+            "another one to start a new run"
+        )
+        return type(error)(error.errno, text, str(self.folder))
 
     @property
     def has_files(self) -> bool:
@@ -462,19 +461,21 @@ class CheckpointStore:
         while names := self._names():
             found = self.load()
             try:
-                owner = found.path.stat().st_uid
+                owner = found.path.stat().st_uid if hasattr(os, "getuid") else None
             except FileNotFoundError:
                 # Whoever trains the run has just deleted it.
                 continue
-            if hasattr(os, "getuid") and owner not in (os.getuid(), _owner_of_new(self.folder)):
+            except OSError as error:
+                raise self._unreadable(error) from error
+            if owner is not None and owner != os.getuid() and owner != _owner_of_new(self.folder):
                 who: Any = owner
                 with contextlib.suppress(KeyError, OSError):
                     who = found.path.owner()
                 raise PermissionError(
                     errno.EPERM,
-                    f"the newest checkpoint belongs to the user {who}, and resume='auto' goes on with your own runs only, "
-                    f"as a model may run code of whoever wrote it. If you trust it, give resume={str(found.path)!r}; "
-                    "else another checkpoint_dir",
+                    f"the newest checkpoint belongs to the user {who}, and resume='auto' goes on with your own runs "
+                    f"only, as a model may run code of whoever wrote it. If you trust it, give "
+                    f"resume={str(found.path)!r}; else another checkpoint_dir",
                     str(found.path),
                 )
             self.claim(found.run_id)

@@ -179,7 +179,7 @@ class SharedStore:
         self._ask_first(lambda: self._store.claim(run_id))
 
     def _ask_first(self, ask: Callable[[], T]) -> tuple[T | None, str | None]:
-        """The answer of rank 0, None on other ranks, and its text; what rank 0 raises is raised on all, before they go on."""
+        """The answer of rank 0, None on others, and the name in it; what rank 0 raises all raise, before going on."""
         answer, error = None, None
         if self._ranks.rank == 0:
             try:
@@ -205,13 +205,13 @@ class SharedStore:
                 trouble = error
         lacking = np.flatnonzero(self._ranks.gather(np.array([trouble is not None]))[:, 0]).tolist()
         if lacking:
-            raise trouble or OSError(f"rank {lacking[0]} cannot read the checkpoint {name}; does it see the same folder?")
+            raise trouble or OSError(
+                f"rank {lacking[0]} cannot read the checkpoint {name}; does it see the same folder?"
+            )
         return found
 
 
-RAISED: dict[str, type[Exception]] = {
-    each.__name__: each for each in (NoValidCheckpoint, RunInUse, PermissionError)
-}
+RAISED: dict[str, type[Exception]] = {each.__name__: each for each in (NoValidCheckpoint, RunInUse, PermissionError)}
 """What rank 0 may find, by its name; anything else is an OSError on the other ranks."""
 
 
