@@ -74,10 +74,12 @@ def answer_requests(run: Engine) -> None:
 def do_what_is_due(run: Engine, *, closing: bool) -> None:
     """Take backups and write checkpoints that are due; with ``closing``, end what is under way."""
     persistence, pace, controller = run.persistence, run.pace, run.controller
-    if refusal.look_last(run, may_probe=not closing) and not closing:
+    # No probe follows the last batch of a number of epochs.
+    is_last = closing or (pace.is_finished and pace.leaves_out and not pace.num_out)
+    if refusal.look_last(run, may_probe=not is_last) and not is_last:
         return
     if controller.is_open:
-        if not closing:
+        if not (closing or (is_last and controller.experiment.is_open)):
             return
         _settle_open(run)
     with run._saving:
@@ -85,7 +87,7 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
         try:
             damage = persistence.between_steps(
                 step,
-                run.plan.samples_in(step),
+                run.plan.samples_in(pace.place),
                 pace.seconds,
                 run._num_draws,
                 epoch_ended=epoch_ended,

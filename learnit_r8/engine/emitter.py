@@ -13,7 +13,7 @@ from ..events.bus import Announcer
 from ..events.versions import versions
 from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket
-from ..schedules.schedule import Schedule
+from ..schedules.schedule import Kept, Schedule
 from ..table.survey import Surveyor
 from ..table.table import SampleTable
 
@@ -168,7 +168,9 @@ class EventEmitter:
 
 
 def sample_rates(schedule: Schedule) -> tuple[float, ...]:
-    """Learning rates of a schedule at equal steps of progress, for display; empty if the schedule raises."""
+    """Learning rates of a schedule at equal steps of progress, for display; empty if it raises, or keeps the user's."""
+    if isinstance(schedule, Kept):
+        return ()
     try:
         return tuple(float(f"{schedule(place / (PLAN_POINTS - 1)):.5g}") for place in range(PLAN_POINTS))
     except Exception:

@@ -33,7 +33,7 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 2, "plan": 1, "pace": 3, "recovery": 3, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
+    "table": 2, "plan": 1, "pace": 4, "recovery": 3, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
     "early_stop": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
@@ -55,7 +55,7 @@ _GENERATORS = {
 }  # fmt: skip
 _INCIDENT = {
     "first_step": 0, "reason": "", "num_refused": 0, "num_probes": 0, "findings": [""], "is_restored": False,
-    "cause": "",
+    "cause": "", "num_left_out": 0,
 }  # fmt: skip
 _WITNESS = {"step": 0, "updates": 0, "recent": _LOSSES, "witness": [_INDICES], "losses": _LOSSES, "is_proven": False}
 _KINDS: dict[str, Any] = {
@@ -73,6 +73,7 @@ _KINDS: dict[str, Any] = {
     "recovery.lineage.progress.recent": _LOSSES, "recovery.lineage.progress.reported": _LOSSES,
     "recovery.lineage.progress.first": _LOSSES, "recovery.lineage.progress.start": _MAYBE,
     "recovery.lineage.rates": _LOSSES, "recovery.refusals.outcomes": [False], "recovery.incident": (_INCIDENT,),
+    "recovery.incident.kind": "", "recovery.kinds": [["", 0, ""]],
     "recovery.witnesses": [_WITNESS],
     "guard.losses.recent": _LOSSES, "guard.losses.first.recent": _LOSSES, "guard.losses.past.losses": _LOSSES,
     "guard.losses.past.lrs": _LOSSES, "guard.losses.past.figures": [[0.0] * 4 + [0, 0] + [0.0] * 3],
@@ -209,6 +210,8 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     # The clock may stand still yet.
     run.plan.check_again()
     run.pace.load_state_dict(state["pace"])
+    if run.feed is not None and state["versions"]["pace"] < 4:
+        run.pace.begin_epoch(run.feed.plan.taken)
     run.controller.load_state_dict(state["recovery"])
     run.controller.quarantine.load_state_dict(state["quarantine"])
     run.sentry.load_state_dict(state["guard"])
@@ -221,7 +224,7 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
         run.pace.is_stopped = run.pace.ended_early is not None
     run.rates.follow_schedule()
     run.emitter.drop_surveys()
-    run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
+    run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.place), run.pace.seconds)
 
 
 def settled_state_of(run: Engine) -> dict[str, Any]:

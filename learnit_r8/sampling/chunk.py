@@ -84,10 +84,11 @@ class Chunk:
         trends: For each REPORTED batch, what `LossLearner.observe` returned for it.
         drawn: Batches drawn so far.
         planned: As given.
-        is_extra: Whether its batch takes no step of the run.
+        is_probe: Whether its batch is drawn again to test weights, so that it is no step.
+        is_extra: Whether no batch is left out for it.
     """
 
-    is_extra = False
+    is_probe = is_extra = False
 
     def __init__(
         self,

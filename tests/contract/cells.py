@@ -48,8 +48,6 @@ _is_red("hidden_nan", COLUMNS, "user code after an epoch sees NaN weights, as no
 _is_red("hidden_nan_at_the_end", COLUMNS, "weights that the last batch made NaN are put back without a word")
 _is_red("healthy_quiet", DRAWN, "at a constant rate losses that stay level are called wild: 8 probes in 16 steps")
 _is_red("recurring_sample", OWN, "each visit of a sample of 1e4 lowers the rate, for good")
-_is_red("words_of_a_healthy_run", ["numpy own"], "the summary says 'lr nan' where the script does not tell its rate")
-_is_red("words_of_a_heal", COLUMNS, "neither the summary nor a warning says that weights were put back")
 
 
 def rule(columns=tuple(COLUMNS), program=()):

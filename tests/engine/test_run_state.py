@@ -82,7 +82,7 @@ def test_a_field_is_added_in_two_files(tmp_path):
     """Its part and the number of that: then files have it, those before it load, and earlier versions refuse them."""
     engine, number = copy_package(tmp_path) / "engine", VERSIONS["pace"]
     pace = engine / "pace.py"
-    replace_in(pace, "self.num_out = 0\n        self.passes", "self.num_out = self.num_naps = 0\n        self.passes")
+    replace_in(pace, "self.passes = self.tokens = 0", "self.passes = self.tokens = self.num_naps = 0")
     replace_in(pace, '"step": self.step,', '"step": self.step, "num_naps": self.num_naps,')
     replace_in(
         pace,

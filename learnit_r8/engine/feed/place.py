@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,7 +42,8 @@ class LoaderPlace:
         batches: The iterator of the loader.
         out: Batches that may not be reported yet.
         has_begun: Whether an iteration has.
-        first_step: Steps reported as it began.
+        first_turn: Steps and probes reported as it began.
+        length: Batches that the loader has, as far as it says; infinite where nobody knows.
         taken_before: Items that the loader had given by then in this pass.
     """
 
@@ -51,7 +53,8 @@ class LoaderPlace:
         self.batches: Iterator[Any] = iter(())
         self.out: list[LoaderBatch] = []
         self.has_begun = self._was_placed = False
-        self.first_step = self.taken_before = 0
+        self.first_turn = self.taken_before = 0
+        self.length = math.inf
         self._source: Any = None
         self._start: dict[str, Any] | None = None
         self._resumed: Mapping[str, Any] | None = None
@@ -84,7 +87,7 @@ class LoaderPlace:
         if self._was_placed:
             replay.forget_place(source)
             self._was_placed = False
-        self.first_step = self._run.pace.step
+        self.first_turn, self.length = self._run.pace.turns, self._length_of(source)
         if not (replay.is_iterator(source) and source is self._source):
             plan.taken = plan.left_out = 0
             self._start = _read(source)
@@ -92,13 +95,20 @@ class LoaderPlace:
         self.batches = self.samples.open(source)
         self.has_begun = True
 
+    def _length_of(self, source: Any) -> float:
+        try:
+            return len(source)
+        except TypeError:
+            # A DataLoader over a stream has the method, which raises.
+            return self._run.pace.budget.steps_per_pass or math.inf
+
     def resume(self, source: Any) -> None:
         """Go on from the saved place, which may be the end of a pass."""
         run, pace, plan = self._run, self._run.pace, self._plan
         resumed = self.take_resumed()
         assert resumed is not None
         self._source, self._start, self._was_placed = source, resumed["start"], True
-        self.first_step = pace.step - (plan.taken > 0)
+        self.first_turn, self.length = pace.turns - (plan.taken > 0), self._length_of(source)
         self.batches = iter(())
         if not pace.has_ended:
             way, count = self._settings.resume_data, plan.taken + plan.left_out

@@ -190,7 +190,9 @@ class FirstSteps:
         lineage.begin(first)
         self._witnesses.begin_trust()
         self._announcer.tell(events.RolledBack, to_step=first.step, source="backup")
-        self._announcer.tell(events.LrCapped, ceiling=self._limit.ceiling, reason="no progress")
+        self._announcer.tell(
+            events.LrCapped, ceiling=self._limit.ceiling, reason="no progress", is_share=self._limit.is_share
+        )
 
     def end_trial(self, level: float) -> None:
         """Once it is long enough, go on with the lower rate if its losses are clearly better, else as before it."""

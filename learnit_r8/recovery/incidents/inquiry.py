@@ -97,11 +97,17 @@ class Inquiry:
         is_blind = parts.persistence.callbacks.state is None
         return is_finite or is_blind or parts.refusals.is_worth_looking or self._live.is_damaged()
 
-    def suspected(self, loss: float) -> int | None:
-        """Look into one of the first losses, whose batch comes again; returns the step of a state that was put back."""
+    def suspected(self, loss: float, *, leaves_out: bool) -> int | None:
+        """Look into one of the first losses, whose batch comes again; returns the step of a state that was put back.
+
+        Args:
+            loss: The loss.
+            leaves_out: Whether a batch is left out for the turn that it took.
+        """
         progress = self._parts.lineage.progress
         progress.reported.append(loss)
-        self._experiment.is_extra = True
+        self._parts.incidents.open(self._live.step, Alarm.EARLY.value).num_left_out += leaves_out
+        self._experiment.is_at_alarm = True
         self.begin(Alarm.EARLY, progress.rise(1))
         return self._live.put_step
 
@@ -122,7 +128,7 @@ class Inquiry:
             is_again = last is not None and (timer.clean_step <= last or parts.lineage.is_proving)
             if is_again:
                 timer.note_lasting(array)
-            parts.incidents.open(step, f"{array!r} was not finite")
+            parts.incidents.open(step, f"{array!r} was not finite", kind="weights not finite")
             self.begin(Alarm.NOT_FINITE, math.inf, is_again=is_again)
 
     def look_back(self) -> None:
@@ -227,11 +233,16 @@ class Inquiry:
                 return
         self._live.raise_failures()
 
-    def probed(self, ticket: Ticket, loss: float) -> tuple[bool, int | None]:
+    def probed(self, ticket: Ticket, loss: float, *, unit: float = 1.0) -> int | None:
         """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
 
+        Args:
+            ticket: The batch.
+            loss: Its mean loss.
+            unit: What rates are shares of: the user's own rate, NaN where that is not known.
+
         Returns:
-            Whether to train on the batch; and the step of a state that was put back, None if none was.
+            The step of a state that was put back, None if none was.
 
         Raises:
             TrainingDiverged: too many batches in a row were refused.
@@ -240,19 +251,17 @@ class Inquiry:
         asked, case = experiment.asked, experiment.case
         assert asked is not None
         assert case is not None
-        parts.incidents.note_probe()
+        parts.incidents.note_probe(leaves_out=ticket.chunk.is_probe and not ticket.chunk.is_extra)
         parts.refusals.probed()
         parts.announcer.tell(
             events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
             is_present=self._live.current is None, reason=case.alarm.value,
         )  # fmt: skip
-        self.check_end(loss, ticket.lr)
-        is_single = experiment.can_probe and len(asked.witness) == 1
+        self.check_end(loss, ticket.lr * unit)
         finding = experiment.take(loss)
         if finding is not None:
             self._settle(case, finding)
-        is_healthy = finding is not None and finding.verdict == "healthy" and math.isfinite(loss)
-        return is_healthy and is_single, self._live.put_step
+        return self._live.put_step
 
     # What follows from a finding.
 
