@@ -151,7 +151,7 @@ def count_calls(tmp_path):
     """The places of a run in which nothing fails, sorted, with how often each is passed."""
     phase, saved, places = whole_run(tmp_path / "whole")
 
-    assert (phase, saved) == ("finished", [10, 20, 30, 40])
+    assert (phase, len(saved)) == ("finished", 4)
     return sorted(places.items(), key=str)
 
 
@@ -290,7 +290,8 @@ def test_a_program_that_is_short_of_files_or_disk_trains_on(tmp_path, what, when
     assert done.stdout.split()[0] == "finished", done.stderr[-2000:]
     assert int(done.stdout.split()[1]) >= 2
     if when:
-        assert newest_step(tmp_path / "ck") >= 100
+        # The checkpoint of the second epoch; a probe takes the place of its last batches.
+        assert newest_step(tmp_path / "ck") >= 90
 
 
 AGAIN = """
