@@ -33,7 +33,7 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 2, "plan": 1, "pace": 4, "recovery": 3, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
+    "table": 3, "plan": 1, "pace": 4, "recovery": 3, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
     "early_stop": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
