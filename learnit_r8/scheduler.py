@@ -477,7 +477,7 @@ class R8Scheduler:
                 self._give_up_open()
             if pace.epoch != epoch and not search.is_on:
                 self._ended_epoch = True
-                if pace.is_finished:
+                if pace.is_finished or self.requests.is_pending:
                     # Else what follows the epoch in the user's loop comes before a checkpoint of it.
                     self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.experiment.asks_probe):

@@ -406,8 +406,8 @@ def say_if_finished(run: Engine) -> None:
         why = f" ({run.pace.ended_early})" if run.pace.ended_early else ""
         run.announcer.warn_once(
             "finished",
-            f"finished, nothing to do: the resumed run has finished early, at step {run.pace.step}{why}. To train on, give "
-            "more patience or another budget; to start over, another checkpoint_dir or resume=None.",
+            f"finished, nothing to do: the resumed run has finished early, at step {run.pace.step}{why}. To train on, "
+            "give more patience or another budget; to start over, another checkpoint_dir or resume=None.",
         )
     elif run.pace.is_finished:
         run.announcer.warn_once(

@@ -286,7 +286,7 @@ class Adapter(AttachedModel):
             self._losses.settle()
             self.scheduler.controller.end_update()
             self._losses.set_next_rates()
-            if self.scheduler.is_over:
+            if self.scheduler.is_over or self.scheduler.requests.is_pending:
                 # Else the checkpoint is written once the next epoch is asked for, after what follows this one.
                 self._losses.between_steps()
         return outcome

@@ -308,7 +308,8 @@ class WithProbes:
 
     def __next__(self) -> Any:
         batches, r8 = self._batches, self._batches.r8
-        if batches.waiting or r8.pace.next_place < batches.reader.end or r8.is_over:
+        is_under_way = batches.waiting or r8.pace.next_place < batches.reader.end
+        if is_under_way or r8.is_over or r8.requests.is_pending:
             batches.trainer.between_steps()
         if r8.controller.experiment.asks_probe:
             return self._fetch(batches.reader.draw_probe())

@@ -81,7 +81,7 @@ class SamplerIterator:
                 "time."
             )
         is_at_end = self._is_at_end()
-        if not is_at_end:
+        if not is_at_end or batches.r8.requests.is_pending:
             batches.trainer.between_steps()
         ticket = None if is_at_end else batches.draw(is_fetched=self._num_ahead > 0)
         if ticket is None:

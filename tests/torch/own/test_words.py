@@ -65,7 +65,7 @@ def test_first_refused_batch_is_said_once():
 
 def test_healed_weights_are_said_once():
     """Weights that are mended, though no loss was refused, are a warning and a line of the summary; then a count."""
-    said, summary, model = said_of(bad_weights=(70, 120))
+    said, summary, model = said_of(bad_weights=(70, 121))
 
     assert len(said) == 1
     assert said[0].startswith("losses or weights were not finite at step 7")
