@@ -243,6 +243,8 @@ def save_as_asked(run: Engine) -> None:
 
 def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Continue from a checkpoint, or leave the run unchanged."""
+    if run.saver is not None:
+        run.saver.store.claim(checkpoint.run_id)
     before = None if run.turns.is_cut else whole_state_of(run, call="load_checkpoint")
     if run.model_loader.has_changed(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
@@ -340,6 +342,9 @@ def _resume_from_newest(run: Engine) -> None:
             f"{found.state['pace']['step']} that was left in shared memory is deleted, too.",
         )
         return
+    if run.saver is not None:
+        # Here, as a run that is in use must not start over.
+        run.saver.store.claim(found.run_id)
     own = ""
     try:
         go_on_from(run, found, found.state)

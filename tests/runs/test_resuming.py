@@ -303,7 +303,8 @@ def test_steps_of_the_budget_follow_the_batch_size(tmp_path):
 )
 def test_wrong_new_argument_is_named(tmp_path, budget, wrong, text):
     """A new argument outside its range is refused by name, as when a run is built, and no file changes."""
-    make(checkpoint_dir=tmp_path, **budget).save_checkpoint()
+    with make(checkpoint_dir=tmp_path, **budget) as r8:
+        r8.save_checkpoint()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=rf"{text}, got {next(iter(wrong.values()))!r}"):
         resume_from(tmp_path, **wrong)

@@ -169,6 +169,7 @@ class Inquiry:
         damage = timer.damage_now(parts.persistence.callbacks.state) if self._live.can_restore else ""
         if damage:
             # No later loss would show what the last update has done.
+            parts.announcer.tell(events.DamageFound, array=damage)
             self.damaged(damage)
             return self._experiment.is_open
         recent = list(parts.lineage.progress.recent)
