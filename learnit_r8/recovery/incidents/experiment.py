@@ -212,6 +212,9 @@ def investigate(case: Case, lab: Lab) -> Steps:
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
     is_sound = is_whole is not False and not is_blind and not (case.alarm is Alarm.SPIKE and lab.is_swollen())
+    if not is_sound:
+        # A run that ends before the experiment goes on from what has repeated its record.
+        case.of_present.update((each, math.inf) for each in reversed(case.known))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
     if not rise:
         return Finding("healthy", "the weights are healthy: the witness has its recorded loss")

@@ -301,7 +301,7 @@ class Inquiry:
         live, case = self._live, self._experiment.case
         live.begin_call(step)
         better = None if case is None else case.better_than_present()
-        if live.current is not None and (better is not None or not live.put_present()):
+        if better is not None or (live.current is not None and not live.put_present()):
             start = self._parts.lineage.progress.start
             best = better if better is not None and better.updates else self._parts.witnesses.best(start)
             if best is not None and live.put(best):
