@@ -81,7 +81,7 @@ _FITS = ["keras own", "keras tf.data", "keras step"]
 _TRAINERS = ["lightning", "lightning own", "trainer", "trainer own", "keras", *_FITS]
 
 _is_red("hidden_nan", COLUMNS, "user code after an epoch sees NaN weights, as nobody looks at them before it")
-_is_red("hidden_nan_at_the_end", ["train_loop own"], "the run ends with NaN weights, without a word")
+_is_red("hidden_nan_at_the_end", [*_FITS, "train_loop own"], "the run ends with NaN weights, without a word")
 _is_red("healthy_quiet", DRAWN, "at a constant rate losses that stay level are called wild: 8 probes in 16 steps")
 _is_red("recurring_sample", OWN, "each visit of a sample of 1e4 lowers the rate, for good")
 _is_red("nan_batch", ["keras", *_FITS], "at the end an old backup is put over a healthy model: .556 becomes .717")
