@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ... import events
 from ...guard.verdict import GOOD
 from ...sampling.loader_plan import LoaderPlan, Size
+from ...sampling.random_generators import hold_random_state
 from ...sampling.ticket import Outcome, Ticket, new_tuple
 from .. import draws, run_state
 from .batch_size import BatchMeasure, meet
@@ -241,6 +242,8 @@ class Feed:
         """The next batch of the loader; `_NONE` if there is none, here or on another rank."""
         run, place, is_heard = self.run, self.place, self.run.announcer.is_heard
         began = time.perf_counter() if is_heard else 0.0
+        if place.looks_ahead:
+            place.before = hold_random_state()
         item = next(place.batches, _NONE)
         if is_heard:
             run.emitter.data_seconds += time.perf_counter() - began

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import events
 from ...sampling.loader_plan import LoaderBatch, LoaderPlan
+from ...sampling.random_generators import state_of
 from . import replay
 from .samples import BatchSamples
 
@@ -43,6 +44,9 @@ class LoaderPlace:
         has_begun: Whether an iteration has.
         first_step: Steps reported as it began.
         taken_before: Items that the loader had given by then in this pass.
+        looks_ahead: Whether the loader may fetch the next batch, in this process, before it gives one.
+        before: The random generators before the loader gave the batch in hand, if it looks ahead: the next batch, which
+            it has fetched already, was drawn from there.
     """
 
     def __init__(self, run: Engine, plan: LoaderPlan, settings: FeedSettings) -> None:
@@ -52,6 +56,7 @@ class LoaderPlace:
         self.out: list[LoaderBatch] = []
         self.has_begun = self._was_placed = False
         self.first_step = self.taken_before = 0
+        self.looks_ahead, self.before = False, None
         self._source: Any = None
         self._start: dict[str, Any] | None = None
         self._resumed: Mapping[str, Any] | None = None
@@ -81,6 +86,7 @@ class LoaderPlace:
     def begin(self, source: Any) -> None:
         """Begin a run through a loader, or go on with one that is an iterator."""
         plan = self._plan
+        self._say_if_inexact(source)
         if self._was_placed:
             replay.forget_place(source)
             self._was_placed = False
@@ -90,21 +96,24 @@ class LoaderPlace:
             self._start = _read(source)
         self._source, self.out, self.taken_before = source, [], plan.taken
         self.batches = self.samples.open(source)
-        self.has_begun = True
+        self.looks_ahead, self.before, self.has_begun = replay.looks_ahead(source), None, True
 
     def resume(self, source: Any) -> None:
         """Go on from the saved place, which may be the end of a pass."""
         run, pace, plan = self._run, self._run.pace, self._plan
         resumed = self.take_resumed()
         assert resumed is not None
+        self._say_if_inexact(source)
         self._source, self._start, self._was_placed = source, resumed["start"], True
+        if pace.passes or pace.has_ended:
+            replay.begin_as_once(source)
         self.first_step = pace.step - (plan.taken > 0)
         self.batches = iter(())
         if not pace.has_ended:
             way, count = self._settings.resume_data, plan.taken + plan.left_out
             self.batches = replay.resume(run, source, resumed, count, way, opens=self.samples.open)
             plan.left_out *= way != "start"
-            self.has_begun = True
+            self.looks_ahead, self.before, self.has_begun = replay.looks_ahead(source), resumed.get("before"), True
             return
         if replay.goes_on(source):
             replay.open_at(source, resumed["loader"], self.samples.open, run.announcer)
@@ -112,6 +121,11 @@ class LoaderPlace:
             replay.set_order(source, resumed["now"].get("order"))
         # The validation that is repeated, and the next epoch, draw from them.
         replay.set_generators(source, resumed["now"])
+
+    def _say_if_inexact(self, source: Any) -> None:
+        text = "" if self._run.persistence.saver is None else replay.inexact(source)
+        if text:
+            self._run.announcer.warn_once("inexact loader", text)
 
     def go_back(self, before: int) -> None:
         """Go on where the loop is to go on, now that the model was restored from one of ``before`` updates."""
@@ -143,6 +157,7 @@ class LoaderPlace:
             "loader": replay.read_loader(source, self.batches, self._run.announcer),
             "start": self._start,
             "now": _read(self._source),
+            "before": self.before if type(self.before) is not tuple else state_of(self.before),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
