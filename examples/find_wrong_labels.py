@@ -129,6 +129,8 @@ def main():
         write_report(run, options.out, thumbnail=lambda index: inputs[index], precision=options.precision)
 
     print(f"{len(given):,} samples, {len(rows):,} labels look wrong{' (' + suspects.reason + ')' if not rows else ''}")
+    if suspects.caution:
+        print(f"of this list {suspects.caution}; for one of --precision, train without the guard")
     for index, label, better, votes, _, _ in rows[:8]:
         print(f"  {index} says {label}; predicted at {votes} visits or more: {better or '?'}")
     found = is_wrong[suspects.indices]

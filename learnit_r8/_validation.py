@@ -112,6 +112,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def how_to_install(extra: str) -> str:
+    """What to do where the packages of an extra are missing: no index has this package, and its name is free there."""
+    return f'pip install ".[{extra}]" in a clone of the repository'
+
+
 def check_release(package: str, least: str) -> None:
     """Raise ImportError if an older release of a framework is installed than the adapter works with.
 

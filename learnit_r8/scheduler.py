@@ -280,9 +280,9 @@ class R8Scheduler:
         if not settings.use_curses and settings.run_dir is None:
             return None
         from .journal.factory import open_journal
-        from .journal.run_info import git_state
+        from .journal.run_info import git_commit
 
-        engine, table, git = self.host, self.table, git_state()
+        engine, table, git = self.host, self.table, git_commit()
         engine.settings = {**engine.settings, **({"git": git} if git else {})}
         sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
         return open_journal(
@@ -378,8 +378,23 @@ class R8Scheduler:
 
     @property
     def global_step(self) -> int:
-        """Batches reported so far, refused ones included."""
+        """Batches trained or refused so far; a probe, which only tests the weights, is none."""
         return self.pace.step
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Batches trained or refused in the current epoch, probes aside: the number of the batch in hand, 0-based."""
+        return self.pace.step_in_epoch
+
+    @property
+    def probes_in_epoch(self) -> int:
+        """Batches of the current epoch that were handed out once more to test the weights."""
+        return self.pace.probes_in_epoch
+
+    @property
+    def handed_out(self) -> int:
+        """Batches handed out in the current epoch and reported: ``step_in_epoch + probes_in_epoch``."""
+        return self.pace.handed_out
 
     @property
     def run_dir(self) -> Path | None:
@@ -413,9 +428,9 @@ class R8Scheduler:
                 if self.pace.is_over:
                     return
                 # A batch drawn earlier and given up now may be the last of the epoch.
-                before = self.host._num_draws, self.pace.step
+                before = self.host._num_draws, self.pace.turns
                 yield self.current_epoch
-                if (self.host._num_draws, self.pace.step) == before and not self.pace.is_over:
+                if (self.host._num_draws, self.pace.turns) == before and not self.pace.is_over:
                     raise RuntimeError(
                         f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
                     )
@@ -455,7 +470,7 @@ class R8Scheduler:
         while True:
             if host.open_ticket is not None:
                 self._give_up_open()
-            if pace.step // pace.steps_per_epoch != epoch and not search.is_on:
+            if pace.epoch != epoch and not search.is_on:
                 self._ended_epoch = True
                 self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.experiment.asks_probe):
@@ -954,8 +969,8 @@ class R8Scheduler:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
         with self.host._saving:
             step, draws = self.pace.step, self.host._num_draws
-            moment = run_state.moment_of(self.host, "update_cpu_backup")
-            damage = self.host.persistence.backup_timer.take(state, step, draws, moment)
+            get_moment = functools.partial(run_state.moment_of, self.host, "update_cpu_backup")
+            damage = self.host.persistence.backup_timer.take(state, step, draws, get_moment)
             if damage:
                 refusal.answer_damage(self.host, damage)
 
@@ -1027,8 +1042,10 @@ class R8Scheduler:
         plan, table, saver, is_own = self.host.plan, self.table, self.host.saver, self.host.feed is not None
         checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
         left_out = "" if is_own else f"left out for steady ones: {plan.displaced}; "
+        # NaN where the rate is the user's own and was never told.
+        rate = "" if self.lr != self.lr else f", lr {self.lr:.3g}"
         lines = [
-            f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr {self.lr:.3g}",
+            f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}{rate}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
             f"{left_out}{checkpoints}{self.controller.summary()}",
         ]
@@ -1130,7 +1147,7 @@ class R8Scheduler:
 
     def _warn_of_one_epoch(self) -> None:
         """Say so if the loop was over batches alone, which ends with the epoch; when the run is closed, or at exit."""
-        is_first = self._ended_epoch and self.pace.step <= self.pace.steps_per_epoch
+        is_first = self._ended_epoch and self.pace.place <= self.pace.steps_per_epoch
         if is_first and not (self._counts_epochs or self.pace.is_over):
             self.host.announcer.warn_once(
                 "one epoch",

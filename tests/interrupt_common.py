@@ -203,7 +203,7 @@ class User:
                     self._react()
 
     def _is_done(self):
-        return self.r8.global_step == self.r8.total_steps and not self.r8.pace.num_out
+        return self.r8.pace.place == self.r8.total_steps and not self.r8.pace.num_out
 
     def _find_lost(self):
         """A ticket that was drawn and lost on its way is drawn again after the state is loaded."""
@@ -284,20 +284,20 @@ class User:
 
     def _report(self, report, indices, lr, epoch):
         """Report a batch, and again after an interrupt if that is the user's reaction; whether it was reported."""
-        step = self.r8.global_step
-        given, keywords = self._loss(indices, step)
+        turns = self.r8.pace.turns
+        given, keywords = self._loss(indices, self.r8.global_step)
         outcome, before = None, self.r8
         while outcome is None:
             try:
                 outcome = self.call(functools.partial(report, **keywords), given)
             except KeyboardInterrupt:
                 is_whole = self._react()
-                if before.global_step > step and is_whole:
+                if before.pace.turns > turns and is_whole:
                     # It was complete, and the outcome was lost.
                     outcome = np.isfinite(given).all()
                 elif not is_whole or self.reaction in ("go on", "resume"):
                     return False
-        if before.global_step > step:
+        if before.pace.turns > turns:
             self.trained.setdefault(epoch, []).extend(indices.tolist())
             if outcome:
                 self.learned.append((indices, given, keywords))
@@ -409,7 +409,7 @@ def check(user, undisturbed):
     assert not r8.host.persistence.is_restoring, "is_restoring is left set"
     assert is_free(r8.host.turns.lock), "the lock is left held"
     assert is_free(r8.host.turns._turn), "the turn is left taken"
-    assert (r8.pace.num_out, r8.global_step) == (0, r8.total_steps), "a batch is lost"
+    assert (r8.pace.num_out, r8.pace.place) == (0, r8.total_steps), "a batch is lost"
     assert np.array_equal(user.model.first, -user.model.second, equal_nan=True), "the model is half put back"
     assert user.num_lost <= 1
     if user.came_back:

@@ -82,6 +82,9 @@ class Host(Protocol):
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported: it comes once more at the end of its epoch."""
 
+    def leave_out(self, ticket: Ticket) -> None:
+        """Give up a batch for which its epoch has no place left."""
+
     def discard(self, ticket: Ticket, *, is_missed: bool = False) -> None:
         """Count a batch whose training was undone before its loss was judged, or whose loss never came."""
 
@@ -115,5 +118,5 @@ def check_scheduler(name: str, value: Any) -> None:
 
 def num_left(r8: R8Scheduler) -> int:
     """Batches left in the epoch, or in the budget."""
-    left = r8.steps_per_epoch - r8.global_step % r8.steps_per_epoch
-    return left if r8.total_steps is None else max(0, min(left, r8.total_steps - r8.global_step))
+    left = r8.steps_per_epoch - r8.pace.place % r8.steps_per_epoch
+    return left if r8.total_steps is None else max(0, min(left, r8.total_steps - r8.pace.place))

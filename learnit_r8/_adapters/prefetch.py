@@ -230,6 +230,12 @@ class Prefetch:
         self.waiting.clear()
         self.epoch, self.current = [], None
 
+    def leave_out(self) -> None:
+        """Give up the batches that wait, as their epoch is over: probes have taken their places."""
+        for ticket in self.waiting.values():
+            self.r8.host.leave_out(ticket)
+        self.waiting.clear()
+
     def discard_epoch(self, epoch: int) -> None:
         """Count the batches left in an epoch as refused, so that one run through a loader is one epoch."""
         host, waiting = self.r8.host, list(self.waiting.values())

@@ -255,10 +255,11 @@ def _to_tree(value: Any, key: str, arrays: dict[str, Any]) -> Any:
     raise TypeError(f"{key} must be a number, str, bool, None, array, or a dict or list of them, got {value!r}.")
 
 
-def _from_tree(value: Any, arrays: Mapping[str, Any]) -> Any:
+def _from_tree(value: Any, arrays: dict[str, Any]) -> Any:
     if isinstance(value, dict):
         if "__array__" in value:
-            return arrays[value["__array__"]]
+            # Each once, as the writer has it: some readers copy what they get.
+            return arrays.pop(value["__array__"])
         return {name: _from_tree(item, arrays) for name, item in value.items()}
     return [_from_tree(item, arrays) for item in value] if isinstance(value, list) else value
 

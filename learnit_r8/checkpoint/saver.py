@@ -221,6 +221,9 @@ class CheckpointSaver:
         self._newest = step, saved.path, saved.model_path
         if self._value_to_pin is not None and (step == self._step_to_pin or self._is_shared):
             self._pin(self._value_to_pin)
+        elif step > self._step_to_pin:
+            # An incident was open at the step of the value: its model is gone, and no later step has it.
+            self._value_to_pin = None
         return saved
 
     @property

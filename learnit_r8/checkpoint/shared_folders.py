@@ -78,7 +78,8 @@ def lock_until_released(folder: Path) -> Callable[[], object] | None:
     def release() -> None:
         if not is_done:
             is_done.append(True)
-            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
             if os.getpid() == owner:
                 _held.discard(str(folder))
 

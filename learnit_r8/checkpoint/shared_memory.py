@@ -117,7 +117,7 @@ class SharedBackups:
         if self.is_writing or os.getpid() != self._pid:
             return False
         if self._trouble:
-            self._turn_off(self._trouble)
+            self.turn_off(self._trouble)
         elif self.is_off and self._has_written:
             self.is_off = False
             self._switched("")
@@ -153,24 +153,27 @@ class SharedBackups:
             packed = pack(model)
             self._prepare()
             self._make_room(size_of(packed) + size_of(content))
-        except (TypeError, OSError, ValueError, ImportError) as error:
-            # ImportError: a system without the locks of POSIX.
+            whole = {**content, "backup": packed, "proved": [*proved], "made": time.time()}
+            thread = threading.Thread(
+                target=self._write, args=(whole, step, kept, done), name="learnit_r8 shared memory", daemon=True
+            )
+            thread.start()
+        except (TypeError, OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:
+            # ImportError: a system without the locks of POSIX; RuntimeError: no thread can be started.
             done()
-            self._turn_off(str(error))
+            self.turn_off(str(error))
             return
-        whole = {**content, "backup": packed, "proved": [*proved], "made": time.time()}
-        self._thread = threading.Thread(
-            target=self._write, args=(whole, step, kept, done), name="learnit_r8 shared memory", daemon=True
-        )
-        self._thread.start()
+        self._thread = thread
 
-    def _turn_off(self, reason: str) -> None:
+    def turn_off(self, reason: str) -> None:
+        """Write nothing for a while, and say why once."""
         was_off, self.is_off, self._trouble = self.is_off, True, ""
         self._rest_until = time.monotonic() + AGAIN_SECONDS
         if self._release is not None:
             # They take the room that others may lack; the newest may still be worth going back to.
-            for _, path in self._files()[:-1]:
-                remove(path)
+            with contextlib.suppress(OSError):
+                for _, path in self._files()[:-1]:
+                    remove(path)
         if not was_off:
             self._switched(reason)
         self._note(

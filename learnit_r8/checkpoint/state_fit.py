@@ -144,43 +144,49 @@ def fill(saved: Any, live: Any) -> Any:
 MOST_WHOLE = 2**63
 
 
+ANYTHING = object()
+"""Stands among the ``known`` of `check_kinds` for what its reader checks."""
+
+
 def check_kinds(
-    given: Any, own: Any, where: str = "state", *, strict: tuple[str, ...] = (), numbers: tuple[str, ...] = ()
+    given: Any, own: Any, known: Mapping[str, Any], where: str = "state", *, is_example: bool = False
 ) -> None:
     """Raise ValueError where a plain state from a file cannot stand for one of this program.
 
-    A number must be a number, a whole one whole, an array of the same kind and dimensions, and so on down. Numbers,
-    texts and dicts may be None, as they are not known or not there at all times; what is None here may be anything
-    there. Entries that only one of them has are left to whoever reads them.
+    A number must be a number, a whole one whole, a list as long, an array of the same kind and dimensions, and so on
+    down. Entries that only one of them has are left to whoever reads them.
 
     Args:
         given: Nested dicts, lists, numbers, texts and arrays.
-        own: A state of the same program, at any time.
+        own: A state of the same program, at any time; or an example.
+        known: Examples for the places that are not alike at all times.
         where: What it is, for the message.
-        numbers: Places in which no number may be None.
-        strict: Places in which only numbers and dicts may stand where None is here.
+        is_example: Whether ``own`` is an example: in it ``[x]`` is any number of values like x, ``(x,)`` one or None,
+            and a dict must have all of its keys.
     """
-    if own is None:
-        is_fine = given is None or is_number(given) or isinstance(given, Mapping) or not where.startswith(strict)
-        _require(not strict or is_fine, "a number, a dict or None", given, where)
-        return
-    if given is None and isinstance(own, (int, float, str, Mapping)) and not where.startswith(numbers):
+    if where in known:
+        own, is_example = known[where], True
+    if is_example and isinstance(own, tuple):
+        if given is None:
+            return
+        [own] = own
+    if own is ANYTHING:
         return
     if isinstance(own, Mapping):
         _require(isinstance(given, Mapping), "a dict", given, where)
-        for name in own.keys() & given.keys():
-            check_kinds(given[name], own[name], f"{where}.{name}", strict=strict, numbers=numbers)
+        _require(not is_example or own.keys() <= given.keys(), f"a dict with {sorted(own)}", given, where)
+        for name in given:
+            if name in own or f"{where}.{name}" in known:
+                check_kinds(given[name], own.get(name), known, f"{where}.{name}", is_example=is_example)
     elif isinstance(own, np.ndarray):
         is_alike = isinstance(given, np.ndarray) and given.ndim == own.ndim and _kind_of(given) == _kind_of(own)
         _require(is_alike, f"an array of {own.dtype} in {own.ndim} dimensions", given, where)
     elif isinstance(own, (list, tuple)):
         _require(isinstance(given, (list, tuple)), "a list", given, where)
-        is_of_numbers = all(map(is_number, own)) and bool(own)
+        is_any = is_example and len(own) == 1
+        _require(is_any or len(given) == len(own), f"a list of {len(own)}", given, where)
         for number, item in enumerate(given):
-            if is_of_numbers:
-                _require(isinstance(item, bool) or is_number(item), "a number", item, f"{where}.{number}")
-            elif len(given) == len(own):
-                check_kinds(item, own[number], f"{where}.{number}", strict=strict, numbers=numbers)
+            check_kinds(item, own[0 if is_any else number], known, f"{where}.{number}", is_example=is_example)
     elif isinstance(own, bool):
         _require(isinstance(given, bool), "True or False", given, where)
     elif isinstance(own, int):
@@ -189,7 +195,7 @@ def check_kinds(
     elif isinstance(own, float):
         _require(is_number(given) and (isinstance(given, float) or abs(given) < MOST_WHOLE), "a number", given, where)
     else:
-        _require(isinstance(given, type(own)), type(own).__name__, given, where)
+        _require(isinstance(given, type(own)), "None" if own is None else type(own).__name__, given, where)
 
 
 def _kind_of(array: NDArray[Any]) -> str:

@@ -286,6 +286,8 @@ def _put_array(kind: str, held: Any, fetch: Callable[[Any], Any]) -> Any:
         return of_other_kind(held[0], _put(held[1], fetch))
     if kind == "masked":
         values, mask, fill = (_checked(_put(part, fetch), np.ndarray) for part in held)
+        if values.shape != mask.shape or values.itemsize != fill.nbytes:
+            raise ValueError(f"a mask of {mask.shape} and a filling of {fill.nbytes} bytes for {values.shape}")
         return np.ma.MaskedArray(values, mask, fill_value=fill)
     if kind == "tensor":
         return as_tensor(fetch(held))
@@ -294,7 +296,10 @@ def _put_array(kind: str, held: Any, fetch: Callable[[Any], Any]) -> Any:
         return tensors.from_bits(as_tensor(fetch(bits)), name, shape)
     if kind == "composite":
         what, about, parts = held
-        return tensors.make(what, about, [_put(part, fetch) for part in parts])
+        made = [_put(part, fetch) for part in parts]
+        if not all(tensors.is_tensor(part) and tensors.kind_of(part) == "dense" for part in made):
+            raise ValueError(f"a tensor of the kind {what!r} of others than dense ones")
+        return tensors.make(what, about, made)
     raise ValueError(f"a part of the kind {kind!r}")
 
 

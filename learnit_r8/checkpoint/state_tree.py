@@ -249,6 +249,9 @@ class _Copying:
         except MemoryError:
             raise
         except Exception as error:
+            if "allocate memory" in str(error) or "out of memory" in str(error):
+                # torch says it with a RuntimeError.
+                raise MemoryError(str(error)) from error
             raise TypeError(
                 f"{key} must be something that can be copied, got {type(value).__name__} ({error})."
             ) from error

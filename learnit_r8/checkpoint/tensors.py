@@ -178,8 +178,10 @@ def _ascends(indices: Any) -> bool:
 def _make_quantized(torch: Any, about: Sequence[Any], parts: Sequence[Any]) -> Any:
     name, shape, *how = about
     dtype, bits = dtype_of(name), parts[0]
-    if math.prod(shape) > 4 * bits.numel() or min(shape, default=0) < 0:
-        raise ValueError(f"a quantized tensor must have its numbers, got {bits.numel()} bytes for {shape}.")
+    # Before anything of that size is made.
+    size = -(-math.prod(shape) // _IN_A_BYTE.get(name, 1)) * dtype.itemsize
+    if bits.shape != (size,) or min(shape, default=0) < 0:
+        raise ValueError(f"a quantized tensor of {shape} must have {size} bytes, got {tuple(bits.shape)}.")
     if len(parts) == 1:
         tensor = torch._empty_affine_quantized(shape, scale=how[0], zero_point=how[1], dtype=dtype, device=bits.device)
     else:
@@ -189,10 +191,7 @@ def _make_quantized(torch: Any, about: Sequence[Any], parts: Sequence[Any]) -> A
         tensor = torch._empty_per_channel_affine_quantized(
             shape, scales=scales, zero_points=zeros, axis=how[0], dtype=dtype, device=bits.device
         )
-    memory = _storage_of(tensor)
-    if memory.shape != bits.shape:
-        raise ValueError(f"a quantized tensor must have {memory.numel()} bytes, got {bits.numel()}.")
-    memory.copy_(bits)
+    _storage_of(tensor).copy_(bits)
     return tensor
 
 

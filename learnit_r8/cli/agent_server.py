@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import __version__
-from .._validation import whole_number
+from .._validation import how_to_install, whole_number
 from ..dashboard.replay import view_of
 from ..dashboard.text import clean
 from ..events.codec import strict_json
@@ -32,7 +32,7 @@ def mcp(options: argparse.Namespace) -> int:
     try:
         library: Any = importlib.import_module("mcp.server.mcpserver")
     except ImportError as error:
-        raise ValueError(f"mcp needs its SDK, 2.0 or newer: pip install 'learnit-r8[mcp]' ({error}).") from error
+        raise ValueError(f"mcp needs its SDK, 2.0 or newer: {how_to_install('mcp')} ({error}).") from error
     folder = runs_folder() if options.run is None else Path(options.run)
     if not folder.is_dir():
         raise ValueError(f"RUNS must be a folder of runs, got {str(folder)!r}.")

@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
+from .._validation import how_to_install
+
 RUN = {
     "bash": "_learnit_r8_runs",
     "zsh": "_learnit_r8_runs",
@@ -32,7 +34,7 @@ def completion(options: argparse.Namespace) -> int:
     try:
         shtab: Any = importlib.import_module("shtab")
     except ImportError as error:
-        raise ValueError(f"completion needs shtab: pip install 'learnit-r8[completion]' ({error}).") from error
+        raise ValueError(f"completion needs shtab: {how_to_install('completion')} ({error}).") from error
     print(shtab.complete(_described_parser(), shell=options.shell, preamble=PREAMBLE))
     return 0
 

@@ -131,7 +131,9 @@ _LEFT = ("step", "seconds", "kind")
 
 def _refusal_lines(refusal: dict[str, Any]) -> Iterator[str]:
     step, loss = refusal.get("step", "?"), _shown(refusal.get("loss"))
-    yield f"refused at step {step}: loss {loss}, {refusal.get('verdict', '')}, rate {_shown(refusal.get('lr'))}"
+    lr = refusal.get("lr")
+    rate = f", rate {_shown(lr)}" if isinstance(lr, float) and math.isfinite(lr) else ""
+    yield f"refused at step {step}: loss {loss}, {refusal.get('verdict', '')}{rate}"
     guard = refusal.get("guard")
     if isinstance(guard, dict) and "threshold" in guard:
         level, threshold = guard.get("level"), guard["threshold"]

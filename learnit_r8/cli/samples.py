@@ -216,6 +216,7 @@ def facts_of(run: Run, samples: Samples, verdict: Suspects, rows: Rows) -> dict[
         "noise_rate": verdict.noise_rate,
         "noise_range": verdict.noise_range,
         "precision": verdict.precision,
+        "caution": verdict.caution,
         "method": verdict.method,
         "reason": verdict.reason,
         "samples": [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)],
@@ -229,6 +230,7 @@ def summary(verdict: Suspects) -> str:
     low, high = verdict.noise_range
     wrong = f"of all labels an estimated {verdict.noise_rate:.1%} are wrong (between {low:.1%} and {high:.1%})"
     about = f", an estimated {verdict.precision:.0%} of them rightly" if verdict.method == MIRROR else ""
+    about = f" ({verdict.caution})" if verdict.caution else about
     return f"{count_text(len(verdict.indices), verdict.num_judged)}{about}; {wrong}"
 
 

@@ -180,7 +180,8 @@ def line_of(run: Run, view: View, state: State) -> str:
     if view.run is not None:
         parts += [f"{view.progress:.1%}", f"epoch {view.epoch_text}", f"step {view.step_text}"]
     if view.last is not None:
-        parts += [f"loss {number(view.last.last_loss, 4)} (smoothed {number(view.ema, 4)})", f"lr {view.last.lr:.3g}"]
+        parts.append(f"loss {number(view.last.last_loss, 4)} (smoothed {number(view.ema, 4)})")
+        parts += [f"lr {view.last.lr:.3g}"] if math.isfinite(view.last.lr) else []
         if state.word == "running":
             left = view.time_left(view.seconds).seconds
             parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(left)}"]

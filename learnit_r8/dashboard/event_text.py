@@ -52,7 +52,9 @@ def _of_trouble(event: events.Event) -> EventText | None:
     match event:
         case events.BatchRefused():
             samples = f", samples {few(event.samples, 5)}" if event.samples else ""
-            rate = f"; lr {number(event.lr)} -> {number(event.next_lr)}" if event.next_lr != event.lr else ""
+            # NaN where the rate is the user's own and was never told.
+            is_other = event.next_lr != event.lr == event.lr
+            rate = f"; lr {number(event.lr)} -> {number(event.next_lr)}" if is_other else ""
             again = f" ({event.tries} in a row)" if event.tries > 1 else ""
             return EventText(ALERT, f"loss {number(event.loss)} refused, {event.reason}{again}{samples}{rate}", "S")
         case events.CauseFound():
@@ -73,7 +75,8 @@ def _of_trouble(event: events.Event) -> EventText | None:
         case events.DamageFound():
             return EventText(ALERT, f"the model holds a number that is not finite, in {event.array}")
         case events.LrCapped():
-            return EventText(WARN, f"learning rate held below {number(event.ceiling)}: {event.reason}")
+            share = " of yours" if event.is_share else ""
+            return EventText(WARN, f"learning rate held below {number(event.ceiling)}{share}: {event.reason}")
         case events.GaveUp():
             kept = f" (diagnosis in {_file_name(event.bundle)})" if event.bundle else ""
             return EventText(ALERT, f"gave up{kept}: {event.text}")

@@ -26,6 +26,8 @@ class Live:
         folder: The run folder, for ``output.log`` (printed text) and exports; "" for none.
     """
 
+    is_on_terminal = True
+
     def __init__(self, requests: RunControl, *, folder: str | os.PathLike[str]) -> None:
         self._early: deque[events.Event] = deque(maxlen=100)
         self._run: events.RunStarted | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import math
 import sys
 import threading
 import time
@@ -209,7 +210,7 @@ def _numbers(view: View, now: float, left: str) -> str:
     facts = [share(view.progress), f"epoch {view.epoch_text}", f"step {view.step_text}", rest]
     if view.last is not None:
         facts += [f"loss {number(view.last.last_loss, 4)}", f"smoothed {number(view.ema, 4)}"]
-        facts.append(f"lr {number(view.last.lr, 4)}")
+        facts.append(f"lr {number(view.last.lr, 4)}" if math.isfinite(view.last.lr) else "")
     if view.pacing.is_measured:
         facts.append(f"{number(round(view.pacing.samples_per_second, 1))} samples/s")
     if view.survey is not None and view.survey.num_suspects:

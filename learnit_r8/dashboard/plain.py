@@ -25,6 +25,8 @@ class PlainLog:
         stream: Takes the lines; by default ``sys.stderr`` at the time of each line.
     """
 
+    is_on_terminal = True
+
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
         self._run: events.RunStarted | None = None
@@ -78,7 +80,8 @@ class PlainLog:
             each = run.steps_per_epoch
             epochs, steps = f"/{math.ceil(run.total_steps / each)}" if each else "", f"/{run.total_steps}"
         where = f"epoch {event.epoch + 1}{epochs} step {event.step}{steps}"
-        return f"{where}  loss {event.loss:.4g}  lr {event.lr:.3g}"
+        # NaN where the rate is the user's own and was never told.
+        return f"{where}  loss {event.loss:.4g}" + (f"  lr {event.lr:.3g}" if math.isfinite(event.lr) else "")
 
 
 def _of_training(event: events.Event) -> str:
@@ -86,7 +89,8 @@ def _of_training(event: events.Event) -> str:
     match event:
         case events.BatchRefused():
             samples = f", samples {few(event.samples, 8)}" if event.samples else ""
-            return f"step {event.step}: loss {event.loss} refused{samples}; lr {event.lr:.3g} -> {event.next_lr:.3g}"
+            rate = f"; lr {event.lr:.3g} -> {event.next_lr:.3g}" if math.isfinite(event.lr) else ""
+            return f"step {event.step}: loss {event.loss} refused{samples}{rate}"
         case events.RolledBack():
             return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
         case events.SamplesReleased():

@@ -66,7 +66,7 @@ class RunControl(Protocol):
 
     def resume(self) -> None: ...
 
-    def cool_down_for(self, text: str, source: str = "") -> None: ...
+    def cool_down(self, span: str, source: str = "") -> None: ...
 
 
 class ScreenSession:
@@ -209,7 +209,7 @@ class ScreenSession:
 
     def _cool_down(self, text: str) -> str:
         try:
-            self._requests.cool_down_for(text, "on the screen")
+            self._requests.cool_down(text, "on the screen")
         except ValueError as error:
             return f"no cool-down: {error}"
         return "cool-down requested, after this step..."

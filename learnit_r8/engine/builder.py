@@ -38,7 +38,7 @@ from .feed.place import FeedSettings
 from .feed.replay import WAYS
 from .pace import Pace
 from .rates.search import LrSearch
-from .settings import MOST_IDS, Settings
+from .settings import MOST_IDS, OF_RATES, Settings
 from .signals import NAMES as ENDING
 
 USUAL_EPOCH = 400
@@ -335,18 +335,11 @@ def _build_range_test(given: Settings, budget: Budget, steps_per_epoch: int) -> 
     return RangeTest.for_run(10 * steps_per_epoch if budget.is_open else budget.steps)
 
 
-_OF_RATES = {
-    "initial_lr": 0.01, "min_lr": 0.0, "warmup_proportion": None, "warmup_steps": None, "decay_proportion": None,
-    "auto_find_lr": False,
-}  # fmt: skip
-"""Settings of rates that the scheduler sets, and their defaults."""
-
-
 def _schedule_maker(given: Settings, budget: Budget) -> Callable[[float | None], Schedule]:
     """The function of a found peak rate, or None, that returns the schedule."""
     warmup, steps = given.warmup_proportion, given.warmup_steps
     if given.scheduler_mode == "keep":
-        for name, default in _OF_RATES.items():
+        for name, default in OF_RATES.items():
             if getattr(given, name) != default:
                 raise ValueError(
                     f"{name} must be left out with scheduler_mode='keep', as the rate is yours then, got "

@@ -119,22 +119,18 @@ class Requests:
         if self._agreement.ranks is None:
             self._pause_reason = None
 
-    def cool_down(self, span: Span | None, source: str = "") -> None:
+    def cool_down(self, span: Span | int | str | None = None, source: str = "") -> None:
         """Ask for a cool-down from the next step on; a later request counts if it ends sooner.
 
         Args:
-            span: Its length; None for the share of the whole run that the rule gives.
+            span: Its length: a number of steps, a text such as "500 steps", "2 epochs", "20min", the local time of its
+                end, "20:30", or a `Span`. None or "" for the share of the whole run that the rule gives.
             source: Who asks, as shown to the user.
-        """
-        self._ask(COOL_DOWN, source, self.default_span if span is None else span)
-
-    def cool_down_for(self, text: str, source: str = "") -> None:
-        """Ask for a cool-down of the length that a person has typed; see `typed_span`.
 
         Raises:
-            ValueError: the text is not a length.
+            ValueError: it is no length.
         """
-        self.cool_down(typed_span(text), source)
+        self._ask(COOL_DOWN, source, typed_span(span) or self.default_span)
 
     @property
     def default_span(self) -> Span:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket | None:
     """Draw a batch that may not simply be the next one of the chunk; None if another call came first."""
     pace, plan = run.pace, run.plan
-    epoch, progress = step // plan.steps_per_pass, pace.progress_at(step)
+    epoch, progress = (step + pace.left_out) // plan.steps_per_pass, pace.progress_at(step)
     # The schedule is the user's: if it raises, nothing has changed.
     scheduled = math.nan if run.search.is_on else run.rates.scheduled(progress)
     if epoch > plan.pass_number and not (pace.num_out or run.search.is_on):
@@ -91,6 +91,7 @@ def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
     controller = run.controller
     if asks_probe:
         batch = run.plan.draw_again(controller.experiment.draw())
+        batch.chunk.is_extra = not run.pace.leaves_out
         controller.experiment.note_drawn(batch.chunk)
         return batch
     controller.inquiry.steady_left -= 1
@@ -98,15 +99,14 @@ def _of_incident(run: Engine, *, asks_probe: bool) -> Batch:
 
 
 def draw_last(run: Engine, step: int, *, may_probe: bool) -> Ticket | None:
-    """Draw a probe after the last step of the budget; None if none is asked for, or the run was stopped."""
-    if not (run.controller.experiment.asks_probe and may_probe) or run.pace.is_stopped:
+    """Draw a probe after the last step of the budget; None if none is asked for, or no place is left for one."""
+    if not (run.controller.experiment.asks_probe and may_probe) or run.pace.is_stopped or run.pace.leaves_out:
         draw_nothing(run)
         return None
     with run.turns.take("draw", step, is_changing=True):
         lr, batch = run.rates.now, _of_incident(run, asks_probe=True)
-        batch.chunk.rates[batch.slot], batch.chunk.is_extra = lr, False
-        run.pace.num_out += 1
-        return number(run, step, max(0, step - 1) // run.plan.steps_per_pass, lr, batch)
+        batch.chunk.rates[batch.slot] = lr
+        return number(run, step, max(0, run.pace.place - 1) // run.plan.steps_per_pass, lr, batch)
 
 
 def rest_of_epoch(run: Engine) -> list[Ticket]:
@@ -115,6 +115,6 @@ def rest_of_epoch(run: Engine) -> list[Ticket]:
     run.controller.inquiry.steady_left = 0
     end = (run.pace.epoch + 1) * run.plan.steps_per_pass
     tickets: list[Ticket] = []
-    while run.pace.next_step < end and (ticket := run.draw_ahead()) is not None:
+    while run.pace.next_place < end and (ticket := run.draw_ahead()) is not None:
         tickets.append(ticket)
     return tickets

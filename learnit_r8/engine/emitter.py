@@ -6,18 +6,16 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .. import events
 from ..events.bus import Announcer
 from ..events.versions import versions
 from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket
-from ..schedules.schedule import Schedule
+from ..schedules.schedule import Kept, Schedule
+from ..table.survey import Surveyor
 from ..table.table import SampleTable
-
-if TYPE_CHECKING:
-    from ..table.survey import Surveyor
 
 PLAN_POINTS = 129
 """Learning rates that stand for a schedule."""
@@ -143,8 +141,6 @@ class EventEmitter:
         if epoch_ended:
             self._ended_step = step
         if self._surveyor is None:
-            from ..table.survey import Surveyor
-
             self._surveyor = Surveyor(self._table, clock=self._clock)
         is_last = closing and step > self._surveyed_step
         epoch_ended = epoch_ended or (is_last and step == self._ended_step)
@@ -172,7 +168,9 @@ class EventEmitter:
 
 
 def sample_rates(schedule: Schedule) -> tuple[float, ...]:
-    """Learning rates of a schedule at equal steps of progress, for display; empty if the schedule raises."""
+    """Learning rates of a schedule at equal steps of progress, for display; empty if it raises, or keeps the user's."""
+    if isinstance(schedule, Kept):
+        return ()
     try:
         return tuple(float(f"{schedule(place / (PLAN_POINTS - 1)):.5g}") for place in range(PLAN_POINTS))
     except Exception:

@@ -154,10 +154,11 @@ class Engine:
         pace, plan, turns = self.pace, self.plan, self.turns
         while True:
             number, steps = pace.step + pace.num_out, pace.budget.steps
-            progress = number / steps if steps is not None and number < steps else pace.progress_at(number)
+            place = number + pace.left_out
+            progress = place / steps if steps is not None and place < steps else pace.progress_at(number)
             if progress >= 1.0 or pace.is_stopped:
                 return draws.draw_last(self, number, may_probe=not is_fetched)
-            chunk, epoch = plan.chunk, number // plan.steps_per_pass
+            chunk, epoch = plan.chunk, place // plan.steps_per_pass
             slot = chunk.drawn
             began = self._tally.began
             if (
@@ -368,6 +369,15 @@ class Engine:
                 turn.is_changing = True
                 self.plan.abandoned += is_missed
                 refusal.discard(self, ticket)
+
+    def leave_out(self, ticket: Ticket) -> None:
+        """Give up a batch for which its epoch has no place left, as probes have taken it; it is no step."""
+        with self.turns.take("leave_out", self.pace.step) as turn:
+            if ticket.batch.is_out:
+                turn.is_changing = True
+                self.plan.close(ticket.batch)
+                self.plan.displaced += 1
+                self.pace.num_out -= 1
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""

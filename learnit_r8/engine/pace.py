@@ -35,8 +35,10 @@ class Pace:
     Attributes:
         budget: As given, or as a cool-down has set it.
         clock: As given.
-        step: Batches reported so far, including refused ones.
-        num_out: Batches drawn and not reported yet.
+        step: Batches trained or refused so far. A batch that only tests the weights, a probe, is none.
+        probes: Probes so far.
+        left_out: Of these, those that took the place of a batch: epochs and budget count them like steps.
+        num_out: Batches drawn and not reported yet, that have a place.
         is_stopped: Whether the run was asked to end before its budget is used up.
         ended_early: Why the program itself has ended it early, which is a success; None if it has not.
         rule: As given.
@@ -57,8 +59,10 @@ class Pace:
     ) -> None:
         self.budget = self._given = budget
         self.steps_per_epoch = steps_per_epoch
-        self.step = 0
+        self.step = self.probes = self.left_out = 0
         self.num_out = 0
+        # Steps and probes before the present epoch.
+        self._before_epoch = 0, 0
         self.passes = self.tokens = 0
         self.has_ended = self.is_counted = False
         self.is_stopped = False
@@ -102,14 +106,69 @@ class Pace:
         return self.step + self.num_out
 
     @property
+    def place(self) -> int:
+        """Batches that epochs and budget count so far: steps, and the probes for which a batch is left out."""
+        return self.step + self.left_out
+
+    @property
+    def next_place(self) -> int:
+        """The place of a batch drawn now."""
+        return self.place + self.num_out
+
+    @property
+    def turns(self) -> int:
+        """Batches that were handed out and reported so far: steps and probes."""
+        return self.step + self.probes
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Steps in the current epoch."""
+        return self.step - self._before_epoch[0]
+
+    @property
+    def probes_in_epoch(self) -> int:
+        """Probes in the current epoch."""
+        return self.probes - self._before_epoch[1]
+
+    @property
+    def handed_out(self) -> int:
+        """Batches of the current epoch that were handed out and reported: steps and probes."""
+        return self.step_in_epoch + self.probes_in_epoch
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether an epoch has a batch less for each probe, so that it is no longer than its loader says.
+
+        A number of steps is a goal that is reached in full, unless a trainer counts the batches.
+        """
+        budget = self.budget
+        return self.is_counted or budget.steps is None or budget.is_in_epochs
+
+    def count_probe(self, *, takes_place: bool) -> None:
+        """Count a probe; ``takes_place``: whether a batch is left out for it."""
+        self.probes += 1
+        self.left_out += takes_place
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch or the run ends once this many steps are done, if no probe comes before."""
+        place = step + self.left_out
+        return not place % self.steps_per_epoch or place == self.budget.steps
+
+    @property
     def epoch(self) -> int:
         """The current epoch, 0-based."""
-        return self.step // self.steps_per_epoch + self.passes
+        return self.place // self.steps_per_epoch + self.passes
 
     def begin_pass(self) -> None:
         """Begin a run through the user's iterable, if the one before has ended."""
         self.passes += self.has_ended
+        if self.has_ended:
+            self.begin_epoch()
         self.has_ended = False
+
+    def begin_epoch(self, steps: int = 0) -> None:
+        """Count the steps and probes of another epoch, which has had so many steps."""
+        self._before_epoch = self.step - steps, self.probes
 
     @property
     def progress(self) -> float:
@@ -123,6 +182,7 @@ class Pace:
         """
         budget = self.budget
         steps = budget.steps
+        step += self.left_out
         if steps is None:
             if budget.seconds is not None:
                 return self._timed_progress(budget.seconds)
@@ -167,7 +227,7 @@ class Pace:
             span,
             self.rule,
             lr=lr,
-            step=self.step,
+            step=self.place,
             seconds=self.seconds,
             steps_per_epoch=self.steps_per_epoch,
             wall=self.wall,
@@ -227,6 +287,7 @@ class Pace:
         """Steps and seconds, and the end that a cool-down has set; batches not reported yet are drawn again."""
         return {
             "step": self.step,
+            "probes": [self.probes, self.left_out, *self._before_epoch],
             "seconds": self.seconds,
             "longest_break": self.longest_break,
             "passes": [self.passes, self.has_ended],
@@ -239,6 +300,10 @@ class Pace:
         ending = state["ending"]
         self.budget = self._given if ending is None else from_state(ending)
         self.step, self.num_out = state["step"], 0
+        # Older versions have counted probes as steps.
+        begun = self.step - self.step % self.steps_per_epoch
+        self.probes, self.left_out, *before = state.get("probes", (0, 0, begun, 0))
+        self._before_epoch = before[0], before[1]
         self.longest_break = state["longest_break"]
         (self.passes, self.has_ended), self.tokens = state.get("passes", (0, False)), state.get("tokens", 0)
         self._break = -1, 0.0

@@ -41,18 +41,20 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
         put_to = run.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
         run.rates.use_found()
         return verdict, put_to
-    if verdict is Verdict.PROBED:
+    if verdict is Verdict.PROBED or ticket.chunk.is_probe:
         return _test(run, ticket, judged)
     if verdict is Verdict.GOOD:
         _learn(run, ticket, judged)
         return verdict, None
     if verdict is Verdict.EARLY and _may_come_again(run, ticket) and not run.controller.is_far(reading.mean):
-        # It may be its batch, and most such losses are harmless: that comes again, and the test costs no step.
+        # It may be its batch, and most such losses are harmless: that comes again, so this was no step but a test.
         run.plan.put_back(ticket.batch)
         run.pace.num_out -= 1
-        return verdict, run.controller.inquire(run.pace.step, judged.lr).suspected(reading.mean)
+        run.pace.count_probe(takes_place=run.pace.leaves_out)
+        inquiry = run.controller.inquire(run.pace.step, judged.lr)
+        return verdict, inquiry.suspected(reading.mean, leaves_out=run.pace.leaves_out)
     run.sentry.keep(judged.verdict, judged.memory)
-    _close_unlearned(run, ticket)
+    close_unlearned(run, ticket)
     if verdict is Verdict.SKIPPED:
         return verdict, None
     put_to = run.controller.refused(
@@ -64,37 +66,27 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
 
 def _may_come_again(run: Engine, ticket: Ticket) -> bool:
     """Whether a batch can be drawn once more in this epoch, of which others are still to be drawn."""
-    is_before_others = run.pace.next_step < (ticket.epoch + 1) * run.plan.steps_per_pass
+    is_before_others = run.pace.next_place < (ticket.epoch + 1) * run.plan.steps_per_pass
     return run.plan.can_put_back(ticket.batch) and is_before_others and not run.pace.is_counted
 
 
 def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
-    """Take the loss of a batch that tests weights; it is trained on like any other if they are healthy."""
-    if not run.controller.experiment.takes(ticket):
+    """Take the loss of a batch that tests weights, or that was trained on with weights under test."""
+    experiment, chunk = run.controller.experiment, ticket.chunk
+    if not experiment.takes(ticket):
         # It was drawn for weights that may be others by now.
-        _close_unlearned(run, ticket)
+        close_unlearned(run, ticket)
         return Verdict.PROBED, None
-    is_last, is_extra = run.pace.is_finished, ticket.chunk.is_extra
-    if is_extra and not run.controller.experiment.is_fine(judged.reading.mean):
+    if experiment.is_at_alarm and not experiment.is_fine(judged.reading.mean):
         # Some losses are high because of their step, as in a trial of what happens then: that one is over now.
-        run.controller.experiment.lose(ticket)
-        ticket.chunk.is_extra = False
-        run.pace.num_out += 1
-        _close_unlearned(run, ticket)
+        experiment.lose(ticket)
+        run.pace.num_out += chunk.is_extra
+        chunk.is_probe = chunk.is_extra = experiment.is_at_alarm = False
+        close_unlearned(run, ticket)
         return Verdict.PROBED, None
-    takes_step = not (is_last or is_extra)
-    inquiry = run.controller.inquire(run.pace.step + takes_step, judged.lr)
-    is_good, put_to = inquiry.probed(ticket, judged.reading.mean)
-    if is_good and takes_step:
-        good = judged._replace(verdict=Verdict.GOOD, memory=run.sentry.present)
-        _learn(run, ticket, good)
-        return Verdict.GOOD, put_to
-    if is_last and not is_extra:
-        # The budget has no step for it.
-        run.plan.close(ticket.batch)
-        run.pace.num_out -= 1
-    else:
-        _close_unlearned(run, ticket)
+    inquiry = run.controller.inquire(run.pace.step + (not chunk.is_probe), judged.lr)
+    put_to = inquiry.probed(ticket, judged.reading.mean, unit=run.rates.shown(1.0))
+    close_unlearned(run, ticket)
     return Verdict.PROBED, put_to
 
 
@@ -105,14 +97,17 @@ def _learn(run: Engine, ticket: Ticket, judged: step.Judged) -> None:
         step.tell(run, ticket, judged, ended)
 
 
-def _close_unlearned(run: Engine, ticket: Ticket) -> None:
-    """Close a batch that nothing is learned from, and count its step unless it is extra."""
+def close_unlearned(run: Engine, ticket: Ticket) -> None:
+    """Close a batch that nothing is learned from, and count it."""
+    chunk, pace = ticket.chunk, run.pace
     run.plan.close(ticket.batch)
-    if ticket.chunk.is_extra:
-        return
-    run.pace.num_out -= 1
-    run.pace.step += 1
-    step.tell_epoch(run, ticket, step.end_epoch(run))
+    pace.num_out -= not chunk.is_extra
+    if chunk.is_probe:
+        pace.count_probe(takes_place=not chunk.is_extra)
+    else:
+        pace.step += 1
+    if not chunk.is_extra:
+        step.tell_epoch(run, ticket, step.end_epoch(run))
 
 
 def discard(run: Engine, ticket: Ticket) -> None:
@@ -121,7 +116,7 @@ def discard(run: Engine, ticket: Ticket) -> None:
         run.search.skip(ticket.batch)
         run.rates.use_found()
         return
-    _close_unlearned(run, ticket)
+    close_unlearned(run, ticket)
     run.controller.experiment.lose(ticket)
 
 
@@ -163,9 +158,12 @@ def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
         run.rates.use_found()
         return
     run.controller.experiment.lose(ticket)
-    is_extra = ticket.chunk.is_extra
-    drawn_again = run.plan.abandon(ticket.batch) or is_extra
-    run.pace.num_out -= not is_extra
+    is_probe = ticket.chunk.is_probe
+    drawn_again = is_probe or run.plan.abandon(ticket.batch)
+    if is_probe:
+        close_unlearned(run, ticket)
+    else:
+        run.pace.num_out -= 1
     run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=drawn_again)
     if not on_purpose:
         run.announcer.warn_once("abandoned", ABANDONED.format(step=ticket.step))

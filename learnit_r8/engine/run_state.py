@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .. import events
 from .._validation import did_you_mean
 from ..checkpoint.callbacks import call_load
 from ..checkpoint.durable_io import numbered, remove
 from ..checkpoint.model_loader import read_from
 from ..checkpoint.reader import Checkpoint, NoValidCheckpoint
-from ..checkpoint.state_fit import check_kinds
+from ..checkpoint.state_fit import ANYTHING, check_kinds
 from ..checkpoint.state_tree import clone
 from ..checkpoint.store import CheckpointStore
+from ..sampling.loader_plan import LoaderPlan
 from ..sampling.tally import Tally
 from ..schedules.budget import BUDGETS
+from ..schedules.range_test import RangeTest
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -29,11 +33,55 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 2, "plan": 1, "pace": 3, "recovery": 2, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
+    "table": 3, "plan": 1, "pace": 4, "recovery": 3, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
     "early_stop": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
 down to those of the files in ``tests/runs/saved``."""
+
+_INDICES, _NUMBERS, _LOSSES, _MAYBE = np.empty(0, np.int64), np.empty(0), [0.0], (0.0,)
+_CHUNK = {
+    "handed": _INDICES, "members": _INDICES, "weights": (_NUMBERS,), "sizes": _INDICES, "expected": _NUMBERS,
+    "typical": 0.0, "pass_number": 0, "sweep": 0, "states": np.empty(0, np.uint8), "drawn": 0, "rates": _NUMBERS,
+}  # fmt: skip
+_ENDING = {
+    "steps": (0,), "seconds": _MAYBE, "begin": 0.0, "lr": 0.0, "floor": 0.0, "shape": "", "step": 0, "until": _MAYBE,
+}  # fmt: skip
+_GENERATORS = {
+    "global": {
+        "torch": [np.empty(0, np.uint8)], "numpy": [_INDICES, 0, 0, 0.0], "python": [0, _INDICES, _MAYBE],
+    },
+    "own": [ANYTHING], "order": [{}],
+}  # fmt: skip
+_INCIDENT = {
+    "first_step": 0, "reason": "", "num_refused": 0, "num_probes": 0, "findings": [""], "is_restored": False,
+    "cause": "", "num_left_out": 0,
+}  # fmt: skip
+_WITNESS = {"step": 0, "updates": 0, "recent": _LOSSES, "witness": [_INDICES], "losses": _LOSSES, "is_proven": False}
+_KINDS: dict[str, Any] = {
+    "data.sample_ids": ("",),
+    "table.numbers.part_size": (0,), "table.evidence": ANYTHING, "table.first.4": _LOSSES,
+    "table.untrained.losses": _LOSSES, "table.ids.kind": ("",), "table.ids.names": _INDICES,
+    "table.ids.lengths": _INDICES,
+    "plan.context.4.4": ([0.0] * 6,), "plan.context.4.5": ([ANYTHING],), "plan.context.4.5.0": 0.0,
+    "plan.context.4.5.1": "", "plan.context.4.5.2": 0, "plan.context.4.5.3": [_LOSSES],
+    "plan.sweep.weights": (_NUMBERS,), "plan.sweep.order": (_INDICES,), "plan.chunks": [_CHUNK],
+    "plan.returned": [[0, 0]], "plan.waiting": [[0, 0]], "plan.loader": ({},), "plan.start": (_GENERATORS,),
+    "plan.now": _GENERATORS, "plan.before": (_GENERATORS["global"],),
+    "pace.ending": (_ENDING,),
+    "recovery.limit.ceiling": _MAYBE, "recovery.limit.slow_above": _MAYBE, "recovery.limit.best": _MAYBE,
+    "recovery.lineage.progress.recent": _LOSSES, "recovery.lineage.progress.reported": _LOSSES,
+    "recovery.lineage.progress.first": _LOSSES, "recovery.lineage.progress.start": _MAYBE,
+    "recovery.lineage.rates": _LOSSES, "recovery.refusals.outcomes": [False], "recovery.incident": (_INCIDENT,),
+    "recovery.incident.kind": "", "recovery.kinds": [["", 0, ""]],
+    "recovery.witnesses": [_WITNESS],
+    "guard.losses.recent": _LOSSES, "guard.losses.first.recent": _LOSSES, "guard.losses.past.losses": _LOSSES,
+    "guard.losses.past.lrs": _LOSSES, "guard.losses.past.figures": [[0.0] * 4 + [0, 0] + [0.0] * 3],
+    "search.test": ({**RangeTest(9).state_dict(), "_losses": _LOSSES},), "search.found_lr": _MAYBE,
+    "early_stop": ({"best": _MAYBE, "waited": 0, "reason": ("",), "is_by_rule": False},),
+}  # fmt: skip
+_KINDS = {f"state.{place}": example for place, example in _KINDS.items()}
+"""What may stand where a state is not the same at all times; see `check_kinds`."""
 
 CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
 """Arguments that `R8Scheduler.resume_from_checkpoint` can change by adapting the state."""
@@ -50,11 +98,12 @@ def state_of(run: Engine) -> dict[str, Any]:
 
 def position_of(run: Engine) -> dict[str, Any]:
     """The state but for the table, as it will be once that has learned every report so far."""
+    recovery = run.controller.state_dict()
     return {
         "seed": run.plan.seed,
         "plan": (run.feed or run.plan).position(),
         "pace": run.pace.state_dict(),
-        "recovery": run.controller.state_dict(),
+        "recovery": _without_batches(recovery) if isinstance(run.plan, LoaderPlan) else recovery,
         "quarantine": run.controller.quarantine.state_dict(),
         "guard": run.sentry.state_dict(),
         "tally": run._tally.state_dict(),
@@ -62,6 +111,11 @@ def position_of(run: Engine) -> dict[str, Any]:
         "search": run.search.state_dict(),
         "early_stop": {**run.early_stop.state_dict(), "reason": run.pace.ended_early},
     }
+
+
+def _without_batches(recovery: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of the recovery of a run whose batches are the user's own: they are no part of a file."""
+    return {**recovery, "witnesses": []}
 
 
 def whole_state_of(run: Engine, *, call: str = "state_dict") -> dict[str, Any]:
@@ -86,11 +140,14 @@ def _renewed(state: Mapping[str, Any]) -> dict[str, Any]:
 def _check(run: Engine, state: Mapping[str, Any]) -> None:
     """Raise ValueError unless a state is readable and fits the run."""
     missing = _REQUIRED - state.keys()
-    if missing or state["format"] != FORMAT:
+    if missing or type(state["format"]) is not int or state["format"] != FORMAT:
         raise ValueError(
             f"state must be what state_dict() returned (format {FORMAT}), got format {state.get('format')!r} without "
             f"{sorted(missing)}."
         )
+    check_kinds(
+        {name: state[name] for name in ("versions", "data")}, {"versions": VERSIONS, "data": identity_of(run)}, _KINDS
+    )
     for name, version in state["versions"].items():
         if version > VERSIONS.get(name, 0):
             raise ValueError(
@@ -117,6 +174,9 @@ def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_di
         if is_old:
             state = _renewed(state)
         _check(run, state)
+        if isinstance(run.plan, LoaderPlan):
+            # Older files hold batches that were arrays, as if they were indices.
+            state = {**state, "recovery": _without_batches(state["recovery"])}
     except (AttributeError, TypeError) as error:
         raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     with run.turns.take(call, run.pace.step, mends=True) as turn:
@@ -125,10 +185,10 @@ def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_di
             # Parts that an older version wrote had other forms.
             alike = {name for name in state if VERSIONS.get(name) == state["versions"].get(name)}
             alike -= {"recovery"} if is_old else set()
-            # A guard of the user's own may say None where it has no number.
+            # What a guard of the user's own remembers is its own.
             is_ours = type(run.sentry.guard).__module__.startswith("learnit_r8.")
-            guard = ("state.guard",) if is_ours else ()
-            check_kinds({name: state[name] for name in alike}, before, strict=("state.recovery", *guard), numbers=guard)
+            known = _KINDS if is_ours else {**_KINDS, "state.guard.losses": ANYTHING}
+            check_kinds({name: state[name] for name in alike}, before, known)
         turn.is_changing = True
         try:
             _take_over(run, state)
@@ -150,6 +210,8 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
     # The clock may stand still yet.
     run.plan.check_again()
     run.pace.load_state_dict(state["pace"])
+    if run.feed is not None and state["versions"]["pace"] < 4:
+        run.pace.begin_epoch(run.feed.plan.taken)
     run.controller.load_state_dict(state["recovery"])
     run.controller.quarantine.load_state_dict(state["quarantine"])
     run.sentry.load_state_dict(state["guard"])
@@ -162,7 +224,7 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
         run.pace.is_stopped = run.pace.ended_early is not None
     run.rates.follow_schedule()
     run.emitter.drop_surveys()
-    run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.step), run.pace.seconds)
+    run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.place), run.pace.seconds)
 
 
 def settled_state_of(run: Engine) -> dict[str, Any]:

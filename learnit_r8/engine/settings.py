@@ -168,8 +168,10 @@ class Settings:
         )
 
     def texts(self) -> dict[str, str]:
-        """Short texts for display, without those that are None."""
-        shown = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("is_shown", True)}
+        """Short texts for display, without those that are None or say nothing, as of rates that are the user's own."""
+        names = [each.name for each in fields(self) if each.metadata.get("is_shown", True)]
+        unused = OF_RATES if self.scheduler_mode == "keep" else ()
+        shown = {name: getattr(self, name) for name in names if name not in unused}
         return {name: text_of(value) for name, value in shown.items() if value is not None} | self._record()
 
     def _record(self) -> dict[str, str]:
@@ -191,6 +193,12 @@ class Settings:
         record |= {"tags": ", ".join(self.tags)} if self.tags else {}
         return {name: text[:MOST_RECORDED] for name, text in record.items()}
 
+
+OF_RATES = {
+    "initial_lr": 0.01, "min_lr": 0.0, "warmup_proportion": None, "warmup_steps": None, "decay_proportion": None,
+    "auto_find_lr": False,
+}  # fmt: skip
+"""Settings of rates that the scheduler sets, and their defaults."""
 
 ELSEWHERE = {each.name: each.metadata["elsewhere"] for each in fields(Settings) if each.metadata.get("elsewhere")}
 """What other libraries call the settings."""

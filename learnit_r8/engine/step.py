@@ -107,8 +107,8 @@ def judge(
         # Whatever the progress, which need not be known.
         lr = 1.0
     else:
-        after = step + 1
-        lr = rates.scheduled(after / steps if steps is not None and after < steps else pace.progress_at(after))
+        after = step + 1 + pace.left_out
+        lr = rates.scheduled(after / steps if steps is not None and after < steps else pace.progress_at(step + 1))
     return step, losses, place, numbers, kind, expected, verdict, memory, lr, suspicion, is_plain
 
 
@@ -221,7 +221,7 @@ def learn(run: Engine, ticket: Ticket, judged: Fields) -> Tally | None:
     run.controller.accepted(reported, ticket, lr, suspicion)
     if pace.budget.steps is None:
         pace.begin_break()
-    if not pace.step % run.plan.steps_per_pass:
+    if not (pace.step + pace.left_out) % run.plan.steps_per_pass:
         ended = end_epoch(run)
     # The chunk keeps it. The table learns the whole chunk at once, when that is used up or somebody reads the table.
     means = mean if storage.is_single else means
@@ -235,8 +235,9 @@ def learn(run: Engine, ticket: Ticket, judged: Fields) -> Tally | None:
 
 def end_epoch(run: Engine) -> Tally | None:
     """Start another tally if an epoch has just ended; returns the one that is over."""
-    if run.pace.step % run.plan.steps_per_pass:
+    if run.pace.place % run.plan.steps_per_pass:
         return None
+    run.pace.begin_epoch()
     ended, run._tally, run._epoch_ended = run._tally, Tally(), True
     return ended
 

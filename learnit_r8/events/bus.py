@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from . import launcher
 from .caller import warn
 from .event import Event, Listener
 
@@ -25,7 +26,8 @@ class Announcer:
     Attributes:
         is_heard: Whether there is a listener to every event; without one those of usual steps need not be made. A
             listener may say in an attribute ``hears`` which kinds alone it wants.
-        wants_surveys: Whether a listener wants `SamplesSurveyed`: its attribute of this name is true.
+        wants_surveys: Whether a listener wants `SamplesSurveyed`: its attribute of this name is true. One that shows
+            events on the terminal says so in an attribute ``is_on_terminal``.
         seconds: Training seconds of the last event.
         is_held: Whether events wait, as a call is changing the run.
     """
@@ -123,6 +125,18 @@ class Announcer:
             self.deliver()
 
     warn_once = say_once
+
+    def warn_unseen(self, topic: str, text: str) -> None:
+        """Warn the user, the first time this topic comes up, of what events tell, unless a listener shows them.
+
+        Of several ranks the first one warns, as all of them find the same.
+        """
+        if topic in self._said:
+            return
+        self._said.add(topic)
+        if not (launcher.rank_of() or any(getattr(each, "is_on_terminal", False) for each in self._listeners)):
+            self._waiting.append(text)
+            self.deliver()
 
 
 def _wanted(listener: Listener) -> type[Event] | tuple[type[Event], ...]:

@@ -12,6 +12,11 @@ from typing import Any
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
+STANDARD = os.path.dirname(os.__file__) + os.sep
+PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+"""Where the standard library and installed packages are. To ask sysconfig would import it, at a time when files may not
+be opened any more."""
+
 
 def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
     """Warn at the innermost line of the user's code.
@@ -47,16 +52,14 @@ def say_at_exit(loop: Any) -> None:
 
 
 def _users_frame() -> FrameType:
-    import sysconfig
-
-    installed = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-    frame = outside = None
-    here = frame = sys._getframe(2)
+    outside = None
+    here: FrameType = sys._getframe(2)
+    frame: FrameType | None = here
     while frame is not None:
         path = frame.f_code.co_filename
         if not path.startswith((PACKAGE, "<frozen")):
             outside = outside or frame
-            if not path.startswith(installed):
+            if not (path.startswith(STANDARD) or any(each in path for each in PACKAGES)):
                 return frame
         frame = frame.f_back
     return outside or here

@@ -115,10 +115,12 @@ class LrCapped(Event):
     Attributes:
         ceiling: The highest rate allowed; it rises again slowly.
         reason: The guard's verdict.
+        is_share: Whether the ceiling is a share of the user's own rate.
     """
 
     ceiling: float
     reason: str
+    is_share: bool = False
 
 
 @dataclass(frozen=True)

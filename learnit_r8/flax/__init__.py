@@ -1,7 +1,9 @@
 """Training for JAX and Flax: `train_loop` and what belongs to it, written on `learnit_r8.loops`.
 
-Needs jax, flax and optax (``pip install learnit-r8[jax]``), and nothing of TensorFlow.
+Needs jax, flax and optax (``pip install ".[jax]"`` in a clone), and nothing of TensorFlow.
 """
+
+from .._validation import how_to_install
 
 try:
     import flax
@@ -9,7 +11,7 @@ try:
     import optax
 except ImportError as error:
     raise ImportError(
-        f"jax, flax and optax are required for learnit_r8.flax: pip install learnit-r8[jax] ({error})."
+        f"jax, flax and optax are required for learnit_r8.flax: {how_to_install('jax')} ({error})."
     ) from error
 
 from .checkpoints import load_checkpoint, pack_scheduler, save_checkpoint, unpack_scheduler

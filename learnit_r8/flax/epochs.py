@@ -128,7 +128,7 @@ class Training:
         r8 = self._r8
         saved = epoch * r8.steps_per_epoch
         saved = saved if r8.total_steps is None else min(saved, r8.total_steps)
-        if r8.global_step not in (0, saved):
+        if r8.pace.place not in (0, saved):
             raise ValueError(
                 f"resume must be False for a scheduler that was resumed itself, got True with one at step "
                 f"{r8.global_step} and a checkpoint of step {saved}; use resume=True with a fresh scheduler, or resume="
@@ -184,7 +184,7 @@ class Training:
         """Begin the epoch of a batch, if it is another one; also in the middle, after a resume of the scheduler."""
         if self._ticket_epoch != ticket.epoch:
             self._ticket_epoch = ticket.epoch
-            self._begin(max(ticket.epoch, 0), ticket.step % self._r8.steps_per_epoch)
+            self._begin(max(ticket.epoch, 0), self._r8.handed_out)
 
     def step(self, loop_state: LoopState) -> Any:
         """Train on a batch."""

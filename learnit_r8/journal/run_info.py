@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.durable_io import replace
+from ..checkpoint.durable_io import open_regular, replace
 from ..events.codec import strict_json
 
 FORMAT = 1
 MOST_SESSIONS = 100
-GIT_SECONDS = 2.0
-"""Longest wait for an answer of git."""
+MOST_GIT_LINKS, MOST_GIT_BYTES = 5, 4096
+"""Refs of git that refer to each other, and bytes of a line in its files, that are read."""
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -116,22 +116,44 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
     return [one for one in sessions if isinstance(one, dict)] if isinstance(sessions, list) else []
 
 
-def git_state() -> str:
-    """The git commit of the program, "1a2b3c4d5e6f and changes" where its files differ; "" without one."""
+def git_commit() -> str:
+    """The first 12 digits of the git commit of the program's folder; "" without one.
+
+    It is read from git's files: git itself runs what the configuration of a repository names (``core.fsmonitor``, the
+    filters of files), and whoever gave it to the user has written that.
+    """
     program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path()
     folder = program.resolve().parent if program.is_file() else Path.cwd()
-
-    def ask(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), "--no-optional-locks", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
-        return done.stdout.strip()
-
     try:
-        commit = ask("rev-parse", "--short=12", "HEAD")
-        # Files that git does not know are no part of the commit.
-        return commit + " and changes" * bool(ask("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, ValueError, subprocess.SubprocessError):
+        found = next(each / ".git" for each in (folder, *folder.parents) if (each / ".git").exists())
+        # In a worktree or a submodule it is a file.
+        own = found if found.is_dir() else found.parent / _line_of(found).removeprefix("gitdir: ")
+        shared = own / _line_of(own / "commondir") if (own / "commondir").exists() else own
+        text = _line_of(own / "HEAD")
+        for _ in range(MOST_GIT_LINKS):
+            if not text.startswith("ref: "):
+                break
+            text = _commit_of(text.removeprefix("ref: "), own, shared)
+    except (OSError, ValueError, StopIteration):
         return ""
+    return text[:12] if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", text) else ""
+
+
+def _commit_of(name: str, own: Path, shared: Path) -> str:
+    """What a ref of git holds; "" if there is none."""
+    if not re.fullmatch(r"refs(/[^/.][^/]*)+", name):
+        return ""
+    for home in (own, shared):
+        if (home / name).exists():
+            return _line_of(home / name)
+    with open_regular(shared / "packed-refs") as file:
+        lines = (line.decode("utf-8", "replace").split() for line in file)
+        return next((words[0] for words in lines if words[1:] == [name]), "")
+
+
+def _line_of(path: Path) -> str:
+    with open_regular(path) as file:
+        return file.readline(MOST_GIT_BYTES).decode("utf-8", "replace").strip()
 
 
 def utc(wall: float) -> str:

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import struct
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +22,7 @@ from ..table.labels.combined import combine
 from ..table.labels.evidence import LAYOUTS
 from ..table.labels.frame import Column, label_columns, labels_in
 from ..table.labels.overview import Overview
-from ..table.labels.suspects import Ranking, Suspects
+from ..table.labels.suspects import Ranking, Suspects, of_weighed
 from ..table.losses import EXACT
 from ..table.table import SampleTable
 
@@ -34,18 +32,6 @@ NUM_NAMES = MOST_LABELS = 1000
 MOST_MEMBERS = 24
 _MEMBER = re.compile(r"\w{1,40}\.npy")
 
-_DAMAGE = (
-    ValueError,
-    zipfile.BadZipFile,
-    struct.error,
-    KeyError,
-    TypeError,
-    EOFError,
-    RuntimeError,
-    OverflowError,
-    OSError,
-)
-"""Errors of reading a damaged zip or text; a RecursionError is a RuntimeError."""
 _NAME = re.compile(r"samples-(\d{6,9})\.npz")
 _FIELDS: dict[str, np.dtype[Any]] = {
     "loss": np.dtype("<f4"),
@@ -72,6 +58,7 @@ class Samples(NamedTuple):
         group_labels: The label of each code, a text or a number; empty without groups, and where they are too many.
         evidence: What predictions say of the labels, the fields of `EVIDENCE` by name, N each, or N P with P
             labels a sample; None without them.
+        is_weighed: Whether losses had weights.
         sample_ids: The names of all samples, in the process that trains; a file holds `names` only.
     """
 
@@ -88,6 +75,7 @@ class Samples(NamedTuple):
     group: NDArray[np.uint16] | None = None
     group_labels: tuple[Any, ...] = ()
     evidence: dict[str, NDArray[Any]] | None = None
+    is_weighed: bool = False
     sample_ids: Sequence[Any] | None = None
 
     def name_of(self, index: int) -> str:
@@ -100,7 +88,7 @@ class Samples(NamedTuple):
 
     def suspects(self, precision: float = 0.5, *, runs: Sequence[Samples] = ()) -> Suspects:
         """Samples that look mislabelled, by these files of other runs, too; see `SampleTable.suspects`."""
-        return find_suspects(
+        found = find_suspects(
             self._asdict(),
             self.untrained_loss,
             exact=self.is_exact,
@@ -108,6 +96,7 @@ class Samples(NamedTuple):
             evidence=combine(self.evidence, [run.evidence for run in runs]) if runs else self.evidence,
             precision=precision,
         )
+        return of_weighed(found) if any(each.is_weighed for each in (self, *runs)) else found
 
     def ranking(self, top: int) -> Ranking:
         """Samples in the order of suspicion, which is not a verdict; see `SampleTable.ranking`."""
@@ -177,6 +166,7 @@ def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
         names={},
         group_labels=_plain_labels(storage.group_labels),
         evidence=table.read_evidence(),
+        is_weighed=storage.is_weighed,
         sample_ids=storage.sample_ids,
         **table.read(*_FIELDS, *group),
     )
@@ -223,6 +213,7 @@ def _write(folder: Path, samples: Samples) -> None:
         "source": samples.source,
         "is_exact": samples.is_exact,
         "untrained_loss": samples.untrained_loss,
+        "is_weighed": samples.is_weighed,
         "names": _names_of(samples),
         "group_labels": samples.group_labels,
     }
@@ -285,9 +276,11 @@ def read_samples(folder: Path, epoch: int) -> Samples:
                 untrained_loss=math.nan if untrained is None else float(untrained),
                 names=names,
                 group_labels=_read_labels(about["group_labels"]),
+                is_weighed=about.get("is_weighed") is True,
                 **_fields(arrays),
             )
-        except _DAMAGE as error:
+        except Exception as error:
+            # Whatever a parser raises, it is a bad file.
             raise ValueError(f"{path.name} must be a whole samples file, got {str(error)[:200]!r}.") from None
 
 

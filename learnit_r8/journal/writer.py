@@ -192,7 +192,11 @@ class Journal(ThreadedListener):
         # Of the user's own batches an epoch may have no known length.
         per_epoch = self._steps_per_epoch
         epoch = (event.step - 1) // per_epoch if per_epoch else self._epoch + (event.step > self._epoch_step)
-        samples = self._samples_of(epoch, event.step)
+        try:
+            samples = self._samples_of(epoch, event.step)
+        except MemoryError as error:
+            self._trouble = self._trouble or f"there was no memory for a copy of the samples ({error})"
+            return
         if not len(samples.loss):
             return
         with self._lock:

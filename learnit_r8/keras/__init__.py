@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
+from .._validation import how_to_install
+
 try:
     import keras  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "learnit_r8.keras needs Keras 3, which could not be imported; pip install 'learnit-r8[tensorflow]'."
+        f"learnit_r8.keras needs Keras 3, which could not be imported; {how_to_install('tensorflow')}."
     ) from error
 
 from .callback import R8Callback

@@ -177,7 +177,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         assert recorder is not None
         if state.has_random:
             # At the beginning of an epoch the loader has still drawn in the run before, and draws again.
-            state.resume_random(is_set=prefetch.r8.global_step % prefetch.r8.steps_per_epoch > 0)
+            state.resume_random(is_set=prefetch.r8.pace.place % prefetch.r8.steps_per_epoch > 0)
         # Before the last batch too, after which the means are shown.
         if batch % METRICS_EVERY == 0 or batch + 1 == self._prefetch.epoch_length:
             recorder.live.keep_metrics()

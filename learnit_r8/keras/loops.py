@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._adapters.prefetch import Prefetch
 from .._adapters.rows import check_rows
+from .._validation import how_to_install
 from ..checkpoint.callbacks import Callbacks
 from .pipeline import Pipeline, refuse_weights
 from .state import ModelState
@@ -128,6 +129,6 @@ def _tensorflow() -> Any:
         import tensorflow as tf
     except ImportError as error:
         raise ImportError(
-            "batch_dataset() needs TensorFlow, which could not be imported; pip install 'learnit-r8[tensorflow]'."
+            f"batch_dataset() needs TensorFlow, which could not be imported; {how_to_install('tensorflow')}."
         ) from error
     return tf

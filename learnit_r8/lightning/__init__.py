@@ -7,14 +7,14 @@
 
 from __future__ import annotations
 
+from .._validation import check_release, how_to_install
+
 try:
     import lightning  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "learnit_r8.lightning needs Lightning, which could not be imported; pip install 'learnit-r8[lightning]'."
+        f"learnit_r8.lightning needs Lightning, which could not be imported; {how_to_install('lightning')}."
     ) from error
-
-from .._validation import check_release
 
 check_release("lightning", "2.5")
 

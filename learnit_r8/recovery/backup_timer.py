@@ -131,7 +131,7 @@ class BackupTimer:
             state = get()
             if state is None:
                 raise TypeError("state_callback must return the state of the model, got None.")
-            return self.take(state, step, draws, get_moment(), began=began)
+            return self.take(state, step, draws, get_moment, began=began)
         except Exception:
             self.note_done(step)
             raise
@@ -141,7 +141,10 @@ class BackupTimer:
         self._is_due = False
         self._step = step
 
-    def take(self, state: Any, step: int, draws: int, moment: Any = None, *, began: float | None = None) -> str:
+    def take(
+        self, state: Any, step: int, draws: int, get_moment: Callable[[], Any] = lambda: None, *,
+        began: float | None = None,
+    ) -> str:  # fmt: skip
         """Copy a model state to RAM if all of it is finite; see `RamBackup.offer`. Measures the time since ``began``.
 
         Returns:
@@ -159,7 +162,7 @@ class BackupTimer:
         taken, took = None, NO_MEMORY
         began = time.perf_counter() if began is None else began
         try:
-            taken = self.backup.offer(state, step=step, draws=draws, moment=moment)
+            taken = self.backup.offer(state, step=step, draws=draws, moment=get_moment())
             took = int(1e6 * (time.perf_counter() - began))
         except MemoryError:
             pass

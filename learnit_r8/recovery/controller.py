@@ -160,7 +160,7 @@ class RecoveryController:
     def _note_good(self, scheduled_lr: float) -> None:
         """Draw the conclusions from a good loss after others were refused."""
         lineage = self.lineage
-        self._refusals.good()
+        self._refusals.good(gains=lineage.gains())
         if self.limit.is_on and self.limit.accepted(scheduled_lr):
             self._announcer.tell(events.LrRestored)
         if not self.is_open and not lineage.is_on_trial:
@@ -222,18 +222,18 @@ class RecoveryController:
             TrainingDiverged: too many batches in a row were refused.
             RestoreError: the load callback raised for every state there is.
         """
+        unit = 1.0 if own_rate is None else own_rate
         inquiry, alarm, loss = self.inquire(step, lr), ALARMS.get(verdict, Alarm.NOT_FINITE), reading.mean
         incident, samples = self._incidents.open(step, verdict.value), not_finite_samples(reading, ticket)
         incident.num_refused += 1
         cause = self._cause_search.look(
             ticket, reading, verdict, step=step, recent=self.lineage.progress.recent, samples=samples,
-            is_finite=alarm is not Alarm.NOT_FINITE,
+            is_finite=alarm is not Alarm.NOT_FINITE, lr=ticket.lr * unit,
         )  # fmt: skip
         incident.cause = incident.cause or cause
         if alarm is Alarm.NOT_FINITE:
             self.quarantine.refused(accused_of(reading, ticket), samples)
         inquiry.refused(ticket, loss, alarm, most_steady)
-        unit = 1.0 if own_rate is None else own_rate
         self._announcer.tell(
             events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr * unit, next_lr=self.lr(lr) * unit,
             tries=self._refusals.in_a_row, samples=samples, reason=verdict.value,
@@ -247,6 +247,9 @@ class RecoveryController:
                 f"more than half of the last 100 batches before step {step} were refused: the data, the loss function "
                 f"or the code is broken.{named}",
             )
+        if self._live.can_restore and not self.is_open and self._live.put_step is None:
+            # Else what is restored is said, or what the experiment finds.
+            self._announcer.warn_unseen("refused", incident.refusal_text("nothing is learned from it"))
         inquiry.check_end(loss, ticket.lr * unit)
         return self._live.put_step
 
@@ -291,7 +294,7 @@ class RecoveryController:
             self._announcer.tell(events.LrRestored)
 
     def summary(self) -> str:
-        """Describe what recovery has done and is still doing; "" if nothing."""
+        """Describe what recovery has done and is still doing, then each kind of incident on a line; "" if nothing."""
         num_restored, ceiling = self._incidents.num_restored, self.limit.ceiling
         times = "once" if num_restored == 1 else f"{num_restored} times"
         parts = [f"model restored {times}"] if num_restored else []
@@ -299,7 +302,7 @@ class RecoveryController:
             parts.append(f"learning rate at most {self.limit.ceiling_text}, as a higher one damaged healthy weights")
         if len(self._table.quarantined):
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
-        return "".join(f"; {part}" for part in parts)
+        return "".join([*(f"; {part}" for part in parts), *(f"\n  {line}" for line in self._incidents.summary())])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what outlives the process: counts, the limit of the rate, and the witnesses of checkpoints."""
@@ -307,9 +310,10 @@ class RecoveryController:
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
             "refusals": self._refusals.state_dict(), "rate_trials": self._first_steps.num_trials,
-            "incident": self._incidents.to_plain(), "steady_left": self.inquiry.steady_left,
-            "looked_last_at": self.inquiry.looked_last_at, "num_equal": self._num_equal,
-            "witnesses": self.witnesses.to_plain(),
+            "incident": self._incidents.to_plain(),
+            "kinds": [[kind, *found] for kind, found in self._incidents.kinds.items()],
+            "steady_left": self.inquiry.steady_left, "looked_last_at": self.inquiry.looked_last_at,
+            "num_equal": self._num_equal, "witnesses": self.witnesses.to_plain(),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -327,6 +331,7 @@ class RecoveryController:
         self.lineage.load_state_dict(state["lineage"])
         self._refusals.load_state_dict(state["refusals"])
         self._incidents.load_plain(state["incident"])
+        self._incidents.kinds = {kind: (count, text) for kind, count, text in state.get("kinds", ())}
         self._first_steps.num_trials, self._num_equal = state["rate_trials"], state["num_equal"]
         self.inquiry.steady_left, self.inquiry.looked_last_at = state["steady_left"], state["looked_last_at"]
         self.witnesses.load_plain(state["witnesses"])

@@ -42,10 +42,11 @@ class Lineage:
         num_older: Restores in a row to older and older states, as the same trouble came back.
         relapses: Gradual rises that came back after a restore.
         rises: Whether the losses of this run rise whenever they are trained on.
+        gained: Updates when the weights last got further.
     """
 
     def __init__(self) -> None:
-        self.updates = self.since = self.trial = self.relapses = 0
+        self.updates = self.since = self.trial = self.relapses = self.gained = 0
         self.num_restores = self.num_older = 0
         self.failed_at = -1
         self.is_proving = self.rises = False
@@ -61,6 +62,17 @@ class Lineage:
     def is_on_trial(self) -> bool:
         """Whether a new alarm would be a relapse."""
         return self.is_proving and self.since_restore < self.trial
+
+    def gains(self) -> bool:
+        """Whether the weights get further although states are put back; from here on that counts anew.
+
+        They do where no restored state is on proof, after enough updates since the last restore, and where every state
+        put back is newer than those before.
+        """
+        gains = not self.is_proving or max(self.since_restore, self.updates - self.gained) >= LEAST_TRIAL
+        if gains:
+            self.gained = self.updates
+        return gains
 
     def comes_back(self, *, is_sudden: bool) -> bool:
         """Whether the trouble is in the restored state itself, although it repeats its record.
@@ -98,7 +110,7 @@ class Lineage:
         return {
             "updates": self.updates, "progress": self.progress.state_dict(), "relapses": self.relapses,
             "rises": self.rises, "proving": [self.since, self.trial, self.is_proving], "rates": list(self.rates),
-            "fuse": [self.failed_at, self.num_restores, self.num_older],
+            "fuse": [self.failed_at, self.num_restores, self.num_older], "gained": self.gained,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -107,4 +119,5 @@ class Lineage:
         self.since, self.trial, self.is_proving = state["proving"]
         self.rates = deque(state["rates"], maxlen=16)
         self.failed_at, self.num_restores, self.num_older = state["fuse"]
+        self.gained = state.get("gained", self.updates)
         self.progress.load_state_dict(state["progress"])

@@ -29,7 +29,8 @@ class Recovery:
         steady_steps: Batches of low-loss samples (Q1) among the first steps after a restore, at most a quarter of an
             epoch; none in the first epoch, which must see every sample.
         most_quarantined: Largest share of the samples in quarantine, in [0, 1].
-        max_refused: Refused batches in a row, probes included, that end the run.
+        max_refused: Refused batches, probes included, that end the run: in a row, or while the weights are damaged
+            again and again before they have got 64 updates further.
 
     Raises:
         ValueError: an attribute outside its range.

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+# np.median imports it in the first steps, when a program may be out of file descriptors.
+import numpy.ma
+
 from .ram_backup import Backup, spread_of
 
 EARLY_UPDATES, START_UPDATES = 80, 384
@@ -128,6 +131,9 @@ class Progress:
             return 0.0
         known = self.first
         middle = float(np.median(known[:FIRST])) if known else record
+        if not record and not middle:
+            # Of losses of 0 nothing is a multiple.
+            return 0.0
         limit = max(0.5 * abs(record), 3 * spread_of(known))
         rise = loss - max(record, middle)
         return rise / limit if limit else math.inf if rise > 0 else 0.0

@@ -28,12 +28,13 @@ class RateLimit:
         is_share: Whether rates are shares of the user's own, and are shown as such.
 
     Attributes:
+        is_share: As given.
         ceiling: Highest rate allowed; infinite for no limit.
         is_on: Whether the rate is held down now.
     """
 
     def __init__(self, factor: float, gentle_steps: int, *, is_share: bool = False) -> None:
-        self._factor, self._gentle_steps, self._is_share = factor, gentle_steps, is_share
+        self._factor, self._gentle_steps, self.is_share = factor, gentle_steps, is_share
         self.forget()
 
     def forget(self) -> None:
@@ -52,7 +53,7 @@ class RateLimit:
     @property
     def ceiling_text(self) -> str:
         """The ceiling in words."""
-        return f"{self.ceiling:.3g}" + (" of yours" if self._is_share else "")
+        return f"{self.ceiling:.3g}" + (" of yours" if self.is_share else "")
 
     @property
     def factor(self) -> float:

@@ -19,12 +19,13 @@ class Refusals:
 
     Attributes:
         in_a_row: Batches in a row that were not trained on, probes included.
+        in_vain: The same, but a good batch ends the count only if the weights get further; see `Lineage.gains`.
         bad_in_a_row: Losses in a row that were not finite, probes aside.
         bad_limit: How many of them are worth an experiment.
     """
 
     def __init__(self) -> None:
-        self.in_a_row = self.bad_in_a_row = 0
+        self.in_a_row = self.bad_in_a_row = self.in_vain = 0
         self.bad_limit = LEAST_BAD
         self._outcomes: deque[bool] = deque(maxlen=100)
 
@@ -55,10 +56,22 @@ class Refusals:
         """Note a refused batch."""
         self._outcomes.append(True)
         self.in_a_row += 1
+        self.in_vain += 1
         self.bad_in_a_row += not is_finite
 
-    def good(self) -> None:
-        """Note a batch that was learned from, while any of the last hundred was refused."""
+    def probed(self) -> None:
+        """Note a probe."""
+        self.in_a_row += 1
+        self.in_vain += 1
+
+    def good(self, *, gains: bool = True) -> None:
+        """Note a batch that was learned from, while any of the last hundred was refused.
+
+        Args:
+            gains: Whether the weights get further.
+        """
+        if gains:
+            self.in_vain = 0
         self._outcomes.append(False)
         if not any(self._outcomes):
             self._outcomes.clear()
@@ -69,13 +82,14 @@ class Refusals:
         """The counts, as plain values."""
         return {
             "in_a_row": self.in_a_row, "bad_in_a_row": self.bad_in_a_row, "bad_limit": self.bad_limit,
-            "outcomes": list(self._outcomes),
+            "outcomes": list(self._outcomes), "in_vain": self.in_vain,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
         self.in_a_row, self.bad_in_a_row, self.bad_limit = state["in_a_row"], state["bad_in_a_row"], state["bad_limit"]
         self._outcomes = deque(state["outcomes"], maxlen=100)
+        self.in_vain = state.get("in_vain", self.in_a_row)
 
     def weights_are_healthy(self) -> None:
         """Wait for twice as many in a row before the next look."""

@@ -98,12 +98,12 @@ class SharedGenerations:
         if self._backups is None or newest is None or not step or not self._backups.is_ready:
             return
         done = functools.partial(self._backup.lend, None)
-        content = {
-            "run_id": run_id,
-            "model": None,
-            "scheduler": get_state(),
-            "config": {**self._config, **more},
-        }
+        try:
+            state = get_state()
+        except MemoryError as error:
+            self._backups.turn_off(str(error) or "there is no memory for a copy of the scheduler's state")
+            return
+        content = {"run_id": run_id, "model": None, "scheduler": state, "config": {**self._config, **more}}
         kept = {each.step for each in self._backup.backups}
         proved = [each.step for each in self._backup.backups if each.is_proven]
         try:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..sampling.ticket import Ticket
 from .ram_backup import Backup
 
@@ -97,6 +95,18 @@ class Witnesses:
         """Those with a witness."""
         return [each for each in self.all_states() if each.witness]
 
+    def best(self, start: float) -> Backup | None:
+        """The state to end with where the present one is lost: the newest one that is trusted; None if there is none.
+
+        Args:
+            start: The level of the losses as the run began; a trained state whose losses were no higher goes before the
+                initial one, trusted or not.
+        """
+        trained = [each for each in reversed(self.known()) if each.updates]
+        trusted = [each for each in trained if each.is_proven]
+        lower = [each for each in trained if each.usual <= start]
+        return next(iter([*trusted, *lower, *self.known()]), None)
+
     def went_back(self, backup: Backup) -> None:
         """Forget the states of abandoned weights, as this one was restored."""
         self._backup.forget_after(backup.updates)
@@ -129,9 +139,7 @@ class Witnesses:
 
     def to_plain(self) -> list[dict[str, Any]]:
         """What is known of all states, for a saved state."""
-        known = (each for each in (*self._on_disk, *self._backup.backups) if each.witness)
-        # A batch of the user's own loader is no part of a file.
-        return [each.to_plain() for each in known if all(isinstance(batch, np.ndarray) for batch in each.witness)]
+        return [each.to_plain() for each in (*self._on_disk, *self._backup.backups) if each.witness]
 
     def load_plain(self, saved: Iterable[Mapping[str, Any]]) -> None:
         """Load what `to_plain` returned; the states are those of checkpoints."""

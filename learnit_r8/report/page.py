@@ -296,6 +296,8 @@ def _verdict(data: ReportData) -> str:
 
 def _precision(verdict: Suspects) -> str:
     """The share of the list that is wrong, if there is a separate estimate of it."""
+    if verdict.caution:
+        return f" Of the list {verdict.caution}."
     return f" An estimated {verdict.precision:.0%} of the list are wrong." if verdict.method == MIRROR else ""
 
 

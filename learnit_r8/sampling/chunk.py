@@ -84,10 +84,11 @@ class Chunk:
         trends: For each REPORTED batch, what `LossLearner.observe` returned for it.
         drawn: Batches drawn so far.
         planned: As given.
-        is_extra: Whether its batch takes no step of the run.
+        is_probe: Whether its batch is drawn again to test weights, so that it is no step.
+        is_extra: Whether no batch is left out for it.
     """
 
-    is_extra = False
+    is_probe = is_extra = False
 
     def __init__(
         self,
@@ -205,6 +206,8 @@ class Chunk:
         if not reported.all():
             members, records = members[np.repeat(reported, sizes)], None
             reports, sizes, trends = list(itertools.compress(reports, reported)), sizes[reported], trends[reported]
+        if self.weights is not None and (self.weights != 1).any():
+            self.table.storage.is_weighed = True
         means, part_sizes, counts = self._parts(reports, sizes)
         if counts is not None:
             trends = np.repeat(trends, counts)

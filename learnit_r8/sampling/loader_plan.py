@@ -68,7 +68,7 @@ class LoaderBatch:
     typical = math.nan
     sweep = 0
     weights = None
-    is_extra = False
+    is_probe = is_extra = False
 
     def __init__(
         self, table: SampleTable, pass_number: int, item: Any, size: Size, members: Members | None = None
@@ -103,6 +103,15 @@ class LoaderBatch:
     def shares_of(self, slot: int, count: int) -> tuple[float, ...]:
         """Unknown."""
         return ()
+
+
+class WitnessBatch(LoaderBatch):
+    """A batch that is handed out again, to test weights with it."""
+
+    __slots__ = ("is_extra",)
+
+    is_probe = True
+    sweep = -1
 
 
 class _NoSweeps(NamedTuple):
@@ -178,7 +187,7 @@ class LoaderPlan:
 
     def draw_again(self, item: Any) -> Batch:
         """Hand out a batch once more, outside any pass."""
-        return self._as_batch(LoaderBatch(self.table, -1, item, Size()))
+        return self._as_batch(WitnessBatch(self.table, -1, item, Size()))
 
     @staticmethod
     def _as_batch(chunk: LoaderBatch) -> Batch:

@@ -88,6 +88,8 @@ def from_plain(values: Sequence[Any]) -> Outlook:
     is_exact, num_uses, hard_share, middle_loss, suspicion, limit = values
     known = None if suspicion is None else Suspicion(suspicion[0], Humps(*suspicion[1:]))
     if limit is not None:
+        if len(limit) not in (3, 4):
+            raise ValueError(f"the limit in plan.context must be a list of 3 or 4, got {limit!r}.")
         # Those of before have no levels.
         least, field, fresh, *levels = limit
         limit = MarginLimit(least, field, fresh, *((tuple(margins), tuple(chances)) for margins, chances in levels))

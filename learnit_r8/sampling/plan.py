@@ -236,7 +236,7 @@ class Plan:
         self._drop_closed()
         self.hand_over()
         chunk = self._planner.chunk_of(indices, self._context)
-        chunk.drawn = 1
+        chunk.drawn, chunk.is_probe = 1, True
         self._open.append(chunk)
         return chunk.batch(0)
 
@@ -330,8 +330,10 @@ class Plan:
 
     def position(self) -> dict[str, Any]:
         """What `state_dict` returns, for a table that will have learned every report so far."""
-        place = {id(chunk): number for number, chunk in enumerate(self._open)}
-        out = [batch for chunk in self._open for batch in chunk.batches_out()]
+        # A probe is of an experiment that is not saved.
+        kept = [chunk for chunk in self._open if not chunk.is_probe]
+        place = {id(chunk): number for number, chunk in enumerate(kept)}
+        out = [batch for chunk in kept for batch in chunk.batches_out()]
         return {
             "context": [*self._context[:4], to_plain(self._context.outlook)],
             **self._planner.state_dict(),
@@ -339,7 +341,7 @@ class Plan:
             "limit": self._last_drawn,
             "displaced": self.displaced,
             "abandoned": self.abandoned,
-            "chunks": [chunk.state_dict() for chunk in self._open],
+            "chunks": [chunk.state_dict() for chunk in kept],
             "current": place.get(id(self.chunk), -1),
             "returned": [[place[id(batch.chunk)], batch.slot] for batch in out],
             "waiting": [[place[id(batch.chunk)], batch.slot] for batch in self._waiting],

@@ -65,7 +65,7 @@ def fit_state(
         "quarantine": {},
         **_recovery_of(state),
         "plan": plan_state,
-        "pace": {**state["pace"], "step": step},
+        "pace": {**state["pace"], "step": step, "probes": [0, 0, step - step % plan.steps_per_pass, 0]},
     }
 
 
@@ -119,7 +119,8 @@ def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) ->
     size, batch = data["num_samples"], data["batch_size"]
     steps_before = size // batch if data["last_batch"] == "drop" else -(-size // batch)
     progress, pass_number, _, *rest_of_context = saved["context"]
-    epoch, position = divmod(pace["step"], steps_before)
+    _, left_out, *_ = pace.get("probes", (0, 0))
+    epoch, position = divmod(pace["step"] + left_out, steps_before)
     rest = np.empty(0, np.int64)
     steps = plan.steps_per_pass
     # Batches of the next epoch may be drawn already: that epoch starts again.

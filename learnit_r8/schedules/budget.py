@@ -60,6 +60,7 @@ class Budget:
         tokens: Tokens to train on, or None.
         passes: Runs through an iterable of the user's, or None.
         steps_per_pass: Steps in each of them as far as known, from which rates follow; None if unknown.
+        is_in_epochs: Whether the steps are those of a number of epochs.
 
     >>> Budget(steps=200).progress(step=50, seconds=9.0)
     0.25
@@ -74,6 +75,7 @@ class Budget:
     tokens: int | None = None
     passes: float | None = None
     steps_per_pass: int | None = None
+    is_in_epochs: bool = False
 
     @classmethod
     def of(
@@ -104,7 +106,7 @@ class Budget:
             if not (is_number(value) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be a number > 0 and finite, got {described(value)}.")
         if num_epochs is not None:
-            return cls(steps=math.ceil(num_epochs * steps_per_epoch))
+            return cls(steps=math.ceil(num_epochs * steps_per_epoch), is_in_epochs=True)
         for name in ("num_steps", "num_tokens"):
             if name in chosen and chosen[name] != int(chosen[name]):
                 raise ValueError(f"{name} must be a whole number, got {chosen[name]!r}.")

@@ -91,7 +91,7 @@ def read_span(name: str, value: Any) -> Span:
     Span(unit='seconds', amount=1200.0)
     """
     if isinstance(value, Span):
-        return value
+        return value if value.unit == "share" else checked_span(*value)
     match = _WORDS.fullmatch(str(value)) if isinstance(value, str) or _is_whole(value) else None
     if match and 0 < float(match[1]) <= MOST_AMOUNT:
         number, unit = float(match[1]), match[2] or "steps"
@@ -124,16 +124,17 @@ def checked_span(unit: Any, amount: Any) -> Span:
     return Span(unit, float(amount))
 
 
-def typed_span(text: str) -> Span | None:
-    """The span that a person has typed: "20min", "500 steps", "20:30"; None for nothing.
+def typed_span(value: Any) -> Span | None:
+    """The span that a person or a program asks for: what `read_span` reads, or "20:30"; None for nothing.
 
     Raises:
         ValueError: it is none.
     """
-    text = text.strip()
-    if not text:
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    return span_of(until=text.removeprefix("until").strip()) if ":" in text else read_span("the length", text)
+    if isinstance(value, str) and ":" in value:
+        return span_of(until=value.strip().removeprefix("until").strip())
+    return read_span("the length", value)
 
 
 def _is_whole(value: Any) -> bool:

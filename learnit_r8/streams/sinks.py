@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from .._validation import whole_number
+from .._validation import how_to_install, whole_number
 from ..checkpoint.durable_io import open_output
 from ..events.codec import strict_json
 from .event import as_scalar
@@ -60,7 +60,7 @@ def collect_pd(
     try:
         import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError as error:
-        raise ImportError(f"pandas is required for collect_pd(): pip install learnit-r8[pandas] ({error}).") from error
+        raise ImportError(f"pandas is required for collect_pd(): {how_to_install('pandas')} ({error}).") from error
     return pandas.DataFrame(collect(events, include, exclude))
 
 

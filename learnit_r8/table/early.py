@@ -2,7 +2,7 @@
 
 The rule needs eight losses and no settings. In 214 healthy starts of ten tasks with heavy tails and batches of 1 to 256
 (``benchmarks/incidents.py``), no loss was a hundred times as high as the highest before it, and there were never three
-of four losses three times as high as the highest before them.
+of four losses three times as high as the highest before them. While all losses are equal, only the first counts.
 """
 
 from __future__ import annotations
@@ -86,6 +86,9 @@ class FirstLosses(NamedTuple):
     def refuses(self, loss: float) -> bool:
         """Whether a loss shows that the weights are damaged: absurdly high, or the third high one of four.
 
+        >>> known = FirstLosses(known=8, lowest=1.0, highest=1.0, second=1.0, recent=(1.0,) * 4)
+        >>> known.refuses(99.0), known.refuses(101.0)
+        (False, True)
         >>> known = FirstLosses()
         >>> for each in (2.0, 1.0, 1.5, 1.8) * 3:
         ...     known = known.with_loss(each)
@@ -96,7 +99,11 @@ class FirstLosses(NamedTuple):
         """
         if self.known < LEAST_JUDGED:
             return False
-        if loss > self._times_all(ABSURD):
+        limit = self._times_all(ABSURD)
+        if limit == math.inf and self.lowest:
+            # All losses are equal, so that their distance from 0 is the only scale; of 0 there is none.
+            limit = self.lowest + (ABSURD - 1) * abs(self.lowest)
+        if loss > limit:
             return True
         high = self.times(HIGH, self.highest, self.second)
         return loss > high and sum(each > high for each in self.recent[1 - RECENT :]) >= 2

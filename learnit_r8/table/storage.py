@@ -92,6 +92,7 @@ class SampleStorage:
         self.batch_trend = BatchTrend(num_samples or NO_TABLE_TREND * batch_size, batch_size)
         self.part_size: int | None = None
         self.are_offsets = False
+        self.is_weighed = False
         self.num_seen = 0
         self.is_whole = True
         self.lock: Lock = threading.RLock() if lock is None else lock
@@ -203,6 +204,7 @@ class SampleStorage:
             "trend": trend.value,
             "_num_reports": trend.num_reports,
             "_offsets": self.are_offsets,
+            "is_weighed": self.is_weighed,
         }
         grown = {} if self.ids is None else {"ids": self.ids.state_dict(), "batch_size": self.batch_size}
         return {
@@ -226,6 +228,7 @@ class SampleStorage:
         self.num_seen = int(np.count_nonzero(self.records.whole["usage_count"]))
         numbers = state["numbers"]
         self.part_size, self.are_offsets = numbers["part_size"], numbers["_offsets"]
+        self.is_weighed = numbers.get("is_weighed", False)
         self.exclusions.load_state_dict(state)
         self.evidence.load_state_dict(state["evidence"])
         self.batch_trend.load_state_dict(state, value=numbers["trend"], num_reports=numbers["_num_reports"])

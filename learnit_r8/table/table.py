@@ -15,7 +15,7 @@ from .labels.columns import Columns, spread
 from .labels.combined import combine
 from .labels.frame import columns_of, make_frame
 from .labels.overview import Overview
-from .labels.suspects import Ranking, Suspects
+from .labels.suspects import Ranking, Suspects, of_weighed
 from .learner import LossLearner
 from .losses import EXACT
 from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
@@ -223,6 +223,7 @@ class SampleTable:
 
         Args:
             precision: Least share of the list to be wrong, as estimated, in (0, 1): the higher, the shorter the list.
+                It is not promised where losses had weights, as with ``Focus(noise_guard="weigh")``: see `caution`.
             runs: Schedulers, or their tables, of other trainings on the same samples, with other seeds; their
                 predictions are combined with those of this run.
 
@@ -237,7 +238,9 @@ class SampleTable:
         known, evidence = self._columns()
         if len(runs):
             evidence = Columns.of(combine(self.read_evidence(), [_evidence_of(run) for run in runs]), "visits")
-        return suspects_in(self.storage, known, evidence, precision)
+        found = suspects_in(self.storage, known, evidence, precision)
+        others = [getattr(run, "table", run).storage for run in runs]
+        return of_weighed(found) if any(each.is_weighed for each in others) else found
 
     def ranking(self, top: int = 100) -> Ranking:
         """The samples whose labels are most suspect, in order; not a verdict, as some are the most suspect anywhere.
@@ -299,7 +302,7 @@ def _evidence_of(run: Any) -> dict[str, NDArray[Any]] | None:
 
 def suspects_in(storage: SampleStorage, known: Any, evidence: Any = None, precision: float = 0.5) -> Suspects:
     """The suspects among some samples of a table, by their fields and the evidence; indices are positions in these."""
-    return find_suspects(
+    found = find_suspects(
         known,
         storage.untrained_loss,
         exact=storage.part_size == EXACT,
@@ -307,3 +310,4 @@ def suspects_in(storage: SampleStorage, known: Any, evidence: Any = None, precis
         evidence=evidence,
         precision=precision,
     )
+    return of_weighed(found) if storage.is_weighed else found

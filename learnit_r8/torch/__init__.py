@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+from .._validation import how_to_install
+
 try:
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "learnit_r8.torch needs PyTorch, which could not be imported; pip install 'learnit-r8[torch]'."
+        f"learnit_r8.torch needs PyTorch, which could not be imported; {how_to_install('torch')}."
     ) from error
 
 from .._adapters.ranks.agreement import RanksDiffer

@@ -280,7 +280,7 @@ class Adapter(AttachedModel):
                 "adapter.step(loss)."
             )
         ticket = recorded[0].ticket
-        ends_epoch = self._ends_epoch(ticket)
+        ends_epoch = self.scheduler.pace.ends_epoch(ticket.step + 1)
         outcome = self._take_step(loss, ticket, self._tell_all, is_last=ends_epoch)
         if ends_epoch:
             # Not only when the next epoch begins: validation may come before, and may fail.
@@ -367,7 +367,7 @@ class Adapter(AttachedModel):
     def _warn_of_one_epoch(self) -> None:
         """Say so if the loop was over the loader alone, which ends with the epoch."""
         r8 = self.scheduler
-        is_one = r8.global_step == r8.steps_per_epoch and not r8.is_over
+        is_one = r8.pace.place == r8.steps_per_epoch and not r8.is_over
         if is_one and self._has_loader and not self._counts_epochs:
             r8.host.say_once(
                 "one epoch",
@@ -382,7 +382,3 @@ class Adapter(AttachedModel):
         super().__exit__(*error)
         if not any(error):
             self._warn_of_one_epoch()
-
-    def _ends_epoch(self, ticket: Ticket) -> bool:
-        done = ticket.step + 1
-        return done % self.scheduler.steps_per_epoch == 0 or done == self.scheduler.total_steps

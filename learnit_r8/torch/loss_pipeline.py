@@ -342,7 +342,7 @@ class LossPipeline:
         self._r8.controller.end_update()
         self._sharing.before_iteration()
         self.between_steps()
-        if self._r8.global_step % self._r8.steps_per_epoch == 0:
+        if self._r8.pace.place % self._r8.steps_per_epoch == 0:
             self._state.resume_generators()
 
     def before_first_batch(self) -> None:

@@ -86,7 +86,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         if not isinstance(content, dict) or content.keys() != {"tree", "tensors"}:
             raise ValueError(f"path must be a file that attach() wrote, got another in {os.fspath(path)!r}.")
         tree, tensors = content["tree"], content["tensors"]
-    state: dict[str, Any] = put_together(json.loads(tree), tensors.__getitem__)
+    # A tensor may claim to be larger than what is stored, and each is there once: some parts are copies of theirs.
+    if (claimed := sum(each.nbytes for each in tensors.values())) > (size := os.path.getsize(path)):
+        raise ValueError(f"tensors in path must take at most the {size} bytes of the file, got {claimed}.")
+    state: dict[str, Any] = put_together(json.loads(tree), tensors.pop)
     return state
 
 

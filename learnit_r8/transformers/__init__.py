@@ -7,15 +7,14 @@
 
 from __future__ import annotations
 
+from .._validation import check_release, how_to_install
+
 try:
     import transformers  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "learnit_r8.transformers needs Transformers, which could not be imported; pip install "
-        "'learnit-r8[transformers]'."
+        f"learnit_r8.transformers needs Transformers, which could not be imported; {how_to_install('transformers')}."
     ) from error
-
-from .._validation import check_release
 
 check_release("transformers", "4.57")
 

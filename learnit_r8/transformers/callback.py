@@ -42,7 +42,7 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             return
         r8 = self.adapter.scheduler
         is_whole = isinstance(getattr(train_dataloader, "batch_sampler", None), WholeEpoch)
-        if is_whole or not r8.global_step % r8.steps_per_epoch:
+        if is_whole or not r8.pace.place % r8.steps_per_epoch:
             return
         if not args.ignore_data_skip or args.gradient_accumulation_steps > 1:
             raise ValueError(SKIPPED_TWICE.format(args.ignore_data_skip, args.gradient_accumulation_steps))

@@ -33,7 +33,7 @@ class WholeEpoch(Sampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         if self._skips:
             self._skips = False
-            for _ in range(self.r8.global_step % self.r8.steps_per_epoch):
+            for _ in range(self.r8.pace.place % self.r8.steps_per_epoch):
                 yield []
         yield from self._sampler
 

@@ -61,6 +61,7 @@ def test_a_well_formed_file_is_read():
         (zipped(tree([1])), "tree must be a dict, got list"),
         (zipped(("a0.npy", npy(1))), "tree"),
         (zipped(tree({"w": {"__array__": "a7"}})), "a7"),
+        (zipped(tree({"w": [{"__array__": "a0"}] * 2}), ("a0.npy", npy([1]))), "a0"),
         (zipped(("tree.npy", npy("{"))), "JSON"),
     ],
 )

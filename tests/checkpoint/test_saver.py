@@ -431,3 +431,13 @@ def test_best_is_of_the_step_of_its_metric_while_others_are_left_out(tmp_path):
         disk.step(step)
 
     assert disk.saver.best.step == 3
+
+
+def test_best_value_whose_step_could_not_be_saved_is_given_up(tmp_path):
+    """While an incident is open nothing is saved; afterwards there is one checkpoint, not one at every step."""
+    disk = Disk(tmp_path, monitor="loss", when=every(100))
+    disk.saver.note({"loss": 1.0}, 3, 3)
+    for step in (5, 6, 7):
+        disk.step(step)
+
+    assert (disk.tried, disk.saver.best) == ([5], None)

@@ -357,3 +357,9 @@ def test_mappings_of_other_kinds_are_copied():
     assert type(copied["proxy"]) is MappingProxyType
     assert copied["own"].name == "it"
     assert not_finite({"proxy": MappingProxyType({"w": np.array(NAN)})}) == {"proxy.w": "NaN"}
+
+
+def test_a_tensor_that_finds_no_memory_is_no_wrong_state():
+    """torch tells with a RuntimeError that there is no memory; then a backup is left out, and no run ends."""
+    with pytest.raises(MemoryError, match="memory"):
+        clone({"w": torch.zeros(1).expand(2**45)})

@@ -173,7 +173,7 @@ def test_without_the_sdk_it_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "mcp", None)
 
     assert main(["mcp", str(tmp_path)]) == 1
-    assert "pip install 'learnit-r8[mcp]'" in capsys.readouterr().err
+    assert 'pip install ".[mcp]" in a clone' in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path, capsys):

@@ -60,4 +60,4 @@ def test_without_shtab_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shtab", None)
 
     assert main(["completion", "bash"]) == 1
-    assert "completion needs shtab: pip install 'learnit-r8[completion]'" in capsys.readouterr().err
+    assert 'completion needs shtab: pip install ".[completion]" in a clone' in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 import re
 import subprocess
 
@@ -18,7 +19,7 @@ from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.text import width_of
 from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.journal.run import Run
-from learnit_r8.journal.run_info import git_state
+from learnit_r8.journal.run_info import git_commit
 from learnit_r8.report.comparison import write_comparison
 from tests.cli.commands import printed
 
@@ -188,29 +189,91 @@ def test_ls_finds_runs_by_their_record(runs, capsys, wanted, found):
     assert sorted(line.split()[0] for line in lines[1:]) == sorted(found)
 
 
-def test_the_commit_of_the_program_is_recorded(tmp_path, monkeypatch):
-    """The commit, and whether files differ from it; without git nothing is said."""
-
-    def git(*arguments):
-        who = ["-c", "user.name=x", "-c", "user.email=x@x"]
-        subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
-
+@pytest.fixture
+def git(tmp_path, monkeypatch):
+    """Runs git in a folder with a program, which is the one that runs."""
     monkeypatch.setattr("sys.argv", [str(tmp_path / "train.py")])
     (tmp_path / "train.py").write_text("1\n")
-    assert git_state() == ""
+
+    def run(*arguments, folder=tmp_path):
+        who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        done = subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    return run
+
+
+def test_the_commit_of_the_program_is_recorded(tmp_path, monkeypatch, git):
+    """The commit, wherever git keeps it: as a file, packed, detached, of a branch with a slash, or of a worktree."""
+    assert git_commit() == ""
     git("init", "-q")
+    assert git_commit() == ""
     git("add", ".")
     git("commit", "-qm", "one")
-    clean = git_state()
-    (tmp_path / "new.txt").write_text("not known to git\n")
-    assert git_state() == clean
-    (tmp_path / "train.py").write_text("2\n")
-
-    assert re.fullmatch("[0-9a-f]{12}", clean)
-    assert git_state() == f"{clean} and changes"
+    first = git("rev-parse", "HEAD")[:12]
+    assert git_commit() == first
+    git("pack-refs", "--all")
+    assert git_commit() == first
+    git("checkout", "-qb", "h/other")
+    git("commit", "-qm", "two", "--allow-empty")
+    second = git("rev-parse", "HEAD")[:12]
+    assert git_commit() == second != first
+    git("worktree", "add", "-q", "side", first)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "side" / "train.py")])
+    assert git_commit() == first
+    git("checkout", "-qb", "of/side", folder=tmp_path / "side")
+    git("commit", "-qm", "three", "--allow-empty", folder=tmp_path / "side")
+    third = git("rev-parse", "HEAD", folder=tmp_path / "side")[:12]
+    assert git_commit() == third
+    git("pack-refs", "--all")
+    assert git_commit() == third
     with R8Scheduler(4, batch_size=2, num_epochs=1, run_dir=tmp_path / "run") as r8:
         r8.draw()
-    assert Run(tmp_path / "run").about()["configuration"]["git"] == f"{clean} and changes"
+    assert Run(tmp_path / "run").about()["configuration"]["git"] == third
+
+
+def test_a_received_repository_runs_nothing(tmp_path, git):
+    """Whatever program the configuration of a repository names, recording a run does not run it."""
+    git("init", "-q")
+    (tmp_path / ".gitattributes").write_text("*.py filter=x\n")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    spy = tmp_path / "spy.sh"
+    spy.write_text(f"#!/bin/sh\ntouch {tmp_path}/owned\ncat\n")
+    spy.chmod(0o755)
+    for name in ("core.fsmonitor", "filter.x.clean", "core.hooksPath", "core.pager"):
+        git("config", name, str(spy))
+    os.utime(tmp_path / "train.py", (1, 1))
+    with R8Scheduler(4, batch_size=2, num_epochs=1, run_dir=tmp_path / "run") as r8:
+        r8.draw()
+
+    assert not (tmp_path / "owned").exists()
+    assert len(Run(tmp_path / "run").about()["configuration"]["git"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("HEAD", "ref: ../../secret"),
+        ("HEAD", "ref: refs/heads/../../../secret"),
+        ("HEAD", "ref: refs/heads/gone"),
+        ("HEAD", "ref: HEAD"),
+        ("HEAD", ""),
+        ("HEAD", "\0" * 9000),
+        ("HEAD", "a secret of forty letters, as any file has"),
+        ("refs/heads/loop", "ref: refs/heads/loop"),
+        ("commondir", "/dev"),
+        ("packed-refs", "\xff"),
+    ],
+)
+def test_a_repository_that_is_none_has_no_commit(tmp_path, git, name, content):
+    """Damaged files of git, and those that lead elsewhere, are no commit, and no error."""
+    git("init", "-q", "-b", "loop")
+    (tmp_path / "secret").write_text("a" * 40)
+    path = tmp_path / ".git" / name
+    path.write_text(content)
+
+    assert git_commit() == ""
 
 
 @pytest.mark.parametrize(

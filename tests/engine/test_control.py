@@ -13,6 +13,7 @@ from learnit_r8.events.bus import Announcer
 from learnit_r8.loops import logs as new_logs
 from learnit_r8.loops import loop, report_to, scheduled
 from learnit_r8.schedules.budget import Budget
+from learnit_r8.schedules.span import Span
 from learnit_r8.streams import epoch_stream, step_stream
 from tests.drive import FakeClock, Weights, advance_to, batch_loss, known, make, steps, train
 
@@ -353,3 +354,26 @@ def test_who_may_ask_does_not_keep_the_run():
     requests.stop("too late")
 
     assert engine() is None
+
+
+@pytest.mark.parametrize(("length", "ends"), [("7 steps", 12), (7, 12), ("2 epochs", 11), (Span("steps", 7.0), 12)])
+def test_a_cool_down_may_be_asked_for_in_words(length, ends):
+    """What the screen and the command line read as a length, `requests.cool_down` reads too."""
+    r8 = make(num_epochs=None, scheduler_mode="wsd")
+    advance_to(r8, 5)
+    r8.requests.cool_down(length)
+    advance_to(r8, 6)
+
+    assert r8.total_steps == ends
+
+
+@pytest.mark.parametrize("length", ["soon", 2.5, 0, True, [3], Span("weeks", 2.0), Span("steps", -1.0), ("steps", 5)])
+def test_a_cool_down_of_no_length_is_refused_when_it_is_asked_for(length):
+    """A wrong length is the error of the call that gave it, and the run goes on."""
+    r8 = make(num_epochs=None, scheduler_mode="wsd")
+    advance_to(r8, 5)
+    with pytest.raises(ValueError, match=r"the length must be|a length must be|steps must be"):
+        r8.requests.cool_down(length)
+    advance_to(r8, 9)
+
+    assert (r8.global_step, r8.total_steps) == (9, None)

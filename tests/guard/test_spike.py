@@ -47,9 +47,31 @@ def test_rounding_is_no_change(scale):
     assert judge_all(scale * jitter) == []
 
 
-def test_first_change_of_a_constant_loss():
-    """The first change of a constant loss is no alarm, as there is no scale to judge it by."""
-    assert judge_all([1.0] * 200 + [1.5] * 200) == []
+@pytest.mark.parametrize("known", [8, 40, 100, 500])
+@pytest.mark.parametrize("times", [1e3, 1e9])
+@pytest.mark.parametrize("loss", [1.0, 2e-12, 7e20, -1.0, -1e-20])
+def test_an_absurd_change_of_a_constant_loss(loss, times, known):
+    """A loss that never changed is a scale of its own: what is a thousand times as far from 0 is refused at once."""
+    assert judge_all([loss] * known + [abs(loss) * times]) == [(known, Verdict.SPIKE)]
+
+
+@pytest.mark.parametrize("times", [1e3, 1e9])
+def test_no_change_from_zero_is_absurd(times):
+    """Of zero nothing is a multiple, so any finite loss may follow it."""
+    assert judge_all([0.0] * 200 + [times] * 200) == []
+
+
+@pytest.mark.parametrize(
+    ("constant", "end"), [(1.0, 0.3), (math.log(1000), 1e-3), (1e-7, 0.3), (-1.0, 3.0), (-200.0, 30.0)]
+)
+@pytest.mark.parametrize("steps", [9, 40, 300])
+def test_a_constant_loss_may_begin_to_move(constant, end, steps):
+    """Clipped losses, hinges, plateaus and rewards may begin to fall, with noise that takes them above, or to rise."""
+    moving = constant * falling(400, start=1.0, end=end)
+
+    assert judge_all([constant] * steps + list(moving)) == []
+    assert judge_all([constant] * steps + [constant * 1.5] * 200) == []
+    assert judge_all([constant] * steps + [constant * (-0.5)] * 200) == []
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, 1e38, -1e38])

@@ -131,6 +131,8 @@ HOSTILE = {
     "nothing": {"loss": b""},
     "no array": {"loss": b"\x93NUMPY\x01\x00\xff\xff"},
     "code in the header": {"loss": b"\x93NUMPY\x01\x00\x30\x00" + b"__import__('os').system('touch owned')".ljust(48)},
+    "unended header": {"loss": b"\x93NUMPY\x01\x00\x30\x00" + b"{'descr': '<f4', 'shape': (".ljust(48)},
+    "header of no text": {"loss": b"\x93NUMPY\x01\x00\x30\x00" + b"{'descr': 0x}".ljust(48)},
     "deep about": {"about": np.frombuffer(b"[" * 100_000, np.uint8)},
     "about of text": {"about": np.array(["x"])},
     "about lacks": {"about": np.frombuffer(b"{}", np.uint8)},

@@ -164,7 +164,7 @@ def test_without_keras(tmp_path):
     _, status, errors = run("-c", code, folder=tmp_path)
 
     assert status == 1
-    assert "learnit_r8.keras needs Keras 3, which could not be imported; pip install 'learnit-r8[tensorflow]'" in errors
+    assert 'learnit_r8.keras needs Keras 3, which could not be imported; pip install ".[tensorflow]"' in errors
 
 
 def code_lines(path):

@@ -92,7 +92,7 @@ def test_heals(accumulate, bad):
     module, r8, _ = fit(module=Digits(bad=[bad]), accumulate_grad_batches=accumulate)
 
     assert r8.sentry.num_refused == 1
-    assert r8.global_step == 3 * STEPS
+    assert r8.pace.turns == 3 * STEPS
     assert all(each.isfinite().all() for each in module.parameters())
 
 
@@ -153,7 +153,7 @@ def test_manual_optimization():
 
     _, r8, _ = fit(module=Manual(bad=[6]))
 
-    assert (r8.global_step, r8.sentry.num_refused) == (3 * STEPS, 1)
+    assert (r8.pace.turns, r8.sentry.num_refused) == (3 * STEPS, 1)
 
 
 def test_own_rate_scheduler():
@@ -200,7 +200,7 @@ def test_resume_beside_a_checkpoint(tmp_path):
     _, r8, _ = fit(ckpt_path=f"{tmp_path}/5.ckpt", settings=settings | listen)
 
     assert any("resume='auto' of R8Loader is ignored" in text for text in heard)
-    assert r8.global_step == 3 * STEPS
+    assert r8.pace.turns == 3 * STEPS
 
 
 def test_without_the_callback():
@@ -239,7 +239,7 @@ def test_precision_and_clipping(options):
     """Precision plugins and clipping are Lightning's own: a NaN is healed, and the losses of samples are exact."""
     module, r8, _ = fit(module=Digits(bad=[20]), **options)
 
-    assert (r8.global_step, r8.sentry.num_refused, r8.table.source) == (3 * STEPS, 1, "exact")
+    assert (r8.pace.turns, r8.sentry.num_refused, r8.table.source) == (3 * STEPS, 1, "exact")
     assert all(each.isfinite().all() for each in module.parameters())
 
 

@@ -8,6 +8,8 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.loggers import MLflow, TensorBoard, Wandb
 from learnit_r8.loggers.background import Logger
 
+pytestmark = pytest.mark.filterwarnings("ignore:a loss was refused, and there is nothing to restore:RuntimeWarning")
+
 
 def run(logger, *, name="it", stop=False, **more):
     """Two epochs with metrics and a loss that is refused."""
@@ -95,9 +97,12 @@ def test_trackio_keeps_it(tmp_path, monkeypatch):
     assert [each.name for each in found] == ["it"]
 
 
+# Of what MLflow calls in SQLAlchemy.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_mlflow_keeps_it(tmp_path, monkeypatch):
     """MLflow keeps parameters, numbers at their steps, and how the run ended."""
     pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy", reason="mlflow-skinny alone has no store")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/ml.db")
     from mlflow.tracking import MlflowClient
 

@@ -5,6 +5,8 @@ import pytest
 
 from learnit_r8 import Context, Focus, Outlook, Predictions, R8Scheduler, even_groups
 from learnit_r8.checkpoint.codec import decode, encode
+from learnit_r8.cli import main
+from learnit_r8.report import write_report
 from learnit_r8.table.labels.margin_limit import MarginLimit
 from learnit_r8.table.labels.mixture import Humps
 from learnit_r8.table.labels.suspicion import Suspicion
@@ -341,3 +343,31 @@ def test_with_batch_means_nothing_is_skipped_with_a_warning():
 
     assert len(said) == 1
     assert (visits == 1).all()
+
+
+def test_no_precision_is_promised_after_weights(tmp_path, capsys):
+    """The list of a run whose losses had weights says so in every view, after a resume too; others do not."""
+
+    def make(guard, **more):
+        policy, groups = Focus(noise_guard=guard), np.arange(MANY) % 10
+        return R8Scheduler(MANY, batch_size=50, num_epochs=10, policy=policy, groups=groups, seed=3, **more)
+
+    plain, weighed, other = make(False), make("weigh", run_dir=tmp_path / "run"), make(False)
+    for r8 in (plain, weighed):
+        while (ticket := r8.draw_if_any()) is not None:
+            hard_report(r8, ticket)
+        r8.close()
+    other.load_state_dict(decode(encode(weighed.state_dict())))
+    promised, found = plain.table.suspects(precision=0.9), weighed.table.suspects(precision=0.9)
+    main(["samples", str(tmp_path / "run"), "--suspects", "--precision", "0.9"])
+    listed = capsys.readouterr().out
+    write_report(tmp_path / "run", tmp_path / "page.html", precision=0.9)
+
+    assert (promised.caution, promised.precision >= 0.9) == ("", True)
+    assert "no precision is promised" not in repr(promised)
+    assert len(found.indices) > 0
+    assert np.isnan(found.precision)
+    for text in (found.caution, repr(found), listed, (tmp_path / "page.html").read_text()):
+        assert "no precision is promised, as losses had weights" in text
+    assert np.isnan(other.table.suspects().precision)
+    assert np.isnan(plain.table.suspects(runs=[weighed]).precision)

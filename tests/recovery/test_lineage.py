@@ -17,6 +17,19 @@ def test_trial_lasts_its_updates():
     assert not lineage.is_on_trial
 
 
+def test_weights_get_further_by_updates_after_a_restore_or_by_newer_states():
+    """They gain by enough updates since the restore, or where each state put back is newer than those before."""
+    lineage = Lineage()
+    lineage.updates = 90
+    assert lineage.gains()
+    for updates, gains in ((60, False), (80, False), (90 + LEAST_TRIAL, True), (40, False)):
+        lineage.begin(Backup(updates, updates), LEAST_TRIAL)
+        assert lineage.gains() is gains
+    lineage.updates += LEAST_TRIAL
+
+    assert lineage.gains()
+
+
 def test_weights_that_were_never_restored_are_not_on_trial():
     """Before the first restore no alarm is a relapse."""
     assert not Lineage().is_on_trial

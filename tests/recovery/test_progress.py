@@ -33,6 +33,12 @@ def test_early_alarm(loss, is_alarm):
     assert (after([2.0] * 5, record=2.0).early_suspicion(loss, 2.0, 5) > 1) is is_alarm
 
 
+def test_no_rise_from_zero_is_suspicious():
+    """Losses that were all 0 are no scale: whatever follows them is judged as usual, and costs no batch."""
+    assert after([0.0] * 20, record=0.0).early_suspicion(1e9, 0.0, 20) == 0
+    assert after([0.0] * 20 + [0.5] * 20, record=0.0).early_suspicion(1e9, 0.0, 40) == 0
+
+
 def test_early_alarms_wait_while_weights_prove_healthy():
     """After a look that found healthy weights, the next ones wait two updates, then four."""
     progress = after([2.0] * 5, record=2.0)

@@ -24,6 +24,19 @@ def test_good_batch_ends_the_row():
     assert (refusals.in_a_row, refusals.is_worth_looking) == (0, False)
 
 
+def test_only_weights_that_get_further_end_the_count_in_vain():
+    """A good batch after which the weights are no further than before leaves the count as it is, on file, too."""
+    refusals, again = Refusals(), Refusals()
+    refusals.refused(is_finite=False)
+    refusals.probed()
+    refusals.good(gains=False)
+    again.load_state_dict(refusals.state_dict())
+    assert (again.in_a_row, again.in_vain) == (0, 2)
+    again.good()
+
+    assert again.in_vain == 0
+
+
 @given(st.lists(st.booleans(), max_size=99))
 def test_limit_stays_within_its_bounds(script):
     """The row that is looked into doubles while weights prove healthy, and shrinks with good batches, within bounds."""

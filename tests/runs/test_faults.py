@@ -194,6 +194,17 @@ def test_two_isolated_faults_heal_twice():
     assert np.isfinite(scratch["ema"]).all()
 
 
+class Broken(FaultPlan):
+    """Losses that are NaN from a step on, also where a batch is drawn again at the same step."""
+
+    def __init__(self, start):
+        super().__init__()
+        self._start = start
+
+    def loss(self, step, loss):
+        return loss * np.nan if step >= self._start else loss
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("start", [0, 3, 70, 300])
@@ -207,7 +218,7 @@ def test_permanent_nan(start, order):
 
     with pytest.raises(TrainingDiverged, match="80 batches in a row were refused, the last loss \\(nan\\)"):
         toy_run(
-            FaultPlan(nan=range(start, 600)), num_steps=600, order=order, callbacks=callbacks,
+            Broken(start), num_steps=600, order=order, callbacks=callbacks,
             recovery=Recovery(max_refused=80),
         )  # fmt: skip
 

@@ -1,11 +1,16 @@
 """What a newcomer gets wrong is answered with what would be right."""
 
+import configparser
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import learnit_r8
 from learnit_r8 import R8Scheduler
+from learnit_r8._validation import how_to_install
 from learnit_r8.engine.settings import ELSEWHERE, SchedulerSettings
 from learnit_r8.policies.registry import POLICIES, PolicyName
 from learnit_r8.schedules.schedule import MODES, ScheduleName
@@ -154,3 +159,16 @@ def test_names_for_type_checkers_are_all_names():
     """What a type checker accepts is what there is."""
     assert set(PolicyName.__args__) == set(POLICIES)
     assert ScheduleName.__args__ == MODES
+
+
+def test_messages_name_extras_that_exist():
+    """Where packages are missing, the message names an extra of setup.cfg, in the one form that works: from a clone."""
+    root = Path(learnit_r8.__file__).parent
+    source = "".join(path.read_text() for path in root.rglob("*.py"))
+    config = configparser.ConfigParser()
+    config.read(root.parent / "setup.cfg")
+    named = set(re.findall(r"how_to_install\(['\"](\w+)['\"]\)", source))
+
+    assert how_to_install("torch") == 'pip install ".[torch]" in a clone of the repository'
+    assert {"torch", "tensorflow", "mcp"} <= named <= set(config["options.extras_require"])
+    assert "learnit-r8[" not in source

@@ -9,7 +9,7 @@ from tests.source import MODULES, name_of, tree_of
 ROOT = Path(__file__).parents[2]
 PAGE = re.sub(r"\s+", " ", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
 
-SAYING = {"warn": 0, "warn_once": 1, "say_once": 1, "note_once": 1}
+SAYING = {"warn": 0, "warn_once": 1, "say_once": 1, "note_once": 1, "warn_unseen": 1}
 """Functions that warn, with the place of the text among their arguments."""
 
 OF_ARGUMENTS = {"ValueError", "TypeError", "AttributeError", "KeyError", "argparse.ArgumentTypeError"}

@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler, Verdict, events
-from learnit_r8.testing import record_events
+from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, Verdict, events
+from learnit_r8.testing import ToyTask, record_events
 
 STEPS, EPOCH, HIGH, FAULT = 96, 64, 20, 40
 SCHEDULES = ["cosine", "linear", "constant", "one_cycle", "wsd", "keep", lambda progress: 0.02 * (1 - 0.9 * progress)]
@@ -105,3 +105,78 @@ def test_every_verdict_comes_and_the_run_ends(source, schedule, verdict, callbac
     assert STEPS - num_probed <= num_passed + r8.sentry.num_refused <= STEPS
     assert len(heard.of(events.StepDone)) == found.count(Verdict.GOOD)
     assert np.isfinite(task.weights).all() == (verdict != "probed" or is_tested)
+
+
+class Damaged:
+    """The toy task, each so many updates of which turn all of its weights into NaN.
+
+    Args:
+        every: How many.
+        own: Whether batches are the user's own.
+        is_late: Whether losses are reported after the update.
+    """
+
+    def __init__(self, every, *, own, is_late, **settings):
+        self.task, self.every, self.own, self.is_late, self.updates = ToyTask(512), every, own, is_late, 0
+        self.r8 = R8Scheduler(
+            initial_lr=0.05, scheduler_mode="constant", handle_signals=False, state_callback=self.task.state,
+            load_callback=self.task.load, **settings, **({} if own else {"num_samples": 512, "batch_size": 16}),
+        )  # fmt: skip
+
+    def update(self):
+        self.task.step(0.05)
+        self.updates += 1
+        if self.updates % self.every == 0:
+            for weight in self.task.weights:
+                weight[:] = math.nan
+
+    def train(self, until=math.inf):
+        batches = np.arange(512).reshape(32, 16)
+        for _ in self.r8.epoch_iterator():
+            for item in self.r8.batches(batches) if self.own else self.r8.batch_iterator():
+                loss = self.task.losses(item if self.own else item[0]).mean()
+                if self.is_late:
+                    self.update()
+                if self.r8.update_with_loss(loss) and not self.is_late:
+                    self.update()
+                if self.r8.global_step >= until:
+                    return
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_run_whose_updates_all_damage_the_weights_is_given_up(own, is_late):
+    """Good losses between restores do not hide that the weights get no further, and what is left is finite."""
+    run = Damaged(1, own=own, is_late=is_late, num_steps=900, recovery=Recovery(max_refused=60))
+    with pytest.raises(TrainingDiverged, match="60 batches were refused or tested weights that never got 64 updates"):
+        run.train()
+
+    assert run.r8.global_step < 300
+    assert np.isfinite(run.task.loss())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_was_in_vain_counts_after_a_resume(is_late):
+    """A run that is started again and again is given up as early as one that is not."""
+    runs = [Damaged(1, own=False, is_late=is_late, num_steps=900, recovery=Recovery(max_refused=60)) for _ in range(2)]
+    runs[0].train(until=40)
+    before = runs[0].r8.controller.state_dict()["refusals"]["in_vain"]
+    runs[1].r8.load_state_dict(runs[0].r8.state_dict())
+    assert before > 10
+    assert runs[1].r8.controller.state_dict()["refusals"]["in_vain"] == before
+    with pytest.raises(TrainingDiverged, match="60 batches were refused or tested weights"):
+        runs[1].train()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(("every", "is_late"), [(5, False), (50, True)])
+def test_a_run_that_gets_further_is_not_given_up(own, every, is_late):
+    """However often its weights are damaged, as long as most updates stay."""
+    run = Damaged(every, own=own, is_late=is_late, num_steps=1000, recovery=Recovery(max_refused=60))
+    run.train()
+
+    assert run.r8.pace.is_finished
+    assert run.task.loss() < 0.1

@@ -10,7 +10,7 @@ from learnit_r8.schedules.budget import Budget, Stopwatch
 )
 def test_epochs_become_steps_rounded_up(epochs, per_epoch, steps):
     """A budget of epochs is ceil(num_epochs * steps_per_epoch) steps, and at least one."""
-    assert Budget.of(epochs, None, None, per_epoch) == Budget(steps=steps)
+    assert Budget.of(epochs, None, None, per_epoch) == Budget(steps=steps, is_in_epochs=True)
 
 
 def test_steps_are_taken_as_they_are():

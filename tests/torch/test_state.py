@@ -1,6 +1,7 @@
 """What backups and checkpoints of a torch training hold, and that a run goes on from them bit for bit."""
 
 import copy
+import json
 import random
 import sys
 
@@ -307,6 +308,21 @@ def test_other_files(tmp_path):
     torch.save({"weights": torch.ones(2)}, tmp_path / "other")
     with pytest.raises(ValueError, match="path must be a file that attach"):
         serialization.load(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("shape", "stored", "tree", "why"),
+    [
+        ([3], 3, {"list": [{"bytes": "a"}] * 300}, "a model state must be one that was packed, got a damaged one"),
+        ([2**34], 1, {"bytes": "a"}, f"at most the .* bytes of the file, got {2**34}"),
+    ],
+)
+def test_a_file_makes_no_more_than_it_holds(tmp_path, shape, stored, tree, why):
+    """A tensor that many parts refer to, or that claims to be larger than what is stored, is refused unread."""
+    held = torch.zeros(stored, dtype=torch.uint8).expand(shape)
+    torch.save({"tree": json.dumps(tree), "tensors": {"a": held}}, tmp_path / "forged")
+    with pytest.raises(ValueError, match=why):
+        serialization.load(tmp_path / "forged")
 
 
 def test_other_safetensors(tmp_path):

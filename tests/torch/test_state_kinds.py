@@ -406,7 +406,16 @@ def test_what_was_left_out_may_be_gone():
         {"composite": ["quantized", ["qint8", [3], 0.1, 0], [{"tensor": np.zeros(2, np.uint8)}]]},
         {"composite": ["quantized", ["qint8", [2], 5], [{"tensor": np.zeros(2, np.uint8)}] * 3]},
         {"composite": ["quantized", ["float32", [2], 0.1, 0], [{"tensor": np.zeros(8, np.uint8)}]]},
+        {"composite": ["quantized", ["qint32", [4096], 0.1, 0], [{"tensor": np.zeros(4096, np.uint8)}]]},
         {"composite": ["mkldnn", [], []]},
+        {
+            "composite": [
+                "mkldnn",
+                [],
+                [{"composite": ["coo", [[10**6], True], [{"tensor": np.array([[0]])}, {"tensor": np.ones(1)}]]}],
+            ]
+        },
+        {"masked": [{"array": np.zeros(0, "V4000")}, {"array": np.zeros(0, bool)}, {"array": np.zeros(())}]},
         {"composite": ["nested", ["jagged", 1], [{"tensor": np.ones(2)}, {"tensor": np.ones((1, 2))}]]},
         {"composite": ["spell", [], []]},
         {"bits": ["finfo", {"array": np.zeros(2, np.uint8)}]},

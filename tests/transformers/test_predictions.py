@@ -69,7 +69,7 @@ def test_ignored_labels_are_not_judged(tmp_path):
     trainer = R8Trainer(model=Model(), args=arguments(tmp_path), train_dataset=Some())
     trainer.train()
 
-    assert trainer.r8.scheduler.global_step == 3 * STEPS
+    assert trainer.r8.scheduler.pace.turns == 3 * STEPS
     np.testing.assert_array_equal(evidence(trainer)["visits"], np.where(np.arange(len(LABELS)) % 4, 3, 0))
 
 
@@ -142,7 +142,7 @@ def test_scores_of_pairs_are_no_classes(tmp_path):
 
     trainer = train(tmp_path, model=Pairs())
 
-    assert trainer.r8.scheduler.global_step == 3 * STEPS
+    assert trainer.r8.scheduler.pace.turns == 3 * STEPS
 
 
 class Own(Model):

@@ -96,7 +96,7 @@ def test_heals(tmp_path, accumulate, bad):
     trainer = train(tmp_path, model=Model(bad=[bad]), gradient_accumulation_steps=accumulate)
     r8 = trainer.r8.scheduler
 
-    assert (r8.sentry.num_refused, r8.global_step) == (1, 3 * STEPS)
+    assert (r8.sentry.num_refused, r8.pace.turns) == (1, 3 * STEPS)
     assert all(each.isfinite().all() for each in trainer.model.parameters())
 
 
@@ -254,7 +254,7 @@ def test_a_class_may_compute_its_own_loss(tmp_path):
     whole = train(tmp_path, trainer=Weighted, model=Model(bad=(20,)), **options)
     again = train(tmp_path, trainer=Weighted, resume=str(tmp_path / "checkpoint-34"), **options)
 
-    assert (whole.r8.scheduler.global_step, whole.r8.scheduler.sentry.num_refused) == (3 * STEPS, 1)
+    assert (whole.r8.scheduler.pace.turns, whole.r8.scheduler.sentry.num_refused) == (3 * STEPS, 1)
     assert whole.r8.scheduler.table.source == "exact"
     assert digest(again) == digest(whole)
     assert whole.evaluate(Digits())["eval_loss"] < 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..keys import MENU, TABLE, works
 from ..state.status import state_of
 from ..state.ui_state import Scene, UiState
@@ -87,7 +89,7 @@ def _small(view: View, ui: UiState, width: int, height: int, theme: Theme, scene
         labelled("left", clock(view.time_left(now).seconds) if view.ended is None else "-", ""),
         labelled("loss", number(view.ema, 4), "loss"),
         labelled("ep", view.epoch_text, ""),
-        labelled("lr", number(view.last.lr, 3), "lr") if view.last else (),
+        labelled("lr", number(view.last.lr, 3), "lr") if view.last and math.isfinite(view.last.lr) else (),
     ]
     if ui.menu:
         facts = [(Span("s stop", "warn"),), (Span("d detach", "warn"),), (Span("Esc", "label"),)]

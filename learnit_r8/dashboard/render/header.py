@@ -122,7 +122,7 @@ def loss_line(view: View, width: int) -> Line:
 
 def rate_part(view: View) -> Line:
     """The learning rate, with the factor of recovery on the schedule."""
-    if view.last is None:
+    if view.last is None or math.isnan(view.last.lr):
         return ()
     rate, plan = view.last.lr, view.lr_plan
     planned = np.interp(view.progress, np.linspace(0, 1, len(plan)), plan) if len(plan) > 1 else math.nan

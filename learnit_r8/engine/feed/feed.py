@@ -6,6 +6,7 @@ made. Nothing is fetched ahead, and nothing is drawn from a random generator.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from ...guard.verdict import GOOD
 from ...sampling.loader_plan import LoaderPlan, Size
 from ...sampling.random_generators import hold_random_state
 from ...sampling.ticket import Outcome, Ticket, new_tuple
-from .. import draws, run_state
+from .. import draws, refusal, run_state
 from .batch_size import BatchMeasure, meet
 from .place import FeedSettings, LoaderPlace
 from .probes import has_probe, keep, take_probe
@@ -118,7 +119,7 @@ class Feed:
         this = self._iteration = object()
         self.num_iterations += 1
         self.place.samples = samples
-        begun = pace.step + pace.num_out
+        begun = pace.turns + pace.num_out
         run.requests.stay_within(None)
         try:
             self._begin(source)
@@ -132,7 +133,7 @@ class Feed:
                 if self._updates > controller.lineage.updates and not controller.is_open:
                     self.place.go_back(self._updates)
                 self._updates = controller.lineage.updates
-                if controller.experiment.asks_probe and not pace.is_stopped:
+                if controller.experiment.asks_probe and self._has_place():
                     if not has_probe(run):
                         continue
                     item = take_probe(self)
@@ -163,7 +164,7 @@ class Feed:
             place.resume(source)
         else:
             # It was left by a break; a look at a batch that was not trained on is no epoch.
-            if self.plan.taken and not pace.has_ended and pace.step != place.first_step:
+            if self.plan.taken and not pace.has_ended and pace.turns != place.first_turn:
                 self.mark_ended()
             if pace.has_ended:
                 run.early_stop.check_name(pace.epoch + 1)
@@ -177,11 +178,12 @@ class Feed:
         """Whether the run is over at its end, once all losses are reported; ``begun``: its step as the loop began."""
         run, pace = self.run, self.run.pace
         self.trainer.settle()
-        if not (pace.is_stopped or (pace.is_over and not run.controller.experiment.asks_probe)):
+        asks_probe = run.controller.experiment.asks_probe and not pace.leaves_out
+        if not (pace.is_stopped or (pace.is_over and not asks_probe)):
             return False
         draws.draw_nothing(run)
         # Within epochs() the time may run out before the first batch.
-        if pace.step == begun and not self.is_in_epochs:
+        if pace.turns == begun and not self.is_in_epochs:
             run_state.say_if_spent(run)
         return True
 
@@ -190,6 +192,19 @@ class Feed:
         pace = self.run.pace
         is_open = pace.budget.is_open
         return pace.is_stopped or (not is_open and pace.progress_at(pace.step + pace.num_out) >= 1)
+
+    def _is_full(self) -> bool:
+        """Whether as many batches were handed out in this pass as the loader has, probes included.
+
+        An epoch is then over, so that a loop is no longer than ``len(loader)``: its last batches are left out.
+        """
+        pace, num_probes = self.run.pace, self.run.pace.probes_in_epoch
+        return num_probes > 0 and pace.leaves_out and self.plan.taken + num_probes >= self.place.length
+
+    def _has_place(self) -> bool:
+        """Whether a probe may be handed out before the loop ends."""
+        pace = self.run.pace
+        return not (pace.is_stopped or (pace.leaves_out and (self.is_at_end() or self._is_full())))
 
     def between_steps(self) -> None:
         """Do what is due between two steps."""
@@ -208,14 +223,14 @@ class Feed:
             # It was trained on before the run was resumed.
             return
         taken = self.place.num_taken
-        if pace.step == self.place.first_step:
+        if pace.turns == self.place.first_turn:
             handed = taken - self.place.taken_before
             run.announcer.warn_once("empty pass", NEVER_REPORTED.format(handed) if handed else NO_BATCH)
             self.plan.taken = 0
             # It would be asked for ever.
             self.num_iterations -= 1
             return
-        told, given = pace.budget.steps_per_pass, taken + self.plan.left_out
+        told, given = pace.budget.steps_per_pass, taken + self.plan.left_out + pace.probes_in_epoch * pace.leaves_out
         if told not in (None, given) and run.agreement.ranks is None:
             run.announcer.note_once("other length", OTHER_LENGTH.format(given, told))
         self.mark_ended()
@@ -242,9 +257,15 @@ class Feed:
         """The next batch of the loader; `_NONE` if there is none, here or on another rank."""
         run, place, is_heard = self.run, self.place, self.run.announcer.is_heard
         began = time.perf_counter() if is_heard else 0.0
-        if place.looks_ahead:
-            place.before = hold_random_state()
-        item = next(place.batches, _NONE)
+        if self._is_full():
+            # The loader comes to its end, as one that knows its place must.
+            for _ in itertools.islice(place.batches, run.pace.probes_in_epoch + 1):
+                pass
+            item = _NONE
+        else:
+            if place.looks_ahead:
+                place.before = hold_random_state()
+            item = next(place.batches, _NONE)
         if is_heard:
             run.emitter.data_seconds += time.perf_counter() - began
         size = meet(run, None if item is _NONE else measure.of(item))
@@ -311,7 +332,7 @@ class Feed:
         ticket, self.open = self.open, None
         if ticket is not None and ticket.batch.is_out:
             # A loop that has trained and was left by a break knows that it did not train on its last batch.
-            is_left = self._iteration is None and self.run.pace.step != self.place.first_step
+            is_left = self._iteration is None and self.run.pace.turns != self.place.first_turn
             self.give_up(ticket, is_noted=not is_left)
 
     def give_up(self, ticket: Ticket, *, is_noted: bool) -> None:
@@ -324,10 +345,13 @@ class Feed:
         run = self.run
         with run.turns.take("give_up", run.pace.step, is_changing=True):
             run.controller.experiment.lose(ticket)
-            run.pace.tokens -= ticket.chunk.size.tokens  # type: ignore[attr-defined]
-            self.plan.abandon(ticket.batch)
-            run.pace.num_out -= 1
-            run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=False)
+            if ticket.chunk.is_probe:
+                refusal.close_unlearned(run, ticket)
+            else:
+                run.pace.tokens -= ticket.chunk.size.tokens  # type: ignore[attr-defined]
+                self.plan.abandon(ticket.batch)
+                run.pace.num_out -= 1
+            run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=ticket.chunk.is_probe)
             if is_noted:
                 run.announcer.warn_once("abandoned", NOT_REPORTED.format(step=ticket.step))
 

@@ -61,11 +61,11 @@ def epochs(feed: Feed) -> Iterator[int]:
                 if pace.is_over:
                     return
             # A pass that goes on after a resume may have nothing left but its end.
-            before = pace.step, feed.num_iterations, pace.passes, pace.has_ended
+            before = pace.turns, feed.num_iterations, pace.passes, pace.has_ended
             yield pace.epoch + (pace.has_ended and not is_repeated)
             is_same = (feed.num_iterations, pace.passes, pace.has_ended) == before[1:]
             # Steps without a loader never end an epoch, which a budget in epochs would wait for for ever.
-            is_idle = pace.step == before[0] or pace.budget.passes is not None
+            is_idle = pace.turns == before[0] or pace.budget.passes is not None
             if is_same and is_idle and not (is_repeated or pace.is_over):
                 raise RuntimeError(
                     f"epoch {pace.epoch} ended with no batch reported; iterate over batches(loader), with a loader "

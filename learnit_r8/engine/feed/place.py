@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,7 +43,8 @@ class LoaderPlace:
         batches: The iterator of the loader.
         out: Batches that may not be reported yet.
         has_begun: Whether an iteration has.
-        first_step: Steps reported as it began.
+        first_turn: Steps and probes reported as it began.
+        length: Batches that the loader has, as far as it says; infinite where nobody knows.
         taken_before: Items that the loader had given by then in this pass.
         looks_ahead: Whether the loader may fetch the next batch, in this process, before it gives one.
         before: The random generators before the loader gave the batch in hand, if it looks ahead: the next batch, which
@@ -55,8 +57,10 @@ class LoaderPlace:
         self.batches: Iterator[Any] = iter(())
         self.out: list[LoaderBatch] = []
         self.has_begun = self._was_placed = False
-        self.first_step = self.taken_before = 0
-        self.looks_ahead, self.before = False, None
+        self.first_turn = self.taken_before = 0
+        self.length = math.inf
+        self.looks_ahead = False
+        self.before: Any = None
         self._source: Any = None
         self._start: dict[str, Any] | None = None
         self._resumed: Mapping[str, Any] | None = None
@@ -90,13 +94,20 @@ class LoaderPlace:
         if self._was_placed:
             replay.forget_place(source)
             self._was_placed = False
-        self.first_step = self._run.pace.step
+        self.first_turn, self.length = self._run.pace.turns, self._length_of(source)
         if not (replay.is_iterator(source) and source is self._source):
             plan.taken = plan.left_out = 0
             self._start = _read(source)
         self._source, self.out, self.taken_before = source, [], plan.taken
         self.batches = self.samples.open(source)
         self.looks_ahead, self.before, self.has_begun = replay.looks_ahead(source), None, True
+
+    def _length_of(self, source: Any) -> float:
+        try:
+            return len(source)
+        except TypeError:
+            # A DataLoader over a stream has the method, which raises.
+            return self._run.pace.budget.steps_per_pass or math.inf
 
     def resume(self, source: Any) -> None:
         """Go on from the saved place, which may be the end of a pass."""
@@ -107,7 +118,7 @@ class LoaderPlace:
         self._source, self._start, self._was_placed = source, resumed["start"], True
         if pace.passes or pace.has_ended:
             replay.begin_as_once(source)
-        self.first_step = pace.step - (plan.taken > 0)
+        self.first_turn, self.length = pace.turns - (plan.taken > 0), self._length_of(source)
         self.batches = iter(())
         if not pace.has_ended:
             way, count = self._settings.resume_data, plan.taken + plan.left_out

@@ -51,7 +51,7 @@ def take_probe(feed: Feed) -> Any:
         batch = feed.plan.draw_again(item)
         run.controller.experiment.note_drawn(batch.chunk)
         lr = run.rates.now
-        batch.chunk.rates[0] = lr
-        pace.num_out += 1
-        feed.open = draws.number(run, pace.next_step - 1, pace.epoch, lr, batch)
+        batch.chunk.rates[0], batch.chunk.is_extra = lr, not pace.leaves_out
+        feed.open = draws.number(run, pace.next_step, pace.epoch, lr, batch)
+        pace.num_out += pace.leaves_out
     return copied(item)

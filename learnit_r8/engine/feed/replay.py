@@ -234,10 +234,9 @@ def inexact(source: Any) -> str:
     """What a resumed run draws at random otherwise than the saved one would have; "" if nothing."""
     if _lasting(source):
         return LASTING_WORKERS
-    is_ahead = source is not getattr(source, "base_dataloader", source) and looks_ahead(source)
-    if _has_state(source) and (getattr(source, "num_workers", 0) or is_ahead):
-        return OWN_STATE
-    return ""
+    is_ahead = hasattr(source, "base_dataloader") and looks_ahead(source)
+    is_read_apart = bool(getattr(source, "num_workers", None)) or is_ahead
+    return OWN_STATE if is_read_apart and _has_state(source) else ""
 
 
 def begin_as_once(source: Any) -> None:

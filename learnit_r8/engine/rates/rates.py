@@ -88,5 +88,6 @@ class Rates:
         before = self.schedule
         self.schedule = self._pace.budget.cool_down or self._make_schedule(self._search.found_lr)
         self.last = math.nan, math.nan
-        if self.schedule != before:
+        # Shares of the user's own rate are no plan of it.
+        if self.schedule != before and self.own is None:
             self._emitter.lr_planned(self.schedule)

@@ -69,6 +69,7 @@ class CauseSearch:
         recent: Sequence[float],
         samples: Sequence[int],
         is_finite: bool,
+        lr: float,
     ) -> str:
         """Look for the cause of a refusal and note it; returns the sentence, "" if nobody has looked. `tell` tells it.
 
@@ -80,8 +81,9 @@ class CauseSearch:
             recent: The losses before it.
             samples: Those whose own loss was not finite.
             is_finite: Whether it was refused for its height alone.
+            lr: The rate as the user knows it; NaN if that is not known.
         """
-        finding = self._find(ticket, reading, verdict, step=step, recent=recent, is_finite=is_finite)
+        finding = self._find(reading, verdict, step=step, recent=recent, is_finite=is_finite, lr=lr)
         text = ""
         if finding is not None:
             own = self._samples_of(ticket)
@@ -91,7 +93,9 @@ class CauseSearch:
                 "text": text, "fault": finding.kind, "where": finding.where, "samples": tuple(blamed),
                 "is_certain": finding.is_certain,
             }  # fmt: skip
-        self._note(ticket, reading, verdict, step=step, recent=recent, samples=samples, finding=finding, text=text)
+        self._note(
+            ticket, reading, verdict, step=step, recent=recent, samples=samples, finding=finding, text=text, lr=lr
+        )
         return text
 
     def tell(self) -> None:
@@ -101,7 +105,7 @@ class CauseSearch:
             self._announcer.tell(events.CauseFound, **found)
 
     def _find(
-        self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, recent: Sequence[float], is_finite: bool
+        self, reading: Reading, verdict: Verdict, *, step: int, recent: Sequence[float], is_finite: bool, lr: float
     ) -> Finding | None:
         examine = self._persistence.callbacks.examine
         allowed = max(MOST_SHARE * self._announcer.where()[1], LEAST_SECONDS)
@@ -116,7 +120,7 @@ class CauseSearch:
         usual = float(np.median(recent)) if len(recent) else math.nan
         refusal = Refusal(
             step, reading.mean, usual, is_finite, verdict.value == "gradient",
-            [each for each in backups if each[1] is not None], ticket.lr,
+            [each for each in backups if each[1] is not None], lr,
         )  # fmt: skip
         try:
             finding: Finding | None = examine(refusal)
@@ -139,14 +143,14 @@ class CauseSearch:
 
     def _note(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, recent: Sequence[float],
-        samples: Sequence[int], finding: Finding | None, text: str,
+        samples: Sequence[int], finding: Finding | None, text: str, lr: float,
     ) -> None:  # fmt: skip
         recorder = self._recorder
         if recorder is None or not recorder.is_writing:
             return
         indices = self._samples_of(ticket)[:4096]
         facts = {
-            "step": step, "epoch": ticket.epoch, "loss": reading.mean, "lr": ticket.lr, "verdict": verdict.value,
+            "step": step, "epoch": ticket.epoch, "loss": reading.mean, "lr": lr, "verdict": verdict.value,
             "samples": indices, "names": [str(self._table.storage.name_of(each)) for each in indices[:256]],
             "not_finite": list(samples)[:256], "losses_before": list(recent)[-MOST_BEFORE:],
             "guard": self._thresholds(), "suspicion": self._sentry.suspicion,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -105,6 +105,7 @@ class Case:
         is_again: Whether numbers of the state are not finite again since they were mended, without a refused batch: the
             cause is in the weights.
         is_exact: Whether witnesses are drawn; else the mean loss of some other batches stands for a probe.
+        of_present: The losses of those witnesses that were drawn with the present weights.
     """
 
     alarm: Alarm
@@ -119,6 +120,16 @@ class Case:
     best: Backup | None = None
     is_exact: bool = True
     is_again: bool = False
+    of_present: dict[Backup, float] = field(default_factory=dict)
+
+    def better_than_present(self) -> Backup | None:
+        """The newest state that is known to be better than the present weights, by a batch that has a loss of both."""
+        for backup, loss in self.of_present.items():
+            # Where a loss is not finite, its batch may be to blame.
+            is_known = math.isfinite(loss) or math.isfinite(backup.replayed)
+            if is_known and not loss <= self.record(backup) + self.tolerance(backup):
+                return backup
+        return None
 
     def record(self, backup: Backup) -> float:
         """What the loss of a probe is compared with."""
@@ -245,7 +256,8 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
     rises: list[float] = []
     limits: list[float] = []
     for backup in case.references:
-        loss = yield from _draw(case, backup)
+        backup.replayed = math.nan
+        loss = case.of_present[backup] = yield from _draw(case, backup)
         if not math.isfinite(loss):
             # One witness may hold a bad sample; two of them show that the weights are damaged.
             if has_bad or rises:

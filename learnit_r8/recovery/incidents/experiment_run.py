@@ -31,9 +31,9 @@ class ExperimentRun:
         asks_probe: Whether the next batch drawn must be a probe.
         can_probe: Whether a witness can be drawn out of turn.
         is_open: Whether an experiment is under way.
+        is_at_alarm: Whether the batch of the alarm was no step, so that a loss tied to its step is high once more.
         asked: The backup whose witness is drawn; None if none is.
         case: What the experiment was told; None if there is none.
-        is_extra: Whether the next probe takes no step of the run.
     """
 
     def __init__(self, live: LiveModel, get_callbacks: Callable[[], Callbacks]) -> None:
@@ -49,7 +49,7 @@ class ExperimentRun:
         self._losses: list[float] = []
         self._chunk: Any = None
         self._generators: Any = None
-        self.is_open = self.asks_probe = self.is_extra = False
+        self.is_open = self.asks_probe = self.is_at_alarm = False
 
     def begin(self, case: Case, steps: Steps) -> Finding | None:
         """Start an experiment; returns its finding if it needs no probe."""
@@ -68,10 +68,8 @@ class ExperimentRun:
         return self.asked.witness[len(self._losses)]
 
     def note_drawn(self, chunk: Any) -> None:
-        """Note the chunk of the probe that was just drawn; an extra one takes no step of the run, the next one does."""
+        """Note the chunk of the probe that was just drawn."""
         self._chunk = chunk
-        if self.is_extra:
-            chunk.is_extra, self.is_extra = True, False
 
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch is the probe."""
@@ -105,6 +103,7 @@ class ExperimentRun:
     def take(self, loss: float) -> Finding | None:
         """Take the loss of a part of the probe; returns the finding if that ends the experiment."""
         assert self.asked is not None
+        self.is_at_alarm = False
         self._losses.append(loss)
         if len(self._losses) < (len(self.asked.witness) if self.can_probe else TRIAL_LOSSES) and math.isfinite(loss):
             self.asks_probe, self._chunk = self.can_probe, None

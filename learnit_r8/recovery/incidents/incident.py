@@ -13,12 +13,15 @@ from typing import Any
 from ... import events
 from ...checkpoint.durable_io import replace
 from ...events.bus import Announcer
+from ..lineage import LEAST_TRIAL
 from ..policy import Recovery
 
 MEANT = (
     "If losses are expected to be higher from here on, as with new data or another scale, call reset_baseline() at the "
     'change; if the loss is no measure of progress, give guard="finite", which refuses only losses that are not finite.'
 )
+
+IN_VAIN = f" or tested weights that never got {LEAST_TRIAL} updates further, as training damaged them again and again"
 
 MOST_FINDINGS = 64
 
@@ -32,9 +35,11 @@ class Incident:
         reason: The first verdict.
         num_refused: Batches refused in it, probes aside.
         num_probes: Witnesses drawn again.
+        num_left_out: Batches at the end of an epoch that are left out for tests of the weights.
         findings: What experiments have found, oldest first.
-        is_restored: Whether the model was restored.
+        is_restored: Whether the model was restored, or arrays of it.
         cause: One sentence on where it began; "" if nobody could look.
+        kind: What the summary counts it as; by default the first verdict.
     """
 
     first_step: int
@@ -44,6 +49,8 @@ class Incident:
     findings: list[str] = field(default_factory=list)
     is_restored: bool = False
     cause: str = ""
+    num_left_out: int = 0
+    kind: str = ""
 
     def note(self, step: int, text: str) -> None:
         """Add a finding."""
@@ -53,9 +60,24 @@ class Incident:
     def conclusion(self) -> str:
         """What was at fault, as far as the experiments tell."""
         if self.findings:
-            return self.findings[-1].partition(": ")[2] + "."
-        batches = "the refused batch was" if self.num_refused == 1 else f"the {self.num_refused} refused batches were"
-        return f"{batches} to blame, not the weights: the next one was good."
+            text = self.findings[-1].partition(": ")[2] + "."
+        else:
+            are = "the refused batch was" if self.num_refused == 1 else f"the {self.num_refused} refused batches were"
+            text = f"{are} to blame, not the weights: the next one was good."
+        if not self.num_left_out:
+            return text
+        many = "batch of the epoch is" if self.num_left_out == 1 else f"{self.num_left_out} batches of the epoch are"
+        return f"{text} The last {many} left out, for as many tests of the weights."
+
+    def refusal_text(self, found: str) -> str:
+        """A sentence on what was refused, what was found, and where it began."""
+        count, step = self.num_refused, f"step {self.first_step:,}"
+        what = f"a loss was refused at {step}" if count == 1 else f"{count} losses were refused from {step} on"
+        return self.with_cause(f"{what} ({self.reason}): {found}")
+
+    def with_cause(self, text: str) -> str:
+        """A sentence on the incident, and where it began."""
+        return f"{text}. It began at {self.cause}." if self.cause else f"{text}."
 
 
 class IncidentLog:
@@ -67,24 +89,28 @@ class IncidentLog:
     Attributes:
         current: The incident; None if there is none.
         num_restored, num_probes: Restores and probes so far.
+        kinds: How many incidents of each kind have ended in which a loss was refused or the model restored, and what
+            was found in the last one.
     """
 
     def __init__(self, announcer: Announcer) -> None:
         self._announcer = announcer
         self.num_restored = self.num_probes = 0
         self.current: Incident | None = None
+        self.kinds: dict[str, tuple[int, str]] = {}
 
-    def open(self, step: int, reason: str) -> Incident:
+    def open(self, step: int, reason: str, kind: str = "") -> Incident:
         """The incident under way, or a new one."""
         if self.current is None:
-            self.current = Incident(step, reason)
+            self.current = Incident(step, reason, kind=kind or reason)
         return self.current
 
-    def note_probe(self) -> None:
-        """Count a probe."""
+    def note_probe(self, *, leaves_out: bool) -> None:
+        """Count a probe; ``leaves_out``: whether a batch of the epoch is left out for it."""
         self.num_probes += 1
         if self.current is not None:
             self.current.num_probes += 1
+            self.current.num_left_out += leaves_out
 
     def note_restore(self) -> None:
         """Count a restore."""
@@ -109,24 +135,38 @@ class IncidentLog:
         """End the incident, if there is one."""
         incident, self.current = self.current, None
         if incident is not None:
+            if incident.num_refused or incident.is_restored:
+                kind = incident.kind or incident.reason
+                text = incident.with_cause(f"step {incident.first_step:,}: {incident.conclusion[:-1]}")
+                self.kinds[kind] = self.kinds.get(kind, (0, ""))[0] + 1, text
             self._announcer.tell(events.IncidentEnded, text=incident.conclusion)
+
+    def summary(self) -> list[str]:
+        """A line for each kind of incident."""
+        lines = [f"{kind}: {count:,}, the last at {text}" for kind, (count, text) in self.kinds.items()]
+        incident = self.current
+        if incident is not None and (incident.num_refused or incident.is_restored):
+            kind, step = incident.kind or incident.reason, incident.first_step
+            lines.append(incident.with_cause(f"{kind}: under way since step {step:,}"))
+        return lines
 
 
 def diverged_text(
     incident: Incident, *, refused: int, step: int, loss: float, lr: float, samples: str, failures: Sequence[str],
-    can_restore: bool = False,
+    can_restore: bool = False, is_row: bool = True,
 ) -> str:  # fmt: skip
     """The message of `TrainingDiverged`.
 
     Args:
         incident: What is known of it.
-        refused: Batches refused in a row.
+        refused: Batches refused, probes included.
         step: Steps reported.
         loss: The last refused loss.
-        lr: Its learning rate.
+        lr: Its learning rate; NaN if it is the user's own and was never told.
         samples: The suspects, named; "" for none.
         failures: Why states could not be restored.
         can_restore: Whether there is a state to restore, and a callback that does it.
+        is_row: Whether no batch between them was good; else the model was put back again and again.
     """
     restored = (
         "The model was restored in between, and losses were refused again."
@@ -135,10 +175,11 @@ def diverged_text(
         if incident.findings or incident.num_probes or can_restore
         else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
     )
+    rate = f" with lr={lr:.3g}" if math.isfinite(lr) else ""
     lines = [
         f"It began at {incident.cause}." if incident.cause else "",
-        f"{refused} batches in a row were refused, the last loss ({loss:.6g}) at step {step} with lr={lr:.3g}, "
-        f"{incident.reason}. {restored}",
+        f"{refused} batches {'in a row ' * is_row}were refused{IN_VAIN * (not is_row)}, the last loss ({loss:.6g}) at "
+        f"step {step}{rate}, {incident.reason}. {restored}",
         f"Suspected: {samples}." if samples else "",
         *(f"  {line}" for line in incident.findings[-8:]),
         *(f"  not restored: {line}" for line in failures),

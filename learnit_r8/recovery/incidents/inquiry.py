@@ -97,11 +97,17 @@ class Inquiry:
         is_blind = parts.persistence.callbacks.state is None
         return is_finite or is_blind or parts.refusals.is_worth_looking or self._live.is_damaged()
 
-    def suspected(self, loss: float) -> int | None:
-        """Look into one of the first losses, whose batch comes again; returns the step of a state that was put back."""
+    def suspected(self, loss: float, *, leaves_out: bool) -> int | None:
+        """Look into one of the first losses, whose batch comes again; returns the step of a state that was put back.
+
+        Args:
+            loss: The loss.
+            leaves_out: Whether a batch is left out for the turn that it took.
+        """
         progress = self._parts.lineage.progress
         progress.reported.append(loss)
-        self._experiment.is_extra = True
+        self._parts.incidents.open(self._live.step, Alarm.EARLY.value).num_left_out += leaves_out
+        self._experiment.is_at_alarm = True
         self.begin(Alarm.EARLY, progress.rise(1))
         return self._live.put_step
 
@@ -122,7 +128,7 @@ class Inquiry:
             is_again = last is not None and (timer.clean_step <= last or parts.lineage.is_proving)
             if is_again:
                 timer.note_lasting(array)
-            parts.incidents.open(step, f"{array!r} was not finite")
+            parts.incidents.open(step, f"{array!r} was not finite", kind="weights not finite")
             self.begin(Alarm.NOT_FINITE, math.inf, is_again=is_again)
 
     def look_back(self) -> None:
@@ -227,11 +233,16 @@ class Inquiry:
                 return
         self._live.raise_failures()
 
-    def probed(self, ticket: Ticket, loss: float) -> tuple[bool, int | None]:
+    def probed(self, ticket: Ticket, loss: float, *, unit: float = 1.0) -> int | None:
         """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
 
+        Args:
+            ticket: The batch.
+            loss: Its mean loss.
+            unit: What rates are shares of: the user's own rate, NaN where that is not known.
+
         Returns:
-            Whether to train on the batch; and the step of a state that was put back, None if none was.
+            The step of a state that was put back, None if none was.
 
         Raises:
             TrainingDiverged: too many batches in a row were refused.
@@ -240,19 +251,17 @@ class Inquiry:
         asked, case = experiment.asked, experiment.case
         assert asked is not None
         assert case is not None
-        parts.incidents.note_probe()
-        parts.refusals.in_a_row += 1
+        parts.incidents.note_probe(leaves_out=ticket.chunk.is_probe and not ticket.chunk.is_extra)
+        parts.refusals.probed()
         parts.announcer.tell(
             events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
             is_present=self._live.current is None, reason=case.alarm.value,
         )  # fmt: skip
-        self.check_end(loss, ticket.lr)
-        is_single = experiment.can_probe and len(asked.witness) == 1
+        self.check_end(loss, ticket.lr * unit)
         finding = experiment.take(loss)
         if finding is not None:
             self._settle(case, finding)
-        is_healthy = finding is not None and finding.verdict == "healthy" and math.isfinite(loss)
-        return is_healthy and is_single, self._live.put_step
+        return self._live.put_step
 
     # What follows from a finding.
 
@@ -271,7 +280,10 @@ class Inquiry:
         self._live.end()
 
     def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool) -> None:
-        self._first_steps.drop_trial()
+        if self._first_steps.break_off(is_damaged=True):
+            # A trial has no other state than the initial one to go back to, which what was kept aside is better than.
+            self._parts.refusals.bad_in_a_row = 0
+            return
         is_probed = self._experiment.can_probe
         if self._settlement.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_probed=is_probed):
             self.steady_left = min(self._parts.recovery.steady_steps, self._most_steady)
@@ -284,18 +296,21 @@ class Inquiry:
             self._parts.persistence.look_at_weights()
 
     def settle_open(self, *, step: int) -> None:
-        """End what is under way, as the run is left: with the present weights, or with the newest trusted ones."""
-        self._live.begin_call(step)
-        if self._live.current is not None and not self._live.put_present():
-            newest = next((each for each in reversed(self._parts.witnesses.known()) if each.is_proven), None)
-            if newest is not None and self._live.put(newest):
-                self._go_on_from(newest, Alarm.END, is_sudden=True)
-        self._first_steps.undo_trial()
+        """End what is under way, as the run is left, with the better of what was kept aside and what is there."""
+        live, case = self._live, self._experiment.case
+        live.begin_call(step)
+        better = None if case is None else case.better_than_present()
+        if live.current is not None and (better is not None or not live.put_present()):
+            start = self._parts.lineage.progress.start
+            best = better if better is not None and better.updates else self._parts.witnesses.best(start)
+            if best is not None and live.put(best):
+                self._go_on_from(best, Alarm.END, is_sudden=True)
+        self._first_steps.break_off(is_damaged=False)
         self._experiment.end()
-        self._live.end()
+        live.end()
 
     def check_end(self, loss: float, lr: float) -> None:
-        """Give up if too many batches in a row were refused.
+        """Give up if too many batches were refused, in a row or while the weights never got further.
 
         Args:
             loss: The loss refused last.
@@ -304,16 +319,26 @@ class Inquiry:
         Raises:
             TrainingDiverged: so many were.
         """
-        parts, step, num_refused = self._parts, self._live.step, self._parts.refusals.in_a_row
+        parts, step, num_refused = self._parts, self._live.step, self._parts.refusals.in_vain
         if num_refused < parts.recovery.max_refused:
             return
         if self._experiment.is_open:
             # What the user is left with must not be a state that was only put back to be tested.
             self.settle_open(step=step)
+        is_row, failures = num_refused == parts.refusals.in_a_row, self._live.failures
+        if self._live.can_restore and (not is_row or self._live.is_damaged()):
+            # Nor one that was damaged once more, of which the timer may have ceased to say so.
+            whole = [each for each in parts.witnesses.known() if math.isfinite(each.record)]
+            self._live.begin()
+            newest = next((each for each in reversed(whole) if self._live.put(each)), None)
+            if newest is not None:
+                parts.announcer.tell(events.RolledBack, to_step=newest.step, source=self._live.name_of(newest))
+            self._live.end()
         incident, suspects = parts.incidents.current or Incident(step, "refused"), parts.quarantine.suspects
         text = diverged_text(
-            incident, refused=num_refused, step=step, loss=loss, lr=lr, failures=self._live.failures,
+            incident, refused=num_refused, step=step, loss=loss, lr=lr, failures=failures,
             samples=parts.quarantine.named(suspects) if suspects else "", can_restore=self._live.can_restore,
+            is_row=is_row,
         )  # fmt: skip
         store, losses = parts.persistence.store, list(parts.lineage.progress.reported)
         bundle = write_bundle(

@@ -84,8 +84,14 @@ class Settlement:
         else:
             self._live.raise_failures()
         # Else a record whose cause is a NaN in the weights would end with nothing but healthy weights.
-        mended = self._live.mended
+        mended, incident = self._live.mended, parts.incidents.current
         parts.incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
+        if mended and incident is not None:
+            incident.is_restored = True
+            text = f"{_REASONS[Alarm.NOT_FINITE]} at step {step:,}: {mended}"
+            self._announcer.warn_unseen("restored", incident.with_cause(text))
+        elif finding.verdict != "level" and incident is not None and incident.num_refused:
+            self._announcer.warn_unseen("refused", incident.refusal_text(finding.text))
         if finding.verdict in ("healthy", "level") and not self._lineage.is_proving:
             parts.incidents.end()
 
@@ -137,7 +143,7 @@ class Settlement:
             self._num_lowered += 1
             usual = DIVISOR if self._num_lowered <= 2 else LASTING_DIVISOR
             limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, is_probed=is_probed)
-            self._announcer.tell(events.LrCapped, ceiling=limit.ceiling, reason=alarm.value)
+            self._announcer.tell(events.LrCapped, ceiling=limit.ceiling, reason=alarm.value, is_share=limit.is_share)
         elif not is_early:
             self._num_lowered = 0
             limit.restored()
@@ -162,7 +168,9 @@ class Settlement:
             what += f"; the learning rate stays at or below {limit_text} for a while"
         self._parts.incidents.note(self._live.step, what)
         self._parts.incidents.note_restore()
-        self._announcer.warn_once("restored", f"{what}. {NO_MEASURE}")
+        incident = self._parts.incidents.current
+        text = f"{what}." if incident is None else incident.with_cause(what)
+        self._announcer.warn_unseen("restored", f"{text} {NO_MEASURE}")
 
     def confirm_rate(self, level: float) -> None:
         """Hold a lowered rate longer, if it has led to a better level than that of the last relapse."""

@@ -172,7 +172,22 @@ class Evidence:
         self.num_classes, self.records = 0, None
         if state is None:
             return
-        dtype = next(each for each in LAYOUTS if set(each.names or ()) <= state.keys())
+        if not isinstance(state, Mapping):
+            raise ValueError(f"evidence must be a dict or None, got {str(state)[:40]!r}.")
+        dtype = next((each for each in LAYOUTS if set(each.names or ()) <= state.keys()), None)
+        if dtype is None:
+            raise ValueError(f"evidence must have the fields {LAYOUTS[0].names}, got {sorted(state)}.")
+        for name in dtype.names or ():
+            values, is_float = state[name], dtype[name].kind == "f"
+            is_alike = isinstance(values, np.ndarray) and values.dtype.kind in ("f" if is_float else "iu")
+            if not is_alike:
+                raise ValueError(f"evidence.{name} must be an array of {dtype[name]}, got {str(values)[:40]!r}.")
+        for name in dtype.names or ():
+            shape, wanted = state[name].shape, state["given"].shape
+            if shape != wanted:
+                raise ValueError(f"evidence.{name} must have the shape of evidence.given, {wanted}, got {shape}.")
+        if type(state["num_classes"]) is not int:
+            raise ValueError(f"evidence.num_classes must be a whole number, got {str(state['num_classes'])[:40]!r}.")
         arrays = {name: np.asarray(state[name], dtype[name]) for name in dtype.names or ()}
         self._widen(max(1, arrays["given"].size // max(1, self._num_samples)), dtype)
         self.num_classes = int(state["num_classes"])

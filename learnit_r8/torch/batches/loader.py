@@ -348,19 +348,16 @@ class WithProbes:
         batches.trainer.between_steps()
         if r8.controller.experiment.asks_probe:
             return self._fetch(batches.reader.draw_probe())
-        if self._is_at_end():
+        end = min(batches.reader.end, r8.total_steps or batches.reader.end)
+        if batches.waiting and r8.pace.next_place - len(batches.waiting) >= end:
+            # Probes have taken their places.
             batches.trainer.settle()
-            batches.hand_back()
+            batches.leave_out()
             return self._fetch_last()
         try:
             return next(self._fetched)
         except StopIteration:
             return self._fetch_last()
-
-    def _is_at_end(self) -> bool:
-        """Whether the budget is spent while batches wait: probes have taken their steps."""
-        waiting, r8 = self._batches.waiting, self._batches.r8
-        return bool(waiting) and r8.total_steps is not None and r8.next_step - len(waiting) >= r8.total_steps
 
     def _fetch_last(self) -> Any:
         """Fetch a probe before the run ends, if its last losses were unusual."""

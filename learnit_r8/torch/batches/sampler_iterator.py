@@ -43,6 +43,7 @@ class SamplerIterator:
     Attributes:
         epoch: The epoch, 0-based.
         length: Batches of it.
+        end: The place of the first batch after it.
         is_out_of_order: Whether the loader hands batches out as they come from its workers.
     """
 
@@ -62,7 +63,7 @@ class SamplerIterator:
         self._hand_out = hand_out
         self._ahead, self._may_wait = ahead, may_wait
         self._loader: Any = None
-        self._end = 0
+        self.end = 0
         self._dataset: Any = None
         self._has_begun = False
 
@@ -110,7 +111,7 @@ class SamplerIterator:
             batches.discard_epoch(before.epoch)
         batches.open(self)
         self.epoch, self.length = r8.current_epoch, num_left(r8)
-        self._end = (self.epoch + 1) * r8.steps_per_epoch
+        self.end = (self.epoch + 1) * r8.steps_per_epoch
         if r8.is_over and not r8.is_stopped:
             r8.host.say_once(
                 "no batches left",
@@ -120,7 +121,7 @@ class SamplerIterator:
     def _is_at_end(self) -> bool:
         """Whether the epoch has no more batches."""
         r8 = self._batches.r8
-        if r8.next_step < self._end:
+        if r8.pace.next_place < self.end:
             return False
         if self._num_ahead or not r8.is_over:
             return True

@@ -141,9 +141,7 @@ class Exchange(PartsOfRanks):
             RankLost: a rank does not answer.
         """
         here = self.receive()
-        step = last.step + 1
-        ends = not step % self.r8.steps_per_epoch or step == self.r8.total_steps
-        must_close = ends or self._requests.is_agreed
+        must_close = self.r8.pace.ends_epoch(last.step + 1) or self._requests.is_agreed
         if num_held >= self._every or must_close:
             is_hurried = must_close or self._is_hurried or self._every == 1
             self._send(take())

@@ -74,7 +74,7 @@ class SharedRun:
         r8 = self.r8
         self._report_all(self.exchange.run(self._taken()))
         epoch = r8.current_epoch
-        while (r8.global_step + self._num_held_back) // r8.steps_per_epoch == epoch:
+        while (r8.pace.place + self._num_held_back) // r8.steps_per_epoch == epoch:
             # Before the drawing: a run that is to stop trains on no further batch.
             r8.host.between_steps(held_back=self._num_held_back)
             ticket = r8.host.draw_ahead()

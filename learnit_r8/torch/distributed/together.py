@@ -96,19 +96,19 @@ class Together:
         """Let the scheduler do what is due, where no loss is held back; ask for the time as an epoch begins."""
         if self._exchange is None:
             return
-        step = r8.global_step
+        place = r8.pace.place
         # Loaders ask as often as they fetch ahead, not equally often on all ranks. Once the run is over, others may be
         # gone already.
-        if not (num_held_back or step % r8.steps_per_epoch or step == self._border or r8.is_over):
-            self._border = step
+        if not (num_held_back or place % r8.steps_per_epoch or place == self._border or r8.is_over):
+            self._border = place
             self._exchange.run([])
         r8.host.between_steps(held_back=num_held_back)
 
     def before_iteration(self) -> None:
         """Ask rank 0 for the time again where a loader begins at the border of an epoch, after validation say."""
         # A loader with workers begins twice.
-        if self._exchange is not None and self._exchange.r8.global_step != self._begun:
-            self._begun = self._exchange.r8.global_step
+        if self._exchange is not None and self._exchange.r8.pace.place != self._begun:
+            self._begun = self._exchange.r8.pace.place
             self._border = -1
 
 

@@ -17,7 +17,7 @@ from .rows import Odd, far_off, join, not_finite, num_rows, some_rows
 from .runs import Runs
 
 from .state_faults import (  # isort: skip
-    Alone, OptimizerFault, as_before, bad_weights, compare, farthest_buffer, optimizer_faults,
+    Alone, OptimizerFault, as_before, bad_weights, compare, farthest_buffer, optimizer_faults, vanished_eps,
 )  # fmt: skip
 from .trace import Trace, extent_of
 from .untouched import weights_of
@@ -191,6 +191,9 @@ class Case:
                     said = ("its loss was finite, and its update has damaged the weights",)
                     return self._of_gradient(fourth, self._good, self._good_held, said)
         own = [each for each in weights if each in parameters]
+        vanished = vanished_eps(self._optimizer, {each: parameters[each] for each in own})
+        if vanished:
+            return self._end(Finding(OPTIMIZER, vanished, where=own[0]), rest=(did,))
         # A weight damages the statistics of the model, too; the names of parameters come first.
         few = len(own) == 1 and count <= 4
         # Gradients were finite, and so could not bring this into the optimizer's state.

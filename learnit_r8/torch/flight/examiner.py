@@ -25,7 +25,7 @@ from ..prepared import plain_model
 from .causes import Case
 from .hand import Hand, Held
 from .rows import not_finite
-from .state_faults import bad_weights, optimizer_faults
+from .state_faults import bad_weights, optimizer_faults, vanished_eps
 from .untouched import fits, untouched
 from .words import describe_error
 
@@ -156,6 +156,9 @@ class Examiner:
         weights = bad_weights(self._model)
         if weights:
             seen.append(f"{len(weights)} arrays of the weights are not finite, among them {next(iter(weights))}")
+            parameters = dict(self._model.named_parameters())
+            bad = {name: parameters[name] for name in weights if name in parameters}
+            seen += filter(None, [vanished_eps(self._optimizer, bad)])
         names = {id(each): name for name, each in self._model.named_parameters()}
         faults = optimizer_faults(self._optimizer, names, None, 0)
         if faults and not weights:

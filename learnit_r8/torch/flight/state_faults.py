@@ -210,6 +210,32 @@ def optimizer_faults(optimizer: Any, names: Mapping[int, str], backup: Any, upda
     return found
 
 
+def vanished_eps(optimizer: Any, names: Mapping[str, Any]) -> str:
+    """What an optimizer's eps is in the type of its parameters, if that is 0, so that updates divide by 0; "" if not.
+
+    Args:
+        optimizer: The optimizer.
+        names: The parameters that are not finite, by name.
+    """
+    for group in getattr(optimizer, "param_groups", ()):
+        eps = group.get("eps")
+        # What is fused computes in float32.
+        if not isinstance(eps, float) or not eps > 0 or group.get("fused"):
+            continue
+        for name, each in names.items():
+            squares = optimizer.state.get(each, {}).get("exp_avg_sq", each)
+            is_own = any(each is parameter for parameter in group["params"])
+            if is_own and float(torch.tensor(eps, dtype=squares.dtype)) == 0:
+                kind = str(squares.dtype).removeprefix("torch.")
+                least = 2 * torch.finfo(squares.dtype).smallest_normal
+                return (
+                    f"eps {eps:g} is 0 in {kind}, the type that {type(optimizer).__name__} computes with for `{name}`, "
+                    "so its update divides by 0 where squares of gradients are 0 in it, too: give "
+                    f"eps={least:.1e} or more, or train float32 weights under torch.autocast"
+                )
+    return ""
+
+
 def _states_of(backup: Any) -> dict[Any, Any]:
     state = backup.get("state") if isinstance(backup, Mapping) else None
     return dict(state) if isinstance(state, Mapping) else {}

@@ -196,7 +196,7 @@ class LoaderAdapter(AttachedModel):
         return self._take_step(loss, found, functools.partial(self._reports.tell, found, values, count))
 
     def _num_noted(self) -> int:
-        return self.scheduler.global_step
+        return self.scheduler.pace.turns
 
     def refuse(self) -> Outcome:
         """Report that the loss of the batch in hand could not be computed, as values are not finite.

@@ -1,6 +1,7 @@
 """The record of an incident: what it holds, how many there are, and what is no record."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -81,10 +82,17 @@ def test_the_folder_of_a_run_is_not_that_of_an_incident(tmp_path):
         read_record(tmp_path / "incidents" / "2")
 
 
+class Broken(FaultPlan):
+    """Losses that are never finite again, also where a batch is drawn again at the same step."""
+
+    def loss(self, step, loss):
+        return math.nan if step >= 100 else loss
+
+
 def test_a_run_that_gives_up_leaves_a_record(tmp_path):
     """It is on the disk when the error is raised."""
     with pytest.raises(TrainingDiverged):
-        train(900, faults=FaultPlan(nan=range(100, 900)), run_dir=tmp_path)
+        train(900, faults=Broken(), run_dir=tmp_path)
 
     record = read_record(tmp_path / "incidents" / "1")
     assert record["state"] == "gave up"

@@ -82,7 +82,8 @@ def test_an_adapter_heals_on_all_ranks(pair, workers):
     [one, other] = pair.run(jobs.attached_run, 1, 75, {"num_epochs": 6}, workers)
 
     assert one == other
-    assert one[2:4] == (1, 174)
+    # One batch of the epoch is left out for a test of the weights.
+    assert one[2:4] == (1, 173)
     assert one[5] > 0.93
 
 

@@ -1,13 +1,16 @@
 """What may be blamed: no sample for what other batches show, no weight for what an update did, nothing unseen."""
 
 import copy
+import functools
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from learnit_r8 import events
+from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.recovery.incidents.finding import Refusal
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
@@ -152,3 +155,46 @@ def test_a_batch_that_cannot_run_twice_is_said_and_named_in_the_record(tmp_path)
     assert list(incident.record["left_out"]) == ["batch.batch.once"]
     assert incident.batch["x"].isnan().all()
     assert torch.isfinite(model.weight).all()
+
+
+def train_in(kind, optimizer_of, *, num_steps, **settings):
+    """Train a small network with weights of a type; the adapter, and what was told of causes."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, 4, (256,))
+    inputs = torch.randn(4, 8)[labels] + torch.randn(256, 8)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).to(kind)
+    optimizer, told = optimizer_of(model.parameters()), record_events()
+    loader = DataLoader(TensorDataset(inputs.to(kind), labels), batch_size=16)
+    settings |= {"num_steps": num_steps, "listeners": [told], "handle_signals": False}
+    try:
+        with attach(model, optimizer, loader, **settings) as adapter:
+            for _ in adapter.epochs():
+                for x, y in adapter.batches():
+                    loss = nn.functional.cross_entropy(model(x).float(), y)
+                    if adapter.report(loss):
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+    except TrainingDiverged as error:
+        return model, str(error), told
+    return model, "", told
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_an_eps_that_is_zero_in_the_type_of_the_weights_is_named(kind):
+    """The run makes no progress, so it is given up, with the sentence and with finite weights."""
+    model, error, told = train_in(torch.float16, kind, num_steps=400, recovery=Recovery(max_refused=60))
+
+    assert "60 batches were refused or tested weights that never got 64 updates further" in error
+    assert re.search(rf"eps 1e-08 is 0 in float16, the type that {kind.__name__} computes with for `\d.\w+`", error)
+    assert {each.fault for each in told.of(events.CauseFound)} == {"optimizer"}
+    assert all(bool(each.isfinite().all()) for each in model.parameters())
+
+
+def test_the_eps_that_is_advised_trains():
+    """With it, as with other types of weights, nothing is refused."""
+    for kind, eps in ((torch.float16, 1.2e-4), (torch.bfloat16, 1e-8), (torch.float32, 1e-8)):
+        _, error, told = train_in(kind, functools.partial(torch.optim.Adam, eps=eps), num_steps=60)
+
+        assert not error
+        assert not told.of(events.DamageFound, events.BatchRefused)

@@ -1,0 +1,106 @@
+"""Rows 3 to 6: bad data are left out, whatever they do to the loss."""
+
+import numpy as np
+import pytest
+
+from learnit_r8 import events
+
+from . import task
+from .cells import rule
+from .run import Case, run
+
+NAN, HUGE = float("nan"), 1e4
+PLACES = {"first": 16, "middle": 24, "end of an epoch": 47, "end of the run": 63}
+"""By what a test calls it: the number of a batch in the run."""
+
+
+def bound(case):
+    """What a healed run may end with: the seeds' worst after one epoch less, the bad batches left out by hand."""
+    return task.seeds_spread(case.epochs - 1, case.activation, frozenset(case.batch_faults))[1]
+
+
+def complaints(found):
+    """What is wrong with a run in which something went wrong."""
+    wrong, limit = [], bound(found.case)
+    if not found.error <= limit:
+        wrong.append(f"error {found.error:.3f}, not {limit:.3f}")
+    if not found.heard(events.BatchRefused, events.DamageFound):
+        wrong.append("not a word")
+    seen = task.error(found.ends[-1], activation=found.case.activation)
+    if np.isfinite(seen) and found.error > seen + 1e-6:
+        wrong.append(f"error {seen:.3f} before the end, {found.error:.3f} after it")
+    return wrong
+
+
+def by_case(column, cases):
+    """The complaints of each case that has some, by its name."""
+    found = {name: complaints(run(column, case)) for name, case in cases.items()}
+    return {name: wrong for name, wrong in found.items() if wrong}
+
+
+@rule()
+def test_nan_batch(column):
+    """One batch of NaN costs that batch, wherever it stands; the end of the run puts no worse weights back."""
+    cases = {name: Case(batch_faults={at: NAN}) for name, at in PLACES.items()}
+
+    assert by_case(column, cases) == {}
+
+
+@rule()
+def test_huge_batch(column):
+    """One batch of inputs 1e4 times as large costs that batch, wherever it stands."""
+    cases = {name: Case(batch_faults={at: HUGE}, activation="relu") for name, at in PLACES.items()}
+
+    assert by_case(column, cases) == {}
+
+
+@rule()
+def test_hidden_nan(column):
+    """A NaN sample whose loss is finite, and its gradient not, is found before user code sees the weights."""
+    wrong = {}
+    for name, faults in {
+        "a sample": {"sample_faults": {77: NAN}},
+        "in mid-epoch": {"batch_faults": {40: NAN}},
+        "end of an epoch": {"batch_faults": {47: NAN}},
+    }.items():
+        found = run(column, Case(activation="relu", **faults))
+        ruined = [epoch for epoch, each in enumerate(found.ends) if not np.isfinite(task.error(each))]
+        what = [f"NaN after the epochs {ruined}"] * bool(ruined) + complaints(found)
+        if what:
+            wrong[name] = what
+
+    assert wrong == {}
+
+
+@rule()
+def test_hidden_nan_at_the_end(column):
+    """Where it stands in the last batch of the run, the run does not end with it."""
+    found = run(column, Case(batch_faults={63: NAN}, activation="relu"))
+
+    assert complaints(found) == []
+
+
+@pytest.mark.program
+@rule()
+def test_recurring_sample(column):
+    """A sample that is bad each time costs its batches, and no rate is lowered for good."""
+    cases = {
+        "nan": Case(epochs=5, sample_faults={77: NAN}),
+        "1e4": Case(epochs=5, sample_faults={77: HUGE}, activation="relu"),
+    }
+    wrong = by_case(column, cases)
+    wrong |= {name: "rate lowered" for name, case in cases.items() if run(column, case).r8.lr_factor < 0.5}
+
+    assert wrong == {}
+
+
+@pytest.mark.program
+@rule()
+def test_many_bad_batches(column):
+    """Of 1, 10 and 30 % of the batches NaN, a run ends as one in which they are left out by hand."""
+    rng, cases = np.random.default_rng(5), {}
+    for share in (0.01, 0.1, 0.3):
+        at = rng.choice(5 * task.STEPS, int(np.ceil(share * 5 * task.STEPS)), replace=False)
+        cases[f"{share:.0%}"] = Case(epochs=5, batch_faults={int(each): NAN for each in at})
+
+    assert by_case(column, cases) == {}

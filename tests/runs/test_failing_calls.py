@@ -1,0 +1,226 @@
+"""Whatever fails in a file or a copy of ours, the training goes on, and the newest whole checkpoint stays.
+
+Nothing is replaced: an interpreter that profiles tells of each call of a C function before it is made, and what its
+listener raises is raised in place of the call. So a short run is first counted and then made once for each call.
+"""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+from collections import Counter
+
+import pytest
+
+from learnit_r8.checkpoint.store import CheckpointStore
+from learnit_r8.events import CheckpointSaved
+from tests.drive import NAN, Weights, batch_loss, make
+from tests.source import PACKAGE
+
+pytestmark = pytest.mark.skipif(
+    sys.implementation.name != "cpython" or os.name != "posix", reason="the calls are those of CPython on POSIX"
+)
+
+FILES = {
+    "open", "write", "flush", "fsync", "fstat", "replace", "rename", "link", "mkdir", "listdir", "scandir", "stat",
+    "lstat", "unlink", "rmdir", "read", "ftruncate", "statvfs", "lockf", "readlink", "close",
+}  # fmt: skip
+COPIES = {"copy", "array", "astype", "tobytes", "empty", "empty_like", "zeros", "ascontiguousarray", "getvalue"}
+KEEPERS = ("/checkpoint/", "/journal/", "recovery/persistence.py", "recorder.py", "shared_generations.py")
+"""Files of the package that copy what is to be kept; elsewhere an array is needed to train."""
+
+
+class FailingCalls:
+    """Counts the package's own calls of some C functions by where they are made, or fails one of them.
+
+    Args:
+        error: What is raised.
+        place: Where, as `places` counts it; None to count only.
+        number: Which of the calls there, from 0.
+    """
+
+    def __init__(self, error=None, place=None, number=0):
+        self.places, self.has_failed = Counter(), False
+        self._error, self._place, self._number = error, place, number
+
+    def __enter__(self):
+        threading.setprofile(self._look)
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *error):
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+    def _look(self, frame, event, called):
+        if event != "c_call" or called.__name__ not in FILES | COPIES:
+            return
+        place = place_of(frame, called.__name__)
+        if place is None:
+            return
+        number = self.places[place]
+        self.places[place] += 1
+        if place == self._place and number == self._number and not self.has_failed:
+            self.has_failed = True
+            raise self._error
+
+
+def place_of(frame, name):
+    """Where the package makes a call: the function, the lines of the package that lead there; None if it does not."""
+    lines, is_kept = [], name in FILES
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith(str(PACKAGE)):
+            lines.append(f"{path[len(str(PACKAGE)) + 1 :]}:{frame.f_lineno}")
+            is_kept = is_kept or any(keeper in path for keeper in KEEPERS)
+        elif not lines and path.startswith(os.path.dirname(os.path.dirname(__file__))):
+            # A callback of the user's.
+            return None
+        frame = frame.f_back
+    return (name, *lines[:3]) if lines and is_kept else None
+
+
+ERRORS = {"open": errno.EMFILE, "listdir": errno.EMFILE, "scandir": errno.EMFILE, "lockf": errno.ENOLCK}
+FULL = {"write", "flush", "mkdir", "link"}
+
+
+def error_of(name):
+    """What a call of this name raises where the machine lacks something."""
+    if name in COPIES:
+        return MemoryError("no memory for an array")
+    code = ERRORS.get(name, errno.ENOSPC if name in FULL else errno.EIO)
+    return OSError(code, os.strerror(code))
+
+
+def whole_run(folder, **calls):
+    """A run with all that it writes: checkpoints with models, the best one, backups in memory, journal, incidents.
+
+    Returns:
+        The phase at its end, the steps of its checkpoints, and how often the package called what, by place.
+    """
+    weights, saved = Weights(), []
+
+    def hear(event):
+        if isinstance(event, CheckpointSaved):
+            saved.append(event.step)
+
+    r8 = make(
+        40, num_epochs=4, run_dir=folder / "run", checkpoint_dir=folder / "ck", backup_dir=folder / "shm",
+        backup_every=7, state_callback=weights.get, load_callback=weights.load, save_callback=weights.save,
+        monitor="accuracy", record="all", listeners=[hear],
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with FailingCalls(**calls) as failing:
+            for epoch in r8.epoch_iterator():
+                for indices, _ in r8.batch_iterator():
+                    if r8.update_with_loss(NAN if r8.global_step in (26, 27) else batch_loss(indices)):
+                        weights.values = weights.values + 0.01
+                r8.log(accuracy=epoch / 9)
+            r8.close()
+    return r8.phase, saved, failing.places
+
+
+def newest_step(folder):
+    """The step of the newest checkpoint; none may be damaged."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return CheckpointStore(folder, keep=1, run_id="").load().state["pace"]["step"]
+
+
+def fail_each(tmp_path, chosen):
+    """Make the run once for each of these calls, which fails in it; nothing else may change."""
+    for number, (place, which) in enumerate(chosen):
+        folder = tmp_path / str(number)
+        phase, saved, _ = whole_run(folder, error=error_of(place[0]), place=place, number=which)
+
+        assert phase == "finished", place
+        assert len(saved) >= 3, (place, saved)
+        if place[0] in COPIES:
+            assert '"kind": "RunEnded"' in (folder / "run" / "events.jsonl").read_text(), place
+        assert newest_step(folder / "ck") == saved[-1], place
+        shutil.rmtree(folder)
+
+
+def count_calls(tmp_path):
+    """The places of a run in which nothing fails, sorted, with how often each is passed."""
+    phase, saved, places = whole_run(tmp_path / "whole")
+
+    assert (phase, saved) == ("finished", [10, 20, 30, 40])
+    return sorted(places.items(), key=str)
+
+
+def test_a_call_that_fails_ends_no_training(tmp_path):
+    """Each tenth place once, the first time that it is passed."""
+    places = [(place, 0) for place, _ in count_calls(tmp_path)]
+    assert len(places) > 150
+
+    fail_each(tmp_path, places[::10])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_each_call_that_fails_ends_no_training(tmp_path, part):
+    """Each place, the first three times that it is passed, in the middle, and the last time."""
+    chosen = [
+        (place, which)
+        for place, most in count_calls(tmp_path)
+        for which in sorted({0, 1, 2, most // 2, most - 1})
+        if which < most
+    ]
+
+    fail_each(tmp_path, chosen[part::8])
+
+
+SHORT_OF = """
+import resource, sys, os
+from pathlib import Path
+from tests.drive import Weights, batch_loss, make
+
+folder, what, when = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+weights, limits = Weights(), []
+
+def run_short():
+    if what == "files":
+        # The next descriptor would be this one.
+        os.close(free := os.open(os.devnull, os.O_RDONLY))
+        kind, most = resource.RLIMIT_NOFILE, free
+    else:
+        kind, most = resource.RLIMIT_FSIZE, 0
+    limits.append((kind, resource.getrlimit(kind)))
+    resource.setrlimit(kind, (most, limits[0][1][1]))
+
+r8 = make(400, batch_size=8, num_epochs=4, run_dir=folder / "run", checkpoint_dir=folder / "ck",
+          backup_dir=folder / "shm", backup_every=3, state_callback=weights.get, load_callback=weights.load,
+          save_callback=weights.save, monitor="accuracy", record="all")
+for epoch in r8.epoch_iterator():
+    for indices, _ in r8.batch_iterator():
+        if r8.global_step == when and not limits:
+            run_short()
+        if r8.update_with_loss(float("nan") if r8.global_step in (170, 171) else batch_loss(indices)):
+            weights.values = weights.values + 0.01
+    r8.log(accuracy=epoch / 9)
+r8.close()
+print(r8.phase, r8.host.saver.num_failed)
+"""
+
+
+@pytest.mark.parametrize("what", ["files", "disk"])
+@pytest.mark.parametrize("when", [0, 120])
+def test_a_program_that_is_short_of_files_or_disk_trains_on(tmp_path, what, when):
+    """From some step on no file can be opened, or none can grow; that lasts, and the run ends as planned."""
+    command = [sys.executable, "-c", SHORT_OF, str(tmp_path), what, str(when)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+
+    assert done.stdout.split()[0] == "finished", done.stderr[-2000:]
+    assert int(done.stdout.split()[1]) >= 2
+    if when:
+        assert newest_step(tmp_path / "ck") >= 100
+
+
+def environment():
+    """The environment of a program that imports the package and the tests from here."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
