@@ -413,6 +413,11 @@ class R8Scheduler:
         """
         run_state.say_if_spent(self.host)
         self._say_if_closed()
+        is_done = self.pace.is_finished or self.pace.ended_early is not None
+        if is_done and not self.host.emitter.has_started:
+            # It has ended before it was resumed: its record stays as it is.
+            run_state.tell_loaded(self.host)
+            return
         if self.host.feed is not None:
             yield from loops.epochs(self.host.feed)
             return
@@ -475,7 +480,9 @@ class R8Scheduler:
                 self._give_up_open()
             if pace.epoch != epoch and not search.is_on:
                 self._ended_epoch = True
-                self.host.between_steps()
+                if pace.is_finished or self.requests.is_pending:
+                    # Else what follows the epoch in the user's loop comes before a checkpoint of it.
+                    self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.experiment.asks_probe):
                     return
             ticket = host.open_ticket = host.draw_if_any()
@@ -977,6 +984,18 @@ class R8Scheduler:
             if damage:
                 refusal.answer_damage(self.host, damage)
 
+    def check(self) -> bool:
+        """Look at the weights now, as before a backup, and put back what is not finite.
+
+        For loops that use the model between two steps, as for the rollout of a policy, where no loss shows that its
+        weights are damaged. Call it between two steps; on several ranks all must call it.
+
+        Returns:
+            Whether every number of what ``state_callback`` returns was finite. If not, it is afterwards, unless there
+            is no backup yet; the next batches then test the weights, as after any damage.
+        """
+        return refusal.check_weights(self.host)
+
     def restore_backup(self) -> int:
         """Go on from the newest backup in RAM: the model, the guard, the counters and the rates of one step.
 
@@ -1073,7 +1092,9 @@ class R8Scheduler:
     @property
     def current_epoch(self) -> int:
         """The current epoch, 0-based."""
-        return self.pace.epoch
+        feed = self.host.feed
+        is_done = feed is not None and feed.place.is_resumed and self.pace.has_ended and self.pace.is_finished
+        return self.pace.epoch + is_done
 
     @property
     def progress(self) -> float:

@@ -411,13 +411,13 @@ def say_if_finished(run: Engine) -> None:
         why = f" ({run.pace.ended_early})" if run.pace.ended_early else ""
         run.announcer.warn_once(
             "finished",
-            f"the resumed run has finished early, at step {run.pace.step}{why}: nothing is trained. To train on, give "
-            "more patience or another budget; to start over, another checkpoint_dir or resume=None.",
+            f"finished, nothing to do: the resumed run has finished early, at step {run.pace.step}{why}. To train on, "
+            "give more patience or another budget; to start over, another checkpoint_dir or resume=None.",
         )
     elif run.pace.is_finished:
         run.announcer.warn_once(
             "finished",
-            f"the resumed run is finished already, at step {run.pace.step}: nothing is trained. To train more, give a "
+            f"finished, nothing to do: the resumed run has ended at step {run.pace.step}. To train more, give a "
             "larger budget; to start over, give another checkpoint_dir or resume=None.",
         )
 

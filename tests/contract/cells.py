@@ -45,7 +45,6 @@ def _is_red(rule, columns, harm):
 
 
 _is_red("hidden_nan", COLUMNS, "user code after an epoch sees NaN weights, as nobody looks at them before it")
-_is_red("hidden_nan_at_the_end", COLUMNS, "weights that the last batch made NaN are put back without a word")
 _is_red("healthy_quiet", DRAWN, "at a constant rate losses that stay level are called wild: 8 probes in 16 steps")
 _is_red("recurring_sample", OWN, "each visit of a sample of 1e4 lowers the rate, for good")
 

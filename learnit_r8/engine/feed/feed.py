@@ -159,6 +159,8 @@ class Feed:
         run.controller.experiment.let_probe(self.settings.keeps_witness)
         place.samples.prepare(source)
         self._is_repeated = place.is_resumed and pace.has_ended
+        if self._is_repeated:
+            run.announcer.note_once("repeated", AFTER_LAST)
         if place.is_resumed:
             place.resume(source)
         else:

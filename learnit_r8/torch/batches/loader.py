@@ -308,7 +308,9 @@ class WithProbes:
 
     def __next__(self) -> Any:
         batches, r8 = self._batches, self._batches.r8
-        batches.trainer.between_steps()
+        is_under_way = batches.waiting or r8.pace.next_place < batches.reader.end
+        if is_under_way or r8.is_over or r8.requests.is_pending:
+            batches.trainer.between_steps()
         if r8.controller.experiment.asks_probe:
             return self._fetch(batches.reader.draw_probe())
         end = min(batches.reader.end, r8.total_steps or batches.reader.end)
