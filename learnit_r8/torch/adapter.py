@@ -112,7 +112,7 @@ class Adapter(AttachedModel):
         sampler = self.sampler
         if numbered:
             sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
-        loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings)
+        loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings, is_ahead=self._ahead > 0)
         loader.hold_in(self._hand)
         if not self._has_loader:
             say_at_exit(self)

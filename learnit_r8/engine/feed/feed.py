@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ... import events
 from ...guard.verdict import GOOD
 from ...sampling.loader_plan import LoaderPlan, Size
+from ...sampling.random_generators import hold_random_state
 from ...sampling.ticket import Outcome, Ticket, new_tuple
 from .. import draws, refusal, run_state
 from .batch_size import BatchMeasure, meet
@@ -264,6 +265,8 @@ class Feed:
                 pass
             item = _NONE
         else:
+            if place.looks_ahead:
+                place.before = hold_random_state()
             item = next(place.batches, _NONE)
         if is_heard:
             run.emitter.data_seconds += time.perf_counter() - began
