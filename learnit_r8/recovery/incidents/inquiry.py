@@ -174,6 +174,7 @@ class Inquiry:
         damage = timer.damage_now(parts.persistence.callbacks.state) if self._live.can_restore else ""
         if damage:
             # No later loss would show what the last update has done.
+            parts.announcer.tell(events.DamageFound, array=damage)
             self.damaged(damage)
             return self._experiment.is_open
         recent = list(parts.lineage.progress.recent)
@@ -306,7 +307,7 @@ class Inquiry:
         live, case = self._live, self._experiment.case
         live.begin_call(step)
         better = None if case is None else case.better_than_present()
-        if live.current is not None and (better is not None or not live.put_present()):
+        if better is not None or (live.current is not None and not live.put_present()):
             start = self._parts.lineage.progress.start
             best = better if better is not None and better.updates else self._parts.witnesses.best(start)
             if best is not None and live.put(best):
