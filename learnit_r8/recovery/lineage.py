@@ -112,7 +112,8 @@ class Lineage:
         return {
             "updates": self.updates, "progress": self.progress.state_dict(), "relapses": self.relapses,
             "rises": self.rises, "proving": [self.since, self.trial, self.is_proving], "rates": list(self.rates),
-            "fuse": [self.failed_at, self.num_restores, self.num_older], "gained": self.gained if self.is_proving else self.updates,
+            "fuse": [self.failed_at, self.num_restores, self.num_older],
+            "gained": self.gained if self.is_proving else self.updates,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
