@@ -6,11 +6,10 @@ Six kinds of runs in torch, with dropout, momentum and random augmentation (of t
 R8's batches and rates; a loader of the user's own with his own rates, in this process and in two workers; a stream with
 R8's rates; a loader that accelerate has prepared; two ranks (gloo) with a loader each. The process kills itself at a
 seeded place: the end of an epoch in every fourth run, else any step, before its loss is reported, between report and
-update, or after the update. Every fourth run is killed a second time, in the run that was resumed. A start that finds a
-file has other seeds, so that whatever is not put back shows. Compared by their bits, step for step, also those that were
-trained on before the kill: the samples, losses and rates; and at the end weights, momentum, the generators, R8's table
-and steps. Every second run goes on from backups in shared memory, if they are newer than the files. Ends with 1 if
-anything differs. POSIX only, as it forks; seed 0.
+update, or after the update. Every fourth run is killed a second time, in the run that was resumed; every second one may
+go on from backups in shared memory. A start that finds a file has other seeds, so that whatever is not put back shows.
+Compared by their bits, step for step, also before the kill: the samples, losses and rates; and at the end weights,
+momentum, the generators, R8's table and steps. Ends with 1 if anything differs. POSIX only, as it forks; seed 0.
 """
 
 from __future__ import annotations
