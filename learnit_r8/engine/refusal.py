@@ -41,6 +41,9 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
         put_to = run.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
         run.rates.use_found()
         return verdict, put_to
+    undo = run.persistence.callbacks.undo
+    if undo is not None and verdict is not Verdict.GOOD:
+        undo()
     if verdict is Verdict.PROBED or ticket.chunk.is_probe:
         return _test(run, ticket, judged)
     if verdict is Verdict.GOOD:
@@ -128,6 +131,14 @@ def answer_damage(run: Engine, array: str) -> None:
     scheduled = run.rates.scheduled(run.pace.progress_at(run.pace.step))
     with run.turns.take("between_steps", run.pace.step, is_changing=True):
         run.controller.inquire(run.pace.step, scheduled).damaged(array)
+
+
+def look_at_weights(run: Engine) -> None:
+    """Look at every number of the model now, and heal it where one is not finite: no loss may have shown it."""
+    array = run.persistence.backup_timer.damage_now(run.persistence.callbacks.state)
+    if array:
+        run.announcer.tell(events.DamageFound, array=array)
+        answer_damage(run, array)
 
 
 def look_back(run: Engine) -> None:
