@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -168,8 +169,7 @@ class TrainFunction:
         if self._back_end == "tensorflow":
             return [_read(each.value) for each in self._variables]
         if self._copy_all is None:
-            import jax
-
+            jax: Any = sys.modules["jax"]
             # The step is given its arguments to keep.
             self._copy_all = jax.jit(lambda state: jax.tree.map(jax.numpy.copy, state))
         return self._copy_all(carried)
