@@ -97,9 +97,6 @@ class Host(Protocol):
     def look_at_weights(self) -> None:
         """Take a backup, which looks at every number, as soon as the user's step is complete."""
 
-    def look_now(self) -> None:
-        """Look at every number of the model, and heal it where one is not finite; the user's step is complete."""
-
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; listeners hear how long the training waits for each."""
 

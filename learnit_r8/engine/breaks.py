@@ -79,9 +79,12 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
     if refusal.look_last(run, may_probe=not is_last) and not is_last:
         return
     if controller.is_open:
-        if not (closing or (is_last and controller.experiment.is_open)):
+        # Without an experiment it is a trial of a rate, which ends with the run.
+        if not (is_last or (pace.is_finished and not (pace.num_out or controller.experiment.is_open))):
             return
-        _settle_open(run)
+        # End what is under way, as the run is left.
+        with run.turns.take("close", pace.step, is_changing=True):
+            controller.inquiry.settle_open(step=pace.step)
     with run._saving:
         step, epoch_ended = pace.step, run._epoch_ended
         try:
@@ -106,9 +109,3 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
         # Last: if any of this is interrupted, it is due again.
         if epoch_ended:
             run._epoch_ended = False
-
-
-def _settle_open(run: Engine) -> None:
-    """End what is under way, as the run is left."""
-    with run.turns.take("close", run.pace.step, is_changing=True):
-        run.controller.inquiry.settle_open(step=run.pace.step)

@@ -326,10 +326,6 @@ class Engine:
         is_same = self.pace.step == judged.step and self.sentry._losses is judged.losses
         return is_same and chunk.states[slot] == state
 
-    def look_now(self) -> None:
-        """Look at every number of the model, and heal it where one is not finite."""
-        refusal.look_at_weights(self)
-
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; if there are listeners, the time that training waits for each is measured."""
         return self.emitter.timed(batches) if self.announcer.is_heard else batches

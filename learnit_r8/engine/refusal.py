@@ -133,12 +133,14 @@ def answer_damage(run: Engine, array: str) -> None:
         run.controller.inquire(run.pace.step, scheduled).damaged(array)
 
 
-def look_at_weights(run: Engine) -> None:
-    """Look at every number of the model now, and heal it where one is not finite: no loss may have shown it."""
-    array = run.persistence.backup_timer.damage_now(run.persistence.callbacks.state)
-    if array:
-        run.announcer.tell(events.DamageFound, array=array)
-        answer_damage(run, array)
+def check_weights(run: Engine) -> bool:
+    """Look at the weights now, and put back what is not finite; returns whether all was finite."""
+    persistence = run.persistence
+    damage = persistence.backup_timer.damage_now(persistence.callbacks.state)
+    if damage:
+        run.announcer.tell(events.DamageFound, array=damage)
+        answer_damage(run, damage)
+    return not damage
 
 
 def look_back(run: Engine) -> None:

@@ -54,7 +54,7 @@ def keep_model(
     if state is None or is_other:
         state = ModelState(model, optimizers[0], others=optimizers[1:], keeps_rates=r8.keeps_rates)
     if function is not None:
-        function.watch(state, r8.host.look_now)
+        function.watch(state, r8.check)
     examiner = Examiner(model, state, lambda: None if function is None else function.batch)
     callbacks = Callbacks(
         state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect,

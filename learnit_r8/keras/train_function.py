@@ -38,7 +38,7 @@ class TrainFunction:
 
     def __init__(self, model: Any) -> None:
         self.batch: Any = None
-        self.end_iteration: Callable[[], None] = _do_nothing
+        self.end_iteration: Callable[[], object] = _do_nothing
         self._model, self._back_end = model, keras.backend.backend()
         self._state: ModelState | None = None
         self._values: dict[str, Any] = {}
@@ -75,7 +75,7 @@ class TrainFunction:
         # A step traced before returns nothing of ours.
         model.train_function = None
 
-    def watch(self, state: ModelState, end_iteration: Callable[[], None]) -> None:
+    def watch(self, state: ModelState, end_iteration: Callable[[], object]) -> None:
         """Keep a state before each step from now on.
 
         Args:

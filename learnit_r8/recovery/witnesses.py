@@ -95,6 +95,18 @@ class Witnesses:
         """Those with a witness."""
         return [each for each in self.all_states() if each.witness]
 
+    def best(self, start: float) -> Backup | None:
+        """The state to end with where the present one is lost: the newest one that is trusted; None if there is none.
+
+        Args:
+            start: The level of the losses as the run began; a trained state whose losses were no higher goes before the
+                initial one, trusted or not.
+        """
+        trained = [each for each in reversed(self.known()) if each.updates]
+        trusted = [each for each in trained if each.is_proven]
+        lower = [each for each in trained if each.usual <= start]
+        return next(iter([*trusted, *lower, *self.known()]), None)
+
     def went_back(self, backup: Backup) -> None:
         """Forget the states of abandoned weights, as this one was restored."""
         self._backup.forget_after(backup.updates)

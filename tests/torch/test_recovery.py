@@ -4,7 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.nn.functional import binary_cross_entropy
+from sklearn.datasets import load_digits
+from torch.nn.functional import binary_cross_entropy, cross_entropy
 
 from learnit_r8 import events
 from learnit_r8.torch import attach
@@ -147,3 +148,32 @@ def test_guards_by_name():
     assert probability(num_steps=2, guard="spike")[1].scheduler.sentry.guard == SpikeGuard()
     with pytest.raises(ValueError, match=r"guard must be one of .* or a guard, got 'finit'. Did you mean 'finite'"):
         probability(num_steps=2, guard="finit")
+
+
+def test_loop_that_ends_within_a_trial_of_a_rate_ends_with_trained_weights():
+    """The better weights are back before `close`, where the code after a loop looks at them."""
+    torch.manual_seed(1)
+    layers = [each for size in (64, 32, 32) for each in (torch.nn.Linear(size, 32), torch.nn.ReLU())]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(32, 10))
+    digits = load_digits()
+    x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
+    adapter = attach(
+        model, torch.optim.SGD(model.parameters(), 0.14, momentum=0.9), torch.utils.data.TensorDataset(x, y),
+        batch_size=32, num_steps=165, seed=0, policy="shuffle", scheduler_mode="keep",
+    )  # fmt: skip
+
+    def loss():
+        with torch.no_grad():
+            return cross_entropy(model(x[:256]), y[:256]).item()
+
+    before, trials = loss(), 0
+    for _ in adapter.epochs():
+        for inputs, targets in adapter.loader():
+            adapter.step(adapter.loss(cross_entropy(model(inputs), targets, reduction="none")))
+            trials += adapter.scheduler.controller._first_steps.is_on_trial
+    after = loss()
+    adapter.close()
+
+    assert trials
+    assert after < 0.7 * before
+    assert loss() == after

@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -68,6 +68,12 @@ NUM_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.SPIKE: 2, Alarm.END: 
 """Witnesses that must be fine before the present weights count as healthy, as one batch may miss the damage."""
 
 
+NOT_THE_WEIGHTS = (
+    "no state has finite losses: the data are to blame, or something that R8 was not given, such as a second network "
+    "and its optimizer"
+)
+
+
 class Lab(Protocol):
     """What an experiment may do to the training."""
 
@@ -105,6 +111,7 @@ class Case:
         is_again: Whether numbers of the state are not finite again since they were mended, without a refused batch: the
             cause is in the weights.
         is_exact: Whether witnesses are drawn; else the mean loss of some other batches stands for a probe.
+        of_present: The losses of those witnesses that were drawn with the present weights.
     """
 
     alarm: Alarm
@@ -119,6 +126,16 @@ class Case:
     best: Backup | None = None
     is_exact: bool = True
     is_again: bool = False
+    of_present: dict[Backup, float] = field(default_factory=dict)
+
+    def better_than_present(self) -> Backup | None:
+        """The newest state that is known to be better than the present weights, by a batch that has a loss of both."""
+        for backup, loss in self.of_present.items():
+            # Where a loss is not finite, its batch may be to blame.
+            is_known = math.isfinite(loss) or math.isfinite(backup.replayed)
+            if is_known and not loss <= self.record(backup) + self.tolerance(backup):
+                return backup
+        return None
 
     def record(self, backup: Backup) -> float:
         """What the loss of a probe is compared with."""
@@ -195,6 +212,9 @@ def investigate(case: Case, lab: Lab) -> Steps:
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
     is_sound = is_whole is not False and not is_blind and not (case.alarm is Alarm.SPIKE and lab.is_swollen())
+    if not is_sound:
+        # A run that ends before the experiment goes on from what has repeated its record.
+        case.of_present.update((each, math.inf) for each in reversed(case.known))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
     if not rise:
         return Finding("healthy", "the weights are healthy: the witness has its recorded loss")
@@ -226,7 +246,7 @@ def _stay(
         if not lab.put_present():
             return None
         if tested and not any(math.isfinite(each.replayed) for each in tested):
-            return Finding("data", "no state has finite losses: the data are to blame", None, tested)
+            return Finding("data", NOT_THE_WEIGHTS, None, tested)
         return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
     if rise <= NOISES * newest.noise and lab.put_present():
         return Finding("healthy", "the witness is as close to its recorded loss as it ever gets", None, tested)
@@ -245,7 +265,8 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
     rises: list[float] = []
     limits: list[float] = []
     for backup in case.references:
-        loss = yield from _draw(case, backup)
+        backup.replayed = math.nan
+        loss = case.of_present[backup] = yield from _draw(case, backup)
         if not math.isfinite(loss):
             # One witness may hold a bad sample; two of them show that the weights are damaged.
             if has_bad or rises:

@@ -169,6 +169,7 @@ class Inquiry:
         damage = timer.damage_now(parts.persistence.callbacks.state) if self._live.can_restore else ""
         if damage:
             # No later loss would show what the last update has done.
+            parts.announcer.tell(events.DamageFound, array=damage)
             self.damaged(damage)
             return self._experiment.is_open
         recent = list(parts.lineage.progress.recent)
@@ -290,7 +291,10 @@ class Inquiry:
         self._live.end()
 
     def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool) -> None:
-        self._first_steps.drop_trial()
+        if self._first_steps.break_off(is_damaged=True):
+            # A trial has no other state than the initial one to go back to, which what was kept aside is better than.
+            self._parts.refusals.bad_in_a_row = 0
+            return
         is_probed = self._experiment.can_probe or self._parts.persistence.callbacks.repeat is not None
         if self._settlement.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_probed=is_probed):
             self.steady_left = min(self._parts.recovery.steady_steps, self._most_steady)
@@ -303,15 +307,18 @@ class Inquiry:
             self._parts.persistence.look_at_weights()
 
     def settle_open(self, *, step: int) -> None:
-        """End what is under way, as the run is left: with the present weights, or with the newest trusted ones."""
-        self._live.begin_call(step)
-        if self._live.current is not None and not self._live.put_present():
-            newest = next((each for each in reversed(self._parts.witnesses.known()) if each.is_proven), None)
-            if newest is not None and self._live.put(newest):
-                self._go_on_from(newest, Alarm.END, is_sudden=True)
-        self._first_steps.undo_trial()
+        """End what is under way, as the run is left, with the better of what was kept aside and what is there."""
+        live, case = self._live, self._experiment.case
+        live.begin_call(step)
+        better = None if case is None else case.better_than_present()
+        if better is not None or (live.current is not None and not live.put_present()):
+            start = self._parts.lineage.progress.start
+            best = better if better is not None and better.updates else self._parts.witnesses.best(start)
+            if best is not None and live.put(best):
+                self._go_on_from(best, Alarm.END, is_sudden=True)
+        self._first_steps.break_off(is_damaged=False)
         self._experiment.end()
-        self._live.end()
+        live.end()
 
     def check_end(self, loss: float, lr: float) -> None:
         """Give up if too many batches were refused, in a row or while the weights never got further.

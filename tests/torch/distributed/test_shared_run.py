@@ -851,6 +851,7 @@ def test_all_ranks_load_the_checkpoint_that_rank_0_finds(tmp_path):
     r8 = make(48, batch_size=8, num_epochs=3, checkpoint_dir=tmp_path)
     advance_to(r8, 4)
     path = r8.save_checkpoint().path
+    r8.close()
 
     def job(ranks):
         shared = SharedRun(make(48, batch_size=8, num_epochs=3, checkpoint_dir=tmp_path), ranks)
