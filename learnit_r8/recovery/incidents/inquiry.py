@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ... import events
 from ...sampling.ticket import Ticket
 from ..policy import TrainingDiverged
-from ..progress import EARLY_UPDATES, LOOK_EVERY
+from ..progress import EARLY_UPDATES, FIRST, LOOK_EVERY
 from ..ram_backup import Backup, spread_of
 from .experiment import Alarm, Case, Finding, investigate
 from .incident import Incident, diverged_text, write_bundle
@@ -137,7 +137,12 @@ class Inquiry:
             return
         first_steps, lineage = self._first_steps, self._parts.lineage
         level = lineage.progress.level
-        if first_steps.is_on_trial:
+        if not self._parts.sentry.tests_progress:
+            # Batches and rates are the user's own: only the level of the losses says something of those.
+            self._settlement.confirm_rate(level)
+            if lineage.progress.is_above_untrained(lineage.updates) and not lineage.rises and self._live.can_restore:
+                self.begin(Alarm.ABOVE, lineage.progress.rise(FIRST))
+        elif first_steps.is_on_trial:
             first_steps.end_trial(level)
         elif level == level and lineage.updates > EARLY_UPDATES:
             if first_steps.is_measuring:
@@ -203,8 +208,9 @@ class Inquiry:
             known = self._older(known)
         elif not is_again:
             self.end_search()
+        first_level = progress.first_level if parts.sentry.tests_progress else progress.untrained
         case = Case(
-            alarm, level, known, progress.start, progress.first_spread, progress.first_level,
+            alarm, level, known, progress.start, progress.first_spread, first_level,
             share=parts.refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
             is_sudden=alarm is not Alarm.REGRESS and (alarm is not Alarm.RAISED or progress.is_sudden()),
             is_exact=self._experiment.can_probe or bool(held), is_again=is_again,
