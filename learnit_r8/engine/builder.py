@@ -174,7 +174,7 @@ def _build_recorder(given: Settings, persistence: Persistence) -> FlightRecorder
     return FlightRecorder(given.record, folder, given.name or "", copy_state=copy_state)
 
 
-def _checked_guard(given: Settings) -> Guard:
+def _checked_guard(given: Settings) -> Any:
     guard = as_guard(given.guard)
     for argument, value, method in (
         ("guard", guard, "judge"),

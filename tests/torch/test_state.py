@@ -151,7 +151,10 @@ def test_validation_with_a_generator_of_its_own_leaves_no_trace(workers, tmp_pat
 
     whole = make(policy="shuffle")
     go(whole, 3)
-    go(make(tmp_path, policy="shuffle", every=None), 1)
+    killed = make(tmp_path, policy="shuffle", every=None)
+    go(killed, 1)
+    # The checkpoint of an epoch is written when the next one is asked for.
+    next(iter(killed.loader(num_workers=workers)))
     resumed = make(tmp_path, policy="shuffle", every=None)
     resumed.scheduler.load_checkpoint()
 
@@ -165,7 +168,7 @@ def test_resumes_at_the_end_of_an_epoch(tmp_path):
     whole, seen = make(policy="shuffle"), []
     go_on(whole, 0, seen)
     broken, first = make(tmp_path, policy="shuffle", every=None), []
-    go_on(broken, 0, first, stop_after=13)
+    go_on(broken, 0, first, stop_after=14)
     resumed, rest = make(tmp_path, policy="shuffle"), []
     resumed.scheduler.load_checkpoint()
     at = resumed.scheduler.global_step
