@@ -89,6 +89,8 @@ class SharedRun:
                 raise
             self._take_back(share, r8.host.give_up)
         self.settle()
+        # Before the user's code after the epoch, which must not see weights on trial.
+        r8.host.between_steps()
 
     @property
     def _num_held_back(self) -> int:
