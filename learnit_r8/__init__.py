@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .checkpoint.early_stop import EarlyStopping as EarlyStopping
     from .checkpoint.reader import NoValidCheckpoint as NoValidCheckpoint
     from .checkpoint.store import CheckpointStore as CheckpointStore
+    from .checkpoint.store import RunInUse as RunInUse
     from .engine.settings import SchedulerSettings as SchedulerSettings
     from .engine.signals import Preempted as Preempted
     from .guard import FiniteGuard as FiniteGuard
@@ -41,6 +42,7 @@ _HOME = {
     "RamBackup": "recovery.ram_backup",
     "CheckpointStore": "checkpoint.store",
     "NoValidCheckpoint": "checkpoint.reader",
+    "RunInUse": "checkpoint.store",
     "FiniteGuard": "guard",
     "GuardState": "guard",
     "SpikeGuard": "guard",

@@ -155,7 +155,8 @@ class R8Scheduler:
             or `EarlyStopping` (patience, min_delta). `load_best` restores the best model.
         resume: "auto" continues from the newest valid checkpoint in ``checkpoint_dir``, or from a newer backup that has
             outlived its process in ``backup_dir``, if there is one: running the same program again continues the run,
-            and a finished run does nothing. A path continues from that file. None starts a new run.
+            and a finished run does nothing. A folder that cannot be read, a checkpoint of another user, and a run that
+            another process trains are errors. A path continues from that file. None starts a new run.
             ``load_callback`` loads the model, or an adapter does once it is attached.
         guard: Decides which losses to refuse: "spike", the default; "finite", which refuses only losses that are not
             finite, for losses that need not fall; or your own guard.
@@ -203,6 +204,8 @@ class R8Scheduler:
     Raises:
         ValueError: an argument outside its range, or not exactly one budget.
         TypeError: an argument of the wrong kind.
+        RunInUse: another process, or another thread of this one, trains the run to continue.
+        OSError: its checkpoints cannot be read, or are another user's.
 
     >>> r8 = R8Scheduler(100, batch_size=10, num_epochs=3)
     >>> for epoch in r8.epoch_iterator():
@@ -410,6 +413,11 @@ class R8Scheduler:
         """
         run_state.say_if_spent(self.host)
         self._say_if_closed()
+        is_done = self.pace.is_finished or self.pace.ended_early is not None
+        if is_done and not self.host.emitter.has_started:
+            # It has ended before it was resumed: its record stays as it is.
+            run_state.tell_loaded(self.host)
+            return
         if self.host.feed is not None:
             yield from loops.epochs(self.host.feed)
             return
@@ -472,8 +480,11 @@ class R8Scheduler:
                 self._give_up_open()
             if pace.epoch != epoch and not search.is_on:
                 self._ended_epoch = True
-                self.host.between_steps()
+                if pace.is_finished or self.requests.is_pending:
+                    # Else what follows the epoch in the user's loop comes before a checkpoint of it.
+                    self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.experiment.asks_probe):
+                    self.host.leave_epoch()
                     return
             ticket = host.open_ticket = host.draw_if_any()
             if ticket is None:
@@ -982,6 +993,18 @@ class R8Scheduler:
             if damage:
                 refusal.answer_damage(self.host, damage)
 
+    def check(self) -> bool:
+        """Look at the weights now, as before a backup, and put back what is not finite.
+
+        For loops that use the model between two steps, as for the rollout of a policy, where no loss shows that its
+        weights are damaged. Call it between two steps; on several ranks all must call it.
+
+        Returns:
+            Whether every number of what ``state_callback`` returns was finite. If not, it is afterwards, unless there
+            is no backup yet; the next batches then test the weights, as after any damage.
+        """
+        return refusal.check_weights(self.host)
+
     def restore_backup(self) -> int:
         """Go on from the newest backup in RAM: the model, the guard, the counters and the rates of one step.
 
@@ -1078,7 +1101,9 @@ class R8Scheduler:
     @property
     def current_epoch(self) -> int:
         """The current epoch, 0-based."""
-        return self.pace.epoch
+        feed = self.host.feed
+        is_done = feed is not None and feed.place.is_resumed and self.pace.has_ended and self.pace.is_finished
+        return self.pace.epoch + is_done
 
     @property
     def progress(self) -> float:
@@ -1183,6 +1208,8 @@ class R8Scheduler:
             raise
         finally:
             self.requests.leave()
+            if self._is_closed and self.host.saver is not None:
+                self.host.saver.store.release()
             early = self.pace.ended_early
             finished = self.pace.is_finished or early is not None
             self.host.announcer.tell(events.RunEnded, finished=finished, early=early)

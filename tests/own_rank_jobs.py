@@ -119,6 +119,30 @@ def token_run(rank, most):
     return adapter.scheduler.global_step, adapter.scheduler.pace.tokens
 
 
+def refused_resume(rank, folder, fault):
+    """Build what would resume, where only rank 0 finds that it cannot; the error."""
+    model, optimizer, stream = begun(rank, 8)
+    listdir = os.listdir
+
+    def refuse(path="."):
+        if str(path) == str(folder):
+            raise OSError(5, "Input/output error")
+        return listdir(path)
+
+    if fault == "unreadable" and not rank:
+        os.listdir = refuse
+    try:
+        attach(
+            model, optimizer, stream, num_epochs=4, handle_signals=False, checkpoint_dir=folder, resume="auto",
+            backup_dir=False,
+        )  # fmt: skip
+    except Exception as error:
+        return type(error).__name__, str(error)
+    finally:
+        os.listdir = listdir
+    return "", ""
+
+
 def resumed_run(rank, folder, until):
     """Train with checkpoints; what was seen from the first batch of this process on, and the weights."""
     model, optimizer, stream = begun(rank, 8)

@@ -77,6 +77,9 @@ def _serve(pipe, rank, size, store):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
+                # As in pyproject.toml: said of the first refused loss, and of the first array that is mended.
+                warnings.filterwarnings("ignore", "(a loss was|.* losses were) refused (at|from) step")
+                warnings.filterwarnings("ignore", "losses or weights were not finite at step .* came from the backup")
                 pipe.send(("", job(rank, *args)))
         except Exception:
             pipe.send((traceback.format_exc(), None))

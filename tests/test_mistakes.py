@@ -91,7 +91,7 @@ def test_resume_takes_a_folder(tmp_path):
     r8.close()
     (tmp_path / "empty").mkdir()
 
-    with pytest.warns(RuntimeWarning, match="finished already"):
+    with pytest.warns(RuntimeWarning, match="nothing to do"):
         assert make(resume=tmp_path / "saved").global_step == r8.global_step
     with pytest.raises(NoValidCheckpoint, match=r"resume must hold a valid checkpoint, got none in .*empty"):
         make(resume=tmp_path / "empty")

@@ -1,8 +1,9 @@
-"""Folders in the system's shared memory: private to a user, whatever others have put there, and locked by a process."""
+"""Locks of processes on files; and folders in shared memory, private to a user whatever others have put there."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ MOST_NAMES = 1000
 """Names that are tried for a folder of this user, as any other user may have taken some."""
 
 _held: set[str] = set()
-"""Folders that schedulers of this process write to; a lock of a process does not exclude its own."""
+"""Files that this process has locked; a lock of a process does not exclude its own."""
 
 
 def own_folders(base: Path) -> list[Path]:
@@ -64,53 +65,78 @@ def is_private(folder: Path) -> bool:
     return stat.S_ISDIR(about.st_mode) and is_own and not stat.S_IMODE(about.st_mode) & 0o077
 
 
-def lock_until_released(folder: Path) -> Callable[[], object] | None:
-    """Take the lock of a folder until the function that is returned is called; None if it is taken."""
-    if str(folder) in _held:
+def lock_until_released(file: Path, content: str = "", *, is_removed: bool = False) -> Callable[[], object] | None:
+    """Lock a file until the function that is returned is called, or the process ends; None if it is locked.
+
+    Args:
+        file: Made if there is none.
+        content: Written into it.
+        is_removed: Whether to delete it as it is released.
+
+    Raises:
+        OSError: the file cannot be made, or its file system has no locks.
+        ImportError: the system has none.
+    """
+    if str(file) in _held:
         return None
-    descriptor = _lock(folder)
+    descriptor = _lock(file)
     if descriptor is None:
         return None
-    _held.add(str(folder))
+    if content:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, content.encode())
+    _held.add(str(file))
     owner = os.getpid()
     is_done: list[bool] = []
 
     def release() -> None:
         if not is_done:
             is_done.append(True)
+            is_own = os.getpid() == owner
+            with contextlib.suppress(OSError):
+                if is_removed and is_own:
+                    os.unlink(file)
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-            if os.getpid() == owner:
-                _held.discard(str(folder))
+            if is_own:
+                _held.discard(str(file))
 
     return release
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a running process has the lock of a folder."""
-    if str(folder) in _held:
+    """Whether a running process has locked the file "lock" in a folder."""
+    if str(folder / "lock") in _held:
         return True
     if not (folder / "lock").exists():
         return False
-    descriptor = _lock(folder)
+    descriptor = _lock(folder / "lock")
     if descriptor is None:
         return True
     os.close(descriptor)
     return False
 
 
-def _lock(folder: Path) -> int | None:
+def _lock(file: Path) -> int | None:
     """The descriptor of a lock that this process has now; None if another has it. A process that ends gives it back."""
     import fcntl
 
-    descriptor = open_output(folder / "lock", "a", permissions=0o600)
-    try:
-        # Not flock(): forked loader workers would keep the lock of a trainer that was killed.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    while True:
+        descriptor = open_output(file, "a", permissions=0o600)
+        try:
+            # Not flock(): forked loader workers would keep the lock of a trainer that was killed.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+                    return descriptor
+            # Who had it has deleted the file since it was opened here.
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return None
+            raise
         os.close(descriptor)
-        return None
-    return descriptor
 
 
 def free_bytes(folder: Path) -> int:

@@ -97,7 +97,7 @@ class SharedBackups:
         self._rank, self._num_ranks = rank, num_ranks
         self._note, self._base, self._is_default, self._switched = note, base, is_default, switched
         own = own_folders(base)
-        known = [folder for folder in own if (folder / self._digest).is_dir()]
+        known = [folder for folder in own if os.path.isdir(folder / self._digest)]
         self._settle_in((known or own or [base / "none"])[0])
         self.is_off = self._has_written = False
         self._pid = os.getpid()
@@ -200,7 +200,7 @@ class SharedBackups:
             self._note(f"backups are kept in {str(self._parent)!r}, as {own!r} there is not private to this user.")
         self._sweep_others()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        release = lock_until_released(self._folder)
+        release = lock_until_released(self._folder / "lock")
         if release is None:
             raise ValueError(f"another running process uses {str(self._folder)!r}.")
         self._release = release
@@ -309,11 +309,13 @@ class SharedBackups:
 
     def _common_steps(self, skipped: list[str]) -> list[int]:
         """The steps of the generations that all ranks have, newest first; empty if a running process writes them."""
-        if not (is_private(self._parent) and self._run.is_dir()):
+        try:
+            if not (is_private(self._parent) and self._run.is_dir()) or is_held(self._folder):
+                return []
+            ranks = [{step for step, _ in files_in(self._run / f"rank{rank}")} for rank in range(self._num_ranks)]
+        except OSError as error:
+            skipped.append(f"their folder cannot be read: {error}")
             return []
-        if is_held(self._folder):
-            return []
-        ranks = [{step for step, _ in files_in(self._run / f"rank{rank}")} for rank in range(self._num_ranks)]
         return sorted(set.intersection(*ranks), reverse=True)
 
     def _read(self, path: Path) -> tuple[Checkpoint, list[Proved], float]:

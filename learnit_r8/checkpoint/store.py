@@ -12,11 +12,15 @@ import errno
 import functools
 import itertools
 import os
+import platform
 import re
+import threading
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from ..events import launcher
 from ..events.caller import warn
 from .background import BackgroundWrite
 from .codec import write
@@ -26,6 +30,7 @@ from .durable_io import (
     link_new,
     make_first_free,
     open_regular,
+    open_temporary,
     remove,
     replace,
     sweep,
@@ -33,6 +38,7 @@ from .durable_io import (
     write_new,
 )
 from .reader import MODEL, Checkpoint, NoValidCheckpoint, about_model, first_valid, read_checkpoint, step_of, written_by
+from .shared_folders import lock_until_released
 
 ROOM = 1.2
 """Space that must be free before a save, as a multiple of the size of the last one."""
@@ -49,6 +55,23 @@ MOST_NOTE = 2**16
 """Most bytes read of the note about a pinned checkpoint."""
 
 _NAME = re.compile(r"ck_(\d{12})\.r8")
+
+
+class RunInUse(RuntimeError):
+    """Another process, or another thread of this one, trains the run of these checkpoints."""
+
+
+class _Claim(NamedTuple):
+    """A run that a store of this process has locked."""
+
+    store: weakref.ref[CheckpointStore]
+    thread: threading.Thread
+    pid: int
+    release: Callable[[], object]
+
+
+_claims: dict[str, _Claim] = {}
+"""The runs that stores of this process have locked, by the file of the lock."""
 
 
 class CheckpointFiles(NamedTuple):
@@ -85,6 +108,69 @@ class CheckpointStore:
         self._given_up: set[Path] = set()
         self._is_tidy = False
         self._last_size = 0
+        self._claimed: str | None = None
+        self._is_lockless = False
+
+    def claim(self, run_id: str) -> None:
+        """Lock a run in this folder, so that no two processes go on with it; the one locked before is released.
+
+        A store of the same thread gives its lock up: that thread is here, so whatever used it has failed or is over. So
+        does one whose thread has ended. Other processes than rank 0 of a launcher lock nothing, as they write nothing.
+
+        Args:
+            run_id: The run.
+
+        Raises:
+            RunInUse: somebody else trains it; the message names process and host.
+        """
+        file = Path(os.path.realpath(self.folder)) / f"run_{run_id[:8]}.lock"
+        if not run_id or launcher.rank_of():
+            return
+        here = threading.current_thread()
+        other = _claims.get(str(file))
+        if other is not None and other.pid == os.getpid():
+            store = other.store()
+            if store is None or store is self or other.thread is here or not other.thread.is_alive():
+                self._note_claim(str(file), here, other.release)
+                return
+            raise RunInUse(self._in_use(run_id, f"the thread {other.thread.name!r} of this process, {os.getpid()}"))
+        try:
+            release = lock_until_released(file, f"{os.getpid()} {platform.node()}", is_removed=True)
+        except (FileNotFoundError, ImportError):
+            # No folder, which the first checkpoint makes; or a system without the locks of POSIX.
+            return
+        except OSError as error:
+            if not self._is_lockless:
+                self._is_lockless = True
+                warn(
+                    f"the run in {str(self.folder)!r} could not be locked ({error}), so another process with "
+                    "resume='auto' would go on with it, too. Training continues."
+                )
+            return
+        if release is None:
+            raise RunInUse(self._in_use(run_id, _holder_of(file)))
+        self._note_claim(str(file), here, release)
+
+    def _note_claim(self, file: str, thread: threading.Thread, release: Callable[[], object]) -> None:
+        if self._claimed != file:
+            self.release()
+            # An unreachable store of a scheduler that was never closed.
+            weakref.finalize(self, _release, file, weakref.ref(self))
+        self._claimed = file
+        _claims[file] = _Claim(weakref.ref(self), thread, os.getpid(), release)
+
+    def _in_use(self, run_id: str, who: str) -> str:
+        return (
+            f"checkpoint_dir must not hold a run that is being trained, got {str(self.folder)!r}, whose run "
+            f"{run_id[:8]} {who} trains: both would delete each other's checkpoints. End that one first (close() its "
+            "scheduler), or give another checkpoint_dir."
+        )
+
+    def release(self) -> None:
+        """Release the run that is locked."""
+        if self._claimed is not None:
+            _release(self._claimed, weakref.ref(self))
+            self._claimed = None
 
     def save(
         self,
@@ -127,6 +213,9 @@ class CheckpointStore:
             in_background: Whether a thread writes the scheduler's file meanwhile; ``state`` must not change then.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self._claimed is not None and getattr(_claims.get(self._claimed), "store", None) is not weakref.ref(self):
+            raise RunInUse(f"another scheduler of this process has gone on with the run {self.run_id[:8]} since.")
+        self.claim(self.run_id)
         self._tidy()
         self._make_room()
         number = self._next_number()
@@ -311,11 +400,11 @@ class CheckpointStore:
         self._given_up.clear()
         is_generation = checkpoint.model_state is not None
         is_here = checkpoint.path.parent.absolute() == self.folder.absolute()
-        if not (is_here or is_generation) or not self.folder.is_dir():
+        if not (is_here or is_generation):
             return
         until = step_of(checkpoint.state)
-        for path in sorted(self.folder.iterdir()):
-            if _NAME.fullmatch(path.name) and (is_generation or path.name <= checkpoint.path.name):
+        for path in (self.folder / name for name in reversed(self._names())):
+            if is_generation or path.name <= checkpoint.path.name:
                 run_id, model, step = written_by(path)
                 if run_id == self.run_id and (not is_generation or step <= until):
                     self._own.append(CheckpointFiles(path, model, step))
@@ -333,10 +422,67 @@ class CheckpointStore:
                 return own.path, own.model
         raise KeyError(name)
 
+    def _names(self) -> list[str]:
+        """The names of all checkpoints in the folder, valid or not, of this or other runs; newest first.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        try:
+            names = os.listdir(self.folder)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not os.path.islink(self.folder):
+                return []
+            raise self._unreadable(error) from error
+        return sorted(filter(_NAME.fullmatch, names), reverse=True)
+
+    def _unreadable(self, error: OSError) -> OSError:
+        what = "a link that leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror
+        text = (
+            f"checkpoint_dir must be a folder that can be read, got one with: {what}. Mend or mount it, or give "
+            "another one to start a new run"
+        )
+        return type(error)(error.errno, text, str(self.folder))
+
     @property
     def has_files(self) -> bool:
         """Whether the folder holds checkpoints, valid or not, of this or other runs."""
-        return self.folder.is_dir() and any(map(_NAME.fullmatch, os.listdir(self.folder)))
+        return bool(self._names())
+
+    def find(self) -> Checkpoint | None:
+        """The checkpoint that ``resume="auto"`` continues from, whose run is locked then; None without any.
+
+        Raises:
+            NoValidCheckpoint: none can be read.
+            RunInUse: somebody else trains the run.
+            PermissionError: the newest one belongs to another user.
+            OSError: the folder cannot be read.
+        """
+        while names := self._names():
+            found = self.load()
+            try:
+                owner = found.path.stat().st_uid if hasattr(os, "getuid") else None
+            except FileNotFoundError:
+                # Whoever trains the run has just deleted it.
+                continue
+            except OSError as error:
+                raise self._unreadable(error) from error
+            if owner is not None and owner != os.getuid() and owner != _owner_of_new(self.folder):
+                who: Any = owner
+                with contextlib.suppress(KeyError, OSError):
+                    who = found.path.owner()
+                raise PermissionError(
+                    errno.EPERM,
+                    f"the newest checkpoint belongs to the user {who}, and resume='auto' goes on with your own runs "
+                    f"only, as a model may run code of whoever wrote it. If you trust it, give "
+                    f"resume={str(found.path)!r}; else another checkpoint_dir",
+                    str(found.path),
+                )
+            self.claim(found.run_id)
+            if self._names()[:1] == names[:1]:
+                return found
+            # Whoever trained the run until now wrote another one before it was locked here.
+        return None
 
     def load(self, path: str | os.PathLike[str] | None = None) -> Checkpoint:
         """Read a checkpoint, by default the newest valid one; damaged ones are skipped, with a warning.
@@ -354,16 +500,42 @@ class CheckpointStore:
                 if Path(path).suffix == ".r8":
                     raise
                 raise ValueError(f"path must be the file of a checkpoint, got another. {_near(path)} {error}") from None
-        names = os.listdir(self.folder) if self.folder.is_dir() else []
         reasons: list[str] = []
-        newest_first = (self.folder / name for name in sorted(filter(_NAME.fullmatch, names), reverse=True))
-        checkpoint = first_valid(newest_first, reasons)
+        checkpoint = first_valid((self.folder / name for name in self._names()), reasons)
         if checkpoint is None:
             where = str(self.folder)
             raise NoValidCheckpoint(
                 f"checkpoint_dir must hold a valid checkpoint, got none in {where!r}: {reasons or 'no files'}."
             )
         return checkpoint._replace(skipped=tuple(reasons))
+
+
+def _release(file: str, store: weakref.ref[CheckpointStore]) -> None:
+    """Release a lock, unless another store has it now."""
+    claim = _claims.get(file)
+    if claim is not None and claim.store is store and claim.pid == os.getpid():
+        del _claims[file]
+        claim.release()
+
+
+def _holder_of(file: Path) -> str:
+    """Who has locked a run, by what the file says."""
+    with contextlib.suppress(OSError, ValueError), open_regular(file) as opened:
+        pid, host = opened.read(MOST_NOTE).decode("utf-8", "replace").split(maxsplit=1)
+        return f"the process {pid} on {host}"
+    return "another process"
+
+
+def _owner_of_new(folder: Path) -> int | None:
+    """The owner that a file made here gets: some file systems give all files to one user."""
+    probe = temporary_name(folder / "owner")
+    try:
+        with open_temporary(probe) as file:
+            return os.fstat(file.fileno()).st_uid
+    except OSError:
+        return None
+    finally:
+        remove(probe)
 
 
 def _near(path: str | os.PathLike[str]) -> str:

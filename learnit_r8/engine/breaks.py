@@ -81,11 +81,6 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
     if controller.is_open:
         # Without an experiment it is a trial of a rate, which ends with the run.
         if not (is_last or (pace.is_finished and not (pace.num_out or controller.experiment.is_open))):
-            has_ended = pace.has_ended if run.feed is not None else not pace.place % run.plan.steps_per_pass
-            if has_ended and not pace.num_out and controller.inquiry.is_on_trial:
-                # Validation comes now: it must not see weights that are only tried.
-                with run.turns.take("between_steps", pace.step, is_changing=True):
-                    controller.inquiry.show_true(step=pace.step, place=pace.place)
             return
         # End what is under way, as the run is left.
         with run.turns.take("close", pace.step, is_changing=True):

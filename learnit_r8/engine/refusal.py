@@ -130,6 +130,16 @@ def answer_damage(run: Engine, array: str) -> None:
         run.controller.inquire(run.pace.step, scheduled).damaged(array)
 
 
+def check_weights(run: Engine) -> bool:
+    """Look at the weights now, and put back what is not finite; returns whether all was finite."""
+    persistence = run.persistence
+    damage = persistence.backup_timer.damage_now(persistence.callbacks.state)
+    if damage:
+        run.announcer.tell(events.DamageFound, array=damage)
+        answer_damage(run, damage)
+    return not damage
+
+
 def look_back(run: Engine) -> None:
     """Look at the progress of the first steps; see `Inquiry.look_back`."""
     scheduled = run.rates.scheduled(run.pace.progress_at(run.pace.step))

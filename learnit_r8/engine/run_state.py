@@ -67,7 +67,7 @@ _KINDS: dict[str, Any] = {
     "plan.context.4.5.1": "", "plan.context.4.5.2": 0, "plan.context.4.5.3": [_LOSSES],
     "plan.sweep.weights": (_NUMBERS,), "plan.sweep.order": (_INDICES,), "plan.chunks": [_CHUNK],
     "plan.returned": [[0, 0]], "plan.waiting": [[0, 0]], "plan.loader": ({},), "plan.start": (_GENERATORS,),
-    "plan.now": _GENERATORS,
+    "plan.now": _GENERATORS, "plan.before": (_GENERATORS["global"],),
     "pace.ending": (_ENDING,),
     "recovery.limit.ceiling": _MAYBE, "recovery.limit.slow_above": _MAYBE, "recovery.limit.best": _MAYBE,
     "recovery.lineage.progress.recent": _LOSSES, "recovery.lineage.progress.reported": _LOSSES,
@@ -243,6 +243,8 @@ def save_as_asked(run: Engine) -> None:
 
 def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Continue from a checkpoint, or leave the run unchanged."""
+    if run.saver is not None:
+        run.saver.store.claim(checkpoint.run_id)
     before = None if run.turns.is_cut else whole_state_of(run, call="load_checkpoint")
     if run.model_loader.has_changed(checkpoint, "guard") and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
@@ -340,6 +342,9 @@ def _resume_from_newest(run: Engine) -> None:
             f"{found.state['pace']['step']} that was left in shared memory is deleted, too.",
         )
         return
+    if run.saver is not None:
+        # Here, as a run that is in use must not start over.
+        run.saver.store.claim(found.run_id)
     own = ""
     try:
         go_on_from(run, found, found.state)
@@ -406,13 +411,13 @@ def say_if_finished(run: Engine) -> None:
         why = f" ({run.pace.ended_early})" if run.pace.ended_early else ""
         run.announcer.warn_once(
             "finished",
-            f"the resumed run has finished early, at step {run.pace.step}{why}: nothing is trained. To train on, give "
-            "more patience or another budget; to start over, another checkpoint_dir or resume=None.",
+            f"finished, nothing to do: the resumed run has finished early, at step {run.pace.step}{why}. To train on, "
+            "give more patience or another budget; to start over, another checkpoint_dir or resume=None.",
         )
     elif run.pace.is_finished:
         run.announcer.warn_once(
             "finished",
-            f"the resumed run is finished already, at step {run.pace.step}: nothing is trained. To train more, give a "
+            f"finished, nothing to do: the resumed run has ended at step {run.pace.step}. To train more, give a "
             "larger budget; to start over, give another checkpoint_dir or resume=None.",
         )
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..checkpoint.durable_io import make_first_free, numbered
+from ..checkpoint.durable_io import NotOwnFile, make_first_free, numbered
 from ..events import launcher
 from ..events.caller import warn
 from ..events.system import SystemMonitor
@@ -42,7 +42,8 @@ def open_journal(
     Raises:
         TypeError: ``run_dir`` is none of these.
         ValueError: another process writes there, or the name is empty.
-        OSError: the folder cannot be made; with ``run_dir=None`` a warning says so instead.
+        OSError: a file is in the way of a folder that was asked for, or something in it is not this user's. Where the
+            disk is full or cannot be written, a warning says that the run is not recorded.
     """
     if not (run_dir is None or isinstance(run_dir, (str, os.PathLike, bool))):
         raise TypeError(f"run_dir must be a folder, True, False or None, got {run_dir!r}.")
@@ -59,17 +60,19 @@ def open_journal(
         requests=requests,
         machine=SystemMonitor().load,
     )
-    if isinstance(run_dir, (str, os.PathLike)):
-        try:
-            return make(run_dir)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise type(error)(f"run_dir must be a folder, or a path where one can be made, got {run_dir!r}.") from error
+    is_named = not (run_dir is None or run_dir is True)
     try:
-        return make(_new_folder(runs_folder(), name))
+        return make(run_dir if isinstance(run_dir, (str, os.PathLike)) else _new_folder(runs_folder(), name))
     except OSError as error:
-        if run_dir:
+        if is_named and isinstance(error, (FileExistsError, NotADirectoryError)):
+            raise type(error)(f"run_dir must be a folder, or a path where one can be made, got {run_dir!r}.") from error
+        if run_dir and isinstance(error, (FileExistsError, NotADirectoryError, NotOwnFile)):
             raise
-        warn(f"no run folder could be made in {str(runs_folder())!r}: {error}")
+        where = os.fspath(run_dir) if is_named else str(runs_folder())  # type: ignore[arg-type]
+        warn(
+            f"the run is not recorded, as nothing can be written to the run folder in {where!r}: {error}. Training "
+            "goes on. Free or mend that disk, or give another run_dir."
+        )
         return None
 
 

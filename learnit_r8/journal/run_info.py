@@ -123,8 +123,8 @@ def git_commit() -> str:
     filters of files), and whoever gave it to the user has written that.
     """
     program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path()
-    folder = program.resolve().parent if program.is_file() else Path.cwd()
     try:
+        folder = program.resolve().parent if program.is_file() else Path.cwd()
         found = next(each / ".git" for each in (folder, *folder.parents) if (each / ".git").exists())
         # In a worktree or a submodule it is a file.
         own = found if found.is_dir() else found.parent / _line_of(found).removeprefix("gitdir: ")

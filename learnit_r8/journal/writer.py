@@ -121,7 +121,6 @@ class Journal(ThreadedListener):
                 "first ends here. Close a scheduler before the next one, or give each its own run_dir."
             )
             earlier.close()
-        _open_journals[os.path.realpath(self.folder)] = self
         now = self._wall()
         write_about(self.folder, name=name, configuration=configuration, wall=now)
         path = self.folder / "events.jsonl"
@@ -129,6 +128,8 @@ class Journal(ThreadedListener):
         # Ends a line that a killed process left half written, which readers skip.
         os.close(open_output(path, "a", permissions=0o644))
         _append(path, ("\n" if path.stat().st_size else "") + header)
+        # Last, as one that could not be made has nothing to close.
+        _open_journals[os.path.realpath(self.folder)] = self
         atexit.register(_at_exit, weakref.ref(self))
 
     def __del__(self) -> None:

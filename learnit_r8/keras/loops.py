@@ -94,7 +94,8 @@ class Batches:
         finally:
             prefetch.hand_back()
             r8.requests.leave()
-        r8.host.between_steps()
+        if r8.is_over or r8.requests.is_pending:
+            r8.host.between_steps()
         # Nobody knows whether another epoch follows; if so, they are taken again.
         r8.requests.leave()
 

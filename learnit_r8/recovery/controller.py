@@ -245,7 +245,8 @@ class RecoveryController:
             self._announcer.warn_once(
                 "broken data",
                 f"more than half of the last 100 batches before step {step} were refused: the data, the loss function "
-                f"or the code is broken.{named}",
+                "or the code is broken, or something that R8 was not given, such as a second network and its "
+                f"optimizer.{named}",
             )
         if self._live.can_restore and not self.is_open and self._live.put_step is None:
             # Else what is restored is said, or what the experiment finds.

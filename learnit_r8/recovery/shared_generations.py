@@ -129,11 +129,11 @@ class SharedGenerations:
 
         Raises:
             NoValidCheckpoint: there are only checkpoints that cannot be read.
+            RunInUse, OSError: as for `CheckpointStore.find`.
         """
         found = self._found()
-        has_files = store is not None and store.has_files
         try:
-            disk = store.load() if store is not None and has_files else None
+            disk = None if store is None else store.find()
         except NoValidCheckpoint:
             if found is None:
                 raise

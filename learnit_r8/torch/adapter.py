@@ -112,7 +112,7 @@ class Adapter(AttachedModel):
         sampler = self.sampler
         if numbered:
             sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
-        loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings)
+        loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings, is_ahead=self._ahead > 0)
         loader.hold_in(self._hand)
         if not self._has_loader:
             say_at_exit(self)
@@ -283,10 +283,13 @@ class Adapter(AttachedModel):
         ends_epoch = self.scheduler.pace.ends_epoch(ticket.step + 1)
         outcome = self._take_step(loss, ticket, self._tell_all, is_last=ends_epoch)
         if ends_epoch:
-            # Not only when the next epoch begins: validation may come before, and may fail.
             self._losses.settle()
             self.scheduler.controller.end_update()
-            self._losses.between_steps()
+            self._losses.set_next_rates()
+            if self.scheduler.is_over or self.scheduler.requests.is_pending:
+                # Else the checkpoint is written once the next epoch is asked for, after what follows this one.
+                self._losses.between_steps()
+            self.scheduler.host.leave_epoch()
         return outcome
 
     def _tell_all(self, norm: torch.Tensor | None, skipped: torch.Tensor | None) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -26,6 +26,23 @@ OTHER_NAMES = {
     "save": "It is adapter.scheduler.save_checkpoint().",
     "backward": "adapter.step(loss) does backward() and the optimizer's step; or call loss.backward() after report().",
 }
+
+MOST_LOOKS = 3
+"""Refused losses whose graphs are looked at."""
+
+
+def parameters_of(losses: Iterable[torch.Tensor]) -> list[torch.nn.Parameter]:
+    """The parameters that losses were computed from, as far as their graphs tell."""
+    nodes = [loss.grad_fn for loss in losses if isinstance(loss, torch.Tensor) and loss.grad_fn is not None]
+    seen, found = set(nodes), []
+    while nodes:
+        node = nodes.pop()
+        if isinstance(parameter := getattr(node, "variable", None), torch.nn.Parameter):
+            found.append(parameter)
+        more = [other for other, _ in node.next_functions if other is not None and other not in seen]
+        seen.update(more)
+        nodes += dict.fromkeys(more)
+    return found
 
 
 class AttachedModel(ABC):
@@ -52,6 +69,30 @@ class AttachedModel(ABC):
         self._hand, self._ahead = training.hand, training.ahead
         self._losses = LossPipeline(batches, training)
         batches.join(self._losses)
+        self._num_looks = 0
+
+    def check(self) -> bool:
+        """Look at the weights now, and put back what is not finite; see `R8Scheduler.check`."""
+        self.flush()
+        return self.scheduler.check()
+
+    def _look_for_others(self, *losses: torch.Tensor) -> None:
+        """Say once if refused losses come from parameters that `attach` was not given, as of a second network."""
+        # Those of shards, and of what wraps them, are other tensors at each step.
+        if self.num_ranks > 1 or self._num_looks == MOST_LOOKS:
+            return
+        self._num_looks += 1
+        own = set(map(id, self.state.parameters()))
+        others = [each for each in parameters_of(losses) if id(each) not in own]
+        if others:
+            num_bad = sum(not bool(torch.isfinite(each).all()) for each in others)
+            self.scheduler.host.say_once(
+                "others",
+                f"the loss of step {self.scheduler.global_step}, which was refused, comes from {len(others)} "
+                f"parameters that attach() was not given ({num_bad} of them not finite, the first of shape "
+                f"{tuple(others[0].shape)}): they are neither kept nor healed. If they are trained, name their network "
+                'and its optimizer: attach(..., also={"second": network, "second optimizer": optimizer}).',
+            )
 
     @property
     def outcome(self) -> Outcome:
@@ -150,6 +191,8 @@ class AttachedModel(ABC):
             stepper.apply()
         if is_due or not outcome:
             stepper.clear()
+        if not outcome:
+            self._look_for_others(loss)
         return outcome
 
     def hold(self, batch: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -88,6 +88,14 @@ class ModelState:
     def is_spread(self) -> bool:
         """Whether other processes hold a part of the state."""
         return self.is_sharded or self._gather is not None
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """The parameters of all networks and optimizers among the parts."""
+        for part in self._parts.values():
+            if isinstance(part, torch.nn.Module):
+                yield from part.parameters()
+            for group in getattr(part, "param_groups", ()):
+                yield from group["params"]
 
     def read(self) -> dict[str, Any]:
         """Return the state of this process as it is, not copied: for a sharded model, its shards.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,13 @@ NO_STEP = (
     "the optimizer that attach() got took no step with a gradient in an epoch: another optimizer, or another model "
     "than its own, is trained, whose rate is not set and whose state is not saved; attach these two once both are made."
 )
+
+ACCUMULATES = (
+    "the optimizer took a step at every {0} reports so far: if it adds up the gradients of {0} batches, give "
+    "attach(..., accumulate={0}), so that no backup is taken and no weights are tested between them."
+)
+STEPS_LOOKED_AT, STEPS_ALIKE = 16, 3
+"""Steps of the optimizer whose distance in reports is looked at; equal distances that are no chance."""
 
 
 class Stepper:
@@ -81,6 +89,29 @@ class Stepper:
         # What accelerate wraps around an optimizer has no hooks of its own.
         register = getattr(self._plain, "register_step_post_hook", None)
         self._first_step = None if register is None else register(self._note_first_step)
+
+    def watch_distance(self, r8: R8Scheduler) -> None:
+        """Say once if each step of the optimizer comes after several reports, unless it was said how many."""
+        register = getattr(self._plain, "register_step_post_hook", None)
+        if self._accumulate > 1 or register is None:
+            return
+        distances: Counter[int] = Counter()
+        # The optimizer may outlive the run.
+        at, run = r8.controller.lineage.updates, weakref.ref(r8)
+
+        def note(*_: Any) -> None:
+            nonlocal at
+            # As long as it matters; a hook cannot remove itself.
+            if distances[1] or distances.total() == STEPS_LOOKED_AT or (r8 := run()) is None:
+                return
+            before, at = at, r8.controller.lineage.updates
+            distances[at - before] += 1
+            # What is left over at the end of an epoch makes others.
+            number, count = distances.most_common(1)[0]
+            if number > 1 and count == STEPS_ALIKE:
+                r8.host.say_once("accumulates", ACCUMULATES.format(number))
+
+        register(note)
 
     def _note_first_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._has_stepped = self._has_stepped or any(

@@ -15,7 +15,7 @@ FILES = [
 SCHEDULERS = {"r8", "scheduler", "_r8", "_scheduler", "host", "_host"}
 """Names of variables and attributes that hold a scheduler."""
 
-MOST_MEMBERS = 21
+MOST_MEMBERS = 22
 
 DOCUMENTED = {
     *("batch_iterator", "epoch_iterator", "update_with_loss", "draw", "draw_if_any", "report", "log", "close"),
@@ -23,7 +23,7 @@ DOCUMENTED = {
     *("lr", "progress", "phase", "global_step", "total_steps", "steps_per_epoch", "current_epoch"),
     *("is_stopped", "is_over", "policy", "table", "requests", "run_dir", "summary", "paused", "reset_baseline"),
     *("release", "__enter__", "__exit__", "host", "seed", "batches", "steps", "lr_factor", "keeps_rates", "tell_rate"),
-    *("follow", "pace", "handed_out"),
+    *("follow", "pace", "handed_out", "check"),
     "sentry",
 }
 """What the README, the guides and the examples show of a scheduler."""

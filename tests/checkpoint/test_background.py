@@ -52,7 +52,7 @@ def go_on(r8, count):
 
 
 def files(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
 def newest(folder):

@@ -193,7 +193,7 @@ def test_disk_with_room_for_what_is_kept_gets_the_end_of_the_run(keep, tmp_path,
     assert make(num_epochs=9, resume="auto", **given).global_step == 27
     assert min(model.whole[1:]) >= 1
     assert disk.used <= disk.capacity
-    assert not [str(one.message) for one in recwarn.list if "finished already" not in str(one.message)]
+    assert not [str(one.message) for one in recwarn.list if "nothing to do" not in str(one.message)]
 
 
 def test_best_checkpoint_does_not_give_way(tmp_path, monkeypatch):

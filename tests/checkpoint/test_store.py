@@ -41,7 +41,7 @@ def store_in(folder, keep=3, run_id="me"):
 
 
 def names(folder):
-    return sorted(os.listdir(folder))
+    return sorted(name for name in os.listdir(folder) if not name.endswith(".lock"))
 
 
 def write_text(text):
@@ -362,7 +362,7 @@ def run(r8, epochs):
         for indices, lr in r8.batch_iterator():
             r8.update_with_loss(1.0)
         if epoch == 0 and os.listdir("saved"):
-            print(sorted(os.listdir("saved")))
+            print(sorted(name for name in os.listdir("saved") if not name.endswith(".lock")))
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
 
 warnings.simplefilter("always")

@@ -18,7 +18,7 @@ class Numpy:
         model = _Model(run)
         samples = () if self.own else (task.NUM_SAMPLES,)
         run.r8 = r8 = R8Scheduler(
-            *samples, num_epochs=run.case.epochs, **model.callbacks, **{**self.settings(), **run.settings}
+            *samples, num_epochs=run.case.epochs, **model.callbacks, **{**self.settings(), **run.settings}, **run.files
         )
         with r8:
             for epoch in r8.epoch_iterator():
@@ -35,8 +35,8 @@ class Numpy:
         model = _Model(run)
         for epoch in range(run.case.epochs):
             for rows in run.epoch_of_rows(epoch):
-                lr = task.RATE if run.rates is None else run.rates[len(run.draws)]
                 model.hurt()
+                lr = run.rate or task.RATE
                 x, y = run.fetch(rows)
                 model.step(task.gradients(model.weights, x, y, run.case.activation)[1], lr)
             run.end_epoch(model.copy(), val_loss=model.validate())

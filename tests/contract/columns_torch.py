@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from learnit_r8.torch import attach
 
@@ -82,22 +82,23 @@ class Rows(Dataset):
         return list(zip(*map(torch.from_numpy, self.run.fetch(rows)), strict=True))
 
 
-class Order:
-    """The batches of each epoch, as a batch sampler that counts the epochs itself or is told of them."""
+class Order(Sampler):
+    """The samples of each epoch, in the order of one's own; it counts the epochs, or is told of them."""
 
     def __init__(self, run):
-        self.run, self.epoch, self.batch_size, self.drop_last = run, 0, task.BATCH, False
+        self.run, self.epoch = run, 0
 
     def set_epoch(self, epoch):
         self.epoch = epoch
 
     def __len__(self):
-        return task.STEPS
+        return task.NUM_SAMPLES
 
     def __iter__(self):
-        for rows in self.run.epoch_of_rows(self.epoch):
-            yield [int(each) for each in rows]
+        batches = self.run.epoch_of_rows(self.epoch)
         self.epoch += 1
+        for rows in batches:
+            yield from map(int, rows)
 
 
 class Stream(IterableDataset):
@@ -107,16 +108,17 @@ class Stream(IterableDataset):
         self.run, self.epoch = run, 0
 
     def __iter__(self):
-        for rows in self.run.epoch_of_rows(self.epoch):
-            yield tuple(torch.from_numpy(each) for each in self.run.fetch(rows))
+        batches = self.run.epoch_of_rows(self.epoch)
         self.epoch += 1
+        for rows in batches:
+            yield tuple(torch.from_numpy(each) for each in self.run.fetch(rows))
 
 
 def own_loader(run, kind="loader"):
     """A loader of one's own batches."""
     if kind == "stream":
         return DataLoader(Stream(run), batch_size=None)
-    return DataLoader(Rows(run), batch_sampler=Order(run))
+    return DataLoader(Rows(run), batch_size=task.BATCH, sampler=Order(run))
 
 
 class Attach:
@@ -128,7 +130,13 @@ class Attach:
         torch.manual_seed(0)
         network = Network(run.case.activation)
         optimizer = sgd(network)
-        settings = {"batch_size": task.BATCH, "num_epochs": run.case.epochs, **task.CONSTANT, **run.settings}
+        settings = {
+            "batch_size": task.BATCH,
+            "num_epochs": run.case.epochs,
+            **task.CONSTANT,
+            **run.settings,
+            **run.files,
+        }
         adapter = attach(network, optimizer, Rows(run), **settings)
         run.r8, loader = adapter.scheduler, adapter.loader()
         with adapter:
@@ -145,9 +153,8 @@ class Attach:
         optimizer, loader = sgd(network), own_loader(run, getattr(self, "kind", "loader"))
         for _ in range(run.case.epochs):
             for x, y in loader:
-                if run.rates is not None:
-                    optimizer.param_groups[0]["lr"] = run.rates[len(run.draws) - 1]
                 hurt(run, network)
+                optimizer.param_groups[0]["lr"] = run.rate or task.RATE
                 loss = cross_entropy(network(x), y)
                 optimizer.zero_grad()
                 loss.backward()
@@ -165,7 +172,9 @@ class AttachLoader(Attach):
         torch.manual_seed(0)
         network = Network(run.case.activation)
         optimizer = sgd(network)
-        adapter = attach(network, optimizer, own_loader(run, self.kind), num_epochs=run.case.epochs, **run.settings)
+        adapter = attach(
+            network, optimizer, own_loader(run, self.kind), num_epochs=run.case.epochs, **run.settings, **run.files
+        )
         run.r8 = adapter.scheduler
         with adapter:
             for _ in adapter.epochs():

@@ -1,6 +1,6 @@
 """One run of a column in a process of its own, to be killed.
 
-python -m tests.contract.job COLUMN FOLDER OUT [KILL_AT]
+python -m tests.contract.job COLUMN FOLDER OUT EVERY [KILL_AT]
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .conftest import load
 from .run import Case, run
 
 
-def main(name, folder, out, kill_at=None):
-    case = Case(folder=Path(folder), kill_at=None if kill_at is None else int(kill_at))
+def main(name, folder, out, every, kill_at=None):
+    case = Case(folder=Path(folder), every=int(every), kill_at=None if kill_at is None else int(kill_at))
     found = run(load(name), case)
     state = {**found.weights, **{f"optimizer{at}": each for at, each in enumerate(found.optimizer)}}
     np.savez(out, **state, num_steps=found.r8.global_step)

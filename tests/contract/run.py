@@ -29,6 +29,7 @@ class Case:
             all weights are multiplied by a number.
         kill_at: The turn of the loop within which the process kills itself.
         folder: Of the checkpoints; with it, a run is resumed from the newest that is there.
+        every: Steps between two checkpoints.
         r8_last: Whether R8's callback stands behind all others in a framework's list.
         settings: Further settings of R8Scheduler.
     """
@@ -40,6 +41,7 @@ class Case:
     weight_faults: dict[int, float] = field(default_factory=dict)
     kill_at: int | None = None
     folder: Path | None = None
+    every: int = 5
     r8_last: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -78,10 +80,19 @@ class Run:
     @property
     def settings(self):
         """For R8Scheduler, or for whatever passes them on."""
-        given = {"listeners": [self.events.append], "handle_signals": False, **self.case.settings}
-        if self.case.folder is not None:
-            given |= {"checkpoint_dir": self.case.folder, "checkpoint_every": 5, "resume": "auto"}
-        return given
+        return {"listeners": [self.events.append], "handle_signals": False, **self.case.settings}
+
+    @property
+    def files(self):
+        """What is set besides where R8 writes the checkpoints, and not a trainer."""
+        if self.case.folder is None:
+            return {}
+        return {"checkpoint_dir": self.case.folder, "checkpoint_every": self.case.every, "resume": "auto"}
+
+    @property
+    def rate(self):
+        """The rate of this turn, in a run that repeats one; None for the column's own."""
+        return None if self.rates is None else self.rates[self._num_turns - 1]
 
     def epoch_of_rows(self, epoch):
         """The batches of an epoch: the column's own, or those to repeat."""
@@ -96,12 +107,13 @@ class Run:
             x[sample] *= np.float32(factor)
         return x, task.Y
 
-    def fetch(self, rows):
-        """A batch of the data, which are asked for one after the other: inputs and labels."""
+    def fetch(self, rows, number=None):
+        """A batch of the data; ``number`` is its place in the run, where they are not asked for in turn."""
+        number = len(self.draws) if number is None else number
         x, y = self.samples()
-        factor = self.case.batch_faults.get(len(self.draws), 1.0)
-        self.draws.append([int(each) for each in rows])
-        return x[rows] * np.float32(factor), y[rows]
+        if number == len(self.draws):
+            self.draws.append([int(each) for each in rows])
+        return x[rows] * np.float32(self.case.batch_faults.get(number, 1.0)), y[rows]
 
     def begin_turn(self):
         """Called where the script's step begins: by what its weights are hurt before, or None."""
@@ -149,11 +161,21 @@ class Run:
         return [each for each in self.events if isinstance(each, kinds)]
 
 
+_RUNS: dict[tuple[str, str, bool], Run] = {}
+"""Those that several rules look at."""
+
+
 def run(column, case=None, *, with_r8=True, **given):
-    """Let a column do a case: the `Run`."""
-    found = Run(case or Case(), **given)
+    """Let a column do a case: the `Run`, perhaps one that was made before."""
+    case = case or Case()
+    key = type(column).__qualname__, repr(case), with_r8
+    if key in _RUNS and not given:
+        return _RUNS[key]
+    found = Run(case, **given)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         (column.train if with_r8 else column.plain)(found)
     found.said = [str(each.message) for each in said if not issubclass(each.category, DeprecationWarning)]
+    if not given and case.folder is None:
+        _RUNS[key] = found
     return found

@@ -10,7 +10,7 @@ from .cells import rule
 from .run import Case, run
 
 NAN, HUGE = float("nan"), 1e4
-PLACES = {"first": 16, "middle": 24, "end of an epoch": 47, "end of the run": 63}
+PLACES = {"middle": 24, "end of an epoch": 47, "end of the run": 63}
 """By what a test calls it: the number of a batch in the run."""
 
 

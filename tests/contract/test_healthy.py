@@ -5,7 +5,7 @@ import numpy as np
 from learnit_r8 import events
 
 from . import task
-from .cells import DRAWN, OWN, rule
+from .cells import DRAWN, MAY_DIFFER, OWN, rule
 from .columns_numpy import Numpy
 from .run import Case, run
 
@@ -16,13 +16,24 @@ def differences(one, two, parts):
     """Which of these parts of two runs are not equal to the bit."""
     found = []
     for part in parts:
-        first, second = getattr(one, part), getattr(two, part)
-        if isinstance(first, dict):
-            first, second = [*first.values()], [*second.values()]
-        is_equal = first == second if part in ("draws", "logged") else all(map(np.array_equal, first, second))
-        if len(first) != len(second) or not is_equal:
+        first, second = (
+            [*each.values()] if isinstance(each, dict) else each for each in (getattr(one, part), getattr(two, part))
+        )
+        is_equal = (
+            first == second
+            if part == "draws"
+            else len(first) == len(second) and all(map(np.array_equal, first, second))
+        )
+        if not is_equal:
             found.append(part)
     return found
+
+
+def units_apart(one, two):
+    """By how many units in the last place of a float32 the numbers that two runs logged differ at most."""
+    pairs = zip(one.logged, two.logged, strict=True)
+    values = [(first[name], second[name]) for first, second in pairs for name in first.keys() & second.keys()]
+    return max(abs(a - b) / np.spacing(np.float32(b)) for a, b in values)
 
 
 @rule(OWN)
@@ -30,7 +41,9 @@ def test_healthy_own(column):
     """With the script's own batches weights, momentum, generators, order and metrics are those without R8."""
     watched, plain = run(column), run(column, with_r8=False)
 
-    assert differences(watched, plain, ["weights", "optimizer", "generators", "draws", "logged"]) == []
+    found = differences(watched, plain, ["weights", "optimizer", "generators", "draws"])
+
+    assert (found, units_apart(watched, plain)) == ([], 0)
 
 
 @rule()
@@ -44,12 +57,15 @@ def test_healthy_quiet(column):
 
 
 @rule(DRAWN)
-def test_healthy_drawn(column):
+def test_healthy_drawn(column, request):
     """R8's batches are trained on as a plain loop trains on the same ones."""
     watched = run(column, COSINE)
     plain = run(column, with_r8=False, batches=watched.draws, rates=watched.used_rates)
 
-    assert differences(watched, plain, ["weights", "optimizer", "draws", "logged"]) == []
+    most, _ = MAY_DIFFER.get(request.node.callspec.params["column"], (0, ""))
+    found = differences(watched, plain, ["weights", "optimizer", "draws"])
+
+    assert (found, units_apart(watched, plain) <= most) == ([], True)
 
 
 @rule(DRAWN)

@@ -93,6 +93,7 @@ def test_a_field_is_added_in_two_files(tmp_path):
     replace_in(engine / "run_state.py", f'"pace": {number}', f'"pace": {number + 1}')
     before = R8Scheduler(8, batch_size=4, num_epochs=9, checkpoint_dir=tmp_path / "before")
     before.save_checkpoint()
+    before.close()
 
     lines = run_beside(tmp_path, USED.replace("BEFORE", repr((tmp_path / "before").as_posix())))
 

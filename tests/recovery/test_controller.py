@@ -248,11 +248,15 @@ def test_new_level_is_accepted(rise):
 
 
 @RESTORED
-def test_damage_in_the_last_updates():
-    """A model that breaks in the last steps is not what a finished run leaves."""
-    run = Toy(num_epochs=None, num_steps=512).run({509: Toy.blow_up})
+@pytest.mark.parametrize(
+    ("at", "goal"), [(509, "num_steps"), (511, "num_steps"), (509, "num_epochs"), (510, "num_epochs")]
+)
+def test_damage_in_the_last_updates(at, goal):
+    """A model that breaks in the last steps is not what a finished run leaves, as far as a batch is left to see it."""
+    run = Toy(**{"num_epochs": None, "num_steps": 512} if goal == "num_steps" else {}).run({at: Toy.blow_up})
 
-    assert run.r8.global_step == 512
+    assert run.r8.global_step == 512 - run.r8.pace.left_out
+    assert run.r8.phase == "finished"
     assert run.task.loss() < 0.1
 
 

@@ -233,7 +233,8 @@ def test_save_callback_alone_saves_into_checkpoints(tmp_path, monkeypatch):
     """Without checkpoint_dir a save_callback writes to ./checkpoints."""
     monkeypatch.chdir(tmp_path)
     model = Weights()
-    train(make(save_callback=model.save, state_callback=model.get))
+    with make(save_callback=model.save, state_callback=model.get) as r8:
+        train(r8)
 
     assert sorted(path.name[:18] for path in (tmp_path / "checkpoints").iterdir()) == [
         "ck_000000000001.r8", "ck_000000000002.r8", "model_000000000001", "model_000000000002"
@@ -401,6 +402,8 @@ def test_raising_save_callback_lets_the_run_go_on(tmp_path):
     r8 = make(num_epochs=1, checkpoint_dir=tmp_path, save_callback=broken)
     with pytest.warns(RuntimeWarning, match=r"(?s)the checkpoint at step 3 could not be written:.*Traceback.*layer4"):
         train(r8)
+
+    r8.close()
 
     assert (r8.global_step, list(tmp_path.iterdir())) == (3, [])
 

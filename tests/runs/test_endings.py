@@ -320,7 +320,7 @@ def test_downtime_counts_until_a_wall_time(tmp_path):
 
     assert (count, clock.wall() - clock.start) == (8, 40)
     clock.down = 100
-    with pytest.warns(RuntimeWarning, match="finished already"):
+    with pytest.warns(RuntimeWarning, match="nothing to do"):
         late = endless(clock=clock, checkpoint_dir=tmp_path, resume="auto")
     assert late.is_over
 

@@ -63,7 +63,7 @@ def test_auto_resumes_bit_for_bit(tmp_path, step):
 def test_auto_of_a_finished_run_says_so(tmp_path):
     """A finished run that is started again warns, and its iterators yield nothing."""
     train(make(checkpoint_dir=tmp_path))
-    with pytest.warns(RuntimeWarning, match="the resumed run is finished already, at step 6: nothing is trained"):
+    with pytest.warns(RuntimeWarning, match="finished, nothing to do: the resumed run has ended at step 6"):
         r8 = make(checkpoint_dir=tmp_path, resume="auto")
     r8.close()
 
@@ -303,7 +303,8 @@ def test_steps_of_the_budget_follow_the_batch_size(tmp_path):
 )
 def test_wrong_new_argument_is_named(tmp_path, budget, wrong, text):
     """A new argument outside its range is refused by name, as when a run is built, and no file changes."""
-    make(checkpoint_dir=tmp_path, **budget).save_checkpoint()
+    with make(checkpoint_dir=tmp_path, **budget) as r8:
+        r8.save_checkpoint()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=rf"{text}, got {next(iter(wrong.values()))!r}"):
         resume_from(tmp_path, **wrong)
@@ -552,5 +553,5 @@ def test_other_batch_size_says_what_to_do(tmp_path):
 def test_finished_run_built_again_says_so(tmp_path):
     """A finished run that is built from its checkpoint without a larger budget warns."""
     train(make(checkpoint_dir=tmp_path))
-    with pytest.warns(RuntimeWarning, match="finished already"):
+    with pytest.warns(RuntimeWarning, match="nothing to do"):
         resume_from(tmp_path)

@@ -190,3 +190,16 @@ def test_a_resume_in_mid_epoch_keeps_the_counts(is_planned):
     assert counts[-1] == 28 - NUM_BATCHES
     assert [len(turns) for turns in second.turns] == [2 * NUM_BATCHES - 28] + [NUM_BATCHES] * (NUM_EPOCHS - 2)
     assert second.r8.phase == "finished"
+
+
+def test_nothing_of_a_stream_without_a_length_is_left_out():
+    """It ends where it does, and the incident says nothing else."""
+    run = Run(False, (20,))
+    run.loader = type("Stream", (), {"__iter__": lambda self: iter(Batches())})()
+    run.train()
+    num_probes = len(run.of(events.Probed))
+
+    assert num_probes > 0
+    assert sum(len(turns) for turns in run.turns) == NUM_BATCHES * NUM_EPOCHS + num_probes
+    assert run.r8.global_step == NUM_BATCHES * NUM_EPOCHS
+    assert not any("left out" in event.text for event in run.of(events.IncidentEnded))

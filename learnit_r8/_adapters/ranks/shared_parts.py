@@ -6,18 +6,20 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ...checkpoint.background import BackgroundWrite
 from ...checkpoint.reader import Checkpoint, NoValidCheckpoint
-from ...checkpoint.store import CheckpointStore
+from ...checkpoint.store import CheckpointStore, RunInUse
 from .agreement import Channel, digest_of
 
 if TYPE_CHECKING:
     from ...engine.pace import Pace
 
+
+T = TypeVar("T")
 
 OF_RANK = ("taken", "left_out", "loader", "start", "now")
 """What is a rank's own of the position in a loader of the user's, see `Feed.position`."""
@@ -158,36 +160,63 @@ class SharedStore:
 
     def load_named(self, name: str) -> Checkpoint | None:
         """The checkpoint that `CheckpointStore.load_named` finds on rank 0, on all ranks."""
-        own = self._store.load_named(name) if self._ranks.rank == 0 else None
-        return self._named_by_first(own)
+        return self._read(lambda: self._store.load_named(name))
 
     def load(self, path: Any = None) -> Checkpoint:
         """The checkpoint that `CheckpointStore.load` finds on rank 0, on all ranks."""
         if path is not None:
             return self._store.load(path)
-        own, reason = None, None
-        if self._ranks.rank == 0:
-            try:
-                own = self._store.load()
-            except NoValidCheckpoint as error:
-                reason = str(error)
-        reason = self._ranks.of_first(reason)
-        if reason is not None:
-            raise NoValidCheckpoint(reason)
-        found = self._named_by_first(own)
+        found = self._read(self._store.load)
         assert found is not None
         return found
 
-    @property
-    def has_files(self) -> bool:
-        """The value of `CheckpointStore.has_files` on rank 0, on all ranks."""
-        return self._ranks.of_first("yes" if self._ranks.rank == 0 and self._store.has_files else None) is not None
+    def find(self) -> Checkpoint | None:
+        """The checkpoint that `CheckpointStore.find` finds on rank 0, on all ranks."""
+        return self._read(self._store.find)
 
-    def _named_by_first(self, own: Checkpoint | None) -> Checkpoint | None:
-        name = self._ranks.of_first(None if own is None else own.path.name)
-        if name is None or own is not None:
-            return own
-        return self._store.load(Path(self._store.folder) / name)
+    def claim(self, run_id: str) -> None:
+        """Lock a run on rank 0, as `CheckpointStore.claim`; all ranks raise what rank 0 does."""
+        self._ask_first(lambda: self._store.claim(run_id))
+
+    def _ask_first(self, ask: Callable[[], T]) -> tuple[T | None, str | None]:
+        """The answer of rank 0, None on others, and the name in it; what rank 0 raises all raise, before going on."""
+        answer, error = None, None
+        if self._ranks.rank == 0:
+            try:
+                answer = ask()
+            except Exception as raised:
+                error = raised
+        own = ["", _name_of(answer)] if error is None else [type(error).__name__, str(error)]
+        kind, text = json.loads(self._ranks.of_first(json.dumps(own)) or '["", null]')
+        if error is not None:
+            raise error
+        if kind:
+            raise RAISED.get(kind, OSError)(text)
+        return answer, text
+
+    def _read(self, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """The checkpoint that rank 0 finds, on all ranks; if one of them cannot read it, all raise."""
+        found, name = self._ask_first(find)
+        trouble: Exception | None = None
+        if found is None and name is not None:
+            try:
+                found = self._store.load(Path(self._store.folder) / name)
+            except (OSError, ValueError) as error:
+                trouble = error
+        lacking = np.flatnonzero(self._ranks.gather(np.array([trouble is not None]))[:, 0]).tolist()
+        if lacking:
+            raise trouble or OSError(
+                f"rank {lacking[0]} cannot read the checkpoint {name}; does it see the same folder?"
+            )
+        return found
+
+
+RAISED: dict[str, type[Exception]] = {each.__name__: each for each in (NoValidCheckpoint, RunInUse, PermissionError)}
+"""What rank 0 may find, by its name; anything else is an OSError on the other ranks."""
+
+
+def _name_of(answer: Any) -> str | None:
+    return answer.path.name if isinstance(answer, Checkpoint) else None
 
 
 LOOK_SECONDS = 0.1

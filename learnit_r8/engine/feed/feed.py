@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ... import events
 from ...guard.verdict import GOOD
 from ...sampling.loader_plan import LoaderPlan, Size
+from ...sampling.random_generators import hold_random_state
 from ...sampling.ticket import Outcome, Ticket, new_tuple
 from .. import draws, refusal, run_state
 from .batch_size import BatchMeasure, meet
@@ -159,6 +160,8 @@ class Feed:
         run.controller.experiment.let_probe(self.settings.keeps_witness)
         place.samples.prepare(source)
         self._is_repeated = place.is_resumed and pace.has_ended
+        if self._is_repeated:
+            run.announcer.note_once("repeated", AFTER_LAST)
         if place.is_resumed:
             place.resume(source)
         else:
@@ -235,6 +238,7 @@ class Feed:
         self.mark_ended()
         run.controller.end_update()
         self.between_steps()
+        run.leave_epoch()
         if pace.is_over:
             draws.draw_nothing(run)
 
@@ -262,6 +266,8 @@ class Feed:
                 pass
             item = _NONE
         else:
+            if place.looks_ahead:
+                place.before = hold_random_state()
             item = next(place.batches, _NONE)
         if is_heard:
             run.emitter.data_seconds += time.perf_counter() - began

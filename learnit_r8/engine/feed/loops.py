@@ -54,6 +54,9 @@ def epochs(feed: Feed) -> Iterator[int]:
             feed.give_up_open()
             feed.trainer.settle()
             is_repeated = pace.has_ended and feed.place.is_resumed
+            if is_repeated and pace.is_over:
+                # It was over before it was resumed, which was said.
+                return
             if not is_repeated:
                 # Listeners hear of the start once it is known what the batches say of their samples.
                 if run.emitter.has_started or pace.is_over:

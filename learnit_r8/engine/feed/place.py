@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import events
 from ...sampling.loader_plan import LoaderBatch, LoaderPlan
+from ...sampling.random_generators import state_of
 from . import replay
 from .samples import BatchSamples
 
@@ -45,6 +46,9 @@ class LoaderPlace:
         first_turn: Steps and probes reported as it began.
         length: Batches that the loader has, as far as it says; infinite where nobody knows.
         taken_before: Items that the loader had given by then in this pass.
+        looks_ahead: Whether the loader may fetch the next batch, in this process, before it gives one.
+        before: The random generators before the loader gave the batch in hand, if it looks ahead: the next batch, which
+            it has fetched already, was drawn from there.
     """
 
     def __init__(self, run: Engine, plan: LoaderPlan, settings: FeedSettings) -> None:
@@ -55,6 +59,8 @@ class LoaderPlace:
         self.has_begun = self._was_placed = False
         self.first_turn = self.taken_before = 0
         self.length = math.inf
+        self.looks_ahead = False
+        self.before: Any = None
         self._source: Any = None
         self._start: dict[str, Any] | None = None
         self._resumed: Mapping[str, Any] | None = None
@@ -84,6 +90,7 @@ class LoaderPlace:
     def begin(self, source: Any) -> None:
         """Begin a run through a loader, or go on with one that is an iterator."""
         plan = self._plan
+        self._say_if_inexact(source)
         if self._was_placed:
             replay.forget_place(source)
             self._was_placed = False
@@ -93,7 +100,7 @@ class LoaderPlace:
             self._start = _read(source)
         self._source, self.out, self.taken_before = source, [], plan.taken
         self.batches = self.samples.open(source)
-        self.has_begun = True
+        self.looks_ahead, self.before, self.has_begun = replay.looks_ahead(source), None, True
 
     def _length_of(self, source: Any) -> float:
         try:
@@ -107,14 +114,17 @@ class LoaderPlace:
         run, pace, plan = self._run, self._run.pace, self._plan
         resumed = self.take_resumed()
         assert resumed is not None
+        self._say_if_inexact(source)
         self._source, self._start, self._was_placed = source, resumed["start"], True
+        if pace.passes or pace.has_ended:
+            replay.begin_as_once(source)
         self.first_turn, self.length = pace.turns - (plan.taken > 0), self._length_of(source)
         self.batches = iter(())
         if not pace.has_ended:
             way, count = self._settings.resume_data, plan.taken + plan.left_out
             self.batches = replay.resume(run, source, resumed, count, way, opens=self.samples.open)
             plan.left_out *= way != "start"
-            self.has_begun = True
+            self.looks_ahead, self.before, self.has_begun = replay.looks_ahead(source), resumed.get("before"), True
             return
         if replay.goes_on(source):
             replay.open_at(source, resumed["loader"], self.samples.open, run.announcer)
@@ -122,6 +132,11 @@ class LoaderPlace:
             replay.set_order(source, resumed["now"].get("order"))
         # The validation that is repeated, and the next epoch, draw from them.
         replay.set_generators(source, resumed["now"])
+
+    def _say_if_inexact(self, source: Any) -> None:
+        text = "" if self._run.persistence.saver is None else replay.inexact(source)
+        if text:
+            self._run.announcer.warn_once("inexact loader", text)
 
     def go_back(self, before: int) -> None:
         """Go on where the loop is to go on, now that the model was restored from one of ``before`` updates."""
@@ -153,6 +168,7 @@ class LoaderPlace:
             "loader": replay.read_loader(source, self.batches, self._run.announcer),
             "start": self._start,
             "now": _read(self._source),
+            "before": self.before if type(self.before) is not tuple else state_of(self.before),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

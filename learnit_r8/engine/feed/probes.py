@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from .. import draws
@@ -52,7 +53,9 @@ def take_probe(feed: Feed) -> Any:
         batch = feed.plan.draw_again(item)
         run.controller.experiment.note_drawn(batch.chunk)
         lr = run.rates.now
-        batch.chunk.rates[0], batch.chunk.is_extra = lr, not pace.leaves_out
+        # A stream without a length ends where it does, and nothing of it is left out.
+        leaves_out = pace.leaves_out and feed.place.length < math.inf
+        batch.chunk.rates[0], batch.chunk.is_extra = lr, not leaves_out
         feed.open = draws.number(run, pace.next_step, pace.epoch, lr, batch)
-        pace.num_out += pace.leaves_out
+        pace.num_out += leaves_out
     return copied(item)

@@ -24,6 +24,17 @@ NOT_LOADED = (
     "the iterator of the loader refused its saved state, so batches are drawn and skipped to find its place ({})."
 )
 
+LASTING_WORKERS = (
+    "the loader has persistent_workers=True, and what such workers draw at random goes on from epoch to epoch, in no "
+    "file: a run resumed after the first epoch gets the same samples in the same order, but other random "
+    "augmentation; leave persistent_workers out if it must be exact."
+)
+OWN_STATE = (
+    "the loader finds its place by its own state, which leaves out the random generators of its workers and of batches "
+    "fetched ahead: a run resumed within an epoch gets the same samples in the same order, but other random "
+    "augmentation; give a plain DataLoader if it must be exact."
+)
+
 LOUD_SECONDS = 2.0
 """Seconds of drawing and dropping after which it reports its progress."""
 
@@ -197,14 +208,60 @@ def read_loader(source: Any, batches: Any, announcer: Announcer) -> dict[str, An
 
 
 def _has_state(source: Any) -> bool:
-    """Whether a loader can be brought to a place; one of accelerate's only has what the loader in it has."""
+    """Whether a loader can be brought to a place; one of accelerate's can be if it is over a stream with a state."""
     inner = getattr(source, "base_dataloader", source)
+    if inner is not source and hasattr(getattr(inner, "dataset", None), "__getitem__"):
+        # It has no state of the sampler that accelerate puts in, so another order would come.
+        return False
     return all(hasattr(each, name) for each in (source, inner) for name in ("state_dict", "load_state_dict"))
 
 
 def is_iterator(source: Any) -> bool:
     """Whether an iterable is an iterator, which only goes on and never starts over."""
     return callable(getattr(type(source), "__next__", None))
+
+
+def looks_ahead(source: Any) -> bool:
+    """Whether an iterable may fetch the next batch, in this process, before it gives one.
+
+    So do loaders that accelerate has prepared, timm's, and others that hold a `DataLoader` without workers, which have
+    generators of their own.
+    """
+    return any(getattr(each, "num_workers", None) == 0 for each in _loaders_of(source)[1:])
+
+
+def inexact(source: Any) -> str:
+    """What a resumed run draws at random otherwise than the saved one would have; "" if nothing."""
+    if _lasting(source):
+        return LASTING_WORKERS
+    is_ahead = hasattr(source, "base_dataloader") and looks_ahead(source)
+    is_read_apart = bool(getattr(source, "num_workers", None)) or is_ahead
+    return OWN_STATE if is_read_apart and _has_state(source) else ""
+
+
+def begin_as_once(source: Any) -> None:
+    """Have a loader draw the random number of its first iteration, where the saved run has had that one.
+
+    It draws one as it starts workers that stay, and accelerate begins an iteration of a `StatefulDataLoader` as it
+    prepares it: these must not come between the numbers of a later epoch.
+    """
+    begun = [
+        each for each in _loaders_of(source)[1:] if getattr(each, "__dict__", {}).get("_initial_iter_for_state_dict")
+    ]
+    for each in [*(each for each in _lasting(source) if each._iterator is None), *begun]:
+        iter(each)
+
+
+def _lasting(source: Any) -> list[Any]:
+    torch_data: Any = sys.modules.get("torch.utils.data")
+    if torch_data is None:
+        return []
+    own_iter = torch_data.DataLoader.__iter__
+    return [
+        each
+        for each in _loaders_of(source)
+        if getattr(type(each), "__iter__", None) is own_iter and each.persistent_workers and each.num_workers
+    ]
 
 
 def goes_on(source: Any) -> bool:
@@ -293,15 +350,20 @@ def resume(
     else:
         set_generators(source, saved["start"])
         set_order(source, saved["start"] and saved["start"].get("order"))
-        batches = _skip_indices(source, count, opens) if way == "indices" else _drop(run, opens(source, count), count)
+        if way == "indices":
+            batches = _skip_indices(source, count, opens)
+        else:
+            batches = _drop(run, opens(source, count), count, saved.get("before"))
     set_generators(source, saved["now"])
     return batches
 
 
-def _drop(run: Engine, batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """Draw this many items from an iterator, drop them, and return it."""
+def _drop(run: Engine, batches: Iterator[Any], count: int, before: Mapping[str, Any] | None) -> Iterator[Any]:
+    """Draw this many items from an iterator, drop them, and return it; ``before``: the generators for the last one."""
     began, said = time.perf_counter(), 0.0
     for number in range(count):
+        if number == count - 1 and before is not None:
+            set_random_state(before)
         try:
             next(batches)
         except StopIteration:
@@ -336,10 +398,12 @@ def _skip_indices(source: Any, count: int, opens: Callable[[Any, int], Iterator[
     Raises:
         ValueError: it is not a loader with a batch sampler.
     """
-    if getattr(source, "batch_sampler", None) is None or not hasattr(source, "collate_fn"):
+    # What accelerate wraps around a loader iterates over that one, with its own sampler.
+    is_plain = not hasattr(source, "base_dataloader") and hasattr(source, "collate_fn")
+    if getattr(source, "batch_sampler", None) is None or not is_plain:
         raise ValueError(
-            "resume_data must be 'replay' or 'start' for a loader without a batch_sampler, got 'indices' for "
-            f"{source!r}."
+            "resume_data must be 'replay' or 'start' for a loader without a batch_sampler of its own, got 'indices' "
+            f"for {source!r}."
         )
     from copy import copy
 

@@ -68,6 +68,12 @@ NUM_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.SPIKE: 2, Alarm.END: 
 """Witnesses that must be fine before the present weights count as healthy, as one batch may miss the damage."""
 
 
+NOT_THE_WEIGHTS = (
+    "no state has finite losses: the data are to blame, or something that R8 was not given, such as a second network "
+    "and its optimizer"
+)
+
+
 class Lab(Protocol):
     """What an experiment may do to the training."""
 
@@ -206,6 +212,9 @@ def investigate(case: Case, lab: Lab) -> Steps:
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
     is_sound = is_whole is not False and not is_blind and not (case.alarm is Alarm.SPIKE and lab.is_swollen())
+    if not is_sound:
+        # A run that ends before the experiment goes on from what has repeated its record.
+        case.of_present.update((each, math.inf) for each in reversed(case.known))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
     if not rise:
         return Finding("healthy", "the weights are healthy: the witness has its recorded loss")
@@ -237,7 +246,7 @@ def _stay(
         if not lab.put_present():
             return None
         if tested and not any(math.isfinite(each.replayed) for each in tested):
-            return Finding("data", "no state has finite losses: the data are to blame", None, tested)
+            return Finding("data", NOT_THE_WEIGHTS, None, tested)
         return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
     if rise <= NOISES * newest.noise and lab.put_present():
         return Finding("healthy", "the witness is as close to its recorded loss as it ever gets", None, tested)

@@ -170,6 +170,7 @@ class Inquiry:
         damage = timer.damage_now(parts.persistence.callbacks.state) if self._live.can_restore else ""
         if damage:
             # No later loss would show what the last update has done.
+            parts.announcer.tell(events.DamageFound, array=damage)
             self.damaged(damage)
             return self._experiment.is_open
         recent = list(parts.lineage.progress.recent)
@@ -301,7 +302,8 @@ class Inquiry:
         live = self._live
         live.begin_call(step)
         live.hide()
-        if live.current is not None:
+        case = self._experiment.case
+        if live.current is not None or (case is not None and case.better_than_present() is not None):
             best = self._best_of_test()
             if not isinstance(best, Backup):
                 live.put_present()

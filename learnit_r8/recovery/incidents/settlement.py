@@ -91,7 +91,8 @@ class Settlement:
             text = f"{_REASONS[Alarm.NOT_FINITE]} at step {step:,}: {mended}"
             self._announcer.warn_unseen("restored", incident.with_cause(text))
         elif finding.verdict != "level" and incident is not None and incident.num_refused:
-            self._announcer.warn_unseen("refused", incident.refusal_text(finding.text))
+            topic = "refused" if finding.verdict == "healthy" else "not the weights"
+            self._announcer.warn_unseen(topic, incident.refusal_text(finding.text))
         if finding.verdict in ("healthy", "level") and not self._lineage.is_proving:
             parts.incidents.end()
 

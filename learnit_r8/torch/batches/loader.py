@@ -110,19 +110,24 @@ class SampleReader(Dataset[Any]):
     """Reads the samples of a data set, for the batches of `R8BatchSampler`; its errors name the sample.
 
     Workers read each batch with random numbers of its own, so that augmentation is the same for any number of them, and
-    after a resume.
+    after a resume. So does this process where batches are fetched ahead, and `ApartCollate` puts its generators back.
 
     Args:
         dataset: Any with a length and an index.
         seed: With the samples of a batch the seed of its random numbers.
         fetch_many: Returns the items of a batch; by default the data set's own ``__getitems__``, if it has one.
+        is_ahead: Whether batches are fetched ahead.
 
     Attributes:
         takes_arrays: Whether a batch may be an int64 array.
+        states: The random generators before the newest batch, where they are to be put back.
     """
 
-    def __init__(self, dataset: Any, seed: int, fetch_many: Callable[[Any], Any] | None = None) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, dataset: Any, seed: int, fetch_many: Callable[[Any], Any] | None = None, *, is_ahead: bool = False
+    ) -> None:
+        self.dataset, self._is_ahead = dataset, is_ahead
+        self.states: Any = None
         self.takes_arrays = fetch_many is not None or takes_arrays(dataset)
         self._seed = seed
         self._fetch_many = getattr(dataset, "__getitems__", None) if fetch_many is None else fetch_many
@@ -138,7 +143,11 @@ class SampleReader(Dataset[Any]):
 
     def __getitems__(self, indices: Any) -> Any:
         """The items of a batch, as the data set's own ``__getitems__`` gives them if it has one."""
-        return self._fetch(indices) if get_worker_info() is None else self.fetch_as_worker(indices)
+        if get_worker_info() is None:
+            if not self._is_ahead:
+                return self._fetch(indices)
+            self.states = random_state()
+        return self.fetch_as_worker(indices)
 
     def fetch_as_worker(self, indices: Any) -> Any:
         """The items of a batch, read with random numbers of its own."""
@@ -231,6 +240,30 @@ class NumberedCollate:
         return number, self._collate(items)
 
 
+class ApartCollate:
+    """Collates a batch that is fetched before the one in hand is trained on, and puts the random generators back.
+
+    What it draws would come between the model's random numbers, and a resumed run fetches it anew.
+
+    Args:
+        collate: Collates.
+        reader: Reads.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], reader: SampleReader) -> None:
+        self._collate, self._reader = collate, reader
+
+    def __call__(self, items: Any) -> Any:
+        """The batch."""
+        try:
+            return self._collate(items)
+        finally:
+            states, self._reader.states = self._reader.states, None
+            # A worker's own go on.
+            if states is not None:
+                set_random_state(states)
+
+
 def takes_arrays(dataset: Any) -> bool:
     """Whether a data set has a ``__getitems__`` of its own; those of torch's and datasets' own want lists of ints."""
     if isinstance(dataset, NumberedReader):
@@ -241,7 +274,9 @@ def takes_arrays(dataset: Any) -> bool:
     return own is not None and getattr(own, "__module__", "").partition(".")[0] not in ("torch", "datasets")
 
 
-def make_loader(dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settings: Mapping[str, Any]) -> TimedLoader:
+def make_loader(
+    dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settings: Mapping[str, Any], is_ahead: bool = False
+) -> TimedLoader:
     """See `Adapter.loader`."""
     decided = sorted(set(DECIDED) & set(settings))
     if decided:
@@ -250,12 +285,14 @@ def make_loader(dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settin
     collate, fetch_many = settings.get("collate_fn"), None
     if collate is None and type(dataset) is TensorDataset and all(map(_has_rows, dataset.tensors)):
         collate, fetch_many = _as_is, functools.partial(_take_rows, dataset.tensors)
+    reader = SampleReader(dataset, sampler.r8.seed, fetch_many, is_ahead=is_ahead)
+    if is_ahead:
+        collate = ApartCollate(collate or default_collate, reader)
     if numbered:
         collate = NumberedCollate(collate or default_collate)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
         settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.seed % 2**63)}
-    reader = SampleReader(dataset, sampler.r8.seed, fetch_many)
     items = NumberedReader(reader) if numbered else reader
     return TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
 
@@ -308,7 +345,9 @@ class WithProbes:
 
     def __next__(self) -> Any:
         batches, r8 = self._batches, self._batches.r8
-        batches.trainer.between_steps()
+        is_under_way = batches.waiting or r8.pace.next_place < batches.reader.end
+        if is_under_way or r8.is_over or r8.requests.is_pending:
+            batches.trainer.between_steps()
         if r8.controller.experiment.asks_probe:
             return self._fetch(batches.reader.draw_probe())
         end = min(batches.reader.end, r8.total_steps or batches.reader.end)

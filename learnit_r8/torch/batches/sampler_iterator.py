@@ -80,11 +80,14 @@ class SamplerIterator:
                 "a batch was asked for by an iteration that another one has replaced; iterate over a loader once at a "
                 "time."
             )
-        batches.trainer.between_steps()
-        ticket = None if self._is_at_end() else batches.draw(is_fetched=self._num_ahead > 0)
+        is_at_end = self._is_at_end()
+        if not is_at_end or batches.r8.requests.is_pending:
+            batches.trainer.between_steps()
+        ticket = None if is_at_end else batches.draw(is_fetched=self._num_ahead > 0)
         if ticket is None:
             self._is_exhausted = True
             self._warn_if_silent()
+            batches.r8.host.leave_epoch()
             raise StopIteration
         self._is_exhausted = False
         self._num_drawn += 1

@@ -89,8 +89,7 @@ class SharedRun:
                 raise
             self._take_back(share, r8.host.give_up)
         self.settle()
-        # Before the user's code after the epoch, which must not see weights on trial.
-        r8.host.between_steps()
+        r8.host.leave_epoch()
 
     @property
     def _num_held_back(self) -> int:

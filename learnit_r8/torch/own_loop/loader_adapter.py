@@ -61,7 +61,10 @@ class LoaderAdapter(AttachedModel):
             has_loader=loader is not None,
             sets_rates=sets_rates,
             is_alone=self.num_ranks == 1,
+            look=self._look_for_others,
         )
+        if len(training.optimizers) == 1:
+            self._stepper.watch_distance(scheduler)
         # A step pays for no attribute of a class that has `__getattr__`, which takes CPython ten times as long.
         self.report = self._reports.report  # type: ignore[method-assign]
         self._factors = [] if sets_rates else [RateFactor(scheduler, each) for each in training.optimizers]

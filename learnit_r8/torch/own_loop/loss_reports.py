@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,7 @@ class LossReports:
         has_loader: Whether the user has a loader.
         sets_rates: Whether the rates are the scheduler's.
         is_alone: Whether this process trains alone.
+        look: Called with the losses of a refused batch.
 
     Attributes:
         is_other: Whether the batches are of another loader than that of `attach`.
@@ -43,10 +45,11 @@ class LossReports:
 
     def __init__(
         self, scheduler: R8Scheduler, pipeline: LossPipeline, *, optimizer: Any, has_loader: bool, sets_rates: bool,
-        is_alone: bool,
+        is_alone: bool, look: Callable[..., None],
     ) -> None:  # fmt: skip
         self._r8, self._host, self._pipeline, self._optimizer = scheduler, scheduler.host, pipeline, optimizer
         self._feed: Any = scheduler.host.feed
+        self._look = look
         self._has_loader, self._sets_rates, self.is_other = has_loader, sets_rates, False
         # What is in main memory needs no way round.
         self._is_direct = is_alone and not sets_rates
@@ -61,7 +64,10 @@ class LossReports:
             self._host.say_once("validated", VALIDATED.format(found.step))
         if not count and len(losses) == 1:
             note_rows(self._feed.run, found, losses[0])
-        return self.tell(found, values, count, None, None)
+        outcome = self.tell(found, values, count, None, None)
+        if outcome.verdict is not GOOD and not outcome:
+            self._look(*losses)
+        return outcome
 
     def take(self, ids: Any = None) -> Ticket | None:
         """The batch that a loss belongs to; None after the end."""

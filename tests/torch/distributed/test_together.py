@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import tests.own_rank_jobs as own_jobs
 import tests.rank_jobs as jobs
 from learnit_r8 import CheckpointStore, R8Scheduler
 from learnit_r8.torch import Ranks
@@ -288,3 +290,27 @@ def test_the_time_to_wait_must_be_positive(seconds):
     """The timeout is a number of seconds."""
     with pytest.raises(ValueError, match="timeout_seconds must be a number > 0"):
         Ranks(timeout_seconds=seconds)
+
+
+@pytest.mark.parametrize("fault", ["in use", "unreadable", "damaged"])
+def test_what_rank_0_finds_before_a_resume_is_raised_on_all_ranks(pair, fault, tmp_path):
+    """A run that another process trains, a folder that cannot be read, damage: nobody waits, and all ranks say it."""
+    # The file system is what rank 0 sees.
+    with R8Scheduler(num_steps=8, scheduler_mode="keep", checkpoint_dir=tmp_path, checkpoint_every=4) as r8:
+        for _ in r8.steps():
+            r8.update_with_loss(1.0)
+            if r8.global_step == 6:
+                break
+        if fault == "damaged":
+            next(tmp_path.glob("ck_*")).write_bytes(b"")
+        if fault != "in use":
+            r8.host.saver.store.release()
+        errors = pair.run(own_jobs.refused_resume, str(tmp_path), fault)
+
+    kind, text = {
+        "in use": ("RunInUse", rf"the process {os.getpid()} on {platform.node()} trains"),
+        "unreadable": ("OSError", "give another one to start a new run"),
+        "damaged": ("NoValidCheckpoint", "checkpoint_dir must hold a valid checkpoint"),
+    }[fault]
+    for found, message in errors:
+        assert (found, bool(re.search(text, message))) == (kind, True), message

@@ -62,16 +62,16 @@ def trained(kind, seed=0, **settings):
         return script.run()
 
 
-def level(script):
-    """The mean of its last losses."""
-    last = [loss for loss in script.losses[-8:] if loss == loss]
+def level(losses):
+    """The mean of the last ones."""
+    last = [loss for loss in losses[-8:] if loss == loss]
     return sum(last) / len(last)
 
 
 @functools.cache
-def undisturbed_levels(kind):
-    """Of three seeds; the first is that of the healed run."""
-    return [level(trained(kind, seed)) for seed in (0, 10, 20)]
+def undisturbed(kind):
+    """The losses of five seeds; the first is that of the healed run. Six of the stream end between .46 and .69."""
+    return [trained(kind, seed).losses for seed in (0, 10, 20, 30, 40)]
 
 
 @pytest.mark.program
@@ -81,14 +81,17 @@ def test_a_nan_in_the_weights_is_healed(kind, at):
     """Every weight is finite in the end, and the losses are where they are without the fault, within their spread."""
     fault = Fault(at)
     healed = trained(kind, hook=fault)
-    levels = undisturbed_levels(kind)
+    # After as many steps: the last batches of an epoch are left out for tests of the weights.
+    left_out = healed.r8.scheduler.pace.left_out
+    levels = [level(losses[: len(losses) - left_out]) for losses in undisturbed(kind)]
+    last = level(healed.losses)
     spread = max(levels) - min(levels)
 
     assert fault.has_struck
     for part in healed.parts():
         if isinstance(part, torch.nn.Module):
             assert all(bool(each.isfinite().all()) for each in part.parameters())
-    assert abs(level(healed) - levels[0]) <= max(0.1 * abs(levels[0]), spread) or level(healed) < max(levels)
+    assert abs(last - levels[0]) <= max(0.1 * abs(levels[0]), spread) or last < max(levels)
 
 
 @pytest.mark.parametrize("fault", ["high loss", "high rate"])

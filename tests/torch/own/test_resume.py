@@ -109,7 +109,7 @@ def test_other_loaders_cannot_be_forwarded_by_indices(tmp_path):
     with pytest.raises(Killed):
         trained(Recurrent, tmp_path, kill_at=8)
     with pytest.raises(
-        ValueError, match="resume_data must be 'replay' or 'start' for a loader without a batch_sampler"
+        ValueError, match="resume_data must be 'replay' or 'start' for a loader without a batch_sampler of its own"
     ):
         trained(Recurrent, tmp_path, resume_data="indices")
 

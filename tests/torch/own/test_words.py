@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
@@ -65,12 +66,12 @@ def test_first_refused_batch_is_said_once():
 
 def test_healed_weights_are_said_once():
     """Weights that are mended, though no loss was refused, are a warning and a line of the summary; then a count."""
-    said, summary, model = said_of(bad_weights=(70, 120))
+    said, summary, model = said_of(bad_weights=(70, 120), backup_every=1)
 
     assert len(said) == 1
     assert said[0].startswith("losses or weights were not finite at step 7")
     assert "0.weight had numbers that are not finite, and came from the backup of step 6" in said[0]
-    assert summary[2].startswith("  weights not finite: 2, the last at step 12")
+    assert summary[2].startswith("  weights not finite: 2, the last at step 119: ")
     assert all(each.isfinite().all() for each in model.parameters())
 
 
@@ -83,7 +84,7 @@ def test_healthy_run_says_nothing():
 
 def test_plain_lines_and_warning_do_not_say_it_twice(capsys):
     """A listener that shows events on the terminal takes the place of the warning."""
-    said, summary, _ = said_of(bad_input=(70,), bad_weights=(120,), listeners=[PlainLog()])
+    said, summary, _ = said_of(bad_input=(70,), bad_weights=(120,), backup_every=1, listeners=[PlainLog()])
     printed = capsys.readouterr().err
 
     assert said == []
@@ -102,7 +103,7 @@ def test_summary_counts_over_a_resume(tmp_path):
     assert [line for line in summary if line.startswith("  not finite: 2, the last at step 1")]
 
 
-@pytest.mark.parametrize("fault", [{"bad_input": (70, 72)}, {"bad_weights": (70,)}])
+@pytest.mark.parametrize("fault", [{"bad_input": (70, 72)}, {"bad_weights": (70,), "backup_every": 1}])
 def test_warning_that_is_raised_leaves_a_whole_run(fault):
     """Where warnings are errors, as under pytest -W error, the call raises after its work is done: the run goes on."""
     with warnings.catch_warnings():
@@ -181,3 +182,99 @@ def test_ceiling_of_ones_own_rate_is_a_share_of_it():
 
     assert capped
     assert all("of yours: " in describe(event).text for event in capped)
+
+
+def train_two(second, optimizer_of_second, *, also=None, nan_at=70, steps=600):
+    """Train a model on what a second network makes of the inputs, which turns NaN; returns warnings and the error."""
+    model = classifier()
+    optimizer, error = sgd(model, lr=0.02), None
+    adapter = attach(model, optimizer, DataLoader(DIGITS, batch_size=20), num_steps=steps, also=also)
+    with warnings.catch_warnings(record=True) as caught, adapter:
+        warnings.simplefilter("always")
+        try:
+            for _ in adapter.epochs():
+                for inputs, labels in adapter.batches():
+                    if adapter.report(loss := cross_entropy(model(second(inputs)), labels)):
+                        for each in (optimizer, optimizer_of_second):
+                            each.zero_grad()
+                        loss.backward()
+                        for each in (optimizer, optimizer_of_second):
+                            each.step()
+                    if adapter.scheduler.global_step == nan_at:
+                        second.weight.data[0, 0] = NAN
+        except TrainingDiverged as diverged:
+            error = diverged
+    return [str(each.message) for each in caught], error
+
+
+def test_second_network_that_was_not_given_is_named():
+    """The graph of the refused loss shows parameters that attach() does not know; so does the end, in words."""
+    second = torch.nn.Linear(64, 64)
+    said, error = train_two(second, sgd(second))
+    named = [each for each in said if "from 2 parameters that attach() was not given (1 of them not finite" in each]
+
+    assert len(named) == 1
+    assert "the first of shape (64, 64)" in named[0] or "the first of shape (64,)" in named[0]
+    assert (
+        len([each for each in said if "such as a second network" in each and "no state has finite losses" in each]) == 1
+    )
+    assert "such as a second network" in str(error)
+
+
+def test_second_network_that_was_given_is_healed():
+    second = torch.nn.Linear(64, 64)
+    optimizer = sgd(second)
+    said, error = train_two(second, optimizer, also={"second": second, "its optimizer": optimizer}, steps=200)
+
+    assert error is None
+    assert second.weight.isfinite().all()
+    assert not [each for each in said if "not given" in each]
+
+
+@pytest.mark.parametrize("given", [1, 4])
+def test_accumulation_that_was_not_told_is_said_once(given):
+    """An optimizer that steps at every fourth report adds up gradients, as it seems."""
+    model = classifier()
+    optimizer = sgd(model, lr=0.02)
+    adapter = attach(model, optimizer, DataLoader(DIGITS, batch_size=20), num_epochs=5, accumulate=given)
+    with warnings.catch_warnings(record=True) as caught, adapter:
+        warnings.simplefilter("always")
+        for _ in adapter.epochs():
+            for number, (inputs, labels) in enumerate(adapter.batches()):
+                if adapter.report(loss := cross_entropy(model(inputs), labels)):
+                    (loss / 4).backward()
+                    if number % 4 == 3:
+                        optimizer.step()
+                        optimizer.zero_grad()
+    said = [str(each.message) for each in caught if "at every 4 reports so far" in str(each.message)]
+
+    assert len(said) == (given == 1)
+    assert not said or "attach(..., accumulate=4)" in said[0]
+
+
+@pytest.mark.parametrize("part", ["one", "all"])
+def test_check_heals_before_the_weights_are_used(part):
+    """check() between two steps puts back what is not finite, and says whether all was well; training goes on."""
+    model, heard = classifier(), record_events()
+    optimizer = sgd(model, lr=0.02)
+    adapter = attach(model, optimizer, None, num_steps=200, listeners=[heard])
+    sound = []
+    with adapter:
+        for step in adapter.steps():
+            if step == 60:
+                for each in list(model.parameters())[: 1 if part == "one" else None]:
+                    each.data.fill_(NAN)
+            if not step % 20:
+                sound.append(adapter.check())
+                assert all(each.isfinite().all() for each in model.parameters())
+            place = 20 * (step % 10)
+            inputs, labels = DIGITS[place : place + 20]
+            if adapter.report(loss := cross_entropy(model(inputs), labels)):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+    assert [number for number, each in enumerate(sound) if not each] == [3]
+    assert len(heard.of(events.DamageFound)) == 1
+    assert not heard.of(events.BatchRefused)
+    assert adapter.finished

@@ -1,0 +1,141 @@
+"""The same program, started again: after it has finished, and within what follows an epoch in the user's loop."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from learnit_r8 import R8Scheduler, events
+from learnit_r8.journal.run import Run
+from learnit_r8.testing import ToyTask
+from learnit_r8.torch import attach
+
+NUM_EPOCHS, LENGTH = 4, 10
+
+
+class Killed(BaseException):
+    """Stands for a process that ends at once."""
+
+
+def train(folder, *, is_planned=False, loops="epochs", kill_at=None, numbers=None, listeners=()):
+    """A script whose rate a schedule of torch's lowers after each epoch; ``kill_at``: (place in the loop, epoch)."""
+    torch.manual_seed(0)
+    x = torch.randn(16 * LENGTH, 8)
+    data = TensorDataset(x, x[:, :3].argmax(1))
+    model = torch.nn.Linear(8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    settings = {"scheduler_mode": "keep", "batch_size": 16} if is_planned else {}
+    adapter = attach(
+        model, optimizer, data if is_planned else DataLoader(data, batch_size=16, shuffle=True), num_epochs=NUM_EPOCHS,
+        checkpoint_dir=folder, resume="auto", backup_dir=False, handle_signals=False, also={"schedule": schedule},
+        listeners=listeners, **settings,
+    )  # fmt: skip
+    epochs = adapter.epochs() if loops == "epochs" else range(adapter.scheduler.current_epoch, NUM_EPOCHS)
+    numbers = [] if numbers is None else numbers
+    for epoch in epochs:
+        numbers.append(0)
+        for inputs, labels in adapter.loader() if is_planned else adapter.batches():
+            losses = cross_entropy(model(inputs), labels, reduction="none")
+            if adapter.report(losses if is_planned else losses.mean()):
+                optimizer.zero_grad()
+                losses.mean().backward()
+                optimizer.step()
+            numbers[-1] += 1
+            if kill_at == (numbers[-1], epoch):
+                raise Killed
+        if kill_at == ("before", epoch):
+            raise Killed
+        schedule.step()
+        if kill_at == ("after", epoch):
+            raise Killed
+    adapter.close()
+    return [each.detach().clone() for each in model.parameters()], optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("loops", ["epochs", "range"])
+@pytest.mark.parametrize("is_planned", [False, True])
+@pytest.mark.parametrize("at", [(5, 1), (LENGTH, 1), ("before", 1), ("after", 1), (1, 2)], ids=str)
+def test_a_schedule_by_epochs_goes_on_as_it_was(at, is_planned, loops, tmp_path):
+    """Killed within an epoch or after one, before or after the schedule's step: weights and rate equal to the bit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole, rate = train(tmp_path / "whole", is_planned=is_planned, loops=loops)
+        with pytest.raises(Killed):
+            train(tmp_path / "killed", is_planned=is_planned, loops=loops, kill_at=at)
+        resumed, last = train(tmp_path / "killed", is_planned=is_planned, loops=loops)
+
+    assert last == rate
+    assert all(torch.equal(one, two) for one, two in zip(whole, resumed, strict=True))
+
+
+def test_an_epoch_without_batches_is_said_once(tmp_path):
+    """With batches of one's own, what follows an epoch is repeated, and only that."""
+    numbers, heard = [], []
+    with pytest.raises(Killed):
+        train(tmp_path, kill_at=("before", 1))
+    train(tmp_path, numbers=numbers, listeners=[heard.append])
+
+    assert numbers == [0, LENGTH, LENGTH]
+    said = [event.text for event in heard if isinstance(event, events.Notice)]
+    assert len([text for text in said if "what follows them in your loop is repeated" in text]) == 1
+
+
+class Loader:
+    """Batches of rows of the toy task."""
+
+    def __len__(self):
+        return LENGTH
+
+    def __iter__(self):
+        yield from np.arange(16 * LENGTH).reshape(LENGTH, 16)
+
+
+def start(folder, *, is_planned, breaks_after=False):
+    """The run; returns its scheduler, what was heard, and the epochs that were begun."""
+    task, heard, begun = ToyTask(), [], []
+    settings = {"num_samples": 16 * LENGTH, "batch_size": 16} if is_planned else {"scheduler_mode": "keep"}
+    r8 = R8Scheduler(
+        num_epochs=2, checkpoint_dir=folder / "saved", resume="auto", run_dir=folder / "run", handle_signals=False,
+        save_callback=task.save, load_callback=task.load, state_callback=task.state, backup_dir=False,
+        listeners=[heard.append], **settings,
+    )  # fmt: skip
+    with r8:
+        for epoch in r8.epoch_iterator():
+            begun.append(epoch)
+            for batch in (indices for indices, _ in r8.batch_iterator()) if is_planned else r8.batches(Loader()):
+                loss = float(task.losses(batch).mean())
+                if r8.update_with_loss(loss):
+                    task.step(0.02)
+            assert loss < 10
+        if breaks_after:
+            raise NameError("loss")
+    return r8, heard, begun
+
+
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_a_finished_run_yields_no_epoch(is_planned, tmp_path):
+    """It says so once and stays finished, also where the script fails over what no epoch has given it."""
+    r8, heard, begun = start(tmp_path, is_planned=is_planned)
+
+    assert begun == [0, 1]
+    for breaks_after in (False, True):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if breaks_after:
+                with pytest.raises(NameError):
+                    start(tmp_path, is_planned=is_planned, breaks_after=True)
+            else:
+                r8, heard, begun = start(tmp_path, is_planned=is_planned)
+                assert begun == []
+                assert (r8.phase, r8.global_step, r8.current_epoch) == ("finished", 2 * LENGTH, 2)
+                assert not [event for event in heard if isinstance(event, events.RunStarted)]
+
+        assert len([each for each in caught if re.search("finished, nothing to do", str(each.message))]) == 1
+        run = Run(tmp_path / "run")
+        list(run.records())
+        assert run.state().word == "finished"
