@@ -91,7 +91,13 @@ def build_components(given: Settings) -> Components:
         ValueError: an argument is outside its range, or there is not exactly one budget.
         TypeError: an argument is of the wrong kind.
     """
-    given = replace(given, guard=_checked_guard(given))
+    guard = _checked_guard(given)
+    is_own = given.num_samples is None and given.scheduler_mode == "keep"
+    watches_level = is_own and isinstance(guard, SpikeGuard) and guard.tests_progress
+    if watches_level:
+        # Losses that rise in a warm-up say little about a rate that is the user's own; their level is watched.
+        guard = replace(guard, tests_progress=False)
+    given = replace(given, guard=guard)
     plan = _build_plan(given)
     steps_per_epoch = _steps_per_epoch(given, plan)
     budget = _build_budget(given, steps_per_epoch)
@@ -120,6 +126,7 @@ def build_components(given: Settings) -> Components:
         controller=RecoveryController(
             given.recovery, persistence, announcer, plan.table, sentry,
             keeps_rates=given.scheduler_mode == "keep", recorder=_build_recorder(given, persistence),
+            watches_level=watches_level,
         ),
         announcer=announcer,
         agreement=agreement,
@@ -169,9 +176,6 @@ def _build_recorder(given: Settings, persistence: Persistence) -> FlightRecorder
 
 def _checked_guard(given: Settings) -> Guard:
     guard = as_guard(given.guard)
-    if isinstance(guard, SpikeGuard) and given.num_samples is None and given.scheduler_mode == "keep":
-        # Where the first losses rise, a rate that is the user's own is not to be tried at a tenth.
-        guard = replace(guard, tests_progress=False)
     for argument, value, method in (
         ("guard", guard, "judge"),
         ("guard", guard, "suspicion"),

@@ -72,6 +72,7 @@ _KINDS: dict[str, Any] = {
     "recovery.limit.ceiling": _MAYBE, "recovery.limit.slow_above": _MAYBE, "recovery.limit.best": _MAYBE,
     "recovery.lineage.progress.recent": _LOSSES, "recovery.lineage.progress.reported": _LOSSES,
     "recovery.lineage.progress.first": _LOSSES, "recovery.lineage.progress.start": _MAYBE,
+    "recovery.lineage.progress.untrained": _MAYBE,
     "recovery.lineage.rates": _LOSSES, "recovery.refusals.outcomes": [False], "recovery.incident": (_INCIDENT,),
     "recovery.incident.kind": "", "recovery.kinds": [["", 0, ""]],
     "recovery.witnesses": [_WITNESS],

@@ -55,6 +55,7 @@ class RecoveryController:
         table: Names the samples, and keeps the quarantined ones.
         sentry: Judges losses.
         keeps_rates: Whether rates are the user's own, of which those here are shares.
+        watches_level: Whether losses far above those of the untrained model are looked into, through the whole run.
         recorder: Writes a record of each incident; None for none.
 
     Attributes:
@@ -72,9 +73,9 @@ class RecoveryController:
 
     def __init__(
         self, recovery: Recovery, persistence: Persistence, announcer: Announcer, table: SampleTable, sentry: Sentry,
-        *, keeps_rates: bool = False, recorder: FlightRecorder | None = None,
+        *, keeps_rates: bool = False, watches_level: bool = False, recorder: FlightRecorder | None = None,
     ) -> None:  # fmt: skip
-        self.recovery, self._keeps_rates = recovery, keeps_rates
+        self.recovery, self._keeps_rates, self._watches_level = recovery, keeps_rates, watches_level
         self.quarantine = Quarantine(table, announcer, most_share=recovery.most_quarantined)
         self._table, self._persistence, self._announcer, self._sentry = table, persistence, announcer, sentry
         self._backup = persistence.backup
@@ -187,6 +188,8 @@ class RecoveryController:
             self.is_look_due = not updates % LOOK_EVERY and self.is_early
         else:
             self.is_early = False
+        if self._watches_level and not updates % LOOK_EVERY:
+            self.is_look_due = self.limit.is_on or progress.is_above_untrained(updates)
 
     # Refused losses.
 

@@ -100,6 +100,8 @@ class Lineage:
     def begin(self, backup: Backup, trial: int = 0) -> None:
         """Start counting at a backup that was restored; ``trial`` as the attribute."""
         self.num_restores = self.num_restores + 1 if self.is_proving and self.since == backup.updates else 1
+        if not self.is_proving:
+            self.gained = self.updates
         self.failed_at = self.updates
         self.updates = self.since = backup.updates
         self.trial, self.is_proving = trial, trial > 0
@@ -110,7 +112,8 @@ class Lineage:
         return {
             "updates": self.updates, "progress": self.progress.state_dict(), "relapses": self.relapses,
             "rises": self.rises, "proving": [self.since, self.trial, self.is_proving], "rates": list(self.rates),
-            "fuse": [self.failed_at, self.num_restores, self.num_older], "gained": self.gained,
+            "fuse": [self.failed_at, self.num_restores, self.num_older],
+            "gained": self.gained if self.is_proving else self.updates,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

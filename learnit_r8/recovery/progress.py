@@ -40,6 +40,10 @@ STILL, HIGH_LEVEL, WILD_SPREAD = 0.02, 0.25, 0.1
 """Losses stand still that fall by less than the first share of the level of the start, are above the second, and whose
 spread is above the third."""
 
+FAR_ABOVE = 1.5
+"""Times the loss of the untrained model from which the median of as many losses as its level has is looked into: no run
+at a good rate or at three times that came there (`benchmarks/natural.py`)."""
+
 SUDDEN = 0.6
 """Share of the rise that must come within one step for the rise to be sudden."""
 
@@ -51,13 +55,15 @@ class Progress:
         recent: The last losses learned from.
         reported: The last finite losses reported, refused ones included.
         start: Level of the losses as the run began; NaN while it is unknown.
+        untrained: Loss of the untrained model: of its first batch or, where that is up to half of it, the second lowest
+            of the first losses, as at far too high rates these are those of ruined weights; NaN while it is unknown.
         first: The first losses of the run.
     """
 
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=128)
         self.reported: deque[float] = deque(maxlen=64)
-        self.start = math.nan
+        self.start = self.untrained = math.nan
         self.first: list[float] = []
         self._gap, self._wait_until, self._look_wait = 1, 0, 0
 
@@ -65,7 +71,7 @@ class Progress:
     def again(cls, before: Progress) -> Progress:
         """Losses of the same run from its start again."""
         progress = cls()
-        progress.start, progress.first = before.start, list(before.first)
+        progress.start, progress.first, progress.untrained = before.start, list(before.first), before.untrained
         return progress
 
     def went_back(self, losses: Sequence[float], updates: int) -> None:
@@ -83,7 +89,7 @@ class Progress:
         """Forget all losses, as they mean something else from here on."""
         self.recent.clear()
         self.reported.clear()
-        self.start = math.nan
+        self.start = self.untrained = math.nan
         self._gap = 1
 
     def note_healthy(self, updates: int) -> None:
@@ -98,6 +104,8 @@ class Progress:
         if self.start != self.start and len(self.recent) >= FIRST:
             level = float(np.median(self.recent))
             self.start = max(record, level) if math.isfinite(record) else level
+            low = sorted(self.recent)[1]
+            self.untrained = max(record, min(low, 2 * record)) if math.isfinite(record) else low
 
     @property
     def first_spread(self) -> float:
@@ -168,6 +176,12 @@ class Progress:
         stands = level > float(np.median(before)) - STILL * self.start and level > HIGH_LEVEL * self.start
         return stands and (is_known or spread_of(last) > WILD_SPREAD * self.start)
 
+    def is_above_untrained(self, updates: int) -> bool:
+        """Whether the last losses are far above those of the untrained model, and not looked into yet."""
+        if updates < self._wait_until or not self.untrained > 0 or len(self.recent) < FIRST:
+            return False
+        return float(np.median(list(self.recent)[-FIRST:])) > FAR_ABOVE * self.untrained
+
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""
         last = list(self.reported)[-count:]
@@ -186,7 +200,8 @@ class Progress:
         """The losses, as plain values."""
         return {
             "recent": list(self.recent), "reported": list(self.reported), "first": list(self.first),
-            "start": None if math.isnan(self.start) else self.start, "gap": self._gap,
+            "start": None if math.isnan(self.start) else self.start,
+            "untrained": None if math.isnan(self.untrained) else self.untrained, "gap": self._gap,
             "wait": [self._wait_until, self._look_wait],
         }  # fmt: skip
 
@@ -196,5 +211,8 @@ class Progress:
         self.reported = deque(state["reported"], maxlen=64)
         self.first = list(state["first"])
         self.start = math.nan if state["start"] is None else state["start"]
+        # Saved by earlier versions without it.
+        untrained = state.get("untrained")
+        self.untrained = self.start if untrained is None else untrained
         self._gap = state["gap"]
         self._wait_until, self._look_wait = state["wait"]

@@ -142,3 +142,31 @@ def test_first_losses_after_the_state_that_was_put_back_are_forgotten():
     progress.went_back([2.0] * 20, 20)
 
     assert progress.early_suspicion(9.0, 2.0, 20) > 1
+
+
+@pytest.mark.parametrize(("last", "is_above"), [(3.0, False), (3.6, True)])
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_losses_far_above_those_of_the_untrained_model(last, is_above, is_saved):
+    """Half as much again as the untrained model's is far above, also where the first updates have ruined it."""
+    progress = Progress()
+    progress.recent.extend([2.3, 2.2, *[40.0] * 6])
+    progress.note_first(40.0, 2.3)
+    progress.recent.extend([last] * 8)
+    if is_saved:
+        saved, progress = progress.state_dict(), Progress()
+        progress.load_state_dict(saved)
+
+    assert progress.untrained == 2.3
+    assert progress.is_above_untrained(16) is is_above
+
+
+def test_losses_that_were_looked_into_are_not_far_above_again_at_once():
+    """A look that found healthy weights makes the next one wait."""
+    progress = Progress()
+    progress.recent.extend([2.3] * 8)
+    progress.note_first(2.3, 2.3)
+    progress.recent.extend([9.0] * 8)
+    progress.note_healthy(16)
+
+    assert not progress.is_above_untrained(16)
+    assert progress.is_above_untrained(32)

@@ -161,7 +161,7 @@ def test_a_run_whose_updates_all_damage_the_weights_is_given_up(own, is_late):
 def test_what_was_in_vain_counts_after_a_resume(is_late):
     """A run that is started again and again is given up as early as one that is not."""
     runs = [Damaged(1, own=False, is_late=is_late, num_steps=900, recovery=Recovery(max_refused=60)) for _ in range(2)]
-    runs[0].train(until=40)
+    runs[0].train(until=20)
     before = runs[0].r8.controller.state_dict()["refusals"]["in_vain"]
     runs[1].r8.load_state_dict(runs[0].r8.state_dict())
     assert before > 10

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..progress import FAR_ABOVE
 from ..ram_backup import Backup
 
 SHARE_OF_RISE, SPREADS, SHARE_OF_PROGRESS, SHARE_OF_FIRST = 0.4, 6.0, 0.25, 0.25
@@ -52,7 +53,8 @@ class Alarm(enum.Enum):
 
     NOT_FINITE: several losses in a row, or numbers of the state, were not finite. SPIKE: losses far too high. RAISED:
     losses that stay higher. EARLY: a high loss among the first. REGRESS: much of the progress of the first steps was
-    lost. END: unusual losses as the run ends. WILD: the losses of the first steps make no progress.
+    lost. ABOVE: losses far above those of the untrained model. END: unusual losses as the run ends. WILD: the losses of
+    the first steps make no progress.
     """
 
     NOT_FINITE = "not finite"
@@ -60,11 +62,12 @@ class Alarm(enum.Enum):
     RAISED = "raised"
     EARLY = "early"
     REGRESS = "regress"
+    ABOVE = "above the untrained level"
     END = "end"
     WILD = "wild"
 
 
-NUM_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.SPIKE: 2, Alarm.END: 2}
+NUM_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.ABOVE: 4, Alarm.SPIKE: 2, Alarm.END: 2}
 """Witnesses that must be fine before the present weights count as healthy, as one batch may miss the damage."""
 
 
@@ -144,7 +147,10 @@ class Case:
     @property
     def references(self) -> list[Backup]:
         """The backups whose records are those of healthy weights, newest first."""
-        best = self.best
+        best, first = self.best, self.known[0]
+        if self.alarm is Alarm.ABOVE and not first.updates and math.isfinite(self.record(first)):
+            # What was trained on since may have been ruined from the start, and calm.
+            return [first]
         # Without those whose record was forgotten, as losses mean something else since.
         compared = [each for each in reversed(self.known) if math.isfinite(self.record(each))]
         if best is None:
@@ -162,13 +168,14 @@ class Case:
         most = max(SPREADS * spread, SHARE_OF_PROGRESS * progress if progress > 0 else 0.0)
         if is_first:
             record = abs(self.record(backup))
-            most = max(min(most, MOST_OF_FIRST * max(record, self.first_level)), SHARE_OF_FIRST * record)
+            share = FAR_ABOVE - 1 if self.alarm is Alarm.ABOVE else MOST_OF_FIRST
+            most = max(min(most, share * max(record, self.first_level)), SHARE_OF_FIRST * record)
         rise = self.level - backup.usual
         if self.alarm is Alarm.NOT_FINITE or not rise > 0:
             return most
         if is_first:
             # A single sample may be far above its record, and far below the alarm.
-            most = max(most, LEAST_OF_FIRST * rise)
+            most = max(most, min(LEAST_OF_FIRST * rise, abs(self.record(backup))))
         is_slow = self.alarm is Alarm.RAISED and not is_own and not is_first
         return min((SHARE_OF_SLOW_RISE if is_slow else SHARE_OF_RISE) * rise, most)
 
@@ -317,7 +324,8 @@ def _is_healthy(case: Case, lab: Lab, backup: Backup) -> Generator[Backup, float
             return False
     reference = next((each for each in case.references if each.updates < backup.updates), None)
     # Where other batches stand for probes, their losses were compared with those before the backup already.
-    if backup.is_proven or reference is None or not case.is_exact:
+    is_trusted = backup.is_proven and case.alarm is not Alarm.ABOVE
+    if is_trusted or reference is None or not case.is_exact:
         return True
     # The record of an unproven state may itself be that of damaged weights.
     loss = yield from _draw(case, reference, put)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ... import events
 from ...sampling.ticket import Ticket
 from ..policy import TrainingDiverged
-from ..progress import EARLY_UPDATES, LOOK_EVERY
+from ..progress import EARLY_UPDATES, FIRST, LOOK_EVERY
 from ..ram_backup import Backup, spread_of
 from .experiment import Alarm, Case, Finding, investigate
 from .incident import Incident, diverged_text, write_bundle
@@ -138,7 +138,12 @@ class Inquiry:
             return
         first_steps, lineage = self._first_steps, self._parts.lineage
         level = lineage.progress.level
-        if first_steps.is_on_trial:
+        if not self._parts.sentry.tests_progress:
+            # Batches and rates are the user's own: only the level of the losses says something of those.
+            self._settlement.confirm_rate(level)
+            if lineage.progress.is_above_untrained(lineage.updates) and not lineage.rises and self._live.can_restore:
+                self.begin(Alarm.ABOVE, lineage.progress.rise(FIRST))
+        elif first_steps.is_on_trial:
             first_steps.end_trial(level)
         elif level == level and lineage.updates > EARLY_UPDATES:
             if first_steps.is_measuring:
@@ -175,7 +180,8 @@ class Inquiry:
             return self._experiment.is_open
         recent = list(parts.lineage.progress.recent)
         usual, last = recent[:-2], recent[-2:]
-        can_test = may_probe and parts.sentry.tests_progress and self._live.can_restore and self._experiment.can_probe
+        can_probe = (may_probe and self._experiment.can_probe) or parts.persistence.callbacks.repeat is not None
+        can_test = can_probe and parts.sentry.tests_progress and self._live.can_restore
         if len(usual) < LOOK_EVERY or not can_test:
             return False
         if parts.refusals.in_a_row or max(last) > float(np.median(usual)) + 6 * spread_of(usual):
@@ -187,7 +193,11 @@ class Inquiry:
     def begin(self, alarm: Alarm, level: float, *, best: Backup | None = None, is_again: bool = False) -> None:
         """Begin an experiment; for the arguments see `Case`."""
         parts, known = self._parts, self._parts.witnesses.known()
-        lineage, progress = parts.lineage, parts.lineage.progress
+        lineage, progress, repeat = parts.lineage, parts.lineage.progress, parts.persistence.callbacks.repeat
+        held = [] if repeat is None else [each for each in known if all(map(repeat.holds, each.witness))]
+        if best is not None and repeat is not None and best not in held:
+            return
+        known = held or known
         parts.incidents.open(self._live.step, alarm.value)
         self._live.begin()
         if not known:
@@ -199,15 +209,18 @@ class Inquiry:
             known = self._older(known)
         elif not is_again:
             self.end_search()
+        first_level = progress.first_level if parts.sentry.tests_progress else progress.untrained
         case = Case(
-            alarm, level, known, progress.start, progress.first_spread, progress.first_level,
+            alarm, level, known, progress.start, progress.first_spread, first_level,
             share=parts.refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
             is_sudden=alarm is not Alarm.REGRESS and (alarm is not Alarm.RAISED or progress.is_sudden()),
-            is_exact=self._experiment.can_probe, is_again=is_again,
+            is_exact=self._experiment.can_probe or bool(held), is_again=is_again,
         )  # fmt: skip
         finding = self._experiment.begin(case, investigate(case, self._live))
         if finding is not None:
             self._settle(case, finding)
+        while repeat is not None and held and self._experiment.is_open:
+            self._take(self._experiment.repeat(repeat), self._lr, leaves_out=False)
 
     def _older(self, known: list[Backup]) -> list[Backup]:
         """The states before the one that was put back last, ever fewer the more often it took long to come back."""
@@ -249,21 +262,24 @@ class Inquiry:
         Raises:
             TrainingDiverged: too many batches in a row were refused.
         """
+        self._take(loss, ticket.lr * unit, leaves_out=ticket.chunk.is_probe and not ticket.chunk.is_extra)
+        return self._live.put_step
+
+    def _take(self, loss: float, lr: float, *, leaves_out: bool) -> None:
         parts, experiment = self._parts, self._experiment
         asked, case = experiment.asked, experiment.case
         assert asked is not None
         assert case is not None
-        parts.incidents.note_probe(leaves_out=ticket.chunk.is_probe and not ticket.chunk.is_extra)
+        parts.incidents.note_probe(leaves_out=leaves_out)
         parts.refusals.probed()
         parts.announcer.tell(
             events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
             is_present=self._live.current is None, reason=case.alarm.value,
         )  # fmt: skip
-        self.check_end(loss, ticket.lr * unit)
+        self.check_end(loss, lr)
         finding = experiment.take(loss)
         if finding is not None:
             self._settle(case, finding)
-        return self._live.put_step
 
     # What follows from a finding.
 
@@ -286,7 +302,7 @@ class Inquiry:
             # A trial has no other state than the initial one to go back to, which what was kept aside is better than.
             self._parts.refusals.bad_in_a_row = 0
             return
-        is_probed = self._experiment.can_probe
+        is_probed = self._experiment.can_probe or self._parts.persistence.callbacks.repeat is not None
         if self._settlement.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_probed=is_probed):
             self.steady_left = min(self._parts.recovery.steady_steps, self._most_steady)
         self._parts.refusals.bad_in_a_row = 0

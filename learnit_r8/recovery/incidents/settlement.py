@@ -39,6 +39,7 @@ _REASONS = {
     Alarm.RAISED: "losses stayed higher",
     Alarm.EARLY: "a loss in the first steps was too high",
     Alarm.REGRESS: "much of the progress was lost",
+    Alarm.ABOVE: "losses rose far above those of the untrained model",
     Alarm.END: "the last losses were unusual",
 }
 
@@ -137,7 +138,8 @@ class Settlement:
         undone = lineage.updates - backup.updates
         lineage.note_restore(is_sudden=is_sudden)
         is_early, is_relapse = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS, lineage.is_on_trial
-        if (is_relapse and not lineage.num_older) or alarm is Alarm.REGRESS:
+        is_rate = alarm is Alarm.REGRESS or (alarm is Alarm.ABOVE and is_early)
+        if (is_relapse and not lineage.num_older) or is_rate:
             self._level_before = backup.usual
             rate = max(lineage.rates) if lineage.rates else lr
             least = 0.0 if is_early else LOWEST_SHARE * lr

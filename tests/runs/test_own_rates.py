@@ -1,0 +1,105 @@
+"""Batches and rates of the user's own: which levels of the losses are looked into, and what follows."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.testing import record_events
+from tests.softmax import SoftmaxRegression
+
+STEPS = 320
+
+
+def train(rate, *, steps=STEPS, shape=lambda losses, step: losses, first=None, make=SoftmaxRegression, **settings):
+    """Train a softmax regression on batches and a rate of one's own; returns it, the events and the reported losses."""
+    model, dice, reported = make(), np.random.default_rng(0), []
+    if first is not None:
+        model.weights = first
+    batches = [dice.integers(0, len(model.y), 32) for _ in range(steps)]
+    heard = record_events()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with R8Scheduler(
+            num_steps=steps, scheduler_mode="keep", state_callback=model.get, load_callback=model.load,
+            listeners=[heard], **settings,
+        ) as r8:  # fmt: skip
+            for _ in r8.epoch_iterator():
+                for indices in r8.batches(batches):
+                    loss = shape(float(np.mean(model.forward(indices))), r8.global_step)
+                    reported.append(loss)
+                    if r8.update_with_loss(loss):
+                        model.step(rate(r8.global_step) * r8.lr_factor)
+    return model, heard, reported
+
+
+def kinds(heard):
+    return [type(event).__name__ for event in heard]
+
+
+class AbsoluteError:
+    """A line fitted by absolute errors: gradients never grow, so at a high rate weights jump about without a spike."""
+
+    def __init__(self):
+        dice = np.random.default_rng(1)
+        self.x = dice.normal(size=(512, 8))
+        self.y = self.x @ dice.normal(size=8)
+        self.weights = np.zeros(8)
+
+    def forward(self, indices):
+        error = self.x[indices] @ self.weights - self.y[indices]
+        self.gradient = self.x[indices].T @ np.sign(error) / len(indices)
+        return np.abs(error)
+
+    get, load, step = SoftmaxRegression.get, SoftmaxRegression.load, SoftmaxRegression.step
+
+
+@pytest.mark.parametrize("factor", [20.0, 100.0, 200.0])
+def test_a_rate_that_is_too_high_from_the_start_is_lowered(factor):
+    """Losses that are soon far above those of the untrained model, without a spike, bring back a state that is not."""
+    untrained = AbsoluteError().forward(np.arange(512)).mean()
+    bare, _, _ = train(lambda step: factor, make=AbsoluteError, guard="finite")
+    model, heard, _ = train(lambda step: factor, make=AbsoluteError)
+
+    assert bare.forward(np.arange(512)).mean() > untrained
+    assert model.forward(np.arange(512)).mean() < untrained
+    assert {"Probed", "RolledBack", "LrCapped"} <= set(kinds(heard))
+    assert "BatchRefused" not in kinds(heard)
+
+
+def anneal(losses, step):
+    """The weight of a second term grows from 0, as that of a KL divergence does."""
+    return losses + 5.0 * min(1.0, step / 100)
+
+
+HEALTHY = {
+    "good rate": (lambda step: 0.1, {}),
+    "long warm-up": (lambda step: 0.5 * min(1.0, step / 1000), {"steps": 1100}),
+    "plateau": (lambda step: 0.0, {}),
+    "fine-tuning": (lambda step: 0.05, {"first": "trained"}),
+    "restarts": (lambda step: 0.3 * (1 + np.cos(np.pi * (step % 80) / 80)), {}),
+}
+
+
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_healthy_trainings_meet_no_probe(kind):
+    """A rate that rises for long, a plateau, good weights from the start or restarts raise no alarm."""
+    rate, settings = HEALTHY[kind]
+    if "first" in settings:
+        settings = {"first": train(lambda step: 0.3)[0].weights}
+    model, heard, _ = train(rate, **settings)
+    bare, _, _ = train(rate, guard="finite", **settings)
+
+    assert not {"Probed", "BatchRefused", "RolledBack"} & set(kinds(heard))
+    np.testing.assert_array_equal(model.weights, bare.weights)
+
+
+def test_a_task_that_changes_restores_nothing():
+    """Where the untrained state has a higher loss now, too, it is the loss that has changed."""
+    model, heard, _ = train(lambda step: 0.1, shape=anneal)
+    bare, _, _ = train(lambda step: 0.1, shape=anneal, guard="finite")
+
+    assert "RolledBack" not in kinds(heard)
+    assert "LrCapped" not in kinds(heard)
+    assert model.accuracy > bare.accuracy - 0.02
