@@ -32,6 +32,18 @@ class Generators(NamedTuple):
     set: Callable[[Any], Any]
 
 
+class Repeat(NamedTuple):
+    """Takes the loss of a batch once more outside of the training loop, for a trainer whose loop takes no other batch.
+
+    Attributes:
+        holds: ``(batch)``: whether a batch, as the plan draws it again, is still at hand.
+        loss: ``(batch)``: its mean loss with the weights as they are, which stay so.
+    """
+
+    holds: Callable[[Any], bool]
+    loss: Callable[[Any], float]
+
+
 @dataclass(frozen=True)
 class Callbacks:
     """The user's callbacks.
@@ -46,6 +58,9 @@ class Callbacks:
         examine: ``(refusal)``: looks for the cause of a refusal and returns a finding (`recovery.incidents.finding`).
         in_hand: ``()``: copies of the refused batch and of the random generators at its start, by name, for the record
             of an incident.
+        undo: ``()``: puts back the state before the last step, if it is known, where a step is taken before its loss is
+            reported; called once a loss was refused, before anybody looks at the weights.
+        repeat: Takes the loss of a batch once more; None where the loop does.
         own: The user's own callbacks that these, an adapter's, were joined with; None where there are none.
 
     Raises:
@@ -59,6 +74,8 @@ class Callbacks:
     generators: Generators | None = None
     examine: Callable[[Any], Any] | None = None
     in_hand: Callable[..., dict[str, Any]] | None = None
+    undo: Callable[[], None] | None = None
+    repeat: Repeat | None = None
     own: Callbacks | None = None
 
     def __post_init__(self) -> None:

@@ -41,6 +41,9 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
         put_to = run.search.take(ticket.batch, reading.mean, ticket.lr, refused=verdict is not Verdict.GOOD)
         run.rates.use_found()
         return verdict, put_to
+    undo = run.persistence.callbacks.undo
+    if undo is not None and verdict is not Verdict.GOOD:
+        undo()
     if verdict is Verdict.PROBED or ticket.chunk.is_probe:
         return _test(run, ticket, judged)
     if verdict is Verdict.GOOD:

@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from ..checkpoint.callbacks import Repeat
+from ..engine.feed.batch_size import bytes_of
+from ..engine.feed.probes import MOST_KEPT_BYTES, may_be_witness
 from ..triggers import Condition
 from .dataset import R8Dataset
 from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
 from .examiner import keep_model
 from .fit_frame import callbacks_of_fit, local_of_fit, scope_of_fit
-from .live_values import METRICS_EVERY
 from .losses import LossRecorder
 from .own_batches import OwnBatchesCallback
 from .rate_factor import RateFactor
 from .state import SETS_RATE, ModelState, rate_of
 
 if TYPE_CHECKING:
+    from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
+
+MOST_WITNESSES = 32
+"""Batches that are kept before those are dropped with which no weights can be tested any more."""
 
 FINISHED = "the run was over, at step {}, when it was resumed: fit() trains nothing."
 
@@ -92,7 +98,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         self._backup_every = backup_every
         self._recorder: LossRecorder | None = None
         self._rates: RateFactor | None = None
-        self._count, self._indices = 0, np.empty(0, np.int64)
+        self._ticket: Ticket | None = None
+        self._witnesses: dict[bytes, Any] = {}
         self._state: ModelState | None = None
         self._is_wrapped = False
         if model is not None:
@@ -101,9 +108,11 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     def _wire(self, model: Any) -> None:
         r8 = self._prefetch.r8
         _check_model(model, keeps_rates=r8.keeps_rates)
+        recorder = self._recorder
         self._state = keep_model(
-            r8, self._state, model, [model.optimizer], lambda: self.dataset.rows_of(self._indices),
-            backup_every=self._backup_every,
+            r8, self._state, model, [model.optimizer], backup_every=self._backup_every,
+            function=None if recorder is None else recorder.function,
+            repeat=None if recorder is None else Repeat(self._holds, self._loss_again),
         )  # fmt: skip
 
     def set_model(self, model: Any) -> None:
@@ -126,6 +135,29 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         assert self._state is not None
         say_devices(self._prefetch.r8, self._state.num_saved_devices, self.model)
         self._prefetch.r8.requests.stay_within(scope_of_fit(self.model))
+
+    def _holds(self, indices: Any) -> bool:
+        return np.asarray(indices).tobytes() in self._witnesses
+
+    def _loss_again(self, indices: Any) -> float:
+        recorder = self._recorder
+        assert recorder is not None
+        recorder.function.repeat(self._witnesses[np.asarray(indices).tobytes()])
+        return float(np.mean(recorder.losses(len(indices))))
+
+    def _keep_witness(self, batch: Any) -> None:
+        """Keep the batch in hand where weights may be tested with it."""
+        r8, ticket, witnesses = self._prefetch.r8, self._ticket, self._witnesses
+        assert ticket is not None
+        if batch is None or not may_be_witness(r8.host) or bytes_of(batch) > MOST_KEPT_BYTES:
+            return
+        witnesses[ticket.indices.tobytes()] = batch
+        if len(witnesses) > MOST_WITNESSES:
+            known = {each.tobytes() for backup in r8.controller.witnesses.known() for each in backup.witness}
+            self._witnesses = {
+                name: kept for at, (name, kept) in enumerate(witnesses.items(), 1)
+                if name in known or at == len(witnesses)
+            }  # fmt: skip
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Draw the epoch."""
@@ -178,11 +210,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if state.has_random:
             # At the beginning of an epoch the loader has still drawn in the run before, and draws again.
             state.resume_random(is_set=prefetch.r8.pace.place % prefetch.r8.steps_per_epoch > 0)
-        # Before the last batch too, after which the means are shown.
-        if batch % METRICS_EVERY == 0 or batch + 1 == self._prefetch.epoch_length:
-            recorder.live.keep_metrics()
-        ticket = prefetch.begin()
-        self._count, self._indices = len(ticket.indices), ticket.indices
+        ticket = self._ticket = prefetch.begin()
         if self._rates is None:
             recorder.live.set(rate_of(self.model.optimizer), ticket.lr)
         else:
@@ -194,7 +222,8 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         assert recorder is not None
         if self._is_wrapped and not self.dataset.was_fetched(batch):
             raise ValueError(OTHER_DATA.format(batch))
-        losses = recorder.losses(self._count)
+        assert self._ticket is not None
+        losses = recorder.losses(len(self._ticket.indices))
         if not recorder.is_exact:
             r8.host.say_once(
                 "keras loss",
@@ -204,14 +233,14 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if self._rates is not None:
             self._rates.take_back()
             r8.tell_rate(self._rates.value)
+        predictions = recorder.predictions()
+        self._keep_witness(recorder.function.batch)
         try:
-            outcome = self._prefetch.report(losses, predictions=recorder.predictions())
+            self._prefetch.report(losses, predictions=predictions)
         except BaseException:
             # fit() ends without telling its callbacks.
             r8.requests.leave()
             raise
-        if not outcome:
-            recorder.live.put_metrics_back()
         if r8.requests.is_pending:
             # Now, as Keras has begun the next batch when it asks again.
             r8.host.between_steps()

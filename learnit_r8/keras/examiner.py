@@ -12,16 +12,17 @@ import numpy as np
 from keras import ops
 
 from .._adapters.place_search import PlaceSearch, Shown, bad_arrays, first_bad
-from ..checkpoint.callbacks import Callbacks
+from ..checkpoint.callbacks import Callbacks, Repeat
 from ..checkpoint.state_tree import clone
 from ..recovery.incidents.finding import Finding, Refusal
 from .losses import sample_losses
 from .state import ModelState, as_numpy
+from .train_function import TrainFunction
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
-NO_BATCH = "the batch is not known: only a fit over an R8Dataset, or on the torch back end, holds it"
+NO_BATCH = "the batch is not known: only a step on one device holds it, and not a call that takes several steps"
 FORWARD_ONLY = "the forward pass alone was run again, on the weights after the refused step or on those of a backup"
 MANY_REPLICAS = "with several replicas nothing is run again"
 
@@ -31,18 +32,34 @@ def keep_model(
     before: ModelState | None,
     model: Any,
     optimizers: Sequence[Any],
-    batch_in_hand: Callable[[], Any],
     *,
     backup_every: Any,
+    function: TrainFunction | None = None,
+    repeat: Repeat | None = None,
 ) -> ModelState:
-    """Let a scheduler keep a model, and look for the causes of its refusals; returns the state, which may be known."""
+    """Let a scheduler keep a model, and look for the causes of its refusals; returns the state, which may be known.
+
+    Args:
+        r8: The scheduler.
+        before: The state that it has kept so far; None for none.
+        model: The model.
+        optimizers: Those of the model, the one it was compiled with first.
+        backup_every: See `R8Callback`.
+        function: The training function of the model, whose steps are undone; None before a ``fit``.
+        repeat: Takes the loss of a batch once more.
+    """
     # Compiled again: what was kept is of another optimizer.
     is_other = before is not None and not before.is_of(model, *optimizers)
     state = before
     if state is None or is_other:
         state = ModelState(model, optimizers[0], others=optimizers[1:], keeps_rates=r8.keeps_rates)
-    examiner = Examiner(model, state, batch_in_hand)
-    callbacks = Callbacks(state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect)
+    if function is not None:
+        function.watch(state, r8.check)
+    examiner = Examiner(model, state, lambda: None if function is None else function.batch)
+    callbacks = Callbacks(
+        state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect,
+        undo=None if function is None else function.undo, repeat=repeat,
+    )  # fmt: skip
     r8.host.adopt(callbacks, backup_every=backup_every, is_other=is_other)
     return state
 
@@ -53,7 +70,7 @@ class Examiner:
     Args:
         model: The model.
         state: Its variables.
-        batch_in_hand: Returns the refused batch, ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``; None if it is not
+        batch_in_hand: Returns the refused batch, ``x``, ``(x, y)`` or ``(x, y, sample_weight)``; None if it is not
             known.
     """
 
@@ -89,6 +106,7 @@ class Examiner:
         batch = self._batch_in_hand()
         if batch is None:
             return None
+        batch = batch if isinstance(batch, tuple) else (batch,)
         return keras.tree.map_structure(lambda each: each if each is None else ops.convert_to_numpy(each), batch)
 
     def bad_weights(self) -> dict[str, int]:

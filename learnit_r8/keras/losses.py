@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ..table.labels.predictions import NUM_ROWS, Predictions
 from .devices import gather, num_replicas, scope_of, unscale_loss
-from .live_values import CarriedVariable, LiveValues, StepReturns
+from .live_values import CarriedVariable, LiveValues
 from .predictions import predictions_in
 from .state import to_numpy
+from .train_function import TrainFunction
 
 try:
     from keras.src.backend import get_keras_mask as _get_keras_mask
@@ -94,6 +95,7 @@ class LossRecorder:
         is_exact: Whether the last step traced had a loss for each sample; else there is the mean of the batch.
         num_classes: C, where that step had predictions; else 0.
         live: The values of the model's variables.
+        function: The model's training function.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
@@ -110,7 +112,7 @@ class LossRecorder:
         self._num_written = 0
         self._compute_loss = model.compute_loss
         model.compute_loss = self._replacement()
-        self._returns = StepReturns(model)
+        self.function = TrainFunction(model)
         if keras.backend.backend() == "jax":
             # JAX steps hand back only variables that they know of.
             model._metrics.append(self._memory)
@@ -126,7 +128,8 @@ class LossRecorder:
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
         self.live.search_again()
-        self._returns.take()
+        self.function.begin_epoch()
+        self.function.take()
         self._num_written = int(self.live.read(self._memory.values)[-1])
 
     def losses(self, count: int) -> NDArray[Any] | float:
@@ -135,7 +138,7 @@ class LossRecorder:
         Raises:
             RuntimeError: the step did not compute its loss through ``compute_loss``, or did so more than once.
         """
-        rows = self._returns.take().get(STEP_ROWS)
+        rows = self.function.take().get(STEP_ROWS)
         if rows is not None:
             self._rows = to_numpy(rows)[:, :count]
             return self._rows[0] if self.is_exact else float(self._rows[0, 0])
@@ -186,9 +189,10 @@ class LossRecorder:
                 logs = step(*args, **kwargs)
             finally:
                 self._local.held = None
-            returned = self._returns.put(logs, {STEP_ROWS: ops.stack(held[0])}) if len(held) == 1 else None
-            for rows in held if returned is None else ():
-                self._memory.keep(*rows)
+            rows = {STEP_ROWS: ops.stack(held[0])} if len(held) == 1 else None
+            returned = None if rows is None else self.function.put(logs, rows, args[0])
+            for each in held if returned is None else ():
+                self._memory.keep(*each)
             return returned or logs
 
         return train_step

@@ -8,11 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from ..checkpoint.callbacks import Repeat
 from ..triggers import Condition
 from .devices import check_devices, say_devices
 from .examiner import keep_model
 from .fit_frame import local_of_fit, scope_of_fit
-from .live_values import METRICS_EVERY
 from .pipeline import has_stage
 from .rate_factor import RateFactor
 from .state import SETS_RATE, ModelState, rate_of
@@ -43,16 +43,23 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._batches = dataset.follow(begins_anew=True)
         self._state: ModelState | None = None
         self._is_rewound = False
+        self._losses: StepLosses | None = None
         if model is not None:
             self._wire(model)
 
     def _wire(self, model: Any) -> None:
         check_devices(model)
-        # Only torch's trainer has the batch at hand; the others take it within their step.
+        losses = self._losses
         self._state = keep_model(
-            self._r8, self._state, model, _optimizers_of(model), lambda: _batch_of(local_of_fit("data")),
-            backup_every=self._backup_every,
+            self._r8, self._state, model, _optimizers_of(model), backup_every=self._backup_every,
+            function=None if losses is None else losses.function,
+            repeat=None if losses is None else Repeat(lambda batch: batch is not None, self._loss_again),
         )  # fmt: skip
+
+    def _loss_again(self, batch: Any) -> float:
+        assert self._losses is not None
+        self._losses.function.repeat(batch)
+        return sum(self._losses.read(None))
 
     def set_model(self, model: Any) -> None:
         """Keras' word that a ``fit`` begins."""
@@ -100,29 +107,31 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if steps:
             self._r8.host.feed.expect_epochs_of(steps)
         self._batches.begin_pass(epoch)
+        assert self._losses is not None
         self._losses.begin()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Do what is due between two steps, and lower the rate where recovery asks for it."""
-        r8, live = self._r8, self._losses.live
-        if not batch % METRICS_EVERY or not live.metrics:
-            live.keep_metrics()
+        r8 = self._r8
+        assert self._losses is not None
         if not self._batches.begin():
             return
         if not r8.keeps_rates:
-            live.set(rate_of(self.model.optimizer), r8.lr)
+            self._losses.live.set(rate_of(self.model.optimizer), r8.lr)
             return
         self._rates.begin_step(r8)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Report the losses of the step, or of all those that ``steps_per_execution`` has taken at once."""
         r8, batches = self._r8, self._batches
+        assert self._losses is not None
         was_lowered = self._rates.take_back()
         losses = self._losses.read(logs)
         rate = self._losses.rate
         if rate is None or was_lowered:
             rate = self._rates.value
         is_undone = False
+        batches.note_batch(self._losses.function.batch)
         try:
             for number, loss in enumerate(losses):
                 if not (batches.begin_more() if number else batches.is_watched):
@@ -132,9 +141,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
                     batches.discard()
                     continue
                 outcome = r8.update_with_loss(loss, lr=rate if r8.keeps_rates and rate == rate else None)
-                if not outcome:
-                    self._losses.live.put_metrics_back()
-                is_undone = outcome.rolled_back_to is not None
+                is_undone = not outcome
         except BaseException:
             # fit() ends without telling its callbacks.
             r8.requests.leave()
@@ -150,7 +157,6 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if numbers:
             r8.log(r8.global_step, **numbers)
         r8.host.between_steps()
-        self._losses.live.metrics = []
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Note that the training has ended."""
@@ -167,10 +173,3 @@ def _optimizers_of(model: Any) -> list[Any]:
     if not found:
         raise ValueError(f"model must be compiled with an optimizer, got {model!r} without; call compile().")
     return found
-
-
-def _batch_of(data: Any) -> Any:
-    """The batch of a step of torch's trainer; None where it takes several, or has none."""
-    if not isinstance(data, (list, tuple)) or len(data) != 1:
-        return None
-    return data[0] if isinstance(data[0], tuple) else (data[0],)

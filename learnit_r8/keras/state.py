@@ -75,6 +75,10 @@ class ModelState:
             found[_kind(number)] = [each for each in optimizer.variables if each is not rate]
         return found
 
+    def variables(self) -> list[list[Any]]:
+        """All that a step changes: those of the model, of each optimizer without its rate, and of the metrics."""
+        return [*self._variables().values(), list(self._model.metrics_variables)]
+
     def _rates(self) -> list[Any]:
         rates = map(rate_of, self._optimizers) if self._keeps_rates else ()
         return [rate for rate in rates if isinstance(rate, keras.Variable)]
@@ -84,7 +88,7 @@ class ModelState:
         kinds = {**self._variables(), "rate": self._rates()}
         state = {kind: [as_numpy(each) for each in variables] for kind, variables in kinds.items()}
         # Layers of Keras on torch draw from torch's own generators, which are no variables.
-        return {**state, "random": _random_state(), "devices": [np.array(num_devices(self._model))]}
+        return {**state, "random": random_state(), "devices": [np.array(num_devices(self._model))]}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write what `read` returned, and what is beside it, to a file in numpy's npz format, without pickled objects.
@@ -127,7 +131,7 @@ class ModelState:
         for variable, array in [*pairs, *zip(rates, state.get("rate", []), strict=False)]:
             variable.assign(array)
         random = state["random"]
-        _set_random_state(random)
+        set_random_state(random)
         self._random = [] if from_ram else random
         if is_resume:
             self.num_saved_devices = next(map(int, state.get("devices", [])), None)
@@ -141,7 +145,7 @@ class ModelState:
     def resume_random(self, *, is_set: bool) -> None:
         """Set the generators of the file once more, if ``is_set``: a loader draws from them when it starts."""
         if is_set:
-            _set_random_state(self._random)
+            set_random_state(self._random)
         self._random = []
 
 
@@ -154,12 +158,13 @@ def _kind(number: int) -> str:
     return "optimizer" if number == 1 else f"optimizer {number}"
 
 
-def _random_state() -> list[NDArray[Any]]:
+def random_state() -> list[NDArray[Any]]:
     """The states of torch's generators where it is the back end."""
     return torch_state() if keras.backend.backend() == "torch" else []
 
 
-def _set_random_state(state: list[NDArray[Any]]) -> None:
+def set_random_state(state: list[NDArray[Any]]) -> None:
+    """Set what `random_state` returned."""
     if keras.backend.backend() == "torch":
         set_torch_state(state)
 

@@ -12,7 +12,8 @@ import keras
 from keras import ops
 
 from .devices import scope_of, unscale_loss
-from .live_values import CarriedVariable, LiveValues, StepReturns
+from .live_values import CarriedVariable, LiveValues
+from .train_function import TrainFunction
 
 try:
     from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -41,6 +42,7 @@ class StepLosses:
 
     Attributes:
         live: The values of the model's variables.
+        function: The model's training function.
         rate_variable: The rate of the optimizer, to be read by each step that is traced from now on; None without.
         rate: What it was in the last step; None where that is not known.
     """
@@ -60,7 +62,7 @@ class StepLosses:
                 self._memory = _Ring(capacity)
         self._replace_loss(model)
         self._replace_step(model)
-        self._returns = StepReturns(model)
+        self.function = TrainFunction(model)
 
     @classmethod
     def of(cls, model: Any) -> StepLosses:
@@ -73,7 +75,8 @@ class StepLosses:
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
         self.live.search_again()
-        self._returns.take()
+        self.function.begin_epoch()
+        self.function.take()
         if self._memory is not None:
             self._num_written = int(self.live.read(self._memory.values)[-1])
 
@@ -86,7 +89,7 @@ class StepLosses:
         Raises:
             RuntimeError: there is no loss.
         """
-        returned, memory = self._returns.take(), self._memory
+        returned, memory = self.function.take(), self._memory
         rate = returned.get(STEP_RATE)
         self.rate = None if rate is None else float(rate)
         if STEP_LOSS in returned:
@@ -142,10 +145,10 @@ class StepLosses:
                 if self._is_jax:
                     logs, state = done
                     losses = [] if heard.totals else heard.means or _losses_in(logs)
-                    return self._with_loss(logs, losses) if losses else logs, state
+                    return self._with_loss(logs, losses, None) if losses else logs, state
                 losses, memory = heard.totals or heard.means or _losses_in(done), self._memory
                 if losses and memory is None:
-                    return self._with_loss(done, losses)
+                    return self._with_loss(done, losses, args[0])
                 if losses and memory is not None:
                     memory.keep(_sum_of(losses))
                 return done
@@ -186,12 +189,12 @@ class StepLosses:
         """Whether the variable is among those of the model; a model may name its metrics itself."""
         return any(each is self._memory for each in self._model.metrics)
 
-    def _with_loss(self, logs: Any, losses: list[Any]) -> Any:
+    def _with_loss(self, logs: Any, losses: list[Any], batch: Any) -> Any:
         """The logs of a step with its loss, and on TensorFlow with its rate."""
         values = {STEP_LOSS: ops.cast(ops.stop_gradient(_sum_of(losses)), "float32")}
         if self.rate_variable is not None and keras.backend.backend() == "tensorflow":
             values[STEP_RATE] = ops.convert_to_tensor(self.rate_variable)
-        return self._returns.put(logs, values) or logs
+        return self.function.put(logs, values, batch) or logs
 
 
 def _sum_of(losses: list[Any]) -> Any:

@@ -16,12 +16,18 @@ MOST_KEPT_BYTES = 2**26
 """Largest batch that is kept to be handed out again."""
 
 
+def may_be_witness(run: Engine) -> bool:
+    """Whether weights may be tested with the batch in hand later."""
+    controller = run.controller
+    return controller.is_early or run.backup.awaits_witness or controller.witnesses.waiting is not None
+
+
 def keep(feed: Feed, item: Any) -> Any:
     """A copy of a batch where weights may be tested with it, else None."""
     run = feed.run
     if item is None or not feed.settings.keeps_witness:
         return None
-    if not (run.controller.is_early or run.backup.awaits_witness or run.controller.witnesses.waiting is not None):
+    if not may_be_witness(run):
         return None
     if bytes_of(item) <= MOST_KEPT_BYTES:
         return copied(item)
@@ -48,6 +54,7 @@ def take_probe(feed: Feed) -> Any:
     run, pace = feed.run, feed.run.pace
     feed.trainer.before_probe()
     with run.turns.take("draw", pace.next_step, is_changing=True):
+        run.controller.inquiry.hide_true()
         item = run.controller.experiment.draw()
         batch = feed.plan.draw_again(item)
         run.controller.experiment.note_drawn(batch.chunk)

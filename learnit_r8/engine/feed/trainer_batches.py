@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...sampling.loader_plan import Size
 from ..draws import draw_nothing
 from .batch_size import meet
+from .probes import keep
 
 if TYPE_CHECKING:
     from .batch_size import BatchMeasure
@@ -98,6 +99,12 @@ class TrainerBatches:
         feed.open = feed.take(item, size, is_of_loader=False)
         run.controller.note_start()
         return True
+
+    def note_batch(self, item: Any) -> None:
+        """Note the batch in hand, where the trainer shows it only once it was trained on."""
+        if self._feed.open is not None:
+            chunk: Any = self._feed.open.chunk
+            chunk.item = keep(self._feed, item)
 
     def begin_more(self) -> bool:
         """Note one more batch of those that the trainer takes at once, of which only the first begins between steps.

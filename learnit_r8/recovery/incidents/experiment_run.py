@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from ...checkpoint.callbacks import Callbacks
+    from ...checkpoint.callbacks import Callbacks, Repeat
     from ...sampling.ticket import Ticket
     from ..ram_backup import Backup
     from .experiment import Case, Finding, Steps
@@ -67,6 +67,11 @@ class ExperimentRun:
             generators.set(self.asked.generators)
         return self.asked.witness[len(self._losses)]
 
+    def repeat(self, repeat: Repeat) -> float:
+        """The loss of the probe where no loop draws it."""
+        assert self.asked is not None
+        return repeat.loss(self.asked.witness[len(self._losses)])
+
     def note_drawn(self, chunk: Any) -> None:
         """Note the chunk of the probe that was just drawn."""
         self._chunk = chunk
@@ -105,7 +110,9 @@ class ExperimentRun:
         assert self.asked is not None
         self.is_at_alarm = False
         self._losses.append(loss)
-        if len(self._losses) < (len(self.asked.witness) if self.can_probe else TRIAL_LOSSES) and math.isfinite(loss):
+        assert self.case is not None
+        count = len(self.asked.witness) if self.case.is_exact else TRIAL_LOSSES
+        if len(self._losses) < count and math.isfinite(loss):
             self.asks_probe, self._chunk = self.can_probe, None
             return None
         return self._advance(float(np.mean(self._losses)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class Inquiry:
         self.steady_left = self._most_steady = 0
         self.looked_last_at = -1
         self._damaged_step: int | None = None
+        self._shown_at = -1
         self._last_refused: NDArray[np.int64] | None = None
         self._lr = math.nan
 
@@ -179,7 +180,8 @@ class Inquiry:
             return self._experiment.is_open
         recent = list(parts.lineage.progress.recent)
         usual, last = recent[:-2], recent[-2:]
-        can_test = may_probe and parts.sentry.tests_progress and self._live.can_restore and self._experiment.can_probe
+        can_probe = (may_probe and self._experiment.can_probe) or parts.persistence.callbacks.repeat is not None
+        can_test = can_probe and parts.sentry.tests_progress and self._live.can_restore
         if len(usual) < LOOK_EVERY or not can_test:
             return False
         if parts.refusals.in_a_row or max(last) > float(np.median(usual)) + 6 * spread_of(usual):
@@ -191,7 +193,11 @@ class Inquiry:
     def begin(self, alarm: Alarm, level: float, *, best: Backup | None = None, is_again: bool = False) -> None:
         """Begin an experiment; for the arguments see `Case`."""
         parts, known = self._parts, self._parts.witnesses.known()
-        lineage, progress = parts.lineage, parts.lineage.progress
+        lineage, progress, repeat = parts.lineage, parts.lineage.progress, parts.persistence.callbacks.repeat
+        held = [] if repeat is None else [each for each in known if all(map(repeat.holds, each.witness))]
+        if best is not None and repeat is not None and best not in held:
+            return
+        known = held or known
         parts.incidents.open(self._live.step, alarm.value)
         self._live.begin()
         if not known:
@@ -208,11 +214,13 @@ class Inquiry:
             alarm, level, known, progress.start, progress.first_spread, first_level,
             share=parts.refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
             is_sudden=alarm is not Alarm.REGRESS and (alarm is not Alarm.RAISED or progress.is_sudden()),
-            is_exact=self._experiment.can_probe, is_again=is_again,
+            is_exact=self._experiment.can_probe or bool(held), is_again=is_again,
         )  # fmt: skip
         finding = self._experiment.begin(case, investigate(case, self._live))
         if finding is not None:
             self._settle(case, finding)
+        while repeat is not None and held and self._experiment.is_open:
+            self._take(self._experiment.repeat(repeat), self._lr, leaves_out=False)
 
     def _older(self, known: list[Backup]) -> list[Backup]:
         """The states before the one that was put back last, ever fewer the more often it took long to come back."""
@@ -254,21 +262,24 @@ class Inquiry:
         Raises:
             TrainingDiverged: too many batches in a row were refused.
         """
+        self._take(loss, ticket.lr * unit, leaves_out=ticket.chunk.is_probe and not ticket.chunk.is_extra)
+        return self._live.put_step
+
+    def _take(self, loss: float, lr: float, *, leaves_out: bool) -> None:
         parts, experiment = self._parts, self._experiment
         asked, case = experiment.asked, experiment.case
         assert asked is not None
         assert case is not None
-        parts.incidents.note_probe(leaves_out=ticket.chunk.is_probe and not ticket.chunk.is_extra)
+        parts.incidents.note_probe(leaves_out=leaves_out)
         parts.refusals.probed()
         parts.announcer.tell(
             events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
             is_present=self._live.current is None, reason=case.alarm.value,
         )  # fmt: skip
-        self.check_end(loss, ticket.lr * unit)
+        self.check_end(loss, lr)
         finding = experiment.take(loss)
         if finding is not None:
             self._settle(case, finding)
-        return self._live.put_step
 
     # What follows from a finding.
 
@@ -291,7 +302,7 @@ class Inquiry:
             # A trial has no other state than the initial one to go back to, which what was kept aside is better than.
             self._parts.refusals.bad_in_a_row = 0
             return
-        is_probed = self._experiment.can_probe
+        is_probed = self._experiment.can_probe or self._parts.persistence.callbacks.repeat is not None
         if self._settlement.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_probed=is_probed):
             self.steady_left = min(self._parts.recovery.steady_steps, self._most_steady)
         self._parts.refusals.bad_in_a_row = 0
@@ -304,17 +315,55 @@ class Inquiry:
 
     def settle_open(self, *, step: int) -> None:
         """End what is under way, as the run is left, with the better of what was kept aside and what is there."""
-        live, case = self._live, self._experiment.case
+        live = self._live
         live.begin_call(step)
-        better = None if case is None else case.better_than_present()
-        if better is not None or (live.current is not None and not live.put_present()):
-            start = self._parts.lineage.progress.start
-            best = better if better is not None and better.updates else self._parts.witnesses.best(start)
-            if best is not None and live.put(best):
+        live.hide()
+        case = self._experiment.case
+        if live.current is not None or (case is not None and case.better_than_present() is not None):
+            best = self._best_of_test()
+            if not isinstance(best, Backup):
+                live.put_present()
+            elif live.put(best):
                 self._go_on_from(best, Alarm.END, is_sudden=True)
         self._first_steps.break_off(is_damaged=False)
         self._experiment.end()
         live.end()
+
+    def _best_of_test(self) -> Any:
+        """While backups are tested: the state set aside, or a backup that is better; None if there is neither."""
+        case, present = self._experiment.case, self._live.present
+        better = None if case is None else case.better_than_present()
+        if better is None and present is not None:
+            return present
+        if better is not None and better.updates:
+            return better
+        return self._parts.witnesses.best(self._parts.lineage.progress.start)
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether the model holds a state that is only tried or tested, and not the one that counts as true."""
+        return not self._live.is_shown and (self._live.current is not None or self._first_steps.aside is not None)
+
+    def show_true(self, *, step: int, place: int) -> None:
+        """Put in the state that counts as true, for the user's code after an epoch; `hide_true` takes it out again.
+
+        Args:
+            step: Steps reported.
+            place: Where the epoch has ended; asked there again, nothing happens.
+        """
+        live = self._live
+        if self._shown_at == place or not self.is_on_trial:
+            return
+        self._shown_at = place
+        live.begin_call(step)
+        aside = self._first_steps.aside
+        state = aside if aside is not None else self._best_of_test()
+        if state is not None:
+            live.show(state)
+
+    def hide_true(self) -> None:
+        """Go on with the state of the trial, to the bit, as a batch of the next epoch is drawn."""
+        self._live.hide()
 
     def check_end(self, loss: float, lr: float) -> None:
         """Give up if too many batches were refused, in a row or while the weights never got further.

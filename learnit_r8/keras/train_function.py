@@ -1,0 +1,251 @@
+"""The training function of a model: what its steps return for us, the state before its last call, and its batch.
+
+Keras takes a step before anybody hears of its loss. So that a refused one costs its batch and nothing else, the state
+before each step is kept until the loss is judged; and so that weights can be tested, the function takes a batch again.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+
+from .devices import num_replicas
+from .state import ModelState, random_state, rate_of, set_random_state
+
+MOST_KEPT = 2**27
+"""Most numbers of a state that is kept before each step; of a larger one, a refused step is not undone."""
+
+STEP_BATCH = "r8_step_batch"
+"""Under which name a step of TensorFlow returns its batch."""
+
+
+class TrainFunction:
+    """Stands around the training function of a model, which it makes anew, and stays there for good.
+
+    Args:
+        model: A Keras model.
+
+    Attributes:
+        batch: That of the last call, as ``train_step`` got it; None where it is not known, as that of several steps.
+        end_iteration: See `watch`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.batch: Any = None
+        self.end_iteration: Callable[[], object] = _do_nothing
+        self._model, self._back_end = model, keras.backend.backend()
+        self._state: ModelState | None = None
+        self._values: dict[str, Any] = {}
+        self._names: list[str] = []
+        self._is_within = False
+        self._function: Callable[..., Any] | None = None
+        self._spec: Any = None
+        self._before: Any = None
+        self._variables: list[Any] = []
+        self._num_calls, self._is_kept = 0, False
+        self._copy_all: Callable[..., Any] | None = None
+        make = getattr(model.make_train_function, "__wrapped__", model.make_train_function)
+
+        @functools.wraps(make)
+        def make_train_function(*args: Any, **kwargs: Any) -> Any:
+            make(*args, **kwargs)
+            if getattr(model.train_function, "around", None) is not self:
+                self._function = model.train_function
+                model.train_function = self._around(model.train_function)
+            return model.train_function
+
+        show = model._get_metrics_result_or_logs
+        show = getattr(show, "__wrapped__", show)
+
+        @functools.wraps(show)
+        def get_metrics(logs: Any) -> Any:
+            # What Keras asks for first of all once it has iterated over an epoch.
+            caller = inspect.currentframe()
+            if caller is not None and caller.f_back is not None and caller.f_back.f_code.co_name == "fit":
+                self.end_iteration()
+            return show(logs)
+
+        model.make_train_function, model._get_metrics_result_or_logs = make_train_function, get_metrics
+        # A step traced before returns nothing of ours.
+        model.train_function = None
+
+    def watch(self, state: ModelState, end_iteration: Callable[[], object]) -> None:
+        """Keep a state before each step from now on.
+
+        Args:
+            state: The state.
+            end_iteration: Called when ``fit`` has iterated over an epoch, before validation and all callbacks.
+        """
+        self._state, self.end_iteration = state, end_iteration
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Look for all variables again; the model may have been compiled again."""
+        self._num_calls, self._before = 0, None
+
+    @property
+    def shows_batch(self) -> bool:
+        """Whether a call takes one batch, on one device."""
+        return self._model.steps_per_execution == 1 and num_replicas(self._model) == 1
+
+    # What a step returns.
+
+    def put(self, logs: Any, values: Mapping[str, Any], batch: Any) -> Any:
+        """The logs of a step and these values; None where nobody would take them out, as in a loop of the user's."""
+        if not self._is_within or not isinstance(logs, Mapping):
+            return None
+        if self._back_end == "tensorflow" and self.shows_batch:
+            values = {**values, STEP_BATCH: batch}
+        self._names = [*values]
+        return {**logs, **values}
+
+    def take(self) -> dict[str, Any]:
+        """What the last step returned, once."""
+        values, self._values = self._values, {}
+        return values
+
+    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def train_function(*args: Any) -> Any:
+            if self._state is not None:
+                args = self._begin(args)
+            done = self._call(function, args)
+            self.batch = self._values.pop(STEP_BATCH, self.batch)
+            return done
+
+        train_function.around = self  # type: ignore[attr-defined]
+        return train_function
+
+    def _call(self, function: Callable[..., Any], args: Any) -> Any:
+        self._is_within = True
+        try:
+            done = function(*args)
+        finally:
+            self._is_within = False
+        # JAX hands the state on beside the logs.
+        logs = done[0] if isinstance(done, tuple) else done
+        self._values = {name: logs.pop(name) for name in self._names if name in logs}
+        return done
+
+    # The state before a step, and its batch.
+
+    def _begin(self, args: Any) -> Any:
+        """Keep the state before a step and note its batch; the arguments to call the function with."""
+        self._before = None
+        # Metrics are built in the first step.
+        if self._num_calls < 2:
+            self._variables = self._find_variables()
+            self._num_calls += 1
+        if self._is_kept:
+            self._before = self._copy(args[0] if self._back_end == "jax" else None)
+        self.batch, iterator = None, args[-1]
+        if self._back_end == "tensorflow":
+            self._spec = getattr(iterator, "element_spec", None)
+        elif self.shows_batch and self._back_end == "jax":
+            self.batch = next(iterator)
+            return args[0], iter([self.batch])
+        elif self.shows_batch:
+            self.batch = iterator[0]
+        return args
+
+    def _find_variables(self) -> list[Any]:
+        """The variables that a step changes, but for rates and our own."""
+        assert self._state is not None
+        # On JAX the trainer carries them, and to ask the state for them would bring them back.
+        kinds = self._carried() if self._back_end == "jax" else self._state.variables()
+        found = [each for kind in kinds for each in kind if not each.path.startswith("r8_")]
+        self._is_kept = sum(math.prod(each.shape) for each in found) <= MOST_KEPT
+        return found
+
+    def _copy(self, carried: Any = None) -> Any:
+        """The values now; on JAX those that the trainer carries."""
+        if self._back_end == "torch":
+            return [each.value.detach().clone() for each in self._variables]
+        if self._back_end == "tensorflow":
+            return [_read(each.value) for each in self._variables]
+        if self._copy_all is None:
+            jax: Any = sys.modules["jax"]
+            # The step is given its arguments to keep.
+            self._copy_all = jax.jit(lambda state: jax.tree.map(jax.numpy.copy, state))
+        return self._copy_all(carried)
+
+    def undo(self) -> None:
+        """Put back the state before the last step, if it is known; once."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        if self._back_end == "jax":
+            self._model.jax_state_sync()
+            rate = rate_of(self._model.optimizer)
+            for variables, values in zip(self._carried(), before, strict=True):
+                for variable, value in zip(variables, values, strict=True):
+                    if variable is not rate and not variable.path.startswith("r8_"):
+                        variable.assign(value)
+            return
+        # Some may be built since.
+        self._model.reset_metrics()
+        for variable, value in zip(self._variables, before, strict=True):
+            variable.assign(value)
+
+    def _carried(self) -> list[list[Any]]:
+        """The variables that the trainer of JAX carries."""
+        model = self._model
+        of_model = [model.trainable_variables, model.non_trainable_variables]
+        return [*of_model, model.optimizer.variables, model.metrics_variables]
+
+    def repeat(self, batch: Any) -> None:
+        """Take a step on a batch with the present state, for what it returns; the state stays as it is.
+
+        Args:
+            batch: What `batch` was after an earlier step.
+        """
+        assert self._function is not None
+        random = random_state()
+        if self._back_end == "jax":
+            self._repeat_on_jax(batch)
+        else:
+            before = self._copy()
+            try:
+                self._call(self._function, ([batch] if self._back_end == "torch" else self._iterator_of(batch),))
+            finally:
+                self._before = before
+                self.undo()
+        set_random_state(random)
+
+    def _repeat_on_jax(self, batch: Any) -> None:
+        self._model.jax_state_sync()
+        assert self._function is not None
+        state = self._copy(tuple([each.value for each in variables] for variables in self._carried()))
+        _, done = self._call(self._function, (state, iter([batch])))
+        for variable, value in zip(self._model.metrics_variables, done[3], strict=True):
+            if variable.path.startswith("r8_"):
+                variable.assign(value)
+
+    def _iterator_of(self, batch: Any) -> Any:
+        """An iterator of TensorFlow's over one batch, of the kind that the function was traced for."""
+        import tensorflow as tf
+
+        try:
+            variant = tf.data.experimental.to_variant(tf.data.Dataset.from_tensors(batch))
+            return iter(tf.data.experimental.from_variant(variant, self._spec))
+        except (TypeError, ValueError):
+            # It is traced once more.
+            return iter([batch])
+
+
+def _read(value: Any) -> Any:
+    """The tensor in a variable of TensorFlow's, which later steps do not write to."""
+    import tensorflow as tf
+
+    if type(value).__name__ == "ResourceVariable":
+        return tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype)
+    return tf.convert_to_tensor(value)
+
+
+def _do_nothing() -> None:
+    """Do nothing."""

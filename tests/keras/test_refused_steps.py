@@ -1,0 +1,202 @@
+"""A refused step of ``fit`` costs its batch and nothing else, whoever owns the batches, on every back end."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("keras")
+
+import keras
+
+from learnit_r8 import R8Scheduler, events
+from learnit_r8.keras import R8Callback, R8Dataset
+
+from ..keras_common import At
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("keras")]
+NAN, HUGE = float("nan"), -1e6
+STEPS, EPOCHS, BATCH = 12, 3, 8
+LAST = EPOCHS * STEPS - 1
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(STEPS * BATCH, 6)).astype("f4")
+Y = (X[:, :3] + 0.5 * RNG.normal(size=(len(X), 3))).argmax(1)
+
+
+def relu(x):
+    """As that of Keras, on all back ends: 0 of NaN, whose gradient is NaN."""
+    return keras.ops.where(x > 0, x, 0.0)
+
+
+def build(activation="tanh"):
+    keras.utils.set_random_seed(0)
+    # On torch dropout draws from a generator that a refused step has moved on.
+    dropout = keras.layers.Dropout(0.0 if keras.backend.backend() == "torch" else 0.1)
+    layers = [keras.Input((6,)), keras.layers.Dense(12, activation=activation), dropout]
+    model = keras.Sequential([*layers, keras.layers.Dense(3)])
+    rng = np.random.default_rng(2)
+    model.set_weights([0.3 * rng.normal(size=each.shape) for each in model.get_weights()])
+    more = {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss, **more)
+    return model
+
+
+class Rows(keras.utils.PyDataset):
+    """Batches of one's own, some of them bad or left out; or, with an R8Dataset of their numbers, those of R8."""
+
+    def __init__(self, faults=(), left_out=(), drawn=None, x=X):
+        super().__init__()
+        self.faults, self.left_out, self.drawn, self.x, self.epoch = dict(faults), left_out, drawn, x, 0
+
+    def __len__(self):
+        first = self.epoch * STEPS
+        return STEPS - sum(first <= each < first + STEPS for each in self.left_out)
+
+    def __getitem__(self, index):
+        if self.drawn is not None:
+            rows, number = np.asarray(self.drawn[index][0]), self.epoch * STEPS + index
+        else:
+            number = [each for each in range(LAST + 1) if each not in self.left_out][self._num_before() + index]
+            rows = np.random.default_rng(number // STEPS).permutation(len(X)).reshape(STEPS, BATCH)[number % STEPS]
+        return self.x[rows] * np.float32(self.faults.get(number, 1)), Y[rows]
+
+    def _num_before(self):
+        return sum(each not in self.left_out for each in range(self.epoch * STEPS))
+
+
+class Notes(keras.callbacks.Callback):
+    """What a callback of one's own sees: the weights before each step, and those behind an epoch with its numbers."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data, self.before, self.ends, self.logged = data, [], [], []
+
+    def _weights(self):
+        if keras.backend.backend() == "jax" and getattr(self.model, "_jax_state", None):
+            self.model.jax_state_sync()
+        return [np.array(each) for each in self.model.get_weights()]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.data.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.before.append(self._weights())
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.ends.append(self._weights())
+        self.logged.append(dict(logs))
+
+
+def train(kind, model, *callbacks, epochs=EPOCHS, data=None, **given):
+    """A run with R8 of either kind, its callback last in the list: scheduler, notes, and the last weights."""
+    if kind == "own":
+        r8, data = R8Scheduler(scheduler_mode="keep", handle_signals=False), data or Rows(**given)
+        callback = R8Callback(r8)
+    else:
+        r8 = R8Scheduler(
+            len(X), batch_size=BATCH, num_epochs=epochs, initial_lr=0.05, policy="shuffle", handle_signals=False,
+            scheduler_mode="constant", warmup_steps=0,
+        )  # fmt: skip
+        dataset = R8Dataset(np.arange(len(X)), None, r8)
+        data, callback = Rows(drawn=dataset, **given), R8Callback(dataset)
+    notes = Notes(data)
+    with r8:
+        model.fit(
+            data, epochs=epochs, verbose=0, shuffle=False, callbacks=[notes, *callbacks, callback],
+            validation_data=(X, Y), validation_batch_size=len(X),
+        )  # fmt: skip
+    return r8, notes, notes._weights()
+
+
+@pytest.mark.parametrize("kind", ["own", "drawn"])
+def test_a_bad_batch_leaves_the_weights_as_they_were(kind):
+    """A bad batch in mid-run, and one whose numbers are far too large as the last of the run, change no weight."""
+    r8, notes, last = train(kind, build("softplus"), faults={16: NAN, LAST: HUGE})
+
+    assert all(map(np.array_equal, notes.before[16], notes.before[17]))
+    assert all(map(np.array_equal, notes.before[LAST], last))
+    assert (r8.sentry.num_refused, r8.global_step, r8.lr_factor) == (2, LAST + 1, 1)
+
+
+def test_a_bad_batch_is_one_that_is_left_out():
+    """Weights, dropout and the losses that Keras logs are to the bit those of a plain fit without that batch."""
+    faults = {17: NAN, 33: HUGE}
+    _, notes, last = train("own", build("softplus"), faults=faults)
+    model, data = build("softplus"), Rows(left_out=[*faults])
+    plain = Notes(data)
+    losses = []
+    for epoch in range(EPOCHS):
+        data.epoch = epoch
+        history = model.fit(data, epochs=epoch + 1, initial_epoch=epoch, verbose=0, shuffle=False, callbacks=[plain])
+        losses += history.history["loss"]
+
+    assert [each["loss"] for each in notes.logged] == losses
+    assert all(map(np.array_equal, last, model.get_weights()))
+
+
+@pytest.mark.parametrize("kind", ["own", "drawn"])
+def test_hidden_damage_is_mended_before_anybody_sees_it(kind, tmp_path):
+    """A batch of NaN whose loss is finite, as the last of an epoch and of the run, is found before validation, before
+    the callbacks that stand before R8's, and before the end."""
+    path = str(tmp_path / "best.weights.h5")
+    keeper = keras.callbacks.ModelCheckpoint(path, "val_loss", save_best_only=True, save_weights_only=True)
+    model = build(relu)
+    _, notes, last = train(kind, model, keeper, faults={2 * STEPS - 1: NAN, LAST: NAN})
+    val_losses = [each["val_loss"] for each in notes.logged]
+    model.load_weights(path)
+
+    assert all(np.isfinite(each).all() for weights in (*notes.ends, last, model.get_weights()) for each in weights)
+    assert all(now < 1.1 * before for before, now in itertools.pairwise(val_losses))
+
+
+@pytest.mark.parametrize("kind", ["own", "drawn"])
+def test_a_bad_sample_that_comes_again_keeps_the_rate(kind):
+    """A sample that is NaN in each epoch costs its batches; the rate stays, and no epoch logs a loss of 0."""
+    x = X.copy()
+    x[40] = NAN
+    r8, notes, last = train(kind, build(), x=x)
+
+    assert r8.controller.limit.ceiling == np.inf
+    assert r8.lr_factor == 1
+    assert all(0.1 < each["loss"] < 1.5 for each in notes.logged)
+    assert all(np.isfinite(each).all() for each in last)
+
+
+def test_a_test_of_weights_changes_nothing():
+    """Weights that were damaged are tested by batches that are taken again within the same turn of fit."""
+    heard, model = [], build()
+    r8 = R8Scheduler(scheduler_mode="keep", handle_signals=False, listeners=[heard.append])
+    notes = Notes(Rows())
+
+    def hurt(model):
+        model.set_weights([30 * each for each in model.get_weights()])
+
+    callbacks = [notes, At(r8, 28, hurt), R8Callback(r8)]
+    with r8:
+        model.fit(notes.data, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=callbacks)
+    back = [each for each in heard if isinstance(each, events.RolledBack)]
+    probes = [each.step for each in heard if isinstance(each, events.Probed)]
+
+    assert len(back) == 1
+    assert back[0].to_step <= 28
+    assert probes
+    assert (r8.global_step, len(notes.before)) == (LAST + 1, LAST + 1)
+    assert not r8.controller.is_open
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("back_end", ["jax", "torch"])
+def test_other_back_ends(back_end):
+    """All of this holds there."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not program", __file__]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env={**os.environ, "KERAS_BACKEND": back_end, "JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout[-3000:]
