@@ -146,7 +146,7 @@ class OneEpoch:
         return self._batches.of(self._number)
 
     @property
-    def generators(self) -> Any:
+    def generators_before_next(self) -> Any:
         """`EpochBatches.generators`, if the batch after the one in hand was taken from there; else None."""
         return self._batches.generators if self._batches.has_next else None
 

@@ -52,7 +52,7 @@ USUAL_NAMES = ("generator", "rng", "_generator")
 def read_generators(source: Any) -> dict[str, Any]:
     """The states of the global random generators, and of those that a loader holds."""
     # One that has taken the next batch already tells where from.
-    held = getattr(source, "generators", None)
+    held = getattr(source, "generators_before_next", None)
     now = state_of(held) if type(held) is tuple else random_state()
     return {"global": now, "own": [_state_of(each) for each in _own_generators(source)]}
 
