@@ -17,7 +17,6 @@ from ..events.steps import mode_of
 from ..guard.monitor import Sentry
 from ..guard.registry import as_guard
 from ..guard.spike import SpikeGuard
-from ..guard.verdict import Guard
 from ..policies.registry import get_policy
 from ..recovery.agreement import Agreement
 from ..recovery.controller import RecoveryController

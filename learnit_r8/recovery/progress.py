@@ -40,9 +40,9 @@ STILL, HIGH_LEVEL, WILD_SPREAD = 0.02, 0.25, 0.1
 """Losses stand still that fall by less than the first share of the level of the start, are above the second, and whose
 spread is above the third."""
 
-FAR_ABOVE = 1.5
-"""Times the loss of the untrained model from which the median of as many losses as its level has is looked into: no run
-at a good rate or at three times that came there (`benchmarks/natural.py`)."""
+FAR_ABOVE, MOST_OF_RECORD = 1.5, 10.0
+"""Times the loss of the untrained model from which the median of `FIRST` losses is looked into, and most of that loss
+as a multiple of the first batch's, which may be an easy one."""
 
 SUDDEN = 0.6
 """Share of the rise that must come within one step for the rise to be sudden."""
@@ -55,8 +55,8 @@ class Progress:
         recent: The last losses learned from.
         reported: The last finite losses reported, refused ones included.
         start: Level of the losses as the run began; NaN while it is unknown.
-        untrained: Loss of the untrained model: of its first batch or, where that is up to half of it, the second lowest
-            of the first losses, as at far too high rates these are those of ruined weights; NaN while it is unknown.
+        untrained: Loss of the untrained model: of its first batch, or the second lowest of the first losses, which at
+            far too high rates are those of ruined weights; NaN while it is unknown.
         first: The first losses of the run.
     """
 
@@ -105,7 +105,7 @@ class Progress:
             level = float(np.median(self.recent))
             self.start = max(record, level) if math.isfinite(record) else level
             low = sorted(self.recent)[1]
-            self.untrained = max(record, min(low, 2 * record)) if math.isfinite(record) else low
+            self.untrained = max(record, min(low, MOST_OF_RECORD * record)) if math.isfinite(record) else low
 
     @property
     def first_spread(self) -> float:

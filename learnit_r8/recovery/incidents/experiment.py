@@ -14,6 +14,7 @@ generator: it yields the backup whose witness to draw next, and is sent the loss
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,9 @@ CHANCE = 1e-4
 """Chance at which probes that are not finite are taken for the weights' fault and not for that of passing faults."""
 
 MOST_REPEATS = 64
+
+MOST_COMPARED = 3
+"""Witnesses of trained states on which weights are compared with the untrained ones, beside the first."""
 
 
 class Alarm(enum.Enum):
@@ -115,6 +119,7 @@ class Case:
             cause is in the weights.
         is_exact: Whether witnesses are drawn; else the mean loss of some other batches stands for a probe.
         of_present: The losses of those witnesses that were drawn with the present weights.
+        of_untrained: Of those that were drawn with the untrained weights.
     """
 
     alarm: Alarm
@@ -130,6 +135,7 @@ class Case:
     is_exact: bool = True
     is_again: bool = False
     of_present: dict[Backup, float] = field(default_factory=dict)
+    of_untrained: dict[Backup, float] = field(default_factory=dict)
 
     def better_than_present(self) -> Backup | None:
         """The newest state that is known to be better than the present weights, by a batch that has a loss of both."""
@@ -147,10 +153,7 @@ class Case:
     @property
     def references(self) -> list[Backup]:
         """The backups whose records are those of healthy weights, newest first."""
-        best, first = self.best, self.known[0]
-        if self.alarm is Alarm.ABOVE and not first.updates and math.isfinite(self.record(first)):
-            # What was trained on since may have been ruined from the start, and calm.
-            return [first]
+        best = self.best
         # Without those whose record was forgotten, as losses mean something else since.
         compared = [each for each in reversed(self.known) if math.isfinite(self.record(each))]
         if best is None:
@@ -168,8 +171,7 @@ class Case:
         most = max(SPREADS * spread, SHARE_OF_PROGRESS * progress if progress > 0 else 0.0)
         if is_first:
             record = abs(self.record(backup))
-            share = FAR_ABOVE - 1 if self.alarm is Alarm.ABOVE else MOST_OF_FIRST
-            most = max(min(most, share * max(record, self.first_level)), SHARE_OF_FIRST * record)
+            most = max(min(most, MOST_OF_FIRST * max(record, self.first_level)), SHARE_OF_FIRST * record)
         rise = self.level - backup.usual
         if self.alarm is Alarm.NOT_FINITE or not rise > 0:
             return most
@@ -215,6 +217,8 @@ def draw_again(batch: Backup) -> Steps:
 
 def investigate(case: Case, lab: Lab) -> Steps:
     """Make the experiment; see the module."""
+    if case.alarm is Alarm.ABOVE and case.is_exact and not case.known[0].updates:
+        return (yield from _compare_with_untrained(case, lab))
     is_whole = False if case.is_again else lab.mend()
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
@@ -243,6 +247,38 @@ def investigate(case: Case, lab: Lab) -> Steps:
     if newest is None or not lab.put(newest):
         return Finding("lost", "no state could be restored", None, tested)
     return Finding("restored", "the weights were damaged", newest, tested)
+
+
+def _compare_with_untrained(case: Case, lab: Lab) -> Steps:
+    """See whether weights are far worse than the untrained ones on the same batches, whose losses may mean other things
+    by now; and go back to the newest that are not.
+    """
+    first, trained = case.known[0], case.known[1:]
+    witnesses, losses = [first, *trained[-MOST_COMPARED:]], case.of_untrained
+
+    def is_worse(state: Callable[[], bool]) -> Generator[Backup, float, bool]:
+        total = 0.0
+        for each in losses:
+            total += yield from _draw(case, each, state)
+        return not total <= FAR_ABOVE * sum(losses.values())
+
+    if not lab.keep_present():
+        return Finding("healthy", "the weights could not be set aside to be compared with the untrained ones")
+    for each in witnesses:
+        loss = yield from _draw(case, each, lambda: lab.put(first))
+        if math.isfinite(loss):
+            losses[each] = loss
+    if not lab.put_present():
+        return Finding("lost", "no state could be restored")
+    if not losses or not (yield from is_worse(lambda: True)):
+        return Finding("healthy", "the weights are no worse than the untrained ones on the same batches")
+    limit = FAR_ABOVE * sum(losses.values()) / len(losses)
+    for state in [each for each in reversed(trained) if each.usual <= limit]:
+        if not (yield from is_worse(functools.partial(lab.put, state))) and lab.put(state):
+            return Finding("restored", "the weights were far worse than the untrained ones", state)
+    if not lab.put(first):
+        return Finding("lost", "no state could be restored")
+    return Finding("restored", "the weights were far worse than the untrained ones", first)
 
 
 def _stay(
@@ -324,8 +360,7 @@ def _is_healthy(case: Case, lab: Lab, backup: Backup) -> Generator[Backup, float
             return False
     reference = next((each for each in case.references if each.updates < backup.updates), None)
     # Where other batches stand for probes, their losses were compared with those before the backup already.
-    is_trusted = backup.is_proven and case.alarm is not Alarm.ABOVE
-    if is_trusted or reference is None or not case.is_exact:
+    if backup.is_proven or reference is None or not case.is_exact:
         return True
     # The record of an unproven state may itself be that of damaged weights.
     loss = yield from _draw(case, reference, put)

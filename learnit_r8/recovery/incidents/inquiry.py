@@ -209,9 +209,8 @@ class Inquiry:
             known = self._older(known)
         elif not is_again:
             self.end_search()
-        first_level = progress.first_level if parts.sentry.tests_progress else progress.untrained
         case = Case(
-            alarm, level, known, progress.start, progress.first_spread, first_level,
+            alarm, level, known, progress.start, progress.first_spread, progress.first_level,
             share=parts.refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
             is_sudden=alarm is not Alarm.REGRESS and (alarm is not Alarm.RAISED or progress.is_sudden()),
             is_exact=self._experiment.can_probe or bool(held), is_again=is_again,
@@ -285,6 +284,9 @@ class Inquiry:
 
     def _settle(self, case: Case, finding: Finding) -> None:
         self._settlement.tell_noise(finding.tested)
+        if case.of_untrained:
+            # Of several batches, and of what their losses mean by now.
+            self._parts.lineage.progress.untrained = sum(case.of_untrained.values()) / len(case.of_untrained)
         if case.alarm is Alarm.WILD:
             self._first_steps.note_change(finding.tested[0])
         elif finding.backup is not None:
