@@ -484,6 +484,7 @@ class R8Scheduler:
                     # Else what follows the epoch in the user's loop comes before a checkpoint of it.
                     self.host.between_steps()
                 if not (self.pace.is_finished and self.controller.experiment.asks_probe):
+                    self.host.leave_epoch()
                     return
             ticket = host.open_ticket = host.draw_if_any()
             if ticket is None:
@@ -840,6 +841,10 @@ class R8Scheduler:
     def log(self, step: int | None = None, *unnamed: Any, **metrics: Any) -> None:
         """Log validation metrics, or any other numbers, for listeners and for ``monitor``.
 
+        While recovery tries other weights within an epoch, values say nothing of the run: they are shown with
+        "_on_trial" after their names, and count neither as the best nor for early stopping. After an epoch the weights
+        that count are in the model.
+
         Args:
             step: The step that they belong to; by default the current one.
             *unnamed: Refused.
@@ -854,7 +859,11 @@ class R8Scheduler:
             )
         values = {name: _read_metric(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
-        self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step)
+        is_on_trial = self.controller.inquiry.is_on_trial
+        self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step, is_on_trial=is_on_trial)
+        if is_on_trial:
+            # No value of the run: it counts neither for the best checkpoint nor for early stopping.
+            return
         early_stop, length = self.host.early_stop, self.steps_per_epoch
         if self.global_step - at_step >= length > 1 and abs(at_step - self.current_epoch) <= 1:
             self.host.announcer.warn_once("epoch as step", EPOCH_AS_STEP.format(at_step, self.global_step))

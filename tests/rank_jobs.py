@@ -382,3 +382,30 @@ def faulty_run(rank, kind, accumulate, bad_rank):
     r8 = adapter.scheduler
     saved = r8.controller.state_dict()
     return loss, r8.global_step, r8.sentry.num_refused, saved["probes"], saved["restored"]
+
+
+def validated_run(rank):
+    """A trial of a lower rate from the fourth epoch on: after each epoch the loss on all ranks, and the weights."""
+    warnings.simplefilter("ignore", RuntimeWarning)
+    digits = Digits()
+    dataset = torch.utils.data.TensorDataset(digits.x[:480], digits.y[:480])
+    adapter = attach(
+        digits.model, digits.optimizer, dataset, batch_size=32, num_steps=120, policy="shuffle", scheduler_mode="keep"
+    )
+    found, controller, loss_of = [], adapter.scheduler.controller, torch.nn.functional.cross_entropy
+    with adapter:
+        for epoch in adapter.epochs():
+            if epoch == 3:
+                # What the first losses of a run may ask for at the same step on all ranks.
+                controller.inquire(adapter.scheduler.global_step, 1.0)
+                controller.witnesses.first.replayed = 0.0
+                controller._first_steps._begin_trial(1.0)
+            begun = None
+            for inputs, targets in adapter.loader():
+                begun = begun or parameter_digest(digits.model)
+                adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
+            with torch.no_grad():
+                loss = loss_of(digits.model(digits.x), digits.y)
+            dist.all_reduce(loss)
+            found.append((loss.item(), controller._first_steps.is_on_trial, begun, parameter_digest(digits.model)))
+    return found

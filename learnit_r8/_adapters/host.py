@@ -48,6 +48,9 @@ class Host(Protocol):
     def count_batches(self) -> None:
         """Note that a trainer counts the batches, too."""
 
+    def leave_epoch(self) -> None:
+        """Put in the weights that count for true, as the user's code after an epoch follows."""
+
     def share(self, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
         """Act as one scheduler with those of other ranks."""
 

@@ -50,7 +50,7 @@ def _fields(kind: type[Event], records: Iterable[Record]) -> Iterator[Row]:
 def _metrics(records: Iterable[Record]) -> Iterator[Row]:
     for when, event in records:
         if isinstance(event, MetricsLogged):
-            for name, value in event.metrics.items():
+            for name, value in event.named.items():
                 yield {"time": when, "step": event.at_step, "name": clean(name, 200), "value": value}
 
 

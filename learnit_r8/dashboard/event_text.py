@@ -106,7 +106,7 @@ def _of_progress(event: events.Event) -> EventText | None:
             rest = f"mean loss {number(event.loss)}, {number(speed)} samples/s"
             return EventText(INFO, f"epoch {event.epoch + 1} done: {rest}")
         case events.MetricsLogged():
-            values = "  ".join(f"{name} {number(value)}" for name, value in list(event.metrics.items())[:8])
+            values = "  ".join(f"{name} {number(value)}" for name, value in list(event.named.items())[:8])
             return EventText(INFO, f"measured: {values}")
         case events.BackupsOutlive(is_on=True):
             return EventText(GOOD, "backups outlive the process again")

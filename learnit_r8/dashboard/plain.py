@@ -114,7 +114,7 @@ def _of_run(event: events.Event) -> str:
         case events.RunStopped():
             return f"step {event.step}: {'ends early' if event.is_early else 'stopped'}{_because(event.reason)}"
         case events.MetricsLogged():
-            values = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+            values = "  ".join(f"{name} {value:.4g}" for name, value in event.named.items())
             return f"step {event.at_step}: {values}"
         case events.RunEnded():
             return f"{end_of(event)} after {event.step} steps, {_clock(event.seconds)}"

@@ -35,6 +35,7 @@ def draw_specially(run: Engine, step: int, *, may_probe: bool = True) -> Ticket 
         # After a resume, batches that are drawn again may be of the previous pass.
         if epoch > plan.pass_number:
             _start_pass(run, epoch, pace.policy_progress(epoch, progress))
+        run.controller.inquiry.hide_true()
         turn.is_changing = False
         # So is the policy: if it raises, nothing was drawn.
         lr, returned = run.controller.lr(scheduled), bool(plan.returned)
@@ -104,6 +105,7 @@ def draw_last(run: Engine, step: int, *, may_probe: bool) -> Ticket | None:
         draw_nothing(run)
         return None
     with run.turns.take("draw", step, is_changing=True):
+        run.controller.inquiry.hide_true()
         lr, batch = run.rates.now, _of_incident(run, asks_probe=True)
         batch.chunk.rates[batch.slot] = lr
         return number(run, step, max(0, run.pace.place - 1) // run.plan.steps_per_pass, lr, batch)

@@ -266,6 +266,17 @@ class Engine:
             return
         breaks.do_what_is_due(self, closing=closing)
 
+    def leave_epoch(self) -> None:
+        """Put in the weights that count for true, as the user's validation may follow; the next draw takes them out.
+
+        Nothing happens within an epoch, or unless other weights are being tried. All ranks call it at the same place.
+        """
+        pace, inquiry = self.pace, self.controller.inquiry
+        has_ended = pace.has_ended if self.feed is not None else not pace.place % self.plan.steps_per_pass
+        if inquiry.is_on_trial and has_ended and not pace.num_out:
+            with self.turns.take("leave_epoch", pace.step, is_changing=True):
+                inquiry.show_true(step=pace.step, place=pace.place)
+
     def report(
         self,
         ticket: Ticket,

@@ -147,10 +147,17 @@ class MetricsLogged(Event):
     Attributes:
         at_step: The step they belong to.
         metrics: Name and value.
+        is_on_trial: Whether the weights were only tried or tested then, so that they say nothing of the run.
     """
 
     at_step: int
     metrics: dict[str, float]
+    is_on_trial: bool = False
+
+    @property
+    def named(self) -> dict[str, float]:
+        """The values by the names that views and loggers give them: those of weights on trial are marked."""
+        return {f"{name}_on_trial": value for name, value in self.metrics.items()} if self.is_on_trial else self.metrics
 
 
 @dataclass(frozen=True)

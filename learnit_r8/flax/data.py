@@ -12,6 +12,7 @@ import jax
 from ..engine.feed.replay import NOT_LOADED, has_position
 from ..events.caller import warn
 from ..loops.elapsed_data import opened
+from ..sampling.random_generators import hold_random_state
 
 KEYS_AT_ONCE = 64
 """Random keys that are made in one call on the device."""
@@ -35,10 +36,15 @@ class EpochBatches:
         source: A function that returns an iterable (given the epoch, 0-based, if it takes ``epoch``); an iterable, gone
             through once an epoch; or an iterator, of which each epoch takes the next batches.
         num_batches: Most batches in an epoch; None for all.
+        keeps_generators: Whether to keep the random generators as they are before a batch is taken.
 
+    Attributes:
+        generators: They, before the batch that was taken last; None if they are not kept.
     """
 
-    def __init__(self, source: Any, num_batches: int | None) -> None:
+    def __init__(self, source: Any, num_batches: int | None, *, keeps_generators: bool = False) -> None:
+        self.generators: Any = None
+        self._keeps_generators = keeps_generators
         if not callable(source):
             opened(source)
         self._source, self._num_batches = source, num_batches
@@ -89,9 +95,15 @@ class EpochBatches:
         if self._coming is _UNREAD:
             # Before the next one is taken, which belongs to the next step.
             self._position = self._batches.get_state() if has_position(self._batches) else None
+            self.generators = hold_random_state() if self._keeps_generators else None
             is_full = self._num_batches is not None and self._taken >= self._num_batches
             self._coming = _NONE_LEFT if is_full else next(self._batches, _NONE_LEFT)
         return self._coming is _NONE_LEFT
+
+    @property
+    def has_next(self) -> bool:
+        """Whether a batch was taken that is not trained on yet."""
+        return self._coming is not _UNREAD and self._coming is not _NONE_LEFT
 
     @property
     def position(self) -> dict[str, Any] | None:
@@ -132,6 +144,11 @@ class OneEpoch:
 
     def __iter__(self) -> Iterator[Any]:
         return self._batches.of(self._number)
+
+    @property
+    def generators_before_next(self) -> Any:
+        """`EpochBatches.generators`, if the batch after the one in hand was taken from there; else None."""
+        return self._batches.generators if self._batches.has_next else None
 
     def state_dict(self) -> dict[str, Any] | None:
         """`EpochBatches.position`, for checkpoints."""

@@ -145,7 +145,7 @@ def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
         return EpochBatches(source, most)
     check_scheduler("scheduler", scheduler)
     if scheduler.host.feed is not None:
-        return EpochBatches(source, most)
+        return EpochBatches(source, most, keeps_generators=True)
     if not callable(source):
         raise TypeError(f"data_iterator_fn must be a function of indices where a scheduler draws, got {source!r}.")
     if most is not None and most != scheduler.steps_per_epoch:

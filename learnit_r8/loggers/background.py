@@ -152,7 +152,7 @@ def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:
             each = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
             numbers = {"r8/epoch_loss": event.loss, "r8/samples_per_second": each}
         case events.MetricsLogged():
-            step, numbers = event.at_step, dict(event.metrics)
+            step, numbers = event.at_step, dict(event.named)
         case events.LrFound():
             numbers = {"r8/lr_found": event.lr}
     return step, {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -288,6 +288,7 @@ class RecoveryController:
         was_on = self.limit.is_on
         self.experiment.end()
         self._first_steps.drop_trial()
+        self._live.end()
         self.lineage.progress.begin_anew()
         self.witnesses.forget_records()
         self.limit.forget()

@@ -289,6 +289,7 @@ class Adapter(AttachedModel):
             if self.scheduler.is_over or self.scheduler.requests.is_pending:
                 # Else the checkpoint is written once the next epoch is asked for, after what follows this one.
                 self._losses.between_steps()
+            self.scheduler.host.leave_epoch()
         return outcome
 
     def _tell_all(self, norm: torch.Tensor | None, skipped: torch.Tensor | None) -> Outcome:

@@ -43,6 +43,11 @@ PACKED = (
 OTHER_PROBLEMS = ("regression", "multi_label_classification")
 """What a model's config calls tasks without one class a sample."""
 
+AS_TRAINER = (
+    "the Trainer sets the random generators of a resumed run only once its first batches are fetched: a run that goes "
+    "on within an epoch has the same samples, but other random augmentation; with batches that R8 draws it is the same."
+)
+
 RESUMED = "train() was given resume_from_checkpoint, so resume={!r} of r8 is ignored."
 
 NOT_OF_SAMPLES = (
@@ -153,7 +158,8 @@ class R8Mixin:
             settings["prefetch_factor"] = args.dataloader_prefetch_factor
         skips = bool(self._r8_resumes) and not args.ignore_data_skip
         sampler: Any = WholeEpoch(adapter.sampler, skips=skips)
-        return make_loader(dataset, sampler, numbered=False, settings=settings)
+        # The Trainer sets the random generators of a resumed run once it has fetched the first batch.
+        return make_loader(dataset, sampler, numbered=False, settings=settings, is_ahead=True)
 
     def _r8_batch_size(self) -> int:
         """B of all processes; on resume that of the checkpoint, so that the batches stay the same."""
@@ -232,6 +238,9 @@ class R8Mixin:
         watched = self._r8_adapter = OwnBatches(self, settings, num_training_steps)
         if resume is not None:
             watched.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
+        trainer: Any = self
+        if trainer.args.save_strategy != "no":
+            watched.scheduler.host.say_once("as Trainer", AS_TRAINER, is_warning=False)
         if own is not None:
             save_along(own, watched.adapter)
             return own

@@ -87,7 +87,10 @@ _is_red(
 )
 _is_red("hidden_nan_at_the_end", ["train_loop own"], "the run ends with NaN weights, without a word")
 _is_red("healthy_quiet", DRAWN, "at a constant rate losses that stay level are called wild: 8 probes in 16 steps")
-_is_red("recurring_sample", OWN, "each visit of a sample of 1e4 lowers the rate, for good")
+_LOWERED = [name for name in OWN if name not in ("numpy own", "attach stream", "train_loop own", "managed state")]
+_is_red("recurring_sample", _LOWERED, "each visit of a sample of 1e4 lowers the rate, for good")
+_is_red("recurring_sample", ["lightning", "trainer"], "visits of a bad sample lower the rate, for good")
+_is_red("many_bad_batches", _TRAINERS, "with 30 % NaN batches the run ends as it began: 1.35 for .59 left out by hand")
 _is_red(
     "huge_batch", _TRAINERS, "refused as the last of the run, a batch of 1e4 ends it with an error of 16192 for .57"
 )

@@ -43,6 +43,7 @@ def test_non_finite_numbers_are_strings():
         "seconds": "inf",
         "at_step": 1,
         "metrics": {"a": "nan", "b": "-inf", "c": 1.5},
+        "is_on_trial": False,
     }
 
 

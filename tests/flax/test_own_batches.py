@@ -272,3 +272,43 @@ def test_backups_by_the_number_of_batches():
     backup_steps.clear()
     train(R8Scheduler(scheduler_mode="keep", listeners=[note]), epochs=2, backup_every=32)
     assert backup_steps == [0, 32, 64]
+
+
+def test_a_killed_run_with_random_augmentation_goes_on_to_the_bit(tmp_path):
+    """The next batch is taken, from numpy's global generator, before the checkpoint after this one is written."""
+
+    class Killed(BaseException):
+        pass
+
+    def noisy(epoch):
+        for batch in Data()(epoch):
+            yield {**batch, "x": batch["x"] + np.random.normal(0, 0.1, batch["x"].shape).astype(np.float32)}
+
+    def trained(folder, kill_at=None, seed=0):
+        np.random.seed(seed)
+        r8 = R8Scheduler(
+            scheduler_mode="keep", num_epochs=2, guard="finite", checkpoint_dir=folder, checkpoint_every=5,
+            resume="auto", backup_dir=False, handle_signals=False,
+        )  # fmt: skip
+        losses = []
+
+        def noted(state, batch, key):
+            if r8.global_step == kill_at:
+                raise Killed
+            state, metrics = step(state, batch, key)
+            losses.append(float(metrics["loss"]))
+            return state, metrics
+
+        with r8:
+            state, _ = train(r8, data=noisy, train_step=noted, epochs=2)
+        return losses, state.params["w"].tolist()
+
+    whole = trained(tmp_path / "whole")
+    for kill_at in (8, BATCHES + 1, BATCHES + 9):
+        with pytest.raises(Killed):
+            trained(tmp_path / str(kill_at), kill_at)
+        losses, weights = trained(tmp_path / str(kill_at), seed=5)
+
+        assert len(losses) in (2 * BATCHES - kill_at // 5 * 5, BATCHES), kill_at
+        assert losses == whole[0][-len(losses) :], kill_at
+        assert weights == whole[1], kill_at

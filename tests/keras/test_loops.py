@@ -246,7 +246,7 @@ def test_bad_arguments(case):
 def test_without_tensorflow(monkeypatch):
     """Where Keras runs on another back end without TensorFlow, the error names the extra."""
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(ImportError, match=r"batch_dataset\(\) needs TensorFlow.*learnit-r8\[tensorflow\]"):
+    with pytest.raises(ImportError, match=r"batch_dataset\(\) needs TensorFlow.*\.\[tensorflow\]"):
         batch_dataset(scheduler(), X)
 
 

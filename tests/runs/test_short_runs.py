@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, events
 
 NUM_FIXED, WIDTH, MOMENTUM = 256, 32, 0.9
 
@@ -209,3 +209,111 @@ def test_run_that_is_left_in_an_experiment_ends_with_a_better_state(step):
     assert tested
     assert loss < (0.8 if step == 90 else 1.0) * case.loss(first)
     assert not any(map(np.array_equal, final.weights, first.weights))
+
+
+class Scored(Watched):
+    """A run of several epochs, a trial of a lower rate among them; its weights are looked at after each.
+
+    Attributes:
+        scores: After each epoch, the loss of the model; that of the state which a trial has kept aside, or None.
+        borders: The weights as an epoch's last step was done, and as the next epoch's first batch was in hand.
+    """
+
+    def __init__(self):
+        super().__init__(82)
+        self.x, self.y = self.x[:480], self.y[:480]
+        self.settings["num_steps"] = 200
+        self.scores, self.borders = [], []
+
+    def train(self, r8, network, each_step=lambda r8: None, each_epoch=lambda r8: None):
+        """Train ``network`` with the batches of ``r8``."""
+        last = None
+        for _ in r8.epoch_iterator():
+            for batch in self.batches(r8):
+                if last is not None:
+                    self.borders.append((last, list(network.weights)))
+                    last = None
+                x, y, lr = batch
+                losses, gradient = network.losses(x, y)
+                if r8.update_with_loss(losses):
+                    network.step(gradient, lr)
+                each_step(r8)
+                done = list(network.weights)
+            last = done
+            trial = r8.controller._first_steps._trial
+            aside = None
+            if trial is not None:
+                other = self.network()
+                other.load(trial.present)
+                aside = self.loss(other)
+            self.scores.append((self.loss(network), aside))
+            each_epoch(r8)
+
+    def batches(self, r8):
+        return ((self.x[indices], self.y[indices], factor * self.lr) for indices, factor in r8.batch_iterator())
+
+    def scheduler(self, network, **more):
+        return R8Scheduler(
+            len(self.x), **self.settings, **more, state_callback=network.state, load_callback=network.load
+        )
+
+    def check(self):
+        """Some epochs have ended within a trial: with the state from before it, and the trial has gone on unchanged."""
+        within = [score for score in self.scores if score[1] is not None]
+
+        assert len(within) > 1
+        assert all(loss == aside for loss, aside in within)
+        same = [all(map(np.array_equal, before, after)) for before, after in self.borders]
+        assert sum(same) >= len(self.borders) - 1  # the trial itself may begin or end there
+
+
+class ScoredOwn(Scored):
+    """The same with batches of a loader of the user's own, and a schedule of R8's."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = list(np.random.default_rng(4).permutation(480).reshape(15, 32))
+
+    def batches(self, r8):
+        loader = [(self.x[indices], self.y[indices]) for indices in self.order]
+        return ((*batch, r8.lr) for batch in r8.batches(loader))
+
+    def scheduler(self, network, **more):
+        settings = {name: value for name, value in self.settings.items() if name not in ("batch_size", "policy")}
+        settings |= {"scheduler_mode": "constant", "initial_lr": self.lr}
+        return R8Scheduler(**settings, **more, state_callback=network.state, load_callback=network.load)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", [Scored, ScoredOwn])
+def test_validation_sees_no_weights_on_trial(kind):
+    """After an epoch that ends within a trial the weights from before it are there; the next epoch goes on with it."""
+    case, network = kind(), kind().network()
+    with case.scheduler(network) as r8:
+        case.train(r8, network)
+
+    case.check()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_metrics_logged_within_a_trial_are_marked_and_no_best():
+    """In mid-epoch they say nothing of the run, whatever their value; after the epoch they do."""
+    heard, case, network = [], Scored(), Scored().network()
+    marked = {}
+
+    def log(name):
+        def act(r8):
+            is_on = r8.controller._first_steps.is_on_trial
+            r8.log(**{name: -1.0 if is_on and name == "inside" else 1.0})
+            marked.setdefault(name, []).append((is_on, heard[-1].is_on_trial))
+
+        return act
+
+    with case.scheduler(network, listeners=[heard.append], monitor="inside", mode="min", early_stopping=1000) as r8:
+        case.train(r8, network, log("inside"), log("outside"))
+
+    assert {(True, True), (False, False)} == set(marked["inside"])
+    assert (True, False) in marked["outside"]
+    assert not any(is_marked for _, is_marked in marked["outside"])
+    assert r8.host.early_stop.best.value == 1.0
+    assert events.MetricsLogged(1, 0.0, 1, {"a": 2.0}, is_on_trial=True).named == {"a_on_trial": 2.0}

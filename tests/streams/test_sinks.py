@@ -155,9 +155,7 @@ class TestSinks:
             return original(name, *arguments, **keywords)
 
         monkeypatch.setattr(builtins, "__import__", without_pandas)
-        with pytest.raises(
-            ImportError, match=r"pandas is required for collect_pd\(\): pip install learnit-r8\[pandas\]"
-        ):
+        with pytest.raises(ImportError, match=r'pandas is required for collect_pd\(\): pip install "\.\[pandas\]"'):
             collect_pd(take(2)(source))
         assert source.pulled == 0
 

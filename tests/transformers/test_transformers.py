@@ -60,6 +60,36 @@ def test_resumes_by_its_own_checkpoint(tmp_path, accumulate, workers):
     assert found == dict.fromkeys(at, whole)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_random_augmentation_is_the_same_after_a_resume(tmp_path, accumulate):
+    """Trainer sets the random generators once it has fetched the first batches: each has numbers of its own."""
+
+    class Noisy(Digits):
+        def __getitem__(self, index):
+            return {"images": IMAGES[index] + 0.1 * torch.randn(64), "labels": LABELS[index]}
+
+    class Noted(Model):
+        def forward(self, images, labels=None):
+            sums.append(float(images.double().sum()))
+            return super().forward(images, labels)
+
+    seen = []
+    for resume in (None, tmp_path / "checkpoint-4"):
+        sums = []
+        trainer = R8Trainer(
+            model=Noted(), train_dataset=Noisy(), r8={"guard": "finite", "backup_dir": False},
+            args=arguments(
+                tmp_path, max_steps=9, save_strategy="steps", save_steps=4, gradient_accumulation_steps=accumulate
+            ),
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume and str(resume))
+        seen.append((sums, digest(trainer)))
+
+    assert len(seen[1][0]) == len(seen[0][0]) - 4 * accumulate
+    assert seen[1][0] == seen[0][0][4 * accumulate :]
+    assert seen[1][1] == seen[0][1]
+
+
 @pytest.mark.parametrize("draws", [True, False], ids=["drawn", "own batches"])
 def test_resumes_twice_with_incidents_before_and_after(tmp_path, draws):
     """Twice in mid-epoch, within accumulated gradients: a NaN before the first resume, between both and after."""

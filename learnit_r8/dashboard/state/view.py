@@ -288,7 +288,7 @@ class View:
 
     def _fold_metrics(self, event: events.MetricsLogged) -> None:
         self.logged = event
-        for name, value in event.metrics.items():
+        for name, value in event.named.items():
             key = clean(name, 40)
             if key in self.metrics or len(self.metrics) < MOST_METRICS:
                 points = self.metrics.setdefault(key, ThinnedList(MOST_POINTS))

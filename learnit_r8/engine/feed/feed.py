@@ -240,6 +240,7 @@ class Feed:
         self.mark_ended()
         run.controller.end_update()
         self.between_steps()
+        run.leave_epoch()
         if pace.is_over:
             draws.draw_nothing(run)
 
@@ -301,6 +302,9 @@ class Feed:
         kept = keep(self, item) if is_of_loader else None
         if plan.is_full:
             run.hand_over()
+        if not run.controller.is_quiet:
+            with turns.take("draw", pace.step, is_changing=True):
+                run.controller.inquiry.hide_true()
         while True:
             number = pace.step + pace.num_out
             is_plain = run.rates.own is not None and run.controller.is_quiet

@@ -54,6 +54,7 @@ def take_probe(feed: Feed) -> Any:
     run, pace = feed.run, feed.run.pace
     feed.trainer.before_probe()
     with run.turns.take("draw", pace.next_step, is_changing=True):
+        run.controller.inquiry.hide_true()
         item = run.controller.experiment.draw()
         batch = feed.plan.draw_again(item)
         run.controller.experiment.note_drawn(batch.chunk)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...checkpoint.state_form import leave_out, pack, unpack
 from ...checkpoint.state_tree import clone
-from ...sampling.random_generators import random_state, set_random_state
+from ...sampling.random_generators import random_state, set_random_state, state_of
 
 if TYPE_CHECKING:
     from ...events.bus import Announcer
@@ -51,7 +51,10 @@ USUAL_NAMES = ("generator", "rng", "_generator")
 
 def read_generators(source: Any) -> dict[str, Any]:
     """The states of the global random generators, and of those that a loader holds."""
-    return {"global": random_state(), "own": [_state_of(each) for each in _own_generators(source)]}
+    # One that has taken the next batch already tells where from.
+    held = getattr(source, "generators_before_next", None)
+    now = state_of(held) if type(held) is tuple else random_state()
+    return {"global": now, "own": [_state_of(each) for each in _own_generators(source)]}
 
 
 def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:

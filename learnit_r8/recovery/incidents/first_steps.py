@@ -111,6 +111,11 @@ class FirstSteps:
         """Whether a lower rate is tried."""
         return self._trial is not None
 
+    @property
+    def aside(self) -> Any:
+        """The state from before a trial if it counts as true, being better than the initial one; else None."""
+        return self._trial.present if self._trial is not None and self._trial.is_better else None
+
     def suspicion(self, loss: float) -> float:
         """How far one of the first losses is above what is usual; see `Progress.early_suspicion`."""
         updates, first = self._lineage.updates, self._witnesses.first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class Inquiry:
         self.steady_left = self._most_steady = 0
         self.looked_last_at = -1
         self._damaged_step: int | None = None
+        self._shown_at = -1
         self._last_refused: NDArray[np.int64] | None = None
         self._lr = math.nan
 
@@ -314,17 +315,55 @@ class Inquiry:
 
     def settle_open(self, *, step: int) -> None:
         """End what is under way, as the run is left, with the better of what was kept aside and what is there."""
-        live, case = self._live, self._experiment.case
+        live = self._live
         live.begin_call(step)
-        better = None if case is None else case.better_than_present()
-        if better is not None or (live.current is not None and not live.put_present()):
-            start = self._parts.lineage.progress.start
-            best = better if better is not None and better.updates else self._parts.witnesses.best(start)
-            if best is not None and live.put(best):
+        live.hide()
+        case = self._experiment.case
+        if live.current is not None or (case is not None and case.better_than_present() is not None):
+            best = self._best_of_test()
+            if not isinstance(best, Backup):
+                live.put_present()
+            elif live.put(best):
                 self._go_on_from(best, Alarm.END, is_sudden=True)
         self._first_steps.break_off(is_damaged=False)
         self._experiment.end()
         live.end()
+
+    def _best_of_test(self) -> Any:
+        """While backups are tested: the state set aside, or a backup that is better; None if there is neither."""
+        case, present = self._experiment.case, self._live.present
+        better = None if case is None else case.better_than_present()
+        if better is None and present is not None:
+            return present
+        if better is not None and better.updates:
+            return better
+        return self._parts.witnesses.best(self._parts.lineage.progress.start)
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether the model holds a state that is only tried or tested, and not the one that counts as true."""
+        return not self._live.is_shown and (self._live.current is not None or self._first_steps.aside is not None)
+
+    def show_true(self, *, step: int, place: int) -> None:
+        """Put in the state that counts as true, for the user's code after an epoch; `hide_true` takes it out again.
+
+        Args:
+            step: Steps reported.
+            place: Where the epoch has ended; asked there again, nothing happens.
+        """
+        live = self._live
+        if self._shown_at == place or not self.is_on_trial:
+            return
+        self._shown_at = place
+        live.begin_call(step)
+        aside = self._first_steps.aside
+        state = aside if aside is not None else self._best_of_test()
+        if state is not None:
+            live.show(state)
+
+    def hide_true(self) -> None:
+        """Go on with the state of the trial, to the bit, as a batch of the next epoch is drawn."""
+        self._live.hide()
 
     def check_end(self, loss: float, lr: float) -> None:
         """Give up if too many batches were refused, in a row or while the weights never got further.

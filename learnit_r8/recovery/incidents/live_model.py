@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ... import events
 from ...checkpoint.state_tree import clone, growth, leaves, map_leaves, not_finite
 from ...events.bus import Announcer
+from ..ram_backup import Backup
 
 if TYPE_CHECKING:
     from ..persistence import Persistence
-    from ..ram_backup import Backup
     from ..restore import Restorer
 
 MOST_MENDED = 0.5
@@ -39,6 +39,7 @@ class LiveModel:
     def __init__(self, persistence: Persistence, announcer: Announcer) -> None:
         self._persistence, self._announcer = persistence, announcer
         self._present: Any = None
+        self._of_trial: Any = None
         self.step = 0
         self._restorer: Restorer | None = None
         self.put_step: int | None = None
@@ -161,9 +162,47 @@ class LiveModel:
         """ "backup", or the name of its checkpoint."""
         return "" if self._restorer is None else self._restorer.name_of(backup)
 
+    @property
+    def present(self) -> Any:
+        """The state set aside, which must not be changed; None if there is none."""
+        return self._present
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the state that counts as true is in the model for a while; see `show`."""
+        return self._of_trial is not None
+
+    def show(self, state: Any) -> None:
+        """Put a state in for the user's code between two epochs; `hide` puts back what was there, to the bit.
+
+        Args:
+            state: A backup, or a state set aside, of which a copy is put in.
+        """
+        get, restorer = self._persistence.callbacks.state, self._restorer
+        if get is None or restorer is None or self.is_shown:
+            return
+        shortage, of_trial = "", None
+        try:
+            of_trial = clone(get())
+            state = state if isinstance(state, Backup) else clone(state)
+        except MemoryError:
+            shortage = "no memory"
+        if self._persistence.agreement.agree(shortage):
+            return
+        self._of_trial = of_trial
+        is_put = restorer.put(state) if isinstance(state, Backup) else restorer.put_state(state, self.step)
+        if not is_put:
+            self.hide()
+
+    def hide(self) -> None:
+        """Put the state of the trial back that `show` has set aside, if there is one."""
+        of_trial, self._of_trial = self._of_trial, None
+        if of_trial is not None and self._restorer is not None:
+            self._restorer.put_state(of_trial, self.step)
+
     def end(self) -> None:
         """End an experiment: drop the state set aside."""
-        self._present, self.current = None, None
+        self._present, self.current, self._of_trial = None, None, None
 
 
 def repair(state: Any, backup: Any, meant: Collection[str] = ()) -> tuple[Any, list[str]]:

@@ -87,6 +87,7 @@ class SamplerIterator:
         if ticket is None:
             self._is_exhausted = True
             self._warn_if_silent()
+            batches.r8.host.leave_epoch()
             raise StopIteration
         self._is_exhausted = False
         self._num_drawn += 1

@@ -89,6 +89,7 @@ class SharedRun:
                 raise
             self._take_back(share, r8.host.give_up)
         self.settle()
+        r8.host.leave_epoch()
 
     @property
     def _num_held_back(self) -> int:

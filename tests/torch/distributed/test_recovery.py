@@ -29,3 +29,16 @@ def check_healing(pair, kind, accumulate):
     assert one[0] == pytest.approx(other[0])
     assert one[0] < HEALED
     assert one[1] == NUM_STEPS * accumulate
+
+
+def test_validation_on_two_ranks_sees_no_weights_on_trial(pair):
+    """Where an epoch ends within a trial, all ranks have the state from before it; the trial goes on with its own."""
+    one, other = pair.run(jobs.validated_run)
+    before = one[2]
+    within = [each for each in one if each[1]]
+
+    assert one == other
+    assert len(within) > 2
+    assert {loss for loss, *_ in within} == {before[0]}
+    assert {weights for *_, weights in within} == {before[3]}
+    assert len({begun for *_, begun, _ in within}) == len(within)

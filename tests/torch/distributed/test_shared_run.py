@@ -326,8 +326,9 @@ def test_a_bad_loss_on_one_rank_puts_all_back_at_the_same_step(culprit, every):
 
     assert one[0] == other[0]
     assert len(one[0]) == 1
-    # Before its probe, and after it has passed.
-    assert one[3] == other[3] == 2
+    # Before its probe, and after it has passed; late losses have it span the end of an epoch, for whose validation the
+    # present state comes back.
+    assert one[3] == other[3] == (4 if every == 16 else 2)
     assert one[1] == other[1]
     np.testing.assert_equal(one[2], other[2])
 
