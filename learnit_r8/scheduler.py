@@ -1100,10 +1100,11 @@ class R8Scheduler:
 
     @property
     def current_epoch(self) -> int:
-        """The current epoch, 0-based."""
+        """The current epoch, 0-based; of a resumed run whose trainer counts the epochs, the one that it begins with."""
         feed = self.host.feed
-        is_done = feed is not None and feed.place.is_resumed and self.pace.has_ended and self.pace.is_finished
-        return self.pace.epoch + is_done
+        if feed is None or not (feed.place.is_resumed and self.pace.has_ended):
+            return self.pace.epoch
+        return self.pace.epoch + (feed.is_counted or self.pace.is_finished)
 
     @property
     def progress(self) -> float:

@@ -139,7 +139,9 @@ class TrainFunction:
         self._before = None
         # Metrics are built in the first step.
         if self._num_calls < 2:
-            self._variables = self._find_variables()
+            self._variables, before = self._find_variables(), self._variables
+            if self._back_end == "tensorflow" and [*map(id, before)] != [*map(id, self._variables)]:
+                self._copy_all = None
             self._num_calls += 1
         if self._is_kept:
             self._before = self._copy(args[0] if self._back_end == "jax" else None)
@@ -167,7 +169,9 @@ class TrainFunction:
         if self._back_end == "torch":
             return [each.value.detach().clone() for each in self._variables]
         if self._back_end == "tensorflow":
-            return [_read(each.value) for each in self._variables]
+            if self._copy_all is None:
+                self._copy_all = _reader([each.value for each in self._variables])
+            return self._copy_all()
         if self._copy_all is None:
             jax: Any = sys.modules["jax"]
             # The step is given its arguments to keep.
@@ -238,13 +242,17 @@ class TrainFunction:
             return iter([batch])
 
 
-def _read(value: Any) -> Any:
-    """The tensor in a variable of TensorFlow's, which later steps do not write to."""
+def _reader(variables: list[Any]) -> Callable[[], Any]:
+    """A function that returns the tensors in variables of TensorFlow's, which later steps do not write to."""
     import tensorflow as tf
 
-    if type(value).__name__ == "ResourceVariable":
-        return tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype)
-    return tf.convert_to_tensor(value)
+    read, convert = tf.raw_ops.ReadVariableOp, tf.convert_to_tensor
+    if any(type(each).__name__ != "ResourceVariable" for each in variables):
+        # Replicas have more than one value.
+        return lambda: [convert(each) for each in variables]
+    # To ask a variable for them takes longer than to read it.
+    places = [(each.handle, each.dtype) for each in variables]
+    return lambda: [read(resource=handle, dtype=dtype) for handle, dtype in places]
 
 
 def _do_nothing() -> None:

@@ -102,7 +102,7 @@ def test_recovery_lowers_a_rate_for_the_step_alone(kind):
 
 @pytest.mark.program
 def test_resumes_at_the_end_of_an_epoch(tmp_path):
-    """Killed after two epochs and run again, the run is the one without; a third time it does nothing."""
+    """Killed after two epochs and run again from `current_epoch`, the run is the one without; then it does nothing."""
 
     class Data(keras.utils.PyDataset):
         def __len__(self):
@@ -117,8 +117,7 @@ def test_resumes_at_the_end_of_an_epoch(tmp_path):
         r8 = R8Scheduler(scheduler_mode="keep", num_epochs=4, checkpoint_dir=folder, resume="auto")
         callback = R8Callback(r8, model)
         if not r8.is_over:
-            done = r8.global_step // BATCHES
-            model.fit(Data(), initial_epoch=done, epochs=epochs, verbose=0, callbacks=[callback])
+            model.fit(Data(), initial_epoch=r8.current_epoch, epochs=epochs, verbose=0, callbacks=[callback])
         r8.close()
         return r8, model.get_weights()
 

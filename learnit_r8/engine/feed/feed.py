@@ -75,6 +75,7 @@ class Feed:
         has_asked: Whether `loops.steps` has given a step that is not reported yet.
         is_in_epochs: Whether a loop over epochs is under way.
         num_iterations: Iterations over the batches that have begun.
+        is_counted: Whether a trainer counts the epochs, and begins one anew that was saved half-way.
     """
 
     def __init__(self, run: Engine, plan: LoaderPlan, settings: FeedSettings) -> None:
@@ -83,6 +84,7 @@ class Feed:
         self.open: Ticket | None = None
         self.trainer: FeedTrainer = PlainTrainer(run.between_steps)
         self._iteration: object = None
+        self.is_counted = False
         self.has_asked = self.is_in_epochs = self._is_repeated = False
         self._updates = self.num_iterations = 0
         self._long_pass = -1

@@ -38,7 +38,7 @@ class TrainerBatches:
         self, feed: Feed, measure: BatchMeasure, *, sets_generators: bool = True, begins_anew: bool = False
     ) -> None:
         self._feed, self._measure, self._sets_generators = feed, measure, sets_generators
-        self._begins_anew = begins_anew
+        self._begins_anew = feed.is_counted = begins_anew
 
     @property
     def is_watched(self) -> bool:
