@@ -105,8 +105,8 @@ for _cell in [("healthy_quiet", "keras")]:
     del RED[_cell]
 
 
-PROGRAM = ["keras tf.data", "keras step", "train_loop", "managed nnx"]
-"""Columns that run with ``-m program`` alone, as one like them runs by default."""
+SLOW = ["keras tf.data", "keras step", "train_loop", "managed nnx"]
+"""Columns that run with ``-m slow`` alone, as one like them runs by default."""
 
 
 def rule(columns=tuple(COLUMNS)):
@@ -116,7 +116,7 @@ def rule(columns=tuple(COLUMNS)):
         row = test.__name__.removeprefix("test_")
         params = []
         for name in columns:
-            marks = [pytest.mark.program] if name in PROGRAM else []
+            marks = [pytest.mark.slow] if name in SLOW else []
             without = CANNOT.get((row, name)) or MEANINGLESS.get((row, name))
             if without:
                 marks.append(pytest.mark.skip(reason=without))

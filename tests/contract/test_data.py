@@ -80,7 +80,7 @@ def test_hidden_nan_at_the_end(column):
     assert complaints(found) == []
 
 
-@pytest.mark.program
+@pytest.mark.slow
 @rule()
 def test_recurring_sample(column):
     """A sample that is bad each time costs its batches, and no rate is lowered for good."""
@@ -94,7 +94,7 @@ def test_recurring_sample(column):
     assert wrong == {}
 
 
-@pytest.mark.program
+@pytest.mark.slow
 @rule()
 def test_many_bad_batches(column):
     """Of 1, 10 and 30 % of the batches NaN, a run ends as one in which they are left out by hand."""

@@ -13,7 +13,7 @@ from .cells import rule
 from .conftest import load
 from .run import run
 
-pytestmark = pytest.mark.program
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 STEPS = task.EPOCHS * task.STEPS

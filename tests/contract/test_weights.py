@@ -11,7 +11,7 @@ EPOCHS = 5
 SHARES = (0.1, 0.5, 0.85)
 
 
-@pytest.mark.program
+@pytest.mark.slow
 @rule()
 def test_nan_weight(column):
     """One weight that becomes NaN, early, late, before the last step of an epoch or of the run, is put back."""
