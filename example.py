@@ -224,8 +224,9 @@ def print_recovery(r8: R8Scheduler, diary: Diary) -> None:
 
 def first_full_step(r8: R8Scheduler, steps: list[events.StepDone]) -> int:
     """The first of these steps that was trained at the schedule's own learning rate."""
-    total = r8.total_steps or 1
-    return next(event.step for event in steps if event.lr == r8.schedule((event.step - 1) / total))
+    # Batches that were left out for probes count for the schedule, too.
+    total, left_out = r8.total_steps or 1, r8.pace.left_out
+    return next(event.step for event in steps if event.lr == r8.schedule((event.step - 1 + left_out) / total))
 
 
 def print_quartiles(task: Task, r8: R8Scheduler) -> None:

@@ -170,8 +170,7 @@ def sharded_run(rank, kind, task="mixed", options=None):
             adapter.flush()
             adapter.scheduler.save_checkpoint()
             break
-    else:
-        adapter.close()
+    adapter.close()
     r8 = adapter.scheduler
     weights = digest_of(value.numpy() for value in whole_weights(model).values())
     numbers = torch.rand(1).item(), float(np.random.random()), random.random()

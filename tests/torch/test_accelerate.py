@@ -79,7 +79,8 @@ def test_two_processes(tmp_path):
 
     assert first == second
     assert first["resumed"] == first["whole"]
-    assert (first["whole"][1], first["healed"][0][1], first["healed"][1]) == (39, 39, 1)
+    # The batches of one update are left out for the probe.
+    assert (first["whole"][1], first["healed"][0][1], first["healed"][1]) == (39, 36, 1)
 
 
 def test_nothing_reported():
