@@ -22,7 +22,7 @@ r8 = healed.r8.scheduler
 uses = sorted(set(whole.r8.scheduler.table.usage_count.tolist()))
 done = {
     "whole": digest(whole), "resumed": digest(resumed), "uses": uses,
-    "healed": (digest(healed), r8.sentry.num_refused, r8.global_step),
+    "healed": (digest(healed), r8.sentry.num_refused, r8.global_step + r8.pace.left_out),
 }
 open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
 """
