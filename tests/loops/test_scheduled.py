@@ -23,7 +23,7 @@ def numpy_step(r8, faults):
     """Trains linear weights, which are replaced at each step."""
 
     def step(state, batch):
-        now = r8.global_step
+        now = r8.global_step + r8.pace.probes
         x, y = batch.data
         x, w = faults.inputs(now, x), state["w"] * np.float32(faults.weights_by(now))
         error = x @ w - y
@@ -51,7 +51,7 @@ def torch_step(r8, faults):
 
     def step(state, batch):
         model, optimizer = state
-        now = r8.global_step
+        now = r8.global_step + r8.pace.probes
         x, y = (torch.from_numpy(part) for part in batch.data)
         with torch.no_grad():
             by = faults.weights_by(now)
