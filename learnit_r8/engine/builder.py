@@ -17,6 +17,7 @@ from ..events.steps import mode_of
 from ..guard.monitor import Sentry
 from ..guard.registry import as_guard
 from ..guard.spike import SpikeGuard
+from ..guard.verdict import Guard
 from ..policies.registry import get_policy
 from ..recovery.agreement import Agreement
 from ..recovery.controller import RecoveryController
@@ -91,11 +92,10 @@ def build_components(given: Settings) -> Components:
         TypeError: an argument is of the wrong kind.
     """
     guard = _checked_guard(given)
-    is_own = given.num_samples is None and given.scheduler_mode == "keep"
-    watches_level = is_own and isinstance(guard, SpikeGuard) and guard.tests_progress
-    if watches_level:
+    is_own, watches_level = given.num_samples is None and given.scheduler_mode == "keep", False
+    if is_own and isinstance(guard, SpikeGuard):
         # Losses that rise in a warm-up say little about a rate that is the user's own; their level is watched.
-        guard = replace(guard, tests_progress=False)
+        guard, watches_level = replace(guard, tests_progress=False), guard.tests_progress
     given = replace(given, guard=guard)
     plan = _build_plan(given)
     steps_per_epoch = _steps_per_epoch(given, plan)
@@ -173,7 +173,7 @@ def _build_recorder(given: Settings, persistence: Persistence) -> FlightRecorder
     return FlightRecorder(given.record, folder, given.name or "", copy_state=copy_state)
 
 
-def _checked_guard(given: Settings) -> Any:
+def _checked_guard(given: Settings) -> Guard:
     guard = as_guard(given.guard)
     for argument, value, method in (
         ("guard", guard, "judge"),
