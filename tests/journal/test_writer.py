@@ -63,7 +63,15 @@ def test_lines_are_strict_json_with_a_header_and_a_time(tmp_path):
     assert lines_of(tmp_path) == [
         {"kind": "Journal", "schema": 1, "time": 1000.0},
         {"kind": "BackupTaken", "step": 3, "seconds": 1.5, "time": 1002.0},
-        {"kind": "MetricsLogged", "step": 3, "seconds": 1.5, "at_step": 3, "metrics": {"a": "nan"}, "time": 1002.0},
+        {
+            "kind": "MetricsLogged",
+            "step": 3,
+            "seconds": 1.5,
+            "at_step": 3,
+            "metrics": {"a": "nan"},
+            "is_on_trial": False,
+            "time": 1002.0,
+        },
     ]
 
 
