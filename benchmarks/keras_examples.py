@@ -133,8 +133,7 @@ class Program:
         with R8Scheduler(scheduler_mode="keep", num_epochs=epochs, guard=self.guard, **resume) as r8:
             callbacks = [R8Callback(r8, model), *own, *self.more, self.losses]
             if not r8.is_over:
-                done = r8.global_step // STEPS
-                model.fit(**options, initial_epoch=done, epochs=epochs, verbose=0, callbacks=callbacks)
+                model.fit(**options, initial_epoch=r8.current_epoch, epochs=epochs, verbose=0, callbacks=callbacks)
         self.num_refused += r8.sentry.num_refused
 
     @property

@@ -275,6 +275,7 @@ class R8Scheduler:
         self._given_up: int | None = None
         self._looping: int | None = None
         self._is_closed = self._counts_epochs = self._ended_epoch = self._speaks_at_exit = False
+        self._has_finished = False
         if settings.resume is not None:
             run_state.resume_from(engine, settings.resume)
 
@@ -557,7 +558,7 @@ class R8Scheduler:
         size: int | Callable[[Any], int] | None = None,
         tokens: int | Callable[[Any], int] | None = None,
         sets_generators: bool = True,
-        begins_anew: bool = False,
+        counts_epochs: bool = False,
     ) -> TrainerBatches:
         """Follow a trainer that takes its batches by itself; callbacks of trainers tell the result of each batch.
 
@@ -565,7 +566,8 @@ class R8Scheduler:
             size: Samples in a batch, or a function of it; by default the first dimension of its first array.
             tokens: Tokens in a batch, or a function of it.
             sets_generators: Whether a resumed run sets the random generators, as the trainer does not.
-            begins_anew: Whether the trainer begins the epoch anew in which a saved run was, which is said then.
+            counts_epochs: Whether the trainer counts the epochs from `current_epoch` on, and passes over what a resumed
+                run had of one.
 
         Raises:
             RuntimeError: the scheduler was built with ``num_samples``, so that it draws the batches.
@@ -582,7 +584,7 @@ class R8Scheduler:
         """
         measure = self._measure(size, tokens)
         feed = self._own_feed("follow")
-        return TrainerBatches(feed, measure, sets_generators=sets_generators, begins_anew=begins_anew)
+        return TrainerBatches(feed, measure, sets_generators=sets_generators, counts_epochs=counts_epochs)
 
     @loop_method
     def steps(self) -> Iterator[int]:
@@ -1101,10 +1103,7 @@ class R8Scheduler:
     @property
     def current_epoch(self) -> int:
         """The current epoch, 0-based; of a resumed run whose trainer counts the epochs, the one that it begins with."""
-        feed = self.host.feed
-        if feed is None or not (feed.place.is_resumed and self.pace.has_ended):
-            return self.pace.epoch
-        return self.pace.epoch + (feed.is_counted or self.pace.is_finished)
+        return self.pace.epoch if self.host.feed is None else self.host.feed.current_epoch
 
     @property
     def progress(self) -> float:
@@ -1141,14 +1140,16 @@ class R8Scheduler:
         """A word for what the run is doing.
 
         One of "searching", "cataloguing", "steadying", "training", "cooling down", "stopped", "finished early" or
-        "finished".
+        "finished". A run that was closed has finished if its budget is spent, or it had none and no exception ended it.
         """
         if self.is_stopped:
             return "stopped" if self.pace.ended_early is None else "finished early"
         if self.host.search.is_on:
             return "searching"
-        if self.pace.is_finished:
+        if self.pace.is_finished or self._has_finished:
             return "finished"
+        if self._is_closed:
+            return "stopped"
         if self.pace.budget.cool_down is not None:
             return "cooling down"
         if self.current_epoch == 0 and self.host.feed is None:
@@ -1211,9 +1212,11 @@ class R8Scheduler:
             self.requests.leave()
             if self._is_closed and self.host.saver is not None:
                 self.host.saver.store.release()
-            early = self.pace.ended_early
-            finished = self.pace.is_finished or early is not None
-            self.host.announcer.tell(events.RunEnded, finished=finished, early=early)
+            pace, early = self.pace, self.pace.ended_early
+            # A loop of the user's own without a budget ends where it does.
+            is_at_end = is_whole and self.host.feed is not None and pace.budget.is_open and not pace.is_stopped
+            self._has_finished = pace.is_finished or early is not None or is_at_end
+            self.host.announcer.tell(events.RunEnded, finished=self._has_finished, early=early)
 
     if not TYPE_CHECKING:
 

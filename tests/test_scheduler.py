@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import math
 import pickle
@@ -257,6 +258,25 @@ def test_close_twice_tells_once():
 
     assert [type(event) for event in heard] == [events.RunEnded]
     assert not heard[0].finished
+
+
+@pytest.mark.parametrize(("ends", "phase"), [("whole", "finished"), ("error", "stopped"), ("stop", "stopped")])
+def test_a_run_without_a_budget_ends_where_its_loop_does(ends, phase):
+    """Closed after a whole loop it has finished; after an exception or a request to stop it has not."""
+    heard = []
+    with (
+        contextlib.suppress(ZeroDivisionError),
+        R8Scheduler(scheduler_mode="keep", handle_signals=False, listeners=[heard.append]) as r8,
+    ):
+        for _ in r8.batches([1, 2, 3]):
+            r8.update_with_loss(1.0)
+        before = r8.phase
+        if ends == "stop":
+            r8.requests.stop("enough")
+        elif ends == "error":
+            raise ZeroDivisionError
+
+    assert (before, r8.phase, heard[-1].finished) == ("training", phase, phase == "finished")
 
 
 def test_context_manager_closes():

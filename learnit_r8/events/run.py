@@ -94,7 +94,7 @@ class RunEnded(Event):
     """The run was closed.
 
     Attributes:
-        finished: Whether the budget was used up, or the program itself ended the run.
+        finished: Whether the budget was used up, the program itself ended the run, or its own loop without a budget ended.
         early: Why it ended the run before its budget was used up, "" if it gave no reason; None if it did not.
     """
 

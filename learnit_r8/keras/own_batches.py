@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
 from ..checkpoint.callbacks import Repeat
+from ..engine.feed.replay import drop
 from ..triggers import Condition
 from .devices import check_devices, say_devices
 from .examiner import keep_model
@@ -40,7 +42,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def __init__(self, dataset: Any, model: Any = None, *, backup_every: int | str | Condition | None = None) -> None:
         super().__init__()
         self._r8, self._backup_every = dataset, backup_every
-        self._batches = dataset.follow(begins_anew=True)
+        self._batches = dataset.follow(counts_epochs=True)
         self._state: ModelState | None = None
         self._is_rewound = False
         self._losses: StepLosses | None = None
@@ -81,13 +83,25 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._batches.begin_run(scope_of_fit(self.model))
 
     def _rewind(self) -> None:
-        """Pass over the orders that a resumed run has had: a shuffle of ``tf.data`` draws a seed for each iterator."""
+        """Pass over the epochs that a resumed run has had: a shuffle of ``tf.data`` draws a seed for each iterator."""
         assert self._state is not None
         if self._state.num_saved_devices is None or self._is_rewound:
             return
         self._is_rewound = True
-        data = local_of_fit("x")
-        if not hasattr(data, "element_spec") or local_of_fit("steps_per_epoch") is not None:
+        data, run = local_of_fit("x"), self._r8.host
+        steps = local_of_fit("steps_per_epoch")
+        if steps is not None:
+            # The next epoch goes on in the same data where this one ends.
+            for _ in range(local_of_fit("initial_epoch") if run.feed.settings.resume_data != "start" else 0):
+                for _ in _behind(local_of_fit("epoch_iterator"), steps, run):
+                    pass
+            return
+        if isinstance(data, keras.utils.PyDataset):
+            # Many draw the order of the next epoch as one ends.
+            for _ in range(local_of_fit("initial_epoch")):
+                data.on_epoch_begin()
+                data.on_epoch_end()
+        if not hasattr(data, "element_spec"):
             return
         # TensorFlow's trainer makes another one at the end of an epoch whose length it knows.
         makes_another = keras.backend.backend() == "tensorflow"
@@ -106,7 +120,9 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         steps = getattr(local_of_fit("epoch_iterator"), "num_batches", None)
         if steps:
             self._r8.host.feed.expect_epochs_of(steps)
-        self._batches.begin_pass(epoch)
+        num_had, iterator = self._batches.begin_pass(epoch), local_of_fit("epoch_iterator")
+        if num_had:
+            iterator._enumerate_iterator = functools.partial(_behind, iterator, num_had, self._r8.host)
         assert self._losses is not None
         self._losses.begin()
 
@@ -161,6 +177,24 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Note that the training has ended."""
         self._batches.end_run()
+
+
+def _behind(iterator: Any, count: int, run: Any) -> Iterator[Any]:
+    """What an iterator of Keras yields in an epoch, behind the first batches, which are drawn and dropped.
+
+    Args:
+        iterator: An ``EpochIterator``.
+        count: How many, >= 1.
+        run: The engine.
+    """
+    # The next epoch is a whole one.
+    vars(iterator).pop("_enumerate_iterator", None)
+    steps = iterator._enumerate_iterator()
+    for number in range(0, count, iterator.steps_per_execution):
+        _, _, batches = next(steps)
+        if not number:
+            drop(run, batches, count)
+    yield from steps
 
 
 def _optimizers_of(model: Any) -> list[Any]:

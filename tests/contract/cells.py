@@ -97,9 +97,6 @@ _is_red(
 _is_red("metrics", ["lightning", "lightning own"], "Lightning logs NaN as the loss of the epoch of a refused batch")
 _SEEN = [name for name in COLUMNS if name.startswith(("numpy", "attach"))]
 _is_red("level_jumps", _SEEN, "weights ten times as large are not noticed, or the run ends at 1.30 for .43")
-for _row in ("healthy_quiet", "words_of_a_healthy_run"):
-    _is_red(_row, [*_FITS, "train_loop own"], "a run that has ended is in the phase 'training'")
-_is_red("killed_in_mid_epoch", _FITS, "fit begins the interrupted epoch anew, and counts its steps twice")
 _is_red("killed_between_epochs", ["lightning own"], "resumed after the last batch of an epoch, the batches differ")
 for _cell in [("healthy_quiet", "keras")]:
     del RED[_cell]

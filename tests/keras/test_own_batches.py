@@ -17,6 +17,7 @@ import numpy as np
 from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback, model_callbacks
 from learnit_r8.keras.state import ModelState
+from tests.keras import resumed_fits
 from tests.keras.own_fits import (
     BATCHES,
     FITS,
@@ -46,14 +47,30 @@ def test_nothing_changes_without_an_incident_and_a_nan_is_healed(name):
     assert outcome(name) == "equal, healed"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [name if not at else pytest.param(name, marks=MARKS[at == 1]) for at, name in enumerate(resumed_fits.FITS)],
+)
+def test_a_fit_left_in_mid_epoch_goes_on_there(name):
+    """Begun with `current_epoch`, it trains on what the epoch has left, in its order: steps and weights are those of
+    ``fit`` without R8, left once or twice."""
+    assert resumed_fits.outcome(name) == "equal"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("back_end", "flags"), [("jax", []), ("jax", ["--devices"]), ("torch", [])])
-def test_other_back_ends(back_end, flags):
+@pytest.mark.parametrize(
+    ("back_end", "module", "flags"),
+    [
+        ("jax", "own_fits", []), ("jax", "own_fits", ["--devices"]), ("torch", "own_fits", []),
+        ("jax", "resumed_fits", []), ("torch", "resumed_fits", []),
+    ],
+)  # fmt: skip
+def test_other_back_ends(back_end, module, flags):
     """The same on JAX, also on two devices with their data in parallel, and on torch."""
     environment = {
         **os.environ, "KERAS_BACKEND": back_end, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }  # fmt: skip
-    command = [sys.executable, "-m", "tests.keras.own_fits", *flags]
+    command = [sys.executable, "-m", f"tests.keras.{module}", *flags]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -75,7 +75,8 @@ class Feed:
         has_asked: Whether `loops.steps` has given a step that is not reported yet.
         is_in_epochs: Whether a loop over epochs is under way.
         num_iterations: Iterations over the batches that have begun.
-        is_counted: Whether a trainer counts the epochs, and begins one anew that was saved half-way.
+        is_counted: Whether a trainer counts the epochs.
+        epoch_follows: Whether a loop over epochs has given the number of one whose first batch was not asked for yet.
     """
 
     def __init__(self, run: Engine, plan: LoaderPlan, settings: FeedSettings) -> None:
@@ -84,7 +85,7 @@ class Feed:
         self.open: Ticket | None = None
         self.trainer: FeedTrainer = PlainTrainer(run.between_steps)
         self._iteration: object = None
-        self.is_counted = False
+        self.is_counted = self.epoch_follows = False
         self.has_asked = self.is_in_epochs = self._is_repeated = False
         self._updates = self.num_iterations = 0
         self._long_pass = -1
@@ -101,6 +102,13 @@ class Feed:
     def is_iterating(self) -> bool:
         """Whether a loop over the batches is under way."""
         return self._iteration is not None
+
+    @property
+    def current_epoch(self) -> int:
+        """See `R8Scheduler.current_epoch`."""
+        pace = self.run.pace
+        is_next = self.place.is_resumed and (self.is_counted or pace.is_finished)
+        return pace.epoch + (pace.has_ended and (self.epoch_follows or is_next))
 
     @property
     def num_passes(self) -> int:
@@ -158,6 +166,7 @@ class Feed:
 
     def _begin(self, source: Any) -> None:
         run, pace, place = self.run, self.run.pace, self.place
+        self.epoch_follows = False
         self.trainer.before_iteration()
         run.controller.experiment.let_probe(self.settings.keeps_witness)
         place.samples.prepare(source)

@@ -65,7 +65,8 @@ def epochs(feed: Feed) -> Iterator[int]:
                     return
             # A pass that goes on after a resume may have nothing left but its end.
             before = pace.turns, feed.num_iterations, pace.passes, pace.has_ended
-            yield pace.epoch + (pace.has_ended and not is_repeated)
+            feed.epoch_follows = pace.has_ended and not is_repeated
+            yield pace.epoch + feed.epoch_follows
             is_same = (feed.num_iterations, pace.passes, pace.has_ended) == before[1:]
             # Steps without a loader never end an epoch, which a budget in epochs would wait for for ever.
             is_idle = pace.turns == before[0] or pace.budget.passes is not None
@@ -75,5 +76,5 @@ def epochs(feed: Feed) -> Iterator[int]:
                     "that gives batches in each epoch, and report the loss of each."
                 )
     finally:
-        feed.is_in_epochs = False
+        feed.is_in_epochs = feed.epoch_follows = False
         run.requests.leave()

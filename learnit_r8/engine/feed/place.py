@@ -75,6 +75,18 @@ class LoaderPlace:
         resumed, self._resumed = self._resumed, None
         return resumed
 
+    def begin_alone(self, *, is_within: bool) -> None:
+        """Note where the random generators are before an epoch of a loader that a trainer asks by itself.
+
+        Args:
+            is_within: Whether a saved run was within that epoch: then they are set to where they were before it.
+        """
+        if is_within and self._resumed is not None:
+            self._start = self._resumed["start"]
+            replay.set_generators(None, self._start)
+        else:
+            self._start = _read(None)
+
     def resume_alone(self) -> None:
         """Set the random generators of a saved run whose loader is not forwarded."""
         resumed = self.take_resumed()

@@ -356,13 +356,23 @@ def resume(
         if way == "indices":
             batches = _skip_indices(source, count, opens)
         else:
-            batches = _drop(run, opens(source, count), count, saved.get("before"))
+            batches = drop(run, opens(source, count), count, saved.get("before"))
     set_generators(source, saved["now"])
     return batches
 
 
-def _drop(run: Engine, batches: Iterator[Any], count: int, before: Mapping[str, Any] | None) -> Iterator[Any]:
-    """Draw this many items from an iterator, drop them, and return it; ``before``: the generators for the last one."""
+def drop(run: Engine, batches: Iterator[Any], count: int, before: Mapping[str, Any] | None = None) -> Iterator[Any]:
+    """Draw this many items from an iterator, drop them, and return it.
+
+    Args:
+        run: The engine.
+        batches: The iterator.
+        count: How many.
+        before: The random generators for the last one; None for as they are.
+
+    Raises:
+        ValueError: it ended before.
+    """
     began, said = time.perf_counter(), 0.0
     for number in range(count):
         if number == count - 1 and before is not None:

@@ -20,6 +20,10 @@ FROM_THE_START = (
     "the saved run was within an epoch, at step {}; the trainer starts that epoch over, so the batches that were "
     "trained on in it come again. Checkpoints between two epochs are exact."
 )
+OTHER_EPOCH = (
+    "the training begins with epoch {}, and the saved run goes on with epoch {} at step {}: begin with current_epoch "
+    "(in fit: initial_epoch=r8.current_epoch), or epochs are trained on twice or left out."
+)
 
 
 class TrainerBatches:
@@ -31,14 +35,15 @@ class TrainerBatches:
         feed: Of a run without samples.
         measure: Reads the size of a batch.
         sets_generators: Whether a resumed run sets the random generators; some trainers do so themselves.
-        begins_anew: Whether a run that is resumed in mid-epoch gets the epoch's batches from the first one on.
+        counts_epochs: Whether the trainer counts the epochs, and passes over what a resumed run had of one.
     """
 
     def __init__(
-        self, feed: Feed, measure: BatchMeasure, *, sets_generators: bool = True, begins_anew: bool = False
+        self, feed: Feed, measure: BatchMeasure, *, sets_generators: bool = True, counts_epochs: bool = False
     ) -> None:
         self._feed, self._measure, self._sets_generators = feed, measure, sets_generators
-        self._begins_anew = feed.is_counted = begins_anew
+        self._counts_epochs = feed.is_counted = counts_epochs
+        self._resumed_epoch: int | None = None
 
     @property
     def is_watched(self) -> bool:
@@ -54,6 +59,7 @@ class TrainerBatches:
         feed = self._feed
         run = feed.run
         feed.give_up_open()
+        self._resumed_epoch = feed.current_epoch if feed.place.is_resumed else None
         run.controller.experiment.let_probe(False)
         run.requests.stay_within(scope)
         feed.trainer.before_iteration()
@@ -63,18 +69,31 @@ class TrainerBatches:
             # Between two epochs: the next one draws its order from them.
             feed.place.resume_alone()
 
-    def begin_pass(self, number: int | None = None) -> None:
-        """Note that an epoch begins.
+    def begin_pass(self, number: int | None = None) -> int:
+        """Note that an epoch begins, before its loader does.
 
         Args:
             number: Which, 0-based, where the trainer counts them.
+
+        Returns:
+            Batches of it that the saved run has had, for the trainer to pass over, and 0 otherwise. The random
+            generators are set to where they were before these batches.
         """
-        feed, pace = self._feed, self._feed.run.pace
-        if feed.place.is_resumed and not pace.has_ended and self._begins_anew:
-            feed.run.announcer.warn_once("from the start", FROM_THE_START.format(feed.run.pace.step))
+        feed, pace, announcer = self._feed, self._feed.run.pace, self._feed.run.announcer
+        is_within, num_had = feed.place.is_resumed and not pace.has_ended, 0
+        if self._counts_epochs:
+            if self._resumed_epoch not in (None, number):
+                announcer.warn_once("other epoch", OTHER_EPOCH.format(number, self._resumed_epoch, pace.step))
+            elif is_within and feed.settings.resume_data == "start":
+                announcer.warn_once("from the start", FROM_THE_START.format(pace.step))
+            elif is_within:
+                num_had = pace.step_in_epoch
+            feed.place.begin_alone(is_within=num_had > 0)
+        self._resumed_epoch = None
         pace.begin_pass()
         if number is not None:
             pace.passes = number
+        return num_had
 
     def begin(self, item: Any = None) -> bool:
         """Note that the training on a batch begins; a batch before it that was not reported does not count as a step.

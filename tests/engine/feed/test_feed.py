@@ -132,6 +132,21 @@ def test_an_epoch_is_one_run_through_the_iterable():
     assert r8.is_over
 
 
+def test_the_epoch_begins_where_its_number_is_given():
+    """Code between the head of the loop and the first batch, as ``set_epoch``, reads the epoch that comes."""
+    r8 = R8Scheduler(num_epochs=3, **QUIET)
+    numbers = []
+    for epoch in r8.epoch_iterator():
+        numbers.append((epoch, r8.current_epoch))
+        for _ in r8.batches([1, 2]):
+            r8.update_with_loss(1.0)
+        # What is validated here belongs to the epoch that has ended.
+        numbers.append((epoch, r8.current_epoch))
+
+    assert numbers == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 2), (2, 2)]
+    assert r8.current_epoch == 2
+
+
 def test_own_loop_over_epochs_counts_the_same():
     """With a ``range`` of one's own, current_epoch is its number."""
     r8 = R8Scheduler(num_epochs=3, **QUIET)

@@ -385,3 +385,62 @@ def test_a_run_whose_loader_shuffles_by_itself_goes_on_with_the_same_next_batch(
 
     assert begun == 42
     assert np.array_equal(line.weights, plain.weights)
+
+
+def follow(folder, *, kill_at=None, begin_at=None, **settings):
+    """A trainer that counts the epochs, and draws the order of each from numpy; returns what it drew, and R8."""
+    seed_all(3)
+    line, drawn = Line(), []
+    r8 = R8Scheduler(
+        scheduler_mode="keep", checkpoint_dir=folder, checkpoint_every=3, resume="auto", backup_dir=False,
+        handle_signals=False, state_callback=line.read, load_callback=line.load, save_callback=line.save, **settings,
+    )  # fmt: skip
+    batches = r8.follow(counts_epochs=True)
+    batches.begin_run()
+    for epoch in range(r8.current_epoch if begin_at is None else begin_at, 3):
+        num_had = batches.begin_pass(epoch)
+        for number, batch in enumerate(np.random.permutation(8)):
+            if number < num_had:
+                continue
+            if r8.global_step == kill_at:
+                r8.host.saver.store.release()
+                raise Killed
+            batches.begin()
+            drawn.append(int(batch))
+            r8.update_with_loss(1.0)
+        batches.end_pass()
+        r8.host.between_steps()
+    batches.end_run()
+    r8.close()
+    return drawn, r8
+
+
+@pytest.mark.parametrize("kills", [[4], [8], [13], [5, 8, 21]])
+def test_a_trainer_that_counts_epochs_passes_over_what_a_saved_run_had(tmp_path, kills):
+    """Resumed in mid-epoch, also twice in one, it draws the order of that epoch again, and goes on behind its steps."""
+    whole, _ = follow(tmp_path / "whole")
+    for step in kills:
+        with pytest.raises(Killed):
+            follow(tmp_path / "killed", kill_at=step)
+    drawn, r8 = follow(tmp_path / "killed")
+
+    assert drawn == whole[-len(drawn) :]
+    assert (r8.global_step, r8.current_epoch) == (24, 2)
+
+
+def test_a_trainer_that_begins_with_another_epoch_is_told_so(tmp_path):
+    """From the first epoch again, or with ``resume_data="start"``: a warning says what comes twice."""
+    with pytest.raises(Killed):
+        follow(tmp_path, kill_at=13)
+
+    with pytest.warns(RuntimeWarning, match="begins with epoch 0, and the saved run goes on with epoch 1 at step 12"):
+        assert len(follow(tmp_path, begin_at=0)[0]) == 24
+
+
+def test_a_trainer_may_start_the_epoch_over(tmp_path):
+    """With ``resume_data="start"``, which is said."""
+    with pytest.raises(Killed):
+        follow(tmp_path, kill_at=13)
+
+    with pytest.warns(RuntimeWarning, match="the trainer starts that epoch over"):
+        assert len(follow(tmp_path, resume_data="start")[0]) == 16
