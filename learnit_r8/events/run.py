@@ -94,7 +94,8 @@ class RunEnded(Event):
     """The run was closed.
 
     Attributes:
-        finished: Whether the budget was used up, the program itself ended the run, or its own loop without a budget ended.
+        finished: Whether the budget was used up, the program itself ended the run, or a loop of the user's own that has
+            no budget came to its end.
         early: Why it ended the run before its budget was used up, "" if it gave no reason; None if it did not.
     """
 

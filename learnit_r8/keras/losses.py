@@ -183,6 +183,7 @@ class LossRecorder:
 
         @functools.wraps(step)
         def train_step(*args: Any, **kwargs: Any) -> Any:
+            self.function.keep()
             held: list[Any] = []
             self._local.held, self._local.graph = held, _graph()
             try:

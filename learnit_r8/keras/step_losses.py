@@ -138,6 +138,7 @@ class StepLosses:
         @functools.wraps(step)
         def train_step(*args: Any, **kwargs: Any) -> Any:
             heard = self._heard
+            self.function.keep()
             heard.totals, heard.means = [], []
             heard.trace = _trace_of(args) if self._is_jax else None
             try:

@@ -2,6 +2,8 @@
 
 Keras takes a step before anybody hears of its loss. So that a refused one costs its batch and nothing else, the state
 before each step is kept until the loss is judged; and so that weights can be tested, the function takes a batch again.
+To read the variables one by one would cost more than a small step: TensorFlow copies them within its compiled step, JAX
+is not given the state to overwrite, and torch copies all of them with one call.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from .devices import num_replicas
-from .state import ModelState, random_state, rate_of, set_random_state
+from .state import ModelState, as_numpy, random_state, rate_of, set_random_state
 
 MOST_KEPT = 2**27
-"""Most numbers of a state that is kept before each step; of a larger one, a refused step is not undone."""
+"""Most numbers of a state that is kept before each step; of a larger one, only the metrics are."""
 
 STEP_BATCH = "r8_step_batch"
 """Under which name a step of TensorFlow returns its batch."""
@@ -47,17 +50,20 @@ class TrainFunction:
         self._function: Callable[..., Any] | None = None
         self._spec: Any = None
         self._before: Any = None
+        self._num_calls, self._is_traced, self._is_kept = 0, False, True
+        # Those that a step changes; of TensorFlow's those that it keeps by itself, with their copies; and the others.
         self._variables: list[Any] = []
-        self._num_calls, self._is_kept = 0, False
-        self._copy_all: Callable[..., Any] | None = None
+        self._kept: list[tuple[Any, Any]] = []
+        self._read: Callable[[], list[Any]] = list
+        self._copy_tree: Callable[..., Any] | None = None
         make = getattr(model.make_train_function, "__wrapped__", model.make_train_function)
 
         @functools.wraps(make)
         def make_train_function(*args: Any, **kwargs: Any) -> Any:
             make(*args, **kwargs)
             if getattr(model.train_function, "around", None) is not self:
-                self._function = model.train_function
-                model.train_function = self._around(model.train_function)
+                self._function = self._lasting(model.train_function)
+                model.train_function = self._around(self._function)
             return model.train_function
 
         show = model._get_metrics_result_or_logs
@@ -84,6 +90,8 @@ class TrainFunction:
         """
         self._state, self.end_iteration = state, end_iteration
         self.begin_epoch()
+        if self._back_end == "tensorflow" and self.shows_batch:
+            self._keep_in_step()
 
     def begin_epoch(self) -> None:
         """Look for all variables again; the model may have been compiled again."""
@@ -134,17 +142,50 @@ class TrainFunction:
 
     # The state before a step, and its batch.
 
+    def _keep_in_step(self) -> None:
+        """Have the steps that TensorFlow traces from now on keep what they change."""
+        variables = self._find_variables()
+        if [*map(id, variables)] == [id(each) for each, _ in self._kept]:
+            return
+        import tensorflow as tf
+
+        self._kept = []
+        for each in variables:
+            with tf.device(each.value.device):
+                self._kept.append((each, tf.Variable(each.value, trainable=False)))
+        if self._is_traced:
+            self._is_traced = False
+            self._model.make_train_function(force=True)
+
+    def keep(self) -> None:
+        """Keep the state before a step of TensorFlow's, from within it."""
+        if self._is_within and self._kept:
+            self._is_traced = True
+            for variable, copy in self._kept:
+                copy.assign(variable.value)
+
+    def _lasting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The training function, on JAX one that leaves the state it is given as it is."""
+        model = self._model
+        if self._back_end != "jax" or not model.jit_compile or model.run_eagerly:
+            return function
+        if keras.distribution.distribution() is not None or not self._is_small(self._carried()):
+            return function
+        jax: Any = sys.modules["jax"]
+        # Keras' own gives it away (donate_argnums).
+        lasting: Callable[..., Any] = model._make_function(jax.jit(model.train_step))
+        lasting.is_lasting = True  # type: ignore[attr-defined]
+        return lasting
+
     def _begin(self, args: Any) -> Any:
         """Keep the state before a step and note its batch; the arguments to call the function with."""
         self._before = None
         # Metrics are built in the first step.
         if self._num_calls < 2:
-            self._variables, before = self._find_variables(), self._variables
-            if self._back_end == "tensorflow" and [*map(id, before)] != [*map(id, self._variables)]:
-                self._copy_all = None
+            self._variables = self._find_variables()
+            self._read = self._reader()
             self._num_calls += 1
-        if self._is_kept:
-            self._before = self._copy(args[0] if self._back_end == "jax" else None)
+        self._before = self._read_carried(args[0]) if self._back_end == "jax" else self._read()
         self.batch, iterator = None, args[-1]
         if self._back_end == "tensorflow":
             self._spec = getattr(iterator, "element_spec", None)
@@ -160,23 +201,43 @@ class TrainFunction:
         assert self._state is not None
         # On JAX the trainer carries them, and to ask the state for them would bring them back.
         kinds = self._carried() if self._back_end == "jax" else self._state.variables()
-        found = [each for kind in kinds for each in kind if not each.path.startswith("r8_")]
-        self._is_kept = sum(math.prod(each.shape) for each in found) <= MOST_KEPT
-        return found
+        self._is_kept = self._is_small(kinds)
+        kinds = kinds if self._is_kept else [self._model.metrics_variables]
+        return [each for kind in kinds for each in kind if not each.path.startswith("r8_")]
 
-    def _copy(self, carried: Any = None) -> Any:
-        """The values now; on JAX those that the trainer carries."""
-        if self._back_end == "torch":
-            return [each.value.detach().clone() for each in self._variables]
+    @staticmethod
+    def _is_small(kinds: list[list[Any]]) -> bool:
+        return sum(math.prod(each.shape) for kind in kinds for each in kind) <= MOST_KEPT
+
+    def _reader(self) -> Callable[[], list[Any]]:
+        """A function that copies the variables that no step keeps by itself."""
+        if self._back_end == "jax":
+            return list
         if self._back_end == "tensorflow":
-            if self._copy_all is None:
-                self._copy_all = _reader([each.value for each in self._variables])
-            return self._copy_all()
-        if self._copy_all is None:
+            kept = {id(each) for each, _ in self._kept} if self._is_traced or not self._num_calls else set()
+            self._variables = [each for each in self._variables if id(each) not in kept]
+            return _reader([each.value for each in self._variables])
+        torch: Any = sys.modules["torch"]
+        values = [each.value.detach() for each in self._variables]
+        copies = [each.clone() for each in values]
+
+        def read() -> list[Any]:
+            torch._foreach_copy_(copies, values)
+            return copies
+
+        return read
+
+    def _read_carried(self, carried: Any) -> Any:
+        """What JAX's trainer carries, as it is before a step."""
+        if getattr(self._function, "is_lasting", False):
+            return carried
+        if self._copy_tree is None:
             jax: Any = sys.modules["jax"]
             # The step is given its arguments to keep.
-            self._copy_all = jax.jit(lambda state: jax.tree.map(jax.numpy.copy, state))
-        return self._copy_all(carried)
+            self._copy_tree = jax.jit(lambda state: jax.tree.map(jax.numpy.copy, state))
+        if self._is_kept:
+            return self._copy_tree(carried)
+        return [[], [], [], self._copy_tree(carried[3])]
 
     def undo(self) -> None:
         """Put back the state before the last step, if it is known; once."""
@@ -187,13 +248,14 @@ class TrainFunction:
             self._model.jax_state_sync()
             rate = rate_of(self._model.optimizer)
             for variables, values in zip(self._carried(), before, strict=True):
-                for variable, value in zip(variables, values, strict=True):
+                # Some are not kept.
+                for variable, value in zip(variables, values, strict=False):
                     if variable is not rate and not variable.path.startswith("r8_"):
                         variable.assign(value)
             return
         # Some may be built since.
         self._model.reset_metrics()
-        for variable, value in zip(self._variables, before, strict=True):
+        for variable, value in [*self._kept, *zip(self._variables, before, strict=True)]:
             variable.assign(value)
 
     def _carried(self) -> list[list[Any]]:
@@ -210,21 +272,25 @@ class TrainFunction:
         """
         assert self._function is not None
         random = random_state()
+        # What the last step has kept is overwritten.
+        self._before = None
         if self._back_end == "jax":
             self._repeat_on_jax(batch)
         else:
-            before = self._copy()
+            assert self._state is not None
+            variables = [each for kind in self._state.variables() for each in kind if not each.path.startswith("r8_")]
+            before = [np.array(as_numpy(each)) for each in variables]
             try:
                 self._call(self._function, ([batch] if self._back_end == "torch" else self._iterator_of(batch),))
             finally:
-                self._before = before
-                self.undo()
+                for variable, value in zip(variables, before, strict=True):
+                    variable.assign(value)
         set_random_state(random)
 
     def _repeat_on_jax(self, batch: Any) -> None:
         self._model.jax_state_sync()
         assert self._function is not None
-        state = self._copy(tuple([each.value for each in variables] for variables in self._carried()))
+        state = self._read_carried(tuple([each.value for each in variables] for variables in self._carried()))
         _, done = self._call(self._function, (state, iter([batch])))
         for variable, value in zip(self._model.metrics_variables, done[3], strict=True):
             if variable.path.startswith("r8_"):
