@@ -183,7 +183,6 @@ class LossRecorder:
 
         @functools.wraps(step)
         def train_step(*args: Any, **kwargs: Any) -> Any:
-            self.function.keep()
             held: list[Any] = []
             self._local.held, self._local.graph = held, _graph()
             try:
@@ -191,7 +190,7 @@ class LossRecorder:
             finally:
                 self._local.held = None
             rows = {STEP_ROWS: ops.stack(held[0])} if len(held) == 1 else None
-            returned = None if rows is None else self.function.put(logs, rows, args[0])
+            returned = None if rows is None else self.function.put(logs, rows)
             for each in held if returned is None else ():
                 self._memory.keep(*each)
             return returned or logs

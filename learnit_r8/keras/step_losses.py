@@ -138,7 +138,6 @@ class StepLosses:
         @functools.wraps(step)
         def train_step(*args: Any, **kwargs: Any) -> Any:
             heard = self._heard
-            self.function.keep()
             heard.totals, heard.means = [], []
             heard.trace = _trace_of(args) if self._is_jax else None
             try:
@@ -146,10 +145,10 @@ class StepLosses:
                 if self._is_jax:
                     logs, state = done
                     losses = [] if heard.totals else heard.means or _losses_in(logs)
-                    return self._with_loss(logs, losses, None) if losses else logs, state
+                    return self._with_loss(logs, losses) if losses else logs, state
                 losses, memory = heard.totals or heard.means or _losses_in(done), self._memory
                 if losses and memory is None:
-                    return self._with_loss(done, losses, args[0])
+                    return self._with_loss(done, losses)
                 if losses and memory is not None:
                     memory.keep(_sum_of(losses))
                 return done
@@ -190,12 +189,12 @@ class StepLosses:
         """Whether the variable is among those of the model; a model may name its metrics itself."""
         return any(each is self._memory for each in self._model.metrics)
 
-    def _with_loss(self, logs: Any, losses: list[Any], batch: Any) -> Any:
+    def _with_loss(self, logs: Any, losses: list[Any]) -> Any:
         """The logs of a step with its loss, and on TensorFlow with its rate."""
         values = {STEP_LOSS: ops.cast(ops.stop_gradient(_sum_of(losses)), "float32")}
         if self.rate_variable is not None and keras.backend.backend() == "tensorflow":
             values[STEP_RATE] = ops.convert_to_tensor(self.rate_variable)
-        return self.function.put(logs, values, batch) or logs
+        return self.function.put(logs, values) or logs
 
 
 def _sum_of(losses: list[Any]) -> Any:

@@ -24,9 +24,6 @@ from .state import ModelState, as_numpy, random_state, rate_of, set_random_state
 MOST_KEPT = 2**27
 """Most numbers of a state that is kept before each step; of a larger one, only the metrics are."""
 
-STEP_BATCH = "r8_step_batch"
-"""Under which name a step of TensorFlow returns its batch."""
-
 
 class TrainFunction:
     """Stands around the training function of a model, which it makes anew, and stays there for good.
@@ -50,7 +47,9 @@ class TrainFunction:
         self._function: Callable[..., Any] | None = None
         self._spec: Any = None
         self._before: Any = None
-        self._num_calls, self._is_traced, self._is_kept = 0, False, True
+        # In this epoch.
+        self._num_calls = self._num_undone = 0
+        self._is_traced, self._is_kept = False, True
         # Those that a step changes; of TensorFlow's those that it keeps by itself, with their copies; and the others.
         self._variables: list[Any] = []
         self._kept: list[tuple[Any, Any]] = []
@@ -62,7 +61,7 @@ class TrainFunction:
         def make_train_function(*args: Any, **kwargs: Any) -> Any:
             make(*args, **kwargs)
             if getattr(model.train_function, "around", None) is not self:
-                self._function = self._lasting(model.train_function)
+                self._function = self._remade(model.train_function)
                 model.train_function = self._around(self._function)
             return model.train_function
 
@@ -75,6 +74,9 @@ class TrainFunction:
             caller = inspect.currentframe()
             if caller is not None and caller.f_back is not None and caller.f_back.f_code.co_name == "fit":
                 self.end_iteration()
+                if 0 < self._num_calls == self._num_undone:
+                    # Means of nothing, which are 0: the best loss there is, for good.
+                    return {}
             return show(logs)
 
         model.make_train_function, model._get_metrics_result_or_logs = make_train_function, get_metrics
@@ -95,7 +97,8 @@ class TrainFunction:
 
     def begin_epoch(self) -> None:
         """Look for all variables again; the model may have been compiled again."""
-        self._num_calls, self._before = 0, None
+        self._num_calls = self._num_undone = 0
+        self._before = None
 
     @property
     def shows_batch(self) -> bool:
@@ -104,12 +107,10 @@ class TrainFunction:
 
     # What a step returns.
 
-    def put(self, logs: Any, values: Mapping[str, Any], batch: Any) -> Any:
+    def put(self, logs: Any, values: Mapping[str, Any]) -> Any:
         """The logs of a step and these values; None where nobody would take them out, as in a loop of the user's."""
         if not self._is_within or not isinstance(logs, Mapping):
             return None
-        if self._back_end == "tensorflow" and self.shows_batch:
-            values = {**values, STEP_BATCH: batch}
         self._names = [*values]
         return {**logs, **values}
 
@@ -122,9 +123,7 @@ class TrainFunction:
         def train_function(*args: Any) -> Any:
             if self._state is not None:
                 args = self._begin(args)
-            done = self._call(function, args)
-            self.batch = self._values.pop(STEP_BATCH, self.batch)
-            return done
+            return self._call(function, args)
 
         train_function.around = self  # type: ignore[attr-defined]
         return train_function
@@ -143,7 +142,7 @@ class TrainFunction:
     # The state before a step, and its batch.
 
     def _keep_in_step(self) -> None:
-        """Have the steps that TensorFlow traces from now on keep what they change."""
+        """Have the steps that TensorFlow traces from now on keep what they change, before they change it."""
         variables = self._find_variables()
         if [*map(id, variables)] == [id(each) for each, _ in self._kept]:
             return
@@ -157,25 +156,54 @@ class TrainFunction:
             self._is_traced = False
             self._model.make_train_function(force=True)
 
-    def keep(self) -> None:
-        """Keep the state before a step of TensorFlow's, from within it."""
-        if self._is_within and self._kept:
-            self._is_traced = True
-            for variable, copy in self._kept:
-                copy.assign(variable.value)
-
-    def _lasting(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The training function, on JAX one that leaves the state it is given as it is."""
+    def _remade(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The training function of one batch at a time, with what is needed of a step; else that of Keras."""
         model = self._model
+        if self._back_end == "tensorflow" and self.shows_batch:
+            return self._of_tensorflow()
         if self._back_end != "jax" or not model.jit_compile or model.run_eagerly:
             return function
         if keras.distribution.distribution() is not None or not self._is_small(self._carried()):
             return function
         jax: Any = sys.modules["jax"]
-        # Keras' own gives it away (donate_argnums).
+        # Keras' own gives the state away (donate_argnums).
         lasting: Callable[..., Any] = model._make_function(jax.jit(model.train_step))
         lasting.is_lasting = True  # type: ignore[attr-defined]
         return lasting
+
+    def _of_tensorflow(self) -> Callable[..., Any]:
+        """What Keras makes, but that it keeps the state and the batch.
+
+        It returns the logs without an ``Optional`` around them, of which each number costs as much as ten variables.
+        """
+        import tensorflow as tf
+
+        model = self._model
+        # None in a batch of the user's comes as an Optional.
+        opened: Callable[..., Any] = getattr(model, "_autoconvert_optionals", lambda step: step)(model.train_step)
+
+        def on_data(data: Any) -> Any:
+            return model.distribute_strategy.run(opened, args=(data,))
+
+        def on_iterator(iterator: Any) -> Any:
+            data = iterator.get_next()
+            self._is_traced = True
+            for variable, copy in self._kept:
+                copy.assign(variable.value)
+            return on_data(data), data
+
+        if not model.run_eagerly:
+            more = {"reduce_retracing": True, "autograph": False}
+            on_data = tf.function(on_data, jit_compile=model.jit_compile, **more)
+            on_iterator = tf.function(on_iterator, **more)
+
+        def function(iterator: Any) -> Any:
+            if isinstance(iterator, tf.data.Iterator):
+                logs, self.batch = on_iterator(iterator)
+                return logs
+            return on_data(next(iter(iterator)))
+
+        return function
 
     def _begin(self, args: Any) -> Any:
         """Keep the state before a step and note its batch; the arguments to call the function with."""
@@ -184,7 +212,7 @@ class TrainFunction:
         if self._num_calls < 2:
             self._variables = self._find_variables()
             self._read = self._reader()
-            self._num_calls += 1
+        self._num_calls += 1
         self._before = self._read_carried(args[0]) if self._back_end == "jax" else self._read()
         self.batch, iterator = None, args[-1]
         if self._back_end == "tensorflow":
@@ -244,6 +272,7 @@ class TrainFunction:
         before, self._before = self._before, None
         if before is None:
             return
+        self._num_undone += 1
         if self._back_end == "jax":
             self._model.jax_state_sync()
             rate = rate_of(self._model.optimizer)
@@ -271,7 +300,7 @@ class TrainFunction:
             batch: What `batch` was after an earlier step.
         """
         assert self._function is not None
-        random = random_state()
+        random, in_hand = random_state(), self.batch
         # What the last step has kept is overwritten.
         self._before = None
         if self._back_end == "jax":
@@ -285,6 +314,7 @@ class TrainFunction:
             finally:
                 for variable, value in zip(variables, before, strict=True):
                     variable.assign(value)
+        self.batch = in_hand
         set_random_state(random)
 
     def _repeat_on_jax(self, batch: Any) -> None:

@@ -92,18 +92,22 @@ class Notes(keras.callbacks.Callback):
         self.logged.append(dict(logs))
 
 
-def train(kind, model, *callbacks, epochs=EPOCHS, data=None, **given):
-    """A run with R8 of either kind, its callback last in the list: scheduler, notes, and the last weights."""
+def made(kind, epochs=EPOCHS, data=None, **given):
+    """Of either kind: scheduler, data, and R8's callback."""
     if kind == "own":
-        r8, data = R8Scheduler(scheduler_mode="keep", handle_signals=False), data or Rows(**given)
-        callback = R8Callback(r8)
-    else:
-        r8 = R8Scheduler(
-            len(X), batch_size=BATCH, num_epochs=epochs, initial_lr=0.05, policy="shuffle", handle_signals=False,
-            scheduler_mode="constant", warmup_steps=0,
-        )  # fmt: skip
-        dataset = R8Dataset(np.arange(len(X)), None, r8)
-        data, callback = Rows(drawn=dataset, **given), R8Callback(dataset)
+        r8 = R8Scheduler(scheduler_mode="keep", handle_signals=False)
+        return r8, data or Rows(**given), R8Callback(r8)
+    r8 = R8Scheduler(
+        len(X), batch_size=BATCH, num_epochs=epochs, initial_lr=0.05, policy="shuffle", handle_signals=False,
+        scheduler_mode="constant", warmup_steps=0,
+    )  # fmt: skip
+    dataset = R8Dataset(np.arange(len(X)), None, r8)
+    return r8, Rows(drawn=dataset, **given), R8Callback(dataset)
+
+
+def train(kind, model, *callbacks, epochs=EPOCHS, **given):
+    """A run with R8 of either kind, its callback last in the list: scheduler, notes, and the last weights."""
+    r8, data, callback = made(kind, epochs, **given)
     notes = Notes(data)
     with r8:
         model.fit(
@@ -165,6 +169,54 @@ def test_a_bad_sample_that_comes_again_keeps_the_rate(kind):
     assert r8.lr_factor == 1
     assert all(0.1 < each["loss"] < 1.5 for each in notes.logged)
     assert all(np.isfinite(each).all() for each in last)
+
+
+@pytest.mark.parametrize(("kind", "place"), [("own", 0), ("own", 4), ("drawn", 3)])
+def test_callbacks_see_the_numbers_of_the_weights_that_are_kept(kind, place, tmp_path):
+    """EarlyStopping, ModelCheckpoint and ReduceLROnPlateau, before R8Callback or behind it, in a run with bad batches,
+    hidden ones and ruined weights at the ends of epochs: each number is that of the weights that are there then."""
+    model, path = build(relu), str(tmp_path / "best.weights.h5")
+    faults = {5: NAN, 2 * STEPS - 1: NAN, 2 * STEPS + 3: HUGE}
+    r8, data, callback = made(kind, faults=faults)
+    notes = Notes(data)
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
+    keeper = keras.callbacks.ModelCheckpoint(path, "val_loss", save_best_only=True, save_weights_only=True)
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.1, patience=1)
+    callbacks = [notes, stop, keeper, *[plateau] * (kind == "own")]
+    callbacks.insert(place, callback)
+
+    def ruin(model):
+        model.set_weights([each * np.nan for each in model.get_weights()])
+
+    callbacks.append(At(r8, STEPS - 1, ruin))
+    with r8:
+        model.fit(
+            data, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=callbacks, validation_data=(X, Y),
+            validation_batch_size=len(X),
+        )  # fmt: skip
+    rate, seen = float(model.optimizer.learning_rate), []
+    for weights in notes.ends:
+        model.set_weights(weights)
+        seen.append(model.evaluate(X, Y, batch_size=len(X), verbose=0))
+    best = int(np.argmin(seen))
+    model.load_weights(path)
+
+    assert [each["val_loss"] for each in notes.logged] == pytest.approx(seen, rel=1e-5)
+    assert all(0.1 < each["loss"] < 1.5 for each in notes.logged)
+    assert (len(seen), stop.best, keeper.best) == (EPOCHS, *[pytest.approx(seen[best], rel=1e-5)] * 2)
+    assert all(map(np.array_equal, stop.best_weights, notes.ends[best]))
+    assert all(map(np.array_equal, model.get_weights(), notes.ends[best]))
+    assert rate == pytest.approx(0.05)
+
+
+def test_an_epoch_of_bad_batches_alone_logs_no_loss():
+    """A loss of 0 would be the best there is, for good."""
+    model, stop = build(), keras.callbacks.EarlyStopping("loss", patience=5)
+    _, notes, _ = train("own", model, stop, faults=dict.fromkeys(range(STEPS, 2 * STEPS), NAN))
+
+    assert ["loss" in each for each in notes.logged] == [True, False, True]
+    assert 0.1 < stop.best == min(each["loss"] for each in notes.logged if "loss" in each)
+    assert all(map(np.array_equal, notes.ends[0], notes.ends[1]))
 
 
 def test_a_test_of_weights_changes_nothing():
