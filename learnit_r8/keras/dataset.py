@@ -169,11 +169,6 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             return x, y, _product(own, ticket.weights, len(ticket.indices))
         return (x,) if y is None else (x, y)
 
-    def rows_of(self, indices: NDArray[np.int64]) -> Any:
-        """The batch of some samples once more, without weights; None for none."""
-        x, y, _ = take_rows(self._data, indices) if len(indices) else (None, None, None)
-        return None if x is None else (x,) if y is None else (x, y)
-
     def _rows(self, index: int, indices: NDArray[np.int64]) -> Any:
         if self._num_workers == 1 and not self._use_processes:
             return take_rows(self._data, indices)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .._adapters.rows import check_rows, take_rows
 from .._validation import no_attribute
@@ -246,11 +245,6 @@ class SamplePipeline(R8Dataset):
             self._last = next(self._iterator)
             self._num_read += 1
         return self._last if isinstance(self._last, (tuple, dict)) else (self._last,)
-
-    def rows_of(self, indices: NDArray[np.int64]) -> Any:
-        """The batch in hand, as the stages have left it; None where TensorFlow has it within the step."""
-        is_last = self._iterator is not None and self.drawn.epoch[self._num_read - 1].indices is indices
-        return self._last[:2] if is_last and isinstance(self._last, tuple) else None
 
     def _first(self) -> Any:
         import tensorflow as tf

@@ -235,7 +235,8 @@ class TrainFunction:
 
     @staticmethod
     def _is_small(kinds: list[list[Any]]) -> bool:
-        return sum(math.prod(each.shape) for kind in kinds for each in kind) <= MOST_KEPT
+        total: int = sum(math.prod(each.shape) for kind in kinds for each in kind)
+        return total <= MOST_KEPT
 
     def _reader(self) -> Callable[[], list[Any]]:
         """A function that copies the variables that no step keeps by itself."""

@@ -235,14 +235,3 @@ def test_policies_that_weight_samples():
 
     with pytest.raises(ValueError, match="policy must not weight samples here"):
         R8Dataset.from_tensor_slices(X, scheduler(policy=Weighting()))
-
-
-def test_the_batch_in_hand_is_that_of_the_stages():
-    """What an incident is examined with has gone through the stages; of another batch there is nothing."""
-    dataset = WAYS["samples"](R8Dataset.from_tensor_slices((X, Y), scheduler()))
-    x, y = dataset[0]
-    first, second = (dataset.drawn.epoch[number].indices for number in (0, 1))
-
-    assert all(map(np.array_equal, dataset.rows_of(first), (x, y)))
-    assert np.array_equal(x, 2 * X[first])
-    assert dataset.rows_of(second) is None
