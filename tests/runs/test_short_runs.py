@@ -1,5 +1,6 @@
 """Short runs at rates near the highest: what they end with is as good as it may be, whatever was tried on the way."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -163,6 +164,10 @@ class Watched(Case):
             r8.close()
         return network
 
+    def scheduler(self, network, **more):
+        callbacks = {"state_callback": network.state, "load_callback": network.load, **more}
+        return R8Scheduler(len(self.x), **self.settings, **callbacks)
+
 
 IN_TRIAL = 7
 """A run that ends within a trial of a lower rate."""
@@ -211,6 +216,52 @@ def test_run_that_is_left_in_an_experiment_ends_with_a_better_state(step):
     assert not any(map(np.array_equal, final.weights, first.weights))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_exception_within_a_trial_leaves_the_weights_that_count():
+    """Whoever catches it, and saves the model, has the weights from before the trial."""
+    case, network, weights = Watched(IN_TRIAL), Watched(IN_TRIAL).network(), {}
+    with pytest.raises(KeyboardInterrupt), case.scheduler(network) as r8:
+        for _ in r8.epoch_iterator():
+            for indices, factor in r8.batch_iterator():
+                losses, gradient = network.losses(case.x[indices], case.y[indices])
+                if r8.update_with_loss(losses):
+                    network.step(gradient, factor * case.lr)
+                trial = r8.controller._first_steps._trial
+                if trial is not None and r8.global_step == case.settings["num_steps"] - 1:
+                    weights["aside"] = [each.copy() for each in trial.present["weights"]]
+                    raise KeyboardInterrupt
+
+    assert all(map(np.array_equal, network.weights, weights["aside"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*not finite", "ignore:the run was left")
+@pytest.mark.parametrize("how", ["break", "exception", "load raises"])
+def test_weights_are_looked_at_where_a_run_is_left(how):
+    """NaN in them, which no loss has shown, is put back by close(); an exception of the user's is not hidden."""
+    case, network = Watched(3), Watched(3).network()
+
+    def load(state):
+        if how == "load raises":
+            raise OSError("no")
+        network.load(state)
+
+    r8 = case.scheduler(network, load_callback=load, listeners=[])
+    with contextlib.suppress(ZeroDivisionError), r8:
+        for indices, factor in r8.batch_iterator():
+            losses, gradient = network.losses(case.x[indices], case.y[indices])
+            if r8.update_with_loss(losses):
+                network.step(gradient, factor * case.lr)
+            if r8.global_step == 25:
+                network.weights = [each.copy() for each in network.weights]
+                network.weights[1][0] = np.nan
+                if how != "break":
+                    raise ZeroDivisionError
+                break
+
+    assert r8.global_step == 25
+    assert all(np.isfinite(each).all() for each in network.weights) == (how != "load raises")
+
+
 class Scored(Watched):
     """A run of several epochs, a trial of a lower rate among them; its weights are looked at after each.
 
@@ -251,11 +302,6 @@ class Scored(Watched):
 
     def batches(self, r8):
         return ((self.x[indices], self.y[indices], factor * self.lr) for indices, factor in r8.batch_iterator())
-
-    def scheduler(self, network, **more):
-        return R8Scheduler(
-            len(self.x), **self.settings, **more, state_callback=network.state, load_callback=network.load
-        )
 
     def check(self):
         """Some epochs have ended within a trial: with the state from before it, and the trial has gone on unchanged."""

@@ -177,3 +177,29 @@ def test_loop_that_ends_within_a_trial_of_a_rate_ends_with_trained_weights():
     assert trials
     assert after < 0.7 * before
     assert loss() == after
+
+
+@pytest.mark.filterwarnings("ignore:.*not finite")
+@pytest.mark.parametrize("settings", [{}, {"sharing": Slow(3)}], ids=["at once", "late"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_code_after_an_epoch_sees_sound_weights_with_a_backward_of_ones_own(workers, settings):
+    """What the last batch has done to them is seen as its loop ends, whoever fetches and however late losses come."""
+    torch.manual_seed(0)
+    model, data = torch.nn.Linear(3, 2), torch.utils.data.TensorDataset(torch.randn(64, 3), torch.zeros(64).long())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    adapter = attach(model, optimizer, data, batch_size=8, num_epochs=3, **settings)
+    num_trained, seen = 0, []
+    with adapter:
+        for _ in adapter.epochs():
+            for inputs, targets in adapter.loader(num_workers=workers):
+                loss = adapter.loss(cross_entropy(model(inputs), targets, reduction="none"))
+                if adapter.report():
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                num_trained += 1
+                if num_trained == 8:
+                    model.weight.data[0] = float("nan")
+            seen.append(bool(model.weight.isfinite().all()))
+
+    assert seen == [True, True, True]
