@@ -23,7 +23,7 @@ NO_SAVE = (
 )
 LEFT = (
     "one of several processes has left the run at step {}, before its end: {}. Nothing was put back or saved, as the "
-    "others may be elsewhere. To end a run early use stop(), which all of them follow, or call save_checkpoint() on all."
+    "others may be elsewhere. To end a run early use stop(), which all follow, or call save_checkpoint() on all."
 )
 NO_MODEL = (
     "the run goes on at step {} with the model as the script has made it: its checkpoints hold none, as there is "
