@@ -404,6 +404,13 @@ def validated_run(rank):
             for inputs, targets in adapter.loader():
                 begun = begun or parameter_digest(digits.model)
                 adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
+                if rank == 0 and epoch == 4:
+                    # Each rank's own affair, in mid-trial, too.
+                    before = parameter_digest(digits.model)
+                    with adapter.scheduler.paused():
+                        adapter.scheduler.log(loss=1.0)
+                        adapter.scheduler.state_dict()
+                    assert parameter_digest(digits.model) == before
             with torch.no_grad():
                 loss = loss_of(digits.model(digits.x), digits.y)
             dist.all_reduce(loss)

@@ -107,13 +107,13 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
     is_last = closing or (pace.is_finished and pace.leaves_out and not pace.num_out)
     if refusal.look_last(run, may_probe=not is_last, closing=closing) and not is_last:
         return
-    if controller.is_open:
-        # Without an experiment it is a trial of a rate, which ends with the run.
-        if not (is_last or (pace.is_finished and not (pace.num_out or controller.experiment.is_open))):
-            return
+    # Without an experiment it is a trial of a rate, which ends with the run.
+    if controller.is_open and (is_last or (pace.is_finished and not (pace.num_out or controller.experiment.is_open))):
         # End what is under way, as the run is left.
         with run.turns.take("close", pace.step, is_changing=True):
             controller.inquiry.settle_open(step=pace.step)
+    elif not controller.may_save:
+        return
     with run._saving:
         step, epoch_ended = pace.step, run._epoch_ended
         try:
@@ -128,6 +128,7 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
                 get_state=lambda: run_state.settled_state_of(run),
                 get_moment=lambda: run_state.moment_of(run, "draw"),
                 is_calm=controller.is_calm and run.sentry.suspicion < MOST_SUSPICION,
+                may_back_up=not controller.is_open,
                 saved=controller.note_checkpoint,
             )
             if damage:

@@ -295,7 +295,7 @@ class Scored(Watched):
             aside = None
             if trial is not None:
                 other = self.network()
-                other.load(trial.present)
+                other.load(getattr(trial.present, "parts", trial.present))
                 aside = self.loss(other)
             self.scores.append((self.loss(network), aside))
             each_epoch(r8)
@@ -327,7 +327,8 @@ class ScoredOwn(Scored):
     def scheduler(self, network, **more):
         settings = {name: value for name, value in self.settings.items() if name not in ("batch_size", "policy")}
         settings |= {"scheduler_mode": "constant", "initial_lr": self.lr}
-        return R8Scheduler(**settings, **more, state_callback=network.state, load_callback=network.load)
+        callbacks = {"state_callback": network.state, "load_callback": network.load, **more}
+        return R8Scheduler(**settings, **callbacks)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -363,3 +364,62 @@ def test_metrics_logged_within_a_trial_are_marked_and_no_best():
     assert not any(is_marked for _, is_marked in marked["outside"])
     assert r8.host.early_stop.best.value == 1.0
     assert events.MetricsLogged(1, 0.0, 1, {"a": 2.0}, is_on_trial=True).named == {"a_on_trial": 2.0}
+
+
+class Left(Exception):
+    """The process is gone."""
+
+
+def _save(state, path):
+    with open(path, "wb") as file:
+        np.savez(file, *state["model"]["weights"], *state["model"]["speeds"])
+
+
+def _load(network, source):
+    if isinstance(source, str):
+        with np.load(source) as file:
+            arrays = [file[name] for name in file.files]
+        source = {"weights": arrays[: len(arrays) // 2], "speeds": arrays[len(arrays) // 2 :]}
+    network.load(source)
+
+
+def _trained(case, folder, *, every=10**6, saves_at=None, until=None):
+    """The weights after each step from where a run in the folder goes on, and whether they were on trial."""
+    network, found = case.network(), {}
+    r8 = case.scheduler(
+        network, save_callback=_save, load_callback=lambda source: _load(network, source), checkpoint_dir=folder,
+        checkpoint_every=every, resume="auto", backup_dir=False,
+    )  # fmt: skip
+
+    def note(r8):
+        step = r8.global_step
+        found[step] = [*network.weights, *network.speeds], r8.controller._first_steps.is_on_trial
+        if step == saves_at:
+            r8.save_checkpoint()
+        if step == until:
+            raise Left
+
+    with contextlib.suppress(Left):
+        case.train(r8, network, note)
+        r8.close()
+        found["end"] = network.weights, False
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("kind", "saving"),
+    [(Scored, {"every": 7}), (Scored, {"every": None}), (Scored, {"saves_at": 124}), (ScoredOwn, {"saves_at": 186})],
+)
+def test_run_resumed_within_a_trial_goes_on_with_it(kind, saving, tmp_path):
+    """A checkpoint of a trial holds its weights and those from before it: each step after a resume is the same."""
+    whole = _trained(kind(), tmp_path / "whole", **saving)
+    within = [step for step, (_, is_on) in whole.items() if is_on]
+    _trained(kind(), tmp_path / "resumed", **saving, until=within[-4])
+    resumed = _trained(kind(), tmp_path / "resumed", every=saving.get("every", 10**6))
+    first = min(step for step in resumed if step != "end")
+
+    assert within[0] < first <= within[-4] + 1
+    for step, (arrays, is_on) in resumed.items():
+        assert all(map(np.array_equal, arrays, whole[step][0])), step
+        assert is_on == whole[step][1]
