@@ -180,7 +180,7 @@ def test_loop_that_ends_within_a_trial_of_a_rate_ends_with_trained_weights():
 
 
 def test_state_saved_within_a_trial_goes_on_with_it(tmp_path):
-    """What ``torch.save`` keeps of an adapter in mid-trial holds both states; nothing is put back as it is asked for."""
+    """What ``torch.save`` keeps of an adapter in mid-trial holds both states; to ask for it puts nothing back."""
 
     def begun():
         torch.manual_seed(3)

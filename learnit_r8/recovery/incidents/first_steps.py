@@ -125,7 +125,7 @@ class FirstSteps:
     def to_plain(self) -> dict[str, Any]:
         """What a run goes on with in its first steps, for a saved state; of a trial also what was kept aside."""
         trial, own = self._trial, self._live.of_trial
-        plain = {"trials": self.num_trials, "measure_from": self._measure_from, "trial": None}
+        plain: dict[str, Any] = {"trials": self.num_trials, "measure_from": self._measure_from, "trial": None}
         if trial is not None and self.can_be_saved:
             plain["trial"] = {
                 "present": saved_form(trial.present), "own": None if own is None else saved_form(own),
