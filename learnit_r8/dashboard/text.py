@@ -53,28 +53,25 @@ def clean(text: object, most: int = 400) -> str:
     """
     text = str(text)[: 4 * most]
     if not _PLAIN.match(text):
-        text = _cleaned(_SEQUENCES.sub("", text))
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _cleaned(text: str) -> str:
-    kept: list[str] = []
-    marks = 0
-    for character in text:
-        kind = unicodedata.category(character)
-        if kind[0] == "M":
-            marks += 1
-            # A mark needs a base character; variation selectors change the width in some terminals only.
-            if marks > _MOST_MARKS or not kept or kind == "Me" or unicodedata.name(character, "").startswith("VAR"):
-                continue
-            kept.append(character)
-            continue
+        text = _SEQUENCES.sub("", text)
+        kept: list[str] = []
         marks = 0
-        if character in "\t\n\r\v\f" or kind[0] == "Z":
-            kept.append(" ")
-        else:
-            kept.append(REPLACEMENT if kind[0] == "C" else character)
-    return "".join(kept)
+        for character in text:
+            kind = unicodedata.category(character)
+            if kind[0] == "M":
+                marks += 1
+                # A mark needs a base character; variation selectors change the width in some terminals only.
+                if marks > _MOST_MARKS or not kept or kind == "Me" or unicodedata.name(character, "").startswith("VAR"):
+                    continue
+                kept.append(character)
+                continue
+            marks = 0
+            if character in "\t\n\r\v\f" or kind[0] == "Z":
+                kept.append(" ")
+            else:
+                kept.append(REPLACEMENT if kind[0] == "C" else character)
+        text = "".join(kept)
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 @functools.lru_cache(4096)
@@ -107,15 +104,14 @@ def in_ascii(text: str) -> str:
     """
     if text.isascii():
         return text
-    return "".join(character if character.isascii() else _likeness(character) for character in text)
-
-
-def _likeness(character: str) -> str:
-    size = cell_width(character)
-    if character in _LIKE:
-        return _LIKE[character]
-    base = unicodedata.normalize("NFKD", character)[:1]
-    return (base if base.isascii() and base.isprintable() else "?").ljust(size, "?")[:size]
+    like = ""
+    for character in text:
+        if character.isascii() or character in _LIKE:
+            like += _LIKE.get(character, character)
+            continue
+        base, size = unicodedata.normalize("NFKD", character)[:1], cell_width(character)
+        like += (base if base.isascii() and base.isprintable() else "?").ljust(size, "?")[:size]
+    return like
 
 
 _LIKE = {"±": "~", "…": ".", "▲": "^", "●": "*", "→": ">"}

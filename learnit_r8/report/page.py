@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ..dashboard.event_text import describe_data
+from ..dashboard.render.curves import grouped
 from ..dashboard.render.svg import sparkline
-from ..dashboard.state.metric_names import grouped
 from ..dashboard.state.view import View
 from ..dashboard.text import clock, number, setting
 from ..events.samples import count_text

@@ -51,9 +51,11 @@ def state_of(view: View, scene: Scene) -> State:
         return State("PAUSED", "warn")
     if scene.link.startswith("stalled"):
         return State("STALLED", "alert", clean(scene.link.removeprefix("stalled").strip(), 30))
-    silent = _silence(view, scene)
-    if silent:
-        return State("STALLED", "alert", f"{silent:.0f}s")
+    # Who follows a folder has asked it, which allows more between two epochs.
+    if scene.now is not None and view.last is not None and not scene.link:
+        silent = scene.now - view.seconds
+        if silent > max(LEAST_STALL_SECONDS, STALL_STEPS * view.pacing.seconds_per_step):
+            return State("STALLED", "alert", f"{silent:.0f}s")
     if view.incident is not None:
         return State("RECOVERING", "alert", clean(view.incident.reason, 30))
     if view.is_searching:
@@ -65,13 +67,3 @@ def state_of(view: View, scene: Scene) -> State:
     if view.epoch == 0:
         return State("CATALOGUING", "busy", "first look at every sample")
     return State("TRAINING", "good")
-
-
-def _silence(view: View, scene: Scene) -> float:
-    """Seconds since the last event if they make a stall, else 0."""
-    # Who follows a folder has asked it, which allows more between two epochs.
-    if scene.now is None or view.last is None or scene.link:
-        return 0.0
-    silent = scene.now - view.seconds
-    usual = view.pacing.seconds_per_step
-    return silent if silent > max(LEAST_STALL_SECONDS, STALL_STEPS * usual) else 0.0

@@ -6,7 +6,7 @@ import pytest
 
 from learnit_r8 import events
 from learnit_r8.dashboard.keys import press
-from learnit_r8.dashboard.state.metric_names import grouped
+from learnit_r8.dashboard.render.curves import grouped
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from tests.dashboard.state.told import start, steps
