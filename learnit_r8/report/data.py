@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from ..dashboard.state.view import View
 from ..journal.run import Run
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
-from ..table.figures import quarters_of, top
 from ..table.labels.overview import Calibration, Overview
 from ..table.labels.suspects import Suspects
+from ..table.quantiles import quarters_of, top
 from .confusion import Confusion, confusion_of
 
 LISTED = 30
