@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dashboard.render.curves import is_held_out, stem_of
 from ..dashboard.render.svg import Axis, Frame, band, circle, frame, grid, hint, label, line, range_of, rect, svg
 from ..dashboard.state.view import Point, View
-from ..dashboard.text import clean, number
+from ..dashboard.text import clean, is_held_out, number, stem_of
 
 if TYPE_CHECKING:
     from .data import DataMap, Flow

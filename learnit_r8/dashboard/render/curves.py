@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from ..state.comparison import figures_of, settings_of
 from ..state.curve import Columns
 from ..state.ui_state import Scene, UiState
 from ..state.view import Point, View
-from ..text import Line, Span, clean, clip, figure, fit, number
+from ..text import Line, Span, clean, clip, figure, fit, grouped, is_held_out, number
 from ..theme import Glyphs, Theme
 from .chart import LABEL, axis, chart, dots, plot, scale_of, scale_of_all
 from .header import Rows, titled
@@ -249,39 +248,6 @@ def metrics_rows(view: View, scene: Scene) -> Rows:
     """Every value that is kept."""
     rows = ((name, point.step, point.value) for name, points in view.metrics.items() for point in points)
     return ("name", "step", "value"), rows
-
-
-TRAINING = frozenset(("train", "training"))
-HELD_OUT = frozenset(("val", "valid", "validation", "eval", "test", "dev"))
-
-_WORD = re.compile(r"[/_.\- ]+")
-
-
-def stem_of(name: str) -> str:
-    """The name without the words that say which data it was measured on.
-
-    >>> stem_of("val_loss"), stem_of("train/loss"), stem_of("test")
-    ('loss', 'loss', 'test')
-    """
-    words = [word for word in _WORD.split(name) if word.lower() not in TRAINING | HELD_OUT]
-    return "_".join(words) if words else name
-
-
-def is_held_out(name: str) -> bool:
-    """Whether it was measured on data that was not trained on."""
-    return any(word in HELD_OUT for word in _WORD.split(name.lower()))
-
-
-def grouped(names: Iterable[str]) -> dict[str, list[str]]:
-    """Metrics that belong over each other, by their stem: those of the training first.
-
-    >>> grouped(["val_loss", "accuracy", "train_loss"])
-    {'loss': ['train_loss', 'val_loss'], 'accuracy': ['accuracy']}
-    """
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(stem_of(name), []).append(name)
-    return {stem: sorted(members, key=is_held_out) for stem, members in groups.items()}
 
 
 RUN_STYLES = ("loss", "lr", "metric", "q4", "q3", "label")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 from ..keys import MENU, TABLE, works
-from ..state.status import state_of
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
 from ..text import Line, Span, clean, clip, clock, fit, in_ascii, number, share
 from ..theme import Theme
-from .header import titled
+from .header import state_of, titled
 from .pages import PAGES
 from .parts import bar, cropped, joined, labelled, padded, rule, size_of
 
