@@ -132,7 +132,7 @@ class RecoveryController:
     def is_suspicious(self, loss: float) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it."""
         if self._watches_level:
-            # Losses that rise in a warm-up say little about a rate that is the user's own, nor does a first, easy batch.
+            # Losses that rise in a warm-up say little about a rate of the user's own, nor does one easy batch.
             return self.lineage.updates >= FIRST and self.is_far(loss)
         return self._first_steps.suspicion(loss) > 1
 

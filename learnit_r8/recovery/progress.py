@@ -213,7 +213,7 @@ class Progress:
             "recent": list(self.recent), "reported": list(self.reported), "first": list(self.first),
             "start": None if math.isnan(self.start) else self.start,
             "untrained": None if math.isnan(self.untrained) else self.untrained, "gap": self._gap,
-            "wait": [self._wait_until, self._look_wait, self._above_from],
+            "wait": [self._wait_until, self._look_wait], "above_from": self._above_from,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -226,5 +226,5 @@ class Progress:
         untrained = state.get("untrained")
         self.untrained = self.start if untrained is None else untrained
         self._gap = state["gap"]
-        # Saved by earlier versions without the last.
-        self._wait_until, self._look_wait, self._above_from = (*state["wait"], 0)[:3]
+        self._wait_until, self._look_wait = state["wait"]
+        self._above_from = state.get("above_from", 0)

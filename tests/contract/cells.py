@@ -91,7 +91,7 @@ _is_red(
     "huge_batch", _TRAINERS, "refused as the last of the run, a batch of 1e4 ends it with an error of 16192 for .57"
 )
 _is_red("metrics", ["lightning", "lightning own"], "Lightning logs NaN as the loss of the epoch of a refused batch")
-_is_red("level_jumps", _TRAINERS, "tests of the weights, eight batches each, take what is left of a short run: 4.2 for .6")
+_is_red("level_jumps", _TRAINERS, "tests of the weights, eight batches each, take what is left of a run: 4.2 for .6")
 for _row in ("healthy_quiet", "words_of_a_healthy_run"):
     _is_red(_row, [*_FITS, "train_loop own"], "a run that has ended is in the phase 'training'")
 _is_red("killed_in_mid_epoch", _FITS, "fit begins the interrupted epoch anew, and counts its steps twice")
