@@ -250,6 +250,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             return
         if batch_idx % max(1, trainer.log_every_n_steps) == 0:
             pl_module.log("lr", loader.scheduler.lr, prog_bar=True, batch_size=1)
+        if trainer.is_last_batch:
+            # Validation comes next.
+            self._adapter.flush()
+            loader.scheduler.host.leave_epoch()
         if loader.scheduler.is_over:
             trainer.should_stop = True
 
