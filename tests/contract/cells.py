@@ -78,20 +78,8 @@ def _is_red(rule, columns, harm):
 
 
 _FITS = ["keras own", "keras tf.data", "keras step"]
-_TRAINERS = ["lightning", "lightning own", "trainer", "trainer own"]
 
-_is_red(
-    "hidden_nan",
-    ["lightning own"],
-    "the losses of eight batches stand for a probe, so a sample that ruins the weights in each epoch costs half of it",
-)
-_is_red("recurring_sample", [*_TRAINERS, "managed nnx"], "visits of a bad sample lower the rate, for good")
-_is_red("many_bad_batches", _TRAINERS, "with 30 % NaN batches the run ends as it began: 1.35 for .59 left out by hand")
-_is_red(
-    "huge_batch", _TRAINERS, "refused as the last of the run, a batch of 1e4 ends it with an error of 16192 for .57"
-)
-_is_red("metrics", ["lightning", "lightning own"], "Lightning logs NaN as the loss of the epoch of a refused batch")
-_is_red("level_jumps", _TRAINERS, "tests of the weights, eight batches each, take what is left of a run: 4.2 for .6")
+_is_red("recurring_sample", ["managed nnx"], "visits of a bad sample lower the rate")
 for _row in ("healthy_quiet", "words_of_a_healthy_run"):
     _is_red(_row, [*_FITS, "train_loop own"], "a run that has ended is in the phase 'training'")
 _is_red("killed_in_mid_epoch", _FITS, "fit begins the interrupted epoch anew, and counts its steps twice")
