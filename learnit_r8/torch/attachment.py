@@ -250,7 +250,9 @@ def _keep(
     )  # fmt: skip
     # Where batches are fetched ahead, the generators at the start of a step are not known.
     generators = None if ahead else Generators(random_state, set_random_state)
-    kept = replace(kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect)
+    kept = replace(
+        kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect, advice=stepper.advice
+    )
     kept = r8.host.adopt(kept, witness_size=accumulate, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
     second_run = SecondRun(whole, stepper, hand, given.run_batch, r8, is_alone=sharing.size == 1)
