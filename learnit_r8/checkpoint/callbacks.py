@@ -45,7 +45,7 @@ class Repeat(NamedTuple):
 
 
 CLIP = "clip the norm of the gradient at 1.0, if nothing does so yet"
-"""Clipping at 1.0 lost none of the runs that were lost without; measured in benchmarks/natural.py."""
+"""Clipping at 1.0 saved most of the runs that were lost without; measured in benchmarks/natural.py."""
 
 
 @dataclass(frozen=True)

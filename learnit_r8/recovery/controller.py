@@ -104,8 +104,13 @@ class RecoveryController:
 
     @property
     def is_open(self) -> bool:
-        """Whether an experiment or a trial of a rate is under way: then nothing is backed up or saved."""
+        """Whether an experiment or a trial of a rate is under way: then nothing is backed up."""
         return self.experiment.is_open or self._first_steps.is_on_trial
+
+    @property
+    def may_save(self) -> bool:
+        """Whether a checkpoint that is due is written now: an experiment ends soon, and no file holds one."""
+        return not self.experiment.is_open and (not self._first_steps.is_on_trial or self._first_steps.can_be_saved)
 
     @property
     def is_calm(self) -> bool:
@@ -302,8 +307,9 @@ class RecoveryController:
         return Moment(sentry.memory, self._table.learner.trend_mark, sentry.baseline, lineage.updates, recent, state)
 
     def note_checkpoint(self, step: int) -> None:
-        """Note that a checkpoint of this step is on disk."""
-        self.witnesses.note_checkpoint(step, self.lineage.updates, self.lineage.progress.recent)
+        """Note that a checkpoint of this step is on disk; one of a trial is no state to go back to."""
+        if not self._first_steps.is_on_trial:
+            self.witnesses.note_checkpoint(step, self.lineage.updates, self.lineage.progress.recent)
 
     @property
     def lr_factor(self) -> float:
@@ -353,7 +359,7 @@ class RecoveryController:
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "transient": self._incidents.num_transient,
             "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
-            "refusals": self._refusals.state_dict(), "rate_trials": self._first_steps.num_trials,
+            "refusals": self._refusals.state_dict(), "first_steps": self._first_steps.to_plain(),
             "incident": self._incidents.to_plain(),
             "kinds": [[kind, *found] for kind, found in self._incidents.kinds.items()],
             "steady_left": self.inquiry.steady_left, "looked_last_at": self.inquiry.looked_last_at,
@@ -377,7 +383,11 @@ class RecoveryController:
         self._refusals.load_state_dict(state["refusals"])
         self._incidents.load_plain(state["incident"])
         self._incidents.kinds = {kind: (count, text) for kind, count, text in state.get("kinds", ())}
-        self._first_steps.num_trials, self._num_equal = state["rate_trials"], state["num_equal"]
+        if "first_steps" in state:
+            self._first_steps.load_plain(state["first_steps"])
+        else:
+            self._first_steps.num_trials = state["rate_trials"]
+        self._num_equal = state["num_equal"]
         self.inquiry.steady_left, self.inquiry.looked_last_at = state["steady_left"], state["looked_last_at"]
         self.witnesses.load_plain(state["witnesses"])
 
