@@ -16,14 +16,15 @@ NUM_STEPS = 400
 
 
 def train(*, lr=0.05, jump=None, num_steps=NUM_STEPS, poison=None, steps=True, **settings):
-    """A small regression; ``jump``: steps at which the rate is 10,000 times as high; returns what was said, and told."""
+    """A small regression, at some steps with 10,000 times the rate; returns what was said, and told."""
     torch.manual_seed(0)
     model, dice = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), torch.Generator().manual_seed(1)
     optimizer, heard = torch.optim.SGD(model.parameters(), lr), record_events()
     batches = [torch.randn(8, 4, generator=dice) for _ in range(num_steps)]
-    with warnings.catch_warnings(record=True) as caught, attach(
-        model, optimizer, batches, num_steps=num_steps, listeners=[heard], **settings
-    ) as adapter:
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        attach(model, optimizer, batches, num_steps=num_steps, listeners=[heard], **settings) as adapter,
+    ):
         warnings.simplefilter("always")
         for x in adapter.batches():
             step = adapter.scheduler.global_step
