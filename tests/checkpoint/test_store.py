@@ -340,6 +340,23 @@ def test_raising_callback_leaves_nothing(tmp_path):
     assert names(tmp_path) == before
 
 
+def test_model_of_an_interrupted_checkpoint_goes_with_the_next_one(tmp_path):
+    """Ctrl-C between the model's file and the scheduler's leaves the first, which the next checkpoint deletes."""
+
+    class Interrupted(dict):
+        def items(self):
+            raise KeyboardInterrupt
+
+    store = store_in(tmp_path)
+    store.save({"step": 0}, write_text("weights"))
+    with pytest.raises(KeyboardInterrupt):
+        store.save(Interrupted(step=1), write_text("weights"))
+    assert len([name for name in names(tmp_path) if name.startswith("model_")]) == 2
+    store.save({"step": 2})
+
+    assert len([name for name in names(tmp_path) if name.startswith("model_")]) == 1
+
+
 def test_folder_that_cannot_be_made_is_an_os_error(tmp_path):
     """A folder whose parent is a file cannot hold checkpoints."""
     (tmp_path / "file").write_text("")

@@ -137,6 +137,18 @@ def test_only_sole_suspects_are_convicted_by_means():
     assert quarantine.suspects == (0,)
 
 
+def test_passing_faults_are_no_evidence():
+    """A suspect of several refused batches is not found bad while batches of known good samples fail as often."""
+    quarantine, table, _ = watch()
+    table.storage.records.whole["usage_count"][1:], table.storage.num_seen = 1, 1999
+    for _ in range(9):
+        quarantine.refused(np.arange(32), ())
+        quarantine.refused(np.arange(32, 64), ())
+        quarantine.cleared(np.arange(32, 64))
+
+    assert (quarantine.suspects, len(table.quarantined)) == ((0,), 0)
+
+
 def test_good_batch_clears():
     """A sample that was in a good batch since is no suspect any more."""
     quarantine, _, _ = watch()

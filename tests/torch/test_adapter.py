@@ -468,6 +468,18 @@ def test_backups_only_at_optimizer_steps(way):
     assert {0, 4, 8} <= set(steps)
 
 
+def test_a_witness_is_all_batches_of_an_update():
+    """Weights are tested with the batches whose gradients were added up, not with the first of them."""
+    adapter = adapted(accumulate=4, backup_every=8)
+    for x, y in adapter.loader():
+        adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
+        if adapter.scheduler.global_step == 6:
+            break
+    [first] = adapter.scheduler.host.persistence.backup.backups
+
+    assert len(first.witness) == len(first.losses) == 4
+
+
 def test_refused_part_of_an_accumulated_gradient():
     """One bad batch takes the whole gradient with it."""
     adapter = adapted(accumulate=4, num_epochs=1, recovery=no_steady())

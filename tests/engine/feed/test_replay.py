@@ -70,6 +70,23 @@ def test_a_killed_run_goes_on_with_the_same_next_batch(tmp_path, whole, step):
     assert generators() == after
 
 
+def test_a_state_that_is_taken_within_a_batch_gives_it_again():
+    """A batch that was handed out and not reported is the first of the run that goes on."""
+    states, loaders = [], [Loader(), Loader()]
+    for loader in loaders:
+        seed_all()
+        r8 = R8Scheduler(num_epochs=1, scheduler_mode="keep", handle_signals=False)
+        if states:
+            r8.load_state_dict(states[0])
+        for number, _ in enumerate(r8.batches(loader)):
+            if number == 4 or states:
+                states.append(r8.state_dict())
+                break
+            r8.update_with_loss(1.0)
+
+    assert loaders[1].given == loaders[0].given
+
+
 def test_drawing_and_dropping_says_how_long_it_takes(tmp_path, monkeypatch, capsys):
     """Where it takes long, it counts the batches and tells the seconds that are left."""
     monkeypatch.setattr(replay, "LOUD_SECONDS", 0.0)
