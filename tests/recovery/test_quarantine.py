@@ -115,6 +115,15 @@ def test_release():
     assert [event.samples for event in heard] == [(BAD,)]
 
 
+def test_release_of_one_keeps_the_others():
+    """Whoever is not released stays in quarantine."""
+    _, table, _ = watch()
+    table.storage.exclusions.quarantine(np.array([3, 5, 8]))
+    table.storage.exclusions.release(np.array([5]))
+
+    assert table.quarantined.tolist() == [3, 8]
+
+
 def test_own_loss_needs_two_batches():
     """A sample whose own loss was not finite twice is bad; the others of its batch are cleared at once."""
     quarantine, table, _ = watch()

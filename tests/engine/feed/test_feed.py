@@ -648,3 +648,17 @@ def test_a_refusal_tells_the_rate_that_is_the_users(told):
 
     assert len(refused) == 1
     assert [refused[0].lr, refused[0].next_lr] == pytest.approx([told or np.nan] * 2, nan_ok=True)
+
+
+def test_a_trainer_counts_its_epochs():
+    """Where a trainer says which epoch begins, the run is in that one, however many it has seen itself."""
+    r8 = R8Scheduler(num_epochs=9, scheduler_mode="keep")
+    batches = r8.follow()
+    for number in (0, 1, 5):
+        batches.begin_run()
+        batches.begin_pass(number)
+        batches.begin(np.ones(2))
+        r8.update_with_loss(1.0)
+        batches.end_pass()
+        assert r8.current_epoch == number
+    batches.end_run()

@@ -70,6 +70,16 @@ def test_a_killed_run_goes_on_with_the_same_next_batch(tmp_path, whole, step):
     assert generators() == after
 
 
+def test_a_run_saved_at_the_last_step_of_an_epoch_goes_on_with_the_next(tmp_path, whole):
+    """A checkpoint behind the last batch, before the loader says that there is none, repeats no epoch."""
+    killed(tmp_path, 31, checkpoint_every=10)
+    line, loader, begun = train(tmp_path, seed=99, checkpoint_every=10)
+
+    assert begun == 30
+    assert np.array_equal(line.weights, whole[0].weights)
+    assert loader.given[-60:] == whole[1].given[30:]
+
+
 def test_a_state_that_is_taken_within_a_batch_gives_it_again():
     """A batch that was handed out and not reported is the first of the run that goes on."""
     states, loaders = [], [Loader(), Loader()]
@@ -340,6 +350,17 @@ def test_generators_of_a_loader_are_put_back(name, generator, draw):
 
     assert len(state["own"]) == 1
     assert draw(generator) == first
+
+
+def test_the_spare_number_of_a_generator_is_put_back():
+    """Python's normal numbers come in pairs: the second of one is part of the state."""
+    generator = random.Random(3)
+    own = types.SimpleNamespace(rng=generator)
+    generator.gauss(0, 1)
+    state, expected = read_generators(own), generator.gauss(0, 1)
+    set_generators(own, state)
+
+    assert generator.gauss(0, 1) == expected
 
 
 class Dice(Loader):
