@@ -21,7 +21,7 @@ from ._validation import loop_method, no_attribute, shortened
 from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
-from .engine import refusal, run_state
+from .engine import breaks, refusal, run_state
 from .engine.builder import build_components
 from .engine.control import Requests
 from .engine.engine import Engine
@@ -1196,11 +1196,16 @@ class R8Scheduler:
         if is_whole:
             self._warn_of_one_epoch()
         try:
-            # While an exception is propagating, the user's step may be half done and must not be saved; nor is a run
-            # whose state is not whole.
-            if self.host.emitter.has_started and is_whole and not self.host.turns.is_cut:
-                self.host.settle()
-                self.host.between_steps(closing=True)
+            host = self.host
+            if not host.emitter.has_started or host.turns.is_cut:
+                # A run whose state is not whole is not saved.
+                pass
+            elif is_whole and (host.agreement.ranks is None or self.pace.is_over):
+                host.settle()
+                host.between_steps(closing=True)
+            else:
+                # While an exception is propagating, the user's step may be half done and must not be saved.
+                breaks.leave(host)
         except Exception:
             raise
         except BaseException:

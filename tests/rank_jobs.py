@@ -404,8 +404,40 @@ def validated_run(rank):
             for inputs, targets in adapter.loader():
                 begun = begun or parameter_digest(digits.model)
                 adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
+                if rank == 0 and epoch == 4:
+                    # Each rank's own affair, in mid-trial, too.
+                    before = parameter_digest(digits.model)
+                    with adapter.scheduler.paused():
+                        adapter.scheduler.log(loss=1.0)
+                        adapter.scheduler.state_dict()
+                    assert parameter_digest(digits.model) == before
             with torch.no_grad():
                 loss = loss_of(digits.model(digits.x), digits.y)
             dist.all_reduce(loss)
             found.append((loss.item(), controller._first_steps.is_on_trial, begun, parameter_digest(digits.model)))
     return found
+
+
+def left_run(rank, folder, damages):
+    """Both ranks leave the run at one step by a break, and rank 1 is closed before the other comes: what is said."""
+    digits = Digits()
+    dataset = torch.utils.data.TensorDataset(digits.x[:480], digits.y[:480])
+    adapter = attach(
+        digits.model, digits.optimizer, dataset, batch_size=32, num_steps=40, checkpoint_dir=folder,
+        sharing=Together(Ranks(timeout_seconds=20)),
+    )  # fmt: skip
+    loss_of = torch.nn.functional.cross_entropy
+    for inputs, targets in adapter.loader():
+        adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
+        if adapter.scheduler.global_step >= 7:
+            break
+    if damages:
+        next(digits.model.parameters()).data[0] = float("nan")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for closes in (1, 0):
+            if rank == closes:
+                adapter.close()
+            dist.barrier()
+    is_finite = all(bool(each.isfinite().all()) for each in digits.model.parameters())
+    return [str(each.message) for each in said], is_finite, len(list(folder.glob("*.r8")))

@@ -21,6 +21,10 @@ NO_SAVE = (
     "checkpoints hold the scheduler and no model, as there is no save_callback, and only backups in memory can put the "
     "model back; give save_callback=, which writes it."
 )
+LEFT = (
+    "one of several processes has left the run at step {}, before its end: {}. Nothing was put back or saved, as the "
+    "others may be elsewhere. To end a run early use stop(), which all follow, or call save_checkpoint() on all."
+)
 NO_MODEL = (
     "the run goes on at step {} with the model as the script has made it: its checkpoints hold none, as there is "
     "neither save_callback nor load_callback. Give both, unless the script saves and loads the model itself."
@@ -62,6 +66,31 @@ def start(run: Engine) -> None:
     run.emitter.has_started = True
 
 
+def leave(run: Engine) -> None:
+    """Leave a run by an exception, or one of several ranks before its end: nothing is saved, and no rank is called.
+
+    Where the run is alone, the weights that count for true are put in, and what is not finite is put back; of several
+    ranks the others may be anywhere.
+    """
+    inquiry, persistence, step = run.controller.inquiry, run.persistence, run.pace.step
+    if run.agreement.ranks is None:
+        try:
+            refusal.check_weights(run)
+            if run.controller.is_open:
+                with run.turns.take("close", step, is_changing=True):
+                    inquiry.settle_open(step=step)
+        except Exception as error:
+            # What has ended the run is the one to see.
+            run.announcer.warn_once("left", f"the run was left at step {step}, and its weights as they were: {error!r}")
+        return
+    damage = persistence.backup_timer.damage_of(persistence.callbacks.state)
+    seen = [f"{damage!r} in the model's state is not finite"] * bool(damage)
+    seen += ["the model holds weights that are only on trial"] * inquiry.is_on_trial
+    seen += ["it has no checkpoint of this step"] * (run.saver is not None and not run.saver.has_saved(step))
+    if seen:
+        run.announcer.warn_once("left", LEFT.format(step, "; ".join(seen)))
+
+
 def answer_requests(run: Engine) -> None:
     """Carry out what other threads, signals and files have asked for."""
     run.requests.answer(
@@ -76,15 +105,15 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
     persistence, pace, controller = run.persistence, run.pace, run.controller
     # No probe follows the last batch of a number of epochs.
     is_last = closing or (pace.is_finished and pace.leaves_out and not pace.num_out)
-    if refusal.look_last(run, may_probe=not is_last) and not is_last:
+    if refusal.look_last(run, may_probe=not is_last, closing=closing) and not is_last:
         return
-    if controller.is_open:
-        # Without an experiment it is a trial of a rate, which ends with the run.
-        if not (is_last or (pace.is_finished and not (pace.num_out or controller.experiment.is_open))):
-            return
+    # Without an experiment it is a trial of a rate, which ends with the run.
+    if controller.is_open and (is_last or (pace.is_finished and not (pace.num_out or controller.experiment.is_open))):
         # End what is under way, as the run is left.
         with run.turns.take("close", pace.step, is_changing=True):
             controller.inquiry.settle_open(step=pace.step)
+    elif not controller.may_save:
+        return
     with run._saving:
         step, epoch_ended = pace.step, run._epoch_ended
         try:
@@ -99,6 +128,7 @@ def do_what_is_due(run: Engine, *, closing: bool) -> None:
                 get_state=lambda: run_state.settled_state_of(run),
                 get_moment=lambda: run_state.moment_of(run, "draw"),
                 is_calm=controller.is_calm and run.sentry.suspicion < MOST_SUSPICION,
+                may_back_up=not controller.is_open,
                 saved=controller.note_checkpoint,
             )
             if damage:

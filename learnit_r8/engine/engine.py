@@ -267,15 +267,22 @@ class Engine:
         breaks.do_what_is_due(self, closing=closing)
 
     def leave_epoch(self) -> None:
-        """Put in the weights that count for true, as the user's validation may follow; the next draw takes them out.
+        """Look at the weights, and put in those that count for true, as the user's code after an epoch may follow.
 
-        Nothing happens within an epoch, or unless other weights are being tried. All ranks call it at the same place.
+        The next draw takes them out. Nothing happens within an epoch, or a second time after it. All ranks call it at
+        the same place.
         """
         pace, inquiry = self.pace, self.controller.inquiry
         has_ended = pace.has_ended if self.feed is not None else not pace.place % self.plan.steps_per_pass
-        if inquiry.is_on_trial and has_ended and not pace.num_out:
+        if not has_ended or pace.num_out or self.search.is_on or inquiry.left_at == pace.place:
+            return
+        inquiry.left_at = pace.place
+        if not inquiry.is_on_trial:
+            # The loss of a batch shows nothing of what its own step has done.
+            refusal.check_weights(self)
+        if inquiry.is_on_trial:
             with self.turns.take("leave_epoch", pace.step, is_changing=True):
-                inquiry.show_true(step=pace.step, place=pace.place)
+                inquiry.show_true(step=pace.step)
 
     def report(
         self,

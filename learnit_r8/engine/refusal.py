@@ -147,12 +147,15 @@ def look_back(run: Engine) -> None:
     """Look at the progress of the first steps; see `Inquiry.look_back`."""
     scheduled = run.rates.scheduled(run.pace.progress_at(run.pace.step))
     with run.turns.take("between_steps", run.pace.step, is_changing=True):
+        # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
+        run.controller.inquiry.hide_true()
         run.controller.look_back(step=run.pace.step, lr=scheduled)
 
 
-def look_last(run: Engine, *, may_probe: bool) -> bool:
+def look_last(run: Engine, *, may_probe: bool, closing: bool = False) -> bool:
     """Whether a probe is to be drawn before the run ends; see `Inquiry.looks_last`."""
-    if not run.pace.is_finished or run.pace.num_out or not run.controller.inquiry.may_look_last(run.pace.step):
+    is_end = closing or (run.pace.is_finished and not run.pace.num_out)
+    if not is_end or run.search.is_on or not run.controller.inquiry.may_look_last(run.pace.step):
         return False
     scheduled = run.rates.scheduled(1.0)
     with run.turns.take("draw", run.pace.step, is_changing=True):

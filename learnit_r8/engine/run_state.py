@@ -33,7 +33,7 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 3, "plan": 1, "pace": 4, "recovery": 3, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
+    "table": 3, "plan": 1, "pace": 4, "recovery": 4, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
     "early_stop": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
@@ -58,6 +58,14 @@ _INCIDENT = {
     "cause": "", "num_left_out": 0,
 }  # fmt: skip
 _WITNESS = {"step": 0, "updates": 0, "recent": _LOSSES, "witness": [_INDICES], "losses": _LOSSES, "is_proven": False}
+_PROGRESS = {
+    "recent": _LOSSES, "reported": _LOSSES, "first": _LOSSES, "start": _MAYBE, "gap": 0, "wait": [0, 0],
+}  # fmt: skip
+_BYTES = np.empty(0, np.uint8)
+_TRIAL = {
+    "present": _BYTES, "own": (_BYTES,), "is_better": False, "level": 0.0, "memory": ANYTHING, "progress": _PROGRESS,
+    "updates": 0, "limit": ANYTHING,
+}  # fmt: skip
 _KINDS: dict[str, Any] = {
     "data.sample_ids": ("",),
     "table.numbers.part_size": (0,), "table.evidence": ANYTHING, "table.first.4": _LOSSES,
@@ -74,8 +82,8 @@ _KINDS: dict[str, Any] = {
     "recovery.lineage.progress.first": _LOSSES, "recovery.lineage.progress.start": _MAYBE,
     "recovery.lineage.progress.untrained": _MAYBE,
     "recovery.lineage.rates": _LOSSES, "recovery.refusals.outcomes": [False], "recovery.incident": (_INCIDENT,),
-    "recovery.incident.kind": "", "recovery.kinds": [["", 0, ""]],
-    "recovery.witnesses": [_WITNESS],
+    "recovery.incident.kind": "", "recovery.incident.is_lasting": False, "recovery.kinds": [["", 0, ""]],
+    "recovery.witnesses": [_WITNESS], "recovery.first_steps.trial": (_TRIAL,),
     "guard.losses.recent": _LOSSES, "guard.losses.first.recent": _LOSSES, "guard.losses.past.losses": _LOSSES,
     "guard.losses.past.lrs": _LOSSES, "guard.losses.past.figures": [[0.0] * 4 + [0, 0] + [0.0] * 3],
     "search.test": ({**RangeTest(9).state_dict(), "_losses": _LOSSES},), "search.found_lr": _MAYBE,

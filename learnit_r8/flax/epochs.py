@@ -222,6 +222,10 @@ class Training:
             # The second: a batch that tests weights may follow the last one.
             return None
         self._num_ended = self._epoch
+        if self._is_own:
+            self._r8.host.feed.end_pass()
+        elif self._r8 is not None:
+            self._r8.host.leave_epoch()
         self._means.close()
         self._unread.append(self._means)
         self._means = RunningMeans()

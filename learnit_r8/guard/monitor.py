@@ -73,6 +73,14 @@ class Sentry:
         """The guard's current state, immutable: kept with each backup of the model."""
         return self._losses
 
+    def plain(self, memory: Any) -> Any:
+        """A state of `memory` as plain values, for a saved state."""
+        return _plain(memory)
+
+    def formed(self, plain: Any) -> Any:
+        """The state that `plain` was given; raises ValueError if it is of another kind of guard."""
+        return _formed(plain, self.guard.begin())
+
     def go_back(self, memory: Any, lr: float = math.nan) -> None:
         """Return to the guard's state of a backup, as the model was restored from it; ``lr`` is the scheduled rate."""
         moved_to = getattr(self.guard, "moved_to", None)

@@ -237,6 +237,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             adapter.report(loss.detach())
         if batch_idx % max(1, trainer.log_every_n_steps) == 0:
             pl_module.log("lr", adapter.scheduler.lr, prog_bar=True, batch_size=1)
+        if trainer.is_last_batch:
+            # Validation comes next.
+            adapter.flush()
+            adapter.scheduler.host.leave_epoch()
         self._end_if_over(trainer)
 
     def _report_own(self, loader: OwnBatches, trainer: Any, outputs: Any) -> None:

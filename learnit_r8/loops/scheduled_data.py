@@ -145,6 +145,7 @@ class Report:
         outcome = self._driven.judge(
             after, lambda: self._prefetch.report(loss, part_size=self._part_size, predictions=said)
         )
+        self._r8.host.leave_epoch()
         if outcome.verdict is Verdict.NOT_FINITE and not self._driven.has_model:
             self._r8.host.say_once("state of the loop", NO_MODEL)
         logs = Logs()

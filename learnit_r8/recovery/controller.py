@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from .incidents.recorder import FlightRecorder
     from .persistence import Persistence
 
+MANY_TRANSIENT = 3
+"""Transient faults from which the device is named."""
+
 EQUAL_LOSSES = 8
 """Number of equal losses in a row after which the weights are checked."""
 
@@ -97,11 +100,17 @@ class RecoveryController:
         self._first_steps = FirstSteps(parts)
         self.inquiry = Inquiry(parts, self._first_steps)
         self.is_early, self.is_look_due, self.is_quiet, self._num_equal = self._sentry.tests_progress, False, True, 0
+        self._is_lasting = False
 
     @property
     def is_open(self) -> bool:
-        """Whether an experiment or a trial of a rate is under way: then nothing is backed up or saved."""
+        """Whether an experiment or a trial of a rate is under way: then nothing is backed up."""
         return self.experiment.is_open or self._first_steps.is_on_trial
+
+    @property
+    def may_save(self) -> bool:
+        """Whether a checkpoint that is due is written now: an experiment ends soon, and no file holds one."""
+        return not self.experiment.is_open and (not self._first_steps.is_on_trial or self._first_steps.can_be_saved)
 
     @property
     def is_calm(self) -> bool:
@@ -229,6 +238,7 @@ class RecoveryController:
         inquiry, alarm, loss = self.inquire(step, lr), ALARMS.get(verdict, Alarm.NOT_FINITE), reading.mean
         incident, samples = self._incidents.open(step, verdict.value), not_finite_samples(reading, ticket)
         incident.num_refused += 1
+        incident.is_lasting, self._is_lasting = incident.is_lasting or self._is_lasting, False
         cause = self._cause_search.look(
             ticket, reading, verdict, step=step, recent=self.lineage.progress.recent, samples=samples,
             is_finite=alarm is not Alarm.NOT_FINITE, lr=ticket.lr * unit,
@@ -257,6 +267,30 @@ class RecoveryController:
         inquiry.check_end(loss, ticket.lr * unit)
         return self._live.put_step
 
+    def computed_again(self, what: str, *, step: int, is_finite: bool, device: str) -> None:
+        """Note that a step which was not finite was computed once more, from the same weights and batch.
+
+        Args:
+            what: What was not finite, "loss" or "gradient".
+            step: Steps reported before it.
+            is_finite: Whether it was finite the second time: the fault was transient, and the batch counts.
+            device: Where it was computed.
+        """
+        self._is_lasting = not is_finite
+        if not is_finite:
+            return
+        self._incidents.num_transient = count = self._incidents.num_transient + 1
+        text = (
+            f"the {what} of step {step:,} was not finite, and is finite when computed once more from the same weights, "
+            f"batch, buffers and random numbers: a transient fault, {count} so far; the batch counts"
+        )
+        if count < MANY_TRANSIENT:
+            self._announcer.note_once(f"transient {count}", f"{text}.")
+        else:
+            topic = "many transient" if count == MANY_TRANSIENT else f"transient {count}"
+            text += f". So many point to {device} or its memory"
+            self._announcer.say_once(topic, f"{text}.", is_warning=count == MANY_TRANSIENT)
+
     # The rate, the moment and the saved state.
 
     def moment(self, state: Any = None) -> Moment:
@@ -266,8 +300,9 @@ class RecoveryController:
         return Moment(sentry.memory, self._table.learner.trend_mark, sentry.baseline, lineage.updates, recent, state)
 
     def note_checkpoint(self, step: int) -> None:
-        """Note that a checkpoint of this step is on disk."""
-        self.witnesses.note_checkpoint(step, self.lineage.updates, self.lineage.progress.recent)
+        """Note that a checkpoint of this step is on disk; one of a trial is no state to go back to."""
+        if not self._first_steps.is_on_trial:
+            self.witnesses.note_checkpoint(step, self.lineage.updates, self.lineage.progress.recent)
 
     @property
     def lr_factor(self) -> float:
@@ -305,6 +340,8 @@ class RecoveryController:
         parts = [f"model restored {times}"] if num_restored else []
         if ceiling < math.inf:
             parts.append(f"learning rate at most {self.limit.ceiling_text}, as a higher one damaged healthy weights")
+        if num_transient := self._incidents.num_transient:
+            parts.append(f"{num_transient} transient faults, finite when computed once more")
         if len(self._table.quarantined):
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
         return "".join([*(f"; {part}" for part in parts), *(f"\n  {line}" for line in self._incidents.summary())])
@@ -313,8 +350,9 @@ class RecoveryController:
         """Return what outlives the process: counts, the limit of the rate, and the witnesses of checkpoints."""
         return {
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
+            "transient": self._incidents.num_transient,
             "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
-            "refusals": self._refusals.state_dict(), "rate_trials": self._first_steps.num_trials,
+            "refusals": self._refusals.state_dict(), "first_steps": self._first_steps.to_plain(),
             "incident": self._incidents.to_plain(),
             "kinds": [[kind, *found] for kind, found in self._incidents.kinds.items()],
             "steady_left": self.inquiry.steady_left, "looked_last_at": self.inquiry.looked_last_at,
@@ -332,12 +370,17 @@ class RecoveryController:
             self._load_older(state)
             return
         self._incidents.num_restored, self._incidents.num_probes = state["restored"], state["probes"]
+        self._incidents.num_transient = state.get("transient", 0)
         self.limit.load_state_dict(state["limit"])
         self.lineage.load_state_dict(state["lineage"])
         self._refusals.load_state_dict(state["refusals"])
         self._incidents.load_plain(state["incident"])
         self._incidents.kinds = {kind: (count, text) for kind, count, text in state.get("kinds", ())}
-        self._first_steps.num_trials, self._num_equal = state["rate_trials"], state["num_equal"]
+        if "first_steps" in state:
+            self._first_steps.load_plain(state["first_steps"])
+        else:
+            self._first_steps.num_trials = state["rate_trials"]
+        self._num_equal = state["num_equal"]
         self.inquiry.steady_left, self.inquiry.looked_last_at = state["steady_left"], state["looked_last_at"]
         self.witnesses.load_plain(state["witnesses"])
 

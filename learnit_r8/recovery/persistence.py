@@ -190,6 +190,7 @@ class Persistence:
         get_state: Callable[[], dict[str, Any]],
         get_moment: Callable[[], Any] = lambda: None,
         is_calm: bool = True,
+        may_back_up: bool = True,
         saved: Callable[[int], object] = lambda step: None,
     ) -> str:
         """Take a backup and write a checkpoint, if they are due.
@@ -204,7 +205,8 @@ class Persistence:
             budget: The run's budget; a checkpoint is due at its end.
             get_state: Returns the scheduler's state.
             get_moment: Returns the `Moment` to keep with a backup.
-            is_calm: Whether nothing is suspected, so that a backup may be taken.
+            is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none.
+            may_back_up: Whether the weights are those of the run, and not on trial.
             saved: Called with the step of a checkpoint before it is written.
 
         Returns:
@@ -214,7 +216,7 @@ class Persistence:
         elapsed = Elapsed(step, samples, seconds, *self._asked)
         asked = (step, samples, seconds)
         try:
-            if self.callbacks.state is not None:
+            if self.callbacks.state is not None and may_back_up:
                 before = self.backup.newest
                 damage = self.backup_timer.take_if_due(
                     elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm

@@ -83,6 +83,7 @@ class DrawnEpochs:
         if not samples:
             return None
         self.step = epoch + 1
+        r8.host.leave_epoch()
         return mean.value(), samples
 
     def end(self) -> None:

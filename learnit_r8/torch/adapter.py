@@ -292,8 +292,11 @@ class Adapter(AttachedModel):
             self.scheduler.host.leave_epoch()
         return outcome
 
-    def _tell_all(self, norm: torch.Tensor | None, skipped: torch.Tensor | None) -> Outcome:
+    def _tell_all(self, norm: torch.Tensor | None, skipped: torch.Tensor | None, again: torch.Tensor | None) -> Outcome:
         """Report this batch and those of adapters that share the model; an outcome that forbids the step goes first."""
+        if again is not None and self._losses.recorded is not None:
+            sent, values = self._losses.recorded
+            self._losses.recorded = sent, torch.where(torch.isfinite(values), values, again.to(values))
         outcome = self._losses.tell(norm, skipped)
         outcomes = [outcome, *(other._losses.tell() for other in self._others)]
         if self._others and any(each.rolled_back_to is not None for each in outcomes):

@@ -17,7 +17,7 @@ from .lr_scheduler import R8LRScheduler
 from .own_loop.last_forward import LastForward
 
 if TYPE_CHECKING:
-    Tell = Callable[[torch.Tensor | None, torch.Tensor | None], Outcome]
+    Tell = Callable[[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None], Outcome]
 
 Self = TypeVar("Self", bound="AttachedModel")
 
@@ -66,7 +66,7 @@ class AttachedModel(ABC):
         self.scheduler, self.optimizer, self.state = training.scheduler, training.optimizers[0], training.state
         self.rates, self.num_ranks = training.rates, training.sharing.size
         self._model, self._stepper, self._sharing = training.model, training.stepper, training.sharing
-        self._hand, self._ahead = training.hand, training.ahead
+        self._hand, self._ahead, self._second_run = training.hand, training.ahead, training.second_run
         self._losses = LossPipeline(batches, training)
         batches.join(self._losses)
         self._num_looks = 0
@@ -173,18 +173,22 @@ class AttachedModel(ABC):
         Args:
             loss: 0-dim, with its gradient.
             ticket: Its batch; None for one that is not reported.
-            tell: Reports the loss, with the norm of the gradient and whether the step was left out, and gives the
-                outcome.
+            tell: Reports the loss, with the norm of the gradient, whether the step was left out, and the loss to report
+                in its place; gives the outcome.
             is_last: Whether it is the last one of an epoch.
         """
         stepper = self._stepper
         # Weights that are tested must not change before the loss is known.
-        is_probe = stepper.is_scaled and ticket is not None and self._losses.is_probe(ticket)
+        is_test = ticket is None or self._losses.is_probe(ticket)
+        is_probe = stepper.is_scaled and is_test and ticket is not None
         with self._sharing.watching():
             is_due = stepper.backward(loss, is_last=is_last)
             norm = stepper.clip() if is_due and not is_probe else None
         skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
-        outcome = tell(norm, skipped)
+        again = None
+        if self._second_run is not None and not is_test:
+            again, norm = self._second_run.of(loss, norm)
+        outcome = tell(norm, skipped, again)
         if outcome and is_due and (is_probe or not stepper.is_scaled):
             if is_probe:
                 stepper.clip()

@@ -24,6 +24,7 @@ from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
+from .flight.second_run import SecondRun
 from .loss_pipeline import Training
 from .lr_scheduler import peak_under_schedules
 from .own_loop.also import networks_of, read_also
@@ -86,7 +87,8 @@ def attach(
             with several processes; otherwise nothing is shared.
         run_batch: Returns the loss of a batch as the loader gives it, without a step. It runs a refused batch once
             more, watched, to name the module, the sample or the parameter where it went wrong; without it only the
-            model runs again. It is called only after a batch was refused.
+            model runs again. Where `Adapter.step` takes the steps on a CPU, it also computes a step once more whose
+            loss or gradient is not finite, to tell transient faults from lasting ones. It is called only then.
         **settings: For `R8Scheduler`: ``batch_size``, one of ``num_epochs``, ``num_steps`` and
             ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's own; with
             ``scheduler_mode="keep"`` the rate is whatever other code sets.
@@ -251,7 +253,8 @@ def _keep(
     kept = replace(kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect)
     kept = r8.host.adopt(kept, witness_size=accumulate, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
-    return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own)
+    second_run = SecondRun(whole, stepper, hand, given.run_batch, r8, is_alone=sharing.size == 1)
+    return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
 
 
 def _checked_sharing(given: _Given, owner: Any = None) -> Sharing:

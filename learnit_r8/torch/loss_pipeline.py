@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..checkpoint.callbacks import Callbacks
     from ..scheduler import R8Scheduler
     from .distributed.together import Sharing
+    from .flight.second_run import SecondRun
     from .state import ModelState
     from .stepper import Stepper
 
@@ -39,6 +40,7 @@ class Training(NamedTuple):
         hand: Holds the batch in hand.
         ahead: Batches that something between loader and training fetches in advance.
         own: The user's own callbacks, which add to the state; None where there are none.
+        second_run: Computes steps once more that are not finite; None where nothing steps the optimizer.
     """
 
     scheduler: R8Scheduler
@@ -51,6 +53,7 @@ class Training(NamedTuple):
     hand: Hand
     ahead: int = 0
     own: Callbacks | None = None
+    second_run: SecondRun | None = None
 
 
 class Sent(NamedTuple):

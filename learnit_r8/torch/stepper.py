@@ -132,6 +132,17 @@ class Stepper:
         self._num_added = 0
         self._is_adding = False
 
+    @property
+    def can_begin_anew(self) -> bool:
+        """Whether a gradient can be computed once more: it is that of one batch, and nothing skips its step."""
+        return self._scaler is None and self._accumulate == 1 and not self._is_sharded and self._clips is None
+
+    def norm(self) -> torch.Tensor:
+        """0-dim, a norm of the gradient that is not finite if the gradient is not."""
+        gradients = [each.grad for each in self._parameters() if each.grad is not None]
+        norms = [each.coalesce().values() if each.is_sparse else each for each in gradients]
+        return torch.stack(torch._foreach_norm(norms)).sum() if norms else torch.zeros(())
+
     def has_grown(self) -> bool:
         """Whether the optimizer has other groups of parameters than at the last call."""
         before, self._num_groups = self._num_groups, len(self._optimizer.param_groups)

@@ -63,6 +63,7 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if control.should_save or control.should_evaluate:
             # On all processes: the first one alone writes the scheduler's state. An evaluation may ask for a save.
             adapter.flush()
+            adapter.scheduler.host.leave_epoch()
         is_over = adapter.must_stop() if isinstance(adapter, OwnBatches) else adapter.scheduler.is_over
         if is_over:
             control.should_training_stop = True
@@ -72,6 +73,8 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.adapter.flush()
         if isinstance(self.adapter, OwnBatches):
             self.adapter.batches.end_pass()
+        else:
+            self.adapter.scheduler.host.leave_epoch()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Tell the scheduler's listeners the metrics of an evaluation."""

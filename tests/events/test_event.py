@@ -109,9 +109,8 @@ def test_fields_of_a_small_run():
     assert dataclasses.replace(heard[4], loss=0.0) == events.BatchRefused(
         2, 2.0, 0, 0.0, pytest.approx(0.2), pytest.approx(0.1), 1, (), "not finite"
     )
-    assert heard[5] == events.IncidentEnded(
-        3, 3.0, "the refused batch was to blame, not the weights: the next one was good."
-    )
+    blamed = "the refused batch was to blame, or a transient fault (not tested), not the weights"
+    assert heard[5] == events.IncidentEnded(3, 3.0, f"{blamed}: the next one was good.")
 
 
 def test_refused_vector_names_its_samples():

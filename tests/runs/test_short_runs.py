@@ -1,5 +1,6 @@
 """Short runs at rates near the highest: what they end with is as good as it may be, whatever was tried on the way."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -163,6 +164,10 @@ class Watched(Case):
             r8.close()
         return network
 
+    def scheduler(self, network, **more):
+        callbacks = {"state_callback": network.state, "load_callback": network.load, **more}
+        return R8Scheduler(len(self.x), **self.settings, **callbacks)
+
 
 IN_TRIAL = 7
 """A run that ends within a trial of a lower rate."""
@@ -211,6 +216,52 @@ def test_run_that_is_left_in_an_experiment_ends_with_a_better_state(step):
     assert not any(map(np.array_equal, final.weights, first.weights))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_exception_within_a_trial_leaves_the_weights_that_count():
+    """Whoever catches it, and saves the model, has the weights from before the trial."""
+    case, network, weights = Watched(IN_TRIAL), Watched(IN_TRIAL).network(), {}
+    with contextlib.suppress(KeyboardInterrupt), case.scheduler(network) as r8:
+        for _ in r8.epoch_iterator():
+            for indices, factor in r8.batch_iterator():
+                losses, gradient = network.losses(case.x[indices], case.y[indices])
+                if r8.update_with_loss(losses):
+                    network.step(gradient, factor * case.lr)
+                trial = r8.controller._first_steps._trial
+                if trial is not None and r8.global_step == case.settings["num_steps"] - 1:
+                    weights["aside"] = [each.copy() for each in trial.present["weights"]]
+                    raise KeyboardInterrupt
+
+    assert all(map(np.array_equal, network.weights, weights["aside"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*not finite", "ignore:the run was left")
+@pytest.mark.parametrize("how", ["break", "exception", "load raises"])
+def test_weights_are_looked_at_where_a_run_is_left(how):
+    """NaN in them, which no loss has shown, is put back by close(); an exception of the user's is not hidden."""
+    case, network = Watched(3), Watched(3).network()
+
+    def load(state):
+        if how == "load raises":
+            raise OSError("no")
+        network.load(state)
+
+    r8 = case.scheduler(network, load_callback=load, listeners=[])
+    with contextlib.suppress(ZeroDivisionError), r8:
+        for indices, factor in r8.batch_iterator():
+            losses, gradient = network.losses(case.x[indices], case.y[indices])
+            if r8.update_with_loss(losses):
+                network.step(gradient, factor * case.lr)
+            if r8.global_step == 25:
+                network.weights = [each.copy() for each in network.weights]
+                network.weights[1][0] = np.nan
+                if how != "break":
+                    raise ZeroDivisionError
+                break
+
+    assert r8.global_step == 25
+    assert all(np.isfinite(each).all() for each in network.weights) == (how != "load raises")
+
+
 class Scored(Watched):
     """A run of several epochs, a trial of a lower rate among them; its weights are looked at after each.
 
@@ -244,18 +295,13 @@ class Scored(Watched):
             aside = None
             if trial is not None:
                 other = self.network()
-                other.load(trial.present)
+                other.load(getattr(trial.present, "parts", trial.present))
                 aside = self.loss(other)
             self.scores.append((self.loss(network), aside))
             each_epoch(r8)
 
     def batches(self, r8):
         return ((self.x[indices], self.y[indices], factor * self.lr) for indices, factor in r8.batch_iterator())
-
-    def scheduler(self, network, **more):
-        return R8Scheduler(
-            len(self.x), **self.settings, **more, state_callback=network.state, load_callback=network.load
-        )
 
     def check(self):
         """Some epochs have ended within a trial: with the state from before it, and the trial has gone on unchanged."""
@@ -281,7 +327,8 @@ class ScoredOwn(Scored):
     def scheduler(self, network, **more):
         settings = {name: value for name, value in self.settings.items() if name not in ("batch_size", "policy")}
         settings |= {"scheduler_mode": "constant", "initial_lr": self.lr}
-        return R8Scheduler(**settings, **more, state_callback=network.state, load_callback=network.load)
+        callbacks = {"state_callback": network.state, "load_callback": network.load, **more}
+        return R8Scheduler(**settings, **callbacks)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -317,3 +364,62 @@ def test_metrics_logged_within_a_trial_are_marked_and_no_best():
     assert not any(is_marked for _, is_marked in marked["outside"])
     assert r8.host.early_stop.best.value == 1.0
     assert events.MetricsLogged(1, 0.0, 1, {"a": 2.0}, is_on_trial=True).named == {"a_on_trial": 2.0}
+
+
+class Left(Exception):
+    """The process is gone."""
+
+
+def _save(state, path):
+    with open(path, "wb") as file:
+        np.savez(file, *state["model"]["weights"], *state["model"]["speeds"])
+
+
+def _load(network, source):
+    if isinstance(source, str):
+        with np.load(source) as file:
+            arrays = [file[name] for name in file.files]
+        source = {"weights": arrays[: len(arrays) // 2], "speeds": arrays[len(arrays) // 2 :]}
+    network.load(source)
+
+
+def _trained(case, folder, *, every=10**6, saves_at=None, until=None):
+    """The weights after each step from where a run in the folder goes on, and whether they were on trial."""
+    network, found = case.network(), {}
+    r8 = case.scheduler(
+        network, save_callback=_save, load_callback=lambda source: _load(network, source), checkpoint_dir=folder,
+        checkpoint_every=every, resume="auto", backup_dir=False,
+    )  # fmt: skip
+
+    def note(r8):
+        step = r8.global_step
+        found[step] = [*network.weights, *network.speeds], r8.controller._first_steps.is_on_trial
+        if step == saves_at:
+            r8.save_checkpoint()
+        if step == until:
+            raise Left
+
+    with contextlib.suppress(Left):
+        case.train(r8, network, note)
+        r8.close()
+        found["end"] = network.weights, False
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("kind", "saving"),
+    [(Scored, {"every": 7}), (Scored, {"every": None}), (Scored, {"saves_at": 124}), (ScoredOwn, {"saves_at": 186})],
+)
+def test_run_resumed_within_a_trial_goes_on_with_it(kind, saving, tmp_path):
+    """A checkpoint of a trial holds its weights and those from before it: each step after a resume is the same."""
+    whole = _trained(kind(), tmp_path / "whole", **saving)
+    within = [step for step, (_, is_on) in whole.items() if is_on]
+    _trained(kind(), tmp_path / "resumed", **saving, until=within[-4])
+    resumed = _trained(kind(), tmp_path / "resumed", every=saving.get("every", 10**6))
+    first = min(step for step in resumed if step != "end")
+
+    assert within[0] < first <= within[-4] + 1
+    for step, (arrays, is_on) in resumed.items():
+        assert all(map(np.array_equal, arrays, whole[step][0])), step
+        assert is_on == whole[step][1]

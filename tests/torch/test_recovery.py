@@ -177,3 +177,76 @@ def test_loop_that_ends_within_a_trial_of_a_rate_ends_with_trained_weights():
     assert trials
     assert after < 0.7 * before
     assert loss() == after
+
+
+def test_state_saved_within_a_trial_goes_on_with_it(tmp_path):
+    """What ``torch.save`` keeps of an adapter in mid-trial holds both states; to ask for it puts nothing back."""
+
+    def begun():
+        torch.manual_seed(3)
+        x, y = torch.randn(256, 4), torch.randn(256)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        data = torch.utils.data.TensorDataset(x, y)
+        return model, optimizer, attach(model, optimizer, data, batch_size=16, num_epochs=10, backup_every=8)
+
+    def trained(model, adapter, act):
+        weights = {}
+        for _ in adapter.epochs():
+            for x, y in adapter.loader():
+                adapter.step(adapter.loss((model(x)[:, 0] - y) ** 2))
+                act(adapter.scheduler)
+                weights[adapter.scheduler.global_step] = [each.detach().clone() for each in model.parameters()]
+        adapter.close()
+        return weights
+
+    def act(r8):
+        controller = r8.controller
+        if r8.global_step == 40:
+            # As the first losses of a run may ask for.
+            controller.inquire(40, 1.0)
+            controller.witnesses.first.replayed = 0.0
+            controller._first_steps._begin_trial(1.0)
+        if r8.global_step == 70:
+            with r8.paused():
+                torch.save(adapter.state_dict(), tmp_path / "state.pt")
+            heard.append((controller._first_steps.is_on_trial, controller.inquiry.is_on_trial))
+
+    model, _, adapter = begun()
+    heard = []
+    whole = trained(model, adapter, act)
+    other, _, resumed = begun()
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    others = trained(other, resumed, lambda r8: None)
+
+    assert heard[0][0]
+    assert min(others) == 71
+    assert not resumed.scheduler.controller.is_open
+    for step, weights in others.items():
+        assert all(map(torch.equal, weights, whole[step])), step
+
+
+@pytest.mark.filterwarnings("ignore:.*not finite")
+@pytest.mark.parametrize("settings", [{}, {"sharing": Slow(3)}], ids=["at once", "late"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_code_after_an_epoch_sees_sound_weights_with_a_backward_of_ones_own(workers, settings):
+    """What the last batch has done to them is seen as its loop ends, whoever fetches and however late losses come."""
+    torch.manual_seed(0)
+    model, data = torch.nn.Linear(3, 2), torch.utils.data.TensorDataset(torch.randn(64, 3), torch.zeros(64).long())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    adapter = attach(model, optimizer, data, batch_size=8, num_epochs=3, **settings)
+    num_trained, seen = 0, []
+    with adapter:
+        for _ in adapter.epochs():
+            for inputs, targets in adapter.loader(num_workers=workers):
+                loss = adapter.loss(cross_entropy(model(inputs), targets, reduction="none"))
+                if adapter.report():
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                num_trained += 1
+                if num_trained == 8:
+                    model.weight.data[0] = float("nan")
+            seen.append(bool(model.weight.isfinite().all()))
+
+    assert seen == [True, True, True]

@@ -145,7 +145,7 @@ class Feed:
                         return
                     continue
                 elif (item := self._take_next(measure)) is _NONE:
-                    self._end_pass()
+                    self.end_pass()
                     return
                 self.trainer.hand_out(item)
                 yield item
@@ -220,12 +220,15 @@ class Feed:
         if is_heard:
             run.emitter.stop_timing()
 
-    def _end_pass(self) -> None:
-        """End a run through the loader, if anything of it was trained on."""
+    def end_pass(self) -> None:
+        """End a run through the loader, if anything of it was trained on.
+
+        Who knows that the batch in hand was the last may call it before the loop asks for another one.
+        """
         run, pace = self.run, self.run.pace
         self.trainer.settle()
         if pace.has_ended:
-            # It was trained on before the run was resumed.
+            # It was trained on before the run was resumed, or ended already.
             return
         taken = self.place.num_taken
         if pace.turns == self.place.first_turn:

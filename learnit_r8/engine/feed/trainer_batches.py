@@ -131,6 +131,7 @@ class TrainerBatches:
         if not feed.run.pace.has_ended:
             feed.mark_ended()
             feed.run.controller.end_update()
+        feed.run.leave_epoch()
 
     def end_run(self) -> None:
         """Note that the trainer has ended."""

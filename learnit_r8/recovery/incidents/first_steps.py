@@ -6,7 +6,7 @@ A *rate trial* trains on from the start at a tenth of the rate for some steps, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from ...sampling.ticket import Ticket
 from ..progress import EARLY_UPDATES, FIRST, Progress
 from ..ram_backup import Backup
 from .experiment import Alarm, Case, draw_again
+from .live_model import Saved, saved_form
 from .settlement import EARLY_DIVISOR
 
 if TYPE_CHECKING:
@@ -115,6 +116,38 @@ class FirstSteps:
     def aside(self) -> Any:
         """The state from before a trial if it counts as true, being better than the initial one; else None."""
         return self._trial.present if self._trial is not None and self._trial.is_better else None
+
+    @property
+    def can_be_saved(self) -> bool:
+        """Whether a saved state holds a trial that is under way: on several ranks each has a part of what is aside."""
+        return self._parts.persistence.agreement.ranks is None
+
+    def to_plain(self) -> dict[str, Any]:
+        """What a run goes on with in its first steps, for a saved state; of a trial also what was kept aside."""
+        trial, own = self._trial, self._live.of_trial
+        plain: dict[str, Any] = {"trials": self.num_trials, "measure_from": self._measure_from, "trial": None}
+        if trial is not None and self.can_be_saved:
+            plain["trial"] = {
+                "present": saved_form(trial.present), "own": None if own is None else saved_form(own),
+                "is_better": trial.is_better, "level": trial.level, "memory": self._parts.sentry.plain(trial.memory),
+                "progress": trial.progress.state_dict(), "updates": trial.updates, "limit": trial.limit,
+            }  # fmt: skip
+        return plain
+
+    def load_plain(self, saved: Mapping[str, Any]) -> None:
+        """Load what `to_plain` returned; the backups from before the trial are gone with their process."""
+        self.num_trials, self._measure_from = saved["trials"], saved["measure_from"]
+        trial = saved["trial"]
+        if trial is None:
+            return
+        progress = Progress()
+        progress.load_state_dict(trial["progress"])
+        if trial["own"] is not None:
+            self._live.go_on_with(Saved.of(trial["own"]))
+        self._trial = RateTrial(
+            Saved.of(trial["present"]), trial["is_better"], trial["level"],
+            self._parts.sentry.formed(trial["memory"]), progress, trial["updates"], [], trial["limit"],
+        )  # fmt: skip
 
     def suspicion(self, loss: float) -> float:
         """How far one of the first losses is above what is usual; see `Progress.early_suspicion`."""

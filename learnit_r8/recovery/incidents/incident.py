@@ -25,6 +25,11 @@ IN_VAIN = f" or tested weights that never got {LEAST_TRIAL} updates further, as 
 
 MOST_FINDINGS = 64
 
+NOT_FINITE = ("not finite", "gradient")
+"""Reasons that a transient fault may have, too."""
+
+LASTING = "computed once more from the same weights, it was not finite either"
+
 
 @dataclass
 class Incident:
@@ -40,6 +45,7 @@ class Incident:
         is_restored: Whether the model was restored, or arrays of it.
         cause: One sentence on where it began; "" if nobody could look.
         kind: What the summary counts it as; by default the first verdict.
+        is_lasting: Whether a step that is not finite was not finite either when it was computed once more.
     """
 
     first_step: int
@@ -51,6 +57,7 @@ class Incident:
     cause: str = ""
     num_left_out: int = 0
     kind: str = ""
+    is_lasting: bool = False
 
     def note(self, step: int, text: str) -> None:
         """Add a finding."""
@@ -63,7 +70,12 @@ class Incident:
             text = self.findings[-1].partition(": ")[2] + "."
         else:
             are = "the refused batch was" if self.num_refused == 1 else f"the {self.num_refused} refused batches were"
-            text = f"{are} to blame, not the weights: the next one was good."
+            if self.reason not in NOT_FINITE:
+                text = f"{are} to blame, not the weights: the next one was good."
+            elif self.is_lasting:
+                text = f"{are} to blame, not the weights: the next one was good; {LASTING}."
+            else:
+                text = f"{are} to blame, or a transient fault (not tested), not the weights: the next one was good."
         if not self.num_left_out:
             return text
         many = "batch of the epoch is" if self.num_left_out == 1 else f"{self.num_left_out} batches of the epoch are"
@@ -77,7 +89,8 @@ class Incident:
 
     def with_cause(self, text: str) -> str:
         """A sentence on the incident, and where it began."""
-        return f"{text}. It began at {self.cause}." if self.cause else f"{text}."
+        lasting = f"; {LASTING}" * (self.is_lasting and LASTING not in text)
+        return f"{text}. It began at {self.cause}{lasting}." if self.cause else f"{text}{lasting}."
 
 
 class IncidentLog:
@@ -89,13 +102,14 @@ class IncidentLog:
     Attributes:
         current: The incident; None if there is none.
         num_restored, num_probes: Restores and probes so far.
+        num_transient: Steps that were not finite, and finite when they were computed once more.
         kinds: How many incidents of each kind have ended in which a loss was refused or the model restored, and what
             was found in the last one.
     """
 
     def __init__(self, announcer: Announcer) -> None:
         self._announcer = announcer
-        self.num_restored = self.num_probes = 0
+        self.num_restored = self.num_probes = self.num_transient = 0
         self.current: Incident | None = None
         self.kinds: dict[str, tuple[int, str]] = {}
 

@@ -41,15 +41,15 @@ class Inquiry:
     Attributes:
         steady_left: Batches of low-loss samples still to draw.
         looked_last_at: The step of the last `looks_last`; a resumed run may have more steps, and another end.
+        left_at: Where the last epoch was left.
     """
 
     def __init__(self, parts: Parts, first_steps: FirstSteps) -> None:
         self._parts, self._live, self._experiment = parts, parts.live, parts.experiment
         self._first_steps, self._settlement = first_steps, Settlement(parts)
         self.steady_left = self._most_steady = 0
-        self.looked_last_at = -1
+        self.looked_last_at = self.left_at = -1
         self._damaged_step: int | None = None
-        self._shown_at = -1
         self._last_refused: NDArray[np.int64] | None = None
         self._lr = math.nan
 
@@ -346,17 +346,13 @@ class Inquiry:
         """Whether the model holds a state that is only tried or tested, and not the one that counts as true."""
         return not self._live.is_shown and (self._live.current is not None or self._first_steps.aside is not None)
 
-    def show_true(self, *, step: int, place: int) -> None:
+    def show_true(self, *, step: int) -> None:
         """Put in the state that counts as true, for the user's code after an epoch; `hide_true` takes it out again.
 
         Args:
             step: Steps reported.
-            place: Where the epoch has ended; asked there again, nothing happens.
         """
         live = self._live
-        if self._shown_at == place or not self.is_on_trial:
-            return
-        self._shown_at = place
         live.begin_call(step)
         aside = self._first_steps.aside
         state = aside if aside is not None else self._best_of_test()

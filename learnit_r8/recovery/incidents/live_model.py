@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ... import events
+from ...checkpoint.codec import decode, encode
+from ...checkpoint.state_fit import fill
+from ...checkpoint.state_form import leave_out, pack, unpack
 from ...checkpoint.state_tree import clone, growth, leaves, map_leaves, not_finite
 from ...events.bus import Announcer
 from ..ram_backup import Backup
@@ -20,6 +26,27 @@ MOST_MENDED = 0.5
 SWOLLEN, SWOLLEN_SHARE = 30.0, 0.1
 """How many times as large arrays are that a huge gradient was added to, and their least share of all. Adam's squares
 stay so for thousands of steps, in which the weights hardly move: no loss shows it."""
+
+
+class Saved(NamedTuple):
+    """A state that a file has kept, which takes the form of the live one as it is put in.
+
+    Attributes:
+        parts: What `unpack` returned.
+    """
+
+    parts: Any
+
+    @classmethod
+    def of(cls, content: NDArray[np.uint8]) -> Saved:
+        """What `saved_form` has made the content of."""
+        return cls(unpack(decode(content.tobytes())))
+
+
+def saved_form(state: Any) -> NDArray[np.uint8]:
+    """A state as a file keeps it beside the model's own; what no file can hold stays as it is when it is loaded."""
+    parts = state.parts if isinstance(state, Saved) else leave_out(state, {})
+    return np.frombuffer(encode(pack(parts)), np.uint8)
 
 
 class LiveModel:
@@ -152,8 +179,8 @@ class LiveModel:
         return present
 
     def put_copy(self, present: Any) -> bool:
-        """Put back what `take_present` returned, which is not used afterwards."""
-        if self._restorer is None or not self._restorer.put_state(present, self.step):
+        """Put back what `take_present` returned, or a `Saved` one, which is not used afterwards."""
+        if self._restorer is None or not self._restorer.put_state(self._formed(present), self.step):
             return False
         self.current, self.put_step = None, self.step
         return True
@@ -172,19 +199,35 @@ class LiveModel:
         """Whether the state that counts as true is in the model for a while; see `show`."""
         return self._of_trial is not None
 
+    @property
+    def of_trial(self) -> Any:
+        """The state of the trial while another one is shown, which must not be changed; else None."""
+        return self._of_trial
+
+    def go_on_with(self, of_trial: Saved) -> None:
+        """Put this in as the next batch is drawn: the state of a trial, where a file holds the one that was shown."""
+        self._of_trial = of_trial
+
+    def _formed(self, state: Any) -> Any:
+        """A state that the load callback takes."""
+        get = self._persistence.callbacks.state
+        return fill(state.parts, None if get is None else get()) if isinstance(state, Saved) else state
+
     def show(self, state: Any) -> None:
         """Put a state in for the user's code between two epochs; `hide` puts back what was there, to the bit.
 
         Args:
             state: A backup, or a state set aside, of which a copy is put in.
         """
-        get, restorer = self._persistence.callbacks.state, self._restorer
+        get = self._persistence.callbacks.state
+        # None of its own in a run that was resumed within the trial.
+        restorer = self._restorer = self._restorer or self._persistence.make_restorer()
         if get is None or restorer is None or self.is_shown:
             return
         shortage, of_trial = "", None
         try:
             of_trial = clone(get())
-            state = state if isinstance(state, Backup) else clone(state)
+            state = state if isinstance(state, Backup) else clone(self._formed(state))
         except MemoryError:
             shortage = "no memory"
         if self._persistence.agreement.agree(shortage):
@@ -197,8 +240,11 @@ class LiveModel:
     def hide(self) -> None:
         """Put the state of the trial back that `show` has set aside, if there is one."""
         of_trial, self._of_trial = self._of_trial, None
-        if of_trial is not None and self._restorer is not None:
-            self._restorer.put_state(of_trial, self.step)
+        if of_trial is None:
+            return
+        self._restorer = self._restorer or self._persistence.make_restorer()
+        if self._restorer is not None:
+            self._restorer.put_state(self._formed(of_trial), self.step)
 
     def end(self) -> None:
         """End an experiment: drop the state set aside."""

@@ -362,11 +362,14 @@ class WithProbes:
             return self._fetch_last()
 
     def _fetch_last(self) -> Any:
-        """Fetch a probe before the run ends, if its last losses were unusual."""
+        """Fetch a probe before the run ends, if its last losses were unusual; else the epoch is over."""
         batches, r8 = self._batches, self._batches.r8
+        batches.trainer.settle()
         if r8.is_over and not batches.waiting and r8.controller.experiment.can_probe:
-            batches.trainer.settle()
-            return self._fetch(batches.reader.draw_probe())
+            probe = batches.reader.draw_probe()
+            if probe is not None:
+                return self._fetch(probe)
+        r8.host.leave_epoch()
         raise StopIteration
 
     def _fetch(self, rows: Any) -> Any:

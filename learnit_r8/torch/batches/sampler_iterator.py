@@ -87,6 +87,8 @@ class SamplerIterator:
         if ticket is None:
             self._is_exhausted = True
             self._warn_if_silent()
+            if not self._num_ahead:
+                batches.trainer.settle()
             batches.r8.host.leave_epoch()
             raise StopIteration
         self._is_exhausted = False

@@ -75,10 +75,14 @@ class Hand:
         inputs: Holds what the model was given last; None where the batch itself can run again.
         reported: The batch whose loss is being reported.
         good: The last one whose loss was good.
+        start: The random generators as the batch came, and copies of the buffers of a model; None where they are not
+            held.
     """
 
     def __init__(self, *, keeps_generators: bool) -> None:
         self.keeps_generators = keeps_generators
+        self.start: tuple[Any, list[torch.Tensor]] | None = None
+        self._model: torch.nn.Module | None = None
         self.batch: Any = None
         self.inputs: LastInputs | None = None
         self.reported: Held | None = None
@@ -93,6 +97,10 @@ class Hand:
             # A scripted module cannot be watched.
             self.inputs = None
 
+    def hold_starts(self, model: torch.nn.Module) -> None:
+        """Hold the start of each batch from the next one on, from which its step can be computed once more."""
+        self._model = model
+
     def pass_on(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The same batches, each held until the next one."""
         for batch in batches:
@@ -102,8 +110,10 @@ class Hand:
     def hold(self, batch: Any) -> None:
         """Hold a batch, as the training on it begins; and the random generators, if they are to be kept."""
         self.batch = batch
-        if self.keeps_generators:
+        if self.keeps_generators or self._model is not None:
             self._generators = hold_random_state()
+        if self._model is not None:
+            self.start = self._generators, [each.detach().clone() for each in self._model.buffers()]
 
     def take(self, ticket: Ticket) -> Held:
         """The batch in hand, as its loss is noted."""

@@ -83,10 +83,16 @@ class LossReports:
         return ticket
 
     def tell(
-        self, ticket: Ticket, values: torch.Tensor, count: int, norm: torch.Tensor | None, skipped: torch.Tensor | None
-    ) -> Outcome:
-        """Report what `values_of` returned, with the norm of the gradient and whether the step was left out."""
+        self, ticket: Ticket, values: torch.Tensor, count: int, norm: torch.Tensor | None,
+        skipped: torch.Tensor | None, again: torch.Tensor | None = None,
+    ) -> Outcome:  # fmt: skip
+        """Report what `values_of` returned, with the norm of the gradient and whether the step was left out.
+
+        ``again`` is the loss of the batch, computed once more, in place of values that are not finite.
+        """
         pipeline = self._pipeline
+        if again is not None:
+            values = torch.where(torch.isfinite(values), values, again.to(values))
         self._note_rate()
         if self._is_direct and norm is None and skipped is None and values.is_cpu and pipeline.recorded is None:
             outcome = pipeline.tell_now(ticket, values.numpy() if count else float(values))

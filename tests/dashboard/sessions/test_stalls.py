@@ -33,8 +33,9 @@ def steps_of(tmp_path, how, *, seconds, reads):
     with Terminal(["-c", STEPS, str(path), str(seconds), how]) as terminal:
         if how == "screen":
             terminal.wait_for("stall")
-        terminal.wait_for_end(reads=reads)
+        code = terminal.wait_for_end(reads=reads)
         ended = time.time()
+        assert code == 0, (code, terminal.raw[-3000:].decode(errors="replace"))
         took = json.loads(path.read_text())
         took["exit_seconds"] = ended - path.stat().st_mtime
         took["raw"] = terminal.raw

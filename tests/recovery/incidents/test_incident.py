@@ -29,7 +29,9 @@ def text_of(incident, **more):
 @pytest.mark.parametrize(("count", "text"), [(1, "the refused batch was"), (3, "the 3 refused batches were")])
 def test_without_a_finding_the_batches_were_to_blame(count, text):
     """An incident that ended without an experiment ended with a good batch, which clears the weights."""
-    assert Incident(5, "not finite", count).conclusion == f"{text} to blame, not the weights: the next one was good."
+    said = "or a transient fault (not tested), not the weights: the next one was good."
+    assert Incident(5, "not finite", count).conclusion == f"{text} to blame, {said}"
+    assert Incident(5, "spike", count).conclusion == f"{text} to blame, not the weights: the next one was good."
 
 
 def test_last_finding_is_the_conclusion():

@@ -42,3 +42,13 @@ def test_validation_on_two_ranks_sees_no_weights_on_trial(pair):
     assert {loss for loss, *_ in within} == {before[0]}
     assert {weights for *_, weights in within} == {before[3]}
     assert len({begun for *_, begun, _ in within}) == len(within)
+
+
+@pytest.mark.parametrize("damages", [False, True])
+def test_rank_that_leaves_the_run_by_a_break_asks_no_other(pair, tmp_path, damages):
+    """Its close() does not wait for the others, puts nothing back and saves nothing; it says so, and what it saw."""
+    for said, is_finite, num_files in pair.run(jobs.left_run, tmp_path, damages):
+        assert num_files == 0
+        assert is_finite != damages
+        [said] = [each for each in said if each.startswith("one of several processes has left the run at step")]
+        assert ("is not finite" in said) == damages
