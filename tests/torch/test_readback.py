@@ -128,7 +128,7 @@ def test_nan_heals_late(nan_at, workers):
 @RESTORES
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_losses_that_are_heard_together_with_a_restore_are_closed():
-    """At the end of an epoch several are read at once: those behind the one that puts the model back are no batches out."""
+    """Where an epoch ends several are read at once: those behind the one that puts the model back are given up."""
     adapter = adapted(sharing=Slow(5), recovery=no_steady(), num_epochs=2, backup_every=4)
     number, out = 0, []
     for _ in adapter.epochs():
