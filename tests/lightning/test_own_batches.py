@@ -409,6 +409,6 @@ def test_the_place_of_an_incident_is_found_by_running_the_step_again():
     train(hurt, callbacks=[callback])
 
     (cause, *_) = heard.of(events.CauseFound)
-    # The optimizer has taken its step by then, and has spread it.
-    assert "as `net.0.weight`; batches and gradients are not to blame" in cause.text
+    # Before the optimizer takes its step, which would spread it.
+    assert "1 of the weights `net.0.weight` is not finite, and all others are" in cause.text
     assert not {"log", "log_dict"} & vars(hurt).keys()

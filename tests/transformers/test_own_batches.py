@@ -209,8 +209,8 @@ def test_the_place_of_an_incident_is_found_by_computing_the_loss_again(tmp_path,
     run(tmp_path, OwnLoss, nan_at=29, r8=settings)
 
     (cause, *_) = heard.of(events.CauseFound)
-    # The optimizer has taken its step by then, and has spread it.
-    assert "as `net.0.weight`; batches and gradients are not to blame" in cause.text
+    # Before the optimizer takes its step, which would spread it.
+    assert "1 of the weights `net.0.weight` is not finite, and all others are" in cause.text
 
 
 class Spoilt(Digits):
@@ -242,3 +242,62 @@ def test_a_resumed_training_numbers_its_incidents_on(tmp_path):
         loss = incident.replay(Hurt(), lambda model, batch: trainer.compute_loss(model, batch))
         assert incident.batch["images"].isnan().any()
         assert torch.isnan(loss)
+
+
+class Swelling(Digits):
+    """The rows from this one on are far too large."""
+
+    def __init__(self, number):
+        self.first, self.count = number, 0
+
+    def __getitem__(self, index):
+        row, self.count = super().__getitem__(index), self.count + 1
+        is_bad = self.count > self.first
+        return {**row, "images": row["images"] * 1e4} if is_bad else row
+
+
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_refused_batch_is_neither_learned_from_nor_logged(tmp_path, batches, accumulate):
+    """As the last of the run it leaves the weights as they were before it, and the mean loss as that of the others."""
+    common = {
+        "gradient_accumulation_steps": accumulate,
+        "logging_strategy": "epoch",
+        "num_train_epochs": 8,
+        "learning_rate": 0.03,
+    }
+    trainer = run(tmp_path, Trainer, dataset=Swelling(8 * len(LABELS) - 16), r8={"batches": batches}, **common)
+
+    assert trainer.r8.scheduler.sentry.num_refused >= 1
+    assert [each["loss"] for each in trainer.state.log_history if "loss" in each][-1] < 2.0
+    assert float(cross_entropy(trainer.model.eval().net(IMAGES), LABELS).detach()) < 2.0
+
+
+def test_a_backup_repeats_the_loss_that_it_had(tmp_path, monkeypatch):
+    """Where weights are tested outside of the loop, a batch has the loss that was reported, by all tokens of a step."""
+
+    class Counting(Trainer):
+        """As for a language model: the loss is divided by the items of all batches of a step."""
+
+        is_hurt = False
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            assert num_items_in_batch is not None
+            if self.state.global_step == 40 and not self.is_hurt:
+                self.is_hurt = True
+                for each in model.parameters():
+                    each.data *= 100
+            outputs = model(**inputs)
+            loss = cross_entropy(outputs["logits"], inputs["labels"], reduction="sum") / num_items_in_batch
+            return (loss, outputs) if return_outputs else loss
+
+    monkeypatch.setattr(Hurt, "accepts_loss_kwargs", True, raising=False)
+    heard = record_events()
+    r8 = {"backup_every": 6, "listeners": [heard]}
+    trainer = run(tmp_path, Counting, r8=r8, gradient_accumulation_steps=2, num_train_epochs=8)
+    probes = [each for each in heard.of(events.Probed) if not each.is_present]
+
+    assert trainer.is_hurt
+    # Two batches are one update.
+    assert sum(each.loss for each in probes[:2]) / 2 == pytest.approx(probes[0].record, rel=1e-6)
+    assert heard.of(events.RolledBack)
