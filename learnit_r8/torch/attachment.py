@@ -260,7 +260,10 @@ def _keep(
     generators = None if ahead else Generators(random_state, set_random_state)
     is_repeated = given.repeat is not None and sharing.size == 1
     repeat = Repeat(lambda batch: batch is not None, functools.partial(_loss_again, given)) if is_repeated else None
-    kept = replace(kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect, repeat=repeat)
+    kept = replace(
+        kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect, repeat=repeat,
+        advice=stepper.advice,
+    )  # fmt: skip
     kept = r8.host.adopt(kept, witness_size=accumulate, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
     second_run = SecondRun(whole, stepper, hand, given.run_batch, r8, is_alone=sharing.size == 1)

@@ -118,6 +118,33 @@ def test_nothing_changes_without_an_incident_and_a_nan_is_healed(tmp_path, base,
     assert losses[1] < max(1.25 * losses[0], 0.6)
 
 
+class Parts(Model):
+    """Its loss is the part of the batch in that of all batches of a step, as that of transformers' own models."""
+
+    def forward(self, images, labels=None, num_items_in_batch=None):
+        found = super().forward(images, labels)
+        if num_items_in_batch is None or not self.training:
+            return found
+        return {"loss": cross_entropy(found["logits"], labels, reduction="sum") / num_items_in_batch}
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_losses_of_accumulated_batches_are_those_of_batches(tmp_path, draws):
+    """What is divided by the items of all batches of a step is told as it was; the budget counts all batches."""
+    first = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        heard, kind = record_events(), type("Own", (R8Mixin, Trainer), {})
+        args = arguments(tmp_path, gradient_accumulation_steps=accumulate, max_steps=4)
+        settings = {"batches": draws, "listeners": [heard]}
+        trainer = kind(model=Parts(), args=args, train_dataset=Digits(), r8=settings)
+        trainer.train()
+        first.append(heard.of(events.StepDone)[0].loss)
+        assert trainer.r8.scheduler.global_step == 4 * accumulate
+
+    assert first[0] == pytest.approx(first[1], rel=0.2)
+
+
 def test_resumes_by_the_trainers_checkpoint(tmp_path):
     """A checkpoint of Trainer's in mid-epoch holds the scheduler; the run ends as it would have."""
     whole = state_of(run(tmp_path, Trainer, save_strategy="steps", save_steps=10, save_total_limit=None))
