@@ -204,6 +204,8 @@ class Inquiry:
             # Nothing is known yet: only a state that is damaged is put back.
             if parts.persistence.callbacks.state is None or self._live.is_damaged():
                 self._put_unknown(alarm)
+            # There is no experiment, after which a state that was set aside could come back.
+            self._live.end()
             return
         if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or (is_again and lineage.is_proving):
             known = self._older(known)
