@@ -115,7 +115,7 @@ class Quarantine:
         if has_own:
             return count >= OWN_LOSSES
         # The share of batches without any suspect that were refused is that of passing faults.
-        rate = (self._num_clean_refused + 1) / (self._num_clean + 2)
+        rate = (self._num_clean_refused + 1) / (self._num_clean + 20)
         others = self._num_suspected + self._table.num_samples - self._table.num_seen
         return together == 1 and rate**count * max(10, others) < MOST_CHANCE
 
