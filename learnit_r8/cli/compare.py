@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..dashboard.render.compare import chart_of
+from ..dashboard.render.curves import chart_of
 from ..dashboard.replay import view_of
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View

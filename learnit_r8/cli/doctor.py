@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import __version__
-from ..dashboard.choice import why_plain
+from ..dashboard.live import why_plain
 from ..dashboard.terminal.screen import screen_encoding
 from ..dashboard.text import clean
 from ..dashboard.theme import choose_theme

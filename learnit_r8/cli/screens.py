@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..dashboard.choice import why_plain
 from ..dashboard.event_text import describe
+from ..dashboard.live import why_plain
 from ..dashboard.painter import Painter
 from ..dashboard.render.frame import render
 from ..dashboard.replay import Replay
@@ -75,8 +75,7 @@ def _theme(options: argparse.Namespace, encoding: str = "", ground: str = "") ->
 def _show(owner: Any, options: argparse.Namespace, mode: str) -> None:
     """Draw on the terminal until the person leaves."""
     # Loaded here, because a machine may have no curses.
-    from ..dashboard.terminal.ground import find_ground
-    from ..dashboard.terminal.screen import Screen, UnusableTerminal, screen_encoding
+    from ..dashboard.terminal.screen import Screen, UnusableTerminal, find_ground, screen_encoding
     from ..dashboard.terminal.tty_modes import TtyModes
 
     ui = UiState(mode=mode, view=options.view)

@@ -32,7 +32,17 @@ def describe(event: events.Event) -> EventText | None:
     """The text of an event; None for events that only carry numbers (steps, surveys, backups)."""
     if isinstance(event, _SILENT):
         return None
-    said = _of_trouble(event) or _of_samples(event) or _of_progress(event) or _of_run(event) or _unknown(event)
+    said = _of_trouble(event) or _of_progress(event) or _of_run(event)
+    if said is None:
+        # An event of a later version: its name as words, and its fields.
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).lower()
+        values = []
+        for field in dataclasses.fields(event):
+            if field.name not in ("step", "seconds", "epoch"):
+                value = getattr(event, field.name)
+                text = number(value) if isinstance(value, float) else clean(value, 60)
+                values.append(f"{field.name.replace('_', ' ')} {text}")
+        said = EventText(WARN if _TROUBLE.search(name) else INFO, f"{name}: {', '.join(values)}" if values else name)
     return said._replace(text=clean(said.text))
 
 
@@ -84,11 +94,6 @@ def _of_trouble(event: events.Event) -> EventText | None:
             return EventText(GOOD, f"found: {event.text}" if event.text else "recovered")
         case events.LrRestored():
             return EventText(GOOD, "learning rate back on its schedule")
-    return None
-
-
-def _of_samples(event: events.Event) -> EventText | None:
-    match event:
         case events.SamplesQuarantined():
             return EventText(ALERT, f"quarantine: {event.text}", "Q")
         case events.SamplesReleased():
@@ -115,7 +120,11 @@ def _of_progress(event: events.Event) -> EventText | None:
         case events.CheckpointSaved():
             return EventText(INFO, f"checkpoint {_file_name(event.path)} saved", "C")
         case events.CheckpointLoaded():
-            return EventText(INFO, f"goes on from {_source(event)} at step {event.step:,}")
+            name = _file_name(event.path)
+            source = f"checkpoint {name}"
+            if name.startswith("gen_"):
+                source = f"the backup in shared memory {event.path}, which is newer than every checkpoint on disk,"
+            return EventText(INFO, f"goes on from {source} at step {event.step:,}")
         case events.LrFound():
             return EventText(INFO, f"learning rate {number(event.lr)} found in {event.num_steps} steps")
         case events.Notice():
@@ -165,7 +174,11 @@ def end_of(event: events.RunEnded) -> str:
 def describe_end(event: events.CoolDownBegan) -> str:
     """The end that a cool-down has set, as a sentence."""
     if event.until is not None:
-        end = f"at {_wall_time(event.until)}"
+        try:
+            end = f"at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.until))}"
+        except (OverflowError, ValueError, OSError):
+            # A damaged file of events may hold any number.
+            end = f"at {number(event.until)} s after 1970"
     elif event.total_steps is not None:
         end = f"at step {event.total_steps:,}"
     else:
@@ -177,38 +190,10 @@ def describe_end(event: events.CoolDownBegan) -> str:
 _TROUBLE = re.compile(r"refused|failed|diverged|spike|drift|damaged|lost|abandoned|gave|stall", re.IGNORECASE)
 
 
-def _unknown(event: events.Event) -> EventText:
-    """The text of an event of a later version: its name as words, and its fields."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).lower()
-    fields = [field.name for field in dataclasses.fields(event) if field.name not in ("step", "seconds", "epoch")]
-    values = ", ".join(f"{field.replace('_', ' ')} {_short(getattr(event, field))}" for field in fields)
-    return EventText(WARN if _TROUBLE.search(name) else INFO, f"{name}: {values}" if values else name)
-
-
-def _short(value: object) -> str:
-    return number(value) if isinstance(value, float) else clean(value, 60)
-
-
 def few(samples: tuple[int, ...], most: int) -> str:
     """Positions of the first samples, and the number of the others."""
     return ", ".join(map(str, samples[:most])) + (f" and {len(samples) - most} more" if len(samples) > most else "")
 
 
-def _source(event: events.CheckpointLoaded) -> str:
-    """Where a resumed run comes from."""
-    name = _file_name(event.path)
-    if name.startswith("gen_"):
-        return f"the backup in shared memory {event.path}, which is newer than every checkpoint on disk,"
-    return f"checkpoint {name}"
-
-
 def _file_name(path: str) -> str:
     return re.split(r"[/\\]", path)[-1]
-
-
-def _wall_time(seconds: float) -> str:
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-    except (OverflowError, ValueError, OSError):
-        # A damaged file of events may hold any number.
-        return f"{number(seconds)} s after 1970"

@@ -11,7 +11,6 @@ from typing import Any, TextIO
 
 from ..checkpoint.durable_io import make_first_free, numbered, open_output
 from .render.pages import PAGES
-from .render.samples import marked_rows
 from .state.ui_state import Scene, UiState
 from .state.view import View
 from .text import Line, width_of
@@ -32,6 +31,9 @@ def export_csv(view: View, ui: UiState, scene: Scene, folder: str | os.PathLike[
     Raises:
         OSError: the file cannot be written.
     """
+    # The modules of the pages are loaded when they are needed, here as on the screen.
+    from .render.samples import marked_rows
+
     of_marked = ui.view == "samples" and bool(ui.marked)
     stem = Path(folder) / f"{'marked' if of_marked else ui.view}-{view.step}"
 

@@ -47,12 +47,12 @@ class Binding:
     opens: str = ""
 
 
-def _page(name: str) -> Change:
-    return lambda ui, view: _to(ui, name)
-
-
 def _to(ui: UiState, view: str) -> UiState:
     return replace(ui, view=view, scroll=0, selected=0, inspected=None)
+
+
+def _page(name: str) -> Change:
+    return lambda ui, view: _to(ui, name)
 
 
 def _neighbour(by: int) -> Change:
@@ -175,13 +175,19 @@ def press(key: str, ui: UiState, view: View) -> tuple[UiState, Action | None]:
     No single key ends a run: q asks first.
     """
     if ui.typing is not None:
-        return _typed(key, ui), None
+        if key == "enter":
+            return replace(ui, typing=None, filter=ui.typing, scroll=0, selected=0), None
+        return replace(ui, typing=None if key == "escape" else _edited(ui.typing, key)), None
     if ui.asking is not None:
-        return _answered(key, ui)
+        if key == "enter":
+            return replace(ui, asking=None, asked=ui.asking), Action.COOL_DOWN
+        return replace(ui, asking=None if key == "escape" else _edited(ui.asking, key)), None
     if ui.menu:
         return replace(ui, menu=False), MENU.get(key)
     if ui.help:
-        return _in_help(key, ui), None
+        if key not in _HELP_ROWS:
+            return replace(ui, help=False, help_scroll=0), None
+        return replace(ui, help_scroll=min(MOST_HELP, max(0, ui.help_scroll + _HELP_ROWS[key]))), None
     for binding in TABLE:
         if key in binding.keys and works(binding, ui):
             return (ui, binding.act) if isinstance(binding.act, Action) else (binding.act(ui, view), None)
@@ -189,31 +195,7 @@ def press(key: str, ui: UiState, view: View) -> tuple[UiState, Action | None]:
 
 
 _HELP_ROWS = {"up": -1, "k": -1, "down": 1, "j": 1, "page up": -PAGE, "page down": PAGE, "home": -MOST_SCROLL}
-
-
-def _in_help(key: str, ui: UiState) -> UiState:
-    """The keys that scroll do so in the help; every other key closes it."""
-    if key not in _HELP_ROWS:
-        return replace(ui, help=False, help_scroll=0)
-    return replace(ui, help_scroll=min(MOST_HELP, max(0, ui.help_scroll + _HELP_ROWS[key])))
-
-
-def _typed(key: str, ui: UiState) -> UiState:
-    typing = ui.typing or ""
-    if key == "enter":
-        return replace(ui, typing=None, filter=typing, scroll=0, selected=0)
-    if key == "escape":
-        return replace(ui, typing=None)
-    return replace(ui, typing=_edited(typing, key))
-
-
-def _answered(key: str, ui: UiState) -> tuple[UiState, Action | None]:
-    """The state after a key in the question for the length of a cool-down, and the action once it is answered."""
-    if key == "enter":
-        return replace(ui, asking=None, asked=ui.asking or ""), Action.COOL_DOWN
-    if key == "escape":
-        return replace(ui, asking=None), None
-    return replace(ui, asking=_edited(ui.asking or "", key)), None
+"""The keys that scroll do so in the help; every other key closes it."""
 
 
 def _edited(text: str, key: str) -> str:

@@ -160,7 +160,17 @@ class Painter:
 
     def _turn(self) -> None:
         """Do one round: leave or come back, wait, answer keys, draw."""
-        if self._follow_suspension():
+        # `suspend` or `resume` may have asked for the screen to be left or taken again.
+        wants_away = self._num_suspended > 0 or self._clock() < self._back_at
+        if wants_away and not self._is_away:
+            self._leave()
+            self._has_left.set()
+        elif self._is_away and not wants_away and not is_in_background():
+            if self._capture is not None:
+                self._capture.resume()
+            self._screen.come_back()
+            self._is_away, self._next_draw = False, -math.inf
+        if self._is_away:
             until_back = FRAME_SECONDS if self._num_suspended else max(0.01, self._back_at - self._clock())
             self._screen.wait(until_back, for_keys=False)
             return
@@ -181,19 +191,6 @@ class Painter:
         if now >= self._next_draw and not self._is_stopping:
             self._draw(now)
 
-    def _follow_suspension(self) -> bool:
-        """Leave the screen or take it again if `suspend` or `resume` asked for it; returns whether it is left."""
-        wants_away = self._num_suspended > 0 or self._clock() < self._back_at
-        if wants_away and not self._is_away:
-            self._leave()
-            self._has_left.set()
-        elif self._is_away and not wants_away and not is_in_background():
-            if self._capture is not None:
-                self._capture.resume()
-            self._screen.come_back()
-            self._is_away, self._next_draw = False, -math.inf
-        return self._is_away
-
     def _leave(self) -> None:
         """Leave the screen, and let printed text through meanwhile."""
         self._screen.leave()
@@ -204,35 +201,29 @@ class Painter:
     def _press(self, key: str) -> None:
         if key == "ctrl-z":
             if hasattr(signal, "SIGTSTP"):
-                self._stop_job()
+                self._leave()
+                # To the whole job, as the terminal does elsewhere; the system does not stop a job that has no shell to
+                # continue it, and a continued job takes the screen again.
+                os.kill(0, signal.SIGTSTP)
             return
         self.ui, action = press(key, self.ui, self.view)
         if action is not None:
-            self._act(action)
-
-    def _act(self, action: Action) -> None:
-        screen, scene = self._screen, self._owner.scene()
-        folder = scene.folder or os.curdir
-        match action:
-            case Action.REPAINT:
-                screen.repaint()
-            case Action.THEME:
-                screen.theme = screen.theme.next()
-                screen.repaint()
-            case Action.EXPORT_CSV:
-                self.say(_saved(lambda: export_csv(self.view, self.ui, scene, folder)))
-            case Action.EXPORT_SVG:
-                self.say(_saved(lambda: export_svg(self.lines, screen.theme, self.view.step, folder)))
-            case Action.LEAVE:
-                self._is_stopping = True
-            case _:
-                self.say(self._owner.act(action))
-
-    def _stop_job(self) -> None:
-        """Give the terminal to the shell and stop the job, as Ctrl-Z does elsewhere; a continued job takes it again."""
-        self._leave()
-        # To the whole job, as the terminal does; the system does not stop a job that has no shell to continue it.
-        os.kill(0, signal.SIGTSTP)
+            screen, scene = self._screen, self._owner.scene()
+            folder = scene.folder or os.curdir
+            match action:
+                case Action.REPAINT:
+                    screen.repaint()
+                case Action.THEME:
+                    screen.theme = screen.theme.next()
+                    screen.repaint()
+                case Action.EXPORT_CSV:
+                    self.say(_saved(lambda: export_csv(self.view, self.ui, scene, folder)))
+                case Action.EXPORT_SVG:
+                    self.say(_saved(lambda: export_svg(self.lines, screen.theme, self.view.step, folder)))
+                case Action.LEAVE:
+                    self._is_stopping = True
+                case _:
+                    self.say(self._owner.act(action))
 
     def _draw(self, now: float) -> None:
         screen = self._screen

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
+import queue
 import sys
+import threading
 from typing import TextIO
 
 from .. import events
 from .event_text import INFO, describe, describe_data, describe_end, end_of, few
-from .terminal.async_writer import AsyncWriter
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -68,11 +70,16 @@ class PlainLog:
                 return f"{self._where(event)}  {speed:,.0f} samples/s  {_left(event)}"
             case events.RunStarted():
                 self._run = event
-                return f"{event.name or 'run'}: {describe_data(event)}, {_budget(event)}"
-            case events.CoolDownBegan() if self._run is not None:
-                total, seconds = event.total_steps, event.train_duration_seconds
-                self._run = dataclasses.replace(self._run, total_steps=total, train_duration_seconds=seconds)
-        return _of_training(event) or _of_run(event) or _of_other(event)
+                budget = f"{event.total_steps} steps" if event.total_steps else "no end set yet"
+                if not event.total_steps and event.train_duration_seconds is not None:
+                    budget = f"{event.train_duration_seconds:g} s"
+                return f"{event.name or 'run'}: {describe_data(event)}, {budget}"
+            case events.CoolDownBegan():
+                if self._run is not None:
+                    total, seconds = event.total_steps, event.train_duration_seconds
+                    self._run = dataclasses.replace(self._run, total_steps=total, train_duration_seconds=seconds)
+                return f"step {event.step}: {describe_end(event)}"
+        return _of_state(event)
 
     def _where(self, event: events.StepDone | events.EpochDone) -> str:
         run, epochs, steps = self._run, "", ""
@@ -84,8 +91,12 @@ class PlainLog:
         return f"{where}  loss {event.loss:.4g}" + (f"  lr {event.lr:.3g}" if math.isfinite(event.lr) else "")
 
 
-def _of_training(event: events.Event) -> str:
-    """A line for an event of the model or its learning rate; "" for other events."""
+_SHOWN = (events.RunResumed, events.CheckpointLoaded, events.Probed)
+"""Events that get a line though they are mere information."""
+
+
+def _of_state(event: events.Event) -> str:
+    """A line for an event that needs no other one; "" for mere information but that of a few kinds."""
     match event:
         case events.BatchRefused():
             samples = f", samples {few(event.samples, 8)}" if event.samples else ""
@@ -97,20 +108,14 @@ def _of_training(event: events.Event) -> str:
             return f"step {event.step}: out of quarantine: samples {few(event.samples, 8)}"
         case events.LrFound():
             return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
-    return ""
-
-
-def _of_run(event: events.Event) -> str:
-    """A line for an event of the run, or of a request to it; "" for other events."""
-    match event:
-        case events.Notice() if not event.is_warning:
-            return event.text
+        case events.Notice():
+            return "" if event.is_warning else event.text
+        case events.BatchAbandoned():
+            return ""
         case events.CheckpointSaved():
             return f"step {event.step}: saved {event.path}"
         case events.RunPaused():
             return f"step {event.step}: paused{_because(event.reason)}"
-        case events.CoolDownBegan():
-            return f"step {event.step}: {describe_end(event)}"
         case events.RunStopped():
             return f"step {event.step}: {'ends early' if event.is_early else 'stopped'}{_because(event.reason)}"
         case events.MetricsLogged():
@@ -118,28 +123,13 @@ def _of_run(event: events.Event) -> str:
             return f"step {event.at_step}: {values}"
         case events.RunEnded():
             return f"{end_of(event)} after {event.step} steps, {_clock(event.seconds)}"
-    return ""
-
-
-def _budget(event: events.RunStarted) -> str:
-    if event.total_steps:
-        return f"{event.total_steps} steps"
-    return f"{event.train_duration_seconds:g} s" if event.train_duration_seconds is not None else "no end set yet"
+    said = describe(event)
+    is_shown = said is not None and (said.level != INFO or isinstance(event, _SHOWN))
+    return f"step {event.step}: {said.text}" if said is not None and is_shown else ""
 
 
 def _because(reason: str) -> str:
     return f" ({reason})" if reason else ""
-
-
-_SHOWN = (events.RunResumed, events.CheckpointLoaded, events.Probed)
-"""Events that get a line though they are mere information."""
-
-
-def _of_other(event: events.Event) -> str:
-    """Return a line for any other event that is shown: warnings, errors and a few kinds; "" for the rest."""
-    said = None if isinstance(event, events.Notice | events.BatchAbandoned) else describe(event)
-    is_shown = said is not None and (said.level != INFO or isinstance(event, _SHOWN))
-    return f"step {event.step}: {said.text}" if said is not None and is_shown else ""
 
 
 def _left(event: events.StepDone | events.EpochDone) -> str:
@@ -153,3 +143,42 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+MOST_WAITING = 1000
+
+
+class AsyncWriter:
+    """Writes lines in order, and drops lines while a thousand of them wait."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.Queue[tuple[int, bytes] | threading.Event] = queue.Queue(MOST_WAITING)
+        self._thread: threading.Thread | None = None
+
+    def write(self, descriptor: int, text: str) -> None:
+        """Queue a text for a descriptor. Never waits."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait((descriptor, text.encode("utf-8", errors="replace")))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="r8-lines", daemon=True)
+            self._thread.start()
+
+    def finish(self, seconds: float) -> bool:
+        """Wait until everything is written, at most some seconds; returns whether it is."""
+        if self._thread is None:
+            return True
+        done = threading.Event()
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(done)
+        return done.wait(seconds)
+
+    def _run(self) -> None:
+        while True:
+            task = self._waiting.get()
+            if isinstance(task, threading.Event):
+                task.set()
+                continue
+            descriptor, data = task
+            with contextlib.suppress(OSError):
+                while data:
+                    data = data[os.write(descriptor, data) :]

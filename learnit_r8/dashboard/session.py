@@ -17,12 +17,11 @@ from ..events.condenser import Condenser
 from ..events.system import SystemMonitor
 from .event_text import end_of
 from .painter import Painter
+from .plain import AsyncWriter
 from .state.ui_state import Action, Scene, UiState
 from .state.view import View
-from .terminal.async_writer import AsyncWriter
 from .terminal.capture import STDERR, Capture
-from .terminal.ground import find_ground
-from .terminal.screen import Screen, UnusableTerminal, screen_encoding
+from .terminal.screen import Screen, UnusableTerminal, find_ground, screen_encoding
 from .terminal.terminal_hooks import TerminalHooks
 from .terminal.tty_modes import STDOUT, TtyModes
 from .text import clean, counted
@@ -95,6 +94,7 @@ class ScreenSession:
         self._is_detached = self._wants_pause = False
         self._request: Request | None = None
         self._monitor = SystemMonitor()
+        self._capture: Capture | None = None
 
     def hear(self, event: events.Event) -> None:
         """Queue an event; on the training thread."""
@@ -107,7 +107,11 @@ class ScreenSession:
         """Take the terminal, on the main thread; calls ``ended`` where that fails."""
         self._modes = TtyModes()
         self._screen = Screen(choose_theme(encoding=screen_encoding(), ground=find_ground()), self._modes)
-        self._capture = self._open_capture()
+        path = os.path.join(self._folder, "output.log") if self._folder else None
+        for place in (path, None):
+            with contextlib.suppress(OSError):
+                self._capture = Capture(place)
+                break
         self._painter = Painter(self._screen, self, UiState(), capture=self._capture)
         self._hooks = TerminalHooks(self)
         self.is_on = True
@@ -120,13 +124,6 @@ class ScreenSession:
         self._hooks.opened()
         if not self.is_on:
             self._hooks.remove()
-
-    def _open_capture(self) -> Capture | None:
-        path = os.path.join(self._folder, "output.log") if self._folder else None
-        for place in (path, None):
-            with contextlib.suppress(OSError):
-                return Capture(place)
-        return None
 
     def _paint(self) -> None:
         """Run the loop of the screen's thread."""
@@ -155,11 +152,18 @@ class ScreenSession:
     def scene(self) -> Scene:
         """The time, the captured output, and whether the run is paused."""
         requests, painter = self._requests, self._painter
-        self._take_output()
+        new = self._capture.new_lines() if self._capture is not None else []
+        if new:
+            self._num_lines += len(new)
+            self._lines = (self._lines + new)[-MOST_LINES:]
         if painter.ui.view == "output":
             self._num_read = self._num_lines
         arrived, seconds = self._anchor
         stands = requests.is_paused or self.view.ended is not None
+        # The request of a key that the training has not answered yet; "" for none.
+        request = self._request
+        if request is not None and (request.is_answered() or time.monotonic() > request.until):
+            request = self._request = None
         return Scene(
             now=seconds + (0.0 if stands else time.monotonic() - arrived),
             output=self._lines,
@@ -167,26 +171,13 @@ class ScreenSession:
             num_unread=self._num_lines - self._num_read,
             is_paused=requests.is_paused,
             folder=self._folder,
-            said=self._open_request(),
+            said="" if request is None else request.text,
             load=self._monitor.load(),
         )
-
-    def _open_request(self) -> str:
-        """The request of a key that the training has not answered yet; "" for none."""
-        request = self._request
-        if request is not None and (request.is_answered() or time.monotonic() > request.until):
-            request = self._request = None
-        return "" if request is None else request.text
 
     def _ask(self, text: str, is_answered: Callable[[], bool]) -> str:
         self._request = Request(text, is_answered, time.monotonic() + REQUEST_SECONDS)
         return ""
-
-    def _take_output(self) -> None:
-        new = self._capture.new_lines() if self._capture is not None else []
-        if new:
-            self._num_lines += len(new)
-            self._lines = (self._lines + new)[-MOST_LINES:]
 
     def act(self, action: Action) -> str:
         """Pass on the request of a key; the training answers after its step."""
@@ -200,32 +191,28 @@ class ScreenSession:
                 requests.stop("requested on the screen")
                 return self._ask("stopping after this step, and saving...", lambda: self.view.ended is not None)
             case Action.COOL_DOWN:
-                return self._cool_down(self._painter.ui.asked)
+                try:
+                    self._requests.cool_down(self._painter.ui.asked, "on the screen")
+                except ValueError as error:
+                    return f"no cool-down: {error}"
+                return "cool-down requested, after this step..."
             case Action.PAUSE:
-                return self._pause_or_go_on()
+                # A request counts too: the second press may come before the step has ended.
+                if self._requests.is_paused or self._wants_pause:
+                    self._wants_pause = False
+                    self._request = None
+                    self._requests.resume()
+                    return "going on"
+                if launcher.num_ranks_of() > 1:
+                    return "no pause: several processes train together"
+                self._wants_pause = True
+                self._requests.pause("requested on the screen")
+                return self._ask(
+                    "pausing after this step...", lambda: self._requests.is_paused or not self._wants_pause
+                )
             case Action.DETACH:
                 self.detach()
         return ""
-
-    def _cool_down(self, text: str) -> str:
-        try:
-            self._requests.cool_down(text, "on the screen")
-        except ValueError as error:
-            return f"no cool-down: {error}"
-        return "cool-down requested, after this step..."
-
-    def _pause_or_go_on(self) -> str:
-        # A request counts too: the second press may come before the step has ended.
-        if self._requests.is_paused or self._wants_pause:
-            self._wants_pause = False
-            self._request = None
-            self._requests.resume()
-            return "going on"
-        if launcher.num_ranks_of() > 1:
-            return "no pause: several processes train together"
-        self._wants_pause = True
-        self._requests.pause("requested on the screen")
-        return self._ask("pausing after this step...", lambda: self._requests.is_paused or not self._wants_pause)
 
     def detach(self) -> None:
         """Close the screen; the training goes on with plain lines."""
@@ -263,7 +250,22 @@ class ScreenSession:
             self._capture.stop()
         self._hooks.remove()
         if was_on and not is_stuck:
-            self._say_goodbye()
+            writer, view = AsyncWriter(), self.view
+            for line in self._capture.tail(TAIL_LINES) if self._capture is not None else ():
+                writer.write(STDOUT, f"{clean(line)}\n")
+            for event in self.events():
+                view.fold(event)
+            name = view.run.name if view.run and view.run.name else "run"
+            how = "left" if view.ended is None else end_of(view.ended)
+            loss = "" if view.last is None else f", loss {view.last.last_loss:.4g}"
+            best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
+            alerts = f", {counted(view.num_alerts, 'warning')}" if view.num_alerts else ""
+            farewell = [f"{name} {how} after {view.step:,} steps, {view.seconds:,.0f} s{loss}{best}{alerts}"]
+            if self._folder:
+                farewell.append(f"see it again: learnit-r8 replay {self._folder}")
+            for line in farewell:
+                writer.write(STDERR, f"r8 {clean(line)}\n")
+            writer.finish(END_SECONDS)
 
     def _end_thread(self) -> bool:
         """End the thread of the screen; returns whether it was stuck in a terminal that does not read."""
@@ -283,25 +285,3 @@ class ScreenSession:
             self._hooks.abandon(thread)
             self._modes.abandon(self._screen.leaving)
         return tries > 0
-
-    def _say_goodbye(self) -> None:
-        """Print the last captured lines and the end of the run on the normal screen."""
-        writer, view = AsyncWriter(), self.view
-        for line in self._capture.tail(TAIL_LINES) if self._capture is not None else ():
-            writer.write(STDOUT, f"{clean(line)}\n")
-        for event in self.events():
-            view.fold(event)
-        for line in _farewell(view, self._folder):
-            writer.write(STDERR, f"r8 {clean(line)}\n")
-        writer.finish(END_SECONDS)
-
-
-def _farewell(view: View, folder: str) -> Iterator[str]:
-    ended, name = view.ended, view.run.name if view.run and view.run.name else "run"
-    how = "left" if ended is None else end_of(ended)
-    loss = "" if view.last is None else f", loss {view.last.last_loss:.4g}"
-    best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
-    alerts = f", {counted(view.num_alerts, 'warning')}" if view.num_alerts else ""
-    yield f"{name} {how} after {view.step:,} steps, {view.seconds:,.0f} s{loss}{best}{alerts}"
-    if folder:
-        yield f"see it again: learnit-r8 replay {folder}"

@@ -1,4 +1,4 @@
-"""Text that is safe to show: no control sequences, and a known width in terminal cells."""
+"""Text that is safe to show: no control sequences, and a known width in terminal cells; and names of metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import NamedTuple
 
 REPLACEMENT = "?"
@@ -53,28 +54,25 @@ def clean(text: object, most: int = 400) -> str:
     """
     text = str(text)[: 4 * most]
     if not _PLAIN.match(text):
-        text = _cleaned(_SEQUENCES.sub("", text))
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _cleaned(text: str) -> str:
-    kept: list[str] = []
-    marks = 0
-    for character in text:
-        kind = unicodedata.category(character)
-        if kind[0] == "M":
-            marks += 1
-            # A mark needs a base character; variation selectors change the width in some terminals only.
-            if marks > _MOST_MARKS or not kept or kind == "Me" or unicodedata.name(character, "").startswith("VAR"):
-                continue
-            kept.append(character)
-            continue
+        text = _SEQUENCES.sub("", text)
+        kept: list[str] = []
         marks = 0
-        if character in "\t\n\r\v\f" or kind[0] == "Z":
-            kept.append(" ")
-        else:
-            kept.append(REPLACEMENT if kind[0] == "C" else character)
-    return "".join(kept)
+        for character in text:
+            kind = unicodedata.category(character)
+            if kind[0] == "M":
+                marks += 1
+                # A mark needs a base character; variation selectors change the width in some terminals only.
+                if marks > _MOST_MARKS or not kept or kind == "Me" or unicodedata.name(character, "").startswith("VAR"):
+                    continue
+                kept.append(character)
+                continue
+            marks = 0
+            if character in "\t\n\r\v\f" or kind[0] == "Z":
+                kept.append(" ")
+            else:
+                kept.append(REPLACEMENT if kind[0] == "C" else character)
+        text = "".join(kept)
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 @functools.lru_cache(4096)
@@ -107,15 +105,14 @@ def in_ascii(text: str) -> str:
     """
     if text.isascii():
         return text
-    return "".join(character if character.isascii() else _likeness(character) for character in text)
-
-
-def _likeness(character: str) -> str:
-    size = cell_width(character)
-    if character in _LIKE:
-        return _LIKE[character]
-    base = unicodedata.normalize("NFKD", character)[:1]
-    return (base if base.isascii() and base.isprintable() else "?").ljust(size, "?")[:size]
+    like = ""
+    for character in text:
+        if character.isascii() or character in _LIKE:
+            like += _LIKE.get(character, character)
+            continue
+        base, size = unicodedata.normalize("NFKD", character)[:1], cell_width(character)
+        like += (base if base.isascii() and base.isprintable() else "?").ljust(size, "?")[:size]
+    return like
 
 
 _LIKE = {"±": "~", "…": ".", "▲": "^", "●": "*", "→": ">"}
@@ -242,3 +239,36 @@ def counted(count: int, word: str) -> str:
 def share(value: float, digits: int = 1) -> str:
     """A share as per cent."""
     return f"{100 * value:.{digits}f}%" if math.isfinite(value) else "?"
+
+
+TRAINING = frozenset(("train", "training"))
+HELD_OUT = frozenset(("val", "valid", "validation", "eval", "test", "dev"))
+
+_WORD = re.compile(r"[/_.\- ]+")
+
+
+def stem_of(name: str) -> str:
+    """The name without the words that say which data it was measured on.
+
+    >>> stem_of("val_loss"), stem_of("train/loss"), stem_of("test")
+    ('loss', 'loss', 'test')
+    """
+    words = [word for word in _WORD.split(name) if word.lower() not in TRAINING | HELD_OUT]
+    return "_".join(words) if words else name
+
+
+def is_held_out(name: str) -> bool:
+    """Whether it was measured on data that was not trained on."""
+    return any(word in HELD_OUT for word in _WORD.split(name.lower()))
+
+
+def grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    """Metrics that belong over each other, by their stem: those of the training first.
+
+    >>> grouped(["val_loss", "accuracy", "train_loss"])
+    {'loss': ['train_loss', 'val_loss'], 'accuracy': ['accuracy']}
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(stem_of(name), []).append(name)
+    return {stem: sorted(members, key=is_held_out) for stem, members in groups.items()}

@@ -117,7 +117,13 @@ class Watch:
     def scene(self) -> Scene:
         """The time, the output, and the state of the process."""
         state = self.state
-        self._read_output()
+        with contextlib.suppress(OSError, ValueError):
+            new = [line.decode("utf-8", errors="replace")[:10_000] for line in self._output_file.read(OUTPUT_BYTES)]
+            self._num_output += len(new)
+            self._output = (self._output + new)[-MOST_OUTPUT:]
+        if self._other is not None:
+            for event in self._other.events():
+                self._other.view.fold(event)
         now = None
         if state.word in ("running", "stalled") and not self.view.is_paused and self._heard == self._heard:
             now = self.view.seconds + max(0.0, self._wall() - self._heard)
@@ -129,15 +135,8 @@ class Watch:
             folder=os.fspath(self.run.folder),
             said="" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}",
             load=self._load_of_machine() if state.word == "running" else None,
-            other=self._follow_other(),
+            other=None if self._other is None else self._other.view,
         )
-
-    def _follow_other(self) -> View | None:
-        if self._other is None:
-            return None
-        for event in self._other.events():
-            self._other.view.fold(event)
-        return self._other.view
 
     def _load_of_machine(self) -> Load | None:
         """The load of this machine, if the run is on it."""
@@ -147,12 +146,6 @@ class Watch:
         if self._monitor is None:
             self._monitor = SystemMonitor(int(settings["process"]), clock=self._clock)
         return self._monitor.load()
-
-    def _read_output(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            new = [line.decode("utf-8", errors="replace")[:10_000] for line in self._output_file.read(OUTPUT_BYTES)]
-            self._num_output += len(new)
-            self._output = (self._output + new)[-MOST_OUTPUT:]
 
     def act(self, action: Action) -> str:
         """Say how to ask the training, which a viewer does not do."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .._validation import is_number, whole_number
-from ..table.early import FirstLosses
 from ..table.records import LARGEST_LOSS
+from ..table.trend import FirstLosses
 from .level_shift import ALARM, BLOCK, WILD, WORTH_OF_A_SPIKE, raised_by
 from .thresholds import (
     MEMORY_OF_SHARE,

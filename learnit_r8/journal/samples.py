@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from ..checkpoint.codec import read_npz
 from ..checkpoint.durable_io import open_regular, replace
 from ..events.codec import strict_json
-from ..table.figures import top
 from ..table.label_noise import find_suspects, rank
-from ..table.labels.combined import combine
-from ..table.labels.evidence import LAYOUTS
+from ..table.labels.evidence import LAYOUTS, combine
 from ..table.labels.frame import Column, label_columns, labels_in
 from ..table.labels.overview import Overview
 from ..table.labels.suspects import Ranking, Suspects, of_weighed
 from ..table.losses import EXACT
+from ..table.quantiles import top
 from ..table.table import SampleTable
 
 KEEP_NEWEST = 3

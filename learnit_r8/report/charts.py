@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dashboard.render.svg import Axis, Frame, band, circle, frame, grid, hint, label, line, range_of, rect, svg
-from ..dashboard.state.metric_names import is_held_out, stem_of
 from ..dashboard.state.view import Point, View
-from ..dashboard.text import clean, number
+from ..dashboard.text import clean, is_held_out, number, stem_of
 
 if TYPE_CHECKING:
     from .data import DataMap, Flow

@@ -17,8 +17,8 @@ from ..dashboard.state.view import View
 from ..dashboard.text import number
 from ..journal.run import Run, find_run, names_of
 from .charts import WIDE, text
-from .numbers import comparison
 from .page import document, panel
+from .style import comparison
 
 LOOKS = ("accent", "warn", "rate", "alert", "q2", "q4")
 DASHES = ("", "6 4", "2 3")

@@ -6,7 +6,9 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +18,9 @@ from numpy.typing import NDArray
 from ..dashboard.state.view import View
 from ..journal.run import Run
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
-from ..table.figures import quarters_of, top
 from ..table.labels.overview import Calibration, Overview
 from ..table.labels.suspects import Suspects
-from .confusion import Confusion, confusion_of
+from ..table.quantiles import quarters_of, top
 
 LISTED = 30
 MOST_SUSPECTS = 1000
@@ -142,7 +143,20 @@ def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> Repo
         time = record.time
     notes: list[str] = []
     files = _readable(run.folder, notes)
-    data = ReportData(run, view, time, bounds=_bounds(view, files), notes=notes)
+    # Bounds of the quarters from the surveys and the samples files, in order of steps.
+    rows: dict[int, tuple[float, ...]]
+    rows = {bounds.step: bounds.values for bounds in view.bounds if len(bounds.values) == 5}
+    for samples in files:
+        quarters = quarters_of(samples.loss, samples.usage_count).rows
+        if quarters.get("high"):
+            rows.setdefault(samples.step, (quarters["low"][0], *quarters["high"]))
+    data = ReportData(
+        run,
+        view,
+        time,
+        bounds=np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6),
+        notes=notes,
+    )
     return with_samples(data, files, precision)
 
 
@@ -191,17 +205,6 @@ def _finite(samples: Samples) -> Samples:
     values = {name: getattr(samples, name) for name in ("loss", "last", "mean")}
     nan = np.float32("nan")
     return samples._replace(**{name: np.where(np.isfinite(array), array, nan) for name, array in values.items()})
-
-
-def _bounds(view: View, files: list[Samples]) -> NDArray[np.float64]:
-    """Bounds of the quarters from the surveys and the samples files, in order of steps."""
-    rows: dict[int, tuple[float, ...]]
-    rows = {bounds.step: bounds.values for bounds in view.bounds if len(bounds.values) == 5}
-    for samples in files:
-        quarters = quarters_of(samples.loss, samples.usage_count).rows
-        if quarters.get("high"):
-            rows.setdefault(samples.step, (quarters["low"][0], *quarters["high"]))
-    return np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6)
 
 
 def rows_of(data: ReportData, chosen: NDArray[np.int64]) -> list[Row]:
@@ -280,3 +283,46 @@ def circled(data: ReportData) -> NDArray[np.int64]:
     if data.verdict is not None and len(data.verdict.indices):
         return data.verdict.indices[:400]
     return top(data.data_map.mean, 10)
+
+
+MOST_CONFUSED = 12
+
+
+class Confusion(NamedTuple):
+    """How many suspects with each label should have each other one.
+
+    Attributes:
+        labels: K labels; the last stands for "others" where there are more than 12.
+        counts: int64[K, K], suspects by the label given, and the one suggested.
+    """
+
+    labels: list[str]
+    counts: NDArray[np.int64]
+
+
+def confusion_of(given: Iterable[str], suggested: Iterable[str], numbers: Sequence[int] = ()) -> Confusion | None:
+    """Count pairs of different labels; None if no such pair is known.
+
+    Args:
+        given, suggested: K texts each, "" where unknown.
+        numbers: How often each pair counts, K of them; by default once.
+    """
+    pairs, counts = Counter[tuple[str, str]](), Counter[str]()
+    for one, other, number in zip(given, suggested, numbers or repeat(1), strict=False):
+        if one and other and one != other:
+            pairs[one, other] += number
+            counts.update({one: number, other: number})
+    if not pairs:
+        return None
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    kept = sorted(names[:MOST_CONFUSED], key=_in_order)
+    labels = kept + (["others"] if len(names) > len(kept) else [])
+    places = {name: place for place, name in enumerate(kept)}
+    matrix = np.zeros((len(labels), len(labels)), np.int64)
+    for (one, other), number in pairs.items():
+        matrix[places.get(one, len(kept)), places.get(other, len(kept))] += number
+    return Confusion(labels, matrix)
+
+
+def _in_order(label: str) -> tuple[bool, int, str]:
+    return (False, int(label), "") if label.isdecimal() else (True, 0, label)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from ..dashboard.export import write_csv
 from ..dashboard.render.svg import sparkline
-from ..dashboard.text import number
+from ..dashboard.text import number, share
 from .charts import text
-from .confusion import confusion_table
+from .data import Confusion, ReportData, Row
 from .pictures import data_address
-
-if TYPE_CHECKING:
-    from .data import ReportData, Row
+from .style import wide_table
 
 MOST_TOTAL = 2**21
 """Most bytes of pictures in a page; samples beyond go without."""
@@ -115,3 +117,72 @@ def _labels(row: Row) -> str:
         return given
     votes = f' title="predicted at {row.votes:,} visits or more"' if row.votes else ""
     return f'{given} → <span class="better"{votes}>{text(row.suggested, 40)}</span>'
+
+
+def confusion_table(confusion: Confusion, instead: str = "should be") -> str:
+    """The counts as a table: a row for each label given, a column for each suggested; darker for more."""
+    most = max(1, int(confusion.counts.max()))
+    rows = (
+        f"<tr><th>{text(label, 20)}</th>{''.join(_counts(row.tolist(), most))}</tr>"
+        for label, row in zip(confusion.labels, confusion.counts, strict=True)
+    )
+    return wide_table("matrix", (f"given ↓ {instead} →", *(text(label, 20) for label in confusion.labels)), rows)
+
+
+def _counts(row: list[int], most: int) -> Iterator[str]:
+    for count in row:
+        shade = 5 * -(-10 * count // most)
+        yield f'<td class="shade{shade}">{count:,}</td>' if count else '<td class="none">·</td>'
+
+
+MOST_CURVES = 100
+"""Rows with the curve of their losses."""
+
+HEAD = ("mark", "#", "sample", "label", "should be", "odds", "mean loss", "uses", "epochs", "why")
+COLUMNS = ("index", "name", "label", "should_be", "score", "mean_loss", "uses", "votes", "why")
+
+
+def suspect_table(rows: Sequence[Row], total: int) -> tuple[str, str]:
+    """The table, and a sentence on what it shows."""
+    shown = f"All {total:,}" if len(rows) == total else f"The first {len(rows):,} of {total:,}"
+    out = io.StringIO(newline="")
+    cells = (
+        (
+            row.number,
+            row.name,
+            row.given,
+            row.suggested,
+            "" if math.isnan(row.score) else round(row.score, 4),
+            row.mean,
+            row.uses,
+            row.votes,
+            row.why,
+        )
+        for row in rows
+    )
+    write_csv(out, COLUMNS, cells)
+    address = base64.b64encode(out.getvalue().encode()).decode()
+    export = f'<a download="suspects.csv" href="data:text/csv;base64,{address}">Save them as CSV</a>'
+    note = (
+        f"{shown} samples that look mislabelled, most suspect first. Odds: the probability that the label is wrong, by "
+        f"this model. {export}; or run learnit-r8 samples --suspects."
+    )
+    return wide_table("suspects", HEAD, itertools.starmap(_row, enumerate(rows)), is_tall=True), note
+
+
+def _row(place: int, row: Row) -> str:
+    curve = sparkline(row.history) if place < MOST_CURVES else ""
+    odds = share(row.score, 0) if math.isfinite(row.score) else ""
+    cells = (
+        f'<input type="checkbox" aria-label="mark sample {row.number}">',
+        str(row.number),
+        text(row.name, 100),
+        text(row.given, 40),
+        text(row.suggested, 40),
+        odds,
+        number(row.mean, 4),
+        f"{row.uses:,}",
+        curve,
+        text(row.why),
+    )
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -9,12 +9,10 @@ import numpy as np
 
 from ..dashboard.render.svg import circle, frame, grid, label, line, svg
 from ..dashboard.text import number, share
-from ..table.labels.overview import Overview
 from .charts import HALF, histogram, text
-from .confusion import confusion_of, confusion_table
-from .data import ReportData, label_text
-from .numbers import opening
-from .style import wide_table
+from .data import ReportData, confusion_of, label_text
+from .gallery import confusion_table
+from .style import opening, wide_table
 
 MOST_CLASSES = 100
 """Classes in the table, those of the lowest accuracy."""
@@ -27,7 +25,24 @@ def overview_panels(data: ReportData) -> Iterator[Panel]:
     """The calibration of the model and when it learnt the samples; nothing without predictions."""
     if data.overview is not None:
         yield _calibration(data)
-        yield _learning(data.overview)
+        known = data.overview.given >= 0
+        learned, forgotten = data.overview.learned[known], data.overview.forgotten[known].astype(np.int64)
+        never = float(np.isnan(learned).mean())
+        charts = []
+        for name, values in (
+            ("first visit at which the label was predicted", learned[np.isfinite(learned)].astype(np.int64)),
+            ("times it was forgotten", forgotten),
+        ):
+            if len(values):
+                most = int(np.quantile(values, 0.995)) + 1
+                counts = np.bincount(np.minimum(values, most))
+                charts.append(f"<h3>{name}</h3>{histogram(tuple(counts.tolist()), (-0.5, most + 0.5), name)}")
+        note = (
+            f"The label of {share(never, 1)} of the samples was never predicted; that of "
+            f"{share(float((forgotten > 0).mean()), 1)} was predicted at a visit and was not at the next. "
+            "The outermost bars include everything beyond them."
+        )
+        yield ("Learnt when, forgotten how often", "".join(charts), note)
 
 
 def overview_tables(data: ReportData) -> Iterator[Panel]:
@@ -102,25 +117,3 @@ def _over_the_run(rows: list[tuple[int, float, float, float]]) -> str:
     parts = [grid(chart, x_name="epoch"), line(chart, epochs, sure, "metric m1"), line(chart, epochs, right, "metric")]
     key = '<span class="key m1">how sure</span><span class="key m0">how often right</span>'
     return f'{svg(chart, parts, "confidence and accuracy over the epochs")}<p class="note">{key}</p>'
-
-
-def _learning(overview: Overview) -> Panel:
-    """When samples were learnt, and how often they were forgotten."""
-    known = overview.given >= 0
-    learned, forgotten = overview.learned[known], overview.forgotten[known].astype(np.int64)
-    never = float(np.isnan(learned).mean())
-    charts = []
-    for name, values in (
-        ("first visit at which the label was predicted", learned[np.isfinite(learned)].astype(np.int64)),
-        ("times it was forgotten", forgotten),
-    ):
-        if len(values):
-            most = int(np.quantile(values, 0.995)) + 1
-            counts = np.bincount(np.minimum(values, most))
-            charts.append(f"<h3>{name}</h3>{histogram(tuple(counts.tolist()), (-0.5, most + 0.5), name)}")
-    note = (
-        f"The label of {share(never, 1)} of the samples was never predicted; that of "
-        f"{share(float((forgotten > 0).mean()), 1)} was predicted at a visit and was not at the next. "
-        "The outermost bars include everything beyond them."
-    )
-    return "Learnt when, forgotten how often", "".join(charts), note

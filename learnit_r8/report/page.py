@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from ..dashboard.event_text import describe_data
-from ..dashboard.render.svg import sparkline
-from ..dashboard.state.metric_names import grouped
+from ..dashboard.render.svg import circle, frame, grid, line, range_of, sparkline, svg
+from ..dashboard.state.incidents import MOST_INCIDENTS, Incident
 from ..dashboard.state.view import View
-from ..dashboard.text import clock, number, setting
+from ..dashboard.text import clock, grouped, number, setting
+from ..events import MachineLoad
 from ..events.samples import count_text
 from ..journal.run import Run, names_of
 from ..journal.run_info import read_sessions, utc
+from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
 from ..table.labels.suspects import MIRROR, Suspects
 from .charts import (
     HALF,
@@ -28,10 +32,11 @@ from .charts import (
     text,
 )
 from .data import ReportData, Row
-from .gallery import GALLERY_STYLE, NO_LOOK, Look, gallery_of
-from .incidents import incident_table
-from .machine import machine_charts
-from .numbers import (
+from .gallery import GALLERY_STYLE, NO_LOOK, Look, gallery_of, suspect_table
+from .overview import overview_panels, overview_tables
+from .regions import REGION_STYLE, map_panels
+from .style import (
+    STYLE,
     comparison,
     flow_numbers,
     histogram_numbers,
@@ -40,11 +45,8 @@ from .numbers import (
     opening,
     rate_numbers,
     ribbon_numbers,
+    wide_table,
 )
-from .overview import overview_panels, overview_tables
-from .regions import REGION_STYLE, map_panels
-from .style import STYLE, wide_table
-from .suspects import suspect_table
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """The browser loads and runs nothing, whatever the text of the run."""
@@ -64,7 +66,23 @@ def page(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None
         names = names_of([data.run, other.run])
         body = comparison((data.view, other.view), names)
         sections.insert(1, panel("Comparison", body, "The better figure is in bold; settings only where they differ."))
-    parts = [_header(data, data.run, title), _contents(sections), *sections, _footer(data, data.run)]
+    run, state = data.view.run, data.run.state()
+    detail = f" <small>{text(state.detail)}</small>" if state.detail else ""
+    what = "" if run is None else f"{describe_data(run)} · policy "
+    what += text(run.policy, 40) if run is not None else ""
+    notes = [f"could not be shown: {text(note)}" for note in data.notes[:5]]
+    num_damaged = data.run.parser.num_damaged + data.view.num_left_out
+    if num_damaged:
+        notes.append(f"{num_damaged:,} lines of the journal could not be read and were skipped")
+    when = utc(data.time) if math.isfinite(data.time) else "no record"
+    notes.append(f"{text(data.run.folder)} · last record {when}")
+    parts = [
+        f'<header><p class="brand">learnit::r8</p><h1>{title}</h1>'
+        f'<p class="state {state.word}"><b>{state.word}</b>{detail}</p><p class="what">{what}</p></header>',
+        _contents(sections),
+        *sections,
+        f"<footer>{''.join(f'<p>{note}</p>' for note in notes)}</footer>",
+    ]
     return _samples_document(title, parts, look)
 
 
@@ -112,17 +130,6 @@ def _sections(data: ReportData, run: Run, look: Look) -> Iterator[str]:
     yield from _tables(data)
     yield _events(view)
     yield _configuration(data, run)
-
-
-def _header(data: ReportData, folder: Run, title: str) -> str:
-    run, state = data.view.run, folder.state()
-    detail = f" <small>{text(state.detail)}</small>" if state.detail else ""
-    what = "" if run is None else f"{describe_data(run)} · policy "
-    what += text(run.policy, 40) if run is not None else ""
-    return (
-        f'<header><p class="brand">learnit::r8</p><h1>{title}</h1>'
-        f'<p class="state {state.word}"><b>{state.word}</b>{detail}</p><p class="what">{what}</p></header>'
-    )
 
 
 def _cards(view: View) -> str:
@@ -352,11 +359,145 @@ def _configuration(data: ReportData, run: Run) -> str:
     return panel("Configuration", f'<div class="wide"><table class="settings">{rows}</table></div>') if rows else ""
 
 
-def _footer(data: ReportData, run: Run) -> str:
-    notes = [f"could not be shown: {text(note)}" for note in data.notes[:5]]
-    num_damaged = run.parser.num_damaged + data.view.num_left_out
-    if num_damaged:
-        notes.append(f"{num_damaged:,} lines of the journal could not be read and were skipped")
-    when = utc(data.time) if math.isfinite(data.time) else "no record"
-    notes.append(f"{text(run.folder)} · last record {when}")
-    return f"<footer>{''.join(f'<p>{note}</p>' for note in notes)}</footer>"
+DRAWN = 48
+"""Losses around an incident that are drawn."""
+
+ENDS = {"open": "not settled", "over": "over", "gave up": "the run gave up"}
+
+
+def incident_table(view: View, folder: Path) -> tuple[str, str]:
+    """The incidents as a table, the newest first, and a sentence on them; "" twice without any.
+
+    Args:
+        view: The run.
+        folder: Its folder, whose records hold the losses around them.
+    """
+    incidents = view.incidents.incidents
+    if not incidents:
+        return "", ""
+    drawn = _losses_by_step(folder)
+    rows = (_row(each, drawn.get(each.step, ())) for each in reversed(incidents))
+    refused = f"{view.num_refused:,} {'loss' if view.num_refused == 1 else 'losses'} refused in all"
+    count = f"{len(incidents):,} {'incident' if len(incidents) == 1 else 'incidents'}, newest first; {refused}."
+    columns = ("time", "step", "epoch", "what happened", "done", "found")
+    return wide_table("incidents", columns, rows), count
+
+
+def _losses_by_step(folder: Path) -> dict[int, Sequence[float]]:
+    """The losses before and after the first refusal of each recorded incident, by its step."""
+    found: dict[int, Sequence[float]] = {}
+    for number_ in numbers_in(folder)[-MOST_INCIDENTS:]:
+        try:
+            record = read_record(folder / FOLDER / str(number_))
+        except (BadRecord, OSError):
+            continue
+        refusals = record["refusals"]
+        before = refusals[0].get("losses_before", []) if refusals else []
+        losses = [*before, *(each.get("loss") for each in refusals[:8])] if isinstance(before, list) else []
+        found[record["step"]] = [float(each) for each in losses if isinstance(each, (int, float))][-DRAWN:]
+    return found
+
+
+def _row(incident: Incident, losses: Sequence[float]) -> str:
+    what = f"{text(incident.reason, 120)}"
+    if not math.isnan(incident.loss) or incident.num_refused:
+        what = f"loss {number(incident.loss)}: {what}"
+    if incident.samples:
+        listed = ", ".join(map(str, incident.samples[:5])) + (", ..." if len(incident.samples) > 5 else "")
+        what += f"; samples {listed}"
+    counts = (
+        (incident.num_refused, "refused"),
+        (incident.num_probes, "drawn again"),
+        (incident.num_restored, "restored"),
+    )
+    done = ", ".join(f"{count:,} {word}" for count, word in counts if count)
+    cause = f"<p><b>{text(incident.cause, 600)}</b></p>" if incident.cause else ""
+    cause += sparkline(losses)
+    found = text(incident.diagnosis, 300) or ENDS.get(incident.state, "")
+    tried = "".join(f"<li>step {step:,}: {text(said, 300)}</li>" for step, said in incident.tried)
+    steps = f"<details><summary>{len(incident.tried)} events</summary><ol>{tried}</ol></details>" if tried else ""
+    kind = "alert" if incident.state == "gave up" else "warn" if incident.state == "open" else "good"
+    return (
+        f'<tr class="{kind}" tabindex="0"><td>{clock(incident.seconds)}</td><td>{incident.step:,}</td>'
+        f"<td>{incident.epoch + 1}</td><td>{what}</td><td>{done}{steps}</td><td>{cause}{found}</td></tr>"
+    )
+
+
+GB = 1e9
+UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+MOST_DOTS = 128
+
+
+class Panel(NamedTuple):
+    """A chart with its note, and the columns and rows of its numbers."""
+
+    title: str
+    chart: str
+    note: str
+    columns: tuple[str, ...]
+    rows: list[tuple[float | str, ...]]
+
+
+class Curve(NamedTuple):
+    """A quantity of the machine: its name, and how it is read off a load; NaN where it is not known."""
+
+    name: str
+    read: Callable[[MachineLoad], float]
+
+
+def machine_charts(view: View) -> Iterator[Panel]:
+    """The panels of the machine; none where the run does not tell its load."""
+    loads = list(view.loads)
+    if not loads:
+        return
+    gpus = max(len(load.gpus) for load in loads)
+    called = "the GPU" if gpus == 1 else f"{gpus} GPUs, mean"
+    used = [
+        Curve("all cores", lambda load: 100 * load.cpu),
+        Curve("this process", lambda load: 100 * load.own_cpu / max(1, load.num_cpus)),
+        Curve(called, lambda load: 100 * _over_gpus(load, 0) / max(1, len(load.gpus))),
+    ]
+    held = [
+        Curve("in use", lambda load: load.used / GB),
+        Curve("this process", lambda load: load.own / GB),
+        Curve("the GPU" if gpus == 1 else f"{gpus} GPUs", lambda load: _over_gpus(load, 1) / GB),
+    ]
+    newest = loads[-1]
+    sizes = [f"{number(newest.total / GB)} GB in all"] if math.isfinite(newest.total) else []
+    if gpus and math.isfinite(_over_gpus(newest, 2)):
+        sizes.append(f"{number(_over_gpus(newest, 2) / GB)} GB on {held[2].name}")
+    note = f"GB; {', '.join(sizes)}. " if sizes else "GB. "
+    for panel in (
+        _panel("Use of the machine", loads, used, f"Percent of {newest.num_cpus} cores. ", 100.0),
+        _panel("Memory of the machine", loads, held, note, 0.0),
+    ):
+        if len(panel.columns) > 1:
+            yield panel
+
+
+def _over_gpus(load: MachineLoad, place: int) -> float:
+    """The sum of a quantity over the GPUs; NaN without any."""
+    known = [gpu[place] for gpu in load.gpus if len(gpu) > place]
+    return sum(known) if known else math.nan
+
+
+def _panel(title: str, loads: list[MachineLoad], curves: list[Curve], note: str, top: float) -> Panel:
+    seconds = [load.seconds for load in loads]
+    size, unit = next(((size, unit) for size, unit in UNITS if seconds[-1] >= 2 * size), UNITS[-1])
+    values = [[curve.read(load) for load in loads] for curve in curves]
+    high = max(range_of([0.0, *(value for row in values for value in row)])[1], top)
+    chart = frame(HALF, 220, (0.0, max(seconds[-1] / size, 1e-9)), (0.0, high * 1.02))
+    parts = [grid(chart, x_name=unit, whole_x=False)]
+    shown = [place for place, row in enumerate(values) if any(map(math.isfinite, row))]
+    times = [second / size for second in seconds]
+    for place in shown:
+        parts.append(line(chart, times, values[place], f"metric m{place}"))
+        for at, value in list(zip(times, values[place], strict=True))[:: max(1, -(-len(loads) // MOST_DOTS))]:
+            if math.isfinite(value):
+                said = f"{curves[place].name}, {clock(at * size)}: {number(value, 3)}"
+                parts.append(circle(chart.x.at(at), chart.y.at(value), 2.0, f"dot m{place}", said))
+    keys = " ".join(f'<span class="key m{place}">{curves[place].name}</span>' for place in shown)
+    rows: list[tuple[float | str, ...]]
+    rows = [(clock(seconds[at]), *(values[place][at] for place in shown)) for at in range(len(loads))]
+    columns = ("training time", *(curves[place].name for place in shown))
+    return Panel(title, svg(chart, parts, f"{title.lower()} over the training time"), note + keys, columns, rows)

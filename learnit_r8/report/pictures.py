@@ -68,7 +68,15 @@ def pixels_of(picture: Any) -> NDArray[np.uint8]:
             f"thumbnail must give an array of shape [H, W], [H, W, C] or [C, H, W] with 1 to 4 channels, got "
             f"{np.shape(picture)}."
         )
-    return _shrunk(_scaled(array))
+    # Means of square blocks, as few pixels a block as bring the longest side to 96.
+    values = _scaled(array)
+    height, width, channels = values.shape
+    block = -(-max(height, width) // SIDE)
+    if block > 1:
+        tall, wide = -(-height // block), -(-width // block)
+        values = np.pad(values, ((0, tall * block - height), (0, wide * block - width), (0, 0)), mode="edge")
+        values = values.reshape(tall, block, wide, block, channels).mean(axis=(1, 3))
+    return np.rint(values).astype(np.uint8)
 
 
 def _scaled(array: NDArray[Any]) -> NDArray[np.float64]:
@@ -83,17 +91,6 @@ def _scaled(array: NDArray[Any]) -> NDArray[np.float64]:
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     return np.nan_to_num(np.clip((values - low) / max(high - low, 1e-300), 0, 1), nan=0.0) * 255
-
-
-def _shrunk(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Means of square blocks, as few pixels a block as bring the longest side to 96."""
-    height, width, channels = values.shape
-    block = -(-max(height, width) // SIDE)
-    if block > 1:
-        tall, wide = -(-height // block), -(-width // block)
-        values = np.pad(values, ((0, tall * block - height), (0, wide * block - width), (0, 0)), mode="edge")
-        values = values.reshape(tall, block, wide, block, channels).mean(axis=(1, 3))
-    return np.rint(values).astype(np.uint8)
 
 
 def png_of(pixels: NDArray[np.uint8]) -> bytes:

@@ -98,11 +98,6 @@ def map_panels(data: ReportData, look: Look) -> Iterator[tuple[str, str, str]]:
         f"Every sample by its {what}: easy ones below, wavering ones on the right, hard or mislabelled ones at the "
         f"upper left. Circles: {circles}. Tick regions of the map to see their samples and to save their ids."
     )
-    yield "Data map", _ticked_map(data, look), note
-
-
-def _ticked_map(data: ReportData, look: Look) -> str:
-    """The map with a box to tick for each region, and below it the samples of those that are ticked."""
     assert data.data_map is not None
     assert data.samples is not None
     regions, samples = regions_of(data.data_map), data.samples
@@ -130,10 +125,14 @@ def _ticked_map(data: ReportData, look: Look) -> str:
             "box-shadow:inset 0 0 0 2px var(--accent)}"
             f'#{name}:focus-visible~.brush label[for="{name}"]{{outline:2px solid var(--accent)}}'
         )
-    return (
-        f'<style>{"".join(rules)}</style><div class="regions">{"".join(inputs)}'
-        f'<div class="brush">{map_chart(data.data_map, marked)}{"".join(boxes)}</div>'
-        f'<div class="picked">{"".join(lists)}</div></div>'
+    yield (
+        "Data map",
+        (
+            f'<style>{"".join(rules)}</style><div class="regions">{"".join(inputs)}'
+            f'<div class="brush">{map_chart(data.data_map, marked)}{"".join(boxes)}</div>'
+            f'<div class="picked">{"".join(lists)}</div></div>'
+        ),
+        note,
     )
 
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from ..policies.base import Outlook
 from ..policies.radix import keys_of, order_of
 from ..table.labels.margin_limit import MarginLimit
-from ..table.labels.mixture import Humps
-from ..table.labels.suspicion import Suspicion
+from ..table.labels.suspicion import Humps, Suspicion
 from ..table.losses import EXACT
 from ..table.storage import SampleStorage
 

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .figures import top_of
-from .labels.columns import Columns, Fields, spread
+from .labels.evidence import votes_of
 from .labels.margins import Margins, common_class, fields_of, margins_of, predicts
 from .labels.mirror import LEAST_POSITIVE, Mirror
 from .labels.suspects import HUMPS, MIRROR, Places, Ranking, Suspects, no_suspects
 from .labels.suspicion import LEAST_USES, Suspicion, are_spared, spare, unlearned
-from .labels.votes import votes_of
-from .quantiles import falling_order
+from .quantiles import falling_order, top_of
+from .records import Columns, Fields, spread
 
 MOST_FITTED = 2**21
 """Samples to which the components are fitted; of more, a random part of a quarter as many."""
@@ -95,7 +94,8 @@ def find_suspects(
         return replace(found, num_judged=num_judged)
     if found.reason:
         # So few tell nothing against the losses.
-        are_few = _num_positive(shown) < LEAST_POSITIVE
+        some = _part_of(shown, *fields_of(shown.names))
+        are_few = int(np.count_nonzero(margins_of(some).of(some) > 0)) < LEAST_POSITIVE
         apart = by_humps(is_strict=True, least=0.0 if are_few else FAR_APART)
         found = apart if are_few or not apart.reason else found
     if found.method == MIRROR:
@@ -106,12 +106,6 @@ def find_suspects(
 def _num_judged(columns: Columns, field: str) -> int:
     """Number of samples that were visited often enough to be judged."""
     return sum(int(np.count_nonzero(some[field] >= LEAST_USES)) for _, some in columns.blocks(field))
-
-
-def _num_positive(evidence: Columns) -> int:
-    """Number of samples for which the model prefers another class, among those to which something is fitted."""
-    some = _part_of(evidence, *fields_of(evidence.names))
-    return int(np.count_nonzero(margins_of(some).of(some) > 0))
 
 
 def _part_of(columns: Columns, *fields: str) -> Fields:
@@ -145,7 +139,9 @@ def _by_humps(
         is_left = ~are_spared(records.read("group", where=every)["group"], part["group"])
         every, score = every[is_left], score[is_left]
     share, surely = len(every) / num_judged, np.count_nonzero(score > SURE) / num_judged
-    indices = _longest(every, score, precision)
+    # The longest list whose mean score is at least the precision.
+    enough = np.flatnonzero(np.cumsum(score) >= precision * np.arange(1, len(score) + 1))
+    indices = every[: int(enough[-1]) + 1] if len(enough) else every[:0]
     score = score[: len(indices)]
     if not len(indices):
         return no_suspects("no sample is more likely wrong than learnt.")
@@ -170,12 +166,6 @@ def _chosen(
         places.append(chosen + start)
         values.append(some[fields[0]][chosen])
     return np.concatenate(places), np.concatenate(values)
-
-
-def _longest(indices: NDArray[np.int64], score: NDArray[np.float64], precision: float) -> NDArray[np.int64]:
-    """Return the longest prefix of a list, sorted by falling score, whose mean score is at least ``precision``."""
-    enough = np.flatnonzero(np.cumsum(score) >= precision * np.arange(1, len(score) + 1))
-    return indices[: int(enough[-1]) + 1] if len(enough) else indices[:0]
 
 
 def _by_mirror(

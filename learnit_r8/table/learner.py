@@ -130,8 +130,7 @@ class LossLearner:
     def with_trend(self, expected: float) -> float:
         """Convert a value of `expected` to a loss, with the current trend."""
         storage = self.storage
-        # Without the property: every step asks twice.
-        if storage.part_size == EXACT or storage.estimator != "relative":
+        if not storage.is_relative:
             return expected
         trend = storage.batch_trend.value
         return expected + trend if storage.are_offsets else expected * trend

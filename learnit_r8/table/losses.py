@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,10 +46,7 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
         ValueError: the vector has another length, or ``part_size`` is below 1.
     """
     if type(loss) is float and part_size is None:
-        # Much faster than the constructor of a named tuple, which is a Python function.
-        return _new_tuple(Reading, (loss, loss, WHOLE_BATCH, loss, None))
-    if type(loss) is np.ndarray and loss.dtype == _FLOAT32 and loss.shape == (batch_size,) and part_size is None:
-        return _read_float32(loss)
+        return Reading(loss, loss, WHOLE_BATCH, loss)
     if part_size is not None:
         if isinstance(part_size, bool) or not isinstance(part_size, (int, np.integer)) or part_size < 1:
             raise ValueError(f"part_size must be a whole number >= 1, got {part_size!r}.")
@@ -64,15 +60,17 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
     if values.ndim == 0 and parts == 1:
         values = values.reshape(1)
     if values.shape != (parts,):
-        what = (
-            f"one mean for each part of {size} samples"
-            if part_size
-            else f"one loss for each of the {batch_size} samples"
-        )
-        raise ValueError(
-            f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}."
-            f"{_way_to_shape(parts, values.shape)}"
-        )
+        each = f"part of {size} samples" if part_size else f"of the {batch_size} samples"
+        what = f"one {'mean' if part_size else 'loss'} for each {each}"
+        advice = ""
+        if values.shape == (parts, 1):
+            advice = " Add .squeeze(1)."
+        elif values.shape == (parts, parts):
+            advice = f" Were outputs ({parts}, 1) and targets ({parts},) broadcast? outputs[:, 0] gives both one shape."
+        elif values.ndim > 1 and values.shape[0] == parts:
+            axes = 1 if values.ndim == 2 else tuple(range(1, values.ndim))
+            advice = f" Average several losses of a sample with .mean({axes}); class scores are not losses."
+        raise ValueError(f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}.{advice}")
     if size == EXACT:
         total = _sum(values)
     else:
@@ -91,8 +89,6 @@ def read_mean(loss: Any) -> Reading:
         TypeError: the loss is not a real number or an array of them.
         ValueError: it is empty.
     """
-    if type(loss) is float:
-        return _new_tuple(Reading, (loss, loss, WHOLE_BATCH, loss, None))
     values = _as_array(loss)
     if not values.size:
         raise ValueError(f"loss must be a number or an array of numbers, got shape {values.shape}.")
@@ -121,40 +117,12 @@ def read_rows(loss: Any, rows: int, counts: NDArray[np.int64] | None, kind: int 
     """
     if type(loss) is float or kind == WHOLE_BATCH:
         return read_mean(loss)
-    if type(loss) is np.ndarray and loss.dtype == _FLOAT32 and loss.shape == (rows,):
-        reading = _read_float32(loss)
-        if kind == EXACT:
-            return reading
-    else:
-        values = _as_array(loss)
-        if not values.ndim or len(values) != rows or not values.size:
-            return read_mean(values)
-        means = values.reshape(rows, -1).mean(axis=1)
-        reading = Reading(_sum(values.reshape(-1)) / values.size, means, EXACT, float(means.min()))
+    values = _as_array(loss)
+    if not values.ndim or len(values) != rows or not values.size:
+        return read_mean(values)
+    means = values.reshape(rows, -1).mean(axis=1)
     size = kind if kind is not None else EXACT if counts is None else max(2, round(float(counts.mean())))
-    return reading if size == EXACT else reading._replace(part_size=size)
-
-
-def _way_to_shape(count: int, shape: tuple[int, ...]) -> str:
-    """A sentence on how to make one loss for each sample of an array of this shape; "" if that is unclear."""
-    if shape == (count, 1):
-        return " Add .squeeze(1)."
-    if shape == (count, count):
-        return f" Were outputs ({count}, 1) and targets ({count},) broadcast? outputs[:, 0] gives both one shape."
-    if len(shape) > 1 and shape[0] == count:
-        axes = 1 if len(shape) == 2 else tuple(range(1, len(shape)))
-        return f" Average several losses of a sample with .mean({axes}); class scores are not losses."
-    return ""
-
-
-def _read_float32(losses: NDArray[np.float32]) -> Reading:
-    """Read the losses of samples that adapters report at each step, in as few operations as possible."""
-    values = losses.astype(_FLOAT64)
-    # A reduction takes three times as long; this, too, finds a NaN.
-    lowest = values.item(values.argmin())
-    # Sums of float32 values cannot overflow float64. NaN and -inf, which may cause warnings, are left to _sum().
-    total = float(np.add.reduce(values)) if lowest > -math.inf else _sum(values)
-    return _new_tuple(Reading, (total / len(values), values, EXACT, lowest, None))
+    return Reading(_sum(values.reshape(-1)) / values.size, means, size, float(means.min()))
 
 
 def _sum(values: NDArray[np.float64]) -> float:
@@ -190,10 +158,6 @@ def _as_array(loss: Any, name: str = "loss") -> NDArray[np.float64]:
     if array.dtype.kind not in "fiu" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         raise TypeError(f"{name} must be a real number, or an array or tensor of them, got {loss!r}.")
     return array.astype(np.float64)
-
-
-_new_tuple = tuple.__new__
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 FEWEST_SIGNS = 10

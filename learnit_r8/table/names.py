@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,11 +100,11 @@ class SampleIds:
         if self._places and isinstance(rows, (list, tuple)):
             try:
                 # Nearly always every id is known.
-                found = np.fromiter(map(self._places.__getitem__, rows), np.int64, len(rows))
-                return _new_tuple(Members, (found, None))
+                return Members(np.fromiter(map(self._places.__getitem__, rows), np.int64, len(rows)))
             except (KeyError, TypeError):
                 pass
-        rows = _plain(rows)
+        if isinstance(rows, (list, tuple)) and any(hasattr(each, "tolist") for each in rows):
+            rows = [each.tolist() if hasattr(each, "tolist") else each for each in rows]
         if not isinstance(rows, (list, tuple)):
             raise TypeError(f"ids must be a sequence with an id, or several, for each row of a batch, got {ids!r}.")
         counts = None
@@ -113,34 +113,28 @@ class SampleIds:
             counts = np.fromiter(map(len, rows), np.int64, len(rows))
             rows = [each for row in rows for each in row]
             counts = None if (counts == 1).all() else counts
-        return Members(np.fromiter(self._added(list(rows)), np.int64, len(rows)), counts)
+        # All are checked before the first is added.
+        for each in rows:
+            self._check_kind(_kind_of(each), repr(each))
+        places = []
+        for each in rows:
+            place = self._places.get(each, -1)
+            if place < 0 and len(self.names) < self.most:
+                place = self._places[each] = len(self.names)
+                self.names.append(each)
+            places.append(place)
+        self.size, self.num_beyond = max(self.size, len(self.names)), self.num_beyond + places.count(-1)
+        return Members(np.array(places, np.int64), counts)
 
     def find_indices(self, indices: Any) -> NDArray[np.int64]:
         """The places of samples that a sampler has drawn by their positions in a data set."""
-        found = np.fromiter(indices, _INT64, len(indices))
-        unsigned = found.view(_UINT64)
-        # A negative one is larger than all as an unsigned number; a reduction takes four times as long.
-        if len(found) and unsigned.item(unsigned.argmax()) >= self.size:
+        found = np.fromiter(indices, np.int64, len(indices))
+        if len(found) and (found.min() < 0 or found.max() >= self.size):
             self.size = min(self.most, max(self.size, int(found.max()) + 1))
             is_kept = (found >= 0) & (found < self.size)
             self.num_beyond += len(found) - int(np.count_nonzero(is_kept))
             found[~is_kept] = -1
         return found
-
-    def _added(self, ids: list[Any]) -> Iterator[int]:
-        places, names = self._places, self.names
-        # All are checked before the first is added.
-        for each in ids:
-            kind = _kind_of(each)
-            self._check_kind(kind, repr(each))
-        for each in ids:
-            place = places.get(each, -1)
-            if place < 0 and len(names) < self.most:
-                place = places[each] = len(names)
-                names.append(each)
-                self.size = len(names)
-            self.num_beyond += place < 0
-            yield place
 
     def _check_kind(self, kind: str, what: str) -> None:
         if self.kind is None:
@@ -182,13 +176,6 @@ class SampleIds:
         self._places = {name: place for place, name in enumerate(names)}
 
 
-def _plain(ids: Any) -> Any:
-    """Ids of a batch, in which arrays and tensors are lists."""
-    if isinstance(ids, (list, tuple)) and any(hasattr(each, "tolist") for each in ids):
-        return [each.tolist() if hasattr(each, "tolist") else each for each in ids]
-    return ids
-
-
 def _kind_of(name: Any) -> str:
     if isinstance(name, str):
         return TEXTS
@@ -200,8 +187,6 @@ def _kind_of(name: Any) -> str:
 
 
 _SAID = {INDICES: "indices that a DataLoader drew", INTEGERS: "integers", TEXTS: "texts"}
-_new_tuple = tuple.__new__
-_INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
 
 
 def coded(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,3 +175,133 @@ def samples_of(
         )
         for row, index in enumerate(indices.tolist())
     ]
+
+
+BINS = 32
+LOG_RATIO = 20
+UNSEEN = 4
+TOP_BLOCK = 2**18
+
+Floats = NDArray[np.float32]
+
+
+class Quarters(NamedTuple):
+    """Samples in four quarters by loss, Q1 (lowest) first.
+
+    Attributes:
+        codes: uint8[M], the quarter of each sample, 0 to 3; 4 for unseen ones.
+        rows: Fields of `SamplesSurveyed` with a value for each quarter; empty with fewer than four samples.
+    """
+
+    codes: NDArray[np.uint8]
+    rows: dict[str, tuple[float, ...]]
+
+
+def quarters_of(loss: Floats, uses: NDArray[np.uint16]) -> Quarters:
+    """Divide the seen samples into four quarters whose sizes differ by at most one.
+
+    Args:
+        loss: float32[M], NaN for unseen samples.
+        uses: uint16[M], use counts.
+    """
+    codes = np.full(len(loss), UNSEEN, np.uint8)
+    found = []
+    for place, part in enumerate(quarters(loss)):
+        codes[part] = place
+        found.append(quartile_of(loss[part], uses[part]))
+    num_seen = sum(quarter.num_samples for quarter in found)
+    names = ("low", "high", "mean", "uses")
+    rows = {name: tuple(rounded(getattr(quarter, name)) for quarter in found) for name in names}
+    return Quarters(codes, {**rows, "share": tuple(rounded(quarter.num_samples / num_seen) for quarter in found)})
+
+
+def flow_between(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> tuple[float, ...]:
+    """Share of the samples that moved from quarter i to quarter j: 16 numbers, row by row; empty if none was seen.
+
+    >>> flow_between(np.uint8([0, 0, 1, 4]), np.uint8([0, 1, 1, 3]))[:6]
+    (0.33333, 0.33333, 0.0, 0.0, 0.0, 0.33333)
+    """
+    both = (before < UNSEEN) & (now < UNSEEN)
+    moves = np.bincount(before[both].astype(np.int64) * 4 + now[both], minlength=16)
+    total = int(moves.sum())
+    return tuple(rounded(count / total) for count in moves) if total else ()
+
+
+def loss_histogram(loss: Floats) -> dict[str, Any]:
+    """Histogram of the losses of seen samples, up to the 99.5th percentile; the last bin also holds those above.
+
+    Bins have equal width, or equal ratio if all losses are > 0 and most of them spread over more than a factor of 20.
+    """
+    seen = loss[~np.isnan(loss)]
+    if not len(seen):
+        return {"loss_range": (), "loss_is_log": False, "loss_counts": ()}
+    # A few thousand values suffice for the percentiles.
+    few = seen[:: max(1, len(seen) // 4096)]
+    low, high = float(seen.min()), float(np.quantile(few, 0.995))
+    is_log = low > 0 and float(np.quantile(few, 0.95)) > LOG_RATIO * float(np.quantile(few, 0.05))
+    if is_log:
+        low, values = float(np.quantile(few, 0.005)), np.log(seen)
+        first, last = math.log(low), math.log(high)
+    else:
+        first, last, values = low, high, seen
+    width = (last - first) / BINS
+    ends = (rounded(low), rounded(high))
+    if not width > 0 or not math.isfinite(width):
+        return {"loss_range": ends, "loss_is_log": False, "loss_counts": (len(seen),)}
+    places = np.clip((values - np.float32(first)) / np.float32(width), 0, BINS - 1).astype(np.int64)
+    counts = np.bincount(places, minlength=BINS)
+    return {"loss_range": ends, "loss_is_log": is_log, "loss_counts": tuple(counts.tolist())}
+
+
+def uses_histogram(uses: NDArray[np.uint16]) -> dict[str, tuple[int, ...]]:
+    """Histogram of use counts, in at most 32 bins of equal width from the lowest to the highest."""
+    low, high = int(uses.min()), int(uses.max())
+    width = -(-(high - low + 1) // BINS)
+    counts = np.bincount((uses.astype(np.int64) - low) // width)
+    return {"uses_range": (low, high), "uses_counts": tuple(counts.tolist())}
+
+
+def top(values: Floats, count: int) -> NDArray[np.int64]:
+    """int64[<= count], indices of the highest values, highest first, of equal ones the first; NaN is left out."""
+    size = max(TOP_BLOCK, count)
+    return top_of(((start, values[start : start + size]) for start in range(0, len(values), size)), count)
+
+
+def top_of(blocks: Iterable[tuple[int, Floats]], count: int) -> NDArray[np.int64]:
+    """As `top`, of values that come block by block, each with the index of its first.
+
+    What is not above the highest so far is compared once, and never copied or sorted. Blocks should have at least
+    ``count`` values.
+    """
+    best, high = np.empty(0, np.int64), np.empty(0, np.float32)
+    for start, block in blocks:
+        is_found = block > (high[-1] if count else np.inf) if len(best) >= count else ~np.isnan(block)
+        found = np.flatnonzero(is_found)
+        if not len(found):
+            continue
+        values = block[found]
+        if count < len(found):
+            is_high = values >= -np.partition(-values, count - 1)[count - 1]
+            found, values = found[is_high], values[is_high]
+        best, high = np.concatenate([best, found + start]), np.concatenate([high, values])
+        order = np.argsort(-high, kind="stable")[:count]
+        best, high = best[order], high[order]
+    return best
+
+
+def rounded(value: Any) -> float:
+    """Round to five digits: as many as a screen shows, in half the bytes."""
+    return float(f"{float(value):.5g}")
+
+
+def html_table(caption: str, headings: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in HTML, for notebooks; every text in it is escaped."""
+    import html
+
+    def line(tag: str, cells: Iterable[Any]) -> str:
+        texts = (f"{cell:.4g}" if isinstance(cell, (float, np.floating)) else str(cell) for cell in cells)
+        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    names = (name.replace("_", " ") for name in headings)
+    return f"<table><caption>{html.escape(caption)}</caption>{line('th', names)}{body}</table>"

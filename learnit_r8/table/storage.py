@@ -139,8 +139,7 @@ class SampleStorage:
             TypeError, ValueError: as for `SampleIds.find`; the table is as before.
         """
         known: Any = self.ids
-        # Much faster than the constructor of a named tuple, which is a Python function.
-        members = _new_tuple(Members, (known.find_indices(ids), None)) if are_indices else known.find(ids)
+        members = Members(known.find_indices(ids)) if are_indices else known.find(ids)
         if known.size > self.num_samples:
             self._grow()
         if self.part_size is None and len(members.indices) > self.batch_size:
@@ -151,12 +150,10 @@ class SampleStorage:
         assert self.ids is not None
         with self.lock:
             self.sample_ids = self.ids.names or None
-            self._resize(self.ids.size)
-
-    def _resize(self, num_samples: int) -> None:
-        self.records.resize(num_samples)
-        self.evidence.resize(num_samples)
-        self.num_samples = num_samples
+            num_samples = self.ids.size
+            self.records.resize(num_samples)
+            self.evidence.resize(num_samples)
+            self.num_samples = num_samples
 
     def estimates(self, records: NDArray[Any]) -> NDArray[np.float32]:
         """float32[M], the estimated losses in ``records``, NaN for unseen samples; may be a view of them."""
@@ -252,6 +249,3 @@ class SampleStorage:
             "estimator": self.estimator,
             "sample_ids": self._digest,
         }
-
-
-_new_tuple = tuple.__new__

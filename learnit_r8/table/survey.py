@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .figures import flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
-from .labels.columns import spread
 from .labels.frame import labels_in
-from .labels.suspects import Suspects
+from .labels.suspects import Suspects, no_suspects
 from .losses import EXACT, WHOLE_BATCH
-from .records import ALL, RECORD
+from .quantiles import flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
+from .records import ALL, RECORD, spread
 from .table import SampleTable, suspects_in
 
 MOST_SCANNED = 2**18
@@ -74,7 +73,8 @@ class Surveyor:
         self._slice = 0
         self._tracked: dict[int, deque[float]] = {}
         self._flagged = np.empty(0, np.int64)
-        self._suspects: dict[str, Any] = _no_suspects("known at the end of an epoch")
+        nothing = no_suspects("known at the end of an epoch")
+        self._suspects = self._listed(nothing, {"usage_count": np.empty(0, np.uint16)}, None, None)
 
     def _choose(self) -> None:
         """Choose the samples that are read: all, or a random part."""
@@ -135,9 +135,21 @@ class Surveyor:
         loss, uses = known["loss"], known["usage_count"]
         quarters = quarters_of(loss, uses)
         if epoch_ended:
-            self._remember(loss, quarters.codes)
+            if self._codes is not None:
+                # Those that a table has grown by come last.
+                self._flow = flow_between(self._codes, quarters.codes[: len(self._codes)])
+            self._codes = quarters.codes
+            if self._chosen is None:
+                self._ends.append(loss)
         if epoch_ended or run_ended:
             self._suspects = self._find_suspects(known)
+        if self._chosen is None:
+            indices = top(loss, LISTED)
+            history = self._history_of(indices)
+        else:
+            indices = self._track(epoch_ended=epoch_ended)
+            history = [tuple(self._tracked[index]) for index in indices.tolist()]
+        described = self._table.describe(indices)
         fields = {
             "epoch": epoch,
             "epoch_ended": epoch_ended,
@@ -150,32 +162,6 @@ class Surveyor:
             "flow": self._flow,
             **loss_histogram(loss),
             **uses_histogram(uses),
-            **self._hardest(loss, epoch_ended=epoch_ended),
-            **self._suspects,
-        }
-        took = self._clock() - began
-        self._cost = max(took, 0.5 * self._cost)
-        self._spent += took
-        self._last = seconds
-        return {**fields, "survey_seconds": rounded(took)}
-
-    def _remember(self, loss: Floats, codes: NDArray[np.uint8]) -> None:
-        if self._codes is not None:
-            # Those that a table has grown by come last.
-            self._flow = flow_between(self._codes, codes[: len(self._codes)])
-        self._codes = codes
-        if self._chosen is None:
-            self._ends.append(loss)
-
-    def _hardest(self, loss: Floats, *, epoch_ended: bool) -> dict[str, tuple[Any, ...]]:
-        if self._chosen is None:
-            indices = top(loss, LISTED)
-            history = self._history_of(indices)
-        else:
-            indices = self._track(epoch_ended=epoch_ended)
-            history = [tuple(self._tracked[index]) for index in indices.tolist()]
-        described = self._table.describe(indices)
-        return {
             "hardest": tuple(indices.tolist()),
             "hardest_names": tuple(str(sample.name)[:200] for sample in described),
             "hardest_loss": tuple(rounded(sample.loss) for sample in described),
@@ -183,7 +169,13 @@ class Surveyor:
             "hardest_uses": tuple(sample.usage_count for sample in described),
             "hardest_history": tuple(history),
             "hardest_suspected": tuple(np.isin(indices, self._flagged).tolist()),
+            **self._suspects,
         }
+        took = self._clock() - began
+        self._cost = max(took, 0.5 * self._cost)
+        self._spent += took
+        self._last = seconds
+        return {**fields, "survey_seconds": rounded(took)}
 
     def _history_of(self, indices: NDArray[np.int64]) -> list[tuple[float, ...]]:
         return [
@@ -218,10 +210,19 @@ class Surveyor:
         evidence = self._table.read_evidence(where=ALL if chosen is None else chosen)
         found = suspects_in(storage, known, evidence)
         self._flagged = found.indices if chosen is None else chosen[found.indices]
-        if found.reason:
-            return _no_suspects(found.reason, found.num_judged)
-        rows = found.indices[:LISTED]
+        return self._listed(found, known, evidence, chosen)
+
+    def _listed(
+        self, found: Suspects, known: dict[str, Any], evidence: Any, chosen: NDArray[np.int64] | None
+    ) -> dict[str, Any]:
+        """The fields of a survey about the suspects that were found among some samples."""
+        storage, rows = self._table.storage, found.indices[:LISTED]
         indices = rows if chosen is None else chosen[rows]
+        labels: tuple[list[Any], list[Any]] = ([], [])
+        if len(rows):
+            names = None if storage.group_labels is None else storage.group_labels.tolist()
+            labels = labels_in(evidence, known["group"], names, rows, found)
+        given, suggested = (tuple("" if label is None else str(label)[:60] for label in some) for some in labels)
         return {
             "suspects": tuple(indices.tolist()),
             "suspect_names": tuple(str(storage.name_of(index))[:200] for index in indices.tolist()),
@@ -232,43 +233,11 @@ class Surveyor:
             "suspect_why": found.why[:LISTED],
             "num_suspects": len(found.indices),
             "noise_rate": rounded(found.noise_rate),
-            "no_suspects": "",
+            "no_suspects": found.reason,
             "suspect_method": found.method,
             "suspect_precision": rounded(found.precision),
             "num_judged": found.num_judged,
             "suspect_votes": tuple(found.votes[:LISTED].tolist()),
-            **self._labels(known["group"], evidence, rows, found),
-        }
-
-    def _labels(
-        self, group: NDArray[Any], evidence: Any, rows: NDArray[np.int64], found: Suspects
-    ) -> dict[str, tuple[str, ...]]:
-        """The labels of the listed suspects, given and suggested, as texts."""
-        names = self._table.storage.group_labels
-        labels = labels_in(evidence, group, None if names is None else names.tolist(), rows, found)
-        given, suggested = (tuple("" if label is None else str(label)[:60] for label in some) for some in labels)
-        return {
             "suspect_given": given if any(given) else (),
             "suspect_suggested": suggested if any(suggested) else (),
         }
-
-
-def _no_suspects(reason: str, num_judged: int = 0) -> dict[str, Any]:
-    return {
-        "num_judged": num_judged,
-        "suspects": (),
-        "suspect_names": (),
-        "suspect_loss": (),
-        "suspect_uses": (),
-        "suspect_history": (),
-        "suspect_score": (),
-        "suspect_why": (),
-        "num_suspects": 0,
-        "noise_rate": math.nan,
-        "no_suspects": reason,
-        "suspect_method": "",
-        "suspect_precision": math.nan,
-        "suspect_votes": (),
-        "suspect_given": (),
-        "suspect_suggested": (),
-    }

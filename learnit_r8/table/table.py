@@ -9,17 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validation import is_number, loop_method, whole_number
-from .figures import html_table, top_of
 from .label_noise import find_suspects, labels_of_all, rank
-from .labels.columns import Columns, spread
-from .labels.combined import combine
+from .labels.evidence import combine
 from .labels.frame import columns_of, make_frame
 from .labels.overview import Overview
 from .labels.suspects import Ranking, Suspects, of_weighed
 from .learner import LossLearner
 from .losses import EXACT
-from .quantiles import MOST_RANKED, Quartile, Sample, quartiles_of, quartiles_of_some, samples_of
-from .records import ALL, Lock, Where
+from .quantiles import MOST_RANKED, Quartile, Sample, html_table, quartiles_of, quartiles_of_some, samples_of, top_of
+from .records import ALL, Columns, Lock, Where, spread
 from .storage import FIELDS, SampleStorage
 
 

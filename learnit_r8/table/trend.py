@@ -4,10 +4,184 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from .early import FirstLosses
-from .untrained import UntrainedLoss
+LEAST_LOSSES = 8
+"""Least number of losses from which outliers are recognized."""
+
+MOST_LOSSES = 1024
+"""Most losses that are averaged; after this many steps a model has learnt something in any case."""
+
+OUTLYING, LEAST_SPREAD = 5.0, 0.05
+"""Standard deviations above the median from which a loss is left out, and the least standard deviation as a share of
+the median."""
+
+
+class UntrainedLoss:
+    """Mean of the first losses without outliers, so that one bad batch does not decide what "worse than untrained" is.
+
+    The mean is over 5 % of an epoch, at least two losses. Once at least eight losses are known, outliers are removed
+    and the value is final; before that it is the mean of the losses so far.
+
+    Args:
+        size: Number of losses to average; at least two are.
+
+    Attributes:
+        size: Number of losses after which the value is final.
+        value: The estimate; NaN before the first loss.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._num_averaged = min(max(2, size), MOST_LOSSES)
+        self.size = max(self._num_averaged, LEAST_LOSSES)
+        self.value = float("nan")
+        self._losses: list[float] = []
+        self._total = 0.0
+        self._is_settled = False
+
+    def add(self, loss: float) -> None:
+        """Take one more loss into account, unless the value is final."""
+        if self._is_settled:
+            return
+        losses = self._losses
+        losses.append(loss)
+        self._total += loss
+        if len(losses) <= self._num_averaged:
+            self.value = self._total / len(losses)
+        if len(losses) >= self.size:
+            self.value = mean_of_usual(losses, self._num_averaged)
+            self._is_settled = True
+            self._losses = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The estimate, and until it is final the losses so far."""
+        return {"value": self.value, "losses": list(self._losses), "is_settled": self._is_settled}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self.value = float(state["value"])
+        self._losses = [float(loss) for loss in state["losses"]]
+        self._total = sum(self._losses)
+        self._is_settled = bool(state["is_settled"])
+
+
+def mean_of_usual(losses: list[float], count: int) -> float:
+    """Mean of the first ``count`` losses without those that are far above the median of all.
+
+    >>> mean_of_usual([2.0, 1000.0, 2.2, 1.8, 2.0, 2.1, 1.9, 2.0], count=3)
+    2.1
+    """
+    middle = _median(losses)
+    deviation = 1.4826 * _median([abs(loss - middle) for loss in losses])
+    bound = middle + OUTLYING * max(deviation, LEAST_SPREAD * abs(middle))
+    usual = [loss for loss in losses[:count] if loss <= bound]
+    return sum(usual) / len(usual) if usual else middle
+
+
+def _median(values: list[float]) -> float:
+    # The first call of np.median() imports modules for 20 ms, during a step.
+    ordered, half = sorted(values), len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+LEAST_JUDGED = 8
+"""Losses that must be known before one is refused."""
+
+LEAST_CLIPPED = 3
+"""Losses that must be known before one is clipped."""
+
+ABSURD, HIGH, BELIEVED = 100.0, 3.0, 2.0
+"""Multiples of the highest loss before: from which a loss is refused at once; from which three of four losses are; and
+to which a single loss is clipped."""
+
+ALONE = 10.0
+"""Multiple of the second highest loss to which the highest is clipped, so that one outlier does not hide later ones."""
+
+RECENT = 4
+"""Number of last losses among which high ones are counted."""
+
+
+class FirstLosses(NamedTuple):
+    """Statistics of the first losses of a run.
+
+    Attributes:
+        known: Number of losses so far.
+        lowest: The lowest of them.
+        highest: The highest except for the last four.
+        second: The second highest except for those.
+        recent: The last four, oldest first.
+    """
+
+    known: int = 0
+    lowest: float = math.inf
+    highest: float = -math.inf
+    second: float = -math.inf
+    recent: tuple[float, ...] = ()
+
+    def times(self, factor: float, highest: float, second: float) -> float:
+        """The limit that is ``factor`` times as high as the highest loss; infinite while all losses are equal.
+
+        For losses that may be negative, the range of the losses replaces the distance from 0.
+
+        Args:
+            factor: Multiple of the highest loss.
+            highest: The highest loss.
+            second: The second highest, which limits how far the highest counts.
+
+        >>> FirstLosses(lowest=1.0).times(3.0, 2.0, 1.5)
+        6.0
+        >>> FirstLosses(lowest=-3.0).times(3.0, -2.0, -2.0)
+        0.0
+        """
+        if not self.lowest < highest:
+            return math.inf
+        if self.lowest < second:
+            highest = min(highest, self._above(second, ALONE))
+        return self._above(highest, factor)
+
+    def _above(self, loss: float, factor: float) -> float:
+        return loss + (factor - 1) * (loss if self.lowest > 0 else max(loss - self.lowest, loss))
+
+    def _times_all(self, factor: float) -> float:
+        second, highest = sorted((self.second, self.highest, *self.recent))[-2:]
+        return self.times(factor, highest, second)
+
+    def believed(self, loss: float) -> float:
+        """Clip a loss to twice the highest before it."""
+        return min(loss, self._times_all(BELIEVED)) if self.known >= LEAST_CLIPPED else loss
+
+    def with_loss(self, loss: float) -> FirstLosses:
+        """The statistics with one more finite loss."""
+        recent, highest, second = (*self.recent, loss), self.highest, self.second
+        if len(recent) > RECENT:
+            second, highest = sorted((second, highest, recent[0]))[1:]
+        return FirstLosses(self.known + 1, min(self.lowest, loss), highest, second, recent[-RECENT:])
+
+    def refuses(self, loss: float) -> bool:
+        """Whether a loss shows that the weights are damaged: absurdly high, or the third high one of four.
+
+        >>> known = FirstLosses(known=8, lowest=1.0, highest=1.0, second=1.0, recent=(1.0,) * 4)
+        >>> known.refuses(99.0), known.refuses(101.0)
+        (False, True)
+        >>> known = FirstLosses()
+        >>> for each in (2.0, 1.0, 1.5, 1.8) * 3:
+        ...     known = known.with_loss(each)
+        >>> known.refuses(250.0), known.refuses(90.0)
+        (True, False)
+        >>> known.with_loss(9.0).with_loss(8.0).refuses(7.0)
+        True
+        """
+        if self.known < LEAST_JUDGED:
+            return False
+        limit = self._times_all(ABSURD)
+        if limit == math.inf and self.lowest:
+            # All losses are equal, so that their distance from 0 is the only scale; of 0 there is none.
+            limit = self.lowest + (ABSURD - 1) * abs(self.lowest)
+        if loss > limit:
+            return True
+        high = self.times(HIGH, self.highest, self.second)
+        return loss > high and sum(each > high for each in self.recent[1 - RECENT :]) >= 2
+
 
 NUM_CLIPPED = 80
 """Number of first reports that are clipped if they are far above the others; after as many, the spike guard has its

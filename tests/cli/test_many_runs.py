@@ -12,8 +12,7 @@ import pytest
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.cli import main
 from learnit_r8.cli.compare import painted
-from learnit_r8.dashboard.render.compare import chart_of
-from learnit_r8.dashboard.render.metrics import curve_of
+from learnit_r8.dashboard.render.curves import chart_of, curve_of
 from learnit_r8.dashboard.replay import view_of
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.text import width_of

@@ -7,8 +7,7 @@ from learnit_r8 import Context, Focus, Outlook, R8Scheduler, even_groups
 from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.policies import Balanced
 from learnit_r8.policies.even_groups import EvenGroups
-from learnit_r8.table.labels.mixture import Humps
-from learnit_r8.table.labels.suspicion import Suspicion
+from learnit_r8.table.labels.suspicion import Humps, Suspicion
 from tests.common import candidates, generator
 
 GROUPS = np.repeat([0, 1, 2], [8000, 1600, 400])

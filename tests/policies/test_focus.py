@@ -8,8 +8,7 @@ from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.cli import main
 from learnit_r8.report import write_report
 from learnit_r8.table.labels.margin_limit import MarginLimit
-from learnit_r8.table.labels.mixture import Humps
-from learnit_r8.table.labels.suspicion import Suspicion
+from learnit_r8.table.labels.suspicion import Humps, Suspicion
 from tests.common import candidates, generator
 from tests.table.labels.test_mirror import margins_of
 

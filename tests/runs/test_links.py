@@ -357,7 +357,7 @@ ELSEWHERE = {
     "dashboard/painter.py": {"screen.touch"},
     "engine/signals.py": {"os.open"},
     "dashboard/terminal/capture.py": {"os.open", "tempfile.mkstemp"},
-    "dashboard/terminal/ground.py": {"os.open"},
+    "dashboard/terminal/screen.py": {"os.open"},
     "dashboard/terminal/tty_modes.py": {"os.open"},
     "journal/samples.py": {"np.savez"},
     "keras/state.py": {"np.savez"},

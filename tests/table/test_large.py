@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from learnit_r8 import SampleTable
-from learnit_r8.table import figures, label_noise
-from learnit_r8.table.figures import top
+from learnit_r8.table import label_noise, quantiles
+from learnit_r8.table import records as blocks
 from learnit_r8.table.label_noise import find_suspects, rank
-from learnit_r8.table.labels import columns
-from learnit_r8.table.labels.columns import spread
 from learnit_r8.table.losses import EXACT
+from learnit_r8.table.quantiles import top
+from learnit_r8.table.records import spread
 from tests.table.test_label_noise import overlapping
 
 
@@ -20,7 +20,7 @@ from tests.table.test_label_noise import overlapping
 @pytest.mark.parametrize("seed", range(4))
 def test_highest_values_block_by_block(count, seed, monkeypatch):
     """Small blocks give what sorting all of them gives: equal values by their place, none that is not known."""
-    monkeypatch.setattr(figures, "TOP_BLOCK", 7)
+    monkeypatch.setattr(quantiles, "TOP_BLOCK", 7)
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 9, 300).astype(np.float32)
     values[rng.random(300) < 0.3] = np.nan
@@ -46,7 +46,7 @@ def test_suspects_of_a_part_are_those_of_all(monkeypatch):
 
 def in_blocks(monkeypatch):
     """Have everything read in small blocks, and fitted to some of the samples."""
-    monkeypatch.setattr(columns, "BLOCK", 700)
+    monkeypatch.setattr(blocks, "BLOCK", 700)
     monkeypatch.setattr(label_noise, "MOST_FITTED", 7_200)
 
 
@@ -92,7 +92,7 @@ def test_ranking_block_by_block(has_evidence, monkeypatch):
     records["usage_count"][::2] = evidence["visits"][::2] = 0
     evidence = evidence if has_evidence else None
     whole = rank(records, evidence, 40)
-    monkeypatch.setattr(columns, "BLOCK", 97)
+    monkeypatch.setattr(blocks, "BLOCK", 97)
     ranking = rank(records, evidence, 40)
 
     assert ranking.indices.tolist() == whole.indices.tolist()

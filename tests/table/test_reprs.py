@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import numpy as np
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.table.figures import html_table
 from learnit_r8.table.labels.suspects import Suspects
+from learnit_r8.table.quantiles import html_table
 
 
 class Cells(HTMLParser):

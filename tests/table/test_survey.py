@@ -11,8 +11,8 @@ from learnit_r8 import SampleTable, events
 from learnit_r8.engine.emitter import EventEmitter, sample_rates
 from learnit_r8.engine.settings import text_of
 from learnit_r8.events.codec import to_json
-from learnit_r8.table.figures import flow_between, loss_histogram, quarters_of, top, uses_histogram
 from learnit_r8.table.losses import EXACT
+from learnit_r8.table.quantiles import flow_between, loss_histogram, quarters_of, top, uses_histogram
 from learnit_r8.table.survey import EPOCH_SECONDS, EVERY_SECONDS, Surveyor
 from tests.drive import FakeClock, make, sample_losses, steps
 from tests.events.any_events import from_json

@@ -2,7 +2,7 @@
 
 import pytest
 
-from learnit_r8.table.untrained import UntrainedLoss
+from learnit_r8.table.trend import UntrainedLoss
 
 
 @pytest.mark.parametrize("outlier", [None, 0, 5])

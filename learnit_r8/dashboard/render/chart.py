@@ -12,7 +12,58 @@ from numpy.typing import NDArray
 from ..state.curve import Columns
 from ..text import Line, Span
 from ..theme import Glyphs
-from .ticks import round_ticks, tick_texts
+
+STEPS = (1, 2, 5)
+
+
+def round_ticks(low: float, high: float, most: int, *, is_log: bool = False) -> list[float]:
+    """Round values from low to high: as many as there are room for, in steps of 1, 2 or 5 times a power of ten.
+
+    On a log scale they are 1, 2 and 5 times powers of ten, or the powers alone, where at least two of them fit.
+
+    >>> round_ticks(0.48, 2.77, 5), round_ticks(0.0003, 0.2, 4, is_log=True)
+    ([0.5, 1.0, 1.5, 2.0, 2.5], [0.001, 0.01, 0.1])
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and high > low):
+        return []
+    if is_log and low > 0:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for factors in (STEPS, (1,)):
+            ticks = [factor * 10.0**power for power in powers for factor in factors]
+            ticks = [tick for tick in ticks if low <= tick <= high]
+            if 2 <= len(ticks) <= most:
+                return ticks
+        if len(ticks) > most:
+            return ticks[:: math.ceil(len(ticks) / most)]
+    power = math.floor(math.log10((high - low) / most)) - 1
+    finer: list[float] = []
+    for step in (factor * 10.0**each for each in range(power, power + 4) for factor in STEPS):
+        # A value that is a hair beyond an end counts as within.
+        first, last = math.ceil(low / step - 1e-3), math.floor(high / step + 1e-3)
+        ticks = [float(f"{place * step:.12g}") for place in range(first, min(last, first + most + 2) + 1)]
+        if len(ticks) <= most:
+            # One alone is no scale.
+            return ticks if len(ticks) > 1 or len(finer) > most + 1 else finer
+        finer = ticks
+    return finer
+
+
+def tick_texts(values: list[float]) -> list[str]:
+    """Texts of round values, all in one notation and with as many digits as they need.
+
+    >>> tick_texts([0.0, 0.5, 1.0]), tick_texts([0.0, 2e-5, 4e-5]), tick_texts([0.01, 0.1, 1.0])
+    (['0.0', '0.5', '1.0'], ['0', '2e-5', '4e-5'], ['0.01', '0.10', '1.00'])
+    """
+    known = [abs(value) for value in values if value]
+    if not known:
+        return ["0"] * len(values)
+    decimals = max(len(f"{value:.10f}".rstrip("0").partition(".")[2]) for value in known)
+    if decimals <= 4 and max(known) < 1e5 and min(known) >= 1e-4:
+        return [f"{value:.{decimals}f}" for value in values]
+    digits = max(len(f"{value:.10e}".partition("e")[0].rstrip("0").rstrip(".").replace(".", "")) for value in known) - 1
+    texts = (f"{value:.{digits}e}".split("e") for value in values)
+    return [f"{mantissa}e{int(exponent)}" if float(mantissa) else "0" for mantissa, exponent in texts]
+
 
 LABEL = 8
 """Cells of the numbers at the left of a chart, and of its axis."""
@@ -90,8 +141,15 @@ def scale_of(columns: Columns, *, is_log: bool = False) -> Scale:
     if not known.any():
         return Scale(0.0, 1.0)
     low, high = columns.low[known], columns.high[known]
-    bottom = float(low.min())
-    top = _top_without_spikes(high, bottom)
+    bottom, top = float(low.min()), float(high.max())
+    # A maximum near the 95th percentile flattens nothing.
+    few = np.partition(high, -1 - len(high) // 20)[-1 - len(high) // 20]
+    if len(high) >= 2 * _LOCAL and top - bottom > 1.3 * (few - bottom):
+        padded = np.pad(high, _LOCAL, mode="reflect")
+        around = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * _LOCAL + 1), axis=1)
+        usual = high[high - bottom <= 2 * (around - bottom)]
+        if len(usual) and top - bottom > 1.3 * (float(usual.max()) - bottom) > 0:
+            top = float(usual.max())
     if is_log and bottom > 0:
         return Scale(bottom, top if top > bottom * 1.001 else bottom * 1.1, True)
     size = max(abs(top), abs(bottom))
@@ -105,19 +163,6 @@ def scale_of_all(curves: Sequence[Floats], *, is_log: bool = False) -> Scale:
     """A scale for several curves."""
     low, high = np.fmin.reduce(curves), np.fmax.reduce(curves)
     return scale_of(Columns(low, low, high), is_log=is_log)
-
-
-def _top_without_spikes(high: Floats, bottom: float) -> float:
-    most = float(high.max())
-    # A maximum near the 95th percentile flattens nothing.
-    few = np.partition(high, -1 - len(high) // 20)[-1 - len(high) // 20]
-    if len(high) < 2 * _LOCAL or most - bottom <= 1.3 * (few - bottom):
-        return most
-    padded = np.pad(high, _LOCAL, mode="reflect")
-    around = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * _LOCAL + 1), axis=1)
-    usual = high[high - bottom <= 2 * (around - bottom)]
-    top = float(usual.max()) if len(usual) else most
-    return top if most - bottom > 1.3 * (top - bottom) > 0 else most
 
 
 def chart(
@@ -242,17 +287,6 @@ def _blocks(
     return kinds, ["".join(row) for row in text.tolist()]
 
 
-def _with_ticks(cells: list[str], first: int, last: int, begin: str, end: str) -> None:
-    """Write round steps between the ends of an axis, centred where they are, unless something is there."""
-    width, line = len(cells), list(cells)
-    for value in round_ticks(first, last, max(2, width // LEAST_TICK)):
-        text = f" {value:,.0f} "
-        place = int((value - first) * width // max(1, last - first)) - len(text) // 2
-        is_free = len(begin) < place and place + len(text) < width - len(end)
-        if is_free and value == int(value) and len(set(line[place : place + len(text)])) == 1:
-            cells[place : place + len(text)] = text
-
-
 def axis(
     width: int, first: int, last: int, glyphs: Glyphs, marks: Sequence[tuple[int, str]], ends: tuple[str, str]
 ) -> Line:
@@ -274,7 +308,14 @@ def axis(
         cells[: len(begin)] = begin
         cells[width - len(end) :] = end
         if begin == f"{first:,}":
-            _with_ticks(cells, first, last, begin, end)
+            # Round steps between the ends, centred where they are, unless something is there.
+            free = list(cells)
+            for value in round_ticks(first, last, max(2, width // LEAST_TICK)):
+                label = f" {value:,.0f} "
+                left = int((value - first) * width // max(1, last - first)) - len(label) // 2
+                is_between = len(begin) < left and left + len(label) < width - len(end)
+                if is_between and value == int(value) and len(set(free[left : left + len(label)])) == 1:
+                    cells[left : left + len(label)] = label
     # A checkpoint comes every epoch: its letter leaves the numbers alone.
     for place, letter in placed:
         if letter == SAVED and cells[place] == glyphs.line:

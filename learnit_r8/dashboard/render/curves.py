@@ -1,19 +1,22 @@
-"""The panels with charts: loss, learning rate, the user's metrics."""
+"""The panels and pages with charts: loss, learning rate, the user's metrics, two runs over each other."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ...events import StepsDone
+from ..state.comparison import figures_of, settings_of
 from ..state.curve import Columns
-from ..state.ui_state import UiState
+from ..state.ui_state import Scene, UiState
 from ..state.view import Point, View
-from ..text import Line, Span, fit, number
+from ..text import Line, Span, clean, clip, figure, fit, grouped, is_held_out, number
 from ..theme import Glyphs, Theme
-from .chart import LABEL, axis, chart, dots, plot, scale_of
-from .parts import cropped, extremes, remark, rule
+from .chart import LABEL, axis, chart, dots, plot, scale_of, scale_of_all
+from .header import Rows, titled
+from .parts import beside, cropped, extremes, joined, remark, rule, size_of
 
 LEAST = 3
 """Rows of the smallest chart: its title, the curve, its axis."""
@@ -37,20 +40,18 @@ def loss_columns(view: View, num: int, first: int, last: int) -> Columns:
     curve, recent = view.loss, view.recent
     is_coarse = (last - first) < num * curve.width
     if is_coarse and curve.width > 1 and recent and recent[0].step - recent[0].num_steps <= first:
-        return _columns_of(recent, num, first, last)
+        # Records as columns: a column has the records that end in it, else the one that covers it.
+        values = np.array([(record.step, record.lowest, record.loss, record.highest) for record in recent], float).T
+        steps, low, mean, high = values
+        edges = first + (last - first) * np.arange(num) / num
+        starts = np.minimum(np.searchsorted(steps, edges, side="right"), len(steps) - 1)
+        # The mean over the records of each column.
+        sums, counts = np.add.reduceat(mean, starts), np.diff(np.append(starts, len(steps)))
+        counts[:-1] = np.maximum(counts[:-1], 1)
+        return Columns(
+            np.minimum.reduceat(low, starts), sums / np.maximum(counts, 1), np.maximum.reduceat(high, starts)
+        )
     return curve.columns(num, first, max(first + 1, last))
-
-
-def _columns_of(records: Sequence[StepsDone], num: int, first: int, last: int) -> Columns:
-    """Records as columns: a column has the records that end in it, else the one that covers it."""
-    values = np.array([(record.step, record.lowest, record.loss, record.highest) for record in records], float).T
-    steps, low, mean, high = values
-    edges = first + (last - first) * np.arange(num) / num
-    starts = np.minimum(np.searchsorted(steps, edges, side="right"), len(steps) - 1)
-    # The mean over the records of each column.
-    sums, counts = np.add.reduceat(mean, starts), np.diff(np.append(starts, len(steps)))
-    counts[:-1] = np.maximum(counts[:-1], 1)
-    return Columns(np.minimum.reduceat(low, starts), sums / np.maximum(counts, 1), np.maximum.reduceat(high, starts))
 
 
 def loss_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
@@ -106,7 +107,7 @@ def rate_columns(view: View, num: int) -> tuple[Columns, int]:
     return Columns(values, values, values), done
 
 
-def metrics_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
+def metrics_section(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     """The user's metrics: newest, lowest and highest value, and a chart of each where there is room."""
     glyphs = theme.glyphs
     lines = [rule("metrics", width, glyphs, "last (lowest .. highest)")]
@@ -115,23 +116,21 @@ def metrics_panel(view: View, width: int, height: int, theme: Theme) -> list[Lin
     shown = list(view.metrics.items())[: max(1, height - 1)]
     each = (height - 1) // len(shown)
     for name, points in shown:
-        lines.append(_metric_line(name, points, width, glyphs))
+        ends = extremes(points)
+        room = max(1, width - len(ends) - 12)
+        lines.append(
+            cropped(
+                (
+                    Span(f" {fit(name, room, glyphs.ellipsis)}", "label"),
+                    Span(f"{number(points[-1].value):>9} ", "metric"),
+                    Span(ends, "label"),
+                ),
+                width,
+            )
+        )
         if each >= LEAST:
             lines += _metric_chart(points, width, each - 1, glyphs)
     return lines[:height]
-
-
-def _metric_line(name: str, points: list[Point], width: int, glyphs: Glyphs) -> Line:
-    ends = extremes(points)
-    room = max(1, width - len(ends) - 12)
-    return cropped(
-        (
-            Span(f" {fit(name, room, glyphs.ellipsis)}", "label"),
-            Span(f"{number(points[-1].value):>9} ", "metric"),
-            Span(ends, "label"),
-        ),
-        width,
-    )
 
 
 def _metric_chart(points: list[Point], width: int, height: int, glyphs: Glyphs) -> list[Line]:
@@ -144,3 +143,196 @@ def _metric_chart(points: list[Point], width: int, height: int, glyphs: Glyphs) 
     places = np.linspace(steps.min(), max(steps.max(), steps.min() + 1), num)
     curve = np.interp(places, steps, values)
     return plot([(curve, "metric")], height, glyphs, scale_of(Columns(curve, curve, curve)))
+
+
+LEAST_WIDTH, LEAST_HEIGHT = 38, 7
+MOST_HEIGHT = 14
+BATCH_LOSS = "loss of the batches"
+
+
+def metrics_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+    """As many charts as fit; up and down show the others."""
+    groups = _groups(view, ui)
+    if not groups:
+        why = "none has that name" if ui.filter else "nothing was logged: r8.log(accuracy=...)"
+        return [rule("metrics", width, theme.glyphs), remark(why)]
+    across = max(1, min(width // LEAST_WIDTH, math.ceil(math.sqrt(len(groups)))))
+    down = -(-len(groups) // across)
+    shown = max(1, min(down, (height - 1) // LEAST_HEIGHT))
+    first = min(ui.scroll, down - shown)
+    more = f", {first * across + 1} to {min(len(groups), (first + shown) * across)}: up, down" if shown < down else ""
+    lines = [rule("metrics", width, theme.glyphs, f"{len(groups)}{more}")]
+    each = min(MOST_HEIGHT, (height - 1) // shown)
+    names = list(groups)
+    size = (width - across + 1) // across
+    for row in range(first, first + shown):
+        chosen = names[row * across : (row + 1) * across]
+        blocks = [(_chart(view, ui, name, groups[name], size, each, theme), size) for name in chosen]
+        lines += beside(blocks, each, theme.glyphs)
+    return lines[:height]
+
+
+def _groups(view: View, ui: UiState) -> dict[str, list[str]]:
+    """The metrics by their stem; those of the loss with the loss of the batches, where no other of the training is."""
+    groups = grouped(view.metrics)
+    if "loss" in groups and all(map(is_held_out, groups["loss"])):
+        groups["loss"] = [BATCH_LOSS, *groups["loss"]]
+    wanted = ui.filter.lower()
+    return {stem: names for stem, names in groups.items() if wanted in " ".join([stem, *names]).lower()}
+
+
+METRIC_STYLES = ("loss", "metric", "lr", "q4")
+
+
+def _chart(view: View, ui: UiState, stem: str, names: list[str], width: int, height: int, theme: Theme) -> list[Line]:
+    """Title, curves and axis of a group; its legend is in the title."""
+    glyphs = theme.glyphs
+    styled = list(zip(names, METRIC_STYLES, strict=False))
+    first, last = window(view, ui)
+    cells = max(1, width - LABEL - 1)
+    curves = [(curve_of(view, name, cells * dots(glyphs), first, last), style) for name, style in styled]
+    values = [curve for curve, _ in curves]
+    legend = _legend(view, styled, width - 1, theme)
+    title = (Span(" "), *legend)
+    if np.isnan(values).all():
+        return [cropped(title, width), remark("no value in this zoom")]
+    rows = max(1, height - 2)
+    scale = scale_of_all(values, is_log=ui.log_scale)
+    marks = [(view.bests[name].step, glyphs.dot) for name, _ in styled if name in view.bests]
+    ends = (f"{first:,}", f"{last:,}")
+    return [cropped(title, width), *plot(curves, rows, glyphs, scale), axis(cells, first, last, glyphs, marks, ends)]
+
+
+def _legend(view: View, styled: Sequence[tuple[str, str]], width: int, theme: Theme) -> Line:
+    """All names of a chart, with as much beside them as there is room for: newest and best value, the newest, none."""
+    line: Line = ()
+    for details in (2, 1, 0):
+        parts = [_label(view, name, style, theme, details) for name, style in styled]
+        line = joined(parts, width)
+        if size_of(line) == sum(map(size_of, parts)) + 2 * (len(parts) - 1):
+            return line
+    return line
+
+
+def _label(view: View, name: str, style: str, theme: Theme, details: int) -> Line:
+    """Name of a metric in the style of its curve, and with more details its newest and its best value."""
+    short = "batches" if name == BATCH_LOSS else clip(name, 18, theme.glyphs.ellipsis)
+    if not details:
+        return (Span(short, style),)
+    newest = view.ema if name == BATCH_LOSS else view.metrics[name][-1].value
+    best = view.bests.get(name) if details > 1 else None
+    note = f" best {number(best.value, 4)} @{best.step:,}" if best is not None else ""
+    return Span(short + " ", style), Span(number(newest, 4), "value"), Span(note, "label")
+
+
+def curve_of(view: View, name: str, num: int, first: int, last: int) -> NDArray[np.float64]:
+    """The values between two steps, joined by straight lines; NaN before the first and after the last."""
+    if name == BATCH_LOSS:
+        return view.loss.columns(num, first, max(first + 1, last)).mean
+    points: Sequence[Point] = [point for point in view.metrics[name] if math.isfinite(point.value)]
+    if not points:
+        return np.full(num, np.nan)
+    steps = np.array([point.step for point in points], float)
+    values = np.array([point.value for point in points])
+    places = first + (np.arange(num) + 0.5) / num * max(1, last - first)
+    curve: NDArray[np.float64] = np.interp(places, steps, values, left=np.nan, right=np.nan)
+    if np.isnan(curve).all() and first <= steps[-1] <= last:
+        curve[min(num - 1, int((steps[-1] - first) / max(1, last - first) * num))] = values[-1]
+    return curve
+
+
+metrics_page = titled(metrics_panel)
+
+
+def metrics_rows(view: View, scene: Scene) -> Rows:
+    """Every value that is kept."""
+    rows = ((name, point.step, point.value) for name, points in view.metrics.items() for point in points)
+    return ("name", "step", "value"), rows
+
+
+RUN_STYLES = ("loss", "lr", "metric", "q4", "q3", "label")
+"""Styles of the curves of several runs, over and over."""
+NAME = 24
+LOSSES = "loss of the batches, over the steps"
+
+
+def compare_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+    """Both losses in one chart, then the figures and the settings; up and down scroll them."""
+    other = scene.other
+    if other is None:
+        return [rule("comparison", width, theme.glyphs), remark("learnit-r8 watch A B shows two runs here")]
+    views = (view, other)
+    rows = max(3, min(16, height // 2 - 2))
+    chart = _plotted(views, RUN_STYLES[:2], "", width, rows, theme, ui.log_scale) or [remark("no loss reported yet")]
+    lines = [rule(LOSSES, width, theme.glyphs, "log" if ui.log_scale else "linear"), *chart]
+    table = _table(views, width, theme)
+    room = max(0, height - len(lines) - 1)
+    first = min(ui.scroll, max(0, len(table) - room))
+    heads = [
+        (f"{letter} {_name(each)}", style) for letter, each, style in zip("AB", views, RUN_STYLES[:2], strict=True)
+    ]
+    size = max(8, min(30, (width - NAME - 4) // 2))
+    head = (Span(" " * (NAME + 2)), *(Span(fit(text, size) + " ", style) for text, style in heads))
+    return [cropped(line, width) for line in [*lines, head, *table[first : first + room]]]
+
+
+def chart_of(
+    views: Sequence[View], names: Sequence[str], metric: str, width: int, height: int, theme: Theme
+) -> list[Line]:
+    """The curves of any number of runs over each other: of a metric, or with "" of the losses of batches."""
+    kinds = [RUN_STYLES[place % len(RUN_STYLES)] for place in range(len(views))]
+    called = [(Span(clip(name, 30, theme.glyphs.ellipsis), kind),) for name, kind in zip(names, kinds, strict=True)]
+    rows = _plotted(views, kinds, metric, width, max(1, height - 3), theme)
+    title = rule(metric or LOSSES, width, theme.glyphs)
+    return [title, joined(called, width), *(rows or [remark("nothing reported yet")])]
+
+
+def _name(view: View) -> str:
+    return clean(view.run.name, 60) if view.run is not None and view.run.name else "run"
+
+
+def _plotted(
+    views: Sequence[View], kinds: Sequence[str], metric: str, width: int, rows: int, theme: Theme, is_log: bool = False
+) -> list[Line]:
+    """The curves of runs over each other, each in its style, with their axis; nothing where there are no values."""
+    cells, last = max(1, width - LABEL), max(1, *(view.step for view in views))
+    num = cells * dots(theme.glyphs)
+    curves = [
+        curve_of(view, metric, num, 0, last) if metric else view.loss.columns(num, 0, last).mean for view in views
+    ]
+    if np.isnan(curves).all():
+        return []
+    drawn = plot(list(zip(curves, kinds, strict=True)), rows, theme.glyphs, scale_of_all(curves, is_log=is_log))
+    return [*drawn, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]
+
+
+def _table(views: tuple[View, ...], width: int, theme: Theme) -> list[Line]:
+    """The figures that a run has, the better one in bold with a star, and the settings that differ."""
+    size = max(8, min(30, (width - NAME - 4) // 2))
+    lines: list[Line] = []
+    for row in figures_of(views):
+        if not any(map(math.isfinite, row.values)):
+            continue
+        texts = [figure(value) for value in row.values]
+        cells = [
+            Span(fit(f"{text} *" if place == row.better else text, size) + " ", "value" if place == row.better else "")
+            for place, text in enumerate(texts)
+        ]
+        lines.append((Span("  " + fit(clean(row.name, NAME), NAME), "label"), *cells))
+    differing = settings_of(views)
+    if differing:
+        lines.append(rule("settings that differ", width, theme.glyphs, f"{len(differing)}"))
+    for setting in differing:
+        cells = [Span(fit(clip(clean(text, 200), size, theme.glyphs.ellipsis), size) + " ") for text in setting.values]
+        lines.append((Span("  " + fit(clean(setting.name, NAME), NAME), "label"), *cells))
+    return lines
+
+
+compare_page = titled(compare_panel)
+
+
+def compare_rows(view: View, scene: Scene) -> Rows:
+    """The figures of both runs."""
+    if scene.other is None:
+        return ("name", "value"), ()
+    return ("name", "first", "second"), ((row.name, *row.values) for row in figures_of((view, scene.other)))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 from ..keys import MENU, TABLE, works
-from ..state.status import state_of
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
 from ..text import Line, Span, clean, clip, clock, fit, in_ascii, number, share
 from ..theme import Theme
-from .header import titled
+from .header import state_of, titled
 from .pages import PAGES
 from .parts import bar, cropped, joined, labelled, padded, rule, size_of
 
@@ -69,14 +68,11 @@ def render(
         lines = [*lines[: height - 1], footer(ui, scene, width, theme)]
     if theme.glyphs.name == "ascii":
         lines = [tuple(Span(in_ascii(text), style) for text, style in line) for line in lines]
-    return [cropped(_harmless(line), width) for line in lines[:height]] + [()] * (height - len(lines))
-
-
-def _harmless(line: Line) -> Line:
-    """The line, cleaned where a panel has forgotten it: no text of a run may attack its viewer."""
-    if all(text.isprintable() for text, _ in line):
-        return line
-    return tuple(Span(clean(text), style) for text, style in line)
+    for place, line in enumerate(lines):
+        if not all(text.isprintable() for text, _ in line):
+            # A panel has forgotten to clean it: no text of a run may attack its viewer.
+            lines[place] = tuple(Span(clean(text), style) for text, style in line)
+    return [cropped(line, width) for line in lines[:height]] + [()] * (height - len(lines))
 
 
 def _small(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
@@ -134,48 +130,32 @@ def footer(ui: UiState, scene: Scene, width: int, theme: Theme) -> Line:
         head = question if size_of((question,)) + len(ui.asking) + 2 <= width else short
         return cropped((head, Span(clean(ui.asking)), Span("_", "key")), width)
     if ui.menu:
-        return _menu_line(width)
+        menu: list[Span] = [Span(" leave? ", "warn")]
+        for key, action in MENU.items():
+            menu += [Span(f" {key} ", "key"), Span(f"{action.value}  ", "value")]
+        menu.append(Span("other: stay", "label"))
+        if size_of(menu) <= width:
+            return tuple(menu)
+        brief = Span("leave? ", "warn"), Span("s", "key"), Span(" stop "), Span("d", "key"), Span(" detach")
+        return cropped(brief, width)
     said = clip(clean(scene.said, 120), max(0, width // 2), theme.glyphs.ellipsis)
     end: Line = (Span(" " + said + " ", "warn"),) if said else ()
     room = width - size_of(end)
-    line: list[Span] = [Span(" ")]
-    for shown, label, style in _footer_parts(ui, scene, room - 1):
-        line += [Span(shown, style or "key"), Span(f" {label}", style or "label"), Span("  ")]
-    return (*padded(tuple(line), room), *end)
-
-
-def _footer_parts(ui: UiState, scene: Scene, width: int) -> list[tuple[str, str, str]]:
-    """Key, label and style of the bindings that fit: "selected" for the page that is shown, else ""."""
-    parts = []
+    # Key, label and style of every binding: "selected" for the page that is shown.
+    parts = [("/", f'"{clean(ui.filter, 20)}"', "")] if ui.filter else []
     for binding in TABLE:
-        if not binding.label or not works(binding, ui):
-            continue
-        label = binding.label
-        if binding.opens == "output" and scene.num_unread:
-            label += f"({scene.num_unread})"
-        parts.append((binding.shown, label, "selected" if binding.opens == ui.view else ""))
-    if ui.filter:
-        parts.insert(0, ("/", f'"{clean(ui.filter, 20)}"', ""))
-    return _fitting(parts, width - 1)
-
-
-def _fitting(parts: list[tuple[str, str, str]], width: int) -> list[tuple[str, str, str]]:
-    """The parts that fit, in their order; those of the lowest rank get room first."""
-    kept = []
+        if binding.label and works(binding, ui):
+            unread = f"({scene.num_unread})" if binding.opens == "output" and scene.num_unread else ""
+            parts.append((binding.shown, binding.label + unread, "selected" if binding.opens == ui.view else ""))
+    # Those of the lowest rank get room first.
+    kept, free = [], room - 2
     for part in sorted(parts, key=lambda part: 0 if part[2] else _RANKS.get(part[0], 2)):
         size = len(part[0]) + len(part[1]) + 3
-        if size <= width:
+        if size <= free:
             kept.append(part)
-            width -= size
-    return [part for part in parts if part in kept]
-
-
-def _menu_line(width: int) -> Line:
-    line: Line = (Span(" leave? ", "warn"),)
-    for key, action in MENU.items():
-        line += (Span(f" {key} ", "key"), Span(f"{action.value}  ", "value"))
-    line += (Span("other: stay", "label"),)
-    if size_of(line) <= width:
-        return line
-    short = Span("leave? ", "warn"), Span("s", "key"), Span(" stop "), Span("d", "key"), Span(" detach")
-    return cropped(short, width)
+            free -= size
+    line: list[Span] = [Span(" ")]
+    for shown, label, style in parts:
+        if (shown, label, style) in kept:
+            line += [Span(shown, style or "key"), Span(f" {label}", style or "label"), Span("  ")]
+    return (*padded(tuple(line), room), *end)

@@ -10,11 +10,12 @@ from ..state.ui_state import Scene, UiState
 from ..state.view import View
 from ..text import Line
 from ..theme import Theme
-from .curves import loss_panel, metrics_panel, rate_panel
+from .curves import loss_panel, metrics_section, rate_panel
 from .header import Rows, epoch_line, loss_line, metric_line, speed_line, system_line, title_line, total_line
 from .parts import beside
-from .quartiles import (
+from .samples import (
     flow_panel,
+    hardest_panel,
     histogram_line,
     loss_histogram,
     quartile_line,
@@ -22,7 +23,6 @@ from .quartiles import (
     ribbon_panel,
     uses_histogram,
 )
-from .samples import hardest_panel
 from .texts import events_panel
 
 SIDE_BY_SIDE = 72
@@ -128,7 +128,7 @@ def charts_row(view: View, ui: UiState, width: int, height: int, theme: Theme) -
     loss = width - rate - 1 - (third + 1 if third else 0)
     blocks = [(loss_panel(view, ui, loss, height, theme), loss), (rate_panel(view, rate, height, theme), rate)]
     if third:
-        metrics = _cached(metrics_panel, view.logged, view, third, height, theme)
+        metrics = _cached(metrics_section, view.logged, view, third, height, theme)
         blocks.append((metrics, third))
     return beside(blocks, height, theme.glyphs)
 

@@ -63,9 +63,9 @@ PAGES = {page.name: page for page in (
     Page("events", "events", "what happened", "texts", has_filter=True),
     Page("output", "output", "captured output", "texts", keys=("o",), has_filter=True),
     Page("config", "config", "configuration, versions, files", "texts", has_filter=True),
-    Page("metrics", "metrics", "your metrics and their best", "metrics", has_filter=True, has_chart=True),
-    Page("incidents", "incidents", "what went wrong, and what was tried", "incidents", keys=("i",)),
-    Page("compare", "compare", "two runs (watch A B)", "compare", has_chart=True),
+    Page("metrics", "metrics", "your metrics and their best", "curves", has_filter=True, has_chart=True),
+    Page("incidents", "incidents", "what went wrong, and what was tried", "texts", keys=("i",)),
+    Page("compare", "compare", "two runs (watch A B)", "curves", has_chart=True),
 )}  # fmt: skip
 """Every page by its name, in the order of their numbers."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..text import number
-from .ticks import round_ticks
+from .chart import round_ticks
 
 MARGIN = (56, 14, 16, 30)
 """Left, top, right, bottom, in pixels."""

@@ -39,7 +39,9 @@ def rows_of(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
         kind, last = "suspect", (math.nan,) * len(survey.suspects)
         reasons = zip(survey.suspect_score, survey.suspect_why, strict=False)
         notes = [f"{share(score, 0):>5}  {clean(why, 20)}" for score, why in reasons]
-        labels = _labels_of(survey)
+        known = zip_longest(survey.suspects, survey.suspect_given, survey.suspect_suggested, survey.suspect_votes)
+        for index, given, suggested, votes in (one for one in known if one[0] is not None):
+            labels[index] = clean(given or "", 30), clean(suggested or "", 30), votes or 0
     else:
         kind, last = "hardest", survey.hardest_last
         notes = ["suspect" if is_suspected else "" for is_suspected in survey.hardest_suspected]
@@ -48,16 +50,6 @@ def rows_of(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
     )
     rows = zip(getattr(survey, listed), names, losses, last, uses, histories, notes, strict=False)
     return {index: Row(clean(name, 60), *others, *labels.get(index, ())) for index, name, *others in rows}
-
-
-def _labels_of(survey: SamplesSurveyed) -> dict[int, tuple[str, str, int]]:
-    """Label given, label suggested and its votes of each suspect, as far as they are known."""
-    known = zip_longest(survey.suspects, survey.suspect_given, survey.suspect_suggested, survey.suspect_votes)
-    return {
-        index: (clean(given or "", 30), clean(suggested or "", 30), votes or 0)
-        for index, given, suggested, votes in known
-        if index is not None
-    }
 
 
 def known_samples(survey: SamplesSurveyed) -> dict[int, Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections import deque
 from typing import NamedTuple, TypeVar
 
@@ -14,7 +15,121 @@ from ..event_text import ALERT, WARN, describe
 from ..text import clean
 from .curve import Curve, ThinnedList
 from .incidents import IncidentLog
-from .pace import Pacing, TimeLeft
+
+WINDOW = 64
+"""Number of records of steps in the median, the newest."""
+
+BREAKS = 8
+"""Number of breaks between epochs (validation) in the mean, the newest."""
+
+
+class TimeLeft(NamedTuple):
+    """An estimate of the time that is left.
+
+    Attributes:
+        seconds: NaN if unknown.
+        spread: Uncertainty in both directions, seconds; NaN if unknown.
+    """
+
+    seconds: float
+    spread: float
+
+
+class Pacing:
+    """Folds the times of steps; breaks between epochs are counted apart."""
+
+    def __init__(self) -> None:
+        # Some steps in a row, and the seconds they took.
+        self._window: deque[tuple[float, events.StepsDone]] = deque(maxlen=WINDOW)
+        self._breaks: deque[float] = deque(maxlen=BREAKS)
+        self._since = math.nan
+        self._after_epoch = False
+        self._before = math.nan
+        self._median: float | None = None
+
+    def started(self, event: events.RunStarted) -> None:
+        """Start a session. A resumed one has only the speed of the earlier sessions yet, maybe of another machine."""
+        self._window.clear()
+        self._median = None
+        self._breaks.clear()
+        self._since, self._after_epoch = event.seconds, False
+        self._before = event.seconds / event.step if event.step else math.nan
+
+    def epoch_ended(self, event: events.EpochDone) -> None:
+        """The time until the next step is a break."""
+        self._since, self._after_epoch = event.seconds, True
+
+    def refused(self, event: events.BatchRefused) -> None:
+        """Leave a refused step out."""
+        self._since = event.seconds
+
+    def stepped(self, event: events.StepsDone) -> None:
+        """Measure some steps."""
+        took, self._since = event.seconds - self._since, event.seconds
+        if self._after_epoch:
+            self._after_epoch = False
+            usual = self.seconds_per_step
+            if math.isfinite(usual) and math.isfinite(took):
+                self._breaks.append(max(0.0, took - event.num_steps * usual))
+                return
+        if took >= 0:
+            self._median = None
+            self._window.append((took, event))
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Median over the newest steps of this session, else the mean of earlier sessions, else NaN."""
+        if not self._window:
+            return self._before
+        if self._median is None:
+            self._median = statistics.median(self._step_times())
+        return self._median
+
+    def _step_times(self) -> list[float]:
+        return [took / steps.num_steps for took, steps in self._window]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether steps of this session were measured."""
+        return bool(self._window)
+
+    def _rate(self, field: str) -> float:
+        """Return how much of a field of the steps there was per second."""
+        seconds = sum(took for took, _ in self._window)
+        return sum(getattr(steps, field) for _, steps in self._window) / seconds if seconds > 0 else math.nan
+
+    @property
+    def samples_per_second(self) -> float:
+        """Mean over the newest steps; NaN before them."""
+        return self._rate("samples")
+
+    @property
+    def own_share(self) -> float:
+        """Share of the time spent inside the scheduler and its listeners; NaN before it is known."""
+        return self._rate("own_seconds")
+
+    @property
+    def data_share(self) -> float:
+        """Share of the time spent waiting for data, 0 where nobody measures it; NaN before it is known."""
+        return self._rate("data_seconds")
+
+    def left(self, steps: int, epoch_ends: int = 0) -> TimeLeft:
+        """Time for some more steps, with a break at each end of an epoch among them."""
+        each = self.seconds_per_step
+        pause = sum(self._breaks) / len(self._breaks) if self._breaks else 0.0
+        return TimeLeft(steps * each + epoch_ends * pause, steps * self._step_spread())
+
+    def _step_spread(self) -> float:
+        """Standard deviation of the median between quarters of the window."""
+        times = self._step_times()
+        size = len(times) // 4
+        if size < 2:
+            return math.nan
+        quarters = [statistics.median(times[start : start + size]) for start in range(0, 4 * size, size)]
+        # statistics.stdev computes exactly, which costs a tenth of a frame.
+        middle = sum(quarters) / 4
+        return math.sqrt(sum((quarter - middle) ** 2 for quarter in quarters) / 3)
+
 
 EMA_WEIGHT = 0.03
 """Weight of a new batch loss in the smoothed loss."""
@@ -162,11 +277,21 @@ class View:
             case events.RunStarted():
                 self._fold_start(event)
             case events.EpochDone():
-                self._fold_epoch(event)
+                self.progress = _share(event.progress)
+                self.epochs.append(event)
+                self.pacing.epoch_ended(event)
             case events.SamplesSurveyed():
-                self._fold_survey(event)
+                self.survey = event
+                if len(event.low) == len(event.high) == 4:
+                    self.bounds.add(Bounds(event.step, (event.low[0], *event.high)))
             case events.MetricsLogged():
-                self._fold_metrics(event)
+                self.logged = event
+                for name, value in event.named.items():
+                    key = clean(name, 40)
+                    if key in self.metrics or len(self.metrics) < MOST_METRICS:
+                        points = self.metrics.setdefault(key, ThinnedList(MOST_POINTS))
+                        points.add(Point(event.at_step, value))
+                        self._note_best(key, Point(event.at_step, value))
             case events.BatchRefused():
                 self._fold_refusal(event)
             case events.IncidentEnded():
@@ -184,7 +309,10 @@ class View:
             case events.LrPlanned():
                 self.lr_plan = event.lr_plan
             case events.CoolDownBegan():
-                self._fold_end(event)
+                if self.run is not None:
+                    total, seconds = event.total_steps, event.train_duration_seconds
+                    self.run = dataclasses.replace(self.run, total_steps=total, train_duration_seconds=seconds)
+                    self.progress = self._progress_at(event.step, event.seconds)
             case events.RunPaused() | events.RunResumed():
                 self.is_paused = isinstance(event, events.RunPaused)
             case events.MachineLoad():
@@ -242,12 +370,6 @@ class View:
         if not step:
             self.ema, self.num_refused = math.nan, 0
 
-    def _fold_end(self, event: events.CoolDownBegan) -> None:
-        if self.run is not None:
-            total, seconds = event.total_steps, event.train_duration_seconds
-            self.run = dataclasses.replace(self.run, total_steps=total, train_duration_seconds=seconds)
-            self.progress = self._progress_at(event.step, event.seconds)
-
     def _progress_at(self, step: int, seconds: float) -> float:
         run = self.run
         if run is None:
@@ -268,11 +390,6 @@ class View:
             if self.best is None or self.ema < self.best.value:
                 self.best = Point(event.step, self.ema)
 
-    def _fold_epoch(self, event: events.EpochDone) -> None:
-        self.progress = _share(event.progress)
-        self.epochs.append(event)
-        self.pacing.epoch_ended(event)
-
     def _fold_refusal(self, event: events.BatchRefused) -> None:
         self.incident = event
         self.num_refused += 1
@@ -280,20 +397,6 @@ class View:
         # The schedule lowers the rate a little from step to step, too.
         self.is_lr_lowered = event.next_lr < 0.9 * event.lr
         self.pacing.refused(event)
-
-    def _fold_survey(self, event: events.SamplesSurveyed) -> None:
-        self.survey = event
-        if len(event.low) == len(event.high) == 4:
-            self.bounds.add(Bounds(event.step, (event.low[0], *event.high)))
-
-    def _fold_metrics(self, event: events.MetricsLogged) -> None:
-        self.logged = event
-        for name, value in event.named.items():
-            key = clean(name, 40)
-            if key in self.metrics or len(self.metrics) < MOST_METRICS:
-                points = self.metrics.setdefault(key, ThinnedList(MOST_POINTS))
-                points.add(Point(event.at_step, value))
-                self._note_best(key, Point(event.at_step, value))
 
     def _note_best(self, name: str, point: Point) -> None:
         known, sign = self.bests.get(name), -1.0 if is_lower_better(name) else 1.0

@@ -40,7 +40,23 @@ class Capture:
         self.path = None if path is None else os.fspath(path)
         self.is_on = False
         self._unsaved: deque[str] = deque(maxlen=200)
-        self._fd, self._reader = _open_log(self.path)
+        # Two descriptors of a file: one appends, one reads.
+        name = self.path
+        if name is None:
+            descriptor, name = tempfile.mkstemp(prefix="r8-output-")
+            os.close(descriptor)
+        writer = open_output(name, "a")
+        reader = -1
+        try:
+            reader = os.open(name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0))
+        finally:
+            if reader < 0:
+                os.close(writer)
+        if self.path is None:
+            # Where an open file cannot be removed, the system clears it up some day.
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        self._fd, self._reader = writer, reader
         self._began = self._seen = os.lseek(self._reader, 0, os.SEEK_END)
         self._left_at = self._began
         self._streams: list[_Stream] = []
@@ -223,26 +239,6 @@ class _Bytes(io.RawIOBase):
 
     def close(self) -> None:
         """Do nothing, like the stream."""
-
-
-def _open_log(path: str | None) -> tuple[int, int]:
-    """Two descriptors of a file: one appends, one reads."""
-    name = path
-    if name is None:
-        descriptor, name = tempfile.mkstemp(prefix="r8-output-")
-        os.close(descriptor)
-    writer = open_output(name, "a")
-    reader = -1
-    try:
-        reader = os.open(name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0))
-    finally:
-        if reader < 0:
-            os.close(writer)
-    if path is None:
-        # Where an open file cannot be removed, the system clears it up some day.
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-    return writer, reader
 
 
 def _overwritten(line: str) -> str:

@@ -86,7 +86,14 @@ class TerminalHooks:
     def install(self) -> None:
         """Install the hooks. On the main thread, before curses starts."""
         global _current
-        self._hold_signals()
+        self._ending.hold()
+        # Curses takes over what it finds at its default: its answer to SIGTSTP draws from inside a signal handler.
+        for name, handler in (("SIGTSTP", signal.SIG_IGN), ("SIGWINCH", None)):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                self._defaults.append(number)
+                if handler is not None:
+                    signal.signal(number, handler)
         self._replace(sys, "excepthook", self._excepthook)
         self._replace(sys, "breakpointhook", self._breakpointhook)
         self._replace(builtins, "input", self._input)
@@ -117,16 +124,6 @@ class TerminalHooks:
         """Note that a thread is stuck in curses: no other thread may use curses until it returns."""
         global _stuck
         _stuck = thread
-
-    def _hold_signals(self) -> None:
-        self._ending.hold()
-        # Curses takes over what it finds at its default: its answer to SIGTSTP draws from inside a signal handler.
-        for name, handler in (("SIGTSTP", signal.SIG_IGN), ("SIGWINCH", None)):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                self._defaults.append(number)
-                if handler is not None:
-                    signal.signal(number, handler)
 
     def _replace(self, place: Any, name: str, hook: Callable[..., Any]) -> None:
         """Put a hook in a place; it gets what was there before as its first argument."""

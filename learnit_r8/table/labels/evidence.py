@@ -6,7 +6,7 @@ what an untrained model says is soon forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,33 @@ from numpy.typing import NDArray
 from ..losses import EXACT, WHOLE_BATCH
 from ..records import MOST_USES, Records
 from .predictions import NUM_ROWS, UNLABELLED, VALUES, PredictionRows, read_predictions
-from .votes import vote
+from .suspicion import LEAST_USES
+
+MOST_WEIGHT = 64
+"""The vote of a visit weighs its number, but at most this."""
+
+MOST_LEAD = 2**16 - 1
+
+
+def vote(records: NDArray[Any], predicted: NDArray[np.uint16]) -> None:
+    """Count the votes for other classes, so that a class with most of them leads at last; late votes count more.
+
+    Source: R. S. Boyer & J. S. Moore, "MJRTY", 1981, with weights.
+    """
+    votes, lead = predicted != records["given"], records["lead"].astype(np.int64)
+    weight = np.minimum(records["visits"], MOST_WEIGHT).astype(np.int64)
+    agrees = predicted == records["leader"]
+    lead += np.where(votes, np.where(agrees, weight, -weight), 0)
+    records["leader"] = np.where(lead < 0, predicted, records["leader"])
+    records["lead"] = np.minimum(np.abs(lead), MOST_LEAD)
+
+
+def votes_of(records: Any) -> NDArray[np.int64]:
+    """int64[M], visits at which the leading class was predicted, at least; EVIDENCE[M] or its fields by name."""
+    most = np.clip(records["visits"].astype(np.int64), 1, MOST_WEIGHT)
+    votes: NDArray[np.int64] = -(-records["lead"].astype(np.int64) // most)
+    return votes
+
 
 EVIDENCE = np.dtype(
     [
@@ -212,19 +238,15 @@ def learn(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
     records["margin"] += (margin - records["margin"]) * weight
     records["early"] = np.where(records["visits"] <= EARLY, records["margin"], records["early"])
     if has_history:
-        _learn_history(records, margin, predicted)
+        visits = records["visits"]
+        change = margin - records["mean_margin"]
+        records["mean_margin"] += change / visits
+        records["variance"] += (change * (margin - records["mean_margin"]) - records["variance"]) / visits
+        is_right, was_right = predicted == records["given"], (visits > 1) & (records["predicted"] == records["given"])
+        records["forgotten"] += was_right & ~is_right & (records["forgotten"] < MOST_USES)
+        records["learned"] = np.where(is_right & (records["learned"] == 0), visits, records["learned"])
+        records["last_margin"], records["predicted"] = margin, predicted
     vote(records, predicted.astype(np.uint16))
-
-
-def _learn_history(records: NDArray[Any], margin: NDArray[np.float32], predicted: NDArray[np.float32]) -> None:
-    visits = records["visits"]
-    change = margin - records["mean_margin"]
-    records["mean_margin"] += change / visits
-    records["variance"] += (change * (margin - records["mean_margin"]) - records["variance"]) / visits
-    is_right, was_right = predicted == records["given"], (visits > 1) & (records["predicted"] == records["given"])
-    records["forgotten"] += was_right & ~is_right & (records["forgotten"] < MOST_USES)
-    records["learned"] = np.where(is_right & (records["learned"] == 0), visits, records["learned"])
-    records["last_margin"], records["predicted"] = margin, predicted
 
 
 def learn_values(records: NDArray[Any], rows: NDArray[np.float32]) -> None:
@@ -251,3 +273,42 @@ def _begin_visit(records: NDArray[Any], given: NDArray[np.float32], lateness: in
     records["visits"] = np.minimum(visits, MOST_USES)
     weight: NDArray[np.float32] = np.float32(1 + lateness) / (visits + np.float32(lateness))
     return weight
+
+
+Fields = Mapping[str, NDArray[Any]]
+
+
+def combine(first: Fields | None, others: Sequence[Fields | None]) -> dict[str, NDArray[Any]]:
+    """The evidence of several runs as that of one: mean margins, and the votes of all visits together.
+
+    Another run counts for the samples that it has visited often enough with the label of the first. Networks that
+    start from other weights err on other samples, so among right labels fewer margins are positive by chance.
+
+    Args:
+        first: Fields margin, early, visits, given, leader and lead of `EVIDENCE`, N each; None without predictions.
+        others: The same for other runs.
+
+    Raises:
+        ValueError: a run has no predictions, or another number of samples.
+    """
+    if first is None or any(each is None or "margin" not in each for each in (first, *others)):
+        raise ValueError("runs must all have reported predictions with the losses; one has not.")
+    found = {name: first[name] for name in ("margin", "early", "visits", "given", "leader", "lead")}
+    count = np.ones(len(found["margin"]), np.float32)
+    leader, lead = found["leader"].astype(np.int64), found["lead"].astype(np.int64)
+    margin, early = found["margin"].copy(), found["early"].copy()
+    for other in others:
+        assert other is not None
+        if len(other["margin"]) != len(count):
+            raise ValueError(f"runs must be of the same {len(count):,} samples, got one of {len(other['margin']):,}.")
+        same = (other["visits"] >= LEAST_USES) & (other["given"] == found["given"])
+        count += same
+        margin += np.where(same, other["margin"] - margin, 0) / count
+        early += np.where(same, other["early"] - early, 0) / count
+        # As Boyer and Moore merge the counts of parts.
+        votes = np.where(same, other["lead"].astype(np.int64), 0)
+        lead = np.where(other["leader"] == leader, lead + votes, lead - votes)
+        leader = np.where(lead < 0, other["leader"], leader)
+        lead = np.abs(lead)
+        found["visits"] = np.where(same, np.maximum(found["visits"], other["visits"]), found["visits"])
+    return found | {"margin": margin, "early": early, "leader": leader, "lead": lead}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Fields
+from ..records import Fields
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -116,7 +116,11 @@ def predictions_of(
         scores = _of_cumulative(scores)
     is_single = class_axis is None or scores.ndim == 2
     if kind == "multilabel":
-        given, flat = _yes_or_no(given).reshape(len(given), -1), scores.reshape(len(scores), -1)
+        # int64[...], 0, 1, or -1 where there is no label.
+        known = np.where((given == IGNORED) | (given != given), UNLABELLED, given)
+        if not np.isin(known, (UNLABELLED, 0, 1)).all():
+            raise ValueError(f"targets must be 0 or 1, or -1 where there is no label, got {given!r}.")
+        given, flat = known.astype(np.int64).reshape(len(given), -1), scores.reshape(len(scores), -1)
         margin = np.where(given == 1, -flat, flat)
         return Predictions(margin, (flat > 0).astype(np.int64), given, 2)
     if scores.ndim == 1 or scores.shape[1:] == (1,):
@@ -145,14 +149,6 @@ def _of_cumulative(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     chance = -np.diff(np.concatenate([ends, above, 0 * ends], axis=1), axis=1)
     found: NDArray[np.float32] = np.log(np.maximum(chance, LEAST_CHANCE)).astype(np.float32)
     return found
-
-
-def _yes_or_no(given: NDArray[Any]) -> NDArray[np.int64]:
-    """int64[...], 0, 1, or -1 where there is no label."""
-    known = np.where((given == IGNORED) | (given != given), UNLABELLED, given)
-    if not np.isin(known, (UNLABELLED, 0, 1)).all():
-        raise ValueError(f"targets must be 0 or 1, or -1 where there is no label, got {given!r}.")
-    return known.astype(np.int64)
 
 
 def check_logits(scores: NDArray[np.float32]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..figures import html_table
+from ..quantiles import html_table
 
 HUMPS, MIRROR = "two humps", "mirrored margins"
 

@@ -6,9 +6,9 @@ import pytest
 
 from learnit_r8 import events
 from learnit_r8.dashboard.keys import press
-from learnit_r8.dashboard.state.metric_names import grouped
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
+from learnit_r8.dashboard.text import grouped
 from tests.dashboard.state.told import start, steps
 from tests.screen_common import fake_view, screen
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import SampleTable
-from learnit_r8.dashboard.render.quartiles import loss_histogram
+from learnit_r8.dashboard.render.samples import loss_histogram
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.events import SamplesSurveyed

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.dashboard.render.chart import LABEL, Scale
-from learnit_r8.dashboard.render.ticks import STEPS, round_ticks, tick_texts
+from learnit_r8.dashboard.render.chart import LABEL, STEPS, Scale, round_ticks, tick_texts
 
 
 @given(low=st.floats(-1e5, 1e5), size=st.floats(1e-3, 1e6), most=st.integers(2, 12), is_log=st.booleans())

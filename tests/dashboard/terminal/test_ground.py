@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from learnit_r8.dashboard.terminal.ground import ask_ground, find_ground
+from learnit_r8.dashboard.terminal.screen import ask_ground, find_ground
 
 
 def answering(answer):

@@ -7,8 +7,7 @@ import pytest
 
 from learnit_r8 import predictions_of
 from learnit_r8.cli import main
-from learnit_r8.table.labels.combined import combine
-from learnit_r8.table.labels.evidence import EVIDENCE
+from learnit_r8.table.labels.evidence import EVIDENCE, combine
 from tests.cli.commands import printed
 from tests.drive import make
 

@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
-from learnit_r8.table.labels.mirror import LEAST_LISTED, LEAST_POSITIVE, LEAST_RIGHT, Mirror
-from learnit_r8.table.labels.odds import STRAIGHT, _climbed, fit_odds
+from learnit_r8.table.labels.mirror import (
+    LEAST_LISTED,
+    LEAST_POSITIVE,
+    LEAST_RIGHT,
+    STRAIGHT,
+    Mirror,
+    _climbed,
+    fit_odds,
+)
 
 
 def margins_of(seed, *, wrong=0.0, count=6000, slope=1.2):

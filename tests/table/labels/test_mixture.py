@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.table.labels.mixture import Humps, find_humps
+from learnit_r8.table.labels.suspicion import Humps, find_humps
 
 
 def drawn(low, high, share, count=4000, spread=0.15, seed=0):

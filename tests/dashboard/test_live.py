@@ -2,7 +2,7 @@
 
 import pytest
 
-from learnit_r8.dashboard import choice
+from learnit_r8.dashboard import live
 
 SCREEN = {"TERM": "xterm"}
 
@@ -23,9 +23,9 @@ SCREEN = {"TERM": "xterm"}
 )
 def test_where_a_screen_is_not_wanted_there_are_lines(environ, why, monkeypatch):
     """The reason names what is in the way; R8_UI decides under CI and on other ranks."""
-    monkeypatch.setattr(choice, "_is_terminal", lambda stream, descriptor: True)
-    monkeypatch.setattr(choice, "is_in_background", lambda: False)
+    monkeypatch.setattr(live, "_is_terminal", lambda stream, descriptor: True)
+    monkeypatch.setattr(live, "is_in_background", lambda: False)
 
-    assert choice.why_plain(environ) == why
-    monkeypatch.setattr(choice.terminal_hooks, "is_taken", lambda: True)
-    assert choice.why_plain(environ) == (why or "another run has the screen")
+    assert live.why_plain(environ) == why
+    monkeypatch.setattr(live.terminal_hooks, "is_taken", lambda: True)
+    assert live.why_plain(environ) == (why or "another run has the screen")
