@@ -16,7 +16,6 @@ from ...recovery.incidents.record import BadRecord, read_part, read_record
 from ...sampling.random_generators import set_random_state
 from ..prepared import plain_model
 
-
 _BATCH = {"batch": ANYTHING, "is_inputs": False, "is_training": False}
 """What `Examiner.collect` keeps."""
 
