@@ -426,7 +426,8 @@ MUTANTS = [Mutant(*each) for each in (
     # lightning/, transformers/, keras/, flax/
     ("lightning/callback.py", "        self._is_told = False\n        if isinstance(", "        if isinstance(",
      "lightning/test_own_batches.py -k nothing_changes", "only the first loss is watched"),
-    ("lightning/callback.py", "not self._has_raised and (self._is_learned or not self._is_told)", "not self._has_raised",
+    ("lightning/callback.py", "not self._has_raised and (self._is_learned or not self._is_told)",
+     "not self._has_raised",
      "contract/test_data.py -k 'nan_batch and lightning'", "a refused batch is trained on"),
     ("lightning/loader.py", 'if self._settings.get("last_batch") == "drop" else -(-count // size)',
      "if False else -(-count // size)",
