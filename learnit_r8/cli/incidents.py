@@ -10,11 +10,10 @@ from typing import Any
 
 from ..checkpoint.durable_io import open_output
 from ..dashboard.event_text import describe
-from ..dashboard.text import clean, number
+from ..dashboard.text import clean, number, table_lines
 from ..events.codec import from_fields, strict_json
 from ..journal.run import UnreadableRun, find_run, free_of_runs
 from ..recovery.incidents.record import PARTS, BadRecord, export, numbers_in, read_record
-from .table import table_lines
 
 MOST_LOSSES, MOST_SAMPLES, MOST_LINES = 8, 16, 40
 
@@ -24,7 +23,16 @@ def incidents(options: argparse.Namespace) -> int:
     folder, chosen = _folder_of(options.run), options.number
     there = numbers_in(folder)
     if chosen is None and options.export is None:
-        _print_list(folder, there, as_json=options.json)
+        facts = facts_of(folder, there)
+        records = facts["incidents"]
+        if options.json:
+            print(strict_json(facts, non_finite=lambda value: None))
+        elif not records:
+            print(clean(f"no incident is recorded in {folder}"))
+        else:
+            rows = [_row(each) for each in records]
+            rows.insert(0, ("#", "step", "refused", "state", "what"))
+            print(*table_lines(rows, right=(0, 1, 2), widest=110), sep="\n")
         return 0
     if not there:
         raise UnreadableRun(f"run must have a recorded incident, got none in {str(folder)!r}.")
@@ -62,18 +70,6 @@ def facts_of(folder: Path, there: list[int] | None = None) -> dict[str, Any]:
         except (BadRecord, OSError) as error:
             records.append({"number": each, "error": str(error)})
     return {"run": str(folder), "incidents": records}
-
-
-def _print_list(folder: Path, there: list[int], *, as_json: bool) -> None:
-    facts = facts_of(folder, there)
-    records = facts["incidents"]
-    if as_json:
-        print(strict_json(facts, non_finite=lambda value: None))
-    elif not records:
-        print(clean(f"no incident is recorded in {folder}"))
-    else:
-        rows = [_row(each) for each in records]
-        print(*table_lines([("#", "step", "refused", "state", "what"), *rows], right=(0, 1, 2), widest=110), sep="\n")
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:

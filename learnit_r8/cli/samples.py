@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint.durable_io import open_output
 from ..dashboard.export import write_csv
-from ..dashboard.text import clean, number
+from ..dashboard.text import WIDEST, clean, number, table_lines
 from ..events.codec import strict_json
 from ..events.samples import count_text
 from ..journal.run import Run, UnreadableRun, find_run, free_of_runs
@@ -20,7 +20,6 @@ from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.labels.frame import MAP_COLUMNS, write_parquet
 from ..table.labels.overview import EVERYWHERE
 from ..table.labels.suspects import MIRROR, Suspects
-from .table import WIDEST, table_lines
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
 SUSPECT_COLUMNS: Sequence[str] = (*COLUMNS, "score", "why")

@@ -12,12 +12,11 @@ from typing import Any
 from .._validation import did_you_mean
 from ..dashboard.replay import view_of
 from ..dashboard.state.view import View
-from ..dashboard.text import clean, clock, number
+from ..dashboard.text import clean, clock, number, table_lines
 from ..events.codec import strict_json
 from ..events.steps import is_lower_better
-from ..journal.reader import read_json
 from ..journal.run import NO_RUNS, Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
-from .table import table_lines
+from ..journal.run_info import read_json
 
 EXIT_CODES = {
     "running": 0,

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..events import Event, RunStarted
-from ..journal.reader import Record
-from ..journal.run import Run
+from ..journal.run import Record, Run
 from .state.ui_state import Action, Scene
 from .state.view import View
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ..events import Event
 from ..events.system import Load, SystemMonitor
-from ..journal.reader import Lines
-from ..journal.run import Run, State
+from ..journal.run import Lines, Run, State
 from .state.ui_state import Action, Scene
 from .state.view import View
 

@@ -267,6 +267,7 @@ def read_samples(folder: Path, epoch: int) -> Samples:
             about = json.loads(arrays.pop("about").astype(np.uint8).tobytes())
             names = {int(index): str(name)[:200] for index, name in dict(about["names"]).items()}
             untrained = about["untrained_loss"]
+            labels = about["group_labels"]
             return Samples(
                 epoch=epoch,
                 step=int(about["step"]),
@@ -274,17 +275,13 @@ def read_samples(folder: Path, epoch: int) -> Samples:
                 is_exact=about["is_exact"] is True,
                 untrained_loss=math.nan if untrained is None else float(untrained),
                 names=names,
-                group_labels=_read_labels(about["group_labels"]),
+                group_labels=tuple(one if type(one) is int else str(one)[:200] for one in list(labels)[:MOST_LABELS]),
                 is_weighed=about.get("is_weighed") is True,
                 **_fields(arrays),
             )
         except Exception as error:
             # Whatever a parser raises, it is a bad file.
             raise ValueError(f"{path.name} must be a whole samples file, got {str(error)[:200]!r}.") from None
-
-
-def _read_labels(labels: Any) -> tuple[Any, ...]:
-    return tuple(one if type(one) is int else str(one)[:200] for one in list(labels)[:MOST_LABELS])
 
 
 def _fields(arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:

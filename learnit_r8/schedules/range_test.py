@@ -90,7 +90,13 @@ class RangeTest:
         """
         self.num_steps += 1
         if refused:
-            return self._take_refused()
+            if self._was_refused or self.num_steps >= self.max_steps:
+                self._finish(SAFE_SHARE * self._lr_of_lowest)
+                return False
+            # The model starts over, and so does the curve.
+            self._was_refused = True
+            self._smooth, self._lowest = math.nan, math.inf
+            return True
         self._was_refused = False
         self._losses.append(loss)
         known = not math.isnan(self._smooth)
@@ -103,15 +109,6 @@ class RangeTest:
         elif self.num_steps >= self.max_steps:
             self._finish(math.nan)
         return False
-
-    def _take_refused(self) -> bool:
-        if self._was_refused or self.num_steps >= self.max_steps:
-            self._finish(SAFE_SHARE * self._lr_of_lowest)
-            return False
-        # The model starts over, and so does the curve.
-        self._was_refused = True
-        self._smooth, self._lowest = math.nan, math.inf
-        return True
 
     def skip(self) -> None:
         """Count a batch that was not reported."""

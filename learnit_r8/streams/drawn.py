@@ -11,13 +11,12 @@ from .._adapters.group_rates import GroupRates
 from .._adapters.host import check_scheduler
 from .._adapters.prefetch import Prefetch
 from ..engine.signals import running
-from .task import Task, needs_closure
-from .validation import MeanLoss, device_of, moved
+from .task import MeanLoss, Task, device_of, moved, needs_closure
 
 if TYPE_CHECKING:
     import torch
 
-    from ..sampling.ticket import Outcome, Ticket
+    from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
 
 
@@ -97,7 +96,12 @@ class DrawnEpochs:
         if labels is None:
             outcome = self._prefetch.report(report.detach())
         else:
-            outcome = self._report_with(labels, report.detach())
+            from ..table.labels.predictions import NUM_ROWS, Predictions
+            from ..torch.predictions import packed
+
+            values, num_classes = packed(report.detach(), *labels)
+            on_host, predictions = Predictions.unpack(values.cpu().reshape(1 + NUM_ROWS, -1), num_classes)
+            outcome = self._prefetch.report(on_host, predictions=predictions)
         if not outcome:
             return None
         try:
@@ -106,15 +110,6 @@ class DrawnEpochs:
             self._r8.host.say_once("step raised", STEP_RAISED.format(ticket.step, type(error).__name__))
             raise
         return loss.detach()  # type: ignore[no-any-return]
-
-    def _report_with(self, labels: tuple[Any, Any], losses: Any) -> Outcome:
-        """Report losses with what the logits say of the labels, in one copy from the device."""
-        from ..table.labels.predictions import NUM_ROWS, Predictions
-        from ..torch.predictions import packed
-
-        values, num_classes = packed(losses, *labels)
-        on_host, predictions = Predictions.unpack(values.cpu().reshape(1 + NUM_ROWS, -1), num_classes)
-        return self._prefetch.report(on_host, predictions=predictions)
 
     def _step(self, ticket: Ticket, loss: Any) -> None:
         step: Any = self._task.optimizer.step

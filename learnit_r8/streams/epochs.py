@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from .._validation import whole_number
 from ..triggers import Elapsed
-from .batches import in_order, shuffled
 from .drawn import DrawnEpochs, check_scheduled
 from .event import Event
-from .task import Task, check_optimizer
-from .validation import LossFunction, MeanLoss, check_data, check_model, device_of, moved
+from .task import (
+    LossFunction,
+    MeanLoss,
+    Task,
+    check_data,
+    check_model,
+    check_optimizer,
+    device_of,
+    in_order,
+    moved,
+    shuffled,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +75,11 @@ def epoch_stream(
     """
     check_data(data, loss_fn, last_label=last_label)
     task = Task(data, check_model(model), check_optimizer(optimizer), loss_fn, last_label)
-    more = _checked_extra(extra)
+    if extra is not None and not isinstance(extra, Mapping):
+        raise TypeError(f"extra must be a dictionary or None, got {extra!r}.")
+    more = dict(extra or {})
+    if taken := sorted(key for key in more if key in RESERVED):
+        raise ValueError(f"extra must not have the reserved keys {list(RESERVED)}, got {taken}.")
     if scheduler is not None:
         check_scheduled(scheduler, task, batch_size=batch_size, shuffle=shuffle, generator=generator)
         return _events(DrawnEpochs(scheduler, task), task.model, more)
@@ -83,8 +96,14 @@ class _ShuffledEpochs:
 
     def train(self) -> tuple[float, int]:
         task, size, count = self._task, self._size, len(self._task.data[0])
-        if not math.isfinite(self._loss):
-            _check_weights(task.model, self.step, self._loss)
+        # One loss that is not finite does not mean that the weights are lost.
+        weights = () if math.isfinite(self._loss) else task.model.parameters()
+        if not all(bool(parameter.isfinite().all()) for parameter in weights):
+            raise FloatingPointError(
+                f"weights must be finite to go on training, got NaN or infinite ones after epoch {self.step}, whose "
+                f"loss was {self._loss}; lower the learning rate, or pass scheduler=R8Scheduler(...), which refuses "
+                "such batches."
+            )
         train_batch, mean = task.trainer(), MeanLoss(task.loss_fn)
         batches = shuffled(task.data, count, size, self._generator) if self._shuffle else in_order(task.data, size)
         for batch in moved(batches, device_of(task.model), task.data):
@@ -117,21 +136,3 @@ def _events(epochs: _ShuffledEpochs | DrawnEpochs, model: torch.nn.Module, extra
             yield event
     finally:
         epochs.end()
-
-
-def _check_weights(model: torch.nn.Module, step: int, loss: float) -> None:
-    """Refuse to train weights that are lost; one loss that is not finite does not mean they are."""
-    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise FloatingPointError(
-            f"weights must be finite to go on training, got NaN or infinite ones after epoch {step}, whose loss was "
-            f"{loss}; lower the learning rate, or pass scheduler=R8Scheduler(...), which refuses such batches."
-        )
-
-
-def _checked_extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
-    if extra is not None and not isinstance(extra, Mapping):
-        raise TypeError(f"extra must be a dictionary or None, got {extra!r}.")
-    entries = dict(extra or {})
-    if taken := sorted(key for key in entries if key in RESERVED):
-        raise ValueError(f"extra must not have the reserved keys {list(RESERVED)}, got {taken}.")
-    return entries
