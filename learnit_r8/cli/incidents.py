@@ -20,7 +20,9 @@ MOST_LOSSES, MOST_SAMPLES, MOST_LINES = 8, 16, 40
 
 def incidents(options: argparse.Namespace) -> int:
     """List the incidents of a run, show one, or write one as a file."""
-    folder, chosen = _folder_of(options.run), options.number
+    # The folder that holds the records: that of a run, or one of checkpoints.
+    has_records = options.run is not None and (Path(options.run) / "incidents").is_dir()
+    folder, chosen = Path(options.run) if has_records else find_run(options.run), options.number
     there = numbers_in(folder)
     if chosen is None and options.export is None:
         facts = facts_of(folder, there)
@@ -54,13 +56,6 @@ def incidents(options: argparse.Namespace) -> int:
     return 0
 
 
-def _folder_of(name: str | None) -> Path:
-    """The folder that holds the records: that of a run, or one of checkpoints."""
-    if name is not None and (Path(name) / "incidents").is_dir():
-        return Path(name)
-    return find_run(name)
-
-
 def facts_of(folder: Path, there: list[int] | None = None) -> dict[str, Any]:
     """The records of a folder for programs, the oldest first; of a damaged one, its number and the error."""
     records = []
@@ -75,15 +70,10 @@ def facts_of(folder: Path, there: list[int] | None = None) -> dict[str, Any]:
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     if "error" in record:
         return str(record["number"]), "", "", "unreadable", clean(record["error"], 110)
-    said = record["cause"] or record["diagnosis"] or _reason(record)
-    return (
-        str(record["number"]), f"{record['step']:,}", str(record["num_refused"]), record["state"], clean(said, 400),
-    )  # fmt: skip
-
-
-def _reason(record: dict[str, Any]) -> str:
     refusals = record["refusals"]
-    return str(refusals[0].get("verdict", "")) if refusals else "the weights were tested"
+    reason = str(refusals[0].get("verdict", "")) if refusals else "the weights were tested"
+    said = clean(record["cause"] or record["diagnosis"] or reason, 400)
+    return str(record["number"]), f"{record['step']:,}", str(record["num_refused"]), record["state"], said
 
 
 def _lines_of(record: dict[str, Any]) -> Iterator[str]:

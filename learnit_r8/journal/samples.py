@@ -154,8 +154,10 @@ def more_before(files: Iterable[Samples], verdict: Suspects, precision: float = 
 
 def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
     """Copies of the losses and uses in a table; a million samples take some 10 ms."""
-    storage = table.storage
-    group = [] if storage.group_labels is None else ["group"]
+    storage, labels = table.storage, table.storage.group_labels
+    # As JSON can hold them.
+    known = [] if labels is None or len(labels) > MOST_LABELS else labels.tolist()
+    group = [] if labels is None else ["group"]
     return Samples(
         epoch=epoch,
         step=step,
@@ -163,7 +165,7 @@ def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
         is_exact=storage.part_size == EXACT,
         untrained_loss=storage.untrained_loss,
         names={},
-        group_labels=_plain_labels(storage.group_labels),
+        group_labels=tuple(one if isinstance(one, int) else str(one)[:200] for one in known),
         evidence=table.read_evidence(),
         is_weighed=storage.is_weighed,
         sample_ids=storage.sample_ids,
@@ -178,13 +180,6 @@ def _names_of(samples: Samples) -> dict[int, str]:
         return samples.names
     named = np.union1d(top(samples.loss, NUM_NAMES), top(samples.mean, NUM_NAMES))
     return {index: str(ids[index])[:200] for index in named.tolist()}
-
-
-def _plain_labels(labels: NDArray[Any] | None) -> tuple[Any, ...]:
-    """Labels of groups as JSON can hold them."""
-    if labels is None or len(labels) > MOST_LABELS:
-        return ()
-    return tuple(one if isinstance(one, int) else str(one)[:200] for one in labels.tolist())
 
 
 def write_samples(folder: Path, pending: Sequence[Samples]) -> None:

@@ -217,15 +217,23 @@ class History:
         if not keys or (drop and fill is not _ABSENT):
             raise ValueError(f"keys must be given, and only one of fill and drop, got {keys!r}, {fill!r} and {drop!r}.")
         self._index()
-        columns = [self._column(key, needed=fill is _ABSENT) for key in keys]
+        columns: list[Column] = []
+        for key in keys:
+            place = place_of(key, self._columns)
+            if place is None and fill is _ABSENT and self._rows:
+                raise KeyError(f"key must be one that was logged, got {key!r} for {self!r}; or pass fill=.")
+            columns.append(([], []) if place is None else self._columns[place[0]][place[1]])
         if fill is _ABSENT:
             chosen = set(columns[0][0]).intersection(*(rows for rows, _ in columns))
             if not drop:
                 self._warn_of_gaps(keys, columns, len(chosen))
         else:
             chosen = set().union(*(rows for rows, _ in columns))
-        lists = tuple(_picked(column, sorted(chosen), fill) for column in columns)
-        return lists if len(lists) > 1 else lists[0]
+        lists = []
+        for column in columns:
+            found = dict(zip(*column, strict=True))
+            lists.append([as_scalar(found[row]) if row in found else fill for row in sorted(chosen)])
+        return tuple(lists) if len(lists) > 1 else lists[0]
 
     def columns(self) -> dict[str, dict[str, Column]]:
         """Everything, as ``{collection: {name: (row numbers, values)}}``; values as they were logged."""
@@ -242,14 +250,6 @@ class History:
                     values.append(value)
         self._num_indexed = len(self._rows)
 
-    def _column(self, key: str, *, needed: bool) -> Column:
-        place = place_of(key, self._columns)
-        if place is not None:
-            return self._columns[place[0]][place[1]]
-        if needed and self._rows:
-            raise KeyError(f"key must be one that was logged, got {key!r} for {self!r}; or pass fill=.")
-        return [], []
-
     def _warn_of_gaps(self, keys: tuple[str, ...], columns: list[Column], num_kept: int) -> None:
         # The counts of steps and seconds are in every row: asking for them along with a rare entry is no mistake.
         everywhere = self._columns.get("elapsed", {})
@@ -261,8 +261,3 @@ class History:
                 "pass fill= to keep them, or drop=True if that is meant.",
                 UserWarning,
             )
-
-
-def _picked(column: Column, chosen: list[int], fill: Any) -> list[Any]:
-    found = dict(zip(*column, strict=True))
-    return [as_scalar(found[row]) if row in found else fill for row in chosen]

@@ -18,7 +18,7 @@ from ..events.samples import count_text
 from ..journal.run import Run, names_of
 from ..journal.run_info import read_sessions, utc
 from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
-from ..table.labels.suspects import MIRROR, Suspects
+from ..table.labels.suspects import MIRROR
 from .charts import (
     HALF,
     KINDS,
@@ -283,10 +283,12 @@ def _verdict(data: ReportData) -> str:
     verdict = data.verdict
     if len(verdict.indices):
         low, high = verdict.noise_range
+        sure = f" An estimated {verdict.precision:.0%} of the list are wrong." if verdict.method == MIRROR else ""
+        sure = f" Of the list {verdict.caution}." if verdict.caution else sure
         body = (
             f'<p class="big">{len(verdict.indices):,}</p>'
             f"<p>{count_text(len(verdict.indices), verdict.num_judged)}. An estimated {verdict.noise_rate:.1%} of all "
-            f"labels are wrong (between {low:.1%} and {high:.1%}).{_precision(verdict)}</p>"
+            f"labels are wrong (between {low:.1%} and {high:.1%}).{sure}</p>"
         )
     else:
         body = f"<p>No sample is called mislabelled: {text(verdict.reason)}</p>"
@@ -299,13 +301,6 @@ def _verdict(data: ReportData) -> str:
         f"<p>Losses of single samples: <b>{text(data.samples.source, 40)}</b>. {_trust(data)}</p>"
     )
     return panel("What the samples say", body)
-
-
-def _precision(verdict: Suspects) -> str:
-    """The share of the list that is wrong, if there is a separate estimate of it."""
-    if verdict.caution:
-        return f" Of the list {verdict.caution}."
-    return f" An estimated {verdict.precision:.0%} of the list are wrong." if verdict.method == MIRROR else ""
 
 
 def _trust(data: ReportData) -> str:

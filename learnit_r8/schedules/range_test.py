@@ -104,7 +104,9 @@ class RangeTest:
         self._lowest = min(self._lowest, self._smooth)
         if self._smooth <= self._lowest + self._spread:
             self._lr_of_lowest = lr
-        if self._has_turned_up():
+        gained = max(0.0, float(np.median(self._losses[:NUM_FIRST])) - self._lowest)
+        has_turned_up = self._smooth - self._lowest > 0.5 * gained + 4 * self._spread
+        if has_turned_up and len(self._losses) > NUM_FIRST:
             self._finish(SAFE_SHARE * self._lr_of_lowest)
         elif self.num_steps >= self.max_steps:
             self._finish(math.nan)
@@ -129,12 +131,6 @@ class RangeTest:
     def _spread(self) -> float:
         """Standard deviation of the first losses, at rates too small to matter."""
         return float(np.std(self._losses[:NUM_FIRST]))
-
-    def _has_turned_up(self) -> bool:
-        if len(self._losses) <= NUM_FIRST:
-            return False
-        gained = max(0.0, float(np.median(self._losses[:NUM_FIRST])) - self._lowest)
-        return self._smooth - self._lowest > 0.5 * gained + 4 * self._spread
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on."""

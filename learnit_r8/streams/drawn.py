@@ -140,7 +140,10 @@ class DrawnEpochs:
         trained = loss.mean() if ticket.weights is None else self._weighted(loss, arguments, ticket.weights)
         if loss.ndim:
             return trained, per_row(loss, len(rows)), labels
-        each = self._of_samples(arguments)
+        each = None
+        if self._sample_losses is not None:
+            with torch.no_grad():
+                each = self._sample_losses(*arguments)
         return (trained, per_row(each, len(rows)), labels) if each is not None and each.ndim else (trained, loss, None)
 
     def _weighted(self, loss: Any, arguments: tuple[Any, ...], weights: Any) -> Any:
@@ -153,14 +156,6 @@ class DrawnEpochs:
         # What a mean divides by: class weights, and labels that do not count, are in it.
         divisor = (own.sum() / loss.mean()).detach()
         return (own * shares).sum() / torch.where(divisor.isfinite(), divisor, own.numel())
-
-    def _of_samples(self, arguments: tuple[Any, ...]) -> Any:
-        import torch
-
-        if self._sample_losses is None:
-            return None
-        with torch.no_grad():
-            return self._sample_losses(*arguments)
 
 
 def sample_losses(loss_fn: Any, *, keeps_weights: bool = False) -> Callable[..., Any] | None:
