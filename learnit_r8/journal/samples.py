@@ -173,15 +173,6 @@ def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
     )
 
 
-def _names_of(samples: Samples) -> dict[int, str]:
-    """Names of the samples with the highest losses."""
-    ids = samples.sample_ids
-    if ids is None:
-        return samples.names
-    named = np.union1d(top(samples.loss, NUM_NAMES), top(samples.mean, NUM_NAMES))
-    return {index: str(ids[index])[:200] for index in named.tolist()}
-
-
 def write_samples(folder: Path, pending: Sequence[Samples]) -> None:
     """Write the files of some epochs, each whole, and delete those that are no longer kept.
 
@@ -200,6 +191,11 @@ def write_samples(folder: Path, pending: Sequence[Samples]) -> None:
 
 
 def _write(folder: Path, samples: Samples) -> None:
+    names = samples.names
+    if samples.sample_ids is not None:
+        # Of the samples with the highest losses only.
+        named = np.union1d(top(samples.loss, NUM_NAMES), top(samples.mean, NUM_NAMES))
+        names = {index: str(samples.sample_ids[index])[:200] for index in named.tolist()}
     about = {
         "format": 1,
         "epoch": samples.epoch,
@@ -208,7 +204,7 @@ def _write(folder: Path, samples: Samples) -> None:
         "is_exact": samples.is_exact,
         "untrained_loss": samples.untrained_loss,
         "is_weighed": samples.is_weighed,
-        "names": _names_of(samples),
+        "names": names,
         "group_labels": samples.group_labels,
     }
     arrays = {name: getattr(samples, name).astype(dtype, copy=False) for name, dtype in _FIELDS.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from operator import attrgetter
 from typing import Any
 
 from ..events.caller import warn
@@ -39,12 +38,7 @@ def inject(name: str, callback: Any) -> Call:
         signature = inspect.signature(step)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must have signatures that can be read (use a lambda), got {callback!r}.") from None
-    positional, keywords = _arguments(name, callback, signature)
-    return _bound(step, positional, keywords)
-
-
-def _arguments(name: str, callback: Any, signature: inspect.Signature) -> tuple[list[str], list[str]]:
-    """Which values to pass by position and which by keyword."""
+    # Which values to pass by position and which by keyword.
     positional: list[str] = []
     keywords: list[str] = []
     by_position = True
@@ -63,20 +57,9 @@ def _arguments(name: str, callback: Any, signature: inspect.Signature) -> tuple[
                 raise TypeError(f"{name} must need nothing but {NAMES}, got {callback!r} with {parameter.name!r}.")
             if by_position:
                 positional.append(parameter.name if is_known else NAMES[place])
-    return positional, keywords
-
-
-def _bound(callback: Callable[..., Any], positional: list[str], keywords: list[str]) -> Call:
-    if keywords:
-        return lambda here: callback(
-            *(getattr(here, name) for name in positional), **{name: getattr(here, name) for name in keywords}
-        )
-    if not positional:
-        return lambda here: callback()
-    get = attrgetter(*positional)
-    if len(positional) == 1:
-        return lambda here: callback(get(here))
-    return lambda here: callback(*get(here))
+    return lambda here: step(
+        *(getattr(here, name) for name in positional), **{name: getattr(here, name) for name in keywords}
+    )
 
 
 DICTIONARY = (
