@@ -44,6 +44,10 @@ class Repeat(NamedTuple):
     loss: Callable[[Any], float]
 
 
+CLIP = "clip the norm of the gradient at 1.0, if nothing does so yet"
+"""Clipping at 1.0 saved most of the runs that were lost without; measured in benchmarks/natural.py."""
+
+
 @dataclass(frozen=True)
 class Callbacks:
     """The user's callbacks.
@@ -61,6 +65,7 @@ class Callbacks:
         undo: ``()``: puts back the state before the last step, if it is known, where a step is taken before its loss is
             reported; called once a loss was refused, before anybody looks at the weights.
         repeat: Takes the loss of a batch once more; None where the loop does.
+        advice: What to do about updates that are too large, in words.
         own: The user's own callbacks that these, an adapter's, were joined with; None where there are none.
 
     Raises:
@@ -76,6 +81,7 @@ class Callbacks:
     in_hand: Callable[..., dict[str, Any]] | None = None
     undo: Callable[[], None] | None = None
     repeat: Repeat | None = None
+    advice: str = CLIP
     own: Callbacks | None = None
 
     def __post_init__(self) -> None:

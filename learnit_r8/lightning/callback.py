@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -33,12 +34,18 @@ if TYPE_CHECKING:
 
 RESUMED = "fit() was given ckpt_path, so resume={!r} of R8Loader is ignored."
 
-LOGS = ("log", "log_dict")
-"""What a module logs with."""
 
-
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    """Do nothing; takes the place of ``log`` and ``log_dict`` while a batch runs again."""
+@contextlib.contextmanager
+def _logging_to(module: Any, log: Callable[..., None]) -> Iterator[None]:
+    """A ``with`` block in which a module's ``log``, which its ``log_dict`` calls too, is another function."""
+    own = module.__dict__.get("log")
+    module.__dict__["log"] = log
+    try:
+        yield
+    finally:
+        del module.__dict__["log"]
+        if own is not None:
+            module.__dict__["log"] = own
 
 
 class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
@@ -73,7 +80,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self._loader: R8Loader | OwnBatches = OwnBatches(settings) if loader is None else loader
         self._saved: dict[str, Any] = {}
         self._own_step: Any = None
-        self._has_raised = False
+        self._has_raised = self._is_told = self._is_learned = False
+        self._outputs: Any = None
         self._num_batches = 0
 
     @property
@@ -105,7 +113,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         _check(trainer, self._loader, self._saved)
         # Around the method of the object, as a callback hears of an exception only when the training is over.
         self._own_step = pl_module.training_step
-        pl_module.training_step = functools.partial(self._training_step, pl_module)
+        # Lightning looks at its arguments, to see whether it takes the number of the batch.
+        step = functools.partial(self._training_step, pl_module)
+        pl_module.training_step = functools.update_wrapper(step, self._own_step)
         loader, settings = self._loader, self._loader.settings
         ckpt_path, resume = trainer.ckpt_path, settings.get("resume")
         if ckpt_path is not None:
@@ -117,7 +127,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         }
         if pl_module.automatic_optimization:
             # Else the step itself takes those of the optimizer.
-            settings.setdefault("run_batch", functools.partial(self._run_again, trainer, pl_module))
+            run_again = functools.partial(_run_again, trainer, pl_module, self._own_step)
+            settings.setdefault("run_batch", run_again)
+            if isinstance(loader, OwnBatches):
+                settings["repeat"] = run_again
         saved = {} if ckpt_path is None else self._saved
         if isinstance(loader, OwnBatches):
             adapter: Any = loader.attach(trainer, pl_module, saved, **settings)
@@ -140,35 +153,48 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         return adapter
 
     def _training_step(self, pl_module: Any, *args: Any, **kwargs: Any) -> Any:
-        """What ``training_step`` returns; nothing where it raises and its values are seen to be not finite.
+        """What ``training_step`` returns; a loss without a gradient where its own is refused or could not be computed.
 
-        Lightning takes no step then.
+        A loss is reported before the optimizer takes its step, and what was logged with it is logged only if it counts.
         """
-        self._has_raised = False
-        if self._loader.adapter is not None:
-            self._loader.adapter.hold((args, kwargs))
-        with LastForward(pl_module) as forward:
+        self._has_raised, outputs = False, None
+        logged: list[tuple[Any, Any]] = []
+        self._adapter.hold((args, kwargs))
+        if isinstance(self._loader, OwnBatches):
+            self._loader.following.note_batch((args, kwargs))
+        with LastForward(pl_module) as forward, _logging_to(pl_module, lambda *log, **more: logged.append((log, more))):
             try:
-                return self._own_step(*args, **kwargs)
+                outputs = self._own_step(*args, **kwargs)
             except Exception as error:
-                if getattr(self._adapter, "num_ranks", 1) > 1 or not forward.explains(error):
+                if self._adapter.num_ranks > 1 or not forward.explains(error):
                     raise
                 self._has_raised = True
-                return None
+        trainer = pl_module.trainer
+        if not self._tells_early(trainer):
+            self._outputs = outputs
+        elif not self._is_told:
+            # An optimizer may ask for the loss several times a step.
+            self._is_told, self._is_learned = True, self._report(trainer, outputs)
+        if not self._has_raised and (self._is_learned or not self._is_told):
+            for log, more in logged:
+                pl_module.log(*log, **more)
+            return outputs
+        connector = trainer._logger_connector
+        if connector.should_reset_tensors("training_step"):
+            # The first log of an epoch does so, and no other one.
+            trainer._results.reset(metrics=False, fx="training_step")
+            connector._current_fx = "training_step"
+        # Without a loss Lightning takes no step.
+        return None if outputs is None else _without_gradient(outputs)
 
-    def _run_again(self, trainer: Any, pl_module: Any, held: Any) -> Any:
-        """The loss of a batch that ``training_step`` was given; what it logs is logged no second time."""
-        args, kwargs = held
-        own = {name: pl_module.__dict__[name] for name in LOGS if name in pl_module.__dict__}
-        try:
-            pl_module.__dict__.update(dict.fromkeys(LOGS, _log_nothing))
-            with trainer.precision_plugin.train_step_context():
-                outputs = self._own_step(*args, **kwargs)
-        finally:
-            for name in LOGS:
-                pl_module.__dict__.pop(name, None)
-            pl_module.__dict__.update(own)
-        return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    @staticmethod
+    def _tells_early(trainer: Any) -> bool:
+        """Whether a loss is reported before its step.
+
+        With manual optimization it is not known before, and a loss scaler takes no step without gradients.
+        """
+        has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
+        return bool(trainer.lightning_module.automatic_optimization) and not has_scaler
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Raise ValueError unless the training is on the loader, and as long as it was thought to be."""
@@ -200,66 +226,60 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Do what is due between two steps, where the loaders are the user's own."""
+        self._is_told = False
         if isinstance(self._loader, OwnBatches):
             self._loader.following.begin(batch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Report the losses of the batch.
+        """Report the losses of the batch, if that was not done before its step; end the training with the budget.
 
         Raises:
             TypeError: ``training_step`` has returned no loss.
             ValueError: the policy gives losses weights; or there are predictions without the losses of samples.
             TrainingDiverged: losses stay refused after everything was tried.
         """
+        own, self._outputs = self._outputs, None
+        if not self._is_told:
+            self._report(trainer, own)
         loader = self._loader
         if isinstance(loader, OwnBatches):
-            self._report_own(loader, trainer, outputs)
+            if trainer.is_last_batch:
+                loader.following.end_pass()
+            if loader.may_stop():
+                trainer.should_stop = True
             return
-        adapter: Any = self._adapter
-        if self._has_raised:
-            adapter.refuse()
-            self._end_if_over(trainer)
-            return
-        if adapter.in_hand.weights is not None:
-            raise ValueError(WEIGHTED)
-        losses, predictions = _losses(outputs), _predictions(outputs)
-        if losses is not None:
-            adapter.report(losses, predictions=predictions)
-        elif outputs is None and trainer.lightning_module.automatic_optimization:
-            adapter.skip()
-        else:
-            loss = _loss(outputs)
-            if predictions is not None:
-                check_labels(loss.reshape(()))
-            if trainer.lightning_module.automatic_optimization:
-                # Lightning has divided it, to add up gradients.
-                loss = loss * trainer.accumulate_grad_batches
-            adapter.report(loss.detach())
         if batch_idx % max(1, trainer.log_every_n_steps) == 0:
-            pl_module.log("lr", adapter.scheduler.lr, prog_bar=True, batch_size=1)
+            pl_module.log("lr", loader.scheduler.lr, prog_bar=True, batch_size=1)
         if trainer.is_last_batch:
             # Validation comes next.
-            adapter.flush()
-            adapter.scheduler.host.leave_epoch()
-        self._end_if_over(trainer)
-
-    def _report_own(self, loader: OwnBatches, trainer: Any, outputs: Any) -> None:
-        assert loader.adapter is not None
-        is_automatic = trainer.lightning_module.automatic_optimization
-        if loader.following.is_watched:
-            if self._has_raised:
-                loader.adapter.refuse()
-            elif not (outputs is None and is_automatic):
-                accumulate = trainer.accumulate_grad_batches if is_automatic else 1
-                loader.adapter.report(loader.loss_of(outputs, accumulate=accumulate))
-        if trainer.is_last_batch:
-            loader.following.end_pass()
-        if loader.may_stop():
+            self._adapter.flush()
+            loader.scheduler.host.leave_epoch()
+        if loader.scheduler.is_over:
             trainer.should_stop = True
 
-    def _end_if_over(self, trainer: Any) -> None:
-        if self._adapter.scheduler.is_over:
-            trainer.should_stop = True
+    def _report(self, trainer: Any, outputs: Any) -> bool:
+        """Report what ``training_step`` has returned; whether it is to be learned from."""
+        loader, adapter = self._loader, self._adapter
+        if isinstance(loader, OwnBatches) and not loader.following.is_watched:
+            return True
+        if self._has_raised:
+            return bool(adapter.refuse())
+        is_skipped = outputs is None and trainer.lightning_module.automatic_optimization
+        if isinstance(loader, OwnBatches):
+            return is_skipped or bool(adapter.report(loader.loss_of(outputs)))
+        drawn: Any = adapter
+        if drawn.in_hand.weights is not None:
+            raise ValueError(WEIGHTED)
+        losses, predictions = _losses(outputs), _predictions(outputs)
+        if losses is None and is_skipped:
+            drawn.skip()
+            return True
+        if losses is None:
+            losses = _loss(outputs).detach()
+            if predictions is not None:
+                check_labels(losses.reshape(()))
+            return bool(drawn.report(losses))
+        return bool(drawn.report(losses, predictions=predictions))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Report the losses on their way before validation and checkpoints; end the training with the budget."""
@@ -298,6 +318,21 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     def _adapter(self) -> Adapter | LoaderAdapter:
         assert self._loader.adapter is not None
         return self._loader.adapter
+
+
+def _run_again(trainer: Any, module: Any, own_step: Callable[..., Any], held: Any) -> Any:
+    """The loss of a batch that ``training_step`` was given; what it logs is logged no second time."""
+    args, kwargs = held
+    with _logging_to(module, lambda *_, **__: None), trainer.precision_plugin.train_step_context():
+        outputs = own_step(*args, **kwargs)
+    return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+
+
+def _without_gradient(outputs: Any) -> Any:
+    """What ``training_step`` has returned, with a loss of the same value from which no gradient comes."""
+    if isinstance(outputs, Mapping):
+        return {**outputs, "loss": outputs["loss"].detach().clone().requires_grad_()}
+    return outputs.detach().clone().requires_grad_()
 
 
 def _others(trainer: Any) -> dict[str, Any]:

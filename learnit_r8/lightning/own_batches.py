@@ -82,12 +82,11 @@ class OwnBatches:
         self._manual.append(loss.detach())
         own(loss, *args, **kwargs)
 
-    def loss_of(self, outputs: Any, *, accumulate: int) -> torch.Tensor:
+    def loss_of(self, outputs: Any) -> torch.Tensor:
         """The loss of a step: what ``training_step`` has returned, or the sum of those it went backward from.
 
         Args:
-            outputs: What Lightning says that ``training_step`` returned.
-            accumulate: What it has divided the loss by.
+            outputs: What it has returned.
 
         Raises:
             TypeError: there is none.
@@ -95,7 +94,7 @@ class OwnBatches:
         manual, self._manual = self._manual, []
         found = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(found, torch.Tensor):
-            return found.detach() * accumulate
+            return found.detach()
         if not manual:
             raise TypeError(NO_LOSS.format(outputs))
         return torch.stack([each.mean().float() for each in manual]).sum()

@@ -174,6 +174,13 @@ class RecoveryController:
         if self.limit.is_on and self.limit.accepted(scheduled_lr):
             self._announcer.tell(events.LrRestored)
         if not self.is_open and not lineage.is_on_trial:
+            incident = self._incidents.current
+            if incident is not None and incident.held_from_start and self.limit.ceiling < math.inf:
+                held, now = f"{incident.held_from_start:.3g}", self.limit.ceiling_text
+                held = now if now.startswith(held) else f"{held} to {now}"
+                text = f"the rate is too high from the start: {held} held for {lineage.since_restore:,} updates"
+                incident.note(self._live.step, text)
+                self._announcer.warn_once("too high from the start", f"{text}.")
             self._incidents.end()
         lineage.is_proving = lineage.is_on_trial
         if not lineage.is_proving:

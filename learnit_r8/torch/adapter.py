@@ -80,6 +80,11 @@ class Adapter(AttachedModel):
         """
         return self._losses.find(None)
 
+    @property
+    def has_noted(self) -> bool:
+        """Whether losses were noted and are not reported yet."""
+        return self._losses.recorded is not None
+
     @loop_method
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""

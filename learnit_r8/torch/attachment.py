@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,8 +13,9 @@ import torch
 from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import shortened, whole_number
-from ..checkpoint.callbacks import Callbacks, Generators
+from ..checkpoint.callbacks import Callbacks, Generators, Repeat
 from ..checkpoint.model_loader import join_callbacks
+from ..engine.feed.batch_size import copied
 from ..engine.settings import suggest_settings
 from ..sampling.random_generators import random_state, set_random_state
 from .adapter import Adapter
@@ -25,6 +27,7 @@ from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
 from .flight.second_run import SecondRun
+from .flight.untouched import untouched
 from .loss_pipeline import Training
 from .lr_scheduler import peak_under_schedules
 from .own_loop.also import networks_of, read_also
@@ -140,6 +143,7 @@ def attach_loader(
     also: Mapping[str, Any] | None = None,
     sharing: Sharing | None = None,
     run_batch: Callable[[Any], Any] | None = None,
+    repeat: Callable[[Any], torch.Tensor] | None = None,
     **settings: Unpack[SchedulerSettings],
 ) -> LoaderAdapter:
     """Watch a training with your own batches, and heal its model; `attach` calls it if it gets no ``batch_size``.
@@ -148,6 +152,7 @@ def attach_loader(
         model, optimizer, scaler, ema, accumulate, max_grad_norm, also, sharing, run_batch: As for `attach`.
         loader: Any iterable of batches, of any size and length; None if there is none.
         scheduler: A scheduler that you have made, without ``num_samples``.
+        repeat: Returns the loss of what `TrainerBatches.note_batch` got, for a trainer whose loop takes no other batch.
         **settings: For `R8Scheduler`; ``scheduler_mode`` is "keep" unless another is given.
 
     Raises:
@@ -167,7 +172,9 @@ def attach_loader(
     >>> adapter.scheduler.global_step
     4
     """
-    given = _Given(model, optimizer, scaler, ema, accumulate, max_grad_norm, scheduler, also, sharing, run_batch)
+    given = _Given(
+        model, optimizer, scaler, ema, accumulate, max_grad_norm, scheduler, also, sharing, run_batch, repeat
+    )  # fmt: skip
     return _attach_loader(given, loader, settings)
 
 
@@ -184,6 +191,7 @@ class _Given(NamedTuple):
     also: Mapping[str, Any] | None
     sharing: Sharing | None
     run_batch: Callable[[Any], Any] | None
+    repeat: Callable[[Any], torch.Tensor] | None = None
 
 
 def _attach_loader(given: _Given, loader: Any, settings: SchedulerSettings) -> LoaderAdapter:
@@ -250,11 +258,27 @@ def _keep(
     )  # fmt: skip
     # Where batches are fetched ahead, the generators at the start of a step are not known.
     generators = None if ahead else Generators(random_state, set_random_state)
-    kept = replace(kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect)
+    is_repeated = given.repeat is not None and sharing.size == 1
+    repeat = Repeat(lambda batch: batch is not None, functools.partial(_loss_again, given)) if is_repeated else None
+    kept = replace(
+        kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect, repeat=repeat,
+        advice=stepper.advice,
+    )  # fmt: skip
     kept = r8.host.adopt(kept, witness_size=accumulate, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
     second_run = SecondRun(whole, stepper, hand, given.run_batch, r8, is_alone=sharing.size == 1)
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
+
+
+def _loss_again(given: _Given, batch: Any) -> float:
+    """The loss of a batch that a trainer has had before; what it draws is drawn, and all else stays as it is."""
+    assert given.repeat is not None
+    with untouched(plain_model(given.model), given.optimizer):
+        loss = float(given.repeat(copied(batch)).detach().mean())
+        drawn = random_state()
+    # The next batch of the same update was trained on after it.
+    set_random_state(drawn)
+    return loss
 
 
 def _checked_sharing(given: _Given, owner: Any = None) -> Sharing:

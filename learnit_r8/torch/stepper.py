@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._validation import is_number
+from ..checkpoint.callbacks import CLIP
 from .distributed.shards import clip_shards, is_shard
 from .prepared import plain_optimizer
 
@@ -142,6 +143,16 @@ class Stepper:
         gradients = [each.grad for each in self._parameters() if each.grad is not None]
         norms = [each.coalesce().values() if each.is_sparse else each for each in gradients]
         return torch.stack(torch._foreach_norm(norms)).sum() if norms else torch.zeros(())
+
+    @property
+    def advice(self) -> str:
+        """What to do about updates that are too large."""
+        if self._max_norm is not None:
+            return f"lower max_grad_norm={self._max_norm:g}, or the rate"
+        return (
+            f"{CLIP}: pass max_grad_norm=1.0 to attach() if step() takes your steps, or call "
+            "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before an optimizer.step() of your own"
+        )
 
     def has_grown(self) -> bool:
         """Whether the optimizer has other groups of parameters than at the last call."""

@@ -54,12 +54,12 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses of a batch whose gradient is added to others."""
-        self.adapter.report()
+        self._report()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses of the batch, and end the training if the budget is spent."""
         adapter = self.adapter
-        adapter.report()
+        self._report()
         if control.should_save or control.should_evaluate:
             # On all processes: the first one alone writes the scheduler's state. An evaluation may ask for a save.
             adapter.flush()
@@ -67,6 +67,12 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         is_over = adapter.must_stop() if isinstance(adapter, OwnBatches) else adapter.scheduler.is_over
         if is_over:
             control.should_training_stop = True
+
+    def _report(self) -> None:
+        """Report the losses that were noted; `R8Mixin` does so before the step, unless there is a loss scaler."""
+        adapter = self.adapter
+        if isinstance(adapter, OwnBatches) or adapter.has_noted or not callable(self._adapter):
+            adapter.report()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses on their way before evaluation and checkpoints."""

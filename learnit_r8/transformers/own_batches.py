@@ -36,9 +36,12 @@ class OwnBatches:
             given |= _budget_of(args, num_updates)
         accumulate = args.gradient_accumulation_steps
         self._trainer = trainer
-        self._again: Any = None
-        given.setdefault("run_batch", self._run_again)
-        self.adapter = attach_loader(trainer.model, trainer.optimizer, None, accumulate=accumulate, **given)
+        self._own: Any = None
+        self._how: tuple[Mapping[str, Any], int] = {}, 1
+        given.setdefault("run_batch", lambda inputs: self._run_again((inputs, *self._how)))
+        self.adapter = attach_loader(
+            trainer.model, trainer.optimizer, None, accumulate=accumulate, repeat=self._run_again, **given
+        )
         # Trainer sets the random generators as it resumes.
         self.batches = self.adapter.follow(sets_generators=False)
         self._noted: torch.Tensor | None = None
@@ -56,11 +59,14 @@ class OwnBatches:
     def compute_loss(
         self, trainer: Any, own: Callable[..., Any], model: Any, inputs: Any, return_outputs: bool, **more: Any
     ) -> Any:
-        """What the Trainer's ``compute_loss`` returns; the loss of the batch is noted, and reported after the step."""
+        """What the Trainer's ``compute_loss`` returns; a loss without a gradient where its own is refused."""
         self.batches.begin(inputs)
-        self._again = functools.partial(own, model, **more)
+        self._own = functools.partial(own, model)
+        # An epoch may end with fewer batches in a step.
+        self._how = more, trainer.current_gradient_accumulation_steps
         # The Trainer may take the labels out of it.
         self.adapter.hold(dict(inputs))
+        self.batches.note_batch((dict(inputs), *self._how))
         with LastForward(model) as forward:
             try:
                 found = own(model, inputs, return_outputs, **more)
@@ -68,24 +74,28 @@ class OwnBatches:
                 # Other processes wait for the gradients of this one.
                 if self.adapter.num_ranks > 1 or not forward.explains(error):
                     raise
-                self._noted = torch.tensor(float("nan"))
-                return (no_loss(model), None) if return_outputs else no_loss(model)
-        loss = (found[0] if return_outputs else found).detach()
-        # The Trainer has divided by the items of all batches of a step.
-        is_part = more.get("num_items_in_batch") is not None and trainer.compute_loss_func is None
-        self._noted = loss * trainer.current_gradient_accumulation_steps if is_part else loss
+                found = (no_loss(model), None) if return_outputs else no_loss(model)
+        loss = found[0] if return_outputs else found
+        self._noted = self._of_batch(loss.detach(), *self._how)
+        if reports_early(trainer) and not self.report():
+            return (no_loss(model), found[1]) if return_outputs else no_loss(model)
         return found
 
-    def _run_again(self, inputs: Any) -> Any:
-        """The loss of a batch, as the Trainer has computed it last."""
-        with self._trainer.compute_loss_context_manager():
-            return self._again(dict(inputs))
+    def _of_batch(self, loss: torch.Tensor, more: Mapping[str, Any], accumulated: int) -> torch.Tensor:
+        """The mean loss of a batch, where the Trainer has divided by the items of all batches of a step."""
+        is_part = more.get("num_items_in_batch") is not None and self._trainer.compute_loss_func is None
+        return loss * accumulated if is_part else loss
 
-    def report(self) -> None:
-        """Report the loss that was noted."""
+    def _run_again(self, held: Any) -> torch.Tensor:
+        """The loss of a batch, as it was reported."""
+        inputs, more, accumulated = held
+        with self._trainer.compute_loss_context_manager():
+            return self._of_batch(self._own(dict(inputs), **more), more, accumulated)
+
+    def report(self) -> bool:
+        """Report the loss that was noted; returns whether it is to be learned from."""
         noted, self._noted = self._noted, None
-        if noted is not None and self.batches.is_watched:
-            self.adapter.report(noted)
+        return noted is None or not self.batches.is_watched or bool(self.adapter.report(noted))
 
     def must_stop(self) -> bool:
         """Whether the Trainer is to end: the run was stopped, or has spent a budget that it was given."""
@@ -100,6 +110,11 @@ class OwnBatches:
         """Finish the run."""
         self.batches.end_run()
         self.adapter.close()
+
+
+def reports_early(trainer: Any) -> bool:
+    """Whether a loss is reported before its step; a loss scaler takes no step without gradients."""
+    return getattr(trainer.accelerator, "scaler", None) is None
 
 
 def _budget_of(args: Any, num_updates: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..torch.batches.loader import make_loader
 from ..torch.own_loop.last_forward import LastForward, no_loss
 from .callback import R8Callback
 from .losses import SampleLosses, compare, document_losses, find_losses, is_packed
-from .own_batches import OwnBatches
+from .own_batches import OwnBatches, reports_early
 from .sampler import WholeEpoch
 from .training_arguments import budget_of, check_sampling, save_along, saved_batch_size, unused_rates
 
@@ -300,12 +300,13 @@ class R8Mixin:
             except Exception as error:
                 if adapter.num_ranks > 1 or not forward.explains(error):
                     raise
-                # Reported at the end of the step, as every loss.
                 adapter.loss(adapter.unknown_losses(adapter.in_hand))
-                none = no_loss(model)
-                return (none, outputs[0] if outputs else None) if return_outputs else none
-        loss = found[0] if return_outputs else found
-        loss = self._r8_noted(model, given, outputs[0] if outputs else None, loss, more.get("num_items_in_batch"))
+                loss, found = no_loss(model), (None, outputs[0] if outputs else None)
+            else:
+                loss, num_items = found[0] if return_outputs else found, more.get("num_items_in_batch")
+                loss = self._r8_noted(model, given, outputs[0] if outputs else None, loss, num_items)
+        if reports_early(self) and not adapter.report():
+            loss = no_loss(model)
         return (loss, found[1]) if return_outputs else loss
 
     def _r8_run_again(self, inputs: Any) -> Any:

@@ -225,3 +225,14 @@ def test_the_trainer_hears_of_saved_and_loaded_states(tmp_path):
     r8.load_state_dict(r8.state_dict())
 
     assert trainer.calls == ["settle", "forget"]
+
+
+def test_an_epoch_drawn_at_once_has_no_batch_for_an_incident_that_is_over():
+    """Batches of easy samples would come too late where a whole epoch is drawn ahead."""
+    prefetch = Prefetch.of(r8 := scheduler(policy="shuffle"))
+    prefetch.draw_epoch()
+    train(prefetch, 5)
+    r8.controller.inquiry.steady_left, r8.controller.is_quiet = 3, False
+    drawn = [ticket.indices for ticket in prefetch.draw_epoch()]
+
+    assert sorted(np.concatenate(drawn)) == list(range(20))

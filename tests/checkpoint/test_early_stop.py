@@ -110,6 +110,16 @@ def test_the_loop_ends_its_run_with_a_reason(tmp_path):
     assert describe(stopped)[:2] == ("good", "ends early: good enough")
 
 
+def test_another_budget_goes_on_with_a_run_that_its_loop_has_ended(tmp_path):
+    """Who gives more epochs to a run that `stop` has ended wants them."""
+    with make(num_epochs=5, checkpoint_dir=tmp_path) as r8:
+        r8.report(r8.draw(), 1.0)
+        r8.stop("good enough")
+    again = make(num_epochs=9, checkpoint_dir=tmp_path, resume="auto")
+
+    assert not again.is_over
+
+
 def test_a_request_from_outside_only_breaks_a_run_off(tmp_path, capsys):
     """`requests.stop` stays what it is, also where the program asked for its end too: stopped, exit code 5."""
     r8 = make(num_epochs=5, run_dir=tmp_path / "run")

@@ -290,6 +290,21 @@ def test_best_survives_a_resume(tmp_path):
     assert (second.best_checkpoint.step, steps_kept(tmp_path)) == (15, [15])
 
 
+def test_the_best_of_another_metric_is_not_that_of_this_one(tmp_path):
+    """A run resumed with another metric to watch knows no best checkpoint yet."""
+    more = {"num_epochs": 5, "checkpoint_dir": tmp_path}
+    first = make(monitor="val_loss", **more)
+    for epoch in first.epoch_iterator():
+        for _ in first.batch_iterator():
+            first.update_with_loss(1.0)
+        first.log(val_loss=0.1 * epoch)
+        if epoch == 2:
+            break
+    second = make(resume="auto", monitor="error", **more)
+
+    assert second.best_checkpoint is None
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"run_id": 3}', b"\xff", None])
 def test_damaged_note_of_the_best_is_ignored(tmp_path, content):
     """If the note that names the best checkpoint is unreadable, only that knowledge is lost."""

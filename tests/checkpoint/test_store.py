@@ -340,6 +340,35 @@ def test_raising_callback_leaves_nothing(tmp_path):
     assert names(tmp_path) == before
 
 
+def test_resumed_run_leaves_the_files_of_others(tmp_path):
+    """A run that goes on in a folder with another one deletes its own old checkpoints only."""
+    other = store_in(tmp_path, run_id="other").save({"step": 0})
+    first = store_in(tmp_path, run_id="mine").save({"step": 1})
+    again = store_in(tmp_path, keep=1, run_id="new")
+    again.go_on_from(again.load())
+    again.save({"step": 2})
+
+    assert other.path.exists()
+    assert not first.path.exists()
+
+
+def test_model_of_an_interrupted_checkpoint_goes_with_the_next_one(tmp_path):
+    """Ctrl-C between the model's file and the scheduler's leaves the first, which the next checkpoint deletes."""
+
+    class Interrupted(dict):
+        def items(self):
+            raise KeyboardInterrupt
+
+    store = store_in(tmp_path)
+    store.save({"step": 0}, write_text("weights"))
+    with pytest.raises(KeyboardInterrupt):
+        store.save(Interrupted(step=1), write_text("weights"))
+    assert len([name for name in names(tmp_path) if name.startswith("model_")]) == 2
+    store.save({"step": 2})
+
+    assert len([name for name in names(tmp_path) if name.startswith("model_")]) == 1
+
+
 def test_folder_that_cannot_be_made_is_an_os_error(tmp_path):
     """A folder whose parent is a file cannot hold checkpoints."""
     (tmp_path / "file").write_text("")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import Policy, R8Scheduler, events
-from learnit_r8.guard import Verdict
+from learnit_r8.guard import FiniteGuard, Verdict
 from tests.drive import INF, NAN, FakeClock, advance_to, batch_loss, flat, known, make, sample_losses, steps, train
 
 WRONG_LOSSES = [
@@ -345,3 +345,38 @@ def test_a_state_callback_alone_is_said_as_the_run_starts():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         R8Scheduler(8, batch_size=4, num_epochs=1, state_callback=dict, load_callback=print).draw()
+
+
+class Listening(FiniteGuard):
+    """A guard that writes down what it is told."""
+
+    def __init__(self):
+        object.__setattr__(self, "told", [])
+
+    def judge(self, state, loss, expected=NAN, typical=NAN, lr=NAN):
+        self.told.append((expected, typical, lr))
+        return super().judge(state, loss, expected, typical, lr)
+
+
+def test_guard_expects_no_less_of_a_batch_by_rough_estimates():
+    """Means of batches are too rough to expect a batch to be easier than a typical one; losses of samples are not."""
+    rough, exact = Listening(), Listening()
+    for guard, read in ((rough, np.mean), (exact, np.asarray)):
+        r8 = make(64, num_epochs=9, guard=guard, policy="shuffle")
+        for _, indices, _ in steps(r8):
+            r8.update_with_loss(read(1 + indices / 9.0))
+
+    assert min(expected / typical for expected, typical, _ in rough.told[32:]) == 1
+    assert min(expected / typical for expected, typical, _ in exact.told[32:]) < 0.7
+
+
+def test_guard_hears_the_rate_of_the_schedule():
+    """While recovery holds the rate down, the guard judges by the scheduled one."""
+    guard = Listening()
+    r8 = make(64, guard=guard, initial_lr=0.2, scheduler_mode="constant", warmup_proportion=0.0)
+    r8.controller.limit.restored()
+    r8.controller.is_quiet = False
+    ticket = r8.draw()
+    r8.report(ticket, 1.0)
+
+    assert (ticket.lr, guard.told[-1][2]) == (0.1, 0.2)

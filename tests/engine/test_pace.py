@@ -2,7 +2,7 @@ import pytest
 
 from learnit_r8.engine.pace import Pace
 from learnit_r8.schedules.budget import Budget
-from tests.drive import FakeClock
+from tests.drive import FakeClock, Weights, make
 
 
 @pytest.fixture
@@ -103,3 +103,36 @@ def test_downtime_does_not_count(pace, clock):
     other_clock.advance(2)
 
     assert other.seconds == 42
+
+
+def test_step_in_the_epoch_begins_anew(pace):
+    """Where epochs have their own length, steps and probes are counted from the beginning of each."""
+    pace.step, pace.probes = 5, 2
+    pace.begin_epoch()
+    pace.step, pace.probes = 8, 3
+
+    assert (pace.step_in_epoch, pace.probes_in_epoch, pace.handed_out) == (3, 1, 4)
+
+
+def test_state_holds_every_count(pace):
+    """What a pace counts is the same in a resumed run."""
+    pace.start()
+    pace.step, pace.probes, pace.left_out, pace.longest_break = 9, 4, 2, 1.5
+    pace.begin_epoch(1)
+    pace.passes, pace.has_ended, pace.tokens = 3, True, 77
+    other = Pace(Budget(seconds=100.0), 4, pace.clock)
+    other.load_state_dict(pace.state_dict())
+    fields = vars(pace).keys() - {"_watch", "_break"}
+
+    assert {name: vars(other)[name] for name in fields} == {name: vars(pace)[name] for name in fields}
+
+
+def test_restoring_a_backup_gives_no_time_back(clock):
+    """After restore_backup() the seconds that were used are used."""
+    model = Weights()
+    r8 = make(train_duration_seconds=100, clock=clock, state_callback=model.get, load_callback=model.load)
+    r8.report(r8.draw(), 1.0)
+    clock.advance(30)
+    r8.restore_backup()
+
+    assert r8.pace.seconds == 30

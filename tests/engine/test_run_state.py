@@ -5,9 +5,10 @@ import copy
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler, predictions_of
+from learnit_r8 import R8Scheduler, events, predictions_of
 from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.engine.run_state import VERSIONS
+from learnit_r8.testing import record_events
 from tests.drive import FakeClock, Weights, make, sample_losses
 from tests.package_copy import copy_package, replace_in, run_beside
 
@@ -27,6 +28,18 @@ other.load_state_dict(r8.state_dict())
 print(*(each.pace.num_naps for each in (other, build(resume="auto"), R8Scheduler.resume_from_checkpoint("saved"))))
 print(R8Scheduler.resume_from_checkpoint(BEFORE).pace.num_naps)
 """
+
+
+def test_the_mean_of_an_epoch_is_of_all_its_steps():
+    """A run that is resumed within an epoch tells the mean loss of the whole one at its end."""
+    heard, first = record_events(), make(num_epochs=1)
+    first.report(first.draw(), 1.0)
+    first.report(first.draw(), 2.0)
+    second = make(num_epochs=1, listeners=[heard])
+    second.load_state_dict(first.state_dict())
+    second.report(second.draw(), 6.0)
+
+    assert [each.loss for each in heard.of(events.EpochDone)] == [3.0]
 
 
 def trained(steps=30):

@@ -158,6 +158,18 @@ def test_memory_goes_back():
     assert sentry.num_refused == 2
 
 
+def test_memory_that_goes_back_is_moved_to_the_rate_of_now():
+    """A state of a lower rate is judged by what the schedule gives now, or a rise of the rate would excuse damage."""
+    sentry = Sentry(SpikeGuard())
+    for loss in noisy(300):
+        sentry.keep(*sentry.judge(loss, lr=0.1))
+    memory = sentry.memory
+    sentry.go_back(memory, lr=0.3)
+
+    assert sentry.memory == sentry.guard.moved_to(memory, 0.3)
+    assert sentry.memory != memory
+
+
 @pytest.mark.parametrize("count", [0, 1, 16, 95, 200, 1000])
 @pytest.mark.parametrize("way", [lambda state: state, lambda state: json.loads(json.dumps(state))])
 def test_state(count, way):

@@ -244,6 +244,9 @@ def test_losses_that_spread_early_are_no_damage():
     losses[80:] += np.tile([-0.11, 0.15, -0.12, 0.12], 16)
 
     assert judge_all(losses) == []
+    far = losses.copy()
+    far[120] = 3.0
+    assert judge_all(far)[0] == (120, Verdict.SPIKE)
     losses[100:] += 0.3
     assert 100 < judge_all(losses)[0][0] < 116
 

@@ -88,6 +88,15 @@ def test_state_of_a_run(tmp_path, happened, now, expected):
     assert run.state() == expected
 
 
+def test_run_that_is_started_again_after_it_diverged(tmp_path):
+    """A program that is run again in the same folder trains: what ended the run before does not count."""
+    gave_up = events.GaveUp(9, 9.0, "everything was tried", None)
+    run = Run(folder_with(tmp_path, STARTED, gave_up, STARTED, steps(5)), wall=lambda: 1000.0)
+    read(run)
+
+    assert run.state().word != "diverged"
+
+
 def test_run_without_steps_is_stalled(tmp_path):
     """A process that lives but has not stepped for a minute, and three times its longest pause, is stalled."""
     clock = FakeClock()

@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 import learnit_r8.lightning
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, events
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.lightning.budget import batches_of, budget_of
 from learnit_r8.policies import Focus, Policy
-from learnit_r8.testing import FakeClock
+from learnit_r8.testing import FakeClock, record_events
 from learnit_r8.torch import R8BatchSampler
 from tests.lightning.common import DATA, QUIET, STEPS, Broken, Checkpoints, Digits, digest, fit
 
@@ -154,6 +154,22 @@ def test_manual_optimization():
     _, r8, _ = fit(module=Manual(bad=[6]))
 
     assert (r8.pace.turns, r8.sentry.num_refused) == (3 * STEPS, 1)
+
+
+def test_losses_of_accumulated_batches_are_those_of_batches():
+    """What Lightning divides, to add up gradients, is told as it was: with one and with two batches to a step."""
+    first = []
+    for accumulate in (1, 2):
+        heard = record_events()
+        fit(module=Digits(exact=False), accumulate_grad_batches=accumulate, settings={"listeners": [heard]}, epochs=1)
+        first.append(heard.of(events.StepDone)[0].loss)
+
+    assert first[0] == pytest.approx(first[1], rel=0.1)
+
+
+def test_length_is_that_of_the_batches():
+    """Lightning counts the batches before there is a scheduler: without the short one that is dropped."""
+    assert [len(R8Loader(DATA, batch_size=32, last_batch=last)) for last in ("short", "fill", "drop")] == [13, 13, 12]
 
 
 def test_own_rate_scheduler():

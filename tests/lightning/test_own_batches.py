@@ -146,6 +146,37 @@ def test_nothing_changes_without_an_incident_and_a_nan_is_healed(kind, options):
         assert loss_of(hurt) < max(1.25 * loss_of(plain), 0.6)
 
 
+def test_losses_of_accumulated_batches_are_those_of_batches():
+    """What Lightning divides, to add up gradients, is told as it was."""
+    first = []
+    for accumulate in (1, 2):
+        heard = record_events()
+        callbacks = [R8Callback(listeners=[heard])]
+        train(built(Plain), callbacks=callbacks, accumulate_grad_batches=accumulate, max_epochs=1)
+        first.append(heard.of(events.StepDone)[0].loss)
+
+    assert first[0] == pytest.approx(first[1], rel=1e-6)
+
+
+def test_all_losses_of_a_step_of_ones_own_count():
+    """A step that goes backward from two losses is watched by their sum."""
+
+    class Manual(Plain):
+        automatic_optimization = False
+
+        def training_step(self, batch, index):
+            zero, optimizer = 0.0 * self.net(batch[0]).sum(), self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(zero + 1.0, retain_graph=True)
+            self.manual_backward(zero + 2.0)
+            optimizer.step()
+
+    heard = record_events()
+    train(built(Manual), callbacks=[R8Callback(listeners=[heard])], max_epochs=1)
+
+    assert {each.loss for each in heard.of(events.StepDone)} == {3.0}
+
+
 def test_resumes_at_the_end_of_an_epoch(tmp_path):
     """A checkpoint of Lightning's brings the generators back, so that the next epoch has the same order."""
     whole = built(Plain)
@@ -378,6 +409,6 @@ def test_the_place_of_an_incident_is_found_by_running_the_step_again():
     train(hurt, callbacks=[callback])
 
     (cause, *_) = heard.of(events.CauseFound)
-    # The optimizer has taken its step by then, and has spread it.
-    assert "as `net.0.weight`; batches and gradients are not to blame" in cause.text
+    # Before the optimizer takes its step, which would spread it.
+    assert "1 of the weights `net.0.weight` is not finite, and all others are" in cause.text
     assert not {"log", "log_dict"} & vars(hurt).keys()

@@ -63,9 +63,8 @@ def test_refused_batch_leaves_no_trace():
     found, lost = evidence(r8), 3 * len(Y) - r8.table.usage_count.sum()
 
     assert np.isfinite(found["margin"]).all()
-    # The batch, for which a probe may be trained on, and the last one of the epoch, of 16, whose place it takes.
     assert int(found["visits"].sum()) == 3 * len(Y) - lost
-    assert lost in (16, 32 + 16)
+    assert lost == 32
 
 
 def test_weights_and_smoothing_train_as_those_of_torch():

@@ -34,7 +34,7 @@ class Regression(lightning.LightningModule):
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_heals(kind, accumulate):
-    """A fault of any kind is healed, though Lightning has taken its step before the loss is reported."""
+    """A fault of any kind is healed."""
     module = Regression(kind, accumulate)
     loader = R8Loader(Samples(kind), batch_size=BATCH, **settings_of(accumulate))
     _, r8, _ = fit(module=module, loader=loader, epochs=-1, accumulate_grad_batches=accumulate)

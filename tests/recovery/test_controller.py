@@ -8,6 +8,7 @@ import pytest
 
 from learnit_r8 import FiniteGuard, R8Scheduler, Recovery, TrainingDiverged, Verdict, events
 from learnit_r8.checkpoint.callbacks import Callbacks, Generators
+from learnit_r8.recovery.ram_backup import Backup
 from learnit_r8.testing import ToyTask, record_events
 from tests.drive import NAN, Weights, advance_to, batch_loss, known, make, steps, train
 
@@ -21,9 +22,11 @@ class Toy:
     def __init__(self, num_samples=1024, **more):
         self.task, self.heard = ToyTask(num_samples), record_events()
         more = {"batch_size": 32, "num_epochs": 16, "initial_lr": 0.05, "backup_every": 40} | more
+        save = {"save_callback": self.task.save} if "checkpoint_dir" in more else {}
         self.r8 = R8Scheduler(
-            num_samples, state_callback=self.task.state, load_callback=self.task.load, listeners=[self.heard], **more
-        )
+            num_samples, state_callback=self.task.state, load_callback=self.task.load, listeners=[self.heard], **save,
+            **more,
+        )  # fmt: skip
 
     def of(self, *kinds):
         return self.heard.of(*kinds)
@@ -84,6 +87,16 @@ def test_two_bad_batches_ask_for_a_probe():
 
 
 @pytest.mark.filterwarnings("ignore:samples? .* in no good one since")
+def test_a_probe_whose_gradient_is_not_finite_shows_damage():
+    """What counts is whether the weights are sound: a norm that is not finite says so whatever the loss is."""
+    run = Toy().run(until=99)
+    for _ in range(2):
+        run.r8.report(run.r8.draw(), NAN)
+    run.r8.report(run.r8.draw(), 0.1, grad_norm=NAN)
+
+    assert np.isnan(run.of(events.Probed)[0].loss)
+
+
 def test_a_tenth_of_nan_batches_costs_those_batches():
     """Passing faults in a tenth of all batches restore nothing and leave the rate on its schedule."""
     rng = np.random.default_rng(0)
@@ -124,6 +137,63 @@ def test_the_rate_is_lowered_after_the_search_for_an_older_state():
     [capped] = run.of(events.LrCapped)
     assert capped.step > run.of(events.RolledBack)[1].step
     assert run.task.loss() < 0.1
+
+
+@RESTORED
+def test_a_restore_leaves_nothing_of_the_weights_that_were_given_up(tmp_path):
+    """Their losses count no more, and no checkpoint of their steps is gone back to."""
+    run, found = Toy(checkpoint_dir=tmp_path, checkpoint_every=4, keep_checkpoints=9, backup_dir=False), []
+
+    def look(event):
+        if isinstance(event, events.RolledBack):
+            controller, persistence = run.r8.controller, run.r8.host.persistence
+            [backup] = [each for each in controller.witnesses.all_states() if each.step == event.to_step]
+            found.append((event.to_step, tuple(controller.lineage.progress.recent) == backup.recent))
+            found.append([step for step in persistence.checkpoint_steps() if step > event.to_step])
+
+    run.r8.host.announcer.add(look)
+    # No loss shows the damage at first, so that checkpoints hold it.
+    run.run({250: Toy.blow_up}, until=280, change=lambda step, loss: 0.05 if 249 < step < 265 else loss)
+
+    assert found == [(248, True), []]
+
+
+@pytest.mark.filterwarnings("ignore:.*refused")
+def test_healthy_weights_that_alarm_again_and_again():
+    """Where the weights prove healthy time and again, it is the loss: its level is learned anew."""
+    run = Toy()
+    for number, (_, indices, lr) in enumerate(steps(run.r8)):
+        is_high = number > 200 and number % 10 < 3 and not run.r8.controller.is_open
+        if run.r8.update_with_loss(run.task.losses(indices).mean() + 1e3 * is_high):
+            run.task.step(lr)
+
+    assert 3 <= len(run.of(events.BatchRefused)) < 10
+    assert not run.of(events.RolledBack)
+
+
+def test_a_budget_in_steps_is_that_of_training():
+    """Tests of the weights are no steps of a run of so many: it has them all, and no batch is out at the end."""
+    run = Toy(num_epochs=None, num_steps=300).run(bad=[100, 101, 200, 201])
+
+    assert run.of(events.Probed)
+    assert len(run.of(events.StepDone)) + len(run.of(events.BatchRefused)) == run.r8.global_step == 300
+    assert run.r8.pace.num_out == 0
+
+
+@RESTORED
+def test_the_first_epoch_has_every_sample_once():
+    """After a restore in the first epoch no batch of easy samples takes the place of one that it must see."""
+    run, drawn = Toy(num_samples=6400, num_epochs=2), []
+    for number, (epoch, indices, lr) in enumerate(steps(run.r8)):
+        if number == 150:
+            run.blow_up()
+        if not epoch and not run.r8.controller.is_open:
+            drawn += indices.tolist()
+        if run.r8.update_with_loss(run.task.losses(indices).mean()):
+            run.task.step(lr)
+
+    assert run.of(events.RolledBack)
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_few_damaged_arrays_are_mended():
@@ -196,6 +266,20 @@ def test_damage_that_shows_later_is_gone_back_past_one_state_at_a_time():
 
 
 @RESTORED
+def test_older_states_are_passed_over_where_there_are_many():
+    """After eight were tried in vain one by one, ever more are passed over, as each costs a restore."""
+    controller = make(48).controller
+    known, newest = [Backup(step, step) for step in range(64)], []
+    controller.lineage.since = 64
+    for _ in range(12):
+        controller.lineage.updates = controller.lineage.since + 99
+        known = controller.inquiry._older(known)
+        controller.lineage.since = known[-1].updates
+        newest.append(controller.lineage.since)
+
+    assert newest == [63, 62, 61, 60, 59, 58, 57, 56, 55, 53, 49, 41]
+
+
 def test_loaded_state_ends_the_backups_before_it():
     """After `load_state_dict` there is no way back to weights that were trained on from the loaded ones."""
     run = Toy()

@@ -115,6 +115,15 @@ def test_release():
     assert [event.samples for event in heard] == [(BAD,)]
 
 
+def test_release_of_one_keeps_the_others():
+    """Whoever is not released stays in quarantine."""
+    _, table, _ = watch()
+    table.storage.exclusions.quarantine(np.array([3, 5, 8]))
+    table.storage.exclusions.release(np.array([5]))
+
+    assert table.quarantined.tolist() == [3, 8]
+
+
 def test_own_loss_needs_two_batches():
     """A sample whose own loss was not finite twice is bad; the others of its batch are cleared at once."""
     quarantine, table, _ = watch()
@@ -135,6 +144,18 @@ def test_only_sole_suspects_are_convicted_by_means():
     quarantine.cleared(np.arange(1, 2000))
 
     assert quarantine.suspects == (0,)
+
+
+def test_passing_faults_are_no_evidence():
+    """A suspect of several refused batches is not found bad while batches of known good samples fail as often."""
+    quarantine, table, _ = watch()
+    table.storage.records.whole["usage_count"][1:], table.storage.num_seen = 1, 1999
+    for _ in range(9):
+        quarantine.refused(np.arange(32), ())
+        quarantine.refused(np.arange(32, 64), ())
+        quarantine.cleared(np.arange(32, 64))
+
+    assert (quarantine.suspects, len(table.quarantined)) == ((0,), 0)
 
 
 def test_good_batch_clears():

@@ -124,6 +124,18 @@ def test_a_level_within_its_noise_does_not_hold_the_ceiling():
     assert (risen, limit.ceiling) == (0.2, 0.1)
 
 
+def test_a_level_that_gets_worse_holds_the_ceiling():
+    """While the losses are clearly worse than they were below the ceiling, it stays, however long that takes."""
+    limit = RateLimit(1.0, 0)
+    limit.lower(1.0, by=10.0)
+    limit.note_level(1.0, 0.0)
+    limit.note_level(1.3, 0.0)
+    for _ in range(4 * HOLD_STEPS):
+        limit.accepted(1.0)
+
+    assert limit.ceiling == 0.1
+
+
 def test_confirmed_ceiling_is_held_longer():
     """A lower rate that proved better is held four times as long."""
     limit = RateLimit(1.0, 0)

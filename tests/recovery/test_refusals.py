@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from learnit_r8.recovery.refusals import BROKEN, LEAST_BAD, MOST_BAD, Refusals
@@ -38,6 +38,7 @@ def test_only_weights_that_get_further_end_the_count_in_vain():
 
 
 @given(st.lists(st.booleans(), max_size=99))
+@example([True] * 9)
 def test_limit_stays_within_its_bounds(script):
     """The row that is looked into doubles while weights prove healthy, and shrinks with good batches, within bounds."""
     refusals = Refusals()

@@ -100,6 +100,19 @@ def test_trust_takes_calm_losses():
     assert proven.index(True) == 31
 
 
+def test_trust_begins_anew_where_losses_are_not_calm():
+    """Calm losses before and after trouble do not make a witness a reference together."""
+    r8, _ = run()
+    r8.report(r8.draw(), 1.0)
+    [backup] = r8.host.persistence.backup.backups
+    for updates in range(4, 64, 4):
+        r8.controller.witnesses.trust(updates, is_calm=updates != 32)
+    assert not backup.is_proven
+    r8.controller.witnesses.trust(64, is_calm=True)
+
+    assert backup.is_proven
+
+
 def test_generators_are_noted_once():
     """The random generators are read as the training on the first batch after a backup begins, and no other."""
     r8, _ = run()

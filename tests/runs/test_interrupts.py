@@ -202,14 +202,14 @@ def test_restore_backup_goes_back_to_one_step():
     for _ in range(8):
         ticket = r8.draw()
         if r8.global_step in (0, 5):
-            states[r8.global_step] = r8.sentry.state_dict(), r8.lr, model.first.copy()
+            states[r8.global_step] = r8.sentry.state_dict(), r8.lr, model.first.copy(), r8.table.learner.trend_mark
         r8.report(ticket, 1.0 + 0.1 * r8.global_step)
         model.step(ticket.lr)
     uses = r8.table.usage_count.sum()
     step = r8.restore_backup()
 
     assert (step, r8.global_step, r8.table.usage_count.sum()) == (5, 5, uses)
-    assert (r8.sentry.state_dict(), r8.lr, model.first) == states[5]
+    assert (r8.sentry.state_dict(), r8.lr, model.first, r8.table.learner.trend_mark) == states[5]
     assert model.first == -model.second
 
 

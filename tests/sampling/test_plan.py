@@ -451,3 +451,15 @@ def test_memory(batch_size, last_batch, part_size):
         tracemalloc.stop()
 
     assert peak - 16 * num_samples <= 5e6
+
+
+def test_a_short_last_part_counts_as_what_it_is():
+    """Of eight samples in parts of three, the last two have the loss of theirs."""
+    table, plan = build(16, 8, Shuffle())
+    table.storage.part_size = 3
+    plan.start_pass(0, 0.0)
+    batch = plan.draw()
+    report(plan, batch, np.array([1.0] * 3 + [2.0] * 3 + [6.0] * 2), part_size=3)
+    plan.hand_over()
+
+    assert table.last[batch.indices].tolist() == [1.0] * 3 + [2.0] * 3 + [6.0] * 2

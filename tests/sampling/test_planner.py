@@ -39,6 +39,16 @@ def test_outside_batches_are_steady():
     assert len({batch.tobytes() for batch in drawn}) == 4
 
 
+def test_outside_batches_have_no_sample_in_quarantine():
+    """A sample that was found bad does not come back in the batches after an incident, however low its loss is."""
+    table, plan = build(400, 8, Shuffle())
+    run_pass(plan, 0, losses=lambda indices, _: 1.0 + indices)
+    table.storage.exclusions.quarantine(np.arange(60))
+    drawn = [plan.draw_outside(Steady()).indices for _ in range(4)]
+
+    assert np.concatenate(drawn).min() >= 60
+
+
 def test_no_steady_batch_at_first():
     """Before any sample was seen there is no steady batch."""
     _, plan = build(40, 4, Shuffle())

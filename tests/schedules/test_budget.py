@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from learnit_r8.schedules.budget import Budget, Stopwatch
+from learnit_r8.schedules.budget import Budget, Stopwatch, batches_of
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,8 @@ def test_clock_that_is_set_back_does_not_run_backwards():
     assert readings == [10.0, 10.0, 15.0, 15.0, 16.0, 9012.0]
     watch.pause(2.0)
     assert watch.seconds(-1.0) == 9012.0
+
+
+def test_updates_become_batches():
+    """With accumulated gradients an epoch's last update may be of fewer batches."""
+    assert [batches_of(updates, 7, 2) for updates in (1, 4, 5, 8)] == [2, 7, 9, 14]

@@ -89,3 +89,12 @@ def test_end_survives_being_saved():
 
     assert from_state(state_of(found)) == found
     assert state_of(Budget(steps=5)) is None
+
+
+def test_cool_down_below_its_floor_keeps_the_rate():
+    """A rate that is lower than the floor is not raised by a cool-down."""
+    found = cool_down_budget(
+        Budget(), Span("steps", 10), CoolDownRule(floor=0.1), lr=0.05, step=50, seconds=1.0, steps_per_epoch=10
+    )
+
+    assert (found.cool_down.lr, found.cool_down.floor) == (0.05, 0.05)

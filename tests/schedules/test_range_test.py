@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,18 @@ def test_one_refused_loss_begins_anew():
     falling(test, 3)
 
     assert not test.is_done
+
+
+def test_curve_begins_anew_with_the_model():
+    """After a refused loss the model starts over: losses as high as at the start are no turn of the curve."""
+    search = RangeTest(200)
+    for loss in [2.0] * 8 + np.linspace(2.0, 1.0, 20).tolist() + [1.0] * 20:
+        search.take(loss, search.draw(), refused=False)
+    assert search.take(9.0, search.draw(), refused=True)
+    for _ in range(10):
+        search.take(2.0, search.draw(), refused=False)
+
+    assert not search.is_done
 
 
 def test_search_needs_losses_to_begin_with():

@@ -339,3 +339,28 @@ def test_refuses_sizes(num_samples, batch_size):
     """Sizes below one are refused when the table is built."""
     with pytest.raises(ValueError, match=r"must be .*>= 1|must be a whole number"):
         SampleTable(num_samples, batch_size=batch_size)
+
+
+def test_trend_of_another_meaning_is_not_gone_back_to():
+    """After the first loss below zero the trend is that of offsets: that of a backup from before does not count."""
+    table = SampleTable(100, batch_size=10)
+    table.learner.observe(2.0, 2.0)
+    mark = table.learner.trend_mark
+    table.learner.observe(-1.0, -1.0)
+    trend = table.learner.trend_mark
+    table.learner.go_back_to(mark)
+
+    assert table.learner.trend_mark == trend
+
+
+def test_an_early_outlier_is_scaled_down_with_its_samples():
+    """A loss that the first ones do not believe is learned as less, and so are the losses of its parts."""
+    trend = SampleTable(1000, batch_size=10).storage.batch_trend
+    for loss in np.linspace(1.0, 1.4, 20):
+        trend.believed(loss, np.full(2, loss), loss)
+        trend.observe_early(loss, loss)
+    mean, means, lowest = trend.believed(50.0, np.array([40.0, 60.0]), 40.0)
+
+    assert mean < 5
+    assert means.tolist() == pytest.approx([0.8 * mean, 1.2 * mean])
+    assert lowest == pytest.approx(0.8 * mean)

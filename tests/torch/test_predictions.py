@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import R8Scheduler, predictions_of
 from learnit_r8.torch import R8BatchSampler
+from learnit_r8.torch.losses import cross_entropies
 from learnit_r8.torch.predictions import pack, packed
 from learnit_r8.torch.predictions import predictions_of as tensors_of
 from tests.torch.test_readback import Slow
@@ -184,6 +185,15 @@ def test_one_logit_is_enough_for_two_classes():
     assert float(loss.detach()) == pytest.approx(float(expected.detach()))
     assert adapter.scheduler.table.storage.evidence.num_classes == 2
     assert evidence(adapter)["given"].tolist() == (Y % 2).tolist()
+
+
+def test_smoothing_of_two_classes_is_that_of_two_logits():
+    """One logit is the second of two classes, whose first is 0, with label smoothing, too."""
+    logits, labels = torch.randn(8), torch.tensor([0, 1] * 4)
+    both = torch.stack([torch.zeros(8), logits], dim=1)
+    losses, _ = cross_entropies(logits, labels, class_weights=None, label_smoothing=0.2)
+
+    torch.testing.assert_close(losses, cross_entropy(both, labels, reduction="none", label_smoothing=0.2))
 
 
 def test_weights_and_smoothing_train_as_those_of_torch():

@@ -126,6 +126,24 @@ def test_nan_heals_late(nan_at, workers):
 
 
 @RESTORES
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
+def test_losses_that_are_heard_together_with_a_restore_are_closed():
+    """Where an epoch ends several are read at once: those behind the one that puts the model back are given up."""
+    adapter = adapted(sharing=Slow(5), recovery=no_steady(), num_epochs=2, backup_every=4)
+    number, out = 0, []
+    for _ in adapter.epochs():
+        for x, y in adapter.loader():
+            if number == STEPS - 3:
+                adapter.model[0].weight.data[0, 0] = float("nan")
+            number += 1
+            adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
+        out.append(adapter.scheduler.pace.num_out)
+
+    assert adapter.state.num_loads
+    assert (out, adapter.finished) == ([0, 0], True)
+
+
+@RESTORES
 def test_a_poisoned_run_is_given_up_late_too():
     """Losses that stay bad end the run, though each is known late."""
     adapter = adapted(sharing=Slow(2), num_epochs=8, recovery=no_steady(max_refused=20))

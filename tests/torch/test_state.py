@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from learnit_r8.checkpoint.state_tree import copy_to_host, copy_to_host_into
+from learnit_r8.checkpoint.state_tree import clone, copy_to_host, copy_to_host_into
 from learnit_r8.sampling.random_generators import random_state, set_random_state
 from learnit_r8.torch import ModelState, serialization
 from learnit_r8.torch.prepared import plain_model
@@ -412,3 +412,43 @@ def test_state_without_its_parts_is_refused():
     """What is not a state at all is named."""
     with pytest.raises(ValueError, match=r"state must be what state_dict\(\) returned, got the keys \['net'\]"):
         adapted().load_state_dict({"net": 1})
+
+
+def test_a_heal_leaves_the_rates_that_were_set_since():
+    """With rates of the user's own, a backup brings the weights back, and not a rate; a resume brings both."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = ModelState(model, optimizer, keeps_options=True)
+    saved, rates = clone(state.read()), []
+    for is_resume in (False, True):
+        optimizer.param_groups[0]["lr"] = 0.01
+        state.load(clone(saved), from_ram=True, is_resume=is_resume)
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    assert rates == [0.01, 0.1]
+
+
+def test_each_rank_goes_on_with_its_own_generators():
+    """A checkpoint holds the random generators of all ranks, and each takes its own."""
+    model, optimizer = (net := torch.nn.Linear(2, 1)), torch.optim.SGD(net.parameters(), lr=0.1)
+    generators = []
+    for seed in (1, 0):
+        torch.manual_seed(seed)
+        generators.insert(0, serialization.as_tensors(random_state()))
+    saved = ModelState(model, optimizer, gather=lambda own: generators).collect()
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    ModelState(model, optimizer, rank=1, gather=lambda own: generators).take_over(saved)
+
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_gradients_go_with_the_weights_that_are_replaced():
+    """Nothing of the damaged weights is left to be added to the next gradient."""
+    model = torch.nn.Linear(2, 1)
+    state = ModelState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    saved = clone(state.read())
+    model(torch.full((1, 2), float("nan"))).sum().backward()
+    state.load(saved, from_ram=True)
+
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -118,6 +118,33 @@ def test_nothing_changes_without_an_incident_and_a_nan_is_healed(tmp_path, base,
     assert losses[1] < max(1.25 * losses[0], 0.6)
 
 
+class Parts(Model):
+    """Its loss is the part of the batch in that of all batches of a step, as that of transformers' own models."""
+
+    def forward(self, images, labels=None, num_items_in_batch=None):
+        found = super().forward(images, labels)
+        if num_items_in_batch is None or not self.training:
+            return found
+        return {"loss": cross_entropy(found["logits"], labels, reduction="sum") / num_items_in_batch}
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_losses_of_accumulated_batches_are_those_of_batches(tmp_path, draws):
+    """What is divided by the items of all batches of a step is told as it was; the budget counts all batches."""
+    first = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        heard, kind = record_events(), type("Own", (R8Mixin, Trainer), {})
+        args = arguments(tmp_path, gradient_accumulation_steps=accumulate, max_steps=4)
+        settings = {"batches": draws, "listeners": [heard]}
+        trainer = kind(model=Parts(), args=args, train_dataset=Digits(), r8=settings)
+        trainer.train()
+        first.append(heard.of(events.StepDone)[0].loss)
+        assert trainer.r8.scheduler.global_step == 4 * accumulate
+
+    assert first[0] == pytest.approx(first[1], rel=0.2)
+
+
 def test_resumes_by_the_trainers_checkpoint(tmp_path):
     """A checkpoint of Trainer's in mid-epoch holds the scheduler; the run ends as it would have."""
     whole = state_of(run(tmp_path, Trainer, save_strategy="steps", save_steps=10, save_total_limit=None))
@@ -182,8 +209,8 @@ def test_the_place_of_an_incident_is_found_by_computing_the_loss_again(tmp_path,
     run(tmp_path, OwnLoss, nan_at=29, r8=settings)
 
     (cause, *_) = heard.of(events.CauseFound)
-    # The optimizer has taken its step by then, and has spread it.
-    assert "as `net.0.weight`; batches and gradients are not to blame" in cause.text
+    # Before the optimizer takes its step, which would spread it.
+    assert "1 of the weights `net.0.weight` is not finite, and all others are" in cause.text
 
 
 class Spoilt(Digits):
@@ -215,3 +242,62 @@ def test_a_resumed_training_numbers_its_incidents_on(tmp_path):
         loss = incident.replay(Hurt(), lambda model, batch: trainer.compute_loss(model, batch))
         assert incident.batch["images"].isnan().any()
         assert torch.isnan(loss)
+
+
+class Swelling(Digits):
+    """The rows from this one on are far too large."""
+
+    def __init__(self, number):
+        self.first, self.count = number, 0
+
+    def __getitem__(self, index):
+        row, self.count = super().__getitem__(index), self.count + 1
+        is_bad = self.count > self.first
+        return {**row, "images": row["images"] * 1e4} if is_bad else row
+
+
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_refused_batch_is_neither_learned_from_nor_logged(tmp_path, batches, accumulate):
+    """As the last of the run it leaves the weights as they were before it, and the mean loss as that of the others."""
+    common = {
+        "gradient_accumulation_steps": accumulate,
+        "logging_strategy": "epoch",
+        "num_train_epochs": 8,
+        "learning_rate": 0.03,
+    }
+    trainer = run(tmp_path, Trainer, dataset=Swelling(8 * len(LABELS) - 16), r8={"batches": batches}, **common)
+
+    assert trainer.r8.scheduler.sentry.num_refused >= 1
+    assert [each["loss"] for each in trainer.state.log_history if "loss" in each][-1] < 2.0
+    assert float(cross_entropy(trainer.model.eval().net(IMAGES), LABELS).detach()) < 2.0
+
+
+def test_a_backup_repeats_the_loss_that_it_had(tmp_path, monkeypatch):
+    """Where weights are tested outside of the loop, a batch has the loss that was reported, by all tokens of a step."""
+
+    class Counting(Trainer):
+        """As for a language model: the loss is divided by the items of all batches of a step."""
+
+        is_hurt = False
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            assert num_items_in_batch is not None
+            if self.state.global_step == 40 and not self.is_hurt:
+                self.is_hurt = True
+                for each in model.parameters():
+                    each.data *= 100
+            outputs = model(**inputs)
+            loss = cross_entropy(outputs["logits"], inputs["labels"], reduction="sum") / num_items_in_batch
+            return (loss, outputs) if return_outputs else loss
+
+    monkeypatch.setattr(Hurt, "accepts_loss_kwargs", True, raising=False)
+    heard = record_events()
+    r8 = {"backup_every": 6, "listeners": [heard]}
+    trainer = run(tmp_path, Counting, r8=r8, gradient_accumulation_steps=2, num_train_epochs=8)
+    probes = [each for each in heard.of(events.Probed) if not each.is_present]
+
+    assert trainer.is_hurt
+    # Two batches are one update.
+    assert sum(each.loss for each in probes[:2]) / 2 == pytest.approx(probes[0].record, rel=1e-6)
+    assert heard.of(events.RolledBack)

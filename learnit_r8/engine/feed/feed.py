@@ -120,6 +120,7 @@ class Feed:
         self.give_up_open()
         this = self._iteration = object()
         self.num_iterations += 1
+        samples.follow(self.place.samples)
         self.place.samples = samples
         begun = pace.turns + pace.num_out
         run.requests.stay_within(None)

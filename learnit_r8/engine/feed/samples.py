@@ -65,6 +65,11 @@ class BatchSamples:
         self._storage.exclusions.are_left_out = self._observes or self._skip is not None
         self.tell_quarantined()
 
+    def follow(self, before: BatchSamples) -> None:
+        """Note what the iteration before has told, so that a release of the last sample is told, too."""
+        if before is not self:
+            self._told = before._told.copy()
+
     def _can_observe(self, source: Any) -> bool:
         if not observed.is_observable(source):
             return False

@@ -25,7 +25,7 @@ FROM_THE_START = (
 class TrainerBatches:
     """Tells a feed of batches that somebody else has fetched, epoch by epoch.
 
-    None of them can be handed out again, so the losses that follow stand for a test of weights.
+    None of them can be handed out again: weights are tested outside of the loop, or by the losses that follow.
 
     Args:
         feed: Of a run without samples.
@@ -101,8 +101,8 @@ class TrainerBatches:
         return True
 
     def note_batch(self, item: Any) -> None:
-        """Note the batch in hand, where the trainer shows it only once it was trained on."""
-        if self._feed.open is not None:
+        """Note the batch in hand, to take its loss once more where weights are tested; see `Callbacks.repeat`."""
+        if self._feed.open is not None and self._feed.run.persistence.callbacks.repeat is not None:
             chunk: Any = self._feed.open.chunk
             chunk.item = keep(self._feed, item)
 

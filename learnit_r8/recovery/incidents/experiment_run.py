@@ -60,8 +60,11 @@ class ExperimentRun:
 
     def draw(self) -> Any:
         """The batch of the probe, as the plan draws it again; sets the random generators to those at its record."""
-        assert self.asked is not None
         self.asks_probe = False
+        return self._witness()
+
+    def _witness(self) -> Any:
+        assert self.asked is not None
         generators = self._get_callbacks().generators
         if generators is not None and self.asked.generators is not None and not self._losses:
             generators.set(self.asked.generators)
@@ -69,8 +72,7 @@ class ExperimentRun:
 
     def repeat(self, repeat: Repeat) -> float:
         """The loss of the probe where no loop draws it."""
-        assert self.asked is not None
-        return repeat.loss(self.asked.witness[len(self._losses)])
+        return repeat.loss(self._witness())
 
     def note_drawn(self, chunk: Any) -> None:
         """Note the chunk of the probe that was just drawn."""

@@ -45,6 +45,7 @@ class Incident:
         is_restored: Whether the model was restored, or arrays of it.
         cause: One sentence on where it began; "" if nobody could look.
         kind: What the summary counts it as; by default the first verdict.
+        held_from_start: Where the first steps had failed, the rate to which it was lowered; else 0.
         is_lasting: Whether a step that is not finite was not finite either when it was computed once more.
     """
 
@@ -58,6 +59,7 @@ class Incident:
     num_left_out: int = 0
     kind: str = ""
     is_lasting: bool = False
+    held_from_start: float = 0.0
 
     def note(self, step: int, text: str) -> None:
         """Add a finding."""

@@ -243,7 +243,8 @@ class Inquiry:
             states = [each for each in states if each.updates < lineage.since] or states[:1]
         for backup in reversed(states):
             if self._live.put(backup):
-                self._go_on_from(backup, alarm, is_sudden=True)
+                is_seen = self._parts.persistence.callbacks.state is not None
+                self._go_on_from(backup, alarm, is_sudden=True, is_tested=is_seen)
                 return
         self._live.raise_failures()
 
@@ -299,13 +300,15 @@ class Inquiry:
             self._settlement.go_on(case, finding)
         self._live.end()
 
-    def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool) -> None:
+    def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, is_tested: bool = True) -> None:
         if self._first_steps.break_off(is_damaged=True):
             # A trial has no other state than the initial one to go back to, which what was kept aside is better than.
             self._parts.refusals.bad_in_a_row = 0
             return
         is_probed = self._experiment.can_probe or self._parts.persistence.callbacks.repeat is not None
-        if self._settlement.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_probed=is_probed):
+        if self._settlement.go_on_from(
+            backup, alarm, is_sudden=is_sudden, lr=self._lr, is_probed=is_probed, is_tested=is_tested
+        ):
             self.steady_left = min(self._parts.recovery.steady_steps, self._most_steady)
         self._parts.refusals.bad_in_a_row = 0
         self._look_again()

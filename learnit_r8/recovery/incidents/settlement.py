@@ -44,6 +44,9 @@ _REASONS = {
 }
 
 
+TOO_LARGE = "step {step:,}: {why}. What may help, and was not tested here: {advice}."
+
+
 NO_MEASURE = (
     "See docs/recovery.md; where the loss is no measure of progress, as in reinforcement learning or a GAN, give "
     'guard="finite".'
@@ -124,7 +127,9 @@ class Settlement:
             "counts as normal.",
         )
 
-    def go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, lr: float, is_probed: bool) -> bool:
+    def go_on_from(
+        self, backup: Backup, alarm: Alarm, *, is_sudden: bool, lr: float, is_probed: bool, is_tested: bool = True
+    ) -> bool:
         """Go on from a restored state; returns whether the first steps must be gentle.
 
         Args:
@@ -133,24 +138,37 @@ class Settlement:
             is_sudden: Whether most of the rise came within one step.
             lr: The scheduled learning rate.
             is_probed: Whether witnesses were drawn.
+            is_tested: Whether anything has shown that the weights were damaged.
         """
         lineage, limit, step = self._lineage, self._limit, self._live.step
         undone = lineage.updates - backup.updates
         lineage.note_restore(is_sudden=is_sudden)
         is_early, is_relapse = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS, lineage.is_on_trial
         is_rate = alarm is Alarm.REGRESS or (alarm is Alarm.ABOVE and is_early)
+        why = ""
         if (is_relapse and not lineage.num_older) or is_rate:
+            why = "training on has damaged healthy weights again, so the updates are too large"
+            if is_rate:
+                why = "the updates are too large from the start on, as the losses rose"
             self._level_before = backup.usual
             rate = max(lineage.rates) if lineage.rates else lr
             least = 0.0 if is_early else LOWEST_SHARE * lr
             self._num_lowered += 1
             usual = DIVISOR if self._num_lowered <= 2 else LASTING_DIVISOR
             limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, is_probed=is_probed)
+            if is_early and self._parts.incidents.current is not None:
+                self._parts.incidents.current.held_from_start = limit.ceiling
             self._announcer.tell(events.LrCapped, ceiling=limit.ceiling, reason=alarm.value, is_share=limit.is_share)
         elif not is_early:
             self._num_lowered = 0
             limit.restored()
-        self._tell_restored(backup, alarm, undone)
+        self._tell_restored(backup, alarm, undone, is_tested=is_tested)
+        incident = self._parts.incidents.current
+        if not why and incident is not None and "too large" in incident.cause:
+            why = "an update was probably too large"
+        if why:
+            advice = self._parts.persistence.callbacks.advice
+            self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
         self._parts.witnesses.went_back(backup)
         if self._parts.persistence.store is not None:
             self._parts.persistence.store.mark_abandoned(backup.step, step)
@@ -162,11 +180,12 @@ class Settlement:
         lineage.begin(backup, max(LEAST_TRIAL, 2 * undone))
         return not (is_relapse or is_early)
 
-    def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int) -> None:
+    def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int, *, is_tested: bool) -> None:
         source, ceiling = self._live.name_of(backup), self._limit.ceiling
         self._announcer.tell(events.RolledBack, to_step=backup.step, source=source)
         limit_text = self._limit.ceiling_text
-        what = f"{_REASONS[alarm]}: the weights were damaged, restored to step {backup.step}, {undone} updates back"
+        found = "the weights were damaged" if is_tested else "no test could be made"
+        what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {undone} updates back"
         if ceiling < math.inf:
             what += f"; the learning rate stays at or below {limit_text} for a while"
         self._parts.incidents.note(self._live.step, what)

@@ -294,8 +294,7 @@ class Case:
                 text = f"the loss scale {scale:g} is too high: with it gradients are not finite, without it they are"
                 return self._end(Finding(SCALE, text, where="loss scale"), certain=True)
         if not self._runs.has_loss:
-            text = "all that the model returns for the batch is finite: the loss function, the labels or the gradient"
-            return self._end(Finding(UNKNOWN, text))
+            return self._of_outputs()
         text = f"run again, the batch has the loss {first.loss:.6g}"
         if not self._is_alone:
             return self._end(Finding(UNKNOWN, f"{text}, and all of its forward pass is finite"))
@@ -308,6 +307,23 @@ class Case:
             text = "run again with other random numbers (record='batch' keeps those of then), the batch has the loss "
             return self._end(Finding(UNKNOWN, f"{text}{first.loss:.6g}, and all of it is fine"), rest=rest)
         return self._end(Finding(NOTHING, f"{text}: model, data and gradients are fine"), certain=True, rest=rest)
+
+    def _of_outputs(self) -> Finding:
+        """Return a finding where what the model returns is finite, and no loss can be run."""
+        if not self._refusal.is_finite:
+            text = "all that the model returns for the batch is finite: the loss function, the labels or the gradient"
+            return self._end(Finding(UNKNOWN, text))
+        seen = "all that the model returns for the batch is finite; without run_batch= its loss was not tested"
+        for step, state in self._backups:
+            moved = compare(self._model, self._optimizer, state, max(1, self._refusal.step - step))
+            if moved.share > LARGE_CHANGE and moved.many >= MANY:
+                text = f"the updates since step {step:,} were too large: they have moved the weights by "
+                return self._end(Finding(UPDATE, f"{text}{of_length(moved.share)} their length"), rest=(seen,))
+            if moved.share:
+                # A backup of just before may be of weights that were damaged as they are now.
+                seen += f", and the weights have moved by {of_length(moved.share)} their length since step {step:,}"
+                break
+        return self._end(Finding(UNKNOWN, seen))
 
     # Data.
 

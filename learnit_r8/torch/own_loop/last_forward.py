@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,8 +63,8 @@ class LastForward:
 
 
 def no_loss(model: torch.nn.Module) -> torch.Tensor:
-    """A loss without a gradient, for a batch whose own could not be computed."""
-    return torch.zeros((), device=next(model.parameters()).device, requires_grad=True)
+    """A loss without a gradient, for a batch that is not to be learned from: NaN, which no mean of losses counts."""
+    return torch.full((), math.nan, device=next(model.parameters()).device, requires_grad=True)
 
 
 def _floats(tree: Any) -> Iterator[torch.Tensor]:

@@ -8,6 +8,7 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.events import BatchRefused, EpochDone, Notice, RolledBack, RunStarted, SamplesSurveyed, StepDone
 from learnit_r8.testing import FakeClock, record_events
 from learnit_r8.triggers import Elapsed
+from tests.drive import Weights
 
 from .drive import Line, Loader, generators, seed_all, train
 
@@ -562,6 +563,33 @@ def test_one_batch_may_be_left_out():
     assert r8.global_step == 2
 
 
+@pytest.mark.filterwarnings("ignore:the batch of step 1 was not reported")
+def test_a_batch_that_is_left_out_uses_no_budget():
+    """Neither its tokens nor its step count: the run has as many trained ones as it may."""
+    r8, tokens = R8Scheduler(num_tokens=40, scheduler_mode="keep"), []
+    for number, _ in enumerate(r8.batches([np.ones(2)] * 9, tokens=10)):
+        if number != 1:
+            r8.update_with_loss(1.0)
+            tokens.append(r8.pace.tokens)
+
+    assert tokens == [10, 20, 30, 40]
+    assert (r8.global_step, r8.pace.num_out) == (4, 0)
+
+
+def test_the_end_of_an_epoch_ends_an_update():
+    """Where the gradients of two batches make an update, the last of three is a witness alone."""
+    model = Weights()
+    calls = {"state_callback": model.get, "load_callback": model.load}
+    r8 = R8Scheduler(num_epochs=2, backup_every=2, scheduler_mode="keep", **calls)
+    r8.host.backup.witness_size = 2
+    for _ in range(2):
+        for _ in r8.batches([1, 2, 3]):
+            r8.update_with_loss(1.0)
+    witnesses = {each.step: each.witness for each in r8.host.backup.backups}
+
+    assert (witnesses[0], witnesses[2]) == ([1, 2], [3])
+
+
 def test_two_loops_at_once_are_refused():
     """The newer loop has the run; the older one is told so when it asks."""
     r8 = R8Scheduler(num_steps=20, **QUIET)
@@ -620,3 +648,17 @@ def test_a_refusal_tells_the_rate_that_is_the_users(told):
 
     assert len(refused) == 1
     assert [refused[0].lr, refused[0].next_lr] == pytest.approx([told or np.nan] * 2, nan_ok=True)
+
+
+def test_a_trainer_counts_its_epochs():
+    """Where a trainer says which epoch begins, the run is in that one, however many it has seen itself."""
+    r8 = R8Scheduler(num_epochs=9, scheduler_mode="keep")
+    batches = r8.follow()
+    for number in (0, 1, 5):
+        batches.begin_run()
+        batches.begin_pass(number)
+        batches.begin(np.ones(2))
+        r8.update_with_loss(1.0)
+        batches.end_pass()
+        assert r8.current_epoch == number
+    batches.end_run()

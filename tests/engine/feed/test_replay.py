@@ -70,6 +70,33 @@ def test_a_killed_run_goes_on_with_the_same_next_batch(tmp_path, whole, step):
     assert generators() == after
 
 
+def test_a_run_saved_at_the_last_step_of_an_epoch_goes_on_with_the_next(tmp_path, whole):
+    """A checkpoint behind the last batch, before the loader says that there is none, repeats no epoch."""
+    killed(tmp_path, 31, checkpoint_every=10)
+    line, loader, begun = train(tmp_path, seed=99, checkpoint_every=10)
+
+    assert begun == 30
+    assert np.array_equal(line.weights, whole[0].weights)
+    assert loader.given[-60:] == whole[1].given[30:]
+
+
+def test_a_state_that_is_taken_within_a_batch_gives_it_again():
+    """A batch that was handed out and not reported is the first of the run that goes on."""
+    states, loaders = [], [Loader(), Loader()]
+    for loader in loaders:
+        seed_all()
+        r8 = R8Scheduler(num_epochs=1, scheduler_mode="keep", handle_signals=False)
+        if states:
+            r8.load_state_dict(states[0])
+        for number, _ in enumerate(r8.batches(loader)):
+            if number == 4 or states:
+                states.append(r8.state_dict())
+                break
+            r8.update_with_loss(1.0)
+
+    assert loaders[1].given == loaders[0].given
+
+
 def test_drawing_and_dropping_says_how_long_it_takes(tmp_path, monkeypatch, capsys):
     """Where it takes long, it counts the batches and tells the seconds that are left."""
     monkeypatch.setattr(replay, "LOUD_SECONDS", 0.0)
@@ -323,6 +350,17 @@ def test_generators_of_a_loader_are_put_back(name, generator, draw):
 
     assert len(state["own"]) == 1
     assert draw(generator) == first
+
+
+def test_the_spare_number_of_a_generator_is_put_back():
+    """Python's normal numbers come in pairs: the second of one is part of the state."""
+    generator = random.Random(3)
+    own = types.SimpleNamespace(rng=generator)
+    generator.gauss(0, 1)
+    state, expected = read_generators(own), generator.gauss(0, 1)
+    set_generators(own, state)
+
+    assert generator.gauss(0, 1) == expected
 
 
 class Dice(Loader):

@@ -273,6 +273,18 @@ def test_two_witnesses_that_are_not_finite_show_damage():
     assert drawn[:4] == [150, 150, 100, 100]
 
 
+def test_an_older_witness_that_is_not_finite_shows_damage():
+    """Weights that are as good as ever on the newest witness, and have no finite loss on the next one, are damaged."""
+    known = backups(4)
+
+    def answer(lab, witness):
+        return NAN if lab.current is None and witness is known[2] else witness.record
+
+    finding, drawn = conduct(case_of(known), FakeLab(), answer)
+
+    assert (finding.verdict, drawn[:2]) == ("restored", [150, 100])
+
+
 def test_unproven_state_must_pass_an_older_witness():
     """A backup of weights that were damaged already repeats its own record, but not that of a proven older one."""
     known = backups(4)

@@ -106,10 +106,11 @@ def test_log_tells_of_an_incident_once():
     incident = log.open(2, "spike")
     assert log.open(3, "raised") is incident
     log.note_probe(leaves_out=True)
+    log.note_probe(leaves_out=False)
     log.note_restore()
     log.end()
     log.end()
 
-    assert (log.num_restored, log.num_probes, incident.num_probes, incident.is_restored) == (2, 2, 1, True)
+    assert (log.num_restored, log.num_probes, incident.num_probes, incident.is_restored) == (2, 3, 2, True)
     [ended] = heard.of(events.IncidentEnded)
     assert ended.text.endswith("The last batch of the epoch is left out, for as many tests of the weights.")

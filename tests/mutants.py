@@ -1,0 +1,577 @@
+"""Planted defects: each must be found by the tests that are named for it.
+
+Each line of `MUTANTS` is a mistake that somebody could make in one line of the package. The program copies the package
+and its tests to a temporary folder, makes one mistake at a time and runs its tests. A mistake that no test finds is a
+hole in the suite: write the test, and do not take the line out.
+
+    python tests/mutants.py                     all of them, about a quarter of an hour
+    python tests/mutants.py --only recovery     those whose file, or what they would do to a user, has this text
+    python tests/mutants.py --check             only whether each old text is there once
+    python tests/mutants.py --healthy           the named tests without a mistake: all must pass
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_SECONDS = 180
+
+
+class Mutant(NamedTuple):
+    """One planted defect.
+
+    Attributes:
+        file: In the package.
+        old: A text that is in it once.
+        new: What stands there with the defect.
+        tests: Arguments of pytest, in the folder of the tests.
+        harm: What the defect does to a user.
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    harm: str
+
+
+# fmt: off
+MUTANTS = [Mutant(*each) for each in (
+    # recovery/
+    ("recovery/quarantine.py", "return count >= OWN_LOSSES", "return count > OWN_LOSSES",
+     "recovery/test_quarantine.py -k own_loss", "a bad sample costs one batch more"),
+    ("recovery/quarantine.py", "self._num_clean_refused += 1", "pass",
+     "recovery/test_quarantine.py", "good samples are convicted where batches fail at random"),
+    ("recovery/quarantine.py", "np.array(list(self._suspects.values()), np.int64)",
+     "np.ones(len(self._suspects), np.int64)",
+     "recovery/test_quarantine.py -k state", "a resumed run forgets how often samples were suspected"),
+    ("recovery/quarantine.py", "* self._table.num_samples) - len(self._table.quarantined)",
+     "* self._table.num_samples)",
+     "recovery/test_quarantine.py -k never_exceeds", "more samples are left out than the user allows"),
+    ("recovery/quarantine.py", "del self._suspects[sample]", "self._suspects[sample] = 1",
+     "recovery/test_quarantine.py", "a good batch clears nobody"),
+    ("recovery/refusals.py", "self.in_a_row = self.bad_in_a_row = 0\n", "self.in_a_row = 0\n",
+     "recovery/test_refusals.py", "two bad batches far apart restore the model"),
+    ("recovery/refusals.py", "return self.bad_in_a_row >= self.bad_limit", "return self.bad_in_a_row > self.bad_limit",
+     "recovery/test_refusals.py", "damaged weights train on for one batch more"),
+    ("recovery/refusals.py", "min(MOST_BAD, 2 * self.bad_limit)", "2 * self.bad_limit",
+     "recovery/test_refusals.py", "after many bad batches damaged weights are no longer looked for"),
+    ("recovery/refusals.py", '"in_vain": self.in_vain', '"in_vain": 0',
+     "recovery/test_refusals.py recovery/test_controller.py -k 'refusals or resume'",
+     "a run that is killed again and again never gives up"),
+    ("recovery/rate_limit.py", "falls = scheduled_lr / self._top if scheduled_lr < self._top else 1.0", "falls = 1.0",
+     "recovery/test_rate_limit.py", "the rate does not fall at the end of a run with a ceiling"),
+    ("recovery/rate_limit.py", '"gentle_left": self._gentle_left', '"gentle_left": 0',
+     "recovery/test_rate_limit.py -k state", "a run resumed after a restore goes on at the full rate"),
+    ("recovery/rate_limit.py", "self._calm > hold and self._may_rise", "self._calm > hold",
+     "recovery/test_rate_limit.py", "a rate rises although the losses get worse"),
+    ("recovery/rate_limit.py", "self._hits + 2, 0", "self._hits, 0",
+     "recovery/test_rate_limit.py -k confirmed", "a rate that has proved too high comes back as soon as any other"),
+    ("recovery/lineage.py", "= trial, trial > 0", "= trial, False",
+     "recovery/test_lineage.py", "damage that comes back after a restore never lowers the rate"),
+    ("recovery/lineage.py", "self.updates = self.since = backup.updates", "self.since = backup.updates",
+     "recovery/test_lineage.py", "updates that were undone count"),
+    ("recovery/lineage.py", '"fuse": [self.failed_at, self.num_restores, self.num_older]', '"fuse": [-1, 0, 0]',
+     "recovery/test_lineage.py -k state", "a resumed run goes back to the same bad state again and again"),
+    ("recovery/witnesses.py", "if ticket.draw >= each.draws:", "if True:",
+     "recovery/test_witnesses.py -k drawn_before", "healthy weights look damaged where batches are fetched ahead"),
+    ("recovery/witnesses.py", "self._calm_run + 4 if is_calm else 0", "self._calm_run + 4",
+     "recovery/test_witnesses.py -k trust", "states are trusted in the middle of trouble"),
+    ("recovery/ram_backup.py", "and backup.state is not self._lent and", "and",
+     "recovery/test_ram_backup.py -k lent", "a backup is written to the disk while another one overwrites it"),
+    ("recovery/ram_backup.py", "return Copy(self._clone(backup.state),", "return Copy(backup.state,",
+     "recovery/test_ram_backup.py", "training on changes the backup itself"),
+    ("recovery/ram_backup.py", "if each.updates > updates]", "if each.updates >= updates]",
+     "recovery/test_ram_backup.py -k going_back", "a restore forgets the state that it went back to"),
+    ("recovery/ram_backup.py", "self.recycle(self.backups.pop(1 + int(", "self.recycle(self.backups.pop(int(",
+     "recovery/test_ram_backup.py -k thinning", "the initial state is forgotten"),
+    ("recovery/backup_timer.py", "and step != self._step and is_calm and not waits",
+     "and step != self._step and not waits",
+     "recovery/test_backup_timer.py", "backups are taken of weights under suspicion"),
+    ("recovery/backup_timer.py", 'for key, fault in bad.items() if fault != "NaN"}', "for key in bad}",
+     "recovery/test_backup_timer.py", "NaN in the weights at the start is taken as intended"),
+    ("recovery/backup_timer.py", "self._took.append(1e-6 * took)", "pass",
+     "recovery/test_backup_timer.py -k costly", "backups of large models take much of the time"),
+    ("recovery/restore.py", "trouble = self._agree(trouble)", "trouble = trouble",
+     "recovery/test_restore.py", "ranks go on with different weights where one could not be restored"),
+    ("recovery/restore.py", 'damaged = "" if trouble else self._damage()', 'damaged = ""',
+     "recovery/test_restore.py", "a load_callback that does nothing counts as a restore"),
+    ("recovery/progress.py", "del self.first[updates // NOTED_EVERY :]", "pass",
+     "recovery/test_progress.py", "losses of weights that were given up count as those of the start"),
+    ("recovery/progress.py", "self._gap *= 2", "pass",
+     "recovery/test_progress.py", "a noisy start is looked into again and again"),
+    ("recovery/progress.py", '"wait": [self._wait_until, self._look_wait]', '"wait": [0, 0]',
+     "recovery/test_progress.py -k state", "a resumed run looks into its first losses again"),
+    ("recovery/persistence.py", "self.backup.witness_size = witness_size", "self.backup.witness_size = 1",
+     "torch/test_adapter.py -k witness",
+     "with accumulated gradients weights are tested with a part of the batches of an update"),
+    ("recovery/persistence.py", "self.backup.clear()\n        self.generations.put_back", "self.generations.put_back",
+     "recovery/test_persistence.py -k loaded", "after load_checkpoint() a later run's weights are restored"),
+    ("recovery/incidents/experiment.py", "if has_bad or rises:", "if has_bad:",
+     "recovery/incidents/test_experiment.py", "weights that give NaN on some batches count as healthy"),
+    ("recovery/incidents/experiment.py", "if not loss - record <= tolerance:", "if loss - record > tolerance:",
+     "recovery/incidents/test_experiment.py", "a state whose losses are NaN counts as healthy"),
+    ("recovery/incidents/experiment.py", "if backup.is_proven or reference is None or not case.is_exact:", "if True:",
+     "recovery/incidents/test_experiment.py -k unproven", "a backup of damaged weights is restored"),
+    ("recovery/incidents/experiment.py", "[-1 if any(math.isfinite(", "[0 if any(math.isfinite(",
+     "recovery/incidents/test_experiment.py", "the worst state is kept where none repeats its record"),
+    ("recovery/incidents/experiment_run.py", 'finding.verdict != "restored"', 'finding.verdict == "restored"',
+     "recovery/test_controller.py -k generators", "a test of weights changes the dropout of the run after it"),
+    ("recovery/incidents/experiment_run.py", "if len(self._losses) < count and math.isfinite(loss):", "if False:",
+     "recovery/test_controller.py torch/test_recovery.py -k 'without_probes or accumulation'",
+     "weights are judged by a part of the batches of an update"),
+    ("recovery/incidents/inquiry.py", "if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or", "if",
+     "recovery/test_controller.py -k 'shows_later or state_by_state or older_state'",
+     "damage that shows late is restored to itself for ever"),
+    ("recovery/incidents/inquiry.py",
+     'damage = timer.damage_now(parts.persistence.callbacks.state) if self._live.can_restore else ""', 'damage = ""',
+     "runs/test_experiments.py -k last_update", "a run ends with NaN weights that its last update has made"),
+    ("recovery/incidents/inquiry.py", "older[: max(1, len(older) - skipped)]", "older",
+     "recovery/test_controller.py -k older_states", "going back past much damage takes a restore for each backup"),
+    ("recovery/incidents/settlement.py", "if (is_relapse and not lineage.num_older) or is_rate:", "if is_rate:",
+     "recovery/test_controller.py -k relapse", "a rate that damages the weights is used again and again"),
+    ("recovery/incidents/settlement.py", "self._parts.persistence.store.mark_abandoned(backup.step, step)", "pass",
+     "recovery/test_controller.py -k given_up",
+     "checkpoints of damaged weights push good ones out and are restored later"),
+    ("recovery/incidents/settlement.py", "lineage.progress.went_back(backup.recent, backup.updates)", "pass",
+     "recovery/test_controller.py -k given_up", "losses of weights that were given up count"),
+    ("recovery/incidents/settlement.py", "self._healthy_at.append(step)", "pass",
+     "recovery/test_controller.py -k again_and_again", "a loss that alarms for ever is looked into for ever"),
+    ("recovery/incidents/first_steps.py", "math.sqrt(USUAL_BATCH / size)", "math.sqrt(size / USUAL_BATCH)",
+     "recovery/incidents/test_first_steps.py", "a rate that is too high is not noticed with small batches"),
+    ("recovery/incidents/first_steps.py", "is_lower and first.replayed <= first.record, self._live",
+     "False, self._live",
+     "runs/test_short_runs.py", "a short run ends with the untrained weights of a trial"),
+    ("recovery/incidents/live_model.py", "0 < len(names) <= MOST_MENDED * ", "0 < len(names) <= ",
+     "recovery/incidents/test_live_model.py", "a model of which most is ruined is patched together"),
+    ("recovery/incidents/recorder.py", "max(numbers_in(self._folder), default=0) + 1", "len(numbers_in(self._folder))",
+     "recovery/incidents/test_recorder.py -k 'every_incident or bounded'",
+     "the record of an incident overwrites an earlier one"),
+    ("recovery/incidents/incident.py", "self.current.num_left_out += leaves_out", "self.current.num_left_out += 1",
+     "recovery/incidents/test_incident.py", "the summary names batches as left out that were trained on"),
+    # engine/
+    ("engine/step.py", "return expected, typical, typical,", "return expected, expected, typical,",
+     "engine/test_engine.py -k guard", "batches of easy samples raise false alarms"),
+    ("engine/step.py", "lr = run.rates.scheduled(run.pace.progress_at(ticket.step))", "pass",
+     "engine/test_engine.py -k guard", "the guard takes a lowered rate for the schedule's"),
+    ("engine/step.py", "numbers = (math.nan, *numbers[1:])", "pass",
+     "recovery/test_controller.py -k gradient", "weights with a NaN gradient are taken for healthy"),
+    ("engine/refusal.py", "pace.num_out -= not chunk.is_extra", "pace.num_out -= 1",
+     "recovery/test_controller.py -k budget", "a test of the weights ends the run a step early"),
+    ("engine/refusal.py", "if epoch > 0 and run.feed is None else 0", "if run.feed is None else 0",
+     "recovery/test_controller.py -k first_epoch", "samples are not seen in the first epoch after an incident"),
+    ("engine/pace.py", "return self.step - self._before_epoch[0]", "return self.step",
+     "engine/test_pace.py", "keys and counts of later epochs are wrong"),
+    ("engine/pace.py", "self.longest_break = seconds - began", "pass",
+     "engine/test_pace.py runs/test_endings.py -k 'deadline or time'",
+     "a run with a time budget ends late by a validation"),
+    ("engine/draws.py", "lr = batch.chunk.rates[batch.slot]\n", "pass\n",
+     "runs/test_exact_resume.py -k 'tickets or search'", "a resumed run trains batches that were out at another rate"),
+    ("engine/draws.py", "run.controller.inquiry.steady_left = 0", "pass",
+     "_adapters/test_prefetch.py", "easy batches are drawn long after the incident that asked for them"),
+    # resume
+    ("engine/run_state.py", 'run._tally = Tally.from_state(state["tally"])', "pass",
+     "engine/test_run_state.py", "the mean loss of a resumed epoch is that of its rest"),
+    ("engine/run_state.py", 'run.early_stop.load_state_dict(state.get("early_stop"))', "pass",
+     "checkpoint/test_early_stop.py -k resume", "early stopping begins anew after each resume"),
+    ("engine/run_state.py", '{**state, "pace": {**state["pace"], "seconds": run.pace.seconds}}', "state",
+     "engine/test_pace.py", "restore_backup() gives time back that was used"),
+    ("engine/run_state.py", '"reason": None, "waited": 0}', '"waited": 0}',
+     "checkpoint/test_early_stop.py -k budget", "a larger budget does not go on with a run that ended early"),
+    ("engine/run_state.py", "run.table.learner.go_back_to(restored.moment.trend)", "pass",
+     "runs/test_interrupts.py -k restore_backup",
+     "the first losses after restore_backup() are judged by a later trend"),
+    ("engine/run_state.py", '(run.feed or run.plan).load_state_dict(state["plan"])',
+     'run.plan.load_state_dict(state["plan"])',
+     "engine/feed/test_replay.py -k killed", "a resumed run does not find its place in the loader"),
+    ("engine/pace.py", '"longest_break": self.longest_break', '"longest_break": 0.0',
+     "engine/test_pace.py runs/test_endings.py -k 'pace or deadline_holds_after'",
+     "a resumed run with a time budget ends late"),
+    ("engine/pace.py", '"probes": [self.probes, self.left_out, *self._before_epoch]',
+     '"probes": [self.probes, 0, *self._before_epoch]',
+     "engine/test_pace.py", "after an incident and a resume an epoch has a batch too many"),
+    # engine/feed/
+    ("engine/feed/feed.py", "run.pace.tokens -= ticket.chunk.size.tokens", "pass",
+     "engine/feed/test_feed.py -k left_out", "tokens of batches that were not trained on use up the budget"),
+    ("engine/feed/feed.py", "self.plan.abandon(ticket.batch)\n                run.pace.num_out -= 1",
+     "self.plan.abandon(ticket.batch)",
+     "engine/feed/test_feed.py -k left_out", "a batch that is left out ends the run a step early"),
+    ("engine/feed/feed.py", "if self._updates > controller.lineage.updates and", "if",
+     "engine/feed/test_feed.py", "the loader goes back without an incident"),
+    ("engine/feed/feed.py", "run.controller.end_update()\n        self.between_steps()", "self.between_steps()",
+     "engine/feed/test_feed.py -k update",
+     "with accumulated gradients the last batches of an epoch are a witness of other weights"),
+    ("engine/feed/place.py", "return self._plan.taken - len(self.out)", "return self._plan.taken",
+     "engine/feed/test_replay.py -k taken_within", "a resumed run leaves out the batch in which it was killed"),
+    ("engine/feed/place.py", '"before": self.before if type(self.before) is not tuple else state_of(self.before)',
+     '"before": None',
+     "torch/own/test_ahead.py", "a resumed run under accelerate has other augmentation"),
+    ("engine/feed/place.py",
+     'self._plan.taken, self.out, self.batches, self._was_placed = saved["taken"], [], again, True',
+     "self.out, self.batches, self._was_placed = [], again, True",
+     "engine/feed/test_feed.py -k goes_back", "a run that went back with its loader resumes at another batch"),
+    ("engine/feed/place.py", "plan.taken = plan.left_out = 0", "plan.taken = 0",
+     "torch/own/test_observed.py", "a resumed later epoch skips batches"),
+    ("engine/feed/place.py", "self.first_turn, self.length = pace.turns - (plan.taken > 0),",
+     "self.first_turn, self.length = pace.turns,",
+     "engine/feed/test_replay.py -k last_step", "a run resumed behind the last batch of an epoch repeats it"),
+    ("engine/feed/replay.py", 'set_generators(source, saved["now"])', "pass",
+     "engine/feed/test_replay.py torch/own/test_resume.py", "a resumed run has other augmentation and dropout"),
+    ("engine/feed/replay.py", "if number == count - 1 and before is not None:",
+     "if number == count and before is not None:",
+     "torch/own/test_ahead.py", "a resumed run under accelerate has other augmentation in one batch"),
+    ("engine/feed/replay.py", 'set_order(source, saved["start"] and saved["start"].get("order"))', "pass",
+     "engine/feed/test_replay.py torch/own/test_resume.py",
+     "a sampler that shuffles in place gives a resumed run other batches"),
+    ("engine/feed/replay.py", "generator.setstate((version, tuple(words), spare))",
+     "generator.setstate((version, tuple(words), None))",
+     "engine/feed/test_replay.py -k spare", "gauss() of a loader's own generator differs after a resume"),
+    ("engine/feed/samples.py", "if self._skip is not None and (len(now) or len(before)):",
+     "if self._skip is not None and len(now):",
+     "engine/feed/test_samples.py", "a sample that was released is left out for ever"),
+    ("engine/feed/samples.py", "return observed.ObservedBatches(source, self._storage.exclusions, num_whole)",
+     "return observed.ObservedBatches(source, self._storage.exclusions)",
+     "torch/own/test_observed.py -k resumed", "a resumed run with a sample in quarantine draws other batches"),
+    ("engine/feed/observed.py", "object.__setattr__(inner, name, sampler)", "pass",
+     "torch/own/test_observed.py", "the user's DataLoader stays changed"),
+    ("engine/feed/observed.py", "self._left_out = frozenset(self._known.tolist())\n            indices = given",
+     "indices = given",
+     "torch/own/test_observed.py", "a bad sample that is found in an epoch is drawn until its end"),
+    ("engine/feed/probes.py", "<= MOST_KEPT_BYTES:\n        return copied(item)",
+     "<= MOST_KEPT_BYTES:\n        return item",
+     "torch/own/test_healing.py -k changed", "a loop that changes its batches in place is tested with other data"),
+    ("engine/feed/trainer_batches.py", "            pace.passes = number", "            pass",
+     "engine/feed/test_feed.py -k trainer", "a resumed trainer counts its epochs twice"),
+    # sampling/, table/
+    ("sampling/planner.py", "draft.select(part[~self._storage.exclusions.holds(part)])", "draft.select(part)",
+     "sampling/test_planner.py -k quarantine", "samples in quarantine are drawn after an incident"),
+    ("sampling/plan.py", "            self._let_others_share()\n        chunk.reports[slot] = means",
+     "            pass\n        chunk.reports[slot] = means",
+     "sampling/test_plan.py", "a loss that comes late counts before those that came first"),
+    ("sampling/chunk.py", "part_sizes[np.cumsum(counts) - 1] = sizes - (counts - 1) * part_size", "pass",
+     "sampling/test_plan.py -k part", "the last part of a batch counts as a full one"),
+    ("table/learner.py", '(observed - records["mean"]) / count', '(observed - records["mean"]) / (count + 1)',
+     "table/test_table.py -k by_hand", "mean losses of samples are wrong"),
+    ("table/learner.py", "return expected + trend if storage.are_offsets else expected * trend",
+     "return expected * trend",
+     "sampling/test_plan.py -k negative", "losses below zero are expected with the wrong sign"),
+    ("table/learner.py", "if offsets == self.storage.are_offsets and not", "if not",
+     "table/test_table.py -k trend",
+     "a restore to a backup before the first loss below zero makes expected losses wrong"),
+    ("table/estimators.py", "first = np.where(count == 1, np.float32(0), estimate)", "first = estimate",
+     "table/test_estimators.py -k moving", "the first loss of a sample is mixed with nothing"),
+    ("table/estimators.py", "moved = estimate + np.repeat((alpha * (means - expected))",
+     "moved = estimate - np.repeat((alpha * (means - expected))",
+     "table/test_estimators.py -k additive", "losses of samples move away from what is seen"),
+    ("table/losses.py", "last = batch_size - (parts - 1) * size", "last = size",
+     "table/test_losses.py -k parts", "a short last part counts as a full one"),
+    ("table/losses.py", "means = values.reshape(rows, -1).mean(axis=1)", "means = values.reshape(rows, -1).sum(axis=1)",
+     "engine/feed/test_samples.py -k losses", "samples with several losses seem harder than they are"),
+    ("table/exclusions.py", "np.setdiff1d(self.quarantined, indices)", "np.setdiff1d(indices, self.quarantined)",
+     "recovery/test_quarantine.py -k release", "release() releases nobody"),
+    ("table/trend.py", "return mean, means * factor, lowest * factor", "return mean, means, lowest",
+     "table/test_table.py -k outlier", "one early outlier makes samples look hard for long"),
+    ("table/quantiles.py", "np.concatenate([best, found + start])", "np.concatenate([best, found])",
+     "table/test_large.py -k highest", "the hardest samples of a large table are the wrong ones"),
+    ("table/trend.py", "(*self.recent, loss), self.highest, self.second", "(loss,), self.highest, self.second",
+     "guard/test_spike.py -k first", "the first losses are judged by one of them"),
+    # guard/
+    ("guard/finite.py", "if -LARGEST_LOSS <= loss <= LARGEST_LOSS:", "if loss <= LARGEST_LOSS:",
+     "guard/test_finite.py", "a loss of -inf is trained on"),
+    ("guard/monitor.py", "grad_norm > FAR_NORM * highest", "grad_norm > highest",
+     "guard/test_monitor.py", "healthy gradients are refused as their norm rises"),
+    ("guard/monitor.py", "if self.num_skipped >= MOST_SKIPPED:", "if self.num_skipped > MOST_SKIPPED:",
+     "guard/test_monitor.py -k skipped", "one more overflow passes unseen"),
+    ("guard/monitor.py", "max(highest, grad_norm), count + 1", "grad_norm, count + 1",
+     "guard/test_monitor.py", "a small gradient makes the next usual one far too large"),
+    ("guard/monitor.py", "memory if moved_to is None else moved_to(memory, lr)", "memory",
+     "guard/test_monitor.py -k moved", "a rate that rises after a restore hides damage"),
+    ("guard/spike.py", "if loss > far or not self._is_spreading(", "if not self._is_spreading(",
+     "guard/test_spike.py", "far losses pass where losses spread early"),
+    ("guard/spike.py", "past=state.past._replace(raised=0.0, drifted=0)", "past=state.past._replace(drifted=0)",
+     "guard/test_level_shift.py -k dropped", "weights found healthy are looked into again at once"),
+    ("guard/level_shift.py", "score = min(MOST, up / deviation)", "score = (up / deviation)",
+     "guard/test_level_shift.py", "one block of hard batches restores the model"),
+    ("guard/thresholds.py", "2 * typical + (loss - 2 * expected)", "loss * typical / expected",
+     "guard/test_spike.py -k 'hard or correction'", "damage hides in batches that were expected to be hard"),
+    ("guard/spike.py", "if not is_up or lr < FALLEN * past.best_lr:", "if not is_up:",
+     "guard/test_spike.py -k drift", "a toy loss that rises as the rate falls is refused"),
+    # schedules/, triggers/
+    ("schedules/budget.py", "cls(steps=math.ceil(num_epochs * steps_per_epoch)",
+     "cls(steps=int(num_epochs * steps_per_epoch)",
+     "schedules/test_budget.py", "a run of 1.5 epochs ends a step early"),
+    ("schedules/budget.py", "-(-num_batches // accumulate)", "num_batches // accumulate",
+     "schedules/test_budget.py", "max_steps with accumulated gradients plans too many batches"),
+    ("schedules/budget.py", "since -= last - now", "since += last - now",
+     "schedules/test_budget.py -k clock", "a clock that is set back gives a run more time"),
+    ("schedules/budget.py", "return min(share, 1.0 if is_fraction else ALMOST_DONE)", "return min(share, 1.0)",
+     "engine/feed/test_feed.py schedules", "a longer last epoch is cut off"),
+    ("schedules/cool_down.py", "min(rule.floor, lr), rule.shape", "rule.floor, rule.shape",
+     "schedules/test_cool_down.py", "a cool-down raises a rate that is below its floor"),
+    ("schedules/cool_down.py", "step + max(least_steps, int(span.amount))", "step + int(span.amount)",
+     "schedules/test_cool_down.py", "batches that are out are cut off by a short cool-down"),
+    ("schedules/schedule.py", "self.peak_lr / 25, 1 - progress / self.warmup",
+     "self.peak_lr / 25, progress / self.warmup",
+     "schedules/test_schedule.py", "one_cycle falls where it should rise"),
+    ("schedules/range_test.py", "self._smooth, self._lowest = math.nan, math.inf\n        return True", "return True",
+     "schedules/test_range_test.py", "a search that starts over after a refused loss finds a rate too soon"),
+    # checkpoint/
+    ("checkpoint/store.py", "if own not in kept and own.path != self._pinned]", "if own not in kept]",
+     "checkpoint/test_saver.py -k best", "the best checkpoint is deleted"),
+    ("checkpoint/store.py", "if run_id == self.run_id and (", "if (",
+     "checkpoint/test_store.py -k others", "a resumed run deletes the checkpoints of another one"),
+    ("checkpoint/store.py", "if own.model is not None and own.path not in self._given_up", "if own.model is not None",
+     "recovery/test_controller.py -k given_up", "a checkpoint of weights that were given up is restored"),
+    ("checkpoint/store.py", "key=lambda own: own.path not in self._given_up", "key=lambda own: 0",
+     "recovery/test_controller.py -k given_up", "checkpoints of damaged weights push good ones out"),
+    ("checkpoint/store.py", "if self._names()[:1] == names[:1]:", "if True:",
+     "runs/test_run_in_use.py -k newer", "a run resumes from an old checkpoint where another process has just ended"),
+    ("checkpoint/saver.py", "min(2**self._num_failed_in_a_row, MOST_SKIPPED) - 1",
+     "min(2**self._num_failed_in_a_row, MOST_SKIPPED)",
+     "checkpoint/test_saver.py -k rarer", "after one failure the next checkpoint is not tried"),
+    ("checkpoint/saver.py", "self._sign * value >= self._sign * self.best.value",
+     "self._sign * value > self._sign * self.best.value",
+     "checkpoint/test_saver.py -k worse", "a value that is no better replaces the best"),
+    ("checkpoint/saver.py",
+     '(about["run_id"], about["monitor"], about["mode"]) != (self.store.run_id, self._monitor, self._mode)',
+     'about["run_id"] != self.store.run_id',
+     "checkpoint/test_saver.py -k metric", "a resumed run compares a metric with the best of another one"),
+    ("checkpoint/early_stop.py", "= clone(state), value, step", "= state, value, step",
+     "checkpoint/test_early_stop.py", "load_best() gives the last model"),
+    ("checkpoint/early_stop.py", '"waited": state["waited"]}', '"waited": 0}',
+     "checkpoint/test_early_stop.py -k resume", "patience begins anew after each resume"),
+    ("checkpoint/codec.py", "if hashlib.sha256(payload).digest() != digest:", "if False:",
+     "checkpoint/test_store.py -k flipped", "a damaged checkpoint is loaded"),
+    ("checkpoint/durable_io.py", "_write(path, content, link_new)", "_write(path, content, rename)",
+     "checkpoint/test_durable_io.py -k 'new_file'", "a checkpoint of another run is overwritten"),
+    ("checkpoint/state_tree.py", "for name, part in copy.deepcopy(about).items():", "for name, part in {}.items():",
+     "checkpoint/test_state_tree.py", "a restored state_dict loses its version numbers"),
+    ("checkpoint/state_tree.py", "buffer = None if id(buffer) in self._used else buffer", "pass",
+     "checkpoint/test_state_tree.py", "weights that are no longer tied share their backup"),
+    ("checkpoint/state_tree.py", "self._copies[place] = copied", "pass",
+     "checkpoint/test_state_tree.py -k tied", "tied weights come apart in a backup"),
+    ("checkpoint/background.py", "self._interrupted()", "pass",
+     "checkpoint/test_store.py -k interrupted", "an interrupted checkpoint leaves its model file for good"),
+    ("checkpoint/model_loader.py", "checkpoint, self._pending = self._pending, None", "checkpoint = self._pending",
+     "checkpoint/test_callbacks.py runs/test_resuming.py -k 'model or adapter'",
+     "a resumed model is loaded again over the trained one"),
+    # journal/
+    ("journal/reader.py", "lines[0] = self._part + lines[0]", "pass",
+     "journal/test_reader.py", "events are lost where a line was half written"),
+    ("journal/reader.py", "or found.st_size < self.offset:", ":",
+     "journal/test_run.py journal/test_reader.py", "a journal that begins anew is no longer followed"),
+    ("journal/run.py", "max(usual, WAITING_FACTOR * self._longest_pause)", "usual",
+     "journal/test_run.py -k stall", "a run with long steps is called stalled"),
+    ("journal/run.py", "self._stepped, self._gave_up = None, None, record.time, False",
+     "self._stepped = None, None, record.time",
+     "journal/test_run.py", "a run that is started again after it diverged is called diverged for ever"),
+    ("journal/requests.py", 'or about.get("session") != self._session:', ":",
+     "journal/test_requests.py -k earlier", "a request to stop an earlier run stops this one"),
+    ("journal/run_info.py", 'process.get("boot_id") != here["boot_id"]', "False",
+     "journal/test_run_info.py journal/test_run.py", "a run that ended with a reboot is called running"),
+    ("journal/samples.py", "if epoch <= max(newest)]", "]",
+     "journal/test_samples.py -k earlier", "samples of an earlier run are shown with those of this one"),
+    ("journal/writer.py", "self._retry = now + SECONDS_BETWEEN_TRIES", "pass",
+     "journal/test_writer.py", "a full disk is tried at every step"),
+    ("journal/writer.py", "self.num_lost += len(lines)", "pass",
+     "journal/test_writer.py journal/test_run_folders.py -k 'disk or full or memory'", "lost events are not counted"),
+    # torch/
+    ("torch/stepper.py", "self._num_added >= self._accumulate", "self._num_added > self._accumulate",
+     "torch/test_adapter.py -k accumulated", "gradients of one batch too many are added up"),
+    ("torch/stepper.py", "loss = loss / self._accumulate if self._accumulate > 1 else loss", "pass",
+     "torch/test_adapter.py -k accumulated", "accumulated gradients are summed and not averaged"),
+    ("torch/stepper.py", "parameter.grad.zero_()", "pass",
+     "torch/test_adapter.py -k refused_part", "with a GradScaler a refused batch is trained on with the next"),
+    ("torch/stepper.py", "self._scaler.unscale_(self._optimizer)", "pass",
+     "torch/test_adapter.py -k 'clipping or scaler or half'", "scaled gradients are clipped to nothing"),
+    ("torch/state.py", "group.update(own)", "pass",
+     "torch/test_state.py -k rates", "a heal sets back the rates of the user's schedule"),
+    ("torch/state.py", "return of_ranks[self.rank]", "return of_ranks[0]",
+     "torch/test_state.py -k rank", "ranks draw the same dropout after a resume"),
+    ("torch/state.py", "plain_optimizer(optimizer).zero_grad()", "pass",
+     "torch/test_state.py -k gradients", "gradients of damaged weights are added to those of the restored ones"),
+    ("torch/loss_pipeline.py", "self._discard([sent for sent, _ in here[number + 1 :]])", "pass",
+     "torch/test_readback.py -k together", "batches of weights that were given up stay out for ever"),
+    ("torch/loss_pipeline.py", 'extras["skipped"] = bool(extras.get("skipped", 0))', 'extras["skipped"] = False',
+     "torch/test_adapter.py -k overflow", "an overflow of half precision is called a NaN"),
+    ("torch/losses.py", "whole.masked_fill(whole == 0, 1)", "whole",
+     "torch/test_losses.py", "a batch whose weights are all 0 makes the model NaN"),
+    ("torch/losses.py", ".masked_fill(counts == 0, 0.0)", "",
+     "torch/test_losses.py torch/test_adapter.py -k 'padding or sequence or mask'",
+     "a NaN in the padding refuses the batch"),
+    ("torch/losses.py", "(1 - label_smoothing) + label_smoothing / 2", "(1 - label_smoothing) + label_smoothing",
+     "torch/test_predictions.py -k smoothing", "label smoothing of two classes is wrong"),
+    ("torch/own_loop/rate_factor.py", "if self._saved is not None:\n            # A step has raised.", "if False:",
+     "torch/own/test_healing.py -k raises", "a step that raises after a restore lowers the rate for good"),
+    ("torch/own_loop/rate_factor.py", "self._saved.append(rate.clone())", "self._saved.append(rate)",
+     "torch/own/test_healing.py -k factor", "a rate in a tensor falls at every step after a restore"),
+    ("torch/own_loop/loss_reports.py", "values.reshape(rows, -1).mean(1, dtype=torch.float32)",
+     "values.reshape(rows, -1).sum(1, dtype=torch.float32)",
+     "torch/own/test_observed.py -k losses", "samples with several losses seem harder than they are"),
+    ("torch/own_loop/also.py", 'when == "heal" if when else _is_trained(holder)', 'when != "resume"',
+     "torch/own/test_healing.py -k belongs", "a heal gives the data again that were drawn since"),
+    # lightning/, transformers/, keras/, flax/
+    ("lightning/callback.py", "        self._is_told = False\n        if isinstance(", "        if isinstance(",
+     "lightning/test_own_batches.py -k losses", "only the first loss is watched"),
+    ("lightning/callback.py", "automatic_optimization) and not has_scaler", "automatic_optimization) or True",
+     "lightning/test_own_batches.py -k losses", "the losses of a step of the module's own are not watched"),
+    ("lightning/loader.py", 'if self._settings.get("last_batch") == "drop" else -(-count // size)',
+     "if False else -(-count // size)",
+     "lightning/test_lightning.py -k length", "Lightning waits for a batch that is dropped"),
+    ("lightning/own_batches.py", "for each in manual]).sum()", "for each in manual[:1]]).sum()",
+     "lightning/test_own_batches.py -k losses", "the second loss of a GAN is not watched"),
+    ("transformers/own_batches.py", "return loss * accumulated if is_part else loss", "return loss",
+     "transformers/test_own_batches.py -k accumulated_batches", "losses are told divided by the batches of a step"),
+    ("transformers/own_batches.py", "args.max_steps * args.gradient_accumulation_steps}", "args.max_steps}",
+     "transformers/test_own_batches.py -k accumulated_batches", "the run is over, and not watched, half-way"),
+    ("transformers/trainer.py", "of_batch = loss * trainer.current_gradient_accumulation_steps if is_part else loss",
+     "of_batch = loss",
+     "transformers/test_own_batches.py -k accumulated_batches", "losses are told divided by the batches of a step"),
+    ("transformers/losses.py", "logits, labels = logits[:, :-1], labels[:, 1:]",
+     "logits, labels = logits[:, 1:], labels[:, 1:]",
+     "transformers/test_transformers.py -k 'tokens or language'",
+     "losses of a language model's samples are those of other tokens"),
+    ("keras/rate_factor.py", "self._live.set(rate, float(value))\n        return True", "pass\n        return True",
+     "keras/test_own_batches.py -k lowers", "a rate stays lowered for good after a restore"),
+    ("keras/state.py", "rates = self._rates() if is_resume or not from_ram else []", "rates = self._rates()",
+     "keras/test_own_batches.py contract/test_weights.py -k 'rate or heal'",
+     "a heal sets back the rate of the user's schedule"),
+    ("keras/state.py", 'key=lambda name: int(name.split(".")[1])', "key=str",
+     "keras/test_runs.py keras/test_own_batches.py -k resumes",
+     "variables of a model with more than ten come back in another order"),
+    ("keras/step_losses.py", 'if signature.bind(*args, **kwargs).arguments.get("training", True):', "if True:",
+     "keras/test_losses.py keras/test_own_batches.py", "losses of a validation are reported as those of steps"),
+    ("keras/callback.py", "self._witnesses = {\n                name: kept", "_ = {\n                name: kept",
+     "keras/test_callback.py keras/test_refused_steps.py", "batches are kept until the memory is full"),
+    ("flax/data.py", 'saved["taken"] if saved["epoch"] == epoch else 0', 'saved["taken"]',
+     "flax/test_own_batches.py -k 'grain or resume'", "a resumed run leaves out the beginning of an epoch"),
+    ("flax/data.py", "start % KEYS_AT_ONCE, None)\n        start = 0", "start % KEYS_AT_ONCE, None)",
+     "flax/test_own_batches.py flax/test_flax.py -k 'resume or goes_on or middle'",
+     "random keys differ in long epochs after a resume"),
+    ("flax/managed_state.py", "after = with_lr(after, self._own_rate)", "pass",
+     "flax/test_own_batches.py -k inject", "a rate stays lowered for good after a restore"),
+    ("flax/epochs.py", "feed.place.num_taken if feed.place.is_resumed else 0", "0",
+     "flax/test_own_batches.py -k resumes", "a resumed run has other random keys"),
+    ("flax/epochs.py", 'self.key = fit(unpack_saved(training["key"]), self.key, "rng_key")', "pass",
+     "flax/test_flax.py -k resume", "a resumed train_loop with another key is another training"),
+    ("_adapters/driven_state.py", "if not from_ram:\n            set_random_state",
+     "if True:\n            set_random_state",
+     "flax/test_own_batches.py flax/test_healing.py loops/test_scheduled.py",
+     "a heal gives the random numbers again that were drawn since"),
+)]
+# fmt: on
+
+
+def check() -> list[str]:
+    """What is wrong with the table: old texts that are not in their file exactly once."""
+    paths = {each.file: ROOT / "learnit_r8" / each.file for each in MUTANTS}
+    texts = {name: path.read_text(encoding="utf-8") if path.exists() else "" for name, path in paths.items()}
+    counts = [(each, texts[each.file].count(each.old)) for each in MUTANTS]
+    return [f"{each.file}: {count} times: {each.old}" for each, count in counts if count != 1]
+
+
+class Copy:
+    """A copy of the repository that is changed in one place at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._times = itertools.count(int(time.time()) + 10)
+        names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        for name in filter(None, names.decode().split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, folder / name)
+
+    def _write(self, path: Path, text: str) -> None:
+        path.write_text(text, encoding="utf-8")
+        # A compiled file counts as current where the source has its size and second.
+        now = next(self._times)
+        os.utime(path, (now, now))
+
+    def run(self, tests: str) -> tuple[int, str]:
+        """The exit status of pytest, and the last lines that it prints."""
+        files = [
+            each if each.startswith("-") or (at and before == "-k") else f"tests/{each}"
+            for at, (before, each) in enumerate(itertools.pairwise(["", *shlex.split(tests)]))
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(self._folder), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+        try:
+            done = subprocess.run(
+                command, cwd=self._folder, env=environment, capture_output=True, text=True, timeout=MOST_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return 1, f"no end after {MOST_SECONDS} s"
+        return done.returncode, (done.stdout + done.stderr).strip()[-2000:]
+
+    def plant(self, mutant: Mutant) -> tuple[int, str]:
+        """What `run` gives with the defect."""
+        path = self._folder / "learnit_r8" / mutant.file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(mutant.old) == 1, mutant
+        try:
+            self._write(path, text.replace(mutant.old, mutant.new))
+            return self.run(mutant.tests)
+        finally:
+            self._write(path, text)
+
+
+def main() -> int:
+    """Run the program; the exit status is 1 if a defect was not found."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="those with this text in their file or their harm")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
+    parser.add_argument("--check", action="store_true", help="only look whether each old text is there once")
+    parser.add_argument("--healthy", action="store_true", help="run the tests without a defect")
+    given = parser.parse_args()
+    wrong = check()
+    if wrong or given.check:
+        print("\n".join([*wrong, f"{len(MUTANTS)} defects, {len(wrong)} that do not fit the code"]))
+        return bool(wrong)
+    chosen = [each for each in MUTANTS if given.only in f"{each.file}: {each.harm}"]
+    if given.healthy:
+        chosen = list({each.tests: each for each in chosen}.values())
+    expected, failed, began = 0 if given.healthy else 1, [], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
+        copies: SimpleQueue[Copy] = SimpleQueue()
+        for number in range(given.jobs):
+            copies.put(Copy(Path(folder) / str(number)))
+
+        def judge(mutant: Mutant) -> tuple[Mutant, int, str, float]:
+            copy, start = copies.get(), time.monotonic()
+            try:
+                status, text = copy.run(mutant.tests) if given.healthy else copy.plant(mutant)
+            finally:
+                copies.put(copy)
+            return mutant, status, text, time.monotonic() - start
+
+        for mutant, status, text, seconds in pool.map(judge, chosen):
+            is_right = status == expected
+            word = ("passed" if given.healthy else "found") if is_right else f"NOT (pytest {status})"
+            print(f"{word:8} {seconds:5.1f} s  {mutant.file}: {mutant.harm}", flush=True)
+            if not is_right:
+                failed.append(mutant)
+                print(
+                    f"         {mutant.old} -> {mutant.new}\n         {mutant.tests}",
+                    text[-600:] * bool(status),
+                    sep="\n",
+                )
+    print(f"{len(chosen) - len(failed)} of {len(chosen)}, {time.monotonic() - began:.0f} s")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

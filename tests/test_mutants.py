@@ -1,0 +1,13 @@
+"""The list of planted defects stays one that can be planted; `tests/mutants.py` plants them."""
+
+import shlex
+
+from tests.mutants import MUTANTS, ROOT, check
+
+
+def test_every_defect_fits_the_code():
+    """What each one changes is in the code once, and the tests that should find it are there."""
+    assert len(MUTANTS) >= 100
+    assert check() == []
+    paths = {path for each in MUTANTS for path in shlex.split(each.tests.partition(" -k ")[0])}
+    assert [path for path in sorted(paths) if not (ROOT / "tests" / path).exists()] == []

@@ -1,0 +1,84 @@
+"""What is to be done is said where updates are too large, once, and as what it is: not tested."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from learnit_r8 import events
+from learnit_r8.testing import record_events
+from learnit_r8.torch import attach
+
+NUM_STEPS = 400
+
+
+def train(*, lr=0.05, jump=None, num_steps=NUM_STEPS, poison=None, steps=True, **settings):
+    """A small regression, at some steps with 10,000 times the rate; returns what was said, and told."""
+    torch.manual_seed(0)
+    model, dice = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), torch.Generator().manual_seed(1)
+    optimizer, heard = torch.optim.SGD(model.parameters(), lr), record_events()
+    batches = [torch.randn(8, 4, generator=dice) for _ in range(num_steps)]
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        attach(model, optimizer, batches, num_steps=num_steps, listeners=[heard], **settings) as adapter,
+    ):
+        warnings.simplefilter("always")
+        for x in adapter.batches():
+            step = adapter.scheduler.global_step
+            optimizer.param_groups[0]["lr"] = lr * 1e4 if jump and step in jump else lr
+            y = x.sum(1, keepdim=True)
+            loss = mse_loss(model(x), y * (1e6 if step == poison else 1.0))
+            if steps:
+                adapter.step(loss)
+            elif adapter.report(loss):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    return [str(each.message) for each in caught], heard, adapter
+
+
+def advice_in(said):
+    return [each for each in said if "What may help, and was not tested here" in each]
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_the_first_updates_that_are_too_large_are_named_with_what_to_pass(steps):
+    """Once, however often they come; without run_batch the cause is said to be probable."""
+    said, heard, _ = train(jump=(150, 300), steps=steps)
+
+    causes = heard.of(events.CauseFound)
+    assert {each.fault for each in causes} == {"update"}
+    assert "probably the updates since step" in causes[0].text
+    (advice,) = advice_in(said)
+    assert "max_grad_norm=1.0 to attach()" in advice
+    assert "clip_grad_norm_(model.parameters(), 1.0)" in advice
+
+
+def test_who_clips_already_is_not_told_to():
+    """At a rate that no clipping at so high a norm helps."""
+    (advice,) = advice_in(train(jump=(150,), max_grad_norm=1e6)[0])
+    assert "lower max_grad_norm=1e+06, or the rate" in advice
+
+
+def test_a_bad_batch_gets_no_advice():
+    """Its loss is high, and the weights have not moved: it is left out."""
+    said, heard, adapter = train(poison=150)
+
+    assert adapter.scheduler.sentry.num_refused == 1
+    assert not advice_in(said)
+    (cause,) = heard.of(events.CauseFound)
+    assert cause.fault == "unknown"
+    assert "its loss was not tested, and the weights have moved by" in cause.text
+
+
+def test_a_rate_that_is_too_high_from_the_start_is_said_with_the_one_that_held():
+    """The rate of one's own, in the first steps; said once it has held."""
+    said, heard, adapter = train(lr=3.0)
+
+    assert math.isfinite(adapter.scheduler.controller.lineage.progress.level)
+    (text,) = [each for each in said if each.startswith("the rate is too high from the start: ")]
+    assert "of yours held for" in text
+    assert heard.of(events.IncidentEnded)
