@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..dashboard.render.curves import chart_of
-from ..dashboard.replay import view_of
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View
 from ..dashboard.text import Line, clean, figure, table_lines
 from ..dashboard.theme import Style, Theme, choose_theme
+from ..dashboard.watch import view_of
 from ..events.codec import strict_json
 from ..journal.run import Run, find_run, free_of_runs, names_of
 

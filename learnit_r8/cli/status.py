@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .._validation import did_you_mean
-from ..dashboard.replay import view_of
 from ..dashboard.state.view import View
 from ..dashboard.text import clean, clock, number, table_lines
+from ..dashboard.watch import view_of
 from ..events.codec import strict_json
 from ..events.steps import is_lower_better
 from ..journal.run import NO_RUNS, Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text

@@ -84,6 +84,16 @@ class Surveyor:
             self._chosen = spread(self._num_samples, self._size)
         self._where = ALL if self._chosen is None else self._chosen
 
+    def _follow_growth(self) -> None:
+        """Include the samples that were added since; a random part is drawn anew once there are twice as many."""
+        now, is_part = self._table.num_samples, self._chosen is not None
+        if now >= 2 * self._num_samples if is_part else now != self._num_samples:
+            self._choose()
+            if self._chosen is not None:
+                # They are not those of before.
+                self._codes = None
+                self._ends.clear()
+
     def is_due(self, seconds: float, *, epoch_ended: bool) -> bool:
         """Whether to make a survey now.
 
@@ -119,14 +129,7 @@ class Surveyor:
             batch_share: Share of the newest batch in each quarter that it was planned with; empty if unknown.
         """
         began = self._clock()
-        now, is_part = self._table.num_samples, self._chosen is not None
-        if now >= 2 * self._num_samples if is_part else now != self._num_samples:
-            # Samples were added; a random part is drawn anew once there are twice as many.
-            self._choose()
-            if self._chosen is not None:
-                # They are not those of before.
-                self._codes = None
-                self._ends.clear()
+        self._follow_growth()
         known = self._table.read(*(RECORD.names or ()), where=self._where)
         loss, uses = known["loss"], known["usage_count"]
         quarters = quarters_of(loss, uses)
