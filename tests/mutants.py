@@ -326,7 +326,8 @@ MUTANTS = [Mutant(*each) for each in (
     ("schedules/schedule.py", "self.peak_lr / 25, 1 - progress / self.warmup",
      "self.peak_lr / 25, progress / self.warmup",
      "schedules/test_schedule.py", "one_cycle falls where it should rise"),
-    ("schedules/range_test.py", "self._smooth, self._lowest = math.nan, math.inf\n            return True", "return True",
+    ("schedules/range_test.py", "self._smooth, self._lowest = math.nan, math.inf\n            return True",
+     "return True",
      "schedules/test_range_test.py", "a search that starts over after a refused loss finds a rate too soon"),
     # checkpoint/
     ("checkpoint/store.py", "if own not in kept and own.path != self._pinned]", "if own not in kept]",
