@@ -82,7 +82,7 @@ _KINDS: dict[str, Any] = {
     "recovery.lineage.progress.first": _LOSSES, "recovery.lineage.progress.start": _MAYBE,
     "recovery.lineage.progress.untrained": _MAYBE,
     "recovery.lineage.rates": _LOSSES, "recovery.refusals.outcomes": [False], "recovery.incident": (_INCIDENT,),
-    "recovery.incident.kind": "", "recovery.incident.is_lasting": False, "recovery.kinds": [["", 0, ""]],
+    "recovery.incident.kind": "", "recovery.incident.is_lasting": False, "recovery.incident.held_from_start": 0.0, "recovery.kinds": [["", 0, ""]],
     "recovery.witnesses": [_WITNESS], "recovery.first_steps.trial": (_TRIAL,),
     "guard.losses.recent": _LOSSES, "guard.losses.first.recent": _LOSSES, "guard.losses.past.losses": _LOSSES,
     "guard.losses.past.lrs": _LOSSES, "guard.losses.past.figures": [[0.0] * 4 + [0, 0] + [0.0] * 3],
