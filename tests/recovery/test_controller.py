@@ -280,6 +280,7 @@ def test_older_states_are_passed_over_where_there_are_many():
     assert newest == [63, 62, 61, 60, 59, 58, 57, 56, 55, 53, 49, 41]
 
 
+@RESTORED
 def test_loaded_state_ends_the_backups_before_it():
     """After `load_state_dict` there is no way back to weights that were trained on from the loaded ones."""
     run = Toy()
