@@ -275,8 +275,9 @@ def test_lowered_rate_survives_a_resume():
 def test_losses_that_do_not_change():
     """Within four updates after eight equal losses in a row the weights are checked, long before the next backup."""
     model, heard = Weights(), record_events()
+    # An epoch of so many batches does not end in between; at its end the weights are looked at, too.
     r8 = make(
-        64, num_epochs=99, state_callback=model.get, load_callback=model.load, backup_every=500, listeners=[heard]
+        6400, num_epochs=99, state_callback=model.get, load_callback=model.load, backup_every=500, listeners=[heard]
     )
     for _, indices, _ in steps(r8):
         if r8.global_step == 100:
