@@ -246,6 +246,8 @@ def investigate(case: Case, lab: Lab) -> Steps:
     if newest is None and tested:
         # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
+    if newest is not None and not newest.updates and not has_present:
+        newest = yield from _newest_above(case, lab, newest, tested)
     if newest is None or not lab.put(newest):
         return Finding("lost", "no state could be restored", None, tested)
     return Finding("restored", "the weights were damaged", newest, tested)
@@ -307,6 +309,18 @@ def _stay(
         if loss <= case.record(newest):
             return Finding("level", "only the initial state repeats its record, and it is worse", None, tested)
     return None
+
+
+def _newest_above(case: Case, lab: Lab, first: Backup, tested: Sequence[Backup]) -> Generator[Backup, float, Backup]:
+    """The newest tested state that is better than the untrained one on its batch, where no trained one repeats its
+    record: the losses may depend on what cannot be put back, as the hidden state of a network that is carried on.
+    """
+    for state in tested:
+        if state.updates and math.isfinite(state.replayed):
+            loss = yield from _draw(case, first, functools.partial(lab.put, state))
+            if loss < first.replayed:
+                return state
+    return first
 
 
 def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
