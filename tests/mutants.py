@@ -448,31 +448,6 @@ MUTANTS = [Mutant(*each) for each in (
      "losses of a language model's samples are those of other tokens"),
     ("keras/rate_factor.py", "self._live.set(rate, float(value))\n        return True", "pass\n        return True",
      "keras/test_own_batches.py -k lowers", "a rate stays lowered for good after a restore"),
-    ("keras/state.py", "rates = self._rates() if is_resume or not from_ram else []", "rates = self._rates()",
-     "keras/test_own_batches.py contract/test_weights.py -k 'rate or heal'",
-     "a heal sets back the rate of the user's schedule"),
-    ("keras/state.py", 'key=lambda name: int(name.split(".")[1])', "key=str",
-     "keras/test_runs.py keras/test_own_batches.py -k resumes",
-     "variables of a model with more than ten come back in another order"),
-    ("keras/step_losses.py", 'if signature.bind(*args, **kwargs).arguments.get("training", True):', "if True:",
-     "keras/test_losses.py keras/test_own_batches.py", "losses of a validation are reported as those of steps"),
-    ("keras/callback.py", "self._witnesses = {\n                name: kept", "_ = {\n                name: kept",
-     "keras/test_callback.py keras/test_refused_steps.py", "batches are kept until the memory is full"),
-    ("flax/data.py", 'saved["taken"] if saved["epoch"] == epoch else 0', 'saved["taken"]',
-     "flax/test_own_batches.py -k 'grain or resume'", "a resumed run leaves out the beginning of an epoch"),
-    ("flax/data.py", "start % KEYS_AT_ONCE, None)\n        start = 0", "start % KEYS_AT_ONCE, None)",
-     "flax/test_own_batches.py flax/test_flax.py -k 'resume or goes_on or middle'",
-     "random keys differ in long epochs after a resume"),
-    ("flax/managed_state.py", "after = with_lr(after, self._own_rate)", "pass",
-     "flax/test_own_batches.py -k inject", "a rate stays lowered for good after a restore"),
-    ("flax/epochs.py", "feed.place.num_taken if feed.place.is_resumed else 0", "0",
-     "flax/test_own_batches.py -k resumes", "a resumed run has other random keys"),
-    ("flax/epochs.py", 'self.key = fit(unpack_saved(training["key"]), self.key, "rng_key")', "pass",
-     "flax/test_flax.py -k resume", "a resumed train_loop with another key is another training"),
-    ("_adapters/driven_state.py", "if not from_ram:\n            set_random_state",
-     "if True:\n            set_random_state",
-     "flax/test_own_batches.py flax/test_healing.py loops/test_scheduled.py",
-     "a heal gives the random numbers again that were drawn since"),
 )]
 # fmt: on
 
@@ -506,8 +481,8 @@ class Copy:
     def run(self, tests: str) -> tuple[int, str]:
         """The exit status of pytest, and the last lines that it prints."""
         files = [
-            each if each.startswith("-") or (at and before == "-k") else f"tests/{each}"
-            for at, (before, each) in enumerate(itertools.pairwise(["", *shlex.split(tests)]))
+            each if each.startswith("-") or before in ("-k", "-m") else f"tests/{each}"
+            for before, each in itertools.pairwise(["", *shlex.split(tests)])
         ]
         environment = {**os.environ, "PYTHONPATH": str(self._folder), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]

@@ -189,7 +189,7 @@ class RecoveryController:
         """Draw the conclusions from a good loss after others were refused."""
         lineage = self.lineage
         self._refusals.good(gains=lineage.gains())
-        if self.limit.is_on and self.limit.accepted(scheduled_lr):
+        if self.limit.is_on and self.limit.accepted(scheduled_lr, self._announcer.where()[0] + 1):
             self._announcer.tell(events.LrRestored)
         if not self.is_open and not lineage.is_on_trial:
             incident = self._incidents.current
@@ -365,7 +365,10 @@ class RecoveryController:
         times = "once" if num_restored == 1 else f"{num_restored} times"
         parts = [f"model restored {times}"] if num_restored else []
         if ceiling < math.inf:
-            parts.append(f"learning rate at most {self.limit.ceiling_text}, as a higher one damaged healthy weights")
+            held = f"learning rate at most {self.limit.ceiling_text} since step {self.limit.since:,}"
+            parts.append(f"{held}, as a higher one damaged healthy weights, {self.limit.until_text()}")
+        elif self.limit.past:
+            parts.append(self.limit.past)
         if num_transient := self._incidents.num_transient:
             parts.append(f"{num_transient} transient faults, finite when computed once more")
         if len(self._table.quarantined):
