@@ -425,9 +425,10 @@ MUTANTS = [Mutant(*each) for each in (
      "torch/own/test_healing.py -k belongs", "a heal gives the data again that were drawn since"),
     # lightning/, transformers/, keras/, flax/
     ("lightning/callback.py", "        self._is_told = False\n        if isinstance(", "        if isinstance(",
-     "lightning/test_own_batches.py -k losses", "only the first loss is watched"),
-    ("lightning/callback.py", "automatic_optimization) and not has_scaler", "automatic_optimization) or True",
-     "lightning/test_own_batches.py -k losses", "the losses of a step of the module's own are not watched"),
+     "lightning/test_own_batches.py -k nothing_changes", "only the first loss is watched"),
+    ("lightning/callback.py", "not self._has_raised and (self._is_learned or not self._is_told)",
+     "not self._has_raised",
+     "contract/test_data.py -k 'nan_batch and lightning'", "a refused batch is trained on"),
     ("lightning/loader.py", 'if self._settings.get("last_batch") == "drop" else -(-count // size)',
      "if False else -(-count // size)",
      "lightning/test_lightning.py -k length", "Lightning waits for a batch that is dropped"),

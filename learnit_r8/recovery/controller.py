@@ -31,7 +31,7 @@ from .incidents.settlement import DIVISOR
 from .lineage import LOOK_MASK, Lineage
 from .moment import Moment
 from .policy import Recovery
-from .progress import LOOK_EVERY, START_UPDATES
+from .progress import FIRST, LOOK_EVERY, START_UPDATES
 from .quarantine import Quarantine, accused_of, not_finite_samples
 from .rate_limit import RateLimit
 from .refusals import Refusals
@@ -99,7 +99,8 @@ class RecoveryController:
         )  # fmt: skip
         self._first_steps = FirstSteps(parts)
         self.inquiry = Inquiry(parts, self._first_steps)
-        self.is_early, self.is_look_due, self.is_quiet, self._num_equal = self._sentry.tests_progress, False, True, 0
+        self.is_early = self._sentry.tests_progress or self._watches_level
+        self.is_look_due, self.is_quiet, self._num_equal = False, True, 0
         self._is_lasting = False
 
     @property
@@ -130,6 +131,9 @@ class RecoveryController:
 
     def is_suspicious(self, loss: float) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it."""
+        if self._watches_level:
+            # Losses that rise in a warm-up say little about a rate of the user's own, nor does one easy batch.
+            return self.lineage.updates >= FIRST and self.is_far(loss)
         return self._first_steps.suspicion(loss) > 1
 
     def is_far(self, loss: float) -> bool:
@@ -204,8 +208,9 @@ class RecoveryController:
             self.is_look_due = not updates % LOOK_EVERY and self.is_early
         else:
             self.is_early = False
-        if self._watches_level and not updates % LOOK_EVERY:
-            self.is_look_due = self.limit.is_on or progress.is_above_untrained(updates)
+        if self._watches_level:
+            is_held = self.limit.is_on and not updates % LOOK_EVERY
+            self.is_look_due = is_held or progress.is_above_untrained(updates)
 
     # Refused losses.
 

@@ -44,6 +44,9 @@ FAR_ABOVE, MOST_OF_RECORD = 1.5, 10.0
 """Times the loss of the untrained model from which the median of `FIRST` losses is looked into, and most of that loss
 as a multiple of the first batch's, which may be an easy one."""
 
+JUMPED, BEFORE_JUMP = 4, 16
+"""Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
+
 SUDDEN = 0.6
 """Share of the rise that must come within one step for the rise to be sudden."""
 
@@ -65,7 +68,7 @@ class Progress:
         self.reported: deque[float] = deque(maxlen=64)
         self.start = self.untrained = math.nan
         self.first: list[float] = []
-        self._gap, self._wait_until, self._look_wait = 1, 0, 0
+        self._gap, self._wait_until, self._look_wait, self._above_from = 1, 0, 0, 0
 
     @classmethod
     def again(cls, before: Progress) -> Progress:
@@ -96,6 +99,7 @@ class Progress:
         """Wait twice as long before the next look, as one after this many updates found healthy weights."""
         self._gap *= 2
         self._wait_until, self._look_wait = updates + self._gap, LOOK_EVERY * self._gap
+        self._above_from = updates + LOOK_EVERY * self._gap // 2
 
     def note_first(self, loss: float, record: float) -> None:
         """Take one of the first losses; called once in `NOTED_EVERY` updates."""
@@ -163,7 +167,7 @@ class Progress:
         return best if is_clear and float(np.median(last)) > lowest + max(LOST * progress, wide) else None
 
     def stands_still(self, *, is_known: bool) -> bool:
-        """Whether the losses of the first steps are wild and make no progress, as they do at far too high rates.
+        """Whether the losses of the first steps are wild and have made no progress, as they do at far too high rates.
 
         Args:
             is_known: Whether the rate is known to have been too high: then units may be dead, and losses are calm.
@@ -174,13 +178,20 @@ class Progress:
         last, before = losses[-LEVEL:], losses[-2 * LEVEL : -LEVEL]
         level = float(np.median(last))
         stands = level > float(np.median(before)) - STILL * self.start and level > HIGH_LEVEL * self.start
-        return stands and (is_known or spread_of(last) > WILD_SPREAD * self.start)
+        if is_known:
+            return stands
+        # Lower than that they are on a plateau, as those of every run at a constant rate are in the end.
+        least = min(self.untrained, float(np.median(self.first[:FIRST]))) - self.level_noise
+        return stands and level > least and spread_of(last) > WILD_SPREAD * self.start
 
     def is_above_untrained(self, updates: int) -> bool:
         """Whether the last losses are far above those of the untrained model, and not looked into yet."""
-        if updates < self._wait_until or not self.untrained > 0 or len(self.recent) < FIRST:
+        if updates < self._above_from or not self.untrained > 0 or len(self.recent) < FIRST:
             return False
-        return float(np.median(list(self.recent)[-FIRST:])) > FAR_ABOVE * self.untrained
+        losses, limit = list(self.recent)[-JUMPED - BEFORE_JUMP :], FAR_ABOVE * self.untrained
+        before, last = losses[:-JUMPED], sorted(losses[-FIRST:])
+        has_jumped = len(before) >= FIRST and min(losses[-JUMPED:]) > max(limit, *before)
+        return has_jumped or 0.5 * (last[FIRST // 2 - 1] + last[FIRST // 2]) > limit
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""
@@ -202,7 +213,7 @@ class Progress:
             "recent": list(self.recent), "reported": list(self.reported), "first": list(self.first),
             "start": None if math.isnan(self.start) else self.start,
             "untrained": None if math.isnan(self.untrained) else self.untrained, "gap": self._gap,
-            "wait": [self._wait_until, self._look_wait],
+            "wait": [self._wait_until, self._look_wait], "above_from": self._above_from,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -216,3 +227,4 @@ class Progress:
         self.untrained = self.start if untrained is None else untrained
         self._gap = state["gap"]
         self._wait_until, self._look_wait = state["wait"]
+        self._above_from = state.get("above_from", 0)

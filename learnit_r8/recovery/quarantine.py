@@ -91,9 +91,14 @@ class Quarantine:
         self._table.storage.exclusions.watch(np.fromiter(self._suspects, np.int64))
         self._convict([sample for sample in samples if self._is_bad(sample, len(samples), has_own=bool(accused))])
 
+    def _were_good(self, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool[K], which samples a good batch had before."""
+        good: NDArray[np.bool_] = self._table.storage.records.take(samples)["usage_count"] > 0
+        return good
+
     def _not_cleared(self, members: NDArray[np.int64]) -> list[int]:
         """The samples of a refused batch that no good batch has cleared; all of them if there are none."""
-        was_good = self._table.storage.records.take(members)["usage_count"] > 0
+        was_good = self._were_good(members)
         suspects = [
             int(each) for each, good in zip(members, was_good, strict=True) if not good or each in self._suspects
         ]
@@ -119,7 +124,8 @@ class Quarantine:
         known = self._suspects.keys() & set(indices.tolist())
         for sample in known:
             del self._suspects[sample]
-        if not known:
+        # Of samples never seen before, a refused batch makes suspects, and so would a good one count alone.
+        if not known and self._were_good(indices[indices >= 0]).all():
             self._num_clean += 1
         self.is_watching = bool(self._suspects)
         if known and not self._suspects:

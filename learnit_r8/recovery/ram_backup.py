@@ -28,6 +28,10 @@ LEAST_LOSSES = 8
 LEAST_SPREAD = 1e-3
 """Least spread of losses, as a share of their median."""
 
+FAR_SPREADS = 6.0
+"""Spreads of the losses before a backup, and at least their level once more, by which the loss of a bad batch is above
+them. Other weights may have any loss on such a batch."""
+
 
 class Copy(NamedTuple):
     """A fresh copy of a stored state.
@@ -100,6 +104,12 @@ class Backup:
     def usual(self) -> float:
         """The level of the losses before it, or where there were too few, that of its witness."""
         return self.level if self.level == self.level else self.record
+
+    @property
+    def is_typical(self) -> bool:
+        """Whether its witness had a loss like those before it, as far as they are known."""
+        far = max(FAR_SPREADS * self.spread, abs(self.level))
+        return not self.record > self.level + far
 
     def to_plain(self) -> dict[str, Any]:
         """All but the state, for a saved state."""

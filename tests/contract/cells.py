@@ -79,16 +79,10 @@ def _is_red(rule, columns, harm):
 
 _FITS = ["keras own", "keras tf.data", "keras step"]
 
-_is_red("healthy_quiet", DRAWN, "at a constant rate losses that stay level are called wild: 8 probes in 16 steps")
-_LOWERED = [name for name in OWN if name not in ("numpy own", "attach stream", "train_loop own", "managed state")]
-_is_red("recurring_sample", _LOWERED, "each visit of a sample of 1e4 lowers the rate, for good")
-_SEEN = [name for name in COLUMNS if name.startswith(("numpy", "attach", "lightning", "trainer"))]
-_is_red("level_jumps", _SEEN, "weights ten times as large are not noticed, or the run ends at 1.30 for .43")
+_is_red("recurring_sample", ["managed nnx"], "visits of a bad sample lower the rate")
 for _row in ("healthy_quiet", "words_of_a_healthy_run"):
     _is_red(_row, [*_FITS, "train_loop own"], "a run that has ended is in the phase 'training'")
 _is_red("killed_in_mid_epoch", _FITS, "fit begins the interrupted epoch anew, and counts its steps twice")
-for _cell in [("healthy_quiet", "keras")]:
-    del RED[_cell]
 
 
 SLOW = ["keras tf.data", "keras step", "train_loop", "managed nnx"]

@@ -24,7 +24,7 @@ def complaints(found):
     wrong, limit = [], bound(found.case)
     if not found.error <= limit:
         wrong.append(f"error {found.error:.3f}, not {limit:.3f}")
-    if not found.heard(events.BatchRefused, events.DamageFound):
+    if not found.heard(events.BatchRefused, events.DamageFound, events.RolledBack, events.Probed):
         wrong.append("not a word")
     seen = task.error(found.ends[-1], activation=found.case.activation)
     if np.isfinite(seen) and found.error > seen + 1e-6:

@@ -86,7 +86,6 @@ def test_two_bad_batches_ask_for_a_probe():
     assert (run.r8.global_step, run.r8.phase) == (511, "finished")
 
 
-@pytest.mark.filterwarnings("ignore:samples? .* in no good one since")
 def test_a_probe_whose_gradient_is_not_finite_shows_damage():
     """What counts is whether the weights are sound: a norm that is not finite says so whatever the loss is."""
     run = Toy().run(until=99)
@@ -97,6 +96,7 @@ def test_a_probe_whose_gradient_is_not_finite_shows_damage():
     assert np.isnan(run.of(events.Probed)[0].loss)
 
 
+@pytest.mark.filterwarnings("ignore:samples? .* in no good one since")
 def test_a_tenth_of_nan_batches_costs_those_batches():
     """Passing faults in a tenth of all batches restore nothing and leave the rate on its schedule."""
     rng = np.random.default_rng(0)
@@ -265,7 +265,6 @@ def test_damage_that_shows_later_is_gone_back_past_one_state_at_a_time():
     assert task.loss() < 0.1
 
 
-@RESTORED
 def test_older_states_are_passed_over_where_there_are_many():
     """After eight were tried in vain one by one, ever more are passed over, as each costs a restore."""
     controller = make(48).controller
@@ -280,6 +279,7 @@ def test_older_states_are_passed_over_where_there_are_many():
     assert newest == [63, 62, 61, 60, 59, 58, 57, 56, 55, 53, 49, 41]
 
 
+@RESTORED
 def test_loaded_state_ends_the_backups_before_it():
     """After `load_state_dict` there is no way back to weights that were trained on from the loaded ones."""
     run = Toy()

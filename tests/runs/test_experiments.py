@@ -52,10 +52,10 @@ def undisturbed(**more):
 
 
 @pytest.mark.filterwarnings("ignore:sample.* no longer drawn:RuntimeWarning")
-@pytest.mark.parametrize(("exact", "share", "most"), [(False, 0.3, 5), (True, 0.1, 0)], ids=["means", "exact"])
+@pytest.mark.parametrize(("exact", "share", "most"), [(False, 0.3, 3), (True, 0.1, 0)], ids=["means", "exact"])
 def test_nan_batches_cost_themselves(exact, share, most):
     """A tenth or a third of NaN batches cost those batches: nothing is restored, no rate lowered, no sample blamed."""
-    task, is_bad = ToyTask(N), np.random.default_rng(2).random(1600) < share
+    task, is_bad = ToyTask(N), np.random.default_rng(1).random(1600) < share
 
     bad = iter(is_bad.tolist())
 

@@ -103,3 +103,49 @@ def test_a_task_that_changes_restores_nothing():
     assert "RolledBack" not in kinds(heard)
     assert "LrCapped" not in kinds(heard)
     assert model.accuracy > bare.accuracy - 0.02
+
+
+@pytest.mark.parametrize("at", [24, 40])
+def test_weights_that_jump_in_the_first_steps_are_put_back_at_the_same_rate(at):
+    """Four losses above all before them, and above the untrained model's, are looked into at once; the rate is kept."""
+    model, hurt = SoftmaxRegression(), []
+
+    class Hurt(SoftmaxRegression):
+        def step(self, lr):
+            super().step(lr)
+            hurt.append(lr)
+            if len(hurt) == at:
+                self.weights = -3 * self.weights
+
+    model, heard, reported = train(lambda step: 0.1, make=Hurt, steps=160)
+    bare, _, _ = train(lambda step: 0.1, guard="finite", steps=160)
+    restored = [event for event in heard if type(event).__name__ == "RolledBack"]
+    every = np.arange(len(model.y))
+
+    assert reported[at] > 1.5 * reported[0]
+    assert [event.to_step <= at for event in restored] == [True]
+    assert restored[0].step <= at + 6
+    assert "LrCapped" not in kinds(heard)
+    assert np.mean(model.forward(every)) < 1.1 * np.mean(bare.forward(every))
+
+
+@pytest.mark.parametrize("visits", [[9, 30, 52], [3, 30, 52]])
+def test_a_bad_batch_that_comes_back_costs_its_visits_alone(visits):
+    """From the ninth loss on a far one is refused; before that, what it did is undone. The rate is kept."""
+    bad = {"step": 0}
+
+    class Bad(SoftmaxRegression):
+        def forward(self, indices):
+            bad["step"] += 1
+            losses = super().forward(indices)
+            if bad["step"] - 1 in visits:
+                self.gradient = 1e3 * self.gradient
+                return 50 * losses
+            return losses
+
+    model, heard, _ = train(lambda step: 0.1, make=Bad, steps=160)
+    bare, _, _ = train(lambda step: 0.1, guard="finite", steps=160)
+    lost = np.mean(model.forward(np.arange(512))) / np.mean(bare.forward(np.arange(512)))
+
+    assert lost < 1.3
+    assert "LrCapped" not in kinds(heard)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 import functools
 import math
+import operator
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -71,8 +72,9 @@ class Alarm(enum.Enum):
     WILD = "wild"
 
 
-NUM_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.ABOVE: 4, Alarm.SPIKE: 2, Alarm.END: 2}
-"""Witnesses that must be fine before the present weights count as healthy, as one batch may miss the damage."""
+NUM_REFERENCES, MOST_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.ABOVE: 4, Alarm.SPIKE: 2, Alarm.END: 2}, 6
+"""Witnesses that must be fine before the present weights count as healthy, as one batch may miss the damage; and how
+many are drawn where some are fine and others are not."""
 
 
 NOT_THE_WEIGHTS = (
@@ -154,8 +156,8 @@ class Case:
     def references(self) -> list[Backup]:
         """The backups whose records are those of healthy weights, newest first."""
         best = self.best
-        # Without those whose record was forgotten, as losses mean something else since.
-        compared = [each for each in reversed(self.known) if math.isfinite(self.record(each))]
+        # Without those whose record was forgotten, as losses mean something else since, or that of a bad batch.
+        compared = [each for each in reversed(self.known) if math.isfinite(self.record(each)) and each.is_typical]
         if best is None:
             # Any weights that were trained at all are better than those of the start: these tell only if nothing does.
             return [each for each in compared if each.is_proven and each.updates] or [
@@ -244,6 +246,8 @@ def investigate(case: Case, lab: Lab) -> Steps:
     if newest is None and tested:
         # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
+    if newest is not None and not newest.updates and not has_present:
+        newest = yield from _newest_above(case, lab, newest, tested)
     if newest is None or not lab.put(newest):
         return Finding("lost", "no state could be restored", None, tested)
     return Finding("restored", "the weights were damaged", newest, tested)
@@ -255,12 +259,16 @@ def _compare_with_untrained(case: Case, lab: Lab) -> Steps:
     """
     first, trained = case.known[0], case.known[1:]
     witnesses, losses = [first, *trained[-MOST_COMPARED:]], case.of_untrained
+    # Weights whose losses have jumped were better than the untrained ones before; others may never have been.
+    worse = 1.0 if case.is_sudden else FAR_ABOVE
 
     def is_worse(state: Callable[[], bool]) -> Generator[Backup, float, bool]:
-        total = 0.0
+        total, limit = 0.0, worse * sum(losses.values())
         for each in losses:
             total += yield from _draw(case, each, state)
-        return not total <= FAR_ABOVE * sum(losses.values())
+            if not total <= limit:
+                return True
+        return False
 
     if not lab.keep_present():
         return Finding("healthy", "the weights could not be set aside to be compared with the untrained ones")
@@ -272,8 +280,9 @@ def _compare_with_untrained(case: Case, lab: Lab) -> Steps:
         return Finding("lost", "no state could be restored")
     if not losses or not (yield from is_worse(lambda: True)):
         return Finding("healthy", "the weights are no worse than the untrained ones on the same batches")
-    limit = FAR_ABOVE * sum(losses.values()) / len(losses)
-    for state in [each for each in reversed(trained) if each.usual <= limit]:
+    limit = worse * sum(losses.values()) / len(losses)
+    # The losses before a state are higher only some time after damage, its record is at once.
+    for state in [each for each in reversed(trained) if max(each.usual, each.record) <= limit]:
         if not (yield from is_worse(functools.partial(lab.put, state))) and lab.put(state):
             return Finding("restored", "the weights were far worse than the untrained ones", state)
     if not lab.put(first):
@@ -302,6 +311,18 @@ def _stay(
     return None
 
 
+def _newest_above(case: Case, lab: Lab, first: Backup, tested: Sequence[Backup]) -> Generator[Backup, float, Backup]:
+    """The newest tested state that is better than the untrained one on its batch, where no trained one repeats its
+    record: the losses may depend on what cannot be put back, as the hidden state of a network that is carried on.
+    """
+    for state in tested:
+        if state.updates and math.isfinite(state.replayed):
+            loss = yield from _draw(case, first, functools.partial(lab.put, state))
+            if loss < first.replayed:
+                return state
+    return first
+
+
 def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
     """How far the present weights are above the records of healthy ones; infinite if not finite, 0 for healthy ones."""
     count, has_bad = NUM_REFERENCES.get(case.alarm, 1), False
@@ -319,7 +340,9 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
         # A batch that is much better by now must not outweigh others that are worse.
         limits.append(case.tolerance(backup))
         rises.append(max(loss - case.record(backup), -limits[-1]))
-        if len(rises) == count:
+        # Where some of them are fine and others are not, more of them tell.
+        is_clear = sum(rises) > sum(limits) or all(map(operator.le, rises, limits))
+        if len(rises) >= count and (is_clear or len(rises) == MOST_REFERENCES):
             break
     if not rises:
         return math.inf

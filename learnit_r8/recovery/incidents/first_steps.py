@@ -227,7 +227,9 @@ class FirstSteps:
     @property
     def _may_try_rates(self) -> bool:
         lineage = self._lineage
-        is_start = lineage.updates <= RATE_TRIAL_UPDATES and self._witnesses.first is not None
+        # While a rate rises, a standstill says nothing of its peak.
+        is_at_peak = self._limit.is_on or (bool(lineage.rates) and lineage.rates[-1] <= lineage.rates[0])
+        is_start = lineage.updates <= RATE_TRIAL_UPDATES and self._witnesses.first is not None and is_at_peak
         is_fresh = self.num_trials < MOST_RATE_TRIALS and lineage.since_restore > RATE_TRIAL_STEPS
         return is_start and is_fresh and self._parts.incidents.current is None and self._experiment.can_probe
 

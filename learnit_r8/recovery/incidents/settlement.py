@@ -144,7 +144,8 @@ class Settlement:
         undone = lineage.updates - backup.updates
         lineage.note_restore(is_sudden=is_sudden)
         is_early, is_relapse = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS, lineage.is_on_trial
-        is_rate = alarm is Alarm.REGRESS or (alarm is Alarm.ABOVE and is_early)
+        # Where no trained state is better than the untrained one, no update at this rate was any good.
+        is_rate = alarm is Alarm.REGRESS or (alarm is Alarm.ABOVE and not backup.updates)
         why = ""
         if (is_relapse and not lineage.num_older) or is_rate:
             why = "training on has damaged healthy weights again, so the updates are too large"

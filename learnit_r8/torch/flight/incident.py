@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...recovery.incidents.record import read_part, read_record
+from ..._validation import shortened
+from ...checkpoint.state_fit import ANYTHING, check_kinds
+from ...recovery.incidents.record import BadRecord, read_part, read_record
 from ...sampling.random_generators import set_random_state
 from ..prepared import plain_model
+
+_BATCH = {"batch": ANYTHING, "is_inputs": False, "is_training": False}
+"""What `Examiner.collect` keeps."""
 
 
 class RecordedIncident:
@@ -34,6 +40,12 @@ class RecordedIncident:
         self.record = read_record(path)
         self.cause: str = self.record["cause"]
         held = read_part(path, "batch")
+        try:
+            check_kinds(held, (_BATCH,), {}, "batch", is_example=True)
+            if held is not None and held["is_inputs"]:
+                check_kinds(held["batch"], [[ANYTHING], {}], {}, "batch.batch", is_example=True)
+        except ValueError as error:
+            raise BadRecord(f"{path} must hold a batch, got something else ({error}).") from None
         self.batch: Any = None if held is None else held["batch"]
         self._is_inputs = held is not None and bool(held["is_inputs"])
         self._is_training = held is None or bool(held["is_training"])
@@ -43,8 +55,9 @@ class RecordedIncident:
         self.generators = read_part(path, "generators")
         self.refused, self.restored = read_part(path, "refused"), read_part(path, "restored")
         refusals = self.record["refusals"]
-        finding = (refusals[0].get("finding") if refusals else None) or {}
-        self.loss = float(finding.get("loss", "nan"))
+        finding = refusals[0].get("finding") if refusals else None
+        loss = finding.get("loss") if isinstance(finding, dict) else None
+        self.loss = float(loss) if isinstance(loss, (int, float)) else math.nan
 
     def __repr__(self) -> str:
         # The cause begins with its step.
@@ -66,7 +79,8 @@ class RecordedIncident:
             What ``loss_fn`` returns, else what the model does.
 
         Raises:
-            ValueError: the record holds no batch: it was made with ``record="names"``, or exported without data.
+            ValueError: the record holds no batch: it was made with ``record="names"``, or exported without data; or its
+                state is not that of a model.
         """
         if self.batch is None:
             raise ValueError(
@@ -75,6 +89,10 @@ class RecordedIncident:
             )
         own = plain_model(model)
         if self.refused is not None:
+            if not (isinstance(self.refused, Mapping) and isinstance(self.refused.get("model"), Mapping)):
+                raise ValueError(
+                    f"{str(self.path)!r} must hold the refused weights under 'model', got {shortened(self.refused)}."
+                )
             own.load_state_dict(self.refused["model"])
         own.train(self._is_training)
         device = next((each.device for each in own.parameters()), torch.device("cpu"))

@@ -404,3 +404,18 @@ def test_batch_is_drawn_again():
 
     assert end.value.value.tested == [batch]
     assert batch.replayed == 1.5
+
+
+def test_trained_states_that_are_better_than_the_untrained_one_are_kept():
+    """Where only the untrained state repeats its record, as the loss depends on what cannot be put back (the hidden
+    state of a network that is carried on), the newest state that is better on the same batch is gone on from."""
+    known = backups(5)
+
+    def answer(lab, witness):
+        if lab.current is None:
+            return NAN
+        return 1.1 * lab.current.record if witness is known[0] else 1.4 * witness.record
+
+    finding, _ = conduct(case_of(known, Alarm.NOT_FINITE), FakeLab(whole=False, memory=False), answer)
+
+    assert (finding.verdict, finding.backup.updates) == ("restored", 200)

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from learnit_r8 import Recovery, TrainingDiverged, events
+from learnit_r8.checkpoint import codec
+from learnit_r8.checkpoint.state_form import pack
 from learnit_r8.cli import main
 from learnit_r8.loggers import Webhook
 from learnit_r8.recovery.incidents.record import numbers_in
@@ -220,3 +222,33 @@ def test_a_forged_incident_runs_nothing(tmp_path):
         load_incident(tmp_path / "x.r8")
     with pytest.raises((ValueError, OSError)):
         load_incident(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ([1, 2], "batch must be a dict"),
+        ({"batch": [[1], {}], "is_training": True}, "batch must be a dict with"),
+        ({"batch": [1], "is_inputs": 3, "is_training": True}, "is_inputs must be True or False"),
+        ({"batch": 7, "is_inputs": True, "is_training": True}, "batch.batch must be a list"),
+        ({"batch": [[1], 2], "is_inputs": True, "is_training": True}, "must be a dict"),
+    ],
+)
+def test_received_part_of_another_form_is_refused_by_its_place(tmp_path, part, what):
+    """A received record whose parts are whole files of other things is refused as it is loaded."""
+    train(tmp_path, value=math.nan, record="all")
+    folder = tmp_path / "incidents" / str(numbers_in(tmp_path)[0])
+    (folder / "batch.r8").write_bytes(codec.encode(pack(part)))
+
+    with pytest.raises(ValueError, match=f"must hold a batch, got something else .*{what}"):
+        load_incident(folder)
+
+
+def test_refused_state_that_holds_no_model_is_named(tmp_path):
+    """As it is replayed, before the generators are set."""
+    train(tmp_path, value=math.nan, record="all")
+    folder = tmp_path / "incidents" / str(numbers_in(tmp_path)[0])
+    (folder / "refused.r8").write_bytes(codec.encode(pack([1, 2])))
+
+    with pytest.raises(ValueError, match=r"must hold the refused weights under 'model', got \[1, 2\]"):
+        load_incident(folder).replay(Net(), loss_fn)
