@@ -78,16 +78,30 @@ def _parser() -> argparse.ArgumentParser:
     _add_screens(add("watch", "show a run on the screen while it goes on"), add("replay", "play a run again"))
     add("status", "describe a run in one line; the exit code gives its state")
     _add_list(add("ls", "list the runs in a folder, newest first"))
-    _add_compare(add("compare", "compare runs: figures, settings that differ, curves", run=False))
+    compare = add("compare", "compare runs: figures, settings that differ, curves", run=False)
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more")
+    compare.add_argument("--html", metavar="OUT", help="write a page with their curves in one chart each")
     _add_samples(add("samples", "list the samples with the highest loss, or those that look mislabelled", json=False))
     _add_labels(add("labels", "train a small network once, and write a page of the labels that look wrong", run=False))
-    _add_export(add("export", "print the numbers of a run, as CSV or JSON lines", json=False))
-    _add_report(add("report", "write a page about a run, as one self-contained HTML file"))
-    _add_incidents(add("incidents", "what went wrong in a run, where it began, and what was done"))
+    export = add("export", "print the numbers of a run, as CSV or JSON lines", json=False)
+    export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
+    export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
+    export.add_argument("--json", action="store_const", const="jsonl", dest="format", help="as --format jsonl")
+    export.add_argument("--out", metavar="FILE", help="the file to write; by default standard output")
+    report = add("report", "write a page about a run, as one self-contained HTML file")
+    report.add_argument("--html", metavar="OUT", help="the file to write; by default report.html in the run folder")
+    report.add_argument("--compare", metavar="OTHER", help="a run to compare with, on the same page")
+    report.add_argument("--open", action="store_true", help="show it in the browser")
+    incidents = add("incidents", "what went wrong in a run, where it began, and what was done")
+    incidents.add_argument("number", nargs="?", type=_count, metavar="K", help="show this one")
+    incidents.add_argument("--export", metavar="OUT", help="write one, by default the newest, as a file to send")
+    incidents.add_argument("--data", action="store_true", help="include the recorded batch and weights")
     _add_ask(add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"))
     serve = "serve the runs to programs and agents, over the Model Context Protocol"
     _add_server(add("mcp", serve, run=False, json=False))
-    _add_demo(add("demo", "run a fake training without a framework, to show the screen", run=False, json=False))
+    demo = add("demo", "run a fake training without a framework, to show the screen", run=False, json=False)
+    demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
+    demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")
     add("doctor", "say what this terminal and this Python can do", run=False)
     completion = add("completion", "print a script that completes commands in a shell", run=False, json=False)
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
@@ -115,11 +129,6 @@ def _add_list(ls: argparse.ArgumentParser) -> None:
     ls.add_argument(
         "--find", metavar="TEXT", help="only runs with this text in name, notes, tags, config or git commit"
     )
-
-
-def _add_compare(compare: argparse.ArgumentParser) -> None:
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more")
-    compare.add_argument("--html", metavar="OUT", help="write a page with their curves in one chart each")
 
 
 def _add_samples(samples: argparse.ArgumentParser) -> None:
@@ -170,25 +179,6 @@ def _add_labels(labels: argparse.ArgumentParser) -> None:
     labels.add_argument("--top", type=_count, default=8, metavar="K", help="how many to print (default 8)")
 
 
-def _add_export(export: argparse.ArgumentParser) -> None:
-    export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
-    export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
-    export.add_argument("--json", action="store_const", const="jsonl", dest="format", help="as --format jsonl")
-    export.add_argument("--out", metavar="FILE", help="the file to write; by default standard output")
-
-
-def _add_report(report: argparse.ArgumentParser) -> None:
-    report.add_argument("--html", metavar="OUT", help="the file to write; by default report.html in the run folder")
-    report.add_argument("--compare", metavar="OTHER", help="a run to compare with, on the same page")
-    report.add_argument("--open", action="store_true", help="show it in the browser")
-
-
-def _add_incidents(incidents: argparse.ArgumentParser) -> None:
-    incidents.add_argument("number", nargs="?", type=_count, metavar="K", help="show this one")
-    incidents.add_argument("--export", metavar="OUT", help="write one, by default the newest, as a file to send")
-    incidents.add_argument("--data", action="store_true", help="include the recorded batch and weights")
-
-
 def _add_ask(ask: argparse.ArgumentParser) -> None:
     ask.add_argument("kind", choices=ASKS, metavar="WHAT", help=", ".join(ASKS))
     length = ask.add_mutually_exclusive_group()
@@ -203,11 +193,6 @@ def _add_server(mcp: argparse.ArgumentParser) -> None:
         "run", nargs="?", metavar="RUNS", help='the folder of runs; by default "runs", or the one that R8_RUNS names'
     )
     mcp.add_argument("--allow-ask", action="store_true", help="also take requests: pause, save, cool-down, stop")
-
-
-def _add_demo(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
-    demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")
 
 
 def _view(text: str) -> str:

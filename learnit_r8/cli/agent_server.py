@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from .. import __version__
 from .._validation import how_to_install, whole_number
-from ..dashboard.replay import view_of
 from ..dashboard.text import clean
+from ..dashboard.watch import view_of
 from ..events.codec import strict_json
 from ..journal.run import Run, UnreadableRun, find_run, runs_folder
+from ..journal.samples import sample_epochs
 from . import compare, incidents, samples, status
 from .ask import wait_for
 
@@ -83,7 +84,7 @@ class RunTools:
             raise ValueError(f"precision must be in (0, 1), got {precision!r}.")
         top = whole_number("top", top, least=1)
         opened = self._open(run)
-        found = samples.suspects_of(opened, samples.kept_epochs(opened), precision)
+        found = samples.suspects_of(opened, sample_epochs(opened.folder), precision)
         rows = samples.rows_of(found.samples, found.verdict, found.verdict.indices[:top], samples.ALL_COLUMNS)
         return samples.facts_of(opened, found.samples, found.verdict, rows) | {"more_before": found.more_before}
 

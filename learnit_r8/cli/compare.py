@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..dashboard.render.curves import chart_of
-from ..dashboard.replay import view_of
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View
-from ..dashboard.text import Line, clean, figure
+from ..dashboard.text import Line, clean, figure, table_lines
 from ..dashboard.theme import Style, Theme, choose_theme
+from ..dashboard.watch import view_of
 from ..events.codec import strict_json
 from ..journal.run import Run, find_run, free_of_runs, names_of
-from .table import table_lines
 
 WIDEST = 40
 HEIGHT = 14
@@ -38,10 +37,20 @@ def compare(options: argparse.Namespace) -> int:
         print(strict_json(facts, non_finite=lambda value: None))
         return 0
     if sys.stdout.isatty() and not options.html:
-        _print_charts(views, names)
+        # The losses of batches over each other, then every metric that all runs have.
+        theme = choose_theme(encoding=sys.stdout.encoding or "ascii")
+        width = min(shutil.get_terminal_size().columns, 120)
+        shared = [name for name in views[0].metrics if all(name in view.metrics for view in views)]
+        for metric in ("", *shared[:3]):
+            for line in chart_of(views, names, metric, width, HEIGHT, theme):
+                print(painted(line, theme))
+            print()
     texts = [("", *names), ("state", *(run.state().word for run in runs))]
     texts += [
-        (clean(row.name, WIDEST), *(_text(value, row.better == place) for place, value in enumerate(row.values)))
+        (
+            clean(row.name, WIDEST),
+            *(figure(value) + " *" * (row.better == place) for place, value in enumerate(row.values)),
+        )
         for row in figures_of(views)
         if any(map(math.isfinite, row.values))
     ]
@@ -72,17 +81,6 @@ def facts_of(runs: Sequence[Run], views: Sequence[View]) -> dict[str, Any]:
     }
 
 
-def _print_charts(views: Sequence[View], names: Sequence[str]) -> None:
-    """The losses of batches over each other, then every metric that all runs have."""
-    theme = choose_theme(encoding=sys.stdout.encoding or "ascii")
-    width = min(shutil.get_terminal_size().columns, 120)
-    shared = [name for name in views[0].metrics if all(name in view.metrics for view in views)]
-    for metric in ("", *shared[:3]):
-        for line in chart_of(views, names, metric, width, HEIGHT, theme):
-            print(painted(line, theme))
-        print()
-
-
 def painted(line: Line, theme: Theme) -> str:
     """A line with the colours of a theme, as a terminal takes them."""
     parts = []
@@ -93,7 +91,3 @@ def painted(line: Line, theme: Theme) -> str:
         code = f"38;5;{colour}" if is_rich else f"3{colour}"
         parts.append(text if colour is None else f"\x1b[{code}m{text}\x1b[0m")
     return "".join(parts).rstrip()
-
-
-def _text(value: float, is_better: bool) -> str:
-    return figure(value) + (" *" if is_better else "")

@@ -35,12 +35,6 @@ def completion(options: argparse.Namespace) -> int:
         shtab: Any = importlib.import_module("shtab")
     except ImportError as error:
         raise ValueError(f"completion needs shtab: {how_to_install('completion')} ({error}).") from error
-    print(shtab.complete(_described_parser(), shell=options.shell, preamble=PREAMBLE))
-    return 0
-
-
-def _described_parser() -> argparse.ArgumentParser:
-    """The parser of the program, whose arguments name their values."""
     from ..dashboard.render.pages import VIEWS
     from ..dashboard.theme import NAMES
     from . import _parser
@@ -51,7 +45,8 @@ def _described_parser() -> argparse.ArgumentParser:
             action.complete = RUN
         elif action.dest in ("view", "theme"):
             action.choices = VIEWS if action.dest == "view" else NAMES
-    return parser
+    print(shtab.complete(parser, shell=options.shell, preamble=PREAMBLE))
+    return 0
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[Any]:

@@ -43,9 +43,14 @@ def findings() -> Iterator[tuple[str, str]]:
     reason = why_plain()
     yield "screen", f"plain lines here: {reason}" if reason else "the full screen works here"
     for name in PACKAGES:
-        yield name, _version(name)
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield name, "-"
     runs = runs_folder()
-    yield "runs", f"{len(runs_in(runs))} in {runs.absolute()}{'' if _is_writable(runs) else '; it cannot be written'}"
+    there = next(each for each in (runs.absolute(), *runs.absolute().parents) if each.exists())
+    note = "" if os.access(there, os.W_OK) else "; it cannot be written"
+    yield "runs", f"{len(runs_in(runs))} in {runs.absolute()}{note}"
 
 
 def _terminal() -> Iterator[tuple[str, str]]:
@@ -62,18 +67,3 @@ def _terminal() -> Iterator[tuple[str, str]]:
     has_curses = importlib.util.find_spec("_curses") is not None
     advice = ": pip install windows-curses" if sys.platform == "win32" else ""
     yield "curses", "there" if has_curses else f"not there{advice}"
-
-
-def _version(name: str) -> str:
-    """Version of an installed package, without importing it; "-" without it."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "-"
-
-
-def _is_writable(folder: Path) -> bool:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return os.access(folder, os.W_OK)

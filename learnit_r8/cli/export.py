@@ -15,8 +15,7 @@ from ..dashboard.export import write_csv
 from ..dashboard.text import clean
 from ..events import EpochDone, Event, MetricsLogged, StepsDone
 from ..events.codec import strict_json
-from ..journal.reader import Record
-from ..journal.run import Run, find_run, free_of_runs
+from ..journal.run import Record, Run, find_run, free_of_runs
 
 Row = dict[str, Any]
 

@@ -10,21 +10,31 @@ from typing import Any
 
 from ..checkpoint.durable_io import open_output
 from ..dashboard.event_text import describe
-from ..dashboard.text import clean, number
+from ..dashboard.text import clean, number, table_lines
 from ..events.codec import from_fields, strict_json
 from ..journal.run import UnreadableRun, find_run, free_of_runs
 from ..recovery.incidents.record import PARTS, BadRecord, export, numbers_in, read_record
-from .table import table_lines
 
 MOST_LOSSES, MOST_SAMPLES, MOST_LINES = 8, 16, 40
 
 
 def incidents(options: argparse.Namespace) -> int:
     """List the incidents of a run, show one, or write one as a file."""
-    folder, chosen = _folder_of(options.run), options.number
+    # The folder that holds the records: that of a run, or one of checkpoints.
+    has_records = options.run is not None and (Path(options.run) / "incidents").is_dir()
+    folder, chosen = Path(options.run) if has_records else find_run(options.run), options.number
     there = numbers_in(folder)
     if chosen is None and options.export is None:
-        _print_list(folder, there, as_json=options.json)
+        facts = facts_of(folder, there)
+        records = facts["incidents"]
+        if options.json:
+            print(strict_json(facts, non_finite=lambda value: None))
+        elif not records:
+            print(clean(f"no incident is recorded in {folder}"))
+        else:
+            rows = [_row(each) for each in records]
+            rows.insert(0, ("#", "step", "refused", "state", "what"))
+            print(*table_lines(rows, right=(0, 1, 2), widest=110), sep="\n")
         return 0
     if not there:
         raise UnreadableRun(f"run must have a recorded incident, got none in {str(folder)!r}.")
@@ -46,13 +56,6 @@ def incidents(options: argparse.Namespace) -> int:
     return 0
 
 
-def _folder_of(name: str | None) -> Path:
-    """The folder that holds the records: that of a run, or one of checkpoints."""
-    if name is not None and (Path(name) / "incidents").is_dir():
-        return Path(name)
-    return find_run(name)
-
-
 def facts_of(folder: Path, there: list[int] | None = None) -> dict[str, Any]:
     """The records of a folder for programs, the oldest first; of a damaged one, its number and the error."""
     records = []
@@ -64,30 +67,13 @@ def facts_of(folder: Path, there: list[int] | None = None) -> dict[str, Any]:
     return {"run": str(folder), "incidents": records}
 
 
-def _print_list(folder: Path, there: list[int], *, as_json: bool) -> None:
-    facts = facts_of(folder, there)
-    records = facts["incidents"]
-    if as_json:
-        print(strict_json(facts, non_finite=lambda value: None))
-    elif not records:
-        print(clean(f"no incident is recorded in {folder}"))
-    else:
-        rows = [_row(each) for each in records]
-        print(*table_lines([("#", "step", "refused", "state", "what"), *rows], right=(0, 1, 2), widest=110), sep="\n")
-
-
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     if "error" in record:
         return str(record["number"]), "", "", "unreadable", clean(record["error"], 110)
-    said = record["cause"] or record["diagnosis"] or _reason(record)
-    return (
-        str(record["number"]), f"{record['step']:,}", str(record["num_refused"]), record["state"], clean(said, 400),
-    )  # fmt: skip
-
-
-def _reason(record: dict[str, Any]) -> str:
     refusals = record["refusals"]
-    return str(refusals[0].get("verdict", "")) if refusals else "the weights were tested"
+    reason = str(refusals[0].get("verdict", "")) if refusals else "the weights were tested"
+    said = clean(record["cause"] or record["diagnosis"] or reason, 400)
+    return str(record["number"]), f"{record['step']:,}", str(record["num_refused"]), record["state"], said
 
 
 def _lines_of(record: dict[str, Any]) -> Iterator[str]:

@@ -1,21 +1,23 @@
-"""``learnit-r8 labels``: train a small network once, and write a page of the labels that look wrong."""
+"""``learnit-r8 labels``: train a small network on images or a table, and write a page of labels that look wrong."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..dashboard.text import clean
 from ..events.codec import strict_json
 from ..journal.run import free_of_runs
 from ..table.labels.suspects import Suspects
-from .label_data import LabelledData, read_images, read_table
 
 LARGE, EPOCHS, IMAGE_EPOCHS = 1000, 40, 12
 """Numbers of a sample from which it is an image for convolutions; epochs for other samples and for these."""
@@ -119,3 +121,122 @@ def _trained(data: LabelledData, options: argparse.Namespace, run: Path, torch: 
         print(file=sys.stderr)
     adapter.close()
     return r8.table
+
+
+SIDE = 32
+"""Pixels a side of the images in a folder, for the network."""
+
+MOST_VALUES = 50
+"""Most different texts in a column of a table that is used."""
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+
+
+class LabelledData(NamedTuple):
+    """A data set with one label a sample.
+
+    Attributes:
+        inputs: float32[N, ...].
+        labels: int64[N], classes.
+        classes: The names of the classes.
+        names: N names of samples; None for their numbers.
+        picture: Returns a picture of a sample for the page; None without.
+        describe: Returns a text about it; None without.
+    """
+
+    inputs: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    classes: list[str]
+    names: list[str] | None = None
+    picture: Callable[[int], Any] | None = None
+    describe: Callable[[int], str] | None = None
+
+
+def read_images(folder: Path) -> LabelledData:
+    """The images in a folder, in one folder for each label, as torchvision's ImageFolder takes them.
+
+    Raises:
+        ValueError: there are no two labels, or an image cannot be read.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ValueError("images need Pillow, which is not installed: pip install pillow.") from None
+    classes = sorted(each.name for each in folder.iterdir() if each.is_dir())
+    paths = [path for name in classes for path in sorted((folder / name).rglob("*")) if path.suffix.lower() in ENDINGS]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    classes = sorted({name.partition("/")[0] for name in names})
+    if len(classes) < 2:
+        raise ValueError(
+            f"source must be a folder with a folder of images for each of two labels or more, got {len(classes)} in "
+            f"{str(folder)!r}."
+        )
+
+    def picture(index: int, side: int = 64) -> NDArray[np.uint8]:
+        try:
+            with Image.open(paths[index]) as image:
+                return np.asarray(image.convert("RGB").resize((side, side)), np.uint8)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{names[index]} must be an image, got one that cannot be read: {error}.") from None
+
+    pixels = np.stack([picture(index, SIDE) for index in range(len(paths))])
+    labels = np.array([classes.index(name.partition("/")[0]) for name in names])
+    return LabelledData(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1, labels, classes, names, picture)
+
+
+def read_table(path: Path, column: str | None) -> LabelledData:
+    """A CSV file with a header: numbers are standardised, texts with up to 50 different values become one column each.
+
+    Missing numbers take the mean of their column.
+
+    Raises:
+        ValueError: the column of labels is none of the table's, or holds one label only, or hardly one twice; or no
+            other can be used.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.DictReader(file, restval="") if row]
+    longer = next((number for number, row in enumerate(rows, 1) if None in row), None)
+    if longer is not None:
+        raise ValueError(
+            f"{str(path)!r} must be a CSV file with the names of its columns first, got more values than names in its "
+            f"row {longer}."
+        )
+    if not rows or column not in rows[0]:
+        raise ValueError(
+            f"--label must be a column of {str(path)!r} ({', '.join(rows[0]) if rows else 'empty'}), got {column}."
+        )
+    classes = sorted({row[column] for row in rows})
+    parts = [_numbers([row[name] or "" for row in rows]) for name in rows[0] if name != column]
+    inputs = [part for part in parts if part is not None]
+    if len(classes) < 2 or not inputs:
+        raise ValueError(
+            f"{str(path)!r} must have two labels or more and a column to predict them from, got {len(classes)} and "
+            f"{len(inputs)}."
+        )
+    if 2 * len(classes) > len(rows):
+        raise ValueError(
+            f"--label must be a column whose labels each stand in several rows, got {len(classes):,} labels in "
+            f"{len(rows):,} rows of {column!r}: names and measured numbers are no labels."
+        )
+    labels = np.array([classes.index(row[column]) for row in rows])
+
+    def describe(index: int) -> str:
+        return ", ".join(f"{name} {value}" for name, value in rows[index].items() if name != column)
+
+    return LabelledData(np.concatenate(inputs, axis=1).astype(np.float32), labels, classes, describe=describe)
+
+
+def _numbers(texts: list[str]) -> NDArray[np.float64] | None:
+    """float64[N, K], a column as numbers of mean 0 and spread 1, or 0 and 1; None for texts of too many kinds."""
+    try:
+        values = np.array([float(text) if text.strip() else np.nan for text in texts])
+    except ValueError:
+        kinds = sorted(set(texts))
+        alike = np.array([[text == kind for kind in kinds] for text in texts], float)
+        return alike if len(kinds) <= MOST_VALUES else None
+    known = np.isfinite(values)
+    if not known.any():
+        return None
+    values = np.where(known, values, values[known].mean())
+    scaled: NDArray[np.float64] = ((values - values.mean()) / max(values.std(), 1e-9))[:, None]
+    return scaled

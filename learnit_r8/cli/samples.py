@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint.durable_io import open_output
 from ..dashboard.export import write_csv
-from ..dashboard.text import clean, number
+from ..dashboard.text import WIDEST, clean, number, table_lines
 from ..events.codec import strict_json
 from ..events.samples import count_text
 from ..journal.run import Run, UnreadableRun, find_run, free_of_runs
@@ -20,7 +20,6 @@ from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.labels.frame import MAP_COLUMNS, write_parquet
 from ..table.labels.overview import EVERYWHERE
 from ..table.labels.suspects import MIRROR, Suspects
-from .table import WIDEST, table_lines
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
 SUSPECT_COLUMNS: Sequence[str] = (*COLUMNS, "score", "why")
@@ -37,7 +36,11 @@ Rows = dict[str, list[Any]]
 def samples(options: argparse.Namespace) -> int:
     """Print the hardest samples or the suspects, of the newest file or of an epoch's."""
     run = Run(find_run(options.run))
-    epochs = kept_epochs(run) if options.epoch is None else [_kept_epoch(run, options.epoch - 1)]
+    epochs = sample_epochs(run.folder)
+    if options.epoch is not None and options.epoch - 1 not in epochs:
+        known = ", ".join(str(each + 1) for each in epochs) or "none"
+        raise UnreadableRun(f"--epoch must be one whose samples were kept ({known}), got {options.epoch}.")
+    epochs = epochs if options.epoch is None else [options.epoch - 1]
     columns, note = COLUMNS, ""
     is_of_suspects = options.suspects or options.places
     if not is_of_suspects and (options.others or options.precision is not None):
@@ -72,7 +75,12 @@ def _print(options: argparse.Namespace, run: Run, found: Samples, verdict: Suspe
     else:
         about = summary(verdict) if options.suspects or options.places else f"losses: {trust(found)}"
         print(f"{clean(run.name, WIDEST)}, epoch {found.epoch + 1}, step {found.step:,}; {about}")
-        print(*(place_lines(rows) if options.places else lines_of(rows)), sep="\n")
+        if options.places:
+            titles = ("#", "sample", "place", "label", "should be", "votes", "score")
+            texts = [[str(value) for value in values] for values in rows.values()]
+            print(*table_lines([titles, *zip(*texts, strict=True)], right=[0, 2, 5, 6]), sep="\n")
+        else:
+            print(*lines_of(rows), sep="\n")
         if note:
             print(f"\n{note}")
     return 0
@@ -96,13 +104,6 @@ def places_of(samples: Samples, verdict: Suspects, top: int | None) -> Rows:
         "votes": places.votes[:top].tolist(),
         "score": [round(score, 4) for score in places.score[:top].tolist()],
     }
-
-
-def place_lines(rows: Rows) -> Iterator[str]:
-    """The lines of a table of labels."""
-    titles = ("#", "sample", "place", "label", "should be", "votes", "score")
-    texts = [[str(value) for value in values] for values in rows.values()]
-    return table_lines([titles, *zip(*texts, strict=True)], right=[0, 2, 5, 6])
 
 
 def region_of(
@@ -147,26 +148,13 @@ def suspects_of(run: Run, epochs: Sequence[int], precision: float, others: Seque
     files = list(readable(run, epochs))
     if others:
         beside = (Run(find_run(other)) for other in others)
-        newest = [next(readable(other, kept_epochs(other)[::-1])) for other in beside]
+        newest = [next(readable(other, sample_epochs(other.folder)[::-1])) for other in beside]
         try:
             return FoundSuspects(files[-1], files[-1].suspects(precision, runs=newest), "")
         except ValueError as error:
             raise UnreadableRun(f"--with: {error}") from None
     verdict = files[-1].suspects(precision)
     return FoundSuspects(files[-1], verdict, more_before(files, verdict, precision))
-
-
-def kept_epochs(run: Run) -> list[int]:
-    """The epochs whose samples were kept, 0-based, oldest first."""
-    return sample_epochs(run.folder)
-
-
-def _kept_epoch(run: Run, epoch: int) -> int:
-    there = sample_epochs(run.folder)
-    if epoch not in there:
-        known = ", ".join(str(each + 1) for each in there) or "none"
-        raise UnreadableRun(f"--epoch must be one whose samples were kept ({known}), got {epoch + 1}.")
-    return epoch
 
 
 def readable(run: Run, epochs: Iterable[int]) -> Iterator[Samples]:

@@ -17,12 +17,11 @@ from ..dashboard.event_text import describe
 from ..dashboard.live import why_plain
 from ..dashboard.painter import Painter
 from ..dashboard.render.frame import render
-from ..dashboard.replay import Replay
 from ..dashboard.state.ui_state import UiState
 from ..dashboard.terminal.terminal_hooks import EndingSignals
 from ..dashboard.text import clean
 from ..dashboard.theme import Theme, choose_theme
-from ..dashboard.watch import Watch
+from ..dashboard.watch import Replay, Watch
 from ..events.codec import to_json
 from ..journal.run import UnreadableRun, find_run
 from .status import EXIT_CODES, line_of, print_facts

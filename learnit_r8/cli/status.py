@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .._validation import did_you_mean
-from ..dashboard.replay import view_of
 from ..dashboard.state.view import View
-from ..dashboard.text import clean, clock, number
+from ..dashboard.text import clean, clock, number, table_lines
+from ..dashboard.watch import view_of
 from ..events.codec import strict_json
 from ..events.steps import is_lower_better
-from ..journal.reader import read_json
 from ..journal.run import NO_RUNS, Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
-from .table import table_lines
+from ..journal.run_info import read_json
 
 EXIT_CODES = {
     "running": 0,
@@ -55,7 +54,13 @@ def ls(options: argparse.Namespace) -> int:
     if options.json:
         print(strict_json([listed(folder, options.sort) for folder in runs], non_finite=lambda value: None))
         return 0
-    rows = [(*_columns(folder), *_more(folder, options.sort)) for folder in runs]
+    rows = []
+    for folder in runs:
+        record = record_of(folder)
+        said = "; ".join(text for text in (record.get("notes", ""), record.get("tags", "")) if text)
+        best = _whole_view(folder).bests.get(options.sort) if options.sort else None
+        found = ("-", "-") if best is None else (number(best.value, 4), f"{best.step:,}")
+        rows.append((*_columns(folder), *(found if options.sort else ()), clean(said, 60)))
     header = (*HEADER, *([f"best {clean(options.sort, 30)}", "at step"] if options.sort else []), "notes")
     # Without any notes, no column for them.
     shown = len(header) if any(row[-1] for row in rows) else len(header) - 1
@@ -73,7 +78,13 @@ def chosen_runs(parent: Path, *, find: str | None, sort: str | None, top: int) -
     if not runs:
         raise UnreadableRun(NO_RUNS.format(str(parent)))
     if find:
-        runs, number_of_all = [run for run in runs if _mentions(run, find)], len(runs)
+        said = {}
+        for run in runs:
+            record = record_of(run)
+            # "lr=0.1" finds a value of config.
+            values = (f"{name.removeprefix('config.')}={text}" for name, text in record.items())
+            said[run] = "\n".join([run.name, *record.values(), *values]).lower()
+        runs, number_of_all = [run for run in runs if find.lower() in said[run]], len(runs)
         if not runs:
             raise UnreadableRun(
                 f"--find must be a text in the name, notes, tags or config of a run, got {find!r}, which none of the "
@@ -111,15 +122,6 @@ def _whole_view(folder: Path) -> View:
         return View()
 
 
-def _more(folder: Path, metric: str | None) -> tuple[str, ...]:
-    """Return the optional columns of a row, which follow those that every row has."""
-    record = record_of(folder)
-    said = "; ".join(text for text in (record.get("notes", ""), record.get("tags", "")) if text)
-    best = _whole_view(folder).bests.get(metric) if metric else None
-    found = () if not metric else ("-", "-") if best is None else (number(best.value, 4), f"{best.step:,}")
-    return (*found, clean(said, 60))
-
-
 def record_of(folder: Path) -> dict[str, str]:
     """What the user recorded of a run: notes, tags, config, and the git commit; as texts."""
     try:
@@ -129,17 +131,6 @@ def record_of(folder: Path) -> dict[str, str]:
     known = configuration if isinstance(configuration, dict) else {}
     wanted = {name: str(value) for name, value in known.items() if name in ("notes", "tags", "git")}
     return wanted | {name: str(value) for name, value in known.items() if name.startswith("config.")}
-
-
-def _mentions(folder: Path, wanted: str) -> bool:
-    """Whether the name of a run or its record has a text, in any case; "lr=0.1" finds a value of config."""
-    record = record_of(folder)
-    texts = [
-        folder.name,
-        *record.values(),
-        *(f"{name.removeprefix('config.')}={text}" for name, text in record.items()),
-    ]
-    return any(wanted.lower() in text.lower() for text in texts)
 
 
 def listed(folder: Path, metric: str | None = None) -> dict[str, Any]:

@@ -86,7 +86,8 @@ def _of_trouble(event: events.Event) -> EventText | None:
             return EventText(ALERT, f"the model holds a number that is not finite, in {event.array}")
         case events.LrCapped():
             share = " of yours" if event.is_share else ""
-            return EventText(WARN, f"learning rate held below {number(event.ceiling)}{share}: {event.reason}")
+            until = f", {event.until}" if event.until else ""
+            return EventText(WARN, f"learning rate held below {number(event.ceiling)}{share}: {event.reason}{until}")
         case events.GaveUp():
             kept = f" (diagnosis in {_file_name(event.bundle)})" if event.bundle else ""
             return EventText(ALERT, f"gave up{kept}: {event.text}")

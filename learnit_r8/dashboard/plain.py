@@ -79,7 +79,34 @@ class PlainLog:
                     total, seconds = event.total_steps, event.train_duration_seconds
                     self._run = dataclasses.replace(self._run, total_steps=total, train_duration_seconds=seconds)
                 return f"step {event.step}: {describe_end(event)}"
-        return _of_state(event)
+            case events.BatchRefused():
+                samples = f", samples {few(event.samples, 8)}" if event.samples else ""
+                rate = f"; lr {event.lr:.3g} -> {event.next_lr:.3g}" if math.isfinite(event.lr) else ""
+                return f"step {event.step}: loss {event.loss} refused{samples}{rate}"
+            case events.RolledBack():
+                return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
+            case events.SamplesReleased():
+                return f"step {event.step}: out of quarantine: samples {few(event.samples, 8)}"
+            case events.LrFound():
+                return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
+            case events.Notice():
+                return "" if event.is_warning else event.text
+            case events.BatchAbandoned():
+                return ""
+            case events.CheckpointSaved():
+                return f"step {event.step}: saved {event.path}"
+            case events.RunPaused():
+                return f"step {event.step}: paused{_because(event.reason)}"
+            case events.RunStopped():
+                return f"step {event.step}: {'ends early' if event.is_early else 'stopped'}{_because(event.reason)}"
+            case events.MetricsLogged():
+                values = "  ".join(f"{name} {value:.4g}" for name, value in event.named.items())
+                return f"step {event.at_step}: {values}"
+            case events.RunEnded():
+                return f"{end_of(event)} after {event.step} steps, {_clock(event.seconds)}"
+        said = describe(event)
+        is_shown = said is not None and (said.level != INFO or isinstance(event, _SHOWN))
+        return f"step {event.step}: {said.text}" if said is not None and is_shown else ""
 
     def _where(self, event: events.StepDone | events.EpochDone) -> str:
         run, epochs, steps = self._run, "", ""
@@ -93,39 +120,6 @@ class PlainLog:
 
 _SHOWN = (events.RunResumed, events.CheckpointLoaded, events.Probed)
 """Events that get a line though they are mere information."""
-
-
-def _of_state(event: events.Event) -> str:
-    """A line for an event that needs no other one; "" for mere information but that of a few kinds."""
-    match event:
-        case events.BatchRefused():
-            samples = f", samples {few(event.samples, 8)}" if event.samples else ""
-            rate = f"; lr {event.lr:.3g} -> {event.next_lr:.3g}" if math.isfinite(event.lr) else ""
-            return f"step {event.step}: loss {event.loss} refused{samples}{rate}"
-        case events.RolledBack():
-            return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
-        case events.SamplesReleased():
-            return f"step {event.step}: out of quarantine: samples {few(event.samples, 8)}"
-        case events.LrFound():
-            return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
-        case events.Notice():
-            return "" if event.is_warning else event.text
-        case events.BatchAbandoned():
-            return ""
-        case events.CheckpointSaved():
-            return f"step {event.step}: saved {event.path}"
-        case events.RunPaused():
-            return f"step {event.step}: paused{_because(event.reason)}"
-        case events.RunStopped():
-            return f"step {event.step}: {'ends early' if event.is_early else 'stopped'}{_because(event.reason)}"
-        case events.MetricsLogged():
-            values = "  ".join(f"{name} {value:.4g}" for name, value in event.named.items())
-            return f"step {event.at_step}: {values}"
-        case events.RunEnded():
-            return f"{end_of(event)} after {event.step} steps, {_clock(event.seconds)}"
-    said = describe(event)
-    is_shown = said is not None and (said.level != INFO or isinstance(event, _SHOWN))
-    return f"step {event.step}: {said.text}" if said is not None and is_shown else ""
 
 
 def _because(reason: str) -> str:

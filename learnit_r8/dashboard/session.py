@@ -87,7 +87,7 @@ class ScreenSession:
         self.view = View()
         self._requests, self._folder, self._ended = requests, folder, ended
         self._queue: deque[tuple[float, events.Event]] = deque(maxlen=MOST_QUEUED)
-        self._condenser = Condenser(self._enqueue)
+        self._condenser = Condenser(lambda event: self._queue.append((time.monotonic(), event)))
         self._anchor = (time.monotonic(), 0.0)
         self._lines: list[str] = []
         self._num_lines = self._num_read = 0
@@ -99,9 +99,6 @@ class ScreenSession:
     def hear(self, event: events.Event) -> None:
         """Queue an event; on the training thread."""
         self._condenser(event)
-
-    def _enqueue(self, event: events.Event) -> None:
-        self._queue.append((time.monotonic(), event))
 
     def open(self) -> None:
         """Take the terminal, on the main thread; calls ``ended`` where that fails."""

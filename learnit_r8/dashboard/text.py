@@ -6,7 +6,7 @@ import functools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 REPLACEMENT = "?"
@@ -272,3 +272,27 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         groups.setdefault(stem_of(name), []).append(name)
     return {stem: sorted(members, key=is_held_out) for stem, members in groups.items()}
+
+
+WIDEST = 60
+"""Cells of the widest column; longer texts are clipped."""
+
+
+def table_lines(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), widest: int = WIDEST) -> Iterator[str]:
+    """Rows of cleaned texts, equally many each, as lines.
+
+    Args:
+        rows: The texts.
+        right: Places of the columns that end at the same place, such as numbers; the others begin at the same place.
+        widest: Most cells of a column.
+
+    >>> list(table_lines([("name", "loss"), ("cat.png", "0.5")], right=[1]))
+    ['name     loss', 'cat.png   0.5']
+    """
+    widths = [min(widest, max(map(width_of, column))) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            " " * (width - width_of(text)) + clip(text, width) if place in right else fit(text, width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()

@@ -209,7 +209,9 @@ def choose_theme(
     if name not in _PALETTES:
         raise ValueError(f"theme must be one of {NAMES}, got {name!r}.")
     kinds = {"braille": BRAILLE, "blocks": BLOCKS, "ascii": ASCII}
-    chosen = glyphs or environ.get("R8_GLYPHS") or _glyphs(environ, encoding)
+    is_unicode = encoding.lower().replace("-", "").replace("_", "") in ("utf8", "utf16", "utf16le")
+    usual = ("blocks" if environ.get("TERM") == "linux" else "braille") if is_unicode else "ascii"
+    chosen = glyphs or environ.get("R8_GLYPHS") or usual
     if chosen not in kinds:
         raise ValueError(f"glyphs must be one of {tuple(kinds)}, got {chosen!r}.")
     return _named(name if num_colours else "mono", kinds[chosen], num_colours)
@@ -238,9 +240,3 @@ def _num_colours(environ: Mapping[str, str]) -> int:
     if term in ("", "dumb", "unknown") or term.endswith("-m") or term.startswith(("vt1", "vt2")):
         return 256 if environ.get("WT_SESSION") else 0
     return 256 if many else 8
-
-
-def _glyphs(environ: Mapping[str, str], encoding: str) -> str:
-    if encoding.lower().replace("-", "").replace("_", "") not in ("utf8", "utf16", "utf16le"):
-        return "ascii"
-    return "blocks" if environ.get("TERM") == "linux" else "braille"

@@ -218,7 +218,7 @@ def learn(run: Engine, ticket: Ticket, judged: Fields) -> Tally | None:
     tally.num_good += 1
     tally.total += reported
     tally.samples += len(ticket.indices)
-    run.controller.accepted(reported, ticket, lr, suspicion)
+    run.controller.accepted(reported, ticket, lr, suspicion, run.rates.own)
     if pace.budget.steps is None:
         pace.begin_break()
     if not (pace.step + pace.left_out) % run.plan.steps_per_pass:

@@ -113,14 +113,16 @@ class LrCapped(Event):
     """The learning rate stays below a ceiling until `LrRestored`.
 
     Attributes:
-        ceiling: The highest rate allowed; it rises again slowly.
+        ceiling: The highest rate allowed.
         reason: The guard's verdict.
         is_share: Whether the ceiling is a share of the user's own rate.
+        until: Until when it holds, in words.
     """
 
     ceiling: float
     reason: str
     is_share: bool = False
+    until: str = ""
 
 
 @dataclass(frozen=True)

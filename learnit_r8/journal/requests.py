@@ -140,7 +140,18 @@ class RequestFolder:
                 self._taker.refuse(f"the request in {name!r} is ignored: {error}")
             else:
                 if asked is not None:
-                    self._carry_out(asked)
+                    taker, source = self._taker, "by learnit-r8 ask"
+                    match asked.kind:
+                        case "cool-down":
+                            taker.cool_down(asked.span, source)
+                        case "pause":
+                            taker.pause(source)
+                        case "unpause":
+                            taker.resume()
+                        case "save":
+                            taker.save()
+                        case "stop":
+                            taker.stop(source)
             with contextlib.suppress(OSError):
                 os.unlink(self._folder / name)
 
@@ -165,20 +176,6 @@ class RequestFolder:
             return None
         span = about.get("span")
         return Asked(about["ask"], None if span is None else _checked(span))
-
-    def _carry_out(self, asked: Asked) -> None:
-        taker, source = self._taker, "by learnit-r8 ask"
-        match asked.kind:
-            case "cool-down":
-                taker.cool_down(asked.span, source)
-            case "pause":
-                taker.pause(source)
-            case "unpause":
-                taker.resume()
-            case "save":
-                taker.save()
-            case "stop":
-                taker.stop(source)
 
 
 def _checked(span: Any) -> Span:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ from ..events.codec import strict_json
 
 FORMAT = 1
 MOST_SESSIONS = 100
+MOST_JSON_BYTES = 2**22
 MOST_GIT_LINKS, MOST_GIT_BYTES = 5, 4096
 """Refs of git that refer to each other, and bytes of a line in its files, that are read."""
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -49,10 +51,6 @@ def is_gone(process: Mapping[str, Any]) -> bool | None:
         return None
     if here["process_started"] is not None:
         return _started(str(pid)) != process.get("process_started")
-    return _is_gone_by_signal(pid)
-
-
-def _is_gone_by_signal(pid: int) -> bool | None:
     # On Windows os.kill would end the process.
     if os.name != "posix":
         return None
@@ -105,10 +103,28 @@ def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wa
     replace(folder / "run.json", strict_json(about, indent=1).encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no regular file, holds no JSON object, or is too large.
+    """
+    with open_regular(path) as file:
+        content = file.read(MOST_JSON_BYTES + 1)
+    if len(content) > MOST_JSON_BYTES:
+        raise ValueError(f"{path.name} must have at most {MOST_JSON_BYTES} bytes, got more.")
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{path.name} must be nested less deeply, got JSON beyond the limit.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} must hold a JSON object, got {str(value)[:40]!r}.")
+    return value
+
+
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
     """The processes in a run.json; none if it cannot be read."""
-    from .reader import read_json
-
     try:
         sessions = read_json(folder / "run.json").get("sessions")
     except (OSError, ValueError):

@@ -154,8 +154,10 @@ def more_before(files: Iterable[Samples], verdict: Suspects, precision: float = 
 
 def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
     """Copies of the losses and uses in a table; a million samples take some 10 ms."""
-    storage = table.storage
-    group = [] if storage.group_labels is None else ["group"]
+    storage, labels = table.storage, table.storage.group_labels
+    # As JSON can hold them.
+    known = [] if labels is None or len(labels) > MOST_LABELS else labels.tolist()
+    group = [] if labels is None else ["group"]
     return Samples(
         epoch=epoch,
         step=step,
@@ -163,28 +165,12 @@ def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
         is_exact=storage.part_size == EXACT,
         untrained_loss=storage.untrained_loss,
         names={},
-        group_labels=_plain_labels(storage.group_labels),
+        group_labels=tuple(one if isinstance(one, int) else str(one)[:200] for one in known),
         evidence=table.read_evidence(),
         is_weighed=storage.is_weighed,
         sample_ids=storage.sample_ids,
         **table.read(*_FIELDS, *group),
     )
-
-
-def _names_of(samples: Samples) -> dict[int, str]:
-    """Names of the samples with the highest losses."""
-    ids = samples.sample_ids
-    if ids is None:
-        return samples.names
-    named = np.union1d(top(samples.loss, NUM_NAMES), top(samples.mean, NUM_NAMES))
-    return {index: str(ids[index])[:200] for index in named.tolist()}
-
-
-def _plain_labels(labels: NDArray[Any] | None) -> tuple[Any, ...]:
-    """Labels of groups as JSON can hold them."""
-    if labels is None or len(labels) > MOST_LABELS:
-        return ()
-    return tuple(one if isinstance(one, int) else str(one)[:200] for one in labels.tolist())
 
 
 def write_samples(folder: Path, pending: Sequence[Samples]) -> None:
@@ -205,6 +191,11 @@ def write_samples(folder: Path, pending: Sequence[Samples]) -> None:
 
 
 def _write(folder: Path, samples: Samples) -> None:
+    names = samples.names
+    if samples.sample_ids is not None:
+        # Of the samples with the highest losses only.
+        named = np.union1d(top(samples.loss, NUM_NAMES), top(samples.mean, NUM_NAMES))
+        names = {index: str(samples.sample_ids[index])[:200] for index in named.tolist()}
     about = {
         "format": 1,
         "epoch": samples.epoch,
@@ -213,7 +204,7 @@ def _write(folder: Path, samples: Samples) -> None:
         "is_exact": samples.is_exact,
         "untrained_loss": samples.untrained_loss,
         "is_weighed": samples.is_weighed,
-        "names": _names_of(samples),
+        "names": names,
         "group_labels": samples.group_labels,
     }
     arrays = {name: getattr(samples, name).astype(dtype, copy=False) for name, dtype in _FIELDS.items()}
@@ -267,6 +258,7 @@ def read_samples(folder: Path, epoch: int) -> Samples:
             about = json.loads(arrays.pop("about").astype(np.uint8).tobytes())
             names = {int(index): str(name)[:200] for index, name in dict(about["names"]).items()}
             untrained = about["untrained_loss"]
+            labels = about["group_labels"]
             return Samples(
                 epoch=epoch,
                 step=int(about["step"]),
@@ -274,17 +266,13 @@ def read_samples(folder: Path, epoch: int) -> Samples:
                 is_exact=about["is_exact"] is True,
                 untrained_loss=math.nan if untrained is None else float(untrained),
                 names=names,
-                group_labels=_read_labels(about["group_labels"]),
+                group_labels=tuple(one if type(one) is int else str(one)[:200] for one in list(labels)[:MOST_LABELS]),
                 is_weighed=about.get("is_weighed") is True,
                 **_fields(arrays),
             )
         except Exception as error:
             # Whatever a parser raises, it is a bad file.
             raise ValueError(f"{path.name} must be a whole samples file, got {str(error)[:200]!r}.") from None
-
-
-def _read_labels(labels: Any) -> tuple[Any, ...]:
-    return tuple(one if type(one) is int else str(one)[:200] for one in list(labels)[:MOST_LABELS])
 
 
 def _fields(arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:

@@ -15,21 +15,33 @@ import threading
 import time
 import traceback
 import weakref
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ..checkpoint.durable_io import open_output
-from ..events import Alive, EpochDone, Event, MachineLoad, ProcessLeft, RunEnded, RunStarted, StepsDone
+from ..events import (
+    Alive,
+    EpochDone,
+    Event,
+    MachineLoad,
+    MetricsLogged,
+    Notice,
+    ProcessLeft,
+    RunEnded,
+    RunStarted,
+    SamplesSurveyed,
+    StepsDone,
+)
 from ..events.caller import warn
 from ..events.codec import strict_json, to_json
+from ..events.condenser import merged
 from ..events.system import Load
 from ..events.threaded_listener import ThreadedListener
-from .reader import SCHEMA
 from .requests import RequestFolder, Taker
+from .run import SCHEMA
 from .run_info import is_gone, read_sessions, write_about
 from .samples import Samples, write_samples
-from .summary import Summary
 
 SECONDS_BETWEEN_WRITES = 0.25
 SECONDS_BETWEEN_HEARTBEATS = 10.0
@@ -215,27 +227,29 @@ class Journal(ThreadedListener):
             self._requests.look()
         self._sum_up(waiting)
         if now >= self._load_due and not self._is_closed:
-            self._note_load(now)
+            load = Load() if self._machine is None else self._machine()
+            self._load_due = now + (FIRST_LOAD_SECONDS if math.isnan(load.cpu) else SECONDS_BETWEEN_LOADS)
+            if load.is_known:
+                self._add(MachineLoad(*self._position, **load._asdict()))
+            elif math.isnan(load.total):
+                # Nothing here can tell it.
+                self._load_due = math.inf
         if now - self._last_written >= SECONDS_BETWEEN_HEARTBEATS:
             self._add(Alive(*self._position))
         if now < self._retry:
             return
         try:
             self._write_lines()
-            self._write_samples()
+            began = self._clock()
+            with self._lock:
+                pending, self._pending_samples = self._pending_samples, []
+            if pending:
+                write_samples(self.folder, pending)
+                self._samples_due += SAMPLES_PAUSE * (self._clock() - began)
         except OSError as error:
             is_gone = isinstance(error, FileNotFoundError)
             self._trouble = "it was deleted or moved away during the run" if is_gone else str(error)
             self._retry = now + SECONDS_BETWEEN_TRIES
-
-    def _note_load(self, now: float) -> None:
-        load = Load() if self._machine is None else self._machine()
-        self._load_due = now + (FIRST_LOAD_SECONDS if math.isnan(load.cpu) else SECONDS_BETWEEN_LOADS)
-        if load.is_known:
-            self._add(MachineLoad(*self._position, **load._asdict()))
-        elif math.isnan(load.total):
-            # Nothing here can tell it.
-            self._load_due = math.inf
 
     def _sum_up(self, waiting: deque[Event]) -> None:
         """Turn waiting events into lines, of which memory holds at most `MOST_WAITING`."""
@@ -264,14 +278,6 @@ class Journal(ThreadedListener):
         except OSError:
             self.num_lost += len(lines)
             raise
-
-    def _write_samples(self) -> None:
-        began = self._clock()
-        with self._lock:
-            pending, self._pending_samples = self._pending_samples, []
-        if pending:
-            write_samples(self.folder, pending)
-            self._samples_due += SAMPLES_PAUSE * (self._clock() - began)
 
     def close(self, error: BaseException | None = None) -> None:
         """Write the rest and stop the thread; later events are written at once. Safe to call twice.
@@ -330,3 +336,94 @@ def _reason(error: BaseException | None) -> str:
     if not isinstance(error, Exception):
         return ""
     return traceback.format_exception_only(type(error), error)[-1].strip()[:500]
+
+
+STEPS_PER_SECOND = 1.5
+STEPS_AT_FIRST = 2400
+"""Records of steps beyond that limit at the start: all of the first ten minutes, at four a second."""
+SURVEYS_PER_SECOND = 1 / 30
+SURVEYS_AT_FIRST = 100
+SECONDS_BETWEEN_SURVEYS = 30.0
+"""Least time between two surveys within an epoch."""
+MOST_OF_A_KIND = 64
+"""Most events of another kind kept in one window; a loop that logs at every step must not fill the disk."""
+
+
+class Summary:
+    """Selects and merges the events to write.
+
+    Args:
+        now: Seconds, monotonic.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._last = now
+        self._steps_left, self._surveys_left = float(STEPS_AT_FIRST), float(SURVEYS_AT_FIRST)
+        self._survey_due = now
+        self._steps: list[StepsDone] = []
+        self._survey: SamplesSurveyed | None = None
+
+    def take(self, happened: Iterable[Event], now: float) -> list[Event]:
+        """The events to write of one window.
+
+        They keep their order within the limits. Beyond, steps are merged across other events, and come after them.
+
+        Args:
+            happened: The events in order; steps are `StepsDone`.
+            now: Seconds, monotonic.
+        """
+        passed, self._last = now - self._last, now
+        self._steps_left = min(STEPS_AT_FIRST, self._steps_left + STEPS_PER_SECOND * passed)
+        self._surveys_left = min(SURVEYS_AT_FIRST, self._surveys_left + SURVEYS_PER_SECOND * passed)
+        kept: list[Event] = []
+        counts = Counter[type[Event]]()
+        for event in happened:
+            if isinstance(event, StepsDone):
+                self._steps.append(event)
+                self._keep_steps(kept, spare=1)
+            elif isinstance(event, SamplesSurveyed):
+                self._survey = event
+            else:
+                counts[type(event)] += 1
+                if counts[type(event)] <= MOST_OF_A_KIND:
+                    kept.append(event)
+            survey = self._survey
+            if survey is not None and self._surveys_left >= 1 and (survey.epoch_ended or now >= self._survey_due):
+                self._surveys_left -= 1
+                self._survey_due = now + SECONDS_BETWEEN_SURVEYS
+                kept.append(survey)
+                self._survey = None
+        self._keep_steps(kept, spare=0)
+        kept += _left_out(counts, kept)
+        return kept
+
+    def rest(self) -> list[Event]:
+        """The events that still wait."""
+        kept: list[Event] = [] if self._survey is None else [self._survey]
+        if self._steps:
+            kept.append(merged(self._steps))
+        self._survey, self._steps = None, []
+        return kept
+
+    def _keep_steps(self, kept: list[Event], *, spare: int) -> None:
+        if self._steps and self._steps_left >= 1 + spare:
+            self._steps_left -= 1
+            kept.append(merged(self._steps))
+            self._steps.clear()
+        elif len(self._steps) > 1:
+            self._steps = [merged(self._steps)]
+
+
+def _left_out(counts: Counter[type[Event]], kept: list[Event]) -> list[Event]:
+    """A notice for every kind with too many events in a window."""
+    return [
+        Notice(
+            kept[-1].step,
+            kept[-1].seconds,
+            f"{count - MOST_OF_A_KIND} of {count} {kind.__name__} at once are not in the journal"
+            + ("; log less often than at every step." if kind is MetricsLogged else "."),
+            is_warning=False,
+        )
+        for kind, count in counts.items()
+        if count > MOST_OF_A_KIND
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import math
 import traceback
 from collections import deque
@@ -179,3 +180,27 @@ def alert_of(event: events.Event) -> tuple[str, str] | None:
             how = "stopped" if not event.finished else "finished" if event.early is None else "finished early"
             return how, f"{how} after {event.step} steps, {event.seconds:.0f} s"
     return None
+
+
+def import_needed(module: str, package: str, what: str) -> Any:
+    """Import a module.
+
+    Raises:
+        ImportError: it is not installed; the message says which package has it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{package} is required for {what}: pip install {package} ({error}).") from error
+
+
+def summary_writer(what: str) -> Any:
+    """The class that writes for TensorBoard: that of tensorboardX, else that of torch.
+
+    Raises:
+        ImportError: neither is installed.
+    """
+    try:
+        return importlib.import_module("tensorboardX").SummaryWriter
+    except ImportError:
+        return import_needed("torch.utils.tensorboard", "tensorboardX", what).SummaryWriter

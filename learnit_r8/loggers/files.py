@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,15 @@ class _File(Logger):
         self.finish()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file() and step:
-            _keep_lines(self.path, lambda line: self._step_of(line) <= step)
+            # A line cut short by a kill goes, too.
+            kept = []
+            with open_regular(self.path) as file:
+                text = file.read().decode()
+            for line in text.splitlines(keepends=True):
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    if line.endswith("\n") and self._step_of(line) <= step:
+                        kept.append(line)
+            replace(self.path, "".join(kept).encode())
         elif self.path.is_file() and self.path.stat().st_size:
             names = numbered(self.path.with_suffix(""), self.path.suffix)
             self.path.replace(make_first_free(names, lambda path: os.close(open_output(path, "x"))))
@@ -112,17 +120,3 @@ class CsvFile(_File):
 def _cell(name: str) -> str:
     """Return a name in a form that no spreadsheet takes for a formula."""
     return "'" + name if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
-
-
-def _keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
-    """Rewrite a file with some of its lines; a line cut short by a kill goes."""
-    kept = []
-    with open_regular(path) as file:
-        text = file.read().decode()
-    for line in text.splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and wanted(line):
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    replace(path, "".join(kept).encode())

@@ -7,8 +7,7 @@ import time
 from typing import Any
 
 from .. import events
-from .background import Logger, alert_of, numbers_of
-from .libraries import import_needed
+from .background import Logger, alert_of, import_needed, numbers_of
 
 LONGEST_VALUE = 500
 

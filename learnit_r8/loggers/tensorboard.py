@@ -6,8 +6,7 @@ import os
 from typing import Any
 
 from .. import events
-from .background import Logger, alert_of, numbers_of
-from .libraries import summary_writer
+from .background import Logger, alert_of, numbers_of, summary_writer
 
 
 class TensorBoard(Logger):

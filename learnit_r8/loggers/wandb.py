@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import events
-from .background import Logger, alert_of, numbers_of
-from .libraries import import_needed
+from .background import Logger, alert_of, import_needed, numbers_of
 
 LIBRARIES = ("wandb", "trackio")
 LEVELS = {"incident": "WARN", "cause": "WARN", "diverged": "ERROR"}

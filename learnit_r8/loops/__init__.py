@@ -6,14 +6,10 @@
 """
 
 from ..triggers import Elapsed, after, always, at, every, never
-from .bars import keras_bar
-from .checkpoints import checkpoint, load_state, save_state
-from .elapsed_data import elapse
-from .history import History
-from .log_entries import Logs, logs
-from .loggers import wandb
-from .patience import early_stopping
-from .period import Period
+from .bars import keras_bar, wandb
+from .checkpoints import checkpoint, early_stopping, load_state, save_state
+from .elapsed_data import Period, elapse
+from .log_entries import History, Logs, logs
 from .run import loop
 from .scheduled_data import Drawn, report_to, scheduled
 from .state import LoopState

@@ -1,4 +1,4 @@
-"""Progress bars: one line that says how far a loop has come and what its metrics are."""
+"""Progress bars, one line that says how far a loop has come and what its metrics are; and the logger for wandb."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
+from ..loggers.background import import_needed
 from ..streams.event import as_scalar
 from ..triggers import Elapsed
-from .period import Period, as_period
+from .elapsed_data import Period, as_period
 from .state import LoopState
 
 SHOWN = ("metrics", "stateful_metrics", "losses")
@@ -152,3 +153,38 @@ class keras_bar:
         else:
             self._file().write(line + "\n")
         self._file().flush()
+
+
+class wandb:
+    """Send metrics, stateful metrics and losses of each step to Weights & Biases.
+
+    Args:
+        run: Your own run, which stays open; by default the loop starts and finishes one.
+        **options: For ``wandb.init``.
+
+    Raises:
+        ImportError: wandb is not installed.
+    """
+
+    def __init__(self, run: Any = None, **options: Any) -> None:
+        self._wandb: Any = None if run is not None else import_needed("wandb", "wandb", "wandb()")
+        self._given, self._options = run, options
+        self._run: Any = run
+
+    def on_start(self) -> None:
+        """Begin a run, unless one was given."""
+        if self._given is None:
+            self._run = self._wandb.init(**self._options)
+
+    def on_step(self, loop_state: LoopState) -> None:
+        """Send what this step has logged."""
+        values = shown_values(loop_state.logs)
+        if values:
+            self._run.log(values, step=loop_state.elapsed.steps)
+
+    def on_end(self, loop_state: LoopState) -> None:
+        """Send the remaining logs, and finish the run if this logger has started it."""
+        self.on_step(loop_state)
+        if self._given is None and self._run is not None:
+            self._run.finish()
+            self._run = None

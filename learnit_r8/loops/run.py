@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 
 from ..triggers import Condition, Elapsed, as_trigger
 from ..triggers.when import Every
-from .elapsed_data import StopRule, batch_size, opened
-from .history import History
-from .inject import Call, inject
-from .period import as_stop
-from .state import LoopState
+from .elapsed_data import StopRule, as_stop, batch_size, opened
+from .log_entries import History
+from .state import Call, LoopState, inject
 
 _depth: contextvars.ContextVar[int] = contextvars.ContextVar("depth", default=0)
 

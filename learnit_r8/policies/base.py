@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ..table.labels.margin_limit import MarginLimit
     from ..table.labels.suspicion import Suspicion
-
 
 Order = NDArray[np.int64]
 Kept = tuple[NDArray[np.bool_], NDArray[np.float32] | None]
@@ -136,3 +136,47 @@ class Policy:
             int64[C], a permutation of ``range(C)``: positions in ``chunk``, in drawing order.
         """
         return np.arange(len(chunk.indices))
+
+
+@dataclass(frozen=True)
+class Around(Policy):
+    """Wraps another policy and passes everything to it; subclasses change a part of that.
+
+    Args:
+        inner: The policy to wrap.
+
+    Raises:
+        TypeError: ``inner`` is not a policy.
+    """
+
+    inner: Policy
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, Policy):
+            raise TypeError(f"inner must be a Policy, got {self.inner!r}.")
+
+    @property
+    def selects(self) -> bool:
+        return self.inner.selects
+
+    @property
+    def weighs(self) -> bool:  # type: ignore[override]
+        return self.inner.weighs
+
+    @property
+    def needs_exact(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_exact
+
+    @property
+    def needs_groups(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_groups
+
+    @property
+    def uses_groups(self) -> bool:  # type: ignore[override]
+        return self.inner.uses_groups
+
+    def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
+        return self.inner.select(chunk, context, rng)
+
+    def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
+        return self.inner.arrange(chunk, batch_size, rng)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .._validation import is_number
-from .around import Around
 from .balanced import Balanced
-from .base import Candidates, Context, Kept, Policy
+from .base import Around, Candidates, Context, Kept, Policy
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._validation import is_number, whole_number
-from .around import Around
-from .base import Candidates, Order, Policy
+from .base import Around, Candidates, Order, Policy
 from .radix import keys_of, order_of
 from .ranking import fill_in
 from .shuffle import Shuffle

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from .._validation import check_choice
-from .around import Around
 from .balanced import Balanced, Quartile
-from .base import Candidates, Context, Kept, Order, Policy
+from .base import Around, Candidates, Context, Kept, Order, Policy
 from .even_groups import EvenGroups
 from .focus import Focus
 from .match_mean import MatchMean

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     from .incidents.recorder import FlightRecorder
     from .persistence import Persistence
 
+STANDS_STILL = (
+    "after {:,} updates, {:,} of them since your rate reached its highest ({:.3g}), the losses are less than 3 % below "
+    "that of the untrained model: unless that is expected, the rate may be too high or too low, or units may be dead. "
+    "Nothing was tested, and nothing changed."
+)
+
 MANY_TRANSIENT = 3
 """Transient faults from which the device is named."""
 
@@ -140,7 +146,9 @@ class RecoveryController:
         """Whether one of the first losses is so high that its batch is left out."""
         return self._first_steps.suspicion(loss) > FAR
 
-    def accepted(self, loss: float, ticket: Ticket, scheduled_lr: float, suspicion: float) -> None:
+    def accepted(
+        self, loss: float, ticket: Ticket, scheduled_lr: float, suspicion: float, own_rate: float | None = None
+    ) -> None:
         """Note a loss that was learned from.
 
         Args:
@@ -148,6 +156,7 @@ class RecoveryController:
             ticket: Its batch.
             scheduled_lr: The scheduled rate.
             suspicion: How close the guard is to refusing; NaN if it was not asked, as at most updates.
+            own_rate: As for `refused`.
         """
         if self.quarantine.is_watching:
             self.quarantine.cleared(ticket.indices)
@@ -167,6 +176,11 @@ class RecoveryController:
             self._note_good(scheduled_lr)
         if not lineage.updates & LOOK_MASK:
             self._look(loss, is_calm=not suspicion >= 2 * MOST_SUSPICION)
+            if self._watches_level and own_rate is not None:
+                progress.note_rate(own_rate, lineage.updates)
+                if progress.stands_since_peak(lineage.updates) and not (self.limit.is_on or self.is_open):
+                    since, peak = lineage.updates - progress.peak_at, progress.peak
+                    self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
         if self.is_early:
             self._first_steps.note(ticket, loss)
             self.is_look_due = self.is_look_due or self._first_steps.is_measuring
@@ -175,7 +189,7 @@ class RecoveryController:
         """Draw the conclusions from a good loss after others were refused."""
         lineage = self.lineage
         self._refusals.good(gains=lineage.gains())
-        if self.limit.is_on and self.limit.accepted(scheduled_lr):
+        if self.limit.is_on and self.limit.accepted(scheduled_lr, self._announcer.where()[0] + 1):
             self._announcer.tell(events.LrRestored)
         if not self.is_open and not lineage.is_on_trial:
             incident = self._incidents.current
@@ -351,7 +365,10 @@ class RecoveryController:
         times = "once" if num_restored == 1 else f"{num_restored} times"
         parts = [f"model restored {times}"] if num_restored else []
         if ceiling < math.inf:
-            parts.append(f"learning rate at most {self.limit.ceiling_text}, as a higher one damaged healthy weights")
+            held = f"learning rate at most {self.limit.ceiling_text} since step {self.limit.since:,}"
+            parts.append(f"{held}, as a higher one damaged healthy weights, {self.limit.until_text()}")
+        elif self.limit.past:
+            parts.append(self.limit.past)
         if num_transient := self._incidents.num_transient:
             parts.append(f"{num_transient} transient faults, finite when computed once more")
         if len(self._table.quarantined):

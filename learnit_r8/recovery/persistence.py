@@ -229,7 +229,7 @@ class Persistence:
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
                 # Before it is written, as an interrupted call that has written it does not write it again.
                 saved(step)
-                self.saver.attempt(lambda: self._write(get_state(), in_background=not run_ended), step)
+                self.saver.attempt(lambda: self._write(self._agreed(get_state), in_background=not run_ended), step)
                 if run_ended and self.saver.has_saved(step):
                     self.generations.clear()
         except Exception:
@@ -285,6 +285,22 @@ class Persistence:
         assert saved is not None
         return saved
 
+    def _agreed(self, get_state: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The scheduler's state; where a rank has no memory for it, no rank begins to write.
+
+        Raises:
+            MemoryError: there is none on some rank.
+        """
+        state, shortage = None, ""
+        try:
+            state = get_state()
+        except MemoryError as error:
+            shortage = str(error) or "there is no memory for a copy of the scheduler's state"
+        shortage = self.agreement.agree(shortage)
+        if state is None or shortage:
+            raise MemoryError(shortage)
+        return state
+
     def _write(self, state: dict[str, Any], *, in_background: bool = False) -> Checkpoint | BackgroundWrite:
         assert self.store is not None
         write_model = None
@@ -310,7 +326,7 @@ class Persistence:
         if self.saver is None:
             self._announcer.note_once("no folder", "no checkpoint was saved: neither checkpoint_dir nor save_callback.")
         elif again or not self.saver.has_saved(step):
-            self.saver.attempt(lambda: self._write(get_state()), step)
+            self.saver.attempt(lambda: self._write(self._agreed(get_state)), step)
         if self.saver is not None and self.saver.has_saved(step):
             self.generations.clear()
 

@@ -44,6 +44,10 @@ FAR_ABOVE, MOST_OF_RECORD = 1.5, 10.0
 """Times the loss of the untrained model from which the median of `FIRST` losses is looked into, and most of that loss
 as a multiple of the first batch's, which may be an easy one."""
 
+STANDSTILL, LEAST_GAIN = 64, 0.03
+"""Updates since the rate was highest from which the least progress is expected, and that as a share of the loss of the
+untrained model."""
+
 JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
 
@@ -61,6 +65,7 @@ class Progress:
         untrained: Loss of the untrained model: of its first batch, or the second lowest of the first losses, which at
             far too high rates are those of ruined weights; NaN while it is unknown.
         first: The first losses of the run.
+        peak, peak_at: The highest rate of the user's own so far, and the updates then.
     """
 
     def __init__(self) -> None:
@@ -68,6 +73,7 @@ class Progress:
         self.reported: deque[float] = deque(maxlen=64)
         self.start = self.untrained = math.nan
         self.first: list[float] = []
+        self.peak, self.peak_at = 0.0, 0
         self._gap, self._wait_until, self._look_wait, self._above_from = 1, 0, 0, 0
 
     @classmethod
@@ -184,6 +190,17 @@ class Progress:
         least = min(self.untrained, float(np.median(self.first[:FIRST]))) - self.level_noise
         return stands and level > least and spread_of(last) > WILD_SPREAD * self.start
 
+    def note_rate(self, rate: float, updates: int) -> None:
+        """Take a rate of the user's own, of which the highest counts."""
+        if rate > self.peak:
+            self.peak, self.peak_at = rate, updates
+
+    def stands_since_peak(self, updates: int) -> bool:
+        """Whether there is next to no progress, though the user's rate has reached its highest some time ago."""
+        if updates % LOOK_EVERY or updates < self.peak_at + STANDSTILL or not (self.peak and self.untrained > 0):
+            return False
+        return self.level > (1 - LEAST_GAIN) * self.untrained
+
     def is_above_untrained(self, updates: int) -> bool:
         """Whether the last losses are far above those of the untrained model, and not looked into yet."""
         if updates < self._above_from or not self.untrained > 0 or len(self.recent) < FIRST:
@@ -213,6 +230,7 @@ class Progress:
             "recent": list(self.recent), "reported": list(self.reported), "first": list(self.first),
             "start": None if math.isnan(self.start) else self.start,
             "untrained": None if math.isnan(self.untrained) else self.untrained, "gap": self._gap,
+            "peak": [self.peak, self.peak_at],
             "wait": [self._wait_until, self._look_wait], "above_from": self._above_from,
         }  # fmt: skip
 
@@ -227,4 +245,5 @@ class Progress:
         self.untrained = self.start if untrained is None else untrained
         self._gap = state["gap"]
         self._wait_until, self._look_wait = state["wait"]
+        self.peak, self.peak_at = state.get("peak", (0.0, 0))
         self._above_from = state.get("above_from", 0)

@@ -61,8 +61,14 @@ def loss_chart(view: View, *, log: bool, width: float = WIDE) -> str:
         *_marks(view, chart),
         band(chart, x, columns.low, columns.high, "range"),
         line(chart, x, columns.mean, "mean"),
-        *_held_out_lines(view, chart, held_out),
     ]
+    # The curves of validation losses, each with a ring at its best.
+    for name, points in held_out.items():
+        parts.append(line(chart, [point.step for point in points], [point.value for point in points], "metric held"))
+        best = view.bests.get(name)
+        if best is not None:
+            title = f"best {text(name, 40)} {number(best.value)} at step {best.step:,}"
+            parts.append(circle(chart.x.at(best.step), chart.y.at(best.value), 5, "best held", title))
     if view.best is not None:
         title = f"best smoothed loss {number(view.best.value)} at step {view.best.step:,}"
         parts.append(circle(chart.x.at(view.best.step), chart.y.at(view.best.value), 4, "best", title))
@@ -71,16 +77,6 @@ def loss_chart(view: View, *, log: bool, width: float = WIDE) -> str:
 
 def _finite(points: list[Point]) -> list[Point]:
     return [point for point in points if math.isfinite(point.value)]
-
-
-def _held_out_lines(view: View, chart: Frame, held_out: dict[str, list[Point]]) -> Iterator[str]:
-    """The curves of validation losses, each with a ring at its best."""
-    for name, points in held_out.items():
-        yield line(chart, [point.step for point in points], [point.value for point in points], "metric held")
-        best = view.bests.get(name)
-        if best is not None:
-            title = f"best {text(name, 40)} {number(best.value)} at step {best.step:,}"
-            yield circle(chart.x.at(best.step), chart.y.at(best.value), 5, "best held", title)
 
 
 def _zones(view: View, chart: Frame, held_out: dict[str, list[Point]]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,7 +168,10 @@ def with_samples(data: ReportData, files: Sequence[Samples], precision: float) -
     verdict = samples.suspects(precision)
     data = data._replace(samples=samples, verdict=verdict, history=np.stack([samples.last for samples in files]))
     ranked = verdict.indices if len(verdict.indices) else samples.ranking(IN_GALLERY).indices
-    given, suggested = _confused(samples, verdict)
+    # The labels that look wrong, and what they should be; none of numbers, of which hardly any come again.
+    given, suggested = samples.labels(verdict.indices, verdict) if verdict.given.dtype.kind != "f" else ([], [])
+    if verdict.places is not None:
+        given, suggested = verdict.places.given.tolist(), verdict.places.suggested.tolist()
     overviews = [each.overview() for each in files]
     found = ((each.epoch, overview.calibration()) for each, overview in zip(files, overviews, strict=True))
     return data._replace(
@@ -233,14 +236,6 @@ def rows_of(data: ReportData, chosen: NDArray[np.int64]) -> list[Row]:
         )
         for index, (given, predicted) in zip(chosen.tolist(), labels, strict=True)
     ]
-
-
-def _confused(samples: Samples, verdict: Suspects) -> tuple[Sequence[Any], Sequence[Any]]:
-    """The labels that look wrong, and what they should be; none of numbers, of which hardly any come again."""
-    if verdict.places is not None:
-        return verdict.places.given.tolist(), verdict.places.suggested.tolist()
-    given, suggested = samples.labels(verdict.indices, verdict)
-    return ([], []) if verdict.given.dtype.kind == "f" else (given, suggested)
 
 
 def label_text(label: object) -> str:
@@ -315,14 +310,11 @@ def confusion_of(given: Iterable[str], suggested: Iterable[str], numbers: Sequen
     if not pairs:
         return None
     names = sorted(counts, key=lambda name: (-counts[name], name))
-    kept = sorted(names[:MOST_CONFUSED], key=_in_order)
+    # Numbers first, in their order.
+    kept = sorted(names[:MOST_CONFUSED], key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
     labels = kept + (["others"] if len(names) > len(kept) else [])
     places = {name: place for place, name in enumerate(kept)}
     matrix = np.zeros((len(labels), len(labels)), np.int64)
     for (one, other), number in pairs.items():
         matrix[places.get(one, len(kept)), places.get(other, len(kept))] += number
     return Confusion(labels, matrix)
-
-
-def _in_order(label: str) -> tuple[bool, int, str]:
-    return (False, int(label), "") if label.isdecimal() else (True, 0, label)

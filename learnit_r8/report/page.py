@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..dashboard.event_text import describe_data
-from ..dashboard.render.svg import circle, frame, grid, line, range_of, sparkline, svg
+from ..dashboard.render.svg import circle, frame, grid, label, line, range_of, sparkline, svg
 from ..dashboard.state.incidents import MOST_INCIDENTS, Incident
 from ..dashboard.state.view import View
-from ..dashboard.text import clock, grouped, number, setting
+from ..dashboard.text import clock, grouped, number, setting, share
 from ..events import MachineLoad
 from ..events.samples import count_text
 from ..journal.run import Run, names_of
 from ..journal.run_info import read_sessions, utc
 from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
-from ..table.labels.suspects import MIRROR, Suspects
+from ..table.labels.suspects import MIRROR
 from .charts import (
     HALF,
     KINDS,
@@ -31,9 +33,8 @@ from .charts import (
     ribbon_chart,
     text,
 )
-from .data import ReportData, Row
-from .gallery import GALLERY_STYLE, NO_LOOK, Look, gallery_of, suspect_table
-from .overview import overview_panels, overview_tables
+from .data import ReportData, Row, confusion_of, label_text
+from .gallery import GALLERY_STYLE, NO_LOOK, Look, confusion_table, gallery_of, suspect_table
 from .regions import REGION_STYLE, map_panels
 from .style import (
     STYLE,
@@ -283,10 +284,12 @@ def _verdict(data: ReportData) -> str:
     verdict = data.verdict
     if len(verdict.indices):
         low, high = verdict.noise_range
+        sure = f" An estimated {verdict.precision:.0%} of the list are wrong." if verdict.method == MIRROR else ""
+        sure = f" Of the list {verdict.caution}." if verdict.caution else sure
         body = (
             f'<p class="big">{len(verdict.indices):,}</p>'
             f"<p>{count_text(len(verdict.indices), verdict.num_judged)}. An estimated {verdict.noise_rate:.1%} of all "
-            f"labels are wrong (between {low:.1%} and {high:.1%}).{_precision(verdict)}</p>"
+            f"labels are wrong (between {low:.1%} and {high:.1%}).{sure}</p>"
         )
     else:
         body = f"<p>No sample is called mislabelled: {text(verdict.reason)}</p>"
@@ -299,13 +302,6 @@ def _verdict(data: ReportData) -> str:
         f"<p>Losses of single samples: <b>{text(data.samples.source, 40)}</b>. {_trust(data)}</p>"
     )
     return panel("What the samples say", body)
-
-
-def _precision(verdict: Suspects) -> str:
-    """The share of the list that is wrong, if there is a separate estimate of it."""
-    if verdict.caution:
-        return f" Of the list {verdict.caution}."
-    return f" An estimated {verdict.precision:.0%} of the list are wrong." if verdict.method == MIRROR else ""
 
 
 def _trust(data: ReportData) -> str:
@@ -501,3 +497,108 @@ def _panel(title: str, loads: list[MachineLoad], curves: list[Curve], note: str,
     rows = [(clock(seconds[at]), *(values[place][at] for place in shown)) for at in range(len(loads))]
     columns = ("training time", *(curves[place].name for place in shown))
     return Panel(title, svg(chart, parts, f"{title.lower()} over the training time"), note + keys, columns, rows)
+
+
+MOST_CLASSES = 100
+"""Classes in the table, those of the lowest accuracy."""
+
+Part = tuple[str, str, str]
+"""Title, body and note."""
+
+
+def overview_panels(data: ReportData) -> Iterator[Part]:
+    """The calibration of the model and when it learnt the samples; nothing without predictions."""
+    if data.overview is not None:
+        yield _calibration(data)
+        known = data.overview.given >= 0
+        learned, forgotten = data.overview.learned[known], data.overview.forgotten[known].astype(np.int64)
+        never = float(np.isnan(learned).mean())
+        charts = []
+        for name, values in (
+            ("first visit at which the label was predicted", learned[np.isfinite(learned)].astype(np.int64)),
+            ("times it was forgotten", forgotten),
+        ):
+            if len(values):
+                most = int(np.quantile(values, 0.995)) + 1
+                counts = np.bincount(np.minimum(values, most))
+                charts.append(f"<h3>{name}</h3>{histogram(tuple(counts.tolist()), (-0.5, most + 0.5), name)}")
+        note = (
+            f"The label of {share(never, 1)} of the samples was never predicted; that of "
+            f"{share(float((forgotten > 0).mean()), 1)} was predicted at a visit and was not at the next. "
+            "The outermost bars include everything beyond them."
+        )
+        yield ("Learnt when, forgotten how often", "".join(charts), note)
+
+
+def overview_tables(data: ReportData) -> Iterator[Part]:
+    """The tables that take the whole width; nothing without predictions."""
+    overview, samples = data.overview, data.samples
+    if overview is None or samples is None or data.verdict is None:
+        return
+    names = overview.names(samples.group, samples.group_labels)
+    classes = sorted(overview.classes(data.verdict.indices, names), key=lambda one: one.accuracy)
+    rows = (
+        f"<tr><td>{text(one.label, 40)}</td><td>{one.size:,}</td><td>{share(one.accuracy, 1)}</td>"
+        f"<td>{number(one.margin)}</td><td>{number(one.learned) if math.isfinite(one.learned) else 'never'}</td>"
+        f"<td>{number(one.forgotten)}</td><td>{one.num_suspects:,}</td><td>{text(label_text(one.rival), 40)}</td></tr>"
+        for one in classes[:MOST_CLASSES]
+    )
+    columns = ("label", "samples", "predicted", "mean margin", "learnt at visit", "forgotten", "suspects", "rival")
+    shown = f"The {MOST_CLASSES} worst of {len(classes):,} classes" if len(classes) > MOST_CLASSES else "The classes"
+    note = (
+        f"{shown}, worst first. Predicted: the share of their samples whose label was predicted at the last visit, "
+        "before the step. Learnt: the median of the first such visits. Forgotten: how often, on average, a sample's "
+        "label was predicted at a visit and was not at the next. Rival: the class predicted most instead."
+    )
+    yield "Quality of each class", wide_table("classes", columns, rows, is_tall=True), note
+    given, predicted, counts = overview.confusion()
+    labels, others = ([label_text(names.get(one, one)) for one in side.tolist()] for side in (given, predicted))
+    confusion = confusion_of(labels, others, counts.tolist())
+    if confusion is not None:
+        note = "Samples by the label they have and the other class that the model predicted at their last visit."
+        yield "What the model confuses", confusion_table(confusion, "predicted"), note
+
+
+def _calibration(data: ReportData) -> Part:
+    """Return the reliability diagram of the end, and calibration over the kept epochs."""
+    title = "Calibration"
+    if not data.calibrations:
+        reason = "the losses are not the cross entropies of the predictions, so how sure the model was is unknown"
+        return title, f"<p>Not shown: {reason}.</p>", ""
+    last = data.calibrations[-1][1]
+    chart = frame(HALF, 220, (0.0, 1.0), (0.0, 1.0))
+    known = last.counts > 0
+    parts = [
+        grid(chart, whole_x=False),
+        line(chart, np.array([0.0, 1.0]), np.array([0.0, 1.0]), "plan"),
+        line(chart, last.confidence[known], last.accuracy[known], "metric"),
+    ]
+    for count, sure, right in zip(last.counts, last.confidence, last.accuracy, strict=True):
+        if count:
+            words = f"{count:,} samples: {share(sure, 0)} sure, {share(right, 0)} right"
+            parts.append(circle(chart.x.at(sure), chart.y.at(right), 3, "dot", words))
+    parts.append(label(chart.x.end, chart.y.start - 6, "how sure", "label faint", anchor="end"))
+    parts.append(label(chart.x.start + 6, chart.y.end + 10, "how often right", "label faint"))
+    rows = [
+        (epoch + 1, one.mean(one.confidence), one.mean(one.accuracy), one.error) for epoch, one in data.calibrations
+    ]
+    numbers = opening(("epoch", "mean confidence", "predicted right", "calibration error"), rows, "over the run")
+    gap = last.mean(last.confidence) - last.mean(last.accuracy)
+    word = "too sure" if gap > 0 else "not sure enough"
+    note = (
+        f"Every sample at its last visit, before the step: how sure the model was of the class it predicted, and how "
+        f"often that was the label. On average it is {share(abs(gap), 1)} {word}; calibration error "
+        f"{number(last.error, 2)}. These are samples that it was trained on; on new ones expect it to be worse."
+    )
+    return title, svg(chart, parts, "how often right by how sure") + _over_the_run(rows) + numbers, note
+
+
+def _over_the_run(rows: list[tuple[int, float, float, float]]) -> str:
+    """Mean confidence and accuracy over the kept epochs."""
+    if len(rows) < 2:
+        return ""
+    epochs, sure, right, _ = (np.array(column, float) for column in zip(*rows, strict=True))
+    chart = frame(HALF, 120, (float(epochs[0]), float(epochs[-1])), (0.0, 1.0))
+    parts = [grid(chart, x_name="epoch"), line(chart, epochs, sure, "metric m1"), line(chart, epochs, right, "metric")]
+    key = '<span class="key m1">how sure</span><span class="key m0">how often right</span>'
+    return f'{svg(chart, parts, "confidence and accuracy over the epochs")}<p class="note">{key}</p>'

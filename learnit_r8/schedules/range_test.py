@@ -90,7 +90,13 @@ class RangeTest:
         """
         self.num_steps += 1
         if refused:
-            return self._take_refused()
+            if self._was_refused or self.num_steps >= self.max_steps:
+                self._finish(SAFE_SHARE * self._lr_of_lowest)
+                return False
+            # The model starts over, and so does the curve.
+            self._was_refused = True
+            self._smooth, self._lowest = math.nan, math.inf
+            return True
         self._was_refused = False
         self._losses.append(loss)
         known = not math.isnan(self._smooth)
@@ -98,20 +104,13 @@ class RangeTest:
         self._lowest = min(self._lowest, self._smooth)
         if self._smooth <= self._lowest + self._spread:
             self._lr_of_lowest = lr
-        if self._has_turned_up():
+        gained = max(0.0, float(np.median(self._losses[:NUM_FIRST])) - self._lowest)
+        has_turned_up = self._smooth - self._lowest > 0.5 * gained + 4 * self._spread
+        if has_turned_up and len(self._losses) > NUM_FIRST:
             self._finish(SAFE_SHARE * self._lr_of_lowest)
         elif self.num_steps >= self.max_steps:
             self._finish(math.nan)
         return False
-
-    def _take_refused(self) -> bool:
-        if self._was_refused or self.num_steps >= self.max_steps:
-            self._finish(SAFE_SHARE * self._lr_of_lowest)
-            return False
-        # The model starts over, and so does the curve.
-        self._was_refused = True
-        self._smooth, self._lowest = math.nan, math.inf
-        return True
 
     def skip(self) -> None:
         """Count a batch that was not reported."""
@@ -132,12 +131,6 @@ class RangeTest:
     def _spread(self) -> float:
         """Standard deviation of the first losses, at rates too small to matter."""
         return float(np.std(self._losses[:NUM_FIRST]))
-
-    def _has_turned_up(self) -> bool:
-        if len(self._losses) <= NUM_FIRST:
-            return False
-        gained = max(0.0, float(np.median(self._losses[:NUM_FIRST])) - self._lowest)
-        return self._smooth - self._lowest > 0.5 * gained + 4 * self._spread
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on."""

@@ -63,18 +63,13 @@ def span_of(
         if unit == "until":
             return Span(unit, _wall_time(value, time.time() if wall is None else wall))
         if unit == "steps":
-            _check_no_text(value)
+            if isinstance(value, str) and _WORDS.fullmatch(value):
+                span = read_span("steps", value)
+                meant = f"{span.unit}={span.amount:g}"
+                raise ValueError(f"steps must be a whole number >= 1, got {value!r}, which is a str. Give {meant}.")
             value = whole_number("steps", value, least=1)
         return checked_span(unit, value)
     return None
-
-
-def _check_no_text(value: Any) -> None:
-    """Raise ValueError, with the argument that is meant, if a text such as "20min" is given as steps."""
-    if isinstance(value, str) and _WORDS.fullmatch(value):
-        span = read_span("steps", value)
-        meant = f"{span.unit}={span.amount:g}"
-        raise ValueError(f"steps must be a whole number >= 1, got {value!r}, which is a str. Give {meant}.")
 
 
 def read_span(name: str, value: Any) -> Span:

@@ -5,14 +5,12 @@
 [4.0, 2.67]
 """
 
-from .batches import iter_batches
-from .best_weights import Best, best
 from .epochs import epoch_stream
 from .event import Event
 from .sinks import collect, collect_jsonl, collect_pd, print_keys
-from .stages import Stage, augment, early_stop, ema, pipe, take, tap, tick
+from .stages import Best, Stage, augment, best, early_stop, ema, pipe, take, tap, tick
 from .steps import step_stream
-from .validation import validation_loss
+from .task import iter_batches, validation_loss
 
 __all__ = [
     "Best",

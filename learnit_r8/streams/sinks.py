@@ -93,7 +93,15 @@ def collect_jsonl(
     first = list(itertools.islice(stream, 1))
     with _opened(dest, "a" if append else "w") as file:
         for event in itertools.chain(first, stream):
-            file.write(_json_line({key: value for key, value in event.items() if keep(key)}) + "\n")
+            values = {}
+            for key in filter(keep, event):
+                try:
+                    values[key] = _plain(event[key])
+                except TypeError:
+                    raise TypeError(
+                        f"event[{key!r}] must have a JSON form, got {event[key]!r}; leave it out with exclude=."
+                    ) from None
+            file.write(strict_json(values) + "\n")
             file.flush()
 
 
@@ -103,18 +111,6 @@ def _opened(dest: Any, mode: Literal["w", "a"]) -> contextlib.AbstractContextMan
     path = Path(dest)
     path.parent.mkdir(parents=True, exist_ok=True)
     return open(open_output(path, mode), mode, encoding="utf-8")
-
-
-def _json_line(fields: dict[str, Any]) -> str:
-    values = {}
-    for key, value in fields.items():
-        try:
-            values[key] = _plain(value)
-        except TypeError:
-            raise TypeError(
-                f"event[{key!r}] must have a JSON form, got {value!r}; leave it out with exclude=."
-            ) from None
-    return strict_json(values)
 
 
 def _plain(value: Any) -> Any:

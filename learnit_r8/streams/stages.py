@@ -1,7 +1,11 @@
-"""Stages: functions from a stream to a stream. A stage asks for an event only when it will use it."""
+"""Stages: functions from a stream to a stream. A stage asks for an event only when it will use it.
+
+`best` keeps a copy of the best weights, because every event of a stream holds the one live model.
+"""
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from .._validation import whole_number
 from ..events.steps import mode_of
 from ..triggers import Condition, Elapsed, ElapsedCounter
-from ..triggers.patience import Patience
+from ..triggers.patience import Patience, Record
 from .event import merged, number
 
 AnyEvent = Mapping[str, Any]
@@ -152,7 +156,10 @@ def _tap_when(fn: Callable[[Any], object], trigger: Condition) -> Stage:
             now: Elapsed | None = getattr(event, "elapsed", None)
             if now is None:
                 counter = counter or ElapsedCounter()
-                now = counter.count(samples=_new_samples(event, last))
+                so_far = last.samples if last is not None else 0
+                now = counter.count(
+                    samples=(int(event.get("samples", so_far)) - so_far if isinstance(event, Mapping) else 0)
+                )
             elif last is not None:
                 now = Elapsed(now.steps, now.samples, now.time, last.steps, last.samples, last.time)
             last = now
@@ -161,12 +168,6 @@ def _tap_when(fn: Callable[[Any], object], trigger: Condition) -> Stage:
             yield event
 
     return stage
-
-
-def _new_samples(event: Any, last: Elapsed | None) -> int:
-    """Return the samples since the last call, for an event that counts them under "samples"."""
-    so_far = last.samples if last is not None else 0
-    return int(event.get("samples", so_far)) - so_far if isinstance(event, Mapping) else 0
 
 
 @stage_maker
@@ -285,3 +286,72 @@ def _decay(decay: float | None, half_life: float | None) -> float:
 def _check_callable(name: str, value: Any) -> None:
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}.")
+
+
+class Best:
+    """The best event of the stream it was piped into, and the weights of that moment, in RAM.
+
+    Attributes:
+        value: The best value; None before there is one.
+        event: The event it came with, without the model.
+        weights: A copy of the model's ``state_dict()`` at that event.
+    """
+
+    def __init__(self, key: str, mode: str, min_delta: float) -> None:
+        self._key, self._mode, self._min_delta = key, mode, min_delta
+        Record(mode, min_delta)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.value: float | None = None
+        self.event: dict[str, Any] | None = None
+        self.weights: Any = None
+        self._model: Any = None
+
+    def __call__(self, events: Iterable[Any]) -> Iterator[Any]:
+        """Pass every event on unchanged; a stream read later starts afresh."""
+        self._forget()
+        record = Record(self._mode, self._min_delta)
+        for event in events:
+            value = number(event, self._key)
+            if record.improves(value):
+                self._keep(value, event)
+            yield event
+
+    def _keep(self, value: float, event: Mapping[str, Any]) -> None:
+        model: Any = event.get("model")
+        if not hasattr(model, "state_dict"):
+            raise TypeError(f"event['model'] must have a state_dict() for best() to keep, got {model!r}.")
+        self.weights = copy.deepcopy(model.state_dict())
+        self.value, self._model = value, model
+        self.event = {name: item for name, item in event.items() if name != "model"}
+
+    def restore(self, model: Any = None) -> None:
+        """Put the best weights back.
+
+        Args:
+            model: Where to; by default the model of the stream.
+
+        Raises:
+            RuntimeError: no event had a finite value yet.
+        """
+        if self.value is None:
+            raise RuntimeError(f"restore() needs an event with a finite {self._key!r}, got none so far.")
+        (self._model if model is None else model).load_state_dict(self.weights)
+
+
+@stage_maker
+def best(key: str, mode: Literal["min", "max"] | None = None, min_delta: float = 0.0) -> Best:
+    """Make a stage that remembers the best event and its weights; see `Best` for what it can tell.
+
+    Args:
+        key: Name of the number to watch; every event must have it, and a "model" with a ``state_dict()``.
+        mode: "min" if lower is better, "max" if higher is; by default as the name says, see `is_lower_better`.
+        min_delta: Least difference that counts as better, >= 0.
+
+    Raises:
+        ValueError: an argument out of its range.
+        KeyError: later, an event has no such key.
+        TypeError: later, the value is not a number, or the model has no ``state_dict()``.
+    """
+    return Best(key, mode_of(key, mode), min_delta)

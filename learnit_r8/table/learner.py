@@ -10,12 +10,206 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._validation import is_number
-from . import estimators
 from .losses import EXACT, WHOLE_BATCH
 from .records import LARGEST_LOSS, count_use
 
 if TYPE_CHECKING:
     from .storage import SampleStorage
+
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+SHARE_RANGE = (1e-4, 50.0)
+"""Bounds of a sample's loss relative to the trend, so that one unusual batch cannot decide a sample's estimate."""
+
+FACTOR_RANGE = (0.1, 10.0)
+"""Bounds of one correction."""
+
+
+MOST_LEAK = 0.0075
+"""Largest fraction by which a share moves back towards 1 before a correction."""
+
+LEAST_WORTH = 64
+"""Least number of samples from which `worth` is measured."""
+
+
+def leak_of(part_size: int) -> float:
+    """Fraction by which a share moves back towards 1 before a correction: less for small parts, which are more exact.
+
+    Args:
+        part_size: Samples of one reported mean, >= 1.
+
+    Returns:
+        In (0, 0.0075]. Tuned on seeds 0 to 7 of the recipe in benchmarks/recipe.py, confirmed on 100 to 107.
+    """
+    return min(MOST_LEAK, part_size / 1600)
+
+
+def part_means(values: Floats, sizes: NDArray[np.int64]) -> Doubles:
+    """Mean of consecutive parts, accumulated in float64 so that the order of summation hardly matters.
+
+    Args:
+        values: float32[M].
+        sizes: int64[P], each >= 1, their sum M.
+
+    Returns:
+        float64[P].
+
+    >>> part_means(np.float32([1, 3, 5]), np.array([2, 1]))
+    array([2., 5.])
+    """
+    starts = np.cumsum(sizes) - sizes
+    means: Doubles = np.add.reduceat(values.astype(np.float64), starts) / sizes
+    return means
+
+
+def expected(records: NDArray[Any], sizes: NDArray[np.int64], *, all_seen: bool) -> list[float]:
+    """Mean estimate of consecutive batches over the samples already seen; NaN for a batch of unseen ones.
+
+    Args:
+        records: RECORD[M].
+        sizes: int64[P], samples of each batch, their sum M.
+        all_seen: Whether every sample of the table was seen.
+    """
+    values = records["loss"]
+    if all_seen:
+        means: list[float] = part_means(values, sizes).tolist()
+        return means
+    seen = records["usage_count"] > 0
+    known = part_means(seen.astype(np.float32), sizes)
+    total = part_means(np.where(seen, values, np.float32(0)), sizes)
+    of_seen: list[float] = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0).tolist()
+    return of_seen
+
+
+def moving_average(estimate: Floats, observed: Floats, count: Floats, alpha: float) -> Floats:
+    """Move each estimate towards its own observed loss: ``estimate + max(alpha, 1 / count) * (observed - estimate)``.
+
+    Args:
+        estimate: float32[M]; the value of a sample seen for the first time does not matter.
+        observed: float32[M], losses of single samples.
+        count: float32[M], observations including this one, >= 1: the average starts as a plain mean.
+        alpha: Weight of the new observation, in (0, 1].
+
+    Returns:
+        float32[M].
+
+    >>> moving_average(np.float32([0, 2]), np.float32([5, 4]), np.float32([1, 9]), alpha=0.5)
+    array([5., 3.], dtype=float32)
+    """
+    weight = np.maximum(np.float32(alpha), np.float32(1) / count)
+    first = np.where(count == 1, np.float32(0), estimate)
+    moved: Floats = first + weight * (observed - first)
+    return moved
+
+
+def additive(
+    estimate: Floats, seen: NDArray[np.bool_], means: Doubles, sizes: NDArray[np.int64], alpha: float
+) -> Floats:
+    """Move every estimate of a part by the same share of the part's surprise: the additive rule.
+
+    ``estimate + alpha * (mean - mean(estimate))``; an unseen sample takes the observed mean, and the expected value is
+    the mean over the others.
+
+    Args:
+        estimate: float32[M], consecutive parts.
+        seen: bool[M], whether each sample was seen, so that its estimate is valid.
+        means: float64[P], observed mean loss of each part.
+        sizes: int64[P], samples of each part.
+        alpha: Weight of the new observation, in (0, 1].
+
+    Returns:
+        float32[M].
+
+    Source: the prototype of learnit-r8.
+
+    >>> additive(np.float32([1, 3]), np.array([True, True]), np.array([4.0]), np.array([2]), alpha=0.5)
+    array([2., 4.], dtype=float32)
+    """
+    known = part_means(seen.astype(np.float32), sizes)
+    total = part_means(np.where(seen, estimate, np.float32(0)), sizes)
+    expected = np.divide(total, known, out=means.astype(np.float64, copy=True), where=known > 0)
+    moved = estimate + np.repeat((alpha * (means - expected)).astype(np.float32), sizes)
+    result: Floats = np.where(seen, moved, np.repeat(means.astype(np.float32), sizes))
+    return result
+
+
+def relative(
+    share: Floats, means: Doubles, trend: Doubles, sizes: NDArray[np.int64], *, leak: float = MOST_LEAK
+) -> Floats:
+    """Multiply every share of a part by the ratio of the part's observed to its expected loss.
+
+    With the trend ``g`` of the loss: first ``share += leak * (1 - share)``, then
+    ``share *= clip((mean / g) / mean(share), 0.1, 10)``, kept in [1e-4, 50]. The estimate of a loss is ``share * g``.
+    The leak corrects shares that became extreme early, while the losses were still changing quickly.
+
+    Args:
+        share: float32[M], loss relative to the trend; 1 for an unseen sample.
+        means: float64[P], observed mean loss of each part, >= 0.
+        trend: float64[P], the trend before each part was observed, >= 0.
+        sizes: int64[P], samples of each part.
+        leak: Fraction by which a share first moves back to 1, in [0, 1]; see `leak_of`.
+
+    Returns:
+        float32[M].
+
+    Source: the multiplicative algebraic reconstruction technique of Gordon, Bender & Herman (1970) on the detrended
+    loss, with the fixed share of Herbster & Warmuth (1998); compared with others in benchmarks/estimators.py.
+
+    >>> relative(np.float32([1, 1]), np.array([4.0]), np.array([2.0]), np.array([2]))
+    array([2., 2.], dtype=float32)
+    """
+    leaked = share + np.float32(leak) * (np.float32(1) - share)
+    expected = np.maximum(part_means(leaked, sizes), 1e-6)
+    factor = np.clip(means / np.maximum(trend, 1e-30) / expected, *FACTOR_RANGE).astype(np.float32)
+    result: Floats = np.clip(leaked * np.repeat(factor, sizes), np.float32(SHARE_RANGE[0]), np.float32(SHARE_RANGE[1]))
+    return result
+
+
+def offset(estimate: Floats, means: Doubles, trend: Doubles, sizes: NDArray[np.int64]) -> Floats:
+    """The form of `relative` for losses that may be negative: differences from the trend in place of ratios.
+
+    ``estimate + (mean - g) - mean(estimate)``; the estimate of a loss is ``estimate + g``.
+
+    Args:
+        estimate: float32[M], loss minus trend; 0 for an unseen sample.
+        means: float64[P], observed mean loss of each part.
+        trend: float64[P], the trend before each part was observed.
+        sizes: int64[P], samples of each part.
+
+    Returns:
+        float32[M].
+
+    >>> offset(np.float32([0, 1]), np.array([-1.0]), np.array([-2.0]), np.array([2]))
+    array([0.5, 1.5], dtype=float32)
+    """
+    surprise = means - trend - part_means(estimate, sizes)
+    moved: Floats = estimate + np.repeat(surprise.astype(np.float32), sizes)
+    return moved
+
+
+def worth(records: NDArray[Any], alpha: float) -> float:
+    """Share of their advantage that samples chosen for low estimates keep when seen again, in [0, 1].
+
+    Some of the lowest estimates are too low by chance. To measure how much, the quarter that was lowest before the
+    last observation is compared with what was then observed.
+
+    Args:
+        records: RECORD[M], samples with losses of their own; with too few of them, the result is 0.
+        alpha: Weight of a new observation.
+
+    Source: regression to the mean, cross-validated; measured in benchmarks/incidents.py, row "one_nan".
+    """
+    records = records[records["usage_count"] > 1]
+    if len(records) < LEAST_WORTH or alpha == 1:
+        return 0.0
+    last = records["last"].astype(np.float64)
+    weight = np.maximum(alpha, 1 / records["usage_count"].astype(np.float64))
+    before = (records["loss"] - weight * last) / (1 - weight)
+    lowest = before <= np.sort(before)[len(before) // 4]
+    promised, kept = before.mean() - before[lowest].mean(), last.mean() - last[lowest].mean()
+    return float(min(1.0, max(0.0, kept / promised))) if promised > 0 else 0.0
 
 
 class ReportHolder(Protocol):
@@ -125,7 +319,7 @@ class LossLearner:
         Returns:
             P floats, for `with_trend`; NaN for a batch of unseen samples.
         """
-        return estimators.expected(records, sizes, all_seen=self.storage.num_seen == self.storage.num_samples)
+        return expected(records, sizes, all_seen=self.storage.num_seen == self.storage.num_samples)
 
     def with_trend(self, expected: float) -> float:
         """Convert a value of `expected` to a loss, with the current trend."""
@@ -142,7 +336,7 @@ class LossLearner:
             records: RECORD[M], samples from which to measure it. Without per-sample losses the result is 0.
         """
         is_exact = self.storage.part_size == EXACT
-        return estimators.worth(records, EXACT_ALPHA if self.alpha is None else self.alpha) if is_exact else 0.0
+        return worth(records, EXACT_ALPHA if self.alpha is None else self.alpha) if is_exact else 0.0
 
     def learn(
         self,
@@ -179,7 +373,7 @@ class LossLearner:
         if sizes is None:
             alpha = EXACT_ALPHA if self.alpha is None else self.alpha
             observed = means.astype(np.float32)
-            records["loss"] = estimators.moving_average(records["loss"], observed, count, alpha)
+            records["loss"] = moving_average(records["loss"], observed, count, alpha)
         else:
             observed = np.repeat(means.astype(np.float32), sizes)
             records["loss"] = self._divided(records["loss"], seen, means, sizes, trend)
@@ -208,9 +402,9 @@ class LossLearner:
         if storage.estimator == "additive":
             alpha = ADDITIVE_ALPHA if self.alpha is None else self.alpha
             known = np.ones(len(estimate), bool) if seen is None else seen
-            return estimators.additive(estimate, known, means, sizes, alpha)
+            return additive(estimate, known, means, sizes, alpha)
         if storage.are_offsets:
-            return estimators.offset(estimate, means, trend, sizes)
+            return offset(estimate, means, trend, sizes)
         share = estimate if seen is None else np.where(seen, estimate, np.float32(1))
-        leak = estimators.leak_of(min(storage.part_size or storage.batch_size, storage.batch_size))
-        return estimators.relative(share, means, trend, sizes, leak=leak)
+        leak = leak_of(min(storage.part_size or storage.batch_size, storage.batch_size))
+        return relative(share, means, trend, sizes, leak=leak)

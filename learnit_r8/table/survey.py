@@ -87,13 +87,12 @@ class Surveyor:
     def _follow_growth(self) -> None:
         """Include the samples that were added since; a random part is drawn anew once there are twice as many."""
         now, is_part = self._table.num_samples, self._chosen is not None
-        if now < 2 * self._num_samples if is_part else now == self._num_samples:
-            return
-        self._choose()
-        if self._chosen is not None:
-            # They are not those of before.
-            self._codes = None
-            self._ends.clear()
+        if now >= 2 * self._num_samples if is_part else now != self._num_samples:
+            self._choose()
+            if self._chosen is not None:
+                # They are not those of before.
+                self._codes = None
+                self._ends.clear()
 
     def is_due(self, seconds: float, *, epoch_ended: bool) -> bool:
         """Whether to make a survey now.

@@ -235,10 +235,14 @@ class SampleTable:
             raise ValueError(f"precision must be in (0, 1), got {precision!r}{meant}.")
         known, evidence = self._columns()
         if len(runs):
-            evidence = Columns.of(combine(self.read_evidence(), [_evidence_of(run) for run in runs]), "visits")
-        found = suspects_in(self.storage, known, evidence, precision)
-        others = [getattr(run, "table", run).storage for run in runs]
-        return of_weighed(found) if any(each.is_weighed for each in others) else found
+            others = [getattr(run, "table", run) for run in runs]
+            for run, other in zip(runs, others, strict=True):
+                if not isinstance(other, SampleTable):
+                    raise TypeError(f"runs must be schedulers or their tables, got {run!r}.")
+            evidence = Columns.of(combine(self.read_evidence(), [each.read_evidence() for each in others]), "visits")
+            found = suspects_in(self.storage, known, evidence, precision)
+            return of_weighed(found) if any(each.storage.is_weighed for each in others) else found
+        return suspects_in(self.storage, known, evidence, precision)
 
     def ranking(self, top: int = 100) -> Ranking:
         """The samples whose labels are most suspect, in order; not a verdict, as some are the most suspect anywhere.
@@ -289,13 +293,6 @@ class SampleTable:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; groups stay unchanged."""
         self.storage.load_state_dict(state)
-
-
-def _evidence_of(run: Any) -> dict[str, NDArray[Any]] | None:
-    table = getattr(run, "table", run)
-    if not isinstance(table, SampleTable):
-        raise TypeError(f"runs must be schedulers or their tables, got {run!r}.")
-    return table.read_evidence()
 
 
 def suspects_in(storage: SampleStorage, known: Any, evidence: Any = None, precision: float = 0.5) -> Suspects:

@@ -4,12 +4,10 @@
 True
 """
 
-from .elapsed import Elapsed, ElapsedCounter
-from .notation import as_trigger
 from .quiet import quiet_until
 from .schedulers import Scheduler, StepIntervalScheduler, TimeIntervalScheduler
-from .trigger import Condition, Trigger, always, never
-from .when import after, at, every
+from .trigger import Condition, Elapsed, ElapsedCounter, Trigger, always, never
+from .when import after, as_trigger, at, every
 
 __all__ = [
     "Condition",

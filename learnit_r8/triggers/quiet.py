@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .elapsed import Elapsed
-from .trigger import Both, Condition, Constant, Either
+from .trigger import Both, Condition, Constant, Either, Elapsed
 from .when import After, At, Every
 
 NEVER = (math.inf, math.inf)

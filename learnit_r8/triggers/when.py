@@ -1,16 +1,16 @@
-"""Grids and points: every N steps, samples or seconds, at some, after some."""
+"""Grids and points: every N steps, samples or seconds, at some, after some; and how an argument says them."""
 
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, NoReturn
 
 from .._validation import is_number, whole_number
-from .elapsed import Elapsed
-from .trigger import Trigger
+from .trigger import Condition, Elapsed, Trigger
 
 
 def crosses(last: float, now: float, interval: float, offset: float) -> bool:
@@ -226,3 +226,29 @@ def seconds(name: str, value: Any, *, zero_is_fine: bool) -> float:
         hint = '; as a text write "30s", "10min" or "2h"' if isinstance(value, str) else ""
         raise ValueError(f"{name} must be finite seconds {'>=' if zero_is_fine else '>'} 0, got {value!r}{hint}.")
     return float(number)
+
+
+def as_trigger(name: str, value: Any) -> Condition:
+    """What an argument such as ``backup_every`` stands for.
+
+    Args:
+        name: The argument, for the message.
+        value: A number of steps, a text such as "30s", "5min", "2h", or a trigger or another function of `Elapsed`.
+
+    Raises:
+        ValueError: none of these.
+
+    >>> as_trigger("backup_every", 50)
+    Every(unit='steps', interval=50, offset=0)
+    """
+    if callable(value):
+        condition: Condition = value
+        return condition
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1:
+        return every(int(value))
+    time = seconds_of(value)
+    if time:
+        return every(time=time)
+    raise ValueError(
+        f'{name} must be a number of steps >= 1, a time such as "30s", "5min" or "2h", or a trigger, got {value!r}.'
+    )

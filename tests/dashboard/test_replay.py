@@ -3,9 +3,9 @@
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.dashboard.replay import Replay
 from learnit_r8.dashboard.state.ui_state import Action
 from learnit_r8.dashboard.state.view import View
+from learnit_r8.dashboard.watch import Replay
 from learnit_r8.events.condenser import Condenser
 from tests.dashboard.test_watch import fold, text_of
 from tests.drive import FakeClock, make, sample_losses

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from learnit_r8 import events
 from learnit_r8.events.condenser import steps_of
-from learnit_r8.journal.summary import MOST_OF_A_KIND, STEPS_AT_FIRST, STEPS_PER_SECOND, Summary
+from learnit_r8.journal.writer import MOST_OF_A_KIND, STEPS_AT_FIRST, STEPS_PER_SECOND, Summary
 from tests.drive import NAN
 
 

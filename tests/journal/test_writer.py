@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from learnit_r8 import events
 from learnit_r8.events.system import Load
 from learnit_r8.journal import writer
-from learnit_r8.journal.reader import _is_sane
-from learnit_r8.journal.run import Run
+from learnit_r8.journal.run import Run, _is_sane
 from learnit_r8.journal.samples import sample_epochs, samples_of
 from learnit_r8.journal.writer import Journal
 from tests.drive import NAN, FakeClock, make, train

@@ -188,7 +188,7 @@ def test_wrong_states(tmp_path):
 )
 def test_the_line_of_a_bar(total, line):
     """Count, bar, time to go, metrics; control characters of a name do not reach the terminal."""
-    from learnit_r8.loops.period import as_period
+    from learnit_r8.loops.elapsed_data import as_period
 
     elapsed = Elapsed(5, 5, 2.0)
     period = None if total is None else as_period("total", total)

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -84,18 +85,54 @@ def test_ceiling_is_relative_to_the_rate_that_failed():
     assert limit.lr(1.0) == 0.125
 
 
-def test_rate_that_failed_comes_late():
-    """The ceiling is held, then rises to twice as much, and passes that only later."""
-    limit = RateLimit(1.0, 0)
-    limit.lower(1.0, by=10.0)
+def ceilings_of(limit, count, level=math.nan):
+    """The ceilings after so many calm updates, with this level of the losses at every sixteenth."""
     ceilings = []
-    for _ in range(4 * HOLD_STEPS + 1):
+    for number in range(1, count + 1):
+        if not number % 16:
+            limit.note_level(level, 0.0)
         limit.accepted(1.0)
         ceilings.append(limit.ceiling)
+    return ceilings
 
-    assert set(ceilings[:HOLD_STEPS]) == {0.1}
-    assert max(ceilings[: 4 * HOLD_STEPS - 1]) == 0.2
-    assert ceilings[-1] > 0.2
+
+def test_a_ceiling_holds_until_the_level_before_the_damage_is_back():
+    """Then it is over; without that a higher one is tried after 64 calm updates, and the next after 96 more."""
+    limit, other = RateLimit(1.0, 0), RateLimit(1.0, 0)
+    for each in (limit, other):
+        each.lower(1.0, by=10.0, goal=0.5, step=7)
+    ceilings = ceilings_of(limit, 160, 0.6)
+
+    assert set(ceilings[:63]) == {0.1}
+    assert set(ceilings[63:159]) == {0.2}
+    assert ceilings[159] == 0.4
+    assert ceilings_of(other, 32, 0.4) == [0.1] * 31 + [math.inf]
+    assert other.past == "learning rate at most 0.1 from step 7 to 0"
+
+
+def test_a_higher_rate_that_fails_is_tried_again_twice_as_late():
+    """A level that gets worse, or weights that are restored, end its trial; so does what comes after it was over."""
+    limit = RateLimit(1.0, 0)
+    limit.lower(1.0, by=10.0)
+    firsts = []
+    for fails in (lambda: limit.note_level(1.3, 0.0), limit.restored, lambda: None):
+        limit.note_level(1.0, 0.0)
+        firsts.append(next(number for number in range(1, 1000) if limit.accepted(1.0) or limit.ceiling > 0.1))
+        fails()
+        limit.note_level(1.0, 0.0)
+
+    assert firsts == [64, 128, 256]
+
+
+def test_what_a_ceiling_waits_for_is_said():
+    """From when it holds, and until when: the level, and the trial of a higher rate."""
+    limit = RateLimit(1.0, 0)
+    limit.lower(1.0, by=10.0, goal=0.53, step=74)
+
+    assert limit.until_text() == (
+        "until the median of 32 losses is 0.53 again, or a trial of a higher one holds, the next after 64 good steps"
+    )
+    assert limit.since == 74
 
 
 def test_rate_below_a_ceiling_falls_as_the_schedule_does():
@@ -111,7 +148,7 @@ def test_rate_below_a_ceiling_falls_as_the_schedule_does():
 
 
 def test_a_level_within_its_noise_does_not_hold_the_ceiling():
-    """The ceiling rises while the losses are as good as their noise tells, and goes back where they are far worse."""
+    """A higher one is tried while the losses are as good as their noise tells, and ends where they are far worse."""
     limit = RateLimit(1.0, 0)
     limit.lower(1.0, by=10.0)
     for _ in range(2 * HOLD_STEPS):
@@ -122,18 +159,6 @@ def test_a_level_within_its_noise_does_not_hold_the_ceiling():
     limit.note_level(1.6, 0.2)
 
     assert (risen, limit.ceiling) == (0.2, 0.1)
-
-
-def test_a_level_that_gets_worse_holds_the_ceiling():
-    """While the losses are clearly worse than they were below the ceiling, it stays, however long that takes."""
-    limit = RateLimit(1.0, 0)
-    limit.lower(1.0, by=10.0)
-    limit.note_level(1.0, 0.0)
-    limit.note_level(1.3, 0.0)
-    for _ in range(4 * HOLD_STEPS):
-        limit.accepted(1.0)
-
-    assert limit.ceiling == 0.1
 
 
 def test_confirmed_ceiling_is_held_longer():

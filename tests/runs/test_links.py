@@ -353,7 +353,7 @@ OPENERS = {"open", "write_text", "write_bytes", "touch", "savez", "save", "savez
 ELSEWHERE = {
     "checkpoint/durable_io.py": {"os.open", "open"},
     "cli/__init__.py": {"open", "os.open"},
-    "cli/label_data.py": {"open"},
+    "cli/labels.py": {"open"},
     "dashboard/painter.py": {"screen.touch"},
     "engine/signals.py": {"os.open"},
     "dashboard/terminal/capture.py": {"os.open", "tempfile.mkstemp"},

@@ -412,7 +412,7 @@ def _trained(case, folder, *, every=10**6, saves_at=None, until=None):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
     ("kind", "saving"),
-    [(Scored, {"every": 7}), (Scored, {"every": None}), (Scored, {"saves_at": 170}), (ScoredOwn, {"saves_at": 157})],
+    [(Scored, {"every": 9}), (Scored, {"every": None}), (Scored, {"saves_at": 170}), (ScoredOwn, {"saves_at": 157})],
 )
 def test_run_resumed_within_a_trial_goes_on_with_it(kind, saving, tmp_path):
     """A checkpoint of a trial holds its weights and those from before it: each step after a resume is the same."""

@@ -296,7 +296,9 @@ def inspect_panel(view: View, index: int, width: int, theme: Theme) -> list[Line
     # The list of suspects does not say what each lost last.
     last_loss = "" if math.isnan(last) else number(last)
     facts = [("name", name), ("loss", number(loss)), ("last loss", last_loss), ("uses", f"{uses:,}"), ("note", note)]
-    facts += [("label", row.given), ("should be", _suggestion(row))]
+    differs = row.suggested != row.given
+    votes = f", predicted at {row.votes:,} visits or more" if row.votes and row.suggested else ""
+    facts += [("label", row.given), ("should be", f"{row.suggested}{votes}" if differs else "")]
     lines += [(Span(f"  {label:<10}", "label"), Span(text, "value")) for label, text in facts if text]
     known = [(len(history) - place, value) for place, value in enumerate(history) if math.isfinite(value)]
     if known:
@@ -308,12 +310,6 @@ def inspect_panel(view: View, index: int, width: int, theme: Theme) -> list[Line
             filled = bar((value - low) / span, max(1, min(60, width - 24)), glyphs)
             lines.append((when, Span(short(value, 9) + " "), *filled))
     return [cropped(line, width) for line in lines]
-
-
-def _suggestion(row: Row) -> str:
-    if not row.suggested or row.suggested == row.given:
-        return ""
-    return f"{row.suggested}, predicted at {row.votes:,} visits or more" if row.votes else row.suggested
 
 
 def marked_rows(view: View, marked: Sequence[tuple[int, str]]) -> Rows:

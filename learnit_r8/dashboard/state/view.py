@@ -345,29 +345,26 @@ class View:
         self.is_lr_lowered = False
         self.is_searching = event.step == 0 and event.settings.get("auto_find_lr") == "True"
         self.pacing.started(event)
-        self._forget_after(event.step)
-
-    def _forget_after(self, step: int) -> None:
-        """Remove what an earlier session did after the step at which this one begins."""
+        # Remove what an earlier session did after the step at which this one begins.
         for curve in (self.loss, self.lr):
-            curve.cut(step)
-        self.bounds.keep(lambda bounds: bounds.step <= step)
-        self.marks.keep(lambda mark: mark.step <= step)
-        self.loads.keep(lambda load: load.step <= step)
+            curve.cut(event.step)
+        self.bounds.keep(lambda bounds: bounds.step <= event.step)
+        self.marks.keep(lambda mark: mark.step <= event.step)
+        self.loads.keep(lambda load: load.step <= event.step)
         for points in self.metrics.values():
-            points.keep(lambda point: point.step <= step)
+            points.keep(lambda point: point.step <= event.step)
         self.metrics = {name: points for name, points in self.metrics.items() if points}
         self.bests = {}
         for name, points in self.metrics.items():
             for point in points:
                 self._note_best(name, point)
-        self.incidents.forget_after(step)
-        self.recent = deque((each for each in self.recent if each.step <= step), maxlen=RECENT)
-        self.epochs = deque((each for each in self.epochs if each.step <= step), maxlen=self.epochs.maxlen)
+        self.incidents.forget_after(event.step)
+        self.recent = deque((each for each in self.recent if each.step <= event.step), maxlen=RECENT)
+        self.epochs = deque((each for each in self.epochs if each.step <= event.step), maxlen=self.epochs.maxlen)
         self.last = self.recent[-1] if self.recent else None
-        self.best = _until(step, self.best)
-        self.survey, self.logged = _until(step, self.survey), _until(step, self.logged)
-        if not step:
+        self.best = _until(event.step, self.best)
+        self.survey, self.logged = _until(event.step, self.survey), _until(event.step, self.logged)
+        if not event.step:
             self.ema, self.num_refused = math.nan, 0
 
     def _progress_at(self, step: int, seconds: float) -> float:

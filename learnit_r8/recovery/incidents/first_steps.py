@@ -254,13 +254,18 @@ class FirstSteps:
         self.num_trials += 1
         self._backup.backups, lineage.progress = [first], Progress.again(lineage.progress)
         # Losses that stand still at a rate that was lowered already are near to where they would fall.
-        self._limit.lower(rate, by=AGAIN_DIVISOR if self._limit.was_lowered else EARLY_DIVISOR)
+        by = AGAIN_DIVISOR if self._limit.was_lowered else EARLY_DIVISOR
+        self._limit.lower(rate, by=by, step=self._live.step)
         self._parts.sentry.forget()
         lineage.begin(first)
         self._witnesses.begin_trust()
         self._announcer.tell(events.RolledBack, to_step=first.step, source="backup")
         self._announcer.tell(
-            events.LrCapped, ceiling=self._limit.ceiling, reason="no progress", is_share=self._limit.is_share
+            events.LrCapped,
+            ceiling=self._limit.ceiling,
+            reason="no progress",
+            is_share=self._limit.is_share,
+            until=self._limit.until_text(),
         )
 
     def end_trial(self, level: float) -> None:

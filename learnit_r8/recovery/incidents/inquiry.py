@@ -306,10 +306,7 @@ class Inquiry:
             # A trial has no other state than the initial one to go back to, which what was kept aside is better than.
             self._parts.refusals.bad_in_a_row = 0
             return
-        is_probed = self._experiment.can_probe or self._parts.persistence.callbacks.repeat is not None
-        if self._settlement.go_on_from(
-            backup, alarm, is_sudden=is_sudden, lr=self._lr, is_probed=is_probed, is_tested=is_tested
-        ):
+        if self._settlement.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_tested=is_tested):
             self.steady_left = min(self._parts.recovery.steady_steps, self._most_steady)
         self._parts.refusals.bad_in_a_row = 0
         self._look_again()

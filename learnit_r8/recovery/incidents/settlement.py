@@ -127,9 +127,7 @@ class Settlement:
             "counts as normal.",
         )
 
-    def go_on_from(
-        self, backup: Backup, alarm: Alarm, *, is_sudden: bool, lr: float, is_probed: bool, is_tested: bool = True
-    ) -> bool:
+    def go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, lr: float, is_tested: bool = True) -> bool:
         """Go on from a restored state; returns whether the first steps must be gentle.
 
         Args:
@@ -137,7 +135,6 @@ class Settlement:
             alarm: Why it was put back.
             is_sudden: Whether most of the rise came within one step.
             lr: The scheduled learning rate.
-            is_probed: Whether witnesses were drawn.
             is_tested: Whether anything has shown that the weights were damaged.
         """
         lineage, limit, step = self._lineage, self._limit, self._live.step
@@ -156,10 +153,15 @@ class Settlement:
             least = 0.0 if is_early else LOWEST_SHARE * lr
             self._num_lowered += 1
             usual = DIVISOR if self._num_lowered <= 2 else LASTING_DIVISOR
-            limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, is_probed=is_probed)
+            # In the first steps there is hardly a level to wait for.
+            goal = -math.inf if is_early else backup.usual
+            limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, goal=goal, step=step)
             if is_early and self._parts.incidents.current is not None:
                 self._parts.incidents.current.held_from_start = limit.ceiling
-            self._announcer.tell(events.LrCapped, ceiling=limit.ceiling, reason=alarm.value, is_share=limit.is_share)
+            self._announcer.tell(
+                events.LrCapped, ceiling=limit.ceiling, reason=alarm.value, is_share=limit.is_share,
+                until=limit.until_text(),
+            )  # fmt: skip
         elif not is_early:
             self._num_lowered = 0
             limit.restored()
@@ -188,7 +190,7 @@ class Settlement:
         found = "the weights were damaged" if is_tested else "no test could be made"
         what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {undone} updates back"
         if ceiling < math.inf:
-            what += f"; the learning rate stays at or below {limit_text} for a while"
+            what += f"; the learning rate stays at or below {limit_text} {self._limit.until_text()}"
         self._parts.incidents.note(self._live.step, what)
         self._parts.incidents.note_restore()
         incident = self._parts.incidents.current
@@ -196,8 +198,7 @@ class Settlement:
         self._announcer.warn_unseen("restored", f"{text} {NO_MEASURE}")
 
     def confirm_rate(self, level: float) -> None:
-        """Hold a lowered rate longer, if it has led to a better level than that of the last relapse."""
+        """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""
         progress = self._lineage.progress
         if self._limit.ceiling < math.inf and level < self._level_before - 0.1 * abs(progress.start - level):
             self._level_before, self._lineage.relapses = -math.inf, 0
-            self._limit.confirm()

@@ -51,7 +51,11 @@ class MarginLimit(NamedTuple):
         if not len(judged):
             return None
         field = class_margins(evidence).field
-        limit = cls(math.inf, field, _least_visits(visits[judged][evidence[field][judged] <= 0]))
+        # Each sweep over the data takes the samples that look right once, so those that were never left out differ by
+        # one visit at most; but for a few, whose batches were refused.
+        taken = visits[judged][evidence[field][judged] <= 0]
+        place = int(FEW * len(taken))
+        limit = cls(math.inf, field, int(np.partition(taken, place)[place]) if len(taken) else 0)
         margin = limit.margins(evidence)[judged]
         is_fresh = margin < np.inf
         group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
@@ -109,13 +113,3 @@ def _levels(margin: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float
     order = order[np.argsort(margin[order])]
     chances, firsts = np.unique(score[order], return_index=True)
     return tuple(margin[order[firsts]].tolist()), tuple(chances.tolist())
-
-
-def _least_visits(visits: NDArray[np.uint16]) -> int:
-    """The visits of a sample that was never left out, given those of samples that look right; 0 without any.
-
-    Each sweep over the data takes such samples once, so they differ by one visit at most; but for a few, whose batches
-    were refused.
-    """
-    place = int(FEW * len(visits))
-    return int(np.partition(visits, place)[place]) if len(visits) else 0

@@ -166,17 +166,11 @@ def margins_of(some: Fields, least: int = 1) -> Margins:
 
 def class_margins(some: Any) -> ClassMargins:
     """The margins of classes, EVIDENCE[M] or its fields."""
-    return ClassMargins("early" if _is_fading(some) else "margin")
-
-
-def _is_fading(evidence: Any) -> bool:
-    """Whether late visits have lost what early ones showed, as in a network that learns labels by heart."""
-    early = evidence["early"]
-    positive = early[early > 0]
-    if not len(positive):
-        return False
-    high = np.quantile(positive, HIGH_EARLY)
-    return bool(np.count_nonzero(evidence["margin"] > high) < FADED * np.count_nonzero(positive > high))
+    positive = some["early"][some["early"] > 0]
+    high = np.quantile(positive, HIGH_EARLY) if len(positive) else np.inf
+    # Late visits have lost what early ones showed, as in a network that learns labels by heart.
+    is_fading = np.count_nonzero(some["margin"] > high) < FADED * np.count_nonzero(positive > high)
+    return ClassMargins("early" if is_fading else "margin")
 
 
 def common_class(given: NDArray[Any]) -> int:

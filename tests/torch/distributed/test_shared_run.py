@@ -1134,3 +1134,27 @@ def test_a_run_that_one_rank_ends_early_is_a_success_on_all():
     assert one == other
     assert 10 <= one[0] < 40
     assert one[1:] == ("finished early", True)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint at step 8 could not be written")
+def test_rank_without_memory_for_the_state_ends_no_run(tmp_path):
+    """A checkpoint for which one rank has none is written by none, and the next one is."""
+
+    def job(ranks):
+        r8 = make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path, checkpoint_every=8)
+        shared, get_state, calls = SharedRun(r8, ranks, every=1), r8.table.state_dict, []
+
+        def fail_once():
+            calls.append(r8.global_step)
+            if ranks.rank == 1 and len(calls) == 1:
+                raise MemoryError
+            return get_state()
+
+        r8.table.state_dict = fail_once
+        for share in shares(shared):
+            shared.report(share.ticket, sample_losses(share.indices))
+        r8.close()
+        return r8.global_step, calls
+
+    assert in_threads(2, job) == [(24, [8, 16, 24])] * 2
+    assert len(list(tmp_path.glob("ck_*.r8"))) == 2

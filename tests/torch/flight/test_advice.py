@@ -15,12 +15,12 @@ from learnit_r8.torch import attach
 NUM_STEPS = 400
 
 
-def train(*, lr=0.05, jump=None, num_steps=NUM_STEPS, poison=None, steps=True, **settings):
+def train(*, lr=0.05, jump=None, num_steps=NUM_STEPS, poison=None, steps=True, warmup=0, rows=8, **settings):
     """A small regression, at some steps with 10,000 times the rate; returns what was said, and told."""
     torch.manual_seed(0)
     model, dice = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), torch.Generator().manual_seed(1)
     optimizer, heard = torch.optim.SGD(model.parameters(), lr), record_events()
-    batches = [torch.randn(8, 4, generator=dice) for _ in range(num_steps)]
+    batches = [torch.randn(rows, 4, generator=dice) for _ in range(num_steps)]
     with (
         warnings.catch_warnings(record=True) as caught,
         attach(model, optimizer, batches, num_steps=num_steps, listeners=[heard], **settings) as adapter,
@@ -28,7 +28,8 @@ def train(*, lr=0.05, jump=None, num_steps=NUM_STEPS, poison=None, steps=True, *
         warnings.simplefilter("always")
         for x in adapter.batches():
             step = adapter.scheduler.global_step
-            optimizer.param_groups[0]["lr"] = lr * 1e4 if jump and step in jump else lr
+            rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+            optimizer.param_groups[0]["lr"] = lr * 1e4 if jump and step in jump else lr * rise
             y = x.sum(1, keepdim=True)
             loss = mse_loss(model(x), y * (1e6 if step == poison else 1.0))
             if steps:
@@ -82,3 +83,28 @@ def test_a_rate_that_is_too_high_from_the_start_is_said_with_the_one_that_held()
     (text,) = [each for each in said if each.startswith("the rate is too high from the start: ")]
     assert "of yours held for" in text
     assert heard.of(events.IncidentEnded)
+
+
+def notes_in(heard):
+    return [each for each in heard.of(events.Notice) if "the untrained model: unless that is expected" in each.text]
+
+
+@pytest.mark.parametrize("warmup", [0, 200])
+def test_a_standstill_is_noted_once_the_rate_has_reached_its_peak(warmup):
+    """A rate that is far too low; nothing is tested, and nothing is said in a warning or a second time."""
+    said, heard, adapter = train(lr=1e-7, warmup=warmup, rows=2048)
+
+    (note,) = notes_in(heard)
+    assert warmup + 64 <= note.step < warmup + 96
+    assert not note.is_warning
+    assert not said
+    assert adapter.scheduler.pace.probes == 0
+
+
+def test_progress_is_no_standstill_and_a_resumed_warm_up_goes_on(tmp_path):
+    """A run that learns; and one that was resumed while its rate rose, whose peak counts from there."""
+    assert not notes_in(train(warmup=100)[1])
+    settings = {"lr": 1e-7, "rows": 2048, "warmup": 200, "checkpoint_dir": tmp_path, "resume": "auto"}
+    train(num_steps=150, **settings)
+    (note,) = notes_in(train(**settings)[1])
+    assert note.step >= 264

@@ -110,7 +110,8 @@ def test_flips_are_called_transient_and_calm_runs_are_not():
     found, calm = [], []
     for seed in range(40):
         place = int(np.random.default_rng(seed).integers(2, NUM_STEPS))
-        _, adapter, _ = train(Flip({place}, "backward", seed), seed=seed)
+        # With another guard one of these may strike a probe, of which nothing is learned.
+        _, adapter, _ = train(Flip({place}, "backward", seed), seed=seed, guard="finite")
         found.append(adapter.scheduler.controller.state_dict()["transient"])
         if seed < 10:
             calm.append(train(seed=seed)[1].scheduler.controller.state_dict()["transient"])

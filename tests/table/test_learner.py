@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.table.estimators import (
+from learnit_r8.table.learner import (
     FACTOR_RANGE,
     SHARE_RANGE,
     additive,
