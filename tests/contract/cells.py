@@ -83,7 +83,6 @@ _is_red("recurring_sample", ["managed nnx"], "visits of a bad sample lower the r
 for _row in ("healthy_quiet", "words_of_a_healthy_run"):
     _is_red(_row, [*_FITS, "train_loop own"], "a run that has ended is in the phase 'training'")
 _is_red("killed_in_mid_epoch", _FITS, "fit begins the interrupted epoch anew, and counts its steps twice")
-_is_red("killed_between_epochs", ["lightning own"], "resumed after the last batch of an epoch, the batches differ")
 
 
 SLOW = ["keras tf.data", "keras step", "train_loop", "managed nnx"]
