@@ -695,7 +695,7 @@ class R8Scheduler:
     def _why_none_is_open(self) -> str:
         """Why there is no batch to report, and what would be right."""
         if not self.host._num_draws:
-            return "draw one first"
+            return "draw one first, as the loss is of no batch of batch_iterator()"
         if self._given_up is None or self._given_up < self.global_step - 1:
             return "the last one was reported already; report each batch once"
         return (

@@ -48,6 +48,11 @@ AS_TRAINER = (
     "on within an epoch has the same samples, but other random augmentation; with batches that R8 draws it is the same."
 )
 
+MAKES_LOADERS = {
+    "get_train_dataloader", "_get_dataloader", "_remove_unused_columns", "_get_collator_with_removed_columns",
+}  # fmt: skip
+"""What a loader is made with, in methods of Trainer's, that leaves out columns."""
+
 RESUMED = "train() was given resume_from_checkpoint, so resume={!r} of r8 is ignored."
 
 NOT_OF_SAMPLES = (
@@ -379,8 +384,15 @@ def _checked(r8: Any) -> dict[str, Any]:
 
 
 def _columns_used(trainer: Any) -> tuple[Any, Any]:
-    """The training data and the collator, as Trainer makes them: without columns that the model does not take."""
+    """The training data and the collator, as Trainer makes them: without columns that the model does not take.
+
+    Those of sentence-transformers make loaders of their own, whose collator takes columns of text that no model names.
+    """
     dataset, collate = trainer.train_dataset, trainer.data_collator
+    names = (vars(each).get("get_train_dataloader") for each in type(trainer).__mro__ if each is not R8Mixin)
+    code = getattr(next(filter(None, names)), "__code__", None)
+    if code is not None and not MAKES_LOADERS & set(code.co_names):
+        return dataset, collate
     try:
         import datasets
     except ImportError:

@@ -78,7 +78,6 @@ def _is_red(rule, columns, harm):
 
 
 _is_red("recurring_sample", ["managed nnx"], "visits of a bad sample lower the rate")
-_is_red("killed_between_epochs", ["lightning own"], "resumed after the last batch of an epoch, the batches differ")
 
 
 SLOW = ["keras tf.data", "keras step", "train_loop", "managed nnx"]

