@@ -346,12 +346,12 @@ def frozen(state):
 
 SET_ASIDE = (
     "_persistence", "_announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting", "witnesses",
-    "looked_last_at", "recorder", "_recorder", "_parts",
+    "looked_last_at", "left_at", "recorder", "_recorder", "_parts",
 )  # fmt: skip
 """Attributes that are not part of a state: other parts, which the controller has too, what is only a cache, the
-witnesses of checkpoints (see `everything`), whether the end was looked at, which a call that was cut there is not
-repeated for, and the recorder, whose thread writes what is queued at its own time, at the latest as the program
-ends."""
+witnesses of checkpoints (see `everything`), where the end, or that of an epoch, was looked at, which a call that was
+cut there is not repeated for, and the recorder, whose thread writes what is queued at its own time, at the latest as
+the program ends."""
 
 
 def memory_of(r8):

@@ -139,7 +139,8 @@ class RecoveryController:
         """Whether one of the first losses is worth a probe, though the guard has accepted it."""
         if self._watches_level:
             # Losses that rise in a warm-up say little about a rate of the user's own, nor does one easy batch.
-            return self.lineage.updates >= FIRST and self.is_far(loss)
+            recent = self.lineage.progress.recent
+            return len(recent) >= FIRST and loss > FAR * max(recent) and self.is_far(loss)
         return self._first_steps.suspicion(loss) > 1
 
     def is_far(self, loss: float) -> bool:
@@ -217,7 +218,8 @@ class RecoveryController:
             self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:
             first = self.witnesses.first
-            progress.note_first(loss, math.nan if first is None else first.record)
+            # The first state of a run that was resumed is not the untrained one.
+            progress.note_first(loss, math.nan if first is None or first.updates else first.record)
             # Between two steps, as it may put a state back.
             self.is_look_due = not updates % LOOK_EVERY and self.is_early
         else:

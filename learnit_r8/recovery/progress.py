@@ -114,8 +114,8 @@ class Progress:
         if self.start != self.start and len(self.recent) >= FIRST:
             level = float(np.median(self.recent))
             self.start = max(record, level) if math.isfinite(record) else level
-            low = sorted(self.recent)[1]
-            self.untrained = max(record, min(low, MOST_OF_RECORD * record)) if math.isfinite(record) else low
+            if math.isfinite(record):
+                self.untrained = max(record, min(sorted(self.recent)[1], MOST_OF_RECORD * record))
 
     @property
     def first_spread(self) -> float:
@@ -187,7 +187,7 @@ class Progress:
         if is_known:
             return stands
         # Lower than that they are on a plateau, as those of every run at a constant rate are in the end.
-        least = min(self.untrained, float(np.median(self.first[:FIRST]))) - self.level_noise
+        least = float(np.fmin(self.untrained, np.median(self.first[:FIRST]))) - self.level_noise
         return stands and level > least and spread_of(last) > WILD_SPREAD * self.start
 
     def note_rate(self, rate: float, updates: int) -> None:
@@ -201,14 +201,28 @@ class Progress:
             return False
         return self.level > (1 - LEAST_GAIN) * self.untrained
 
+    @property
+    def has_jumped(self) -> bool:
+        """Whether the last losses are all far above those of the untrained model and all before them."""
+        losses = list(self.recent)[-JUMPED - BEFORE_JUMP :]
+        if len(losses) < FIRST or not self.untrained > 0:
+            return False
+        # One of those before may be that of the batch that did it; where there are few, the jump must be wide.
+        least = max(FAR_ABOVE * self.untrained, sorted(losses[:-JUMPED])[-2])
+        return min(losses[-JUMPED:]) > (least if len(losses) >= FIRST + JUMPED else 2 * least)
+
     def is_above_untrained(self, updates: int) -> bool:
         """Whether the last losses are far above those of the untrained model, and not looked into yet."""
         if updates < self._above_from or not self.untrained > 0 or len(self.recent) < FIRST:
             return False
-        losses, limit = list(self.recent)[-JUMPED - BEFORE_JUMP :], FAR_ABOVE * self.untrained
-        before, last = losses[:-JUMPED], sorted(losses[-FIRST:])
-        has_jumped = len(before) >= FIRST and min(losses[-JUMPED:]) > max(limit, *before)
-        return has_jumped or 0.5 * (last[FIRST // 2 - 1] + last[FIRST // 2]) > limit
+        if updates % LOOK_EVERY:
+            return self.has_jumped
+        # The median of a few losses may be above by chance: it is asked for now and then, by more than their spread,
+        # and with nearly all of the last ones above.
+        losses = list(self.recent)[-LOOK_EVERY:]
+        few = losses[-FIRST:]
+        is_level = float(np.median(few)) - spread_of(few) > FAR_ABOVE * self.untrained
+        return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""

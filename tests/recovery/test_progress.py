@@ -152,13 +152,36 @@ def test_losses_far_above_those_of_the_untrained_model(last, is_above, is_saved)
     progress = Progress()
     progress.recent.extend([2.3, 2.2, *[40.0] * 6])
     progress.note_first(40.0, 2.3)
-    progress.recent.extend([last] * 8)
+    progress.recent.extend([last] * 16)
     if is_saved:
         saved, progress = progress.state_dict(), Progress()
         progress.load_state_dict(saved)
 
     assert progress.untrained == 2.3
-    assert progress.is_above_untrained(16) is is_above
+    assert progress.is_above_untrained(32) is is_above
+
+
+@given(st.lists(st.floats(-2.0, 2.0), min_size=24, max_size=64), st.integers(24, 64))
+def test_losses_as_noisy_as_the_first_ones_are_rarely_looked_into(noise, updates):
+    """Where one of sixteen losses is as low as the first one, or half of eight are, nothing is looked into."""
+    progress = Progress()
+    losses = [math.exp(each) for each in noise]
+    progress.recent.extend(losses[:8])
+    progress.note_first(losses[7], losses[0])
+    progress.recent.extend([*losses[8:], losses[0], losses[0]])
+
+    assert not progress.is_above_untrained(updates)
+
+
+def test_the_untrained_loss_of_a_run_that_was_resumed_is_not_that_of_its_first_batch():
+    """Without the record of an untrained state nothing is compared with it."""
+    progress = Progress()
+    progress.recent.extend([0.1] * 8)
+    progress.note_first(0.1, math.nan)
+    progress.recent.extend([9.0] * 16)
+
+    assert math.isnan(progress.untrained)
+    assert not progress.is_above_untrained(32)
 
 
 def test_losses_that_were_looked_into_are_not_far_above_again_at_once():
@@ -166,7 +189,7 @@ def test_losses_that_were_looked_into_are_not_far_above_again_at_once():
     progress = Progress()
     progress.recent.extend([2.3] * 8)
     progress.note_first(2.3, 2.3)
-    progress.recent.extend([9.0] * 8)
+    progress.recent.extend([9.0] * 16)
     progress.note_healthy(16)
 
     assert not progress.is_above_untrained(16)

@@ -214,8 +214,9 @@ class Inquiry:
         case = Case(
             alarm, level, known, progress.start, progress.first_spread, progress.first_level,
             share=parts.refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
-            is_sudden=alarm is not Alarm.REGRESS
-            and (alarm not in (Alarm.RAISED, Alarm.ABOVE) or progress.is_sudden()),
+            is_sudden=alarm not in (Alarm.REGRESS, Alarm.ABOVE, Alarm.RAISED)
+            or (alarm is Alarm.RAISED and progress.is_sudden())
+            or (alarm is Alarm.ABOVE and progress.has_jumped),
             is_exact=self._experiment.can_probe or bool(held), is_again=is_again,
         )  # fmt: skip
         finding = self._experiment.begin(case, investigate(case, self._live))

@@ -648,7 +648,7 @@ def test_a_ceiling_is_told_as_a_share_of_the_users_rate():
         r8.controller.limit.lower(1.0, by=10)
 
     assert "learning rate at most 0.1 of yours" in kept.summary()
-    assert "learning rate at most 0.1," in set_here.summary()
+    assert "learning rate at most 0.1 since step 0, as" in set_here.summary()
 
 
 @pytest.mark.filterwarnings("ignore:a loss was refused, and there is nothing to restore")
