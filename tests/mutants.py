@@ -76,7 +76,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_rate_limit.py", "the rate does not fall at the end of a run with a ceiling"),
     ("recovery/rate_limit.py", '"gentle_left": self._gentle_left', '"gentle_left": 0',
      "recovery/test_rate_limit.py -k state", "a run resumed after a restore goes on at the full rate"),
-    ("recovery/rate_limit.py", "self._calm > hold and self._may_rise", "self._calm > hold",
+    ("recovery/rate_limit.py", "TRIAL_AFTER * later and self._may_rise", "TRIAL_AFTER * later",
      "recovery/test_rate_limit.py", "a rate rises although the losses get worse"),
     ("recovery/rate_limit.py", "self._hits + 2, 0", "self._hits, 0",
      "recovery/test_rate_limit.py -k confirmed", "a rate that has proved too high comes back as soon as any other"),

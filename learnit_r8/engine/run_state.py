@@ -81,7 +81,7 @@ _KINDS: dict[str, Any] = {
     "recovery.limit.lowest": _MAYBE, "recovery.limit.best": _MAYBE,
     "recovery.lineage.progress.recent": _LOSSES, "recovery.lineage.progress.reported": _LOSSES,
     "recovery.lineage.progress.first": _LOSSES, "recovery.lineage.progress.start": _MAYBE,
-    "recovery.lineage.progress.untrained": _MAYBE,
+    "recovery.lineage.progress.untrained": _MAYBE, "recovery.lineage.progress.record": _MAYBE,
     "recovery.lineage.rates": _LOSSES, "recovery.refusals.outcomes": [False], "recovery.incident": (_INCIDENT,),
     "recovery.incident.kind": "", "recovery.incident.is_lasting": False,
     "recovery.incident.held_from_start": 0.0, "recovery.kinds": [["", 0, ""]],

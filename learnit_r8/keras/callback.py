@@ -253,7 +253,10 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         if self.dataset.is_finished:
             return
         self.dataset.end_epoch()
-        r8.log(r8.global_step, **{name: value for name, value in (logs or {}).items() if name != "step"})
+        values = {name: value for name, value in (logs or {}).items() if name != "step"}
+        # An epoch of refused batches alone has none.
+        if values:
+            r8.log(r8.global_step, **values)
         r8.host.between_steps()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:

@@ -88,12 +88,12 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if self._state.num_saved_devices is None or self._is_rewound:
             return
         self._is_rewound = True
-        data, run = local_of_fit("x"), self._r8.host
+        data, host = local_of_fit("x"), self._r8.host
         steps = local_of_fit("steps_per_epoch")
         if steps is not None:
             # The next epoch goes on in the same data where this one ends.
-            for _ in range(local_of_fit("initial_epoch") if run.feed.settings.resume_data != "start" else 0):
-                for _ in _behind(local_of_fit("epoch_iterator"), steps, run):
+            for _ in range(local_of_fit("initial_epoch") if host.feed.settings.resume_data != "start" else 0):
+                for _ in _behind(local_of_fit("epoch_iterator"), steps, host):
                     pass
             return
         if isinstance(data, keras.utils.PyDataset):

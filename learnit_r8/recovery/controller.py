@@ -217,9 +217,7 @@ class RecoveryController:
         if self.limit.is_on and not updates % LOOK_EVERY:
             self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:
-            first = self.witnesses.first
-            # The first state of a run that was resumed is not the untrained one.
-            progress.note_first(loss, math.nan if first is None or first.updates else first.record)
+            progress.note_first(loss, self._untrained_record)
             # Between two steps, as it may put a state back.
             self.is_look_due = not updates % LOOK_EVERY and self.is_early
         else:
@@ -377,8 +375,15 @@ class RecoveryController:
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
         return "".join([*(f"; {part}" for part in parts), *(f"\n  {line}" for line in self._incidents.summary())])
 
+    @property
+    def _untrained_record(self) -> float:
+        """The loss of the untrained model; NaN where it is unknown, as in a run that was resumed."""
+        first = self.witnesses.first
+        return math.nan if first is None or first.updates else first.record
+
     def state_dict(self) -> dict[str, Any]:
         """Return what outlives the process: counts, the limit of the rate, and the witnesses of checkpoints."""
+        self.lineage.progress.note_record(self._untrained_record)
         return {
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "transient": self._incidents.num_transient,

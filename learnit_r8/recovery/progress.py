@@ -71,7 +71,7 @@ class Progress:
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=128)
         self.reported: deque[float] = deque(maxlen=64)
-        self.start = self.untrained = math.nan
+        self.start = self.untrained = self._record = math.nan
         self.first: list[float] = []
         self.peak, self.peak_at = 0.0, 0
         self._gap, self._wait_until, self._look_wait, self._above_from = 1, 0, 0, 0
@@ -98,7 +98,7 @@ class Progress:
         """Forget all losses, as they mean something else from here on."""
         self.recent.clear()
         self.reported.clear()
-        self.start = self.untrained = math.nan
+        self.start = self.untrained = self._record = math.nan
         self._gap = 1
 
     def note_healthy(self, updates: int) -> None:
@@ -107,15 +107,20 @@ class Progress:
         self._wait_until, self._look_wait = updates + self._gap, LOOK_EVERY * self._gap
         self._above_from = updates + LOOK_EVERY * self._gap // 2
 
+    def note_record(self, record: float) -> None:
+        """Keep the loss of the untrained model, unless it is NaN, as a run that is resumed has no such state."""
+        if math.isfinite(record):
+            self._record = record
+
     def note_first(self, loss: float, record: float) -> None:
         """Take one of the first losses; called once in `NOTED_EVERY` updates."""
         if len(self.first) < EARLY_UPDATES:
             self.first.append(loss)
+        self.note_record(record)
         if self.start != self.start and len(self.recent) >= FIRST:
-            level = float(np.median(self.recent))
-            self.start = max(record, level) if math.isfinite(record) else level
-            if math.isfinite(record):
-                self.untrained = max(record, min(sorted(self.recent)[1], MOST_OF_RECORD * record))
+            # Where the record is unknown, so is the loss of the untrained model.
+            self.start = float(np.fmax(self._record, np.median(self.recent)))
+            self.untrained = float(np.clip(sorted(self.recent)[1], self._record, MOST_OF_RECORD * self._record))
 
     @property
     def first_spread(self) -> float:
@@ -244,6 +249,7 @@ class Progress:
             "recent": list(self.recent), "reported": list(self.reported), "first": list(self.first),
             "start": None if math.isnan(self.start) else self.start,
             "untrained": None if math.isnan(self.untrained) else self.untrained, "gap": self._gap,
+            "record": None if math.isnan(self._record) else self._record,
             "peak": [self.peak, self.peak_at],
             "wait": [self._wait_until, self._look_wait], "above_from": self._above_from,
         }  # fmt: skip
@@ -255,9 +261,10 @@ class Progress:
         self.first = list(state["first"])
         self.start = math.nan if state["start"] is None else state["start"]
         # Saved by earlier versions without it.
-        untrained = state.get("untrained")
-        self.untrained = self.start if untrained is None else untrained
-        self._gap = state["gap"]
+        untrained = state.get("untrained", state["start"])
+        self.untrained = math.nan if untrained is None else untrained
+        self._gap, record = state["gap"], state.get("record")
+        self._record = math.nan if record is None else record
         self._wait_until, self._look_wait = state["wait"]
         self.peak, self.peak_at = state.get("peak", (0.0, 0))
         self._above_from = state.get("above_from", 0)

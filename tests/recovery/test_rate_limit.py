@@ -124,6 +124,20 @@ def test_a_higher_rate_that_fails_is_tried_again_twice_as_late():
     assert firsts == [64, 128, 256]
 
 
+def test_no_higher_rate_is_tried_while_the_level_is_worse():
+    """Losses that have risen under the ceiling, if not by far, wait until they are back."""
+    limit = RateLimit(1.0, 0)
+    limit.lower(1.0, by=10.0)
+    limit.note_level(1.0, 0.0)
+    limit.note_level(1.15, 0.0)
+    ceilings = ceilings_of(limit, 100, 1.15)
+    limit.note_level(1.0, 0.0)
+    limit.accepted(1.0)
+
+    assert set(ceilings) == {0.1}
+    assert limit.ceiling == 0.2
+
+
 def test_what_a_ceiling_waits_for_is_said():
     """From when it holds, and until when: the level, and the trial of a higher rate."""
     limit = RateLimit(1.0, 0)
