@@ -250,6 +250,9 @@ class Recorder:
         before, self.now = self.now, {}
         # A model is written within a folder of its own first; `os.walk` passes over a folder that is gone by now.
         for path in (Path(parent, name) for parent, _, names in os.walk(self.folder) for name in names):
+            # What is left of the lock of a run that was cut off says nothing, as no process holds it.
+            if path.suffix == ".lock":
+                continue
             with contextlib.suppress(FileNotFoundError):
                 name = path.relative_to(self.folder).as_posix()
                 self.now[name] = (path.stat().st_ino, path.read_bytes())
