@@ -14,6 +14,7 @@ import itertools
 import os
 import platform
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -124,7 +125,7 @@ class CheckpointStore:
             RunInUse: somebody else trains it; the message names process and host.
         """
         file = Path(os.path.realpath(self.folder)) / f"run_{run_id[:8]}.lock"
-        if not run_id or launcher.rank_of():
+        if not run_id or launcher.rank_of() or _rank_in_jax():
             return
         here = threading.current_thread()
         other = _claims.get(str(file))
@@ -524,6 +525,12 @@ def _holder_of(file: Path) -> str:
         pid, host = opened.read(MOST_NOTE).decode("utf-8", "replace").split(maxsplit=1)
         return f"the process {pid} on {host}"
     return "another process"
+
+
+def _rank_in_jax() -> int:
+    """The rank of this process among those of ``jax.distributed``, which no launcher tells; 0 without it."""
+    jax = sys.modules.get("jax")
+    return jax.process_index() if jax is not None and jax.distributed.is_initialized() else 0
 
 
 def _owner_of_new(folder: Path) -> int | None:
