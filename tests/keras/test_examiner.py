@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.program
 @pytest.mark.xfail(
-    reason="since the state is kept within the compiled step, more causes are found than there are faults"
+    reason="red since the state is kept within the compiled step: more causes than faults"
 )
 @pytest.mark.parametrize("back_end", ["tensorflow", "jax", "torch"])
 def test_the_layer_and_the_sample_are_named(back_end):
