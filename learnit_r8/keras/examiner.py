@@ -106,7 +106,8 @@ class Examiner:
         batch = self._batch_in_hand()
         if batch is None:
             return None
-        batch = batch if isinstance(batch, tuple) else (batch,)
+        # The loaders of torch give lists, which Keras reads as tuples.
+        batch = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
         return keras.tree.map_structure(lambda each: each if each is None else ops.convert_to_numpy(each), batch)
 
     def bad_weights(self) -> dict[str, int]:
