@@ -29,6 +29,7 @@ from .._validation import shortened
 from ..guard.verdict import GOOD
 from ..sampling.tally import Tally
 from ..sampling.ticket import Outcome, Ticket, new_tuple
+from ..table.losses import read_number
 from . import breaks, draws, membership, refusal, step
 from .control import Requests
 from .emitter import EventEmitter
@@ -316,7 +317,7 @@ class Engine:
             if not is_plain:
                 outcome = refusal.report_in_turn(self, ticket, step.Judged(*judged))
                 if outcome is not None:
-                    return outcome
+                    return outcome if grad_norm is None else self._clipped(outcome, grad_norm)
                 continue
             is_done, ended = False, None
             with turns.lock:
@@ -335,8 +336,20 @@ class Engine:
                 if is_heard:
                     self.emitter.stop_timing()
                     step.tell(self, ticket, step.Judged(*judged), ended)
-                return new_tuple(Outcome, (GOOD, lr, None))
+                outcome = new_tuple(Outcome, (GOOD, lr, None, 1.0))
+                return outcome if grad_norm is None else self._clipped(outcome, grad_norm)
             turns.wait("report", self.pace.step)
+
+    def _clipped(self, outcome: Outcome, grad_norm: Any) -> Outcome:
+        """The outcome with the factor of the gradient, whose norm was reported."""
+        norms = self.controller.norms
+        norms.is_used = True
+        if not (norms.is_on and outcome):
+            return outcome
+        norm = read_number("grad_norm", grad_norm)
+        factor = norms.factor(norm)
+        norms.note(norm)
+        return outcome._replace(clip_factor=factor)
 
     def is_now(self, judged: step.Judged) -> bool:
         """Whether no other call has come between a judgement and this moment."""

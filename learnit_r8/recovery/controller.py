@@ -9,7 +9,7 @@ its finding                  is acted on (settlement.py)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import events
@@ -33,7 +33,7 @@ from .moment import Moment
 from .policy import Recovery
 from .progress import FIRST, LOOK_EVERY, START_UPDATES
 from .quarantine import Quarantine, accused_of, not_finite_samples
-from .rate_limit import RateLimit
+from .rate_limit import NormLimit, RateLimit
 from .refusals import Refusals
 from .witnesses import Witnesses
 
@@ -71,6 +71,7 @@ class RecoveryController:
         recorder: As given.
         quarantine: Finds bad samples.
         limit: Holds the learning rate down.
+        norms: Clips the gradient once a rate was lowered.
         experiment: The experiment under way.
         witnesses: The witnesses of backups and checkpoints.
         is_early: Whether `is_suspicious` must be asked.
@@ -90,6 +91,8 @@ class RecoveryController:
         self._backup = persistence.backup
         self.recorder = recorder
         self._cause_search = CauseSearch(persistence, announcer, table, sentry, recorder)
+        # What steps the optimizer holds it.
+        self.norms = NormLimit()
         self._begin_state()
 
     def _begin_state(self) -> None:
@@ -101,12 +104,13 @@ class RecoveryController:
         self.lineage, self._refusals, self._incidents = Lineage(), Refusals(), IncidentLog(announcer)
         parts = Parts(
             recovery, persistence, announcer, self._table, self._sentry, self.quarantine, self._live, self.lineage,
-            self.limit, self.witnesses, self._incidents, self._refusals, self.experiment,
+            self.limit, self.norms, self.witnesses, self._incidents, self._refusals, self.experiment,
         )  # fmt: skip
         self._first_steps = FirstSteps(parts)
         self.inquiry = Inquiry(parts, self._first_steps)
         self.is_early = self._sentry.tests_progress or self._watches_level
         self.is_look_due, self.is_quiet, self._num_equal = False, True, 0
+        self.norms.forget()
         self._is_lasting = False
 
     @property
@@ -192,6 +196,7 @@ class RecoveryController:
         self._refusals.good(gains=lineage.gains())
         if self.limit.is_on and self.limit.accepted(scheduled_lr, self._announcer.where()[0] + 1):
             self._announcer.tell(events.LrRestored)
+            self.norms.let_end(self._announcer.where()[0] + 1)
         if not self.is_open and not lineage.is_on_trial:
             incident = self._incidents.current
             if incident is not None and incident.held_from_start and self.limit.ceiling < math.inf:
@@ -214,6 +219,8 @@ class RecoveryController:
             self._num_equal = 0
             self._persistence.look_at_weights()
         self.witnesses.trust(updates, is_calm=is_calm)
+        if self._announcer.where()[0] >= self.norms.until:
+            self.norms.forget()
         if self.limit.is_on and not updates % LOOK_EVERY:
             self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:
@@ -293,6 +300,13 @@ class RecoveryController:
         inquiry.check_end(loss, ticket.lr * unit)
         return self._live.put_step
 
+    def note_gradients(self, have_gradient: Sequence[bool]) -> None:
+        """Note which parameters the last gradient is not all 0 of, now and then, where R8 steps the optimizer."""
+        first_steps = self._first_steps
+        first_steps.dead.note(have_gradient)
+        if first_steps.dead.are_most or first_steps.is_on_trial or first_steps.is_measuring:
+            self.is_look_due = True
+
     def computed_again(self, what: str, *, step: int, is_finite: bool, device: str) -> None:
         """Note that a step which was not finite was computed once more, from the same weights and batch.
 
@@ -353,6 +367,7 @@ class RecoveryController:
         self.lineage.progress.begin_anew()
         self.witnesses.forget_records()
         self.limit.forget()
+        self.norms.forget()
         self._refusals.bad_in_a_row = 0
         self._incidents.note(self._live.step, "reset_baseline() was called: losses mean something else from here on")
         self._incidents.end()
@@ -369,6 +384,8 @@ class RecoveryController:
             parts.append(f"{held}, as a higher one damaged healthy weights, {self.limit.until_text()}")
         elif self.limit.past:
             parts.append(self.limit.past)
+        if self.norms.text:
+            parts.append(self.norms.text)
         if num_transient := self._incidents.num_transient:
             parts.append(f"{num_transient} transient faults, finite when computed once more")
         if len(self._table.quarantined):
@@ -387,7 +404,7 @@ class RecoveryController:
         return {
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "transient": self._incidents.num_transient,
-            "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
+            "limit": self.limit.state_dict(), "norms": self.norms.state_dict(), "lineage": self.lineage.state_dict(),
             "refusals": self._refusals.state_dict(), "first_steps": self._first_steps.to_plain(),
             "incident": self._incidents.to_plain(),
             "kinds": [[kind, *found] for kind, found in self._incidents.kinds.items()],
@@ -408,6 +425,8 @@ class RecoveryController:
         self._incidents.num_restored, self._incidents.num_probes = state["restored"], state["probes"]
         self._incidents.num_transient = state.get("transient", 0)
         self.limit.load_state_dict(state["limit"])
+        if "norms" in state:
+            self.norms.load_state_dict(state["norms"])
         self.lineage.load_state_dict(state["lineage"])
         self._refusals.load_state_dict(state["refusals"])
         self._incidents.load_plain(state["incident"])

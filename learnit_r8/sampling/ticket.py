@@ -52,11 +52,14 @@ class Outcome(NamedTuple):
         verdict: The guard's verdict on the loss.
         lr: Learning rate to use now.
         rolled_back_to: Steps reported when the restored model state was taken; None if none was restored.
+        clip_factor: What to multiply the gradient by whose norm was reported, in (0, 1]; 1.0 unless a rate had to be
+            lowered. An adapter's ``step(loss)`` has done so.
     """
 
     verdict: Verdict
     lr: float
     rolled_back_to: int | None
+    clip_factor: float = 1.0
 
     def __bool__(self) -> bool:
         # A restored model must not take a step with gradients of the old weights.

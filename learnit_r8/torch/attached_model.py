@@ -11,6 +11,7 @@ import torch
 
 from .._adapters.prefetch import Prefetch
 from .._validation import no_attribute
+from ..recovery.lineage import LOOK_MASK
 from ..sampling.ticket import Outcome, Ticket
 from .loss_pipeline import LossPipeline, Training
 from .lr_scheduler import R8LRScheduler
@@ -68,6 +69,8 @@ class AttachedModel(ABC):
         self._model, self._stepper, self._sharing = training.model, training.stepper, training.sharing
         self._hand, self._ahead, self._second_run = training.hand, training.ahead, training.second_run
         self._losses = LossPipeline(batches, training)
+        # On other devices each look would wait for them.
+        self._looks_at_gradients = self.num_ranks == 1 and all(each.is_cpu for each in training.model.parameters())
         batches.join(self._losses)
         self._num_looks = 0
 
@@ -188,6 +191,9 @@ class AttachedModel(ABC):
         again = None
         if self._second_run is not None and not is_test:
             again, norm = self._second_run.of(loss, norm)
+        controller = self.scheduler.controller
+        if is_due and self._looks_at_gradients and not (is_test or controller.lineage.updates & LOOK_MASK):
+            controller.note_gradients(stepper.have_gradient())
         outcome = tell(norm, skipped, again)
         if outcome and is_due and (is_probe or not stepper.is_scaled):
             if is_probe:

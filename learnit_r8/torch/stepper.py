@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from .distributed.shards import clip_shards, is_shard
 from .prepared import plain_optimizer
 
 if TYPE_CHECKING:
+    from ..recovery.rate_limit import NormLimit
     from ..scheduler import R8Scheduler
 
 _RUNS: weakref.WeakKeyDictionary[Any, weakref.ref[R8Scheduler]] = weakref.WeakKeyDictionary()
@@ -72,6 +74,7 @@ class Stepper:
         self._is_adding = False
         self._last_gradients: list[torch.Tensor | None] = []
         self._plain = plain_optimizer(optimizer)
+        self._norms: NormLimit | None = None
         self._clears_itself = getattr(type(self._plain), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
         self._has_stepped, self._first_step = False, None
         if accumulate > 1:
@@ -84,6 +87,7 @@ class Stepper:
         if before is not None and before is not r8 and before.global_step and not (before.is_over or before._is_closed):
             r8.host.say_once("attached again", ATTACHED_AGAIN)
         _RUNS[self._plain] = weakref.ref(r8)
+        self._norms = r8.controller.norms
 
     def watch_first_epoch(self) -> None:
         """Note from now on whether the optimizer takes a step, until `check_first_epoch`."""
@@ -212,16 +216,36 @@ class Stepper:
         return is_last or self._num_added >= self._accumulate
 
     def clip(self) -> torch.Tensor | None:
-        """Clip the gradient; returns its norm before that, on its device, or None without ``max_grad_norm``."""
-        if self._max_norm is None:
+        """Clip the gradient, at ``max_grad_norm`` or what recovery asks for, whichever is lower.
+
+        Returns:
+            Its norm before that, on its device; None where nothing is clipped.
+        """
+        most, norms = self._max_norm, self._norms
+        if norms is not None:
+            norms.is_used = True
+        if most is None and not (norms is not None and norms.is_on):
             return None
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
+        if norms is not None and norms.is_on:
+            # Once enough norms are known, none is read from the device.
+            norm = float(self._clip_to(math.inf)) if norms.is_learning else math.nan
+            most = min(norms.most(norm), math.inf if most is None else most)
+        assert most is not None
+        return self._clip_to(most)
+
+    def _clip_to(self, most: float) -> torch.Tensor:
         if self._clips is not None:
-            return self._clips(self._max_norm)
+            return self._clips(most)
         if self._is_sharded:
-            return clip_shards(self._parameters(), self._max_norm)
-        return torch.nn.utils.clip_grad_norm_(self._parameters(), self._max_norm)
+            return clip_shards(self._parameters(), most)
+        return torch.nn.utils.clip_grad_norm_(self._parameters(), most)
+
+    def have_gradient(self) -> list[bool]:
+        """Of each parameter with a gradient, whether that is not all 0; waits for the device."""
+        gradients = [each.grad for each in self._parameters() if each.grad is not None and not each.grad.is_sparse]
+        return torch.stack(torch._foreach_norm(gradients)).ne(0).tolist() if gradients else []
 
     def _parameters(self) -> list[torch.Tensor]:
         return [each for group in self._optimizer.param_groups for each in group["params"]]

@@ -419,7 +419,7 @@ class Feed:
         outcome = run._report(ticket, loss, part_size, grad_norm, skipped, predictions)
         self.open = None
         if run.rates.own is not None:
-            return Outcome(outcome.verdict, run.rates.shown(outcome.lr), outcome.rolled_back_to)
+            return outcome._replace(lr=run.rates.shown(outcome.lr))
         return outcome
 
     def explain(self, error: Any) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 
 from ... import events
 from ...sampling.ticket import Ticket
-from ..progress import EARLY_UPDATES, FIRST, Progress
+from ..lineage import LOOK_MASK
+from ..progress import EARLY_UPDATES, FIRST, LEAST_GAIN, Progress
 from ..ram_backup import Backup
 from .experiment import Alarm, Case, draw_again
 from .live_model import Saved, saved_form
@@ -43,6 +44,40 @@ in all, with so many samples in each. Healthy ones changed them by at most .062 
 targets has heavy tails: there a batch whose loss changes much has a high loss, too; and by .072 with eight samples."""
 
 
+DEAD_LOOKS, DEAD_SHARE = 8, 0.75
+"""Looks at the gradient, at every fourth update, in which that of a dead parameter is exactly 0, and their least share."""
+
+
+class DeadParameters:
+    """Finds parameters whose gradient has become exactly 0 for good, as where no input activates the rectifiers after
+    them: the loss is that of a constant, and training on changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.looks: list[int] = []
+        """Looks since each parameter had a gradient last; -1 where it has had none."""
+
+    def note(self, have_gradient: Sequence[bool]) -> None:
+        """Take one look; see `RecoveryController.note_gradients`."""
+        if len(self.looks) != len(have_gradient):
+            self.looks = [-1] * len(have_gradient)
+        self.looks = [
+            0 if has else looks + (looks >= 0) for has, looks in zip(have_gradient, self.looks, strict=True)
+        ]
+
+    @property
+    def are_most(self) -> bool:
+        """Whether most parameters are dead, though the loss still has a gradient."""
+        known = [each for each in self.looks if each >= 0]
+        num_dead = sum(each >= DEAD_LOOKS for each in known)
+        return num_dead < len(known) and num_dead >= DEAD_SHARE * max(1, len(known))
+
+    @property
+    def since(self) -> int:
+        """Updates since the last of them died, at least."""
+        return min(each for each in self.looks if each >= DEAD_LOOKS) * (LOOK_MASK + 1)
+
+
 def are_large(changes: Sequence[tuple[float, float]], size: int) -> bool:
     """Whether updates change the losses of their own batches by so much that the rate may be too high.
 
@@ -67,6 +102,7 @@ class RateTrial(NamedTuple):
         updates: Updates of its weights.
         backups: The backups.
         limit: The limit of the rate, as a saved state.
+        is_dead: Whether most of its parameters get no gradient any more, so that it cannot become better.
     """
 
     present: Any
@@ -77,6 +113,7 @@ class RateTrial(NamedTuple):
     updates: int
     backups: list[Backup]
     limit: dict[str, Any]
+    is_dead: bool = False
 
 
 class FirstSteps:
@@ -89,6 +126,7 @@ class FirstSteps:
         is_measuring: Whether the present weights are looked at, before a lower rate may be tried.
         is_on_trial: Whether a lower rate is tried.
         num_trials: Rate trials so far.
+        dead: The parameters that get no gradient any more.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -101,6 +139,7 @@ class FirstSteps:
         self._last: tuple[Ticket, float] | None = None
         self._size = 1
         self._trial: RateTrial | None = None
+        self.dead, self._num_dead = DeadParameters(), 0
 
     @property
     def is_measuring(self) -> bool:
@@ -125,18 +164,24 @@ class FirstSteps:
     def to_plain(self) -> dict[str, Any]:
         """What a run goes on with in its first steps, for a saved state; of a trial also what was kept aside."""
         trial, own = self._trial, self._live.of_trial
-        plain: dict[str, Any] = {"trials": self.num_trials, "measure_from": self._measure_from, "trial": None}
+        plain: dict[str, Any] = {
+            "trials": self.num_trials, "measure_from": self._measure_from, "trial": None, "dead": list(self.dead.looks),
+            "num_dead": self._num_dead,
+        }  # fmt: skip
         if trial is not None and self.can_be_saved:
             plain["trial"] = {
                 "present": saved_form(trial.present), "own": None if own is None else saved_form(own),
                 "is_better": trial.is_better, "level": trial.level, "memory": self._parts.sentry.plain(trial.memory),
                 "progress": trial.progress.state_dict(), "updates": trial.updates, "limit": trial.limit,
+                "is_dead": trial.is_dead,
             }  # fmt: skip
         return plain
 
     def load_plain(self, saved: Mapping[str, Any]) -> None:
         """Load what `to_plain` returned; the backups from before the trial are gone with their process."""
         self.num_trials, self._measure_from = saved["trials"], saved["measure_from"]
+        # Saved by earlier versions without these.
+        self.dead.looks, self._num_dead = list(saved.get("dead", ())), saved.get("num_dead", 0)
         trial = saved["trial"]
         if trial is None:
             return
@@ -147,6 +192,7 @@ class FirstSteps:
         self._trial = RateTrial(
             Saved.of(trial["present"]), trial["is_better"], trial["level"],
             self._parts.sentry.formed(trial["memory"]), progress, trial["updates"], [], trial["limit"],
+            trial.get("is_dead", False),
         )  # fmt: skip
 
     def suspicion(self, loss: float) -> float:
@@ -233,29 +279,51 @@ class FirstSteps:
         is_fresh = self.num_trials < MOST_RATE_TRIALS and lineage.since_restore > RATE_TRIAL_STEPS
         return is_start and is_fresh and self._parts.incidents.current is None and self._experiment.can_probe
 
+    def revive(self, level: float) -> None:
+        """Where most parameters are dead, try a tenth of the rate from a state in which they were not."""
+        first = self._witnesses.first
+        may_try = self._num_dead < MOST_RATE_TRIALS and not (self._experiment.is_open or self.is_on_trial)
+        if may_try and first is not None and first.witness and self._live.can_restore and self._experiment.can_probe:
+            self._compare_with_first(level)
+
+    def _alive(self) -> Backup:
+        """The best state from before most parameters were dead; the initial one if none was better."""
+        known, died = self._witnesses.known(), self._lineage.updates - self.dead.since
+        progress = self._lineage.progress
+        alive = [each for each in known if 0 < each.updates < died and each in self._backup.backups]
+        best = min(alive, key=lambda each: each.usual, default=None)
+        least = (1 - LEAST_GAIN) * min(progress.start, progress.level)
+        return best if best is not None and best.usual < least else self._backup.backups[0]
+
     def _begin_trial(self, level: float) -> None:
         """Try a tenth of the rate from the start."""
         lineage, self._is_compared = self._lineage, False
         self._live.begin()
-        first, rate = self._backup.backups[0], max(lineage.rates)
+        initial, rate, is_dead = self._backup.backups[0], max(lineage.rates), self.dead.are_most
+        first = self._alive() if is_dead else initial
         if not self._live.keep_present() or not self._live.put(first):
             self._live.put_present()
             return
         start, last = abs(lineage.progress.start), list(lineage.progress.recent)[-FIRST:]
         # At rates that are too high one batch alone misses what the last update has done to others.
         is_lower = sum(last) / len(last) <= lineage.progress.start - BETTER * start
-        is_better, present = is_lower and first.replayed <= first.record, self._live.take_present()
+        is_better, present = is_lower and initial.replayed <= initial.record, self._live.take_present()
         # The initial state is what is trained on from here; nothing is left in the model for a test.
         self._live.end()
         self._trial = RateTrial(
             present, is_better, level, self._parts.sentry.memory, lineage.progress, lineage.updates,
-            self._backup.backups, self._limit.state_dict(),
+            self._backup.backups, self._limit.state_dict(), is_dead,
         )  # fmt: skip
         self.num_trials += 1
-        self._backup.backups, lineage.progress = [first], Progress.again(lineage.progress)
+        kept = [each for each in self._backup.backups if each.updates <= first.updates]
+        self._backup.backups, lineage.progress = kept, Progress.again(lineage.progress)
         # Losses that stand still at a rate that was lowered already are near to where they would fall.
         by = AGAIN_DIVISOR if self._limit.was_lowered else EARLY_DIVISOR
+        if is_dead:
+            by, self._num_dead = EARLY_DIVISOR * AGAIN_DIVISOR**self._num_dead, self._num_dead + 1
+            self.dead.looks = []
         self._limit.lower(rate, by=by, step=self._live.step)
+        self._parts.norms.begin(self._live.step)
         self._parts.sentry.forget()
         lineage.begin(first)
         self._witnesses.begin_trust()
@@ -263,7 +331,7 @@ class FirstSteps:
         self._announcer.tell(
             events.LrCapped,
             ceiling=self._limit.ceiling,
-            reason="no progress",
+            reason="no gradient" if is_dead else "no progress",
             is_share=self._limit.is_share,
             until=self._limit.until_text(),
         )
@@ -271,25 +339,34 @@ class FirstSteps:
     def end_trial(self, level: float) -> None:
         """Once it is long enough, go on with the lower rate if its losses are clearly better, else as before it."""
         lineage, trial = self._lineage, self._trial
-        if trial is None or lineage.updates < RATE_TRIAL_STEPS or level != level:
+        if trial is None or lineage.since_restore < RATE_TRIAL_STEPS or level != level:
             return
         if self._is_clearly_better(level):
             self.drop_trial()
             self._parts.incidents.note_restore()
             self._limit.confirm()
-            for each in trial.backups[1:]:
-                self._backup.recycle(each)
+            for each in trial.backups:
+                if each not in self._backup.backups:
+                    self._backup.recycle(each)
             text = f"the learning rate was too high: at {self._limit.ceiling_text} the loss is {level:.3g} after "
             text += f"{lineage.updates} steps from the start, not {trial.level:.3g}"
+            if trial.is_dead:
+                text += ", where most parameters had no gradient any more"
+            text += f"; {self._parts.norms.text}" if self._parts.norms.text else ""
             self._announcer.warn_once("rate too high", f"{text}. See docs/recovery.md.")
             self._announcer.tell(events.Notice, text=text, is_warning=False)
+            return
+        if trial.is_dead and not self.dead.are_most:
+            # What was kept aside learns nothing meanwhile.
             return
         self.num_trials = MOST_RATE_TRIALS
         self.undo_trial()
 
     def _is_clearly_better(self, level: float) -> bool:
         trial = self._trial
-        return trial is not None and level < trial.level - BETTER * abs(trial.progress.start)
+        if trial is None:
+            return False
+        return level < trial.level - (0.0 if trial.is_dead else BETTER * abs(trial.progress.start))
 
     def break_off(self, *, is_damaged: bool) -> bool:
         """End a trial before it is long enough: with the lower rate only if what was kept aside is no better.

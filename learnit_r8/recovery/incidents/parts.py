@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..persistence import Persistence
     from ..policy import Recovery
     from ..quarantine import Quarantine
-    from ..rate_limit import RateLimit
+    from ..rate_limit import NormLimit, RateLimit
     from ..refusals import Refusals
     from ..witnesses import Witnesses
     from .experiment_run import ExperimentRun
@@ -35,6 +35,7 @@ class Parts:
         live: The model that is experimented on.
         lineage: What its weights have gone through.
         limit: Holds the learning rate down.
+        norms: Clips the gradient.
         witnesses: Those of backups and checkpoints.
         incidents: Holds the incident under way.
         refusals: Counts refused batches.
@@ -50,6 +51,7 @@ class Parts:
     live: LiveModel
     lineage: Lineage
     limit: RateLimit
+    norms: NormLimit
     witnesses: Witnesses
     incidents: IncidentLog
     refusals: Refusals

@@ -156,6 +156,7 @@ class Settlement:
             # In the first steps there is hardly a level to wait for.
             goal = -math.inf if is_early else backup.usual
             limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, goal=goal, step=step)
+            self._parts.norms.begin(step)
             if is_early and self._parts.incidents.current is not None:
                 self._parts.incidents.current.held_from_start = limit.ceiling
             self._announcer.tell(
@@ -191,6 +192,7 @@ class Settlement:
         what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {undone} updates back"
         if ceiling < math.inf:
             what += f"; the learning rate stays at or below {limit_text} {self._limit.until_text()}"
+            what += f"; {self._parts.norms.text}" if self._parts.norms.text else ""
         self._parts.incidents.note(self._live.step, what)
         self._parts.incidents.note_restore()
         incident = self._parts.incidents.current

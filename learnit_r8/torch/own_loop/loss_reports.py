@@ -97,15 +97,15 @@ class LossReports:
         if self._is_direct and norm is None and skipped is None and values.is_cpu and pipeline.recorded is None:
             outcome = pipeline.tell_now(ticket, values.numpy() if count else float(values))
             if outcome.verdict is GOOD and outcome.lr == 1.0:
-                return new_tuple(Outcome, (GOOD, self._host.rates.own, None))
-            return Outcome(outcome.verdict, self._r8.lr, outcome.rolled_back_to)
+                return new_tuple(Outcome, (GOOD, self._host.rates.own, None, 1.0))
+            return outcome._replace(lr=self._r8.lr)
         pipeline.record(
             ticket, values if count else values.reshape(1), count=count or 1, part_size=1 if count else None
         )
         outcome = pipeline.tell(norm, skipped)
         if self._sets_rates:
             return outcome
-        return Outcome(outcome.verdict, self._r8.lr, outcome.rolled_back_to)
+        return outcome._replace(lr=self._r8.lr)
 
     def _note_rate(self) -> None:
         """Tell views and guard the rate that the user has set."""
