@@ -195,15 +195,15 @@ class RateLimit:
         self.is_on = self._gentle_left > 0 or self.ceiling < math.inf
 
 
-NUM_NORMS = 16
-"""Norms from whose median the longest gradient follows: the first ones after the restore, of weights that are sound."""
+NUM_NORMS, TIMES_USUAL = 16, 4.0
+"""The longest gradient, as a multiple of the median of so many norms: the first ones after the restore, of sound weights.
+At 2 and less, a GRU could bear the rate that had failed, but learned less at it than at a lower one."""
 
 
 class NormLimit:
     """Clips the norm of the gradient, where R8 steps the optimizer or is told the norm, once a rate had to be lowered.
 
-    A lower rate alone leaves rare gradients as long as they are: in benchmarks/natural.py they ruined 4 of 12 runs at a
-    tenth of the rate that had failed, and none with this limit.
+    A lower rate alone leaves rare gradients as long as they are; measured in benchmarks/natural.py.
 
     Attributes:
         is_on: Whether it clips.
@@ -235,28 +235,22 @@ class NormLimit:
             self._norms.append(norm)
 
     @property
-    def is_learning(self) -> bool:
-        """Whether the next norm still counts."""
-        return len(self._norms) < NUM_NORMS
-
-    def most(self, norm: float = math.nan) -> float:
-        """The longest gradient; ``norm``: that of the next one, which counts as long as few are known."""
-        norms = [*self._norms, norm] if self.is_learning and 0 < norm < math.inf else self._norms
-        return statistics.median(norms) if self.is_on and norms else math.inf
+    def most(self) -> float:
+        """The norm of the longest gradient; infinite while none is known."""
+        return TIMES_USUAL * statistics.median(self._norms) if self._norms else math.inf
 
     def factor(self, norm: float) -> float:
         """What to multiply a gradient of this norm by, in (0, 1]."""
-        most = self.most(norm)
-        return most / norm if norm > most else 1.0
+        return min(1.0, self.most / norm) if 0 < norm < math.inf else 1.0
 
     @property
     def text(self) -> str:
         """What is done, in words; "" for nothing."""
         if not (self.is_on and self.is_used):
             return ""
-        found = f"{self.most():.3g}, " if self._norms else ""
+        found = f"{self.most:.3g}, " if self._norms else ""
         until = f"to {self.until:,}" if math.isfinite(self.until) else "on, for twice as long as the rate is held"
-        what = f"the norm of the gradient is clipped at {found}the median of the first {NUM_NORMS}"
+        what = f"the norm of the gradient is clipped at {found}{TIMES_USUAL:g} times the usual"
         return f"{what}, from step {self.since:,} {until}"
 
     def state_dict(self) -> dict[str, Any]:

@@ -228,14 +228,7 @@ class Stepper:
             return None
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
-        if norms is not None and norms.is_on:
-            # Once enough norms are known, none is read from the device.
-            norm = float(self._clip_to(math.inf)) if norms.is_learning else math.nan
-            most = min(norms.most(norm), math.inf if most is None else most)
-        assert most is not None
-        return self._clip_to(most)
-
-    def _clip_to(self, most: float) -> torch.Tensor:
+        most = min(math.inf if most is None else most, math.inf if norms is None else norms.most)
         if self._clips is not None:
             return self._clips(most)
         if self._is_sharded:
