@@ -86,6 +86,8 @@ _KINDS: dict[str, Any] = {
     "recovery.incident.kind": "", "recovery.incident.is_lasting": False,
     "recovery.incident.held_from_start": 0.0, "recovery.kinds": [["", 0, ""]],
     "recovery.witnesses": [_WITNESS], "recovery.first_steps.trial": (_TRIAL,),
+    "recovery.first_steps.trial.is_dead": False, "recovery.first_steps.dead": [0], "recovery.norms.until": (0,),
+    "recovery.norms.norms": _LOSSES,
     "guard.losses.recent": _LOSSES, "guard.losses.first.recent": _LOSSES, "guard.losses.past.losses": _LOSSES,
     "guard.losses.past.lrs": _LOSSES, "guard.losses.past.figures": [[0.0] * 4 + [0, 0] + [0.0] * 3],
     "search.test": ({**RangeTest(9).state_dict(), "_losses": _LOSSES},), "search.found_lr": _MAYBE,

@@ -300,10 +300,20 @@ class RecoveryController:
         inquiry.check_end(loss, ticket.lr * unit)
         return self._live.put_step
 
-    def note_gradients(self, have_gradient: Sequence[bool]) -> None:
-        """Note which parameters the last gradient is not all 0 of, now and then, where R8 steps the optimizer."""
+    @property
+    def watches_gradients(self) -> bool:
+        """Whether `note_gradients` is of use: not where losses are no measure of progress."""
+        return self._watches_level or self._sentry.tests_progress
+
+    def note_gradients(self, sizes: Sequence[int]) -> None:
+        """Note which parameters have a gradient, at one in `DEAD_EVERY` steps, where R8 steps the optimizer.
+
+        Args:
+            sizes: int[P], the numbers in each parameter; negative where its gradient is exactly 0, and 0 where it has
+                none.
+        """
         first_steps = self._first_steps
-        first_steps.dead.note(have_gradient)
+        first_steps.dead.note(sizes)
         if first_steps.dead.are_most or first_steps.is_on_trial or first_steps.is_measuring:
             self.is_look_due = True
 

@@ -138,6 +138,12 @@ class Progress:
         return float(np.median(list(self.recent)[-LEVEL:])) if len(self.recent) >= LEVEL else math.nan
 
     @property
+    def is_flat(self) -> bool:
+        """Whether the last losses are hardly lower than those before them."""
+        before = list(self.recent)[-2 * LEVEL : -LEVEL]
+        return len(before) == LEVEL and self.level >= (1 - LEAST_GAIN) * float(np.median(before))
+
+    @property
     def level_noise(self) -> float:
         """By how much the level differs from the lowest of some others by chance."""
         return LEVEL_SPREADS * spread_of(list(self.recent)[-LEVEL:])

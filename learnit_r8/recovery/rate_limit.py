@@ -196,8 +196,8 @@ class RateLimit:
 
 
 NUM_NORMS, TIMES_USUAL = 16, 4.0
-"""The longest gradient, as a multiple of the median of so many norms: the first ones after the restore, of sound weights.
-At 2 and less, a GRU could bear the rate that had failed, but learned less at it than at a lower one."""
+"""The longest gradient, as a multiple of the median of so many norms: the first after the restore, of sound weights. At
+2 and less a GRU could bear the rate that had failed, but learned less at it than at a lower one."""
 
 
 class NormLimit:

@@ -11,7 +11,7 @@ import torch
 
 from .._adapters.prefetch import Prefetch
 from .._validation import no_attribute
-from ..recovery.lineage import LOOK_MASK
+from ..recovery.incidents.first_steps import DEAD_EVERY
 from ..sampling.ticket import Outcome, Ticket
 from .loss_pipeline import LossPipeline, Training
 from .lr_scheduler import R8LRScheduler
@@ -192,8 +192,9 @@ class AttachedModel(ABC):
         if self._second_run is not None and not is_test:
             again, norm = self._second_run.of(loss, norm)
         controller = self.scheduler.controller
-        if is_due and self._looks_at_gradients and not (is_test or controller.lineage.updates & LOOK_MASK):
-            controller.note_gradients(stepper.have_gradient())
+        is_look = self._looks_at_gradients and not controller.lineage.updates // stepper.accumulate % DEAD_EVERY
+        if is_due and is_look and not is_test and controller.watches_gradients:
+            controller.note_gradients(stepper.gradient_sizes())
         outcome = tell(norm, skipped, again)
         if outcome and is_due and (is_probe or not stepper.is_scaled):
             if is_probe:

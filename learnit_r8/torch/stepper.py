@@ -43,6 +43,9 @@ STEPS_LOOKED_AT, STEPS_ALIKE = 16, 3
 class Stepper:
     """Computes, accumulates and clips gradients, and takes the optimizer's steps.
 
+    Attributes:
+        accumulate: As given.
+
     Args:
         optimizer: Takes the step.
         scaler: A `torch.amp.GradScaler`, or None.
@@ -65,7 +68,7 @@ class Stepper:
     ) -> None:
         if max_grad_norm is not None and not (is_number(max_grad_norm) and max_grad_norm > 0):
             raise ValueError(f"max_grad_norm must be a number > 0 or None, got {max_grad_norm!r}.")
-        self._optimizer, self._accumulate, self._max_norm = optimizer, accumulate, max_grad_norm
+        self._optimizer, self.accumulate, self._max_norm = optimizer, accumulate, max_grad_norm
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._clips = clips
         self._is_sharded = any(map(is_shard, self._parameters()))
@@ -98,7 +101,7 @@ class Stepper:
     def watch_distance(self, r8: R8Scheduler) -> None:
         """Say once if each step of the optimizer comes after several reports, unless it was said how many."""
         register = getattr(self._plain, "register_step_post_hook", None)
-        if self._accumulate > 1 or register is None:
+        if self.accumulate > 1 or register is None:
             return
         distances: Counter[int] = Counter()
         # The optimizer may outlive the run.
@@ -140,7 +143,7 @@ class Stepper:
     @property
     def can_begin_anew(self) -> bool:
         """Whether a gradient can be computed once more: it is that of one batch, and nothing skips its step."""
-        return self._scaler is None and self._accumulate == 1 and not self._is_sharded and self._clips is None
+        return self._scaler is None and self.accumulate == 1 and not self._is_sharded and self._clips is None
 
     def norm(self) -> torch.Tensor:
         """0-dim, a norm of the gradient that is not finite if the gradient is not."""
@@ -172,7 +175,7 @@ class Stepper:
         """Whether no gradient waits for others to be added; called when the next batch is asked for."""
         if self._is_adding:
             return False
-        self._is_adding = self._accumulate > 1
+        self._is_adding = self.accumulate > 1
         return True
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> bool:
@@ -202,7 +205,7 @@ class Stepper:
                 "parameters that require gradients."
             )
         self._last_gradients = []
-        loss = loss / self._accumulate if self._accumulate > 1 else loss
+        loss = loss / self.accumulate if self.accumulate > 1 else loss
         try:
             (loss if self._scaler is None else self._scaler.scale(loss)).backward()
         except RuntimeError as error:
@@ -213,7 +216,7 @@ class Stepper:
                 "zero_grad() with it. To keep them, call report(losses) in place of loss() and step()."
             ) from error
         self._num_added += 1
-        return is_last or self._num_added >= self._accumulate
+        return is_last or self._num_added >= self.accumulate
 
     def clip(self) -> torch.Tensor | None:
         """Clip the gradient, at ``max_grad_norm`` or what recovery asks for, whichever is lower.
@@ -235,10 +238,12 @@ class Stepper:
             return clip_shards(self._parameters(), most)
         return torch.nn.utils.clip_grad_norm_(self._parameters(), most)
 
-    def have_gradient(self) -> list[bool]:
-        """Of each parameter with a gradient, whether that is not all 0; waits for the device."""
-        gradients = [each.grad for each in self._parameters() if each.grad is not None and not each.grad.is_sparse]
-        return torch.stack(torch._foreach_norm(gradients)).ne(0).tolist() if gradients else []
+    def gradient_sizes(self) -> list[int]:
+        """See `RecoveryController.note_gradients`; waits for the device."""
+        gradients = [None if each.grad is None or each.grad.is_sparse else each.grad for each in self._parameters()]
+        known = [each for each in gradients if each is not None]
+        has = iter(torch.stack(torch._foreach_norm(known, math.inf)).ne(0).tolist() if known else ())
+        return [0 if each is None else each.numel() if next(has) else -each.numel() for each in gradients]
 
     def _parameters(self) -> list[torch.Tensor]:
         return [each for group in self._optimizer.param_groups for each in group["params"]]
@@ -256,7 +261,7 @@ class Stepper:
 
     def drop_update(self) -> None:
         """Forget the gradients that wait for others to be added, as one of them is not to be learned from."""
-        if self._accumulate == 1:
+        if self.accumulate == 1:
             return
         if self._scaler is None:
             self.clear()

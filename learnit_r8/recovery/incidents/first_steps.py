@@ -13,7 +13,6 @@ import numpy as np
 
 from ... import events
 from ...sampling.ticket import Ticket
-from ..lineage import LOOK_MASK
 from ..progress import EARLY_UPDATES, FIRST, LEAST_GAIN, Progress
 from ..ram_backup import Backup
 from .experiment import Alarm, Case, draw_again
@@ -44,8 +43,16 @@ in all, with so many samples in each. Healthy ones changed them by at most .062 
 targets has heavy tails: there a batch whose loss changes much has a high loss, too; and by .072 with eight samples."""
 
 
-DEAD_LOOKS, DEAD_SHARE = 8, 0.75
-"""Looks at the gradient, at every fourth update, in which that of a dead parameter is exactly 0, and their least share."""
+DEAD_EVERY, DEAD_LOOKS, DEAD_SHARE = 5, 8, 0.9
+"""Steps between two looks at the gradient, looks in a row at which that of a dead parameter is exactly 0, and the least
+share of the weights in such parameters. Experts that are not chosen leave others a gradient; so few are left where the
+output is a constant."""
+
+
+DEAD = (
+    "step {:,}: since update {:,} nearly all of the {} parameters have had no gradient at all, as where rectifiers "
+    "pass nothing on: training on changes nothing. An update was probably too large."
+)
 
 
 class DeadParameters:
@@ -56,26 +63,30 @@ class DeadParameters:
     def __init__(self) -> None:
         self.looks: list[int] = []
         """Looks since each parameter had a gradient last; -1 where it has had none."""
+        self._sizes: list[int] = []
 
-    def note(self, have_gradient: Sequence[bool]) -> None:
+    def note(self, sizes: Sequence[int]) -> None:
         """Take one look; see `RecoveryController.note_gradients`."""
-        if len(self.looks) != len(have_gradient):
-            self.looks = [-1] * len(have_gradient)
+        if len(self.looks) != len(sizes):
+            self.looks = [-1] * len(sizes)
+        self._sizes = [abs(size) for size in sizes]
         self.looks = [
-            0 if has else looks + (looks >= 0) for has, looks in zip(have_gradient, self.looks, strict=True)
+            0 if size > 0 else looks + 1 if size and looks >= 0 else -1
+            for size, looks in zip(sizes, self.looks, strict=True)
         ]
 
     @property
     def are_most(self) -> bool:
-        """Whether most parameters are dead, though the loss still has a gradient."""
-        known = [each for each in self.looks if each >= 0]
-        num_dead = sum(each >= DEAD_LOOKS for each in known)
-        return num_dead < len(known) and num_dead >= DEAD_SHARE * max(1, len(known))
+        """Whether nearly all parameters are dead, though the loss still has a gradient."""
+        known = [(size, looks) for size, looks in zip(self._sizes, self.looks, strict=False) if looks >= 0]
+        dead = sum(size for size, looks in known if looks >= DEAD_LOOKS)
+        all_known = sum(size for size, _ in known)
+        return DEAD_SHARE * all_known <= dead < all_known
 
     @property
     def since(self) -> int:
-        """Updates since the last of them died, at least."""
-        return min(each for each in self.looks if each >= DEAD_LOOKS) * (LOOK_MASK + 1)
+        """Looks since the last of them died."""
+        return min(each for each in self.looks if each >= DEAD_LOOKS)
 
 
 def are_large(changes: Sequence[tuple[float, float]], size: int) -> bool:
@@ -127,6 +138,7 @@ class FirstSteps:
         is_on_trial: Whether a lower rate is tried.
         num_trials: Rate trials so far.
         dead: The parameters that get no gradient any more.
+        is_reviving: Whether a state is about to be tried in which they had one.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -139,7 +151,7 @@ class FirstSteps:
         self._last: tuple[Ticket, float] | None = None
         self._size = 1
         self._trial: RateTrial | None = None
-        self.dead, self._num_dead = DeadParameters(), 0
+        self.dead, self._num_dead, self.is_reviving = DeadParameters(), 0, False
 
     @property
     def is_measuring(self) -> bool:
@@ -281,25 +293,37 @@ class FirstSteps:
 
     def revive(self, level: float) -> None:
         """Where most parameters are dead, try a tenth of the rate from a state in which they were not."""
-        first = self._witnesses.first
-        may_try = self._num_dead < MOST_RATE_TRIALS and not (self._experiment.is_open or self.is_on_trial)
-        if may_try and first is not None and first.witness and self._live.can_restore and self._experiment.can_probe:
-            self._compare_with_first(level)
+        if self.is_reviving and self._is_compared and self.dead.are_most:
+            self._begin_trial(level)
+        elif self.is_reviving:
+            # One of the last batches has had a gradient again.
+            self.drop_trial()
+        elif self._lineage.progress.is_flat:
+            self._announcer.warn_once("dead", DEAD.format(self._live.step, self._died_at, len(self.dead.looks)))
+            first, may_try = self._witnesses.first, self._num_dead < MOST_RATE_TRIALS and self._experiment.can_probe
+            if may_try and first is not None and first.witness and self._live.can_restore:
+                self._compare_with_first(level)
+                self.is_reviving = True
+
+    @property
+    def _died_at(self) -> int:
+        """Updates after which these parameters had no gradient, at most."""
+        return self._lineage.updates - self.dead.since * DEAD_EVERY * self._backup.witness_size
 
     def _alive(self) -> Backup:
         """The best state from before most parameters were dead; the initial one if none was better."""
-        known, died = self._witnesses.known(), self._lineage.updates - self.dead.since
-        progress = self._lineage.progress
-        alive = [each for each in known if 0 < each.updates < died and each in self._backup.backups]
+        progress, backups = self._lineage.progress, self._backup.backups
+        alive = [each for each in self._witnesses.known() if 0 < each.updates < self._died_at and each in backups]
         best = min(alive, key=lambda each: each.usual, default=None)
         least = (1 - LEAST_GAIN) * min(progress.start, progress.level)
-        return best if best is not None and best.usual < least else self._backup.backups[0]
+        return best if best is not None and best.usual < least else backups[0]
 
     def _begin_trial(self, level: float) -> None:
         """Try a tenth of the rate from the start."""
         lineage, self._is_compared = self._lineage, False
         self._live.begin()
-        initial, rate, is_dead = self._backup.backups[0], max(lineage.rates), self.dead.are_most
+        initial, rate, is_dead = self._backup.backups[0], max(lineage.rates), self.is_reviving
+        self.is_reviving = False
         first = self._alive() if is_dead else initial
         if not self._live.keep_present() or not self._live.put(first):
             self._live.put_present()
@@ -387,7 +411,7 @@ class FirstSteps:
 
     def drop_trial(self) -> None:
         """Go on with the weights and the rate as they are."""
-        self._trial, self._changes, self._is_compared = None, [], False
+        self._trial, self._changes, self._is_compared, self.is_reviving = None, [], False, False
 
     def undo_trial(self) -> None:
         """Go on with the weights and the rate from before the trial, if there is one."""

@@ -138,13 +138,10 @@ class Inquiry:
             return
         first_steps, lineage = self._first_steps, self._parts.lineage
         level = lineage.progress.level
-        if first_steps.dead.are_most and not first_steps.is_on_trial and level == level:
-            if first_steps.is_measuring:
-                first_steps.measure_updates(level)
-            else:
-                first_steps.revive(level)
-        elif first_steps.is_on_trial:
+        if first_steps.is_on_trial:
             first_steps.end_trial(level)
+        elif level == level and (first_steps.dead.are_most or first_steps.is_reviving):
+            first_steps.revive(level)
         elif not self._parts.sentry.tests_progress:
             # Batches and rates are the user's own: only the level of the losses says something of those.
             self._settlement.confirm_rate(level)
