@@ -252,21 +252,15 @@ def _options_of(optimizer: Any) -> list[dict[str, Any]]:
 
 
 def _load(holder: Any, state: Any, *, is_sharded: bool) -> None:
-    """Have a part load its state; tensors of kinds that torch itself cannot copy are put back here."""
-    if not isinstance(holder, torch.nn.Module) or is_sharded:
-        holder.load_state_dict(state)
-        return
-    own = holder.state_dict()
-    is_tensor = {name: isinstance(value, torch.Tensor) and name in own for name, value in state.items()}
-    done = {name for name, value in state.items() if is_tensor[name] and tensors.overwrite(own[name], value)}
-    if done:
-        holder.load_state_dict({name: value for name, value in state.items() if name not in done}, strict=False)
-    else:
-        holder.load_state_dict(state)
+    """Have a part load its state, but for tensors that no state can hold: they are those that it has."""
+    kept = state
+    if isinstance(holder, torch.nn.Module) and not is_sharded:
+        kept = {key: value for key, value in state.items() if not (tensors.is_tensor(value) and tensors.why_not(value))}
+    holder.load_state_dict(state) if len(kept) == len(state) else holder.load_state_dict(kept, strict=False)
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tensors.shape_of(value) for name, value in state.items()}
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
 
 
 _OPTIONS = {"lr_decay": "Adagrad", "rho": "Adadelta", "alpha": "RMSprop", "betas": "Adam", "momentum": "SGD"}
