@@ -149,7 +149,6 @@ TABLE = (
     Binding(("d",), "d", "", "cool down the rate, then end", lambda ui, view: replace(ui, asking=""), modes=("live",)),
     Binding(("p", "s", "ctrl-s", "d"), "p s d", "", "how to ask the training", Action.ASK, modes=("watch",)),
     Binding(("x",), "x", "export", "export the panel's numbers (CSV)", Action.EXPORT_CSV),
-    Binding(("X",), "X", "", "export the chart (SVG)", Action.EXPORT_SVG),
     Binding(("c",), "c", "", "next colours (or none)", Action.THEME),
     Binding(("ctrl-l", "r"), "r", "", "paint everything again", Action.REPAINT),
     Binding(("escape",), "Esc", "", "back", _back),

@@ -74,7 +74,6 @@ class Action(enum.Enum):
     DETACH = "only close the screen"
     LEAVE = "leave the viewer"
     EXPORT_CSV = "export the panel as CSV"
-    EXPORT_SVG = "export the chart as SVG"
     REPAINT = "paint everything again"
     THEME = "next theme"
     SLOWER = "replay slower"
