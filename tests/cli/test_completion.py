@@ -37,7 +37,7 @@ def test_bash_completes_commands_options_values_and_runs(tmp_path, monkeypatch, 
     assert completed(script, ["learnit-r8", "sta"], tmp_path) == ["status"]
     assert completed(script, ["learnit-r8", "samples", "--sus"], tmp_path) == ["--suspects"]
     assert completed(script, ["learnit-r8", "export", "--of", "ep"], tmp_path) == ["epochs"]
-    assert completed(script, ["learnit-r8", "watch", "--theme", "mo"], tmp_path) == ["mono"]
+    assert completed(script, ["learnit-r8", "watch", "--theme", "no"], tmp_path) == ["none"]
     assert "first-run" in completed(script, ["learnit-r8", "watch", "fir"], tmp_path)
     assert "first-run" in completed(script, ["learnit-r8", "compare", "other", "fir"], tmp_path)
     assert completed(script, ["learnit-r8", "completion", "f"], tmp_path) == ["fish"]
