@@ -142,8 +142,6 @@ TABLE = (
     Binding(("z",), "z", "zoom", "all, last 10 %, last epoch", _zoom, views=_CHARTS),
     Binding((" ",), "space", "freeze", "freeze the picture only", _switch("frozen"), modes=("live", "watch")),
     Binding((" ",), "space", "pause", "pause the replay or go on", Action.PAUSE, modes=("replay",)),
-    Binding(("+", ">"), "+", "faster", "faster", Action.FASTER, modes=("replay",)),
-    Binding(("-", "<"), "-", "slower", "slower", Action.SLOWER, modes=("replay",)),
     Binding(("p",), "p", "pause", "pause the training, or go on", Action.PAUSE, modes=("live",)),
     Binding(("s", "ctrl-s"), "s", "save", "save a checkpoint", Action.SAVE, modes=("live",)),
     Binding(("d",), "d", "", "cool down the rate, then end", lambda ui, view: replace(ui, asking=""), modes=("live",)),
