@@ -157,7 +157,8 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
                     batches.discard()
                     continue
                 outcome = r8.update_with_loss(loss, lr=rate if r8.keeps_rates and rate == rate else None)
-                is_undone = not outcome
+                # What is left of the call is of the weights under test, within a few updates, or of none any more.
+                is_undone = not outcome and not r8.host.controller.experiment.is_partway
         except BaseException:
             # fit() ends without telling its callbacks.
             r8.requests.leave()

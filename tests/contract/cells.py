@@ -59,7 +59,7 @@ CANNOT: dict[tuple[str, str], str] = {
 
 MEANINGLESS = {
     ("words_of_a_heal", name): "a refused step leaves its state as it was, so there is nothing to put back"
-    for name in ("loops", "train_loop", "train_loop own", "managed state")
+    for name in ("loops", "train_loop", "train_loop own", "managed state", "managed nnx")
 }
 """By rule and column: why there is nothing to ask."""
 
@@ -71,13 +71,6 @@ MAY_DIFFER = {
     "lightning": (1, "the loss that an epoch logs, as the mean of samples' losses is rounded otherwise"),
 }
 """By column: by how many units in the last place of a float32 its logged losses may differ, and why."""
-
-
-def _is_red(rule, columns, harm):
-    RED.update({(rule, column): harm for column in columns})
-
-
-_is_red("recurring_sample", ["managed nnx"], "visits of a bad sample lower the rate")
 
 
 SLOW = ["keras tf.data", "keras step", "train_loop", "managed nnx"]

@@ -230,7 +230,8 @@ def start_again_each(tmp_path, chosen):
         if isinstance(found, Exception):
             assert re.search("checkpoint_dir|load_callback must restore", str(found)), (place, found)
         else:
-            assert found in (10, 20, 21), place
+            # Where neither the newest checkpoint nor the newest backup is there, the backup of step 14 is the newest.
+            assert found in (10, 14, 20, 21), place
 
 
 def test_a_call_that_fails_starts_nothing_over(tmp_path):
