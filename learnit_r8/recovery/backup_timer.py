@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import events
+from ..checkpoint.state_fit import fill
 from ..checkpoint.state_tree import not_finite
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, every, quiet_until
@@ -90,16 +91,18 @@ class BackupTimer:
 
     def take_in(self, get: Callable[[], Any] | None) -> None:
         """Store the initial state of a resumed run, once there is a live one whose form it takes."""
-        if get is None or self.backup.earlier is None:
+        first = self.backup.earlier
+        if get is None or first is None:
             return
-        shortage = ""
+        shortage, self.backup.earlier = "", None
         try:
-            self.backup.take_in(get())
+            # What no file can hold is that of the live state.
+            first.state = None if first.state is None else self.backup.copy(fill(first.state, get()))
         except MemoryError:
             shortage = "no memory"
-        if self._agreement.agree(shortage):
-            # On all ranks, which must watch the first steps alike.
-            self.backup.backups = [each for each in self.backup.backups if not each.is_of_file]
+        # On all ranks, which must watch the first steps alike.
+        if not self._agreement.agree(shortage):
+            self.backup.backups.insert(0, first)
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which no backup is due; ``asked`` is the last `take_if_due` call."""

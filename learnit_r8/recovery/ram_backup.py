@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..checkpoint import state_tree
-from ..checkpoint.state_fit import fill
 
 if TYPE_CHECKING:
     from .moment import Moment
@@ -248,17 +247,6 @@ class RamBackup:
             # If this fails, the partly written buffer is not used again.
             return self._copy_into(self._spares.pop(), state)
         return self._clone(state)
-
-    def take_in(self, live: Any) -> None:
-        """Store `earlier` in its place, in the form of the live state, of which it takes what no file can hold.
-
-        Raises:
-            MemoryError: there is no memory for it; it is dropped.
-        """
-        first, self.earlier = self.earlier, None
-        if first is not None:
-            first.state = None if first.state is None else self._clone(fill(first.state, live))
-            self.backups.insert(0, first)
 
     def offer(self, state: Any, *, step: int, draws: int = 0, moment: Moment | None = None) -> Backup:
         """Copy a state and store it.
