@@ -94,6 +94,7 @@ def test_trackio_is_said_to_be_a_recipe():
 
 
 # Of what MLflow calls in SQLAlchemy.
+@pytest.mark.program
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_mlflow_keeps_it(tmp_path, monkeypatch):
     """MLflow keeps parameters, numbers at their steps, and how the run ended."""
