@@ -196,9 +196,17 @@ def leave_out(state: Any, found: dict[str, str], key: str = "", *, holders: bool
         found: Gets the dotted key of each value that is left out, and what it is.
         key: What the state is called.
         holders: Whether objects with ``state_dict()`` are looked into.
+
+    Raises:
+        TypeError: a tensor is of a kind that no training changes; the message gives its dotted key.
     """
     node = open_node(state, holders=holders)
     if reason := why_not(state, node):
+        if tensors.is_tensor(state) and tensors.is_refused(state):
+            raise TypeError(
+                f"{key[1:] or 'state'} must be a dense or sparse tensor of numbers of a byte or more, got {reason}; "
+                "keep it out of the state (register_buffer(..., persistent=False)), or hold it as a dense tensor."
+            )
         found[key[1:]] = reason
         return LeftOut(reason)
     if node is None or isinstance(state, LeftOut):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,20 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_INTEGERS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 _COMPRESSED = {
     "sparse_csr": ("crow_indices", "col_indices"),
     "sparse_csc": ("ccol_indices", "row_indices"),
     "sparse_bsr": ("crow_indices", "col_indices"),
     "sparse_bsc": ("ccol_indices", "row_indices"),
 }
-_IN_A_BYTE = {"quint4x2": 2, "quint2x4": 4}
 _NUMPY_HAS = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128)")
 
 
 @functools.cache
 def _is_packed(dtype: Any) -> bool:
-    """Whether numbers are integers of less than 8 bits, which torch cannot even copy."""
+    """Whether numbers are integers of less than 8 bits."""
     return re.fullmatch(r"u?int[1-7]", name_of(dtype)) is not None
 
 
@@ -49,28 +46,28 @@ def is_tensor(value: Any) -> bool:
 
 
 def name_of(kind: Any) -> str:
-    """What torch calls a dtype, a layout or a scheme, without its module."""
+    """What torch calls a dtype or a layout, without its module."""
     return str(kind).removeprefix("torch.")
 
 
 def kind_of(tensor: Any) -> str:
-    """How a tensor is held: "dense", "coo", "compressed", "quantized", "nested" or "mkldnn"; "" if it cannot be."""
+    """How a tensor is held: "dense", "coo" or "compressed"; "" if it cannot be."""
     torch = sys.modules["torch"]
-    is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    if is_plain and not (tensor.is_meta or tensor.is_nested or tensor.is_quantized):
+    if tensor.is_meta or is_refused(tensor):
+        return ""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided:
         return "dense"
     layout = name_of(tensor.layout)
-    if tensor.is_meta or (hasattr(type(tensor), "__tensor_flatten__") and layout != "jagged"):
-        return ""
-    if tensor.is_nested:
-        return "nested" if layout in ("strided", "jagged") else ""
-    if tensor.is_quantized:
-        return "quantized" if _is_whole(tensor) else ""
-    if layout.startswith("sparse") and _is_packed(tensor.dtype):
+    if hasattr(type(tensor), "__tensor_flatten__"):
         return ""
     if layout in _COMPRESSED:
         return "compressed"
-    return {"strided": "dense", "sparse_coo": "coo", "_mkldnn": "mkldnn"}.get(layout, "")
+    return {"strided": "dense", "sparse_coo": "coo"}.get(layout, "")
+
+
+def is_refused(tensor: Any) -> bool:
+    """Whether a tensor is of a kind that no training changes: quantized, nested, MKL-DNN, or below a byte."""
+    return tensor.is_nested or tensor.is_quantized or tensor.is_mkldnn or _is_packed(tensor.dtype)
 
 
 def why_not(tensor: Any) -> str:
@@ -78,27 +75,8 @@ def why_not(tensor: Any) -> str:
     if kind_of(tensor):
         return ""
     where = "on the meta device" if tensor.is_meta else f"{type(tensor).__name__} of {tensor.dtype}, {tensor.layout}"
-    return f"a tensor {where}"
-
-
-def _is_whole(quantized: Any) -> bool:
-    try:
-        quantized.qscheme()
-        size = quantized.untyped_storage().nbytes()
-    except RuntimeError:
-        # Of no known scheme.
-        return False
-    return _can_clone(quantized) or (quantized.is_contiguous() and size == _packed_size(quantized))
-
-
-def _can_clone(quantized: Any) -> bool:
-    return "float" not in name_of(quantized.qscheme())
-
-
-def _packed_size(quantized: Any) -> int:
-    """Bytes of its numbers, of which some kinds have two or four in a byte."""
-    size: int = -(-quantized.numel() // _IN_A_BYTE.get(name_of(quantized.dtype), 1)) * quantized.element_size()
-    return size
+    kinds = [f"{kind} " for kind in ("nested", "quantized", "mkldnn") if getattr(tensor, f"is_{kind}")]
+    return f"a {''.join(kinds)}tensor {where}"
 
 
 def parts_of(tensor: Any, kind: str) -> tuple[list[Any], list[Any]]:
@@ -114,33 +92,9 @@ def parts_of(tensor: Any, kind: str) -> tuple[list[Any], list[Any]]:
     tensor = tensor.detach()
     if kind == "coo":
         return [list(tensor.shape), tensor.is_coalesced()], [tensor._indices(), tensor._values()]
-    if kind == "compressed":
-        layout = name_of(tensor.layout)
-        indices = [getattr(tensor, each)() for each in _COMPRESSED[layout]]
-        return [layout, list(tensor.shape)], [*indices, tensor.values()]
-    if kind == "nested":
-        ragged = getattr(tensor, "_ragged_idx", 1)
-        tensor = tensor if ragged == 1 else tensor.transpose(1, ragged)
-        return [name_of(tensor.layout), ragged], list(tensor.unbind())
-    if kind == "mkldnn":
-        return [], [tensor.to_dense()]
-    return _parts_of_quantized(tensor)
-
-
-def _parts_of_quantized(tensor: Any) -> tuple[list[Any], list[Any]]:
-    # A clone has nothing before or after its numbers.
-    tensor = tensor.clone() if _can_clone(tensor) else tensor
-    about, bits = [name_of(tensor.dtype), list(tensor.shape)], _storage_of(tensor)
-    if "per_tensor" in name_of(tensor.qscheme()):
-        return [*about, tensor.q_scale(), tensor.q_zero_point()], [bits]
-    scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
-    return [*about, tensor.q_per_channel_axis()], [bits, scales, zeros]
-
-
-def _storage_of(tensor: Any) -> Any:
-    """uint8[any], the memory of a quantized tensor."""
-    torch = sys.modules["torch"]
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+    layout = name_of(tensor.layout)
+    indices = [getattr(tensor, each)() for each in _COMPRESSED[layout]]
+    return [layout, list(tensor.shape)], [*indices, tensor.values()]
 
 
 def make(kind: Any, about: Sequence[Any], parts: Sequence[Any]) -> Any:
@@ -155,13 +109,6 @@ def make(kind: Any, about: Sequence[Any], parts: Sequence[Any]) -> Any:
         return tensor._coalesced_(True) if about[1] and _ascends(tensor._indices()) else tensor
     if kind == "compressed" and about[0] in _COMPRESSED:
         return torch.sparse_compressed_tensor(*parts, about[1], layout=getattr(torch, about[0]), check_invariants=True)
-    if kind == "nested" and about[0] in ("strided", "jagged"):
-        nested = torch.nested.as_nested_tensor(list(parts), layout=getattr(torch, about[0]))
-        return nested if about[1] == 1 else nested.transpose(1, about[1])
-    if kind == "mkldnn":
-        return parts[0].to_mkldnn()
-    if kind == "quantized":
-        return _make_quantized(torch, about, parts)
     raise ValueError(f"a tensor must be of a known kind, got {kind!r}.")
 
 
@@ -173,26 +120,6 @@ def _ascends(indices: Any) -> bool:
     # The first index that differs between neighbours decides.
     first = (steps != 0).int().argmax(0, keepdim=True)
     return bool((steps.gather(0, first) > 0).all())
-
-
-def _make_quantized(torch: Any, about: Sequence[Any], parts: Sequence[Any]) -> Any:
-    name, shape, *how = about
-    dtype, bits = dtype_of(name), parts[0]
-    # Before anything of that size is made.
-    size = -(-math.prod(shape) // _IN_A_BYTE.get(name, 1)) * dtype.itemsize
-    if bits.shape != (size,) or min(shape, default=0) < 0:
-        raise ValueError(f"a quantized tensor of {shape} must have {size} bytes, got {tuple(bits.shape)}.")
-    if len(parts) == 1:
-        tensor = torch._empty_affine_quantized(shape, scale=how[0], zero_point=how[1], dtype=dtype, device=bits.device)
-    else:
-        scales, zeros = parts[1:]
-        if not 0 <= how[0] < len(shape) or not scales.shape == zeros.shape == (shape[how[0]],):
-            raise ValueError(f"a quantized tensor must have a scale for each channel, got {tuple(scales.shape)}.")
-        tensor = torch._empty_per_channel_affine_quantized(
-            shape, scales=scales, zero_points=zeros, axis=how[0], dtype=dtype, device=bits.device
-        )
-    _storage_of(tensor).copy_(bits)
-    return tensor
 
 
 def dtype_of(name: Any) -> Any:
@@ -208,17 +135,10 @@ def dtype_of(name: Any) -> Any:
     return dtype
 
 
-def _as_integers(tensor: Any) -> Any:
-    """Return the memory of a dense tensor as integers of the same size, as torch cannot copy every kind."""
-    tensor = tensor.resolve_conj().resolve_neg()
-    name = _INTEGERS.get(tensor.element_size())
-    return tensor if name is None else tensor.view(dtype_of(name))
-
-
 def dense(tensor: Any) -> Any:
     """A dense tensor as a plain one on the host, in C order, of the values of this one."""
     plain = tensor.detach().as_subclass(sys.modules["torch"].Tensor)
-    return _as_integers(plain).cpu().contiguous().view(plain.dtype)
+    return plain.resolve_conj().resolve_neg().cpu().contiguous()
 
 
 def is_known_to_numpy(tensor: Any) -> bool:
@@ -228,7 +148,7 @@ def is_known_to_numpy(tensor: Any) -> bool:
 
 def bits_of(tensor: Any) -> Any:
     """uint8[any], the bytes of what `dense` returned."""
-    flat = _as_integers(tensor).reshape(-1)
+    flat = tensor.reshape(-1)
     # Of one number torch keeps any stride.
     return flat.as_strided(flat.shape, (1,)).view(sys.modules["torch"].uint8)
 
@@ -260,9 +180,6 @@ def copy_dense(buffer: Any, tensor: Any, *, to_host: bool) -> Any:
     elif type(buffer) is not type(tensor) or _form(buffer) != _form(tensor):
         return _clone_dense(tensor)
     with torch.no_grad():
-        if _is_packed(tensor.dtype):
-            _as_integers(buffer).copy_(_as_integers(tensor), non_blocking=to_host)
-            return buffer
         return buffer.copy_(tensor, non_blocking=to_host)
 
 
@@ -270,40 +187,11 @@ def _clone_dense(tensor: Any) -> Any:
     torch = sys.modules["torch"]
     if type(tensor) is torch.nn.Parameter:
         return torch.nn.Parameter(_clone_dense(tensor.detach()), tensor.requires_grad)
-    if _is_packed(tensor.dtype):
-        return _as_integers(tensor).clone().view(tensor.dtype)
     return tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
 
 def _form(tensor: Any) -> Any:
     return tensor.shape, tensor.dtype, tensor.device, tensor.is_leaf and tensor.requires_grad, tensor.is_inference()
-
-
-def shape_of(value: Any) -> Any:
-    """The shape of a tensor, or those of what is nested in it; None for other values."""
-    if is_tensor(value) and value.is_nested:
-        return [each.shape for each in value.unbind()]
-    return getattr(value, "shape", None)
-
-
-def overwrite(own: Any, value: Any) -> bool:
-    """Copy a tensor into another one of its kind if torch cannot.
-
-    Returns:
-        Whether it could not: that is done now, or there is nothing to do as the kind cannot be held.
-    """
-    kind, name = kind_of(value), name_of(value.dtype)
-    if kind == "nested":
-        for part, other in zip(own.detach().unbind(), value.unbind(), strict=True):
-            part.copy_(other)
-        return True
-    if kind == "quantized" and name in _IN_A_BYTE:
-        _storage_of(own).copy_(_storage_of(value))
-        return True
-    if kind == "dense" and _is_packed(value.dtype):
-        _as_integers(own).copy_(_as_integers(value))
-        return True
-    return not kind
 
 
 def wait_for_copies() -> None:

@@ -146,6 +146,7 @@ def check_weights(run: Engine) -> bool:
 def look_back(run: Engine) -> None:
     """Look at the progress of the first steps; see `Inquiry.look_back`."""
     scheduled = run.rates.scheduled(run.pace.progress_at(run.pace.step))
+    run.persistence.backup_timer.take_in(run.persistence.callbacks.state)
     with run.turns.take("between_steps", run.pace.step, is_changing=True):
         # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
         run.controller.inquiry.hide_true()
@@ -175,7 +176,8 @@ def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
         return
     run.controller.experiment.lose(ticket)
     is_probe = ticket.chunk.is_probe
-    drawn_again = is_probe or run.plan.abandon(ticket.batch)
+    # A trainer that counts its batches has no turn for one that comes again: it would end the epoch before.
+    drawn_again = is_probe or run.plan.abandon(ticket.batch, may_come_again=not run.pace.is_counted)
     if is_probe:
         close_unlearned(run, ticket)
     else:

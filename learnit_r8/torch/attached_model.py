@@ -11,7 +11,7 @@ import torch
 
 from .._adapters.prefetch import Prefetch
 from .._validation import no_attribute
-from ..recovery.incidents.first_steps import DEAD_EVERY
+from ..recovery.lineage import DEAD_EVERY
 from ..sampling.ticket import Outcome, Ticket
 from .loss_pipeline import LossPipeline, Training
 from .lr_scheduler import R8LRScheduler

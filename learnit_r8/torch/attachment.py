@@ -20,7 +20,6 @@ from ..engine.settings import suggest_settings
 from ..sampling.random_generators import random_state, set_random_state
 from .adapter import Adapter
 from .batches.loader import check_dataset, is_own_loader, length_of
-from .distributed.flat_shards import check_flat, is_flat
 from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
@@ -68,7 +67,7 @@ def attach(
     random generators; no callback is needed. Checkpoints are written if ``checkpoint_dir`` is given.
 
     Args:
-        model: The model, on its device; compiled, sharded (`fully_shard`, `FullyShardedDataParallel`) or wrapped for
+        model: The model, on its device; compiled, sharded (`fully_shard`) or wrapped for
             data parallelism if it is to be.
         optimizer: Its optimizer. All parameter groups follow the scheduler and keep the ratios of their rates.
         dataset: The data, with N samples: anything with a length that a `torch.utils.data.DataLoader` takes. Without
@@ -225,8 +224,7 @@ def _keep(
     whole, settings = plain_model(model), {**settings}
     parts = read_also(given.also)
     accumulate = whole_number("accumulate", given.accumulate, least=1)
-    clips = whole.clip_grad_norm_ if is_flat(whole) else None
-    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm, clips=clips)
+    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm)
     keeps_rates = _keeps_rates(scheduler, settings)
     asks_peak = scheduler is None and not keeps_rates and "initial_lr" not in settings
     peak, peak_text = (peak_under_schedules(optimizer) if asks_peak else None) or (None, "")
@@ -289,7 +287,6 @@ def _checked_sharing(given: _Given, owner: Any = None) -> Sharing:
     _check_parts(given, owner)
     found: Sharing = sharing_here() if given.sharing is None else given.sharing
     check_shards(model, found.size)
-    check_flat(plain_model(model), optimizer, found.size, scaler=given.scaler, ema=given.ema)
     return found
 
 

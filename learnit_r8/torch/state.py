@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from ..checkpoint.state_form import hold
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from . import serialization
-from .distributed.flat_shards import FlatShards, is_flat
 from .distributed.shards import Shards, is_sharded
 from .own_loop.also import AlsoPart
 from .prepared import plain_model, plain_optimizer
@@ -70,8 +69,7 @@ class ModelState:
         self._parts |= {name: part.holder for name, part in also.items()}
         self._on_resume_only = {name for name, part in also.items() if not part.is_healed}
         self._keeps_options, self._keeps_random = keeps_options, keeps_random
-        self._flat = FlatShards(model, optimizer) if is_flat(model) else None
-        are_shards = self._flat is None and isinstance(model, torch.nn.Module) and is_sharded(model)
+        are_shards = isinstance(model, torch.nn.Module) and is_sharded(model)
         self._shards = Shards() if are_shards else None
         self.num_loads = 0
         self.rank = rank
@@ -82,7 +80,7 @@ class ModelState:
     @property
     def is_sharded(self) -> bool:
         """Whether this process holds only parts of the model."""
-        return self._shards is not None or self._flat is not None
+        return self._shards is not None
 
     @property
     def is_spread(self) -> bool:
@@ -102,8 +100,7 @@ class ModelState:
 
         What no file could hold is left out, and a warning says so once.
         """
-        state = self._flat.local() if self._flat is not None else {}
-        state |= {name: part.state_dict() for name, part in self._parts.items() if name not in state}
+        state = {name: part.state_dict() for name, part in self._parts.items()}
         if self._shards is not None:
             state = {name: self._shards.local(part, name) for name, part in state.items()}
         return self._held({**state, "random": _random_state()})
@@ -116,8 +113,7 @@ class ModelState:
         Args:
             keeps: Whether to return the tensors of a sharded model on this rank; they are empty else.
         """
-        state = self._flat.whole(keeps=keeps) if self._flat is not None else {}
-        state |= {name: part.state_dict() for name, part in self._parts.items() if name not in state}
+        state = {name: part.state_dict() for name, part in self._parts.items()}
         if self._shards is not None:
             state = {name: self._shards.whole(part, keeps=keeps) for name, part in state.items()}
         state = self._held({**state, "random": _random_state()})
@@ -161,8 +157,8 @@ class ModelState:
         state, beside = self._filled(found), found.get(OWN)
         if from_ram and self._shards is not None:
             state = {name: self._shards.joined(part, name) for name, part in state.items()}
-        self.check(state, from_ram=from_ram)
-        self._put_back(state, from_ram=from_ram, heals=not is_resume)
+        self.check(state)
+        self._put_back(state, heals=not is_resume)
         if self._keeps_random and not is_resume:
             return beside
         generators = state["random"] if from_ram else self._own_generators(state)
@@ -192,9 +188,8 @@ class ModelState:
         set_random_state(self._own_generators(state))
         self._generators = None
 
-    def _put_back(self, state: Mapping[str, Any], *, from_ram: bool = False, heals: bool = False) -> None:
-        done: Collection[str] = self._flat.put(state, local=from_ram) if self._flat is not None else ()
-        left = {*done, *self._on_resume_only} if heals else {*done}
+    def _put_back(self, state: Mapping[str, Any], *, heals: bool = False) -> None:
+        left = self._on_resume_only if heals else set()
         parts = {name: self._for_part(name, state[name]) for name in self._parts if name not in left}
         optimizers = [part for part in self._parts.values() if hasattr(part, "param_groups")]
         options = [_options_of(each) for each in optimizers] if heals and self._keeps_options else []
@@ -223,25 +218,20 @@ class ModelState:
             return of_ranks[self.rank]  # type: ignore[no-any-return]
         return random_state_of(state["random"], self.rank)
 
-    def check(self, state: Mapping[str, Any], *, from_ram: bool = False) -> None:
-        """Raise ValueError unless a state could be put back; under FSDP1 every rank must call it.
-
-        Args:
-            state: What `collect` returned, or with ``from_ram`` `read`.
-            from_ram: Which of the two.
-        """
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless a state that `collect` or `read` returned could be put back."""
         expected = {*self._parts, "random"}
         if state.keys() - {OF_RANKS} != expected:
             raise ValueError(f"the saved state must have the parts {sorted(expected)}, got {sorted(state)}.")
-        flat = self._flat
-        _check_fits(
-            _shapes(self._parts["model"].state_dict()) if flat is None else flat.shapes(from_ram), state["model"]
-        )
+        shapes, given = _shapes(self._parts["model"].state_dict()), _shapes(state["model"])
+        if shapes != given:
+            names = sorted(name for name in {*shapes, *given} if shapes.get(name) != given.get(name))
+            raise ValueError(
+                f"the saved model must have the tensors of this one, got others for {names[:5]} ({len(names)} differ); "
+                "another checkpoint_dir, or resume=None, begins a new run."
+            )
         if "optimizer" in expected:
-            groups = getattr(self._parts["optimizer"], "param_groups", None)
-            sizes = None if groups is None else [len(group["params"]) for group in groups]
-            _check_kind(self._parts["optimizer"], state["optimizer"])
-            _check_groups(sizes if flat is None or from_ram else [*map(len, flat.groups())], state["optimizer"])
+            _check_optimizer(self._parts["optimizer"], state["optimizer"])
 
     def resume_generators(self) -> None:
         """Restore the random generators of the file that was loaded last, once."""
@@ -262,40 +252,27 @@ def _options_of(optimizer: Any) -> list[dict[str, Any]]:
 
 
 def _load(holder: Any, state: Any, *, is_sharded: bool) -> None:
-    """Have a part load its state; tensors of kinds that torch itself cannot copy are put back here."""
-    if not isinstance(holder, torch.nn.Module) or is_sharded:
-        holder.load_state_dict(state)
-        return
-    own = holder.state_dict()
-    is_tensor = {name: isinstance(value, torch.Tensor) and name in own for name, value in state.items()}
-    done = {name for name, value in state.items() if is_tensor[name] and tensors.overwrite(own[name], value)}
-    if done:
-        holder.load_state_dict({name: value for name, value in state.items() if name not in done}, strict=False)
-    else:
-        holder.load_state_dict(state)
+    """Have a part load its state, but for tensors that no state can hold: they are those that it has."""
+    kept = state
+    if isinstance(holder, torch.nn.Module) and not is_sharded:
+        kept = {key: value for key, value in state.items() if not (tensors.is_tensor(value) and tensors.why_not(value))}
+    holder.load_state_dict(state) if len(kept) == len(state) else holder.load_state_dict(kept, strict=False)
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tensors.shape_of(value) for name, value in state.items()}
-
-
-def _check_fits(shapes: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the tensors of a saved model have these shapes, by name."""
-    given = _shapes(saved)
-    if shapes != given:
-        names = sorted(name for name in {*shapes, *given} if shapes.get(name) != given.get(name))
-        raise ValueError(
-            f"the saved model must have the tensors of this one, got others for {names[:5]} ({len(names)} differ); "
-            "another checkpoint_dir, or resume=None, begins a new run."
-        )
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
 
 
 _OPTIONS = {"lr_decay": "Adagrad", "rho": "Adadelta", "alpha": "RMSprop", "betas": "Adam", "momentum": "SGD"}
 """Options that tell optimizers apart, as torch's own have them."""
 
 
-def _check_kind(optimizer: Any, saved: Mapping[str, Any]) -> None:
-    """Raise ValueError if a saved optimizer is of another kind: torch loads it, and fails at the next step."""
+def _check_optimizer(optimizer: Any, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a saved optimizer is of this kind, and has groups of as many tensors.
+
+    torch loads one of another kind, and fails at the next step. One that wraps others may save other things, which its
+    own load_state_dict() must check.
+    """
     groups = getattr(optimizer, "param_groups", None), saved.get("param_groups")
     own, other = (next((kind for name, kind in _OPTIONS.items() if each and name in each[0]), None) for each in groups)
     if None not in (own, other) and own != other:
@@ -303,12 +280,7 @@ def _check_kind(optimizer: Any, saved: Mapping[str, Any]) -> None:
             f"the saved optimizer must be of the kind of this one, {type(optimizer).__name__}, got one with options of "
             f"{other}; give that one, or start over without resume."
         )
-
-
-def _check_groups(sizes: list[int] | None, saved: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a saved optimizer has parameter groups of these sizes."""
-    given = [len(group["params"]) for group in saved["param_groups"]] if "param_groups" in saved else None
-    # An optimizer that wraps others may save other things, which its own load_state_dict() must check.
+    sizes, given = (None if each is None else [len(group["params"]) for group in each] for each in groups)
     if None not in (sizes, given) and sizes != given:
         raise ValueError(
             f"the saved optimizer must have parameter groups of {sizes} tensors like this one, got groups of {given}; "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,7 +50,6 @@ class Stepper:
         scaler: A `torch.amp.GradScaler`, or None.
         accumulate: Batches whose gradients are added up for one step, >= 1.
         max_grad_norm: Longest gradient, > 0; None does not clip.
-        clips: Clips the gradient to a norm and returns the norm before, as FSDP1 does by itself; None for other models.
 
     Raises:
         ValueError: ``max_grad_norm`` is not a number > 0.
@@ -64,13 +62,11 @@ class Stepper:
         scaler: Any,
         accumulate: int,
         max_grad_norm: float | None,
-        clips: Callable[[float], torch.Tensor] | None = None,
     ) -> None:
         if max_grad_norm is not None and not (is_number(max_grad_norm) and max_grad_norm > 0):
             raise ValueError(f"max_grad_norm must be a number > 0 or None, got {max_grad_norm!r}.")
         self._optimizer, self.accumulate, self._max_norm = optimizer, accumulate, max_grad_norm
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._clips = clips
         self._is_sharded = any(map(is_shard, self._parameters()))
         self._num_groups = len(optimizer.param_groups)
         self._num_added = 0
@@ -143,7 +139,7 @@ class Stepper:
     @property
     def can_begin_anew(self) -> bool:
         """Whether a gradient can be computed once more: it is that of one batch, and nothing skips its step."""
-        return self._scaler is None and self.accumulate == 1 and not self._is_sharded and self._clips is None
+        return self._scaler is None and self.accumulate == 1 and not self._is_sharded
 
     def norm(self) -> torch.Tensor:
         """0-dim, a norm of the gradient that is not finite if the gradient is not."""
@@ -232,8 +228,6 @@ class Stepper:
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
         most = min(math.inf if most is None else most, math.inf if norms is None else norms.most)
-        if self._clips is not None:
-            return self._clips(most)
         if self._is_sharded:
             return clip_shards(self._parameters(), most)
         return torch.nn.utils.clip_grad_norm_(self._parameters(), most)

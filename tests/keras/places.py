@@ -70,7 +70,7 @@ def told(model, x, y, *, strike=None, is_own=False, folder=None, epochs=2):
 
 
 def main():
-    """All cases; the first has a second bad sample, as the first one goes into quarantine."""
+    """All cases; the first has two bad samples, each of which is met until it is quarantined."""
     linear = layers.Activation("linear")
     x, y = data()
     x[BAD, 3] = x[3, 3] = np.nan
@@ -78,14 +78,14 @@ def main():
         # On JAX the first search compiles each operation, which may take all the time that a short run allows.
         cause_search.LEAST_SECONDS = 100.0
         found = told(classifier(linear), x, y, folder=folder)
-        assert len(found) == 2, found
         assert {each.samples for each in found} == {(BAD,), (3,)}, found
+        assert len(found) <= 4, found
         for each in found:
             assert (each.fault, each.is_certain) == ("input", True), each
-            assert "whose input holds NaN at [3] of x; its update has damaged the weights" in each.text, each
+            assert "whose input holds NaN at [3] of x; the weights are healthy" in each.text, each
         home = f"{folder}/incidents/1"
         assert not np.isfinite(read_part(home, "batch")["batch"][0]).all()
-        assert read_record(home)["files"].keys() >= {"batch", "refused", "restored"}
+        assert read_record(home)["files"].keys() >= {"batch", "refused"}
 
     x, y = data()
     x[BAD, 2] = 200.0
@@ -107,17 +107,13 @@ def main():
             kernel.assign(value)
 
     found = told(model, *data(), strike=strike)[0]
-    assert found.fault == "unknown", found
-    assert "weights" in found.text, found
+    assert (found.fault, found.where, found.is_certain) == ("weight", "head/kernel", False), found
 
     x, y = data()
     x[BAD, 3] = np.nan
     found = told(classifier(linear), x, y, is_own=True)[0]
-    if keras.backend.backend() == "torch":
-        assert (found.fault, found.is_certain) == ("input", True), found
-        assert "row 5 of the batch" in found.text, found
-    else:
-        assert found.fault == "unknown", found
+    assert (found.fault, found.is_certain) == ("input", True), found
+    assert "row 5 of the batch" in found.text, found
     print("found")
 
 

@@ -63,7 +63,13 @@ class Run:
         with warnings.catch_warnings(record=True) as said, contextlib.suppress(Left):
             warnings.simplefilter("always")
             with attach(
-                self.model, optimizer, batches(), num_steps=NUM_STEPS, listeners=[self.heard], **settings
+                self.model,
+                optimizer,
+                batches(),
+                num_steps=NUM_STEPS,
+                backup_every=20,
+                listeners=[self.heard],
+                **settings,
             ) as self.adapter:
                 r8 = self.adapter.scheduler
                 for x, y in self.adapter.batches():

@@ -95,6 +95,11 @@ class ExperimentRun:
         asked, case = self.asked, self.case
         return asked is not None and case is not None and loss <= case.record(asked) + case.tolerance(asked)
 
+    @property
+    def is_partway(self) -> bool:
+        """Whether the probe has had some of its losses, and needs more."""
+        return self.is_open and bool(self._losses)
+
     def lose(self, ticket: Ticket) -> None:
         """Draw the probe again if this abandoned batch was it."""
         if self.is_open and self.is_probe(ticket):

@@ -5,6 +5,7 @@ A *rate trial* trains on from the start at a tenth of the rate for some steps, a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +14,8 @@ import numpy as np
 
 from ... import events
 from ...sampling.ticket import Ticket
-from ..progress import EARLY_UPDATES, FIRST, LEAST_GAIN, Progress
+from ..lineage import DEAD_EVERY
+from ..progress import EARLY_UPDATES, FIRST, LEAST_GAIN, START_UPDATES, Progress
 from ..ram_backup import Backup
 from .experiment import Alarm, Case, draw_again
 from .live_model import Saved, saved_form
@@ -37,15 +39,20 @@ losses of what was kept aside must be below it, to come back earlier. The batch 
 such states for better ones than the initial state that were worse, both rules together none
 (`tests/runs/test_short_runs.py`)."""
 
+NO_INITIAL = (
+    "after {} updates the losses make no progress, and the learning rate may be too high. A lower one would be tried "
+    "from the start, but the run was resumed and has no initial weights: begin it again, or with a lower rate."
+)
+
 UPDATES_LOOKED_AT, LARGE_UPDATE, USUAL_BATCH = 8, 0.09, 32
 """Updates that are looked at before that, and the share by which they must have changed the losses of their own batches
 in all, with so many samples in each. Healthy ones changed them by at most .062 in 491 looks, also where the noise of
 targets has heavy tails: there a batch whose loss changes much has a high loss, too; and by .072 with eight samples."""
 
 
-DEAD_EVERY, DEAD_LOOKS, DEAD_SHARE = 5, 8, 0.9
-"""Steps between two looks at the gradient, looks in a row at which that of a dead parameter is exactly 0, and the least
-share of the weights in such parameters. Experts that are not chosen leave others a gradient; so few are left where the
+DEAD_LOOKS, DEAD_SHARE = 8, 0.9
+"""Looks in a row at which the gradient of a dead parameter is exactly 0, and the least share of the numbers in such
+parameters. Experts that are not chosen leave others a gradient; so few are left where the
 output is a constant."""
 
 
@@ -61,32 +68,29 @@ class DeadParameters:
     """
 
     def __init__(self) -> None:
-        self.looks: list[int] = []
-        """Looks since each parameter had a gradient last; -1 where it has had none."""
-        self._sizes: list[int] = []
+        self.found: list[tuple[int, int]] = []
+        """The size of each parameter, and the looks since it had a gradient last; -1 where it has had none."""
 
     def note(self, sizes: Sequence[int]) -> None:
         """Take one look; see `RecoveryController.note_gradients`."""
-        if len(self.looks) != len(sizes):
-            self.looks = [-1] * len(sizes)
-        self._sizes = [abs(size) for size in sizes]
-        self.looks = [
-            0 if size > 0 else looks + 1 if size and looks >= 0 else -1
-            for size, looks in zip(sizes, self.looks, strict=True)
+        before = [looks for _, looks in self.found] if len(self.found) == len(sizes) else [-1] * len(sizes)
+        self.found = [
+            (abs(size), 0 if size > 0 else looks + 1 if size and looks >= 0 else -1)
+            for size, looks in zip(sizes, before, strict=True)
         ]
 
     @property
     def are_most(self) -> bool:
         """Whether nearly all parameters are dead, though the loss still has a gradient."""
-        known = [(size, looks) for size, looks in zip(self._sizes, self.looks, strict=False) if looks >= 0]
+        known = [each for each in self.found if each[1] >= 0]
         dead = sum(size for size, looks in known if looks >= DEAD_LOOKS)
-        all_known = sum(size for size, _ in known)
-        return DEAD_SHARE * all_known <= dead < all_known
+        total = sum(size for size, _ in known)
+        return DEAD_SHARE * total <= dead < total
 
     @property
     def since(self) -> int:
         """Looks since the last of them died."""
-        return min(each for each in self.looks if each >= DEAD_LOOKS)
+        return min(looks for _, looks in self.found if looks >= DEAD_LOOKS)
 
 
 def are_large(changes: Sequence[tuple[float, float]], size: int) -> bool:
@@ -148,7 +152,7 @@ class FirstSteps:
         self.num_trials = self._measure_from = 0
         self._changes: list[tuple[float, float]] = []
         self._is_compared = False
-        self._last: tuple[Ticket, float] | None = None
+        self._last: Backup | None = None
         self._size = 1
         self._trial: RateTrial | None = None
         self.dead, self._num_dead, self.is_reviving = DeadParameters(), 0, False
@@ -173,14 +177,39 @@ class FirstSteps:
         """Whether a saved state holds a trial that is under way: on several ranks each has a part of what is aside."""
         return self._parts.persistence.agreement.ranks is None
 
-    def to_plain(self) -> dict[str, Any]:
-        """What a run goes on with in its first steps, for a saved state; of a trial also what was kept aside."""
-        trial, own = self._trial, self._live.of_trial
+    def to_plain(self, *, has_models: bool, has_batches: bool) -> dict[str, Any]:
+        """What a run goes on with in its first steps, for a saved state.
+
+        Args:
+            has_models: Whether the states of the model are part of it: the initial one while a lower rate is tried from
+                there, or measured whether it is to be, and what a trial has kept aside.
+            has_batches: Whether batches are, as indices.
+        """
+        first, last, trial = self._witnesses.first, self._last, self._trial
+        case, asked = self._experiment.case, self._experiment.asked
+        if case is not None and case.alarm is Alarm.WILD and not self._is_compared:
+            # The batch in hand is drawn again by the resumed run.
+            last = asked
+        is_watched = has_batches and self._parts.sentry.tests_progress and self._lineage.updates <= START_UPDATES
         plain: dict[str, Any] = {
-            "trials": self.num_trials, "measure_from": self._measure_from, "trial": None, "dead": list(self.dead.looks),
-            "num_dead": self._num_dead,
+            "trials": self.num_trials, "measure_from": self._measure_from, "size": self._size,
+            "changes": [list(each) for each in self._changes],
+            "compared": first.replayed if self._is_compared and first is not None and case is None else None,
+            "last": last.to_plain() if last is not None and is_watched else None, "first": None, "trial": None,
+            "dead": [list(each) for each in self.dead.found], "num_dead": self._num_dead,
+            "is_reviving": self.is_reviving,
         }  # fmt: skip
-        if trial is not None and self.can_be_saved:
+        if not (has_models and self.can_be_saved):
+            return plain
+        if first is not None and first.witness and is_watched:
+            # A file is twice as large with it.
+            is_needed = self.is_measuring or self.is_on_trial
+            beside = {"state": first.state if is_needed else None, "generators": first.generators}
+            is_any = any(each is not None for each in beside.values())
+            plain["first"] = {**first.to_plain(), "is_closed": first.is_closed}
+            plain["first"]["beside"] = saved_form(beside) if is_any else None
+        if trial is not None:
+            own = self._live.of_trial
             plain["trial"] = {
                 "present": saved_form(trial.present), "own": None if own is None else saved_form(own),
                 "is_better": trial.is_better, "level": trial.level, "memory": self._parts.sentry.plain(trial.memory),
@@ -190,11 +219,23 @@ class FirstSteps:
         return plain
 
     def load_plain(self, saved: Mapping[str, Any]) -> None:
-        """Load what `to_plain` returned; the backups from before the trial are gone with their process."""
+        """Load what `to_plain` returned; the backups but for the initial state are gone with their process."""
         self.num_trials, self._measure_from = saved["trials"], saved["measure_from"]
+        self._size, self._changes = saved.get("size", 1), [(loss, by) for loss, by in saved.get("changes", ())]
+        if saved.get("last") is not None:
+            self._last = Backup.from_plain(saved["last"])
         # Saved by earlier versions without these.
-        self.dead.looks, self._num_dead = list(saved.get("dead", ())), saved.get("num_dead", 0)
-        trial = saved["trial"]
+        self.dead.found = [(size, looks) for size, looks in saved.get("dead", ())]
+        self._num_dead, self.is_reviving = saved.get("num_dead", 0), saved.get("is_reviving", False)
+        first, trial = saved.get("first"), saved["trial"]
+        if first is not None:
+            kept = {} if first["beside"] is None else Saved.of(first["beside"]).parts
+            compared = saved["compared"]
+            self._is_compared = compared is not None
+            self._backup.earlier = dataclasses.replace(
+                Backup.from_plain(first), state=kept.get("state"), generators=kept.get("generators"), is_on_disk=False,
+                is_of_file=True, is_closed=first["is_closed"], replayed=math.nan if compared is None else compared,
+            )  # fmt: skip
         if trial is None:
             return
         progress = Progress()
@@ -214,6 +255,7 @@ class FirstSteps:
             updates > EARLY_UPDATES
             or first is None
             or not first.witness
+            or not any(each.witness and each.can_be_put for each in self._backup.backups)
             or self._experiment.is_open
             or not self._live.can_restore
         ):
@@ -223,7 +265,9 @@ class FirstSteps:
     def note(self, ticket: Ticket, loss: float) -> None:
         """Note the last batch of a pass that was trained on; each is measured once."""
         if ticket.chunk.pass_number >= 0:
-            self._last = ticket, loss
+            self._size = len(ticket.indices)
+            step, updates = self._live.step, self._lineage.updates
+            self._last = Backup(step, updates, witness=[ticket.batch.witness], losses=[loss])
 
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.
@@ -232,7 +276,8 @@ class FirstSteps:
             level: The level of the last losses.
         """
         lineage = self._lineage
-        best = None if lineage.rises else lineage.progress.lost_progress(self._witnesses.known(), lineage.updates)
+        known = [each for each in self._witnesses.known() if each.can_be_put]
+        best = None if lineage.rises else lineage.progress.lost_progress(known, lineage.updates)
         is_due = lineage.updates >= self._measure_from and self._may_try_rates
         if best is None and is_due and lineage.progress.stands_still(is_known=self._limit.was_lowered):
             if self._limit.was_lowered:
@@ -247,24 +292,22 @@ class FirstSteps:
         if self._is_compared:
             self._begin_trial(level)
         elif len(self._changes) < UPDATES_LOOKED_AT:
-            if self._last is None:
-                return
-            (ticket, loss), self._last = self._last, None
-            self._size = len(ticket.indices)
-            self._draw(
-                Backup(self._live.step, self._lineage.updates, witness=[ticket.batch.witness], losses=[loss]), level
-            )
+            last, self._last = self._last, None
+            if last is not None:
+                self._draw(last, level)
+        elif are_large(self._changes, self._size) and self._witnesses.first is not None:
+            self._compare_with_first(level)
         else:
-            changes, self._changes = self._changes, []
-            if are_large(changes, self._size):
-                self._compare_with_first(level)
-            else:
-                self._measure_from = 2 * self._lineage.updates
+            self._changes, self._measure_from = [], 2 * self._lineage.updates
 
     def _compare_with_first(self, level: float) -> None:
         """Draw the witness of the initial state: a trial that the run leaves open may end with either."""
         first = self._witnesses.first
         assert first is not None
+        if not first.can_be_put:
+            self._changes, self._measure_from = [], START_UPDATES
+            self._announcer.warn_once("no initial state", NO_INITIAL.format(self._lineage.updates))
+            return
         self._is_compared, first.replayed = True, math.nan
         self._draw(first, level)
 
@@ -299,7 +342,7 @@ class FirstSteps:
             # One of the last batches has had a gradient again.
             self.drop_trial()
         elif self._lineage.progress.is_flat:
-            self._announcer.warn_once("dead", DEAD.format(self._live.step, self._died_at, len(self.dead.looks)))
+            self._announcer.warn_once("dead", DEAD.format(self._live.step, self._died_at, len(self.dead.found)))
             first, may_try = self._witnesses.first, self._num_dead < MOST_RATE_TRIALS and self._experiment.can_probe
             if may_try and first is not None and first.witness and self._live.can_restore:
                 self._compare_with_first(level)
@@ -320,7 +363,7 @@ class FirstSteps:
 
     def _begin_trial(self, level: float) -> None:
         """Try a tenth of the rate from the start."""
-        lineage, self._is_compared = self._lineage, False
+        lineage, self._changes, self._is_compared = self._lineage, [], False
         self._live.begin()
         initial, rate, is_dead = self._backup.backups[0], max(lineage.rates), self.is_reviving
         self.is_reviving = False
@@ -345,9 +388,9 @@ class FirstSteps:
         by = AGAIN_DIVISOR if self._limit.was_lowered else EARLY_DIVISOR
         if is_dead:
             by, self._num_dead = EARLY_DIVISOR * AGAIN_DIVISOR**self._num_dead, self._num_dead + 1
-            self.dead.looks = []
+            self.dead.found = []
+            self._parts.norms.begin(self._live.step)
         self._limit.lower(rate, by=by, step=self._live.step)
-        self._parts.norms.begin(self._live.step)
         self._parts.sentry.forget()
         lineage.begin(first)
         self._witnesses.begin_trust()
@@ -423,8 +466,11 @@ class FirstSteps:
         self._live.put_copy(trial.present)
         self._parts.sentry.go_back(trial.memory)
         lineage = self._lineage
-        lineage.progress, lineage.updates, self._backup.backups = trial.progress, trial.updates, trial.backups
+        lineage.progress, lineage.updates = trial.progress, trial.updates
+        # In a resumed run they hold the initial state at most.
+        self._backup.backups = trial.backups or self._backup.backups
         self._limit.load_state_dict(trial.limit)
         if not self._limit.is_on:
+            self._parts.norms.forget()
             self._announcer.tell(events.LrRestored)
         self._announcer.tell(events.RolledBack, to_step=self._live.step, source="backup")

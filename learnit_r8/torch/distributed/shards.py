@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 
 from ...checkpoint.state_tree import map_leaves
-from .flat_shards import reshard_flat, units_of
 
 
 class Layout(NamedTuple):
@@ -40,12 +39,11 @@ def is_shard(value: Any) -> bool:
 
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether a rank holds only parts of a model."""
-    return bool(units_of(model)) or any(map(is_shard, model.parameters()))
+    return any(map(is_shard, model.parameters()))
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """Free the whole parameters that a forward pass without a backward pass has left with `fully_shard`, or FSDP1."""
-    reshard_flat(model)
+    """Free the whole parameters that a forward pass without a backward pass has left with `fully_shard`."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     for module in () if fsdp is None else model.modules():
         if isinstance(module, fsdp.FSDPModule):
@@ -162,6 +160,14 @@ def check_shards(model: torch.nn.Module, size: int) -> None:
         model: The model.
         size: Number of ranks.
     """
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    for name, module in () if fsdp is None else model.named_modules():
+        if isinstance(module, fsdp.FullyShardedDataParallel):
+            raise ValueError(
+                f"model must be sharded by fully_shard() (FSDP2), got FullyShardedDataParallel (FSDP1) at {name!r}; "
+                "call fully_shard(model) in its place before the optimizer is made (Accelerate: fsdp_version=2). "
+                "Checkpoints that were written under FSDP1 fit."
+            )
     for name, parameter in model.named_parameters():
         if not is_shard(parameter):
             continue

@@ -19,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ...checkpoint.state_tree import copy_to_host
 from ...recovery.incidents.finding import NOTHING, UNKNOWN, Finding, Refusal
 from ...sampling.random_generators import set_random_state, state_of
-from ..distributed.flat_shards import is_flat
 from ..distributed.shards import is_sharded
 from ..prepared import plain_model
 from .causes import Case
@@ -112,7 +111,7 @@ class Examiner:
         return found._replace(samples=samples, rest=rest, missing=found.missing or NO_GRADIENTS)
 
     def _why_not(self, held: Held | None) -> str:
-        if is_flat(self._model) or is_sharded(self._model):
+        if is_sharded(self._model):
             return MANY_RANKS
         if self._sharing.size > 1 and any(isinstance(each, SyncBatchNorm) for each in self._model.modules()):
             return MANY_RANKS
