@@ -15,7 +15,7 @@ from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 from tests.torch_common import X, Y
 
-NUM_STEPS = 240
+NUM_STEPS = 320
 
 
 class Left(Exception):
@@ -63,14 +63,9 @@ class Run:
         with warnings.catch_warnings(record=True) as said, contextlib.suppress(Left):
             warnings.simplefilter("always")
             with attach(
-                self.model,
-                optimizer,
-                batches(),
-                num_steps=NUM_STEPS,
-                backup_every=20,
-                listeners=[self.heard],
+                self.model, optimizer, batches(), num_steps=NUM_STEPS, backup_every=20, listeners=[self.heard],
                 **settings,
-            ) as self.adapter:
+            ) as self.adapter:  # fmt: skip
                 r8 = self.adapter.scheduler
                 for x, y in self.adapter.batches():
                     step = r8.global_step
@@ -105,7 +100,7 @@ def bare(*, kills=(), lr=3e-3, model=None, make=torch.optim.Adam):
     return model
 
 
-@pytest.mark.parametrize("kills", [[100], [60, 150], [3]])
+@pytest.mark.parametrize("kills", [[100], [100, 220], [3]])
 def test_dead_parameters_are_revived(kills):
     """Where most parameters get no gradient any more, a state from before that goes on at a tenth of the rate."""
     run = Run(kills=kills)

@@ -15,7 +15,7 @@ import numpy as np
 from ... import events
 from ...sampling.ticket import Ticket
 from ..lineage import DEAD_EVERY
-from ..progress import EARLY_UPDATES, FIRST, LEAST_GAIN, START_UPDATES, Progress
+from ..progress import EARLY_UPDATES, FIRST, START_UPDATES, Progress
 from ..ram_backup import Backup
 from .experiment import Alarm, Case, draw_again
 from .live_model import Saved, saved_form
@@ -55,6 +55,9 @@ DEAD_LOOKS, DEAD_SHARE = 8, 0.9
 parameters. Experts that are not chosen leave others a gradient; so few are left where the
 output is a constant."""
 
+
+CLEARLY_BETTER = 0.75
+"""Share of the level of dead weights below which the losses before a state must be for it to be gone on from."""
 
 DEAD = (
     "step {:,}: since update {:,} nearly all of the {} parameters have had no gradient at all, as where rectifiers "
@@ -358,7 +361,8 @@ class FirstSteps:
         progress, backups = self._lineage.progress, self._backup.backups
         alive = [each for each in self._witnesses.known() if 0 < each.updates < self._died_at and each in backups]
         best = min(alive, key=lambda each: each.usual, default=None)
-        least = (1 - LEAST_GAIN) * min(progress.start, progress.level)
+        # Just before they died, losses say little of a state that is nearly dead.
+        least = CLEARLY_BETTER * min(progress.start, progress.level)
         return best if best is not None and best.usual < least else backups[0]
 
     def _begin_trial(self, level: float) -> None:
@@ -385,10 +389,9 @@ class FirstSteps:
         kept = [each for each in self._backup.backups if each.updates <= first.updates]
         self._backup.backups, lineage.progress = kept, Progress.again(lineage.progress)
         # Losses that stand still at a rate that was lowered already are near to where they would fall.
-        by = AGAIN_DIVISOR if self._limit.was_lowered else EARLY_DIVISOR
+        by = AGAIN_DIVISOR if self._limit.was_lowered else EARLY_DIVISOR * AGAIN_DIVISOR**self._num_dead
         if is_dead:
-            by, self._num_dead = EARLY_DIVISOR * AGAIN_DIVISOR**self._num_dead, self._num_dead + 1
-            self.dead.found = []
+            self._num_dead, self.dead.found = self._num_dead + 1, []
             self._parts.norms.begin(self._live.step)
         self._limit.lower(rate, by=by, step=self._live.step)
         self._parts.sentry.forget()
