@@ -123,7 +123,9 @@ def _to_tree(value: Any, key: str, arrays: dict[str, Labelled]) -> Any:
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str) or name in _PLACES:
-                raise TypeError(f"{key} must have str keys other than {_PLACES}, got {name!r}.")
+                raise TypeError(
+                    f"{key} must have str keys other than {' and '.join(map(repr, _PLACES))}, got {name!r}."
+                )
         return {name: _to_tree(item, f"{key}.{name}", arrays) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [
@@ -247,11 +249,13 @@ def _read_header(file: IO[bytes], size: int) -> _Header:
             is_sound = all(type(number) is int and number >= 0 for number in (*shape, begin, after))
             is_sound = is_sound and begin == end and after - begin == math.prod(shape) * np.dtype(KINDS[kind]).itemsize
         except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"the file's arrays must have a known kind, shape and place, got {error!r}.") from error
+            raise ValueError(
+                f"the file's arrays must have a known kind, shape and place, got {error!r}; it is damaged."
+            ) from error
         if not is_sound:
             raise ValueError(
                 f"the file's arrays must follow each other without a gap, got {kind}{shape} from {begin} to {after} "
-                f"for {name[:40]!r}, after {end}."
+                f"for {name[:40]!r}, after {end}; it is damaged."
             )
         arrays[name], end = (kind, shape, begin, after), after
     if size != len(content) + end:
@@ -273,7 +277,7 @@ def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the file must hold a JSON tree, got something else ({error!r}).") from error
+        raise ValueError(f"the file must hold a JSON tree, got something else ({error!r}); it is damaged.") from error
 
 
 def _dict_of(tree: Any) -> dict[str, Any]:

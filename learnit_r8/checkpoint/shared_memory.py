@@ -297,6 +297,12 @@ class SharedBackups:
             try:
                 found = self._read(path)
                 text = _moment_of(found[0])
+            except codec.OlderFile:
+                where = str(self._parent)
+                raise codec.OlderFile(
+                    f"backups in memory must be of this version, got {path.name!r} of an older one in {where!r}; "
+                    f"run learnit-r8 convert {where}, and put {where}-converted in its place, or delete it."
+                ) from None
             except _DAMAGE as error:
                 text = f"{path.name}: {error}"
             if is_same(text):

@@ -22,9 +22,9 @@ from .codec import Labelled
 from .state_tree import Node, is_own_kind, open_node
 
 VERSION = 2
-"""Of what `pack` returns; files of 7ddda59 have none, and are read too."""
+"""Of what `pack` returns."""
 
-_LABELS = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"}
+LABELS = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"}
 """Kinds of numbers that numpy lacks, as files call them."""
 
 _PAIRS: dict[str, Callable[[Any], Any]] = {
@@ -110,7 +110,7 @@ class _Taker:
         array = np.asarray(_key_data(value))
         if not is_own_kind(array.dtype):
             # It would come back as raw bytes.
-            bits, kind = array.view(f"u{array.itemsize}"), _LABELS.get(array.dtype.name, "")
+            bits, kind = array.view(f"u{array.itemsize}"), LABELS.get(array.dtype.name, "")
             return {"bits": [array.dtype.name, {"array": Labelled(bits, key, kind, bits.shape)}]}
         node = {"array": Labelled(array, key)}
         return {"scalar": node} if isinstance(value, np.generic) else node
@@ -124,7 +124,7 @@ class _Taker:
         if tensors.is_known_to_numpy(plain):
             return {"tensor": Labelled(plain.numpy(), key)}
         name, shape = tensors.name_of(plain.dtype), tuple(plain.shape)
-        bits = Labelled(tensors.bits_of(plain).numpy(), key, _LABELS.get(name, ""), shape)
+        bits = Labelled(tensors.bits_of(plain).numpy(), key, LABELS.get(name, ""), shape)
         return {"tensor_bits": [name, list(shape), bits]}
 
 
@@ -321,27 +321,9 @@ def unpack(packed: Any) -> Any:
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(packed, Mapping):
-        raise ValueError(f"a model state must be one that was packed, got {type(packed).__name__}.")
-    if packed.keys() == {"version", "tree"}:
-        if packed["version"] != VERSION:
-            raise ValueError(f"a model state must be of version {VERSION}, got {packed['version']!r}.")
-        return put_together(packed["tree"])
-    return put_together(_renewed(packed))
-
-
-def _renewed(packed: Any) -> Any:
-    """Return the tree of a state that commit 7ddda59 packed, in the form of today."""
-    if not isinstance(packed, Mapping):
-        return packed
-    kind, values = packed.get("kind"), packed.get("values")
-    if kind in _PAIRS and isinstance(values, list):
-        return {kind: list(zip(packed["keys"], map(_renewed, values), strict=True))}
-    if kind == "tensor" and packed.get("shape") is not None:
-        return {"tensor_bits": [packed["dtype"], packed["shape"], values]}
-    if isinstance(values, list):
-        return {kind: list(map(_renewed, values))}
-    return {kind: {"array": values} if kind == "scalar" else values}
+    if not isinstance(packed, Mapping) or packed.keys() != {"version", "tree"} or packed["version"] != VERSION:
+        raise ValueError(f"a model state must be one that was packed in version {VERSION}, got {str(packed)[:80]}.")
+    return put_together(packed["tree"])
 
 
 def size_of(packed: Any) -> int:

@@ -299,7 +299,7 @@ def test_other_files(tmp_path):
     torch.save({"weights": torch.ones(2)}, tmp_path / "other")
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"tree": "{}"})
     for name in ("other", "a.safetensors"):
-        with pytest.raises(ValueError, match="the file must begin with .*; learnit-r8 convert converts files of older"):
+        with pytest.raises(ValueError, match=r"the file must begin with .*; learnit-r8 convert converts files of"):
             serialization.load(tmp_path / name)
 
 
