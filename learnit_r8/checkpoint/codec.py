@@ -2,7 +2,8 @@
 
 Any program that reads safetensors reads the arrays; ``docs/files.md`` describes the rest. Reading runs no code and
 trusts nothing in a file, even if its digest is right: each byte belongs to one array, each array to one place, and
-every size is checked before it is used, so a file makes the reader use at most about twice its size in memory.
+every size is checked before it is used: a file makes the reader use at most about twice its size in memory, and ten
+times that of its header, which is bounded.
 """
 
 from __future__ import annotations
