@@ -49,15 +49,39 @@ class DrivenState:
         self._after: Any = _NOTHING
         self._num_loads = 0
         self._left_out: dict[str, str] = {}
+        # Of the objects of NNX, which a step changes before its loss is reported.
+        self._holders: list[Any] = []
+        self._variables: list[Any] = []
+        self._before: list[Any] | None = None
 
     def callbacks(self) -> Callbacks:
         """The callbacks that a scheduler adopts."""
-        return Callbacks(self.save, self.load, self.read, None if self._gather is None else self.collect)
+        collect = None if self._gather is None else self.collect
+        return Callbacks(self.save, self.load, self.read, collect, undo=self.undo)
 
     @property
     def has_model(self) -> bool:
         """Whether there is something to put back: an array, a float, or an object that changes in place."""
         return _has_model(self._place.state)
+
+    def keep(self) -> None:
+        """Hold the arrays of NNX objects before a step, which makes others, for `undo`; nothing is copied."""
+        state = self._place.state
+        holders = [each for each in (state if isinstance(state, tuple) else (state,)) if nnx_of(each) is not None]
+        if [*map(id, holders)] != [*map(id, self._holders)]:
+            # To look for them takes a hundred times as long as to read them.
+            nnx: Any = sys.modules["flax.nnx"]
+            found = (each for _, each in nnx.iter_graph(holders) if isinstance(each, nnx.Variable))
+            self._holders, self._variables = holders, [each for each in found if hasattr(each, "get_raw_value")]
+        self._before = [each.get_raw_value() for each in self._variables]
+
+    def undo(self) -> None:
+        """Put back what `keep` holds, once, but for arrays that the step was given to keep."""
+        before, self._before = self._before, None
+        if before is None or _is_given_away(before):
+            return
+        for variable, value in zip(self._variables, before, strict=True):
+            variable.set_raw_value(value)
 
     def judge(self, after: Any, report: Callable[[], Outcome]) -> Outcome:
         """Report the loss of a step; ``after`` takes the place of the state before it if the loss is good.
@@ -76,7 +100,7 @@ class DrivenState:
             is_good = bool(outcome)
             return outcome
         finally:
-            self._after = _NOTHING
+            self._after, self._before = _NOTHING, None
             if is_good or (self._num_loads == num_loads and _is_given_away(self._place.state)):
                 self._place.state = after
 

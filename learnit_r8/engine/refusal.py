@@ -146,6 +146,7 @@ def check_weights(run: Engine) -> bool:
 def look_back(run: Engine) -> None:
     """Look at the progress of the first steps; see `Inquiry.look_back`."""
     scheduled = run.rates.scheduled(run.pace.progress_at(run.pace.step))
+    run.persistence.backup_timer.take_in(run.persistence.callbacks.state)
     with run.turns.take("between_steps", run.pace.step, is_changing=True):
         # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
         run.controller.inquiry.hide_true()

@@ -86,6 +86,9 @@ _KINDS: dict[str, Any] = {
     "recovery.incident.kind": "", "recovery.incident.is_lasting": False,
     "recovery.incident.held_from_start": 0.0, "recovery.kinds": [["", 0, ""]],
     "recovery.witnesses": [_WITNESS], "recovery.first_steps.trial": (_TRIAL,),
+    "recovery.first_steps.changes": [[0.0, 0.0]], "recovery.first_steps.compared": _MAYBE,
+    "recovery.first_steps.last": (_WITNESS,),
+    "recovery.first_steps.first": ({**_WITNESS, "is_closed": False, "beside": (_BYTES,)},),
     "guard.losses.recent": _LOSSES, "guard.losses.first.recent": _LOSSES, "guard.losses.past.losses": _LOSSES,
     "guard.losses.past.lrs": _LOSSES, "guard.losses.past.figures": [[0.0] * 4 + [0, 0] + [0.0] * 3],
     "search.test": ({**RangeTest(9).state_dict(), "_losses": _LOSSES},), "search.found_lr": _MAYBE,
@@ -104,17 +107,19 @@ _REQUIRED = {"format", "versions", "data", "seed", "num_draws", *VERSIONS} - {"e
 def state_of(run: Engine) -> dict[str, Any]:
     """Everything needed to continue with exactly the same batches, rates and tables; this thread has the run's turn."""
     table = run.table.state_dict()
-    return {"format": FORMAT, "versions": dict(VERSIONS), "data": identity_of(run), "table": table, **position_of(run)}
+    position = position_of(run, has_models=True)
+    return {"format": FORMAT, "versions": dict(VERSIONS), "data": identity_of(run), "table": table, **position}
 
 
-def position_of(run: Engine) -> dict[str, Any]:
-    """The state but for the table, as it will be once that has learned every report so far."""
-    recovery = run.controller.state_dict()
+def position_of(run: Engine, *, has_models: bool = False) -> dict[str, Any]:
+    """The state but for the table, as it will be once that has learned every report so far; see the controller's."""
+    # Batches of the user's own are no part of a file.
+    recovery = run.controller.state_dict(has_models=has_models, has_batches=not isinstance(run.plan, LoaderPlan))
     return {
         "seed": run.plan.seed,
         "plan": (run.feed or run.plan).position(),
         "pace": run.pace.state_dict(),
-        "recovery": _without_batches(recovery) if isinstance(run.plan, LoaderPlan) else recovery,
+        "recovery": recovery,
         "quarantine": run.controller.quarantine.state_dict(),
         "guard": run.sentry.state_dict(),
         "tally": run._tally.state_dict(),
@@ -122,11 +127,6 @@ def position_of(run: Engine) -> dict[str, Any]:
         "search": run.search.state_dict(),
         "early_stop": {**run.early_stop.state_dict(), "reason": run.pace.ended_early},
     }
-
-
-def _without_batches(recovery: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of the recovery of a run whose batches are the user's own: they are no part of a file."""
-    return {**recovery, "witnesses": []}
 
 
 def whole_state_of(run: Engine, *, call: str = "state_dict") -> dict[str, Any]:
@@ -177,7 +177,7 @@ def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_di
         _check(run, state)
         if isinstance(run.plan, LoaderPlan):
             # Older files hold batches that were arrays, as if they were indices.
-            state = {**state, "recovery": _without_batches(state["recovery"])}
+            state = {**state, "recovery": {**state["recovery"], "witnesses": []}}
     except (AttributeError, TypeError) as error:
         raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     with run.turns.take(call, run.pace.step, mends=True) as turn:

@@ -112,6 +112,7 @@ class ManagedState:
         """
         r8, state = self._r8, self._place.state
         self._own_rate = None
+        self._driven.keep()
         if not r8.keeps_rates:
             return with_lr(state, r8.lr if lr is None else lr)
         factor = r8.lr_factor

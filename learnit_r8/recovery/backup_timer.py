@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import events
+from ..checkpoint.state_fit import fill
 from ..checkpoint.state_tree import not_finite
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, every, quiet_until
@@ -88,9 +89,24 @@ class BackupTimer:
         """Take a backup, which checks every number, as soon as the user's step is complete."""
         self._is_due = True
 
+    def take_in(self, get: Callable[[], Any] | None) -> None:
+        """Store the initial state of a resumed run, once there is a live one whose form it takes."""
+        first = self.backup.earlier
+        if get is None or first is None:
+            return
+        shortage, self.backup.earlier = "", None
+        try:
+            # What no file can hold is that of the live state.
+            first.state = None if first.state is None else self.backup.copy(fill(first.state, get()))
+        except MemoryError:
+            shortage = "no memory"
+        # On all ranks, which must watch the first steps alike.
+        if not self._agreement.agree(shortage):
+            self.backup.backups.insert(0, first)
+
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which no backup is due; ``asked`` is the last `take_if_due` call."""
-        if self._is_due or self.backup.is_empty:
+        if self._is_due or self.backup.has_none_of_now:
             return 0.0, 0.0
         steps, seconds = quiet_until(self.when, asked)
         return min(steps, self._early_step), seconds
@@ -123,9 +139,10 @@ class BackupTimer:
         is_early = not self._is_due and step >= self._early_step and not awaits
         waits = awaits and len(self.backup.backups) > 1
         is_now = (self._is_due or is_early) and step != self._step and is_calm and not waits
-        if not (self.backup.is_empty or is_now):
+        is_first = self.backup.has_none_of_now
+        if not (is_first or is_now):
             return ""
-        self.is_early = is_early and not self.backup.is_empty
+        self.is_early = is_early and not is_first
         self._seconds, began = elapsed.time, time.perf_counter()
         try:
             state = get()

@@ -380,18 +380,24 @@ class RecoveryController:
         first = self.witnesses.first
         return math.nan if first is None or first.updates else first.record
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what outlives the process: counts, the limit of the rate, and the witnesses of checkpoints."""
+    def state_dict(self, *, has_models: bool = False, has_batches: bool = True) -> dict[str, Any]:
+        """Return what outlives the process: counts, the limit of the rate, and the witnesses of checkpoints.
+
+        Args:
+            has_models: Whether states of the model that are kept aside are part of it, as a run needs to go on.
+            has_batches: Whether batches are, as indices.
+        """
         self.lineage.progress.note_record(self._untrained_record)
         return {
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "transient": self._incidents.num_transient,
             "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
-            "refusals": self._refusals.state_dict(), "first_steps": self._first_steps.to_plain(),
+            "refusals": self._refusals.state_dict(), "is_look_due": self.is_look_due,
+            "first_steps": self._first_steps.to_plain(has_models=has_models, has_batches=has_batches),
             "incident": self._incidents.to_plain(),
             "kinds": [[kind, *found] for kind, found in self._incidents.kinds.items()],
             "steady_left": self.inquiry.steady_left, "looked_last_at": self.inquiry.looked_last_at,
-            "num_equal": self._num_equal, "witnesses": self.witnesses.to_plain(),
+            "num_equal": self._num_equal, "witnesses": self.witnesses.to_plain() if has_batches else [],
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -412,7 +418,7 @@ class RecoveryController:
             self._first_steps.load_plain(state["first_steps"])
         else:
             self._first_steps.num_trials = state["rate_trials"]
-        self._num_equal = state["num_equal"]
+        self._num_equal, self.is_look_due = state["num_equal"], state.get("is_look_due", False)
         self.inquiry.steady_left, self.inquiry.looked_last_at = state["steady_left"], state["looked_last_at"]
         self.witnesses.load_plain(state["witnesses"])
 

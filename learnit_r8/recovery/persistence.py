@@ -173,6 +173,7 @@ class Persistence:
         self.backup.witness_size = witness_size
         if is_other:
             self.backup.clear()
+            self.backup.earlier = None
         self.wake()
         self.model_loader.hand_over_pending(self.callbacks.load)
         return self.callbacks
@@ -216,6 +217,7 @@ class Persistence:
         elapsed = Elapsed(step, samples, seconds, *self._asked)
         asked = (step, samples, seconds)
         try:
+            self.backup_timer.take_in(self.callbacks.state)
             if self.callbacks.state is not None and may_back_up:
                 before = self.backup.newest
                 damage = self.backup_timer.take_if_due(

@@ -55,8 +55,9 @@ class Backup:
         step: Steps reported when it was taken.
         updates: Updates that its weights had taken.
         draws: Batches drawn by then; only the losses of later ones say anything about it.
-        state: The copy, which must not be changed; None for a checkpoint.
+        state: The copy, which must not be changed; None for a checkpoint, and where only the record is known.
         is_on_disk: Whether it is a checkpoint.
+        is_of_file: Whether it is the initial state as the file of a resumed run knows it.
         moment: The scheduler's own state at that time; None for a checkpoint.
         recent: The last losses before it.
         witness: The batches of the first update after it, each as the plan draws it again: int64[B], or what the user's
@@ -83,6 +84,12 @@ class Backup:
     replayed: float = math.nan
     noise: float = math.nan
     is_on_disk: bool = False
+    is_of_file: bool = False
+
+    @property
+    def can_be_put(self) -> bool:
+        """Whether more than its record is known."""
+        return self.state is not None or not self.is_of_file
 
     @property
     def record(self) -> float:
@@ -155,6 +162,7 @@ class RamBackup:
 
     Attributes:
         backups: Oldest first.
+        earlier: What the file of a resumed run knows of its initial state, until `BackupTimer.take_in`.
         most: As given.
         witness_size: Batches in a witness: those whose gradients make one update.
 
@@ -174,6 +182,7 @@ class RamBackup:
         most: int = 7,
     ) -> None:
         self.backups: list[Backup] = []
+        self.earlier: Backup | None = None
         self.most = most
         self.witness_size = 1
         self._lent: Any = None
@@ -192,7 +201,12 @@ class RamBackup:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to restore."""
-        return not self.backups
+        return not any(backup.can_be_put for backup in self.backups)
+
+    @property
+    def has_none_of_now(self) -> bool:
+        """Whether there is no state since the run was begun or resumed."""
+        return all(backup.is_of_file for backup in self.backups)
 
     @property
     def has_moments(self) -> bool:

@@ -57,6 +57,8 @@ class Restorer:
     def put(self, backup: Backup) -> bool:
         """Restore a backup; False if it is missing, cannot be loaded, or is not finite afterwards."""
         name = self.name_of(backup)
+        if not backup.can_be_put:
+            return False
         if not backup.is_on_disk:
             self.guard = None
             return self.put_state(self._backup.copy_of(backup).state, backup.step)

@@ -92,8 +92,9 @@ class Witnesses:
         return [by_step[step] for step in sorted(by_step) if not by_step[step].is_on_disk or step in files]
 
     def known(self) -> list[Backup]:
-        """Those with a witness."""
-        return [each for each in self.all_states() if each.witness]
+        """Those with a witness; none where there is nothing but the record of an earlier process."""
+        known = [each for each in self.all_states() if each.witness]
+        return known if any(each.can_be_put for each in known) else []
 
     def best(self, start: float) -> Backup | None:
         """The state to end with where the present one is lost: the newest one that is trusted; None if there is none.
@@ -102,10 +103,11 @@ class Witnesses:
             start: The level of the losses as the run began; a trained state whose losses were no higher goes before the
                 initial one, trusted or not.
         """
-        trained = [each for each in reversed(self.known()) if each.updates]
+        known = [each for each in self.known() if each.can_be_put]
+        trained = [each for each in reversed(known) if each.updates]
         trusted = [each for each in trained if each.is_proven]
         lower = [each for each in trained if each.usual <= start]
-        return next(iter([*trusted, *lower, *self.known()]), None)
+        return next(iter([*trusted, *lower, *known]), None)
 
     def went_back(self, backup: Backup) -> None:
         """Forget the states of abandoned weights, as this one was restored."""

@@ -18,6 +18,7 @@ from ..table.losses import EXACT
 from .attached_model import AttachedModel
 from .batches.loader import make_loader
 from .batches.sampler import R8BatchSampler
+from .flight.second_run import with_second
 from .loss_pipeline import Training
 from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
 from .own_loop.rate_factor import RateFactor
@@ -299,9 +300,9 @@ class Adapter(AttachedModel):
 
     def _tell_all(self, norm: torch.Tensor | None, skipped: torch.Tensor | None, again: torch.Tensor | None) -> Outcome:
         """Report this batch and those of adapters that share the model; an outcome that forbids the step goes first."""
-        if again is not None and self._losses.recorded is not None:
+        if self._losses.recorded is not None:
             sent, values = self._losses.recorded
-            self._losses.recorded = sent, torch.where(torch.isfinite(values), values, again.to(values))
+            self._losses.recorded = sent, with_second(values, again)
         outcome = self._losses.tell(norm, skipped)
         outcomes = [outcome, *(other._losses.tell() for other in self._others)]
         if self._others and any(each.rolled_back_to is not None for each in outcomes):

@@ -14,6 +14,7 @@ from learnit_r8.flax import ManagedState, TrainState, train_loop
 
 from . import task
 from .columns_flax import KEY, losses_of
+from .ways import Left, are_equal, check_resumed
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("flax")]
 SGD = optax.sgd(task.RATE, momentum=task.MOMENTUM)
@@ -34,10 +35,6 @@ class Averaged(TrainState):
     """With a mean of the weights."""
 
     mean: dict | None = None
-
-
-class Left(Exception):
-    pass
 
 
 class Script:
@@ -121,10 +118,6 @@ def train(way, kind, folder=None, *, hurt_at=None, leave_at=None):
     return [np.asarray(each) for each in jax.tree.leaves(state)], task.error(weights), r8
 
 
-def are_equal(one, two):
-    return len(one) == len(two) and all(map(np.array_equal, one, two))
-
-
 @pytest.mark.parametrize("kind", ["train_loop own", "managed"])
 @pytest.mark.parametrize("way", WAYS)
 def test_healthy(way, kind):
@@ -150,10 +143,4 @@ def test_healed(way, kind):
 @pytest.mark.parametrize("way", WAYS)
 def test_resumed(way, kind, tmp_path):
     """Left in mid-epoch and run again, it ends with the same bits, after the same number of steps."""
-    whole = train(way, kind)
-    with pytest.raises(Left):
-        train(way, kind, tmp_path, leave_at=25)
-    parts = train(way, kind, tmp_path)
-
-    assert are_equal(whole[0], parts[0])
-    assert parts[2].global_step == whole[2].global_step
+    check_resumed(train, way, kind, tmp_path)

@@ -12,6 +12,7 @@ from learnit_r8.keras import R8Callback, R8Dataset
 
 from . import task
 from .columns_keras import BACK_END, LOSS
+from .ways import Left, are_equal, check_resumed
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("keras")]
 SHORT = 250
@@ -48,10 +49,6 @@ class Rows(keras.utils.PyDataset):
         rows = np.random.default_rng(self.epoch).permutation(self.count)[index * task.BATCH :][: task.BATCH]
         columns = task.X[rows], task.Y[rows]
         return columns if self.weights is None else (*columns, self.weights[rows])
-
-
-class Left(Exception):
-    pass
 
 
 class Script(keras.callbacks.Callback):
@@ -125,10 +122,6 @@ def train(way, kind, folder=None, *, hurt_at=None, leave_at=None):
     return arrays, history["loss"], r8, model.evaluate(task.X, task.Y, batch_size=task.NUM_SAMPLES, verbose=0)
 
 
-def are_equal(one, two):
-    return len(one) == len(two) and all(map(np.array_equal, one, two))
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_healthy(way):
     """Weights, optimizer and logged losses are to the bit those without R8."""
@@ -154,10 +147,4 @@ def test_healed(way, kind):
 @pytest.mark.parametrize("way", WAYS)
 def test_resumed(way, kind, tmp_path):
     """Left in mid-epoch and run again, it ends with the same bits, after the same number of steps."""
-    whole = train(way, kind)
-    with pytest.raises(Left):
-        train(way, kind, tmp_path, leave_at=25)
-    parts = train(way, kind, tmp_path)
-
-    assert are_equal(whole[0], parts[0])
-    assert parts[2].global_step == whole[2].global_step
+    check_resumed(train, way, kind, tmp_path)

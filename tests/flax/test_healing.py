@@ -277,3 +277,48 @@ def test_a_checkpoint_keeps_the_placement(tmp_path):
 
     assert loaded.params["w"].sharding == state.params["w"].sharding
     assert loaded.params["w"].committed
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_donated", [False, True])
+def test_objects_of_nnx_are_as_before_a_refused_step(is_donated):
+    """A model, its optimizer and its generators change before the loss is known, and a NaN undoes that, twice in a
+    run; a step that was given its state to keep has an older one take its place."""
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.linear, self.norm = nnx.Linear(8, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+            self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    @nnx.jit(donate_argnums=(0, 1) if is_donated else ())
+    def step(model, optimizer, x):
+        def loss_of(model):
+            return (model.dropout(model.norm(model.linear(x))) ** 2).mean()
+
+        loss, grads = nnx.value_and_grad(loss_of)(model)
+        optimizer.update(model, grads)
+        return loss
+
+    def arrays():
+        leaves = [each for part in state for each in jax.tree.leaves(nnx.state(part))]
+        is_key = [jax.dtypes.issubdtype(each.dtype, jax.dtypes.prng_key) for each in leaves]
+        return [
+            np.asarray(jax.random.key_data(each) if key else each) for each, key in zip(leaves, is_key, strict=True)
+        ]
+
+    model = Net(nnx.Rngs(params=0, dropout=1))
+    state = model, nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+    r8 = R8Scheduler(scheduler_mode="keep", num_steps=12, handle_signals=False)
+    managed = r8flax.ManagedState(r8, state, backup_every=2)
+    rng, seen = np.random.default_rng(0), []
+    for number, batch in enumerate(r8.batches([rng.normal(size=(16, 8)).astype("f4") for _ in range(12)])):
+        before = arrays()
+        loss = step(*managed.for_step(), batch * np.nan if number in (5, 8) else batch)
+        outcome = managed.report(state, loss)
+        after = arrays()
+        if number in (5, 8):
+            seen.append((bool(outcome), all(map(np.array_equal, before, after))))
+            assert all(np.isfinite(each).all() for each in after if each.dtype.kind == "f")
+    r8.close()
+
+    assert seen == [(False, True)] * 2 if not is_donated else len(seen) == 2

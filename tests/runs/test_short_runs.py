@@ -387,7 +387,7 @@ def _load(network, source):
 
 
 def _trained(case, folder, *, every=10**6, saves_at=None, until=None):
-    """The weights after each step from where a run in the folder goes on, and whether they were on trial."""
+    """From where a run in the folder goes on, after each step: its weights, whether they were on trial, the probes."""
     network, found = case.network(), {}
     r8 = case.scheduler(
         network, save_callback=_save, load_callback=lambda source: _load(network, source), checkpoint_dir=folder,
@@ -396,7 +396,9 @@ def _trained(case, folder, *, every=10**6, saves_at=None, until=None):
 
     def note(r8):
         step = r8.global_step
-        found[step] = [*network.weights, *network.speeds], r8.controller._first_steps.is_on_trial
+        controller = r8.controller
+        is_on, num_probes = controller._first_steps.is_on_trial, controller._incidents.num_probes
+        found[step] = [*network.weights, *network.speeds], is_on, num_probes
         if step == saves_at:
             r8.save_checkpoint()
         if step == until:
@@ -405,7 +407,7 @@ def _trained(case, folder, *, every=10**6, saves_at=None, until=None):
     with contextlib.suppress(Left):
         case.train(r8, network, note)
         r8.close()
-        found["end"] = network.weights, False
+        found["end"] = network.weights, False, 0
     return found
 
 
@@ -417,12 +419,51 @@ def _trained(case, folder, *, every=10**6, saves_at=None, until=None):
 def test_run_resumed_within_a_trial_goes_on_with_it(kind, saving, tmp_path):
     """A checkpoint of a trial holds its weights and those from before it: each step after a resume is the same."""
     whole = _trained(kind(), tmp_path / "whole", **saving)
-    within = [step for step, (_, is_on) in whole.items() if is_on]
+    within = [step for step, (_, is_on, _) in whole.items() if is_on]
     _trained(kind(), tmp_path / "resumed", **saving, until=within[-4])
     resumed = _trained(kind(), tmp_path / "resumed", every=saving.get("every", 10**6))
     first = min(step for step in resumed if step != "end")
 
     assert within[0] < first <= within[-4] + 1
-    for step, (arrays, is_on) in resumed.items():
+    for step, (arrays, is_on, _) in resumed.items():
         assert all(map(np.array_equal, arrays, whole[step][0])), step
         assert is_on == whole[step][1]
+
+
+class Probed(Scored):
+    """A run whose first steps are probed: early losses, then how much updates change, then perhaps a lower rate."""
+
+    def __init__(self, number, by):
+        Watched.__init__(self, number)
+        self.lr *= by
+        self.scores, self.borders = [], []
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("number", "by", "saves_at", "num_trials"),
+    [(60, 1, 40, 0), (60, 1, 115, 0), (69, 1, 5, 0), (75, 1, 5, 0), (75, 1, 60, 0), (105, 3, 147, 1)],
+)
+def test_resumed_run_goes_on_with_the_watch_of_its_first_steps(number, by, saves_at, num_trials, tmp_path):
+    """Whether it is saved before the probes or among them: it makes the same ones, and each step is the same."""
+    whole = _trained(Probed(number, by), tmp_path / "whole")
+    _trained(Probed(number, by), tmp_path / "resumed", saves_at=saves_at, until=saves_at + 2)
+    resumed = _trained(Probed(number, by), tmp_path / "resumed")
+    steps = [step for step in whole if step == "end" or step > saves_at]
+
+    assert [step for step in resumed if step != saves_at] == steps
+    assert any(whole[step][1] for step in steps) == bool(num_trials)
+    for step in steps:
+        assert all(map(np.array_equal, resumed[step][0], whole[step][0])), step
+        assert resumed[step][1:] == whole[step][1:], step
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_resumed_run_that_cannot_try_a_lower_rate_says_so(tmp_path):
+    """Saved before its losses stood still, it has no initial weights to go back to: it says what may help."""
+    said = "may be too high. A lower one would be tried from the start, but the run was resumed"
+    _trained(Probed(105, 3), tmp_path, saves_at=30, until=32)
+    with pytest.warns(RuntimeWarning, match=said):
+        resumed = _trained(Probed(105, 3), tmp_path)
+
+    assert not any(is_on for _, is_on, _ in resumed.values())

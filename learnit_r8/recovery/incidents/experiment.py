@@ -234,7 +234,7 @@ def investigate(case: Case, lab: Lab) -> Steps:
     has_present = lab.keep_present()
     if case.rises and has_present and not case.is_sudden:
         return Finding("level", "training itself raises the loss")
-    known = case.known
+    known = [each for each in case.known if each.can_be_put]
     if case.best is not None:
         known = [each for each in known if each.updates <= case.best.updates]
     tested: list[Backup] = []

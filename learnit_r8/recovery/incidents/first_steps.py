@@ -5,6 +5,7 @@ A *rate trial* trains on from the start at a tenth of the rate for some steps, a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 
 from ... import events
 from ...sampling.ticket import Ticket
-from ..progress import EARLY_UPDATES, FIRST, Progress
+from ..progress import EARLY_UPDATES, FIRST, START_UPDATES, Progress
 from ..ram_backup import Backup
 from .experiment import Alarm, Case, draw_again
 from .live_model import Saved, saved_form
@@ -36,6 +37,11 @@ BETTER = 0.1
 losses of what was kept aside must be below it, to come back earlier. The batch that has a loss of both took 2 of 162
 such states for better ones than the initial state that were worse, both rules together none
 (`tests/runs/test_short_runs.py`)."""
+
+NO_INITIAL = (
+    "after {} updates the losses make no progress, and the learning rate may be too high. A lower one would be tried "
+    "from the start, but the run was resumed and has no initial weights: begin it again, or with a lower rate."
+)
 
 UPDATES_LOOKED_AT, LARGE_UPDATE, USUAL_BATCH = 8, 0.09, 32
 """Updates that are looked at before that, and the share by which they must have changed the losses of their own batches
@@ -98,7 +104,7 @@ class FirstSteps:
         self.num_trials = self._measure_from = 0
         self._changes: list[tuple[float, float]] = []
         self._is_compared = False
-        self._last: tuple[Ticket, float] | None = None
+        self._last: Backup | None = None
         self._size = 1
         self._trial: RateTrial | None = None
 
@@ -122,11 +128,37 @@ class FirstSteps:
         """Whether a saved state holds a trial that is under way: on several ranks each has a part of what is aside."""
         return self._parts.persistence.agreement.ranks is None
 
-    def to_plain(self) -> dict[str, Any]:
-        """What a run goes on with in its first steps, for a saved state; of a trial also what was kept aside."""
-        trial, own = self._trial, self._live.of_trial
-        plain: dict[str, Any] = {"trials": self.num_trials, "measure_from": self._measure_from, "trial": None}
-        if trial is not None and self.can_be_saved:
+    def to_plain(self, *, has_models: bool, has_batches: bool) -> dict[str, Any]:
+        """What a run goes on with in its first steps, for a saved state.
+
+        Args:
+            has_models: Whether the states of the model are part of it: the initial one while a lower rate is tried from
+                there, or measured whether it is to be, and what a trial has kept aside.
+            has_batches: Whether batches are, as indices.
+        """
+        first, last, trial = self._witnesses.first, self._last, self._trial
+        case, asked = self._experiment.case, self._experiment.asked
+        if case is not None and case.alarm is Alarm.WILD and not self._is_compared:
+            # The batch in hand is drawn again by the resumed run.
+            last = asked
+        is_watched = has_batches and self._parts.sentry.tests_progress and self._lineage.updates <= START_UPDATES
+        plain: dict[str, Any] = {
+            "trials": self.num_trials, "measure_from": self._measure_from, "size": self._size,
+            "changes": [list(each) for each in self._changes],
+            "compared": first.replayed if self._is_compared and first is not None and case is None else None,
+            "last": last.to_plain() if last is not None and is_watched else None, "first": None, "trial": None,
+        }  # fmt: skip
+        if not (has_models and self.can_be_saved):
+            return plain
+        if first is not None and first.witness and is_watched:
+            # A file is twice as large with it.
+            is_needed = self.is_measuring or self.is_on_trial
+            beside = {"state": first.state if is_needed else None, "generators": first.generators}
+            is_any = any(each is not None for each in beside.values())
+            plain["first"] = {**first.to_plain(), "is_closed": first.is_closed}
+            plain["first"]["beside"] = saved_form(beside) if is_any else None
+        if trial is not None:
+            own = self._live.of_trial
             plain["trial"] = {
                 "present": saved_form(trial.present), "own": None if own is None else saved_form(own),
                 "is_better": trial.is_better, "level": trial.level, "memory": self._parts.sentry.plain(trial.memory),
@@ -135,9 +167,20 @@ class FirstSteps:
         return plain
 
     def load_plain(self, saved: Mapping[str, Any]) -> None:
-        """Load what `to_plain` returned; the backups from before the trial are gone with their process."""
+        """Load what `to_plain` returned; the backups but for the initial state are gone with their process."""
         self.num_trials, self._measure_from = saved["trials"], saved["measure_from"]
-        trial = saved["trial"]
+        self._size, self._changes = saved.get("size", 1), [(loss, by) for loss, by in saved.get("changes", ())]
+        if saved.get("last") is not None:
+            self._last = Backup.from_plain(saved["last"])
+        first, trial = saved.get("first"), saved["trial"]
+        if first is not None:
+            kept = {} if first["beside"] is None else Saved.of(first["beside"]).parts
+            compared = saved["compared"]
+            self._is_compared = compared is not None
+            self._backup.earlier = dataclasses.replace(
+                Backup.from_plain(first), state=kept.get("state"), generators=kept.get("generators"), is_on_disk=False,
+                is_of_file=True, is_closed=first["is_closed"], replayed=math.nan if compared is None else compared,
+            )  # fmt: skip
         if trial is None:
             return
         progress = Progress()
@@ -156,6 +199,7 @@ class FirstSteps:
             updates > EARLY_UPDATES
             or first is None
             or not first.witness
+            or not any(each.witness and each.can_be_put for each in self._backup.backups)
             or self._experiment.is_open
             or not self._live.can_restore
         ):
@@ -165,7 +209,9 @@ class FirstSteps:
     def note(self, ticket: Ticket, loss: float) -> None:
         """Note the last batch of a pass that was trained on; each is measured once."""
         if ticket.chunk.pass_number >= 0:
-            self._last = ticket, loss
+            self._size = len(ticket.indices)
+            step, updates = self._live.step, self._lineage.updates
+            self._last = Backup(step, updates, witness=[ticket.batch.witness], losses=[loss])
 
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.
@@ -174,7 +220,8 @@ class FirstSteps:
             level: The level of the last losses.
         """
         lineage = self._lineage
-        best = None if lineage.rises else lineage.progress.lost_progress(self._witnesses.known(), lineage.updates)
+        known = [each for each in self._witnesses.known() if each.can_be_put]
+        best = None if lineage.rises else lineage.progress.lost_progress(known, lineage.updates)
         is_due = lineage.updates >= self._measure_from and self._may_try_rates
         if best is None and is_due and lineage.progress.stands_still(is_known=self._limit.was_lowered):
             if self._limit.was_lowered:
@@ -189,24 +236,22 @@ class FirstSteps:
         if self._is_compared:
             self._begin_trial(level)
         elif len(self._changes) < UPDATES_LOOKED_AT:
-            if self._last is None:
-                return
-            (ticket, loss), self._last = self._last, None
-            self._size = len(ticket.indices)
-            self._draw(
-                Backup(self._live.step, self._lineage.updates, witness=[ticket.batch.witness], losses=[loss]), level
-            )
+            last, self._last = self._last, None
+            if last is not None:
+                self._draw(last, level)
+        elif are_large(self._changes, self._size) and self._witnesses.first is not None:
+            self._compare_with_first(level)
         else:
-            changes, self._changes = self._changes, []
-            if are_large(changes, self._size):
-                self._compare_with_first(level)
-            else:
-                self._measure_from = 2 * self._lineage.updates
+            self._changes, self._measure_from = [], 2 * self._lineage.updates
 
     def _compare_with_first(self, level: float) -> None:
         """Draw the witness of the initial state: a trial that the run leaves open may end with either."""
         first = self._witnesses.first
         assert first is not None
+        if not first.can_be_put:
+            self._changes, self._measure_from = [], START_UPDATES
+            self._announcer.warn_once("no initial state", NO_INITIAL.format(self._lineage.updates))
+            return
         self._is_compared, first.replayed = True, math.nan
         self._draw(first, level)
 
@@ -235,7 +280,7 @@ class FirstSteps:
 
     def _begin_trial(self, level: float) -> None:
         """Try a tenth of the rate from the start."""
-        lineage, self._is_compared = self._lineage, False
+        lineage, self._changes, self._is_compared = self._lineage, [], False
         self._live.begin()
         first, rate = self._backup.backups[0], max(lineage.rates)
         if not self._live.keep_present() or not self._live.put(first):
@@ -322,7 +367,9 @@ class FirstSteps:
         self._live.put_copy(trial.present)
         self._parts.sentry.go_back(trial.memory)
         lineage = self._lineage
-        lineage.progress, lineage.updates, self._backup.backups = trial.progress, trial.updates, trial.backups
+        lineage.progress, lineage.updates = trial.progress, trial.updates
+        # In a resumed run they hold the initial state at most.
+        self._backup.backups = trial.backups or self._backup.backups
         self._limit.load_state_dict(trial.limit)
         if not self._limit.is_on:
             self._announcer.tell(events.LrRestored)

@@ -179,6 +179,9 @@ class Settlement:
             go_back(backup.moment, self._sentry, self._parts.table, lr)
         elif self._live.guard is not None:
             self._sentry.go_back_to_saved(self._live.guard, lr)
+        elif backup.is_of_file:
+            # The initial state: nothing was known of its losses.
+            self._sentry.forget()
         lineage.progress.went_back(backup.recent, backup.updates)
         lineage.begin(backup, max(LEAST_TRIAL, 2 * undone))
         return not (is_relapse or is_early)

@@ -80,3 +80,8 @@ class SecondRun:
             what, step=self._r8.global_step, is_finite=is_finite, device=f"the CPU of {platform.node()!r}"
         )
         return (again.detach(), second) if is_finite else (None, norm)
+
+
+def with_second(values: torch.Tensor, again: torch.Tensor | None) -> torch.Tensor:
+    """The losses of a batch, with that of the second run, 0-dim, in place of those that are not finite."""
+    return values if again is None else torch.where(torch.isfinite(values), values, again.to(values))

@@ -10,6 +10,7 @@ import torch
 from ...engine.feed.samples import note_rows, tell_ids
 from ...guard.verdict import GOOD
 from ...sampling.ticket import Outcome, Ticket, new_tuple
+from ..flight.second_run import with_second
 
 if TYPE_CHECKING:
     from ...scheduler import R8Scheduler
@@ -91,8 +92,7 @@ class LossReports:
         ``again`` is the loss of the batch, computed once more, in place of values that are not finite.
         """
         pipeline = self._pipeline
-        if again is not None:
-            values = torch.where(torch.isfinite(values), values, again.to(values))
+        values = with_second(values, again)
         self._note_rate()
         if self._is_direct and norm is None and skipped is None and values.is_cpu and pipeline.recorded is None:
             outcome = pipeline.tell_now(ticket, values.numpy() if count else float(values))
