@@ -31,7 +31,7 @@ def convert(options: argparse.Namespace) -> int:
         path = Path(os.path.abspath(name))
         new = path.with_name(f"{path.stem}-converted{path.suffix}" if path.is_file() else f"{path.name}-converted")
         if os.path.lexists(new):
-            raise FileExistsError(f"{new} must not exist yet, as convert writes it; move it away.")
+            raise ValueError(f"{new} must not exist yet, as convert writes it; move it away.")
         if path.is_dir():
             count = _convert_folder(path, new)
         elif path.is_file():
@@ -40,7 +40,7 @@ def convert(options: argparse.Namespace) -> int:
             if content is not None:
                 write_new(new, content)
         else:
-            raise FileNotFoundError(f"{name!r} must be a folder or a file to convert, got none of that name.")
+            raise ValueError(f"{name!r} must be a folder or a file to convert, got none of that name.")
         if not count:
             shutil.rmtree(new, ignore_errors=True)
             print(f"{path}: there is nothing to convert")
