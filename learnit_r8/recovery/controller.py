@@ -218,13 +218,13 @@ class RecoveryController:
             self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:
             progress.note_first(loss, self._untrained_record)
-            # Between two steps, as it may put a state back.
-            self.is_look_due = not updates % LOOK_EVERY and self.is_early
+            # Between two steps, as it may put a state back; several losses may come at once before that.
+            self.is_look_due = self.is_look_due or (not updates % LOOK_EVERY and self.is_early)
         else:
             self.is_early = False
         if self._watches_level:
             is_held = self.limit.is_on and not updates % LOOK_EVERY
-            self.is_look_due = is_held or progress.is_above_untrained(updates)
+            self.is_look_due = self.is_look_due or is_held or progress.is_above_untrained(updates)
 
     # Refused losses.
 

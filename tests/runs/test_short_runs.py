@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits
 
-from learnit_r8 import R8Scheduler, events
+from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
 
 NUM_FIXED, WIDTH, MOMENTUM = 256, 32, 0.9
 
@@ -214,6 +214,25 @@ def test_run_that_is_left_in_an_experiment_ends_with_a_better_state(step):
     assert tested
     assert loss < (0.8 if step == 90 else 1.0) * case.loss(first)
     assert not any(map(np.array_equal, final.weights, first.weights))
+
+
+@pytest.mark.parametrize("max_refused", [3, 10**6])
+def test_text_of_a_restore_where_a_run_is_left_names_what_was_looked_into(max_refused, recwarn):
+    """An experiment may end with the run, or as it is given up: it was made for another reason than the last losses."""
+    case = Watched(2)
+    case.settings["recovery"] = Recovery(max_refused=max_refused)
+
+    def act(r8, network):
+        current = r8.controller.experiment._live.current
+        if r8.global_step >= 90 and current is None:
+            network.weights = [4 * each for each in network.weights]
+        return current is not None and max_refused > 3
+
+    with contextlib.nullcontext() if max_refused > 3 else pytest.raises(TrainingDiverged):
+        case.train(act)
+    [said] = [text for text in (str(each.message) for each in recwarn.list) if "restored to step" in text]
+
+    assert said.startswith("losses were far too high: the weights were damaged")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
