@@ -35,7 +35,6 @@ POLICIES = {
     "balanced": ("balanced", False),
     "balanced, groups=labels": ("balanced", True),
     "quartile": ("quartile", False),
-    "match_mean": ("match_mean", False),
 }
 """Label: name of the policy, whether it is given the labels."""
 

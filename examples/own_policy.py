@@ -1,12 +1,11 @@
-"""Your own policy: visit the easiest quarter of the samples less often. It needs one method, `select`.
+"""Your own policies: `select` says which samples to visit, `arrange` which of them share a batch.
 
-It shows how to write one; whether this one pays is another question.
+It shows how to write them; whether these pay is another question.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from learnit_r8 import Policy, R8Scheduler
 
@@ -22,6 +21,58 @@ class SkipEasy(Policy):
     def select(self, chunk, context, rng):
         easy = chunk.loss < np.nanquantile(chunk.loss, 0.25)
         return ~easy | (rng.random(len(easy)) >= self.probability), None
+
+
+@dataclass(frozen=True)
+class MatchMean(Policy):
+    """Swaps samples between the batches of another policy until each batch's mean loss is near that of the chunk.
+
+    In every round the batches are paired from both ends of their ranking by mean loss. A pair swaps the highest loss
+    of one for the lowest of the other if that reduces the larger of their two gaps.
+    """
+
+    inner: Policy = field(default_factory=Policy)
+    tolerance: float = 0.1
+    max_rounds: int = 5
+
+    name = "match_mean"
+
+    def arrange(self, chunk, batch_size, rng):
+        order = self.inner.arrange(chunk, batch_size, rng).copy()
+        loss = fill_in(chunk.loss).astype(np.float64)
+        rows = len(order) // batch_size
+        batches = order[: rows * batch_size].reshape(rows, batch_size)
+        for _ in range(self.max_rounds):
+            if not swap_extremes(batches, loss, loss.mean(), self.tolerance * abs(loss.mean())):
+                break
+        return order
+
+
+def fill_in(loss):
+    """The losses with unseen samples, which are NaN, spread evenly over the ranks of the seen ones."""
+    unseen = np.isnan(loss)
+    seen, count = np.sort(loss[~unseen]), int(unseen.sum())
+    if not seen.size:
+        return np.zeros(len(loss), np.float32)
+    filled = loss.copy()
+    filled[unseen] = seen[(2 * np.arange(count) + 1) * len(seen) // max(1, 2 * count)]
+    return filled
+
+
+def swap_extremes(batches, loss, target, tolerance):
+    """Swap one sample between batches paired from both ends of their ranking by mean loss; False if none swapped."""
+    values = loss[batches]
+    gap = values.mean(axis=1) - target
+    ranked = gap.argsort(kind="stable")
+    low, high = ranked[: len(ranked) // 2], ranked[::-1][: len(ranked) // 2]
+    top, bottom = values[high].argmax(axis=1), values[low].argmin(axis=1)
+    moved = (values[high, top] - values[low, bottom]) / batches.shape[1]
+    before = np.maximum(np.abs(gap[high]), np.abs(gap[low]))
+    after = np.maximum(np.abs(gap[high] - moved), np.abs(gap[low] + moved))
+    better = (before > tolerance) & (after < before)
+    high, low, top, bottom = high[better], low[better], top[better], bottom[better]
+    batches[high, top], batches[low, bottom] = batches[low, bottom], batches[high, top]
+    return bool(len(high))
 
 
 class SoftmaxRegression:
@@ -51,8 +102,10 @@ def train(images, labels, policy):
 
 
 if __name__ == "__main__":
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     print("mean visits     Q1 (easiest)    Q2      Q3      Q4 (hardest)")
-    for policy in ("balanced", SkipEasy()):
+    for policy in ("balanced", SkipEasy(), MatchMean()):
         r8 = train(images / 16, labels, policy)
         print(f"{r8.policy.name:<12}" + "".join(f"{quartile.uses:8.1f}" for quartile in r8.table.quartiles()))

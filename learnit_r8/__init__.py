@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .policies import Outlook as Outlook
     from .policies import Policy as Policy
     from .policies import even_groups as even_groups
-    from .policies import match_mean as match_mean
     from .recovery.policy import Recovery as Recovery
     from .recovery.policy import TrainingDiverged as TrainingDiverged
     from .recovery.ram_backup import RamBackup as RamBackup
@@ -55,7 +54,6 @@ _HOME = {
     "Outlook": "policies",
     "Policy": "policies",
     "even_groups": "policies",
-    "match_mean": "policies",
     "Recovery": "recovery.policy",
     "TrainingDiverged": "recovery.policy",
     "R8Scheduler": "scheduler",
@@ -69,6 +67,9 @@ _HOME = {
     "Ticket": "sampling.ticket",
 }
 
+_ELSEWHERE = {
+    "match_mean": "examples/own_policy.py has it as a policy of your own, MatchMean",
+}
 _OF_FRAMEWORKS = {
     "attach": "torch", "R8BatchSampler": "torch", "R8Loader": "lightning", "R8Mixin": "transformers",
     "R8Dataset": "keras", "train_loop": "flax", "R8Callback": "keras (or lightning, or transformers)",
@@ -78,11 +79,12 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OF_FRAMEWORKS:
+    if name in _OF_FRAMEWORKS or name in _ELSEWHERE:
         # Of an AttributeError "from ... import ..." would drop the text; everything else must get one.
         is_import = sys._getframe(1).f_code.co_name == "_handle_fromlist"
         error = ImportError if is_import else AttributeError
-        raise error(f"{name} is not here; write: from {__name__}.{_OF_FRAMEWORKS[name]} import {name}")
+        to_write = _ELSEWHERE.get(name) or f"write: from {__name__}.{_OF_FRAMEWORKS[name]} import {name}"
+        raise error(f"{name} is not here; {to_write}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

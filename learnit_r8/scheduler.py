@@ -123,8 +123,8 @@ class R8Scheduler:
         decay_shape: Shape of that decay and of every cool-down: "sqrt" (1 - sqrt), "linear" or "cosine".
         auto_find_lr: Whether to search for the peak learning rate first, in place of ``initial_lr``. Needs a
             ``load_callback``, and a ``state_callback`` or a backup made before the first draw.
-        policy: Which samples come next: "balanced", "quartile", "shuffle", "match_mean", "steady", "focus" or a
-            `Policy`. The first epoch takes every sample once, shuffled, whatever the policy.
+        policy: Which samples come next: "balanced", "quartile", "shuffle", "focus" or a `Policy`. The
+            first epoch takes every sample once, shuffled, whatever the policy.
         estimator: How a batch mean is divided among its samples: "relative" or "additive".
         alpha: Weight of a new observation in the table, in (0, 1]; see `SampleTable`.
         groups: N labels (classes), fewer than B distinct ones: batches are balanced over them too.

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from learnit_r8 import Candidates, Context, Focus, Policy, SampleTable, match_mean
+from examples.own_policy import MatchMean
+from learnit_r8 import Candidates, Context, Focus, Policy, SampleTable
 from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.policies import Balanced, Quartile, Shuffle, Steady, get_policy
 from learnit_r8.sampling.plan import Plan
@@ -42,15 +43,13 @@ EVERYTHING = [
     pytest.param(Balanced(), id="balanced"),
     pytest.param(Quartile(), id="quartile"),
     pytest.param(Shuffle(), id="shuffle"),
-    pytest.param(match_mean(), id="match_mean"),
-    pytest.param(match_mean("balanced", tolerance=0.01), id="match_mean-balanced"),
+    pytest.param(get_policy(MatchMean(Balanced(), tolerance=0.01)), id="match_mean-balanced"),
     pytest.param(get_policy(Backwards()), id="user-arrangement"),
 ]
 """Policies that visit every sample once a pass."""
 
 SELECTING = [
     pytest.param(Steady(), id="steady"),
-    pytest.param(match_mean("steady"), id="match_mean-steady"),
     pytest.param(Focus(noise_guard=True, begin=0, end=1, most_hard=1), id="focus"),
     pytest.param(get_policy(HardHalf()), id="user-selection"),
 ]

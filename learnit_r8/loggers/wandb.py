@@ -1,4 +1,4 @@
-"""A logger for Weights & Biases, and for trackio, which has the same functions."""
+"""A logger for Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from typing import Any
 from .. import events
 from .background import Logger, alert_of, import_needed, numbers_of
 
-LIBRARIES = ("wandb", "trackio")
 LEVELS = {"incident": "WARN", "cause": "WARN", "diverged": "ERROR"}
 
 
 class Wandb(Logger):
-    """Send numbers, settings and incidents to Weights & Biases or trackio.
+    """Send numbers, settings and incidents to Weights & Biases.
 
     Each record has the step as ``r8/step``, so that a resumed run, whose steps go back, loses nothing.
 
     Args:
-        library: "wandb" or "trackio".
         run: Your own run, which stays open; by default the training starts and finishes one.
         alerts: Whether to send an alert when a loss is refused or the training diverges.
         most_queued, every_rank: Of `Logger`.
-        **options: For ``init`` of the library, such as ``project``.
+        **options: For ``wandb.init``, such as ``project``.
 
     Raises:
-        ImportError: the library is not installed.
-        ValueError: ``library`` is unknown.
+        ImportError: wandb is not installed.
+        TypeError: ``library`` is given, which named trackio.
     """
 
     def __init__(
-        self, *, library: str = "wandb", run: Any = None, alerts: bool = True, most_queued: int = 10_000,
-        every_rank: bool = False, **options: Any,
+        self, *, run: Any = None, alerts: bool = True, most_queued: int = 10_000, every_rank: bool = False,
+        **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(most_queued=most_queued, every_rank=every_rank)
-        if library not in LIBRARIES:
-            raise ValueError(f"library must be one of {LIBRARIES}, got {library!r}.")
-        self._library = import_needed(library, library, "loggers.Wandb")
+        if "library" in options:
+            raise TypeError(
+                f"library is gone, got {options['library']!r}: this logger is for wandb; docs/loggers.md has one of "
+                "your own for trackio."
+            )
+        self._library = import_needed("wandb", "wandb", "loggers.Wandb")
         self._given, self._options, self._alerts = run, options, alerts
         self._run = run
 

@@ -13,12 +13,10 @@ from .base import Outlook as Outlook
 from .base import Policy as Policy
 from .even_groups import EvenGroups as EvenGroups
 from .focus import Focus as Focus
-from .match_mean import MatchMean as MatchMean
 from .registry import POLICIES as POLICIES
 from .registry import SHUFFLE as SHUFFLE
 from .registry import STEADY as STEADY
 from .registry import even_groups as even_groups
 from .registry import get_policy as get_policy
-from .registry import match_mean as match_mean
 from .shuffle import Shuffle as Shuffle
 from .steady import Steady as Steady

@@ -13,17 +13,20 @@ from .balanced import Balanced, Quartile
 from .base import Around, Candidates, Context, Kept, Order, Policy
 from .even_groups import EvenGroups
 from .focus import Focus
-from .match_mean import MatchMean
 from .shuffle import Shuffle
 from .steady import Steady
 
 SHUFFLE, STEADY = Shuffle(), Steady()
 
-PolicyName = Literal["balanced", "quartile", "shuffle", "match_mean", "steady", "focus"]
+PolicyName = Literal["balanced", "quartile", "shuffle", "focus"]
 
-POLICIES: Mapping[str, Policy] = {
-    policy.name: policy for policy in (Balanced(), Quartile(), SHUFFLE, MatchMean(), STEADY, Focus())
+POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (Balanced(), Quartile(), SHUFFLE, Focus())}
+
+GONE = {
+    "match_mean": "examples/own_policy.py has it as a policy of your own, policy=MatchMean(), with the same batches",
+    "steady": "recovery alone draws such batches; a policy of your own chooses samples in select (docs/policies.md)",
 }
+"""What to use in place of policies that have no name any more."""
 
 
 def get_policy(policy: str | Policy) -> Policy:
@@ -40,13 +43,10 @@ def get_policy(policy: str | Policy) -> Policy:
         return policy if is_own else _Checked(policy)
     if not isinstance(policy, str):
         raise TypeError(f"policy must be a name or a Policy, got {policy!r}.")
+    if policy in GONE:
+        raise ValueError(f"policy {policy!r} is no longer one of {sorted(POLICIES)}: {GONE[policy]}.")
     check_choice("policy", policy, sorted(POLICIES), " or a Policy")
     return POLICIES[policy]
-
-
-def match_mean(policy: PolicyName | Policy = "shuffle", *, tolerance: float = 0.1, max_swaps: int = 5) -> MatchMean:
-    """`MatchMean` around a policy given by name or as an object."""
-    return MatchMean(get_policy(policy), tolerance, max_swaps)
 
 
 def even_groups(

@@ -34,6 +34,7 @@ def session(way, folder, *kill_at):
     return done.stdout.splitlines()[-1] if done.returncode == 0 else None
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     "way", [pytest.param(way, marks=() if way == "immutable loop" else pytest.mark.slow) for way in WAYS]
 )

@@ -319,7 +319,14 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=[pytest.mark.program] * ("flax" in way.__name__ or "keras" in way.__name__))
+        for way in WAYS
+    ],
+    ids=lambda way: way.__name__,
+)
 def test_the_first_ctrl_c_interrupts_what_comes_after(way, capfd):
     """A run that was left swallows no signal, though everything of it is still in variables."""
     r8 = scheduler()

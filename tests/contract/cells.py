@@ -45,6 +45,7 @@ COLUMNS = {
     "train_loop own": Place("columns_flax", "flax", True, "Flax `train_loop`, your data"),
     "managed state": Place("columns_flax", "flax", True, "`ManagedState`, a TrainState"),
     "managed nnx": Place("columns_flax", "flax", True, "`ManagedState`, NNX"),
+    "managed equinox": Place("columns_flax", "equinox", True, "`ManagedState`, Equinox"),
 }
 OWN = [name for name, place in COLUMNS.items() if place.own]
 DRAWN = [name for name, place in COLUMNS.items() if not place.own]
@@ -59,7 +60,7 @@ CANNOT: dict[tuple[str, str], str] = {
 
 MEANINGLESS = {
     ("words_of_a_heal", name): "a refused step leaves its state as it was, so there is nothing to put back"
-    for name in ("loops", "train_loop", "train_loop own", "managed state", "managed nnx")
+    for name in ("loops", "train_loop", "train_loop own", "managed state", "managed nnx", "managed equinox")
 }
 """By rule and column: why there is nothing to ask."""
 
@@ -73,7 +74,7 @@ MAY_DIFFER = {
 """By column: by how many units in the last place of a float32 its logged losses may differ, and why."""
 
 
-SLOW = ["keras tf.data", "keras step", "train_loop", "managed nnx"]
+SLOW = ["keras tf.data", "keras step", "train_loop", "managed nnx", "managed equinox"]
 """Columns that run with ``-m slow`` alone, as one like them runs by default."""
 
 

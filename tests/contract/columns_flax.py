@@ -112,6 +112,52 @@ def nnx_step(model, optimizer, x, y, activation):
     return losses
 
 
+class Equinox(Tree):
+    """The state as a module of Equinox, which holds a function beside its arrays, and the state of its optimizer."""
+
+    def build(self, run):
+        import equinox as eqx
+
+        class Network(eqx.Module):
+            weights: dict
+            activation: object
+
+        activation = {"tanh": jnp.tanh, "relu": jax.nn.relu}[run.case.activation]
+        model = Network(jax.tree.map(jnp.asarray, task.first_weights()), activation)
+        self.transform = sgd()
+
+        @eqx.filter_jit
+        def take(state, x, y):
+            model, held = state
+
+            def loss_of(model):
+                hidden = model.activation(x @ model.weights["w1"] + model.weights["b1"])
+                logits = hidden @ model.weights["w2"] + model.weights["b2"]
+                losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+                return losses.mean(), losses
+
+            found, losses = eqx.filter_grad(loss_of, has_aux=True)(model)
+            updates, held = self.transform.update(found, held, eqx.filter(model, eqx.is_inexact_array))
+            return (eqx.apply_updates(model, updates), held), losses
+
+        self.take = take
+        return model, self.transform.init(eqx.filter(model, eqx.is_inexact_array))
+
+    def step(self, run, state, x, y):
+        model, held = state
+        factor = run.begin_turn()
+        if factor is not None:
+            hurt = {name: jnp.asarray(run.hurt(name, np.asarray(each), factor)) for name, each in model.weights.items()}
+            model = type(model)(hurt, model.activation)
+        return self.take((model, held), x, y)
+
+    def read(self, state):
+        return {name: np.asarray(each).copy() for name, each in state[0].weights.items()}
+
+    def optimizer_of(self, state):
+        return [np.asarray(each) for each in jax.tree.leaves(state[1].inner_state)]
+
+
 class TrainLoop(Tree):
     """`train_loop` over R8's batches."""
 
@@ -193,9 +239,14 @@ class ManagedNnx(Nnx, Managed):
     """The same with objects of NNX."""
 
 
+class ManagedEquinox(Equinox, Managed):
+    """The same with a module of Equinox."""
+
+
 COLUMNS = {
     "train_loop": TrainLoop,
     "train_loop own": TrainLoopOwn,
     "managed state": Managed,
     "managed nnx": ManagedNnx,
+    "managed equinox": ManagedEquinox,
 }

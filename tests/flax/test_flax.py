@@ -79,6 +79,7 @@ def same(one, other):
     return all(jax.tree.leaves(equal))
 
 
+@pytest.mark.program
 def test_an_epoch_is_the_loop_by_hand():
     """train_loop trains what a plain loop with the same keys does, bit for bit."""
     final, history = train(epochs=2)

@@ -48,6 +48,7 @@ def train(state, r8, **more):
     return np.asarray(state.params["w"]).tobytes(), r8.table.loss.tobytes()
 
 
+@pytest.mark.program
 @pytest.mark.filterwarnings("ignore")
 def test_an_orbax_checkpoint_in_mid_epoch_resumes_exactly(tmp_path):
     """Saved by a callback in the third epoch, and restored into a fresh state and a fresh scheduler."""

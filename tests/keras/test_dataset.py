@@ -103,6 +103,7 @@ def test_weights_of_the_policy(own):
     assert set(dataset[0][2].tolist()) == {2 * factor}
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(
     "workers",
     [

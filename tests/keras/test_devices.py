@@ -18,7 +18,7 @@ from learnit_r8.keras import R8Callback, R8Dataset
 from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, scheduler, tf, true_losses
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
 def mirrored(count=2, **arguments):

@@ -12,7 +12,7 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback, R8Dataset
 from tests.keras_common import CROSS_ENTROPY, At, X, Y, classifier, fit, poison, reconstructing, scheduler
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
 def test_a_finished_run_that_is_resumed_trains_nothing(tmp_path):

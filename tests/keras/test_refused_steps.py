@@ -171,6 +171,7 @@ def test_a_bad_sample_that_comes_again_keeps_the_rate(kind):
     assert all(np.isfinite(each).all() for each in last)
 
 
+@pytest.mark.program
 @pytest.mark.parametrize(("kind", "place"), [("own", 0), ("own", 4), ("drawn", 3)])
 def test_callbacks_see_the_numbers_of_the_weights_that_are_kept(kind, place, tmp_path):
     """EarlyStopping, ModelCheckpoint and ReduceLROnPlateau, before R8Callback or behind it, in a run with bad batches,

@@ -11,7 +11,7 @@ from learnit_r8 import policies
 from learnit_r8.keras import R8Callback, R8Dataset
 from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, reconstructing, scheduler, tf, true_losses
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 AUTOTUNE = tf.data.AUTOTUNE
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 QUICK = ("outputs with weights", "masked, two outputs", "compute_loss with a penalty")
 
 
+@pytest.mark.program
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", QUICK)
 def test_the_table_holds_the_losses_of_a_forward_pass(name):

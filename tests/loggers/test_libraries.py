@@ -87,17 +87,14 @@ def test_wandb_run_of_the_user_stays_open(tmp_path, monkeypatch):
     assert config["r8/initial_lr"] == "0.01"
 
 
-def test_trackio_keeps_it(tmp_path, monkeypatch):
-    """trackio keeps the numbers in its data base."""
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    trackio = pytest.importorskip("trackio")
-    run(Wandb(library="trackio", project="r8-tests"))
-    found = trackio.Api().runs("r8-tests")
-
-    assert [each.name for each in found] == ["it"]
+def test_trackio_is_said_to_be_a_recipe():
+    """The argument that named it says where the guide has a logger for it."""
+    with pytest.raises(TypeError, match=r"library is gone, got 'trackio'.*docs/loggers.md has one of your own"):
+        Wandb(library="trackio", project="r8-tests")
 
 
 # Of what MLflow calls in SQLAlchemy.
+@pytest.mark.program
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_mlflow_keeps_it(tmp_path, monkeypatch):
     """MLflow keeps parameters, numbers at their steps, and how the run ended."""
@@ -121,21 +118,15 @@ def test_mlflow_keeps_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("module", "make", "package"), [
-    ("wandb", Wandb, "wandb"), ("trackio", lambda: Wandb(library="trackio"), "trackio"),
+    ("wandb", Wandb, "wandb"),
     ("mlflow", MLflow, "mlflow"), ("tensorboard", lambda: TensorBoard("tb"), "tensorboardX"),
 ])  # fmt: skip
 def test_library_that_is_missing_is_named(module, make, package, monkeypatch):
     """A logger whose library is not installed says when it is made what to install."""
-    for name in ("tensorboardX", "torch.utils.tensorboard", "wandb", "trackio", "mlflow", "mlflow.tracking"):
+    for name in ("tensorboardX", "torch.utils.tensorboard", "wandb", "mlflow", "mlflow.tracking"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=f"pip install {package}"):
         make()
-
-
-def test_unknown_library_is_refused():
-    """A library that is not known is refused."""
-    with pytest.raises(ValueError, match=r"library must be one of \('wandb', 'trackio'\), got 'comet'"):
-        Wandb(library="comet")
 
 
 def test_base_writes_nothing():

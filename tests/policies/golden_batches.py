@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from learnit_r8 import Candidates, Context, Focus, R8Scheduler, match_mean
+from examples.own_policy import MatchMean
+from learnit_r8 import Candidates, Context, Focus, R8Scheduler
 from learnit_r8.policies import Balanced, EvenGroups, Quartile, Shuffle, Steady
 
 HERE = Path(__file__).parent / "golden"
@@ -24,8 +25,8 @@ ARRANGING = {
     "quartile": Quartile(),
     "shuffle": Shuffle(),
     "steady": Steady(),
-    "match_mean": match_mean(),
-    "match_mean-balanced": match_mean("balanced", tolerance=1e-4, max_swaps=9),
+    "match_mean": MatchMean(),
+    "match_mean-balanced": MatchMean(Balanced(), tolerance=1e-4, max_rounds=9),
 }
 SELECTING = {"steady": Steady(), "focus": Focus(), "even_groups": EvenGroups()}
 
@@ -41,8 +42,7 @@ RUNS = {
     "balanced, negative": {"policy": "balanced", "exact": True, "lowest": 3.0},
     "quartile": {"policy": "quartile", "last_batch": "drop"},
     "shuffle": {"policy": "shuffle"},
-    "match_mean": {"policy": "match_mean", "exact": True},
-    "steady": {"policy": "steady"},
+    "match_mean": {"policy": MatchMean(), "exact": True},
     "focus": {"policy": Focus(noise_guard=True, begin=0, end=1, most_hard=1), "groups": True, "exact": True},
 }
 SIZES = [(601, 32, 4), (50_021, 900, 3)]

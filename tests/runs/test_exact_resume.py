@@ -7,8 +7,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from learnit_r8 import Policy, Recovery, match_mean
+from examples.own_policy import MatchMean
+from learnit_r8 import Policy, Recovery
 from learnit_r8.checkpoint.codec import decode, encode
+from learnit_r8.policies import Steady
 from tests.drive import INF, NAN, FakeClock, Weights, advance_to, known, make, sample_losses, search_through, steps
 
 SEEN = {"state_callback": lambda: {"weight": 1.0}, "load_callback": lambda state: None}
@@ -31,7 +33,7 @@ class EasyHalf(Policy):
         return keep, np.linspace(1, 2, len(order), dtype=np.float32)
 
 
-POLICIES = ["balanced", "quartile", "shuffle", "match_mean", "steady", match_mean("balanced"), EasyHalf()]
+POLICIES = ["balanced", "quartile", "shuffle", Steady(), MatchMean(), EasyHalf()]
 SHORT = Recovery(gentle_steps=5, steady_steps=4, trust_steps=2)
 
 
@@ -108,7 +110,7 @@ def make_run(run, **more):
 def test_resume_between_steps_is_exact(run, kind, stop, bad):
     """A fresh scheduler that loads a state between two steps continues bit for bit, including refusals."""
     # A policy that draws seen samples only has nothing to draw after a first epoch without a good loss.
-    assume(not bad or run["policy"] != "steady")
+    assume(not bad or run["policy"] != Steady())
     load = {"recovery": SHORT}
     first = Driver(make_run(run, **load), kind, bad)
     for _ in range(stop % (first.r8.total_steps + 1)):

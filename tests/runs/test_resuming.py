@@ -20,11 +20,11 @@ from learnit_r8 import (
     R8Scheduler,
     Recovery,
     SpikeGuard,
+    even_groups,
     events,
-    match_mean,
 )
 from learnit_r8.checkpoint.callbacks import Callbacks
-from learnit_r8.policies import Shuffle
+from learnit_r8.policies import Shuffle, Steady
 from learnit_r8.sampling.refit import fit_state
 from tests.drive import FakeClock, Weights, advance_to, batch_loss, flat, make, sample_losses, steps, train
 
@@ -176,7 +176,7 @@ def test_failing_load_callback_changes_nothing(tmp_path):
     ("other", "text"),
     [
         ({"policy": "shuffle"}, "policy is 'shuffle', it was 'balanced'"),
-        ({"policy": match_mean("balanced")}, "policy is MatchMean"),
+        ({"policy": "quartile"}, "policy is 'quartile'"),
         ({"groups": [0, 1] * 10}, "groups is 20 labels with the digest .*, it was None"),
         ({"recovery": Recovery(trust_steps=9)}, "recovery is .*trust_steps=9.*it was .*trust_steps=32"),
         ({"alpha": 0.3}, "alpha is 0.3, it was None"),
@@ -195,7 +195,7 @@ def test_changed_identity_causes_a_warning(tmp_path, other, text):
 def test_another_policy_goes_on_in_mid_pass():
     """One that selects has swept the data before the epoch ends: one that takes all of it begins a new sweep."""
     for stop in range(4, 15):
-        before = make(20, policy="steady", num_epochs=4)
+        before = make(20, policy=Steady(), num_epochs=4)
         advance_to(before, stop)
         after = make(20, policy="balanced", num_epochs=4)
         after.load_state_dict(before.state_dict())
@@ -210,9 +210,10 @@ def test_changed_wrapper_of_a_users_policy_causes_a_warning(tmp_path):
     class Own(Policy):
         name = "own"
 
-    interrupted(tmp_path, 3, policy=match_mean(Own()))
-    with pytest.warns(RuntimeWarning, match=r"(?s)policy is MatchMean\(.*max_swaps=1"):
-        make(20, checkpoint_dir=tmp_path, resume="auto", policy=match_mean(Own(), max_swaps=1))
+    groups = np.arange(20) % 2
+    interrupted(tmp_path, 3, policy=even_groups(Own()), groups=groups)
+    with pytest.warns(RuntimeWarning, match=r"(?s)policy is EvenGroups\(.*exponent=0.25"):
+        make(20, checkpoint_dir=tmp_path, resume="auto", policy=even_groups(Own(), exponent=0.25), groups=groups)
 
 
 def test_same_configuration_is_not_warned_of(tmp_path):
@@ -221,7 +222,7 @@ def test_same_configuration_is_not_warned_of(tmp_path):
     def falling(progress):
         return 0.1 - 0.05 * progress
 
-    more = {"scheduler_mode": falling, "policy": match_mean("balanced"), "groups": np.arange(20) % 2, "num_epochs": 4}
+    more = {"scheduler_mode": falling, "policy": even_groups("balanced"), "groups": np.arange(20) % 2, "num_epochs": 4}
     interrupted(tmp_path, 3, **more)
     heard = []
     r8 = make(20, checkpoint_dir=tmp_path, resume="auto", listeners=[heard.append], **more)

@@ -61,6 +61,7 @@ def test_resumes_by_its_own_checkpoint(tmp_path, accumulate, workers):
     assert found == dict.fromkeys(at, whole)
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_random_augmentation_is_the_same_after_a_resume(tmp_path, accumulate):
     """Trainer sets the random generators once it has fetched the first batches: each has numbers of its own."""
@@ -91,6 +92,7 @@ def test_random_augmentation_is_the_same_after_a_resume(tmp_path, accumulate):
     assert seen[1][1] == seen[0][1]
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("draws", [True, False], ids=["drawn", "own batches"])
 def test_resumes_twice_with_incidents_before_and_after(tmp_path, draws):
     """Twice in mid-epoch, within accumulated gradients: a NaN before the first resume, between both and after."""
@@ -163,6 +165,7 @@ def test_own_rate_scheduler(tmp_path):
     assert trainer.optimizer.param_groups[0]["lr"] == 0.01
 
 
+@pytest.mark.program
 def test_resumes_with_rates_of_the_trainer(tmp_path):
     """Where the rate is left to Trainer's own scheduler, its checkpoint resumes exactly too."""
     options = {"r8": {"scheduler_mode": "keep"}, "lr_scheduler_type": "cosine", "warmup_steps": 5}
@@ -453,6 +456,7 @@ def by_callback(folder, *, resume=None, budget=None, **more):
     return trainer
 
 
+@pytest.mark.program
 def test_callback_alone(tmp_path):
     """With the callback alone a script with a compute_loss_func evaluates, saves and resumes exactly."""
     options = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 5, "ignore_data_skip": True}

@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from learnit_r8.transformers import R8Mixin
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 WORDS = [chr(97 + number) for number in range(26)]
 QUIET = {

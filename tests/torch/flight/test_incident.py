@@ -12,12 +12,11 @@ from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.checkpoint import codec
 from learnit_r8.checkpoint.state_form import pack
 from learnit_r8.cli import main
-from learnit_r8.loggers import Webhook
+from learnit_r8.loggers import alert_of
 from learnit_r8.recovery.incidents.record import numbers_in
 from learnit_r8.report import write_report
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
-from tests.loggers.test_webhook import serve
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BAD = 21
@@ -163,14 +162,8 @@ def test_incidents_are_listed_and_shown(tmp_path, capsys):
     assert body.index("NaN first in") < body.index('class="cards"')
 
 
-@pytest.fixture
-def server():
-    """A web hook."""
-    yield from serve()
-
-
 @pytest.mark.parametrize("fault", ["input", "unknown"])
-def test_one_sentence_is_said_everywhere(tmp_path, capsys, server, fault):
+def test_one_sentence_is_said_everywhere(tmp_path, capsys, fault):
     """In the error, the event, the record, the list, the screen, the report, and the alert of a logger: the same."""
     torch.manual_seed(0)
     x = torch.randn(64, 4)
@@ -180,7 +173,7 @@ def test_one_sentence_is_said_everywhere(tmp_path, capsys, server, fault):
     adapter = attach(
         model, torch.optim.SGD(model.parameters(), 1e-2), torch.utils.data.TensorDataset(x, x[:, 1:2]), batch_size=8,
         num_steps=60, run_dir=tmp_path, name="run", recovery=Recovery(max_refused=12),
-        listeners=[heard, Webhook(server.url)],
+        listeners=[heard],
         run_batch=lambda batch: loss_fn(model, batch) if fault == "input" else 1 / 0,
     )  # fmt: skip
 
@@ -200,8 +193,7 @@ def test_one_sentence_is_said_everywhere(tmp_path, capsys, server, fault):
     assert str(raised.value).startswith(f"It began at {sentence}.")
     assert heard.of(events.GaveUp)[0].text.startswith(f"It began at {sentence}.")
     assert load_incident(tmp_path / "incidents" / "1").cause == sentence
-    # An alert begins with the name of the run.
-    assert ("cause", f"run: {sentence}") in [(each["kind"], each["text"]) for each, _ in server.posted]
+    assert alert_of(found) == ("cause", sentence)
     page = write_report(tmp_path, tmp_path / "page.html").read_text(encoding="utf-8")
     assert f"<b>{html.escape(sentence)}</b>" in page
     for command in (
