@@ -48,7 +48,7 @@ STANDS_STILL = (
 )
 
 SAVED_ON_TRIAL = (
-    "the run goes on from weights that were only on trial when they were saved. Those that counted are not beside them, "
+    "the run goes on from weights that were only on trial when they were saved. Those that counted are missing, "
     "as one of several processes has saved it, or backups were being tested; an earlier checkpoint has them."
 )
 
