@@ -363,6 +363,23 @@ def test_sampler_alone():
     assert first != seen
 
 
+def test_batches_that_the_module_leaves_out_end_no_epoch():
+    """A `training_step` that returns nothing costs its batches alone, twice in an epoch, too."""
+
+    class Sparing(Digits):
+        num_begun = 0
+
+        def training_step(self, batch, index):
+            self.num_begun += 1
+            return None if self.num_begun in (2, 5, STEPS + 3) else super().training_step(batch, index)
+
+    module, r8, _ = fit(module=Sparing(), epochs=3)
+
+    assert module.num_begun == r8.global_step == 3 * STEPS
+    assert r8.phase == "finished"
+    assert sorted(np.unique(r8.table.usage_count).tolist()) == [2, 3]
+
+
 def test_nothing_returned():
     """A manual step that returns nothing is told what to return."""
 
