@@ -3,8 +3,8 @@
 python benchmarks/adapter_cost.py            seven rounds of 800 steps
 python benchmarks/adapter_cost.py --quick    two rounds of 100
 
-An MLP of 32-64-4 on batches of 32, one thread, R8's defaults: early backups and all. The three scripts run one after the
-other in each round, and the least of the rounds counts, since what else runs on a machine only adds.
+An MLP of 32-64-4 on batches of 32, one thread, R8's defaults: early backups and all. The three scripts run one after
+the other in each round, and the least of the rounds counts, since what else runs on a machine only adds.
 """
 
 from __future__ import annotations
