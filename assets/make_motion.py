@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from learnit_r8.dashboard.export import PAPER, colour_of
 from learnit_r8.dashboard.render.frame import render
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
@@ -35,7 +34,10 @@ BRAILLE = 0x2800
 DOTS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3), (1, 3))
 """Column and row of the dot that each bit of a Braille character stands for."""
 LEFT, LOWER = "▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇"
-THEME = choose_theme(encoding="utf-8", name="colour")
+THEME = choose_theme(encoding="utf-8", name="dark")
+PAPER, INK, FAINT = "#16181d", "#d8dee9", "#7b8394"
+LEVELS = (0, 95, 135, 175, 215, 255)
+"""Parts of the colours of a terminal's palette of 256."""
 
 
 def motion_of(folder: Path) -> str:
@@ -82,6 +84,17 @@ def pictures_of(folder: Path) -> Iterator[Sequence[Line]]:
             has_paused = True
             yield from [_picture(view)] * INCIDENT_FRAMES
     yield _picture(view)
+
+
+def colour_of(style: Style) -> str:
+    """The colour of a style's text on dark paper, as "#rrggbb"."""
+    number = style.colour
+    if number is None:
+        return FAINT if style.dim else INK
+    if number >= 232:
+        return "#" + f"{8 + 10 * (number - 232):02x}" * 3
+    number -= 16
+    return "#" + "".join(f"{LEVELS[part]:02x}" for part in (number // 36, number // 6 % 6, number % 6))
 
 
 def _picture(view: View) -> Sequence[Line]:

@@ -117,9 +117,9 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
         )
         command.add_argument("--width", type=_count, help="width of the picture of --once")
         command.add_argument("--height", type=_count, help="height of the picture of --once")
-        command.add_argument("--theme", type=_theme, help="colour, light, clear, clear-light or mono")
+        command.add_argument("--theme", type=_theme, help="dark, light or none")
         command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
-    replay.add_argument("--speed", type=_positive, help="training seconds per second; by default the whole run in 20 s")
+    replay.add_argument("--speed", type=_no_speed, help=argparse.SUPPRESS)
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
 
 
@@ -203,9 +203,15 @@ def _view(text: str) -> str:
 
 
 def _theme(text: str) -> str:
-    from ..dashboard.theme import NAMES
+    from ..dashboard.theme import GONE, NAMES
 
+    if text in GONE:
+        raise argparse.ArgumentTypeError(f"{text} is gone: give {GONE[text]}")
     return _one_of(text, NAMES)
+
+
+def _no_speed(text: str) -> str:
+    raise argparse.ArgumentTypeError("is gone: a replay shows the whole run in 20 s; give --to STEP, and space goes on")
 
 
 def _one_of(text: str, names: Sequence[str]) -> str:

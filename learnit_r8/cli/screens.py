@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ def watch(options: argparse.Namespace) -> int:
 
 def replay(options: argparse.Namespace) -> int:
     """Show a run again; without a terminal, print its last picture."""
-    owner = Replay(find_run(options.run), speed=options.speed, to_step=options.to)
+    owner = Replay(find_run(options.run), to_step=options.to)
     if options.once or options.json or why_plain():
         owner.jump()
         print_facts(owner.run, owner.view) if options.json else _print_once(owner, options, "replay")
@@ -104,7 +103,7 @@ def _print_once(owner: Any, options: argparse.Namespace, mode: str) -> None:
     height = min(options.height or terminal.lines, 300)
     ui = UiState(mode=mode, view=options.view)
     with _drawing():
-        lines = render(owner.view, ui, width, height, _theme(options), replace(owner.scene(), speed=0.0))
+        lines = render(owner.view, ui, width, height, _theme(options), owner.scene())
     for line in lines:
         print("".join(span.text for span in line).rstrip())
 

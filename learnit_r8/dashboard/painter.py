@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from .. import events
-from .export import export_csv, export_svg
+from .export import export_csv
 from .keys import press
 from .render.frame import render
 from .state.ui_state import Action, Scene, UiState
@@ -217,9 +217,10 @@ class Painter:
                     screen.theme = screen.theme.next()
                     screen.repaint()
                 case Action.EXPORT_CSV:
-                    self.say(_saved(lambda: export_csv(self.view, self.ui, scene, folder)))
-                case Action.EXPORT_SVG:
-                    self.say(_saved(lambda: export_svg(self.lines, screen.theme, self.view.step, folder)))
+                    try:
+                        self.say(f"saved {export_csv(self.view, self.ui, scene, folder)}")
+                    except (OSError, ValueError) as error:
+                        self.say(f"not saved: {error}")
                 case Action.LEAVE:
                     self._is_stopping = True
                 case _:
@@ -254,10 +255,3 @@ class Painter:
             self.ui_share = sum(cost for _, cost in list(self._shares)[1:]) / passed
         # The first frames load modules and allocate buffers that the others use.
         return statistics.median(self._costs) if len(self._costs) > 2 else 0.0
-
-
-def _saved(export: Callable[[], str]) -> str:
-    try:
-        return f"saved {export()}"
-    except (OSError, ValueError) as error:
-        return f"not saved: {error}"

@@ -81,19 +81,6 @@ COLOURS = {
 }
 """Every style, by name."""
 
-_CLEAR = {
-    "good": Style(39, 6, bold=True),
-    "warn": Style(220, 3, bold=True),
-    "alert": Style(208, 7, bold=True, reverse=True),
-    "metric": Style(220, 3),
-    "q1": Style(39, 6),
-    "q2": Style(117, 6),
-    "q3": Style(229, 3),
-    "q4": Style(208, 7, bold=True),
-}
-"""Changes of the theme for colour-blind people: blue against orange, never red against green."""
-
-
 _LIGHT = {
     "title": Style(25, 4, bold=True),
     "rule": Style(241),
@@ -118,30 +105,18 @@ _LIGHT = {
 }
 """Changes for a light ground."""
 
-_CLEAR_LIGHT = {
-    "good": Style(25, 4, bold=True),
-    "warn": Style(94, 5),
-    "alert": Style(88, 1, reverse=True),
-    "metric": Style(94, 5),
-    "q1": Style(25, 4),
-    "q2": Style(60),
-    "q3": Style(94, 5),
-    "q4": Style(88, 1),
-}
-"""Changes for colour-blind people on a light ground: blue against brown."""
-
-
 _PALETTES = {
-    "colour": COLOURS,
+    "dark": COLOURS,
     "light": COLOURS | _LIGHT,
-    "clear": COLOURS | _CLEAR,
-    "clear-light": COLOURS | _LIGHT | _CLEAR_LIGHT,
-    "mono": {name: replace(style, colour=None, colour8=None) for name, style in COLOURS.items()}
+    "none": {name: replace(style, colour=None, colour8=None) for name, style in COLOURS.items()}
     | {"alert": Style(bold=True, reverse=True)},
 }
 
 NAMES = tuple(_PALETTES)
 """Names of the themes, in the order of the key that changes them."""
+
+GONE = {"colour": "dark", "clear": "dark", "clear-light": "light", "mono": "none"}
+"""What to use in place of names that are gone; a meaning is never in the colour alone."""
 
 
 @dataclass(frozen=True)
@@ -149,20 +124,19 @@ class Theme:
     """Colours and characters of a screen.
 
     Attributes:
-        name: "colour" or "light", for a dark or a light ground; "clear" or "clear-light", the same for colour-blind
-            people; or "mono".
+        name: "dark" or "light", for a ground of that kind, or "none".
         glyphs: The characters.
         num_colours: 256, 8 or 0.
         styles: Name -> style, for every span.
     """
 
-    name: str = "mono"
+    name: str = "none"
     glyphs: Glyphs = BRAILLE
     num_colours: int = 0
-    styles: Mapping[str, Style] = field(default_factory=lambda: _PALETTES["mono"], repr=False, compare=False)
+    styles: Mapping[str, Style] = field(default_factory=lambda: _PALETTES["none"], repr=False, compare=False)
 
     def next(self) -> Theme:
-        """The theme after this one; only "mono" where there are no colours."""
+        """The theme after this one; only "none" where there are no colours."""
         if not self.num_colours:
             return self
         return _named(NAMES[(NAMES.index(self.name) + 1) % len(NAMES)], self.glyphs, self.num_colours)
@@ -204,17 +178,18 @@ def choose_theme(
     """
     environ = os.environ if environ is None else environ
     num_colours = _num_colours(environ)
-    usual = "light" if (ground or ground_of(environ)) == "light" else "colour"
-    name = name or environ.get("R8_THEME") or (usual if num_colours else "mono")
+    usual = "light" if (ground or ground_of(environ)) == "light" else "dark"
+    name = name or environ.get("R8_THEME") or (usual if num_colours else "none")
     if name not in _PALETTES:
-        raise ValueError(f"theme must be one of {NAMES}, got {name!r}.")
+        instead = f" It is gone; use {GONE[name]!r}." if name in GONE else ""
+        raise ValueError(f"theme must be one of {NAMES}, got {name!r}.{instead}")
     kinds = {"braille": BRAILLE, "blocks": BLOCKS, "ascii": ASCII}
     is_unicode = encoding.lower().replace("-", "").replace("_", "") in ("utf8", "utf16", "utf16le")
     usual = ("blocks" if environ.get("TERM") == "linux" else "braille") if is_unicode else "ascii"
     chosen = glyphs or environ.get("R8_GLYPHS") or usual
     if chosen not in kinds:
         raise ValueError(f"glyphs must be one of {tuple(kinds)}, got {chosen!r}.")
-    return _named(name if num_colours else "mono", kinds[chosen], num_colours)
+    return _named(name if num_colours else "none", kinds[chosen], num_colours)
 
 
 def ground_of(environ: Mapping[str, str]) -> str:

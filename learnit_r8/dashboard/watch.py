@@ -160,18 +160,16 @@ def _end_of(path: Path) -> Lines:
 
 
 WHOLE_SECONDS = 20.0
-"""Duration of a whole run at the default speed."""
-FACTOR = 2.0
+"""In which a replay shows a whole run."""
 MOST_A_FRAME = 20_000
 """Records folded between two frames; the rest waits, so that keys are answered."""
 
 
 class Replay:
-    """The owner of a screen that shows a run again.
+    """The owner of a screen that shows a run again, the whole of it in twenty seconds.
 
     Args:
         folder: The run folder.
-        speed: Training seconds per second, > 0; None to show the whole run in twenty seconds.
         to_step: The replay pauses at this step; None for the end.
         clock: Seconds, monotonic.
 
@@ -181,7 +179,6 @@ class Replay:
     Attributes:
         view: The run up to the position.
         run: The run folder.
-        speed: Training seconds per second.
         position: Training seconds shown so far.
         is_paused: Whether the position stands still.
     """
@@ -190,7 +187,6 @@ class Replay:
         self,
         folder: str | os.PathLike[str],
         *,
-        speed: float | None = None,
         to_step: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -199,10 +195,8 @@ class Replay:
         self._records = iter(self.run.records())
         self._next: Record | None = next(self._records, None)
         self._to_step = math.inf if to_step is None else to_step
-        if speed is None:
-            seconds = max((record.event.seconds for record in Run(folder).glance()[-100:]), default=0.0)
-            speed = float(f"{max(seconds / WHOLE_SECONDS, 1e-3):.2g}")
-        self.speed = speed
+        seconds = max((record.event.seconds for record in Run(folder).glance()[-100:]), default=0.0)
+        self._speed = max(seconds / WHOLE_SECONDS, 1e-3)
         self.position = self._shown = 0.0
         self.is_paused = False
         self._clock = clock
@@ -212,7 +206,7 @@ class Replay:
         """Events of the training time that has passed since the last call."""
         now = self._clock()
         if not self.is_paused:
-            self.position += (now - self._last) * self.speed
+            self.position += (now - self._last) * self._speed
         self._last = now
         for _ in range(MOST_A_FRAME):
             record = self._next
@@ -236,26 +230,21 @@ class Replay:
         self.position, self.is_paused = self.view.seconds, True
 
     def scene(self) -> Scene:
-        """The position, the speed, and whether the replay is paused."""
+        """The position, and whether the replay is paused."""
         return Scene(
             now=self.position if self._next is not None else None,
             folder=os.fspath(self.run.folder),
-            speed=self.speed,
             is_paused=self.is_paused and self._next is not None,
         )
 
     def act(self, action: Action) -> str:
-        """Pause, go on, or change the speed."""
-        match action:
-            case Action.PAUSE:
-                self.is_paused = not self.is_paused
-                if not self.is_paused:
-                    self._to_step = math.inf
-                return "stands still" if self.is_paused else "goes on"
-            case Action.FASTER | Action.SLOWER:
-                self.speed *= FACTOR if action is Action.FASTER else 1 / FACTOR
-                return f"{self.speed:.3g} training seconds per second"
-        return ""
+        """Pause or go on."""
+        if action is not Action.PAUSE:
+            return ""
+        self.is_paused = not self.is_paused
+        if not self.is_paused:
+            self._to_step = math.inf
+        return "stands still" if self.is_paused else "goes on"
 
 
 def view_of(run: Run) -> View:

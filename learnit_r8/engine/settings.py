@@ -51,18 +51,15 @@ CHANGEABLE, IDENTITY, NOTED = "changeable", "identity", "noted"
 """What a checkpoint holds a setting for: see `RunConfig`; those that are only noted may change silently."""
 
 
-def _about(
-    *elsewhere: str, kept: str | None = None, is_shown: bool = True, is_of_rank_0: bool = False
-) -> Mapping[str, Any]:
+def _about(*, kept: str | None = None, is_shown: bool = True, is_of_rank_0: bool = False) -> Mapping[str, Any]:
     """Return the metadata of a setting: everything but its type.
 
     Args:
-        *elsewhere: What other libraries call it.
         kept: What checkpoints hold it for; None if they do not.
         is_shown: Whether listeners hear of it with the others; they hear of some separately.
         is_of_rank_0: Whether it is for the scheduler of rank 0 alone.
     """
-    return {"elsewhere": elsewhere, "kept": kept, "is_shown": is_shown, "is_of_rank_0": is_of_rank_0}
+    return {"kept": kept, "is_shown": is_shown, "is_of_rank_0": is_of_rank_0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,79 +70,57 @@ class Settings:
     """
 
     num_samples: int | None = field(metadata=_about(kept=CHANGEABLE, is_shown=False))
-    batch_size: int | None = field(
-        metadata=_about("bs", "batch", "per_device_train_batch_size", kept=CHANGEABLE, is_shown=False)
-    )
-    lengths: ArrayLike | None = field(metadata=_about("sample_lengths", kept=IDENTITY))
-    max_tokens: int | None = field(metadata=_about("batch_tokens", "tokens_per_batch", kept=IDENTITY))
-    initial_lr: float = field(metadata=_about("lr", "learning_rate", "peak_lr", "max_lr", "base_lr", kept=CHANGEABLE))
-    num_epochs: float | None = field(
-        metadata=_about("epochs", "max_epochs", "n_epochs", "num_train_epochs", kept=CHANGEABLE)
-    )
-    num_steps: int | None = field(
-        metadata=_about("steps", "max_steps", "n_steps", "total_steps", "iterations", kept=CHANGEABLE)
-    )
-    train_duration_seconds: float | None = field(
-        metadata=_about("max_time", "duration", "seconds", "time", kept=CHANGEABLE)
-    )
-    num_tokens: int | None = field(metadata=_about("tokens", kept=CHANGEABLE))
-    steps_per_epoch: int | None = field(metadata=_about("num_batches", "batches_per_epoch", kept=CHANGEABLE))
-    scheduler_mode: ScheduleName | Schedule = field(
-        metadata=_about(
-            "schedule", "lr_schedule", "lr_scheduler", "lr_scheduler_type", "schedule_mode", kept=CHANGEABLE
-        )
-    )
-    warmup_proportion: float | None = field(metadata=_about("warmup", "warmup_ratio", "warmup_share", kept=CHANGEABLE))
-    min_lr: float = field(metadata=_about("final_lr", "end_lr", "eta_min", kept=CHANGEABLE))
+    batch_size: int | None = field(metadata=_about(kept=CHANGEABLE, is_shown=False))
+    lengths: ArrayLike | None = field(metadata=_about(kept=IDENTITY))
+    max_tokens: int | None = field(metadata=_about(kept=IDENTITY))
+    initial_lr: float = field(metadata=_about(kept=CHANGEABLE))
+    num_epochs: float | None = field(metadata=_about(kept=CHANGEABLE))
+    num_steps: int | None = field(metadata=_about(kept=CHANGEABLE))
+    train_duration_seconds: float | None = field(metadata=_about(kept=CHANGEABLE))
+    num_tokens: int | None = field(metadata=_about(kept=CHANGEABLE))
+    steps_per_epoch: int | None = field(metadata=_about(kept=CHANGEABLE))
+    scheduler_mode: ScheduleName | Schedule = field(metadata=_about(kept=CHANGEABLE))
+    warmup_proportion: float | None = field(metadata=_about(kept=CHANGEABLE))
+    min_lr: float = field(metadata=_about(kept=CHANGEABLE))
     warmup_steps: int | None = field(metadata=_about(kept=CHANGEABLE))
     decay_proportion: float | None = field(metadata=_about(kept=CHANGEABLE))
     decay_shape: ShapeName = field(metadata=_about(kept=CHANGEABLE))
-    auto_find_lr: bool = field(metadata=_about("auto_lr_find", "find_lr", "lr_find"))
-    policy: PolicyName | Policy = field(metadata=_about("sampler", "sampling", "strategy", kept=IDENTITY))
+    auto_find_lr: bool
+    policy: PolicyName | Policy = field(metadata=_about(kept=IDENTITY))
     estimator: Literal["relative", "additive"] = field(metadata=_about(kept=IDENTITY))
     alpha: float | None = field(metadata=_about(kept=IDENTITY))
-    groups: ArrayLike | None = field(metadata=_about("labels", "classes", "targets", "y", kept=IDENTITY))
-    sample_ids: Sequence[Any] | None = field(metadata=_about("ids", "sample_names", "file_names"))
-    last_batch: Literal["short", "drop", "fill"] = field(metadata=_about("drop_last", kept=IDENTITY))
+    groups: ArrayLike | None = field(metadata=_about(kept=IDENTITY))
+    sample_ids: Sequence[Any] | None
+    last_batch: Literal["short", "drop", "fill"] = field(metadata=_about(kept=IDENTITY))
     save_callback: Callable[..., Any] | None
     load_callback: Callable[..., Any] | None
     state_callback: Callable[[], Any] | None
-    backup_every: int | str | Condition | None = field(metadata=_about("backup", "backup_interval", kept=NOTED))
+    backup_every: int | str | Condition | None = field(metadata=_about(kept=NOTED))
     backup_dir: str | os.PathLike[str] | bool | None
-    checkpoint_dir: str | os.PathLike[str] | None = field(
-        metadata=_about("save_dir", "ckpt_dir", "checkpoints", "checkpoint_path", "output_dir")
-    )
-    checkpoint_every: int | str | Condition | None = field(
-        metadata=_about("save_every", "save_steps", "checkpoint_interval", kept=NOTED)
-    )
-    keep_checkpoints: int | Literal["thin"] = field(
-        metadata=_about("keep", "save_total_limit", "max_to_keep", kept=NOTED)
-    )
+    checkpoint_dir: str | os.PathLike[str] | None
+    checkpoint_every: int | str | Condition | None = field(metadata=_about(kept=NOTED))
+    keep_checkpoints: int | Literal["thin"] = field(metadata=_about(kept=NOTED))
     monitor: str | None = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
     mode: Literal["min", "max"] | None = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
-    early_stopping: int | EarlyStopping | None = field(metadata=_about("early_stop", "patience"))
-    resume: str | os.PathLike[str] | None = field(metadata=_about("resume_from", "resume_from_checkpoint"))
+    early_stopping: int | EarlyStopping | None
+    resume: str | os.PathLike[str] | None
     guard: GuardName | Guard = field(metadata=_about(kept=IDENTITY))
     recovery: Recovery = field(metadata=_about(kept=IDENTITY))
-    use_curses: bool = field(
-        metadata=_about("screen", "dashboard", "ui", "curses", "tui", "progress_bar", is_of_rank_0=True)
-    )
-    run_dir: str | os.PathLike[str] | bool | None = field(
-        metadata=_about("log_dir", "logdir", "logging_dir", "run_folder", is_of_rank_0=True)
-    )
-    record: Literal["names", "batch", "all"] = field(metadata=_about("record_incidents", kept=NOTED))
+    use_curses: bool = field(metadata=_about(is_of_rank_0=True))
+    run_dir: str | os.PathLike[str] | bool | None = field(metadata=_about(is_of_rank_0=True))
+    record: Literal["names", "batch", "all"] = field(metadata=_about(kept=NOTED))
     keep_witness: bool = field(metadata=_about(kept=NOTED))
     after_restore: Literal["next", "again"] = field(metadata=_about(kept=NOTED))
-    resume_data: Literal["replay", "indices", "start"] = field(metadata=_about("skip_batches", kept=NOTED))
-    max_ids: int = field(metadata=_about("max_samples", kept=NOTED))
-    config: Mapping[str, Any] | None = field(metadata=_about("hparams", "hyperparameters", "params", is_shown=False))
-    notes: str | None = field(metadata=_about("description", "comment", is_shown=False))
+    resume_data: Literal["replay", "indices", "start"] = field(metadata=_about(kept=NOTED))
+    max_ids: int = field(metadata=_about(kept=NOTED))
+    config: Mapping[str, Any] | None = field(metadata=_about(is_shown=False))
+    notes: str | None = field(metadata=_about(is_shown=False))
     tags: Sequence[str] = field(metadata=_about(is_shown=False))
     handle_signals: bool = field(metadata=_about(kept=NOTED))
     cool_down_on: tuple[str, int | str] | None
     name: str | None = field(metadata=_about(kept=NOTED, is_shown=False))
-    listeners: Iterable[events.Listener] = field(metadata=_about("callbacks", "hooks", is_shown=False))
-    seed: int = field(metadata=_about("random_state", "random_seed", kept=NOTED))
+    listeners: Iterable[events.Listener] = field(metadata=_about(is_shown=False))
+    seed: int = field(metadata=_about(kept=NOTED))
     clock: Callable[[], float]
 
     def __post_init__(self) -> None:
@@ -200,26 +175,27 @@ OF_RATES = {
 }  # fmt: skip
 """Settings of rates that the scheduler sets, and their defaults."""
 
-ELSEWHERE = {each.name: each.metadata["elsewhere"] for each in fields(Settings) if each.metadata.get("elsewhere")}
-"""What other libraries call the settings."""
+ELSEWHERE = {
+    "lr": "initial_lr", "learning_rate": "initial_lr", "max_lr": "initial_lr", "bs": "batch_size",
+    "per_device_train_batch_size": "batch_size", "max_epochs": "num_epochs",
+    "num_train_epochs": "num_epochs", "max_steps": "num_steps", "total_steps": "num_steps",
+    "max_time": "train_duration_seconds", "schedule": "scheduler_mode", "lr_scheduler": "scheduler_mode",
+    "lr_scheduler_type": "scheduler_mode", "warmup_ratio": "warmup_proportion", "sampler": "policy",
+    "labels": "groups", "ids": "sample_ids", "drop_last": "last_batch", "output_dir": "checkpoint_dir",
+    "save_steps": "checkpoint_every", "save_total_limit": "keep_checkpoints", "patience": "early_stopping",
+    "resume_from_checkpoint": "resume", "callbacks": "listeners",
+}  # fmt: skip
+"""What trainers of other libraries call some settings; nearly right names are recognised without a table."""
 
-_OF_A_LOADER = "It is a setting of the loader: adapter.loader(...) takes it."
 OF_LOADERS = {
     "shuffle": "The scheduler decides which samples come next; policy= says how.",
-    **dict.fromkeys(("num_workers", "collate_fn", "pin_memory", "persistent_workers"), _OF_A_LOADER),
-    **dict.fromkeys(
-        ("grad_clip", "clip_grad_norm", "gradient_clip_val", "clipnorm"), "attach(..., max_grad_norm=) clips gradients."
-    ),
-    **dict.fromkeys(
-        ("accumulate_grad_batches", "gradient_accumulation_steps", "grad_accum"),
-        "attach(..., accumulate=) adds up the gradients of several batches.",
-    ),
-    **dict.fromkeys(
-        ("amp", "fp16", "precision"), "attach(..., scaler=GradScaler()) is for half precision; autocast is the loop's."
-    ),
+    "num_workers": "It is a setting of the loader: adapter.loader(...) takes it.",
+    "gradient_clip_val": "attach(..., max_grad_norm=) clips gradients.",
+    "amp": "attach(..., scaler=GradScaler()) is for half precision; autocast is the loop's.",
     "device": "The model is on its device, and the loop moves the batches there.",
+    "gradient_accumulation_steps": "attach(..., accumulate=) adds up the gradients of several batches.",
 }
-"""What to say of settings of a DataLoader, a trainer or the loop."""
+"""What to say of settings of a DataLoader, a trainer or the loop; with the names above a table of thirty."""
 
 KEPT = frozenset(each.name for each in fields(Settings) if each.metadata.get("kept"))
 """Settings that checkpoints hold."""
@@ -375,9 +351,8 @@ def _called(function: Callable[..., Any]) -> str:
 
 
 def _meant(name: str, known: AbstractSet[str]) -> str:
-    for setting, others in ELSEWHERE.items():
-        if setting in known and name.lower() in others:
-            return f" Did you mean {setting!r}?"
+    if ELSEWHERE.get(name.lower()) in known:
+        return f" Did you mean {ELSEWHERE[name.lower()]!r}?"
     if name in OF_LOADERS:
         return f" {OF_LOADERS[name]}"
     return did_you_mean(name, sorted(known))

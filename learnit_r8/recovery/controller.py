@@ -47,6 +47,11 @@ STANDS_STILL = (
     "Nothing was tested, and nothing changed."
 )
 
+SAVED_ON_TRIAL = (
+    "the run goes on from weights that were only on trial when they were saved. Those that counted are missing, "
+    "as one of several processes has saved it, or backups were being tested; an earlier checkpoint has them."
+)
+
 MANY_TRANSIENT = 3
 """Transient faults from which the device is named."""
 
@@ -218,13 +223,13 @@ class RecoveryController:
             self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:
             progress.note_first(loss, self._untrained_record)
-            # Between two steps, as it may put a state back.
-            self.is_look_due = not updates % LOOK_EVERY and self.is_early
+            # Between two steps, as it may put a state back; several losses may come at once before that.
+            self.is_look_due = self.is_look_due or (not updates % LOOK_EVERY and self.is_early)
         else:
             self.is_early = False
         if self._watches_level:
             is_held = self.limit.is_on and not updates % LOOK_EVERY
-            self.is_look_due = is_held or progress.is_above_untrained(updates)
+            self.is_look_due = self.is_look_due or is_held or progress.is_above_untrained(updates)
 
     # Refused losses.
 
@@ -393,7 +398,8 @@ class RecoveryController:
             "restored": self._incidents.num_restored, "probes": self._incidents.num_probes,
             "transient": self._incidents.num_transient,
             "limit": self.limit.state_dict(), "lineage": self.lineage.state_dict(),
-            "refusals": self._refusals.state_dict(), "is_look_due": self.is_look_due,
+            "refusals": self._refusals.state_dict(),
+            "is_look_due": self.is_look_due, "is_on_trial": self.inquiry.is_on_trial,
             "first_steps": self._first_steps.to_plain(has_models=has_models, has_batches=has_batches),
             "incident": self._incidents.to_plain(),
             "kinds": [[kind, *found] for kind, found in self._incidents.kinds.items()],
@@ -420,6 +426,8 @@ class RecoveryController:
         self._incidents.kinds = {kind: (count, text) for kind, count, text in state.get("kinds", ())}
         if "first_steps" in state:
             self._first_steps.load_plain(state["first_steps"])
+            if state.get("is_on_trial") and not self._first_steps.is_on_trial:
+                self._announcer.warn_once("saved on trial", SAVED_ON_TRIAL)
         else:
             self._first_steps.num_trials = state["rate_trials"]
         self._num_equal, self.is_look_due = state["num_equal"], state.get("is_look_due", False)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dashboard.render.svg import Axis, Frame, band, circle, frame, grid, hint, label, line, range_of, rect, svg
+from ..dashboard.render.svg import Frame, band, circle, frame, grid, hint, label, line, range_of, rect, svg
 from ..dashboard.state.view import Point, View
 from ..dashboard.text import clean, is_held_out, number, stem_of
 
 if TYPE_CHECKING:
-    from .data import DataMap, Flow
+    from .data import DataMap
 
 WIDE, HALF = 1060.0, 516.0
 COLUMNS = 500
@@ -172,71 +172,6 @@ def ribbon_chart(bounds: NDArray[np.float64]) -> str:
         parts.append(band(chart, steps, values[:, quarter], values[:, quarter + 1], f"q{quarter + 1} area", name))
     parts += [line(chart, steps, values[:, middle], "between") for middle in (1, 2, 3)]
     return svg(chart, parts, "loss ranges of the quarters over the steps")
-
-
-def flow_chart(flow: Flow) -> str:
-    """Moves of samples between the quarters, epoch by epoch; the width of a stream is the number of samples."""
-    width, height, top = WIDE, 320.0, 34.0
-    xs = np.linspace(54, width - 54, len(flow.epochs))
-    total = max(1, int(flow.moves.sum(axis=(1, 2)).max()))
-    room = Axis(0, total, 0, height - top - 46)
-    parts: list[str] = []
-    for column, moves in enumerate(flow.moves):
-        parts += _streams(moves, float(xs[column]), float(xs[column + 1]), top, room)
-    for column, epoch in enumerate(flow.epochs):
-        sizes = flow.moves[column].sum(axis=1) if column < len(flow.moves) else flow.moves[-1].sum(axis=0)
-        parts += _blocks(sizes, float(xs[column]), top, room)
-        parts.append(label(float(xs[column]), height - 6, f"epoch {epoch + 1}", anchor="middle"))
-    chart = Frame(Axis(0, 1, 0, width), Axis(0, 1, height, 0), width, height)
-    return svg(chart, parts, "samples moving between the quarters by loss")
-
-
-GAP = 4.0
-BAR = 9.0
-
-
-def _tops(sizes: NDArray[Any], top: float, room: Axis) -> list[float]:
-    """Upper end of each quarter in a column; Q4, the hardest, is on top."""
-    tops = [0.0] * 4
-    for quarter in (3, 2, 1, 0):
-        tops[quarter] = top
-        top += room.at(float(sizes[quarter])) + GAP
-    return tops
-
-
-def _blocks(sizes: NDArray[Any], x: float, top: float, room: Axis) -> Iterator[str]:
-    for quarter, start in enumerate(_tops(sizes, top, room)):
-        tall = room.at(float(sizes[quarter]))
-        title = f"{QUARTERS[quarter]}: {int(sizes[quarter]):,} samples"
-        yield rect(x - BAR / 2, start, BAR, tall, f"q{quarter + 1}", title, rx="2")
-        if x < 60:
-            yield label(x - 12, start + tall / 2 + 4, QUARTERS[quarter], anchor="end")
-
-
-def _streams(moves: NDArray[np.int64], left: float, right: float, top: float, room: Axis) -> Iterator[str]:
-    begins, ends = _tops(moves.sum(axis=1), top, room), _tops(moves.sum(axis=0), top, room)
-    for source in (3, 2, 1, 0):
-        for target in (3, 2, 1, 0):
-            count = int(moves[source, target])
-            tall = room.at(count)
-            a, b = begins[source], ends[target]
-            begins[source] += tall
-            ends[target] += tall
-            if tall < 0.15:
-                continue
-            share = count / max(1, moves[source].sum())
-            title = f"{QUARTERS[source]} to {QUARTERS[target]}: {count:,} samples, {share:.1%}"
-            kind = f"q{source + 1} stream " + ("stay" if source == target else "move")
-            yield f'<path class="{kind}" d="{_stream((left, a), (right, b), tall)}">{hint(title)}</path>'
-
-
-def _stream(begin: tuple[float, float], end: tuple[float, float], tall: float) -> str:
-    """The outline of a stream from one column to the next."""
-    (left, a), (right, b) = begin, end
-    middle = (left + right) / 2
-    above = f"M{left:.1f} {a:.1f} C{middle:.1f} {a:.1f} {middle:.1f} {b:.1f} {right:.1f} {b:.1f}"
-    a, b = a + tall, b + tall
-    return f"{above} L{right:.1f} {b:.1f} C{middle:.1f} {b:.1f} {middle:.1f} {a:.1f} {left:.1f} {a:.1f} Z"
 
 
 def map_chart(data_map: DataMap, marked: Sequence[tuple[int, str]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import warnings
@@ -25,8 +24,6 @@ from ..table.quantiles import quarters_of, top
 LISTED = 30
 MOST_SUSPECTS = 1000
 IN_GALLERY = 48
-MOST_COLUMNS = 12
-"""Most epochs in the chart of moves between the quarters."""
 
 
 class DataMap(NamedTuple):
@@ -41,18 +38,6 @@ class DataMap(NamedTuple):
     mean: NDArray[np.float32]
     spread: NDArray[np.float32]
     num_epochs: int = 0
-
-
-class Flow(NamedTuple):
-    """Moves of samples between the quarters by loss.
-
-    Attributes:
-        epochs: C epochs, 0-based.
-        moves: int64[C - 1, 4, 4], samples from each quarter to each, between one epoch and the next.
-    """
-
-    epochs: list[int]
-    moves: NDArray[np.int64]
 
 
 class Row(NamedTuple):
@@ -105,7 +90,6 @@ class ReportData(NamedTuple):
         overview: How every sample was learnt; None without predictions.
         calibrations: Epoch, 0-based, and calibration of each samples file, where it is known.
         data_map: None without predictions and without at least two samples files.
-        flow: None without at least two samples files.
     """
 
     run: Run | None
@@ -124,7 +108,6 @@ class ReportData(NamedTuple):
     overview: Overview | None = None
     calibrations: Sequence[tuple[int, Calibration]] = ()
     data_map: DataMap | None = None
-    flow: Flow | None = None
 
 
 def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> ReportData:
@@ -183,7 +166,6 @@ def with_samples(data: ReportData, files: Sequence[Samples], precision: float) -
         overview=overviews[-1] if overviews[-1].is_known else None,
         calibrations=[(epoch, calibration) for epoch, calibration in found if calibration is not None],
         data_map=_data_map(overviews[-1], data.history),
-        flow=_flow(files) if len(files) > 1 else None,
     )
 
 
@@ -255,20 +237,6 @@ def _data_map(overview: Overview, last: NDArray[np.float32]) -> DataMap | None:
         # In float64, as squares of large losses overflow.
         mean, spread = (find(values, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
         return DataMap(np.asarray(mean, np.float32), np.asarray(spread, np.float32), len(last))
-
-
-def _flow(files: Sequence[Samples]) -> Flow:
-    step = max(1, math.ceil((len(files) - 1) / (MOST_COLUMNS - 1)))
-    chosen = files[::-1][::step][::-1]
-    codes = [quarters_of(samples.loss, samples.usage_count).codes.astype(np.int64) for samples in chosen]
-    moves = [_moved(before, after) for before, after in itertools.pairwise(codes)]
-    return Flow([samples.epoch for samples in chosen], np.array(moves))
-
-
-def _moved(before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.int64]:
-    both = (before < 4) & (after < 4)
-    counted: NDArray[np.int64] = np.bincount(4 * before[both] + after[both], minlength=16).reshape(4, 4)
-    return counted
 
 
 def circled(data: ReportData) -> NDArray[np.int64]:

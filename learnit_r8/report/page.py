@@ -24,7 +24,6 @@ from ..table.labels.suspects import MIRROR
 from .charts import (
     HALF,
     KINDS,
-    flow_chart,
     held_out_losses,
     histogram,
     loss_chart,
@@ -39,7 +38,6 @@ from .regions import REGION_STYLE, map_panels
 from .style import (
     STYLE,
     comparison,
-    flow_numbers,
     histogram_numbers,
     loss_numbers,
     metric_numbers,
@@ -126,7 +124,6 @@ def _sections(data: ReportData, run: Run, look: Look) -> Iterator[str]:
         body, note = suspect_table(data.suspects, len(data.verdict.indices))
         yield panel("Suspects", body, note)
     yield _table("Hardest samples", data.hardest, _trust(data))
-    yield _flow(data)
     yield from _pairs([*_glance(data, look), _uses(view), *_machine(view)])
     yield from _tables(data)
     yield _events(view)
@@ -255,19 +252,6 @@ def _machine(view: View) -> Iterator[str]:
 
 def _ends(ends: tuple[float, ...]) -> tuple[float, float]:
     return (float(ends[0]), float(ends[-1])) if ends else (0.0, 1.0)
-
-
-def _flow(data: ReportData) -> str:
-    if data.flow is None or not data.flow.moves.sum():
-        return ""
-    last = data.flow.moves[-1]
-    down, up = (int(sum(last[i, j] for i in range(4) for j in range(4) if (j - i) * sign > 0)) for sign in (-1, 1))
-    note = (
-        "Samples moving between the quarters by loss, hardest on top. Bright: those that changed. "
-        f"Over the last stretch {down:,} became easier than others and {up:,} harder."
-    )
-    chart = f'<div class="wide flow">{flow_chart(data.flow)}</div>'
-    return panel("Moves between the quarters", chart + flow_numbers(data.flow), note)
 
 
 def _glance(data: ReportData, look: Look) -> Iterator[str]:

@@ -11,7 +11,7 @@ from ..dashboard.text import figure, number, setting
 from .charts import QUARTERS, text
 
 if TYPE_CHECKING:
-    from .data import Flow, ReportData
+    from .data import ReportData
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#f6f7f9;--card:#fff;--ink:#1d2430;--quiet:#5d6878;--faint:#667182;--rule:#e4e7ec;
@@ -67,7 +67,6 @@ polyline{fill:none;stroke-linejoin:round;stroke-linecap:round}
 .label.alert{fill:var(--alert);font-weight:700}.label.event{fill:var(--quiet)}
 .q1{fill:var(--q1)}.q2{fill:var(--q2)}.q3{fill:var(--q3)}.q4{fill:var(--q4)}
 .area{fill-opacity:.85}.between{stroke:var(--card);stroke-width:1.2}
-.stream{fill-opacity:.16}.stream.move{fill-opacity:.85}.stream:hover{fill-opacity:.95}
 .cell{fill:var(--accent)}.suspect{fill:none;stroke:var(--alert);stroke-width:1.3}
 .bar{fill:var(--accent);fill-opacity:.75}
 .key{display:inline-flex;align-items:center;margin-right:10px;background:none}
@@ -106,11 +105,11 @@ nav a{color:var(--accent);text-decoration:none}nav a:hover{text-decoration:under
 details{margin-top:6px;font-size:13px}summary{color:var(--quiet);cursor:pointer}
 details td,details th,.compared td,.compared thead th{text-align:right}
 .phone{display:none}
-@media (max-width:1080px){.desk{display:none}.phone{display:block}.flow svg{width:1060px}}
+@media (max-width:1080px){.desk{display:none}.phone{display:block}}
 @media (max-width:640px){
 main{padding:16px 10px 32px}h1{font-size:24px}.panel{padding:14px 12px 10px;border-radius:10px}
 .cards{grid-template-columns:repeat(2,minmax(0,1fr));gap:8px}.cards div{padding:10px 12px}dd{font-size:20px}
-.label{font-size:18px}.flow .label{font-size:11.5px}
+.label{font-size:18px}
 .scales label{top:0;float:none;display:inline-block;margin:0 6px 6px 0}
 .samples td,.samples td:last-child{white-space:nowrap}
 :is(.events,.incidents) thead{display:none}:is(.events,.incidents),:is(.events,.incidents) tbody{display:block}
@@ -132,7 +131,7 @@ border-bottom:1px solid var(--rule);padding:4px 0}
 .tall{max-height:none;overflow:visible}.wide{overflow:visible}thead th{position:static}
 .panel,.cards div,tr{break-inside:avoid}
 .panel:has(.events),.panel:has(.samples),.panel:has(.suspects),.panel:has(.settings){break-inside:auto}
-.desk{display:none}.phone{display:block}.flow svg{width:100%}
+.desk{display:none}.phone{display:block}
 .pair{grid-template-columns:repeat(2,minmax(0,1fr))}.pair .label{font-size:16px}
 h2{break-after:avoid}table{font-size:11px}td,th{padding:2px 6px 2px 0}
 }
@@ -188,12 +187,6 @@ def ribbon_numbers(data: ReportData) -> str:
     """The bounds of the quarters."""
     columns = ("step", "lowest", *(f"{name} to" for name in QUARTERS))
     return opening(columns, ((int(row[0]), *row[1:].tolist()) for row in data.bounds))
-
-
-def flow_numbers(flow: Flow) -> str:
-    """The moves over the last stretch."""
-    rows = ((QUARTERS[place], *row) for place, row in enumerate(flow.moves[-1].tolist()))
-    return opening(("from", *(f"to {name}" for name in QUARTERS)), rows, "numbers of the last stretch")
 
 
 def histogram_numbers(view: View) -> str:

@@ -45,8 +45,8 @@ def test_control_sequences_in_names_reach_no_terminal(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["x"], ["samples", "--top", "0"], ["samples", "--top", "x"], ["replay", "--speed", "-1"], ["compare"],
-     ["replay", "--speed", "nan"], ["watch", "--view", "x"], ["samples", "--top", "9" * 30]],
+    [["x"], ["samples", "--top", "0"], ["samples", "--top", "x"], ["compare"],
+     ["watch", "--view", "x"], ["samples", "--top", "9" * 30]],
 )  # fmt: skip
 def test_wrong_command_line_is_refused(arguments, capsys):
     """A wrong command line ends with code 2 and a usage."""
@@ -204,12 +204,24 @@ def test_every_command_has_a_function():
         assert getattr(importlib.import_module(f"learnit_r8.cli.{_HOME.get(name, name)}"), name).__doc__
 
 
-def test_speed_that_is_no_number_is_named(capsys):
+def test_arguments_that_are_gone_say_what_to_use(capsys):
+    """The speed of a replay, and names of colours."""
+    for arguments, text in [
+        (["replay", "--speed", "60"], "is gone: a replay shows the whole run in 20 s; give --to STEP"),
+        (["watch", "--theme", "mono"], "mono is gone: give none"),
+    ]:
+        with pytest.raises(SystemExit):
+            main(arguments)
+
+        assert text in capsys.readouterr().err
+
+
+def test_share_that_is_no_number_is_named(capsys):
     """The error shows the value, not the function that converts it."""
     with pytest.raises(SystemExit):
-        main(["replay", "--speed", "fast"])
+        main(["samples", "--suspects", "--precision", "much"])
 
-    assert "must be a number above 0, got 'fast'." in capsys.readouterr().err
+    assert "must be a number above 0, got 'much'." in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes descriptors")

@@ -1,17 +1,14 @@
 import csv
 import dataclasses
 import io
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.dashboard.export import as_svg, export_csv, write_csv
+from learnit_r8.dashboard.export import export_csv, write_csv
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
-from learnit_r8.dashboard.text import Span
-from learnit_r8.dashboard.theme import choose_theme
 from tests.screen_common import fake_view
 
 STARTED = events.RunStarted(
@@ -58,24 +55,6 @@ def test_text_of_the_run_is_no_formula(tmp_path):
 
     assert rows["name"] == "'=HYPERLINK()"
     assert rows["policy"] == "ab"
-
-
-def test_picture_is_valid_and_escaped():
-    """A picture of the screen is well-formed XML whatever the text, with every character in it."""
-    lines = [(Span("<script>&", "title"), Span(" plain ")), (Span("selected", "selected"),), (Span("猫", "q1"),)]
-    picture = as_svg(lines, choose_theme({"TERM": "xterm-256color"}))
-    texts = [element.text for element in ElementTree.fromstring(picture) if element.tag.endswith("text")]
-
-    assert texts == ["<script>&", " plain ", "selected", "猫"]
-
-
-@pytest.mark.parametrize("environ", [{"TERM": "xterm"}, {"TERM": "xterm", "NO_COLOR": "1"}])
-def test_picture_in_few_colours(environ):
-    """A picture can be drawn with eight colours and with none."""
-    lines = [(Span("all", style),) for style in choose_theme(environ).styles]
-    picture = as_svg(lines, choose_theme(environ))
-
-    assert picture.count("<text") == len(lines)
 
 
 def test_csv_cells_are_safe():

@@ -163,7 +163,7 @@ def test_switches(keys, name, value):
 
 @pytest.mark.parametrize(("key", "action"), [
     ("p", Action.PAUSE), ("s", Action.SAVE), ("ctrl-s", Action.SAVE), ("x", Action.EXPORT_CSV),
-    ("X", Action.EXPORT_SVG),    ("c", Action.THEME), ("r", Action.REPAINT), ("ctrl-l", Action.REPAINT),
+    ("c", Action.THEME), ("r", Action.REPAINT), ("ctrl-l", Action.REPAINT),
 ])  # fmt: skip
 def test_keys_that_ask_for_something(key, action):
     """Keys that act on more than the picture ask the owner of the screen."""

@@ -1,4 +1,4 @@
-"""Replays: the same picture from the folder as in the training, at any speed."""
+"""Replays: the same picture from the folder as in the training."""
 
 import pytest
 
@@ -13,27 +13,23 @@ from tests.journal.run_folders import STARTED, folder_with, hundred, steps
 
 
 def test_replay_keeps_the_pace(tmp_path):
-    """A replay shows the events up to its position, which moves at its speed; keys change the speed."""
+    """A replay shows the events up to its position, which reaches the end in twenty seconds."""
     folder_with(tmp_path, STARTED, *hundred())
     clock = FakeClock()
-    replay = Replay(tmp_path, speed=2.0, clock=clock)
+    replay = Replay(tmp_path, clock=clock)
     seen = []
     for _ in range(5):
         clock.advance(1.0)
         seen.append(fold(replay).step)
-    replay.act(Action.FASTER)
-    clock.advance(1.0)
-    seen.append(fold(replay).step)
     replay.act(Action.PAUSE)
     clock.advance(50.0)
     seen.append(fold(replay).step)
     replay.act(Action.PAUSE)
-    replay.act(Action.SLOWER)
     clock.advance(1.0)
     seen.append(fold(replay).step)
 
-    assert seen == [20, 40, 60, 80, 100, 140, 140, 160]
-    clock.advance(1000.0)
+    assert seen == [50, 100, 150, 200, 250, 250, 300]
+    clock.advance(14.0)
     assert fold(replay).step == 1000
     assert replay.scene().now is None
 
@@ -52,22 +48,16 @@ def test_replay_pauses_at_the_step(tmp_path):
     assert fold(replay).step == 100
 
 
-def test_usual_speed_shows_all_in_twenty_seconds(tmp_path):
-    """Without a speed the whole run takes about twenty seconds."""
-    folder_with(tmp_path, STARTED, steps(100), steps(4000))
-
-    assert Replay(tmp_path).speed == pytest.approx(20.0)
-
-
 def test_later_session_is_not_waited_for(tmp_path):
     """Where a resumed run began again at an earlier time, the replay goes back there too."""
     resumed = events.RunStarted(20, 2.0, "it", 100, 10, 10, 1000, None, "balanced")
     folder_with(tmp_path, STARTED, steps(500), resumed, steps(30))
     clock = FakeClock()
-    replay = Replay(tmp_path, speed=1.0, clock=clock)
-    clock.advance(51.0)
+    replay = Replay(tmp_path, clock=clock)
+    # Of five seconds to show: fifty training seconds.
+    clock.advance(51.0 / 2.5)
     fold(replay)
-    clock.advance(3.1)
+    clock.advance(3.1 / 2.5)
 
     assert fold(replay).step == 30
 

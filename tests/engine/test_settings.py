@@ -72,7 +72,7 @@ R8Scheduler.resume_from_checkpoint("{folder}", {name}="green")
 print(*(settings.{name} for settings in seen), r8.host.settings["{name}"])
 print(attach(range(8), batch_size=4, num_epochs=1, {name}="cyan").host.settings["{name}"])
 try:
-    attach(range(8), batch_size=4, num_epochs=1, hue="cyan")
+    attach(range(8), batch_size=4, num_epochs=1, color="cyan")
 except TypeError as error:
     print(error)
 """
@@ -84,14 +84,14 @@ def test_an_argument_is_added_in_two_files(tmp_path):
     public, settings = package / "scheduler.py", package / "engine" / "settings.py"
     replace_in(public, "seed: int = 0, clock", 'colour: str = "blue", seed: int = 0, clock')
     replace_in(public, "listeners=listeners,", "listeners=listeners, colour=colour,")
-    about = 'colour: str = field(metadata=_about("hue", kept=NOTED))'
+    about = "colour: str = field(metadata=_about(kept=NOTED))"
     replace_in(settings, "    seed: int = field", f"    {about}\n    seed: int = field")
     replace_in(settings, "    seed: int\n", "    colour: str\n    seed: int\n")
 
     assert run_beside(tmp_path, ADDED.format(name="colour", folder=(tmp_path / "saved").as_posix())) == [
         "red blue red green red",
         "cyan",
-        "attach() got an unexpected keyword argument 'hue'. Did you mean 'colour'?",
+        "attach() got an unexpected keyword argument 'color'. Did you mean 'colour'?",
     ]
 
 

@@ -20,11 +20,10 @@ import pytest
 from learnit_r8 import Recovery, TrainingDiverged
 from learnit_r8.checkpoint.durable_io import open_output
 from learnit_r8.cli import main
-from learnit_r8.dashboard.export import export_csv, export_svg
+from learnit_r8.dashboard.export import export_csv
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.terminal.capture import Capture
-from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.journal.requests import FOLDER, RequestFolder, ask
 from learnit_r8.journal.run_info import write_about
 from learnit_r8.loggers import CsvFile, JsonLines
@@ -157,7 +156,6 @@ def export_pages(folder):
     for event in (start(), steps(5, 1.0)):
         view.fold(event)
     export_csv(view, UiState(), Scene(), folder)
-    export_svg([[("text", "plain")]], choose_theme({}), 5, folder)
 
 
 def ask_to_save(folder):
@@ -231,7 +229,7 @@ WRITERS = {
                         "tmp_##_#_best#.json"}),
     "diverged": (diverged, {"tmp_##_#_diverged_#.json"}),
     "screen": (print_on_screen, {"output.log"}),
-    "pages": (export_pages, {"overview-#.csv", "screen-#.svg"}),
+    "pages": (export_pages, {"overview-#.csv"}),
     "ask": (ask_to_save, {"tmp_##_#_run.json"}),
     "csv logger": (log_to(CsvFile, "log.csv"), {"log.csv", "log-#.csv", "tmp_##_#_log.csv"}),
     "json logger": (log_to(JsonLines, "log.jsonl"), {"log.jsonl", "log-#.jsonl", "tmp_##_#_log.jsonl"}),

@@ -107,8 +107,7 @@ def title_line(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) 
     if view.backups_off and view.ended is None and width >= NARROW:
         end.insert(0, Span("BACKUPS OFF  ", "warn"))
     if ui.mode != "live" and width >= NARROW:
-        speed = f" x{scene.speed:g}" if scene.speed else ""
-        end.insert(0, Span(f"{ui.mode}{speed}  ", "label"))
+        end.insert(0, Span(f"{ui.mode}  ", "label"))
     if state.detail and width >= WIDE:
         end.insert(len(end) - 1, Span(f" {clip(state.detail, 30, theme.glyphs.ellipsis)}", "label"))
     room = width - size_of(end) - 1

@@ -14,7 +14,6 @@ from .curves import loss_panel, metrics_section, rate_panel
 from .header import Rows, epoch_line, loss_line, metric_line, speed_line, system_line, title_line, total_line
 from .parts import beside
 from .samples import (
-    flow_panel,
     hardest_panel,
     histogram_line,
     loss_histogram,
@@ -158,46 +157,43 @@ def samples_row(view: View, width: int, height: int, theme: Theme) -> list[Line]
     """The quartile table, and histograms where there is room."""
     if width < THREE:
         return quartile_panel(view, width, height, theme)
-    return _with_histograms(quartile_panel, 80 if width < FOUR else 96, view, width, height, theme)
+    size = 80 if width < FOUR else 96
+    left, histograms = quartile_panel(view, size, height, theme), _histograms(view, width - size - 1, height, theme)
+    return beside([(left, size), *histograms], height, theme.glyphs)
 
 
-def _with_histograms(panel: _Panel, size: int, view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """A panel of some cells, with the histograms of uses and losses beside it."""
-    side = (width - size - 2) // 2
-    rest = width - size - 2 - side
+def _histograms(view: View, width: int, height: int, theme: Theme) -> list[tuple[list[Line], int]]:
+    """The histograms of uses and losses, and their widths."""
+    side = (width - 1) // 2
+    rest = width - 1 - side
+    return [(uses_histogram(view, side, height, theme), side), (loss_histogram(view, rest, height, theme), rest)]
+
+
+def hardest_row(view: View, width: int, height: int, theme: Theme) -> list[Line]:
+    """The hardest samples, and the suspects where there is room."""
+    if width < FOUR:
+        return hardest_panel(view, width, height, theme)
+    second = (width - 1) // 2
+    first = width - 1 - second
     blocks = [
-        (panel(view, size, height, theme), size),
-        (uses_histogram(view, side, height, theme), side),
-        (loss_histogram(view, rest, height, theme), rest),
+        (hardest_panel(view, first, height, theme), first),
+        (hardest_panel(view, second, height, theme, listed="suspects"), second),
     ]
     return beside(blocks, height, theme.glyphs)
 
 
-def hardest_row(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """The hardest samples, and the moves between quartiles where there is room."""
-    if width < THREE:
-        return hardest_panel(view, width, height, theme)
-    flow = 42
-    second = (width - flow - 2) // 2 if width >= FOUR else 0
-    first = width - flow - 1 - (second + 1 if second else 0)
-    blocks = [(hardest_panel(view, first, height, theme), first)]
-    if second:
-        blocks.append((hardest_panel(view, second, height, theme, listed="suspects"), second))
-    blocks.append((flow_panel(view, flow, height, theme), flow))
-    return beside(blocks, height, theme.glyphs)
-
-
 def data_page(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
-    """The quartiles over time, their table, and the moves between them."""
+    """The quartiles over time, their table, and the histograms of uses and losses."""
     sections = [
         one_row(title_line(view, ui, width, theme, scene), 0),
         Section(4, 8, 3, 2, lambda rows: ribbon_panel(view, ui, width, rows, theme)),
         Section(6, 6, 0, 1, lambda rows: quartile_panel(view, width, rows, theme)),
     ]
     if width >= SIDE_BY_SIDE:
-        sections.append(Section(7, 7, 1, 3, lambda rows: _with_histograms(flow_panel, 38, view, width, rows, theme)))
+        sections.append(
+            Section(7, 7, 1, 3, lambda rows: beside(_histograms(view, width, rows, theme), rows, theme.glyphs))
+        )
     else:
-        sections.append(Section(7, 7, 0, 4, lambda rows: flow_panel(view, width, rows, theme)))
         sections.append(one_row(histogram_line(view, width, theme), 3))
     return stacked(sections, height)
 

@@ -155,26 +155,6 @@ def _histogram(
     return lines
 
 
-def flow_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """Moves of samples between the quartiles within an epoch."""
-    survey = view.survey
-    lines = [rule("moves in an epoch", width, theme.glyphs, "from row to column" if width >= 44 else "")]
-    if survey is None or len(survey.flow) != 16:
-        return [*lines, remark(view.no_table or "known after two epochs")]
-    lines.append((Span("    to" + "".join(f"{name:>7}" for name in QUARTILES), "label"),))
-    for start in range(4):
-        row = survey.flow[4 * start : 4 * start + 4]
-        total = sum(row) or 1.0
-        cells = [Span(f"{100 * value / total:6.0f}%", "value" if end == start else "") for end, value in enumerate(row)]
-        lines.append((Span(f"  {QUARTILES[start]}  ", QUARTILE_STYLES[start]), *cells))
-    learned = sum(survey.flow[4 * start + end] for start in range(4) for end in range(start))
-    forgot = sum(survey.flow[4 * start + end] for start in range(4) for end in range(start + 1, 4))
-    lines.append(
-        (Span(" "), *joined([labelled("easier", share(learned), ""), labelled("harder", share(forgot), "")], width - 1))
-    )
-    return [cropped(line, width) for line in lines[:height]]
-
-
 def ribbon_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
     """Bounds of the quartiles over the steps. An upper bound that stays while the others fall is noise, or too hard."""
     glyphs = theme.glyphs

@@ -74,11 +74,8 @@ class Action(enum.Enum):
     DETACH = "only close the screen"
     LEAVE = "leave the viewer"
     EXPORT_CSV = "export the panel as CSV"
-    EXPORT_SVG = "export the chart as SVG"
     REPAINT = "paint everything again"
     THEME = "next theme"
-    SLOWER = "replay slower"
-    FASTER = "replay faster"
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,6 @@ class Scene:
         left: Why nothing trains now though the run is open, as a notebook's cell has ended; "" where it does.
         is_paused: Whether the training is paused by a key.
         folder: The run folder; "" without one.
-        speed: Training seconds per second of a replay; 0 otherwise.
         load: Load of the machine; None where it is not this one.
         other: The run to compare with; None without one.
     """
@@ -111,6 +107,5 @@ class Scene:
     left: str = ""
     is_paused: bool = False
     folder: str = ""
-    speed: float = 0.0
     load: Load | None = None
     other: View | None = None

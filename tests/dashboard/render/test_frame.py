@@ -46,7 +46,7 @@ ANY_SCENE = st.builds(
     is_paused=st.booleans(),
     **dict.fromkeys(("said", "folder"), HOSTILE),
     **dict.fromkeys(("num_output", "num_unread"), STEPS),
-    **dict.fromkeys(("ui_share", "speed"), NUMBERS),
+    **dict.fromkeys(("ui_share",), NUMBERS),
 )
 
 THEMES = [
