@@ -257,7 +257,12 @@ class SpikeGuard:
             return SpikeState(evidence, (), reference, past._replace(held=past.held + 1), first), verdict
         if past.held and not (evidence or raised):
             past = past._replace(held=0)
-        reference, past = self._thresholds(self._figures_before(past, known), past)
+        if known == self.window and not self.lag % BLOCK and len(past.figures) > self.lag // BLOCK:
+            # They were computed when that window was the last one.
+            figures = past.figures[0]
+        else:
+            figures = figures_of(in_order(past.losses[:known]), past.start, wide=self.spread, gate=self.gate)
+        reference, past = self._thresholds(figures, past)
         return _new_tuple(SpikeState, (evidence, (), reference, past, first)), verdict
 
     def _raised(
@@ -287,13 +292,6 @@ class SpikeGuard:
         # In the order of the fields: this costs a quarter of _replace().
         rest = (past.share, past.best, past.best_spread, past.best_lr, past.drifted, past.held, raised)
         return _new_tuple(LossHistory, (losses, lrs, is_positive, start, *rest, figures)), is_full
-
-    def _figures_before(self, past: LossHistory, known: int) -> Figures:
-        """The figures of the losses before the last ``lag``."""
-        if known == self.window and not self.lag % BLOCK and len(past.figures) > self.lag // BLOCK:
-            # They were computed when that window was the last one.
-            return past.figures[0]
-        return figures_of(in_order(past.losses[:known]), past.start, wide=self.spread, gate=self.gate)
 
     def _thresholds(self, figures: Figures, past: LossHistory) -> tuple[Thresholds, LossHistory]:
         """Compute the thresholds from the figures of usual losses."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .base import Candidates, Order, Policy
 from .radix import order_of
@@ -39,10 +37,14 @@ class Balanced(Policy):
         rows, remainder = divmod(count, strata)
         columns = spread(strata)
         if remainder:
-            columns = np.roll(columns, -_any_number(chunk) % strata)
+            # A pseudo-random number from the chunk's first sample, which is random as the chunk is in random order.
+            number = (int(chunk.indices[0]) * 0x9E3779B97F4A7C15 & (2**64 - 1)) >> 32
+            columns = np.roll(columns, -number % strata)
         # A sample's label is the column of its stratum: the place in a run of S that the stratum fills.
         labels = np.empty(count, np.min_scalar_type(strata - 1))
-        labels[ranked] = _labels_by_rank(columns, rows, remainder, labels.dtype)
+        of_stratum = np.empty(strata, labels.dtype)
+        of_stratum[columns] = np.arange(strata)
+        labels[ranked] = np.repeat(of_stratum, rows + (of_stratum < remainder) if remainder else rows)
         by_column = grouped(labels, chunk.usage_count)
         # The first columns are longer by the sample that goes into the last, unfinished row.
         order = np.empty(count, np.int64)
@@ -79,17 +81,3 @@ class Quartile(Policy):
         order[1::2] = by_label[easy : count - hard]
         order[2::4] = by_label[count - hard :]
         return order
-
-
-def _labels_by_rank(columns: Order, rows: int, remainder: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """uint[C]: the column of each rank, rank by rank; ``columns`` holds the stratum of each column."""
-    of_stratum = np.empty(len(columns), dtype)
-    of_stratum[columns] = np.arange(len(columns))
-    if not remainder:
-        return np.repeat(of_stratum, rows)
-    return np.repeat(of_stratum, rows + (of_stratum < remainder))
-
-
-def _any_number(chunk: Candidates) -> int:
-    """A pseudo-random number from the chunk's first sample, which is random as the chunk is in random order."""
-    return (int(chunk.indices[0]) * 0x9E3779B97F4A7C15 & (2**64 - 1)) >> 32

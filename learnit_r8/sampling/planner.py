@@ -19,7 +19,7 @@ from .chunk import Chunk
 from .draft import Draft
 from .lengths import Buckets, LengthSweep
 from .outlook import look_at
-from .sweep import Sweep, Weighted
+from .sweep import Sweep
 
 CHUNK_SAMPLES = 3 * 2**13
 """Least number of samples in a chunk, if there are as many; its quartiles are then within 0.3 % of the data's ranks."""
@@ -184,7 +184,10 @@ class Planner:
                 left_over = None if policy.selects else self._sweep.left_over[0]
                 self.start_sweep()
             draft = self._draft(policy, context, _POLICY, self.num_sweeps, self._sweep.rank)
-            kept = self._sweep.add(*self._select(draft, policy, self._sweep.next_part()))
+            part = self._sweep.next_part()
+            if len(self._table.quarantined):
+                part = part[~self._storage.exclusions.holds(part)]
+            kept = self._sweep.add(*(draft.select(part) if policy.selects else (part, None)))
             if left_over is not None:
                 kept = self._filled_up(left_over, kept[0]), None
             # The end of the pass may be a short batch; before it, samples that fill no batch wait for the next part.
@@ -193,12 +196,6 @@ class Planner:
             if whole:
                 break
         return draft.chunk(samples, sweep=self.num_sweeps, fill=self._last_batch == "fill", watch_rng=self._watch_rng())
-
-    def _select(self, draft: Draft, policy: Policy, part: NDArray[np.int64]) -> Weighted:
-        """The samples of a part of the data that the policy selects, without those in quarantine."""
-        if len(self._table.quarantined):
-            part = part[~self._storage.exclusions.holds(part)]
-        return draft.select(part) if policy.selects else (part, None)
 
     def _filled_up(self, left_over: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the samples left over from a sweep, followed by those of the next sweep, least used first."""

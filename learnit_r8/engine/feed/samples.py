@@ -118,7 +118,11 @@ class BatchSamples:
                 rows = indices if type(indices) is list else list(indices) if type(indices) is tuple else [indices]
                 members = self._storage.find(rows, are_indices=True)
             except (TypeError, ValueError, OverflowError):
-                self._tell_not_indices(indices)
+                self._run.announcer.warn_once(
+                    "no indices",
+                    f"the sampler of the DataLoader must draw whole numbers, got {indices!r:.60}, so there is no table "
+                    "of these samples; give batches(..., ids=).",
+                )
                 return None
             if self._known.num_beyond:
                 tell_beyond(self._run)
@@ -137,13 +141,6 @@ class BatchSamples:
                 f"ids must be a key that every batch has, or a function of a batch, got {key!r} for a "
                 f"{type(item).__name__} without it."
             ) from None
-
-    def _tell_not_indices(self, indices: Any) -> None:
-        self._run.announcer.warn_once(
-            "no indices",
-            f"the sampler of the DataLoader must draw whole numbers, got {indices!r:.60}, so there is no table of "
-            "these samples; give batches(..., ids=).",
-        )
 
     def tell_quarantined(self) -> None:
         """Tell ``skip`` which samples are in quarantine, if that has changed."""
