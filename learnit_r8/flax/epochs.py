@@ -218,7 +218,12 @@ class Training:
 
     def end_epoch(self, loop_state: LoopState) -> Logs | None:
         """Validate, remember, save and show, if this step was the last one of its epoch."""
-        if not self._is_last() or self._epoch == self._num_ended:
+        is_drawn = self._r8 is not None and not self._is_own
+        if is_drawn:
+            is_last = self._ticket.epoch >= 0 and (self._r8.current_epoch > self._epoch or self._r8.progress >= 1)
+        else:
+            is_last = self.data.is_last
+        if not is_last or self._epoch == self._num_ended:
             # The second: a batch that tests weights may follow the last one.
             return None
         self._num_ended = self._epoch
@@ -233,7 +238,9 @@ class Training:
         val = {f"val_{name}": value for name, value in validated.items()}
         if self._r8 is not None and val:
             self._r8.log(**val)
-        is_saved = self._is_saved()
+        done = self._epoch + 1
+        is_final = done == self.num_epochs or (is_drawn and self._r8.progress >= 1)
+        is_saved = self.folder is not None and (is_final or done % self.checkpoint_every == 0)
         if not (val or is_saved or self.show_progress or self.logs_steps or len(self._unread) == MOST_UNREAD):
             return None
         new = self.read(val)
@@ -264,18 +271,6 @@ class Training:
         of = "" if self.num_epochs is None else f"/{self.num_epochs}"
         seconds = time.monotonic() - self._began
         print(f"epoch {self._epoch + 1}{of}: {format_metrics(metrics)} ({seconds:.1f} s)", flush=True)
-
-    def _is_last(self) -> bool:
-        if self._r8 is None or self._is_own:
-            return bool(self.data.is_last)
-        is_over = self._r8.current_epoch > self._epoch or self._r8.progress >= 1
-        return bool(self._ticket.epoch >= 0 and is_over)
-
-    def _is_saved(self) -> bool:
-        done = self._epoch + 1
-        is_drawn = self._r8 is not None and not self._is_own
-        is_final = done == self.num_epochs or (is_drawn and self._r8.progress >= 1)
-        return self.folder is not None and (is_final or done % self.checkpoint_every == 0)
 
     def _save(self, state: Any) -> None:
         assert self.folder is not None

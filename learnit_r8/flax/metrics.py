@@ -123,7 +123,11 @@ class RunningMeans:
         """The means; waits for the device, once."""
         self.close()
         sums = jax.device_get(self._sums)
-        return {name: _ratio(math.fsum(map(float, parts)), self._weights[name]) for name, parts in sums.items()}
+        weights = self._weights
+        return {
+            name: math.fsum(map(float, parts)) / weights[name] if weights[name] else math.nan
+            for name, parts in sums.items()
+        }
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -133,10 +137,6 @@ def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{inner}", each) for inner, each in _numbers(value))
         elif value is not None and not isinstance(value, (str, bytes)):
             yield name, value
-
-
-def _ratio(total: float, weight: float) -> float:
-    return total / weight if weight else math.nan
 
 
 @jax.jit

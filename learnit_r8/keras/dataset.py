@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -172,26 +173,19 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
     def _rows(self, index: int, indices: NDArray[np.int64]) -> Any:
         if self._num_workers == 1 and not self._use_processes:
             return take_rows(self._data, indices)
+        if self._pool is None and self._use_processes:
+            # A fork of a process in which a framework's threads run may hang.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._num_workers, context, initializer=share, initargs=(self._data,))
+        elif self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_workers)
+        take = take_shared if self._use_processes else functools.partial(take_rows, self._data)
         gathered, tickets = self._gathered, self.drawn.epoch
         for later in range(index, min(index + self._max_queue, len(tickets))):
             if later not in gathered:
-                gathered[later] = self._submit(tickets[later].indices)
+                gathered[later] = self._pool.submit(take, tickets[later].indices)
         gathered.pop(index - 2, None)
         return gathered[index].result()
-
-    def _submit(self, indices: NDArray[np.int64]) -> Future[Any]:
-        if self._pool is None:
-            self._pool = self._new_pool()
-        if self._use_processes:
-            return self._pool.submit(take_shared, indices)
-        return self._pool.submit(take_rows, self._data, indices)
-
-    def _new_pool(self) -> Executor:
-        if not self._use_processes:
-            return ThreadPoolExecutor(self._num_workers)
-        # A fork of a process in which a framework's threads run may hang.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._num_workers, context, initializer=share, initargs=(self._data,))
 
     def on_epoch_begin(self) -> None:
         """Check the ``fit``; Keras calls it before it asks for batches.

@@ -179,15 +179,13 @@ class StepLosses:
         if not self._is_jax:
             if hasattr(self._heard, "totals"):
                 self._heard.totals.append(unscale_loss(total))
-        elif self._memory is not None and self._is_carried and in_stateless_scope():
+        elif self._memory is not None and in_stateless_scope():
+            if not any(each is self._memory for each in self._model.metrics):
+                # A model may name its metrics itself.
+                return
             self._memory.keep(total)
             if hasattr(self._heard, "totals"):
                 self._heard.totals.append(None)
-
-    @property
-    def _is_carried(self) -> bool:
-        """Whether the variable is among those of the model; a model may name its metrics itself."""
-        return any(each is self._memory for each in self._model.metrics)
 
     def _with_loss(self, logs: Any, losses: list[Any]) -> Any:
         """The logs of a step with its loss, and on TensorFlow with its rate."""

@@ -170,7 +170,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                     raise
                 self._has_raised = True
         trainer = pl_module.trainer
-        if not self._tells_early(trainer):
+        # With manual optimization the loss is not known before; a loss scaler takes no step without gradients.
+        has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if not pl_module.automatic_optimization or has_scaler:
             self._outputs = outputs
         elif not self._is_told:
             # An optimizer may ask for the loss several times a step.
@@ -185,16 +187,12 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             trainer._results.reset(metrics=False, fx="training_step")
             connector._current_fx = "training_step"
         # Without a loss Lightning takes no step.
-        return None if outputs is None else _without_gradient(outputs)
-
-    @staticmethod
-    def _tells_early(trainer: Any) -> bool:
-        """Whether a loss is reported before its step.
-
-        With manual optimization it is not known before, and a loss scaler takes no step without gradients.
-        """
-        has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
-        return bool(trainer.lightning_module.automatic_optimization) and not has_scaler
+        if outputs is None:
+            return None
+        # A loss of the same value from which no gradient comes.
+        if isinstance(outputs, Mapping):
+            return {**outputs, "loss": outputs["loss"].detach().clone().requires_grad_()}
+        return outputs.detach().clone().requires_grad_()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Raise ValueError unless the training is on the loader, and as long as it was thought to be."""
@@ -326,13 +324,6 @@ def _run_again(trainer: Any, module: Any, own_step: Callable[..., Any], held: An
     with _logging_to(module, lambda *_, **__: None), trainer.precision_plugin.train_step_context():
         outputs = own_step(*args, **kwargs)
     return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-
-
-def _without_gradient(outputs: Any) -> Any:
-    """What ``training_step`` has returned, with a loss of the same value from which no gradient comes."""
-    if isinstance(outputs, Mapping):
-        return {**outputs, "loss": outputs["loss"].detach().clone().requires_grad_()}
-    return outputs.detach().clone().requires_grad_()
 
 
 def _others(trainer: Any) -> dict[str, Any]:

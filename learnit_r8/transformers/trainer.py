@@ -147,7 +147,11 @@ class R8Mixin:
         if not self._r8_draws:
             return super().get_train_dataloader()  # type: ignore[misc, no-any-return]
         trainer: Any = self
-        args, size = trainer.args, self._r8_batch_size()
+        args = trainer.args
+        size: int = trainer._train_batch_size * args.world_size
+        if self._r8_resumes and (saved := saved_batch_size(args, self._r8_resumes)) is not None:
+            # That of the checkpoint, so that the batches stay the same.
+            size = saved
         adapter: Any = self._r8_adapter
         if adapter is None or adapter.scheduler.table.batch_size != size:
             # The second time with auto_find_batch_size, after there was too little memory.
@@ -165,13 +169,6 @@ class R8Mixin:
         sampler: Any = WholeEpoch(adapter.sampler, skips=skips)
         # The Trainer sets the random generators of a resumed run once it has fetched the first batch.
         return make_loader(dataset, sampler, numbered=False, settings=settings, is_ahead=True)
-
-    def _r8_batch_size(self) -> int:
-        """B of all processes; on resume that of the checkpoint, so that the batches stay the same."""
-        trainer: Any = self
-        size: int = trainer._train_batch_size * trainer.args.world_size
-        saved = saved_batch_size(trainer.args, self._r8_resumes) if self._r8_resumes else None
-        return size if saved is None else saved
 
     def _r8_attach(self, size: int) -> Adapter:
         trainer: Any = self
@@ -274,19 +271,17 @@ class R8Mixin:
         found = find_losses(outputs, inputs.get("labels"), shifted=self._r8_shifts, smoothing=smoothing)
         if found is None or (found.losses.ndim == 1 and self._r8_config_says(model, "problem_type") in OTHER_PROBLEMS):
             return None
-        return found if self._r8_has_classes(model, found.logits) else found._replace(logits=None, targets=None)
+        if found.logits is None:
+            return found
+        # Scores are of the model's classes, or of as many as in the first batch, not of choices or pairs.
+        if self._r8_classes is None:
+            self._r8_classes = self._r8_config_says(model, "num_labels", found.logits.shape[1])
+        is_of_classes = found.logits.shape[1] == self._r8_classes
+        return found if is_of_classes else found._replace(logits=None, targets=None)
 
     def _r8_config_says(self, model: Any, name: str, default: Any = None) -> Any:
         trainer: Any = self
         return getattr(getattr(trainer.accelerator.unwrap_model(model), "config", None), name, default)
-
-    def _r8_has_classes(self, model: Any, logits: torch.Tensor | None) -> bool:
-        """Whether scores are of the model's classes, or of as many as in the first batch, not of choices or pairs."""
-        if logits is None:
-            return True
-        if self._r8_classes is None:
-            self._r8_classes = self._r8_config_says(model, "num_labels", logits.shape[1])
-        return bool(logits.shape[1] == self._r8_classes)
 
     def _r8_compute_loss(
         self, own: Callable[..., Any], model: Any, inputs: Any, return_outputs: bool = False, **more: Any
