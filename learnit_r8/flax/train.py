@@ -87,6 +87,7 @@ def train_loop(
         raise ValueError(
             f"rng_key must be given, and checkpoint_dir to resume, got {rng_key!r} and {checkpoint_dir!r}."
         )
+    data = _data(data_iterator_fn, num_batches, scheduler)
     draws = scheduler is not None and scheduler.host.feed is None
     if ids is not None and (scheduler is None or draws):
         raise ValueError(f"ids must be left out without a scheduler of your own batches, got {ids!r}.")
@@ -94,7 +95,7 @@ def train_loop(
         num_epochs = whole_number("num_epochs", num_epochs, least=1)
     training = Training(
         train_step_fn,
-        data=_data(data_iterator_fn, num_batches, scheduler),
+        data=data,
         num_epochs=num_epochs,
         key=rng_key,
         validation=_validation(val_step_fn, val_data_iterator, val_num_batches),
