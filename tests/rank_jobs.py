@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, events
 from learnit_r8.checkpoint.state_tree import clone
 from learnit_r8.torch import Ranks, RanksDiffer, SharedRun, Together, attach
 from tests.digits import load_digits
+from tests.trial_common import begin_trial
 
 
 def gathered(rank):
@@ -396,10 +397,7 @@ def validated_run(rank):
     with adapter:
         for epoch in adapter.epochs():
             if epoch == 3:
-                # What the first losses of a run may ask for at the same step on all ranks.
-                controller.inquire(adapter.scheduler.global_step, 1.0)
-                controller.witnesses.first.replayed = 0.0
-                controller._first_steps._begin_trial(1.0)
+                begin_trial(adapter.scheduler)
             begun = None
             for inputs, targets in adapter.loader():
                 begun = begun or parameter_digest(digits.model)
@@ -416,6 +414,27 @@ def validated_run(rank):
             dist.all_reduce(loss)
             found.append((loss.item(), controller._first_steps.is_on_trial, begun, parameter_digest(digits.model)))
     return found
+
+
+def saving_run(rank, folder):
+    """A trial of a lower rate from step 30 on, a checkpoint due every four: the steps on trial, and those saved."""
+    warnings.simplefilter("ignore", RuntimeWarning)
+    digits, heard, within = Digits(), [], []
+    dataset = torch.utils.data.TensorDataset(digits.x[:480], digits.y[:480])
+    adapter = attach(
+        digits.model, digits.optimizer, dataset, batch_size=32, num_steps=120, policy="shuffle", scheduler_mode="keep",
+        checkpoint_dir=folder, checkpoint_every=4, listeners=[heard.append],
+    )  # fmt: skip
+    controller, loss_of = adapter.scheduler.controller, torch.nn.functional.cross_entropy
+    with adapter:
+        for epoch in adapter.epochs():
+            if epoch == 2:
+                begin_trial(adapter.scheduler)
+            for inputs, targets in adapter.loader():
+                adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
+                if controller._first_steps.is_on_trial:
+                    within.append(adapter.scheduler.global_step)
+    return within, [event.step for event in heard if isinstance(event, events.CheckpointSaved)]
 
 
 def left_run(rank, folder, damages):

@@ -381,9 +381,14 @@ def _is_float(dtype: Any) -> bool:
 
 
 def _sum(array: Any) -> Any:
+    # The sum of many weights around one is beyond what half precision holds.
+    is_half = str(getattr(array, "dtype", "")).endswith("float16")
     if isinstance(array, np.ndarray) or not hasattr(array, "sum"):
+        values = np.asarray(array)
         with np.errstate(all="ignore"):
-            return np.add.reduce(np.asarray(array), axis=None)
+            return np.add.reduce(values, axis=None, dtype=np.float32 if values.dtype == np.float16 else None)
+    if is_half:
+        return array.sum(dtype=sys.modules["torch"].float32 if tensors.is_tensor(array) else np.float32)
     return array.sum()
 
 

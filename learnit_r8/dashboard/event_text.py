@@ -119,7 +119,7 @@ def _of_progress(event: events.Event) -> EventText | None:
         case events.BackupsOutlive():
             return EventText(WARN, f"backups do not outlive the process: {event.reason}")
         case events.CheckpointSaved():
-            return EventText(INFO, f"checkpoint {_file_name(event.path)} saved", "C")
+            return EventText(INFO, f"checkpoint {_file_name(event.path)} saved{event.mark}", "C")
         case events.CheckpointLoaded():
             name = _file_name(event.path)
             source = f"checkpoint {name}"

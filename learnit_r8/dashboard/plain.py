@@ -94,7 +94,7 @@ class PlainLog:
             case events.BatchAbandoned():
                 return ""
             case events.CheckpointSaved():
-                return f"step {event.step}: saved {event.path}"
+                return f"step {event.step}: saved {event.path}{event.mark}"
             case events.RunPaused():
                 return f"step {event.step}: paused{_because(event.reason)}"
             case events.RunStopped():

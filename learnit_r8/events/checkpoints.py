@@ -32,10 +32,17 @@ class CheckpointSaved(Event):
     Attributes:
         path: The scheduler's file.
         model_path: The model's file; None without one.
+        is_on_trial: Whether that holds weights that were only tried or tested then.
     """
 
     path: str
     model_path: str | None
+    is_on_trial: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What views add for weights on trial."""
+        return ", with weights on trial" if self.is_on_trial else ""
 
 
 @dataclass(frozen=True)

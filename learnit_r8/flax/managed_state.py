@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
@@ -25,6 +26,13 @@ NOT_LOWERED = (
     "the learning rate is compiled into the step: recovery cannot lower it there, and only puts the state back. To let "
     "it, make the optimizer with optax.inject_hyperparams."
 )
+
+MANAGED_AGAIN = (
+    "ManagedState() was called again for a scheduler, which keeps the newest state alone: give several networks to one "
+    "ManagedState, as a tuple."
+)
+_KEPT: weakref.WeakSet[R8Scheduler] = weakref.WeakSet()
+"""The schedulers that keep the state of a loop of the user's own."""
 
 
 class ManagedState:
@@ -71,6 +79,9 @@ class ManagedState:
         _step: Callable[..., Any] | None = None,
     ) -> None:
         check_scheduler("scheduler", scheduler)
+        if _place is None and scheduler in _KEPT:
+            scheduler.host.say_once("managed again", MANAGED_AGAIN)
+        _KEPT.add(scheduler)
         self._r8 = scheduler
         self._place: Place = SimpleNamespace(state=state) if _place is None else _place
         self._processes = SharedProcesses.of(scheduler)

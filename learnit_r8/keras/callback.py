@@ -15,7 +15,7 @@ from ..triggers import Condition
 from .dataset import R8Dataset
 from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
 from .examiner import keep_model
-from .fit_frame import callbacks_of_fit, local_of_fit, scope_of_fit
+from .fit_frame import callbacks_of_fit, check_alone, local_of_fit, scope_of_fit
 from .losses import LossRecorder
 from .own_batches import OwnBatchesCallback
 from .rate_factor import RateFactor
@@ -128,6 +128,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Check what can only be checked now, and attach the model."""
+        check_alone(self)
         self._is_wrapped = check_fit(self.dataset)
         self.dataset.end_epoch()
         model: Any = self.model

@@ -39,6 +39,13 @@ def _of_models(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def check_alone(callback: Any) -> None:
+    """Raise ValueError if ``fit`` was given another callback of the same kind: both would count its batches."""
+    same = [each for each in callbacks_of_fit() or () if type(each) is type(callback)]
+    if len(same) > 1:
+        raise ValueError(f"callbacks of fit() must hold one R8Callback, got {len(same)}; leave the others out.")
+
+
 def callbacks_of_fit() -> list[Any] | None:
     """The callbacks of the ``fit`` that is running in this thread; None if there is none."""
     if local_of_fit("epoch_iterator") is None:

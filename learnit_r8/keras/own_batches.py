@@ -14,7 +14,7 @@ from ..engine.feed.replay import drop
 from ..triggers import Condition
 from .devices import check_devices, say_devices
 from .examiner import keep_model
-from .fit_frame import local_of_fit, scope_of_fit
+from .fit_frame import check_alone, local_of_fit, scope_of_fit
 from .pipeline import has_stage
 from .rate_factor import RateFactor
 from .state import SETS_RATE, ModelState, rate_of
@@ -76,6 +76,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Wire the model, which is built by now."""
+        check_alone(self)
         self._wire(self.model)
         assert self._state is not None
         say_devices(self._r8, self._state.num_saved_devices, self.model)

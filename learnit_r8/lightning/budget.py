@@ -23,11 +23,14 @@ def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) 
     """
     limit = trainer.limit_train_batches
     num_batches = min(steps_per_epoch, limit) if isinstance(limit, int) else int(steps_per_epoch * limit)
+    # A second fit() of a Trainer trains what its limits leave; a checkpoint goes on with the whole run.
+    is_second = trainer.ckpt_path is None
+    epochs_before, steps_before = trainer.current_epoch * is_second, trainer.global_step * is_second
     counts = []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        counts.append(trainer.max_epochs * num_batches)
+        counts.append((trainer.max_epochs - epochs_before) * num_batches)
     if trainer.max_steps is not None and trainer.max_steps >= 0:
-        counts.append(batches_of(trainer.max_steps, num_batches, trainer.accumulate_grad_batches))
+        counts.append(batches_of(trainer.max_steps - steps_before, num_batches, trainer.accumulate_grad_batches))
     if counts:
         return {"num_steps": max(1, min(counts))}
     seconds = [timer._duration for timer in trainer.callbacks if type(timer).__name__ == "Timer"]

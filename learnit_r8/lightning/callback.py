@@ -252,7 +252,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             # Validation comes next.
             self._adapter.flush()
             loader.scheduler.host.leave_epoch()
-        if loader.scheduler.is_over:
+        ends_itself = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if loader.scheduler.is_over and not ends_itself and trainer.global_step != trainer.max_steps:
+            # Told to stop, it validates once more.
             trainer.should_stop = True
 
     def _report(self, trainer: Any, outputs: Any) -> bool:

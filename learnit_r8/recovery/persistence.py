@@ -319,7 +319,10 @@ class Persistence:
 
     def _tell_saved(self, saved: Checkpoint) -> None:
         model_path = None if saved.model_path is None else str(saved.model_path)
-        self._announcer.tell(events.CheckpointSaved, path=str(saved.path), model_path=model_path)
+        is_on_trial = saved.state.get("recovery", {}).get("is_on_trial", False)
+        self._announcer.tell(
+            events.CheckpointSaved, path=str(saved.path), model_path=model_path, is_on_trial=is_on_trial
+        )
         if self.callbacks.save is not None and model_path is None:
             self._announcer.note_once("no model file", "save_callback left no file: checkpoints hold no model.")
 

@@ -212,7 +212,7 @@ class LoaderPlan:
         batch.chunk.close(batch.slot)
         self.hand_over()
 
-    def abandon(self, batch: Batch) -> bool:
+    def abandon(self, batch: Batch, *, may_come_again: bool = False) -> bool:
         """Close a batch that will not be reported; it does not come again, so returns False."""
         self.abandoned += 1
         self.num_samples -= batch.chunk.size.samples  # type: ignore[attr-defined]

@@ -279,10 +279,13 @@ class Plan:
         """Take back a drawn batch, which is then drawn next."""
         self.returned.appendleft(batch)
 
-    def abandon(self, batch: Batch) -> bool:
-        """Take back a batch that will not be reported; returns what `put_back` does."""
+    def abandon(self, batch: Batch, *, may_come_again: bool = True) -> bool:
+        """Take back a batch that will not be reported; returns whether it is drawn once more, as `put_back` does."""
         self.abandoned += 1
-        return self.put_back(batch)
+        if may_come_again:
+            return self.put_back(batch)
+        self.close(batch)
+        return False
 
     def can_put_back(self, batch: Batch) -> bool:
         """Whether `put_back` would have it drawn once more: only a batch of the current pass, the first time."""

@@ -253,10 +253,12 @@ def _options_of(optimizer: Any) -> list[dict[str, Any]]:
 
 def _load(holder: Any, state: Any, *, is_sharded: bool) -> None:
     """Have a part load its state, but for tensors that no state can hold: they are those that it has."""
-    kept = state
     if isinstance(holder, torch.nn.Module) and not is_sharded:
         kept = {key: value for key, value in state.items() if not (tensors.is_tensor(value) and tensors.why_not(value))}
-    holder.load_state_dict(state) if len(kept) == len(state) else holder.load_state_dict(kept, strict=False)
+        if len(kept) < len(state):
+            holder.load_state_dict(kept, strict=False)
+            return
+    holder.load_state_dict(state)
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:

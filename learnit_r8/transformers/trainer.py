@@ -60,6 +60,11 @@ NOT_OF_SAMPLES = (
     "samples; override sample_losses(model, inputs, outputs) to know them."
 )
 
+OTHER_LOADER = (
+    "get_train_dataloader() of {} gives batches that R8 knows nothing of: return super().get_train_dataloader() there, "
+    "or give r8={{'batches': False}} to keep your own."
+)
+
 
 class R8Mixin:
     """Goes before the Trainer among the bases: ``class MyTrainer(R8Mixin, Trainer): pass``; or SFTTrainer.
@@ -126,6 +131,8 @@ class R8Mixin:
 
     def _r8_current(self) -> Any:
         if self._r8_adapter is None:
+            if self._r8_draws and getattr(self, "is_in_train", False):
+                raise RuntimeError(OTHER_LOADER.format(type(self).__name__))
             raise RuntimeError("r8 was asked for before train() was called; the scheduler is built there.")
         return self._r8_adapter
 

@@ -192,6 +192,25 @@ def test_overflow_of_the_sum_is_no_damage(dtype):
     assert found == {}
 
 
+@pytest.mark.parametrize("kind", ["numpy", "torch", "jax", "tensorflow"])
+def test_half_precision_is_summed_in_single(kind, monkeypatch):
+    """Weights around one, whose sum is beyond what float16 holds: their numbers need not be looked at one by one."""
+    weights = LEAVES[kind](np.linspace(0.5, 1.5, 2**17).tolist())
+    if kind == "tensorflow":
+        weights = pytest.importorskip("tensorflow").cast(weights, "float16")
+    else:
+        weights = weights.half() if kind == "torch" else weights.astype("float16")
+    looks = []
+    monkeypatch.setattr(np, "isnan", looks.append)
+
+    assert not_finite({"w": weights}) == {}
+    assert not looks
+    monkeypatch.undo()
+    weights = np.asarray(weights).copy()
+    weights[5] = NAN
+    assert not_finite({"w": weights}) == {"w": "NaN"}
+
+
 def test_only_floats_count():
     """Integers and texts are not looked at, and an infinite number, such as the best value so far, is no fault."""
     state = {"n": np.arange(3), "t": np.array(["nan"]), "best": INF, "i": torch.arange(3), "s": np.float64(-INF)}

@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
 
     def group(item):
         name = getattr(item, "callspec", None) and item.callspec.params.get("column")
-        return frameworks.index(COLUMNS[name].framework) if name else -1
+        return frameworks.index(COLUMNS[name].framework) if name in COLUMNS else -1
 
     for at, item in zip(places, sorted((items[at] for at in places), key=group), strict=True):
         items[at] = item

@@ -4,7 +4,10 @@ A column is a small function, ``(mistake)``, which trains two epochs of four bat
 framework whose trainer cannot make a mistake leaves it out.
 """
 
+import functools
+import logging
 import re
+import tempfile
 import warnings
 
 import numpy as np
@@ -17,10 +20,12 @@ from learnit_r8.torch import attach
 
 ROWS = 32
 SAID = {
-    "attached twice": r"attach\(\) was called again for an optimizer whose run has begun",
+    "attached twice": r"attach\(\) was called again for an optimizer whose run has begun|must hold one R8Callback"
+    r"|more than one stateful callback of type `R8Callback`|ManagedState\(\) was called again",
     "not reported": r"the batch of step \d+ was not reported",
     "never reported": r"no loss reported|not reported",
-    "another loader": r"of no batch of",
+    "another loader": r"of no batch of|must be given the R8Loader|x must be the R8Dataset"
+    r"|gives batches that R8 knows nothing of",
 }
 """By mistake: what is said, as a warning or an error."""
 
@@ -91,11 +96,117 @@ def accelerated(train):
     return column
 
 
+def lightning_trainer(mistake, *, draws):
+    lightning = pytest.importorskip("lightning")
+    from learnit_r8.lightning import R8Callback, R8Loader
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = torch.nn.Linear(4, 3)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    data = TensorDataset(torch.randn(ROWS, 4), torch.zeros(ROWS, dtype=torch.int64))
+    plain = DataLoader(data, batch_size=8)
+    loader = R8Loader(data, batch_size=8) if draws else plain
+    callbacks = [R8Callback(loader) if draws else R8Callback() for _ in range(1 + (mistake == "attached twice"))]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(
+        max_epochs=2, callbacks=callbacks, accelerator="cpu", enable_checkpointing=False, **quiet
+    )
+    trainer.fit(Module(), plain if mistake == "another loader" else loader)
+
+
+def hf_trainer(mistake, *, draws):
+    transformers = pytest.importorskip("transformers")
+    from learnit_r8.transformers import R8Mixin
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = torch.nn.Linear(4, 3)
+
+        def forward(self, x, labels=None):
+            return {"loss": torch.nn.functional.cross_entropy(self.network(x), labels)}
+
+    class Trainer(R8Mixin, transformers.Trainer):
+        def get_train_dataloader(self):
+            return DataLoader(rows, 8) if mistake == "another loader" else super().get_train_dataloader()
+
+    rows = [{"x": torch.randn(4), "labels": torch.tensor(0)} for _ in range(ROWS)]
+    arguments = transformers.TrainingArguments(
+        tempfile.mkdtemp(), num_train_epochs=2, per_device_train_batch_size=8, use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    r8 = {"scheduler_mode": "keep"} if draws else {"batches": False}
+    trainer = Trainer(model=Model(), args=arguments, train_dataset=rows, r8=r8)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+
+
+def keras_fit(mistake, *, draws):
+    keras = pytest.importorskip("keras")
+    from learnit_r8.keras import R8Callback, R8Dataset
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, y = np.ones((ROWS, 4), "f4"), np.ones((ROWS, 1), "f4")
+    more = {"batch_size": 8, "initial_lr": 0.01} if draws else {"scheduler_mode": "keep"}
+    with R8Scheduler(*[ROWS] * draws, num_epochs=2, handle_signals=False, **more) as r8:
+        given = R8Dataset(x, y, r8) if draws else r8
+        callbacks = [R8Callback(given) for _ in range(1 + (mistake == "attached twice"))]
+        if draws and mistake != "another loader":
+            model.fit(given, shuffle=False, epochs=2, verbose=0, callbacks=callbacks)
+        else:
+            model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=callbacks)
+
+
+def managed_state(mistake, *, draws):
+    jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
+    from learnit_r8.flax import ManagedState, TrainState
+
+    rates = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+    state = TrainState.create(apply_fn=None, params={"w": jax.numpy.ones(4)}, tx=rates)
+    more = {"batch_size": 8, "initial_lr": 0.1} if draws else {"scheduler_mode": "keep"}
+    with R8Scheduler(*[ROWS] * draws, num_epochs=2, handle_signals=False, **more) as r8:
+        managed = [ManagedState(r8, state) for _ in range(1 + (mistake == "attached twice"))][-1]
+        batches = [np.zeros((8, 4))] * 4
+        for _ in r8.epoch_iterator():
+            given = r8.batch_iterator() if draws else r8.batches(batches)
+            for number, _ in enumerate(batches if mistake == "another loader" else given):
+                new = managed.for_step()
+                if mistake != "never reported" and not (mistake == "not reported" and number == 1):
+                    managed.report(new, 1.0)
+            if mistake == "never reported":
+                break
+
+
 COLUMNS = {
     "numpy": numpy_drawn, "numpy own": numpy_own, "attach": drawn, "attach loader": own,
     "accelerate": accelerated(drawn), "accelerate own": accelerated(own),
 }  # fmt: skip
+FRAMEWORKS = {"lightning": lightning_trainer, "trainer": hf_trainer, "keras": keras_fit, "managed state": managed_state}
+COLUMNS |= {name: functools.partial(train, draws=True) for name, train in FRAMEWORKS.items()}
+COLUMNS |= {f"{name} own": functools.partial(train, draws=False) for name, train in FRAMEWORKS.items()}
 CANNOT_MAKE = {("numpy", "attached twice"), ("numpy own", "attached twice")}
+# A Trainer is of one class, which is R8's or is not, and whoever keeps the batches takes those of any loader.
+CANNOT_MAKE |= {("trainer", "attached twice"), ("trainer own", "attached twice")}
+CANNOT_MAKE |= {(f"{name} own", "another loader") for name in ("lightning", "trainer", "keras")}
+# These report what they train on by themselves.
+CANNOT_MAKE |= {
+    (f"{name}{own}", f"{when} reported")
+    for name in ("lightning", "trainer", "keras") for own in ("", " own") for when in ("not", "never")
+}  # fmt: skip
+PARAMS = [
+    pytest.param(name, marks=[pytest.mark.program] * (name.removesuffix(" own") in FRAMEWORKS)) for name in COLUMNS
+]
 
 
 def said_by(train, mistake):
@@ -104,23 +215,26 @@ def said_by(train, mistake):
         warnings.simplefilter("always")
         try:
             train(mistake)
-        except RuntimeError as error:
-            return [str(each.message) for each in seen] + [str(error)]
-    return [str(each.message) for each in seen]
+        except (RuntimeError, ValueError) as error:
+            said = [str(error)]
+        else:
+            said = []
+    # A framework has warnings of its own, of other kinds.
+    return [str(each.message) for each in seen if issubclass(each.category, RuntimeWarning)] + said
 
 
-@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("column", PARAMS)
 def test_right_use_is_silent(column):
     """Without a mistake nothing is said."""
     assert said_by(COLUMNS[column], None) == []
 
 
 @pytest.mark.parametrize("mistake", SAID)
-@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("column", PARAMS)
 def test_wrong_use(column, mistake):
     """A mistake is said, in words that name it."""
     if (column, mistake) in CANNOT_MAKE:
-        pytest.skip("nothing is attached")
+        pytest.skip("nobody can make that mistake there")
     said = said_by(COLUMNS[column], mistake)
 
     assert any(re.search(SAID[mistake], each) for each in said), said

@@ -105,7 +105,7 @@ def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(tmp_path):
     assert r8.global_step == 48
 
 
-@pytest.mark.filterwarnings("ignore:the last losses were unusual")
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_too_many_refusals_end_fit():
     """TrainingDiverged comes out of fit."""
     r8 = scheduler(num_epochs=2, recovery=Recovery(max_refused=1))

@@ -363,6 +363,23 @@ def test_sampler_alone():
     assert first != seen
 
 
+def test_batches_that_the_module_leaves_out_end_no_epoch():
+    """A `training_step` that returns nothing costs its batches alone, twice in an epoch, too."""
+
+    class Sparing(Digits):
+        num_begun = 0
+
+        def training_step(self, batch, index):
+            self.num_begun += 1
+            return None if self.num_begun in (2, 5, STEPS + 3) else super().training_step(batch, index)
+
+    module, r8, _ = fit(module=Sparing(), epochs=3)
+
+    assert module.num_begun == r8.global_step == 3 * STEPS
+    assert r8.phase == "finished"
+    assert sorted(np.unique(r8.table.usage_count).tolist()) == [2, 3]
+
+
 def test_nothing_returned():
     """A manual step that returns nothing is told what to return."""
 
@@ -397,3 +414,53 @@ def test_old_release(monkeypatch):
 
     with pytest.raises(ImportError, match=r"lightning must be release 2.5 or newer, got 1.9.5; pip install -U"):
         importlib.reload(learnit_r8.lightning)
+
+
+LIMITS = {
+    "epochs": {},
+    "steps": {"max_steps": STEPS + 7, "max_epochs": -1},
+    "steps within epochs": {"max_steps": STEPS + 7},
+    "a part of an epoch": {"limit_train_batches": 0.5},
+    "validation in mid-epoch": {"val_check_interval": 0.5},
+    "validation by steps": {"val_check_interval": STEPS + 7, "check_val_every_n_epoch": None},
+    "accumulation": {"accumulate_grad_batches": 3},
+    "few batches": {"overfit_batches": 2},
+}
+
+
+class Counted(Digits):
+    """Counts its batches."""
+
+    num_trained = num_validated = 0
+
+    def training_step(self, batch, index):
+        self.num_trained += 1
+        return super().training_step(batch, index)
+
+    def validation_step(self, batch, index):
+        self.num_validated += 1
+
+
+@pytest.mark.parametrize("fits", [1, 2])
+@pytest.mark.parametrize(
+    "name", [each if each == "steps" else pytest.param(each, marks=pytest.mark.program) for each in LIMITS]
+)
+def test_a_trainer_does_as_much_as_without_r8(name, fits):
+    """As many batches are trained on and validated, by one fit and by a second one of the same Trainer."""
+    counts = {}
+    for kind in ("plain", "own", "drawn"):
+        loader = R8Loader(DATA, batch_size=32) if kind == "drawn" else DataLoader(DATA, 32, shuffle=True)
+        callbacks = [] if kind == "plain" else [R8Callback(*[loader] * (kind == "drawn"))]
+        options = {"max_epochs": 2, **LIMITS[name], "enable_checkpointing": False, **QUIET}
+        trainer, module = lightning.Trainer(callbacks=callbacks, **options), Counted(exact=kind == "drawn")
+        counts[kind] = []
+        for number in range(fits):
+            if number:
+                trainer.fit_loop.max_epochs *= 1 if trainer.max_epochs < 0 else 2
+                trainer.fit_loop.epoch_loop.max_steps *= 1 if trainer.max_steps < 0 else 2
+            trainer.fit(module, loader, DataLoader(DATA, 128))
+            counts[kind].append((module.num_trained, module.num_validated))
+        if callbacks:
+            assert callbacks[0].scheduler.phase == "finished"
+
+    assert counts["plain"] == counts["own"] == counts["drawn"]

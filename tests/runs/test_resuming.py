@@ -501,7 +501,7 @@ def test_example_resumes_after_it_was_killed(tmp_path):
 def test_reader_of_the_document_reads_checkpoints(tmp_path):
     """The reader printed in docs/files.md reads a real file, and refuses a damaged one."""
     text = (Path(__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
-    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "R8CK" in block)
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "__metadata__" in block)
     names = {}
     exec(code, names)
     interrupted(tmp_path, 3)

@@ -1,13 +1,16 @@
 """Short runs at rates near the highest: what they end with is as good as it may be, whatever was tried on the way."""
 
 import contextlib
+import io
 import math
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits
 
-from learnit_r8 import R8Scheduler, events
+from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
+from learnit_r8.dashboard.event_text import describe
+from learnit_r8.dashboard.plain import PlainLog
 
 NUM_FIXED, WIDTH, MOMENTUM = 256, 32, 0.9
 
@@ -216,6 +219,25 @@ def test_run_that_is_left_in_an_experiment_ends_with_a_better_state(step):
     assert not any(map(np.array_equal, final.weights, first.weights))
 
 
+@pytest.mark.parametrize("max_refused", [3, 10**6])
+def test_text_of_a_restore_where_a_run_is_left_names_what_was_looked_into(max_refused, recwarn):
+    """An experiment may end with the run, or as it is given up: it was made for another reason than the last losses."""
+    case = Watched(2)
+    case.settings["recovery"] = Recovery(max_refused=max_refused)
+
+    def act(r8, network):
+        current = r8.controller.experiment._live.current
+        if r8.global_step >= 90 and current is None:
+            network.weights = [4 * each for each in network.weights]
+        return current is not None and max_refused > 3
+
+    with contextlib.nullcontext() if max_refused > 3 else pytest.raises(TrainingDiverged):
+        case.train(act)
+    [said] = [text for text in (str(each.message) for each in recwarn.list) if "restored to step" in text]
+
+    assert said.startswith("losses were far too high: the weights were damaged")
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_exception_within_a_trial_leaves_the_weights_that_count():
     """Whoever catches it, and saves the model, has the weights from before the trial."""
@@ -367,6 +389,47 @@ def test_metrics_logged_within_a_trial_are_marked_and_no_best():
     assert not any(is_marked for _, is_marked in marked["outside"])
     assert r8.host.early_stop.best.value == 1.0
     assert events.MetricsLogged(1, 0.0, 1, {"a": 2.0}, is_on_trial=True).named == {"a_on_trial": 2.0}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_state_saved_within_a_trial_is_marked(tmp_path):
+    """In events, views, and the state itself, by which a program of the user's may tell."""
+    heard, case, network = [], Scored(), Scored().network()
+    marked = []
+
+    def act(r8):
+        is_on = r8.controller.inquiry.is_on_trial
+        if r8.global_step % 10 == 3 and r8.save_checkpoint() is not None:
+            marked.append((is_on, heard[-1].is_on_trial, r8.state_dict()["recovery"]["is_on_trial"]))
+
+    with case.scheduler(network, listeners=[heard.append], checkpoint_dir=tmp_path, checkpoint_every=10**6) as r8:
+        case.train(r8, network, act)
+    told = [event for event in heard if isinstance(event, events.CheckpointSaved)]
+    [mark] = {describe(event).text.split("saved")[1] for event in told if event.is_on_trial}
+
+    assert {(True, True, True), (False, False, False)} == set(marked)
+    assert mark == ", with weights on trial"
+    for event in told:
+        text = io.StringIO()
+        PlainLog(text)(event)
+        assert ("on trial" in text.getvalue()) == event.is_on_trial
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_state_of_weights_under_test_says_so_when_it_is_loaded():
+    """One that a program has saved while backups were tested: the weights that counted are not among it."""
+    case, states = Watched(2), []
+
+    def act(r8, network):
+        is_tested = r8.controller.experiment._live.current is not None
+        if not is_tested and r8.global_step == 20:
+            network.weights = [4 * each for each in network.weights]
+        states.extend([r8.state_dict()] if is_tested else [])
+        return is_tested
+
+    case.train(act)
+    with pytest.warns(RuntimeWarning, match="goes on from weights that were only on trial"):
+        case.scheduler(case.network()).load_state_dict(states[0])
 
 
 class Left(Exception):

@@ -330,7 +330,8 @@ class Inquiry:
             if not isinstance(best, Backup):
                 live.put_present()
             elif live.put(best):
-                self._go_on_from(best, Alarm.END, is_sudden=True)
+                alarm, is_sudden = (Alarm.END, True) if case is None else (case.alarm, case.is_sudden)
+                self._go_on_from(best, alarm, is_sudden=is_sudden)
         self._first_steps.break_off(is_damaged=False)
         self._experiment.end()
         live.end()

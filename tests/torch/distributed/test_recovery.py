@@ -44,6 +44,16 @@ def test_validation_on_two_ranks_sees_no_weights_on_trial(pair):
     assert len({begun for *_, begun, _ in within}) == len(within)
 
 
+def test_checkpoint_waits_no_longer_than_a_trial(pair, tmp_path):
+    """On several ranks one that is due follows the trial: 64 steps on, and up to 16 more as losses come late."""
+    within, saved = pair.run(jobs.saving_run, tmp_path)[0]
+    after = min(step for step in saved if step > 30)
+
+    assert within[0] == 30
+    assert max(saved) == 120
+    assert 30 + 64 <= after <= 30 + 64 + 16
+
+
 @pytest.mark.parametrize("damages", [False, True])
 def test_rank_that_leaves_the_run_by_a_break_asks_no_other(pair, tmp_path, damages):
     """Its close() does not wait for the others, puts nothing back and saves nothing; it says so, and what it saw."""
