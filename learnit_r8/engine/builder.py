@@ -28,8 +28,7 @@ from ..sampling.lengths import Buckets
 from ..sampling.loader_plan import UNKNOWN_LENGTH, LoaderPlan
 from ..sampling.permutation import MAX_SAMPLES
 from ..sampling.plan import Plan
-from ..schedules.budget import BUDGETS, OPEN_WARMUP, Budget
-from ..schedules.cool_down import CoolDownRule
+from ..schedules.budget import BUDGETS, OPEN_WARMUP, Budget, CoolDownRule
 from ..schedules.range_test import RangeTest
 from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, make_schedule
 from ..schedules.span import Span, read_span

@@ -1,4 +1,4 @@
-"""Every sample once per pass, in batches with equal shares of easy and hard samples."""
+"""Policies without settings: batches with equal shares of easy and hard samples, random ones, and steady ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .base import Candidates, Order, Policy
+from .base import Candidates, Context, Kept, Order, Policy
 from .radix import order_of
 from .ranking import by_loss, grouped, spread
+
+
+@dataclass(frozen=True)
+class Shuffle(Policy):
+    """Every sample once per pass in random order, as by a plain shuffle: the baseline."""
+
+    name = "shuffle"
+    uses_groups = False
+    is_random = False
 
 
 @dataclass(frozen=True)
@@ -81,3 +90,30 @@ class Quartile(Policy):
         order[1::2] = by_label[easy : count - hard]
         order[2::4] = by_label[count - hard :]
         return order
+
+
+@dataclass(frozen=True)
+class Steady(Policy):
+    """Only the quarter of the seen samples with the lowest loss (Q1), least used first.
+
+    Recovery uses it to stabilize training after a refused loss. If fewer samples than a batch were seen, as after an
+    epoch of refused losses, a pass takes every sample.
+
+    Source: the prototype of learnit-r8.
+    """
+
+    name = "steady"
+    uses_groups = False
+    is_random = False
+
+    def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
+        seen = int((chunk.usage_count > 0).sum())
+        if seen < context.batch_size and context.pass_number >= 0:
+            return np.ones(len(chunk.indices), bool), None
+        lowest = by_loss(np.where(np.isnan(chunk.loss), np.float32(np.inf), chunk.loss))
+        keep = np.zeros(len(chunk.indices), bool)
+        keep[lowest[: min(seen, max(seen // 4, context.batch_size))]] = True
+        return keep, None
+
+    def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
+        return order_of(chunk.usage_count)
