@@ -29,7 +29,7 @@ KEEP_NEWEST = 3
 KEEP_OLDER = 8
 NUM_NAMES = MOST_LABELS = 1000
 
-_NAME = re.compile(r"samples-(\d{6,9})\.safetensors")
+_NAME = re.compile(r"samples-(\d{6,9})\.(safetensors|npz)")
 _FIELDS: dict[str, np.dtype[Any]] = {
     "loss": np.dtype("<f4"),
     "last": np.dtype("<f4"),
@@ -220,8 +220,8 @@ def _name(epoch: int) -> str:
 
 
 def sample_epochs(folder: Path) -> list[int]:
-    """Epochs that have a file, in order."""
-    return sorted(int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match)
+    """Epochs that have a file, one of an older version too, in order."""
+    return sorted({int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match})
 
 
 def kept(epochs: list[int]) -> list[int]:
@@ -243,9 +243,16 @@ def read_samples(folder: Path, epoch: int) -> Samples:
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is no regular file, no samples file, or damaged; at most as much as the file holds was read.
+        ValueError: it is no regular file, no samples file, damaged, or of an older version; at most as much as the file
+            holds was read.
     """
     path = folder / _name(epoch)
+    if not path.exists() and path.with_suffix(".npz").exists():
+        where = str(folder.absolute())
+        raise ValueError(
+            f"{path.name} must be there, got one of an older version; run learnit-r8 convert {where}, which writes "
+            f"{where}-converted."
+        )
     try:
         arrays = codec.read(path)
         about = json.loads(arrays.pop("about"))

@@ -137,3 +137,12 @@ def test_nothing_of_today_is_converted(tmp_path, capsys):
     (tmp_path / "x.r8").write_bytes(encode({"w": np.ones(2)}))
     assert main(["convert", str(tmp_path / "x.r8")]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["x.r8"]
+
+
+def test_samples_of_an_older_run_are_named(tmp_path, capsys):
+    """`samples` says of a run that was not converted what to do, and shows them once that is done."""
+    run = Path(shutil.copytree(SAVED / "run", tmp_path / "run"))
+    assert main(["samples", str(run)]) == 1
+    assert f"of an older version; run learnit-r8 convert {run}, which writes {run}-converted" in capsys.readouterr().err
+    assert main(["convert", str(run)]) == 0
+    assert main(["samples", f"{run}-converted"]) == 0

@@ -149,7 +149,7 @@ def test_other_names_are_no_samples(tmp_path):
         "samples-000003.safetensors",
         "samples-3.safetensors",
         "samples-000004.safetensors.bak",
-        "samples-000006.npz",
+        "samples-000006.npy",
         "../samples-000005.safetensors",
         "x",
     ):
