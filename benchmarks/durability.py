@@ -27,15 +27,13 @@ import tempfile
 import time
 import tracemalloc
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from learnit_r8 import CheckpointStore, NoValidCheckpoint, R8Scheduler
-from learnit_r8.checkpoint.codec import encode
+from learnit_r8.checkpoint.codec import MOST_HEADER, encode
 
-HEADER = struct.Struct("<4sIQ32s")
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """A folder in memory: a kill does not see what was flushed, so the disk may be left in peace."""
 
@@ -315,64 +313,40 @@ def cuts(saves=110, forgets=()):
     return lost, len(recorder.states)
 
 
-def sealed(payload):
-    """A file with a right header and digest."""
-    return HEADER.pack(b"R8CK", 1, len(payload), hashlib.sha256(payload).digest()) + payload
-
-
-def archive(members, *, compressed=False):
-    buffer = io.BytesIO()
-    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w", method) as file:
-        warnings.simplefilter("ignore")
-        for name, content in members:
-            file.writestr(name, content)
-    return buffer.getvalue()
-
-
-def npy(value, pickled=False):
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, value, allow_pickle=pickled)
-    return buffer.getvalue()
-
-
-def tree_file(text, *more):
-    return sealed(archive([("tree.npy", npy(np.array(text))), *more]))
+def sealed(entries, data=b"", *, tree="{}"):
+    """A file with this header and data, and the right digest."""
+    about = {"sha256": "0" * 64, "version": "2", "tree": tree}
+    header = json.dumps({"__metadata__": about, **entries}).encode()
+    content = len(header).to_bytes(8, "little") + header + data
+    return content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1)
 
 
 def hostile(rng):
     """Files that somebody made, their digest right."""
+    array = {"dtype": "F64", "shape": [3], "data_offsets": [0, 24]}
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (65536, 65536), }"
     forged = b"\x93NUMPY\x01\0" + struct.pack("<H", 118) + header + b" " * (117 - len(header)) + b"\n"
-    many = archive([(f"a{number}.npy", b"") for number in range(70_000)])
-    yield sealed(archive([("tree.npy", bytes(50_000_000))], compressed=True))
-    yield sealed(archive([("tree.npy", npy(np.array([print], dtype=object), pickled=True))]))
-    yield tree_file('{"a": {"__array__": "a0"}}', ("a0.npy", forged))
-    yield tree_file('{"a": {"__array__": "a0"}}', ("a0.npy", npy(np.zeros(3))), ("a0.npy", npy(np.zeros(3))))
-    yield tree_file('{"a": {"__array__": "a9"}}')
-    yield tree_file("[" * 100_000)
-    yield tree_file("[" + "[]," * 2_000_000 + "[]]")
-    yield tree_file("9" * 100_000)
-    yield tree_file('{"run_id": "x", "model": {"name": "../../etc/passwd"}, "scheduler": {}}')
-    yield tree_file('{"run_id": 1, "model": 2, "scheduler": 3}')
-    yield sealed(many)
-    yield sealed(b"")
-    yield sealed(b"PK\5\6" + bytes(18))
-    for text in (
-        "",
-        "null",
-        "3",
-        '"x"',
-        "[1]",
-        "{}",
-        '{"run_id": "x"}',
-        "NaN",
-        '{"__array__": 3}',
-        '{"__array__": []}',
-    ):
-        yield tree_file(text)
+    objects = io.BytesIO()
+    np.lib.format.write_array(objects, np.array([print], dtype=object), allow_pickle=True)
+    for content in (forged, objects.getvalue()):
+        entry = {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
+        yield sealed({"a": entry}, content, tree='{"a": {"__npy__": "a"}}')
+    yield sealed({"a": {**array, "shape": [2**40]}}, bytes(24))
+    yield sealed({"a": {**array, "data_offsets": [0, 2**40]}}, bytes(24))
+    yield sealed({"a": array, "b": array}, bytes(24))
+    yield sealed({f"a{number}": array for number in range(20_000)}, bytes(24))
+    yield sealed({"a": array}, bytes(24), tree='{"a": [{"__array__": "a"}, {"__array__": "a"}]}')
+    yield sealed({}, tree='{"a": {"__array__": "a9"}}')
+    yield sealed({}, tree="[" * 100_000)
+    yield sealed({}, tree="[" + "[]," * 2_000_000 + "[]]")
+    yield sealed({}, tree="9" * 100_000)
+    yield sealed({}, tree='{"run_id": "x", "model": {"name": "../../etc/passwd"}, "scheduler": {}}')
+    yield sealed({}, tree='{"run_id": 1, "model": 2, "scheduler": 3}')
+    others = ("", "null", "3", '"x"', "[1]", "{}", '{"run_id": "x"}', "NaN", '{"a": {"__array__": 3}}')
+    for text in others:
+        yield sealed({}, tree=text)
     for _ in range(20):
-        yield sealed(rng.randbytes(rng.randrange(200)))
+        yield rng.randbytes(rng.randrange(200))
 
 
 def mutants(count, seed=0):
@@ -422,8 +396,9 @@ def mutants(count, seed=0):
             content += rng.randbytes(1 + rng.randrange(100))
         elif changed is path:
             # A flip behind a digest that is right again.
-            content[48 + place % (len(content) - 48)] ^= 1 << rng.randrange(8)
-            content = sealed(bytes(content[48:]))
+            content[100 + place % (len(content) - 100)] ^= 1 << rng.randrange(8)
+            content[36:100] = b"0" * 64
+            content[36:100] = hashlib.sha256(content).hexdigest().encode()
         else:
             del content[:place]
         same = bytes(content) == (good if changed is path else good_model)
@@ -437,7 +412,8 @@ def mutants(count, seed=0):
         load((2,))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        bad["large"] += peak > 2 * max(len(content), 10**6)
+        # A header may take ten times its length.
+        bad["large"] += peak > 10 * min(len(content), MOST_HEADER) + 2 * max(len(content), 10**6)
     for make in (
         os.mkfifo,
         os.mkdir,

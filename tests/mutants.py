@@ -354,7 +354,7 @@ MUTANTS = [Mutant(*each) for each in (
      "checkpoint/test_early_stop.py", "load_best() gives the last model"),
     ("checkpoint/early_stop.py", '"waited": state["waited"]}', '"waited": 0}',
      "checkpoint/test_early_stop.py -k resume", "patience begins anew after each resume"),
-    ("checkpoint/codec.py", "if hashlib.sha256(payload).digest() != digest:", "if False:",
+    ("checkpoint/codec.py", "if digest.hexdigest().encode() != written:", "if False:",
      "checkpoint/test_store.py -k flipped", "a damaged checkpoint is loaded"),
     ("checkpoint/durable_io.py", "_write(path, content, link_new)", "_write(path, content, rename)",
      "checkpoint/test_durable_io.py -k 'new_file'", "a checkpoint of another run is overwritten"),

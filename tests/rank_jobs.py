@@ -16,6 +16,7 @@ from learnit_r8 import R8Scheduler, events
 from learnit_r8.checkpoint.state_tree import clone
 from learnit_r8.torch import Ranks, RanksDiffer, SharedRun, Together, attach
 from tests.digits import load_digits
+from tests.trial_common import begin_trial
 
 
 def gathered(rank):
@@ -396,10 +397,7 @@ def validated_run(rank):
     with adapter:
         for epoch in adapter.epochs():
             if epoch == 3:
-                # What the first losses of a run may ask for at the same step on all ranks.
-                controller.inquire(adapter.scheduler.global_step, 1.0)
-                controller.witnesses.first.replayed = 0.0
-                controller._first_steps._begin_trial(1.0)
+                begin_trial(adapter.scheduler)
             begun = None
             for inputs, targets in adapter.loader():
                 begun = begun or parameter_digest(digits.model)
@@ -431,10 +429,7 @@ def saving_run(rank, folder):
     with adapter:
         for epoch in adapter.epochs():
             if epoch == 2:
-                # What the first losses of a run may ask for at the same step on all ranks.
-                controller.inquire(30, 1.0)
-                controller.witnesses.first.replayed = 0.0
-                controller._first_steps._begin_trial(1.0)
+                begin_trial(adapter.scheduler)
             for inputs, targets in adapter.loader():
                 adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
                 if controller._first_steps.is_on_trial:

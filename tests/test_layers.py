@@ -234,7 +234,7 @@ def needed(path):
     if place == "keras":
         outside -= {"keras"} | lazily & {"tensorflow"}
     if place == "torch":
-        outside -= {"torch"} | lazily & {"accelerate", "safetensors"}
+        outside -= {"torch"} | lazily & {"accelerate"}
     if place in ("lightning", "transformers"):
         outside -= {"torch", place} | lazily & {"datasets"}
     if name_of(path) == "table/labels/frame.py":

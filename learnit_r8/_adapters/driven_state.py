@@ -17,8 +17,8 @@ import numpy as np
 from ..checkpoint.callbacks import OWN, Callbacks
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import open_output
-from ..checkpoint.state_fit import fit, unpack_saved
-from ..checkpoint.state_form import hold, is_key, pack
+from ..checkpoint.state_fit import fit
+from ..checkpoint.state_form import hold, is_key, pack, unpack
 from ..checkpoint.state_tree import is_holder, nnx_of, open_node
 from ..sampling.random_generators import random_state, set_random_state
 
@@ -154,7 +154,7 @@ class DrivenState:
         """
         if not from_ram:
             source = decode(Path(source).read_bytes())
-            restored = fit(unpack_saved(source["state"]), self._live())
+            restored = fit(unpack(source["state"]), self._live())
         else:
             restored = source["form"].make(source["state"])
         self._place.state = restored

@@ -155,18 +155,21 @@ def make_first_free(names: Iterator[Path], make: Callable[[Path], object]) -> Pa
             return path
 
 
-def replace(path: Path, content: bytes | Callable[[IO[bytes]], object], *, durable: bool = True) -> None:
+def replace(
+    path: Path, content: bytes | Callable[[IO[bytes]], object], *, durable: bool = True, permissions: int = 0o666
+) -> None:
     """Write a file whole or not at all, replacing any file or link of this name.
 
     Args:
         path: Its name.
         content: Its content, or a function that writes it to the given file.
         durable: Whether to wait until the disk has it.
+        permissions: Of the file, before the umask.
 
     Raises:
         OSError: the write failed; an existing file is still whole.
     """
-    _write(path, content, rename, durable=durable)
+    _write(path, content, rename, durable=durable, permissions=permissions)
 
 
 def temporary_name(path: Path) -> Path:
@@ -236,7 +239,7 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def open_temporary(path: Path, permissions: int = 0o666, buffering: int = -1) -> BinaryIO:
+def open_temporary(path: Path, permissions: int = 0o666) -> BinaryIO:
     """Make the file of a `temporary_name`, and open it for writing.
 
     Raises:
@@ -244,7 +247,7 @@ def open_temporary(path: Path, permissions: int = 0o666, buffering: int = -1) ->
     """
     # An existing one can only be left by a dead process or thread with the same id.
     remove(path)
-    return open(open_output(path, "x", permissions=permissions), "wb", buffering=buffering)
+    return open(open_output(path, "x", permissions=permissions), "wb")
 
 
 def _write(
@@ -253,10 +256,11 @@ def _write(
     name_it: Callable[[Path, Path], None],
     *,
     durable: bool = True,
+    permissions: int = 0o666,
 ) -> None:
     temporary = temporary_name(path)
     try:
-        with open_temporary(temporary) as file:
+        with open_temporary(temporary, permissions) as file:
             if callable(content):
                 content(file)
             else:

@@ -43,10 +43,17 @@ class NoValidCheckpoint(ValueError):
 
 
 def first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None:
-    """The first readable checkpoint; the reasons against those before it are added to ``reasons`` and warned of."""
+    """The first readable checkpoint; the reasons against those before it are added to ``reasons`` and warned of.
+
+    Raises:
+        OlderFile: the newest one that is whole was written by an older version.
+    """
     for path in paths:
         try:
             checkpoint = read_checkpoint(path)
+        except codec.OlderFile:
+            # To skip it would be to start over, or to go back, without a word.
+            raise
         except (OSError, ValueError) as error:
             reasons.append(f"{path.name}: {error}")
             continue
@@ -61,9 +68,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         ValueError: one of them is damaged, or not a regular file.
+        OlderFile: an older version wrote it.
         OSError: it cannot be read.
     """
-    content = codec.read(path)
+    try:
+        content = codec.read(path)
+    except codec.OlderFile:
+        folder = str(path.parent.absolute())
+        raise codec.OlderFile(
+            f"a checkpoint must be of this version, got {path.name!r} of an older one in {folder!r}: run learnit-r8 "
+            f"convert {folder}, and put {folder}-converted, which that writes, in its place; or begin a new run with "
+            "resume=None."
+        ) from None
     run_id, about, config = content.get("run_id"), content.get("model"), content.get("config", {})
     if not (isinstance(run_id, str) and isinstance(content.get("scheduler"), dict) and isinstance(config, dict)):
         raise ValueError(f"{path.name} must be a checkpoint of R8Scheduler, got the entries {sorted(content)[:9]}.")

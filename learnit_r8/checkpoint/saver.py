@@ -130,7 +130,10 @@ class CheckpointSaver:
             epoch_ended: Whether an epoch has ended since the previous call.
             run_ended: Whether this is the last call.
         """
-        due = self._when(elapsed) or (epoch_ended and self._each_epoch and self._is_epoch_due(elapsed.steps))
+        due = self._when(elapsed)
+        if epoch_ended and self._each_epoch and not due:
+            length, self._step_of_epoch = elapsed.steps - self._step_of_epoch, elapsed.steps
+            due = length > 1 or elapsed.steps - self._step_tried >= STEPS_OF_EPOCHS
         # A run that had finished before it was resumed logs nothing.
         if run_ended and elapsed.steps != self._first_step:
             self._check_monitor()
@@ -146,11 +149,6 @@ class CheckpointSaver:
             self._num_to_skip -= 1
             return False
         return due or run_ended or self._must_pin
-
-    def _is_epoch_due(self, step: int) -> bool:
-        """Whether a checkpoint is due as an epoch has ended."""
-        length, self._step_of_epoch = step - self._step_of_epoch, step
-        return length > 1 or step - self._step_tried >= STEPS_OF_EPOCHS
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which none is due unless an epoch ends; ``asked`` is the last `is_due` call."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import codec
-from .durable_io import open_temporary, remove, temporary_name
+from .durable_io import remove, replace
 from .reader import Checkpoint
 from .shared_folders import free_bytes, is_held, is_private, lock_until_released, make_own, own_folders, own_name
 from .state_form import pack, size_of, unpack
@@ -172,7 +172,7 @@ class SharedBackups:
         if self._release is not None:
             # They take the room that others may lack; the newest may still be worth going back to.
             with contextlib.suppress(OSError):
-                for _, path in self._files()[:-1]:
+                for _, path in files_in(self._folder)[:-1]:
                     remove(path)
         if not was_off:
             self._switched(reason)
@@ -208,15 +208,16 @@ class SharedBackups:
 
     def _sweep_others(self) -> None:
         """Delete the generations of crashed runs, but for the newest ones of the last minutes."""
-        others = []
+        ages: dict[Path, float] = {}
         for folder in self._parent.iterdir():
             if folder != self._run and not any(map(is_held, folder.glob("rank*"))):
                 with contextlib.suppress(OSError):
-                    others.append((folder.stat().st_mtime, folder))
-        others.sort()
-        if others and time.time() - max(_newest_time(others[-1][1]), others[-1][0]) < OTHERS_SECONDS:
-            others.pop()
-        for _, folder in others:
+                    ages[folder] = folder.stat().st_mtime
+        newest = max(ages, key=ages.__getitem__, default=self._run)
+        times = [path.stat().st_mtime for path in newest.glob("rank*/gen_*")]
+        if newest in ages and time.time() - max(*times, ages[newest], 0.0) < OTHERS_SECONDS:
+            del ages[newest]
+        for folder in ages:
             remove(folder)
 
     def _make_room(self, size: int) -> None:
@@ -225,7 +226,7 @@ class SharedBackups:
         Raises:
             ValueError: two generations do not fit.
         """
-        files = self._files()
+        files = files_in(self._folder)
         used = sum(path.stat().st_size for _, path in files)
         room = int(SHARE * (free_bytes(self._folder) + used))
         if 2 * size > room:
@@ -242,14 +243,14 @@ class SharedBackups:
         began = time.monotonic()
         try:
             path = self._folder / f"gen_{step:012d}.r8"
-            temporary = temporary_name(path)
-            try:
-                with open_temporary(temporary, 0o600, buffering=0) as file:
-                    codec.write(whole, file)
-                os.replace(temporary, path)
-            finally:
-                remove(temporary)
-            self._delete_old(path, kept)
+            replace(path, lambda file: codec.write(whole, file), durable=False, permissions=0o600)
+            files = files_in(self._folder)
+            # Newer ones than the first of this run are of an earlier one in this folder that was not resumed.
+            stale = [newer for _, newer in files if self._is_new and newer > path]
+            older = [each for number, each in files[: len(files) - len(stale)][:-KEPT] if number not in kept]
+            self._is_new = False
+            for each in (*stale, *older):
+                remove(each)
             self._has_written = True
         except Exception as error:
             # Told by the training thread.
@@ -258,22 +259,6 @@ class SharedBackups:
             done()
             now = time.monotonic()
             self._rest_until = now + (now - began)
-
-    def _delete_old(self, newest: Path, kept: set[int]) -> None:
-        files = self._files()
-        if self._is_new:
-            # Those of an earlier run of this folder that was not resumed, as they are newer than the first of this one.
-            self._is_new = False
-            for _, path in files:
-                if path.name > newest.name:
-                    remove(path)
-            files = self._files()
-        for step, path in files[:-KEPT]:
-            if step not in kept:
-                remove(path)
-
-    def _files(self) -> list[tuple[int, Path]]:
-        return files_in(self._folder)
 
     def newest(
         self, skipped: list[str], is_same: Callable[[str], bool] = lambda text: True
@@ -288,7 +273,13 @@ class SharedBackups:
             The generation as a checkpoint, with its model state; the proved states; and its wall time. None if there is
             none, or if a running process writes them.
         """
-        common = self._common_steps(skipped)
+        common: list[int] = []
+        try:
+            if is_private(self._parent) and self._run.is_dir() and not is_held(self._folder):
+                ranks = [{step for step, _ in files_in(self._run / f"rank{rank}")} for rank in range(self._num_ranks)]
+                common = sorted(set.intersection(*ranks), reverse=True)
+        except OSError as error:
+            skipped.append(f"their folder cannot be read: {error}")
         if not is_same(repr(common)):
             skipped.append("not all ranks find the same ones")
             return None
@@ -296,9 +287,17 @@ class SharedBackups:
             path, found = self._folder / f"gen_{step:012d}.r8", None
             try:
                 found = self._read(path)
-                text = _moment_of(found[0])
+                state = found[0].state
+                # What distinguishes it from one of the same step that an earlier launch of the run left.
+                text = f"{found[0].run_id} {state['num_draws']} {state['pace']!r}"
+            except codec.OlderFile:
+                where = str(self._parent)
+                raise codec.OlderFile(
+                    f"backups in memory must be of this version, got {path.name!r} of an older one in {where!r}; "
+                    f"run learnit-r8 convert {where}, and put {where}-converted in its place, or delete it."
+                ) from None
             except _DAMAGE as error:
-                text = f"{path.name}: {error}"
+                found, text = None, f"{path.name}: {error}"
             if is_same(text):
                 if found is not None:
                     return found
@@ -306,17 +305,6 @@ class SharedBackups:
                 text = f"{path.name}: another rank has no readable one of this moment"
             skipped.append(text)
         return None
-
-    def _common_steps(self, skipped: list[str]) -> list[int]:
-        """The steps of the generations that all ranks have, newest first; empty if a running process writes them."""
-        try:
-            if not (is_private(self._parent) and self._run.is_dir()) or is_held(self._folder):
-                return []
-            ranks = [{step for step, _ in files_in(self._run / f"rank{rank}")} for rank in range(self._num_ranks)]
-        except OSError as error:
-            skipped.append(f"their folder cannot be read: {error}")
-            return []
-        return sorted(set.intersection(*ranks), reverse=True)
 
     def _read(self, path: Path) -> tuple[Checkpoint, list[Proved], float]:
         content = codec.read(path)
@@ -357,14 +345,3 @@ def files_in(folder: Path) -> list[tuple[int, Path]]:
     """The complete generations in a folder with their steps, oldest first."""
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     return [(int(match[1]), folder / match[0]) for match in map(_NAME.fullmatch, names) if match]
-
-
-def _moment_of(generation: Checkpoint) -> str:
-    """Return what distinguishes a generation from one of the same step that an earlier launch of the run left."""
-    state = generation.state
-    return f"{generation.run_id} {state['num_draws']} {state['pace']!r}"
-
-
-def _newest_time(folder: Path) -> float:
-    times = [path.stat().st_mtime for path in folder.glob("rank*/gen_*")]
-    return max(times, default=0.0)

@@ -1,4 +1,4 @@
-"""Saved states in live ones: a state like the present one with the values of a file, of this version or of 7ddda59."""
+"""Saved states in live ones: a state like the present one with the values of a file."""
 
 from __future__ import annotations
 
@@ -12,28 +12,15 @@ from numpy.typing import NDArray
 
 from .._validation import is_number
 from . import tensors
-from .state_form import LeftOut, as_tensor, is_key, of_other_kind, unpack
-from .state_tree import is_holder, is_own_kind, nnx_of, open_node
-
-
-def unpack_saved(saved: Any) -> Any:
-    """What `pack` was given; or the plain nest that 7ddda59 has saved for loops and Flax, for `fit`."""
-    return unpack(saved) if isinstance(saved, Mapping) and saved.keys() == {"version", "tree"} else _readable(saved)
-
-
-def _readable(plain: Any) -> Any:
-    if not isinstance(plain, Mapping):
-        return plain
-    if "__bits__" in plain:
-        return of_other_kind(plain["dtype"], plain["__bits__"])
-    return {name: _readable(value) for name, value in plain.items()}
+from .state_form import LeftOut, as_tensor, is_key
+from .state_tree import is_holder, nnx_of, open_node
 
 
 def fit(saved: Any, template: Any, where: str = "state") -> Any:
     """A state like ``template``, with the values of a saved one.
 
     Args:
-        saved: What `unpack_saved` returned.
+        saved: What `unpack` returned.
         template: A state of the same structure; objects with ``load_state_dict`` are changed in place. What was left
             out stays as it is here.
         where: Name of the place, for messages.
@@ -79,25 +66,11 @@ def _state_of_holder(saved: Any, holder: Any, where: str) -> Any:
     if not (hasattr(holder, "param_groups") and isinstance(saved, Mapping) and "state" in own):
         return fit(saved, own, where)
     rest = fit(_without_state(saved), _without_state(own), where)
-    return {"state": {int(number): _unfold(values) for number, values in saved.get("state", {}).items()}, **rest}
+    return {"state": saved.get("state", {}), **rest}
 
 
 def _without_state(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in saved.items() if name != "state"}
-
-
-def _unfold(plain: Any) -> Any:
-    """A nest of 7ddda59 with torch tensors for arrays, and lists for what is numbered."""
-    if isinstance(plain, dict):
-        parts = {name: _unfold(value) for name, value in plain.items()}
-        return list(parts.values()) if all(str(name).isdecimal() for name in parts) else parts
-    return _tensor_from(plain) if isinstance(plain, np.ndarray) else plain
-
-
-def _tensor_from(array: NDArray[Any]) -> Any:
-    if is_own_kind(array.dtype):
-        return as_tensor(array.copy())
-    return tensors.from_bits(as_tensor(array.view(f"u{array.itemsize}").copy()), array.dtype.name, array.shape)
 
 
 def _fit_leaf(saved: Any, template: Any, where: str) -> Any:
@@ -112,7 +85,7 @@ def _fit_leaf(saved: Any, template: Any, where: str) -> Any:
         hint = "; pmap keeps a copy for each device, so go on with as many" if is_of_devices else ""
         raise ValueError(f"{where} must be saved with the shape {tuple(shape)}, got {tuple(saved.shape)}{hint}.")
     if tensors.is_tensor(template):
-        return (saved if tensors.is_tensor(saved) else _tensor_from(saved)).to(template.device)
+        return as_tensor(saved).to(template.device)
     jax: Any = sys.modules.get("jax")
     if jax is None or isinstance(template, np.ndarray) or tensors.is_tensor(saved):
         return saved

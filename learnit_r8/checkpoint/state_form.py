@@ -1,4 +1,4 @@
-"""A state taken apart into plain values and named arrays, as files and shared memory hold it, and put together again.
+"""A state taken apart into plain values and named arrays, as files hold it, and put together again.
 
 Nothing that is read is trusted: no class is looked up by name, no code is run, and what does not fit together is
 refused.
@@ -7,24 +7,25 @@ refused.
 from __future__ import annotations
 
 import importlib.util
-import io
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..events.caller import warn
 from . import tensors
+from .codec import Labelled
 from .state_tree import Node, is_own_kind, open_node
 
 VERSION = 2
-"""Of what `pack` returns; files of 7ddda59 have none, and are read too."""
+"""Of what `pack` returns."""
 
-BLOCK_BYTES = 2**22
+LABELS = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"}
+"""Kinds of numbers that numpy lacks, as files call them."""
 
 _PAIRS: dict[str, Callable[[Any], Any]] = {
     "dict": dict,
@@ -54,56 +55,18 @@ _OTHERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-class _Array:
-    """An array that is written block by block, without a copy of the whole."""
-
-    def __init__(self, values: NDArray[Any]) -> None:
-        self.dtype, self.shape = values.dtype, values.shape
-        self._values = values
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its values."""
-        return int(self._values.nbytes)
-
-    def blocks(self) -> Iterator[NDArray[np.uint8]]:
-        """The bytes of its values in C order."""
-        whole = np.ascontiguousarray(self._values).reshape(-1).view(np.uint8)
-        for start in range(0, len(whole), BLOCK_BYTES):
-            yield whole[start : start + BLOCK_BYTES]
-
-
-class Shelf(Protocol):
-    """Where `take_apart` puts arrays."""
-
-    def has_kind(self, tensor: Any) -> bool:
-        """Whether a tensor of this kind of numbers can be put here."""
-
-    def put(self, key: str, array: Any) -> Any:
-        """What stands in the tree for an array of numpy or a dense tensor."""
-
-    def put_array(self, key: str, array: NDArray[Any]) -> Any:
-        """The node of an array of numpy."""
-
-
-class _Tree:
-    """A tree whose arrays stay in place, as a checkpoint file takes them."""
-
-    def has_kind(self, tensor: Any) -> bool:
-        return tensors.is_known_to_numpy(tensor)
-
-    def put(self, key: str, array: Any) -> Any:
-        return _Array(array if isinstance(array, np.ndarray) else array.numpy())
-
-    def put_array(self, key: str, array: NDArray[Any]) -> Any:
-        return {"array": self.put(key, array)}
+_TIED = frozenset(("array", "bits", "tensor", "tensor_bits"))
+"""Kinds of nodes that {"tied": number} may stand for later, which are numbered in their order."""
 
 
 class _Taker:
-    """Takes one state apart; see `take_apart`."""
+    """Takes one state apart; see `pack`."""
 
-    def __init__(self, shelf: Shelf, holders: bool) -> None:
-        self._shelf, self._holders = shelf, holders
+    def __init__(self, holders: bool) -> None:
+        self._holders = holders
+        self._count = 0
+        # With each array, as its memory must not become that of another one meanwhile.
+        self._tied: dict[Any, tuple[int, Any]] = {}
 
     def of(self, value: Any, key: str) -> Any:
         if _is_plain(value):
@@ -117,7 +80,16 @@ class _Taker:
                 f"them to be saved, got {reason}."
             )
         if node is None:
-            return self._leaf(value, key)
+            # Tied weights: the very same memory is stored once.
+            place = _place_of(value)
+            if place in self._tied:
+                return {"tied": self._tied[place][0]}
+            leaf = self._leaf(value, key)
+            if leaf.keys() <= _TIED:
+                if place is not None:
+                    self._tied[place] = self._count, value
+                self._count += 1
+            return leaf
         parts = [self.of(part, f"{key}.{name}") for name, part in node.parts.items()]
         return {node.kind: parts if node.kind in _ITEMS else list(map(list, zip(node.parts, parts, strict=True)))}
 
@@ -127,19 +99,20 @@ class _Taker:
         if isinstance(value, (set, frozenset)):
             return {type(value).__name__: [self.of(item, key) for item in value]}
         if isinstance(value, bytes):
-            return {"bytes": self._shelf.put(key, np.frombuffer(value, np.uint8))}
+            return {"bytes": Labelled(np.frombuffer(value, np.uint8), key)}
         if isinstance(value, complex):
             return {"complex": [value.real, value.imag]}
         if _torch_kind(value):
             return {_torch_kind(value): tensors.name_of(value)}
         if isinstance(value, np.ma.MaskedArray):
             parts = [np.asarray(value.data), np.ma.getmaskarray(value), np.asarray(value.fill_value)]
-            return {"masked": [self._leaf(part, key) for part in parts]}
+            return {"masked": [{"array": Labelled(part, key)} for part in parts]}
         array = np.asarray(_key_data(value))
         if not is_own_kind(array.dtype):
             # It would come back as raw bytes.
-            return {"bits": [array.dtype.name, self._shelf.put_array(key, array.view(f"u{array.itemsize}"))]}
-        node = self._shelf.put_array(key, array)
+            bits, kind = array.view(f"u{array.itemsize}"), LABELS.get(array.dtype.name, "")
+            return {"bits": [array.dtype.name, {"array": Labelled(bits, key, kind, bits.shape)}]}
+        node = {"array": Labelled(array, key)}
         return {"scalar": node} if isinstance(value, np.generic) else node
 
     def _tensor(self, tensor: Any, key: str) -> Any:
@@ -148,10 +121,20 @@ class _Taker:
             about, parts = tensors.parts_of(tensor, kind)
             return {"composite": [kind, about, [self._tensor(part, f"{key}.{n}") for n, part in enumerate(parts)]]}
         plain = tensors.dense(tensor)
-        if self._shelf.has_kind(plain):
-            return {"tensor": self._shelf.put(key, plain)}
-        bits = self._shelf.put(key, tensors.bits_of(plain))
-        return {"tensor_bits": [tensors.name_of(plain.dtype), list(plain.shape), bits]}
+        if tensors.is_known_to_numpy(plain):
+            return {"tensor": Labelled(plain.numpy(), key)}
+        name, shape = tensors.name_of(plain.dtype), tuple(plain.shape)
+        bits = Labelled(tensors.bits_of(plain).numpy(), key, LABELS.get(name, ""), shape)
+        return {"tensor_bits": [name, list(shape), bits]}
+
+
+def _place_of(value: Any) -> Any:
+    """What is the same for arrays and dense tensors that are the same part of the same memory; None for others."""
+    if type(value) is np.ndarray and value.size:
+        return value.__array_interface__["data"][0], value.shape, value.strides, value.dtype.str
+    if tensors.is_tensor(value) and tensors.kind_of(value) == "dense" and value.numel() and value.data_ptr():
+        return value.data_ptr(), str(value.device), value.shape, value.stride(), value.dtype
+    return None
 
 
 def why_not(value: Any, node: Node | None) -> str:
@@ -233,86 +216,71 @@ def hold(state: Any, told: dict[str, str], text: str, *, holders: bool = False) 
     return state
 
 
-def take_apart(state: Any, shelf: Shelf, *, holders: bool = False) -> Any:
-    """A state as a tree that JSON can hold, with its arrays on a shelf.
-
-    Args:
-        state: Anything.
-        shelf: Takes the arrays.
-        holders: Whether objects with ``state_dict()`` are taken apart too.
-
-    Raises:
-        TypeError: something in it cannot be held; the message gives its dotted key.
-    """
-    return _Taker(shelf, holders).of(state, "state")
-
-
-def put_together(tree: Any, fetch: Callable[[Any], Any] = lambda held: held) -> Any:
-    """The state that `take_apart` was given; dataclasses come back as namespaces, named tuples as tuples.
-
-    Args:
-        tree: The tree.
-        fetch: Returns the array or tensor for which something stands in the tree.
+def put_together(tree: Any) -> Any:
+    """The state that `pack` was given, of its tree; dataclasses come back as namespaces, named tuples as tuples.
 
     Raises:
         ValueError: it is something else.
     """
     try:
-        return _put(tree, fetch)
+        return _put(tree, [])
     except Exception as error:
         # Whatever numpy or torch raise, it is a bad file.
         raise ValueError(f"a model state must be one that was packed, got a damaged one ({error}).") from error
 
 
-def _put(tree: Any, fetch: Callable[[Any], Any]) -> Any:
+def _put(tree: Any, made: list[Any]) -> Any:
+    """A part of a state; ``made`` gets the arrays and tensors that others may be tied to, in their order."""
     if _is_plain(tree):
         return tree
     if not isinstance(tree, Mapping):
         raise ValueError(f"a part of the kind {type(tree).__name__}")
     [(kind, held)] = tree.items()
     if kind in _PAIRS:
-        return _PAIRS[kind]([(name, _put(part, fetch)) for name, part in held])
+        return _PAIRS[kind]([(name, _put(part, made)) for name, part in held])
     if kind in _ITEMS:
-        return _ITEMS[kind](_put(part, fetch) for part in held)
+        return _ITEMS[kind](_put(part, made) for part in held)
     if kind in _OTHERS:
         return _OTHERS[kind](held)
+    if kind == "tied":
+        return made[range(len(made))[held]]
     if kind == "bytes":
-        return np.asarray(fetch(held)).tobytes()
-    return _put_array(kind, held, fetch)
+        return _checked(held).tobytes()
+    array = _put_array(kind, held)
+    if kind in _TIED:
+        made.append(array)
+    return array
 
 
-def _put_array(kind: str, held: Any, fetch: Callable[[Any], Any]) -> Any:
+def _put_array(kind: str, held: Any) -> Any:
     if kind == "array":
-        array = fetch(held)
-        return _checked(array.numpy() if tensors.is_tensor(array) else array, np.ndarray)
-    if kind == "npy":
-        file = io.BytesIO(fetch(held).numpy().tobytes())
-        return np.lib.format.read_array(file, allow_pickle=False)
+        return _checked(held.numpy() if tensors.is_tensor(held) else held)
     if kind == "scalar":
-        return _checked(_put(held, fetch), np.ndarray)[()]
+        return _put_array("array", held["array"])[()]
     if kind == "bits":
-        return of_other_kind(held[0], _put(held[1], fetch))
+        name, node = held
+        return of_other_kind(name, _checked(node["array"]))
     if kind == "masked":
-        values, mask, fill = (_checked(_put(part, fetch), np.ndarray) for part in held)
+        values, mask, fill = (_checked(part["array"]) for part in held)
         if values.shape != mask.shape or values.itemsize != fill.nbytes:
             raise ValueError(f"a mask of {mask.shape} and a filling of {fill.nbytes} bytes for {values.shape}")
         return np.ma.MaskedArray(values, mask, fill_value=fill)
     if kind == "tensor":
-        return as_tensor(fetch(held))
+        return as_tensor(held)
     if kind == "tensor_bits":
         name, shape, bits = held
-        return tensors.from_bits(as_tensor(fetch(bits)), name, shape)
+        return tensors.from_bits(as_tensor(_checked(bits).reshape(-1).view(np.uint8)), name, shape)
     if kind == "composite":
         what, about, parts = held
-        made = [_put(part, fetch) for part in parts]
+        made = [_put_array(each, part) for node in parts for each, part in node.items()]
         if not all(tensors.is_tensor(part) and tensors.kind_of(part) == "dense" for part in made):
             raise ValueError(f"a tensor of the kind {what!r} of others than dense ones")
         return tensors.make(what, about, made)
     raise ValueError(f"a part of the kind {kind!r}")
 
 
-def _checked(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
+def _checked(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
         raise ValueError(f"{type(value).__name__} in place of an array")
     return value
 
@@ -335,8 +303,16 @@ def of_other_kind(name: str, bits: NDArray[Any]) -> Any:
 
 
 def pack(state: Any, *, holders: bool = False) -> dict[str, Any]:
-    """A state in the form that `codec.write` takes; its arrays are not copied. See `take_apart`."""
-    return {"version": VERSION, "tree": take_apart(state, _Tree(), holders=holders)}
+    """A state in the form that `codec.write` takes; its arrays are not copied.
+
+    Args:
+        state: Anything.
+        holders: Whether objects with ``state_dict()`` are taken apart too.
+
+    Raises:
+        TypeError: something in it cannot be held; the message gives its dotted key.
+    """
+    return {"version": VERSION, "tree": _Taker(holders).of(state, "state")}
 
 
 def unpack(packed: Any) -> Any:
@@ -345,33 +321,17 @@ def unpack(packed: Any) -> Any:
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(packed, Mapping):
-        raise ValueError(f"a model state must be one that was packed, got {type(packed).__name__}.")
-    if packed.keys() == {"version", "tree"}:
-        if packed["version"] != VERSION:
-            raise ValueError(f"a model state must be of version {VERSION}, got {packed['version']!r}.")
-        return put_together(packed["tree"])
-    return put_together(_renewed(packed))
-
-
-def _renewed(packed: Any) -> Any:
-    """Return the tree of a state that commit 7ddda59 packed, in the form of today."""
-    if not isinstance(packed, Mapping):
-        return packed
-    kind, values = packed.get("kind"), packed.get("values")
-    if kind in _PAIRS and isinstance(values, list):
-        return {kind: list(zip(packed["keys"], map(_renewed, values), strict=True))}
-    if kind == "tensor" and packed.get("shape") is not None:
-        return {"tensor_bits": [packed["dtype"], packed["shape"], values]}
-    if isinstance(values, list):
-        return {kind: list(map(_renewed, values))}
-    return {kind: {"array": values} if kind == "scalar" else values}
+    if not isinstance(packed, Mapping) or packed.keys() != {"version", "tree"} or packed["version"] != VERSION:
+        raise ValueError(f"a model state must be one that was packed in version {VERSION}, got {str(packed)[:80]}.")
+    return put_together(packed["tree"])
 
 
 def size_of(packed: Any) -> int:
     """Bytes of the arrays in a packed state."""
     if isinstance(packed, Mapping):
         return sum(map(size_of, packed.values()))
+    if isinstance(packed, Labelled):
+        return int(packed.values.nbytes)
     if isinstance(packed, (list, tuple)):
         return sum(map(size_of, packed))
     return int(getattr(packed, "nbytes", 0))

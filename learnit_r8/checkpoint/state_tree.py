@@ -72,7 +72,11 @@ def _open_mapping(value: Mapping[Any, Any]) -> Node | None:
     kind, names = type(value), list(value)
     if not isinstance(value, dict):
         make: Any = kind
-        if not _takes_mapping(make):
+        try:
+            made = make({})
+        except Exception:
+            return None
+        if not isinstance(made, Mapping) or len(made):
             return None
         return Node("dict", dict(value), lambda parts: make(dict(zip(names, parts, strict=True))))
     if kind is dict:
@@ -90,15 +94,6 @@ def _open_mapping(value: Mapping[Any, Any]) -> Node | None:
         return new
 
     return Node("ordered" if kind is OrderedDict else "dict", value, build)
-
-
-def _takes_mapping(kind: Any) -> bool:
-    """Whether a kind of mapping is made from another mapping."""
-    try:
-        made = kind({})
-    except Exception:
-        return False
-    return isinstance(made, Mapping) and not len(made)
 
 
 def _check_depth(depth: int, key: str) -> None:
@@ -138,12 +133,13 @@ def _open_pytree(value: Any) -> Node | None:
     pairs, structure = tree_util.tree_flatten_with_path(value, is_leaf=lambda part: part is not value)
     if len(pairs) == 1 and pairs[0][1] is value:
         return None
-    return Node("dict", {_name(path[0]): part for path, part in pairs}, lambda parts: structure.unflatten(list(parts)))
-
-
-def _name(key: Any) -> str:
-    """Return the name of one step of a path: an attribute, a key or a number."""
-    return str(next((getattr(key, each) for each in ("name", "key", "idx") if hasattr(key, each)), key))
+    # One step of a path is an attribute, a key or a number.
+    names = [
+        str(next((getattr(path[0], each) for each in ("name", "key", "idx") if hasattr(path[0], each)), path[0]))
+        for path, _ in pairs
+    ]
+    parts = dict(zip(names, (part for _, part in pairs), strict=True))
+    return Node("dict", parts, lambda parts: structure.unflatten(list(parts)))
 
 
 def nnx_of(value: Any) -> Any:
@@ -272,20 +268,16 @@ class _Copying:
             return self._copies[place]
         buffer = None if id(buffer) in self._used else buffer
         if isinstance(value, np.ndarray):
-            copied = _copy_array(buffer, value)
+            is_alike = type(buffer) is np.ndarray and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
+            copied = buffer if is_alike else np.array(value, order="K")
+            if is_alike:
+                np.copyto(copied, value)
         else:
             copied = tensors.copy_dense(buffer, value, to_host=self._to_host)
         self._used.add(id(copied))
         if place is not None:
             self._copies[place] = copied
         return copied
-
-
-def _copy_array(buffer: Any, value: Any) -> Any:
-    if type(buffer) is not np.ndarray or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
-        return np.array(value, order="K")
-    np.copyto(buffer, value)
-    return buffer
 
 
 def not_finite(state: Any) -> dict[str, Fault]:

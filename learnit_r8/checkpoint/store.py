@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..events import launcher
 from ..events.caller import warn
@@ -240,8 +240,9 @@ class CheckpointStore:
             # The scheduler's file may exist already. If not, the next save removes the model.
             self._is_tidy = False
 
+        names = (self.folder / f"ck_{free:012d}.r8" for free in itertools.count(number))
         return BackgroundWrite(
-            lambda: self._write_new(number, functools.partial(write, content)),
+            lambda: make_first_free(names, lambda path: write_new(path, functools.partial(write, content))),
             finish,
             interrupted,
             in_background=in_background,
@@ -338,10 +339,6 @@ class CheckpointStore:
         names = [*os.listdir(self.folder), *(own.path.name for own in self._own)]
         return 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
 
-    def _write_new(self, number: int, content: Callable[[IO[bytes]], object]) -> Path:
-        names = (self.folder / f"ck_{free:012d}.r8" for free in itertools.count(number))
-        return make_first_free(names, lambda path: write_new(path, content))
-
     def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
         # In a folder that nobody else can put a link into: the callback opens the file as it likes.
         private = temporary_name(self.folder / f"model_{number:012d}")
@@ -358,15 +355,13 @@ class CheckpointStore:
             if not is_one or not written[0].name.startswith(asked.name):
                 raise ValueError(f"save_callback must write one regular file, got {[path.name for path in written]}.")
             flush(written[0])
-            model = self._name_model(written[0], number, suffix)
+            ending = f"{self.run_id[:8]}{suffix}"
+            names = (self.folder / f"model_{free:012d}_{ending}" for free in itertools.count(number))
+            model = make_first_free(names, lambda model: link_new(written[0], model))
         finally:
             remove(private)
         flush_folder(self.folder)
         return model
-
-    def _name_model(self, written: Path, number: int, suffix: str) -> Path:
-        names = (self.folder / f"model_{free:012d}_{self.run_id[:8]}{suffix}" for free in itertools.count(number))
-        return make_first_free(names, lambda model: link_new(written, model))
 
     def own_states(self) -> list[tuple[str, int]]:
         """This run's checkpoints with a model, oldest first: their names, and the steps reported when written.

@@ -103,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")
     add("doctor", "say what this terminal and this Python can do", run=False)
+    older = "write what an older version wrote, checkpoints, models, runs or backups, in the form of today, beside it"
+    add("convert", older, run=False, json=False).add_argument("paths", nargs="+", metavar="PATH", help="folder or file")
     completion = add("completion", "print a script that completes commands in a shell", run=False, json=False)
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser

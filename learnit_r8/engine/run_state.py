@@ -142,12 +142,6 @@ def identity_of(run: Engine) -> dict[str, Any]:
     return {**run.table.storage.identity(), "last_batch": run.plan.last_batch, **lengths}
 
 
-def _renewed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state of 7ddda59 in the form of today: its recovery had another name."""
-    versions = {("recovery" if name == "rescue" else name): version for name, version in state["versions"].items()}
-    return {**state, "recovery": state["rescue"], "versions": versions}
-
-
 def _check(run: Engine, state: Mapping[str, Any]) -> None:
     """Raise ValueError unless a state is readable and fits the run."""
     missing = _REQUIRED - state.keys()
@@ -179,11 +173,7 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
 
 def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_dict") -> None:
     """Load a saved state, or leave the run unchanged; see `R8Scheduler.load_state_dict`."""
-    # Its recovery had another form under the same number.
-    is_old = "rescue" in state
     try:
-        if is_old:
-            state = _renewed(state)
         _check(run, state)
         if isinstance(run.plan, LoaderPlan):
             # Older files hold batches that were arrays, as if they were indices.
@@ -195,7 +185,6 @@ def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_di
         if before is not None:
             # Parts that an older version wrote had other forms.
             alike = {name for name in state if VERSIONS.get(name) == state["versions"].get(name)}
-            alike -= {"recovery"} if is_old else set()
             # What a guard of the user's own remembers is its own.
             is_ours = type(run.sentry.guard).__module__.startswith("learnit_r8.")
             known = _KINDS if is_ours else {**_KINDS, "state.guard.losses": ANYTHING}

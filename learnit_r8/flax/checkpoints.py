@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
-from ..checkpoint.state_fit import fit, unpack_saved
-from ..checkpoint.state_form import pack
+from ..checkpoint.state_fit import fit
+from ..checkpoint.state_form import pack, unpack
 from ..events.caller import warn
 from ..loops.checkpoints import numbered, save_state
 
@@ -59,7 +59,7 @@ def load_checkpoint(path: str | os.PathLike[str], state: Any = None) -> Any:
         ValueError: the file is damaged, or of another structure than ``state``.
         OSError: there is no such file.
     """
-    saved = unpack_saved(decode(Path(path).read_bytes())["state"])
+    saved = unpack(decode(Path(path).read_bytes())["state"])
     return saved if state is None else fit(saved, state)
 
 

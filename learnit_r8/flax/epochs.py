@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from .._adapters.prefetch import Prefetch
-from ..checkpoint.state_fit import fit, unpack_saved
+from ..checkpoint.state_fit import fit
+from ..checkpoint.state_form import unpack
 from ..loops.elapsed_data import batch_size
 from ..loops.log_entries import Entries, Logs
 from ..loops.state import LoopState
@@ -113,11 +114,11 @@ class Training:
         if self._r8 is not None:
             self._check_same_place(training["epoch"])
             self._r8.load_state_dict(training["scheduler"])
-        self.key = fit(unpack_saved(training["key"]), self.key, "rng_key")
+        self.key = fit(unpack(training["key"]), self.key, "rng_key")
         self.history = {name: values.tolist() for name, values in training["history"].items()}
         self._first_epoch = training["epoch"]
         self._begin(self._first_epoch)
-        return fit(unpack_saved(content["state"]), state)
+        return fit(unpack(content["state"]), state)
 
     def tasks(self) -> dict[Any, Any]:
         """What the loop calls, and when."""

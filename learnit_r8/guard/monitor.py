@@ -191,9 +191,8 @@ class Sentry:
             ValueError: it is of another kind of guard.
         """
         self._losses = _formed(state["losses"], self.guard.begin())
-        # The guard judged the norms of 7ddda59 as it does losses; they are learned again.
         norms = state["norms"]
-        self._highest_norm, self._num_norms = float(norms.get("highest", 0.0)), int(norms.get("count", 0))
+        self._highest_norm, self._num_norms = float(norms["highest"]), int(norms["count"])
         self.num_refused, self.num_skipped = state["num_refused"], state["num_skipped"]
         self.baseline = state.get("baseline", 0)
 

@@ -399,7 +399,7 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-OWN_FILES = ("events.jsonl*", "run.json*", "output.log", "samples-*.npz", "*.r8")
+OWN_FILES = ("events.jsonl*", "run.json*", "output.log", "samples-*", "*.r8")
 
 
 def free_of_runs(out: str | os.PathLike[str]) -> Path:

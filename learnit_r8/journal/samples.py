@@ -1,4 +1,4 @@
-"""samples-<epoch>.npz: losses and uses of every sample; a reader executes nothing from the file."""
+"""samples-<epoch>.safetensors: losses and uses of every sample; a reader executes nothing from the file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.codec import read_npz
-from ..checkpoint.durable_io import open_regular, replace
+from ..checkpoint import codec
+from ..checkpoint.durable_io import replace
 from ..events.codec import strict_json
 from ..table.label_noise import find_suspects, rank
 from ..table.labels.evidence import LAYOUTS, combine
@@ -28,10 +28,8 @@ from ..table.table import SampleTable
 KEEP_NEWEST = 3
 KEEP_OLDER = 8
 NUM_NAMES = MOST_LABELS = 1000
-MOST_MEMBERS = 24
-_MEMBER = re.compile(r"\w{1,40}\.npy")
 
-_NAME = re.compile(r"samples-(\d{6,9})\.npz")
+_NAME = re.compile(r"samples-(\d{6,9})\.(safetensors|npz)")
 _FIELDS: dict[str, np.dtype[Any]] = {
     "loss": np.dtype("<f4"),
     "last": np.dtype("<f4"),
@@ -212,22 +210,18 @@ def _write(folder: Path, samples: Samples) -> None:
         arrays["group"] = samples.group
     if samples.evidence is not None:
         arrays |= samples.evidence
-    text = np.frombuffer(strict_json(about, non_finite=lambda value: None).encode(), np.uint8)
+    content = {"about": strict_json(about, non_finite=lambda value: None), **arrays}
     # Not flushed: at the end of a run, the program waits for it.
-    replace(
-        folder / _name(samples.epoch),
-        lambda file: np.savez(file, allow_pickle=False, about=text, **arrays),
-        durable=False,
-    )
+    replace(folder / _name(samples.epoch), lambda file: codec.write(content, file), durable=False)
 
 
 def _name(epoch: int) -> str:
-    return f"samples-{epoch:06d}.npz"
+    return f"samples-{epoch:06d}.safetensors"
 
 
 def sample_epochs(folder: Path) -> list[int]:
-    """Epochs that have a file, in order."""
-    return sorted(int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match)
+    """Epochs that have a file, one of an older version too, in order."""
+    return sorted({int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match})
 
 
 def kept(epochs: list[int]) -> list[int]:
@@ -249,30 +243,38 @@ def read_samples(folder: Path, epoch: int) -> Samples:
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is no regular file, no samples file, or damaged; at most as much as the file holds was read.
+        ValueError: it is no regular file, no samples file, damaged, or of an older version; at most as much as the file
+            holds was read.
     """
     path = folder / _name(epoch)
-    with open_regular(path) as file:
-        try:
-            arrays = read_npz(file, os.fstat(file.fileno()).st_size, names=_MEMBER, most=MOST_MEMBERS)
-            about = json.loads(arrays.pop("about").astype(np.uint8).tobytes())
-            names = {int(index): str(name)[:200] for index, name in dict(about["names"]).items()}
-            untrained = about["untrained_loss"]
-            labels = about["group_labels"]
-            return Samples(
-                epoch=epoch,
-                step=int(about["step"]),
-                source=str(about["source"])[:40],
-                is_exact=about["is_exact"] is True,
-                untrained_loss=math.nan if untrained is None else float(untrained),
-                names=names,
-                group_labels=tuple(one if type(one) is int else str(one)[:200] for one in list(labels)[:MOST_LABELS]),
-                is_weighed=about.get("is_weighed") is True,
-                **_fields(arrays),
-            )
-        except Exception as error:
-            # Whatever a parser raises, it is a bad file.
-            raise ValueError(f"{path.name} must be a whole samples file, got {str(error)[:200]!r}.") from None
+    if not path.exists() and path.with_suffix(".npz").exists():
+        where = str(folder.absolute())
+        raise ValueError(
+            f"{path.name} must be there, got one of an older version; run learnit-r8 convert {where}, which writes "
+            f"{where}-converted."
+        )
+    try:
+        arrays = codec.read(path)
+        about = json.loads(arrays.pop("about"))
+        names = {int(index): str(name)[:200] for index, name in dict(about["names"]).items()}
+        untrained = about["untrained_loss"]
+        labels = about["group_labels"]
+        return Samples(
+            epoch=epoch,
+            step=int(about["step"]),
+            source=str(about["source"])[:40],
+            is_exact=about["is_exact"] is True,
+            untrained_loss=math.nan if untrained is None else float(untrained),
+            names=names,
+            group_labels=tuple(one if type(one) is int else str(one)[:200] for one in list(labels)[:MOST_LABELS]),
+            is_weighed=about.get("is_weighed") is True,
+            **_fields(arrays),
+        )
+    except OSError:
+        raise
+    except Exception as error:
+        # Whatever a parser raises, it is a bad file.
+        raise ValueError(f"{path.name} must be a whole samples file, got {str(error)[:200]!r}.") from None
 
 
 def _fields(arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:

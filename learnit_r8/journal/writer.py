@@ -60,7 +60,7 @@ CLOSE_SECONDS = 5.0
 
 
 class Journal(ThreadedListener):
-    """Writes events to ``events.jsonl`` and the table to ``samples-*.npz``.
+    """Writes events to ``events.jsonl`` and the table to ``samples-*.safetensors``.
 
     Args:
         folder: The run folder; made if there is none. The journal of an earlier process is continued.

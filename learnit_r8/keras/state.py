@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint import codec
 from ..checkpoint.callbacks import OWN
 from ..checkpoint.durable_io import open_output
 from ..checkpoint.state_tree import is_own_kind
@@ -20,7 +22,6 @@ SETS_RATE = (
     "learning_rate must be a number in the optimizer, as the scheduler sets it at each step, got {!r}; to keep it, "
     "give R8Scheduler scheduler_mode='keep'."
 )
-_FILE_KINDS = "model", "optimizer", "rate", "random", "devices", OWN
 
 
 class ModelState:
@@ -91,16 +92,14 @@ class ModelState:
         return {**state, "random": random_state(), "devices": [np.array(num_devices(self._model))]}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
-        """Write what `read` returned, and what is beside it, to a file in numpy's npz format, without pickled objects.
+        """Write what `read` returned, and what is beside it, to a file without pickled objects.
 
         Args:
             state_dict: Holds it under "model", as `R8Scheduler` passes it to a ``save_callback``.
             filepath: The file.
         """
-        arrays = {f"{kind}.{n}": a for kind, many in state_dict["model"].items() for n, a in enumerate(many)}
-        # An open file, as numpy would add an ending to a name.
         with open(open_output(filepath), "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            codec.write(state_dict["model"], file)
 
     def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> Any:
         """Put all variables back; returns what the user's own callbacks keep beside them, None if nothing.
@@ -113,7 +112,7 @@ class ModelState:
         Raises:
             ValueError: it is of another model or optimizer, or one of several is not built. Nothing was changed.
         """
-        state = source if from_ram else _read_file(source)
+        state = source if from_ram else codec.read(Path(source))
         pairs: list[tuple[Any, Any]] = []
         for kind, variables in self._variables().items():
             shapes = [tuple(each.shape) for each in variables]
@@ -184,18 +183,8 @@ def to_numpy(value: Any) -> NDArray[Any]:
     """A tensor of any back end, where it can be seen without a copy."""
     value = value.detach().cpu() if hasattr(value, "detach") else value
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
-    # numpy's files know bfloat16 and the like by number of bytes only; float32 holds them exactly.
+    # Of bfloat16 and the like, which numpy lacks; float32 holds them exactly.
     return array if is_own_kind(array.dtype) else array.astype(np.float32)
-
-
-def _read_file(path: str | os.PathLike[str]) -> dict[str, list[NDArray[Any]]]:
-    with np.load(path, allow_pickle=False) as file:
-        names = [name for name in file.files if name.split(".")[0].split()[0] in _FILE_KINDS]
-        state: dict[str, list[NDArray[Any]]] = {name.split(".")[0]: [] for name in names}
-        state |= {kind: [] for kind in _FILE_KINDS}
-        for name in sorted(names, key=lambda name: int(name.split(".")[1])):
-            state[name.split(".")[0]].append(file[name])
-    return state
 
 
 def model_callbacks(model: Any, optimizer: Any = None) -> dict[str, Callable[..., Any]]:

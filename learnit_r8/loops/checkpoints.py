@@ -11,8 +11,8 @@ from .._adapters.driven_state import take_apart
 from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import replace
-from ..checkpoint.state_fit import fit, unpack_saved
-from ..checkpoint.state_form import pack
+from ..checkpoint.state_fit import fit
+from ..checkpoint.state_form import pack, unpack
 from ..checkpoint.state_tree import clone
 from ..events.caller import warn
 from ..events.steps import mode_of
@@ -71,7 +71,7 @@ def load_state(path: str | os.PathLike[str], template: Any) -> Any:
     Raises:
         ValueError: the file is damaged, or of a state of another structure.
     """
-    return fit(unpack_saved(decode(Path(path).read_bytes())["state"]), template)
+    return fit(unpack(decode(Path(path).read_bytes())["state"]), template)
 
 
 def numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:

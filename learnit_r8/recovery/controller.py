@@ -27,7 +27,6 @@ from .incidents.incident import IncidentLog
 from .incidents.inquiry import Inquiry
 from .incidents.live_model import LiveModel
 from .incidents.parts import Parts
-from .incidents.settlement import DIVISOR
 from .lineage import LOOK_MASK, Lineage
 from .moment import Moment
 from .policy import Recovery
@@ -414,9 +413,6 @@ class RecoveryController:
         self.experiment.let_probe(can_probe)
         # The first good loss finds out whether it is.
         self.is_quiet = False
-        if "limit" not in state:
-            self._load_older(state)
-            return
         self._incidents.num_restored, self._incidents.num_probes = state["restored"], state["probes"]
         self._incidents.num_transient = state.get("transient", 0)
         self.limit.load_state_dict(state["limit"])
@@ -433,19 +429,6 @@ class RecoveryController:
         self._num_equal, self.is_look_due = state["num_equal"], state.get("is_look_due", False)
         self.inquiry.steady_left, self.inquiry.looked_last_at = state["steady_left"], state["looked_last_at"]
         self.witnesses.load_plain(state["witnesses"])
-
-    def _load_older(self, state: Mapping[str, Any]) -> None:
-        """Load the state of 7ddda59: its incident is dropped, the rate it has left is kept."""
-        if state["ceiling"] is not None:
-            self.limit.lower(DIVISOR * state["ceiling"], by=DIVISOR)
-        if state["factor"] < 1:
-            self.limit.restored()
-        if state["tries"]:
-            self._announcer.warn_once(
-                "older incident",
-                "the saved run was in the middle of an incident, which this version does not continue: the model goes "
-                "on from the saved state, and the learning rate stays lower for a while.",
-            )
 
 
 ALARMS = {

@@ -63,7 +63,8 @@ class SharedGenerations:
             raise ValueError(f"backup_dir must be a folder in memory, False or None, got {backup_dir!r}.")
         if is_given and checkpoint_dir is None:
             raise ValueError(f"backup_dir needs a checkpoint_dir or a save_callback, got only {backup_dir!r}.")
-        if _is_of_jax_distributed():
+        distributed: Any = getattr(sys.modules.get("jax"), "distributed", None)
+        if hasattr(distributed, "is_initialized") and distributed.is_initialized():
             # Its processes have no number before they have met, and would overwrite each other's.
             if is_given:
                 raise ValueError(
@@ -76,13 +77,14 @@ class SharedGenerations:
             backup_dir is None and checkpoint_dir is not None and (is_asked or default_base().is_dir())
         )
         # Ranks on several machines cannot see what the others have: they continue from their checkpoints.
-        if not is_on or os.name != "posix" or not _is_one_machine():
+        num_ranks = first_number(("WORLD_SIZE",), 1)
+        if not is_on or os.name != "posix" or first_number(("LOCAL_WORLD_SIZE",), num_ranks) != num_ranks:
             return cls(None, backup, config, announcer, agreement)
         backups = SharedBackups(
             Path(os.fspath(backup_dir)) if is_given else default_base(),  # type: ignore[arg-type]
             Path(checkpoint_dir),
             rank=first_number(("RANK",), 0),
-            num_ranks=first_number(("WORLD_SIZE",), 1),
+            num_ranks=num_ranks,
             note=functools.partial(_say, announcer, is_asked),
             is_default=not is_given,
             switched=lambda reason: announcer.tell(events.BackupsOutlive, is_on=not reason, reason=reason),
@@ -131,7 +133,12 @@ class SharedGenerations:
             NoValidCheckpoint: there are only checkpoints that cannot be read.
             RunInUse, OSError: as for `CheckpointStore.find`.
         """
-        found = self._found()
+        skipped: list[str] = []
+        if self._backups is None:
+            self._is_same("none")
+        found = None if self._backups is None else self._backups.newest(skipped, self._is_same)
+        if skipped:
+            self._announcer.warn_once("generations", f"backups in shared memory skipped: {' | '.join(skipped)}")
         try:
             disk = None if store is None else store.find()
         except NoValidCheckpoint:
@@ -141,20 +148,14 @@ class SharedGenerations:
         if found is None:
             return disk, False
         generation, self._proved, made = found
-        is_newer = disk is None or _is_newer(generation, made, disk)
+        # By its step in one run, by its time among several.
+        if disk is not None and generation.run_id == disk.run_id:
+            is_newer = step_of(generation.state) > step_of(disk.state)
+        else:
+            is_newer = disk is None or (is_number(made) and made > disk.path.stat().st_mtime)
         if not self._is_same(str(is_newer)) or not is_newer:
             return disk, False
         return generation, disk is not None
-
-    def _found(self) -> tuple[Checkpoint, list[Proved], float] | None:
-        skipped: list[str] = []
-        if self._backups is None:
-            self._is_same("none")
-            return None
-        found = self._backups.newest(skipped, self._is_same)
-        if skipped:
-            self._announcer.warn_once("generations", f"backups in shared memory skipped: {' | '.join(skipped)}")
-        return found
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Give recovery the proved states that were kept beside a generation."""
@@ -164,26 +165,9 @@ class SharedGenerations:
         self._proved = []
 
 
-def _is_of_jax_distributed() -> bool:
-    distributed: Any = getattr(sys.modules.get("jax"), "distributed", None)
-    return distributed is not None and hasattr(distributed, "is_initialized") and bool(distributed.is_initialized())
-
-
 def _say(announcer: Announcer, is_asked: bool, text: str) -> None:
     """Say once about a folder that there is another, or that it cannot be used."""
     topic = "backups outlive in another folder" if text.startswith("backups are kept in") else "backup_dir"
     # That they are off is an event of its own, which screens show.
     if is_asked or topic != "backup_dir":
         announcer.warn_once(topic, text)
-
-
-def _is_newer(generation: Checkpoint, made: float, disk: Checkpoint) -> bool:
-    """Whether a generation is newer than a checkpoint: by its step in one run, by its time among several."""
-    if generation.run_id == disk.run_id:
-        return step_of(generation.state) > step_of(disk.state)
-    return is_number(made) and made > disk.path.stat().st_mtime
-
-
-def _is_one_machine() -> bool:
-    size = first_number(("WORLD_SIZE",), 1)
-    return first_number(("LOCAL_WORLD_SIZE",), size) == size

@@ -35,9 +35,9 @@ def state_of(held: tuple[Any, Any, Any]) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` returned, arrays or tensors; also in the form that 7ddda59 had for torch."""
-    set_torch_state(_torch_part(state))
-    keys, *rest = state["numpy"][-4:]
+    """Put back what `random_state` returned, arrays or tensors."""
+    set_torch_state(state["torch"])
+    keys, *rest = state["numpy"]
     np.random.set_state(("MT19937", _array(keys).astype(np.uint32), *rest))
     version, numbers, next_gauss = state["python"]
     random.setstate((version, tuple(numbers.tolist()), next_gauss))
@@ -46,7 +46,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 def random_state_of(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
     """A state of the generators derived from that of another process, the same each time; they are left in it."""
     torch: Any = sys.modules["torch"]
-    own = _array(_torch_part(saved)[0]).tobytes()
+    own = _array(saved["torch"][0]).tobytes()
     seed = int.from_bytes(hashlib.blake2b(own, digest_size=4, key=rank.to_bytes(8, "little")).digest(), "little")
     torch.manual_seed(seed)
     np.random.seed(seed)
@@ -57,11 +57,6 @@ def random_state_of(saved: Mapping[str, Any], rank: int) -> dict[str, Any]:
 def _array(value: Any) -> NDArray[Any]:
     """An array, which may have been saved as a tensor."""
     return value.numpy() if hasattr(value, "numpy") else value  # type: ignore[no-any-return]
-
-
-def _torch_part(state: Mapping[str, Any]) -> Sequence[Any]:
-    own: Any = state["torch"]
-    return own if isinstance(own, (list, tuple)) else [own, *state["devices"]]
 
 
 def torch_state() -> list[NDArray[np.uint8]]:

@@ -1,20 +1,27 @@
-"""Forged files with a right digest are refused, with what is wrong with them."""
+"""Files have the layout of safetensors; forged ones with a right digest are refused, with what is wrong with them."""
 
 import hashlib
 import io
 import json
-import zipfile
+import re
 
 import numpy as np
 import pytest
 
 from learnit_r8.checkpoint import codec
-from learnit_r8.checkpoint.codec import HEADER, MAGIC, MOST_MEMBERS, decode, encode, read, read_tree
+from learnit_r8.checkpoint.codec import OlderFile, decode, encode, read, read_tree
+from learnit_r8.checkpoint.state_form import pack, unpack
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
-def sealed(payload, version=1):
-    """A file with a header that fits."""
-    return HEADER.pack(MAGIC, version, len(payload), hashlib.sha256(payload).digest()) + payload
+def sealed(entries, data=b"", *, tree=None, version="2", metadata=None):
+    """A file with this header and data whose digest is right."""
+    about = {"sha256": "0" * 64, "version": version, "tree": json.dumps({}) if tree is None else tree}
+    header = json.dumps({"__metadata__": about if metadata is None else metadata, **entries}).encode()
+    content = len(header).to_bytes(8, "little") + header + data
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content.replace(b"0" * 64, digest, 1)
 
 
 def npy(value, **more):
@@ -23,97 +30,141 @@ def npy(value, **more):
     return buffer.getvalue()
 
 
-def zipped(*members, compression=zipfile.ZIP_STORED):
-    """An archive of these names and contents, one after the other, names twice if they are given twice."""
+def in_npy(content):
+    """A file with one array in numpy's own format."""
+    entry = {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
+    return sealed({"a": entry}, content, tree=json.dumps({"w": {"__npy__": "a"}}))
+
+
+def header_of(shape, dtype):
+    """The header of an npy file that claims a shape, without the numbers."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as file:
-        for name, content in members:
-            file.writestr(name, content)
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
-
-
-def tree(value):
-    return "tree.npy", npy(json.dumps(value))
 
 
 def test_a_well_formed_file_is_read():
     """The files forged below are readable as long as nothing is wrong with them."""
-    array = ("a0.npy", npy([1.0, 2.0]))
+    tree = json.dumps({"w": {"__array__": "a"}})
 
-    assert decode(sealed(zipped(tree({"w": {"__array__": "a0"}}), array)))["w"].tolist() == [1.0, 2.0]
+    assert decode(sealed({"a": F32}, np.ones(2, "<f4").tobytes(), tree=tree))["w"].tolist() == [1.0, 1.0]
+    assert decode(in_npy(npy(["x", "yz"])))["w"].tolist() == ["x", "yz"]
 
 
 @pytest.mark.parametrize(
-    ("payload", "text"),
+    ("entries", "data", "tree", "text"),
     [
-        (b"x" * 30, "must list at most"),
+        ({"a": F32}, bytes(7), {}, r"must hold \d+ bytes with the SHA-256 in its header, got \d+; it is damaged"),
+        ({"a": F32}, bytes(9), {}, r"must hold \d+ bytes with the SHA-256 in its header, got \d+; it is damaged"),
+        ({}, b"code", {}, "it is damaged"),
         (
-            zipped(("a0.npy", npy(1)), tree({}), ("../a1.npy", npy(1))),
-            r"arrays named by its writer, got .{0,2}../a1.npy",
+            {"a": {**F32, "data_offsets": [1, 9]}},
+            bytes(9),
+            {},
+            r"without a gap, got F32\[2\] from 1 to 9 for 'a', after 0",
         ),
-        (zipped(("a.py", b"print()"), tree({})), r"arrays named by its writer, got .{0,2}a.py"),
-        (
-            zipped(tree({}), compression=zipfile.ZIP_DEFLATED),
-            r"arrays named by its writer, got .{0,2}tree.npy",
-        ),
-        (zipped(tree({}), ("a0.npy", npy([1, 2])[:-3])), r"a0.npy must hold 2 x int64 \(no objects\), got 13 bytes"),
-        (zipped(tree({}), ("a0.npy", npy([None], allow_pickle=True))), r"x object \(no objects\)"),
-        (zipped(tree([1])), "tree must be a dict, got list"),
-        (zipped(("a0.npy", npy(1))), "tree"),
-        (zipped(tree({"w": {"__array__": "a7"}})), "a7"),
-        (zipped(tree({"w": [{"__array__": "a0"}] * 2}), ("a0.npy", npy([1]))), "a0"),
-        (zipped(("tree.npy", npy("{"))), "JSON"),
+        ({"a": F32, "b": F32}, bytes(8), {}, "without a gap, got F32.* for 'b', after 8"),
+        ({"a": {**F32, "shape": [3]}}, bytes(8), {}, "without a gap"),
+        ({"a": {**F32, "shape": [2**62, 2**62]}}, bytes(8), {}, "without a gap"),
+        ({"a": {**F32, "shape": [-2]}}, bytes(8), {}, "without a gap"),
+        ({"a": {**F32, "shape": [True, 2]}}, bytes(8), {}, "without a gap"),
+        ({"a": {**F32, "shape": 2}}, bytes(8), {}, "a known kind, shape and place"),
+        ({"a": {**F32, "dtype": "O"}}, bytes(8), {}, "a known kind, shape and place"),
+        ({"a": {**F32, "data_offsets": [0]}}, bytes(8), {}, "a known kind, shape and place"),
+        ({"a": []}, b"", {}, "a known kind, shape and place"),
+        ({"a": F32}, bytes(8), {"w": {"__array__": "b"}}, "must name each array once, got something else .*'b'"),
+        ({"a": F32}, bytes(8), {"w": [{"__array__": "a"}] * 2}, "must name each array once, got something else .*'a'"),
+        ({"a": F32}, bytes(8), {"w": {"__array__": ["a"]}}, "must name each array once"),
+        ({}, b"", [1], "tree must be a dict, got list"),
     ],
 )
-def test_the_error_names_the_fault(payload, text):
-    """The error names the member, what it must be and what it is."""
+def test_the_error_names_the_fault(entries, data, tree, text):
+    """Each byte belongs to one array, and each array to one place; the error says what is wrong."""
     with pytest.raises(ValueError, match=text):
-        decode(sealed(payload))
+        decode(sealed(entries, data, tree=json.dumps(tree)))
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
-def test_duplicate_names():
-    """Two members with the same name are refused."""
-    with pytest.raises(ValueError, match=r"must have different names, got .{0,2}a0.npy.{0,2} twice"):
-        decode(sealed(zipped(tree({}), ("a0.npy", npy(1)), ("a0.npy", npy(2)))))
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (npy([1, 2])[:-3], r"must hold 2 x int64 \(no objects\), got 13 bytes"),
+        (npy([None], allow_pickle=True), r"x object \(no objects\)"),
+        (header_of((2**40,), "<f8"), r"must hold \d+ x float64 \(no objects\), got 0 bytes"),
+        (header_of((-1,), "<f8"), "no objects"),
+        (header_of((2**40,), "V0"), "no objects"),
+        (b"\x93NUMPY\x01\x00\x30\x00" + b"__import__('os').system('touch owned')".ljust(48), "something else"),
+        (b"\x93NUMPY\x01\x00\xff\xff", "something else"),
+        (b"", "something else"),
+    ],
+)
+def test_arrays_in_the_format_of_numpy_are_as_long_as_they_claim(content, text, tmp_path, monkeypatch):
+    """Kinds that the layout lacks are arrays in numpy's format: of no objects, and of no more than is there."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=text):
+        decode(in_npy(content))
+
+    assert not list(tmp_path.iterdir())
 
 
-def test_members_that_overlap():
-    """Members that share bytes are refused, as they would take more memory than the file."""
-    payload = bytearray(zipped(tree({}), ("a0.npy", npy(np.zeros(1000)))))
-    at = payload.rindex(b"PK\1\2") + 20
-    payload[at : at + 8] = (10**6).to_bytes(4, "little") * 2
+@pytest.mark.parametrize(
+    ("metadata", "text"),
+    [
+        ({"sha256": "0" * 64, "version": "2"}, "a version and a tree in its metadata"),
+        ({"sha256": "0" * 64, "version": 2, "tree": "{}"}, "a version and a tree in its metadata"),
+        ({"sha256": "0" * 64, "version": "3", "tree": "{}"}, "version must be 2, got '3': a newer one wrote it"),
+        ({"sha256": "0" * 64, "version": "2", "tree": "{"}, "must hold a JSON tree"),
+        ({"sha256": "0" * 64, "version": "2", "tree": "[" * 10**5}, "must hold a JSON tree"),
+        ({"sha256": "0" * 9, "version": "2", "tree": "{}"}, "it is damaged"),
+        ({"tree": "{}", "sha256": "0" * 64, "version": "2"}, "must begin with"),
+    ],
+)
+def test_metadata_that_does_not_fit(metadata, text):
+    """Version, digest and tree are checked before anything is made."""
+    with pytest.raises(ValueError, match=text):
+        decode(sealed({}, metadata=metadata))
 
-    with pytest.raises(ValueError, match=r"must not overlap, got 10\d{5} bytes of them in 8466"):
-        decode(sealed(bytes(payload)))
+
+@pytest.mark.parametrize("length", [2**63, 2**24 + 1, 10**6])
+def test_header_that_claims_more_than_the_file(length):
+    """The length of the header is bounded before it is read."""
+    content = bytearray(sealed({}))
+    content[:8] = length.to_bytes(8, "little")
+    with pytest.raises(ValueError, match=rf"must hold the {length} bytes of its header, got \d+; it is damaged"):
+        decode(content)
+
+
+def test_an_array_named_twice():
+    """Of two entries of one name the bytes of the first belong to none."""
+    content = sealed({"a": F32, "b": {**F32, "data_offsets": [8, 16]}}, bytes(16)).replace(b'"b": {', b'"a": {')
+    with pytest.raises(ValueError, match="without a gap"):
+        decode(content)
 
 
 def test_a_tree_that_is_too_large(monkeypatch):
-    """The text is bounded before it is parsed, in bytes and in nodes."""
-    large = sealed(zipped(tree({"list": [0] * 200})))
+    """The header is bounded before it is parsed, in bytes and in nodes, when it is written, too."""
+    large = encode({"list": [0] * 200})
     monkeypatch.setattr(codec, "MOST_NODES", 150)
-    with pytest.raises(ValueError, match="at most 150 nodes, got 201"):
+    with pytest.raises(ValueError, match="at most 150 nodes, got 2"):
         decode(large)
-    monkeypatch.setattr(codec, "MOST_TREE_BYTES", 500)
-    with pytest.raises(ValueError, match=r"at most 500 bytes, got \d{4}"):
+    with pytest.raises(ValueError, match=r"at most 150 arrays, .* got 0 arrays and 2\d\d in"):
+        encode({"list": [0] * 200})
+    monkeypatch.setattr(codec, "MOST_HEADER", 500)
+    with pytest.raises(ValueError, match=r"must hold the \d+ bytes of its header"):
         decode(large)
 
 
-def test_more_members_than_there_may_be():
-    """The number of members is bounded before they are listed."""
-    payload = bytearray(zipped(tree({})))
-    end = payload.rindex(b"PK\5\6")
-    payload[end + 8 : end + 12] = (65535).to_bytes(2, "little") * 2
-
-    with pytest.raises(ValueError, match=f"at most {MOST_MEMBERS} members, got 65535"):
-        decode(sealed(bytes(payload)))
+def test_a_writer_that_was_killed():
+    """The digest is written last: without it the file is not whole, and says so."""
+    content = encode({"w": np.ones(3)})
+    digest = re.search(rb'"sha256": "(\w{64})"', content)[1]
+    with pytest.raises(ValueError, match="must be written to its end, got one without a digest: its writer was killed"):
+        decode(content.replace(digest, b"0" * 64))
 
 
-def test_state_that_could_not_be_read_back(monkeypatch):
-    """A state too large to be read back is refused when it is written, with the counts."""
-    monkeypatch.setattr(codec, "MOST_MEMBERS", 3)
-    with pytest.raises(ValueError, match=r"at most 3 arrays .* got 4 and"):
-        encode({f"w{number}": np.zeros(2) for number in range(4)})
+def test_older_files_are_named():
+    """A file of the former container is an error of its own, which names the command."""
+    with pytest.raises(OlderFile, match="must be of version 2, got an older one; learnit-r8 convert converts files"):
+        decode(b"R8CK" + bytes(200))
 
 
 def test_file_beyond_memory(tmp_path, monkeypatch):
@@ -129,8 +180,68 @@ def test_file_beyond_memory(tmp_path, monkeypatch):
         read(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 99, zipped(tree([1]))])
+@pytest.mark.parametrize("content", [b"", b"x" * 99, sealed({}, tree="[1]")])
 def test_tree_alone(content):
     """Reading the tree alone, without the digest, refuses a file without a valid one."""
-    with pytest.raises(ValueError, match=r"must hold a JSON tree|must be a dict, got list"):
+    with pytest.raises(ValueError, match=r"must begin with|must be a dict, got list"):
         read_tree(io.BytesIO(content))
+
+
+def test_safetensors_reads_the_arrays(tmp_path):
+    """Any program that reads safetensors sees the arrays by their dotted keys, with the kinds that the layout has."""
+    torch = pytest.importorskip("torch")
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    model = {"w": torch.ones(2, 3).bfloat16(), "n": torch.arange(3), "8": torch.ones(2).to(torch.float8_e4m3fn)}
+    state = {"model": model, "odd": np.array(["text"]), "a": np.ones((2, 2)), "a'": np.ones(1, bool)}
+    (tmp_path / "file").write_bytes(encode({"version": 1, "it": pack(state)}))
+    found = load_file(tmp_path / "file")
+
+    assert {name: (str(each.dtype)[6:], tuple(each.shape)) for name, each in found.items() if "odd" not in name} == {
+        "state.model.w": ("bfloat16", (2, 3)), "state.model.n": ("int64", (3,)), "state.a": ("float64", (2, 2)),
+        "state.model.8": ("float8_e4m3fn", (2,)), "state.a'": ("bool", (1,)),
+    }  # fmt: skip
+    assert torch.equal(found["state.model.w"], model["w"])
+
+
+def test_tied_arrays_are_stored_once_and_come_back_tied():
+    """The very same memory is one array in the file and one in the state; a view of a part is another."""
+    torch = pytest.importorskip("torch")
+    weight, array, half = torch.ones(1000), np.ones(1000), torch.ones(1000).bfloat16()
+    bits = np.ones(1000, pytest.importorskip("ml_dtypes").bfloat16)
+    pairs = {"tensor": weight, "array": array, "half": half, "bits": bits}
+    state = {"scalar": np.float32(1), **pairs, "again": {**pairs, "part": weight[:500]}}
+    content = encode(pack(state))
+    back = unpack(decode(content))
+
+    assert len(content) < 1000 * (4 + 8 + 2 + 2 + 2) + 3000
+    for name in ("array", "bits"):
+        assert np.shares_memory(back[name], back["again"][name])
+    for name in ("tensor", "half"):
+        assert back[name].data_ptr() == back["again"][name].data_ptr()
+    back["tensor"] += 1
+    assert back["again"]["tensor"].sum() == 2000
+    assert back["again"]["part"].sum() == 500
+
+
+class Gathering:
+    """Its state is made anew each time it is asked for, in memory that may be that of the last one."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"w": np.full(1000, self.value)}
+
+
+def test_states_that_are_made_on_the_way_are_not_tied():
+    """Memory that was freed meanwhile and used again is another array."""
+    back = unpack(decode(encode(pack([Gathering(value) for value in range(9)], holders=True))))
+
+    assert [each["w"][0] for each in back] == list(range(9))
+
+
+@pytest.mark.parametrize("held", [0, 5, -3, "x", None, [0]])
+def test_ties_to_nothing_are_refused(held):
+    """A tie must be to an array before it."""
+    with pytest.raises(ValueError, match="a model state must be one that was packed"):
+        unpack({"version": 2, "tree": {"list": [{"tied": held}, {"array": np.ones(1)}]}})

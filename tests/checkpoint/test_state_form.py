@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from learnit_r8.checkpoint.codec import decode, encode
-from learnit_r8.checkpoint.state_form import BLOCK_BYTES, pack, size_of, unpack
+from learnit_r8.checkpoint.state_form import pack, size_of, unpack
 
 
 def through(state):
@@ -40,7 +40,7 @@ STATES = [
     [np.float32(2.5), np.int64(7), np.bool_(True), np.array(3.0), np.zeros((0, 4)), np.zeros(3, bool)],
     torch.randn(5, 3).bfloat16(),
     (torch.zeros(0, 2), torch.randn(4, 3).t(), np.asfortranarray(np.arange(12.0).reshape(3, 4))),
-    {"large": np.arange(BLOCK_BYTES // 4 + 7, dtype=np.float32), "text": np.array(["a", "bc"])},
+    {"large": np.arange(2**20 + 7, dtype=np.float32), "text": np.array(["a", "bc"])},
 ]
 
 

@@ -2,7 +2,6 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import tracemalloc
@@ -77,8 +76,8 @@ def test_nan_and_numpy_numbers_survive():
             {"a": {"b": [1, object]}},
             r"state\.a\.b\.1 must be a number, str, bool, None, array, or a dict or list of them, got",
         ),
-        ({"a": {1: 2}}, r"state\.a must have str keys other than '__array__', got 1"),
-        ({"a": {"__array__": 2}}, r"state\.a must have str keys other than '__array__', got '__array__'"),
+        ({"a": {1: 2}}, r"state\.a must have str keys other than '__array__' and '__npy__', got 1"),
+        ({"a": {"__array__": 2}}, r"state\.a must have str keys other than '__array__' and '__npy__', got '__array__'"),
         ({"a": np.array([None, "x"])}, r"state\.a must be an array of numbers or strings, got dtype object"),
         ({"a": [b"bytes"]}, r"state\.a\.0 must be a number"),
         ({"a": {1, 2}}, r"state\.a must be a number"),
@@ -119,14 +118,14 @@ def test_longer_file_is_refused():
 
 def test_every_bit_of_the_header_counts():
     """A file with any single bit of its header flipped is refused."""
-    for bit in range(48 * 8):
+    for bit in range(100 * 8):
         content = bytearray(encode({"a": 1}))
         content[bit // 8] ^= 1 << bit % 8
         with pytest.raises(ValueError, match="the file"):
             decode(bytes(content))
 
 
-@pytest.mark.parametrize("place", [48, 60, 200, -100, -1])
+@pytest.mark.parametrize("place", [40, 60, 99, -20, -1])
 def test_flipped_payload_is_refused(place):
     """A file with a flipped bit in its payload is refused."""
     content = bytearray(encode(STATE))
@@ -137,29 +136,8 @@ def test_flipped_payload_is_refused(place):
 
 def test_other_file_is_refused():
     """A file that is no checkpoint is refused with its first bytes."""
-    with pytest.raises(ValueError, match=r"the file must begin with b'R8CK' and a header of 48 bytes, got b'PK"):
+    with pytest.raises(ValueError, match=r"the file must begin with a length of 8 bytes, .*, got b'PK"):
         decode(b"PK\3\4" + bytes(100))
-
-
-def test_newer_format_is_refused():
-    """A file of another version says so."""
-    content = bytearray(encode(STATE))
-    content[4:8] = struct.pack("<I", 2)
-    with pytest.raises(ValueError, match="the file's format must be 1, got 2: another version wrote it"):
-        decode(bytes(content))
-
-
-def test_no_code_runs_from_a_file(tmp_path):
-    """A pickle in place of an array is not loaded, even in a file with a right checksum."""
-    import hashlib
-    import io
-
-    buffer = io.BytesIO()
-    np.savez(buffer, tree=np.array([print], dtype=object), allow_pickle=True)
-    payload = buffer.getvalue()
-    content = struct.pack("<4sIQ32s", b"R8CK", 1, len(payload), hashlib.sha256(payload).digest()) + payload
-    with pytest.raises(ValueError, match="no objects"):
-        decode(content)
 
 
 def test_package_does_not_pickle():

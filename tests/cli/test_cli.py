@@ -93,7 +93,7 @@ def test_no_command_prints_the_help(capsys):
     assert all(any(line.strip().startswith(name) for line in lines) for name in COMMANDS)
 
 
-WITH_JSON = sorted(set(COMMANDS) - {"ask", "demo", "completion", "export", "labels", "mcp"})
+WITH_JSON = sorted(set(COMMANDS) - {"ask", "demo", "completion", "convert", "export", "labels", "mcp"})
 
 
 @pytest.mark.parametrize("command", WITH_JSON)

@@ -59,7 +59,9 @@ def test_reader_that_leaves_early_is_no_error(run):
 
 
 @pytest.mark.parametrize("command", [["export", "--out"], ["report", "--html"]])
-@pytest.mark.parametrize("name", ["run.json", "events.jsonl", "samples-000002.npz", "output.log", "ck_00000007.r8"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "events.jsonl", "samples-000002.safetensors", "output.log", "ck_00000007.r8"]
+)
 def test_no_command_overwrites_the_files_of_a_run(command, name, run, tmp_path, capsys):
     """A file that a run keeps is not written over, not even through a link."""
     (run / name).touch()

@@ -107,10 +107,10 @@ def test_run_without_samples_is_said(tmp_path, capsys):
     folder = folder_with(tmp_path, STARTED)
     assert main(["samples", str(folder)]) == 1
     assert "run must hold a samples file, got none" in capsys.readouterr().err
-    (folder / "samples-000000.npz").write_bytes(b"x")
+    (folder / "samples-000000.safetensors").write_bytes(b"x")
 
     assert main(["samples", str(folder)]) == 1
-    assert "samples-000000.npz must be a whole samples file" in capsys.readouterr().err
+    assert "samples-000000.safetensors must be a whole samples file" in capsys.readouterr().err
 
 
 def test_terminal_without_the_characters_gets_others(run):

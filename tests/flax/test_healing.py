@@ -8,6 +8,7 @@ import pytest
 from learnit_r8 import Focus, Policy, R8Scheduler
 from learnit_r8.streams import step_stream
 from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
+from tests.trial_common import Sight, begin_trial, digest
 
 jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
@@ -322,3 +323,29 @@ def test_objects_of_nnx_are_as_before_a_refused_step(is_donated):
     r8.close()
 
     assert seen == [(False, True)] * 2 if not is_donated else len(seen) == 2
+
+
+def test_validation_sees_no_weights_on_trial():
+    """Where an epoch ends within a trial it sees those from before it; the next epoch goes on with the trial's own."""
+    sight, step, ended = Sight(), compiled(), []
+    # A trial ends within an epoch of 11 steps.
+    r8 = scheduler(batch_size=48, num_steps=132, guard="spike")
+
+    def seen(state, batch, key):
+        sight.begin([state.params["w"]])
+        new, metrics = step(state, batch, key)
+        sight.end([new.params["w"]])
+        return new, metrics
+
+    def validate(state, batch, key):
+        sight.leave([state.params["w"]], r8)
+        ended.append(1)
+        if len(ended) == 4:
+            sight.aside = digest([state.params["w"]])
+            begin_trial(r8)
+        return state, {}
+
+    more = {"val_step_fn": validate, "val_data_iterator": lambda: iter([0])}
+    run(Faults(None), seen, r8, **more)
+
+    sight.check()

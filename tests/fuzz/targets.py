@@ -179,9 +179,10 @@ class Checkpoints:
             case 0:
                 return b"b" + damage_bytes(random, self.whole)
             case 1:
-                payload = damage_bytes(random, self.whole[codec.HEADER.size :])
-                digest = hashlib.sha256(payload).digest()
-                return b"b" + codec.HEADER.pack(codec.MAGIC, codec.FORMAT, len(payload), digest) + payload
+                # With a right digest, which stands at the 36th byte.
+                content = bytearray(damage_bytes(random, self.whole))
+                content[36:100] = b"0" * 64
+                return b"b" + content[:36] + hashlib.sha256(content).hexdigest().encode() + content[100:]
             case _:
                 with contextlib.suppress(TypeError, ValueError, UnicodeError):
                     return b"b" + codec.encode(damage_value(random, self.content))

@@ -193,17 +193,6 @@ def test_state_through_a_checkpoint():
     assert repr(other.memory) == repr(sentry.memory)
 
 
-def test_state_of_7ddda59():
-    """A saved state whose norms were judged as losses are loads: the losses are kept, norms are learned anew."""
-    sentry = after(300, grad_norm=noisy(300))
-    state = sentry.state_dict()
-    other = Sentry(SpikeGuard())
-    other.load_state_dict(state | {"norms": Sentry(SpikeGuard()).state_dict()["losses"]})
-
-    assert repr(other.memory) == repr(sentry.memory)
-    assert other.state_dict()["norms"] == {"highest": 0.0, "count": 0}
-
-
 @pytest.mark.parametrize("guards", [(SpikeGuard(), FiniteGuard()), (FiniteGuard(), SpikeGuard())])
 def test_state_of_another_guard(guards):
     """The state of another kind of guard is refused, and nothing is changed."""

@@ -92,7 +92,7 @@ def make_folder(path):
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and links")
 @pytest.mark.parametrize("plant", [make_pipe, make_link, make_device, make_folder])
-@pytest.mark.parametrize("name", ["events.jsonl", "run.json", "samples-000000.npz"])
+@pytest.mark.parametrize("name", ["events.jsonl", "run.json", "samples-000000.safetensors"])
 def test_nothing_but_plain_files_is_opened(tmp_path, plant, name):
     """A pipe, link, device or folder in place of a file is refused at once, and never waited for."""
     folder_with(tmp_path, STARTED)

@@ -230,7 +230,7 @@ def test_run_folder_of_a_run(tmp_path):
     assert run.about()["versions"]["learnit_r8"] == learnit_r8.__version__
     assert (kinds[0], kinds[-1]) == (events.RunStarted, events.RunEnded)
     assert run.state() == ("finished", "")
-    assert (r8.run_dir / "samples-000001.npz").is_file()
+    assert (r8.run_dir / "samples-000001.safetensors").is_file()
 
 
 def test_resumed_run_goes_on_in_its_folder(tmp_path):

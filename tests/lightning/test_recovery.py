@@ -9,7 +9,8 @@ from torch.nn.functional import binary_cross_entropy, mse_loss
 
 from learnit_r8.lightning import R8Loader
 from tests.fault_common import BATCH, FAULT_STEP, HEALED, KINDS, Fault, Samples, linear, loss_of, settings_of
-from tests.lightning.common import fit
+from tests.lightning.common import DATA, Digits, fit
+from tests.trial_common import Sight, begin_trial, digest
 
 lightning = pytest.importorskip("lightning")
 
@@ -79,3 +80,52 @@ def test_every_other_exception_ends_the_training():
             loader=R8Loader(Samples(), batch_size=BATCH, num_steps=20),
             epochs=-1,
         )
+
+
+class Seen(Digits):
+    """Notes the weights of each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.sight = Sight()
+
+    def weights(self):
+        return [each.detach().numpy() for each in self.parameters()]
+
+    def training_step(self, batch, index):
+        self.sight.begin(self.weights())
+        return super().training_step(batch, index)
+
+    def optimizer_step(self, *given, **named):
+        super().optimizer_step(*given, **named)
+        self.sight.end(self.weights())
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(DATA, batch_size=100)
+
+    def validation_step(self, batch, index):
+        pass
+
+
+class Trial(lightning.Callback):
+    """A trial from the fourth epoch on."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 3:
+            module.sight.aside = digest(module.weights())
+            begin_trial(self.loader.scheduler)
+
+    def on_validation_epoch_start(self, trainer, module):
+        module.sight.leave(module.weights(), self.loader.scheduler)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_validation_sees_no_weights_on_trial(workers):
+    """Where an epoch ends within a trial it sees those from before it; the next epoch goes on with the trial's own."""
+    module, loader = Seen(), R8Loader(DATA, batch_size=32, num_workers=workers, guard="spike")
+    fit(module=module, loader=loader, epochs=9, more=[Trial(loader)], num_sanity_val_steps=0)
+
+    module.sight.check()

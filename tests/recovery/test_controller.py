@@ -629,13 +629,3 @@ def test_unknown_states_are_tried_in_turn():
             r8.report(r8.draw(), NAN)
 
     assert got == [{"w": 1}] * 3
-
-
-def test_older_state_of_an_incident(recwarn):
-    """The saved state of an older version within an incident goes on with a lower rate, and says so."""
-    r8 = make(64, num_epochs=3)
-    r8.controller.load_state_dict({"ceiling": 0.01, "factor": 0.5, "tries": 2})
-
-    assert r8.controller.limit.ceiling == 0.01
-    assert r8.controller.limit.is_on
-    assert r8.controller.lr_factor == 0.5

@@ -173,11 +173,11 @@ def test_short_run_has_a_page(tmp_path, happened):
 def test_damage_is_reported(tmp_path):
     """The end of the page counts the lines that could not be read."""
     folder = folder_with(tmp_path / "run", STARTED, steps(5), text="garbage\n" * 3)
-    (folder / "samples-000000.npz").write_bytes(b"garbage")
+    (folder / "samples-000000.safetensors").write_bytes(b"garbage")
     said = said_of(folder, tmp_path)
 
     assert "3 lines of the journal could not be read" in said
-    assert "could not be shown: samples-000000.npz must be a whole samples file" in said
+    assert "could not be shown: samples-000000.safetensors must be a whole samples file" in said
 
 
 def test_files_of_another_data_set_are_left_out(tmp_path):

@@ -15,13 +15,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-NEEDS = {"flax.md": "learnit_r8.flax", "streams.md": "torch", "triggers.md": "torch"}
+NEEDS = {"flax.md": "learnit_r8.flax", "recipes.md": "torch", "streams.md": "torch", "triggers.md": "torch"}
 
 
 @pytest.mark.program
 @pytest.mark.parametrize(
-    "page", ["budgets.md", "flax.md", "guard.md", "index.md", "loops.md", "recovery.md", "streams.md", "triggers.md"]
-)
+    "page",
+    [
+        "budgets.md", "flax.md", "guard.md", "index.md", "loops.md", "recipes.md", "recovery.md", "streams.md",
+        "triggers.md",
+    ],
+)  # fmt: skip
 def test_blocks_of_the_page_run(page, monkeypatch, tmp_path):
     if page in NEEDS:
         pytest.importorskip(NEEDS[page], exc_type=ImportError)

@@ -179,19 +179,11 @@ def stream(folder):
     collect_jsonl([{"step": 2}], folder / "stream.jsonl", append=True)
 
 
-def save_torch(is_safe):
-    def write(folder):
-        torch = pytest.importorskip("torch")
-        from learnit_r8.torch import serialization
+def save_torch(folder):
+    torch = pytest.importorskip("torch")
+    from learnit_r8.torch import serialization
 
-        if is_safe:
-            pytest.importorskip("safetensors")
-        with pytest.MonkeyPatch.context() as patch:
-            if not is_safe:
-                patch.setattr(serialization.importlib.util, "find_spec", lambda name: None)
-            serialization.save({"w": torch.ones(3)}, folder / "model.pt")
-
-    return write
+    serialization.save({"w": torch.ones(3)}, folder / "model.pt")
 
 
 def save_history(folder):
@@ -225,7 +217,7 @@ def by_command(*arguments):
 
 
 WRITERS = {
-    "run": (whole_run, {"events.jsonl", "tmp_##_#_run.json", "tmp_##_#_samples-#.npz", "tmp_##_#_ck_#.r#",
+    "run": (whole_run, {"events.jsonl", "tmp_##_#_run.json", "tmp_##_#_samples-#.safetensors", "tmp_##_#_ck_#.r#",
                         "tmp_##_#_best#.json"}),
     "diverged": (diverged, {"tmp_##_#_diverged_#.json"}),
     "screen": (print_on_screen, {"output.log"}),
@@ -236,8 +228,7 @@ WRITERS = {
     "stream": (stream, {"stream.jsonl"}),
     "state": (lambda folder: save_state(folder / "state", {"w": np.ones(3)}), {"tmp_##_#_state"}),
     "toy": (lambda folder: ToyTask(50).save({"model": ToyTask(50).state()}, folder / "toy.npz"), {"toy.npz"}),
-    "torch": (save_torch(False), {"model.pt"}),
-    "safetensors": (save_torch(True), {"model.pt.safetensors"}),
+    "torch": (save_torch, {"model.pt.safetensors"}),
     "history": (save_history, {"tmp_##_#_history.json"}),
     "driven": (save_driven, {"state.r#"}),
     "keras": (save_keras, {"model.npz"}),
@@ -275,7 +266,14 @@ def test_links_of_a_received_folder_are_not_followed(attack, tmp_path, capsys):
     """A received folder with links under all names that a run keeps: nothing is written to any."""
 
     def receive(folder):
-        for name in ("events.jsonl", "run.json", "output.log", "report.html", "samples-000000.npz", "steps.csv"):
+        for name in (
+            "events.jsonl",
+            "run.json",
+            "output.log",
+            "report.html",
+            "samples-000000.safetensors",
+            "steps.csv",
+        ):
             (folder / name).symlink_to(tmp_path / "victim")
         (folder / FOLDER).symlink_to(tmp_path / "elsewhere")
 
@@ -357,10 +355,7 @@ ELSEWHERE = {
     "dashboard/terminal/capture.py": {"os.open", "tempfile.mkstemp"},
     "dashboard/terminal/screen.py": {"os.open"},
     "dashboard/terminal/tty_modes.py": {"os.open"},
-    "journal/samples.py": {"np.savez"},
-    "keras/state.py": {"np.savez"},
     "testing/toy.py": {"np.savez"},
-    "torch/serialization.py": {"torch.save"},
 }
 """Calls beside the opener, all read for what they do: devices, temporary files, readers, and libraries that are handed
 an open file."""

@@ -277,16 +277,16 @@ def test_folder_that_fills_up_keeps_the_generation_before(tmp_path, monkeypatch)
 def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
     """Memory that is full for a while: that they are off is told, only the newest stays, and they come back, twice."""
     monkeypatch.setattr(shared_memory, "AGAIN_SECONDS", 0.0)
-    heard, folder, write = [], tmp_path / "run", shared_memory.codec.write
+    heard, folder, write = [], tmp_path / "run", shared_memory.replace
     r8 = opened(tmp_path, listeners=[heard.append], run_dir=folder)
     trained(r8, 35)
     before = generations(tmp_path)
 
-    def full(content, file):
+    def full(path, content, **more):
         raise OSError(28, "No space left on device")
 
     for until in (55, 95):
-        monkeypatch.setattr(shared_memory.codec, "write", full)
+        monkeypatch.setattr(shared_memory, "replace", full)
         with pytest.warns(RuntimeWarning, match="No space") if until == 55 else contextlib.nullcontext():
             trained(r8, until)
         r8._journal.write_due()
@@ -295,7 +295,7 @@ def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
         assert r8.host.persistence.generations._backups.is_off
         assert len(generations(tmp_path)) == 1
         assert "BACKUPS DO NOT OUTLIVE IT ([Errno 28]" in line_of(run, folded(run), run.state())
-        monkeypatch.setattr(shared_memory.codec, "write", write)
+        monkeypatch.setattr(shared_memory, "replace", write)
         trained(r8, until + 20)
         assert generations(tmp_path)[-1] >= until
 

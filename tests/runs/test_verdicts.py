@@ -159,8 +159,9 @@ def test_a_run_whose_updates_all_damage_the_weights_is_given_up(own, is_late):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("is_late", [False, True])
 def test_what_was_in_vain_counts_after_a_resume(is_late):
-    """A run that is started again and again is given up as early as one that is not."""
-    runs = [Damaged(1, own=False, is_late=is_late, num_steps=900, recovery=Recovery(max_refused=60)) for _ in range(2)]
+    """A run that is started again and again is given up as early as one that is not; until then it is healed."""
+    heard, more = record_events(), {"num_steps": 900, "recovery": Recovery(max_refused=60)}
+    runs = [Damaged(1, own=False, is_late=is_late, listeners=each, **more) for each in ([], [heard])]
     runs[0].train(until=20)
     before = runs[0].r8.controller.state_dict()["refusals"]["in_vain"]
     runs[1].r8.load_state_dict(runs[0].r8.state_dict())
@@ -168,6 +169,7 @@ def test_what_was_in_vain_counts_after_a_resume(is_late):
     assert runs[1].r8.controller.state_dict()["refusals"]["in_vain"] == before
     with pytest.raises(TrainingDiverged, match="60 batches were refused or tested weights"):
         runs[1].train()
+    assert len(heard.of(events.RolledBack)) > 10
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -11,6 +11,7 @@ from learnit_r8 import events
 from learnit_r8.torch import attach
 from tests.fault_common import BAD_SAMPLE, BATCH, HEALED, KINDS, NUM_STEPS, SOME_KINDS, Samples, train
 from tests.torch.test_readback import Slow
+from tests.trial_common import begin_trial
 
 RESTORED = ("large weights", "moments")
 
@@ -203,10 +204,7 @@ def test_state_saved_within_a_trial_goes_on_with_it(tmp_path):
     def act(r8):
         controller = r8.controller
         if r8.global_step == 40:
-            # As the first losses of a run may ask for.
-            controller.inquire(40, 1.0)
-            controller.witnesses.first.replayed = 0.0
-            controller._first_steps._begin_trial(1.0)
+            begin_trial(r8)
         if r8.global_step == 70:
             with r8.paused():
                 torch.save(adapter.state_dict(), tmp_path / "state.pt")

@@ -6,7 +6,7 @@ pytest.importorskip("transformers")
 
 import torch
 from torch.nn.functional import binary_cross_entropy, mse_loss
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from learnit_r8.transformers import R8Mixin
 from tests.fault_common import (
@@ -20,6 +20,9 @@ from tests.fault_common import (
     linear,
     loss_of,
 )  # fmt: skip
+from tests.transformers import common
+from tests.transformers.common import Digits, Model
+from tests.trial_common import Sight, begin_trial, digest
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
@@ -96,3 +99,53 @@ def test_every_other_exception_ends_the_training(tmp_path):
     """An exception that no value explains is raised on, unchanged."""
     with pytest.raises(RuntimeError, match=r"^not of a value$"):
         train(tmp_path, Probability(RuntimeError("not of a value")), steps=20)
+
+
+class Seen(Model):
+    """Notes the weights of each step, and those that an evaluation begins with."""
+
+    def __init__(self):
+        super().__init__()
+        self.sight, self.trainer, self.is_evaluated = Sight(), None, False
+
+    def weights(self):
+        return [each.detach().numpy() for each in self.parameters()]
+
+    def forward(self, images, labels=None):
+        if self.training:
+            self.sight.begin(self.weights())
+        elif not self.is_evaluated:
+            self.sight.leave(self.weights(), self.trainer.r8.scheduler)
+        self.is_evaluated = not self.training
+        return super().forward(images, labels)
+
+
+class Trial(TrainerCallback):
+    """A trial from the fourth epoch on."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def on_epoch_begin(self, args, state, control, **_):
+        if round(state.epoch) == 3:
+            self.model.sight.aside = digest(self.model.weights())
+            begin_trial(self.model.trainer.r8.scheduler)
+
+    def on_optimizer_step(self, args, state, control, **_):
+        self.model.sight.end(self.model.weights())
+
+
+def test_evaluation_sees_no_weights_on_trial(tmp_path):
+    """Where an epoch ends within a trial it sees those from before it; the next epoch goes on with the trial's own."""
+    torch.manual_seed(0)
+    model = Seen()
+    parts = {"eval_dataset": Digits(), "callbacks": [Trial(model)]}
+
+    class Known(common.R8Trainer):
+        def train(self, **given):
+            model.trainer = self
+            return super().train(**given)
+
+    common.train(tmp_path, model=model, trainer=Known, parts=parts, num_train_epochs=9, eval_strategy="epoch")
+
+    model.sight.check()

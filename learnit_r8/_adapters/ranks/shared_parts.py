@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ...checkpoint.background import BackgroundWrite
+from ...checkpoint.codec import OlderFile
 from ...checkpoint.reader import Checkpoint, NoValidCheckpoint
 from ...checkpoint.store import CheckpointStore, RunInUse
 from .agreement import Channel, digest_of
@@ -211,7 +212,9 @@ class SharedStore:
         return found
 
 
-RAISED: dict[str, type[Exception]] = {each.__name__: each for each in (NoValidCheckpoint, RunInUse, PermissionError)}
+RAISED: dict[str, type[Exception]] = {
+    each.__name__: each for each in (NoValidCheckpoint, OlderFile, RunInUse, PermissionError)
+}
 """What rank 0 may find, by its name; anything else is an OSError on the other ranks."""
 
 

@@ -227,7 +227,7 @@ class Inquiry:
 
     def _older(self, known: list[Backup]) -> list[Backup]:
         """The states before the one that was put back last, ever fewer the more often it took long to come back."""
-        lineage = self._parts.lineage
+        lineage, known = self._parts.lineage, [each for each in known if each.can_be_put]
         older = [each for each in known if each.updates < lineage.since] or known[:1]
         is_soon = lineage.since_restore < SOON
         skipped = 0 if is_soon else 2 ** max(0, lineage.num_older - ONE_BY_ONE) - 1
@@ -242,7 +242,8 @@ class Inquiry:
 
     def _put_unknown(self, alarm: Alarm) -> None:
         """Put the newest state back, though no witness of it is known; an older one if that did not help."""
-        states, lineage = self._parts.witnesses.all_states(), self._parts.lineage
+        lineage = self._parts.lineage
+        states = [each for each in self._parts.witnesses.all_states() if each.can_be_put]
         if lineage.is_proving and not lineage.since_restore:
             states = [each for each in states if each.updates < lineage.since] or states[:1]
         for backup in reversed(states):

@@ -1,12 +1,11 @@
 """Writes files of the version at hand, for later versions to prove that they still read them.
 
-    python tests/runs/saved/write_saved.py tests/runs/saved/7ddda59
+    python tests/runs/saved/write_saved.py tests/runs/saved/01c0f9e2
 
-The files in ``7ddda59`` were written by that commit, unmodified, with Python 3.11 and numpy 2.4; they are never written
-again. A later format writes its own beside them. ``mid_epoch`` and ``incident`` hold a checkpoint, ``torch`` a state,
-``run`` a run folder. ``expected.npz`` holds what that version itself did next: the batches, their rates, and what the
-table knew of the samples after them. ``tests/runs/test_saved_files.py`` builds schedulers and goes on with the
-functions below.
+The files in ``01c0f9e2`` were written by that commit with Python 3.11 and numpy 2.4; they are never written again. A
+later format writes its own beside them. ``mid_epoch`` and ``incident`` hold a checkpoint, ``torch`` a state, ``run`` a
+run folder. ``expected.npz`` holds what that version itself did next: the batches, their rates, and what the table knew
+of the samples after them. ``tests/runs/test_saved_files.py`` builds schedulers and goes on with the functions below.
 """
 
 import json
@@ -97,10 +96,8 @@ def save(name, folder):
         go_on(r8, name, 200)
         ticket = r8.draw()
         r8.report(ticket, 1e6 * losses_of(ticket.indices, r8.global_step))
-        go_on(r8, name, 1)
         assert r8.table.quarantined.tolist() == [BAD_SAMPLE]
-        assert (r8.phase, r8.global_step) == ("steadying", 202)
-        assert math.isclose(r8.lr, 0.5 * r8.schedule(r8.progress))
+        assert r8.global_step == 201
     r8.save_checkpoint()
     return r8.global_step
 
