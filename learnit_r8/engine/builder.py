@@ -28,8 +28,7 @@ from ..sampling.lengths import Buckets
 from ..sampling.loader_plan import UNKNOWN_LENGTH, LoaderPlan
 from ..sampling.permutation import MAX_SAMPLES
 from ..sampling.plan import Plan
-from ..schedules.budget import BUDGETS, OPEN_WARMUP, Budget
-from ..schedules.cool_down import CoolDownRule
+from ..schedules.budget import BUDGETS, OPEN_WARMUP, Budget, CoolDownRule
 from ..schedules.range_test import RangeTest
 from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, make_schedule
 from ..schedules.span import Span, read_span
@@ -100,7 +99,9 @@ def build_components(given: Settings) -> Components:
     plan = _build_plan(given)
     steps_per_epoch = _steps_per_epoch(given, plan)
     budget = _build_budget(given, steps_per_epoch)
-    pace = Pace(budget, plan.steps_per_pass, given.clock, rule=_build_cool_down_rule(given))
+    decay = DEFAULT_DECAY if given.decay_proportion in (None, 1) else given.decay_proportion
+    rule = CoolDownRule(given.min_lr, given.decay_shape, decay)
+    pace = Pace(budget, plan.steps_per_pass, given.clock, rule=rule)
     mode: Any = mode_of(given.monitor, given.mode)
     check_choice("mode", mode, MODES)
     check_choice("record", given.record, ("names", "batch", "all"))
@@ -114,7 +115,15 @@ def build_components(given: Settings) -> Components:
             "epoch is one step; R8Scheduler takes num_samples first, then batch_size=.",
         )
     early_stop = EarlyStop(given.early_stopping, given.monitor, mode, announcer)
-    usual_epoch = _usual_epoch(budget) if steps_per_epoch == UNKNOWN_LENGTH else steps_per_epoch
+    usual_epoch = steps_per_epoch
+    if steps_per_epoch == UNKNOWN_LENGTH:
+        # Nobody knows the steps of an epoch: a short run has ten of them.
+        usual_epoch = USUAL_EPOCH if budget.steps is None else min(USUAL_EPOCH, budget.steps // 10)
+    feed = None
+    if given.num_samples is None:
+        check_choice("after_restore", given.after_restore, ("next", "again"))
+        check_choice("resume_data", given.resume_data, WAYS)
+        feed = FeedSettings(bool(given.keep_witness), given.after_restore, given.resume_data)
     persistence = _build_persistence(given, usual_epoch, mode=mode, announcer=announcer, agreement=agreement)
     return Components(
         plan=plan,
@@ -135,7 +144,7 @@ def build_components(given: Settings) -> Components:
         settings=replace(given, mode=mode if given.monitor else None).texts(),
         handle_signals=given.handle_signals,
         cool_down_on=_checked_signal(given),
-        feed=_build_feed(given),
+        feed=feed,
     )  # fmt: skip
 
 
@@ -269,23 +278,10 @@ def _build_loader_plan(given: Settings) -> LoaderPlan:
     )
 
 
-def _build_feed(given: Settings) -> FeedSettings | None:
-    if given.num_samples is not None:
-        return None
-    check_choice("after_restore", given.after_restore, ("next", "again"))
-    check_choice("resume_data", given.resume_data, WAYS)
-    return FeedSettings(bool(given.keep_witness), given.after_restore, given.resume_data)
-
-
 def _steps_per_epoch(given: Settings, plan: Plan) -> int:
     if given.steps_per_epoch is None:
         return plan.steps_per_pass
     return whole_number("steps_per_epoch", given.steps_per_epoch, least=1)
-
-
-def _usual_epoch(budget: Budget) -> int:
-    """The steps of an epoch to go by where nobody knows them; a short run has ten of them."""
-    return USUAL_EPOCH if budget.steps is None else min(USUAL_EPOCH, budget.steps // 10)
 
 
 def _build_pass_budget(given: Settings) -> Budget:
@@ -319,11 +315,6 @@ def _build_budget(given: Settings, steps_per_epoch: int) -> Budget:
         mode=given.scheduler_mode,
         warmup_steps=warmup_steps,
     )
-
-
-def _build_cool_down_rule(given: Settings) -> CoolDownRule:
-    share = given.decay_proportion
-    return CoolDownRule(given.min_lr, given.decay_shape, DEFAULT_DECAY if share is None or share == 1 else share)
 
 
 def _build_range_test(given: Settings, budget: Budget, steps_per_epoch: int) -> RangeTest | None:

@@ -147,19 +147,16 @@ class EventEmitter:
         is_due = is_last or self._surveyor.is_due(announcer.seconds, epoch_ended=epoch_ended)
         if self._ticket is not None and is_due:
             self._surveyed_step = step
+            chunk, slot = self._ticket.chunk, self._ticket.slot
             fields = self._surveyor.survey(
                 announcer.seconds,
                 epoch=epoch,
                 epoch_ended=epoch_ended,
                 run_ended=is_last,
-                batch_share=self._last_shares(),
+                # As it was planned: its own report has moved its samples since.
+                batch_share=chunk.shares_of(slot, len(self._ticket.indices)),
             )
             announcer.tell(events.SamplesSurveyed, **fields)
-
-    def _last_shares(self) -> tuple[float, ...]:
-        """Return the strata of the newest batch as it was planned; its own report has moved its samples since."""
-        ticket = self._ticket
-        return () if ticket is None else ticket.chunk.shares_of(ticket.slot, len(ticket.indices))
 
     def drop_surveys(self) -> None:
         """Drop the surveys so far, as a state was loaded."""

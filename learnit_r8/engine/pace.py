@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..schedules.budget import Budget, Stopwatch
-from ..schedules.cool_down import CoolDownRule, cool_down_budget, from_state, state_of
+from ..schedules.budget import Budget, CoolDownRule, Stopwatch, cool_down_budget, from_state, state_of
 from ..schedules.span import Span
 
 OPEN_EPOCHS = 20
@@ -213,7 +212,7 @@ class Pace:
         return min(0.5, epoch / OPEN_EPOCHS) if self.budget.is_open else progress
 
     def with_cool_down(self, span: Span, lr: float) -> Budget:
-        """The budget that a cool-down from here would leave; see `schedules.cool_down.cool_down_budget`.
+        """The budget that a cool-down from here would leave; see `schedules.budget.cool_down_budget`.
 
         Args:
             span: Its length.

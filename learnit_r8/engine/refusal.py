@@ -27,11 +27,8 @@ def report_in_turn(run: Engine, ticket: Ticket, judged: step.Judged) -> Outcome 
         turn.is_changing = True
         verdict, put_to = _answer(run, ticket, judged)
         run.pace.begin_break()
-        return Outcome(verdict, _rate_after(run, judged), put_to)
-
-
-def _rate_after(run: Engine, judged: step.Judged) -> float:
-    return run.search.lr or (run.rates.now if judged.lr != judged.lr else run.controller.lr(judged.lr))
+        rate = run.search.lr or (run.rates.now if judged.lr != judged.lr else run.controller.lr(judged.lr))
+        return Outcome(verdict, rate, put_to)
 
 
 def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:
@@ -49,7 +46,14 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
     if verdict is Verdict.GOOD:
         _learn(run, ticket, judged)
         return verdict, None
-    if verdict is Verdict.EARLY and _may_come_again(run, ticket) and not run.controller.is_far(reading.mean):
+    may_come_again = (
+        verdict is Verdict.EARLY
+        and run.plan.can_put_back(ticket.batch)
+        # Others are still to be drawn in this epoch.
+        and run.pace.next_place < (ticket.epoch + 1) * run.plan.steps_per_pass
+        and not run.pace.is_counted
+    )
+    if may_come_again and not run.controller.is_far(reading.mean):
         # It may be its batch, and most such losses are harmless: that comes again, so this was no step but a test.
         run.plan.put_back(ticket.batch)
         run.pace.num_out -= 1
@@ -65,12 +69,6 @@ def _answer(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, 
         own_rate=run.rates.own,
     )  # fmt: skip
     return verdict, put_to
-
-
-def _may_come_again(run: Engine, ticket: Ticket) -> bool:
-    """Whether a batch can be drawn once more in this epoch, of which others are still to be drawn."""
-    is_before_others = run.pace.next_place < (ticket.epoch + 1) * run.plan.steps_per_pass
-    return run.plan.can_put_back(ticket.batch) and is_before_others and not run.pace.is_counted
 
 
 def _test(run: Engine, ticket: Ticket, judged: step.Judged) -> tuple[Verdict, int | None]:

@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -338,9 +337,11 @@ def suggest_settings(function: F) -> F:
             )
         for name in settings:
             if name not in known:
-                raise TypeError(
-                    f"{_called(function)} got an unexpected keyword argument {name!r}.{_meant(name, known)}"
-                )
+                if ELSEWHERE.get(name.lower()) in known:
+                    hint = f" Did you mean {ELSEWHERE[name.lower()]!r}?"
+                else:
+                    hint = f" {OF_LOADERS[name]}" if name in OF_LOADERS else did_you_mean(name, sorted(known))
+                raise TypeError(f"{_called(function)} got an unexpected keyword argument {name!r}.{hint}")
         return function(*args, **settings)
 
     return checked  # type: ignore[return-value]
@@ -348,11 +349,3 @@ def suggest_settings(function: F) -> F:
 
 def _called(function: Callable[..., Any]) -> str:
     return f"{function.__qualname__.removesuffix('.__init__')}()"
-
-
-def _meant(name: str, known: AbstractSet[str]) -> str:
-    if ELSEWHERE.get(name.lower()) in known:
-        return f" Did you mean {ELSEWHERE[name.lower()]!r}?"
-    if name in OF_LOADERS:
-        return f" {OF_LOADERS[name]}"
-    return did_you_mean(name, sorted(known))

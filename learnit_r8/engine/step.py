@@ -88,7 +88,9 @@ def judge(
         numbers, kind = _read(run, ticket, loss, part_size, predictions)
     place, grad_norm = (chunk, slot, state), None if grad_norm is None else read_number("grad_norm", grad_norm)
     if epoch < 0:
-        return _judge_alone(run, place, numbers, kind)
+        # A loss of the search for a rate, which no other loss says anything about.
+        _, verdict = sentry.guard.judge(sentry.guard.begin(), numbers[0])
+        return step, losses, place, numbers, kind, math.nan, verdict, sentry.present, math.nan, math.nan, False
     expected, predicted, typical, is_usual = _expect(storage, chunk, slot, kind)
     is_quiet, rate = controller.is_quiet, rate if rates.own is None else rates.own
     if is_quiet and not controller.is_early:
@@ -159,13 +161,6 @@ def _expect(storage: SampleStorage, chunk: Chunk, slot: int, kind: int) -> tuple
         # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
         return expected, typical, typical, chunk.sweep >= 0
     return expected, expected, typical, True
-
-
-def _judge_alone(run: Engine, place: Place, numbers: Numbers, kind: int) -> Fields:
-    """Judge a loss of the search for a rate, which no other loss says anything about."""
-    sentry, nan = run.sentry, math.nan
-    _, verdict = sentry.guard.judge(sentry.guard.begin(), numbers[0])
-    return run.pace.step, sentry._losses, place, numbers, kind, nan, verdict, sentry.present, nan, nan, False
 
 
 def _judge_closely(

@@ -1,8 +1,7 @@
 """Every kind of event, and the kinds by name."""
 
-from .checkpoints import *  # noqa: F403
 from .event import Event
-from .run import *  # noqa: F403
+from .run import *  # noqa: F403  # noqa: F403
 from .samples import *  # noqa: F403
 from .steps import *  # noqa: F403
 from .trouble import *  # noqa: F403

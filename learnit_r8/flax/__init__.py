@@ -14,9 +14,17 @@ except ImportError as error:
         f"jax, flax and optax are required for learnit_r8.flax: {how_to_install('jax')} ({error})."
     ) from error
 
-from .checkpoints import load_checkpoint, pack_scheduler, save_checkpoint, unpack_scheduler
+from .epochs import (
+    Metrics,
+    average_metrics,
+    format_metrics,
+    load_checkpoint,
+    pack_scheduler,
+    save_checkpoint,
+    save_metrics_history,
+    unpack_scheduler,
+)
 from .managed_state import ManagedState
-from .metrics import Metrics, average_metrics, format_metrics, save_metrics_history
 from .predictions import predictions_of
 from .state import TrainState
 from .train import train_loop

@@ -4,25 +4,263 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
 
 from .._adapters.prefetch import Prefetch
+from .._validation import whole_number
+from ..checkpoint.codec import decode, encode
+from ..checkpoint.durable_io import replace
 from ..checkpoint.state_fit import fit
-from ..checkpoint.state_form import unpack
+from ..checkpoint.state_form import pack, unpack
+from ..events.caller import warn
+from ..events.codec import strict_json
+from ..loops.checkpoints import numbered, save_state
 from ..loops.elapsed_data import batch_size
 from ..loops.log_entries import Entries, Logs
 from ..loops.state import LoopState
 from ..triggers import every
-from .checkpoints import newest_training, save_training
 from .data import OneEpoch, ValidationBatches, fold_in, step_keys
 from .managed_state import ManagedState, loss_in, predictions_of_batch
-from .metrics import RunningMeans, format_metrics
 from .processes import size_of
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+
+BLOCK = 64
+"""Values of a metric that are added up in one call on the device: a call for each would cost more than small steps."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Named numbers of a batch or an epoch.
+
+    Attributes:
+        values: Their names and values; 0-dim arrays are fine.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def average_metrics(batch_metrics: Sequence[Metrics], weights: Sequence[float] | None = None) -> Metrics:
+    """Average over batches: each name over the batches that have it; a vector counts by its mean.
+
+    Args:
+        batch_metrics: One or more.
+        weights: One for each, >= 0, the sizes of the batches for instance; by default all equal.
+
+    Returns:
+        Floats.
+
+    Raises:
+        ValueError: no metrics, or not one weight for each.
+
+    >>> average_metrics([Metrics({"loss": 1.0}), Metrics({"loss": 2.0})], weights=[3, 1])["loss"]
+    1.25
+    """
+    chosen = [1.0] * len(batch_metrics) if weights is None else list(weights)
+    if not batch_metrics or len(chosen) != len(batch_metrics):
+        raise ValueError(
+            f"weights must have one entry for each of the metrics (at least 1), got {len(chosen)} for "
+            f"{len(batch_metrics)}."
+        )
+    means = RunningMeans()
+    for metrics, weight in zip(batch_metrics, chosen, strict=True):
+        means.add(metrics.values, weight)
+    return Metrics(means.read())
+
+
+def format_metrics(metrics: Metrics | Mapping[str, Any], precision: int = 4) -> str:
+    """Write metrics on one line.
+
+    Args:
+        metrics: Numbers or 0-dim arrays.
+        precision: Digits after the point, >= 0.
+
+    >>> format_metrics(Metrics({"loss": 1.5, "accuracy": 0.25}))
+    'loss: 1.5000, accuracy: 0.2500'
+    """
+    values = metrics.values if isinstance(metrics, Metrics) else metrics
+    return ", ".join(f"{name}: {float(value):.{precision}f}" for name, value in values.items())
+
+
+def save_metrics_history(history: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> None:
+    """Write a history as strict JSON, ``{name: [value of each epoch]}``; numbers that are not finite become null."""
+    lists = {name: [float(value) for value in values] for name, values in history.items()}
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace(file, strict_json(lists, non_finite=lambda value: None, indent=2).encode())
+
+
+class RunningMeans:
+    """Weighted means of metrics that stay on the device until `read`."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, tuple[list[Any], list[float]]] = {}
+        self._sums: dict[str, list[Any]] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, Any], weight: float) -> None:
+        """Take the metrics of a batch; nothing is read or computed for most of them yet. None and text are left out."""
+        for name, value in _numbers(metrics):
+            waiting = self._waiting.get(name)
+            if waiting is None:
+                waiting = self._waiting[name] = ([], [])
+                self._weights.setdefault(name, 0.0)
+                self._sums.setdefault(name, [])
+            values, weights = waiting
+            values.append(value)
+            weights.append(weight)
+            self._weights[name] += weight
+            if len(values) == BLOCK:
+                self._add_up(name)
+
+    def _add_up(self, name: str) -> None:
+        values, weights = self._waiting.pop(name)
+        missing = BLOCK - len(values)
+        # Blocks of one length compile once.
+        same_type = (*values, *values[:1] * missing)
+        self._sums[name].append(_weighted_sum(same_type, np.asarray([*weights, *[0.0] * missing], np.float32)))
+
+    def close(self) -> None:
+        """Add up what is left, so that little is kept on the device."""
+        for name in list(self._waiting):
+            self._add_up(name)
+
+    def read(self) -> dict[str, float]:
+        """The means; waits for the device, once."""
+        self.close()
+        sums = jax.device_get(self._sums)
+        weights = self._weights
+        return {
+            name: math.fsum(map(float, parts)) / weights[name] if weights[name] else math.nan
+            for name, parts in sums.items()
+        }
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The metrics that have a mean; those of nested ones as "outer.inner"."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", each) for inner, each in _numbers(value))
+        elif value is not None and not isinstance(value, (str, bytes)):
+            yield name, value
+
+
+@jax.jit
+def _weighted_sum(values: tuple[Any, ...], weights: Any) -> Any:
+    means = jnp.stack([jnp.mean(jnp.asarray(value, float)) for value in values])
+    # Not weights @ means: no weight times infinity would be NaN.
+    return jnp.sum(jnp.where(weights > 0, means * weights, 0.0))
+
+
+PREFIX = "checkpoint_"
+
+
+def save_checkpoint(state: Any, directory: str | os.PathLike[str], step: int | None = None) -> Path:
+    """Write a state to ``directory/checkpoint_<step>``, in place of one of that name.
+
+    Args:
+        state: A `TrainState`, or any pytree of arrays and numbers.
+        directory: Made if it is missing.
+        step: >= 0; by default ``state.step``.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: the step is not whole or below 0.
+        TypeError: a leaf of the state cannot be saved.
+    """
+    number = int(state.step) if step is None else whole_number("step", step, least=0)
+    path = Path(directory) / f"{PREFIX}{number}"
+    save_state(path, state)
+    return path
+
+
+def load_checkpoint(path: str | os.PathLike[str], state: Any = None) -> Any:
+    """Read a state.
+
+    Args:
+        path: The file.
+        state: A state of the same structure, such as a fresh one; gives what a file cannot hold, the functions and
+            the types of the optimizer.
+
+    Returns:
+        A state that can train on: parameters, optimizer, step and statistics as they were. Without ``state``, nested
+        dicts, lists and tuples of numpy arrays.
+
+    Raises:
+        ValueError: the file is damaged, or of another structure than ``state``.
+        OSError: there is no such file.
+    """
+    saved = unpack(decode(Path(path).read_bytes())["state"])
+    return saved if state is None else fit(saved, state)
+
+
+def pack_scheduler(r8: R8Scheduler) -> NDArray[np.uint8]:
+    """The state of a scheduler as one array, for checkpoints of arrays alone, such as those of orbax.
+
+    Call it between two steps, in a callback of `train_loop` for instance, and save it beside the training's state.
+
+    Returns:
+        uint8[any]; its length differs from step to step.
+    """
+    return np.frombuffer(encode(r8.state_dict()), np.uint8)
+
+
+def unpack_scheduler(r8: R8Scheduler, packed: Any) -> None:
+    """Let a scheduler go on from where `pack_scheduler` was called; restore the training's state yourself.
+
+    Args:
+        r8: Built with the same arguments.
+        packed: uint8[any], as it was read from the checkpoint.
+
+    Raises:
+        ValueError: the array is damaged, or of a run over other samples.
+    """
+    r8.load_state_dict(decode(np.asarray(packed, np.uint8).tobytes()))
+
+
+def save_training(
+    state: Any, directory: Path, *, epoch: int, history: dict[str, list[float]], key: Any, scheduler: Any
+) -> None:
+    """Write a checkpoint of a whole training: the state, and all that `train_loop` needs to go on."""
+    training = {
+        "epoch": epoch,
+        "history": {name: np.asarray(values, dtype=np.float64) for name, values in history.items()},
+        "key": pack(key),
+        "scheduler": None if scheduler is None else scheduler.state_dict(),
+    }
+    save_state(directory / f"{PREFIX}{epoch}", state, training=training)
+
+
+def newest_training(directory: Path) -> dict[str, Any] | None:
+    """The content of the newest valid checkpoint of a training; None without. Warns of damaged ones and skips them."""
+    for _, path in reversed(numbered(directory, PREFIX)):
+        try:
+            content = decode(path.read_bytes())
+            if "training" not in content:
+                raise ValueError(f"{path.name} must be written by train_loop(), got one with {sorted(content)}.")
+        except (OSError, ValueError) as error:
+            warn(f"a checkpoint was passed over: {path.name}: {error}")
+            continue
+        return content
+    return None
+
 
 MOST_UNREAD = 32
 """Epochs whose means may wait on the device until somebody asks: reading them waits for all work queued there."""
@@ -219,7 +457,12 @@ class Training:
 
     def end_epoch(self, loop_state: LoopState) -> Logs | None:
         """Validate, remember, save and show, if this step was the last one of its epoch."""
-        if not self._is_last() or self._epoch == self._num_ended:
+        is_drawn = self._r8 is not None and not self._is_own
+        if is_drawn:
+            is_last = self._ticket.epoch >= 0 and (self._r8.current_epoch > self._epoch or self._r8.progress >= 1)
+        else:
+            is_last = self.data.is_last
+        if not is_last or self._epoch == self._num_ended:
             # The second: a batch that tests weights may follow the last one.
             return None
         self._num_ended = self._epoch
@@ -234,7 +477,9 @@ class Training:
         val = {f"val_{name}": value for name, value in validated.items()}
         if self._r8 is not None and val:
             self._r8.log(**val)
-        is_saved = self._is_saved()
+        done = self._epoch + 1
+        is_final = done == self.num_epochs or (is_drawn and self._r8.progress >= 1)
+        is_saved = self.folder is not None and (is_final or done % self.checkpoint_every == 0)
         if not (val or is_saved or self.show_progress or self.logs_steps or len(self._unread) == MOST_UNREAD):
             return None
         new = self.read(val)
@@ -265,18 +510,6 @@ class Training:
         of = "" if self.num_epochs is None else f"/{self.num_epochs}"
         seconds = time.monotonic() - self._began
         print(f"epoch {self._epoch + 1}{of}: {format_metrics(metrics)} ({seconds:.1f} s)", flush=True)
-
-    def _is_last(self) -> bool:
-        if self._r8 is None or self._is_own:
-            return bool(self.data.is_last)
-        is_over = self._r8.current_epoch > self._epoch or self._r8.progress >= 1
-        return bool(self._ticket.epoch >= 0 and is_over)
-
-    def _is_saved(self) -> bool:
-        done = self._epoch + 1
-        is_drawn = self._r8 is not None and not self._is_own
-        is_final = done == self.num_epochs or (is_drawn and self._r8.progress >= 1)
-        return self.folder is not None and (is_final or done % self.checkpoint_every == 0)
 
     def _save(self, state: Any) -> None:
         assert self.folder is not None

@@ -83,11 +83,20 @@ def train_loop(
         TypeError: a function is not one.
     """
     _check_step("train_step_fn", train_step_fn)
-    _check_key(rng_key, checkpoint_dir, resume=resume)
+    if rng_key is None or (resume and checkpoint_dir is None):
+        raise ValueError(
+            f"rng_key must be given, and checkpoint_dir to resume, got {rng_key!r} and {checkpoint_dir!r}."
+        )
+    data = _data(data_iterator_fn, num_batches, scheduler)
+    draws = scheduler is not None and scheduler.host.feed is None
+    if ids is not None and (scheduler is None or draws):
+        raise ValueError(f"ids must be left out without a scheduler of your own batches, got {ids!r}.")
+    if num_epochs is not None or not draws:
+        num_epochs = whole_number("num_epochs", num_epochs, least=1)
     training = Training(
         train_step_fn,
-        data=_data(data_iterator_fn, num_batches, scheduler),
-        num_epochs=_num_epochs(num_epochs, scheduler),
+        data=data,
+        num_epochs=num_epochs,
         key=rng_key,
         validation=_validation(val_step_fn, val_data_iterator, val_num_batches),
         folder=None if checkpoint_dir is None else Path(checkpoint_dir),
@@ -95,7 +104,7 @@ def train_loop(
         show_progress=show_progress,
         scheduler=scheduler,
         logs_steps=callbacks is not None,
-        ids=_checked_ids(ids, scheduler),
+        ids=ids,
         backup_every=_backup_every(backup_every, num_batches, scheduler),
     )
     final, _, _ = loop(training.resume(state) if resume else state, training.batches, training.tasks(), callbacks)
@@ -106,17 +115,6 @@ def train_loop(
 def _check_step(name: str, step: Any) -> None:
     if not callable(step):
         raise TypeError(f"{name} must be a function of state, batch and rng_key, got {step!r}.")
-
-
-def _check_key(rng_key: Any, folder: Any, *, resume: bool) -> None:
-    if rng_key is None or (resume and folder is None):
-        raise ValueError(f"rng_key must be given, and checkpoint_dir to resume, got {rng_key!r} and {folder!r}.")
-
-
-def _checked_ids(ids: Any, scheduler: Any) -> Any:
-    if ids is not None and (scheduler is None or scheduler.host.feed is None):
-        raise ValueError(f"ids must be left out without a scheduler of your own batches, got {ids!r}.")
-    return ids
 
 
 def _backup_every(given: Any, num_batches: int | None, scheduler: Any) -> Any:
@@ -153,9 +151,3 @@ def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
             f"num_batches must be the scheduler's {scheduler.steps_per_epoch} or left out, got {num_batches!r}."
         )
     return source
-
-
-def _num_epochs(num_epochs: int | None, scheduler: Any) -> int | None:
-    if num_epochs is None and scheduler is not None and scheduler.host.feed is None:
-        return None
-    return whole_number("num_epochs", num_epochs, least=1)

@@ -130,7 +130,11 @@ class Sentry:
         """
         before, highest, count = self._losses, self._highest_norm, self._num_norms
         if skipped:
-            num_skipped, verdict = self._skipped(loss)
+            if self.num_skipped >= MOST_SKIPPED:
+                num_skipped, verdict = 0, Verdict.OVERFLOW
+            else:
+                num_skipped = self.num_skipped + 1
+                verdict = GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
             return verdict, (before, highest, count, num_skipped)
         losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
         if verdict is not GOOD:
@@ -161,11 +165,6 @@ class Sentry:
     def suspicion_of(self, memory: Memory) -> float:
         """How close the guard is to refusing after a report that it is about to keep."""
         return self.guard.suspicion(memory[0])
-
-    def _skipped(self, loss: float) -> tuple[int, Verdict]:
-        if self.num_skipped >= MOST_SKIPPED:
-            return 0, Verdict.OVERFLOW
-        return self.num_skipped + 1, GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as plain values."""

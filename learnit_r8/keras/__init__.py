@@ -17,11 +17,9 @@ except ImportError as error:
     ) from error
 
 from .callback import R8Callback
-from .dataset import R8Dataset
+from .dataset import R8Dataset, SamplePipeline
 from .loops import Batches, batch_dataset
-from .losses import sample_losses
-from .predictions import predictions_of
-from .sample_pipeline import SamplePipeline
+from .losses import predictions_of, sample_losses
 from .state import ModelState, model_callbacks
 
 __all__ = [

@@ -109,10 +109,13 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         r8 = self._prefetch.r8
         _check_model(model, keeps_rates=r8.keeps_rates)
         recorder = self._recorder
+        repeat = None
+        if recorder is not None:
+            repeat = Repeat(lambda indices: np.asarray(indices).tobytes() in self._witnesses, self._loss_again)
         self._state = keep_model(
             r8, self._state, model, [model.optimizer], backup_every=self._backup_every,
             function=None if recorder is None else recorder.function,
-            repeat=None if recorder is None else Repeat(self._holds, self._loss_again),
+            repeat=repeat,
         )  # fmt: skip
 
     def set_model(self, model: Any) -> None:
@@ -128,7 +131,9 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         check_alone(self)
         self._is_wrapped = check_fit(self.dataset)
         self.dataset.end_epoch()
-        if not _is_built(self.model):
+        model: Any = self.model
+        loss = model._compile_loss
+        if not (model.built and model.optimizer.built and (loss is None or loss.built)):
             data: Any = local_of_fit("x") if self._is_wrapped else self.dataset
             with scope_of(self.model):
                 self.model._symbolic_build(data_batch=data[0])
@@ -136,9 +141,6 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         assert self._state is not None
         say_devices(self._prefetch.r8, self._state.num_saved_devices, self.model)
         self._prefetch.r8.requests.stay_within(scope_of_fit(self.model))
-
-    def _holds(self, indices: Any) -> bool:
-        return np.asarray(indices).tobytes() in self._witnesses
 
     def _loss_again(self, indices: Any) -> float:
         recorder = self._recorder
@@ -280,11 +282,6 @@ def _check_model(model: Any, *, keeps_rates: bool) -> None:
             "come back after each step. To be healed alone, give R8Callback an R8Scheduler without num_samples."
         )
     check_devices(model)
-
-
-def _is_built(model: Any) -> bool:
-    loss = model._compile_loss
-    return bool(model.built and model.optimizer.built and (loss is None or loss.built))
 
 
 def check_fit(dataset: R8Dataset) -> bool:

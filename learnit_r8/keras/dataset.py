@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import multiprocessing
 import threading
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +16,13 @@ from numpy.typing import NDArray
 
 from .._adapters.prefetch import Prefetch
 from .._adapters.rows import check_rows, leaves, share, take_rows, take_shared
-from .._validation import whole_number
+from .._validation import no_attribute, whole_number
 from .fit_frame import callbacks_of_fit, method_of_model
-from .pipeline import Pipeline, as_tensors, is_in_memory
+from .pipeline import EpochOrder, Pipeline, as_tensors, has_stage, is_in_memory, refuse_weights
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
-    from .sample_pipeline import SamplePipeline
 
 
 class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
@@ -97,7 +99,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             ImportError: TensorFlow is not installed.
             TypeError, ValueError: as for R8Dataset.
         """
-        from .sample_pipeline import SamplePipeline
+        from .dataset import SamplePipeline
 
         return SamplePipeline(tensors, r8)
 
@@ -114,7 +116,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             TypeError: it is no ``tf.data.Dataset``.
             ValueError: it is batched, shuffles or repeats, or as for R8Dataset.
         """
-        from .sample_pipeline import SamplePipeline, samples_of
+        from .dataset import SamplePipeline, samples_of
 
         return SamplePipeline(samples_of(dataset, r8.table.num_samples), r8)
 
@@ -172,26 +174,19 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
     def _rows(self, index: int, indices: NDArray[np.int64]) -> Any:
         if self._num_workers == 1 and not self._use_processes:
             return take_rows(self._data, indices)
+        if self._pool is None and self._use_processes:
+            # A fork of a process in which a framework's threads run may hang.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._num_workers, context, initializer=share, initargs=(self._data,))
+        elif self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_workers)
+        take = take_shared if self._use_processes else functools.partial(take_rows, self._data)
         gathered, tickets = self._gathered, self.drawn.epoch
         for later in range(index, min(index + self._max_queue, len(tickets))):
             if later not in gathered:
-                gathered[later] = self._submit(tickets[later].indices)
+                gathered[later] = self._pool.submit(take, tickets[later].indices)
         gathered.pop(index - 2, None)
         return gathered[index].result()
-
-    def _submit(self, indices: NDArray[np.int64]) -> Future[Any]:
-        if self._pool is None:
-            self._pool = self._new_pool()
-        if self._use_processes:
-            return self._pool.submit(take_shared, indices)
-        return self._pool.submit(take_rows, self._data, indices)
-
-    def _new_pool(self) -> Executor:
-        if not self._use_processes:
-            return ThreadPoolExecutor(self._num_workers)
-        # A fork of a process in which a framework's threads run may hang.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._num_workers, context, initializer=share, initargs=(self._data,))
 
     def on_epoch_begin(self) -> None:
         """Check the ``fit``; Keras calls it before it asks for batches.
@@ -265,3 +260,328 @@ def _product(own: Any, weights: NDArray[np.float32] | None, count: int) -> Any:
     if weights is None:
         return own
     return keras.tree.map_structure(lambda each: each * weights.reshape(-1, *[1] * (each.ndim - 1)), own)
+
+
+_ORDER = "The scheduler decides which samples come when: leave it out{}."
+_ONE_EACH = "Each sample must come out once, in its place: do it before R8Dataset.from_dataset()."
+REFUSED = {
+    "shuffle": _ORDER.format(""),
+    "repeat": _ORDER.format(", and give fit() the epochs"),
+    "take": _ORDER.format(", and build the scheduler with fewer samples"),
+    "skip": _ORDER.format(", and build the scheduler with fewer samples"),
+    "shard": _ORDER.format("; fit() under a MirroredStrategy splits the batches"),
+    "cache": "The order is another one in each epoch: cache the samples before R8Dataset.from_dataset().",
+    "unbatch": "Stages that take single samples come before batch().",
+    **dict.fromkeys(
+        ("filter", "flat_map", "interleave", "window", "concatenate", "rebatch", "group_by_window", "take_while",
+         "bucket_by_sequence_length", "ragged_batch", "enumerate", "scan", "zip", "unique", "rejection_resample"),
+        _ONE_EACH,
+    ),
+}  # fmt: skip
+"""Stages of ``tf.data`` that would change which sample comes when, and what to do."""
+
+
+class SamplePipeline(R8Dataset):
+    """A ``tf.data`` pipeline in the order of a scheduler; `R8Dataset.from_tensor_slices` makes it.
+
+    Its methods are those of ``tf.data.Dataset`` that leave each sample in its place; each returns a new pipeline. The
+    places of the samples travel through all stages beside them, and are compared with the order drawn at the end.
+
+    Args:
+        tensors: N rows each: a tensor, or a tuple or dict of them.
+        r8: The scheduler of N samples.
+    """
+
+    def __init__(self, tensors: Any, r8: R8Scheduler) -> None:
+        import tensorflow as tf
+
+        check_rows("tensors", tensors, r8.table.num_samples)
+        super().__init__(tensors, None, r8)
+        refuse_weights(r8)
+        self.is_bare = False
+        with tf.device("CPU"):
+            columns = take_rows(tensors, np.zeros(0, np.int64), lambda column, _: tf.convert_to_tensor(column))
+        self._size = min(r8.table.batch_size, r8.table.num_samples)
+        self._order = order = EpochOrder(r8)
+        self._is_cut = self._is_batched = False
+        self._stages: list[Callable[[Any, bool], Any]] = []
+        numbers = tf.data.Dataset.range(r8.steps_per_epoch)
+
+        def source(*, is_whole: bool) -> Any:
+            # Each function costs some milliseconds an epoch.
+            drawn = numbers if is_whole else numbers.take_while(lambda number: tf.gather(order.counts, number) > 0)
+            return drawn.map(lambda number: (order.places(number), order.rows(columns, number)))
+
+        self._source = source
+        self._built = source(is_whole=True)
+        self._batches: dict[tuple[bool, bool], Any] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._iterator: Any = None
+        self._num_read = 0
+        self._last: Any = None
+
+    def _then(self, stage: Callable[[Any, bool], Any]) -> SamplePipeline:
+        """This pipeline and another stage, of the data set and whether only the last batch of the epoch is short."""
+        new = copy.copy(self)
+        new._stages = [*self._stages, stage]
+        new._built, new._batches = stage(self._built, True), {}
+        return new
+
+    def _cut(self) -> SamplePipeline:
+        """The same with elements as the user knows them: single samples before `batch`."""
+        if self._is_cut or self._is_batched:
+            return self
+        new = self._then(lambda dataset, _: dataset.unbatch())
+        new._is_cut = True
+        return new
+
+    @property
+    def element_spec(self) -> Any:
+        """What an element is, as specs of tensors."""
+        return self._cut()._built.element_spec[1]
+
+    def map(self, map_func: Callable[..., Any], *args: Any, **options: Any) -> SamplePipeline:
+        """As ``tf.data.Dataset.map``, which takes the other arguments.
+
+        Raises:
+            ValueError: ``deterministic`` is False.
+        """
+        if options.get("deterministic") is False:
+            raise ValueError("deterministic must not be False in map(), as samples would change places; leave it out.")
+
+        def beside(places: Any, data: Any) -> Any:
+            return places, map_func(*data) if isinstance(data, tuple) else map_func(data)
+
+        return self._cut()._then(lambda dataset, _: dataset.map(beside, *args, **options))
+
+    def with_seeds(self) -> SamplePipeline:
+        """Put a seed beside each sample, ``(sample, seed)``: int64[2] for ``tf.image.stateless_random_...``.
+
+        It follows from the seed of the run, the step and the place in the batch, so a resumed run repeats it. After
+        `batch` seeds are int64[B, 2].
+        """
+        import tensorflow as tf
+
+        order, size = self._order, self._size
+
+        def seed(places: Any, data: Any) -> Any:
+            draws = tf.gather(order.steps, places // size) * size + places % size
+            return places, (data, tf.stack([tf.fill(tf.shape(places), order.seed), draws], axis=-1))
+
+        return self._cut()._then(lambda dataset, _: dataset.map(seed))
+
+    def batch(self, batch_size: int | None = None, drop_remainder: bool = False, **options: Any) -> SamplePipeline:
+        """The scheduler's batches; for the other arguments see ``tf.data.Dataset.batch``.
+
+        Args:
+            batch_size: The scheduler's, or left out.
+            drop_remainder: Must be False; ``last_batch="drop"`` of R8Scheduler leaves the short batch out.
+
+        Raises:
+            ValueError: another size, a remainder to drop, or batches already.
+        """
+        self._check_batch("batch", batch_size, drop_remainder)
+        if not self._is_cut:
+            # As they were gathered.
+            return self._batched(lambda dataset, _: dataset)
+        return self._batched(self._in_batches(lambda dataset: dataset.batch(self._size, **options)))
+
+    def padded_batch(
+        self, batch_size: int | None = None, padded_shapes: Any = None, padding_values: Any = None, **options: Any
+    ) -> SamplePipeline:
+        """The scheduler's batches, of samples of different shapes; see ``tf.data.Dataset.padded_batch`` and `batch`.
+
+        Raises:
+            ValueError: as `batch`.
+        """
+        import tensorflow as tf
+
+        self._check_batch("padded_batch", batch_size, options.pop("drop_remainder", False))
+        shapes = padded_shapes
+        if shapes is None:
+            shapes = tf.nest.map_structure(lambda spec: spec.shape, self.element_spec)
+        values = None if padding_values is None else (None, padding_values)
+
+        def batches(dataset: Any) -> Any:
+            return dataset.padded_batch(self._size, ([], shapes), values, **options)
+
+        return self._cut()._batched(self._in_batches(batches))
+
+    def _check_batch(self, name: str, batch_size: int | None, drop_remainder: bool) -> None:
+        if self._is_batched:
+            raise ValueError(f"the pipeline must be batched once, got {name}({batch_size!r}) of batches.")
+        own = self.r8.table.batch_size
+        if batch_size is not None and batch_size != own:
+            raise ValueError(
+                f"batch_size must be the scheduler's {own} in {name}(), or be left out, got {batch_size!r}."
+            )
+        if drop_remainder:
+            raise ValueError(f"drop_remainder must be False in {name}(), got True; give R8Scheduler last_batch='drop'.")
+
+    def _batched(self, stage: Callable[[Any, bool], Any]) -> SamplePipeline:
+        new = self._then(stage)
+        new._is_batched = True
+        return new
+
+    def _in_batches(self, batches: Callable[[Any], Any]) -> Callable[[Any, bool], Any]:
+        order, size = self._order, self._size
+
+        def stage(dataset: Any, is_regular: bool) -> Any:
+            if is_regular:
+                return batches(dataset)
+            # A function for each sample, but short batches in mid-epoch come only with batches that are drawn again.
+            return dataset.group_by_window(
+                lambda place, _: place // size, lambda _, window: batches(window),
+                window_size_func=lambda number: order.counts[number],
+            )  # fmt: skip
+
+        return stage
+
+    def prefetch(self, buffer_size: int, **options: Any) -> SamplePipeline:
+        """As ``tf.data.Dataset.prefetch``."""
+        return self._then(lambda dataset, _: dataset.prefetch(buffer_size, **options))
+
+    def with_options(self, options: Any, **others: Any) -> SamplePipeline:
+        """As ``tf.data.Dataset.with_options``.
+
+        Raises:
+            ValueError: they give up the order.
+        """
+        if options.deterministic is False:
+            raise ValueError("options must not have deterministic=False, as samples would change places.")
+        return self._then(lambda dataset, _: dataset.with_options(options, **others))
+
+    def apply(self, transformation_func: Callable[[Any], Any]) -> Any:
+        """As ``tf.data.Dataset.apply``: what the function makes of this pipeline."""
+        return transformation_func(self)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, REFUSED)
+
+    def on_epoch_begin(self) -> None:
+        """Check the ``fit``; Keras calls it before it asks for batches.
+
+        Raises:
+            RuntimeError: the pipeline has no `batch`, or ``fit`` no `R8Callback` of it.
+        """
+        self._check_is_batched()
+        super().on_epoch_begin()
+
+    def _check_is_batched(self) -> None:
+        if not self._is_batched:
+            raise RuntimeError(
+                "the pipeline must be batched before fit(), got single samples; call "
+                f"batch({self.r8.table.batch_size})."
+            )
+
+    def _batch(self, index: int, ticket: Ticket) -> Any:
+        if self._iterator is None or index < self._num_read - 1:
+            self._forget()
+            self._iterator = self.quick_batches(None).as_numpy_iterator()
+        while self._num_read <= index:
+            self._last = next(self._iterator)
+            self._num_read += 1
+        return self._last if isinstance(self._last, (tuple, dict)) else (self._last,)
+
+    def _first(self) -> Any:
+        import tensorflow as tf
+
+        def zeros(spec: Any) -> Any:
+            return np.zeros([length or 1 for length in spec.shape], spec.dtype.as_numpy_dtype)
+
+        found = tf.nest.map_structure(zeros, self.element_spec)
+        return found if isinstance(found, (tuple, dict)) else (found,)
+
+    def quick_batches(self, element_spec: Any) -> Any:
+        """The ``tf.data.Dataset`` of the epoch."""
+        self._check_is_batched()
+        tickets = self.drawn.epoch
+        self._order.set(tickets)
+        kind = (
+            len(tickets) == self.r8.steps_per_epoch,
+            all(len(ticket.indices) == self._size for ticket in tickets[:-1]),
+        )
+        if kind not in self._batches:
+            self._batches[kind] = self._compared(*kind)
+        return self._batches[kind]
+
+    def _compared(self, is_whole: bool, is_regular: bool) -> Any:
+        """The data set of batches as ``fit`` takes them, whose places are compared with the order."""
+        import tensorflow as tf
+
+        order, dataset = self._order, self._built
+        if not (is_whole and is_regular):
+            dataset = self._source(is_whole=is_whole)
+            for stage in self._stages:
+                dataset = stage(dataset, is_regular)
+
+        def compare(number: Any, element: Any) -> Any:
+            places, data = element
+            are_own = tf.reduce_all(tf.equal(places, order.places(number)))
+            # `tf.debugging.Assert` would add two functions.
+            with tf.control_dependencies([tf.raw_ops.Assert(condition=are_own, data=[MOVED])]):
+                return tf.nest.map_structure(tf.identity, data)
+
+        return dataset.enumerate().map(compare)
+
+    def start_epoch(self) -> None:
+        """Draw what is left of the epoch. The callback calls it."""
+        self._forget()
+        super().start_epoch()
+
+    def end_epoch(self) -> None:
+        """Give back what was not trained on. The callback calls it."""
+        self._forget()
+        super().end_epoch()
+
+    def close(self) -> None:
+        """Let go of the batches that were read ahead."""
+        self._forget()
+        super().close()
+
+
+MOVED = "The samples of a batch must come out in the places they were drawn in"
+UNBATCHED = "leave batch() out (batch_size=None), and call it on what from_dataset() returns"
+
+
+def samples_of(dataset: Any, num_samples: int) -> Any:
+    """All samples of a ``tf.data.Dataset`` as tensors, to be gathered by index.
+
+    Args:
+        dataset: Of single samples, finite, each time in the same order.
+        num_samples: How many there must be.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: it shuffles, repeats, or is batched, or its samples have different shapes.
+    """
+    import tensorflow as tf
+
+    if not isinstance(dataset, tf.data.Dataset):
+        raise TypeError(f"dataset must be a tf.data.Dataset of samples, got {dataset!r}.")
+    if has_stage(dataset, "Shuffle"):
+        raise ValueError(
+            "dataset must come in the same order each time, got one that shuffles: leave shuffle() out (shuffle=False "
+            "of image_dataset_from_directory and its like); the scheduler draws the order."
+        )
+    count = dataset.cardinality()
+    if count == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("dataset must end, got one that repeats; leave repeat() out, and give fit() the epochs.")
+    try:
+        tensors = next(iter(dataset.batch(num_samples + 1)))
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            f"dataset must have samples of one shape, got {dataset.element_spec}; if they are batches, {UNBATCHED}; "
+            "if not, give their paths or numbers to from_tensor_slices(), and load them in map()."
+        ) from error
+    found = len(tf.nest.flatten(tensors)[0])
+    if found != num_samples:
+        raise ValueError(
+            f"dataset must have the scheduler's {num_samples} samples, got {found} elements of {dataset.element_spec}; "
+            f"if they are batches, {UNBATCHED}."
+        )
+    return tensors

@@ -3,22 +3,248 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from ..checkpoint.callbacks import Repeat
 from ..engine.feed.replay import drop
 from ..triggers import Condition
-from .devices import check_devices, say_devices
+from .devices import check_devices, say_devices, scope_of, unscale_loss
 from .examiner import keep_model
 from .fit_frame import check_alone, local_of_fit, scope_of_fit
+from .live_values import CarriedVariable, LiveValues
 from .pipeline import has_stage
 from .rate_factor import RateFactor
 from .state import SETS_RATE, ModelState, rate_of
-from .step_losses import StepLosses
+from .train_function import TrainFunction
+
+try:
+    from keras.src.backend.common.stateless_scope import in_stateless_scope
+except ImportError:
+
+    def in_stateless_scope() -> bool:
+        """Assume that variables are held for the step, as Keras' own steps do."""
+        return True
+
+
+STEP_LOSS, STEP_RATE = "r8_step_loss", "r8_step_rate"
+"""What a step returns of its own: its loss, and the rate it was taken at."""
+
+
+class StepLosses:
+    """Hears the losses of the last training steps.
+
+    The step returns its loss beside what it logs, as to read a variable of TensorFlow's takes many times as long. Steps
+    of JAX, and several that are taken at once, keep theirs in a variable. It listens to ``compute_loss``; in a step
+    that does not call it, to the means of losses that the model tracks; else it takes what ``train_step`` returns. It
+    never reads a running mean. The model keeps it.
+
+    Args:
+        model: A compiled Keras model.
+        capacity: Steps of one call of the model's training function, >= 1.
+
+    Attributes:
+        live: The values of the model's variables.
+        function: The model's training function.
+        rate_variable: The rate of the optimizer, to be read by each step that is traced from now on; None without.
+        rate: What it was in the last step; None where that is not known.
+    """
+
+    def __init__(self, model: Any, capacity: int) -> None:
+        self.capacity = capacity
+        self.live = LiveValues(model)
+        self.rate_variable: Any = None
+        self.rate: float | None = None
+        self._model = model
+        self._heard = threading.local()
+        self._num_written = 0
+        self._is_jax = keras.backend.backend() == "jax"
+        self._memory: _Ring | None = None
+        if self._is_jax or capacity > 1:
+            with scope_of(model):
+                self._memory = _Ring(capacity)
+        self._replace_loss(model)
+        self._replace_step(model)
+        self.function = TrainFunction(model)
+
+    @classmethod
+    def of(cls, model: Any) -> StepLosses:
+        """Those of a model, which keeps them for good so that a second ``fit`` traces nothing again."""
+        found = getattr(model.compute_loss, "step_losses", None)
+        if isinstance(found, cls) and found.capacity == model.steps_per_execution:
+            return found
+        return cls(model, model.steps_per_execution)
+
+    def begin(self) -> None:
+        """Note that the next step that is written is that of the next batch."""
+        self.live.search_again()
+        self.function.begin_epoch()
+        self.function.take()
+        if self._memory is not None:
+            self._num_written = int(self.live.read(self._memory.values)[-1])
+
+    def read(self, logs: dict[str, Any] | None) -> list[float]:
+        """The losses of the steps since the last call, in their order.
+
+        Args:
+            logs: What ``fit`` got of the last of them, for a step in which nothing was heard.
+
+        Raises:
+            RuntimeError: there is no loss.
+        """
+        returned, memory = self.function.take(), self._memory
+        rate = returned.get(STEP_RATE)
+        self.rate = None if rate is None else float(rate)
+        if STEP_LOSS in returned:
+            return [float(returned[STEP_LOSS])]
+        if memory is not None:
+            array = self.live.read(memory.values)
+            count = (int(array[-1]) - self._num_written) % memory.modulus
+            self._num_written = int(array[-1])
+            if count:
+                first = self._num_written - min(count, self.capacity)
+                return [float(array[number % self.capacity]) for number in range(first, self._num_written)]
+        found = [float(value) for name, value in (logs or {}).items() if "loss" in name]
+        if not found:
+            raise RuntimeError(
+                "train_step must have a loss to be watched: call self.compute_loss(), or track it with a "
+                "keras.metrics.Mean whose name has 'loss' in it, or return it under such a name, got "
+                f"{sorted(logs or {})}."
+            )
+        return [sum(found)]
+
+    def _replace_loss(self, model: Any) -> None:
+        """Hear what the model's own ``compute_loss`` returns, and the means of losses that it tracks."""
+        original = getattr(model.compute_loss, "__wrapped__", model.compute_loss)
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def compute_loss(*args: Any, **kwargs: Any) -> Any:
+            total = original(*args, **kwargs)
+            if signature.bind(*args, **kwargs).arguments.get("training", True):
+                self._hear_total(total)
+            return total
+
+        compute_loss.step_losses = self  # type: ignore[attr-defined]
+        model.compute_loss = compute_loss
+        if self._is_jax:
+            # JAX steps hand back only variables that they know of.
+            model._metrics = [each for each in model._metrics if not isinstance(each, _Ring)]
+            model._metrics.append(self._memory)
+        for metric in model.metrics:
+            if isinstance(metric, keras.metrics.Mean) and "loss" in metric.name:
+                self._listen(metric)
+
+    def _replace_step(self, model: Any) -> None:
+        step = getattr(model.train_step, "__wrapped__", model.train_step)
+
+        @functools.wraps(step)
+        def train_step(*args: Any, **kwargs: Any) -> Any:
+            heard = self._heard
+            heard.totals, heard.means = [], []
+            heard.trace = _trace_of(args) if self._is_jax else None
+            try:
+                done = step(*args, **kwargs)
+                if self._is_jax:
+                    logs, state = done
+                    losses = [] if heard.totals else heard.means or _losses_in(logs)
+                    return self._with_loss(logs, losses) if losses else logs, state
+                losses, memory = heard.totals or heard.means or _losses_in(done), self._memory
+                if losses and memory is None:
+                    return self._with_loss(done, losses)
+                if losses and memory is not None:
+                    memory.keep(_sum_of(losses))
+                return done
+            finally:
+                del heard.totals, heard.means, heard.trace
+
+        model.train_step = train_step
+
+    def _listen(self, metric: Any) -> None:
+        # The second is that of steps without state, as JAX has them.
+        name, first = ("stateless_update_state", 1) if self._is_jax else ("update_state", 0)
+        update = getattr(metric, name)
+        update = getattr(update, "__wrapped__", update)
+
+        @functools.wraps(update)
+        def listen(*args: Any, **kwargs: Any) -> Any:
+            means = getattr(self._heard, "means", None)
+            if means is not None:
+                values = args[first] if len(args) > first else kwargs["values"]
+                # On JAX, what is still to be differentiated must not leave the function that is.
+                if not self._is_jax or _trace_of(values) is self._heard.trace:
+                    means.append(_mean_of(values))
+            return update(*args, **kwargs)
+
+        setattr(metric, name, listen)
+
+    def _hear_total(self, total: Any) -> None:
+        if not self._is_jax:
+            if hasattr(self._heard, "totals"):
+                self._heard.totals.append(unscale_loss(total))
+        elif self._memory is not None and in_stateless_scope():
+            if not any(each is self._memory for each in self._model.metrics):
+                # A model may name its metrics itself.
+                return
+            self._memory.keep(total)
+            if hasattr(self._heard, "totals"):
+                self._heard.totals.append(None)
+
+    def _with_loss(self, logs: Any, losses: list[Any]) -> Any:
+        """The logs of a step with its loss, and on TensorFlow with its rate."""
+        values = {STEP_LOSS: ops.cast(ops.stop_gradient(_sum_of(losses)), "float32")}
+        if self.rate_variable is not None and keras.backend.backend() == "tensorflow":
+            values[STEP_RATE] = ops.convert_to_tensor(self.rate_variable)
+        return self.function.put(logs, values) or logs
+
+
+def _sum_of(losses: list[Any]) -> Any:
+    # Not a sum of sums, which TensorFlow would rearrange together with the user's own.
+    return losses[0] if len(losses) == 1 else ops.sum(ops.stack(losses))
+
+
+def _trace_of(values: Any) -> Any:
+    """The transformation of JAX that values are in; None where there is none."""
+    return next((each._trace for each in keras.tree.flatten(values) if hasattr(each, "_trace")), None)
+
+
+def _losses_in(logs: Any) -> list[Any]:
+    """The losses that a step returns by name."""
+    if not isinstance(logs, Mapping):
+        return []
+    return [_mean_of(value) for name, value in logs.items() if "loss" in name]
+
+
+def _mean_of(value: Any) -> Any:
+    value = ops.cast(value, "float32")
+    return ops.mean(value) if len(value.shape) else value
+
+
+class _Ring(CarriedVariable):
+    """Holds the losses of the last steps, and how many were written."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(name="r8_step_losses")
+        self._capacity = capacity
+        # Which float32 counts exactly.
+        self.modulus = capacity * (2**23 // capacity)
+        # Of several replicas the mean: each has a part of the batch.
+        self.values = self.add_variable(
+            shape=(capacity + 1,), initializer="zeros", dtype="float32", aggregation="mean", name="values"
+        )
+
+    def keep(self, loss: Any) -> None:
+        """Note the loss of a step, 0-dim."""
+        loss, values = ops.cast(ops.stop_gradient(loss), "float32"), self.values
+        place = ops.mod(values[-1], float(self._capacity))
+        kept = ops.where(ops.arange(self._capacity, dtype="float32") == place, loss, values[:-1])
+        self.values.assign(ops.concatenate([kept, ops.mod(values[-1:] + 1.0, float(self.modulus))]))
 
 
 class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]

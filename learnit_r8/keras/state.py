@@ -73,7 +73,8 @@ class ModelState:
             # Without the rate, which the scheduler sets at each step: it may be a variable of the optimizer's own when
             # the state is saved, and a function of another one when it is put back.
             rate = rate_of(optimizer)
-            found[_kind(number)] = [each for each in optimizer.variables if each is not rate]
+            name = "optimizer" if number == 1 else f"optimizer {number}"
+            found[name] = [each for each in optimizer.variables if each is not rate]
         return found
 
     def variables(self) -> list[list[Any]]:
@@ -151,10 +152,6 @@ class ModelState:
 def rate_of(optimizer: Any) -> Any:
     """The rate of an optimizer, one that scales losses too: a variable, a schedule or a function."""
     return getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
-
-
-def _kind(number: int) -> str:
-    return "optimizer" if number == 1 else f"optimizer {number}"
 
 
 def random_state() -> list[NDArray[Any]]:

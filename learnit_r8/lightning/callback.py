@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.utilities import CombinedLoader
 
-from ..schedules.budget import has_budget
+from ..schedules.budget import batches_of, has_budget
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
 from ..torch.losses import check_labels
 from ..torch.own_loop.last_forward import LastForward
-from .budget import budget_of, num_batches_of
 from .loader import WEIGHTED, R8Loader
 from .own_batches import OwnBatches
 
@@ -30,6 +31,71 @@ if TYPE_CHECKING:
         """Settings for a training on loaders of the user's own."""
 
         also: Mapping[str, Any]
+
+
+def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) -> dict[str, Any]:
+    """``num_steps``, ``train_duration_seconds`` where the Trainer has a time limit only, or nothing: an open budget.
+
+    Args:
+        trainer: A `lightning.Trainer`.
+        steps_per_epoch: Batches in an epoch, >= 1.
+        may_be_open: Whether the schedule needs no end.
+
+    Raises:
+        ValueError: the Trainer has no limit, and the schedule needs one.
+    """
+    limit = trainer.limit_train_batches
+    num_batches = min(steps_per_epoch, limit) if isinstance(limit, int) else int(steps_per_epoch * limit)
+    # A second fit() of a Trainer trains what its limits leave; a checkpoint goes on with the whole run.
+    is_second = trainer.ckpt_path is None
+    epochs_before, steps_before = trainer.current_epoch * is_second, trainer.global_step * is_second
+    counts = []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        counts.append((trainer.max_epochs - epochs_before) * num_batches)
+    if trainer.max_steps is not None and trainer.max_steps >= 0:
+        counts.append(batches_of(trainer.max_steps - steps_before, num_batches, trainer.accumulate_grad_batches))
+    if counts:
+        return {"num_steps": max(1, min(counts))}
+    seconds = [timer._duration for timer in trainer.callbacks if type(timer).__name__ == "Timer"]
+    if seconds and seconds[0] is not None:
+        return {"train_duration_seconds": seconds[0]}
+    if may_be_open:
+        return {}
+    raise ValueError(
+        f"the Trainer must have a budget, got max_epochs={trainer.max_epochs!r} and max_steps={trainer.max_steps!r}; "
+        "give it max_epochs, max_steps or max_time, or R8Loader one of its own (num_steps=...)."
+    )
+
+
+NOT_TOGETHER = (
+    "an R8Loader must give a batch to each step of fit(), got CombinedLoader(..., {!r}), where it does not; use "
+    "'max_size_cycle' or 'min_size', or keep your own loaders, with R8Callback() alone."
+)
+
+
+def num_batches_of(trainer: Any, loader: Any) -> int:
+    """Batches of an epoch as Lightning counts them, before a limit: where ``fit`` got several loaders, of them all.
+
+    Args:
+        trainer: A `lightning.Trainer`, in ``fit``.
+        loader: The R8Loader among what it is trained on.
+
+    Raises:
+        ValueError: some steps of the Trainer would have no batch of the R8Loader.
+    """
+    given = trainer.fit_loop._data_source.instance
+    if isinstance(given, CombinedLoader):
+        mode, loaders = given._mode, given.flattened
+    else:
+        mode, loaders = "max_size_cycle", CombinedLoader(given).flattened
+    if loader not in loaders or len(loaders) == 1:
+        # A module or a data module makes them later; what they are is checked then.
+        return len(loader)
+    lengths = [len(each) if hasattr(each, "__len__") else math.inf for each in loaders]
+    found = min(lengths) if mode == "min_size" else max(lengths)
+    if mode == "sequential" or (mode == "max_size" and len(loader) < found):
+        raise ValueError(NOT_TOGETHER.format(mode))
+    return len(loader) if found == math.inf else int(found)
 
 
 RESUMED = "fit() was given ckpt_path, so resume={!r} of R8Loader is ignored."
@@ -170,7 +236,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                     raise
                 self._has_raised = True
         trainer = pl_module.trainer
-        if not self._tells_early(trainer):
+        # With manual optimization the loss is not known before; a loss scaler takes no step without gradients.
+        has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if not pl_module.automatic_optimization or has_scaler:
             self._outputs = outputs
         elif not self._is_told:
             # An optimizer may ask for the loss several times a step.
@@ -185,16 +253,12 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             trainer._results.reset(metrics=False, fx="training_step")
             connector._current_fx = "training_step"
         # Without a loss Lightning takes no step.
-        return None if outputs is None else _without_gradient(outputs)
-
-    @staticmethod
-    def _tells_early(trainer: Any) -> bool:
-        """Whether a loss is reported before its step.
-
-        With manual optimization it is not known before, and a loss scaler takes no step without gradients.
-        """
-        has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
-        return bool(trainer.lightning_module.automatic_optimization) and not has_scaler
+        if outputs is None:
+            return None
+        # A loss of the same value from which no gradient comes.
+        if isinstance(outputs, Mapping):
+            return {**outputs, "loss": outputs["loss"].detach().clone().requires_grad_()}
+        return outputs.detach().clone().requires_grad_()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Raise ValueError unless the training is on the loader, and as long as it was thought to be."""
@@ -328,13 +392,6 @@ def _run_again(trainer: Any, module: Any, own_step: Callable[..., Any], held: An
     with _logging_to(module, lambda *_, **__: None), trainer.precision_plugin.train_step_context():
         outputs = own_step(*args, **kwargs)
     return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-
-
-def _without_gradient(outputs: Any) -> Any:
-    """What ``training_step`` has returned, with a loss of the same value from which no gradient comes."""
-    if isinstance(outputs, Mapping):
-        return {**outputs, "loss": outputs["loss"].detach().clone().requires_grad_()}
-    return outputs.detach().clone().requires_grad_()
 
 
 def _others(trainer: Any) -> dict[str, Any]:

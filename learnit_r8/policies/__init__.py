@@ -7,6 +7,8 @@ subclass `Policy` and override `select`, `arrange` or both; ``docs/policies.md``
 
 from .balanced import Balanced as Balanced
 from .balanced import Quartile as Quartile
+from .balanced import Shuffle as Shuffle
+from .balanced import Steady as Steady
 from .base import Candidates as Candidates
 from .base import Context as Context
 from .base import Outlook as Outlook
@@ -18,5 +20,3 @@ from .registry import SHUFFLE as SHUFFLE
 from .registry import STEADY as STEADY
 from .registry import even_groups as even_groups
 from .registry import get_policy as get_policy
-from .shuffle import Shuffle as Shuffle
-from .steady import Steady as Steady

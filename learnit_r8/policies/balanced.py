@@ -1,16 +1,23 @@
-"""Every sample once per pass, in batches with equal shares of easy and hard samples."""
+"""Policies without settings: batches with equal shares of easy and hard samples, random ones, and steady ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .base import Candidates, Order, Policy
+from .base import Candidates, Context, Kept, Order, Policy
 from .radix import order_of
 from .ranking import by_loss, grouped, spread
+
+
+@dataclass(frozen=True)
+class Shuffle(Policy):
+    """Every sample once per pass in random order, as by a plain shuffle: the baseline."""
+
+    name = "shuffle"
+    uses_groups = False
+    is_random = False
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,14 @@ class Balanced(Policy):
         rows, remainder = divmod(count, strata)
         columns = spread(strata)
         if remainder:
-            columns = np.roll(columns, -_any_number(chunk) % strata)
+            # A pseudo-random number from the chunk's first sample, which is random as the chunk is in random order.
+            number = (int(chunk.indices[0]) * 0x9E3779B97F4A7C15 & (2**64 - 1)) >> 32
+            columns = np.roll(columns, -number % strata)
         # A sample's label is the column of its stratum: the place in a run of S that the stratum fills.
         labels = np.empty(count, np.min_scalar_type(strata - 1))
-        labels[ranked] = _labels_by_rank(columns, rows, remainder, labels.dtype)
+        of_stratum = np.empty(strata, labels.dtype)
+        of_stratum[columns] = np.arange(strata)
+        labels[ranked] = np.repeat(of_stratum, rows + (of_stratum < remainder) if remainder else rows)
         by_column = grouped(labels, chunk.usage_count)
         # The first columns are longer by the sample that goes into the last, unfinished row.
         order = np.empty(count, np.int64)
@@ -81,15 +92,28 @@ class Quartile(Policy):
         return order
 
 
-def _labels_by_rank(columns: Order, rows: int, remainder: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """uint[C]: the column of each rank, rank by rank; ``columns`` holds the stratum of each column."""
-    of_stratum = np.empty(len(columns), dtype)
-    of_stratum[columns] = np.arange(len(columns))
-    if not remainder:
-        return np.repeat(of_stratum, rows)
-    return np.repeat(of_stratum, rows + (of_stratum < remainder))
+@dataclass(frozen=True)
+class Steady(Policy):
+    """Only the quarter of the seen samples with the lowest loss (Q1), least used first.
 
+    Recovery uses it to stabilize training after a refused loss. If fewer samples than a batch were seen, as after an
+    epoch of refused losses, a pass takes every sample.
 
-def _any_number(chunk: Candidates) -> int:
-    """A pseudo-random number from the chunk's first sample, which is random as the chunk is in random order."""
-    return (int(chunk.indices[0]) * 0x9E3779B97F4A7C15 & (2**64 - 1)) >> 32
+    Source: the prototype of learnit-r8.
+    """
+
+    name = "steady"
+    uses_groups = False
+    is_random = False
+
+    def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
+        seen = int((chunk.usage_count > 0).sum())
+        if seen < context.batch_size and context.pass_number >= 0:
+            return np.ones(len(chunk.indices), bool), None
+        lowest = by_loss(np.where(np.isnan(chunk.loss), np.float32(np.inf), chunk.loss))
+        keep = np.zeros(len(chunk.indices), bool)
+        keep[lowest[: min(seen, max(seen // 4, context.batch_size))]] = True
+        return keep, None
+
+    def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
+        return order_of(chunk.usage_count)

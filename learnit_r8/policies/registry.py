@@ -9,12 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from .._validation import check_choice
-from .balanced import Balanced, Quartile
+from .balanced import Balanced, Quartile, Shuffle, Steady
 from .base import Around, Candidates, Context, Kept, Order, Policy
 from .even_groups import EvenGroups
 from .focus import Focus
-from .shuffle import Shuffle
-from .steady import Steady
 
 SHUFFLE, STEADY = Shuffle(), Steady()
 

@@ -124,21 +124,20 @@ class Chunk:
         self._starts: list[int] | None = None
         if len(sizes) and (sizes[:-1] != table.batch_size).any():
             self._starts = [0, *np.cumsum(sizes)[:-1].tolist()]
-        self.views = self._make_views()
+        # The part of ``handed`` that belongs to each batch.
+        if self._starts is not None:
+            self.views = np.split(self.handed, self._starts[1:])
+        else:
+            full = len(self.handed) // self._batch_size * self._batch_size
+            self.views = list(self.handed[:full].reshape(-1, self._batch_size))
+            if full < len(self.handed):
+                self.views.append(self.handed[full:])
         # Python's arrays: storing a float in a numpy array takes twice as long.
         one_each = table.storage.part_size == WHOLE_BATCH or table.batch_size == 1
         self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
         self.predictions: dict[int, NDArray[np.float32]] = {}
         self.trends = array("d", bytes(8 * len(expected)))
         self.rates = [0.0] * len(expected)
-
-    def _make_views(self) -> list[NDArray[np.int64]]:
-        """The part of ``handed`` that belongs to each batch."""
-        if self._starts is not None:
-            return np.split(self.handed, self._starts[1:])
-        full = len(self.handed) // self._batch_size * self._batch_size
-        views = list(self.handed[:full].reshape(-1, self._batch_size))
-        return [*views, self.handed[full:]] if full < len(self.handed) else views
 
     def batch(self, slot: int) -> Batch:
         """The batch at a position of the chunk."""

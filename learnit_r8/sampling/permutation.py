@@ -77,7 +77,9 @@ class Permutation:
             return part
         # Whole rows, so that the first round is the sum of a column and a row, without table lookups.
         first, last = start // self._columns, -(-stop // self._columns)
-        places = self._rest(*self._first_round(first, last))[start - first * self._columns :][: stop - start]
+        left = np.add.outer(np.arange(first, last, dtype=np.uint32), self._shifts[0])
+        right = np.tile(np.arange(self._columns, dtype=np.uint32), last - first)
+        places = self._rest(_wrapped(left.ravel(), self._rows), right)[start - first * self._columns :][: stop - start]
         while True:
             outside = np.flatnonzero(places >= self._size)
             if not outside.size:
@@ -86,12 +88,6 @@ class Permutation:
             left, right = np.divmod(places[outside], np.uint32(self._columns))
             left += self._shifts[0].take(right)
             places[outside] = self._rest(_wrapped(left, self._rows), right)
-
-    def _first_round(self, first: int, last: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """Left and right halves of the ranks in some whole rows, with the left half shifted once."""
-        left = np.add.outer(np.arange(first, last, dtype=np.uint32), self._shifts[0])
-        right = np.tile(np.arange(self._columns, dtype=np.uint32), last - first)
-        return _wrapped(left.ravel(), self._rows), right
 
     def _rest(self, left: NDArray[np.uint32], right: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """The remaining rounds, given the halves after the first one."""

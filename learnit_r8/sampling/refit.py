@@ -53,25 +53,24 @@ def fit_state(
         raise ValueError("batch_size and num_samples must not change while auto_find_lr searches; finish it first.")
     was = _positions(saved, table, remap)
     plan_state, step = _dealt_anew(state, plan, was)
+    evidence = state["table"]["evidence"]
+    if evidence is not None:
+        evidence = {name: _moved(values, was) if np.ndim(values) else values for name, values in evidence.items()}
     return {
         **state,
         "data": {**saved, **{name: now[name] for name in ("num_samples", "batch_size", "last_batch", "sample_ids")}},
         "table": {
             **state["table"],
             **{name: _moved(state["table"][name], was) for name in _TABLE_ARRAYS},
-            "evidence": _moved_evidence(state["table"]["evidence"], was),
+            "evidence": evidence,
             "quarantined": np.flatnonzero(holds(np.asarray(state["table"]["quarantined"], np.int64), was)),
         },
         "quarantine": {},
-        **_recovery_of(state),
+        # Without the witnesses, which are batches of other samples.
+        **({"recovery": {**state["recovery"], "witnesses": []}} if "recovery" in state else {}),
         "plan": plan_state,
         "pace": {**state["pace"], "step": step, "probes": [0, 0, step - step % plan.steps_per_pass, 0]},
     }
-
-
-def _recovery_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of recovery without the witnesses, which are batches of other samples."""
-    return {"recovery": {**state["recovery"], "witnesses": []}} if "recovery" in state else {}
 
 
 def _positions(saved: Mapping[str, Any], table: SampleTable, remap: ArrayLike | None) -> NDArray[np.int64]:
@@ -104,13 +103,6 @@ def _moved(values: NDArray[Any], was: NDArray[np.int64]) -> NDArray[Any]:
     """The values of each sample in the saved run; zeros for new ones, as for unseen samples."""
     is_known = (was >= 0).reshape(-1, *[1] * (values.ndim - 1))
     return np.where(is_known, values[was], values.dtype.type(0))
-
-
-def _moved_evidence(evidence: Mapping[str, Any] | None, was: NDArray[np.int64]) -> dict[str, Any] | None:
-    """The evidence about the labels of each sample of the saved run."""
-    if evidence is None:
-        return None
-    return {name: _moved(values, was) if np.ndim(values) else values for name, values in evidence.items()}
 
 
 def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) -> tuple[dict[str, Any], int]:

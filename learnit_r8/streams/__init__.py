@@ -5,12 +5,11 @@
 [4.0, 2.67]
 """
 
-from .epochs import epoch_stream
+from .epochs import epoch_stream, iter_batches, validation_loss
 from .event import Event
 from .sinks import collect, collect_jsonl, collect_pd, print_keys
 from .stages import Best, Stage, augment, best, early_stop, ema, pipe, take, tap, tick
 from .steps import step_stream
-from .task import iter_batches, validation_loss
 
 __all__ = [
     "Best",

@@ -21,6 +21,7 @@ except ImportError as error:
 from .._adapters.ranks.agreement import RanksDiffer
 from ..checkpoint.callbacks import RankLost
 from .adapter import Adapter
+from .attached_model import R8LRScheduler
 from .attachment import attach, attach_loader
 from .batches.loader import SampleError
 from .batches.sampler import R8BatchSampler
@@ -28,7 +29,6 @@ from .distributed.ranks import Ranks
 from .distributed.shared_run import Share, SharedRun
 from .distributed.together import Together
 from .flight.incident import RecordedIncident, load_incident
-from .lr_scheduler import R8LRScheduler
 from .own_loop.loader_adapter import LoaderAdapter
 from .state import ModelState
 

@@ -19,6 +19,7 @@ from ..engine.feed.batch_size import copied
 from ..engine.settings import suggest_settings
 from ..sampling.random_generators import random_state, set_random_state
 from .adapter import Adapter
+from .attached_model import peak_under_schedules
 from .batches.loader import check_dataset, is_own_loader, length_of
 from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
@@ -28,7 +29,6 @@ from .flight.hand import Hand
 from .flight.second_run import SecondRun
 from .flight.untouched import untouched
 from .loss_pipeline import Training
-from .lr_scheduler import peak_under_schedules
 from .own_loop.also import networks_of, read_also
 from .own_loop.loader_adapter import LoaderAdapter
 from .prepared import plain_model, plain_optimizer

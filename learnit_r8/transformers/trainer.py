@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import functools
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import TrainerCallback
 
-from ..schedules.budget import BUDGETS
+from ..schedules.budget import BUDGETS, batches_of
 from ..torch import Adapter, attach
 from ..torch.batches.loader import make_loader
 from ..torch.own_loop.last_forward import LastForward, no_loss
-from .callback import R8Callback
+from ..torch.serialization import as_arrays
 from .losses import SampleLosses, compare, document_losses, find_losses, is_packed
 from .own_batches import OwnBatches, reports_early
 from .sampler import WholeEpoch
-from .training_arguments import budget_of, check_sampling, save_along, saved_batch_size, unused_rates
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -30,6 +32,214 @@ if TYPE_CHECKING:
         ema: Any
         also: Mapping[str, Any]
         batches: bool
+
+    from ..torch import Adapter
+    from ..torch.own_loop.loader_adapter import LoaderAdapter
+
+NOT_A_CHECKPOINT = (
+    "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got {!r}, which holds no state of R8; to "
+    "start from its weights only, load them into the model and leave resume_from_checkpoint out."
+)
+
+NOT_USED = (
+    "{} of the TrainingArguments is not used, as R8Scheduler sets the rate: a warm-up, then a cosine, unless r8 holds "
+    "scheduler_mode and warmup_proportion; to keep Trainer's own rates, give r8={{'scheduler_mode': 'keep'}}."
+)
+
+OWN = "to keep the Trainer's own batches, give r8={'batches': False}"
+
+ALONG = "learnit_r8"
+"""The entry of the state."""
+
+
+NOT_ALONG = (
+    "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got one that has no state of it; to begin "
+    "with its weights only, load them into the model and leave resume_from_checkpoint out."
+)
+
+
+def budget_of(args: Any, num_samples: int, batch_size: int, *, drops: bool) -> dict[str, int]:
+    """``num_epochs``, or ``num_steps`` where there are no whole epochs.
+
+    Args:
+        args: The TrainingArguments.
+        num_samples: N.
+        batch_size: B, of all processes together.
+        drops: Whether an epoch leaves out a last batch that is smaller.
+    """
+    num_batches = num_samples // batch_size if drops else -(-num_samples // batch_size)
+    per_epoch = -(-num_batches // args.gradient_accumulation_steps)
+    if args.max_steps > 0:
+        updates = args.max_steps
+    elif float(args.num_train_epochs).is_integer():
+        return {"num_epochs": int(args.num_train_epochs)}
+    else:
+        updates = math.ceil(args.num_train_epochs * per_epoch)
+    return {"num_steps": batches_of(updates, num_batches, args.gradient_accumulation_steps)}
+
+
+def check_sampling(trainer: Any) -> None:
+    """Raise ValueError if arguments, or the class of a Trainer, ask for an order of the samples of their own."""
+    args = trainer.args
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    if strategy != "random":
+        raise ValueError(
+            f"train_sampling_strategy must be 'random', as R8Scheduler draws the batches, got {strategy!r}; {OWN}."
+        )
+    if getattr(args, "group_by_length", False):
+        raise ValueError(f"group_by_length must be False, as R8Scheduler draws the batches, got True; {OWN}.")
+    kind = getattr(args, "batch_sampler", None)
+    if kind is not None and getattr(kind, "value", kind) != "batch_sampler":
+        # That of sentence-transformers.
+        raise ValueError(f"batch_sampler must be left out, as R8Scheduler draws the batches, got {kind!r}; {OWN}.")
+    for owner in type(trainer).__mro__:
+        is_foreign = not owner.__module__.startswith(("transformers.", "learnit_r8."))
+        if is_foreign and "_get_train_sampler" in vars(owner):
+            raise ValueError(
+                f"a Trainer must draw its samples at random, as R8Scheduler takes the place of that, got "
+                f"{owner.__name__} with a _get_train_sampler() of its own; {OWN}."
+            )
+
+
+def unused_rates(args: Any) -> str:
+    """A sentence on arguments of the rate that R8Scheduler does not use; "" if none was given."""
+    kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    given = [] if kind == "linear" else [f"lr_scheduler_type={kind!r}"]
+    for name in ("warmup_steps", "warmup_ratio"):
+        if getattr(args, name, None):
+            given.append(f"{name}={getattr(args, name)!r}")
+    return NOT_USED.format(", ".join(given)) if given else ""
+
+
+def saved_batch_size(args: Any, resume: Any) -> int | None:
+    """B of the training that wrote a checkpoint; None if there is no checkpoint, which Trainer says itself.
+
+    Args:
+        args: The TrainingArguments.
+        resume: A path, or True for the last checkpoint in the output folder.
+
+    Raises:
+        ValueError: the checkpoint is of a training without R8Scheduler.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    last: Any = get_last_checkpoint
+    folder = last(args.output_dir) if resume is True else resume
+    if folder is None or not os.path.isdir(folder):
+        return None
+    path = os.path.join(folder, "scheduler.pt")
+    state = torch.load(path, map_location="cpu", weights_only=True) if os.path.exists(path) else {}
+    data = state.get(ALONG, state).get("data")
+    if not isinstance(data, Mapping) or "batch_size" not in data:
+        raise ValueError(NOT_A_CHECKPOINT.format(folder))
+    return int(data["batch_size"])
+
+
+def save_along(rates: Any, adapter: Adapter | LoaderAdapter) -> None:
+    """Let a learning-rate scheduler of Trainer's save and load R8Scheduler's state with its own.
+
+    Its class becomes one derived from its own, so that Trainer still knows what kind it is.
+
+    Args:
+        rates: The learning-rate scheduler.
+        adapter: Has the state.
+    """
+    kind: Any = type(rates)
+
+    class Along(kind):  # type: ignore[misc, valid-type, unused-ignore]
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), ALONG: adapter.lr_scheduler.state_dict()}
+
+        def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+            own = dict(state_dict)
+            if ALONG not in own:
+                raise ValueError(NOT_ALONG)
+            adapter.load_scheduler(as_arrays(own.pop(ALONG)))
+            super().load_state_dict(own)
+
+    Along.__name__ = kind.__name__
+    rates.__class__ = Along
+
+
+SKIPPED_TWICE = (
+    "resume_from_checkpoint in mid-epoch must be used with R8Mixin, or with ignore_data_skip=True and "
+    "gradient_accumulation_steps=1, as the loader goes on where it was by itself and Trainer would skip the batches "
+    "again, got ignore_data_skip={!r} and gradient_accumulation_steps={!r}."
+)
+
+
+class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Reports what `Adapter.loss` noted, after each batch; `R8Mixin` adds it automatically.
+
+    Args:
+        adapter: What `learnit_r8.torch.attach` returned, or a function that returns it once it is there.
+    """
+
+    def __init__(self, adapter: Adapter | Callable[[], Adapter | OwnBatches]) -> None:
+        self._adapter = adapter
+
+    @property
+    def adapter(self) -> Adapter | OwnBatches:
+        """The adapter."""
+        return self._adapter() if callable(self._adapter) else self._adapter
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        """Raise ValueError if Trainer would skip batches that the scheduler has counted already."""
+        if isinstance(self.adapter, OwnBatches):
+            self.adapter.batches.begin_run()
+            return
+        r8 = self.adapter.scheduler
+        is_whole = isinstance(getattr(train_dataloader, "batch_sampler", None), WholeEpoch)
+        if is_whole or not r8.pace.place % r8.steps_per_epoch:
+            return
+        if not args.ignore_data_skip or args.gradient_accumulation_steps > 1:
+            raise ValueError(SKIPPED_TWICE.format(args.ignore_data_skip, args.gradient_accumulation_steps))
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count the epoch, where the batches are the Trainer's own."""
+        if isinstance(self.adapter, OwnBatches):
+            self.adapter.batches.begin_pass(int(state.epoch or 0))
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report the losses of a batch whose gradient is added to others."""
+        self._report()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report the losses of the batch, and end the training if the budget is spent."""
+        adapter = self.adapter
+        self._report()
+        if control.should_save or control.should_evaluate:
+            # On all processes: the first one alone writes the scheduler's state. An evaluation may ask for a save.
+            adapter.flush()
+            adapter.scheduler.host.leave_epoch()
+        is_over = adapter.must_stop() if isinstance(adapter, OwnBatches) else adapter.scheduler.is_over
+        if is_over:
+            control.should_training_stop = True
+
+    def _report(self) -> None:
+        """Report the losses that were noted; `R8Mixin` does so before the step, unless there is a loss scaler."""
+        adapter = self.adapter
+        if isinstance(adapter, OwnBatches) or adapter.has_noted or not callable(self._adapter):
+            adapter.report()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report the losses on their way before evaluation and checkpoints."""
+        self.adapter.flush()
+        if isinstance(self.adapter, OwnBatches):
+            self.adapter.batches.end_pass()
+        else:
+            self.adapter.scheduler.host.leave_epoch()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Tell the scheduler's listeners the metrics of an evaluation."""
+        found = {name: value for name, value in (logs or {}).items() if name.startswith("eval_")}
+        numbers: dict[str, Any] = {name: value for name, value in found.items() if isinstance(value, (int, float))}
+        if numbers:
+            self.adapter.scheduler.log(**numbers)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Finish the run."""
+        self.adapter.close()
 
 
 DECIDED = ("batch_size", "accumulate", "max_grad_norm", "ahead")
@@ -154,7 +364,11 @@ class R8Mixin:
         if not self._r8_draws:
             return super().get_train_dataloader()  # type: ignore[misc, no-any-return]
         trainer: Any = self
-        args, size = trainer.args, self._r8_batch_size()
+        args = trainer.args
+        size: int = trainer._train_batch_size * args.world_size
+        if self._r8_resumes and (saved := saved_batch_size(args, self._r8_resumes)) is not None:
+            # That of the checkpoint, so that the batches stay the same.
+            size = saved
         adapter: Any = self._r8_adapter
         if adapter is None or adapter.scheduler.table.batch_size != size:
             # The second time with auto_find_batch_size, after there was too little memory.
@@ -172,13 +386,6 @@ class R8Mixin:
         sampler: Any = WholeEpoch(adapter.sampler, skips=skips)
         # The Trainer sets the random generators of a resumed run once it has fetched the first batch.
         return make_loader(dataset, sampler, numbered=False, settings=settings, is_ahead=True)
-
-    def _r8_batch_size(self) -> int:
-        """B of all processes; on resume that of the checkpoint, so that the batches stay the same."""
-        trainer: Any = self
-        size: int = trainer._train_batch_size * trainer.args.world_size
-        saved = saved_batch_size(trainer.args, self._r8_resumes) if self._r8_resumes else None
-        return size if saved is None else saved
 
     def _r8_attach(self, size: int) -> Adapter:
         trainer: Any = self
@@ -281,19 +488,17 @@ class R8Mixin:
         found = find_losses(outputs, inputs.get("labels"), shifted=self._r8_shifts, smoothing=smoothing)
         if found is None or (found.losses.ndim == 1 and self._r8_config_says(model, "problem_type") in OTHER_PROBLEMS):
             return None
-        return found if self._r8_has_classes(model, found.logits) else found._replace(logits=None, targets=None)
+        if found.logits is None:
+            return found
+        # Scores are of the model's classes, or of as many as in the first batch, not of choices or pairs.
+        if self._r8_classes is None:
+            self._r8_classes = self._r8_config_says(model, "num_labels", found.logits.shape[1])
+        is_of_classes = found.logits.shape[1] == self._r8_classes
+        return found if is_of_classes else found._replace(logits=None, targets=None)
 
     def _r8_config_says(self, model: Any, name: str, default: Any = None) -> Any:
         trainer: Any = self
         return getattr(getattr(trainer.accelerator.unwrap_model(model), "config", None), name, default)
-
-    def _r8_has_classes(self, model: Any, logits: torch.Tensor | None) -> bool:
-        """Whether scores are of the model's classes, or of as many as in the first batch, not of choices or pairs."""
-        if logits is None:
-            return True
-        if self._r8_classes is None:
-            self._r8_classes = self._r8_config_says(model, "num_labels", logits.shape[1])
-        return bool(logits.shape[1] == self._r8_classes)
 
     def _r8_compute_loss(
         self, own: Callable[..., Any], model: Any, inputs: Any, return_outputs: bool = False, **more: Any

@@ -6,9 +6,13 @@ framework whose trainer cannot make a mistake leaves it out.
 
 import functools
 import logging
+import os
 import re
+import subprocess
+import sys
 import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,3 +242,34 @@ def test_wrong_use(column, mistake):
     said = said_by(COLUMNS[column], mistake)
 
     assert any(re.search(SAID[mistake], each) for each in said), said
+
+
+NOT_CLOSED = """
+import sys
+import numpy as np
+from learnit_r8 import R8Scheduler
+
+own, leaves = sys.argv[1] == "own", sys.argv[2] == "left"
+given = {"scheduler_mode": "keep"} if own else {"num_samples": 32, "batch_size": 8, "initial_lr": 0.1}
+r8 = R8Scheduler(num_epochs=2, run_dir="run", **given)
+for _ in r8.epoch_iterator():
+    for number, _ in enumerate(r8.batches([np.zeros(8)] * 4) if own else r8.batch_iterator()):
+        r8.update_with_loss(1.0)
+        if leaves and number == 1:
+            sys.exit()
+"""
+
+
+@pytest.mark.parametrize("ends", ["trained", "left"])
+@pytest.mark.parametrize("kind", ["drawn", "own"])
+def test_a_run_that_is_not_closed_reads_as_it_ended(kind, ends, tmp_path):
+    """Nothing is lost and nothing is said: a run that has had its epochs is finished, one that was left is stopped."""
+    given = {
+        "cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, "capture_output": True,
+        "text": True, "check": False,
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", NOT_CLOSED, kind, ends], **given)
+    said = subprocess.run([sys.executable, "-m", "learnit_r8", "status", "run"], **given)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("finished" if ends == "trained" else "stopped") in said.stdout

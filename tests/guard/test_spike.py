@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import SpikeGuard, Verdict
-from learnit_r8.guard.thresholds import corrected, in_order, median, share_at_most, spread, weights_of_evidence
+from learnit_r8.guard.spike import corrected, in_order, median, share_at_most, spread, weights_of_evidence
 from tests.guard.judging import judge_all
 
 NAN, INF = math.nan, math.inf

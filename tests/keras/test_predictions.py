@@ -11,7 +11,7 @@ from keras import layers, losses
 
 from learnit_r8 import predictions_of as expected_of
 from learnit_r8.keras import R8Callback, R8Dataset, batch_dataset, predictions_of, sample_losses
-from learnit_r8.keras.predictions import predictions_in
+from learnit_r8.keras.losses import predictions_in
 from tests.keras_common import CROSS_ENTROPY, At, X, Y, classifier, fit, poison, scheduler, tf
 
 LOGITS = np.random.default_rng(0).normal(size=(30, 5)).astype("f4")

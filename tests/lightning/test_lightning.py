@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import learnit_r8.lightning
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.lightning import R8Callback, R8Loader
-from learnit_r8.lightning.budget import batches_of, budget_of
+from learnit_r8.lightning.callback import batches_of, budget_of
 from learnit_r8.policies import Focus, Policy
 from learnit_r8.testing import FakeClock, record_events
 from learnit_r8.torch import R8BatchSampler

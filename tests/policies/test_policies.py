@@ -573,7 +573,7 @@ def test_a_policy_is_added_in_two_files(tmp_path):
     policies = copy_package(tmp_path) / "policies"
     (policies / "hardest_first.py").write_text(ADDED, encoding="utf-8")
     registry = policies / "registry.py"
-    replace_in(registry, "from .shuffle", "from .hardest_first import HardestFirst\nfrom .shuffle")
+    replace_in(registry, "from .focus", "from .hardest_first import HardestFirst\nfrom .focus")
     replace_in(registry, '"focus"]', '"focus", "hardest_first"]')
     replace_in(registry, "Focus())", "Focus(), HardestFirst())")
 

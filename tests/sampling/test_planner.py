@@ -266,13 +266,13 @@ def test_balanced_batches_have_a_quarter_of_each_stratum(part_size):
     r8 = R8Scheduler(4000, batch_size=40, num_epochs=3, listeners=[lambda event: None])
     losses = np.random.default_rng(0).gamma(2.0, 1.0, 4000)
     shares = []
-    for epoch in range(3):
-        for batch, _ in r8.batch_iterator():
-            losses[batch] *= 0.7
-            r8.update_with_loss(losses[batch] if part_size else losses[batch].mean())
-            if r8.global_step % 10 == 7:
-                r8.table.learner.hand_over()
-            shares.append((epoch, r8.host.emitter._last_shares()))
+    while (ticket := r8.draw_if_any()) is not None:
+        batch = ticket.indices
+        losses[batch] *= 0.7
+        r8.report(ticket, losses[batch] if part_size else losses[batch].mean())
+        if r8.global_step % 10 == 7:
+            r8.table.learner.hand_over()
+        shares.append((ticket.epoch, ticket.chunk.shares_of(ticket.slot, len(batch))))
 
     assert {share for epoch, share in shares if epoch == 0} == {()}
     assert all(share == pytest.approx((0.25,) * 4, abs=0.06) for epoch, share in shares if epoch)

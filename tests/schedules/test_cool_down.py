@@ -1,7 +1,7 @@
 import pytest
 
-from learnit_r8.schedules.budget import Budget
-from learnit_r8.schedules.cool_down import (
+from learnit_r8.schedules.budget import (
+    Budget,
     CoolDown,
     CoolDownRule,
     cool_down_budget,

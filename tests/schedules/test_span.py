@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from learnit_r8.schedules.budget import Budget
-from learnit_r8.schedules.cool_down import CoolDownRule, cool_down_budget
+from learnit_r8.schedules.budget import Budget, CoolDownRule, cool_down_budget
 from learnit_r8.schedules.span import Span, read_span, span_of, typed_span
 
 

@@ -132,7 +132,11 @@ class SharedStore:
     ) -> SharedWrite:
         """Start to write a checkpoint on rank 0, as `CheckpointStore.start_write`; write nothing on other ranks."""
         write, error = None, None
-        state = self._with_all_ranks(state)
+        plan = state.get("plan", {})
+        if "now" in plan:
+            # Where each rank is in its part of a stream of the user's.
+            own = {name: plan[name] for name in OF_RANK}
+            state = {**state, "plan": {**plan, "ranks": self._ranks.gather_values(own)}}
         if self._ranks.rank == 0:
             try:
                 write = self._store.start_write(state, write_model, config, then=then, in_background=in_background)
@@ -140,14 +144,6 @@ class SharedStore:
                 error = raised
         elsewhere = Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})
         return SharedWrite(write, error, self._ranks, then, elsewhere)
-
-    def _with_all_ranks(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The state, with where each rank is in its part of a stream of the user's."""
-        plan = state.get("plan", {})
-        if "now" not in plan:
-            return state
-        own = {name: plan[name] for name in OF_RANK}
-        return {**state, "plan": {**plan, "ranks": self._ranks.gather_values(own)}}
 
     def pin(self, path: Path | None, note: bytes | None = None) -> None:
         """Keep a checkpoint, as `CheckpointStore.pin`; only rank 0 has any."""

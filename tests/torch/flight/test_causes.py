@@ -14,8 +14,8 @@ from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.recovery.incidents.finding import Refusal
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
+from learnit_r8.torch.flight.causes import Runs
 from learnit_r8.torch.flight.rows import join
-from learnit_r8.torch.flight.runs import Runs
 from learnit_r8.torch.flight.state_faults import compare
 from learnit_r8.torch.flight.watch import run_watched
 from learnit_r8.torch.flight.words import describe_place
