@@ -254,7 +254,8 @@ class Engine:
             breaks.start(self)
         if self.requests.is_pending:
             breaks.answer_requests(self)
-        if self.controller.is_look_due:
+        # Of a run that a signal to one rank has stopped, that rank is gone by now.
+        if self.controller.is_look_due and not self.pace.is_stopped:
             refusal.look_back(self)
         epoch_ended = self._epoch_ended
         if self.announcer.wants_surveys:
