@@ -77,6 +77,9 @@ MAY_DIFFER = {
 SLOW = ["keras tf.data", "keras step", "train_loop", "managed nnx", "managed equinox"]
 """Columns that run with ``-m slow`` alone, as one like them runs by default."""
 
+PROGRAM = {("huge_batch", name) for name in ("keras", "keras own", "train_loop own")}
+"""By rule and column: tests that run with ``-m program``, as one of NaN is like them and each compiles for seconds."""
+
 
 def rule(columns=tuple(COLUMNS)):
     """Let a test of a rule run in each of these columns."""
@@ -85,7 +88,7 @@ def rule(columns=tuple(COLUMNS)):
         row = test.__name__.removeprefix("test_")
         params = []
         for name in columns:
-            marks = [pytest.mark.slow] if name in SLOW else []
+            marks = [pytest.mark.slow] if name in SLOW else [pytest.mark.program] * ((row, name) in PROGRAM)
             without = CANNOT.get((row, name)) or MEANINGLESS.get((row, name))
             if without:
                 marks.append(pytest.mark.skip(reason=without))

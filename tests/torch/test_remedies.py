@@ -100,7 +100,7 @@ def bare(*, kills=(), lr=3e-3, model=None, make=torch.optim.Adam):
     return model
 
 
-@pytest.mark.parametrize("kills", [[100], [100, 220], [3]])
+@pytest.mark.parametrize("kills", [[100, 220], [3], pytest.param([100], marks=pytest.mark.program)])
 def test_dead_parameters_are_revived(kills):
     """Where most parameters get no gradient any more, a state from before that goes on at a tenth of the rate."""
     run = Run(kills=kills)
@@ -135,7 +135,7 @@ class Gated(nn.Module):
         )
 
 
-@pytest.mark.parametrize("make", [rectifiers, Gated])
+@pytest.mark.parametrize("make", [rectifiers, pytest.param(Gated, marks=pytest.mark.program)])
 def test_a_healthy_run_is_the_same_to_the_bit(make):
     """Parameters that never had a gradient, or have one in turns, are not dead: nothing is probed or changed."""
     run, other = Run(model=make()), bare(model=make())
@@ -154,7 +154,7 @@ def test_nothing_is_tried_where_r8_may_not(settings):
     assert "RolledBack" not in run.kinds
 
 
-@pytest.mark.parametrize("at", [6, 40])
+@pytest.mark.parametrize("at", [6, pytest.param(40, marks=pytest.mark.program)])
 def test_a_run_resumed_within_the_trial_goes_on_to_the_bit(at, tmp_path):
     """A checkpoint holds the dead state, that of the trial, the rate, and the norms learned so far."""
     begun = next(event.step for event in Run(kills=[100]).heard if type(event).__name__ == "LrCapped")

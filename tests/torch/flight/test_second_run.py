@@ -105,6 +105,7 @@ def test_a_flip_is_transient_and_leaves_no_trace(where, draws):
     assert not [each for each in said if "refused" in each]
 
 
+@pytest.mark.program
 def test_flips_are_called_transient_and_calm_runs_are_not():
     """Of forty flips in gradients at least 95 % are called transient; of forty calm runs none."""
     found, calm = [], []

@@ -247,7 +247,7 @@ def test_where_samples_are_not_known_there_is_no_table(loader):
     assert adapter.scheduler.table.num_seen == 0
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "single"])
+@pytest.mark.parametrize("kind", ["shuffled", pytest.param("single", marks=pytest.mark.program)])
 def test_a_bad_sample_is_left_out_of_what_the_sampler_draws(kind):
     """It is found by its own loss, and its batches come without it; a batch of nothing else does not come at all."""
     with pytest.warns(RuntimeWarning, match=r"sample 17 was in \d refused batches.*no longer drawn"):
