@@ -231,8 +231,14 @@ def test_the_rate_of_inject_hyperparams_is_lowered_for_a_step():
 
 def test_a_schedule_in_the_chain_is_told_not_to_be_lowered():
     """It is compiled into the step: the state is handed out as it is, with one warning, in place of a lower rate."""
-    r8 = R8Scheduler(scheduler_mode="keep", num_steps=4)
-    r8.controller.load_state_dict({"ceiling": 0.01, "factor": 0.5, "tries": 2})
+
+    def lowered():
+        r8 = R8Scheduler(scheduler_mode="keep", num_steps=4)
+        state = r8.controller.state_dict()
+        r8.controller.load_state_dict({**state, "limit": {**state["limit"], "ceiling": 0.01}})
+        return r8
+
+    r8 = lowered()
     factor = r8.lr_factor
     managed = r8flax.ManagedState(r8, fresh(SCHEDULE))
 
@@ -240,7 +246,7 @@ def test_a_schedule_in_the_chain_is_told_not_to_be_lowered():
     with pytest.warns(RuntimeWarning, match="compiled into the step: recovery cannot lower it there"):
         assert managed.for_step() is managed.state
     assert managed.for_step() is managed.state
-    other = r8flax.ManagedState(r8, fresh(NUMBER))
+    other = r8flax.ManagedState(lowered(), fresh(NUMBER))
     assert r8flax.state.lr_of(other.for_step()) == pytest.approx(0.02 * factor)
 
 
