@@ -234,7 +234,9 @@ class Stepper:
 
     def gradient_sizes(self) -> list[int]:
         """See `RecoveryController.note_gradients`; waits for the device."""
-        gradients = [None if each.grad is None or each.grad.is_sparse else each.grad for each in self._parameters()]
+        given = [each.grad for each in self._parameters()]
+        # An empty one has no largest number.
+        gradients = [None if each is None or each.is_sparse or not each.numel() else each for each in given]
         known = [each for each in gradients if each is not None]
         has = iter(torch.stack(torch._foreach_norm(known, math.inf)).ne(0).tolist() if known else ())
         return [0 if each is None else each.numel() if next(has) else -each.numel() for each in gradients]

@@ -209,3 +209,16 @@ def test_a_second_optimizer_is_its_owners():
     run = Run(kills=[100], model=model, also={"second": second, "second optimizer": other})
 
     assert loss_of(run.model) < 1.5
+
+
+def test_parameters_of_any_kind_are_looked_at():
+    """Empty ones, without a gradient, of several types, complex: the look at gradients ends no training."""
+    kinds = [torch.float32, torch.bfloat16, torch.float64, torch.complex64]
+    weights = nn.ParameterList([torch.ones(3, dtype=each) for each in kinds] + [torch.ones(0), torch.ones(2)])
+    adapter = attach(weights, torch.optim.SGD(weights, 0.01), None, num_steps=40, handle_signals=False)
+    for _ in adapter.steps():
+        adapter.step(sum((each.abs() ** 2).sum().float() for each in weights[:5]))
+    adapter.close()
+
+    assert adapter.scheduler.global_step == 40
+    assert adapter.scheduler.sentry.num_refused == 0
