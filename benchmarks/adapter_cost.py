@@ -30,7 +30,8 @@ def build(num_steps):
     torch.manual_seed(0)
     rng = torch.Generator().manual_seed(1)
     rows = num_steps // EPOCHS * BATCH
-    data = TensorDataset(torch.randn(rows, 32, generator=rng), torch.randint(4, (rows,), generator=rng))
+    x = torch.randn(rows, 32, generator=rng)
+    data = TensorDataset(x, (x @ torch.randn(32, 4, generator=rng)).argmax(1))
     model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
     return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), data
 
