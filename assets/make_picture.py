@@ -36,7 +36,7 @@ LEFT, LOWER = "▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇"
 BRAILLE = range(0x2800, 0x2900)
 DOTS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3), (1, 3))
 """Column and row of the dot that each bit of a Braille character stands for."""
-SHOTS = (("run", "1", "recovered", 60.0), ("data", "2", "", 3.5), ("samples", "3", "", 1.5))
+SHOTS = (("run", "1", "found:", 60.0), ("data", "2", "", 3.5), ("samples", "3", "", 1.5))
 """File, key, text to wait for, and seconds to wait at most."""
 
 
