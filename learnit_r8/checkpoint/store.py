@@ -524,8 +524,7 @@ def _holder_of(file: Path) -> str:
 
 def _rank_in_jax() -> int:
     """The rank of this process among those of ``jax.distributed``, which no launcher tells; 0 without it."""
-    jax = sys.modules.get("jax")
-    return jax.process_index() if jax is not None and jax.distributed.is_initialized() else 0
+    return int(sys.modules["jax"].process_index()) if launcher.is_of_jax_distributed() else 0
 
 
 def _owner_of_new(folder: Path) -> int | None:

@@ -254,7 +254,7 @@ class Engine:
             breaks.start(self)
         if self.requests.is_pending:
             breaks.answer_requests(self)
-        # Of a run that a signal to one rank has stopped, that rank is gone by now.
+        # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
         if self.controller.is_look_due and not self.pace.is_stopped:
             refusal.look_back(self)
         epoch_ended = self._epoch_ended

@@ -174,7 +174,7 @@ def give_up(run: Engine, ticket: Ticket, on_purpose: bool) -> None:
         return
     run.controller.experiment.lose(ticket)
     is_probe = ticket.chunk.is_probe
-    # A trainer that counts its batches has no turn for one that comes again: it would end the epoch before.
+    # A trainer that counts its batches has no turn left for one that comes again, and ends the epoch without it.
     drawn_again = is_probe or run.plan.abandon(ticket.batch, may_come_again=not run.pace.is_counted)
     if is_probe:
         close_unlearned(run, ticket)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -23,6 +25,12 @@ def restarts_cannot_meet() -> bool:
     """Whether torchrun may restart the ranks, but with the store of the previous ones."""
     may_restart = first_number(("TORCHELASTIC_MAX_RESTARTS",), 0) > 0
     return may_restart and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def is_of_jax_distributed() -> bool:
+    """Whether ``jax.distributed`` has joined this process with others, of which no launcher need tell."""
+    distributed: Any = getattr(sys.modules.get("jax"), "distributed", None)
+    return hasattr(distributed, "is_initialized") and bool(distributed.is_initialized())
 
 
 def first_number(names: tuple[str, ...], default: int, environ: Mapping[str, str] | None = None) -> int:

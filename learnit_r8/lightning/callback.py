@@ -47,8 +47,9 @@ def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) 
     limit = trainer.limit_train_batches
     num_batches = min(steps_per_epoch, limit) if isinstance(limit, int) else int(steps_per_epoch * limit)
     # A second fit() of a Trainer trains what its limits leave; a checkpoint goes on with the whole run.
-    is_second = trainer.ckpt_path is None
-    epochs_before, steps_before = trainer.current_epoch * is_second, trainer.global_step * is_second
+    epochs_before, steps_before = 0, 0
+    if trainer.ckpt_path is None:
+        epochs_before, steps_before = trainer.current_epoch, trainer.global_step
     counts = []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         counts.append((trainer.max_epochs - epochs_before) * num_batches)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..checkpoint.reader import Checkpoint, NoValidCheckpoint, step_of
 from ..checkpoint.shared_memory import Proved, SharedBackups, default_base
 from ..checkpoint.store import CheckpointStore
 from ..events.bus import Announcer
-from ..events.launcher import first_number
+from ..events.launcher import first_number, is_of_jax_distributed
 from .agreement import Agreement
 from .ram_backup import Backup, RamBackup
 
@@ -63,8 +62,7 @@ class SharedGenerations:
             raise ValueError(f"backup_dir must be a folder in memory, False or None, got {backup_dir!r}.")
         if is_given and checkpoint_dir is None:
             raise ValueError(f"backup_dir needs a checkpoint_dir or a save_callback, got only {backup_dir!r}.")
-        distributed: Any = getattr(sys.modules.get("jax"), "distributed", None)
-        if hasattr(distributed, "is_initialized") and distributed.is_initialized():
+        if is_of_jax_distributed():
             # Its processes have no number before they have met, and would overwrite each other's.
             if is_given:
                 raise ValueError(

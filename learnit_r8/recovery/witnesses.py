@@ -96,6 +96,10 @@ class Witnesses:
         known = [each for each in self.all_states() if each.witness]
         return known if any(each.can_be_put for each in known) else []
 
+    def restorable(self) -> list[Backup]:
+        """Those of them that can be put back."""
+        return [each for each in self.known() if each.can_be_put]
+
     def best(self, start: float) -> Backup | None:
         """The state to end with where the present one is lost: the newest one that is trusted; None if there is none.
 
@@ -103,7 +107,7 @@ class Witnesses:
             start: The level of the losses as the run began; a trained state whose losses were no higher goes before the
                 initial one, trusted or not.
         """
-        known = [each for each in self.known() if each.can_be_put]
+        known = self.restorable()
         trained = [each for each in reversed(known) if each.updates]
         trusted = [each for each in trained if each.is_proven]
         lower = [each for each in trained if each.usual <= start]

@@ -74,7 +74,7 @@ class AttachedModel(ABC):
         self._model, self._stepper, self._sharing = training.model, training.stepper, training.sharing
         self._hand, self._ahead, self._second_run = training.hand, training.ahead, training.second_run
         self._losses = LossPipeline(batches, training)
-        # On other devices each look would wait for them; shards, and tensors of other kinds, tell no numbers.
+        # On other devices each look would wait for them; shards and other kinds of tensors cannot be read like this.
         is_plain = all(each.is_cpu and isinstance(each, torch.nn.Parameter) for each in training.model.parameters())
         self._looks_at_gradients = self.num_ranks == 1 and is_plain and not is_sharded(training.model)
         batches.join(self._losses)
@@ -290,18 +290,13 @@ def peak_under_schedules(optimizer: Any) -> tuple[float, str] | None:
 def _live_schedules(optimizer: Any) -> list[Any]:
     """The schedules of torch's kind that somebody holds; an optimizer does not know which ones it has."""
     plain = plain_optimizer(optimizer)
-    kinds: set[Any] = {LRScheduler, ReduceLROnPlateau}
-    newest = [*kinds]
-    while newest:
-        newest = [each for kind in newest for each in kind.__subclasses__()]
-        kinds.update(newest)
-    kinds.discard(R8LRScheduler)
     return [
         each
         for each in gc.get_objects()
-        # Not by isinstance(), for which a proxy may load or import what it stands for; a set is as fast as a million
-        # objects need.
-        if type(each) in kinds and plain_optimizer(getattr(each, "optimizer", None)) is plain
+        # Not by isinstance(), for which a proxy may load or import what it stands for.
+        if issubclass(type(each), (LRScheduler, ReduceLROnPlateau))
+        and type(each) is not R8LRScheduler
+        and plain_optimizer(getattr(each, "optimizer", None)) is plain
     ]
 
 

@@ -52,9 +52,7 @@ targets has heavy tails: there a batch whose loss changes much has a high loss, 
 
 DEAD_LOOKS, DEAD_SHARE = 8, 0.9
 """Looks in a row at which the gradient of a dead parameter is exactly 0, and the least share of the numbers in such
-parameters. Experts that are not chosen leave others a gradient; so few are left where the
-output is a constant."""
-
+parameters. Experts that are not chosen leave others a gradient; so few are left where the output is a constant."""
 
 CLEARLY_BETTER = 0.75
 """Share of the level of dead weights below which the losses before a state must be for it to be gone on from."""
@@ -279,7 +277,7 @@ class FirstSteps:
             level: The level of the last losses.
         """
         lineage = self._lineage
-        known = [each for each in self._witnesses.known() if each.can_be_put]
+        known = self._witnesses.restorable()
         best = None if lineage.rises else lineage.progress.lost_progress(known, lineage.updates)
         is_due = lineage.updates >= self._measure_from and self._may_try_rates
         if best is None and is_due and lineage.progress.stands_still(is_known=self._limit.was_lowered):
