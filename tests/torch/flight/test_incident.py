@@ -157,9 +157,9 @@ def test_incidents_are_listed_and_shown(tmp_path, capsys):
     assert main(["incidents", str(tmp_path), "9"]) == 1
 
     text = write_report(tmp_path, tmp_path / "page.html").read_text(encoding="utf-8")
-    body = text[text.index("<main>") :]
+    body = text[text.index('id="data"') :]
     assert "NaN first in `first` (forward), for sample 21" in body
-    assert body.index("NaN first in") < body.index('class="cards"')
+    assert body.index("NaN first in") < body.index('"cards"')
 
 
 @pytest.mark.parametrize("fault", ["input", "unknown"])
