@@ -419,7 +419,7 @@ MUTANTS = [Mutant(*each) for each in (
      "torch/own/test_healing.py -k raises", "a step that raises after a restore lowers the rate for good"),
     ("torch/own_loop/rate_factor.py", "self._saved.append(rate.clone())", "self._saved.append(rate)",
      "torch/own/test_healing.py -k factor", "a rate in a tensor falls at every step after a restore"),
-    ("torch/own_loop/loader_adapter.py", "values.reshape(rows, -1).mean(1, dtype=torch.float32)",
+    ("torch/own_loop/followed_losses.py", "values.reshape(rows, -1).mean(1, dtype=torch.float32)",
      "values.reshape(rows, -1).sum(1, dtype=torch.float32)",
      "torch/own/test_observed.py -k losses", "samples with several losses seem harder than they are"),
     ("torch/own_loop/also.py", 'when == "heal" if when else _is_trained(holder)', 'when != "resume"',
