@@ -118,7 +118,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/persistence.py", "self.backup.witness_size = witness_size", "self.backup.witness_size = 1",
      "torch/test_adapter.py -k witness",
      "with accumulated gradients weights are tested with a part of the batches of an update"),
-    ("recovery/persistence.py", "self.backup.clear()\n        self.generations.put_back", "self.generations.put_back",
+    ("recovery/persistence.py", "self.backup.clear()\n        if checkpoint.model_state", "if checkpoint.model_state",
      "recovery/test_persistence.py -k loaded", "after load_checkpoint() a later run's weights are restored"),
     ("recovery/incidents/experiment.py", "if has_bad or rises:", "if has_bad:",
      "recovery/incidents/test_experiment.py", "weights that give NaN on some batches count as healthy"),

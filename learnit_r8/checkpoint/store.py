@@ -29,6 +29,7 @@ from .durable_io import (
     flush,
     flush_folder,
     link_new,
+    lock_until_released,
     make_first_free,
     open_regular,
     open_temporary,
@@ -39,7 +40,6 @@ from .durable_io import (
     write_new,
 )
 from .reader import MODEL, Checkpoint, NoValidCheckpoint, about_model, first_valid, read_checkpoint, step_of, written_by
-from .shared_folders import lock_until_released
 
 ROOM = 1.2
 """Space that must be free before a save, as a multiple of the size of the last one."""

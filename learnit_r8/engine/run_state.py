@@ -329,7 +329,7 @@ def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
 
 def _resume_from_newest(run: Engine) -> None:
     """Continue from the newest state of an earlier process, if there is one: a checkpoint or a generation in memory."""
-    found, has_other = run.persistence.generations.newest(run.persistence.store)
+    found, has_other = run.persistence.find_newest()
     if found is None or found.model_state is None:
         if found is not None:
             go_on_from(run, found, found.state)

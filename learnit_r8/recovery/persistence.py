@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import events
-from .._validation import whole_number
+from .._validation import is_number, whole_number
 from ..checkpoint.background import LARGE, BackgroundWrite
 from ..checkpoint.callbacks import Callbacks, call_load, call_save, keeps_model
+from ..checkpoint.generations import Generations, Proved
 from ..checkpoint.model_loader import KEPT_BY_ADAPTER, ModelLoader, join_callbacks
-from ..checkpoint.reader import Checkpoint
+from ..checkpoint.reader import Checkpoint, NoValidCheckpoint, step_of
 from ..checkpoint.run_config import RunConfig
 from ..checkpoint.saver import CheckpointSaver, check_folder
 from ..checkpoint.store import THIN, CheckpointStore
@@ -24,7 +25,6 @@ from .agreement import Agreement
 from .backup_timer import BackupTimer, usual_interval
 from .ram_backup import Backup, RamBackup
 from .restore import RestoreError, Restorer
-from .shared_generations import SharedGenerations
 
 DEFAULT_FOLDER = "checkpoints"
 
@@ -54,7 +54,7 @@ class Persistence:
         agreement: As given; a run alone answers itself.
         config: As given.
         backup_timer: Takes backups with the state callback.
-        generations: The backups in shared memory.
+        generations: The backups in shared memory, which outlive the process; None for none.
         model_loader: Passes the models of checkpoints to the load callback.
         saver: Writes checkpoints; None without a folder.
         is_restoring: Whether the model is being restored now.
@@ -101,7 +101,8 @@ class Persistence:
         when = usual_interval(steps_per_epoch) if backup_every is None else as_trigger("backup_every", backup_every)
         backup, self.agreement = backup or RamBackup(), agreement or Agreement()
         self.backup_timer = BackupTimer(when, announcer, backup, self.agreement, is_usual=backup_every is None)
-        self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, self.agreement)
+        self.generations = Generations.of(backup_dir, folder, announcer)
+        self._proved: list[Proved] = []
         self.model_loader = ModelLoader(config, announcer)
         self._asked = (0, 0, 0.0)
         self.wake()
@@ -224,16 +225,14 @@ class Persistence:
                     elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm
                 )
                 is_new = self.backup.newest is not before and not self.backup_timer.is_early
-                if self.saver and not damage and is_new and not run_ended:
-                    self.generations.take(
-                        get_state, self.saver.store.run_id, step, {KEPT_BY_ADAPTER: self._has_adapter}
-                    )
+                if step and is_new and not (damage or run_ended):
+                    self._write_generation(get_state, step)
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
                 # Before it is written, as an interrupted call that has written it does not write it again.
                 saved(step)
                 self.saver.attempt(lambda: self._write(self._agreed(get_state), in_background=not run_ended), step)
                 if run_ended and self.saver.has_saved(step):
-                    self.generations.clear()
+                    self.forget_generations()
         except Exception:
             self._asked = asked
             raise
@@ -333,7 +332,71 @@ class Persistence:
         elif again or not self.saver.has_saved(step):
             self.saver.attempt(lambda: self._write(self._agreed(get_state)), step)
         if self.saver is not None and self.saver.has_saved(step):
+            self.forget_generations()
+
+    def _write_generation(self, get_state: Callable[[], dict[str, Any]], step: int) -> None:
+        """Write the newest backup, which belongs to this step, with the scheduler's state to shared memory."""
+        backup, generations, newest = self.backup, self.generations, self.backup.newest
+        if generations is None or self.store is None or newest is None or not generations.is_ready:
+            return
+        try:
+            state = get_state()
+        except MemoryError as error:
+            generations.turn_off(str(error) or "there is no memory for a copy of the scheduler's state")
+            return
+        config = {**self.config.values, KEPT_BY_ADAPTER: self._has_adapter}
+        content = {"run_id": self.store.run_id, "model": None, "scheduler": state, "config": config}
+        kept, proved = {each.step for each in backup.backups}, [each.step for each in backup.backups if each.is_proven]
+        done = functools.partial(backup.lend, None)
+        try:
+            backup.lend(newest.state)
+            generations.start_write(newest.state, content, step=step, kept=kept, proved=proved, done=done)
+        except BaseException:
+            if not generations.is_writing:
+                done()
+            raise
+
+    def forget_generations(self) -> None:
+        """Delete what is in shared memory, as a checkpoint of this step is on disk."""
+        if self.generations is not None:
             self.generations.clear()
+
+    def find_newest(self) -> tuple[Checkpoint | None, bool]:
+        """The newest state of an earlier process: a generation, or a checkpoint on disk; None if there is none.
+
+        Ranks that share the run must all call it, and get the states of the same moment.
+
+        Returns:
+            The state, and whether a checkpoint on disk is left if it cannot be used.
+
+        Raises:
+            NoValidCheckpoint: there are only checkpoints that cannot be read.
+            RunInUse, OSError: as for `CheckpointStore.find`.
+        """
+        skipped: list[str] = []
+        is_same = self.agreement.is_same
+        if self.generations is None:
+            is_same("none")
+        found = None if self.generations is None else self.generations.newest(skipped, is_same)
+        if skipped:
+            self._announcer.warn_once("generations", f"backups in shared memory skipped: {' | '.join(skipped)}")
+        try:
+            disk = None if self.store is None else self.store.find()
+        except NoValidCheckpoint:
+            if found is None:
+                raise
+            disk = None
+        if found is None:
+            return disk, False
+        generation, self._proved, made = found
+        # By its step in one run, by its time among several.
+        if disk is not None and generation.run_id == disk.run_id:
+            is_newer = step_of(generation.state) > step_of(disk.state)
+        else:
+            is_newer = disk is None or (is_number(made) and made > disk.path.stat().st_mtime)
+        if not is_same(str(is_newer)) or not is_newer:
+            return disk, False
+        return generation, disk is not None
 
     def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> bool:
         """Take logged metrics; see `CheckpointSaver.note`."""
@@ -355,7 +418,10 @@ class Persistence:
         is_early = bool(checkpoint.config.get(KEPT_BY_ADAPTER)) and not self._has_adapter
         self.model_loader.hand_over(checkpoint, None if is_early else self.callbacks.load)
         self.backup.clear()
-        self.generations.put_back(checkpoint)
+        if checkpoint.model_state is not None:
+            for proved in sorted(self._proved, key=lambda one: one.step):
+                self.backup.add(Backup(proved.step, proved.step, proved.draws, proved.state, is_proven=True))
+        self._proved = []
         self.wake()
         if self.saver is not None:
             self.saver.go_on_from(checkpoint)

@@ -10,7 +10,7 @@ import torch
 
 from ..checkpoint import tensors
 from ..checkpoint.callbacks import OWN
-from ..checkpoint.shared_memory import ResumedState
+from ..checkpoint.generations import ResumedState
 from ..checkpoint.state_fit import fill
 from ..checkpoint.state_form import hold
 from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
