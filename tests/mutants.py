@@ -364,7 +364,7 @@ MUTANTS = [Mutant(*each) for each in (
      "checkpoint/test_state_tree.py", "weights that are no longer tied share their backup"),
     ("checkpoint/state_tree.py", "self._copies[place] = copied", "pass",
      "checkpoint/test_state_tree.py -k tied", "tied weights come apart in a backup"),
-    ("checkpoint/background.py", "self._interrupted()", "pass",
+    ("checkpoint/store.py", "If not, the next save removes the model.\n                    self._is_tidy = False", "\n",
      "checkpoint/test_store.py -k interrupted", "an interrupted checkpoint leaves its model file for good"),
     ("checkpoint/model_loader.py", "checkpoint, self._pending = self._pending, None", "checkpoint = self._pending",
      "checkpoint/test_callbacks.py runs/test_resuming.py -k 'model or adapter'",

@@ -25,8 +25,8 @@ from ..events import launcher
 from ..events.bus import Announcer
 from . import codec
 from .durable_io import is_locked, lock_until_released, numbered, remove, replace
-from .reader import Checkpoint
 from .state_form import pack, size_of, unpack
+from .store import Checkpoint
 
 SYSTEM_BASE = "/dev/shm"
 SHARE = 0.25

@@ -15,11 +15,10 @@ from ..events.bus import Announcer
 from ..events.caller import warn
 from .callbacks import OWN, Callbacks, call_load, call_save, load_with
 from .codec import decode, encode
-from .reader import Checkpoint
 from .run_config import RunConfig
 from .state_fit import fill
 from .state_form import hold, pack, unpack
-from .store import CheckpointStore
+from .store import Checkpoint, CheckpointStore
 
 KEPT_BY_ADAPTER = "kept_by_adapter"
 """Entry of a saved configuration: whether an adapter has saved the model, so that one must load it."""

@@ -10,14 +10,12 @@ from typing import Any
 
 from .. import events
 from .._validation import is_number, whole_number
-from ..checkpoint.background import LARGE, BackgroundWrite
 from ..checkpoint.callbacks import Callbacks, call_load, call_save, keeps_model
 from ..checkpoint.generations import Generations, Proved
 from ..checkpoint.model_loader import KEPT_BY_ADAPTER, ModelLoader, join_callbacks
-from ..checkpoint.reader import Checkpoint, NoValidCheckpoint, step_of
 from ..checkpoint.run_config import RunConfig
 from ..checkpoint.saver import CheckpointSaver, check_folder
-from ..checkpoint.store import THIN, CheckpointStore
+from ..checkpoint.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
 from ..triggers import Condition, Elapsed, as_trigger, never
