@@ -148,7 +148,7 @@ MUTANTS = [Mutant(*each) for each in (
      "checkpoints of damaged weights push good ones out and are restored later"),
     ("recovery/incidents/settlement.py", "lineage.progress.went_back(backup.recent, backup.updates)", "pass",
      "recovery/test_controller.py -k given_up", "losses of weights that were given up count"),
-    ("recovery/incidents/settlement.py", "self._healthy_at.append(step)", "pass",
+    ("recovery/incidents/settlement.py", "healthy_at.append(step)", "pass",
      "recovery/test_controller.py -k again_and_again", "a loss that alarms for ever is looked into for ever"),
     ("recovery/incidents/first_steps.py", "math.sqrt(USUAL_BATCH / size)", "math.sqrt(size / USUAL_BATCH)",
      "recovery/incidents/test_first_steps.py", "a rate that is too high is not noticed with small batches"),
