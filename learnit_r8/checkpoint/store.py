@@ -401,7 +401,7 @@ class CheckpointStore:
     def _delete_old(self) -> None:
         """Delete the oldest beyond ``keep``, starting with those of weights that recovery gave up."""
         kept = set(self._oldest_first()[-(NEWEST_KEPT if isinstance(self.keep, str) else self.keep) :])
-        if self.keep == THIN:
+        if self.keep == THIN and self._own:
             # A power of two, so that whatever is kept later was kept before.
             numbers, stride = [int(own.path.stem[3:]) for own in self._own], 1
             while numbers[-1] > MOST_THIN * stride:
