@@ -25,8 +25,8 @@ from ..events import launcher
 from ..events.bus import Announcer
 from . import codec
 from .durable_io import is_locked, lock_until_released, numbered, remove, replace
-from .state_form import pack, size_of, unpack
 from .store import Checkpoint
+from .tree import pack, size_of, unpack
 
 SYSTEM_BASE = "/dev/shm"
 SHARE = 0.25

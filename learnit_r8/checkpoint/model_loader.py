@@ -16,9 +16,8 @@ from ..events.caller import warn
 from .callbacks import OWN, Callbacks, call_load, call_save, load_with
 from .codec import decode, encode
 from .run_config import RunConfig
-from .state_fit import fill
-from .state_form import hold, pack, unpack
 from .store import Checkpoint, CheckpointStore
+from .tree import fill, hold, pack, unpack
 
 KEPT_BY_ADAPTER = "kept_by_adapter"
 """Entry of a saved configuration: whether an adapter has saved the model, so that one must load it."""

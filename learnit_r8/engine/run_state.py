@@ -13,10 +13,10 @@ from .. import events
 from .._validation import did_you_mean
 from ..checkpoint.callbacks import call_load
 from ..checkpoint.durable_io import numbered, remove
+from ..checkpoint.kinds import ANYTHING, check_kinds
 from ..checkpoint.model_loader import read_from
-from ..checkpoint.state_fit import ANYTHING, check_kinds
-from ..checkpoint.state_tree import clone
 from ..checkpoint.store import Checkpoint, CheckpointStore, NoValidCheckpoint
+from ..checkpoint.tree import clone
 from ..sampling.loader_plan import LoaderPlan
 from ..sampling.tally import Tally
 from ..schedules.budget import BUDGETS

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from .._validation import loop_method
 from ..checkpoint.callbacks import OWN, call_load
-from ..checkpoint.state_tree import clone
+from ..checkpoint.tree import clone
 from ..events.caller import say_at_exit
 from ..sampling.ticket import Outcome, Ticket, refuse_weights
 from ..table.labels.predictions import Predictions

@@ -11,8 +11,7 @@ import pytest
 from learnit_r8._adapters.driven_state import DrivenState
 from learnit_r8.checkpoint.codec import OlderFile, decode
 from learnit_r8.checkpoint.generations import Generations
-from learnit_r8.checkpoint.state_form import unpack
-from learnit_r8.checkpoint.state_tree import clone
+from learnit_r8.checkpoint.tree import clone, unpack
 from learnit_r8.cli import main
 from tests.saved_states import NEST, of_jax, of_keras, of_torch
 from tests.state_common import first_difference

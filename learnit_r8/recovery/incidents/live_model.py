@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from ... import events
 from ...checkpoint.codec import decode, encode
-from ...checkpoint.state_fit import fill
-from ...checkpoint.state_form import leave_out, pack, unpack
-from ...checkpoint.state_tree import clone, growth, leaves, map_leaves, not_finite
+from ...checkpoint.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite, pack, unpack
 from ...events.bus import Announcer
 from ..ram_backup import Backup
 

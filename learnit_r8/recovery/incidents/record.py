@@ -10,7 +10,7 @@ from typing import Any
 
 from ...checkpoint import codec
 from ...checkpoint.durable_io import open_regular
-from ...checkpoint.state_form import unpack
+from ...checkpoint.tree import unpack
 from .finding import KINDS
 
 FOLDER, RECORD = "incidents", "incident.json"
