@@ -711,8 +711,8 @@ def fit(saved: Any, template: Any, where: str = "state") -> Any:
         own = template.state_dict()
         if hasattr(template, "param_groups") and isinstance(saved, Mapping) and "state" in own:
             # A fresh optimizer of torch has no state: that of the file counts.
-            others = [{name: part for name, part in each.items() if name != "state"} for each in (saved, own)]
-            template.load_state_dict({"state": saved.get("state", {}), **fit(*others, where)})
+            saved, mine = dict(saved), {name: part for name, part in own.items() if name != "state"}
+            template.load_state_dict({"state": saved.pop("state", {}), **fit(saved, mine, where)})
         else:
             template.load_state_dict(fit(saved, own, where))
         return template

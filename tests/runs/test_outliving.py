@@ -15,12 +15,12 @@ from learnit_r8 import FiniteGuard, R8Scheduler
 from learnit_r8.checkpoint import generations as in_memory
 from learnit_r8.checkpoint.generations import Generations, files_in, is_held, own_name
 from learnit_r8.cli.status import folded, line_of
-from learnit_r8.dashboard.event_text import describe
 from learnit_r8.dashboard.render.header import title_line
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.events import BackupsOutlive, CheckpointLoaded
+from learnit_r8.events.event import describe
 from learnit_r8.journal.run import Run
 from tests.dashboard.state.told import start
 from tests.drive import Weights, advance_to, batch_loss, steps, train
