@@ -366,7 +366,7 @@ MUTANTS = [Mutant(*each) for each in (
      "checkpoint/test_state_tree.py -k tied", "tied weights come apart in a backup"),
     ("checkpoint/store.py", "If not, the next save removes the model.\n                    self._is_tidy = False", "\n",
      "checkpoint/test_store.py -k interrupted", "an interrupted checkpoint leaves its model file for good"),
-    ("checkpoint/model_loader.py", "checkpoint, self._pending = self._pending, None", "checkpoint = self._pending",
+    ("recovery/persistence.py", "checkpoint, self._pending = self._pending, None", "checkpoint = self._pending",
      "checkpoint/test_callbacks.py runs/test_resuming.py -k 'model or adapter'",
      "a resumed model is loaded again over the trained one"),
     # journal/

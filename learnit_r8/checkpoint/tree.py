@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..events.caller import warn
 from . import kinds
-from .codec import Labelled
+from .codec import Labelled, decode, encode
 
 Fault = Literal["NaN", "infinity", "number"]
 """What is wrong in an array, or that a single number is NaN."""
@@ -249,8 +249,9 @@ class _Copying:
             old = open_node(buffer) if type(buffer) is type(value) else None
             is_alike = old is not None and (node.kind not in ("list", "tuple") or len(old.parts) == len(node.parts))
             olds = old.parts if old is not None and is_alike else {}
-            parts = node.parts.items()
-            return node.build([self.of(olds.get(name), part, f"{key}.{name}", depth + 1) for name, part in parts])
+            return node.build(
+                [self.of(olds.get(name), part, f"{key}.{name}", depth + 1) for name, part in node.parts.items()]
+            )
         if type(value) is np.ndarray and not value.dtype.hasobject:
             return self._array(buffer, value, _place_of(value))
         try:
@@ -680,6 +681,20 @@ def unpack(packed: Any) -> Any:
     except Exception as error:
         # Whatever numpy or torch raise, it is a bad file.
         raise ValueError(f"a model state must be one that was packed, got a damaged one ({error}).") from error
+
+
+def to_bytes(state: Any) -> NDArray[np.uint8]:
+    """uint8[any], a state as `pack` takes it in the form of a file, to be kept within another one."""
+    return np.frombuffer(encode(pack(state)), np.uint8)
+
+
+def from_bytes(content: Any) -> Any:
+    """What `to_bytes` was given.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return unpack(decode(np.asarray(content).tobytes()))
 
 
 def size_of(packed: Any) -> int:

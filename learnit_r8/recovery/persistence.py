@@ -10,9 +10,8 @@ from typing import Any
 
 from .. import events
 from .._validation import is_number, whole_number
-from ..checkpoint.callbacks import Callbacks, call_load, call_save, keeps_model
+from ..checkpoint.callbacks import Callbacks, call_load, call_save, join_callbacks, keeps_model
 from ..checkpoint.generations import Generations, Proved
-from ..checkpoint.model_loader import KEPT_BY_ADAPTER, ModelLoader, join_callbacks
 from ..checkpoint.run_config import RunConfig
 from ..checkpoint.saver import CheckpointSaver, check_folder
 from ..checkpoint.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
@@ -25,6 +24,13 @@ from .ram_backup import Backup, RamBackup
 from .restore import RestoreError, Restorer
 
 DEFAULT_FOLDER = "checkpoints"
+
+KEPT_BY_ADAPTER = "kept_by_adapter"
+"""Entry of a saved configuration: whether an adapter has saved the model, so that one must load it."""
+
+NO_MODEL = (
+    "{} holds no model, so load_callback was not called: the model is unchanged. With save_callback= it would hold it."
+)
 
 
 class Persistence:
@@ -53,7 +59,6 @@ class Persistence:
         config: As given.
         backup_timer: Takes backups with the state callback.
         generations: The backups in shared memory, which outlive the process; None for none.
-        model_loader: Passes the models of checkpoints to the load callback.
         saver: Writes checkpoints; None without a folder.
         is_restoring: Whether the model is being restored now.
         quiet_steps: First step at which something may be due, unless an epoch ends earlier.
@@ -101,7 +106,9 @@ class Persistence:
         self.backup_timer = BackupTimer(when, announcer, backup, self.agreement, is_usual=backup_every is None)
         self.generations = Generations.of(backup_dir, folder, announcer)
         self._proved: list[Proved] = []
-        self.model_loader = ModelLoader(config, announcer)
+        self._pending: Checkpoint | None = None
+        self._loaded: Checkpoint | None = None
+        self._lacks_model = False
         self._asked = (0, 0, 0.0)
         self.wake()
         when = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
@@ -174,7 +181,7 @@ class Persistence:
             self.backup.clear()
             self.backup.earlier = None
         self.wake()
-        self.model_loader.hand_over_pending(self.callbacks.load)
+        self.hand_over_pending()
         return self.callbacks
 
     def between_steps(
@@ -414,7 +421,10 @@ class Persistence:
         if self.saver is not None:
             self.saver.wait()
         is_early = bool(checkpoint.config.get(KEPT_BY_ADAPTER)) and not self._has_adapter
-        self.model_loader.hand_over(checkpoint, None if is_early else self.callbacks.load)
+        has_model = checkpoint.model_path is not None or checkpoint.model_state is not None
+        self._pending = checkpoint if has_model else None
+        if not is_early:
+            self.hand_over_pending()
         self.backup.clear()
         if checkpoint.model_state is not None:
             for proved in sorted(self._proved, key=lambda one: one.step):
@@ -423,7 +433,45 @@ class Persistence:
         self.wake()
         if self.saver is not None:
             self.saver.go_on_from(checkpoint)
-        self.model_loader.put_back(checkpoint, has_callback=self.callbacks.load is not None)
+        self._loaded = checkpoint._replace(model_state=None)
+        self._lacks_model = not has_model
+        if not has_model and self.callbacks.load is not None:
+            self._announcer.warn_once("no model in checkpoint", NO_MODEL.format(checkpoint.path.name))
+        if others := self.config.differences(checkpoint.config, self.config.identity):
+            self._announcer.warn_once("differences", f"the resumed run is configured differently: {'; '.join(others)}.")
+
+    def hand_over_pending(self) -> None:
+        """Pass the model of a loaded checkpoint to the load callback, as soon as there is one.
+
+        Raises:
+            RuntimeError: the load callback raised; nothing else was changed.
+        """
+        load = self.callbacks.load
+        if self._pending is not None and load is not None:
+            checkpoint, self._pending = self._pending, None
+            is_file = checkpoint.model_state is None
+            source = str(checkpoint.model_path) if is_file else checkpoint.model_state
+            call_load(load, source, from_ram=not is_file, is_resume=True)
+
+    def tell_loaded(self) -> None:
+        """Tell listeners that a checkpoint was loaded, once the run has started."""
+        checkpoint, self._loaded, config = self._loaded, None, self.config
+        if checkpoint is not None:
+            self._announcer.tell(
+                events.CheckpointLoaded,
+                path=str(checkpoint.path),
+                model_path=None if checkpoint.model_path is None else str(checkpoint.model_path),
+                skipped=checkpoint.skipped,
+                differences=tuple(config.differences(checkpoint.config, (*config.identity, *config.changeable))),
+            )
+            if self._lacks_model:
+                self._announcer.note_once("no model in checkpoint", NO_MODEL.format(checkpoint.path.name))
+        if self._pending is not None:
+            where = str(self._pending.model_path or self._pending.path)
+            self._announcer.warn_once(
+                "model not loaded",
+                f"there is no load_callback, so the model is unchanged; the saved one is in {where!r}.",
+            )
 
     def checkpoint_steps(self) -> set[int]:
         """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""

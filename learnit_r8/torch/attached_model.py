@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 from .._adapters.group_rates import is_close, is_set_by_r8, rates_of
 from .._adapters.prefetch import Prefetch
 from .._validation import no_attribute
-from ..recovery.lineage import DEAD_EVERY
+from ..recovery.policy import DEAD_EVERY
 from ..sampling.ticket import Outcome, Ticket
 from .distributed.shards import is_sharded
 from .loss_pipeline import LossPipeline, Training
