@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import learnit_r8
 from learnit_r8 import EarlyStopping, R8Scheduler, events
-from learnit_r8.checkpoint.reader import NoValidCheckpoint
+from learnit_r8.checkpoint.store import NoValidCheckpoint
 from learnit_r8.cli import main
 from learnit_r8.journal.run import UnreadableRun, find_run
 from learnit_r8.loops import Period, after, every, loop

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (OSError, ValueError) as error:
-        from ..dashboard.text import clean
+        from ..events.text import clean
 
         print(f"learnit-r8 {options.command}: {clean(error)}", file=sys.stderr)
         return 1

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from .. import __version__
 from .._validation import how_to_install, whole_number
-from ..dashboard.text import clean
 from ..dashboard.watch import view_of
 from ..events.codec import strict_json
+from ..events.text import clean
 from ..journal.run import Run, UnreadableRun, find_run, runs_folder
 from ..journal.samples import sample_epochs
 from . import compare, incidents, samples, status

@@ -12,10 +12,11 @@ from typing import Any
 from ..dashboard.render.curves import chart_of
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View
-from ..dashboard.text import Line, clean, figure, table_lines
+from ..dashboard.text import Line, figure, table_lines
 from ..dashboard.theme import Style, Theme, choose_theme
 from ..dashboard.watch import view_of
 from ..events.codec import strict_json
+from ..events.text import clean
 from ..journal.run import Run, find_run, free_of_runs, names_of
 
 WIDEST = 40

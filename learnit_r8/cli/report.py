@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..dashboard.text import clean
 from ..events.codec import strict_json
+from ..events.text import clean
 from ..journal.run import find_run, free_of_runs
 from ..report import write_report
 

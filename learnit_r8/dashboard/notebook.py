@@ -22,13 +22,13 @@ import numpy as np
 
 from .. import events
 from ..events.samples import count_text
+from ..events.text import clean, clock, number, share
 from ..events.threaded_listener import ThreadedListener
 from .render.header import state_of
 from .render.svg import Axis, Frame, band, line, range_of, svg
 from .state.curve import Columns
 from .state.ui_state import Scene
 from .state.view import View
-from .text import clean, clock, number, share
 
 EVERY_SECONDS = 1.0
 CPU_SHARE = 0.006

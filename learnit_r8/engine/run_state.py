@@ -13,11 +13,9 @@ from .. import events
 from .._validation import did_you_mean
 from ..checkpoint.callbacks import call_load
 from ..checkpoint.durable_io import numbered, remove
-from ..checkpoint.model_loader import read_from
-from ..checkpoint.reader import Checkpoint, NoValidCheckpoint
-from ..checkpoint.state_fit import ANYTHING, check_kinds
-from ..checkpoint.state_tree import clone
-from ..checkpoint.store import CheckpointStore
+from ..checkpoint.kinds import ANYTHING, check_kinds
+from ..checkpoint.store import Checkpoint, CheckpointStore, NoValidCheckpoint
+from ..checkpoint.tree import clone
 from ..sampling.loader_plan import LoaderPlan
 from ..sampling.tally import Tally
 from ..schedules.budget import BUDGETS
@@ -249,9 +247,9 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
     if run.saver is not None:
         run.saver.store.claim(checkpoint.run_id)
     before = None if run.turns.is_cut else whole_state_of(run, call="load_checkpoint")
-    if run.model_loader.has_changed(checkpoint, "guard") and "guard" in state:
+    if run.persistence.config.differences(checkpoint.config, ["guard"]) and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
-    if any(run.model_loader.has_changed(checkpoint, name) for name in BUDGETS):
+    if run.persistence.config.differences(checkpoint.config, BUDGETS):
         # Who gives another budget wants that end, not the one of an earlier cool-down or early stop.
         state = {**state, "pace": {**state["pace"], "ending": None}}
         if state.get("early_stop") is not None:
@@ -266,7 +264,7 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
         else:
             run.turns.mark_cut("load_checkpoint", run.pace.step)
         raise
-    if run.model_loader.has_changed(checkpoint, "seed"):
+    if run.persistence.config.differences(checkpoint.config, ["seed"]):
         run.announcer.warn_once(
             "seed", f"the resumed run keeps the seed of the saved one, {run.plan.seed}; the given seed is ignored."
         )
@@ -285,13 +283,18 @@ def tell_loaded(run: Engine) -> None:
     if run.saver is not None:
         run.saver.claim()
     # No adapter has come.
-    run.model_loader.hand_over_pending(run.persistence.callbacks.load)
-    run.model_loader.tell()
+    run.persistence.hand_over_pending()
+    run.persistence.tell_loaded()
 
 
 def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
     """Continue from a checkpoint, by default the newest valid one."""
-    checkpoint = read_from(run.persistence.store, path)
+    store = run.persistence.store
+    if store is None:
+        if path is None:
+            raise RuntimeError(f"path must be given if there is no checkpoint_dir, got {path!r}.")
+        store = CheckpointStore(Path(path).parent, keep=1, run_id="")
+    checkpoint = store.load(path)
     go_on_from(run, checkpoint, checkpoint.state)
 
 
@@ -330,7 +333,7 @@ def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
 
 def _resume_from_newest(run: Engine) -> None:
     """Continue from the newest state of an earlier process, if there is one: a checkpoint or a generation in memory."""
-    found, has_other = run.persistence.generations.newest(run.persistence.store)
+    found, has_other = run.persistence.find_newest()
     if found is None or found.model_state is None:
         if found is not None:
             go_on_from(run, found, found.state)

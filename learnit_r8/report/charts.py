@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..dashboard.render.svg import Frame, band, circle, frame, grid, hint, label, line, range_of, rect, svg
 from ..dashboard.state.view import Point, View
-from ..dashboard.text import clean, is_held_out, number, stem_of
+from ..dashboard.text import is_held_out, stem_of
+from ..events.text import clean, number
 
 if TYPE_CHECKING:
     from .data import DataMap

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ..checkpoint.durable_io import open_output
 from ..dashboard.render.svg import circle, frame, grid, line, range_of, rect, svg
 from ..dashboard.state.view import View
-from ..dashboard.text import number
 from ..dashboard.watch import view_of
+from ..events.text import number
 from ..journal.run import Run, find_run, names_of
 from .charts import WIDE, text
 from .page import document, panel

@@ -9,17 +9,19 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..dashboard.export import write_csv
 from ..dashboard.render.svg import sparkline
-from ..dashboard.text import number, share
+from ..events.text import number, share
 from .charts import text
-from .data import Confusion, ReportData, Row
 from .style import wide_table
+
+if TYPE_CHECKING:
+    from .data import Confusion, ReportData, Row
 
 SIDE = 96
 """Longest side of an array's picture, in pixels; larger arrays are averaged down."""

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..dashboard.event_text import describe_data
 from ..dashboard.render.svg import circle, frame, grid, label, line, range_of, sparkline, svg
-from ..dashboard.state.incidents import MOST_INCIDENTS, Incident
 from ..dashboard.state.view import View
-from ..dashboard.text import clock, grouped, number, setting, share
+from ..dashboard.text import grouped, setting
 from ..events import MachineLoad
+from ..events.incident import MOST_INCIDENTS, Incident
 from ..events.samples import count_text
+from ..events.text import clock, number, share
 from ..journal.run import Run, names_of
 from ..journal.run_info import read_sessions, utc
 from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
@@ -67,7 +67,7 @@ def page(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None
         sections.insert(1, panel("Comparison", body, "The better figure is in bold; settings only where they differ."))
     run, state = data.view.run, data.run.state()
     detail = f" <small>{text(state.detail)}</small>" if state.detail else ""
-    what = "" if run is None else f"{describe_data(run)} · policy "
+    what = "" if run is None else f"{run.data} · policy "
     what += text(run.policy, 40) if run is not None else ""
     notes = [f"could not be shown: {text(note)}" for note in data.notes[:5]]
     num_damaged = data.run.parser.num_damaged + data.view.num_left_out
@@ -352,7 +352,7 @@ def incident_table(view: View, folder: Path) -> tuple[str, str]:
         view: The run.
         folder: Its folder, whose records hold the losses around them.
     """
-    incidents = view.incidents.incidents
+    incidents = view.incidents
     if not incidents:
         return "", ""
     drawn = _losses_by_step(folder)

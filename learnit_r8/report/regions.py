@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..dashboard.export import write_csv
 from ..dashboard.render.svg import Axis
-from ..dashboard.text import number
+from ..events.text import number
 from .charts import map_chart, map_frame, text
 from .data import DataMap, ReportData, circled, rows_of
 from .gallery import Look, card_text

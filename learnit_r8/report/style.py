@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.state.view import View
-from ..dashboard.text import figure, number, setting
+from ..dashboard.text import figure, setting
+from ..events.text import number
 from .charts import QUARTERS, text
 
 if TYPE_CHECKING:

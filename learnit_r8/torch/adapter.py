@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from .._adapters.prefetch import Prefetch
 from .._validation import loop_method, no_attribute
 from ..checkpoint.callbacks import OWN, call_load
-from ..checkpoint.state_tree import clone
+from ..checkpoint.tree import clone
 from ..engine.feed.samples import note_rows
 from ..events.caller import say_at_exit
 from ..guard.verdict import GOOD
-from ..recovery.lineage import DEAD_EVERY
+from ..recovery.policy import DEAD_EVERY
 from ..sampling.ticket import Outcome, Ticket, refuse_weights
 from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT

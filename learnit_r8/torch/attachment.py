@@ -13,8 +13,7 @@ import torch
 from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import shortened, whole_number
-from ..checkpoint.callbacks import Callbacks, Generators, Repeat
-from ..checkpoint.model_loader import join_callbacks
+from ..checkpoint.callbacks import Callbacks, Generators, Repeat, join_callbacks
 from ..engine.feed.batch_size import copied
 from ..engine.settings import suggest_settings
 from ..sampling.random_generators import random_state, set_random_state

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..text import number
+from ...events.text import number
 from .chart import round_ticks
 
 MARGIN = (56, 14, 16, 30)

@@ -55,7 +55,7 @@ def figures_of(views: Sequence[View]) -> list[Figure]:
         for what, value in (("last", last_of), ("best", best_of)):
             rows.append(_figure(f"{name}, {what}", [value(view, name) for view in views], lower=lower))
         rows.append(_figure(f"{name}, best at step", [best_step_of(view, name) for view in views]))
-    rows.append(_figure("incidents", [float(len(view.incidents.incidents)) for view in views], lower=True))
+    rows.append(_figure("incidents", [float(len(view.incidents)) for view in views], lower=True))
     rows.append(_figure("losses refused", [float(view.num_refused) for view in views], lower=True))
     rows.append(_figure("warnings", [float(view.num_alerts) for view in views], lower=True))
     rows.append(_figure("suspects", [float(view.survey.num_suspects) if view.survey else math.nan for view in views]))

@@ -87,7 +87,7 @@ class Settlement:
         mended, incident = self._live.mended, parts.incidents.current
         parts.incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
         if mended and incident is not None:
-            incident.is_restored = True
+            parts.incidents.change(num_restored=max(1, incident.num_restored))
             text = f"{_REASONS[Alarm.NOT_FINITE]} at step {step:,}: {mended}"
             self._announcer.warn_unseen("restored", incident.with_cause(text))
         elif finding.verdict != "level" and incident is not None and incident.num_refused:
@@ -154,8 +154,8 @@ class Settlement:
             goal = -math.inf if is_early else backup.usual
             limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, goal=goal, step=step)
             self._parts.norms.begin(step)
-            if is_early and self._parts.incidents.current is not None:
-                self._parts.incidents.current.held_from_start = limit.ceiling
+            if is_early:
+                self._parts.incidents.change(held_from_start=limit.ceiling)
             self._announcer.tell(
                 events.LrCapped, ceiling=limit.ceiling, reason=alarm.value, is_share=limit.is_share,
                 until=limit.until_text(),
