@@ -337,7 +337,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("checkpoint/store.py", "if own.model is not None and own.path not in self._given_up", "if own.model is not None",
      "recovery/test_controller.py -k given_up", "a checkpoint of weights that were given up is restored"),
     ("checkpoint/store.py", "key=lambda own: own.path not in self._given_up", "key=lambda own: 0",
-     "recovery/test_controller.py -k given_up", "checkpoints of damaged weights push good ones out"),
+     "checkpoint/test_store.py -k given_up", "checkpoints of damaged weights push good ones out"),
     ("checkpoint/store.py", "if self._names()[:1] == names[:1]:", "if True:",
      "runs/test_run_in_use.py -k newer", "a run resumes from an old checkpoint where another process has just ended"),
     ("checkpoint/saver.py", "min(2**self._num_failed_in_a_row, MOST_SKIPPED) - 1",
