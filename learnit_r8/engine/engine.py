@@ -53,7 +53,6 @@ class Engine:
         open_ticket: The batch of `R8Scheduler.batch_iterator` that is not reported yet.
         backup: The model states in RAM.
         saver: Writes checkpoints; None without a folder.
-        model_loader: Passes the models of checkpoints to the load callback.
         member: The adapter that holds batches, as given to `join`.
         agreement: Decides together with other ranks, if there are any.
         adopt, look_at_weights: See `Persistence`.
@@ -72,7 +71,6 @@ class Engine:
         self.announcer = parts.announcer
         self.backup = parts.persistence.backup
         self.saver = parts.persistence.saver
-        self.model_loader = parts.persistence.model_loader
         self.emitter = EventEmitter(parts.announcer, parts.plan.table)
         self.controller = parts.controller
         self.search = parts.search

@@ -15,9 +15,6 @@ LEAST_TRIAL = 64
 LOOK_MASK = 3
 """What need not be done at every update is done where its number has none of these bits: at every fourth."""
 
-DEAD_EVERY = 5
-"""Updates between two looks at the gradient; a number that a cycle of batches seldom has."""
-
 LASTING_RELAPSES, RELAPSE_UPDATES = 2, 256
 """This many gradual rises, each within four trials and this many updates after a restore, are what training does."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...checkpoint.state_tree import clone
+from ...checkpoint.tree import clone
 from ...sampling.loader_plan import Size
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...checkpoint import codec
 from ...checkpoint.durable_io import open_regular
-from ...checkpoint.state_form import unpack
+from ...checkpoint.tree import unpack
 from ...events import Event
 from ...events.codec import from_fields
 from ...events.incident import Incident, begun_by

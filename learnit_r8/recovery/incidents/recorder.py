@@ -18,7 +18,7 @@ from typing import Any
 from ... import events
 from ...checkpoint import codec
 from ...checkpoint.durable_io import make_own_folder, remove, replace
-from ...checkpoint.state_form import leave_out, pack, size_of
+from ...checkpoint.tree import leave_out, pack, size_of
 from ...events import launcher
 from ...events.caller import warn
 from ...events.codec import strict_json

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.checkpoint import codec
-from learnit_r8.checkpoint.state_form import pack
+from learnit_r8.checkpoint.tree import pack
 from learnit_r8.cli import main
 from learnit_r8.loggers import alert_of
 from learnit_r8.recovery.incidents.record import numbers_in
