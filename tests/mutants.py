@@ -350,7 +350,7 @@ MUTANTS = [Mutant(*each) for each in (
      '(about["run_id"], about["monitor"], about["mode"]) != (self.store.run_id, self._monitor, self._mode)',
      'about["run_id"] != self.store.run_id',
      "checkpoint/test_saver.py -k metric", "a resumed run compares a metric with the best of another one"),
-    ("checkpoint/early_stop.py", "= clone(state), value, step", "= state, value, step",
+    ("checkpoint/early_stop.py", "clone(get_state())", "get_state()",
      "checkpoint/test_early_stop.py", "load_best() gives the last model"),
     ("checkpoint/early_stop.py", '"waited": state["waited"]}', '"waited": 0}',
      "checkpoint/test_early_stop.py -k resume", "patience begins anew after each resume"),

@@ -195,12 +195,13 @@ def clone(state: Any) -> Any:
     return copy_into(None, state)
 
 
-def copy_into(buffer: Any, state: Any) -> Any:
+def copy_into(buffer: Any, state: Any, *, to_host: bool = False) -> Any:
     """Copy ``state``, reusing the memory of an earlier copy where shapes, types and keys are the same.
 
     Args:
         buffer: An earlier result of this function, which must not be used afterwards; or None.
         state: What to copy. numpy arrays and dense torch tensors are copied into the buffer; all else to new memory.
+        to_host: Whether to copy what is on a GPU to pinned memory of the host.
 
     Returns:
         The copy. It shares no memory with ``state``; an array that occurs twice there is one array here too.
@@ -208,20 +209,16 @@ def copy_into(buffer: Any, state: Any) -> Any:
     Raises:
         TypeError: something in it cannot be copied; the message gives its dotted key.
     """
-    return _Copying(to_host=False).of(buffer, state, "state")
+    copied = _Copying(to_host=to_host).of(buffer, state, "state")
+    if to_host:
+        # The copies run behind the step that was queued last; a backup that is not there yet must not be looked at.
+        kinds.wait_for_copies()
+    return copied
 
 
 def copy_to_host(state: Any) -> Any:
     """As `clone`, with everything that was on a GPU in pinned memory."""
-    return copy_to_host_into(None, state)
-
-
-def copy_to_host_into(buffer: Any, state: Any) -> Any:
-    """As `copy_into`, with everything that was on a GPU in pinned memory."""
-    copied = _Copying(to_host=True).of(buffer, state, "state")
-    # The copies run behind the step that was queued last; a backup that is not there yet must not be looked at.
-    kinds.wait_for_copies()
-    return copied
+    return copy_into(None, state, to_host=True)
 
 
 def _place_of(array: Any) -> Any:
