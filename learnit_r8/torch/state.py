@@ -11,7 +11,6 @@ import torch
 
 from ..checkpoint import kinds
 from ..checkpoint.callbacks import OWN
-from ..checkpoint.generations import ResumedState
 from ..checkpoint.tree import copy_into, copy_to_host, fill, hold
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from . import serialization
@@ -163,7 +162,7 @@ class ModelState:
         generators = state["random"] if from_ram else self._own_generators(state)
         set_random_state(generators)
         # A loader draws from the generators when it starts, which must not count.
-        self._generators = generators if not from_ram or isinstance(source, ResumedState) else None
+        self._generators = generators if is_resume or not from_ram else None
         return beside
 
     def _filled(self, state: Mapping[str, Any]) -> dict[str, Any]:
