@@ -219,6 +219,16 @@ def test_only_own_checkpoints_are_deleted(tmp_path):
     ]  # fmt: skip
 
 
+def test_checkpoints_of_weights_that_were_given_up_go_first(tmp_path):
+    """A good one that is older stays in their place."""
+    store = store_in(tmp_path, keep=2)
+    saved = [store.save({"pace": {"step": step}}) for step in (4, 8)]
+    store.mark_abandoned(4, 8)
+    saved.append(store.save({"pace": {"step": 9}}))
+
+    assert names(tmp_path) == [saved[0].path.name, saved[2].path.name]
+
+
 def test_numbers_go_on_across_runs(tmp_path):
     """A new run numbers its files after the existing ones."""
     store_in(tmp_path, run_id="first").save({})
