@@ -160,7 +160,8 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/incidents/recorder.py", "max(numbers_in(self._folder), default=0) + 1", "len(numbers_in(self._folder))",
      "recovery/incidents/test_recorder.py -k 'every_incident or bounded'",
      "the record of an incident overwrites an earlier one"),
-    ("recovery/incidents/incident.py", ", num_left_out=now.num_left_out + leaves_out", "self.current.num_left_out += 1",
+    ("recovery/incidents/incident.py", ", num_left_out=now.num_left_out + leaves_out",
+     ", num_left_out=now.num_left_out + 1",
      "recovery/incidents/test_incident.py", "the summary names batches as left out that were trained on"),
     # engine/
     ("engine/step.py", "return expected, typical, typical,", "return expected, expected, typical,",

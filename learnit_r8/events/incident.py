@@ -125,7 +125,9 @@ class Incident:
     @property
     def found(self) -> str:
         """What it was found to be."""
-        return self.diagnosis or {"open": "not settled yet", "over": "nothing", "gave up": "gave up"}[self.state]
+        lines = (line.strip().rstrip(".") for line in self.diagnosis.replace(MEANT, "").splitlines())
+        said = "; ".join(filter(None, lines)) if "\n" in self.diagnosis else self.diagnosis
+        return said or {"open": "not settled yet", "over": "nothing", "gave up": "gave up"}[self.state]
 
     @property
     def advice(self) -> str:
