@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,20 @@ import numpy as np
 from ..dashboard.live import why_plain
 from ..dashboard.painter import Painter
 from ..dashboard.render.frame import render
-from ..dashboard.state.ui_state import UiState
+from ..dashboard.state.ui_state import UiState, chosen_rows
 from ..dashboard.terminal.terminal_hooks import EndingSignals
 from ..dashboard.theme import Theme, choose_theme
-from ..dashboard.watch import Replay, Watch
+from ..dashboard.watch import Replay, RunList, Watch
 from ..events.codec import to_json
 from ..events.event import describe
 from ..events.text import clean
-from ..journal.run import UnreadableRun, find_run
-from .status import EXIT_CODES, line_of, print_facts
+from ..journal.run import UnreadableRun, find_run, is_run, runs_in
+from .status import EXIT_CODES, line_of, ls, print_facts
 
 SIZE = (120, 40)
 FOLLOW_SECONDS = 0.5
 LINE_SECONDS = 60.0
+MOST_LISTED = 1000
 
 
 def watch(options: argparse.Namespace) -> int:
@@ -36,6 +38,9 @@ def watch(options: argparse.Namespace) -> int:
     Returns:
         The exit code of ``status`` when the viewer is left.
     """
+    folder = Path(options.run) if options.run else None
+    if folder is not None and folder.is_dir() and not is_run(folder) and not options.other and runs_in(folder):
+        return _watch_list(folder, options)
     owner = Watch(find_run(options.run), other=find_run(options.other) if options.other else None)
     if options.other and options.view == "overview":
         options.view = "compare"
@@ -48,6 +53,25 @@ def watch(options: argparse.Namespace) -> int:
     else:
         _show(owner, options, "watch")
     return EXIT_CODES[owner.run.state().word]
+
+
+def _watch_list(folder: Path, options: argparse.Namespace) -> int:
+    """Show a list of runs, and the one that the person opens, until the person leaves the list."""
+    if options.json or (not options.once and why_plain()):
+        options.top, options.sort, options.find = MOST_LISTED, None, None
+        return ls(options)
+    ui = UiState(mode="list")
+    while True:
+        owner = RunList(folder)
+        if options.once:
+            owner.events()
+            return _print_once(owner, options, "list")
+        painter = _show(owner, options, "list", ui)
+        rows = chosen_rows(painter.ui, owner.rows) if painter is not None else []
+        if painter is None or not painter.opened or not rows:
+            return 0
+        ui = painter.ui
+        _show(Watch(rows[min(ui.selected, len(rows) - 1)].folder), options, "watch")
 
 
 def replay(options: argparse.Namespace) -> int:
@@ -70,20 +94,22 @@ def _theme(options: argparse.Namespace, encoding: str = "", ground: str = "") ->
     )
 
 
-def _show(owner: Any, options: argparse.Namespace, mode: str) -> None:
-    """Draw on the terminal until the person leaves."""
+def _show(owner: Any, options: argparse.Namespace, mode: str, ui: UiState | None = None) -> Painter | None:
+    """Draw on the terminal until the person leaves; None where there is no screen."""
     # Loaded here, because a machine may have no curses.
     from ..dashboard.terminal.screen import Screen, UnusableTerminal, find_ground, screen_encoding
     from ..dashboard.terminal.tty_modes import TtyModes
 
-    ui = UiState(mode=mode, view=options.view)
+    ui = ui or UiState(mode=mode, view=options.view)
     painter = Painter(Screen(_theme(options, screen_encoding(), find_ground()), TtyModes()), owner, ui)
     try:
         with EndingSignals(), _drawing(), contextlib.suppress(KeyboardInterrupt):
             painter.run()
+        return painter
     except UnusableTerminal as error:
         print(f"learnit-r8 {mode}: plain lines, no screen: {clean(error)}", file=sys.stderr)
         _follow(owner) if mode == "watch" else _print_once(owner, options, mode)
+        return None
 
 
 @contextlib.contextmanager
@@ -96,7 +122,7 @@ def _drawing() -> Iterator[None]:
         raise UnreadableRun(f"run must hold numbers that can be drawn, got {error!r}.") from error
 
 
-def _print_once(owner: Any, options: argparse.Namespace, mode: str) -> None:
+def _print_once(owner: Any, options: argparse.Namespace, mode: str) -> int:
     """Print one picture as text without colours."""
     terminal = shutil.get_terminal_size(SIZE)
     width = min(options.width or terminal.columns, 500)
@@ -106,6 +132,7 @@ def _print_once(owner: Any, options: argparse.Namespace, mode: str) -> None:
         lines = render(owner.view, ui, width, height, _theme(options), owner.scene())
     for line in lines:
         print("".join(span.text for span in line).rstrip())
+    return 0
 
 
 def _follow(owner: Watch, *, as_json: bool = False) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
 from .._validation import did_you_mean
+from ..dashboard.render.parts import spark
+from ..dashboard.state.ui_state import HEADER
 from ..dashboard.state.view import View
 from ..dashboard.text import table_lines
-from ..dashboard.watch import view_of
+from ..dashboard.theme import ASCII, BRAILLE
+from ..dashboard.watch import COURSE, row_of, view_of
 from ..events.codec import strict_json
 from ..events.steps import is_lower_better
 from ..events.text import clean, clock, number
-from ..journal.run import NO_RUNS, Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
+from ..journal.run import NO_RUNS, Run, State, UnreadableRun, find_run, runs_folder, runs_in
 from ..journal.run_info import read_json
 
 EXIT_CODES = {
@@ -59,10 +61,18 @@ def ls(options: argparse.Namespace) -> int:
     for folder in runs:
         record = record_of(folder)
         said = "; ".join(text for text in (record.get("notes", ""), record.get("tags", "")) if text)
+        row = row_of(folder)
+        course = spark(row.curve, COURSE, BRAILLE if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII)
         best = _whole_view(folder).bests.get(options.sort) if options.sort else None
         found = ("-", "-") if best is None else (number(best.value, 4), f"{best.step:,}")
-        rows.append((*_columns(folder), *(found if options.sort else ()), clean(said, 60)))
-    header = (*HEADER, *([f"best {clean(options.sort, 30)}", "at step"] if options.sort else []), "notes")
+        rows.append((*row.texts[:-1], course, row.texts[-1], *(found if options.sort else ()), clean(said, 60)))
+    header = (
+        *HEADER[:-1],
+        "course",
+        HEADER[-1],
+        *([f"best {clean(options.sort, 30)}", "at step"] if options.sort else []),
+        "notes",
+    )
     # Without any notes, no column for them.
     shown = len(header) if any(row[-1] for row in rows) else len(header) - 1
     print(*table_lines([header[:shown], *(row[:shown] for row in rows)]), sep="\n")
@@ -92,9 +102,6 @@ def chosen_runs(parent: Path, *, find: str | None, sort: str | None, top: int) -
                 f"{number_of_all} in {str(parent)!r} has."
             )
     return (_sorted(runs, sort) if sort else runs)[:top]
-
-
-HEADER = ("run", "state", "done", "step", "smoothed", "written")
 
 
 def _sorted(runs: list[Path], metric: str) -> list[Path]:
@@ -143,19 +150,6 @@ def listed(folder: Path, metric: str | None = None) -> dict[str, Any]:
         return {**facts_of(run, folded(run), run.state()), **more, "record": record_of(folder)}
     except UnreadableRun as error:
         return {"run": str(folder), "error": str(error)}
-
-
-def _columns(folder: Path) -> tuple[str, ...]:
-    """A row of `ls`."""
-    name = clean(folder.name, 60)
-    try:
-        run = Run(folder)
-        view, state = folded(run), run.state()
-        ago = f"{seconds_text(max(0.0, time.time() - os.stat(folder / 'events.jsonl').st_mtime))} ago"
-    except (UnreadableRun, OSError) as error:
-        return name, "unreadable", clean(error, 60), "", "", ""
-    loss = number(view.ema, 4) if view.last is not None else "-"
-    return name, state.word, f"{view.progress:.1%}", view.step_text, loss, ago
 
 
 def folded(run: Run) -> View:

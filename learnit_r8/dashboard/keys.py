@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from .render.pages import PAGES, VIEWS
 from .state.sample_list import listed_samples
-from .state.ui_state import LISTS, ZOOMS, Action, UiState
+from .state.ui_state import LISTS, MODES, SORTS, ZOOMS, Action, UiState
 from .state.view import View
 
 PAGE = 10
@@ -67,8 +67,14 @@ def _zoom(ui: UiState, view: View) -> UiState:
     return replace(ui, zoom=ZOOMS[(ZOOMS.index(ui.zoom) + 1) % len(ZOOMS)])
 
 
+def _sort(ui: UiState, view: View) -> UiState:
+    return replace(ui, sort=SORTS[(SORTS.index(ui.sort) + 1) % len(SORTS)], selected=0)
+
+
 def _move(rows: int) -> Change:
     def act(ui: UiState, view: View) -> UiState:
+        if ui.mode == "list":
+            return replace(ui, selected=min(MOST_SCROLL, max(0, ui.selected + rows)))
         if ui.view in ("samples", "incidents"):
             rows_there = listed_samples(ui, view) if ui.view == "samples" else view.incidents
             last = max(0, len(rows_there) - 1)
@@ -119,12 +125,12 @@ TABLE = (
     ),
     Binding(("tab", "right"), "Tab", "", "next view", _neighbour(1)),
     Binding(("shift-tab", "left"), "Shift-Tab", "", "view before", _neighbour(-1)),
-    Binding(("up", "k"), "up k", "", "scroll or select up", _move(-1)),
-    Binding(("down", "j"), "down j", "", "scroll or select down", _move(1)),
-    Binding(("page up",), "PgUp", "", "ten rows up", _move(-PAGE)),
-    Binding(("page down",), "PgDn", "", "ten rows down", _move(PAGE)),
-    Binding(("home", "g"), "Home g", "", "to the first", _move(-MOST_SCROLL)),
-    Binding(("end", "G"), "End G", "", "to the last", _move(MOST_SCROLL)),
+    Binding(("up", "k"), "up k", "", "scroll or select up", _move(-1), modes=MODES),
+    Binding(("down", "j"), "down j", "", "scroll or select down", _move(1), modes=MODES),
+    Binding(("page up",), "PgUp", "", "ten rows up", _move(-PAGE), modes=MODES),
+    Binding(("page down",), "PgDn", "", "ten rows down", _move(PAGE), modes=MODES),
+    Binding(("home", "g"), "Home g", "", "to the first", _move(-MOST_SCROLL), modes=MODES),
+    Binding(("end", "G"), "End G", "", "to the last", _move(MOST_SCROLL), modes=MODES),
     Binding(("enter",), "Enter", "inspect", "history of the sample, and back", _inspect, views=("samples",)),
     Binding(("enter",), "Enter", "open", "whole texts, or a line for each event", _switch("opened"), views=("events",)),
     Binding(("l",), "l", "suspects", "hardest or suspects", _other_list, views=("samples",)),
@@ -147,13 +153,19 @@ TABLE = (
     Binding(("d",), "d", "", "cool down the rate, then end", lambda ui, view: replace(ui, asking=""), modes=("live",)),
     Binding(("p", "s", "ctrl-s", "d"), "p s d", "", "how to ask the training", Action.ASK, modes=("watch",)),
     Binding(("x",), "x", "export", "export the panel's numbers (CSV)", Action.EXPORT_CSV),
-    Binding(("c",), "c", "", "next colours (or none)", Action.THEME),
-    Binding(("ctrl-l", "r"), "r", "", "paint everything again", Action.REPAINT),
-    Binding(("escape",), "Esc", "", "back", _back),
+    Binding(("c",), "c", "", "next colours (or none)", Action.THEME, modes=MODES),
+    Binding(("ctrl-l", "r"), "r", "", "paint everything again", Action.REPAINT, modes=MODES),
+    Binding(("escape",), "Esc", "", "back", _back, modes=MODES),
     Binding(("q",), "q", "quit", "how to leave (asks first)", _switch("menu"), modes=("live",)),
     Binding(("q",), "q", "quit", "leave (the training goes on)", Action.LEAVE, modes=("watch",)),
     Binding(("q",), "q", "quit", "leave the replay", Action.LEAVE, modes=("replay",)),
-    Binding(("?", "h"), "?", "help", "this help", _switch("help")),
+    Binding(("?", "h"), "?", "help", "this help", _switch("help"), modes=MODES),
+    Binding(("enter",), "Enter", "open", "open this run", Action.OPEN, modes=("list",)),
+    Binding(
+        ("/",), "/", "filter", "only runs with a text", lambda ui, view: replace(ui, typing=ui.filter), modes=("list",)
+    ),
+    Binding(("s",), "s", "sort", "sort by age, metric, state, step, name", _sort, modes=("list",)),
+    Binding(("q",), "q", "quit", "leave the list", Action.LEAVE, modes=("list",)),
 )
 """Every key. The footer names those with a label."""
 

@@ -78,6 +78,7 @@ class Painter:
 
     Attributes:
         has_opened: Set once the screen is open, or could not be opened.
+        opened: Whether the person has left to open the selected run.
         ui_share: Share of one core the painter has taken in the last seconds; NaN before it is known.
     """
 
@@ -93,7 +94,7 @@ class Painter:
     ) -> None:
         self.has_opened = threading.Event()
         self.ui_share = math.nan
-        self.ui = ui
+        self.ui, self.opened = ui, False
         self.lines: list[Line] = []
         self._screen, self._owner, self._capture = screen, owner, capture
         self._clock, self._cpu_clock = clock, cpu_clock
@@ -221,7 +222,8 @@ class Painter:
                         self.say(f"saved {export_csv(self.view, self.ui, scene, folder)}")
                     except (OSError, ValueError) as error:
                         self.say(f"not saved: {error}")
-                case Action.LEAVE:
+                case Action.LEAVE | Action.OPEN:
+                    self.opened = action is Action.OPEN
                     self._is_stopping = True
                 case _:
                     self.say(self._owner.act(action))

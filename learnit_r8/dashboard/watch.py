@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..events import Event, RunStarted
+from ..events.steps import is_lower_better
 from ..events.system import Load, SystemMonitor
-from ..journal.run import Lines, Record, Run, State
-from .state.ui_state import Action, Scene
+from ..events.text import clean, number
+from ..journal.run import Lines, Record, Run, State, UnreadableRun, runs_in, seconds_text
+from .state.ui_state import Action, RunRow, Scene
 from .state.view import View
+from .text import is_held_out
 
 POLL_SECONDS = 0.1
 """Longest time of reading between two frames."""
@@ -148,6 +151,82 @@ class Watch:
     def act(self, action: Action) -> str:
         """Say how to ask the training, which a viewer does not do."""
         return HOW_TO_ASK if action is Action.ASK else ""
+
+
+LIST_SECONDS = 2.0
+"""Time between two looks of a list at its runs."""
+COURSE = 12
+
+
+class RunList:
+    """The owner of a screen that lists the runs in a folder.
+
+    Args:
+        folder: A folder of run folders.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        view: Empty: no run is shown.
+        rows: The runs.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.view, self.rows = View(), list[RunRow]()
+        self._folder, self._clock, self._due = Path(folder), clock, -math.inf
+
+    def events(self) -> Iterator[Event]:
+        """No events; looks at the runs again where that is due."""
+        if self._clock() >= self._due:
+            self.rows = [row_of(run) for run in runs_in(self._folder)]
+            self._due = self._clock() + LIST_SECONDS
+        return iter(())
+
+    def scene(self) -> Scene:
+        """The runs."""
+        return Scene(runs=self.rows, folder=os.fspath(self._folder))
+
+    def act(self, action: Action) -> str:
+        """Nothing is asked of a list."""
+        return ""
+
+
+def row_of(folder: Path, metric: str | None = None) -> RunRow:
+    """A run in a list, from a selection of its records; for one that cannot be read, why.
+
+    Args:
+        folder: Its folder.
+        metric: The metric to show; by default the one that is monitored, else one of data that is not trained on.
+    """
+    name = clean(folder.name, 60)
+    try:
+        run, view = Run(folder), View(skips_damage=True)
+        for record in run.glance():
+            view.fold(record.event)
+        state, written = run.state().word, os.stat(folder / "events.jsonl").st_mtime
+    except (UnreadableRun, OSError) as error:
+        return RunRow(
+            os.fspath(folder), (name, "unreadable", clean(error, 60), "", "", "", ""), (), (math.inf,) * 4 + (name,)
+        )
+    settings = view.run.settings if view.run is not None else {}
+    wanted = metric or settings.get("monitor", "")
+    shown = min(view.metrics, key=lambda each: (each != wanted, not is_held_out(each)), default="")
+    best = view.bests.get(shown) if metric is None or shown == metric else None
+    said = f"{shown} {number(best.value, 4)} @{best.step:,}" if best is not None else ""
+    values = [point.value for point in view.metrics.get(shown, ())][-COURSE:]
+    last = max(1, view.step)
+    values = values if len(values) > 1 else view.loss.columns(min(COURSE, last), 0, last).mean.tolist()
+    loss = number(view.ema, 4) if view.last is not None else "-"
+    texts = (
+        name,
+        state,
+        f"{view.progress:.1%}",
+        view.step_text,
+        loss,
+        said,
+        f"{seconds_text(max(0.0, time.time() - written))} ago",
+    )
+    key = math.inf if best is None else (1.0 if is_lower_better(shown) else -1.0) * best.value
+    return RunRow(os.fspath(folder), texts, tuple(values), (-written, key, state, -view.step, name))
 
 
 def _end_of(path: Path) -> Lines:

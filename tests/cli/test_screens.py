@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 from learnit_r8 import events
 from learnit_r8.cli import main
 from learnit_r8.cli.screens import _drawing
+from learnit_r8.dashboard.keys import press
+from learnit_r8.dashboard.render.frame import render
 from learnit_r8.dashboard.render.pages import VIEWS
-from learnit_r8.dashboard.watch import Watch
+from learnit_r8.dashboard.state.ui_state import Action, UiState, chosen_rows
+from learnit_r8.dashboard.watch import RunList, Watch
 from learnit_r8.journal.run import UnreadableRun
-from tests.cli.commands import ROOT
+from tests.cli.commands import ROOT, printed
 from tests.drive import INF, NAN
 from tests.events.any_events import any_event
 from tests.examples import examples
@@ -173,3 +177,48 @@ def test_error_of_drawing_ends_the_viewer_with_a_reason():
         _drawing(),
     ):
         raise ZeroDivisionError
+
+
+def test_watch_of_a_folder_lists_its_runs(tmp_path, capsys):
+    """State, step, metric and course of each run, as `ls` has them; in a pipe the lines of `ls`."""
+    for place in range(3):
+        logged = [events.MetricsLogged(n, 1.0, n, {"val_loss": place + 1 / n}) for n in range(1, 6)]
+        folder_with(tmp_path / f"run-{place}", STARTED, steps(5), *logged)
+    code, lines = printed(capsys, "watch", tmp_path, "--once", "--width", 110, "--height", 12)
+    _, plain = printed(capsys, "watch", tmp_path)
+    _, listed = printed(capsys, "ls", tmp_path)
+
+    assert code == 0
+    assert lines[0].startswith("─ runs in")
+    assert lines[1].split()[:7] == ["run", "state", "done", "step", "smoothed", "metric", "course"]
+    assert sorted(line.split()[0] for line in lines[2:5]) == ["run-0", "run-1", "run-2"]
+    assert any("val_loss 0.2 @5" in line for line in lines)
+    assert any(set(line) & set("▁▂▃▄▅▆▇█") for line in lines[2:5])
+    assert plain[0] == listed[0]
+    assert plain[0].split()[:8] == [*lines[1].split()[:7], "written"]
+
+
+def test_list_is_filtered_sorted_and_opens_a_run(tmp_path):
+    """`/` filters, `s` sorts, the arrows choose, Enter opens the selected run, and q leaves."""
+    for place in range(3):
+        logged = events.MetricsLogged(5, 1.0, 5, {"val_loss": 3.0 - place})
+        folder_with(tmp_path / f"run-{place}", STARTED, steps(5), logged)
+    runs, ui = RunList(tmp_path), UiState(mode="list")
+    list(runs.events())
+
+    def press_all(keys, ui):
+        for key in keys:
+            ui, action = press(key, ui, runs.view)
+        return ui, action
+
+    by_metric, _ = press_all(["s"], ui)
+    assert [Path(row.folder).name for row in chosen_rows(by_metric, runs.rows)] == ["run-2", "run-1", "run-0"]
+    filtered, _ = press_all(["/", *"run-1", "enter"], ui)
+    assert [Path(row.folder).name for row in chosen_rows(filtered, runs.rows)] == ["run-1"]
+    assert press_all(["s", "down", "enter"], ui)[1] is Action.OPEN
+    assert press_all(["s", "down"], ui)[0].selected == 1
+    assert press_all(["q"], ui)[1] is Action.LEAVE
+    for width, height in ((1, 1), (20, 3), (80, 24), (200, 60)):
+        drawn = render(runs.view, by_metric, width, height, scene=runs.scene())
+        assert len(drawn) == height
+        assert all(sum(len(span.text) for span in line) <= width for line in drawn)

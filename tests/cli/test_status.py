@@ -67,7 +67,7 @@ def test_ls_lists_runs(run, capsys):
     code, lines = printed(capsys, "ls", run.parent)
 
     assert code == 0
-    assert lines[0].split() == ["run", "state", "done", "step", "smoothed", "written"]
+    assert lines[0].split() == ["run", "state", "done", "step", "smoothed", "metric", "course", "written"]
     assert [line.split()[0] for line in lines[1:]] == ["20260102-b", "20260101-it"]
     assert lines[2].split()[1:5] == ["died", "35.0%", "350/1,000", "0.006019"]
 

@@ -13,6 +13,7 @@ from ..theme import Theme
 from .header import state_of, titled
 from .pages import PAGES
 from .parts import bar, cropped, joined, labelled, padded, rule, size_of
+from .texts import runs_page
 
 SMALL = (30, 6)
 """Cells and rows below which only a few facts fit."""
@@ -60,10 +61,13 @@ def render(
 
     Their spans hold printable characters only, and names of styles that are in ``theme.styles``.
     """
-    if width < SMALL[0] or height < SMALL[1]:
+    if ui.mode != "list" and (width < SMALL[0] or height < SMALL[1]):
         lines = _small(view, ui, width, height, theme, scene)
     else:
-        draw = titled(help_panel) if ui.help else PAGES[ui.view].draw
+        is_list = ui.mode == "list"
+        draw = help_panel if is_list else titled(help_panel)
+        if not ui.help:
+            draw = runs_page if is_list else PAGES[ui.view].draw
         lines = draw(view, ui, width, height - 1, theme, scene)
         lines += [()] * (height - 1 - len(lines))
         lines = [*lines[: height - 1], footer(ui, scene, width, theme)]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from ...events.incident import Incident
 from ...events.text import clean, clock, counted
-from ..state.ui_state import Scene, UiState
+from ..state.ui_state import HEADER, Scene, UiState, chosen_rows
 from ..state.view import Entry, View
-from ..text import Line, Span, clip, fit, setting, wrapped
+from ..text import Line, Span, clip, fit, setting, table_lines, wrapped
 from ..theme import Theme
 from .header import Rows, titled
-from .parts import cropped, remark, rule
+from .parts import cropped, remark, rule, spark
 
 LONGEST_LINE = 10_000
 """Characters of a captured line in an export."""
@@ -192,3 +192,29 @@ def incidents_rows(view: View, scene: Scene) -> Rows:
         for each in view.incidents
     )  # fmt: skip
     return columns, rows
+
+
+CURVE = 12
+"""Cells of the course of a run in a list."""
+
+
+def runs_page(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+    """A list of runs, one of them selected."""
+    rows = chosen_rows(ui, scene.runs)
+    note = f"{len(rows)} of {len(scene.runs)}, by {ui.sort}: s; Enter opens one"
+    lines = [rule(f"runs in {clean(scene.folder, 60)}", width, theme.glyphs, note)]
+    if not rows:
+        return [*lines, remark("none has that text" if ui.filter else "no run here yet")]
+    table: list[tuple[str, ...]] = [(*HEADER[:-1], "course", HEADER[-1])]
+    table += [(*row.texts[:-1], spark(row.curve, CURVE, theme.glyphs), row.texts[-1]) for row in rows]
+    texts = list(table_lines(table, widest=max(12, width // 4)))
+    lines.append((Span(" " + texts[0], "label"),))
+    room, chosen = max(1, height - 2), min(ui.selected, len(rows) - 1)
+    first = max(0, min(chosen - room // 2, len(rows) - room))
+    for place in range(first, min(len(rows), first + room)):
+        text = fit(" " + texts[place + 1], width)
+        lines.append((Span(text, "selected" if place == chosen else RUN_STYLES.get(rows[place].texts[1], "")),))
+    return [cropped(line, width) for line in lines]
+
+
+RUN_STYLES = {"died": "alert", "diverged": "alert", "stalled": "alert", "stopped": "warn", "running": "good"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from ...events.system import Load
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 ZOOMS = ("all", "whole range", "last 10%", "last epoch")
 LISTS = ("hardest", "suspects")
-MODES = ("live", "watch", "replay")
+MODES = ("live", "watch", "replay", "list")
+SORTS = ("written", "metric", "state", "step", "name")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class UiState:
     """State of the screen; `keys.press` makes the next one.
 
     Attributes:
-        mode: "live" inside the training, "watch" from outside (q just leaves), "replay".
+        mode: "live" inside the training, "watch" from outside (q just leaves), "replay", "list" of runs.
         view: Name of a page, see `render.pages`.
         scroll: Rows scrolled away from the start of the view; events and output start at the newest.
         selected: Row of the list of samples, from 0.
@@ -33,6 +34,7 @@ class UiState:
         asking: The length of a cool-down being typed; None when keys are commands.
         asked: The length that was typed last.
         zoom: One of ZOOMS.
+        sort: What a list of runs is sorted by: one of SORTS.
         log_scale: Whether the loss is drawn on a log scale.
         alerts_only: Whether only warnings and alerts are listed among the events.
         opened: Whether events are shown with their whole text.
@@ -54,6 +56,7 @@ class UiState:
     asking: str | None = None
     asked: str = ""
     zoom: str = "all"
+    sort: str = "written"
     log_scale: bool = False
     alerts_only: bool = False
     opened: bool = False
@@ -76,6 +79,34 @@ class Action(enum.Enum):
     EXPORT_CSV = "export the panel as CSV"
     REPAINT = "paint everything again"
     THEME = "next theme"
+    OPEN = "open the selected run"
+
+
+class RunRow(NamedTuple):
+    """A run in a list.
+
+    Attributes:
+        folder: Its folder.
+        texts: Name, state, share done, step, smoothed loss, best value of its metric with its step, age of its last
+            record; "" where it is not known.
+        curve: The course of the metric, else of the loss: some values, NaN where unknown.
+        keys: What it is sorted by, for each of SORTS.
+    """
+
+    folder: str
+    texts: tuple[str, ...]
+    curve: tuple[float, ...]
+    keys: tuple[float | str, ...]
+
+
+HEADER = ("run", "state", "done", "step", "smoothed", "metric", "written")
+"""Names of the texts of a `RunRow`."""
+
+
+def chosen_rows(ui: UiState, rows: Sequence[RunRow]) -> list[RunRow]:
+    """The rows that pass the filter, in their order."""
+    wanted, place = ui.filter.lower(), SORTS.index(ui.sort)
+    return sorted((row for row in rows if wanted in " ".join(row.texts).lower()), key=lambda row: row.keys[place])
 
 
 @dataclass(frozen=True)
@@ -95,6 +126,7 @@ class Scene:
         folder: The run folder; "" without one.
         load: Load of the machine; None where it is not this one.
         other: The run to compare with; None without one.
+        runs: The runs of a list.
     """
 
     now: float | None = None
@@ -109,3 +141,4 @@ class Scene:
     folder: str = ""
     load: Load | None = None
     other: View | None = None
+    runs: Sequence[RunRow] = ()

@@ -14,11 +14,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ..session import ScreenSession
-
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 ENDING = frozenset(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -64,6 +61,18 @@ class EndingSignals:
         self.release()
 
 
+class TerminalOwner(Protocol):
+    """Has the terminal: gives it back for good, or for a while, and does nothing with it in a forked child."""
+
+    def restore(self) -> None: ...
+
+    def detach(self) -> None: ...
+
+    def suspended(self) -> AbstractContextManager[None]: ...
+
+    def forked(self) -> None: ...
+
+
 class TerminalHooks:
     """The hooks of the process while a screen is on.
 
@@ -71,7 +80,7 @@ class TerminalHooks:
         owner: Has the terminal, and gives it back.
     """
 
-    def __init__(self, owner: ScreenSession) -> None:
+    def __init__(self, owner: TerminalOwner) -> None:
         self._owner = owner
         self._pid = os.getpid()
         self._undo: list[Callable[[], None]] = []
