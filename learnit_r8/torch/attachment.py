@@ -403,7 +403,7 @@ def _checked(scheduler: R8Scheduler, size: int | None, settings: SchedulerSettin
             f"{min(settings)} must be given to the scheduler itself, got it in attach() together with scheduler=."
         )
     if size is None:
-        if scheduler.host.feed is None:
+        if scheduler.feed is None:
             raise ValueError(
                 f"scheduler must be one without num_samples for your own loader, got one of "
                 f"{scheduler.table.num_samples} samples."

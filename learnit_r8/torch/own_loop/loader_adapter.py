@@ -10,9 +10,8 @@ import torch
 
 from ..._adapters.prefetch import Prefetch
 from ..._validation import loop_method
-from ...engine.feed.samples import note_rows, tell_ids
 from ...guard.verdict import GOOD
-from ...sampling.ticket import Outcome, Ticket, new_tuple
+from ...sampling.ticket import Outcome, Ticket
 from ..attached_model import AttachedModel
 from ..flight.second_run import with_second
 from ..loss_pipeline import Training
@@ -20,7 +19,7 @@ from ..prepared import is_skipping
 from .rate_factor import RateFactor
 
 if TYPE_CHECKING:
-    from ...engine.feed.batches import Batches
+    from ...engine.feed.feed import Batches
     from ...engine.feed.trainer_batches import TrainerBatches
     from ...scheduler import R8Scheduler
     from ..loss_pipeline import LossPipeline
@@ -58,7 +57,7 @@ class LossReports:
         is_alone: bool, look: Callable[..., None],
     ) -> None:  # fmt: skip
         self._r8, self._host, self._pipeline, self._optimizer = scheduler, scheduler.host, pipeline, optimizer
-        self._feed: Any = scheduler.host.feed
+        self._feed: Any = scheduler.feed
         self._look = look
         self._has_loader, self._sets_rates, self.is_other = has_loader, sets_rates, False
         # What is in main memory needs no way round.
@@ -73,7 +72,7 @@ class LossReports:
         if self.is_other and not (torch.is_grad_enabled() or losses[0].requires_grad):
             self._host.say_once("validated", VALIDATED.format(found.step))
         if not count and len(losses) == 1:
-            note_rows(self._feed.run, found, losses[0])
+            self._feed.note_rows(found, losses[0])
         outcome = self.tell(found, values, count, None, None)
         if outcome.verdict is not GOOD and not outcome:
             self._look(*losses)
@@ -82,14 +81,14 @@ class LossReports:
     def take(self, ids: Any = None) -> Ticket | None:
         """The batch that a loss belongs to; None after the end."""
         feed = self._feed
-        ticket: Ticket | None = feed.open
+        ticket: Ticket | None = feed.source.open
         if ticket is None:
-            if self._has_loader and not (feed.has_asked or feed.is_iterating or self._r8.is_over):
+            if self._has_loader and not (feed.has_asked or feed.source.iteration is not None or self._r8.is_over):
                 self._host.say_once("no batches", NOT_OF_BATCHES.format(self._r8.global_step))
             ticket = feed.take_step()
         if ids is not None and ticket is not None:
-            ticket = tell_ids(feed.run, ticket, ids)
-        feed.open = None
+            ticket = feed.tell_ids(ticket, ids)
+        feed.source.open = None
         return ticket
 
     def tell(
@@ -105,8 +104,6 @@ class LossReports:
         self._note_rate()
         if self._is_direct and norm is None and skipped is None and values.is_cpu and pipeline.recorded is None:
             outcome = pipeline.tell_now(ticket, values.numpy() if count else float(values))
-            if outcome.verdict is GOOD and outcome.lr == 1.0:
-                return new_tuple(Outcome, (GOOD, self._host.rates.own, None, 1.0))
             return outcome._replace(lr=self._r8.lr)
         pipeline.record(
             ticket, values if count else values.reshape(1), count=count or 1, part_size=1 if count else None
@@ -188,7 +185,7 @@ class LoaderAdapter(AttachedModel):
         scheduler, sets_rates = training.scheduler, training.rates is not None
         super().__init__(training, Prefetch.of(scheduler))
         self._loader = loader
-        feed = scheduler.host.feed
+        feed = scheduler.feed
         assert feed is not None
         self._feed = feed
         feed.join(self._losses)
@@ -274,7 +271,7 @@ class LoaderAdapter(AttachedModel):
         """
         loader = self._loader if loader is None else loader
         self._reports.is_other = self._loader is not None and loader is not self._loader
-        if self._feed.place.is_resumed and is_skipping(loader):
+        if self._feed.source.is_resumed and is_skipping(loader):
             raise ValueError(
                 "skip_first_batches() must be left out where the run is resumed, as it finds its place by itself, got "
                 f"{loader!r}; give the loader as it is."
@@ -331,7 +328,7 @@ class LoaderAdapter(AttachedModel):
         reported, found = (loss if losses is None else losses,), self._reports.take(ids)
         values, count = values_of(reported, found)
         if losses is not None and not count and found is not None:
-            note_rows(self._feed.run, found, losses)
+            self._feed.note_rows(found, losses)
         if found is None:
             outcome = Outcome(GOOD, self.scheduler.lr, None)
             return self._take_step(loss, None, lambda *_: outcome)
