@@ -79,7 +79,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __new__(cls, dataset: Any = None, *args: Any, **kwargs: Any) -> R8Callback:
         """Make a callback of the kind that the data needs."""
-        is_own = cls is R8Callback and getattr(getattr(dataset, "host", None), "feed", None) is not None
+        is_own = cls is R8Callback and getattr(dataset, "feed", None) is not None
         callback: Any = OwnBatchesCallback(dataset, *args, **kwargs) if is_own else super().__new__(cls)
         return callback  # type: ignore[no-any-return]
 

@@ -114,7 +114,7 @@ def attach(
     (8, 'exact')
     """
     given = _Given(model, optimizer, scaler, ema, accumulate, max_grad_norm, scheduler, also, sharing, run_batch)
-    feeds = getattr(getattr(scheduler, "host", None), "feed", None) is not None
+    feeds = getattr(scheduler, "feed", None) is not None
     if feeds if scheduler is not None else is_own_loader(dataset, settings):
         if owner is not None or ahead:
             raise ValueError("owner and ahead are for batches that the scheduler draws; give batch_size, too.")
