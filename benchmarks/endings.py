@@ -28,7 +28,7 @@ import numpy as np
 from recipe import NUM_TRAINING, Network, load_data
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.checkpoint.shared_memory import SYSTEM_BASE, files_in
+from learnit_r8.checkpoint.generations import SYSTEM_BASE, files_in
 
 LENGTHS = (15, 30, 60)
 """Epochs of the three runs."""

@@ -42,7 +42,7 @@ from torch_steps import Clock, Sides, made_up, resnet18, small_cnn
 from torch_steps import in_turns as in_turns_of_steps
 
 from learnit_r8 import R8Scheduler, RamBackup
-from learnit_r8.checkpoint.state_tree import clone, copy_into
+from learnit_r8.checkpoint.tree import clone, copy_into
 from learnit_r8.torch import ModelState, R8BatchSampler, attach
 
 KEPT = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "67108864"}

@@ -39,4 +39,4 @@ for _epoch in adapter.epochs():
             accelerator.save_state(folder)
 adapter.close()
 weights = sum(each.double().sum().item() for each in net.parameters())
-print(f"{adapter.scheduler.global_step} steps, weights {weights!r}, losses {adapter.scheduler.table.loss.sum()!r}")
+print(f"{adapter.scheduler.global_step} steps, weights {weights!r}, losses {adapter.table.loss.sum()!r}")

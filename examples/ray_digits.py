@@ -38,7 +38,7 @@ def train_loop_per_worker(config):
         with tempfile.TemporaryDirectory() as folder:
             torch.save(state, f"{folder}/state.pt")
             is_first = ray.train.get_context().get_world_rank() == 0
-            metrics = {"epoch": epoch + 1, "loss": float(adapter.scheduler.table.loss.mean())}
+            metrics = {"epoch": epoch + 1, "loss": float(adapter.table.loss.mean())}
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if is_first else None)
     adapter.close()
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoint.early_stop import EarlyStopping as EarlyStopping
-    from .checkpoint.reader import NoValidCheckpoint as NoValidCheckpoint
     from .checkpoint.store import CheckpointStore as CheckpointStore
+    from .checkpoint.store import NoValidCheckpoint as NoValidCheckpoint
     from .checkpoint.store import RunInUse as RunInUse
     from .engine.settings import SchedulerSettings as SchedulerSettings
     from .engine.signals import Preempted as Preempted
@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 _HOME = {
     "RamBackup": "recovery.ram_backup",
     "CheckpointStore": "checkpoint.store",
-    "NoValidCheckpoint": "checkpoint.reader",
+    "NoValidCheckpoint": "checkpoint.store",
     "RunInUse": "checkpoint.store",
     "FiniteGuard": "guard",
     "GuardState": "guard",

@@ -46,8 +46,8 @@ from .table.losses import read_number
 from .triggers import Condition
 
 if TYPE_CHECKING:
-    from .checkpoint.reader import Checkpoint
     from .checkpoint.saver import BestCheckpoint
+    from .checkpoint.store import Checkpoint
     from .engine.settings import NewGoal, Unpack
     from .journal.writer import Journal
 

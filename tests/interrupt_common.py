@@ -249,7 +249,7 @@ class User:
             assert (self.model.first, self.model.second) == (first, -first), "the model is of another step"
             assert judgement_of(r8) == state, "guard and model are of two steps"
             return "backup"
-        if r8.host.persistence.saver is not None and r8.host.persistence.store.has_files:
+        if r8.host.persistence.saver is not None and list(r8.host.persistence.store.folder.glob("ck_*")):
             r8.load_checkpoint()
             assert r8.sentry.num_refused >= 0
             return "checkpoint"

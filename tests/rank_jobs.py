@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import R8Scheduler, events
-from learnit_r8.checkpoint.state_tree import clone
+from learnit_r8.checkpoint.tree import clone
 from learnit_r8.torch import Ranks, RanksDiffer, SharedRun, Together, attach
 from tests.digits import load_digits
 from tests.trial_common import begin_trial

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from learnit_r8.checkpoint import tensors
-from learnit_r8.checkpoint.state_tree import leaves
+from learnit_r8.checkpoint import kinds
+from learnit_r8.checkpoint.tree import leaves
 
 
 def first_difference(one, other):
@@ -19,7 +19,7 @@ def first_difference(one, other):
 def _is_same(one, other):
     if type(one) is not type(other):
         return False
-    if tensors.is_tensor(one):
+    if kinds.is_tensor(one):
         return _is_same_tensor(one, other)
     if isinstance(one, np.ma.MaskedArray):
         return _is_same(one.filled(), other.filled()) and _is_same(np.ma.getmaskarray(one), np.ma.getmaskarray(other))
@@ -30,11 +30,11 @@ def _is_same(one, other):
 
 
 def _is_same_tensor(one, other):
-    kind = tensors.kind_of(one)
-    if (kind, one.dtype, one.layout) != (tensors.kind_of(other), other.dtype, other.layout):
+    kind = kinds.kind_of(one)
+    if (kind, one.dtype, one.layout) != (kinds.kind_of(other), other.dtype, other.layout):
         return False
     if kind == "dense":
-        bits = tensors.bits_of(tensors.dense(one)), tensors.bits_of(tensors.dense(other))
+        bits = kinds.bits_of(kinds.dense(one)), kinds.bits_of(kinds.dense(other))
         return bool(one.shape == other.shape and torch.equal(*bits))
-    (about, parts), (others, other_parts) = tensors.parts_of(one, kind), tensors.parts_of(other, kind)
+    (about, parts), (others, other_parts) = kinds.parts_of(one, kind), kinds.parts_of(other, kind)
     return about == others and len(parts) == len(other_parts) and all(map(_is_same_tensor, parts, other_parts))

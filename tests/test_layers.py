@@ -214,7 +214,6 @@ def test_recovery_and_checkpoint_are_handed_what_they_need():
     assert places(policy) <= {"_validation", "recovery"}
     assert re.findall(r"^from \.(\w+) import", policy.read_text(encoding="utf-8"), flags=re.M) == []
     assert places(PACKAGE / "checkpoint" / "store.py") <= {"checkpoint", "events"}
-    assert places(PACKAGE / "checkpoint" / "reader.py") <= {"checkpoint", "events"}
 
 
 def needed(path):

@@ -17,9 +17,7 @@ import numpy as np
 from ..checkpoint.callbacks import OWN, Callbacks
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import open_output
-from ..checkpoint.state_fit import fit
-from ..checkpoint.state_form import hold, is_key, pack, unpack
-from ..checkpoint.state_tree import is_holder, nnx_of, open_node
+from ..checkpoint.tree import fit, hold, is_holder, is_key, nnx_of, open_node, pack, unpack
 from ..sampling.random_generators import random_state, set_random_state
 
 if TYPE_CHECKING:

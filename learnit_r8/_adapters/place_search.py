@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.state_tree import leaves, map_leaves
+from ..checkpoint.tree import leaves, map_leaves
 from ..recovery.incidents.finding import (
     BACKWARD,
     FORWARD,

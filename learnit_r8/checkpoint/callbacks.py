@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .._validation import shortened
+from ..events.caller import warn
+from .tree import fill, from_bytes, hold, to_bytes
 
 OWN = "callbacks"
 """Name of what the user's own callbacks keep, in the states of adapters."""
+
+NOT_HELD = "checkpoints cannot hold {} of state_callback: load_callback gets the present value."
 
 
 class RankLost(RuntimeError):
@@ -226,3 +230,85 @@ def _takes_path_only(callback: Callable[..., Any]) -> bool:
     if any(p.kind is p.VAR_POSITIONAL for p in _parameters(callback)) or len(required) > 1 or not taken:
         return False
     return len(taken) == 1 or any(word in taken[0].name for word in ("path", "file"))
+
+
+def join_callbacks(kept: Callbacks, own: Callbacks) -> Callbacks:
+    """An adapter's callbacks together with the user's own; see `JoinedCallbacks`.
+
+    Raises:
+        ValueError: of the user's state and load callbacks one is missing, and there is no save callback.
+    """
+    if kept.state is None or kept.load is None:
+        return replace(kept, save=own.save or kept.save, load=own.load or kept.load, state=own.state or kept.state)
+    if own.save is None and (own.state is None) != (own.load is None):
+        names = ("load_callback", "state_callback") if own.load is None else ("state_callback", "load_callback")
+        raise ValueError("{} must be given together with {}, got it left out.".format(*names))
+    if own == Callbacks():
+        return kept
+    both = JoinedCallbacks(kept, own)
+    # What the user's own files are to hold is not spread over the ranks.
+    collect = both.collect if kept.collect is not None and (own.save is None or own.state is None) else None
+    return replace(kept, save=both.save, load=both.load, state=both.state, collect=collect, own=own)
+
+
+class JoinedCallbacks:
+    """Callbacks of the user's own beside those of an adapter: a state holds what both keep.
+
+    The adapter's is put back first. Files that the user's save callback writes are the user's alone, and so is loading
+    them.
+
+    Args:
+        kept: The adapter's; its ``save`` also writes what a state holds under `OWN`, and its ``load`` returns that.
+        own: The user's.
+    """
+
+    keeps_model = True
+
+    def __init__(self, kept: Callbacks, own: Callbacks) -> None:
+        self._kept: Any = kept
+        self._own = own
+        self._left_out: dict[str, str] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What both return."""
+        own = {} if self._own.state is None else {OWN: self._own.state()}
+        return {**self._kept.state(), **own}
+
+    def collect(self) -> dict[str, Any]:
+        """What the adapter collects, and the user's own state of this rank."""
+        own = {} if self._own.state is None else {OWN: self._own.state()}
+        return {**self._kept.collect(), **own}
+
+    def save(self, state_dict: Mapping[str, Any], filepath: str) -> None:
+        """Write a state to a file."""
+        own, model = self._own, state_dict["model"]
+        if own.save is not None:
+            call_save(own.save, {**state_dict, "model": model.get(OWN, model)}, filepath)
+            return
+        packed = [to_bytes(hold(model[OWN], self._left_out, NOT_HELD))]
+        call_save(self._kept.save, {**state_dict, "model": {**model, OWN: packed}}, filepath)
+
+    def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> None:
+        """Restore a state, the adapter's part first."""
+        kept, own, when = self._kept, self._own, {"from_ram": from_ram, "is_resume": is_resume}
+        if not from_ram and own.save is not None:
+            load_with(own.load or kept.load, source, **when)
+            return
+        names = source.keys() if from_ram and isinstance(source, Mapping) else set()
+        has_own = OWN in names
+        if from_ram and own.load and not (has_own or names >= kept.state().keys()):
+            # The user gave it to update_cpu_backup().
+            load_with(own.load, source, **when)
+            return
+        beside = load_with(kept.load, source, **when)
+        if own.state is None or own.load is None:
+            return
+        if has_own:
+            beside = source[OWN]
+        elif not from_ram and beside is not None:
+            beside = fill(from_bytes(beside[0]), own.state())
+        else:
+            warn("the saved state holds nothing of state_callback, as it had none, so load_callback was not called.")
+            return
+        # A state, from a file too.
+        load_with(own.load, beside, from_ram=True, is_resume=is_resume)

@@ -27,6 +27,9 @@ _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _SHARED = stat.S_ISVTX | stat.S_IWOTH
 """A folder such as /tmp, in which everybody may make files."""
 
+_held: set[str] = set()
+"""Files that this process has locked; a lock of a process does not exclude its own."""
+
 
 class NotOwnFile(OSError, ValueError):
     """A path leads to something that must not be written to: a link, a device, a file of somebody else."""
@@ -377,3 +380,74 @@ def sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def lock_until_released(file: Path, content: str = "", *, is_removed: bool = False) -> Callable[[], object] | None:
+    """Lock a file until the function that is returned is called, or the process ends; None if it is locked.
+
+    Args:
+        file: Made if there is none.
+        content: Written into it.
+        is_removed: Whether to delete it as it is released.
+
+    Raises:
+        OSError: the file cannot be made, or its file system has no locks.
+        ImportError: the system has none.
+    """
+    if str(file) in _held:
+        return None
+    descriptor = _lock(file)
+    if descriptor is None:
+        return None
+    if content:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, content.encode())
+    _held.add(str(file))
+    owner = os.getpid()
+    is_done: list[bool] = []
+
+    def release() -> None:
+        if not is_done:
+            is_done.append(True)
+            is_own = os.getpid() == owner
+            with contextlib.suppress(OSError):
+                if is_removed and is_own:
+                    os.unlink(file)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            if is_own:
+                _held.discard(str(file))
+
+    return release
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a running process has locked a file."""
+    if str(file) in _held or not file.exists():
+        return str(file) in _held
+    descriptor = _lock(file)
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
+
+
+def _lock(file: Path) -> int | None:
+    """The descriptor of a lock that this process has now; None if another has it. A process that ends gives it back."""
+    import fcntl
+
+    while True:
+        descriptor = open_output(file, "a", permissions=0o600)
+        try:
+            # Not flock(): forked loader workers would keep the lock of a trainer that was killed.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+                    return descriptor
+            # Who had it has deleted the file since it was opened here.
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return None
+            raise
+        os.close(descriptor)

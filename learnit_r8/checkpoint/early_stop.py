@@ -11,7 +11,7 @@ from ..events import launcher
 from ..events.bus import Announcer
 from ..events.steps import mode_in_name
 from ..triggers.patience import Patience
-from .state_tree import clone
+from .tree import clone
 
 NEAR = 0.8
 """Likeness from which a logged name is taken for the monitored one, mistyped."""

@@ -15,10 +15,8 @@ from .._validation import check_choice
 from ..events.bus import Announcer
 from ..events.caller import warn
 from ..triggers import Condition, Elapsed, quiet_until
-from .background import BackgroundWrite
 from .callbacks import RankLost
-from .reader import Checkpoint
-from .store import CheckpointStore
+from .store import BackgroundWrite, Checkpoint, CheckpointStore
 
 MODES = ("min", "max")
 STEPS_BETWEEN_LOOKS = 16

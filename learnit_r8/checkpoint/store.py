@@ -1,8 +1,9 @@
 """Checkpoint store: numbered files in a folder, written whole or not at all; the newest valid one counts.
 
 The order of a save makes it safe: first the model's file is made durable; then the scheduler's file, which names the
-model's with its size and hash and so proves that both exist; only then are old checkpoints deleted. codec.py defines
-the content, durable_io.py writes it; ``benchmarks/durability.py`` tests both.
+model's with its size and hash and so proves that both exist; only then are old checkpoints deleted. What is read is
+checked before anything in it is used. codec.py defines the content, durable_io.py writes it;
+``benchmarks/durability.py`` tests both.
 """
 
 from __future__ import annotations
@@ -17,29 +18,28 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..events import launcher
 from ..events.caller import warn
-from .background import BackgroundWrite
-from .codec import write
+from .codec import OlderFile, read, read_tree, write
 from .durable_io import (
     flush,
     flush_folder,
     link_new,
+    lock_until_released,
     make_first_free,
     open_regular,
     open_temporary,
     remove,
     replace,
+    sha256,
     sweep,
     temporary_name,
     write_new,
 )
-from .reader import MODEL, Checkpoint, NoValidCheckpoint, about_model, first_valid, read_checkpoint, step_of, written_by
-from .shared_folders import lock_until_released
 
 ROOM = 1.2
 """Space that must be free before a save, as a multiple of the size of the last one."""
@@ -55,11 +55,94 @@ MOST_THIN = 16
 MOST_NOTE = 2**16
 """Most bytes read of the note about a pinned checkpoint."""
 
+LARGE = 2**17
+"""Samples from which a run does not wait until their table, of 2 MB, is on the disk: to copy it takes a millisecond."""
+
+MODEL = re.compile(r"model_(\d{12})_[^/\\\0]*")
+"""Names of model files; no other file is ever opened or deleted as one."""
+
 _NAME = re.compile(r"ck_(\d{12})\.r8")
+
+
+class Checkpoint(NamedTuple):
+    """The content of a checkpoint.
+
+    Attributes:
+        path: Its file.
+        state: The scheduler's state.
+        model_path: The model's file, checked; None if none was saved.
+        run_id: The run that wrote it.
+        config: The run's configuration; empty if it was not saved.
+        skipped: Why newer files were skipped, one text each.
+        model_state: The model state itself, of a generation in shared memory; None for a checkpoint on disk.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    model_path: Path | None
+    run_id: str
+    config: dict[str, Any]
+    skipped: tuple[str, ...] = ()
+    model_state: Any = None
+
+
+class NoValidCheckpoint(ValueError):
+    """No checkpoint in the folder can be read; the message gives the reason for each file."""
 
 
 class RunInUse(RuntimeError):
     """Another process, or another thread of this one, trains the run of these checkpoints."""
+
+
+class BackgroundWrite:
+    """A checkpoint whose file is being written.
+
+    Args:
+        write: Writes the file and returns its path; called in the thread, if there is one.
+        finish: Takes the path and the error, one of which is None, and returns the checkpoint or raises the error;
+            called in the caller's thread.
+        in_background: Whether a thread writes; otherwise `result` does. If the program ends before the thread has
+            finished, there is no file, and the previous checkpoint counts.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[], Path],
+        finish: Callable[[Path | None, BaseException | None], Checkpoint],
+        *,
+        in_background: bool,
+    ) -> None:
+        self._write, self._finish = write, finish
+        self._path: Path | None = None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        if in_background:
+            self._thread = threading.Thread(target=self._run, name="learnit_r8 checkpoint", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._path = self._write()
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `result` returns without waiting."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def result(self) -> Checkpoint:
+        """Wait for the checkpoint and return it; must be called once.
+
+        Raises:
+            TypeError: a value cannot be saved.
+            OSError: the write failed; earlier checkpoints are unchanged.
+        """
+        if self._thread is None:
+            self._run()
+        else:
+            self._thread.join()
+        return self._finish(self._path, self._error)
 
 
 class _Claim(NamedTuple):
@@ -219,16 +302,20 @@ class CheckpointStore:
         self.claim(self.run_id)
         self._tidy()
         self._make_room()
-        number = self._next_number()
+        taken = [*os.listdir(self.folder), *(own.path.name for own in self._own)]
+        number = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, taken) if match), default=0)
         model = None if write_model is None else self._save_model(number, write_model)
-        about = None if model is None else about_model(model)
+        about = model and {"name": model.name, "size": model.stat().st_size, "sha256": sha256(model)}
         content = {"run_id": self.run_id, "model": about, "scheduler": state, "config": dict(config or {})}
 
-        def finish(path: Path | None) -> Checkpoint | None:
-            if path is None:
-                if model is not None:
+        def finish(path: Path | None, error: BaseException | None) -> Checkpoint:
+            if path is None or error is not None:
+                if not isinstance(error, Exception):
+                    # Interrupted: the scheduler's file may exist already. If not, the next save removes the model.
+                    self._is_tidy = False
+                elif model is not None:
                     remove(model)
-                return None
+                raise error or AssertionError(number)
             self._own.append(CheckpointFiles(path, model, step_of(state)))
             self._last_size = _size_of(self._own[-1])
             self._delete_old()
@@ -236,15 +323,10 @@ class CheckpointStore:
             then(saved)
             return saved
 
-        def interrupted() -> None:
-            # The scheduler's file may exist already. If not, the next save removes the model.
-            self._is_tidy = False
-
         names = (self.folder / f"ck_{free:012d}.r8" for free in itertools.count(number))
         return BackgroundWrite(
             lambda: make_first_free(names, lambda path: write_new(path, functools.partial(write, content))),
             finish,
-            interrupted,
             in_background=in_background,
         )
 
@@ -319,8 +401,12 @@ class CheckpointStore:
     def _delete_old(self) -> None:
         """Delete the oldest beyond ``keep``, starting with those of weights that recovery gave up."""
         kept = set(self._oldest_first()[-(NEWEST_KEPT if isinstance(self.keep, str) else self.keep) :])
-        if self.keep == THIN:
-            kept |= {own for own in self._own if not _number_of(own.path) % _stride(_number_of(self._own[-1].path))}
+        if self.keep == THIN and self._own:
+            # A power of two, so that whatever is kept later was kept before.
+            numbers, stride = [int(own.path.stem[3:]) for own in self._own], 1
+            while numbers[-1] > MOST_THIN * stride:
+                stride *= 2
+            kept |= {own for own, number in zip(self._own, numbers, strict=True) if not number % stride}
         self._delete([own for own in self._own if own not in kept and own.path != self._pinned])
 
     def _oldest_first(self) -> list[CheckpointFiles]:
@@ -334,10 +420,6 @@ class CheckpointStore:
             if own.model is not None:
                 remove(own.model)
         self._own = [own for own in self._own if own not in going]
-
-    def _next_number(self) -> int:
-        names = [*os.listdir(self.folder), *(own.path.name for own in self._own)]
-        return 1 + max((int(match[1]) for match in map(_NAME.fullmatch, names) if match), default=0)
 
     def _save_model(self, number: int, write_model: Callable[[str], None]) -> Path | None:
         # In a folder that nobody else can put a link into: the callback opens the file as it likes.
@@ -384,7 +466,7 @@ class CheckpointStore:
     def load_named(self, name: str) -> Checkpoint | None:
         """Read a checkpoint of this run by its file name; None, with a warning, if it cannot be read."""
         reasons: list[str] = []
-        checkpoint = first_valid([self.folder / name], reasons)
+        checkpoint = _first_valid([self.folder / name], reasons)
         if reasons:
             warn(f"checkpoint skipped: {reasons[0]}")
         return checkpoint
@@ -401,7 +483,7 @@ class CheckpointStore:
         until = step_of(checkpoint.state)
         for path in (self.folder / name for name in reversed(self._names())):
             if is_generation or path.name <= checkpoint.path.name:
-                run_id, model, step = written_by(path)
+                run_id, model, step = _written_by(path)
                 if run_id == self.run_id and (not is_generation or step <= until):
                     self._own.append(CheckpointFiles(path, model, step))
         if self._own:
@@ -439,11 +521,6 @@ class CheckpointStore:
             "another one to start a new run"
         )
         return type(error)(error.errno, text, str(self.folder))
-
-    @property
-    def has_files(self) -> bool:
-        """Whether the folder holds checkpoints, valid or not, of this or other runs."""
-        return bool(self._names())
 
     def find(self) -> Checkpoint | None:
         """The checkpoint that ``resume="auto"`` continues from, whose run is locked then; None without any.
@@ -497,7 +574,7 @@ class CheckpointStore:
                     raise
                 raise ValueError(f"path must be the file of a checkpoint, got another. {_near(path)} {error}") from None
         reasons: list[str] = []
-        checkpoint = first_valid((self.folder / name for name in self._names()), reasons)
+        checkpoint = _first_valid((self.folder / name for name in self._names()), reasons)
         if checkpoint is None:
             where = str(self.folder)
             raise NoValidCheckpoint(
@@ -555,18 +632,80 @@ def _size_of(own: CheckpointFiles) -> int:
     return size
 
 
-def _number_of(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    return int(match[1]) if match else 0
+def _first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None:
+    """The first readable checkpoint; the reasons against those before it are added to ``reasons`` and warned of.
 
-
-def _stride(newest: int) -> int:
-    """Return the spacing of the numbers that are kept: a power of two, so that whatever is kept later was kept before.
-
-    >>> _stride(16), _stride(17), _stride(1000)
-    (1, 2, 64)
+    Raises:
+        OlderFile: the newest one that is whole was written by an older version.
     """
-    stride = 1
-    while newest > MOST_THIN * stride:
-        stride *= 2
-    return stride
+    for path in paths:
+        try:
+            checkpoint = read_checkpoint(path)
+        except OlderFile:
+            # To skip it would be to start over, or to go back, without a word.
+            raise
+        except (OSError, ValueError) as error:
+            reasons.append(f"{path.name}: {error}")
+            continue
+        if reasons:
+            warn("checkpoints skipped: " + " | ".join(reasons))
+        return checkpoint
+    return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's file and check its model's file.
+
+    Raises:
+        ValueError: one of them is damaged, or not a regular file.
+        OlderFile: an older version wrote it.
+        OSError: it cannot be read.
+    """
+    try:
+        content = read(path)
+    except OlderFile:
+        folder = str(path.parent.absolute())
+        raise OlderFile(
+            f"a checkpoint must be of this version, got {path.name!r} of an older one in {folder!r}: run learnit-r8 "
+            f"convert {folder}, and put {folder}-converted, which that writes, in its place; or begin a new run with "
+            "resume=None."
+        ) from None
+    run_id, config = content.get("run_id"), content.get("config", {})
+    about: Any = content.get("model")
+    if not (isinstance(run_id, str) and isinstance(content.get("scheduler"), dict) and isinstance(config, dict)):
+        raise ValueError(f"{path.name} must be a checkpoint of R8Scheduler, got the entries {sorted(content)[:9]}.")
+    model = _model_beside(path, about)
+    if model is not None:
+        with open_regular(model) as file:
+            size = os.fstat(file.fileno()).st_size
+        # The size first: a digest takes a second per gigabyte.
+        if size != about.get("size") or sha256(model) != about.get("sha256"):
+            raise ValueError(f"the model's file must be unchanged since the checkpoint, got another in {str(model)!r}.")
+    return Checkpoint(path, content["scheduler"], model, run_id, config)
+
+
+def _model_beside(path: Path, about: Any) -> Path | None:
+    """The model file that a checkpoint names, always in the same folder and with a name that `MODEL` matches."""
+    if about is None:
+        return None
+    name = about.get("name") if isinstance(about, dict) else None
+    if not isinstance(name, str) or not MODEL.fullmatch(name):
+        raise ValueError(f"the model's file must be named model_<number>_<run>, got {name!r} in {path.name}.")
+    return path.parent / name
+
+
+def _written_by(path: Path) -> tuple[str, Path | None, int]:
+    """The id of the run that wrote a checkpoint, the model file and the step; ("", None, -1) if it is unreadable."""
+    try:
+        with open_regular(path) as file:
+            tree = read_tree(file)
+        return str(tree["run_id"]), _model_beside(path, tree["model"]), step_of(tree["scheduler"])
+    except (OSError, ValueError, KeyError):
+        return "", None, -1
+
+
+def step_of(state: Any) -> int:
+    """Steps reported when a scheduler's state was taken; -1 if the state does not say."""
+    pace = state.get("pace") if isinstance(state, Mapping) else None
+    step = pace.get("step") if isinstance(pace, Mapping) else None
+    return step if isinstance(step, int) else -1

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (OSError, ValueError) as error:
-        from ..dashboard.text import clean
+        from ..events.text import clean
 
         print(f"learnit-r8 {options.command}: {clean(error)}", file=sys.stderr)
         return 1
@@ -79,8 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     add("status", "describe a run in one line; the exit code gives its state")
     _add_list(add("ls", "list the runs in a folder, newest first"))
     compare = add("compare", "compare runs: figures, settings that differ, curves", run=False)
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more, or one folder of runs")
     compare.add_argument("--html", metavar="OUT", help="write a page with their curves in one chart each")
+    compare.add_argument("--open", action="store_true", help="show that page in the browser")
     _add_samples(add("samples", "list the samples with the highest loss, or those that look mislabelled", json=False))
     _add_labels(add("labels", "train a small network once, and write a page of the labels that look wrong", run=False))
     export = add("export", "print the numbers of a run, as CSV or JSON lines", json=False)

@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 from .. import __version__
 from .._validation import how_to_install, whole_number
-from ..dashboard.text import clean
 from ..dashboard.watch import view_of
 from ..events.codec import strict_json
+from ..events.text import clean
 from ..journal.run import Run, UnreadableRun, find_run, runs_folder
 from ..journal.samples import sample_epochs
+from ..report.runs import Comparison
 from . import compare, incidents, samples, status
 from .ask import wait_for
 
@@ -91,7 +92,7 @@ class RunTools:
     def compare_runs(self, runs: list[str]) -> dict[str, Any]:
         """Compare two runs or more: their figures, which is better in each, and the settings that differ."""
         opened = [self._open(run) for run in runs]
-        return compare.facts_of(opened, [view_of(run) for run in opened])
+        return compare.facts_of(opened, Comparison(opened, [view_of(run) for run in opened]))
 
     def ask(
         self,

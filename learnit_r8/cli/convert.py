@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint.codec import KINDS, Labelled, encode, read_npy
 from ..checkpoint.durable_io import open_regular, write_new
-from ..checkpoint.state_form import LABELS, pack
+from ..checkpoint.tree import LABELS, pack
 
 _HEADER = struct.Struct("<4sIQ32s")
 _LEFT = (".lock",)

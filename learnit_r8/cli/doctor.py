@@ -16,9 +16,9 @@ from pathlib import Path
 from .. import __version__
 from ..dashboard.live import why_plain
 from ..dashboard.terminal.screen import screen_encoding
-from ..dashboard.text import clean
 from ..dashboard.theme import choose_theme
 from ..events.codec import strict_json
+from ..events.text import clean
 from ..journal.run import runs_folder, runs_in
 
 PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "flax", "optax")

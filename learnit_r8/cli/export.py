@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any, TextIO
 
 from ..checkpoint.durable_io import open_output
-from ..dashboard.event_text import describe
 from ..dashboard.export import write_csv
-from ..dashboard.text import clean
 from ..events import EpochDone, Event, MetricsLogged, StepsDone
 from ..events.codec import strict_json
+from ..events.event import describe
+from ..events.text import clean
 from ..journal.run import Record, Run, find_run, free_of_runs
 
 Row = dict[str, Any]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import math
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.durable_io import open_output
-from ..dashboard.event_text import describe
-from ..dashboard.text import clean, number, table_lines
+from ..dashboard.text import table_lines, wrapped
 from ..events.codec import from_fields, strict_json
+from ..events.event import describe
+from ..events.text import clean, few, number
 from ..journal.run import UnreadableRun, find_run, free_of_runs
-from ..recovery.incidents.record import PARTS, BadRecord, export, numbers_in, read_record
+from ..recovery.incidents.record import PARTS, BadRecord, export, incident_of, numbers_in, read_record
 
-MOST_LOSSES, MOST_SAMPLES, MOST_LINES = 8, 16, 40
+MOST_LOSSES, MOST_SAMPLES, MOST_LINES, MOST_TEXT = 8, 16, 40, 4000
 
 
 def incidents(options: argparse.Namespace) -> int:
@@ -34,7 +39,9 @@ def incidents(options: argparse.Namespace) -> int:
         else:
             rows = [_row(each) for each in records]
             rows.insert(0, ("#", "step", "refused", "state", "what"))
-            print(*table_lines(rows, right=(0, 1, 2), widest=110), sep="\n")
+            # In a pipe, where programs read it, nothing is cut.
+            widest = max(40, shutil.get_terminal_size().columns - 34) if sys.stdout.isatty() else MOST_TEXT
+            print(*table_lines(rows, right=(0, 1, 2), widest=widest), sep="\n")
         return 0
     if not there:
         raise UnreadableRun(f"run must have a recorded incident, got none in {str(folder)!r}.")
@@ -52,7 +59,7 @@ def incidents(options: argparse.Namespace) -> int:
     if options.json:
         print(strict_json(record, non_finite=lambda value: None))
     else:
-        print(*map(clean, _lines_of(record)), sep="\n")
+        print(*(clean(line, MOST_TEXT) for line in _lines_of(record)), sep="\n")
     return 0
 
 
@@ -69,21 +76,21 @@ def facts_of(folder: Path, there: list[int] | None = None) -> dict[str, Any]:
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     if "error" in record:
-        return str(record["number"]), "", "", "unreadable", clean(record["error"], 110)
-    refusals = record["refusals"]
-    reason = str(refusals[0].get("verdict", "")) if refusals else "the weights were tested"
-    said = clean(record["cause"] or record["diagnosis"] or reason, 400)
-    return str(record["number"]), f"{record['step']:,}", str(record["num_refused"]), record["state"], said
+        return str(record["number"]), "", "", "unreadable", clean(record["error"])
+    incident = incident_of(record)
+    said = f"{incident.cause or incident.what}; {incident.found}"
+    return str(record["number"]), f"{incident.step:,}", str(incident.num_refused), incident.state, clean(said, 600)
 
 
 def _lines_of(record: dict[str, Any]) -> Iterator[str]:
-    """Return the lines about one incident: the sentence first, then the evidence."""
-    yield record["cause"] or f"step {record['step']:,}: nobody has looked where it began"
-    finding = record["finding"]
+    """Return the lines about one incident: what, where and what to do first, then the evidence."""
+    incident, finding = incident_of(record), record["finding"]
+    yield from _labelled("", incident.headline)
     if finding is not None and finding["missing"]:
         yield f"  not looked at: {finding['missing']}"
-    yield f"found   {record['diagnosis'] or 'not settled'}"
-    yield ""
+    yield from _labelled("found", incident.found)
+    yield from _labelled("to do", incident.advice)
+    yield from _labelled("done", incident.done)
     if finding is not None:
         yield "evidence"
         yield from (f"  {line}" for line in finding["evidence"][:MOST_LINES])
@@ -91,55 +98,60 @@ def _lines_of(record: dict[str, Any]) -> Iterator[str]:
         yield from _refusal_lines(refusal)
     if len(record["refusals"]) > 3:
         yield f"... and {record['num_refused'] - 3} more refused batches"
-    yield "what was done"
-    for event in record["timeline"][:MOST_LINES]:
-        yield f"  step {event.get('step', '?')}: {_said(event)}"
-    if record["num_events"] > MOST_LINES:
-        yield f"  ... and {record['num_events'] - MOST_LINES} more"
-    held = ", ".join(record["files"]) or "names only"
+    yield "events"
+    # Probes in a row, of which there may be dozens, are one line.
+    timeline = record["timeline"]
+    for is_probe, group in itertools.groupby(timeline, key=lambda event: event.get("kind") == "Probed"):
+        found = list(group)
+        if is_probe and len(found) > 2:
+            yield f"  step {found[0].get('step')} to {found[-1].get('step')}: {len(found)} probes; the last:"
+            found = found[-1:]
+        yield from (f"  step {event.get('step', '?')}: {_said(event)}" for event in found)
+    if record["num_events"] > len(timeline):
+        yield f"  ... and {record['num_events'] - len(timeline)} more"
     left = "".join(f"; not {name} ({why})" for name, why in record["left_out"].items())
-    yield f"holds   {held}{left}"
-    yield "with    " + ", ".join(f"{name} {value}" for name, value in record["versions"].items())
+    yield from _labelled("holds", f"{', '.join(record['files']) or 'names only'}{left}")
+    yield from _labelled("with", ", ".join(f"{name} {value}" for name, value in record["versions"].items()))
+
+
+def _labelled(label: str, text: str) -> Iterator[str]:
+    """A text behind its label; on a terminal broken between words, and never cut."""
+    if text:
+        width = shutil.get_terminal_size().columns - 10 if sys.stdout.isatty() else MOST_TEXT
+        first, *rest = wrapped(clean(text, MOST_TEXT), max(20, width))
+        yield f"{label:<8}{first}" if label else first
+        yield from (" " * 8 + line for line in rest)
 
 
 def _said(event: dict[str, Any]) -> str:
-    """What happened, in the words of the screen; of an event that another version wrote, its fields."""
-    try:
-        said = describe(from_fields(event))
-    except ValueError:
-        said = None
-    facts = ", ".join(f"{name} {_shown(value)}" for name, value in event.items() if name not in _LEFT)
-    return said.text if said is not None else f"{event.get('kind', '?')} {facts}"
-
-
-_LEFT = ("step", "seconds", "kind")
+    """What happened, in the words of every view; of an event that another version wrote, its fields."""
+    with contextlib.suppress(ValueError):
+        if (said := describe(from_fields(event))) is not None:
+            return said.text
+    left = ("step", "seconds", "kind")
+    return (
+        f"{event.get('kind', '?')} {', '.join(f'{name} {value}' for name, value in event.items() if name not in left)}"
+    )
 
 
 def _refusal_lines(refusal: dict[str, Any]) -> Iterator[str]:
-    step, loss = refusal.get("step", "?"), _shown(refusal.get("loss"))
-    lr = refusal.get("lr")
+    lr, guard = refusal.get("lr"), refusal.get("guard")
     rate = f", rate {_shown(lr)}" if isinstance(lr, float) and math.isfinite(lr) else ""
+    step, loss = refusal.get("step", "?"), _shown(refusal.get("loss"))
     yield f"refused at step {step}: loss {loss}, {refusal.get('verdict', '')}{rate}"
-    guard = refusal.get("guard")
-    if isinstance(guard, dict) and "threshold" in guard:
-        level, threshold = guard.get("level"), guard["threshold"]
+    threshold = guard.get("threshold") if isinstance(guard, dict) else None
+    if isinstance(guard, dict) and isinstance(threshold, float) and math.isfinite(threshold):
+        level = guard.get("level")
         usual = f", the usual loss {_shown(level)}" if isinstance(level, float) and math.isfinite(level) else ""
-        is_known = isinstance(threshold, float) and math.isfinite(threshold)
-        yield (
-            f"  the guard's threshold was {_shown(threshold)}{usual}"
-            if is_known
-            else "  the guard had no threshold yet"
-        )
-    before = refusal.get("losses_before")
+        yield f"  the guard's threshold was {_shown(threshold)}{usual}"
+    elif threshold is not None:
+        yield "  the guard had no threshold yet"
+    before, names = refusal.get("losses_before"), refusal.get("names")
     if isinstance(before, list) and before:
         yield f"  losses before: {', '.join(map(_shown, before[-MOST_LOSSES:]))}"
-    names = refusal.get("names")
     if isinstance(names, list) and names:
-        more = f" and {len(names) - MOST_SAMPLES} more" if len(names) > MOST_SAMPLES else ""
-        yield f"  samples: {', '.join(map(str, names[:MOST_SAMPLES]))}{more}"
+        yield f"  samples: {few(names, MOST_SAMPLES)}"
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return number(value, 4) if math.isfinite(value) else repr(value)
-    return str(value)
+    return number(value, 4) if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dashboard.text import clean
 from ..events.codec import strict_json
+from ..events.text import clean
 from ..journal.run import free_of_runs
 from ..table.labels.suspects import Suspects
 

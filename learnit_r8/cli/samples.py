@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ..checkpoint.durable_io import open_output
 from ..dashboard.export import write_csv
-from ..dashboard.text import WIDEST, clean, number, table_lines
+from ..dashboard.text import WIDEST, table_lines
 from ..events.codec import strict_json
 from ..events.samples import count_text
+from ..events.text import clean, number
 from ..journal.run import Run, UnreadableRun, find_run, free_of_runs
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.labels.frame import MAP_COLUMNS, write_parquet

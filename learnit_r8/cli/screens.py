@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from ..dashboard.event_text import describe
 from ..dashboard.live import why_plain
 from ..dashboard.painter import Painter
 from ..dashboard.render.frame import render
 from ..dashboard.state.ui_state import UiState
 from ..dashboard.terminal.terminal_hooks import EndingSignals
-from ..dashboard.text import clean
 from ..dashboard.theme import Theme, choose_theme
 from ..dashboard.watch import Replay, Watch
 from ..events.codec import to_json
+from ..events.event import describe
+from ..events.text import clean
 from ..journal.run import UnreadableRun, find_run
 from .status import EXIT_CODES, line_of, print_facts
 

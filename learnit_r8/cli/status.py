@@ -11,10 +11,11 @@ from typing import Any
 
 from .._validation import did_you_mean
 from ..dashboard.state.view import View
-from ..dashboard.text import clean, clock, number, table_lines
+from ..dashboard.text import table_lines
 from ..dashboard.watch import view_of
 from ..events.codec import strict_json
 from ..events.steps import is_lower_better
+from ..events.text import clean, clock, number
 from ..journal.run import NO_RUNS, Run, State, UnreadableRun, find_run, runs_folder, runs_in, seconds_text
 from ..journal.run_info import read_json
 

@@ -70,7 +70,7 @@ def _zoom(ui: UiState, view: View) -> UiState:
 def _move(rows: int) -> Change:
     def act(ui: UiState, view: View) -> UiState:
         if ui.view in ("samples", "incidents"):
-            rows_there = listed_samples(ui, view) if ui.view == "samples" else view.incidents.incidents
+            rows_there = listed_samples(ui, view) if ui.view == "samples" else view.incidents
             last = max(0, len(rows_there) - 1)
             return replace(ui, selected=min(last, max(0, ui.selected + rows)))
         # The newest line of the output is at the bottom: up is back in time.

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 
 from .. import events
 from ..events import launcher
+from ..events.text import clean
 from .plain import PlainLog
 from .session import RunControl, ScreenSession
 from .terminal import terminal_hooks
 from .terminal.tty_modes import STDIN, STDOUT, is_in_background
-from .text import clean
 
 
 def why_plain(environ: Mapping[str, str] | None = None) -> str:

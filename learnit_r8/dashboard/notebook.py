@@ -19,16 +19,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import events
 from ..events.samples import count_text
+from ..events.text import clean, clock, number, share
 from ..events.threaded_listener import ThreadedListener
 from .render.header import state_of
-from .render.svg import Axis, Frame, band, line, range_of, svg
-from .state.curve import Columns
+from .state.curve import Columns, range_of
 from .state.ui_state import Scene
 from .state.view import View
-from .text import clean, clock, number, share
 
 EVERY_SECONDS = 1.0
 CPU_SHARE = 0.006
@@ -228,14 +228,22 @@ def _chart(title: str, values: Columns, colour: str, *, height: int = HEIGHT, is
     low, high = float(known.min()), float(known.max())
     if is_range:
         high = range_of(values.high, share=0.99)[1]
-    places = np.arange(len(values.mean))
-    x, y = Axis(0, max(1, len(places) - 1), 0, WIDTH), Axis(*range_of([low, high]), height - 2, 2)
-    chart = Frame(x, y, WIDTH, height)
-    parts = [line(chart, places, values.mean, "", style=f"fill:none;stroke:{colour};stroke-width:1.5")]
-    if is_range:
-        parts.insert(0, band(chart, places, values.low, values.high, "", style=f"fill:{colour};fill-opacity:.18"))
+    low_end, high_end = range_of([low, high])
+
+    def places_of(column: NDArray[np.float64]) -> list[str]:
+        """Pixels of the values that are known."""
+        up = height - 2 - np.clip((column - low_end) / (high_end - low_end), 0, 1) * (height - 4)
+        along = np.arange(len(column)) * WIDTH / max(1, len(column) - 1)
+        return [f"{a:.1f},{b:.1f}" for a, b in zip(along, up, strict=True) if math.isfinite(b)]
+
+    area = " ".join([*places_of(values.high), *places_of(values.low)[::-1]]) if is_range else ""
+    shapes = f'<polygon style="fill:{colour};fill-opacity:.18" points="{area}"/>' if area else ""
+    shapes += (
+        f'<polyline style="fill:none;stroke:{colour};stroke-width:1.5" points="{" ".join(places_of(values.mean))}"/>'
+    )
     note = f'<span style="opacity:.7">{title}: {number(low, 4)} to {number(high, 4)}</span>'
-    return f'<div style="margin-top:6px">{note}{svg(chart, parts, title)}</div>'
+    size = f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}"'
+    return f'<div style="margin-top:6px">{note}<svg {size}>{shapes}</svg></div>'
 
 
 def _metrics(view: View) -> str:

@@ -12,7 +12,7 @@ import threading
 from typing import TextIO
 
 from .. import events
-from .event_text import INFO, describe, describe_data, describe_end, end_of, few
+from ..events.event import describe
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -73,40 +73,19 @@ class PlainLog:
                 budget = f"{event.total_steps} steps" if event.total_steps else "no end set yet"
                 if not event.total_steps and event.train_duration_seconds is not None:
                     budget = f"{event.train_duration_seconds:g} s"
-                return f"{event.name or 'run'}: {describe_data(event)}, {budget}"
+                return f"{event.name or 'run'}: {event.data}, {budget}"
             case events.CoolDownBegan():
                 if self._run is not None:
                     total, seconds = event.total_steps, event.train_duration_seconds
                     self._run = dataclasses.replace(self._run, total_steps=total, train_duration_seconds=seconds)
-                return f"step {event.step}: {describe_end(event)}"
-            case events.BatchRefused():
-                samples = f", samples {few(event.samples, 8)}" if event.samples else ""
-                rate = f"; lr {event.lr:.3g} -> {event.next_lr:.3g}" if math.isfinite(event.lr) else ""
-                return f"step {event.step}: loss {event.loss} refused{samples}{rate}"
-            case events.RolledBack():
-                return f"step {event.step}: model restored from {event.source} of step {event.to_step}"
-            case events.SamplesReleased():
-                return f"step {event.step}: out of quarantine: samples {few(event.samples, 8)}"
-            case events.LrFound():
-                return f"learning rate {event.lr:.3g} found in {event.num_steps} steps"
             case events.Notice():
                 return "" if event.is_warning else event.text
             case events.BatchAbandoned():
                 return ""
-            case events.CheckpointSaved():
-                return f"step {event.step}: saved {event.path}{event.mark}"
-            case events.RunPaused():
-                return f"step {event.step}: paused{_because(event.reason)}"
-            case events.RunStopped():
-                return f"step {event.step}: {'ends early' if event.is_early else 'stopped'}{_because(event.reason)}"
-            case events.MetricsLogged():
-                values = "  ".join(f"{name} {value:.4g}" for name, value in event.named.items())
-                return f"step {event.at_step}: {values}"
             case events.RunEnded():
-                return f"{end_of(event)} after {event.step} steps, {_clock(event.seconds)}"
+                return f"{event.how} after {event.step} steps, {_clock(event.seconds)}"
         said = describe(event)
-        is_shown = said is not None and (said.level != INFO or isinstance(event, _SHOWN))
-        return f"step {event.step}: {said.text}" if said is not None and is_shown else ""
+        return "" if said is None else f"step {event.step}: {said.text}"
 
     def _where(self, event: events.StepDone | events.EpochDone) -> str:
         run, epochs, steps = self._run, "", ""
@@ -116,14 +95,6 @@ class PlainLog:
         where = f"epoch {event.epoch + 1}{epochs} step {event.step}{steps}"
         # NaN where the rate is the user's own and was never told.
         return f"{where}  loss {event.loss:.4g}" + (f"  lr {event.lr:.3g}" if math.isfinite(event.lr) else "")
-
-
-_SHOWN = (events.RunResumed, events.CheckpointLoaded, events.Probed)
-"""Events that get a line though they are mere information."""
-
-
-def _because(reason: str) -> str:
-    return f" ({reason})" if reason else ""
 
 
 def _left(event: events.StepDone | events.EpochDone) -> str:

@@ -15,7 +15,7 @@ from .. import events
 from ..events import launcher
 from ..events.condenser import Condenser
 from ..events.system import SystemMonitor
-from .event_text import end_of
+from ..events.text import clean, counted
 from .painter import Painter
 from .plain import AsyncWriter
 from .state.ui_state import Action, Scene, UiState
@@ -24,7 +24,6 @@ from .terminal.capture import STDERR, Capture
 from .terminal.screen import Screen, UnusableTerminal, find_ground, screen_encoding
 from .terminal.terminal_hooks import TerminalHooks
 from .terminal.tty_modes import STDOUT, TtyModes
-from .text import clean, counted
 from .theme import choose_theme
 
 MOST_QUEUED = 100_000
@@ -253,7 +252,7 @@ class ScreenSession:
             for event in self.events():
                 view.fold(event)
             name = view.run.name if view.run and view.run.name else "run"
-            how = "left" if view.ended is None else end_of(view.ended)
+            how = "left" if view.ended is None else view.ended.how
             loss = "" if view.last is None else f", loss {view.last.last_loss:.4g}"
             best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
             alerts = f", {counted(view.num_alerts, 'warning')}" if view.num_alerts else ""

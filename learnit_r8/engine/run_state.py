@@ -14,11 +14,9 @@ from .. import events
 from .._validation import did_you_mean
 from ..checkpoint.callbacks import call_load
 from ..checkpoint.durable_io import numbered, remove
-from ..checkpoint.model_loader import read_from
-from ..checkpoint.reader import Checkpoint, NoValidCheckpoint
-from ..checkpoint.state_fit import ANYTHING, check_kinds
-from ..checkpoint.state_tree import clone
-from ..checkpoint.store import CheckpointStore
+from ..checkpoint.kinds import ANYTHING, check_kinds
+from ..checkpoint.store import Checkpoint, CheckpointStore, NoValidCheckpoint
+from ..checkpoint.tree import clone
 from ..schedules.budget import BUDGETS
 from ..schedules.range_test import RangeTest
 from .pace import Tally
@@ -96,7 +94,8 @@ _KINDS: dict[str, Any] = {
     "recovery.lineage.progress.recent": _LOSSES, "recovery.lineage.progress.reported": _LOSSES,
     "recovery.lineage.progress.first": _LOSSES, "recovery.lineage.progress.start": _MAYBE,
     "recovery.lineage.progress.untrained": _MAYBE, "recovery.lineage.progress.record": _MAYBE,
-    "recovery.lineage.rates": _LOSSES, "recovery.refusals.outcomes": [False], "recovery.incident": (_INCIDENT,),
+    "recovery.lineage.rates": _LOSSES, "recovery.lineage.lowered.1": _MAYBE, "recovery.lineage.healthy_at": [0],
+    "recovery.refusals.outcomes": [False], "recovery.incident": (_INCIDENT,),
     "recovery.incident.kind": "", "recovery.incident.is_lasting": False,
     "recovery.incident.held_from_start": 0.0, "recovery.kinds": [["", 0, ""]],
     "recovery.witnesses": [_WITNESS], "recovery.first_steps.trial": (_TRIAL,),
@@ -328,9 +327,9 @@ def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     if run.persistence.saver is not None:
         run.persistence.saver.store.claim(checkpoint.run_id)
     before = None if run.turns.is_cut else whole_state_of(run, call="load_checkpoint")
-    if run.persistence.model_loader.has_changed(checkpoint, "guard") and "guard" in state:
+    if run.persistence.config.differences(checkpoint.config, ["guard"]) and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
-    if any(run.persistence.model_loader.has_changed(checkpoint, name) for name in BUDGETS):
+    if run.persistence.config.differences(checkpoint.config, BUDGETS):
         # Who gives another budget wants that end, not the one of an earlier cool-down or early stop.
         state = {**state, "pace": {**state["pace"], "ending": None}}
         if state.get("early_stop") is not None:
@@ -345,7 +344,7 @@ def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         else:
             run.turns.mark_cut("load_checkpoint", run.pace.step)
         raise
-    if run.persistence.model_loader.has_changed(checkpoint, "seed"):
+    if run.persistence.config.differences(checkpoint.config, ["seed"]):
         run.announcer.warn_once(
             "seed", f"the resumed run keeps the seed of the saved one, {run.source.seed}; the given seed is ignored."
         )
@@ -364,13 +363,18 @@ def tell_loaded(run: Run) -> None:
     if run.persistence.saver is not None:
         run.persistence.saver.claim()
     # No adapter has come.
-    run.persistence.model_loader.hand_over_pending(run.persistence.callbacks.load)
-    run.persistence.model_loader.tell()
+    run.persistence.hand_over_pending()
+    run.persistence.tell_loaded()
 
 
 def load_checkpoint(run: Run, path: str | os.PathLike[str] | None) -> None:
     """Continue from a checkpoint, by default the newest valid one."""
-    checkpoint = read_from(run.persistence.store, path)
+    store = run.persistence.store
+    if store is None:
+        if path is None:
+            raise RuntimeError(f"path must be given if there is no checkpoint_dir, got {path!r}.")
+        store = CheckpointStore(Path(path).parent, keep=1, run_id="")
+    checkpoint = store.load(path)
     go_on_from(run, checkpoint, checkpoint.state)
 
 
@@ -409,7 +413,7 @@ def resume_from(run: Run, resume: str | os.PathLike[str]) -> None:
 
 def _resume_from_newest(run: Run) -> None:
     """Continue from the newest state of an earlier process, if there is one: a checkpoint or a generation in memory."""
-    found, has_other = run.persistence.generations.newest(run.persistence.store)
+    found, has_other = run.persistence.find_newest()
     if found is None or found.model_state is None:
         if found is not None:
             go_on_from(run, found, found.state)

@@ -11,6 +11,10 @@ from . import Event, Listener, StepDone, StepsDone
 EVERY_SECONDS = 0.25
 """Least time between two events of steps; a screen draws four frames a second."""
 
+FIRST, SHARE = 256, 1 / 200
+"""The first steps are not gathered, later ones over this share of the training so far at most: a short run has some
+hundred points, too."""
+
 
 class Condenser:
     """A listener that sends another one `StepsDone` in place of every `StepDone`, and passes on all other events.
@@ -20,13 +24,14 @@ class Condenser:
 
     Args:
         listener: Gets the events.
-        every_seconds: Training seconds for which steps are gathered, >= 0.
+        every_seconds: Training seconds for which steps are gathered at most, >= 0.
+        first: Number of records that are of one step each, >= 0.
     """
 
-    def __init__(self, listener: Listener, *, every_seconds: float = EVERY_SECONDS) -> None:
+    def __init__(self, listener: Listener, *, every_seconds: float = EVERY_SECONDS, first: int = FIRST) -> None:
         self._listener = listener
-        self._every = every_seconds
-        self._due = -math.inf
+        self._every, self._first = every_seconds, first
+        self._due, self._began, self._num_sent = -math.inf, math.inf, 0
         self._last: StepDone | StepsDone | None = None
         self._clear()
 
@@ -60,7 +65,7 @@ class Condenser:
             self._known += 1
         self._last = event
         # Also if the time is NaN, as in a damaged file.
-        if not event.seconds < self._due:
+        if not event.seconds <= self._due:
             self.flush()
 
     def add(self, part: StepsDone) -> None:
@@ -101,7 +106,9 @@ class Condenser:
             data_seconds=self._data,
             suspicion=self._suspicion,
         )
-        self._due = last.seconds + self._every
+        self._began, self._num_sent = min(self._began, last.seconds), self._num_sent + 1
+        wait = min(self._every, SHARE * (last.seconds - self._began))
+        self._due = -math.inf if self._num_sent < self._first else last.seconds + wait
         self._last = None
         self._clear()
         self._listener(condensed)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
-from .event import Event
+from .event import ALERT, GOOD, INFO, WARN, Event, Words
+from .text import file_name, number
 
 NO_TABLE = "no table: these batches do not say which samples they hold"
 """What views say in place of samples if the batches are the user's own."""
@@ -40,6 +42,21 @@ class RunStarted(Event):
     lr_plan: tuple[float, ...] = ()
     grows: bool = False
 
+    @property
+    def data(self) -> str:
+        """The samples and batches; or that there is no table of them."""
+        if self.grows:
+            known = f"{self.num_samples:,} samples" if self.num_samples else "samples counted as they come,"
+            return f"{known} in your own batches"
+        if not self.num_samples:
+            return NO_TABLE
+        return f"{self.num_samples:,} samples in batches of {self.batch_size:,}"
+
+    def words(self) -> Words:
+        """See `Event`."""
+        where = f"resumed at step {self.step:,}" if self.step else "started"
+        return Words(INFO, f"{where}: {self.data}", "R" * bool(self.step))
+
 
 @dataclass(frozen=True)
 class RunPaused(Event):
@@ -51,10 +68,18 @@ class RunPaused(Event):
 
     reason: str
 
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(INFO, f"paused: {self.reason}" if self.reason else "paused")
+
 
 @dataclass(frozen=True)
 class RunResumed(Event):
     """A paused run goes on."""
+
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(INFO, "goes on")
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,11 @@ class RunStopped(Event):
 
     reason: str
     is_early: bool = False
+
+    def words(self) -> Words:
+        """See `Event`."""
+        said = "ends early" if self.is_early else "asked to stop"
+        return Words(GOOD if self.is_early else WARN, f"{said}: {self.reason}" if self.reason else said)
 
 
 @dataclass(frozen=True)
@@ -88,6 +118,21 @@ class CoolDownBegan(Event):
     lr: float
     reason: str
 
+    def words(self) -> Words:
+        """See `Event`."""
+        if self.until is not None:
+            try:
+                end = f"at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.until))}"
+            except (OverflowError, ValueError, OSError):
+                # A damaged file of events may hold any number.
+                end = f"at {number(self.until)} s after 1970"
+        elif self.total_steps is not None:
+            end = f"at step {self.total_steps:,}"
+        else:
+            end = f"after {self.train_duration_seconds or 0.0:,.0f} s"
+        because = f" ({self.reason})" if self.reason else ""
+        return Words(INFO, f"cooling down from a rate of {number(self.lr)}, to the end {end}{because}", "D")
+
 
 @dataclass(frozen=True)
 class RunEnded(Event):
@@ -102,6 +147,17 @@ class RunEnded(Event):
     finished: bool
     early: str | None = None
 
+    @property
+    def how(self) -> str:
+        """How the run has ended, in one or two words."""
+        if not self.finished:
+            return "stopped"
+        return "finished" if self.early is None else "finished early"
+
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(GOOD, self.how) if self.finished else Words(WARN, "stopped before its end")
+
 
 @dataclass(frozen=True)
 class Notice(Event):
@@ -114,6 +170,10 @@ class Notice(Event):
 
     text: str
     is_warning: bool
+
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(WARN if self.is_warning else INFO, self.text)
 
 
 @dataclass(frozen=True)
@@ -153,6 +213,10 @@ class ProcessLeft(Event):
 
     error: str
 
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(ALERT, f"died: {self.error}") if self.error else Words(INFO, "the process left")
+
 
 @dataclass(frozen=True)
 class BackupTaken(Event):
@@ -170,6 +234,12 @@ class BackupsOutlive(Event):
 
     is_on: bool
     reason: str
+
+    def words(self) -> Words:
+        """See `Event`."""
+        if self.is_on:
+            return Words(GOOD, "backups outlive the process again")
+        return Words(WARN, f"backups do not outlive the process: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -190,6 +260,10 @@ class CheckpointSaved(Event):
     def mark(self) -> str:
         """What views add for weights on trial."""
         return ", with weights on trial" if self.is_on_trial else ""
+
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(INFO, f"checkpoint {file_name(self.path)} saved{self.mark}", "C")
 
 
 @dataclass(frozen=True)
@@ -222,3 +296,11 @@ class CheckpointLoaded(Event):
     model_path: str | None
     skipped: tuple[str, ...]
     differences: tuple[str, ...]
+
+    def words(self) -> Words:
+        """See `Event`."""
+        name = file_name(self.path)
+        source = f"checkpoint {name}"
+        if name.startswith("gen_"):
+            source = f"the backup in shared memory {self.path}, which is newer than every checkpoint on disk,"
+        return Words(INFO, f"goes on from {source} at step {self.step:,}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
-from .event import Event
+from .event import INFO, WARN, Event, Words
+from .text import number
 
 _HIGHER = (
     "acc accuracy ap auc auprc auroc bertscore bleu corr correct correlation dice em f1 fscore gain hits iou jaccard "
@@ -126,6 +128,11 @@ class EpochDone(Event):
     samples: int
     epoch_seconds: float
 
+    def words(self) -> Words:
+        """See `Event`."""
+        speed = self.samples / self.epoch_seconds if self.epoch_seconds > 0 else math.nan
+        return Words(INFO, f"epoch {self.epoch + 1} done: mean loss {number(self.loss)}, {number(speed)} samples/s")
+
 
 @dataclass(frozen=True)
 class BatchAbandoned(Event):
@@ -138,6 +145,10 @@ class BatchAbandoned(Event):
 
     epoch: int
     drawn_again: bool
+
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(WARN, f"a batch was not reported; {'it comes again' if self.drawn_again else 'refused'}")
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,12 @@ class MetricsLogged(Event):
         """The values by the names that views and loggers give them: those of weights on trial are marked."""
         return {f"{name}_on_trial": value for name, value in self.metrics.items()} if self.is_on_trial else self.metrics
 
+    def words(self) -> Words:
+        """See `Event`."""
+        values = (f"{name} {number(value)}" for name, value in list(self.named.items())[:8])
+        at = f" at step {self.at_step:,}" if self.at_step != self.step else ""
+        return Words(INFO, f"measured{at}: {'  '.join(values)}")
+
 
 @dataclass(frozen=True)
 class LrFound(Event):
@@ -171,6 +188,10 @@ class LrFound(Event):
 
     lr: float
     num_steps: int
+
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(INFO, f"learning rate {number(self.lr)} found in {self.num_steps} steps")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .event import Event
+from .event import ALERT, GOOD, INFO, WARN, Event, Words
+from .text import few, file_name, number
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,15 @@ class BatchRefused(Event):
     samples: tuple[int, ...]
     reason: str
 
+    def words(self) -> Words:
+        """See `Event`."""
+        samples = f", samples {few(self.samples, 5)}" if self.samples else ""
+        # NaN where the rate is the user's own and was never told.
+        is_other = self.next_lr != self.lr == self.lr
+        rate = f"; lr {number(self.lr)} -> {number(self.next_lr)}" if is_other else ""
+        again = f" ({self.tries} in a row)" if self.tries > 1 else ""
+        return Words(ALERT, f"loss {number(self.loss)} refused, {self.reason}{again}{samples}{rate}", "S")
+
 
 @dataclass(frozen=True)
 class CauseFound(Event):
@@ -49,6 +59,10 @@ class CauseFound(Event):
     samples: tuple[int, ...]
     is_certain: bool
 
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(ALERT, f"cause: {self.text}")
+
 
 @dataclass(frozen=True)
 class DamageFound(Event):
@@ -59,6 +73,10 @@ class DamageFound(Event):
     """
 
     array: str
+
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(ALERT, f"the model holds a number that is not finite, in {self.array}", "S")
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,12 @@ class Probed(Event):
     is_present: bool
     reason: str
 
+    def words(self) -> Words:
+        """See `Event`."""
+        weights = "present weights" if self.is_present else "weights of a backup"
+        losses = f"loss {number(self.loss)}, was {number(self.record)}"
+        return Words(INFO, f"probe of step {self.of_step:,}: {losses} ({weights})", "P")
+
 
 @dataclass(frozen=True)
 class RolledBack(Event):
@@ -91,6 +115,13 @@ class RolledBack(Event):
 
     to_step: int
     source: str
+
+    def words(self) -> Words:
+        """See `Event`."""
+        if self.step == self.to_step:
+            return Words(ALERT, "the weights set aside were restored", "B")
+        state = f"{self.source} of step {self.to_step:,}"
+        return Words(ALERT, f"model restored from {state} ({self.to_step - self.step:+,} steps)", "B")
 
 
 @dataclass(frozen=True)
@@ -106,6 +137,11 @@ class RestoreFailed(Event):
     to_step: int
     source: str
     reason: str
+
+    def words(self) -> Words:
+        """See `Event`."""
+        where = f"{file_name(self.source)} of step {self.to_step:,}"
+        return Words(WARN, f"{where} could not be restored: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -124,10 +160,20 @@ class LrCapped(Event):
     is_share: bool = False
     until: str = ""
 
+    def words(self) -> Words:
+        """See `Event`."""
+        share = " of yours" if self.is_share else ""
+        until = f", {self.until}" if self.until else ""
+        return Words(WARN, f"learning rate held below {number(self.ceiling)}{share}: {self.reason}{until}")
+
 
 @dataclass(frozen=True)
 class LrRestored(Event):
     """The learning rate is back on its schedule."""
+
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(GOOD, "learning rate back on its schedule")
 
 
 @dataclass(frozen=True)
@@ -144,6 +190,10 @@ class SamplesQuarantined(Event):
     refusals: int
     text: str
 
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(ALERT, f"quarantine: {self.text}", "Q")
+
 
 @dataclass(frozen=True)
 class SamplesReleased(Event):
@@ -155,6 +205,10 @@ class SamplesReleased(Event):
 
     samples: tuple[int, ...]
 
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(INFO, f"out of quarantine: samples {few(self.samples, 5)}")
+
 
 @dataclass(frozen=True)
 class IncidentEnded(Event):
@@ -165,6 +219,10 @@ class IncidentEnded(Event):
     """
 
     text: str = ""
+
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(GOOD, f"found: {self.text}" if self.text else "recovered")
 
 
 @dataclass(frozen=True)
@@ -178,3 +236,8 @@ class GaveUp(Event):
 
     text: str
     bundle: str | None
+
+    def words(self) -> Words:
+        """See `Event`."""
+        kept = f" (diagnosis in {file_name(self.bundle)})" if self.bundle else ""
+        return Words(ALERT, f"gave up{kept}: {self.text}")

@@ -21,8 +21,7 @@ from .._adapters.prefetch import Prefetch
 from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import replace
-from ..checkpoint.state_fit import fit
-from ..checkpoint.state_form import pack, unpack
+from ..checkpoint.tree import fit, pack, unpack
 from ..events.caller import warn
 from ..events.codec import strict_json
 from ..loops.checkpoints import numbered, save_state

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -383,12 +383,6 @@ class Run:
         if self._stepped and waited > max(usual, WAITING_FACTOR * self._longest_pause):
             return State("stalled", f"no step for {seconds_text(waited)}")
         return State("running", "")
-
-
-def names_of(runs: Sequence[Run]) -> list[str]:
-    """The names of runs; those of their folders where several have the same name, as in a sweep."""
-    names = [run.name for run in runs]
-    return names if len(set(names)) == len(names) else [run.folder.name for run in runs]
 
 
 def seconds_text(seconds: float) -> str:

@@ -13,7 +13,7 @@ from keras import ops
 
 from .._adapters.place_search import PlaceSearch, Shown, bad_arrays, first_bad
 from ..checkpoint.callbacks import Callbacks, Repeat
-from ..checkpoint.state_tree import clone
+from ..checkpoint.tree import clone
 from ..recovery.incidents.finding import Finding, Refusal
 from .losses import sample_losses
 from .state import ModelState, as_numpy

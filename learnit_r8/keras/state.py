@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..checkpoint import codec
 from ..checkpoint.callbacks import OWN
 from ..checkpoint.durable_io import open_output
-from ..checkpoint.state_tree import is_own_kind
+from ..checkpoint.tree import is_own_kind
 from ..sampling.random_generators import set_torch_state, torch_state
 from .devices import num_devices, scope_of
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..engine.settings import CommonSettings, Unpack
     from ..scheduler import R8Scheduler
     from ..torch import Adapter
-    from ..torch.own_loop.loader_adapter import LoaderAdapter
 
     class R8CallbackSettings(CommonSettings, total=False):
         """Settings for a training on loaders of the user's own."""
@@ -382,7 +381,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                 pl_module.training_step = own
 
     @property
-    def _adapter(self) -> Adapter | LoaderAdapter:
+    def _adapter(self) -> Adapter:
         assert self._loader.adapter is not None
         return self._loader.adapter
 

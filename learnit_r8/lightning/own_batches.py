@@ -10,12 +10,12 @@ import torch
 
 from ..sampling.random_generators import random_state
 from ..schedules.budget import has_budget
-from ..torch.attachment import attach_loader
+from ..torch.attachment import attach
 from ..torch.serialization import as_arrays, as_tensors
 
 if TYPE_CHECKING:
     from ..engine.feed.trainer_batches import TrainerBatches
-    from ..torch.own_loop.loader_adapter import LoaderAdapter
+    from ..torch.adapter import Adapter
 
 NO_LOSS = (
     "training_step() must return the loss, or a dict with 'loss', or call manual_backward(loss), for R8Callback, got "
@@ -34,7 +34,7 @@ class OwnBatches:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.adapter: LoaderAdapter | None = None
+        self.adapter: Adapter | None = None
         self._settings = dict(settings)
         self._batches: TrainerBatches | None = None
         self._module: Any = None
@@ -57,7 +57,7 @@ class OwnBatches:
         assert self._batches is not None
         return self._batches
 
-    def attach(self, trainer: Any, module: Any, saved: Mapping[str, Any], **settings: Any) -> LoaderAdapter:
+    def attach(self, trainer: Any, module: Any, saved: Mapping[str, Any], **settings: Any) -> Adapter:
         """Begin to watch a training.
 
         Args:
@@ -68,7 +68,7 @@ class OwnBatches:
         """
         if not self._has_budget:
             settings |= _budget_of(trainer)
-        adapter = self.adapter = attach_loader(module, trainer.optimizers[0], None, **settings)
+        adapter = self.adapter = attach(module, trainer.optimizers[0], None, **settings)
         if saved:
             adapter.load_scheduler(as_arrays(saved["scheduler"]))
         self._batches = adapter.follow()

@@ -11,9 +11,7 @@ from .._adapters.driven_state import take_apart
 from .._validation import whole_number
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import replace
-from ..checkpoint.state_fit import fit
-from ..checkpoint.state_form import pack, unpack
-from ..checkpoint.state_tree import clone
+from ..checkpoint.tree import clone, fit, pack, unpack
 from ..events.caller import warn
 from ..events.steps import mode_of
 from ..streams.event import as_scalar

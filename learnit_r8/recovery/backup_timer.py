@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import events
-from ..checkpoint.state_fit import fill
-from ..checkpoint.state_tree import not_finite
+from ..checkpoint.tree import fill, not_finite
 from ..events.bus import Announcer
 from ..triggers import Condition, Elapsed, every, quiet_until
 from .agreement import Agreement

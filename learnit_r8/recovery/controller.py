@@ -207,7 +207,7 @@ class RecoveryController:
                 held, now = f"{incident.held_from_start:.3g}", self.limit.ceiling_text
                 held = now if now.startswith(held) else f"{held} to {now}"
                 text = f"the rate is too high from the start: {held} held for {lineage.since_restore:,} updates"
-                incident.note(self._live.step, text)
+                self._incidents.note(self._live.step, text)
                 self._announcer.warn_once("too high from the start", f"{text}.")
             self._incidents.end()
         lineage.is_proving = lineage.is_on_trial
@@ -274,13 +274,14 @@ class RecoveryController:
         unit = 1.0 if own_rate is None else own_rate
         inquiry, alarm, loss = self.inquire(step, lr), ALARMS.get(verdict, Alarm.NOT_FINITE), reading.mean
         incident, samples = self._incidents.open(step, verdict.value), not_finite_samples(reading, ticket)
-        incident.num_refused += 1
-        incident.is_lasting, self._is_lasting = incident.is_lasting or self._is_lasting, False
         cause = self._cause_search.look(
             ticket, reading, verdict, step=step, recent=self.lineage.progress.recent, samples=samples,
             is_finite=alarm is not Alarm.NOT_FINITE, lr=ticket.lr * unit,
         )  # fmt: skip
-        incident.cause = incident.cause or cause
+        is_lasting, self._is_lasting = incident.is_lasting or self._is_lasting, False
+        self._incidents.change(
+            num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=incident.cause or cause
+        )
         if alarm is Alarm.NOT_FINITE:
             self.quarantine.refused(accused_of(reading, ticket), samples)
         inquiry.refused(ticket, loss, alarm, most_steady)

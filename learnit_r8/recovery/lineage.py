@@ -15,9 +15,6 @@ LEAST_TRIAL = 64
 LOOK_MASK = 3
 """What need not be done at every update is done where its number has none of these bits: at every fourth."""
 
-DEAD_EVERY = 5
-"""Updates between two looks at the gradient; a number that a cycle of batches seldom has."""
-
 LASTING_RELAPSES, RELAPSE_UPDATES = 2, 256
 """This many gradual rises, each within four trials and this many updates after a restore, are what training does."""
 
@@ -28,6 +25,9 @@ least number after a restore at which that says anything."""
 
 MOST_RESTORES = 3
 """Restores to one state in a row, after which an older one is tried."""
+
+LOOPING = 3
+"""Experiments that found healthy weights whose steps are kept."""
 
 
 class Lineage:
@@ -46,15 +46,20 @@ class Lineage:
         relapses: Gradual rises that came back after a restore.
         rises: Whether the losses of this run rise whenever they are trained on.
         gained: Updates when the weights last got further.
+        num_lowered: Times in a row that the rate was lowered after a relapse.
+        level_before: Usual loss of the state that was put back when the rate was lowered; None if nothing waits for it.
+        healthy_at: Steps of the last experiments that found healthy weights.
     """
 
     def __init__(self) -> None:
         self.updates = self.since = self.trial = self.relapses = self.gained = 0
-        self.num_restores = self.num_older = 0
+        self.num_restores = self.num_older = self.num_lowered = 0
         self.failed_at = -1
         self.is_proving = self.rises = False
         self.progress = Progress()
         self.rates: deque[float] = deque(maxlen=16)
+        self.level_before: float | None = None
+        self.healthy_at: deque[int] = deque(maxlen=LOOPING)
 
     @property
     def since_restore(self) -> int:
@@ -117,6 +122,7 @@ class Lineage:
             "rises": self.rises, "proving": [self.since, self.trial, self.is_proving], "rates": list(self.rates),
             "fuse": [self.failed_at, self.num_restores, self.num_older],
             "gained": self.gained if self.is_proving else self.updates,
+            "lowered": [self.num_lowered, self.level_before], "healthy_at": list(self.healthy_at),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -126,4 +132,6 @@ class Lineage:
         self.rates = deque(state["rates"], maxlen=16)
         self.failed_at, self.num_restores, self.num_older = state["fuse"]
         self.gained = state.get("gained", self.updates)
+        self.num_lowered, self.level_before = state.get("lowered", (0, None))
+        self.healthy_at = deque(state.get("healthy_at", ()), maxlen=LOOPING)
         self.progress.load_state_dict(state["progress"])

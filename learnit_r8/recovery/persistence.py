@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import events
-from .._validation import whole_number
-from ..checkpoint.background import LARGE, BackgroundWrite
-from ..checkpoint.callbacks import Callbacks, call_load, call_save, keeps_model
-from ..checkpoint.model_loader import KEPT_BY_ADAPTER, ModelLoader, join_callbacks
-from ..checkpoint.reader import Checkpoint
+from .._validation import is_number, whole_number
+from ..checkpoint.callbacks import Callbacks, call_load, call_save, join_callbacks, keeps_model
+from ..checkpoint.generations import Generations, Proved
 from ..checkpoint.run_config import RunConfig
 from ..checkpoint.saver import CheckpointSaver, check_folder
-from ..checkpoint.store import THIN, CheckpointStore
+from ..checkpoint.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
 from ..triggers import Condition, Elapsed, as_trigger, never
@@ -24,9 +22,15 @@ from .agreement import Agreement
 from .backup_timer import BackupTimer, usual_interval
 from .ram_backup import Backup, RamBackup
 from .restore import RestoreError, Restorer
-from .shared_generations import SharedGenerations
 
 DEFAULT_FOLDER = "checkpoints"
+
+KEPT_BY_ADAPTER = "kept_by_adapter"
+"""Entry of a saved configuration: whether an adapter has saved the model, so that one must load it."""
+
+NO_MODEL = (
+    "{} holds no model, so load_callback was not called: the model is unchanged. With save_callback= it would hold it."
+)
 
 
 class Persistence:
@@ -54,8 +58,7 @@ class Persistence:
         agreement: As given; a run alone answers itself.
         config: As given.
         backup_timer: Takes backups with the state callback.
-        generations: The backups in shared memory.
-        model_loader: Passes the models of checkpoints to the load callback.
+        generations: The backups in shared memory, which outlive the process; None for none.
         saver: Writes checkpoints; None without a folder.
         is_restoring: Whether the model is being restored now.
         quiet_steps: First step at which something may be due, unless an epoch ends earlier.
@@ -101,8 +104,11 @@ class Persistence:
         when = usual_interval(steps_per_epoch) if backup_every is None else as_trigger("backup_every", backup_every)
         backup, self.agreement = backup or RamBackup(), agreement or Agreement()
         self.backup_timer = BackupTimer(when, announcer, backup, self.agreement, is_usual=backup_every is None)
-        self.generations = SharedGenerations.of(backup_dir, folder, backup, config.values, announcer, self.agreement)
-        self.model_loader = ModelLoader(config, announcer)
+        self.generations = Generations.of(backup_dir, folder, announcer)
+        self._proved: list[Proved] = []
+        self._pending: Checkpoint | None = None
+        self._loaded: Checkpoint | None = None
+        self._lacks_model = False
         self._asked = (0, 0, 0.0)
         self.wake()
         when = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
@@ -175,7 +181,7 @@ class Persistence:
             self.backup.clear()
             self.backup.earlier = None
         self.wake()
-        self.model_loader.hand_over_pending(self.callbacks.load)
+        self.hand_over_pending()
         return self.callbacks
 
     def between_steps(
@@ -224,16 +230,14 @@ class Persistence:
                     elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm
                 )
                 is_new = self.backup.newest is not before and not self.backup_timer.is_early
-                if self.saver and not damage and is_new and not run_ended:
-                    self.generations.take(
-                        get_state, self.saver.store.run_id, step, {KEPT_BY_ADAPTER: self._has_adapter}
-                    )
+                if step and is_new and not (damage or run_ended):
+                    self._write_generation(get_state, step)
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
                 # Before it is written, as an interrupted call that has written it does not write it again.
                 saved(step)
                 self.saver.attempt(lambda: self._write(self._agreed(get_state), in_background=not run_ended), step)
                 if run_ended and self.saver.has_saved(step):
-                    self.generations.clear()
+                    self.forget_generations()
         except Exception:
             self._asked = asked
             raise
@@ -333,7 +337,71 @@ class Persistence:
         elif again or not self.saver.has_saved(step):
             self.saver.attempt(lambda: self._write(self._agreed(get_state)), step)
         if self.saver is not None and self.saver.has_saved(step):
+            self.forget_generations()
+
+    def _write_generation(self, get_state: Callable[[], dict[str, Any]], step: int) -> None:
+        """Write the newest backup, which belongs to this step, with the scheduler's state to shared memory."""
+        backup, generations, newest = self.backup, self.generations, self.backup.newest
+        if generations is None or self.store is None or newest is None or not generations.is_ready:
+            return
+        try:
+            state = get_state()
+        except MemoryError as error:
+            generations.turn_off(str(error) or "there is no memory for a copy of the scheduler's state")
+            return
+        config = {**self.config.values, KEPT_BY_ADAPTER: self._has_adapter}
+        content = {"run_id": self.store.run_id, "model": None, "scheduler": state, "config": config}
+        kept, proved = {each.step for each in backup.backups}, [each.step for each in backup.backups if each.is_proven]
+        done = functools.partial(backup.lend, None)
+        try:
+            backup.lend(newest.state)
+            generations.start_write(newest.state, content, step=step, kept=kept, proved=proved, done=done)
+        except BaseException:
+            if not generations.is_writing:
+                done()
+            raise
+
+    def forget_generations(self) -> None:
+        """Delete what is in shared memory, as a checkpoint of this step is on disk."""
+        if self.generations is not None:
             self.generations.clear()
+
+    def find_newest(self) -> tuple[Checkpoint | None, bool]:
+        """The newest state of an earlier process: a generation, or a checkpoint on disk; None if there is none.
+
+        Ranks that share the run must all call it, and get the states of the same moment.
+
+        Returns:
+            The state, and whether a checkpoint on disk is left if it cannot be used.
+
+        Raises:
+            NoValidCheckpoint: there are only checkpoints that cannot be read.
+            RunInUse, OSError: as for `CheckpointStore.find`.
+        """
+        skipped: list[str] = []
+        is_same = self.agreement.is_same
+        if self.generations is None:
+            is_same("none")
+        found = None if self.generations is None else self.generations.newest(skipped, is_same)
+        if skipped:
+            self._announcer.warn_once("generations", f"backups in shared memory skipped: {' | '.join(skipped)}")
+        try:
+            disk = None if self.store is None else self.store.find()
+        except NoValidCheckpoint:
+            if found is None:
+                raise
+            disk = None
+        if found is None:
+            return disk, False
+        generation, self._proved, made = found
+        # By its step in one run, by its time among several.
+        if disk is not None and generation.run_id == disk.run_id:
+            is_newer = step_of(generation.state) > step_of(disk.state)
+        else:
+            is_newer = disk is None or (is_number(made) and made > disk.path.stat().st_mtime)
+        if not is_same(str(is_newer)) or not is_newer:
+            return disk, False
+        return generation, disk is not None
 
     def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> bool:
         """Take logged metrics; see `CheckpointSaver.note`."""
@@ -353,13 +421,57 @@ class Persistence:
         if self.saver is not None:
             self.saver.wait()
         is_early = bool(checkpoint.config.get(KEPT_BY_ADAPTER)) and not self._has_adapter
-        self.model_loader.hand_over(checkpoint, None if is_early else self.callbacks.load)
+        has_model = checkpoint.model_path is not None or checkpoint.model_state is not None
+        self._pending = checkpoint if has_model else None
+        if not is_early:
+            self.hand_over_pending()
         self.backup.clear()
-        self.generations.put_back(checkpoint)
+        if checkpoint.model_state is not None:
+            for proved in sorted(self._proved, key=lambda one: one.step):
+                self.backup.add(Backup(proved.step, proved.step, proved.draws, proved.state, is_proven=True))
+        self._proved = []
         self.wake()
         if self.saver is not None:
             self.saver.go_on_from(checkpoint)
-        self.model_loader.put_back(checkpoint, has_callback=self.callbacks.load is not None)
+        self._loaded = checkpoint._replace(model_state=None)
+        self._lacks_model = not has_model
+        if not has_model and self.callbacks.load is not None:
+            self._announcer.warn_once("no model in checkpoint", NO_MODEL.format(checkpoint.path.name))
+        if others := self.config.differences(checkpoint.config, self.config.identity):
+            self._announcer.warn_once("differences", f"the resumed run is configured differently: {'; '.join(others)}.")
+
+    def hand_over_pending(self) -> None:
+        """Pass the model of a loaded checkpoint to the load callback, as soon as there is one.
+
+        Raises:
+            RuntimeError: the load callback raised; nothing else was changed.
+        """
+        load = self.callbacks.load
+        if self._pending is not None and load is not None:
+            checkpoint, self._pending = self._pending, None
+            is_file = checkpoint.model_state is None
+            source = str(checkpoint.model_path) if is_file else checkpoint.model_state
+            call_load(load, source, from_ram=not is_file, is_resume=True)
+
+    def tell_loaded(self) -> None:
+        """Tell listeners that a checkpoint was loaded, once the run has started."""
+        checkpoint, self._loaded, config = self._loaded, None, self.config
+        if checkpoint is not None:
+            self._announcer.tell(
+                events.CheckpointLoaded,
+                path=str(checkpoint.path),
+                model_path=None if checkpoint.model_path is None else str(checkpoint.model_path),
+                skipped=checkpoint.skipped,
+                differences=tuple(config.differences(checkpoint.config, (*config.identity, *config.changeable))),
+            )
+            if self._lacks_model:
+                self._announcer.note_once("no model in checkpoint", NO_MODEL.format(checkpoint.path.name))
+        if self._pending is not None:
+            where = str(self._pending.model_path or self._pending.path)
+            self._announcer.warn_once(
+                "model not loaded",
+                f"there is no load_callback, so the model is unchanged; the saved one is in {where!r}.",
+            )
 
     def checkpoint_steps(self) -> set[int]:
         """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""

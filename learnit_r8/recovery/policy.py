@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .._validation import is_number, whole_number
 
+DEAD_EVERY = 5
+"""Updates between two looks at the gradient; a number that a cycle of batches seldom has."""
+
 
 class TrainingDiverged(RuntimeError):
     """Losses are still refused after recovery has tried everything.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..checkpoint import state_tree
+from ..checkpoint import tree
 
 if TYPE_CHECKING:
     from .moment import Moment
@@ -176,7 +176,7 @@ class RamBackup:
 
     def __init__(
         self,
-        clone: Callable[[Any], Any] = state_tree.clone,
+        clone: Callable[[Any], Any] = tree.clone,
         copy_into: Callable[[Any, Any], Any] | None = None,
         *,
         most: int = 7,
@@ -191,7 +191,7 @@ class RamBackup:
     def copy_with(self, clone: Callable[[Any], Any], copy_into: Callable[[Any, Any], Any] | None = None) -> None:
         """Copy with these functions from now on; see the class."""
         self._clone = clone
-        self._copy_into = state_tree.copy_into if copy_into is None and clone is state_tree.clone else copy_into
+        self._copy_into = tree.copy_into if copy_into is None and clone is tree.clone else copy_into
         self._spares: list[Any] = []
 
     def lend(self, state: Any) -> None:

@@ -17,7 +17,8 @@ from ..journal.samples import samples_of
 from ..table.table import SampleTable
 from .data import ReportData, report_data, with_samples
 from .gallery import Look
-from .page import page, samples_page
+from .page import page
+from .samples import samples_page
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler

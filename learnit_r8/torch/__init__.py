@@ -21,20 +21,18 @@ except ImportError as error:
 from .._adapters.ranks.agreement import RanksDiffer
 from ..checkpoint.callbacks import RankLost
 from .adapter import Adapter
-from .attached_model import R8LRScheduler
-from .attachment import attach, attach_loader
+from .attachment import attach
 from .batches.loader import SampleError
 from .batches.sampler import R8BatchSampler
 from .distributed.ranks import Ranks
 from .distributed.shared_run import Share, SharedRun
 from .distributed.together import Together
 from .flight.incident import RecordedIncident, load_incident
-from .own_loop.loader_adapter import LoaderAdapter
+from .lr_scheduler import R8LRScheduler
 from .state import ModelState
 
 __all__ = [
     "Adapter",
-    "LoaderAdapter",
     "ModelState",
     "R8BatchSampler",
     "R8LRScheduler",
@@ -47,6 +45,5 @@ __all__ = [
     "SharedRun",
     "Together",
     "attach",
-    "attach_loader",
     "load_incident",
 ]

@@ -2,97 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
-from .._validation import loop_method
+from .._adapters.prefetch import Prefetch
+from .._validation import loop_method, no_attribute
 from ..checkpoint.callbacks import OWN, call_load
-from ..checkpoint.state_tree import clone
+from ..checkpoint.tree import clone
 from ..events.caller import say_at_exit
+from ..guard.verdict import GOOD
+from ..recovery.policy import DEAD_EVERY
 from ..sampling.ticket import Outcome, Ticket, refuse_weights
 from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
-from .attached_model import AttachedModel
 from .batches.loader import make_loader
 from .batches.sampler import R8BatchSampler
+from .distributed.shards import is_sharded
 from .flight.second_run import with_second
-from .loss_pipeline import Training
+from .loss_pipeline import LossPipeline, Training
 from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
+from .lr_scheduler import R8LRScheduler
+from .own_loop.followed_losses import FollowedLosses, values_of
+from .own_loop.last_forward import LastForward
 from .own_loop.rate_factor import RateFactor
 from .predictions import packed, packed_with
-from .prepared import is_accelerated
+from .prepared import is_accelerated, is_skipping
 
 if TYPE_CHECKING:
+    from ..engine.feed.feed import Batches
+    from ..engine.feed.trainer_batches import TrainerBatches
     from ..engine.settings import Unpack
+    from ..table.table import SampleTable
     from .batches.loader import LoaderSettings
+
+    Tell = Callable[[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None], Outcome]
+
+Self = TypeVar("Self", bound="Adapter")
+
+OTHER_NAMES = {
+    **dict.fromkeys(("epoch_iterator", "train", "fit"), "Loop over epochs: for epoch in adapter.epochs()."),
+    "batch_iterator": "Loop over batches: for batch in adapter.batches().",
+    "suspects": "It is adapter.table.suspects().",
+    "save": "It is adapter.scheduler.save_checkpoint().",
+    "backward": "adapter.step(loss) does backward() and the optimizer's step; or call loss.backward() after report().",
+}
 
 ROWS = (
     "the data set is one array, so each sample is one of its rows, without a label; for pairs, as in `for x, y in "
     "adapter.loader()`, give torch.utils.data.TensorDataset(x, y)."
 )
 
-EPOCHS = "Loop over epochs: for epoch in adapter.epochs()."
-LOADER = "Loop over batches: for batch in adapter.loader()."
+UNKNOWN_SAMPLES = (
+    "logits and targets must be left out where nobody knows which samples a batch holds, got them with the loss of "
+    "step {}: say so with batches(ids=...), see docs/any_training.md."
+)
+
+MOST_LOOKS = 3
+"""Refused losses whose graphs are looked at."""
 
 
-class Adapter(AttachedModel):
+def parameters_of(losses: Iterable[torch.Tensor]) -> list[torch.nn.Parameter]:
+    """The parameters that losses were computed from, as far as their graphs tell."""
+    nodes = [loss.grad_fn for loss in losses if isinstance(loss, torch.Tensor) and loss.grad_fn is not None]
+    seen, found = set(nodes), []
+    while nodes:
+        node = nodes.pop()
+        if isinstance(parameter := getattr(node, "variable", None), torch.nn.Parameter):
+            found.append(parameter)
+        more = [other for other, _ in node.next_functions if other is not None and other not in seen]
+        seen.update(more)
+        nodes += dict.fromkeys(more)
+    return found
+
+
+class Adapter:
     """A model's training under a scheduler; `attach` makes it.
 
-    Two orders are right. ``step(loss(losses))`` does everything, and reports before the optimizer steps. In a loop with
-    its own ``backward()`` and ``optimizer.step()``, call `report` with the losses before them, and skip them if its
-    outcome is false; or call it after them.
+    The batches are drawn by the scheduler, or they are your own: `epochs`, `batches`, `loss`, `report` and `step` are
+    the same. Two orders are right. ``step(loss(losses))`` does everything, and reports before the optimizer steps. In a
+    loop with its own ``backward()`` and ``optimizer.step()``, call `report` with the losses before them, and skip them
+    if its outcome is false; or call it after them.
+
+    Over a loader of your own, what the adapter has no attribute for is that of the loader, so it can take the loader's
+    name. As long as nothing goes wrong, the training does not change: weights, optimizer state, random generators and
+    the order of the data are bit for bit those of the script without it.
+
+    Args:
+        training: The model, and all that belongs to its training.
+        source: The data set that the scheduler draws from; or your own iterable of batches, or None.
+        owner: The adapter of another data set for the same model; None if there is none.
 
     Attributes:
-        sampler: The batches, for your own `DataLoader`.
+        scheduler: The R8Scheduler.
+        optimizer: The optimizer that `attach` got.
+        state: The state of the training.
+        rates: Sets the learning rates; None if other code does.
+        num_ranks: Processes that train the model together, each on its part of every batch.
+        sampler: The batches, for your own `DataLoader`; only where the scheduler draws them.
     """
 
-    _other_names: ClassVar = {
-        **dict.fromkeys(("epoch_iterator", "train", "fit"), EPOCHS),
-        **dict.fromkeys(("batch_iterator", "batches"), LOADER),
-    }
+    sampler: R8BatchSampler
 
-    def __init__(self, training: Training, *, dataset: Any, owner: Adapter | None) -> None:
+    def __init__(self, training: Training, source: Any, *, owner: Adapter | None = None) -> None:
         scheduler = training.scheduler
-        self.sampler = R8BatchSampler(scheduler, ahead=training.ahead, sharing=training.sharing)
-        super().__init__(training, self.sampler.batches)
-        self._own = training.own
-        self._dataset = dataset
+        self.scheduler, self.optimizer, self.state = scheduler, training.optimizers[0], training.state
+        self.rates, self.num_ranks = training.rates, training.sharing.size
+        self._model, self._stepper, self._sharing = training.model, training.stepper, training.sharing
+        self._hand, self._ahead, self._second_run = training.hand, training.ahead, training.second_run
+        self._source, self._own = source, training.own
+        # On other devices each look would wait for them; shards and other kinds of tensors cannot be read like this.
+        is_plain = all(each.is_cpu and isinstance(each, torch.nn.Parameter) for each in training.model.parameters())
+        self._looks_at_gradients = self.num_ranks == 1 and is_plain and not is_sharded(training.model)
         # Those of other data sets for the same model, whose steps this one takes.
         self._others: list[Adapter] = []
         if owner is not None:
             owner._others.append(self)
+        self._num_looks = 0
         self._has_loader = self._counts_epochs = self._is_mean_noted = False
-        self._stepper.watch_first_epoch()
-        if scheduler.keeps_rates:
-            self._factor = RateFactor(scheduler, self.optimizer)
+        self._feed = feed = scheduler.feed
+        if feed is None:
+            self.sampler = R8BatchSampler(scheduler, ahead=training.ahead, sharing=training.sharing)
+        batches = Prefetch.of(scheduler)
+        self._losses = LossPipeline(batches, training)
+        batches.join(self._losses)
+        self._followed: FollowedLosses | None = None
+        if feed is None:
+            self._stepper.watch_first_epoch()
+            if hasattr(source, "shape"):
+                scheduler.host.say_once("rows", ROWS, is_warning=False)
+        else:
+            feed.join(self._losses)
+            self._followed = FollowedLosses(
+                training, feed, self._losses, has_loader=source is not None, look=self._look_for_others
+            )
+            if len(training.optimizers) == 1:
+                self._stepper.watch_distance(scheduler)
+        self._factors = [RateFactor(scheduler, each) for each in training.optimizers if scheduler.keeps_rates]
         self._losses.set_rates(scheduler.lr)
-        if hasattr(dataset, "shape"):
-            scheduler.host.say_once("rows", ROWS, is_warning=False)
+        if feed is not None and source is None:
+            # Nothing is drawn from them before the first batch.
+            self.state.resume_generators()
 
-    @property
-    def in_hand(self) -> Ticket:
-        """The batch of the next loss: the oldest that the loader handed out, whole, on several processes too.
-
-        Raises:
-            RuntimeError: no batch is out, or it is not clear which it is.
-        """
-        return self._losses.find(None)
-
-    @property
-    def has_noted(self) -> bool:
-        """Whether losses were noted and are not reported yet."""
-        return self._losses.recorded is not None
+    # The loop.
 
     @loop_method
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
-        self._counts_epochs = True
-        if self.finished:
-            # Says so, and yields nothing.
+        if self._feed is not None or self.finished:
+            # Of a finished run it says so, and yields nothing.
             yield from self.scheduler.epoch_iterator()
+            return
+        self._counts_epochs = True
         while not self.finished:
             yield self.scheduler.current_epoch
             self._stepper.check_first_epoch(self.scheduler)
@@ -102,10 +167,53 @@ class Adapter(AttachedModel):
                 self._losses.between_steps()
 
     @loop_method
+    def batches(
+        self,
+        loader: Any = None,
+        *,
+        size: int | Callable[[Any], int] | None = None,
+        tokens: int | Callable[[Any], int] | None = None,
+        ids: Callable[[Any], Any] | str | int | None = None,
+        skip: Callable[[list[Any]], object] | None = None,
+    ) -> Batches | DataLoader[Any]:
+        """The batches of an epoch: those that the scheduler draws, as `loader` gives them; or your own, as they are.
+
+        Args:
+            loader: Your iterable; by default the one that `attach` got. This and what follows is for your own batches,
+                see `R8Scheduler.batches`.
+            size: Samples in a batch, or a function of it.
+            tokens: Tokens in a batch, or a function of it.
+            ids: Which samples a batch holds: a function of it, or its key; by default a `DataLoader` is observed.
+            skip: Called with the ids in quarantine whenever there are others.
+
+        Raises:
+            ValueError: there is no loader, or an argument is given where the scheduler draws the batches; or the run
+                was resumed, and batches are skipped besides.
+        """
+        if self._feed is None:
+            given = {"loader": loader, "size": size, "tokens": tokens, "ids": ids, "skip": skip}
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(f"{name} must be left out where the scheduler draws the batches, got {value!r}.")
+            return self.loader()
+        loader = self._source if loader is None else loader
+        assert self._followed is not None
+        self._followed.is_other = self._source is not None and loader is not self._source
+        if self._feed.source.is_resumed and is_skipping(loader):
+            raise ValueError(
+                "skip_first_batches() must be left out where the run is resumed, as it finds its place by itself, got "
+                f"{loader!r}; give the loader as it is."
+            )
+        if loader is None:
+            raise ValueError("loader must be given to attach() or here, got None; where there is none, use steps().")
+        return self.scheduler.batches(loader, size=size, tokens=tokens, ids=ids, skip=skip)
+
+    @loop_method
     def loader(self, *, numbered: bool = False, **settings: Unpack[LoaderSettings]) -> DataLoader[Any]:
         """A `DataLoader` over the data set; an error of one of its samples names the sample.
 
-        ``accelerator.prepare`` leaves it as it is: it gives each process its part, on its device.
+        ``accelerator.prepare`` leaves it as it is: it gives each process its part, on its device. Over your own loader
+        there is none to make; see `batches`.
 
         Args:
             numbered: Whether it gives ``(ticket, batch)``; `loss` and `report` take the ticket. Needed with
@@ -114,11 +222,17 @@ class Adapter(AttachedModel):
 
         Raises:
             ValueError: a setting that the scheduler decides (batch_size, shuffle, sampler, batch_sampler, drop_last).
+            RuntimeError: the batches are your own.
         """
+        if self._feed is not None:
+            raise RuntimeError(
+                f"loader() was called where the batches are your own, of {self._source!r}, so there is no DataLoader "
+                "to make. Loop over batches: for batch in adapter.batches()."
+            )
         sampler = self.sampler
         if numbered:
             sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
-        loader = make_loader(self._dataset, sampler, numbered=numbered, settings=settings, is_ahead=self._ahead > 0)
+        loader = make_loader(self._source, sampler, numbered=numbered, settings=settings, is_ahead=self._ahead > 0)
         loader.hold_in(self._hand)
         if not self._has_loader:
             say_at_exit(self)
@@ -126,6 +240,76 @@ class Adapter(AttachedModel):
         if is_accelerated():
             loader.leave_to(self.optimizer.param_groups[0]["params"][0].device)
         return loader
+
+    @loop_method
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step until the budget is spent, for a loop without batches.
+
+        Raises:
+            RuntimeError: the scheduler draws the batches.
+        """
+        if self._feed is None:
+            raise RuntimeError(
+                "steps() was called where the scheduler draws the batches, so each step has one. Loop over batches: "
+                "for batch in adapter.batches()."
+            )
+        return self.scheduler.steps()
+
+    def follow(
+        self,
+        *,
+        size: int | Callable[[Any], int] | None = None,
+        tokens: int | Callable[[Any], int] | None = None,
+        sets_generators: bool = True,
+    ) -> TrainerBatches:
+        """Follow a trainer that takes its own batches by itself; `report` then takes their losses.
+
+        Args:
+            size: Samples in a batch, or a function of it.
+            tokens: Tokens in a batch, or a function of it.
+            sets_generators: Whether a resumed run sets the random generators, as the trainer does not.
+        """
+        return self.scheduler.follow(size=size, tokens=tokens, sets_generators=sets_generators)
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """A ``with`` block around the training on a batch, in which a loss function may raise because of a NaN.
+
+        Binary cross entropy does, for instance. An exception before the loss is noted or reported counts as a refused
+        loss if the inputs or outputs of the model within the block are not finite; the block ends there, and `outcome`
+        is false. Every other one is raised unchanged: out of memory, indices, samples that cannot be read, all that is
+        raised later, and any on several processes, where the others would wait.
+
+        Raises:
+            TrainingDiverged: losses stay refused after everything was tried.
+
+        >>> from torch.nn.functional import binary_cross_entropy
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Sigmoid())
+        >>> data = torch.utils.data.TensorDataset(torch.tensor([[1.0], [float("nan")]]), torch.ones(2, 1))
+        >>> from learnit_r8.torch import attach
+        >>> adapter = attach(model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=1, num_epochs=1)
+        >>> for x, y in adapter.loader():
+        ...     with adapter.batch():
+        ...         outcome = adapter.step(adapter.loss(binary_cross_entropy(model(x), y, reduction="none")))
+        >>> adapter.scheduler.sentry.num_refused
+        1
+        """
+        before = self._num_noted()
+        with LastForward(self._model) as forward:
+            try:
+                yield
+            except Exception as error:
+                if self.num_ranks > 1 or self._num_noted() != before or not forward.explains(error):
+                    raise
+                self.refuse()
+
+    def _num_noted(self) -> int:
+        """Losses noted or reported so far."""
+        if self._feed is None:
+            return self.sampler.batches.num_taken
+        return self.scheduler.pace.turns + self.has_noted
+
+    # Losses.
 
     def loss(
         self,
@@ -143,7 +327,7 @@ class Adapter(AttachedModel):
 
         Args:
             losses: float[B, ...], unreduced, before any weights. Or 0-dim, their mean: then the losses of samples are
-                estimated.
+                estimated. Of your own batches whose samples are not known only the mean is reported.
             mask: bool[B, ...], which of them count: tokens that are not padding. The result is the mean over these.
             weights: float[B], weights of samples or their classes; the result is the weighted mean.
             exact: False if a loss is not one sample's own, as with mixup: only the mean is reported.
@@ -160,7 +344,8 @@ class Adapter(AttachedModel):
 
         Raises:
             TypeError: the losses are not a tensor of floats; or logits or targets are not tensors.
-            ValueError: a shape that does not fit the batch. Nothing was changed.
+            ValueError: a shape that does not fit the batch, or logits of a batch of your own whose samples are not
+                known. Nothing was changed.
             RuntimeError: it is not clear which batch it is; or the losses noted before were not used.
         """
         if unnamed:
@@ -169,19 +354,37 @@ class Adapter(AttachedModel):
                 "computes and notes them; of another loss, give what it returns with reduction='none'."
             )
         self._losses.check_used()
-        found = self._losses.find(ticket)
-        count = self._losses.count(found)
-        shares = None if found.weights is None else self._sharing.part(found.weights)
+        followed, shares = self._followed, None
+        if followed is None:
+            found: Ticket | None = self._losses.find(ticket)
+            assert found is not None
+            count = self._losses.count(found)
+            shares = None if found.weights is None else self._sharing.part(found.weights)
+            is_known = True
+        else:
+            self._check_own(ticket=ticket)
+            count = followed.num_rows
+            is_known = count > 0
+            if not is_known and isinstance(losses, torch.Tensor) and losses.ndim:
+                count = len(losses)
         labels = None
         if logits is not None or targets is not None:
+            if not is_known:
+                raise ValueError(UNKNOWN_SAMPLES.format(self.scheduler.global_step))
             labels = single_labels(logits, targets, losses=losses, mask=mask, exact=exact)
         read = read_losses(losses, count, mask=mask, weights=weights, shares=shares, exact=exact)
-        if losses.ndim == 0 and not self._is_mean_noted:
+        if losses.ndim == 0 and is_known and not self._is_mean_noted:
             self._is_mean_noted = True
             say_what_is_unknown(self.scheduler.host, losses, count)
         values, num_classes = read.values, 0
         if labels is not None:
             values, num_classes = packed(values, *labels, kind)
+        if followed is not None:
+            found = followed.take()
+            if found is not None:
+                followed.record(found, values, count if is_known and read.is_exact else 0, num_classes)
+            return read.loss
+        assert found is not None
         self._losses.record(found, values, count=count, part_size=1 if read.is_exact else None, num_classes=num_classes)
         return read.loss
 
@@ -214,12 +417,14 @@ class Adapter(AttachedModel):
             RuntimeError: as for `loss`.
         """
         losses, weights = cross_entropies(logits, targets, class_weights=class_weights, label_smoothing=label_smoothing)
+        if self._followed is not None and not self._followed.num_rows:
+            return self.loss(losses, weights=weights, ticket=ticket)
         return self.loss(losses, weights=weights, ticket=ticket, logits=logits, targets=targets)
 
     def report(
         self,
-        losses: torch.Tensor | None = None,
-        *,
+        *losses: torch.Tensor,
+        ids: Any = None,
         ticket: int | Ticket | None = None,
         part_size: int | None = None,
         predictions: Predictions | None = None,
@@ -227,9 +432,14 @@ class Adapter(AttachedModel):
         """Report the losses of the batch in hand, in a loop with its own ``backward()`` and ``optimizer.step()``.
 
         Args:
-            losses: float[B], or 0-dim, or with ``part_size`` the means of parts, as `R8Scheduler.report` takes them;
-                None for those that `loss` noted.
-            ticket: The batch; by default the oldest that the loader handed out.
+            *losses: float[B], or 0-dim, or with ``part_size`` the means of parts, as `R8Scheduler.report` takes them;
+                none for those that `loss` noted. Of your own batches, or of a step without one: float[...] of any
+                shape, whose mean counts; several, as of a generator and a discriminator, are added up; and if the
+                samples of the batch are known, a single loss with a value, or several, for each row holds the losses of
+                those samples. They are only read.
+            ids: The ids of the samples of your own batch, if `batches` does not know them; see `R8Scheduler.batches`.
+            ticket: The batch; by default the oldest that the loader handed out. This and what follows is for batches
+                that the scheduler draws.
             part_size: Samples in a part.
             predictions: With float[B], what `learnit_r8.torch.predictions.predictions_of` returned, to judge labels.
 
@@ -237,54 +447,99 @@ class Adapter(AttachedModel):
             False if the step must not be taken, or if it was undone. "pending" is true.
 
         Raises:
-            RuntimeError: there are no losses, or it is not clear which batch they belong to; or the policy weights
-                samples, and they were not given to `loss`, which applies the weights.
+            RuntimeError: there are no losses, or it is not clear which batch they belong to, or it was reported
+                already; or the policy weights samples, and they were not given to `loss`, which applies the weights.
             TypeError: the losses are not a tensor of floats, or the predictions are not `Predictions`.
-            ValueError: a shape that does not fit the batch, or predictions without a loss for each sample. Nothing was
-                changed.
+            ValueError: a shape that does not fit the batch, predictions without a loss for each sample, or an argument
+                for batches of the other kind. Nothing was changed.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        if losses is None and self._losses.recorded is None:
+        if not losses and self._losses.recorded is None:
             raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() first.")
+        followed = self._followed
+        if followed is not None:
+            self._check_own(ticket=ticket, part_size=part_size, predictions=predictions)
+            if self._losses.recorded is not None:
+                outcome = followed.with_rate(self._losses.tell())
+                if not losses:
+                    return outcome
+            return followed.report(*losses, ids=ids)
+        if ids is not None:
+            raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
+        if len(losses) > 1:
+            raise TypeError(
+                f"report() takes the losses of one batch that the scheduler has drawn, got {len(losses)}; add them up."
+            )
         self._losses.tell()
-        if losses is None:
+        if not losses:
             return self.outcome
         found = self._losses.find(ticket)
         refuse_weights(self.scheduler.policy, found)
         count = self._losses.count(found)
         num_classes = 0
         if part_size is None:
-            read = read_losses(losses, count)
+            read = read_losses(losses[0], count)
             values, size = read.values, 1 if read.is_exact else None
         else:
-            values, size = read_parts(losses, count, part_size), part_size
+            values, size = read_parts(losses[0], count, part_size), part_size
         if predictions is not None:
-            check_labels(losses, exact=size == 1)
+            check_labels(losses[0], exact=size == 1)
             values, num_classes = packed_with(values, predictions)
         self._losses.record(found, values, count=count, part_size=size, num_classes=num_classes)
         return self._losses.tell()
 
-    def step(self, loss: torch.Tensor) -> Outcome:
-        """Do ``backward()``, clip, and let the optimizer take its step unless the guard refuses the losses.
+    def _check_own(self, **given: Any) -> None:
+        """Raise ValueError if an argument is given that is for batches that the scheduler draws."""
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name} must be left out where the batches are your own, got {value!r:.60}.")
+
+    def step(self, loss: torch.Tensor, *, losses: torch.Tensor | None = None, ids: Any = None) -> Outcome:
+        """Report the losses, do ``backward()``, clip, and let the optimizer take its step unless they are refused.
 
         Args:
-            loss: What `loss` returned, or something computed from it; for several adapters of one model, their sum.
+            loss: 0-dim, with its gradient: what `loss` returned, or something computed from it; for several adapters
+                of one model, their sum. Of your own batches it is itself reported if none was noted.
+            losses: The losses of the rows of the batch, which are reported in its place; they are only read.
+            ids: As for `report`.
 
         Returns:
             The outcome: false if no step was taken, or if one was undone.
 
         Raises:
             TypeError: the optimizer evaluates the loss by itself, as LBFGS does; or the loss is not a tensor.
-            RuntimeError: `loss` was not called before.
+            ValueError: the loss is not one number, or losses of a shape that does not fit the batch.
+            RuntimeError: there are no losses of a batch that the scheduler has drawn; or it was reported already.
             TrainingDiverged: losses stay refused after everything was tried.
         """
+        followed = self._followed
+        if losses is not None and followed is None:
+            self.loss(losses)
         recorded = self._losses.recorded
-        if recorded is None:
+        if recorded is None and followed is None:
             raise RuntimeError(
                 "step() was called before the losses of this batch were given to loss(). Ask for one loss per sample "
                 'and pass them through it: loss = adapter.loss(cross_entropy(outputs, labels, reduction="none")); '
                 "adapter.step(loss)."
             )
+        if followed is not None and isinstance(loss, torch.Tensor) and loss.numel() != 1:
+            raise ValueError(
+                f"loss must be one number, from which backward() goes, got the shape {tuple(loss.shape)}; call "
+                "step(losses.mean(), losses=losses)."
+            )
+        if followed is not None and recorded is not None:
+            return followed.with_rate(self._take_step(loss, recorded[0].ticket, self._tell_all))
+        if followed is not None:
+            assert self._feed is not None
+            found = followed.take(ids)
+            values, count = values_of((loss if losses is None else losses,), found)
+            if losses is not None and not count and found is not None:
+                self._feed.note_rows(found, losses)
+            if found is None:
+                outcome = Outcome(GOOD, self.scheduler.lr, None)
+                return self._take_step(loss, None, lambda *_: outcome)
+            return self._take_step(loss, found, functools.partial(followed.tell, found, values, count))
+        assert recorded is not None
         ticket = recorded[0].ticket
         ends_epoch = self.scheduler.pace.ends_epoch(ticket.step + 1)
         outcome = self._take_step(loss, ticket, self._tell_all, is_last=ends_epoch)
@@ -296,6 +551,42 @@ class Adapter(AttachedModel):
                 # Else the checkpoint is written once the next epoch is asked for, after what follows this one.
                 self._losses.between_steps()
             self.scheduler.host.leave_epoch()
+        return outcome
+
+    def _take_step(self, loss: torch.Tensor, ticket: Ticket | None, tell: Tell, *, is_last: bool = False) -> Outcome:
+        """Do ``backward()``, clip, and let the optimizer take its step unless the loss is refused.
+
+        Args:
+            loss: 0-dim, with its gradient.
+            ticket: Its batch; None for one that is not reported.
+            tell: Reports the loss, with the norm of the gradient, whether the step was left out, and the loss to report
+                in its place; gives the outcome.
+            is_last: Whether it is the last one of an epoch.
+        """
+        stepper = self._stepper
+        # Weights that are tested must not change before the loss is known.
+        is_test = ticket is None or self._losses.is_probe(ticket)
+        is_probe = stepper.is_scaled and is_test and ticket is not None
+        with self._sharing.watching():
+            is_due = stepper.backward(loss, is_last=is_last)
+            norm = stepper.clip() if is_due and not is_probe else None
+        skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
+        again = None
+        if self._second_run is not None and not is_test:
+            again, norm = self._second_run.of(loss, norm)
+        controller = self.scheduler.controller
+        is_look = self._looks_at_gradients and not controller.lineage.updates // stepper.accumulate % DEAD_EVERY
+        if is_due and is_look and not is_test and controller.watches_gradients:
+            controller.note_gradients(stepper.gradient_sizes())
+        outcome = tell(norm, skipped, again)
+        if outcome and is_due and (is_probe or not stepper.is_scaled):
+            if is_probe:
+                stepper.clip()
+            stepper.apply()
+        if is_due or not outcome:
+            stepper.clear()
+        if not outcome:
+            self._look_for_others(loss)
         return outcome
 
     def _tell_all(self, norm: torch.Tensor | None, skipped: torch.Tensor | None, again: torch.Tensor | None) -> Outcome:
@@ -310,8 +601,23 @@ class Adapter(AttachedModel):
                 adapter._losses.drop()
         return next((each for each in outcomes if not each), outcome)
 
-    def _num_noted(self) -> int:
-        return self.sampler.batches.num_taken
+    def _look_for_others(self, *losses: torch.Tensor) -> None:
+        """Say once if refused losses come from parameters that `attach` was not given, as of a second network."""
+        # Those of shards, and of what wraps them, are other tensors at each step.
+        if self.num_ranks > 1 or self._num_looks == MOST_LOOKS:
+            return
+        self._num_looks += 1
+        own = set(map(id, self.state.parameters()))
+        others = [each for each in parameters_of(losses) if id(each) not in own]
+        if others:
+            num_bad = sum(not bool(torch.isfinite(each).all()) for each in others)
+            self.scheduler.host.say_once(
+                "others",
+                f"the loss of step {self.scheduler.global_step}, which was refused, comes from {len(others)} "
+                f"parameters that attach() was not given ({num_bad} of them not finite, the first of shape "
+                f"{tuple(others[0].shape)}): they are neither kept nor healed. If they are trained, name their network "
+                'and its optimizer: attach(..., also={"second": network, "second optimizer": optimizer}).',
+            )
 
     def refuse(self) -> Outcome:
         """Report that the loss of the batch in hand could not be computed, as values are not finite.
@@ -320,6 +626,8 @@ class Adapter(AttachedModel):
             RuntimeError: it is not clear which batch it is.
             TrainingDiverged: losses stay refused after everything was tried.
         """
+        if self._feed is not None:
+            return self.report(torch.tensor(float("nan")))
         found = self.in_hand
         losses, kind = self.unknown_losses(found), self.scheduler.table.storage.part_size
         return self.report(losses, ticket=found, part_size=kind if losses.ndim and kind != EXACT else None)
@@ -331,21 +639,112 @@ class Adapter(AttachedModel):
             ticket: The batch.
         """
         kind = self.scheduler.table.storage.part_size
-        shape = (-(-self._losses.count(ticket) // kind),) if kind else ()
+        shape = (-(-self._losses.count(ticket) // kind),) if kind and self._feed is None else ()
         return torch.full(shape, float("nan"))
 
     def skip(self) -> None:
-        """Skip the batch in hand, whether or not its losses were noted; it comes again at the end of the epoch."""
-        if not self._losses.skip():
-            self.sampler.skip()
+        """Skip the batch in hand, whether or not its losses were noted.
+
+        One that the scheduler has drawn comes again at the end of the epoch; one of your own does not, and counts as no
+        step.
+        """
+        if self._feed is None:
+            if not self._losses.skip():
+                self.sampler.skip()
+            return
+        noted, self._losses.recorded = self._losses.recorded, None
+        source = self._feed.source
+        ticket, source.open = source.open if noted is None else noted[0].ticket, None
+        if ticket is not None and ticket.batch.is_out:
+            self.scheduler.give_up(ticket, on_purpose=True)
+
+    # What is known.
+
+    @property
+    def in_hand(self) -> Ticket:
+        """The batch of the next loss: the oldest that the loader handed out, whole, on several processes too.
+
+        Raises:
+            RuntimeError: no batch is out, or it is not clear which it is.
+        """
+        if self._feed is None:
+            return self._losses.find(None)
+        ticket = self._feed.source.open
+        if ticket is None:
+            raise RuntimeError(f"no batch is out at step {self.scheduler.global_step}; take one from batches() first.")
+        return ticket
+
+    @property
+    def has_noted(self) -> bool:
+        """Whether losses were noted and are not reported yet."""
+        return self._losses.recorded is not None
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of the last report; "pending" as long as losses are on their way from the device."""
+        return self._losses.outcome
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent, or the run was stopped."""
+        self.flush()
+        return self.scheduler.is_over
+
+    @property
+    def table(self) -> SampleTable:
+        """What is known of each sample; see `SampleTable`."""
+        return self.scheduler.table
+
+    def summary(self) -> str:
+        """Describe the run so far in a few lines of text, after the losses on their way have come."""
+        self.flush()
+        return self.scheduler.summary()
+
+    def log(self, step: int | None = None, **metrics: Any) -> None:
+        """Log validation metrics, or any other numbers; see `R8Scheduler.log`."""
+        self.scheduler.log(step, **metrics)
+
+    @property
+    def lr_scheduler(self) -> R8LRScheduler:
+        """A learning-rate scheduler of torch's kind, for code that steps, shows or saves one."""
+        return R8LRScheduler(self)
+
+    @property
+    def num_waits(self) -> int:
+        """How often a step waited for the device to read a loss, not counting ends of epochs, backups, checkpoints."""
+        readback = self._losses.readback
+        return 0 if readback is None else readback.num_waits
+
+    # State.
+
+    def check(self) -> bool:
+        """Look at the weights now, and put back what is not finite; see `R8Scheduler.check`."""
+        self.flush()
+        return self.scheduler.check()
+
+    def load_best(self) -> float:
+        """Put the best model back, by ``monitor``; see `R8Scheduler.load_best`."""
+        self.flush()
+        return self.scheduler.load_best()
+
+    def hold(self, batch: Any) -> None:
+        """Hold a batch by reference until the next one, where a trainer hands it over by itself; see ``run_batch``."""
+        self._losses.hand_out(batch)
+
+    def flush(self) -> None:
+        """Wait for all losses on their way, and report them."""
+        self._losses.settle()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole training: the scheduler as tensors under "scheduler", model, optimizer etc. under "model".
 
-        What a ``state_callback`` of your own returns is under "callbacks".
+        What a ``state_callback`` of your own returns is under "callbacks". Where the adapter stands in for a loader of
+        your own that has a state (`StatefulDataLoader`), it is that of the loader; `lr_scheduler` has R8's.
 
         With several processes all must call it: each gets whole tensors, and the random generators of all.
         """
+        if self._feed is not None and hasattr(self._source, "state_dict"):
+            return self._source.state_dict()  # type: ignore[no-any-return]
         # First, as it reports the losses on their way, which may put the model back.
         scheduler = self.lr_scheduler.state_dict()
         with self._sharing.watching():
@@ -358,6 +757,9 @@ class Adapter(AttachedModel):
         Raises:
             ValueError: it is of another run or model. Then nothing was changed.
         """
+        if self._feed is not None and hasattr(self._source, "load_state_dict"):
+            self._source.load_state_dict(state)
+            return
         if not {"scheduler", "model"} <= state.keys():
             raise ValueError(f"state must be what state_dict() returned, got the keys {sorted(state)}.")
         self.state.check(state["model"])
@@ -367,9 +769,19 @@ class Adapter(AttachedModel):
             call_load(self._own.load, clone(state[OWN]), from_ram=True, is_resume=True)
         self._losses.set_rates(self.scheduler.lr)
 
+    def load_scheduler(self, state: Mapping[str, Any]) -> None:
+        """Take over the state of the scheduler alone; losses on their way are dropped.
+
+        Raises:
+            ValueError: it is of another run. Then nothing was changed.
+        """
+        self._losses.load_scheduler(state)
+
+    # The end.
+
     def close(self) -> None:
         """Finish: report, save what is due, tell listeners. Safe to call twice."""
-        super().close()
+        self.scheduler.close()
         self._warn_of_one_epoch()
 
     def _warn_at_exit(self, error: BaseException | None) -> None:
@@ -379,18 +791,44 @@ class Adapter(AttachedModel):
     def _warn_of_one_epoch(self) -> None:
         """Say so if the loop was over the loader alone, which ends with the epoch."""
         r8 = self.scheduler
-        is_one = r8.pace.place == r8.steps_per_epoch and not r8.is_over
-        if is_one and self._has_loader and not self._counts_epochs:
-            r8.host.say_once(
-                "one epoch",
-                f"the run was closed at step {r8.global_step} of {r8.total_steps or '?'}: adapter.loader() ends with "
-                "the epoch. To train all epochs, loop over it within: for epoch in adapter.epochs().",
-            )
+        if not self._has_loader or self._counts_epochs or r8.is_over or r8.pace.place != r8.steps_per_epoch:
+            return
+        r8.host.say_once(
+            "one epoch",
+            f"the run was closed at step {r8.global_step} of {r8.total_steps or '?'}: adapter.loader() ends with "
+            "the epoch. To train all epochs, loop over it within: for epoch in adapter.epochs().",
+        )
 
-    def __iter__(self) -> NoReturn:
-        raise TypeError(f"an Adapter must be looped over by epochs, got a loop over itself. {EPOCHS} {LOADER}")
+    def __enter__(self: Self) -> Self:
+        return self
 
     def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
+        self.scheduler.__exit__(*error)
         if not any(error):
             self._warn_of_one_epoch()
+
+    # In place of a loader.
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches())
+
+    def __len__(self) -> int:
+        return len(self._source) if self._feed is not None else self.scheduler.steps_per_epoch
+
+    def __bool__(self) -> bool:
+        # Not that of a length, which streams have none of.
+        return True
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.scheduler!r})"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            own, scheduler = self.__dict__, self.__dict__.get("scheduler")
+            if not name.startswith("_") and own.get("_feed") is not None and hasattr(own.get("_source"), name):
+                return getattr(own["_source"], name)
+            meant: Mapping[str, str] = OTHER_NAMES
+            if not name.startswith("_") and hasattr(scheduler, name):
+                meant = {name: f"It is adapter.scheduler.{name}.", **meant}
+            raise no_attribute(self, name, meant)

@@ -13,13 +13,11 @@ import torch
 from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
 from .._adapters.host import check_scheduler
 from .._validation import shortened, whole_number
-from ..checkpoint.callbacks import Callbacks, Generators, Repeat
-from ..checkpoint.model_loader import join_callbacks
+from ..checkpoint.callbacks import Callbacks, Generators, Repeat, join_callbacks
 from ..engine.feed.batch_size import copied
 from ..engine.settings import suggest_settings
 from ..sampling.random_generators import random_state, set_random_state
 from .adapter import Adapter
-from .attached_model import peak_under_schedules
 from .batches.loader import check_dataset, is_own_loader, length_of
 from .distributed.shards import check_shards, reshard
 from .distributed.single_process import SingleProcess
@@ -29,8 +27,8 @@ from .flight.hand import Hand
 from .flight.second_run import SecondRun
 from .flight.untouched import untouched
 from .loss_pipeline import Training
+from .lr_scheduler import peak_under_schedules
 from .own_loop.also import networks_of, read_also
-from .own_loop.loader_adapter import LoaderAdapter
 from .prepared import plain_model, plain_optimizer
 from .state import ModelState, copies_of
 from .stepper import Stepper
@@ -56,12 +54,14 @@ def attach(
     ahead: int = 0,
     sharing: Sharing | None = None,
     run_batch: Callable[[Any], Any] | None = None,
+    repeat: Callable[[Any], torch.Tensor] | None = None,
     **settings: Unpack[SchedulerSettings],
 ) -> Adapter:
     """Let a scheduler draw the batches of a training, set its learning rate, and keep its model.
 
-    Without ``batch_size`` the batches are your own: ``dataset`` is then your loader, any iterable or None; the rate is
-    yours, too, unless you give ``scheduler_mode``; and a `LoaderAdapter` is returned. See `attach_loader`.
+    Without ``batch_size`` the batches are your own: ``dataset`` is then your loader, any iterable of batches of any
+    size and length, or None; and the rate is yours, too, unless you give ``scheduler_mode``. The training is then
+    watched, and its model healed.
 
     Backups and checkpoints hold the model, the optimizer, the scaler, the averaged weights and the states of the
     random generators; no callback is needed. Checkpoints are written if ``checkpoint_dir`` is given.
@@ -77,7 +77,8 @@ def attach(
         accumulate: Batches whose gradients are added up for one step of the optimizer, >= 1. What is left over at the
             end of an epoch makes a step of its own, with the gradients divided by this number all the same.
         max_grad_norm: Largest norm of the gradient, > 0; larger ones are clipped. None does not clip.
-        scheduler: A scheduler of N samples that you have made; give the settings to it.
+        scheduler: A scheduler that you have made, of N samples, or without ``num_samples`` for your own batches; give
+            the settings to it.
         owner: The adapter of another data set for the same model and optimizer: it sets the rate and takes the steps.
         also: What else belongs to the training, by name: anything with ``state_dict()`` and ``load_state_dict()``, or
             a pair of functions that read and load a state. Networks, optimizers and loss scalers are restored with the
@@ -91,6 +92,7 @@ def attach(
             more, watched, to name the module, the sample or the parameter where it went wrong; without it only the
             model runs again. Where `Adapter.step` takes the steps on a CPU, it also computes a step once more whose
             loss or gradient is not finite, to tell transient faults from lasting ones. It is called only then.
+        repeat: Returns the loss of what `TrainerBatches.note_batch` got, for a trainer whose loop takes no other batch.
         **settings: For `R8Scheduler`: ``batch_size``, one of ``num_epochs``, ``num_steps`` and
             ``train_duration_seconds``, and so on. ``initial_lr`` is by default the highest of the optimizer's own; with
             ``scheduler_mode="keep"`` the rate is whatever other code sets.
@@ -110,55 +112,9 @@ def attach(
     ...     for xs, ys in adapter.loader():
     ...         loss = adapter.loss(mse_loss(model(xs), ys, reduction="none"))
     ...         outcome = adapter.step(loss)
-    >>> adapter.scheduler.global_step, adapter.scheduler.table.source
+    >>> adapter.scheduler.global_step, adapter.table.source
     (8, 'exact')
-    """
-    given = _Given(model, optimizer, scaler, ema, accumulate, max_grad_norm, scheduler, also, sharing, run_batch)
-    feeds = getattr(scheduler, "feed", None) is not None
-    if feeds if scheduler is not None else is_own_loader(dataset, settings):
-        if owner is not None or ahead:
-            raise ValueError("owner and ahead are for batches that the scheduler draws; give batch_size, too.")
-        return _attach_loader(given, dataset, settings)  # type: ignore[return-value]
-    shared = _checked_sharing(given, owner)
-    check_dataset(dataset)
-    ahead = whole_number("ahead", ahead, least=0)
-    training = _keep(
-        given, settings, shared, size=len(dataset), ahead=ahead, sets_rates=owner is None,
-        redraw=getattr(dataset, "__getitem__", None),
-    )  # fmt: skip
-    return Adapter(training, dataset=dataset, owner=owner)
 
-
-def attach_loader(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loader: Any,
-    *,
-    scaler: Any = None,
-    ema: Any = None,
-    accumulate: int = 1,
-    max_grad_norm: float | None = None,
-    scheduler: R8Scheduler | None = None,
-    also: Mapping[str, Any] | None = None,
-    sharing: Sharing | None = None,
-    run_batch: Callable[[Any], Any] | None = None,
-    repeat: Callable[[Any], torch.Tensor] | None = None,
-    **settings: Unpack[SchedulerSettings],
-) -> LoaderAdapter:
-    """Watch a training with your own batches, and heal its model; `attach` calls it if it gets no ``batch_size``.
-
-    Args:
-        model, optimizer, scaler, ema, accumulate, max_grad_norm, also, sharing, run_batch: As for `attach`.
-        loader: Any iterable of batches, of any size and length; None if there is none.
-        scheduler: A scheduler that you have made, without ``num_samples``.
-        repeat: Returns the loss of what `TrainerBatches.note_batch` got, for a trainer whose loop takes no other batch.
-        **settings: For `R8Scheduler`; ``scheduler_mode`` is "keep" unless another is given.
-
-    Raises:
-        TypeError, ValueError: as for `attach`.
-
-    >>> model = torch.nn.Linear(3, 1)
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> batches = [torch.randn(4, 3), torch.randn(2, 3)]
     >>> adapter = attach(model, optimizer, batches, num_epochs=2)
     >>> for epoch in adapter.epochs():
@@ -174,11 +130,34 @@ def attach_loader(
     given = _Given(
         model, optimizer, scaler, ema, accumulate, max_grad_norm, scheduler, also, sharing, run_batch, repeat
     )  # fmt: skip
-    return _attach_loader(given, loader, settings)
+    feeds = getattr(scheduler, "feed", None) is not None
+    if feeds if scheduler is not None else is_own_loader(dataset, settings):
+        if owner is not None or ahead:
+            raise ValueError("owner and ahead are for batches that the scheduler draws; give batch_size, too.")
+        shared = _checked_sharing(given)
+        own: SchedulerSettings = {**settings}
+        if scheduler is None:
+            own.setdefault("scheduler_mode", "keep")
+            length = length_of(dataset)
+            if shared.gather is not None:
+                # The shortest ends the epoch of all.
+                lengths = shared.gather(length)
+                length = None if None in lengths else min(lengths)
+            if own.get("num_epochs") is not None and length:
+                own.setdefault("steps_per_epoch", length)
+        return Adapter(_keep(given, own, shared, size=None, keeps_random=True), dataset)
+    shared = _checked_sharing(given, owner)
+    check_dataset(dataset)
+    ahead = whole_number("ahead", ahead, least=0)
+    training = _keep(
+        given, settings, shared, size=len(dataset), ahead=ahead, sets_rates=owner is None,
+        redraw=getattr(dataset, "__getitem__", None),
+    )  # fmt: skip
+    return Adapter(training, dataset, owner=owner)
 
 
 class _Given(NamedTuple):
-    """The arguments that `attach` and `attach_loader` share."""
+    """The arguments of `attach`, but for the data and the settings."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -191,21 +170,6 @@ class _Given(NamedTuple):
     sharing: Sharing | None
     run_batch: Callable[[Any], Any] | None
     repeat: Callable[[Any], torch.Tensor] | None = None
-
-
-def _attach_loader(given: _Given, loader: Any, settings: SchedulerSettings) -> LoaderAdapter:
-    sharing = _checked_sharing(given)
-    own: SchedulerSettings = {**settings}
-    if given.scheduler is None:
-        own.setdefault("scheduler_mode", "keep")
-        length = length_of(loader)
-        if sharing.gather is not None:
-            # The shortest ends the epoch of all.
-            lengths = sharing.gather(length)
-            length = None if None in lengths else min(lengths)
-        if own.get("num_epochs") is not None and length:
-            own.setdefault("steps_per_epoch", length)
-    return LoaderAdapter(_keep(given, own, sharing, size=None, keeps_random=True), loader)
 
 
 def _keep(

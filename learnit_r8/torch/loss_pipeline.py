@@ -104,6 +104,7 @@ class LossPipeline:
         self.recorded: tuple[Sent, torch.Tensor] | None = None
         self.readback: Readback | None = None
         self._r8, self._report_now = r8, r8.report
+        self._own_optimizer = training.optimizers[0] if r8.keeps_rates else None
         self._batches, self._stepper, self._state = batches, stepper, state
         self._num_loads, self._hand = state.num_loads, hand
         # Holds a batch that is handed out, until the next one.
@@ -157,6 +158,7 @@ class LossPipeline:
         if num_classes:
             check_exchanged(self._sharing.size, len(values) // (NUM_ROWS * count), num_classes)
         self._batches.take(ticket)
+        self._note_rate()
         begun = self._r8.host.begin(ticket, held_back=self.num_on_their_way, is_late=True)
         self.set_rates(begun.lr)
         held = self._hand.take(begun)
@@ -200,6 +202,7 @@ class LossPipeline:
         """
         num_loads, hand = self._state.num_loads, self._hand
         held = hand.reported = hand.take(ticket)
+        self._note_rate()
         outcome = self.outcome = self._report_now(ticket, loss)
         # Without the call of its truth.
         if outcome.verdict is Verdict.GOOD and outcome.rolled_back_to is None:
@@ -209,6 +212,17 @@ class LossPipeline:
             if outcome.rolled_back_to is not None or self._state.num_loads != num_loads:
                 self.drop()
         return outcome
+
+    def _note_rate(self) -> None:
+        """Tell views and guard the rate that the user has set."""
+        if self._own_optimizer is None:
+            return
+        rate = self._own_optimizer.param_groups[0]["lr"]
+        if rate is self._r8.host.rates.own:
+            return
+        # A tensor on a device is not read, as that would wait for it.
+        if type(rate) is float or not getattr(rate, "is_cuda", False):
+            self._r8.tell_rate(float(rate))
 
     def load_scheduler(self, state: Mapping[str, Any]) -> None:
         """Take over the state of the scheduler alone; losses on their way are dropped.

@@ -12,7 +12,7 @@ import torch
 
 from ..checkpoint import codec
 from ..checkpoint.durable_io import open_output
-from ..checkpoint.state_form import pack, unpack
+from ..checkpoint.tree import pack, unpack
 
 SUFFIX = ".safetensors"
 

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import tensors
+from ..checkpoint import kinds
 from ..checkpoint.callbacks import OWN
-from ..checkpoint.shared_memory import ResumedState
-from ..checkpoint.state_fit import fill
-from ..checkpoint.state_form import hold
-from ..checkpoint.state_tree import copy_to_host, copy_to_host_into
+from ..checkpoint.generations import ResumedState
+from ..checkpoint.tree import copy_to_host, copy_to_host_into, fill, hold
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from . import serialization
 from .distributed.shards import Shards, is_sharded
@@ -254,7 +252,7 @@ def _options_of(optimizer: Any) -> list[dict[str, Any]]:
 def _load(holder: Any, state: Any, *, is_sharded: bool) -> None:
     """Have a part load its state, but for tensors that no state can hold: they are those that it has."""
     if isinstance(holder, torch.nn.Module) and not is_sharded:
-        kept = {key: value for key, value in state.items() if not (tensors.is_tensor(value) and tensors.why_not(value))}
+        kept = {key: value for key, value in state.items() if not (kinds.is_tensor(value) and kinds.why_not(value))}
         if len(kept) < len(state):
             holder.load_state_dict(kept, strict=False)
             return
@@ -270,7 +268,7 @@ _OPTIONS = {"lr_decay": "Adagrad", "rho": "Adadelta", "alpha": "RMSprop", "betas
 
 
 def _check_optimizer(optimizer: Any, saved: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a saved optimizer is of this kind, and has groups of as many tensors.
+    """Raise ValueError unless a saved optimizer is of this kind, and has groups of as many kinds.
 
     torch loads one of another kind, and fails at the next step. One that wraps others may save other things, which its
     own load_state_dict() must check.
@@ -291,6 +289,6 @@ def _check_optimizer(optimizer: Any, saved: Mapping[str, Any]) -> None:
 
 
 def _random_state() -> dict[str, Any]:
-    """The random generators, as trainers write them to files of tensors."""
+    """The random generators, as trainers write them to files of kinds."""
     state: dict[str, Any] = serialization.as_tensors(random_state())
     return state

@@ -10,7 +10,7 @@ import torch
 
 from ..sampling.ticket import Outcome
 from ..schedules.budget import has_budget
-from ..torch.attachment import attach_loader
+from ..torch.attachment import attach
 from ..torch.own_loop.last_forward import LastForward, no_loss
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class OwnBatches:
         self._own: Any = None
         self._how: tuple[Mapping[str, Any], int] = {}, 1
         given.setdefault("run_batch", lambda inputs: self._run_again((inputs, *self._how)))
-        self.adapter = attach_loader(
+        self.adapter = attach(
             trainer.model, trainer.optimizer, None, accumulate=accumulate, repeat=self._run_again, **given
         )
         # Trainer sets the random generators as it resumes.

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         batches: bool
 
     from ..torch import Adapter
-    from ..torch.own_loop.loader_adapter import LoaderAdapter
 
 NOT_A_CHECKPOINT = (
     "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got {!r}, which holds no state of R8; to "
@@ -135,7 +134,7 @@ def saved_batch_size(args: Any, resume: Any) -> int | None:
     return int(data["batch_size"])
 
 
-def save_along(rates: Any, adapter: Adapter | LoaderAdapter) -> None:
+def save_along(rates: Any, adapter: Adapter) -> None:
     """Let a learning-rate scheduler of Trainer's save and load R8Scheduler's state with its own.
 
     Its class becomes one derived from its own, so that Trainer still knows what kind it is.

@@ -10,9 +10,8 @@ import pytest
 
 from learnit_r8._adapters.driven_state import DrivenState
 from learnit_r8.checkpoint.codec import OlderFile, decode
-from learnit_r8.checkpoint.shared_memory import SharedBackups
-from learnit_r8.checkpoint.state_form import unpack
-from learnit_r8.checkpoint.state_tree import clone
+from learnit_r8.checkpoint.generations import Generations
+from learnit_r8.checkpoint.tree import clone, unpack
 from learnit_r8.cli import main
 from tests.saved_states import NEST, of_jax, of_keras, of_torch
 from tests.state_common import first_difference
@@ -103,7 +102,7 @@ def test_files_of_keras(files):
 
 def test_generations(files, tmp_path):
     """A backup that had been left in shared memory is found, with its model."""
-    backups = SharedBackups(
+    backups = Generations(
         tmp_path / "memory", tmp_path / "run", rank=0, num_ranks=1, note=pytest.fail, is_default=False
     )
     backups._parent.mkdir(mode=0o700, parents=True)
@@ -118,7 +117,7 @@ def test_generations(files, tmp_path):
 
 def test_an_older_generation_is_no_fresh_start(tmp_path):
     """A backup that an older version left in shared memory is an error that names the command."""
-    backups = SharedBackups(
+    backups = Generations(
         tmp_path / "memory", tmp_path / "run", rank=0, num_ranks=1, note=pytest.fail, is_default=False
     )
     backups._parent.mkdir(mode=0o700, parents=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from learnit_r8.checkpoint.codec import decode, encode
-from learnit_r8.checkpoint.state_form import pack, size_of, unpack
+from learnit_r8.checkpoint.tree import pack, size_of, unpack
 
 
 def through(state):

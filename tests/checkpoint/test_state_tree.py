@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.checkpoint.state_tree import clone, copy_into, growth, map_leaves, not_finite
+from learnit_r8.checkpoint.tree import clone, copy_into, growth, map_leaves, not_finite
 from learnit_r8.recovery.incidents.live_model import repair
 from tests.state_common import first_difference
 

@@ -219,6 +219,16 @@ def test_only_own_checkpoints_are_deleted(tmp_path):
     ]  # fmt: skip
 
 
+def test_checkpoints_of_weights_that_were_given_up_go_first(tmp_path):
+    """A good one that is older stays in their place."""
+    store = store_in(tmp_path, keep=2)
+    saved = [store.save({"pace": {"step": step}}) for step in (4, 8)]
+    store.mark_abandoned(4, 8)
+    saved.append(store.save({"pace": {"step": 9}}))
+
+    assert names(tmp_path) == [saved[0].path.name, saved[2].path.name]
+
+
 def test_numbers_go_on_across_runs(tmp_path):
     """A new run numbers its files after the existing ones."""
     store_in(tmp_path, run_id="first").save({})
@@ -519,12 +529,10 @@ def open_and_write(path, content):
         file.write(content)
 
 
-def test_number_taken_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
-    """A checkpoint that another process writes under the same number at the same time is not changed."""
+def test_number_taken_meanwhile_is_not_overwritten(tmp_path):
+    """A checkpoint that another run writes under the same number at the same time is not changed."""
     one, other = (CheckpointStore(tmp_path, keep=3, run_id=letter * 32) for letter in "ab")
-    one.save({"of": "a"})
-    monkeypatch.setattr(other, "_next_number", lambda: 1)
-    saved = other.save({"of": "b"})
+    saved = other.save({"of": "b"}, lambda path: one.save({"of": "a"}))
 
     assert saved.path.name == "ck_000000000002.r8"
     assert decode((tmp_path / "ck_000000000001.r8").read_bytes())["scheduler"] == {"of": "a"}

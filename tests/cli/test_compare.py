@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import pytest
 
 from learnit_r8 import events
+from learnit_r8.cli import main
 from learnit_r8.dashboard.state.comparison import figures_of, settings_of
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.events.steps import is_lower_better
@@ -25,15 +28,38 @@ def better(tmp_path):
 def test_runs_beside_each_other(run, better, capsys):
     """`compare` prints the figures of both runs, marks the better one, and names only settings that differ."""
     code, lines = printed(capsys, "compare", run, better)
-    rows = {line.split("  ")[0]: line.split()[-3:] for line in lines if line}
+    columns, *rows = [re.split(r"  +", line) for line in lines if line][:-1]
+    best, other = (dict(zip(columns, row, strict=False)) for row in rows)
 
     assert code == 0
-    assert lines[0].split() == ["20260101-it", "20260104-other"]
-    assert rows["=accuracy, best"][-3:] == ["0.75", "0.875", "*"]
-    assert rows["loss, last"][-3:] == ["0.5", "*", "0.75"]
-    assert "*" not in "".join(rows["best smoothed loss"])
-    assert lines[-1].split() == ["initial_lr", "0.2"]
-    assert not any(line.startswith("machine") for line in lines)
+    assert [best["run"], other["run"]] == ["20260104-other", "20260101-it"]
+    assert (best["=accuracy, best"], other["=accuracy, best"]) == ("0.875 *", "0.75")
+    assert (best["loss, best"], other["loss, best"]) == ("0.75", "0.5 *")
+    assert best["initial_lr"] == "0.2"
+    assert "machine" not in columns
+    assert lines[-1].startswith("Cannot tell whether that is more than chance: the best leads the next by 0.125")
+
+
+def test_a_whole_folder_is_compared_and_seeds_make_the_verdict(tmp_path, capsys):
+    """`compare FOLDER` takes every run in it; whether the best is better follows from what seeds alone make."""
+    accuracies = {("0.1", 0): 0.7, ("0.1", 1): 0.72, ("0.3", 0): 0.9, ("0.3", 1): 0.91, ("0.5", 0): 0.905}
+    for (rate, seed), accuracy in accuracies.items():
+        started = dataclasses.replace(STARTED, name="", settings={"config.rate": rate, "seed": str(seed)})
+        logged = events.MetricsLogged(300, 150.0, 300, {"accuracy": accuracy})
+        folder_with(tmp_path / f"{rate}-{seed}", started, *SEVEN[1:], logged, process=GONE)
+        (tmp_path / f"{rate}-{seed}" / "run.json").write_text("{}")
+    code, lines = printed(capsys, "compare", tmp_path)
+
+    assert code == 0
+    assert [line.split()[0] for line in lines[1:6]] == ["0.3-1", "0.5-0", "0.3-0", "0.1-1", "0.1-0"]
+    assert lines[-1].startswith("Cannot tell: the best leads the next by 0 in accuracy, where seeds alone make 0.0")
+    shutil.rmtree(tmp_path / "0.5-0")
+    assert printed(capsys, "compare", tmp_path)[1][-1].startswith("Better: the best leads the next by 0.195")
+
+
+def test_folder_without_runs_is_refused(tmp_path, capsys):
+    assert main(["compare", str(tmp_path)]) == 1
+    assert "got no run folder there" in capsys.readouterr().err
 
 
 def test_comparison_as_json(run, better, capsys):

@@ -90,4 +90,4 @@ def test_browser_that_cannot_be_opened_is_said(run, monkeypatch, capsys):
     """Over ssh there is no browser: the page is written, and one line says so."""
     monkeypatch.setattr("webbrowser.open", lambda address: False)
     assert main(["report", str(run), "--open"]) == 0
-    assert capsys.readouterr().err == "learnit-r8 report: no browser could be opened\n"
+    assert capsys.readouterr().err == "learnit-r8: no browser could be opened\n"

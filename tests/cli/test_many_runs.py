@@ -1,6 +1,5 @@
 """Any number of runs: beside each other, over each other, sorted by a metric, found by what was noted of them."""
 
-import html.parser
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from learnit_r8.journal.run import Run
 from learnit_r8.journal.run_info import git_commit
 from learnit_r8.report.comparison import write_comparison
 from tests.cli.commands import printed
+from tests.report.test_page import Page, rendered
 
 VALUES = {"fast": [3.0, 1.0, 2.0], "slow": [4.0, 3.0, 2.5], "never": [9.0, 8.0, np.nan]}
 
@@ -43,16 +43,17 @@ def runs(tmp_path):
 def test_three_runs_beside_each_other(runs, capsys):
     """`compare` takes any number: the best is starred, with its step; settings and config that differ are listed."""
     code, lines = printed(capsys, "compare", *(runs / name for name in VALUES))
-    rows = {re.split(r"  +", line)[0]: re.split(r"  +", line)[1:] for line in lines if line}
+    columns, *rows = [re.split(r"  +", line) for line in lines if line][:-1]
+    found = {row[0]: dict(zip(columns, row, strict=False)) for row in rows}
 
     assert code == 0
-    assert rows["val_loss, best"] == ["1 *", "2.5", "8"]
-    assert rows["val_loss, best at step"] == ["8", "12", "8"]
-    assert rows["accuracy, best"] == ["0.1", "0.2", "0.3 *"]
-    assert rows["incidents"] == ["0", "0", "0"]
-    assert rows["initial_lr"] == ["0.1", "0.2", "0.3"]
-    assert rows["config.net.width"] == ["8", "16", "24"]
-    assert "run_dir" not in rows
+    assert list(found) == ["fast", "slow", "never"]
+    assert [row["val_loss, best"] for row in found.values()] == ["1 *", "2.5", "8"]
+    assert [row["val_loss, best at step"] for row in found.values()] == ["8", "12", "8"]
+    assert [row["accuracy, best"] for row in found.values()] == ["0.1", "0.2", "0.3 *"]
+    assert [row["initial_lr"] for row in found.values()] == ["0.1", "0.2", "0.3"]
+    assert [row["net.width"] for row in found.values()] == ["8", "16", "24"]
+    assert "run_dir" not in columns
 
 
 def test_one_run_is_no_comparison(runs, capsys):
@@ -60,47 +61,44 @@ def test_one_run_is_no_comparison(runs, capsys):
     assert "compare needs two runs or more, got 1" in capsys.readouterr().err
 
 
-class Page(html.parser.HTMLParser):
-    """Reads a page; every tag must be closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.shapes, self.attributes = [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.attributes += attributes
-        if tag == "polyline":
-            self.shapes.append(dict(attributes)["style"])
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.attributes += attributes
-        if tag == "polyline":
-            self.shapes.append(dict(attributes)["style"])
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 def test_one_page_has_all_curves_over_each_other(runs, tmp_path, capsys):
     """Each chart has a curve of each run, in looks of their own; values are below the pointer; nothing is loaded."""
     code, _ = printed(capsys, "compare", *(runs / name for name in VALUES), "--html", tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
-    page = Page(text)
-    colours = {re.search(r"--\w+", style)[0] for style in page.shapes}
+    page = Page((tmp_path / "page.html").read_text())
+    curves = page.charts("val_loss")
 
     assert code == 0
-    assert re.findall("<h2>(.*?)</h2>", text) == ["Loss of the batches", "val_loss", "accuracy", "Figures and settings"]
-    # The legend, and three charts.
-    assert len(page.shapes) == 3 * 4
-    assert len(colours) == 3
-    assert "Best: fast: 1 at step 8; slow: 2.5 at step 12; never: 8 at step 8." in text
-    assert re.search(r"<title>step 8: fast 1, slow 3, never 8</title>", text)
-    assert not [value for name, value in page.attributes if name in ("src", "href") or "http:" in str(value)]
+    assert page.titles == ["Runs", "Loss of the batches, smoothed", "val_loss", "accuracy"]
+    assert {name: one["y"][0] for name, one in curves.items()} == {"fast": 3, "slow": 4, "never": 9}
+    assert len({one["look"] for one in curves.values()}) == 3
+    (chart,) = page.blocks("val_loss", "chart")
+    assert [point["label"] for point in chart["points"]] == ["best: fast, 1 at step 8"]
+    assert chart["ends"]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_best_of_six_and_the_step_of_a_nan_are_text_in_the_picture(tmp_path):
+    """Of six runs the picture alone names the best beside its mark, every run at its line, and the step of a NaN."""
+    for place in range(6):
+        with R8Scheduler(
+            40, batch_size=4, num_epochs=4, run_dir=tmp_path / f"run-{place}", name="sweep", seed=place,
+            config={"rate": place},
+        ) as r8:  # fmt: skip
+            for epoch in r8.epoch_iterator():
+                for batch, _ in r8.batch_iterator():
+                    r8.update_with_loss(np.ones(len(batch)) * (np.nan if place == 2 and r8.global_step == 21 else 1.0))
+                r8.log(val_loss=abs(place - 3) + 1 / (1 + epoch))
+    path = write_comparison([tmp_path / f"run-{place}" for place in range(6)], tmp_path / "six.html")
+    page = Page(path.read_text())
+    names = [row[0] for row in page.blocks("Runs", "table")[0]["rows"]]
+
+    assert names[0] == "rate=3"
+    assert set(names) == {f"rate={place}" for place in range(6)}
+    assert page.blocks("val_loss", "chart")[0]["points"][0]["label"] == "best: rate=3, 0.25 at step 40"
+    marks = page.blocks("Loss of the batches, smoothed", "chart")[0]["marks"]
+    assert [mark["label"] for mark in marks] == ["rate=2, step 22: loss nan"]
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", rendered(path))
+    assert {"best: rate=3, 0.25 at step 40", "rate=2, step 22: loss nan", *names} <= set(texts)
 
 
 def test_runs_of_one_name_are_told_apart_and_texts_are_safe(tmp_path):
@@ -114,10 +112,9 @@ def test_runs_of_one_name_are_told_apart_and_texts_are_safe(tmp_path):
     text = write_comparison([tmp_path / f"<b>{place}" for place in range(8)], tmp_path / "out.html").read_text()
     page = Page(text)
 
-    assert "<b>" not in text.partition("<table")[0]
-    assert "<i>" not in text
-    assert "<th>&lt;b&gt;7</th>" in text
-    assert len(set(page.shapes)) >= 8
+    assert {"b", "i"}.isdisjoint(page.tags)
+    assert [row[0] for row in page.blocks("Runs", "table")[0]["rows"]] == [f"<b>{place}" for place in range(8)]
+    assert len({one["look"] for one in page.charts("<i>").values()}) == 8
 
 
 def test_curves_over_each_other_fit_the_screen(runs):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.dashboard.text import cell_width, clean, clip, fit, width_of
+from learnit_r8.dashboard.text import cell_width, clip, fit, width_of
+from learnit_r8.events.text import clean
 
 HOSTILE = st.text(max_size=60) | st.sampled_from(
     [

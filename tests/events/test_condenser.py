@@ -16,7 +16,7 @@ def step(number, seconds, loss=1.0, **more):
 
 def condensed(told, **how):
     heard = []
-    condenser = Condenser(heard.append, **how)
+    condenser = Condenser(heard.append, **{"first": 0} | how)
     for event in told:
         condenser(event)
     condenser.flush()
@@ -27,16 +27,27 @@ def test_fast_steps_become_one_event():
     """Steps within a quarter of a second become one event with their mean, extremes, sums and the newest rate."""
     told = [
         step(1, 0.0),
-        step(2, 0.1, 3.0, lr=0.2),
-        step(3, 0.2, 2.0, expected_loss=NAN, own_seconds=0.01, steady=True, suspicion=0.3),
+        step(2, 60.0, 3.0, lr=0.2),
+        step(3, 60.1, 3.0, lr=0.2),
+        step(4, 60.2, 2.0, expected_loss=NAN, own_seconds=0.01, steady=True, suspicion=0.3),
     ]
-    first, rest = condensed(told)
+    first, _, rest = condensed(told)
 
     assert first == steps_of(told[0])
     assert rest == events.StepsDone(
-        step=3, seconds=0.2, num_steps=2, epoch=0, progress=0.5, loss=2.5, lowest=2.0, highest=3.0, last_loss=2.0,
+        step=4, seconds=60.2, num_steps=2, epoch=0, progress=0.5, loss=2.5, lowest=2.0, highest=3.0, last_loss=2.0,
         expected_loss=1.0, lr=0.1, samples=8, num_steady=1, own_seconds=0.01, data_seconds=0.0, suspicion=0.3,
     )  # fmt: skip
+
+
+def test_short_run_has_a_record_for_each_step_and_a_long_one_hundreds():
+    """The first steps are not gathered; later ones over a share of the training so far, at most a quarter second."""
+    short = condensed([step(number, 1e-5 * number) for number in range(200)], first=256)
+    long = condensed([step(number, 1e-3 * number) for number in range(100_000)], first=256)
+
+    assert len(short) == 200
+    assert 1000 < len(long) < 1800
+    assert max(each.num_steps for each in long) <= 251
 
 
 def test_slow_steps_stay_single():
@@ -99,8 +110,8 @@ def test_merged_records_keep_the_highest_suspicion():
 
 def test_merging_is_condensing():
     """Records of single steps merged are the record that the condenser makes of the steps."""
-    told = [step(number, 0.0, 1.5 * number, own_seconds=0.25, suspicion=0.1 * number) for number in (1, 2)]
-    _, together = condensed([step(0, -1.0), *told], every_seconds=9.0)
+    told = [step(number, 3600.0, 1.5 * number, own_seconds=0.25, suspicion=0.1 * number) for number in (1, 2)]
+    *_, together = condensed([step(0, -1.0), step(0, 3599.0), *told], every_seconds=9.0)
 
     assert merged([steps_of(event) for event in told]) == together
 

@@ -9,7 +9,7 @@ import pytest
 from learnit_r8 import events
 from learnit_r8.events import EVENTS
 from tests.drive import INF, NAN, FakeClock, Weights, make, train
-from tests.package_copy import copy_package, replace_in, run_beside
+from tests.package_copy import copy_package, run_beside
 
 ADDED = '''
 
@@ -22,6 +22,10 @@ class Milestone(Event):
     """
 
     name: str
+
+    def words(self) -> Words:
+        """See `Event`."""
+        return Words(INFO, f"has come to {self.name}")
 '''
 
 USED = """
@@ -125,15 +129,11 @@ def test_refused_vector_names_its_samples():
     assert refused[0].samples == (int(ticket.indices[1]), int(ticket.indices[3]))
 
 
-def test_an_event_is_added_in_two_files(tmp_path):
-    """Its class and its text: then listeners hear it, and journals and reports have it."""
+def test_an_event_is_added_in_one_file(tmp_path):
+    """Its class with its words: then listeners hear it, and journals and reports have it."""
     package = copy_package(tmp_path)
     module = package / "events" / "run.py"
     module.write_text(module.read_text(encoding="utf-8") + ADDED, encoding="utf-8")
-    case = 'case events.Milestone():\n            return EventText(INFO, f"has come to {event.name}")\n        '
-    text = package / "dashboard" / "event_text.py"
-    replace_in(text, "case events.RunResumed():", f"{case}case events.RunResumed():")
-
     lines = run_beside(tmp_path, USED)
 
     heard = [line for line in lines if line.startswith("Milestone(")]

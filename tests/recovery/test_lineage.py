@@ -54,6 +54,8 @@ def test_state(updates, relapses, rises, trial):
     lineage.begin(Backup(updates, updates), trial)
     lineage.relapses, lineage.rises = relapses, rises
     lineage.rates.append(0.1)
+    lineage.num_lowered, lineage.level_before = 3, 0.25
+    lineage.healthy_at.extend((updates, updates + 40))
     other.load_state_dict(json.loads(json.dumps(lineage.state_dict())))
     fields = vars(lineage).keys() - {"progress", "gained"}
 

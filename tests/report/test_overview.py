@@ -1,9 +1,7 @@
 """The data at a glance in a report, in a notebook and on the command line."""
 
-import base64
 import csv
 import html
-import io
 import itertools
 import math
 import re
@@ -18,13 +16,12 @@ from learnit_r8.journal.samples import sample_epochs
 from learnit_r8.report import DataView, write_report
 from learnit_r8.report.data import ReportData, report_data, with_samples
 from learnit_r8.report.gallery import NO_LOOK
-from learnit_r8.report.page import samples_page
-from learnit_r8.report.regions import regions_of
+from learnit_r8.report.samples import regions_of, samples_page
 from learnit_r8.table.labels.evidence import EVIDENCE
 from tests.cli.commands import printed
 from tests.drive import make
 from tests.report.sample_files import samples
-from tests.report.test_page import Reader, trained
+from tests.report.test_page import Page, trained
 
 NAMES = np.array(["ant", "bee", "<cow>"])
 LOGITS = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32) * 2
@@ -49,42 +46,38 @@ def run(tmp_path_factory):
 
 def test_report_shows_the_data_at_a_glance(run, tmp_path):
     """Map, quality of each class, what the model confuses, calibration of all epochs, when samples were learnt."""
-    read = Reader(write_report(run.run_dir, tmp_path / "out.html").read_text())
-    said = " ".join(read.texts)
+    read = Page(write_report(run.run_dir, tmp_path / "out.html").read_text())
+    said = read.said
 
     for title in ("Data map", "Quality of each class", "What the model confuses", "Calibration", "Learnt when"):
         assert title in said
     assert "by its mean margin" in said
     assert {"ant", "bee", "<cow>"} <= set(read.texts)
-    assert not {"script", "img", "cow"} & set(read.tags)
+    assert "cow" not in read.tags
     assert [epoch for epoch, _ in report_data(run.run_dir).calibrations] == sample_epochs(run.run_dir)
 
 
 def test_regions_of_the_map_hold_every_sample_once(run, tmp_path):
     """Each region can be ticked, shows its samples, and saves the ids of all of them; together they are all samples."""
-    page = write_report(run.run_dir, tmp_path / "out.html").read_text()
-    read, regions = Reader(page), regions_of(report_data(run.run_dir).data_map)
-    files = re.findall(r'download="region.csv" href="data:text/csv;base64,([^"]*)"', page)
-    ids = [
-        [int(row["index"]) for row in csv.DictReader(io.StringIO(base64.b64decode(file).decode()))] for file in files
-    ]
+    page = Page(write_report(run.run_dir, tmp_path / "out.html").read_text())
+    (drawn,), regions = page.blocks("Data map", "map"), list(regions_of(report_data(run.run_dir).data_map))
+    ids = [[index for index, _ in region["save"]["rows"]] for region in drawn["regions"]]
 
-    assert (
-        len(ids) == len(regions) == sum(value.startswith("region-") for name, value in read.attributes if name == "for")
-    )
     assert ids == [sorted(region.indices.tolist()) for region in regions]
     assert sorted(itertools.chain(*ids)) == list(range(90))
+    assert all(region["cards"] for region in drawn["regions"])
 
 
 def test_command_of_a_region_lists_its_samples(run, tmp_path, capsys):
     """The command in the page gives the very samples of the region, and so does the overview of the table."""
-    page = write_report(run.run_dir, tmp_path / "out.html").read_text()
-    commands = re.findall(r"<code>learnit-r8 samples .*?'? (--margin [^<]*)</code>", page)
-    found = regions_of(report_data(run.run_dir).data_map)
+    page = Page(write_report(run.run_dir, tmp_path / "out.html").read_text())
+    (drawn,) = page.blocks("Data map", "map")
+    commands = [region["command"].partition(" --margin ")[2] for region in drawn["regions"]]
+    found = list(regions_of(report_data(run.run_dir).data_map))
 
     assert len(commands) == len(found)
     for command, region in zip(commands[::5], found[::5], strict=True):
-        _, lines = printed(capsys, "samples", run.run_dir, *command.split())
+        _, lines = printed(capsys, "samples", run.run_dir, "--margin", *command.split())
         assert [int(row["index"]) for row in csv.DictReader(lines)] == region.indices.tolist()
         assert run.table.overview().region(region.mean, region.spread).tolist() == sorted(region.indices)
     _, lines = printed(capsys, "samples", run.run_dir, "--margin", "0", "26", "--top", "3")
@@ -103,10 +96,11 @@ def test_map_of_losses_has_regions_without_a_command(tmp_path):
     """Without predictions the map is that of the losses; its regions save ids, and no command knows them."""
     page = write_report(trained(tmp_path / "run"), tmp_path / "out.html").read_text()
 
-    assert "by its mean loss and how much it varied over" in page
-    assert 'download="region.csv"' in page
-    assert "--margin" not in page
-    assert "Quality of each class" not in page
+    said = Page(page).said
+    assert "by its mean loss and how much it varied over" in said
+    assert "region.csv" in said
+    assert "--margin" not in said
+    assert "Quality of each class" not in said
 
 
 @pytest.mark.parametrize("of", ["run folder", "scheduler", "table"])
@@ -115,7 +109,7 @@ def test_notebook_shows_the_same(run, of):
     source = {"run folder": run.run_dir, "scheduler": run, "table": run.table}[of]
     frame = DataView(source, describe=lambda index: f"photo {index}")._repr_html_()
     (page,) = re.findall(r'<iframe [^>]* srcdoc="([^"]*)"></iframe>', frame)
-    said = " ".join(Reader(html.unescape(page)).texts)
+    said = Page(html.unescape(page)).said
 
     assert "Quality of each class" in said
     assert "photo 0" in said
@@ -134,7 +128,7 @@ def test_damaged_evidence_still_gives_a_page(values):
     file = samples(0, rng.random(200), uses=np.full(200, 9))._replace(evidence=evidence)
     data = with_samples(ReportData(None, View(), math.nan, bounds=np.empty((0, 6)), notes=[]), [file], 0.5)
 
-    assert "Quality of each class" in Reader(samples_page(data, NO_LOOK)).texts
+    assert "Quality of each class" in Page(samples_page(data, NO_LOOK)).texts
 
 
 def test_view_refuses_what_it_cannot_show():

@@ -29,7 +29,7 @@ def end_of_step(r8, value):
     log(r8.global_step, value)
     if r8.global_step == KILLED_AT:
         # The background finishes what it has begun.
-        while r8.host.persistence.generations._backups.is_writing:
+        while r8.host.persistence.generations.is_writing:
             time.sleep(0.005)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -30,7 +30,7 @@ FILES = {
     "lstat", "unlink", "rmdir", "read", "ftruncate", "statvfs", "lockf", "readlink", "close",
 }  # fmt: skip
 COPIES = {"copy", "array", "astype", "tobytes", "empty", "empty_like", "zeros", "ascontiguousarray", "getvalue"}
-KEEPERS = ("/checkpoint/", "/journal/", "recovery/persistence.py", "recorder.py", "shared_generations.py")
+KEEPERS = ("/checkpoint/", "/journal/", "recovery/persistence.py", "recorder.py")
 """Files of the package that copy what is to be kept; elsewhere an array is needed to train."""
 
 
@@ -188,7 +188,7 @@ def begun(tmp_path):
     weights = Weights()
     r8 = resume(folder, weights)
     advance_to(r8, 25)
-    backups = r8.host.persistence.generations._backups
+    backups = r8.host.persistence.generations
     if backups._thread is not None:
         backups._thread.join()
     # As the end of a process does.

@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 
 from learnit_r8 import FiniteGuard, R8Scheduler
-from learnit_r8.checkpoint import shared_memory
-from learnit_r8.checkpoint.shared_folders import is_held, own_name
-from learnit_r8.checkpoint.shared_memory import SharedBackups, files_in
+from learnit_r8.checkpoint import generations as in_memory
+from learnit_r8.checkpoint.generations import Generations, files_in, is_held, own_name
 from learnit_r8.cli.status import folded, line_of
-from learnit_r8.dashboard.event_text import describe
 from learnit_r8.dashboard.render.header import title_line
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.events import BackupsOutlive, CheckpointLoaded
+from learnit_r8.events.event import describe
 from learnit_r8.journal.run import Run
 from tests.dashboard.state.told import start
 from tests.drive import Weights, advance_to, batch_loss, steps, train
@@ -121,7 +120,7 @@ def test_generation_and_checkpoint_are_told_apart_by_their_steps(tmp_path):
     assert loaded.model_path is None
     checkpoint = r8.save_checkpoint()
     assert generations(tmp_path), "only a checkpoint that the run asks for itself clears them"
-    r8.host.persistence.generations._backups._release()
+    r8.host.persistence.generations._release()
     again = opened(tmp_path)
 
     assert again.global_step == newest + 5
@@ -164,15 +163,15 @@ def test_run_that_is_not_resumed_replaces_what_was_left(tmp_path):
 def trained(r8, until):
     """Train to a step, and wait for each generation that is written on the way."""
     for _, indices, _ in steps(r8):
-        backups = r8.host.persistence.generations._backups
+        backups = r8.host.persistence.generations
         backups._rest_until = 0.0
         r8.update_with_loss(batch_loss(indices))
         if r8.global_step % 10 == 1 and backups._thread is not None:
             backups._thread.join()
         if r8.global_step >= until:
             break
-    if r8.host.persistence.generations._backups._thread is not None:
-        r8.host.persistence.generations._backups._thread.join()
+    if r8.host.persistence.generations._thread is not None:
+        r8.host.persistence.generations._thread.join()
 
 
 def test_clean_end_leaves_nothing(tmp_path):
@@ -194,7 +193,7 @@ def test_proved_generations_are_kept(tmp_path):
     trained(r8, 205)
     proven = {each.step for each in r8.host.persistence.backup.backups if each.is_proven}
     kept = generations(tmp_path)
-    r8.host.persistence.generations._backups._release()
+    r8.host.persistence.generations._release()
     again = opened(tmp_path, weights, num_steps=400)
 
     assert proven & set(kept)
@@ -221,7 +220,7 @@ def test_forked_child_writes_nothing(tmp_path):
     r8 = opened(tmp_path, handle_signals=False)
     trained(r8, 25)
     before = generations(tmp_path)
-    process = multiprocessing.get_context("fork").Process(target=r8.host.persistence.generations.clear)
+    process = multiprocessing.get_context("fork").Process(target=r8.host.persistence.forget_generations)
     process.start()
     process.join()
 
@@ -247,7 +246,7 @@ def test_state_that_the_container_cannot_hold_stays_in_ram(tmp_path):
 
 def test_full_folder_turns_them_off(tmp_path, monkeypatch):
     """Where two generations do not fit into a quarter of what is free, none is written, and that is said once."""
-    monkeypatch.setattr(shared_memory, "free_bytes", lambda folder: 5000)
+    monkeypatch.setattr(in_memory, "free_bytes", lambda folder: 5000)
     r8 = opened(tmp_path)
     with pytest.warns(RuntimeWarning, match=r"two generations of .* MiB do not fit into a quarter") as said:
         advance_to(r8, 45)
@@ -265,7 +264,7 @@ def test_folder_that_fills_up_keeps_the_generation_before(tmp_path, monkeypatch)
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shared_memory.codec, "write", full)
+    monkeypatch.setattr(in_memory.codec, "write", full)
     with pytest.warns(RuntimeWarning, match="No space left on device"):
         trained(r8, 55)
 
@@ -276,8 +275,8 @@ def test_folder_that_fills_up_keeps_the_generation_before(tmp_path, monkeypatch)
 
 def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
     """Memory that is full for a while: that they are off is told, only the newest stays, and they come back, twice."""
-    monkeypatch.setattr(shared_memory, "AGAIN_SECONDS", 0.0)
-    heard, folder, write = [], tmp_path / "run", shared_memory.replace
+    monkeypatch.setattr(in_memory, "AGAIN_SECONDS", 0.0)
+    heard, folder, write = [], tmp_path / "run", in_memory.replace
     r8 = opened(tmp_path, listeners=[heard.append], run_dir=folder)
     trained(r8, 35)
     before = generations(tmp_path)
@@ -286,16 +285,16 @@ def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     for until in (55, 95):
-        monkeypatch.setattr(shared_memory, "replace", full)
+        monkeypatch.setattr(in_memory, "replace", full)
         with pytest.warns(RuntimeWarning, match="No space") if until == 55 else contextlib.nullcontext():
             trained(r8, until)
         r8._journal.write_due()
         run = Run(folder)
 
-        assert r8.host.persistence.generations._backups.is_off
+        assert r8.host.persistence.generations.is_off
         assert len(generations(tmp_path)) == 1
         assert "BACKUPS DO NOT OUTLIVE IT ([Errno 28]" in line_of(run, folded(run), run.state())
-        monkeypatch.setattr(shared_memory, "replace", write)
+        monkeypatch.setattr(in_memory, "replace", write)
         trained(r8, until + 20)
         assert generations(tmp_path)[-1] >= until
 
@@ -340,7 +339,7 @@ def test_name_that_somebody_else_has_taken_costs_a_warning_only(kind, tmp_path):
     with pytest.warns(RuntimeWarning, match=f"backups are kept in .*{own_name()}-2'") as said:
         trained(r8, 45)
     newest = generations(tmp_path)[-1]
-    r8.host.persistence.generations._backups._release()
+    r8.host.persistence.generations._release()
     taken.rename(tmp_path / "gone")
 
     assert len(said) == 1
@@ -362,7 +361,7 @@ def test_missing_folder_of_the_environment_is_said(tmp_path, monkeypatch):
 def test_missing_folder_is_off_without_a_word(tmp_path, monkeypatch, recwarn):
     """A system without shared memory has backups in RAM, as ever."""
     monkeypatch.delenv("R8_BACKUPS", raising=False)
-    monkeypatch.setattr(shared_memory, "SYSTEM_BASE", str(tmp_path / "none"))
+    monkeypatch.setattr(in_memory, "SYSTEM_BASE", str(tmp_path / "none"))
     r8 = opened(tmp_path, backup_dir=None)
     advance_to(r8, 45)
 
@@ -432,7 +431,7 @@ CONTENT = {"run_id": "r", "model": None, "scheduler": {"pace": {"step": 5}, "num
 
 
 def backups_of(folder, name, rank=0, num_ranks=1):
-    return SharedBackups(folder / "shm", folder / name, rank=rank, num_ranks=num_ranks, note=print, is_default=False)
+    return Generations(folder / "shm", folder / name, rank=rank, num_ranks=num_ranks, note=print, is_default=False)
 
 
 def test_ranks_take_the_newest_that_all_have(tmp_path):
@@ -500,7 +499,7 @@ def test_ranks_leave_out_what_launches_with_other_ranks_have_left(tmp_path):
 def test_ranks_that_see_other_generations_take_none(tmp_path, monkeypatch):
     """A rank to which a folder looks empty, as a dying process holds it, makes the others use their checkpoints too."""
     left_by_ranks(tmp_path, [{10: CONTENT}] * 2)
-    monkeypatch.setattr(shared_memory, "is_held", lambda folder: folder.name == "rank1")
+    monkeypatch.setattr(in_memory, "is_held", lambda folder: folder.name == "rank1")
 
     assert [name for name, _ in found_by_ranks(tmp_path)] == [None, None]
 
@@ -519,7 +518,7 @@ def test_resumed_rates_and_batches_do_not_depend_on_what_was_resumed_from(tmp_pa
     """From a generation the run draws what an uninterrupted one draws."""
     r8 = opened(tmp_path, guard=FiniteGuard())
     trained(r8, 25)
-    r8.host.persistence.generations._backups._release()
+    r8.host.persistence.generations._release()
     again = opened(tmp_path, guard=FiniteGuard())
     rest = train(again)
     whole = train(opened(tmp_path / "other", guard=FiniteGuard()))

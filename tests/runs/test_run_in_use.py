@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from learnit_r8.checkpoint import shared_folders, store
+from learnit_r8.checkpoint import store
 from learnit_r8.checkpoint.store import RunInUse
 from tests.drive import advance_to, make, train
 from tests.runs.test_failing_calls import environment
@@ -139,7 +139,7 @@ def test_without_locks_a_run_goes_on(tmp_path, monkeypatch, code):
     if code == errno.ENOLCK:
         monkeypatch.setattr("fcntl.lockf", refuse)
     else:
-        monkeypatch.setattr(shared_folders, "open_output", refuse)
+        monkeypatch.setattr(store, "lock_until_released", refuse)
     r8 = make(40, num_epochs=2, checkpoint_dir=tmp_path, backup_dir=False)
     with pytest.warns(RuntimeWarning, match="could not be locked") as said:
         train(r8)

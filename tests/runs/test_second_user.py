@@ -29,7 +29,7 @@ r8 = make(4000, num_epochs=1, run_dir=folder + "/run", checkpoint_dir=folder + "
           backup_every=10, state_callback=weights.get, load_callback=weights.load, save_callback=weights.save,
           listeners=[log])
 advance_to(r8, until)
-backups = r8.host.persistence.generations._backups
+backups = r8.host.persistence.generations
 if backups._thread is not None:
     backups._thread.join()
 r8._journal.write_due()

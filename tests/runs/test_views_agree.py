@@ -19,6 +19,7 @@ from learnit_r8.report import write_report
 from learnit_r8.report.comparison import write_comparison
 from tests.drive import NAN
 from tests.journal.run_folders import STARTED, folder_with, steps
+from tests.report.test_page import Page
 
 NUM, WRONG = 400, 40
 
@@ -130,9 +131,9 @@ LABELS = {
         "val_loss": f"val_loss <b>{VALUE}", **BEST,
     },
     "page": {
-        "state": f'class="state [a-z ]+"><b>{WORD}</b>', "done": f"<dd>{DONE}", "step": f"step {OF}",
-        "epoch": f"epoch {OF}", "smoothed": f"loss</dt><dd>{VALUE}", "loss": f"last batch {VALUE}",
-        "warnings": r"warnings and alerts: (\d+)", "val_loss": f"val_loss</dt><dd>{VALUE}", **BEST,
+        "state": f'"state": "{WORD}"', "done": f'"progress", "{DONE}', "step": f"step {OF}",
+        "epoch": f"epoch {OF}", "smoothed": f'loss", "{VALUE}"', "loss": f"last batch {VALUE}",
+        "warnings": r"warnings and alerts: (\d+)", "val_loss": f'"val_loss", "{VALUE}"', **BEST,
     },
 }  # fmt: skip
 """What a person reads in each view."""
@@ -204,22 +205,28 @@ def test_every_view_gives_the_same_state_progress_losses_and_counts(how, tmp_pat
 
 
 def test_every_comparison_prints_the_same_figures(tmp_path, capsys):
-    """The command, the screen of two runs, the page of several and the report beside another; long runs, too."""
+    """Rows of the command, the screen of two runs, the page and the report beside another; long runs, too."""
     folders = [folder_with(tmp_path / name, *long_run(step)) for name, step in (("one", 1_234_567), ("two", 98_765))]
-    told = {
-        "command": printed(capsys, "compare", *folders),
-        "screen": printed(capsys, "watch", *folders, "--once", "--width", 120, "--height", 60),
-        "page": table_of(write_comparison(folders, tmp_path / "page.html").read_text()),
-        "report": table_of(write_report(folders[0], tmp_path / "report.html", other=folders[1]).read_text()),
-    }
-    names = ["steps", "samples a second", "smoothed loss", "val_loss, best", "val_loss, best at step", "warnings"]
-    found = {
-        view: [re.search(rf"^ *{name} +(\S+)(?: \*)? +(\S+)", text, re.MULTILINE).groups() for name in names]
-        for view, text in told.items()
-    }
+    for folder in folders:
+        (folder / "run.json").write_text(json.dumps({"name": folder.name}))
+    names = ["steps", "val_loss, best", "val_loss, best at step"]
+    screen = printed(capsys, "watch", *folders, "--once", "--width", 120, "--height", 60)
+    lines = [re.split(r"  +", line) for line in printed(capsys, "compare", *folders).splitlines()[:3]]
+    pages = [
+        write_comparison(folders, tmp_path / "page.html").read_text(),
+        write_report(folders[0], tmp_path / "report.html", other=folders[1]).read_text(),
+    ]
+    tables = [(lines[0], lines[1:]), *(table_of(Page(page)) for page in pages)]
+    found = [
+        {row[0]: [row[columns.index(name)].removesuffix(" *") for name in names] for row in rows}
+        for columns, rows in tables
+    ]
 
-    assert found["command"][0] == ("1,234,567", "98,765")
-    assert {view: values for view, values in found.items() if values != found["command"]} == {}
+    assert found[0]["one"] == ["1,234,567", "0.9877", "1,234,567"]
+    assert found[1] == found[2] == found[0]
+    for place, name in enumerate(names):
+        shown = re.search(rf"^ *{name} +(\S+)(?: \*)? +(\S+)", screen, re.MULTILINE).groups()
+        assert shown == (found[0]["one"][place], found[0]["two"][place])
 
 
 def long_run(step):
@@ -229,6 +236,6 @@ def long_run(step):
 
 
 def table_of(page):
-    """The text of the rows of a comparison's table."""
-    table = re.search(r'<table class="compared">(.*?)</table>', page, re.DOTALL)[1]
-    return "\n".join(re.sub(r"<[^>]+>", "  ", row) for row in table.split("</tr>"))
+    """The columns and the rows of a comparison's table, as texts."""
+    (table,) = page.blocks("Runs", "table")
+    return table["columns"], [[one["bold"] if isinstance(one, dict) else one for one in row] for row in table["rows"]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, events
-from learnit_r8.dashboard.event_text import describe
+from learnit_r8.events.event import describe
 from tests.runs.test_outliving import generations, killed
 
 

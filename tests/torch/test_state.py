@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from learnit_r8.checkpoint.state_tree import clone, copy_to_host, copy_to_host_into
+from learnit_r8.checkpoint.tree import clone, copy_to_host, copy_to_host_into
 from learnit_r8.sampling.random_generators import random_state, set_random_state
 from learnit_r8.torch import ModelState, serialization
 from learnit_r8.torch.prepared import plain_model

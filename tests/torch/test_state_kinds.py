@@ -19,10 +19,9 @@ torch = pytest.importorskip("torch")
 
 from torch.testing._internal.two_tensor import TwoTensor
 
-from learnit_r8.checkpoint import tensors
+from learnit_r8.checkpoint import kinds as tensors
 from learnit_r8.checkpoint.codec import decode, encode
-from learnit_r8.checkpoint.state_form import LeftOut, leave_out, pack, unpack
-from learnit_r8.checkpoint.state_tree import clone, copy_into, copy_to_host, not_finite
+from learnit_r8.checkpoint.tree import LeftOut, clone, copy_into, copy_to_host, leave_out, not_finite, pack, unpack
 from learnit_r8.torch import serialization
 from learnit_r8.torch.state import ModelState
 from tests.state_common import first_difference

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ...checkpoint.background import BackgroundWrite
 from ...checkpoint.codec import OlderFile
-from ...checkpoint.reader import Checkpoint, NoValidCheckpoint
-from ...checkpoint.store import CheckpointStore, RunInUse
+from ...checkpoint.store import BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, RunInUse
 from .agreement import Channel, digest_of
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ...events.text import clean, number
 from ..state.comparison import figures_of, settings_of
 from ..state.curve import Columns
 from ..state.ui_state import Scene, UiState
 from ..state.view import Point, View
-from ..text import Line, Span, clean, clip, figure, fit, grouped, is_held_out, number
+from ..text import Line, Span, clip, figure, fit, grouped, is_held_out
 from ..theme import Glyphs, Theme
 from .chart import LABEL, axis, chart, dots, plot, scale_of, scale_of_all
 from .header import Rows, titled

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from ...events.text import clean, clock, number, share
 from ..keys import MENU, TABLE, works
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clean, clip, clock, fit, in_ascii, number, share
+from ..text import Line, Span, clip, fit, in_ascii
 from ..theme import Theme
 from .header import state_of, titled
 from .pages import PAGES

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...events.text import clean, clock, number, share
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clean, clip, clock, number, share
+from ..text import Line, Span, clip
 from ..theme import Theme
 from .parts import bar, extremes, joined, labelled, right, size_of
 

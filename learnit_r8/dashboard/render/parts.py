@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..text import Line, Span, clip, number, width_of
+from ...events.text import number
+from ..text import Line, Span, clip, width_of
 from ..theme import Glyphs
 
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from ...events import SamplesSurveyed
 from ...events.samples import count_text
+from ...events.text import clean, number, share
 from ..state.sample_list import Row, known_samples, listed_samples
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clean, fit, number, share
+from ..text import Line, Span, fit
 from ..theme import Glyphs, Theme
 from .chart import LABEL, axis, dots, plot, scale_of_all
 from .curves import window

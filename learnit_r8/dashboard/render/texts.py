@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from ..event_text import describe_data, few
-from ..state.incidents import Incident
+from ...events.incident import Incident
+from ...events.text import clean, clock, counted
 from ..state.ui_state import Scene, UiState
 from ..state.view import Entry, View
-from ..text import Line, Span, clean, clip, clock, counted, fit, number, setting, wrapped
+from ..text import Line, Span, clip, fit, setting, wrapped
 from ..theme import Theme
 from .header import Rows, titled
 from .parts import cropped, remark, rule
@@ -89,7 +88,7 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
         budget = f"as many as {seconds:g} s allow" if seconds else "until you ask for a cool-down or a stop"
         rows = [
             ("name", run.name or "-"),
-            ("samples", describe_data(run).replace(" samples in", " in")),
+            ("samples", run.data.replace(" samples in", " in")),
             ("steps", f"{run.total_steps:,}" if run.total_steps else budget),
             ("steps per epoch", f"{run.steps_per_epoch:,}" if run.steps_per_epoch else "as many as your loader gives"),
             *((name, setting(text)) for name, text in ({"policy": run.policy} | run.settings).items()),
@@ -141,7 +140,7 @@ _INCIDENT_STYLES = {"open": "alert", "over": "good", "gave up": "alert"}
 
 def incidents_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """The incidents, newest first, and all of the selected one."""
-    found = view.incidents.incidents[::-1]
+    found = view.incidents[::-1]
     lines = [rule("incidents", width, theme.glyphs, f"{len(found)}, up and down choose" if found else "")]
     if not found:
         return [*lines, remark("no loss was refused so far, and nothing was found damaged")]
@@ -151,34 +150,23 @@ def incidents_panel(view: View, ui: UiState, width: int, height: int, theme: The
     for place in range(first, first + room):
         line = _listed(found[place], width, theme)
         lines.append((Span("".join(text for text, _ in line), "selected"),) if place == chosen else line)
-    lines += _details(found[chosen], view, width, theme)
+    lines += _details(found[chosen], width, theme)
     return [cropped(line, width) for line in lines[:height]]
 
 
 def _listed(incident: Incident, width: int, theme: Theme) -> Line:
     when = f" {clock(incident.seconds):>8} {incident.step:>9,} "
-    counts = (
-        f"{incident.num_refused} refused, {counted(incident.num_probes, 'probe')}, {incident.num_restored} restored"
-    )
-    text = clip(f"{clean(incident.reason)}; {counts}", max(0, width - len(when) - 9), theme.glyphs.ellipsis)
+    text = clip(clean(f"{incident.what}; {incident.done}"), max(0, width - len(when) - 9), theme.glyphs.ellipsis)
     return Span(when, "label"), Span(f"{incident.state:<8} ", _INCIDENT_STYLES[incident.state]), Span(text)
 
 
-def _details(incident: Incident, view: View, width: int, theme: Theme) -> list[Line]:
-    """What happened, what was tried, and the diagnosis, every text in full."""
+def _details(incident: Incident, width: int, theme: Theme) -> list[Line]:
+    """What happened, where it began, what was found and what to do, then what was tried, every text in full."""
     lines = [rule(f"step {incident.step:,}, epoch {incident.epoch + 1}", width, theme.glyphs, incident.state)]
-    rate = f" at the rate {number(incident.lr)}" if math.isfinite(incident.lr) else ""
-    loss = f"loss {number(incident.loss)}{rate}" if incident.num_refused else "the weights"
-    lines += _part("what", f"{loss}: {incident.reason}", width, "alert")
-    usual = view.ema
-    if math.isfinite(usual) and math.isfinite(incident.loss):
-        lines += _part("", f"the smoothed loss is {number(usual)} now", width)
-    if incident.samples:
-        lines += _part("samples", few(incident.samples, 12), width)
-    if incident.cause:
-        lines += _part("cause", incident.cause, width, "alert")
-    waiting = "not settled yet" if incident.state == "open" else "none"
-    lines += _part("diagnosis", incident.diagnosis or waiting, width, _INCIDENT_STYLES[incident.state])
+    lines += _part("what", incident.what, width, "alert")
+    lines += _part("began", incident.began, width, "alert" if incident.cause else "label")
+    lines += _part("found", incident.found, width, _INCIDENT_STYLES[incident.state])
+    lines += _part("to do", incident.advice, width) if incident.advice else []
     for place, (step, text) in enumerate(incident.tried):
         lines += _part("tried" if not place else "", f"{step:,}: {text}", width)
     return lines
@@ -201,6 +189,6 @@ def incidents_rows(view: View, scene: Scene) -> Rows:
     rows = (
         (each.step, each.seconds, each.state, clean(each.reason), each.loss, each.lr, each.num_refused,
          each.num_restored, clean(each.diagnosis, 1000))
-        for each in view.incidents.incidents
+        for each in view.incidents
     )  # fmt: skip
     return columns, rows

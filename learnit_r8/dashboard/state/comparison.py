@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ...events.steps import is_lower_better
 from .view import View
 
-NOT_CHOSEN = frozenset({"machine", "process", "run_dir"})
+NOT_CHOSEN = frozenset({"machine", "process", "run_dir", "checkpoint_dir", "backup_dir", "name", "notes", "tags"})
 """Settings that say where a run was, not how."""
 
 
@@ -46,25 +46,27 @@ def figures_of(views: Sequence[View]) -> list[Figure]:
     rows = [
         Figure("steps", tuple(float(view.step) for view in views)),
         Figure("training seconds", tuple(view.seconds for view in views)),
-        _figure("samples a second", [view.pacing.samples_per_second for view in views], lower=False),
-        _figure("smoothed loss", [view.ema for view in views], lower=True),
-        _figure("best smoothed loss", [view.best.value if view.best else math.nan for view in views], lower=True),
+        make_figure("samples a second", [view.pacing.samples_per_second for view in views], lower=False),
+        make_figure("smoothed loss", [view.ema for view in views], lower=True),
+        make_figure("best smoothed loss", [view.best.value if view.best else math.nan for view in views], lower=True),
     ]
     for name in dict.fromkeys([*names, *others]):
         lower = is_lower_better(name)
         for what, value in (("last", last_of), ("best", best_of)):
-            rows.append(_figure(f"{name}, {what}", [value(view, name) for view in views], lower=lower))
-        rows.append(_figure(f"{name}, best at step", [best_step_of(view, name) for view in views]))
-    rows.append(_figure("incidents", [float(len(view.incidents.incidents)) for view in views], lower=True))
-    rows.append(_figure("losses refused", [float(view.num_refused) for view in views], lower=True))
-    rows.append(_figure("warnings", [float(view.num_alerts) for view in views], lower=True))
-    rows.append(_figure("suspects", [float(view.survey.num_suspects) if view.survey else math.nan for view in views]))
+            rows.append(make_figure(f"{name}, {what}", [value(view, name) for view in views], lower=lower))
+        rows.append(make_figure(f"{name}, best at step", [best_step_of(view, name) for view in views]))
+    rows.append(make_figure("incidents", [float(len(view.incidents)) for view in views], lower=True))
+    rows.append(make_figure("losses refused", [float(view.num_refused) for view in views], lower=True))
+    rows.append(make_figure("warnings", [float(view.num_alerts) for view in views], lower=True))
+    rows.append(
+        make_figure("suspects", [float(view.survey.num_suspects) if view.survey else math.nan for view in views])
+    )
     return rows
 
 
 def settings_of(views: Sequence[View]) -> list[Setting]:
     """The settings that differ between runs."""
-    every = [_settings(view) for view in views]
+    every = [chosen_settings(view) for view in views]
     names = dict.fromkeys(name for settings in every for name in settings)
     rows = [Setting(name, tuple(settings.get(name, "") for settings in every)) for name in names]
     return [row for row in rows if len(set(row.values)) > 1]
@@ -86,7 +88,8 @@ def best_step_of(view: View, name: str) -> float:
     return float(view.bests[name].step) if name in view.bests else math.nan
 
 
-def _figure(name: str, values: Sequence[float], *, lower: bool | None = None) -> Figure:
+def make_figure(name: str, values: Sequence[float], *, lower: bool | None = None) -> Figure:
+    """A figure, with the run that is better where all have one; ``lower`` says whether lower is, None for neither."""
     known = [value for value in values if math.isfinite(value)]
     better = -1
     if lower is not None and len(known) == len(values) and len(set(known)) > 1:
@@ -94,7 +97,8 @@ def _figure(name: str, values: Sequence[float], *, lower: bool | None = None) ->
     return Figure(name, tuple(values), better)
 
 
-def _settings(view: View) -> dict[str, str]:
+def chosen_settings(view: View) -> dict[str, str]:
+    """The settings of a run that say how it was made, by name."""
     run = view.run
     if run is None:
         return {}

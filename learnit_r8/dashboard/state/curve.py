@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 BUCKETS = 2048
 """Most stretches kept; when they are used up, neighbours are joined and each is twice as long."""
@@ -127,6 +127,21 @@ class Curve:
             count, total, low, high = (float(values[place]) for values in self._values)
             yield (place + 1) * self.width, low, total / count, high
 
+    def points(self, num: int) -> tuple[NDArray[np.float64], ...]:
+        """Steps, lowest, mean and highest values as at most ``num`` points of a line.
+
+        A record of many steps is one point in its middle: drawn at each of its steps it would be a stair.
+        """
+        last = max(1, self.last_step)
+        num = min(num, last)
+        found = self.columns(num, 0, last)
+        ends = np.arange(1, num + 1) * (last / num)
+        same = np.all([np.isclose(values[1:], values[:-1], rtol=1e-9, atol=0) for values in found], axis=0)
+        starts = np.flatnonzero(np.concatenate([[True], ~same]))
+        stops = np.concatenate([starts[1:], [num]]) - 1
+        steps = np.ceil((ends[starts] + ends[stops]) / 2)
+        return steps, *(values[starts] for values in found)
+
     @property
     def is_empty(self) -> bool:
         """Whether the curve has no values."""
@@ -150,3 +165,20 @@ class Curve:
         known &= count > 0
         mean = np.divide(total, count, out=np.full(num, np.nan), where=known)
         return Columns(np.where(known, low, np.nan), mean, np.where(known, high, np.nan))
+
+
+def range_of(values: ArrayLike, *, share: float = 1.0) -> tuple[float, float]:
+    """Lowest and highest finite value, apart from each other; (0, 1) if there is none.
+
+    Args:
+        values: Any shape.
+        share: Share of the values that must fit; the highest of the others may lie beyond.
+    """
+    array = np.asarray(values, np.float64).ravel()
+    array = array[np.isfinite(array)]
+    if not len(array):
+        return 0.0, 1.0
+    low, high = float(array.min()), float(np.quantile(array, share))
+    if high - low <= 1e-9 * max(abs(high), abs(low)):
+        return low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    return low, high

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from ...events import SamplesSurveyed
-from ..text import clean, share
+from ...events.text import clean, share
 from .ui_state import UiState
 from .view import View
 

@@ -10,11 +10,11 @@ from typing import NamedTuple, TypeVar
 
 from ... import events
 from ...events.condenser import steps_of
+from ...events.event import ALERT, WARN, describe
+from ...events.incident import Incident, fold
 from ...events.steps import is_lower_better
-from ..event_text import ALERT, WARN, describe
-from ..text import clean
+from ...events.text import clean
 from .curve import Curve, ThinnedList
-from .incidents import IncidentLog
 
 WINDOW = 64
 """Number of records of steps in the median, the newest."""
@@ -209,8 +209,7 @@ class View:
         epochs: The newest ends of epochs.
         loads: The load of the machine over time; thinned.
         pacing: Speed of the run.
-        incidents: The newest incidents, with what was tried.
-        incident: The newest refusal while its incident lasts; else None.
+        incidents: The newest incidents, oldest first.
         num_refused: Losses refused so far.
         is_lr_lowered: Whether the learning rate is below its schedule after a refusal.
         is_searching: Whether a learning rate is searched for.
@@ -250,8 +249,7 @@ class View:
         self.epochs: deque[events.EpochDone] = deque(maxlen=64)
         self.loads: ThinnedList[events.MachineLoad] = ThinnedList(MOST_POINTS)
         self.pacing = Pacing()
-        self.incidents = IncidentLog()
-        self.incident: events.BatchRefused | None = None
+        self.incidents: tuple[Incident, ...] = ()
         self.num_refused = 0
         self.is_lr_lowered = False
         self.is_searching = False
@@ -294,8 +292,6 @@ class View:
                         self._note_best(key, Point(event.at_step, value))
             case events.BatchRefused():
                 self._fold_refusal(event)
-            case events.IncidentEnded():
-                self.incident = None
             case events.LrCapped() | events.LrRestored():
                 self.is_lr_lowered = isinstance(event, events.LrCapped)
             case events.GaveUp():
@@ -329,7 +325,7 @@ class View:
             entry = Entry(event.step, event.seconds, said.level, said.text, said.mark)
             self.log.append(entry)
             self.num_entries += 1
-            self.incidents.fold(event, self.epoch, said.text)
+            self.incidents = fold(self.incidents, event, self.epoch)
             if said.level in (WARN, ALERT):
                 self.alerts.append(entry)
                 self.num_alerts += 1
@@ -337,7 +333,7 @@ class View:
                 self.marks.add(entry)
 
     def _fold_start(self, event: events.RunStarted) -> None:
-        self.run, self.ended, self.incident, self.gave_up, self.died = event, None, None, None, ""
+        self.run, self.ended, self.gave_up, self.died = event, None, None, ""
         self.lr_plan = event.lr_plan
         self.epoch = event.step // event.steps_per_epoch if event.steps_per_epoch else self.epoch
         self.seconds = event.seconds
@@ -358,7 +354,7 @@ class View:
         for name, points in self.metrics.items():
             for point in points:
                 self._note_best(name, point)
-        self.incidents.forget_after(event.step)
+        self.incidents = tuple(each for each in self.incidents if each.step <= event.step) if event.step else ()
         self.recent = deque((each for each in self.recent if each.step <= event.step), maxlen=RECENT)
         self.epochs = deque((each for each in self.epochs if each.step <= event.step), maxlen=self.epochs.maxlen)
         self.last = self.recent[-1] if self.recent else None
@@ -388,7 +384,6 @@ class View:
                 self.best = Point(event.step, self.ema)
 
     def _fold_refusal(self, event: events.BatchRefused) -> None:
-        self.incident = event
         self.num_refused += 1
         self.epoch = max(self.epoch, event.epoch)
         # The schedule lowers the rate a little from step to step, too.
@@ -399,6 +394,12 @@ class View:
         known, sign = self.bests.get(name), -1.0 if is_lower_better(name) else 1.0
         if math.isfinite(point.value) and (known is None or sign * point.value > sign * known.value):
             self.bests[name] = point
+
+    @property
+    def incident(self) -> Incident | None:
+        """The incident that lasts, if a loss was refused in it; else None."""
+        newest = self.incidents[-1] if self.incidents else None
+        return newest if newest is not None and newest.state == "open" and newest.num_refused else None
 
     @property
     def total_epochs(self) -> int | None:

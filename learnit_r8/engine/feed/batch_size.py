@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...checkpoint.state_tree import clone
+from ...checkpoint.tree import clone
 from ...sampling.chunk import Size
 
 TOKEN_NAMES = ("input_ids", "tokens", "ids")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...checkpoint.state_form import leave_out, pack, unpack
-from ...checkpoint.state_tree import clone
+from ...checkpoint.tree import clone, leave_out, pack, unpack
 from ...sampling.random_generators import random_state, set_random_state, state_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ... import events
 from ...sampling.ticket import Ticket
-from ..lineage import DEAD_EVERY
+from ..policy import DEAD_EVERY
 from ..progress import EARLY_UPDATES, FIRST, START_UPDATES, Progress
 from ..ram_backup import Backup
 from .experiment import Alarm, Case, draw_again

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import events
+from ...events.incident import Incident
 from ...sampling.ticket import Ticket
 from ..policy import TrainingDiverged
 from ..progress import EARLY_UPDATES, FIRST, LOOK_EVERY
 from ..ram_backup import Backup, spread_of
 from .experiment import Alarm, Case, Finding, investigate
-from .incident import Incident, diverged_text, write_bundle
+from .incident import diverged_text, write_bundle
 from .settlement import Settlement
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ class Inquiry:
         """
         progress = self._parts.lineage.progress
         progress.reported.append(loss)
-        self._parts.incidents.open(self._live.step, Alarm.EARLY.value).num_left_out += leaves_out
+        incidents = self._parts.incidents
+        incidents.change(num_left_out=incidents.open(self._live.step, Alarm.EARLY.value).num_left_out + leaves_out)
         self._experiment.is_at_alarm = True
         self.begin(Alarm.EARLY, progress.rise(1))
         return self._live.put_step

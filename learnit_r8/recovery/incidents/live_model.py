@@ -9,10 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import events
-from ...checkpoint.codec import decode, encode
-from ...checkpoint.state_fit import fill
-from ...checkpoint.state_form import leave_out, pack, unpack
-from ...checkpoint.state_tree import clone, growth, leaves, map_leaves, not_finite
+from ...checkpoint import tree
+from ...checkpoint.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite
 from ...events.bus import Announcer
 from ..ram_backup import Backup
 
@@ -40,13 +38,13 @@ class Saved(NamedTuple):
     @classmethod
     def of(cls, content: NDArray[np.uint8]) -> Saved:
         """What `saved_form` has made the content of."""
-        return cls(unpack(decode(content.tobytes())))
+        return cls(tree.from_bytes(content))
 
 
 def saved_form(state: Any) -> NDArray[np.uint8]:
     """A state as a file keeps it beside the model's own; what no file can hold stays as it is when it is loaded."""
     parts = state.parts if isinstance(state, Saved) else leave_out(state, {})
-    return np.frombuffer(encode(pack(parts)), np.uint8)
+    return tree.to_bytes(parts)
 
 
 class LiveModel:

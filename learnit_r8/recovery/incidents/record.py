@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...checkpoint import codec
 from ...checkpoint.durable_io import open_regular
-from ...checkpoint.state_form import unpack
+from ...checkpoint.tree import unpack
+from ...events import Event
+from ...events.codec import from_fields
+from ...events.incident import Incident, begun_by
 from .finding import KINDS
 
 FOLDER, RECORD = "incidents", "incident.json"
@@ -74,6 +80,37 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadRecord(f"{path} must be the record of an incident, got something else ({error}).") from None
     return _checked_record(content, path)
+
+
+def incident_of(record: Mapping[str, Any]) -> Incident:
+    """A record as the incident that screen and report fold from the events, whose words it has."""
+    refusals, timeline = record["refusals"], record["timeline"]
+    happened: list[Event] = []
+    for fields in timeline:
+        # What another version wrote, and this one does not know, has no words.
+        with contextlib.suppress(ValueError):
+            happened.append(from_fields(fields))
+    begun = next(filter(None, map(begun_by, happened)), None)
+    first = refusals[0] if refusals else {}
+    loss, lr = (_number(first.get(name)) for name in ("loss", "lr"))
+    reason = str(first.get("verdict", "")) if refusals else begun.reason if begun else "the weights were tested"
+    finding = record["finding"] or {}
+    samples = tuple(each for each in first.get("not_finite", ()) if isinstance(each, int))
+    incident = Incident(record["step"], reason, _number(record["seconds"]), loss=loss, lr=lr, samples=samples)
+    for event in happened:
+        incident = incident.after(event)
+    return replace(
+        incident, num_refused=record["num_refused"], cause=record["cause"], fault=finding.get("kind", ""),
+        state=record["state"], diagnosis=record["diagnosis"], last_step=record["last_step"],
+    )  # fmt: skip
+
+
+def _number(value: Any) -> float:
+    """A number of a record, whose JSON has texts for those that are not finite; NaN for anything else."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def read_part(path: str | os.PathLike[str], name: str) -> Any:

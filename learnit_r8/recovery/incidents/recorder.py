@@ -18,10 +18,11 @@ from typing import Any
 from ... import events
 from ...checkpoint import codec
 from ...checkpoint.durable_io import make_own_folder, remove, replace
-from ...checkpoint.state_form import leave_out, pack, size_of
+from ...checkpoint.tree import leave_out, pack, size_of
 from ...events import launcher
 from ...events.caller import warn
 from ...events.codec import strict_json
+from ...events.incident import begun_by
 from ...events.threaded_listener import ThreadedListener
 from ...events.versions import versions
 from .finding import Finding, to_plain
@@ -33,9 +34,6 @@ CLOSE_SECONDS = 5.0
 MOST_QUEUED = 1000
 MOST_REFUSALS, MOST_TIMELINE = 200, 500
 """Refused batches and events that a record lists; it only counts later ones."""
-
-WILD = "wild"
-"""Reason of the probes that measure how much an update changes; they are no incident."""
 
 MOST_PART = MOST_BYTES // 4
 """Bytes of a batch or a state; larger ones are left out."""
@@ -181,8 +179,7 @@ class FlightRecorder(ThreadedListener):
         if isinstance(event, events.RunEnded):
             return False
         if self._open is None:
-            begins = isinstance(event, (Noted, events.DamageFound, events.Probed))
-            if not begins or getattr(event, "reason", "") == WILD:
+            if not isinstance(event, Noted) and begun_by(event) is None:
                 # What comes after an incident, such as the rate on its schedule again; or a measurement.
                 return False
             self._begin(event)

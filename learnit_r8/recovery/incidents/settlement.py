@@ -9,12 +9,11 @@ level       nothing is restored; the losses mean something else from here on
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ... import events
-from ..lineage import LEAST_TRIAL
+from ..lineage import LEAST_TRIAL, LOOPING
 from ..moment import go_back
 from ..progress import EARLY_UPDATES
 from ..ram_backup import Backup
@@ -30,8 +29,8 @@ steps."""
 LOWEST_SHARE = 2**-12
 """Least share of the scheduled rate that a ceiling leaves after the first steps."""
 
-LOOPING, LOOP_STEPS = 3, 100
-"""This many experiments that found healthy weights within this many steps make the guard forget its losses."""
+LOOP_STEPS = 100
+"""`LOOPING` experiments that found healthy weights within this many steps make the guard forget its losses."""
 
 _REASONS = {
     Alarm.NOT_FINITE: "losses or weights were not finite",
@@ -63,9 +62,6 @@ class Settlement:
     def __init__(self, parts: Parts) -> None:
         self._parts, self._live, self._lineage, self._limit = parts, parts.live, parts.lineage, parts.limit
         self._announcer, self._sentry = parts.announcer, parts.sentry
-        self._level_before = -math.inf
-        self._num_lowered = 0
-        self._healthy_at: deque[int] = deque(maxlen=LOOPING)
 
     def tell_noise(self, tested: Sequence[Backup]) -> None:
         """Say once that a batch does not have the same loss twice with the same weights, and by how much."""
@@ -91,7 +87,7 @@ class Settlement:
         mended, incident = self._live.mended, parts.incidents.current
         parts.incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
         if mended and incident is not None:
-            incident.is_restored = True
+            parts.incidents.change(num_restored=max(1, incident.num_restored))
             text = f"{_REASONS[Alarm.NOT_FINITE]} at step {step:,}: {mended}"
             self._announcer.warn_unseen("restored", incident.with_cause(text))
         elif finding.verdict != "level" and incident is not None and incident.num_refused:
@@ -107,8 +103,9 @@ class Settlement:
         if alarm is Alarm.NOT_FINITE:
             return
         self._sentry.calm()
-        self._healthy_at.append(step)
-        if len(self._healthy_at) == LOOPING and step - self._healthy_at[0] <= LOOP_STEPS:
+        healthy_at = self._lineage.healthy_at
+        healthy_at.append(step)
+        if len(healthy_at) == LOOPING and step - healthy_at[0] <= LOOP_STEPS:
             self._sentry.forget()
 
     def _accept_level(self, case: Case, finding: Finding) -> None:
@@ -148,23 +145,23 @@ class Settlement:
             why = "training on has damaged healthy weights again, so the updates are too large"
             if is_rate:
                 why = "the updates are too large from the start on, as the losses rose"
-            self._level_before = backup.usual
+            lineage.level_before = backup.usual
             rate = max(lineage.rates) if lineage.rates else lr
             least = 0.0 if is_early else LOWEST_SHARE * lr
-            self._num_lowered += 1
-            usual = DIVISOR if self._num_lowered <= 2 else LASTING_DIVISOR
+            lineage.num_lowered += 1
+            usual = DIVISOR if lineage.num_lowered <= 2 else LASTING_DIVISOR
             # In the first steps there is hardly a level to wait for.
             goal = -math.inf if is_early else backup.usual
             limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, goal=goal, step=step)
             self._parts.norms.begin(step)
-            if is_early and self._parts.incidents.current is not None:
-                self._parts.incidents.current.held_from_start = limit.ceiling
+            if is_early:
+                self._parts.incidents.change(held_from_start=limit.ceiling)
             self._announcer.tell(
                 events.LrCapped, ceiling=limit.ceiling, reason=alarm.value, is_share=limit.is_share,
                 until=limit.until_text(),
             )  # fmt: skip
         elif not is_early:
-            self._num_lowered = 0
+            lineage.num_lowered = 0
             limit.restored()
         self._tell_restored(backup, alarm, undone, is_tested=is_tested)
         incident = self._parts.incidents.current
@@ -204,6 +201,9 @@ class Settlement:
 
     def confirm_rate(self, level: float) -> None:
         """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""
-        progress = self._lineage.progress
-        if self._limit.ceiling < math.inf and level < self._level_before - 0.1 * abs(progress.start - level):
-            self._level_before, self._lineage.relapses = -math.inf, 0
+        lineage, progress = self._lineage, self._lineage.progress
+        before = lineage.level_before
+        if before is None or not self._limit.ceiling < math.inf:
+            return
+        if level < before - 0.1 * abs(progress.start - level):
+            lineage.level_before, lineage.relapses = None, 0

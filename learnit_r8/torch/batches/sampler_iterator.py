@@ -209,7 +209,7 @@ def find_batch(batches: Prefetch, number: int | None = None, *, ahead: int = 0) 
         raise RuntimeError(
             f"a loss must be of a batch that was handed out and not reported yet, got {given}; out are "
             f"{list(waiting)[:8]}: it is of no batch of adapter.loader(). Batches come from the adapter's loader: for "
-            "batch in adapter.loader(). Losses of a validation go to adapter.scheduler.log(val_loss=...) alone."
+            "batch in adapter.loader(). Losses of a validation go to adapter.log(val_loss=...) alone."
         )
     return waiting[number]
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...checkpoint.state_tree import map_leaves
+from ...checkpoint.tree import map_leaves
 
 
 class Layout(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..._validation import shortened
-from ...checkpoint.state_fit import ANYTHING, check_kinds
+from ...checkpoint.kinds import ANYTHING, check_kinds
 from ...recovery.incidents.record import BadRecord, read_part, read_record
 from ...sampling.random_generators import set_random_state
 from ..prepared import plain_model
@@ -118,6 +118,6 @@ def load_incident(path: str | os.PathLike[str]) -> RecordedIncident:
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
-    from ...checkpoint.state_tree import map_leaves
+    from ...checkpoint.tree import map_leaves
 
     return map_leaves(lambda leaf, *_: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...checkpoint.state_tree import leaves, open_node
+from ...checkpoint.tree import leaves, open_node
 
 FAR = 50.0
 """How many times as large as in a good batch a value is that is worth a look."""

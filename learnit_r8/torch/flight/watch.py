@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...checkpoint.state_tree import leaves
+from ...checkpoint.tree import leaves
 from .trace import BACKWARD, FOREIGN, FORWARD, HOOK, Fault, Trace, extent_of
 
 _MASKERS = "masked_fill masked_fill_ full full_like new_full fill fill_ where scalar_tensor lift_fresh_copy lift_fresh"

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from learnit_r8.dashboard.state.curve import Curve
+from learnit_r8.dashboard.state.curve import Curve, range_of
 
 
 def test_curve_keeps_a_spike_of_one_step():
@@ -81,3 +81,24 @@ def test_empty_part_of_a_curve_is_unknown():
     curve.add(1, 1.0, 1.0, 1.0)
 
     assert np.isnan(curve.columns(5, 1000, 2000).mean).all()
+
+
+def test_range_leaves_out_what_cannot_be_drawn():
+    """The range of values takes finite ones only; it is never empty."""
+    assert range_of([np.nan, 1.0, np.inf, 3.0]) == (1.0, 3.0)
+    assert range_of([]) == (0.0, 1.0)
+    assert range_of([4.0, 4.0]) == (2.0, 6.0)
+
+
+def test_points_are_lines_and_no_stairs():
+    """A record of many steps is one point in its middle, a single step one at its place; a gap stays one."""
+    curve = Curve()
+    for step in (1, 2, 3):
+        curve.add(step, float(step), float(step), float(step))
+    curve.add(24, 5.0, 4.0, 6.0, 20)
+    steps, low, mean, high = curve.points(500)
+
+    assert steps.tolist() == [1, 2, 3, 4, 15]
+    assert mean.tolist()[:3] == [1, 2, 3]
+    assert np.isnan(mean[3])
+    assert (low[4], mean[4], high[4]) == (4.0, 5.0, 6.0)

@@ -9,9 +9,9 @@ import pytest
 
 from learnit_r8 import events
 from learnit_r8.dashboard.state.view import MOST_ENTRIES, MOST_MARKS, MOST_METRICS, MOST_POINTS, MOST_SURVEYS, View
-from learnit_r8.dashboard.text import number
 from learnit_r8.events.codec import to_json
 from learnit_r8.events.condenser import Condenser
+from learnit_r8.events.text import number
 from tests.dashboard.state.told import start, steps
 from tests.events.any_events import from_json
 from tests.screen_common import PER_EPOCH, SPIKE_STEP, fake_events, screen

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, TrainingDiverged, events
-from learnit_r8.checkpoint.state_tree import leaves
+from learnit_r8.checkpoint.tree import leaves
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.incidents import recorder as recorder_module
 from learnit_r8.recovery.incidents.record import BadRecord, numbers_in, read_part, read_record

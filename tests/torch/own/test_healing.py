@@ -27,7 +27,7 @@ from wild_scripts import (
 )  # fmt: skip
 
 from learnit_r8 import R8Scheduler, Verdict
-from learnit_r8.checkpoint.state_tree import clone
+from learnit_r8.checkpoint.tree import clone
 from learnit_r8.torch import attach
 
 KINDS = [

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from learnit_r8 import R8Scheduler, TrainingDiverged, events
 from learnit_r8.cli import main
-from learnit_r8.dashboard.event_text import describe
 from learnit_r8.dashboard.plain import PlainLog
 from learnit_r8.dashboard.render.header import rate_part
 from learnit_r8.dashboard.state.view import View
+from learnit_r8.events.event import describe
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 from tests.torch_common import DIGITS, classifier, sgd

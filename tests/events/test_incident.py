@@ -2,10 +2,21 @@
 
 import math
 
+import numpy as np
+import pytest
+
 from learnit_r8 import events
-from learnit_r8.dashboard.state.incidents import MOST_INCIDENTS, MOST_TRIED
+from learnit_r8.cli import main
 from learnit_r8.dashboard.state.view import View
+from learnit_r8.dashboard.watch import view_of
+from learnit_r8.events.incident import ADVICE, MOST_INCIDENTS, MOST_TRIED, begun_by
+from learnit_r8.journal.run import Run
+from learnit_r8.recovery.incidents.finding import KINDS
+from learnit_r8.recovery.incidents.record import incident_of, read_record
+from learnit_r8.recovery.incidents.recorder import FlightRecorder
+from learnit_r8.report import write_report
 from tests.dashboard.state.told import start, steps
+from tests.drive import make
 from tests.screen_common import fake_view, screen
 
 
@@ -27,7 +38,7 @@ def test_incident_holds_what_was_tried_and_found():
         refused(21, 2), events.RolledBack(21, 21.0, 4, "backup"),
         events.IncidentEnded(60, 60.0, "a rate that was too high"), events.LrRestored(90, 90.0), refused(200),
     )  # fmt: skip
-    first, second = view.incidents.incidents
+    first, second = view.incidents
 
     assert (first.step, first.epoch, first.num_refused, first.num_restored) == (20, 2, 2, 2)
     assert (first.state, first.diagnosis) == ("over", "a rate that was too high")
@@ -38,7 +49,7 @@ def test_incident_holds_what_was_tried_and_found():
 def test_damage_and_divergence():
     """Damage found at a backup begins an incident, too; giving up ends it."""
     view = told(events.DamageFound(30, 30.0, "layer.weight"), events.GaveUp(31, 31.0, "everything was tried", None))
-    (only,) = view.incidents.incidents
+    (only,) = view.incidents
 
     assert (only.reason, only.state, only.diagnosis) == ("not finite: layer.weight", "gave up", "everything was tried")
 
@@ -47,7 +58,7 @@ def test_resume_forgets_later_incidents():
     """An incident after the checkpoint that a run goes on from did not happen."""
     view = told(refused(20), events.IncidentEnded(30, 30.0, "x"), refused(80), start(step=50, seconds=50.0))
 
-    assert [incident.step for incident in view.incidents.incidents] == [20]
+    assert [incident.step for incident in view.incidents] == [20]
 
 
 def test_flood_of_incidents_is_bounded():
@@ -59,12 +70,12 @@ def test_flood_of_incidents_is_bounded():
             continue
         view.fold(events.IncidentEnded(step, float(step), "x"))
 
-    assert len(view.incidents.incidents) == MOST_INCIDENTS
-    assert len(view.incidents.incidents[-1].tried) == MOST_TRIED
+    assert len(view.incidents) == MOST_INCIDENTS
+    assert len(view.incidents[-1].tried) == MOST_TRIED
 
 
 def test_page_tells_the_whole_incident():
-    """The page of incidents shows the texts in full, the diagnosis first, on a small screen too."""
+    """The page of incidents shows the texts in full, what was found first, on a small screen too."""
     cause = "one loss was not finite, because of its batch or a passing fault, not of earlier weights" * 2
     view = told(refused(20, samples=(3, 5)), events.IncidentEnded(60, 60.0, cause))
     frame = screen(view, 60, 24, view="incidents")
@@ -72,7 +83,7 @@ def test_page_tells_the_whole_incident():
 
     assert cause in words
     assert "samples 3, 5" in words
-    assert words.index("diagnosis") < words.index("tried")
+    assert words.index("found") < words.index("tried")
 
 
 def test_earlier_incident_is_chosen_with_the_arrows():
@@ -90,7 +101,7 @@ def test_run_without_incidents_says_so():
 
 def test_spike_of_the_made_up_run():
     """The made-up run has one incident, with its restore."""
-    (only,) = fake_view().incidents.incidents
+    (only,) = fake_view().incidents
 
     assert (only.reason, only.num_restored, only.state) == ("spike", 1, "over")
 
@@ -103,9 +114,64 @@ def test_probes_are_told_and_counted():
         events.Probed(61, 61.0, 50, 0.013, 0.013, False, "regress"),
         events.IncidentEnded(61, 61.0, "the weights are healthy."),
     )
-    (only,) = heard.incidents.incidents
+    (only,) = heard.incidents
 
     assert (only.step, only.reason, only.num_probes, only.state) == (60, "regress", 2, "over")
     assert only.tried[0][1] == "probe of step 50: loss 0.012, was 0.013 (present weights)"
     assert only.tried[1][1] == "probe of step 50: loss 0.013, was 0.013 (weights of a backup)"
     assert only.diagnosis == "the weights are healthy."
+
+
+def test_command_page_and_screen_say_the_same_words(tmp_path, capsys):
+    """What was refused, what it was and what was done: the record on the disk, the page and the screen agree."""
+    model = {"w": np.zeros(1)}
+    callbacks = {"state_callback": lambda: model, "load_callback": model.update}
+    r8 = make(40, batch_size=4, num_epochs=8, run_dir=tmp_path / "run", **callbacks)
+    for _ in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            r8.update_with_loss(np.ones(len(indices)) * (math.nan if r8.global_step in (33, 51) else 1.0))
+    r8.close()
+    view = view_of(Run(tmp_path / "run"))
+    folders = [tmp_path / "run" / "incidents" / str(number) for number in (1, 2)]
+    recorded = [incident_of(read_record(folder)) for folder in folders]
+
+    assert [each.what for each in recorded] == [each.what for each in view.incidents] == ["loss nan: not finite"] * 2
+    assert [each.found for each in recorded] == [each.found for each in view.incidents]
+    assert [each.done for each in recorded] == [each.done for each in view.incidents] == ["1 refused"] * 2
+    main(["incidents", str(tmp_path / "run"), "2"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [f"step 52: {view.incidents[1].what}", f"found   {view.incidents[1].found}", "done    1 refused"]
+    assert view.incidents[1].found in r8.summary()
+    page = write_report(tmp_path / "run", tmp_path / "out.html").read_text()
+    shown = " ".join(" ".join(line.split()) for line in screen(view, 100, 40, view="incidents"))
+    assert all(each.found in page and each.found in shown for each in view.incidents[1:])
+
+
+def test_many_probes_are_one_line_and_nothing_is_cut(tmp_path, capsys):
+    """Forty probes in a row do not bury what was found; a long sentence comes whole through a pipe."""
+    cause = "a cause " * 60
+    heard = [events.DamageFound(5, 1.0, "layer")]
+    heard += [events.Probed(5, 1.0, number, 1.0, 0.5, False, "spike") for number in range(40)]
+    heard.append(events.IncidentEnded(6, 1.0, cause.strip()))
+    recorder = FlightRecorder("names", tmp_path, "it")
+    for event in heard:
+        recorder(event)
+    recorder.close()
+    main(["incidents", str(tmp_path), "1"])
+    lines = capsys.readouterr().out.splitlines()
+    main(["incidents", str(tmp_path)])
+    listed = capsys.readouterr().out
+
+    assert f"found   {cause.strip()}" in lines
+    assert any("40 probes; the last:" in line for line in lines)
+    assert len(lines) < 14
+    assert cause.strip() in listed
+
+
+@pytest.mark.parametrize("fault", sorted(ADVICE))
+def test_every_fault_has_advice(fault):
+    """Whatever was found at fault, the incident says what to do."""
+    begun = begun_by(refused(20)).after(events.CauseFound(20, 20.0, "x", fault, "", (), True))
+
+    assert begun.advice == ADVICE[fault]
+    assert fault in KINDS

@@ -5,8 +5,8 @@ import dataclasses
 from hypothesis import given
 
 from learnit_r8 import events
-from learnit_r8.dashboard.event_text import describe
 from learnit_r8.dashboard.state.view import View
+from learnit_r8.events.event import describe
 from tests.events.any_events import any_event
 
 SILENT = {"StepDone", "StepsDone", "SamplesSurveyed", "BackupTaken", "LrPlanned", "Alive", "MachineLoad"}

@@ -1,4 +1,4 @@
-"""The kinds of torch's tensors: which of them a state may hold, their parts, and how to rebuild them.
+"""Kinds of values: torch's tensors, which of them a state may hold and how to rebuild them; and what a file may give.
 
 torch is not imported here: where a state has tensors, its program has.
 """
@@ -9,11 +9,13 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .._validation import is_number
 
 _COMPRESSED = {
     "sparse_csr": ("crow_indices", "col_indices"),
@@ -178,16 +180,11 @@ def copy_dense(buffer: Any, tensor: Any, *, to_host: bool) -> Any:
         if not (is_tensor(buffer) and (buffer.shape, buffer.dtype) == (tensor.shape, tensor.dtype)):
             buffer = torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=tensor.is_cuda)
     elif type(buffer) is not type(tensor) or _form(buffer) != _form(tensor):
-        return _clone_dense(tensor)
+        if type(tensor) is torch.nn.Parameter:
+            return torch.nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
     with torch.no_grad():
         return buffer.copy_(tensor, non_blocking=to_host)
-
-
-def _clone_dense(tensor: Any) -> Any:
-    torch = sys.modules["torch"]
-    if type(tensor) is torch.nn.Parameter:
-        return torch.nn.Parameter(_clone_dense(tensor.detach()), tensor.requires_grad)
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
 
 
 def _form(tensor: Any) -> Any:
@@ -216,3 +213,70 @@ def floats_of(tensor: Any) -> Iterator[Any]:
 def to_numpy(tensor: Any) -> NDArray[Any]:
     """The numbers of a tensor that `floats_of` has yielded."""
     return np.asarray((tensor.float() if tensor.dtype.itemsize < 4 else tensor).cpu())
+
+
+MOST_WHOLE = 2**63
+
+
+ANYTHING = object()
+"""Stands among the ``known`` of `check_kinds` for what its reader checks."""
+
+
+def check_kinds(
+    given: Any, own: Any, known: Mapping[str, Any], where: str = "state", *, is_example: bool = False
+) -> None:
+    """Raise ValueError where a plain state from a file cannot stand for one of this program.
+
+    A number must be a number, a whole one whole, a list as long, an array of the same kind and dimensions, and so on
+    down. Entries that only one of them has are left to whoever reads them.
+
+    Args:
+        given: Nested dicts, lists, numbers, texts and arrays.
+        own: A state of the same program, at any time; or an example.
+        known: Examples for the places that are not alike at all times.
+        where: What it is, for the message.
+        is_example: Whether ``own`` is an example: in it ``[x]`` is any number of values like x, ``(x,)`` one or None,
+            and a dict must have all of its keys.
+    """
+    if where in known:
+        own, is_example = known[where], True
+    if is_example and isinstance(own, tuple):
+        if given is None:
+            return
+        [own] = own
+    if own is ANYTHING:
+        return
+    if isinstance(own, Mapping):
+        _require(isinstance(given, Mapping), "a dict", given, where)
+        _require(not is_example or own.keys() <= given.keys(), f"a dict with {sorted(own)}", given, where)
+        for name in given:
+            if name in own or f"{where}.{name}" in known:
+                check_kinds(given[name], own.get(name), known, f"{where}.{name}", is_example=is_example)
+    elif isinstance(own, np.ndarray):
+        is_alike = isinstance(given, np.ndarray) and given.ndim == own.ndim and _kind_of(given) == _kind_of(own)
+        _require(is_alike, f"an array of {own.dtype} in {own.ndim} dimensions", given, where)
+    elif isinstance(own, (list, tuple)):
+        _require(isinstance(given, (list, tuple)), "a list", given, where)
+        is_any = is_example and len(own) == 1
+        _require(is_any or len(given) == len(own), f"a list of {len(own)}", given, where)
+        for number, item in enumerate(given):
+            check_kinds(item, own[0 if is_any else number], known, f"{where}.{number}", is_example=is_example)
+    elif isinstance(own, bool):
+        _require(isinstance(given, bool), "True or False", given, where)
+    elif isinstance(own, int):
+        is_whole = isinstance(given, int) and not isinstance(given, bool) and abs(given) < MOST_WHOLE
+        _require(is_whole, "a whole number", given, where)
+    elif isinstance(own, float):
+        _require(is_number(given) and (isinstance(given, float) or abs(given) < MOST_WHOLE), "a number", given, where)
+    else:
+        _require(isinstance(given, type(own)), "None" if own is None else type(own).__name__, given, where)
+
+
+def _kind_of(array: NDArray[Any]) -> str:
+    """Return the kind of its numbers; files of torch store most unsigned kinds as signed ones."""
+    return array.dtype.kind.replace("u", "i")
+
+
+def _require(is_met: bool, kind: str, given: Any, where: str) -> None:
+    if not is_met:
+        raise ValueError(f"{where} must be {kind}, got {str(given)[:40]!r}.")

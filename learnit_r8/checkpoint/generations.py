@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
+import stat
 import threading
 import time
 import weakref
@@ -18,11 +20,13 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import events
+from ..events import launcher
+from ..events.bus import Announcer
 from . import codec
-from .durable_io import remove, replace
-from .reader import Checkpoint
-from .shared_folders import free_bytes, is_held, is_private, lock_until_released, make_own, own_folders, own_name
-from .state_form import pack, size_of, unpack
+from .durable_io import is_locked, lock_until_released, numbered, remove, replace
+from .store import Checkpoint
+from .tree import pack, size_of, unpack
 
 SYSTEM_BASE = "/dev/shm"
 SHARE = 0.25
@@ -36,6 +40,9 @@ OTHERS_SECONDS = 600.0
 
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 """Errors of reading a file that some other program has written; a RecursionError is a RuntimeError."""
+
+MOST_NAMES = 1000
+"""Names that are tried for a folder of this user, as any other user may have taken some."""
 
 AGAIN_SECONDS = 30.0
 """Time after which backups that are off are tried again: there may be room again."""
@@ -66,15 +73,50 @@ class Proved(NamedTuple):
     draws: int
 
 
-class SharedBackups:
-    """The generations of a run.
+def own_name() -> str:
+    """The name of this user's folder, where nobody else has taken it."""
+    return f"learnit_r8-{os.getuid()}"
+
+
+def is_private(folder: Path) -> bool:
+    """Whether a folder is one that only this user can use: others could put states there."""
+    try:
+        about = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a running process writes to the folder of a rank."""
+    return is_locked(folder / "lock")
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of a file system in memory, and of the container that counts it as memory."""
+    free = shutil.disk_usage(folder).free
+    with contextlib.suppress(OSError, ValueError):
+        most = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if most != "max":
+            free = min(free, int(most) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return max(0, free)
+
+
+def files_in(folder: Path) -> list[tuple[int, Path]]:
+    """The complete generations in a folder with their steps, oldest first."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [(int(match[1]), folder / match[0]) for match in map(_NAME.fullmatch, names) if match]
+
+
+class Generations:
+    """The generations of one rank of a run: the store of checkpoints in memory.
 
     Args:
         base: Folder of the shared memory.
         checkpoint_dir: Folder of the run's checkpoints, which identifies the run to a later process.
         rank: Rank of this process.
         num_ranks: Processes of the run on this machine.
-        note: ``(text)``, tells the user something once.
+        note: ``(topic, text)``, tells the user something once about each topic.
         is_default: Whether nobody asked for ``base``; then it is not made.
         switched: ``(reason)``, told why backups are off, and "" when they are on again.
 
@@ -83,29 +125,66 @@ class SharedBackups:
     """
 
     def __init__(
-        self,
-        base: Path,
-        checkpoint_dir: Path,
-        *,
-        rank: int,
-        num_ranks: int,
-        note: Callable[[str], None],
-        is_default: bool = True,
-        switched: Callable[[str], None] = lambda reason: None,
-    ) -> None:
+        self, base: Path, checkpoint_dir: Path, *, rank: int, num_ranks: int, note: Callable[[str, str], object],
+        is_default: bool = True, switched: Callable[[str], object] = lambda reason: None,
+    ) -> None:  # fmt: skip
         self._digest = hashlib.sha256(os.fsencode(checkpoint_dir.absolute())).hexdigest()[:16]
-        self._rank, self._num_ranks = rank, num_ranks
+        self._rank, self._num_ranks, self._pid = rank, num_ranks, os.getpid()
         self._note, self._base, self._is_default, self._switched = note, base, is_default, switched
-        own = own_folders(base)
-        known = [folder for folder in own if os.path.isdir(folder / self._digest)]
-        self._settle_in((known or own or [base / "none"])[0])
+        own: list[Path] = []
+        with contextlib.suppress(OSError):
+            # Others may have taken any of the names since, or given them up.
+            own = list(filter(is_private, self._names())) if any(base.glob(f"{own_name()}*")) else []
+        self._settle_in(next((each for each in own if (each / self._digest).is_dir()), (own or [base / "none"])[0]))
         self.is_off = self._has_written = False
-        self._pid = os.getpid()
         self._release: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
-        self._rest_until = 0.0
-        self._trouble = ""
-        self._is_new = True
+        self._rest_until, self._trouble, self._is_new = 0.0, "", True
+
+    @classmethod
+    def of(
+        cls, backup_dir: str | os.PathLike[str] | bool | None, checkpoint_dir: Any, announcer: Announcer
+    ) -> Generations | None:
+        """Make those that the argument ``backup_dir`` of `R8Scheduler` asks for; None for none.
+
+        Raises:
+            ValueError: it is not a folder, or there is no checkpoint folder to identify the run by.
+        """
+        is_given = backup_dir is not None and backup_dir is not False
+        if is_given and not (isinstance(backup_dir, (str, os.PathLike)) and os.fspath(backup_dir)):
+            raise ValueError(f"backup_dir must be a folder in memory, False or None, got {backup_dir!r}.")
+        if is_given and checkpoint_dir is None:
+            raise ValueError(f"backup_dir needs a checkpoint_dir or a save_callback, got only {backup_dir!r}.")
+        is_of_jax = launcher.is_of_jax_distributed()
+        if is_given and is_of_jax:
+            # Its processes have no number before they have met, and would overwrite each other's.
+            raise ValueError(
+                f"backup_dir must be None or False with several processes of jax.distributed, got {backup_dir!r}."
+            )
+        base = Path(os.fspath(backup_dir)) if is_given else default_base()  # type: ignore[arg-type]
+        # Whoever names a folder in the environment that is not there has not asked for silence.
+        is_asked = is_given or (bool(os.environ.get("R8_BACKUPS")) and not base.is_dir())
+        is_on = is_given or (backup_dir is None and checkpoint_dir is not None and (is_asked or base.is_dir()))
+        # Ranks on several machines cannot see what the others have: they continue from their checkpoints.
+        num_ranks = launcher.first_number(("WORLD_SIZE",), 1)
+        is_one_machine = launcher.first_number(("LOCAL_WORLD_SIZE",), num_ranks) == num_ranks
+        if not (is_on and os.name == "posix" and is_one_machine) or is_of_jax:
+            return None
+
+        def note(topic: str, text: str) -> None:
+            # That they are off is an event of its own, which screens show.
+            if is_asked or topic != "backup_dir":
+                announcer.warn_once(topic, text)
+
+        return cls(
+            base, Path(checkpoint_dir), rank=launcher.first_number(("RANK",), 0), num_ranks=num_ranks, note=note,
+            is_default=not is_given,
+            switched=lambda reason: announcer.tell(events.BackupsOutlive, is_on=not reason, reason=reason),
+        )  # fmt: skip
+
+    def _names(self) -> list[Path]:
+        """The names for the folder of this user, in the order in which they are to be looked at."""
+        return [path for _, path in zip(range(MOST_NAMES), numbered(self._base / own_name()), strict=False)]
 
     def _settle_in(self, parent: Path) -> None:
         self._parent, self._run = parent, parent / self._digest
@@ -129,15 +208,9 @@ class SharedBackups:
         return self._thread is not None and self._thread.is_alive()
 
     def start_write(
-        self,
-        model: Any,
-        content: Mapping[str, Any],
-        *,
-        step: int,
-        kept: set[int],
-        proved: Collection[int],
+        self, model: Any, content: Mapping[str, Any], *, step: int, kept: set[int], proved: Collection[int],
         done: Callable[[], object],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Write a generation, in a thread of its own.
 
         Args:
@@ -150,10 +223,9 @@ class SharedBackups:
         """
         self._has_written = False
         try:
-            packed = pack(model)
+            whole = {**content, "backup": pack(model), "proved": [*proved], "made": time.time()}
             self._prepare()
-            self._make_room(size_of(packed) + size_of(content))
-            whole = {**content, "backup": packed, "proved": [*proved], "made": time.time()}
+            self._make_room(size_of(whole))
             thread = threading.Thread(
                 target=self._write, args=(whole, step, kept, done), name="learnit_r8 shared memory", daemon=True
             )
@@ -176,9 +248,10 @@ class SharedBackups:
                     remove(path)
         if not was_off:
             self._switched(reason)
+        where = str(self._base)
         self._note(
-            f"backups stay in this process and do not outlive it, as they could not be kept in {str(self._base)!r}: "
-            f"{reason}"
+            "backup_dir",
+            f"backups stay in this process and do not outlive it, as they could not be kept in {where!r}: {reason}",
         )
 
     def _prepare(self) -> None:
@@ -194,10 +267,12 @@ class SharedBackups:
             self._release()
         if not self._is_default:
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._settle_in(self._parent if is_private(self._parent) else make_own(self._base))
+        if not is_private(self._parent):
+            self._settle_in(self._make_parent())
         if self._parent.name != own_name():
-            own = own_name()
-            self._note(f"backups are kept in {str(self._parent)!r}, as {own!r} there is not private to this user.")
+            where, own = str(self._parent), own_name()
+            text = f"backups are kept in {where!r}, as {own!r} there is not private to this user."
+            self._note("backups outlive in another folder", text)
         self._sweep_others()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         release = lock_until_released(self._folder / "lock")
@@ -206,19 +281,30 @@ class SharedBackups:
         self._release = release
         weakref.finalize(self, release)
 
+    def _make_parent(self) -> Path:
+        """The first folder that is this user's alone, made if there is none; its processes find or make the same one.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        for path in self._names():
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(0o700)
+            if is_private(path):
+                return path
+        raise OSError(f"every name for a backup folder is taken in {str(self._base)!r}.")
+
     def _sweep_others(self) -> None:
         """Delete the generations of crashed runs, but for the newest ones of the last minutes."""
         ages: dict[Path, float] = {}
         for folder in self._parent.iterdir():
             if folder != self._run and not any(map(is_held, folder.glob("rank*"))):
                 with contextlib.suppress(OSError):
-                    ages[folder] = folder.stat().st_mtime
-        newest = max(ages, key=ages.__getitem__, default=self._run)
-        times = [path.stat().st_mtime for path in newest.glob("rank*/gen_*")]
-        if newest in ages and time.time() - max(*times, ages[newest], 0.0) < OTHERS_SECONDS:
-            del ages[newest]
-        for folder in ages:
-            remove(folder)
+                    ages[folder] = max(path.stat().st_mtime for path in (folder, *folder.glob("rank*/gen_*")))
+        newest = max(ages, key=ages.__getitem__, default=None)
+        for folder, made in ages.items():
+            if folder != newest or time.time() - made > OTHERS_SECONDS:
+                remove(folder)
 
     def _make_room(self, size: int) -> None:
         """Delete older generations until one more fits into this run's share.
@@ -240,9 +326,8 @@ class SharedBackups:
                 remove(path)
 
     def _write(self, whole: Mapping[str, Any], step: int, kept: set[int], done: Callable[[], object]) -> None:
-        began = time.monotonic()
+        began, path = time.monotonic(), self._folder / f"gen_{step:012d}.r8"
         try:
-            path = self._folder / f"gen_{step:012d}.r8"
             replace(path, lambda file: codec.write(whole, file), durable=False, permissions=0o600)
             files = files_in(self._folder)
             # Newer ones than the first of this run are of an earlier one in this folder that was not resumed.
@@ -257,8 +342,7 @@ class SharedBackups:
             self._trouble = str(error)
         finally:
             done()
-            now = time.monotonic()
-            self._rest_until = now + (now - began)
+            self._rest_until = 2 * time.monotonic() - began
 
     def newest(
         self, skipped: list[str], is_same: Callable[[str], bool] = lambda text: True
@@ -312,10 +396,9 @@ class SharedBackups:
         is_whole = isinstance(content["scheduler"], dict) and isinstance(content["config"], dict)
         if not (is_whole and isinstance(made, float) and isinstance(run_id, str)):
             raise ValueError(f"it must hold a scheduler's state with its time and run, got {sorted(content)[:9]}")
-        state = unpack(content["backup"])
+        state, proved = unpack(content["backup"]), []
         if isinstance(state, dict):
             state = ResumedState(state)
-        proved = []
         for step in content["proved"]:
             file = self._folder / f"gen_{step:012d}.r8"
             if file != path and file.exists():
@@ -339,9 +422,3 @@ class SharedBackups:
         for folder in (self._run, self._parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-
-def files_in(folder: Path) -> list[tuple[int, Path]]:
-    """The complete generations in a folder with their steps, oldest first."""
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [(int(match[1]), folder / match[0]) for match in map(_NAME.fullmatch, names) if match]

@@ -1,0 +1,169 @@
+"""The curves of a page: losses, rate and metrics of one run, or of many over each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..dashboard.state.curve import range_of
+from ..dashboard.state.view import View
+from ..dashboard.text import is_held_out, stem_of
+from ..events.incident import Incident
+from ..events.text import clean, number
+from .document import Data, chart, curve, known, section, table
+from .runs import Comparison
+
+POINTS = 500
+"""Most points of a curve."""
+SMOOTH = 20
+"""Share of a curve over which it is smoothed, as one part of so many."""
+FIT = 0.8
+"""Share of the steps, the last ones, that the losses on the page fit."""
+MOST_METRICS = 24
+MARKS = {"R": "resumed", "D": "cool-down"}
+
+
+def losses_of(view: View, name: str = "loss") -> list[Data]:
+    """The losses of batches: smoothed, and behind it their means and the lowest and highest of each stretch."""
+    steps, low, mean, high = view.loss.points(POINTS)
+    weight, level, smooth = 2 / (1 + max(1, len(mean) / SMOOTH)), math.nan, []
+    for value in mean.tolist():
+        level = value if math.isnan(level) else level + weight * (value - level)
+        smooth.append(level)
+    raw = curve(f"{name} of the batches", steps, mean, kind="faint", low=known(low), high=known(high))
+    return [raw, curve(f"{name}, smoothed", steps, smooth)] if len(mean) > SMOOTH else [raw | {"kind": ""}]
+
+
+def points_of(view: View, name: str, look: str) -> Data:
+    """The values of a metric."""
+    points = [point for point in view.metrics[name] if math.isfinite(point.value)]
+    return curve(clean(name, 40), [p.step for p in points], [p.value for p in points], look, dots=True)
+
+
+def incident_marks(incidents: Sequence[Incident]) -> list[Data]:
+    """The incidents as marks of a chart, each with its step and what it was beside it."""
+    return [{"x": each.step, "label": clean(each.label, 60), "text": clean(each.headline)} for each in incidents]
+
+
+def fit_of(series: Sequence[Data], last: float) -> tuple[float, float] | None:
+    """The range of the last 80 % of the steps; None where the whole range is hardly larger."""
+    late = [
+        value
+        for one in series
+        for step, value in zip(one["x"], one["y"], strict=True)
+        if value is not None and step >= (1 - FIT) * last
+    ]
+    every = [value for one in series for value in (*one["y"], *one.get("high", ())) if value is not None]
+    if not late or not every:
+        return None
+    # The highest of a batch may lie beyond: it is a spike.
+    low, high = range_of(late)
+    return (low, high) if max(every) - min(every) > 1.4 * (high - low) else None
+
+
+def bare_marks(view: View) -> list[Data]:
+    """The marks of incidents without words, which stand in the chart of the losses."""
+    return [{"x": mark["x"], "text": mark["text"]} for mark in incident_marks(view.incidents)]
+
+
+def loss_section(view: View) -> Iterator[Data]:
+    """The losses of training and of data that is not trained on, with every event that has a mark."""
+    if view.loss.is_empty:
+        return
+    held_out = [name for name in view.metrics if stem_of(name) == "loss" and is_held_out(name)]
+    last = float(max(1, view.loss.last_step, view.step))
+    series = losses_of(view) + [points_of(view, name, f"c{1 + place % 5}") for place, name in enumerate(held_out)]
+    points, notes = [], []
+    for place, name in enumerate(held_out):
+        if (best := view.bests.get(name)) is not None:
+            said = f"best {clean(name, 40)} {number(best.value, 4)} at step {best.step:,}"
+            points.append({"x": best.step, "y": best.value, "label": said, "look": f"c{1 + place % 5}"})
+            notes.append(said)
+    if view.best is not None and not points:
+        said = f"best smoothed {number(view.best.value, 4)} at step {view.best.step:,}"
+        points.append({"x": view.best.step, "y": view.best.value, "label": said, "look": "c0"})
+    others = [
+        {"x": each.step, "label": MARKS[each.mark], "text": clean(each.text), "look": "event"}
+        for each in view.marks
+        if each.mark in MARKS
+    ]
+    marks = incident_marks(view.incidents)
+    saved = [each.step for each in view.marks if each.mark == "C"]
+    legend: list[Data] = [{"kind": "mark", "name": "incident"}] * bool(marks)
+    legend += [{"kind": "mark", "look": "event", "name": "resumed, cool-down"}] * bool(others)
+    legend += [{"kind": "saved", "name": "checkpoint"}] * bool(saved)
+    legend += [{"kind": "best", "name": "best", "look": points[0]["look"]}] * bool(points)
+    note = "; ".join([*notes, "the range fits the last 80 % of the steps" if fit_of(series, last) else ""]).strip("; ")
+    drawn = chart(
+        "loss of the batches over the steps", series, x_name="step", log=False, fit=fit_of(series, last),
+        marks=[*marks, *others], points=points, saved=saved, legend=legend, height=280, **{"from": 0, "to": last},
+    )  # fmt: skip
+    yield section("Loss", drawn, note=f"{note[:1].upper()}{note[1:]}. Drag to look closer." if note else "")
+
+
+def rate_section(view: View) -> Iterator[Data]:
+    """The rate so far, and as planned."""
+    if view.lr.is_empty:
+        return
+    steps, _, mean, _ = view.lr.points(POINTS)
+    total = view.run.total_steps if view.run is not None else None
+    series = [curve("rate", steps, mean, "c2")]
+    if len(view.lr_plan) > 1 and total:
+        series.append(curve("planned", np.linspace(0, total, len(view.lr_plan)), view.lr_plan, kind="plan"))
+    drawn = chart("learning rate over the steps", series, x_name="step", marks=bare_marks(view), **{"from": 0})
+    yield section("Learning rate", drawn, kind="half")
+
+
+def metric_section(view: View, title: str, names: Sequence[str]) -> Data:
+    """Metrics with one stem in one chart: those of training and of validation."""
+    series = [points_of(view, name, f"c{place % 6}") for place, name in enumerate(names)]
+    points = [
+        {"x": best.step, "y": best.value, "look": f"c{place % 6}",
+         "label": f"best {number(best.value, 4)} at step {best.step:,}"}
+        for place, name in enumerate(names)
+        if (best := view.bests.get(name)) is not None
+    ]  # fmt: skip
+    more = {"from": 0, "to": float(max(1, view.step)), "points": points, "marks": bare_marks(view)}
+    return section(clean(title, 60), chart(f"{title} over the steps", series, x_name="step", **more), kind="half")
+
+
+def comparison_sections(runs: Comparison) -> Iterator[Data]:
+    """Runs over each other, their verdict, and a row for each: the best on top, the settings that differ as columns."""
+    best = runs.order[0] if runs.metric else None
+    columns = ["run", *runs.columns]
+    rows = []
+    for place in runs.order:
+        row: list[Any] = [clean(runs.names[place], 60)]
+        for column in runs.columns.values():
+            said = column.texts[place]
+            row.append({"bold": said} if column.better == place else said)
+        rows.append(row)
+    note = f"By {runs.metric}, the best on top; of the settings those that differ." if runs.metric else ""
+    yield section("Runs", {"text": runs.verdict}, table(columns, rows, kind="compared"), note=note)
+    last = float(max(1, *(view.step for view in runs.views)))
+    looks = [f"c{place % 6} d{place // 6 % 3}" for place in range(len(runs.views))]
+    for metric in ("", *runs.metrics[:MOST_METRICS]):
+        series: list[Data] = []
+        points: list[Data] = []
+        marks: list[Data] = []
+        for place, (view, name) in enumerate(zip(runs.views, runs.names, strict=True)):
+            name = clean(name, 40)
+            if metric:
+                one = points_of(view, metric, looks[place]) if metric in view.metrics else curve("", [], [])
+                one |= {"name": name, "look": looks[place], "dots": False}
+            else:
+                one = losses_of(view)[-1] | {"name": name, "look": looks[place]}
+                one = {field: value for field, value in one.items() if field not in ("low", "high")}
+                marks += [mark | {"label": f"{name}, {mark['label']}"} for mark in incident_marks(view.incidents)]
+            series.append(one)
+            if place == best and metric == runs.metric and metric in view.bests:
+                at = view.bests[metric]
+                said = f"best: {name}, {number(at.value, 4)} at step {at.step:,}"
+                points.append({"x": at.step, "y": at.value, "label": said, "look": looks[place]})
+        if any(any(value is not None for value in one["y"]) for one in series):
+            title = clean(metric, 60) or "Loss of the batches, smoothed"
+            more = {"from": 0, "to": last, "points": points, "marks": marks, "fit": fit_of(series, last), "ends": True}
+            yield section(title, chart(f"{title} over the steps", series, x_name="step", log=False, height=280, **more))

@@ -1,0 +1,319 @@
+"""The sections of a page on samples: verdict, gallery, suspects, map, classes, calibration."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dashboard.state.curve import range_of
+from ..events.samples import count_text
+from ..events.text import clean, number, share
+from ..table.labels.suspects import MIRROR
+from .data import Confusion, DataMap, ReportData, circled, confusion_of, label_text, rows_of
+from .document import Data, bars, chart, curve, document, known, section, table
+from .gallery import NO_LOOK, Look
+
+MOST_CLASSES = 100
+CELLS, GRID = (60, 34), (8, 6)
+"""Cells of the map and its regions, along the variation and the mean."""
+SHOWN, MOST_IDS, BEYOND = 6, 100_000, 26.0
+"""Samples of a region that are shown; ids that a page holds; a bound that no margin reaches, in place of infinity."""
+
+
+def samples_page(data: ReportData, look: Look) -> str:
+    """The page of the samples alone, as a notebook shows it."""
+    sections = [*map_section(data, look), *overview(data), *verdict(data), *classes(data)]
+    return document({"title": "samples", "sections": sections}, has_pictures=look.thumbnail is not None)
+
+
+def verdict(data: ReportData) -> Iterator[Data]:
+    """How many labels look wrong, and how far to trust that."""
+    verdict, samples = data.verdict, data.samples
+    if samples is None or verdict is None:
+        return
+    blocks: list[Data] = []
+    if len(verdict.indices):
+        low, high = verdict.noise_range
+        sure = f" An estimated {verdict.precision:.0%} of the list are wrong." if verdict.method == MIRROR else ""
+        sure = f" Of the list {verdict.caution}." if verdict.caution else sure
+        said = f"{count_text(len(verdict.indices), verdict.num_judged)}. An estimated {verdict.noise_rate:.1%} of all "
+        blocks += [{"big": f"{len(verdict.indices):,}"}]
+        blocks += [{"text": f"{said}labels are wrong (between {low:.1%} and {high:.1%}).{sure}"}]
+    else:
+        blocks += [{"text": f"No sample is called mislabelled: {clean(verdict.reason)}"}]
+    if data.more_before:
+        blocks += [{"text": f"The list is from the newest survey; there were {clean(data.more_before)}."}]
+    uses = samples.usage_count
+    seen = f"{int((uses > 0).sum()):,} of {len(uses):,} samples were seen"
+    uses_text = f"{int(uses.min()):,} to {int(uses.max()):,} times each"
+    source = f"Losses of single samples: {clean(samples.source, 40)}. {_trust(data)}"
+    blocks += [{"text": f"{seen}, {uses_text}. {source}"}]
+    yield section("What the samples say", *blocks, kind="half")
+
+
+def _trust(data: ReportData) -> str:
+    if data.samples is None or data.samples.is_exact:
+        return "The loss of every sample was reported, so these numbers are exact."
+    return "Only means were reported, so the loss of a single sample is an estimate, and the order of samples is rough."
+
+
+def gallery(data: ReportData, look: Look) -> Iterator[Data]:
+    """The most suspect samples, and which labels are confused; without a verdict only with something to look at."""
+    if not data.ranked or not (data.suspects or look != NO_LOOK):
+        return
+    cards, first = look.of(data.ranked), f"The first {len(data.ranked):,}"
+    if not data.suspects:
+        note = f"{first} by mean loss. This is an order and no verdict: no sample is called mislabelled."
+        yield section("Samples to look at", {"gallery": cards}, note=note)
+        return
+    total = 0 if data.verdict is None else len(data.verdict.indices)
+    note = f"{first} of {total:,} samples that look mislabelled, most suspect first."
+    yield section("Labels to look at", {"gallery": cards}, note=note)
+    if data.confusion is not None:
+        note = "Samples that look mislabelled, by the label they have and the one that was predicted most."
+        yield section("Which labels are confused", _confusion(data.confusion), note=note)
+
+
+def _confusion(confusion: Confusion, instead: str = "should be") -> Data:
+    """A row for each label given, a column for each other one; darker for more."""
+    most = max(1, int(confusion.counts.max()))
+    labels = [clean(label, 20) for label in confusion.labels]
+    rows = [
+        [label, *({"share": count / most, "text": f"{count:,}" if count else "·"} for count in row)]
+        for label, row in zip(labels, confusion.counts.tolist(), strict=True)
+    ]
+    return table((f"given ↓ {instead} →", *labels), rows, kind="matrix")
+
+
+def suspects(data: ReportData) -> Iterator[Data]:
+    """All that look mislabelled, to mark and to save."""
+    if not data.suspects or data.verdict is None:
+        return
+    total, rows = len(data.verdict.indices), data.suspects
+    shown = f"All {total:,}" if len(rows) == total else f"The first {len(rows):,} of {total:,}"
+    columns = ("", "#", "sample", "label", "should be", "odds", "mean loss", "uses", "epochs", "why")
+    cells = [
+        [
+            {"check": f"mark sample {row.number}"}, row.number, clean(row.name, 100), clean(row.given, 40),
+            clean(row.suggested, 40), share(row.score, 0) if math.isfinite(row.score) else "", row.mean, row.uses,
+            {"spark": known(row.history)}, clean(row.why),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    saved = {
+        "file": "suspects.csv", "say": "Save them as CSV",
+        "columns": ["index", "name", "label", "should_be", "score", "mean_loss", "uses", "votes", "why"],
+        "rows": [
+            [r.number, r.name, r.given, r.suggested, round(r.score, 4), r.mean, r.uses, r.votes, r.why]
+            for r in rows
+        ],
+    }  # fmt: skip
+    note = (
+        f"{shown} samples that look mislabelled, most suspect first. Odds: the probability that the label is wrong, by "
+        "this model. The command is learnit-r8 samples --suspects."
+    )
+    yield section("Suspects", {"save": saved}, table(columns, cells, kind="suspects", tall=True), note=note)
+
+
+def hardest(data: ReportData) -> Iterator[Data]:
+    """The samples with the highest losses."""
+    rows = [
+        [row.number, clean(row.name, 100), row.loss, row.last, row.mean, row.uses, {"spark": known(row.history)},
+         f"suspect: {clean(row.why)}" if row.why else ""]
+        for row in data.hardest
+    ]  # fmt: skip
+    columns = ("#", "sample", "loss", "last", "mean", "uses", "epochs", "")
+    if rows:
+        yield section("Hardest samples", table(columns, rows, kind="samples", tall=True), note=_trust(data))
+
+
+class Region(NamedTuple):
+    """A box of the map.
+
+    Attributes:
+        spread, mean: Its ends, from the first to below the second.
+        box: Left, top, width and height, as shares of the picture.
+        indices: int64[K], the samples in it, those of the highest mean first.
+    """
+
+    spread: tuple[float, float]
+    mean: tuple[float, float]
+    box: tuple[float, float, float, float]
+    indices: NDArray[np.int64]
+
+
+def regions_of(data_map: DataMap) -> Iterator[Region]:
+    """The regions that hold any samples; the outermost reach to infinity."""
+    known = np.flatnonzero(np.isfinite(data_map.mean) & np.isfinite(data_map.spread))
+    known = known[np.argsort(-data_map.mean[known], kind="stable")]
+    ranges = _ranges(data_map)
+    ends = []
+    for (low, high), count in zip(ranges, GRID, strict=True):
+        # Rounded to what is printed.
+        inner = [float(f"{value:.3g}") for value in np.linspace(low, high, count + 1)[1:-1]]
+        ends.append([-math.inf, *inner, math.inf])
+    places = [
+        np.searchsorted(edges[1:-1], values[known], side="right")
+        for edges, values in zip(ends, (data_map.spread, data_map.mean), strict=True)
+    ]
+    for column, row in np.ndindex(*GRID):
+        indices = known[(places[0] == column) & (places[1] == row)]
+        if len(indices):
+            spans = [(edges[at], edges[at + 1]) for edges, at in zip(ends, (column, row), strict=True)]
+            (left, right), (low, high) = (
+                np.clip((np.array(span) - start) / (end - start), 0, 1).tolist()
+                for span, (start, end) in zip(spans, ranges, strict=True)
+            )
+            yield Region(spans[0], spans[1], (left, 1 - high, right - left, high - low), indices)
+
+
+def _ranges(data_map: DataMap) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The axes of the map: variation and mean."""
+    high = range_of(data_map.mean, share=0.9995)[1]
+    low = -range_of(-data_map.mean, share=0.9995)[1] if data_map.num_epochs == 0 else range_of(data_map.mean)[0]
+    low = min(low, 0.0) if data_map.num_epochs and low < high else low
+    return (0.0, range_of(data_map.spread, share=0.999)[1]), range_of([low, high])
+
+
+def map_section(data: ReportData, look: Look) -> Iterator[Data]:
+    """Every sample by the mean and the variation of its margin or loss, and the samples of each region."""
+    data_map, samples = data.data_map, data.samples
+    if data_map is None or samples is None:
+        return
+    (_, widest), (low, high) = _ranges(data_map)
+    mean, spread, of = data_map.mean, data_map.spread, "loss" if data_map.num_epochs else "margin"
+    known = np.isfinite(mean) & np.isfinite(spread)
+    places = np.minimum(spread[known], widest), np.clip(mean[known], low, high)
+    counts, _, _ = np.histogram2d(*places, bins=CELLS, range=((0, widest), (low, high)))
+    shades = np.log1p(counts) / max(1e-9, math.log1p(counts.max()))
+    cells = [[int(c), int(r), round(0.12 + 0.88 * float(shades[c, r]), 2)] for c, r in np.argwhere(counts)]
+    found = list(regions_of(data_map))
+    # Together, as the page has room for so many pictures.
+    cards = iter(look.of(rows_of(data, np.concatenate([each.indices[:SHOWN] for each in found])) if found else []))
+    regions = []
+    for spans, means, box, indices in found:
+        words = f"mean {of} {_span(means)}, varies by {_span(spans)}: {len(indices):,} samples"
+        region: Data = {"box": box, "words": words, "cards": [next(cards) for _ in indices[:SHOWN]]}
+        if len(samples.loss) <= MOST_IDS:
+            rows = [[index, samples.name_of(index)] for index in np.sort(indices).tolist()]
+            save = {"file": "region.csv", "say": "Save their ids as CSV"}
+            region["save"] = {**save, "columns": ["index", "name"], "rows": rows}
+        if not data_map.num_epochs and data.run is not None:
+            bounds = " ".join(
+                f"--{name} {max(start, -BEYOND):g} {min(end, BEYOND):g}"
+                for name, (start, end) in (("margin", means), ("variability", spans))
+            )
+            region["command"] = f"learnit-r8 samples {shlex.quote(clean(data.run.folder))} {bounds} --csv"
+        regions.append(region)
+    circles = [
+        [clean(samples.name_of(index), 80), float(spread[index]), float(mean[index])]
+        for index in circled(data).tolist()
+        if known[index]
+    ]
+    what = (
+        f"mean loss and how much it varied over {data_map.num_epochs} epochs"
+        if data_map.num_epochs
+        else "mean margin, by which the strongest other class beats its label, and how much that varied over its visits"
+    )
+    note = (
+        f"Every sample by its {what}: easy ones below, wavering ones on the right, hard or mislabelled ones at the "
+        f"upper left. Circles: {'suspects' if data.suspects else 'the ten highest'}. Click on regions of the map "
+        "to see their samples and to save their ids."
+    )
+    drawn = {"name": f"samples by mean {of} and its variation", "of": of, "x": widest, "y": [low, high], "cells": CELLS,
+             "counts": cells, "circles": circles, "regions": regions}  # fmt: skip
+    yield section("Data map", {"map": drawn}, note=note, kind="half")
+
+
+def _span(ends: tuple[float, float]) -> str:
+    low, high = ends
+    if math.isinf(low) or math.isinf(high):
+        return f"below {number(high)}" if math.isfinite(high) else f"{number(low)} or more"
+    return f"{number(low)} to {number(high)}"
+
+
+def overview(data: ReportData) -> Iterator[Data]:
+    """The calibration of the model and when it learnt the samples; nothing without predictions."""
+    if data.overview is None:
+        return
+    yield _calibration(data)
+    known = data.overview.given >= 0
+    learned, forgotten = data.overview.learned[known], data.overview.forgotten[known].astype(np.int64)
+    charts = []
+    for name, values in (
+        ("first visit at which the label was predicted", learned[np.isfinite(learned)].astype(np.int64)),
+        ("times it was forgotten", forgotten),
+    ):
+        if len(values):
+            most = int(np.quantile(values, 0.995)) + 1
+            charts.append(bars(name, np.bincount(np.minimum(values, most)).tolist(), (-0.5, most + 0.5)))
+    note = (
+        f"The label of {share(float(np.isnan(learned).mean()), 1)} of the samples was never predicted; that of "
+        f"{share(float((forgotten > 0).mean()), 1)} was predicted at a visit and was not at the next. "
+        "The outermost bars include everything beyond them."
+    )
+    yield section("Learnt when, forgotten how often", *charts, note=note, kind="half")
+
+
+def _calibration(data: ReportData) -> Data:
+    """The reliability diagram of the end, and calibration over the kept epochs."""
+    if not data.calibrations:
+        reason = "the losses are not the cross entropies of the predictions, so how sure the model was is unknown"
+        return section("Calibration", {"text": f"Not shown: {reason}."}, kind="half")
+    last = data.calibrations[-1][1]
+    known = last.counts > 0
+    exact = curve("sure and right as often", [0, 1], [0, 1], kind="plan")
+    blocks = [chart("how often right by how sure",
+                    [curve("how often right", last.confidence[known], last.accuracy[known], dots=True), exact],
+                    x_name="sure", range=[0, 1], **{"from": 0, "to": 1})]  # fmt: skip
+    if len(data.calibrations) > 1:
+        epochs = [epoch + 1 for epoch, _ in data.calibrations]
+        kept = [one for _, one in data.calibrations]
+        series = [
+            curve("how sure", epochs, [one.mean(one.confidence) for one in kept], "c1"),
+            curve("how often right", epochs, [one.mean(one.accuracy) for one in kept]),
+            curve("calibration error", epochs, [one.error for one in kept], "c3"),
+        ]
+        blocks.append(chart("calibration over the epochs", series, x_name="epoch", range=[0, 1], height=110))
+    word = "too sure" if last.mean(last.confidence) > last.mean(last.accuracy) else "not sure enough"
+    gap = last.mean(last.confidence) - last.mean(last.accuracy)
+    note = (
+        f"Every sample at its last visit, before the step: how sure the model was of the class it predicted, and how "
+        f"often that was the label. On average it is {share(abs(gap), 1)} {word}; calibration error "
+        f"{number(last.error, 2)}. These are samples that it was trained on; on new ones expect it to be worse."
+    )
+    return section("Calibration", *blocks, note=note, kind="half")
+
+
+def classes(data: ReportData) -> Iterator[Data]:
+    """The tables of classes; nothing without predictions."""
+    overview, samples = data.overview, data.samples
+    if overview is None or samples is None or data.verdict is None:
+        return
+    names = overview.names(samples.group, samples.group_labels)
+    classes = sorted(overview.classes(data.verdict.indices, names), key=lambda one: one.accuracy)
+    rows = [
+        [clean(one.label, 40), one.size, share(one.accuracy, 1), one.margin,
+         one.learned if math.isfinite(one.learned) else "never", one.forgotten, one.num_suspects,
+         clean(label_text(one.rival), 40)]
+        for one in classes[:MOST_CLASSES]
+    ]  # fmt: skip
+    columns = ("label", "samples", "predicted", "mean margin", "learnt at visit", "forgotten", "suspects", "rival")
+    shown = f"The {MOST_CLASSES} worst of {len(classes):,} classes" if len(classes) > MOST_CLASSES else "The classes"
+    note = (
+        f"{shown}, worst first. Predicted: the share of their samples whose label was predicted at the last visit, "
+        "before the step. Learnt: the median of the first such visits. Forgotten: how often, on average, a sample's "
+        "label was predicted at a visit and was not at the next. Rival: the class predicted most instead."
+    )
+    yield section("Quality of each class", table(columns, rows, kind="classes", tall=True), note=note)
+    given, predicted, counts = overview.confusion()
+    labels, others = ([label_text(names.get(one, one)) for one in side.tolist()] for side in (given, predicted))
+    confusion = confusion_of(labels, others, counts.tolist())
+    if confusion is not None:
+        note = "Samples by the label they have and the other class that the model predicted at their last visit."
+        yield section("What the model confuses", _confusion(confusion, "predicted"), note=note)

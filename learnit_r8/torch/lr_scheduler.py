@@ -1,0 +1,123 @@
+"""Learning-rate schedulers of torch's kind: one that shows R8's rates, and what the user's own ones say of theirs."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from .._adapters.group_rates import is_close, is_set_by_r8, rates_of
+from .prepared import plain_optimizer
+from .serialization import as_arrays, as_tensors
+
+if TYPE_CHECKING:
+    from .adapter import Adapter
+
+HELD = "a {} holds the optimizer, whose rate R8 sets"
+
+
+def peak_under_schedules(optimizer: Any) -> tuple[float, str] | None:
+    """The highest rate of an optimizer as its schedules of torch show it, as the present one may be what they wrote.
+
+    Without a schedule the present rate is the user's: a loaded optimizer carries the ``initial_lr`` of another run.
+
+    Returns:
+        The rate, and a sentence on where it comes from; None if no schedule holds the optimizer, or R8 has set it.
+
+    Raises:
+        ValueError: they do not show it.
+    """
+    if is_set_by_r8(optimizer):
+        return None
+    schedules = _live_schedules(optimizer)
+    if schedules:
+        # One that is no longer used may wait in a cycle for the collector.
+        del schedules
+        gc.collect()
+        schedules = _live_schedules(optimizer)
+    if not schedules:
+        return None
+    # Of one that is made of others, itself.
+    outer = max(schedules, key=lambda each: len(getattr(each, "_schedulers", ())))
+    held, now, groups = HELD.format(type(outer).__name__), rates_of(optimizer), optimizer.param_groups
+    # A plateau writes nothing before its first step.
+    acting = [each for each in schedules if not (isinstance(each, ReduceLROnPlateau) and each.last_epoch == 0)]
+    # A loaded optimizer may carry the max_lr of another run, too.
+    has_max = any(isinstance(each, OneCycleLR) or not type(each).__module__.startswith("torch.") for each in acting)
+    is_hidden = any(isinstance(each, (CyclicLR, ReduceLROnPlateau)) for each in acting)
+    keys = ["lr"] if not acting else [] if is_hidden else ["max_lr", "initial_lr"][not has_max :]
+    shown = {key: [float(group[key]) for group in groups] for key in keys if all(key in group for group in groups)}
+    if not (max(now) > 0 and any(all(map(is_close, now, rates)) for rates in shown.values())):
+        others = "".join(f", {key} {max(rates):.6g}" for key, rates in shown.items())
+        raise ValueError(
+            f"initial_lr must be given, the peak of R8's schedule: {held}, got its lr {max(now):.6g}{others}. Or take "
+            "that schedule out; or keep it, with scheduler_mode='keep'."
+        )
+    key, rates = next(iter(shown.items()))
+    differs = "" if all(map(is_close, now, rates)) else f", not {max(now):.6g}, its present rate"
+    text = (
+        f"{held}: the peak is {max(rates):.6g}, its {key}{differs}. Take that schedule out; initial_lr= gives another."
+    )
+    return max(rates), text
+
+
+def _live_schedules(optimizer: Any) -> list[Any]:
+    """The schedules of torch's kind that somebody holds; an optimizer does not know which ones it has."""
+    plain = plain_optimizer(optimizer)
+    return [
+        each
+        for each in gc.get_objects()
+        # Not by isinstance(), for which a proxy may load or import what it stands for.
+        if issubclass(type(each), (LRScheduler, ReduceLROnPlateau))
+        and type(each) is not R8LRScheduler
+        and plain_optimizer(getattr(each, "optimizer", None)) is plain
+    ]
+
+
+class R8LRScheduler(LRScheduler):
+    """Shows the rates that R8Scheduler sets, and saves its state; stepping it changes nothing.
+
+    Args:
+        adapter: Sets the rates.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        # The constructor of the base class would take a step, and count those of the optimizer.
+        self._adapter = adapter
+        self.optimizer = adapter.optimizer
+        # Accelerate counts in it the steps of an accumulated gradient.
+        self._step_count = 0
+        self.base_lrs = [group.get("initial_lr", group["lr"]) for group in adapter.optimizer.param_groups]
+
+    @property
+    def last_epoch(self) -> int:  # type: ignore[override]
+        """Steps reported so far, which is what torch counts here."""
+        return self._adapter.scheduler.global_step
+
+    def step(self, *_: Any) -> None:
+        """Do nothing: the rate moves on with each batch reported."""
+
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
+        """The rate of each parameter group."""
+        return rates_of(self.optimizer)
+
+    get_lr = get_last_lr  # type: ignore[assignment]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole scheduler's state as tensors and plain values; ``torch.load(weights_only=True)`` reads it.
+
+        The losses on their way are waited for.
+        """
+        self._adapter.flush()
+        state: dict[str, Any] = as_tensors(self._adapter.scheduler.state_dict())
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            ValueError: it is of another run.
+        """
+        self._adapter.load_scheduler(as_arrays(state_dict))
