@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..checkpoint import codec
 from ..checkpoint.callbacks import OWN, Callbacks
-from ..checkpoint.codec import decode, encode
-from ..checkpoint.durable_io import open_output
 from ..checkpoint.tree import fit, hold, is_holder, is_key, nnx_of, open_node, pack, unpack
 from ..sampling.random_generators import random_state, set_random_state
 
@@ -135,9 +134,7 @@ class DrivenState:
         """
         model = state_dict.get("model", {})
         beside = {OWN: model[OWN]} if OWN in model else {}
-        content = encode({**self.collect(), **beside} if self._gather is None else model)
-        with open(open_output(filepath), "wb") as file:
-            file.write(content)
+        codec.save({**self.collect(), **beside} if self._gather is None else model, filepath)
 
     def load(self, source: Any, *, from_ram: bool = False) -> Any:
         """Put a state back; returns what the user's own callbacks keep beside it, None if nothing.
@@ -151,7 +148,7 @@ class DrivenState:
             ValueError: it is of another structure.
         """
         if not from_ram:
-            source = decode(Path(source).read_bytes())
+            source = codec.decode(Path(source).read_bytes())
             restored = fit(unpack(source["state"]), self._live())
         else:
             restored = source["form"].make(source["state"])

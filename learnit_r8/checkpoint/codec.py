@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .durable_io import open_regular
+from .durable_io import open_output, open_regular
 
 VERSION = "2"
 """Changed with every change that makes older files unreadable; what 01c0f9e2 wrote is version 1, in another layout."""
@@ -111,6 +111,12 @@ def write(state: Mapping[str, Any], file: IO[bytes]) -> None:
     file.seek(8 + len(_START))
     file.write(digest.hexdigest().encode())
     file.seek(0, io.SEEK_END)
+
+
+def save(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a state to a file of this name, as `write` does."""
+    with open(open_output(path), "wb") as file:
+        write(state, file)
 
 
 def _to_tree(value: Any, key: str, arrays: dict[str, Labelled]) -> Any:

@@ -13,6 +13,7 @@ import itertools
 import os
 import platform
 import re
+import shutil
 import stat
 import threading
 import time
@@ -75,7 +76,16 @@ def open_output(
             raise NotOwnFile(_not_own(path, "a link or a FIFO")) from error
         raise
     try:
-        _check_own(about := os.fstat(descriptor), path)
+        about, what = os.fstat(descriptor), ""
+        if not stat.S_ISREG(about.st_mode):
+            what = "a FIFO or a device"
+        elif about.st_nlink > 1:
+            what = "one with a second name"
+        elif hasattr(os, "getuid") and about.st_uid != os.getuid():
+            is_shared = os.stat(Path(path).parent).st_mode & _SHARED == _SHARED
+            what = f"one that belongs to user {about.st_uid}" if is_shared else ""
+        if what:
+            raise NotOwnFile(_not_own(path, what))
         if mode == "w" and about.st_size:
             os.ftruncate(descriptor, 0)
     except BaseException:
@@ -86,22 +96,6 @@ def open_output(
 
 def _not_own(path: str | os.PathLike[str], what: str) -> str:
     return f"{os.fspath(path)!r} must be a regular file with one name to be written to, got {what}."
-
-
-def _check_own(about: os.stat_result, path: str | os.PathLike[str]) -> None:
-    if not stat.S_ISREG(about.st_mode):
-        raise NotOwnFile(_not_own(path, "a FIFO or a device"))
-    if about.st_nlink > 1:
-        raise NotOwnFile(_not_own(path, "one with a second name"))
-    if _is_foreign(about, path):
-        raise NotOwnFile(_not_own(path, f"one that belongs to user {about.st_uid}"))
-
-
-def _is_foreign(about: os.stat_result, path: str | os.PathLike[str]) -> bool:
-    """Whether a file is another user's in a folder where everybody may make files."""
-    if not hasattr(os, "getuid") or about.st_uid == os.getuid():
-        return False
-    return os.stat(Path(path).parent).st_mode & _SHARED == _SHARED
 
 
 def make_own_folder(path: Path, permissions: int = 0o777) -> None:
@@ -194,19 +188,16 @@ def sweep(folder: Path) -> list[Path]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = _TEMPORARY.fullmatch(entry.name)
-            if match and _is_left_behind(entry, int(match[1]), match[2]):
+            if match is None:
+                continue
+            pid = int(match[1])
+            is_left = match[2] == _host() and pid != os.getpid() and not _is_alive(pid)
+            with contextlib.suppress(OSError):
+                is_left = is_left or time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD_SECONDS
+            if is_left:
                 remove(Path(entry.path))
                 gone.append(Path(entry.path))
     return gone
-
-
-def _is_left_behind(entry: os.DirEntry[str], pid: int, host: str) -> bool:
-    if host == _host() and pid != os.getpid() and not _is_alive(pid):
-        return True
-    try:
-        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD_SECONDS
-    except OSError:
-        return False
 
 
 def _is_alive(pid: int) -> bool:
@@ -235,8 +226,6 @@ def remove(path: Path) -> None:
     """Delete a file or folder if it exists; failures are ignored, as this only tidies up."""
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
-            import shutil
-
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

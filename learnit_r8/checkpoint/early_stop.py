@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._validation import did_you_mean
 from ..events import launcher
@@ -39,7 +39,7 @@ class EarlyStopping:
             return super().__new__(cls)
 
 
-class BestModel:
+class BestModel(NamedTuple):
     """A copy of the best model in RAM, for runs without checkpoints.
 
     Attributes:
@@ -48,14 +48,9 @@ class BestModel:
         state: What the state callback returned then.
     """
 
-    def __init__(self) -> None:
-        self.value: float | None = None
-        self.step = 0
-        self.state: Any = None
-
-    def keep(self, state: Any, value: float, step: int) -> None:
-        """Replace the copy."""
-        self.state, self.value, self.step = clone(state), value, step
+    value: float | None = None
+    step: int = 0
+    state: Any = None
 
 
 class EarlyStop:
@@ -128,7 +123,7 @@ class EarlyStop:
         if self._patience.improves(value):
             self._best_at = step
             if get_state is not None:
-                self.best.keep(get_state(), value, step)
+                self.best = BestModel(value, step, clone(get_state()))
             return ""
         if not self._ends or not self._patience.is_over or self.reason is not None:
             return ""

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import events
 from ..events import launcher
@@ -53,24 +53,6 @@ _NAME = re.compile(r"gen_(\d{12})\.r8")
 def default_base() -> Path:
     """The folder of the system's shared memory, or what R8_BACKUPS says in its place."""
     return Path(os.environ.get("R8_BACKUPS") or SYSTEM_BASE)
-
-
-class ResumedState(dict[str, Any]):
-    """A model state that was read from shared memory to continue a run, in place of a checkpoint's file."""
-
-
-class Proved(NamedTuple):
-    """A model state that has passed its trial, for the ladder of recovery.
-
-    Attributes:
-        state: The model state.
-        step: Steps reported when it was taken.
-        draws: Batches drawn by then.
-    """
-
-    state: Any
-    step: int
-    draws: int
 
 
 def own_name() -> str:
@@ -346,7 +328,7 @@ class Generations:
 
     def newest(
         self, skipped: list[str], is_same: Callable[[str], bool] = lambda text: True
-    ) -> tuple[Checkpoint, list[Proved], float] | None:
+    ) -> tuple[Checkpoint, list[tuple[int, int, Any]], float] | None:
         """The newest generation that all ranks of this machine have and can read, and the proved states before it.
 
         Args:
@@ -354,8 +336,9 @@ class Generations:
             is_same: Whether all ranks call it with the same text; they call it equally often.
 
         Returns:
-            The generation as a checkpoint, with its model state; the proved states; and its wall time. None if there is
-            none, or if a running process writes them.
+            The generation as a checkpoint, with its model state; the model states that have passed their trial, each
+            with its step and the batches drawn by then; and its wall time. None if there is none, or if a running
+            process writes them.
         """
         common: list[int] = []
         try:
@@ -390,23 +373,21 @@ class Generations:
             skipped.append(text)
         return None
 
-    def _read(self, path: Path) -> tuple[Checkpoint, list[Proved], float]:
+    def _read(self, path: Path) -> tuple[Checkpoint, list[tuple[int, int, Any]], float]:
         content = codec.read(path)
         made, run_id = content["made"], content["run_id"]
         is_whole = isinstance(content["scheduler"], dict) and isinstance(content["config"], dict)
         if not (is_whole and isinstance(made, float) and isinstance(run_id, str)):
             raise ValueError(f"it must hold a scheduler's state with its time and run, got {sorted(content)[:9]}")
-        state, proved = unpack(content["backup"]), []
-        if isinstance(state, dict):
-            state = ResumedState(state)
+        proved = []
         for step in content["proved"]:
             file = self._folder / f"gen_{step:012d}.r8"
             if file != path and file.exists():
                 with contextlib.suppress(*_DAMAGE):
                     older = codec.read(file)
                     draws = int(older["scheduler"]["num_draws"])
-                    proved.append(Proved(unpack(older["backup"]), int(step), draws))
-        found = Checkpoint(path, content["scheduler"], None, run_id, content["config"], (), state)
+                    proved.append((int(step), draws, unpack(older["backup"])))
+        found = Checkpoint(path, content["scheduler"], None, run_id, content["config"], (), unpack(content["backup"]))
         self._is_new = False
         return found, proved, made
 

@@ -23,13 +23,12 @@ _COMPRESSED = {
     "sparse_bsr": ("crow_indices", "col_indices"),
     "sparse_bsc": ("ccol_indices", "row_indices"),
 }
-_NUMPY_HAS = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128)")
+NUMPY_HAS = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128)")
+"""Names of the kinds of numbers that numpy has, too."""
 
 
-@functools.cache
-def _is_packed(dtype: Any) -> bool:
-    """Whether numbers are integers of less than 8 bits."""
-    return re.fullmatch(r"u?int[1-7]", name_of(dtype)) is not None
+_is_packed = functools.cache(lambda dtype: re.fullmatch(r"u?int[1-7]", name_of(dtype)) is not None)
+"""Whether numbers are integers of less than 8 bits."""
 
 
 @functools.cache
@@ -143,11 +142,6 @@ def dense(tensor: Any) -> Any:
     return plain.resolve_conj().resolve_neg().cpu().contiguous()
 
 
-def is_known_to_numpy(tensor: Any) -> bool:
-    """Whether numpy has its kind of numbers."""
-    return _NUMPY_HAS.fullmatch(name_of(tensor.dtype)) is not None
-
-
 def bits_of(tensor: Any) -> Any:
     """uint8[any], the bytes of what `dense` returned."""
     flat = tensor.reshape(-1)
@@ -189,13 +183,6 @@ def copy_dense(buffer: Any, tensor: Any, *, to_host: bool) -> Any:
 
 def _form(tensor: Any) -> Any:
     return tensor.shape, tensor.dtype, tensor.device, tensor.is_leaf and tensor.requires_grad, tensor.is_inference()
-
-
-def wait_for_copies() -> None:
-    """Wait for the copies from a GPU that `copy_dense` has queued."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.current_stream().synchronize()
 
 
 def floats_of(tensor: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -66,15 +67,9 @@ class CheckpointSaver:
     """
 
     def __init__(
-        self,
-        store: CheckpointStore,
-        *,
-        when: Condition,
-        each_epoch: bool,
-        monitor: str | None,
-        mode: str,
+        self, store: CheckpointStore, *, when: Condition, each_epoch: bool, monitor: str | None, mode: str,
         announcer: Announcer,
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_choice("mode", mode, MODES)
         self.store = store
         self.num_failed = 0
@@ -133,8 +128,12 @@ class CheckpointSaver:
             length, self._step_of_epoch = elapsed.steps - self._step_of_epoch, elapsed.steps
             due = length > 1 or elapsed.steps - self._step_tried >= STEPS_OF_EPOCHS
         # A run that had finished before it was resumed logs nothing.
-        if run_ended and elapsed.steps != self._first_step:
-            self._check_monitor()
+        if run_ended and elapsed.steps != self._first_step and self._monitor not in (None, *self._logged):
+            self._announcer.warn_once(
+                "monitor",
+                f"monitor must be a metric passed to log(), got {self._monitor!r}; logged were {sorted(self._logged)}. "
+                "No best checkpoint was kept.",
+            )
         must_wait = run_ended or self._must_pin
         if self._writing is not None and not (must_wait or self._writing[1].is_done):
             # One after the other; the next is of a later step anyway.
@@ -203,11 +202,10 @@ class CheckpointSaver:
         before, self._step_tried = self._step_tried, step
         try:
             saved = write()
-        except Exception:
-            raise
-        except BaseException:
-            # Interrupted, not failed: it is tried again.
-            self._step_tried = before
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                # Interrupted, not failed: it is tried again.
+                self._step_tried = before
             raise
         if not isinstance(saved, Checkpoint):
             self._writing = step, saved
@@ -256,14 +254,9 @@ class CheckpointSaver:
         self._value_to_pin = None
         self.best = BestCheckpoint(path, model_path, value, step)
         about = {
-            "run_id": self.store.run_id,
-            "checkpoint": path.name,
-            "model": None if model_path is None else model_path.name,
-            "monitor": self._monitor,
-            "mode": self._mode,
-            "value": value,
-            "step": step,
-        }
+            "run_id": self.store.run_id, "checkpoint": path.name, "model": model_path and model_path.name,
+            "monitor": self._monitor, "mode": self._mode, "value": value, "step": step,
+        }  # fmt: skip
         try:
             self.store.pin(path, json.dumps(about).encode())
         except OSError as error:
@@ -285,27 +278,14 @@ class CheckpointSaver:
         self._newest = None
         if checkpoint.model_state is None:
             self._newest = int(checkpoint.state["pace"]["step"]), checkpoint.path, checkpoint.model_path
-        self.best = self._read_best()
-        self.store.pin(None if self.best is None else self.best.path)
-
-    def _read_best(self) -> BestCheckpoint | None:
-        """The best checkpoint that `_pin` noted, if it is of this metric and mode."""
-        try:
+        self.best = None
+        # The one that `_pin` noted, if it is of this metric and mode.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             about = json.loads(self.store.read_note())
-            if (about["run_id"], about["monitor"], about["mode"]) != (self.store.run_id, self._monitor, self._mode):
-                return None
-            path, model_path = self.store.files_of(about["checkpoint"])
-            return BestCheckpoint(path, model_path, float(about["value"]), int(about["step"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _check_monitor(self) -> None:
-        if self._monitor is not None and self._monitor not in self._logged:
-            self._announcer.warn_once(
-                "monitor",
-                f"monitor must be a metric passed to log(), got {self._monitor!r}; logged were {sorted(self._logged)}. "
-                "No best checkpoint was kept.",
-            )
+            if (about["run_id"], about["monitor"], about["mode"]) == (self.store.run_id, self._monitor, self._mode):
+                path, model_path = self.store.files_of(about["checkpoint"])
+                self.best = BestCheckpoint(path, model_path, float(about["value"]), int(about["step"]))
+        self.store.pin(None if self.best is None else self.best.path)
 
 
 def check_folder(folder: Any, **needing: Any) -> None:

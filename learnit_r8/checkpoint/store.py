@@ -15,6 +15,7 @@ import itertools
 import os
 import platform
 import re
+import shutil
 import sys
 import threading
 import weakref
@@ -350,9 +351,6 @@ class CheckpointStore:
         Raises:
             OSError: that would not be enough; nothing was deleted.
         """
-        # Imported late, like zipfile: each takes longer than all modules of this package.
-        import shutil
-
         free, needed = shutil.disk_usage(self.folder).free, int(ROOM * self._last_size)
         if free >= needed:
             return

@@ -195,12 +195,13 @@ def clone(state: Any) -> Any:
     return copy_into(None, state)
 
 
-def copy_into(buffer: Any, state: Any) -> Any:
+def copy_into(buffer: Any, state: Any, *, to_host: bool = False) -> Any:
     """Copy ``state``, reusing the memory of an earlier copy where shapes, types and keys are the same.
 
     Args:
         buffer: An earlier result of this function, which must not be used afterwards; or None.
         state: What to copy. numpy arrays and dense torch tensors are copied into the buffer; all else to new memory.
+        to_host: Whether to copy what is on a GPU to pinned memory of the host.
 
     Returns:
         The copy. It shares no memory with ``state``; an array that occurs twice there is one array here too.
@@ -208,20 +209,18 @@ def copy_into(buffer: Any, state: Any) -> Any:
     Raises:
         TypeError: something in it cannot be copied; the message gives its dotted key.
     """
-    return _Copying(to_host=False).of(buffer, state, "state")
+    copied = _Copying(to_host=to_host).of(buffer, state, "state")
+    if to_host:
+        # The copies run behind the step that was queued last; a backup that is not there yet must not be looked at.
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
+    return copied
 
 
 def copy_to_host(state: Any) -> Any:
     """As `clone`, with everything that was on a GPU in pinned memory."""
-    return copy_to_host_into(None, state)
-
-
-def copy_to_host_into(buffer: Any, state: Any) -> Any:
-    """As `copy_into`, with everything that was on a GPU in pinned memory."""
-    copied = _Copying(to_host=True).of(buffer, state, "state")
-    # The copies run behind the step that was queued last; a backup that is not there yet must not be looked at.
-    kinds.wait_for_copies()
-    return copied
+    return copy_into(None, state, to_host=True)
 
 
 def _place_of(array: Any) -> Any:
@@ -499,10 +498,9 @@ class _Taker:
         if kind != "dense":
             about, parts = kinds.parts_of(tensor, kind)
             return {"composite": [kind, about, [self._tensor(part, f"{key}.{n}") for n, part in enumerate(parts)]]}
-        plain = kinds.dense(tensor)
-        if kinds.is_known_to_numpy(plain):
+        plain, name, shape = kinds.dense(tensor), kinds.name_of(tensor.dtype), tuple(tensor.shape)
+        if kinds.NUMPY_HAS.fullmatch(name):
             return {"tensor": Labelled(plain.numpy(), key)}
-        name, shape = kinds.name_of(plain.dtype), tuple(plain.shape)
         bits = Labelled(kinds.bits_of(plain).numpy(), key, LABELS.get(name, ""), shape)
         return {"tensor_bits": [name, list(shape), bits]}
 
@@ -607,12 +605,18 @@ def _put(tree: Any, made: list[Any]) -> Any:
 
 def _put_array(kind: str, held: Any) -> Any:
     if kind == "array":
-        return _checked(held.numpy() if kinds.is_tensor(held) else held)
+        return _checked(held)
     if kind == "scalar":
         return _put_array("array", held["array"])[()]
     if kind == "bits":
-        name, node = held
-        return of_other_kind(name, _checked(node["array"]))
+        name, bits = held[0], _checked(held[1]["array"])
+        # Numbers of a kind that numpy itself has not, such as bfloat16; a tensor where only torch has it.
+        if importlib.util.find_spec("ml_dtypes") is None:
+            return kinds.from_bits(as_tensor(bits), name, bits.shape)
+        other = getattr(importlib.import_module("ml_dtypes"), name, None)
+        if not (isinstance(other, type) and issubclass(other, np.generic)):
+            raise ValueError(f"numbers of the kind {name!r}")
+        return bits.view(other)
     if kind == "masked":
         values, mask, fill = (_checked(part["array"]) for part in held)
         if values.shape != mask.shape or values.itemsize != fill.nbytes:
@@ -643,16 +647,6 @@ def as_tensor(value: Any) -> Any:
     # The state is one of torch, so its program has loaded that, or will.
     torch = importlib.import_module("torch")
     return value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
-
-
-def of_other_kind(name: str, bits: NDArray[Any]) -> Any:
-    """Numbers of a kind that numpy itself has not, such as bfloat16; a tensor where only torch has it."""
-    if importlib.util.find_spec("ml_dtypes") is None:
-        return kinds.from_bits(as_tensor(bits), name, bits.shape)
-    kind = getattr(importlib.import_module("ml_dtypes"), name, None)
-    if not (isinstance(kind, type) and issubclass(kind, np.generic)):
-        raise ValueError(f"numbers of the kind {name!r}")
-    return bits.view(kind)
 
 
 def pack(state: Any, *, holders: bool = False) -> dict[str, Any]:

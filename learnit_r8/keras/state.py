@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ..checkpoint import codec
 from ..checkpoint.callbacks import OWN
-from ..checkpoint.durable_io import open_output
 from ..checkpoint.tree import is_own_kind
 from ..sampling.random_generators import set_torch_state, torch_state
 from .devices import num_devices, scope_of
@@ -99,8 +98,7 @@ class ModelState:
             state_dict: Holds it under "model", as `R8Scheduler` passes it to a ``save_callback``.
             filepath: The file.
         """
-        with open(open_output(filepath), "wb") as file:
-            codec.write(state_dict["model"], file)
+        codec.save(state_dict["model"], filepath)
 
     def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> Any:
         """Put all variables back; returns what the user's own callbacks keep beside them, None if nothing.

@@ -41,31 +41,23 @@ def bar_line(elapsed: Elapsed, total: Period | None, values: Mapping[str, float]
     '5/10 [===============>..............] - ETA: 2s - loss: 0.2500'
     """
     rate = elapsed.time / elapsed.steps if elapsed.steps else 0.0
-    pace = f"{elapsed.time:.0f}s {_duration(rate)}/step"
+    each = f"{rate:.0f}s" if rate >= 1 else f"{1e3 * rate:.0f}ms" if rate >= 1e-3 else f"{1e6 * rate:.0f}us"
+    pace = f"{elapsed.time:.0f}s {each}/step"
     if total is None:
         parts = [f"{elapsed.steps} steps", pace]
     else:
         share = min(total.share(elapsed), 1.0)
         unit, limit = max(total.limits(), key=lambda one: getattr(elapsed, one[0]) / one[1] if one[1] else 1.0)
         left = f"ETA: {elapsed.time * (1 - share) / share:.0f}s" if 0 < share < 1 else pace
-        parts = [f"{_count(unit, getattr(elapsed, unit))}/{_count(unit, limit)} [{_drawn(share)}]", left]
+        full = int(share * WIDTH)
+        drawn = "=" * full + (">" + "." * (WIDTH - full - 1) if full < WIDTH else "")
+        parts = [f"{_count(unit, getattr(elapsed, unit))}/{_count(unit, limit)} [{drawn}]", left]
     parts += [f"{name}: {value:.4f}" for name, value in values.items()]
     return "".join(sign for sign in " - ".join(parts) if sign.isprintable())
 
 
-def _drawn(share: float) -> str:
-    full = int(share * WIDTH)
-    return "=" * WIDTH if full == WIDTH else "=" * full + ">" + "." * (WIDTH - full - 1)
-
-
 def _count(unit: str, value: float) -> str:
     return f"{value:.0f}s" if unit == "time" else f"{value:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f}s" if seconds >= 1 else f"{1e3 * seconds:.0f}ms" if seconds >= 1e-3 else f"{1e6 * seconds:.0f}us"
-    )
 
 
 class keras_bar:

@@ -116,7 +116,14 @@ class checkpoint:
 
     def on_step(self, loop_state: LoopState) -> None:
         """Save, if that is due."""
-        if self._monitor is None or is_new_best(loop_state, self._monitor, self._record):
+        if self._monitor is None:
+            self._save(loop_state)
+            return
+        try:
+            value = as_scalar(loop_state.logs.find(self._monitor))
+        except KeyError:
+            return
+        if self._record.improves(float(value)):
             self._save(loop_state)
 
     def on_end(self, loop_state: LoopState) -> None:
@@ -133,15 +140,6 @@ class checkpoint:
         for old in self._own[: -self._keep]:
             old.unlink(missing_ok=True)
         del self._own[: -self._keep]
-
-
-def is_new_best(loop_state: LoopState, monitor: str, record: Record) -> bool:
-    """Whether this step has logged a new best value; False where it has logged none."""
-    try:
-        value = as_scalar(loop_state.logs.find(monitor))
-    except KeyError:
-        return False
-    return record.improves(float(value))
 
 
 class early_stopping:

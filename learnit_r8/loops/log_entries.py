@@ -225,8 +225,16 @@ class History:
             columns.append(([], []) if place is None else self._columns[place[0]][place[1]])
         if fill is _ABSENT:
             chosen = set(columns[0][0]).intersection(*(rows for rows, _ in columns))
-            if not drop:
-                self._warn_of_gaps(keys, columns, len(chosen))
+            # The counts of steps and seconds are in every row: asking for them with a rare entry is no mistake.
+            common = [values for _, values in self._columns.get("elapsed", {}).values()]
+            logged = [rows for rows, values in columns if all(values is not each for each in common)]
+            num_with_some = len(set().union(*logged))
+            if not drop and len(chosen) < num_with_some:
+                warn(
+                    f"collect() left out {num_with_some - len(chosen)} of {num_with_some} rows that lack one of "
+                    f"{keys}; pass fill= to keep them, or drop=True if that is meant.",
+                    UserWarning,
+                )
         else:
             chosen = set().union(*(rows for rows, _ in columns))
         lists = []
@@ -249,15 +257,3 @@ class History:
                     rows.append(number)
                     values.append(value)
         self._num_indexed = len(self._rows)
-
-    def _warn_of_gaps(self, keys: tuple[str, ...], columns: list[Column], num_kept: int) -> None:
-        # The counts of steps and seconds are in every row: asking for them along with a rare entry is no mistake.
-        everywhere = self._columns.get("elapsed", {})
-        logged = [rows for rows, values in columns if all(values is not column[1] for column in everywhere.values())]
-        num_with_some = len(set().union(*logged))
-        if num_kept < num_with_some:
-            warn(
-                f"collect() left out {num_with_some - num_kept} of {num_with_some} rows that lack one of {keys}; "
-                "pass fill= to keep them, or drop=True if that is meant.",
-                UserWarning,
-            )

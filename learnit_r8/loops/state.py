@@ -141,16 +141,13 @@ class LoopState:
             if result[1] is not None:
                 self.state = result[1]
         else:
-            if type(result) is not type(self.state):
-                self._ask(result)
+            if type(result) is not type(self.state) and not isinstance(self.state, (Mapping, type(None))):
+                # A dictionary, or a pair with one, in place of another state: they are metrics, as elsewhere.
+                is_pair = type(result) is tuple and len(result) == 2 and isinstance(result[0], type(self.state))
+                metrics, what = (result[1], "(state, dict)") if is_pair else (result, type(result).__name__)
+                if isinstance(metrics, dict) and metrics:
+                    warn(DICTIONARY.format(type(self.state).__name__, what))
             self.state = result
-
-    def _ask(self, result: Any) -> None:
-        """Warn if a state that was no dictionary becomes one, or a pair with one: they are metrics, as elsewhere."""
-        is_pair = type(result) is tuple and len(result) == 2 and isinstance(result[0], type(self.state))
-        metrics = result[1] if is_pair else result
-        if isinstance(metrics, dict) and metrics and not isinstance(self.state, (Mapping, type(None))):
-            warn(DICTIONARY.format(type(self.state).__name__, "(state, dict)" if is_pair else type(result).__name__))
 
     def commit(self) -> None:
         """Put the logs of this step into the history, if there are any, and begin new ones."""

@@ -11,7 +11,7 @@ from typing import Any
 from .. import events
 from .._validation import is_number, whole_number
 from ..checkpoint.callbacks import Callbacks, call_load, call_save, join_callbacks, keeps_model
-from ..checkpoint.generations import Generations, Proved
+from ..checkpoint.generations import Generations
 from ..checkpoint.run_config import RunConfig
 from ..checkpoint.saver import CheckpointSaver, check_folder
 from ..checkpoint.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
@@ -105,7 +105,7 @@ class Persistence:
         backup, self.agreement = backup or RamBackup(), agreement or Agreement()
         self.backup_timer = BackupTimer(when, announcer, backup, self.agreement, is_usual=backup_every is None)
         self.generations = Generations.of(backup_dir, folder, announcer)
-        self._proved: list[Proved] = []
+        self._proved: list[tuple[int, int, Any]] = []
         self._pending: Checkpoint | None = None
         self._loaded: Checkpoint | None = None
         self._lacks_model = False
@@ -114,13 +114,10 @@ class Persistence:
         when = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
         self.saver: CheckpointSaver | None = None
         if folder is not None:
+            store = CheckpointStore(folder, keep=keep, run_id=os.urandom(16).hex())
+            is_each = checkpoint_every is None
             self.saver = CheckpointSaver(
-                CheckpointStore(folder, keep=keep, run_id=os.urandom(16).hex()),
-                when=when,
-                each_epoch=checkpoint_every is None,
-                monitor=monitor,
-                mode=mode,
-                announcer=announcer,
+                store, when=when, each_epoch=is_each, monitor=monitor, mode=mode, announcer=announcer
             )
 
     @property
@@ -185,21 +182,10 @@ class Persistence:
         return self.callbacks
 
     def between_steps(
-        self,
-        step: int,
-        samples: int,
-        seconds: float,
-        draws: int,
-        *,
-        epoch_ended: bool,
-        run_ended: bool,
-        budget: Budget,
-        get_state: Callable[[], dict[str, Any]],
-        get_moment: Callable[[], Any] = lambda: None,
-        is_calm: bool = True,
-        may_back_up: bool = True,
-        saved: Callable[[int], object] = lambda step: None,
-    ) -> str:
+        self, step: int, samples: int, seconds: float, draws: int, *, epoch_ended: bool, run_ended: bool,
+        budget: Budget, get_state: Callable[[], dict[str, Any]], get_moment: Callable[[], Any] = lambda: None,
+        is_calm: bool = True, may_back_up: bool = True, saved: Callable[[int], object] = lambda step: None,
+    ) -> str:  # fmt: skip
         """Take a backup and write a checkpoint, if they are due.
 
         Args:
@@ -219,9 +205,8 @@ class Persistence:
         Returns:
             The name of a non-finite array of the model, if one was found; otherwise "".
         """
-        damage = ""
-        elapsed = Elapsed(step, samples, seconds, *self._asked)
-        asked = (step, samples, seconds)
+        damage, asked = "", (step, samples, seconds)
+        elapsed = Elapsed(*asked, *self._asked)
         try:
             self.backup_timer.take_in(self.callbacks.state)
             if self.callbacks.state is not None and may_back_up:
@@ -243,19 +228,14 @@ class Persistence:
             raise
         # Only now, so that an interrupted backup or checkpoint is due again.
         self._asked = asked
-        self._find_quiet(elapsed, budget)
-        return damage
-
-    def _find_quiet(self, asked: Elapsed, budget: Budget) -> None:
-        """Compute until when nothing is due."""
-        untils = [] if self.callbacks.state is None else [self.backup_timer.quiet_until(asked)]
+        untils = [] if self.callbacks.state is None else [self.backup_timer.quiet_until(elapsed)]
         if self.saver is not None:
-            untils.append(self.saver.quiet_until(asked))
+            untils.append(self.saver.quiet_until(elapsed))
         if untils or self.callbacks.load is not None:
             untils.append((budget.steps or math.inf, budget.seconds or math.inf))
-        self.wake()
         self.quiet_seconds = min((seconds for _, seconds in untils), default=math.inf)
         self.quiet_steps = min((steps for steps, _ in untils), default=math.inf)
+        return damage
 
     def count_from(self, step: int, samples: int, seconds: float) -> None:
         """Count intervals from here, as the run was resumed."""
@@ -427,8 +407,8 @@ class Persistence:
             self.hand_over_pending()
         self.backup.clear()
         if checkpoint.model_state is not None:
-            for proved in sorted(self._proved, key=lambda one: one.step):
-                self.backup.add(Backup(proved.step, proved.step, proved.draws, proved.state, is_proven=True))
+            for step, draws, state in sorted(self._proved, key=lambda proved: proved[0]):
+                self.backup.add(Backup(step, step, draws, state, is_proven=True))
         self._proved = []
         self.wake()
         if self.saver is not None:

@@ -323,8 +323,8 @@ class DrawnEpochs:
         task, rates = self._task, self._rates
         state = ModelState(task.model, task.optimizer)
 
-        def load(source: Any, *, from_ram: bool = False) -> Any:
-            beside = state.load(source, from_ram=from_ram)
+        def load(source: Any, *, from_ram: bool = False, is_resume: bool = False) -> Any:
+            beside = state.load(source, from_ram=from_ram, is_resume=is_resume)
             rates.expect_any()
             return beside
 

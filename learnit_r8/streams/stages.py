@@ -255,7 +255,15 @@ def ema(
     >>> [e["x_ema"] for e in pipe([{"x": 1.0}, {"x": 4.0}], ema("x", decay=0.5, bias_correction=False))]
     [0.5, 2.25]
     """
-    weight = _decay(decay, half_life)
+    if (decay is None) == (half_life is None):
+        raise ValueError(f"exactly one of decay and half_life must be given, got {decay!r} and {half_life!r}.")
+    if half_life is not None:
+        if not (isinstance(half_life, (int, float)) and 0 < half_life < math.inf):
+            raise ValueError(f"half_life must be finite and > 0 events, got {half_life!r}.")
+        decay = 0.5 ** (1 / half_life)
+    if not (isinstance(decay, (int, float)) and 0 <= decay < 1):
+        raise ValueError(f"decay must be in [0, 1), got {decay!r}.")
+    weight = float(decay)
     name = f"{key}_ema" if out_key is None else out_key
 
     def stage(events: Iterable[Any]) -> Iterator[Any]:
@@ -269,18 +277,6 @@ def ema(
             yield merged(event, {name: shown})
 
     return stage
-
-
-def _decay(decay: float | None, half_life: float | None) -> float:
-    if (decay is None) == (half_life is None):
-        raise ValueError(f"exactly one of decay and half_life must be given, got {decay!r} and {half_life!r}.")
-    if half_life is not None:
-        if not (isinstance(half_life, (int, float)) and 0 < half_life < math.inf):
-            raise ValueError(f"half_life must be finite and > 0 events, got {half_life!r}.")
-        return float(0.5 ** (1 / half_life))
-    if not (isinstance(decay, (int, float)) and 0 <= decay < 1):
-        raise ValueError(f"decay must be in [0, 1), got {decay!r}.")
-    return float(decay)
 
 
 def _check_callable(name: str, value: Any) -> None:
@@ -315,16 +311,13 @@ class Best:
         for event in events:
             value = number(event, self._key)
             if record.improves(value):
-                self._keep(value, event)
+                model: Any = event.get("model")
+                if not hasattr(model, "state_dict"):
+                    raise TypeError(f"event['model'] must have a state_dict() for best() to keep, got {model!r}.")
+                self.weights = copy.deepcopy(model.state_dict())
+                self.value, self._model = value, model
+                self.event = {name: item for name, item in event.items() if name != "model"}
             yield event
-
-    def _keep(self, value: float, event: Mapping[str, Any]) -> None:
-        model: Any = event.get("model")
-        if not hasattr(model, "state_dict"):
-            raise TypeError(f"event['model'] must have a state_dict() for best() to keep, got {model!r}.")
-        self.weights = copy.deepcopy(model.state_dict())
-        self.value, self._model = value, model
-        self.event = {name: item for name, item in event.items() if name != "model"}
 
     def restore(self, model: Any = None) -> None:
         """Put the best weights back.

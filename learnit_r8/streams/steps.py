@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._adapters.host import check_scheduler
 from .._adapters.prefetch import Prefetch
-from ..engine.signals import Scope, running
+from ..engine.signals import running
 from ..triggers import Elapsed
 from .event import Event
 
@@ -123,19 +123,17 @@ def _split(result: Any) -> tuple[Any, Predictions | None]:
     return result[0] if len(result) == 2 else result[:-1], result[-1]
 
 
-def _next(prefetch: Prefetch, scope: Scope) -> Ticket | None:
-    # Anew for each batch: while nobody asks for one, the scheduler may have been used in another loop.
-    prefetch.r8.requests.stay_within(scope)
-    return prefetch.draw_now()
-
-
 def _events(r8: R8Scheduler, stepper: _Stepper) -> Iterator[Event]:
     origin = time.monotonic()
     last = (r8.global_step, 0, 0.0)
     stepper.adopt()
     prefetch, scope = Prefetch.of(r8), running(_events)
     try:
-        while (ticket := _next(prefetch, scope)) is not None:
+        while True:
+            # Anew for each batch: while nobody asks for one, the scheduler may have been used in another loop.
+            r8.requests.stay_within(scope)
+            if (ticket := prefetch.draw_now()) is None:
+                return
             try:
                 loss, outcome = stepper.step(ticket)
             except BaseException:
@@ -145,15 +143,9 @@ def _events(r8: R8Scheduler, stepper: _Stepper) -> Iterator[Event]:
                 continue
             now = (r8.global_step, last[1] + len(ticket.indices), time.monotonic() - origin)
             event = Event(
-                step=now[0],
-                epoch=ticket.epoch,
-                loss=loss,
-                lr=ticket.lr,
-                batch_size=len(ticket.indices),
-                samples=now[1],
-                refused=not outcome,
-                **({"state": stepper.state} if stepper.has_state else {}),
-            )
+                step=now[0], epoch=ticket.epoch, loss=loss, lr=ticket.lr, batch_size=len(ticket.indices),
+                samples=now[1], refused=not outcome, **({"state": stepper.state} if stepper.has_state else {}),
+            )  # fmt: skip
             event.elapsed = Elapsed(*now, *last)
             last = now
             yield event

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ..checkpoint import codec
-from ..checkpoint.durable_io import open_output
 from ..checkpoint.tree import pack, unpack
 
 SUFFIX = ".safetensors"
@@ -23,9 +22,8 @@ def save(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     Raises:
         TypeError: a value cannot be held; the message gives its dotted key.
     """
-    packed, path = pack(state), os.fspath(path)
-    with open(open_output(path if path.endswith(SUFFIX) else path + SUFFIX), "wb") as file:
-        codec.write(packed, file)
+    path = os.fspath(path)
+    codec.save(pack(state), path if path.endswith(SUFFIX) else path + SUFFIX)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -10,8 +11,7 @@ import torch
 
 from ..checkpoint import kinds
 from ..checkpoint.callbacks import OWN
-from ..checkpoint.generations import ResumedState
-from ..checkpoint.tree import copy_to_host, copy_to_host_into, fill, hold
+from ..checkpoint.tree import copy_into, copy_to_host, fill, hold
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from . import serialization
 from .distributed.shards import Shards, is_sharded
@@ -162,7 +162,7 @@ class ModelState:
         generators = state["random"] if from_ram else self._own_generators(state)
         set_random_state(generators)
         # A loader draws from the generators when it starts, which must not count.
-        self._generators = generators if not from_ram or isinstance(source, ResumedState) else None
+        self._generators = generators if is_resume or not from_ram else None
         return beside
 
     def _filled(self, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,7 +241,7 @@ class ModelState:
 def copies_of(model: torch.nn.Module) -> dict[str, Any]:
     """The functions that `R8Scheduler` is to copy a model's states with; none for a model in main memory."""
     is_on_device = any(each.is_cuda for each in model.parameters())
-    return {"clone": copy_to_host, "copy_into": copy_to_host_into} if is_on_device else {}
+    return {"clone": copy_to_host, "copy_into": functools.partial(copy_into, to_host=True)} if is_on_device else {}
 
 
 def _options_of(optimizer: Any) -> list[dict[str, Any]]:

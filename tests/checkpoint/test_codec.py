@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -221,6 +222,32 @@ def test_tied_arrays_are_stored_once_and_come_back_tied():
     back["tensor"] += 1
     assert back["again"]["tensor"].sum() == 2000
     assert back["again"]["part"].sum() == 500
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor_bits", "tied"])
+def test_an_array_referenced_300_times_costs_its_bytes_once(kind):
+    """A received file has a budget: its own bytes, whatever refers to them how often."""
+    if kind == "tensor_bits":
+        pytest.importorskip("torch")
+    size = 2**20
+    place = {"__array__": "a"}
+    again = {"array": {"array": place}, "tensor_bits": {"tensor_bits": ["int8", [size], place]}, "tied": {"tied": 0}}
+    tree = {"version": 2, "tree": {"list": [{"array": place}, *[again[kind]] * 300]}}
+    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    content = sealed({"a": entry}, bytes(size), tree=json.dumps(tree))
+    tracemalloc.start()
+    try:
+        if kind == "tied":
+            first, *others = unpack(decode(content))
+            assert all(each is first for each in others)
+        else:
+            with pytest.raises(ValueError, match="must name each array once"):
+                unpack(decode(content))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 4 * size
 
 
 class Gathering:

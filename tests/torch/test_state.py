@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from learnit_r8.checkpoint.tree import clone, copy_to_host, copy_to_host_into
+from learnit_r8.checkpoint.tree import clone, copy_into, copy_to_host
 from learnit_r8.sampling.random_generators import random_state, set_random_state
 from learnit_r8.torch import ModelState, serialization
 from learnit_r8.torch.prepared import plain_model
@@ -218,7 +218,7 @@ def test_backup_lives_in_the_same_memory():
     first = copy_to_host(state)
     with torch.no_grad():
         model[0].weight += 1
-    second = copy_to_host_into(first, state)
+    second = copy_into(first, state, to_host=True)
 
     assert second["model"]["0.weight"].data_ptr() == first["model"]["0.weight"].data_ptr()
     assert torch.equal(second["model"]["0.weight"], model[0].weight)
