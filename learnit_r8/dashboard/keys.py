@@ -139,7 +139,7 @@ TABLE = (
         views=tuple(name for name, page in PAGES.items() if page.has_filter),
     ),
     Binding(("y",), "y", "log", "log or linear scale of the loss", _switch("log_scale"), views=_CHARTS),
-    Binding(("z",), "z", "zoom", "all, last 10 %, last epoch", _zoom, views=_CHARTS),
+    Binding(("z",), "z", "zoom", "all, its whole range, last 10 %, last epoch", _zoom, views=_CHARTS),
     Binding((" ",), "space", "freeze", "freeze the picture only", _switch("frozen"), modes=("live", "watch")),
     Binding((" ",), "space", "pause", "pause the replay or go on", Action.PAUSE, modes=("replay",)),
     Binding(("p",), "p", "pause", "pause the training, or go on", Action.PAUSE, modes=("live",)),

@@ -36,6 +36,7 @@ class Glyphs:
         levels: Heights of a cell, from empty to full.
         line, corner, side: Parts of frames and axes.
         up, dot: Mark of a clipped value, mark of the state.
+        tick: Mark of a checkpoint on an axis.
         ellipsis: Ends a text that was cut off.
     """
 
@@ -48,12 +49,13 @@ class Glyphs:
     side: str
     up: str
     dot: str
+    tick: str
     ellipsis: str
 
 
-BRAILLE = Glyphs("braille", "▏▎▍▌▋▊▉█", "░", " ▁▂▃▄▅▆▇█", "─", "└", "│", "▲", "●", "…")
+BRAILLE = Glyphs("braille", "▏▎▍▌▋▊▉█", "░", " ▁▂▃▄▅▆▇█", "─", "└", "│", "▲", "●", "╵", "…")
 BLOCKS = replace(BRAILLE, name="blocks")
-ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "^", "*", ".")
+ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "^", "*", "'", ".")
 
 COLOURS = {
     "": Style(),

@@ -116,10 +116,9 @@ class Watch:
     def scene(self) -> Scene:
         """The time, the output, and the state of the process."""
         state = self.state
-        with contextlib.suppress(OSError, ValueError):
-            new = [line.decode("utf-8", errors="replace")[:10_000] for line in self._output_file.read(OUTPUT_BYTES)]
-            self._num_output += len(new)
-            self._output = (self._output + new)[-MOST_OUTPUT:]
+        new = _lines_of(self._output_file)
+        self._num_output += len(new)
+        self._output = (self._output + new)[-MOST_OUTPUT:]
         if self._other is not None:
             for event in self._other.events():
                 self._other.view.fold(event)
@@ -157,6 +156,13 @@ def _end_of(path: Path) -> Lines:
     with contextlib.suppress(OSError):
         size = os.lstat(path).st_size
     return Lines(path, offset=max(0, size - OUTPUT_BYTES))
+
+
+def _lines_of(output: Lines) -> list[str]:
+    """The further lines of a captured output; none where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return [line.decode("utf-8", errors="replace")[:10_000] for line in output.read(OUTPUT_BYTES)]
+    return []
 
 
 WHOLE_SECONDS = 20.0
@@ -198,6 +204,8 @@ class Replay:
         seconds = max((record.event.seconds for record in Run(folder).glance()[-100:]), default=0.0)
         self._speed = max(seconds / WHOLE_SECONDS, 1e-3)
         self.position = self._shown = 0.0
+        # The end of what was printed, which has no times.
+        self._output = _lines_of(_end_of(self.run.folder / "output.log"))[-MOST_OUTPUT:]
         self.is_paused = False
         self._clock = clock
         self._last = clock()
@@ -234,6 +242,8 @@ class Replay:
         return Scene(
             now=self.position if self._next is not None else None,
             folder=os.fspath(self.run.folder),
+            output=self._output,
+            num_output=len(self._output),
             is_paused=self.is_paused and self._next is not None,
         )
 

@@ -93,7 +93,9 @@ class EventEmitter:
         """Emit `StepDone`: a batch was reported and learned from."""
         own, self._own = self._own, 0.0
         data, self.data_seconds = self.data_seconds, 0.0
-        self._ticket = ticket
+        # The few samples left over at the end of an epoch say nothing of how batches are made.
+        if self._ticket is None or 2 * len(ticket.indices) > len(self._ticket.indices):
+            self._ticket = ticket
         step, seconds = self._announcer.where()
         # The constructor of a frozen dataclass would take three times as long.
         event = object.__new__(events.StepDone)

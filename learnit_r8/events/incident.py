@@ -74,7 +74,7 @@ class Incident:
         fault: What was at fault, one of `recovery.incidents.finding.KINDS`; "" as long as that is not known.
         state: "open", "over" or "gave up".
         diagnosis: What was found and done; "" while it is not known.
-        last_step: The step of its newest event.
+        last_step, last_seconds: Step and training seconds of its newest event.
         tried: Step and text of what was done, oldest first.
         kind: What the summary of a run counts it as; by default the first verdict.
         num_left_out: Batches at the end of an epoch that are left out for tests of the weights.
@@ -98,6 +98,7 @@ class Incident:
     state: str = "open"
     diagnosis: str = ""
     last_step: int = 0
+    last_seconds: float = 0.0
     tried: tuple[tuple[int, str], ...] = ()
     kind: str = ""
     num_left_out: int = 0
@@ -176,29 +177,30 @@ class Incident:
 
     def after(self, event: Event) -> Incident:
         """The incident with one more of its events."""
+        now = replace(self, last_step=event.step, last_seconds=event.seconds)
         match event:
             case BatchRefused():
-                changed = replace(self, num_refused=self.num_refused + 1, samples=self.samples or event.samples)
+                changed = replace(now, num_refused=self.num_refused + 1, samples=self.samples or event.samples)
                 if not self.num_refused:
                     changed = replace(changed, loss=event.loss, lr=event.lr)
             case CauseFound():
                 fault, samples = self.fault or event.fault, self.samples or event.samples
-                changed = replace(self, cause=self.cause or event.text, fault=fault, samples=samples)
+                changed = replace(now, cause=self.cause or event.text, fault=fault, samples=samples)
             case Probed():
-                changed = replace(self, num_probes=self.num_probes + 1)
+                changed = replace(now, num_probes=self.num_probes + 1)
             case RolledBack():
-                changed = replace(self, num_restored=self.num_restored + 1)
+                changed = replace(now, num_restored=self.num_restored + 1)
             case SamplesQuarantined():
-                changed = replace(self, samples=event.samples)
+                changed = replace(now, samples=event.samples)
             case IncidentEnded():
-                return replace(self, state="over", diagnosis=event.text or "recovered", last_step=event.step)
+                return replace(now, state="over", diagnosis=event.text or "recovered")
             case GaveUp():
-                return replace(self, state="gave up", diagnosis=event.text, last_step=event.step)
+                return replace(now, state="gave up", diagnosis=event.text)
             case _:
-                changed = self
+                changed = now
         said = describe(event)
         tried = (*self.tried, (event.step, said.text)) if said and len(self.tried) < MOST_TRIED else self.tried
-        return replace(changed, last_step=event.step, tried=tried)
+        return replace(changed, tried=tried)
 
 
 _KINDS = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dashboard.state.curve import range_of
+from ..dashboard.state.curve import SMOOTH, range_of, smoothed
 from ..dashboard.state.view import View
 from ..dashboard.text import is_held_out, stem_of
 from ..events.incident import Incident
@@ -18,8 +18,6 @@ from .runs import Comparison
 
 POINTS = 500
 """Most points of a curve."""
-SMOOTH = 20
-"""Share of a curve over which it is smoothed, as one part of so many."""
 FIT = 0.8
 """Share of the steps, the last ones, that the losses on the page fit."""
 MOST_METRICS = 24
@@ -29,12 +27,8 @@ MARKS = {"R": "resumed", "D": "cool-down"}
 def losses_of(view: View, name: str = "loss") -> list[Data]:
     """The losses of batches: smoothed, and behind it their means and the lowest and highest of each stretch."""
     steps, low, mean, high = view.loss.points(POINTS)
-    weight, level, smooth = 2 / (1 + max(1, len(mean) / SMOOTH)), math.nan, []
-    for value in mean.tolist():
-        level = value if math.isnan(level) else level + weight * (value - level)
-        smooth.append(level)
     raw = curve(f"{name} of the batches", steps, mean, kind="faint", low=known(low), high=known(high))
-    return [raw, curve(f"{name}, smoothed", steps, smooth)] if len(mean) > SMOOTH else [raw | {"kind": ""}]
+    return [raw, curve(f"{name}, smoothed", steps, smoothed(mean))] if len(mean) > SMOOTH else [raw | {"kind": ""}]
 
 
 def points_of(view: View, name: str, look: str) -> Data:

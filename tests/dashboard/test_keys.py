@@ -153,7 +153,7 @@ def test_escape_clears_the_filter_then_goes_home():
 
 
 @pytest.mark.parametrize(("keys", "name", "value"), [
-    ("y", "log_scale", True), ("yy", "log_scale", False), ("z", "zoom", "last 10%"), ("zzz", "zoom", "all"),
+    ("y", "log_scale", True), ("yy", "log_scale", False), ("z", "zoom", "whole range"), ("zzzz", "zoom", "all"),
     (" ", "frozen", True), ("4e", "alerts_only", True), ("?", "help", True), ("??", "help", False), ("q", "menu", True),
 ])  # fmt: skip
 def test_switches(keys, name, value):

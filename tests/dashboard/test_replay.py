@@ -94,3 +94,12 @@ def test_replay_shows_what_the_live_screen_showed(tmp_path, step):
 
     assert lines[0].splitlines()[3:] == lines[1].splitlines()[3:]
     assert replay.view.step == live.view.step
+
+
+def test_replay_shows_what_was_printed(tmp_path):
+    """The output view of a replay has the lines of output.log."""
+    folder = folder_with(tmp_path / "run", STARTED, steps(5))
+    (folder / "output.log").write_text("hello\nsecond line\n")
+
+    assert Replay(folder).scene().output == ["hello", "second line"]
+    assert Replay(folder_with(tmp_path / "none", STARTED)).scene().output == []

@@ -390,3 +390,16 @@ def test_found_rate_brings_a_new_plan():
     found = [event.lr for event in listener.heard if isinstance(event, events.LrFound)]
 
     assert max(plans[-1]) == pytest.approx(found[0], rel=0.05)
+
+
+def test_last_batch_is_a_full_one():
+    """The three samples left over at the end of an epoch do not stand for how batches are made."""
+    listener = Listener()
+    r8 = make(43, batch_size=20, num_epochs=3, listeners=[listener])
+    for _ in r8.epoch_iterator():
+        for indices, _ in r8.batch_iterator():
+            r8.update_with_loss(1.0 + indices / 43)
+    r8.close()
+
+    shares = listener.surveys[-1].batch_share
+    assert all(0.15 <= share <= 0.35 for share in shares), shares

@@ -316,14 +316,14 @@ def axis(
                 is_between = len(begin) < left and left + len(label) < width - len(end)
                 if is_between and value == int(value) and len(set(free[left : left + len(label)])) == 1:
                     cells[left : left + len(label)] = label
-    # A checkpoint comes every epoch: its letter leaves the numbers alone.
+    # A checkpoint comes every epoch: a grey tick, which leaves the numbers alone.
     for place, letter in placed:
         if letter == SAVED and cells[place] == glyphs.line:
-            cells[place] = letter
+            cells[place] = glyphs.tick
     spans = [Span(" " * (LABEL - 1) + glyphs.corner, "rule")]
     text = "".join(cells)
     start = 0
-    letters = {letter for _, letter in marks}
+    letters = {letter for _, letter in marks} - {SAVED}
     for place, character in enumerate(text):
         if character in letters and len(begin) <= place < width - len(end):
             spans += [Span(text[start:place], "rule"), Span(character, "alert" if character in "SB" else "key")]

@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from ...events.text import clean, number
 from ..state.comparison import figures_of, settings_of
-from ..state.curve import Columns
+from ..state.curve import Columns, smoothed
 from ..state.ui_state import Scene, UiState
 from ..state.view import Point, View
 from ..text import Line, Span, clip, figure, fit, grouped, is_held_out
-from ..theme import Glyphs, Theme
+from ..theme import Theme
 from .chart import LABEL, axis, chart, dots, plot, scale_of, scale_of_all
 from .header import Rows, titled
-from .parts import beside, cropped, extremes, joined, remark, rule, size_of
+from .parts import beside, cropped, joined, remark, rule, size_of
+
+MARKS = {"S": "S refused", "B": "B restored", "R": "R resumed", "D": "D cool-down", "C": "' checkpoint"}
+"""The legend of the marks on the axis."""
 
 LEAST = 3
 """Rows of the smallest chart: its title, the curve, its axis."""
@@ -61,17 +64,31 @@ def loss_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -
     cells = max(1, width - LABEL)
     first, last = window(view, ui)
     columns = loss_columns(view, cells * dots(glyphs), first, last)
-    scale = scale_of(columns, is_log=ui.log_scale)
-    how = "log" if scale.is_log else "linear"
-    title = rule("loss of the batches", width, glyphs, f"{how}, {ui.zoom}")
     if view.loss.is_empty:
-        return [title, remark("no loss reported yet")]
-    rows = max(1, height - 2)
-    lines = [title, *chart(columns, rows, glyphs, scale)]
+        return [rule("loss of the batches", width, glyphs), remark("no loss reported yet")]
+    columns = Columns(columns.low, smoothed(columns.mean), columns.high)
+    late = columns
+    if ui.zoom == "all" and last > len(columns.mean) // 8:
+        # The range fits the last 80 % of the steps; what was higher before runs along the top.
+        late = Columns(*(values[len(values) // 5 :] for values in columns))
+    scale = scale_of(late, is_log=ui.log_scale)
+    if late is not columns:
+        early = len(columns.mean) - len(late.mean)
+        columns = Columns(*(np.where(np.arange(len(v)) < early, np.minimum(v, scale.top), v) for v in columns))
+    # Later marks cover earlier ones: the most important come last.
+    entries = sorted(view.marks, key=lambda entry: ("CRBS".find(entry.mark), entry.step))
+    marks = [(entry.step, entry.mark) for entry in entries if entry.mark != "S"]
+    marks += [(incident.step, "S") for incident in view.incidents]
+    shown = {mark for step, mark in marks if first <= step <= last}
+    legend = [said.replace("'", glyphs.tick) for mark, said in MARKS.items() if mark in shown]
+    how = ["log"] * scale.is_log + [ui.zoom] * (ui.zoom != "all")
+    plain, said = ", ".join(how) or "linear, all", ", ".join([*how, *legend])
+    heads = [("loss of the batches", said), ("loss", said)] if legend else []
+    heads += [("loss of the batches", plain)]
+    head = next((each for each in heads if sum(map(len, each)) + 8 <= width), ("loss", plain))
+    title = rule(head[0], width, glyphs, head[1])
+    lines = [title, *chart(columns, max(1, height - 2), glyphs, scale)]
     if height >= LEAST:
-        # Later marks cover earlier ones: the most important come last.
-        entries = sorted(view.marks, key=lambda entry: ("CRBS".find(entry.mark), entry.step))
-        marks = [(entry.step, entry.mark) for entry in entries]
         lines.append(axis(cells, first, last, glyphs, marks, (f"{first:,}", f"{last:,}")))
     return lines[:height]
 
@@ -108,42 +125,15 @@ def rate_columns(view: View, num: int) -> tuple[Columns, int]:
     return Columns(values, values, values), done
 
 
-def metrics_section(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """The user's metrics: newest, lowest and highest value, and a chart of each where there is room."""
-    glyphs = theme.glyphs
-    lines = [rule("metrics", width, glyphs, "last (lowest .. highest)")]
-    if not view.metrics:
-        return [*lines, remark("none logged: r8.log(accuracy=...)")]
-    shown = list(view.metrics.items())[: max(1, height - 1)]
-    each = (height - 1) // len(shown)
-    for name, points in shown:
-        ends = extremes(points)
-        room = max(1, width - len(ends) - 12)
-        lines.append(
-            cropped(
-                (
-                    Span(f" {fit(name, room, glyphs.ellipsis)}", "label"),
-                    Span(f"{number(points[-1].value):>9} ", "metric"),
-                    Span(ends, "label"),
-                ),
-                width,
-            )
-        )
-        if each >= LEAST:
-            lines += _metric_chart(points, width, each - 1, glyphs)
-    return lines[:height]
-
-
-def _metric_chart(points: list[Point], width: int, height: int, glyphs: Glyphs) -> list[Line]:
-    """The values over the steps they belong to."""
-    num = max(1, width - LABEL) * dots(glyphs)
-    known = [point for point in points if np.isfinite(point.value)]
-    if not known:
-        return []
-    steps, values = np.array([point.step for point in known], float), np.array([point.value for point in known])
-    places = np.linspace(steps.min(), max(steps.max(), steps.min() + 1), num)
-    curve = np.interp(places, steps, values)
-    return plot([(curve, "metric")], height, glyphs, scale_of(Columns(curve, curve, curve)))
+def metric_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
+    """The metric that is monitored, or else one of data that is not trained on, over the steps, with its best."""
+    wanted = view.run.settings.get("monitor", "") if view.run is not None else ""
+    name = min(view.metrics, key=lambda name: (name != wanted, not is_held_out(name)))
+    newest, best = number(view.metrics[name][-1].value, 4), view.bests.get(name)
+    note = f"{newest}, best {number(best.value, 4)} @{best.step:,}" if best is not None else newest
+    room = width - len(name) - 8
+    title = rule(name, width, theme.glyphs, note if len(note) <= room else newest)
+    return [title, *_chart(view, ui, [name], width, height, theme)[1:]]
 
 
 LEAST_WIDTH, LEAST_HEIGHT = 38, 7
@@ -168,7 +158,7 @@ def metrics_panel(view: View, ui: UiState, width: int, height: int, theme: Theme
     size = (width - across + 1) // across
     for row in range(first, first + shown):
         chosen = names[row * across : (row + 1) * across]
-        blocks = [(_chart(view, ui, name, groups[name], size, each, theme), size) for name in chosen]
+        blocks = [(_chart(view, ui, groups[name], size, each, theme), size) for name in chosen]
         lines += beside(blocks, each, theme.glyphs)
     return lines[:height]
 
@@ -185,7 +175,7 @@ def _groups(view: View, ui: UiState) -> dict[str, list[str]]:
 METRIC_STYLES = ("loss", "metric", "lr", "q4")
 
 
-def _chart(view: View, ui: UiState, stem: str, names: list[str], width: int, height: int, theme: Theme) -> list[Line]:
+def _chart(view: View, ui: UiState, names: list[str], width: int, height: int, theme: Theme) -> list[Line]:
     """Title, curves and axis of a group; its legend is in the title."""
     glyphs = theme.glyphs
     styled = list(zip(names, METRIC_STYLES, strict=False))

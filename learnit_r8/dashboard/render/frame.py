@@ -22,7 +22,7 @@ LEGEND = (
     ("line, haze", "mean, lowest to highest loss"),
     ("▲ ^", "a spike beyond the chart"),
     ("S B", "loss refused, model restored"),
-    ("C R", "checkpoint saved, run resumed"),
+    ("' R", "checkpoint saved, run resumed"),
     ("D", "cool-down (decay) began"),
     ("suspicion", "how near a loss is to refusal"),
     ("Q1 .. Q4", "quarters of the samples by loss"),

@@ -137,31 +137,26 @@ def total_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
     notes = [labelled("left", f"{guess}{clock(left)}{about}" if view.ended is None else "-")]
     if width >= WIDE:
         notes.append(labelled("elapsed", clock(now), ""))
-    return _bar_line("total", view.progress, notes, width, theme)
-
-
-def epoch_line(view: View, width: int, theme: Theme) -> Line:
-    """Progress of the epoch, and the time left in it."""
-    run = view.run
-    left = math.nan
-    if run is not None and run.steps_per_epoch:
-        steps = (view.epoch + 1) * run.steps_per_epoch
-        steps = min(steps, run.total_steps) if run.total_steps else steps
-        left = max(0, steps - view.step) * view.pacing.seconds_per_step
-    notes = [labelled("left", clock(left) if view.ended is None else "-")]
-    if view.epochs and width >= WIDE:
-        notes.append(labelled("last epoch", clock(view.epochs[-1].epoch_seconds), ""))
-    return _bar_line("epoch", view.epoch_progress, notes, width, theme)
-
-
-def _bar_line(label: str, done: float, notes: list[Line], width: int, theme: Theme) -> Line:
-    head = f" {label:<5} " if width >= 30 else " "
-    # The notes of both bars have the same width, so that the bars end at the same column.
-    room = 44 if width >= WIDE else 31 if width >= NARROW else 20
-    room = min(room, max(0, width - len(head) - 6))
-    per_cent = Span(f" {share(done):>6}  ", "value")
+    head = " total " if width >= 30 else " "
+    room = min(44 if width >= WIDE else 31 if width >= NARROW else 20, max(0, width - len(head) - 6))
+    per_cent = Span(f" {share(view.progress):>6}  ", "value")
     rest = joined(notes, room - len(per_cent.text))
-    return (Span(head, "label"), *bar(done, max(1, width - len(head) - room), theme.glyphs), per_cent, *rest)
+    return (Span(head, "label"), *bar(view.progress, max(1, width - len(head) - room), theme.glyphs), per_cent, *rest)
+
+
+INCIDENT_SECONDS = 60.0
+"""How long the sentence of an incident stays after its last event."""
+
+
+def incident_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
+    """The last incident in one sentence, as long as it lasts and a minute longer; nothing else."""
+    newest = view.incidents[-1] if view.incidents else None
+    now = scene.now if scene.now is not None else view.seconds
+    if newest is None or (newest.state == "over" and now - newest.last_seconds > INCIDENT_SECONDS):
+        return ()
+    found = f"; {newest.found}" if newest.state != "open" else ""
+    text = clip(clean(f"{newest.headline}{found}"), width - 2, theme.glyphs.ellipsis)
+    return Span(" "), Span(text, "good" if newest.state == "over" else "alert")
 
 
 def loss_line(view: View, width: int) -> Line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -165,6 +166,21 @@ class Curve:
         known &= count > 0
         mean = np.divide(total, count, out=np.full(num, np.nan), where=known)
         return Columns(np.where(known, low, np.nan), mean, np.where(known, high, np.nan))
+
+
+SMOOTH = 20
+"""Share of a curve over which it is smoothed, as one part of so many."""
+
+
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A running average of a curve, NaN left out; a curve of few values as it is."""
+    weight, level = 2 / (1 + max(1, len(values) / SMOOTH)), math.nan
+    smooth = np.full(len(values), np.nan)
+    for place, value in enumerate(values.tolist()):
+        if value == value:
+            level = value if level != level else level + weight * (value - level)
+            smooth[place] = level
+    return smooth
 
 
 def range_of(values: ArrayLike, *, share: float = 1.0) -> tuple[float, float]:

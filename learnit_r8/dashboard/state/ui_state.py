@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ...events.system import Load
     from .view import View
 
-ZOOMS = ("all", "last 10%", "last epoch")
+ZOOMS = ("all", "whole range", "last 10%", "last epoch")
 LISTS = ("hardest", "suspects")
 MODES = ("live", "watch", "replay")
 

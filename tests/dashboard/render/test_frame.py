@@ -123,5 +123,5 @@ def test_rough_values_are_called_rough():
             )
         view.fold(event)
 
-    assert any("batch means of 128: rough" in line for line in screen(view, 80, 24))
+    assert any("batch means of 128: rough" in line for line in screen(view, 80, 24, view="data"))
     assert any("not shown" in line for line in screen(view, 80, 24, view="samples", listed="suspects"))
