@@ -3,8 +3,8 @@
 Every repetition runs all rows one after the other in this process: one epoch unmeasured, so that a row does not pay
 for the caches and the heap as the row before left them, and one epoch measured; the table shows medians.
 "CPU" is the time of this thread, which other programs on the machine disturb least. "draw + report" is the core as an
-adapter calls it (`Plan.draw`, `SampleTable.observe`, `Plan.report`), "public loop" is `batch_iterator` and
-`update_with_loss` with everything on but listeners. Peers draw only: they have nothing to report to. Losses differ from
+adapter calls it (`next`, `observe` of the table, `report`), "public loop" is `batch_iterator` and `update_with_loss`
+with everything on but listeners. Peers draw only: they have nothing to report to. Losses differ from
 batch to batch; with equal ones the guard would never get beyond its first thresholds.
 
 Then what it takes to make a table, and how long a checkpoint stops the training; in wall time the longest step of the
@@ -38,7 +38,7 @@ from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, We
 from learnit_r8 import R8Scheduler, SampleTable, SpikeGuard
 from learnit_r8.policies import get_policy
 from learnit_r8.sampling.permutation import raw_words
-from learnit_r8.sampling.plan import Plan
+from learnit_r8.sampling.planned import PlannedBatches
 from learnit_r8.table.losses import EXACT, WHOLE_BATCH, read_loss
 
 BASE = "torch BatchSampler(RandomSampler)"
@@ -89,7 +89,7 @@ class Core:
     def __init__(self, size: int, batch_size: int, *, exact: bool, as_lists: bool = False) -> None:
         self.table = SampleTable(size, batch_size=batch_size)
         self.table.storage.part_size = EXACT if exact else WHOLE_BATCH
-        self.plan = Plan(self.table, policy=get_policy("balanced"))
+        self.plan = PlannedBatches(self.table, policy=get_policy("balanced"))
         self.losses = np.random.default_rng(0).random(batch_size) + 0.5
         self.exact = exact
         self.as_lists = as_lists
@@ -101,7 +101,7 @@ class Core:
         self.epoch += 1
         plan.start_pass(self.epoch, 0.0)
         for step in range(plan.steps_per_pass):
-            batch = plan.draw()
+            batch = plan.next()
             if self.as_lists:
                 batch.indices.tolist()
             loss = LOSSES[step & 1023]
@@ -217,7 +217,7 @@ def worst_step(size: int, batch_size: int, repeats: int) -> float:
         longest = 0.0
         for _ in range(plan.steps_per_pass):
             began = time.thread_time()
-            batch = plan.draw()
+            batch = plan.next()
             plan.report(batch, 1.5, table.learner.observe(1.5, 1.5))
             longest = max(longest, time.thread_time() - began)
         worst.append(longest)

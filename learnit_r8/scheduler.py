@@ -21,16 +21,15 @@ from ._validation import loop_method, no_attribute, shortened
 from .checkpoint.early_stop import EarlyStopping
 from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
-from .engine import breaks, refusal, run_state
-from .engine.builder import build_components
+from .engine import run_state
+from .engine.builder import build_run
 from .engine.control import Requests
 from .engine.engine import Engine
-from .engine.feed import loops
 from .engine.feed.batch_size import BatchMeasure
-from .engine.feed.batches import Batches
+from .engine.feed.feed import Batches, Feed
+from .engine.feed.followed import FollowedBatches
 from .engine.feed.samples import BatchSamples
 from .engine.feed.trainer_batches import TrainerBatches
-from .engine.rates.cool_down import begin_branch, check_cool_down
 from .engine.settings import KEPT, MOST_IDS, Settings, suggest_settings
 from .events.caller import say_at_exit
 from .guard.registry import GuardName
@@ -49,7 +48,6 @@ from .triggers import Condition
 if TYPE_CHECKING:
     from .checkpoint.saver import BestCheckpoint
     from .checkpoint.store import Checkpoint
-    from .engine.feed.feed import Feed
     from .engine.settings import NewGoal, Unpack
     from .journal.writer import Journal
 
@@ -200,6 +198,7 @@ class R8Scheduler:
         requests: What other threads may ask of the run: `Requests.stop`, `Requests.save`, `Requests.pause`.
         name: Name of the run, "" without one.
         host: The engine, for adapters; ``_adapters/host.py`` lists the members that they may use.
+        feed: Passes on your own batches, for adapters; None where the scheduler draws them.
 
     Raises:
         ValueError: an argument outside its range, or not exactly one budget.
@@ -262,14 +261,16 @@ class R8Scheduler:
             handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
             clock=clock,
         )  # fmt: skip
-        self.host = engine = Engine(build_components(settings))
+        self.host = engine = Engine(build_run(settings))
+        source = engine.source
+        self.feed = Feed(engine, source) if isinstance(source, FollowedBatches) else None
         self.name, self.table, self.pace = engine.name, engine.table, engine.pace
         self.sentry, self.controller = engine.sentry, engine.controller
         # A step pays for no call that only passes arguments on.
         self.report = engine.report  # type: ignore[method-assign]
         if settings.resume is not None:
             # Before a run folder is made.
-            run_state.check_resume(engine, settings.resume)
+            run_state.check_resume(engine.run, settings.resume)
         self._journal = self._open_journal(settings)
         self._add_listeners(use_curses=settings.use_curses)
         self._given_up: int | None = None
@@ -277,7 +278,7 @@ class R8Scheduler:
         self._is_closed = self._counts_epochs = self._ended_epoch = self._speaks_at_exit = False
         self._has_finished = False
         if settings.resume is not None:
-            run_state.resume_from(engine, settings.resume)
+            run_state.resume_from(engine.run, settings.resume)
 
     def _open_journal(self, settings: Settings) -> Journal | None:
         """The record of the run, in its run folder; None if there is to be none."""
@@ -287,11 +288,11 @@ class R8Scheduler:
         from .journal.run_info import git_commit
 
         engine, table, git = self.host, self.table, git_commit()
-        engine.settings = {**engine.settings, **({"git": git} if git else {})}
+        engine.run.settings = {**engine.run.settings, **({"git": git} if git else {})}
         sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
         return open_journal(
             settings.run_dir, is_shown=settings.use_curses, name=self.name,
-            configuration={**sizes, **engine.settings}, table=table, requests=engine.requests,
+            configuration={**sizes, **engine.run.settings}, table=table, requests=engine.requests,
         )  # fmt: skip
 
     def _add_listeners(self, *, use_curses: bool) -> None:
@@ -353,10 +354,11 @@ class R8Scheduler:
         saved, given = len(checkpoint.state["table"]["loss"]), {"checkpoint_dir": own, **new_goal}
         arguments = arguments_of(checkpoint.config, given, cls, kept=KEPT, num_samples=saved)
         r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
-        run_state.go_on_from(r8.host, checkpoint, fit_state(checkpoint.state, r8.table, r8.host.plan, remap))
+        state = fit_state(checkpoint.state, r8.host.source, remap)
+        run_state.go_on_from(r8.host.run, checkpoint, state)
         if span is not None:
-            begin_branch(r8.host, span, r8.pace.step)
-        run_state.say_if_finished(r8.host)
+            r8.host.rates.begin_branch(span)
+        run_state.say_if_finished(r8.host.run)
         return r8
 
     @property
@@ -377,7 +379,7 @@ class R8Scheduler:
     @property
     def lr_factor(self) -> float:
         """The factor that recovery puts on the scheduled rate or, with "keep", on your own; 1.0 if all is well."""
-        lr = self.host.rates.scheduled(self.pace.progress_at(self.pace.step))
+        lr = self.host.rates.scheduled_at(self.pace.step)
         return self.controller.lr(lr) / lr if lr else 1.0
 
     @property
@@ -412,15 +414,15 @@ class R8Scheduler:
         Raises:
             RuntimeError: no batch was drawn since the last epoch number.
         """
-        run_state.say_if_spent(self.host)
+        run_state.say_if_spent(self.host.run)
         self._say_if_closed()
         is_done = self.pace.is_finished or self.pace.ended_early is not None
         if is_done and not self.host.emitter.has_started:
             # It has ended before it was resumed: its record stays as it is.
-            run_state.tell_loaded(self.host)
+            run_state.tell_loaded(self.host.run)
             return
-        if self.host.feed is not None:
-            yield from loops.epochs(self.host.feed)
+        if self.feed is not None:
+            yield from self.feed.epochs()
             return
         self._counts_epochs = True
         here = threading.get_ident()
@@ -437,9 +439,9 @@ class R8Scheduler:
                 if self.pace.is_over:
                     return
                 # A batch drawn earlier and given up now may be the last of the epoch.
-                before = self.host._num_draws, self.pace.turns
+                before = self.pace.num_draws, self.pace.turns
                 yield self.current_epoch
-                if (self.host._num_draws, self.pace.turns) == before and not self.pace.is_over:
+                if (self.pace.num_draws, self.pace.turns) == before and not self.pace.is_over:
                     raise RuntimeError(
                         f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
                     )
@@ -474,7 +476,7 @@ class R8Scheduler:
         search = host.search
         if self._looping is None:
             # Within epoch_iterator() the time may run out before the first batch.
-            run_state.say_if_spent(host)
+            run_state.say_if_spent(host.run)
         self.requests.stay_within(None)
         while True:
             if host.open_ticket is not None:
@@ -542,7 +544,8 @@ class R8Scheduler:
         if not isinstance(loader, Iterable):
             raise TypeError(f"loader must be an iterable of batches, got {loader!r}.")
         self._speak_at_exit()
-        return Batches(feed, loader, self._measure(size, tokens), BatchSamples(self.host, ids, skip))
+        samples = BatchSamples(self.table.storage, self.host.announcer, self.host.agreement, ids, skip)
+        return Batches(feed, loader, self._measure(size, tokens), samples)
 
     def _measure(
         self, size: int | Callable[[Any], int] | None, tokens: int | Callable[[Any], int] | None
@@ -599,16 +602,16 @@ class R8Scheduler:
         Raises:
             RuntimeError: the scheduler was built with ``num_samples``, so that it draws the batches.
         """
-        return loops.steps(self._own_feed("steps"))
+        return self._own_feed("steps").steps()
 
     def _own_feed(self, call: str) -> Feed:
-        if self.host.feed is None:
+        if self.feed is None:
             raise RuntimeError(
                 f"{call}() is for batches of your own, and this scheduler draws them from its {self.table.num_samples} "
                 "samples; leave num_samples and batch_size out, or iterate over batch_iterator()."
             )
         self._say_if_closed()
-        return self.host.feed
+        return self.feed
 
     def update_with_loss(
         self,
@@ -652,18 +655,18 @@ class R8Scheduler:
             )
         if lr is not None:
             self.tell_rate(lr)
-        # Read once: as this class explains unknown names, CPython finds its attributes ten times slower.
         host = self.host
-        if host.feed is not None:
-            return host.feed.report(loss, part_size, grad_norm, skipped, predictions, ids)
+        extras: Any = {
+            "part_size": part_size, "grad_norm": grad_norm, "skipped": skipped, "predictions": predictions,
+        }  # fmt: skip
+        if self.feed is not None:
+            return self.feed.report(loss, ids=ids, **extras)
         if ids is not None:
             raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
         ticket = host.open_ticket
         if ticket is None:
-            return self._report_in_hand(
-                loss, part_size=part_size, grad_norm=grad_norm, skipped=skipped, predictions=predictions
-            )
-        outcome = host._report(ticket, loss, part_size, grad_norm, skipped, predictions)
+            return self._report_in_hand(loss, **extras)
+        outcome = host.report(ticket, loss, **extras)
         host.open_ticket = None
         return outcome
 
@@ -694,7 +697,7 @@ class R8Scheduler:
 
     def _why_none_is_open(self) -> str:
         """Why there is no batch to report, and what would be right."""
-        if not self.host._num_draws:
+        if not self.pace.num_draws:
             return "draw one first, as the loss is of no batch of batch_iterator()"
         if self._given_up is None or self._given_up < self.global_step - 1:
             return "the last one was reported already; report each batch once"
@@ -768,7 +771,7 @@ class R8Scheduler:
         return self.host.draw_if_any()
 
     def _check_draws(self, call: str) -> None:
-        if self.host.feed is not None:
+        if self.feed is not None:
             raise RuntimeError(
                 f"{call}() draws samples, and this scheduler was built without num_samples; iterate over "
                 "batches(loader)."
@@ -838,7 +841,7 @@ class R8Scheduler:
         35
         """
         span = span_of(steps=steps, epochs=epochs, seconds=seconds, until=until, wall=self.pace.wall())
-        self.requests.cool_down(check_cool_down(self.host, span))
+        self.requests.cool_down(self.host.rates.check_cool_down(span))
 
     def log(self, step: int | None = None, *unnamed: Any, **metrics: Any) -> None:
         """Log validation metrics, or any other numbers, for listeners and for ``monitor``.
@@ -915,7 +918,7 @@ class R8Scheduler:
         Raises:
             RuntimeError: there is no best model, no load callback, or it raised.
         """
-        return run_state.load_best(self.host)
+        return run_state.load_best(self.host.run)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to continue with exactly the same batches, rates and tables; at any step.
@@ -925,7 +928,7 @@ class R8Scheduler:
         Returns:
             Nested dicts and lists of arrays and plain values.
         """
-        return run_state.whole_state_of(self.host)
+        return run_state.whole_state_of(self.host.run)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a saved state; the next batch is the one that the saved run would have drawn.
@@ -937,7 +940,7 @@ class R8Scheduler:
             ValueError: the state is incomplete, of a newer version, or of another data set, batch size, estimator or
                 last_batch. Nothing was changed.
         """
-        run_state.load_state(self.host, state)
+        run_state.load_state(self.host.run, state)
         # Backups are of another run, or of weights that were trained on from those that are loaded.
         persistence = self.host.persistence
         persistence.backup.clear()
@@ -952,7 +955,7 @@ class R8Scheduler:
         """
         self.host.settle()
         state = self.state_dict()
-        with self.host._saving:
+        with self.host.run.saving:
             saved = self.host.persistence.save(state, state["pace"]["step"])
             self.controller.note_checkpoint(state["pace"]["step"])
             return saved
@@ -969,7 +972,7 @@ class R8Scheduler:
             OSError: there is no such file.
             RuntimeError: the load callback raised. In all these cases the scheduler is unchanged.
         """
-        run_state.load_checkpoint(self.host, path)
+        run_state.load_checkpoint(self.host.run, path)
 
     @property
     def best_checkpoint(self) -> BestCheckpoint | None:
@@ -984,16 +987,7 @@ class R8Scheduler:
                 no backup is taken, as the search restores its own. A state with NaN in it, or with infinities that the
                 first one did not have, is not kept: the model is restored instead.
         """
-        if self.host.search.is_on and self.host.emitter.has_started:
-            return
-        if self.host.persistence.is_restoring and self.host.turns.is_mine:
-            raise RuntimeError(f"load_callback must not make backups, got one at step {self.global_step}.")
-        with self.host._saving:
-            step, draws = self.pace.step, self.host._num_draws
-            get_moment = functools.partial(run_state.moment_of, self.host, "update_cpu_backup")
-            damage = self.host.persistence.backup_timer.take(state, step, draws, get_moment)
-            if damage:
-                refusal.answer_damage(self.host, damage)
+        self.host.back_up(state)
 
     def check(self) -> bool:
         """Look at the weights now, as before a backup, and put back what is not finite.
@@ -1005,7 +999,7 @@ class R8Scheduler:
             Whether every number of what ``state_callback`` returns was finite. If not, it is afterwards, unless there
             is no backup yet; the next batches then test the weights, as after any damage.
         """
-        return refusal.check_weights(self.host)
+        return self.host.check_weights()
 
     def restore_backup(self) -> int:
         """Go on from the newest backup in RAM: the model, the guard, the counters and the rates of one step.
@@ -1020,7 +1014,7 @@ class R8Scheduler:
             RuntimeError: there is no backup or no load callback, it raised, or the call was cut short while the table
                 was storing what it had learned; use `load_checkpoint`.
         """
-        return run_state.restore_backup(self.host)
+        return run_state.restore_backup(self.host.run)
 
     def reset_baseline(self) -> None:
         """Tell the guard that losses mean something else from here on: another scale, another term, other data.
@@ -1072,14 +1066,14 @@ class R8Scheduler:
 
     def summary(self) -> str:
         """Describe the run so far in a few lines of text."""
-        plan, table, saver, is_own = self.host.plan, self.table, self.host.saver, self.host.feed is not None
+        source, table, saver, is_own = self.host.source, self.table, self.host.saver, self.feed is not None
         checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
-        left_out = "" if is_own else f"left out for steady ones: {plan.displaced}; "
+        left_out = "" if is_own else f"left out for steady ones: {source.displaced}; "
         # NaN where the rate is the user's own and was never told.
         rate = "" if self.lr != self.lr else f", lr {self.lr:.3g}"
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}{rate}",
-            f"losses refused: {self.sentry.num_refused}; batches not reported: {plan.abandoned}; "
+            f"losses refused: {self.sentry.num_refused}; batches not reported: {source.abandoned}; "
             f"{left_out}{checkpoints}{self.controller.summary()}",
         ]
         if is_own and not table.num_samples:
@@ -1093,7 +1087,7 @@ class R8Scheduler:
     @property
     def steps_per_epoch(self) -> int:
         """Steps in an epoch, the same for every policy; `sys.maxsize` for your own batches, as the loader ends it."""
-        return self.host.plan.steps_per_pass
+        return self.host.source.steps_per_pass
 
     @property
     def total_steps(self) -> int | None:
@@ -1103,7 +1097,7 @@ class R8Scheduler:
     @property
     def current_epoch(self) -> int:
         """The current epoch, 0-based; of a resumed run whose trainer counts the epochs, the one that it begins with."""
-        return self.pace.epoch if self.host.feed is None else self.host.feed.current_epoch
+        return self.pace.epoch if self.feed is None else self.feed.current_epoch
 
     @property
     def progress(self) -> float:
@@ -1113,12 +1107,13 @@ class R8Scheduler:
     @property
     def policy(self) -> Policy:
         """The policy that selects and arranges the samples."""
-        return self.host.plan.policy
+        policy: Policy = self.host.source.policy
+        return policy
 
     @property
     def seed(self) -> int:
         """The seed of the batches: as given, or that of the saved run that this one continues."""
-        return self.host.plan.seed
+        return self.host.source.seed
 
     @property
     def next_step(self) -> int:
@@ -1152,7 +1147,7 @@ class R8Scheduler:
             return "stopped"
         if self.pace.budget.cool_down is not None:
             return "cooling down"
-        if self.current_epoch == 0 and self.host.feed is None:
+        if self.current_epoch == 0 and self.feed is None:
             return "cataloguing"
         return "steadying" if self.controller.is_steadying else "training"
 
@@ -1175,9 +1170,9 @@ class R8Scheduler:
             self._warn_of_one_epoch()
         elif self.pace.step:
             return
-        elif self.host.feed is None and str(error).startswith("only integers, slices"):
+        elif self.feed is None and str(error).startswith("only integers, slices"):
             self.host.announcer.warn_once("unpacked", OF_PAIRS)
-        elif self.host.feed is not None and str(error).startswith("too many values to unpack"):
+        elif self.feed is not None and str(error).startswith("too many values to unpack"):
             self.host.announcer.warn_once("unpacked", OF_ITEMS)
 
     def _warn_of_one_epoch(self) -> None:
@@ -1206,7 +1201,7 @@ class R8Scheduler:
                 host.between_steps(closing=True)
             else:
                 # While an exception is propagating, the user's step may be half done and must not be saved.
-                breaks.leave(host)
+                host.leave()
         except Exception:
             raise
         except BaseException:
@@ -1219,7 +1214,7 @@ class R8Scheduler:
                 self.host.saver.store.release()
             pace, early = self.pace, self.pace.ended_early
             # A loop of the user's own without a budget ends where it does.
-            is_at_end = is_whole and self.host.feed is not None and pace.budget.is_open and not pace.is_stopped
+            is_at_end = is_whole and self.feed is not None and pace.budget.is_open and not pace.is_stopped
             self._has_finished = pace.is_finished or early is not None or is_at_end
             self.host.announcer.tell(events.RunEnded, finished=self._has_finished, early=early)
 
@@ -1252,8 +1247,8 @@ class R8Scheduler:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.host.feed is not None and any(error):
-            self.host.feed.explain(error[1])
+        if self.feed is not None and any(error):
+            self.feed.explain(error[1])
         # Unlike sys.exc_info(), this knows nothing of an exception that is being handled around the whole run.
         self._close(is_whole=not error or error[0] is None)
 

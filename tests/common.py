@@ -12,7 +12,7 @@ from examples.own_policy import MatchMean
 from learnit_r8 import Candidates, Context, Focus, Policy, SampleTable
 from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.policies import Balanced, Quartile, Shuffle, Steady, get_policy
-from learnit_r8.sampling.plan import Plan
+from learnit_r8.sampling.planned import PlannedBatches
 from learnit_r8.table.losses import EXACT, read_loss
 from tests.examples import examples
 
@@ -68,7 +68,7 @@ sizes = st.one_of(
 def build(num_samples, batch_size, policy, *, seed=0, last_batch="short", **table_arguments):
     """A table and its plan."""
     table = SampleTable(num_samples, batch_size=batch_size, **table_arguments)
-    return table, Plan(table, policy=policy, seed=seed, last_batch=last_batch)
+    return table, PlannedBatches(table, policy=policy, seed=seed, last_batch=last_batch)
 
 
 def true_losses(indices, step):
@@ -96,7 +96,7 @@ def run_pass(plan, number, *, part_size=1, losses=true_losses):
     plan.start_pass(number, min(1.0, number / 10))
     drawn = []
     for step in range(plan.steps_per_pass):
-        batch = plan.draw()
+        batch = plan.next()
         drawn.append(batch.indices.copy())
         report(plan, batch, losses(batch.indices, number * plan.steps_per_pass + step), part_size)
     return drawn
@@ -111,13 +111,13 @@ def catalogued(num_samples, batch_size, policy, part_size=1):
 
 def saved(plan):
     """The states of table and plan, through the bytes of a checkpoint file."""
-    return decode(encode({"table": plan.table.state_dict(), "plan": plan.state_dict()}))
+    return decode(encode({"table": plan.table.state_dict(), "plan": plan.state()}))
 
 
 def load(plan, state):
     """Put both states into a table and its plan."""
     plan.table.load_state_dict(state["table"])
-    plan.load_state_dict(state["plan"])
+    plan.load(state["plan"])
 
 
 def candidates(loss, *, usage_count=None, group=None):
@@ -187,7 +187,7 @@ class Loop:
         if epoch != self.plan.pass_number:
             self.plan.start_pass(epoch, min(1.0, epoch / 10))
         batch = self.plan.draw_outside(Steady()) if outside else None
-        batch = self.plan.draw() if batch is None else batch
+        batch = self.plan.next() if batch is None else batch
         self.steps += 1
         self.out.append(batch)
         self.log.append((batch.chunk.pass_number, batch.slot, batch.indices.tolist()))
@@ -212,7 +212,7 @@ class Loop:
         other = Loop(self.make, self.part_size, self.lowest)
         load(other.plan, saved(self.plan))
         other.steps, other.reports, other.log = self.steps, self.reports, list(self.log)
-        again = [other.plan.draw() for _ in self.out]
+        again = [other.plan.next() for _ in self.out]
         for batch in self.out:
             same = [b for b in again if b.slot == batch.slot and b.chunk.pass_number == batch.chunk.pass_number]
             same = [b for b in same if b.indices.tolist() == batch.indices.tolist()]
@@ -329,7 +329,7 @@ class PolicySuite:
         run_pass(plan, 1)
 
         with pytest.raises(RuntimeError, match=r"pass 1 has 3 batches, and all were drawn"):
-            plan.draw()
+            plan.next()
 
     @pytest.mark.parametrize("policy", POLICIES)
     @pytest.mark.parametrize(("estimator", "part_size"), [("additive", None), ("relative", 3)])

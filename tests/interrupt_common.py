@@ -277,7 +277,7 @@ class User:
             ticket = out.pop(0)
             report = functools.partial(self.r8.report, ticket)
             if not self._report(report, ticket.indices.copy(), ticket.lr, ticket.epoch):
-                if ticket.batch.is_out and ticket.batch.chunk in self.r8.host.plan._open:
+                if ticket.batch.is_out and ticket.batch.chunk in self.r8.host.source._open:
                     # What was not reported is reported later.
                     out.append(ticket)
                 return
@@ -364,7 +364,7 @@ def memory_of(r8):
         r8.host.persistence.backup,
         r8.host.search._test,
         r8.host.search.found_lr,
-        r8.host._tally,
+        r8.pace.tally,
     )
     return _remembered((table, r8.pace.step, r8.pace.num_out, *parts), [r8.table])
 
@@ -414,7 +414,7 @@ def check(user, undisturbed):
     assert user.num_lost <= 1
     if user.came_back:
         return
-    if user.reaction in ("retry", "save") and not (user.num_lost or r8.host.plan.abandoned):
+    if user.reaction in ("retry", "save") and not (user.num_lost or r8.host.source.abandoned):
         now = everything(user)
         # A checkpoint more has a witness more.
         aside = ("witnesses",) if user.reaction == "save" else ()

@@ -85,7 +85,7 @@ def own_run(rank, lengths, fault):
                     step_of(optimizer, loss)
     adapter.close()
     return {
-        "weights": digest(model), "steps": r8.global_step, "samples": r8.host.plan.num_samples,
+        "weights": digest(model), "steps": r8.global_step, "samples": r8.host.source.num_samples,
         "refused": r8.sentry.num_refused,
         "is_finite": all(bool(each.isfinite().all()) for each in model.parameters()),
     }  # fmt: skip

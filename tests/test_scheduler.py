@@ -150,7 +150,7 @@ def test_unreported_batch_comes_once_more_at_the_end_of_the_epoch():
     assert (len(caught), len(seen)) == (1, 6)
     assert [seen[4], seen[5]] == [seen[0], seen[2]]
     assert r8.table.usage_count.tolist() == [1] * 16
-    assert (r8.global_step, r8.host.plan.abandoned) == (4, 2)
+    assert (r8.global_step, r8.host.source.abandoned) == (4, 2)
 
 
 def test_batch_abandoned_twice_is_a_refused_step():

@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..checkpoint.callbacks import Callbacks
-    from ..engine.feed.feed import Feed
-    from ..engine.membership import Member, RankGroup
-    from ..engine.rates.rates import Rates
+    from ..engine.rates import Rates
+    from ..engine.run import Member, RankGroup
     from ..recovery.controller import RecoveryController
     from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
@@ -33,10 +32,6 @@ class Host(Protocol):
     @property
     def say_once(self) -> Callable[..., None]:
         """``(topic, text, *, is_warning=True)``: tells user and listeners the first time a topic comes up."""
-
-    @property
-    def feed(self) -> Feed | None:
-        """Takes batches of the user's own; None where the scheduler draws them."""
 
     @property
     def rates(self) -> Rates:
@@ -96,6 +91,9 @@ class Host(Protocol):
 
     def may_be_due(self, step: int) -> bool:
         """Whether a backup or a checkpoint may be due once this many steps are reported."""
+
+    def may_be_witness(self) -> bool:
+        """Whether weights may be tested with the batch in hand later."""
 
     def look_at_weights(self) -> None:
         """Take a backup, which looks at every number, as soon as the user's step is complete."""

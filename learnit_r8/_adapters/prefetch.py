@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
-from ..engine.feed.trainers import PlainTrainer, PrefetchTrainer
+from ..engine.run import PlainTrainer, PrefetchTrainer
 from .host import check_scheduler, num_left
 
 if TYPE_CHECKING:

@@ -96,7 +96,7 @@ class Callbacks:
     def of_user(cls, save: Any, load: Any, state: Any) -> Callbacks:
         """Make those that `R8Scheduler` was given."""
         given = cls(save, load, state)
-        return replace(given, state=given.state and StateCallback(given.state))
+        return given if state is None else replace(given, state=lambda: _state_of(state))
 
     def model_state(self, newest: Any) -> Any:
         """The model state for `save`.
@@ -121,30 +121,22 @@ class Callbacks:
             ) from error
 
 
-@dataclass(frozen=True)
-class StateCallback:
-    """A user's state callback whose exceptions say who called it, from Python 3.11 on."""
-
-    function: Callable[[], Any]
-
-    def __call__(self) -> Any:
-        """What the function returns."""
-        try:
-            state = self.function()
-            for part in (state, *(state.values() if isinstance(state, dict) else ())):
-                if hasattr(part, "load_state_dict"):
-                    kind = type(part).__name__
-                    raise TypeError(
-                        f"state_callback must return a state, got the {kind} itself; return its state_dict()."
-                    )
-            return state
-        except Exception as error:
-            if hasattr(error, "add_note"):
-                error.add_note(
-                    "raised by state_callback, which R8Scheduler calls without arguments for a backup or a checkpoint; "
-                    "it must return the state of the model"
-                )
-            raise
+def _state_of(callback: Callable[[], Any]) -> Any:
+    """What the user's state callback returns; its exceptions say who called it, from Python 3.11 on."""
+    try:
+        state = callback()
+        for part in (state, *(state.values() if isinstance(state, dict) else ())):
+            if hasattr(part, "load_state_dict"):
+                kind = type(part).__name__
+                raise TypeError(f"state_callback must return a state, got the {kind} itself; return its state_dict().")
+        return state
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(
+                "raised by state_callback, which R8Scheduler calls without arguments for a backup or a checkpoint; "
+                "it must return the state of the model"
+            )
+        raise
 
 
 def keeps_model(load: Any) -> bool:

@@ -209,7 +209,12 @@ class CheckpointStore:
             RunInUse: somebody else trains it; the message names process and host.
         """
         file = Path(os.path.realpath(self.folder)) / f"run_{run_id[:8]}.lock"
-        if not run_id or launcher.rank_of() or _rank_in_jax():
+        # No launcher tells the rank among the processes of jax.distributed.
+        if (
+            not run_id
+            or launcher.rank_of()
+            or (launcher.is_of_jax_distributed() and sys.modules["jax"].process_index())
+        ):
             return
         here = threading.current_thread()
         other = _claims.get(str(file))
@@ -233,7 +238,11 @@ class CheckpointStore:
                 )
             return
         if release is None:
-            raise RunInUse(self._in_use(run_id, _holder_of(file)))
+            who = "another process"
+            with contextlib.suppress(OSError, ValueError), open_regular(file) as opened:
+                pid, host = opened.read(MOST_NOTE).decode("utf-8", "replace").split(maxsplit=1)
+                who = f"the process {pid} on {host}"
+            raise RunInUse(self._in_use(run_id, who))
         self._note_claim(str(file), here, release)
 
     def _note_claim(self, file: str, thread: threading.Thread, release: Callable[[], object]) -> None:
@@ -481,9 +490,12 @@ class CheckpointStore:
         until = step_of(checkpoint.state)
         for path in (self.folder / name for name in reversed(self._names())):
             if is_generation or path.name <= checkpoint.path.name:
-                run_id, model, step = _written_by(path)
-                if run_id == self.run_id and (not is_generation or step <= until):
-                    self._own.append(CheckpointFiles(path, model, step))
+                with contextlib.suppress(OSError, ValueError, KeyError), open_regular(path) as file:
+                    tree = read_tree(file)
+                    own = CheckpointFiles(path, _model_beside(path, tree["model"]), step_of(tree["scheduler"]))
+                    run_id = str(tree["run_id"])
+                    if run_id == self.run_id and (not is_generation or own.step <= until):
+                        self._own.append(own)
         if self._own:
             self._last_size = _size_of(self._own[-1])
 
@@ -493,10 +505,7 @@ class CheckpointStore:
         Raises:
             KeyError: this run has no checkpoint of this name.
         """
-        for own in self._own:
-            if own.path.name == name:
-                return own.path, own.model
-        raise KeyError(name)
+        return {own.path.name: (own.path, own.model) for own in self._own}[name]
 
     def _names(self) -> list[str]:
         """The names of all checkpoints in the folder, valid or not, of this or other runs; newest first.
@@ -589,19 +598,6 @@ def _release(file: str, store: weakref.ref[CheckpointStore]) -> None:
         claim.release()
 
 
-def _holder_of(file: Path) -> str:
-    """Who has locked a run, by what the file says."""
-    with contextlib.suppress(OSError, ValueError), open_regular(file) as opened:
-        pid, host = opened.read(MOST_NOTE).decode("utf-8", "replace").split(maxsplit=1)
-        return f"the process {pid} on {host}"
-    return "another process"
-
-
-def _rank_in_jax() -> int:
-    """The rank of this process among those of ``jax.distributed``, which no launcher tells; 0 without it."""
-    return int(sys.modules["jax"].process_index()) if launcher.is_of_jax_distributed() else 0
-
-
 def _owner_of_new(folder: Path) -> int | None:
     """The owner that a file made here gets: some file systems give all files to one user."""
     probe = temporary_name(folder / "owner")
@@ -690,16 +686,6 @@ def _model_beside(path: Path, about: Any) -> Path | None:
     if not isinstance(name, str) or not MODEL.fullmatch(name):
         raise ValueError(f"the model's file must be named model_<number>_<run>, got {name!r} in {path.name}.")
     return path.parent / name
-
-
-def _written_by(path: Path) -> tuple[str, Path | None, int]:
-    """The id of the run that wrote a checkpoint, the model file and the step; ("", None, -1) if it is unreadable."""
-    try:
-        with open_regular(path) as file:
-            tree = read_tree(file)
-        return str(tree["run_id"]), _model_beside(path, tree["model"]), step_of(tree["scheduler"])
-    except (OSError, ValueError, KeyError):
-        return "", None, -1
 
 
 def step_of(state: Any) -> int:

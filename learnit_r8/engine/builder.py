@@ -1,11 +1,11 @@
-"""Builder: makes the components of a run from the arguments of R8Scheduler."""
+"""Builder: makes the parts of a run from the arguments of R8Scheduler."""
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .._validation import check_choice, is_number, whole_number
@@ -25,133 +25,101 @@ from ..recovery.incidents.recorder import FlightRecorder
 from ..recovery.persistence import Persistence
 from ..recovery.ram_backup import RamBackup
 from ..sampling.lengths import Buckets
-from ..sampling.loader_plan import UNKNOWN_LENGTH, LoaderPlan
 from ..sampling.permutation import MAX_SAMPLES
-from ..sampling.plan import Plan
+from ..sampling.planned import PlannedBatches
+from ..sampling.source import Source
 from ..schedules.budget import BUDGETS, OPEN_WARMUP, Budget, CoolDownRule
 from ..schedules.range_test import RangeTest
 from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, make_schedule
 from ..schedules.span import Span, read_span
 from ..table.table import SampleTable
-from .feed.place import FeedSettings
+from .control import Requests
+from .emitter import EventEmitter
+from .feed.followed import UNKNOWN_LENGTH, FeedSettings, FollowedBatches
 from .feed.replay import WAYS
 from .pace import Pace
-from .rates.search import LrSearch
+from .rate_search import LrSearch
+from .rates import Rates
+from .run import Run
 from .settings import MOST_IDS, OF_RATES, Settings
 from .signals import NAMES as ENDING
+from .turns import Turns
 
 USUAL_EPOCH = 400
 """Steps that are taken for an epoch of unknown length, where backups are taken as often as an epoch says."""
 
 
-@dataclass(frozen=True)
-class Components:
-    """The components of an engine.
-
-    Attributes:
-        plan: Draws batches; holds the table.
-        pace: The position of the run.
-        make_schedule: Returns the schedule for a peak learning rate that was found; None for the given one.
-        sentry: Judges losses with the guard.
-        persistence: Takes backups and checkpoints.
-        controller: Answers refused losses.
-        announcer: Passes events to listeners.
-        agreement: Decides together with other ranks, if there are any.
-        search: Finds the peak learning rate before the run.
-        early_stop: Ends the run before its budget is used up.
-        name: Name of the run, "" if it has none.
-        settings: The configuration as texts, for display.
-        handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
-        cool_down_on: Number of the signal that asks for a cool-down, and its length; None for none.
-        feed: How the user's loader is treated; None where the scheduler draws the batches.
-    """
-
-    plan: Plan
-    pace: Pace
-    make_schedule: Callable[[float | None], Schedule]
-    sentry: Sentry
-    persistence: Persistence
-    controller: RecoveryController
-    announcer: Announcer
-    agreement: Agreement
-    search: LrSearch
-    early_stop: EarlyStop
-    name: str
-    settings: Mapping[str, str]
-    handle_signals: bool
-    cool_down_on: tuple[int, Span] | None
-    feed: FeedSettings | None = None
-
-
-def build_components(given: Settings) -> Components:
-    """Build the components, each from the settings that it names; nothing outside the process is changed.
+def build_run(given: Settings) -> Run:
+    """Build the parts of a run, each from the settings that it names; nothing outside the process is changed.
 
     Raises:
         ValueError: an argument is outside its range, or there is not exactly one budget.
         TypeError: an argument is of the wrong kind.
     """
-    guard = _checked_guard(given)
-    is_own, watches_level = given.num_samples is None and given.scheduler_mode == "keep", False
-    if is_own and isinstance(guard, SpikeGuard):
+    guard, is_own, watches_level = _checked_guard(given), given.num_samples is None, False
+    if is_own and given.scheduler_mode == "keep" and isinstance(guard, SpikeGuard):
         # Losses that rise in a warm-up say little about a rate that is the user's own; their level is watched.
         guard, watches_level = replace(guard, tests_progress=False), guard.tests_progress
     given = replace(given, guard=guard)
-    plan = _build_plan(given)
-    steps_per_epoch = _steps_per_epoch(given, plan)
+    table, make_source, steps_per_pass = _own_batches(given) if is_own else _planned_batches(given)
+    steps_per_epoch = steps_per_pass
+    if given.steps_per_epoch is not None:
+        steps_per_epoch = whole_number("steps_per_epoch", given.steps_per_epoch, least=1)
     budget = _build_budget(given, steps_per_epoch)
     decay = DEFAULT_DECAY if given.decay_proportion in (None, 1) else given.decay_proportion
-    rule = CoolDownRule(given.min_lr, given.decay_shape, decay)
-    pace = Pace(budget, plan.steps_per_pass, given.clock, rule=rule)
+    pace = Pace(
+        budget, steps_per_pass, given.clock, rule=CoolDownRule(given.min_lr, given.decay_shape, decay)
+    )  # fmt: skip
     mode: Any = mode_of(given.monitor, given.mode)
     check_choice("mode", mode, MODES)
     check_choice("record", given.record, ("names", "batch", "all"))
     test = _build_range_test(given, budget, steps_per_epoch)
-    agreement, sentry = Agreement(), Sentry(as_guard(given.guard))
-    announcer = Announcer(given.listeners, lambda: (pace.step, pace.seconds))
-    if plan.table.batch_size > plan.table.num_samples > 0:
-        announcer.warn_once(
-            "batch_size",
-            f"batch_size {plan.table.batch_size} is more than the {plan.table.num_samples} samples there are, so an "
-            "epoch is one step; R8Scheduler takes num_samples first, then batch_size=.",
-        )
+    agreement, sentry = Agreement(), Sentry(guard)
+    announcer = Announcer(given.listeners, pace.where)
     early_stop = EarlyStop(given.early_stopping, given.monitor, mode, announcer)
-    usual_epoch = steps_per_epoch
-    if steps_per_epoch == UNKNOWN_LENGTH:
-        # Nobody knows the steps of an epoch: a short run has ten of them.
-        usual_epoch = USUAL_EPOCH if budget.steps is None else min(USUAL_EPOCH, budget.steps // 10)
-    feed = None
-    if given.num_samples is None:
-        check_choice("after_restore", given.after_restore, ("next", "again"))
-        check_choice("resume_data", given.resume_data, WAYS)
-        feed = FeedSettings(bool(given.keep_witness), given.after_restore, given.resume_data)
-    persistence = _build_persistence(given, usual_epoch, mode=mode, announcer=announcer, agreement=agreement)
-    return Components(
-        plan=plan,
+    source = make_source(pace, announcer, agreement)
+    persistence = _build_persistence(
+        given, steps_per_epoch, budget, mode=mode, announcer=announcer, agreement=agreement
+    )
+    emitter = EventEmitter(announcer, table)
+    controller = RecoveryController(
+        given.recovery, persistence, announcer, table, sentry, keeps_rates=given.scheduler_mode == "keep",
+        recorder=_build_recorder(given, persistence), watches_level=watches_level,
+    )  # fmt: skip
+    search = LrSearch(test, source=source, persistence=persistence, announcer=announcer)
+    rates = Rates(
+        _schedule_maker(given, budget), pace=pace, search=search, controller=controller, emitter=emitter,
+        announcer=announcer, persistence=persistence,
+    )  # fmt: skip
+    return Run(
+        source=source,
         pace=pace,
-        make_schedule=_schedule_maker(given, budget),
         sentry=sentry,
         persistence=persistence,
-        controller=RecoveryController(
-            given.recovery, persistence, announcer, plan.table, sentry,
-            keeps_rates=given.scheduler_mode == "keep", recorder=_build_recorder(given, persistence),
-            watches_level=watches_level,
-        ),
+        controller=controller,
         announcer=announcer,
+        emitter=emitter,
         agreement=agreement,
-        search=LrSearch(test, plan=plan, persistence=persistence, announcer=announcer),
+        search=search,
+        rates=rates,
         early_stop=early_stop,
+        requests=Requests(
+            pace, announcer, handle_signals=given.handle_signals, cool_down_on=_checked_signal(given),
+            agreement=agreement,
+        ),
+        turns=Turns(table, announcer),
         name=given.name or "",
         settings=replace(given, mode=mode if given.monitor else None).texts(),
-        handle_signals=given.handle_signals,
-        cool_down_on=_checked_signal(given),
-        feed=feed,
     )  # fmt: skip
 
 
 def _build_persistence(
-    given: Settings, steps_per_epoch: int, *, mode: str, announcer: Announcer, agreement: Agreement
+    given: Settings, steps_per_epoch: int, budget: Budget, *, mode: str, announcer: Announcer, agreement: Agreement
 ) -> Persistence:
     """What takes backups and writes checkpoints."""
+    if steps_per_epoch == UNKNOWN_LENGTH:
+        # Nobody knows the steps of an epoch: a short run has ten of them.
+        steps_per_epoch = USUAL_EPOCH if budget.steps is None else min(USUAL_EPOCH, budget.steps // 10)
     has_folder = given.checkpoint_dir is not None or given.save_callback is not None
     return Persistence(
         Callbacks.of_user(given.save_callback, given.load_callback, given.state_callback),
@@ -195,12 +163,13 @@ def _checked_guard(given: Settings) -> Guard:
     return guard
 
 
-def _build_plan(given: Settings) -> Plan:
-    if given.num_samples is None:
-        # It has what the engine uses of a plan.
-        return _build_loader_plan(given)  # type: ignore[return-value]
-    for name in _OF_LOADERS:
-        if getattr(given, name) != _OF_LOADERS[name]:
+MakeSource = Callable[[Pace, Announcer, Agreement], Source]
+
+
+def _planned_batches(given: Settings) -> tuple[SampleTable, MakeSource, int]:
+    """The table of batches that the scheduler draws, what makes their source, and the steps of a pass."""
+    for name, default in _OF_LOADERS.items():
+        if getattr(given, name) != default:
             raise ValueError(
                 f"{name} must be left out with num_samples, as it is for your own batches, got "
                 f"{getattr(given, name)!r}."
@@ -221,18 +190,28 @@ def _build_plan(given: Settings) -> Plan:
     policy = get_policy(given.policy)
     if buckets is not None and policy.selects:
         raise ValueError(f"policy must take every sample once a pass with lengths, got {given.policy!r}.")
-    plan = Plan(table, policy=policy, seed=seed, last_batch=given.last_batch, buckets=buckets)
-    if given.groups is not None and not plan.policy.uses_groups:
+    source = PlannedBatches(table, policy=policy, seed=seed, last_batch=given.last_batch, buckets=buckets)
+    if given.groups is not None and not policy.uses_groups:
         raise ValueError(
             "groups need a policy that uses them ('balanced', 'focus', even_groups() or your own), got "
             f"{given.policy!r}."
         )
-    if given.groups is None and plan.policy.needs_groups:
+    if given.groups is None and policy.needs_groups:
         raise ValueError(
             f"groups must be a label for each sample, as the policy {given.policy!r} needs them, got None. "
             "If there are no classes, np.zeros(num_samples) puts all samples into one group."
         )
-    return plan
+
+    def make(pace: Pace, announcer: Announcer, agreement: Agreement) -> PlannedBatches:
+        if batch_size > num_samples:
+            announcer.warn_once(
+                "batch_size",
+                f"batch_size {batch_size} is more than the {num_samples} samples there are, so an epoch is one step; "
+                "R8Scheduler takes num_samples first, then batch_size=.",
+            )
+        return source
+
+    return table, make, source.steps_per_pass
 
 
 def _build_buckets(given: Settings, num_samples: int) -> Buckets | None:
@@ -264,8 +243,8 @@ _OF_LOADERS = {
 """Settings of batches that come from the user's loader, and their defaults."""
 
 
-def _build_loader_plan(given: Settings) -> LoaderPlan:
-    """The plan of a run whose batches come from the user's loader."""
+def _own_batches(given: Settings) -> tuple[SampleTable, MakeSource, int]:
+    """The same for batches that come from the user's loader."""
     for name, default in _OF_PLANS.items():
         value = getattr(given, name)
         if value is not default and not (isinstance(value, str) and value == default):
@@ -273,15 +252,18 @@ def _build_loader_plan(given: Settings) -> LoaderPlan:
                 f"{name} needs num_samples, so that the scheduler draws the batches, got {value!r} without it."
             )
     most = whole_number("max_ids", given.max_ids, least=1, most=MAX_SAMPLES)
-    return LoaderPlan(
-        SampleTable(0, batch_size=1, most_ids=most), seed=whole_number("seed", given.seed, least=0, most=2**63)
-    )
+    seed = whole_number("seed", given.seed, least=0, most=2**63)
+    check_choice("after_restore", given.after_restore, ("next", "again"))
+    check_choice("resume_data", given.resume_data, WAYS)
+    settings = FeedSettings(bool(given.keep_witness), given.after_restore, given.resume_data)
+    table = SampleTable(0, batch_size=1, most_ids=most)
 
+    def make(pace: Pace, announcer: Announcer, agreement: Agreement) -> FollowedBatches:
+        return FollowedBatches(
+            table, pace=pace, settings=settings, announcer=announcer, agreement=agreement, seed=seed
+        )  # fmt: skip
 
-def _steps_per_epoch(given: Settings, plan: Plan) -> int:
-    if given.steps_per_epoch is None:
-        return plan.steps_per_pass
-    return whole_number("steps_per_epoch", given.steps_per_epoch, least=1)
+    return table, make, UNKNOWN_LENGTH
 
 
 def _build_pass_budget(given: Settings) -> Budget:

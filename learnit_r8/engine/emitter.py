@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from .. import events
 from ..events.bus import Announcer
 from ..events.versions import versions
-from ..sampling.tally import Tally
 from ..sampling.ticket import Ticket
 from ..schedules.schedule import Kept, Schedule
 from ..table.survey import Surveyor
 from ..table.table import SampleTable
+from .pace import Tally
 
 PLAN_POINTS = 129
 """Learning rates that stand for a schedule."""

@@ -1,16 +1,14 @@
-"""The engine: the order in which the parts of a run act on a batch and on its loss.
+"""The engine: the order in which the parts of a run act on a batch and on its loss, from top to bottom.
 
-policies/, sampling/            DRAW: which samples come next
+DRAW            the source hands out a batch (sampling/planned.py, feed/followed.py), the schedule its rate
 ... the user trains ...
-guard/                          JUDGE: can the loss be learned from (if not: refusal.py)
-table/                          LEARN: keep the report, from which the table learns at the latest when it is read
-pace.py, rates/                 ADVANCE: progress and learning rate
-events/                         TELL: listeners hear of it
+JUDGE           can the loss be learned from? (judgement.py, guard/)
+LEARN           the source keeps the report, from which the table learns at the latest when it is read
+or REFUSE       recovery/ says what follows
+BETWEEN STEPS   what was asked for, and the backups and checkpoints that are due
 
 The user's own parts (schedule, policy, guard, losses that raise while they are read) are asked before the first change,
-and listeners hear of it after the last one; turns.py says what happens if a call is cut short in between. step.py
-judges and learns; everything outside an ordinary step is in breaks.py, refusal.py, run_state.py, draws.py and
-membership.py.
+and listeners hear of it after the last one; turns.py says what happens if a call is cut short in between.
 """
 
 from __future__ import annotations
@@ -18,127 +16,71 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import events
 from .._validation import shortened
-from ..guard.verdict import GOOD
-from ..sampling.tally import Tally
-from ..sampling.ticket import Outcome, Ticket, new_tuple
+from ..guard.monitor import MOST_SUSPICION
+from ..guard.verdict import GOOD, Verdict
+from ..policies.registry import STEADY
+from ..sampling.chunk import Batch
+from ..sampling.ticket import Outcome, Ticket
 from ..table.losses import read_number
-from . import breaks, draws, membership, refusal, step
-from .control import Requests
-from .emitter import EventEmitter
-from .feed.feed import Feed
-from .rates.rates import Rates
-from .turns import RunInterrupted, Turns
-
-if TYPE_CHECKING:
-    from .builder import Components
+from . import run_state
+from .judgement import Judged, Report, judge
+from .pace import Tally
+from .run import Member, RankGroup, Run
+from .turns import RunInterrupted
 
 T = TypeVar("T")
 
+LEFT = (
+    "one of several processes has left the run at step {}, before its end: {}. Nothing was put back or saved, as the "
+    "others may be elsewhere. To end a run early use stop(), which all follow, or call save_checkpoint() on all."
+)
+
 
 class Engine:
-    """Draws batches and takes their losses; owns only the order of the parts and the number of draws.
+    """Draws batches and takes their losses; owns only the order of the parts.
 
     Args:
-        parts: What it is put together from.
+        run: The parts.
 
     Attributes:
+        run: As given; the parts that others use are attributes, too.
         open_ticket: The batch of `R8Scheduler.batch_iterator` that is not reported yet.
-        backup: The model states in RAM.
-        saver: Writes checkpoints; None without a folder.
-        member: The adapter that holds batches, as given to `join`.
-        agreement: Decides together with other ranks, if there are any.
         adopt, look_at_weights: See `Persistence`.
         say_once: See `Announcer.say_once`.
-        requests: Requests to pause, stop or save.
-        turns: Lets one call at a time change the run.
     """
 
-    def __init__(self, parts: Components) -> None:
-        # With more than 30 attributes, CPython 3.11 takes twice as long to read any attribute of this object.
-        self.plan = parts.plan
-        self.table = parts.plan.table
-        self.pace = parts.pace
-        self.sentry = parts.sentry
-        self.persistence = parts.persistence
-        self.announcer = parts.announcer
-        self.backup = parts.persistence.backup
-        self.saver = parts.persistence.saver
-        self.emitter = EventEmitter(parts.announcer, parts.plan.table)
-        self.controller = parts.controller
-        self.search = parts.search
-        self.rates = Rates(
-            parts.make_schedule, pace=parts.pace, search=parts.search, controller=parts.controller, emitter=self.emitter
-        )
-        self.early_stop = parts.early_stop
-        self.name = parts.name
-        self.member: membership.Member = membership.NoMember()
-        self.agreement = parts.agreement
-        self.requests = Requests(
-            parts.pace,
-            parts.announcer,
-            handle_signals=parts.handle_signals,
-            cool_down_on=parts.cool_down_on,
-            agreement=parts.agreement,
-        )
-        self.settings = parts.settings
-        self._tally = Tally()
-        self._num_draws = 0
-        self.turns = Turns(self.table, self.announcer)
-        # One thread at a time takes backups and writes checkpoints; others that draw meanwhile wait for it.
-        self._saving = threading.RLock()
-        self._epoch_ended = False
+    def __init__(self, run: Run) -> None:
+        self.run, self.name, self.agreement = run, run.name, run.agreement
+        self.source, self.table, self.pace = run.source, run.source.table, run.pace
+        self.sentry, self.controller, self.persistence = run.sentry, run.controller, run.persistence
+        self.backup, self.saver = run.persistence.backup, run.persistence.saver
+        self.announcer, self.emitter, self.requests, self.turns = run.announcer, run.emitter, run.requests, run.turns
+        self.search, self.rates, self.early_stop = run.search, run.rates, run.early_stop
         self.open_ticket: Ticket | None = None
-        self.adopt, self.look_at_weights = parts.persistence.adopt, parts.persistence.look_at_weights
-        self.say_once = parts.announcer.say_once
-        self.feed = None if parts.feed is None else Feed(self, parts.plan, parts.feed)  # type: ignore[arg-type]
-        if self.feed is not None:
-            self.controller.experiment.let_probe(False)
+        self.adopt, self.look_at_weights = run.persistence.adopt, run.persistence.look_at_weights
+        self.say_once = run.announcer.say_once
+        run.controller.experiment.let_probe(run.source.can_probe)
         self.table.learner.hold_back(self)
 
-    def join(self, member: membership.Member) -> None:
-        """Let an adapter hold back batches and losses; it replaces the one that joined before."""
-        self.member = member
-
-    def count_batches(self) -> None:
-        """Note that a trainer counts the batches, too, and stops after so many."""
-        self.pace.is_counted = True
-
-    def settle(self) -> None:
-        """Have the member report the losses that it holds back."""
-        self.member.settle()
-
-    def hand_over(self) -> None:
-        """Have the table learn everything reported so far; any thread may call it.
-
-        Nothing happens while another thread restores the model, or if a call was cut short: then views show less.
-        """
-        if self.turns.is_mine:
-            self.plan.hand_over()
-        elif self.turns.is_free():
-            with contextlib.suppress(RunInterrupted), self.turns.take("hand_over", self.pace.step):
-                self.plan.hand_over()
-
-    def use_offsets(self, trend: float) -> None:
-        """See `ReportHolder`."""
-        self.plan.use_offsets(trend)
+    # Draw.
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
-        if not self.announcer.is_heard:
-            self.between_steps()
-            return self.draw_ahead()
-        self.emitter.start_timing()
+        is_heard = self.announcer.is_heard
+        if is_heard:
+            self.emitter.start_timing()
         self.between_steps()
         ticket = self.draw_ahead()
-        self.emitter.stop_timing()
+        if is_heard:
+            self.emitter.stop_timing()
         return ticket
 
     def draw_ahead(self, is_fetched: bool = False) -> Ticket | None:
@@ -150,50 +92,130 @@ class Engine:
         Returns:
             The ticket; None if the budget is spent, all remaining steps are out, or the run was stopped.
         """
-        pace, plan, turns = self.pace, self.plan, self.turns
-        while True:
-            number, steps = pace.step + pace.num_out, pace.budget.steps
-            place = number + pace.left_out
-            progress = place / steps if steps is not None and place < steps else pace.progress_at(number)
+        pace, ticket = self.pace, None
+        while ticket is None:
+            step = pace.next_step
+            progress = pace.progress_at(step)
             if progress >= 1.0 or pace.is_stopped:
-                return draws.draw_last(self, number, may_probe=not is_fetched)
-            chunk, epoch = plan.chunk, place // plan.steps_per_pass
-            slot = chunk.drawn
-            began = self._tally.began
-            if (
-                slot == plan.limit
-                or plan.returned
-                or epoch != chunk.pass_number
-                or began != began
-                or not self.controller.is_quiet
-                or self.search._test is not None
-            ):
-                ticket = draws.draw_specially(self, number, may_probe=not is_fetched)
-                if ticket is not None:
-                    return ticket
-                continue
-            # Nearly always this is just the next batch of the chunk. The schedule first: a user's own may raise.
-            rates = self.rates
-            last, lr = rates.last
-            if progress != last:
-                lr = rates.scheduled(progress)
-            with turns.lock:
-                if (
-                    turns.busy is None
-                    and chunk.drawn == slot
-                    and plan.chunk is chunk
-                    and pace.step + pace.num_out == number
-                ):
-                    turns.busy = number
-                    chunk.rates[slot] = lr
-                    chunk.drawn = slot + 1
-                    pace.num_out += 1
-                    draw, indices = self._num_draws, chunk.views[slot]
-                    self._num_draws = draw + 1
-                    weights = None if chunk.weights is None else chunk.weights_of(slot)
-                    turns.busy = None
-                    return new_tuple(Ticket, (number, epoch, indices, lr, weights, draw, chunk, slot))
-            turns.wait("draw", number)
+                if is_fetched or not self.controller.experiment.asks_probe or pace.is_stopped or pace.leaves_out:
+                    self.draw_nothing()
+                    return None
+                # After the last step of the budget.
+                return self.draw_probe()
+            ticket = self._draw(step, progress, may_probe=not is_fetched)
+        return ticket
+
+    def draw_offered(self) -> Ticket:
+        """Draw the batch that was just offered to the source, as the training on it begins."""
+        ticket = None
+        while ticket is None:
+            step = self.pace.next_step
+            ticket = self._draw(step, self.pace.progress_at(step), may_probe=False)
+        return ticket
+
+    def _draw(self, step: int, progress: float, *, may_probe: bool) -> Ticket | None:
+        """Draw the batch of a step; None if another call came first."""
+        pace, source, turns = self.pace, self.source, self.turns
+        epoch = pace.epoch_of(step + pace.left_out)
+        # The schedule is the user's: if it raises, nothing has changed.
+        lr = self.rates.scheduled(progress)
+        if not (source.is_ready(epoch) and self.controller.is_quiet and pace.has_begun) or self.search.is_on:
+            return self._draw_specially(step, epoch, progress, lr, may_probe=may_probe)
+        # Nearly always.
+        with turns.lock:
+            if turns.busy is None and pace.next_step == step and source.is_ready(epoch):
+                turns.busy = step
+                ticket = self._hand_out(source.next(), step, epoch, lr)
+                turns.busy = None
+                return ticket
+        turns.wait("draw", step)
+        return None
+
+    def _draw_specially(self, step: int, epoch: int, progress: float, lr: float, *, may_probe: bool) -> Ticket | None:
+        """Draw the first batch of a chunk or of a pass, one of the search, a probe or a steady one."""
+        pace, source, controller, is_searching = self.pace, self.source, self.controller, self.search.is_on
+        if epoch > source.pass_number and not (pace.num_out or is_searching):
+            # With batches out, an earlier epoch goes on: its metrics are still to come.
+            self.early_stop.check_name(epoch)
+        with self.turns.take("draw", step) as turn:
+            if pace.next_step != step:
+                return None
+            turn.is_changing = True
+            if is_searching:
+                # Its batches are no steps of the run, and take none of its time.
+                batch, lr = self.search.draw()
+                return self._number(batch, step, -1, lr)
+            pace.start()
+            # After a resume, batches that are drawn again may be of the previous pass.
+            if epoch > source.pass_number:
+                not_exact = source.start_pass(epoch, pace.policy_progress(epoch, progress))
+                if not_exact:
+                    self.announcer.warn_once("not exact", not_exact)
+            controller.inquiry.hide_true()
+            turn.is_changing = False
+            lr, is_again = controller.lr(lr), bool(source.returned)
+            asks_probe = may_probe and controller.experiment.asks_probe
+            is_of_pass = not asks_probe and (is_again or not controller.is_steadying)
+            # So is the policy: if it raises, nothing was drawn.
+            ahead = source.look_ahead() if is_of_pass else None
+            turn.is_changing = True
+            if asks_probe:
+                batch = self._probe()
+            elif is_of_pass:
+                batch = source.next(ahead)
+            else:
+                controller.inquiry.steady_left -= 1
+                batch = source.draw_outside(STEADY) or source.next()
+            if is_again and is_of_pass:
+                lr = batch.chunk.rates[batch.slot]
+            return self._hand_out(batch, step, epoch, lr)
+
+    def draw_probe(self) -> Ticket:
+        """Hand out a batch once more, to test the weights with it; an experiment has asked for it."""
+        pace, step = self.pace, self.pace.next_step
+        with self.turns.take("draw", step, is_changing=True):
+            self.controller.inquiry.hide_true()
+            lr = self.rates.now
+            return self._hand_out(self._probe(), step, pace.epoch_of(max(0, pace.place - 1)), lr)
+
+    def _probe(self) -> Batch:
+        experiment = self.controller.experiment
+        batch = self.source.again(experiment.draw())
+        batch.chunk.is_extra = not (self.pace.leaves_out and self.source.has_end)
+        experiment.note_drawn(batch.chunk)
+        return batch
+
+    def _hand_out(self, batch: Batch, step: int, epoch: int, lr: float) -> Ticket:
+        """The ticket of a batch, which is out from now on."""
+        batch.chunk.rates[batch.slot] = lr
+        self.pace.num_out += not batch.chunk.is_extra
+        self.pace.tokens += batch.chunk.tokens
+        return self._number(batch, step, epoch, lr)
+
+    def _number(self, batch: Batch, step: int, epoch: int, lr: float) -> Ticket:
+        chunk, slot, indices = batch
+        draw = self.pace.num_draws
+        self.pace.num_draws = draw + 1
+        return Ticket(step, epoch, indices, lr, chunk.weights_of(slot), draw, chunk, slot)
+
+    def draw_nothing(self) -> None:
+        """Note that there is no batch to draw: with none out, the run is left."""
+        if self.turns.busy is not None:
+            self.turns.wait("draw", self.pace.next_step)
+        if not self.pace.num_out:
+            self.requests.leave()
+            # Time that is kept for a last break may end the run before its budget is used up.
+            self.persistence.wake()
+
+    def draw_epoch(self) -> list[Ticket]:
+        """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
+        # Steady batches for an incident that is over would come too late.
+        self.controller.inquiry.steady_left = 0
+        end = (self.pace.epoch + 1) * self.source.steps_per_pass
+        tickets: list[Ticket] = []
+        while self.pace.next_place < end and (ticket := self.draw_ahead()) is not None:
+            tickets.append(ticket)
+        return tickets
 
     def begin(self, ticket: Ticket, *, held_back: int = 0, is_late: bool = False) -> Ticket:
         """Begin training on a batch that was drawn ahead; whatever is due between two steps is done first.
@@ -209,16 +231,15 @@ class Engine:
         """
         if not (held_back or is_late):
             self.between_steps()
+        step = self.pace.step + held_back
         # Batches of the learning-rate search have rates of their own.
-        lr = ticket.lr if ticket.epoch < 0 else self.rates.at(self.pace.progress_at(self.pace.step + held_back))
+        lr = ticket.lr if ticket.epoch < 0 else self.rates.at(step)
         if self.turns.busy is not None:
             self.turns.wait("begin", self.pace.step)
-        # _replace() takes three times as long.
-        _, epoch, indices, _, weights, _, chunk, slot = ticket
         with self.turns.lock:
-            draw = self._num_draws
-            self._num_draws = draw + 1
-            return Ticket(self.pace.step + held_back, epoch, indices, lr, weights, draw, chunk, slot)
+            draw = self.pace.num_draws
+            self.pace.num_draws = draw + 1
+            return ticket._replace(step=self.pace.step + held_back, lr=lr, draw=draw)
 
     def hand_back(self, ticket: Ticket) -> None:
         """Return a batch that was not trained on, for instance after an interruption: it will be the next one drawn.
@@ -229,60 +250,10 @@ class Engine:
         with self.turns.take("hand_back", self.pace.step) as turn:
             if ticket.batch.is_out and ticket.epoch >= 0:
                 turn.is_changing = True
-                self.plan.hand_back(ticket.batch)
+                self.source.hand_back(ticket.batch)
                 self.pace.num_out -= not ticket.chunk.is_extra
 
-    def between_steps(self, held_back: int = 0, closing: bool = False) -> None:
-        """Take backups and write checkpoints that are due; between steps, model and scheduler are at the same step.
-
-        Args:
-            held_back: Number of batches that were trained on and are not reported yet. While there are any, nothing
-                but the survey of the samples for viewers is done.
-            closing: Whether this is the last call.
-        """
-        if self.turns.busy is not None:
-            if self.persistence.is_restoring and self.turns.is_mine:
-                raise RuntimeError(f"load_callback must not draw batches, got a draw at step {self.pace.step}.")
-            self.turns.wait("draw", self.pace.next_step)
-        if held_back:
-            if self.announcer.wants_surveys:
-                self.emitter.between_steps(self.pace.epoch, epoch_ended=False)
-            return
-        if not self.emitter.has_started:
-            breaks.start(self)
-        if self.requests.is_pending:
-            breaks.answer_requests(self)
-        # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
-        if self.controller.is_look_due and not self.pace.is_stopped:
-            refusal.look_back(self)
-        epoch_ended = self._epoch_ended
-        if self.announcer.wants_surveys:
-            self.emitter.between_steps(self.pace.epoch, epoch_ended=epoch_ended, closing=closing)
-        persistence, pace = self.persistence, self.pace
-        step = pace.step
-        # Nearly always nothing is due, and a step must not pay to find that out.
-        limit, is_new = persistence.quiet_seconds, epoch_ended or closing
-        if step < persistence.quiet_steps and not is_new and (limit == math.inf or pace.seconds < limit):
-            return
-        breaks.do_what_is_due(self, closing=closing)
-
-    def leave_epoch(self) -> None:
-        """Look at the weights, and put in those that count for true, as the user's code after an epoch may follow.
-
-        The next draw takes them out. Nothing happens within an epoch, or a second time after it. All ranks call it at
-        the same place.
-        """
-        pace, inquiry = self.pace, self.controller.inquiry
-        has_ended = pace.has_ended if self.feed is not None else not pace.place % self.plan.steps_per_pass
-        if not has_ended or pace.num_out or self.search.is_on or inquiry.left_at == pace.place:
-            return
-        inquiry.left_at = pace.place
-        if not inquiry.is_on_trial:
-            # The loss of a batch shows nothing of what its own step has done.
-            refusal.check_weights(self)
-        if inquiry.is_on_trial:
-            with self.turns.take("leave_epoch", pace.step, is_changing=True):
-                inquiry.show_true(step=pace.step)
+    # Judge.
 
     def report(
         self,
@@ -301,47 +272,15 @@ class Engine:
                 f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give "
                 "the losses to update_with_loss()."
             )
-        return self._report(ticket, loss, part_size, grad_norm, skipped, predictions)
-
-    def _report(
-        self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
-    ) -> Outcome:
-        is_heard, turns = self.announcer.is_heard, self.turns
-        pace, sentry = self.pace, self.sentry
-        if is_heard:
+        if self.announcer.is_heard:
             self.emitter.start_timing()
-        while True:
-            judged = step.judge(self, ticket, loss, part_size, grad_norm, skipped, predictions)
-            number, losses, (chunk, slot, state), _, _, _, _, _, lr, _, is_plain = judged
-            if not is_plain:
-                outcome = refusal.report_in_turn(self, ticket, step.Judged(*judged))
-                if outcome is not None:
-                    return outcome if grad_norm is None else self._clipped(outcome, grad_norm)
-                continue
-            is_done, ended = False, None
-            with turns.lock:
-                # The last three as `is_now` says, without its call.
-                if (
-                    turns.busy is None
-                    and pace.step == number
-                    and sentry._losses is losses
-                    and chunk.states[slot] == state
-                ):
-                    turns.busy = ticket
-                    ended = step.learn(self, ticket, judged)
-                    turns.busy = None
-                    is_done = True
-            if is_done:
-                if is_heard:
-                    self.emitter.stop_timing()
-                    step.tell(self, ticket, step.Judged(*judged), ended)
-                outcome = new_tuple(Outcome, (GOOD, lr, None, 1.0))
-                return outcome if grad_norm is None else self._clipped(outcome, grad_norm)
-            turns.wait("report", self.pace.step)
-
-    def _clipped(self, outcome: Outcome, grad_norm: Any) -> Outcome:
-        """The outcome with the factor of the gradient, whose norm was reported."""
+        report, outcome = Report(loss, part_size, grad_norm, skipped, predictions), None
+        while outcome is None:
+            judged = judge(self.run, ticket, report)
+            outcome = self._learn_plain(ticket, judged) if judged.is_plain else self._answer(ticket, judged)
         norms = self.controller.norms
+        if grad_norm is None:
+            return outcome
         norms.is_used = True
         if not (norms.is_on and outcome):
             return outcome
@@ -350,39 +289,164 @@ class Engine:
         norms.note(norm)
         return outcome._replace(clip_factor=factor)
 
-    def is_now(self, judged: step.Judged) -> bool:
+    def _is_now(self, ticket: Ticket, judged: Judged) -> bool:
         """Whether no other call has come between a judgement and this moment."""
-        chunk, slot, state = judged.place
-        is_same = self.pace.step == judged.step and self.sentry._losses is judged.losses
-        return is_same and chunk.states[slot] == state
+        is_same = self.pace.step == judged.step and self.sentry.memory is judged.losses
+        return is_same and ticket.chunk.states[ticket.slot] == judged.state
 
-    def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; if there are listeners, the time that training waits for each is measured."""
-        return self.emitter.timed(batches) if self.announcer.is_heard else batches
+    # Learn.
 
-    def may_be_due(self, step: int) -> bool:
-        """Whether a backup or a checkpoint may be due once this many steps are reported."""
-        return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
+    def _learn_plain(self, ticket: Ticket, judged: Judged) -> Outcome | None:
+        """Learn from a good loss where there is no trouble; None if it must be judged again, as another call came."""
+        turns = self.turns
+        with turns.lock:
+            is_now = turns.busy is None and self._is_now(ticket, judged)
+            if is_now:
+                turns.busy = ticket
+                ended = self._learn(ticket, judged)
+                turns.busy = None
+        if not is_now:
+            turns.wait("report", self.pace.step)
+            return None
+        if self.announcer.is_heard:
+            self._tell_step(ticket, judged, ended)
+        return Outcome(GOOD, judged.lr, None)
 
-    def share(self, group: membership.RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
-        """Act as one scheduler with those of the other ranks; call it before the first draw. See `membership.share`."""
-        membership.share(self, group, resume)
+    def _learn(self, ticket: Ticket, judged: Judged) -> Tally | None:
+        """Keep a good loss, and advance the run; the table learns when the chunk is used up, or somebody reads it.
 
-    def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
-        """The state that decides the next steps, as plain values and arrays; of the table only some records.
-
-        Args:
-            samples: int64[K], their positions.
+        Returns:
+            The tally of the epoch, if it has ended with this step.
         """
-        self.hand_over()
-        table, parts = self.table, (self.pace, self.controller, self.sentry)
-        numbers = [*(part.state_dict() for part in parts), table.trend, self.rates.now]
-        evidence = table.storage.evidence.take(samples)
-        return [numbers, table.storage.records.take(samples), *([] if evidence is None else [evidence])]
+        table, pace, ended = self.table, self.pace, None
+        reported, means, kind, lowest, predictions = judged.reading
+        storage, mean = table.storage, reported
+        self.sentry.keep(judged.verdict, judged.memory)
+        storage.part_size = kind
+        if storage.batch_trend.is_early:
+            mean, means, lowest = storage.batch_trend.believed(mean, means, lowest)
+        before = table.learner.observe(mean, lowest, reported)
+        if predictions is not None:
+            storage.evidence.make_records(predictions)
+        pace.count_step(reported, len(ticket.indices))
+        self.controller.accepted(reported, ticket, judged.lr, judged.suspicion, self.rates.own)
+        if not pace.place % self.source.steps_per_pass:
+            pace.begin_epoch()
+            ended = pace.end_epoch()
+        self.source.report(ticket.batch, mean if storage.is_single else means, before, predictions)
+        return ended
 
-    def draw_epoch(self) -> list[Ticket]:
-        """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
-        return draws.rest_of_epoch(self)
+    def _tell_step(self, ticket: Ticket, judged: Judged, ended: Tally | None) -> None:
+        """Tell listeners of a step that was learned from, and of the epoch that has ended with it."""
+        self.emitter.stop_timing()
+        self.emitter.step_done(
+            ticket,
+            progress=self.pace.progress,
+            loss=judged.reading.mean,
+            expected_loss=judged.expected,
+            lr=self.rates.shown(ticket.lr),
+            suspicion=judged.suspicion,
+        )
+        if ended is not None:
+            self._tell_epoch(ticket, ended)
+
+    def _tell_epoch(self, ticket: Ticket, ended: Tally) -> None:
+        self.emitter.epoch_done(
+            epoch=self.pace.epoch - 1,
+            progress=self.pace.progress,
+            lr=self.rates.shown(ticket.lr),
+            tally=ended,
+            seconds=self.pace.seconds,
+        )
+
+    # Refuse.
+
+    def _answer(self, ticket: Ticket, judged: Judged) -> Outcome | None:
+        """Act on a verdict; None if the loss must be judged again, as another call came first."""
+        with self.turns.take("report", ticket.step) as turn:
+            if not self._is_now(ticket, judged):
+                return None
+            turn.is_changing = True
+            verdict, put_to = judged.verdict, None
+            undo = self.persistence.callbacks.undo
+            if undo is not None and verdict is not GOOD and ticket.epoch >= 0:
+                undo()
+            if ticket.epoch < 0:
+                put_to = self.search.take(
+                    ticket.batch, judged.reading.mean, ticket.lr, refused=verdict is not GOOD
+                )  # fmt: skip
+                self.rates.use_found()
+            elif verdict is Verdict.PROBED or ticket.chunk.is_probe:
+                verdict, put_to = Verdict.PROBED, self._take_probe(ticket, judged)
+            elif verdict is GOOD:
+                ended = self._learn(ticket, judged)
+                if self.announcer.is_heard:
+                    self._tell_step(ticket, judged, ended)
+            else:
+                put_to = self._refuse(ticket, judged)
+            self.pace.begin_break()
+            is_unknown = self.search.is_on or math.isnan(judged.lr)
+            return Outcome(verdict, self.rates.now if is_unknown else self.controller.lr(judged.lr), put_to)
+
+    def _refuse(self, ticket: Ticket, judged: Judged) -> int | None:
+        """Learn nothing from a batch; returns the step of the state that was put back, None if none was."""
+        reading, verdict, pace, controller = judged.reading, judged.verdict, self.pace, self.controller
+        may_come_again = (
+            verdict is Verdict.EARLY
+            and self.source.can_put_back(ticket.batch)
+            # Others are still to be drawn in this epoch.
+            and pace.next_place < (ticket.epoch + 1) * self.source.steps_per_pass
+            and not pace.is_counted
+        )
+        if may_come_again and not controller.is_far(reading.mean):
+            # It may be its batch, and most such losses are harmless: that comes again, so this was no step but a test.
+            self.source.put_back(ticket.batch)
+            pace.num_out -= 1
+            pace.count_probe(takes_place=pace.leaves_out)
+            inquiry = controller.inquire(pace.step, judged.lr)
+            return inquiry.suspected(reading.mean, leaves_out=pace.leaves_out)
+        self.sentry.keep(verdict, judged.memory)
+        self._close(ticket)
+        if verdict is Verdict.SKIPPED:
+            return None
+        return controller.refused(
+            ticket, reading, verdict, step=pace.step, lr=judged.lr, most_steady=self.source.most_steady(ticket.epoch),
+            own_rate=self.rates.own,
+        )  # fmt: skip
+
+    def _take_probe(self, ticket: Ticket, judged: Judged) -> int | None:
+        """Take the loss of a batch that tests weights, or that was trained on with weights under test."""
+        experiment, chunk, put_to = self.controller.experiment, ticket.chunk, None
+        if not experiment.takes(ticket):
+            # It was drawn for weights that may be others by now.
+            pass
+        elif experiment.is_at_alarm and not experiment.is_fine(judged.reading.mean):
+            # Some losses are high because of their step, as in a trial of what happens then: that one is over now.
+            experiment.lose(ticket)
+            self.pace.num_out += chunk.is_extra
+            chunk.is_probe = chunk.is_extra = experiment.is_at_alarm = False
+        else:
+            inquiry = self.controller.inquire(self.pace.step + (not chunk.is_probe), judged.lr)
+            put_to = inquiry.probed(ticket, judged.reading.mean, unit=self.rates.shown(1.0))
+        self._close(ticket)
+        return put_to
+
+    def _close(self, ticket: Ticket) -> None:
+        """Close a batch that nothing is learned from, and count it."""
+        chunk, pace = ticket.chunk, self.pace
+        self.source.close(ticket.batch)
+        pace.num_out -= not chunk.is_extra
+        if chunk.is_probe:
+            pace.count_probe(takes_place=not chunk.is_extra)
+        else:
+            pace.step += 1
+        if not chunk.is_extra:
+            self._end_epoch(ticket)
+
+    def _end_epoch(self, ticket: Ticket) -> None:
+        if not self.pace.place % self.source.steps_per_pass:
+            self.pace.begin_epoch()
+            self._tell_epoch(ticket, self.pace.end_epoch())
 
     def discard(self, ticket: Ticket, *, is_missed: bool = False) -> None:
         """Count a batch whose training was undone before its loss was judged: a step that nothing is learned from.
@@ -395,28 +459,287 @@ class Engine:
             is_missed: Whether its loss never came, which is counted.
         """
         with self.turns.take("discard", self.pace.step) as turn:
-            if ticket.batch.is_out:
-                turn.is_changing = True
-                self.plan.abandoned += is_missed
-                refusal.discard(self, ticket)
+            if not ticket.batch.is_out:
+                return
+            turn.is_changing = True
+            self.source.abandoned += is_missed
+            if ticket.epoch < 0:
+                self._skip(ticket)
+                return
+            self._close(ticket)
+            self.controller.experiment.lose(ticket)
+
+    def _skip(self, ticket: Ticket) -> None:
+        self.search.skip(ticket.batch)
+        self.rates.use_found()
 
     def leave_out(self, ticket: Ticket) -> None:
         """Give up a batch for which its epoch has no place left, as probes have taken it; it is no step."""
         with self.turns.take("leave_out", self.pace.step) as turn:
             if ticket.batch.is_out:
                 turn.is_changing = True
-                self.plan.close(ticket.batch)
-                self.plan.displaced += 1
+                self.source.close(ticket.batch)
+                self.source.displaced += 1
                 self.pace.num_out -= 1
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
         if not ticket.batch.is_out:
             return
-        if self.feed is not None:
-            self.feed.give_up(ticket, is_noted=not on_purpose)
-            return
         with self.turns.take("give_up", self.pace.step) as turn:
-            if ticket.batch.is_out:
-                turn.is_changing = True
-                refusal.give_up(self, ticket, on_purpose)
+            if not ticket.batch.is_out:
+                return
+            turn.is_changing = True
+            if ticket.epoch < 0:
+                self._skip(ticket)
+                return
+            self.controller.experiment.lose(ticket)
+            comes_again = is_probe = ticket.chunk.is_probe
+            if is_probe:
+                self._close(ticket)
+            else:
+                # A trainer that counts its batches has no turn left for one that comes again, and ends the epoch
+                # without it.
+                comes_again = self.source.abandon(ticket.batch, may_come_again=not self.pace.is_counted)
+                self.pace.num_out -= 1
+                self.pace.tokens -= ticket.chunk.tokens
+            self.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=comes_again)
+            if not on_purpose:
+                self.announcer.warn_once("abandoned", self.source.abandoned_text.format(step=ticket.step))
+            if self.source.counts_abandoned and not comes_again:
+                self.pace.step += 1
+                self._end_epoch(ticket)
+
+    # Between two steps.
+
+    def between_steps(self, held_back: int = 0, closing: bool = False) -> None:
+        """Take backups and write checkpoints that are due; between steps, model and scheduler are at the same step.
+
+        Args:
+            held_back: Number of batches that were trained on and are not reported yet. While there are any, nothing
+                but the survey of the samples for viewers is done.
+            closing: Whether this is the last call.
+        """
+        pace, persistence, controller = self.pace, self.persistence, self.controller
+        if self.turns.busy is not None:
+            if persistence.is_restoring and self.turns.is_mine:
+                raise RuntimeError(f"load_callback must not draw batches, got a draw at step {pace.step}.")
+            self.turns.wait("draw", pace.next_step)
+        epoch_ended = pace.has_left_epoch and not held_back
+        if not held_back:
+            if not self.emitter.has_started:
+                run_state.start(self.run)
+            if self.requests.is_pending:
+                self.requests.answer(
+                    lambda: run_state.save_as_asked(self.run),
+                    cool_down=self.rates.begin_cool_down, waited=self.emitter.leave_out,
+                )  # fmt: skip
+            # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
+            if controller.is_look_due and not pace.is_stopped:
+                self._look_back()
+            epoch_ended = pace.has_left_epoch
+        if self.announcer.wants_surveys:
+            self.emitter.between_steps(pace.epoch, epoch_ended=epoch_ended, closing=closing)
+        if held_back:
+            return
+        # Nearly always nothing is due.
+        is_time = persistence.quiet_seconds != math.inf and pace.seconds >= persistence.quiet_seconds
+        if closing or epoch_ended or is_time or pace.step >= persistence.quiet_steps:
+            self._do_what_is_due(closing=closing)
+
+    def _do_what_is_due(self, *, closing: bool) -> None:
+        """Take backups and write checkpoints that are due; with ``closing``, end what is under way."""
+        pace, controller = self.pace, self.controller
+        # No probe follows the last batch of a number of epochs.
+        is_last = closing or (pace.is_finished and pace.leaves_out and not pace.num_out)
+        if self._looks_last(may_probe=not is_last, closing=closing) and not is_last:
+            return
+        # Without an experiment it is a trial of a rate, which ends with the run.
+        is_end = is_last or (pace.is_finished and not (pace.num_out or controller.experiment.is_open))
+        if controller.is_open and is_end:
+            # End what is under way, as the run is left.
+            with self.turns.take("close", pace.step, is_changing=True):
+                controller.inquiry.settle_open(step=pace.step)
+        elif not controller.may_save:
+            return
+        with self.run.saving:
+            epoch_ended = pace.has_left_epoch
+            try:
+                damage = self.persistence.between_steps(
+                    pace.step,
+                    self.source.samples_in(pace.place),
+                    pace.seconds,
+                    pace.num_draws,
+                    epoch_ended=epoch_ended,
+                    run_ended=closing or pace.is_finished,
+                    budget=pace.budget,
+                    get_state=lambda: run_state.settled_state_of(self.run),
+                    get_moment=lambda: run_state.moment_of(self.run, "draw"),
+                    is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
+                    may_back_up=not controller.is_open,
+                    saved=controller.note_checkpoint,
+                )
+                if damage:
+                    self._answer_damage(damage)
+            except Exception:
+                pace.has_left_epoch = False
+                raise
+            # Last: if any of this is interrupted, it is due again.
+            if epoch_ended:
+                pace.has_left_epoch = False
+
+    def _look_back(self) -> None:
+        """Look at the progress of the first steps; see `Inquiry.look_back`."""
+        step, scheduled = self.pace.step, self.rates.scheduled_at(self.pace.step)
+        self.persistence.backup_timer.take_in(self.persistence.callbacks.state)
+        with self.turns.take("between_steps", step, is_changing=True):
+            # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
+            self.controller.inquiry.hide_true()
+            self.controller.look_back(step=step, lr=scheduled)
+
+    def _looks_last(self, *, may_probe: bool, closing: bool) -> bool:
+        """Whether a probe is to be drawn before the run ends; see `Inquiry.looks_last`."""
+        pace = self.pace
+        is_end = closing or (pace.is_finished and not pace.num_out)
+        if not is_end or self.search.is_on or not self.controller.inquiry.may_look_last(pace.step):
+            return False
+        scheduled = self.rates.scheduled(1.0)
+        with self.turns.take("draw", pace.step, is_changing=True):
+            return self.controller.inquire(pace.step, scheduled).looks_last(may_probe=may_probe)
+
+    def check_weights(self) -> bool:
+        """Look at the weights now, and put back what is not finite; returns whether all was finite."""
+        damage = self.persistence.backup_timer.damage_now(self.persistence.callbacks.state)
+        if damage:
+            self.announcer.tell(events.DamageFound, array=damage)
+            self._answer_damage(damage)
+        return not damage
+
+    def _answer_damage(self, array: str) -> None:
+        """Look into a model that holds non-finite numbers although its losses were finite."""
+        step = self.pace.step
+        if self.search.is_on:
+            self.persistence.backup_timer.note_done(step)
+            return
+        scheduled = self.rates.scheduled_at(step)
+        with self.turns.take("between_steps", step, is_changing=True):
+            self.controller.inquire(step, scheduled).damaged(array)
+
+    def back_up(self, state: Any) -> None:
+        """Copy a model state to RAM; see `R8Scheduler.update_cpu_backup`."""
+        if self.search.is_on and self.emitter.has_started:
+            return
+        if self.persistence.is_restoring and self.turns.is_mine:
+            raise RuntimeError(f"load_callback must not make backups, got one at step {self.pace.step}.")
+        with self.run.saving:
+            damage = self.persistence.backup_timer.take(
+                state, self.pace.step, self.pace.num_draws,
+                lambda: run_state.moment_of(self.run, "update_cpu_backup"),
+            )  # fmt: skip
+            if damage:
+                self._answer_damage(damage)
+
+    def leave_epoch(self) -> None:
+        """Look at the weights, and put in those that count for true, as the user's code after an epoch may follow.
+
+        The next draw takes them out. Nothing happens within an epoch, or a second time after it. All ranks call it at
+        the same place.
+        """
+        pace, inquiry = self.pace, self.controller.inquiry
+        if not pace.is_between_epochs or pace.num_out or self.search.is_on or inquiry.left_at == pace.place:
+            return
+        inquiry.left_at = pace.place
+        if not inquiry.is_on_trial:
+            # The loss of a batch shows nothing of what its own step has done.
+            self.check_weights()
+        if inquiry.is_on_trial:
+            with self.turns.take("leave_epoch", pace.step, is_changing=True):
+                inquiry.show_true(step=pace.step)
+
+    def leave(self) -> None:
+        """Leave a run by an exception, or one of several ranks before its end: nothing is saved, and no rank is called.
+
+        Where the run is alone, the weights that count for true are put in, and what is not finite is put back; of
+        several ranks the others may be anywhere.
+        """
+        inquiry, persistence, step = self.controller.inquiry, self.persistence, self.pace.step
+        if self.agreement.ranks is None:
+            try:
+                self.check_weights()
+                if self.controller.is_open:
+                    with self.turns.take("close", step, is_changing=True):
+                        inquiry.settle_open(step=step)
+            except Exception as error:
+                # What has ended the run is the one to see.
+                text = f"the run was left at step {step}, and its weights as they were: {error!r}"
+                self.announcer.warn_once("left", text)
+            return
+        damage = persistence.backup_timer.damage_of(persistence.callbacks.state)
+        seen = [f"{damage!r} in the model's state is not finite"] * bool(damage)
+        seen += ["the model holds weights that are only on trial"] * inquiry.is_on_trial
+        seen += ["it has no checkpoint of this step"] * (self.saver is not None and not self.saver.has_saved(step))
+        if seen:
+            self.announcer.warn_once("left", LEFT.format(step, "; ".join(seen)))
+
+    # For the table, which asks for the reports, and for adapters.
+
+    def hand_over(self) -> None:
+        """Have the table learn everything reported so far; any thread may call it.
+
+        Nothing happens while another thread restores the model, or if a call was cut short: then views show less.
+        """
+        if self.turns.is_mine:
+            self.source.hand_over()
+        elif self.turns.is_free():
+            with contextlib.suppress(RunInterrupted), self.turns.take("hand_over", self.pace.step):
+                self.source.hand_over()
+
+    def use_offsets(self, trend: float) -> None:
+        """See `ReportHolder`."""
+        self.source.use_offsets(trend)
+
+    @property
+    def member(self) -> Member:
+        """The adapter that holds batches, as given to `join`."""
+        return self.run.member
+
+    def join(self, member: Member) -> None:
+        """Let an adapter hold back batches and losses; it replaces the one that joined before."""
+        self.run.member = member
+
+    def count_batches(self) -> None:
+        """Note that a trainer counts the batches, too, and stops after so many."""
+        self.pace.is_counted = True
+
+    def settle(self) -> None:
+        """Have the member report the losses that it holds back."""
+        self.run.member.settle()
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; if there are listeners, the time that training waits for each is measured."""
+        return self.emitter.timed(batches) if self.announcer.is_heard else batches
+
+    def may_be_due(self, step: int) -> bool:
+        """Whether a backup or a checkpoint may be due once this many steps are reported."""
+        return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
+
+    def may_be_witness(self) -> bool:
+        """Whether weights may be tested with the batch in hand later."""
+        controller = self.controller
+        return controller.is_early or self.backup.awaits_witness or controller.witnesses.waiting is not None
+
+    def share(self, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
+        """Act as one scheduler with those of the other ranks; call it before the first draw. See `run_state.share`."""
+        run_state.share(self.run, group, resume)
+
+    def deciding_state(self, samples: NDArray[np.int64]) -> list[Any]:
+        """The state that decides the next steps, as plain values and arrays; of the table only some records.
+
+        Args:
+            samples: int64[K], their positions.
+        """
+        self.hand_over()
+        table, parts = self.table, (self.pace, self.controller, self.sentry)
+        numbers = [*(part.state_dict() for part in parts), table.trend, self.rates.now]
+        evidence = table.storage.evidence.take(samples)
+        return [numbers, table.storage.records.take(samples), *([] if evidence is None else [evidence])]

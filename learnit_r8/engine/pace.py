@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..schedules.budget import Budget, CoolDownRule, Stopwatch, cool_down_budget, from_state, state_of
@@ -17,6 +18,32 @@ spent."""
 
 MOST_RESERVE = 0.5
 """Largest share of a budget in seconds that is kept for the break at the end."""
+
+
+@dataclass
+class Tally:
+    """Counts since the epoch's first draw.
+
+    Attributes:
+        began: Training seconds at its first draw; NaN before it.
+        num_good: Good losses.
+        total: Their sum.
+        samples: Samples trained on.
+    """
+
+    began: float = math.nan
+    num_good: int = 0
+    total: float = 0.0
+    samples: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean good loss; NaN if there was none."""
+        return self.total / self.num_good if self.num_good else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """All counts."""
+        return asdict(self)
 
 
 class Pace:
@@ -38,6 +65,9 @@ class Pace:
         probes: Probes so far.
         left_out: Of these, those that took the place of a batch: epochs and budget count them like steps.
         num_out: Batches drawn and not reported yet, that have a place.
+        num_draws: Batches drawn so far, and begun.
+        tally: Counts of the present epoch.
+        has_left_epoch: Whether an epoch has ended since what is due between two steps was done last.
         is_stopped: Whether the run was asked to end before its budget is used up.
         ended_early: Why the program itself has ended it early, which is a success; None if it has not.
         rule: As given.
@@ -59,7 +89,8 @@ class Pace:
         self.budget = self._given = budget
         self.steps_per_epoch = steps_per_epoch
         self.step = self.probes = self.left_out = 0
-        self.num_out = 0
+        self.num_out = self.num_draws = 0
+        self.tally, self.has_left_epoch = Tally(), False
         # Steps and probes before the present epoch.
         self._before_epoch = 0, 0
         self.passes = self.tokens = 0
@@ -77,10 +108,17 @@ class Pace:
         return f"Pace(step {self.step} of {self.budget.steps or '?'}, epoch {self.epoch}, {self.seconds:.1f} s)"
 
     def start(self) -> None:
-        """Start counting time, unless it is counted already."""
+        """Start counting the time of the run and of its epoch, unless it is counted already."""
         if not self._watch.is_running:
             self._watch.start(self.clock())
             self._meet_deadline()
+        if not self.has_begun:
+            self.tally = replace(self.tally, began=self.seconds)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the first batch of the epoch was drawn."""
+        return self.tally.began == self.tally.began
 
     def use_clock(self, clock: Callable[[], float]) -> None:
         """Read this clock from now on; the time counted so far stays."""
@@ -98,6 +136,10 @@ class Pace:
     def seconds(self) -> float:
         """Training time so far: from the first draw, without pauses and downtime."""
         return self._watch.seconds(self.clock())
+
+    def where(self) -> tuple[int, float]:
+        """The step, and the training time so far."""
+        return self.step, self.seconds
 
     @property
     def next_step(self) -> int:
@@ -143,6 +185,16 @@ class Pace:
         budget = self.budget
         return self.is_counted or budget.steps is None or budget.is_in_epochs
 
+    def count_step(self, loss: float, num_samples: int) -> None:
+        """Count a batch that was learned from."""
+        self.num_out -= 1
+        self.step += 1
+        self.tally.num_good += 1
+        self.tally.total += loss
+        self.tally.samples += num_samples
+        if self.budget.steps is None:
+            self.begin_break()
+
     def count_probe(self, *, takes_place: bool) -> None:
         """Count a probe; ``takes_place``: whether a batch is left out for it."""
         self.probes += 1
@@ -153,10 +205,19 @@ class Pace:
         place = step + self.left_out
         return not place % self.steps_per_epoch or place == self.budget.steps
 
+    def epoch_of(self, place: int) -> int:
+        """The epoch of a place, 0-based."""
+        return place // self.steps_per_epoch + self.passes
+
     @property
     def epoch(self) -> int:
         """The current epoch, 0-based."""
-        return self.place // self.steps_per_epoch + self.passes
+        return self.epoch_of(self.place)
+
+    @property
+    def is_between_epochs(self) -> bool:
+        """Whether an epoch has ended, and none has begun since."""
+        return self.has_ended or (self.place > 0 and not self.place % self.steps_per_epoch)
 
     def begin_pass(self) -> None:
         """Begin a run through the user's iterable, if the one before has ended."""
@@ -164,6 +225,11 @@ class Pace:
         if self.has_ended:
             self.begin_epoch()
         self.has_ended = False
+
+    def end_epoch(self) -> Tally:
+        """Begin to count another epoch; returns the counts of the one that has ended."""
+        ended, self.tally, self.has_left_epoch = self.tally, Tally(), True
+        return ended
 
     def begin_epoch(self, steps: int = 0) -> None:
         """Count the steps and probes of another epoch, which has had so many steps."""

@@ -1,11 +1,12 @@
-"""Run state: saves and loads the whole state of a run, also with checkpoints."""
+"""Run state: begins a run, and saves and loads its whole state, also with checkpoints."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +17,26 @@ from ..checkpoint.durable_io import numbered, remove
 from ..checkpoint.kinds import ANYTHING, check_kinds
 from ..checkpoint.store import Checkpoint, CheckpointStore, NoValidCheckpoint
 from ..checkpoint.tree import clone
-from ..sampling.loader_plan import LoaderPlan
-from ..sampling.tally import Tally
 from ..schedules.budget import BUDGETS
 from ..schedules.range_test import RangeTest
+from .pace import Tally
+from .run import RankGroup, Run
 
-if TYPE_CHECKING:
-    from .engine import Engine
+COMPARED_PROGRESS = (0.0, 0.02, 0.1, 0.3, 0.5, 0.9, 1.0)
+"""Progress at which the schedules of ranks are compared."""
+
+STATE_ALONE = (
+    "state_callback was given without load_callback, so backups are taken and nothing can be put back; pass "
+    "load_callback=, which takes what state_callback returned."
+)
+NO_SAVE = (
+    "checkpoints hold the scheduler and no model, as there is no save_callback, and only backups in memory can put the "
+    "model back; give save_callback=, which writes it."
+)
+NO_MODEL = (
+    "the run goes on at step {} with the model as the script has made it: its checkpoints hold none, as there is "
+    "neither save_callback nor load_callback. Give both, unless the script saves and loads the model itself."
+)
 
 DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
 """What reading a state of the wrong values raises."""
@@ -105,45 +119,110 @@ _REQUIRED = {"format", "versions", "data", "seed", "num_draws", *VERSIONS} - {"e
 """Parts that a state must have; others came later."""
 
 
-def state_of(run: Engine) -> dict[str, Any]:
-    """Everything needed to continue with exactly the same batches, rates and tables; this thread has the run's turn."""
-    table = run.table.state_dict()
-    position = position_of(run, has_models=True)
-    return {"format": FORMAT, "versions": dict(VERSIONS), "data": identity_of(run), "table": table, **position}
+def start(run: Run) -> None:
+    """Tell listeners that the run has started."""
+    saver, callbacks, budget = run.persistence.saver, run.persistence.callbacks, run.pace.budget
+    run.search.check_ready()
+    run.emitter.run_started(
+        settings=run.settings,
+        schedule=run.rates.schedule,
+        name=run.name,
+        num_samples=run.source.table.num_samples,
+        total_steps=budget.expected_steps,
+        train_duration_seconds=budget.seconds,
+        **run.source.facts(),
+    )
+    folder = None if saver is None else saver.store.folder
+    if folder is not None:
+        # So that a later process can tell a folder that was deleted from one without a checkpoint yet; where it cannot
+        # be made, the first checkpoint says so.
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+    if callbacks.state is not None and callbacks.load is None and saver is None:
+        run.announcer.warn_once("state alone", STATE_ALONE)
+    tell_loaded(run)
+    if saver is not None and callbacks.save is None:
+        if callbacks.load is None and run.pace.step:
+            run.announcer.warn_once("no model", NO_MODEL.format(run.pace.step))
+        elif callbacks.load is not None and callbacks.state is not None and "resume" in run.settings:
+            run.announcer.warn_once("no save", NO_SAVE)
+    # Last, so that an interrupted start is repeated.
+    run.emitter.has_started = True
 
 
-def position_of(run: Engine, *, has_models: bool = False) -> dict[str, Any]:
+def share(run: Run, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
+    """Make the scheduler act as one with those of other ranks, before the first draw.
+
+    Args:
+        run: The run of this rank.
+        group: Compares the arguments that determine batches, rates and intervals; then provides a shared clock and a
+            shared checkpoint store in place of the scheduler's own, and an agreement of all ranks.
+        resume: As for `R8Scheduler`, for ranks that choose together what they continue from.
+
+    Raises:
+        RuntimeError: the scheduler of another rank has other arguments.
+    """
+    callbacks, timer, saver = run.persistence.callbacks, run.persistence.backup_timer, run.persistence.saver
+    group.check_same_run(
+        {
+            **run.source.identity(),
+            "alpha": run.source.table.learner.alpha,
+            "groups": run.source.table.storage.records.whole["group"],
+            "policy": run.source.policy,
+            "seed": run.source.seed,
+            "budget": run.pace.budget,
+            "learning rates": [float(run.rates.schedule(progress)) for progress in COMPARED_PROGRESS],
+            "guard": run.sentry.guard,
+            "recovery": run.controller.recovery,
+            "load_callback": callbacks.load is not None,
+            "state_callback": callbacks.state is not None,
+            "backup_every": timer.when,
+            # Only the default takes early backups, though others may be as far apart later.
+            "whether backup_every is given": not timer.is_usual,
+            "checkpoint_dir": saver is not None,
+            "global_step": run.pace.step,
+        }
+    )
+    run.pace.use_clock(group.shared_clock(run.pace.clock))
+    run.agreement.join(group.agreeing(run.pace))
+    run.requests.share()
+    if saver is not None:
+        saver.share(group.shared_store(saver.store))
+    if resume is not None:
+        resume_from(run, resume)
+        group.check_same_run({"global_step": run.pace.step, "seed": run.source.seed})
+
+
+def position_of(run: Run, *, has_models: bool = False) -> dict[str, Any]:
     """The state but for the table, as it will be once that has learned every report so far; see the controller's."""
-    # Batches of the user's own are no part of a file.
-    recovery = run.controller.state_dict(has_models=has_models, has_batches=not isinstance(run.plan, LoaderPlan))
     return {
-        "seed": run.plan.seed,
-        "plan": (run.feed or run.plan).position(),
+        "seed": run.source.seed,
+        "plan": run.source.state(),
         "pace": run.pace.state_dict(),
-        "recovery": recovery,
+        "recovery": run.controller.state_dict(has_models=has_models, has_batches=run.source.names_samples),
         "quarantine": run.controller.quarantine.state_dict(),
         "guard": run.sentry.state_dict(),
-        "tally": run._tally.state_dict(),
-        "num_draws": run._num_draws,
+        "tally": run.pace.tally.state_dict(),
+        "num_draws": run.pace.num_draws,
         "search": run.search.state_dict(),
         "early_stop": {**run.early_stop.state_dict(), "reason": run.pace.ended_early},
     }
 
 
-def whole_state_of(run: Engine, *, call: str = "state_dict") -> dict[str, Any]:
+def _state_of(run: Run) -> dict[str, Any]:
+    """Everything needed to continue with exactly the same batches, rates and tables; this thread has the run's turn."""
+    table = run.source.table.state_dict()
+    position = position_of(run, has_models=True)
+    return {"format": FORMAT, "versions": dict(VERSIONS), "data": run.source.identity(), "table": table, **position}
+
+
+def whole_state_of(run: Run, *, call: str = "state_dict") -> dict[str, Any]:
     """The state, which no other call changes meanwhile; ``call`` asks for it."""
     with run.turns.take(call, run.pace.step):
-        return state_of(run)
+        return _state_of(run)
 
 
-def identity_of(run: Engine) -> dict[str, Any]:
-    """The facts in which a saved state must agree with the run."""
-    buckets = getattr(run.plan, "buckets", None)
-    lengths = {} if buckets is None else {"lengths": buckets.digest()}
-    return {**run.table.storage.identity(), "last_batch": run.plan.last_batch, **lengths}
-
-
-def _check(run: Engine, state: Mapping[str, Any]) -> None:
+def _check(run: Run, state: Mapping[str, Any]) -> None:
     """Raise ValueError unless a state is readable and fits the run."""
     missing = _REQUIRED - state.keys()
     if missing or type(state["format"]) is not int or state["format"] != FORMAT:
@@ -152,7 +231,9 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
             f"{sorted(missing)}."
         )
     check_kinds(
-        {name: state[name] for name in ("versions", "data")}, {"versions": VERSIONS, "data": identity_of(run)}, _KINDS
+        {name: state[name] for name in ("versions", "data")},
+        {"versions": VERSIONS, "data": run.source.identity()},
+        _KINDS,
     )
     for name, version in state["versions"].items():
         if version > VERSIONS.get(name, 0):
@@ -163,7 +244,7 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
     nameless = [name for name in VERSIONS if name in state and state["versions"].get(name, 0) < 1]
     if nameless:
         raise ValueError(f"versions of the state must name that of {nameless[0]!r}, got {state['versions']!r}.")
-    for name, value in identity_of(run).items():
+    for name, value in run.source.identity().items():
         if state["data"].get(name) != value:
             remedy = "; R8Scheduler.resume_from_checkpoint() changes it" if name in CHANGED_BY_RESUME else ""
             raise ValueError(
@@ -172,17 +253,17 @@ def _check(run: Engine, state: Mapping[str, Any]) -> None:
             )
 
 
-def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_dict") -> None:
+def load_state(run: Run, state: Mapping[str, Any], call: str = "load_state_dict") -> None:
     """Load a saved state, or leave the run unchanged; see `R8Scheduler.load_state_dict`."""
     try:
         _check(run, state)
-        if isinstance(run.plan, LoaderPlan):
+        if not run.source.names_samples:
             # Older files hold batches that were arrays, as if they were indices.
             state = {**state, "recovery": {**state["recovery"], "witnesses": []}}
     except (AttributeError, TypeError) as error:
         raise ValueError(f"state must be what state_dict() returned, got a damaged one ({error!r}).") from error
     with run.turns.take(call, run.pace.step, mends=True) as turn:
-        before = None if turn.was_cut else state_of(run)
+        before = None if turn.was_cut else _state_of(run)
         if before is not None:
             # Parts that an older version wrote had other forms.
             alike = {name for name in state if VERSIONS.get(name) == state["versions"].get(name)}
@@ -203,21 +284,20 @@ def load_state(run: Engine, state: Mapping[str, Any], call: str = "load_state_di
     run.member.forget()
 
 
-def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
-    run.plan.seed = state["seed"]
+def _take_over(run: Run, state: Mapping[str, Any]) -> None:
+    run.source.seed = state["seed"]
     if "table" in state:
-        run.table.load_state_dict(state["table"])
-    (run.feed or run.plan).load_state_dict(state["plan"])
+        run.source.table.load_state_dict(state["table"])
+    run.source.load(state["plan"])
     # The clock may stand still yet.
-    run.plan.check_again()
+    run.source.check_again()
     run.pace.load_state_dict(state["pace"])
-    if run.feed is not None and state["versions"]["pace"] < 4:
-        run.pace.begin_epoch(run.feed.plan.taken)
+    if state.get("versions", VERSIONS)["pace"] < 4:
+        run.pace.begin_epoch(run.source.taken_by(run.pace.step))
     run.controller.load_state_dict(state["recovery"])
     run.controller.quarantine.load_state_dict(state["quarantine"])
     run.sentry.load_state_dict(state["guard"])
-    run._tally = Tally.from_state(state["tally"])
-    run._num_draws = state["num_draws"]
+    run.pace.tally, run.pace.num_draws = Tally(**state["tally"]), state["num_draws"]
     run.search.load_state_dict(state["search"])
     run.early_stop.load_state_dict(state.get("early_stop"))
     before, run.pace.ended_early = run.pace.ended_early, run.early_stop.reason
@@ -225,16 +305,16 @@ def _take_over(run: Engine, state: Mapping[str, Any]) -> None:
         run.pace.is_stopped = run.pace.ended_early is not None
     run.rates.follow_schedule()
     run.emitter.drop_surveys()
-    run.persistence.count_from(run.pace.step, run.plan.samples_in(run.pace.place), run.pace.seconds)
+    run.persistence.count_from(run.pace.step, run.source.samples_in(run.pace.place), run.pace.seconds)
 
 
-def settled_state_of(run: Engine) -> dict[str, Any]:
+def settled_state_of(run: Run) -> dict[str, Any]:
     """The state after all losses held back are reported, as the model has taken those steps already."""
-    run.settle()
+    run.member.settle()
     return whole_state_of(run)
 
 
-def save_as_asked(run: Engine) -> None:
+def save_as_asked(run: Run) -> None:
     """Write a checkpoint on request."""
     # One of this step does not know yet that the run has ended.
     has_ended = run.pace.ended_early is not None
@@ -242,10 +322,10 @@ def save_as_asked(run: Engine) -> None:
     run.controller.note_checkpoint(run.pace.step)
 
 
-def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Continue from a checkpoint, or leave the run unchanged."""
-    if run.saver is not None:
-        run.saver.store.claim(checkpoint.run_id)
+    if run.persistence.saver is not None:
+        run.persistence.saver.store.claim(checkpoint.run_id)
     before = None if run.turns.is_cut else whole_state_of(run, call="load_checkpoint")
     if run.persistence.config.differences(checkpoint.config, ["guard"]) and "guard" in state:
         state = {**state, "guard": run.sentry.adapted(state["guard"])}
@@ -266,28 +346,28 @@ def go_on_from(run: Engine, checkpoint: Checkpoint, state: dict[str, Any]) -> No
         raise
     if run.persistence.config.differences(checkpoint.config, ["seed"]):
         run.announcer.warn_once(
-            "seed", f"the resumed run keeps the seed of the saved one, {run.plan.seed}; the given seed is ignored."
+            "seed", f"the resumed run keeps the seed of the saved one, {run.source.seed}; the given seed is ignored."
         )
     if run.emitter.has_started:
         tell_loaded(run)
 
 
-def moment_of(run: Engine, call: str) -> Any:
+def moment_of(run: Run, call: str) -> Any:
     """What is kept with a backup that ``call`` makes now."""
     with run.turns.take(call, run.pace.step):
         return run.controller.moment(position_of(run))
 
 
-def tell_loaded(run: Engine) -> None:
+def tell_loaded(run: Run) -> None:
     """Tell listeners that a checkpoint was loaded, once the run has started."""
-    if run.saver is not None:
-        run.saver.claim()
+    if run.persistence.saver is not None:
+        run.persistence.saver.claim()
     # No adapter has come.
     run.persistence.hand_over_pending()
     run.persistence.tell_loaded()
 
 
-def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
+def load_checkpoint(run: Run, path: str | os.PathLike[str] | None) -> None:
     """Continue from a checkpoint, by default the newest valid one."""
     store = run.persistence.store
     if store is None:
@@ -298,14 +378,14 @@ def load_checkpoint(run: Engine, path: str | os.PathLike[str] | None) -> None:
     go_on_from(run, checkpoint, checkpoint.state)
 
 
-def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
+def check_resume(run: Run, resume: str | os.PathLike[str]) -> None:
     """Raise OSError, TypeError or ValueError unless there can be something to ``resume`` from."""
     if not isinstance(resume, (str, os.PathLike)):
         raise TypeError(
             f"resume must be 'auto', the file of a checkpoint, a folder of checkpoints or None, got {resume!r}."
             + (" Did you mean 'auto'?" if resume else " Did you mean None?")
         )
-    if resume == "auto" and run.saver is None:
+    if resume == "auto" and run.persistence.saver is None:
         raise ValueError("resume='auto' needs a checkpoint_dir or a save_callback, got neither.")
     if resume != "auto" and not os.path.exists(resume):
         near = did_you_mean(os.fspath(resume), ["auto"])
@@ -315,7 +395,7 @@ def check_resume(run: Engine, resume: str | os.PathLike[str]) -> None:
         )
 
 
-def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
+def resume_from(run: Run, resume: str | os.PathLike[str]) -> None:
     """Carry out the argument ``resume`` of `R8Scheduler`."""
     check_resume(run, resume)
     if resume == "auto":
@@ -331,7 +411,7 @@ def resume_from(run: Engine, resume: str | os.PathLike[str]) -> None:
     say_if_finished(run)
 
 
-def _resume_from_newest(run: Engine) -> None:
+def _resume_from_newest(run: Run) -> None:
     """Continue from the newest state of an earlier process, if there is one: a checkpoint or a generation in memory."""
     found, has_other = run.persistence.find_newest()
     if found is None or found.model_state is None:
@@ -348,9 +428,9 @@ def _resume_from_newest(run: Engine) -> None:
             f"{found.state['pace']['step']} that was left in shared memory is deleted, too.",
         )
         return
-    if run.saver is not None:
+    if run.persistence.saver is not None:
         # Here, as a run that is in use must not start over.
-        run.saver.store.claim(found.run_id)
+        run.persistence.saver.store.claim(found.run_id)
     own = ""
     try:
         go_on_from(run, found, found.state)
@@ -370,27 +450,27 @@ def _resume_from_newest(run: Engine) -> None:
         load_checkpoint(run, None)
 
 
-def restore_backup(run: Engine) -> int:
+def restore_backup(run: Run) -> int:
     """Go on from the newest backup in RAM; see `R8Scheduler.restore_backup`."""
-    if not run.table.storage.is_whole:
+    if not run.source.table.storage.is_whole:
         raise RuntimeError(
             "restore_backup() needs a whole table, but the call was cut short while the table was storing what it had "
             "learned; use load_checkpoint()."
         )
     with run.turns.take("restore_backup", run.pace.step, mends=True) as turn:
-        if run.persistence.callbacks.load is None or not run.backup.has_moments:
+        if run.persistence.callbacks.load is None or not run.persistence.backup.has_moments:
             raise RuntimeError(
                 "restore_backup() needs a load_callback and a backup of this run in RAM, got none; use "
                 "load_checkpoint(), or build another R8Scheduler around the model as it is."
             )
         turn.is_changing = True
-        run.plan.hand_over()
+        run.source.hand_over()
         restored = run.persistence.restore_backup()
         assert restored.moment is not None
         state = restored.moment.state
         # Time that was used is used.
         _take_over(run, {**state, "pace": {**state["pace"], "seconds": run.pace.seconds}})
-        run.table.learner.go_back_to(restored.moment.trend)
+        run.source.table.learner.go_back_to(restored.moment.trend)
         run.announcer.tell(events.RolledBack, to_step=restored.step, source="backup")
     run.member.forget()
     return restored.step
@@ -411,7 +491,7 @@ def folder_of_branch(folder: Path, checkpoint: Checkpoint, new: Mapping[str, Any
     return next(free for free in numbered(folder / name) if not free.exists())
 
 
-def say_if_finished(run: Engine) -> None:
+def say_if_finished(run: Run) -> None:
     """Warn if the budget is used up already, or the run has ended early."""
     if run.pace.ended_early is not None:
         why = f" ({run.pace.ended_early})" if run.pace.ended_early else ""
@@ -428,7 +508,7 @@ def say_if_finished(run: Engine) -> None:
         )
 
 
-def say_if_spent(run: Engine) -> None:
+def say_if_spent(run: Run) -> None:
     """Warn that a loop which begins now trains nothing, as when a notebook's cell is run again."""
     if run.pace.is_finished and not run.pace.is_stopped:
         run.announcer.warn_once(
@@ -438,9 +518,9 @@ def say_if_spent(run: Engine) -> None:
         )
 
 
-def load_best(run: Engine) -> float:
+def load_best(run: Run) -> float:
     """Put the best model back; see `R8Scheduler.load_best`."""
-    load, saver, kept = run.persistence.callbacks.load, run.saver, run.early_stop.best
+    load, saver, kept = run.persistence.callbacks.load, run.persistence.saver, run.early_stop.best
     if load is None:
         raise RuntimeError(
             "load_best() needs a state_callback, which gives it the best model, and a load_callback; got "

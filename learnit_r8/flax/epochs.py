@@ -320,7 +320,7 @@ class Training:
     def __post_init__(self) -> None:
         self.history: dict[str, list[float]] = {}
         self._r8 = scheduler = self.scheduler
-        self._is_own = scheduler is not None and scheduler.host.feed is not None
+        self._is_own = scheduler is not None and scheduler.feed is not None
         self._prefetch: Any = None if scheduler is None or self._is_own else Prefetch.of(scheduler)
         self._first_epoch = 0 if scheduler is None else scheduler.current_epoch
         self._ticket: Any = None
@@ -392,15 +392,15 @@ class Training:
 
     def _watched(self) -> Iterator[Any]:
         """Yield the user's own batches, which the scheduler watches."""
-        r8, feed = self._r8, self._r8.host.feed
+        r8, feed = self._r8, self._r8.feed
         assert self.num_epochs is not None
-        if feed.place.is_resumed:
+        if feed.source.is_resumed:
             # Those of the epoch itself are left to the feed, unless it had them all.
             self.data.pass_over(feed.num_passes)
         for epoch in range(self._first_epoch, self.num_epochs):
             if r8.is_over:
                 return
-            self._begin(epoch, feed.place.num_taken if feed.place.is_resumed else 0)
+            self._begin(epoch, feed.source.num_taken if feed.source.is_resumed else 0)
             yield from r8.batches(OneEpoch(self.data, epoch), size=size_of, ids=self.ids)
 
     def _drawn(self) -> Iterator[Any]:
@@ -466,7 +466,7 @@ class Training:
             return None
         self._num_ended = self._epoch
         if self._is_own:
-            self._r8.host.feed.end_pass()
+            self._r8.feed.end_pass()
         elif self._r8 is not None:
             self._r8.host.leave_epoch()
         self._means.close()

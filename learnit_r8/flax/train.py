@@ -88,7 +88,7 @@ def train_loop(
             f"rng_key must be given, and checkpoint_dir to resume, got {rng_key!r} and {checkpoint_dir!r}."
         )
     data = _data(data_iterator_fn, num_batches, scheduler)
-    draws = scheduler is not None and scheduler.host.feed is None
+    draws = scheduler is not None and scheduler.feed is None
     if ids is not None and (scheduler is None or draws):
         raise ValueError(f"ids must be left out without a scheduler of your own batches, got {ids!r}.")
     if num_epochs is not None or not draws:
@@ -122,8 +122,8 @@ def _backup_every(given: Any, num_batches: int | None, scheduler: Any) -> Any:
         if given is not None:
             raise ValueError(f"backup_every must be left out without a scheduler, got {given!r}.")
         return None
-    if num_batches and scheduler.host.feed is not None:
-        scheduler.host.feed.expect_epochs_of(num_batches)
+    if num_batches and scheduler.feed is not None:
+        scheduler.feed.expect_epochs_of(num_batches)
     return given
 
 
@@ -142,7 +142,7 @@ def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
     if scheduler is None:
         return EpochBatches(source, most)
     check_scheduler("scheduler", scheduler)
-    if scheduler.host.feed is not None:
+    if scheduler.feed is not None:
         return EpochBatches(source, most, keeps_generators=True)
     if not callable(source):
         raise TypeError(f"data_iterator_fn must be a function of indices where a scheduler draws, got {source!r}.")

@@ -9,8 +9,7 @@ import keras
 import numpy as np
 
 from ..checkpoint.callbacks import Repeat
-from ..engine.feed.batch_size import bytes_of
-from ..engine.feed.probes import MOST_KEPT_BYTES, may_be_witness
+from ..engine.feed.batch_size import MOST_KEPT_BYTES, bytes_of
 from ..triggers import Condition
 from .dataset import R8Dataset
 from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
@@ -80,7 +79,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __new__(cls, dataset: Any = None, *args: Any, **kwargs: Any) -> R8Callback:
         """Make a callback of the kind that the data needs."""
-        is_own = cls is R8Callback and getattr(getattr(dataset, "host", None), "feed", None) is not None
+        is_own = cls is R8Callback and getattr(dataset, "feed", None) is not None
         callback: Any = OwnBatchesCallback(dataset, *args, **kwargs) if is_own else super().__new__(cls)
         return callback  # type: ignore[no-any-return]
 
@@ -152,7 +151,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         """Keep the batch in hand where weights may be tested with it."""
         r8, ticket, witnesses = self._prefetch.r8, self._ticket, self._witnesses
         assert ticket is not None
-        if batch is None or not may_be_witness(r8.host) or bytes_of(batch) > MOST_KEPT_BYTES:
+        if batch is None or not r8.host.may_be_witness() or bytes_of(batch) > MOST_KEPT_BYTES:
             return
         witnesses[ticket.indices.tobytes()] = batch
         if len(witnesses) > MOST_WITNESSES:

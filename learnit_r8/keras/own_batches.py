@@ -319,7 +319,9 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         steps = local_of_fit("steps_per_epoch")
         if steps is not None:
             # The next epoch goes on in the same data where this one ends.
-            for _ in range(local_of_fit("initial_epoch") if host.feed.settings.resume_data != "start" else 0):
+            for _ in range(
+                local_of_fit("initial_epoch") if self._r8.feed.source.settings.resume_data != "start" else 0
+            ):
                 for _ in _behind(local_of_fit("epoch_iterator"), steps, host):
                     pass
             return
@@ -346,7 +348,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         # Where Keras does not know it, it does once an epoch is over.
         steps = getattr(local_of_fit("epoch_iterator"), "num_batches", None)
         if steps:
-            self._r8.host.feed.expect_epochs_of(steps)
+            self._r8.feed.expect_epochs_of(steps)
         num_had, iterator = self._batches.begin_pass(epoch), local_of_fit("epoch_iterator")
         if num_had:
             iterator._enumerate_iterator = functools.partial(_behind, iterator, num_had, self._r8.host)
@@ -421,7 +423,7 @@ def _behind(iterator: Any, count: int, run: Any) -> Iterator[Any]:
     for number in range(0, count, iterator.steps_per_execution):
         _, _, batches = next(steps)
         if not number:
-            drop(run, batches, count)
+            drop(run.announcer, batches, count)
     yield from steps
 
 

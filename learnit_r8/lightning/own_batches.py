@@ -101,7 +101,7 @@ class OwnBatches:
 
     def expect_epochs_of(self, num_batches: float) -> None:
         """Note how many batches an epoch has, now that Lightning has made the loaders; infinite if it does not know."""
-        feed = None if self.adapter is None else self.adapter.scheduler.host.feed
+        feed = None if self.adapter is None else self.adapter.scheduler.feed
         if feed is not None and 0 < num_batches < float("inf"):
             feed.expect_epochs_of(int(num_batches))
 

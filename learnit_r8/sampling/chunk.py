@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..policies.radix import keys_of, order_of
 from ..table.labels.predictions import joined
-from ..table.losses import EXACT, WHOLE_BATCH
+from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, check_signs, read_loss, read_mean, read_rows
+from ..table.names import Members
 
 if TYPE_CHECKING:
     from ..table.table import SampleTable
@@ -89,6 +90,7 @@ class Chunk:
     """
 
     is_probe = is_extra = False
+    tokens = 0
 
     def __init__(
         self,
@@ -146,13 +148,28 @@ class Chunk:
     def _start_of(self, slot: int) -> int:
         return slot * self._batch_size if self._starts is None else self._starts[slot]
 
+    def read(self, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
+        """Read the loss of a batch, and what was reported with it; see `R8Scheduler.report`."""
+        storage, count = self.table.storage, len(self.views[slot])
+        reading = read_loss(loss, count, part_size)
+        if storage.is_single:
+            reading = reading._replace(part_size=EXACT)
+        elif storage.part_size == EXACT and count == 1:
+            # The loss of a single sample, without its dimension.
+            reading = reading._replace(part_size=EXACT, means=np.atleast_1d(reading.means))
+        if reading.part_size != storage.part_size:
+            check_kind(reading.part_size, storage.part_size)
+            if reading.part_size == EXACT:
+                check_signs(reading.means)
+        return _with_predictions(reading, predictions, self.table)
+
     def restore_view(self, slot: int) -> None:
         """Undo any changes by the user to a batch's indices, before it is drawn again."""
         start, view = self._start_of(slot), self.views[slot]
         view[:] = np.resize(self.members, len(self.handed))[start : start + len(view)]
 
     def witness_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What `Plan.draw_again` takes to draw a batch again: a copy of its indices, which the user may change."""
+        """What `PlannedBatches.again` takes: a copy of the indices of a batch, which the user may change."""
         witness: NDArray[np.int64] = indices.copy()
         return witness
 
@@ -290,10 +307,117 @@ class Chunk:
         return chunk
 
 
+def _with_predictions(reading: Reading, predictions: Any, table: SampleTable) -> Reading:
+    if predictions is None or not table.storage.num_samples:
+        return reading
+    rows = table.storage.evidence.checked(predictions, np.size(reading.means), reading.part_size)
+    return reading._replace(predictions=rows)
+
+
+class Size(NamedTuple):
+    """The size of a batch.
+
+    Attributes:
+        samples: Samples in it; 1 where its size is not known.
+        tokens: Tokens in it, or 0.
+    """
+
+    samples: int = 1
+    tokens: int = 0
+
+
+class FollowedChunk:
+    """A chunk of one batch, which is the user's own.
+
+    Args:
+        table: The table of the run.
+        pass_number: Its pass; -1 for one that is handed out again.
+        item: What the loader gave, to be handed out again; None if it is not kept.
+        size: Its size.
+        members: Its samples; None if it does not say which.
+        is_probe: Whether it is handed out again, to test weights with it.
+
+    Attributes:
+        states, drawn, reports, predictions, trends, rates: As of a `Chunk`, of one batch.
+        item, members, is_probe: As given.
+        size: Samples in it.
+        tokens: Tokens in it.
+    """
+
+    __slots__ = (
+        "is_extra", "is_probe", "item", "members", "pass_number", "predictions", "rates", "reports", "size", "states",
+        "table", "tokens", "trends",
+    )  # fmt: skip
+
+    drawn = 1
+    expected = (math.nan,)
+    typical = math.nan
+    weights = None
+
+    def __init__(
+        self, table: SampleTable, pass_number: int, item: Any, size: Size, members: Members | None = None,
+        *, is_probe: bool = False,
+    ) -> None:  # fmt: skip
+        self.table, self.pass_number, self.item, self.members = table, pass_number, item, members
+        (self.size, self.tokens), self.is_probe, self.is_extra = size, is_probe, False
+        self.states = bytearray(1)
+        self.predictions: dict[int, NDArray[np.float32]] = {}
+        self.reports, self.trends, self.rates = [0.0], [0.0], [0.0]
+
+    @property
+    def sweep(self) -> int:
+        """-1 for one that is handed out again, 0 for all others."""
+        return -self.is_probe
+
+    def batch(self) -> Batch:
+        """The batch of the chunk; where its samples are not known, its indices are -1."""
+        if self.members is not None:
+            return Batch(self, 0, self.members.indices)
+        return Batch(self, 0, _NOBODY[: self.size] if self.size <= len(_NOBODY) else np.full(self.size, -1))
+
+    def read(self, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
+        """Turn a reported loss into numbers; its kind is that of the table, once that has one."""
+        storage, members = self.table.storage, self.members
+        kind = storage.part_size
+        if members is None:
+            reading = read_mean(loss)
+        else:
+            indices, counts = members
+            if kind == WHOLE_BATCH and not storage.num_seen:
+                # That of batches without samples.
+                kind = None
+            reading = read_rows(loss, len(indices if counts is None else counts), counts, kind)
+        if kind is not None and kind != reading.part_size:
+            reading = reading._replace(part_size=kind)
+        return _with_predictions(reading, predictions, self.table)
+
+    def close(self, slot: int) -> None:
+        """Close it."""
+        self.states[slot] = CLOSED
+
+    def witness_of(self, indices: NDArray[np.int64]) -> Any:
+        """What `FollowedBatches.again` takes: the item; None if it is not kept."""
+        return self.item
+
+    def restore_view(self, slot: int) -> None:
+        """Do nothing: its indices are not the user's to change."""
+
+    def weights_of(self, slot: int) -> None:
+        """None: the user's own batches have no weights."""
+
+    def shares_of(self, slot: int, count: int) -> tuple[float, ...]:
+        """Unknown."""
+        return ()
+
+
+_NOBODY = np.full(4096, -1)
+_NOBODY.flags.writeable = False
+
+
 class Batch(NamedTuple):
     """A drawn batch: its chunk, its position in it, and its samples, int64[B]."""
 
-    chunk: Chunk
+    chunk: Chunk | FollowedChunk
     slot: int
     indices: NDArray[np.int64]
 
@@ -305,5 +429,5 @@ class Batch(NamedTuple):
 
     @property
     def witness(self) -> Any:
-        """What the plan takes to draw it again."""
+        """What its source takes to hand it out again; None if it cannot."""
         return self.chunk.witness_of(self.indices)

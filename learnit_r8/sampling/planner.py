@@ -207,7 +207,7 @@ class Planner:
         table: The sample table.
         policy: Selects and arranges samples from the second pass on; the first pass takes all samples, shuffled.
         seed: >= 0; together with the numbers of pass and chunk, the key of all randomness.
-        last_batch: "short", "drop" or "fill"; see `Plan`.
+        last_batch: "short", "drop" or "fill"; see `PlannedBatches`.
         before_sweep: Called before a sweep, whose chunks may share samples with earlier ones.
         buckets: The samples by their length, where batches are of similar ones; else None.
 

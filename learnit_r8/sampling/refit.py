@@ -17,21 +17,18 @@ from ..table.exclusions import holds
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, WAITING
 from .permutation import Permutation
-from .plan import Plan
 from .planner import NEW_KEY, PASS_KEY
+from .source import Source
 
 _TABLE_ARRAYS = ("loss", "last", "mean", "usage_count")
 
 
-def fit_state(
-    state: Mapping[str, Any], table: SampleTable, plan: Plan, remap: ArrayLike | None = None
-) -> dict[str, Any]:
+def fit_state(state: Mapping[str, Any], source: Source, remap: ArrayLike | None = None) -> dict[str, Any]:
     """Adapt a saved state to another batch size or other samples; a state that fits is unchanged.
 
     Args:
         state: A state from `Engine.state_dict`.
-        table: The table to fit.
-        plan: The plan to fit.
+        source: The source to fit, and its table.
         remap: int[N], the index that each of the N samples had in the saved run, -1 for new ones; None if the samples
             of the saved run come first, followed by new ones.
 
@@ -40,10 +37,10 @@ def fit_state(
             learning-rate search is running.
     """
     saved = state["data"]
-    now = {**table.storage.identity(), "last_batch": plan.last_batch}
+    table, now = source.table, source.identity()
     if remap is None and all(saved[name] == now[name] for name in ("num_samples", "batch_size", "last_batch")):
         return dict(state)
-    if plan.buckets is not None or saved.get("lengths") is not None:
+    if now.get("lengths") is not None or saved.get("lengths") is not None:
         raise ValueError(
             f"num_samples and batch_size must be those of the saved run ({saved['num_samples']}, "
             f"{saved['batch_size']}) where batches are of similar lengths, got {now['num_samples']} and "
@@ -52,7 +49,7 @@ def fit_state(
     if state["search"]["test"] is not None:
         raise ValueError("batch_size and num_samples must not change while auto_find_lr searches; finish it first.")
     was = _positions(saved, table, remap)
-    plan_state, step = _dealt_anew(state, plan, was)
+    plan_state, step = _dealt_anew(state, source, was)
     evidence = state["table"]["evidence"]
     if evidence is not None:
         evidence = {name: _moved(values, was) if np.ndim(values) else values for name, values in evidence.items()}
@@ -69,7 +66,7 @@ def fit_state(
         # Without the witnesses, which are batches of other samples.
         **({"recovery": {**state["recovery"], "witnesses": []}} if "recovery" in state else {}),
         "plan": plan_state,
-        "pace": {**state["pace"], "step": step, "probes": [0, 0, step - step % plan.steps_per_pass, 0]},
+        "pace": {**state["pace"], "step": step, "probes": [0, 0, step - step % source.steps_per_pass, 0]},
     }
 
 
@@ -105,7 +102,7 @@ def _moved(values: NDArray[Any], was: NDArray[np.int64]) -> NDArray[Any]:
     return np.where(is_known, values[was], values.dtype.type(0))
 
 
-def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) -> tuple[dict[str, Any], int]:
+def _dealt_anew(state: Mapping[str, Any], source: Source, was: NDArray[np.int64]) -> tuple[dict[str, Any], int]:
     """The state of a plan that draws the rest of the epoch in new batches, and the step at which it starts."""
     saved, pace, data = state["plan"], state["pace"], state["data"]
     size, batch = data["num_samples"], data["batch_size"]
@@ -114,7 +111,7 @@ def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) ->
     _, left_out, *_ = pace.get("probes", (0, 0))
     epoch, position = divmod(pace["step"] + left_out, steps_before)
     rest = np.empty(0, np.int64)
-    steps = plan.steps_per_pass
+    steps = source.steps_per_pass
     # Batches of the next epoch may be drawn already: that epoch starts again.
     pass_number = min(pass_number, epoch)
     if pass_number == epoch:
@@ -125,15 +122,15 @@ def _dealt_anew(state: Mapping[str, Any], plan: Plan, was: NDArray[np.int64]) ->
         fresh = np.flatnonzero(was < 0)
         rng = np.random.default_rng([state["seed"], NEW_KEY, saved["num_sweeps"]])
         rest = np.concatenate([rest, rng.permutation(fresh)])
-        full = plan.table.batch_size
-        left = len(rest) // full if plan.last_batch == "drop" else -(-len(rest) // full)
+        full = source.table.batch_size
+        left = len(rest) // full if source.identity()["last_batch"] == "drop" else -(-len(rest) // full)
         drawn = steps - min(steps, left)
     else:
         drawn = steps if pass_number >= 0 else 0
     step = (pass_number if pass_number >= 0 else 0) * steps + drawn
     anew = {
         **saved,
-        "context": [progress, pass_number, plan.table.batch_size, *rest_of_context],
+        "context": [progress, pass_number, source.table.batch_size, *rest_of_context],
         "sweep": {"rank": 0, "indices": np.empty(0, np.int64), "weights": None, "order": rest},
         "drawn_before": drawn,
         "limit": 0,

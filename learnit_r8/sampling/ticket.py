@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..guard.verdict import Verdict
 from ..policies.base import Policy
-from .chunk import Batch, Chunk
+from .chunk import Batch, Chunk, FollowedChunk
 
 
 class Ticket(NamedTuple):
@@ -32,13 +32,13 @@ class Ticket(NamedTuple):
     lr: float
     weights: NDArray[np.float32] | None
     draw: int
-    chunk: Chunk
+    chunk: Chunk | FollowedChunk
     slot: int
 
     @property
     def batch(self) -> Batch:
-        """Its place in the plan."""
-        return new_tuple(Batch, (self.chunk, self.slot, self.indices))
+        """Its place in its source."""
+        return Batch(self.chunk, self.slot, self.indices)
 
     def __repr__(self) -> str:
         some = ", ".join(map(str, self.indices[:4])) + (", ..." if len(self.indices) > 4 else "")
@@ -74,8 +74,5 @@ def refuse_weights(policy: Policy, ticket: Ticket | None = None) -> None:
             "learnit_r8.torch, and its loss()."
         )
 
-
-# Much faster than the constructor of a named tuple, which is a Python function.
-new_tuple = tuple.__new__
 
 _COUNTED = (Verdict.GOOD, Verdict.PENDING)

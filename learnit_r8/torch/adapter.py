@@ -14,7 +14,6 @@ from .._adapters.prefetch import Prefetch
 from .._validation import loop_method, no_attribute
 from ..checkpoint.callbacks import OWN, call_load
 from ..checkpoint.tree import clone
-from ..engine.feed.samples import note_rows
 from ..events.caller import say_at_exit
 from ..guard.verdict import GOOD
 from ..recovery.policy import DEAD_EVERY
@@ -35,7 +34,7 @@ from .predictions import packed, packed_with
 from .prepared import is_accelerated, is_skipping
 
 if TYPE_CHECKING:
-    from ..engine.feed.batches import Batches
+    from ..engine.feed.feed import Batches
     from ..engine.feed.trainer_batches import TrainerBatches
     from ..engine.settings import Unpack
     from ..table.table import SampleTable
@@ -125,7 +124,7 @@ class Adapter:
             owner._others.append(self)
         self._num_looks = 0
         self._has_loader = self._counts_epochs = self._is_mean_noted = False
-        self._feed = feed = scheduler.host.feed
+        self._feed = feed = scheduler.feed
         if feed is None:
             self.sampler = R8BatchSampler(scheduler, ahead=training.ahead, sharing=training.sharing)
         batches = Prefetch.of(scheduler)
@@ -200,7 +199,7 @@ class Adapter:
         loader = self._source if loader is None else loader
         assert self._followed is not None
         self._followed.is_other = self._source is not None and loader is not self._source
-        if self._feed.place.is_resumed and is_skipping(loader):
+        if self._feed.source.is_resumed and is_skipping(loader):
             raise ValueError(
                 "skip_first_batches() must be left out where the run is resumed, as it finds its place by itself, got "
                 f"{loader!r}; give the loader as it is."
@@ -535,7 +534,7 @@ class Adapter:
             found = followed.take(ids)
             values, count = values_of((loss if losses is None else losses,), found)
             if losses is not None and not count and found is not None:
-                note_rows(self._feed.run, found, losses)
+                self._feed.note_rows(found, losses)
             if found is None:
                 outcome = Outcome(GOOD, self.scheduler.lr, None)
                 return self._take_step(loss, None, lambda *_: outcome)
@@ -654,9 +653,10 @@ class Adapter:
                 self.sampler.skip()
             return
         noted, self._losses.recorded = self._losses.recorded, None
-        ticket, self._feed.open = self._feed.open if noted is None else noted[0].ticket, None
+        source = self._feed.source
+        ticket, source.open = source.open if noted is None else noted[0].ticket, None
         if ticket is not None and ticket.batch.is_out:
-            self._feed.give_up(ticket, is_noted=False)
+            self.scheduler.give_up(ticket, on_purpose=True)
 
     # What is known.
 
@@ -669,9 +669,10 @@ class Adapter:
         """
         if self._feed is None:
             return self._losses.find(None)
-        if self._feed.open is None:
+        ticket = self._feed.source.open
+        if ticket is None:
             raise RuntimeError(f"no batch is out at step {self.scheduler.global_step}; take one from batches() first.")
-        return self._feed.open
+        return ticket
 
     @property
     def has_noted(self) -> bool:

@@ -130,7 +130,7 @@ def attach(
     given = _Given(
         model, optimizer, scaler, ema, accumulate, max_grad_norm, scheduler, also, sharing, run_batch, repeat
     )  # fmt: skip
-    feeds = getattr(getattr(scheduler, "host", None), "feed", None) is not None
+    feeds = getattr(scheduler, "feed", None) is not None
     if feeds if scheduler is not None else is_own_loader(dataset, settings):
         if owner is not None or ahead:
             raise ValueError("owner and ahead are for batches that the scheduler draws; give batch_size, too.")
@@ -367,7 +367,7 @@ def _checked(scheduler: R8Scheduler, size: int | None, settings: SchedulerSettin
             f"{min(settings)} must be given to the scheduler itself, got it in attach() together with scheduler=."
         )
     if size is None:
-        if scheduler.host.feed is None:
+        if scheduler.feed is None:
             raise ValueError(
                 f"scheduler must be one without num_samples for your own loader, got one of "
                 f"{scheduler.table.num_samples} samples."

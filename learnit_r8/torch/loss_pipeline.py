@@ -110,7 +110,7 @@ class LossPipeline:
         # Holds a batch that is handed out, until the next one.
         self.hand_out = hand.hold
         # A feed notes the start of each batch that it hands out.
-        self._notes_start = r8.host.feed is None
+        self._notes_start = r8.feed is None
         stepper.note_run(r8)
 
     @property

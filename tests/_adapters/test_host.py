@@ -23,7 +23,7 @@ DOCUMENTED = {
     *("lr", "progress", "phase", "global_step", "total_steps", "steps_per_epoch", "current_epoch"),
     *("is_stopped", "is_over", "policy", "table", "requests", "run_dir", "summary", "paused", "reset_baseline"),
     *("release", "__enter__", "__exit__", "host", "seed", "batches", "steps", "lr_factor", "keeps_rates", "tell_rate"),
-    *("follow", "pace", "handed_out", "check"),
+    *("follow", "pace", "handed_out", "check", "feed"),
     "sentry",
 }
 """What the README, the guides and the examples show of a scheduler."""

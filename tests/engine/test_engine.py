@@ -334,8 +334,8 @@ def test_settings_are_texts_for_people(tmp_path):
     names = np.array(["a", "b"] * 6)
     r8 = make(sample_ids=names, checkpoint_dir=tmp_path / "saved")
 
-    assert r8.host.settings["checkpoint_dir"] == str(tmp_path / "saved")
-    assert r8.host.settings["sample_ids"] == "text[12]"
+    assert r8.host.run.settings["checkpoint_dir"] == str(tmp_path / "saved")
+    assert r8.host.run.settings["sample_ids"] == "text[12]"
 
 
 def test_a_state_callback_alone_is_said_as_the_run_starts():

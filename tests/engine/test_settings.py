@@ -42,7 +42,7 @@ def test_each_argument_is_handed_on_as_itself(monkeypatch):
         raise Built(settings)
 
     given = {name: object() for name in PARAMETERS}
-    monkeypatch.setattr(scheduler, "build_components", build)
+    monkeypatch.setattr(scheduler, "build_run", build)
 
     with pytest.raises(Built) as built:
         R8Scheduler(**given)
@@ -62,15 +62,15 @@ def attach(data, **settings: "those of R8Scheduler"):
 
 
 seen = []
-build = scheduler.build_components
-scheduler.build_components = lambda settings: seen.append(settings) or build(settings)
+build = scheduler.build_run
+scheduler.build_run = lambda settings: seen.append(settings) or build(settings)
 r8 = R8Scheduler(8, batch_size=4, num_epochs=1, {name}="red", checkpoint_dir="{folder}")
 R8Scheduler(8, batch_size=4, num_epochs=1)
 r8.save_checkpoint()
 R8Scheduler.resume_from_checkpoint("{folder}")
 R8Scheduler.resume_from_checkpoint("{folder}", {name}="green")
-print(*(settings.{name} for settings in seen), r8.host.settings["{name}"])
-print(attach(range(8), batch_size=4, num_epochs=1, {name}="cyan").host.settings["{name}"])
+print(*(settings.{name} for settings in seen), r8.host.run.settings["{name}"])
+print(attach(range(8), batch_size=4, num_epochs=1, {name}="cyan").host.run.settings["{name}"])
 try:
     attach(range(8), batch_size=4, num_epochs=1, color="cyan")
 except TypeError as error:
@@ -153,7 +153,7 @@ def test_settings_are_shown_in_words_and_offered_by_completion(tmp_path):
         groups=labels,
         seed=np.int64(3),
     )
-    shown = r8.host.settings
+    shown = r8.host.run.settings
 
     assert shown["checkpoint_dir"] == str(tmp_path / "own")
     assert (shown["sample_ids"], shown["groups"]) == ("text[8]", "int64[8]")

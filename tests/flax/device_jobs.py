@@ -116,7 +116,7 @@ def placed(kind, rows, factor=np.float32(1)):
 
 def run(kind, r8, *, nan_at=(), kill_at=None, by_hand=False):
     """A training; returns the last loss, the refused batches, where losses come from, and all numbers."""
-    step, left, is_own = STEPS[kind], set(nan_at), r8.host.feed is not None
+    step, left, is_own = STEPS[kind], set(nan_at), r8.feed is not None
 
     def batch_of(rows):
         factor = np.float32("nan" if r8.global_step in left else 1)

@@ -75,7 +75,7 @@ def train(r8, *, nan_at=None, stop_at=None, kill_at=None):
         if RANK == 1 and loop_state.elapsed.steps == stop_at:
             r8.requests.stop("enough")
 
-    is_own = r8.host.feed is not None
+    is_own = r8.feed is not None
     state, _ = train_loop(
         fresh(), STEP, data if is_own else batch_of, num_epochs=EPOCHS, rng_key=jax.random.key(0), scheduler=r8,
         show_progress=False, callbacks=[after_step], backup_every=10,

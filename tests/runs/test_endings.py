@@ -170,7 +170,7 @@ def test_policies_count_epochs_in_an_open_run():
     for epoch in r8.epoch_iterator():
         for indices, _ in r8.batch_iterator():
             r8.update_with_loss(batch_loss(indices))
-        seen.append(r8.host.plan._context.progress)
+        seen.append(r8.host.source._context.progress)
         if epoch == 12:
             r8.cool_down(epochs=3)
 

@@ -235,7 +235,7 @@ def test_resume_counts_displaced_batches_alike():
     resumed.load_state_dict(r8.state_dict())
     advance_to(resumed, 6)
 
-    assert resumed.host.plan.displaced == 0
+    assert resumed.host.source.displaced == 0
 
 
 def test_tickets_of_two_epochs_can_be_resumed():

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from learnit_r8.engine import step
+from learnit_r8.engine.engine import Engine
 from learnit_r8.engine.turns import RunInterrupted
 from learnit_r8.events import StepDone
 from learnit_r8.guard import FiniteGuard
@@ -172,7 +172,7 @@ def test_an_ordinary_report_that_is_cut_is_named(monkeypatch):
     r8.report(r8.draw(), 1.0)
     ticket = r8.draw()
     with monkeypatch.context() as patch:
-        patch.setattr(step, "learn", raising)
+        patch.setattr(Engine, "_learn", raising)
         with pytest.raises(MemoryError):
             r8.report(ticket, 1.0)
     with pytest.raises(RunInterrupted, match=r"report\(\) of step 1 was cut short"):

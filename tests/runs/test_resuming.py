@@ -436,7 +436,7 @@ def test_every_sample_once_an_epoch_whatever_changes(num_samples, before, after,
     for _ in range(min(out, first.total_steps - first.global_step)):
         first.draw()
     second = make(num_samples + more, batch_size=after, **arguments)
-    second.load_state_dict(fit_state(first.state_dict(), second.table, second.host.plan))
+    second.load_state_dict(fit_state(first.state_dict(), second.host.source))
     while (ticket := second.draw_if_any()) is not None:
         second.report(ticket, sample_losses(ticket.indices))
         seen.append((ticket.epoch, ticket.indices.tolist()))
@@ -542,7 +542,7 @@ def test_seed_of_the_saved_run_is_kept_with_a_warning(tmp_path):
     with pytest.warns(RuntimeWarning, match="keeps the seed of the saved one, 3"):
         r8 = make(20, checkpoint_dir=tmp_path, resume="auto", seed=4)
 
-    assert r8.host.plan.seed == 3
+    assert r8.host.source.seed == 3
 
 
 def test_other_batch_size_says_what_to_do(tmp_path):

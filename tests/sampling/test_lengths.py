@@ -123,7 +123,7 @@ def test_batches_after_an_incident_are_within_the_budget():
 
     r8 = made()
     list(_first_epoch(r8))
-    rows = [r8.host.plan.draw_outside(STEADY).indices for _ in range(20)]
+    rows = [r8.host.source.draw_outside(STEADY).indices for _ in range(20)]
 
     assert tokens_of(rows).max() <= 2000
     assert max(map(len, rows)) > 1

@@ -121,7 +121,7 @@ def test_weights_go_with_their_samples(num_samples, batch_size, last_batch):
     run_pass(plan, 0)
     plan.start_pass(1, 0.5)
     for _ in range(plan.steps_per_pass):
-        batch = plan.draw()
+        batch = plan.next()
         assert batch.chunk.weights_of(batch.slot).tolist() == (1.0 + batch.indices).tolist()
 
 
@@ -132,7 +132,7 @@ def test_weights_may_come_and_go():
         run_pass(plan, 0)
         plan.start_pass(1, 0.5)
         for _ in range(plan.steps_per_pass):
-            batch = plan.draw()
+            batch = plan.next()
             weights = batch.chunk.weights_of(batch.slot)
             assert weights is None or len(weights) == 1000
             assert weights is None or np.isin(weights / (1 + batch.indices.astype(np.float32)), [1, *weights]).size
@@ -145,7 +145,7 @@ def test_no_weights():
     _, plan = build(4, 2, Balanced())
     plan.start_pass(0, 0.0)
 
-    assert plan.draw().chunk.weights_of(0) is None
+    assert plan.next().chunk.weights_of(0) is None
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def test_policy_that_keeps_nothing():
     plan.start_pass(1, 0.5)
 
     with pytest.raises(RuntimeError, match=r"policy must keep some of 20 samples, got none from .*Keeping"):
-        plan.draw()
+        plan.next()
 
 
 def test_policy_that_keeps_less_than_a_batch():
@@ -214,10 +214,10 @@ def test_chunks_are_planned_when_reached():
     _, plan = build(50_000, 1000, get_policy(Spying()))
     plan.start_pass(1, 0.5)
     assert shapes == []
-    plan.draw()
+    plan.next()
     assert len(shapes) == 1
     for _ in range(49):
-        plan.draw()
+        plan.next()
 
     assert sum(shapes) == 50_000
     assert len(shapes) > 1
@@ -284,6 +284,6 @@ def test_steadying_batch_shows_that_it_is_easy():
     losses = np.linspace(0.1, 4.0, 4000)
     for batch, _ in r8.batch_iterator():
         r8.update_with_loss(losses[batch])
-    chunk = r8.host.plan.draw_outside(Steady()).chunk
+    chunk = r8.host.source.draw_outside(Steady()).chunk
 
     assert chunk.shares_of(0, 40)[0] > 0.9

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...checkpoint.tree import clone
-from ...sampling.loader_plan import Size
-
-if TYPE_CHECKING:
-    from ..engine import Engine
+from ...sampling.chunk import Size
 
 TOKEN_NAMES = ("input_ids", "tokens", "ids")
 """Names under which a batch of text holds its tokens."""
+
+MOST_KEPT_BYTES = 2**26
+"""Largest batch that is kept to be handed out again."""
 
 Told = int | Callable[[Any], int] | None
 
@@ -59,7 +59,7 @@ class BatchMeasure:
         if self._tokens is None and not self._needs_tokens and (kind in self._nameless or hasattr(item, "shape")):
             samples = self._size if type(self._size) is int else read_size(item) if self._size is None else None
             if samples is not None:
-                return _new_tuple(Size, (samples, 0))
+                return Size(samples)
         samples = _told("size", self._size, item) if self._size is not None else read_size(item)
         if samples is None:
             self._tell(
@@ -130,30 +130,4 @@ def _read_tokens(item: Any) -> int | None:
                 for length in shape:
                     count *= int(length)
                 return count
-    return None
-
-
-_new_tuple = tuple.__new__
-
-
-def meet(run: Engine, size: Size | None) -> Size | None:
-    """Agree on the size of the batch of all ranks together; None if the stream of one of them has ended.
-
-    Args:
-        size: That of the batch of this rank; None if it has none.
-    """
-    agreement = run.agreement
-    if agreement.ranks is None:
-        return size
-    samples, tokens = (0, 0) if size is None else size
-    everyone = agreement.gather([size is not None, samples, tokens])
-    if all(has for has, _, _ in everyone):
-        return Size(*map(sum, zip(*(each[1:] for each in everyone), strict=True)))
-    if size is not None:
-        ended = ", ".join(str(rank) for rank, (has, _, _) in enumerate(everyone) if not has)
-        run.announcer.note_once(
-            "uneven ends",
-            f"a run through the loader ends for all ranks where that of rank {ended} does, so the batches that "
-            "others have left are not trained on.",
-        )
     return None

@@ -1,35 +1,28 @@
-"""The feed: the batches of the user's own loader on their way through a run.
+"""The feed: loops over the user's own batches, over steps without any, and over their epochs.
 
-A run takes them as they come: one at a time, when the loop asks for it, from the one iterator that the loop would have
-made. Nothing is fetched ahead, and nothing is drawn from a random generator.
+A run takes batches as they come: one at a time, when the loop asks for it, from the one iterator that the loop would
+have made. Nothing is fetched ahead, and nothing is drawn from a random generator.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from ... import events
 from ...guard.verdict import GOOD
-from ...sampling.loader_plan import LoaderPlan, Size
-from ...sampling.random_generators import hold_random_state
-from ...sampling.ticket import Outcome, Ticket, new_tuple
-from .. import draws, refusal, run_state
-from .batch_size import BatchMeasure, meet
-from .place import FeedSettings, LoaderPlace
-from .probes import has_probe, keep, take_probe
-from .samples import BatchSamples, note_rows, tell_ids
-from .trainers import FeedTrainer, PlainTrainer
+from ...sampling.chunk import Size
+from ...sampling.ticket import Outcome, Ticket
+from ...table.names import Members
+from .. import run_state
+from ..engine import Engine
+from ..run import FeedTrainer, PlainTrainer
+from . import replay
+from .batch_size import MOST_KEPT_BYTES, BatchMeasure, bytes_of, copied
+from .followed import FollowedBatches
+from .samples import OF_ONE_PROCESS, BatchSamples
 
-if TYPE_CHECKING:
-    from ...table.names import Members
-    from ..engine import Engine
-
-NOT_REPORTED = (
-    "the batch of step {step} was not reported with update_with_loss(); it counts as no step and does not come again."
-)
 NEVER_REPORTED = (
     "an epoch of {} batches ended with no loss reported, so it counts as none and nothing is watched: call "
     "update_with_loss(loss) after each batch, or report(loss) of what attach() returned. To look at the data without "
@@ -52,39 +45,71 @@ AFTER_LAST = (
     "the run went on after the last batch of its epoch, so batches() gave none, and what follows them in your loop is "
     "repeated: before the loop over them, give what it computes a first value"
 )
+ENDLESS = (
+    "steps() has no loader whose end num_epochs= could count, so this loop does not end by itself: give num_steps=, "
+    "num_tokens= or train_duration_seconds=, or iterate over batches(loader)."
+)
+MOST_SILENT = 1000
+"""Steps without a loss after which the loop gets an error."""
+
 LONG_PASS = 100_000
 """Batches of a run through a loader without a length after which it is said that epochs wait for its end."""
+
+
+class Batches:
+    """The user's iterable, whose items a run passes on as they are; each iteration is an epoch.
+
+    Args:
+        feed: Takes them.
+        source: The iterable.
+        measure: Reads the size of a batch.
+        samples: Finds out which samples it holds.
+
+    What it has no attribute for is that of the iterable: ``len()``, ``set_epoch()`` and all others.
+    """
+
+    def __init__(self, feed: Feed, source: Any, measure: BatchMeasure, samples: BatchSamples) -> None:
+        self._feed, self._source, self._measure, self._samples = feed, source, measure, samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._feed.iterate(self._source, self._measure, self._samples)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_source", "_feed", "_measure", "_samples"):
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+    def __repr__(self) -> str:
+        return f"Batches({self._source!r})"
+
 
 _NONE: Any = object()
 """Stands for the next batch of a loader that has ended."""
 
 
 class Feed:
-    """Takes batches from the user's loader, and knows how far it is.
+    """Passes on batches from the user's loader, and takes their losses.
 
     Args:
-        run: The engine.
-        plan: Counts them.
-        settings: How the loader is treated.
+        engine: Draws the batches that are offered to its source.
+        source: Knows where in the loader the run is.
 
     Attributes:
-        run, plan, settings: As given.
+        engine, source: As given.
         trainer: Trains on the batches.
-        open: The batch in hand; None once it is reported.
-        place: How far the run is in the loader.
-        has_asked: Whether `loops.steps` has given a step that is not reported yet.
+        has_asked: Whether `steps` has given a step that is not reported yet.
         is_in_epochs: Whether a loop over epochs is under way.
         num_iterations: Iterations over the batches that have begun.
         is_counted: Whether a trainer counts the epochs.
         epoch_follows: Whether a loop over epochs has given the number of one whose first batch was not asked for yet.
     """
 
-    def __init__(self, run: Engine, plan: LoaderPlan, settings: FeedSettings) -> None:
-        self.run, self.plan, self.settings = run, plan, settings
-        self.place = LoaderPlace(run, plan, settings)
-        self.open: Ticket | None = None
-        self.trainer: FeedTrainer = PlainTrainer(run.between_steps)
-        self._iteration: object = None
+    def __init__(self, engine: Engine, source: FollowedBatches) -> None:
+        self.engine, self.source = engine, source
+        self.trainer: FeedTrainer = PlainTrainer(engine.between_steps)
         self.is_counted = self.epoch_follows = False
         self.has_asked = self.is_in_epochs = self._is_repeated = False
         self._updates = self.num_iterations = 0
@@ -96,58 +121,49 @@ class Feed:
 
     def expect_epochs_of(self, steps: int) -> None:
         """Have backups taken as often as epochs of so many steps ask for, unless the user has said how often."""
-        self.run.persistence.expect_epochs_of(steps)
-
-    @property
-    def is_iterating(self) -> bool:
-        """Whether a loop over the batches is under way."""
-        return self._iteration is not None
+        self.engine.persistence.expect_epochs_of(steps)
 
     @property
     def current_epoch(self) -> int:
         """See `R8Scheduler.current_epoch`."""
-        pace = self.run.pace
-        is_next = self.place.is_resumed and (self.is_counted or pace.is_finished)
+        pace = self.engine.pace
+        is_next = self.source.is_resumed and (self.is_counted or pace.is_finished)
         return pace.epoch + (pace.has_ended and (self.epoch_follows or is_next))
 
     @property
     def num_passes(self) -> int:
         """Runs through the loader that have ended."""
-        return self.run.pace.passes + self.run.pace.has_ended
+        return self.engine.pace.passes + self.engine.pace.has_ended
 
-    @property
-    def has_ids(self) -> bool:
-        """Whether batches say which samples they hold, as far as is known."""
-        return self.place.samples.is_known or bool(self.run.table.num_samples)
+    # Loops over batches.
 
-    # The iteration.
-
-    def iterate(self, source: Any, measure: BatchMeasure, samples: BatchSamples) -> Iterator[Any]:
+    def iterate(self, loader: Any, measure: BatchMeasure, samples: BatchSamples) -> Iterator[Any]:
         """One run through the user's iterable, or what is left of it; see `R8Scheduler.batches`."""
-        run, pace, controller = self.run, self.run.pace, self.run.controller
+        engine, source, pace, controller = self.engine, self.source, self.engine.pace, self.engine.controller
         self.give_up_open()
-        this = self._iteration = object()
+        this = source.iteration = object()
         self.num_iterations += 1
-        samples.follow(self.place.samples)
-        self.place.samples = samples
+        samples.follow(source.samples)
+        source.samples = samples
         begun = pace.turns + pace.num_out
-        run.requests.stay_within(None)
+        engine.requests.stay_within(None)
         try:
-            self._begin(source)
+            self._begin(loader)
             while True:
-                if self._iteration is not this:
+                if source.iteration is not this:
                     raise RuntimeError(REPLACED)
-                if self.open is not None:
-                    self.give_up_open()
+                self.give_up_open()
                 self.between_steps()
                 samples.tell_quarantined()
                 if self._updates > controller.lineage.updates and not controller.is_open:
-                    self.place.go_back(self._updates)
+                    self._go_back(self._updates)
                 self._updates = controller.lineage.updates
                 if controller.experiment.asks_probe and self._has_place():
-                    if not has_probe(run):
+                    if not self._has_probe():
                         continue
-                    item = take_probe(self)
+                    self.trainer.before_probe()
+                    source.open = engine.draw_probe()
+                    item = copied(source.open.chunk.item)  # type: ignore[union-attr]
                 elif self.is_at_end():
                     if self._has_ended(begun):
                         return
@@ -159,148 +175,189 @@ class Feed:
                 yield item
         except GeneratorExit:
             # A break: if the run goes on, the signals are taken again.
-            run.requests.leave()
+            engine.requests.leave()
             raise
         finally:
-            if self._iteration is this:
-                self._iteration, self.place.has_begun = None, False
+            if source.iteration is this:
+                source.iteration, source.has_begun = None, False
 
-    def _begin(self, source: Any) -> None:
-        run, pace, place = self.run, self.run.pace, self.place
+    def _begin(self, loader: Any) -> None:
+        engine, source, pace = self.engine, self.source, self.engine.pace
         self.epoch_follows = False
         self.trainer.before_iteration()
-        run.controller.experiment.let_probe(self.settings.keeps_witness)
-        place.samples.prepare(source)
-        self._is_repeated = place.is_resumed and pace.has_ended
+        engine.controller.experiment.let_probe(source.settings.keeps_witness)
+        source.samples.prepare(loader)
+        self._is_repeated = source.is_resumed and pace.has_ended
         if self._is_repeated:
-            run.announcer.note_once("repeated", AFTER_LAST)
-        if place.is_resumed:
-            place.resume(source)
-        else:
+            engine.announcer.note_once("repeated", AFTER_LAST)
+        if not source.is_resumed:
             # It was left by a break; a look at a batch that was not trained on is no epoch.
-            if self.plan.taken and not pace.has_ended and pace.turns != place.first_turn:
+            if source.taken and not pace.has_ended and pace.turns != source.first_turn:
                 self.mark_ended()
             if pace.has_ended:
-                run.early_stop.check_name(pace.epoch + 1)
+                engine.early_stop.check_name(pace.epoch + 1)
             pace.begin_pass()
             if pace.budget.passes is not None:
                 self._long_pass = LONG_PASS if pace.budget.steps_per_pass is None else 2 * pace.budget.steps_per_pass
-            place.begin(source)
+        inexact = "" if engine.saver is None else replay.inexact(loader)
+        if inexact:
+            engine.announcer.warn_once("inexact loader", inexact)
+        if source.is_resumed:
+            source.resume(loader)
+        else:
+            source.begin(loader)
         self.trainer.before_first_batch()
+
+    def _go_back(self, before: int) -> None:
+        """Go on where the loop is to go on, now that the model was restored from one of ``before`` updates."""
+        engine, updates = self.engine, self.engine.controller.lineage.updates
+        backup = engine.backup.newest
+        moment = None if backup is None or backup.updates != updates else backup.moment
+        saved = None if moment is None or moment.state is None else moment.state["plan"]
+        if self.source.settings.after_restore == "again" and saved is not None and self.source.go_back(saved):
+            text = f"the loader goes back with the model: the {before - updates} batches since then come again."
+        else:
+            text = (
+                f"the loader goes on with its next batch: the {before - updates} batches since then do not come again."
+            )
+        engine.announcer.tell(events.Notice, text=text, is_warning=False)
+
+    def _has_probe(self) -> bool:
+        """Whether the batch that a test asks for was kept on all ranks; if not, the next losses decide."""
+        experiment = self.engine.controller.experiment
+        is_kept = experiment.asked is not None and all(item is not None for item in experiment.asked.witness)
+        is_kept = all(each[0] for each in self.engine.agreement.gather([is_kept]))
+        if not is_kept:
+            experiment.let_probe(False)
+        return is_kept
 
     def _has_ended(self, begun: int) -> bool:
         """Whether the run is over at its end, once all losses are reported; ``begun``: its step as the loop began."""
-        run, pace = self.run, self.run.pace
+        engine, pace = self.engine, self.engine.pace
         self.trainer.settle()
-        asks_probe = run.controller.experiment.asks_probe and not pace.leaves_out
+        asks_probe = engine.controller.experiment.asks_probe and not pace.leaves_out
         if not (pace.is_stopped or (pace.is_over and not asks_probe)):
             return False
-        draws.draw_nothing(run)
+        engine.draw_nothing()
         # Within epochs() the time may run out before the first batch.
         if pace.turns == begun and not self.is_in_epochs:
-            run_state.say_if_spent(run)
+            run_state.say_if_spent(engine.run)
         return True
 
     def is_at_end(self) -> bool:
         """Whether the budget is spent once all batches that are out are reported, or the run was stopped."""
-        pace = self.run.pace
+        pace = self.engine.pace
         is_open = pace.budget.is_open
-        return pace.is_stopped or (not is_open and pace.progress_at(pace.step + pace.num_out) >= 1)
+        return pace.is_stopped or (not is_open and pace.progress_at(pace.next_step) >= 1)
 
     def _is_full(self) -> bool:
         """Whether as many batches were handed out in this pass as the loader has, probes included.
 
         An epoch is then over, so that a loop is no longer than ``len(loader)``: its last batches are left out.
         """
-        pace, num_probes = self.run.pace, self.run.pace.probes_in_epoch
-        return num_probes > 0 and pace.leaves_out and self.plan.taken + num_probes >= self.place.length
+        pace, num_probes = self.engine.pace, self.engine.pace.probes_in_epoch
+        return num_probes > 0 and pace.leaves_out and self.source.taken + num_probes >= self.source.length
 
     def _has_place(self) -> bool:
         """Whether a probe may be handed out before the loop ends."""
-        pace = self.run.pace
+        pace = self.engine.pace
         return not (pace.is_stopped or (pace.leaves_out and (self.is_at_end() or self._is_full())))
 
     def between_steps(self) -> None:
         """Do what is due between two steps."""
-        run, is_heard = self.run, self.run.announcer.is_heard
+        emitter, is_heard = self.engine.emitter, self.engine.announcer.is_heard
         if is_heard:
-            run.emitter.start_timing()
+            emitter.start_timing()
         self.trainer.between_steps()
         if is_heard:
-            run.emitter.stop_timing()
+            emitter.stop_timing()
 
     def end_pass(self) -> None:
         """End a run through the loader, if anything of it was trained on.
 
         Who knows that the batch in hand was the last may call it before the loop asks for another one.
         """
-        run, pace = self.run, self.run.pace
+        engine, source, pace = self.engine, self.source, self.engine.pace
         self.trainer.settle()
         if pace.has_ended:
             # It was trained on before the run was resumed, or ended already.
             return
-        taken = self.place.num_taken
-        if pace.turns == self.place.first_turn:
-            handed = taken - self.place.taken_before
-            run.announcer.warn_once("empty pass", NEVER_REPORTED.format(handed) if handed else NO_BATCH)
-            self.plan.taken = 0
+        taken = source.num_taken
+        if pace.turns == source.first_turn:
+            handed = taken - source.taken_before
+            engine.announcer.warn_once("empty pass", NEVER_REPORTED.format(handed) if handed else NO_BATCH)
+            source.taken = 0
             # It would be asked for ever.
             self.num_iterations -= 1
             return
-        told, given = pace.budget.steps_per_pass, taken + self.plan.left_out + pace.probes_in_epoch * pace.leaves_out
-        if told not in (None, given) and run.agreement.ranks is None:
-            run.announcer.note_once("other length", OTHER_LENGTH.format(given, told))
+        told, given = pace.budget.steps_per_pass, taken + source.left_out + pace.probes_in_epoch * pace.leaves_out
+        if told not in (None, given) and engine.agreement.ranks is None:
+            engine.announcer.note_once("other length", OTHER_LENGTH.format(given, told))
         self.mark_ended()
-        run.controller.end_update()
+        engine.controller.end_update()
         self.between_steps()
-        run.leave_epoch()
+        engine.leave_epoch()
         if pace.is_over:
-            draws.draw_nothing(run)
+            engine.draw_nothing()
 
     def mark_ended(self) -> None:
         """Note that a pass has ended, and tell listeners."""
-        run, pace = self.run, self.run.pace
-        with run.turns.take("draw", pace.step, is_changing=True):
+        engine, pace = self.engine, self.engine.pace
+        with engine.turns.take("draw", pace.step, is_changing=True):
             pace.has_ended = True
-            lr, tally = run.rates.shown(run.rates.scheduled(pace.progress)), run._tally
-            run._tally, run._epoch_ended = type(tally)(), True
-            if run.announcer.is_heard:
-                run.emitter.epoch_done(
+            lr, tally = engine.rates.shown(engine.rates.scheduled(pace.progress)), pace.end_epoch()
+            if engine.announcer.is_heard:
+                engine.emitter.epoch_done(
                     epoch=pace.epoch, progress=pace.progress, lr=lr, tally=tally, seconds=pace.seconds
                 )
 
-    # Batches.
-
     def _take_next(self, measure: BatchMeasure) -> Any:
         """The next batch of the loader; `_NONE` if there is none, here or on another rank."""
-        run, place, is_heard = self.run, self.place, self.run.announcer.is_heard
-        began = time.perf_counter() if is_heard else 0.0
+        engine, source, is_heard = self.engine, self.source, self.engine.announcer.is_heard
+        began, item = time.perf_counter() if is_heard else 0.0, _NONE
         if self._is_full():
             # The loader comes to its end, as one that knows its place must.
-            for _ in itertools.islice(place.batches, run.pace.probes_in_epoch + 1):
-                pass
-            item = _NONE
+            source.skip(engine.pace.probes_in_epoch + 1)
         else:
-            if place.looks_ahead:
-                place.before = hold_random_state()
-            item = next(place.batches, _NONE)
+            item = source.fetch(_NONE)
         if is_heard:
-            run.emitter.data_seconds += time.perf_counter() - began
-        size = meet(run, None if item is _NONE else measure.of(item))
+            engine.emitter.data_seconds += time.perf_counter() - began
+        size = self.meet(None if item is _NONE else measure.of(item))
         if size is None:
             return _NONE
         if is_heard:
-            run.emitter.start_timing()
-        self.open = self.take(item, size, place.samples.of(item, place.batches))
-        if self.plan.taken == self._long_pass:
-            run.announcer.note_once("long pass", NO_END.format(self._long_pass))
-        chunk: Any = self.open.chunk
-        if chunk.item is not None:
+            engine.emitter.start_timing()
+        source.open = ticket = self.take(item, size, source.find(item))
+        if source.taken == self._long_pass:
+            engine.announcer.note_once("long pass", NO_END.format(self._long_pass))
+        if ticket.chunk.item is not None:  # type: ignore[union-attr]
             # Weights may be tested with it.
-            run.controller.note_start()
+            engine.controller.note_start()
         if is_heard:
-            run.emitter.stop_timing()
+            engine.emitter.stop_timing()
         return item
+
+    def meet(self, size: Size | None) -> Size | None:
+        """Agree on the size of the batch of all ranks together; None if the stream of one of them has ended.
+
+        Args:
+            size: That of the batch of this rank; None if it has none.
+        """
+        agreement = self.engine.agreement
+        if agreement.ranks is None:
+            return size
+        samples, tokens = (0, 0) if size is None else size
+        everyone = agreement.gather([size is not None, samples, tokens])
+        if all(has for has, _, _ in everyone):
+            return Size(*map(sum, zip(*(each[1:] for each in everyone), strict=True)))
+        if size is not None:
+            ended = ", ".join(str(rank) for rank, (has, _, _) in enumerate(everyone) if not has)
+            self.engine.announcer.note_once(
+                "uneven ends",
+                f"a run through the loader ends for all ranks where that of rank {ended} does, so the batches that "
+                "others have left are not trained on.",
+            )
+        return None
 
     def take(self, item: Any, size: Size, members: Members | None = None, *, is_of_loader: bool = True) -> Ticket:
         """Take a batch, as the training on it begins.
@@ -311,70 +368,97 @@ class Feed:
             members: Its samples; None if they are not known.
             is_of_loader: Whether it is of a loader; else there is nothing but the step.
         """
-        run, pace, turns, plan = self.run, self.run.pace, self.run.turns, self.plan
-        kept = keep(self, item) if is_of_loader else None
-        if plan.is_full:
-            run.hand_over()
-        if not run.controller.is_quiet:
-            with turns.take("draw", pace.step, is_changing=True):
-                run.controller.inquiry.hide_true()
-        while True:
-            number = pace.step + pace.num_out
-            is_plain = run.rates.own is not None and run.controller.is_quiet
-            lr = 1.0 if is_plain else run.rates.at(pace.progress_at(number))
-            with turns.lock:
-                if turns.busy is None and pace.step + pace.num_out == number:
-                    turns.busy = number
-                    began = run._tally.began
-                    if began != began:
-                        draws.start_clock(run)
-                    epoch = pace.epoch
-                    batch = plan.take(kept, size, epoch, members=members)
-                    chunk: Any = batch.chunk
-                    chunk.rates[0] = lr
-                    if is_of_loader:
-                        plan.taken += 1
-                        out = self.place.out
-                        # The others that are reported are left out where they are counted.
-                        while out and out[0].states[0]:
-                            del out[0]
-                        out.append(chunk)
-                    pace.tokens += size.tokens
-                    pace.num_out += 1
-                    # As `draws.number` says, without its call.
-                    draw = run._num_draws
-                    run._num_draws = draw + 1
-                    turns.busy = None
-                    return new_tuple(Ticket, (number, epoch, batch[2], lr, None, draw, chunk, 0))
-            turns.wait("draw", number)
+        kept = self.keep(item) if is_of_loader else None
+        if self.source.is_full:
+            self.engine.hand_over()
+        self.source.offer(kept, size, members, is_of_loader=is_of_loader)
+        return self.engine.draw_offered()
+
+    def keep(self, item: Any) -> Any:
+        """A copy of a batch where weights may be tested with it, else None."""
+        if item is None or not self.source.settings.keeps_witness or not self.engine.may_be_witness():
+            return None
+        if bytes_of(item) <= MOST_KEPT_BYTES:
+            return copied(item)
+        self.engine.announcer.note_once(
+            "large batch",
+            f"batches of more than {MOST_KEPT_BYTES >> 20} MiB are not kept, so weights are not tested with them: "
+            "what happens after refused losses depends on how many there are in a row.",
+        )
+        return None
 
     def give_up_open(self) -> None:
         """Pass over the batch in hand, if it was not reported: it does not count as a step."""
-        ticket, self.open = self.open, None
+        ticket, self.source.open = self.source.open, None
         if ticket is not None and ticket.batch.is_out:
             # A loop that has trained and was left by a break knows that it did not train on its last batch.
-            is_left = self._iteration is None and self.run.pace.turns != self.place.first_turn
-            self.give_up(ticket, is_noted=not is_left)
+            is_left = self.source.iteration is None and self.engine.pace.turns != self.source.first_turn
+            self.engine.give_up(ticket, on_purpose=is_left)
 
-    def give_up(self, ticket: Ticket, *, is_noted: bool) -> None:
-        """Close a batch that is not reported.
+    # Loops over steps, and over epochs.
 
-        Args:
-            ticket: The batch; it is out.
-            is_noted: Whether to say so once, as nobody asked for it.
-        """
-        run = self.run
-        with run.turns.take("give_up", run.pace.step, is_changing=True):
-            run.controller.experiment.lose(ticket)
-            if ticket.chunk.is_probe:
-                refusal.close_unlearned(run, ticket)
-            else:
-                run.pace.tokens -= ticket.chunk.size.tokens  # type: ignore[attr-defined]
-                self.plan.abandon(ticket.batch)
-                run.pace.num_out -= 1
-            run.announcer.tell(events.BatchAbandoned, epoch=ticket.epoch, drawn_again=ticket.chunk.is_probe)
-            if is_noted:
-                run.announcer.warn_once("abandoned", NOT_REPORTED.format(step=ticket.step))
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step until the budget is spent or the run is stopped; see `R8Scheduler.steps`."""
+        engine, pace, num_silent = self.engine, self.engine.pace, 0
+        if pace.budget.passes is not None and not (self.num_iterations or self.num_passes):
+            engine.announcer.warn_once("endless", ENDLESS)
+        engine.controller.experiment.let_probe(False)
+        engine.requests.stay_within(None)
+        self.trainer.before_iteration()
+        self.source.resume_alone()
+        try:
+            while True:
+                self.trainer.between_steps()
+                self.has_asked = True
+                if self.is_at_end():
+                    self.trainer.settle()
+                    engine.draw_nothing()
+                    return
+                before = pace.next_step
+                yield before
+                num_silent = 0 if pace.next_step != before else num_silent + 1
+                if num_silent == MOST_SILENT:
+                    engine.announcer.warn_once(
+                        "silent", f"steps() was asked {MOST_SILENT} times with no loss reported."
+                    )
+        except GeneratorExit:
+            engine.requests.leave()
+            raise
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the numbers of epochs until the budget is spent; see `R8Scheduler.epoch_iterator`."""
+        engine, pace = self.engine, self.engine.pace
+        self.is_in_epochs = True
+        try:
+            while True:
+                self.give_up_open()
+                self.trainer.settle()
+                is_repeated = pace.has_ended and self.source.is_resumed
+                if is_repeated and pace.is_over:
+                    # It was over before it was resumed, which was said.
+                    return
+                if not is_repeated:
+                    # Listeners hear of the start once it is known what the batches say of their samples.
+                    if engine.emitter.has_started or pace.is_over:
+                        self.trainer.between_steps()
+                    if pace.is_over:
+                        return
+                # A pass that goes on after a resume may have nothing left but its end.
+                before = pace.turns, self.num_iterations, pace.passes, pace.has_ended
+                self.epoch_follows = pace.has_ended and not is_repeated
+                yield pace.epoch + self.epoch_follows
+                is_same = (self.num_iterations, pace.passes, pace.has_ended) == before[1:]
+                # Steps without a loader never end an epoch, which a budget in epochs would wait for for ever.
+                is_idle = pace.turns == before[0] or pace.budget.passes is not None
+                if is_same and is_idle and not (is_repeated or pace.is_over):
+                    others = "" if pace.turns == before[0] else " What was reported is of no batch of batches()."
+                    raise RuntimeError(
+                        f"epoch {pace.epoch} ended with no batch reported; iterate over batches(loader), with a loader "
+                        f"that gives batches in each epoch, and report the loss of each.{others}"
+                    )
+        finally:
+            self.is_in_epochs = self.epoch_follows = False
+            engine.requests.leave()
 
     # Losses.
 
@@ -384,56 +468,78 @@ class Feed:
         Raises:
             RuntimeError: a loop over the batches is under way, and its batch was reported already.
         """
-        run = self.run
-        if self.is_iterating:
+        engine = self.engine
+        if self.source.iteration is not None:
             raise RuntimeError(
-                f"update_with_loss() was called at step {run.pace.step} with no batch open; the last one was reported "
-                "already; report each batch once."
+                f"update_with_loss() was called at step {engine.pace.step} with no batch open; the last one was "
+                "reported already; report each batch once."
             )
-        self.place.resume_alone()
+        self.source.resume_alone()
         if not self.has_asked:
-            run.controller.experiment.let_probe(False)
+            engine.controller.experiment.let_probe(False)
             self.trainer.between_steps()
         self.has_asked = False
         if self.is_at_end():
-            run.announcer.warn_once(
+            engine.announcer.warn_once(
                 "spent",
-                f"the run is over at step {run.pace.step}; losses reported from here on are not watched. End your loop "
-                "where is_over is true, or iterate over steps().",
+                f"the run is over at step {engine.pace.step}; losses reported from here on are not watched. End your "
+                "loop where is_over is true, or iterate over steps().",
             )
             return None
         return self.take(None, Size(), is_of_loader=False)
 
-    def report(
-        self, loss: Any, part_size: Any, grad_norm: Any, skipped: bool, predictions: Any, ids: Any = None
-    ) -> Outcome:
+    def report(self, loss: Any, *, ids: Any = None, **extras: Any) -> Outcome:
         """Report the loss of the batch in hand, or of a step without one; see `R8Scheduler.update_with_loss`."""
-        run = self.run
-        ticket = self.open
+        engine, source = self.engine, self.source
+        ticket = source.open
         if ticket is None:
-            ticket = self.open = self.take_step()
+            ticket = source.open = self.take_step()
         if ticket is None:
-            return Outcome(GOOD, run.rates.shown(1.0), None)
-        ticket = self.open = tell_ids(run, ticket, ids)
-        note_rows(run, ticket, loss)
-        outcome = run._report(ticket, loss, part_size, grad_norm, skipped, predictions)
-        self.open = None
-        if run.rates.own is not None:
-            return outcome._replace(lr=run.rates.shown(outcome.lr))
-        return outcome
+            return Outcome(GOOD, engine.rates.shown(1.0), None)
+        ticket = source.open = self.tell_ids(ticket, ids)
+        self.note_rows(ticket, loss)
+        outcome = engine.report(ticket, loss, **extras)
+        source.open = None
+        return outcome._replace(lr=engine.rates.shown(outcome.lr))
+
+    def tell_ids(self, ticket: Ticket, ids: Any) -> Ticket:
+        """A batch in hand, now that its samples are told; None for those it was taken with.
+
+        Raises:
+            TypeError, ValueError: they are not ids, or the samples were told before.
+        """
+        if ids is None:
+            return ticket
+        if self.engine.agreement.ranks is not None:
+            self.engine.announcer.warn_once("of one process", OF_ONE_PROCESS)
+            return ticket
+        chunk: Any = ticket.chunk
+        if chunk.members is not None:
+            raise ValueError(
+                "ids must be given to batches() or with the loss, not both, got them with the loss of step "
+                f"{ticket.step}, whose samples batches() knows; leave them out there."
+            )
+        members = self.source.samples.find(ids)
+        self.source.tell_members(chunk, members)
+        return ticket._replace(indices=members.indices)
+
+    def note_rows(self, ticket: Ticket, loss: Any) -> None:
+        """Say once that a loss has another number of rows than the ids of its batch, as its mean is all that counts."""
+        chunk: Any = ticket.chunk
+        members = chunk.members
+        if members is None or type(loss) is float:
+            return
+        shape = getattr(loss, "shape", None)
+        given = len(loss) if shape is None and hasattr(loss, "__len__") else shape[0] if shape else members.num_rows
+        if given != members.num_rows:
+            self.engine.announcer.warn_once(
+                "uneven rows",
+                f"a loss with {given} rows was reported for a batch with {members.num_rows} rows of samples, "
+                "so only its mean counts, divided among them; to learn from each, report one or several values for "
+                "each row of ids.",
+            )
 
     def explain(self, error: Any) -> None:
         """Add to an exception of the user's loop, from Python 3.11 on, that there was no batch, if there was none."""
         if self._is_repeated and hasattr(error, "add_note"):
             error.add_note(AFTER_LAST)
-
-    # What outlives the process.
-
-    def position(self) -> dict[str, Any]:
-        """How far the run is in the user's loader."""
-        return self.place.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `position` returned: the next iteration goes on from there."""
-        self.place.load_state_dict(state)
-        self._iteration = self.open = None

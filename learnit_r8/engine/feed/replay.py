@@ -15,7 +15,6 @@ from ...sampling.random_generators import random_state, set_random_state, state_
 
 if TYPE_CHECKING:
     from ...events.bus import Announcer
-    from ..engine import Engine
 
 WAYS = ("replay", "indices", "start")
 
@@ -63,6 +62,11 @@ def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
     set_random_state(state["global"])
     for generator, own in zip(_own_generators(source), state["own"], strict=False):
         _set(generator, own)
+
+
+def read_start(source: Any) -> dict[str, Any]:
+    """What the batches of a loader from here on depend on."""
+    return {**read_generators(source), "order": read_order(source)}
 
 
 def read_order(source: Any) -> list[dict[str, Any]]:
@@ -317,7 +321,7 @@ def open_at(
 
 
 def resume(
-    run: Engine,
+    announcer: Announcer,
     source: Any,
     saved: Mapping[str, Any],
     count: int,
@@ -328,7 +332,7 @@ def resume(
     """The iterator whose next item is the one that the saved run would have got.
 
     Args:
-        run: The engine.
+        announcer: Tells the user of batches that come again or are skipped.
         source: The user's iterable.
         saved: The position of the saved run.
         count: Items that it has taken in this pass.
@@ -338,13 +342,13 @@ def resume(
     Raises:
         ValueError: the loader ended before the position of the saved run: it is another one.
     """
-    batches = open_at(source, saved["loader"], opens, run.announcer)
+    batches = open_at(source, saved["loader"], opens, announcer)
     if batches is not None:
         pass
     elif way == "start":
         batches = opens(source, 0)
         if count:
-            run.announcer.warn_once(
+            announcer.warn_once(
                 "from the start",
                 f"the loader starts over, as resume_data='start' asks: the {count} batches that the saved run had "
                 "trained on in this epoch come again.",
@@ -355,16 +359,18 @@ def resume(
         if way == "indices":
             batches = _skip_indices(source, count, opens)
         else:
-            batches = drop(run, opens(source, count), count, saved.get("before"))
+            batches = drop(announcer, opens(source, count), count, saved.get("before"))
     set_generators(source, saved["now"])
     return batches
 
 
-def drop(run: Engine, batches: Iterator[Any], count: int, before: Mapping[str, Any] | None = None) -> Iterator[Any]:
+def drop(
+    announcer: Announcer, batches: Iterator[Any], count: int, before: Mapping[str, Any] | None = None
+) -> Iterator[Any]:
     """Draw this many items from an iterator, drop them, and return it.
 
     Args:
-        run: The engine.
+        announcer: Tells the user of the batches.
         batches: The iterator.
         count: How many.
         before: The random generators for the last one; None for as they are.
@@ -391,7 +397,7 @@ def drop(run: Engine, batches: Iterator[Any], count: int, before: Mapping[str, A
     if said:
         _show(f"resuming: {count} batches skipped in {time.perf_counter() - began:.0f} s", end="\n")
     if count:
-        run.announcer.note_once(
+        announcer.note_once(
             "passed over", f"{count} batches were drawn from the loader and skipped, to go on where the run was."
         )
     return batches

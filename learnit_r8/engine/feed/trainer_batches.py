@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ...sampling.loader_plan import Size
-from ..draws import draw_nothing
-from .batch_size import meet
-from .probes import keep
-
-if TYPE_CHECKING:
-    from .batch_size import BatchMeasure
-    from .feed import Feed
-
+from ...sampling.chunk import Size
+from .batch_size import BatchMeasure
+from .feed import Feed
 
 FROM_THE_START = (
     "the saved run was within an epoch, at step {}; the trainer starts that epoch over, so the batches that were "
@@ -48,7 +42,7 @@ class TrainerBatches:
     @property
     def is_watched(self) -> bool:
         """Whether a batch has begun and is not reported yet."""
-        return self._feed.open is not None
+        return self._feed.source.open is not None
 
     def begin_run(self, scope: Callable[[FrameType | None], bool] | None = None) -> None:
         """Note that the trainer begins, before it sets up its loader.
@@ -57,17 +51,17 @@ class TrainerBatches:
             scope: Whether a frame is within the training, for signals.
         """
         feed = self._feed
-        run = feed.run
+        engine = feed.engine
         feed.give_up_open()
-        self._resumed_epoch = feed.current_epoch if feed.place.is_resumed else None
-        run.controller.experiment.let_probe(False)
-        run.requests.stay_within(scope)
+        self._resumed_epoch = feed.current_epoch if feed.source.is_resumed else None
+        engine.controller.experiment.let_probe(False)
+        engine.requests.stay_within(scope)
         feed.trainer.before_iteration()
         if not self._sets_generators:
-            feed.place.take_resumed()
-        elif run.pace.has_ended:
+            feed.source.take_resumed()
+        elif engine.pace.has_ended:
             # Between two epochs: the next one draws its order from them.
-            feed.place.resume_alone()
+            feed.source.resume_alone()
 
     def begin_pass(self, number: int | None = None) -> int:
         """Note that an epoch begins, before its loader does.
@@ -79,16 +73,16 @@ class TrainerBatches:
             Batches of it that the saved run has had, for the trainer to pass over, and 0 otherwise. The random
             generators are set to where they were before these batches.
         """
-        feed, pace, announcer = self._feed, self._feed.run.pace, self._feed.run.announcer
-        is_within, num_had = feed.place.is_resumed and not pace.has_ended, 0
+        feed, pace, announcer = self._feed, self._feed.engine.pace, self._feed.engine.announcer
+        is_within, num_had = feed.source.is_resumed and not pace.has_ended, 0
         if self._counts_epochs:
             if self._resumed_epoch not in (None, number):
                 announcer.warn_once("other epoch", OTHER_EPOCH.format(number, self._resumed_epoch, pace.step))
-            elif is_within and feed.settings.resume_data == "start":
+            elif is_within and feed.source.settings.resume_data == "start":
                 announcer.warn_once("from the start", FROM_THE_START.format(pace.step))
             elif is_within:
                 num_had = pace.step_in_epoch
-            feed.place.begin_alone(is_within=num_had > 0)
+            feed.source.begin_alone(is_within=num_had > 0)
         self._resumed_epoch = None
         pace.begin_pass()
         if number is not None:
@@ -105,25 +99,25 @@ class TrainerBatches:
             Whether the run goes on; else the budget is spent or the run was stopped, and the batch is not watched.
         """
         feed = self._feed
-        run = feed.run
+        engine = feed.engine
         feed.give_up_open()
-        feed.place.resume_alone()
+        feed.source.resume_alone()
         feed.between_steps()
         if feed.is_at_end():
             feed.trainer.settle()
-            draw_nothing(run)
+            engine.draw_nothing()
             return False
         # Trainers deal out as many batches to each rank.
-        size = meet(run, Size() if item is None else self._measure.of(item)) or Size()
-        feed.open = feed.take(item, size, is_of_loader=False)
-        run.controller.note_start()
+        size = feed.meet(Size() if item is None else self._measure.of(item)) or Size()
+        feed.source.open = feed.take(item, size, is_of_loader=False)
+        engine.controller.note_start()
         return True
 
     def note_batch(self, item: Any) -> None:
         """Note the batch in hand, to take its loss once more where weights are tested; see `Callbacks.repeat`."""
-        if self._feed.open is not None and self._feed.run.persistence.callbacks.repeat is not None:
-            chunk: Any = self._feed.open.chunk
-            chunk.item = keep(self._feed, item)
+        if self._feed.source.open is not None and self._feed.engine.persistence.callbacks.repeat is not None:
+            chunk: Any = self._feed.source.open.chunk
+            chunk.item = self._feed.keep(item)
 
     def begin_more(self) -> bool:
         """Note one more batch of those that the trainer takes at once, of which only the first begins between steps.
@@ -134,25 +128,25 @@ class TrainerBatches:
         feed = self._feed
         if feed.is_at_end():
             return False
-        feed.open = feed.take(None, Size(), is_of_loader=False)
+        feed.source.open = feed.take(None, Size(), is_of_loader=False)
         return True
 
     def discard(self) -> None:
         """Count the batch in hand as one whose training was undone before its loss was judged."""
-        ticket, self._feed.open = self._feed.open, None
+        ticket, self._feed.source.open = self._feed.source.open, None
         if ticket is not None:
-            self._feed.run.discard(ticket)
+            self._feed.engine.discard(ticket)
 
     def end_pass(self) -> None:
         """Note that an epoch has ended, before it is validated."""
         feed = self._feed
         feed.trainer.settle()
-        if not feed.run.pace.has_ended:
+        if not feed.engine.pace.has_ended:
             feed.mark_ended()
-            feed.run.controller.end_update()
-        feed.run.leave_epoch()
+            feed.engine.controller.end_update()
+        feed.engine.leave_epoch()
 
     def end_run(self) -> None:
         """Note that the trainer has ended."""
         self._feed.give_up_open()
-        self._feed.run.requests.leave()
+        self._feed.engine.requests.leave()

@@ -60,7 +60,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         sharing: Sharing = ALONE,
     ) -> None:
         self.batches = Prefetch.of(r8)
-        if r8.host.feed is not None:
+        if r8.feed is not None:
             raise ValueError("r8 must be an R8Scheduler with num_samples, which draws the batches, got one without.")
         self.ahead = whole_number("ahead", ahead, least=0)
         self._as_list = as_list

@@ -271,7 +271,7 @@ def slice_of(rows: NDArray[Any], ranks: Ranks) -> NDArray[Any]:
 def _check_shareable(r8: R8Scheduler, ranks: Ranks) -> None:
     if r8.phase == "searching":
         raise ValueError("auto_find_lr must be False on several ranks, got True; give initial_lr.")
-    if r8.host.feed is None and r8.table.batch_size % ranks.size:
+    if r8.feed is None and r8.table.batch_size % ranks.size:
         raise ValueError(
             f"batch_size must be a multiple of the {ranks.size} ranks, as each takes an equal slice, got "
             f"{r8.table.batch_size}."

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...engine.feed.samples import note_rows, tell_ids
 from ...guard.verdict import GOOD
-from ...sampling.ticket import Outcome, Ticket, new_tuple
+from ...sampling.ticket import Outcome, Ticket
 from ..flight.second_run import with_second
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class FollowedLosses:
     @property
     def num_rows(self) -> int:
         """Rows of the batch in hand, with one sample each; 0 where its samples are not known."""
-        chunk: Any = None if self._feed.open is None else self._feed.open.chunk
+        chunk: Any = None if self._feed.source.open is None else self._feed.source.open.chunk
         members = None if chunk is None else chunk.members
         return 0 if members is None or members.counts is not None else members.num_rows
 
@@ -67,7 +66,7 @@ class FollowedLosses:
         if self.is_other and not (torch.is_grad_enabled() or losses[0].requires_grad):
             self._r8.host.say_once("validated", VALIDATED.format(found.step))
         if not count and len(losses) == 1:
-            note_rows(self._feed.run, found, losses[0])
+            self._feed.note_rows(found, losses[0])
         outcome = self.tell(found, values, count, None, None)
         if outcome.verdict is not GOOD and not outcome:
             self._look(*losses)
@@ -76,14 +75,14 @@ class FollowedLosses:
     def take(self, ids: Any = None) -> Ticket | None:
         """The batch that a loss belongs to; None after the end."""
         feed = self._feed
-        ticket = feed.open
+        ticket = feed.source.open
         if ticket is None:
-            if self._has_loader and not (feed.has_asked or feed.is_iterating or self._r8.is_over):
+            if self._has_loader and not (feed.has_asked or feed.source.iteration is not None or self._r8.is_over):
                 self._r8.host.say_once("no batches", NOT_OF_BATCHES.format(self._r8.global_step))
             ticket = feed.take_step()
         if ids is not None and ticket is not None:
-            ticket = tell_ids(feed.run, ticket, ids)
-        feed.open = None
+            ticket = feed.tell_ids(ticket, ids)
+        feed.source.open = None
         return ticket
 
     def tell(
@@ -98,8 +97,6 @@ class FollowedLosses:
         values = with_second(values, again)
         if self._is_direct and norm is None and skipped is None and values.is_cpu and pipeline.recorded is None:
             outcome = pipeline.tell_now(ticket, values.numpy() if count else float(values))
-            if outcome.verdict is GOOD and outcome.lr == 1.0:
-                return new_tuple(Outcome, (GOOD, self._r8.host.rates.own, None, 1.0))
             return self.with_rate(outcome)
         self.record(ticket, values, count)
         return self.with_rate(pipeline.tell(norm, skipped))

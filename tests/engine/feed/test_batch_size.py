@@ -84,7 +84,7 @@ def test_bytes_are_those_of_all_arrays():
 
 def test_large_batches_are_not_kept(monkeypatch):
     """They would stay in memory with each backup; the losses alone decide then, and a notice says so once."""
-    monkeypatch.setattr("learnit_r8.engine.feed.probes.MOST_KEPT_BYTES", 10)
+    monkeypatch.setattr("learnit_r8.engine.feed.feed.MOST_KEPT_BYTES", 10)
     heard = []
     state = {"w": np.zeros(2)}
     r8 = R8Scheduler(

@@ -573,7 +573,7 @@ def test_other_batches_on_another_rank_are_found():
     def job(ranks):
         shared = SharedRun(make(48, batch_size=8), ranks)
         if ranks.rank == 1:
-            shared.r8.host.plan.seed = 5
+            shared.r8.host.source.seed = 5
         follow(shared)
 
     assert "must draw the same batches" in raised(in_threads(2, job))[1]

@@ -134,7 +134,7 @@ def test_a_batch_that_the_loop_has_changed_is_handed_out_again_as_it_came():
         @property
         def batches(self):
             for batch in super().batches:
-                chunk = self.r8.scheduler.host.feed.open.batch.chunk
+                chunk = self.r8.scheduler.feed.source.open.batch.chunk
                 (given if chunk.pass_number >= 0 else probes).append(batch[0].clone())
                 yield batch
 

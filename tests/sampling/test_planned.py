@@ -83,7 +83,7 @@ def test_equals_learning_step_by_step(size, part_size, estimator, alpha, falls_b
         out, left = [], plan.steps_per_pass
         while left or out:
             if left and (not out or (len(out) < 4 and rng.random() < 0.5)):
-                batch = plan.draw()
+                batch = plan.next()
                 members = batch.indices[: min(batch_size, num_samples - batch.slot * batch_size)].copy()
                 out.append((batch, members))
                 left -= 1
@@ -119,7 +119,7 @@ def test_losses_may_turn_negative_at_any_report(turns_at, part_size):
     for step in range(12):
         if step % 3 == 0:
             plan.start_pass(step // 3, 0.0)
-        batch = plan.draw()
+        batch = plan.next()
         losses = true_losses(batch.indices, step) - (20 if step >= turns_at else 0)
         before = table.trend
         means, trend = report(plan, batch, losses, part_size)
@@ -165,9 +165,9 @@ def late_report(*, read):
     """A batch of pass 0 reported after all of pass 1, whose samples it shares."""
     table, plan = build(4, 4, Shuffle())
     plan.start_pass(0, 0.0)
-    late = plan.draw()
+    late = plan.next()
     plan.start_pass(1, 0.5)
-    report(plan, plan.draw(), np.full(4, 8.0), 1)
+    report(plan, plan.next(), np.full(4, 8.0), 1)
     if read:
         assert table.loss.tolist() == [8.0] * 4
     report(plan, late, np.full(4, 4.0), 1)
@@ -189,9 +189,9 @@ def test_reports_count_in_the_order_they_come(read):
     """The later of two reports on a sample is its last, even if the other's chunk closes later."""
     table, plan = build(8, 4, Shuffle())
     plan.start_pass(0, 0.0)
-    early = [plan.draw(), plan.draw()]
+    early = [plan.next(), plan.next()]
     plan.start_pass(1, 0.5)
-    later = [plan.draw(), plan.draw()]
+    later = [plan.next(), plan.next()]
     report(plan, later[0], np.full(4, 8.0), 1)
     if read:
         assert np.nanmax(table.last) == 8.0
@@ -207,7 +207,7 @@ def test_refused_batches_leave_no_trace():
     """The samples of a refused batch keep their old records."""
     table, plan = build(6, 3, Shuffle())
     plan.start_pass(0, 0.0)
-    refused, good = plan.draw(), plan.draw()
+    refused, good = plan.next(), plan.next()
     plan.close(refused)
     report(plan, good, np.array([1.0, 2.0, 3.0]), 1)
 
@@ -219,7 +219,7 @@ def test_writing_into_a_batch_changes_nothing():
     """A user may sort or overwrite the indices of a drawn batch."""
     table, plan = build(4, 4, Shuffle())
     plan.start_pass(0, 0.0)
-    batch = plan.draw()
+    batch = plan.next()
     indices = batch.indices.copy()
     batch.indices[:] = 0
     report(plan, batch, 1.0 + indices, 1)
@@ -231,12 +231,12 @@ def test_batch_given_up_once_is_drawn_again():
     """A batch given up for the first time is drawn again at the end of the pass, without an extra step."""
     _, plan = build(9, 3, Shuffle())
     plan.start_pass(0, 0.0)
-    first = plan.draw()
+    first = plan.next()
 
     assert plan.abandon(first)
     assert not first.is_out
-    rest = [plan.draw(), plan.draw()]
-    again = plan.draw()
+    rest = [plan.next(), plan.next()]
+    again = plan.next()
     assert again.indices.tolist() == first.indices.tolist()
     assert again.is_out
     assert first.indices.tolist() not in [batch.indices.tolist() for batch in rest]
@@ -246,19 +246,19 @@ def test_batch_given_up_twice_is_not_drawn_again():
     """A batch given up for the second time does not come back, and its step counts."""
     _, plan = build(3, 3, Shuffle())
     plan.start_pass(0, 0.0)
-    plan.abandon(plan.draw())
+    plan.abandon(plan.next())
 
-    assert not plan.abandon(plan.draw())
+    assert not plan.abandon(plan.next())
     assert plan.abandoned == 2
     with pytest.raises(RuntimeError, match=r"pass 0 has 1 batches, and all were drawn"):
-        plan.draw()
+        plan.next()
 
 
 def test_given_up_after_its_pass_is_done():
     """A batch of the previous pass is not drawn again."""
     _, plan = build(6, 3, Shuffle())
     plan.start_pass(0, 0.0)
-    old = plan.draw()
+    old = plan.next()
     plan.start_pass(1, 0.5)
 
     assert not plan.abandon(old)
@@ -269,7 +269,7 @@ def test_waiting_batches_end_with_their_pass():
     """A batch that waits to be drawn again is left out when the next pass begins."""
     table, plan = build(6, 3, Shuffle())
     plan.start_pass(0, 0.0)
-    plan.abandon(plan.draw())
+    plan.abandon(plan.next())
     drawn = run_pass(plan, 1)
 
     assert sorted(np.concatenate(drawn).tolist()) == list(range(6))
@@ -280,7 +280,7 @@ def test_displaced_batches_are_counted():
     """Batches that a pass leaves undrawn are counted, and their samples stay as they were."""
     table, plan = build(12, 3, Shuffle())
     plan.start_pass(0, 0.0)
-    report(plan, plan.draw(), np.ones(3))
+    report(plan, plan.next(), np.ones(3))
     plan.start_pass(1, 0.5)
 
     assert plan.displaced == 3
@@ -292,7 +292,7 @@ def test_displaced_samples_come_first():
     _, plan = build(16, 4, Balanced())
     run_pass(plan, 0, losses=lambda indices, _: np.ones(len(indices)))
     plan.start_pass(1, 0.3)
-    used = np.concatenate([plan.draw().indices for _ in range(2)])
+    used = np.concatenate([plan.next().indices for _ in range(2)])
     for batch in [b for chunk in plan._open for b in chunk.batches_out()]:
         report(plan, batch, np.ones(4), 1)
     order = np.concatenate(run_pass(plan, 2))
@@ -315,7 +315,7 @@ def test_resumes_between_chunks(policy):
                 state = saved(plan)
                 _, plan = build(50_000, 1000, policy, seed=1)
                 load(plan, state)
-            batch = plan.draw()
+            batch = plan.next()
             drawn.append(batch.indices.tolist())
             report(plan, batch, true_losses(batch.indices, 50 + step), 1)
         if stop == 50:
@@ -323,7 +323,7 @@ def test_resumes_between_chunks(policy):
             _, plan = build(50_000, 1000, policy, seed=1)
             load(plan, state)
         with pytest.raises(RuntimeError, match="pass 1 has 50 batches, and all were drawn"):
-            plan.draw()
+            plan.next()
         plan.start_pass(2, 0.6)
         wanted = drawn if wanted is None else wanted
         assert drawn == wanted, f"stopped at step {stop}"
@@ -334,15 +334,15 @@ def test_resumed_pass_draws_waiting_batches():
     """A batch given up in a first chunk is drawn again after a resume at the pass's end."""
     _, plan = build(50_000, 5000, Shuffle())
     plan.start_pass(0, 0.0)
-    first = plan.draw()
+    first = plan.next()
     plan.abandon(first)
     for _ in range(9):
-        report(plan, plan.draw(), np.ones(5000))
+        report(plan, plan.next(), np.ones(5000))
     state = saved(plan)
     _, resumed = build(50_000, 5000, Shuffle())
     load(resumed, state)
 
-    assert resumed.draw().indices.tolist() == first.indices.tolist()
+    assert resumed.next().indices.tolist() == first.indices.tolist()
 
 
 def test_batches_of_the_old_plan_are_void():
@@ -350,7 +350,7 @@ def test_batches_of_the_old_plan_are_void():
     _, plan = build(20, 4, Balanced())
     plan.start_pass(0, 0.0)
     state = saved(plan)
-    old = plan.draw()
+    old = plan.next()
     load(plan, state)
 
     assert not old.is_out
@@ -360,11 +360,11 @@ def test_state_is_a_copy():
     """A state does not change when the run continues."""
     _, plan = build(20, 4, Balanced())
     plan.start_pass(0, 0.0)
-    report(plan, plan.draw(), np.ones(4))
-    state = {"table": plan.table.state_dict(), "plan": plan.state_dict()}
+    report(plan, plan.next(), np.ones(4))
+    state = {"table": plan.table.state_dict(), "plan": plan.state()}
     before = repr(state)
     for _ in range(4):
-        report(plan, plan.draw(), np.full(4, 9.0))
+        report(plan, plan.next(), np.full(4, 9.0))
 
     assert repr(state) == before
 
@@ -373,8 +373,8 @@ def test_states_may_be_taken_in_any_order():
     """Nothing is learned twice if the plan's state was taken before the table's."""
     table, plan = build(8, 4, Shuffle())
     plan.start_pass(0, 0.0)
-    report(plan, plan.draw(), np.ones(4))
-    state = {"plan": plan.state_dict(), "table": table.state_dict()}
+    report(plan, plan.next(), np.ones(4))
+    state = {"plan": plan.state(), "table": table.state_dict()}
     fresh, resumed = build(8, 4, Shuffle())
     load(resumed, state)
 
@@ -408,14 +408,14 @@ def test_expected_loss():
     """The expected loss of a batch is the mean estimate of its samples, NaN before any was seen."""
     table, plan = build(12, 4, Balanced())
     plan.start_pass(0, 0.0)
-    assert math.isnan(table.learner.with_trend(expected_of(plan.draw())))
+    assert math.isnan(table.learner.with_trend(expected_of(plan.next())))
     plan.start_pass(0, 0.0)
     for _ in range(3):
-        batch = plan.draw()
+        batch = plan.next()
         report(plan, batch, true_losses(batch.indices, 0))
     plan.start_pass(1, 0.5)
     for _ in range(3):
-        batch = plan.draw()
+        batch = plan.next()
         assert table.learner.with_trend(expected_of(batch)) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-6)
 
 
@@ -424,8 +424,8 @@ def test_expected_loss_when_losses_turn_negative():
     table, plan = build(400, 4, Balanced())
     run_pass(plan, 0, part_size=None)
     plan.start_pass(1, 0.5)
-    report(plan, plan.draw(), np.full(4, -0.1))
-    batch = plan.draw()
+    report(plan, plan.next(), np.full(4, -0.1))
+    batch = plan.next()
 
     assert table.learner.with_trend(expected_of(batch)) == pytest.approx(table.loss[batch.indices].mean(), rel=1e-4)
 
@@ -440,7 +440,7 @@ def test_memory(batch_size, last_batch, part_size):
         plan.start_pass(1, 0.5)
         ones = np.ones(batch_size)
         for step in range(plan.steps_per_pass):
-            batch = plan.draw()
+            batch = plan.next()
             # The middle of the pass is only drawn: chunks are alike.
             if step < 2200 or step > plan.steps_per_pass - 1100:
                 report(plan, batch, ones[: len(batch.indices)], part_size)
@@ -458,7 +458,7 @@ def test_a_short_last_part_counts_as_what_it_is():
     table, plan = build(16, 8, Shuffle())
     table.storage.part_size = 3
     plan.start_pass(0, 0.0)
-    batch = plan.draw()
+    batch = plan.next()
     report(plan, batch, np.array([1.0] * 3 + [2.0] * 3 + [6.0] * 2), part_size=3)
     plan.hand_over()
 

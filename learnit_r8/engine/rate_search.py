@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ... import events
-from ...events.bus import Announcer
-from ...policies.registry import SHUFFLE
-from ...recovery.persistence import Persistence
-from ...sampling.chunk import Batch
-from ...schedules.range_test import RangeTest
+from .. import events
+from ..events.bus import Announcer
+from ..policies.registry import SHUFFLE
+from ..recovery.persistence import Persistence
+from ..sampling.chunk import Batch
+from ..schedules.range_test import RangeTest
 
 if TYPE_CHECKING:
-    from ...sampling.plan import Plan
+    from ..sampling.source import Source
 
 
 class LrSearch:
@@ -22,7 +22,7 @@ class LrSearch:
 
     Args:
         test: The range test, or None for no search.
-        plan: Draws random batches.
+        source: Draws random batches.
         persistence: Restores the model.
         announcer: Receives warnings and events.
 
@@ -30,10 +30,12 @@ class LrSearch:
         found_lr: The rate found; None before.
     """
 
-    def __init__(self, test: RangeTest | None, *, plan: Plan, persistence: Persistence, announcer: Announcer) -> None:
+    def __init__(
+        self, test: RangeTest | None, *, source: Source, persistence: Persistence, announcer: Announcer
+    ) -> None:
         self.found_lr: float | None = None
         self._test = test
-        self._plan = plan
+        self._source = source
         self._persistence = persistence
         self._announcer = announcer
 
@@ -56,8 +58,8 @@ class LrSearch:
 
     def draw(self) -> tuple[Batch, float]:
         """Draw a random batch, and the rate to train on it with."""
-        returned = bool(self._plan.returned)
-        batch = self._plan.draw_outside(SHUFFLE)
+        returned = bool(self._source.returned)
+        batch = self._source.draw_outside(SHUFFLE)
         assert batch is not None
         assert self._test is not None
         rates = batch.chunk.rates
@@ -72,7 +74,7 @@ class LrSearch:
 
     def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> int | None:
         """Take the loss of a batch of the search; returns the restored state if the model was restored."""
-        self._plan.close(batch)
+        self._source.close(batch)
         if self._test is None:
             # Drawn before the search ended, but trained on since: the restored model has changed.
             return self._persistence.restore_newest()
@@ -82,7 +84,7 @@ class LrSearch:
 
     def skip(self, batch: Batch) -> None:
         """Count a batch that will not be reported."""
-        self._plan.close(batch)
+        self._source.close(batch)
         if self._test is not None:
             self._test.skip()
             self._end_if_done(self._test)
@@ -91,7 +93,7 @@ class LrSearch:
         if not test.is_done:
             return None
         self._test = None
-        self._plan.forget_outside()
+        self._source.forget_outside()
         restored = self._persistence.restore_newest()
         if math.isnan(test.result):
             self._announcer.warn_once(

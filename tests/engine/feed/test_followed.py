@@ -3,10 +3,28 @@
 import numpy as np
 import pytest
 
-from learnit_r8.sampling.loader_plan import LoaderPlan, Size
+from learnit_r8.engine.feed.followed import FeedSettings, FollowedBatches
+from learnit_r8.engine.pace import Pace
+from learnit_r8.events.bus import Announcer
+from learnit_r8.recovery.agreement import Agreement
+from learnit_r8.sampling.chunk import Size
+from learnit_r8.schedules.budget import Budget
 from learnit_r8.table.labels.predictions import PredictionRows
 from learnit_r8.table.names import Members
 from learnit_r8.table.table import SampleTable
+
+
+def source_of(table):
+    """The source of the user's own batches, for a table."""
+    pace = Pace(Budget(steps=1000), FollowedBatches.steps_per_pass)
+    announcer = Announcer([], pace.where)
+    return FollowedBatches(table, pace=pace, settings=FeedSettings(), announcer=announcer, agreement=Agreement())
+
+
+def drawn(source, members):
+    """A batch of these samples, handed out."""
+    source.offer(None, Size(), members)
+    return source.next()
 
 
 def batches_of(kind, rng, num_samples=60, count=120):
@@ -24,20 +42,20 @@ def learned(kind, part_size, *, at_once, has_predictions=False):
     """The table after all of them."""
     table = SampleTable(0, batch_size=1, most_ids=100)
     table.storage.expect(60)
-    plan = LoaderPlan(table)
+    source = source_of(table)
     table.storage.part_size, table.storage.batch_size = part_size, 8
     rng = np.random.default_rng(3)
     for members, means in batches_of(kind, rng):
-        batch = plan.take(None, Size(), 0, members=members)
+        batch = drawn(source, members)
         trend = table.learner.observe(float(np.mean(means)), 0.1)
         predictions = None
         if has_predictions:
             table.storage.evidence.make_records(PredictionRows(np.zeros((3, 1), np.float32), 4))
             predictions = PredictionRows(rng.integers(0, 4, (3, len(members.indices))).astype(np.float32), 4)
-        plan.report(batch, means, trend, predictions)
+        source.report(batch, means, trend, predictions)
         if not at_once:
-            plan.hand_over()
-    plan.hand_over()
+            source.hand_over()
+    source.hand_over()
     return table
 
 
@@ -59,11 +77,11 @@ def test_reports_that_are_held_back_are_learned_as_if_each_was_learned_at_once(k
 def test_each_time_that_a_sample_comes_is_a_visit():
     """A sample that is in a batch twice has two uses, and its mean is that of both losses."""
     table = SampleTable(0, batch_size=1, most_ids=100)
-    plan, members = LoaderPlan(table), table.storage.find(["a", "b", "a"], are_indices=False)
-    batch = plan.take(None, Size(), 0, members=members)
+    source, members = source_of(table), table.storage.find(["a", "b", "a"], are_indices=False)
+    batch = drawn(source, members)
     table.storage.part_size = 1
-    plan.report(batch, np.array([1.0, 2.0, 4.0]), 1.0)
-    plan.hand_over()
+    source.report(batch, np.array([1.0, 2.0, 4.0]), 1.0)
+    source.hand_over()
 
     assert table.usage_count.tolist() == [2, 1]
     assert table.mean.tolist() == [2.5, 2.0]
@@ -73,15 +91,15 @@ def test_each_time_that_a_sample_comes_is_a_visit():
 def test_a_batch_that_is_out_is_learned_when_it_is_reported():
     """One that is not reported when others are learned waits; one that is given up is never learned."""
     table = SampleTable(0, batch_size=1, most_ids=100)
-    plan = LoaderPlan(table)
+    source = source_of(table)
     members = [table.storage.find([name], are_indices=False) for name in "abc"]
-    first, second, third = (plan.take(None, Size(), 0, members=each) for each in members)
+    first, second, third = (drawn(source, each) for each in members)
     table.storage.part_size = 1
-    plan.report(second, np.array([2.0]), 1.0)
-    plan.hand_over()
-    plan.abandon(third)
+    source.report(second, np.array([2.0]), 1.0)
+    source.hand_over()
+    source.abandon(third)
 
     assert table.usage_count.tolist() == [0, 1, 0]
-    plan.report(first, np.array([1.0]), 1.0)
-    plan.hand_over()
+    source.report(first, np.array([1.0]), 1.0)
+    source.hand_over()
     assert table.usage_count.tolist() == [1, 1, 0]

@@ -1,9 +1,9 @@
-"""The plan of a run: passes over the data, in chunks that are planned when they are reached.
+"""The planned batches of a run: passes over the data, in chunks that are planned when they are reached.
 
 An epoch is one pass over the data in a random order that is never stored as a whole. A chunk of about 25,000 samples
 is taken from it, its records are gathered once and arranged into batches, and its reports are written to the table at
 once when its last batch is closed. As the samples of a pass are distinct, this equals learning from every report at
-once (``tests/sampling/test_plan.py``), and drawing or reporting a batch needs no numpy arithmetic. Cost:
+once (``tests/sampling/test_planned.py``), and drawing or reporting a batch needs no numpy arithmetic. Cost:
 ``benchmarks/overhead.py``.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._validation import check_choice
-from ..policies.base import Context, Outlook, Policy
+from ..policies.base import Context, Policy
 from ..table.labels.predictions import PredictionRows
 from ..table.table import SampleTable
-from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
+from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk, FollowedChunk
 from .lengths import Buckets
 from .outlook import from_plain, to_plain
 from .planner import Planner
@@ -28,8 +28,8 @@ from .planner import Planner
 LAST_BATCH = ("short", "drop", "fill")
 
 
-class Plan:
-    """Draws the batches of a run, and passes their reports to the table.
+class PlannedBatches:
+    """The source of batches that a policy chooses; see `Source`, also for what is not said here.
 
     Args:
         table: The sample table.
@@ -44,14 +44,17 @@ class Plan:
         ValueError: ``last_batch`` is unknown, or "drop" with fewer samples than a batch.
 
     Attributes:
-        steps_per_pass: Batches in a pass.
         buckets: As given.
-        displaced: Batches that were not drawn before their pass ended.
-        abandoned: Batches that were drawn and given up.
         chunk: The chunk of the next batches.
         limit: Number of batches to draw from it before it is checked again.
-        returned: Batches that are drawn before any other, such as those not reported when the state was saved.
     """
+
+    can_probe = has_end = names_samples = counts_abandoned = True
+    abandoned_text = (
+        "the batch of step {step} was not reported with update_with_loss(); such batches are drawn once more at the "
+        "end of the epoch, and count as refused steps if they are not reported then. For a loader that works ahead "
+        "use draw() and report()."
+    )
 
     def __init__(
         self,
@@ -101,6 +104,27 @@ class Plan:
     def seed(self, seed: int) -> None:
         self._planner.seed = seed
 
+    def facts(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {
+            "batch_size": self.table.batch_size, "steps_per_epoch": self.steps_per_pass, "policy": self.policy.name,
+            "grows": False,
+        }  # fmt: skip
+
+    def identity(self) -> dict[str, Any]:
+        """See `Source`."""
+        lengths = {} if self.buckets is None else {"lengths": self.buckets.digest()}
+        return {**self.table.storage.identity(), "last_batch": self.last_batch, **lengths}
+
+    def taken_by(self, step: int) -> int:
+        """See `Source`."""
+        return step % self.steps_per_pass
+
+    def most_steady(self, epoch: int) -> int:
+        """See `Source`."""
+        # The first pass must see every sample, and one incident may cost at most a quarter of an epoch.
+        return self.steps_per_pass // 4 if epoch > 0 else 0
+
     def samples_in(self, steps: int) -> int:
         """Samples drawn in ``steps`` steps, counting steady batches and fillings like any others.
 
@@ -118,16 +142,20 @@ class Plan:
         """The current pass, 0-based; -1 before the first."""
         return self._context.pass_number
 
-    @property
-    def outlook(self) -> Outlook:
-        """The outlook of the current pass, for policies that select."""
-        return self._context.outlook
+    def is_ready(self, epoch: int) -> bool:
+        """See `Source`."""
+        chunk = self.chunk
+        return chunk.drawn != self.limit and chunk.pass_number == epoch and not self.returned
+
+    def is_late(self, chunk: Chunk | FollowedChunk) -> bool:
+        """See `Source`."""
+        return chunk.sweep != self._planner.num_sweeps
 
     def check_again(self) -> None:
-        """Have the next draw look at more than the current chunk, as the position has changed."""
+        """See `Source`."""
         self.limit = self.chunk.drawn
 
-    def start_pass(self, number: int, progress: float) -> None:
+    def start_pass(self, number: int, progress: float) -> str:
         """End the previous pass, including its undrawn batches, and start another.
 
         Drawn batches may still be reported. The new pass is planned with everything reported so far.
@@ -135,6 +163,9 @@ class Plan:
         Args:
             number: Number of the pass; pass 0 takes every sample in random order.
             progress: Finished share of the budget, for the policy.
+
+        Returns:
+            What the user should know of it; "" if nothing.
         """
         self._leave_chunk()
         if self.pass_number >= 0:
@@ -144,7 +175,13 @@ class Plan:
         self._waiting.clear()
         self._drawn_before = 0
         self._planner.start_sweep()
-        self._context = self._planner.context(number, progress, self.outlook)
+        self._context = self._planner.context(number, progress, self._context.outlook)
+        if not number or not self.policy.needs_exact or self._context.outlook.is_exact:
+            return ""
+        return (
+            f"policy {self.policy!r} needs the loss of each sample but got {self.table.source}, so it leaves out no "
+            "sample because of its loss. Report a vector of losses."
+        )
 
     def _let_others_share(self) -> None:
         """Let the table learn everything, and stop relying on the open chunks' copies of records."""
@@ -153,7 +190,7 @@ class Plan:
             chunk.forget_records()
 
     def look_ahead(self) -> tuple[Chunk, Planner] | None:
-        """Plan the next chunk if the current one is used up, for `draw`; the only part of a draw that asks the policy.
+        """Plan the next chunk if the current one is used up, for `next`; the only part of a draw that asks the policy.
 
         Raises:
             RuntimeError: the policy selects no samples.
@@ -163,8 +200,8 @@ class Plan:
         left = self.steps_per_pass - self._drawn_before - self.chunk.drawn
         return self._planner.look_ahead(self._context, left) if left else None
 
-    def draw(self, ahead: tuple[Chunk, Planner] | None = None) -> Batch:
-        """Draw the next batch of the pass.
+    def next(self, ahead: tuple[Chunk, Planner] | None = None) -> Batch:
+        """Draw the next batch of the pass, or one that was returned.
 
         Args:
             ahead: What `look_ahead` has just returned, if it was called.
@@ -172,30 +209,22 @@ class Plan:
         Raises:
             RuntimeError: all batches of the pass were drawn, or the policy selects no samples.
         """
-        chunk = self.chunk
-        slot = chunk.drawn
-        if slot == self.limit or self.returned:
-            return self._draw_elsewhere(ahead)
-        chunk.drawn = slot + 1
-        # Much faster than the constructor of a named tuple, which is a Python function.
-        return _new_tuple(Batch, (chunk, slot, chunk.views[slot]))
-
-    def _draw_elsewhere(self, ahead: tuple[Chunk, Planner] | None) -> Batch:
-        """Draw the next batch if it is not the next one of the current chunk."""
         if self.returned:
             return self._drawn_again(self.returned.popleft())
         if self.pass_number < 0:
-            raise RuntimeError(f"draw() needs a pass, got pass_number={self.pass_number}; call start_pass() first.")
-        if self.chunk.drawn == self._last_drawn:
-            ahead = self.look_ahead() if ahead is None else ahead
-            self._leave_chunk()
-            if ahead is not None:
-                self.chunk, planner = ahead
-                self._planner.follow(planner)
-                self._open.append(self.chunk)
-        if self.chunk.drawn < self._last_drawn:
+            raise RuntimeError(f"next() needs a pass, got pass_number={self.pass_number}; call start_pass() first.")
+        if self.chunk.drawn == self.limit:
+            if self.chunk.drawn == self._last_drawn:
+                ahead = self.look_ahead() if ahead is None else ahead
+                self._leave_chunk()
+                if ahead is not None:
+                    self.chunk, planner = ahead
+                    self._planner.follow(planner)
+                    self._open.append(self.chunk)
             self.limit = self._last_drawn
-            return self.draw()
+        if self.chunk.drawn < self.limit:
+            self.chunk.drawn += 1
+            return self.chunk.batch(self.chunk.drawn - 1)
         if not self._waiting:
             raise RuntimeError(f"pass {self.pass_number} has {self.steps_per_pass} batches, and all were drawn.")
         batch = self._waiting.popleft()
@@ -231,11 +260,11 @@ class Plan:
         self._open.append(chunk)
         return chunk.batch(0)
 
-    def draw_again(self, indices: NDArray[np.int64]) -> Batch:
+    def again(self, witness: NDArray[np.int64]) -> Batch:
         """Draw a batch of these samples, int64[M] and distinct, outside the pass."""
         self._drop_closed()
         self.hand_over()
-        chunk = self._planner.chunk_of(indices, self._context)
+        chunk = self._planner.chunk_of(witness, self._context)
         chunk.drawn, chunk.is_probe = 1, True
         self._open.append(chunk)
         return chunk.batch(0)
@@ -255,12 +284,13 @@ class Plan:
             trend: What `LossLearner.observe` returned for it.
             predictions: What was reported with it, or None.
         """
-        chunk, slot, _ = batch
-        late = chunk.sweep != self._planner.num_sweeps
+        slot, chunk = batch.slot, batch.chunk
+        late = self.is_late(chunk)
         if late:
             # It may share samples with reports held back, which must be learned in the order they came.
             self._let_others_share()
-        chunk.reports[slot] = means
+        reports: Any = chunk.reports
+        reports[slot] = means
         if predictions is not None:
             chunk.predictions[slot] = predictions.rows
         elif chunk.predictions:
@@ -269,7 +299,7 @@ class Plan:
         chunk.states[slot] = REPORTED
         if late or (predictions is not None and predictions.num_places > 1):
             # Many places of a whole chunk would take too much memory.
-            chunk.learn()
+            self.hand_over()
 
     def close(self, batch: Batch) -> None:
         """Close a drawn batch without learning from it."""
@@ -326,13 +356,11 @@ class Plan:
             chunk.learn()
             self._open.remove(chunk)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to draw exactly the same batches; drawn but unreported batches are drawn again first."""
-        self.hand_over()
-        return self.position()
+    def state(self) -> dict[str, Any]:
+        """What is needed to draw exactly the same batches, with a table that will have learned every report so far.
 
-    def position(self) -> dict[str, Any]:
-        """What `state_dict` returns, for a table that will have learned every report so far."""
+        Batches that are drawn and not reported are drawn again first.
+        """
         # A probe is of an experiment that is not saved.
         kept = [chunk for chunk in self._open if not chunk.is_probe]
         place = {id(chunk): number for number, chunk in enumerate(kept)}
@@ -350,8 +378,8 @@ class Plan:
             "waiting": [[place[id(batch.chunk)], batch.slot] for batch in self._waiting],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned; the table must be loaded first."""
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Load what `state` returned; the table must be loaded first."""
         for chunk in self._open:
             chunk.close_all()
         self._reset()
@@ -368,5 +396,4 @@ class Plan:
         self._waiting = deque(self._open[chunk].batch(slot) for chunk, slot in state["waiting"])
 
 
-_new_tuple = tuple.__new__
 _NOBODY = np.empty(0, np.int64)

@@ -1,0 +1,166 @@
+"""The run: its parts, and who else has joined it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from ..checkpoint.early_stop import EarlyStop
+    from ..events.bus import Announcer
+    from ..guard.monitor import Sentry
+    from ..recovery.agreement import Agreement, Ranks
+    from ..recovery.controller import RecoveryController
+    from ..recovery.persistence import Persistence
+    from ..sampling.source import Source
+    from ..sampling.ticket import Ticket
+    from .control import Requests
+    from .emitter import EventEmitter
+    from .pace import Pace
+    from .rate_search import LrSearch
+    from .rates import Rates
+    from .turns import Turns
+
+
+class Member(Protocol):
+    """An adapter that draws batches ahead and may report their losses late."""
+
+    def settle(self) -> object:
+        """Report every loss held back, as an epoch or the run ends or a checkpoint is about to be saved."""
+
+    def forget(self) -> object:
+        """Drop the losses held back, as a saved state was loaded and they belong to the run before."""
+
+    def in_hand(self) -> Ticket | None:
+        """The batch that the next loss passed to `R8Scheduler.update_with_loss` belongs to; None if there is none."""
+
+    def take(self, ticket: Ticket) -> object:
+        """Note that a batch no longer waits for its loss."""
+
+
+class NoMember:
+    """Stands for the member if no adapter has joined."""
+
+    def settle(self) -> None:
+        """Do nothing."""
+
+    forget = settle
+
+    def in_hand(self) -> None:
+        """None: no batch was drawn ahead."""
+
+    def take(self, ticket: Ticket) -> None:
+        """Do nothing."""
+
+
+class Trainer(Protocol):
+    """Trains on batches that were taken before; an adapter that does so joins whoever hands them out."""
+
+    def settle(self) -> object:
+        """Report every loss that is held back."""
+
+    def before_iteration(self) -> None:
+        """An iteration, for which a loader sets itself up, is about to begin."""
+
+    def before_first_batch(self) -> None:
+        """The first batch of an iteration is about to be taken."""
+
+    def between_steps(self) -> None:
+        """A batch is asked for, between two steps of the training."""
+
+    def before_probe(self) -> None:
+        """A probe is about to be handed out: the gradients of other batches must not be added to its own."""
+
+
+class FeedTrainer(Trainer, Protocol):
+    """Trains on the batches of a feed."""
+
+    def hand_out(self, item: Any) -> object:
+        """A batch is handed out, of which the next loss is."""
+
+
+class PrefetchTrainer(Trainer, Protocol):
+    """Trains on the batches of a prefetch."""
+
+    def forget(self) -> object:
+        """Drop the losses that are held back."""
+
+
+class PlainTrainer:
+    """The trainer where no adapter has joined: a loop that reports each loss at once.
+
+    Args:
+        between_steps: That of the engine.
+    """
+
+    def __init__(self, between_steps: Callable[[], None]) -> None:
+        self.between_steps = between_steps
+
+    def settle(self) -> None:
+        """Do nothing."""
+
+    forget = before_iteration = before_first_batch = before_probe = settle
+
+    def hand_out(self, item: Any) -> None:
+        """Do nothing."""
+
+
+class RankGroup(Protocol):
+    """The processes that train one model together; `run_state.share` calls `check_same_run` first."""
+
+    def check_same_run(self, facts: Mapping[str, Any]) -> None:
+        """Raise RuntimeError unless these facts about the scheduler are the same on all ranks."""
+
+    def shared_clock(self, own: Callable[[], float]) -> Callable[[], float]:
+        """A clock that shows the same time on all ranks."""
+
+    def shared_store(self, own: Any) -> Any:
+        """Wrap this rank's checkpoint store in one to which only rank 0 writes."""
+
+    def agreeing(self, pace: Pace) -> Ranks:
+        """What the parts of a run ask the other ranks through; it must not refer to the run."""
+
+
+@dataclass
+class Run:
+    """The parts of a run. What changes with a step is in them; the engine owns their order, and nothing else.
+
+    Attributes:
+        source: Hands out batches; holds the table.
+        pace: The position of the run.
+        sentry: Judges losses with the guard.
+        persistence: Takes backups and checkpoints.
+        controller: Answers refused losses.
+        announcer: Passes events to listeners.
+        emitter: Tells of steps, epochs and samples.
+        agreement: Decides together with other ranks, if there are any.
+        search: Finds the peak learning rate before the run.
+        rates: The learning rate of each step.
+        early_stop: Ends the run before its budget is used up.
+        requests: Requests to pause, stop or save.
+        turns: Lets one call at a time change the run.
+        name: Name of the run, "" if it has none.
+        settings: The configuration as texts, for display.
+        member: The adapter that holds batches; it replaces the one that joined before.
+        saving: Held by the one thread that takes backups and writes checkpoints; others that draw wait for it.
+    """
+
+    source: Source
+    pace: Pace
+    sentry: Sentry
+    persistence: Persistence
+    controller: RecoveryController
+    announcer: Announcer
+    emitter: EventEmitter
+    agreement: Agreement
+    search: LrSearch
+    rates: Rates
+    early_stop: EarlyStop
+    requests: Requests
+    turns: Turns
+    name: str
+    settings: Mapping[str, str]
+    member: Member = field(default_factory=NoMember)
+    saving: threading.RLock = field(default_factory=threading.RLock)

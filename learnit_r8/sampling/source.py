@@ -1,0 +1,127 @@
+"""The source of a run's batches: what the engine asks of it, whoever decides which samples come next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from ..policies.base import Policy
+from ..table.labels.predictions import PredictionRows
+from ..table.table import SampleTable
+from .chunk import Batch, Chunk, FollowedChunk
+
+
+class Source(Protocol):
+    """Hands out the batches of a run, and passes their reports to the table.
+
+    `PlannedBatches` plans them with a policy; `FollowedBatches` takes them from the user's iterable.
+
+    Attributes:
+        table: Learns the reports.
+        seed: Key of all randomness; loading a state changes it to the saved one.
+        policy: Decides which samples come next; of the user's own batches, that is said by its name.
+        steps_per_pass: Batches in a pass; more than there will ever be where only the iterable knows.
+        pass_number: The current pass, 0-based; -1 before the first.
+        displaced: Batches that were not drawn before their pass ended.
+        abandoned: Batches that were drawn and given up.
+        returned: Batches that are drawn before any other, such as those not reported when the state was saved.
+        can_probe: Whether a witness can be handed out from the first step on.
+        has_end: Whether the end of a pass is known, so that a batch can be left out for a probe.
+        names_samples: Whether a witness is the indices of its samples, which are saved with the run.
+        counts_abandoned: Whether a batch that is given up for good counts as a step.
+        abandoned_text: What to say once of a batch that was not reported; ``{step}`` stands for its step.
+    """
+
+    table: SampleTable
+    seed: int
+    steps_per_pass: int
+    displaced: int
+    abandoned: int
+    can_probe: bool
+    names_samples: bool
+    counts_abandoned: bool
+    abandoned_text: str
+
+    @property
+    def policy(self) -> Any: ...
+
+    @property
+    def pass_number(self) -> int: ...
+
+    @property
+    def has_end(self) -> bool: ...
+
+    @property
+    def returned(self) -> Sequence[Batch]: ...
+
+    def facts(self) -> dict[str, Any]:
+        """What `RunStarted` says of it."""
+
+    def identity(self) -> dict[str, Any]:
+        """The facts in which a saved state must agree with it."""
+
+    def samples_in(self, steps: int) -> int:
+        """Samples in the batches of so many steps."""
+
+    def taken_by(self, step: int) -> int:
+        """Steps of the present pass, if so many are done in all; for states that do not say so."""
+
+    def most_steady(self, epoch: int) -> int:
+        """Most batches of low-loss samples that may be drawn outside the pass after a restore."""
+
+    def is_ready(self, epoch: int) -> bool:
+        """Whether the next batch of an epoch is at hand, so that `next` asks nobody."""
+
+    def look_ahead(self) -> Any:
+        """Ask whoever must be asked for the next batch, for `next`; this changes nothing that is saved."""
+
+    def start_pass(self, number: int, progress: float) -> str:
+        """End the previous pass and start another; returns what the user should know of it, "" if nothing."""
+
+    def next(self, ahead: Any = None) -> Batch:
+        """Hand out the next batch; ``ahead`` is what `look_ahead` has just returned."""
+
+    def again(self, witness: Any) -> Batch:
+        """Hand out a batch once more, outside any pass; ``witness`` is what its `Batch.witness` was."""
+
+    def draw_outside(self, policy: Policy) -> Batch | None:
+        """Draw a batch from a random part of the data, outside the pass; None if there is none."""
+
+    def forget_outside(self) -> None:
+        """Forget batches from outside the pass, so that they are not drawn again after a resume."""
+
+    def is_late(self, chunk: Chunk | FollowedChunk) -> bool:
+        """Whether reports of a chunk come when others of the same samples may wait for the table already."""
+
+    def report(self, batch: Batch, means: Any, trend: float, predictions: PredictionRows | None = None) -> None:
+        """Keep the report of a batch, from which the table learns at the latest when somebody reads it."""
+
+    def close(self, batch: Batch) -> None:
+        """Close a batch without learning from it."""
+
+    def abandon(self, batch: Batch, *, may_come_again: bool = True) -> bool:
+        """Take back a batch that will not be reported; returns whether it comes again."""
+
+    def hand_back(self, batch: Batch) -> None:
+        """Take back a batch, which is then drawn next."""
+
+    def can_put_back(self, batch: Batch) -> bool:
+        """Whether `put_back` would have it drawn once more."""
+
+    def put_back(self, batch: Batch) -> bool:
+        """Take back a batch to be drawn once more in its pass: its step is free again; returns whether it will be."""
+
+    def hand_over(self) -> None:
+        """Let the table learn all reports so far."""
+
+    def use_offsets(self, trend: float) -> None:
+        """Turn expected losses into differences from the trend, as the estimates become."""
+
+    def check_again(self) -> None:
+        """Have the next draw look anew, as the position of the run has changed."""
+
+    def state(self) -> dict[str, Any]:
+        """What is needed to go on with exactly the same batches, except the table."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Load what `state` returned; the table must be loaded first."""
