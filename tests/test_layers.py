@@ -150,6 +150,14 @@ def test_chains_of_imports_are_short():
     assert len(chain) <= LONGEST_CHAIN, " > ".join(name_of(path) for path in chain)
 
 
+def test_the_engine_has_no_circle():
+    """What the engine stands on does not import it back, not even lazily or for types: it reads from top to bottom."""
+    below = {path: imports(path)[1] for path in MODULES if place_of(path) in ("engine", "sampling", "scheduler")}
+    known = {}
+    for path in below:
+        longest(path, {each: found & below.keys() for each, found in below.items()}, known)
+
+
 def test_folders_are_small():
     """A folder has no more entries than can be read at a glance."""
     for folder in sorted({path.parent for path in MODULES}):
