@@ -1,7 +1,7 @@
 """A run that is killed in the middle and goes on when it is started again: resume="auto" and a folder are all it takes.
 
 python examples/resume.py          # ends at step 70, as in a power cut
-python examples/resume.py          # goes on from the newest checkpoint, to the end; compares itself with an unbroken run
+python examples/resume.py          # goes on to the end, and compares itself with an unbroken run
 """
 
 import os
