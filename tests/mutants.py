@@ -258,7 +258,8 @@ MUTANTS = [Mutant(*each) for each in (
     # sampling/, table/
     ("sampling/planner.py", "draft.select(part[~self._storage.exclusions.holds(part)])", "draft.select(part)",
      "sampling/test_planner.py -k quarantine", "samples in quarantine are drawn after an incident"),
-    ("sampling/planned.py", "            self._let_others_share()\n        reports: Any", "            pass\n        reports: Any",
+    ("sampling/planned.py", "            self._let_others_share()\n        reports: Any",
+     "            pass\n        reports: Any",
      "sampling/test_planned.py", "a loss that comes late counts before those that came first"),
     ("sampling/chunk.py", "part_sizes[np.cumsum(counts) - 1] = sizes - (counts - 1) * part_size", "pass",
      "sampling/test_planned.py -k part", "the last part of a batch counts as a full one"),

@@ -57,7 +57,7 @@ def default_base() -> Path:
 
 def own_name() -> str:
     """The name of this user's folder, where nobody else has taken it."""
-    return f"learnit_r8-{os.getuid()}"
+    return f"learnit_r8-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
 
 
 def is_private(folder: Path) -> bool:
@@ -66,7 +66,8 @@ def is_private(folder: Path) -> bool:
         about = os.lstat(folder)
     except OSError:
         return False
-    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077
+    is_own = not hasattr(os, "getuid") or about.st_uid == os.getuid()
+    return stat.S_ISDIR(about.st_mode) and is_own and not about.st_mode & 0o077
 
 
 def is_held(folder: Path) -> bool:

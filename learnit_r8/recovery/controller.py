@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import events
@@ -279,9 +280,10 @@ class RecoveryController:
             is_finite=alarm is not Alarm.NOT_FINITE, lr=ticket.lr * unit,
         )  # fmt: skip
         is_lasting, self._is_lasting = incident.is_lasting or self._is_lasting, False
-        self._incidents.change(
-            num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=incident.cause or cause
+        incident = replace(
+            incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=incident.cause or cause
         )
+        self._incidents.current = incident
         if alarm is Alarm.NOT_FINITE:
             self.quarantine.refused(accused_of(reading, ticket), samples)
         inquiry.refused(ticket, loss, alarm, most_steady)

@@ -101,7 +101,7 @@ def test_run_is_seen_from_another_terminal(tmp_path):
 
     assert program.returncode == 0, error
     assert status.startswith("watched")
-    assert "learning rate" in picture
+    assert "/80" in picture and "loss" in picture
 
 
 @pytest.mark.program
