@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import sys
 import time
 
@@ -26,6 +27,17 @@ gc.disable()
 def pytest_xdist_auto_num_workers():
     """``-n auto``: one more than there are cores, as many tests wait for programs on terminals."""
     return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+WHOLLY_MARKED = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.(slow|program)\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """A file of slow tests or programs alone is not imported for the default tests: its frameworks take seconds."""
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    if is_test and config.option.markexpr == "not slow and not program":
+        return bool(WHOLLY_MARKED.search(collection_path.read_text(encoding="utf-8"))) or None
+    return None
 
 
 @pytest.fixture(autouse=True, scope="session")

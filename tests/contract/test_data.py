@@ -10,8 +10,8 @@ from .cells import rule
 from .run import Case, run
 
 NAN, HUGE = float("nan"), 1e4
-PLACES = {"middle": 24, "end of an epoch": 47, "end of the run": 63}
-"""By what a test calls it: the number of a batch in the run."""
+PLACES = {"in mid-epoch, and at its end": (24, 47), "end of the run": (63,)}
+"""By what a test calls it: the numbers of the batches in the run."""
 
 
 def bound(case):
@@ -40,16 +40,16 @@ def by_case(column, cases):
 
 @rule()
 def test_nan_batch(column):
-    """One batch of NaN costs that batch, wherever it stands; the end of the run puts no worse weights back."""
-    cases = {name: Case(batch_faults={at: NAN}) for name, at in PLACES.items()}
+    """Batches of NaN cost those batches, wherever they stand; the end of the run puts no worse weights back."""
+    cases = {name: Case(batch_faults=dict.fromkeys(at, NAN)) for name, at in PLACES.items()}
 
     assert by_case(column, cases) == {}
 
 
 @rule()
 def test_huge_batch(column):
-    """One batch of inputs 1e4 times as large costs that batch, wherever it stands."""
-    cases = {name: Case(batch_faults={at: HUGE}, activation="relu") for name, at in PLACES.items()}
+    """Batches of inputs 1e4 times as large cost those batches, wherever they stand."""
+    cases = {name: Case(batch_faults=dict.fromkeys(at, HUGE), activation="relu") for name, at in PLACES.items()}
 
     assert by_case(column, cases) == {}
 
@@ -60,8 +60,7 @@ def test_hidden_nan(column):
     wrong = {}
     for name, faults in {
         "a sample": {"sample_faults": {77: NAN}},
-        "in mid-epoch": {"batch_faults": {40: NAN}},
-        "end of an epoch": {"batch_faults": {47: NAN}},
+        "in mid-epoch, and at its end": {"batch_faults": {24: NAN, 47: NAN}},
     }.items():
         found = run(column, Case(activation="relu", **faults))
         ruined = [epoch for epoch, each in enumerate(found.ends) if not np.isfinite(task.error(each))]

@@ -13,6 +13,8 @@ from learnit_r8.keras import R8Callback, R8Dataset
 from learnit_r8.keras.state import as_numpy
 from tests.keras_common import CROSS_ENTROPY, At, Watch, X, Y, classifier, fit, poison, scheduler, true_losses
 
+pytestmark = pytest.mark.program
+
 
 class Dimmed(keras.utils.PyDataset):
     """Wraps a data set: every input times 0.5."""

@@ -18,7 +18,7 @@ from learnit_r8.keras import R8Callback, R8Dataset
 
 from ..keras_common import At
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("keras")]
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("keras")]
 NAN, HUGE = float("nan"), -1e6
 STEPS, EPOCHS, BATCH = 12, 3, 8
 LAST = EPOCHS * STEPS - 1

@@ -26,6 +26,7 @@ from learnit_r8.torch import R8BatchSampler
 from tests.lightning.common import DATA, QUIET, STEPS, Broken, Checkpoints, Digits, digest, fit
 
 pytestmark = [
+    pytest.mark.program,
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.filterwarnings("error:.*learning rate was changed.*"),
 ]

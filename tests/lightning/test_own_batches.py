@@ -19,7 +19,7 @@ from learnit_r8.testing import record_events
 from tests.lightning.common import DATA, QUIET, Checkpoints, Digits, fit
 
 # Lightning's own, of how it looks at several loaders.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")]
 
 
 class Plain(Digits):

@@ -14,7 +14,7 @@ from learnit_r8.lightning import cross_entropy
 from learnit_r8.torch.predictions import predictions_of as tensors_of
 from tests.lightning.common import DATA, Digits, fit
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 X, Y = DATA.tensors
 
 

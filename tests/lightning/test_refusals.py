@@ -15,7 +15,7 @@ from learnit_r8.testing import record_events
 from tests.lightning.common import DATA, STEPS, Digits
 from tests.lightning.test_own_batches import Gan, Plain, built, equal, state_of, train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*the weights were damaged")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore:.*the weights were damaged")]
 
 
 class BatchAlone(Plain):

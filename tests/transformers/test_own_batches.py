@@ -19,7 +19,7 @@ from learnit_r8.transformers import R8Mixin
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments
 from tests.transformers.test_transformers import GROUPED
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
 class Stream(IterableDataset):

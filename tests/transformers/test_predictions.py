@@ -15,7 +15,7 @@ from learnit_r8 import predictions_of
 from learnit_r8.transformers.losses import losses_of
 from tests.transformers.common import IMAGES, LABELS, STEPS, Model, R8Trainer, arguments, train
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
 def evidence(trainer):

@@ -27,6 +27,7 @@ from learnit_r8.transformers.losses import document_losses, is_packed, losses_of
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments, digest, train
 
 pytestmark = [
+    pytest.mark.program,
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.filterwarnings("error:.*learning rate was changed.*"),
 ]
