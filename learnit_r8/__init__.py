@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .checkpoint.store import CheckpointStore as CheckpointStore
     from .checkpoint.store import NoValidCheckpoint as NoValidCheckpoint
     from .checkpoint.store import RunInUse as RunInUse
+    from .checkpoint.store import load_weights as load_weights
     from .engine.settings import SchedulerSettings as SchedulerSettings
     from .engine.signals import Preempted as Preempted
     from .guard import FiniteGuard as FiniteGuard
@@ -42,6 +43,7 @@ _HOME = {
     "CheckpointStore": "checkpoint.store",
     "NoValidCheckpoint": "checkpoint.store",
     "RunInUse": "checkpoint.store",
+    "load_weights": "checkpoint.store",
     "FiniteGuard": "guard",
     "GuardState": "guard",
     "SpikeGuard": "guard",

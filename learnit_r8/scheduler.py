@@ -1068,7 +1068,7 @@ class R8Scheduler:
         """Describe the run so far in a few lines of text."""
         source, table, saver, is_own = self.host.source, self.table, self.host.saver, self.feed is not None
         checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
-        left_out = "" if is_own else f"left out for steady ones: {source.displaced}; "
+        left_out = "" if is_own else f"batches that steady ones replaced: {source.displaced}; "
         # NaN where the rate is the user's own and was never told.
         rate = "" if self.lr != self.lr else f", lr {self.lr:.3g}"
         lines = [

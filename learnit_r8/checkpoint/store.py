@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import itertools
+import json
 import os
 import platform
 import re
@@ -41,6 +42,7 @@ from .durable_io import (
     temporary_name,
     write_new,
 )
+from .tree import PACKED, unpack
 
 ROOM = 1.2
 """Space that must be free before a save, as a multiple of the size of the last one."""
@@ -686,6 +688,55 @@ def _model_beside(path: Path, about: Any) -> Path | None:
     if not isinstance(name, str) or not MODEL.fullmatch(name):
         raise ValueError(f"the model's file must be named model_<number>_<run>, got {name!r} in {path.name}.")
     return path.parent / name
+
+
+def load_weights(path: str | os.PathLike[str], part: str = "model") -> Any:
+    """The weights of a run's checkpoints, to use them elsewhere: without the run, R8Scheduler or the model's class.
+
+    Args:
+        path: A folder of checkpoints, for the best by ``monitor`` (of several runs that of the newest), else for the
+            newest; or the file of a checkpoint (``ck_...r8``) or of a model (``model_...``).
+        part: What to return of the state: "model", "optimizer", "ema", a name in ``also=``.
+
+    Returns:
+        Of torch a plain ``state_dict`` of tensors on the CPU, under plain names; of Keras a list of arrays, the
+        trainable variables first; of JAX the state, with dataclasses as namespaces. Reading runs no code.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        NoValidCheckpoint: no checkpoint in the folder can be read.
+        ValueError: the file is damaged, holds no such part, or was written by your own ``save_callback``.
+    """
+    file = Path(path)
+    if file.is_dir():
+        notes = sorted(file.glob("best_*.json"), key=lambda note: note.stat().st_mtime)
+        best = None
+        if notes:
+            with open_regular(notes[-1]) as opened:
+                best = json.loads(opened.read(MOST_NOTE))
+        name = best.get("checkpoint") if isinstance(best, dict) else None
+        file = CheckpointStore(file, keep=1, run_id="").load().path if name is None else file / Path(str(name)).name
+    if not file.is_file():
+        raise FileNotFoundError(f"path must be a folder of checkpoints or a file of one, got {os.fspath(path)!r}.")
+    if _NAME.fullmatch(file.name):
+        model = read_checkpoint(file).model_path
+        if model is None:
+            raise ValueError(f"path must be a checkpoint with a model, got {os.fspath(file)!r}, which has none.")
+        file = model
+    try:
+        content = read(file)
+    except ValueError as error:
+        raise ValueError(
+            f"path must lead to a model that R8 wrote, got {os.fspath(file)!r} ({error}); what your own save_callback "
+            "writes, only you can read."
+        ) from error
+    # Of torch the whole file is one packed state; of JAX the state is one of its entries; Keras has lists of arrays.
+    state = unpack(content) if content.keys() == PACKED else content
+    if part == "model" and part not in state and "state" in state:
+        return unpack(state["state"])
+    if part not in state:
+        raise ValueError(f"part must be one of {sorted(state)}, got {part!r}.")
+    return state[part]
 
 
 def step_of(state: Any) -> int:

@@ -664,6 +664,10 @@ def as_tensor(value: Any) -> Any:
     return value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
 
 
+PACKED = frozenset({"version", "tree"})
+"""The entries of a packed state."""
+
+
 def pack(state: Any, *, holders: bool = False) -> dict[str, Any]:
     """A state in the form that `codec.write` takes; its arrays are not copied.
 
@@ -683,7 +687,7 @@ def unpack(packed: Any) -> Any:
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(packed, Mapping) or packed.keys() != {"version", "tree"} or packed["version"] != VERSION:
+    if not isinstance(packed, Mapping) or packed.keys() != PACKED or packed["version"] != VERSION:
         raise ValueError(f"a model state must be one that was packed in version {VERSION}, got {str(packed)[:80]}.")
     try:
         return _put(packed["tree"], [])

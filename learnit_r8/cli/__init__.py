@@ -9,9 +9,11 @@ import sys
 from collections.abc import Sequence
 
 DESCRIPTION = "Look at learnit_r8 runs from outside; only ask touches a training."
-EPILOG = """RUN is a run folder, a folder of runs (its newest run is used), or the beginning of a name in "runs"
-(or in the folder that R8_RUNS names), with or without its time; by default it is the newest run there. On a screen,
-? lists the keys. Use "learnit-r8 ask" to ask a training for a checkpoint, a pause or its end."""
+EPILOG = """RUN is a run folder, a folder of runs (watch and compare show them all, other commands the newest), or the
+beginning of a name in "runs" (or in the folder that R8_RUNS names), with or without its time; by default it is the
+newest run there. On a screen, ? lists the keys."""
+
+RUNS = 'the folder of runs; by default "runs", or the one that R8_RUNS names'
 
 ASKS = ("cool-down", "pause", "unpause", "save", "stop")
 """What ``ask`` can ask for: `journal.requests.KINDS`, without loading that module."""
@@ -67,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(name: str, text: str, *, run: bool = True, json: bool = True) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=EPILOG)
+        about = text[0].upper() + text[1:] + "."
+        command = commands.add_parser(name, help=text, description=about, epilog=EPILOG if run else None)
         if run:
             command.add_argument("run", nargs="?", metavar="RUN", help="which run; by default the newest")
         if json:
@@ -77,8 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     # In the order of the help.
     _add_screens(add("watch", "show a run on the screen while it goes on"), add("replay", "play a run again"))
     add("status", "describe a run in one line; the exit code gives its state")
-    _add_list(add("ls", "list the runs in a folder, newest first"))
+    _add_list(add("ls", "list the runs in a folder, newest first", run=False))
     compare = add("compare", "compare runs: figures, settings that differ, curves", run=False)
+    compare.epilog = EPILOG
     compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more, or one folder of runs")
     compare.add_argument("--html", metavar="OUT", help="write a page with their curves in one chart each")
     compare.add_argument("--open", action="store_true", help="show that page in the browser")
@@ -102,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_server(add("mcp", serve, run=False, json=False))
     demo = add("demo", "run a fake training without a framework, to show the screen", run=False, json=False)
     demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
-    demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default one that is deleted at the end")
+    demo.add_argument(
+        "--run-dir", metavar="DIR", help="its run folder; by default a new temporary one, which stays"
+    )
     add("doctor", "say what this terminal and this Python can do", run=False)
     older = "write what an older version wrote, checkpoints, models, runs or backups, in the form of today, beside it"
     add("convert", older, run=False, json=False).add_argument("paths", nargs="+", metavar="PATH", help="folder or file")
@@ -127,6 +133,7 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
 
 
 def _add_list(ls: argparse.ArgumentParser) -> None:
+    ls.add_argument("run", nargs="?", metavar="RUNS", help=RUNS)
     ls.add_argument("--top", type=_count, default=20, metavar="K", help="how many (default 20)")
     ls.add_argument("--sort", metavar="METRIC", help="by the best value of a metric, the best run first")
     ls.add_argument(
@@ -192,9 +199,7 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
 
 
 def _add_server(mcp: argparse.ArgumentParser) -> None:
-    mcp.add_argument(
-        "run", nargs="?", metavar="RUNS", help='the folder of runs; by default "runs", or the one that R8_RUNS names'
-    )
+    mcp.add_argument("run", nargs="?", metavar="RUNS", help=RUNS)
     mcp.add_argument("--allow-ask", action="store_true", help="also take requests: pause, save, cool-down, stop")
 
 

@@ -161,8 +161,9 @@ class Incident:
                 text = f"{are} to blame, or a transient fault (not tested), not the weights: the next one was good."
         if not self.num_left_out:
             return text
-        many = "batch of the epoch is" if self.num_left_out == 1 else f"{self.num_left_out} batches of the epoch are"
-        return f"{text} The last {many} left out, for as many tests of the weights."
+        if self.num_left_out == 1:
+            return f"{text} The epoch ends one batch earlier: a test of the weights took its place."
+        return f"{text} The epoch ends {self.num_left_out} batches earlier: tests of the weights took their places."
 
     def refusal_text(self, found: str) -> str:
         """A sentence on what was refused, what was found, and where it began."""

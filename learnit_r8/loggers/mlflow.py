@@ -17,7 +17,7 @@ class MLflow(Logger):
 
     Args:
         experiment: Name of the experiment; it is made if there is none.
-        tracking_uri: The server or folder; by default that of MLflow's own settings.
+        tracking_uri: The server or data base ("sqlite:///mlflow.db"); by default that of MLflow's own settings.
         run_id: Your own run to log to, which stays open; by default the training starts one.
         **options: Of `Logger`.
 
@@ -51,7 +51,9 @@ class MLflow(Logger):
         alert = alert_of(event)
         if alert is not None:
             self._client.set_tag(self._run_id, f"r8.{alert[0]}", alert[1])
-            self._state = {"finished": "FINISHED", "diverged": "FAILED"}.get(alert[0], self._state)
+            self._state = {"finished": "FINISHED", "finished early": "FINISHED", "diverged": "FAILED"}.get(
+                alert[0], self._state
+            )
 
     def _begin(self, event: events.RunStarted) -> None:
         self._state = "KILLED"

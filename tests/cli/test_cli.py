@@ -93,6 +93,17 @@ def test_no_command_prints_the_help(capsys):
     assert all(any(line.strip().startswith(name) for line in lines) for name in COMMANDS)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_what_the_command_takes(command, capsys):
+    """RUN is explained where a run is taken, and nowhere else; a folder of runs is not called a run."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    words = capsys.readouterr().out.split()
+
+    assert ("RUN is a run folder" in " ".join(words)) == bool({"RUN", "[RUN]"} & set(words[: words.index("options:")]))
+    assert command != "ls" or "which run" not in " ".join(words)
+
+
 WITH_JSON = sorted(set(COMMANDS) - {"ask", "demo", "completion", "convert", "export", "labels", "mcp"})
 
 

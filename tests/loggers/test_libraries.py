@@ -115,6 +115,13 @@ def test_mlflow_keeps_it(tmp_path, monkeypatch):
         (10, 0.5), (20, 1.0),
     ]  # fmt: skip
     assert "not finite" in found.data.tags["r8.incident"]
+    client.create_experiment("early")
+    with R8Scheduler(100, batch_size=10, num_epochs=2, listeners=[MLflow("early")]) as r8:
+        for _ in r8.batch_iterator():
+            r8.update_with_loss(1.0)
+            r8.stop("good enough")
+    (found,) = client.search_runs([client.get_experiment_by_name("early").experiment_id])
+    assert found.info.status == "FINISHED"
 
 
 @pytest.mark.parametrize(("module", "make", "package"), [

@@ -480,7 +480,7 @@ def test_resume_causes_no_warning(tmp_path):
 
 
 def test_example_resumes_after_it_was_killed(tmp_path):
-    """The example kills itself in the middle; started again, it resumes from its newest checkpoint to the end."""
+    """The example kills itself in the middle; started again, it goes on as if it had not, which it shows."""
     root = Path(__file__).parents[2]
     runs = [
         subprocess.run(
@@ -497,6 +497,9 @@ def test_example_resumes_after_it_was_killed(tmp_path):
     assert (runs[0].returncode, runs[0].stdout.split()[:4]) == (9, []) or "step 0" in runs[0].stdout
     assert runs[1].stdout.splitlines()[0] == "begins at step 60"
     assert runs[1].stdout.splitlines()[1].startswith("ends at step 100: weights [1.0, -2.0, 3.0, 0.5")
+    assert runs[1].stdout.splitlines()[-4:] == [
+        f"{name}: equal to the bit" for name in ("batches", "rates", "weights", "table")
+    ]
 
 
 def test_reader_of_the_document_reads_checkpoints(tmp_path):

@@ -141,8 +141,8 @@ def test_the_incident_says_what_is_left_out(is_planned):
     texts = [event.text for event in run.of(events.IncidentEnded)]
     count = len(run.of(events.Probed))
 
-    many = "batch of the epoch is" if count == 1 else f"{count} batches of the epoch are"
-    assert any(f"The last {many} left out, for as many tests of the weights." in text for text in texts)
+    many = "one batch" if count == 1 else f"{count} batches"
+    assert any(f"The epoch ends {many} earlier: " in text for text in texts)
 
 
 @pytest.mark.parametrize("is_planned", [False, True])

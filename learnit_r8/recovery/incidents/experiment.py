@@ -230,7 +230,7 @@ def investigate(case: Case, lab: Lab) -> Steps:
         case.of_present.update((each, math.inf) for each in reversed(case.known))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
     if not rise:
-        return Finding("healthy", "the weights are healthy: the witness has its recorded loss")
+        return Finding("healthy", "the weights are healthy: a batch they were tested with has the loss it had before")
     has_present = lab.keep_present()
     if case.rises and has_present and not case.is_sudden:
         return Finding("level", "training itself raises the loss")
@@ -301,7 +301,9 @@ def _stay(
             return Finding("data", NOT_THE_WEIGHTS, None, tested)
         return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
     if rise <= NOISES * newest.noise and lab.put_present():
-        return Finding("healthy", "the witness is as close to its recorded loss as it ever gets", None, tested)
+        return Finding(
+            "healthy", "the batch that tests them is as close to its earlier loss as it ever gets", None, tested
+        )
     was_compared = not any(each.updates for each in case.references)
     if not newest.updates and not was_compared and lab.put_present():
         # Weights that were never trained have much the same loss on any data; the present ones may still be better.
