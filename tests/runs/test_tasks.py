@@ -101,7 +101,8 @@ def test_run_is_seen_from_another_terminal(tmp_path):
 
     assert program.returncode == 0, error
     assert status.startswith("watched")
-    assert "/80" in picture and "loss" in picture
+    assert "/80" in picture
+    assert "loss" in picture
 
 
 @pytest.mark.program
