@@ -106,9 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_server(add("mcp", serve, run=False, json=False))
     demo = add("demo", "run a fake training without a framework, to show the screen", run=False, json=False)
     demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
-    demo.add_argument(
-        "--run-dir", metavar="DIR", help="its run folder; by default a new temporary one, which stays"
-    )
+    demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default a new temporary one, which stays")
     add("doctor", "say what this terminal and this Python can do", run=False)
     older = "write what an older version wrote, checkpoints, models, runs or backups, in the form of today, beside it"
     add("convert", older, run=False, json=False).add_argument("paths", nargs="+", metavar="PATH", help="folder or file")
