@@ -205,7 +205,7 @@ def facts_of(run: Run, view: View, state: State) -> dict[str, Any]:
         "groups": [
             {
                 "name": each.name,
-                "samples": each.count,
+                "samples": each.num_samples,
                 "loss": each.mean,
                 "rise": each.rise,
                 "lowest": min(point.value for point in each.points),

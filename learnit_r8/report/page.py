@@ -138,7 +138,7 @@ def _groups(view: View) -> Iterator[Data]:
     ]
     more = {"from": 0, "to": float(max(1, view.step)), "ends": True, "fit": fit_of(series, view.step), "height": 250}
     rows = [
-        [group.name, group.count, group.mean, min(p.value for p in group.points), group.rise or "",
+        [group.name, group.num_samples, group.mean, min(p.value for p in group.points), group.rise or "",
          {"spark": [p.value for p in group.points]}]
         for group in groups
     ]  # fmt: skip

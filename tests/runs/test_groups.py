@@ -141,4 +141,4 @@ def test_a_view_holds_a_bounded_number_and_bears_any_name():
     for size in ((30, 6), (80, 24), (200, 60)):
         text = "".join(span.text for line in render(view, UiState(view="data"), *size) for span in line)
         assert "\x1b" not in text
-    assert [group.count for group in view.ranked_groups()] == [3, 1, 2]
+    assert [group.num_samples for group in view.ranked_groups()] == [3, 1, 2]

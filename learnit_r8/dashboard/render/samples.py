@@ -117,7 +117,7 @@ def groups_panel(view: View, width: int, height: int, theme: Theme) -> list[Line
         course = spark([point.value for point in group.points], HISTORY, glyphs)
         rising = f"  +{number(group.rise, 3)} above its lowest" if width >= 90 else f"  +{number(group.rise, 3)}"
         lines.append(cropped((
-            Span(f" {fit(group.name, room, glyphs.ellipsis)}"), Span(f"{group.count:>10,}", "label"),
+            Span(f" {fit(group.name, room, glyphs.ellipsis)}"), Span(f"{group.num_samples:>10,}", "label"),
             Span(f" {mean}", "value"), Span(f"  {course}", "loss"), Span(rising if group.rise else "", "warn"),
         ), width))  # fmt: skip
     return lines[:height]

@@ -186,12 +186,12 @@ class Group(NamedTuple):
 
     Attributes:
         name: Its name, safe to show.
-        count: Samples in it.
+        num_samples: Samples in it.
         points: Its mean loss, oldest first; at least one.
     """
 
     name: str
-    count: int
+    num_samples: int
     points: ThinnedList[Point]
 
     @property
