@@ -11,6 +11,7 @@ from __future__ import annotations
 import cmath
 import copy
 import dataclasses
+import functools
 import importlib.util
 import operator
 import sys
@@ -32,7 +33,8 @@ Fault = Literal["NaN", "infinity", "number"]
 MOST_DEPTH = 200
 """Containers within each other. Real states have a dozen; one that holds itself has no end."""
 
-_LEAVES = (type(None), bool, int, float, str, np.ndarray)
+_PLAIN = frozenset((type(None), bool, int, float, str))
+_LEAVES = _PLAIN | {np.ndarray}
 
 
 class Node(NamedTuple):
@@ -175,15 +177,16 @@ def map_leaves(change: Callable[..., Any], state: Any, *path: Any) -> Any:
     return node.build([map_leaves(change, part, *path, name) for name, part in node.parts.items()])
 
 
-def leaves(state: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+def leaves(state: Any, path: str = "", depth: int = 0) -> list[tuple[str, Any]]:
     """All leaves of a nest with their dotted keys; a bare leaf is called "state"."""
-    node = open_node(state)
+    node = None if type(state) in _PLAIN else open_node(state)
     if node is None:
-        yield path[1:] or "state", state
-        return
+        return [(path[1:] or "state", state)]
     _check_depth(depth, path[1:])
+    found: list[tuple[str, Any]] = []
     for name, part in node.parts.items():
-        yield from leaves(part, f"{path}.{name}", depth + 1)
+        found += leaves(part, f"{path}.{name}", depth + 1)
+    return found
 
 
 def clone(state: Any) -> Any:
@@ -229,7 +232,7 @@ def _place_of(array: Any) -> Any:
         place = array.__array_interface__["data"][0]
         return (place, array.shape, array.strides, array.dtype.str) if array.size else None
     place = array.data_ptr() if array.numel() else 0
-    return (place, str(array.device), array.shape, array.stride(), array.dtype) if place else None
+    return (place, array.device, array.shape, array.stride(), array.dtype) if place else None
 
 
 class _Copying:
@@ -242,12 +245,16 @@ class _Copying:
         self._used: set[int] = set()
 
     def of(self, buffer: Any, value: Any, key: str, depth: int = 0) -> Any:
+        if type(value) in _PLAIN:
+            return value
         node = open_node(value)
         if node is not None:
             _check_depth(depth, key)
-            old = open_node(buffer) if type(buffer) is type(value) else None
-            is_alike = old is not None and (node.kind not in ("list", "tuple") or len(old.parts) == len(node.parts))
-            olds = old.parts if old is not None and is_alike else {}
+            olds: Mapping[Any, Any] = {}
+            if type(buffer) is type(value):
+                olds = buffer if isinstance(buffer, dict) else getattr(open_node(buffer), "parts", olds)
+                if node.kind in ("list", "tuple") and len(olds) != len(node.parts):
+                    olds = {}
             return node.build(
                 [self.of(olds.get(name), part, f"{key}.{name}", depth + 1) for name, part in node.parts.items()]
             )
@@ -350,6 +357,9 @@ def _mean(array: Any) -> Any:
 
 def _floats_of(leaf: Any) -> Iterator[Any]:
     """The arrays of floats that a leaf is made of."""
+    if type(leaf) in _PLAIN and leaf == leaf:
+        # Of single numbers only NaN is a fault.
+        return
     if isinstance(leaf, (float, complex)):
         yield np.asarray(leaf)
     elif kinds.is_tensor(leaf):
@@ -382,9 +392,12 @@ def _is_float(dtype: Any) -> bool:
     return "float" in name or "complex" in name
 
 
+_is_half = functools.cache(lambda dtype: str(dtype).endswith("float16"))
+
+
 def _sum(array: Any) -> Any:
     # The sum of many weights around one is beyond what half precision holds.
-    is_half = str(getattr(array, "dtype", "")).endswith("float16")
+    is_half = _is_half(getattr(array, "dtype", ""))
     if isinstance(array, np.ndarray) or not hasattr(array, "sum"):
         values = np.asarray(array)
         with np.errstate(all="ignore"):
@@ -547,6 +560,8 @@ def leave_out(state: Any, found: dict[str, str], key: str = "", *, holders: bool
     Raises:
         TypeError: a tensor is of a kind that no training changes; the message gives its dotted key.
     """
+    if type(state) in _PLAIN:
+        return state
     node = open_node(state, holders=holders)
     if reason := why_not(state, node):
         if kinds.is_tensor(state) and kinds.is_refused(state):

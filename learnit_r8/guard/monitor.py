@@ -200,7 +200,7 @@ def _plain(value: Any) -> Any:
     """Tuples as lists, named tuples as dicts."""
     if hasattr(value, "_asdict"):
         return {name: _plain(item) for name, item in value._asdict().items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    return [item if type(item) is float else _plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _formed(value: Any, form: Any) -> Any:

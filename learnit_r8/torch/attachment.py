@@ -16,7 +16,7 @@ from .._validation import shortened, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators, Repeat, join_callbacks
 from ..engine.feed.batch_size import copied
 from ..engine.settings import suggest_settings
-from ..sampling.random_generators import random_state, set_random_state
+from ..sampling.random_generators import hold_random_state, random_state, set_random_state, state_of
 from .adapter import Adapter
 from .batches.loader import check_dataset, is_own_loader, length_of
 from .distributed.shards import check_shards, reshard
@@ -219,7 +219,7 @@ def _keep(
         sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
     # Where batches are fetched ahead, the generators at the start of a step are not known.
-    generators = None if ahead else Generators(random_state, set_random_state)
+    generators = None if ahead else Generators(hold_random_state, lambda held: set_random_state(state_of(held)))
     is_repeated = given.repeat is not None and sharing.size == 1
     repeat = Repeat(lambda batch: batch is not None, functools.partial(_loss_again, given)) if is_repeated else None
     kept = replace(

@@ -157,8 +157,14 @@ def _own_generators(source: Any) -> list[Any]:
     return found
 
 
+_NO_GENERATORS = frozenset((type(None), bool, int, float, str, tuple, list, dict))
+"""What loaders mostly hold; a look at torch's own classes takes longer."""
+
+
 def _is_generator(thing: Any) -> bool:
     """Whether an object is a random generator, whatever its attribute is called."""
+    if type(thing) in _NO_GENERATORS:
+        return False
     torch: Any = sys.modules.get("torch")
     kinds = (random.Random, np.random.Generator, np.random.RandomState)
     # That of the system has no state.
