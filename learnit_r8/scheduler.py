@@ -125,7 +125,8 @@ class R8Scheduler:
             first epoch takes every sample once, shuffled, whatever the policy.
         estimator: How a batch mean is divided among its samples: "relative" or "additive".
         alpha: Weight of a new observation in the table, in (0, 1]; see `SampleTable`.
-        groups: N labels (classes), fewer than B distinct ones: batches are balanced over them too.
+        groups: N labels (classes, sources): views and loggers have the mean loss of each; if there are fewer than B,
+            batches are balanced over them, too.
         sample_ids: N names to show in place of indices.
         last_batch: What to do with the last N mod B samples of an epoch: a "short" batch, "drop", or "fill".
         save_callback: ``(state_dict, filepath)``, writes the model to that path. With it, a checkpoint is written to

@@ -413,20 +413,22 @@ def test_damaged_state_is_refused_whole():
         r8.load_state_dict({**other.state_dict(), "format": 99})
 
 
-def test_groups_are_not_ignored():
-    """Groups under a policy that has no use for them are refused."""
-    with pytest.raises(
-        ValueError, match=r"groups need a policy that uses them \('balanced', 'focus', .*\), got 'shuffle'"
-    ):
-        make(groups=[0, 1] * 6, policy="shuffle")
+@pytest.mark.parametrize("policy", ["quartile", "shuffle", Steady(), even_groups("shuffle")])
+def test_groups_are_reported_under_any_policy(policy):
+    """A policy that makes no use of groups draws what it draws without them; they are reported."""
+    drawn = {}
+    for groups in (None, np.arange(64) % 2):
+        if groups is None and policy == even_groups("shuffle"):
+            continue
+        r8 = R8Scheduler(64, batch_size=8, num_epochs=2, policy=policy, groups=groups)
+        drawn[groups is None] = []
+        for _ in r8.epoch_iterator():
+            for batch, _ in r8.batch_iterator():
+                drawn[groups is None].append(batch.tolist())
+                r8.update_with_loss(1.0 + batch % 2)
 
-
-@pytest.mark.parametrize("policy", ["quartile", "shuffle", Steady()])
-def test_groups_that_would_change_nothing_are_refused(policy):
-    """A policy that passes groups over says so."""
-    with pytest.raises(ValueError, match="groups need a policy that uses them"):
-        R8Scheduler(64, batch_size=8, num_epochs=1, policy=policy, groups=np.arange(64) % 2)
-    R8Scheduler(64, batch_size=8, num_epochs=1, policy=even_groups("shuffle"), groups=np.arange(64) % 2)
+    assert drawn.get(True, drawn[False]) == drawn[False]
+    assert [(group.label, group.mean) for group in r8.table.groups()] == [(1, 2.0), (0, 1.0)]
 
 
 def test_repr_says_where_the_run_stands():

@@ -202,4 +202,14 @@ def facts_of(run: Run, view: View, state: State) -> dict[str, Any]:
         "backups_off": view.backups_off or None,
         "samples_per_second": view.pacing.samples_per_second,
         "metrics": {name: points[-1].value for name, points in view.metrics.items()},
+        "groups": [
+            {
+                "name": each.name,
+                "samples": each.num_samples,
+                "loss": each.mean,
+                "rise": each.rise,
+                "lowest": min(point.value for point in each.points),
+            }
+            for each in view.ranked_groups()
+        ],
     }

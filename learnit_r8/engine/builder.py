@@ -191,11 +191,6 @@ def _planned_batches(given: Settings) -> tuple[SampleTable, MakeSource, int]:
     if buckets is not None and policy.selects:
         raise ValueError(f"policy must take every sample once a pass with lengths, got {given.policy!r}.")
     source = PlannedBatches(table, policy=policy, seed=seed, last_batch=given.last_batch, buckets=buckets)
-    if given.groups is not None and not policy.uses_groups:
-        raise ValueError(
-            "groups need a policy that uses them ('balanced', 'focus', even_groups() or your own), got "
-            f"{given.policy!r}."
-        )
     if given.groups is None and policy.needs_groups:
         raise ValueError(
             f"groups must be a label for each sample, as the policy {given.policy!r} needs them, got None. "
@@ -203,6 +198,12 @@ def _planned_batches(given: Settings) -> tuple[SampleTable, MakeSource, int]:
         )
 
     def make(pace: Pace, announcer: Announcer, agreement: Agreement) -> PlannedBatches:
+        if (num_groups := len(table.storage.group_sizes)) >= batch_size:
+            announcer.note_once(
+                "groups",
+                f"{num_groups:,} groups are reported, but batches of {batch_size} samples are not balanced over them: "
+                f"that takes fewer groups than samples in a batch.",
+            )
         if batch_size > num_samples:
             announcer.warn_once(
                 "batch_size",

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from .. import events
 from ..events.bus import Announcer
+from ..events.samples import MOST_GROUPS
 from ..events.versions import versions
 from ..sampling.ticket import Ticket
 from ..schedules.schedule import Kept, Schedule
+from ..table.quantiles import rounded
 from ..table.survey import Surveyor
 from ..table.table import SampleTable
 from .pace import Tally
@@ -20,6 +22,9 @@ from .pace import Tally
 PLAN_POINTS = 129
 """Learning rates that stand for a schedule."""
 
+
+GROUP_SECONDS, GROUP_SHARE = 30.0, 0.005
+"""Training time between two looks at the groups within an epoch, and the share of it that they may take."""
 
 T = TypeVar("T")
 
@@ -49,7 +54,9 @@ class EventEmitter:
         self._ticket: Ticket | None = None
         self.has_started = False
         self._surveyor: Surveyor | None = None
-        self._surveyed_step = self._ended_step = -1
+        self._surveyed_step = self._ended_step = self._grouped_step = -1
+        self.has_groups = table.storage.group_labels is not None
+        self._groups_due = GROUP_SECONDS
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Pass on batches, and add the time spent waiting for each to `data_seconds`."""
@@ -129,7 +136,7 @@ class EventEmitter:
         )
 
     def between_steps(self, epoch: int, *, epoch_ended: bool, closing: bool = False) -> None:
-        """Survey the samples if that is due; called only if there are listeners.
+        """Survey the samples and their groups if that is due; called only if there are listeners.
 
         Args:
             epoch: The current epoch, 0-based.
@@ -142,6 +149,13 @@ class EventEmitter:
         step = announcer.where()[0]
         if epoch_ended:
             self._ended_step = step
+        is_new = step > self._grouped_step
+        if self.has_groups and is_new and (epoch_ended or closing or announcer.seconds >= self._groups_due):
+            self._grouped_step, began = step, self._clock()
+            self._tell_groups(epoch)
+            self._groups_due = announcer.seconds + max(GROUP_SECONDS, (self._clock() - began) / GROUP_SHARE)
+        if not announcer.wants_surveys:
+            return
         if self._surveyor is None:
             self._surveyor = Surveyor(self._table, clock=self._clock)
         is_last = closing and step > self._surveyed_step
@@ -160,8 +174,22 @@ class EventEmitter:
             )
             announcer.tell(events.SamplesSurveyed, **fields)
 
+    def _tell_groups(self, epoch: int) -> None:
+        groups = sorted(self._table.groups(), key=lambda group: -group.num_samples)
+        kept = [group for group in groups[:MOST_GROUPS] if group.num_samples]
+        self._announcer.tell(
+            events.GroupsMeasured,
+            epoch=epoch,
+            source=self._table.source,
+            names=tuple(str(group.label)[:200] for group in kept),
+            counts=tuple(group.num_samples for group in kept),
+            means=tuple(rounded(group.mean) for group in kept),
+            num_groups=len(groups),
+        )
+
     def drop_surveys(self) -> None:
         """Drop the surveys so far, as a state was loaded."""
+        self._grouped_step = -1
         self._surveyor = self._ticket = None
         self._surveyed_step = self._ended_step = -1
 

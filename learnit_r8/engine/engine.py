@@ -538,7 +538,7 @@ class Engine:
             if controller.is_look_due and not pace.is_stopped:
                 self._look_back()
             epoch_ended = pace.has_left_epoch
-        if self.announcer.wants_surveys:
+        if self.announcer.wants_surveys or (self.emitter.has_groups and self.announcer.is_heard):
             self.emitter.between_steps(pace.epoch, epoch_ended=epoch_ended, closing=closing)
         if held_back:
             return

@@ -104,6 +104,31 @@ class SamplesSurveyed(Event):
     num_judged: int = 0
 
 
+MOST_GROUPS = 256
+"""Groups in an event; of more the largest."""
+
+
+@dataclass(frozen=True)
+class GroupsMeasured(Event):
+    """The mean loss of each group of ``groups=``, from the sample table: at the end of an epoch and every 30 seconds.
+
+    Attributes:
+        epoch: The current epoch, 0-based.
+        source: Source of the losses of samples: "exact", "parts of 4", "batch means of 32".
+        names: The groups; of more than 256 those with the most samples.
+        counts: Samples in each.
+        means: Mean loss of those of them that were learned from; NaN without any.
+        num_groups: Number of all groups.
+    """
+
+    epoch: int
+    source: str
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    means: tuple[float, ...]
+    num_groups: int
+
+
 def count_text(num_suspects: int, num_judged: int) -> str:
     """The number of suspects and their share of the samples judged, as every view of a run says it.
 

@@ -156,6 +156,8 @@ def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:
             step, numbers = event.at_step, dict(event.named)
         case events.LrFound():
             numbers = {"r8/lr_found": event.lr}
+        case events.GroupsMeasured():
+            numbers = {f"r8/group/{name}": mean for name, mean in zip(event.names, event.means, strict=True)}
     return step, {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 

@@ -16,7 +16,6 @@ class Shuffle(Policy):
     """Every sample once per pass in random order, as by a plain shuffle: the baseline."""
 
     name = "shuffle"
-    uses_groups = False
     is_random = False
 
 
@@ -75,7 +74,6 @@ class Quartile(Policy):
     """
 
     name = "quartile"
-    uses_groups = False
     is_random = False
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
@@ -103,7 +101,6 @@ class Steady(Policy):
     """
 
     name = "steady"
-    uses_groups = False
     is_random = False
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:

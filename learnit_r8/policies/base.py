@@ -27,7 +27,7 @@ class Candidates(NamedTuple):
         last: float32[C], last observed loss; undefined for unseen samples.
         mean: float32[C], mean of the observed losses; undefined for unseen samples.
         usage_count: int64[C], times learned from.
-        group: int64[C], code of the user's label; None without groups.
+        group: int64[C], code of the user's label; None without groups, and for `arrange` from B groups on.
         margin: float32[C], mean margins by which the model prefers another class, see `MarginLimit.margins`; None
             unless `Outlook.limit` is given.
     """
@@ -99,9 +99,6 @@ class Policy:
     needs_groups = False
     """Whether ``groups=`` must be given."""
 
-    uses_groups = True
-    """Whether ``groups=`` has any effect; if not, it is refused."""
-
     weighs = False
     """Whether `select` is known to return weights sooner or later: loops that cannot take them refuse such a policy."""
 
@@ -170,10 +167,6 @@ class Around(Policy):
     @property
     def needs_groups(self) -> bool:  # type: ignore[override]
         return self.inner.needs_groups
-
-    @property
-    def uses_groups(self) -> bool:  # type: ignore[override]
-        return self.inner.uses_groups
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         return self.inner.select(chunk, context, rng)

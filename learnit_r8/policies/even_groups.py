@@ -40,7 +40,6 @@ class EvenGroups(Around):
     name = "even_groups"
     selects = True
     needs_groups = True
-    uses_groups = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

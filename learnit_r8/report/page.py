@@ -18,13 +18,13 @@ from ..journal.run import Run
 from ..journal.run_info import read_sessions, utc
 from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
 from . import samples
-from .curves import comparison_sections, loss_section, metric_section, rate_section
+from .curves import comparison_sections, fit_of, loss_section, metric_section, rate_section
 from .data import ReportData
 from .document import Data, bars, chart, curve, document, known, section, table
 from .gallery import NO_LOOK, Look
 from .runs import Comparison
 
-MOST_METRICS, MOST_EVENTS = 12, 300
+MOST_METRICS, MOST_EVENTS, MOST_CURVES = 12, 300, 8
 MOST_LOSSES = 48
 """Losses around an incident that are drawn."""
 LEVELS = {"open": "warn", "over": "good", "gave up": "alert"}
@@ -52,8 +52,8 @@ def content_of(data: ReportData, look: Look = NO_LOOK, other: ReportData | None 
     sections += [*loss_section(view), *rate_section(view)]
     for title, names in list(grouped(view.metrics).items())[:MOST_METRICS]:
         sections.append(metric_section(view, names[0] if len(names) == 1 else title, names))
-    sections += [*_quarters(data), *samples.verdict(data), *samples.gallery(data, look), *samples.suspects(data)]
-    sections += samples.hardest(data)
+    sections += [*_groups(view), *_quarters(data), *samples.verdict(data), *samples.gallery(data, look)]
+    sections += [*samples.suspects(data), *samples.hardest(data)]
     sections += [*samples.map_section(data, look), *samples.overview(data), *_histograms(view), *_machine(view)]
     sections += samples.classes(data)
     sections += [*_events(view), *_configuration(data, run)]
@@ -124,6 +124,31 @@ def _cards(view: View, ended: str) -> Iterator[Data]:
     if math.isfinite(pacing.own_share):
         cards.append(("overhead", f"{pacing.own_share:.1%}", "of the training time, by the scheduler"))
     yield section("", {"cards": cards}, kind="bare")
+
+
+def _groups(view: View) -> Iterator[Data]:
+    """The groups of samples: the first curves of the list, and a row for each group."""
+    groups = view.ranked_groups()
+    if not groups:
+        return
+    shown = [(group, f"c{place % 6} d{place // 6}") for place, group in enumerate(groups[:MOST_CURVES])]
+    series = [
+        curve(group.name, [p.step for p in group.points], [p.value for p in group.points], look, dots=True)
+        for group, look in shown
+    ]
+    more = {"from": 0, "to": float(max(1, view.step)), "ends": True, "fit": fit_of(series, view.step), "height": 250}
+    rows = [
+        [group.name, group.num_samples, group.mean, min(p.value for p in group.points), group.rise or "",
+         {"spark": [p.value for p in group.points]}]
+        for group in groups
+    ]  # fmt: skip
+    note = "Those first that have lost a tenth of their progress or more, then the highest losses."
+    note += f" Curves: the first {len(series)} of {view.num_groups:,} groups." * (len(shown) < view.num_groups)
+    columns = ("group", "samples", "mean loss", "lowest", "risen by", "over time")
+    yield section(
+        "Groups", chart("mean loss of groups over the steps", series, x_name="step", log=False, **more),
+        table(columns, rows, kind="groups", tall=True), note=note,
+    )  # fmt: skip
 
 
 def _quarters(data: ReportData) -> Iterator[Data]:

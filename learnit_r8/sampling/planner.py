@@ -56,7 +56,8 @@ class Draft:
 
     def first(self, indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """The ``count`` of some samples that the policy draws first."""
-        return indices[self._arranged(self._candidates(indices, self._storage.records.take(indices)))[:count]]
+        candidates = self._candidates(indices, self._storage.records.take(indices))
+        return indices[self._arranged(candidates, self._table.batch_size)[:count]]
 
     def chunk(
         self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator | None = None
@@ -72,7 +73,7 @@ class Draft:
         table, batch_size, (indices, weights) = self._table, self._table.batch_size, samples
         records = self._storage.records.gather(indices)
         candidates = self._candidates(indices, records)
-        order = self._arranged(candidates)
+        order = self._arranged(candidates, batch_size)
         if watch_rng is not None:
             watched = holds(self._storage.exclusions.watched, indices[order])
             order = spread_evenly(order, watched, batch_size, watch_rng)
@@ -114,7 +115,7 @@ class Draft:
             own = np.flatnonzero(of == place)
             candidates = self._candidates(indices[own], self._storage.records.gather(indices[own]))
             size = full[places.index(place)]
-            arranged = self._policy.arrange(candidates, size, self._rng)
+            arranged = self._arranged(candidates, size)
             if (sizes[numbers == place][:-1] != size).any():
                 # Some batches have lost samples, so that an order of full ones fits them no better than any.
                 arranged = np.arange(len(own))
@@ -136,8 +137,11 @@ class Draft:
     def _mean_of(self, records: NDArray[Any]) -> float:
         return self._learner.expected(records, np.array([len(records)]))[0]
 
-    def _arranged(self, candidates: Candidates) -> NDArray[np.int64]:
-        return self._policy.arrange(candidates, self._table.batch_size, self._rng)
+    def _arranged(self, candidates: Candidates, batch_size: int) -> NDArray[np.int64]:
+        if len(self._storage.group_sizes) >= self._table.batch_size:
+            # A batch cannot take a sample of each.
+            candidates = candidates._replace(group=None)
+        return self._policy.arrange(candidates, batch_size, self._rng)
 
     def _candidates(self, indices: NDArray[np.int64], records: NDArray[Any]) -> Candidates:
         usage_count = records["usage_count"].astype(np.int64)

@@ -189,9 +189,7 @@ def _kind_of(name: Any) -> str:
 _SAID = {INDICES: "indices that a DataLoader drew", INTEGERS: "integers", TEXTS: "texts"}
 
 
-def coded(
-    groups: NDArray[Any], num_samples: int, batch_size: int
-) -> tuple[NDArray[Any], NDArray[np.int64], tuple[int, ...]]:
+def coded(groups: NDArray[Any], num_samples: int) -> tuple[NDArray[Any], NDArray[np.int64], tuple[int, ...]]:
     """The distinct labels in order, the code of each sample's label, int64[N], and the number of samples with each.
 
     Raises:
@@ -203,11 +201,8 @@ def coded(
         labels, codes, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     except TypeError as error:
         raise ValueError(f"groups must be labels of one kind, got {groups[:5]!r} and more.") from error
-    if len(labels) >= min(batch_size, 2**16):
-        raise ValueError(
-            f"groups must have fewer distinct labels than batch_size={batch_size}, got {len(labels)}: "
-            "each batch takes at least one sample of each, and at most 65535 labels are possible."
-        )
+    if len(labels) >= 2**16:
+        raise ValueError(f"groups must have at most 65535 distinct labels, got {len(labels)}.")
     return labels, codes, tuple(sizes.tolist())
 
 

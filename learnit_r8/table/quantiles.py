@@ -177,6 +177,22 @@ def samples_of(
     ]
 
 
+class Group(NamedTuple):
+    """The samples with one label of ``groups=``.
+
+    Attributes:
+        label: The label.
+        num_samples: How many there are.
+        num_seen: How many of them were learned from at least once.
+        mean: Mean of the estimated losses of those; NaN without any.
+    """
+
+    label: Any
+    num_samples: int
+    num_seen: int
+    mean: float
+
+
 BINS = 32
 LOG_RATIO = 20
 UNSEEN = 4

@@ -83,7 +83,7 @@ class SampleStorage:
         self.group_sizes: tuple[int, ...] = ()
         codes: Any = None
         if groups is not None:
-            self.group_labels, codes, self.group_sizes = coded(np.asarray(groups), num_samples, batch_size)
+            self.group_labels, codes, self.group_sizes = coded(np.asarray(groups), num_samples)
         self.records = Records(num_samples)
         if codes is not None:
             self.records.whole["group"][:] = codes

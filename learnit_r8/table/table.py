@@ -16,7 +16,17 @@ from .labels.overview import Overview
 from .labels.suspects import Ranking, Suspects, of_weighed
 from .learner import LossLearner
 from .losses import EXACT
-from .quantiles import MOST_RANKED, Quartile, Sample, html_table, quartiles_of, quartiles_of_some, samples_of, top_of
+from .quantiles import (
+    MOST_RANKED,
+    Group,
+    Quartile,
+    Sample,
+    html_table,
+    quartiles_of,
+    quartiles_of_some,
+    samples_of,
+    top_of,
+)
 from .records import ALL, Columns, Lock, Where, spread
 from .storage import FIELDS, SampleStorage
 
@@ -212,6 +222,22 @@ class SampleTable:
             return quartiles_of(known["loss"], known["usage_count"])
         known = self.read("loss", "usage_count", where=spread(self.num_samples, MOST_RANKED))
         return quartiles_of_some(known["loss"], known["usage_count"], self.num_seen)
+
+    def groups(self) -> list[Group]:
+        """The groups of ``groups=`` with the mean loss of their samples, the highest first; empty without groups."""
+        labels = self.storage.group_labels
+        if labels is None:
+            return []
+        sums, seen = np.zeros(len(labels)), np.zeros(len(labels), np.int64)
+        for _, known in self._columns()[0].blocks("loss", "group"):
+            is_seen = ~np.isnan(known["loss"])
+            codes = known["group"][is_seen]
+            sums += np.bincount(codes, known["loss"][is_seen], len(labels))
+            seen += np.bincount(codes, minlength=len(labels))
+        means = np.divide(sums, seen, out=np.full(len(labels), np.nan), where=seen > 0)
+        columns = labels.tolist(), self.storage.group_sizes, seen.tolist(), means.tolist()
+        found = [Group(*values) for values in zip(*columns, strict=True)]
+        return sorted(found, key=lambda group: (not group.num_seen, -group.mean if group.num_seen else 0.0))
 
     def suspects(self, precision: float = 0.5, *, runs: Sequence[Any] = ()) -> Suspects:
         """Samples that look mislabelled, most suspect first; only samples with at least 4 uses are judged.

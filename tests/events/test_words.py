@@ -9,7 +9,16 @@ from learnit_r8.dashboard.state.view import View
 from learnit_r8.events.event import describe
 from tests.events.any_events import any_event
 
-SILENT = {"StepDone", "StepsDone", "SamplesSurveyed", "BackupTaken", "BestSaved", "LrPlanned", "Alive", "MachineLoad"}
+SILENT = {
+    "StepDone",
+    "StepsDone",
+    "SamplesSurveyed",
+    "BackupTaken",
+    "GroupsMeasured",
+    "LrPlanned",
+    "Alive",
+    "MachineLoad",
+}
 
 
 @given(any_event())

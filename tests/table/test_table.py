@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8 import SampleTable
+from learnit_r8 import R8Scheduler, SampleTable
 from learnit_r8.guard import LARGEST_LOSS
 from learnit_r8.table.losses import EXACT, WHOLE_BATCH
 from learnit_r8.table.quantiles import Quartile
@@ -325,7 +325,6 @@ def test_identity_tells_data_apart(name, change):
         ({"sample_ids": ["a"]}, r"sample_ids must have num_samples=4 entries, got 1"),
         ({"groups": [0, 1]}, r"groups must have shape \(4,\), one label per sample, got \(2,\)"),
         ({"groups": [[0], [1], [0], [1]]}, r"groups must have shape \(4,\), one label per sample, got \(4, 1\)"),
-        ({"groups": [0, 1, 0, 1]}, r"groups must have fewer distinct labels than batch_size=2, got 2"),
     ],
 )
 def test_refuses_arguments(arguments, message):
@@ -364,3 +363,31 @@ def test_an_early_outlier_is_scaled_down_with_its_samples():
     assert mean < 5
     assert means.tolist() == pytest.approx([0.8 * mean, 1.2 * mean])
     assert lowest == pytest.approx(0.8 * mean)
+
+
+def test_groups_have_the_means_of_their_seen_samples():
+    """Mean and counts of each group are those of a slow count, the highest first, groups that were not seen last."""
+    rng = np.random.default_rng(0)
+    labels = np.array([f"source {number}" for number in rng.integers(0, 70, 500)] + ["rare"] * 3)
+    losses = rng.random(400) * 3
+    r8 = R8Scheduler(503, batch_size=400, num_epochs=1, groups=labels)
+    ticket = r8.draw()
+    r8.report(ticket, losses)
+    table, where = r8.table, ticket.indices
+    slow = {
+        label: (int((labels == label).sum()), losses[labels[where] == label])
+        for label in dict.fromkeys(labels.tolist())
+    }
+    found = table.groups()
+
+    assert [group.mean for group in found if group.num_seen] == sorted(
+        (group.mean for group in found if group.num_seen), reverse=True
+    )
+    assert {group.label: (group.num_samples, group.num_seen) for group in found} == {
+        label: (count, len(seen)) for label, (count, seen) in slow.items()
+    }
+    for group in found:
+        assert not group.num_seen or group.mean == pytest.approx(slow[group.label][1].mean(), rel=1e-6)
+    assert SampleTable(4, batch_size=2).groups() == []
+    with pytest.raises(ValueError, match="groups must have at most 65535 distinct labels, got 65536"):
+        SampleTable(2**16, batch_size=2, groups=np.arange(2**16))

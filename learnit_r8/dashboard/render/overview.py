@@ -13,6 +13,7 @@ from .curves import loss_panel, metric_panel, rate_panel
 from .header import Rows, incident_line, loss_line, metric_line, speed_line, system_line, title_line, total_line
 from .parts import beside
 from .samples import (
+    groups_panel,
     histogram_line,
     loss_histogram,
     quartile_panel,
@@ -111,12 +112,15 @@ def _histograms(view: View, width: int, height: int, theme: Theme) -> list[tuple
 
 
 def data_page(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
-    """The quartiles over time, their table, and the histograms of uses and losses."""
+    """The quartiles over time, their table, the groups, and the histograms of uses and losses."""
     sections = [
         one_row(title_line(view, ui, width, theme, scene), 0),
         Section(4, 8, 3, 2, lambda rows: ribbon_panel(view, ui, width, rows, theme)),
         Section(6, 6, 0, 1, lambda rows: quartile_panel(view, width, rows, theme)),
     ]
+    if view.groups:
+        most = len(view.groups) + 2
+        sections.append(Section(min(most, 8), most, 0, 0, lambda rows: groups_panel(view, width, rows, theme)))
     if width >= SIDE_BY_SIDE:
         sections.append(
             Section(7, 7, 1, 3, lambda rows: beside(_histograms(view, width, rows, theme), rows, theme.glyphs))

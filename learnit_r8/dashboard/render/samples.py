@@ -66,7 +66,8 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
     """Loss range, mean, share of the data and of the last batch, uses, and moves of each quartile."""
     glyphs = theme.glyphs
     survey = view.survey
-    has_groups = view.run is not None and view.run.policy == "balanced" and "groups" in view.run.settings
+    run = view.run
+    has_groups = run is not None and run.policy == "balanced" and 0 < view.num_groups < run.batch_size
     groups = "; batches: groups first, then losses" if has_groups and width >= 64 else ""
     lines = [survey_rule(view, f"samples by loss{groups}", width, glyphs)]
     if survey is None or not is_ranked(survey):
@@ -100,6 +101,25 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
             into, out = moves[row]
             spans.append(Span(f"  {100 * into:5.1f} /{100 * out:5.1f} %", "label"))
         lines.append(cropped(tuple(spans), width))
+    return lines[:height]
+
+
+def groups_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
+    """Mean loss, samples and course of each group that fits: those that get worse first, then the worst."""
+    glyphs, groups = theme.glyphs, view.ranked_groups()
+    shown = groups[: height - 2]
+    many = f"{len(shown)} of {view.num_groups:,}, " if len(shown) < view.num_groups else ""
+    lines = [survey_rule(view, f"groups: {many}rising and worst first", width, glyphs)]
+    room = max(8, min(40, width - 44))
+    lines.append((Span(fit(f" {'group':<{room}}{'samples':>10}{'mean loss':>11}  over time", width), "label"),))
+    means = aligned([group.mean for group in shown], 10)
+    for group, mean in zip(shown, means, strict=True):
+        course = spark([point.value for point in group.points], HISTORY, glyphs)
+        rising = f"  +{number(group.rise, 3)} above its lowest" if width >= 90 else f"  +{number(group.rise, 3)}"
+        lines.append(cropped((
+            Span(f" {fit(group.name, room, glyphs.ellipsis)}"), Span(f"{group.num_samples:>10,}", "label"),
+            Span(f" {mean}", "value"), Span(f"  {course}", "loss"), Span(rising if group.rise else "", "warn"),
+        ), width))  # fmt: skip
     return lines[:height]
 
 

@@ -12,6 +12,7 @@ from ... import events
 from ...events.condenser import steps_of
 from ...events.event import ALERT, WARN, describe
 from ...events.incident import Incident, fold
+from ...events.samples import MOST_GROUPS
 from ...events.steps import is_lower_better
 from ...events.text import clean
 from .curve import Curve, ThinnedList
@@ -176,6 +177,36 @@ class Bounds(NamedTuple):
     values: tuple[float, ...]
 
 
+LOST = 0.1
+"""Share of the progress of a group that it must lose to be called rising."""
+
+
+class Group(NamedTuple):
+    """A group of samples, with its mean loss over the steps.
+
+    Attributes:
+        name: Its name, safe to show.
+        num_samples: Samples in it.
+        points: Its mean loss, oldest first; at least one.
+    """
+
+    name: str
+    num_samples: int
+    points: ThinnedList[Point]
+
+    @property
+    def mean(self) -> float:
+        """The newest mean loss."""
+        return self.points[-1].value
+
+    @property
+    def rise(self) -> float:
+        """By how much it is above its lowest, if it has lost a tenth of its progress or more; else 0."""
+        values = [point.value for point in self.points]
+        rise, progress = values[-1] - min(values), values[0] - min(values)
+        return rise if rise > LOST * progress and rise > 1e-9 * abs(values[-1]) else 0.0
+
+
 class View:
     """The state of a run as its events tell it: the same events give the same view, live or replayed.
 
@@ -206,6 +237,8 @@ class View:
         num_entries, num_alerts: Events, and warnings and alerts, that were added to the log so far.
         survey: The newest survey of the samples; None before.
         bounds: Quartiles over time; thinned.
+        groups: The groups of samples by name, in the order of their size; `ranked_groups` has the worst first.
+        num_groups: Number of all groups, of which the largest are told.
         epochs: The newest ends of epochs.
         loads: The load of the machine over time; thinned.
         pacing: Speed of the run.
@@ -246,6 +279,8 @@ class View:
         self.num_alerts = 0
         self.survey: events.SamplesSurveyed | None = None
         self.bounds: ThinnedList[Bounds] = ThinnedList(MOST_SURVEYS)
+        self.groups: dict[str, Group] = {}
+        self.num_groups = 0
         self.epochs: deque[events.EpochDone] = deque(maxlen=64)
         self.loads: ThinnedList[events.MachineLoad] = ThinnedList(MOST_POINTS)
         self.pacing = Pacing()
@@ -282,6 +317,12 @@ class View:
                 self.survey = event
                 if len(event.low) == len(event.high) == 4:
                     self.bounds.add(Bounds(event.step, (event.low[0], *event.high)))
+            case events.GroupsMeasured():
+                self.num_groups = event.num_groups
+                for name, count, mean in zip(event.names, event.counts, event.means, strict=False):
+                    if math.isfinite(mean) and (name in self.groups or len(self.groups) < MOST_GROUPS):
+                        new = Group(clean(name, 60), count, ThinnedList(MOST_POINTS))
+                        self.groups.setdefault(name, new).points.add(Point(event.step, mean))
             case events.MetricsLogged():
                 self.logged = event
                 for name, value in event.named.items():
@@ -347,8 +388,9 @@ class View:
         self.bounds.keep(lambda bounds: bounds.step <= event.step)
         self.marks.keep(lambda mark: mark.step <= event.step)
         self.loads.keep(lambda load: load.step <= event.step)
-        for points in self.metrics.values():
+        for points in (*self.metrics.values(), *(group.points for group in self.groups.values())):
             points.keep(lambda point: point.step <= event.step)
+        self.groups = {name: group for name, group in self.groups.items() if group.points}
         self.metrics = {name: points for name, points in self.metrics.items() if points}
         self.bests = {}
         for name, points in self.metrics.items():
@@ -394,6 +436,10 @@ class View:
         known, sign = self.bests.get(name), -1.0 if is_lower_better(name) else 1.0
         if math.isfinite(point.value) and (known is None or sign * point.value > sign * known.value):
             self.bests[name] = point
+
+    def ranked_groups(self) -> list[Group]:
+        """The groups: those whose loss rises first, by how much, then the others, the highest loss first."""
+        return sorted(self.groups.values(), key=lambda group: (-group.rise, -group.mean))
 
     @property
     def incident(self) -> Incident | None:

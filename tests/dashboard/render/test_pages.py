@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learnit_r8 import SampleTable
+from learnit_r8 import SampleTable, events
 from learnit_r8.dashboard.render.samples import loss_histogram
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
@@ -177,7 +177,7 @@ def test_balance_over_groups_is_said():
     """With groups a batch is balanced over them first, so its quarters differ: the panel says so."""
     view = copy.deepcopy(fake_view())
     without = "\n".join(screen(view, 120, 40, view="data"))
-    view.run = dataclasses.replace(view.run, settings={**view.run.settings, "groups": "int64[50000]"})
+    view.fold(events.GroupsMeasured(view.step, view.seconds, 12, "exact", ("a", "b"), (9, 9), (1.0, 2.0), 2))
 
     assert "batches: groups first, then losses" in "\n".join(screen(view, 120, 40, view="data"))
     assert "groups first" not in without
