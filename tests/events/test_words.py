@@ -14,6 +14,7 @@ SILENT = {
     "StepsDone",
     "SamplesSurveyed",
     "BackupTaken",
+    "BestSaved",
     "GroupsMeasured",
     "LrPlanned",
     "Alive",
