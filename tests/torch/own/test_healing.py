@@ -353,3 +353,38 @@ def test_the_state_of_an_adapter_holds_what_ones_own_callbacks_keep():
     attached(own).load_state_dict(saved)
 
     assert own == {"steps": 7}
+
+
+def test_a_loop_that_asks_for_the_backup_draws_the_batches_again():
+    """restore_backup() ends the iteration; the next one goes on behind the backup, and the run ends the same."""
+
+    def run(restores_at=None):
+        torch.manual_seed(0)
+        model, data = torch.nn.Linear(8, 4), TensorDataset(*clouds())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader, drawn = DataLoader(data, batch_size=16, shuffle=True), []
+        with attach(model, optimizer, loader, num_epochs=3, backup_every=5) as adapter:
+            r8 = adapter.scheduler
+            while r8.global_step < 3 * len(loader):
+                for _ in adapter.epochs():
+                    for x, y in adapter:
+                        drawn.append((r8.global_step, x.sum().item()))
+                        loss = cross_entropy(model(x), y)
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+                        adapter.report(loss)
+                        if len(drawn) == restores_at:
+                            restored = r8.restore_backup()
+                            assert (r8.global_step, restored % 5) == (restored, 0)
+                            break
+                    else:
+                        continue
+                    break
+        return model.weight.detach(), drawn
+
+    (plain, drawn), (again, more) = run(), run(restores_at=9)
+
+    assert torch.equal(plain, again)
+    assert len(more) > len(drawn)
+    assert set(more) == set(drawn)
