@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
+from learnit_r8 import TokenBatches
 from learnit_r8.torch import R8BatchSampler, attach
 from learnit_r8.torch.batches.loader import make_loader
 from tests.torch_common import DIGITS, STEPS, ManyRows, Rows, X, Y, as_is, no_steady, scheduler, together
@@ -552,7 +553,7 @@ def test_batches_of_similar_lengths_are_drawn_for_a_loader(workers):
     torch.manual_seed(0)
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    adapter = attach(model, optimizer, texts, lengths=lengths, max_tokens=256, num_epochs=2)
+    adapter = attach(model, optimizer, texts, batch_size=TokenBatches(lengths, max_tokens=256), num_epochs=2)
     pad = torch.nn.utils.rnn.pad_sequence
     for _ in adapter.epochs():
         seen = []
