@@ -5,7 +5,7 @@
 
 A character model (GRU) predicts the next letter of speeches, which are cut to 512 letters and padded to the longest of
 their batch. Both have as many batches an epoch, so as many letters in a batch on average: R8 draws them with
-``lengths=`` and ``max_tokens=``, the plain one takes a random order. Tokens computed: those of the padded batches of an
+`TokenBatches`, the plain one takes a random order. Tokens computed: those of the padded batches of an
 epoch. Loss: of a letter of the speeches kept aside, after as many tokens computed; and after as many letters seen.
 """
 

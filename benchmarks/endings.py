@@ -231,7 +231,7 @@ import sys, time
 began = time.perf_counter()
 import numpy as np, torch
 from learnit_r8.torch import attach
-from learnit_r8 import R8Scheduler
+from learnit_r8 import Backups
 imported = time.perf_counter()
 folder, megabytes, every, backup_dir = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 torch.manual_seed(0); torch.set_num_threads(1)
@@ -240,9 +240,9 @@ width = int((megabytes * 2**20 / 12 / 4) ** 0.5)
 model = torch.nn.Sequential(*[torch.nn.Linear(width, width) for _ in range(4)])
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 data = torch.utils.data.TensorDataset(torch.randn(2000, width), torch.randn(2000, width))
-adapter = attach(model, optimizer, data, batch_size=8, num_steps=10**7, backup_every=every,
-                 checkpoint_dir=folder + "/ck", checkpoint_every=10**6,
-                 backup_dir=backup_dir, resume="auto")
+adapter = attach(model, optimizer, data, batch_size=8, num_steps=10**7,
+                 backup_every=Backups(every, backup_dir=backup_dir),
+                 checkpoint_dir=folder + "/ck", checkpoint_every=10**6, resume="auto")
 log = open(folder + "/log", "a", buffering=1)
 print("began", adapter.scheduler.global_step, time.time(), file=log)
 first = True
@@ -348,10 +348,10 @@ def leftovers(options):
     """What is in shared memory after a clean end, after a crash and a resume, and after crashed runs."""
     program = (
         "import sys, os, time, numpy as np\n"
-        "from learnit_r8 import R8Scheduler\n"
+        "from learnit_r8 import Backups, R8Scheduler\n"
         "w = {'w': np.zeros(1000)}\n"
-        "r8 = R8Scheduler(640, batch_size=8, num_steps=60, backup_every=10, checkpoint_dir=sys.argv[1],\n"
-        "    backup_dir=sys.argv[2], resume='auto', state_callback=lambda: w, load_callback=w.update)\n"
+        "r8 = R8Scheduler(640, batch_size=8, num_steps=60, checkpoint_dir=sys.argv[1],\n"
+        "    backup_every=Backups(10, backup_dir=sys.argv[2]), resume='auto', state_callback=lambda: w, load_callback=w.update)\n"
         "for _ in r8.epoch_iterator():\n"
         "    for i, lr in r8.batch_iterator():\n"
         "        r8.update_with_loss(1 + i.mean() / 640); time.sleep(.002)\n"

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch.nn.functional import cross_entropy
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import SampleError, attach
 from learnit_r8.torch.losses import read_losses
 from tests.torch_common import (
@@ -41,7 +42,7 @@ class Stream(torch.utils.data.IterableDataset):
 def attached(model=None, optimizer=None, dataset=DIGITS, **settings):
     model = classifier() if model is None else model
     optimizer = sgd(model if isinstance(model, torch.nn.Module) else classifier()) if optimizer is None else optimizer
-    return attach(model, optimizer, dataset, **{"batch_size": 16, "num_epochs": 1, **settings})
+    return attach(model, optimizer, dataset, **grouped({"batch_size": 16, "num_epochs": 1, **settings}))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_scheduler_made_before(arguments, error, message):
     """A scheduler that was made before must fit, and takes no more settings."""
     model = classifier()
     with pytest.raises(error, match=message):
-        attach(model, sgd(model), DIGITS, **arguments)
+        attach(model, sgd(model), DIGITS, **grouped(arguments))
 
 
 @pytest.mark.parametrize(
