@@ -585,13 +585,13 @@ def _outputs_of(model: torch.nn.Module) -> Iterator[list[Any]]:
 def _checked(r8: Any) -> dict[str, Any]:
     if not isinstance(r8, Mapping):
         raise TypeError(f"r8 must be a dict of settings for R8Scheduler, got {r8!r}.")
-    follows = r8.get("batches") is False and isinstance(r8.get("batch_size"), values.OwnBatches)
-    decided = sorted(set(DECIDED) & set(r8) - ({"batch_size"} if follows else set()))
+    settings = dict(r8)
+    follows = settings.get("batches") is False and isinstance(settings.get("batch_size"), values.OwnBatches)
+    decided = sorted(set(DECIDED) & set(settings) - ({"batch_size"} if follows else set()))
     if decided:
         raise ValueError(
-            f"{decided[0]} must be left out of r8, the TrainingArguments decide it, got {r8[decided[0]]!r}."
+            f"{decided[0]} must be left out of r8, the TrainingArguments decide it, got {settings[decided[0]]!r}."
         )
-    settings = dict(r8)
     if "batch" in settings or not isinstance(settings.get("batches", True), bool):
         raise TypeError(f"batches in r8 must be True or False, got {settings}.")
     return settings
