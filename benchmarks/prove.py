@@ -28,7 +28,7 @@ FAULTS = {
     "with_lightning": "schedule ema moments dropout",
     "with_accelerate": "epoch schedule skipped accumulation",
 }
-"""By script, what is planted: kinds of `learnit_r8.testing.prove.words`, an older checkpoint, or only in the second resume."""
+"""By script, what is planted: kinds of the module `words`, an older checkpoint, or a fault of the second resume."""
 
 QUICK = {"plain": "moments restarted"}
 

@@ -43,11 +43,10 @@ class Model(lightning.LightningModule):
     def training_step(self, batch, _):
         return nn.functional.cross_entropy(self.body(batch[0]), batch[1])
 
-    def on_train_epoch_start(self):
+    def on_train_batch_start(self, batch, number):
+        # Lightning saves no random generators.
         if FAULT != "dropout":
-            torch.manual_seed(self.current_epoch)
-
-    def on_train_batch_start(self, *_):
+            torch.manual_seed(1000 * self.current_epoch + number)
         # What counts here is not in the checkpoint.
         self.batches += 1
         if FAULT == "schedule":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from pathlib import Path
 
+from ..checkpoint.durable_io import open_output
 from ..events.codec import strict_json
 from ..testing.prove.proof import prove as find_out
 from ..testing.prove.report import as_data, lines_of, page
@@ -33,6 +33,7 @@ def prove(options: argparse.Namespace) -> int:
         print("learnit-r8 prove: interrupted; what was started has ended, and its copies are gone.", file=sys.stderr)
         return 130
     if options.report:
-        Path(options.report).write_text(page(proof, command), encoding="utf-8")
+        with open(open_output(options.report), "w", encoding="utf-8") as file:
+            file.write(page(proof, command))
     print(strict_json(as_data(proof, command)) if options.json else "\n".join(lines_of(proof, command)))
     return proof.code

@@ -50,12 +50,12 @@ def is_epoch_start(steps: Sequence[Step], place: int) -> bool:
 
 
 def moving(steps: Sequence[Step]) -> set[str]:
-    """The copies of the weights that move: averages, and no checkpoint that was read."""
-    seen: dict[str, set[str]] = {}
+    """The copies of the weights that move, or were seen once: averages, and no checkpoint that was read."""
+    seen: dict[str, list[str]] = {}
     for step in steps:
         for key, digest in step.get("e", {}).items():
-            seen.setdefault(key, set()).add(digest)
-    return {key for key, digests in seen.items() if len(digests) > 1}
+            seen.setdefault(key, []).append(digest)
+    return {key for key, digests in seen.items() if len(digests) == 1 or len(set(digests)) > 1}
 
 
 def copies_of(step: Step, keys: set[str]) -> set[str]:
@@ -76,10 +76,7 @@ def parts_that_differ(one: Step, two: Step, keys: tuple[set[str], set[str]] = (s
     if "w" in one and "w" in two:
         found += [name for name, key in WHOLE_STATE.items() if one[key] != two[key]]
         held = copies_of(one, keys[0]), copies_of(two, keys[1])
-        # A copy that is made anew in each step is found now and then only.
-        if (all(held) and not held[0] & held[1]) or (
-            bool(held[0]) and "e" in two and not keys[1] and len(two["e"]) == 1
-        ):
+        if all(held) and not held[0] & held[1]:
             found.append("copies")
     return found
 

@@ -142,15 +142,20 @@ class Trial:
             raise CannotSay(f"{len(done.ranks)} processes train after the kill, in place of {len(references)}.")
         return done
 
-    def compare(self, done: Launch, references: list[list[Any]], killed: int) -> Difference | None:
-        """Compare a restarted training with what it should have done; the earliest difference of all ranks."""
+    def compare(
+        self, done: Launch, references: list[list[Any]], killed: int, *, is_whole: bool = True
+    ) -> Difference | None:
+        """Compare a restarted training with what it should have done, to the end if that is there, too.
+
+        It is the earliest difference of all ranks.
+        """
         found = []
         for rank, (trace, reference) in enumerate(zip(done.ranks, references, strict=True)):
-            has_ended = trace.end.get("why") == "end"
+            has_ended = is_whole and trace.end.get("why") == "end"
             after = align(trace.steps, reference, killed)
             if after is None:
-                is_whole = has_ended and len(trace.steps) == len(reference)
-                after = 0 if is_whole else align_by_batches(trace.steps, reference, killed)
+                is_anew = has_ended and len(trace.steps) == len(reference)
+                after = 0 if is_anew else align_by_batches(trace.steps, reference, killed)
             if after == 0:
                 raise CannotSay(
                     f"started again after the kill at step {killed}, the training begins at step 0: give the command "
@@ -161,7 +166,7 @@ class Trial:
                 self.restarts.append(Restart(killed, after, min(len(trace.steps), len(reference) - after)))
             difference = first_difference(trace.steps, reference, after, only=self.stable)
             count = after + len(trace.steps)
-            if difference is None and has_ended and count != len(reference) and self.stable is None:
+            if difference is None and has_ended and count != len(reference):
                 kind = "twice" if count < len(reference) <= count + 2 else "steps"
                 told = f"{count} in place of {len(reference)}"
                 step = min(count, len(reference)) + 1
@@ -215,7 +220,7 @@ class Trial:
             self.say("the same kill alone, in a fresh copy")
             place = self.shop.copy()
             self.start_and_kill(killed, place)
-            alone = self.go_on(self.whole, place, killed, None if is_late else difference.step + 1)
+            alone = self.go_on(self.whole, place, killed, None if is_late else difference.step + 2)
             is_second_only = self.compare(alone, self.whole, killed) is None
             self.restarts.pop()
         steps = again.ranks[difference.rank].steps
@@ -230,7 +235,7 @@ class Trial:
         before = [each.steps for each in done.ranks]
         after = self.go_on(before, place, killed, None)
         # What it trained before the kill, it must train again just so.
-        own = self.compare(after, before, killed)
+        own = self.compare(after, before, killed, is_whole=False)
         restart = self.restarts.pop()
         if own is None and restart.compared:
             self.restarts.append(restart)
