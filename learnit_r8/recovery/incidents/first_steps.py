@@ -109,7 +109,7 @@ class DeadParameters:
 
     @property
     def left(self) -> float:
-        """Most numbers with a gradient in one of the last looks, as a share of those in the first; 1 for too few looks."""
+        """Most numbers with a gradient in one of the last looks, as a share of those in the first; 1 until known."""
         first, last = self.shares[:DEAD_LOOKS], self.shares[DEAD_LOOKS:]
         return max(last) * DEAD_LOOKS / sum(first) if len(last) == DEAD_LOOKS and any(first) else 1.0
 
@@ -217,8 +217,8 @@ class FirstSteps:
             "changes": [list(each) for each in self._changes],
             "compared": first.replayed if self._is_compared and first is not None and case is None else None,
             "last": last.to_plain() if last is not None and is_watched else None, "first": None, "trial": None,
-            "dead": [list(each) for each in self.dead.found], "num_dead": self._num_dead, "alive": list(self.dead.shares),
-            "is_reviving": self.is_reviving,
+            "dead": [list(each) for each in self.dead.found], "num_dead": self._num_dead,
+            "alive": list(self.dead.shares), "is_reviving": self.is_reviving,
         }  # fmt: skip
         if not (has_models and self.can_be_saved):
             return plain
@@ -398,10 +398,8 @@ class FirstSteps:
         """Try a tenth of the rate from the start."""
         lineage, self._changes, self._is_compared = self._lineage, [], False
         self._live.begin()
-        initial, rate, is_dying, is_dead = (
-            self._backup.backups[0], max(lineage.rates), self.is_reviving, self.dead.are_most
-        )
-        self.is_reviving = False
+        initial, rate = self._backup.backups[0], max(lineage.rates)
+        is_dying, is_dead, self.is_reviving = self.is_reviving, self.dead.are_most, False
         first = self._alive() if is_dying else initial
         if not self._live.keep_present() or not self._live.put(first):
             self._live.put_present()
