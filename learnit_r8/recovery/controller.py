@@ -399,7 +399,7 @@ class RecoveryController:
         parts = [f"model restored {times}"] if num_restored else []
         if ceiling < math.inf:
             held = f"learning rate at most {self.limit.ceiling_text} since step {self.limit.since:,}"
-            parts.append(f"{held}, as a higher one damaged healthy weights, {self.limit.until_text()}")
+            parts.append(f"{held}, as a higher one did worse, {self.limit.until_text()}")
         elif self.limit.past:
             parts.append(self.limit.past)
         if self.norms.text:
