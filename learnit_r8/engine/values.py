@@ -299,7 +299,7 @@ def how_to_write(names: Iterable[str], given: Mapping[str, Any]) -> str:
         shown = [f"{name}={_short(value)}" for name, value in given.items() if WITHIN.get(name) is kind]
         alone, head = given.get(ARGUMENTS[kind]), HEADS[kind]
         if head is not None and alone is not None and not isinstance(alone, KINDS):
-            shown = [*shown, f"{head}={_short(alone)}"] if head in ("batch_size",) else [_short(alone), *shown]
+            shown = [*shown, f"{head}={_short(alone)}"] if head == "batch_size" else [_short(alone), *shown]
         texts.append(f"{ARGUMENTS[kind]}={kind.__name__}({', '.join(shown)})")
     return ", ".join(texts)
 
