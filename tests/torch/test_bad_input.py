@@ -102,9 +102,7 @@ def test_values_reach_the_scheduler_of_attach():
     batches = torch.utils.data.DataLoader(DIGITS, batch_size=32)
     own = OwnBatches(keep_witness=False)
 
-    with pytest.raises(
-        TypeError, match=r"attach\(\) got .* 'backup_dir'.*write backup_every=Backups\(backup"
-    ):
+    with pytest.raises(TypeError, match=r"attach\(\) got .* 'backup_dir'.*write backup_every=Backups\(backup"):
         attach(model, sgd(model), DIGITS, batch_size=16, num_epochs=1, backup_dir=False)
     adapter = attach(model, sgd(model), batches, num_epochs=2, batch_size=own, scheduler_mode=RateShape("keep"))
     assert adapter.scheduler.keeps_rates

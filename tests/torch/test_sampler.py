@@ -546,7 +546,7 @@ def test_pinned_memory():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_of_similar_lengths_are_drawn_for_a_loader(workers):
-    """With attach() and TokenBatches alone; padded batches stay within the budget, and each text comes once an epoch."""
+    """With TokenBatches alone; padded batches stay within the budget, and each text comes once an epoch."""
     lengths = np.random.default_rng(0).integers(1, 90, 60)
     texts = [torch.full((int(length),), number) for number, length in enumerate(lengths)]
     # A refused loss would be followed by a probe, which takes the place of a batch.
