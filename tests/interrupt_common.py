@@ -284,7 +284,7 @@ class User:
 
     def _report(self, report, indices, lr, epoch):
         """Report a batch, and again after an interrupt if that is the user's reaction; whether it was reported."""
-        turns = self.r8.pace.turns
+        turns, not_learned = self.r8.pace.turns, self._num_not_learned(self.r8)
         given, keywords = self._loss(indices, self.r8.global_step)
         outcome, before = None, self.r8
         while outcome is None:
@@ -294,7 +294,7 @@ class User:
                 is_whole = self._react()
                 if before.pace.turns > turns and is_whole:
                     # It was complete, and the outcome was lost.
-                    outcome = np.isfinite(given).all()
+                    outcome = self._num_not_learned(before) == not_learned
                 elif not is_whole or self.reaction in ("go on", "resume"):
                     return False
         if before.pace.turns > turns:
@@ -304,6 +304,11 @@ class User:
         if outcome:
             self._step_model(lr)
         return self.r8 is before
+
+    @staticmethod
+    def _num_not_learned(r8):
+        """Batches whose outcome was false so far: refused, or a probe."""
+        return r8.sentry.num_refused + r8.pace.probes
 
     def _step_model(self, lr):
         self.model.step(lr)

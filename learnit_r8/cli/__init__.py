@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--html", metavar="OUT", help="write a page with their curves in one chart each")
     compare.add_argument("--open", action="store_true", help="show that page in the browser")
     _add_samples(add("samples", "list the samples with the highest loss, or those that look mislabelled", json=False))
-    _add_labels(add("labels", "train a small network once, and write a page of the labels that look wrong", run=False))
+    _add_labels(add("labels", "train a small network once, and list the labels that look wrong", run=False))
     export = add("export", "print the numbers of a run, as CSV or JSON lines", json=False)
     export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
     export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
@@ -176,7 +176,9 @@ def _add_labels(labels: argparse.ArgumentParser) -> None:
     labels.add_argument(
         "source", metavar="FOLDER|TABLE", help="a folder with a folder of images for each label, or a CSV file"
     )
-    labels.add_argument("--label", metavar="COLUMN", help="the column of labels in the CSV file")
+    labels.add_argument(
+        "--label", metavar="COLUMN", help="the column of labels in the CSV file, if it cannot be guessed"
+    )
     labels.add_argument(
         "--precision", type=_share, default=0.5, metavar="P", help="least share of the list to be wrong (default 0.5)"
     )
@@ -184,6 +186,7 @@ def _add_labels(labels: argparse.ArgumentParser) -> None:
     end.add_argument("--epochs", type=_count, help="how long to train (default 40, with large images 12)")
     end.add_argument("--minutes", type=_positive, help="how long to train, by the clock")
     labels.add_argument("--out", default="wrong_labels.html", metavar="FILE", help="the page (wrong_labels.html)")
+    labels.add_argument("--list", default="suspects.csv", metavar="FILE", help="all of them as CSV (suspects.csv)")
     labels.add_argument("--top", type=_count, default=8, metavar="K", help="how many to print (default 8)")
 
 

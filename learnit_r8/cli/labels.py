@@ -1,4 +1,4 @@
-"""``learnit-r8 labels``: train a small network on images or a table, and write a page of labels that look wrong."""
+"""``learnit-r8 labels``: train a small network on images or a table, and list the labels that look wrong."""
 
 from __future__ import annotations
 
@@ -7,27 +7,32 @@ import csv
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checkpoint.durable_io import open_output
+from ..dashboard.export import write_csv
 from ..events.codec import strict_json
 from ..events.text import clean
 from ..journal.run import free_of_runs
 from ..table.labels.suspects import Suspects
+
+COLUMNS = ("index", "name", "given_label", "predicted_label", "votes", "score")
+"""The columns of the list."""
 
 LARGE, EPOCHS, IMAGE_EPOCHS = 1000, 40, 12
 """Numbers of a sample from which it is an image for convolutions; epochs for other samples and for these."""
 
 
 def labels(options: argparse.Namespace) -> int:
-    """Train, write the page, and say what was found."""
+    """Train, write the page and the list, and say what was found."""
     source = Path(options.source)
     data = read_images(source) if source.is_dir() else read_table(source, options.label)
-    out = free_of_runs(options.out)
+    out, listed = free_of_runs(options.out), free_of_runs(options.list)
     try:
         import torch
     except ImportError:
@@ -43,9 +48,14 @@ def labels(options: argparse.Namespace) -> int:
             Path(folder) / "run", out, thumbnail=data.picture, describe=data.describe, precision=options.precision
         )
     rows = _rows_of(found, data)
+    with open(open_output(listed), "w", encoding="utf-8", newline="") as file:
+        write_csv(file, COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
     if options.json:
         facts = {
             "page": str(out),
+            "list": str(listed),
+            "label_column": data.label_column,
+            "id_column": data.id_column,
             "num_samples": len(data.labels),
             "num_suspects": len(rows),
             "precision": found.precision,
@@ -55,12 +65,30 @@ def labels(options: argparse.Namespace) -> int:
         }
         print(strict_json(facts, non_finite=lambda value: None))
         return 0
-    reason = f" ({found.reason})" if found.reason else ""
-    print(f"{len(data.labels):,} samples, {len(rows):,} labels look wrong{reason}; the page is {clean(str(out))}")
+    for line in _said(found, data):
+        print(clean(line, 400))
     for row in rows[: options.top]:
         better = row["predicted_label"] or "?"
         print(clean(f"  {row['name']} says {row['given_label']}, should perhaps be {better}"))
+    print(f"look at {clean(str(out))}; the whole list is in {clean(str(listed))}")
     return 0
+
+
+def _said(found: Suspects, data: LabelledData) -> Iterator[str]:
+    """How many labels look wrong, and how sure that is."""
+    if data.label_column:
+        ids = f", ids in {data.id_column!r}" if data.id_column else ""
+        yield f"labels are in the column {data.label_column!r}{ids}"
+    total, several = len(data.labels), len(found)
+    if found.reason:
+        yield f"none of {total:,} labels looks wrong: {found.reason}"
+        return
+    yield f"{several:,} of {total:,} labels look wrong"
+    if np.isfinite(found.precision):
+        low, high = found.noise_range
+        yield f"some {found.precision:.0%} of this list are; of all labels {low:.1%} to {high:.1%} are wrong"
+    else:
+        yield f"how many of this list are is not known: {found.caution or 'its samples were seen too seldom'}"
 
 
 def _rows_of(found: Suspects, data: LabelledData) -> list[dict[str, Any]]:
@@ -129,6 +157,9 @@ SIDE = 32
 MOST_VALUES = 50
 """Most different texts in a column of a table that is used."""
 
+LABEL_NAMES, ID_NAMES = {"label", "labels", "class", "target", "y"}, {"", "id", "index", "name", "file", "path", "key"}
+"""What columns of labels and of ids are called, the latter at the end of their names."""
+
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
 
@@ -140,6 +171,7 @@ class LabelledData(NamedTuple):
         labels: int64[N], classes.
         classes: The names of the classes.
         names: N names of samples; None for their numbers.
+        label_column, id_column: Where labels and names stand in a table; "" for none.
         picture: Returns a picture of a sample for the page; None without.
         describe: Returns a text about it; None without.
     """
@@ -150,6 +182,8 @@ class LabelledData(NamedTuple):
     names: list[str] | None = None
     picture: Callable[[int], Any] | None = None
     describe: Callable[[int], str] | None = None
+    label_column: str = ""
+    id_column: str = ""
 
 
 def read_images(folder: Path) -> LabelledData:
@@ -187,11 +221,12 @@ def read_images(folder: Path) -> LabelledData:
 def read_table(path: Path, column: str | None) -> LabelledData:
     """A CSV file with a header: numbers are standardised, texts with up to 50 different values become one column each.
 
-    Missing numbers take the mean of their column.
+    Missing numbers take the mean of their column. The column of labels is that which is called so, or else the only
+    one with few different texts; a column of ids, if there is one, names the samples.
 
     Raises:
-        ValueError: the column of labels is none of the table's, or holds one label only, or hardly one twice; or no
-            other can be used.
+        ValueError: the column of labels is none of the table's, or not to be guessed, or holds one label only, or
+            hardly one twice; or no other can be used.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.DictReader(file, restval="") if row]
@@ -201,12 +236,14 @@ def read_table(path: Path, column: str | None) -> LabelledData:
             f"{str(path)!r} must be a CSV file with the names of its columns first, got more values than names in its "
             f"row {longer}."
         )
-    if not rows or column not in rows[0]:
+    if not rows or (column is not None and column not in rows[0]):
         raise ValueError(
             f"--label must be a column of {str(path)!r} ({', '.join(rows[0]) if rows else 'empty'}), got {column}."
         )
+    column = _label_column(rows, str(path)) if column is None else column
+    ids = next((name for name in rows[0] if name != column and _is_id(name, [row[name] for row in rows])), "")
     classes = sorted({row[column] for row in rows})
-    parts = [_numbers([row[name] or "" for row in rows]) for name in rows[0] if name != column]
+    parts = [_numbers([row[name] or "" for row in rows]) for name in rows[0] if name not in (column, ids)]
     inputs = [part for part in parts if part is not None]
     if len(classes) < 2 or not inputs:
         raise ValueError(
@@ -223,7 +260,42 @@ def read_table(path: Path, column: str | None) -> LabelledData:
     def describe(index: int) -> str:
         return ", ".join(f"{name} {value}" for name, value in rows[index].items() if name != column)
 
-    return LabelledData(np.concatenate(inputs, axis=1).astype(np.float32), labels, classes, describe=describe)
+    return LabelledData(
+        np.concatenate(inputs, axis=1).astype(np.float32), labels, classes, [row[ids] for row in rows] if ids else None,
+        describe=describe, label_column=column, id_column=ids,
+    )  # fmt: skip
+
+
+def _label_column(rows: list[dict[str, str]], path: str) -> str:
+    """The column of labels of a table whose user has not named it."""
+    called = [name for name in rows[0] if name.strip().lower() in LABEL_NAMES]
+    values = {name: {row[name] for row in rows} for name in rows[0]}
+    few = [name for name, texts in values.items() if 2 <= len(texts) <= min(MOST_VALUES, len(rows) // 4)]
+    # Measured numbers and switches of 0 and 1 have few values, too; names of classes are seldom numbers.
+    texts = [name for name in few if not any(_is_number(text) for text in values[name])]
+    likely = called or (few if len(few) == 1 else texts)
+    if len(likely) != 1:
+        what = f"several that may be it ({', '.join(likely or few)})" if likely or few else "no column with few values"
+        raise ValueError(f"--label must name the column of labels in {path!r}, got none, and {what}.")
+    return likely[0]
+
+
+def _is_id(name: str, texts: list[str]) -> bool:
+    """Whether a column names the samples: all different, and called so, or no numbers, or counted in steps of one."""
+    if len(set(texts)) < len(texts):
+        return False
+    if name.strip().lower().replace(" ", "_").rpartition("_")[2] in ID_NAMES:
+        return True
+    if not all(_is_number(text) for text in texts):
+        return not any(_is_number(text) for text in texts)
+    return all(float(after) - float(before) == 1 for before, after in itertools.pairwise(texts))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
 
 
 def _numbers(texts: list[str]) -> NDArray[np.float64] | None:

@@ -312,16 +312,17 @@ class RecoveryController:
         """Whether `note_gradients` is of use: not where losses are no measure of progress."""
         return self._watches_level or self._sentry.tests_progress
 
-    def note_gradients(self, sizes: Sequence[int]) -> None:
+    def note_gradients(self, sizes: Sequence[int], num_alive: int) -> None:
         """Note which parameters have a gradient, at one in `DEAD_EVERY` steps, where R8 steps the optimizer.
 
         Args:
             sizes: int[P], the numbers in each parameter; negative where its gradient is exactly 0, and 0 where it has
                 none.
+            num_alive: Numbers with a gradient other than 0.
         """
         first_steps = self._first_steps
-        first_steps.dead.note(sizes)
-        if first_steps.dead.are_most or first_steps.is_on_trial or first_steps.is_measuring:
+        first_steps.dead.note(sizes, num_alive)
+        if first_steps.are_dying or first_steps.is_on_trial or first_steps.is_measuring:
             self.is_look_due = True
 
     def computed_again(self, what: str, *, step: int, is_finite: bool, device: str) -> None:
@@ -398,7 +399,7 @@ class RecoveryController:
         parts = [f"model restored {times}"] if num_restored else []
         if ceiling < math.inf:
             held = f"learning rate at most {self.limit.ceiling_text} since step {self.limit.since:,}"
-            parts.append(f"{held}, as a higher one damaged healthy weights, {self.limit.until_text()}")
+            parts.append(f"{held}, as a higher one did worse, {self.limit.until_text()}")
         elif self.limit.past:
             parts.append(self.limit.past)
         if self.norms.text:

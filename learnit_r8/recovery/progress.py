@@ -48,6 +48,9 @@ STANDSTILL, LEAST_GAIN = 64, 0.03
 """Updates since the rate was highest from which the least progress is expected, and that as a share of the loss of the
 untrained model."""
 
+NEAR = 0.7
+"""Share of the loss of the untrained model above which next to nothing was learned."""
+
 JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
 
@@ -142,6 +145,11 @@ class Progress:
         """Whether the last losses are hardly lower than those before them."""
         before = list(self.recent)[-2 * LEVEL : -LEVEL]
         return len(before) == LEVEL and self.level >= (1 - LEAST_GAIN) * float(np.median(before))
+
+    @property
+    def is_near_untrained(self) -> bool:
+        """Whether the last losses are hardly lower than those before them, and not far below the untrained model's."""
+        return self.is_flat and self.level > NEAR * self.untrained
 
     @property
     def level_noise(self) -> float:

@@ -45,15 +45,18 @@ def content_of(data: ReportData, look: Look = NO_LOOK, other: ReportData | None 
         notes.append(f"{num_damaged:,} lines of the journal could not be read and were skipped")
     ended = utc(data.time) if math.isfinite(data.time) else "no record"
     notes.append(f"{clean(run.folder)} · last record {ended}")
-    sections = [*_incidents(view, run.folder), *_cards(view, ended)]
+    about_samples = [*samples.gallery(data, look), *samples.verdict(data)]
+    # Who hands in pictures wants to look at them.
+    first = about_samples if look != NO_LOOK else []
+    sections = [*_incidents(view, run.folder), *first, *_cards(view, ended)]
     if other is not None:
         assert other.run is not None
         sections += comparison_sections(Comparison([run, other.run], [view, other.view]))
     sections += [*loss_section(view), *rate_section(view)]
     for title, names in list(grouped(view.metrics).items())[:MOST_METRICS]:
         sections.append(metric_section(view, names[0] if len(names) == 1 else title, names))
-    sections += [*_groups(view), *_quarters(data), *samples.verdict(data), *samples.gallery(data, look)]
-    sections += [*samples.suspects(data), *samples.hardest(data)]
+    sections += [*_groups(view), *_quarters(data)]
+    sections += [*([] if first else about_samples), *samples.suspects(data), *samples.hardest(data)]
     sections += [*samples.map_section(data, look), *samples.overview(data), *_histograms(view), *_machine(view)]
     sections += samples.classes(data)
     sections += [*_events(view), *_configuration(data, run)]

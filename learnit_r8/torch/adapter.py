@@ -577,7 +577,7 @@ class Adapter:
         controller = self.scheduler.controller
         is_look = self._looks_at_gradients and not controller.lineage.updates // stepper.accumulate % DEAD_EVERY
         if is_due and is_look and not is_test and controller.watches_gradients:
-            controller.note_gradients(stepper.gradient_sizes())
+            controller.note_gradients(*stepper.gradient_sizes())
         outcome = tell(norm, skipped, again)
         if outcome and is_due and (is_probe or not stepper.is_scaled):
             if is_probe:

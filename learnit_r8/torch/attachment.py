@@ -103,6 +103,7 @@ def attach(
             its parameters, or an argument is outside its range.
 
     >>> from torch.nn.functional import mse_loss
+    >>> _ = torch.manual_seed(0)
     >>> x, y = torch.randn(64, 3), torch.zeros(64, 1)
     >>> model = torch.nn.Linear(3, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

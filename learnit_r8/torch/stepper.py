@@ -232,14 +232,15 @@ class Stepper:
             return clip_shards(self._parameters(), most)
         return torch.nn.utils.clip_grad_norm_(self._parameters(), most)
 
-    def gradient_sizes(self) -> list[int]:
+    def gradient_sizes(self) -> tuple[list[int], int]:
         """See `RecoveryController.note_gradients`; waits for the device."""
         given = [each.grad for each in self._parameters()]
         # An empty one has no largest number.
         gradients = [None if each is None or each.is_sparse or not each.numel() else each for each in given]
         known = [each for each in gradients if each is not None]
-        has = iter(torch.stack(torch._foreach_norm(known, math.inf)).ne(0).tolist() if known else ())
-        return [0 if each is None else each.numel() if next(has) else -each.numel() for each in gradients]
+        counts = torch.stack([each.count_nonzero() for each in known]).tolist() if known else []
+        has = iter(counts)
+        return [0 if each is None else each.numel() if next(has) else -each.numel() for each in gradients], sum(counts)
 
     def _parameters(self) -> list[torch.Tensor]:
         return [each for group in self._optimizer.param_groups for each in group["params"]]

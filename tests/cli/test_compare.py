@@ -57,6 +57,19 @@ def test_a_whole_folder_is_compared_and_seeds_make_the_verdict(tmp_path, capsys)
     assert printed(capsys, "compare", tmp_path)[1][-1].startswith("Better: the best leads the next by 0.195")
 
 
+def test_comparison_opens_in_the_browser(run, better, monkeypatch, capsys):
+    """--open alone writes the page beside the runs, shows it, and prints the table, too."""
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    code, lines = printed(capsys, "compare", run, better, "--open")
+    page = run.parent / "compared.html"
+
+    assert code == 0
+    assert lines[0].startswith(f"{page} (")
+    assert opened == [page.resolve().as_uri()]
+    assert any(line.startswith("20260104-other") for line in lines)
+
+
 def test_folder_without_runs_is_refused(tmp_path, capsys):
     assert main(["compare", str(tmp_path)]) == 1
     assert "got no run folder there" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,14 +15,16 @@ IS_WRONG = RNG.random(600) < 0.1
 GIVEN = np.where(IS_WRONG, (TRUE + 1) % 3, TRUE)
 
 
-def write_table(path, given=GIVEN):
+def write_table(path, given=GIVEN, *, column="kind", ids=""):
     """A CSV file whose labels follow from its numbers, but for those that are wrong."""
-    centres = RNG.normal(size=(3, 8)) * 2
+    rng = np.random.default_rng(4)
+    centres = rng.normal(size=(3, 8)) * 2
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow([*(f"x{place}" for place in range(8)), "kind"])
-        for true, label in zip(TRUE, given, strict=True):
-            table.writerow([*(centres[true] + RNG.normal(size=8)), ["ant", "bee", "cow"][label]])
+        table.writerow([*([ids] if ids else []), *(f"x{place}" for place in range(8)), column])
+        for index, (true, label) in enumerate(zip(TRUE, given, strict=True)):
+            name = [f"case-{index}"] if ids else []
+            table.writerow([*name, *(centres[true] + rng.normal(size=8)), ["ant", "bee", "cow"][label]])
     return str(path)
 
 
@@ -33,7 +36,7 @@ def test_wrong_labels_of_a_table_are_listed(tmp_path, capsys, monkeypatch, end):
     """
     pytest.importorskip("torch")
     table, page = write_table(tmp_path / "t.csv"), tmp_path / "page.html"
-    command = ["labels", table, "--label", "kind", "--out", str(page), *end]
+    command = ["labels", table, "--label", "kind", "--out", str(page), "--list", str(tmp_path / "l.csv"), *end]
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert main([*command, "--json"]) == 0
     said = capsys.readouterr()
@@ -49,8 +52,54 @@ def test_wrong_labels_of_a_table_are_listed(tmp_path, capsys, monkeypatch, end):
 
     assert main(command) == 0
     said = capsys.readouterr()
-    assert "600 samples" in said.out
+    assert "of 600 labels look wrong" in said.out
     assert ("%" if end[0] == "--minutes" else f"100% {40 * '#'}") in said.err
+
+
+@pytest.mark.parametrize(("column", "ids"), [("Label", "case"), ("kind", "sample_id"), ("class", "")])
+def test_columns_of_labels_and_ids_are_guessed(tmp_path, capsys, monkeypatch, column, ids):
+    """The terminal says which they are, how many labels look wrong and how sure that is; the list has the ids."""
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    table = write_table(tmp_path / "t.csv", column=column, ids=ids)
+    assert main(["labels", table, "--epochs", "8", "--top", "2"]) == 0
+    said = capsys.readouterr().out
+    with open("suspects.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+
+    assert said.startswith(f"labels are in the column {column!r}" + (f", ids in {ids!r}\n" if ids else "\n"))
+    assert f"{len(rows)} of 600 labels look wrong" in said
+    assert re.search(r"some \d+% of this list are; of all labels [\d.]+% to [\d.]+% are wrong", said)
+    assert len(rows) > 30
+    assert all(row["name"] == (f"case-{row['index']}" if ids else row["index"]) for row in rows)
+    assert "look at wrong_labels.html; the whole list is in suspects.csv" in said
+
+
+def test_page_begins_with_the_gallery(tmp_path, monkeypatch):
+    """What a person should look at comes before charts and tiles."""
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    assert main(["labels", write_table(tmp_path / "t.csv"), "--epochs", "8"]) == 0
+    page = (tmp_path / "wrong_labels.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
+
+    assert data["sections"][0]["title"] == "Labels to look at"
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "text"),
+    [
+        ("size,colour,shape", "{n}.5,{abc},{xyz}", "got none, and several that may be it (colour, shape)"),
+        ("size,width", "{n}.5,{n}.25", "got none, and no column with few values"),
+        ("size,one,two", "{n}.5,{bit},{bit}", "got none, and several that may be it (one, two)"),
+    ],
+)
+def test_column_of_labels_that_cannot_be_guessed_is_asked_for(tmp_path, capsys, header, row, text):
+    """The error names the columns that may be meant."""
+    lines = [row.format(n=n, abc="abc"[n % 3], xyz="xyz"[n % 3], bit=n % 2) for n in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join([header, *lines]), encoding="utf-8")
+    assert main(["labels", str(tmp_path / "t.csv")]) == 1
+    assert text in capsys.readouterr().err
 
 
 def test_images_are_read_by_the_folders_of_their_labels(tmp_path, capsys):
@@ -63,6 +112,7 @@ def test_images_are_read_by_the_folders_of_their_labels(tmp_path, capsys):
         pixels = RNG.integers(0, 100, (8, 8, 3)) + 120 * (index % 2)
         image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
     command = ["labels", str(tmp_path / "data"), "--epochs", "1", "--out", str(tmp_path / "page.html")]
+    command += ["--list", str(tmp_path / "list.csv")]
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_samples"] == 40
 
@@ -75,7 +125,6 @@ def test_images_are_read_by_the_folders_of_their_labels(tmp_path, capsys):
     ("columns", "label", "text"),
     [
         (GIVEN, "sort", "--label must be a column of"),
-        (GIVEN, None, "--label must be a column of"),
         (GIVEN, "x0", "--label must be a column whose labels each stand in several rows, got 600 labels in 600 rows"),
         (0 * GIVEN, "kind", "must have two labels or more and a column to predict them from, got 1 and 8"),
     ],

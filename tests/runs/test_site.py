@@ -39,7 +39,7 @@ def test_page_of_an_example_shows_what_this_script_prints(name):
     assert not re.search(r"/tmp/|site-packages", str(record))
 
 
-def test_front_page_has_one_sentence_the_screen_an_install_line_three_proofs_and_the_diff():
+def test_front_page_has_one_sentence_the_screen_an_install_line_four_proofs_and_the_diff():
     """The proofs are those of the README, the diff is that of the guide, which a test compares with the scripts."""
     rows = re.findall(r"^\| .* \| `python .*$", README, re.MULTILINE)
     diff = re.search(r"```diff\n.*?```", TORCH, re.DOTALL)[0]
@@ -48,7 +48,7 @@ def test_front_page_has_one_sentence_the_screen_an_install_line_three_proofs_and
     assert "**Training that survives NaNs and tells you which labels look wrong.**" in above
     assert "](../assets/motion.svg)" in above
     assert 'pip install ".[demo]" && python example.py' in above
-    assert len(rows) == 3
+    assert len(rows) == 4
     assert all(row in above for row in rows)
     assert diff in above
 

@@ -56,14 +56,15 @@ class Run:
     """
 
     def __init__(
-        self, *, kills=(), model=None, make=torch.optim.Adam, lr=3e-3, steps=True, saves_at=None, until=None, **settings
-    ):
-        self.model, self.heard, self.weights = rectifiers() if model is None else model, record_events(), {}
+        self, *, kills=(), model=rectifiers, make=torch.optim.Adam, lr=3e-3, size=16, steps=True, saves_at=None,
+        until=None, **settings,
+    ):  # fmt: skip
+        self.model, self.heard, self.weights = model(), record_events(), {}
         optimizer, left = make(self.model.parameters(), lr), set(kills)
         with warnings.catch_warnings(record=True) as said, contextlib.suppress(Left):
             warnings.simplefilter("always")
             with attach(
-                self.model, optimizer, batches(), num_steps=NUM_STEPS, backup_every=20, listeners=[self.heard],
+                self.model, optimizer, batches(size), num_steps=NUM_STEPS, backup_every=20, listeners=[self.heard],
                 **settings,
             ) as self.adapter:  # fmt: skip
                 r8 = self.adapter.scheduler
@@ -88,10 +89,10 @@ class Run:
         self.kinds = [type(each).__name__ for each in self.heard]
 
 
-def bare(*, kills=(), lr=3e-3, model=None, make=torch.optim.Adam):
-    model = rectifiers() if model is None else model
+def bare(*, kills=(), lr=3e-3, model=rectifiers, make=torch.optim.Adam, size=16):
+    model = model()
     optimizer = make(model.parameters(), lr)
-    for step, (x, y) in enumerate(batches()):
+    for step, (x, y) in enumerate(batches(size)):
         if step in kills:
             kill(model)
         optimizer.zero_grad()
@@ -119,6 +120,49 @@ def test_a_rate_at_which_units_die_is_lowered():
     assert loss_of(Run(lr=8.0, make=torch.optim.SGD).model) < 2.0
 
 
+def normed():
+    torch.manual_seed(0)
+    parts = [nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Linear(64, 10))
+
+
+FADING = {"model": normed, "lr": 1.0, "make": torch.optim.SGD, "size": 4}
+
+
+def test_a_rate_at_which_ever_more_units_die_is_lowered():
+    """Where ever fewer weights have a gradient and next to nothing is learned, a tenth of the rate is tried."""
+    run = Run(**FADING)
+
+    assert loss_of(bare(**FADING)) > 1.6
+    assert loss_of(run.model) < 0.5
+    assert run.kinds.count("Probed") == run.kinds.count("RolledBack") == 1
+    assert "as many weights have a gradient as in the first steps" in str(run.heard)
+
+
+class Narrowed(nn.Module):
+    """Of whose weights ever fewer have a gradient, while labels are noise: no rate learns anything."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.step = nn.Linear(64, 10), 0
+
+    def forward(self, x):
+        self.step += 1
+        dice = torch.Generator().manual_seed(self.step)
+        noise = torch.randn(x.shape, generator=dice)
+        noise[:, 64 - min(48, self.step // 4) :] = 0.0
+        return self.linear(noise)
+
+
+def test_a_trial_that_is_no_better_ends():
+    """Where a tenth of the rate is no better, the weights and the rate from before come back, once and for all."""
+    run = Run(model=Narrowed, make=torch.optim.SGD, lr=0.1)
+
+    assert [each for each in run.kinds if each in ("LrCapped", "LrRestored")] == ["LrCapped", "LrRestored"]
+    assert run.kinds.count("RolledBack") == 2
+
+
 class Gated(nn.Module):
     """With parameters that have no gradient: from the start on, in turns, and from some step on with the others."""
 
@@ -138,7 +182,7 @@ class Gated(nn.Module):
 @pytest.mark.parametrize("make", [rectifiers, pytest.param(Gated, marks=pytest.mark.program)])
 def test_a_healthy_run_is_the_same_to_the_bit(make):
     """Parameters that never had a gradient, or have one in turns, are not dead: nothing is probed or changed."""
-    run, other = Run(model=make()), bare(model=make())
+    run, other = Run(model=make), bare(model=make)
 
     assert "Probed" not in run.kinds
     assert all(map(torch.equal, run.model.parameters(), other.parameters()))
@@ -154,18 +198,30 @@ def test_nothing_is_tried_where_r8_may_not(settings):
     assert "RolledBack" not in run.kinds
 
 
-@pytest.mark.parametrize("at", [6, pytest.param(40, marks=pytest.mark.program)])
-def test_a_run_resumed_within_the_trial_goes_on_to_the_bit(at, tmp_path):
-    """A checkpoint holds the dead state, that of the trial, the rate, and the norms learned so far."""
-    begun = next(event.step for event in Run(kills=[100]).heard if type(event).__name__ == "LrCapped")
-    given = {"checkpoint_every": 10**6, "backup_dir": False}
-    whole = Run(kills=[100], saves_at=begun + at, checkpoint_dir=tmp_path / "whole", **given)
-    Run(kills=[100], saves_at=begun + at, until=begun + at + 9, checkpoint_dir=tmp_path / "cut", **given)
-    resumed = Run(checkpoint_dir=tmp_path / "cut", resume="auto", **given)
+@pytest.mark.parametrize(
+    ("at", "run"),
+    [(6, {"kills": [100]}), pytest.param(40, {"kills": [100]}, marks=pytest.mark.program), (6, FADING)],
+)
+def test_a_run_resumed_within_the_trial_goes_on_to_the_bit(at, run, tmp_path):
+    """A checkpoint holds the dead state, that of the trial, the rate, the norms and what else was learned so far."""
+    begun = next(event.step for event in Run(**run).heard if type(event).__name__ == "LrCapped")
+    given = {**run, "checkpoint_every": 10**6, "backup_dir": False}
+    whole = Run(saves_at=begun + at, checkpoint_dir=tmp_path / "whole", **given)
+    Run(saves_at=begun + at, until=begun + at + 9, checkpoint_dir=tmp_path / "cut", **given)
+    resumed = Run(checkpoint_dir=tmp_path / "cut", resume="auto", **given | {"kills": ()})
 
     assert min(resumed.weights) == begun + at
     assert all(torch.equal(weights, whole.weights[step]) for step, weights in resumed.weights.items())
     assert loss_of(resumed.model) == loss_of(whole.model) < 1.5
+
+
+def test_a_resumed_run_notices_that_units_die(tmp_path):
+    """It says so at the same step, though it has no initial weights to go back to."""
+    begun = next(event.step for event in Run(**FADING).heard if type(event).__name__ == "LrCapped")
+    Run(**FADING, saves_at=begun - 20, until=begun - 9, checkpoint_dir=tmp_path, checkpoint_every=10**6)
+    resumed = Run(**FADING, checkpoint_dir=tmp_path, resume="auto", checkpoint_every=10**6)
+
+    assert next(event.step for event in resumed.heard if "as many weights" in str(event)) == begun - 1
 
 
 def test_gradients_are_clipped_while_a_rate_is_held_down():
@@ -206,7 +262,7 @@ def test_a_second_optimizer_is_its_owners():
     """Of several optimizers, R8 steps the first and looks at its parameters; the other one keeps its gradients."""
     model, second = rectifiers(), nn.Linear(10, 10)
     other = torch.optim.SGD(second.parameters(), 0.0)
-    run = Run(kills=[100], model=model, also={"second": second, "second optimizer": other})
+    run = Run(kills=[100], model=lambda: model, also={"second": second, "second optimizer": other})
 
     assert loss_of(run.model) < 1.5
 

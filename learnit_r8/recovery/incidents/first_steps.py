@@ -54,12 +54,21 @@ DEAD_LOOKS, DEAD_SHARE = 8, 0.9
 """Looks in a row at which the gradient of a dead parameter is exactly 0, and the least share of the numbers in such
 parameters. Experts that are not chosen leave others a gradient; so few are left where the output is a constant."""
 
+FADED = 0.75
+"""Most numbers with a gradient other than 0 in one of so many looks, as a share of those in the first ones, from which
+parameters fade. At good rates it is .99 and more where the losses are still near the untrained model's; measured in
+benchmarks/natural.py."""
+
 CLEARLY_BETTER = 0.75
 """Share of the level of dead weights below which the losses before a state must be for it to be gone on from."""
 
 DEAD = (
     "step {:,}: since update {:,} nearly all of the {} parameters have had no gradient at all, as where rectifiers "
     "pass nothing on: training on changes nothing. An update was probably too large."
+)
+FADING = (
+    "step {:,}: only {:.0%} as many weights have a gradient as in the first steps, as where ever more rectifiers pass "
+    "nothing on, and the losses are still near that of the untrained model: the rate is probably too high."
 )
 
 
@@ -71,9 +80,14 @@ class DeadParameters:
     def __init__(self) -> None:
         self.found: list[tuple[int, int]] = []
         """The size of each parameter, and the looks since it had a gradient last; -1 where it has had none."""
+        self.shares: list[float] = []
+        """The share of numbers with a gradient in each of the first looks, and in each of the last."""
 
-    def note(self, sizes: Sequence[int]) -> None:
+    def note(self, sizes: Sequence[int], num_alive: int) -> None:
         """Take one look; see `RecoveryController.note_gradients`."""
+        self.shares.append(num_alive / max(1, sum(map(abs, sizes))))
+        if len(self.shares) > 2 * DEAD_LOOKS:
+            del self.shares[DEAD_LOOKS]
         before = [looks for _, looks in self.found] if len(self.found) == len(sizes) else [-1] * len(sizes)
         self.found = [
             (abs(size), 0 if size > 0 else looks + 1 if size and looks >= 0 else -1)
@@ -91,7 +105,13 @@ class DeadParameters:
     @property
     def since(self) -> int:
         """Looks since the last of them died."""
-        return min(looks for _, looks in self.found if looks >= DEAD_LOOKS)
+        return min((looks for _, looks in self.found if looks >= DEAD_LOOKS), default=DEAD_LOOKS)
+
+    @property
+    def left(self) -> float:
+        """Most numbers with a gradient in one of the last looks, as a share of those in the first; 1 until known."""
+        first, last = self.shares[:DEAD_LOOKS], self.shares[DEAD_LOOKS:]
+        return max(last) * DEAD_LOOKS / sum(first) if len(last) == DEAD_LOOKS and any(first) else 1.0
 
 
 def are_large(changes: Sequence[tuple[float, float]], size: int) -> bool:
@@ -198,7 +218,7 @@ class FirstSteps:
             "compared": first.replayed if self._is_compared and first is not None and case is None else None,
             "last": last.to_plain() if last is not None and is_watched else None, "first": None, "trial": None,
             "dead": [list(each) for each in self.dead.found], "num_dead": self._num_dead,
-            "is_reviving": self.is_reviving,
+            "alive": list(self.dead.shares), "is_reviving": self.is_reviving,
         }  # fmt: skip
         if not (has_models and self.can_be_saved):
             return plain
@@ -228,6 +248,7 @@ class FirstSteps:
         # Saved by earlier versions without these.
         self.dead.found = [(size, looks) for size, looks in saved.get("dead", ())]
         self._num_dead, self.is_reviving = saved.get("num_dead", 0), saved.get("is_reviving", False)
+        self.dead.shares = list(saved.get("alive", ()))
         first, trial = saved.get("first"), saved["trial"]
         if first is not None:
             kept = {} if first["beside"] is None else Saved.of(first["beside"]).parts
@@ -335,17 +356,27 @@ class FirstSteps:
         is_fresh = self.num_trials < MOST_RATE_TRIALS and lineage.since_restore > RATE_TRIAL_STEPS
         return is_start and is_fresh and self._parts.incidents.current is None and self._experiment.can_probe
 
+    @property
+    def are_dying(self) -> bool:
+        """Whether most parameters are dead, or ever more while next to nothing is learned."""
+        is_fading = self.dead.left < FADED and self.num_trials < MOST_RATE_TRIALS
+        return self.dead.are_most or (is_fading and (self.is_reviving or self._lineage.progress.is_near_untrained))
+
     def revive(self, level: float) -> None:
-        """Where most parameters are dead, try a tenth of the rate from a state in which they were not."""
-        if self.is_reviving and self._is_compared and self.dead.are_most:
+        """Where parameters die, try a tenth of the rate from a state in which they did not."""
+        if self.is_reviving and self._is_compared and self.are_dying:
             self._begin_trial(level)
         elif self.is_reviving:
             # One of the last batches has had a gradient again.
             self.drop_trial()
         elif self._lineage.progress.is_flat:
-            self._announcer.warn_once("dead", DEAD.format(self._live.step, self._died_at, len(self.dead.found)))
             first, may_try = self._witnesses.first, self._num_dead < MOST_RATE_TRIALS and self._experiment.can_probe
-            if may_try and first is not None and first.witness and self._live.can_restore:
+            may_try = may_try and first is not None and bool(first.witness) and self._live.can_restore
+            if self.dead.are_most:
+                self._announcer.warn_once("dead", DEAD.format(self._live.step, self._died_at, len(self.dead.found)))
+            else:
+                self._announcer.note_once("fading", FADING.format(self._live.step, self.dead.left))
+            if may_try:
                 self._compare_with_first(level)
                 self.is_reviving = True
 
@@ -367,9 +398,9 @@ class FirstSteps:
         """Try a tenth of the rate from the start."""
         lineage, self._changes, self._is_compared = self._lineage, [], False
         self._live.begin()
-        initial, rate, is_dead = self._backup.backups[0], max(lineage.rates), self.is_reviving
-        self.is_reviving = False
-        first = self._alive() if is_dead else initial
+        initial, rate = self._backup.backups[0], max(lineage.rates)
+        is_dying, is_dead, self.is_reviving = self.is_reviving, self.dead.are_most, False
+        first = self._alive() if is_dying else initial
         if not self._live.keep_present() or not self._live.put(first):
             self._live.put_present()
             return
@@ -388,8 +419,9 @@ class FirstSteps:
         self._backup.backups, lineage.progress = kept, Progress.again(lineage.progress)
         # Losses that stand still at a rate that was lowered already are near to where they would fall.
         by = AGAIN_DIVISOR if self._limit.was_lowered else EARLY_DIVISOR * AGAIN_DIVISOR**self._num_dead
-        if is_dead:
+        if is_dying:
             self._num_dead, self.dead.found = self._num_dead + 1, []
+            del self.dead.shares[DEAD_LOOKS:]
             self._parts.norms.begin(self._live.step)
         self._limit.lower(rate, by=by, step=self._live.step)
         self._parts.sentry.forget()
@@ -399,7 +431,7 @@ class FirstSteps:
         self._announcer.tell(
             events.LrCapped,
             ceiling=self._limit.ceiling,
-            reason="no gradient" if is_dead else "no progress",
+            reason="no gradient" if is_dying else "no progress",
             is_share=self._limit.is_share,
             until=self._limit.until_text(),
         )
@@ -426,6 +458,9 @@ class FirstSteps:
             return
         if trial.is_dead and not self.dead.are_most:
             # What was kept aside learns nothing meanwhile.
+            return
+        if not self._parts.sentry.tests_progress and lineage.since_restore < 2 * RATE_TRIAL_STEPS:
+            # Of so few losses the level may be too high by chance, and what was kept aside learns next to nothing.
             return
         self.num_trials = MOST_RATE_TRIALS
         self.undo_trial()

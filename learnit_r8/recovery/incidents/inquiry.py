@@ -142,7 +142,7 @@ class Inquiry:
         level = lineage.progress.level
         if first_steps.is_on_trial:
             first_steps.end_trial(level)
-        elif level == level and (first_steps.dead.are_most or first_steps.is_reviving):
+        elif level == level and (first_steps.are_dying or first_steps.is_reviving):
             first_steps.revive(level)
         elif not self._parts.sentry.tests_progress:
             # Batches and rates are the user's own: only the level of the losses says something of those.
