@@ -165,8 +165,8 @@ class Persistence:
             The callbacks that are called from now on.
 
         Raises:
-            ValueError: backups were asked to outlive the process, and may not; an interval cannot be read; or one callback
-                of the user's is missing, see `join_callbacks`.
+            ValueError: backups were asked to outlive the process, and may not; an interval cannot be read; or one
+                callback of the user's is missing, see `join_callbacks`.
         """
         if stays and self.generations is not None:
             if not self.generations.is_default:
