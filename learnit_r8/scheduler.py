@@ -391,17 +391,21 @@ class R8Scheduler:
     @property
     def step_in_epoch(self) -> int:
         """Batches trained or refused in the current epoch, probes aside: the number of the batch in hand, 0-based."""
-        return self.pace.step_in_epoch
+        return self._of_epoch(self.pace.step_in_epoch)
 
     @property
     def probes_in_epoch(self) -> int:
         """Batches of the current epoch that were handed out once more to test the weights."""
-        return self.pace.probes_in_epoch
+        return self._of_epoch(self.pace.probes_in_epoch)
 
     @property
     def handed_out(self) -> int:
         """Batches handed out in the current epoch and reported: ``step_in_epoch + probes_in_epoch``."""
-        return self.pace.handed_out
+        return self._of_epoch(self.pace.handed_out)
+
+    def _of_epoch(self, count: int) -> int:
+        """A count of the current epoch: 0 where a loop has given the number of one whose first batch is to come."""
+        return 0 if self.feed is not None and self.feed.epoch_follows else count
 
     @property
     def run_dir(self) -> Path | None:
@@ -1075,7 +1079,7 @@ class R8Scheduler:
         lines = [
             f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}{rate}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {source.abandoned}; "
-            f"{left_out}{checkpoints}{self.controller.summary()}",
+            f"{left_out}{checkpoints}{self.controller.summary(is_over=self.is_over)}",
         ]
         if is_own and not table.num_samples:
             return "\n".join([*lines, f"{events.NO_TABLE}."])

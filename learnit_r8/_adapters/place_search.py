@@ -135,8 +135,11 @@ class PlaceSearch:
             text = f"the batch is good with the weights of step {step:,}, and bad with the present ones"
             first = (f"it shows first in `{now.layer}`",) if now.layer else ()
             return Finding(UNKNOWN, text, rest=(*first, "updates that were too large, or a damaged weight"))
+        if not math.isfinite(now.loss):
+            # As of a step that returns no loss by itself; one that is not finite would be a bad one.
+            return Finding(UNKNOWN, "run again, all outputs of layers are finite; the loss of the batch was not tested")
         text = f"run again, the batch has the loss {now.loss:.6g}"
-        if not self._subject.is_exact or not math.isfinite(now.loss):
+        if not self._subject.is_exact:
             return Finding(UNKNOWN, f"{text}, and all outputs of layers are finite")
         rest = f"the loss that was reported ({self._refusal.loss:.6g}) is not what the model gives"
         return Finding(NOTHING, f"{text}: model, data and gradients are fine", rest=(rest,), is_certain=True)

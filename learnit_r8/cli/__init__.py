@@ -110,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     add("doctor", "say what this terminal and this Python can do", run=False)
     older = "write what an older version wrote, checkpoints, models, runs or backups, in the form of today, beside it"
     add("convert", older, run=False, json=False).add_argument("paths", nargs="+", metavar="PATH", help="folder or file")
+    proof = "kill a training, anybody's, start it again, and say whether it goes on exactly: 0 yes, 1 no, 2 cannot say"
+    _add_prove(add("prove", proof, run=False))
     completion = add("completion", "print a script that completes commands in a shell", run=False, json=False)
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser
@@ -202,6 +204,25 @@ def _add_ask(ask: argparse.ArgumentParser) -> None:
 def _add_server(mcp: argparse.ArgumentParser) -> None:
     mcp.add_argument("run", nargs="?", metavar="RUNS", help=RUNS)
     mcp.add_argument("--allow-ask", action="store_true", help="also take requests: pause, save, cool-down, stop")
+
+
+def _add_prove(prove: argparse.ArgumentParser) -> None:
+    prove.add_argument("--resume", metavar="CMD", help="the command that goes on after a kill; by default the same")
+    prove.add_argument("--kills", type=_count, default=3, help="how often to kill it (default 3)")
+    prove.add_argument("--steps", type=_count, metavar="N", help="no training goes on after this step")
+    prove.add_argument(
+        "--deterministic", action="store_true", help="seed it, and ask torch for deterministic algorithms"
+    )
+    prove.add_argument(
+        "--allow", action="append", default=[], metavar="PATH", help="let it write here, outside the copy"
+    )
+    prove.add_argument("--link", action="append", default=[], metavar="PATH", help="link this instead of copying it")
+    prove.add_argument(
+        "--work", metavar="DIR", help="where copies are made; by default in the system's temporary folder"
+    )
+    prove.add_argument("--seed", type=int, default=0, help="chooses where to kill (default 0)")
+    prove.add_argument("--report", metavar="FILE", help="write the finding as a page of Markdown")
+    prove.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="as in -- python train.py")
 
 
 def _view(text: str) -> str:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from ..schedules.budget import batches_of, has_budget
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
+from ..torch.counts import note_counts
 from ..torch.losses import check_labels
 from ..torch.own_loop.last_forward import LastForward
 from .loader import WEIGHTED, R8Loader
@@ -221,9 +222,11 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     def _training_step(self, pl_module: Any, *args: Any, **kwargs: Any) -> Any:
         """What ``training_step`` returns; a loss without a gradient where its own is refused or could not be computed.
 
-        A loss is reported before the optimizer takes its step, and what was logged with it is logged only if it counts.
+        A loss is reported before the optimizer takes its step, and what was logged with it is logged only if it counts;
+        else the module's metrics are put back, too.
         """
         self._has_raised, outputs = False, None
+        put_back = note_counts(pl_module, skipped="_")
         logged: list[tuple[Any, Any]] = []
         self._adapter.hold((args, kwargs))
         if isinstance(self._loader, OwnBatches):
@@ -247,6 +250,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             for log, more in logged:
                 pl_module.log(*log, **more)
             return outputs
+        put_back()
         connector = trainer._logger_connector
         if connector.should_reset_tensors("training_step"):
             # The first log of an epoch does so, and no other one.
@@ -387,10 +391,14 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
 
 def _run_again(trainer: Any, module: Any, own_step: Callable[..., Any], held: Any) -> Any:
-    """The loss of a batch that ``training_step`` was given; what it logs is logged no second time."""
+    """The loss of a batch that ``training_step`` was given; what it logs or counts does not count a second time."""
     args, kwargs = held
-    with _logging_to(module, lambda *_, **__: None), trainer.precision_plugin.train_step_context():
-        outputs = own_step(*args, **kwargs)
+    put_back = note_counts(module, skipped="_", all_of_it=True)
+    try:
+        with _logging_to(module, lambda *_, **__: None), trainer.precision_plugin.train_step_context():
+            outputs = own_step(*args, **kwargs)
+    finally:
+        put_back()
     return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
 
 

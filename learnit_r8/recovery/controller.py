@@ -392,7 +392,7 @@ class RecoveryController:
         if was_on:
             self._announcer.tell(events.LrRestored)
 
-    def summary(self) -> str:
+    def summary(self, *, is_over: bool = False) -> str:
         """Describe what recovery has done and is still doing, then each kind of incident on a line; "" if nothing."""
         num_restored, ceiling = self._incidents.num_restored, self.limit.ceiling
         times = "once" if num_restored == 1 else f"{num_restored} times"
@@ -408,7 +408,8 @@ class RecoveryController:
             parts.append(f"{num_transient} transient faults, finite when computed once more")
         if len(self._table.quarantined):
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
-        return "".join([*(f"; {part}" for part in parts), *(f"\n  {line}" for line in self._incidents.summary())])
+        incidents = self._incidents.summary(is_over=is_over)
+        return "".join([*(f"; {part}" for part in parts), *(f"\n  {line}" for line in incidents)])
 
     @property
     def _untrained_record(self) -> float:

@@ -11,6 +11,7 @@ import torch
 from ..sampling.ticket import Outcome
 from ..schedules.budget import has_budget
 from ..torch.attachment import attach
+from ..torch.counts import note_counts
 from ..torch.own_loop.last_forward import LastForward, no_loss
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class OwnBatches:
     ) -> Any:
         """What the Trainer's ``compute_loss`` returns; a loss without a gradient where its own is refused."""
         self.batches.begin(inputs)
+        put_back = note_counts(trainer, skipped="_r8")
         self._own = functools.partial(own, model)
         # An epoch may end with fewer batches in a step.
         self._how = more, trainer.current_gradient_accumulation_steps
@@ -78,6 +80,7 @@ class OwnBatches:
         loss = found[0] if return_outputs else found
         self._noted = self._of_batch(loss.detach(), *self._how)
         if reports_early(trainer) and not self.report():
+            put_back()
             return (no_loss(model), found[1]) if return_outputs else no_loss(model)
         return found
 
@@ -89,8 +92,8 @@ class OwnBatches:
     def _run_again(self, held: Any) -> torch.Tensor:
         """The loss of a batch, as it was reported."""
         inputs, more, accumulated = held
-        with self._trainer.compute_loss_context_manager():
-            return self._of_batch(self._own(dict(inputs), **more), more, accumulated)
+        loss = run_again(self._trainer, lambda: self._own(dict(inputs), **more))
+        return self._of_batch(loss, more, accumulated)
 
     def report(self) -> bool:
         """Report the loss that was noted; returns whether it is to be learned from."""
@@ -110,6 +113,16 @@ class OwnBatches:
         """Finish the run."""
         self.batches.end_run()
         self.adapter.close()
+
+
+def run_again(trainer: Any, compute_loss: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The loss of a batch that the Trainer has had; what it counts does not count a second time."""
+    put_back = note_counts(trainer, skipped="_r8", all_of_it=True)
+    try:
+        with trainer.compute_loss_context_manager():
+            return compute_loss()
+    finally:
+        put_back()
 
 
 def reports_early(trainer: Any) -> bool:

@@ -15,10 +15,11 @@ from transformers import TrainerCallback
 from ..schedules.budget import BUDGETS, batches_of
 from ..torch import Adapter, attach
 from ..torch.batches.loader import make_loader
+from ..torch.counts import note_counts
 from ..torch.own_loop.last_forward import LastForward, no_loss
 from ..torch.serialization import as_arrays
 from .losses import SampleLosses, compare, document_losses, find_losses, is_packed
-from .own_batches import OwnBatches, reports_early
+from .own_batches import OwnBatches, reports_early, run_again
 from .sampler import WholeEpoch
 
 if TYPE_CHECKING:
@@ -507,7 +508,7 @@ class R8Mixin:
             return own(model, inputs, return_outputs, **more)
         if not self._r8_draws:
             return self._r8_current().compute_loss(self, own, model, inputs, return_outputs, **more)
-        given, adapter = dict(inputs), self._r8_current()
+        given, adapter, put_back = dict(inputs), self._r8_current(), note_counts(self, skipped="_r8")
         self._r8_again = functools.partial(own, model, **more)
         adapter.hold(given)
         with _outputs_of(model) as outputs, LastForward(model) as forward:
@@ -522,14 +523,13 @@ class R8Mixin:
                 loss, num_items = found[0] if return_outputs else found, more.get("num_items_in_batch")
                 loss = self._r8_noted(model, given, outputs[0] if outputs else None, loss, num_items)
         if reports_early(self) and not adapter.report():
+            put_back()
             loss = no_loss(model)
         return (loss, found[1]) if return_outputs else loss
 
     def _r8_run_again(self, inputs: Any) -> Any:
         """The loss of a batch, as the Trainer has computed it last."""
-        trainer: Any = self
-        with trainer.compute_loss_context_manager():
-            return self._r8_again(dict(inputs))
+        return run_again(self, lambda: self._r8_again(dict(inputs)))
 
     def _r8_noted(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor, num_items: Any) -> Any:
         """Note the losses of a batch; returns the loss to train on."""

@@ -104,7 +104,7 @@ def test_help_explains_what_the_command_takes(command, capsys):
     assert command != "ls" or "which run" not in " ".join(words)
 
 
-WITH_JSON = sorted(set(COMMANDS) - {"ask", "demo", "completion", "convert", "export", "labels", "mcp"})
+WITH_JSON = sorted(set(COMMANDS) - {"ask", "demo", "completion", "convert", "export", "labels", "mcp", "prove"})
 
 
 @pytest.mark.parametrize("command", WITH_JSON)

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
 
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.lightning import cross_entropy as r8_cross_entropy
@@ -28,6 +29,7 @@ class Module(lightning.LightningModule):
     def __init__(self, run, *, exact):
         super().__init__()
         self.run, self.exact, self.network = run, exact, Network(run.case.activation)
+        self.mean, self.counted = MeanMetric(nan_strategy="disable"), []
 
     def configure_optimizers(self):
         return sgd(self.network)
@@ -41,6 +43,8 @@ class Module(lightning.LightningModule):
         x, y = batch
         logits = self.network(x)
         losses = r8_cross_entropy(logits, y) if self.exact else cross_entropy(logits, y)
+        self.counted.append(float(losses["loss"] if self.exact else losses))
+        self.mean.update(self.counted[-1])
         self.log("loss", losses["loss"] if self.exact else losses, on_step=False, on_epoch=True)
         return losses
 
@@ -55,6 +59,9 @@ class Notes(lightning.Callback):
     def on_train_epoch_end(self, trainer, module):
         logged = {name: float(trainer.callback_metrics[name]) for name in ("loss", "val_loss")}
         module.run.end_epoch(read_weights(module.network), **logged)
+        module.run.counted.append([*module.counted, float(module.mean.compute())])
+        module.counted.clear()
+        module.mean.reset()
 
 
 class Lightning:

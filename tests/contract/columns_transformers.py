@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import defaultdict
 from typing import ClassVar
 
 import torch
@@ -51,7 +52,7 @@ class Notes(TrainerCallback):
     """User code at the start of each step and behind each epoch."""
 
     def __init__(self, run):
-        self.run = run
+        self.run, self.trainer = run, None
 
     def on_step_begin(self, args, state, control, model=None, optimizer=None, **_):
         hurt(self.run, model.network)
@@ -61,16 +62,28 @@ class Notes(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, model=None, **_):
         loss = [each["loss"] for each in state.log_history if "loss" in each][-1]
         self.run.end_epoch(read_weights(model.network), loss=loss, val_loss=metrics["eval_loss"])
+        counted = self.trainer.counted["train"].pop("loss")
+        self.run.counted.append([*counted, sum(counted) / len(counted)])
 
 
-class OrderedTrainer(Trainer):
+class CountingTrainer(Trainer):
+    """With metrics of its own, as those of TRL have."""
+
+    def compute_loss(self, model, inputs, *given, **more):
+        found = super().compute_loss(model, inputs, *given, **more)
+        if model.training:
+            self.counted["train"]["loss"].append(float(found))
+        return found
+
+
+class OrderedTrainer(CountingTrainer):
     """With an order of one's own."""
 
     def _get_train_sampler(self, *_):
         return Order(self.train_dataset.run)
 
 
-class R8Trainer(R8Mixin, Trainer):
+class R8Trainer(R8Mixin, CountingTrainer):
     """One with R8's batches."""
 
 
@@ -103,10 +116,12 @@ class HfTrainer:
             **({} if kind is R8Trainer else {"lr_scheduler_type": "constant"}),
         }  # fmt: skip
         arguments = TrainingArguments(**{**options, **self.options})
-        trainer = kind(
+        notes = Notes(run)
+        notes.trainer = trainer = kind(
             model=model, args=arguments, train_dataset=NamedRows(run), eval_dataset=Validation(),
-            optimizers=(optimizer, None), callbacks=[Notes(run)], **given,
+            optimizers=(optimizer, None), callbacks=[notes], **given,
         )  # fmt: skip
+        trainer.counted = {"train": defaultdict(list)}
         trainer.remove_callback(PrinterCallback)
         resumed = run.case.folder is not None and any(run.case.folder.glob("checkpoint-*"))
         trainer.train(resume_from_checkpoint=resumed)

@@ -61,6 +61,7 @@ class Run:
     Attributes:
         draws: The samples of each batch that the data handed out.
         logged: What the script or framework logged at the end of each epoch.
+        counted: The losses that the steps of user code counted in each epoch, where a framework calls them.
         best: The weights that the framework's own keeper of the best model kept; None where a column has none.
         ends: The weights that user code sees after each epoch.
         weights, optimizer, generators: At the end.
@@ -72,6 +73,7 @@ class Run:
     def __init__(self, case, *, batches=None, rates=None):
         self.case, self.batches, self.rates = case, batches, rates
         self.draws, self.logged, self.ends, self.events, self.said = [], [], [], [], []
+        self.counted = []
         self.weights, self.optimizer, self.generators, self.best, self.r8 = {}, [], None, None, None
         self._num_turns = 0
 

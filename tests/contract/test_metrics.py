@@ -1,5 +1,9 @@
 """Row 8: what is logged, and kept as best, belongs to weights that are kept."""
 
+import pytest
+
+from learnit_r8 import events
+
 from . import task
 from .cells import rule
 from .run import Case, run
@@ -35,3 +39,15 @@ def test_metrics(column):
             wrong.append(f"{name}: the best model has an error of {task.error(found.best):.3f}")
 
     assert wrong == []
+
+
+@rule(("lightning", "lightning own", "trainer", "trainer own"))
+def test_counts(column):
+    """What the steps of user code count, in lists, dicts and metrics, is of each batch that was learned from."""
+    found = run(column, Case(batch_faults={20: NAN, 41: 1e4}))
+    counted = [loss for epoch in found.counted for loss in epoch[:-1]]
+
+    assert len(found.heard(events.BatchRefused)) >= 1
+    assert counted == pytest.approx([each.loss for each in found.heard(events.StepDone)], rel=1e-5)
+    for *losses, mean in found.counted:
+        assert mean == pytest.approx(sum(losses) / len(losses), rel=1e-5)

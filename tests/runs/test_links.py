@@ -355,10 +355,18 @@ ELSEWHERE = {
     "dashboard/terminal/capture.py": {"os.open", "tempfile.mkstemp"},
     "dashboard/terminal/screen.py": {"os.open"},
     "dashboard/terminal/tty_modes.py": {"os.open"},
+    "testing/prove/fence.py": {"open"},
+    "testing/prove/launches.py": {
+        "open",
+        "path.write_text",
+        "(inside / 'sitecustomize.py').write_text",
+        "to.symlink_to",
+    },
+    "testing/prove/probe.py": {"open", "os.open"},
     "testing/toy.py": {"np.savez"},
 }
 """Calls beside the opener, all read for what they do: devices, temporary files, readers, and libraries that are handed
-an open file."""
+an open file. A proof writes in its own new folder only, from scripts that need not have the package."""
 
 
 def opening_calls(path):

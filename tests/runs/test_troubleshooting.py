@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md has every warning and every error of a run, with what to do."""
+"""docs/troubleshooting.md has every warning and error of a run, docs/prove.md those of a proof, with what to do."""
 
 import ast
 import re
@@ -7,7 +7,8 @@ from pathlib import Path
 from tests.source import MODULES, name_of, tree_of
 
 ROOT = Path(__file__).parents[2]
-PAGE = re.sub(r"\s+", " ", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+PAGES = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("troubleshooting.md", "prove.md")]
+PAGE = re.sub(r"\s+", " ", " ".join(PAGES))
 
 SAYING = {"warn": 0, "warn_once": 1, "say_once": 1, "note_once": 1, "warn_unseen": 1}
 """Functions that warn, with the place of the text among their arguments."""

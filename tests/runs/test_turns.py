@@ -203,3 +203,17 @@ def test_nothing_of_a_stream_without_a_length_is_left_out():
     assert sum(len(turns) for turns in run.turns) == NUM_BATCHES * NUM_EPOCHS + num_probes
     assert run.r8.global_step == NUM_BATCHES * NUM_EPOCHS
     assert not any("left out" in event.text for event in run.of(events.IncidentEnded))
+
+
+def test_the_counts_of_an_epoch_begin_with_it():
+    """Where a loop over epochs gives a number, the counts are of this epoch; a loop from them on trains it whole."""
+    r8 = R8Scheduler(num_epochs=3, scheduler_mode="keep")
+    before = []
+    for _ in r8.epoch_iterator():
+        before.append((r8.step_in_epoch, r8.probes_in_epoch, r8.handed_out))
+        for _ in r8.batches(range(r8.step_in_epoch, 4)):
+            r8.update_with_loss(1.0)
+        assert r8.handed_out == 4
+
+    assert before == 3 * [(0, 0, 0)]
+    assert r8.global_step == 12

@@ -88,13 +88,16 @@ def sentence_of(finding: Finding, step: int, samples: Sequence[str]) -> str:
     "step 8,214: NaN first in `head` (forward), for sample 1042 ('img/1042.png'), whose input holds Inf at [0]"
     >>> sentence_of(Finding(UNKNOWN, "the loss is not finite"), 7, [])
     'step 7: unknown, seen so far: the loss is not finite'
+    >>> sentence_of(Finding(FORWARD, "NaN first in `head` (forward)", (0, 1), is_certain=True), 7, [])
+    'step 7: NaN first in `head` (forward), for rows 0, 1 of the batch'
     """
     text = finding.text
     if finding.rows:
         word = "sample" if samples else "row"
-        names = list(samples) or [f"{row} of the batch" for row in finding.rows]
+        names = list(samples) or [str(row) for row in finding.rows]
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         text += f", for {word}{'s' if len(names) > 1 else ''} {', '.join(names[:MOST_NAMED])}{more}"
+        text += "" if samples else " of the batch"
         text += f", {finding.about}" if finding.about else ""
     text = "; ".join([text, *finding.rest])
     doubt = UNSEEN if finding.kind == UNKNOWN else "" if finding.is_certain else "probably "

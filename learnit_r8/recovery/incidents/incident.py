@@ -90,13 +90,14 @@ class IncidentLog:
                 self.kinds[kind] = self.kinds.get(kind, (0, ""))[0] + 1, text
             self._announcer.tell(events.IncidentEnded, text=incident.conclusion)
 
-    def summary(self) -> list[str]:
-        """A line for each kind of incident."""
+    def summary(self, *, is_over: bool) -> list[str]:
+        """A line for each kind of incident; ``is_over``: whether the run has ended."""
         lines = [f"{kind}: {count:,}, the last at {text}" for kind, (count, text) in self.kinds.items()]
         incident = self.current
         if incident is not None and (incident.num_refused or incident.num_restored):
             kind, step = incident.kind or incident.reason, incident.step
-            lines.append(incident.with_cause(f"{kind}: under way since step {step:,}"))
+            how = "not settled as the run ended, since" if is_over else "under way since"
+            lines.append(incident.with_cause(f"{kind}: {how} step {step:,}"))
         return lines
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ...checkpoint import tree
+
 from ...recovery.incidents.finding import (  # isort: skip
     BACKWARD, BATCH_SIZE, INPUT, LABEL, LOSS, NOTHING, OPTIMIZER, SCALE, UNKNOWN, UPDATE, WEIGHT, Finding, Refusal,
 )  # fmt: skip
@@ -508,9 +510,14 @@ class Case:
             anew = [self._redraw(sample) for _ in range(8)]
         except Exception:
             return ()
-        bad = sum(bool(not_finite(each, None)) for each in anew)
+        # The data set may give arrays and numbers, which become tensors later.
+        bad = sum(bool(tree.not_finite(each)) for each in anew)
         self._runs.evidence.append(f"of 8 times that the sample is drawn anew {bad} are not finite")
-        return ("drawn anew it is not always so: its random augmentation is to blame",) if 0 <= bad < 8 else ()
+        if not bad:
+            return (
+                "the data set gave it 8 times without: its random augmentation or the making of the batch is to blame",
+            )
+        return ("drawn anew it is not always so: its random augmentation is to blame",) if bad < 8 else ()
 
     def _of_single(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
         """Return a finding where an operation that needs several rows got a batch of one."""

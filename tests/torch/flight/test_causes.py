@@ -5,10 +5,11 @@ import functools
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.recovery.incidents.finding import Refusal
@@ -201,3 +202,35 @@ def test_the_eps_that_is_advised_trains():
 
         assert not error
         assert not told.of(events.DamageFound, events.BatchRefused)
+
+
+class Counting(Dataset):
+    """Samples as arrays and numbers of numpy, one of which is not finite."""
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        return {"x": np.ones(2, np.float32), "scale": np.float32("nan" if index == 7 else 1.0)}
+
+
+def test_a_sample_of_arrays_that_is_always_bad_is_not_called_random():
+    """Whether a sample is bad each time it is drawn is seen in arrays and numbers of numpy, too."""
+    torch.manual_seed(0)
+    model, heard, data = nn.Linear(2, 1), record_events(), Counting()
+
+    def run(batch):
+        return (model(batch["x"]) * batch["scale"][:, None]).square().mean(1)
+
+    adapter = attach(
+        model, torch.optim.SGD(model.parameters(), lr=0.01), data, batch_size=4, num_epochs=2, listeners=[heard],
+        run_batch=lambda batch: run(batch).mean(),
+    )  # fmt: skip
+    for _ in adapter.epochs():
+        for batch in adapter.loader():
+            adapter.step(adapter.loss(run(batch)))
+    adapter.close()
+
+    found = heard.of(events.CauseFound)
+    assert {each.samples for each in found} == {(7,)}
+    assert not any("random" in each.text for each in found)

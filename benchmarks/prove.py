@@ -1,0 +1,86 @@
+"""What `learnit-r8 prove` finds: planted faults in six scripts, and whether it finds any in scripts that have none.
+
+python benchmarks/prove.py            # 36 faults and 20 scripts without: about forty minutes on two cores
+python benchmarks/prove.py --quick    # two faults and one script without: under a minute
+python benchmarks/prove.py plain      # one script
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from learnit_r8.testing.prove import Proof, prove
+from learnit_r8.testing.prove.report import headline
+
+HERE = Path(__file__).parent
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+FAULTS = {
+    "plain": "restarted skipped moments buffers ema augmentation twice older second",
+    "language": "scaler accumulation ema dropout schedule repeated older second",
+    "stream": "restarted repeated skipped augmentation moments",
+    "ranks": "restarted buffers dropout twice epoch scaler",
+    "with_lightning": "schedule ema moments dropout",
+    "with_accelerate": "epoch schedule skipped accumulation",
+}
+"""By script, what is planted: kinds of the module `words`, an older checkpoint, or a fault of the second resume."""
+
+QUICK = {"plain": "moments restarted"}
+
+
+def words(path: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    """The command of a script."""
+    return [sys.executable, *launcher, path.name, *arguments]
+
+
+def name_of(proof: Proof) -> str:
+    """What a proof calls what it found."""
+    if proof.difference is None:
+        return "older" if any("older checkpoint" in each for each in proof.notes) else ""
+    return "second" if proof.is_second_only else proof.difference.kind
+
+
+def run(script: str, fault: str, folder: Path, kills: int = 3) -> Proof:
+    """Prove a script with a fault."""
+    os.environ["FAULT"] = fault
+    path = folder / f"{script}.py"
+    place = folder / script
+    place.mkdir(exist_ok=True)
+    shutil.copy(HERE / "prove_scripts" / path.name, place / path.name)
+    return prove(words(path, launcher=TORCHRUN if script == "ranks" else ()), folder=place, kills=kills)
+
+
+def main(chosen: list[str]) -> int:
+    """Print a line for each fault and each script without, and the counts."""
+    is_quick = "--quick" in chosen
+    chosen = [each for each in chosen if not each.startswith("--")]
+    faults = QUICK if is_quick else {name: FAULTS[name] for name in FAULTS if not chosen or name in chosen}
+    found = named = planted = alarms = clean = 0
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for script, kinds in faults.items():
+            for fault in ("", *kinds.split()):
+                proof = run(script, fault, Path(folder), kills=1 if is_quick else 3)
+                name = name_of(proof)
+                if fault:
+                    planted, found, named = planted + 1, found + bool(name), named + (name == fault)
+                    verdict = "right" if name == fault else "found" if name else "MISSED"
+                else:
+                    clean, alarms = clean + (proof.code == 0), alarms + (proof.code == 1)
+                    verdict = {0: "exact", 1: "FALSE ALARM", 2: "CANNOT SAY"}[proof.code]
+                print(
+                    f"{script:<16} {fault or '-':<13} {verdict:<8} {proof.seconds:4.0f} s  {headline(proof)}",
+                    flush=True,
+                )
+    print(f"{planted} planted: {found} found, {named} rightly named; without: {clean} exact, {alarms} false alarms")
+    print(f"{time.monotonic() - began:.0f} s")
+    return int(alarms > 0 or (is_quick and named < planted))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

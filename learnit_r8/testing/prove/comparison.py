@@ -1,0 +1,277 @@
+"""Two trainings compared step by step: where they first differ, and what that difference is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+Step = dict[str, Any]
+
+NEAR = 2
+"""Steps by which a counter may be ahead or behind to have counted some twice."""
+
+COMPARED = 3
+"""Batches in a row that must be found again, for a place in the order of the data."""
+
+WHOLE_STATE = {"weights": "w", "moments": "m", "buffers": "u"}
+EACH_STEP = {"optimizer": "o", "backward passes": "b", "rates": "r", "settings": "h", "scaler": "s", "losses": "l"}
+
+
+class Difference(NamedTuple):
+    """The first difference: the step of the uninterrupted training, of the restarted one (1 is its first), and in what.
+
+    ``kind`` is a key of `words.KINDS`, ``detail`` says how many and which, ``others`` are kinds that showed at the
+    same step.
+    """
+
+    step: int
+    local: int
+    parts: tuple[str, ...]
+    kind: str
+    detail: str = ""
+    others: tuple[str, ...] = ()
+    rank: int = 0
+
+
+def contents_of(step: Step) -> list[str]:
+    """What tells the batches of a step apart: their content, or else what went into the network."""
+    return ["-".join(each[4]) for each in step["x"]] or list(step["i"])
+
+
+def samples_of(step: Step) -> list[str]:
+    """The samples of the batches of a step, where a loader takes them by their index."""
+    return [each[2] for each in step["x"] if each[2]]
+
+
+def is_epoch_start(steps: Sequence[Step], place: int) -> bool:
+    """Whether a loader begins again with this step."""
+    here = steps[place]["x"]
+    return bool(here) and (place == 0 or not steps[place - 1]["x"] or here[0][0] != steps[place - 1]["x"][-1][0])
+
+
+def moving(steps: Sequence[Step]) -> set[str]:
+    """The copies of the weights that move, or were seen once: averages, and no checkpoint that was read."""
+    seen: dict[str, list[str]] = {}
+    for step in steps:
+        for key, digest in step.get("e", {}).items():
+            seen.setdefault(key, []).append(digest)
+    return {key for key, digests in seen.items() if len(digests) == 1 or len(set(digests)) > 1}
+
+
+def copies_of(step: Step, keys: set[str]) -> set[str]:
+    """Sums of the moving copies."""
+    return {digest for key, digest in step.get("e", {}).items() if key in keys}
+
+
+def parts_that_differ(one: Step, two: Step, keys: tuple[set[str], set[str]] = (set(), set())) -> list[str]:
+    """In what two steps differ; the whole state is compared where both have it."""
+    if two["b"] < one["b"] and two.get("a"):
+        # It went on in the middle of an accumulation, with the gradients: the rest of the batch is what is compared.
+        one = {**one, "b": two["b"], **{key: one[key][-two["b"] :] for key in ("l", "x", "i")}}
+    found = [name for name, key in EACH_STEP.items() if repr(one.get(key)) != repr(two.get(key))]
+    if contents_of(one) != contents_of(two):
+        found.append("content" if samples_of(one) and samples_of(one) == samples_of(two) else "batches")
+    if one["i"] != two["i"]:
+        found.append("input")
+    if "w" in one and "w" in two:
+        found += [name for name, key in WHOLE_STATE.items() if one[key] != two[key]]
+        held = copies_of(one, keys[0]), copies_of(two, keys[1])
+        if all(held) and not held[0] & held[1]:
+            found.append("copies")
+    return found
+
+
+def generators_that_differ(one: Step, two: Step) -> list[str]:
+    """The random generators that differ."""
+    return sorted(name for name in one["g"].keys() & two["g"].keys() if one["g"][name] != two["g"][name])
+
+
+def align(steps: Sequence[Step], reference: Sequence[Step], last: int) -> int | None:
+    """After which step of a reference a training goes on: by the weights, else by the optimizer's count, else None."""
+    first = steps[0]
+    # The same weights twice, as after a step that a scaler skipped: the moments decide, then the later.
+    same = [each for each in reference if each.get("w") == first.get("w") and each["n"] <= last + 1]
+    if same:
+        return int(max(same, key=lambda each: (each["m"] == first["m"], each["n"]))["n"] - 1)
+    if first.get("c"):
+        counts = [each["n"] - 1 for each in reference if each.get("c") == first["c"] and each["o"] == first["o"]]
+        if counts:
+            return int(counts[-1])
+    return None
+
+
+def align_by_batches(steps: Sequence[Step], reference: Sequence[Step], last: int) -> int | None:
+    """After which step of a reference a training goes on, by its batches alone."""
+    firsts = [contents_of(each) for each in steps[:COMPARED]]
+    for place in range(min(last, len(reference) - len(firsts)), -1, -1):
+        if [contents_of(each) for each in reference[place : place + len(firsts)]] == firsts:
+            return place
+    return None
+
+
+def first_difference(
+    steps: Sequence[Step], reference: Sequence[Step], after: int, *, only: set[str] | None = None
+) -> Difference | None:
+    """The first step of a training that differs from its reference, which it follows after a step; None if none does.
+
+    Args:
+        steps: What a restarted training noted.
+        reference: The steps of one that was not killed, from the first on.
+        after: The step of the reference that it goes on from.
+        only: Parts that are compared, where others differ without a kill, too.
+    """
+    keys = moving(reference), moving(steps)
+    for place, step in enumerate(steps):
+        if after + place >= len(reference):
+            return None
+        parts = parts_that_differ(reference[after + place], step, keys)
+        parts = [each for each in parts if only is None or each in only]
+        if parts:
+            kinds = list(_kinds(parts, steps, reference, after, place))
+            kind, detail = kinds[0]
+            others = tuple(dict.fromkeys(name for name, _ in kinds[1:] if name not in (kind, "unknown")))
+            return Difference(after + place + 1, place + 1, tuple(parts), kind, detail, others)
+    return None
+
+
+def _kinds(
+    parts: list[str], steps: Sequence[Step], reference: Sequence[Step], after: int, place: int
+) -> Iterator[tuple[str, str]]:
+    """The kinds of a difference, with what is to be said of each, the one that explains the others first."""
+    one, two = reference[after + place], steps[place]
+    generators = generators_that_differ(reference[after], steps[0]) or generators_that_differ(one, two)
+    told = f"generators that differ: {', '.join(generators)}" if generators else ""
+    rates = "rates" in parts and _shift_of_rates(steps, reference, after, place)
+    if "backward passes" in parts and place == 0:
+        yield "accumulation", f"{two['b']} in place of {one['b']} backward passes in the first step"
+    if place and "batches" in parts and is_epoch_start(steps, place) != is_epoch_start(reference, after + place):
+        yield "epoch", f"the epoch ends {'early' if is_epoch_start(steps, place) else 'late'}, at step {one['n']}"
+    if rates:
+        yield "twice", f"the rates are those of {rates} step{'s' * (rates > 1)} later"
+    if "batches" in parts:
+        yield _order(steps, reference, after, place, told)
+    if "moments" in parts and place == 0:
+        # The rate of an optimizer that is made anew is another, too.
+        yield "moments", "" if two["names"] == one["names"] else f"{_list(two)} in place of {_list(one)}"
+    if "rates" in parts and not rates:
+        yield "schedule", f"{_short(two['r'])} in place of {_short(one['r'])}"
+    if "scaler" in parts:
+        yield "scaler", f"{_short(two.get('s'))} in place of {_short(one.get('s'))}"
+    if "moments" in parts and place:
+        yield "moments", ""
+    if "settings" in parts:
+        yield "settings", ""
+    if "weights" in parts and place == 0:
+        yield "weights", ""
+    if "buffers" in parts and not {"batches", "content", "input"} & set(parts):
+        yield "buffers", ""
+    if "copies" in parts:
+        yield "ema", ""
+    if "content" in parts:
+        yield "augmentation", f"the same samples, other content; {told}"
+    elif "input" in parts and not {"batches", "weights"} & set(parts):
+        yield "augmentation", f"the same batch, another input of the network; {told}"
+    elif "losses" in parts and not {"batches", "weights", "scaler", "buffers"} & set(parts):
+        yield ("dropout", told) if generators else ("unknown", "")
+    if "backward passes" in parts and place:
+        yield "accumulation", f"{two['b']} in place of {one['b']} backward passes"
+    yield "unknown", ""
+
+
+def _shift_of_rates(steps: Sequence[Step], reference: Sequence[Step], after: int, place: int) -> int:
+    """By how many steps the rates of a training are ahead, or 0 if they are not those of a step soon after."""
+    here = [each["r"] for each in steps[place : place + 8]]
+    for shift in range(1, NEAR + 1):
+        begin = after + place + shift
+        there = [each["r"] for each in reference[begin : begin + len(here)]]
+        if there == here[: len(there)] and len(there) > 1 and len({repr(each) for each in there}) > 1:
+            return shift
+    return 0
+
+
+def _order(steps: Sequence[Step], reference: Sequence[Step], after: int, place: int, told: str) -> tuple[str, str]:
+    """What became of the order of the data: where the batches of a training are in that of the reference."""
+    right, wrong = reference[after + place], steps[place]
+    per_step = max(1, len(contents_of(right)))
+    for keys_of in (contents_of, samples_of):
+        flat = [(key, number) for number, each in enumerate(reference) for key in keys_of(each)]
+        keys = [key for key, _ in flat]
+        here = [key for each in steps[place : place + COMPARED] for key in keys_of(each)][: 2 * COMPARED]
+        found = [i for i in range(len(keys) - len(here) + 1) if keys[i : i + len(here)] == here] if here else []
+        if found:
+            break
+    else:
+        one, two = right["x"][:1], wrong["x"][:1]
+        if one and two and two[0][2] is None and set(two[0][4]) & set(one[0][4]):
+            return "augmentation", f"the same labels, other content; {told}"
+        which = f"samples {two[0][3]} ... in place of {one[0][3]} ..." if one and two and one[0][3] else ""
+        return "shuffle", "; ".join(filter(None, [which, told]))
+    expected = next((i for i, (_, number) in enumerate(flat) if number == after + place), len(flat))
+    # In the middle of an accumulation, some of the first step's batches are done.
+    expected += per_step - len(contents_of(wrong)) if wrong.get("a") else 0
+    nearest = min(found, key=lambda i: (abs(i - expected), i))
+    at, number = flat[nearest][1], abs(expected - nearest)
+    is_start = nearest == 0 or (is_epoch_start(reference, at) and flat[nearest - 1][1] != at)
+    if is_start and nearest < expected:
+        return "restarted", f"batch {nearest + 1} of the training again, in place of {expected + 1}"
+    how = f"{number} batch{'es' * (number > 1)}" + (f", {per_step} in each step" if per_step > 1 else "")
+    return ("repeated" if nearest < expected else "skipped"), f"{how}{_which(reference[min(at, after + place)])}"
+
+
+def _which(step: Step) -> str:
+    samples = step["x"][0][3] if step["x"] else None
+    return f", from that of the samples {', '.join(map(str, samples[:4]))} ... on" if samples else ""
+
+
+def _list(step: Step) -> str:
+    return ", ".join(step["names"]) or "none"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return _short(value[0]) if len(value) == 1 else f"[{', '.join(map(_short, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def spread(one: Sequence[Step], two: Sequence[Step]) -> float:
+    """The largest relative difference of the losses of two trainings."""
+    pairs = [(a, b) for x, y in zip(one, two, strict=False) for a, b in zip(x["l"], y["l"], strict=False)]
+    return max((abs(a - b) / max(abs(a), abs(b), 1e-12) for a, b in pairs if a == a and b == b), default=0.0)
+
+
+def first_odd(one: list[list[Step]], two: list[list[Step]]) -> tuple[set[str], int] | None:
+    """In what two trainings that were not resumed differ, and from which step on; of the first rank that does."""
+    for first, second in zip(one, two, strict=False):
+        differing = [(set(parts_that_differ(a, b)), a["n"]) for a, b in zip(first, second, strict=False)]
+        if differing := [each for each in differing if each[0]]:
+            return set().union(*(parts for parts, _ in differing)), differing[0][1]
+    return None
+
+
+def evidence(difference: Difference, steps: Sequence[Step], whole: Sequence[Step]) -> tuple[tuple[str, ...], ...]:
+    """The first step after the restart and those from the difference on, as the two trainings had them."""
+    rows: list[tuple[str, ...]] = []
+    after, keys = difference.step - difference.local, (moving(whole), moving(steps))
+    for local in sorted({1, difference.local, difference.local + 1}):
+        if local > len(steps) or after + local > len(whole):
+            continue
+        one, two = whole[after + local - 1], steps[local - 1]
+        parts = {"batches" if each == "content" else each for each in parts_that_differ(one, two, keys)}
+        for name in ("batches", "rates", "backward passes", "scaler", *WHOLE_STATE, "copies", "losses"):
+            if name in parts or name in ("batches", "rates", "losses"):
+                told = [_cut(str(_shown(name, each))) for each in (one, two)]
+                rows.append((str(after + local), name, told[0], told[1] if name in parts else "the same"))
+        for name in generators_that_differ(one, two):
+            rows.append((str(after + local), f"generator {name}", f"{one['g'][name]:08x}", f"{two['g'][name]:08x}"))
+    return tuple(rows)
+
+
+def _shown(name: str, step: Step) -> object:
+    """A part of a step as it is shown to people."""
+    if name == "batches":
+        return [each[3] or each[4][:1] for each in step["x"]][:1] or step["i"][:1]
+    return [*step.get("e", {}).values()] if name == "copies" else step.get({**EACH_STEP, **WHOLE_STATE}[name])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
