@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset, WeightedRandomSampler
 from transformers import Trainer
 
-from learnit_r8 import events
+from learnit_r8 import RunDir, events
 from learnit_r8.recovery.incidents.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import load_incident
@@ -225,7 +225,7 @@ class Spoilt(Digits):
 
 def test_a_resumed_training_numbers_its_incidents_on(tmp_path):
     """Before and after the resume the sample is named, and its batch replayed by ``compute_loss``."""
-    r8 = {"run_dir": tmp_path / "run", "record": "all", "guard": "finite", "backup_every": 4}
+    r8 = {"run_dir": RunDir(tmp_path / "run", record="all"), "guard": "finite", "backup_every": 4}
     common = {"r8": r8, "save_strategy": "steps", "save_steps": 2 * STEPS}
     run(tmp_path, OwnLoss, max_steps=2 * STEPS, dataset=Spoilt(), **common)
     first = numbers_in(tmp_path / "run")

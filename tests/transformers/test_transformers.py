@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import learnit_r8.transformers
-from learnit_r8 import R8Scheduler
+from learnit_r8 import Backups, R8Scheduler
 from learnit_r8.engine.values import grouped
 from learnit_r8.policies import Policy
 from learnit_r8.torch import R8BatchSampler, attach
@@ -81,7 +81,7 @@ def test_random_augmentation_is_the_same_after_a_resume(tmp_path, accumulate):
     for resume in (None, tmp_path / "checkpoint-4"):
         sums = []
         trainer = R8Trainer(
-            model=Noted(), train_dataset=Noisy(), r8={"guard": "finite", "backup_dir": False},
+            model=Noted(), train_dataset=Noisy(), r8={"guard": "finite", "backup_every": Backups(backup_dir=False)},
             args=arguments(
                 tmp_path, max_steps=9, save_strategy="steps", save_steps=4, gradient_accumulation_steps=accumulate
             ),
