@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from learnit_r8.testing.prove import Proof, prove
+from learnit_r8.testing.prove.launches import Workshop
 from learnit_r8.testing.prove.report import headline
 
 HERE = Path(__file__).parent
@@ -55,8 +58,25 @@ def run(script: str, fault: str, folder: Path, kills: int = 3) -> Proof:
     return prove(words(path, launcher=TORCHRUN if script == "ranks" else ()), folder=place, kills=kills)
 
 
+def cost(rounds: int = 5) -> None:
+    """Print what a step costs with the probe and without, in turns."""
+    times: dict[bool, list[float]] = {False: [], True: []}
+    script = HERE / "prove_scripts" / "cost.py"
+    with tempfile.TemporaryDirectory() as folder, Workshop(Path(folder)) as shop:
+        for _ in range(rounds):
+            alone = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+            probed = shop.launch(Path(folder), [sys.executable, str(script)])
+            times[False].append(float(alone))
+            times[True].append(float(probed.output))
+    plain, with_probe = (statistics.median(times[each]) for each in (False, True))
+    print(f"a step without {plain:.2f} ms, with the probe {with_probe:.2f} ms: {with_probe / plain - 1:+.1%}; {times}")
+
+
 def main(chosen: list[str]) -> int:
     """Print a line for each fault and each script without, and the counts."""
+    if "--cost" in chosen:
+        cost()
+        return 0
     is_quick = "--quick" in chosen
     chosen = [each for each in chosen if not each.startswith("--")]
     faults = QUICK if is_quick else {name: FAULTS[name] for name in FAULTS if not chosen or name in chosen}

@@ -132,6 +132,7 @@ class User:
     Attributes:
         came_back: How the user went on from a run that was not whole: "backup", "checkpoint", "anew" or "".
         num_lost: Tickets that were drawn, and lost before the user had them.
+        has_lost_probe: Whether that was a probe, which is drawn anew and not again.
         kept: The model's first number, the guard and the recovery at every step that had a backup taken.
     """
 
@@ -153,7 +154,7 @@ class User:
         self.to_interrupt, self.at = call, at
         self.num_calls, self.num_interrupted, self.places = 0, 0, {}
         self.learned, self.trained, self.out = [], {}, []
-        self.came_back, self.num_lost = "", 0
+        self.came_back, self.num_lost, self.has_lost_probe = "", 0, False
 
     def _get(self):
         if self.r8.host.turns.is_mine:
@@ -184,6 +185,8 @@ class User:
                 try:
                     self._train_bare() if self.loop == "bare" else self._train_tickets()
                 except KeyboardInterrupt:
+                    ticket = self.r8.host.open_ticket
+                    self.has_lost_probe |= ticket is not None and ticket.chunk.is_probe
                     self._react()
                 if (
                     not self.out
@@ -419,7 +422,7 @@ def check(user, undisturbed):
     assert user.num_lost <= 1
     if user.came_back:
         return
-    if user.reaction in ("retry", "save") and not (user.num_lost or r8.host.source.abandoned):
+    if user.reaction in ("retry", "save") and not (user.num_lost or user.has_lost_probe or r8.host.source.abandoned):
         now = everything(user)
         # A checkpoint more has a witness more.
         aside = ("witnesses",) if user.reaction == "save" else ()

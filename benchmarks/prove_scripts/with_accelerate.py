@@ -1,5 +1,7 @@
 """accelerate: accumulation, its own checkpoints, and the batches already done left out.
 
+There is no dropout: it puts the generators back before a loader, which draws from them, begins its epoch again.
+
 It goes on from ``state``. ``FAULT`` in the environment plants what is wrong with that.
 """
 
@@ -20,7 +22,7 @@ set_seed(0)
 accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True)
 x = torch.randn(128, 8)
 loader = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=8)
-model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
+model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 24)
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)

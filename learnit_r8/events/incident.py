@@ -45,7 +45,7 @@ MEANT = (
 )
 
 ADVICE = {
-    "input": "Look at the samples that are named, and at how they are read and scaled.",
+    "input": "Look at the samples that are named, or at the batch, and at how they are read and scaled.",
     "label": "Look at the labels of the samples that are named: they are out of range, or not numbers.",
     "loss": "Look at the loss function: a logarithm, a root or a division needs a bound.",
     "forward": "Look at the operation that is named: it overflows, so bound what goes into it.",
@@ -185,8 +185,10 @@ class Incident:
                 if not self.num_refused:
                     changed = replace(changed, loss=event.loss, lr=event.lr)
             case CauseFound():
-                fault, samples = self.fault or event.fault, self.samples or event.samples
-                changed = replace(now, cause=self.cause or event.text, fault=fault, samples=samples)
+                # What is known first counts; a test of the weights may tell more than the search before it.
+                is_known = self.cause and (self.fault != "unknown" or event.fault == "unknown")
+                cause, fault = (self.cause, self.fault) if is_known else (event.text, event.fault)
+                changed = replace(now, cause=cause, fault=fault, samples=self.samples or event.samples)
             case Probed():
                 changed = replace(now, num_probes=self.num_probes + 1)
             case RolledBack():

@@ -12,6 +12,9 @@ NOTHING, UNKNOWN = "nothing", "unknown"
 KINDS = (INPUT, LABEL, LOSS, FORWARD, BACKWARD, BATCH_SIZE, UPDATE, WEIGHT, OPTIMIZER, SCALE, NOTHING, UNKNOWN)
 """Where an incident may have begun. "nothing": model, data and gradients are fine, as far as they can be run again."""
 
+UNSEEN = "unknown, seen so far: "
+"""How a sentence begins that names no cause."""
+
 MOST_NAMED = 5
 """Samples that a sentence names."""
 
@@ -97,7 +100,7 @@ def sentence_of(finding: Finding, step: int, samples: Sequence[str]) -> str:
         text += "" if samples else " of the batch"
         text += f", {finding.about}" if finding.about else ""
     text = "; ".join([text, *finding.rest])
-    doubt = "unknown, seen so far: " if finding.kind == UNKNOWN else "" if finding.is_certain else "probably "
+    doubt = UNSEEN if finding.kind == UNKNOWN else "" if finding.is_certain else "probably "
     return f"step {step:,}: {doubt}{text}"
 
 

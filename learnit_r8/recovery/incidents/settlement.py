@@ -18,6 +18,7 @@ from ..moment import go_back
 from ..progress import EARLY_UPDATES
 from ..ram_backup import Backup
 from .experiment import Alarm, Case, Finding
+from .finding import INPUT, UNSEEN, UPDATE
 
 if TYPE_CHECKING:
     from .parts import Parts
@@ -78,6 +79,8 @@ class Settlement:
         """Go on with the weights as they are; raises RestoreError if none could be put back."""
         step, parts = self._live.step, self._parts
         if finding.verdict in ("healthy", "data"):
+            if case.alarm is Alarm.SPIKE:
+                self._name_cause("the batch itself, as the weights are healthy", INPUT)
             self._trust_weights(case.alarm)
         elif finding.verdict == "level":
             self._accept_level(case, finding)
@@ -95,6 +98,16 @@ class Settlement:
             self._announcer.warn_unseen(topic, incident.refusal_text(finding.text))
         if finding.verdict in ("healthy", "level") and not self._lineage.is_proving:
             parts.incidents.end()
+
+    def _name_cause(self, cause: str, fault: str) -> None:
+        """Say what is probable by the test of the weights, where the search for the cause of a high loss found none."""
+        incident = self._parts.incidents.current
+        if incident is not None and UNSEEN in incident.cause:
+            text = incident.cause.replace(UNSEEN, f"probably {cause}; ")
+            self._parts.incidents.change(cause=text)
+            self._announcer.tell(
+                events.CauseFound, text=text, fault=fault, where="", samples=(), is_certain=False,
+            )  # fmt: skip
 
     def _trust_weights(self, alarm: Alarm) -> None:
         step = self._live.step
@@ -142,9 +155,9 @@ class Settlement:
         is_rate = alarm is Alarm.REGRESS or (alarm is Alarm.ABOVE and not backup.updates)
         why = ""
         if (is_relapse and not lineage.num_older) or is_rate:
-            why = "training on has damaged healthy weights again, so the updates are too large"
+            why = "training on has damaged healthy weights again, so the updates are probably too large"
             if is_rate:
-                why = "the updates are too large from the start on, as the losses rose"
+                why = "the updates are probably too large from the start on, as the losses rose"
             lineage.level_before = backup.usual
             rate = max(lineage.rates) if lineage.rates else lr
             least = 0.0 if is_early else LOWEST_SHARE * lr
@@ -163,7 +176,10 @@ class Settlement:
         elif not is_early:
             lineage.num_lowered = 0
             limit.restored()
-        self._tell_restored(backup, alarm, undone, is_tested=is_tested)
+        if is_tested and alarm is not Alarm.NOT_FINITE:
+            cause = f"the updates since step {backup.step:,} were too large, as the weights were damaged"
+            self._name_cause(cause, UPDATE)
+        self._tell_restored(backup, alarm, undone, why, is_tested=is_tested)
         incident = self._parts.incidents.current
         if not why and incident is not None and "too large" in incident.cause:
             why = "an update was probably too large"
@@ -184,12 +200,13 @@ class Settlement:
         lineage.begin(backup, max(LEAST_TRIAL, 2 * undone))
         return not (is_relapse or is_early)
 
-    def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int, *, is_tested: bool) -> None:
+    def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int, why: str, *, is_tested: bool) -> None:
         source, ceiling = self._live.name_of(backup), self._limit.ceiling
         self._announcer.tell(events.RolledBack, to_step=backup.step, source=source)
         limit_text = self._limit.ceiling_text
         found = "the weights were damaged" if is_tested else "no test could be made"
         what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {undone} updates back"
+        what += f"; {why}" if why else ""
         if ceiling < math.inf:
             what += f"; the learning rate stays at or below {limit_text} {self._limit.until_text()}"
             what += f"; {self._parts.norms.text}" if self._parts.norms.text else ""

@@ -202,6 +202,8 @@ class Workshop:
                     os.killpg(child.pid, signal.SIGKILL)
                 left = self.sweep(child.pid)
                 child.wait()
+        if (notes / "error.txt").exists():
+            raise CannotSay(f"the probe failed: {(notes / 'error.txt').read_text(encoding='utf-8')}")
         text = (home / "output.txt").read_text(encoding="utf-8", errors="replace")
         done = Launch(_traces(notes), code, text[-4000:], time.monotonic() - began)
         shutil.rmtree(scratch, ignore_errors=True)

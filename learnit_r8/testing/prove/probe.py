@@ -9,7 +9,7 @@ from __future__ import annotations
 import array
 import atexit
 import collections
-import contextlib
+import functools
 import gc
 import hashlib
 import importlib.util
@@ -19,6 +19,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
@@ -56,6 +57,20 @@ class Arrival:
 
             loader.exec_module = exec_module
         return spec
+
+
+def unheard(hook: Callable[..., None]) -> Callable[..., None]:
+    """Keep what fails in a hook from the script; it is told to who started it."""
+
+    @functools.wraps(hook)
+    def guarded(self: Probe, *args: Any, **settings: Any) -> None:
+        try:
+            hook(self, *args, **settings)
+        except Exception:
+            with open(os.path.join(self.request["folder"], "error.txt"), "w", encoding="utf-8") as file:
+                file.write(traceback.format_exc())
+
+    return guarded
 
 
 class Probe:
@@ -122,8 +137,7 @@ class Probe:
 
         def next_batch(loader: Any) -> Any:
             batch = fetch(loader)
-            with contextlib.suppress(Exception):
-                self.hear_batch(loader, batch)
+            self.hear_batch(loader, batch)
             return batch
 
         def begin_epoch(loader: Any, *args: Any, **settings: Any) -> None:
@@ -161,7 +175,7 @@ class Probe:
             some = bits[:: max(1, bits.numel() // 1021)].to(torch.int64)
             places = torch.arange(1, some.numel() + 1, device=some.device)
             found += [bits.sum(dtype=torch.int64), (some * (places * 2 + 1)).sum()]
-        values = torch.stack([each.cpu() if each.is_cpu else each for each in found]).tolist() if found else []
+        values = torch.stack([each.to(found[0].device) for each in found]).tolist() if found else []
         shapes = [tuple(each.shape) for each in tensors]
         return hashlib.blake2b(repr((shapes, values)).encode(), digest_size=8).hexdigest()
 
@@ -169,13 +183,13 @@ class Probe:
         """The tensors of a batch, in order."""
         if isinstance(batch, self.torch.Tensor):
             yield batch
-        elif depth and isinstance(batch, (list, tuple)):
-            for each in batch:
-                yield from self.tensors_in(each, depth - 1)
-        elif depth and hasattr(batch, "items"):
-            for _, each in batch.items():
+        elif isinstance(batch, self.torch.nn.Module):
+            yield from batch.parameters()
+        elif depth and (isinstance(batch, (list, tuple)) or hasattr(batch, "values")):
+            for each in batch if isinstance(batch, (list, tuple)) else batch.values():
                 yield from self.tensors_in(each, depth - 1)
 
+    @unheard
     def hear_loader(self, loader: Any) -> None:
         """Keep a loader's own generators in mind."""
         for owner in (loader, getattr(loader, "sampler", None)):
@@ -183,6 +197,7 @@ class Probe:
             if isinstance(generator, self.torch.Generator):
                 self.generators["loader"] = generator
 
+    @unheard
     def hear_batch(self, loader: Any, batch: Any) -> None:
         """Note a batch that a loader gives: its place in the epoch, samples and content."""
         place = loader.__dict__.setdefault("_r8_place", [next(self.numbers), 0])
@@ -206,6 +221,7 @@ class Probe:
             hooks: Any = self.torch.nn.modules.module
             self.arming = hooks.register_module_forward_pre_hook(self.hear_input)
 
+    @unheard
     def hear_input(self, module: Any, args: Any) -> None:
         """Note what goes into a network that trains, and which batch of a loader it is."""
         if not module.training or self.torch.compiler.is_compiling():
@@ -239,6 +255,7 @@ class Probe:
             self.used.append([*found[:4], [*found[4]]])
         self.inputs.append("-".join(digests))
 
+    @unheard
     def hear_loss(self, tensors: Any = None, *_: Any, **__: Any) -> None:
         """Note a loss that is differentiated; its value is read later, as that would wait for the device."""
         several = tensors if isinstance(tensors, (list, tuple)) else [tensors]
@@ -263,6 +280,7 @@ class Probe:
         """What an optimizer trains."""
         return [each for group in optimizer.param_groups for each in group["params"]]
 
+    @unheard
     def before_step(self, optimizer: Any, *_: Any) -> None:
         """Note the state before a step."""
         if os.getpid() != self.pid:
@@ -313,39 +331,35 @@ class Probe:
         state["c"] = float(counts[0]) if counts else None
         copies = {}
         for key, (held, values) in list(self.copies.items()):
-            copy = held() if isinstance(held, weakref.ref) else held
-            if copy is None:
+            values.append(self.sums([*self.tensors_in(held(), 1)]))
+            copies[key] = values[-1]
+            if held() is None or (len(values) > 32 and len(set(values)) == 1):
                 del self.copies[key]
-                continue
-            digest = self.sums(_tensors_of(copy))
-            values.append(digest)
-            if len(values) > 32 and len(set(values)) == 1:
-                del self.copies[key]
-            copies[key] = digest
         return {**state, "e": copies} if copies else state
 
     def find_copies(self, own: list[Any], known: list[Any]) -> None:
         """Find what holds tensors of the shapes of the weights without being the weights: averages of them."""
-        torch, shapes = self.torch, sorted(tuple(each.shape) for each in own)
+        module, shapes = self.torch.nn.Module, collections.Counter(tuple(each.shape) for each in own)
+        old = [each for held, _ in self.copies.values() for each in self.tensors_in(held(), 1)]
         gradients = [each.grad for each in own if each.grad is not None]
-        taken = {each.data_ptr() for each in (*known, *gradients)}
-        for held, _ in self.copies.values():
-            copy = held() if isinstance(held, weakref.ref) else held
-            taken |= {each.data_ptr() for each in _tensors_of(copy)[:1]}
-        found = [each for each in gc.get_objects() if type(each) in (dict, list) or isinstance(each, torch.nn.Module)]
-        for each in sorted(found, key=lambda one: type(one) in (dict, list)):
-            is_plain = type(each) in (dict, list)
-            if is_plain and not len(shapes) <= len(each) <= 4 * len(shapes) + 64:
+        taken = {each.data_ptr() for each in (*known, *old, *gradients)}
+        # By its type: a proxy that is asked for its class imports what it stands for.
+        found = [each for each in gc.get_objects() if issubclass(type(each), (dict, list, module))]
+        for each in sorted(found, key=lambda one: not issubclass(type(one), module)):
+            is_module = issubclass(type(each), module)
+            if not is_module and not len(own) <= len(each) <= 4 * len(own) + 64:
                 continue
-            tensors = _tensors_of(each)
-            floats = [one for one in tensors if isinstance(one, torch.Tensor) and one.is_floating_point()]
-            if len(floats) < len(shapes) or (len(floats) != len(tensors) and type(each) is list):
+            tensors = [*self.tensors_in(each, 1)]
+            floats = [one for one in tensors if one.is_floating_point()]
+            is_mixed = isinstance(each, list) and len(floats) < len(each)
+            if is_mixed or shapes - collections.Counter(tuple(one.shape) for one in floats):
                 continue
-            if any(one.data_ptr() in taken for one in floats) or not _holds(shapes, floats):
-                continue
-            taken |= {one.data_ptr() for one in floats}
-            self.copies[len(self.copies)] = [each if is_plain else weakref.ref(each), []]
+            if not taken & {one.data_ptr() for one in floats}:
+                taken |= {one.data_ptr() for one in floats}
+                # A dict has no weak references.
+                self.copies[len(self.copies)] = [weakref.ref(each) if is_module else lambda each=each: each, []]
 
+    @unheard
     def after_step(self, optimizer: Any, *_: Any) -> None:
         """Note what the step was made of, and kill the process if it is time."""
         if self.inside != id(optimizer):
@@ -383,6 +397,7 @@ class Probe:
             note["l"] = [float(each) if each.numel() == 1 else float(each.double().sum()) for each in note.pop("t")]
         os.write(self.file, (json.dumps(note) + "\n").encode())
 
+    @unheard
     def end(self, why: str = "end") -> None:
         """Note the end of the process, and the state it ended with."""
         if os.getpid() != self.pid or not self.count:
@@ -392,18 +407,6 @@ class Probe:
             self.waiting = None
         state = {} if why == "kill" else self.whole_state(self.optimizers[0])
         self.write({"why": why, "f": sorted(self.saved), **state})
-
-
-def _tensors_of(holder: Any) -> list[Any]:
-    if type(holder) in (dict, list):
-        return [*(holder.values() if type(holder) is dict else holder)]
-    return [] if holder is None else [*holder.parameters()]
-
-
-def _holds(shapes: list[Any], tensors: list[Any]) -> bool:
-    """Whether there is a tensor of each of these shapes."""
-    there = collections.Counter(tuple(each.shape) for each in tensors)
-    return not collections.Counter(shapes) - there
 
 
 def begin(path: str) -> None:

@@ -8,14 +8,15 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from learnit_r8 import events
+from learnit_r8.events.incident import fold
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 
 NUM_STEPS = 400
 
 
-def train(*, lr=0.05, jump=None, num_steps=NUM_STEPS, poison=None, steps=True, warmup=0, rows=8, **settings):
-    """A small regression, at some steps with 10,000 times the rate; returns what was said, and told."""
+def train(*, lr=0.05, jump=None, times=1e4, num_steps=NUM_STEPS, poison=None, steps=True, warmup=0, rows=8, **settings):
+    """A small regression, at some steps with many times the rate; returns what was said, and told."""
     torch.manual_seed(0)
     model, dice = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), torch.Generator().manual_seed(1)
     optimizer, heard = torch.optim.SGD(model.parameters(), lr), record_events()
@@ -28,7 +29,7 @@ def train(*, lr=0.05, jump=None, num_steps=NUM_STEPS, poison=None, steps=True, w
         for x in adapter.batches():
             step = adapter.scheduler.global_step
             rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-            optimizer.param_groups[0]["lr"] = lr * 1e4 if jump and step in jump else lr * rise
+            optimizer.param_groups[0]["lr"] = lr * times if jump and step in jump else lr * rise
             y = x.sum(1, keepdim=True)
             loss = mse_loss(model(x), y * (1e6 if step == poison else 1.0))
             if steps:
@@ -69,9 +70,22 @@ def test_a_bad_batch_gets_no_advice():
 
     assert adapter.scheduler.sentry.num_refused == 1
     assert not advice_in(said)
-    (cause,) = heard.of(events.CauseFound)
-    assert cause.fault == "unknown"
+    before, cause = heard.of(events.CauseFound)
+    assert (before.fault, cause.fault, cause.is_certain) == ("unknown", "input", False)
+    assert "step 151: probably the batch itself, as the weights are healthy; all that the model" in cause.text
     assert "its loss was not tested, and the weights have moved by" in cause.text
+
+
+def test_updates_are_named_once_a_test_has_found_the_weights_damaged():
+    """The search for the cause comes before the test, and may have found none; the incident has the later sentence."""
+    _, heard, _ = train(jump=(155,), times=100, backup_every=8)
+    incidents = ()
+    for event in heard:
+        incidents = fold(incidents, event, 0)
+
+    assert "probably the updates since step 152 were too large, as the weights were damaged" in incidents[-1].cause
+    assert incidents[-1].advice.startswith("Lower the rate")
+    assert [each.fault for each in heard.of(events.CauseFound)][-2:] == ["unknown", "update"]
 
 
 def test_a_rate_that_is_too_high_from_the_start_is_said_with_the_one_that_held():
