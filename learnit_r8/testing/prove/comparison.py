@@ -149,7 +149,9 @@ def _kinds(
     if rates:
         yield "twice", f"the rates are those of {rates} step{'s' * (rates > 1)} later"
     if "batches" in parts:
-        yield _order(steps, reference, after, place, told)
+        kind, detail = _order(steps, reference, after, place, told)
+        # What is left out where a later epoch begins is what was done in the first.
+        yield ("epoch" if kind == "skipped" and place and is_epoch_start(steps, place) else kind), detail
     if "moments" in parts and place == 0:
         # The rate of an optimizer that is made anew is another, too.
         yield "moments", "" if two["names"] == one["names"] else f"{_list(two)} in place of {_list(one)}"

@@ -131,21 +131,16 @@ class Workshop:
         """A copy of the folder to run in; environments and links are linked."""
         self.count += 1
         target = self.place / f"copy{self.count}" / self.folder.name
-        sizes: dict[str, int] = {}
-        for each in self.folder.iterdir():
-            if each not in self.links and not each.is_symlink() and not (each / "pyvenv.cfg").exists():
-                sizes[each.name] = _size(each)
         shares = _clone(__file__, str(self.place / "probe"))
-        if not shares and sum(sizes.values()) > LARGE:
+        ours = [each for each in self.folder.iterdir() if each not in self.links and not (each / "pyvenv.cfg").exists()]
+        sizes = {each.name: 0 if shares else _size(each) for each in ours}
+        if sum(sizes.values()) > LARGE:
             largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
             told = ", ".join(f"{name} ({sizes[name] >> 20} MiB)" for name in largest)
             raise CannotSay(f"{self.folder} is too large to copy: {told}. Give --link PATH for data that is only read.")
 
         def copy_file(source: str, to: str) -> None:
-            if not (shares and _clone(source, to)):
-                shutil.copy2(source, to)
-            else:
-                shutil.copystat(source, to)
+            (shutil.copystat if shares and _clone(source, to) else shutil.copy2)(source, to)
 
         def left_out(at: str, names: list[str]) -> set[str]:
             here = Path(at)

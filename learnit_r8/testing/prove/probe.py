@@ -121,6 +121,8 @@ class Probe:
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
             torch.manual_seed(0)
+            if "numpy" in sys.modules:
+                sys.modules["numpy"].random.seed(0)
         optimizers.register_optimizer_step_pre_hook(self.before_step)
         optimizers.register_optimizer_step_post_hook(self.after_step)
         self.wrap(torch.autograd, "backward", self.hear_loss)

@@ -303,7 +303,7 @@ def prove(
         except CannotSay as error:
             found = Proof(UNKNOWN, str(error))
         except OSError as error:
-            found = Proof(UNKNOWN, f"{error.strerror}: {error.filename or shop.place}.")
+            found = Proof(UNKNOWN, f"{shop.place}: {str(error)[:300]}.")
         if changed := shop.changed():
             found = found._replace(code=UNKNOWN, why=f"what was linked has changed: {', '.join(changed[:3])}.")
         return found._replace(

@@ -84,6 +84,14 @@ def test_an_epoch_that_ends_early_is_named():
     assert (found.kind, found.step) == ("epoch", 14)
 
 
+def test_an_epoch_that_begins_late_is_named():
+    """Batches left out at the beginning of a later epoch are another length of it, and no skip of the restart."""
+    steps = restarted(x=lambda n: [batch(n - 1 if n <= 16 else min(n + 2, TOTAL))])
+
+    found = first_difference(steps, WHOLE, AFTER)
+    assert (found.kind, found.step, found.detail[:9]) == ("epoch", 17, "3 batches")
+
+
 def test_the_rest_of_an_accumulation_is_compared():
     """A restart in the middle of an accumulation, with the gradients, is exact; without them the sum was cut."""
     whole = copy.deepcopy(WHOLE)

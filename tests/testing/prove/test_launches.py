@@ -1,6 +1,7 @@
 """Copies of a folder, launches in them, and what they leave behind: nothing."""
 
 import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
@@ -123,6 +124,20 @@ def test_a_command_that_is_not_there_is_named(folder):
     """A program that cannot be started is said, and a failing proof is an error in a test."""
     with pytest.raises(RuntimeError, match=r"CANNOT SAY: the command cannot be started: .*no-such-program"):
         assert_resumes(["no-such-program"], folder=folder)
+
+
+def test_a_full_disk_is_said(folder, monkeypatch):
+    """Where no copy can be made nothing can be said, and nothing stays."""
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copytree", fail)
+    proof = prove(["python"], folder=folder, work=str(folder.parent))
+
+    assert proof.code == UNKNOWN
+    assert "No space left on device" in proof.why
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_wrong_settings_are_refused(folder):
