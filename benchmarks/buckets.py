@@ -5,7 +5,7 @@
 
 A character model (GRU) predicts the next letter of speeches, which are cut to 512 letters and padded to the longest of
 their batch. Both have as many batches an epoch, so as many letters in a batch on average: R8 draws them with
-``lengths=`` and ``max_tokens=``, the plain one takes a random order. Tokens computed: those of the padded batches of an
+`TokenBatches`, the plain one takes a random order. Tokens computed: those of the padded batches of an
 epoch. Loss: of a letter of the speeches kept aside, after as many tokens computed; and after as many letters seen.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, TokenBatches
 
 LONGEST = 512
 MAX_TOKENS = 4096
@@ -98,7 +98,8 @@ def train(
     model = Model(letters)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     r8 = R8Scheduler(
-        len(speeches), lengths=lengths, max_tokens=MAX_TOKENS, num_epochs=10**4, policy="balanced", seed=seed,
+        len(speeches), batch_size=TokenBatches(lengths, max_tokens=MAX_TOKENS), num_epochs=10**4, policy="balanced",
+        seed=seed,
         scheduler_mode="constant", handle_signals=False,
     )  # fmt: skip
     rng, steps = np.random.default_rng(seed), r8.steps_per_epoch

@@ -34,7 +34,7 @@ from cause_strangers import StrangePlant, StrangeTask
 from cause_visitors import PLANTS as VISITORS
 from cause_visitors import VisitorPlant, VisitorTask
 
-from learnit_r8 import TrainingDiverged, events
+from learnit_r8 import RunDir, TrainingDiverged, events
 from learnit_r8.recovery.incidents.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
@@ -118,8 +118,8 @@ def _train(plant: AnyPlant | None, task: AnyTask, folder: Path, *, with_run_batc
     settings: dict[str, Any] = {"run_batch": task.run_batch} if with_run_batch else {}
     adapter = attach(
         task.model, task.optimizer, task.data, batch_size=BATCH_SIZE, num_steps=NUM_STEPS, scheduler_mode="keep",
-        backup_every=8, listeners=[heard], run_dir=folder,
-        record=getattr(task, "record", "all"), **settings,
+        backup_every=8, listeners=[heard], run_dir=RunDir(folder, record=getattr(task, "record", "all")),
+        **settings,
     )  # fmt: skip
     with contextlib.suppress(TrainingDiverged):
         for _ in adapter.epochs():

@@ -33,6 +33,7 @@ import numpy as np
 
 from learnit_r8 import CheckpointStore, NoValidCheckpoint, R8Scheduler
 from learnit_r8.checkpoint.codec import MOST_HEADER, encode
+from learnit_r8.engine.values import grouped
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """A folder in memory: a kill does not see what was flushed, so the disk may be left in peace."""
@@ -59,12 +60,11 @@ def build(folder, step_of_model, **more):
         30,
         batch_size=3,
         checkpoint_dir=folder,
-        checkpoint_every=1,
         resume="auto",
         save_callback=save,
         load_callback=load,
         handle_signals=False,
-        **more,
+        **grouped(dict(checkpoint_every=1, **more)),
     )
 
 

@@ -27,8 +27,9 @@ from pathlib import Path
 import numpy as np
 from recipe import NUM_TRAINING, Network, load_data
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import Backups, Checkpoints, R8Scheduler, RateShape
 from learnit_r8.checkpoint.generations import SYSTEM_BASE, files_in
+from learnit_r8.engine.values import grouped
 
 LENGTHS = (15, 30, 60)
 """Epochs of the three runs."""
@@ -92,8 +93,10 @@ def branched_runs(seed, rate, shape):
     """Results of the three lengths from one trunk, and the epochs that were trained in all."""
     with tempfile.TemporaryDirectory() as folder:
         trunk = Digits(seed)
-        r8 = R8Scheduler(NUM_TRAINING, batch_size=BATCH, initial_lr=rate, seed=seed, scheduler_mode="wsd",
-                         decay_shape=shape, checkpoint_dir=folder, keep_checkpoints=100, backup_dir=False,
+        r8 = R8Scheduler(NUM_TRAINING, batch_size=BATCH, initial_lr=rate, seed=seed,
+                         scheduler_mode=RateShape("wsd", decay_shape=shape),
+                         checkpoint_dir=folder, checkpoint_every=Checkpoints(keep_checkpoints=100),
+                         backup_every=Backups(backup_dir=False),
                          save_callback=trunk.save, load_callback=trunk.load, state_callback=trunk.state)  # fmt: skip
         stable = [round((1 - DECAY) * length) for length in LENGTHS]
         trunk.train(r8, until=max(stable) * PER_EPOCH)
@@ -150,7 +153,9 @@ def cool_down(options):
         shape, mode = rng.choice(["linear", "sqrt", "cosine"]), rng.choice(["wsd", "constant", "cosine"])
         asked, length = rng.randint(1, 120), rng.randint(1, 60)
         budget = {"num_steps": 400} if mode == "cosine" else {}
-        r8 = R8Scheduler(40, batch_size=4, scheduler_mode=mode, decay_shape=shape, handle_signals=False, **budget)
+        r8 = R8Scheduler(
+            40, batch_size=4, scheduler_mode=RateShape(mode, decay_shape=shape), handle_signals=False, **grouped(budget)
+        )
         last = 0.0
         for _ in r8.epoch_iterator():
             for _, lr in r8.batch_iterator():
@@ -173,8 +178,9 @@ def timed_run(budget, kind, late, seed):
         weights.update(source)
 
     given = {"train_duration_seconds": budget} if kind == "budget" else {}
-    r8 = R8Scheduler(320, batch_size=8, scheduler_mode="wsd", state_callback=lambda: weights, load_callback=load,
-                     backup_every=20, handle_signals=False, seed=seed, **given)  # fmt: skip
+    r8 = R8Scheduler(320, batch_size=8, state_callback=lambda: weights, load_callback=load,
+                     handle_signals=False, seed=seed,
+                     **grouped(dict(scheduler_mode="wsd", backup_every=20, **given)))  # fmt: skip
     began, paused, longest = time.monotonic(), 0.0, 0.0
     bad = {rng.randint(100, 200), rng.randint(300, 400)}
     for epoch in r8.epoch_iterator():
@@ -225,7 +231,7 @@ import sys, time
 began = time.perf_counter()
 import numpy as np, torch
 from learnit_r8.torch import attach
-from learnit_r8 import R8Scheduler
+from learnit_r8 import Backups
 imported = time.perf_counter()
 folder, megabytes, every, backup_dir = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 torch.manual_seed(0); torch.set_num_threads(1)
@@ -234,9 +240,9 @@ width = int((megabytes * 2**20 / 12 / 4) ** 0.5)
 model = torch.nn.Sequential(*[torch.nn.Linear(width, width) for _ in range(4)])
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 data = torch.utils.data.TensorDataset(torch.randn(2000, width), torch.randn(2000, width))
-adapter = attach(model, optimizer, data, batch_size=8, num_steps=10**7, backup_every=every,
-                 checkpoint_dir=folder + "/ck", checkpoint_every=10**6,
-                 backup_dir=backup_dir, resume="auto")
+adapter = attach(model, optimizer, data, batch_size=8, num_steps=10**7,
+                 backup_every=Backups(every, backup_dir=backup_dir),
+                 checkpoint_dir=folder + "/ck", checkpoint_every=10**6, resume="auto")
 log = open(folder + "/log", "a", buffering=1)
 print("began", adapter.scheduler.global_step, time.time(), file=log)
 first = True
@@ -317,9 +323,9 @@ def cost(options):
             model = torch.nn.Sequential(*[torch.nn.Linear(width, width) for _ in range(4)])
             optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
             data = torch.utils.data.TensorDataset(torch.randn(2000, width), torch.randn(2000, width))
-            adapter = attach(model, optimizer, data, batch_size=8, num_steps=options.steps, backup_every=25,
-                             checkpoint_dir=folder, checkpoint_every=10**6,
-                             backup_dir=base if where != "RAM alone" else False)  # fmt: skip
+            adapter = attach(model, optimizer, data, batch_size=8, num_steps=options.steps,
+                             backup_every=Backups(25, backup_dir=base if where != "RAM alone" else False),
+                             checkpoint_dir=folder, checkpoint_every=10**6)  # fmt: skip
             times = {}
             for _ in adapter.epochs():
                 since = time.perf_counter()
@@ -342,10 +348,11 @@ def leftovers(options):
     """What is in shared memory after a clean end, after a crash and a resume, and after crashed runs."""
     program = (
         "import sys, os, time, numpy as np\n"
-        "from learnit_r8 import R8Scheduler\n"
+        "from learnit_r8 import Backups, R8Scheduler\n"
         "w = {'w': np.zeros(1000)}\n"
-        "r8 = R8Scheduler(640, batch_size=8, num_steps=60, backup_every=10, checkpoint_dir=sys.argv[1],\n"
-        "    backup_dir=sys.argv[2], resume='auto', state_callback=lambda: w, load_callback=w.update)\n"
+        "r8 = R8Scheduler(640, batch_size=8, num_steps=60, checkpoint_dir=sys.argv[1],\n"
+        "    backup_every=Backups(10, backup_dir=sys.argv[2]), resume='auto',\n"
+        "    state_callback=lambda: w, load_callback=w.update)\n"
         "for _ in r8.epoch_iterator():\n"
         "    for i, lr in r8.batch_iterator():\n"
         "        r8.update_with_loss(1 + i.mean() / 640); time.sleep(.002)\n"

@@ -16,6 +16,7 @@ import numpy as np
 from incident_tasks import Network, make_task
 
 from learnit_r8 import FiniteGuard, R8Scheduler, Ticket, TrainingDiverged, events
+from learnit_r8.engine.values import grouped
 
 BACKUP_EVERY, CHECKPOINT_EVERY = 50, 100
 SIZE, BATCH = 1000, 32
@@ -99,7 +100,7 @@ class PoisonRun:
             settings |= {"checkpoint_every": CHECKPOINT_EVERY, "resume": "auto"}
         r8 = R8Scheduler(
             SIZE, batch_size=BATCH, num_steps=self.steps, seed=case.seed, initial_lr=self.task.rate(BATCH),
-            handle_signals=False, listeners=[self.hear], **settings,
+            handle_signals=False, listeners=[self.hear], **grouped(settings),
         )  # fmt: skip
         self.rates = [entry for entry in self.rates if entry[0] < r8.global_step]
         while r8.global_step < min(until, self.steps):

@@ -36,6 +36,7 @@ from keras import layers
 from sklearn.datasets import load_digits
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.values import grouped
 from learnit_r8.keras import R8Callback
 
 EPOCHS, BATCH, COUNT = 4, 32, 640
@@ -130,7 +131,7 @@ class Program:
             return
         folder = None if self.folder is None else Path(self.folder, part)
         resume = {"checkpoint_dir": folder, "resume": "auto"} if folder else {}
-        with R8Scheduler(scheduler_mode="keep", num_epochs=epochs, guard=self.guard, **resume) as r8:
+        with R8Scheduler(num_epochs=epochs, guard=self.guard, **grouped(dict(scheduler_mode="keep", **resume))) as r8:
             callbacks = [R8Callback(r8, model), *own, *self.more, self.losses]
             if not r8.is_over:
                 model.fit(**options, initial_epoch=r8.current_epoch, epochs=epochs, verbose=0, callbacks=callbacks)

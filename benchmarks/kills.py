@@ -41,6 +41,7 @@ from overhead import processor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 
 NUM_SAMPLES, BATCH, EPOCHS, RATE = 96, 8, 3, 0.02
@@ -84,14 +85,18 @@ class Stream(IterableDataset[Any]):
 
 
 def plain_run(model: Any, optimizer: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
-    adapter = attach(model, optimizer, Clouds(), batch_size=BATCH, num_epochs=EPOCHS, **settings)
+    adapter = attach(model, optimizer, Clouds(), batch_size=BATCH, num_epochs=EPOCHS, **grouped(settings))
     return adapter, adapter.loader(), None
 
 
 def own_run(model: Any, optimizer: Any, settings: dict[str, Any], **of_loader: Any) -> tuple[Any, Any, Any]:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS * EPOCHS)
     loader = DataLoader(Clouds(), BATCH, shuffle=True, **of_loader)
-    return attach(model, optimizer, loader, num_epochs=EPOCHS, also={"schedule": schedule}, **settings), None, schedule
+    return (
+        attach(model, optimizer, loader, num_epochs=EPOCHS, also={"schedule": schedule}, **grouped(settings)),
+        None,
+        schedule,
+    )
 
 
 def workers_run(model: Any, optimizer: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -100,7 +105,9 @@ def workers_run(model: Any, optimizer: Any, settings: dict[str, Any]) -> tuple[A
 
 def stream_run(model: Any, optimizer: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     loader = DataLoader(Stream(), BATCH)
-    adapter = attach(model, optimizer, loader, num_steps=STEPS * EPOCHS, scheduler_mode="cosine", **settings)
+    adapter = attach(
+        model, optimizer, loader, num_steps=STEPS * EPOCHS, **grouped(dict(scheduler_mode="cosine", **settings))
+    )
     return adapter, None, None
 
 
@@ -109,14 +116,22 @@ def accelerate_run(model: Any, optimizer: Any, settings: dict[str, Any]) -> tupl
 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS * EPOCHS)
     model, prepared, loader = Accelerator(cpu=True).prepare(model, optimizer, DataLoader(Clouds(), BATCH, shuffle=True))
-    return attach(model, prepared, loader, num_epochs=EPOCHS, also={"schedule": schedule}, **settings), None, schedule
+    return (
+        attach(model, prepared, loader, num_epochs=EPOCHS, also={"schedule": schedule}, **grouped(settings)),
+        None,
+        schedule,
+    )
 
 
 def ranks_run(model: Any, optimizer: Any, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS * EPOCHS)
     sampler: Any = DistributedSampler(Clouds(), shuffle=True)
     loader = DataLoader(Clouds(), BATCH // 2, sampler=sampler)
-    return attach(model, optimizer, loader, num_epochs=EPOCHS, also={"schedule": schedule}, **settings), None, schedule
+    return (
+        attach(model, optimizer, loader, num_epochs=EPOCHS, also={"schedule": schedule}, **grouped(settings)),
+        None,
+        schedule,
+    )
 
 
 KINDS: dict[str, Callable[..., tuple[Any, Any, Any]]] = {

@@ -37,7 +37,7 @@ from suspects import area
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, RateShape
 from learnit_r8.torch.predictions import pack, predictions_of
 
 PRECISIONS = (0.5, 0.7, 0.9)
@@ -245,7 +245,8 @@ def train(
     asked = cell.asked or task.asked
     epochs = max(asked, task.epochs if not cell.asked else 0)
     r8 = R8Scheduler(
-        len(given), batch_size=task.batch_size, num_epochs=epochs, initial_lr=task.lr, warmup_proportion=task.warmup,
+        len(given), batch_size=task.batch_size, num_epochs=epochs, initial_lr=task.lr,
+        scheduler_mode=RateShape(warmup_proportion=task.warmup),
         policy="shuffle", seed=seed,
     )  # fmt: skip
     rivals, labels = Rivals(len(given), data.num_classes), torch.from_numpy(given)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learnit_r8 import Focus, R8Scheduler
+from learnit_r8 import Focus, R8Scheduler, RateShape
 from learnit_r8.torch.predictions import predictions_of
 
 CELLS = (
@@ -77,7 +77,8 @@ def scheduler(task: Task, given: Indices, arm: str, seed: int) -> R8Scheduler:
     guard = GUARDS.get(arm)
     return R8Scheduler(
         len(given), batch_size=task.batch_size, num_epochs=task.epochs, initial_lr=task.lr,
-        warmup_proportion=task.warmup, policy=Focus(noise_guard=guard) if guard else "shuffle",
+        scheduler_mode=RateShape(warmup_proportion=task.warmup),
+        policy=Focus(noise_guard=guard) if guard else "shuffle",
         groups=given if guard else None, seed=seed,
     )  # fmt: skip
 

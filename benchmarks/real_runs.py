@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from learnit_r8 import FiniteGuard, R8Scheduler, Ticket
+from learnit_r8 import FiniteGuard, R8Scheduler, RateShape, Ticket
 
 torch.set_num_threads(1)
 
@@ -202,8 +202,9 @@ def train(setting: Setting, factors: Sequence[float], seeds: Sequence[int], *, b
             batch_size=setting.batch_size,
             num_steps=steps,
             initial_lr=setting.lr,
-            scheduler_mode=setting.schedule or "constant",
-            warmup_proportion=None if setting.schedule else 0.0,
+            scheduler_mode=RateShape(
+                setting.schedule or "constant", warmup_proportion=None if setting.schedule else 0.0
+            ),
             policy=setting.policy,
             seed=seed,
             guard=FiniteGuard(),

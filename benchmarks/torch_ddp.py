@@ -36,6 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import SharedRun, Together, attach
 
 RANKS, SHARE, CLASSES, STRETCH = 2, 128, 10, 16
@@ -92,7 +93,9 @@ def our_steps(rows: Rows, share: int) -> Iterator[None]:
     constant = {"scheduler_mode": "constant", "warmup_proportion": 0.0}
     # What it would choose by itself, did it not take the steps of the other sides for its own.
     sharing = Together(every=16)
-    adapter = attach(model, optimizer, rows, batch_size=share * RANKS, num_epochs=1000, sharing=sharing, **constant)
+    adapter = attach(
+        model, optimizer, rows, batch_size=share * RANKS, num_epochs=1000, sharing=sharing, **grouped(constant)
+    )
     for _ in adapter.epochs():
         for x, y in adapter.loader(collate_fn=_as_it_is):
             adapter.step(adapter.loss(cross_entropy(model(x), y, reduction="none")))

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 
 LR = 0.01
@@ -152,7 +153,7 @@ class Sides:
         """The same with everything on: losses of samples, balanced batches, the guard, the rate, backups in RAM."""
         clock, (model, optimizer, scaler) = self.clocks[f"{name}, {data}"], self.parts()
         settings = {"scheduler_mode": "constant", "warmup_proportion": 0.0, "num_epochs": 1000, **settings}
-        adapter = attach(model, optimizer, self.data[data], batch_size=self.batch, scaler=scaler, **settings)
+        adapter = attach(model, optimizer, self.data[data], batch_size=self.batch, scaler=scaler, **grouped(settings))
         for method, part in (("backward", "backward"), ("apply", "optimizer"), ("clear", "clear")):
             clock.watch(adapter._stepper, method, part)
         loader = adapter.loader()

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 
 
@@ -110,7 +111,7 @@ class Script:
         """The line before the loop."""
         budget = {"num_epochs": self.epochs} if self.epochs else {}
         given = {"handle_signals": False, "backup_every": 8, "also": self.also, **budget, **self.settings}
-        self.r8 = attach(self.model, self.optimizer, self.loader, **given)
+        self.r8 = attach(self.model, self.optimizer, self.loader, **grouped(given))
 
     @property
     def batches(self):

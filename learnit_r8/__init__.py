@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from .checkpoint.store import load_weights as load_weights
     from .engine.settings import SchedulerSettings as SchedulerSettings
     from .engine.signals import Preempted as Preempted
+    from .engine.values import Backups as Backups
+    from .engine.values import Checkpoints as Checkpoints
+    from .engine.values import Estimator as Estimator
+    from .engine.values import Monitor as Monitor
+    from .engine.values import OwnBatches as OwnBatches
+    from .engine.values import RateShape as RateShape
+    from .engine.values import RunDir as RunDir
+    from .engine.values import TokenBatches as TokenBatches
     from .guard import FiniteGuard as FiniteGuard
     from .guard import GuardState as GuardState
     from .guard import SpikeGuard as SpikeGuard
@@ -62,6 +70,10 @@ _HOME = {
     "EarlyStopping": "checkpoint.early_stop",
     "SchedulerSettings": "engine.settings",
     "Preempted": "engine.signals",
+    **dict.fromkeys(
+        ("Backups", "Checkpoints", "Estimator", "Monitor", "OwnBatches", "RateShape", "RunDir", "TokenBatches"),
+        "engine.values",
+    ),
     "Predictions": "table.labels.predictions",
     "SampleTable": "table.table",
     "predictions_of": "table.labels.predictions",

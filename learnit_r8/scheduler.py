@@ -30,7 +30,8 @@ from .engine.feed.feed import Batches, Feed
 from .engine.feed.followed import FollowedBatches
 from .engine.feed.samples import BatchSamples
 from .engine.feed.trainer_batches import TrainerBatches
-from .engine.settings import KEPT, MOST_IDS, Settings, suggest_settings
+from .engine.settings import Settings, check_names, kept_defaults, suggest_settings
+from .engine.values import flat, grouped
 from .events.caller import say_at_exit
 from .guard.registry import GuardName
 from .guard.spike import SpikeGuard
@@ -40,7 +41,7 @@ from .policies.registry import PolicyName
 from .recovery.policy import Recovery
 from .sampling.refit import fit_state
 from .sampling.ticket import Outcome, Ticket, refuse_weights
-from .schedules.schedule import Schedule, ScheduleName, ShapeName
+from .schedules.schedule import Schedule, ScheduleName
 from .schedules.span import read_span, span_of
 from .table.losses import read_number
 from .triggers import Condition
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .checkpoint.saver import BestCheckpoint
     from .checkpoint.store import Checkpoint
     from .engine.settings import NewGoal, Unpack
+    from .engine.values import Backups, Checkpoints, Estimator, Monitor, OwnBatches, RateShape, RunDir, TokenBatches
     from .journal.writer import Journal
 
 T = TypeVar("T")
@@ -95,11 +97,8 @@ class R8Scheduler:
         num_samples: Number of samples in the data set, N >= 1. None if the batches are your own: `batches` passes on
             those of any loader, and `update_with_loss` alone is a step, too; see docs/any_training.md. There is no
             table then, so leave out its arguments.
-        batch_size: Samples in a batch, B >= 1; only with ``num_samples``. With ``lengths``, the most that a batch may
-            have, and optional.
-        lengths: Tokens of each sample, int[N], >= 1: a batch then holds samples of similar length, as many as fit into
-            ``max_tokens``, and balanced among those as far as that allows.
-        max_tokens: Most tokens in a batch, its samples padded to the longest of them.
+        batch_size: Samples in a batch, B >= 1; only with ``num_samples``. `TokenBatches` makes batches of similar
+            lengths; without ``num_samples``, `OwnBatches` says how your own are followed.
         initial_lr: Highest learning rate of the schedule, > 0.
         num_epochs: Budget in epochs of ceil(N / B) steps; fractions are fine. With your own batches, an epoch is one
             run through the iterable. Give exactly one budget; with "wsd", "constant" or "keep" you may give none: the
@@ -107,24 +106,16 @@ class R8Scheduler:
         num_steps: Budget in steps.
         train_duration_seconds: Budget in seconds of wall time from the first draw, pauses (`paused`) excluded. Training
             ends early enough for one more break between two steps (validation) like the longest so far.
-        num_tokens: Budget in tokens of your own batches, read from them or as you tell `batches`.
-        steps_per_epoch: Steps in a run through your own iterable, if the schedule must know it in advance.
         scheduler_mode: "cosine", "linear", "constant", "one_cycle", "wsd" (warm-up, stable, decay), or a function from
             progress in [0, 1] to a learning rate, which is used as it is. With "keep" the rate is your own, whatever
-            sets it, and `lr_factor` is the factor that recovery puts on it.
-        warmup_proportion: Share of the budget in which the rate rises to ``initial_lr``, in [0, 1]; by default
-            0.05, and 0.3 for "one_cycle".
-        min_lr: Last learning rate, in [0, initial_lr].
-        warmup_steps: Steps in which the rate rises, in place of ``warmup_proportion``, >= 0; without a budget by
-            default an epoch, at most 1000.
-        decay_proportion: Share of the budget in which the rate of "wsd" falls, in (0, 1]; by default 0.2.
-        decay_shape: Shape of that decay and of every cool-down: "sqrt" (1 - sqrt), "linear" or "cosine".
+            sets it, and `lr_factor` is the factor that recovery puts on it. `RateShape` says more: warm-up, decay,
+            last rate, a signal to cool down on.
         auto_find_lr: Whether to search for the peak learning rate first, in place of ``initial_lr``. Needs a
             ``load_callback``, and a ``state_callback`` or a backup made before the first draw.
         policy: Which samples come next: "balanced", "quartile", "shuffle", "focus" or a `Policy`. The
             first epoch takes every sample once, shuffled, whatever the policy.
-        estimator: How a batch mean is divided among its samples: "relative" or "additive".
-        alpha: Weight of a new observation in the table, in (0, 1]; see `SampleTable`.
+        estimator: How a batch mean is divided among its samples: "relative" or "additive"; `Estimator` also says how
+            fast it learns.
         groups: N labels (classes, sources): views and loggers have the mean loss of each; if there are fewer than B,
             batches are balanced over them, too.
         sample_ids: N names to show in place of indices.
@@ -138,22 +129,17 @@ class R8Scheduler:
             before the first step. With an adapter, these callbacks add to what that keeps (docs/any_training.md).
         backup_every: How often to take backups: steps, a time such as "5min", or a trigger; by default four times an
             epoch, or forty times a run without epochs (at least 10 steps apart), every 30 s, and closer in a young run
-            if copies are cheap (docs/recovery.md).
-        backup_dir: Folder in memory to which the backups of the state callback are also written, so that they outlive a
-            process that is killed (docs/budgets.md); by default the system's, if there is one and checkpoints are
-            written. False for none.
+            if copies are cheap (docs/recovery.md). `Backups` also says where they outlive the process.
         checkpoint_dir: Folder of the checkpoints.
         checkpoint_every: How often to write checkpoints, in the same form; by default every epoch, every ten if they
-            are of one step. The end of the run always writes one.
-        keep_checkpoints: Number of checkpoints of this run to keep, >= 1; or "thin" for the newest three and at most 16
-            others, spread over the run, to branch from (`resume_from_checkpoint`).
+            are of one step. The end of the run always writes one. `Checkpoints` also says how many are kept, by
+            default three.
         monitor: Name of a metric given to `log`; the checkpoint with its best value is kept too: `best_checkpoint`.
-        mode: "min" if a lower value of that metric is better, "max" if a higher one is; by default as its name says:
-            a higher accuracy, F1 score or AUC is better, and a lower value of all that has no such word in its name.
+            `Monitor` also says whether a lower value is better, where the name does not.
         early_stopping: Ends the run, as a success, after this many values of ``monitor`` without improvement: a number,
             or `EarlyStopping` (patience, min_delta). `load_best` restores the best model.
         resume: "auto" continues from the newest valid checkpoint in ``checkpoint_dir``, or from a newer backup that has
-            outlived its process in ``backup_dir``, if there is one: running the same program again continues the run,
+            outlived its process (`Backups`), if there is one: running the same program again continues the run,
             and a finished run does nothing. A folder that cannot be read, a checkpoint of another user, and a run that
             another process trains are errors. A path continues from that file. None starts a new run.
             ``load_callback`` loads the model, or an adapter does once it is attached.
@@ -163,18 +149,8 @@ class R8Scheduler:
         use_curses: Whether to show the run in the terminal: on a full screen, or as plain lines if there is no screen.
         run_dir: Folder to record the run in, for ``learnit-r8 watch`` and ``report`` (docs/dashboard.md); the record
             of an earlier session is continued. True for a new folder in "runs", False for none; by default a new one
-            if ``use_curses`` is on. With several ranks only the first one records.
-        record: What is written of an incident, into the folder "incidents" of the run folder, or of the checkpoints
-            where there is none: "names", which samples it was, and no data; "batch", also the batch and the random
-            generators at its start; "all", also the refused and the restored weights.
-        keep_witness: Whether to keep your own batch after a backup (up to 64 MiB), so that it can be handed out again
-            to test the weights; otherwise the losses alone decide. Only without ``num_samples``, as the next two.
-        after_restore: What your loader does after the model was restored: "next", it goes on with its next batch; or
-            "again", it goes back, too, if it has ``state_dict()`` and ``load_state_dict()``.
-        resume_data: How a resumed run finds its place in your loader, if that has no ``load_state_dict()``: "replay"
-            draws and drops the batches before it; "indices" draws and drops only the indices of a `DataLoader`, which
-            gives the same samples but different random augmentation; "start" starts the epoch over.
-        max_ids: Most samples of your own batches that the table holds, >= 1; the visits of others are only counted.
+            if ``use_curses`` is on. With several ranks only the first one records. `RunDir`
+            also says what is written of an incident.
         config: Your own hyperparameters, a dict of plain values, for the record of the run: ``learnit-r8 ls`` finds
             runs by them, and ``compare`` shows which differ.
         notes: A sentence on the run, for its record.
@@ -182,8 +158,6 @@ class R8Scheduler:
         handle_signals: Whether Ctrl-C, SIGTERM and SIGHUP wait during the run until the step is finished and a
             checkpoint is saved; then they act as usual (KeyboardInterrupt; exit with 128 + n; your own handler). A
             second one does not wait for the step. Only possible in the main thread.
-        cool_down_on: A signal that asks for a cool-down, and its length, ``("SIGUSR1", "10min")``, for batch systems
-            that send one before the end: steps, or a text such as "500 steps", "2 epochs", "10min".
         name: Name of the run, for listeners.
         listeners: Called with every event, in order; a listener that raises is dropped with a warning.
         seed: >= 0; the same seed gives the same batches on every machine.
@@ -217,51 +191,28 @@ class R8Scheduler:
 
     @suggest_settings
     def __init__(
-        self, num_samples: int | None = None, *, batch_size: int | None = None, lengths: ArrayLike | None = None,
-        max_tokens: int | None = None, initial_lr: float = 0.01,
-        num_epochs: float | None = None, num_steps: int | None = None, train_duration_seconds: float | None = None,
-        num_tokens: int | None = None, steps_per_epoch: int | None = None,
-        scheduler_mode: ScheduleName | Schedule = "cosine", warmup_proportion: float | None = None, min_lr: float = 0.0,
-        warmup_steps: int | None = None, decay_proportion: float | None = None, decay_shape: ShapeName = "sqrt",
-        auto_find_lr: bool = False,
-        policy: PolicyName | Policy = "balanced", estimator: Literal["relative", "additive"] = "relative",
-        alpha: float | None = None, groups: ArrayLike | None = None, sample_ids: Sequence[Any] | None = None,
+        self, num_samples: int | None = None, *, batch_size: int | TokenBatches | OwnBatches | None = None,
+        initial_lr: float = 0.01, num_epochs: float | None = None, num_steps: int | None = None,
+        train_duration_seconds: float | None = None, scheduler_mode: ScheduleName | Schedule | RateShape = "cosine",
+        auto_find_lr: bool = False, policy: PolicyName | Policy = "balanced",
+        estimator: Literal["relative", "additive"] | Estimator = "relative",
+        groups: ArrayLike | None = None, sample_ids: Sequence[Any] | None = None,
         last_batch: Literal["short", "drop", "fill"] = "short",
         save_callback: Callable[..., Any] | None = None, load_callback: Callable[..., Any] | None = None,
-        state_callback: Callable[[], Any] | None = None, backup_every: int | str | Condition | None = None,
-        backup_dir: str | os.PathLike[str] | bool | None = None,
-        checkpoint_dir: str | os.PathLike[str] | None = None, checkpoint_every: int | str | Condition | None = None,
-        keep_checkpoints: int | Literal["thin"] = 3, monitor: str | None = None,
-        mode: Literal["min", "max"] | None = None, early_stopping: int | EarlyStopping | None = None,
-        resume: str | os.PathLike[str] | None = None,
-        guard: GuardName | Guard = SpikeGuard(), recovery: Recovery = Recovery(),
-        use_curses: bool = False, run_dir: str | os.PathLike[str] | bool | None = None,
-        record: Literal["names", "batch", "all"] = "names",
-        keep_witness: bool = True, after_restore: Literal["next", "again"] = "next",
-        resume_data: Literal["replay", "indices", "start"] = "replay", max_ids: int = MOST_IDS,
+        state_callback: Callable[[], Any] | None = None,
+        backup_every: int | str | Condition | Backups | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | str | Condition | Checkpoints | None = None, monitor: str | Monitor | None = None,
+        early_stopping: int | EarlyStopping | None = None, resume: str | os.PathLike[str] | None = None,
+        guard: GuardName | Guard = SpikeGuard(), recovery: Recovery = Recovery(), use_curses: bool = False,
+        run_dir: str | os.PathLike[str] | bool | RunDir | None = None,
         config: Mapping[str, Any] | None = None, notes: str | None = None, tags: Sequence[str] = (),
-        handle_signals: bool = True,
-        cool_down_on: tuple[str, int | str] | None = None,
-        name: str | None = None, listeners: Iterable[events.Listener] = (),
+        handle_signals: bool = True, name: str | None = None, listeners: Iterable[events.Listener] = (),
         seed: int = 0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        settings = Settings(
-            num_samples=num_samples, batch_size=batch_size, lengths=lengths, max_tokens=max_tokens,
-            initial_lr=initial_lr, num_epochs=num_epochs,
-            num_steps=num_steps, train_duration_seconds=train_duration_seconds, num_tokens=num_tokens,
-            steps_per_epoch=steps_per_epoch, scheduler_mode=scheduler_mode,
-            warmup_proportion=warmup_proportion, min_lr=min_lr, warmup_steps=warmup_steps,
-            decay_proportion=decay_proportion, decay_shape=decay_shape, auto_find_lr=auto_find_lr, policy=policy,
-            estimator=estimator, alpha=alpha, groups=groups, sample_ids=sample_ids, last_batch=last_batch,
-            save_callback=save_callback, load_callback=load_callback, state_callback=state_callback,
-            backup_every=backup_every, backup_dir=backup_dir, checkpoint_dir=checkpoint_dir,
-            checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, monitor=monitor, mode=mode,
-            early_stopping=early_stopping, resume=resume, guard=guard, recovery=recovery, use_curses=use_curses,
-            run_dir=run_dir, record=record, keep_witness=keep_witness, after_restore=after_restore,
-            resume_data=resume_data, max_ids=max_ids, config=config, notes=notes, tags=tags,
-            handle_signals=handle_signals, cool_down_on=cool_down_on, name=name, listeners=listeners, seed=seed,
-            clock=clock,
-        )  # fmt: skip
+        arguments = {**locals()}
+        del arguments["self"]
+        settings = Settings.of(arguments)
         self.host = engine = Engine(build_run(settings))
         source = engine.source
         self.feed = Feed(engine, source) if isinstance(source, FollowedBatches) else None
@@ -283,7 +234,7 @@ class R8Scheduler:
 
     def _open_journal(self, settings: Settings) -> Journal | None:
         """The record of the run, in its run folder; None if there is to be none."""
-        if not settings.use_curses and settings.run_dir is None:
+        if not settings.use_curses and settings.run_dir.folder is None:
             return None
         from .journal.factory import open_journal
         from .journal.run_info import git_commit
@@ -292,7 +243,7 @@ class R8Scheduler:
         engine.run.settings = {**engine.run.settings, **({"git": git} if git else {})}
         sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
         return open_journal(
-            settings.run_dir, is_shown=settings.use_curses, name=self.name,
+            settings.run_dir.folder, is_shown=settings.use_curses, name=self.name,
             configuration={**sizes, **engine.run.settings}, table=table, requests=engine.requests,
         )  # fmt: skip
 
@@ -336,6 +287,7 @@ class R8Scheduler:
                 "2 epochs" or "20min". The checkpoint must be from the stable part.
             **new_goal: Arguments of `R8Scheduler` to change: ``num_epochs``, ``batch_size``, ``initial_lr``,
                 ``num_samples`` ...; and those that a file cannot hold, such as ``groups`` or your own policy.
+                A `RateShape` and its like replace the saved one, a plain value that value alone.
 
         Returns:
             The scheduler. It writes its checkpoints to the folder of ``path``, a branch to a new folder within it,
@@ -347,14 +299,17 @@ class R8Scheduler:
                 the cool-down cannot start there.
             RuntimeError: the load callback raised.
         """
+        check_names("resume_from_checkpoint()", new_goal, Settings.__annotations__)
+        # Batches of one's own without a budget of tokens say nothing of the saved one.
+        new = {name: value for name, value in flat(new_goal).items() if name != "num_tokens" or value is not None}
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         store = CheckpointStore(folder, keep=1, run_id="")
         checkpoint = store.load(None if folder == Path(path) else path)
         span = None if cool_down is None else read_span("cool_down", cool_down)
-        own = folder if span is None else run_state.folder_of_branch(folder, checkpoint, new_goal)
-        saved, given = len(checkpoint.state["table"]["loss"]), {"checkpoint_dir": own, **new_goal}
-        arguments = arguments_of(checkpoint.config, given, cls, kept=KEPT, num_samples=saved)
-        r8 = cls(save_callback=save_callback, load_callback=load_callback, **arguments)
+        own = folder if span is None else run_state.folder_of_branch(folder, checkpoint, new)
+        saved, given = len(checkpoint.state["table"]["loss"]), {"checkpoint_dir": own, **new}
+        arguments = arguments_of(checkpoint.config, given, kept_defaults(cls), num_samples=saved)
+        r8 = cls(save_callback=save_callback, load_callback=load_callback, **grouped(arguments))
         state = fit_state(checkpoint.state, r8.host.source, remap)
         run_state.go_on_from(r8.host.run, checkpoint, state)
         if span is not None:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.values import grouped
 from learnit_r8.testing import FakeClock
 
 NAN, INF = float("nan"), float("inf")
@@ -49,7 +50,7 @@ def make(num_samples=12, *, batch_size=4, **more):
     """A small scheduler: by default three steps an epoch, two epochs."""
     if not more.keys() & {"num_epochs", "num_steps", "train_duration_seconds"}:
         more["num_epochs"] = 2
-    return R8Scheduler(num_samples, batch_size=batch_size, **more)
+    return R8Scheduler(num_samples, **grouped({"batch_size": batch_size, **more}))
 
 
 def sample_losses(indices):

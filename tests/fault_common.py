@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 
 from .healing_common import X, Y
@@ -86,7 +87,7 @@ def train(kind, *, workers=0, accumulate=1, is_exact=True, wrap=lambda model: mo
     plain, optimizer = linear()
     model = wrap(plain)
     given = {**settings_of(accumulate), **settings}
-    adapter = attach(model, optimizer, Samples(kind), batch_size=BATCH, accumulate=accumulate, **given)
+    adapter = attach(model, optimizer, Samples(kind), batch_size=BATCH, accumulate=accumulate, **grouped(given))
     fault = Fault(kind if strikes else None, FAULT_STEP * accumulate)
     loader = adapter.loader(num_workers=workers, persistent_workers=workers > 0)
     with adapter:

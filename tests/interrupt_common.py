@@ -15,6 +15,7 @@ import pytest
 import learnit_r8
 from learnit_r8 import Predictions, R8Scheduler
 from learnit_r8.engine.turns import RunInterrupted
+from learnit_r8.engine.values import grouped
 from learnit_r8.table.table import SampleTable
 from tests.drive import FakeClock, sample_losses
 
@@ -150,7 +151,7 @@ class User:
         if "checkpoint_dir" in more:
             self.more["save_callback"] = self.model.save
         self.kept = {}
-        self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **self.more)
+        self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **grouped(self.more))
         self.to_interrupt, self.at = call, at
         self.num_calls, self.num_interrupted, self.places = 0, 0, {}
         self.learned, self.trained, self.out = [], {}, []
@@ -224,7 +225,7 @@ class User:
         elif self.reaction in ("save", "resume"):
             state = self.call(self.r8.state_dict)
             if self.reaction == "resume":
-                self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **self.more)
+                self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **grouped(self.more))
                 self.r8.load_state_dict(state)
                 self.out.clear()
         return True
@@ -256,7 +257,7 @@ class User:
             r8.load_checkpoint()
             assert r8.sentry.num_refused >= 0
             return "checkpoint"
-        self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **self.more)
+        self.r8 = R8Scheduler(NUM_SAMPLES, batch_size=BATCH, **grouped(self.more))
         return "anew"
 
     def _train_bare(self):

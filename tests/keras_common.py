@@ -24,6 +24,7 @@ tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 import keras
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.values import grouped
 from learnit_r8.keras import R8Callback
 
 DIGITS = load_digits()
@@ -46,7 +47,7 @@ def scheduler(**arguments):
     """For the digits: 500 samples, 16 batches of 32, the last of 20."""
     if not arguments.keys() & {"num_steps", "train_duration_seconds"}:
         arguments.setdefault("num_epochs", 4)
-    return R8Scheduler(len(X), **{"batch_size": 32, "initial_lr": 0.01, **arguments})
+    return R8Scheduler(len(X), **grouped({"batch_size": 32, "initial_lr": 0.01, **arguments}))
 
 
 def fit(model, dataset, *callbacks, epochs=1, callback=None, **arguments):

@@ -9,7 +9,8 @@ import torch
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
-from learnit_r8 import events
+from learnit_r8 import Backups, OwnBatches, events
+from learnit_r8.engine.values import grouped
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 
@@ -110,7 +111,7 @@ def named_run(rank, where):
 def token_run(rank, most):
     """Train until all ranks together have seen so many tokens; steps and tokens."""
     model, optimizer, stream = begun(rank, None)
-    adapter = attach(model, optimizer, stream, num_tokens=most, handle_signals=False)
+    adapter = attach(model, optimizer, stream, batch_size=OwnBatches(num_tokens=most), handle_signals=False)
     for batch in adapter.batches(tokens=lambda batch: len(batch) * (rank + 1)):
         loss = loss_of(model, batch)
         if adapter.report(loss):
@@ -134,7 +135,7 @@ def refused_resume(rank, folder, fault):
     try:
         attach(
             model, optimizer, stream, num_epochs=4, handle_signals=False, checkpoint_dir=folder, resume="auto",
-            backup_dir=False,
+            backup_every=Backups(backup_dir=False),
         )  # fmt: skip
     except Exception as error:
         return type(error).__name__, str(error)
@@ -148,7 +149,7 @@ def resumed_run(rank, folder, until):
     model, optimizer, stream = begun(rank, 8)
     adapter = attach(
         model, optimizer, stream, num_epochs=4, handle_signals=False, checkpoint_dir=folder, checkpoint_every=5,
-        resume="auto", backup_dir=False,
+        resume="auto", backup_every=Backups(backup_dir=False),
     )  # fmt: skip
     seen = []
     for _ in adapter.epochs():
@@ -185,7 +186,7 @@ def placed_run(rank, kind, folder=None):
     data = torch.utils.data.TensorDataset(inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapter = attach(model, optimizer, data, batch_size=8, **guard, **common)
+        adapter = attach(model, optimizer, data, batch_size=8, **grouped(dict(**guard, **common)))
         for _ in adapter.epochs():
             for batch in adapter.loader():
                 losses = (model(batch[0]) - batch[0].sum(1, keepdim=True)).pow(2).mean(1)
@@ -218,7 +219,7 @@ def accelerated_run(rank, with_r8, faults, folder=None, until=None):
         first, number, heard = float(loss_of(model, x)), 0, record_events()
         kept = {"checkpoint_dir": folder, "checkpoint_every": 5, "resume": "auto", "backup_dir": False}
         given = {"num_epochs": 3, "handle_signals": False, "listeners": [heard], **(kept if folder else {})}
-        adapter = attach(model, optimizer, loader, **given) if with_r8 else None
+        adapter = attach(model, optimizer, loader, **grouped(given)) if with_r8 else None
         begun = 0 if adapter is None else adapter.scheduler.global_step
         for _ in range(3) if adapter is None else adapter.epochs():
             for batch in loader if adapter is None else adapter.batches():

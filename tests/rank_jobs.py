@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from learnit_r8 import R8Scheduler, events
+from learnit_r8 import Backups, Monitor, R8Scheduler, RunDir, events
 from learnit_r8.checkpoint.tree import clone
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import Ranks, RanksDiffer, SharedRun, Together, attach
 from tests.digits import load_digits
 from tests.trial_common import begin_trial
@@ -129,7 +130,7 @@ def attached_run(rank, bad_rank, bad_step, settings, workers):
     """Train on the digits through the adapter: table, parameters, refusals, steps, uses, accuracy."""
     task = Digits()
     dataset = torch.utils.data.TensorDataset(task.x, task.y)
-    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, **settings)
+    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, **grouped(settings))
     steps = 0
     for _ in adapter.epochs():
         for xs, ys in adapter.loader(num_workers=workers):
@@ -153,7 +154,7 @@ def reloaded_run(rank, at, folder):
     dataset = torch.utils.data.TensorDataset(task.x, task.y)
     settings = {"checkpoint_dir": folder, "checkpoint_every": 10**6} if folder else {}
     adapter = attach(
-        task.model, task.optimizer, dataset, batch_size=64, num_epochs=6, sharing=Together(every=4), **settings
+        task.model, task.optimizer, dataset, batch_size=64, num_epochs=6, sharing=Together(every=4), **grouped(settings)
     )
     saved = None
     for _ in adapter.epochs():
@@ -181,7 +182,9 @@ def made_otherwise(rank):
 
     def made(**settings):
         model = torch.nn.Linear(2, 1)
-        return attach(model, torch.optim.SGD(model.parameters(), lr=0.1), data, batch_size=8, num_epochs=1, **settings)
+        return attach(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), data, batch_size=8, num_epochs=1, **grouped(settings)
+        )
 
     sharing = Together()
     made(sharing=sharing)
@@ -224,7 +227,27 @@ def drifting_run(rank, num_steps):
 
 def settings_made(rank):
     """What the scheduler of each rank is made with."""
-    return Together().settings({"use_curses": True, "run_dir": "runs", "monitor": "loss", "mode": "min", "seed": 3})
+    shown = {"run_dir": RunDir("runs", record="batch"), "monitor": Monitor("loss", mode="min")}
+    return Together().settings({"use_curses": True, **shown, "seed": 3})
+
+
+def given_schedulers(rank, folder):
+    """Whether backups of a scheduler that is given to `attach` outlive the process; or why it is refused."""
+    os.environ.pop("RANK", None)
+    data, found = torch.utils.data.TensorDataset(torch.randn(64, 4)), []
+    for number, backups in enumerate((None, False, folder)):
+        model = torch.nn.Linear(4, 1)
+        r8 = R8Scheduler(
+            64, batch_size=8, num_epochs=1, checkpoint_dir=f"{folder}/{number}", save_callback=print,
+            load_callback=print, state_callback=dict, backup_every=Backups(5, backup_dir=backups),
+        )  # fmt: skip
+        was_on = r8.host.persistence.generations is not None
+        try:
+            attach(model, torch.optim.SGD(model.parameters(), lr=0.1), data, scheduler=r8)
+            found.append((was_on, r8.host.persistence.generations is not None))
+        except ValueError as error:
+            found.append((was_on, str(error)))
+    return found
 
 
 def resumed_numbers(rank, folder):
@@ -293,7 +316,7 @@ def preempted_run(rank, folder, at):
     """A run whose rank 1 gets SIGTERM: how it ended, and where."""
     task = Digits()
     settings = {"batch_size": 64, "num_epochs": 50, "checkpoint_dir": folder}
-    adapter = attach(task.model, task.optimizer, torch.utils.data.TensorDataset(task.x, task.y), **settings)
+    adapter = attach(task.model, task.optimizer, torch.utils.data.TensorDataset(task.x, task.y), **grouped(settings))
     how, steps = "stopped", 0
     try:
         for _ in adapter.epochs():

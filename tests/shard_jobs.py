@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import Together, attach
 from learnit_r8.torch.state import ModelState
 from tests.rank_jobs import table_digest
@@ -146,7 +147,7 @@ def sharded_run(rank, kind, task="mixed", options=None):
     optimizer, many = optimizer_of(model, task), kind != "plain" and torch.distributed.get_world_size() > 1
     sharing = settings.pop("sharing", None) or (Together(every=every) if many else None)
     exact = {"max_grad_norm": 0.5} if task == "mixed" else EXACT
-    adapter = attach(model, optimizer, data(), batch_size=32, sharing=sharing, **exact, **settings)
+    adapter = attach(model, optimizer, data(), batch_size=32, sharing=sharing, **grouped(dict(**exact, **settings)))
     last, batches = (torch.distributed.get_world_size() if many else 1) - 1, []
     counter = itertools.count(adapter.scheduler.global_step)
     for xs, ys in _batches(adapter):
@@ -186,7 +187,7 @@ def checkpointed_run(rank, kind, begin_at, stop_at, folder):
     make, data, losses_of = TASKS["exact"]
     model = wrapped(make(), kind)
     optimizer = optimizer_of(model, "exact")
-    adapter = attach(model, optimizer, data(), batch_size=32, num_epochs=3, **EXACT)
+    adapter = attach(model, optimizer, data(), batch_size=32, num_epochs=3, **grouped(EXACT))
     if begin_at:
         weights, moments = get_state_dict(model, optimizer)
         state = {"model": weights, "optimizer": moments, "scheduler": b""}
@@ -233,7 +234,7 @@ def clipped_step(rank, kind):
     model = wrapped(mixed(), kind)
     before = [value.clone() for value in whole_weights(model).values()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    adapter = attach(model, optimizer, mixed_data(), batch_size=32, num_epochs=1, max_grad_norm=0.01, **EXACT)
+    adapter = attach(model, optimizer, mixed_data(), batch_size=32, num_epochs=1, max_grad_norm=0.01, **grouped(EXACT))
     xs, ys = next(iter(adapter.loader()))
     adapter.step(adapter.loss(mixed_losses(model, xs, ys)))
     adapter.flush()
@@ -276,7 +277,7 @@ def refusals(rank):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for data, options in ((mixed_data(64), {"batch_size": 8}), ([torch.ones(8, 4)], {})):
             try:
-                attach(model, optimizer, data, num_epochs=1, **options)
+                attach(model, optimizer, data, num_epochs=1, **grouped(options))
             except ValueError as error:
                 said.append(str(error))
     return said

@@ -17,6 +17,7 @@ import learnit_r8
 from learnit_r8 import EarlyStopping, R8Scheduler, events
 from learnit_r8.checkpoint.store import NoValidCheckpoint
 from learnit_r8.cli import main
+from learnit_r8.engine.values import grouped
 from learnit_r8.journal.run import UnreadableRun, find_run
 from learnit_r8.loops import Period, after, every, loop
 from learnit_r8.report import write_report
@@ -37,7 +38,7 @@ def attached(num_epochs=1, **more):
     model = torch.nn.Linear(4, 2)
     data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.zeros(20, dtype=torch.int64))
     return model, attach(
-        model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=10, num_epochs=num_epochs, **more
+        model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=10, num_epochs=num_epochs, **grouped(more)
     )
 
 
@@ -257,7 +258,7 @@ def test_a_loader_without_epochs_is_said():
 )
 def test_settings_of_another_kind_are_said(settings, said):
     with pytest.raises(ValueError, match=said):
-        R8Scheduler(20, **({"batch_size": 10, "num_epochs": 1} | settings))
+        R8Scheduler(20, **(grouped({"batch_size": 10, "num_epochs": 1} | settings)))
 
 
 @pytest.mark.parametrize(("length", "meant"), [("20min", "seconds=1200"), ("2 epochs", "epochs=2"), ("5", "steps=5")])
@@ -270,7 +271,7 @@ def attached_loader(**more):
     model = torch.nn.Linear(4, 2)
     data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.zeros(20, dtype=torch.int64))
     loader = torch.utils.data.DataLoader(data, batch_size=10)
-    return model, loader, attach(model, torch.optim.SGD(model.parameters(), 0.1), loader, num_epochs=2, **more)
+    return model, loader, attach(model, torch.optim.SGD(model.parameters(), 0.1), loader, num_epochs=2, **grouped(more))
 
 
 def test_a_loop_over_the_loader_itself_is_said_and_ends():
@@ -396,7 +397,7 @@ ROWS = torch.utils.data.TensorDataset(torch.randn(20, 4))
 )
 def test_a_wrong_argument_of_attach_is_told_the_right_one(given, more, said):
     with pytest.raises((TypeError, ValueError), match=said) as error:
-        attach(*given, batch_size=10, num_epochs=1, **more)
+        attach(*given, batch_size=10, num_epochs=1, **grouped(more))
     assert len(str(error.value)) < 300
 
 
@@ -612,7 +613,7 @@ def test_an_epoch_given_as_a_step_is_said_once(step, times):
 )
 def test_settings_that_would_do_something_else_are_refused(settings, said):
     with pytest.raises((TypeError, ValueError), match=said):
-        R8Scheduler(20, batch_size=10, num_epochs=1, **settings)
+        R8Scheduler(20, batch_size=10, num_epochs=1, **grouped(settings))
 
 
 def test_what_is_asked_of_a_table_in_other_words():
@@ -666,7 +667,7 @@ def test_epochs_beyond_the_budget_are_said_once():
 def test_time_that_ends_at_the_start_of_an_epoch_is_no_mistake():
     clock = FakeClock()
     for more in ({"num_samples": 20, "batch_size": 10}, {"scheduler_mode": "keep"}):
-        r8 = R8Scheduler(train_duration_seconds=5, clock=clock, **more)
+        r8 = R8Scheduler(train_duration_seconds=5, clock=clock, **grouped(more))
         for epoch in r8.epoch_iterator():
             clock.now += 9 * epoch
             for _ in r8.batch_iterator() if "batch_size" in more else r8.batches([1, 2]):
@@ -737,11 +738,11 @@ def test_a_file_that_is_no_checkpoint_is_told_from_one(tmp_path):
 def test_a_resume_with_another_optimizer_is_said(tmp_path):
     model, data = torch.nn.Linear(4, 2), ROWS
     about = {"batch_size": 10, "num_epochs": 1, "checkpoint_dir": tmp_path, "backup_dir": False}
-    with attach(model, torch.optim.AdamW(model.parameters()), data, **about) as adapter:
+    with attach(model, torch.optim.AdamW(model.parameters()), data, **grouped(about)) as adapter:
         adapter.scheduler.save_checkpoint()
     with pytest.raises(RuntimeError, match=r"the kind of this one, SGD, got one with options of Adam; give that one"):
-        attach(model, torch.optim.SGD(model.parameters(), 0.1), data, resume="auto", **about)
-    attach(model, torch.optim.Adam(model.parameters()), data, resume="auto", **about)
+        attach(model, torch.optim.SGD(model.parameters(), 0.1), data, resume="auto", **grouped(about))
+    attach(model, torch.optim.Adam(model.parameters()), data, resume="auto", **grouped(about))
 
 
 def test_a_number_of_suspects_is_told_the_ranking():
@@ -780,7 +781,7 @@ def test_wrong_things_in_place_of_right_ones_are_told_them(wrong, said):
 
 
 def next_batch(**settings):
-    r8 = R8Scheduler(**{"batch_size": 10, "num_epochs": 2, **settings})
+    r8 = R8Scheduler(**grouped({"batch_size": 10, "num_epochs": 2, **settings}))
     next(r8.batch_iterator())
     return r8
 
@@ -892,7 +893,7 @@ def test_what_the_first_batch_was_taken_for_is_said_at_exit(monkeypatch, error, 
     """Where the error is numpy's or Python's own, and no batch was reported."""
     at_exit = []
     monkeypatch.setattr(atexit, "register", at_exit.append)
-    r8 = R8Scheduler(num_epochs=2, **settings)
+    r8 = R8Scheduler(num_epochs=2, **grouped(settings))
     next(iter(r8.batch_iterator() if loop is None else r8.batches(loop)))
     monkeypatch.setattr(sys, "last_value", error, raising=False)
     assert said in said_of(lambda: [each() for each in at_exit])

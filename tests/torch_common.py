@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from learnit_r8 import R8Scheduler, Recovery
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 
 torch.set_num_threads(1)
@@ -72,7 +73,7 @@ def adapted(dataset=None, *, model=None, optimizer=None, **settings):
         settings = {
             name: value for name, value in settings.items() if name not in ("batch_size", "num_epochs", "policy")
         }
-    adapter = attach(model, optimizer, DIGITS if dataset is None else dataset, **settings)
+    adapter = attach(model, optimizer, DIGITS if dataset is None else dataset, **grouped(settings))
     adapter.model = model
     return adapter
 
@@ -98,7 +99,7 @@ def weights(model):
 
 def scheduler(num_samples=200, **settings):
     settings = {"batch_size": 16, "num_epochs": 2, "policy": "shuffle", **settings}
-    return R8Scheduler(num_samples, **settings)
+    return R8Scheduler(num_samples, **grouped(settings))
 
 
 def together(batches):

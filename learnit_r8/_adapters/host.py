@@ -58,6 +58,7 @@ class Host(Protocol):
         copy_into: Callable[[Any, Any], Any] | None = None,
         witness_size: int = 1,
         is_other: bool = False,
+        stays: str = "",
     ) -> Callbacks:
         """Let an adapter's callbacks keep the model, beside the user's own; returns those that are called."""
 

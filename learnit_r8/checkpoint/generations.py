@@ -105,6 +105,7 @@ class Generations:
 
     Attributes:
         is_off: Whether nothing is written now, as it does not fit or the folder cannot be used; it is tried again.
+        is_default: As given.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Generations:
     ) -> None:  # fmt: skip
         self._digest = hashlib.sha256(os.fsencode(checkpoint_dir.absolute())).hexdigest()[:16]
         self._rank, self._num_ranks, self._pid = rank, num_ranks, os.getpid()
-        self._note, self._base, self._is_default, self._switched = note, base, is_default, switched
+        self._note, self._base, self.is_default, self._switched = note, base, is_default, switched
         own: list[Path] = []
         with contextlib.suppress(OSError):
             # Others may have taken any of the names since, or given them up.
@@ -248,7 +249,7 @@ class Generations:
             return
         if self._release is not None:
             self._release()
-        if not self._is_default:
+        if not self.is_default:
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not is_private(self._parent):
             self._settle_in(self._make_parent())

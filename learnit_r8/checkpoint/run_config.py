@@ -5,10 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
-import inspect
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,18 +98,16 @@ def _text(value: Any) -> str:
 def arguments_of(
     config: Mapping[str, Any],
     new: Mapping[str, Any],
-    make: Any,
+    defaults: Mapping[str, Any],
     *,
-    kept: Collection[str],
     num_samples: int | None = None,
 ) -> dict[str, Any]:
-    """The arguments that build the run of a checkpoint again.
+    """The settings that build the run of a checkpoint again.
 
     Args:
         config: The ``values`` of the saved `RunConfig`.
-        new: Arguments that replace saved ones.
-        make: The class to build, for its defaults.
-        kept: Settings that checkpoints hold; of others, such as folders, a file can say nothing.
+        new: Settings that replace saved ones.
+        defaults: Settings that checkpoints hold, at their defaults; of others, such as folders, a file can say nothing.
         num_samples: Number of samples in the saved table, and no file may say more; None if it is not known.
 
     Raises:
@@ -119,10 +116,9 @@ def arguments_of(
     """
     if not config:
         raise ValueError("the checkpoint must hold the run's configuration, got none; use load_checkpoint() instead.")
-    defaults = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
     arguments = {}
     for name, value in config.items():
-        if name in new or name not in kept or _is_same(value, describe(name, defaults[name])):
+        if name in new or name not in defaults or _is_same(value, describe(name, defaults[name])):
             continue
         if isinstance(value, dict):
             raise ValueError(f"{name} must be given again, as a file cannot hold it: it was {_text(value)}.")
@@ -132,7 +128,7 @@ def arguments_of(
     if any(name in new for name in BUDGETS):
         for name in BUDGETS:
             arguments.pop(name, None)
-    if "batch_size" in new:
+    if new.get("batch_size") is not None:
         # The same number of samples as before.
         batch_size = whole_number("batch_size", new["batch_size"], least=1, most=MAX_SAMPLES)
         for name in {"num_steps", "warmup_steps"} & arguments.keys():

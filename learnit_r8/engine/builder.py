@@ -28,22 +28,23 @@ from ..sampling.lengths import Buckets
 from ..sampling.permutation import MAX_SAMPLES
 from ..sampling.planned import PlannedBatches
 from ..sampling.source import Source
-from ..schedules.budget import BUDGETS, OPEN_WARMUP, Budget, CoolDownRule
+from ..schedules.budget import OPEN_WARMUP, Budget, CoolDownRule
 from ..schedules.range_test import RangeTest
 from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, make_schedule
 from ..schedules.span import Span, read_span
 from ..table.table import SampleTable
 from .control import Requests
 from .emitter import EventEmitter
-from .feed.followed import UNKNOWN_LENGTH, FeedSettings, FollowedBatches
+from .feed.followed import UNKNOWN_LENGTH, FollowedBatches
 from .feed.replay import WAYS
 from .pace import Pace
 from .rate_search import LrSearch
 from .rates import Rates
 from .run import Run
-from .settings import MOST_IDS, OF_RATES, Settings
+from .settings import OF_RATES, Settings
 from .signals import NAMES as ENDING
 from .turns import Turns
+from .values import Monitor, OwnBatches, TokenBatches
 
 USUAL_EPOCH = 400
 """Steps that are taken for an epoch of unknown length, where backups are taken as often as an epoch says."""
@@ -57,33 +58,33 @@ def build_run(given: Settings) -> Run:
         TypeError: an argument is of the wrong kind.
     """
     guard, is_own, watches_level = _checked_guard(given), given.num_samples is None, False
-    if is_own and given.scheduler_mode == "keep" and isinstance(guard, SpikeGuard):
+    if is_own and given.scheduler_mode.mode == "keep" and isinstance(guard, SpikeGuard):
         # Losses that rise in a warm-up say little about a rate that is the user's own; their level is watched.
         guard, watches_level = replace(guard, tests_progress=False), guard.tests_progress
     given = replace(given, guard=guard)
-    table, make_source, steps_per_pass = _own_batches(given) if is_own else _planned_batches(given)
+    own, shape = given.batch_size if isinstance(given.batch_size, OwnBatches) else OwnBatches(), given.scheduler_mode
+    table, make_source, steps_per_pass = _own_batches(given, own) if is_own else _planned_batches(given)
     steps_per_epoch = steps_per_pass
-    if given.steps_per_epoch is not None:
-        steps_per_epoch = whole_number("steps_per_epoch", given.steps_per_epoch, least=1)
-    budget = _build_budget(given, steps_per_epoch)
-    decay = DEFAULT_DECAY if given.decay_proportion in (None, 1) else given.decay_proportion
-    pace = Pace(
-        budget, steps_per_pass, given.clock, rule=CoolDownRule(given.min_lr, given.decay_shape, decay)
-    )  # fmt: skip
-    mode: Any = mode_of(given.monitor, given.mode)
+    if own.steps_per_epoch is not None:
+        steps_per_epoch = whole_number("steps_per_epoch", own.steps_per_epoch, least=1)
+    budget = _build_budget(given, own, steps_per_epoch)
+    decay = DEFAULT_DECAY if shape.decay_proportion in (None, 1) else shape.decay_proportion
+    pace = Pace(budget, steps_per_pass, given.clock, rule=CoolDownRule(shape.min_lr, shape.decay_shape, decay))
+    monitor = given.monitor.name
+    mode: Any = mode_of(monitor, given.monitor.mode)
     check_choice("mode", mode, MODES)
-    check_choice("record", given.record, ("names", "batch", "all"))
+    check_choice("record", given.run_dir.record, ("names", "batch", "all"))
     test = _build_range_test(given, budget, steps_per_epoch)
     agreement, sentry = Agreement(), Sentry(guard)
     announcer = Announcer(given.listeners, pace.where)
-    early_stop = EarlyStop(given.early_stopping, given.monitor, mode, announcer)
+    early_stop = EarlyStop(given.early_stopping, monitor, mode, announcer)
     source = make_source(pace, announcer, agreement)
     persistence = _build_persistence(
         given, steps_per_epoch, budget, mode=mode, announcer=announcer, agreement=agreement
     )
     emitter = EventEmitter(announcer, table)
     controller = RecoveryController(
-        given.recovery, persistence, announcer, table, sentry, keeps_rates=given.scheduler_mode == "keep",
+        given.recovery, persistence, announcer, table, sentry, keeps_rates=shape.mode == "keep",
         recorder=_build_recorder(given, persistence), watches_level=watches_level,
     )  # fmt: skip
     search = LrSearch(test, source=source, persistence=persistence, announcer=announcer)
@@ -109,7 +110,7 @@ def build_run(given: Settings) -> Run:
         ),
         turns=Turns(table, announcer),
         name=given.name or "",
-        settings=replace(given, mode=mode if given.monitor else None).texts(),
+        settings=replace(given, monitor=Monitor(monitor, mode=mode if monitor else None)).texts(),
     )  # fmt: skip
 
 
@@ -123,13 +124,13 @@ def _build_persistence(
     has_folder = given.checkpoint_dir is not None or given.save_callback is not None
     return Persistence(
         Callbacks.of_user(given.save_callback, given.load_callback, given.state_callback),
-        backup_every=given.backup_every,
-        backup_dir=given.backup_dir,
+        backup_every=given.backup_every.every,
+        backup_dir=given.backup_every.backup_dir,
         checkpoint_dir=given.checkpoint_dir,
-        checkpoint_every=given.checkpoint_every,
-        keep=given.keep_checkpoints,
+        checkpoint_every=given.checkpoint_every.every,
+        keep=given.checkpoint_every.keep_checkpoints,
         # Without a folder the best model is kept in RAM.
-        monitor=given.monitor if has_folder else None,
+        monitor=given.monitor.name if has_folder else None,
         mode=mode,
         config=given.run_config(),
         steps_per_epoch=steps_per_epoch,
@@ -147,7 +148,7 @@ def _build_recorder(given: Settings, persistence: Persistence) -> FlightRecorder
         return None if get is None else persistence.backup.copy(get())
 
     folder = None if persistence.store is None else persistence.store.folder
-    return FlightRecorder(given.record, folder, given.name or "", copy_state=copy_state)
+    return FlightRecorder(given.run_dir.record, folder, given.name or "", copy_state=copy_state)
 
 
 def _checked_guard(given: Settings) -> Guard:
@@ -168,22 +169,21 @@ MakeSource = Callable[[Pace, Announcer, Agreement], Source]
 
 def _planned_batches(given: Settings) -> tuple[SampleTable, MakeSource, int]:
     """The table of batches that the scheduler draws, what makes their source, and the steps of a pass."""
-    for name, default in _OF_LOADERS.items():
-        if getattr(given, name) != default:
-            raise ValueError(
-                f"{name} must be left out with num_samples, as it is for your own batches, got "
-                f"{getattr(given, name)!r}."
-            )
+    if isinstance(given.batch_size, OwnBatches):
+        raise ValueError(
+            "batch_size must be a number or TokenBatches(...) with num_samples, as OwnBatches is for your own batches, "
+            f"got {given.batch_size!r}."
+        )
     num_samples = whole_number("num_samples", given.num_samples, least=1, most=MAX_SAMPLES)
     buckets = _build_buckets(given, num_samples)
-    batch_size = buckets.largest if buckets is not None else given.batch_size
-    batch_size = whole_number("batch_size", batch_size, least=1, most=MAX_SAMPLES)
+    size = buckets.largest if buckets is not None else given.batch_size
+    batch_size = whole_number("batch_size", size, least=1, most=MAX_SAMPLES)
     seed = whole_number("seed", given.seed, least=0, most=2**63)
     table = SampleTable(
         num_samples,
         batch_size=batch_size,
-        estimator=given.estimator,
-        alpha=given.alpha,
+        estimator=given.estimator.estimator,
+        alpha=given.estimator.alpha,
         groups=given.groups,
         sample_ids=given.sample_ids,
     )
@@ -217,60 +217,53 @@ def _planned_batches(given: Settings) -> tuple[SampleTable, MakeSource, int]:
 
 def _build_buckets(given: Settings, num_samples: int) -> Buckets | None:
     """The samples by their length; None without lengths."""
-    if given.lengths is None:
-        if given.max_tokens is not None:
-            raise ValueError(f"max_tokens needs lengths, the tokens of each sample, got {given.max_tokens!r} without.")
+    batches = given.batch_size
+    if not isinstance(batches, TokenBatches):
         return None
-    if given.max_tokens is None:
+    if batches.lengths is None:
+        raise ValueError(f"max_tokens needs lengths, the tokens of each sample, got {batches!r} without.")
+    if batches.max_tokens is None:
         raise ValueError("lengths need max_tokens, the most tokens of a batch with its padding, got None.")
     if given.last_batch != "short":
         raise ValueError(f"last_batch must be 'short' with lengths, got {given.last_batch!r}.")
-    most = None if given.batch_size is None else whole_number("batch_size", given.batch_size, least=1)
-    tokens = whole_number("max_tokens", given.max_tokens, least=1)
-    return Buckets(given.lengths, tokens, num_samples=num_samples, most=most)
+    most = None if batches.batch_size is None else whole_number("batch_size", batches.batch_size, least=1)
+    tokens = whole_number("max_tokens", batches.max_tokens, least=1)
+    return Buckets(batches.lengths, tokens, num_samples=num_samples, most=most)
 
 
 _OF_PLANS = {
     "batch_size": None, "lengths": None, "max_tokens": None, "policy": "balanced", "groups": None, "sample_ids": None,
-    "last_batch": "short",
-    "estimator": "relative", "alpha": None, "auto_find_lr": False,
+    "last_batch": "short", "estimator": "relative", "alpha": None, "auto_find_lr": False,
 }  # fmt: skip
 """Settings of batches that the scheduler draws, and their defaults."""
 
-_OF_LOADERS = {
-    "num_tokens": None, "steps_per_epoch": None, "keep_witness": True, "after_restore": "next", "resume_data": "replay",
-    "max_ids": MOST_IDS,
-}  # fmt: skip
-"""Settings of batches that come from the user's loader, and their defaults."""
 
-
-def _own_batches(given: Settings) -> tuple[SampleTable, MakeSource, int]:
+def _own_batches(given: Settings, own: OwnBatches) -> tuple[SampleTable, MakeSource, int]:
     """The same for batches that come from the user's loader."""
-    for name, default in _OF_PLANS.items():
-        value = getattr(given, name)
+    for name, value, _ in given.items():
+        default = _OF_PLANS.get(name, value)
         if value is not default and not (isinstance(value, str) and value == default):
             raise ValueError(
                 f"{name} needs num_samples, so that the scheduler draws the batches, got {value!r} without it."
             )
-    most = whole_number("max_ids", given.max_ids, least=1, most=MAX_SAMPLES)
+    most = whole_number("max_ids", own.max_ids, least=1, most=MAX_SAMPLES)
     seed = whole_number("seed", given.seed, least=0, most=2**63)
-    check_choice("after_restore", given.after_restore, ("next", "again"))
-    check_choice("resume_data", given.resume_data, WAYS)
-    settings = FeedSettings(bool(given.keep_witness), given.after_restore, given.resume_data)
+    check_choice("after_restore", own.after_restore, ("next", "again"))
+    check_choice("resume_data", own.resume_data, WAYS)
     table = SampleTable(0, batch_size=1, most_ids=most)
 
     def make(pace: Pace, announcer: Announcer, agreement: Agreement) -> FollowedBatches:
         return FollowedBatches(
-            table, pace=pace, settings=settings, announcer=announcer, agreement=agreement, seed=seed
+            table, pace=pace, settings=own, announcer=announcer, agreement=agreement, seed=seed
         )  # fmt: skip
 
     return table, make, UNKNOWN_LENGTH
 
 
-def _build_pass_budget(given: Settings) -> Budget:
+def _build_pass_budget(given: Settings, own: OwnBatches) -> Budget:
     """The budget of a number of runs through the user's loader."""
     epochs: Any = given.num_epochs
-    known, mode = given.steps_per_epoch, given.scheduler_mode
+    known, mode = own.steps_per_epoch, given.scheduler_mode.mode
     if not (is_number(epochs) and 0 < epochs < math.inf):
         raise ValueError(f"num_epochs must be a number > 0 and finite, got {epochs!r}.")
     if known is None and (mode not in OPEN_MODES or epochs != int(epochs)):
@@ -282,20 +275,20 @@ def _build_pass_budget(given: Settings) -> Budget:
     return Budget(passes=epochs, steps_per_pass=known)
 
 
-def _build_budget(given: Settings, steps_per_epoch: int) -> Budget:
-    warmup_steps = given.warmup_steps
+def _build_budget(given: Settings, own: OwnBatches, steps_per_epoch: int) -> Budget:
+    warmup_steps = given.scheduler_mode.warmup_steps
     if warmup_steps is not None:
         warmup_steps = whole_number("warmup_steps", warmup_steps, least=0)
-    is_alone = all(getattr(given, name) is None for name in BUDGETS if name != "num_epochs")
+    is_alone = given.num_steps is None and given.train_duration_seconds is None and own.num_tokens is None
     if given.num_samples is None and given.num_epochs is not None and is_alone:
-        return _build_pass_budget(given)
+        return _build_pass_budget(given, own)
     return Budget.of(
         given.num_epochs,
         given.num_steps,
         given.train_duration_seconds,
         steps_per_epoch,
-        num_tokens=given.num_tokens,
-        mode=given.scheduler_mode,
+        num_tokens=own.num_tokens,
+        mode=given.scheduler_mode.mode,
         warmup_steps=warmup_steps,
     )
 
@@ -303,10 +296,10 @@ def _build_budget(given: Settings, steps_per_epoch: int) -> Budget:
 def _build_range_test(given: Settings, budget: Budget, steps_per_epoch: int) -> RangeTest | None:
     if not given.auto_find_lr:
         return None
-    if given.load_callback is None or callable(given.scheduler_mode):
+    if given.load_callback is None or callable(given.scheduler_mode.mode):
         raise ValueError(
             "auto_find_lr needs a load_callback to restore the model, and a scheduler_mode given by name; "
-            f"got load_callback={given.load_callback!r} and scheduler_mode={given.scheduler_mode!r}."
+            f"got load_callback={given.load_callback!r} and scheduler_mode={given.scheduler_mode.mode!r}."
         )
     # Of an open run it takes an epoch at most, like a tenth of one that has ten.
     return RangeTest.for_run(10 * steps_per_epoch if budget.is_open else budget.steps)
@@ -314,13 +307,13 @@ def _build_range_test(given: Settings, budget: Budget, steps_per_epoch: int) -> 
 
 def _schedule_maker(given: Settings, budget: Budget) -> Callable[[float | None], Schedule]:
     """The function of a found peak rate, or None, that returns the schedule."""
-    warmup, steps = given.warmup_proportion, given.warmup_steps
-    if given.scheduler_mode == "keep":
-        for name, default in OF_RATES.items():
-            if getattr(given, name) != default:
+    shape = given.scheduler_mode
+    warmup, steps = shape.warmup_proportion, shape.warmup_steps
+    if shape.mode == "keep":
+        for name, value, _ in given.items():
+            if name in OF_RATES and value != OF_RATES[name]:
                 raise ValueError(
-                    f"{name} must be left out with scheduler_mode='keep', as the rate is yours then, got "
-                    f"{getattr(given, name)!r}."
+                    f"{name} must be left out with scheduler_mode='keep', as the rate is yours then, got {value!r}."
                 )
         return lambda peak: Kept()
     if budget.is_open:
@@ -330,7 +323,7 @@ def _schedule_maker(given: Settings, budget: Budget) -> Callable[[float | None],
             )
         warmup = OPEN_WARMUP if budget.warmup_steps else 0.0
     elif steps is not None:
-        if warmup is not None or budget.steps is None or callable(given.scheduler_mode):
+        if warmup is not None or budget.steps is None or callable(shape.mode):
             raise ValueError(
                 "warmup_steps needs a budget in steps or epochs, or none, a scheduler_mode given by name, and no "
                 f"warmup_proportion, got {steps!r} with {budget} and warmup_proportion={warmup!r}."
@@ -340,11 +333,11 @@ def _schedule_maker(given: Settings, budget: Budget) -> Callable[[float | None],
     def made(peak: float | None) -> Schedule:
         return make_schedule(
             given.initial_lr if peak is None else peak,
-            mode=given.scheduler_mode,
+            mode=shape.mode,
             warmup_proportion=warmup,
-            min_lr=given.min_lr,
-            decay_proportion=given.decay_proportion,
-            decay_shape=given.decay_shape,
+            min_lr=shape.min_lr,
+            decay_proportion=shape.decay_proportion,
+            decay_shape=shape.decay_shape,
             is_open=budget.is_open,
         )
 
@@ -353,7 +346,7 @@ def _schedule_maker(given: Settings, budget: Budget) -> Callable[[float | None],
 
 def _checked_signal(given: Settings) -> tuple[int, Span] | None:
     """The signal that asks for a cool-down, and the length of that."""
-    asked: Any = given.cool_down_on
+    asked: Any = given.scheduler_mode.cool_down_on
     if asked is None:
         return None
     if not (isinstance(asked, (tuple, list)) and len(asked) == 2):

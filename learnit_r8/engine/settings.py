@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -13,6 +14,28 @@ import numpy as np
 
 from .._validation import did_you_mean
 from ..checkpoint.run_config import RunConfig, describe
+from .values import (
+    CHANGEABLE,
+    DEFAULTS,
+    IDENTITY,
+    KINDS,
+    NOTED,
+    WITHIN,
+    Backups,
+    Checkpoints,
+    Estimator,
+    Monitor,
+    OwnBatches,
+    RateShape,
+    RunDir,
+    TokenBatches,
+    about,
+    check_flags,
+    expand_home,
+    flat_items,
+    how_to_write,
+    whole,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -26,7 +49,7 @@ if TYPE_CHECKING:
     from ..policies.base import Policy
     from ..policies.registry import PolicyName
     from ..recovery.policy import Recovery
-    from ..schedules.schedule import Schedule, ScheduleName, ShapeName
+    from ..schedules.schedule import Schedule, ScheduleName
     from ..triggers import Condition
 
     if sys.version_info >= (3, 11):
@@ -37,28 +60,10 @@ if TYPE_CHECKING:
 MOST_TEXT, MOST_RECORDED = 200, 1000
 """Characters of a setting that are shown, and of what the user records."""
 
-MOST_IDS = 10_000_000
-"""Samples that a table which grows with the ids of batches holds at most, unless more are asked for: 160 MB."""
-
 _KINDS = {"U": "text", "S": "bytes", "O": "objects"}
 """Kinds of arrays whose dtype says nothing to people."""
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-CHANGEABLE, IDENTITY, NOTED = "changeable", "identity", "noted"
-"""What a checkpoint holds a setting for: see `RunConfig`; those that are only noted may change silently."""
-
-
-def _about(*, kept: str | None = None, is_shown: bool = True, is_of_rank_0: bool = False) -> Mapping[str, Any]:
-    """Return the metadata of a setting: everything but its type.
-
-    Args:
-        kept: What checkpoints hold it for; None if they do not.
-        is_shown: Whether listeners hear of it with the others; they hear of some separately.
-        is_of_rank_0: Whether it is for the scheduler of rank 0 alone.
-    """
-    return {"kept": kept, "is_shown": is_shown, "is_of_rank_0": is_of_rank_0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,85 +73,70 @@ class Settings:
     A new one stands in the signature and the docstring of `R8Scheduler`, and here; nowhere else.
     """
 
-    num_samples: int | None = field(metadata=_about(kept=CHANGEABLE, is_shown=False))
-    batch_size: int | None = field(metadata=_about(kept=CHANGEABLE, is_shown=False))
-    lengths: ArrayLike | None = field(metadata=_about(kept=IDENTITY))
-    max_tokens: int | None = field(metadata=_about(kept=IDENTITY))
-    initial_lr: float = field(metadata=_about(kept=CHANGEABLE))
-    num_epochs: float | None = field(metadata=_about(kept=CHANGEABLE))
-    num_steps: int | None = field(metadata=_about(kept=CHANGEABLE))
-    train_duration_seconds: float | None = field(metadata=_about(kept=CHANGEABLE))
-    num_tokens: int | None = field(metadata=_about(kept=CHANGEABLE))
-    steps_per_epoch: int | None = field(metadata=_about(kept=CHANGEABLE))
-    scheduler_mode: ScheduleName | Schedule = field(metadata=_about(kept=CHANGEABLE))
-    warmup_proportion: float | None = field(metadata=_about(kept=CHANGEABLE))
-    min_lr: float = field(metadata=_about(kept=CHANGEABLE))
-    warmup_steps: int | None = field(metadata=_about(kept=CHANGEABLE))
-    decay_proportion: float | None = field(metadata=_about(kept=CHANGEABLE))
-    decay_shape: ShapeName = field(metadata=_about(kept=CHANGEABLE))
+    num_samples: int | None = field(metadata=about(kept=CHANGEABLE, is_shown=False))
+    batch_size: int | TokenBatches | OwnBatches | None = field(metadata=about(kept=CHANGEABLE, is_shown=False))
+    initial_lr: float = field(metadata=about(kept=CHANGEABLE))
+    num_epochs: float | None = field(metadata=about(kept=CHANGEABLE))
+    num_steps: int | None = field(metadata=about(kept=CHANGEABLE))
+    train_duration_seconds: float | None = field(metadata=about(kept=CHANGEABLE))
+    scheduler_mode: RateShape = field(metadata=about(kept=CHANGEABLE))
     auto_find_lr: bool
-    policy: PolicyName | Policy = field(metadata=_about(kept=IDENTITY))
-    estimator: Literal["relative", "additive"] = field(metadata=_about(kept=IDENTITY))
-    alpha: float | None = field(metadata=_about(kept=IDENTITY))
-    groups: ArrayLike | None = field(metadata=_about(kept=IDENTITY))
+    policy: PolicyName | Policy = field(metadata=about(kept=IDENTITY))
+    estimator: Estimator = field(metadata=about(kept=IDENTITY))
+    groups: ArrayLike | None = field(metadata=about(kept=IDENTITY))
     sample_ids: Sequence[Any] | None
-    last_batch: Literal["short", "drop", "fill"] = field(metadata=_about(kept=IDENTITY))
+    last_batch: Literal["short", "drop", "fill"] = field(metadata=about(kept=IDENTITY))
     save_callback: Callable[..., Any] | None
     load_callback: Callable[..., Any] | None
     state_callback: Callable[[], Any] | None
-    backup_every: int | str | Condition | None = field(metadata=_about(kept=NOTED))
-    backup_dir: str | os.PathLike[str] | bool | None
+    backup_every: Backups = field(metadata=about(kept=NOTED))
     checkpoint_dir: str | os.PathLike[str] | None
-    checkpoint_every: int | str | Condition | None = field(metadata=_about(kept=NOTED))
-    keep_checkpoints: int | Literal["thin"] = field(metadata=_about(kept=NOTED))
-    monitor: str | None = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
-    mode: Literal["min", "max"] | None = field(metadata=_about(kept=NOTED, is_of_rank_0=True))
+    checkpoint_every: Checkpoints = field(metadata=about(kept=NOTED))
+    monitor: Monitor = field(metadata=about(kept=NOTED, is_of_rank_0=True))
     early_stopping: int | EarlyStopping | None
     resume: str | os.PathLike[str] | None
-    guard: GuardName | Guard = field(metadata=_about(kept=IDENTITY))
-    recovery: Recovery = field(metadata=_about(kept=IDENTITY))
-    use_curses: bool = field(metadata=_about(is_of_rank_0=True))
-    run_dir: str | os.PathLike[str] | bool | None = field(metadata=_about(is_of_rank_0=True))
-    record: Literal["names", "batch", "all"] = field(metadata=_about(kept=NOTED))
-    keep_witness: bool = field(metadata=_about(kept=NOTED))
-    after_restore: Literal["next", "again"] = field(metadata=_about(kept=NOTED))
-    resume_data: Literal["replay", "indices", "start"] = field(metadata=_about(kept=NOTED))
-    max_ids: int = field(metadata=_about(kept=NOTED))
-    config: Mapping[str, Any] | None = field(metadata=_about(is_shown=False))
-    notes: str | None = field(metadata=_about(is_shown=False))
-    tags: Sequence[str] = field(metadata=_about(is_shown=False))
-    handle_signals: bool = field(metadata=_about(kept=NOTED))
-    cool_down_on: tuple[str, int | str] | None
-    name: str | None = field(metadata=_about(kept=NOTED, is_shown=False))
-    listeners: Iterable[events.Listener] = field(metadata=_about(is_shown=False))
-    seed: int = field(metadata=_about(kept=NOTED))
+    guard: GuardName | Guard = field(metadata=about(kept=IDENTITY))
+    recovery: Recovery = field(metadata=about(kept=IDENTITY))
+    use_curses: bool = field(metadata=about(is_of_rank_0=True))
+    run_dir: RunDir = field(metadata=about(is_of_rank_0=True))
+    config: Mapping[str, Any] | None = field(metadata=about(is_shown=False))
+    notes: str | None = field(metadata=about(is_shown=False))
+    tags: Sequence[str] = field(metadata=about(is_shown=False))
+    handle_signals: bool = field(metadata=about(kept=NOTED))
+    name: str | None = field(metadata=about(kept=NOTED, is_shown=False))
+    listeners: Iterable[events.Listener] = field(metadata=about(is_shown=False))
+    seed: int = field(metadata=about(kept=NOTED))
     clock: Callable[[], float]
 
     def __post_init__(self) -> None:
-        for name in ("use_curses", "auto_find_lr", "keep_witness", "handle_signals"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
-        for name in ("run_dir", "checkpoint_dir", "backup_dir", "resume"):
-            path = getattr(self, name)
-            if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith("~"):
-                # No shell has seen it, and a folder of the name "~" is what nobody means.
-                object.__setattr__(self, name, os.path.expanduser(path))
+        check_flags(self, "use_curses", "auto_find_lr", "handle_signals")
+        expand_home(self, "checkpoint_dir", "resume")
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Settings:
+        """The settings of a call: an argument that was given alone becomes the value that may refine it."""
+        return cls(**{name: whole(name, value) for name, value in arguments.items()})
+
+    def items(self) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+        """Each setting by its own name, with its metadata; those of batches that the run does not have are left out."""
+        for each in fields(self):
+            yield from flat_items(each.name, getattr(self, each.name), each.metadata)
 
     def run_config(self) -> RunConfig:
         """What checkpoints hold of them."""
-        kept = {each.name: each.metadata.get("kept") for each in fields(self)}
+        kept = {name: (value, data["kept"]) for name, value, data in self.items() if data.get("kept")}
         return RunConfig(
-            {name: describe(name, getattr(self, name)) for name, role in kept.items() if role},
-            identity=tuple(name for name, role in kept.items() if role == IDENTITY),
-            changeable=tuple(name for name, role in kept.items() if role == CHANGEABLE),
+            {name: describe(name, value) for name, (value, _) in kept.items()},
+            identity=tuple(name for name, (_, role) in kept.items() if role == IDENTITY),
+            changeable=tuple(name for name, (_, role) in kept.items() if role == CHANGEABLE),
         )
 
     def texts(self) -> dict[str, str]:
         """Short texts for display, without those that are None or say nothing, as of rates that are the user's own."""
-        names = [each.name for each in fields(self) if each.metadata.get("is_shown", True)]
-        unused = OF_RATES if self.scheduler_mode == "keep" else ()
-        shown = {name: getattr(self, name) for name in names if name not in unused}
-        return {name: text_of(value) for name, value in shown.items() if value is not None} | self._record()
+        unused = OF_RATES if self.scheduler_mode.mode == "keep" else ()
+        shown = {name: value for name, value, data in self.items() if data.get("is_shown", True)}
+        texts = {name: text_of(value) for name, value in shown.items() if value is not None and name not in unused}
+        return texts | self._record()
 
     def _record(self) -> dict[str, str]:
         """What the user wants to have on record of the run, as texts.
@@ -195,9 +185,6 @@ OF_LOADERS = {
     "gradient_accumulation_steps": "attach(..., accumulate=) adds up the gradients of several batches.",
 }
 """What to say of settings of a DataLoader, a trainer or the loop; with the names above a table of thirty."""
-
-KEPT = frozenset(each.name for each in fields(Settings) if each.metadata.get("kept"))
-"""Settings that checkpoints hold."""
 
 OF_RANK_0 = frozenset(each.name for each in fields(Settings) if each.metadata.get("is_of_rank_0"))
 """Settings of the scheduler of rank 0 alone."""
@@ -250,47 +237,28 @@ class CommonSettings(TypedDict, total=False):
     num_epochs: float | None
     num_steps: int | None
     train_duration_seconds: float | None
-    num_tokens: int | None
-    steps_per_epoch: int | None
-    scheduler_mode: ScheduleName | Schedule
-    warmup_proportion: float | None
-    warmup_steps: int | None
-    decay_proportion: float | None
-    decay_shape: ShapeName
-    min_lr: float
+    scheduler_mode: ScheduleName | Schedule | RateShape
     auto_find_lr: bool
-    lengths: ArrayLike | None
-    max_tokens: int | None
     policy: PolicyName | Policy
-    estimator: Literal["relative", "additive"]
-    alpha: float | None
+    estimator: Literal["relative", "additive"] | Estimator
     groups: ArrayLike | None
     sample_ids: Sequence[Any] | None
     last_batch: Literal["short", "drop", "fill"]
     state_callback: Callable[[], Any] | None
-    backup_every: int | str | Condition | None
-    backup_dir: str | os.PathLike[str] | bool | None
+    backup_every: int | str | Condition | Backups | None
     checkpoint_dir: str | os.PathLike[str] | None
-    checkpoint_every: int | str | Condition | None
-    keep_checkpoints: int | Literal["thin"]
-    monitor: str | None
-    mode: Literal["min", "max"] | None
+    checkpoint_every: int | str | Condition | Checkpoints | None
+    monitor: str | Monitor | None
     early_stopping: int | EarlyStopping | None
     resume: str | os.PathLike[str] | None
     guard: GuardName | Guard
     recovery: Recovery
     use_curses: bool
-    run_dir: str | os.PathLike[str] | bool | None
-    record: Literal["names", "batch", "all"]
-    keep_witness: bool
-    after_restore: Literal["next", "again"]
-    resume_data: Literal["replay", "indices", "start"]
-    max_ids: int
+    run_dir: str | os.PathLike[str] | bool | RunDir | None
     config: Mapping[str, Any] | None
     notes: str | None
     tags: Sequence[str]
     handle_signals: bool
-    cool_down_on: tuple[str, int | str] | None
     name: str | None
     listeners: Iterable[events.Listener]
     seed: int
@@ -303,7 +271,7 @@ class SchedulerSettings(CommonSettings, total=False):
     >>> settings: SchedulerSettings = {"batch_size": 32, "num_epochs": 3, "policy": "focus"}
     """
 
-    batch_size: int | None
+    batch_size: int | TokenBatches | OwnBatches | None
     save_callback: Callable[..., Any] | None
     load_callback: Callable[..., Any] | None
 
@@ -312,7 +280,42 @@ class NewGoal(CommonSettings, total=False):
     """What `R8Scheduler.resume_from_checkpoint` may change."""
 
     num_samples: int | None
-    batch_size: int | None
+    batch_size: int | TokenBatches | OwnBatches | None
+
+
+def kept_defaults(make: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of the settings that checkpoints hold, by name.
+
+    Args:
+        make: `R8Scheduler`, whose signature has them.
+    """
+    given = {name: each.default for name, each in inspect.signature(make).parameters.items()}
+    kept = [*fields(Settings), *(each for kind in KINDS for each in fields(kind))]
+    return {each.name: ({**given, **DEFAULTS})[each.name] for each in kept if each.metadata.get("kept")}
+
+
+def check_names(call: str, settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise TypeError for a keyword that a call does not know, and say which setting it may stand for.
+
+    Args:
+        call: What was called, as messages name it.
+        settings: The keywords.
+        known: Those that it knows.
+    """
+    for name in settings:
+        if name in known:
+            continue
+        moved = [each for each in settings if each in WITHIN] if name in WITHIN else []
+        meant = ELSEWHERE.get(name.lower(), "")
+        if moved:
+            hint = f" It stands within another argument: write {how_to_write(moved, settings)}."
+        elif meant in WITHIN:
+            hint = f" Did you mean {how_to_write([meant], {meant: settings[name]})}?"
+        elif meant in known:
+            hint = f" Did you mean {meant!r}?"
+        else:
+            hint = f" {OF_LOADERS[name]}" if name in OF_LOADERS else did_you_mean(name, sorted({*known, *WITHIN}))
+        raise TypeError(f"{call} got an unexpected keyword argument {name!r}.{hint}")
 
 
 def suggest_settings(function: F) -> F:
@@ -335,13 +338,7 @@ def suggest_settings(function: F) -> F:
                 f"{_called(function)} takes one positional argument, the first, got {len(args) - 1}: name the "
                 f"others, as in {_called(function)[:-1]}{first}, batch_size=32, num_epochs=5)."
             )
-        for name in settings:
-            if name not in known:
-                if ELSEWHERE.get(name.lower()) in known:
-                    hint = f" Did you mean {ELSEWHERE[name.lower()]!r}?"
-                else:
-                    hint = f" {OF_LOADERS[name]}" if name in OF_LOADERS else did_you_mean(name, sorted(known))
-                raise TypeError(f"{_called(function)} got an unexpected keyword argument {name!r}.{hint}")
+        check_names(_called(function), settings, known)
         return function(*args, **settings)
 
     return checked  # type: ignore[return-value]

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .._validation import whole_number
+from ..engine.values import head_of
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from ..torch import Adapter, attach
 from ..torch.batches.loader import check_dataset
@@ -93,7 +94,7 @@ class R8Loader:
     @property
     def keeps_rates(self) -> bool:
         """Whether the learning rate is left to the module's own scheduler."""
-        return bool(self._settings.get("scheduler_mode") == "keep")
+        return bool(head_of(self._settings.get("scheduler_mode")) == "keep")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..engine.values import head_of
 from ..sampling.random_generators import random_state
 from ..schedules.budget import has_budget
 from ..torch.attachment import attach
@@ -49,7 +50,7 @@ class OwnBatches:
     @property
     def keeps_rates(self) -> bool:
         """Whether the rates are the module's own."""
-        return bool(self._settings.get("scheduler_mode", "keep") == "keep")
+        return bool(head_of(self._settings.get("scheduler_mode", "keep")) == "keep")
 
     @property
     def following(self) -> TrainerBatches:

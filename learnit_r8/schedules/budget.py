@@ -173,7 +173,8 @@ BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds", "num_tokens")
 
 def has_budget(settings: Mapping[str, Any]) -> bool:
     """Whether one of the arguments for a budget is among these and not None."""
-    return any(settings.get(name) is not None for name in BUDGETS)
+    tokens = getattr(settings.get("batch_size"), "num_tokens", None)
+    return tokens is not None or any(settings.get(name) is not None for name in BUDGETS)
 
 
 def batches_of(num_updates: int, num_batches: int, accumulate: int) -> int:

@@ -16,6 +16,7 @@ from .._validation import shortened, whole_number
 from ..checkpoint.callbacks import Callbacks, Generators, Repeat, join_callbacks
 from ..engine.feed.batch_size import copied
 from ..engine.settings import suggest_settings
+from ..engine.values import Backups, OwnBatches, head_of, whole
 from ..sampling.random_generators import hold_random_state, random_state, set_random_state, state_of
 from .adapter import Adapter
 from .batches.loader import check_dataset, is_own_loader, length_of
@@ -36,6 +37,9 @@ from .stepper import Stepper
 if TYPE_CHECKING:
     from ..engine.settings import SchedulerSettings, Unpack
     from ..scheduler import R8Scheduler
+
+NO_MEMORY = "the model is sharded, or RANK in the environment is not {}, the rank of this process"
+"""Why backups must not outlive the process."""
 
 
 @suggest_settings
@@ -144,8 +148,10 @@ def attach(
                 # The shortest ends the epoch of all.
                 lengths = shared.gather(length)
                 length = None if None in lengths else min(lengths)
-            if own.get("num_epochs") is not None and length:
-                own.setdefault("steps_per_epoch", length)
+            followed = own.get("batch_size")
+            followed = followed if isinstance(followed, OwnBatches) else OwnBatches()
+            if own.get("num_epochs") is not None and length and followed.steps_per_epoch is None:
+                own["batch_size"] = replace(followed, steps_per_epoch=length)
         return Adapter(_keep(given, own, shared, size=None, keeps_random=True), dataset)
     shared = _checked_sharing(given, owner)
     check_dataset(dataset)
@@ -204,7 +210,10 @@ def _keep(
     if scheduler is None:
         users = settings.pop("save_callback", None), settings.pop("load_callback", None)
         kept = join_callbacks(kept, Callbacks.of_user(*users, settings.pop("state_callback", None)))
-    own = sharing.settings(_memory_settings(settings, state, sharing))
+    # A later process could not tell whose backups in shared memory would be.
+    is_alone = sharing.size == 1 or os.environ.get("RANK") == str(sharing.rank)
+    stays = "" if is_alone and not state.is_sharded else NO_MEMORY.format(sharing.rank)
+    own = sharing.settings(_memory_settings(settings, stays) if scheduler is None else settings)
     # Ranks must not continue from different states, so they choose one together.
     resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
     r8 = _new_scheduler(size, kept, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
@@ -227,7 +236,7 @@ def _keep(
         kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect, repeat=repeat,
         advice=stepper.advice,
     )  # fmt: skip
-    kept = r8.host.adopt(kept, witness_size=accumulate, **copies_of(model))
+    kept = r8.host.adopt(kept, witness_size=accumulate, stays=stays, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
     second_run = SecondRun(whole, stepper, hand, given.run_batch, r8, is_alone=sharing.size == 1)
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
@@ -292,21 +301,18 @@ def _check_parts(given: _Given, owner: Any) -> None:
         raise TypeError(f"sharing must be a Together() or None, got {sharing!r}.")
 
 
-def _memory_settings(settings: SchedulerSettings, state: ModelState, sharing: Sharing) -> SchedulerSettings:
-    """The settings, without backups in shared memory if a later process could not tell whose they are.
+def _memory_settings(settings: SchedulerSettings, stays: str) -> SchedulerSettings:
+    """The settings of a new scheduler, without backups in shared memory if they must stay in the process.
 
     Raises:
         ValueError: they ask for such backups.
     """
-    is_known = sharing.size == 1 or os.environ.get("RANK") == str(sharing.rank)
-    if is_known and not state.is_sharded:
+    backups: Backups = whole("backup_every", settings.get("backup_every"))
+    if not stays:
         return settings
-    if settings.get("backup_dir"):
-        raise ValueError(
-            f"backup_dir must be None or False if the model is sharded, or RANK in the environment is not "
-            f"{sharing.rank}, the rank of this process, got {settings['backup_dir']!r}."
-        )
-    return {**settings, "backup_dir": False}
+    if backups.backup_dir:
+        raise ValueError(f"backup_dir must be None or False if {stays}, got {backups.backup_dir!r}.")
+    return {**settings, "backup_every": replace(backups, backup_dir=False)}
 
 
 def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
@@ -339,7 +345,7 @@ def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> 
     """Whether the rate is the user's own."""
     if scheduler is not None:
         return bool(getattr(scheduler, "keeps_rates", False))
-    return bool(settings.get("scheduler_mode") == "keep")
+    return bool(head_of(settings.get("scheduler_mode")) == "keep")
 
 
 def _new_scheduler(size: int | None, kept: Callbacks, settings: SchedulerSettings, optimizer: Any) -> R8Scheduler:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..engine import values
 from ..sampling.ticket import Outcome
 from ..schedules.budget import has_budget
 from ..torch.attachment import attach
@@ -34,7 +36,7 @@ class OwnBatches:
         args, given = trainer.args, dict(settings)
         self._has_budget = has_budget(given)
         if not self._has_budget:
-            given |= _budget_of(args, num_updates)
+            given |= _budget_of(args, num_updates, given.get("batch_size") or values.OwnBatches())
         accumulate = args.gradient_accumulation_steps
         self._trainer = trainer
         self._own: Any = None
@@ -130,7 +132,7 @@ def reports_early(trainer: Any) -> bool:
     return getattr(trainer.accelerator, "scaler", None) is None
 
 
-def _budget_of(args: Any, num_updates: int) -> dict[str, Any]:
+def _budget_of(args: Any, num_updates: int, own: values.OwnBatches) -> dict[str, Any]:
     """Return the Trainer's own budget, for views only, as the Trainer ends the training itself."""
     if args.max_steps > 0:
         # Fewer batches where an epoch ends within an accumulated gradient.
@@ -139,7 +141,5 @@ def _budget_of(args: Any, num_updates: int) -> dict[str, Any]:
         return {}
     # So that backups are taken four times an epoch; the last accumulated gradient may be of fewer batches.
     epochs = int(args.num_train_epochs)
-    return {
-        "num_epochs": epochs,
-        "steps_per_epoch": max(1, num_updates * args.gradient_accumulation_steps // epochs),
-    }
+    steps = max(1, num_updates * args.gradient_accumulation_steps // epochs)
+    return {"num_epochs": epochs, "batch_size": replace(own, steps_per_epoch=steps)}

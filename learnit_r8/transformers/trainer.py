@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from ..engine import values
 from ..schedules.budget import BUDGETS, batches_of
 from ..torch import Adapter, attach
 from ..torch.batches.loader import make_loader
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     class TrainerSettings(CommonSettings, total=False):
         """Settings that do not come from the TrainingArguments."""
 
+        batch_size: values.OwnBatches
         ema: Any
         also: Mapping[str, Any]
         batches: bool
@@ -446,7 +448,7 @@ class R8Mixin:
     @property
     def _r8_keeps_rates(self) -> bool:
         mode = self._r8_settings.get("scheduler_mode", None if self._r8_draws else "keep")
-        return bool(mode == "keep")
+        return bool(values.head_of(mode) == "keep")
 
     def _r8_watch(self, num_training_steps: int, optimizer: Any) -> Any:
         """Begin to watch a training on the Trainer's own batches; returns its learning-rate scheduler."""
@@ -583,12 +585,13 @@ def _outputs_of(model: torch.nn.Module) -> Iterator[list[Any]]:
 def _checked(r8: Any) -> dict[str, Any]:
     if not isinstance(r8, Mapping):
         raise TypeError(f"r8 must be a dict of settings for R8Scheduler, got {r8!r}.")
-    decided = sorted(set(DECIDED) & set(r8))
+    settings = dict(r8)
+    follows = settings.get("batches") is False and isinstance(settings.get("batch_size"), values.OwnBatches)
+    decided = sorted(set(DECIDED) & set(settings) - ({"batch_size"} if follows else set()))
     if decided:
         raise ValueError(
-            f"{decided[0]} must be left out of r8, the TrainingArguments decide it, got {r8[decided[0]]!r}."
+            f"{decided[0]} must be left out of r8, the TrainingArguments decide it, got {settings[decided[0]]!r}."
         )
-    settings = dict(r8)
     if "batch" in settings or not isinstance(settings.get("batches", True), bool):
         raise TypeError(f"batches in r8 must be True or False, got {settings}.")
     return settings

@@ -8,6 +8,7 @@ import pytest
 
 from learnit_r8 import CheckpointStore, R8Scheduler
 from learnit_r8.checkpoint import codec
+from learnit_r8.engine.values import grouped
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.recovery import persistence
 from learnit_r8.testing import ToyTask, record_events
@@ -38,7 +39,7 @@ def gate(monkeypatch):
 
 def build(folder, **more):
     settings = {"num_epochs": 4, "checkpoint_dir": folder, "checkpoint_every": 200, "keep_checkpoints": 99, **more}
-    return R8Scheduler(SIZE, batch_size=BATCH, seed=3, **settings)
+    return R8Scheduler(SIZE, batch_size=BATCH, seed=3, **grouped(settings))
 
 
 def go_on(r8, count):

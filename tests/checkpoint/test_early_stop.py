@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from learnit_r8 import EarlyStopping, R8Scheduler, events
 from learnit_r8.cli import main
+from learnit_r8.engine.values import grouped
 from learnit_r8.events.event import describe
 from learnit_r8.journal.run import Run
 from learnit_r8.loops import early_stopping, every, logs, loop
@@ -41,7 +42,7 @@ def scheduler(model, tmp_path=None, **more):
     if tmp_path is not None:
         callbacks |= {"save_callback": model.save, "checkpoint_dir": tmp_path / "ck"}
     given = {"num_epochs": 7, "monitor": "val_loss", "early_stopping": 3, **callbacks, **more}
-    return R8Scheduler(12, batch_size=4, **given)
+    return R8Scheduler(12, batch_size=4, **grouped(given))
 
 
 def train(r8, model, values=VALUES):
@@ -226,7 +227,7 @@ def test_with_attach_no_epoch_begins_after_the_end(tmp_path, has_folder):
     more = {"checkpoint_dir": tmp_path / "ck"} if has_folder else {}
     counts, best = [], None
     with attach(model, torch.optim.SGD(model.parameters(), 0.1), data, batch_size=10, num_epochs=7,
-                monitor="val_loss", early_stopping=2, **more) as adapter:  # fmt: skip
+                early_stopping=2, **grouped(dict(monitor="val_loss", **more))) as adapter:  # fmt: skip
         for epoch in adapter.epochs():
             counts.append(0)
             for inputs, labels in adapter.loader():

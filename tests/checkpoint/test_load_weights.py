@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import NoValidCheckpoint, R8Scheduler, load_weights
+from learnit_r8.engine.values import grouped
 
 
 def trained(folder, **more):
@@ -19,7 +20,9 @@ def trained(folder, **more):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = torch.utils.data.TensorDataset(x, x[:, :2])
     settings = {"batch_size": 20, "num_epochs": 4, "monitor": "val_loss", "keep_checkpoints": 1, **more}
-    with attach(torch.compile(model, backend="eager"), optimizer, data, checkpoint_dir=folder, **settings) as adapter:
+    with attach(
+        torch.compile(model, backend="eager"), optimizer, data, checkpoint_dir=folder, **grouped(settings)
+    ) as adapter:
         for epoch in adapter.epochs():
             for inputs, targets in adapter.loader():
                 adapter.step(adapter.loss(((model(inputs) - targets) ** 2).mean(1)))

@@ -11,9 +11,11 @@ import functools
 
 import numpy as np
 
+from learnit_r8 import RateShape
+
 NUM_SAMPLES, BATCH, STEPS, EPOCHS = 256, 16, 16, 4
 RATE, MOMENTUM = 0.05, 0.9
-CONSTANT = {"policy": "shuffle", "scheduler_mode": "constant", "warmup_steps": 0}
+CONSTANT = {"policy": "shuffle", "scheduler_mode": RateShape("constant", warmup_steps=0)}
 """Settings of R8's batches, so that the outcome compares with that of one's own batches at a constant rate."""
 SHAPES = {"w1": (8, 16), "b1": (16,), "w2": (16, 3), "b2": (3,)}
 

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from learnit_r8 import events
+from learnit_r8 import RateShape, events
 
 from . import task
 from .cells import DRAWN, MAY_DIFFER, OWN, rule
 from .columns_numpy import Numpy
 from .run import Case, run
 
-COSINE = Case(settings={"scheduler_mode": "cosine", "warmup_steps": 8})
+COSINE = Case(settings={"scheduler_mode": RateShape("cosine", warmup_steps=8)})
 
 
 def differences(one, two, parts):

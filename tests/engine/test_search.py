@@ -6,15 +6,16 @@ import warnings
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler, events
+from learnit_r8 import R8Scheduler, RateShape, events
+from learnit_r8.engine.values import grouped
 from tests.drive import NAN, Weights, make, search_step, search_through, steps
 from tests.softmax import SoftmaxRegression
 
 
 def searching(model, **more):
     return R8Scheduler(
-        len(model.y), batch_size=32, num_epochs=1, initial_lr=123.0, warmup_proportion=0,
-        auto_find_lr=True, load_callback=model.load, **more,
+        len(model.y), batch_size=32, num_epochs=1, initial_lr=123.0, scheduler_mode=RateShape(warmup_proportion=0),
+        auto_find_lr=True, load_callback=model.load, **grouped(more),
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ import pytest
 import learnit_r8
 from learnit_r8 import R8Scheduler, scheduler
 from learnit_r8.checkpoint.run_config import arguments_of
-from learnit_r8.engine.settings import KEPT, CommonSettings, NewGoal, SchedulerSettings, Settings
+from learnit_r8.engine.settings import CommonSettings, NewGoal, SchedulerSettings, Settings, kept_defaults
+from learnit_r8.engine.values import ARGUMENTS, WITHIN, flat, grouped, whole
 from tests.package_copy import copy_package, replace_in, run_beside
 
 PARAMETERS = {name: each for name, each in inspect.signature(R8Scheduler.__init__).parameters.items() if name != "self"}
@@ -24,12 +25,14 @@ def test_settings_are_the_arguments_of_the_scheduler():
 
 
 def test_settings_have_the_types_of_the_scheduler():
-    """The types are those of the constructor, word for word."""
+    """The types are those of the constructor, word for word; the parts of a run get those that may be refined whole."""
     texts = {name: each.annotation for name, each in PARAMETERS.items()}
     typed = {name: each.__forward_arg__ for name, each in SchedulerSettings.__annotations__.items()}
+    whole_kinds = {name: kind.__name__ for kind, name in ARGUMENTS.items() if name != "batch_size"}
 
-    assert {each.name: each.type for each in dataclasses.fields(Settings)} == texts
+    assert {each.name: each.type for each in dataclasses.fields(Settings)} == {**texts, **whole_kinds}
     assert {"num_samples": "int | None", **typed} == texts
+    assert all(kind in texts[name] for name, kind in whole_kinds.items())
 
 
 def test_each_argument_is_handed_on_as_itself(monkeypatch):
@@ -47,7 +50,52 @@ def test_each_argument_is_handed_on_as_itself(monkeypatch):
     with pytest.raises(Built) as built:
         R8Scheduler(**given)
 
-    assert all(getattr(built.value.args[0], name) is value for name, value in given.items())
+    assert all(getattr(built.value.args[0], name) == whole(name, value) for name, value in given.items())
+
+
+def test_a_scheduler_has_at_most_34_arguments():
+    """All of them are named; what belongs together is one value."""
+    assert len(PARAMETERS) <= 34
+    assert not [each for each in PARAMETERS.values() if each.kind is each.VAR_KEYWORD]
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_a_setting_that_was_an_argument_leads_to_its_place(name):
+    """The error says what to write, and what it says can be written."""
+    with pytest.raises(TypeError) as error:
+        R8Scheduler(8, num_epochs=1, **{name: None})
+    written = str(error.value).partition(": write ")[2].removesuffix(".")
+    given = eval(f"dict({written})", vars(learnit_r8.engine.values))
+
+    assert flat(given)[name] is None
+    assert given == grouped({name: None})
+
+
+def test_settings_that_belong_together_are_told_together():
+    with pytest.raises(TypeError, match=r"write scheduler_mode=RateShape\('wsd', warmup_steps=5, min_lr=0\.1\)\.$"):
+        R8Scheduler(8, num_epochs=1, scheduler_mode="wsd", warmup_steps=5, min_lr=0.1)
+    with pytest.raises(TypeError, match=r"write batch_size=TokenBatches\(lengths=\.\.\., batch_size=4\)\.$"):
+        R8Scheduler(99, batch_size=4, num_epochs=1, lengths=[1] * 99)
+    with pytest.raises(TypeError, match=r"'warmup_ratio'\. Did you mean scheduler_mode=RateShape\(warmup_propor"):
+        R8Scheduler(8, num_epochs=1, warmup_ratio=0.1)
+
+
+def test_a_resumed_run_keeps_what_a_new_value_does_not_replace(tmp_path):
+    """A plain value replaces that value alone, a whole one all that it holds; old names are told of, too."""
+    shape = learnit_r8.RateShape("wsd", warmup_steps=1, min_lr=0.001)
+    made = R8Scheduler(8, batch_size=4, num_epochs=2, checkpoint_dir=tmp_path, scheduler_mode=shape)
+    made.draw()
+    made.save_checkpoint()
+
+    def resumed(**new):
+        return R8Scheduler.resume_from_checkpoint(tmp_path, **new).host.run.settings
+
+    assert resumed()["warmup_steps"] == resumed(scheduler_mode="linear")["warmup_steps"] == "1"
+    assert resumed(scheduler_mode="linear")["min_lr"] == "0.001"
+    assert resumed(scheduler_mode=learnit_r8.RateShape("linear", min_lr=0.005))["min_lr"] == "0.005"
+    assert "warmup_steps" not in resumed(scheduler_mode=learnit_r8.RateShape("linear"))
+    with pytest.raises(TypeError, match=r"resume_from_checkpoint\(\) got .*write scheduler_mode=RateShape\(warmup"):
+        resumed(warmup_steps=3)
 
 
 ADDED = """
@@ -83,8 +131,7 @@ def test_an_argument_is_added_in_two_files(tmp_path):
     package = copy_package(tmp_path)
     public, settings = package / "scheduler.py", package / "engine" / "settings.py"
     replace_in(public, "seed: int = 0, clock", 'colour: str = "blue", seed: int = 0, clock')
-    replace_in(public, "listeners=listeners,", "listeners=listeners, colour=colour,")
-    about = "colour: str = field(metadata=_about(kept=NOTED))"
+    about = "colour: str = field(metadata=about(kept=NOTED))"
     replace_in(settings, "    seed: int = field", f"    {about}\n    seed: int = field")
     replace_in(settings, "    seed: int\n", "    colour: str\n    seed: int\n")
 
@@ -109,7 +156,7 @@ def test_a_file_says_nothing_of_folders(tmp_path):
     r8 = R8Scheduler(8, batch_size=4, num_epochs=1, checkpoint_dir=tmp_path / "own")
     config = {**r8.host.persistence.config.values, "run_dir": str(tmp_path / "elsewhere"), "nonsense": 1}
 
-    arguments = arguments_of(config, {}, R8Scheduler, kept=KEPT)
+    arguments = arguments_of(config, {}, kept_defaults(R8Scheduler))
 
     assert set(arguments) == {"num_samples", "batch_size", "num_epochs"}
 

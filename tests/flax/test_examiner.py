@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, events
+from learnit_r8.engine.values import grouped
 from learnit_r8.recovery.incidents import cause_search
 from learnit_r8.recovery.incidents.record import read_part
 from learnit_r8.testing import record_events
@@ -60,7 +61,7 @@ def data():
 def told(columns, *, train_step=None, state=None, **more):
     heard = record_events()
     r8 = R8Scheduler(
-        SIZE, batch_size=BATCH, num_epochs=2, initial_lr=0.01, guard="finite", listeners=[heard], **more
+        SIZE, batch_size=BATCH, num_epochs=2, initial_lr=0.01, guard="finite", listeners=[heard], **grouped(more)
     )  # fmt: skip
     if state is None:
         net = Net()

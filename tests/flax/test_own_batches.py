@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import Backups, OwnBatches, R8Scheduler
 from tests.healing_common import X, Y
 
 jax = pytest.importorskip("jax")
@@ -84,7 +84,7 @@ def test_nothing_changes_without_an_incident_and_a_nan_is_healed(tx, train_step)
     assert history == seen
     assert (r8.global_step, r8.current_epoch, r8.sentry.num_refused) == (EPOCHS * BATCHES, EPOCHS - 1, 0)
 
-    r8 = R8Scheduler(scheduler_mode="keep", steps_per_epoch=BATCHES)
+    r8 = R8Scheduler(scheduler_mode="keep", batch_size=OwnBatches(steps_per_epoch=BATCHES))
     healed, seen = train(r8, tx=tx, train_step=train_step, data=Data(nan_at=70))
     assert r8.sentry.num_refused >= 1
     assert seen["train_loss"][-1] < 1.1 * history["train_loss"][-1]
@@ -294,7 +294,7 @@ def test_a_killed_run_with_random_augmentation_goes_on_to_the_bit(tmp_path):
         np.random.seed(seed)
         r8 = R8Scheduler(
             scheduler_mode="keep", num_epochs=2, guard="finite", checkpoint_dir=folder, checkpoint_every=5,
-            resume="auto", backup_dir=False, handle_signals=False,
+            resume="auto", backup_every=Backups(backup_dir=False), handle_signals=False,
         )  # fmt: skip
         losses = []
 

@@ -18,7 +18,8 @@ from learnit_r8.checkpoint import codec
 from learnit_r8.checkpoint import generations as in_memory
 from learnit_r8.checkpoint.run_config import arguments_of
 from learnit_r8.cli.status import facts_of, folded, line_of
-from learnit_r8.engine.settings import KEPT
+from learnit_r8.engine.settings import kept_defaults
+from learnit_r8.engine.values import grouped
 from learnit_r8.events.codec import strict_json
 from learnit_r8.journal.requests import KINDS, RequestFolder, ask
 from learnit_r8.journal.run import Run, UnreadableRun
@@ -229,9 +230,10 @@ class Settings:
         if not isinstance(config, dict):
             return
         with contextlib.suppress(ValueError):
-            arguments = arguments_of(config, {}, R8Scheduler, kept=KEPT, num_samples=40)
+            arguments = arguments_of(config, {}, kept_defaults(R8Scheduler), num_samples=40)
             assert not arguments.keys() & {"run_dir", "backup_dir", "listeners", "resume", "show", "checkpoint_dir"}
             assert arguments.get("num_samples", 40) == 40
+            grouped(arguments)
 
 
 class Generations:

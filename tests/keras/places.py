@@ -11,6 +11,7 @@ import numpy as np
 from keras import layers, ops
 
 from learnit_r8 import R8Scheduler, events
+from learnit_r8.engine.values import grouped
 from learnit_r8.keras import R8Callback, R8Dataset
 from learnit_r8.recovery.incidents import cause_search
 from learnit_r8.recovery.incidents.record import read_part, read_record
@@ -53,9 +54,9 @@ def told(model, x, y, *, strike=None, is_own=False, folder=None, epochs=2):
     heard = record_events()
     common = {"listeners": [heard], "run_dir": folder, "record": "all", "guard": "finite"}
     if is_own:
-        r8 = R8Scheduler(num_steps=epochs * SIZE // BATCH, scheduler_mode="keep", **common)
+        r8 = R8Scheduler(num_steps=epochs * SIZE // BATCH, **grouped(dict(scheduler_mode="keep", **common)))
     else:
-        r8 = R8Scheduler(SIZE, batch_size=BATCH, num_epochs=epochs, initial_lr=0.01, **common)
+        r8 = R8Scheduler(SIZE, batch_size=BATCH, num_epochs=epochs, initial_lr=0.01, **grouped(common))
     given = r8 if is_own else R8Dataset(x, y, r8)
     model.compile(keras.optimizers.Adam(0.01), Nan())
     callbacks = [R8Callback(given, backup_every=4)]

@@ -13,7 +13,7 @@ pytest.importorskip("keras")
 
 import keras
 
-from learnit_r8 import R8Scheduler, events
+from learnit_r8 import R8Scheduler, RateShape, events
 from learnit_r8.keras import R8Callback, R8Dataset
 
 from ..keras_common import At
@@ -99,7 +99,7 @@ def made(kind, epochs=EPOCHS, data=None, **given):
         return r8, data or Rows(**given), R8Callback(r8)
     r8 = R8Scheduler(
         len(X), batch_size=BATCH, num_epochs=epochs, initial_lr=0.05, policy="shuffle", handle_signals=False,
-        scheduler_mode="constant", warmup_steps=0,
+        scheduler_mode=RateShape("constant", warmup_steps=0),
     )  # fmt: skip
     dataset = R8Dataset(np.arange(len(X)), None, r8)
     return r8, Rows(drawn=dataset, **given), R8Callback(dataset)

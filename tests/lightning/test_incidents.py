@@ -7,6 +7,7 @@ import pytest
 lightning = pytest.importorskip("lightning")
 torch = pytest.importorskip("torch")
 
+from learnit_r8 import RunDir
 from learnit_r8.lightning import R8Callback
 from learnit_r8.recovery.incidents.record import numbers_in
 from learnit_r8.torch import load_incident
@@ -34,7 +35,7 @@ def fit(folder, epochs, checkpoint=None):
     x = torch.randn(128, 4)
     x[21] = float("nan")
     data = torch.utils.data.TensorDataset(x, x[:, :1].nan_to_num())
-    callback = R8Callback(run_dir=folder / "run", record="all", guard="finite")
+    callback = R8Callback(run_dir=RunDir(folder / "run", record="all"), guard="finite")
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = lightning.Trainer(max_epochs=epochs, callbacks=[callback], enable_checkpointing=False, **quiet)
     trainer.fit(Module(), torch.utils.data.DataLoader(data, 16), ckpt_path=checkpoint)

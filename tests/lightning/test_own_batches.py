@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 
-from learnit_r8 import events
+from learnit_r8 import OwnBatches, events
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.testing import record_events
 from tests.lightning.common import DATA, QUIET, Checkpoints, Digits, fit
@@ -225,7 +225,7 @@ def test_averaged_weights_are_resumed(tmp_path):
 def test_stochastic_weight_averaging(nan_at):
     """Its rates, its copy and its count are kept with loaders and rates of the user's own, and healed."""
     ends = []
-    for callbacks in ([], [R8Callback(keep_witness=False)]):
+    for callbacks in ([], [R8Callback(batch_size=OwnBatches(keep_witness=False))]):
         module = built(Plain, nan_at=nan_at if callbacks else None)
         average = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1, annealing_epochs=1)
         train(module, callbacks=[average, *callbacks])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.values import grouped
 from learnit_r8.loops import (
     Elapsed,
     Period,
@@ -281,7 +282,7 @@ def test_a_logger_that_is_not_installed(monkeypatch):
 
 
 def scheduler(**more):
-    return R8Scheduler(60, **{"batch_size": 8, "num_epochs": 3, "seed": 5, **more})
+    return R8Scheduler(60, **grouped({"batch_size": 8, "num_epochs": 3, "seed": 5, **more}))
 
 
 def drawn(state, batch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.values import grouped
 from learnit_r8.loops import early_stopping, every, load_state, logs, loop, report_to, save_state, scheduled
 from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scheduler(**more):
-    return R8Scheduler(512, **{"batch_size": 16, "num_steps": NUM_STEPS, "initial_lr": 0.05, **more})
+    return R8Scheduler(512, **grouped({"batch_size": 16, "num_steps": NUM_STEPS, "initial_lr": 0.05, **more}))
 
 
 def numpy_step(r8, faults):

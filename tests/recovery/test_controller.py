@@ -8,6 +8,7 @@ import pytest
 
 from learnit_r8 import FiniteGuard, R8Scheduler, Recovery, TrainingDiverged, Verdict, events
 from learnit_r8.checkpoint.callbacks import Callbacks, Generators
+from learnit_r8.engine.values import grouped
 from learnit_r8.recovery.ram_backup import Backup
 from learnit_r8.testing import ToyTask, record_events
 from tests.drive import NAN, Weights, advance_to, batch_loss, known, make, steps, train
@@ -24,8 +25,8 @@ class Toy:
         more = {"batch_size": 32, "num_epochs": 16, "initial_lr": 0.05, "backup_every": 40} | more
         save = {"save_callback": self.task.save} if "checkpoint_dir" in more else {}
         self.r8 = R8Scheduler(
-            num_samples, state_callback=self.task.state, load_callback=self.task.load, listeners=[self.heard], **save,
-            **more,
+            num_samples, state_callback=self.task.state, load_callback=self.task.load, listeners=[self.heard],
+            **grouped(dict(**save, **more)),
         )  # fmt: skip
 
     def of(self, *kinds):

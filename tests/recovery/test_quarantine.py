@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import R8Scheduler, events
+from learnit_r8.engine.values import grouped
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.quarantine import Quarantine
 from learnit_r8.table.table import SampleTable
@@ -30,7 +31,7 @@ def fit(*, exact=False, bad=(BAD,), epochs=12, policy="balanced", model=None, **
     model, heard, drawn = model or SoftmaxRegression(), record_events(), []
     r8 = R8Scheduler(
         len(model.y), batch_size=32, num_epochs=epochs, initial_lr=0.5, state_callback=model.get,
-        load_callback=model.load, listeners=[heard], policy=policy, **more,
+        load_callback=model.load, listeners=[heard], policy=policy, **grouped(more),
     )  # fmt: skip
     for epoch, indices, lr in steps(r8):
         losses = model.forward(indices)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.values import grouped
 
 ARGUMENTS = sys.argv[1:] if __name__ == "__main__" else [".", "0", "numpy", "0"]
 FOLDER, KILLED_AT, KIND, TOTAL = Path(ARGUMENTS[0]), int(ARGUMENTS[1]), ARGUMENTS[2], int(ARGUMENTS[3])
@@ -44,7 +45,7 @@ def numpy_run():
         with open(path, "wb") as file:
             np.save(file, state["model"]["w"])
 
-    r8 = R8Scheduler(640, **COMMON, state_callback=lambda: model, load_callback=load, save_callback=save)
+    r8 = R8Scheduler(640, **grouped(COMMON), state_callback=lambda: model, load_callback=load, save_callback=save)
     log("began", r8.global_step, model["w"][0])
     for _ in r8.epoch_iterator():
         for indices, lr in r8.batch_iterator():
@@ -64,7 +65,7 @@ def torch_run():
     model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     x = torch.arange(640 * 4, dtype=torch.float32).reshape(640, 4) / 2560
-    adapter = attach(model, optimizer, torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True)), **COMMON)
+    adapter = attach(model, optimizer, torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True)), **grouped(COMMON))
     log("began", adapter.scheduler.global_step, 0)
     for _ in adapter.epochs():
         for xs, ys in adapter.loader():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import Policy, R8Scheduler
+from learnit_r8.engine.values import grouped
 from tests.drive import make
 
 GOOD = {"num_samples": 12, "batch_size": 4, "num_epochs": 2}
@@ -149,7 +150,7 @@ def test_wrong_argument_is_named(wrong, kind, text, tmp_path, monkeypatch):
     """A wrong argument is refused by name, and nothing is written or reported before."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kind, match=text):
-        R8Scheduler(**{**GOOD, **wrong})
+        R8Scheduler(**grouped({**GOOD, **wrong}))
 
     assert list(tmp_path.iterdir()) == []
 
@@ -170,7 +171,7 @@ def test_wrong_value_is_shown(wrong, kind, text):
     """The error ends with the given value."""
     (value,) = wrong.values()
     with pytest.raises(kind) as error:
-        R8Scheduler(**{**GOOD, **wrong})
+        R8Scheduler(**grouped({**GOOD, **wrong}))
 
     assert re.search(rf"got {re.escape(repr(value))}", str(error.value))
 
@@ -219,4 +220,4 @@ def test_unknown_name_among_policies_lists_them():
 )
 def test_edge_of_each_range_is_accepted(right):
     """The ends of every range, and numpy numbers, are accepted."""
-    assert R8Scheduler(**{**GOOD, **right}).draw().lr >= 0
+    assert R8Scheduler(**grouped({**GOOD, **right})).draw().lr >= 0

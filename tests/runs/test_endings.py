@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from learnit_r8 import R8Scheduler, events
+from learnit_r8 import R8Scheduler, RateShape, events
+from learnit_r8.engine.values import grouped
 from learnit_r8.streams import step_stream
 from learnit_r8.torch import attach
 from tests.drive import NAN, FakeClock, Weights, advance_to, batch_loss, make, search_through, steps, train
@@ -14,7 +15,7 @@ from tests.drive import NAN, FakeClock, Weights, advance_to, batch_loss, make, s
 def endless(**more):
     """Ten steps an epoch, no end; the rate rises over five steps to 1."""
     given = {"scheduler_mode": "wsd", "initial_lr": 1.0, "warmup_steps": 5, "decay_shape": "linear", **more}
-    return R8Scheduler(40, batch_size=4, **given)
+    return R8Scheduler(40, batch_size=4, **grouped(given))
 
 
 def drawn_with(r8, asks, until=None):
@@ -181,7 +182,7 @@ def test_policies_count_epochs_in_an_open_run():
 def test_search_in_an_open_run_takes_an_epoch_at_most():
     """The search for a rate ends, and its rate is that of the cool-down too."""
     weights = Weights()
-    r8 = R8Scheduler(4000, batch_size=4, scheduler_mode="wsd", auto_find_lr=True, warmup_steps=0,
+    r8 = R8Scheduler(4000, batch_size=4, scheduler_mode=RateShape("wsd", warmup_steps=0), auto_find_lr=True,
                      state_callback=weights.get, load_callback=weights.load)  # fmt: skip
     assert search_through(r8) <= 1000
     found = r8.host.search.found_lr
@@ -432,7 +433,9 @@ def test_loader_with_workers_ends_with_the_cool_down(workers, asked):
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     data = torch.utils.data.TensorDataset(torch.randn(40, 3), torch.zeros(40, 1))
-    adapter = attach(model, optimizer, data, batch_size=4, scheduler_mode="wsd", warmup_steps=0, guard="finite")
+    adapter = attach(
+        model, optimizer, data, batch_size=4, scheduler_mode=RateShape("wsd", warmup_steps=0), guard="finite"
+    )
     count = 0
     for _ in adapter.epochs():
         for xs, ys in adapter.loader(num_workers=workers):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
+from learnit_r8 import R8Scheduler, RateShape, Recovery, TrainingDiverged, events
+from learnit_r8.engine.values import grouped
 from learnit_r8.recovery.restore import RestoreError
 from learnit_r8.testing import FaultPlan, ToyTask, record_events
 from tests.drive import INF, NAN, Weights, advance_to, batch_loss, known, make, run_threads, steps, train
@@ -35,7 +36,8 @@ def toy_run(faults, *, num_steps=400, order="after", batch_size=16, callbacks=No
     own = faults.callbacks(state=task.state, load=task.load) if callbacks is None else callbacks(task)
     more = {"backup_every": 10} | more if "state_callback" in own else more
     r8 = R8Scheduler(
-        512, batch_size=batch_size, num_steps=num_steps, initial_lr=lr, listeners=[heard], **own, **more
+        512, batch_size=batch_size, num_steps=num_steps, initial_lr=lr, listeners=[heard],
+        **grouped(dict(**own, **more))
     )  # fmt: skip
     for _, indices, rate in steps(r8):
         step = r8.global_step
@@ -243,7 +245,8 @@ def test_lowered_rate_survives_a_resume():
 
     def scheduler(num_steps=2000):
         return R8Scheduler(
-            512, batch_size=16, num_steps=num_steps, scheduler_mode="constant", warmup_proportion=0, initial_lr=0.05,
+            512, batch_size=16, num_steps=num_steps, scheduler_mode=RateShape("constant", warmup_proportion=0),
+            initial_lr=0.05,
             state_callback=task.state, load_callback=task.load, backup_every=10,
         )  # fmt: skip
 
@@ -450,8 +453,8 @@ def test_state_callback_that_raises():
     task, heard = ToyTask(512), record_events()
     faults = FaultPlan(state=[50])
     r8 = R8Scheduler(
-        512, batch_size=16, num_steps=100, backup_every=10, listeners=[heard],
-        **faults.callbacks(state=task.state, load=task.load),
+        512, batch_size=16, num_steps=100, listeners=[heard],
+        **grouped(dict(backup_every=10, **faults.callbacks(state=task.state, load=task.load))),
     )  # fmt: skip
     raised = []
     while r8.progress < 1:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import learnit_r8
-from learnit_r8 import R8Scheduler
+from learnit_r8 import Monitor, R8Scheduler
 from learnit_r8._validation import how_to_install
 from learnit_r8.engine.settings import ELSEWHERE, OF_LOADERS, SchedulerSettings
+from learnit_r8.engine.values import WITHIN, how_to_write
 from learnit_r8.policies.registry import POLICIES, PolicyName
 from learnit_r8.schedules.schedule import MODES, ScheduleName
 
@@ -35,16 +36,16 @@ def test_name_of_another_library_leads_to_the_setting(name):
     with pytest.raises(TypeError) as error:
         make(**{name: 1})
 
-    assert str(error.value) == (
-        f"R8Scheduler() got an unexpected keyword argument {name!r}. Did you mean {ELSEWHERE[name]!r}?"
-    )
+    meant = ELSEWHERE[name]
+    hint = how_to_write([meant], {meant: 1}) if meant in WITHIN else repr(meant)
+    assert str(error.value) == f"R8Scheduler() got an unexpected keyword argument {name!r}. Did you mean {hint}?"
 
 
 def test_names_of_other_libraries_lead_to_settings_only():
     """Every suggestion is a keyword, and no keyword is taken for another."""
     keywords = set(SchedulerSettings.__annotations__)
 
-    assert set(ELSEWHERE.values()) <= keywords
+    assert set(ELSEWHERE.values()) <= keywords | WITHIN.keys()
     assert not keywords & ELSEWHERE.keys()
     assert len(ELSEWHERE) + len(OF_LOADERS) == 30
 
@@ -69,7 +70,7 @@ def test_unknown_keyword_like_nothing_else_is_named():
         ({"scheduler_mode": "onecycle"}, "one_cycle"),
         ({"estimator": "relativ"}, "relative"),
         ({"last_batch": "dropped"}, "drop"),
-        ({"mode": "maximum"}, "max"),
+        ({"monitor": Monitor("loss", mode="maximum")}, "max"),
     ],
 )
 def test_misspelt_choice_is_answered_with_the_nearest(wrong, right):

@@ -19,6 +19,7 @@ from learnit_r8.dashboard.render.header import title_line
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
+from learnit_r8.engine.values import grouped
 from learnit_r8.events import BackupsOutlive, CheckpointLoaded
 from learnit_r8.events.event import describe
 from learnit_r8.journal.run import Run
@@ -104,7 +105,7 @@ def opened(folder, weights=None, **more):
              "checkpoint_dir": folder / "ck", "backup_dir": folder / "shm", "resume": "auto",
              "state_callback": weights.get, "load_callback": weights.load,
              "save_callback": weights.save, **more}  # fmt: skip
-    return R8Scheduler(more.pop("num_samples", 640), **{k: v for k, v in given.items() if k != "num_samples"})
+    return R8Scheduler(more.pop("num_samples", 640), **grouped({k: v for k, v in given.items() if k != "num_samples"}))
 
 
 def test_generation_and_checkpoint_are_told_apart_by_their_steps(tmp_path):

@@ -24,6 +24,7 @@ from learnit_r8 import (
     events,
 )
 from learnit_r8.checkpoint.callbacks import Callbacks
+from learnit_r8.engine.values import grouped
 from learnit_r8.policies import Shuffle, Steady
 from learnit_r8.sampling.refit import fit_state
 from tests.drive import FakeClock, Weights, advance_to, batch_loss, flat, make, sample_losses, steps, train
@@ -308,7 +309,7 @@ def test_wrong_new_argument_is_named(tmp_path, budget, wrong, text):
         r8.save_checkpoint()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=rf"{text}, got {next(iter(wrong.values()))!r}"):
-        resume_from(tmp_path, **wrong)
+        resume_from(tmp_path, **grouped(wrong))
 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

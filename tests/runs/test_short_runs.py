@@ -10,6 +10,7 @@ from sklearn.datasets import load_diabetes, load_digits
 
 from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
 from learnit_r8.dashboard.plain import PlainLog
+from learnit_r8.engine.values import grouped
 from learnit_r8.events.event import describe
 
 NUM_FIXED, WIDTH, MOMENTUM = 256, 32, 0.9
@@ -106,7 +107,7 @@ class Case:
         """The network after the run; ``is_plain``: as if there were no R8, with the same batches and rate."""
         network = self.network()
         callbacks = {} if is_plain else {"state_callback": network.state, "load_callback": network.load}
-        r8 = R8Scheduler(len(self.x), **self.settings, **callbacks)
+        r8 = R8Scheduler(len(self.x), **grouped(dict(**self.settings, **callbacks)))
         for _ in r8.epoch_iterator():
             for indices, factor in r8.batch_iterator():
                 losses, gradient = network.losses(self.x[indices], self.y[indices])
@@ -151,7 +152,10 @@ class Watched(Case):
         """The network after the run; ``act(r8, network)`` is called before each batch, and ends the run if true."""
         network = self.network()
         r8 = R8Scheduler(
-            len(self.x), **self.settings, state_callback=network.state, load_callback=network.load, backup_every=10
+            len(self.x),
+            **grouped(dict(backup_every=10, **self.settings)),
+            state_callback=network.state,
+            load_callback=network.load,
         )
         for _ in r8.epoch_iterator():
             for indices, factor in r8.batch_iterator():
@@ -169,7 +173,7 @@ class Watched(Case):
 
     def scheduler(self, network, **more):
         callbacks = {"state_callback": network.state, "load_callback": network.load, **more}
-        return R8Scheduler(len(self.x), **self.settings, **callbacks)
+        return R8Scheduler(len(self.x), **grouped(dict(**self.settings, **callbacks)))
 
 
 IN_TRIAL = 373
@@ -352,7 +356,7 @@ class ScoredOwn(Scored):
         settings = {name: value for name, value in self.settings.items() if name not in ("batch_size", "policy")}
         settings |= {"scheduler_mode": "constant", "initial_lr": self.lr}
         callbacks = {"state_callback": network.state, "load_callback": network.load, **more}
-        return R8Scheduler(**settings, **callbacks)
+        return R8Scheduler(**grouped(dict(**settings, **callbacks)))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -9,7 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from learnit_r8 import R8Scheduler, events
+from learnit_r8 import Backups, R8Scheduler, events
+from learnit_r8.engine.values import grouped
 from learnit_r8.journal.run import Run
 from learnit_r8.testing import ToyTask
 from learnit_r8.torch import attach
@@ -32,8 +33,9 @@ def train(folder, *, is_planned=False, loops="epochs", kill_at=None, numbers=Non
     settings = {"scheduler_mode": "keep", "batch_size": 16} if is_planned else {}
     adapter = attach(
         model, optimizer, data if is_planned else DataLoader(data, batch_size=16, shuffle=True), num_epochs=NUM_EPOCHS,
-        checkpoint_dir=folder, resume="auto", backup_dir=False, handle_signals=False, also={"schedule": schedule},
-        listeners=listeners, **settings,
+        checkpoint_dir=folder, resume="auto", backup_every=Backups(backup_dir=False), handle_signals=False,
+        also={"schedule": schedule},
+        listeners=listeners, **grouped(settings),
     )  # fmt: skip
     epochs = adapter.epochs() if loops == "epochs" else range(adapter.scheduler.current_epoch, NUM_EPOCHS)
     numbers = [] if numbers is None else numbers
@@ -100,9 +102,10 @@ def start(folder, *, is_planned, breaks_after=False):
     task, heard, begun = ToyTask(), [], []
     settings = {"num_samples": 16 * LENGTH, "batch_size": 16} if is_planned else {"scheduler_mode": "keep"}
     r8 = R8Scheduler(
-        num_epochs=2, checkpoint_dir=folder / "saved", resume="auto", run_dir=folder / "run", handle_signals=False,
-        save_callback=task.save, load_callback=task.load, state_callback=task.state, backup_dir=False,
-        listeners=[heard.append], **settings,
+        num_epochs=2, checkpoint_dir=folder / "saved", resume="auto", handle_signals=False,
+        save_callback=task.save, load_callback=task.load, state_callback=task.state,
+        backup_every=Backups(backup_dir=False),
+        listeners=[heard.append], **grouped(dict(run_dir=folder / "run", **settings)),
     )  # fmt: skip
     with r8:
         for epoch in r8.epoch_iterator():

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler, events
+from learnit_r8 import Backups, R8Scheduler, events
 from learnit_r8.events.event import describe
 from tests.runs.test_outliving import generations, killed
 
@@ -14,8 +14,9 @@ def resumed(tmp_path, seen):
     model = {"w": np.zeros(50)}
     save = lambda state, path: np.save(path + ".npy", state["model"]["w"])  # noqa: E731
     return R8Scheduler(
-        640, batch_size=8, num_steps=120, checkpoint_dir=tmp_path / "ck", backup_dir=tmp_path / "shm", resume="auto",
-        backup_every=10, checkpoint_every=10_000, state_callback=lambda: model, load_callback=model.update,
+        640, batch_size=8, num_steps=120, checkpoint_dir=tmp_path / "ck",
+        backup_every=Backups(10, backup_dir=tmp_path / "shm"), resume="auto",
+        checkpoint_every=10_000, state_callback=lambda: model, load_callback=model.update,
         save_callback=save, listeners=[seen.append],
     )  # fmt: skip
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, TokenBatches
+from learnit_r8.engine.values import grouped
 from learnit_r8.sampling.lengths import Buckets
 
 RNG = np.random.default_rng(0)
@@ -12,7 +13,7 @@ LENGTHS = np.clip(RNG.lognormal(4.5, 1, 500), 3, 1500).astype(int)
 
 def made(**settings):
     given = {"lengths": LENGTHS, "max_tokens": 2000, "num_epochs": 4, "handle_signals": False, **settings}
-    return R8Scheduler(len(given["lengths"]), **given)
+    return R8Scheduler(len(given["lengths"]), **grouped(given))
 
 
 def epochs_of(r8, loss=lambda rows: np.ones(len(rows))):
@@ -64,7 +65,7 @@ def test_batches_of_a_length_are_balanced_by_loss():
     """Among batches of similar length, hard samples are shared out."""
     lengths = np.full(256, 100)
     hard = np.arange(256) % 4 == 0
-    r8 = R8Scheduler(256, lengths=lengths, max_tokens=1600, num_epochs=2, handle_signals=False)
+    r8 = R8Scheduler(256, batch_size=TokenBatches(lengths, max_tokens=1600), num_epochs=2, handle_signals=False)
     _, batches = epochs_of(r8, loss=lambda rows: 1.0 + 2 * hard[rows])
 
     assert [int(hard[rows].sum()) for rows in batches] == [4] * 16
@@ -157,8 +158,8 @@ def test_wrong_arguments_are_named(settings, error, text):
 def test_lengths_must_be_of_the_samples():
     """One for each; and they are needed for a budget of tokens."""
     with pytest.raises(ValueError, match=r"lengths must have shape \(400,\), one for each sample, got \(500,\)"):
-        R8Scheduler(400, lengths=LENGTHS, max_tokens=2000, num_epochs=1)
+        R8Scheduler(400, batch_size=TokenBatches(LENGTHS, max_tokens=2000), num_epochs=1)
     with pytest.raises(ValueError, match="max_tokens needs lengths"):
-        R8Scheduler(400, batch_size=4, max_tokens=2000, num_epochs=1)
+        R8Scheduler(400, batch_size=TokenBatches(max_tokens=2000, batch_size=4), num_epochs=1)
     with pytest.raises(ValueError, match="lengths must be that of the saved run"):
         made(lengths=LENGTHS[::-1].copy()).load_state_dict(made().state_dict())

@@ -5,7 +5,8 @@ import errno
 import pytest
 import torch
 
-from learnit_r8 import R8Scheduler, events
+from learnit_r8 import Checkpoints, R8Scheduler, events
+from learnit_r8.engine.values import grouped
 from learnit_r8.testing import FaultPlan, ToyTask, record_events
 from tests.drive import NAN, make
 
@@ -73,8 +74,9 @@ def test_full_disk_never_ends_a_run(tmp_path):
     task, heard = ToyTask(64), record_events()
     faults = FaultPlan(disk=[4])
     r8 = R8Scheduler(
-        64, batch_size=16, num_epochs=4, checkpoint_dir=tmp_path, keep_checkpoints=9, listeners=[heard],
-        **faults.callbacks(state=task.state, load=task.load, save=task.save),
+        64, batch_size=16, num_epochs=4, checkpoint_dir=tmp_path, checkpoint_every=Checkpoints(keep_checkpoints=9),
+        listeners=[heard],
+        **grouped(faults.callbacks(state=task.state, load=task.load, save=task.save)),
     )  # fmt: skip
 
     def run():

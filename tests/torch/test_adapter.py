@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim.swa_utils import AveragedModel
 
 from learnit_r8 import Focus, R8Scheduler, TrainingDiverged
+from learnit_r8.engine.values import grouped
 from learnit_r8.events import StepDone
 from learnit_r8.guard import Verdict
 from learnit_r8.torch import R8BatchSampler, attach
@@ -729,7 +730,7 @@ def test_weights_are_never_dropped():
     weighing = {"policy": Focus(noise_guard="weigh"), "groups": Y.numpy()}
     adapter = adapted(**weighing)
     losses = cross_entropy(adapter.model(X[:16]), Y[:16], reduction="none")
-    sampler = R8BatchSampler(R8Scheduler(200, batch_size=16, num_epochs=2, **weighing))
+    sampler = R8BatchSampler(R8Scheduler(200, batch_size=16, num_epochs=2, **grouped(weighing)))
 
     next(iter(adapter.loader()))
     with pytest.raises(RuntimeError, match=r"policy Focus.* weights samples: .* attach\(\) of learnit_r8\.torch"):

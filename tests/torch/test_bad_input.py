@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 
 from torch.nn.functional import cross_entropy
 
+from learnit_r8 import OwnBatches, RateShape
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import SampleError, attach
 from learnit_r8.torch.losses import read_losses
 from tests.torch_common import (
@@ -41,7 +43,7 @@ class Stream(torch.utils.data.IterableDataset):
 def attached(model=None, optimizer=None, dataset=DIGITS, **settings):
     model = classifier() if model is None else model
     optimizer = sgd(model if isinstance(model, torch.nn.Module) else classifier()) if optimizer is None else optimizer
-    return attach(model, optimizer, dataset, **{"batch_size": 16, "num_epochs": 1, **settings})
+    return attach(model, optimizer, dataset, **grouped({"batch_size": 16, "num_epochs": 1, **settings}))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,19 @@ def test_wrong_keyword_of_attach_leads_to_the_right_one(wrong, right):
     """Both those of attach() and those of the scheduler are suggested."""
     with pytest.raises(TypeError, match=rf"attach\(\) got an unexpected .* '{wrong}'\. Did you mean '{right}'\?"):
         attached(**{wrong: 1})
+
+
+def test_values_reach_the_scheduler_of_attach():
+    """Old names are told of, and a value says what the argument alone would, and more."""
+    model = classifier()
+    batches = torch.utils.data.DataLoader(DIGITS, batch_size=32)
+    own = OwnBatches(keep_witness=False)
+
+    with pytest.raises(TypeError, match=r"attach\(\) got .* 'backup_dir'.*write backup_every=Backups\(backup"):
+        attach(model, sgd(model), DIGITS, batch_size=16, num_epochs=1, backup_dir=False)
+    adapter = attach(model, sgd(model), batches, num_epochs=2, batch_size=own, scheduler_mode=RateShape("keep"))
+    assert adapter.scheduler.keeps_rates
+    assert adapter.scheduler.feed.source.settings == OwnBatches(keep_witness=False, steps_per_epoch=len(batches))
 
 
 def test_notebook_cells_run_twice_say_what_happened():
@@ -172,7 +187,7 @@ def test_scheduler_made_before(arguments, error, message):
     """A scheduler that was made before must fit, and takes no more settings."""
     model = classifier()
     with pytest.raises(error, match=message):
-        attach(model, sgd(model), DIGITS, **arguments)
+        attach(model, sgd(model), DIGITS, **grouped(arguments))
 
 
 @pytest.mark.parametrize(

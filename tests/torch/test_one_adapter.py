@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 
 SOURCES = ("planned", "own")
@@ -26,9 +27,9 @@ def attached(source, *, data=None, seed=0, batch_size=8, **settings):
     data = data_of() if data is None else data
     settings = {"num_epochs": 2, "scheduler_mode": "keep", "handle_signals": False, "backup_dir": False, **settings}
     if source == "planned":
-        return model, optimizer, attach(model, optimizer, data, batch_size=batch_size, **settings)
+        return model, optimizer, attach(model, optimizer, data, batch_size=batch_size, **grouped(settings))
     loader = DataLoader(data, batch_size=batch_size, shuffle=True)
-    return model, optimizer, attach(model, optimizer, loader, **settings)
+    return model, optimizer, attach(model, optimizer, loader, **grouped(settings))
 
 
 def weights_of(model):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 from tests.torch_common import X, Y
@@ -64,8 +65,8 @@ class Run:
         with warnings.catch_warnings(record=True) as said, contextlib.suppress(Left):
             warnings.simplefilter("always")
             with attach(
-                self.model, optimizer, batches(size), num_steps=NUM_STEPS, backup_every=20, listeners=[self.heard],
-                **settings,
+                self.model, optimizer, batches(size), num_steps=NUM_STEPS, listeners=[self.heard],
+                **grouped(dict(backup_every=20, **settings)),
             ) as self.adapter:  # fmt: skip
                 r8 = self.adapter.scheduler
                 for x, y in self.adapter.batches():

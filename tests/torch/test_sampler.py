@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
+from learnit_r8 import TokenBatches
 from learnit_r8.torch import R8BatchSampler, attach
 from learnit_r8.torch.batches.loader import make_loader
 from tests.torch_common import DIGITS, STEPS, ManyRows, Rows, X, Y, as_is, no_steady, scheduler, together
@@ -545,14 +546,14 @@ def test_pinned_memory():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_of_similar_lengths_are_drawn_for_a_loader(workers):
-    """With attach() and lengths= alone; padded batches stay within the budget, and each text comes once an epoch."""
+    """With TokenBatches alone; padded batches stay within the budget, and each text comes once an epoch."""
     lengths = np.random.default_rng(0).integers(1, 90, 60)
     texts = [torch.full((int(length),), number) for number, length in enumerate(lengths)]
     # A refused loss would be followed by a probe, which takes the place of a batch.
     torch.manual_seed(0)
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    adapter = attach(model, optimizer, texts, lengths=lengths, max_tokens=256, num_epochs=2)
+    adapter = attach(model, optimizer, texts, batch_size=TokenBatches(lengths, max_tokens=256), num_epochs=2)
     pad = torch.nn.utils.rnn.pad_sequence
     for _ in adapter.epochs():
         seen = []

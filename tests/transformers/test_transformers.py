@@ -20,6 +20,7 @@ from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel
 
 import learnit_r8.transformers
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.values import grouped
 from learnit_r8.policies import Policy
 from learnit_r8.torch import R8BatchSampler, attach
 from learnit_r8.transformers import R8Callback, R8Mixin
@@ -436,7 +437,7 @@ def by_callback(folder, *, resume=None, budget=None, **more):
     torch.manual_seed(0)
     model = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
-    adapter = attach(model, optimizer, Digits(), batch_size=32, **(budget or {"num_epochs": 3}))
+    adapter = attach(model, optimizer, Digits(), batch_size=32, **(grouped(budget or {"num_epochs": 3})))
 
     class Mine(Trainer):
         def get_train_dataloader(self):

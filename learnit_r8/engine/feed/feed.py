@@ -185,7 +185,7 @@ class Feed:
         engine, source, pace = self.engine, self.source, self.engine.pace
         self.epoch_follows = False
         self.trainer.before_iteration()
-        engine.controller.experiment.let_probe(source.settings.keeps_witness)
+        engine.controller.experiment.let_probe(source.settings.keep_witness)
         source.samples.prepare(loader)
         self._is_repeated = source.is_resumed and pace.has_ended
         if self._is_repeated:
@@ -376,7 +376,7 @@ class Feed:
 
     def keep(self, item: Any) -> Any:
         """A copy of a batch where weights may be tested with it, else None."""
-        if item is None or not self.source.settings.keeps_witness or not self.engine.may_be_witness():
+        if item is None or not self.source.settings.keep_witness or not self.engine.may_be_witness():
             return None
         if bytes_of(item) <= MOST_KEPT_BYTES:
             return copied(item)

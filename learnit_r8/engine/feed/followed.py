@@ -23,26 +23,13 @@ if TYPE_CHECKING:
     from ...recovery.agreement import Agreement
     from ...sampling.ticket import Ticket
     from ..pace import Pace
+    from ..values import OwnBatches
 
 UNKNOWN_LENGTH = sys.maxsize
 """Steps of a pass that only ends where its loader does."""
 
 MOST_HELD = 2**13
 """Samples whose reports are held back at most, unless they are more in one batch: some .5 ms of learning."""
-
-
-class FeedSettings(NamedTuple):
-    """How a run treats the user's loader.
-
-    Attributes:
-        keeps_witness: Whether the batch after a backup is kept, to be handed out again where weights are tested.
-        after_restore: "next" or "again"; see `R8Scheduler`.
-        resume_data: "replay", "indices" or "start"; see `R8Scheduler`.
-    """
-
-    keeps_witness: bool = True
-    after_restore: str = "next"
-    resume_data: str = "replay"
 
 
 class UserBatches(NamedTuple):
@@ -90,7 +77,7 @@ class FollowedBatches:
     )
 
     def __init__(
-        self, table: SampleTable, *, pace: Pace, settings: FeedSettings, announcer: Announcer, agreement: Agreement,
+        self, table: SampleTable, *, pace: Pace, settings: OwnBatches, announcer: Announcer, agreement: Agreement,
         seed: int = 0,
     ) -> None:  # fmt: skip
         self.table, self.seed, self.settings, self.policy = table, seed, settings, UserBatches()

@@ -50,12 +50,12 @@ def is_epoch_start(steps: Sequence[Step], place: int) -> bool:
 
 
 def moving(steps: Sequence[Step]) -> set[str]:
-    """The copies of the weights that move, or were seen once: averages, and no checkpoint that was read."""
+    """The copies of the weights that move with most steps, or were seen once: averages, no checkpoints or backups."""
     seen: dict[str, list[str]] = {}
     for step in steps:
         for key, digest in step.get("e", {}).items():
             seen.setdefault(key, []).append(digest)
-    return {key for key, digests in seen.items() if len(digests) == 1 or len(set(digests)) > 1}
+    return {key for key, digests in seen.items() if len(digests) == 1 or len(set(digests)) > len(digests) / 2}
 
 
 def copies_of(step: Step, keys: set[str]) -> set[str]:

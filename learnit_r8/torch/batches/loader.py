@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from ..._adapters.prefetch import Prefetch
 from ..._validation import check_release, whole_number
+from ...engine.values import OwnBatches
 from ...sampling.random_generators import random_state, set_random_state
 from ..flight.hand import Hand
 from ..prepared import prepare
@@ -56,7 +57,7 @@ def is_own_loader(dataset: Any, settings: Mapping[str, Any]) -> bool:
     Raises:
         ValueError: it is a data set, of which a batch size must be given.
     """
-    if "batch_size" in settings or "lengths" in settings:
+    if "batch_size" in settings and not isinstance(settings["batch_size"], OwnBatches):
         return False
     is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
     if isinstance(dataset, torch.utils.data.Dataset) and not is_stream:

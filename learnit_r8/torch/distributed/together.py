@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..._adapters.ranks.agreement import digest_of
 from ...engine.settings import OF_RANK_0
+from ...engine.values import RunDir
 from ...table.labels.predictions import NUM_ROWS, Predictions
 from ..readback import Readback, readback_on
 from .exchange import Exchange, check_every, slice_of
@@ -57,6 +59,9 @@ class Together:
         if self.ranks.rank == 0:
             return settings
         kept = {name: value for name, value in settings.items() if name not in OF_RANK_0}
+        if isinstance(recorded := settings.get("run_dir"), RunDir):
+            # Each rank records its incidents, if only beside the checkpoints.
+            kept["run_dir"] = replace(recorded, folder=None)
         return cast("SchedulerSettings", kept)
 
     def check(self, r8: R8Scheduler, model: Any, resume: Any = None, **settings: Any) -> None:

@@ -5,6 +5,7 @@ import random
 import numpy as np
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.values import grouped
 
 
 class Line:
@@ -96,7 +97,7 @@ def train(epochs=4, *, with_r8=True, on_batch=None, line=None, loader=None, lr=0
         given |= {"state_callback": line.read, "load_callback": line.load}
     else:
         given.pop("backup_every")
-    r8 = R8Scheduler(**given)
+    r8 = R8Scheduler(**grouped(given))
     with r8:
         for _ in r8.epoch_iterator():
             for batch in r8.batches(loader):

@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import OwnBatches, R8Scheduler
 from learnit_r8.engine.feed.batch_size import BatchMeasure, bytes_of, read_size
 from learnit_r8.events import Notice
 
@@ -54,7 +54,7 @@ def test_sizes_are_told():
 
 def test_tokens_must_be_known_for_a_budget_of_them():
     """The first batch says so, before anything is trained on."""
-    r8 = R8Scheduler(num_tokens=10, scheduler_mode="keep", handle_signals=False)
+    r8 = R8Scheduler(batch_size=OwnBatches(num_tokens=10), scheduler_mode="keep", handle_signals=False)
     with pytest.raises(ValueError, match="tokens must be given where the budget is num_tokens"):
         next(iter(r8.batches([(FOUR, FOUR)])))
     assert r8.pace.num_out == 0

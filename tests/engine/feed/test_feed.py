@@ -4,7 +4,8 @@ import warnings
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import OwnBatches, R8Scheduler, RateShape
+from learnit_r8.engine.values import grouped
 from learnit_r8.events import BatchRefused, EpochDone, Notice, RolledBack, RunStarted, SamplesSurveyed, StepDone
 from learnit_r8.testing import FakeClock, record_events
 from learnit_r8.triggers import Elapsed
@@ -17,7 +18,7 @@ QUIET = {"handle_signals": False, "scheduler_mode": "keep"}
 
 def run(loader, *, loss=1.0, skips=(), r8=None, **settings):
     """Train on a loader, but for some items, and return the scheduler and the batches."""
-    r8 = R8Scheduler(**{**QUIET, **settings}) if r8 is None else r8
+    r8 = R8Scheduler(**grouped({**QUIET, **settings})) if r8 is None else r8
     seen = []
     for _ in r8.epoch_iterator():
         for batch in r8.batches(loader):
@@ -32,7 +33,7 @@ def run(loader, *, loss=1.0, skips=(), r8=None, **settings):
 @pytest.mark.parametrize(("budget", "gap"), [({"num_steps": 80}, 10), ({"num_steps": 1200}, 30), ({}, 100)])
 def test_backups_without_epochs_fit_a_short_run(budget, gap):
     """Where nobody knows the length of an epoch, a short run has some forty backups at least, ten steps apart."""
-    r8 = R8Scheduler(**QUIET, **budget, state_callback=lambda: {"w": np.zeros(2)}, load_callback=print)
+    r8 = R8Scheduler(**grouped(dict(**QUIET, **budget)), state_callback=lambda: {"w": np.zeros(2)}, load_callback=print)
     when = r8.host.persistence.backup_timer.when
 
     assert [step for step in range(1, 221) if when(Elapsed(step, last_steps=step - 1))] == list(range(gap, 221, gap))
@@ -72,7 +73,7 @@ def test_batches_are_handed_on_as_they_are():
 def test_a_loop_after_close_is_told_that_nothing_is_recorded(call):
     """As where the scheduler draws the batches: it may go on, and a warning says so."""
     r8, _ = run([[1.0], [2.0], [3.0]], num_steps=9)
-    other = R8Scheduler(**QUIET, num_steps=9)
+    other = R8Scheduler(**grouped(QUIET), num_steps=9)
     other.close()
     r8.close()
     arguments = [[np.zeros(2)]] if call == "batches" else []
@@ -93,7 +94,7 @@ def test_nothing_is_asked_for_before_the_loop_asks():
             taken.append(number)
             yield number
 
-    r8 = R8Scheduler(num_steps=3, **QUIET)
+    r8 = R8Scheduler(num_steps=3, **grouped(QUIET))
     for batch in r8.batches(stream()):
         assert taken == list(range(batch + 1))
         r8.update_with_loss(1.0)
@@ -104,7 +105,7 @@ def test_nothing_is_asked_for_before_the_loop_asks():
 def test_length_and_attributes_are_those_of_the_loader():
     """``len()``, ``set_epoch()`` and every attribute go to the loader; one that it lacks is an AttributeError."""
     loader = Loader(5)
-    batches = R8Scheduler(num_epochs=1, **QUIET).batches(loader)
+    batches = R8Scheduler(num_epochs=1, **grouped(QUIET)).batches(loader)
     batches.set_epoch(3)
 
     assert len(batches) == 5
@@ -120,7 +121,7 @@ def test_an_epoch_is_one_run_through_the_iterable():
     """Of runs of different lengths each is an epoch, and listeners hear of its end."""
     heard = []
     lengths = iter([3, 1, 5])
-    r8 = R8Scheduler(num_epochs=3, listeners=[heard.append], **QUIET)
+    r8 = R8Scheduler(num_epochs=3, listeners=[heard.append], **grouped(QUIET))
     numbers = []
     for epoch in r8.epoch_iterator():
         for _ in r8.batches([[0.0]] * next(lengths)):
@@ -135,7 +136,7 @@ def test_an_epoch_is_one_run_through_the_iterable():
 
 def test_the_epoch_begins_where_its_number_is_given():
     """Code between the head of the loop and the first batch, as ``set_epoch``, reads the epoch that comes."""
-    r8 = R8Scheduler(num_epochs=3, **QUIET)
+    r8 = R8Scheduler(num_epochs=3, **grouped(QUIET))
     numbers = []
     for epoch in r8.epoch_iterator():
         numbers.append((epoch, r8.current_epoch))
@@ -150,7 +151,7 @@ def test_the_epoch_begins_where_its_number_is_given():
 
 def test_own_loop_over_epochs_counts_the_same():
     """With a ``range`` of one's own, current_epoch is its number."""
-    r8 = R8Scheduler(num_epochs=3, **QUIET)
+    r8 = R8Scheduler(num_epochs=3, **grouped(QUIET))
     for epoch in range(3):
         for _ in r8.batches([1, 2]):
             r8.update_with_loss(1.0)
@@ -162,7 +163,7 @@ def test_own_loop_over_epochs_counts_the_same():
 
 def test_a_pass_that_is_left_by_a_break_was_an_epoch():
     """After a break the next loop begins the iterable anew, as without R8; nothing is said of the batch it stood at."""
-    r8 = R8Scheduler(num_epochs=5, **QUIET)
+    r8 = R8Scheduler(num_epochs=5, **grouped(QUIET))
     seen = []
     for _ in range(3):
         for batch in r8.batches([1, 2, 3]):
@@ -188,7 +189,7 @@ def test_a_pass_that_is_left_by_a_break_was_an_epoch():
 def test_budget_ends_the_run(budget, steps):
     """Steps, epochs, tokens or seconds; the step that reaches it is the last."""
     clock = FakeClock()
-    r8 = R8Scheduler(clock=clock, **budget, **QUIET)
+    r8 = R8Scheduler(clock=clock, **grouped(dict(**budget, **QUIET)))
     for _ in r8.epoch_iterator():
         for _ in r8.batches([{"input_ids": np.zeros((2, 5))}] * 4):
             clock.advance(1.0)
@@ -200,7 +201,7 @@ def test_budget_ends_the_run(budget, steps):
 
 def test_without_a_budget_the_loop_decides():
     """With "keep" there may be no budget at all."""
-    r8 = R8Scheduler(**QUIET)
+    r8 = R8Scheduler(**grouped(QUIET))
     for _ in r8.batches([1.0] * 5):
         r8.update_with_loss(1.0)
 
@@ -211,7 +212,8 @@ def test_without_a_budget_the_loop_decides():
 def test_rates_of_ours_follow_the_steps_of_epochs_that_are_told():
     """With steps_per_epoch the schedule falls over the epochs, and a longer last one is trained to its end."""
     rates = []
-    r8 = R8Scheduler(num_epochs=2, steps_per_epoch=4, initial_lr=1.0, scheduler_mode="linear", warmup_proportion=0.0,
+    r8 = R8Scheduler(num_epochs=2, batch_size=OwnBatches(steps_per_epoch=4), initial_lr=1.0,
+                     scheduler_mode=RateShape("linear", warmup_proportion=0.0),
                      handle_signals=False)  # fmt: skip
     for epoch in r8.epoch_iterator():
         for _ in r8.batches([0] * (4 + epoch)):
@@ -225,7 +227,7 @@ def test_rates_of_ours_follow_the_steps_of_epochs_that_are_told():
 
 def test_steps_ends_with_the_budget():
     """A loop without an iterable ends with the budget, and each report is one step."""
-    r8 = R8Scheduler(num_steps=4, **QUIET)
+    r8 = R8Scheduler(num_steps=4, **grouped(QUIET))
 
     assert [(step, bool(r8.update_with_loss(1.0))) for step in r8.steps()] == [
         (0, True),
@@ -238,7 +240,7 @@ def test_steps_ends_with_the_budget():
 
 def test_a_report_alone_is_a_step():
     """With neither batches() nor steps() each report is one step; what comes after the budget is not watched."""
-    r8 = R8Scheduler(num_steps=2, **QUIET)
+    r8 = R8Scheduler(num_steps=2, **grouped(QUIET))
     r8.update_with_loss(1.0)
     r8.update_with_loss(2.0)
     with pytest.warns(RuntimeWarning, match="the run is over at step 2; losses reported from here on are not watched"):
@@ -254,7 +256,7 @@ def test_a_report_alone_is_a_step():
 def test_the_rate_is_what_was_told():
     """r8.lr is NaN before a rate is told, then that rate; views hear it too."""
     heard = []
-    r8 = R8Scheduler(num_steps=3, listeners=[heard.append], **QUIET)
+    r8 = R8Scheduler(num_steps=3, listeners=[heard.append], **grouped(QUIET))
     assert np.isnan(r8.lr)
     for step in r8.steps():
         r8.update_with_loss(1.0, lr=0.1 * (step + 1))
@@ -270,7 +272,7 @@ def test_the_rate_is_what_was_told():
 def test_settings_of_rates_are_refused_with_rates_of_ones_own(setting):
     """They would do nothing."""
     with pytest.raises(ValueError, match=f"{next(iter(setting))} must be left out with scheduler_mode='keep'"):
-        R8Scheduler(num_steps=3, **QUIET, **setting)
+        R8Scheduler(num_steps=3, **grouped(dict(**QUIET, **setting)))
 
 
 def test_a_rate_is_told_only_where_it_is_the_users():
@@ -311,7 +313,7 @@ def test_weights_that_become_nan_are_put_back(step, settings):
 
 def test_a_loss_that_is_not_finite_costs_one_batch():
     """The batch is refused, nothing is put back, and the next ones are trained on."""
-    r8 = R8Scheduler(num_epochs=1, **QUIET)
+    r8 = R8Scheduler(num_epochs=1, **grouped(QUIET))
     outcomes = []
     for batch in r8.batches([1.0] * 20 + [float("inf")] + [1.0] * 20):
         with warnings.catch_warnings():
@@ -336,7 +338,9 @@ def test_the_batch_after_a_backup_is_handed_out_again_where_weights_are_tested()
 
     items = []
     line, loader = Line(), Noted()
-    r8 = R8Scheduler(num_epochs=4, backup_every=10, state_callback=line.read, load_callback=line.load, **QUIET)
+    r8 = R8Scheduler(
+        num_epochs=4, state_callback=line.read, load_callback=line.load, **grouped(dict(backup_every=10, **QUIET))
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in r8.epoch_iterator():
@@ -431,7 +435,7 @@ def test_views_say_that_there_is_no_table():
 def test_losses_of_any_shape_are_reported_by_their_mean():
     """A batch of any size may come with a loss of any shape, another one each time."""
     heard = []
-    r8 = R8Scheduler(num_steps=3, listeners=[heard.append], **QUIET)
+    r8 = R8Scheduler(num_steps=3, listeners=[heard.append], **grouped(QUIET))
     for loss in (1.0, np.array([1.0, 3.0]), np.full((2, 3), 4.0)):
         r8.update_with_loss(loss)
 
@@ -446,15 +450,13 @@ def test_what_belongs_to_the_table_is_refused():
     for name, value in {"batch_size": 4, "policy": "focus", "groups": [0, 1], "last_batch": "drop", "alpha": 0.5,
                         "sample_ids": ["a"], "estimator": "additive", "auto_find_lr": True}.items():  # fmt: skip
         with pytest.raises(ValueError, match=f"{name} needs num_samples"):
-            R8Scheduler(num_steps=3, handle_signals=False, **{name: value})
+            R8Scheduler(num_steps=3, handle_signals=False, **grouped({name: value}))
 
 
-@pytest.mark.parametrize("name", ["num_tokens", "steps_per_epoch", "keep_witness", "after_restore", "resume_data"])
-def test_what_belongs_to_a_loader_is_refused_with_num_samples(name):
+def test_what_belongs_to_a_loader_is_refused_with_num_samples():
     """Settings of batches of one's own are of no use where the scheduler draws them."""
-    value = {"keep_witness": False, "after_restore": "again", "resume_data": "start"}.get(name, 5)
-    with pytest.raises(ValueError, match=f"{name} must be left out with num_samples"):
-        R8Scheduler(10, batch_size=2, num_epochs=1, **{name: value})
+    with pytest.raises(ValueError, match=r"batch_size must be a number or TokenBatches\(...\) with num_samples"):
+        R8Scheduler(10, num_epochs=1, batch_size=OwnBatches(keep_witness=False))
 
 
 @pytest.mark.parametrize("mode", ["cosine", "linear", "one_cycle", "wsd"])
@@ -471,7 +473,7 @@ def test_rates_that_need_an_end_ask_for_one(mode):
 def test_choices_are_named(name, value):
     """A wrong choice names the right ones."""
     with pytest.raises(ValueError, match=f"{name} must be"):
-        R8Scheduler(num_steps=2, **{name: value})
+        R8Scheduler(num_steps=2, **grouped({name: value}))
 
 
 def test_calls_of_the_other_kind_are_refused():
@@ -503,7 +505,7 @@ def test_a_loader_that_yields_nothing_is_said():
 
 def test_batches_that_are_never_reported_are_said():
     """They count as no steps, and an epoch of them is none."""
-    r8 = R8Scheduler(num_epochs=2, **QUIET)
+    r8 = R8Scheduler(num_epochs=2, **grouped(QUIET))
     with pytest.warns(RuntimeWarning) as said:
         for _ in r8.batches([1, 2, 3]):
             pass
@@ -518,7 +520,7 @@ def test_batches_that_are_never_reported_are_said():
 @pytest.mark.parametrize("budget", [{"num_epochs": 2}, {"num_steps": 4}, {}])
 def test_a_loop_that_never_reports_ends(budget):
     """Whatever the budget, which nothing would ever spend."""
-    r8 = R8Scheduler(**budget, **QUIET)
+    r8 = R8Scheduler(**grouped(dict(**budget, **QUIET)))
     looked = (list(r8.batches([1, 2, 3])) for _ in r8.epoch_iterator())
     assert next(looked) == [1, 2, 3]
     with pytest.raises(RuntimeError, match="ended with no batch reported"):
@@ -528,7 +530,7 @@ def test_a_loop_that_never_reports_ends(budget):
 @pytest.mark.filterwarnings("ignore:the batch of step")
 def test_a_look_at_a_batch_is_no_epoch():
     """``next(iter(loader))`` before each epoch takes nothing from the budget, and a break still ends an epoch."""
-    r8, seen = R8Scheduler(num_epochs=2, **QUIET), []
+    r8, seen = R8Scheduler(num_epochs=2, **grouped(QUIET)), []
     batches = r8.batches([1, 2, 3])
     for epoch in r8.epoch_iterator():
         assert next(iter(batches)) == 1
@@ -558,7 +560,7 @@ def test_a_loader_without_an_end_is_named_where_epochs_wait_for_it(steps_per_epo
     said = []
     for budget in ({"num_epochs": 2, "steps_per_epoch": steps_per_epoch}, {"num_steps": 30}):
         heard = record_events()
-        r8 = R8Scheduler(**budget, **QUIET, listeners=[heard])
+        r8 = R8Scheduler(**grouped(dict(**budget, **QUIET)), listeners=[heard])
         for batch in r8.batches(itertools.count()):
             r8.update_with_loss(1.0 + batch % 7)
             if batch == 25:
@@ -581,7 +583,7 @@ def test_one_batch_may_be_left_out():
 @pytest.mark.filterwarnings("ignore:the batch of step 1 was not reported")
 def test_a_batch_that_is_left_out_uses_no_budget():
     """Neither its tokens nor its step count: the run has as many trained ones as it may."""
-    r8, tokens = R8Scheduler(num_tokens=40, scheduler_mode="keep"), []
+    r8, tokens = R8Scheduler(batch_size=OwnBatches(num_tokens=40), scheduler_mode="keep"), []
     for number, _ in enumerate(r8.batches([np.ones(2)] * 9, tokens=10)):
         if number != 1:
             r8.update_with_loss(1.0)
@@ -595,7 +597,7 @@ def test_the_end_of_an_epoch_ends_an_update():
     """Where the gradients of two batches make an update, the last of three is a witness alone."""
     model = Weights()
     calls = {"state_callback": model.get, "load_callback": model.load}
-    r8 = R8Scheduler(num_epochs=2, backup_every=2, scheduler_mode="keep", **calls)
+    r8 = R8Scheduler(num_epochs=2, **grouped(dict(backup_every=2, scheduler_mode="keep", **calls)))
     r8.host.backup.witness_size = 2
     for _ in range(2):
         for _ in r8.batches([1, 2, 3]):
@@ -607,7 +609,7 @@ def test_the_end_of_an_epoch_ends_an_update():
 
 def test_two_loops_at_once_are_refused():
     """The newer loop has the run; the older one is told so when it asks."""
-    r8 = R8Scheduler(num_steps=20, **QUIET)
+    r8 = R8Scheduler(num_steps=20, **grouped(QUIET))
     batches = r8.batches([1, 2, 3])
     older, newer = iter(batches), iter(batches)
     next(older)
@@ -621,7 +623,7 @@ def test_two_loops_at_once_are_refused():
 
 def test_a_batch_is_reported_once():
     """A second report of a batch is named."""
-    r8 = R8Scheduler(num_steps=9, **QUIET)
+    r8 = R8Scheduler(num_steps=9, **grouped(QUIET))
     for _ in r8.batches([1, 2]):
         r8.update_with_loss(1.0)
         with pytest.raises(RuntimeError, match="the last one was reported already"):
@@ -632,7 +634,7 @@ def test_a_batch_is_reported_once():
 
 def test_an_exception_in_the_loop_leaves_a_whole_run():
     """The loop can be entered again, and goes on with a new run through the loader."""
-    r8 = R8Scheduler(num_epochs=2, **QUIET)
+    r8 = R8Scheduler(num_epochs=2, **grouped(QUIET))
     with pytest.raises(ZeroDivisionError):
         run([1, "error"], r8=r8)
     run([1, 2], r8=r8)
@@ -643,7 +645,7 @@ def test_an_exception_in_the_loop_leaves_a_whole_run():
 
 def test_a_ceiling_is_told_as_a_share_of_the_users_rate():
     """With rates of one's own a limit is no rate, and the summary does not give it for one."""
-    kept, set_here = R8Scheduler(num_steps=3, **QUIET), R8Scheduler(num_steps=3, handle_signals=False)
+    kept, set_here = R8Scheduler(num_steps=3, **grouped(QUIET)), R8Scheduler(num_steps=3, handle_signals=False)
     for r8 in (kept, set_here):
         r8.controller.limit.lower(1.0, by=10)
 
@@ -656,7 +658,7 @@ def test_a_ceiling_is_told_as_a_share_of_the_users_rate():
 def test_a_refusal_tells_the_rate_that_is_the_users(told):
     """Not the share of it that recovery uses; NaN where it is not told."""
     heard = []
-    r8 = R8Scheduler(num_steps=6, listeners=[heard.append], **QUIET)
+    r8 = R8Scheduler(num_steps=6, listeners=[heard.append], **grouped(QUIET))
     for step in r8.steps():
         r8.update_with_loss(float("nan") if step == 4 else 1.0, lr=told)
     refused = [event for event in heard if isinstance(event, BatchRefused)]

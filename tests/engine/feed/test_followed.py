@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from learnit_r8.engine.feed.followed import FeedSettings, FollowedBatches
+from learnit_r8.engine.feed.followed import FollowedBatches
 from learnit_r8.engine.pace import Pace
+from learnit_r8.engine.values import OwnBatches
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.agreement import Agreement
 from learnit_r8.sampling.chunk import Size
@@ -18,7 +19,7 @@ def source_of(table):
     """The source of the user's own batches, for a table."""
     pace = Pace(Budget(steps=1000), FollowedBatches.steps_per_pass)
     announcer = Announcer([], pace.where)
-    return FollowedBatches(table, pace=pace, settings=FeedSettings(), announcer=announcer, agreement=Agreement())
+    return FollowedBatches(table, pace=pace, settings=OwnBatches(), announcer=announcer, agreement=Agreement())
 
 
 def drawn(source, members):

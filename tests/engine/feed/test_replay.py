@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import Backups, R8Scheduler
 from learnit_r8.engine.feed import replay
 from learnit_r8.engine.feed.replay import read_generators, set_generators
+from learnit_r8.engine.values import grouped
 from learnit_r8.events import Notice
 
 from .drive import Line, Loader, generators, seed_all
@@ -28,11 +29,11 @@ def train(folder, *, kill_at=None, loader=None, seed=3, **settings):
     seed_all(seed)
     line, loader = Line(), Loader() if loader is None else loader
     r8 = R8Scheduler(
-        **{
+        **grouped({
             "num_epochs": 3, "scheduler_mode": "keep", "checkpoint_dir": folder, "checkpoint_every": 7,
             "resume": "auto", "backup_dir": False, "handle_signals": False, "state_callback": line.read,
             "load_callback": line.load, "save_callback": line.save, **settings,
-        }
+        })
     )  # fmt: skip
     begun = r8.global_step
     for _ in r8.epoch_iterator():
@@ -230,7 +231,7 @@ def test_an_iterator_is_replayed_from_its_beginning(tmp_path):
         seed_all()
         r8 = R8Scheduler(
             num_steps=40, scheduler_mode="keep", checkpoint_dir=tmp_path / str(kill_at is None), checkpoint_every=5,
-            resume="auto", backup_dir=False, handle_signals=False, state_callback=line.read,
+            resume="auto", backup_every=Backups(backup_dir=False), handle_signals=False, state_callback=line.read,
             load_callback=line.load, save_callback=line.save,
         )  # fmt: skip
         while not r8.is_over:
@@ -259,7 +260,8 @@ def test_a_kill_in_the_validation_repeats_the_validation(tmp_path):
     def run(kill_in=None):
         line, loader, validated = Line(), Loader(7), []
         r8 = R8Scheduler(
-            num_epochs=3, scheduler_mode="keep", checkpoint_dir=tmp_path, resume="auto", backup_dir=False,
+            num_epochs=3, scheduler_mode="keep", checkpoint_dir=tmp_path, resume="auto",
+            backup_every=Backups(backup_dir=False),
             handle_signals=False, state_callback=line.read, load_callback=line.load, save_callback=line.save,
         )  # fmt: skip
         for epoch in r8.epoch_iterator():
@@ -284,7 +286,8 @@ def test_an_exception_over_an_epoch_that_is_repeated_without_batches_says_so(tmp
 
     def run(kill_in):
         with R8Scheduler(
-            num_epochs=3, scheduler_mode="keep", checkpoint_dir=tmp_path, resume="auto", backup_dir=False,
+            num_epochs=3, scheduler_mode="keep", checkpoint_dir=tmp_path, resume="auto",
+            backup_every=Backups(backup_dir=False),
             handle_signals=False,
         ) as r8:  # fmt: skip
             for epoch in r8.epoch_iterator():
@@ -313,7 +316,8 @@ def test_a_loop_of_steps_goes_on_with_its_generators(tmp_path):
         line = Line()
         r8 = R8Scheduler(
             num_steps=30, scheduler_mode="keep", checkpoint_dir=folder, checkpoint_every=4, resume="auto",
-            backup_dir=False, handle_signals=False, state_callback=line.read, load_callback=line.load,
+            backup_every=Backups(backup_dir=False), handle_signals=False, state_callback=line.read,
+            load_callback=line.load,
             save_callback=line.save,
         )  # fmt: skip
         for step in r8.steps():
@@ -430,8 +434,9 @@ def follow(folder, *, kill_at=None, begin_at=None, **settings):
     seed_all(3)
     line, drawn = Line(), []
     r8 = R8Scheduler(
-        scheduler_mode="keep", checkpoint_dir=folder, checkpoint_every=3, resume="auto", backup_dir=False,
-        handle_signals=False, state_callback=line.read, load_callback=line.load, save_callback=line.save, **settings,
+        checkpoint_dir=folder, resume="auto", backup_every=Backups(backup_dir=False),
+        handle_signals=False, state_callback=line.read, load_callback=line.load, save_callback=line.save,
+        **grouped(dict(scheduler_mode="keep", checkpoint_every=3, **settings)),
     )  # fmt: skip
     batches = r8.follow(counts_epochs=True)
     batches.begin_run()

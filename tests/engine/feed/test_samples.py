@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import OwnBatches, R8Scheduler
+from learnit_r8.engine.values import grouped
 from learnit_r8.events import NO_TABLE, Notice, RunStarted, SamplesSurveyed
 
 from .drive import Line
@@ -23,7 +24,7 @@ def stream(count=60, size=4, seed=0):
 
 def run(batches, *, loss="loss", ids="id", r8=None, hook=None, skip=None, **settings):
     """Train on batches, and return the scheduler."""
-    r8 = R8Scheduler(**{**QUIET, "num_epochs": 1, **settings}) if r8 is None else r8
+    r8 = R8Scheduler(**grouped({**QUIET, "num_epochs": 1, **settings})) if r8 is None else r8
     for batch in r8.batches(batches, ids=ids, skip=skip):
         if hook is not None:
             hook(r8)
@@ -83,7 +84,7 @@ def test_several_losses_of_a_sample_count_as_their_mean():
 
 def test_ids_may_come_with_the_loss():
     """Where there is no iterable, the step says which samples it was of."""
-    r8 = R8Scheduler(num_steps=3, **QUIET)
+    r8 = R8Scheduler(num_steps=3, **grouped(QUIET))
     for _ in r8.steps():
         r8.update_with_loss(np.array([1.0, 3.0]), ids=[7, 9])
 
@@ -146,7 +147,7 @@ def test_a_resumed_run_knows_the_names_and_their_losses(at, tmp_path):
 
 def test_a_state_of_before_the_first_ids_is_loaded_back():
     """The kind of the ids was not known then, and is not known again."""
-    r8 = R8Scheduler(num_epochs=2, **QUIET)
+    r8 = R8Scheduler(num_epochs=2, **grouped(QUIET))
     state = r8.state_dict()
     run(list(stream(count=3)), r8=r8)
     r8.load_state_dict(state)
@@ -161,7 +162,7 @@ def test_another_kind_of_ids_after_a_resume_is_refused(tmp_path):
     line = Line()
     settings = {"state_callback": line.read, "load_callback": line.load, "save_callback": line.save}
     run(list(stream(count=10)), checkpoint_dir=tmp_path, **settings).close()
-    r8 = R8Scheduler(checkpoint_dir=tmp_path, resume="auto", num_epochs=2, **QUIET, **settings)
+    r8 = R8Scheduler(checkpoint_dir=tmp_path, resume="auto", num_epochs=2, **grouped(dict(**QUIET, **settings)))
     list(r8.batches(list(stream(count=10)), ids="id"))
 
     with pytest.raises(ValueError, match=r"ids must stay of one kind.*got 0 where those before were texts"):
@@ -217,7 +218,7 @@ def test_views_show_a_table_that_grows(tmp_path):
         def __call__(self, event):
             heard.append(event)
 
-    r8 = R8Scheduler(num_epochs=3, run_dir=tmp_path, listeners=[Listener()], **QUIET)
+    r8 = R8Scheduler(num_epochs=3, listeners=[Listener()], **grouped(dict(run_dir=tmp_path, **QUIET)))
     sizes = []
     with r8:
         for epoch in r8.epoch_iterator():
@@ -241,7 +242,7 @@ def test_views_show_a_table_that_grows(tmp_path):
 
 def test_wrong_arguments_are_named():
     """Before anything is drawn."""
-    r8 = R8Scheduler(num_epochs=1, **QUIET)
+    r8 = R8Scheduler(num_epochs=1, **grouped(QUIET))
 
     with pytest.raises(TypeError, match=r"ids must be a function of a batch, the key of its ids, or None, got 1\.5"):
         r8.batches([1], ids=1.5)
@@ -253,6 +254,6 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"ids must be given to batches.* or with the loss, not both"):
         r8.update_with_loss(1.0, ids=[1])
     with pytest.raises(ValueError, match="max_ids must be"):
-        R8Scheduler(num_epochs=1, max_ids=0, **QUIET)
-    with pytest.raises(ValueError, match="max_ids must be left out with num_samples"):
-        R8Scheduler(10, batch_size=2, num_epochs=1, max_ids=5)
+        R8Scheduler(num_epochs=1, batch_size=OwnBatches(max_ids=0), **grouped(QUIET))
+    with pytest.raises(ValueError, match="batch_size must be a number or TokenBatches"):
+        R8Scheduler(10, num_epochs=1, batch_size=OwnBatches(max_ids=5))

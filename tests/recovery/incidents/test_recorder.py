@@ -15,6 +15,7 @@ import pytest
 
 from learnit_r8 import R8Scheduler, TrainingDiverged, events
 from learnit_r8.checkpoint.tree import leaves
+from learnit_r8.engine.values import grouped
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.incidents import recorder as recorder_module
 from learnit_r8.recovery.incidents.record import BadRecord, numbers_in, read_part, read_record
@@ -29,7 +30,7 @@ def train(steps, *, faults, **settings):
     ids = [f"img/{number}.png" for number in range(2048)]
     r8 = R8Scheduler(
         2048, batch_size=32, num_steps=steps, initial_lr=0.05, state_callback=task.state, load_callback=task.load,
-        sample_ids=ids, **settings,
+        sample_ids=ids, **grouped(settings),
     )  # fmt: skip
     with r8:
         for _ in r8.epoch_iterator():

@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 
 from learnit_r8 import R8Scheduler
+from learnit_r8.engine.values import grouped
 from learnit_r8.testing import FakeClock, FaultPlan, ToyTask
 
 SIZE = 300
@@ -65,7 +66,7 @@ def callbacks_of(toy):
 def build(name, folder, toy, **more):
     """The scheduler of a case, as it was built for its checkpoint."""
     settings = {**CASES[name], **callbacks_of(toy), "checkpoint_every": NEVER, **more}
-    return R8Scheduler(settings.pop("num_samples"), checkpoint_dir=folder, **settings)
+    return R8Scheduler(settings.pop("num_samples"), checkpoint_dir=folder, **grouped(settings))
 
 
 def go_on(r8, name, count):
@@ -138,7 +139,7 @@ def torch_training():
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     data = torch.utils.data.TensorDataset(torch.ones(60, 2), torch.arange(60))
-    return attach(model, optimizer, data, **TORCH), model
+    return attach(model, optimizer, data, **grouped(TORCH)), model
 
 
 def train_torch(adapter, model, count):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import Predictions, R8Scheduler, predictions_of
+from learnit_r8.engine.values import grouped
 from learnit_r8.table.labels.evidence import EARLY, EVIDENCE, HIGHEST, LATENESS, learn, votes_of
 from learnit_r8.table.records import MOST_USES
 
@@ -14,7 +15,7 @@ GIVEN = np.random.default_rng(2).integers(0, CLASSES, 100)
 
 
 def scheduler(**settings):
-    return R8Scheduler(100, **{"batch_size": 8, "num_epochs": EARLY + 2, "policy": "shuffle", **settings})
+    return R8Scheduler(100, **grouped({"batch_size": 8, "num_epochs": EARLY + 2, "policy": "shuffle", **settings}))
 
 
 def logits_of(indices, step):

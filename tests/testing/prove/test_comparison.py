@@ -118,6 +118,13 @@ def test_a_checkpoint_that_was_read_is_no_average():
     assert first_difference(restarted(e=lambda n: {"0": "as read"}), whole, AFTER) is None
 
 
+def test_a_backup_is_no_average():
+    """A copy of the weights that is taken anew now and then, as for a restore, is not compared either."""
+    whole = [{**each, "e": {"0": f"backup {each['n'] // 5}"}} for each in WHOLE]
+
+    assert first_difference(restarted(e=lambda n: {"0": f"backup {n // 4}, later"}), whole, AFTER) is None
+
+
 def test_a_restart_finds_its_place():
     """It is that of its weights, else of the optimizer's count, else of its batches."""
     steps = restarted()

@@ -12,7 +12,7 @@ import pytest
 
 import tests.own_rank_jobs as own_jobs
 import tests.rank_jobs as jobs
-from learnit_r8 import CheckpointStore, R8Scheduler
+from learnit_r8 import CheckpointStore, Monitor, R8Scheduler, RunDir
 from learnit_r8.torch import Ranks
 from tests.rank_common import World
 
@@ -140,8 +140,17 @@ def test_only_rank_0_shows_itself(pair):
     """The screen and the run folder are those of rank 0."""
     [one, other] = pair.run(jobs.settings_made)
 
-    assert one == {"use_curses": True, "run_dir": "runs", "monitor": "loss", "mode": "min", "seed": 3}
-    assert other == {"seed": 3}
+    shown = {"run_dir": RunDir("runs", record="batch"), "monitor": Monitor("loss", mode="min")}
+    assert one == {"use_curses": True, **shown, "seed": 3}
+    assert other == {"run_dir": RunDir(record="batch"), "seed": 3}
+
+
+def test_a_scheduler_that_is_given_keeps_its_backups_in_the_process_without_rank(pair, tmp_path):
+    """No later process could tell whose they are: off unless they were asked for, which is refused."""
+    for said in pair.run(jobs.given_schedulers, str(tmp_path)):
+        assert said[:2] == [(True, False), (False, False)]
+        assert said[2][0]
+        assert said[2][1].startswith("backup_dir must be None or False if the model is sharded, or RANK in the")
 
 
 def test_adapters_that_differ_are_refused(pair):

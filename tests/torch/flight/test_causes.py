@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from learnit_r8 import Recovery, TrainingDiverged, events
+from learnit_r8 import Recovery, RunDir, TrainingDiverged, events
 from learnit_r8.recovery.incidents.finding import Refusal
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
@@ -145,7 +145,7 @@ def test_a_batch_that_cannot_run_twice_is_said_and_named_in_the_record(tmp_path)
 
     adapter = attach(
         model, torch.optim.Adam(model.parameters()), stream(), num_epochs=1, listeners=[heard], run_batch=run,
-        run_dir=tmp_path, record="batch", backup_every=4,
+        run_dir=RunDir(tmp_path, record="batch"), backup_every=4,
     )  # fmt: skip
     for _ in adapter.epochs():
         for batch in adapter.batches():

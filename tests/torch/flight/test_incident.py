@@ -12,6 +12,7 @@ from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.checkpoint import codec
 from learnit_r8.checkpoint.tree import pack
 from learnit_r8.cli import main
+from learnit_r8.engine.values import grouped
 from learnit_r8.loggers import alert_of
 from learnit_r8.recovery.incidents.record import numbers_in
 from learnit_r8.report import write_report
@@ -49,10 +50,10 @@ def train(folder, *, value, own_loader=False, workers=0, bad=(BAD,), until=60, *
     fetched = {"num_workers": workers, "persistent_workers": workers > 0}
     if own_loader:
         loader = torch.utils.data.DataLoader(dataset, batch_size=8, shuffle=True, **fetched)
-        adapter = attach(model, optimizer, loader, **common)
+        adapter = attach(model, optimizer, loader, **grouped(common))
     else:
         adapter = attach(
-            model, optimizer, dataset, batch_size=8, sample_ids=[f"img/{n}.png" for n in range(64)], **common
+            model, optimizer, dataset, batch_size=8, sample_ids=[f"img/{n}.png" for n in range(64)], **grouped(common)
         )
         fetched = {"num_workers": workers}
     losses, weights = {}, {}

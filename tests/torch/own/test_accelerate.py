@@ -10,6 +10,7 @@ from accelerate import Accelerator, skip_first_batches
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 from tests.torch.accelerate_common import DATA, STEPS
 
@@ -31,7 +32,7 @@ class Training:
         self.adapter = None
         if with_r8:
             given = {"num_epochs": 3, "accumulate": accumulate, **settings}
-            self.adapter = attach(self.model, self.optimizer, self.loader, **given)
+            self.adapter = attach(self.model, self.optimizer, self.loader, **grouped(given))
             self.accelerator.register_for_checkpointing(self.adapter.lr_scheduler)
 
     def run(self, *, nan_at=None, save=None, skip=0):

@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from learnit_r8 import Backups
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 
 NUM = 24
@@ -79,8 +81,9 @@ def trained(make, folder, *, kill_at=None, seed=0, every=2, collate=None, **sett
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     data, is_drawn = make(), "batch_size" in settings
     adapter = attach(
-        model, optimizer, data, num_epochs=3, guard="finite", checkpoint_dir=folder, checkpoint_every=every,
-        resume="auto", backup_dir=False, handle_signals=False, **settings,
+        model, optimizer, data, num_epochs=3, guard="finite", checkpoint_dir=folder,
+        resume="auto", backup_every=Backups(backup_dir=False), handle_signals=False,
+        **grouped(dict(checkpoint_every=every, **settings)),
     )  # fmt: skip
     begun, seen = adapter.scheduler.global_step, []
     loader = adapter.loader(collate_fn=collate) if is_drawn else None

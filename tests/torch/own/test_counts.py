@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 
 NUM_EPOCHS = 3
@@ -22,9 +23,9 @@ def parts(*, is_planned=False, seed=0, **settings):
     loader = DataLoader(data, batch_size=16, shuffle=True)
     settings = {"num_epochs": NUM_EPOCHS, "backup_every": 5, "handle_signals": False, "backup_dir": False, **settings}
     if is_planned:
-        adapter = attach(model, optimizer, data, batch_size=16, scheduler_mode="keep", **settings)
+        adapter = attach(model, optimizer, data, batch_size=16, **grouped(dict(scheduler_mode="keep", **settings)))
     else:
-        adapter = attach(model, optimizer, loader, **settings)
+        adapter = attach(model, optimizer, loader, **grouped(settings))
     return model, optimizer, len(loader), adapter
 
 

@@ -28,6 +28,7 @@ from wild_scripts import (
 
 from learnit_r8 import R8Scheduler, Verdict
 from learnit_r8.checkpoint.tree import clone
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 
 KINDS = [
@@ -269,10 +270,14 @@ def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, is_made,
         } | settings  # fmt: skip
         if is_made:
             more = {"scheduler_mode": "keep", "steps_per_epoch": len(x) // 8}
-            given = {"scheduler": R8Scheduler(len(x), **given) if settings else R8Scheduler(**given, **more)}
+            given = {
+                "scheduler": R8Scheduler(len(x), **grouped(given))
+                if settings
+                else R8Scheduler(**grouped(dict(**given, **more)))
+            }
         adapter = attach(
             model, torch.optim.SGD(model.parameters(), lr=0.1), data if settings else DataLoader(data, batch_size=8),
-            **given,
+            **grouped(given),
         )  # fmt: skip
         for _ in adapter.epochs():
             for inputs, labels in adapter.loader() if settings else adapter.batches():
@@ -307,7 +312,7 @@ def test_one_callback_without_the_other_is_named(name):
     model = torch.nn.Linear(1, 1)
     other = {"state_callback": "load_callback", "load_callback": "state_callback"}[name]
     with pytest.raises(ValueError, match=f"{other} must be given together with {name}, got it left out"):
-        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), [1], **{name: lambda *_: {}})
+        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), [1], **grouped({name: lambda *_: {}}))
 
 
 @pytest.mark.parametrize(

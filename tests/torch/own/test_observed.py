@@ -6,6 +6,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, WeightedRandomSampler
 from wild_scripts import seed_all
 
+from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
 
 from .test_resume import Killed
@@ -58,7 +59,7 @@ def train(kind, *, with_r8=True, epochs=3, bad=(), hook=None, workers=None, load
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     adapter = None
     if with_r8:
-        adapter = attach(model, optimizer, loader, num_epochs=epochs, handle_signals=False, **settings)
+        adapter = attach(model, optimizer, loader, num_epochs=epochs, handle_signals=False, **grouped(settings))
     seen = []
     for _ in range(epochs) if adapter is None else adapter.epochs():
         for x, y, index in loader if adapter is None else adapter.batches():

@@ -15,6 +15,7 @@ from learnit_r8.cli import main
 from learnit_r8.dashboard.plain import PlainLog
 from learnit_r8.dashboard.render.header import rate_part
 from learnit_r8.dashboard.state.view import View
+from learnit_r8.engine.values import grouped
 from learnit_r8.events.event import describe
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
@@ -27,7 +28,7 @@ def run(*, bad_input=(), bad_weights=(), steps=200, on_error=None, **settings):
     """Train on batches of one's own; at some turns of the loop a batch or the weights are spoiled."""
     model, torch_loader = classifier(), DataLoader(DIGITS, batch_size=20)
     optimizer = sgd(model, lr=0.02)
-    adapter = attach(model, optimizer, torch_loader, num_steps=steps, **settings)
+    adapter = attach(model, optimizer, torch_loader, num_steps=steps, **grouped(settings))
     turn = 0
     with adapter:
         for _ in adapter.epochs():
