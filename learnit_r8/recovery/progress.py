@@ -222,13 +222,19 @@ class Progress:
 
     @property
     def has_jumped(self) -> bool:
-        """Whether the last losses are all far above those of the untrained model and all before them."""
-        losses = list(self.recent)[-JUMPED - BEFORE_JUMP :]
-        if len(losses) < FIRST or not self.untrained > 0:
+        """Whether the last losses are far above those of the untrained model and all before them."""
+        if len(self.recent) < FIRST or not self.untrained > 0:
             return False
+        losses = list(self.recent)[-JUMPED - BEFORE_JUMP :]
         # One of those before may be that of the batch that did it; where there are few, the jump must be wide.
         least = max(FAR_ABOVE * self.untrained, sorted(losses[:-JUMPED])[-2])
-        return min(losses[-JUMPED:]) > (least if len(losses) >= FIRST + JUMPED else 2 * least)
+        if min(losses[-JUMPED:]) > (least if len(losses) >= FIRST + JUMPED else 2 * least):
+            return True
+        # Wild ones are now and then low: twice as many, of which one may be, and it is their median that is far above.
+        before, last = list(self.recent)[-FIRST - BEFORE_JUMP : -FIRST], sorted(list(self.recent)[-FIRST:])
+        if len(before) < FIRST or float(np.median(last)) <= FAR_ABOVE * self.untrained:
+            return False
+        return last[1] > max(self.untrained, sorted(before)[-2])
 
     def is_above_untrained(self, updates: int) -> bool:
         """Whether the last losses are far above those of the untrained model, and not looked into yet."""

@@ -58,8 +58,10 @@ class OwnStep(keras.Sequential):
 
         (loss, others), found = jax.value_and_grad(loss_of, has_aux=True)(trained)
         trained, held = self.optimizer.stateless_apply(held, found, trained)
-        means = self.metrics[0].stateless_update_state(means, loss)
-        return {"loss": self.metrics[0].stateless_result(means)}, (trained, others, held, means)
+        # Each metric has its part of the variables, as in Keras' guide.
+        size = len(self.metrics[0].variables)
+        mean = self.metrics[0].stateless_update_state(means[:size], loss)
+        return {"loss": self.metrics[0].stateless_result(mean)}, (trained, others, held, [*mean, *means[size:]])
 
 
 def build(run, kind=keras.Sequential):
@@ -189,11 +191,14 @@ class KerasTfData(KerasOwn):
     def data(self, run, epoch):
         import tensorflow as tf
 
-        epochs = iter(range(epoch, run.case.epochs + 1))
+        begun = [epoch]
 
         def batches():
-            at = next(epochs)
+            at = begun[-1]
             for index, rows in enumerate(run.epoch_of_rows(at)):
+                if index == task.STEPS - 1:
+                    # Other back ends look at the first batches before they train.
+                    begun.append(at + 1)
                 yield run.fetch(rows, at * task.STEPS + index)
 
         spec = tf.TensorSpec((task.BATCH, 8), tf.float32), tf.TensorSpec((task.BATCH,), tf.int64)

@@ -194,3 +194,15 @@ def test_losses_that_were_looked_into_are_not_far_above_again_at_once():
 
     assert not progress.is_above_untrained(16)
     assert progress.is_above_untrained(32)
+
+
+@pytest.mark.parametrize(("lows", "is_above"), [([0.5], True), ([0.5, 0.4], False)])
+def test_wild_losses_that_jumped_are_looked_into_though_one_of_eight_is_low(lows, is_above):
+    """Seven of eight above all before them and the untrained model's, their median far above, are enough."""
+    progress = Progress()
+    progress.recent.extend([1.2] * 8)
+    progress.note_first(1.2, 1.2)
+    progress.recent.extend([0.8, 0.7] * 4)
+    progress.recent.extend([*[3.5, 1.7, 1.8, 4.7, 7.0, 3.1, 5.3, 3.0][: 8 - len(lows)], *lows])
+
+    assert progress.is_above_untrained(24) is is_above
