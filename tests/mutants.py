@@ -96,7 +96,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_ram_backup.py", "training on changes the backup itself"),
     ("recovery/ram_backup.py", "if each.updates > updates]", "if each.updates >= updates]",
      "recovery/test_ram_backup.py -k going_back", "a restore forgets the state that it went back to"),
-    ("recovery/ram_backup.py", "self.recycle(self.backups.pop(1 + int(", "self.recycle(self.backups.pop(int(",
+    ("recovery/ram_backup.py", "del backups[1 + int(np.argmin(", "del backups[int(np.argmin(",
      "recovery/test_ram_backup.py -k thinning", "the initial state is forgotten"),
     ("recovery/backup_timer.py", "and step != self._step and is_calm and not waits",
      "and step != self._step and not waits",

@@ -233,8 +233,7 @@ class RamBackup:
 
     def add(self, backup: Backup) -> None:
         """Store a state that an earlier process has copied, in its place."""
-        self.backups = sorted([*self.backups, backup], key=lambda one: (one.updates, one.step))
-        self._thin()
+        self._keep(sorted([*self.backups, backup], key=lambda one: (one.updates, one.step)))
 
     def copy(self, state: Any) -> Any:
         """A copy of a state, in memory that is free where there is any.
@@ -263,20 +262,25 @@ class RamBackup:
         """
         updates, recent = (step, ()) if moment is None else (moment.updates, moment.recent)
         backup = Backup(step, updates, draws, self.copy(state), moment, recent)
-        if len(self.backups) > 1 and not self.backups[-1].witness:
-            # Nothing was trained on since: it says nothing that this one does not.
-            self.recycle(self.backups.pop())
-        self.backups.append(backup)
-        self._thin()
+        # If nothing was trained on since the last one, that says nothing that this one does not.
+        says_nothing = len(self.backups) > 1 and not self.backups[-1].witness
+        self._keep([*self.backups[: -1 if says_nothing else None], backup])
         return backup
 
-    def _thin(self) -> None:
-        """Forget the state whose neighbours are closest to each other, for its age; never the first or the newest."""
-        while len(self.backups) > self.most:
-            updates = [backup.updates for backup in self.backups]
+    def _keep(self, backups: list[Backup]) -> None:
+        """Store these but for those whose neighbours are closest to each other, for their age; the first and the newest
+        always.
+        """
+        while len(backups) > self.most:
+            updates = [backup.updates for backup in backups]
             now = updates[-1]
             gaps = [(updates[n + 1] - updates[n - 1]) / (now - updates[n - 1] + 1) for n in range(1, len(updates) - 1)]
-            self.recycle(self.backups.pop(1 + int(np.argmin(gaps[:-1] or gaps))))
+            del backups[1 + int(np.argmin(gaps[:-1] or gaps))]
+        # At once, so that an interrupt leaves all of it undone, or nothing.
+        before, self.backups = self.backups, backups
+        for backup in before:
+            if all(backup is not each for each in backups):
+                self.recycle(backup)
 
     def recycle(self, backup: Backup) -> None:
         """Reuse the memory of a state that is no longer stored."""
