@@ -117,8 +117,11 @@ class OwnBatches:
         max_ids: Most samples that the table holds, >= 1; the visits of others are only counted.
 
     >>> from learnit_r8 import R8Scheduler
-    >>> R8Scheduler(batch_size=OwnBatches(steps_per_epoch=10), num_epochs=3).total_steps
-    30
+    >>> r8 = R8Scheduler(batch_size=OwnBatches(num_tokens=10), initial_lr=0.1)
+    >>> for batch in r8.batches([[1.0, 2.0]] * 4, tokens=5):
+    ...     outcome = r8.update_with_loss(1.0)
+    >>> r8.global_step
+    2
     """
 
     num_tokens: int | None = field(default=None, metadata=about(kept=CHANGEABLE))
