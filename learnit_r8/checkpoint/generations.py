@@ -116,10 +116,12 @@ class Generations:
         self._rank, self._num_ranks, self._pid = rank, num_ranks, os.getpid()
         self._note, self._base, self.is_default, self._switched = note, base, is_default, switched
         own: list[Path] = []
+        of_run: list[Path] = []
         with contextlib.suppress(OSError):
             # Others may have taken any of the names since, or given them up.
             own = list(filter(is_private, self._names())) if any(base.glob(f"{own_name()}*")) else []
-        self._settle_in(next((each for each in own if (each / self._digest).is_dir()), (own or [base / "none"])[0]))
+            of_run = [each for each in own if (each / self._digest).is_dir()]
+        self._settle_in((of_run or own or [base / "none"])[0])
         self.is_off = self._has_written = False
         self._release: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None

@@ -13,7 +13,7 @@ class Kind(NamedTuple):
     r8: str = ""
 
 
-LOADER = "for batch in r8.loader(): ...  # attach(model, optimizer, dataset, ...) goes on at the next batch"
+LOADER = "for batch in adapter.loader(): ...  # of attach(model, optimizer, dataset, ...); goes on at the next batch"
 ATTACH = "attach(model, optimizer, ...)  # saves model, optimizer and the random generators"
 ALSO = 'attach(model, optimizer, ..., also={"%s": %s})'
 SAVE = 'torch.save({..., "%s": %s.state_dict()}, path); %s.load_state_dict(saved["%s"])'
