@@ -246,7 +246,8 @@ def test_a_test_of_weights_changes_nothing():
 @pytest.mark.parametrize("back_end", ["jax", "torch"])
 def test_other_back_ends(back_end):
     """All of this holds there."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "program", "-k", "not other_back", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-m", "program", "-k", "not other_back", __file__]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], env={**os.environ, "KERAS_BACKEND": back_end, "JAX_PLATFORMS": "cpu"},
         capture_output=True, text=True, check=False,
