@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ def labels(options: argparse.Namespace) -> int:
     source = Path(options.source)
     data = read_images(source) if source.is_dir() else read_table(source, options.label)
     out, listed = free_of_runs(options.out), free_of_runs(options.list)
+    _check_outputs(source, {"--out": out, "--list": listed})
     try:
         import torch
     except ImportError:
@@ -74,11 +76,25 @@ def labels(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_outputs(source: Path, outputs: dict[str, Path]) -> None:
+    """Raise ValueError unless what a training finds can be written, and overwrites nothing that it needs."""
+    taken = {source.resolve(): "the table itself"}
+    for name, path in outputs.items():
+        place = path.resolve()
+        if place in taken:
+            raise ValueError(f"{name} must not be {taken[place]}, got {str(path)!r}.")
+        if place.is_dir() or not os.access(place if place.exists() else place.parent, os.W_OK):
+            raise ValueError(f"{name} must be a file that can be written in a folder that is there, got {str(path)!r}.")
+        taken[place] = f"the file of {name}"
+
+
 def _said(found: Suspects, data: LabelledData) -> Iterator[str]:
     """How many labels look wrong, and how sure that is."""
     if data.label_column:
         ids = f", ids in {data.id_column!r}" if data.id_column else ""
         yield f"labels are in the column {data.label_column!r}{ids}"
+    if data.left_out:
+        yield f"left out: {', '.join(data.left_out)}"
     total, several = len(data.labels), len(found)
     if found.reason:
         yield f"none of {total:,} labels looks wrong: {found.reason}"
@@ -160,6 +176,9 @@ MOST_VALUES = 50
 LABEL_NAMES, ID_NAMES = {"label", "labels", "class", "target", "y"}, {"", "id", "index", "name", "file", "path", "key"}
 """What columns of labels and of ids are called, the latter at the end of their names."""
 
+MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
+"""What cells without a value hold."""
+
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
 
@@ -172,6 +191,7 @@ class LabelledData(NamedTuple):
         classes: The names of the classes.
         names: N names of samples; None for their numbers.
         label_column, id_column: Where labels and names stand in a table; "" for none.
+        left_out: Rows and columns of a table that say nothing, in words.
         picture: Returns a picture of a sample for the page; None without.
         describe: Returns a text about it; None without.
     """
@@ -184,6 +204,7 @@ class LabelledData(NamedTuple):
     describe: Callable[[int], str] | None = None
     label_column: str = ""
     id_column: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def read_images(folder: Path) -> LabelledData:
@@ -221,8 +242,9 @@ def read_images(folder: Path) -> LabelledData:
 def read_table(path: Path, column: str | None) -> LabelledData:
     """A CSV file with a header: numbers are standardised, texts with up to 50 different values become one column each.
 
-    Missing numbers take the mean of their column. The column of labels is that which is called so, or else the only
-    one with few different texts; a column of ids, if there is one, names the samples.
+    Missing numbers (empty, NA, NaN, null, none, ?) take the mean of their column; columns of one value and rows without
+    a label are left out. The column of labels is that which is called so, or else the only one with few different
+    texts; a column of ids, if there is one, names the samples.
 
     Raises:
         ValueError: the column of labels is none of the table's, or not to be guessed, or holds one label only, or
@@ -242,9 +264,16 @@ def read_table(path: Path, column: str | None) -> LabelledData:
         )
     column = _label_column(rows, str(path)) if column is None else column
     ids = next((name for name in rows[0] if name != column and _is_id(name, [row[name] for row in rows])), "")
+    unlabelled = len(rows)
+    rows = [row for row in rows if row[column].strip()]
+    unlabelled -= len(rows)
     classes = sorted({row[column] for row in rows})
-    parts = [_numbers([row[name] or "" for row in rows]) for name in rows[0] if name not in (column, ids)]
-    inputs = [part for part in parts if part is not None]
+    names = [name for name in rows[0] if name not in (column, ids)] if rows else []
+    parts = {name: _numbers([row[name] or "" for row in rows]) for name in names}
+    inputs = [part for part in parts.values() if part is not None]
+    unused = [name for name, part in parts.items() if part is None]
+    left_out = [f"{unlabelled:,} rows without a label"] if unlabelled else []
+    left_out += [f"columns of one value or too many texts ({', '.join(unused)})"] if unused else []
     if len(classes) < 2 or not inputs:
         raise ValueError(
             f"{str(path)!r} must have two labels or more and a column to predict them from, got {len(classes)} and "
@@ -262,7 +291,7 @@ def read_table(path: Path, column: str | None) -> LabelledData:
 
     return LabelledData(
         np.concatenate(inputs, axis=1).astype(np.float32), labels, classes, [row[ids] for row in rows] if ids else None,
-        describe=describe, label_column=column, id_column=ids,
+        describe=describe, label_column=column, id_column=ids, left_out=tuple(left_out),
     )  # fmt: skip
 
 
@@ -299,15 +328,18 @@ def _is_number(text: str) -> bool:
 
 
 def _numbers(texts: list[str]) -> NDArray[np.float64] | None:
-    """float64[N, K], a column as numbers of mean 0 and spread 1, or 0 and 1; None for texts of too many kinds."""
+    """float64[N, K], a column as numbers of mean 0 and spread 1, or 0 and 1; None for one value, or texts of too many
+    kinds.
+    """
+    texts = [text.strip() for text in texts]
     try:
-        values = np.array([float(text) if text.strip() else np.nan for text in texts])
+        values = np.array([np.nan if text.lower() in MISSING else float(text) for text in texts])
     except ValueError:
         kinds = sorted(set(texts))
         alike = np.array([[text == kind for kind in kinds] for text in texts], float)
-        return alike if len(kinds) <= MOST_VALUES else None
+        return alike if 1 < len(kinds) <= MOST_VALUES else None
     known = np.isfinite(values)
-    if not known.any():
+    if not known.any() or not np.ptp(values[known]) > 0:
         return None
     values = np.where(known, values, values[known].mean())
     scaled: NDArray[np.float64] = ((values - values.mean()) / max(values.std(), 1e-9))[:, None]

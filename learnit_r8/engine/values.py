@@ -237,7 +237,11 @@ DEFAULTS = {each.name: each.default for kind in KINDS for each in fields(kind) i
 def whole(argument: str, value: Any) -> Any:
     """An argument that may be given alone as the value that refines it; one that stands for a number stays as it is."""
     kind: Any = next((kind for kind, name in ARGUMENTS.items() if name == argument != "batch_size"), None)
-    return value if kind is None or isinstance(value, KINDS) else kind(value)
+    if kind is None or isinstance(value, kind):
+        return value
+    if isinstance(value, KINDS) or (isinstance(value, type) and value in KINDS):
+        raise TypeError(f"{argument} must be given alone or as {kind.__name__}(...), got {value!r}.")
+    return kind(value)
 
 
 def head_of(value: Any) -> Any:
@@ -299,8 +303,14 @@ def how_to_write(names: Iterable[str], given: Mapping[str, Any]) -> str:
     """
     texts = []
     for kind in dict.fromkeys(WITHIN[name] for name in names):
-        shown = [f"{name}={_short(value)}" for name, value in given.items() if WITHIN.get(name) is kind]
         alone, head = given.get(ARGUMENTS[kind]), HEADS[kind]
+        held = {name: value for name, value in given.items() if WITHIN.get(name) is kind}
+        if isinstance(alone, kind):
+            own = {each.name: getattr(alone, each.name) for each in fields(kind)}
+            changed = {each.name: own[each.name] for each in fields(kind) if own[each.name] is not each.default}
+            held = {**changed, **held}
+            alone = None if head is None or head == "batch_size" else held.pop(head, None)
+        shown = [f"{name}={_short(value)}" for name, value in held.items()]
         if head is not None and alone is not None and not isinstance(alone, KINDS):
             shown = [*shown, f"{head}={_short(alone)}"] if head == "batch_size" else [_short(alone), *shown]
         texts.append(f"{ARGUMENTS[kind]}={kind.__name__}({', '.join(shown)})")

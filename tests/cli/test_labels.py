@@ -141,3 +141,43 @@ def test_a_folder_without_labels_is_refused(tmp_path, capsys):
     pytest.importorskip("PIL")
     assert main(["labels", str(tmp_path)]) == 1
     assert "source must be a folder with a folder of images for each of two labels" in capsys.readouterr().err
+
+
+def test_rows_and_columns_that_say_nothing_are_left_out_aloud(tmp_path, capsys, monkeypatch):
+    """A cell with NA is missing, and its column is used; rows without a label and columns of one value are named."""
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    table = write_table(tmp_path / "t.csv")
+    with open(table, encoding="utf-8") as file:
+        header, *rows = [[*row, "same"] for row in csv.reader(file)]
+    for row in rows[::50]:
+        row[0] = "NA"
+    rows[7][8] = ""
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([[*header[:-1], "always"], *rows])
+    assert main(["labels", table, "--label", "kind", "--epochs", "8"]) == 0
+    said = capsys.readouterr().out
+
+    assert "left out: 1 rows without a label, columns of one value or too many texts (always)" in said
+    assert re.search(r"[4-7]\d of 599 labels look wrong", said)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--list", "t.csv"], "--list must not be the table itself"),
+        (["--out", "t.csv"], "--out must not be the table itself"),
+        (["--out", "same", "--list", "./same"], "--list must not be the file of --out"),
+        (["--out", "missing/page.html"], "--out must be a file that can be written in a folder that is there"),
+        (["--list", "."], "--list must be a file that can be written"),
+    ],
+)
+def test_outputs_are_checked_before_the_training(tmp_path, capsys, monkeypatch, options, text):
+    """Nothing that the user has is overwritten, and no training is lost to a folder that is not there."""
+    monkeypatch.chdir(tmp_path)
+    table = write_table(tmp_path / "t.csv")
+    before = (tmp_path / "t.csv").read_bytes()
+    assert main(["labels", table, "--label", "kind", *options]) == 1
+
+    assert text in capsys.readouterr().err
+    assert (tmp_path / "t.csv").read_bytes() == before

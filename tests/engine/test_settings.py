@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import learnit_r8
-from learnit_r8 import R8Scheduler, scheduler
+from learnit_r8 import Monitor, OwnBatches, R8Scheduler, RateShape, TokenBatches, scheduler
 from learnit_r8.checkpoint.run_config import arguments_of
 from learnit_r8.engine.settings import CommonSettings, NewGoal, SchedulerSettings, Settings, kept_defaults
-from learnit_r8.engine.values import ARGUMENTS, WITHIN, flat, grouped, whole
+from learnit_r8.engine.values import ARGUMENTS, WITHIN, flat, grouped, how_to_write, whole
 from tests.package_copy import copy_package, replace_in, run_beside
 
 PARAMETERS = {name: each for name, each in inspect.signature(R8Scheduler.__init__).parameters.items() if name != "self"}
@@ -100,7 +100,7 @@ def test_a_resumed_run_keeps_what_a_new_value_does_not_replace(tmp_path):
 
 ADDED = """
 import learnit_r8
-from learnit_r8 import R8Scheduler, scheduler
+from learnit_r8 import Monitor, OwnBatches, R8Scheduler, RateShape, TokenBatches, scheduler
 from learnit_r8.engine.settings import suggest_settings
 
 
@@ -207,3 +207,20 @@ def test_settings_are_shown_in_words_and_offered_by_completion(tmp_path):
     assert not re.search(r"Path\(|<U|np\.", " ".join(shown.values()))
     assert shown["seed"] == "3"
     assert {"table", "pace", "sentry", "controller", "schedule", "lr"} <= {*dir(r8)}
+
+
+def test_the_hint_of_an_old_name_keeps_what_the_new_value_holds():
+    """Who follows it loses nothing that was given."""
+    given = {"scheduler_mode": RateShape("wsd", min_lr=0.001), "warmup_steps": 5}
+    assert how_to_write(["warmup_steps"], given) == "scheduler_mode=RateShape('wsd', min_lr=0.001, warmup_steps=5)"
+    given = {"batch_size": OwnBatches(max_ids=7), "resume_data": "start"}
+    assert how_to_write(["resume_data"], given) == "batch_size=OwnBatches(max_ids=7, resume_data='start')"
+    given = {"batch_size": TokenBatches([1, 2], 10, batch_size=4), "max_tokens": 20}
+    assert "lengths=[1, 2], max_tokens=20" in how_to_write(["max_tokens"], given)
+
+
+@pytest.mark.parametrize("value", [OwnBatches(), RateShape, Monitor("loss")])
+def test_a_value_of_another_argument_is_refused(value):
+    """The error names the argument and the value that it takes; a class in place of a value is met, too."""
+    with pytest.raises(TypeError, match=r"scheduler_mode must be given alone or as RateShape\(...\), got "):
+        R8Scheduler(100, batch_size=10, num_epochs=1, scheduler_mode=value)

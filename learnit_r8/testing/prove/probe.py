@@ -126,7 +126,7 @@ class Probe:
         optimizers.register_optimizer_step_pre_hook(self.before_step)
         optimizers.register_optimizer_step_post_hook(self.after_step)
         self.wrap(torch.autograd, "backward", self.hear_loss)
-        self.wrap(torch, "save", lambda *_, **__: self.saved.add("torch"))
+        self.wrap(torch, "save", self.hear_save)
         self.wrap(torch.amp.GradScaler, "__init__", lambda scaler, *_, **__: self.scalers.append(weakref.ref(scaler)))
         self.wrap(dataloader.DataLoader, "__iter__", self.hear_loader)
         iterator: Any = dataloader._BaseDataLoaderIter
@@ -150,6 +150,12 @@ class Probe:
         iterator._next_index, iterator.__next__, iterator._reset = next_index, next_batch, begin_epoch
         self.arm()
         atexit.register(self.end)
+
+    def hear_save(self, _: Any = None, f: Any = None, *__: Any, **___: Any) -> None:
+        """Note that the training saves; a path goes to the fence, as torch opens it in native code."""
+        self.saved.add("torch")
+        if isinstance(f, (str, os.PathLike)):
+            sys.audit("open", os.fspath(f), "wb", os.O_WRONLY | os.O_CREAT)
 
     @staticmethod
     def wrap(owner: Any, name: str, hear: Callable[..., Any]) -> None:

@@ -116,3 +116,17 @@ def test_a_command_that_goes_on_may_be_another(train):
     proof = prove(**train("forgetful"), resume=f"{sys.executable} train.py", kills=1, steps=12)
 
     assert (proof.code, proof.steps) == (EXACT, 12)
+
+
+def test_torch_save_outside_of_the_copy_is_refused(train, tmp_path):
+    """torch opens its files in native code; what the user has there stays as it is, and the path is named."""
+    precious = tmp_path.parent / f"{tmp_path.name}.pt"
+    precious.write_text("precious")
+    (tmp_path / "train.py").write_text(SCRIPT.replace('path = "ck.pt"', f"path = {str(precious)!r}").replace(
+        "os.path.exists(path)", "False"
+    ))  # fmt: skip
+    proof = prove(**train(), kills=1)
+
+    assert precious.read_text() == "precious"
+    assert proof.code == UNKNOWN
+    assert str(precious) in str(proof)
