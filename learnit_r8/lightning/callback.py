@@ -17,7 +17,7 @@ from ..engine import values
 from ..schedules.budget import batches_of, has_budget
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
-from ..torch.counts import note_counts
+from ..torch.counts import note_counts, uncounted
 from ..torch.losses import check_labels
 from ..torch.own_loop.last_forward import LastForward
 from .loader import WEIGHTED, R8Loader
@@ -397,12 +397,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 def _run_again(trainer: Any, module: Any, own_step: Callable[..., Any], held: Any) -> Any:
     """The loss of a batch that ``training_step`` was given; what it logs or counts does not count a second time."""
     args, kwargs = held
-    put_back = note_counts(module, skipped="_", all_of_it=True)
-    try:
-        with _logging_to(module, lambda *_, **__: None), trainer.precision_plugin.train_step_context():
-            outputs = own_step(*args, **kwargs)
-    finally:
-        put_back()
+    silence = _logging_to(module, lambda *_, **__: None)
+    with uncounted(module, skipped="_"), silence, trainer.precision_plugin.train_step_context():
+        outputs = own_step(*args, **kwargs)
     return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -52,6 +53,16 @@ def note_counts(owner: Any, *, skipped: str, all_of_it: bool = False) -> Callabl
             attributes.update({name: put() for name, put in parts.items() if put is not None})
 
     return put_back
+
+
+@contextlib.contextmanager
+def uncounted(owner: Any, *, skipped: str) -> Iterator[None]:
+    """A ``with`` block in which a step is computed once more: nothing counts a second time, however it ends."""
+    put_back = note_counts(owner, skipped=skipped, all_of_it=True)
+    try:
+        yield
+    finally:
+        put_back()
 
 
 def _note(value: Any) -> Callable[[], Any] | None:

@@ -13,7 +13,7 @@ from ..engine import values
 from ..sampling.ticket import Outcome
 from ..schedules.budget import has_budget
 from ..torch.attachment import attach
-from ..torch.counts import note_counts
+from ..torch.counts import note_counts, uncounted
 from ..torch.own_loop.last_forward import LastForward, no_loss
 
 if TYPE_CHECKING:
@@ -119,12 +119,8 @@ class OwnBatches:
 
 def run_again(trainer: Any, compute_loss: Callable[[], torch.Tensor]) -> torch.Tensor:
     """The loss of a batch that the Trainer has had; what it counts does not count a second time."""
-    put_back = note_counts(trainer, skipped="_r8", all_of_it=True)
-    try:
-        with trainer.compute_loss_context_manager():
-            return compute_loss()
-    finally:
-        put_back()
+    with uncounted(trainer, skipped="_r8"), trainer.compute_loss_context_manager():
+        return compute_loss()
 
 
 def reports_early(trainer: Any) -> bool:
