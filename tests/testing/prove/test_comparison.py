@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from learnit_r8.testing.prove.comparison import align, align_by_batches, first_difference, spread
-from learnit_r8.testing.prove.words import KINDS
+from learnit_r8.testing.prove.report import KINDS
 
 TOTAL, PER_EPOCH = 24, 8
 

@@ -87,6 +87,13 @@ def test_a_training_without_seeds_is_compared_with_itself(train):
     assert "two trainings that nobody kills differ from step 1 on" in proof.notes[0]
 
 
+def test_a_fault_is_found_without_seeds(train):
+    """What was trained before the kill must be trained again just so, though no two trainings are alike."""
+    proof = prove(**train("unseeded", "repeat"), kills=1)
+
+    assert (proof.code, proof.difference.kind, proof.rows != ()) == (DIFFERS, "repeated", True)
+
+
 def test_losses_with_noise_are_said_not_to_repeat(train):
     """Where only the losses are noisy nothing can be said, but batches that are repeated are."""
     proof = prove(**train("noisy"), kills=1)
