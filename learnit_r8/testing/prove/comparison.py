@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .launches import Step
@@ -72,10 +72,8 @@ def parts_that_differ(one: Step, two: Step, averages: tuple[set[str], ...] = (se
         found.append("input")
     if "w" in one and "w" in two:
         found += [name for name, key in WHOLE_STATE.items() if one[key] != two[key]]
-        held = [
-            {x for key, x in each.get("e", {}).items() if key in keys}
-            for each, keys in zip((one, two), averages, strict=True)
-        ]
+        copies = one.get("e", {}), two.get("e", {})
+        held = [{copies[side][key] for key in averages[side] & copies[side].keys()} for side in (0, 1)]
         found += ["copies"] if all(held) and not held[0] & held[1] else []
     return found
 
@@ -85,24 +83,19 @@ def generators_that_differ(one: Step, two: Step) -> list[str]:
     return sorted(name for name in one["g"].keys() & two["g"].keys() if one["g"][name] != two["g"][name])
 
 
-def align(steps: Sequence[Step], reference: Sequence[Step], last: int) -> int | None:
-    """After which step of a reference a training goes on: by the weights, else by the optimizer's count, else None."""
-    first = steps[0]
+def align(steps: Sequence[Step], reference: Sequence[Step], last: int, *, is_anew: bool = False) -> int | None:
+    """After which step of a reference a training goes on: by the weights, the optimizer's count, or its batches.
+
+    ``is_anew`` says that it begins at step 0 if neither weights nor count tell; None if nothing does.
+    """
+    first, firsts = steps[0], [contents_of(each) for each in steps[:COMPARED]]
     # The same weights twice, as after a step that a scaler skipped: the moments decide, then the later.
     same = [(x["m"] == first["m"], x["n"]) for x in reference if x.get("w") == first.get("w") and x["n"] <= last + 1]
     counts = [x["n"] for x in reference if first.get("c") and x.get("c") == first["c"] and x["o"] == first["o"]]
-    if same:
-        return int(max(same)[1] - 1)
-    return int(counts[-1] - 1) if counts else None
-
-
-def align_by_batches(steps: Sequence[Step], reference: Sequence[Step], last: int) -> int | None:
-    """After which step of a reference a training goes on, by its batches alone."""
-    firsts = [contents_of(each) for each in steps[:COMPARED]]
-    for place in range(min(last, len(reference) - len(firsts)), -1, -1):
-        if [contents_of(each) for each in reference[place : place + len(firsts)]] == firsts:
-            return place
-    return None
+    places = [0] if is_anew else range(min(last, len(reference) - len(firsts)), -1, -1)
+    if same or counts:
+        return int((max(same)[1] if same else counts[-1]) - 1)
+    return next((x for x in places if is_anew or [*map(contents_of, reference[x:][: len(firsts)])] == firsts), None)
 
 
 def first_difference(
@@ -120,60 +113,50 @@ def first_difference(
     for place, (one, two) in enumerate(zip(reference[after:], steps, strict=False)):
         parts = [x for x in parts_that_differ(one, two, averages) if only is None or x in only]
         if parts:
-            kinds = list(_kinds(parts, steps, reference, after, place))
-            kind, detail = kinds[0]
-            others = tuple(dict.fromkeys(name for name, _ in kinds[1:] if name not in (kind, "unknown")))
+            (kind, detail), *rest = _kinds(parts, steps, reference, after, place)
+            others = tuple(dict.fromkeys(name for name, _ in rest if name not in (kind, "unknown")))
             return Difference(after + place + 1, place + 1, tuple(parts), kind, detail, others)
     return None
 
 
 def _kinds(
     parts: list[str], steps: Sequence[Step], reference: Sequence[Step], after: int, place: int
-) -> Iterator[tuple[str, str]]:
+) -> list[tuple[str, str]]:
     """The kinds of a difference, with what is to be said of each, the one that explains the others first."""
-    one, two, is_first = reference[after + place], steps[place], place == 0
+    one, two, has, is_first = reference[after + place], steps[place], {*parts}, place == 0
     generators = generators_that_differ(reference[after], steps[0]) or generators_that_differ(one, two)
     told = f"generators that differ: {', '.join(generators)}" if generators else ""
-    starts = is_epoch_start(steps, place), is_epoch_start(reference, after + place)
-    ahead = _shift_of_rates(steps, reference, after, place) if "rates" in parts else 0
+    starts, should = is_epoch_start(steps, place), is_epoch_start(reference, after + place)
+    ahead = _shift_of_rates(steps, reference, after, place) if "rates" in has else 0
     passes = f"{two['b']} in place of {one['b']} backward passes"
-    if "backward passes" in parts and is_first:
-        yield "accumulation", f"{passes} in the first step"
-    if "batches" in parts and not is_first and starts[0] != starts[1]:
-        yield "epoch", f"the epoch ends {'early' if starts[0] else 'late'}, at step {one['n']}"
-    if ahead:
-        yield "twice", f"the rates are those of {ahead} step{'s' * (ahead > 1)} later"
-    if "batches" in parts:
-        kind, detail = _order(steps, reference, after, place, told)
-        # What is left out where a later epoch begins is what was done in the first.
-        yield ("epoch" if kind == "skipped" and not is_first and starts[0] else kind), detail
-    if "moments" in parts and is_first:
+    order, detail = _order(steps, reference, after, place, told) if "batches" in has else ("", "")
+    # What is left out where a later epoch begins is what was done in the first.
+    order = "epoch" if order == "skipped" and not is_first and starts else order
+    names = [", ".join(each["names"]) or "none" for each in (two, one) if "names" in each]
+    is_lost, is_new = "losses" in has, "input" in has and not has & {"batches", "weights"}
+    table = [
+        ("backward passes" in has and is_first, "accumulation", f"{passes} in the first step"),
+        (order and not is_first and starts != should, "epoch",
+            f"the epoch ends {'early' if starts else 'late'}, at step {one['n']}"),
+        (ahead, "twice", f"the rates are those of {ahead} step{'s' * (ahead > 1)} later"),
+        (order, order, detail),
         # The rate of an optimizer that is made anew is another, too.
-        names = [", ".join(each["names"]) or "none" for each in (two, one)]
-        yield "moments", "" if names[0] == names[1] else " in place of ".join(names)
-    if "rates" in parts and not ahead:
-        yield "schedule", f"{_short(two['r'])} in place of {_short(one['r'])}"
-    if "scaler" in parts:
-        yield "scaler", f"{_short(two.get('s'))} in place of {_short(one.get('s'))}"
-    if "moments" in parts and not is_first:
-        yield "moments", ""
-    if "settings" in parts:
-        yield "settings", ""
-    if "weights" in parts and is_first:
-        yield "weights", ""
-    if "buffers" in parts and not {"batches", "content", "input"} & set(parts):
-        yield "buffers", ""
-    if "copies" in parts:
-        yield "ema", ""
-    if "content" in parts:
-        yield "augmentation", f"the same samples, other content; {told}"
-    elif "input" in parts and not {"batches", "weights"} & set(parts):
-        yield "augmentation", f"the same batch, another input of the network; {told}"
-    elif "losses" in parts and not {"batches", "weights", "scaler", "buffers"} & set(parts):
-        yield ("dropout", told) if generators else ("unknown", "")
-    if "backward passes" in parts and not is_first:
-        yield "accumulation", passes
-    yield "unknown", ""
+        ("moments" in has and is_first, "moments", " in place of ".join(dict.fromkeys(names)) * (len({*names}) > 1)),
+        ("rates" in has and not ahead, "schedule", f"{_short(two['r'])} in place of {_short(one['r'])}"),
+        ("scaler" in has, "scaler", f"{_short(two.get('s'))} in place of {_short(one.get('s'))}"),
+        ("moments" in has and not is_first, "moments", ""),
+        ("settings" in has, "settings", ""),
+        ("weights" in has and is_first, "weights", ""),
+        ("buffers" in has and not has & {"batches", "content", "input"}, "buffers", ""),
+        ("copies" in has, "ema", ""),
+        ("content" in has, "augmentation", f"the same samples, other content; {told}"),
+        ("content" not in has and is_new, "augmentation", f"the same batch, another input of the network; {told}"),
+        (is_lost and generators and not has & {"content", "input", "batches", "weights", "scaler", "buffers"},
+            "dropout", told),
+        ("backward passes" in has and not is_first, "accumulation", passes),
+        (True, "unknown", ""),
+    ]  # fmt: skip
+    return [(kind, detail) for holds, kind, detail in table if holds]
 
 
 def _shift_of_rates(steps: Sequence[Step], reference: Sequence[Step], after: int, place: int) -> int:
@@ -245,23 +228,18 @@ def evidence(difference: Difference, steps: Sequence[Step], whole: Sequence[Step
     """The first step after the restart and those from the difference on, as the two trainings had them."""
     rows: list[tuple[str, ...]] = []
     after, averages = difference.step - difference.local, (moving(whole), moving(steps))
-    for local in sorted({1, difference.local, difference.local + 1}):
-        if local > len(steps) or after + local > len(whole):
-            continue
-        pair = whole[after + local - 1], steps[local - 1]
+    pairs = [*zip(whole[after:], steps, strict=False)]
+    for local in sorted({1, difference.local, difference.local + 1} & {*range(1, len(pairs) + 1)}):
+        pair = pairs[local - 1]
         parts = {"batches" if each == "content" else each for each in parts_that_differ(*pair, averages)}
         for name in ("batches", "rates", "backward passes", "scaler", *WHOLE_STATE, "copies", "losses"):
             if name in parts or name in ("batches", "rates", "losses"):
-                told = [str(_shown(name, each)) for each in pair]
-                told = [each if len(each) <= 40 else each[:37] + "..." for each in told]
-                rows.append((str(after + local), name, told[0], told[1] if name in parts else "the same"))
+                key = {**EACH_STEP, **WHOLE_STATE}.get(name, "")
+                batches = [[x[3] or x[4][:1] for x in each["x"]][:1] or each["i"][:1] for each in pair]
+                copies = [[*each.get("e", {}).values()] for each in pair]
+                told = {"batches": batches, "copies": copies}.get(name) or [each.get(key) for each in pair]
+                cut = [str(each) if len(str(each)) <= 40 else str(each)[:37] + "..." for each in told]
+                rows.append((str(after + local), name, cut[0], cut[1] if name in parts else "the same"))
         for name in generators_that_differ(*pair):
             rows.append((str(after + local), f"generator {name}", *(f"{each['g'][name]:08x}" for each in pair)))
     return tuple(rows)
-
-
-def _shown(name: str, step: Step) -> object:
-    """A part of a step as it is shown to people."""
-    if name == "batches":
-        return [each[3] or each[4][:1] for each in step["x"]][:1] or step["i"][:1]
-    return [*step.get("e", {}).values()] if name == "copies" else step.get({**EACH_STEP, **WHOLE_STATE}[name])

@@ -23,7 +23,15 @@ QUIET = {
     "WANDB_MODE": "offline", "WANDB_SILENT": "true", "COMET_MODE": "OFFLINE", "NEPTUNE_MODE": "offline",
     "CLEARML_OFFLINE_MODE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1",
 }  # fmt: skip
-CACHES = ("TMPDIR", "MPLCONFIGDIR", "WANDB_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR")
+CACHES = (
+    "TMPDIR",
+    "MPLCONFIGDIR",
+    "WANDB_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "NUMBA_CACHE_DIR",
+    "HF_DATASETS_CACHE",
+)
 """Variables that name a folder in which libraries write beside the script: one of ours."""
 
 LARGE = 2 << 30
@@ -41,22 +49,17 @@ class CannotSay(Exception):
 
 
 class Launch(NamedTuple):
-    """One launch of the command: the steps of each rank, exit code, last line printed or of an error, seconds."""
+    """One launch of the command: the steps of each rank, exit code, last line printed or of an error, seconds.
+
+    ``steps`` are how many the first rank noted; ``end`` is what ended it, ``kill``, ``stop``, ``end`` or nothing heard.
+    """
 
     ranks: list[list[Step]]
     code: int
     said: str
     seconds: float
-
-    @property
-    def steps(self) -> int:
-        """How many steps the first rank noted."""
-        return len(self.ranks[0]) if self.ranks else 0
-
-    @property
-    def end(self) -> str:
-        """What ended the first rank: ``kill``, ``stop``, ``end``, or nothing that the probe heard."""
-        return str(self.ranks[0][-1].get("end", "")) if self.ranks else ""
+    steps: int
+    end: str
 
 
 class Workshop:
@@ -79,7 +82,8 @@ class Workshop:
         self.allowed = [str(self.place), *(os.path.abspath(os.path.expanduser(each)) for each in allow)]
         self.links = {self.folder / each for each in link}
         self.listed = {each: listing(each) for each in self.links}
-        self.longest: float | None = None
+        self.limit: float | None = None
+        self.refusals = self.place / "refused.txt"
         self.count = 0
 
     def __enter__(self) -> Workshop:
@@ -101,8 +105,7 @@ class Workshop:
 
     def refused(self) -> list[str]:
         """The paths that something wanted to write, and could not."""
-        path = self.place / "refused.txt"
-        return sorted(set(path.read_text(encoding="utf-8").split("\n")) - {""}) if path.exists() else []
+        return sorted({*self.refusals.read_text(encoding="utf-8").split("\n")} - {""}) if self.refusals.exists() else []
 
     def copy(self) -> Path:
         """A copy of the folder to run in; environments and links are linked."""
@@ -138,23 +141,18 @@ class Workshop:
     def launch(self, place: Path, command: Sequence[str], **request: Any) -> Launch:
         """Run a command in a copy, and read what was noted of it."""
         home = Path(tempfile.mkdtemp(prefix="launch", dir=self.place))
-        inside, notes, scratch = home / "inside", home / "notes", home / "scratch"
-        for each in (inside, notes, scratch):
-            each.mkdir()
+        inside, scratch = home / "inside", home / "scratch"
+        inside.mkdir()
+        scratch.mkdir()
         shutil.copy(Path(__file__).with_name("probe.py"), inside / "sitecustomize.py")
-        request |= {"folder": str(notes), "deterministic": self.deterministic}
-        request |= {"allowed": self.allowed, "refusals": str(self.place / "refused.txt")}
+        request |= {"deterministic": self.deterministic, "allowed": self.allowed, "refusals": str(self.refusals)}
         (inside / "request.json").write_text(json.dumps(request), encoding="utf-8")
         words = [each.replace(str(self.folder), str(place)) for each in command]
         inherited = os.environ.get("PYTHONPATH", "").replace(str(self.folder), str(place))
         environment = {**os.environ, **QUIET, **dict.fromkeys(CACHES, str(scratch)), "PWD": str(place)}
         # Data sets that are prepared already are read; a new one, and the locks of all, are written in ours.
-        huggingface = os.environ.get("HF_HOME") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
-        )
-        prepared = os.environ.get("HF_DATASETS_CACHE") or os.path.join(huggingface, "datasets")
-        environment["HF_DATASETS_CACHE"] = str(scratch)
-        for each in Path(prepared).expanduser().glob("*"):
+        hub = os.path.join(os.environ.get("HF_HOME", "~/.cache/huggingface"), "datasets")
+        for each in Path(os.environ.get("HF_DATASETS_CACHE", hub)).expanduser().glob("*"):
             (scratch / each.name).symlink_to(each)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(inside), inherited]))
         if self.deterministic:
@@ -168,25 +166,23 @@ class Workshop:
                 )  # fmt: skip
             except OSError as error:
                 raise CannotSay(f"the command cannot be started: {error}.") from None
-            limit = None if self.longest is None else 10 * self.longest + LIMIT
             try:
-                code = child.wait(limit)
+                code = child.wait(self.limit)
             except subprocess.TimeoutExpired:
-                raise CannotSay(f"a launch took longer than {limit:.0f} s, ten times the whole run.") from None
+                raise CannotSay(f"a launch took longer than {self.limit:.0f} s, ten times the whole run.") from None
             finally:
                 with contextlib.suppress(OSError):
                     os.killpg(child.pid, signal.SIGKILL)
                 left = self.sweep(child.pid)
                 child.wait()
-        failed = notes / "error.txt"
-        if failed.exists():
-            why = failed.read_text(encoding="utf-8") or "it could not write its notes; is the disk full?"
-            raise CannotSay(f"the probe failed: {why}")
-        text = (home / "output.txt").read_text(encoding="utf-8", errors="replace")
-        lines = [each.strip() for each in text[-8000:].splitlines() if each.strip()]
-        errors = [each for each in lines if code and re.match(r"[\w.]*(Error|Exception|Exit)\b", each)]
-        said = (errors or lines or ["nothing"])[-1][:200]
-        done = Launch(_ranks(notes), code, said, time.monotonic() - began)
+        if (failed := inside / "error.txt").exists():
+            raise CannotSay(f"the probe failed: {failed.read_text(encoding='utf-8') or 'is the disk full?'}")
+        lines = (home / "output.txt").read_text(encoding="utf-8", errors="replace")[-8000:].splitlines()
+        told = [each.strip() for each in lines if each.strip()] or ["nothing"]
+        errors = [each for each in told if code and re.match(r"[\w.]*(Error|Exception|Exit)\b", each)]
+        ranks = _ranks(inside)
+        steps, end = (len(ranks[0]), ranks[0][-1].get("end", "")) if ranks else (0, "")
+        done = Launch(ranks, code, (errors or told)[-1][:200], time.monotonic() - began, steps, end)
         shutil.rmtree(scratch, ignore_errors=True)
         if left and code == 0 and not done.end:
             raise CannotSay("the command ended while its training went on: start it in the foreground.")
@@ -210,16 +206,15 @@ def words_of(command: str) -> list[str]:
 
 def listing(path: Path) -> dict[str, tuple[int, int, str]]:
     """Size, time and digest of the files in a folder; of a large one the digest is of its ends."""
-    found = {}
-    for each in [path] if path.is_file() else sorted(path.rglob("*")):
-        if each.is_file():
-            about = each.stat()
-            with open(each, "rb") as file:
-                digest = hashlib.blake2b(file.read(1 << 20))
-                file.seek(max(0, about.st_size - (1 << 20)))
-                digest.update(file.read())
-            found[str(each)] = about.st_size, about.st_mtime_ns, digest.hexdigest()
-    return found
+    files = [each for each in (path, *sorted(path.rglob("*"))) if each.is_file()]
+    return {str(each): (each.stat().st_size, each.stat().st_mtime_ns, _digest(each)) for each in files}
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(file.read(1 << 20))
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        return hashlib.blake2b(digest.digest() + file.read()).hexdigest()
 
 
 def saves_of(steps: Sequence[Step]) -> list[int]:
@@ -231,16 +226,12 @@ def saves_of(steps: Sequence[Step]) -> list[int]:
 
 def _clone(source: str, target: str) -> bool:
     """Copy a file by sharing its blocks, if the disk can."""
-    if sys.platform != "linux":
-        return False
-    import fcntl
+    with contextlib.suppress(OSError, ImportError), open(source, "rb") as one, open(target, "wb") as two:
+        import fcntl
 
-    try:
-        with open(source, "rb") as one, open(target, "wb") as two:
-            fcntl.ioctl(two.fileno(), FICLONE, one.fileno())
-    except OSError:
-        return False
-    return True
+        fcntl.ioctl(two.fileno(), FICLONE, one.fileno())
+        return True
+    return False
 
 
 def _ranks(notes: Path) -> list[list[Step]]:

@@ -6,7 +6,6 @@ torch only once the script has done so.
 
 from __future__ import annotations
 
-import array
 import atexit
 import collections
 import contextlib
@@ -15,7 +14,6 @@ import gc
 import hashlib
 import importlib.machinery
 import importlib.util
-import itertools
 import json
 import os
 import random
@@ -49,6 +47,8 @@ COPIERS = {"cp", "ln", "rsync", "install"}
 WRITERS = COPIERS | {"rm", "mv", "rmdir", "mkdir", "touch", "tee", "truncate", "dd", "chmod", "unlink"}
 """Programs whose paths are looked at; those behind a ``>`` always are."""
 
+REFUSAL = "learnit-r8 prove lets nothing outside its copy be written, got %s; --allow it."
+
 
 class Fence:
     """Keeps what a script writes, renames or deletes in its copy of the folder.
@@ -62,8 +62,7 @@ class Fence:
 
     def __init__(self, allowed: list[str], refusals: str) -> None:
         self.allowed = [os.path.realpath(each) for each in (*allowed, "/dev", "/proc")]
-        self.refusals, self.is_busy = refusals, False
-        self.wrote: set[str] = set()
+        self.refusals, self.wrote = refusals, set[str]()
 
     def is_outside(self, path: Any, folder: Any = -1) -> bool:
         """Whether a path is one that must not be written."""
@@ -76,29 +75,23 @@ class Fence:
 
     def hear(self, event: str, args: tuple[Any, ...]) -> None:
         """Look at what Python is about to do, and keep in mind what kind of file it writes."""
-        if self.is_busy or event not in PLACES:
+        if event not in PLACES:
             return
-        self.is_busy = True
-        try:
-            paths = [(args[at], args[folder] if len(args) > folder else -1) for at, folder in PLACES[event]]
-            if event == "open" and isinstance(args[0], (str, bytes)) and isinstance(args[2], int):
-                if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
-                    paths = [(args[0], -1)]
-                self.wrote |= {"open"} if args[2] & os.O_CREAT and not args[2] & os.O_APPEND else set()
-            elif event in ("subprocess.Popen", "os.system"):
-                paths = [(each, -1) for each in self.written_by(args[event == "subprocess.Popen"])]
-            self.wrote |= {"rename"} if event == "os.rename" else set()
-            for path, folder in paths:
-                # A folder that is there already fails as it would without us.
-                if self.is_outside(path, folder) and not (event == "os.mkdir" and os.path.isdir(path)):
-                    name = os.path.abspath(os.fsdecode(path))
-                    with open(self.refusals, "a", encoding="utf-8") as file:
-                        file.write(name + "\n")
-                    raise PermissionError(
-                        f"learnit-r8 prove lets nothing outside its copy be written, got {name}; --allow it."
-                    )
-        finally:
-            self.is_busy = False
+        paths = [(args[at], args[folder] if len(args) > folder else -1) for at, folder in PLACES[event]]
+        if event == "open" and isinstance(args[0], (str, bytes)) and isinstance(args[2], int):
+            paths = [(args[0], -1)] if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) else []
+            self.wrote |= {"open"} if args[2] & os.O_CREAT and not args[2] & os.O_APPEND else set()
+        elif event in ("subprocess.Popen", "os.system"):
+            paths = [(each, -1) for each in self.written_by(args[event == "subprocess.Popen"])]
+        self.wrote |= {"rename"} if event == "os.rename" else set()
+        for path, folder in paths:
+            # A folder that is there already fails as it would without us.
+            if self.is_outside(path, folder) and not (event == "os.mkdir" and os.path.isdir(path)):
+                name = os.path.abspath(os.fsdecode(path))
+                # This is heard, too, and is inside.
+                with open(self.refusals, "a", encoding="utf-8") as file:
+                    file.write(name + "\n")
+                raise PermissionError(REFUSAL % name)
 
     def written_by(self, command: Any) -> list[str]:
         """The paths that a program may write, as far as its words tell."""
@@ -137,19 +130,19 @@ class Arrival:
         return spec
 
 
-def wrap(
-    owner: Any, name: str, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
-) -> None:
+def ignore(*_: Any, **__: Any) -> None:
+    """Hear nothing."""
+
+
+def wrap(owner: Any, name: str, before: Callable[..., None] = ignore, after: Callable[..., None] = ignore) -> None:
     """Call a function before another one, or after it with its arguments and what it returns."""
     plain = getattr(owner, name)
 
     @functools.wraps(plain)
     def wrapped(*args: Any, **settings: Any) -> Any:
-        if before is not None:
-            before(*args, **settings)
+        before(*args, **settings)
         result = plain(*args, **settings)
-        if after is not None:
-            after(*args, result)
+        after(*args, result)
         return result
 
     setattr(owner, name, wrapped)
@@ -172,14 +165,13 @@ class Probe:
 
     def begin(self) -> None:
         """Forget everything: at first, and in a forked process."""
-        self.pid, self.file, self.count, self.offset, self.passes = os.getpid(), -1, 0, 0, 0
+        self.pid, self.file, self.count, self.offset, self.passes, self.epochs = os.getpid(), -1, 0, 0, 0, 0
         lists: list[list[Any]] = [[] for _ in range(6)]
         self.losses, self.inputs, self.used, self.optimizers, self.roots, self.scalers = lists
         self.drawn: collections.deque[list[Any]] = collections.deque(maxlen=REMEMBERED)
         self.generators: dict[str, Any] = {}
         self.copies: dict[int, list[Any]] = {}
         self.note: dict[str, Any] = {}
-        self.epochs = itertools.count(1)
         self.every: int | None = self.request.get("every")
         self.inside: int | None = None
         self.waiting: Any = None
@@ -238,14 +230,12 @@ class Probe:
         for each in tensors:
             each = each.detach()
             each = each.to_local() if hasattr(each, "to_local") else each
-            if not each.numel():
-                continue
-            each = torch.view_as_real(each) if each.is_complex() else each
-            kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[each.element_size()]
-            bits = each.reshape(-1).view(kind)
-            some = bits[:: max(1, bits.numel() // 1021)].to(torch.int64)
-            places = torch.arange(1, some.numel() + 1, device=some.device)
-            found += [bits.sum(dtype=torch.int64), (some * (places * 2 + 1)).sum()]
+            if each.numel():
+                each = torch.view_as_real(each) if each.is_complex() else each
+                bits = each.reshape(-1).view(getattr(torch, f"int{8 * each.element_size()}"))
+                some = bits[:: max(1, bits.numel() // 1021)].to(torch.int64)
+                places = torch.arange(3, 2 * some.numel() + 3, 2, device=some.device)
+                found += [bits.sum(dtype=torch.int64), (some * places).sum()]
         values = torch.stack([each.to(found[0].device) for each in found]).tolist() if found else []
         shapes = [tuple(each.shape) for each in tensors]
         return hashlib.blake2b(repr((shapes, values)).encode(), digest_size=8).hexdigest()
@@ -262,7 +252,10 @@ class Probe:
 
     def place_of(self, loader: Any) -> list[Any]:
         """The number of the epoch that a loader is in, of the batch in it, and the indices of those to come."""
-        place: list[Any] = loader.__dict__.setdefault("_r8_place", [next(self.epochs), 0, collections.deque()])
+        if "_r8_place" not in loader.__dict__:
+            self.epochs += 1
+            loader._r8_place = [self.epochs, 0, collections.deque()]
+        place: list[Any] = loader._r8_place
         return place
 
     def hear_loader(self, loader: Any) -> None:
@@ -278,13 +271,11 @@ class Probe:
         indices = place[2].popleft() if place[2] else None
         while isinstance(indices, list) and isinstance(data, self.torch.utils.data.Subset):
             indices, data = [data.indices[each] for each in indices], data.dataset
-        key: str | None = None
-        shown: list[int] | None = None
+        told: list[Any] = [None, None]
         if isinstance(indices, list) and None not in indices:
-            key = f"{zlib.crc32(repr(indices).encode()):08x}"
-            shown = [int(each) for each in indices[:4] if isinstance(each, int)]
+            told = [f"{zlib.crc32(repr(indices).encode()):08x}", indices[:4]]
         parts = {self.sums([each]): weakref.ref(each) for each in [*self.tensors_in(batch)][:6]}
-        self.drawn.append([*place[:2], key, shown, parts, False])
+        self.drawn.append([*place[:2], *told, parts, False])
 
     def arm(self) -> None:
         """Listen for the first network that is called; those inside it are not listened to."""
@@ -338,11 +329,10 @@ class Probe:
         if torch.cuda.is_initialized():
             found["cuda"] = torch.cuda.get_rng_state()
         sums = {name: zlib.crc32(state.numpy()) for name, state in found.items()}
-        sums["python"] = zlib.crc32(array.array("Q", random.getstate()[1]))
         if numpy is not None and hasattr(numpy, "random"):
             _, keys, place, *_ = numpy.random.get_state()
             sums["numpy"] = zlib.crc32(keys.tobytes(), place)
-        return sums
+        return {**sums, "python": hash(random.getstate()[1]) & 0xFFFFFFFF}
 
     def before_step(self, optimizer: Any, *_: Any) -> None:
         """Note the state before a step."""
@@ -352,21 +342,18 @@ class Probe:
             # A step within a step, as of an optimizer that is sharded among ranks.
             return
         self.inside = id(optimizer)
-        if not any(each is optimizer for each in self.optimizers):
-            self.optimizers.append(optimizer)
-        number = next(i for i, each in enumerate(self.optimizers) if each is optimizer)
+        # Optimizers compare by identity.
+        self.optimizers += [optimizer] if optimizer not in self.optimizers else []
+        number = self.optimizers.index(optimizer)
         groups = [sorted(each.items()) for each in optimizer.param_groups]
         settings = [[v for k, v in each if k != "lr" and isinstance(v, (int, float, tuple))] for each in groups]
-        self.note = {
-            "n": self.count + 1, "o": number, "r": [float(each["lr"]) for each in optimizer.param_groups],
-            "h": zlib.crc32(repr(settings).encode()), "g": self.state_of_generators(),
-        }  # fmt: skip
+        self.note = {"n": self.count + 1, "o": number, "r": [float(each["lr"]) for each in optimizer.param_groups]}
+        self.note |= {"h": zlib.crc32(repr(settings).encode()), "g": self.state_of_generators()}
         if scalers := [each() for each in self.scalers if each() is not None and each().is_enabled()]:
             self.note["s"] = [[each.get_scale(), int(each._get_growth_tracker())] for each in scalers]
         if self.fence.wrote:
             self.note["f"] = sorted(self.fence.wrote)
-        is_due = self.every is None or (self.count + 1 + self.offset) % self.every == 0
-        if self.count < DENSE or self.fence.wrote or is_due:
+        if self.count < DENSE or self.fence.wrote or (self.count + 1 + self.offset) % (self.every or 1) == 0:
             began = time.perf_counter()
             self.note |= self.whole_state(optimizer)
             self.cost = max(time.perf_counter() - began, 1e-4)
@@ -389,20 +376,13 @@ class Probe:
         if self.count in (1, 2, 12):
             self.find_copies(own, [*own, *tensors, *rest])
         count = next((float(each["step"]) for each in moments[:1] if "step" in each), None)
-        state = {
-            "w": self.sums(own),
-            "m": f"{self.sums(tensors)}{told}",
-            "names": names,
-            "u": self.sums(rest),
-            "c": count,
-        }
-        copies = {}
-        for key, (held, seen) in list(self.copies.items()):
+        for held, seen in self.copies.values():
             seen.append(self.sums([*self.tensors_in(held(), 1)]))
-            copies[key] = seen[-1]
-            if held() is None or (len(seen) > 32 and len(set(seen)) == 1):
-                del self.copies[key]
-        return {**state, "e": copies} if copies else state
+        copies = {key: seen[-1] for key, (_, seen) in self.copies.items()}
+        # What never moves is none, nor what is gone.
+        self.copies = {k: x for k, x in self.copies.items() if x[0]() and (len(x[1]) < 33 or len({*x[1]}) > 1)}
+        sums = {"w": self.sums(own), "m": f"{self.sums(tensors)}{told}", "u": self.sums(rest)}
+        return {**sums, "names": names, "c": count, "e": copies}
 
     def find_copies(self, own: list[Any], known: list[Any]) -> None:
         """Find what holds tensors of the shapes of the weights without being the weights: averages of them."""
@@ -436,10 +416,9 @@ class Probe:
         note = {**self.note, "x": self.used[-8:], "i": self.inputs[-8:], "b": self.passes, "t": self.losses[-16:]}
         self.losses, self.inputs, self.used, self.passes = [], [], [], 0
         before, self.waiting = self.waiting, note
+        self.began = self.began or time.perf_counter()
         self.arm()
-        if before is None:
-            self.began = time.perf_counter()
-        else:
+        if before is not None:
             self.write(before)
         if self.every is None and self.count == DENSE + 2:
             per_step = max((time.perf_counter() - self.began) / (self.count - 1) - self.cost, 1e-4)
@@ -460,7 +439,7 @@ class Probe:
             name = os.path.join(self.request["folder"], f"{int(rank):05d}-{time.time_ns()}-{self.pid}.jsonl")
             self.file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         note["l"] = [float(each) if each.numel() == 1 else float(each.double().sum()) for each in note.pop("t")]
-        os.write(self.file, (json.dumps(note) + "\n").encode())
+        os.write(self.file, (json.dumps(note, default=int) + "\n").encode())
 
     def end(self, why: str = "end") -> None:
         """Write the note of the last step, with what ends the process."""
@@ -472,7 +451,7 @@ class Probe:
 def begin(folder: str) -> None:
     """Listen in this process as the request in a folder says, once torch is there, and load what this file hides."""
     with open(os.path.join(folder, "request.json"), encoding="utf-8") as file:
-        request = json.load(file)
+        request = {**json.load(file), "folder": folder}
     fence = Fence(request["allowed"], request["refusals"])
     sys.addaudithook(fence.hear)
     arrival: Any = Arrival(Probe(request, fence).install)

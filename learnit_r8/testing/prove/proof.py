@@ -8,24 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .comparison import (
-    Difference,
-    Rows,
-    align,
-    align_by_batches,
-    evidence,
-    first_difference,
-    first_odd,
-    generators_that_differ,
-    is_epoch_start,
-    spread,
-)
-from .launches import CannotSay, Launch, Step, Workshop, saves_of, words_of
+from . import comparison as compared
+from .comparison import Difference, Rows, first_odd, generators_that_differ, is_epoch_start
+from .launches import LIMIT, CannotSay, Launch, Step, Workshop, saves_of, words_of
 
 FEWEST = 4
 """Steps that a training must have: one before the checkpoint, one lost, two to compare."""
 
 EXACT, DIFFERS, UNKNOWN = 0, 1, 2
+
+HOW = 'give the command that goes on as --resume "CMD", for instance --resume "python train.py --resume last.pt".'
+UNHEARD = "the command does not train, trains in JAX or Keras (not heard yet), or its Python ignores PYTHONPATH"
+NOTHING = "so there is nothing to go on from: let it save checkpoints more often, or train longer."
 
 REPEATABLE = {"optimizer", "backward passes", "rates", "settings", "batches", "content", "scaler"}
 """Parts that are compared to the bit, if they do repeat themselves, where losses and weights do not."""
@@ -87,10 +81,7 @@ class Trial:
         if done.code and done.end != "stop":
             raise CannotSay(f"the command ended with {done.code} after {done.steps} steps. It said: {done.said}")
         if not done.steps:
-            raise CannotSay(
-                "no optimizer of torch made a step: the command does not train, trains in JAX or Keras (not heard yet)"
-                f", or its Python ignores PYTHONPATH. It said: {done.said}"
-            )
+            raise CannotSay(f"no optimizer of torch made a step: {UNHEARD}. It said: {done.said}")
         if done.steps < FEWEST:
             raise CannotSay(f"the training must have at least {FEWEST} steps, got {done.steps}.")
         return done
@@ -100,10 +91,7 @@ class Trial:
         steps, draw = self.whole[0], random.Random(seed)
         saves = [each for each in saves_of(steps) if each < len(steps) - 1]
         if not saves:
-            raise CannotSay(
-                "the training writes no file before its last step, so there is nothing to go on from: let it save "
-                "checkpoints more often, or train longer."
-            )
+            raise CannotSay(f"the training writes no file before its last step, {NOTHING}")
         # Evenly, from the first on: after a kill, some later checkpoint is to be written by the restarted process.
         # Where an epoch ends, much that is wrong does not show; the last kill may be there.
         within = [each for each in saves if not is_epoch_start(steps, each)] or saves
@@ -115,12 +103,13 @@ class Trial:
             found.append(save + (1 if number % 3 == 1 else draw.randint((gap + 1) // 2, max(gap - 1, (gap + 1) // 2))))
         return sorted(found)
 
-    def start_and_kill(self, kill: int, place: Path) -> Launch:
-        """The first launch of a training that is to be killed."""
+    def start_and_kill(self, kill: int) -> tuple[Path, Launch]:
+        """The first launch of a training that is to be killed, in a fresh copy."""
+        place = self.shop.copy()
         done = self.shop.launch(place, self.command, kill=kill, stop=self.stop)
         if done.end != "kill":
             raise CannotSay(f"the training ended after {done.steps} steps, before the kill at {kill}: {done.said}")
-        return done
+        return place, done
 
     def go_on(self, references: list[list[Step]], place: Path, killed: int, **request: Any) -> Launch:
         """Start it again, to its end or to the next kill."""
@@ -143,19 +132,13 @@ class Trial:
         found = []
         for rank, (steps, reference) in enumerate(zip(done.ranks, references, strict=True)):
             has_ended = steps[-1].get("end") == reference[-1].get("end") == "end"
-            after = align(steps, reference, killed)
-            if after is None:
-                is_anew = has_ended and len(steps) == len(reference)
-                after = 0 if is_anew else align_by_batches(steps, reference, killed)
+            after = compared.align(steps, reference, killed, is_anew=has_ended and len(steps) == len(reference))
             if after == 0:
-                raise CannotSay(
-                    f"started again after the kill at step {killed}, the training begins at step 0: give the command "
-                    'that goes on as --resume "CMD", for instance --resume "python train.py --resume last.pt".'
-                )
+                raise CannotSay(f"started again after the kill at step {killed}, the training begins at step 0: {HOW}")
             after = min(killed, len(reference) - 1) if after is None else after
             if rank == 0:
                 self.restarts.append(Restart(killed, after, min(len(steps), len(reference) - after)))
-            difference = first_difference(steps, reference, after, only=self.only)
+            difference = compared.first_difference(steps, reference, after, only=self.only)
             count, right = after + len(steps), len(reference)
             if difference is None and has_ended and count != right:
                 kind, step = "twice" if count < right <= count + 2 else "steps", min(count, right) + 1
@@ -168,10 +151,10 @@ class Trial:
     def prove(self, kills: int, seed: int) -> Proof:
         """Kill and restart a training until something differs, or there is no kill left."""
         self.say("the whole training")
-        self.shop.longest = self.run_whole().seconds
-        kill_at, place = self.places(kills, seed), self.shop.copy()
+        self.shop.limit = 10 * self.run_whole().seconds + LIMIT
+        kill_at = self.places(kills, seed)
         self.say(f"{len(self.whole[0])} steps; kill at step {kill_at[0]}")
-        done = self.start_and_kill(kill_at[0], place)
+        place, done = self.start_and_kill(kill_at[0])
         for one, two in zip(self.whole, done.ranks, strict=False):
             # Nobody needs a generator that nobody seeds.
             for name in generators_that_differ(one[0], two[0]):
@@ -185,10 +168,8 @@ class Trial:
             difference = self.compare(done, self.whole, killed)
             went_on = self.restarts[-1].went_on
             if went_on in saves and (newer := [each for each in saves if went_on < each < killed]):
-                self.notes.append(
-                    f"killed at step {killed}, it went on from the older checkpoint of step {went_on}, though there "
-                    f"was one of step {newer[-1]}: lost work only"
-                )
+                older = f"killed at step {killed}, it went on from the older checkpoint of step {went_on}"
+                self.notes.append(f"{older}, though there was one of step {newer[-1]}: lost work only")
             if difference is not None:
                 return self.conclude(done, difference, number, killed)
         if odd_ones := generators_that_differ(self.whole[0][self.restarts[-1].went_on], done.ranks[0][0]):
@@ -206,16 +187,17 @@ class Trial:
         is_second_only = False
         if number:
             self.say("the same kill alone, in a fresh copy")
-            place = self.shop.copy()
-            self.start_and_kill(killed, place)
-            alone = self.go_on(self.whole, place, killed, stop=stop or self.stop)
+            alone = self.go_on(self.whole, self.start_and_kill(killed)[0], killed, stop=stop or self.stop)
             is_second_only = self.compare(alone, self.whole, killed) is None
             self.restarts.pop()
-        steps = again.ranks[difference.rank]
-        for step, each in zip(steps, self.whole[difference.rank], strict=False):
+        for step, each in zip(again.ranks[difference.rank], self.whole[difference.rank], strict=False):
             step["g"] = {name: step["g"][name] for name in each["g"]}
-        rows = evidence(difference, done.ranks[difference.rank], steps)
-        return Proof(DIFFERS, difference=difference, is_second_only=is_second_only, rows=rows)
+        return self.differs(difference, done, again.ranks)._replace(is_second_only=is_second_only)
+
+    def differs(self, found: Difference, done: Launch, whole: list[list[Step]]) -> Proof:
+        """A difference with its evidence."""
+        rows = compared.evidence(found, done.ranks[found.rank], whole[found.rank])
+        return Proof(DIFFERS, difference=found, rows=rows)
 
     def prove_what_repeats(self, done: Launch, parts: set[str], since: int, place: Path, killed: int) -> Proof:
         """Compare the steps that the kill undid, all of each; then what does not differ without a kill."""
@@ -227,38 +209,27 @@ class Trial:
         restart = self.restarts[-1]
         if restart.compared and (own is None or REPEATABLE & {*own.parts}):
             self.notes.append("compared with the steps that the kill undid, which were trained again")
-            rows = evidence(own, after.ranks[own.rank], before[own.rank]) if own else ()
-            return Proof(DIFFERS if own else EXACT, difference=own, rows=rows)
+            return self.differs(own, after, before) if own else Proof(EXACT)
         self.only = REPEATABLE - parts
         joined = [[*one, *two[len(one) :]] for one, two in zip(before, self.whole, strict=True)]
         self.restarts.pop()
         found = self.compare(after, joined, killed)
-        apart = spread(after.ranks[0], self.whole[0][restart.went_on :])
-        usual = spread(before[0], self.whole[0])
+        apart = compared.spread(after.ranks[0], self.whole[0][restart.went_on :])
+        usual = compared.spread(before[0], self.whole[0])
         told = f"losses differ by {apart:.2g} after the kill, by {usual:.2g} without"
         if found is None and own is not None and "batches" in self.only and apart > 3 * usual:
             found = own._replace(detail=told)
         if found is not None:
-            rows = evidence(found, after.ranks[found.rank], joined[found.rank])
-            return Proof(DIFFERS, difference=found, rows=rows)
+            return self.differs(found, after, joined)
         why = f"{_not_repeatable(parts, since)}; what can be compared is the same, and {told}. Try --deterministic."
         return Proof(UNKNOWN, why)
 
 
 def prove(
-    command: Sequence[str],
-    *,
-    folder: str | Path = ".",
-    resume: str | None = None,
-    kills: int = 3,
-    steps: int | None = None,
-    allow: Sequence[str] = (),
-    link: Sequence[str] = (),
-    deterministic: bool = False,
-    seed: int = 0,
-    work: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Proof:
+    command: Sequence[str], *, folder: str | Path = ".", resume: str | None = None, kills: int = 3,
+    steps: int | None = None, allow: Sequence[str] = (), link: Sequence[str] = (), deterministic: bool = False,
+    seed: int = 0, work: str | None = None, say: Callable[[str], None] = lambda text: None,
+) -> Proof:  # fmt: skip
     """Find out whether a training goes on exactly where it was when it is killed and started again.
 
     Args:

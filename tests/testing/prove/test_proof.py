@@ -6,6 +6,8 @@ import pytest
 
 from learnit_r8.testing import assert_resumes
 from learnit_r8.testing.prove import DIFFERS, EXACT, UNKNOWN, prove
+from learnit_r8.testing.prove.launches import CannotSay, Workshop
+from learnit_r8.testing.prove.proof import Trial
 
 pytestmark = pytest.mark.program
 
@@ -35,7 +37,14 @@ if os.path.exists(path) and not has("forgetful"):
     torch.set_rng_state(saved["rng"])
 if has("die") and step:
     raise SystemExit("no way back")
-while step < 30:
+if has("daemon"):
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+if has("full"):
+    path = "/dev/full"
+steps = 2 if has("short") else 30
+while step < steps:
     at = step * 8 % 96
     loss = nn.functional.cross_entropy(model(x[at : at + 8]), y[at : at + 8])
     if has("noisy"):
@@ -116,6 +125,30 @@ def test_what_cannot_go_on_is_said(train, words, why):
 
     assert proof.code == UNKNOWN
     assert why in proof.why
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "why"),
+    [
+        (["short"], 2, "the training must have at least 4 steps, got 2"),
+        (["full"], 3, "ended with 1 after 3 steps. It said: OSError: [Errno 28] No space left on device"),
+        (["daemon"], 0, "the command ended while its training went on: start it in the foreground"),
+    ],
+)
+def test_a_training_that_cannot_be_proven_is_said(train, words, steps, why):
+    """One of two steps, on a full disk, or in the background: the reason, and how many steps it made."""
+    proof = prove(**train(*words), kills=1)
+
+    assert (proof.code, proof.steps) == (UNKNOWN, steps)
+    assert why in proof.why
+
+
+def test_a_training_that_ends_before_its_kill_is_said(train, tmp_path):
+    """A training that is shorter the second time is not killed, and says nothing."""
+    with Workshop(tmp_path) as shop:
+        trial = Trial(shop, train()["command"], None, None, print)
+        with pytest.raises(CannotSay, match="the training ended after 30 steps, before the kill at 40"):
+            trial.start_and_kill(40)
 
 
 def test_a_command_that_goes_on_may_be_another(train):
