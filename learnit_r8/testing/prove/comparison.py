@@ -196,9 +196,8 @@ def _order(steps: Sequence[Step], reference: Sequence[Step], after: int, place: 
     if is_start and nearest < expected:
         return "restarted", f"batch {nearest + 1} of the training again, in place of {expected + 1}"
     first = reference[min(at, after + place)]["x"][:1]
-    samples = (
-        f", from that of the samples {', '.join(map(str, first[0][3][:4]))} ... on" if first and first[0][3] else ""
-    )
+    shown = ", ".join(map(str, first[0][3])) if first and first[0][3] else ""
+    samples = f", from that of the samples {shown} ... on" if shown else ""
     how = f"{number} batch{'es' * (number > 1)}" + (f", {per_step} in each step" if per_step > 1 else "")
     return ("repeated" if nearest < expected else "skipped"), how + samples
 

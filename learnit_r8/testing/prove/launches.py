@@ -23,15 +23,7 @@ QUIET = {
     "WANDB_MODE": "offline", "WANDB_SILENT": "true", "COMET_MODE": "OFFLINE", "NEPTUNE_MODE": "offline",
     "CLEARML_OFFLINE_MODE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1",
 }  # fmt: skip
-CACHES = (
-    "TMPDIR",
-    "MPLCONFIGDIR",
-    "WANDB_DIR",
-    "TORCHINDUCTOR_CACHE_DIR",
-    "TRITON_CACHE_DIR",
-    "NUMBA_CACHE_DIR",
-    "HF_DATASETS_CACHE",
-)
+CACHES = "TMPDIR MPLCONFIGDIR WANDB_DIR TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR NUMBA_CACHE_DIR HF_DATASETS_CACHE"
 """Variables that name a folder in which libraries write beside the script: one of ours."""
 
 LARGE = 2 << 30
@@ -128,8 +120,10 @@ class Workshop:
             (shutil.copystat if shares and _clone(source, to) else shutil.copy2)(source, to)
 
         def left_out(at: str, names: list[str]) -> list[str]:
-            here = [(name, Path(at, name)) for name in names]
-            return [name for name, path in here if path in linked or name == "__pycache__" or path.is_fifo()]
+            here = [Path(at, name) for name in names]
+            files = [x for x in here if x.is_symlink() or x.is_dir() or x.is_file()]
+            kept = {x.name for x in files if x not in linked and x != self.place and x.name != "__pycache__"}
+            return [name for name in names if name not in kept]
 
         shutil.copytree(self.folder, target, symlinks=True, ignore=left_out, copy_function=copy_file)
         for each in linked:
@@ -149,7 +143,7 @@ class Workshop:
         (inside / "request.json").write_text(json.dumps(request), encoding="utf-8")
         words = [each.replace(str(self.folder), str(place)) for each in command]
         inherited = os.environ.get("PYTHONPATH", "").replace(str(self.folder), str(place))
-        environment = {**os.environ, **QUIET, **dict.fromkeys(CACHES, str(scratch)), "PWD": str(place)}
+        environment = {**os.environ, **QUIET, **dict.fromkeys(CACHES.split(), str(scratch)), "PWD": str(place)}
         # Data sets that are prepared already are read; a new one, and the locks of all, are written in ours.
         hub = os.path.join(os.environ.get("HF_HOME", "~/.cache/huggingface"), "datasets")
         for each in Path(os.environ.get("HF_DATASETS_CACHE", hub)).expanduser().glob("*"):
@@ -240,6 +234,5 @@ def _ranks(notes: Path) -> list[list[Step]]:
     for path in sorted(notes.glob("*.jsonl")):
         lines = path.read_text(encoding="utf-8").splitlines()
         steps, rank = [json.loads(each) for each in lines if each.endswith("}")], path.name.split("-")[0]
-        if len(steps) > len(found.get(rank, ())):
-            found[rank] = steps
+        found |= {rank: steps} if len(steps) > len(found.get(rank, ())) else {}
     return [found[rank] for rank in sorted(found)]

@@ -169,13 +169,10 @@ class Probe:
         lists: list[list[Any]] = [[] for _ in range(6)]
         self.losses, self.inputs, self.used, self.optimizers, self.roots, self.scalers = lists
         self.drawn: collections.deque[list[Any]] = collections.deque(maxlen=REMEMBERED)
-        self.generators: dict[str, Any] = {}
-        self.copies: dict[int, list[Any]] = {}
-        self.note: dict[str, Any] = {}
-        self.every: int | None = self.request.get("every")
-        self.inside: int | None = None
-        self.waiting: Any = None
-        self.arming: Any = None
+        dicts: list[dict[Any, Any]] = [{} for _ in range(3)]
+        self.generators, self.copies, self.note = dicts
+        nothing: Any = None
+        self.every, self.inside, self.waiting, self.arming = self.request.get("every"), nothing, nothing, nothing
         self.has_gradients, self.cost, self.began = False, 0.0, 0.0
 
     def guard(self, hook: Callable[..., None]) -> Callable[..., None]:

@@ -266,10 +266,9 @@ def prove(
             found = Proof(UNKNOWN, f"{shop.place}: {str(error)[:300]}.")
         if changed := shop.changed():
             found = found._replace(code=UNKNOWN, why=f"what was linked has changed: {', '.join(changed[:3])}.")
-        return found._replace(
-            steps=len(trial.whole[0]) if trial.whole else 0, restarts=tuple(trial.restarts),
-            notes=tuple(dict.fromkeys(trial.notes)), seconds=time.monotonic() - began,
-        )  # fmt: skip
+        steps, notes = len(trial.whole[0]) if trial.whole else 0, tuple(dict.fromkeys(trial.notes))
+        seconds = time.monotonic() - began
+        return found._replace(steps=steps, restarts=tuple(trial.restarts), notes=notes, seconds=seconds)
 
 
 def _not_repeatable(parts: set[str], since: int) -> str:

@@ -50,9 +50,8 @@ def headline(proof: Proof) -> str:
         return f"CANNOT SAY: {proof.why}"
     when = " on the second resume only," if proof.is_second_only else ""
     detail = f" ({found.detail})" if found.detail else ""
-    where = f"at step {found.step}, step {found.local} after the restart" + (
-        f", on rank {found.rank}" * bool(found.rank)
-    )
+    rank = f", on rank {found.rank}" if found.rank else ""
+    where = f"at step {found.step}, step {found.local} after the restart{rank}"
     return f"DIFFERS:{when} {KINDS[found.kind][0]}{detail}; first seen {where}."
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def test_a_copy_is_whole(folder):
         assert os.readlink(copy / "env") == str(folder / "env")
         assert os.readlink(copy / "link") == "data"
     assert not shop.place.exists()
+
+
+def test_a_copy_does_not_hold_itself(folder):
+    """Copies may be made in the folder itself; what is no file, such as a socket, is left out."""
+    os.mkfifo(folder / "pipe")
+    with Workshop(folder, work=str(folder)) as shop, contextlib.closing(socket.socket(socket.AF_UNIX)) as there:
+        there.bind(str(folder / "socket"))
+        copies = [shop.copy(), shop.copy()]
+
+        assert [sorted(each.name for each in copy.iterdir()) for copy in copies] == [["data", "env", "link"]] * 2
 
 
 def test_a_folder_too_large_is_not_copied(folder, monkeypatch):
