@@ -41,8 +41,6 @@ if has("daemon"):
     if os.fork():
         os._exit(0)
     os.setsid()
-if has("full"):
-    path = "/dev/full"
 steps = 2 if has("short") else 30
 while step < steps:
     at = step * 8 % 96
@@ -55,6 +53,8 @@ while step < steps:
     step += 1
     if step % 4 == 0 and not has("unsaved"):
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "data": (x, y)}
+        if has("full"):
+            open("/dev/full", "wb", 0).write(b"checkpoint")
         torch.save(state | {"rng": torch.get_rng_state(), "resumes": resumes}, path)
 """
 
@@ -131,7 +131,7 @@ def test_what_cannot_go_on_is_said(train, words, why):
     ("words", "steps", "why"),
     [
         (["short"], 2, "the training must have at least 4 steps, got 2"),
-        (["full"], 3, "ended with 1 after 3 steps. It said: OSError: [Errno 28] No space left on device"),
+        (["full"], 4, "ended with 1 after 4 steps. It said: OSError: [Errno 28] No space left on device"),
         (["daemon"], 0, "the command ended while its training went on: start it in the foreground"),
     ],
 )
