@@ -131,7 +131,7 @@ class Trial:
         """
         found = []
         for rank, (steps, reference) in enumerate(zip(done.ranks, references, strict=True)):
-            has_ended = steps[-1].get("end") == reference[-1].get("end") == "end"
+            has_ended = steps[-1].get("end") == "end" and reference[-1].get("end") != "kill"
             after = compared.align(steps, reference, killed, is_anew=has_ended and len(steps) == len(reference))
             if after == 0:
                 raise CannotSay(f"started again after the kill at step {killed}, the training begins at step 0: {HOW}")

@@ -5,6 +5,8 @@ import copy
 import pytest
 
 from learnit_r8.testing.prove.comparison import align, first_difference, spread
+from learnit_r8.testing.prove.launches import Launch, Workshop
+from learnit_r8.testing.prove.proof import Trial
 from learnit_r8.testing.prove.report import KINDS
 
 TOTAL, PER_EPOCH = 24, 8
@@ -149,3 +151,16 @@ def test_parts_that_differ_anyway_are_left_out():
 def test_the_spread_is_relative():
     """The largest difference of two losses of the same step, by the larger."""
     assert spread(WHOLE, [{**each, "l": [each["l"][0] * 2]} for each in WHOLE]) == 0.5
+
+
+@pytest.mark.parametrize(("end", "kind"), [("end", "steps"), ("stop", "steps"), ("kill", None)])
+def test_a_training_that_ends_early_differs(end, kind, tmp_path):
+    """One that ends at another step than the whole one, or before it was stopped; a killed one has no end."""
+    steps, whole = restarted()[:-5], copy.deepcopy(WHOLE)
+    steps[-1]["end"], whole[-1]["end"] = "end", end
+    with Workshop(tmp_path) as shop:
+        trial = Trial(shop, ["train"], None, None, print)
+        found = trial.compare(Launch([steps], 0, "", 1.0, len(steps), "end"), [whole], AFTER)
+
+    assert (found and found.kind) == kind
+    assert trial.restarts == [(AFTER, AFTER, TOTAL - AFTER - 5)]
