@@ -824,7 +824,7 @@ class R8Scheduler:
             )
         values = {name: _read_metric(name, value) for name, value in metrics.items()}
         at_step = self.global_step if step is None else step
-        is_on_trial = self.controller.inquiry.is_on_trial
+        is_on_trial = self.controller.is_on_trial
         self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step, is_on_trial=is_on_trial)
         if is_on_trial:
             # No value of the run: it counts neither for the best checkpoint nor for early stopping.

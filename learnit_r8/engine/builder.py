@@ -20,10 +20,10 @@ from ..guard.spike import SpikeGuard
 from ..guard.verdict import Guard
 from ..policies.registry import get_policy
 from ..recovery.agreement import Agreement
-from ..recovery.controller import RecoveryController
-from ..recovery.incidents.recorder import FlightRecorder
+from ..recovery.backups import RamBackup
 from ..recovery.persistence import Persistence
-from ..recovery.ram_backup import RamBackup
+from ..recovery.recorder import FlightRecorder
+from ..recovery.recovery import RecoveryController
 from ..sampling.lengths import Buckets
 from ..sampling.permutation import MAX_SAMPLES
 from ..sampling.planned import PlannedBatches

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..guard.monitor import Memory
 from ..guard.verdict import GOOD, Verdict
-from ..recovery.lineage import LOOK_MASK
+from ..recovery.state import LOOK_MASK
 from ..sampling.chunk import OPEN
 from ..sampling.ticket import Ticket
 from ..table.losses import EXACT, Reading, read_number

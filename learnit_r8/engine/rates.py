@@ -12,8 +12,8 @@ from ..schedules.span import Span
 
 if TYPE_CHECKING:
     from ..events.bus import Announcer
-    from ..recovery.controller import RecoveryController
     from ..recovery.persistence import Persistence
+    from ..recovery.recovery import RecoveryController
     from .emitter import EventEmitter
     from .pace import Pace
     from .rate_search import LrSearch

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..sampling.ticket import Ticket
-from .ram_backup import Backup
+from .backups import Backup
 
 if TYPE_CHECKING:
     from .persistence import Persistence

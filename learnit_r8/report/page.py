@@ -16,7 +16,7 @@ from ..events.incident import MOST_INCIDENTS
 from ..events.text import clean, clock, number
 from ..journal.run import Run
 from ..journal.run_info import read_sessions, utc
-from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
+from ..recovery.record import FOLDER, BadRecord, numbers_in, read_record
 from . import samples
 from .curves import comparison_sections, fit_of, loss_section, metric_section, rate_section
 from .data import ReportData

@@ -3,8 +3,8 @@ import pytest
 
 from learnit_r8 import RamBackup, events
 from learnit_r8.events.bus import Announcer
-from learnit_r8.recovery.ram_backup import Backup
-from learnit_r8.recovery.restore import Restorer
+from learnit_r8.recovery.backups import Backup
+from learnit_r8.recovery.persistence import Restorer
 from learnit_r8.testing import record_events
 from tests.drive import Weights, advance_to, make
 

@@ -10,7 +10,7 @@ import pytest
 from learnit_r8 import R8Scheduler
 from learnit_r8.events import StepDone
 from learnit_r8.guard import FiniteGuard, Verdict
-from learnit_r8.recovery.restore import RestoreError
+from learnit_r8.recovery.policy import RestoreError
 from tests.drive import NAN, Weights, make, sample_losses
 
 SECONDS = 10

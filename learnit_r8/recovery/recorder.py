@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ... import events
-from ...checkpoint import codec
-from ...checkpoint.durable_io import make_own_folder, remove, replace
-from ...checkpoint.tree import leave_out, pack, size_of
-from ...events import launcher
-from ...events.caller import warn
-from ...events.codec import strict_json
-from ...events.incident import begun_by
-from ...events.threaded_listener import ThreadedListener
-from ...events.versions import versions
-from .finding import Finding, to_plain
+from .. import events
+from ..checkpoint import codec
+from ..checkpoint.durable_io import make_own_folder, remove, replace
+from ..checkpoint.tree import leave_out, pack, size_of
+from ..events import launcher
+from ..events.caller import warn
+from ..events.codec import strict_json
+from ..events.incident import begun_by
+from ..events.threaded_listener import ThreadedListener
+from ..events.versions import versions
+from .cause import Finding, to_plain
 from .record import FOLDER, FORMAT, KIND, MOST_BYTES, MOST_RECORDS, RECORD, numbers_in
 
 CLOSE_SECONDS = 5.0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.recovery.incidents.live_model import LiveModel
+from learnit_r8.recovery.model import LiveModel
 from learnit_r8.testing import record_events
 from tests.drive import NAN, Weights, advance_to, make
 

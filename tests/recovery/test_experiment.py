@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.recovery.incidents.experiment import CHANCE, Alarm, Case, draw_again, investigate
-from learnit_r8.recovery.ram_backup import Backup
+from learnit_r8.recovery.backups import Backup
+from learnit_r8.recovery.experiment import CHANCE, Alarm, Case, draw_again, investigate
 
 NAN, INF = math.nan, math.inf
 

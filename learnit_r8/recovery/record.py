@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...checkpoint import codec
-from ...checkpoint.durable_io import open_regular
-from ...checkpoint.tree import unpack
-from ...events import Event
-from ...events.codec import from_fields
-from ...events.incident import Incident, begun_by
-from .finding import KINDS
+from ..checkpoint import codec
+from ..checkpoint.durable_io import open_regular
+from ..checkpoint.tree import unpack
+from ..events import Event
+from ..events.codec import from_fields
+from ..events.incident import Incident, begun_by
+from .cause import KINDS
 
 FOLDER, RECORD = "incidents", "incident.json"
 KIND, FORMAT = "learnit_r8 incident", 1

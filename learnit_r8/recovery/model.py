@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import events
-from ...checkpoint import tree
-from ...checkpoint.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite
-from ...events.bus import Announcer
-from ..ram_backup import Backup
-
-if TYPE_CHECKING:
-    from ..persistence import Persistence
-    from ..restore import Restorer
+from .. import events
+from ..checkpoint import tree
+from ..checkpoint.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite
+from ..events.bus import Announcer
+from .backups import Backup
+from .persistence import Persistence, Restorer
 
 MOST_MENDED = 0.5
 """Largest share of the float arrays that is repaired; with more, the state counts as damaged."""
@@ -58,13 +55,15 @@ class LiveModel:
         step: Steps reported in the present call.
         put_step: Steps reported when the state that was put last was taken; None since `begin_call`.
         current: The backup that is in the model; None for the present state.
+        present: The state set aside, which must not be changed; None if there is none.
+        of_trial: The state of the trial while another one is shown, which must not be changed; else None.
         mended: What `mend` has replaced in this experiment, in words; "" for nothing.
     """
 
     def __init__(self, persistence: Persistence, announcer: Announcer) -> None:
-        self._persistence, self._announcer = persistence, announcer
-        self._present: Any = None
-        self._of_trial: Any = None
+        self.persistence, self.announcer = persistence, announcer
+        self.present: Any = None
+        self.of_trial: Any = None
         self.step = 0
         self._restorer: Restorer | None = None
         self.put_step: int | None = None
@@ -78,7 +77,7 @@ class LiveModel:
     @property
     def can_restore(self) -> bool:
         """Whether there is anything that could be put back."""
-        return self._persistence.callbacks.load is not None and self._persistence.has_something
+        return self.persistence.callbacks.load is not None and self.persistence.has_something
 
     @property
     def failures(self) -> list[str]:
@@ -98,66 +97,66 @@ class LiveModel:
     def begin(self) -> None:
         """Begin an experiment."""
         self.end()
-        self._restorer, self.mended = self._persistence.make_restorer(), ""
+        self._restorer, self.mended = self.persistence.make_restorer(), ""
 
     def is_damaged(self) -> bool:
         """Whether the live state is seen to hold numbers that are not finite."""
-        return bool(self._persistence.backup_timer.damage_now(self._persistence.callbacks.state))
+        return bool(self.persistence.backup_timer.damage_now(self.persistence.callbacks.state))
 
     def mend(self) -> bool | None:
         """Replace what is not finite with the newest backup's, if that is little; see `Lab`."""
-        get = self._persistence.callbacks.state
+        get = self.persistence.callbacks.state
         if get is None:
             return None
         if not self.is_damaged():
             return True
-        newest = next((each for each in reversed(self._persistence.backup.backups) if each.witness), None)
+        newest = next((each for each in reversed(self.persistence.backup.backups) if each.witness), None)
         if self._restorer is None or newest is None or newest.state is None:
             return False
         live = get()
         try:
-            mended, names = repair(live, newest.state, self._persistence.backup_timer.meant)
+            mended, names = repair(live, newest.state, self.persistence.backup_timer.meant)
         except ValueError:
             # The backup does not fit.
             mended, names = live, []
         is_little = 0 < len(names) <= MOST_MENDED * sum(1 for _ in leaves(live))
         # Where some ranks hold no damage, mending the others would make their weights differ.
-        if self._persistence.agreement.agree("" if is_little else "go back") or not self._restorer.put_state(
+        if self.persistence.agreement.agree("" if is_little else "go back") or not self._restorer.put_state(
             mended, self.step
         ):
             return False
         named = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
         self.put_step = self.step
         text = f"not finite in the state of the model: {named}; taken from the backup of step {newest.step}."
-        self._announcer.tell(events.Notice, text=text, is_warning=False)
+        self.announcer.tell(events.Notice, text=text, is_warning=False)
         self.mended = f"{named} had numbers that are not finite, and came from the backup of step {newest.step}"
         return True
 
     def is_swollen(self) -> bool:
         """Whether many arrays are far larger than in the newest backup, as moments are after a huge gradient."""
-        get, newest = self._persistence.callbacks.state, self._persistence.backup.newest
+        get, newest = self.persistence.callbacks.state, self.persistence.backup.newest
         if get is None or newest is None or newest.state is None:
             return False
         ratios = growth(get(), newest.state).values()
         is_swollen = sum(ratio > SWOLLEN for ratio in ratios) > SWOLLEN_SHARE * len(ratios)
-        return bool(self._persistence.agreement.agree("swollen" if is_swollen else ""))
+        return bool(self.persistence.agreement.agree("swollen" if is_swollen else ""))
 
     def keep_present(self) -> bool:
         """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
-        if self._persistence.callbacks.state is None or self.is_damaged():
+        if self.persistence.callbacks.state is None or self.is_damaged():
             return False
         shortage = ""
         try:
-            self._present = self._persistence.backup.copy(self._persistence.callbacks.state())
+            self.present = self.persistence.backup.copy(self.persistence.callbacks.state())
         except MemoryError:
             shortage = "no memory"
-        if self._persistence.agreement.agree(shortage):
-            self._present = None
-            self._announcer.warn_once(
+        if self.persistence.agreement.agree(shortage):
+            self.present = None
+            self.announcer.warn_once(
                 "no present",
                 "there was no memory to set the present weights aside: if no backup proves better, they are lost.",
             )
-        return self._present is not None
+        return self.present is not None
 
     def put(self, backup: Backup) -> bool:
         """Put a backup back; False if it cannot be."""
@@ -173,7 +172,7 @@ class LiveModel:
 
     def take_present(self) -> Any:
         """Hand over the state set aside, and drop it here; None if there is none."""
-        present, self._present = self._present, None
+        present, self.present = self.present, None
         return present
 
     def put_copy(self, present: Any) -> bool:
@@ -188,27 +187,13 @@ class LiveModel:
         return "" if self._restorer is None else self._restorer.name_of(backup)
 
     @property
-    def present(self) -> Any:
-        """The state set aside, which must not be changed; None if there is none."""
-        return self._present
-
-    @property
     def is_shown(self) -> bool:
         """Whether the state that counts as true is in the model for a while; see `show`."""
-        return self._of_trial is not None
-
-    @property
-    def of_trial(self) -> Any:
-        """The state of the trial while another one is shown, which must not be changed; else None."""
-        return self._of_trial
-
-    def go_on_with(self, of_trial: Saved) -> None:
-        """Put this in as the next batch is drawn: the state of a trial, where a file holds the one that was shown."""
-        self._of_trial = of_trial
+        return self.of_trial is not None
 
     def _formed(self, state: Any) -> Any:
         """A state that the load callback takes."""
-        get = self._persistence.callbacks.state
+        get = self.persistence.callbacks.state
         return fill(state.parts, None if get is None else get()) if isinstance(state, Saved) else state
 
     def show(self, state: Any) -> None:
@@ -217,9 +202,9 @@ class LiveModel:
         Args:
             state: A backup, or a state set aside, of which a copy is put in.
         """
-        get = self._persistence.callbacks.state
+        get = self.persistence.callbacks.state
         # None of its own in a run that was resumed within the trial.
-        restorer = self._restorer = self._restorer or self._persistence.make_restorer()
+        restorer = self._restorer = self._restorer or self.persistence.make_restorer()
         if get is None or restorer is None or self.is_shown:
             return
         shortage, of_trial = "", None
@@ -228,25 +213,25 @@ class LiveModel:
             state = state if isinstance(state, Backup) else clone(self._formed(state))
         except MemoryError:
             shortage = "no memory"
-        if self._persistence.agreement.agree(shortage):
+        if self.persistence.agreement.agree(shortage):
             return
-        self._of_trial = of_trial
+        self.of_trial = of_trial
         is_put = restorer.put(state) if isinstance(state, Backup) else restorer.put_state(state, self.step)
         if not is_put:
             self.hide()
 
     def hide(self) -> None:
         """Put the state of the trial back that `show` has set aside, if there is one."""
-        of_trial, self._of_trial = self._of_trial, None
+        of_trial, self.of_trial = self.of_trial, None
         if of_trial is None:
             return
-        self._restorer = self._restorer or self._persistence.make_restorer()
+        self._restorer = self._restorer or self.persistence.make_restorer()
         if self._restorer is not None:
             self._restorer.put_state(self._formed(of_trial), self.step)
 
     def end(self) -> None:
         """End an experiment: drop the state set aside."""
-        self._present, self.current, self._of_trial = None, None, None
+        self.present, self.current, self.of_trial = None, None, None
 
 
 def repair(state: Any, backup: Any, meant: Collection[str] = ()) -> tuple[Any, list[str]]:
