@@ -182,7 +182,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("engine/engine.py", "lr = batch.chunk.rates[batch.slot]\n", "pass\n",
      "runs/test_exact_resume.py -k 'tickets or search'", "a resumed run trains batches that were out at another rate"),
     ("engine/engine.py", "self.controller.inquiry.steady_left = 0", "pass",
-     "_adapters/test_prefetch.py", "easy batches are drawn long after the incident that asked for them"),
+     "bridge/test_prefetch.py", "easy batches are drawn long after the incident that asked for them"),
     # resume
     ("engine/run_state.py", 'run.pace.tally, run.pace.num_draws = Tally(**state["tally"]), state["num_draws"]',
      'run.pace.num_draws = state["num_draws"]',

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Host(Protocol):
-    """What adapters rely on; ``tests/_adapters/test_host.py`` holds them to it."""
+    """What adapters rely on; ``tests/bridge/test_host.py`` holds them to it."""
 
     @property
     def member(self) -> Member:
