@@ -33,7 +33,7 @@ from .engine.feed.trainer_batches import TrainerBatches
 from .engine.settings import Settings, check_names, kept_defaults, suggest_settings
 from .engine.values import flat, grouped
 from .events.caller import say_at_exit
-from .guard.registry import GuardName
+from .guard.monitor import GuardName
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
 from .policies.base import Policy

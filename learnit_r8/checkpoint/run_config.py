@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from .._validation import whole_number
-from ..guard.finite import FiniteGuard
 from ..guard.spike import SpikeGuard
+from ..guard.verdict import FiniteGuard
 from ..sampling.permutation import MAX_SAMPLES
 from ..schedules.budget import BUDGETS
 

@@ -14,8 +14,7 @@ from ..checkpoint.early_stop import EarlyStop
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
 from ..events.steps import mode_of
-from ..guard.monitor import Sentry
-from ..guard.registry import as_guard
+from ..guard.monitor import Sentry, as_guard
 from ..guard.spike import SpikeGuard
 from ..guard.verdict import Guard
 from ..policies.registry import get_policy

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from .. import events
     from ..checkpoint.early_stop import EarlyStopping
-    from ..guard.registry import GuardName
+    from ..guard.monitor import GuardName
     from ..guard.verdict import Guard
     from ..policies.base import Policy
     from ..policies.registry import PolicyName
