@@ -21,7 +21,7 @@ from ..policies.registry import get_policy
 from ..recovery.agreement import Agreement
 from ..recovery.backups import RamBackup
 from ..recovery.persistence import Persistence
-from ..recovery.recorder import FlightRecorder
+from ..recovery.record import FlightRecorder
 from ..recovery.recovery import RecoveryController
 from ..sampling.lengths import Buckets
 from ..sampling.permutation import MAX_SAMPLES

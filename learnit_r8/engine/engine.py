@@ -503,8 +503,7 @@ class Engine:
             self.source.put_back(ticket.batch)
             pace.num_out -= 1
             pace.count_probe(takes_place=pace.leaves_out)
-            controller.begin_call(pace.step, judged.lr)
-            return controller.suspected(reading.mean, leaves_out=pace.leaves_out)
+            return controller.suspected(reading.mean, step=pace.step, lr=judged.lr, leaves_out=pace.leaves_out)
         self.sentry.keep(verdict, judged.memory)
         self._close(ticket)
         if verdict is Verdict.SKIPPED:
@@ -526,8 +525,10 @@ class Engine:
             self.pace.num_out += chunk.is_extra
             chunk.is_probe = chunk.is_extra = experiment.is_at_alarm = False
         else:
-            self.controller.begin_call(self.pace.step + (not chunk.is_probe), judged.lr)
-            put_to = self.controller.probed(ticket, judged.reading.mean, unit=self.rates.shown(1.0))
+            put_to = self.controller.probed(
+                ticket, judged.reading.mean, step=self.pace.step + (not chunk.is_probe), lr=judged.lr,
+                unit=self.rates.shown(1.0),
+            )  # fmt: skip
         self._close(ticket)
         return put_to
 
@@ -704,8 +705,7 @@ class Engine:
             return False
         scheduled = self.rates.scheduled(1.0)
         with self.turns.take("draw", pace.step, is_changing=True):
-            self.controller.begin_call(pace.step, scheduled)
-            return self.controller.looks_last(may_probe=may_probe)
+            return self.controller.looks_last(step=pace.step, lr=scheduled, may_probe=may_probe)
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""
@@ -723,8 +723,7 @@ class Engine:
             return
         scheduled = self.rates.scheduled_at(step)
         with self.turns.take("between_steps", step, is_changing=True):
-            self.controller.begin_call(step, scheduled)
-            self.controller.damaged(array)
+            self.controller.damaged(array, step=step, lr=scheduled)
 
     def back_up(self, state: Any) -> None:
         """Copy a model state to RAM; see `R8Scheduler.update_cpu_backup`."""

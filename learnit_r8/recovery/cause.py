@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..table.losses import Reading
     from ..table.table import SampleTable
     from .persistence import Persistence
-    from .recorder import FlightRecorder
+    from .record import FlightRecorder
 
 INPUT, LABEL, LOSS, FORWARD, BACKWARD = "input", "label", "loss", "forward", "backward"
 BATCH_SIZE, UPDATE, WEIGHT, OPTIMIZER, SCALE = "batch size", "update", "weight", "optimizer", "scale"

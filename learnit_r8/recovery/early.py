@@ -17,12 +17,10 @@ from ..guard.monitor import Sentry
 from ..sampling.ticket import Ticket
 from .backups import Backup
 from .experiment import Alarm, Case, ExperimentRun, draw_again
-from .model import LiveModel, Saved, saved_form
+from .model import LiveModel, Saved, Witnesses, saved_form
 from .policy import DEAD_EVERY
 from .progress import EARLY_UPDATES, FIRST, START_UPDATES, Progress
-from .remedies import EARLY_DIVISOR
-from .state import DEAD_LOOKS, RateTrial, RecoveryState
-from .witnesses import Witnesses
+from .state import DEAD_LOOKS, EARLY_DIVISOR, RateTrial, RecoveryState
 
 FAR = 16.0
 """Suspicion from which the batch of one of the first losses is left out; healthy ones reach 5."""

@@ -1,8 +1,9 @@
-"""The live model: set aside, repaired and restored through the user's callbacks while backups are tested."""
+"""The live model: set aside, repaired and restored through the user's callbacks while backups are tested; and the
+witnesses of its states: noted as they are trained on, trusted once calm losses have followed."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +13,15 @@ from .. import events
 from ..checkpoint import tree
 from ..checkpoint.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite
 from ..events.bus import Announcer
+from ..sampling.ticket import Ticket
 from .backups import Backup
-from .persistence import Persistence, Restorer
+from .persistence import Persistence
 
 MOST_MENDED = 0.5
 """Largest share of the float arrays that is repaired; with more, the state counts as damaged."""
+
+MOST_ON_DISK = 64
+"""Checkpoints whose witnesses are known."""
 
 SWOLLEN, SWOLLEN_SHARE = 30.0, 0.1
 """How many times as large arrays are that a huge gradient was added to, and their least share of all. Adam's squares
@@ -65,7 +70,6 @@ class LiveModel:
         self.present: Any = None
         self.of_trial: Any = None
         self.step = 0
-        self._restorer: Restorer | None = None
         self.put_step: int | None = None
         self.current: Backup | None = None
         self.mended = ""
@@ -79,25 +83,11 @@ class LiveModel:
         """Whether there is anything that could be put back."""
         return self.persistence.callbacks.load is not None and self.persistence.has_something
 
-    @property
-    def failures(self) -> list[str]:
-        """Why states could not be put back in this experiment."""
-        return [] if self._restorer is None else self._restorer.failures
-
-    def raise_failures(self) -> None:
-        """Raise RestoreError if a state could not be put back in this experiment."""
-        if self._restorer is not None:
-            self._restorer.raise_failures()
-
-    @property
-    def guard(self) -> Any:
-        """The guard's state of the checkpoint that was put back last; None for a backup."""
-        return None if self._restorer is None else self._restorer.guard
-
     def begin(self) -> None:
         """Begin an experiment."""
         self.end()
-        self._restorer, self.mended = self.persistence.make_restorer(), ""
+        self.persistence.begin_restores()
+        self.mended = ""
 
     def is_damaged(self) -> bool:
         """Whether the live state is seen to hold numbers that are not finite."""
@@ -111,7 +101,7 @@ class LiveModel:
         if not self.is_damaged():
             return True
         newest = next((each for each in reversed(self.persistence.backup.backups) if each.witness), None)
-        if self._restorer is None or newest is None or newest.state is None:
+        if newest is None or newest.state is None:
             return False
         live = get()
         try:
@@ -121,9 +111,9 @@ class LiveModel:
             mended, names = live, []
         is_little = 0 < len(names) <= MOST_MENDED * sum(1 for _ in leaves(live))
         # Where some ranks hold no damage, mending the others would make their weights differ.
-        if self.persistence.agreement.agree("" if is_little else "go back") or not self._restorer.put_state(
-            mended, self.step
-        ):
+        if self.persistence.agreement.agree("" if is_little else "go back"):
+            return False
+        if not self.persistence.put_state(mended, self.step):
             return False
         named = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
         self.put_step = self.step
@@ -160,7 +150,7 @@ class LiveModel:
 
     def put(self, backup: Backup) -> bool:
         """Put a backup back; False if it cannot be."""
-        if self._restorer is None or not self._restorer.put(backup):
+        if not self.persistence.put(backup):
             return False
         self.current, self.put_step = backup, backup.step
         return True
@@ -177,14 +167,10 @@ class LiveModel:
 
     def put_copy(self, present: Any) -> bool:
         """Put back what `take_present` returned, or a `Saved` one, which is not used afterwards."""
-        if self._restorer is None or not self._restorer.put_state(self._formed(present), self.step):
+        if not self.persistence.put_state(self._formed(present), self.step):
             return False
         self.current, self.put_step = None, self.step
         return True
-
-    def name_of(self, backup: Backup) -> str:
-        """ "backup", or the name of its checkpoint."""
-        return "" if self._restorer is None else self._restorer.name_of(backup)
 
     @property
     def is_shown(self) -> bool:
@@ -202,10 +188,8 @@ class LiveModel:
         Args:
             state: A backup, or a state set aside, of which a copy is put in.
         """
-        get = self.persistence.callbacks.state
-        # None of its own in a run that was resumed within the trial.
-        restorer = self._restorer = self._restorer or self.persistence.make_restorer()
-        if get is None or restorer is None or self.is_shown:
+        get, persistence = self.persistence.callbacks.state, self.persistence
+        if get is None or persistence.callbacks.load is None or self.is_shown:
             return
         shortage, of_trial = "", None
         try:
@@ -216,18 +200,15 @@ class LiveModel:
         if self.persistence.agreement.agree(shortage):
             return
         self.of_trial = of_trial
-        is_put = restorer.put(state) if isinstance(state, Backup) else restorer.put_state(state, self.step)
+        is_put = persistence.put(state) if isinstance(state, Backup) else persistence.put_state(state, self.step)
         if not is_put:
             self.hide()
 
     def hide(self) -> None:
         """Put the state of the trial back that `show` has set aside, if there is one."""
         of_trial, self.of_trial = self.of_trial, None
-        if of_trial is None:
-            return
-        self._restorer = self._restorer or self.persistence.make_restorer()
-        if self._restorer is not None:
-            self._restorer.put_state(self._formed(of_trial), self.step)
+        if of_trial is not None:
+            self.persistence.put_state(self._formed(of_trial), self.step)
 
     def end(self) -> None:
         """End an experiment: drop the state set aside."""
@@ -266,3 +247,140 @@ def repair(state: Any, backup: Any, meant: Collection[str] = ()) -> tuple[Any, l
         return clone(other)
 
     return (map_leaves(repaired, state) if broken else state), broken
+
+
+class Witnesses:
+    """Notes the first batch that is trained on after each backup and checkpoint.
+
+    Args:
+        persistence: Holds the backups and knows the checkpoints.
+        trust_steps: Calm losses after a state that make its witness a reference.
+
+    Attributes:
+        waiting: The newest checkpoint while its witness is not complete; None otherwise.
+    """
+
+    def __init__(self, persistence: Persistence, trust_steps: int) -> None:
+        self._persistence, self._backup, self._trust_steps = persistence, persistence.backup, trust_steps
+        self.forget_checkpoints()
+        self._calm_run = 0
+
+    def forget_checkpoints(self) -> None:
+        """Forget what is known of checkpoints, as losses mean something else from here on."""
+        self._on_disk: list[Backup] = []
+        self.waiting: Backup | None = None
+
+    @property
+    def first(self) -> Backup | None:
+        """The state that the run began with; None if it is not stored."""
+        backups = self._backup.backups
+        return backups[0] if backups and not backups[0].updates else None
+
+    def _awaiting(self) -> list[Backup]:
+        """The states that were taken since the last update, in RAM and on disk."""
+        newest = [self._backup.newest, self.waiting]
+        return [each for each in newest if each is not None and not self._is_complete(each)]
+
+    def _is_complete(self, backup: Backup) -> bool:
+        return backup.is_closed or len(backup.witness) >= self._backup.witness_size
+
+    def note_start(self) -> None:
+        """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
+        if self.waiting is None and not self._backup.awaits_witness:
+            return
+        generators = self._persistence.callbacks.generators
+        begun = [] if generators is None else [each for each in self._awaiting() if not each.witness]
+        if generators is not None and begun:
+            state = generators.get()
+            for each in begun:
+                each.generators = state
+
+    def note(self, ticket: Ticket, loss: float) -> None:
+        """Note a batch of the first update after the newest backup or checkpoint."""
+        for each in self._awaiting():
+            if ticket.draw >= each.draws:
+                each.witness.append(ticket.batch.witness)
+                each.losses.append(loss)
+        if self.waiting is not None and self._is_complete(self.waiting):
+            self.waiting = None
+
+    def note_checkpoint(self, step: int, updates: int, recent: Iterable[float]) -> None:
+        """Note that a checkpoint of this step is on disk; its witness is the next batch that is trained on."""
+        if any(each.step == step for each in self._on_disk):
+            return
+        self.waiting = Backup(step, updates, recent=tuple(recent), is_on_disk=True)
+        self._on_disk = [*self._on_disk, self.waiting][-MOST_ON_DISK:]
+
+    def trust(self, updates: int, *, is_calm: bool) -> None:
+        """Trust the states after which enough losses were calm; to be called every fourth update."""
+        self._calm_run = self._calm_run + 4 if is_calm else 0
+        if self._calm_run >= self._trust_steps:
+            for each in (*self._backup.backups, *self._on_disk):
+                each.is_proven = each.is_proven or (updates - each.updates >= self._trust_steps and bool(each.witness))
+
+    def all_states(self) -> list[Backup]:
+        """The states in RAM and on disk, with a witness or without, oldest first."""
+        files = self._persistence.checkpoint_steps()
+        by_step = {step: Backup(step, step, is_on_disk=True) for step in files}
+        by_step |= {each.step: each for each in (*self._on_disk, *self._backup.backups)}
+        return [by_step[step] for step in sorted(by_step) if not by_step[step].is_on_disk or step in files]
+
+    def known(self) -> list[Backup]:
+        """Those with a witness; none where there is nothing but the record of an earlier process."""
+        known = [each for each in self.all_states() if each.witness]
+        return known if any(each.can_be_put for each in known) else []
+
+    def restorable(self) -> list[Backup]:
+        """Those of them that can be put back."""
+        return [each for each in self.known() if each.can_be_put]
+
+    def best(self, start: float) -> Backup | None:
+        """The state to end with where the present one is lost: the newest one that is trusted; None if there is none.
+
+        Args:
+            start: The level of the losses as the run began; a trained state whose losses were no higher goes before the
+                initial one, trusted or not.
+        """
+        known = self.restorable()
+        trained = [each for each in reversed(known) if each.updates]
+        trusted = [each for each in trained if each.is_proven]
+        lower = [each for each in trained if each.usual <= start]
+        return next(iter([*trusted, *lower, *known]), None)
+
+    def went_back(self, backup: Backup) -> None:
+        """Forget the states of abandoned weights, as this one was restored."""
+        self._backup.forget_after(backup.updates)
+        self._on_disk, self.waiting = [each for each in self._on_disk if each.updates <= backup.updates], None
+        backup.is_proven = True
+        self.begin_trust()
+
+    def begin_trust(self) -> None:
+        """Count calm losses from here on."""
+        self._calm_run = 0
+
+    def begin_anew(self, replayed: Iterable[Backup]) -> None:
+        """Take the losses of the last replays as records; forget all other records."""
+        kept = list(replayed)
+        self.forget_checkpoints()
+        for each in list(self._backup.backups):
+            if each in kept:
+                each.begin_anew(each.replayed)
+                each.moment = None
+            else:
+                self._backup.backups.remove(each)
+                self._backup.recycle(each)
+
+    def forget_records(self) -> None:
+        """Forget what losses say about all states, as they mean something else from here on."""
+        self.forget_checkpoints()
+        for each in self._backup.backups:
+            if each.witness:
+                each.begin_anew()
+
+    def to_plain(self) -> list[dict[str, Any]]:
+        """What is known of all states, for a saved state."""
+        return [each.to_plain() for each in (*self._on_disk, *self._backup.backups) if each.witness]
+
+    def load_plain(self, saved: Iterable[Mapping[str, Any]]) -> None:
+        """Load what `to_plain` returned; the states are those of checkpoints."""
+        self._on_disk = list({each["step"]: Backup.from_plain(each) for each in saved}.values())

@@ -30,18 +30,17 @@ from .backups import Backup, Moment, spread_of
 from .cause import CauseSearch
 from .early import FAR, FirstSteps
 from .experiment import Alarm, Case, ExperimentRun, Finding, investigate
-from .model import LiveModel
+from .model import LiveModel, Witnesses
 from .policy import Recovery, TrainingDiverged
 from .progress import EARLY_UPDATES, FIRST, LOOK_EVERY, START_UPDATES
 from .quarantine import Quarantine, accused_of, not_finite_samples
 from .rate_limit import NormLimit, RateLimit
 from .remedies import Remedies, diverged_text, write_bundle
 from .state import LOOK_MASK, IncidentLog, RecoveryState, of_version_4
-from .witnesses import Witnesses
 
 if TYPE_CHECKING:
     from .persistence import Persistence
-    from .recorder import FlightRecorder
+    from .record import FlightRecorder
 
 ALARMS = {
     Verdict.SPIKE: Alarm.SPIKE, Verdict.RAISED: Alarm.RAISED, Verdict.LASTING_DRIFT: Alarm.RAISED,
@@ -86,8 +85,7 @@ BROKEN_DATA = (
 class RecoveryController:
     """Answers refused losses.
 
-    What may put a state back raises RestoreError if the load callback raised for every state there is, and is called
-    after `begin_call`.
+    What may put a state back raises RestoreError if the load callback raised for every state there is.
 
     Args:
         recovery: The settings.
@@ -403,23 +401,33 @@ class RecoveryController:
             text += f". So many point to {device} or its memory"
             self._announcer.say_once(topic, f"{text}.", is_warning=count == MANY_TRANSIENT)
 
-    def suspected(self, loss: float, *, leaves_out: bool) -> int | None:
+    def suspected(self, loss: float, *, step: int, lr: float, leaves_out: bool) -> int | None:
         """Look into one of the first losses, whose batch comes again; returns the step of a state that was put back.
 
         Args:
             loss: The loss.
+            step: Steps reported.
+            lr: The scheduled learning rate.
             leaves_out: Whether a batch is left out for the turn that it took.
         """
+        self.begin_call(step, lr)
         progress, incidents = self.lineage.progress, self._incidents
         progress.reported.append(loss)
-        incidents.change(num_left_out=incidents.open(self._live.step, Alarm.EARLY.value).num_left_out + leaves_out)
+        incidents.change(num_left_out=incidents.open(step, Alarm.EARLY.value).num_left_out + leaves_out)
         self.experiment.is_at_alarm = True
         self._experiment_on(Alarm.EARLY, progress.rise(1))
         return self._live.put_step
 
-    def damaged(self, array: str) -> None:
-        """Look into an array of the model that is not finite while the losses were good."""
-        step, timer = self._live.step, self._persistence.backup_timer
+    def damaged(self, array: str, *, step: int, lr: float) -> None:
+        """Look into an array of the model that is not finite while the losses were good.
+
+        Args:
+            array: Its name.
+            step: Steps reported.
+            lr: The scheduled learning rate.
+        """
+        self.begin_call(step, lr)
+        timer = self._persistence.backup_timer
         timer.note_done(step)
         if not self._live.can_restore:
             self._announcer.warn_once(
@@ -474,16 +482,19 @@ class RecoveryController:
         """Whether `looks_last` was not asked at this step yet, or its experiment is under way."""
         return self.state.looked_last_at != step or self.experiment.is_open
 
-    def looks_last(self, *, may_probe: bool) -> bool:
+    def looks_last(self, *, step: int, lr: float, may_probe: bool) -> bool:
         """Start an experiment before the run ends, if its last losses were unusual or the weights are not finite.
 
         Args:
+            step: Steps reported.
+            lr: The scheduled learning rate.
             may_probe: Whether a batch can still be drawn.
 
         Returns:
             Whether one is open.
         """
-        step, callbacks, can_restore = self._live.step, self._persistence.callbacks, self._live.can_restore
+        self.begin_call(step, lr)
+        callbacks, can_restore = self._persistence.callbacks, self._live.can_restore
         if not self.may_look_last(step) or self.experiment.is_open:
             return self.experiment.is_open
         self.state.looked_last_at = step
@@ -491,7 +502,7 @@ class RecoveryController:
         if damage:
             # No later loss would show what the last update has done.
             self._announcer.tell(events.DamageFound, array=damage)
-            self.damaged(damage)
+            self.damaged(damage, step=step, lr=lr)
             return self.experiment.is_open
         recent = list(self.lineage.progress.recent)
         usual, last = recent[:-2], recent[-2:]
@@ -567,14 +578,16 @@ class RecoveryController:
                 is_seen = self._persistence.callbacks.state is not None
                 self._go_on_from(backup, alarm, is_sudden=True, is_tested=is_seen)
                 return
-        self._live.raise_failures()
+        self._persistence.raise_failures()
 
-    def probed(self, ticket: Ticket, loss: float, *, unit: float = 1.0) -> int | None:
+    def probed(self, ticket: Ticket, loss: float, *, step: int, lr: float, unit: float = 1.0) -> int | None:
         """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
 
         Args:
             ticket: The batch.
             loss: Its mean loss.
+            step: Steps reported, this one included.
+            lr: The scheduled learning rate.
             unit: What rates are shares of: the user's own rate, NaN where that is not known.
 
         Returns:
@@ -583,6 +596,7 @@ class RecoveryController:
         Raises:
             TrainingDiverged: too many batches in a row were refused.
         """
+        self.begin_call(step, lr)
         self._take(loss, ticket.lr * unit, leaves_out=ticket.chunk.is_probe and not ticket.chunk.is_extra)
         return self._live.put_step
 
@@ -700,14 +714,15 @@ class RecoveryController:
         if self.experiment.is_open:
             # What the user is left with must not be a state that was only put back to be tested.
             self.settle_open(step=step)
-        is_row, failures, can_restore = refusals.in_vain == refusals.in_a_row, live.failures, live.can_restore
+        is_row, can_restore = refusals.in_vain == refusals.in_a_row, live.can_restore
+        failures = self._persistence.failures
         if can_restore and (not is_row or live.is_damaged()):
             # Nor one that was damaged once more, of which the timer may have ceased to say so.
             whole = [each for each in self.witnesses.known() if math.isfinite(each.record)]
             live.begin()
             newest = next((each for each in reversed(whole) if live.put(each)), None)
             if newest is not None:
-                self._announcer.tell(events.RolledBack, to_step=newest.step, source=live.name_of(newest))
+                self._announcer.tell(events.RolledBack, to_step=newest.step, source=self._persistence.name_of(newest))
             live.end()
         incident, suspects = self._incidents.current or Incident(step, "refused"), self.quarantine.suspects
         text = diverged_text(

@@ -23,15 +23,10 @@ from ..table.table import SampleTable
 from .backups import Backup
 from .cause import INPUT, UNSEEN, UPDATE
 from .experiment import Alarm, Case, Finding
-from .model import LiveModel
+from .model import LiveModel, Witnesses
 from .policy import Recovery
 from .progress import EARLY_UPDATES
-from .state import LEAST_TRIAL, LOOPING, RecoveryState, plain_of
-from .witnesses import Witnesses
-
-DIVISOR, LASTING_DIVISOR, EARLY_DIVISOR = 2.0, 4.0, 10.0
-"""What a rate that damages healthy weights is divided by: the first two times in a row, later, and in the first
-steps."""
+from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_TRIAL, LOOPING, RecoveryState, plain_of
 
 LOWEST_SHARE = 2**-12
 """Least share of the scheduled rate that a ceiling leaves after the first steps."""
@@ -100,7 +95,7 @@ class Remedies:
         elif finding.verdict == "level":
             self._accept_level(case, finding)
         else:
-            self._live.raise_failures()
+            self._live.persistence.raise_failures()
         # Else a record whose cause is a NaN in the weights would end with nothing but healthy weights.
         mended, incident = self._live.mended, incidents.current
         incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
@@ -207,8 +202,8 @@ class Remedies:
             if backup.moment.baseline == self._sentry.baseline:
                 self._sentry.go_back(backup.moment.memory, lr)
                 self._table.learner.go_back_to(backup.moment.trend)
-        elif self._live.guard is not None:
-            self._sentry.go_back_to_saved(self._live.guard, lr)
+        elif self._live.persistence.guard is not None:
+            self._sentry.go_back_to_saved(self._live.persistence.guard, lr)
         elif backup.is_of_file:
             # The initial state: nothing was known of its losses.
             self._sentry.forget()
@@ -218,7 +213,7 @@ class Remedies:
 
     def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int, why: str, *, is_tested: bool) -> None:
         limit, incidents, norms = self._state.limit, self._state.incidents, self._state.norms
-        self._announcer.tell(events.RolledBack, to_step=backup.step, source=self._live.name_of(backup))
+        self._announcer.tell(events.RolledBack, to_step=backup.step, source=self._live.persistence.name_of(backup))
         found = "the weights were damaged" if is_tested else "no test could be made"
         what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {undone} updates back"
         what += f"; {why}" if why else ""

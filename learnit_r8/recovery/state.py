@@ -19,6 +19,10 @@ from .rate_limit import NormLimit, RateLimit
 LEAST_TRIAL = 64
 """Updates after a restore in which a new alarm is a relapse, if they are more than twice those that it undid."""
 
+DIVISOR, LASTING_DIVISOR, EARLY_DIVISOR = 2.0, 4.0, 10.0
+"""What a rate that damages healthy weights is divided by: the first two times in a row, later, and in the first
+steps."""
+
 LOOK_MASK = 3
 """What need not be done at every update is done where its number has none of these bits: at every fourth."""
 

@@ -117,11 +117,11 @@ def test_no_state_is_torn_by_restores(often):
         state = r8.state_dict()
         uses, step = int(state["table"]["usage_count"].sum()), state["pace"]["step"]
         learned = step - state["guard"]["num_refused"]
-        assert 4 * (learned - state["recovery"]["probes"]) <= uses <= 4 * learned
+        assert 4 * (learned - state["recovery"]["incidents"]["num_probes"]) <= uses <= 4 * learned
         time.sleep(2e-4)
     trainer.get()
 
-    assert r8.controller.state_dict()["restored"] > 2
+    assert r8.controller.state_dict()["incidents"]["num_restored"] > 2
 
 
 def test_threads_train_together(often):
