@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
-from .._adapters.prefetch import Prefetch
 from .._validation import loop_method, no_attribute
+from ..bridge.prefetch import Prefetch
 from ..checkpoint.callbacks import OWN, call_load
 from ..checkpoint.tree import clone
 from ..events.caller import say_at_exit
