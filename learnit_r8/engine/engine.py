@@ -525,10 +525,8 @@ class Engine:
             self.pace.num_out += chunk.is_extra
             chunk.is_probe = chunk.is_extra = experiment.is_at_alarm = False
         else:
-            put_to = self.controller.probed(
-                ticket, judged.reading.mean, step=self.pace.step + (not chunk.is_probe), lr=judged.lr,
-                unit=self.rates.shown(1.0),
-            )  # fmt: skip
+            step, unit = self.pace.step + (not chunk.is_probe), self.rates.shown(1.0)
+            put_to = self.controller.probed(ticket, judged.reading.mean, step=step, lr=judged.lr, unit=unit)
         self._close(ticket)
         return put_to
 

@@ -4,7 +4,7 @@ witnesses of its states: noted as they are trained on, trusted once calm losses 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from ..checkpoint.tree import clone, fill, growth, leave_out, leaves, map_leaves
 from ..events.bus import Announcer
 from ..sampling.ticket import Ticket
 from .backups import Backup
-from .persistence import Persistence
+
+if TYPE_CHECKING:
+    from .persistence import Persistence
 
 MOST_MENDED = 0.5
 """Largest share of the float arrays that is repaired; with more, the state counts as damaged."""
