@@ -30,6 +30,10 @@ class Host(Protocol):
         """The adapter that has batches in hand."""
 
     @property
+    def seed(self) -> int:
+        """The seed of the batches: as given, or that of the saved run that this one continues."""
+
+    @property
     def say_once(self) -> Callable[..., None]:
         """``(topic, text, *, is_warning=True)``: tells user and listeners the first time a topic comes up."""
 

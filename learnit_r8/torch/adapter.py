@@ -142,7 +142,7 @@ class Adapter:
             )
             if len(training.optimizers) == 1:
                 self._stepper.watch_distance(scheduler)
-        self._factors = [RateFactor(scheduler, each) for each in training.optimizers if scheduler.keeps_rates]
+        self._factors = [RateFactor(scheduler, each) for each in training.optimizers if scheduler.host.rates.are_own]
         self._losses.set_rates(scheduler.lr)
         if feed is not None and source is None:
             # Nothing is drawn from them before the first batch.
