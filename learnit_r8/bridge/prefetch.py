@@ -210,13 +210,13 @@ class Prefetch:
         """Pass over the batch in hand, if it was not reported: it comes once more at the end of the epoch."""
         ticket, self.current = self.current, None
         if ticket is not None:
-            self.r8.host.give_up(ticket)
+            self.r8.give_up(ticket)
 
     def give_up_oldest(self, *, on_purpose: bool = False) -> None:
         """Pass over the oldest batch that waits: it comes once more at the end of the epoch."""
         oldest = next(iter(self.waiting.values()))
         self.take(oldest)
-        self.r8.host.give_up(oldest, on_purpose=on_purpose)
+        self.r8.give_up(oldest, on_purpose=on_purpose)
 
     def hand_back(self) -> None:
         """Give the batches that are not reported back to the scheduler, to be drawn first."""
@@ -224,7 +224,7 @@ class Prefetch:
         self._begun.clear()
         for ticket in reversed([*begun, *self.waiting.values()]):
             if ticket.epoch < 0:
-                self.r8.host.give_up(ticket)
+                self.r8.give_up(ticket)
             else:
                 self.r8.host.hand_back(ticket)
         self.waiting.clear()

@@ -286,7 +286,7 @@ class LossPipeline:
         if self.recorded is None:
             return False
         (sent, _), self.recorded = self.recorded, None
-        self._r8.host.give_up(sent.ticket, on_purpose=True)
+        self._r8.give_up(sent.ticket, on_purpose=True)
         return True
 
     def drop(self) -> None:
