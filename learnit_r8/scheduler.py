@@ -26,7 +26,7 @@ from .engine.engine import Engine
 from .engine.feed.feed import Batches, Feed
 from .engine.feed.followed import FollowedBatches
 from .engine.feed.trainer_batches import TrainerBatches
-from .engine.settings import Settings, check_names, kept_defaults, suggest_settings
+from .engine.settings import AllSettings, Settings, check_names, kept_defaults, suggest_settings
 from .engine.values import flat, grouped
 from .events.caller import say_at_exit
 from .guard.registry import GuardName
@@ -228,17 +228,17 @@ class R8Scheduler:
         self.steps_per_epoch = source.steps_per_pass
         # A step pays for no call that only passes arguments on.
         self.report = engine.report  # type: ignore[method-assign]
-        if settings.resume is not None:
+        if settings.given["resume"] is not None:
             # Before a run folder is made.
-            run_state.check_resume(engine.run, settings.resume)
+            run_state.check_resume(engine.run, settings.given["resume"])
         self._journal = _add_listeners(engine, settings)
         self.run_dir = None if self._journal is None else self._journal.folder
         self._given_up: int | None = None
         self._looping: int | None = None
         self._is_closed = self._counts_epochs = self._ended_epoch = self._has_finished = False
         self._speaks_at_exit = False
-        if settings.resume is not None:
-            run_state.resume_from(engine.run, settings.resume)
+        if settings.given["resume"] is not None:
+            run_state.resume_from(engine.run, settings.given["resume"])
 
     @classmethod
     def resume_from_checkpoint(
@@ -278,7 +278,7 @@ class R8Scheduler:
                 the cool-down cannot start there.
             RuntimeError: the load callback raised.
         """
-        check_names("resume_from_checkpoint()", new_goal, Settings.__annotations__)
+        check_names("resume_from_checkpoint()", new_goal, AllSettings.__annotations__)
         # Batches of one's own without a budget of tokens say nothing of the saved one.
         new = {name: value for name, value in flat(new_goal).items() if name != "num_tokens" or value is not None}
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -1125,7 +1125,7 @@ def _add_listeners(engine: Engine, settings: Settings) -> Journal | None:
         The record of the run, in its run folder; None without one.
     """
     announcer, recorder, journal = engine.announcer, engine.controller.recorder, None
-    if settings.use_curses or settings.run_dir.folder is not None:
+    if settings.given["use_curses"] or settings.run_dir.folder is not None:
         from .journal.factory import open_journal
         from .journal.run_info import git_commit
 
@@ -1133,7 +1133,7 @@ def _add_listeners(engine: Engine, settings: Settings) -> Journal | None:
         engine.run.settings = {**engine.run.settings, **({"git": git} if git else {})}
         sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
         journal = open_journal(
-            settings.run_dir.folder, is_shown=settings.use_curses, name=engine.name,
+            settings.run_dir.folder, is_shown=settings.given["use_curses"], name=engine.name,
             configuration={**sizes, **engine.run.settings}, table=table, requests=engine.requests,
         )  # fmt: skip
     if journal is not None:
@@ -1143,7 +1143,7 @@ def _add_listeners(engine: Engine, settings: Settings) -> Journal | None:
         if folder is not None:
             recorder.write_to(folder)
         announcer.add(recorder)
-    if settings.use_curses:
+    if settings.given["use_curses"]:
         from .dashboard.live import Live
 
         announcer.add(Live(engine.requests, folder=folder or ""))

@@ -108,13 +108,11 @@ class Engine:
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
-        if not self.announcer.is_heard:
-            self.between_steps()
-            return self.draw_ahead()
         began = self.clock()
         self.between_steps()
         ticket = self.draw_ahead()
-        self.own_seconds += self.clock() - began
+        if self.announcer.is_heard:
+            self.own_seconds += self.clock() - began
         return ticket
 
     def draw_ahead(self, is_fetched: bool = False, is_offered: bool = False) -> Ticket | None:
@@ -301,8 +299,7 @@ class Engine:
                 f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give "
                 "the losses to update_with_loss()."
             )
-        began = self.clock() if self.announcer.is_heard else 0.0
-        turns, outcome = self.turns, None
+        turns, began, outcome = self.turns, self.clock(), None
         while outcome is None:
             judged = self._judge(ticket, loss, part_size, grad_norm, skipped, predictions)
             if not judged.is_plain:
@@ -636,7 +633,12 @@ class Engine:
                 )  # fmt: skip
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
             if controller.is_look_due and not pace.is_stopped:
-                self._look_back()
+                step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
+                persistence.backup_timer.take_in(persistence.callbacks.state)
+                with self.turns.take("between_steps", step, is_changing=True):
+                    # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
+                    controller.inquiry.hide_true()
+                    controller.look_back(step=step, lr=scheduled)
             epoch_ended = pace.has_left_epoch
         if self.announcer.wants_surveys or (self.emitter.has_groups and self.announcer.is_heard):
             self.emitter.between_steps(pace.epoch, epoch_ended=epoch_ended, closing=closing)
@@ -686,15 +688,6 @@ class Engine:
             # Last: if any of this is interrupted, it is due again.
             if epoch_ended:
                 pace.has_left_epoch = False
-
-    def _look_back(self) -> None:
-        """Look at the progress of the first steps; see `Inquiry.look_back`."""
-        step, scheduled = self.pace.step, self.rates.scheduled_at(self.pace.step)
-        self.persistence.backup_timer.take_in(self.persistence.callbacks.state)
-        with self.turns.take("between_steps", step, is_changing=True):
-            # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
-            self.controller.inquiry.hide_true()
-            self.controller.look_back(step=step, lr=scheduled)
 
     def _looks_last(self, *, may_probe: bool, closing: bool) -> bool:
         """Whether a probe is to be drawn before the run ends; see `Inquiry.looks_last`."""
