@@ -93,27 +93,14 @@ def build_run(settings: Settings) -> Run:
         _schedule_maker(settings, budget), pace=pace, search=search, controller=controller, emitter=emitter,
         announcer=announcer, persistence=persistence,
     )  # fmt: skip
-    return Run(
-        source=source,
-        pace=pace,
-        sentry=sentry,
-        persistence=persistence,
-        controller=controller,
-        announcer=announcer,
-        emitter=emitter,
+    requests = Requests(
+        pace, announcer, handle_signals=given["handle_signals"], cool_down_on=_checked_signal(settings),
         agreement=agreement,
-        search=search,
-        rates=rates,
-        early_stop=early_stop,
-        requests=Requests(
-            pace, announcer, handle_signals=given["handle_signals"], cool_down_on=_checked_signal(settings),
-            agreement=agreement,
-        ),
-        turns=Turns(table, announcer),
-        name=given["name"] or "",
-        settings=replace(
-            settings, given={**given, "monitor": Monitor(monitor, mode=mode if monitor else None)}
-        ).texts(),
+    )  # fmt: skip
+    shown = replace(settings, given={**given, "monitor": Monitor(monitor, mode=mode if monitor else None)})
+    return Run(
+        source, pace, sentry, persistence, controller, announcer, emitter, agreement, search, rates, early_stop,
+        requests, Turns(table, announcer), given["name"] or "", shown.texts(),
     )  # fmt: skip
 
 
@@ -128,20 +115,14 @@ def _build_persistence(
     has_folder = given["checkpoint_dir"] is not None or given["save_callback"] is not None
     return Persistence(
         Callbacks.of_user(given["save_callback"], given["load_callback"], given["state_callback"]),
-        backup_every=settings.backups.every,
-        backup_dir=settings.backups.backup_dir,
-        checkpoint_dir=given["checkpoint_dir"],
-        checkpoint_every=settings.checkpoints.every,
+        backup_every=settings.backups.every, backup_dir=settings.backups.backup_dir,
+        checkpoint_dir=given["checkpoint_dir"], checkpoint_every=settings.checkpoints.every,
         keep=settings.checkpoints.keep_checkpoints,
         # Without a folder the best model is kept in RAM.
-        monitor=settings.monitor.name if has_folder else None,
-        mode=mode,
-        config=settings.run_config(),
-        steps_per_epoch=steps_per_epoch,
-        announcer=announcer,
-        agreement=agreement,
+        monitor=settings.monitor.name if has_folder else None, mode=mode, config=settings.run_config(),
+        steps_per_epoch=steps_per_epoch, announcer=announcer, agreement=agreement,
         backup=RamBackup(most=given["recovery"].keep_backups),
-    )
+    )  # fmt: skip
 
 
 def _build_recorder(settings: Settings, persistence: Persistence) -> FlightRecorder:
@@ -159,13 +140,9 @@ def _build_recorder(settings: Settings, persistence: Persistence) -> FlightRecor
 
 def _checked_guard(settings: Settings) -> Guard:
     given = settings.given
-    guard = as_guard(given["guard"])
-    for argument, value, method in (
-        ("guard", guard, "judge"),
-        ("guard", guard, "suspicion"),
-        ("recovery", given["recovery"], "max_refused"),
-        ("clock", given["clock"], "__call__"),
-    ):
+    guard: Guard = as_guard(given["guard"])
+    checked = {"judge": ("guard", guard), "suspicion": ("guard", guard), "max_refused": ("recovery", given["recovery"])}
+    for method, (argument, value) in {**checked, "__call__": ("clock", given["clock"])}.items():
         if not hasattr(value, method):
             raise TypeError(f"{argument} must have a method {method}, got {value!r}.")
     return guard
@@ -188,13 +165,9 @@ def _planned_batches(settings: Settings) -> tuple[SampleTable, MakeSource, int]:
     batch_size = whole_number("batch_size", size, least=1, most=MAX_SAMPLES)
     seed = whole_number("seed", given["seed"], least=0, most=2**63)
     table = SampleTable(
-        num_samples,
-        batch_size=batch_size,
-        estimator=settings.estimator.estimator,
-        alpha=settings.estimator.alpha,
-        groups=given["groups"],
-        sample_ids=given["sample_ids"],
-    )
+        num_samples, batch_size=batch_size, estimator=settings.estimator.estimator, alpha=settings.estimator.alpha,
+        groups=given["groups"], sample_ids=given["sample_ids"],
+    )  # fmt: skip
     policy = get_policy(given["policy"])
     if buckets is not None and policy.selects:
         raise ValueError(f"policy must take every sample once a pass with lengths, got {given['policy']!r}.")
@@ -263,9 +236,7 @@ def _own_batches(settings: Settings, own: OwnBatches) -> tuple[SampleTable, Make
     table = SampleTable(0, batch_size=1, most_ids=most)
 
     def make(pace: Pace, announcer: Announcer, agreement: Agreement) -> FollowedBatches:
-        return FollowedBatches(
-            table, pace=pace, settings=own, announcer=announcer, agreement=agreement, seed=seed
-        )  # fmt: skip
+        return FollowedBatches(table, pace=pace, settings=own, announcer=announcer, agreement=agreement, seed=seed)
 
     return table, make, UNKNOWN_LENGTH
 
@@ -295,14 +266,9 @@ def _build_budget(settings: Settings, own: OwnBatches, steps_per_epoch: int) -> 
     if given["num_samples"] is None and given["num_epochs"] is not None and is_alone:
         return _build_pass_budget(settings, own)
     return Budget.of(
-        given["num_epochs"],
-        given["num_steps"],
-        given["train_duration_seconds"],
-        steps_per_epoch,
-        num_tokens=own.num_tokens,
-        mode=settings.shape.mode,
-        warmup_steps=warmup_steps,
-    )
+        given["num_epochs"], given["num_steps"], given["train_duration_seconds"], steps_per_epoch,
+        num_tokens=own.num_tokens, mode=settings.shape.mode, warmup_steps=warmup_steps,
+    )  # fmt: skip
 
 
 def _build_range_test(settings: Settings, budget: Budget, steps_per_epoch: int) -> RangeTest | None:
@@ -346,14 +312,10 @@ def _schedule_maker(settings: Settings, budget: Budget) -> Callable[[float | Non
 
     def made(peak: float | None) -> Schedule:
         return make_schedule(
-            given["initial_lr"] if peak is None else peak,
-            mode=shape.mode,
-            warmup_proportion=warmup,
-            min_lr=shape.min_lr,
-            decay_proportion=shape.decay_proportion,
-            decay_shape=shape.decay_shape,
+            given["initial_lr"] if peak is None else peak, mode=shape.mode, warmup_proportion=warmup,
+            min_lr=shape.min_lr, decay_proportion=shape.decay_proportion, decay_shape=shape.decay_shape,
             is_open=budget.is_open,
-        )
+        )  # fmt: skip
 
     return made
 

@@ -437,7 +437,8 @@ class Engine:
         pace, announcer, size = self.pace, self.announcer, len(ticket.indices)
         own, self.own_seconds = self.own_seconds + self.clock() - began, 0.0
         waited, self.data_seconds = self.data_seconds, 0.0
-        self.emitter.note_batch(ticket)
+        if announcer.wants_surveys:
+            self.emitter.note_batch(ticket)
         announcer.deliver(
             events.StepDone(
                 step=pace.step, seconds=pace.seconds, epoch=ticket.epoch, progress=pace.progress,

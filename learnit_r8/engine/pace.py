@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import events
@@ -53,7 +53,7 @@ class Tally:
 
     def state_dict(self) -> dict[str, Any]:
         """All counts."""
-        return asdict(self)
+        return {**vars(self)}
 
 
 class Pace:
