@@ -406,7 +406,7 @@ class R8Scheduler:
         self.requests.stay_within(None)
         while True:
             left, host.open_ticket = host.open_ticket, None
-            if left is not None and left.batch.is_out:
+            if left is not None and left.is_out:
                 # It was not reported.
                 self._given_up = left.step
                 host.give_up(left)
@@ -614,7 +614,7 @@ class R8Scheduler:
             return self.report(self.host.begin(found, is_late=True), loss, **extras)
         finally:
             # A loss of a wrong shape leaves the batch out.
-            if not found.batch.is_out:
+            if not found.is_out:
                 self.host.member.take(found)
 
     def report(

@@ -181,7 +181,7 @@ class Prefetch:
 
     def _note_begun(self, ticket: Ticket) -> None:
         begun = self._begun
-        while begun and not begun[0].batch.is_out:
+        while begun and not begun[0].is_out:
             begun.popleft()
         begun.append(ticket)
 
@@ -203,7 +203,7 @@ class Prefetch:
             return self.r8.report(ticket, loss, part_size=part_size, predictions=predictions)
         finally:
             # A refused loss may raise, and its batch is reported all the same; a loss of a wrong shape is not.
-            if not ticket.batch.is_out:
+            if not ticket.is_out:
                 self.current = None
 
     def give_up(self) -> None:
@@ -220,7 +220,7 @@ class Prefetch:
 
     def hand_back(self) -> None:
         """Give the batches that are not reported back to the scheduler, to be drawn first."""
-        begun = [ticket for ticket in self._begun if ticket.batch.is_out]
+        begun = [ticket for ticket in self._begun if ticket.is_out]
         self._begun.clear()
         for ticket in reversed([*begun, *self.waiting.values()]):
             if ticket.epoch < 0:

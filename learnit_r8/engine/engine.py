@@ -275,7 +275,7 @@ class Engine:
             ticket: The batch; nothing happens if it is not out.
         """
         with self.turns.take("hand_back", self.pace.step) as turn:
-            if ticket.batch.is_out and ticket.epoch >= 0:
+            if ticket.is_out and ticket.epoch >= 0:
                 turn.is_changing = True
                 self.source.hand_back(ticket.batch)
                 self.pace.num_out -= not ticket.chunk.is_extra
@@ -391,7 +391,7 @@ class Engine:
         """Raise RuntimeError for a ticket that is not out, or that the load callback reports."""
         if self.persistence.is_restoring and self.turns.is_mine:
             raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
-        if ticket.batch.is_out and ticket.chunk.table is self.table:
+        if ticket.is_out and ticket.chunk.table is self.table:
             return
         if self.turns.busy is not None:
             # What another call is doing with it, or has left half done, is the reason.
@@ -557,7 +557,7 @@ class Engine:
             is_missed: Whether its loss never came, which is counted.
         """
         with self.turns.take("discard", self.pace.step) as turn:
-            if not ticket.batch.is_out:
+            if not ticket.is_out:
                 return
             turn.is_changing = True
             self.source.abandoned += is_missed
@@ -574,7 +574,7 @@ class Engine:
     def leave_out(self, ticket: Ticket) -> None:
         """Give up a batch for which its epoch has no place left, as probes have taken it; it is no step."""
         with self.turns.take("leave_out", self.pace.step) as turn:
-            if ticket.batch.is_out:
+            if ticket.is_out:
                 turn.is_changing = True
                 self.source.close(ticket.batch)
                 self.source.displaced += 1
@@ -582,10 +582,10 @@ class Engine:
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
-        if not ticket.batch.is_out:
+        if not ticket.is_out:
             return
         with self.turns.take("give_up", self.pace.step) as turn:
-            if not ticket.batch.is_out:
+            if not ticket.is_out:
                 return
             turn.is_changing = True
             if ticket.epoch < 0:

@@ -655,7 +655,7 @@ class Adapter:
         noted, self._losses.recorded = self._losses.recorded, None
         source = self._feed.source
         ticket, source.open = source.open if noted is None else noted[0].ticket, None
-        if ticket is not None and ticket.batch.is_out:
+        if ticket is not None and ticket.is_out:
             self.scheduler.give_up(ticket, on_purpose=True)
 
     # What is known.

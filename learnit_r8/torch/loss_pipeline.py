@@ -263,7 +263,7 @@ class LossPipeline:
 
     def _report(self, sent: Sent, values: Any) -> Outcome:
         ticket = sent.ticket
-        if not ticket.batch.is_out:
+        if not ticket.is_out:
             # A state was loaded meanwhile, and the batch belongs to the plan before.
             return self.outcome
         extras: dict[str, Any] = {}

@@ -400,7 +400,7 @@ class Feed:
     def give_up_open(self) -> None:
         """Pass over the batch in hand, if it was not reported: it does not count as a step."""
         ticket, self.source.open = self.source.open, None
-        if ticket is not None and ticket.batch.is_out:
+        if ticket is not None and ticket.is_out:
             # A loop that has trained and was left by a break knows that it did not train on its last batch.
             is_left = self.source.iteration is None and self.engine.pace.turns != self.source.first_turn
             self.engine.give_up(ticket, on_purpose=is_left)
