@@ -95,6 +95,8 @@ class Focus(Policy):
     def weighs(self) -> bool:  # type: ignore[override]
         return self.noise_guard == WEIGH
 
+    needs_predictions = weighs
+
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         luck = rng.random(len(chunk.indices), np.float32)
         outlook = context.outlook

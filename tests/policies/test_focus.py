@@ -1,5 +1,7 @@
 """The policy that skips samples that are easy or look mislabelled."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -342,6 +344,19 @@ def test_with_batch_means_nothing_is_skipped_with_a_warning():
 
     assert len(said) == 1
     assert (visits == 1).all()
+
+
+@pytest.mark.parametrize("wrap", [lambda policy: policy, even_groups])
+def test_without_predictions_nothing_is_weighed_with_a_warning(wrap):
+    """A run that is to weigh, and reports losses alone, hears after the first pass that it will not; once."""
+    r8 = R8Scheduler(400, batch_size=32, num_epochs=6, policy=wrap(Focus(noise_guard="weigh")), groups=np.zeros(400))
+    with pytest.warns(RuntimeWarning, match=r"needs predictions .* got losses without them, so no loss weighs") as said:
+        train(r8, until=14)
+
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(r8)
 
 
 def test_no_precision_is_promised_after_weights(tmp_path, capsys):
