@@ -172,7 +172,7 @@ class R8Scheduler:
         controller: The recovery at work: ``controller.lr_factor`` is the share of the scheduled rate that is used now.
         requests: What other threads may ask of the run: `Requests.stop`, `Requests.save`, `Requests.pause`.
         name: Name of the run, "" without one.
-        host: The engine, for adapters; ``_adapters/host.py`` lists the members that they may use.
+        host: The engine, for adapters; ``bridge/host.py`` lists the members that they may use.
         feed: Passes on your own batches, for adapters; None where the scheduler draws them.
 
     Raises:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._adapters.driven_state import DrivenState, Place
-from .._adapters.host import check_scheduler
+from ..bridge.driven_state import DrivenState, Place
+from ..bridge.host import check_scheduler
 from .examiner import Examiner
 from .processes import SharedProcesses, whole
 from .state import is_of_devices, lr_of, with_lr

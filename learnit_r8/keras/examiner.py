@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from .._adapters.place_search import PlaceSearch, Shown, bad_arrays, first_bad
+from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
 from ..checkpoint.callbacks import Callbacks, Repeat
 from ..checkpoint.tree import clone
 from ..recovery.incidents.finding import Finding, Refusal

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
-from .._adapters.host import check_scheduler
 from .._validation import shortened, whole_number
+from ..bridge.group_rates import GroupRates, own_rate_of, rates_of
+from ..bridge.host import check_scheduler
 from ..checkpoint.callbacks import Callbacks, Generators, Repeat, join_callbacks
 from ..engine.feed.batch_size import copied
 from ..engine.settings import suggest_settings

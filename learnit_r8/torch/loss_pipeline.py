@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .._adapters.group_rates import FOREIGN, GroupRates
-from .._adapters.prefetch import Prefetch
+from ..bridge.group_rates import FOREIGN, GroupRates
+from ..bridge.prefetch import Prefetch
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import NUM_ROWS, Predictions

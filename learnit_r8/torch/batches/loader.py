@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
-from ..._adapters.prefetch import Prefetch
 from ..._validation import check_release, whole_number
+from ...bridge.prefetch import Prefetch
 from ...engine.values import OwnBatches
 from ...sampling.random_generators import random_state, set_random_state
 from ..flight.hand import Hand

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import BatchSampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from ..._adapters.host import num_left
-from ..._adapters.prefetch import Prefetch
+from ...bridge.host import num_left
+from ...bridge.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from ...sampling.ticket import Ticket

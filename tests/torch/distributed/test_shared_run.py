@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import CheckpointStore, Policy, Recovery, TrainingDiverged
-from learnit_r8._adapters.ranks import agreement as agreement_module
+from learnit_r8.bridge.ranks import agreement as agreement_module
 from learnit_r8.checkpoint import store
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..checkpoint.callbacks import Callbacks
-    from ..engine.rates import Rates
+    from ..engine.pace import Rates
     from ..engine.run import Member, RankGroup
     from ..recovery.controller import RecoveryController
     from ..sampling.ticket import Ticket
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Host(Protocol):
-    """What adapters rely on; ``tests/_adapters/test_host.py`` holds them to it."""
+    """What adapters rely on; ``tests/bridge/test_host.py`` holds them to it."""
 
     @property
     def member(self) -> Member:

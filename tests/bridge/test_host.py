@@ -4,12 +4,12 @@ import ast
 import inspect
 
 from learnit_r8 import R8Scheduler
-from learnit_r8._adapters.host import Host
+from learnit_r8.bridge.host import Host
 from tests.source import PACKAGE, name_of, tree_of
 
 FILES = [
     path
-    for place in ("_adapters", "torch", "keras", "flax", "streams", "loops", "lightning", "transformers")
+    for place in ("bridge", "torch", "keras", "flax", "streams", "loops", "lightning", "transformers")
     for path in PACKAGE.glob(place + "/**/*.py")
 ]
 SCHEDULERS = {"r8", "scheduler", "_r8", "_scheduler", "host", "_host"}
