@@ -266,9 +266,9 @@ class SampleTable:
             for run, other in zip(runs, others, strict=True):
                 if not isinstance(other, SampleTable):
                     raise TypeError(f"runs must be schedulers or their tables, got {run!r}.")
-            evidence = combine(self.read_evidence(), [each.read_evidence() for each in others])
+            several = combine(self.read_evidence(), [each.read_evidence() for each in others])
             trust = least_trust(each.storage.trust for each in (self, *others))
-            return suspects_in(self.storage, known, evidence, precision, trust)
+            return suspects_in(self.storage, known, several, precision, trust)
         return suspects_in(self.storage, known, evidence, precision)
 
     def ranking(self, top: int = 100) -> Ranking:

@@ -115,22 +115,23 @@ class Evidence:
         return 1 if self.records is None else max(1, len(self.records) // max(1, self._num_samples))
 
     @property
-    def is_of_classes(self) -> bool:
-        """Whether a sample has one label, a class."""
-        return self.records is not None and self.num_places == 1 and self.num_classes != VALUES
+    def of_classes(self) -> Records | None:
+        """The records where a sample has one label, a class; else None."""
+        return self.records if self.num_places == 1 and self.num_classes != VALUES else None
 
     def trust(self, *, is_weighed: bool) -> str:
         """Which margins may be judged, see `trust`; ``is_weighed``: whether losses had weights."""
-        found = trust_in(self.sums) if self.is_of_classes else PLAIN
+        found = trust_in(self.sums) if self.of_classes is not None else PLAIN
         if not is_weighed or found not in (PLAIN, EARLY_ONES):
             return found
         return EARLY_ONES if self.is_frozen else WEIGHED
 
     def freeze(self, lock: Lock) -> None:
         """Keep the margins as they are now, before losses have weights, if the samples were visited often enough."""
-        if not self.is_of_classes or self.whole["visits"].mean() < LEAST_USES:
+        records = self.of_classes
+        if records is None or records.whole["visits"].mean() < LEAST_USES:
             return
-        for _, some in self.records.slices(lock):
+        for _, some in records.slices(lock):
             some["early"] = some["margin"]
         self.is_frozen = True
 
@@ -142,7 +143,8 @@ class Evidence:
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any] | None:
         """EVIDENCE[M], copies of some records, where a sample has one label, a class; else None."""
-        return self.records.take(indices) if self.is_of_classes else None
+        records = self.of_classes
+        return None if records is None else records.take(indices)
 
     def checked(self, predictions: Any, count: int, kind: int) -> PredictionRows:
         """Reported predictions, checked; changes nothing.
@@ -205,7 +207,7 @@ class Evidence:
             rows = rows.reshape(NUM_ROWS, places, -1).swapaxes(1, 2).reshape(NUM_ROWS, -1)
         is_value = self.num_classes == VALUES
         has_label = rows[-1] == rows[-1] if is_value else rows[-1] != UNLABELLED
-        if losses is not None and self.is_of_classes:
+        if losses is not None and self.of_classes is not None:
             sums = sums + sums_of(losses[has_label], rows[0, has_label])
         if not has_label.all():
             indices, rows = indices[has_label], rows[:, has_label]
