@@ -230,7 +230,7 @@ class Chunk:
             members, records = members[np.repeat(reported, sizes)], None
             reports, sizes, trends = list(itertools.compress(reports, reported)), sizes[reported], trends[reported]
         if self.weights is not None and (self.weights != 1).any():
-            self.table.storage.is_weighed = True
+            self.table.storage.note_weights()
         means, part_sizes, counts = self._parts(reports, sizes)
         if counts is not None:
             trends = np.repeat(trends, counts)
