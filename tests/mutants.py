@@ -175,7 +175,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_recovery.py -k budget", "a test of the weights ends the run a step early"),
     ("sampling/planned.py", "return self.steps_per_pass // 4 if epoch > 0 else 0", "return self.steps_per_pass // 4",
      "recovery/test_recovery.py -k first_epoch", "samples are not seen in the first epoch after an incident"),
-    ("engine/pace.py", "return self.step - self._before_epoch[0]", "return self.step",
+    ("engine/pace.py", "else self.step - self._before_epoch[0]", "else self.step",
      "engine/test_pace.py", "keys and counts of later epochs are wrong"),
     ("engine/pace.py", "self.longest_break = seconds - began", "pass",
      "engine/test_pace.py runs/test_endings.py -k 'deadline or time'",
