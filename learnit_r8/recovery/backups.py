@@ -200,12 +200,9 @@ class RamBackup:
     """
 
     def __init__(
-        self,
-        clone: Callable[[Any], Any] = tree.clone,
-        copy_into: Callable[[Any, Any], Any] | None = None,
-        *,
+        self, clone: Callable[[Any], Any] = tree.clone, copy_into: Callable[[Any, Any], Any] | None = None, *,
         most: int = 7,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.backups: list[Backup] = []
         self.earlier: Backup | None = None
         self.most = most
