@@ -1,26 +1,10 @@
-"""The cause of a refusal: what an adapter is asked before anything is put back, what it has found, and the words."""
+"""The cause of a refusal: what an adapter is asked before anything is put back, what it has found, and its words."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-
-from .. import events
-
-if TYPE_CHECKING:
-    from ..events.bus import Announcer
-    from ..guard.monitor import Sentry
-    from ..guard.verdict import Verdict
-    from ..sampling.ticket import Ticket
-    from ..table.losses import Reading
-    from ..table.table import SampleTable
-    from .persistence import Persistence
-    from .record import FlightRecorder
+from typing import Any, NamedTuple
 
 INPUT, LABEL, LOSS, FORWARD, BACKWARD = "input", "label", "loss", "forward", "backward"
 BATCH_SIZE, UPDATE, WEIGHT, OPTIMIZER, SCALE = "batch size", "update", "weight", "optimizer", "scale"
@@ -30,15 +14,6 @@ KINDS = (INPUT, LABEL, LOSS, FORWARD, BACKWARD, BATCH_SIZE, UPDATE, WEIGHT, OPTI
 
 UNSEEN = "unknown, seen so far: "
 """How a sentence begins that names no cause."""
-
-MOST_LOOKS = 3
-"""Refusals of a kind that are looked into."""
-
-MOST_SHARE, LEAST_SECONDS = 0.01, 2.0
-"""Largest share of the run's time that may go into it, and how much may in a run that has only begun."""
-
-MOST_BEFORE = 64
-"""Losses before a refusal that a record holds."""
 
 MOST_NAMED = 5
 """Samples that a sentence names."""
@@ -132,105 +107,3 @@ def sentence_of(finding: Finding, step: int, samples: Sequence[str]) -> str:
 def to_plain(finding: Finding) -> dict[str, Any]:
     """A finding as plain values."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in finding._asdict().items()}
-
-
-class CauseSearch:
-    """Has the adapter look for the cause of a refusal, and the recorder write it down.
-
-    Args:
-        persistence: Holds the callbacks, of which the adapter's `examine` looks, and the backups.
-        announcer: Tells what was found.
-        table: Names the samples.
-        sentry: Says what the guard saw.
-        recorder: Writes the records; None for none.
-    """
-
-    def __init__(
-        self, persistence: Persistence, announcer: Announcer, table: SampleTable, sentry: Sentry,
-        recorder: FlightRecorder | None,
-    ) -> None:  # fmt: skip
-        self._persistence, self._announcer, self._table = persistence, announcer, table
-        self._sentry, self._recorder = sentry, recorder
-        self._looks: Counter[str] = Counter()
-        self._seconds = 0.0
-        self._found: dict[str, Any] | None = None
-
-    def look(
-        self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, recent: Sequence[float],
-        samples: Sequence[int], is_finite: bool, lr: float,
-    ) -> str:  # fmt: skip
-        """Look for the cause of a refusal and note it; returns the sentence, "" if nobody has looked. `tell` tells it.
-
-        Args:
-            ticket: The batch.
-            reading: Its loss.
-            verdict: Why it was refused.
-            step: Steps reported, this one included.
-            recent: The losses before it.
-            samples: Those whose own loss was not finite.
-            is_finite: Whether it was refused for its height alone.
-            lr: The rate as the user knows it; NaN if that is not known.
-        """
-        usual, text = float(np.median(recent)) if len(recent) else math.nan, ""
-        backups = [(each.step, each.state) for each in reversed(self._persistence.backup.backups)]
-        backups = [each for each in backups if each[1] is not None]
-        kind = verdict.value
-        finding = self._find(Refusal(step, reading.mean, usual, is_finite, kind == "gradient", backups, lr), kind)
-        # None where batches are the user's own.
-        known = self._table.num_samples and not (ticket.indices < 0).any()
-        indices, name_of = ticket.indices.tolist() if known else [], self._table.storage.name_of
-        if finding is not None:
-            blamed = list(finding.samples) or [indices[row] for row in finding.rows if row < len(indices)]
-            names = [f"{each}" if name_of(each) == each else f"{each} ({name_of(each)!r})" for each in blamed[:1000]]
-            text = sentence_of(finding, step, names)
-            self._found = {
-                "text": text, "fault": finding.kind, "where": finding.where, "samples": tuple(blamed),
-                "is_certain": finding.is_certain,
-            }  # fmt: skip
-        recorder, collect = self._recorder, self._persistence.callbacks.in_hand
-        if recorder is not None and recorder.is_writing:
-            facts = {
-                "step": step, "epoch": ticket.epoch, "loss": reading.mean, "lr": lr, "verdict": kind,
-                "samples": indices[:4096], "names": [str(name_of(each)) for each in indices[:256]],
-                "not_finite": list(samples)[:256], "losses_before": list(recent)[-MOST_BEFORE:],
-                "guard": self._thresholds(), "suspicion": self._sentry.suspicion,
-                "highest_grad_norm": self._sentry.state_dict()["norms"]["highest"],
-            }  # fmt: skip
-            parts = {} if recorder.record == "names" or collect is None else collect()
-            recorder.note(step, self._announcer.where()[1], facts=facts, finding=finding, cause=text, parts=parts)
-        return text
-
-    def tell(self) -> None:
-        """Tell what was found since it was told last."""
-        found, self._found = self._found, None
-        if found is not None:
-            self._announcer.tell(events.CauseFound, **found)
-
-    def _find(self, refusal: Refusal, kind: str) -> Finding | None:
-        """Have the adapter look, as long as that takes little of the run's time."""
-        examine = self._persistence.callbacks.examine
-        allowed = max(MOST_SHARE * self._announcer.where()[1], LEAST_SECONDS)
-        if examine is None or self._looks[kind] >= MOST_LOOKS:
-            return None
-        # All ranks look or none, as they tell each other what they find.
-        if self._persistence.agreement.agree("late" if self._seconds > allowed else ""):
-            return None
-        self._looks[kind] += 1
-        began = time.perf_counter()
-        try:
-            finding: Finding | None = examine(refusal)
-        except Exception as error:
-            # Whatever a model does when it is run once more, it must not end the training.
-            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            finding = Finding(UNKNOWN, f"the search for the cause failed ({what})", missing="the search failed")
-        self._seconds += time.perf_counter() - began
-        return finding
-
-    def _thresholds(self) -> dict[str, float]:
-        """The numbers that the guard compares losses with, by name."""
-        memory = self._sentry.memory
-        found: dict[str, float] = {}
-        for part in (memory, getattr(memory, "reference", None)):
-            fields: dict[str, Any] = getattr(part, "_asdict", dict)()
-            found |= {name: float(value) for name, value in fields.items() if type(value) in (int, float)}
-        return found

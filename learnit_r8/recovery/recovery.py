@@ -27,7 +27,6 @@ from ..sampling.ticket import Ticket
 from ..table.losses import Reading
 from ..table.table import SampleTable
 from .backups import Backup, Moment, spread_of
-from .cause import CauseSearch
 from .early import FAR, FirstSteps
 from .experiment import Alarm, Case, ExperimentRun, Finding, investigate
 from .model import LiveModel, Witnesses
@@ -35,12 +34,12 @@ from .policy import Recovery, TrainingDiverged
 from .progress import EARLY_UPDATES, FIRST, LOOK_EVERY, START_UPDATES
 from .quarantine import Quarantine, accused_of, not_finite_samples
 from .rate_limit import NormLimit, RateLimit
+from .record import CauseSearch, FlightRecorder
 from .remedies import Remedies, diverged_text, write_bundle
 from .state import LOOK_MASK, IncidentLog, RecoveryState, of_version_4
 
 if TYPE_CHECKING:
     from .persistence import Persistence
-    from .record import FlightRecorder
 
 ALARMS = {
     Verdict.SPIKE: Alarm.SPIKE, Verdict.RAISED: Alarm.RAISED, Verdict.LASTING_DRIFT: Alarm.RAISED,
