@@ -237,7 +237,7 @@ class R8Scheduler:
         if not settings.use_curses and settings.run_dir.folder is None:
             return None
         from .journal.factory import open_journal
-        from .journal.run_info import git_commit
+        from .journal.run import git_commit
 
         engine, table, git = self.host, self.table, git_commit()
         engine.run.settings = {**engine.run.settings, **({"git": git} if git else {})}
