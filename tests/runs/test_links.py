@@ -203,7 +203,7 @@ def save_keras(folder):
 
 
 def save_driven(folder):
-    from learnit_r8._adapters.driven_state import DrivenState
+    from learnit_r8.bridge.driven_state import DrivenState
 
     DrivenState(SimpleNamespace(state={"w": np.ones(3)})).save({}, folder / "state.r8")
 

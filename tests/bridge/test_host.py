@@ -4,12 +4,12 @@ import ast
 import inspect
 
 from learnit_r8 import R8Scheduler
-from learnit_r8._adapters.host import Host
+from learnit_r8.bridge.host import Host
 from tests.source import PACKAGE, name_of, tree_of
 
 FILES = [
     path
-    for place in ("_adapters", "torch", "keras", "flax", "streams", "loops", "lightning", "transformers")
+    for place in ("bridge", "torch", "keras", "flax", "streams", "loops", "lightning", "transformers")
     for path in PACKAGE.glob(place + "/**/*.py")
 ]
 SCHEDULERS = {"r8", "scheduler", "_r8", "_scheduler", "host", "_host"}
@@ -21,8 +21,8 @@ DOCUMENTED = {
     *("batch_iterator", "epoch_iterator", "update_with_loss", "draw", "draw_if_any", "report", "log", "close"),
     *("state_dict", "load_state_dict", "save_checkpoint", "load_checkpoint", "update_cpu_backup", "best_checkpoint"),
     *("load_best", "lr", "progress", "phase", "global_step", "total_steps", "steps_per_epoch", "current_epoch"),
-    *("is_stopped", "is_over", "policy", "table", "requests", "run_dir", "summary", "paused", "reset_baseline"),
-    *("release", "__enter__", "__exit__", "host", "seed", "batches", "steps", "lr_factor", "keeps_rates", "tell_rate"),
+    *("is_over", "policy", "table", "requests", "run_dir", "summary", "paused", "reset_baseline", "give_up"),
+    *("release", "__enter__", "__exit__", "host", "batches", "steps", "lr_factor"),
     *("follow", "pace", "handed_out", "check", "feed"),
     "sentry",
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests._adapters.resume_jobs import WAYS
+from tests.bridge.resume_jobs import WAYS
 
 ROOT = Path(__file__).parents[2]
 NEEDS = {
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9")
 
 def session(way, folder, *kill_at):
     """The digest of a session; None if it was killed."""
-    command = [sys.executable, "-m", "tests._adapters.resume_jobs", way, str(folder), *map(str, kill_at)]
+    command = [sys.executable, "-m", "tests.bridge.resume_jobs", way, str(folder), *map(str, kill_at)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.stdout.splitlines()[-1] if done.returncode == 0 else None

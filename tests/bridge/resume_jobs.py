@@ -1,6 +1,6 @@
 """A training with dropout and batch normalisation in each way, to be killed and gone on with in another process.
 
-python -m tests._adapters.resume_jobs WAY FOLDER [KILL_AT_STEP]    prints a digest of weights and losses at the end
+python -m tests.bridge.resume_jobs WAY FOLDER [KILL_AT_STEP]    prints a digest of weights and losses at the end
 """
 
 from __future__ import annotations
