@@ -385,7 +385,7 @@ MUTANTS = [Mutant(*each) for each in (
      "journal/test_run.py", "a run that is started again after it diverged is called diverged for ever"),
     ("journal/requests.py", 'or about.get("session") != self._session:', ":",
      "journal/test_requests.py -k earlier", "a request to stop an earlier run stops this one"),
-    ("journal/run_info.py", 'process.get("boot_id") != here["boot_id"]', "False",
+    ("journal/run.py", 'process.get("boot_id") != here["boot_id"]', "False",
      "journal/test_run_info.py journal/test_run.py", "a run that ended with a reboot is called running"),
     ("journal/samples.py", "if epoch <= max(newest)]", "]",
      "journal/test_samples.py -k earlier", "samples of an earlier run are shown with those of this one"),
