@@ -25,7 +25,7 @@ from .. import events
 from ..events.samples import count_text
 from ..events.text import clean, clock, number, share
 from ..events.threaded_listener import ThreadedListener
-from .render.overview import state_of
+from .render.header import state_of
 from .state.curve import Columns, range_of
 from .state.ui_state import Scene
 from .state.view import View

@@ -10,7 +10,7 @@ from ..state.ui_state import Scene, UiState
 from ..state.view import View
 from ..text import Line, Span, bar, clip, cropped, fit, in_ascii, joined, labelled, padded, rule, size_of
 from ..theme import Theme
-from .overview import state_of, title_line
+from .header import state_of, title_line
 from .pages import PAGES
 from .texts import runs_panel
 

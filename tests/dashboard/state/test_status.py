@@ -6,7 +6,7 @@ import pytest
 
 from learnit_r8 import events
 from learnit_r8.dashboard.notebook import html_of
-from learnit_r8.dashboard.render.overview import state_of
+from learnit_r8.dashboard.render.header import state_of
 from learnit_r8.dashboard.state.ui_state import Scene
 from learnit_r8.dashboard.state.view import View
 from tests.dashboard.state.told import start, steps

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from learnit_r8 import R8Scheduler, TrainingDiverged, events
 from learnit_r8.cli import main
 from learnit_r8.dashboard.plain import PlainLog
-from learnit_r8.dashboard.render.overview import rate_part
+from learnit_r8.dashboard.render.header import rate_part
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.engine.values import grouped
 from learnit_r8.events.event import describe
