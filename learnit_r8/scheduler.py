@@ -1126,8 +1126,8 @@ def _add_listeners(engine: Engine, settings: Settings) -> Journal | None:
     """
     announcer, recorder, journal = engine.announcer, engine.controller.recorder, None
     if settings.given["use_curses"] or settings.run_dir.folder is not None:
-        from .journal.factory import open_journal
         from .journal.run import git_commit
+        from .journal.writer import open_journal
 
         table, git = engine.table, git_commit()
         engine.run.settings = {**engine.run.settings, **({"git": git} if git else {})}
