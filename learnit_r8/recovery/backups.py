@@ -231,11 +231,6 @@ class RamBackup:
         return all(backup.is_of_file for backup in self.backups)
 
     @property
-    def has_moments(self) -> bool:
-        """Whether there is a state with which the scheduler's own was kept."""
-        return any(backup.moment is not None for backup in self.backups)
-
-    @property
     def newest(self) -> Backup | None:
         """The newest state; None if there is none."""
         return self.backups[-1] if self.backups else None

@@ -174,11 +174,6 @@ class LiveModel:
         self.current, self.put_step = None, self.step
         return True
 
-    @property
-    def is_shown(self) -> bool:
-        """Whether the state that counts as true is in the model for a while; see `show`."""
-        return self.of_trial is not None
-
     def _formed(self, state: Any) -> Any:
         """A state that the load callback takes."""
         get = self.persistence.callbacks.state
@@ -191,7 +186,7 @@ class LiveModel:
             state: A backup, or a state set aside, of which a copy is put in.
         """
         get, persistence = self.persistence.callbacks.state, self.persistence
-        if get is None or persistence.callbacks.load is None or self.is_shown:
+        if get is None or persistence.callbacks.load is None or self.of_trial is not None:
             return
         shortage, of_trial = "", None
         try:

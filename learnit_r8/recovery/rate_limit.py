@@ -210,10 +210,6 @@ class NormLimit(Part):
         """Clip from here on, as the model was restored and its rate lowered; the norms are learned anew."""
         self.is_on, self.since, self.until, self.norms = True, step, math.inf, []
 
-    def let_end(self, step: int) -> None:
-        """Clip as long again, as the rate follows its schedule from this step on."""
-        self.until = 2 * step - self.since
-
     def note(self, norm: float) -> None:
         """Take the norm of a gradient that was learned from, before it was clipped."""
         if len(self.norms) < NUM_NORMS and 0 < norm < math.inf:

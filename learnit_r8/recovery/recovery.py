@@ -234,7 +234,8 @@ class RecoveryController:
         if not lineage.updates & LOOK_MASK:
             self._look(loss, is_calm=not suspicion >= 2 * MOST_SUSPICION)
             if self._watches_level and own_rate is not None:
-                progress.note_rate(own_rate, lineage.updates)
+                if own_rate > progress.peak:
+                    progress.peak, progress.peak_at = own_rate, lineage.updates
                 if progress.stands_since_peak(lineage.updates) and not (self.limit.is_on or self.is_open):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
@@ -248,7 +249,8 @@ class RecoveryController:
         refusals.good(gains=lineage.gains())
         if limit.is_on and limit.accepted(scheduled_lr, self._announcer.where()[0] + 1):
             self._announcer.tell(events.LrRestored)
-            self.norms.let_end(self._announcer.where()[0] + 1)
+            # Clip as long again, as the rate follows its schedule from here on.
+            self.norms.until = 2 * (self._announcer.where()[0] + 1) - self.norms.since
         if not self.is_open and not lineage.is_on_trial:
             incident = self._incidents.current
             if incident is not None and incident.held_from_start and limit.ceiling < math.inf:
@@ -564,7 +566,7 @@ class RecoveryController:
         """End the search for an older state, as the same trouble did not come back: from here on it may be the rate."""
         if self.lineage.num_older:
             self.lineage.num_older = 0
-            self._persistence.backup_timer.forget_lasting()
+            self._persistence.backup_timer.num_lasting.clear()
 
     def _put_unknown(self, alarm: Alarm) -> None:
         """Put the newest state back, though no witness of it is known; an older one if that did not help."""
@@ -679,7 +681,8 @@ class RecoveryController:
     @property
     def is_on_trial(self) -> bool:
         """Whether the model holds a state that is only tried or tested, and not the one that counts as true."""
-        return not self._live.is_shown and (self._live.current is not None or self.early.aside is not None)
+        is_shown = self._live.of_trial is not None
+        return not is_shown and (self._live.current is not None or self.early.aside is not None)
 
     def show_true(self, *, step: int) -> None:
         """Put in the state that counts as true, for the user's code after an epoch; `hide_true` takes it out again.
