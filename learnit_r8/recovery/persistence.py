@@ -140,7 +140,7 @@ class BackupTimer:
             elapsed: The run's position, now and at the previous call.
             draws: Batches drawn so far.
             get: The state callback.
-            get_moment: Returns the scheduler's `Moment` to keep with a backup.
+            get_moment: Returns the scheduler's `SchedulerState` to keep with a backup.
             is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none at all.
 
         Returns:
@@ -398,7 +398,7 @@ class Persistence:
         self.hand_over_pending()
         return self.callbacks
 
-    def between_steps(
+    def save_what_is_due(
         self, step: int, samples: int, seconds: float, draws: int, *, epoch_ended: bool, run_ended: bool,
         budget: Budget, get_state: Callable[[], dict[str, Any]], get_moment: Callable[[], Any] = lambda: None,
         is_calm: bool = True, may_back_up: bool = True, saved: Callable[[int], object] = lambda step: None,
@@ -414,7 +414,7 @@ class Persistence:
             run_ended: Whether the budget is used up.
             budget: The run's budget; a checkpoint is due at its end.
             get_state: Returns the scheduler's state.
-            get_moment: Returns the `Moment` to keep with a backup.
+            get_moment: Returns the `SchedulerState` to keep with a backup.
             is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none.
             may_back_up: Whether the weights are those of the run, and not on trial.
             saved: Called with the step of a checkpoint before it is written.

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.ma
 
 from .backups import Backup, spread_of
-from .part import Part
+from .saved_fields import SavedFields
 
 EARLY_UPDATES, START_UPDATES = 80, 384
 """Updates in which each loss is looked at; and in which a slow loss of progress is, as the rate may be too high."""
@@ -60,7 +60,7 @@ SUDDEN = 0.6
 
 
 @dataclass(eq=False)
-class Progress(Part):
+class Progress(SavedFields):
     """The losses that were learned from, and the losses that were reported.
 
     Attributes:

@@ -7,7 +7,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-from .part import NOT_SAVED, Part
+from .saved_fields import NOT_SAVED, SavedFields
 
 HOLD_STEPS, TRIAL_AFTER, TRIAL_STEPS = 32, 64, 32
 """Calm updates after which a level as good as before the damage ends a ceiling; after which a higher one is tried; and
@@ -22,7 +22,7 @@ WORSE, FAR_WORSE = 0.1, 0.5
 
 
 @dataclass(eq=False)
-class RateLimit(Part):
+class RateLimit(SavedFields):
     """Holds the learning rate down.
 
     Attributes:
@@ -183,7 +183,7 @@ NUM_NORMS, TIMES_USUAL = 16, 4.0
 
 
 @dataclass(eq=False)
-class NormLimit(Part):
+class NormLimit(SavedFields):
     """Clips the norm of the gradient, where R8 steps the optimizer or is told the norm, once a rate had to be lowered.
 
     A lower rate alone leaves rare gradients as long as they are; measured in benchmarks/natural.py.

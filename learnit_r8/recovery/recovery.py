@@ -26,7 +26,7 @@ from ..guard.verdict import Verdict
 from ..sampling.ticket import Ticket
 from ..table.losses import Reading
 from ..table.table import SampleTable
-from .backups import Backup, Moment, spread_of
+from .backups import Backup, SchedulerState, spread_of
 from .early import FAR, FirstSteps
 from .experiment import Alarm, Case, ExperimentRun, Finding, investigate
 from .model import LiveModel, Witnesses
@@ -652,7 +652,7 @@ class RecoveryController:
         if self._damaged_step is not None:
             self._persistence.look_at_weights()
 
-    def settle_open(self, *, step: int) -> None:
+    def end_open_test(self, *, step: int) -> None:
         """End what is under way, as the run is left, with the better of what was kept aside and what is there."""
         live, case = self._live, self.experiment.case
         live.begin_call(step)
@@ -715,7 +715,7 @@ class RecoveryController:
             return
         if self.experiment.is_open:
             # What the user is left with must not be a state that was only put back to be tested.
-            self.settle_open(step=step)
+            self.end_open_test(step=step)
         is_row, can_restore = refusals.in_vain == refusals.in_a_row, live.can_restore
         failures = self._persistence.failures
         if can_restore and (not is_row or live.is_damaged()):
@@ -743,11 +743,13 @@ class RecoveryController:
 
     # What is kept with a backup, and saved.
 
-    def moment(self, state: Any = None) -> Moment:
+    def moment(self, state: Any = None) -> SchedulerState:
         """The scheduler's own state now, to be kept with a backup; ``state`` is that of the run."""
         sentry, lineage = self._sentry, self.lineage
         recent = tuple(lineage.progress.recent)
-        return Moment(sentry.memory, self._table.learner.trend_mark, sentry.baseline, lineage.updates, recent, state)
+        return SchedulerState(
+            sentry.memory, self._table.learner.trend_mark, sentry.baseline, lineage.updates, recent, state
+        )
 
     def note_checkpoint(self, step: int) -> None:
         """Note that a checkpoint of this step is on disk; one of a trial is no state to go back to."""
