@@ -24,7 +24,7 @@ class SavedFields:
                 setattr(self, each.name, each.default if each.default_factory is MISSING else each.default_factory())
 
     def state_dict(self) -> dict[str, Any]:
-        """The fields as plain values: those of this kind as dicts; a float that is not finite, as at the start, as None."""
+        """The fields as plain values: those of this kind as dicts; a float that is not finite as None."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.metadata != NOT_SAVED}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -383,7 +383,7 @@ class IncidentLog(SavedFields):
         return lines
 
     def state_dict(self) -> dict[str, Any]:
-        """See `SavedFields`; the incident as `plain_of` returns it, and the kinds as a list: a name may hold anything."""
+        """See `SavedFields`; the incident as `plain_of` returns it, the kinds as a list: a name may hold anything."""
         kinds = [[kind, *found] for kind, found in self.kinds.items()]
         current = None if self.current is None else plain_of(self.current)
         return {**super().state_dict(), "kinds": kinds, "current": current}
