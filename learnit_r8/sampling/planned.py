@@ -22,8 +22,7 @@ from ..table.labels.predictions import PredictionRows
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
 from .lengths import Buckets
-from .outlook import from_plain, to_plain
-from .planner import Planner
+from .planner import Planner, from_plain, to_plain
 
 LAST_BATCH = ("short", "drop", "fill")
 
