@@ -281,6 +281,7 @@ class Persistence:
         callbacks: As given, completed by those of an adapter.
         agreement: As given; a run alone answers itself.
         config: As given.
+        backup: The model states in RAM.
         backup_timer: Takes backups with the state callback.
         generations: The backups in shared memory, which outlive the process; None for none.
         saver: Writes checkpoints; None without a folder.
@@ -320,7 +321,8 @@ class Persistence:
         self.guard: Any = None
         self.config = config = config or RunConfig({})
         when = usual_interval(steps_per_epoch) if backup_every is None else as_trigger("backup_every", backup_every)
-        backup, self.agreement = backup or RamBackup(), agreement or Agreement()
+        self.backup = backup = backup or RamBackup()
+        self.agreement = agreement or Agreement()
         self.backup_timer = BackupTimer(when, announcer, backup, self.agreement, is_usual=backup_every is None)
         self.generations = Generations.of(backup_dir, folder, announcer)
         self._proved: list[tuple[int, int, Any]] = []
@@ -337,11 +339,6 @@ class Persistence:
             self.saver = CheckpointSaver(
                 store, when=when, each_epoch=is_each, monitor=monitor, mode=mode, announcer=announcer
             )
-
-    @property
-    def backup(self) -> RamBackup:
-        """The model states in RAM."""
-        return self.backup_timer.backup
 
     def wake(self) -> None:
         """Check at the next step whether something is due, as the settings or the position have changed."""

@@ -420,8 +420,3 @@ class Batch(NamedTuple):
     chunk: Chunk | FollowedChunk
     slot: int
     indices: NDArray[np.int64]
-
-    @property
-    def witness(self) -> Any:
-        """What its source takes to hand it out again; None if it cannot."""
-        return self.chunk.witness_of(self.indices)
