@@ -632,7 +632,7 @@ class Engine:
                     cool_down=self.rates.begin_cool_down, waited=self._leave_out,
                 )  # fmt: skip
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
-            if controller.is_look_due and not pace.is_stopped:
+            if controller.state.is_look_due and not pace.is_stopped:
                 step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
                 persistence.backup_timer.take_in(persistence.callbacks.state)
                 with self.turns.take("between_steps", step, is_changing=True):

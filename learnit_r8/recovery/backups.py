@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checkpoint import tree
+from ..guard.spike import median
 
 LEVEL_LOSSES = 32
 """Losses before a backup from which its level and spread are computed."""
@@ -170,9 +171,17 @@ def spread_of(losses: Sequence[float]) -> float:
     """Robust standard deviation of losses: 1.4826 times their median distance from the median; 0 for fewer than two."""
     if len(losses) < 2:
         return 0.0
-    values = np.asarray(losses, np.float64)
-    middle = float(np.median(values))
-    return max(1.4826 * float(np.median(np.abs(values - middle))), LEAST_SPREAD * abs(middle))
+    middle = median_of(losses)
+    return max(1.4826 * median_of([abs(each - middle) for each in losses]), LEAST_SPREAD * abs(middle))
+
+
+def median_of(losses: Sequence[float]) -> float:
+    """Median of losses, of which there is at least one; NaN if one of them is. numpy's takes 20 us for as few as these.
+
+    >>> median_of([3.0, 1.0, 2.0, 4.0])
+    2.5
+    """
+    return math.nan if math.isnan(sum(losses)) else median(sorted(losses))
 
 
 class RamBackup:

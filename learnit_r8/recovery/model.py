@@ -296,7 +296,7 @@ class Witnesses:
         """Note a batch of the first update after the newest backup or checkpoint."""
         for each in self._awaiting():
             if ticket.draw >= each.draws:
-                each.witness.append(ticket.batch.witness)
+                each.witness.append(ticket.chunk.witness_of(ticket.indices))
                 each.losses.append(loss)
         if self.waiting is not None and self._is_complete(self.waiting):
             self.waiting = None

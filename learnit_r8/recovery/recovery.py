@@ -143,11 +143,6 @@ class RecoveryController:
         self._last_refused: NDArray[np.int64] | None = None
 
     @property
-    def is_look_due(self) -> bool:
-        """Whether to call `look_back` before the next batch is drawn."""
-        return self.state.is_look_due
-
-    @property
     def is_open(self) -> bool:
         """Whether an experiment or a trial of a rate is under way: then nothing is backed up."""
         return self.experiment.is_open or self.early.is_on_trial
@@ -240,8 +235,7 @@ class RecoveryController:
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
         if self.is_early:
-            self.early.note(ticket, loss)
-            state.is_look_due = state.is_look_due or self.early.is_measuring
+            state.is_look_due = self.early.note(ticket, loss) or state.is_look_due
 
     def _note_good(self, scheduled_lr: float) -> None:
         """Draw the conclusions from a good loss after others were refused."""
@@ -274,9 +268,9 @@ class RecoveryController:
             state.num_equal = 0
             self._persistence.look_at_weights()
         self.witnesses.trust(updates, is_calm=is_calm)
-        if self._announcer.where()[0] >= self.norms.until:
+        if self.norms.until < math.inf and self._announcer.where()[0] >= self.norms.until:
             self.norms.forget()
-        if self.limit.is_on and is_level_due:
+        if is_level_due and self.limit.is_on:
             self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:
             progress.note_first(loss, self._untrained_record)
@@ -285,7 +279,7 @@ class RecoveryController:
         else:
             self.is_early = False
         if self._watches_level:
-            is_due = (self.limit.is_on and is_level_due) or progress.is_above_untrained(updates)
+            is_due = (is_level_due and self.limit.is_on) or progress.is_above_untrained(updates)
             state.is_look_due = state.is_look_due or is_due
 
     def note_gradients(self, sizes: Sequence[int], num_alive: int) -> None:
