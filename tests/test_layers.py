@@ -25,7 +25,7 @@ LEVELS = [
     ["recovery"],
     ["engine"],
     ["scheduler"],
-    ["journal", "loggers", "_adapters", "testing"],
+    ["journal", "loggers", "bridge", "testing"],
     ["torch", "streams", "loops", "dashboard", "report", "keras", "flax"],
     ["lightning", "transformers", "cli"],
 ]

@@ -2,7 +2,7 @@
 
 DRAW            the source hands out a batch (sampling/planned.py, feed/followed.py), the schedule its rate
 ... the user trains ...
-JUDGE           can the loss be learned from? (judgement.py, guard/)
+JUDGE           can the loss be learned from? (guard/)
 LEARN           the source keeps the report, from which the table learns at the latest when it is read
 or REFUSE       recovery/ says what follows
 BETWEEN STEPS   what was asked for, and the backups and checkpoints that are due
@@ -16,22 +16,23 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import events
 from .._validation import shortened
-from ..guard.monitor import MOST_SUSPICION
+from ..guard.monitor import MOST_SUSPICION, Memory
 from ..guard.verdict import GOOD, Verdict
 from ..policies.registry import STEADY
-from ..sampling.chunk import Batch
+from ..recovery.state import LOOK_MASK
+from ..sampling.chunk import OPEN, OUT_AGAIN, Batch
 from ..sampling.ticket import Outcome, Ticket
-from ..table.losses import read_number
+from ..table.losses import EXACT, Reading, read_number
 from . import run_state
-from .judgement import Judged, Report, judge
 from .pace import Tally
 from .run import Member, RankGroup, Run
 from .turns import RunInterrupted
@@ -44,6 +45,34 @@ LEFT = (
 )
 
 
+class Judged(NamedTuple):
+    """A reported loss, judged; nothing is changed yet.
+
+    Attributes:
+        step: Steps reported before it.
+        before: The guard's state before it.
+        state: The state of its batch before it.
+        reading: The loss.
+        expected: The loss that the table expected.
+        verdict: The guard's verdict.
+        memory: What the sentry remembers after it.
+        lr: The scheduled learning rate after it; NaN during a search for one.
+        suspicion: How close the guard is to refusing after it; NaN unless somebody asks.
+        is_plain: Whether it is good, and there is no trouble.
+    """
+
+    step: int
+    before: Any
+    state: int
+    reading: Reading
+    expected: float
+    verdict: Verdict
+    memory: Memory
+    lr: float
+    suspicion: float
+    is_plain: bool
+
+
 class Engine:
     """Draws batches and takes their losses; owns only the order of the parts.
 
@@ -53,6 +82,9 @@ class Engine:
     Attributes:
         run: As given; the parts that others use are attributes, too.
         open_ticket: The batch of `R8Scheduler.batch_iterator` that is not reported yet.
+        clock: Returns seconds; measures the two that follow, where there are listeners.
+        own_seconds: Time that the scheduler took since the last step.
+        data_seconds: Time that the training waited for its data since then.
         adopt, look_at_weights: See `Persistence`.
         say_once: See `Announcer.say_once`.
     """
@@ -65,6 +97,8 @@ class Engine:
         self.announcer, self.emitter, self.requests, self.turns = run.announcer, run.emitter, run.requests, run.turns
         self.search, self.rates, self.early_stop = run.search, run.rates, run.early_stop
         self.open_ticket: Ticket | None = None
+        self.clock: Callable[[], float] = time.perf_counter
+        self.own_seconds = self.data_seconds = 0.0
         self.adopt, self.look_at_weights = run.persistence.adopt, run.persistence.look_at_weights
         self.say_once = run.announcer.say_once
         run.controller.experiment.let_probe(run.source.can_probe)
@@ -74,65 +108,60 @@ class Engine:
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
-        is_heard = self.announcer.is_heard
-        if is_heard:
-            self.emitter.start_timing()
+        began = self.clock()
         self.between_steps()
         ticket = self.draw_ahead()
-        if is_heard:
-            self.emitter.stop_timing()
+        if self.announcer.is_heard:
+            self.own_seconds += self.clock() - began
         return ticket
 
-    def draw_ahead(self, is_fetched: bool = False) -> Ticket | None:
+    def draw_ahead(self, is_fetched: bool = False, is_offered: bool = False) -> Ticket | None:
         """Draw the next batch while another one is being trained on; call `begin` when its own training begins.
 
         Args:
             is_fetched: Whether it is drawn long before it is trained on, so that it is never a probe.
+            is_offered: Whether it was just offered to the source, as its training begins: it is drawn in any case.
 
         Returns:
             The ticket; None if the budget is spent, all remaining steps are out, or the run was stopped.
         """
-        pace, ticket = self.pace, None
-        while ticket is None:
-            step = pace.next_step
+        pace, turns, source, controller = self.pace, self.turns, self.source, self.controller
+        while True:
+            step = pace.step + pace.num_out
             progress = pace.progress_at(step)
-            if progress >= 1.0 or pace.is_stopped:
-                if is_fetched or not self.controller.experiment.asks_probe or pace.is_stopped or pace.leaves_out:
+            if (progress >= 1.0 or pace.is_stopped) and not is_offered:
+                if is_fetched or not controller.experiment.asks_probe or pace.is_stopped or pace.leaves_out:
                     self.draw_nothing()
                     return None
                 # After the last step of the budget.
                 return self.draw_probe()
-            ticket = self._draw(step, progress, may_probe=not is_fetched)
-        return ticket
-
-    def draw_offered(self) -> Ticket:
-        """Draw the batch that was just offered to the source, as the training on it begins."""
-        ticket = None
-        while ticket is None:
-            step = self.pace.next_step
-            ticket = self._draw(step, self.pace.progress_at(step), may_probe=False)
-        return ticket
-
-    def _draw(self, step: int, progress: float, *, may_probe: bool) -> Ticket | None:
-        """Draw the batch of a step; None if another call came first."""
-        pace, source, turns = self.pace, self.source, self.turns
-        epoch = pace.epoch_of(step + pace.left_out)
-        # The schedule is the user's: if it raises, nothing has changed.
-        lr = self.rates.scheduled(progress)
-        if not (source.is_ready(epoch) and self.controller.is_quiet and pace.has_begun) or self.search.is_on:
-            return self._draw_specially(step, epoch, progress, lr, may_probe=may_probe)
-        # Nearly always.
-        with turns.lock:
-            if turns.busy is None and pace.next_step == step and source.is_ready(epoch):
-                turns.busy = step
-                ticket = self._hand_out(source.next(), step, epoch, lr)
-                turns.busy = None
+            epoch = pace.epoch_of(step + pace.left_out)
+            # The schedule is the user's: if it raises, nothing has changed.
+            lr = self.rates.scheduled(progress)
+            if controller.is_quiet and not (math.isnan(pace.tally.began) or self.search.is_on):
+                # Nearly always the source has the next batch at hand.
+                with turns.lock:
+                    is_now = turns.busy is None and pace.step + pace.num_out == step
+                    if is_now:
+                        turns.busy = step
+                        batch = source.next_at_hand(epoch)
+                        ticket = None if batch is None else self._hand_out(batch, step, epoch, lr)
+                        turns.busy = None
+                        if ticket is not None:
+                            return ticket
+                if not is_now:
+                    turns.wait("draw", step)
+                    continue
+            ticket = self._draw_specially(step, epoch, progress, lr, may_probe=not (is_fetched or is_offered))
+            if ticket is not None:
                 return ticket
-        turns.wait("draw", step)
-        return None
 
     def _draw_specially(self, step: int, epoch: int, progress: float, lr: float, *, may_probe: bool) -> Ticket | None:
-        """Draw the first batch of a chunk or of a pass, one of the search, a probe or a steady one."""
+        """Draw the first batch of a chunk or of a pass, one of the search, a probe or a steady one.
+
+        Returns:
+            The ticket; None if another call came first.
+        """
         pace, source, controller, is_searching = self.pace, self.source, self.controller, self.search.is_on
         if epoch > source.pass_number and not (pace.num_out or is_searching):
             # With batches out, an earlier epoch goes on: its metrics are still to come.
@@ -144,14 +173,14 @@ class Engine:
             if is_searching:
                 # Its batches are no steps of the run, and take none of its time.
                 batch, lr = self.search.draw()
-                return self._number(batch, step, -1, lr)
+                return self._hand_out(batch, step, -1, lr)
             pace.start()
             # After a resume, batches that are drawn again may be of the previous pass.
             if epoch > source.pass_number:
                 not_exact = source.start_pass(epoch, pace.policy_progress(epoch, progress))
                 if not_exact:
                     self.announcer.warn_once("not exact", not_exact)
-            controller.inquiry.hide_true()
+            controller.hide_true()
             turn.is_changing = False
             lr, is_again = controller.lr(lr), bool(source.returned)
             asks_probe = may_probe and controller.experiment.asks_probe
@@ -164,7 +193,7 @@ class Engine:
             elif is_of_pass:
                 batch = source.next(ahead)
             else:
-                controller.inquiry.steady_left -= 1
+                controller.state.steady_left -= 1
                 batch = source.draw_outside(STEADY) or source.next()
             if is_again and is_of_pass:
                 lr = batch.chunk.rates[batch.slot]
@@ -174,7 +203,7 @@ class Engine:
         """Hand out a batch once more, to test the weights with it; an experiment has asked for it."""
         pace, step = self.pace, self.pace.next_step
         with self.turns.take("draw", step, is_changing=True):
-            self.controller.inquiry.hide_true()
+            self.controller.hide_true()
             lr = self.rates.now
             return self._hand_out(self._probe(), step, pace.epoch_of(max(0, pace.place - 1)), lr)
 
@@ -186,17 +215,15 @@ class Engine:
         return batch
 
     def _hand_out(self, batch: Batch, step: int, epoch: int, lr: float) -> Ticket:
-        """The ticket of a batch, which is out from now on."""
-        batch.chunk.rates[batch.slot] = lr
-        self.pace.num_out += not batch.chunk.is_extra
-        self.pace.tokens += batch.chunk.tokens
-        return self._number(batch, step, epoch, lr)
-
-    def _number(self, batch: Batch, step: int, epoch: int, lr: float) -> Ticket:
-        chunk, slot, indices = batch
-        draw = self.pace.num_draws
-        self.pace.num_draws = draw + 1
-        return Ticket(step, epoch, indices, lr, chunk.weights_of(slot), draw, chunk, slot)
+        """The ticket of a batch, which is out from now on; a batch of the search has no epoch and no place."""
+        (chunk, slot, indices), pace = batch, self.pace
+        if epoch >= 0:
+            chunk.rates[slot] = lr
+            pace.num_out += not chunk.is_extra
+            pace.tokens += chunk.tokens
+        draw, pace.num_draws = pace.num_draws, pace.num_draws + 1
+        weights = None if chunk.weights is None else chunk.weights_of(slot)
+        return Ticket(step, epoch, indices, lr, weights, draw, chunk, slot)
 
     def draw_nothing(self) -> None:
         """Note that there is no batch to draw: with none out, the run is left."""
@@ -210,7 +237,7 @@ class Engine:
     def draw_epoch(self) -> list[Ticket]:
         """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
         # Steady batches for an incident that is over would come too late.
-        self.controller.inquiry.steady_left = 0
+        self.controller.state.steady_left = 0
         end = (self.pace.epoch + 1) * self.source.steps_per_pass
         tickets: list[Ticket] = []
         while self.pace.next_place < end and (ticket := self.draw_ahead()) is not None:
@@ -248,7 +275,7 @@ class Engine:
             ticket: The batch; nothing happens if it is not out.
         """
         with self.turns.take("hand_back", self.pace.step) as turn:
-            if ticket.batch.is_out and ticket.epoch >= 0:
+            if ticket.is_out and ticket.epoch >= 0:
                 turn.is_changing = True
                 self.source.hand_back(ticket.batch)
                 self.pace.num_out -= not ticket.chunk.is_extra
@@ -272,12 +299,24 @@ class Engine:
                 f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give "
                 "the losses to update_with_loss()."
             )
-        if self.announcer.is_heard:
-            self.emitter.start_timing()
-        report, outcome = Report(loss, part_size, grad_norm, skipped, predictions), None
+        turns, began, outcome = self.turns, self.clock(), None
         while outcome is None:
-            judged = judge(self.run, ticket, report)
-            outcome = self._learn_plain(ticket, judged) if judged.is_plain else self._answer(ticket, judged)
+            judged = self._judge(ticket, loss, part_size, grad_norm, skipped, predictions)
+            if not judged.is_plain:
+                outcome = self._answer(ticket, judged, began)
+                continue
+            with turns.lock:
+                is_now = turns.busy is None and self._is_now(ticket, judged)
+                if is_now:
+                    turns.busy = ticket
+                    ended = self._learn(ticket, judged)
+                    turns.busy = None
+            if not is_now:
+                turns.wait("report", self.pace.step)
+                continue
+            if self.announcer.is_heard:
+                self._tell_step(ticket, judged, ended, began)
+            outcome = Outcome(GOOD, judged.lr, None)
         norms = self.controller.norms
         if grad_norm is None:
             return outcome
@@ -289,28 +328,85 @@ class Engine:
         norms.note(norm)
         return outcome._replace(clip_factor=factor)
 
+    def _judge(
+        self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
+    ) -> Judged:
+        """Read a loss and judge it; asks guard and schedule, and changes nothing.
+
+        Raises:
+            RuntimeError: the batch is not out, or the load callback reports it.
+            TypeError, ValueError: the loss is not what is expected of a batch.
+        """
+        chunk, slot, sentry, controller, rates = ticket.chunk, ticket.slot, self.sentry, self.controller, self.rates
+        step, storage, state, before = self.pace.step, self.table.storage, chunk.states[slot], sentry.memory
+        if state not in (OPEN, OUT_AGAIN) or chunk.table is not self.table or self.turns.busy is not None:
+            self._check_out(ticket)
+        reading = chunk.read(slot, loss, part_size, predictions)
+        norm = None if grad_norm is None else read_number("grad_norm", grad_norm)
+        if ticket.epoch < 0:
+            # A loss of the search for a rate, which no other loss says anything about.
+            _, verdict = sentry.guard.judge(sentry.guard.begin(), reading.mean)
+            return Judged(step, before, state, reading, math.nan, verdict, sentry.present, math.nan, math.nan, False)
+        is_quiet, lr, expected = controller.is_quiet, ticket.lr if rates.own is None else rates.own, math.nan
+        if not is_quiet and controller.experiment.tests(ticket):
+            if norm is not None and not math.isfinite(norm):
+                # What counts is whether the weights are sound, and a norm shows that, too.
+                reading = reading._replace(mean=math.nan)
+            verdict, memory = Verdict.PROBED, sentry.present
+        else:
+            if not is_quiet and rates.own is None:
+                # The guard hears the rate of the step that it judges, before recovery lowers it.
+                lr = rates.scheduled_at(ticket.step)
+            expected, typical, is_usual = chunk.expected[slot], chunk.typical, True
+            if reading.part_size != EXACT and storage.estimator == "relative":
+                # As `LossLearner.with_trend` says.
+                trend = storage.batch_trend.value
+                expected, typical = (
+                    (expected + trend, typical + trend) if storage.are_offsets else (expected * trend, typical * trend)
+                )
+            predicted = expected
+            if reading.part_size != EXACT and expected < typical:
+                # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
+                predicted, is_usual = typical, chunk.sweep >= 0
+            verdict, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
+            is_early = controller.is_early and verdict is GOOD and controller.is_suspicious(reading.mean)
+            # A batch that comes again was looked into the first time.
+            if is_early and (state == OPEN or controller.is_far(reading.mean)):
+                verdict, memory = Verdict.EARLY, sentry.present
+        suspicion = math.nan
+        if controller.lineage.updates & LOOK_MASK == LOOK_MASK or self.announcer.is_heard:
+            suspicion = sentry.guard.suspicion(memory[0])
+        # Else it is the first of its kind, it comes late, or it may clear samples.
+        is_plain = (
+            is_quiet
+            and verdict is GOOD
+            and (reading.lowest >= 0 or storage.are_offsets)
+            and reading.part_size == storage.part_size
+            and not (chunk.is_late or controller.quarantine.is_watching)
+        )
+        after = rates.scheduled_at(step + 1)
+        return Judged(step, before, state, reading, expected, verdict, memory, after, suspicion, is_plain)
+
+    def _check_out(self, ticket: Ticket) -> None:
+        """Raise RuntimeError for a ticket that is not out, or that the load callback reports."""
+        if self.persistence.is_restoring and self.turns.is_mine:
+            raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
+        if ticket.is_out and ticket.chunk.table is self.table:
+            return
+        if self.turns.busy is not None:
+            # What another call is doing with it, or has left half done, is the reason.
+            self.turns.wait("report", self.pace.step)
+        raise RuntimeError(
+            f"ticket of step {ticket.step} was already reported or dropped, or is of another run; report each batch "
+            "once."
+        )
+
     def _is_now(self, ticket: Ticket, judged: Judged) -> bool:
         """Whether no other call has come between a judgement and this moment."""
-        is_same = self.pace.step == judged.step and self.sentry.memory is judged.losses
+        is_same = self.pace.step == judged.step and self.sentry.memory is judged.before
         return is_same and ticket.chunk.states[ticket.slot] == judged.state
 
     # Learn.
-
-    def _learn_plain(self, ticket: Ticket, judged: Judged) -> Outcome | None:
-        """Learn from a good loss where there is no trouble; None if it must be judged again, as another call came."""
-        turns = self.turns
-        with turns.lock:
-            is_now = turns.busy is None and self._is_now(ticket, judged)
-            if is_now:
-                turns.busy = ticket
-                ended = self._learn(ticket, judged)
-                turns.busy = None
-        if not is_now:
-            turns.wait("report", self.pace.step)
-            return None
-        if self.announcer.is_heard:
-            self._tell_step(ticket, judged, ended)
-        return Outcome(GOOD, judged.lr, None)
 
     def _learn(self, ticket: Ticket, judged: Judged) -> Tally | None:
         """Keep a good loss, and advance the run; the table learns when the chunk is used up, or somebody reads it.
@@ -330,38 +426,40 @@ class Engine:
             storage.evidence.make_records(predictions)
         pace.count_step(reported, len(ticket.indices))
         self.controller.accepted(reported, ticket, judged.lr, judged.suspicion, self.rates.own)
-        if not pace.place % self.source.steps_per_pass:
+        if not (pace.step + pace.left_out) % self.source.steps_per_pass:
             pace.begin_epoch()
             ended = pace.end_epoch()
-        self.source.report(ticket.batch, mean if storage.is_single else means, before, predictions)
+        self.source.report(ticket.chunk, ticket.slot, mean if storage.is_single else means, before, predictions)
         return ended
 
-    def _tell_step(self, ticket: Ticket, judged: Judged, ended: Tally | None) -> None:
+    def _tell_step(self, ticket: Ticket, judged: Judged, ended: Tally | None, began: float) -> None:
         """Tell listeners of a step that was learned from, and of the epoch that has ended with it."""
-        self.emitter.stop_timing()
-        self.emitter.step_done(
-            ticket,
-            progress=self.pace.progress,
-            loss=judged.reading.mean,
-            expected_loss=judged.expected,
-            lr=self.rates.shown(ticket.lr),
-            suspicion=judged.suspicion,
-        )
+        pace, announcer, size = self.pace, self.announcer, len(ticket.indices)
+        own, self.own_seconds = self.own_seconds + self.clock() - began, 0.0
+        waited, self.data_seconds = self.data_seconds, 0.0
+        if announcer.wants_surveys:
+            self.emitter.note_batch(ticket)
+        announcer.deliver(
+            events.StepDone(
+                step=pace.step, seconds=pace.seconds, epoch=ticket.epoch, progress=pace.progress,
+                loss=judged.reading.mean, expected_loss=judged.expected, lr=self.rates.shown(ticket.lr),
+                batch_size=size, steady=ticket.chunk.pass_number < 0, own_seconds=own, data_seconds=waited,
+                suspicion=judged.suspicion,
+            )
+        )  # fmt: skip
         if ended is not None:
-            self._tell_epoch(ticket, ended)
+            self.tell_epoch(pace.epoch - 1, self.rates.shown(ticket.lr), ended)
 
-    def _tell_epoch(self, ticket: Ticket, ended: Tally) -> None:
-        self.emitter.epoch_done(
-            epoch=self.pace.epoch - 1,
-            progress=self.pace.progress,
-            lr=self.rates.shown(ticket.lr),
-            tally=ended,
-            seconds=self.pace.seconds,
-        )
+    def tell_epoch(self, epoch: int, lr: float, tally: Tally) -> None:
+        """Tell listeners that all steps of an epoch were reported."""
+        self.announcer.tell(
+            events.EpochDone, epoch=epoch, progress=self.pace.progress, loss=tally.loss, lr=lr, samples=tally.samples,
+            epoch_seconds=self.pace.seconds - tally.began,
+        )  # fmt: skip
 
     # Refuse.
 
-    def _answer(self, ticket: Ticket, judged: Judged) -> Outcome | None:
+    def _answer(self, ticket: Ticket, judged: Judged, began: float) -> Outcome | None:
         """Act on a verdict; None if the loss must be judged again, as another call came first."""
         with self.turns.take("report", ticket.step) as turn:
             if not self._is_now(ticket, judged):
@@ -381,7 +479,7 @@ class Engine:
             elif verdict is GOOD:
                 ended = self._learn(ticket, judged)
                 if self.announcer.is_heard:
-                    self._tell_step(ticket, judged, ended)
+                    self._tell_step(ticket, judged, ended, began)
             else:
                 put_to = self._refuse(ticket, judged)
             self.pace.begin_break()
@@ -403,8 +501,7 @@ class Engine:
             self.source.put_back(ticket.batch)
             pace.num_out -= 1
             pace.count_probe(takes_place=pace.leaves_out)
-            inquiry = controller.inquire(pace.step, judged.lr)
-            return inquiry.suspected(reading.mean, leaves_out=pace.leaves_out)
+            return controller.suspected(reading.mean, step=pace.step, lr=judged.lr, leaves_out=pace.leaves_out)
         self.sentry.keep(verdict, judged.memory)
         self._close(ticket)
         if verdict is Verdict.SKIPPED:
@@ -426,8 +523,8 @@ class Engine:
             self.pace.num_out += chunk.is_extra
             chunk.is_probe = chunk.is_extra = experiment.is_at_alarm = False
         else:
-            inquiry = self.controller.inquire(self.pace.step + (not chunk.is_probe), judged.lr)
-            put_to = inquiry.probed(ticket, judged.reading.mean, unit=self.rates.shown(1.0))
+            step, unit = self.pace.step + (not chunk.is_probe), self.rates.shown(1.0)
+            put_to = self.controller.probed(ticket, judged.reading.mean, step=step, lr=judged.lr, unit=unit)
         self._close(ticket)
         return put_to
 
@@ -446,7 +543,7 @@ class Engine:
     def _end_epoch(self, ticket: Ticket) -> None:
         if not self.pace.place % self.source.steps_per_pass:
             self.pace.begin_epoch()
-            self._tell_epoch(ticket, self.pace.end_epoch())
+            self.tell_epoch(self.pace.epoch - 1, self.rates.shown(ticket.lr), self.pace.end_epoch())
 
     def discard(self, ticket: Ticket, *, is_missed: bool = False) -> None:
         """Count a batch whose training was undone before its loss was judged: a step that nothing is learned from.
@@ -459,7 +556,7 @@ class Engine:
             is_missed: Whether its loss never came, which is counted.
         """
         with self.turns.take("discard", self.pace.step) as turn:
-            if not ticket.batch.is_out:
+            if not ticket.is_out:
                 return
             turn.is_changing = True
             self.source.abandoned += is_missed
@@ -476,7 +573,7 @@ class Engine:
     def leave_out(self, ticket: Ticket) -> None:
         """Give up a batch for which its epoch has no place left, as probes have taken it; it is no step."""
         with self.turns.take("leave_out", self.pace.step) as turn:
-            if ticket.batch.is_out:
+            if ticket.is_out:
                 turn.is_changing = True
                 self.source.close(ticket.batch)
                 self.source.displaced += 1
@@ -484,10 +581,10 @@ class Engine:
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
-        if not ticket.batch.is_out:
+        if not ticket.is_out:
             return
         with self.turns.take("give_up", self.pace.step) as turn:
-            if not ticket.batch.is_out:
+            if not ticket.is_out:
                 return
             turn.is_changing = True
             if ticket.epoch < 0:
@@ -532,11 +629,16 @@ class Engine:
             if self.requests.is_pending:
                 self.requests.answer(
                     lambda: run_state.save_as_asked(self.run),
-                    cool_down=self.rates.begin_cool_down, waited=self.emitter.leave_out,
+                    cool_down=self.rates.begin_cool_down, waited=self._leave_out,
                 )  # fmt: skip
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
-            if controller.is_look_due and not pace.is_stopped:
-                self._look_back()
+            if controller.state.is_look_due and not pace.is_stopped:
+                step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
+                persistence.backup_timer.take_in(persistence.callbacks.state)
+                with self.turns.take("between_steps", step, is_changing=True):
+                    # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
+                    controller.hide_true()
+                    controller.look_back(step=step, lr=scheduled)
             epoch_ended = pace.has_left_epoch
         if self.announcer.wants_surveys or (self.emitter.has_groups and self.announcer.is_heard):
             self.emitter.between_steps(pace.epoch, epoch_ended=epoch_ended, closing=closing)
@@ -546,6 +648,10 @@ class Engine:
         is_time = persistence.quiet_seconds != math.inf and pace.seconds >= persistence.quiet_seconds
         if closing or epoch_ended or is_time or pace.step >= persistence.quiet_steps:
             self._do_what_is_due(closing=closing)
+
+    def _leave_out(self, seconds: float) -> None:
+        """Do not count a time as the scheduler's own, in which the user made the run wait."""
+        self.own_seconds -= seconds
 
     def _do_what_is_due(self, *, closing: bool) -> None:
         """Take backups and write checkpoints that are due; with ``closing``, end what is under way."""
@@ -559,26 +665,21 @@ class Engine:
         if controller.is_open and is_end:
             # End what is under way, as the run is left.
             with self.turns.take("close", pace.step, is_changing=True):
-                controller.inquiry.settle_open(step=pace.step)
+                controller.end_open_test(step=pace.step)
         elif not controller.may_save:
             return
         with self.run.saving:
             epoch_ended = pace.has_left_epoch
             try:
-                damage = self.persistence.between_steps(
-                    pace.step,
-                    self.source.samples_in(pace.place),
-                    pace.seconds,
-                    pace.num_draws,
-                    epoch_ended=epoch_ended,
-                    run_ended=closing or pace.is_finished,
-                    budget=pace.budget,
+                damage = self.persistence.save_what_is_due(
+                    pace.step, self.source.samples_in(pace.place), pace.seconds, pace.num_draws,
+                    epoch_ended=epoch_ended, run_ended=closing or pace.is_finished, budget=pace.budget,
                     get_state=lambda: run_state.settled_state_of(self.run),
                     get_moment=lambda: run_state.moment_of(self.run, "draw"),
                     is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
                     may_back_up=not controller.is_open,
                     saved=controller.note_checkpoint,
-                )
+                )  # fmt: skip
                 if damage:
                     self._answer_damage(damage)
             except Exception:
@@ -588,24 +689,15 @@ class Engine:
             if epoch_ended:
                 pace.has_left_epoch = False
 
-    def _look_back(self) -> None:
-        """Look at the progress of the first steps; see `Inquiry.look_back`."""
-        step, scheduled = self.pace.step, self.rates.scheduled_at(self.pace.step)
-        self.persistence.backup_timer.take_in(self.persistence.callbacks.state)
-        with self.turns.take("between_steps", step, is_changing=True):
-            # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
-            self.controller.inquiry.hide_true()
-            self.controller.look_back(step=step, lr=scheduled)
-
     def _looks_last(self, *, may_probe: bool, closing: bool) -> bool:
-        """Whether a probe is to be drawn before the run ends; see `Inquiry.looks_last`."""
+        """Whether a probe is to be drawn before the run ends; see `RecoveryController.looks_last`."""
         pace = self.pace
         is_end = closing or (pace.is_finished and not pace.num_out)
-        if not is_end or self.search.is_on or not self.controller.inquiry.may_look_last(pace.step):
+        if not is_end or self.search.is_on or not self.controller.may_look_last(pace.step):
             return False
         scheduled = self.rates.scheduled(1.0)
         with self.turns.take("draw", pace.step, is_changing=True):
-            return self.controller.inquire(pace.step, scheduled).looks_last(may_probe=may_probe)
+            return self.controller.looks_last(step=pace.step, lr=scheduled, may_probe=may_probe)
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""
@@ -623,7 +715,7 @@ class Engine:
             return
         scheduled = self.rates.scheduled_at(step)
         with self.turns.take("between_steps", step, is_changing=True):
-            self.controller.inquire(step, scheduled).damaged(array)
+            self.controller.damaged(array, step=step, lr=scheduled)
 
     def back_up(self, state: Any) -> None:
         """Copy a model state to RAM; see `R8Scheduler.update_cpu_backup`."""
@@ -645,16 +737,16 @@ class Engine:
         The next draw takes them out. Nothing happens within an epoch, or a second time after it. All ranks call it at
         the same place.
         """
-        pace, inquiry = self.pace, self.controller.inquiry
-        if not pace.is_between_epochs or pace.num_out or self.search.is_on or inquiry.left_at == pace.place:
+        pace, controller = self.pace, self.controller
+        if not pace.is_between_epochs or pace.num_out or self.search.is_on or controller.left_at == pace.place:
             return
-        inquiry.left_at = pace.place
-        if not inquiry.is_on_trial:
+        controller.left_at = pace.place
+        if not controller.is_on_trial:
             # The loss of a batch shows nothing of what its own step has done.
             self.check_weights()
-        if inquiry.is_on_trial:
+        if controller.is_on_trial:
             with self.turns.take("leave_epoch", pace.step, is_changing=True):
-                inquiry.show_true(step=pace.step)
+                controller.show_true(step=pace.step)
 
     def leave(self) -> None:
         """Leave a run by an exception, or one of several ranks before its end: nothing is saved, and no rank is called.
@@ -662,13 +754,13 @@ class Engine:
         Where the run is alone, the weights that count for true are put in, and what is not finite is put back; of
         several ranks the others may be anywhere.
         """
-        inquiry, persistence, step = self.controller.inquiry, self.persistence, self.pace.step
+        controller, persistence, step = self.controller, self.persistence, self.pace.step
         if self.agreement.ranks is None:
             try:
                 self.check_weights()
-                if self.controller.is_open:
+                if controller.is_open:
                     with self.turns.take("close", step, is_changing=True):
-                        inquiry.settle_open(step=step)
+                        controller.end_open_test(step=step)
             except Exception as error:
                 # What has ended the run is the one to see.
                 text = f"the run was left at step {step}, and its weights as they were: {error!r}"
@@ -676,7 +768,7 @@ class Engine:
             return
         damage = persistence.backup_timer.damage_of(persistence.callbacks.state)
         seen = [f"{damage!r} in the model's state is not finite"] * bool(damage)
-        seen += ["the model holds weights that are only on trial"] * inquiry.is_on_trial
+        seen += ["the model holds weights that are only on trial"] * controller.is_on_trial
         seen += ["it has no checkpoint of this step"] * (self.saver is not None and not self.saver.has_saved(step))
         if seen:
             self.announcer.warn_once("left", LEFT.format(step, "; ".join(seen)))
@@ -699,6 +791,11 @@ class Engine:
         self.source.use_offsets(trend)
 
     @property
+    def seed(self) -> int:
+        """The seed of the batches: as given, or that of the saved run that this one continues."""
+        return self.source.seed
+
+    @property
     def member(self) -> Member:
         """The adapter that holds batches, as given to `join`."""
         return self.run.member
@@ -717,7 +814,17 @@ class Engine:
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; if there are listeners, the time that training waits for each is measured."""
-        return self.emitter.timed(batches) if self.announcer.is_heard else batches
+        return self._timed(batches) if self.announcer.is_heard else batches
+
+    def _timed(self, batches: Iterator[T]) -> Iterator[T]:
+        while True:
+            began = self.clock()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.data_seconds += self.clock() - began
+            yield batch
 
     def may_be_due(self, step: int) -> bool:
         """Whether a backup or a checkpoint may be due once this many steps are reported."""

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from .._adapters.prefetch import Prefetch
 from .._validation import whole_number
+from ..bridge.prefetch import Prefetch
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import replace
 from ..checkpoint.tree import fit, pack, unpack

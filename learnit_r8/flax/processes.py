@@ -14,8 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
-from .._adapters.ranks.agreement import check_same, check_same_run, digest_of
-from .._adapters.ranks.shared_parts import PartsOfRanks
+from ..bridge.ranks.agreement import check_same, check_same_run, digest_of
+from ..bridge.ranks.shared_parts import PartsOfRanks
 from ..checkpoint.codec import decode, encode
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._adapters.host import check_scheduler
 from .._validation import whole_number
+from ..bridge.host import check_scheduler
 from ..loops.run import loop
 from .data import EpochBatches, ValidationBatches
 from .epochs import Training, Validation

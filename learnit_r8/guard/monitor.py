@@ -1,13 +1,36 @@
-"""The sentry applies the guard to every report, and holds its memory of losses, gradient norms and skipped steps."""
+"""The sentry applies the guard to every report, and holds its memory of losses, gradient norms and skipped steps; and
+the guards that can be chosen by name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from .._validation import check_choice
 from ..table.records import LARGEST_LOSS
-from .verdict import GOOD, Guard, Verdict
+from .spike import SpikeGuard
+from .verdict import GOOD, FiniteGuard, Guard, Verdict
+
+GuardName = Literal["spike", "finite"]
+
+_GUARDS: dict[str, Guard] = {"spike": SpikeGuard(), "finite": FiniteGuard()}
+
+
+def as_guard(value: Any) -> Guard:
+    """The guard of a name, or the guard itself.
+
+    Raises:
+        ValueError: there is no guard of this name.
+        TypeError: it is a boolean or None: some guard there must be.
+    """
+    if value is None or isinstance(value, bool):
+        raise TypeError(f"guard must be one of {tuple(_GUARDS)} or a guard, got {value!r}; 'finite' refuses least.")
+    if not isinstance(value, str):
+        return value  # type: ignore[no-any-return]
+    check_choice("guard", value, tuple(_GUARDS), " or a guard")
+    return _GUARDS[value]
+
 
 MOST_SUSPICION = 0.25
 """Suspicion from which backups are neither taken nor confirmed. Source: 107 real divergences, measured in
@@ -36,17 +59,15 @@ class Sentry:
         guard: Judges losses.
 
     Attributes:
+        memory: The guard's current state, immutable: kept with each backup of the model.
         num_refused: Reports refused so far.
         num_skipped: Optimizer steps skipped in a row.
         baseline: Number of baseline resets; a saved guard state from an earlier baseline is ignored.
     """
 
     def __init__(self, guard: Guard) -> None:
-        self.guard = guard
-        self.num_refused = 0
-        self.num_skipped = 0
-        self.baseline = 0
-        self._losses = guard.begin()
+        self.guard, self.memory = guard, guard.begin()
+        self.num_refused = self.num_skipped = self.baseline = 0
         self._highest_norm, self._num_norms = 0.0, 0
 
     def __repr__(self) -> str:
@@ -60,18 +81,13 @@ class Sentry:
 
     def forget(self) -> None:
         """Forget the losses; those of backups still count."""
-        self._losses = self.guard.begin()
+        self.memory = self.guard.begin()
 
     def calm(self) -> None:
         """Drop the evidence of damage, as the weights were found healthy."""
         calmed = getattr(self.guard, "calmed", None)
         if calmed is not None:
-            self._losses = calmed(self._losses)
-
-    @property
-    def memory(self) -> Any:
-        """The guard's current state, immutable: kept with each backup of the model."""
-        return self._losses
+            self.memory = calmed(self.memory)
 
     def plain(self, memory: Any) -> Any:
         """A state of `memory` as plain values, for a saved state."""
@@ -84,13 +100,13 @@ class Sentry:
     def go_back(self, memory: Any, lr: float = math.nan) -> None:
         """Return to the guard's state of a backup, as the model was restored from it; ``lr`` is the scheduled rate."""
         moved_to = getattr(self.guard, "moved_to", None)
-        self._losses = memory if moved_to is None else moved_to(memory, lr)
+        self.memory = memory if moved_to is None else moved_to(memory, lr)
         self.num_skipped = 0
 
     def go_back_to_saved(self, state: Mapping[str, Any], lr: float = math.nan) -> None:
         """Return to the guard's state of a checkpoint, unless losses had another meaning then."""
         if state.get("baseline", 0) == self.baseline:
-            self.go_back(_formed(self.adapted(state)["losses"], self.guard.begin()), lr)
+            self.go_back(self.formed(self.adapted(state)["losses"]), lr)
 
     @property
     def tests_progress(self) -> bool:
@@ -100,18 +116,12 @@ class Sentry:
     @property
     def suspicion(self) -> float:
         """How close the guard is to refusing, from 0 (calm) to 1."""
-        return self.guard.suspicion(self._losses)
+        return self.guard.suspicion(self.memory)
 
     def judge(
-        self,
-        loss: float,
-        expected: float = math.nan,
-        typical: float = math.nan,
-        lr: float = math.nan,
-        grad_norm: float | None = None,
-        skipped: bool = False,
-        is_usual: bool = True,
-    ) -> tuple[Verdict, Memory]:
+        self, loss: float, expected: float = math.nan, typical: float = math.nan, lr: float = math.nan,
+        grad_norm: float | None = None, skipped: bool = False, is_usual: bool = True,
+    ) -> tuple[Verdict, Memory]:  # fmt: skip
         """Judge a report; nothing is changed before `keep`.
 
         Args:
@@ -128,14 +138,12 @@ class Sentry:
         Returns:
             The verdict, and what to remember if it is kept.
         """
-        before, highest, count = self._losses, self._highest_norm, self._num_norms
+        before, highest, count = self.memory, self._highest_norm, self._num_norms
         if skipped:
             if self.num_skipped >= MOST_SKIPPED:
-                num_skipped, verdict = 0, Verdict.OVERFLOW
-            else:
-                num_skipped = self.num_skipped + 1
-                verdict = GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
-            return verdict, (before, highest, count, num_skipped)
+                return Verdict.OVERFLOW, (before, highest, count, 0)
+            verdict = GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
+            return verdict, (before, highest, count, self.num_skipped + 1)
         losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
         if verdict is not GOOD:
             # The state of the losses before it, which it does not belong to.
@@ -154,27 +162,20 @@ class Sentry:
     @property
     def present(self) -> Memory:
         """What it remembers now, for a verdict that the guard was not asked for."""
-        return self._losses, self._highest_norm, self._num_norms, self.num_skipped
+        return self.memory, self._highest_norm, self._num_norms, self.num_skipped
 
     def keep(self, verdict: Verdict, memory: Memory) -> None:
         """Go on from a judgement."""
-        self._losses, self._highest_norm, self._num_norms, self.num_skipped = memory
+        self.memory, self._highest_norm, self._num_norms, self.num_skipped = memory
         if verdict is not GOOD and verdict not in _NOT_REFUSED:
             self.num_refused += 1
-
-    def suspicion_of(self, memory: Memory) -> float:
-        """How close the guard is to refusing after a report that it is about to keep."""
-        return self.guard.suspicion(memory[0])
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as plain values."""
         return {
-            "losses": _plain(self._losses),
-            "norms": {"highest": self._highest_norm, "count": self._num_norms},
-            "num_refused": self.num_refused,
-            "num_skipped": self.num_skipped,
-            "baseline": self.baseline,
-        }
+            "losses": _plain(self.memory), "num_refused": self.num_refused, "num_skipped": self.num_skipped,
+            "norms": {"highest": self._highest_norm, "count": self._num_norms}, "baseline": self.baseline,
+        }  # fmt: skip
 
     def adapted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """A saved state to load; if it is of another kind of guard, it keeps the counters and drops the losses."""
@@ -189,7 +190,7 @@ class Sentry:
         Raises:
             ValueError: it is of another kind of guard.
         """
-        self._losses = _formed(state["losses"], self.guard.begin())
+        self.memory = _formed(state["losses"], self.guard.begin())
         norms = state["norms"]
         self._highest_norm, self._num_norms = float(norms["highest"]), int(norms["count"])
         self.num_refused, self.num_skipped = state["num_refused"], state["num_skipped"]
@@ -200,7 +201,7 @@ def _plain(value: Any) -> Any:
     """Tuples as lists, named tuples as dicts."""
     if hasattr(value, "_asdict"):
         return {name: _plain(item) for name, item in value._asdict().items()}
-    return [item if type(item) is float else _plain(item) for item in value] if isinstance(value, tuple) else value
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 def _formed(value: Any, form: Any) -> Any:

@@ -14,9 +14,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from .._adapters.prefetch import Prefetch
-from .._adapters.rows import check_rows, leaves, share, take_rows, take_shared
 from .._validation import no_attribute, whole_number
+from ..bridge.prefetch import Prefetch
+from ..bridge.rows import check_rows, leaves, share, take_rows, take_shared
 from .fit_frame import callbacks_of_fit, method_of_model
 from .pipeline import EpochOrder, Pipeline, as_tensors, has_stage, is_in_memory, refuse_weights
 

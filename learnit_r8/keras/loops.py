@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .._adapters.prefetch import Prefetch
-from .._adapters.rows import check_rows
 from .._validation import how_to_install
+from ..bridge.prefetch import Prefetch
+from ..bridge.rows import check_rows
 from ..checkpoint.callbacks import Callbacks
 from .pipeline import Pipeline, refuse_weights
 from .state import ModelState

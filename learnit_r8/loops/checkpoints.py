@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .._adapters.driven_state import take_apart
 from .._validation import whole_number
+from ..bridge.driven_state import take_apart
 from ..checkpoint.codec import decode, encode
 from ..checkpoint.durable_io import replace
 from ..checkpoint.tree import clone, fit, pack, unpack

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._adapters.driven_state import DrivenState
-from .._adapters.host import check_scheduler
-from .._adapters.prefetch import Prefetch
-from .._adapters.rows import check_rows, leaves, take_rows
+from ..bridge.driven_state import DrivenState
+from ..bridge.host import check_scheduler
+from ..bridge.prefetch import Prefetch
+from ..bridge.rows import check_rows, leaves, take_rows
 from ..engine.signals import running
 from ..guard.verdict import Verdict
 from .log_entries import Logs

@@ -17,6 +17,7 @@ from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, check_signs,
 from ..table.names import Members
 
 if TYPE_CHECKING:
+    from ..table.storage import SampleStorage
     from ..table.table import SampleTable
 
 
@@ -87,9 +88,10 @@ class Chunk:
         planned: As given.
         is_probe: Whether its batch is drawn again to test weights, so that it is no step.
         is_extra: Whether no batch is left out for it.
+        is_late: Whether reports of it come when others of the same samples may wait for the table already.
     """
 
-    is_probe = is_extra = False
+    is_probe = is_extra = is_late = False
     tokens = 0
 
     def __init__(
@@ -161,7 +163,7 @@ class Chunk:
             check_kind(reading.part_size, storage.part_size)
             if reading.part_size == EXACT:
                 check_signs(reading.means)
-        return _with_predictions(reading, predictions, self.table)
+        return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def restore_view(self, slot: int) -> None:
         """Undo any changes by the user to a batch's indices, before it is drawn again."""
@@ -187,28 +189,23 @@ class Chunk:
         """Close a batch that was drawn and will not be learned from."""
         self.states[slot] = CLOSED
 
+    def close_from(self, slot: int) -> None:
+        """Close a batch and all after it, so that none of them can be drawn or reported."""
+        self.states[slot:] = bytes([CLOSED]) * (len(self.states) - slot)
+
     @property
     def is_closed(self) -> bool:
         """Whether every batch is reported or closed."""
         return self.states.count(REPORTED) + self.states.count(CLOSED) == len(self.states)
 
-    def drop_undrawn(self) -> None:
-        """Close the batches that were not drawn."""
-        for slot in range(self.drawn, len(self.states)):
-            self.close(slot)
-        self.drawn = len(self.states)
-
-    def batches_out(self) -> list[Batch]:
-        """The batches that are drawn and not reported yet."""
-        return [batch for batch in map(self.batch, range(self.drawn)) if batch.is_out]
+    def is_out(self, slot: int) -> bool:
+        """Whether a batch is drawn, and neither reported nor given up."""
+        state = self.states[slot]
+        return state == OUT_AGAIN or (state == OPEN and slot < self.drawn)
 
     def forget_records(self) -> None:
         """Read the records again in `learn`, as they may change before."""
         self._records = None
-
-    def close_all(self) -> None:
-        """Close every batch, so that no more can be reported."""
-        self.states[:] = bytes([CLOSED]) * len(self.states)
 
     def learn(self) -> None:
         """Let the table learn all reports that it has not learned yet."""
@@ -223,7 +220,7 @@ class Chunk:
             members, records = members[np.repeat(reported, sizes)], None
             reports, sizes, trends = list(itertools.compress(reports, reported)), sizes[reported], trends[reported]
         if self.weights is not None and (self.weights != 1).any():
-            self.table.storage.is_weighed = True
+            self.table.storage.note_weights()
         means, part_sizes, counts = self._parts(reports, sizes)
         if counts is not None:
             trends = np.repeat(trends, counts)
@@ -307,10 +304,11 @@ class Chunk:
         return chunk
 
 
-def _with_predictions(reading: Reading, predictions: Any, table: SampleTable) -> Reading:
-    if predictions is None or not table.storage.num_samples:
+def with_predictions(reading: Reading, predictions: Any, storage: SampleStorage) -> Reading:
+    """A loss and what was reported with it, where there is a table to learn that."""
+    if not storage.num_samples:
         return reading
-    rows = table.storage.evidence.checked(predictions, np.size(reading.means), reading.part_size)
+    rows = storage.evidence.checked(predictions, np.size(reading.means), reading.part_size)
     return reading._replace(predictions=rows)
 
 
@@ -339,14 +337,15 @@ class FollowedChunk:
 
     Attributes:
         states, drawn, reports, predictions, trends, rates: As of a `Chunk`, of one batch.
+        is_late, sweep: As of a `Chunk`: true and -1 where it is handed out again, else false and 0.
         item, members, is_probe: As given.
         size: Samples in it.
         tokens: Tokens in it.
     """
 
     __slots__ = (
-        "is_extra", "is_probe", "item", "members", "pass_number", "predictions", "rates", "reports", "size", "states",
-        "table", "tokens", "trends",
+        "is_extra", "is_late", "is_probe", "item", "members", "pass_number", "predictions", "rates", "reports", "size",
+        "states", "sweep", "table", "tokens", "trends",
     )  # fmt: skip
 
     drawn = 1
@@ -360,14 +359,11 @@ class FollowedChunk:
     ) -> None:  # fmt: skip
         self.table, self.pass_number, self.item, self.members = table, pass_number, item, members
         (self.size, self.tokens), self.is_probe, self.is_extra = size, is_probe, False
+        # All others are learned in their order.
+        self.is_late, self.sweep = is_probe, -is_probe
         self.states = bytearray(1)
         self.predictions: dict[int, NDArray[np.float32]] = {}
         self.reports, self.trends, self.rates = [0.0], [0.0], [0.0]
-
-    @property
-    def sweep(self) -> int:
-        """-1 for one that is handed out again, 0 for all others."""
-        return -self.is_probe
 
     def batch(self) -> Batch:
         """The batch of the chunk; where its samples are not known, its indices are -1."""
@@ -389,11 +385,15 @@ class FollowedChunk:
             reading = read_rows(loss, len(indices if counts is None else counts), counts, kind)
         if kind is not None and kind != reading.part_size:
             reading = reading._replace(part_size=kind)
-        return _with_predictions(reading, predictions, self.table)
+        return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def close(self, slot: int) -> None:
         """Close it."""
         self.states[slot] = CLOSED
+
+    def is_out(self, slot: int) -> bool:
+        """Whether it is neither reported nor given up."""
+        return self.states[0] == OPEN
 
     def witness_of(self, indices: NDArray[np.int64]) -> Any:
         """What `FollowedBatches.again` takes: the item; None if it is not kept."""
@@ -420,14 +420,3 @@ class Batch(NamedTuple):
     chunk: Chunk | FollowedChunk
     slot: int
     indices: NDArray[np.int64]
-
-    @property
-    def is_out(self) -> bool:
-        """Whether it is drawn, and neither reported nor given up."""
-        state = self.chunk.states[self.slot]
-        return state == OUT_AGAIN or (state == OPEN and self.slot < self.chunk.drawn)
-
-    @property
-    def witness(self) -> Any:
-        """What its source takes to hand it out again; None if it cannot."""
-        return self.chunk.witness_of(self.indices)

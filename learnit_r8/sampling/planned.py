@@ -20,10 +20,9 @@ from .._validation import check_choice
 from ..policies.base import Context, Policy
 from ..table.labels.predictions import PredictionRows
 from ..table.table import SampleTable
-from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk, FollowedChunk
+from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
 from .lengths import Buckets
-from .outlook import from_plain, to_plain
-from .planner import Planner
+from .planner import Planner, from_plain, to_plain
 
 LAST_BATCH = ("short", "drop", "fill")
 
@@ -142,14 +141,13 @@ class PlannedBatches:
         """The current pass, 0-based; -1 before the first."""
         return self._context.pass_number
 
-    def is_ready(self, epoch: int) -> bool:
+    def next_at_hand(self, epoch: int) -> Batch | None:
         """See `Source`."""
         chunk = self.chunk
-        return chunk.drawn != self.limit and chunk.pass_number == epoch and not self.returned
-
-    def is_late(self, chunk: Chunk | FollowedChunk) -> bool:
-        """See `Source`."""
-        return chunk.sweep != self._planner.num_sweeps
+        if chunk.drawn == self.limit or chunk.pass_number != epoch or self.returned:
+            return None
+        slot, chunk.drawn = chunk.drawn, chunk.drawn + 1
+        return Batch(chunk, slot, chunk.views[slot])
 
     def check_again(self) -> None:
         """See `Source`."""
@@ -175,13 +173,24 @@ class PlannedBatches:
         self._waiting.clear()
         self._drawn_before = 0
         self._planner.start_sweep()
+        self._note_sweep()
         self._context = self._planner.context(number, progress, self._context.outlook)
-        if not number or not self.policy.needs_exact or self._context.outlook.is_exact:
-            return ""
-        return (
-            f"policy {self.policy!r} needs the loss of each sample but got {self.table.source}, so it leaves out no "
-            "sample because of its loss. Report a vector of losses."
-        )
+        if number and self.policy.needs_exact and not self._context.outlook.is_exact:
+            return (
+                f"policy {self.policy!r} needs the loss of each sample but got {self.table.source}, so it leaves out "
+                "no sample because of its loss. Report a vector of losses."
+            )
+        if number and self.policy.needs_predictions and self.table.storage.evidence.take(_NOBODY) is None:
+            return (
+                f"policy {self.policy!r} needs predictions of one class a sample but got losses without them, so no "
+                "loss weighs less than another. Report predictions with the losses, see predictions_of()."
+            )
+        return ""
+
+    def _note_sweep(self) -> None:
+        """Note which open chunks are of a sweep before the present one, or of none."""
+        for chunk in self._open:
+            chunk.is_late = chunk.sweep != self._planner.num_sweeps
 
     def _let_others_share(self) -> None:
         """Let the table learn everything, and stop relying on the open chunks' copies of records."""
@@ -221,6 +230,7 @@ class PlannedBatches:
                     self.chunk, planner = ahead
                     self._planner.follow(planner)
                     self._open.append(self.chunk)
+                    self._note_sweep()
             self.limit = self._last_drawn
         if self.chunk.drawn < self.limit:
             self.chunk.drawn += 1
@@ -243,7 +253,8 @@ class PlannedBatches:
 
     def _leave_chunk(self) -> None:
         self._drawn_before += self.chunk.drawn
-        self.chunk.drop_undrawn()
+        self.chunk.close_from(self.chunk.drawn)
+        self.chunk.drawn = len(self.chunk.states)
         self.chunk, self.limit = self._no_chunk, 0
         self._drop_closed()
 
@@ -256,7 +267,7 @@ class PlannedBatches:
         chunk = self._planner.chunk_outside(policy, self._context)
         if chunk is None:
             return None
-        chunk.drawn = 1
+        chunk.drawn, chunk.is_late = 1, True
         self._open.append(chunk)
         return chunk.batch(0)
 
@@ -265,39 +276,25 @@ class PlannedBatches:
         self._drop_closed()
         self.hand_over()
         chunk = self._planner.chunk_of(witness, self._context)
-        chunk.drawn, chunk.is_probe = 1, True
+        chunk.drawn, chunk.is_probe, chunk.is_late = 1, True, True
         self._open.append(chunk)
         return chunk.batch(0)
 
     def report(
-        self,
-        batch: Batch,
-        means: float | NDArray[np.float64],
-        trend: float,
-        predictions: PredictionRows | None = None,
+        self, chunk: Chunk, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None
     ) -> None:
-        """Report the loss of a drawn batch; the table learns it before its samples are planned again.
-
-        Args:
-            batch: The batch as drawn.
-            means: Mean loss of the batch, or float64[P] of its consecutive parts.
-            trend: What `LossLearner.observe` returned for it.
-            predictions: What was reported with it, or None.
-        """
-        slot, chunk = batch.slot, batch.chunk
-        late = self.is_late(chunk)
-        if late:
+        """See `Source`; the table learns it before its samples are planned again."""
+        if chunk.is_late:
             # It may share samples with reports held back, which must be learned in the order they came.
             self._let_others_share()
-        reports: Any = chunk.reports
-        reports[slot] = means
+        chunk.reports[slot] = means
         if predictions is not None:
             chunk.predictions[slot] = predictions.rows
         elif chunk.predictions:
             chunk.predictions.pop(slot, None)
         chunk.trends[slot] = trend
         chunk.states[slot] = REPORTED
-        if late or (predictions is not None and predictions.num_places > 1):
+        if chunk.is_late or (predictions is not None and predictions.num_places > 1):
             # Many places of a whole chunk would take too much memory.
             self.hand_over()
 
@@ -364,7 +361,7 @@ class PlannedBatches:
         # A probe is of an experiment that is not saved.
         kept = [chunk for chunk in self._open if not chunk.is_probe]
         place = {id(chunk): number for number, chunk in enumerate(kept)}
-        out = [batch for chunk in kept for batch in chunk.batches_out()]
+        out = [(chunk, slot) for chunk in kept for slot in range(chunk.drawn) if chunk.is_out(slot)]
         return {
             "context": [*self._context[:4], to_plain(self._context.outlook)],
             **self._planner.state_dict(),
@@ -374,14 +371,14 @@ class PlannedBatches:
             "abandoned": self.abandoned,
             "chunks": [chunk.state_dict() for chunk in kept],
             "current": place.get(id(self.chunk), -1),
-            "returned": [[place[id(batch.chunk)], batch.slot] for batch in out],
+            "returned": [[place[id(chunk)], slot] for chunk, slot in out],
             "waiting": [[place[id(batch.chunk)], batch.slot] for batch in self._waiting],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Load what `state` returned; the table must be loaded first."""
         for chunk in self._open:
-            chunk.close_all()
+            chunk.close_from(0)
         self._reset()
         progress, number, batch_size, untrained_loss, outlook = state["context"]
         known = from_plain(outlook)
@@ -392,6 +389,7 @@ class PlannedBatches:
         self._open = [Chunk.from_state(chunk, self.table) for chunk in state["chunks"]]
         if state["current"] >= 0:
             self.chunk = self._open[state["current"]]
+        self._note_sweep()
         self.returned = deque(self._open[chunk].batch(slot) for chunk, slot in state["returned"])
         self._waiting = deque(self._open[chunk].batch(slot) for chunk, slot in state["waiting"])
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._adapters.group_rates import GroupRates
-from .._adapters.host import check_scheduler
-from .._adapters.prefetch import Prefetch
 from .._validation import whole_number
+from ..bridge.group_rates import GroupRates
+from ..bridge.host import check_scheduler
+from ..bridge.prefetch import Prefetch
 from ..engine.signals import running
 from ..triggers import Elapsed
 from .event import Event

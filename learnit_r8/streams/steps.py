@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .._adapters.host import check_scheduler
-from .._adapters.prefetch import Prefetch
+from ..bridge.host import check_scheduler
+from ..bridge.prefetch import Prefetch
 from ..engine.signals import running
 from ..triggers import Elapsed
 from .event import Event
@@ -71,7 +71,7 @@ class _Stepper:
     """
 
     def __init__(self, r8: R8Scheduler, train_step: Callable[..., Any], part_size: int | None, state: Any) -> None:
-        from .._adapters.driven_state import DrivenState
+        from ..bridge.driven_state import DrivenState
 
         self.state = state
         self._r8, self._train_step, self._part_size = r8, train_step, part_size

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .._adapters.group_rates import GroupRates, own_rate_of, rates_of
-from .._adapters.host import check_scheduler
 from .._validation import shortened, whole_number
+from ..bridge.group_rates import GroupRates, own_rate_of, rates_of
+from ..bridge.host import check_scheduler
 from ..checkpoint.callbacks import Callbacks, Generators, Repeat, join_callbacks
 from ..engine.feed.batch_size import copied
 from ..engine.settings import suggest_settings
@@ -344,7 +344,7 @@ def _checked_rates(optimizer: Any, own: float | None) -> GroupRates:
 def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:
     """Whether the rate is the user's own."""
     if scheduler is not None:
-        return bool(getattr(scheduler, "keeps_rates", False))
+        return hasattr(scheduler, "host") and scheduler.host.rates.are_own
     return bool(head_of(settings.get("scheduler_mode")) == "keep")
 
 

@@ -14,7 +14,7 @@ from ..table.labels.predictions import UNLABELLED, check_range, check_shapes
 from .predictions import as_classes
 
 if TYPE_CHECKING:
-    from .._adapters.host import Host
+    from ..bridge.host import Host
 
 MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
 SUMMED_LOSS = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from .._adapters.group_rates import is_close, is_set_by_r8, rates_of
+from ..bridge.group_rates import is_close, is_set_by_r8, rates_of
 from .prepared import plain_optimizer
 from .serialization import as_arrays, as_tensors
 

@@ -13,7 +13,7 @@ from ..table.labels.predictions import IGNORED, MOST_CLASSES
 from ..torch.predictions import as_classes
 
 if TYPE_CHECKING:
-    from .._adapters.host import Host
+    from ..bridge.host import Host
 
 NOT_WHOLE = (
     "the policy weights samples, so the mean of their losses is trained on, {:.4g} in this batch, and not the "

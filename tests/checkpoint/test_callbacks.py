@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from learnit_r8._adapters.driven_state import DrivenState
+from learnit_r8.bridge.driven_state import DrivenState
 from learnit_r8.checkpoint.callbacks import Callbacks, call_load, call_save, check_callback, join_callbacks
 from learnit_r8.checkpoint.tree import clone
 from tests.drive import make

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from learnit_r8._adapters.driven_state import DrivenState
+from learnit_r8.bridge.driven_state import DrivenState
 from learnit_r8.checkpoint.codec import OlderFile, decode
 from learnit_r8.checkpoint.generations import Generations
 from learnit_r8.checkpoint.tree import clone, unpack

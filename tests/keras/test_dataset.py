@@ -9,7 +9,7 @@ pytest.importorskip("tensorflow")
 import keras
 
 from learnit_r8 import policies
-from learnit_r8._adapters import rows as gather
+from learnit_r8.bridge import rows as gather
 from learnit_r8.keras import R8Dataset
 from tests.keras_common import Watch, X, Y, classifier, fit, scheduler, tf
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch.utils.data
 
-from ..._adapters.prefetch import Prefetch
 from ..._validation import whole_number
+from ...bridge.prefetch import Prefetch
 from ...sampling.ticket import refuse_weights
 from ..distributed.ranks import are_there
 from ..distributed.single_process import ALONE

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._adapters.ranks.agreement import check_same, check_same_run, digest_of_state
-from ..._adapters.ranks.shared_parts import PartsOfRanks
 from ..._validation import whole_number
+from ...bridge.ranks.agreement import check_same, check_same_run, digest_of_state
+from ...bridge.ranks.shared_parts import PartsOfRanks
 from ...events.launcher import restarts_cannot_meet
 from ...sampling.ticket import Ticket
 from .messages import Head, MessageCodec, Note

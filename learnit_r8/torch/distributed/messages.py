@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._adapters.ranks.agreement import RanksDiffer
+from ...bridge.ranks.agreement import RanksDiffer
 from ...sampling.ticket import Ticket
 from ...table.labels.predictions import NUM_ROWS, Predictions
 from ...table.losses import EXACT, WHOLE_BATCH, check_kind

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..._adapters.ranks.agreement import digest_of
+from ...bridge.ranks.agreement import digest_of
 from ...engine.settings import OF_RANK_0
 from ...engine.values import RunDir
 from ...table.labels.predictions import NUM_ROWS, Predictions

@@ -1,1 +1,0 @@
-"""The code that the adapters for frameworks share."""

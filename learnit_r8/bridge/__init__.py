@@ -1,0 +1,1 @@
+"""What the adapters for all frameworks share: batches drawn ahead, states, rates, and the search for a cause."""

@@ -1,0 +1,304 @@
+"""The search for the place where an incident began, in frameworks without hooks: which runs are made, what follows.
+
+The refused batch runs again on the weights of a backup and on the present ones. What a run shows is the framework's to
+say: the loss, and the first layer whose output is not finite.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoint.tree import leaves, map_leaves
+from ..recovery.cause import (
+    BACKWARD,
+    FORWARD,
+    INPUT,
+    LABEL,
+    LOSS,
+    NOTHING,
+    UNKNOWN,
+    WEIGHT,
+    Finding,
+    Refusal,
+)
+
+FAR = 50.0
+"""How many times as large as in the other rows a value is that is worth a look; see `benchmarks/causes.py`."""
+
+FEW = 4
+"""Most elements of one array that count as damaged alone."""
+
+_Odd = tuple[str, tuple[int, ...], tuple[int, ...], str]
+"""Odd values: the name of the array, the rows, the place in the first of them, and "NaN", "Inf" or the number."""
+
+HEALTHY = "the weights are healthy"
+
+
+class Shown(NamedTuple):
+    """What a run has shown.
+
+    Attributes:
+        loss: The mean loss; NaN where it is not finite, or where there is none.
+        layer: The first layer whose output is not finite; "" for none.
+        what: "NaN" or "Inf", in that output or in the loss.
+        rows: Rows that are to blame, where their outputs or their losses tell; empty if they do not.
+        gradient: The first parameter whose gradient is not finite; "" for none, or where it was not looked at.
+    """
+
+    loss: float
+    layer: str = ""
+    what: str = ""
+    rows: tuple[int, ...] = ()
+    gradient: str = ""
+
+
+class Subject(Protocol):
+    """A model that can be run again; what it touches is its own to put back.
+
+    Attributes:
+        batch: The refused batch, a nest of arrays with a row for each sample; None if it is not known.
+        missing: What cannot be looked at, and why; "" for nothing.
+        is_exact: Whether a run on the present weights is that of the refused loss.
+        before: The batch before it and its samples, where gradients are looked at; else None.
+    """
+
+    batch: Any
+    before: tuple[Any, Sequence[int]] | None
+    missing: str
+    is_exact: bool
+
+    def bad_weights(self) -> dict[str, int]:
+        """Names of arrays of the weights that are not finite, and how many elements."""
+
+    def run(self, batch: Any, weights: Any) -> Shown:
+        """Run a batch on the weights of a backup, or on the present ones for None."""
+
+    def bad_labels(self) -> tuple[tuple[int, ...], str]:
+        """Rows of the batch whose labels the loss cannot take, and what is wrong with them; none and ""."""
+
+
+class PlaceSearch:
+    """Finds where an incident began.
+
+    Args:
+        refusal: What the run knows.
+        subject: The model and its batch.
+    """
+
+    def __init__(self, refusal: Refusal, subject: Subject) -> None:
+        self._refusal, self._subject, self._batch = refusal, subject, subject.batch
+        self._evidence: list[str] = []
+        self._num_runs, self._loss = 0, math.nan
+        self._size = _num_rows(self._batch)
+
+    def solve(self) -> Finding:
+        """Find it; a model that cannot be run again ends no training."""
+        began = time.perf_counter()
+        try:
+            found = self._solve()
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            found = Finding(UNKNOWN, f"the model raises as the batch runs again ({what})")
+        return found._replace(
+            evidence=tuple(self._evidence), loss=self._loss, num_runs=self._num_runs, missing=self._subject.missing,
+            seconds=time.perf_counter() - began,
+        )  # fmt: skip
+
+    def _solve(self) -> Finding:
+        bad = self._subject.bad_weights()
+        if self._batch is None:
+            return self._of_weights(bad) if bad else Finding(UNKNOWN, "the weights are finite")
+        newest = next((each for each in self._refusal.backups if not _not_finite(each[1])), None)
+        if newest is not None:
+            step, weights = newest
+            old = self._run(self._batch, weights, f"the refused batch on the weights of step {step:,}")
+            if self._is_bad(old):
+                rest = HEALTHY if not bad else "its update has damaged the weights"
+                return self._of_data(old, weights, (rest,))
+        if bad:
+            found = self._of_weights(bad)
+            if newest is None:
+                return found
+            earlier = self._of_batch_before(newest)
+            return earlier or found._replace(rest=(f"with the weights of step {step:,} it is good",))
+        now = self._run(self._batch, None, "the refused batch on the present weights")
+        self._loss = now.loss
+        if self._is_bad(now):
+            if newest is None:
+                return self._of_data(now, None, ("there is no healthy backup to compare with",))
+            text = f"the batch is good with the weights of step {step:,}, and bad with the present ones"
+            first = (f"it shows first in `{now.layer}`",) if now.layer else ()
+            return Finding(UNKNOWN, text, rest=(*first, "updates that were too large, or a damaged weight"))
+        if not math.isfinite(now.loss):
+            # As of a step that returns no loss by itself; one that is not finite would be a bad one.
+            return Finding(UNKNOWN, "run again, all outputs of layers are finite; the loss of the batch was not tested")
+        text = f"run again, the batch has the loss {now.loss:.6g}"
+        if not self._subject.is_exact:
+            return Finding(UNKNOWN, f"{text}, and all outputs of layers are finite")
+        rest = f"the loss that was reported ({self._refusal.loss:.6g}) is not what the model gives"
+        return Finding(NOTHING, f"{text}: model, data and gradients are fine", rest=(rest,), is_certain=True)
+
+    def _of_batch_before(self, newest: tuple[int, Any]) -> Finding | None:
+        """The batch before may have had a finite loss, and a gradient that was not."""
+        if self._subject.before is None:
+            return None
+        step, weights = newest
+        self._batch, samples = self._subject.before
+        shown = self._run(self._batch, weights, f"the batch before on the weights of step {step:,}")
+        if not shown.gradient:
+            return None
+        found = self._of_data(shown, weights, ("its loss was finite, and its update has damaged the weights",))
+        return found._replace(samples=tuple(int(samples[row]) for row in found.rows if row < len(samples)))
+
+    # Data.
+
+    def _of_data(self, shown: Shown, weights: Any, rest: tuple[str, ...]) -> Finding:
+        odd, place = _not_finite(self._batch), self._place_of(shown)
+        if odd:
+            found = place._replace(kind=INPUT, about=_about(odd[0]), rows=odd[0][1])
+            if self._confirms(found.rows, weights):
+                return found._replace(is_certain=True, rest=rest)
+        labels, text = self._subject.bad_labels()
+        if text:
+            certain = not labels or self._confirms(labels, weights)
+            return Finding(LABEL, text, labels, rest=rest, is_certain=certain, where="label")
+        for far in self._far_off():
+            found = place._replace(about=_about(far), rows=far[1])
+            if not (shown.layer or shown.what):
+                found = found._replace(kind=INPUT, text=f"an input of {far[3]}, far beyond others")
+            if self._confirms(found.rows, weights):
+                return found._replace(is_certain=True, rest=rest)
+        rows = shown.rows or self._halve(weights)
+        return place._replace(rows=rows, rest=rest, is_certain=bool(rows) and self._confirms(rows, weights))
+
+    def _place_of(self, shown: Shown) -> Finding:
+        if shown.layer:
+            return Finding(FORWARD, f"{shown.what} first in `{shown.layer}` (forward)", where=shown.layer)
+        if shown.gradient:
+            text = f"a gradient is not finite; the first parameter that it reaches is `{shown.gradient}`"
+            return Finding(BACKWARD, text, where=shown.gradient)
+        if shown.what:
+            return Finding(LOSS, f"{shown.what} first in the loss", where="loss")
+        return Finding(LOSS, f"the loss of the batch is {shown.loss:.6g}, and all of it is finite")
+
+    def _far_off(self) -> list[_Odd]:
+        """Rows with values that are far larger than those of the other rows."""
+        found = []
+        for key, array in _numbers(self._batch, self._size):
+            sizes = np.abs(array.astype(np.float64)).reshape(self._size, -1).max(1, initial=0.0)
+            rows = np.flatnonzero(sizes > FAR * max(float(np.median(sizes)), 1e-6))
+            if 0 < len(rows) <= self._size // 2 and np.isfinite(sizes).all():
+                at = np.unravel_index(int(np.abs(array[rows[0]]).argmax()), array.shape[1:]) if array.ndim > 1 else ()
+                value = f"{float(array[rows[0]][at]):.4g}"
+                found.append((key, tuple(rows.tolist()), tuple(map(int, at)), value))
+        return found
+
+    # Runs.
+
+    def _run(self, batch: Any, weights: Any, what: str = "") -> Shown:
+        self._num_runs += 1
+        shown = self._subject.run(batch, weights)
+        if what:
+            place = f", {shown.what} first in `{shown.layer}`" if shown.layer else ""
+            self._evidence.append(f"{what}: loss {shown.loss:.6g}{place}")
+        return shown
+
+    def _is_bad(self, shown: Shown) -> bool:
+        if shown.layer or shown.gradient or shown.what:
+            return True
+        loss, usual = self._refusal.loss, self._refusal.usual
+        if not usual > 0 or not math.isfinite(loss) or loss <= usual:
+            return False
+        return shown.loss > math.sqrt(loss * usual)
+
+    def _with_rows(self, rows: Sequence[int]) -> Any:
+        """The batch with these rows in the place of all: its size stays, and nothing has to be compiled again."""
+        take = np.resize(np.asarray(rows, np.int64), self._size)
+        return map_leaves(lambda leaf, *_: np.asarray(leaf)[take] if _has_rows(leaf, self._size) else leaf, self._batch)
+
+    def _confirms(self, rows: Sequence[int], weights: Any) -> bool:
+        """Whether the batch is good without these rows."""
+        left = [row for row in range(self._size) if row not in rows]
+        if not rows or not left:
+            return False
+        what = f"the batch without the rows {list(rows)[:8]}"
+        return not self._is_bad(self._run(self._with_rows(left), weights, what))
+
+    def _halve(self, weights: Any) -> tuple[int, ...]:
+        """The row that alone makes the batch bad, found by halving; none if no row does."""
+        rows = list(range(self._size))
+        while len(rows) > 1:
+            half = rows[: len(rows) // 2]
+            is_bad = self._is_bad(self._run(self._with_rows(half), weights))
+            rows = half if is_bad else rows[len(rows) // 2 :]
+        found = tuple(rows) if rows and self._is_bad(self._run(self._with_rows(rows), weights)) else ()
+        self._evidence.append(f"halving the batch: {f'row {rows[0]}' if found else 'no row'} alone goes wrong")
+        return found
+
+    # Weights.
+
+    def _of_weights(self, bad: dict[str, int]) -> Finding:
+        name, count = next(iter(bad.items()))
+        if len(bad) == 1 and count <= FEW:
+            text = f"{count} of the weights `{name}` {'is' if count == 1 else 'are'} not finite, and all others are"
+            return Finding(WEIGHT, text, where=name)
+        return Finding(UNKNOWN, f"{len(bad)} arrays of weights hold values that are not finite, as `{name}`")
+
+
+def first_bad(array: NDArray[Any], size: int) -> tuple[str, tuple[int, ...]]:
+    """ "NaN" or "Inf" if an array holds one, and the rows that do, if it has one for each sample and not all do."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return "", ()
+    bad = ~np.isfinite(array)
+    if not bad.any():
+        return "", ()
+    what = "NaN" if np.isnan(array).any() else "Inf"
+    rows = np.flatnonzero(bad.reshape(len(array), -1).any(1)).tolist() if array.ndim and len(array) == size else []
+    return what, tuple(rows) if len(rows) < size else ()
+
+
+def bad_arrays(named: Sequence[tuple[str, Any]], as_array: Callable[[Any], NDArray[Any]]) -> dict[str, int]:
+    """Names of arrays that are not finite, and how many of their elements."""
+    counts = {name: int((~np.isfinite(as_array(each).astype(np.float32))).sum()) for name, each in named}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _has_rows(leaf: Any, size: int) -> bool:
+    return bool(np.ndim(leaf)) and len(leaf) == size
+
+
+def _num_rows(batch: Any) -> int:
+    sizes = [len(each) for _, each in leaves(batch) if np.ndim(each)] if batch is not None else []
+    return sizes[0] if sizes else 0
+
+
+def _numbers(batch: Any, size: int) -> list[tuple[str, NDArray[Any]]]:
+    found = [(key, np.asarray(each)) for key, each in leaves(batch) if _has_rows(each, size)]
+    return [(key, each) for key, each in found if each.dtype.kind in "fiu"]
+
+
+def _about(odd: _Odd) -> str:
+    key, _, at, value = odd
+    return f"whose input holds {value}{f' at {list(at)}' if at else ''} of {key}"
+
+
+def _not_finite(batch: Any) -> list[_Odd]:
+    """Arrays of floats that are not finite."""
+    found = []
+    for key, leaf in leaves(batch):
+        if not hasattr(leaf, "dtype") or np.asarray(leaf).dtype.kind != "f":
+            continue
+        array = np.asarray(leaf)
+        bad = ~np.isfinite(array)
+        if bad.any():
+            place = np.argwhere(bad)[0].tolist()
+            value = "NaN" if np.isnan(array[tuple(place)]) else "Inf"
+            rows = np.flatnonzero(bad.reshape(len(array), -1).any(1)).tolist() if array.ndim else []
+            found.append((key, tuple(rows), tuple(place[1:]), value))
+    return found
