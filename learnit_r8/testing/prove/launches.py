@@ -144,10 +144,11 @@ class Workshop:
         words = [each.replace(str(self.folder), str(place)) for each in command]
         inherited = os.environ.get("PYTHONPATH", "").replace(str(self.folder), str(place))
         environment = {**os.environ, **QUIET, **dict.fromkeys(CACHES.split(), str(scratch)), "PWD": str(place)}
-        # Data sets that are prepared already are read; a new one, and the locks of all, are written in ours.
+        # Data sets that are prepared already are read, file by file; what is new, and the locks of all, is written in ours.
         hub = os.path.join(os.environ.get("HF_HOME", "~/.cache/huggingface"), "datasets")
-        for each in Path(os.environ.get("HF_DATASETS_CACHE", hub)).expanduser().glob("*"):
-            (scratch / each.name).symlink_to(each)
+        prepared, locks = os.path.expanduser(os.environ.get("HF_DATASETS_CACHE", hub)), shutil.ignore_patterns("*.lock")
+        with contextlib.suppress(OSError):
+            shutil.copytree(prepared, scratch, ignore=locks, copy_function=os.symlink, dirs_exist_ok=True)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(inside), inherited]))
         if self.deterministic:
             environment |= {"PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}

@@ -103,14 +103,20 @@ def test_writing_outside_is_refused_and_named(folder, tmp_path):
 
 def test_prepared_data_sets_are_read(folder, tmp_path, monkeypatch):
     """The datasets that the user has prepared are there; their locks, and new ones, are written beside the script."""
-    (tmp_path / "hub" / "datasets" / "known").mkdir(parents=True)
+    known = tmp_path / "hub" / "datasets" / "known"
+    known.mkdir(parents=True)
+    (known / "data.arrow").write_text("rows")
+    (known / "builder.lock").touch()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    code = "import os; at = os.environ['HF_DATASETS_CACHE']; open(f'{at}/new.lock', 'w'); print(*os.listdir(at))"
+    code = (
+        "import os; os.chdir(os.environ['HF_DATASETS_CACHE'] + '/known'); "
+        "open('builder.lock', 'w'), open('mapped.arrow', 'w'); print(open('data.arrow').read(), *sorted(os.listdir()))"
+    )
     with Workshop(folder) as shop:
         done = shop.launch(shop.copy(), [sys.executable, "-c", code])
 
-    assert {*done.said.split()} >= {"known", "new.lock"}
-    assert os.listdir(tmp_path / "hub" / "datasets") == ["known"]
+    assert done.said == "rows builder.lock data.arrow mapped.arrow"
+    assert sorted(os.listdir(known)) == ["builder.lock", "data.arrow"]
 
 
 def test_the_line_of_an_error_is_told(folder):
