@@ -144,7 +144,7 @@ class Workshop:
         words = [each.replace(str(self.folder), str(place)) for each in command]
         inherited = os.environ.get("PYTHONPATH", "").replace(str(self.folder), str(place))
         environment = {**os.environ, **QUIET, **dict.fromkeys(CACHES.split(), str(scratch)), "PWD": str(place)}
-        # Data sets that are prepared already are read, file by file; what is new, and the locks of all, is written in ours.
+        # Data sets that are prepared already are read, file by file; locks, and what is new, are written in ours.
         hub = os.path.join(os.environ.get("HF_HOME", "~/.cache/huggingface"), "datasets")
         prepared, locks = os.path.expanduser(os.environ.get("HF_DATASETS_CACHE", hub)), shutil.ignore_patterns("*.lock")
         with contextlib.suppress(OSError):
