@@ -120,11 +120,9 @@ class Arrival:
         self.call = call
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Find torch as all others would, and wrap what runs it."""
-        if name != "torch" or self not in sys.meta_path:
-            return None
-        sys.meta_path.remove(self)
-        spec: Any = importlib.util.find_spec(name)
+        """Find torch as all others would, and wrap what runs it; some only look for it, and do not import it yet."""
+        others = (each for each in sys.meta_path if each is not self) if name == "torch" else ()
+        spec: Any = next(filter(None, (each.find_spec(name, path, target) for each in others)), None)
         if spec is not None and spec.loader is not None:
             wrap(spec.loader, "exec_module", after=lambda *_: self.call())
         return spec

@@ -9,7 +9,10 @@ from learnit_r8.testing.prove.launches import Workshop
 pytestmark = pytest.mark.program
 
 SCRIPT = """
-import sys, torch
+import importlib.util, sys
+# As libraries do that work without torch, too.
+assert importlib.util.find_spec("torch")
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -44,7 +47,10 @@ for _ in range(2):
 
 @pytest.mark.parametrize("words", [[], ["functional"]])
 def test_batches_are_those_that_train(tmp_path, words):
-    """Not those of a validation, whose loss is a module in training mode; with keywords, or no module at all."""
+    """Not those of a validation, whose loss is a module in training mode; with keywords, or no module at all.
+
+    Something may look for torch before it is imported.
+    """
     (tmp_path / "train.py").write_text(SCRIPT)
     with Workshop(tmp_path) as shop:
         steps = shop.launch(shop.copy(), [sys.executable, "train.py", *words]).ranks[0]
