@@ -106,7 +106,7 @@ class Core:
                 batch.indices.tolist()
             loss = LOSSES[step & 1023]
             trend = table.learner.observe(loss, loss)
-            plan.report(batch, losses[: len(batch.indices)] if self.exact else loss, trend)
+            plan.report(batch.chunk, batch.slot, losses[: len(batch.indices)] if self.exact else loss, trend)
         plan.hand_over()
 
 
@@ -218,7 +218,7 @@ def worst_step(size: int, batch_size: int, repeats: int) -> float:
         for _ in range(plan.steps_per_pass):
             began = time.thread_time()
             batch = plan.next()
-            plan.report(batch, 1.5, table.learner.observe(1.5, 1.5))
+            plan.report(batch.chunk, batch.slot, 1.5, table.learner.observe(1.5, 1.5))
             longest = max(longest, time.thread_time() - began)
         worst.append(longest)
     return statistics.median(worst) * 1e3

@@ -87,7 +87,7 @@ def report(plan, batch, losses, part_size=None):
     table, reading = plan.table, read_loss(loss, len(losses), part_size)
     table.storage.part_size = EXACT if table.batch_size == 1 else reading.part_size
     trend = table.learner.observe(reading.mean, reading.lowest)
-    plan.report(batch, reading.mean if table.batch_size == 1 else reading.means, trend)
+    plan.report(batch.chunk, batch.slot, reading.mean if table.batch_size == 1 else reading.means, trend)
     return np.atleast_1d(reading.means), trend
 
 

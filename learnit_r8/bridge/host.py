@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..checkpoint.callbacks import Callbacks
-    from ..engine.rates import Rates
+    from ..engine.pace import Rates
     from ..engine.run import Member, RankGroup
     from ..recovery.controller import RecoveryController
     from ..sampling.ticket import Ticket

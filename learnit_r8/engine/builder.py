@@ -37,9 +37,8 @@ from .control import Requests
 from .emitter import EventEmitter
 from .feed.followed import UNKNOWN_LENGTH, FollowedBatches
 from .feed.replay import WAYS
-from .pace import Pace
+from .pace import Pace, Rates
 from .rate_search import LrSearch
-from .rates import Rates
 from .run import Run
 from .settings import OF_RATES, Settings
 from .signals import NAMES as ENDING

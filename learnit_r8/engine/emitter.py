@@ -1,12 +1,12 @@
-"""Event emitter: tells listeners of steps, epochs and samples. It changes no batch."""
+"""Event emitter: tells listeners of the start of a run, of its schedule and its samples. It changes no batch."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from .. import events
 from ..events.bus import Announcer
@@ -17,7 +17,6 @@ from ..schedules.schedule import Kept, Schedule
 from ..table.quantiles import rounded
 from ..table.survey import Surveyor
 from ..table.table import SampleTable
-from .pace import Tally
 
 PLAN_POINTS = 129
 """Learning rates that stand for a schedule."""
@@ -26,19 +25,16 @@ PLAN_POINTS = 129
 GROUP_SECONDS, GROUP_SHARE = 30.0, 0.005
 """Training time between two looks at the groups within an epoch, and the share of it that they may take."""
 
-T = TypeVar("T")
-
 
 class EventEmitter:
-    """Emits the events of steps, epochs and samples, and measures the scheduler's own time.
+    """Emits the events of the start, the schedule and the samples.
 
     Args:
         announcer: Passes events to listeners.
         table: The sample table.
-        clock: Returns seconds.
+        clock: Returns seconds, to measure what surveys cost.
 
     Attributes:
-        data_seconds: Time spent waiting for data since the last step.
         has_started: Whether the start of the run is over, of which `run_started` is a part.
     """
 
@@ -48,38 +44,12 @@ class EventEmitter:
         self._announcer = announcer
         self._table = table
         self._clock = clock
-        self.data_seconds = 0.0
-        self._own = 0.0
-        self._since = clock()
         self._ticket: Ticket | None = None
         self.has_started = False
         self._surveyor: Surveyor | None = None
         self._surveyed_step = self._ended_step = self._grouped_step = -1
         self.has_groups = table.storage.group_labels is not None
         self._groups_due = GROUP_SECONDS
-
-    def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """Pass on batches, and add the time spent waiting for each to `data_seconds`."""
-        while True:
-            began = self._clock()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self.data_seconds += self._clock() - began
-            yield batch
-
-    def start_timing(self) -> None:
-        """Start measuring the scheduler's own time: the user's code ends here."""
-        self._since = self._clock()
-
-    def stop_timing(self) -> None:
-        """Stop measuring the scheduler's own time: the user's code begins here."""
-        self._own += self._clock() - self._since
-
-    def leave_out(self, seconds: float) -> None:
-        """Do not count some of the time since `begin`: the user made the run wait."""
-        self._since += seconds
 
     def run_started(self, *, settings: Mapping[str, str], schedule: Schedule, **facts: Any) -> None:
         """Emit `RunStarted`: the first batch of this process is about to be drawn."""
@@ -94,46 +64,11 @@ class EventEmitter:
         if self._announcer.is_heard and self.has_started:
             self._announcer.tell(events.LrPlanned, lr_plan=sample_rates(schedule))
 
-    def step_done(
-        self, ticket: Ticket, *, progress: float, loss: float, expected_loss: float, lr: float, suspicion: float
-    ) -> None:
-        """Emit `StepDone`: a batch was reported and learned from."""
-        own, self._own = self._own, 0.0
-        data, self.data_seconds = self.data_seconds, 0.0
-        # The few samples left over at the end of an epoch say nothing of how batches are made.
+    def note_batch(self, ticket: Ticket) -> None:
+        """Note the newest batch that was learned from, of which a survey tells how it was made."""
+        # The few samples left over at the end of an epoch say nothing of that.
         if self._ticket is None or 2 * len(ticket.indices) > len(self._ticket.indices):
             self._ticket = ticket
-        step, seconds = self._announcer.where()
-        # The constructor of a frozen dataclass would take three times as long.
-        event = object.__new__(events.StepDone)
-        event.__dict__.update(
-            step=step,
-            seconds=seconds,
-            epoch=ticket.epoch,
-            progress=progress,
-            loss=loss,
-            expected_loss=expected_loss,
-            lr=lr,
-            batch_size=len(ticket.indices),
-            steady=ticket.chunk.pass_number < 0,
-            own_seconds=own,
-            data_seconds=data,
-            suspicion=suspicion,
-        )
-        self._announcer.add_event(event)
-        self._announcer.deliver()
-
-    def epoch_done(self, *, epoch: int, progress: float, lr: float, tally: Tally, seconds: float) -> None:
-        """Emit `EpochDone`: all steps of an epoch were reported."""
-        self._announcer.tell(
-            events.EpochDone,
-            epoch=epoch,
-            progress=progress,
-            loss=tally.loss,
-            lr=lr,
-            samples=tally.samples,
-            epoch_seconds=seconds - tally.began,
-        )
 
     def between_steps(self, epoch: int, *, epoch_ended: bool, closing: bool = False) -> None:
         """Survey the samples and their groups if that is due; called only if there are listeners.

@@ -2,7 +2,7 @@
 
 DRAW            the source hands out a batch (sampling/planned.py, feed/followed.py), the schedule its rate
 ... the user trains ...
-JUDGE           can the loss be learned from? (judgement.py, guard/)
+JUDGE           can the loss be learned from? (guard/)
 LEARN           the source keeps the report, from which the table learns at the latest when it is read
 or REFUSE       recovery/ says what follows
 BETWEEN STEPS   what was asked for, and the backups and checkpoints that are due
@@ -16,22 +16,23 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import events
 from .._validation import shortened
-from ..guard.monitor import MOST_SUSPICION
+from ..guard.monitor import MOST_SUSPICION, Memory
 from ..guard.verdict import GOOD, Verdict
 from ..policies.registry import STEADY
-from ..sampling.chunk import Batch
+from ..recovery.lineage import LOOK_MASK
+from ..sampling.chunk import OPEN, OUT_AGAIN, Batch
 from ..sampling.ticket import Outcome, Ticket
-from ..table.losses import read_number
+from ..table.losses import EXACT, Reading, read_number
 from . import run_state
-from .judgement import Judged, Report, judge
 from .pace import Tally
 from .run import Member, RankGroup, Run
 from .turns import RunInterrupted
@@ -44,6 +45,34 @@ LEFT = (
 )
 
 
+class Judged(NamedTuple):
+    """A reported loss, judged; nothing is changed yet.
+
+    Attributes:
+        step: Steps reported before it.
+        before: The guard's state before it.
+        state: The state of its batch before it.
+        reading: The loss.
+        expected: The loss that the table expected.
+        verdict: The guard's verdict.
+        memory: What the sentry remembers after it.
+        lr: The scheduled learning rate after it; NaN during a search for one.
+        suspicion: How close the guard is to refusing after it; NaN unless somebody asks.
+        is_plain: Whether it is good, and there is no trouble.
+    """
+
+    step: int
+    before: Any
+    state: int
+    reading: Reading
+    expected: float
+    verdict: Verdict
+    memory: Memory
+    lr: float
+    suspicion: float
+    is_plain: bool
+
+
 class Engine:
     """Draws batches and takes their losses; owns only the order of the parts.
 
@@ -53,6 +82,9 @@ class Engine:
     Attributes:
         run: As given; the parts that others use are attributes, too.
         open_ticket: The batch of `R8Scheduler.batch_iterator` that is not reported yet.
+        clock: Returns seconds; measures the two that follow, where there are listeners.
+        own_seconds: Time that the scheduler took since the last step.
+        data_seconds: Time that the training waited for its data since then.
         adopt, look_at_weights: See `Persistence`.
         say_once: See `Announcer.say_once`.
     """
@@ -65,6 +97,8 @@ class Engine:
         self.announcer, self.emitter, self.requests, self.turns = run.announcer, run.emitter, run.requests, run.turns
         self.search, self.rates, self.early_stop = run.search, run.rates, run.early_stop
         self.open_ticket: Ticket | None = None
+        self.clock: Callable[[], float] = time.perf_counter
+        self.own_seconds = self.data_seconds = 0.0
         self.adopt, self.look_at_weights = run.persistence.adopt, run.persistence.look_at_weights
         self.say_once = run.announcer.say_once
         run.controller.experiment.let_probe(run.source.can_probe)
@@ -74,65 +108,62 @@ class Engine:
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
-        is_heard = self.announcer.is_heard
-        if is_heard:
-            self.emitter.start_timing()
+        if not self.announcer.is_heard:
+            self.between_steps()
+            return self.draw_ahead()
+        began = self.clock()
         self.between_steps()
         ticket = self.draw_ahead()
-        if is_heard:
-            self.emitter.stop_timing()
+        self.own_seconds += self.clock() - began
         return ticket
 
-    def draw_ahead(self, is_fetched: bool = False) -> Ticket | None:
+    def draw_ahead(self, is_fetched: bool = False, is_offered: bool = False) -> Ticket | None:
         """Draw the next batch while another one is being trained on; call `begin` when its own training begins.
 
         Args:
             is_fetched: Whether it is drawn long before it is trained on, so that it is never a probe.
+            is_offered: Whether it was just offered to the source, as its training begins: it is drawn in any case.
 
         Returns:
             The ticket; None if the budget is spent, all remaining steps are out, or the run was stopped.
         """
-        pace, ticket = self.pace, None
-        while ticket is None:
-            step = pace.next_step
+        pace, turns, source, controller = self.pace, self.turns, self.source, self.controller
+        while True:
+            step = pace.step + pace.num_out
             progress = pace.progress_at(step)
-            if progress >= 1.0 or pace.is_stopped:
-                if is_fetched or not self.controller.experiment.asks_probe or pace.is_stopped or pace.leaves_out:
+            if (progress >= 1.0 or pace.is_stopped) and not is_offered:
+                if is_fetched or not controller.experiment.asks_probe or pace.is_stopped or pace.leaves_out:
                     self.draw_nothing()
                     return None
                 # After the last step of the budget.
                 return self.draw_probe()
-            ticket = self._draw(step, progress, may_probe=not is_fetched)
-        return ticket
-
-    def draw_offered(self) -> Ticket:
-        """Draw the batch that was just offered to the source, as the training on it begins."""
-        ticket = None
-        while ticket is None:
-            step = self.pace.next_step
-            ticket = self._draw(step, self.pace.progress_at(step), may_probe=False)
-        return ticket
-
-    def _draw(self, step: int, progress: float, *, may_probe: bool) -> Ticket | None:
-        """Draw the batch of a step; None if another call came first."""
-        pace, source, turns = self.pace, self.source, self.turns
-        epoch = pace.epoch_of(step + pace.left_out)
-        # The schedule is the user's: if it raises, nothing has changed.
-        lr = self.rates.scheduled(progress)
-        if not (source.is_ready(epoch) and self.controller.is_quiet and pace.has_begun) or self.search.is_on:
-            return self._draw_specially(step, epoch, progress, lr, may_probe=may_probe)
-        # Nearly always.
-        with turns.lock:
-            if turns.busy is None and pace.next_step == step and source.is_ready(epoch):
-                turns.busy = step
-                ticket = self._hand_out(source.next(), step, epoch, lr)
-                turns.busy = None
+            epoch = pace.epoch_of(step + pace.left_out)
+            # The schedule is the user's: if it raises, nothing has changed.
+            lr = self.rates.scheduled(progress)
+            if controller.is_quiet and not (math.isnan(pace.tally.began) or self.search.is_on):
+                # Nearly always the source has the next batch at hand.
+                with turns.lock:
+                    is_now = turns.busy is None and pace.step + pace.num_out == step
+                    if is_now:
+                        turns.busy = step
+                        batch = source.next_at_hand(epoch)
+                        ticket = None if batch is None else self._hand_out(batch, step, epoch, lr)
+                        turns.busy = None
+                        if ticket is not None:
+                            return ticket
+                if not is_now:
+                    turns.wait("draw", step)
+                    continue
+            ticket = self._draw_specially(step, epoch, progress, lr, may_probe=not (is_fetched or is_offered))
+            if ticket is not None:
                 return ticket
-        turns.wait("draw", step)
-        return None
 
     def _draw_specially(self, step: int, epoch: int, progress: float, lr: float, *, may_probe: bool) -> Ticket | None:
-        """Draw the first batch of a chunk or of a pass, one of the search, a probe or a steady one."""
+        """Draw the first batch of a chunk or of a pass, one of the search, a probe or a steady one.
+
+        Returns:
+            The ticket; None if another call came first.
+        """
         pace, source, controller, is_searching = self.pace, self.source, self.controller, self.search.is_on
         if epoch > source.pass_number and not (pace.num_out or is_searching):
             # With batches out, an earlier epoch goes on: its metrics are still to come.
@@ -144,7 +175,7 @@ class Engine:
             if is_searching:
                 # Its batches are no steps of the run, and take none of its time.
                 batch, lr = self.search.draw()
-                return self._number(batch, step, -1, lr)
+                return self._hand_out(batch, step, -1, lr)
             pace.start()
             # After a resume, batches that are drawn again may be of the previous pass.
             if epoch > source.pass_number:
@@ -186,17 +217,15 @@ class Engine:
         return batch
 
     def _hand_out(self, batch: Batch, step: int, epoch: int, lr: float) -> Ticket:
-        """The ticket of a batch, which is out from now on."""
-        batch.chunk.rates[batch.slot] = lr
-        self.pace.num_out += not batch.chunk.is_extra
-        self.pace.tokens += batch.chunk.tokens
-        return self._number(batch, step, epoch, lr)
-
-    def _number(self, batch: Batch, step: int, epoch: int, lr: float) -> Ticket:
-        chunk, slot, indices = batch
-        draw = self.pace.num_draws
-        self.pace.num_draws = draw + 1
-        return Ticket(step, epoch, indices, lr, chunk.weights_of(slot), draw, chunk, slot)
+        """The ticket of a batch, which is out from now on; a batch of the search has no epoch and no place."""
+        (chunk, slot, indices), pace = batch, self.pace
+        if epoch >= 0:
+            chunk.rates[slot] = lr
+            pace.num_out += not chunk.is_extra
+            pace.tokens += chunk.tokens
+        draw, pace.num_draws = pace.num_draws, pace.num_draws + 1
+        weights = None if chunk.weights is None else chunk.weights_of(slot)
+        return Ticket(step, epoch, indices, lr, weights, draw, chunk, slot)
 
     def draw_nothing(self) -> None:
         """Note that there is no batch to draw: with none out, the run is left."""
@@ -272,12 +301,25 @@ class Engine:
                 f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give "
                 "the losses to update_with_loss()."
             )
-        if self.announcer.is_heard:
-            self.emitter.start_timing()
-        report, outcome = Report(loss, part_size, grad_norm, skipped, predictions), None
+        began = self.clock() if self.announcer.is_heard else 0.0
+        turns, outcome = self.turns, None
         while outcome is None:
-            judged = judge(self.run, ticket, report)
-            outcome = self._learn_plain(ticket, judged) if judged.is_plain else self._answer(ticket, judged)
+            judged = self._judge(ticket, loss, part_size, grad_norm, skipped, predictions)
+            if not judged.is_plain:
+                outcome = self._answer(ticket, judged, began)
+                continue
+            with turns.lock:
+                is_now = turns.busy is None and self._is_now(ticket, judged)
+                if is_now:
+                    turns.busy = ticket
+                    ended = self._learn(ticket, judged)
+                    turns.busy = None
+            if not is_now:
+                turns.wait("report", self.pace.step)
+                continue
+            if self.announcer.is_heard:
+                self._tell_step(ticket, judged, ended, began)
+            outcome = Outcome(GOOD, judged.lr, None)
         norms = self.controller.norms
         if grad_norm is None:
             return outcome
@@ -289,28 +331,85 @@ class Engine:
         norms.note(norm)
         return outcome._replace(clip_factor=factor)
 
+    def _judge(
+        self, ticket: Ticket, loss: Any, part_size: int | None, grad_norm: Any, skipped: bool, predictions: Any
+    ) -> Judged:
+        """Read a loss and judge it; asks guard and schedule, and changes nothing.
+
+        Raises:
+            RuntimeError: the batch is not out, or the load callback reports it.
+            TypeError, ValueError: the loss is not what is expected of a batch.
+        """
+        chunk, slot, sentry, controller, rates = ticket.chunk, ticket.slot, self.sentry, self.controller, self.rates
+        step, storage, state, before = self.pace.step, self.table.storage, chunk.states[slot], sentry.memory
+        if state not in (OPEN, OUT_AGAIN) or chunk.table is not self.table or self.turns.busy is not None:
+            self._check_out(ticket)
+        reading = chunk.read(slot, loss, part_size, predictions)
+        norm = None if grad_norm is None else read_number("grad_norm", grad_norm)
+        if ticket.epoch < 0:
+            # A loss of the search for a rate, which no other loss says anything about.
+            _, verdict = sentry.guard.judge(sentry.guard.begin(), reading.mean)
+            return Judged(step, before, state, reading, math.nan, verdict, sentry.present, math.nan, math.nan, False)
+        is_quiet, lr, expected = controller.is_quiet, ticket.lr if rates.own is None else rates.own, math.nan
+        if not is_quiet and controller.experiment.tests(ticket):
+            if norm is not None and not math.isfinite(norm):
+                # What counts is whether the weights are sound, and a norm shows that, too.
+                reading = reading._replace(mean=math.nan)
+            verdict, memory = Verdict.PROBED, sentry.present
+        else:
+            if not is_quiet and rates.own is None:
+                # The guard hears the rate of the step that it judges, before recovery lowers it.
+                lr = rates.scheduled_at(ticket.step)
+            expected, typical, is_usual = chunk.expected[slot], chunk.typical, True
+            if reading.part_size != EXACT and storage.estimator == "relative":
+                # As `LossLearner.with_trend` says.
+                trend = storage.batch_trend.value
+                expected, typical = (
+                    (expected + trend, typical + trend) if storage.are_offsets else (expected * trend, typical * trend)
+                )
+            predicted = expected
+            if reading.part_size != EXACT and expected < typical:
+                # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
+                predicted, is_usual = typical, chunk.sweep >= 0
+            verdict, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
+            is_early = controller.is_early and verdict is GOOD and controller.is_suspicious(reading.mean)
+            # A batch that comes again was looked into the first time.
+            if is_early and (state == OPEN or controller.is_far(reading.mean)):
+                verdict, memory = Verdict.EARLY, sentry.present
+        suspicion = math.nan
+        if controller.lineage.updates & LOOK_MASK == LOOK_MASK or self.announcer.is_heard:
+            suspicion = sentry.guard.suspicion(memory[0])
+        # Else it is the first of its kind, it comes late, or it may clear samples.
+        is_plain = (
+            is_quiet
+            and verdict is GOOD
+            and (reading.lowest >= 0 or storage.are_offsets)
+            and reading.part_size == storage.part_size
+            and not (chunk.is_late or controller.quarantine.is_watching)
+        )
+        after = rates.scheduled_at(step + 1)
+        return Judged(step, before, state, reading, expected, verdict, memory, after, suspicion, is_plain)
+
+    def _check_out(self, ticket: Ticket) -> None:
+        """Raise RuntimeError for a ticket that is not out, or that the load callback reports."""
+        if self.persistence.is_restoring and self.turns.is_mine:
+            raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
+        if ticket.batch.is_out and ticket.chunk.table is self.table:
+            return
+        if self.turns.busy is not None:
+            # What another call is doing with it, or has left half done, is the reason.
+            self.turns.wait("report", self.pace.step)
+        raise RuntimeError(
+            f"ticket of step {ticket.step} was already reported or dropped, or is of another run; report each batch "
+            "once."
+        )
+
     def _is_now(self, ticket: Ticket, judged: Judged) -> bool:
         """Whether no other call has come between a judgement and this moment."""
-        is_same = self.pace.step == judged.step and self.sentry.memory is judged.losses
+        is_same = self.pace.step == judged.step and self.sentry.memory is judged.before
         return is_same and ticket.chunk.states[ticket.slot] == judged.state
 
     # Learn.
-
-    def _learn_plain(self, ticket: Ticket, judged: Judged) -> Outcome | None:
-        """Learn from a good loss where there is no trouble; None if it must be judged again, as another call came."""
-        turns = self.turns
-        with turns.lock:
-            is_now = turns.busy is None and self._is_now(ticket, judged)
-            if is_now:
-                turns.busy = ticket
-                ended = self._learn(ticket, judged)
-                turns.busy = None
-        if not is_now:
-            turns.wait("report", self.pace.step)
-            return None
-        if self.announcer.is_heard:
-            self._tell_step(ticket, judged, ended)
-        return Outcome(GOOD, judged.lr, None)
 
     def _learn(self, ticket: Ticket, judged: Judged) -> Tally | None:
         """Keep a good loss, and advance the run; the table learns when the chunk is used up, or somebody reads it.
@@ -330,38 +429,39 @@ class Engine:
             storage.evidence.make_records(predictions)
         pace.count_step(reported, len(ticket.indices))
         self.controller.accepted(reported, ticket, judged.lr, judged.suspicion, self.rates.own)
-        if not pace.place % self.source.steps_per_pass:
+        if not (pace.step + pace.left_out) % self.source.steps_per_pass:
             pace.begin_epoch()
             ended = pace.end_epoch()
-        self.source.report(ticket.batch, mean if storage.is_single else means, before, predictions)
+        self.source.report(ticket.chunk, ticket.slot, mean if storage.is_single else means, before, predictions)
         return ended
 
-    def _tell_step(self, ticket: Ticket, judged: Judged, ended: Tally | None) -> None:
+    def _tell_step(self, ticket: Ticket, judged: Judged, ended: Tally | None, began: float) -> None:
         """Tell listeners of a step that was learned from, and of the epoch that has ended with it."""
-        self.emitter.stop_timing()
-        self.emitter.step_done(
-            ticket,
-            progress=self.pace.progress,
-            loss=judged.reading.mean,
-            expected_loss=judged.expected,
-            lr=self.rates.shown(ticket.lr),
-            suspicion=judged.suspicion,
-        )
+        pace, announcer, size = self.pace, self.announcer, len(ticket.indices)
+        own, self.own_seconds = self.own_seconds + self.clock() - began, 0.0
+        waited, self.data_seconds = self.data_seconds, 0.0
+        self.emitter.note_batch(ticket)
+        announcer.deliver(
+            events.StepDone(
+                step=pace.step, seconds=pace.seconds, epoch=ticket.epoch, progress=pace.progress,
+                loss=judged.reading.mean, expected_loss=judged.expected, lr=self.rates.shown(ticket.lr),
+                batch_size=size, steady=ticket.chunk.pass_number < 0, own_seconds=own, data_seconds=waited,
+                suspicion=judged.suspicion,
+            )
+        )  # fmt: skip
         if ended is not None:
-            self._tell_epoch(ticket, ended)
+            self.tell_epoch(pace.epoch - 1, self.rates.shown(ticket.lr), ended)
 
-    def _tell_epoch(self, ticket: Ticket, ended: Tally) -> None:
-        self.emitter.epoch_done(
-            epoch=self.pace.epoch - 1,
-            progress=self.pace.progress,
-            lr=self.rates.shown(ticket.lr),
-            tally=ended,
-            seconds=self.pace.seconds,
-        )
+    def tell_epoch(self, epoch: int, lr: float, tally: Tally) -> None:
+        """Tell listeners that all steps of an epoch were reported."""
+        self.announcer.tell(
+            events.EpochDone, epoch=epoch, progress=self.pace.progress, loss=tally.loss, lr=lr, samples=tally.samples,
+            epoch_seconds=self.pace.seconds - tally.began,
+        )  # fmt: skip
 
     # Refuse.
 
-    def _answer(self, ticket: Ticket, judged: Judged) -> Outcome | None:
+    def _answer(self, ticket: Ticket, judged: Judged, began: float) -> Outcome | None:
         """Act on a verdict; None if the loss must be judged again, as another call came first."""
         with self.turns.take("report", ticket.step) as turn:
             if not self._is_now(ticket, judged):
@@ -381,7 +481,7 @@ class Engine:
             elif verdict is GOOD:
                 ended = self._learn(ticket, judged)
                 if self.announcer.is_heard:
-                    self._tell_step(ticket, judged, ended)
+                    self._tell_step(ticket, judged, ended, began)
             else:
                 put_to = self._refuse(ticket, judged)
             self.pace.begin_break()
@@ -446,7 +546,7 @@ class Engine:
     def _end_epoch(self, ticket: Ticket) -> None:
         if not self.pace.place % self.source.steps_per_pass:
             self.pace.begin_epoch()
-            self._tell_epoch(ticket, self.pace.end_epoch())
+            self.tell_epoch(self.pace.epoch - 1, self.rates.shown(ticket.lr), self.pace.end_epoch())
 
     def discard(self, ticket: Ticket, *, is_missed: bool = False) -> None:
         """Count a batch whose training was undone before its loss was judged: a step that nothing is learned from.
@@ -532,7 +632,7 @@ class Engine:
             if self.requests.is_pending:
                 self.requests.answer(
                     lambda: run_state.save_as_asked(self.run),
-                    cool_down=self.rates.begin_cool_down, waited=self.emitter.leave_out,
+                    cool_down=self.rates.begin_cool_down, waited=self._leave_out,
                 )  # fmt: skip
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
             if controller.is_look_due and not pace.is_stopped:
@@ -546,6 +646,10 @@ class Engine:
         is_time = persistence.quiet_seconds != math.inf and pace.seconds >= persistence.quiet_seconds
         if closing or epoch_ended or is_time or pace.step >= persistence.quiet_steps:
             self._do_what_is_due(closing=closing)
+
+    def _leave_out(self, seconds: float) -> None:
+        """Do not count a time as the scheduler's own, in which the user made the run wait."""
+        self.own_seconds -= seconds
 
     def _do_what_is_due(self, *, closing: bool) -> None:
         """Take backups and write checkpoints that are due; with ``closing``, end what is under way."""
@@ -566,19 +670,14 @@ class Engine:
             epoch_ended = pace.has_left_epoch
             try:
                 damage = self.persistence.between_steps(
-                    pace.step,
-                    self.source.samples_in(pace.place),
-                    pace.seconds,
-                    pace.num_draws,
-                    epoch_ended=epoch_ended,
-                    run_ended=closing or pace.is_finished,
-                    budget=pace.budget,
+                    pace.step, self.source.samples_in(pace.place), pace.seconds, pace.num_draws,
+                    epoch_ended=epoch_ended, run_ended=closing or pace.is_finished, budget=pace.budget,
                     get_state=lambda: run_state.settled_state_of(self.run),
                     get_moment=lambda: run_state.moment_of(self.run, "draw"),
                     is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
                     may_back_up=not controller.is_open,
                     saved=controller.note_checkpoint,
-                )
+                )  # fmt: skip
                 if damage:
                     self._answer_damage(damage)
             except Exception:
@@ -717,7 +816,17 @@ class Engine:
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The same batches; if there are listeners, the time that training waits for each is measured."""
-        return self.emitter.timed(batches) if self.announcer.is_heard else batches
+        return self._timed(batches) if self.announcer.is_heard else batches
+
+    def _timed(self, batches: Iterator[T]) -> Iterator[T]:
+        while True:
+            began = self.clock()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.data_seconds += self.clock() - began
+            yield batch
 
     def may_be_due(self, step: int) -> bool:
         """Whether a backup or a checkpoint may be due once this many steps are reported."""

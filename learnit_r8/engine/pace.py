@@ -1,4 +1,4 @@
-"""The pace: the current step, the finished share of the budget, and the time. Only this part reads the clock."""
+"""The pace: the current step, the finished share of the budget, the time, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..schedules.budget import Budget, CoolDownRule, Stopwatch, cool_down_budget, from_state, state_of
+from .. import events
+from ..schedules.budget import Budget, CoolDownRule, cool_down_budget, from_state, state_of
+from ..schedules.schedule import Kept, Schedule, WarmupStableDecay, check_rate
 from ..schedules.span import Span
+
+if TYPE_CHECKING:
+    from ..events.bus import Announcer
+    from ..recovery.controller import RecoveryController
+    from ..recovery.persistence import Persistence
+    from .emitter import EventEmitter
+    from .rate_search import LrSearch
 
 OPEN_EPOCHS = 20
 """Epochs that policies assume for an open run, until a cool-down sets its end; they see at most half of its budget as
@@ -102,30 +111,34 @@ class Pace:
         self.longest_break = 0.0
         self._break = (0, 0.0)
         self._deadline = 0.0
-        self._watch = Stopwatch()
+        # Training seconds before it was last started, and since when it runs with the reading before: one tuple, for
+        # threads that ask at once.
+        self._spent = 0.0
+        self._running: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
         return f"Pace(step {self.step} of {self.budget.steps or '?'}, epoch {self.epoch}, {self.seconds:.1f} s)"
 
     def start(self) -> None:
         """Start counting the time of the run and of its epoch, unless it is counted already."""
-        if not self._watch.is_running:
-            self._watch.start(self.clock())
+        if self._running is None:
+            now = self.clock()
+            self._running = now, now
             self._meet_deadline()
-        if not self.has_begun:
+        if math.isnan(self.tally.began):
             self.tally = replace(self.tally, began=self.seconds)
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the first batch of the epoch was drawn."""
-        return self.tally.began == self.tally.began
 
     def use_clock(self, clock: Callable[[], float]) -> None:
         """Read this clock from now on; the time counted so far stays."""
         seconds = self.seconds
         self.clock = clock
-        self._watch.reset(seconds, clock())
+        self._count_from(seconds)
         self._set_deadline()
+
+    def _count_from(self, seconds: float) -> None:
+        """Have counted so many seconds by now; a time that is counted goes on."""
+        self._spent, now = seconds, self.clock()
+        self._running = None if self._running is None else (now, now)
 
     def wall(self) -> float:
         """Seconds since 1970; those of rank 0 where the clock is shared."""
@@ -134,8 +147,18 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Training time so far: from the first draw, without pauses and downtime."""
-        return self._watch.seconds(self.clock())
+        """Training time so far: from the first draw, without pauses and downtime.
+
+        A clock that was set back takes no time away: from there it goes on.
+        """
+        if self._running is None:
+            return self._spent
+        (since, last), now = self._running, self.clock()
+        if now < last:
+            # The beginning goes back with the clock.
+            since -= last - now
+        self._running = since, now
+        return self._spent + (now - since)
 
     def where(self) -> tuple[int, float]:
         """The step, and the training time so far."""
@@ -212,7 +235,7 @@ class Pace:
     @property
     def epoch(self) -> int:
         """The current epoch, 0-based."""
-        return self.epoch_of(self.place)
+        return (self.step + self.left_out) // self.steps_per_epoch + self.passes
 
     @property
     def is_between_epochs(self) -> bool:
@@ -338,14 +361,16 @@ class Pace:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count the time spent inside."""
-        was_running = self._watch.is_running
+        was_running = self._running is not None
         if was_running:
-            self._watch.pause(self.clock())
+            self._spent, self._running = self.seconds, None
         try:
             yield
         finally:
+            if was_running and self._running is None:
+                now = self.clock()
+                self._running = now, now
             if was_running:
-                self._watch.start(self.clock())
                 self._meet_deadline()
 
     def state_dict(self) -> dict[str, Any]:
@@ -372,5 +397,150 @@ class Pace:
         self.longest_break = state["longest_break"]
         (self.passes, self.has_ended), self.tokens = state.get("passes", (0, False)), state.get("tokens", 0)
         self._break = -1, 0.0
-        self._watch.reset(state["seconds"], self.clock())
+        self._count_from(state["seconds"])
         self._set_deadline()
+
+
+class Rates:
+    """The learning rate of each step.
+
+    Args:
+        make_schedule: Returns the schedule of a peak rate; None for the one that the user gave.
+        pace: Knows the progress.
+        search: Finds the peak rate before the run, if that was asked for.
+        controller: May hold rates down.
+        emitter: Tells listeners of another schedule.
+        announcer: Tells them of a cool-down.
+        persistence: Looks again at what is due, as a cool-down ends the run sooner.
+
+    Attributes:
+        schedule: The schedule now, a function from progress in [0, 1] to a rate.
+        own: The user's own rate as far as it is told, NaN before; None where the rate is the schedule's.
+        last: The progress that the schedule was asked for last, and its rate.
+    """
+
+    def __init__(
+        self, make_schedule: Callable[[float | None], Schedule], *, pace: Pace, search: LrSearch,
+        controller: RecoveryController, emitter: EventEmitter, announcer: Announcer, persistence: Persistence,
+    ) -> None:  # fmt: skip
+        self.schedule = make_schedule(None)
+        self.own = math.nan if isinstance(self.schedule, Kept) else None
+        self.last = math.nan, math.nan
+        self._make_schedule = make_schedule
+        self._pace, self._search, self._controller, self._emitter = pace, search, controller, emitter
+        self._announcer, self._persistence = announcer, persistence
+
+    @property
+    def now(self) -> float:
+        """The rate to use now."""
+        return self._search.lr or self.at(self._pace.step)
+
+    def after(self, held_back: int) -> float | None:
+        """The rate once this many more batches are reported; None while one is searched for."""
+        return None if self._search.is_on else self.at(self._pace.step + held_back)
+
+    def at(self, step: int) -> float:
+        """The rate once this many steps are done: that of the schedule, unless recovery holds it down."""
+        return self._controller.lr(self.scheduled_at(step))
+
+    def scheduled_at(self, step: int) -> float:
+        """The rate of the schedule once this many steps are done."""
+        # One that keeps the user's rate does so whatever the progress, which need not be known.
+        return 1.0 if type(self.schedule) is Kept else self.scheduled(self._pace.progress_at(step))
+
+    def scheduled(self, progress: float) -> float:
+        """The rate of the schedule at some progress."""
+        # Needed after a report and at the next draw; with a budget in steps both are the same.
+        last, lr = self.last
+        if progress != last:
+            lr = self.schedule(progress)
+            if not (type(lr) is float and 0 <= lr < math.inf):
+                lr = check_rate(lr, progress)
+            self.last = progress, lr
+        return lr
+
+    def shown(self, lr: float) -> float:
+        """A rate of the run as the user knows it: if the rate is the user's own, that of the run is a factor on it."""
+        return lr if self.own is None else lr * self.own
+
+    def use_found(self) -> None:
+        """Follow the schedule whose peak the search has found, once it has."""
+        if self._search.found_lr is not None:
+            self.follow_schedule()
+
+    def follow_schedule(self) -> None:
+        """Follow the schedule of the peak rate, found or given, or the cool-down once there is one."""
+        before = self.schedule
+        self.schedule = self._pace.budget.cool_down or self._make_schedule(self._search.found_lr)
+        self.last = math.nan, math.nan
+        # Shares of the user's own rate are no plan of it.
+        if self.schedule != before and self.own is None:
+            self._emitter.lr_planned(self.schedule)
+
+    # The cool-down that ends a run when it is asked for: the rate falls from there on.
+
+    def check_cool_down(self, span: Span | None) -> Span:
+        """The span of a cool-down that is about to be asked for; None stands for the rule's share of the whole run.
+
+        Raises:
+            ValueError: it would be longer than what is left.
+            RuntimeError: the run is over.
+        """
+        pace = self._pace
+        if pace.is_over:
+            raise RuntimeError(f"cool_down() was called at step {pace.step} of a run that is over.")
+        span = span or Span("share", pace.rule.share)
+        pace.with_cool_down(span, self.scheduled_at(pace.step))
+        return span
+
+    def begin_branch(self, span: Span) -> None:
+        """Let a run that was just resumed from a checkpoint of its stable part end with a cool-down.
+
+        Raises:
+            ValueError: the checkpoint is of the decay already, or the cool-down is longer than what is left.
+        """
+        pace = self._pace
+        progress = pace.progress_at(pace.step)
+        is_decaying = isinstance(self.schedule, WarmupStableDecay) and progress > 1 - self.schedule.decay
+        if pace.budget.cool_down is not None or is_decaying:
+            raise ValueError(
+                f"cool_down needs a checkpoint of the stable part, got one of step {pace.step}, where the rate already "
+                "falls."
+            )
+        pace.end_at(pace.with_cool_down(span, self.scheduled(progress)))
+        self.follow_schedule()
+        self._persistence.wake()
+
+    def begin_cool_down(self, span: Span, source: str) -> None:
+        """Let the rate fall from here on, and the run end with it; a notice says so where that is not possible.
+
+        Args:
+            span: Length of the cool-down.
+            source: Who asked for it; "" for the program itself.
+        """
+        pace, before = self._pace, self._pace.budget
+        if pace.is_over:
+            return
+        try:
+            budget = pace.with_cool_down(span, self.scheduled_at(pace.step))
+        except ValueError as error:
+            asked = f"the cool-down asked for {source} is ignored: {error}"
+            self._announcer.tell(events.Notice, text=asked, is_warning=True)
+            return
+        is_same = before.cool_down is not None and (before.steps, before.seconds) == (budget.steps, budget.seconds)
+        if not is_same:
+            pace.end_at(budget)
+        # If this is interrupted, it is done again: the end stays, as it is the same.
+        self.follow_schedule()
+        self._persistence.wake()
+        ending = pace.budget
+        assert ending.cool_down is not None
+        if not is_same:
+            self._announcer.tell(
+                events.CoolDownBegan,
+                total_steps=ending.steps,
+                train_duration_seconds=ending.seconds,
+                until=ending.cool_down.until,
+                lr=ending.cool_down.lr,
+                reason=source,
+            )

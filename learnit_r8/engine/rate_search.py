@@ -28,21 +28,17 @@ class LrSearch:
 
     Attributes:
         found_lr: The rate found; None before.
+        is_on: Whether the search is still running.
     """
 
     def __init__(
         self, test: RangeTest | None, *, source: Source, persistence: Persistence, announcer: Announcer
     ) -> None:
         self.found_lr: float | None = None
-        self._test = test
+        self._test, self.is_on = test, test is not None
         self._source = source
         self._persistence = persistence
         self._announcer = announcer
-
-    @property
-    def is_on(self) -> bool:
-        """Whether the search is still running."""
-        return self._test is not None
 
     def check_ready(self) -> None:
         """Check that the model can be restored after the search.
@@ -92,7 +88,7 @@ class LrSearch:
     def _end_if_done(self, test: RangeTest) -> int | None:
         if not test.is_done:
             return None
-        self._test = None
+        self._test, self.is_on = None, False
         self._source.forget_outside()
         restored = self._persistence.restore_newest()
         if math.isnan(test.result):
@@ -113,4 +109,5 @@ class LrSearch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
         self._test = None if state["test"] is None else RangeTest.from_state(state["test"])
+        self.is_on = self._test is not None
         self.found_lr = state["found_lr"]

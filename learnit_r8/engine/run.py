@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from ..sampling.ticket import Ticket
     from .control import Requests
     from .emitter import EventEmitter
-    from .pace import Pace
+    from .pace import Pace, Rates
     from .rate_search import LrSearch
-    from .rates import Rates
     from .turns import Turns
 
 

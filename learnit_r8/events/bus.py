@@ -62,26 +62,23 @@ class Announcer:
         self.wants_surveys |= bool(getattr(listener, "wants_surveys", False))
 
     def _is_any_heard(self) -> bool:
-        return any(_wanted(each) is Event for each in self._listeners)
+        return any(getattr(each, "hears", Event) is Event for each in self._listeners)
 
     def tell(self, kind: type[Event], **fields: Any) -> None:
         """Make an event of this kind and pass it to all listeners, in order."""
-        if not self.is_heard and not any(issubclass(kind, _wanted(each)) for each in self._listeners):
+        if not self.is_heard and not any(issubclass(kind, getattr(each, "hears", Event)) for each in self._listeners):
             return
         step, seconds = self.where()
-        self.add_event(kind(step=step, seconds=seconds, **fields))
-        self.deliver()
+        self.deliver(kind(step=step, seconds=seconds, **fields))
 
-    def add_event(self, event: Event) -> None:
-        """Queue an event for `deliver`."""
-        self.seconds = event.seconds
-        self._waiting.append(event)
-
-    def deliver(self) -> None:
-        """Hand the events that wait to all listeners, and the warnings to the user; in order, and one after another.
+    def deliver(self, event: Event | None = None) -> None:
+        """Hand an event, after those that wait, to all listeners, and warnings to the user; one after another.
 
         Listeners may call the scheduler: what it tells them then comes after what they hear now.
         """
+        if event is not None:
+            self.seconds = event.seconds
+            self._waiting.append(event)
         # Whoever is at it already, a listener's own call or another thread, hands these on, too.
         if self.is_held or not self._waiting or self._is_delivering:
             return
@@ -91,23 +88,20 @@ class Announcer:
                 waiting = self._waiting.popleft()
                 if isinstance(waiting, str):
                     warn(waiting)
-                else:
-                    self._hand_on(waiting)
+                    continue
+                for listener in list(self._listeners):
+                    if isinstance(waiting, getattr(listener, "hears", Event)):
+                        try:
+                            listener(waiting)
+                        except Exception:
+                            self._drop(listener, waiting)
         finally:
             self._is_delivering = False
 
-    def _hand_on(self, event: Event) -> None:
-        for listener in list(self._listeners):
-            if not isinstance(event, _wanted(listener)):
-                continue
-            try:
-                listener(event)
-            except Exception:
-                self._listeners.remove(listener)
-                self.is_heard = self._is_any_heard()
-                warn(
-                    f"listener {listener!r} raised on {type(event).__name__} and is dropped:\n{traceback.format_exc()}"
-                )
+    def _drop(self, listener: Listener, event: Event) -> None:
+        self._listeners.remove(listener)
+        self.is_heard = self._is_any_heard()
+        warn(f"listener {listener!r} raised on {type(event).__name__} and is dropped:\n{traceback.format_exc()}")
 
     def note_once(self, topic: str, text: str) -> None:
         """Tell listeners, the first time this topic comes up."""
@@ -137,8 +131,3 @@ class Announcer:
         if not (launcher.rank_of() or any(getattr(each, "is_on_terminal", False) for each in self._listeners)):
             self._waiting.append(text)
             self.deliver()
-
-
-def _wanted(listener: Listener) -> type[Event] | tuple[type[Event], ...]:
-    """The kinds of events that a listener wants; most want all."""
-    return getattr(listener, "hears", Event)

@@ -36,6 +36,7 @@ class Sentry:
         guard: Judges losses.
 
     Attributes:
+        memory: The guard's current state, immutable: kept with each backup of the model.
         num_refused: Reports refused so far.
         num_skipped: Optimizer steps skipped in a row.
         baseline: Number of baseline resets; a saved guard state from an earlier baseline is ignored.
@@ -46,7 +47,7 @@ class Sentry:
         self.num_refused = 0
         self.num_skipped = 0
         self.baseline = 0
-        self._losses = guard.begin()
+        self.memory = guard.begin()
         self._highest_norm, self._num_norms = 0.0, 0
 
     def __repr__(self) -> str:
@@ -60,18 +61,13 @@ class Sentry:
 
     def forget(self) -> None:
         """Forget the losses; those of backups still count."""
-        self._losses = self.guard.begin()
+        self.memory = self.guard.begin()
 
     def calm(self) -> None:
         """Drop the evidence of damage, as the weights were found healthy."""
         calmed = getattr(self.guard, "calmed", None)
         if calmed is not None:
-            self._losses = calmed(self._losses)
-
-    @property
-    def memory(self) -> Any:
-        """The guard's current state, immutable: kept with each backup of the model."""
-        return self._losses
+            self.memory = calmed(self.memory)
 
     def plain(self, memory: Any) -> Any:
         """A state of `memory` as plain values, for a saved state."""
@@ -84,7 +80,7 @@ class Sentry:
     def go_back(self, memory: Any, lr: float = math.nan) -> None:
         """Return to the guard's state of a backup, as the model was restored from it; ``lr`` is the scheduled rate."""
         moved_to = getattr(self.guard, "moved_to", None)
-        self._losses = memory if moved_to is None else moved_to(memory, lr)
+        self.memory = memory if moved_to is None else moved_to(memory, lr)
         self.num_skipped = 0
 
     def go_back_to_saved(self, state: Mapping[str, Any], lr: float = math.nan) -> None:
@@ -100,7 +96,7 @@ class Sentry:
     @property
     def suspicion(self) -> float:
         """How close the guard is to refusing, from 0 (calm) to 1."""
-        return self.guard.suspicion(self._losses)
+        return self.guard.suspicion(self.memory)
 
     def judge(
         self,
@@ -128,7 +124,7 @@ class Sentry:
         Returns:
             The verdict, and what to remember if it is kept.
         """
-        before, highest, count = self._losses, self._highest_norm, self._num_norms
+        before, highest, count = self.memory, self._highest_norm, self._num_norms
         if skipped:
             if self.num_skipped >= MOST_SKIPPED:
                 num_skipped, verdict = 0, Verdict.OVERFLOW
@@ -154,22 +150,18 @@ class Sentry:
     @property
     def present(self) -> Memory:
         """What it remembers now, for a verdict that the guard was not asked for."""
-        return self._losses, self._highest_norm, self._num_norms, self.num_skipped
+        return self.memory, self._highest_norm, self._num_norms, self.num_skipped
 
     def keep(self, verdict: Verdict, memory: Memory) -> None:
         """Go on from a judgement."""
-        self._losses, self._highest_norm, self._num_norms, self.num_skipped = memory
+        self.memory, self._highest_norm, self._num_norms, self.num_skipped = memory
         if verdict is not GOOD and verdict not in _NOT_REFUSED:
             self.num_refused += 1
-
-    def suspicion_of(self, memory: Memory) -> float:
-        """How close the guard is to refusing after a report that it is about to keep."""
-        return self.guard.suspicion(memory[0])
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as plain values."""
         return {
-            "losses": _plain(self._losses),
+            "losses": _plain(self.memory),
             "norms": {"highest": self._highest_norm, "count": self._num_norms},
             "num_refused": self.num_refused,
             "num_skipped": self.num_skipped,
@@ -189,7 +181,7 @@ class Sentry:
         Raises:
             ValueError: it is of another kind of guard.
         """
-        self._losses = _formed(state["losses"], self.guard.begin())
+        self.memory = _formed(state["losses"], self.guard.begin())
         norms = state["norms"]
         self._highest_norm, self._num_norms = float(norms["highest"]), int(norms["count"])
         self.num_refused, self.num_skipped = state["num_refused"], state["num_skipped"]

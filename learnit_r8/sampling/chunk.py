@@ -17,6 +17,7 @@ from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, check_signs,
 from ..table.names import Members
 
 if TYPE_CHECKING:
+    from ..table.storage import SampleStorage
     from ..table.table import SampleTable
 
 
@@ -87,9 +88,10 @@ class Chunk:
         planned: As given.
         is_probe: Whether its batch is drawn again to test weights, so that it is no step.
         is_extra: Whether no batch is left out for it.
+        is_late: Whether reports of it come when others of the same samples may wait for the table already.
     """
 
-    is_probe = is_extra = False
+    is_probe = is_extra = is_late = False
     tokens = 0
 
     def __init__(
@@ -161,7 +163,7 @@ class Chunk:
             check_kind(reading.part_size, storage.part_size)
             if reading.part_size == EXACT:
                 check_signs(reading.means)
-        return _with_predictions(reading, predictions, self.table)
+        return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def restore_view(self, slot: int) -> None:
         """Undo any changes by the user to a batch's indices, before it is drawn again."""
@@ -307,10 +309,11 @@ class Chunk:
         return chunk
 
 
-def _with_predictions(reading: Reading, predictions: Any, table: SampleTable) -> Reading:
-    if predictions is None or not table.storage.num_samples:
+def with_predictions(reading: Reading, predictions: Any, storage: SampleStorage) -> Reading:
+    """A loss and what was reported with it, where there is a table to learn that."""
+    if not storage.num_samples:
         return reading
-    rows = table.storage.evidence.checked(predictions, np.size(reading.means), reading.part_size)
+    rows = storage.evidence.checked(predictions, np.size(reading.means), reading.part_size)
     return reading._replace(predictions=rows)
 
 
@@ -339,14 +342,15 @@ class FollowedChunk:
 
     Attributes:
         states, drawn, reports, predictions, trends, rates: As of a `Chunk`, of one batch.
+        is_late, sweep: As of a `Chunk`: true and -1 where it is handed out again, else false and 0.
         item, members, is_probe: As given.
         size: Samples in it.
         tokens: Tokens in it.
     """
 
     __slots__ = (
-        "is_extra", "is_probe", "item", "members", "pass_number", "predictions", "rates", "reports", "size", "states",
-        "table", "tokens", "trends",
+        "is_extra", "is_late", "is_probe", "item", "members", "pass_number", "predictions", "rates", "reports", "size",
+        "states", "sweep", "table", "tokens", "trends",
     )  # fmt: skip
 
     drawn = 1
@@ -360,14 +364,11 @@ class FollowedChunk:
     ) -> None:  # fmt: skip
         self.table, self.pass_number, self.item, self.members = table, pass_number, item, members
         (self.size, self.tokens), self.is_probe, self.is_extra = size, is_probe, False
+        # All others are learned in their order.
+        self.is_late, self.sweep = is_probe, -is_probe
         self.states = bytearray(1)
         self.predictions: dict[int, NDArray[np.float32]] = {}
         self.reports, self.trends, self.rates = [0.0], [0.0], [0.0]
-
-    @property
-    def sweep(self) -> int:
-        """-1 for one that is handed out again, 0 for all others."""
-        return -self.is_probe
 
     def batch(self) -> Batch:
         """The batch of the chunk; where its samples are not known, its indices are -1."""
@@ -389,7 +390,7 @@ class FollowedChunk:
             reading = read_rows(loss, len(indices if counts is None else counts), counts, kind)
         if kind is not None and kind != reading.part_size:
             reading = reading._replace(part_size=kind)
-        return _with_predictions(reading, predictions, self.table)
+        return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def close(self, slot: int) -> None:
         """Close it."""

@@ -20,7 +20,7 @@ from .._validation import check_choice
 from ..policies.base import Context, Policy
 from ..table.labels.predictions import PredictionRows
 from ..table.table import SampleTable
-from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk, FollowedChunk
+from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
 from .lengths import Buckets
 from .outlook import from_plain, to_plain
 from .planner import Planner
@@ -142,14 +142,13 @@ class PlannedBatches:
         """The current pass, 0-based; -1 before the first."""
         return self._context.pass_number
 
-    def is_ready(self, epoch: int) -> bool:
+    def next_at_hand(self, epoch: int) -> Batch | None:
         """See `Source`."""
         chunk = self.chunk
-        return chunk.drawn != self.limit and chunk.pass_number == epoch and not self.returned
-
-    def is_late(self, chunk: Chunk | FollowedChunk) -> bool:
-        """See `Source`."""
-        return chunk.sweep != self._planner.num_sweeps
+        if chunk.drawn == self.limit or chunk.pass_number != epoch or self.returned:
+            return None
+        slot, chunk.drawn = chunk.drawn, chunk.drawn + 1
+        return Batch(chunk, slot, chunk.views[slot])
 
     def check_again(self) -> None:
         """See `Source`."""
@@ -175,6 +174,7 @@ class PlannedBatches:
         self._waiting.clear()
         self._drawn_before = 0
         self._planner.start_sweep()
+        self._note_sweep()
         self._context = self._planner.context(number, progress, self._context.outlook)
         if not number or not self.policy.needs_exact or self._context.outlook.is_exact:
             return ""
@@ -182,6 +182,11 @@ class PlannedBatches:
             f"policy {self.policy!r} needs the loss of each sample but got {self.table.source}, so it leaves out no "
             "sample because of its loss. Report a vector of losses."
         )
+
+    def _note_sweep(self) -> None:
+        """Note which open chunks are of a sweep before the present one, or of none."""
+        for chunk in self._open:
+            chunk.is_late = chunk.sweep != self._planner.num_sweeps
 
     def _let_others_share(self) -> None:
         """Let the table learn everything, and stop relying on the open chunks' copies of records."""
@@ -221,6 +226,7 @@ class PlannedBatches:
                     self.chunk, planner = ahead
                     self._planner.follow(planner)
                     self._open.append(self.chunk)
+                    self._note_sweep()
             self.limit = self._last_drawn
         if self.chunk.drawn < self.limit:
             self.chunk.drawn += 1
@@ -256,7 +262,7 @@ class PlannedBatches:
         chunk = self._planner.chunk_outside(policy, self._context)
         if chunk is None:
             return None
-        chunk.drawn = 1
+        chunk.drawn, chunk.is_late = 1, True
         self._open.append(chunk)
         return chunk.batch(0)
 
@@ -265,39 +271,25 @@ class PlannedBatches:
         self._drop_closed()
         self.hand_over()
         chunk = self._planner.chunk_of(witness, self._context)
-        chunk.drawn, chunk.is_probe = 1, True
+        chunk.drawn, chunk.is_probe, chunk.is_late = 1, True, True
         self._open.append(chunk)
         return chunk.batch(0)
 
     def report(
-        self,
-        batch: Batch,
-        means: float | NDArray[np.float64],
-        trend: float,
-        predictions: PredictionRows | None = None,
+        self, chunk: Chunk, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None
     ) -> None:
-        """Report the loss of a drawn batch; the table learns it before its samples are planned again.
-
-        Args:
-            batch: The batch as drawn.
-            means: Mean loss of the batch, or float64[P] of its consecutive parts.
-            trend: What `LossLearner.observe` returned for it.
-            predictions: What was reported with it, or None.
-        """
-        slot, chunk = batch.slot, batch.chunk
-        late = self.is_late(chunk)
-        if late:
+        """See `Source`; the table learns it before its samples are planned again."""
+        if chunk.is_late:
             # It may share samples with reports held back, which must be learned in the order they came.
             self._let_others_share()
-        reports: Any = chunk.reports
-        reports[slot] = means
+        chunk.reports[slot] = means
         if predictions is not None:
             chunk.predictions[slot] = predictions.rows
         elif chunk.predictions:
             chunk.predictions.pop(slot, None)
         chunk.trends[slot] = trend
         chunk.states[slot] = REPORTED
-        if late or (predictions is not None and predictions.num_places > 1):
+        if chunk.is_late or (predictions is not None and predictions.num_places > 1):
             # Many places of a whole chunk would take too much memory.
             self.hand_over()
 
@@ -392,6 +384,7 @@ class PlannedBatches:
         self._open = [Chunk.from_state(chunk, self.table) for chunk in state["chunks"]]
         if state["current"] >= 0:
             self.chunk = self._open[state["current"]]
+        self._note_sweep()
         self.returned = deque(self._open[chunk].batch(slot) for chunk, slot in state["returned"])
         self._waiting = deque(self._open[chunk].batch(slot) for chunk, slot in state["waiting"])
 

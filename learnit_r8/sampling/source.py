@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ..policies.base import Policy
 from ..table.labels.predictions import PredictionRows
 from ..table.table import SampleTable
-from .chunk import Batch, Chunk, FollowedChunk
+from .chunk import Batch
 
 
 class Source(Protocol):
@@ -69,8 +69,8 @@ class Source(Protocol):
     def most_steady(self, epoch: int) -> int:
         """Most batches of low-loss samples that may be drawn outside the pass after a restore."""
 
-    def is_ready(self, epoch: int) -> bool:
-        """Whether the next batch of an epoch is at hand, so that `next` asks nobody."""
+    def next_at_hand(self, epoch: int) -> Batch | None:
+        """Hand out the next batch of an epoch if it is at hand, so that nobody is asked; None if `next` must be."""
 
     def look_ahead(self) -> Any:
         """Ask whoever must be asked for the next batch, for `next`; this changes nothing that is saved."""
@@ -90,11 +90,18 @@ class Source(Protocol):
     def forget_outside(self) -> None:
         """Forget batches from outside the pass, so that they are not drawn again after a resume."""
 
-    def is_late(self, chunk: Chunk | FollowedChunk) -> bool:
-        """Whether reports of a chunk come when others of the same samples may wait for the table already."""
+    def report(
+        self, chunk: Any, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None
+    ) -> None:
+        """Keep the report of a batch, from which the table learns at the latest when somebody reads it.
 
-    def report(self, batch: Batch, means: Any, trend: float, predictions: PredictionRows | None = None) -> None:
-        """Keep the report of a batch, from which the table learns at the latest when somebody reads it."""
+        Args:
+            chunk: Its chunk, of this source.
+            slot: Its position there.
+            means: Mean loss of the batch, or float64[P] of its consecutive parts.
+            trend: What `LossLearner.observe` returned for it.
+            predictions: What was reported with it, or None.
+        """
 
     def close(self, batch: Batch) -> None:
         """Close a batch without learning from it."""

@@ -235,8 +235,6 @@ def check_decay(proportion: Any, shape: Any) -> None:
 
 def check_rate(lr: float, progress: float) -> float:
     """The rate as a float; ValueError unless it is >= 0 and finite."""
-    if type(lr) is float and 0 <= lr < math.inf:
-        return lr
     if not (is_number(lr) and 0 <= lr < math.inf):
         raise ValueError(
             f"scheduler_mode must return a learning rate >= 0 and finite, got {lr!r} at progress {progress!r}."

@@ -207,7 +207,7 @@ def test_pause_is_no_time_of_the_scheduler():
     """The time of a pause counts as nobody's: the overhead after it is what it was before it, each time."""
     heard, clock = [], FakeClock()
     r8 = R8Scheduler(100, batch_size=10, num_epochs=1, listeners=[heard.append], clock=clock)
-    r8.host.emitter._clock = clock
+    r8.host.clock = clock
 
     def wait(seconds):
         clock.advance(60.0)

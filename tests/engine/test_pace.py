@@ -62,6 +62,21 @@ def test_pause_before_the_start_starts_nothing(pace, clock):
     assert pace.seconds == 0
 
 
+def test_clock_that_is_set_back_does_not_run_backwards(pace, clock):
+    """A clock that jumps back takes no time away and stops no time: it is counted on from where it was."""
+    clock.now = 7200.0
+    pace.start()
+    readings = []
+    for clock.now in (7210.0, 10.0, 15.0, 3.0, 4.0, 9000.0):
+        readings.append(pace.seconds)
+
+    assert readings == [10.0, 10.0, 15.0, 15.0, 16.0, 9012.0]
+    clock.now = 2.0
+    with pace.paused():
+        clock.now = -1.0
+        assert pace.seconds == 9012.0
+
+
 def test_epoch_follows_from_steps(pace):
     """The epoch is the whole number of epochs in the steps so far."""
     epochs = []
@@ -122,7 +137,7 @@ def test_state_holds_every_count(pace):
     pace.passes, pace.has_ended, pace.tokens = 3, True, 77
     other = Pace(Budget(seconds=100.0), 4, pace.clock)
     other.load_state_dict(pace.state_dict())
-    fields = vars(pace).keys() - {"_watch", "_break", "tally"}
+    fields = vars(pace).keys() - {"_running", "_spent", "_break", "tally"}
 
     assert {name: vars(other)[name] for name in fields} == {name: vars(pace)[name] for name in fields}
 

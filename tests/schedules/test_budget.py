@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from learnit_r8.schedules.budget import Budget, Stopwatch, batches_of
+from learnit_r8.schedules.budget import Budget, batches_of
 
 
 @pytest.mark.parametrize(
@@ -67,51 +67,6 @@ def test_num_steps_is_whole():
 def test_progress_is_the_finished_share(budget, step, seconds, progress):
     """Progress is steps over steps, or seconds over seconds, and never above 1."""
     assert budget.progress(step, seconds) == progress
-
-
-def test_stopwatch_counts_from_its_first_start():
-    """Time before the first start does not count, and a second start changes nothing."""
-    watch = Stopwatch()
-    assert watch.seconds(100.0) == 0.0
-    watch.start(100.0)
-    watch.start(101.0)
-
-    assert watch.seconds(103.0) == 3.0
-
-
-def test_stopwatch_leaves_pauses_out():
-    """Time between pause and start does not count."""
-    watch = Stopwatch()
-    watch.start(0.0)
-    watch.pause(2.0)
-    assert not watch.is_running
-    assert watch.seconds(50.0) == 2.0
-    watch.start(60.0)
-
-    assert watch.seconds(61.0) == 3.0
-
-
-@pytest.mark.parametrize(("running", "later"), [(False, 30.0), (True, 35.0)])
-def test_stopwatch_reset_takes_over_a_reading(running, later):
-    """After a reset the watch shows the given seconds, and goes on only if it was running."""
-    watch = Stopwatch()
-    if running:
-        watch.start(0.0)
-    watch.reset(30.0, now=100.0)
-    assert watch.seconds(100.0) == 30.0
-
-    assert watch.seconds(105.0) == later
-
-
-def test_clock_that_is_set_back_does_not_run_backwards():
-    """A clock that jumps back takes no time away and stops no time: the watch counts on from where it was."""
-    watch = Stopwatch()
-    watch.start(7200.0)
-    readings = [watch.seconds(now) for now in (7210.0, 10.0, 15.0, 3.0, 4.0, 9000.0)]
-
-    assert readings == [10.0, 10.0, 15.0, 15.0, 16.0, 9012.0]
-    watch.pause(2.0)
-    assert watch.seconds(-1.0) == 9012.0
 
 
 def test_updates_become_batches():

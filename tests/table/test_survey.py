@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from learnit_r8 import SampleTable, events
-from learnit_r8.engine.emitter import EventEmitter, sample_rates
+from learnit_r8.engine.emitter import sample_rates
 from learnit_r8.engine.settings import text_of
 from learnit_r8.events.codec import to_json
 from learnit_r8.table.losses import EXACT
@@ -366,7 +366,7 @@ def test_own_time_is_told_with_the_steps():
     listener = Listener()
     clock = Clock()
     r8 = make(100, batch_size=10, listeners=[listener])
-    r8.host.emitter = EventEmitter(r8.host.announcer, r8.table, clock=clock)
+    r8.host.clock = clock
     for _ in range(3):
         ticket = r8.draw()
         clock.advance(1000.0)

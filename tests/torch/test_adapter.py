@@ -790,7 +790,7 @@ def test_time_spent_waiting_for_data_is_told():
     """Steps tell how long the adapter's loader let them wait."""
     steps, dataset = [], Slow()
     adapter = adapted(dataset, num_epochs=1, listeners=[steps.append])
-    adapter.scheduler.host.emitter._clock = lambda: dataset.seconds
+    adapter.scheduler.host.clock = lambda: dataset.seconds
     train(adapter, adapter.loader())
     told = [event.data_seconds for event in steps if isinstance(event, StepDone)]
 

@@ -6,7 +6,6 @@ have made. Nothing is fetched ahead, and nothing is drawn from a random generato
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -265,12 +264,11 @@ class Feed:
 
     def between_steps(self) -> None:
         """Do what is due between two steps."""
-        emitter, is_heard = self.engine.emitter, self.engine.announcer.is_heard
-        if is_heard:
-            emitter.start_timing()
+        engine = self.engine
+        began = engine.clock() if engine.announcer.is_heard else 0.0
         self.trainer.between_steps()
-        if is_heard:
-            emitter.stop_timing()
+        if engine.announcer.is_heard:
+            engine.own_seconds += engine.clock() - began
 
     def end_pass(self) -> None:
         """End a run through the loader, if anything of it was trained on.
@@ -306,27 +304,23 @@ class Feed:
         with engine.turns.take("draw", pace.step, is_changing=True):
             pace.has_ended = True
             lr, tally = engine.rates.shown(engine.rates.scheduled(pace.progress)), pace.end_epoch()
-            if engine.announcer.is_heard:
-                engine.emitter.epoch_done(
-                    epoch=pace.epoch, progress=pace.progress, lr=lr, tally=tally, seconds=pace.seconds
-                )
+            engine.tell_epoch(pace.epoch, lr, tally)
 
     def _take_next(self, measure: BatchMeasure) -> Any:
         """The next batch of the loader; `_NONE` if there is none, here or on another rank."""
         engine, source, is_heard = self.engine, self.source, self.engine.announcer.is_heard
-        began, item = time.perf_counter() if is_heard else 0.0, _NONE
+        began, item = engine.clock() if is_heard else 0.0, _NONE
         if self._is_full():
             # The loader comes to its end, as one that knows its place must.
             source.skip(engine.pace.probes_in_epoch + 1)
         else:
             item = source.fetch(_NONE)
         if is_heard:
-            engine.emitter.data_seconds += time.perf_counter() - began
+            engine.data_seconds += engine.clock() - began
         size = self.meet(None if item is _NONE else measure.of(item))
         if size is None:
             return _NONE
-        if is_heard:
-            engine.emitter.start_timing()
+        began = engine.clock() if is_heard else 0.0
         source.open = ticket = self.take(item, size, source.find(item))
         if source.taken == self._long_pass:
             engine.announcer.note_once("long pass", NO_END.format(self._long_pass))
@@ -334,7 +328,7 @@ class Feed:
             # Weights may be tested with it.
             engine.controller.note_start()
         if is_heard:
-            engine.emitter.stop_timing()
+            engine.own_seconds += engine.clock() - began
         return item
 
     def meet(self, size: Size | None) -> Size | None:
@@ -372,7 +366,9 @@ class Feed:
         if self.source.is_full:
             self.engine.hand_over()
         self.source.offer(kept, size, members, is_of_loader=is_of_loader)
-        return self.engine.draw_offered()
+        ticket = self.engine.draw_ahead(is_offered=True)
+        assert ticket is not None
+        return ticket
 
     def keep(self, item: Any) -> Any:
         """A copy of a batch where weights may be tested with it, else None."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...policies.base import Policy
-from ...sampling.chunk import REPORTED, Batch, Chunk, FollowedChunk, Size
+from ...sampling.chunk import REPORTED, Batch, FollowedChunk, Size
 from ...sampling.held_reports import HeldReports
 from ...sampling.random_generators import hold_random_state, state_of
 from ...table.labels.predictions import PredictionRows
@@ -160,10 +160,6 @@ class FollowedBatches:
         """
         self._offered = FollowedChunk(self.table, self._pace.epoch, item, size, members), is_of_loader
 
-    def is_ready(self, epoch: int) -> bool:
-        """Whether there is a batch that was offered."""
-        return self._offered is not None
-
     def look_ahead(self) -> None:
         """None: the loader has been asked already, see `fetch`."""
 
@@ -173,7 +169,14 @@ class FollowedBatches:
 
     def next(self, ahead: None = None) -> Batch:
         """Hand out the batch that was offered."""
-        assert self._offered is not None
+        batch = self.next_at_hand(0)
+        assert batch is not None
+        return batch
+
+    def next_at_hand(self, epoch: int) -> Batch | None:
+        """See `Source`; the batch that was offered."""
+        if self._offered is None:
+            return None
         (chunk, is_of_loader), self._offered = self._offered, None
         self.num_samples += chunk.size
         if chunk.members is not None:
@@ -202,13 +205,10 @@ class FollowedBatches:
         chunk.members = members
         self._held.add(members, chunk)
 
-    def is_late(self, chunk: Chunk | FollowedChunk) -> bool:
-        """Whether it is handed out again; all others are learned in their order."""
-        return chunk.is_probe
-
-    def report(self, batch: Batch, means: Any, trend: float, predictions: PredictionRows | None = None) -> None:
+    def report(
+        self, chunk: FollowedChunk, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None
+    ) -> None:
         """Keep the report of a batch, from which the table learns later."""
-        chunk: Any = batch.chunk
         if chunk.members is None:
             chunk.close(0)
             return

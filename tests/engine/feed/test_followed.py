@@ -53,7 +53,7 @@ def learned(kind, part_size, *, at_once, has_predictions=False):
         if has_predictions:
             table.storage.evidence.make_records(PredictionRows(np.zeros((3, 1), np.float32), 4))
             predictions = PredictionRows(rng.integers(0, 4, (3, len(members.indices))).astype(np.float32), 4)
-        source.report(batch, means, trend, predictions)
+        source.report(batch.chunk, batch.slot, means, trend, predictions)
         if not at_once:
             source.hand_over()
     source.hand_over()
@@ -81,7 +81,7 @@ def test_each_time_that_a_sample_comes_is_a_visit():
     source, members = source_of(table), table.storage.find(["a", "b", "a"], are_indices=False)
     batch = drawn(source, members)
     table.storage.part_size = 1
-    source.report(batch, np.array([1.0, 2.0, 4.0]), 1.0)
+    source.report(batch.chunk, batch.slot, np.array([1.0, 2.0, 4.0]), 1.0)
     source.hand_over()
 
     assert table.usage_count.tolist() == [2, 1]
@@ -96,11 +96,11 @@ def test_a_batch_that_is_out_is_learned_when_it_is_reported():
     members = [table.storage.find([name], are_indices=False) for name in "abc"]
     first, second, third = (drawn(source, each) for each in members)
     table.storage.part_size = 1
-    source.report(second, np.array([2.0]), 1.0)
+    source.report(second.chunk, second.slot, np.array([2.0]), 1.0)
     source.hand_over()
     source.abandon(third)
 
     assert table.usage_count.tolist() == [0, 1, 0]
-    source.report(first, np.array([1.0]), 1.0)
+    source.report(first.chunk, first.slot, np.array([1.0]), 1.0)
     source.hand_over()
     assert table.usage_count.tolist() == [1, 1, 0]
