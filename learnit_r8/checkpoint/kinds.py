@@ -42,11 +42,12 @@ def _computable(dtype: Any) -> Any:
 
 def is_tensor(value: Any) -> bool:
     """Whether a value is a tensor of torch."""
-    return _is_kind_of_tensor(type(value))
+    kind: Any = type(value)
+    return _is_kind_of_tensor(kind)
 
 
 @functools.cache
-def _is_kind_of_tensor(kind: type) -> bool:
+def _is_kind_of_tensor(kind: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and issubclass(kind, torch.Tensor)
 

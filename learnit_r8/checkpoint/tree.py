@@ -63,8 +63,8 @@ def open_node(value: Any, *, holders: bool = False) -> Node | None:
     if kind in _LEAVES or kinds.is_tensor(value):
         return None
     if kind is dict:
-        names = list(value)
-        return Node("dict", value, lambda parts: dict(zip(names, parts, strict=True)))
+        keys = list(value)
+        return Node("dict", value, lambda parts: dict(zip(keys, parts, strict=True)))
     if kind is list:
         return Node("list", dict(enumerate(value)), list)
     if holders and is_holder(value) and not isinstance(value, (Mapping, list, tuple)):
@@ -219,10 +219,9 @@ def copy_into(buffer: Any, state: Any, *, to_host: bool = False) -> Any:
     torch = sys.modules.get("torch")
     with contextlib.nullcontext() if torch is None else torch.no_grad():
         copied = _Copying(to_host=to_host).of(buffer, state, "state")
-    if to_host:
+    if to_host and torch is not None and torch.cuda.is_initialized():
         # The copies run behind the step that was queued last; a backup that is not there yet must not be looked at.
-        if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()
+        torch.cuda.current_stream().synchronize()
     return copied
 
 

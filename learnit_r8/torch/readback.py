@@ -9,16 +9,42 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from ..sampling.ticket import Ticket
+    from .flight.hand import Held
+
 MOST_LAG = 16
 """Steps that a verdict may lag behind."""
 
 Values = NDArray[np.float32]
+
+
+class Sent(NamedTuple):
+    """The batch that values on their way belong to.
+
+    Attributes:
+        ticket: The batch, as its training began.
+        num_samples: Samples of the batch that this process trained on.
+        part_size: 1 where the values are losses of single samples, None for one mean over ``num_samples`` of them, else
+            the samples in a part of which each value is a mean.
+        extras: Names of the values behind the losses, of "grad_norm" and "skipped".
+        held: The batch itself, so that it can run again.
+        num_classes: C, where three more values of each label follow the losses, as `predictions.packed` makes them; 0
+            where there are losses only.
+    """
+
+    ticket: Ticket
+    num_samples: int
+    part_size: int | None
+    extras: tuple[str, ...] = ()
+    num_classes: int = 0
+    held: Held | None = None
 
 
 class Readback(Protocol):
