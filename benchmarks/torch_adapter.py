@@ -7,7 +7,7 @@ printed are the median with the lowest and highest. Times are processor time of 
 that trains), which other programs disturb less, but wall time where there are workers or a GPU. What is there at the
 start is kept out of the garbage collector (gc.freeze): a full collection takes as long as an epoch, and falls on
 whoever is next; and the C library keeps the heap, as what it gives back depends on chance and is charged to whoever
-comes next (torch_alone.py shows what that does to each side). One thread.
+comes next. One thread.
 
 Loaders hand out rows of a tensor [N, 16], B = 256, an epoch each turn. Their time is that spent in them, planning and
 drawing the batches included; nothing is trained, but every loss is reported, and the line below has the time of that

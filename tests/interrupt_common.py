@@ -281,7 +281,7 @@ class User:
             ticket = out.pop(0)
             report = functools.partial(self.r8.report, ticket)
             if not self._report(report, ticket.indices.copy(), ticket.lr, ticket.epoch):
-                if ticket.batch.is_out and ticket.batch.chunk in self.r8.host.source._open:
+                if ticket.is_out and ticket.batch.chunk in self.r8.host.source._open:
                     # What was not reported is reported later.
                     out.append(ticket)
                 return

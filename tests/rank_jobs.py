@@ -309,7 +309,7 @@ def stopped_run(rank, folder):
         r8.close()
     finally:
         signal.signal(signal.SIGUSR1, before)
-    return r8.global_step, r8.is_stopped
+    return r8.global_step, r8.pace.is_stopped
 
 
 def preempted_run(rank, folder, at):

@@ -108,13 +108,11 @@ class Engine:
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
-        if not self.announcer.is_heard:
-            self.between_steps()
-            return self.draw_ahead()
         began = self.clock()
         self.between_steps()
         ticket = self.draw_ahead()
-        self.own_seconds += self.clock() - began
+        if self.announcer.is_heard:
+            self.own_seconds += self.clock() - began
         return ticket
 
     def draw_ahead(self, is_fetched: bool = False, is_offered: bool = False) -> Ticket | None:
@@ -277,7 +275,7 @@ class Engine:
             ticket: The batch; nothing happens if it is not out.
         """
         with self.turns.take("hand_back", self.pace.step) as turn:
-            if ticket.batch.is_out and ticket.epoch >= 0:
+            if ticket.is_out and ticket.epoch >= 0:
                 turn.is_changing = True
                 self.source.hand_back(ticket.batch)
                 self.pace.num_out -= not ticket.chunk.is_extra
@@ -301,8 +299,7 @@ class Engine:
                 f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give "
                 "the losses to update_with_loss()."
             )
-        began = self.clock() if self.announcer.is_heard else 0.0
-        turns, outcome = self.turns, None
+        turns, began, outcome = self.turns, self.clock(), None
         while outcome is None:
             judged = self._judge(ticket, loss, part_size, grad_norm, skipped, predictions)
             if not judged.is_plain:
@@ -394,7 +391,7 @@ class Engine:
         """Raise RuntimeError for a ticket that is not out, or that the load callback reports."""
         if self.persistence.is_restoring and self.turns.is_mine:
             raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
-        if ticket.batch.is_out and ticket.chunk.table is self.table:
+        if ticket.is_out and ticket.chunk.table is self.table:
             return
         if self.turns.busy is not None:
             # What another call is doing with it, or has left half done, is the reason.
@@ -440,7 +437,8 @@ class Engine:
         pace, announcer, size = self.pace, self.announcer, len(ticket.indices)
         own, self.own_seconds = self.own_seconds + self.clock() - began, 0.0
         waited, self.data_seconds = self.data_seconds, 0.0
-        self.emitter.note_batch(ticket)
+        if announcer.wants_surveys:
+            self.emitter.note_batch(ticket)
         announcer.deliver(
             events.StepDone(
                 step=pace.step, seconds=pace.seconds, epoch=ticket.epoch, progress=pace.progress,
@@ -559,7 +557,7 @@ class Engine:
             is_missed: Whether its loss never came, which is counted.
         """
         with self.turns.take("discard", self.pace.step) as turn:
-            if not ticket.batch.is_out:
+            if not ticket.is_out:
                 return
             turn.is_changing = True
             self.source.abandoned += is_missed
@@ -576,7 +574,7 @@ class Engine:
     def leave_out(self, ticket: Ticket) -> None:
         """Give up a batch for which its epoch has no place left, as probes have taken it; it is no step."""
         with self.turns.take("leave_out", self.pace.step) as turn:
-            if ticket.batch.is_out:
+            if ticket.is_out:
                 turn.is_changing = True
                 self.source.close(ticket.batch)
                 self.source.displaced += 1
@@ -584,10 +582,10 @@ class Engine:
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
-        if not ticket.batch.is_out:
+        if not ticket.is_out:
             return
         with self.turns.take("give_up", self.pace.step) as turn:
-            if not ticket.batch.is_out:
+            if not ticket.is_out:
                 return
             turn.is_changing = True
             if ticket.epoch < 0:
@@ -636,7 +634,12 @@ class Engine:
                 )  # fmt: skip
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
             if controller.is_look_due and not pace.is_stopped:
-                self._look_back()
+                step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
+                persistence.backup_timer.take_in(persistence.callbacks.state)
+                with self.turns.take("between_steps", step, is_changing=True):
+                    # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
+                    controller.inquiry.hide_true()
+                    controller.look_back(step=step, lr=scheduled)
             epoch_ended = pace.has_left_epoch
         if self.announcer.wants_surveys or (self.emitter.has_groups and self.announcer.is_heard):
             self.emitter.between_steps(pace.epoch, epoch_ended=epoch_ended, closing=closing)
@@ -686,15 +689,6 @@ class Engine:
             # Last: if any of this is interrupted, it is due again.
             if epoch_ended:
                 pace.has_left_epoch = False
-
-    def _look_back(self) -> None:
-        """Look at the progress of the first steps; see `Inquiry.look_back`."""
-        step, scheduled = self.pace.step, self.rates.scheduled_at(self.pace.step)
-        self.persistence.backup_timer.take_in(self.persistence.callbacks.state)
-        with self.turns.take("between_steps", step, is_changing=True):
-            # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
-            self.controller.inquiry.hide_true()
-            self.controller.look_back(step=step, lr=scheduled)
 
     def _looks_last(self, *, may_probe: bool, closing: bool) -> bool:
         """Whether a probe is to be drawn before the run ends; see `Inquiry.looks_last`."""
@@ -796,6 +790,11 @@ class Engine:
     def use_offsets(self, trend: float) -> None:
         """See `ReportHolder`."""
         self.source.use_offsets(trend)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the batches: as given, or that of the saved run that this one continues."""
+        return self.source.seed
 
     @property
     def member(self) -> Member:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoint.durable_io import NotOwnFile, make_first_free, numbered
-from ..events import launcher
+from ..events import RunControl, launcher
 from ..events.caller import warn
 from ..events.system import SystemMonitor
 from ..table.table import SampleTable
-from .requests import Taker
 from .run import runs_folder
 from .samples import samples_of
 from .writer import Journal
@@ -26,7 +25,7 @@ def open_journal(
     name: str,
     configuration: Mapping[str, str],
     table: SampleTable,
-    requests: Taker | None = None,
+    requests: RunControl | None = None,
 ) -> Journal | None:
     """The journal that R8Scheduler's ``run_dir`` asks for; None without one, and on all ranks but the first.
 

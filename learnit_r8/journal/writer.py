@@ -28,6 +28,7 @@ from ..events import (
     MetricsLogged,
     Notice,
     ProcessLeft,
+    RunControl,
     RunEnded,
     RunStarted,
     SamplesSurveyed,
@@ -38,9 +39,8 @@ from ..events.codec import strict_json, to_json
 from ..events.condenser import merged
 from ..events.system import Load
 from ..events.threaded_listener import ThreadedListener
-from .requests import RequestFolder, Taker
-from .run import SCHEMA
-from .run_info import is_gone, read_sessions, write_about
+from .requests import RequestFolder
+from .run import SCHEMA, is_gone, read_sessions, write_about
 from .samples import Samples, write_samples
 
 SECONDS_BETWEEN_WRITES = 0.25
@@ -93,7 +93,7 @@ class Journal(ThreadedListener):
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         in_background: bool = True,
-        requests: Taker | None = None,
+        requests: RunControl | None = None,
         machine: Callable[[], Load] | None = None,
     ) -> None:
         super().__init__("learnit_r8 journal", most_queued=MOST_WAITING, every_seconds=SECONDS_BETWEEN_WRITES)

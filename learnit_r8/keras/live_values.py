@@ -1,7 +1,7 @@
 """The values of variables while ``fit`` runs.
 
 On JAX the trainer keeps them in lists of its own from the first step of an epoch to its last. Syncing the whole model
-at each step, to read one variable and to set another, would cost more than a small step.
+at each step, to read one variable, would cost more than a small step.
 """
 
 from __future__ import annotations
@@ -35,10 +35,7 @@ class LiveValues:
 
     def set(self, variable: Any, number: float) -> None:
         """Set a variable that is one number."""
-        values, position = self._place_of(variable)
-        if values is not None and isinstance(values, list):
-            values[position] = np.array(number, values[position].dtype)
-            return
+        # The lists that the trainer shows are copies of those that its next step is given.
         self.sync()
         own = variable.value
         if type(own).__name__ == "ResourceVariable":

@@ -116,7 +116,7 @@ class OwnBatches:
         """Whether the Trainer must be told to end: the run was stopped, or has spent a budget that it was given."""
         assert self.adapter is not None
         r8 = self.adapter.scheduler
-        return r8.is_stopped or (self._has_budget and r8.is_over)
+        return r8.pace.is_stopped or (self._has_budget and r8.is_over)
 
     def end(self) -> None:
         """Note that the training has ended."""

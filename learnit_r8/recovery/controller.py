@@ -313,7 +313,7 @@ class RecoveryController:
         return self._watches_level or self._sentry.tests_progress
 
     def note_gradients(self, sizes: Sequence[int], num_alive: int) -> None:
-        """Note which parameters have a gradient, at one in `DEAD_EVERY` steps, where R8 steps the optimizer.
+        """Note which parameters have a gradient, at one in `DEAD_EVERY` steps.
 
         Args:
             sizes: int[P], the numbers in each parameter; negative where its gradient is exactly 0, and 0 where it has

@@ -118,6 +118,11 @@ class Backup:
         far = max(FAR_SPREADS * self.spread, abs(self.level))
         return not self.record > self.level + far
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether its witness had no loss far above those before it, as far as they are known."""
+        return not self.record > self.level + FAR_SPREADS * self.spread
+
     def to_plain(self) -> dict[str, Any]:
         """All but the state, for a saved state."""
         return {

@@ -14,15 +14,14 @@ from ..dashboard.text import grouped, setting
 from ..events import MachineLoad
 from ..events.incident import MOST_INCIDENTS
 from ..events.text import clean, clock, number
-from ..journal.run import Run
-from ..journal.run_info import read_sessions, utc
+from ..journal.run import Run, read_sessions, utc
 from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
 from . import samples
-from .curves import comparison_sections, fit_of, loss_section, metric_section, rate_section
+from .comparison import Comparison, comparison_sections
+from .curves import fit_of, loss_section, metric_section, rate_section
 from .data import ReportData
 from .document import Data, bars, chart, curve, document, known, section, table
 from .gallery import NO_LOOK, Look
-from .runs import Comparison
 
 MOST_METRICS, MOST_EVENTS, MOST_CURVES = 12, 300, 8
 MOST_LOSSES = 48
@@ -141,7 +140,7 @@ def _groups(view: View) -> Iterator[Data]:
     ]
     more = {"from": 0, "to": float(max(1, view.step)), "ends": True, "fit": fit_of(series, view.step), "height": 250}
     rows = [
-        [group.name, group.num_samples, group.mean, min(p.value for p in group.points), group.rise or "",
+        [group.name, group.num_samples, group.mean, group.lowest, group.rise or "",
          {"spark": [p.value for p in group.points]}]
         for group in groups
     ]  # fmt: skip

@@ -200,9 +200,14 @@ class Chunk:
             self.close(slot)
         self.drawn = len(self.states)
 
+    def is_out(self, slot: int) -> bool:
+        """Whether a batch is drawn, and neither reported nor given up."""
+        state = self.states[slot]
+        return state == OUT_AGAIN or (state == OPEN and slot < self.drawn)
+
     def batches_out(self) -> list[Batch]:
         """The batches that are drawn and not reported yet."""
-        return [batch for batch in map(self.batch, range(self.drawn)) if batch.is_out]
+        return [self.batch(slot) for slot in range(self.drawn) if self.is_out(slot)]
 
     def forget_records(self) -> None:
         """Read the records again in `learn`, as they may change before."""
@@ -225,7 +230,7 @@ class Chunk:
             members, records = members[np.repeat(reported, sizes)], None
             reports, sizes, trends = list(itertools.compress(reports, reported)), sizes[reported], trends[reported]
         if self.weights is not None and (self.weights != 1).any():
-            self.table.storage.is_weighed = True
+            self.table.storage.note_weights()
         means, part_sizes, counts = self._parts(reports, sizes)
         if counts is not None:
             trends = np.repeat(trends, counts)
@@ -396,6 +401,10 @@ class FollowedChunk:
         """Close it."""
         self.states[slot] = CLOSED
 
+    def is_out(self, slot: int) -> bool:
+        """Whether it is neither reported nor given up."""
+        return self.states[0] == OPEN
+
     def witness_of(self, indices: NDArray[np.int64]) -> Any:
         """What `FollowedBatches.again` takes: the item; None if it is not kept."""
         return self.item
@@ -421,12 +430,6 @@ class Batch(NamedTuple):
     chunk: Chunk | FollowedChunk
     slot: int
     indices: NDArray[np.int64]
-
-    @property
-    def is_out(self) -> bool:
-        """Whether it is drawn, and neither reported nor given up."""
-        state = self.chunk.states[self.slot]
-        return state == OUT_AGAIN or (state == OPEN and self.slot < self.chunk.drawn)
 
     @property
     def witness(self) -> Any:

@@ -176,12 +176,17 @@ class PlannedBatches:
         self._planner.start_sweep()
         self._note_sweep()
         self._context = self._planner.context(number, progress, self._context.outlook)
-        if not number or not self.policy.needs_exact or self._context.outlook.is_exact:
-            return ""
-        return (
-            f"policy {self.policy!r} needs the loss of each sample but got {self.table.source}, so it leaves out no "
-            "sample because of its loss. Report a vector of losses."
-        )
+        if number and self.policy.needs_exact and not self._context.outlook.is_exact:
+            return (
+                f"policy {self.policy!r} needs the loss of each sample but got {self.table.source}, so it leaves out "
+                "no sample because of its loss. Report a vector of losses."
+            )
+        if number and self.policy.needs_predictions and self.table.storage.evidence.take(_NOBODY) is None:
+            return (
+                f"policy {self.policy!r} needs predictions of one class a sample but got losses without them, so no "
+                "loss weighs less than another. Report predictions with the losses, see predictions_of()."
+            )
+        return ""
 
     def _note_sweep(self) -> None:
         """Note which open chunks are of a sweep before the present one, or of none."""

@@ -16,7 +16,6 @@ from ..checkpoint.callbacks import OWN, call_load
 from ..checkpoint.tree import clone
 from ..events.caller import say_at_exit
 from ..guard.verdict import GOOD
-from ..recovery.policy import DEAD_EVERY
 from ..sampling.ticket import Outcome, Ticket, refuse_weights
 from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
@@ -115,7 +114,8 @@ class Adapter:
         self._source, self._own = source, training.own
         # On other devices each look would wait for them; shards and other kinds of tensors cannot be read like this.
         is_plain = all(each.is_cpu and isinstance(each, torch.nn.Parameter) for each in training.model.parameters())
-        self._looks_at_gradients = self.num_ranks == 1 and is_plain and not is_sharded(training.model)
+        if self.num_ranks == 1 and owner is None and is_plain and not is_sharded(training.model):
+            self._stepper.watch_gradients(scheduler, is_alone=len(training.optimizers) == 1)
         # Those of other data sets for the same model, whose steps this one takes.
         self._others: list[Adapter] = []
         if owner is not None:
@@ -136,7 +136,7 @@ class Adapter:
             feed.join(self._losses)
             if len(training.optimizers) == 1:
                 self._stepper.watch_distance(scheduler)
-        self._factors = [RateFactor(scheduler, each) for each in training.optimizers if scheduler.keeps_rates]
+        self._factors = [RateFactor(scheduler, each) for each in training.optimizers if scheduler.host.rates.are_own]
         self._losses.set_rates(scheduler.lr)
         if feed is not None and source is None:
             # Nothing is drawn from them before the first batch.
@@ -565,10 +565,6 @@ class Adapter:
         again = None
         if self._second_run is not None and not is_test:
             again, norm = self._second_run.of(loss, norm)
-        controller = self.scheduler.controller
-        is_look = self._looks_at_gradients and not controller.lineage.updates // stepper.accumulate % DEAD_EVERY
-        if is_due and is_look and not is_test and controller.watches_gradients:
-            controller.note_gradients(*stepper.gradient_sizes())
         outcome = tell(norm, skipped, again)
         if outcome and is_due and (is_probe or not is_scaled):
             if is_probe:
@@ -648,7 +644,7 @@ class Adapter:
         noted, self._losses.recorded = self._losses.recorded, None
         source = self._feed.source
         ticket, source.open = source.open if noted is None else noted[0].ticket, None
-        if ticket is not None and ticket.batch.is_out:
+        if ticket is not None and ticket.is_out:
             self.scheduler.give_up(ticket, on_purpose=True)
 
     # What is known.

@@ -93,7 +93,7 @@ class LossPipeline:
         self.readback: Readback | None = None
         self._r8, self._feed, self._has_loader, self._look = r8, r8.feed, has_loader, look
         self.is_other, self._is_alone = False, training.sharing.size == 1
-        self._own_optimizer = training.optimizers[0] if r8.keeps_rates else None
+        self._own_optimizer = training.optimizers[0] if r8.host.rates.are_own else None
         self._batches, self._stepper, self._state = batches, stepper, state
         self._num_loads, self._hand = state.num_loads, hand
         # Holds a batch that is handed out, until the next one.
@@ -197,7 +197,7 @@ class LossPipeline:
             return
         # A tensor on a device is not read, as that would wait for it.
         if type(rate) is float or not getattr(rate, "is_cuda", False):
-            self._r8.tell_rate(float(rate))
+            self._r8.host.rates.tell(float(rate))
 
     def load_scheduler(self, state: Mapping[str, Any]) -> None:
         """Take over the state of the scheduler alone; losses on their way are dropped.
@@ -242,7 +242,7 @@ class LossPipeline:
         hand.reported = held
         try:
             # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
-            if ticket.batch.is_out:
+            if ticket.is_out:
                 self.outcome = self._r8.report(ticket, loss, **more)
             if self.outcome:
                 hand.good = held
@@ -333,7 +333,7 @@ class LossPipeline:
         if self.recorded is None:
             return False
         (sent, _), self.recorded = self.recorded, None
-        self._r8.host.give_up(sent.ticket, on_purpose=True)
+        self._r8.give_up(sent.ticket, on_purpose=True)
         return True
 
     def drop(self) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from .._validation import is_number
 from ..checkpoint.callbacks import CLIP
+from ..recovery.policy import DEAD_EVERY
 from ..sampling.random_generators import set_random_state, state_of
 from .distributed.shards import clip_shards, is_shard
 from .prepared import plain_optimizer
@@ -236,7 +237,33 @@ class Stepper:
             return clip_shards(self._parameters(), most)
         return torch.nn.utils.clip_grad_norm_(self._parameters(), most)
 
-    def gradient_sizes(self) -> tuple[list[int], int]:
+    def watch_gradients(self, r8: R8Scheduler, *, is_alone: bool) -> None:
+        """Look at the gradient at one in `DEAD_EVERY` steps of the optimizer, whoever takes them.
+
+        Args:
+            r8: The run, which is told.
+            is_alone: Whether there is no other optimizer. Where a loop steps several, as of networks that train against
+                each other, losses are no measure of progress.
+        """
+        register = getattr(self._plain, "register_step_pre_hook", None)
+        if register is None:
+            return
+        # The optimizer may outlive the run.
+        run = weakref.ref(r8)
+
+        def look(*_: Any) -> None:
+            r8 = run()
+            if r8 is None or r8._is_closed:
+                return
+            controller = r8.controller
+            is_turn = not max(0, controller.lineage.updates - 1) // self.accumulate % DEAD_EVERY
+            may_look = controller.watches_gradients and not controller.experiment.is_open
+            if is_turn and may_look and (is_alone or controller.norms.is_used):
+                controller.note_gradients(*self._gradient_sizes())
+
+        register(look)
+
+    def _gradient_sizes(self) -> tuple[list[int], int]:
         """See `RecoveryController.note_gradients`; waits for the device."""
         given = [each.grad for each in self._parameters()]
         # An empty one has no largest number.

@@ -29,6 +29,9 @@ def complaints(found):
     seen = task.error(found.ends[-1], activation=found.case.activation)
     if np.isfinite(seen) and found.error > seen + 1e-6:
         wrong.append(f"error {seen:.3f} before the end, {found.error:.3f} after it")
+    rate = found.used_rates[-1]
+    if np.isfinite(rate) and not np.isclose(rate, [task.RATE, task.RATE * found.r8.lr_factor]).any():
+        wrong.append(f"rate {rate} at the end, with a factor of {found.r8.lr_factor}")
     return wrong
 
 

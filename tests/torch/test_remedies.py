@@ -1,4 +1,4 @@
-"""What R8 does about updates that are too large where it steps the optimizer: dead parameters, and clipping."""
+"""What R8 does about updates that are too large: dead parameters, whoever steps the optimizer, and clipping."""
 
 import contextlib
 import json
@@ -127,6 +127,30 @@ def normed():
     return nn.Sequential(*parts, nn.Linear(64, 10))
 
 
+@pytest.mark.parametrize("kills", [[100], pytest.param([100, 220], marks=pytest.mark.program)])
+def test_a_loop_that_steps_by_itself_is_watched_too(kills):
+    """The gradients that its optimizer is about to use tell the same; what is clipped there is the loop's affair."""
+    run = Run(kills=kills, steps=False)
+
+    assert loss_of(run.model) < 2.0
+    assert next(event.reason for event in run.heard if type(event).__name__ == "LrCapped") == "no gradient"
+    assert "clipped" not in run.adapter.scheduler.summary()
+
+
+def test_a_run_that_is_over_is_told_nothing():
+    """The optimizer goes on to be used, and may be attached again."""
+    model = rectifiers()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    runs = []
+    for _ in range(2):
+        with attach(model, optimizer, batches()[:40], num_epochs=1) as adapter:
+            for x, y in adapter.batches():
+                adapter.step(cross_entropy(model(x), y))
+        runs.append(adapter.scheduler.controller.state_dict()["first_steps"]["alive"])
+
+    assert [len(each) for each in runs] == [8, 8]
+
+
 FADING = {"model": normed, "lr": 1.0, "make": torch.optim.SGD, "size": 4}
 
 
@@ -181,18 +205,22 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize("make", [rectifiers, pytest.param(Gated, marks=pytest.mark.program)])
-def test_a_healthy_run_is_the_same_to_the_bit(make):
+@pytest.mark.parametrize("steps", [True, False])
+def test_a_healthy_run_is_the_same_to_the_bit(make, steps):
     """Parameters that never had a gradient, or have one in turns, are not dead: nothing is probed or changed."""
-    run, other = Run(model=make), bare(model=make)
+    run, other = Run(model=make, steps=steps), bare(model=make)
 
     assert "Probed" not in run.kinds
     assert all(map(torch.equal, run.model.parameters(), other.parameters()))
     assert "clipped" not in run.adapter.scheduler.summary()
 
 
-@pytest.mark.parametrize("settings", [{"steps": False}, {"guard": "finite"}], ids=["user steps", "finite"])
-def test_nothing_is_tried_where_r8_may_not(settings):
-    """Where the loop steps by itself R8 sees no gradient, and with guard="finite" losses are no measure of progress."""
+@pytest.mark.parametrize(
+    "settings", [{"guard": "finite"}, {"steps": False, "also": {"second": torch.optim.SGD([nn.Parameter(X[0])], 0.1)}}],
+    ids=["finite", "several optimizers"],
+)  # fmt: skip
+def test_nothing_is_tried_where_losses_are_no_measure_of_progress(settings):
+    """So it is with guard="finite", and where the loop steps several optimizers, as of networks against each other."""
     run = Run(kills=[100], **settings)
 
     assert "no gradient" not in run.said

@@ -13,11 +13,10 @@ from ..state.comparison import figures_of, settings_of
 from ..state.curve import Columns, smoothed
 from ..state.ui_state import Scene, UiState
 from ..state.view import Point, View
-from ..text import Line, Span, clip, figure, fit, grouped, is_held_out
+from ..text import Line, Span, beside, clip, cropped, figure, fit, grouped, is_held_out, joined, remark, rule, size_of
 from ..theme import Theme
 from .chart import LABEL, axis, chart, dots, plot, scale_of, scale_of_all
 from .header import Rows, titled
-from .parts import beside, cropped, joined, remark, rule, size_of
 
 MARKS = {"S": "S refused", "B": "B restored", "R": "R resumed", "D": "D cool-down", "C": "' checkpoint"}
 """The legend of the marks on the axis."""
@@ -304,18 +303,18 @@ def _table(views: tuple[View, ...], width: int, theme: Theme) -> list[Line]:
     for row in figures_of(views):
         if not any(map(math.isfinite, row.values)):
             continue
-        texts = [figure(value) for value in row.values]
+        shown = [figure(value) for value in row.values]
         cells = [
             Span(fit(f"{text} *" if place == row.better else text, size) + " ", "value" if place == row.better else "")
-            for place, text in enumerate(texts)
+            for place, text in enumerate(shown)
         ]
         lines.append((Span("  " + fit(clean(row.name, NAME), NAME), "label"), *cells))
     differing = settings_of(views)
     if differing:
         lines.append(rule("settings that differ", width, theme.glyphs, f"{len(differing)}"))
-    for setting in differing:
-        cells = [Span(fit(clip(clean(text, 200), size, theme.glyphs.ellipsis), size) + " ") for text in setting.values]
-        lines.append((Span("  " + fit(clean(setting.name, NAME), NAME), "label"), *cells))
+    for name, texts in differing.items():
+        cells = [Span(fit(clip(clean(text, 200), size, theme.glyphs.ellipsis), size) + " ") for text in texts]
+        lines.append((Span("  " + fit(clean(name, NAME), NAME), "label"), *cells))
     return lines
 
 

@@ -8,11 +8,10 @@ from ...events.text import clean, clock, number, share
 from ..keys import MENU, TABLE, works
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clip, fit, in_ascii
+from ..text import Line, Span, bar, clip, cropped, fit, in_ascii, joined, labelled, padded, rule, size_of
 from ..theme import Theme
 from .header import state_of, titled
 from .pages import PAGES
-from .parts import bar, cropped, joined, labelled, padded, rule, size_of
 from .texts import runs_page
 
 SMALL = (30, 6)

@@ -11,9 +11,8 @@ import numpy as np
 from ...events.text import clean, clock, number, share
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clip
+from ..text import Line, Span, bar, clip, extremes, joined, labelled, right, size_of
 from ..theme import Theme
-from .parts import bar, extremes, joined, labelled, right, size_of
 
 LEAST_STALL_SECONDS = 60.0
 STALL_STEPS = 30

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line
+from ..text import Line, beside
 from ..theme import Theme
 from .curves import loss_panel, metric_panel, rate_panel
 from .header import Rows, incident_line, loss_line, metric_line, speed_line, system_line, title_line, total_line
-from .parts import beside
 from .samples import (
     groups_panel,
     histogram_line,

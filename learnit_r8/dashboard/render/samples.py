@@ -13,12 +13,11 @@ from ...events.text import clean, number, share
 from ..state.sample_list import Row, known_samples, listed_samples
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, fit
+from ..text import Line, Span, aligned, bar, cropped, fit, joined, labelled, remark, rule, short, spark, tower
 from ..theme import Glyphs, Theme
 from .chart import LABEL, axis, dots, plot, scale_of_all
 from .curves import window
 from .header import Rows, titled
-from .parts import aligned, bar, cropped, joined, labelled, remark, rule, short, spark, tower
 
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")
 QUARTILE_STYLES = ("q1", "q2", "q3", "q4")

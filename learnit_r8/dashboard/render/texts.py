@@ -8,10 +8,9 @@ from ...events.incident import Incident
 from ...events.text import clean, clock, counted
 from ..state.ui_state import HEADER, Scene, UiState, chosen_rows
 from ..state.view import Entry, View
-from ..text import Line, Span, clip, fit, setting, table_lines, wrapped
+from ..text import Line, Span, clip, cropped, fit, remark, rule, setting, spark, table_lines, wrapped
 from ..theme import Theme
 from .header import Rows, titled
-from .parts import cropped, remark, rule, spark
 
 LONGEST_LINE = 10_000
 """Characters of a captured line in an export."""

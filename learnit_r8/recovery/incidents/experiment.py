@@ -339,6 +339,9 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
                 return math.inf
             has_bad = True
             continue
+        if loss <= case.record(backup) and not backup.is_usual:
+            # Its record may be that of weights that were damaged for some steps: only a higher loss tells.
+            continue
         # A batch that is much better by now must not outweigh others that are worse.
         limits.append(case.tolerance(backup))
         rises.append(max(loss - case.record(backup), -limits[-1]))
@@ -347,7 +350,7 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
         if len(rises) >= count and (is_clear or len(rises) == MOST_REFERENCES):
             break
     if not rises:
-        return math.inf
+        return 0.0 if any(map(math.isfinite, case.of_present.values())) else math.inf
     return sum(rises) / len(rises) if sum(rises) > sum(limits) else 0.0
 
 

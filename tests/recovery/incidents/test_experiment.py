@@ -96,6 +96,28 @@ def test_lower_loss_clears_the_weights():
     assert finding.verdict == "healthy"
 
 
+def test_a_record_far_above_the_losses_before_it_clears_no_weights():
+    """It may be that of weights that were damaged for some steps: that they do better on it outweighs no other batch."""
+    known = backups(3)
+    known[1].losses = [2.0]
+    rises = {2: 0.14, 1: -0.2}
+    case = case_of(known, Alarm.RAISED, level=1.8)
+    assert known[1].is_typical and not known[1].is_usual
+    drawn = []
+
+    def answer(lab, witness):
+        drawn.append(witness.updates)
+        return witness.record + (rises.get(witness.updates // 50, 0.0) if lab.current is None else 0.0)
+
+    assert conduct(case, FakeLab(), answer)[0].verdict == "restored"
+    rises = {2: 0.0, 1: -0.2}
+    assert conduct(case, FakeLab(), answer)[0].verdict == "healthy"
+    known[2].losses = [2.0]
+    rises = {2: -0.2, 1: -0.2}
+    assert conduct(case, FakeLab(), answer)[0].verdict == "healthy"
+    assert drawn[-2:] == [100, 50]
+
+
 def test_newest_healthy_state_is_restored():
     """Of damaged weights, the newest state that repeats its own record is gone on from."""
     known = backups(7)

@@ -444,7 +444,7 @@ def test_a_stop_asked_for_on_one_rank_stops_all_after_the_same_step(asked, tmp_p
             if ranks.rank == asked and share.ticket.step == 8:
                 shared.r8.requests.stop("enough")
             shared.report(share.ticket, sample_losses(share.indices))
-        return shared.r8.global_step, shared.r8.is_stopped
+        return shared.r8.global_step, shared.r8.pace.is_stopped
 
     # The wish is sent after step 10 and read after 11.
     assert in_threads(2, job) == [(11, True)] * 2
@@ -1026,7 +1026,7 @@ def test_a_screen_and_a_journal_ask_the_ranks_too(tmp_path):
             if ranks.rank == 0 and share.ticket.step == 8:
                 requests.stop("enough")
             shared.report(share.ticket, sample_losses(share.indices))
-        return r8.global_step, r8.is_stopped
+        return r8.global_step, r8.pace.is_stopped
 
     assert in_threads(2, job) == [(11, True)] * 2
 

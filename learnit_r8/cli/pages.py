@@ -1,4 +1,4 @@
-"""``learnit-r8 compare``: runs beside each other."""
+"""``learnit-r8 compare`` and ``report``: runs beside each other, and a run as one HTML page."""
 
 from __future__ import annotations
 
@@ -10,18 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from ..dashboard.render.curves import chart_of
-from ..dashboard.state.comparison import figures_of, settings_of
 from ..dashboard.text import Line, table_lines
 from ..dashboard.theme import Style, Theme, choose_theme
 from ..dashboard.watch import view_of
 from ..events.codec import strict_json
 from ..events.text import clean
 from ..journal.run import NO_RUNS, Run, UnreadableRun, find_run, free_of_runs, is_run, runs_in
-from ..report.runs import Comparison
-from .report import open_page
+from ..report import write_report
+from ..report.comparison import Comparison, write_comparison
 
 WIDEST = 40
 HEIGHT = 14
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the page, beside the run unless a file is given, and print its path; open it where that is asked for."""
+    folder = find_run(options.run)
+    other = find_run(options.compare) if options.compare else None
+    path = write_report(folder, free_of_runs(options.html or folder / "report.html"), other=other)
+    facts = strict_json({"report": str(path), "bytes": path.stat().st_size})
+    print(facts if options.json else _said_of(path))
+    if options.open:
+        _open(path)
+    return 0
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -29,13 +40,11 @@ def compare(options: argparse.Namespace) -> int:
     runs = runs_of(options.runs)
     compared = Comparison(runs, [view_of(run) for run in runs])
     if options.html or options.open:
-        from ..report.comparison import write_comparison
-
-        out = options.html or (runs[0].folder.parent / "compared.html")
-        path = write_comparison([run.folder for run in runs], free_of_runs(out))
-        print(clean(f"{path} ({path.stat().st_size / 1000:,.0f} kB)"), file=sys.stderr if options.json else sys.stdout)
+        out = free_of_runs(options.html or (runs[0].folder.parent / "compared.html"))
+        path = write_comparison([run.folder for run in runs], out)
+        print(_said_of(path), file=sys.stderr if options.json else sys.stdout)
         if options.open:
-            open_page(path)
+            _open(path)
     if options.json:
         print(strict_json(facts_of(runs, compared), non_finite=lambda value: None))
         return 0
@@ -57,6 +66,18 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _said_of(path: Path) -> str:
+    return clean(f"{path} ({path.stat().st_size / 1000:,.0f} kB)")
+
+
+def _open(path: Path) -> None:
+    """Show a page in the browser, or say that there is none."""
+    import webbrowser
+
+    if not webbrowser.open(path.resolve().as_uri()):
+        print("learnit-r8: no browser could be opened", file=sys.stderr)
+
+
 def runs_of(names: Sequence[str]) -> list[Run]:
     """The runs that are meant; of one folder of runs, all that are in it.
 
@@ -64,37 +85,30 @@ def runs_of(names: Sequence[str]) -> list[Run]:
         UnreadableRun: there is none.
     """
     folder = Path(names[0])
-    if len(names) == 1 and folder.is_dir() and not is_run(folder):
-        found = runs_in(folder)
-        if not found:
-            raise UnreadableRun(NO_RUNS.format(str(folder)))
-    else:
-        found = [find_run(name) for name in names]
+    if len(names) > 1 or not folder.is_dir() or is_run(folder):
+        return [Run(find_run(name)) for name in names]
+    found = runs_in(folder)
+    if not found:
+        raise UnreadableRun(NO_RUNS.format(str(folder)))
     return [Run(each) for each in found]
 
 
 def facts_of(runs: Sequence[Run], compared: Comparison) -> dict[str, Any]:
     """A comparison for programs."""
-    figures = figures_of(compared.views)
+    figures = compared.figures
     return {
-        "runs": [str(run.folder) for run in runs],
-        "names": compared.names,
-        "states": [run.state().word for run in runs],
-        "order": compared.order,
-        "metric": compared.metric,
-        "verdict": compared.verdict,
-        "figures": {row.name: row.values for row in figures},
-        "better": {row.name: row.better for row in figures if row.better >= 0},
-        "settings": {row.name: row.values for row in settings_of(compared.views)},
-    }
+        "runs": [str(run.folder) for run in runs], "names": compared.names,
+        "states": [run.state().word for run in runs], "order": compared.order, "metric": compared.metric,
+        "verdict": compared.verdict, "figures": {name: row.values for name, row in figures.items()},
+        "better": {name: row.better for name, row in figures.items() if row.better >= 0}, "settings": compared.differ,
+    }  # fmt: skip
 
 
 def painted(line: Line, theme: Theme) -> str:
     """A line with the colours of a theme, as a terminal takes them."""
-    parts = []
+    parts, is_rich = [], theme.num_colours >= 256
     for text, name in line:
         style = theme.styles.get(name, Style())
-        is_rich = theme.num_colours >= 256
         colour = style.colour if is_rich else style.colour8 if theme.num_colours else None
         code = f"38;5;{colour}" if is_rich else f"3{colour}"
         parts.append(text if colour is None else f"\x1b[{code}m{text}\x1b[0m")
