@@ -346,7 +346,12 @@ class Adapter:
                 "loss() takes the losses alone, got something after them: adapter.cross_entropy(logits, targets) "
                 "computes and notes them; of another loss, give what it returns with reduction='none'."
             )
-        self._losses.check_used()
+        if self._losses.recorded is not None:
+            raise RuntimeError(
+                f"the losses of step {self._losses.recorded[0].ticket.step} must be used before the next ones are "
+                "noted, got loss() again: call step(loss) after each loss(), or report() in a loop with its own "
+                "backward() and optimizer.step(), or skip()."
+            )
         shares = None
         if self._feed is None:
             found: Ticket | None = self._losses.find(ticket)
@@ -554,19 +559,19 @@ class Adapter:
                 in its place; gives the outcome.
             is_last: Whether it is the last one of an epoch.
         """
-        stepper, is_scaled = self._stepper, self._stepper.is_scaled
+        stepper = self._stepper
         # Weights that are tested must not change before the loss is known.
-        is_test = ticket is None or self._losses.is_probe(ticket)
-        is_probe = is_scaled and is_test and ticket is not None
-        with self._sharing.watching():
+        is_test = ticket is None or self.scheduler.controller.experiment.is_probe(ticket)
+        is_probe = stepper.is_scaled and is_test and ticket is not None
+        with self._sharing.watching() if self.num_ranks > 1 else contextlib.nullcontext():
             is_due = stepper.backward(loss, is_last=is_last)
             norm = stepper.clip() if is_due and not is_probe else None
-        skipped = stepper.apply() if is_due and is_scaled and not is_probe else None
+        skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
         again = None
         if self._second_run is not None and not is_test:
             again, norm = self._second_run.of(loss, norm)
         outcome = tell(norm, skipped, again)
-        if outcome and is_due and (is_probe or not is_scaled):
+        if outcome and is_due and (is_probe or not stepper.is_scaled):
             if is_probe:
                 stepper.clip()
             stepper.apply()

@@ -113,16 +113,6 @@ class LossPipeline:
         """
         return ticket if isinstance(ticket, Ticket) else find_batch(self._batches, ticket, ahead=self._ahead)
 
-    def check_used(self) -> None:
-        """Raise RuntimeError if the losses noted last were neither reported nor skipped."""
-        recorded = self.recorded
-        if recorded is not None:
-            raise RuntimeError(
-                f"the losses of step {recorded[0].ticket.step} must be used before the next ones are noted, got loss() "
-                "again: call step(loss) after each loss(), or report() in a loop with its own backward() and "
-                "optimizer.step(), or skip()."
-            )
-
     def count(self, ticket: Ticket) -> int:
         """Samples of a batch that this process trains on."""
         return len(ticket.indices if self._is_alone else self._sharing.part(ticket.indices))
@@ -378,7 +368,7 @@ class LossPipeline:
     def between_steps(self) -> None:
         """Do what is due between two steps; a loader calls it whenever it asks for a batch."""
         if self._stepper.ask_between_steps():
-            if self._stepper.has_grown():
+            if self._stepper.has_grown:
                 # Earlier backups no longer fit the optimizer.
                 self._r8.host.look_at_weights()
             num_loads = self._state.num_loads
@@ -398,10 +388,6 @@ class LossPipeline:
     def before_probe(self) -> None:
         """Forget the gradients that wait for others to be added."""
         self._stepper.drop_update()
-
-    def is_probe(self, ticket: Ticket) -> bool:
-        """Whether a batch tests weights, which must not change before its loss is known."""
-        return self._r8.controller.experiment.is_probe(ticket)
 
     def before_iteration(self) -> None:
         """Report the losses on their way; at the border of an epoch, restore the saved random generators."""

@@ -49,6 +49,8 @@ class Stepper:
 
     Attributes:
         accumulate: As given.
+        has_grown: Whether the optimizer had other groups of parameters when `ask_between_steps` was called last.
+        is_scaled: Whether losses are scaled, so that a gradient may overflow.
 
     Args:
         optimizer: Takes the step.
@@ -72,8 +74,9 @@ class Stepper:
             raise ValueError(f"max_grad_norm must be a number > 0 or None, got {max_grad_norm!r}.")
         self._optimizer, self.accumulate, self._max_norm = optimizer, accumulate, max_grad_norm
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.is_scaled = self._scaler is not None
         self._is_sharded = any(map(is_shard, self._parameters()))
-        self._num_groups = len(optimizer.param_groups)
+        self._num_groups, self.has_grown = len(optimizer.param_groups), False
         self._num_added = 0
         self._is_adding = False
         self._last_gradients: list[torch.Tensor | None] = []
@@ -162,20 +165,12 @@ class Stepper:
             "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before an optimizer.step() of your own"
         )
 
-    def has_grown(self) -> bool:
-        """Whether the optimizer has other groups of parameters than at the last call."""
-        before, self._num_groups = self._num_groups, len(self._optimizer.param_groups)
-        return before != self._num_groups
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether losses are scaled, so that a gradient may overflow."""
-        return self._scaler is not None
-
     def ask_between_steps(self) -> bool:
         """Whether no gradient waits for others to be added; called when the next batch is asked for."""
         if self._is_adding:
             return False
+        num_before, self._num_groups = self._num_groups, len(self._optimizer.param_groups)
+        self.has_grown = num_before != self._num_groups
         self._is_adding = self.accumulate > 1
         return True
 
