@@ -26,8 +26,8 @@ from .distributed.ranks import Ranks
 from .distributed.shared_run import Share, SharedRun
 from .distributed.together import Together
 from .flight.incident import RecordedIncident, load_incident
-from .loader import SampleError
 from .lr_scheduler import R8LRScheduler
+from .prepared import SampleError
 from .sampler import R8BatchSampler
 from .state import ModelState
 

@@ -26,7 +26,7 @@ from .losses import check_labels, cross_entropies, read_losses, read_parts, say_
 from .lr_scheduler import R8LRScheduler, RateFactor
 from .predictions import packed, packed_with
 from .prepared import is_accelerated, is_skipping
-from .sampler import R8BatchSampler
+from .sampler import R8BatchSampler, find_batch
 from .stepper import with_second
 from .trainer_step import LastForward
 
@@ -110,7 +110,8 @@ class Adapter:
         self.scheduler, self.optimizer, self.state = scheduler, training.optimizers[0], training.state
         self.rates, self.num_ranks = training.rates, training.sharing.size
         self._model, self._stepper, self._sharing = training.model, training.stepper, training.sharing
-        self._hand, self._ahead, self._second_run = training.hand, training.ahead, training.second_run
+        self._hand, self._ahead, again = training.hand, training.ahead, training.second_run
+        self._second_run = again if again is not None and again.is_possible else None
         self._source, self._own = source, training.own
         # On other devices each look would wait for them; shards and other kinds of tensors cannot be read like this.
         is_plain = all(each.is_cpu and isinstance(each, torch.nn.Parameter) for each in training.model.parameters())
@@ -354,7 +355,7 @@ class Adapter:
             )
         shares = None
         if self._feed is None:
-            found: Ticket | None = self._losses.find(ticket)
+            found: Ticket | None = self._find(ticket)
             assert found is not None
             count = self._losses.count(found)
             shares = None if found.weights is None else self._sharing.part(found.weights)
@@ -470,7 +471,7 @@ class Adapter:
         self._losses.tell()
         if not losses:
             return self.outcome
-        found = self._losses.find(ticket)
+        found = self._find(ticket)
         refuse_weights(self.scheduler.policy, found)
         count = self._losses.count(found)
         num_classes = 0
@@ -652,6 +653,10 @@ class Adapter:
         if ticket is not None and ticket.is_out:
             self.scheduler.give_up(ticket, on_purpose=True)
 
+    def _find(self, ticket: int | Ticket | None) -> Ticket:
+        """The batch that losses are of, among those that the scheduler has drawn; see `find_batch`."""
+        return ticket if isinstance(ticket, Ticket) else find_batch(self.sampler.batches, ticket, ahead=self._ahead)
+
     # What is known.
 
     @property
@@ -662,7 +667,7 @@ class Adapter:
             RuntimeError: no batch is out, or it is not clear which it is.
         """
         if self._feed is None:
-            return self._losses.find(None)
+            return self._find(None)
         ticket = self._feed.source.open
         if ticket is None:
             raise RuntimeError(f"no batch is out at step {self.scheduler.global_step}; take one from batches() first.")

@@ -20,7 +20,7 @@ from ..engine.values import Backups, OwnBatches, head_of, whole
 from ..sampling.random_generators import hold_random_state, random_state, set_random_state, state_of
 from .adapter import Adapter
 from .distributed.shards import check_shards, reshard
-from .distributed.together import Sharing, SingleProcess, Together, sharing_here
+from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
 from .flight.untouched import untouched
@@ -28,6 +28,7 @@ from .loader import check_dataset, is_own_loader, length_of
 from .loss_pipeline import Training
 from .lr_scheduler import peak_under_schedules
 from .prepared import plain_model, plain_optimizer
+from .readback import SingleProcess
 from .state import ModelState, copies_of, networks_of, read_also
 from .stepper import SecondRun, Stepper
 
@@ -189,8 +190,7 @@ def _keep(
 ) -> Training:
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
     model, optimizer, scaler, scheduler = given.model, given.optimizer, given.scaler, given.scheduler
-    whole, settings = plain_model(model), {**settings}
-    parts = read_also(given.also)
+    parts, settings = read_also(given.also), {**settings}
     accumulate = whole_number("accumulate", given.accumulate, least=1)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm)
     keeps_rates = _keeps_rates(scheduler, settings)
@@ -203,12 +203,7 @@ def _keep(
     )  # fmt: skip
     # Says at once what it cannot hold.
     state.read()
-
-    def collect() -> dict[str, Any]:
-        with sharing.watching():
-            return state.collect(keeps=not state.rank)
-
-    kept = Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
+    kept = _callbacks_of(state, sharing)
     if scheduler is None:
         users = settings.pop("save_callback", None), settings.pop("load_callback", None)
         kept = join_callbacks(kept, Callbacks.of_user(*users, settings.pop("state_callback", None)))
@@ -241,9 +236,18 @@ def _keep(
     )  # fmt: skip
     kept = r8.host.adopt(kept, witness_size=accumulate, stays=stays, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
-    second_run = SecondRun(whole, stepper, hand, given.run_batch, r8, is_alone=sharing.size == 1)
-    again = second_run if second_run.is_possible else None
-    return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, again)
+    second_run = SecondRun(plain_model(model), stepper, hand, given.run_batch, r8, is_alone=sharing.size == 1)
+    return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
+
+
+def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
+    """What keeps the model."""
+
+    def collect() -> dict[str, Any]:
+        with sharing.watching():
+            return state.collect(keeps=not state.rank)
+
+    return Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
 
 
 def _loss_again(given: _Given, batch: Any) -> float:

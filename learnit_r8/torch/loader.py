@@ -17,11 +17,11 @@ from ..bridge.prefetch import Prefetch
 from ..engine.values import OwnBatches
 from ..sampling.random_generators import random_state, set_random_state
 from .flight.hand import Hand
-from .prepared import prepare
-from .sampler import R8BatchSampler, takes_arrays
+from .prepared import SampleError, prepare, takes_arrays
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
+    from .sampler import R8BatchSampler
 
 DECIDED = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
 
@@ -97,10 +97,6 @@ def check_dataset(dataset: Any) -> None:
         )
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
-
-
-class SampleError(RuntimeError):
-    """A sample of the data set could not be read; the message names it."""
 
 
 def _unreadable(index: Any, error: Exception) -> SampleError:

@@ -12,11 +12,9 @@ from ..bridge.prefetch import Prefetch
 from ..guard.verdict import GOOD, Verdict
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import NUM_ROWS, Predictions
-from .distributed.together import ALONE, Together
 from .flight.hand import Hand, Held
 from .predictions import check_exchanged
-from .readback import Readback, Sent
-from .sampler import find_batch
+from .readback import ALONE, Readback, Sent, SingleProcess
 from .stepper import with_second
 
 if TYPE_CHECKING:
@@ -87,7 +85,7 @@ class LossPipeline:
 
     def __init__(self, batches: Prefetch, training: Training, *, has_loader: bool, look: Callable[..., None]) -> None:
         r8, state, stepper, hand = training.scheduler, training.state, training.stepper, training.hand
-        self._rates, self._sharing, self._ahead = training.rates, training.sharing, training.ahead
+        self._rates, self._sharing = training.rates, training.sharing
         self.outcome = Outcome(Verdict.PENDING, r8.lr, None)
         self.recorded: tuple[Sent, torch.Tensor] | None = None
         self.readback: Readback | None = None
@@ -105,14 +103,6 @@ class LossPipeline:
         """Losses sent and not reported yet."""
         return 0 if self.readback is None else len(self.readback)
 
-    def find(self, ticket: int | Ticket | None) -> Ticket:
-        """The batch that losses are of.
-
-        Raises:
-            RuntimeError: it is not clear which batch it is.
-        """
-        return ticket if isinstance(ticket, Ticket) else find_batch(self._batches, ticket, ahead=self._ahead)
-
     def count(self, ticket: Ticket) -> int:
         """Samples of a batch that this process trains on."""
         return len(ticket.indices if self._is_alone else self._sharing.part(ticket.indices))
@@ -123,7 +113,7 @@ class LossPipeline:
         """Note the losses of a batch; `tell` sends them.
 
         Args:
-            ticket: As `find` gave it.
+            ticket: The batch.
             values: float32[P], the losses.
             count: Samples of it that this process trained on.
             part_size: As in `Sent`.
@@ -373,10 +363,10 @@ class LossPipeline:
                 self._r8.host.look_at_weights()
             num_loads = self._state.num_loads
             readback = self.readback
-            if isinstance(self._sharing, Together):
-                self._sharing.between_steps(self._r8, 0 if readback is None else len(readback))
-            else:
+            if isinstance(self._sharing, SingleProcess):
                 self._r8.host.between_steps()
+            else:
+                self._sharing.between_steps(self._r8, 0 if readback is None else len(readback))
             if self._state.num_loads != num_loads:
                 self.drop()
         # A feed notes the start of each batch that it hands out.
@@ -394,7 +384,7 @@ class LossPipeline:
         self.settle()
         # However few batches there were, the optimizer has taken its step at the end of the epoch.
         self._r8.controller.end_update()
-        if isinstance(self._sharing, Together):
+        if not isinstance(self._sharing, SingleProcess):
             self._sharing.before_iteration()
         self.between_steps()
         if self._r8.pace.place % self._r8.steps_per_epoch == 0:

@@ -16,24 +16,13 @@ from ..bridge.host import num_left
 from ..bridge.prefetch import Prefetch
 from ..sampling.ticket import refuse_weights
 from .distributed.ranks import are_there
-from .distributed.together import ALONE
+from .prepared import takes_arrays
+from .readback import ALONE
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Outcome, Ticket
     from ..scheduler import R8Scheduler
     from .distributed.together import Sharing
-
-
-def takes_arrays(dataset: Any) -> bool:
-    """Whether a batch of a data set may be an int64 array.
-
-    It has a ``__getitems__`` of its own then; those of torch's and datasets' own want lists of ints.
-    """
-    if isinstance(known := getattr(dataset, "takes_arrays", None), bool):
-        # That of a `SampleReader` is of what it reads.
-        return known
-    own = getattr(type(dataset), "__getitems__", None)
-    return own is not None and getattr(own, "__module__", "").partition(".")[0] not in ("torch", "datasets")
 
 
 class R8BatchSampler(torch.utils.data.Sampler[Any]):

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from .loader import SampleError
-from .prepared import plain_model
+from .prepared import SampleError, plain_model
 
 MOST = 4096
 """Numbers of a tensor, or entries of a dict or deque, up to which it is noted; what is larger is data, no count."""

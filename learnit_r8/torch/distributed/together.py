@@ -15,7 +15,7 @@ from ...bridge.ranks.agreement import digest_of
 from ...engine.settings import OF_RANK_0
 from ...engine.values import RunDir
 from ...table.labels.predictions import NUM_ROWS, Predictions
-from ..readback import Readback, Sent, readback_on
+from ..readback import ALONE, Readback, Sent, SingleProcess, readback_on
 from .exchange import Exchange, Note, check_every, slice_of
 from .ranks import Ranks, are_there
 from .shards import is_sharded
@@ -27,62 +27,6 @@ if TYPE_CHECKING:
 
 PROBED = 64
 """Weights of a model that are compared between ranks."""
-
-
-class SingleProcess:
-    """A process that trains a model alone; `Together` does the same for one of several.
-
-    Attributes:
-        rank: Number of this process among them.
-        size: Processes.
-        gather: Returns the values of all processes, on each of them; None, as there is one.
-    """
-
-    rank, size = 0, 1
-    gather = None
-
-    def settings(self, settings: SchedulerSettings) -> SchedulerSettings:
-        """The settings for the scheduler of this process.
-
-        Args:
-            settings: As the user gave them.
-        """
-        return settings
-
-    def part(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """This process's part of a batch, a contiguous slice.
-
-        Args:
-            rows: T[B], the indices of the whole batch, or other values of its samples.
-        """
-        return rows
-
-    def readback(self, device: torch.device) -> Readback:
-        """The readback that brings the losses of the whole batch to the scheduler, whatever part was put in.
-
-        Args:
-            device: Where this process's losses are.
-        """
-        return readback_on(device)
-
-    def watching(self) -> contextlib.AbstractContextManager[None]:
-        """A ``with`` block in which processes wait for each other; this one has nobody to wait for."""
-        return _NO_WAIT
-
-    def check(self, r8: R8Scheduler, model: Any, resume: Any = None, **settings: Any) -> None:
-        """Raise ValueError unless the scheduler and the model can be shared like this.
-
-        Args:
-            r8: The scheduler.
-            model: The model.
-            resume: Not used: the scheduler has resumed by itself.
-            **settings: Options of the adapter that must be the same in all processes.
-        """
-
-
-_NO_WAIT = contextlib.nullcontext()
-
-ALONE = SingleProcess()
 
 
 class Together:
