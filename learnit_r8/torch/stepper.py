@@ -247,10 +247,10 @@ class Stepper:
         run = weakref.ref(r8)
 
         def look(*_: Any) -> None:
-            r8 = run()
-            if r8 is None or r8._is_closed:
+            watched = run()
+            if watched is None or watched._is_closed:
                 return
-            controller = r8.controller
+            controller = watched.controller
             is_turn = not max(0, controller.lineage.updates - 1) // self.accumulate % DEAD_EVERY
             may_look = controller.watches_gradients and not controller.experiment.is_open
             if is_turn and may_look and (is_alone or controller.norms.is_used):
