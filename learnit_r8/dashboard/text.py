@@ -346,12 +346,6 @@ def labelled(label: str, value: str, style: str = "value") -> Line:
     return Span(label + " ", "label"), Span(value, style)
 
 
-def extremes(points: Iterable[tuple[int, float]]) -> str:
-    """The lowest and the highest of some values, which stand behind their steps."""
-    values = [value for _, value in points]
-    return f"({number(min(values))} .. {number(max(values))})"
-
-
 def short(value: float, width: int) -> str:
     """A number at the right of a cell of this width, as a power of ten where it must.
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ..events.bus import Announcer
     from ..guard.monitor import Sentry
     from ..recovery.agreement import Agreement, Ranks
-    from ..recovery.controller import RecoveryController
     from ..recovery.persistence import Persistence
+    from ..recovery.recovery import RecoveryController
     from ..sampling.source import Source
     from ..sampling.ticket import Ticket
     from .control import Requests

@@ -19,20 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from .. import events
 from ..checkpoint.durable_io import open_regular, replace
-from ..events import (
-    BatchRefused,
-    EpochDone,
-    Event,
-    GaveUp,
-    ProcessLeft,
-    RunEnded,
-    RunPaused,
-    RunResumed,
-    RunStarted,
-    RunStopped,
-    StepsDone,
-)
 from ..events.codec import from_fields, strict_json
 from ..events.kinds import EVENTS
 
@@ -54,7 +42,7 @@ class Record(NamedTuple):
     """
 
     time: float
-    event: Event
+    event: events.Event
 
 
 class Lines:
@@ -158,13 +146,13 @@ class Parser:
             return None
 
 
-def _is_sane(event: Event) -> bool:
+def _is_sane(event: events.Event) -> bool:
     """Whether the counts and numbers of an event are in a range that its readers can compute with."""
     if not (event.step >= 0 and 0 <= event.seconds < MOST_SECONDS and all(map(_fits, vars(event).values()))):
         return False
-    if isinstance(event, StepsDone):
+    if isinstance(event, events.StepsDone):
         return event.num_steps >= 1 and event.samples >= 0 and event.epoch >= -1
-    if isinstance(event, RunStarted):
+    if isinstance(event, events.RunStarted):
         sizes = event.num_samples, event.batch_size, event.steps_per_epoch
         # Of the user's own batches they are not known.
         least = 0 if event.grows else min(event.num_samples, 1)
@@ -283,7 +271,7 @@ class Run:
     def _reset(self) -> None:
         self._heard = self._stepped = 0.0
         self._longest_pause = 0.0
-        self._end: RunEnded | ProcessLeft | None = None
+        self._end: events.RunEnded | events.ProcessLeft | None = None
         self._early: str | None = None
         self._gave_up = False
         self._progress = 0.0
@@ -335,29 +323,29 @@ class Run:
     def _look(self, record: Record) -> None:
         event = record.event
         self._heard = record.time
-        if isinstance(event, RunStarted):
+        if isinstance(event, events.RunStarted):
             self._end, self._early, self._stepped, self._gave_up = None, None, record.time, False
             # The progress of an earlier run in this folder does not count.
             self._progress = event.step / event.total_steps if event.total_steps else 0.0
-        if isinstance(event, (StepsDone, BatchRefused)):
+        if isinstance(event, (events.StepsDone, events.BatchRefused)):
             self._longest_pause = max(self._longest_pause, record.time - (self._stepped or record.time))
             self._stepped = record.time
-        if isinstance(event, (StepsDone, EpochDone)):
+        if isinstance(event, (events.StepsDone, events.EpochDone)):
             self._progress = event.progress
             # A validation of unknown length may follow.
-            self._is_between_epochs = isinstance(event, EpochDone)
-        if isinstance(event, (RunStarted, RunPaused, RunResumed)):
-            self._is_paused = isinstance(event, RunPaused)
+            self._is_between_epochs = isinstance(event, events.EpochDone)
+        if isinstance(event, (events.RunStarted, events.RunPaused, events.RunResumed)):
+            self._is_paused = isinstance(event, events.RunPaused)
             self._stepped = record.time
-        if isinstance(event, RunStopped) and event.is_early:
+        if isinstance(event, events.RunStopped) and event.is_early:
             self._early = event.reason
-        if isinstance(event, GaveUp):
+        if isinstance(event, events.GaveUp):
             self._gave_up = True
         # An exception after the end of a run is not one of its training.
-        has_finished = isinstance(self._end, RunEnded) and self._end.finished
-        if isinstance(event, RunEnded) or (isinstance(event, ProcessLeft) and not has_finished):
+        has_finished = isinstance(self._end, events.RunEnded) and self._end.finished
+        if isinstance(event, events.RunEnded) or (isinstance(event, events.ProcessLeft) and not has_finished):
             self._end = event
-        if isinstance(event, RunEnded):
+        if isinstance(event, events.RunEnded):
             self._early = event.early
 
     def state(self) -> State:
@@ -365,12 +353,12 @@ class Run:
         end, now = self._end, self._wall()
         if self._gave_up:
             return State("diverged", "everything was tried")
-        if isinstance(end, ProcessLeft) and end.error:
+        if isinstance(end, events.ProcessLeft) and end.error:
             return State("died", end.error)
         if end is not None:
             if self._early is not None:
                 return State("finished early", self._early)
-            finished = end.finished if isinstance(end, RunEnded) else self._progress >= 1
+            finished = end.finished if isinstance(end, events.RunEnded) else self._progress >= 1
             return State("finished" if finished else "stopped", "")
         if not self._heard:
             return State("empty", "")

@@ -31,12 +31,8 @@ KEEP_OLDER = 8
 NUM_NAMES = MOST_LABELS = 1000
 
 _NAME = re.compile(r"samples-(\d{6,9})\.(safetensors|npz)")
-_FIELDS: dict[str, np.dtype[Any]] = {
-    "loss": np.dtype("<f4"),
-    "last": np.dtype("<f4"),
-    "mean": np.dtype("<f4"),
-    "usage_count": np.dtype("<u2"),
-}
+_KINDS = {"loss": "<f4", "last": "<f4", "mean": "<f4", "usage_count": "<u2"}
+_FIELDS: dict[str, np.dtype[Any]] = {name: np.dtype(kind) for name, kind in _KINDS.items()}
 _LAYOUTS: list[dict[str, np.dtype[Any]]] = [{name: each[name] for name in each.names or ()} for each in LAYOUTS]
 
 

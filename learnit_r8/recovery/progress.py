@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 # np.median imports it in the first steps, when a program may be out of file descriptors.
 import numpy.ma
 
-from .ram_backup import Backup, spread_of
+from .backups import Backup, spread_of
+from .part import Part
 
 EARLY_UPDATES, START_UPDATES = 80, 384
 """Updates in which each loss is looked at; and in which a slow loss of progress is, as the rate may be too high."""
@@ -58,7 +59,8 @@ SUDDEN = 0.6
 """Share of the rise that must come within one step for the rise to be sudden."""
 
 
-class Progress:
+@dataclass(eq=False)
+class Progress(Part):
     """The losses that were learned from, and the losses that were reported.
 
     Attributes:
@@ -67,24 +69,26 @@ class Progress:
         start: Level of the losses as the run began; NaN while it is unknown.
         untrained: Loss of the untrained model: of its first batch, or the second lowest of the first losses, which at
             far too high rates are those of ruined weights; NaN while it is unknown.
+        record: Loss of the untrained model on its first batch; NaN while it is unknown.
         first: The first losses of the run.
         peak, peak_at: The highest rate of the user's own so far, and the updates then.
+        gap: How many times longer than at first the next look waits; doubled by each that found healthy weights.
+        wait_until, above_from: Updates from which a high loss, and a high level, is looked into again.
+        look_wait: Updates without a look for lost progress.
     """
 
-    def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=128)
-        self.reported: deque[float] = deque(maxlen=64)
-        self.start = self.untrained = self._record = math.nan
-        self.first: list[float] = []
-        self.peak, self.peak_at = 0.0, 0
-        self._gap, self._wait_until, self._look_wait, self._above_from = 1, 0, 0, 0
-
-    @classmethod
-    def again(cls, before: Progress) -> Progress:
-        """Losses of the same run from its start again."""
-        progress = cls()
-        progress.start, progress.first, progress.untrained = before.start, list(before.first), before.untrained
-        return progress
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=128))
+    reported: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    start: float = math.nan
+    untrained: float = math.nan
+    record: float = math.nan
+    first: list[float] = field(default_factory=list)
+    peak: float = 0.0
+    peak_at: int = 0
+    gap: int = 1
+    wait_until: int = 0
+    look_wait: int = 0
+    above_from: int = 0
 
     def went_back(self, losses: Sequence[float], updates: int) -> None:
         """Take the losses from before a backup for the last ones, as the model was restored.
@@ -101,19 +105,19 @@ class Progress:
         """Forget all losses, as they mean something else from here on."""
         self.recent.clear()
         self.reported.clear()
-        self.start = self.untrained = self._record = math.nan
-        self._gap = 1
+        self.start = self.untrained = self.record = math.nan
+        self.gap = 1
 
     def note_healthy(self, updates: int) -> None:
         """Wait twice as long before the next look, as one after this many updates found healthy weights."""
-        self._gap *= 2
-        self._wait_until, self._look_wait = updates + self._gap, LOOK_EVERY * self._gap
-        self._above_from = updates + LOOK_EVERY * self._gap // 2
+        self.gap *= 2
+        self.wait_until, self.look_wait = updates + self.gap, LOOK_EVERY * self.gap
+        self.above_from = updates + LOOK_EVERY * self.gap // 2
 
     def note_record(self, record: float) -> None:
         """Keep the loss of the untrained model, unless it is NaN, as a run that is resumed has no such state."""
         if math.isfinite(record):
-            self._record = record
+            self.record = record
 
     def note_first(self, loss: float, record: float) -> None:
         """Take one of the first losses; called once in `NOTED_EVERY` updates."""
@@ -122,8 +126,8 @@ class Progress:
         self.note_record(record)
         if self.start != self.start and len(self.recent) >= FIRST:
             # Where the record is unknown, so is the loss of the untrained model.
-            self.start = float(np.fmax(self._record, np.median(self.recent)))
-            self.untrained = float(np.clip(sorted(self.recent)[1], self._record, MOST_OF_RECORD * self._record))
+            self.start = float(np.fmax(self.record, np.median(self.recent)))
+            self.untrained = float(np.clip(sorted(self.recent)[1], self.record, MOST_OF_RECORD * self.record))
 
     @property
     def first_spread(self) -> float:
@@ -164,7 +168,7 @@ class Progress:
             record: The first loss of the run.
             updates: Updates so far.
         """
-        if updates < self._wait_until or not math.isfinite(record):
+        if updates < self.wait_until or not math.isfinite(record):
             return 0.0
         known = self.first
         middle = float(np.median(known[:FIRST])) if known else record
@@ -177,8 +181,8 @@ class Progress:
 
     def lost_progress(self, backups: Iterable[Backup], updates: int) -> Backup | None:
         """The backup whose progress was lost, where a third of it was in the first steps; else None."""
-        self._look_wait -= LOOK_EVERY
-        if self._look_wait > 0 or updates > START_UPDATES or self.start != self.start or len(self.recent) < LEVEL:
+        self.look_wait -= LOOK_EVERY
+        if self.look_wait > 0 or updates > START_UPDATES or self.start != self.start or len(self.recent) < LEVEL:
             return None
         near = [each for each in backups if each.witness and (updates <= 250 or each.updates > 0.5 * updates)]
         best = min(near, key=lambda each: each.usual if each.updates else each.record, default=None)
@@ -238,7 +242,7 @@ class Progress:
 
     def is_above_untrained(self, updates: int) -> bool:
         """Whether the last losses are far above those of the untrained model, and not looked into yet."""
-        if updates < self._above_from or not self.untrained > 0 or len(self.recent) < FIRST:
+        if updates < self.above_from or not self.untrained > 0 or len(self.recent) < FIRST:
             return False
         if updates % LOOK_EVERY:
             return self.has_jumped
@@ -262,29 +266,3 @@ class Progress:
         rise = losses[-2:].mean() - np.median(losses[:8])
         jumps = [np.median(losses[n : n + 4]) - np.median(losses[max(0, n - 4) : n]) for n in range(4, len(losses))]
         return bool(max(jumps) > SUDDEN * rise)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The losses, as plain values."""
-        return {
-            "recent": list(self.recent), "reported": list(self.reported), "first": list(self.first),
-            "start": None if math.isnan(self.start) else self.start,
-            "untrained": None if math.isnan(self.untrained) else self.untrained, "gap": self._gap,
-            "record": None if math.isnan(self._record) else self._record,
-            "peak": [self.peak, self.peak_at],
-            "wait": [self._wait_until, self._look_wait], "above_from": self._above_from,
-        }  # fmt: skip
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self.recent = deque(state["recent"], maxlen=128)
-        self.reported = deque(state["reported"], maxlen=64)
-        self.first = list(state["first"])
-        self.start = math.nan if state["start"] is None else state["start"]
-        # Saved by earlier versions without it.
-        untrained = state.get("untrained", state["start"])
-        self.untrained = math.nan if untrained is None else untrained
-        self._gap, record = state["gap"], state.get("record")
-        self._record = math.nan if record is None else record
-        self._wait_until, self._look_wait = state["wait"]
-        self.peak, self.peak_at = state.get("peak", (0.0, 0))
-        self._above_from = state.get("above_from", 0)

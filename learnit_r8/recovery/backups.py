@@ -10,14 +10,11 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..checkpoint import tree
-
-if TYPE_CHECKING:
-    from .moment import Moment
 
 LEVEL_LOSSES = 32
 """Losses before a backup from which its level and spread are computed."""
@@ -31,6 +28,29 @@ LEAST_SPREAD = 1e-3
 FAR_SPREADS = 6.0
 """Spreads of the losses before a backup, and at least their level once more, by which the loss of a bad batch is above
 them. Other weights may have any loss on such a batch."""
+
+
+class Moment(NamedTuple):
+    """The scheduler's own state when a model state is copied, which goes back with the model.
+
+    Later reports stay in the table, whether or not it has learned them already: that depends on when somebody last read
+    the table, and reading must not change the run.
+
+    Attributes:
+        memory: The guard's state.
+        trend: The trend of the losses, and whether estimates were differences from it.
+        baseline: Number of baseline resets by then.
+        updates: Updates that the weights had taken.
+        recent: The last losses learned from.
+        state: The state of the run except the table's records; a run that was cut short goes on from it.
+    """
+
+    memory: Any
+    trend: tuple[float, bool]
+    baseline: int
+    updates: int
+    recent: tuple[float, ...]
+    state: Any = None
 
 
 class Copy(NamedTuple):
@@ -180,12 +200,9 @@ class RamBackup:
     """
 
     def __init__(
-        self,
-        clone: Callable[[Any], Any] = tree.clone,
-        copy_into: Callable[[Any, Any], Any] | None = None,
-        *,
+        self, clone: Callable[[Any], Any] = tree.clone, copy_into: Callable[[Any, Any], Any] | None = None, *,
         most: int = 7,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.backups: list[Backup] = []
         self.earlier: Backup | None = None
         self.most = most
