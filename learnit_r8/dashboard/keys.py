@@ -46,16 +46,12 @@ class Binding:
     opens: str = ""
 
 
-def _to(ui: UiState, view: str) -> UiState:
-    return replace(ui, view=view, scroll=0, selected=0, inspected=None)
-
-
 def _page(name: str) -> Change:
-    return lambda ui, view: _to(ui, name)
+    return lambda ui, view: replace(ui, view=name, scroll=0, selected=0, inspected=None)
 
 
 def _neighbour(by: int) -> Change:
-    return lambda ui, view: _to(ui, VIEWS[(VIEWS.index(ui.view) + by) % len(VIEWS)])
+    return lambda ui, view: _page(VIEWS[(VIEWS.index(ui.view) + by) % len(VIEWS)])(ui, view)
 
 
 def _switch(name: str) -> Change:
@@ -112,10 +108,15 @@ def _mark(ui: UiState, view: View) -> UiState:
 def _back(ui: UiState, view: View) -> UiState:
     if ui.inspected is not None:
         return replace(ui, inspected=None)
-    return replace(ui, filter="", scroll=0) if ui.filter else _to(ui, "overview")
+    return replace(ui, filter="", scroll=0) if ui.filter else _page("overview")(ui, view)
+
+
+def _type(ui: UiState, view: View) -> UiState:
+    return replace(ui, typing=ui.filter)
 
 
 _CHARTS = tuple(name for name, page in PAGES.items() if page.has_chart)
+_FILTERED = tuple(name for name, page in PAGES.items() if page.has_filter)
 
 TABLE = (
     *(
@@ -135,14 +136,7 @@ TABLE = (
     Binding(("l",), "l", "suspects", "hardest or suspects", _other_list, views=("samples",)),
     Binding(("m",), "m", "mark", "mark; x exports the marked", _mark, views=("samples",)),
     Binding(("e",), "e", "alerts", "only warnings, or all", _switch("alerts_only"), views=("events",)),
-    Binding(
-        ("/",),
-        "/",
-        "filter",
-        "filter by a text (Enter keeps it)",
-        lambda ui, view: replace(ui, typing=ui.filter),
-        views=tuple(name for name, page in PAGES.items() if page.has_filter),
-    ),
+    Binding(("/",), "/", "filter", "filter by a text (Enter keeps it)", _type, views=_FILTERED),
     Binding(("y",), "y", "log", "log or linear scale of the loss", _switch("log_scale"), views=_CHARTS),
     Binding(("z",), "z", "zoom", "all, its whole range, last 10 %, last epoch", _zoom, views=_CHARTS),
     Binding((" ",), "space", "freeze", "freeze the picture only", _switch("frozen"), modes=("live", "watch")),
@@ -160,9 +154,7 @@ TABLE = (
     Binding(("q",), "q", "quit", "leave the replay", Action.LEAVE, modes=("replay",)),
     Binding(("?", "h"), "?", "help", "this help", _switch("help"), modes=MODES),
     Binding(("enter",), "Enter", "open", "open this run", Action.OPEN, modes=("list",)),
-    Binding(
-        ("/",), "/", "filter", "only runs with a text", lambda ui, view: replace(ui, typing=ui.filter), modes=("list",)
-    ),
+    Binding(("/",), "/", "filter", "only runs with a text", _type, modes=("list",)),
     Binding(("s",), "s", "sort", "sort by age, metric, state, step, name", _sort, modes=("list",)),
     Binding(("q",), "q", "quit", "leave the list", Action.LEAVE, modes=("list",)),
 )

@@ -148,15 +148,10 @@ class ScreenSession:
         if request is not None and (request.is_answered() or time.monotonic() > request.until):
             request = self._request = None
         return Scene(
-            now=seconds + (0.0 if stands else time.monotonic() - arrived),
-            output=self._lines,
-            num_output=self._num_lines,
-            num_unread=self._num_lines - self._num_read,
-            is_paused=requests.is_paused,
-            folder=self._folder,
-            said="" if request is None else request.text,
-            load=self._monitor.load(),
-        )
+            now=seconds + (0.0 if stands else time.monotonic() - arrived), output=self._lines,
+            num_output=self._num_lines, num_unread=self._num_lines - self._num_read, is_paused=requests.is_paused,
+            folder=self._folder, said="" if request is None else request.text, load=self._monitor.load(),
+        )  # fmt: skip
 
     def _ask(self, text: str, is_answered: Callable[[], bool]) -> str:
         self._request = Request(text, is_answered, time.monotonic() + REQUEST_SECONDS)
@@ -175,24 +170,21 @@ class ScreenSession:
                 return self._ask("stopping after this step, and saving...", lambda: self.view.ended is not None)
             case Action.COOL_DOWN:
                 try:
-                    self._requests.cool_down(self._painter.ui.asked, "on the screen")
+                    requests.cool_down(self._painter.ui.asked, "on the screen")
                 except ValueError as error:
                     return f"no cool-down: {error}"
                 return "cool-down requested, after this step..."
             case Action.PAUSE:
                 # A request counts too: the second press may come before the step has ended.
-                if self._requests.is_paused or self._wants_pause:
-                    self._wants_pause = False
-                    self._request = None
-                    self._requests.resume()
+                if requests.is_paused or self._wants_pause:
+                    self._wants_pause, self._request = False, None
+                    requests.resume()
                     return "going on"
                 if launcher.num_ranks_of() > 1:
                     return "no pause: several processes train together"
                 self._wants_pause = True
-                self._requests.pause("requested on the screen")
-                return self._ask(
-                    "pausing after this step...", lambda: self._requests.is_paused or not self._wants_pause
-                )
+                requests.pause("requested on the screen")
+                return self._ask("pausing after this step...", lambda: requests.is_paused or not self._wants_pause)
             case Action.DETACH:
                 self.detach()
         return ""

@@ -83,15 +83,9 @@ class Painter:
     """
 
     def __init__(
-        self,
-        screen: Screen,
-        owner: Owner,
-        ui: UiState,
-        *,
-        capture: Capture | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        cpu_clock: Callable[[], float] = time.thread_time,
-    ) -> None:
+        self, screen: Screen, owner: Owner, ui: UiState, *, capture: Capture | None = None,
+        clock: Callable[[], float] = time.monotonic, cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:  # fmt: skip
         self.has_opened = threading.Event()
         self.ui_share = math.nan
         self.ui, self.opened = ui, False

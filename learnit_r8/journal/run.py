@@ -190,14 +190,11 @@ def preview(path: Path, parser: Parser) -> tuple[list[Record], list[Record]] | N
         if size <= PREVIEW_HEAD_BYTES + PREVIEW_TAIL_BYTES + PREVIEW_PIECES * PREVIEW_PIECE_BYTES:
             return None
         lines: list[bytes] = _piece(file, 0, PREVIEW_HEAD_BYTES)
-        between = range(
-            PREVIEW_HEAD_BYTES,
-            size - PREVIEW_TAIL_BYTES - PREVIEW_PIECE_BYTES,
-            max(1, (size - PREVIEW_TAIL_BYTES - PREVIEW_HEAD_BYTES) // PREVIEW_PIECES),
-        )
-        for start in between:
+        tail_start = size - PREVIEW_TAIL_BYTES
+        stride = max(1, (tail_start - PREVIEW_HEAD_BYTES) // PREVIEW_PIECES)
+        for start in range(PREVIEW_HEAD_BYTES, tail_start - PREVIEW_PIECE_BYTES, stride):
             lines += _piece(file, start, PREVIEW_PIECE_BYTES)
-        tail = _piece(file, size - PREVIEW_TAIL_BYTES, PREVIEW_TAIL_BYTES)
+        tail = _piece(file, tail_start, PREVIEW_TAIL_BYTES)
     return parser.parse(lines), parser.parse(tail)
 
 
@@ -410,10 +407,11 @@ def runs_in(folder: Path) -> list[Path]:
         found = [entry for entry in folder.iterdir() if entry.is_dir() and is_run(entry)]
     except OSError:
         return []
-    return sorted(found, key=_last_written, reverse=True)
+    return sorted(found, key=last_written, reverse=True)
 
 
-def _last_written(run: Path) -> float:
+def last_written(run: Path) -> float:
+    """Wall time at which the journal of a run was last written to; 0 where it cannot be told."""
     try:
         return os.stat(run / "events.jsonl").st_mtime
     except OSError:
@@ -480,13 +478,10 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 def this_process() -> dict[str, Any]:
     """The identity of this process: pid and host, and where the system has them boot, namespace and start."""
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "boot_id": _text_of(_BOOT_ID),
-        "pid_namespace": _or_empty(lambda: os.readlink("/proc/self/ns/pid")),
-        "process_started": _started("self"),
-    }
+    namespace = _or_empty(lambda: os.readlink("/proc/self/ns/pid"))
+    boot, started = _text_of(_BOOT_ID), _started("self")
+    where = {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": boot}
+    return {**where, "pid_namespace": namespace, "process_started": started}
 
 
 def is_gone(process: Mapping[str, Any]) -> bool | None:
@@ -546,14 +541,11 @@ def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wa
 
     sessions = read_sessions(folder)[-(MOST_SESSIONS - 1) :]
     about = {
-        "format": FORMAT,
-        "name": name,
+        "format": FORMAT, "name": name,
         "sessions": [*sessions, {**this_process(), "started": wall, "started_at": utc(wall)}],
-        "program": Path(sys.argv[0]).name if sys.argv else "",
-        "versions": versions(),
-        "platform": platform.platform(),
-        "configuration": dict(configuration),
-    }
+        "program": Path(sys.argv[0]).name if sys.argv else "", "versions": versions(),
+        "platform": platform.platform(), "configuration": dict(configuration),
+    }  # fmt: skip
     replace(folder / "run.json", strict_json(about, indent=1).encode())
 
 
