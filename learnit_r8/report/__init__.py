@@ -29,14 +29,10 @@ HEIGHT = 720
 
 
 def write_report(
-    run_dir: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    thumbnail: Callable[[int], Any] | None = None,
-    describe: Callable[[int], object] | None = None,
-    other: str | os.PathLike[str] | None = None,
+    run_dir: str | os.PathLike[str], out: str | os.PathLike[str], *, thumbnail: Callable[[int], Any] | None = None,
+    describe: Callable[[int], object] | None = None, other: str | os.PathLike[str] | None = None,
     precision: float = 0.5,
-) -> Path:
+) -> Path:  # fmt: skip
     """Write the report of a run.
 
     Args:
@@ -83,13 +79,10 @@ class DataView:
     """
 
     def __init__(
-        self,
-        source: str | os.PathLike[str] | R8Scheduler | SampleTable,
-        *,
-        thumbnail: Callable[[int], Any] | None = None,
-        describe: Callable[[int], object] | None = None,
+        self, source: str | os.PathLike[str] | R8Scheduler | SampleTable, *,
+        thumbnail: Callable[[int], Any] | None = None, describe: Callable[[int], object] | None = None,
         precision: float = 0.5,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if isinstance(source, (str, os.PathLike)):
             data = report_data(source, precision)
         else:

@@ -125,9 +125,8 @@ class Screen:
                 raise UnusableTerminal("the terminal takes no output")
             self._begin()
         except ImportError:
-            raise UnusableTerminal(
-                "Python has no curses here" + (": pip install windows-curses" if _IS_WINDOWS else "")
-            ) from None
+            advice = ": pip install windows-curses" if _IS_WINDOWS else ""
+            raise UnusableTerminal(f"Python has no curses here{advice}") from None
         except (curses.error, OSError, ValueError) as error:
             self.close()
             raise UnusableTerminal(f"TERM={os.environ.get('TERM')!r}: {error}") from error
@@ -154,17 +153,10 @@ class Screen:
         self._names = {getattr(curses, name): key for name, key in _KEYS.items() if hasattr(curses, name)}
         # A terminal may lack any of these and still show a screen.
         for attempt in (
-            curses.noecho,
-            curses.cbreak,
-            lambda: window.keypad(True),
-            lambda: window.nodelay(True),
-            lambda: window.leaveok(True),
-            lambda: window.scrollok(False),
-            lambda: curses.set_escdelay(25),
-            lambda: curses.curs_set(0),
-            self._start_colours,
-            self._modes.set_ours,
-        ):
+            curses.noecho, curses.cbreak, lambda: window.keypad(True), lambda: window.nodelay(True),
+            lambda: window.leaveok(True), lambda: window.scrollok(False), lambda: curses.set_escdelay(25),
+            lambda: curses.curs_set(0), self._start_colours, self._modes.set_ours,
+        ):  # fmt: skip
             with contextlib.suppress(curses.error, OSError, AttributeError):
                 attempt()
         self._shown, self._num_empty = [], 0
