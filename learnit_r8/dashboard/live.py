@@ -26,8 +26,16 @@ from .state.ui_state import Action, Scene, UiState
 from .state.view import View
 from .terminal import terminal_hooks
 from .terminal.capture import STDERR, Capture
-from .terminal.screen import Screen, UnusableTerminal, find_ground, screen_encoding
-from .terminal.tty_modes import STDIN, STDOUT, TtyModes, is_in_background
+from .terminal.screen import (
+    STDIN,
+    STDOUT,
+    Screen,
+    TtyModes,
+    UnusableTerminal,
+    find_ground,
+    is_in_background,
+    screen_encoding,
+)
 from .theme import choose_theme
 
 MOST_QUEUED = 100_000

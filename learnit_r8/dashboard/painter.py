@@ -23,8 +23,7 @@ from .render.frame import render
 from .state.ui_state import Action, Scene, UiState
 from .state.view import View
 from .terminal.capture import Capture
-from .terminal.screen import Screen
-from .terminal.tty_modes import is_in_background
+from .terminal.screen import Screen, is_in_background
 from .text import Line
 
 FRAME_SECONDS = 0.25

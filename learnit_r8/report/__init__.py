@@ -16,9 +16,8 @@ from ..dashboard.state.view import View
 from ..journal.samples import samples_of
 from ..table.table import SampleTable
 from .data import ReportData, report_data, with_samples
-from .gallery import Look
 from .page import page
-from .samples import samples_page
+from .samples import Look, samples_page
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
