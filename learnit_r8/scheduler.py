@@ -29,7 +29,7 @@ from .engine.feed.trainer_batches import TrainerBatches
 from .engine.settings import AllSettings, Settings, check_names, kept_defaults, suggest_settings
 from .engine.values import flat, grouped
 from .events.caller import say_at_exit
-from .guard.registry import GuardName
+from .guard.monitor import GuardName
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
 from .policies.base import Policy
@@ -758,7 +758,7 @@ class R8Scheduler:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"log() takes one number for each metric: {error}") from None
         at_step = self.global_step if step is None else step
-        is_on_trial = self.controller.inquiry.is_on_trial
+        is_on_trial = self.controller.is_on_trial
         self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step, is_on_trial=is_on_trial)
         if is_on_trial:
             # No value of the run: it counts neither for the best checkpoint nor for early stopping.

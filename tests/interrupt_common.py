@@ -354,8 +354,8 @@ def frozen(state):
 
 
 SET_ASIDE = (
-    "_persistence", "_announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting", "witnesses",
-    "looked_last_at", "left_at", "recorder", "_recorder", "_parts",
+    "_persistence", "_announcer", "persistence", "announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting",
+    "witnesses", "looked_last_at", "left_at", "recorder", "_recorder",
 )  # fmt: skip
 """Attributes that are not part of a state: other parts, which the controller has too, what is only a cache, the
 witnesses of checkpoints (see `everything`), where the end, or that of an epoch, was looked at, which a call that was

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..checkpoint.callbacks import Callbacks
     from ..engine.pace import Rates
     from ..engine.run import Member, RankGroup
-    from ..recovery.controller import RecoveryController
+    from ..recovery.recovery import RecoveryController
     from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
     from ..triggers import Condition

@@ -27,21 +27,9 @@ from typing import Any, NamedTuple
 from ..events import launcher
 from ..events.caller import warn
 from .codec import OlderFile, read, read_tree, write
-from .durable_io import (
-    flush,
-    flush_folder,
-    link_new,
-    lock_until_released,
-    make_first_free,
-    open_regular,
-    open_temporary,
-    remove,
-    replace,
-    sha256,
-    sweep,
-    temporary_name,
-    write_new,
-)
+
+from .durable_io import flush, flush_folder, link_new, lock_until_released, make_first_free, open_regular  # isort: skip
+from .durable_io import open_temporary, remove, remove_stale, replace, sha256, temporary_name, write_new  # isort: skip
 from .tree import PACKED, unpack
 
 ROOM = 1.2
@@ -109,12 +97,9 @@ class BackgroundWrite:
     """
 
     def __init__(
-        self,
-        write: Callable[[], Path],
-        finish: Callable[[Path | None, BaseException | None], Checkpoint],
-        *,
+        self, write: Callable[[], Path], finish: Callable[[Path | None, BaseException | None], Checkpoint], *,
         in_background: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._write, self._finish = write, finish
         self._path: Path | None = None
         self._error: BaseException | None = None
@@ -269,11 +254,9 @@ class CheckpointStore:
             self._claimed = None
 
     def save(
-        self,
-        state: Mapping[str, Any],
-        write_model: Callable[[str], None] | None = None,
+        self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None,
         config: Mapping[str, Any] | None = None,
-    ) -> Checkpoint:
+    ) -> Checkpoint:  # fmt: skip
         """Write a checkpoint and delete this run's oldest beyond ``keep``.
 
         Args:
@@ -289,14 +272,10 @@ class CheckpointStore:
         return self.start_write(state, write_model, config).result()
 
     def start_write(
-        self,
-        state: Mapping[str, Any],
-        write_model: Callable[[str], None] | None = None,
-        config: Mapping[str, Any] | None = None,
-        *,
-        then: Callable[[Checkpoint], object] = lambda _: None,
+        self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None,
+        config: Mapping[str, Any] | None = None, *, then: Callable[[Checkpoint], object] = lambda _: None,
         in_background: bool = False,
-    ) -> BackgroundWrite:
+    ) -> BackgroundWrite:  # fmt: skip
         """Start to write a checkpoint like `save`; `BackgroundWrite.result` completes it.
 
         The model's file is written at once. If this raises, nothing has changed.
@@ -347,7 +326,7 @@ class CheckpointStore:
         if self._is_tidy:
             return
         self._is_tidy = True
-        sweep(self.folder)
+        remove_stale(self.folder)
         # A run that was killed between writing its two files left the model's.
         files = [MODEL.fullmatch(name) for name in os.listdir(self.folder)]
         own = {own.model.name for own in self._own if own.model is not None}

@@ -18,7 +18,7 @@ from ..events.codec import from_fields, strict_json
 from ..events.event import describe
 from ..events.text import clean, few, number
 from ..journal.run import UnreadableRun, find_run, free_of_runs
-from ..recovery.incidents.record import PARTS, BadRecord, export, incident_of, numbers_in, read_record
+from ..recovery.record import PARTS, BadRecord, export, incident_of, numbers_in, read_record
 
 MOST_LOSSES, MOST_SAMPLES, MOST_LINES, MOST_TEXT = 8, 16, 40, 4000
 

@@ -14,16 +14,15 @@ from ..checkpoint.early_stop import EarlyStop
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
 from ..events.steps import mode_of
-from ..guard.monitor import Sentry
-from ..guard.registry import as_guard
+from ..guard.monitor import Sentry, as_guard
 from ..guard.spike import SpikeGuard
 from ..guard.verdict import Guard
 from ..policies.registry import get_policy
 from ..recovery.agreement import Agreement
-from ..recovery.controller import RecoveryController
-from ..recovery.incidents.recorder import FlightRecorder
+from ..recovery.backups import RamBackup
 from ..recovery.persistence import Persistence
-from ..recovery.ram_backup import RamBackup
+from ..recovery.record import FlightRecorder
+from ..recovery.recovery import RecoveryController
 from ..sampling.lengths import Buckets
 from ..sampling.permutation import MAX_SAMPLES
 from ..sampling.planned import PlannedBatches

@@ -17,8 +17,8 @@ from ..table.losses import read_number
 
 if TYPE_CHECKING:
     from ..events.bus import Announcer
-    from ..recovery.controller import RecoveryController
     from ..recovery.persistence import Persistence
+    from ..recovery.recovery import RecoveryController
     from .emitter import EventEmitter
     from .rate_search import LrSearch
 

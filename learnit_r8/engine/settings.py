@@ -17,7 +17,7 @@ from .. import events
 from .._validation import did_you_mean
 from ..checkpoint.early_stop import EarlyStopping
 from ..checkpoint.run_config import RunConfig, describe
-from ..guard.registry import GuardName
+from ..guard.monitor import GuardName
 from ..guard.verdict import Guard
 from ..policies.base import Policy
 from ..policies.registry import PolicyName

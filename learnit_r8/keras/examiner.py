@@ -14,7 +14,7 @@ from keras import ops
 from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
 from ..checkpoint.callbacks import Callbacks, Repeat
 from ..checkpoint.tree import clone
-from ..recovery.incidents.finding import Finding, Refusal
+from ..recovery.cause import Finding, Refusal
 from .losses import sample_losses
 from .state import ModelState, as_numpy
 from .train_function import TrainFunction

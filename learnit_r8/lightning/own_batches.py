@@ -74,6 +74,14 @@ class OwnBatches:
             adapter.load_scheduler(as_arrays(saved["scheduler"]))
         self._batches = adapter.follow()
         self._batches.begin_run()
+        fetcher = trainer.fit_loop._data_fetcher
+        if (
+            saved
+            and fetcher is not None
+            and not any(hasattr(each, "load_state_dict") for each in trainer.fit_loop._combined_loader.flattened)
+        ):
+            # The module has asked for the number of steps, so the loader has begun with other generators.
+            iter(fetcher)
         if not module.automatic_optimization:
             self._module = module
             module.manual_backward = functools.partial(self._manual_backward, module.manual_backward)

@@ -15,7 +15,7 @@ from ..events import MachineLoad
 from ..events.incident import MOST_INCIDENTS
 from ..events.text import clean, clock, number
 from ..journal.run import Run, read_sessions, utc
-from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
+from ..recovery.record import FOLDER, BadRecord, numbers_in, read_record
 from . import samples
 from .comparison import Comparison, comparison_sections
 from .curves import fit_of, loss_section, metric_section, rate_section

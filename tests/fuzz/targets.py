@@ -24,7 +24,7 @@ from learnit_r8.events.codec import strict_json
 from learnit_r8.journal.requests import KINDS, RequestFolder, ask
 from learnit_r8.journal.run import Run, UnreadableRun, write_about
 from learnit_r8.journal.samples import read_samples
-from learnit_r8.recovery.incidents.record import PARTS, BadRecord, export, numbers_in, read_part, read_record
+from learnit_r8.recovery.record import PARTS, BadRecord, export, numbers_in, read_part, read_record
 from learnit_r8.report.data import report_data
 from learnit_r8.report.page import page
 from learnit_r8.schedules.span import MOST_AMOUNT, Span

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, WeightedRandomSampler
 from transformers import Trainer
 
 from learnit_r8 import RunDir, events
-from learnit_r8.recovery.incidents.record import numbers_in
+from learnit_r8.recovery.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import load_incident
 from learnit_r8.transformers import R8Mixin

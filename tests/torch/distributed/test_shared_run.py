@@ -14,7 +14,7 @@ from learnit_r8.bridge.ranks import agreement as agreement_module
 from learnit_r8.checkpoint import store
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict
-from learnit_r8.recovery import backup_timer
+from learnit_r8.recovery import persistence
 from learnit_r8.schedules.span import Span
 from learnit_r8.testing import record_events
 from learnit_r8.torch import RanksDiffer, SharedRun
@@ -428,7 +428,7 @@ def test_early_backups_are_taken_at_the_same_steps(monkeypatch):
         follow(shared)
         return [event.step for event in events if type(event).__name__ == "BackupTaken"]
 
-    monkeypatch.setattr(backup_timer, "time", Clock)
+    monkeypatch.setattr(persistence, "time", Clock)
     taken = in_threads(2, job)
 
     assert taken == 2 * [[0, 1, 2, 3, 5, 8, 10, 15, 20]]
@@ -516,7 +516,7 @@ def test_a_pause_on_one_rank_pauses_all(way_out):
             "whether backup_every is given",
             lambda rank: {
                 "state_callback": Weights().get,
-                "backup_every": [None, backup_timer.usual_interval(6)][rank],
+                "backup_every": [None, persistence.usual_interval(6)][rank],
             },
         ),
         ("load_callback", lambda rank: {"load_callback": Weights().load} if rank else {}),

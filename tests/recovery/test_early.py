@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.recovery.incidents.first_steps import are_large
+from learnit_r8.recovery.early import are_large
 
 LOSSES = np.array([1.0, 1.2, 0.9, 1.1, 1.0, 0.8, 1.3, 1.0])
 

@@ -9,7 +9,7 @@ import pytest
 from learnit_r8 import FiniteGuard, R8Scheduler, Recovery, TrainingDiverged, Verdict, events
 from learnit_r8.checkpoint.callbacks import Callbacks, Generators
 from learnit_r8.engine.values import grouped
-from learnit_r8.recovery.ram_backup import Backup
+from learnit_r8.recovery.backups import Backup
 from learnit_r8.testing import ToyTask, record_events
 from tests.drive import NAN, Weights, advance_to, batch_loss, known, make, steps, train
 
@@ -273,7 +273,7 @@ def test_older_states_are_passed_over_where_there_are_many():
     controller.lineage.since = 64
     for _ in range(12):
         controller.lineage.updates = controller.lineage.since + 99
-        known = controller.inquiry._older(known)
+        known = controller.older(known)
         controller.lineage.since = known[-1].updates
         newest.append(controller.lineage.since)
 

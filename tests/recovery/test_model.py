@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.recovery.incidents.live_model import LiveModel
+from learnit_r8.recovery.backups import Backup
+from learnit_r8.recovery.model import LiveModel
 from learnit_r8.testing import record_events
 from tests.drive import NAN, Weights, advance_to, make
 
@@ -118,4 +119,4 @@ def test_without_a_load_callback():
     live = LiveModel(r8.host.persistence, r8.host.announcer)
     live.begin()
 
-    assert (live.can_restore, live.failures, live.guard) == (False, [], None)
+    assert (live.can_restore, live.put(Backup(0, 0, state=1)), live.of_trial) == (False, False, None)

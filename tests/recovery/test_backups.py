@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import RamBackup
-from learnit_r8.recovery.ram_backup import Backup, spread_of
+from learnit_r8.recovery.backups import Backup, spread_of
 
 
 def filled(count=30, **more):

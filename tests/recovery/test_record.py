@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, TrainingDiverged, events
+from learnit_r8.checkpoint import durable_io
 from learnit_r8.checkpoint.tree import leaves
 from learnit_r8.engine.values import grouped
 from learnit_r8.events.bus import Announcer
-from learnit_r8.recovery.incidents import recorder as recorder_module
-from learnit_r8.recovery.incidents.record import BadRecord, numbers_in, read_part, read_record
-from learnit_r8.recovery.incidents.recorder import FlightRecorder
+from learnit_r8.recovery import record as recorder_module
+from learnit_r8.recovery.record import BadRecord, FlightRecorder, numbers_in, read_part, read_record
 from learnit_r8.testing import FakeClock, FaultPlan, ToyTask, record_events
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -134,8 +134,8 @@ def test_large_parts_are_left_out_by_name(tmp_path, monkeypatch):
 def test_an_open_record_is_written_once_a_second_and_at_its_end(tmp_path, monkeypatch):
     """At once as it begins; then only what has changed."""
     clock, written = FakeClock(), []
-    replace = recorder_module.replace
-    monkeypatch.setattr(recorder_module, "replace", lambda *given, **how: (written.append(given[0]), replace(*given)))
+    replace = durable_io.replace
+    monkeypatch.setattr(durable_io, "replace", lambda *given, **how: (written.append(given[0]), replace(*given)))
     recorder = FlightRecorder("names", tmp_path, "", clock=clock)
 
     def handle(*waiting):
@@ -210,7 +210,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from learnit_r8 import events
-from learnit_r8.recovery.incidents.recorder import FlightRecorder
+from learnit_r8.recovery.record import FlightRecorder
 recorder, batch = FlightRecorder("batch", Path(sys.argv[1]), "run"), np.arange(2.0**20)
 for step in range(400):
     recorder.note(step, 1.0, facts={"step": step}, finding=None, cause="seen", parts={"batch": batch})
@@ -248,7 +248,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from learnit_r8 import events
-from learnit_r8.recovery.incidents.recorder import FlightRecorder
+from learnit_r8.recovery.record import FlightRecorder
 recorder = FlightRecorder("all", Path(sys.argv[1]), "run", copy_state=lambda: {"w": np.zeros(10**5)})
 for step, room in enumerate([10**7, 50_000, 100]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

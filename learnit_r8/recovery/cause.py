@@ -1,4 +1,4 @@
-"""Findings: what an adapter is asked when a batch is refused, and what it has found."""
+"""The cause of a refusal: what an adapter is asked before anything is put back, what it has found, and its words."""
 
 from __future__ import annotations
 

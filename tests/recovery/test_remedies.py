@@ -7,7 +7,8 @@ import pytest
 from learnit_r8 import Recovery, events
 from learnit_r8.events.bus import Announcer
 from learnit_r8.events.incident import MEANT, MOST_FINDINGS, Incident
-from learnit_r8.recovery.incidents.incident import IncidentLog, diverged_text, write_bundle
+from learnit_r8.recovery.remedies import diverged_text, write_bundle
+from learnit_r8.recovery.state import IncidentLog
 from learnit_r8.testing import record_events
 
 
@@ -128,6 +129,6 @@ def test_incident_under_way_is_saved_whole():
     log.note_restore()
     log.note(7, "healthy")
     again = IncidentLog(Announcer([], lambda: (0, 0.0)))
-    again.load_plain(json.loads(json.dumps(log.to_plain())))
+    again.load_state_dict(json.loads(json.dumps(log.state_dict())))
 
     assert again.current == log.current
