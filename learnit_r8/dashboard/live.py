@@ -83,8 +83,7 @@ class ScreenSession:
         self._queue: deque[tuple[float, events.Event]] = deque(maxlen=MOST_QUEUED)
         self._condenser = Condenser(lambda event: self._queue.append((time.monotonic(), event)))
         self._anchor = (time.monotonic(), 0.0)
-        self._lines: list[str] = []
-        self._num_lines = self._num_read = 0
+        self._lines, self._num_lines, self._num_read = list[str](), 0, 0
         self._is_detached = self._wants_pause = False
         self._request: Request | None = None
         self._monitor = SystemMonitor()
@@ -238,16 +237,8 @@ class ScreenSession:
                 writer.write(STDOUT, f"{clean(line)}\n")
             for event in self.events():
                 view.fold(event)
-            name = view.run.name if view.run and view.run.name else "run"
-            how = "left" if view.ended is None else view.ended.how
-            loss = "" if view.last is None else f", loss {view.last.last_loss:.4g}"
-            best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
-            alerts = f", {counted(view.num_alerts, 'warning')}" if view.num_alerts else ""
-            farewell = [f"{name} {how} after {view.step:,} steps, {view.seconds:,.0f} s{loss}{best}{alerts}"]
-            if self._folder:
-                farewell.append(f"see it again: learnit-r8 replay {self._folder}")
-            for line in farewell:
-                writer.write(STDERR, f"r8 {clean(line)}\n")
+            for text in _farewell(view, self._folder):
+                writer.write(STDERR, f"r8 {clean(text)}\n")
             writer.finish(END_SECONDS)
 
     def _end_thread(self) -> bool:
@@ -268,6 +259,18 @@ class ScreenSession:
             self._hooks.abandon(thread)
             self._modes.abandon(self._screen.leaving)
         return tries > 0
+
+
+def _farewell(view: View, folder: str) -> Iterator[str]:
+    """What is said of a run where its screen was."""
+    name = view.run.name if view.run and view.run.name else "run"
+    how = "left" if view.ended is None else view.ended.how
+    loss = "" if view.last is None else f", loss {view.last.last_loss:.4g}"
+    best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
+    alerts = f", {counted(view.num_alerts, 'warning')}" if view.num_alerts else ""
+    yield f"{name} {how} after {view.step:,} steps, {view.seconds:,.0f} s{loss}{best}{alerts}"
+    if folder:
+        yield f"see it again: learnit-r8 replay {folder}"
 
 
 def why_plain(environ: Mapping[str, str] | None = None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import json
 import math
 import os
@@ -332,12 +333,10 @@ class Run:
             # A validation of unknown length may follow.
             self._is_between_epochs = isinstance(event, events.EpochDone)
         if isinstance(event, (events.RunStarted, events.RunPaused, events.RunResumed)):
-            self._is_paused = isinstance(event, events.RunPaused)
-            self._stepped = record.time
+            self._is_paused, self._stepped = isinstance(event, events.RunPaused), record.time
         if isinstance(event, events.RunStopped) and event.is_early:
             self._early = event.reason
-        if isinstance(event, events.GaveUp):
-            self._gave_up = True
+        self._gave_up |= isinstance(event, events.GaveUp)
         # An exception after the end of a run is not one of its training.
         has_finished = isinstance(self._end, events.RunEnded) and self._end.finished
         if isinstance(event, events.RunEnded) or (isinstance(event, events.ProcessLeft) and not has_finished):
@@ -423,11 +422,6 @@ def runs_folder() -> Path:
     return Path(os.environ.get("R8_RUNS") or "runs")
 
 
-def _without_time(name: str) -> str:
-    """The name of a run folder without the time that a new one begins with."""
-    return re.sub(r"^\d{8}-\d{6}-", "", name)
-
-
 NO_RUNS = (
     "runs must be in {!r}, got no run folder there: run_dir=True or use_curses=True of R8Scheduler and attach() keeps "
     "one; for runs elsewhere give their folder."
@@ -450,16 +444,16 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
         if is_run(folder):
             return folder
         parent, given, name = folder, name, None
-    runs = runs_in(parent)
+    runs, short = runs_in(parent), functools.partial(re.sub, r"^\d{8}-\d{6}-", "")
     found = [run for run in runs if name is None or run.name.startswith(name)]
-    found = found or [run for run in runs if _without_time(run.name).startswith(name or "")]
+    found = found or [run for run in runs if short(run.name).startswith(name or "")]
     if not found:
         from difflib import get_close_matches
 
         known = ", ".join(run.name for run in runs[:5]) or "none"
         if given is None:
             raise UnreadableRun(NO_RUNS.format(str(parent)))
-        names = {_without_time(run.name): run.name for run in runs[::-1]} | {run.name: run.name for run in runs}
+        names = {short(run.name): run.name for run in runs[::-1]} | {run.name: run.name for run in runs}
         near = get_close_matches(name or "", names, 1)
         meant = f" Did you mean {names[near[0]]}?" if near else ""
         if given is not None and next(parent.glob("ck_*.r8"), None) is not None and name is None:

@@ -422,8 +422,8 @@ def _calibration(data: ReportData) -> Data:
             curve("calibration error", epochs, [one.error for one in kept], "c3"),
         ]
         blocks.append(chart("calibration over the epochs", series, x_name="epoch", range=[0, 1], height=110))
-    word = "too sure" if last.mean(last.confidence) > last.mean(last.accuracy) else "not sure enough"
     gap = last.mean(last.confidence) - last.mean(last.accuracy)
+    word = "too sure" if gap > 0 else "not sure enough"
     note = (
         f"Every sample at its last visit, before the step: how sure the model was of the class it predicted, and how "
         f"often that was the label. On average it is {share(abs(gap), 1)} {word}; calibration error "
