@@ -181,9 +181,9 @@ def stream(folder):
 
 def save_torch(folder):
     torch = pytest.importorskip("torch")
-    from learnit_r8.torch import serialization
+    from learnit_r8.torch import state
 
-    serialization.save({"w": torch.ones(3)}, folder / "model.pt")
+    state.save({"w": torch.ones(3)}, folder / "model.pt")
 
 
 def save_history(folder):
