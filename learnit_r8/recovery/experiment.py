@@ -347,9 +347,8 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
                 return math.inf
             has_bad = True
             continue
-        if loss <= case.record(backup) and not backup.is_usual and case.alarm is not Alarm.END:
-            # Its record may be that of weights that were damaged for some steps: only a higher loss tells. At the end
-            # there is no step left for another probe.
+        if case.alarm is Alarm.RAISED and loss <= case.record(backup) and not backup.is_usual:
+            # Its record may be that of weights that were damaged for some steps: only a higher loss tells.
             continue
         # A batch that is much better by now must not outweigh others that are worse.
         limits.append(case.tolerance(backup))

@@ -295,7 +295,7 @@ def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
 
         assert r8.host.persistence.generations.is_off
         assert len(generations(tmp_path)) == 1
-        assert "BACKUPS DO NOT OUTLIVE IT ([Errno 28]" in line_of(run, view_of(run))
+        assert "BACKUPS DO NOT OUTLIVE IT ([Errno 28]" in line_of(run, view_of(run, is_glance=True))
         monkeypatch.setattr(in_memory, "replace", write)
         trained(r8, until + 20)
         assert generations(tmp_path)[-1] >= until
@@ -306,7 +306,7 @@ def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
 
     assert len(before) > 1
     assert told == [False, True, False, True]
-    assert "BACKUPS" not in line_of(run, view_of(run))
+    assert "BACKUPS" not in line_of(run, view_of(run, is_glance=True))
 
 
 def test_screen_says_that_backups_are_off():
