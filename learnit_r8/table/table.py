@@ -199,6 +199,11 @@ class SampleTable:
         names = records.whole.dtype.names
         return known, Columns(len(records), lambda fields, where: records.columns(fields, self.lock, where), names)
 
+    def _trust(self) -> str:
+        """Which margins may be judged, see `labels.trust`."""
+        known, evidence = self._columns()
+        return trust_of(known, evidence, self.storage.trust)
+
     def describe(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """The figures of some samples, in the given order."""
         chosen = np.asarray(indices, np.int64)
@@ -267,7 +272,7 @@ class SampleTable:
                 if not isinstance(other, SampleTable):
                     raise TypeError(f"runs must be schedulers or their tables, got {run!r}.")
             several = combine(self.read_evidence(), [each.read_evidence() for each in others])
-            trust = least_trust(trust_of(*each._columns(), each.storage.trust) for each in (self, *others))
+            trust = least_trust(each._trust() for each in (self, *others))
             return suspects_in(self.storage, known, several, precision, trust)
         return suspects_in(self.storage, known, evidence, precision)
 
