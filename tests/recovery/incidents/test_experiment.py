@@ -97,12 +97,13 @@ def test_lower_loss_clears_the_weights():
 
 
 def test_a_record_far_above_the_losses_before_it_clears_no_weights():
-    """It may be that of weights that were damaged for some steps: that they do better on it outweighs no other batch."""
+    """It may be that of weights that were damaged for some steps: that others do better outweighs no other batch."""
     known = backups(3)
     known[1].losses = [2.0]
     rises = {2: 0.14, 1: -0.2}
     case = case_of(known, Alarm.RAISED, level=1.8)
-    assert known[1].is_typical and not known[1].is_usual
+    assert known[1].is_typical
+    assert not known[1].is_usual
     drawn = []
 
     def answer(lab, witness):
