@@ -35,7 +35,7 @@ from cause_visitors import PLANTS as VISITORS
 from cause_visitors import VisitorPlant, VisitorTask
 
 from learnit_r8 import RunDir, TrainingDiverged, events
-from learnit_r8.recovery.incidents.record import numbers_in
+from learnit_r8.recovery.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
 from learnit_r8.torch.flight.examiner import Examiner

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from .policies import Outlook as Outlook
     from .policies import Policy as Policy
     from .policies import even_groups as even_groups
+    from .recovery.backups import RamBackup as RamBackup
     from .recovery.policy import Recovery as Recovery
     from .recovery.policy import TrainingDiverged as TrainingDiverged
-    from .recovery.ram_backup import RamBackup as RamBackup
     from .sampling.ticket import Outcome as Outcome
     from .sampling.ticket import Ticket as Ticket
     from .scheduler import R8Scheduler as R8Scheduler
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "RamBackup": "recovery.ram_backup",
+    "RamBackup": "recovery.backups",
     "CheckpointStore": "checkpoint.store",
     "NoValidCheckpoint": "checkpoint.store",
     "RunInUse": "checkpoint.store",

@@ -77,7 +77,7 @@ def no_attribute(owner: object, name: str, meant: Mapping[str, str]) -> Attribut
     hint = ""
     # Python itself asks for names such as __deepcopy__.
     if not name.startswith("_"):
-        names = [each for each in dir(type(owner)) if not each.startswith("_")]
+        names = [each for each in dir(owner) if not each.startswith("_")]
         hint = f" {meant[name]}" if name in meant else did_you_mean(name, names)
     # With the owner as obj= Python would add a guess of its own, among private names too.
     return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}.{hint}", name=name, obj=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import os
 import sys
 import threading
@@ -23,17 +22,14 @@ from .checkpoint.run_config import arguments_of
 from .checkpoint.store import CheckpointStore
 from .engine import run_state
 from .engine.builder import build_run
-from .engine.control import Requests
 from .engine.engine import Engine
-from .engine.feed.batch_size import BatchMeasure
 from .engine.feed.feed import Batches, Feed
 from .engine.feed.followed import FollowedBatches
-from .engine.feed.samples import BatchSamples
 from .engine.feed.trainer_batches import TrainerBatches
-from .engine.settings import Settings, check_names, kept_defaults, suggest_settings
+from .engine.settings import AllSettings, Settings, check_names, kept_defaults, suggest_settings
 from .engine.values import flat, grouped
 from .events.caller import say_at_exit
-from .guard.registry import GuardName
+from .guard.monitor import GuardName
 from .guard.spike import SpikeGuard
 from .guard.verdict import Guard
 from .policies.base import Policy
@@ -62,6 +58,11 @@ OTHER_NAMES = {
     "get_lr": "The rate is r8.lr.",
     "learning_rate": "The rate is r8.lr.",
     "epoch": "It is r8.current_epoch.",
+    "is_stopped": "It is r8.pace.is_stopped.",
+    "next_step": "It is r8.pace.next_step.",
+    "seed": "It is r8.host.seed.",
+    "keeps_rates": "It is r8.host.rates.are_own.",
+    "tell_rate": "Give the rate with the loss, update_with_loss(loss, lr=lr), or call r8.host.rates.tell(lr).",
     "suspects": "It is r8.table.suspects().",
     "save": "It is r8.save_checkpoint().",
     "epochs": "Loop over epochs: for epoch in r8.epoch_iterator().",
@@ -69,7 +70,7 @@ OTHER_NAMES = {
     "train": "The loop stays yours: for epoch in r8.epoch_iterator().",
     "fit": "The loop stays yours: for epoch in r8.epoch_iterator().",
 }
-"""What to say of names that schedulers and trainers of other libraries have."""
+"""What to say of names that schedulers and trainers of other libraries have, and of those that have moved."""
 
 EPOCH_AS_STEP = (
     "log(step={}) was called at step {}: it looks like the number of the epoch, where steps are counted, so no best "
@@ -87,6 +88,7 @@ OF_PAIRS = (
 OF_ITEMS = (
     "batches() gives the items of your loader as they are, without a rate: unpack what the loader gives, no more."
 )
+DRAWS_SAMPLES = "{}() draws samples, and this scheduler was built without num_samples; iterate over batches(loader)."
 LOOPS = "Write: for epoch in r8.epoch_iterator(): for batch, lr in r8.batch_iterator()."
 
 
@@ -171,6 +173,10 @@ class R8Scheduler:
         sentry: The guard at work: ``sentry.num_refused`` counts the losses it refused.
         controller: The recovery at work: ``controller.lr_factor`` is the share of the scheduled rate that is used now.
         requests: What other threads may ask of the run: `Requests.stop`, `Requests.save`, `Requests.pause`.
+        policy: The policy that selects and arranges the samples.
+        steps_per_epoch: Steps in an epoch, the same for every policy; `sys.maxsize` for your own batches, as the loader
+            ends it.
+        run_dir: The run folder; None without one.
         name: Name of the run, "" without one.
         host: The engine, for adapters; ``bridge/host.py`` lists the members that they may use.
         feed: Passes on your own batches, for adapters; None where the scheduler draws them.
@@ -217,49 +223,22 @@ class R8Scheduler:
         source = engine.source
         self.feed = Feed(engine, source) if isinstance(source, FollowedBatches) else None
         self.name, self.table, self.pace = engine.name, engine.table, engine.pace
-        self.sentry, self.controller = engine.sentry, engine.controller
+        self.sentry, self.controller, self.requests = engine.sentry, engine.controller, engine.requests
+        self.policy: Policy = source.policy
+        self.steps_per_epoch = source.steps_per_pass
         # A step pays for no call that only passes arguments on.
         self.report = engine.report  # type: ignore[method-assign]
-        if settings.resume is not None:
+        if settings.given["resume"] is not None:
             # Before a run folder is made.
-            run_state.check_resume(engine.run, settings.resume)
-        self._journal = self._open_journal(settings)
-        self._add_listeners(use_curses=settings.use_curses)
+            run_state.check_resume(engine.run, settings.given["resume"])
+        self._journal = _add_listeners(engine, settings)
+        self.run_dir = None if self._journal is None else self._journal.folder
         self._given_up: int | None = None
         self._looping: int | None = None
-        self._is_closed = self._counts_epochs = self._ended_epoch = self._speaks_at_exit = False
-        self._has_finished = False
-        if settings.resume is not None:
-            run_state.resume_from(engine.run, settings.resume)
-
-    def _open_journal(self, settings: Settings) -> Journal | None:
-        """The record of the run, in its run folder; None if there is to be none."""
-        if not settings.use_curses and settings.run_dir.folder is None:
-            return None
-        from .journal.factory import open_journal
-        from .journal.run_info import git_commit
-
-        engine, table, git = self.host, self.table, git_commit()
-        engine.run.settings = {**engine.run.settings, **({"git": git} if git else {})}
-        sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
-        return open_journal(
-            settings.run_dir.folder, is_shown=settings.use_curses, name=self.name,
-            configuration={**sizes, **engine.run.settings}, table=table, requests=engine.requests,
-        )  # fmt: skip
-
-    def _add_listeners(self, *, use_curses: bool) -> None:
-        """Have the journal, the recorder of incidents and the screen hear of the run, as far as there are any."""
-        announcer, recorder = self.host.announcer, self.controller.recorder
-        if self._journal is not None:
-            announcer.add(self._journal)
-        if recorder is not None:
-            if self.run_dir is not None:
-                recorder.write_to(self.run_dir)
-            announcer.add(recorder)
-        if use_curses:
-            from .dashboard.live import Live
-
-            announcer.add(Live(self.requests, folder=self.run_dir or ""))
+        self._is_closed = self._counts_epochs = self._ended_epoch = self._has_finished = False
+        self._speaks_at_exit = False
+        if settings.given["resume"] is not None:
+            run_state.resume_from(engine.run, settings.given["resume"])
 
     @classmethod
     def resume_from_checkpoint(
@@ -299,7 +278,7 @@ class R8Scheduler:
                 the cool-down cannot start there.
             RuntimeError: the load callback raised.
         """
-        check_names("resume_from_checkpoint()", new_goal, Settings.__annotations__)
+        check_names("resume_from_checkpoint()", new_goal, AllSettings.__annotations__)
         # Batches of one's own without a budget of tokens say nothing of the saved one.
         new = {name: value for name, value in flat(new_goal).items() if name != "num_tokens" or value is not None}
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -316,11 +295,6 @@ class R8Scheduler:
             r8.host.rates.begin_branch(span)
         run_state.say_if_finished(r8.host.run)
         return r8
-
-    @property
-    def requests(self) -> Requests:
-        """The requests that other threads may make of the run."""
-        return self.host.requests
 
     @property
     def schedule(self) -> Schedule:
@@ -346,26 +320,17 @@ class R8Scheduler:
     @property
     def step_in_epoch(self) -> int:
         """Batches trained or refused in the current epoch, probes aside: the number of the batch in hand, 0-based."""
-        return self._of_epoch(self.pace.step_in_epoch)
+        return self.pace.step_in_epoch
 
     @property
     def probes_in_epoch(self) -> int:
         """Batches of the current epoch that were handed out once more to test the weights."""
-        return self._of_epoch(self.pace.probes_in_epoch)
+        return self.pace.probes_in_epoch
 
     @property
     def handed_out(self) -> int:
         """Batches handed out in the current epoch and reported: ``step_in_epoch + probes_in_epoch``."""
-        return self._of_epoch(self.pace.handed_out)
-
-    def _of_epoch(self, count: int) -> int:
-        """A count of the current epoch: 0 where a loop has given the number of one whose first batch is to come."""
-        return 0 if self.feed is not None and self.feed.epoch_follows else count
-
-    @property
-    def run_dir(self) -> Path | None:
-        """The run folder; None without one."""
-        return None if self._journal is None else self._journal.folder
+        return self.pace.step_in_epoch + self.pace.probes_in_epoch
 
     @loop_method
     def epoch_iterator(self) -> Iterator[int]:
@@ -429,7 +394,8 @@ class R8Scheduler:
         Raises:
             RuntimeError: the policy weights samples; those need `draw` and `report`.
         """
-        self._check_draws("batch_iterator")
+        if self.feed is not None:
+            raise RuntimeError(DRAWS_SAMPLES.format("batch_iterator"))
         refuse_weights(self.policy)
         self._speak_at_exit()
         epoch, pace, host = self.current_epoch, self.pace, self.host
@@ -439,9 +405,12 @@ class R8Scheduler:
             run_state.say_if_spent(host.run)
         self.requests.stay_within(None)
         while True:
-            if host.open_ticket is not None:
-                self._give_up_open()
-            if pace.epoch != epoch and not search.is_on:
+            left, host.open_ticket = host.open_ticket, None
+            if left is not None and left.is_out:
+                # It was not reported.
+                self._given_up = left.step
+                host.give_up(left)
+            if pace.epoch_of(pace.step + pace.left_out) != epoch and not search.is_on:
                 self._ended_epoch = True
                 if pace.is_finished or self.requests.is_pending:
                     # Else what follows the epoch in the user's loop comes before a checkpoint of it.
@@ -504,16 +473,7 @@ class R8Scheduler:
         if not isinstance(loader, Iterable):
             raise TypeError(f"loader must be an iterable of batches, got {loader!r}.")
         self._speak_at_exit()
-        samples = BatchSamples(self.table.storage, self.host.announcer, self.host.agreement, ids, skip)
-        return Batches(feed, loader, self._measure(size, tokens), samples)
-
-    def _measure(
-        self, size: int | Callable[[Any], int] | None, tokens: int | Callable[[Any], int] | None
-    ) -> BatchMeasure:
-        return BatchMeasure(
-            size, tokens, needs_tokens=self.pace.budget.tokens is not None,
-            tell_unknown=functools.partial(self.host.announcer.note_once, "batch size"),
-        )  # fmt: skip
+        return feed.batches(loader, size, tokens, ids, skip)
 
     def follow(
         self,
@@ -545,9 +505,10 @@ class R8Scheduler:
         True
         >>> batches.end_run()
         """
-        measure = self._measure(size, tokens)
         feed = self._own_feed("follow")
-        return TrainerBatches(feed, measure, sets_generators=sets_generators, counts_epochs=counts_epochs)
+        return TrainerBatches(
+            feed, feed.measure(size, tokens), sets_generators=sets_generators, counts_epochs=counts_epochs
+        )
 
     @loop_method
     def steps(self) -> Iterator[int]:
@@ -565,6 +526,7 @@ class R8Scheduler:
         return self._own_feed("steps").steps()
 
     def _own_feed(self, call: str) -> Feed:
+        """The feed, for a call that is for the user's own batches; RuntimeError if R8 draws them."""
         if self.feed is None:
             raise RuntimeError(
                 f"{call}() is for batches of your own, and this scheduler draws them from its {self.table.num_samples} "
@@ -614,7 +576,7 @@ class R8Scheduler:
                 "knows its rate; with scheduler_mode='keep' give yours as lr=."
             )
         if lr is not None:
-            self.tell_rate(lr)
+            self.host.rates.tell(lr)
         host = self.host
         extras: Any = {
             "part_size": part_size, "grad_norm": grad_norm, "skipped": skipped, "predictions": predictions,
@@ -630,56 +592,29 @@ class R8Scheduler:
         host.open_ticket = None
         return outcome
 
-    @property
-    def keeps_rates(self) -> bool:
-        """Whether the rate is your own: ``scheduler_mode="keep"``."""
-        return self.host.rates.own is not None
-
-    def tell_rate(self, lr: float) -> None:
-        """Tell views and guard the rate that you train with; only with ``scheduler_mode="keep"``.
-
-        Args:
-            lr: The rate, >= 0.
-
-        Raises:
-            ValueError: the scheduler sets the rate.
-        """
-        if self.host.rates.own is None:
-            raise ValueError(f"lr is the scheduler's own unless scheduler_mode='keep', got lr={lr!r}.")
-        self.host.rates.own = lr if type(lr) is float else read_number("lr", lr)
-
-    def _give_up_open(self) -> None:
-        """Give up the batch of `batch_iterator` that was not reported."""
-        ticket, self.host.open_ticket = self.host.open_ticket, None
-        if ticket is not None and ticket.batch.is_out:
-            self._given_up = ticket.step
-            self.host.give_up(ticket)
-
-    def _why_none_is_open(self) -> str:
-        """Why there is no batch to report, and what would be right."""
-        if not self.pace.num_draws:
-            return "draw one first, as the loss is of no batch of batch_iterator()"
-        if self._given_up is None or self._given_up < self.global_step - 1:
-            return "the last one was reported already; report each batch once"
-        return (
-            "the last one was dropped, as the next one was drawn or the epoch ended before it was reported; call "
-            "update_with_loss() within the loop, once for each batch"
-        )
-
     def _report_in_hand(self, loss: Any, **extras: Any) -> Outcome:
         """Report the loss of the batch that a loader handed out."""
         found = self.host.member.in_hand()
         if found is None:
+            if not self.pace.num_draws:
+                why = "draw one first, as the loss is of no batch of batch_iterator()"
+            elif self._given_up is None or self._given_up < self.global_step - 1:
+                why = "the last one was reported already; report each batch once"
+            else:
+                why = (
+                    "the last one was dropped, as the next one was drawn or the epoch ended before it was reported; "
+                    "call update_with_loss() within the loop, once for each batch"
+                )
             raise RuntimeError(
-                f"update_with_loss() was called at step {self.global_step} with no batch open; "
-                f"{self._why_none_is_open()}. (With attach(), pass the losses to the adapter's report().)"
+                f"update_with_loss() was called at step {self.global_step} with no batch open; {why}. (With attach(), "
+                "pass the losses to the adapter's report().)"
             )
         refuse_weights(self.policy, found)
         try:
             return self.report(self.host.begin(found, is_late=True), loss, **extras)
         finally:
             # A loss of a wrong shape leaves the batch out.
-            if not found.batch.is_out:
+            if not found.is_out:
                 self.host.member.take(found)
 
     def report(
@@ -727,15 +662,9 @@ class R8Scheduler:
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
-        self._check_draws("draw")
-        return self.host.draw_if_any()
-
-    def _check_draws(self, call: str) -> None:
         if self.feed is not None:
-            raise RuntimeError(
-                f"{call}() draws samples, and this scheduler was built without num_samples; iterate over "
-                "batches(loader)."
-            )
+            raise RuntimeError(DRAWS_SAMPLES.format("draw"))
+        return self.host.draw_if_any()
 
     def draw(self) -> Ticket:
         """Draw the next batch. Several batches may be out at a time.
@@ -744,9 +673,9 @@ class R8Scheduler:
             RuntimeError: the budget is spent, every remaining step is out already, or the run was stopped.
         """
         ticket = self.draw_if_any()
-        if ticket is None and self.is_stopped:
+        if ticket is None and self.pace.is_stopped:
             raise RuntimeError(
-                f"draw() was called at step {self.pace.step} after the run was stopped; check is_stopped, or use "
+                f"draw() was called at step {self.pace.step} after the run was stopped; check is_over, or use "
                 "draw_if_any()."
             )
         if ticket is None:
@@ -822,9 +751,14 @@ class R8Scheduler:
             raise TypeError(
                 f"log() takes metrics by their names, as in log(val_loss=0.5), got {shortened((step, *unnamed))}."
             )
-        values = {name: _read_metric(name, value) for name, value in metrics.items()}
+        values = {}
+        for name, value in metrics.items():
+            try:
+                values[name] = read_number(name, value)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"log() takes one number for each metric: {error}") from None
         at_step = self.global_step if step is None else step
-        is_on_trial = self.controller.inquiry.is_on_trial
+        is_on_trial = self.controller.is_on_trial
         self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step, is_on_trial=is_on_trial)
         if is_on_trial:
             # No value of the run: it counts neither for the best checkpoint nor for early stopping.
@@ -832,18 +766,15 @@ class R8Scheduler:
         early_stop, length = self.host.early_stop, self.steps_per_epoch
         if self.global_step - at_step >= length > 1 and abs(at_step - self.current_epoch) <= 1:
             self.host.announcer.warn_once("epoch as step", EPOCH_AS_STEP.format(at_step, self.global_step))
-        reason = early_stop.note(values, at_step, self._state_of_best)
+        # Where checkpoints hold the best model, no copy of it is kept in RAM.
+        state_of_best = None if self.host.saver is not None else self.host.persistence.callbacks.state
+        reason = early_stop.note(values, at_step, state_of_best)
         if self.host.persistence.note(values, at_step, self.global_step):
             self.requests.save()
         if reason:
             if early_stop.is_hasty and length > 1:
                 self.host.announcer.warn_once("hasty", HASTY.format(reason))
             self.stop(reason)
-
-    @property
-    def _state_of_best(self) -> Callable[[], Any] | None:
-        """Return the model state to copy as the best one in RAM; None where checkpoints hold it."""
-        return None if self.host.saver is not None else self.host.persistence.callbacks.state
 
     def stop(self, reason: str = "") -> None:
         """End the run after this step, as a success: it has done enough before its budget is used up.
@@ -1045,11 +976,6 @@ class R8Scheduler:
         return "\n".join([*lines, f"losses of the samples ({table.source}):", *quarters])
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps in an epoch, the same for every policy; `sys.maxsize` for your own batches, as the loader ends it."""
-        return self.host.source.steps_per_pass
-
-    @property
     def total_steps(self) -> int | None:
         """Steps in the whole run; None with a budget in seconds, and as long as the end is not known."""
         return self.pace.budget.steps
@@ -1065,30 +991,9 @@ class R8Scheduler:
         return self.pace.progress
 
     @property
-    def policy(self) -> Policy:
-        """The policy that selects and arranges the samples."""
-        policy: Policy = self.host.source.policy
-        return policy
-
-    @property
-    def seed(self) -> int:
-        """The seed of the batches: as given, or that of the saved run that this one continues."""
-        return self.host.source.seed
-
-    @property
-    def next_step(self) -> int:
-        """The step that a batch drawn now will have."""
-        return self.pace.next_step
-
-    @property
     def is_over(self) -> bool:
         """Whether no more batches will be drawn: the budget is spent, or the run was stopped."""
         return self.pace.is_over
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether the run was asked to end before its budget is spent; see `Requests.stop`."""
-        return self.pace.is_stopped
 
     @property
     def phase(self) -> str:
@@ -1097,7 +1002,7 @@ class R8Scheduler:
         One of "searching", "cataloguing", "steadying", "training", "cooling down", "stopped", "finished early" or
         "finished". A run that was closed has finished if its budget is spent, or it had none and no exception ended it.
         """
-        if self.is_stopped:
+        if self.pace.is_stopped:
             return "stopped" if self.pace.ended_early is None else "finished early"
         if self.host.search.is_on:
             return "searching"
@@ -1213,9 +1118,33 @@ class R8Scheduler:
         self._close(is_whole=not error or error[0] is None)
 
 
-def _read_metric(name: str, value: Any) -> float:
-    """A value given to `R8Scheduler.log` as a float."""
-    try:
-        return read_number(name, value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"log() takes one number for each metric: {error}") from None
+def _add_listeners(engine: Engine, settings: Settings) -> Journal | None:
+    """Have the journal, the recorder of incidents and the screen hear of the run, as far as there are any.
+
+    Returns:
+        The record of the run, in its run folder; None without one.
+    """
+    announcer, recorder, journal = engine.announcer, engine.controller.recorder, None
+    if settings.given["use_curses"] or settings.run_dir.folder is not None:
+        from .journal.run import git_commit
+        from .journal.writer import open_journal
+
+        table, git = engine.table, git_commit()
+        engine.run.settings = {**engine.run.settings, **({"git": git} if git else {})}
+        sizes = {"num_samples": str(table.num_samples), "batch_size": str(table.batch_size)}
+        journal = open_journal(
+            settings.run_dir.folder, is_shown=settings.given["use_curses"], name=engine.name,
+            configuration={**sizes, **engine.run.settings}, table=table, requests=engine.requests,
+        )  # fmt: skip
+    if journal is not None:
+        announcer.add(journal)
+    folder = None if journal is None else journal.folder
+    if recorder is not None:
+        if folder is not None:
+            recorder.write_to(folder)
+        announcer.add(recorder)
+    if settings.given["use_curses"]:
+        from .dashboard.live import Live
+
+        announcer.add(Live(engine.requests, folder=folder or ""))
+    return journal

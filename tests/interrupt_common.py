@@ -281,7 +281,7 @@ class User:
             ticket = out.pop(0)
             report = functools.partial(self.r8.report, ticket)
             if not self._report(report, ticket.indices.copy(), ticket.lr, ticket.epoch):
-                if ticket.batch.is_out and ticket.batch.chunk in self.r8.host.source._open:
+                if ticket.is_out and ticket.batch.chunk in self.r8.host.source._open:
                     # What was not reported is reported later.
                     out.append(ticket)
                 return
@@ -354,8 +354,8 @@ def frozen(state):
 
 
 SET_ASIDE = (
-    "_persistence", "_announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting", "witnesses",
-    "looked_last_at", "left_at", "recorder", "_recorder", "_parts",
+    "_persistence", "_announcer", "persistence", "announcer", "_spares", "_lent", "_restorer", "_on_disk", "waiting",
+    "witnesses", "looked_last_at", "left_at", "recorder", "_recorder",
 )  # fmt: skip
 """Attributes that are not part of a state: other parts, which the controller has too, what is only a cache, the
 witnesses of checkpoints (see `everything`), where the end, or that of an epoch, was looked at, which a call that was

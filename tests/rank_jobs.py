@@ -309,7 +309,7 @@ def stopped_run(rank, folder):
         r8.close()
     finally:
         signal.signal(signal.SIGUSR1, before)
-    return r8.global_step, r8.is_stopped
+    return r8.global_step, r8.pace.is_stopped
 
 
 def preempted_run(rank, folder, at):
@@ -435,7 +435,7 @@ def validated_run(rank):
             with torch.no_grad():
                 loss = loss_of(digits.model(digits.x), digits.y)
             dist.all_reduce(loss)
-            found.append((loss.item(), controller._first_steps.is_on_trial, begun, parameter_digest(digits.model)))
+            found.append((loss.item(), controller.early.is_on_trial, begun, parameter_digest(digits.model)))
     return found
 
 
@@ -455,7 +455,7 @@ def saving_run(rank, folder):
                 begin_trial(adapter.scheduler)
             for inputs, targets in adapter.loader():
                 adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
-                if controller._first_steps.is_on_trial:
+                if controller.early.is_on_trial:
                     within.append(adapter.scheduler.global_step)
     return within, [event.step for event in heard if isinstance(event, events.CheckpointSaved)]
 

@@ -8,9 +8,9 @@ import numpy as np
 def begin_trial(r8):
     """Begin one between two steps; what is there counts as better than the initial state if the losses have fallen."""
     controller = r8.controller
-    controller.inquire(r8.global_step, 1.0)
+    controller.begin_call(r8.global_step, 1.0)
     controller.witnesses.first.replayed = 0.0
-    controller._first_steps._begin_trial(1.0)
+    controller.early._begin_trial(1.0)
 
 
 def digest(arrays):
@@ -42,7 +42,7 @@ class Sight:
 
     def leave(self, weights, r8):
         """The code after an epoch sees these."""
-        self._epochs.append((self._steps, digest(weights), r8.controller._first_steps.is_on_trial))
+        self._epochs.append((self._steps, digest(weights), r8.controller.early.is_on_trial))
         self._steps = []
 
     def check(self):

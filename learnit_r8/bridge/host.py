@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..checkpoint.callbacks import Callbacks
     from ..engine.pace import Rates
     from ..engine.run import Member, RankGroup
-    from ..recovery.controller import RecoveryController
+    from ..recovery.recovery import RecoveryController
     from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
     from ..triggers import Condition
@@ -28,6 +28,10 @@ class Host(Protocol):
     @property
     def member(self) -> Member:
         """The adapter that has batches in hand."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of the batches: as given, or that of the saved run that this one continues."""
 
     @property
     def say_once(self) -> Callable[..., None]:
@@ -66,8 +70,8 @@ class Host(Protocol):
     def controller(self) -> RecoveryController:
         """Answers refused losses, and asks for probes."""
 
-    def draw_ahead(self, *, is_fetched: bool = False) -> Ticket | None:
-        """Draw a batch while another one is being trained on; None if there is none."""
+    def draw_ahead(self, *, is_fetched: bool = False, is_offered: bool = False) -> Ticket | None:
+        """Draw a batch while another one is being trained on, or one that was just offered; None if there is none."""
 
     def draw_epoch(self) -> list[Ticket]:
         """Draw what is left of the epoch at once."""
@@ -77,9 +81,6 @@ class Host(Protocol):
 
     def hand_back(self, ticket: Ticket) -> None:
         """Return a batch that was not trained on: it is the next one drawn."""
-
-    def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
-        """Give up a batch that will not be reported: it comes once more at the end of its epoch."""
 
     def leave_out(self, ticket: Ticket) -> None:
         """Give up a batch for which its epoch has no place left."""

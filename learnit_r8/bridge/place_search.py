@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.tree import leaves, map_leaves
-from ..recovery.incidents.finding import (
+from ..recovery.cause import (
     BACKWARD,
     FORWARD,
     INPUT,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
-from ..engine.run import PlainTrainer, PrefetchTrainer
+from ..engine.run import PlainTrainer, Trainer
 from .host import check_scheduler, num_left
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Prefetch:
         self.epoch: list[Ticket] = []
         self.current: Ticket | None = None
         self.reader: Any = None
-        self.trainer: PrefetchTrainer = PlainTrainer(r8.host.between_steps)
+        self.trainer: Trainer = PlainTrainer(r8.host.between_steps)
         self._begun: deque[Ticket] = deque()
 
     @classmethod
@@ -72,7 +72,7 @@ class Prefetch:
             )
         return prefetch
 
-    def join(self, trainer: PrefetchTrainer) -> None:
+    def join(self, trainer: Trainer) -> None:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""
         self.trainer = trainer
 
@@ -181,7 +181,7 @@ class Prefetch:
 
     def _note_begun(self, ticket: Ticket) -> None:
         begun = self._begun
-        while begun and not begun[0].batch.is_out:
+        while begun and not begun[0].is_out:
             begun.popleft()
         begun.append(ticket)
 
@@ -203,28 +203,28 @@ class Prefetch:
             return self.r8.report(ticket, loss, part_size=part_size, predictions=predictions)
         finally:
             # A refused loss may raise, and its batch is reported all the same; a loss of a wrong shape is not.
-            if not ticket.batch.is_out:
+            if not ticket.is_out:
                 self.current = None
 
     def give_up(self) -> None:
         """Pass over the batch in hand, if it was not reported: it comes once more at the end of the epoch."""
         ticket, self.current = self.current, None
         if ticket is not None:
-            self.r8.host.give_up(ticket)
+            self.r8.give_up(ticket)
 
     def give_up_oldest(self, *, on_purpose: bool = False) -> None:
         """Pass over the oldest batch that waits: it comes once more at the end of the epoch."""
         oldest = next(iter(self.waiting.values()))
         self.take(oldest)
-        self.r8.host.give_up(oldest, on_purpose=on_purpose)
+        self.r8.give_up(oldest, on_purpose=on_purpose)
 
     def hand_back(self) -> None:
         """Give the batches that are not reported back to the scheduler, to be drawn first."""
-        begun = [ticket for ticket in self._begun if ticket.batch.is_out]
+        begun = [ticket for ticket in self._begun if ticket.is_out]
         self._begun.clear()
         for ticket in reversed([*begun, *self.waiting.values()]):
             if ticket.epoch < 0:
-                self.r8.host.give_up(ticket)
+                self.r8.give_up(ticket)
             else:
                 self.r8.host.hand_back(ticket)
         self.waiting.clear()

@@ -63,7 +63,7 @@ class Callbacks:
         state: ``()``: returns the model state for a backup.
         collect: ``()``: returns the model state for `save`, where that is another one; called on all ranks.
         generators: The random generators, so that dropout and augmentation repeat when a batch is drawn again.
-        examine: ``(refusal)``: looks for the cause of a refusal and returns a finding (`recovery.incidents.finding`).
+        examine: ``(refusal)``: looks for the cause of a refusal and returns a finding (`recovery.cause`).
         in_hand: ``()``: copies of the refused batch and of the random generators at its start, by name, for the record
             of an incident.
         undo: ``()``: puts back the state before the last step, if it is known, where a step is taken before its loss is

@@ -36,12 +36,7 @@ class NotOwnFile(OSError, ValueError):
     """A path leads to something that must not be written to: a link, a device, a file of somebody else."""
 
 
-_HOW = {
-    "w": os.O_CREAT,
-    "x": os.O_CREAT | os.O_EXCL,
-    "a": os.O_CREAT | os.O_APPEND,
-    "r+": os.O_APPEND,
-}
+_HOW = {"w": os.O_CREAT, "x": os.O_CREAT | os.O_EXCL, "a": os.O_CREAT | os.O_APPEND, "r+": os.O_APPEND}
 
 
 def open_output(
@@ -209,7 +204,7 @@ def _is_alive(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        return True
+        pass
     return True
 
 
@@ -243,13 +238,9 @@ def open_temporary(path: Path, permissions: int = 0o666) -> BinaryIO:
 
 
 def _write(
-    path: Path,
-    content: bytes | Callable[[IO[bytes]], object],
-    name_it: Callable[[Path, Path], None],
-    *,
-    durable: bool = True,
-    permissions: int = 0o666,
-) -> None:
+    path: Path, content: bytes | Callable[[IO[bytes]], object], name_it: Callable[[Path, Path], None], *,
+    durable: bool = True, permissions: int = 0o666,
+) -> None:  # fmt: skip
     temporary = temporary_name(path)
     try:
         with open_temporary(temporary, permissions) as file:

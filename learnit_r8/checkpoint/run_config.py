@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from .._validation import whole_number
-from ..guard.finite import FiniteGuard
 from ..guard.spike import SpikeGuard
+from ..guard.verdict import FiniteGuard
 from ..sampling.permutation import MAX_SAMPLES
 from ..schedules.budget import BUDGETS
 
@@ -96,12 +96,8 @@ def _text(value: Any) -> str:
 
 
 def arguments_of(
-    config: Mapping[str, Any],
-    new: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    *,
-    num_samples: int | None = None,
-) -> dict[str, Any]:
+    config: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any], *, num_samples: int | None = None
+) -> dict[str, Any]:  # fmt: skip
     """The settings that build the run of a checkpoint again.
 
     Args:

@@ -109,12 +109,9 @@ class BackgroundWrite:
     """
 
     def __init__(
-        self,
-        write: Callable[[], Path],
-        finish: Callable[[Path | None, BaseException | None], Checkpoint],
-        *,
+        self, write: Callable[[], Path], finish: Callable[[Path | None, BaseException | None], Checkpoint], *,
         in_background: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._write, self._finish = write, finish
         self._path: Path | None = None
         self._error: BaseException | None = None
@@ -269,11 +266,9 @@ class CheckpointStore:
             self._claimed = None
 
     def save(
-        self,
-        state: Mapping[str, Any],
-        write_model: Callable[[str], None] | None = None,
+        self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None,
         config: Mapping[str, Any] | None = None,
-    ) -> Checkpoint:
+    ) -> Checkpoint:  # fmt: skip
         """Write a checkpoint and delete this run's oldest beyond ``keep``.
 
         Args:
@@ -289,14 +284,10 @@ class CheckpointStore:
         return self.start_write(state, write_model, config).result()
 
     def start_write(
-        self,
-        state: Mapping[str, Any],
-        write_model: Callable[[str], None] | None = None,
-        config: Mapping[str, Any] | None = None,
-        *,
-        then: Callable[[Checkpoint], object] = lambda _: None,
+        self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None,
+        config: Mapping[str, Any] | None = None, *, then: Callable[[Checkpoint], object] = lambda _: None,
         in_background: bool = False,
-    ) -> BackgroundWrite:
+    ) -> BackgroundWrite:  # fmt: skip
         """Start to write a checkpoint like `save`; `BackgroundWrite.result` completes it.
 
         The model's file is written at once. If this raises, nothing has changed.

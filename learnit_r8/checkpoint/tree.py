@@ -418,10 +418,8 @@ LABELS = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M
 """Kinds of numbers that numpy lacks, as files call them."""
 
 _PAIRS: dict[str, Callable[[Any], Any]] = {
-    "dict": dict,
-    "ordered": OrderedDict,
-    "namespace": lambda pairs: SimpleNamespace(**dict(pairs)),
-}
+    "dict": dict, "ordered": OrderedDict, "namespace": lambda pairs: SimpleNamespace(**dict(pairs)),
+}  # fmt: skip
 _ITEMS: dict[str, Callable[[Any], Any]] = {"list": list, "tuple": tuple}
 
 
@@ -436,13 +434,10 @@ class LeftOut(NamedTuple):
 
 
 _OTHERS: dict[str, Callable[[Any], Any]] = {
-    "set": set,
-    "frozenset": frozenset,
-    "complex": lambda parts: complex(*parts),
-    "dtype": kinds.dtype_of,
+    "set": set, "frozenset": frozenset, "complex": lambda parts: complex(*parts), "dtype": kinds.dtype_of,
     "device": lambda name: importlib.import_module("torch").device(name),
     "left_out": lambda reason: LeftOut(str(reason)),
-}
+}  # fmt: skip
 
 
 _TIED = frozenset(("array", "bits", "tensor", "tensor_bits"))

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 DESCRIPTION = "Look at learnit_r8 runs from outside; only ask touches a training."
 EPILOG = """RUN is a run folder, a folder of runs (watch and compare show them all, other commands the newest), or the
@@ -18,7 +19,10 @@ RUNS = 'the folder of runs; by default "runs", or the one that R8_RUNS names'
 ASKS = ("cool-down", "pause", "unpause", "save", "stop")
 """What ``ask`` can ask for: `journal.requests.KINDS`, without loading that module."""
 
-_HOME = {"watch": "screens", "replay": "screens", "ls": "status", "mcp": "agent_server"}
+_HOME = {
+    "watch": "runs", "replay": "runs", "status": "runs", "ls": "runs", "ask": "runs", "compare": "pages",
+    "report": "pages", "export": "samples", "completion": "doctor", "mcp": "agent_server",
+}  # fmt: skip
 """The modules of commands that are not in a module of their own name."""
 
 
@@ -62,7 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from .. import __version__
-    from .arguments import Parser
 
     parser = Parser("learnit-r8", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"learnit-r8 {__version__}")
@@ -80,7 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     # In the order of the help.
     _add_screens(add("watch", "show a run on the screen while it goes on"), add("replay", "play a run again"))
     add("status", "describe a run in one line; the exit code gives its state")
-    _add_list(add("ls", "list the runs in a folder, newest first", run=False))
+    option = add("ls", "list the runs in a folder, newest first", run=False).add_argument
+    option("run", nargs="?", metavar="RUNS", help=RUNS)
+    option("--top", type=_count, default=20, metavar="K", help="how many (default 20)")
+    option("--sort", metavar="METRIC", help="by the best value of a metric, the best run first")
+    option("--find", metavar="TEXT", help="only runs with this text in name, notes, tags, config or git commit")
     compare = add("compare", "compare runs: figures, settings that differ, curves", run=False)
     compare.epilog = EPILOG
     compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more, or one folder of runs")
@@ -88,22 +95,24 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--open", action="store_true", help="show that page in the browser")
     _add_samples(add("samples", "list the samples with the highest loss, or those that look mislabelled", json=False))
     _add_labels(add("labels", "train a small network once, and list the labels that look wrong", run=False))
-    export = add("export", "print the numbers of a run, as CSV or JSON lines", json=False)
-    export.add_argument("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
-    export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
-    export.add_argument("--json", action="store_const", const="jsonl", dest="format", help="as --format jsonl")
-    export.add_argument("--out", metavar="FILE", help="the file to write; by default standard output")
-    report = add("report", "write a page about a run, as one self-contained HTML file")
-    report.add_argument("--html", metavar="OUT", help="the file to write; by default report.html in the run folder")
-    report.add_argument("--compare", metavar="OTHER", help="a run to compare with, on the same page")
-    report.add_argument("--open", action="store_true", help="show it in the browser")
-    incidents = add("incidents", "what went wrong in a run, where it began, and what was done")
-    incidents.add_argument("number", nargs="?", type=_count, metavar="K", help="show this one")
-    incidents.add_argument("--export", metavar="OUT", help="write one, by default the newest, as a file to send")
-    incidents.add_argument("--data", action="store_true", help="include the recorded batch and weights")
-    _add_ask(add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"))
+    option = add("export", "print the numbers of a run, as CSV or JSON lines", json=False).add_argument
+    option("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
+    option("--format", choices=("csv", "jsonl"), default="csv")
+    option("--json", action="store_const", const="jsonl", dest="format", help="as --format jsonl")
+    option("--out", metavar="FILE", help="the file to write; by default standard output")
+    option = add("report", "write a page about a run, as one self-contained HTML file").add_argument
+    option("--html", metavar="OUT", help="the file to write; by default report.html in the run folder")
+    option("--compare", metavar="OTHER", help="a run to compare with, on the same page")
+    option("--open", action="store_true", help="show it in the browser")
+    option = add("incidents", "what went wrong in a run, where it began, and what was done").add_argument
+    option("number", nargs="?", type=_count, metavar="K", help="show this one")
+    option("--export", metavar="OUT", help="write one, by default the newest, as a file to send")
+    option("--data", action="store_true", help="include the recorded batch and weights")
     serve = "serve the runs to programs and agents, over the Model Context Protocol"
-    _add_server(add("mcp", serve, run=False, json=False))
+    _add_requests(
+        add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"),
+        add("mcp", serve, run=False, json=False),
+    )
     demo = add("demo", "run a fake training without a framework, to show the screen", run=False, json=False)
     demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default a new temporary one, which stays")
@@ -119,110 +128,110 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser) -> None:
     watch.add_argument("other", nargs="?", metavar="OTHER", help="a second run, to show both in the same charts")
-    for command in (watch, replay):
-        command.add_argument("--once", action="store_true", help="print one picture as text, and exit")
-        command.add_argument(
-            "--view", type=_view, default="overview", help="the view to start with, by its name in the footer"
-        )
-        command.add_argument("--width", type=_count, help="width of the picture of --once")
-        command.add_argument("--height", type=_count, help="height of the picture of --once")
-        command.add_argument("--theme", type=_theme, help="dark, light or none")
-        command.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
-    replay.add_argument("--speed", type=_no_speed, help=argparse.SUPPRESS)
+    for option in (watch.add_argument, replay.add_argument):
+        option("--once", action="store_true", help="print one picture as text, and exit")
+        option("--view", type=_view, default="overview", help="the view to start with, by its name in the footer")
+        option("--width", type=_count, help="width of the picture of --once")
+        option("--height", type=_count, help="height of the picture of --once")
+        option("--theme", type=_theme, help="dark, light or none")
+        option("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
 
 
-def _add_list(ls: argparse.ArgumentParser) -> None:
-    ls.add_argument("run", nargs="?", metavar="RUNS", help=RUNS)
-    ls.add_argument("--top", type=_count, default=20, metavar="K", help="how many (default 20)")
-    ls.add_argument("--sort", metavar="METRIC", help="by the best value of a metric, the best run first")
-    ls.add_argument(
-        "--find", metavar="TEXT", help="only runs with this text in name, notes, tags, config or git commit"
-    )
-
-
-def _add_samples(samples: argparse.ArgumentParser) -> None:
-    samples.add_argument("--suspects", action="store_true", help="those that look mislabelled, most suspect first")
-    samples.add_argument("--top", type=_count, metavar="K", help="how many (default 50, or all suspects)")
-    samples.add_argument(
-        "--epoch",
-        type=_count,
-        help="as of this epoch, from 1; by default the newest",
-    )
-    samples.add_argument(
-        "--with", dest="others", action="append", default=[], metavar="RUN", help="with --suspects: another run on the "
-        "same samples, whose predictions count as well; may be given several times",
-    )  # fmt: skip
-    samples.add_argument(
-        "--precision",
-        type=_share,
-        metavar="P",
-        help="with --suspects: least share of the list to be wrong (default 0.5)",
-    )
-    for axis, what in (("margin", "mean margin"), ("variability", "variability of the margin")):
-        samples.add_argument(
-            f"--{axis}",
-            type=float,
-            nargs=2,
-            metavar=("LOW", "HIGH"),
-            help=f"those whose {what} is in [LOW, HIGH)",
-        )
-    samples.add_argument("--places", action="store_true", help="a row for each label, token or pixel that looks wrong")
-    form = samples.add_mutually_exclusive_group()
-    form.add_argument("--csv", action="store_true", help="as CSV")
-    form.add_argument("--json", action="store_true", help="for programs, as strict JSON")
-    form.add_argument("--parquet", metavar="FILE", help="write a Parquet file; needs polars, or pandas with pyarrow")
-
-
-def _add_labels(labels: argparse.ArgumentParser) -> None:
-    labels.add_argument(
-        "source", metavar="FOLDER|TABLE", help="a folder with a folder of images for each label, or a CSV file"
-    )
-    labels.add_argument(
-        "--label", metavar="COLUMN", help="the column of labels in the CSV file, if it cannot be guessed"
-    )
-    labels.add_argument(
-        "--precision", type=_share, default=0.5, metavar="P", help="least share of the list to be wrong (default 0.5)"
-    )
-    end = labels.add_mutually_exclusive_group()
-    end.add_argument("--epochs", type=_count, help="how long to train (default 40, with large images 12)")
-    end.add_argument("--minutes", type=_positive, help="how long to train, by the clock")
-    labels.add_argument("--out", default="wrong_labels.html", metavar="FILE", help="the page (wrong_labels.html)")
-    labels.add_argument("--list", default="suspects.csv", metavar="FILE", help="all of them as CSV (suspects.csv)")
-    labels.add_argument("--top", type=_count, default=8, metavar="K", help="how many to print (default 8)")
-
-
-def _add_ask(ask: argparse.ArgumentParser) -> None:
+def _add_requests(ask: argparse.ArgumentParser, mcp: argparse.ArgumentParser) -> None:
     ask.add_argument("kind", choices=ASKS, metavar="WHAT", help=", ".join(ASKS))
-    length = ask.add_mutually_exclusive_group()
-    length.add_argument(
-        "--for", dest="length", metavar="LENGTH", help='length of a cool-down: "20min", 500, "2 epochs"'
-    )
-    length.add_argument("--until", metavar="TIME", help='end of a cool-down, local time: "20:30", "2026-11-22 06:00"')
-
-
-def _add_server(mcp: argparse.ArgumentParser) -> None:
+    length = ask.add_mutually_exclusive_group().add_argument
+    length("--for", dest="length", metavar="LENGTH", help='length of a cool-down: "20min", 500, "2 epochs"')
+    length("--until", metavar="TIME", help='end of a cool-down, local time: "20:30", "2026-11-22 06:00"')
     mcp.add_argument("run", nargs="?", metavar="RUNS", help=RUNS)
     mcp.add_argument("--allow-ask", action="store_true", help="also take requests: pause, save, cool-down, stop")
 
 
+def _add_samples(samples: argparse.ArgumentParser) -> None:
+    option = samples.add_argument
+    option("--suspects", action="store_true", help="those that look mislabelled, most suspect first")
+    option("--top", type=_count, metavar="K", help="how many (default 50, or all suspects)")
+    option("--epoch", type=_count, help="as of this epoch, from 1; by default the newest")
+    beside = (
+        "with --suspects: another run on the same samples, whose predictions count as well; may be given several times"
+    )
+    option("--with", dest="others", action="append", default=[], metavar="RUN", help=beside)
+    least = "with --suspects: least share of the list to be wrong (default 0.5)"
+    option("--precision", type=_share, metavar="P", help=least)
+    for axis, what in (("margin", "mean margin"), ("variability", "variability of the margin")):
+        text = f"those whose {what} is in [LOW, HIGH)"
+        option(f"--{axis}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
+    option("--places", action="store_true", help="a row for each label, token or pixel that looks wrong")
+    option = samples.add_mutually_exclusive_group().add_argument
+    option("--csv", action="store_true", help="as CSV")
+    option("--json", action="store_true", help="for programs, as strict JSON")
+    option("--parquet", metavar="FILE", help="write a Parquet file; needs polars, or pandas with pyarrow")
+
+
+def _add_labels(labels: argparse.ArgumentParser) -> None:
+    option, source = labels.add_argument, "a folder with a folder of images for each label, or a CSV file"
+    option("source", metavar="FOLDER|TABLE", help=source)
+    option("--label", metavar="COLUMN", help="the column of labels in the CSV file, if it cannot be guessed")
+    least = "least share of the list to be wrong (default 0.5)"
+    option("--precision", type=_share, default=0.5, metavar="P", help=least)
+    end = labels.add_mutually_exclusive_group()
+    end.add_argument("--epochs", type=_count, help="how long to train (default 40, with large images 12)")
+    end.add_argument("--minutes", type=_positive, help="how long to train, by the clock")
+    option("--out", default="wrong_labels.html", metavar="FILE", help="the page (wrong_labels.html)")
+    option("--list", default="suspects.csv", metavar="FILE", help="all of them as CSV (suspects.csv)")
+    option("--top", type=_count, default=8, metavar="K", help="how many to print (default 8)")
+
+
 def _add_prove(prove: argparse.ArgumentParser) -> None:
-    prove.add_argument("--resume", metavar="CMD", help="the command that goes on after a kill; by default the same")
-    prove.add_argument("--kills", type=_count, default=3, help="how often to kill it (default 3)")
-    prove.add_argument("--steps", type=_count, metavar="N", help="no training goes on after this step")
-    prove.add_argument(
-        "--deterministic", action="store_true", help="seed it, and ask torch for deterministic algorithms"
-    )
-    prove.add_argument(
-        "--allow", action="append", default=[], metavar="PATH", help="let it write here, outside the copy"
-    )
-    prove.add_argument("--link", action="append", default=[], metavar="PATH", help="link this instead of copying it")
-    prove.add_argument(
-        "--work", metavar="DIR", help="where copies are made; by default in the system's temporary folder"
-    )
-    prove.add_argument("--seed", type=int, default=0, help="chooses where to kill (default 0)")
-    prove.add_argument("--report", metavar="FILE", help="write the finding as a page of Markdown")
-    prove.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="as in -- python train.py")
+    option = prove.add_argument
+    option("--resume", metavar="CMD", help="the command that goes on after a kill; by default the same")
+    option("--kills", type=_count, default=3, help="how often to kill it (default 3)")
+    option("--steps", type=_count, metavar="N", help="no training goes on after this step")
+    option("--deterministic", action="store_true", help="seed it, and ask torch for deterministic algorithms")
+    option("--allow", action="append", default=[], metavar="PATH", help="let it write here, outside the copy")
+    option("--link", action="append", default=[], metavar="PATH", help="link this instead of copying it")
+    option("--work", metavar="DIR", help="where copies are made; by default in the system's temporary folder")
+    option("--seed", type=int, default=0, help="chooses where to kill (default 0)")
+    option("--report", metavar="FILE", help="write the finding as a page of Markdown")
+    option("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="as in -- python train.py")
+
+
+SAME = {
+    "--out": "--html", "--output": "--html", "--html": "--out", "--limit": "--top", "--format": "--csv",
+    "--csv": "--format", "suspects": "samples", "show": "watch", "plot": "report",
+}  # fmt: skip
+"""Options and commands that are called otherwise here."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that suggests the command, option or value that a wrong one is similar to."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with the usage, this message and a suggestion."""
+        import difflib
+        import re
+
+        known: list[str] = []
+        if (found := re.search(r"invalid choice: '([^']*)' (\(choose from .*)", message)) is not None:
+            known = re.findall(r"[\w-]+", found[2].removeprefix("(choose from"))
+        elif (found := re.match(r"unrecognized arguments: (--[\w-]+)", message)) is not None:
+            known = [option for action in self._actions for option in action.option_strings]
+        meant = SAME.get(found[1]) if found is not None else None
+        near = [meant] if meant in known else difflib.get_close_matches(found[1], known, 1, 0.55) if found else []
+        super().error(f"{message}; did you mean {near[0]}?" if near else message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; a command refuses what it does not know itself, as it knows its own options."""
+        options, rest = super().parse_known_args(args, namespace)
+        if rest and self._subparsers is None:
+            run = getattr(options, "run", None)
+            if run is None or rest[0].startswith("-"):
+                self.error(f"unrecognized arguments: {' '.join(rest)}")
+            meant = {"find": f"--find {rest[0]} lists the runs with that text", "html": "--html FILE names the page",
+                     "csv": "> FILE writes to a file"}  # fmt: skip
+            more = next((text for option, text in meant.items() if option in options), "compare takes several")
+            self.error(f"RUN must be one folder or name, got {run!r} and {rest[0]!r} ({more})")
+        return options, rest
 
 
 def _view(text: str) -> str:
@@ -233,15 +242,9 @@ def _view(text: str) -> str:
 
 
 def _theme(text: str) -> str:
-    from ..dashboard.theme import GONE, NAMES
+    from ..dashboard.theme import NAMES
 
-    if text in GONE:
-        raise argparse.ArgumentTypeError(f"{text} is gone: give {GONE[text]}")
     return _one_of(text, NAMES)
-
-
-def _no_speed(text: str) -> str:
-    raise argparse.ArgumentTypeError("is gone: a replay shows the whole run in 20 s; give --to STEP, and space goes on")
 
 
 def _one_of(text: str, names: Sequence[str]) -> str:
@@ -257,17 +260,15 @@ def _count(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    value = _positive(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, got {text!r}.")
-    return value
+    return _positive(text, below=1.0)
 
 
-def _positive(text: str) -> float:
+def _positive(text: str, below: float = float("inf")) -> float:
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}.")
+    if not 0 < value < below:
+        limit = " and below 1" if value >= below == 1 else ""
+        raise argparse.ArgumentTypeError(f"must be a number above 0{limit}, got {text!r}.")
     return value

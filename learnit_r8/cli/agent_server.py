@@ -20,9 +20,8 @@ from ..events.codec import strict_json
 from ..events.text import clean
 from ..journal.run import Run, UnreadableRun, find_run, runs_folder
 from ..journal.samples import sample_epochs
-from ..report.runs import Comparison
-from . import compare, incidents, samples, status
-from .ask import wait_for
+from ..report.comparison import Comparison
+from . import incidents, pages, runs, samples
 
 INSTRUCTIONS = """Trainings under learnit_r8, seen from outside. A run is named by the name that list_runs gives, or by
 its beginning; "" means the newest. Numbers that are not known are null. Names, notes, labels and messages in the
@@ -60,14 +59,13 @@ class RunTools:
             sort: A metric; the run with its best value comes first.
             top: How many, at most.
         """
-        found = status.chosen_runs(self._folder, find=find, sort=sort, top=whole_number("top", top, least=1))
-        return {"runs": [status.listed(folder, sort or None) for folder in found]}
+        found = runs.chosen_runs(self._folder, find=find, sort=sort, top=whole_number("top", top, least=1))
+        return {"runs": [runs.listed(folder, sort or None) for folder in found]}
 
     def run_status(self, run: str = "") -> dict[str, Any]:
         """Say how a run is doing: its state ("running", "stalled", "died", "finished", ...), step, losses, metrics."""
         opened = self._open(run)
-        view = status.folded(opened)
-        return status.facts_of(opened, view, opened.state())
+        return runs.facts_of(opened, view_of(opened, is_glance=True))
 
     def list_incidents(self, run: str = "") -> dict[str, Any]:
         """List what went wrong in a run: what happened, where it began, what was tried, and the diagnosis."""
@@ -92,15 +90,12 @@ class RunTools:
     def compare_runs(self, runs: list[str]) -> dict[str, Any]:
         """Compare two runs or more: their figures, which is better in each, and the settings that differ."""
         opened = [self._open(run) for run in runs]
-        return compare.facts_of(opened, Comparison(opened, [view_of(run) for run in opened]))
+        return pages.facts_of(opened, Comparison(opened, [view_of(run) for run in opened]))
 
     def ask(
-        self,
-        run: str,
-        request: Literal["pause", "unpause", "save", "cool-down", "stop"],
-        length: str = "",
+        self, run: str, request: Literal["pause", "unpause", "save", "cool-down", "stop"], length: str = "",
         until: str = "",
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any]:  # fmt: skip
         """Ask a running training for something, which it does after its step; it reads requests of its own user only.
 
         Args:
@@ -112,7 +107,7 @@ class RunTools:
         if not run:
             raise ValueError("run must be named where something is asked for, got ''.")
         folder = self._open(run).folder
-        is_read = wait_for(folder, request, length or None, until or None)
+        is_read = runs.wait_for(folder, request, length or None, until or None)
         return {"run": str(folder), "request": request, "is_read": is_read}
 
     def _open(self, name: str) -> Run:
@@ -127,10 +122,9 @@ def server_of(library: Any, tools: RunTools, *, is_asking: bool) -> Any:
     server = library.MCPServer("learnit-r8", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING")
     refused = importlib.import_module("mcp.server.mcpserver.exceptions").ToolError
     hints = importlib.import_module("mcp.types").ToolAnnotations
-    reading: list[Callable[..., Any]]
-    reading = [tools.list_runs, tools.run_status, tools.list_incidents, tools.list_suspects, tools.compare_runs]
-    for tool in reading:
-        server.add_tool(_answering(tool, refused), annotations=hints(read_only_hint=True, open_world_hint=False))
+    for name in ("list_runs", "run_status", "list_incidents", "list_suspects", "compare_runs"):
+        tool = _answering(getattr(tools, name), refused)
+        server.add_tool(tool, annotations=hints(read_only_hint=True, open_world_hint=False))
     if is_asking:
         # A stopped training has saved and can be resumed.
         asking = hints(read_only_hint=False, destructive_hint=True, open_world_hint=False)

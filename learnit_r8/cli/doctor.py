@@ -1,8 +1,9 @@
-"""``learnit-r8 doctor``: the abilities of this terminal and this Python."""
+"""``learnit-r8 doctor`` and ``completion``: what this terminal can do, and a script that completes commands."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import locale
@@ -12,14 +13,18 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
+from .._validation import how_to_install
 from ..dashboard.live import why_plain
+from ..dashboard.render.pages import VIEWS
 from ..dashboard.terminal.screen import screen_encoding
-from ..dashboard.theme import choose_theme
+from ..dashboard.theme import NAMES, choose_theme
 from ..events.codec import strict_json
 from ..events.text import clean
 from ..journal.run import runs_folder, runs_in
+from . import _parser
 
 PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "flax", "optax")
 VARIABLES = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CI", "R8_UI", "R8_GLYPHS", "R8_THEME", "R8_RUNS")
@@ -29,9 +34,8 @@ def doctor(options: argparse.Namespace) -> int:
     """Print a line for every finding, with a hint where something is missing."""
     if options.json:
         print(strict_json(dict(findings())))
-        return 0
-    for name, text in findings():
-        print(f"{name:<12} {clean(text)}")
+    else:
+        print(*(f"{name:<12} {clean(text)}" for name, text in findings()), sep="\n")
     return 0
 
 
@@ -67,3 +71,40 @@ def _terminal() -> Iterator[tuple[str, str]]:
     has_curses = importlib.util.find_spec("_curses") is not None
     advice = ": pip install windows-curses" if sys.platform == "win32" else ""
     yield "curses", "there" if has_curses else f"not there{advice}"
+
+
+RUN = {
+    "bash": "_learnit_r8_runs",
+    "zsh": "_learnit_r8_runs",
+    "fish": "(ls $R8_RUNS runs 2>/dev/null; __fish_complete_directories)",
+}
+"""What completes the name of a run, by shell."""
+
+PREAMBLE = {
+    "bash": """_learnit_r8_runs() {
+  compgen -W "$(ls "${R8_RUNS:-runs}" 2>/dev/null)" -- "$1"
+  compgen -d -- "$1"
+}""",
+    "zsh": """_learnit_r8_runs() {
+  compadd -- "${R8_RUNS:-runs}"/*(N/:t)
+  _files -/
+}""",
+}
+"""The functions that ``RUN`` names."""
+
+
+def completion(options: argparse.Namespace) -> int:
+    """Print the script for a shell; ``source <(learnit-r8 completion bash)`` turns it on."""
+    try:
+        shtab: Any = importlib.import_module("shtab")
+    except ImportError as error:
+        raise ValueError(f"completion needs shtab: {how_to_install('completion')} ({error}).") from error
+    parser = _parser()
+    (group,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+    for action in (action for command in group.choices.values() for action in command._actions):
+        if action.dest in ("run", "runs", "other"):
+            action.complete = RUN
+        elif action.dest in ("view", "theme"):
+            action.choices = VIEWS if action.dest == "view" else NAMES
+    print(shtab.complete(parser, shell=options.shell, preamble=PREAMBLE))
+    return 0

@@ -18,7 +18,7 @@ from ..events.codec import from_fields, strict_json
 from ..events.event import describe
 from ..events.text import clean, few, number
 from ..journal.run import UnreadableRun, find_run, free_of_runs
-from ..recovery.incidents.record import PARTS, BadRecord, export, incident_of, numbers_in, read_record
+from ..recovery.record import PARTS, BadRecord, export, incident_of, numbers_in, read_record
 
 MOST_LOSSES, MOST_SAMPLES, MOST_LINES, MOST_TEXT = 8, 16, 40, 4000
 
@@ -31,14 +31,12 @@ def incidents(options: argparse.Namespace) -> int:
     there = numbers_in(folder)
     if chosen is None and options.export is None:
         facts = facts_of(folder, there)
-        records = facts["incidents"]
         if options.json:
             print(strict_json(facts, non_finite=lambda value: None))
-        elif not records:
+        elif not facts["incidents"]:
             print(clean(f"no incident is recorded in {folder}"))
         else:
-            rows = [_row(each) for each in records]
-            rows.insert(0, ("#", "step", "refused", "state", "what"))
+            rows = [("#", "step", "refused", "state", "what"), *map(_row, facts["incidents"])]
             # In a pipe, where programs read it, nothing is cut.
             widest = max(40, shutil.get_terminal_size().columns - 34) if sys.stdout.isatty() else MOST_TEXT
             print(*table_lines(rows, right=(0, 1, 2), widest=widest), sep="\n")
@@ -128,23 +126,20 @@ def _said(event: dict[str, Any]) -> str:
     with contextlib.suppress(ValueError):
         if (said := describe(from_fields(event))) is not None:
             return said.text
-    left = ("step", "seconds", "kind")
-    return (
-        f"{event.get('kind', '?')} {', '.join(f'{name} {value}' for name, value in event.items() if name not in left)}"
-    )
+    fields = (f"{name} {value}" for name, value in event.items() if name not in ("step", "seconds", "kind"))
+    return f"{event.get('kind', '?')} {', '.join(fields)}"
 
 
 def _refusal_lines(refusal: dict[str, Any]) -> Iterator[str]:
-    lr, guard = refusal.get("lr"), refusal.get("guard")
-    rate = f", rate {_shown(lr)}" if isinstance(lr, float) and math.isfinite(lr) else ""
+    rate = f", rate {_shown(refusal['lr'])}" if _is_known(refusal.get("lr")) else ""
     step, loss = refusal.get("step", "?"), _shown(refusal.get("loss"))
     yield f"refused at step {step}: loss {loss}, {refusal.get('verdict', '')}{rate}"
-    threshold = guard.get("threshold") if isinstance(guard, dict) else None
-    if isinstance(guard, dict) and isinstance(threshold, float) and math.isfinite(threshold):
-        level = guard.get("level")
-        usual = f", the usual loss {_shown(level)}" if isinstance(level, float) and math.isfinite(level) else ""
-        yield f"  the guard's threshold was {_shown(threshold)}{usual}"
-    elif threshold is not None:
+    given = refusal.get("guard")
+    guard: dict[str, Any] = given if isinstance(given, dict) else {}
+    if _is_known(guard.get("threshold")):
+        usual = f", the usual loss {_shown(guard['level'])}" if _is_known(guard.get("level")) else ""
+        yield f"  the guard's threshold was {_shown(guard['threshold'])}{usual}"
+    elif guard.get("threshold") is not None:
         yield "  the guard had no threshold yet"
     before, names = refusal.get("losses_before"), refusal.get("names")
     if isinstance(before, list) and before:
@@ -153,5 +148,9 @@ def _refusal_lines(refusal: dict[str, Any]) -> Iterator[str]:
         yield f"  samples: {few(names, MOST_SAMPLES)}"
 
 
+def _is_known(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
 def _shown(value: Any) -> str:
-    return number(value, 4) if isinstance(value, float) and math.isfinite(value) else str(value)
+    return number(value, 4) if _is_known(value) else str(value)

@@ -46,25 +46,17 @@ def labels(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         table = _trained(data, options, Path(folder) / "run", torch)
         found = table.suspects(precision=options.precision)
-        write_report(
-            Path(folder) / "run", out, thumbnail=data.picture, describe=data.describe, precision=options.precision
-        )
+        look: dict[str, Any] = {"thumbnail": data.picture, "describe": data.describe}
+        write_report(Path(folder) / "run", out, precision=options.precision, **look)
     rows = _rows_of(found, data)
     with open(open_output(listed), "w", encoding="utf-8", newline="") as file:
         write_csv(file, COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
     if options.json:
         facts = {
-            "page": str(out),
-            "list": str(listed),
-            "label_column": data.label_column,
-            "id_column": data.id_column,
-            "num_samples": len(data.labels),
-            "num_suspects": len(rows),
-            "precision": found.precision,
-            "method": found.method,
-            "reason": found.reason,
-            "samples": rows,
-        }
+            "page": str(out), "list": str(listed), "label_column": data.label_column, "id_column": data.id_column,
+            "num_samples": len(data.labels), "num_suspects": len(rows), "precision": found.precision,
+            "method": found.method, "reason": found.reason, "samples": rows,
+        }  # fmt: skip
         print(strict_json(facts, non_finite=lambda value: None))
         return 0
     for line in _said(found, data):
@@ -110,17 +102,11 @@ def _said(found: Suspects, data: LabelledData) -> Iterator[str]:
 def _rows_of(found: Suspects, data: LabelledData) -> list[dict[str, Any]]:
     """What is said of each label that looks wrong, most suspicious first."""
     columns = (found.indices, found.given, found.suggested, found.votes, found.score)
-    return [
-        {
-            "index": index,
-            "name": str(index) if data.names is None else data.names[index],
-            "given_label": data.classes[given],
-            "predicted_label": data.classes[better] if better >= 0 else None,
-            "votes": votes,
-            "score": score,
-        }
-        for index, given, better, votes, score in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+    rows = []
+    for index, given, better, votes, score in zip(*(column.tolist() for column in columns), strict=True):
+        name, suggested = data.names[index] if data.names else str(index), data.classes[better] if better >= 0 else None
+        rows.append(dict(zip(COLUMNS, (index, name, data.classes[given], suggested, votes, score), strict=True)))
+    return rows
 
 
 def _network(inputs: Any, num_classes: int, nn: Any) -> Any:
@@ -222,10 +208,8 @@ def read_images(folder: Path) -> LabelledData:
     names = [path.relative_to(folder).as_posix() for path in paths]
     classes = sorted({name.partition("/")[0] for name in names})
     if len(classes) < 2:
-        raise ValueError(
-            f"source must be a folder with a folder of images for each of two labels or more, got {len(classes)} in "
-            f"{str(folder)!r}."
-        )
+        need = "source must be a folder with a folder of images for each of two labels or more"
+        raise ValueError(f"{need}, got {len(classes)} in {str(folder)!r}.")
 
     def picture(index: int, side: int = 64) -> NDArray[np.uint8]:
         try:
@@ -254,19 +238,15 @@ def read_table(path: Path, column: str | None) -> LabelledData:
         rows = [row for row in csv.DictReader(file, restval="") if row]
     longer = next((number for number, row in enumerate(rows, 1) if None in row), None)
     if longer is not None:
-        raise ValueError(
-            f"{str(path)!r} must be a CSV file with the names of its columns first, got more values than names in its "
-            f"row {longer}."
-        )
+        need = f"{str(path)!r} must be a CSV file with the names of its columns first"
+        raise ValueError(f"{need}, got more values than names in its row {longer}.")
     if not rows or (column is not None and column not in rows[0]):
-        raise ValueError(
-            f"--label must be a column of {str(path)!r} ({', '.join(rows[0]) if rows else 'empty'}), got {column}."
-        )
+        known = ", ".join(rows[0]) if rows else "empty"
+        raise ValueError(f"--label must be a column of {str(path)!r} ({known}), got {column}.")
     column = _label_column(rows, str(path)) if column is None else column
     ids = next((name for name in rows[0] if name != column and _is_id(name, [row[name] for row in rows])), "")
-    unlabelled = len(rows)
-    rows = [row for row in rows if row[column].strip()]
-    unlabelled -= len(rows)
+    every, rows = rows, [row for row in rows if row[column].strip()]
+    unlabelled = len(every) - len(rows)
     classes = sorted({row[column] for row in rows})
     names = [name for name in rows[0] if name not in (column, ids)] if rows else []
     parts = {name: _numbers([row[name] or "" for row in rows]) for name in names}
@@ -275,15 +255,11 @@ def read_table(path: Path, column: str | None) -> LabelledData:
     left_out = [f"{unlabelled:,} rows without a label"] if unlabelled else []
     left_out += [f"columns of one value or too many texts ({', '.join(unused)})"] if unused else []
     if len(classes) < 2 or not inputs:
-        raise ValueError(
-            f"{str(path)!r} must have two labels or more and a column to predict them from, got {len(classes)} and "
-            f"{len(inputs)}."
-        )
+        need = f"{str(path)!r} must have two labels or more and a column to predict them from"
+        raise ValueError(f"{need}, got {len(classes)} and {len(inputs)}.")
     if 2 * len(classes) > len(rows):
-        raise ValueError(
-            f"--label must be a column whose labels each stand in several rows, got {len(classes):,} labels in "
-            f"{len(rows):,} rows of {column!r}: names and measured numbers are no labels."
-        )
+        got = f"{len(classes):,} labels in {len(rows):,} rows of {column!r}: names and measured numbers are no labels"
+        raise ValueError(f"--label must be a column whose labels each stand in several rows, got {got}.")
     labels = np.array([classes.index(row[column]) for row in rows])
 
     def describe(index: int) -> str:

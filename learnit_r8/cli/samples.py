@@ -1,8 +1,9 @@
-"""``learnit-r8 samples``: the samples with the highest loss, or those that look mislabelled."""
+"""``learnit-r8 samples`` and ``export``: the samples of a run, and its numbers, as tables."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,10 +14,12 @@ from numpy.typing import NDArray
 from ..checkpoint.durable_io import open_output
 from ..dashboard.export import write_csv
 from ..dashboard.text import WIDEST, table_lines
+from ..events import EpochDone, MetricsLogged, StepsDone
 from ..events.codec import strict_json
+from ..events.event import describe
 from ..events.samples import count_text
 from ..events.text import clean, number
-from ..journal.run import Run, UnreadableRun, find_run, free_of_runs
+from ..journal.run import Record, Run, UnreadableRun, find_run, free_of_runs
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.labels.frame import MAP_COLUMNS, write_parquet
 from ..table.labels.overview import EVERYWHERE
@@ -42,39 +45,32 @@ def samples(options: argparse.Namespace) -> int:
         known = ", ".join(str(each + 1) for each in epochs) or "none"
         raise UnreadableRun(f"--epoch must be one whose samples were kept ({known}), got {options.epoch}.")
     epochs = epochs if options.epoch is None else [options.epoch - 1]
-    columns, note = COLUMNS, ""
-    is_of_suspects = options.suspects or options.places
-    if not is_of_suspects and (options.others or options.precision is not None):
-        raise ValueError("--precision and --with must be given with --suspects or --places, got neither.")
-    if is_of_suspects:
+    are_suspects, columns, note = options.suspects or options.places, COLUMNS, ""
+    if are_suspects:
         found, verdict, note = suspects_of(run, epochs, options.precision or 0.5, options.others)
         chosen, columns = verdict.indices[: options.top], ALL_COLUMNS
-        if options.places:
-            return _print(options, run, found, verdict, places_of(found, verdict, options.top), note)
-    elif options.margin or options.variability:
-        found = next(readable(run, epochs[::-1]))
-        verdict, chosen = found.suspects(), region_of(found, options.margin, options.variability)[: options.top]
-        columns = REGION_COLUMNS
+    elif options.others or options.precision is not None:
+        raise ValueError("--precision and --with must be given with --suspects or --places, got neither.")
     else:
         found = next(readable(run, epochs[::-1]))
-        verdict, chosen = found.suspects(), found.hardest(options.top or HARDEST)
-        columns = (*COLUMNS, *LABEL_COLUMNS) if options.parquet else COLUMNS
-    return _print(options, run, found, verdict, rows_of(found, verdict, chosen, columns), note)
-
-
-def _print(options: argparse.Namespace, run: Run, found: Samples, verdict: Suspects, rows: Rows, note: str) -> int:
-    """Print a table in the form asked for, or write it."""
-    count = len(next(iter(rows.values())))
+        verdict = found.suspects()
+        if options.margin or options.variability:
+            columns = REGION_COLUMNS
+            chosen = region_of(found, options.margin, options.variability)[: options.top]
+        else:
+            columns = (*COLUMNS, *LABEL_COLUMNS) if options.parquet else COLUMNS
+            chosen = found.hardest(options.top or HARDEST)
+    rows = places_of(found, verdict, options.top) if options.places else rows_of(found, verdict, chosen, columns)
     if options.parquet:
         with open(open_output(free_of_runs(options.parquet)), "wb") as file:
             write_parquet(rows, file)
-        print(clean(f"{options.parquet} ({count:,} samples)"))
+        print(clean(f"{options.parquet} ({len(next(iter(rows.values()))):,} samples)"))
     elif options.json:
         print(strict_json(facts_of(run, found, verdict, rows), non_finite=lambda value: None))
     elif options.csv:
         write_csv(sys.stdout, list(rows), zip(*rows.values(), strict=True))
     else:
-        about = summary(verdict) if options.suspects or options.places else f"losses: {trust(found)}"
+        about = summary(verdict) if are_suspects else f"losses: {trust(found)}"
         print(f"{clean(run.name, WIDEST)}, epoch {found.epoch + 1}, step {found.step:,}; {about}")
         if options.places:
             titles = ("#", "sample", "place", "label", "should be", "votes", "score")
@@ -96,9 +92,10 @@ def places_of(samples: Samples, verdict: Suspects, top: int | None) -> Rows:
     places = verdict.places
     if places is None:
         raise UnreadableRun("--places needs predictions of several labels a sample, got one label, or none.")
+    indices = places.indices[:top].tolist()
     return {
-        "index": places.indices[:top].tolist(),
-        "name": [clean(samples.name_of(index), 200) for index in places.indices[:top].tolist()],
+        "index": indices,
+        "name": [clean(samples.name_of(index), 200) for index in indices],
         "place": places.places[:top].tolist(),
         "given_label": places.given[:top].tolist(),
         "predicted_label": places.suggested[:top].tolist(),
@@ -107,25 +104,22 @@ def places_of(samples: Samples, verdict: Suspects, top: int | None) -> Rows:
     }
 
 
-def region_of(
-    samples: Samples, margin: Sequence[float] | None, variability: Sequence[float] | None
-) -> NDArray[np.int64]:
+def region_of(found: Samples, margin: Sequence[float] | None, spread: Sequence[float] | None) -> NDArray[np.int64]:
     """The samples in a part of the map, those of the highest mean margin first.
 
     Args:
-        samples: The samples of an epoch.
-        margin, variability: Low and high end of each; None for all.
+        found: The samples of an epoch.
+        margin, spread: Low and high end of the mean margin and of its variability; None for all.
 
     Raises:
         UnreadableRun: the run has no predictions, or a range is none.
     """
-    overview = samples.overview()
+    overview = found.overview()
     if not overview.is_known:
-        raise UnreadableRun(
-            "--margin and --variability need predictions beside the losses, which this run did not report."
-        )
+        need = "--margin and --variability need predictions beside the losses"
+        raise UnreadableRun(f"{need}, which this run did not report.")
     try:
-        (low, high), (least, most) = margin or EVERYWHERE, variability or EVERYWHERE
+        (low, high), (least, most) = margin or EVERYWHERE, spread or EVERYWHERE
         inside = overview.region((low, high), (least, most))
     except ValueError as error:
         raise UnreadableRun(f"--{error}") from None
@@ -164,16 +158,16 @@ def readable(run: Run, epochs: Iterable[int]) -> Iterator[Samples]:
     Raises:
         UnreadableRun: none can be read.
     """
-    reasons, is_empty = [], True
+    reasons, count = [], 0
     for epoch in epochs:
         try:
             samples = read_samples(run.folder, epoch)
         except (OSError, ValueError) as error:
             reasons.append(str(error))
-            continue
-        is_empty = False
-        yield samples
-    if is_empty:
+        else:
+            count += 1
+            yield samples
+    if not count:
         raise UnreadableRun(
             f"run must hold a samples file, got {reasons or 'none'} in {str(run.folder)!r}. (A run whose batches are "
             "your own has no table of samples.)"
@@ -194,22 +188,12 @@ def rows_of(samples: Samples, verdict: Suspects, chosen: NDArray[np.int64], colu
 def facts_of(run: Run, samples: Samples, verdict: Suspects, rows: Rows) -> dict[str, Any]:
     """A table as JSON: where it is from, the verdict on labels, and an object for each sample."""
     return {
-        "run": str(run.folder),
-        "name": run.name,
-        "epoch": samples.epoch,
-        "step": samples.step,
-        "losses": trust(samples),
-        "is_exact": samples.is_exact,
-        "num_judged": verdict.num_judged,
-        "num_suspects": len(verdict.indices),
-        "noise_rate": verdict.noise_rate,
-        "noise_range": verdict.noise_range,
-        "precision": verdict.precision,
-        "caution": verdict.caution,
-        "method": verdict.method,
-        "reason": verdict.reason,
+        "run": str(run.folder), "name": run.name, "epoch": samples.epoch, "step": samples.step,
+        "losses": trust(samples), "is_exact": samples.is_exact, "num_judged": verdict.num_judged,
+        "num_suspects": len(verdict.indices), "noise_rate": verdict.noise_rate, "noise_range": verdict.noise_range,
+        "precision": verdict.precision, "caution": verdict.caution, "method": verdict.method, "reason": verdict.reason,
         "samples": [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)],
-    }
+    }  # fmt: skip
 
 
 def summary(verdict: Suspects) -> str:
@@ -252,3 +236,43 @@ def trust(samples: Samples) -> str:
     if samples.is_exact:
         return source
     return f"{source}, estimates" + (": rough" if "batch" in source else "")
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the steps, epochs, metrics or events of a run, as CSV or as JSON lines."""
+    rows = exported(Run(find_run(options.run)).records(), options.of)
+    out: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(sys.stdout)
+    if options.out is not None:
+        out = open(open_output(free_of_runs(options.out)), "w", encoding="utf-8", newline="")  # noqa: SIM115
+    with out as stream:
+        if options.format == "csv":
+            columns = EXPORTED[options.of]
+            write_csv(stream, columns, ([row[name] for name in columns] for row in rows))
+        else:
+            stream.writelines(strict_json(row) + "\n" for row in rows)
+    return 0
+
+
+EXPORTED = {
+    "steps": (
+        "time", "step", "seconds", "epoch", "progress", "num_steps", "loss", "lowest", "highest", "last_loss",
+        "expected_loss", "lr", "samples", "num_steady",
+    ),
+    "epochs": ("time", "step", "seconds", "epoch", "progress", "loss", "lr", "samples", "epoch_seconds"),
+    "metrics": ("time", "step", "name", "value"),
+    "events": ("time", "step", "kind", "level", "text"),
+}  # fmt: skip
+"""What can be exported, and the columns of it as CSV."""
+
+
+def exported(records: Iterable[Record], what: str) -> Iterator[dict[str, Any]]:
+    """A row for each of the steps, epochs, metrics or events of a run."""
+    for when, event in records:
+        if isinstance(event, {"steps": StepsDone, "epochs": EpochDone}.get(what, ())):
+            yield {"time": when, **vars(event)}
+        elif what == "metrics" and isinstance(event, MetricsLogged):
+            for name, value in event.named.items():
+                yield {"time": when, "step": event.at_step, "name": clean(name, 200), "value": value}
+        elif what == "events" and (said := describe(event)) is not None:
+            words = {"kind": type(event).__name__, "level": said.level, "text": said.text}
+            yield {"time": when, "step": event.step, **words}

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .render.pages import PAGES, VIEWS
-from .state.sample_list import listed_samples
-from .state.ui_state import LISTS, MODES, SORTS, ZOOMS, Action, UiState
+from .state.ui_state import LISTS, MODES, SORTS, ZOOMS, Action, UiState, listed_samples
 from .state.view import View
 
 PAGE = 10

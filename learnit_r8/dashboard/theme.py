@@ -117,9 +117,6 @@ _PALETTES = {
 NAMES = tuple(_PALETTES)
 """Names of the themes, in the order of the key that changes them."""
 
-GONE = {"colour": "dark", "clear": "dark", "clear-light": "light", "mono": "none"}
-"""What to use in place of names that are gone; a meaning is never in the colour alone."""
-
 
 @dataclass(frozen=True)
 class Theme:
@@ -183,8 +180,7 @@ def choose_theme(
     usual = "light" if (ground or ground_of(environ)) == "light" else "dark"
     name = name or environ.get("R8_THEME") or (usual if num_colours else "none")
     if name not in _PALETTES:
-        instead = f" It is gone; use {GONE[name]!r}." if name in GONE else ""
-        raise ValueError(f"theme must be one of {NAMES}, got {name!r}.{instead}")
+        raise ValueError(f"theme must be one of {NAMES}, got {name!r}.")
     kinds = {"braille": BRAILLE, "blocks": BLOCKS, "ascii": ASCII}
     is_unicode = encoding.lower().replace("-", "").replace("_", "") in ("utf8", "utf16", "utf16le")
     usual = ("blocks" if environ.get("TERM") == "linux" else "braille") if is_unicode else "ascii"

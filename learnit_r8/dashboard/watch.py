@@ -199,14 +199,12 @@ def row_of(folder: Path, metric: str | None = None) -> RunRow:
     """
     name = clean(folder.name, 60)
     try:
-        run, view = Run(folder), View(skips_damage=True)
-        for record in run.glance():
-            view.fold(record.event)
+        run = Run(folder)
+        view = view_of(run, is_glance=True)
         state, written = run.state().word, os.stat(folder / "events.jsonl").st_mtime
     except (UnreadableRun, OSError) as error:
-        return RunRow(
-            os.fspath(folder), (name, "unreadable", clean(error, 60), "", "", "", ""), (), (math.inf,) * 4 + (name,)
-        )
+        texts = (name, "unreadable", clean(error, 60), "", "", "", "")
+        return RunRow(os.fspath(folder), texts, (), (math.inf,) * 4 + (name,))
     settings = view.run.settings if view.run is not None else {}
     wanted = metric or settings.get("monitor", "")
     shown = min(view.metrics, key=lambda each: (each != wanted, not is_held_out(each)), default="")
@@ -216,15 +214,8 @@ def row_of(folder: Path, metric: str | None = None) -> RunRow:
     last = max(1, view.step)
     values = values if len(values) > 1 else view.loss.columns(min(COURSE, last), 0, last).mean.tolist()
     loss = number(view.ema, 4) if view.last is not None else "-"
-    texts = (
-        name,
-        state,
-        f"{view.progress:.1%}",
-        view.step_text,
-        loss,
-        said,
-        f"{seconds_text(max(0.0, time.time() - written))} ago",
-    )
+    age = f"{seconds_text(max(0.0, time.time() - written))} ago"
+    texts = (name, state, f"{view.progress:.1%}", view.step_text, loss, said, age)
     key = math.inf if best is None else (1.0 if is_lower_better(shown) else -1.0) * best.value
     return RunRow(os.fspath(folder), texts, tuple(values), (-written, key, state, -view.step, name))
 
@@ -336,9 +327,9 @@ class Replay:
         return "stands still" if self.is_paused else "goes on"
 
 
-def view_of(run: Run) -> View:
-    """The state after all events of a run, without those that are damaged."""
+def view_of(run: Run, *, is_glance: bool = False) -> View:
+    """The state after all events of a run, or after a selection of them, without those that are damaged."""
     view = View(skips_damage=True)
-    for record in run.records():
+    for record in run.glance() if is_glance else run.records():
         view.fold(record.event)
     return view

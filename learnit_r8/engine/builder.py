@@ -14,16 +14,15 @@ from ..checkpoint.early_stop import EarlyStop
 from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
 from ..events.steps import mode_of
-from ..guard.monitor import Sentry
-from ..guard.registry import as_guard
+from ..guard.monitor import Sentry, as_guard
 from ..guard.spike import SpikeGuard
 from ..guard.verdict import Guard
 from ..policies.registry import get_policy
 from ..recovery.agreement import Agreement
-from ..recovery.controller import RecoveryController
-from ..recovery.incidents.recorder import FlightRecorder
+from ..recovery.backups import RamBackup
 from ..recovery.persistence import Persistence
-from ..recovery.ram_backup import RamBackup
+from ..recovery.record import FlightRecorder
+from ..recovery.recovery import RecoveryController
 from ..sampling.lengths import Buckets
 from ..sampling.permutation import MAX_SAMPLES
 from ..sampling.planned import PlannedBatches
@@ -49,115 +48,100 @@ USUAL_EPOCH = 400
 """Steps that are taken for an epoch of unknown length, where backups are taken as often as an epoch says."""
 
 
-def build_run(given: Settings) -> Run:
+def build_run(settings: Settings) -> Run:
     """Build the parts of a run, each from the settings that it names; nothing outside the process is changed.
 
     Raises:
         ValueError: an argument is outside its range, or there is not exactly one budget.
         TypeError: an argument is of the wrong kind.
     """
-    guard, is_own, watches_level = _checked_guard(given), given.num_samples is None, False
-    if is_own and given.scheduler_mode.mode == "keep" and isinstance(guard, SpikeGuard):
+    given = settings.given
+    guard, is_own, watches_level = _checked_guard(settings), given["num_samples"] is None, False
+    if is_own and settings.shape.mode == "keep" and isinstance(guard, SpikeGuard):
         # Losses that rise in a warm-up say little about a rate that is the user's own; their level is watched.
         guard, watches_level = replace(guard, tests_progress=False), guard.tests_progress
-    given = replace(given, guard=guard)
-    own, shape = given.batch_size if isinstance(given.batch_size, OwnBatches) else OwnBatches(), given.scheduler_mode
-    table, make_source, steps_per_pass = _own_batches(given, own) if is_own else _planned_batches(given)
+    settings = replace(settings, given={**given, "guard": guard})
+    given = settings.given
+    own, shape = given["batch_size"] if isinstance(given["batch_size"], OwnBatches) else OwnBatches(), settings.shape
+    table, make_source, steps_per_pass = _own_batches(settings, own) if is_own else _planned_batches(settings)
     steps_per_epoch = steps_per_pass
     if own.steps_per_epoch is not None:
         steps_per_epoch = whole_number("steps_per_epoch", own.steps_per_epoch, least=1)
-    budget = _build_budget(given, own, steps_per_epoch)
+    budget = _build_budget(settings, own, steps_per_epoch)
     decay = DEFAULT_DECAY if shape.decay_proportion in (None, 1) else shape.decay_proportion
-    pace = Pace(budget, steps_per_pass, given.clock, rule=CoolDownRule(shape.min_lr, shape.decay_shape, decay))
-    monitor = given.monitor.name
-    mode: Any = mode_of(monitor, given.monitor.mode)
+    pace = Pace(budget, steps_per_pass, given["clock"], rule=CoolDownRule(shape.min_lr, shape.decay_shape, decay))
+    monitor = settings.monitor.name
+    mode: Any = mode_of(monitor, settings.monitor.mode)
     check_choice("mode", mode, MODES)
-    check_choice("record", given.run_dir.record, ("names", "batch", "all"))
-    test = _build_range_test(given, budget, steps_per_epoch)
+    check_choice("record", settings.run_dir.record, ("names", "batch", "all"))
+    test = _build_range_test(settings, budget, steps_per_epoch)
     agreement, sentry = Agreement(), Sentry(guard)
-    announcer = Announcer(given.listeners, pace.where)
-    early_stop = EarlyStop(given.early_stopping, monitor, mode, announcer)
+    announcer = Announcer(given["listeners"], pace.where)
+    early_stop = EarlyStop(given["early_stopping"], monitor, mode, announcer)
     source = make_source(pace, announcer, agreement)
     persistence = _build_persistence(
-        given, steps_per_epoch, budget, mode=mode, announcer=announcer, agreement=agreement
+        settings, steps_per_epoch, budget, mode=mode, announcer=announcer, agreement=agreement
     )
     emitter = EventEmitter(announcer, table)
     controller = RecoveryController(
-        given.recovery, persistence, announcer, table, sentry, keeps_rates=shape.mode == "keep",
-        recorder=_build_recorder(given, persistence), watches_level=watches_level,
+        given["recovery"], persistence, announcer, table, sentry, keeps_rates=shape.mode == "keep",
+        recorder=_build_recorder(settings, persistence), watches_level=watches_level,
     )  # fmt: skip
     search = LrSearch(test, source=source, persistence=persistence, announcer=announcer)
     rates = Rates(
-        _schedule_maker(given, budget), pace=pace, search=search, controller=controller, emitter=emitter,
+        _schedule_maker(settings, budget), pace=pace, search=search, controller=controller, emitter=emitter,
         announcer=announcer, persistence=persistence,
     )  # fmt: skip
-    return Run(
-        source=source,
-        pace=pace,
-        sentry=sentry,
-        persistence=persistence,
-        controller=controller,
-        announcer=announcer,
-        emitter=emitter,
+    requests = Requests(
+        pace, announcer, handle_signals=given["handle_signals"], cool_down_on=_checked_signal(settings),
         agreement=agreement,
-        search=search,
-        rates=rates,
-        early_stop=early_stop,
-        requests=Requests(
-            pace, announcer, handle_signals=given.handle_signals, cool_down_on=_checked_signal(given),
-            agreement=agreement,
-        ),
-        turns=Turns(table, announcer),
-        name=given.name or "",
-        settings=replace(given, monitor=Monitor(monitor, mode=mode if monitor else None)).texts(),
+    )  # fmt: skip
+    shown = replace(settings, given={**given, "monitor": Monitor(monitor, mode=mode if monitor else None)})
+    return Run(
+        source, pace, sentry, persistence, controller, announcer, emitter, agreement, search, rates, early_stop,
+        requests, Turns(table, announcer), given["name"] or "", shown.texts(),
     )  # fmt: skip
 
 
 def _build_persistence(
-    given: Settings, steps_per_epoch: int, budget: Budget, *, mode: str, announcer: Announcer, agreement: Agreement
+    settings: Settings, steps_per_epoch: int, budget: Budget, *, mode: str, announcer: Announcer, agreement: Agreement
 ) -> Persistence:
     """What takes backups and writes checkpoints."""
+    given = settings.given
     if steps_per_epoch == UNKNOWN_LENGTH:
         # Nobody knows the steps of an epoch: a short run has ten of them.
         steps_per_epoch = USUAL_EPOCH if budget.steps is None else min(USUAL_EPOCH, budget.steps // 10)
-    has_folder = given.checkpoint_dir is not None or given.save_callback is not None
+    has_folder = given["checkpoint_dir"] is not None or given["save_callback"] is not None
     return Persistence(
-        Callbacks.of_user(given.save_callback, given.load_callback, given.state_callback),
-        backup_every=given.backup_every.every,
-        backup_dir=given.backup_every.backup_dir,
-        checkpoint_dir=given.checkpoint_dir,
-        checkpoint_every=given.checkpoint_every.every,
-        keep=given.checkpoint_every.keep_checkpoints,
+        Callbacks.of_user(given["save_callback"], given["load_callback"], given["state_callback"]),
+        backup_every=settings.backups.every, backup_dir=settings.backups.backup_dir,
+        checkpoint_dir=given["checkpoint_dir"], checkpoint_every=settings.checkpoints.every,
+        keep=settings.checkpoints.keep_checkpoints,
         # Without a folder the best model is kept in RAM.
-        monitor=given.monitor.name if has_folder else None,
-        mode=mode,
-        config=given.run_config(),
-        steps_per_epoch=steps_per_epoch,
-        announcer=announcer,
-        agreement=agreement,
-        backup=RamBackup(most=given.recovery.keep_backups),
-    )
+        monitor=settings.monitor.name if has_folder else None, mode=mode, config=settings.run_config(),
+        steps_per_epoch=steps_per_epoch, announcer=announcer, agreement=agreement,
+        backup=RamBackup(most=given["recovery"].keep_backups),
+    )  # fmt: skip
 
 
-def _build_recorder(given: Settings, persistence: Persistence) -> FlightRecorder:
+def _build_recorder(settings: Settings, persistence: Persistence) -> FlightRecorder:
     """What writes the record of an incident, beside the checkpoints until there is a run folder."""
+
+    given = settings.given
 
     def copy_state() -> Any:
         get = persistence.callbacks.state
         return None if get is None else persistence.backup.copy(get())
 
     folder = None if persistence.store is None else persistence.store.folder
-    return FlightRecorder(given.run_dir.record, folder, given.name or "", copy_state=copy_state)
+    return FlightRecorder(settings.run_dir.record, folder, given["name"] or "", copy_state=copy_state)
 
 
-def _checked_guard(given: Settings) -> Guard:
-    guard = as_guard(given.guard)
-    for argument, value, method in (
-        ("guard", guard, "judge"),
-        ("guard", guard, "suspicion"),
-        ("recovery", given.recovery, "max_refused"),
-        ("clock", given.clock, "__call__"),
-    ):
+def _checked_guard(settings: Settings) -> Guard:
+    given = settings.given
+    guard: Guard = as_guard(given["guard"])
+    checked = {"judge": ("guard", guard), "suspicion": ("guard", guard), "max_refused": ("recovery", given["recovery"])}
+    for method, (argument, value) in {**checked, "__call__": ("clock", given["clock"])}.items():
         if not hasattr(value, method):
             raise TypeError(f"{argument} must have a method {method}, got {value!r}.")
     return guard
@@ -166,33 +150,30 @@ def _checked_guard(given: Settings) -> Guard:
 MakeSource = Callable[[Pace, Announcer, Agreement], Source]
 
 
-def _planned_batches(given: Settings) -> tuple[SampleTable, MakeSource, int]:
+def _planned_batches(settings: Settings) -> tuple[SampleTable, MakeSource, int]:
     """The table of batches that the scheduler draws, what makes their source, and the steps of a pass."""
-    if isinstance(given.batch_size, OwnBatches):
+    given = settings.given
+    if isinstance(given["batch_size"], OwnBatches):
         raise ValueError(
             "batch_size must be a number or TokenBatches(...) with num_samples, as OwnBatches is for your own batches, "
-            f"got {given.batch_size!r}."
+            f"got {given['batch_size']!r}."
         )
-    num_samples = whole_number("num_samples", given.num_samples, least=1, most=MAX_SAMPLES)
-    buckets = _build_buckets(given, num_samples)
-    size = buckets.largest if buckets is not None else given.batch_size
+    num_samples = whole_number("num_samples", given["num_samples"], least=1, most=MAX_SAMPLES)
+    buckets = _build_buckets(settings, num_samples)
+    size = buckets.largest if buckets is not None else given["batch_size"]
     batch_size = whole_number("batch_size", size, least=1, most=MAX_SAMPLES)
-    seed = whole_number("seed", given.seed, least=0, most=2**63)
+    seed = whole_number("seed", given["seed"], least=0, most=2**63)
     table = SampleTable(
-        num_samples,
-        batch_size=batch_size,
-        estimator=given.estimator.estimator,
-        alpha=given.estimator.alpha,
-        groups=given.groups,
-        sample_ids=given.sample_ids,
-    )
-    policy = get_policy(given.policy)
+        num_samples, batch_size=batch_size, estimator=settings.estimator.estimator, alpha=settings.estimator.alpha,
+        groups=given["groups"], sample_ids=given["sample_ids"],
+    )  # fmt: skip
+    policy = get_policy(given["policy"])
     if buckets is not None and policy.selects:
-        raise ValueError(f"policy must take every sample once a pass with lengths, got {given.policy!r}.")
-    source = PlannedBatches(table, policy=policy, seed=seed, last_batch=given.last_batch, buckets=buckets)
-    if given.groups is None and policy.needs_groups:
+        raise ValueError(f"policy must take every sample once a pass with lengths, got {given['policy']!r}.")
+    source = PlannedBatches(table, policy=policy, seed=seed, last_batch=given["last_batch"], buckets=buckets)
+    if given["groups"] is None and policy.needs_groups:
         raise ValueError(
-            f"groups must be a label for each sample, as the policy {given.policy!r} needs them, got None. "
+            f"groups must be a label for each sample, as the policy {given['policy']!r} needs them, got None. "
             "If there are no classes, np.zeros(num_samples) puts all samples into one group."
         )
 
@@ -214,17 +195,18 @@ def _planned_batches(given: Settings) -> tuple[SampleTable, MakeSource, int]:
     return table, make, source.steps_per_pass
 
 
-def _build_buckets(given: Settings, num_samples: int) -> Buckets | None:
+def _build_buckets(settings: Settings, num_samples: int) -> Buckets | None:
     """The samples by their length; None without lengths."""
-    batches = given.batch_size
+    given = settings.given
+    batches = given["batch_size"]
     if not isinstance(batches, TokenBatches):
         return None
     if batches.lengths is None:
         raise ValueError(f"max_tokens needs lengths, the tokens of each sample, got {batches!r} without.")
     if batches.max_tokens is None:
         raise ValueError("lengths need max_tokens, the most tokens of a batch with its padding, got None.")
-    if given.last_batch != "short":
-        raise ValueError(f"last_batch must be 'short' with lengths, got {given.last_batch!r}.")
+    if given["last_batch"] != "short":
+        raise ValueError(f"last_batch must be 'short' with lengths, got {given['last_batch']!r}.")
     most = None if batches.batch_size is None else whole_number("batch_size", batches.batch_size, least=1)
     tokens = whole_number("max_tokens", batches.max_tokens, least=1)
     return Buckets(batches.lengths, tokens, num_samples=num_samples, most=most)
@@ -237,32 +219,32 @@ _OF_PLANS = {
 """Settings of batches that the scheduler draws, and their defaults."""
 
 
-def _own_batches(given: Settings, own: OwnBatches) -> tuple[SampleTable, MakeSource, int]:
+def _own_batches(settings: Settings, own: OwnBatches) -> tuple[SampleTable, MakeSource, int]:
     """The same for batches that come from the user's loader."""
-    for name, value, _ in given.items():
+    given = settings.given
+    for name, value, _ in settings.items():
         default = _OF_PLANS.get(name, value)
         if value is not default and not (isinstance(value, str) and value == default):
             raise ValueError(
                 f"{name} needs num_samples, so that the scheduler draws the batches, got {value!r} without it."
             )
     most = whole_number("max_ids", own.max_ids, least=1, most=MAX_SAMPLES)
-    seed = whole_number("seed", given.seed, least=0, most=2**63)
+    seed = whole_number("seed", given["seed"], least=0, most=2**63)
     check_choice("after_restore", own.after_restore, ("next", "again"))
     check_choice("resume_data", own.resume_data, WAYS)
     table = SampleTable(0, batch_size=1, most_ids=most)
 
     def make(pace: Pace, announcer: Announcer, agreement: Agreement) -> FollowedBatches:
-        return FollowedBatches(
-            table, pace=pace, settings=own, announcer=announcer, agreement=agreement, seed=seed
-        )  # fmt: skip
+        return FollowedBatches(table, pace=pace, settings=own, announcer=announcer, agreement=agreement, seed=seed)
 
     return table, make, UNKNOWN_LENGTH
 
 
-def _build_pass_budget(given: Settings, own: OwnBatches) -> Budget:
+def _build_pass_budget(settings: Settings, own: OwnBatches) -> Budget:
     """The budget of a number of runs through the user's loader."""
-    epochs: Any = given.num_epochs
-    known, mode = own.steps_per_epoch, given.scheduler_mode.mode
+    given = settings.given
+    epochs: Any = given["num_epochs"]
+    known, mode = own.steps_per_epoch, settings.shape.mode
     if not (is_number(epochs) and 0 < epochs < math.inf):
         raise ValueError(f"num_epochs must be a number > 0 and finite, got {epochs!r}.")
     if known is None and (mode not in OPEN_MODES or epochs != int(epochs)):
@@ -274,42 +256,40 @@ def _build_pass_budget(given: Settings, own: OwnBatches) -> Budget:
     return Budget(passes=epochs, steps_per_pass=known)
 
 
-def _build_budget(given: Settings, own: OwnBatches, steps_per_epoch: int) -> Budget:
-    warmup_steps = given.scheduler_mode.warmup_steps
+def _build_budget(settings: Settings, own: OwnBatches, steps_per_epoch: int) -> Budget:
+    given = settings.given
+    warmup_steps = settings.shape.warmup_steps
     if warmup_steps is not None:
         warmup_steps = whole_number("warmup_steps", warmup_steps, least=0)
-    is_alone = given.num_steps is None and given.train_duration_seconds is None and own.num_tokens is None
-    if given.num_samples is None and given.num_epochs is not None and is_alone:
-        return _build_pass_budget(given, own)
+    is_alone = given["num_steps"] is None and given["train_duration_seconds"] is None and own.num_tokens is None
+    if given["num_samples"] is None and given["num_epochs"] is not None and is_alone:
+        return _build_pass_budget(settings, own)
     return Budget.of(
-        given.num_epochs,
-        given.num_steps,
-        given.train_duration_seconds,
-        steps_per_epoch,
-        num_tokens=own.num_tokens,
-        mode=given.scheduler_mode.mode,
-        warmup_steps=warmup_steps,
-    )
+        given["num_epochs"], given["num_steps"], given["train_duration_seconds"], steps_per_epoch,
+        num_tokens=own.num_tokens, mode=settings.shape.mode, warmup_steps=warmup_steps,
+    )  # fmt: skip
 
 
-def _build_range_test(given: Settings, budget: Budget, steps_per_epoch: int) -> RangeTest | None:
-    if not given.auto_find_lr:
+def _build_range_test(settings: Settings, budget: Budget, steps_per_epoch: int) -> RangeTest | None:
+    given = settings.given
+    if not given["auto_find_lr"]:
         return None
-    if given.load_callback is None or callable(given.scheduler_mode.mode):
+    if given["load_callback"] is None or callable(settings.shape.mode):
         raise ValueError(
             "auto_find_lr needs a load_callback to restore the model, and a scheduler_mode given by name; "
-            f"got load_callback={given.load_callback!r} and scheduler_mode={given.scheduler_mode.mode!r}."
+            f"got load_callback={given['load_callback']!r} and scheduler_mode={settings.shape.mode!r}."
         )
     # Of an open run it takes an epoch at most, like a tenth of one that has ten.
     return RangeTest.for_run(10 * steps_per_epoch if budget.is_open else budget.steps)
 
 
-def _schedule_maker(given: Settings, budget: Budget) -> Callable[[float | None], Schedule]:
+def _schedule_maker(settings: Settings, budget: Budget) -> Callable[[float | None], Schedule]:
     """The function of a found peak rate, or None, that returns the schedule."""
-    shape = given.scheduler_mode
+    given = settings.given
+    shape = settings.shape
     warmup, steps = shape.warmup_proportion, shape.warmup_steps
     if shape.mode == "keep":
-        for name, value, _ in given.items():
+        for name, value, _ in settings.items():
             if name in OF_RATES and value != OF_RATES[name]:
                 raise ValueError(
                     f"{name} must be left out with scheduler_mode='keep', as the rate is yours then, got {value!r}."
@@ -331,21 +311,18 @@ def _schedule_maker(given: Settings, budget: Budget) -> Callable[[float | None],
 
     def made(peak: float | None) -> Schedule:
         return make_schedule(
-            given.initial_lr if peak is None else peak,
-            mode=shape.mode,
-            warmup_proportion=warmup,
-            min_lr=shape.min_lr,
-            decay_proportion=shape.decay_proportion,
-            decay_shape=shape.decay_shape,
+            given["initial_lr"] if peak is None else peak, mode=shape.mode, warmup_proportion=warmup,
+            min_lr=shape.min_lr, decay_proportion=shape.decay_proportion, decay_shape=shape.decay_shape,
             is_open=budget.is_open,
-        )
+        )  # fmt: skip
 
     return made
 
 
-def _checked_signal(given: Settings) -> tuple[int, Span] | None:
+def _checked_signal(settings: Settings) -> tuple[int, Span] | None:
     """The signal that asks for a cool-down, and the length of that."""
-    asked: Any = given.scheduler_mode.cool_down_on
+    given = settings.given
+    asked: Any = settings.shape.cool_down_on
     if asked is None:
         return None
     if not (isinstance(asked, (tuple, list)) and len(asked) == 2):
@@ -356,6 +333,6 @@ def _checked_signal(given: Settings) -> tuple[int, Span] | None:
         raise ValueError(
             f'the signal in cool_down_on must exist on this system and end no run, such as "SIGUSR1", got {name!r}.'
         )
-    if not given.handle_signals:
+    if not given["handle_signals"]:
         raise ValueError("cool_down_on needs handle_signals=True, got False.")
     return int(found), span

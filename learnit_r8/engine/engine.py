@@ -28,7 +28,7 @@ from .._validation import shortened
 from ..guard.monitor import MOST_SUSPICION, Memory
 from ..guard.verdict import GOOD, Verdict
 from ..policies.registry import STEADY
-from ..recovery.lineage import LOOK_MASK
+from ..recovery.state import LOOK_MASK
 from ..sampling.chunk import OPEN, OUT_AGAIN, Batch
 from ..sampling.ticket import Outcome, Ticket
 from ..table.losses import EXACT, Reading, read_number
@@ -108,13 +108,11 @@ class Engine:
 
     def draw_if_any(self) -> Ticket | None:
         """Draw the next batch; None if the budget is spent, all remaining steps are out, or the run was stopped."""
-        if not self.announcer.is_heard:
-            self.between_steps()
-            return self.draw_ahead()
         began = self.clock()
         self.between_steps()
         ticket = self.draw_ahead()
-        self.own_seconds += self.clock() - began
+        if self.announcer.is_heard:
+            self.own_seconds += self.clock() - began
         return ticket
 
     def draw_ahead(self, is_fetched: bool = False, is_offered: bool = False) -> Ticket | None:
@@ -182,7 +180,7 @@ class Engine:
                 not_exact = source.start_pass(epoch, pace.policy_progress(epoch, progress))
                 if not_exact:
                     self.announcer.warn_once("not exact", not_exact)
-            controller.inquiry.hide_true()
+            controller.hide_true()
             turn.is_changing = False
             lr, is_again = controller.lr(lr), bool(source.returned)
             asks_probe = may_probe and controller.experiment.asks_probe
@@ -195,7 +193,7 @@ class Engine:
             elif is_of_pass:
                 batch = source.next(ahead)
             else:
-                controller.inquiry.steady_left -= 1
+                controller.state.steady_left -= 1
                 batch = source.draw_outside(STEADY) or source.next()
             if is_again and is_of_pass:
                 lr = batch.chunk.rates[batch.slot]
@@ -205,7 +203,7 @@ class Engine:
         """Hand out a batch once more, to test the weights with it; an experiment has asked for it."""
         pace, step = self.pace, self.pace.next_step
         with self.turns.take("draw", step, is_changing=True):
-            self.controller.inquiry.hide_true()
+            self.controller.hide_true()
             lr = self.rates.now
             return self._hand_out(self._probe(), step, pace.epoch_of(max(0, pace.place - 1)), lr)
 
@@ -239,7 +237,7 @@ class Engine:
     def draw_epoch(self) -> list[Ticket]:
         """Draw the rest of the epoch at once; empty if the budget is spent or the run was stopped."""
         # Steady batches for an incident that is over would come too late.
-        self.controller.inquiry.steady_left = 0
+        self.controller.state.steady_left = 0
         end = (self.pace.epoch + 1) * self.source.steps_per_pass
         tickets: list[Ticket] = []
         while self.pace.next_place < end and (ticket := self.draw_ahead()) is not None:
@@ -277,7 +275,7 @@ class Engine:
             ticket: The batch; nothing happens if it is not out.
         """
         with self.turns.take("hand_back", self.pace.step) as turn:
-            if ticket.batch.is_out and ticket.epoch >= 0:
+            if ticket.is_out and ticket.epoch >= 0:
                 turn.is_changing = True
                 self.source.hand_back(ticket.batch)
                 self.pace.num_out -= not ticket.chunk.is_extra
@@ -301,8 +299,7 @@ class Engine:
                 f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give "
                 "the losses to update_with_loss()."
             )
-        began = self.clock() if self.announcer.is_heard else 0.0
-        turns, outcome = self.turns, None
+        turns, began, outcome = self.turns, self.clock(), None
         while outcome is None:
             judged = self._judge(ticket, loss, part_size, grad_norm, skipped, predictions)
             if not judged.is_plain:
@@ -394,7 +391,7 @@ class Engine:
         """Raise RuntimeError for a ticket that is not out, or that the load callback reports."""
         if self.persistence.is_restoring and self.turns.is_mine:
             raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
-        if ticket.batch.is_out and ticket.chunk.table is self.table:
+        if ticket.is_out and ticket.chunk.table is self.table:
             return
         if self.turns.busy is not None:
             # What another call is doing with it, or has left half done, is the reason.
@@ -440,7 +437,8 @@ class Engine:
         pace, announcer, size = self.pace, self.announcer, len(ticket.indices)
         own, self.own_seconds = self.own_seconds + self.clock() - began, 0.0
         waited, self.data_seconds = self.data_seconds, 0.0
-        self.emitter.note_batch(ticket)
+        if announcer.wants_surveys:
+            self.emitter.note_batch(ticket)
         announcer.deliver(
             events.StepDone(
                 step=pace.step, seconds=pace.seconds, epoch=ticket.epoch, progress=pace.progress,
@@ -503,8 +501,7 @@ class Engine:
             self.source.put_back(ticket.batch)
             pace.num_out -= 1
             pace.count_probe(takes_place=pace.leaves_out)
-            inquiry = controller.inquire(pace.step, judged.lr)
-            return inquiry.suspected(reading.mean, leaves_out=pace.leaves_out)
+            return controller.suspected(reading.mean, step=pace.step, lr=judged.lr, leaves_out=pace.leaves_out)
         self.sentry.keep(verdict, judged.memory)
         self._close(ticket)
         if verdict is Verdict.SKIPPED:
@@ -526,8 +523,8 @@ class Engine:
             self.pace.num_out += chunk.is_extra
             chunk.is_probe = chunk.is_extra = experiment.is_at_alarm = False
         else:
-            inquiry = self.controller.inquire(self.pace.step + (not chunk.is_probe), judged.lr)
-            put_to = inquiry.probed(ticket, judged.reading.mean, unit=self.rates.shown(1.0))
+            step, unit = self.pace.step + (not chunk.is_probe), self.rates.shown(1.0)
+            put_to = self.controller.probed(ticket, judged.reading.mean, step=step, lr=judged.lr, unit=unit)
         self._close(ticket)
         return put_to
 
@@ -559,7 +556,7 @@ class Engine:
             is_missed: Whether its loss never came, which is counted.
         """
         with self.turns.take("discard", self.pace.step) as turn:
-            if not ticket.batch.is_out:
+            if not ticket.is_out:
                 return
             turn.is_changing = True
             self.source.abandoned += is_missed
@@ -576,7 +573,7 @@ class Engine:
     def leave_out(self, ticket: Ticket) -> None:
         """Give up a batch for which its epoch has no place left, as probes have taken it; it is no step."""
         with self.turns.take("leave_out", self.pace.step) as turn:
-            if ticket.batch.is_out:
+            if ticket.is_out:
                 turn.is_changing = True
                 self.source.close(ticket.batch)
                 self.source.displaced += 1
@@ -584,10 +581,10 @@ class Engine:
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
-        if not ticket.batch.is_out:
+        if not ticket.is_out:
             return
         with self.turns.take("give_up", self.pace.step) as turn:
-            if not ticket.batch.is_out:
+            if not ticket.is_out:
                 return
             turn.is_changing = True
             if ticket.epoch < 0:
@@ -635,8 +632,13 @@ class Engine:
                     cool_down=self.rates.begin_cool_down, waited=self._leave_out,
                 )  # fmt: skip
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
-            if controller.is_look_due and not pace.is_stopped:
-                self._look_back()
+            if controller.state.is_look_due and not pace.is_stopped:
+                step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
+                persistence.backup_timer.take_in(persistence.callbacks.state)
+                with self.turns.take("between_steps", step, is_changing=True):
+                    # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
+                    controller.hide_true()
+                    controller.look_back(step=step, lr=scheduled)
             epoch_ended = pace.has_left_epoch
         if self.announcer.wants_surveys or (self.emitter.has_groups and self.announcer.is_heard):
             self.emitter.between_steps(pace.epoch, epoch_ended=epoch_ended, closing=closing)
@@ -663,7 +665,7 @@ class Engine:
         if controller.is_open and is_end:
             # End what is under way, as the run is left.
             with self.turns.take("close", pace.step, is_changing=True):
-                controller.inquiry.settle_open(step=pace.step)
+                controller.settle_open(step=pace.step)
         elif not controller.may_save:
             return
         with self.run.saving:
@@ -687,24 +689,15 @@ class Engine:
             if epoch_ended:
                 pace.has_left_epoch = False
 
-    def _look_back(self) -> None:
-        """Look at the progress of the first steps; see `Inquiry.look_back`."""
-        step, scheduled = self.pace.step, self.rates.scheduled_at(self.pace.step)
-        self.persistence.backup_timer.take_in(self.persistence.callbacks.state)
-        with self.turns.take("between_steps", step, is_changing=True):
-            # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
-            self.controller.inquiry.hide_true()
-            self.controller.look_back(step=step, lr=scheduled)
-
     def _looks_last(self, *, may_probe: bool, closing: bool) -> bool:
-        """Whether a probe is to be drawn before the run ends; see `Inquiry.looks_last`."""
+        """Whether a probe is to be drawn before the run ends; see `RecoveryController.looks_last`."""
         pace = self.pace
         is_end = closing or (pace.is_finished and not pace.num_out)
-        if not is_end or self.search.is_on or not self.controller.inquiry.may_look_last(pace.step):
+        if not is_end or self.search.is_on or not self.controller.may_look_last(pace.step):
             return False
         scheduled = self.rates.scheduled(1.0)
         with self.turns.take("draw", pace.step, is_changing=True):
-            return self.controller.inquire(pace.step, scheduled).looks_last(may_probe=may_probe)
+            return self.controller.looks_last(step=pace.step, lr=scheduled, may_probe=may_probe)
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""
@@ -722,7 +715,7 @@ class Engine:
             return
         scheduled = self.rates.scheduled_at(step)
         with self.turns.take("between_steps", step, is_changing=True):
-            self.controller.inquire(step, scheduled).damaged(array)
+            self.controller.damaged(array, step=step, lr=scheduled)
 
     def back_up(self, state: Any) -> None:
         """Copy a model state to RAM; see `R8Scheduler.update_cpu_backup`."""
@@ -744,16 +737,16 @@ class Engine:
         The next draw takes them out. Nothing happens within an epoch, or a second time after it. All ranks call it at
         the same place.
         """
-        pace, inquiry = self.pace, self.controller.inquiry
-        if not pace.is_between_epochs or pace.num_out or self.search.is_on or inquiry.left_at == pace.place:
+        pace, controller = self.pace, self.controller
+        if not pace.is_between_epochs or pace.num_out or self.search.is_on or controller.left_at == pace.place:
             return
-        inquiry.left_at = pace.place
-        if not inquiry.is_on_trial:
+        controller.left_at = pace.place
+        if not controller.is_on_trial:
             # The loss of a batch shows nothing of what its own step has done.
             self.check_weights()
-        if inquiry.is_on_trial:
+        if controller.is_on_trial:
             with self.turns.take("leave_epoch", pace.step, is_changing=True):
-                inquiry.show_true(step=pace.step)
+                controller.show_true(step=pace.step)
 
     def leave(self) -> None:
         """Leave a run by an exception, or one of several ranks before its end: nothing is saved, and no rank is called.
@@ -761,13 +754,13 @@ class Engine:
         Where the run is alone, the weights that count for true are put in, and what is not finite is put back; of
         several ranks the others may be anywhere.
         """
-        inquiry, persistence, step = self.controller.inquiry, self.persistence, self.pace.step
+        controller, persistence, step = self.controller, self.persistence, self.pace.step
         if self.agreement.ranks is None:
             try:
                 self.check_weights()
-                if self.controller.is_open:
+                if controller.is_open:
                     with self.turns.take("close", step, is_changing=True):
-                        inquiry.settle_open(step=step)
+                        controller.settle_open(step=step)
             except Exception as error:
                 # What has ended the run is the one to see.
                 text = f"the run was left at step {step}, and its weights as they were: {error!r}"
@@ -775,7 +768,7 @@ class Engine:
             return
         damage = persistence.backup_timer.damage_of(persistence.callbacks.state)
         seen = [f"{damage!r} in the model's state is not finite"] * bool(damage)
-        seen += ["the model holds weights that are only on trial"] * inquiry.is_on_trial
+        seen += ["the model holds weights that are only on trial"] * controller.is_on_trial
         seen += ["it has no checkpoint of this step"] * (self.saver is not None and not self.saver.has_saved(step))
         if seen:
             self.announcer.warn_once("left", LEFT.format(step, "; ".join(seen)))
@@ -796,6 +789,11 @@ class Engine:
     def use_offsets(self, trend: float) -> None:
         """See `ReportHolder`."""
         self.source.use_offsets(trend)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the batches: as given, or that of the saved run that this one continues."""
+        return self.source.seed
 
     @property
     def member(self) -> Member:

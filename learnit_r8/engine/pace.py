@@ -6,18 +6,19 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..schedules.budget import Budget, CoolDownRule, cool_down_budget, from_state, state_of
 from ..schedules.schedule import Kept, Schedule, WarmupStableDecay, check_rate
 from ..schedules.span import Span
+from ..table.losses import read_number
 
 if TYPE_CHECKING:
     from ..events.bus import Announcer
-    from ..recovery.controller import RecoveryController
     from ..recovery.persistence import Persistence
+    from ..recovery.recovery import RecoveryController
     from .emitter import EventEmitter
     from .rate_search import LrSearch
 
@@ -52,7 +53,7 @@ class Tally:
 
     def state_dict(self) -> dict[str, Any]:
         """All counts."""
-        return asdict(self)
+        return {**vars(self)}
 
 
 class Pace:
@@ -83,6 +84,7 @@ class Pace:
         passes: Runs through the user's iterable before the present one; 0 if batches are planned.
         has_ended: Whether the present one has ended, and none has begun since.
         tokens: Tokens trained on, as far as they are known.
+        epoch_follows: Whether a loop over epochs has given the number of one whose first batch was not asked for yet.
         is_counted: Whether something else counts the batches, too: a trainer that stops after so many.
         longest_break: Longest time between a report and the next draw so far, in seconds; known for budgets in seconds.
     """
@@ -103,7 +105,7 @@ class Pace:
         # Steps and probes before the present epoch.
         self._before_epoch = 0, 0
         self.passes = self.tokens = 0
-        self.has_ended = self.is_counted = False
+        self.has_ended = self.is_counted = self.epoch_follows = False
         self.is_stopped = False
         self.ended_early: str | None = None
         self.clock = clock
@@ -187,17 +189,12 @@ class Pace:
     @property
     def step_in_epoch(self) -> int:
         """Steps in the current epoch."""
-        return self.step - self._before_epoch[0]
+        return 0 if self.epoch_follows else self.step - self._before_epoch[0]
 
     @property
     def probes_in_epoch(self) -> int:
         """Probes in the current epoch."""
-        return self.probes - self._before_epoch[1]
-
-    @property
-    def handed_out(self) -> int:
-        """Batches of the current epoch that were handed out and reported: steps and probes."""
-        return self.step_in_epoch + self.probes_in_epoch
+        return 0 if self.epoch_follows else self.probes - self._before_epoch[1]
 
     @property
     def leaves_out(self) -> bool:
@@ -458,6 +455,21 @@ class Rates:
                 lr = check_rate(lr, progress)
             self.last = progress, lr
         return lr
+
+    @property
+    def are_own(self) -> bool:
+        """Whether the rate is the user's own: ``scheduler_mode="keep"``."""
+        return self.own is not None
+
+    def tell(self, lr: Any) -> None:
+        """Tell views and guard the rate that the user trains with, >= 0.
+
+        Raises:
+            ValueError: the scheduler sets the rate.
+        """
+        if self.own is None:
+            raise ValueError(f"lr is the scheduler's own unless scheduler_mode='keep', got lr={lr!r}.")
+        self.own = lr if type(lr) is float else read_number("lr", lr)
 
     def shown(self, lr: float) -> float:
         """A rate of the run as the user knows it: if the rate is the user's own, that of the run is a factor on it."""

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ..events.bus import Announcer
     from ..guard.monitor import Sentry
     from ..recovery.agreement import Agreement, Ranks
-    from ..recovery.controller import RecoveryController
     from ..recovery.persistence import Persistence
+    from ..recovery.recovery import RecoveryController
     from ..sampling.source import Source
     from ..sampling.ticket import Ticket
     from .control import Requests
@@ -72,16 +72,8 @@ class Trainer(Protocol):
     def before_probe(self) -> None:
         """A probe is about to be handed out: the gradients of other batches must not be added to its own."""
 
-
-class FeedTrainer(Trainer, Protocol):
-    """Trains on the batches of a feed."""
-
     def hand_out(self, item: Any) -> object:
-        """A batch is handed out, of which the next loss is."""
-
-
-class PrefetchTrainer(Trainer, Protocol):
-    """Trains on the batches of a prefetch."""
+        """A batch of a feed is handed out, of which the next loss is."""
 
     def forget(self) -> object:
         """Drop the losses that are held back."""

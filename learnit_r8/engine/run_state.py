@@ -45,7 +45,7 @@ FORMAT = 1
 """Format of the whole state; it stays, as each part has a version of its own."""
 
 VERSIONS = {
-    "table": 3, "plan": 1, "pace": 4, "recovery": 4, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
+    "table": 3, "plan": 1, "pace": 4, "recovery": 5, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
     "early_stop": 1,
 }  # fmt: skip
 """Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
@@ -67,16 +67,26 @@ _GENERATORS = {
 }  # fmt: skip
 _INCIDENT = {
     "first_step": 0, "reason": "", "num_refused": 0, "num_probes": 0, "findings": [""], "is_restored": False,
-    "cause": "", "num_left_out": 0,
+    "cause": "", "num_left_out": 0, "kind": "", "is_lasting": False, "held_from_start": 0.0,
 }  # fmt: skip
 _WITNESS = {"step": 0, "updates": 0, "recent": _LOSSES, "witness": [_INDICES], "losses": _LOSSES, "is_proven": False}
 _PROGRESS = {
-    "recent": _LOSSES, "reported": _LOSSES, "first": _LOSSES, "start": _MAYBE, "gap": 0, "wait": [0, 0],
+    "recent": _LOSSES, "reported": _LOSSES, "first": _LOSSES, "start": _MAYBE, "untrained": _MAYBE, "record": _MAYBE,
+    "peak": 0.0, "peak_at": 0, "gap": 0, "wait_until": 0, "look_wait": 0, "above_from": 0,
+}  # fmt: skip
+_LIMIT = {
+    "ceiling": _MAYBE, "failed": _MAYBE, "calm": 0, "hits": 0, "gentle_left": 0, "best": _MAYBE, "may_rise": False,
+    "top": 0.0, "goal": _MAYBE, "is_back": False, "before_trial": 0.0, "since": 0, "lowest": _MAYBE, "past": "",
+}  # fmt: skip
+_LINEAGE = {
+    "updates": 0, "progress": _PROGRESS, "rates": _LOSSES, "since": 0, "trial": 0, "is_proving": False, "failed_at": 0,
+    "num_restores": 0, "num_older": 0, "relapses": 0, "rises": False, "gained": 0, "num_lowered": 0,
+    "level_before": _MAYBE, "healthy_at": [0],
 }  # fmt: skip
 _BYTES = np.empty(0, np.uint8)
 _TRIAL = {
     "present": _BYTES, "own": (_BYTES,), "is_better": False, "level": 0.0, "memory": ANYTHING, "progress": _PROGRESS,
-    "updates": 0, "limit": ANYTHING,
+    "updates": 0, "limit": _LIMIT, "is_dead": False,
 }  # fmt: skip
 _KINDS: dict[str, Any] = {
     "data.sample_ids": ("",),
@@ -89,22 +99,13 @@ _KINDS: dict[str, Any] = {
     "plan.returned": [[0, 0]], "plan.waiting": [[0, 0]], "plan.loader": ({},), "plan.start": (_GENERATORS,),
     "plan.now": _GENERATORS, "plan.before": (_GENERATORS["global"],),
     "pace.ending": (_ENDING,),
-    "recovery.limit.ceiling": _MAYBE, "recovery.limit.slow_above": _MAYBE, "recovery.limit.goal": _MAYBE,
-    "recovery.limit.lowest": _MAYBE, "recovery.limit.best": _MAYBE,
-    "recovery.lineage.progress.recent": _LOSSES, "recovery.lineage.progress.reported": _LOSSES,
-    "recovery.lineage.progress.first": _LOSSES, "recovery.lineage.progress.start": _MAYBE,
-    "recovery.lineage.progress.untrained": _MAYBE, "recovery.lineage.progress.record": _MAYBE,
-    "recovery.lineage.rates": _LOSSES, "recovery.lineage.lowered.1": _MAYBE, "recovery.lineage.healthy_at": [0],
-    "recovery.refusals.outcomes": [False], "recovery.incident": (_INCIDENT,),
-    "recovery.incident.kind": "", "recovery.incident.is_lasting": False,
-    "recovery.incident.held_from_start": 0.0, "recovery.kinds": [["", 0, ""]],
-    "recovery.witnesses": [_WITNESS], "recovery.first_steps.trial": (_TRIAL,),
-    "recovery.first_steps.trial.is_dead": False, "recovery.first_steps.dead": [[0, 0]],
-    "recovery.first_steps.alive": _LOSSES, "recovery.norms.until": (0,),
-    "recovery.norms.norms": _LOSSES,
-    "recovery.first_steps.changes": [[0.0, 0.0]], "recovery.first_steps.compared": _MAYBE,
-    "recovery.first_steps.last": (_WITNESS,),
-    "recovery.first_steps.first": ({**_WITNESS, "is_closed": False, "beside": (_BYTES,)},),
+    "recovery.limit": _LIMIT, "recovery.norms.until": (0,), "recovery.norms.norms": _LOSSES,
+    "recovery.lineage": _LINEAGE, "recovery.refusals.outcomes": [False],
+    "recovery.incidents.kinds": [["", 0, ""]], "recovery.incidents.current": (_INCIDENT,),
+    "recovery.witnesses": [_WITNESS], "recovery.early.trial": (_TRIAL,),
+    "recovery.early.dead.found": [[0, 0]], "recovery.early.dead.shares": _LOSSES,
+    "recovery.early.changes": [[0.0, 0.0]], "recovery.early.compared": _MAYBE, "recovery.early.last": (_WITNESS,),
+    "recovery.early.first": ({**_WITNESS, "is_closed": False, "beside": (_BYTES,)},),
     "guard.losses.recent": _LOSSES, "guard.losses.first.recent": _LOSSES, "guard.losses.past.losses": _LOSSES,
     "guard.losses.past.lrs": _LOSSES, "guard.losses.past.figures": [[0.0] * 4 + [0, 0] + [0.0] * 3],
     "search.test": ({**RangeTest(9).state_dict(), "_losses": _LOSSES},), "search.found_lr": _MAYBE,

@@ -1,19 +1,29 @@
 """The settings of R8Scheduler: facts about each, and their types for functions that pass them on."""
 
-from __future__ import annotations
+# Without postponed annotations, as those of the settings are read.
 
 import functools
 import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from .. import events
 from .._validation import did_you_mean
+from ..checkpoint.early_stop import EarlyStopping
 from ..checkpoint.run_config import RunConfig, describe
+from ..guard.monitor import GuardName
+from ..guard.verdict import Guard
+from ..policies.base import Policy
+from ..policies.registry import PolicyName
+from ..recovery.policy import Recovery
+from ..schedules.schedule import Schedule, ScheduleName
+from ..triggers import Condition
 from .values import (
     CHANGEABLE,
     DEFAULTS,
@@ -30,28 +40,14 @@ from .values import (
     RunDir,
     TokenBatches,
     about,
-    check_flags,
-    expand_home,
+    at_home,
+    check_flag,
     flat_items,
     how_to_write,
     whole,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
-    from typing import Literal
-
-    from numpy.typing import ArrayLike
-
-    from .. import events
-    from ..checkpoint.early_stop import EarlyStopping
-    from ..guard.registry import GuardName
-    from ..guard.verdict import Guard
-    from ..policies.base import Policy
-    from ..policies.registry import PolicyName
-    from ..recovery.policy import Recovery
-    from ..schedules.schedule import Schedule, ScheduleName
-    from ..triggers import Condition
-
     if sys.version_info >= (3, 11):
         from typing import Unpack as Unpack
     else:
@@ -66,61 +62,107 @@ _KINDS = {"U": "text", "S": "bytes", "O": "objects"}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, kw_only=True)
+class CommonSettings(TypedDict, total=False):
+    """Those that all ways of building a scheduler take; see `R8Scheduler` for what they mean.
+
+    A new argument stands in the signature and the docstring of `R8Scheduler`, and in one of these classes; nowhere
+    else.
+    """
+
+    initial_lr: Annotated[float, about(kept=CHANGEABLE)]
+    num_epochs: Annotated[float | None, about(kept=CHANGEABLE)]
+    num_steps: Annotated[int | None, about(kept=CHANGEABLE)]
+    train_duration_seconds: Annotated[float | None, about(kept=CHANGEABLE)]
+    scheduler_mode: Annotated[ScheduleName | Schedule | RateShape, about(kept=CHANGEABLE)]
+    auto_find_lr: bool
+    policy: Annotated[PolicyName | Policy, about(kept=IDENTITY)]
+    estimator: Annotated[Literal["relative", "additive"] | Estimator, about(kept=IDENTITY)]
+    groups: Annotated[ArrayLike | None, about(kept=IDENTITY)]
+    sample_ids: Sequence[Any] | None
+    last_batch: Annotated[Literal["short", "drop", "fill"], about(kept=IDENTITY)]
+    state_callback: Callable[[], Any] | None
+    backup_every: Annotated[int | str | Condition | Backups | None, about(kept=NOTED)]
+    checkpoint_dir: str | os.PathLike[str] | None
+    checkpoint_every: Annotated[int | str | Condition | Checkpoints | None, about(kept=NOTED)]
+    monitor: Annotated[str | Monitor | None, about(kept=NOTED, is_of_rank_0=True)]
+    early_stopping: int | EarlyStopping | None
+    resume: str | os.PathLike[str] | None
+    guard: Annotated[GuardName | Guard, about(kept=IDENTITY)]
+    recovery: Annotated[Recovery, about(kept=IDENTITY)]
+    use_curses: Annotated[bool, about(is_of_rank_0=True)]
+    run_dir: Annotated[str | os.PathLike[str] | bool | RunDir | None, about(is_of_rank_0=True)]
+    config: Annotated[Mapping[str, Any] | None, about(is_shown=False)]
+    notes: Annotated[str | None, about(is_shown=False)]
+    tags: Annotated[Sequence[str], about(is_shown=False)]
+    handle_signals: Annotated[bool, about(kept=NOTED)]
+    name: Annotated[str | None, about(kept=NOTED, is_shown=False)]
+    listeners: Annotated[Iterable[events.Listener], about(is_shown=False)]
+    seed: Annotated[int, about(kept=NOTED)]
+    clock: Callable[[], float]
+
+
+class SchedulerSettings(CommonSettings, total=False):
+    """All keywords of `R8Scheduler`.
+
+    >>> settings: SchedulerSettings = {"batch_size": 32, "num_epochs": 3, "policy": "focus"}
+    """
+
+    batch_size: Annotated[int | TokenBatches | OwnBatches | None, about(kept=CHANGEABLE, is_shown=False)]
+    save_callback: Callable[..., Any] | None
+    load_callback: Callable[..., Any] | None
+
+
+class AllSettings(SchedulerSettings, total=False):
+    """The same with the argument that is not a keyword."""
+
+    num_samples: Annotated[int | None, about(kept=CHANGEABLE, is_shown=False)]
+
+
+class NewGoal(CommonSettings, total=False):
+    """What `R8Scheduler.resume_from_checkpoint` may change."""
+
+    num_samples: Annotated[int | None, about(kept=CHANGEABLE, is_shown=False)]
+    batch_size: Annotated[int | TokenBatches | OwnBatches | None, about(kept=CHANGEABLE, is_shown=False)]
+
+
+def about_setting(name: str) -> Mapping[str, Any]:
+    """The facts about an argument, as `about` says."""
+    metadata: tuple[Mapping[str, Any], ...] = getattr(AllSettings.__annotations__[name], "__metadata__", ())
+    return metadata[0] if metadata else about()
+
+
+@dataclass(frozen=True)
 class Settings:
     """All arguments of `R8Scheduler`, as they were given; the parts of a run are built from them.
 
-    A new one stands in the signature and the docstring of `R8Scheduler`, and here; nowhere else.
+    Attributes:
+        given: Each by its name; those that may be refined are whole.
+        shape, estimator, backups, checkpoints, monitor, run_dir: These, for those who read what refines them.
     """
 
-    num_samples: int | None = field(metadata=about(kept=CHANGEABLE, is_shown=False))
-    batch_size: int | TokenBatches | OwnBatches | None = field(metadata=about(kept=CHANGEABLE, is_shown=False))
-    initial_lr: float = field(metadata=about(kept=CHANGEABLE))
-    num_epochs: float | None = field(metadata=about(kept=CHANGEABLE))
-    num_steps: int | None = field(metadata=about(kept=CHANGEABLE))
-    train_duration_seconds: float | None = field(metadata=about(kept=CHANGEABLE))
-    scheduler_mode: RateShape = field(metadata=about(kept=CHANGEABLE))
-    auto_find_lr: bool
-    policy: PolicyName | Policy = field(metadata=about(kept=IDENTITY))
-    estimator: Estimator = field(metadata=about(kept=IDENTITY))
-    groups: ArrayLike | None = field(metadata=about(kept=IDENTITY))
-    sample_ids: Sequence[Any] | None
-    last_batch: Literal["short", "drop", "fill"] = field(metadata=about(kept=IDENTITY))
-    save_callback: Callable[..., Any] | None
-    load_callback: Callable[..., Any] | None
-    state_callback: Callable[[], Any] | None
-    backup_every: Backups = field(metadata=about(kept=NOTED))
-    checkpoint_dir: str | os.PathLike[str] | None
-    checkpoint_every: Checkpoints = field(metadata=about(kept=NOTED))
-    monitor: Monitor = field(metadata=about(kept=NOTED, is_of_rank_0=True))
-    early_stopping: int | EarlyStopping | None
-    resume: str | os.PathLike[str] | None
-    guard: GuardName | Guard = field(metadata=about(kept=IDENTITY))
-    recovery: Recovery = field(metadata=about(kept=IDENTITY))
-    use_curses: bool = field(metadata=about(is_of_rank_0=True))
-    run_dir: RunDir = field(metadata=about(is_of_rank_0=True))
-    config: Mapping[str, Any] | None = field(metadata=about(is_shown=False))
-    notes: str | None = field(metadata=about(is_shown=False))
-    tags: Sequence[str] = field(metadata=about(is_shown=False))
-    handle_signals: bool = field(metadata=about(kept=NOTED))
-    name: str | None = field(metadata=about(kept=NOTED, is_shown=False))
-    listeners: Iterable[events.Listener] = field(metadata=about(is_shown=False))
-    seed: int = field(metadata=about(kept=NOTED))
-    clock: Callable[[], float]
-
-    def __post_init__(self) -> None:
-        check_flags(self, "use_curses", "auto_find_lr", "handle_signals")
-        expand_home(self, "checkpoint_dir", "resume")
+    given: AllSettings
+    shape: RateShape
+    estimator: Estimator
+    backups: Backups
+    checkpoints: Checkpoints
+    monitor: Monitor
+    run_dir: RunDir
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> Settings:
+    def of(cls, arguments: Mapping[str, Any]) -> "Settings":
         """The settings of a call: an argument that was given alone becomes the value that may refine it."""
-        return cls(**{name: whole(name, value) for name, value in arguments.items()})
+        given: Any = {name: whole(name, value) for name, value in arguments.items()}
+        for name in ("use_curses", "auto_find_lr", "handle_signals"):
+            check_flag(name, given[name])
+        for name in ("checkpoint_dir", "resume"):
+            given[name] = at_home(given[name])
+        refined = ("scheduler_mode", "estimator", "backup_every", "checkpoint_every", "monitor", "run_dir")
+        return cls(given, *(given[name] for name in refined))
 
     def items(self) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
         """Each setting by its own name, with its metadata; those of batches that the run does not have are left out."""
-        for each in fields(self):
-            yield from flat_items(each.name, getattr(self, each.name), each.metadata)
+        for name, value in self.given.items():
+            yield from flat_items(name, value, about_setting(name))
 
     def run_config(self) -> RunConfig:
         """What checkpoints hold of them."""
@@ -133,7 +175,7 @@ class Settings:
 
     def texts(self) -> dict[str, str]:
         """Short texts for display, without those that are None or say nothing, as of rates that are the user's own."""
-        unused = OF_RATES if self.scheduler_mode.mode == "keep" else ()
+        unused = OF_RATES if self.shape.mode == "keep" else ()
         shown = {name: value for name, value, data in self.items() if data.get("is_shown", True)}
         texts = {name: text_of(value) for name, value in shown.items() if value is not None and name not in unused}
         return texts | self._record()
@@ -144,17 +186,16 @@ class Settings:
         Raises:
             TypeError: it is of another kind.
         """
-        if self.config is not None and not (
-            isinstance(self.config, Mapping) and all(isinstance(name, str) for name in self.config)
-        ):
-            raise TypeError(f"config must be a dict with names as keys, got {self.config!r}.")
-        if self.notes is not None and not isinstance(self.notes, str):
-            raise TypeError(f"notes must be a string, got {self.notes!r}.")
-        if isinstance(self.tags, str) or not all(isinstance(tag, str) for tag in self.tags):
-            raise TypeError(f"tags must be a list of strings, got {self.tags!r}.")
-        record = {f"config.{name}": str(value) for name, value in _flat(self.config or {})}
-        record |= {"notes": self.notes} if self.notes else {}
-        record |= {"tags": ", ".join(self.tags)} if self.tags else {}
+        config, notes, tags = self.given["config"], self.given["notes"], self.given["tags"]
+        if config is not None and not (isinstance(config, Mapping) and all(isinstance(name, str) for name in config)):
+            raise TypeError(f"config must be a dict with names as keys, got {config!r}.")
+        if notes is not None and not isinstance(notes, str):
+            raise TypeError(f"notes must be a string, got {notes!r}.")
+        if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+            raise TypeError(f"tags must be a list of strings, got {tags!r}.")
+        record = {f"config.{name}": str(value) for name, value in _flat(config or {})}
+        record |= {"notes": notes} if notes else {}
+        record |= {"tags": ", ".join(tags)} if tags else {}
         return {name: text[:MOST_RECORDED] for name, text in record.items()}
 
 
@@ -186,7 +227,7 @@ OF_LOADERS = {
 }
 """What to say of settings of a DataLoader, a trainer or the loop; with the names above a table of thirty."""
 
-OF_RANK_0 = frozenset(each.name for each in fields(Settings) if each.metadata.get("is_of_rank_0"))
+OF_RANK_0 = frozenset(name for name in AllSettings.__annotations__ if about_setting(name)["is_of_rank_0"])
 """Settings of the scheduler of rank 0 alone."""
 
 
@@ -230,59 +271,6 @@ def text_of(value: Any) -> str:
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 3] + "..."
 
 
-class CommonSettings(TypedDict, total=False):
-    """Those that all ways of building a scheduler take; see `R8Scheduler` for what they mean."""
-
-    initial_lr: float
-    num_epochs: float | None
-    num_steps: int | None
-    train_duration_seconds: float | None
-    scheduler_mode: ScheduleName | Schedule | RateShape
-    auto_find_lr: bool
-    policy: PolicyName | Policy
-    estimator: Literal["relative", "additive"] | Estimator
-    groups: ArrayLike | None
-    sample_ids: Sequence[Any] | None
-    last_batch: Literal["short", "drop", "fill"]
-    state_callback: Callable[[], Any] | None
-    backup_every: int | str | Condition | Backups | None
-    checkpoint_dir: str | os.PathLike[str] | None
-    checkpoint_every: int | str | Condition | Checkpoints | None
-    monitor: str | Monitor | None
-    early_stopping: int | EarlyStopping | None
-    resume: str | os.PathLike[str] | None
-    guard: GuardName | Guard
-    recovery: Recovery
-    use_curses: bool
-    run_dir: str | os.PathLike[str] | bool | RunDir | None
-    config: Mapping[str, Any] | None
-    notes: str | None
-    tags: Sequence[str]
-    handle_signals: bool
-    name: str | None
-    listeners: Iterable[events.Listener]
-    seed: int
-    clock: Callable[[], float]
-
-
-class SchedulerSettings(CommonSettings, total=False):
-    """All keywords of `R8Scheduler`.
-
-    >>> settings: SchedulerSettings = {"batch_size": 32, "num_epochs": 3, "policy": "focus"}
-    """
-
-    batch_size: int | TokenBatches | OwnBatches | None
-    save_callback: Callable[..., Any] | None
-    load_callback: Callable[..., Any] | None
-
-
-class NewGoal(CommonSettings, total=False):
-    """What `R8Scheduler.resume_from_checkpoint` may change."""
-
-    num_samples: int | None
-    batch_size: int | TokenBatches | OwnBatches | None
-
-
 def kept_defaults(make: Callable[..., Any]) -> dict[str, Any]:
     """The defaults of the settings that checkpoints hold, by name.
 
@@ -290,8 +278,9 @@ def kept_defaults(make: Callable[..., Any]) -> dict[str, Any]:
         make: `R8Scheduler`, whose signature has them.
     """
     given = {name: each.default for name, each in inspect.signature(make).parameters.items()}
-    kept = [*fields(Settings), *(each for kind in KINDS for each in fields(kind))]
-    return {each.name: ({**given, **DEFAULTS})[each.name] for each in kept if each.metadata.get("kept")}
+    within = {each.name: each.metadata for kind in KINDS for each in fields(kind) if each.metadata}
+    kept = {**{name: about_setting(name) for name in AllSettings.__annotations__}, **within}
+    return {name: ({**given, **DEFAULTS})[name] for name, facts in kept.items() if facts["kept"]}
 
 
 def check_names(call: str, settings: Mapping[str, Any], known: Collection[str]) -> None:

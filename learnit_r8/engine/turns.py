@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..events.bus import Announcer
-from ..recovery.policy import TrainingDiverged
-from ..recovery.restore import RestoreError
+from ..recovery.policy import RestoreError, TrainingDiverged
 from ..sampling.ticket import Ticket
 from ..schedules.range_test import SearchFailed
 from ..table.table import SampleTable

@@ -33,19 +33,16 @@ def about(*, kept: str | None = None, is_shown: bool = True, is_of_rank_0: bool 
     return {"kept": kept, "is_shown": is_shown, "is_of_rank_0": is_of_rank_0}
 
 
-def expand_home(settings: Any, *names: str) -> None:
-    """Put the folder of the user in the place of a "~": no shell has seen it, and nobody means a folder named so."""
-    for name in names:
-        path = getattr(settings, name)
-        if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith("~"):
-            object.__setattr__(settings, name, os.path.expanduser(path))
+def at_home(path: Any) -> Any:
+    """A path with the user's folder in place of a "~": no shell has seen it, and nobody means a folder named so."""
+    is_path = isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith("~")
+    return os.path.expanduser(path) if is_path else path
 
 
-def check_flags(settings: Any, *names: str) -> None:
+def check_flag(name: str, value: Any) -> None:
     """Raise TypeError if what must be True or False is a text, which would count as True."""
-    for name in names:
-        if isinstance(getattr(settings, name), str):
-            raise TypeError(f"{name} must be True or False, got {getattr(settings, name)!r}.")
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ class OwnBatches:
     max_ids: int = field(default=MOST_IDS, metadata=about(kept=NOTED))
 
     def __post_init__(self) -> None:
-        check_flags(self, "keep_witness")
+        check_flag("keep_witness", self.keep_witness)
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ class Backups:
     backup_dir: str | os.PathLike[str] | bool | None = field(default=None, metadata=about())
 
     def __post_init__(self) -> None:
-        expand_home(self, "backup_dir")
+        object.__setattr__(self, "backup_dir", at_home(self.backup_dir))
 
 
 @dataclass(frozen=True)
@@ -214,7 +211,7 @@ class RunDir:
     record: Literal["names", "batch", "all"] = field(default="names", metadata=about(kept=NOTED))
 
     def __post_init__(self) -> None:
-        expand_home(self, "folder")
+        object.__setattr__(self, "folder", at_home(self.folder))
 
 
 ARGUMENTS: Mapping[Callable[..., Any], str] = {

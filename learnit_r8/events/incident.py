@@ -57,7 +57,7 @@ ADVICE = {
     "scale": "Let the scaler of half precision lower its scale, or train in bfloat16.",
     "nothing": "Test the memory of the device if this comes again: run once more, the same step was fine.",
 }
-"""What to do, by the fault that was found, see `recovery.incidents.finding.KINDS`."""
+"""What to do, by the fault that was found, see `recovery.cause.KINDS`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Incident:
         samples: Positions of samples that were to blame, as far as it is known.
         num_refused, num_probes, num_restored: Losses refused, batches drawn again and states restored in it.
         cause: One sentence on where it began; "" if that was not looked for.
-        fault: What was at fault, one of `recovery.incidents.finding.KINDS`; "" as long as that is not known.
+        fault: What was at fault, one of `recovery.cause.KINDS`; "" as long as that is not known.
         state: "open", "over" or "gave up".
         diagnosis: What was found and done; "" while it is not known.
         last_step, last_seconds: Step and training seconds of its newest event.

@@ -47,7 +47,7 @@ class CauseFound(Event):
 
     Attributes:
         text: One sentence; never more certain than what was seen.
-        fault: What was at fault; one of `recovery.incidents.finding.KINDS`.
+        fault: What was at fault; one of `recovery.cause.KINDS`.
         where: The module, the parameter or the operation; "" if that is not known.
         samples: Positions of the samples to blame.
         is_certain: Whether an experiment has confirmed it.

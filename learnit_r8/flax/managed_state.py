@@ -124,7 +124,7 @@ class ManagedState:
         r8, state = self._r8, self._place.state
         self._own_rate = None
         self._driven.keep()
-        if not r8.keeps_rates:
+        if not r8.host.rates.are_own:
             return with_lr(state, r8.lr if lr is None else lr)
         factor = r8.lr_factor
         if factor == 1:

@@ -1,13 +1,36 @@
-"""The sentry applies the guard to every report, and holds its memory of losses, gradient norms and skipped steps."""
+"""The sentry applies the guard to every report, and holds its memory of losses, gradient norms and skipped steps; and
+the guards that can be chosen by name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from .._validation import check_choice
 from ..table.records import LARGEST_LOSS
-from .verdict import GOOD, Guard, Verdict
+from .spike import SpikeGuard
+from .verdict import GOOD, FiniteGuard, Guard, Verdict
+
+GuardName = Literal["spike", "finite"]
+
+_GUARDS: dict[str, Guard] = {"spike": SpikeGuard(), "finite": FiniteGuard()}
+
+
+def as_guard(value: Any) -> Guard:
+    """The guard of a name, or the guard itself.
+
+    Raises:
+        ValueError: there is no guard of this name.
+        TypeError: it is a boolean or None: some guard there must be.
+    """
+    if value is None or isinstance(value, bool):
+        raise TypeError(f"guard must be one of {tuple(_GUARDS)} or a guard, got {value!r}; 'finite' refuses least.")
+    if not isinstance(value, str):
+        return value  # type: ignore[no-any-return]
+    check_choice("guard", value, tuple(_GUARDS), " or a guard")
+    return _GUARDS[value]
+
 
 MOST_SUSPICION = 0.25
 """Suspicion from which backups are neither taken nor confirmed. Source: 107 real divergences, measured in
@@ -43,11 +66,8 @@ class Sentry:
     """
 
     def __init__(self, guard: Guard) -> None:
-        self.guard = guard
-        self.num_refused = 0
-        self.num_skipped = 0
-        self.baseline = 0
-        self.memory = guard.begin()
+        self.guard, self.memory = guard, guard.begin()
+        self.num_refused = self.num_skipped = self.baseline = 0
         self._highest_norm, self._num_norms = 0.0, 0
 
     def __repr__(self) -> str:
@@ -86,7 +106,7 @@ class Sentry:
     def go_back_to_saved(self, state: Mapping[str, Any], lr: float = math.nan) -> None:
         """Return to the guard's state of a checkpoint, unless losses had another meaning then."""
         if state.get("baseline", 0) == self.baseline:
-            self.go_back(_formed(self.adapted(state)["losses"], self.guard.begin()), lr)
+            self.go_back(self.formed(self.adapted(state)["losses"]), lr)
 
     @property
     def tests_progress(self) -> bool:
@@ -99,15 +119,9 @@ class Sentry:
         return self.guard.suspicion(self.memory)
 
     def judge(
-        self,
-        loss: float,
-        expected: float = math.nan,
-        typical: float = math.nan,
-        lr: float = math.nan,
-        grad_norm: float | None = None,
-        skipped: bool = False,
-        is_usual: bool = True,
-    ) -> tuple[Verdict, Memory]:
+        self, loss: float, expected: float = math.nan, typical: float = math.nan, lr: float = math.nan,
+        grad_norm: float | None = None, skipped: bool = False, is_usual: bool = True,
+    ) -> tuple[Verdict, Memory]:  # fmt: skip
         """Judge a report; nothing is changed before `keep`.
 
         Args:
@@ -127,11 +141,9 @@ class Sentry:
         before, highest, count = self.memory, self._highest_norm, self._num_norms
         if skipped:
             if self.num_skipped >= MOST_SKIPPED:
-                num_skipped, verdict = 0, Verdict.OVERFLOW
-            else:
-                num_skipped = self.num_skipped + 1
-                verdict = GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
-            return verdict, (before, highest, count, num_skipped)
+                return Verdict.OVERFLOW, (before, highest, count, 0)
+            verdict = GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
+            return verdict, (before, highest, count, self.num_skipped + 1)
         losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
         if verdict is not GOOD:
             # The state of the losses before it, which it does not belong to.
@@ -161,12 +173,9 @@ class Sentry:
     def state_dict(self) -> dict[str, Any]:
         """The whole state as plain values."""
         return {
-            "losses": _plain(self.memory),
-            "norms": {"highest": self._highest_norm, "count": self._num_norms},
-            "num_refused": self.num_refused,
-            "num_skipped": self.num_skipped,
-            "baseline": self.baseline,
-        }
+            "losses": _plain(self.memory), "num_refused": self.num_refused, "num_skipped": self.num_skipped,
+            "norms": {"highest": self._highest_norm, "count": self._num_norms}, "baseline": self.baseline,
+        }  # fmt: skip
 
     def adapted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """A saved state to load; if it is of another kind of guard, it keeps the counters and drops the losses."""
@@ -192,7 +201,7 @@ def _plain(value: Any) -> Any:
     """Tuples as lists, named tuples as dicts."""
     if hasattr(value, "_asdict"):
         return {name: _plain(item) for name, item in value._asdict().items()}
-    return [item if type(item) is float else _plain(item) for item in value] if isinstance(value, tuple) else value
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 def _formed(value: Any, form: Any) -> Any:

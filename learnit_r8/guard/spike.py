@@ -4,6 +4,11 @@ A single high loss, unless it is absurd, is no reason to restore: its batch may 
 CUSUM: each loss adds to it if it is beyond the threshold and subtracts otherwise, never below 0. The amounts depend on
 how common such losses are in this run, so noisy losses of single samples and smooth large batches need no settings of
 their own. Measurements: benchmarks/detectors.py and benchmarks/divergences.py.
+
+Level shifts are losses that are not high enough for a spike, but stay higher than they were. Weights may be damaged
+without losing half of the progress, and seldom recover fully by themselves. Means of blocks of losses show this: with
+the highest losses clipped, a healthy block's mean lies within a few standard deviations of the usual mean, whatever
+single losses do. The evidence of damage is the CUSUM of those deviations.
 """
 
 from __future__ import annotations
@@ -19,17 +24,6 @@ import numpy as np
 from .._validation import is_number, whole_number
 from ..table.records import LARGEST_LOSS
 from ..table.trend import FirstLosses
-from .level_shift import (
-    ALARM,
-    BLOCK,
-    LEAST_SHARE,
-    UNKNOWN,
-    WILD,
-    WORTH_OF_A_SPIKE,
-    BlockStatistics,
-    cut_figures,
-    raised_by,
-)
 from .verdict import GOOD, Verdict
 
 LEAST_SPREAD = 0.05
@@ -46,6 +40,89 @@ RISEN = 1.25
 """Factor by which the scheduled learning rate must have risen to explain higher losses."""
 MEMORY_OF_SHARE = 32
 """Renewals of the thresholds over which the share of usual losses beyond the threshold is averaged."""
+
+
+BLOCK = 16
+"""Losses in a block; the thresholds are also renewed after each block."""
+ALARM = 10.0
+"""Evidence that raises the alarm: two clearly higher blocks in a row, or several slightly higher ones."""
+WILD = 0.05
+"""If a larger share of usual losses looks like spikes, as with losses of single samples, blocks are not judged."""
+USUAL = 1.25
+"""Standard deviations by which a block may be higher without adding evidence."""
+MOST = 6.25
+"""Most standard deviations that a block counts for, so that a single block never raises the alarm."""
+WORTH_OF_A_SPIKE = 0.4
+"""Factor by which evidence of a spike is added: both at once are seldom chance."""
+LEAST_SHARE = 0.05
+"""Share of the progress that the first block must have lost."""
+LEAST_LATER = 0.4
+"""Part of that share that later blocks must have lost, if that is more than noise: damaged weights recover partly."""
+CUT = 0.97
+"""Quantile of usual losses at which losses are clipped."""
+
+
+class BlockStatistics(NamedTuple):
+    """Statistics of blocks of usual losses.
+
+    Attributes:
+        cut: Losses are clipped to this maximum.
+        mean: Mean of the clipped losses.
+        deviation: Standard deviation of a block's mean, >= 0.
+        least: Mean that a block must exceed to be the first to add evidence.
+    """
+
+    cut: float = math.inf
+    mean: float = 0.0
+    deviation: float = 0.0
+    least: float = math.inf
+
+
+UNKNOWN = BlockStatistics()
+"""Used while too few losses are known, or there is no progress that could be lost."""
+
+
+def cut_figures(ordered: Sequence[float]) -> tuple[float, float, float]:
+    """Clipping limit of sorted losses, and the mean and standard deviation of the mean of a block of them."""
+    count = len(ordered)
+    kept = int(CUT * count)
+    cut = ordered[kept]
+    mean = (sum(ordered[:kept]) + (count - kept) * cut) / count
+    far = cut - mean
+    # math.dist() sums the squares without a loop in Python.
+    total = math.dist(ordered[:kept], (mean,) * kept) ** 2 + (count - kept) * far * far
+    return cut, mean, math.sqrt(total / (count * BLOCK))
+
+
+def raised_by(block: Sequence[float], before: Sequence[float], level: BlockStatistics, evidence: float) -> float:
+    """Evidence after one more block.
+
+    Args:
+        block: The losses of the block.
+        before: The losses just before it, which are not part of the usual ones yet. A slow rise shows in them too, and
+            is not a level shift.
+        level: Statistics of usual losses.
+        evidence: Evidence before this block, >= 0.
+
+    >>> level, usual = BlockStatistics(cut=9.0, mean=1.0, deviation=0.5, least=1.1), [1.0] * 48
+    >>> [raised_by([loss] * 16, usual, level, evidence=0.0) for loss in (2.0, 1.05, 99.0)]
+    [0.75, 0.0, 5.0]
+    >>> raised_by([2.0] * 16, [1.95] * 48, level, evidence=0.0)
+    0.0
+    """
+    cut, mean, deviation, least = level
+    up, least = _mean(block, cut) - mean, least - mean
+    if evidence:
+        later = LEAST_LATER * least
+        is_up = up > (later if deviation < later else least)
+    else:
+        is_up = up > least and (not before or up - (_mean(before, cut) - mean) > least)
+    score = min(MOST, up / deviation) if is_up and deviation else 0.0
+    return max(0.0, evidence + score - USUAL)
+
+
+def _mean(losses: Sequence[float], cut: float) -> float:
+    return sum([loss if loss < cut else cut for loss in losses]) / len(losses)
 
 
 class Thresholds(NamedTuple):
@@ -108,12 +185,6 @@ def corrected(loss: float, expected: float, typical: float, level: float) -> flo
     return loss
 
 
-def in_order(losses: Sequence[float]) -> list[float]:
-    """Sort losses, lowest first."""
-    # numpy's sort of a hundred floats takes 1 to 3 us on most processors, and 9 on Zen 4.
-    return sorted(losses)
-
-
 def median(ordered: Sequence[float]) -> float:
     """Median of sorted values, of which there is at least one."""
     half = len(ordered) // 2
@@ -137,11 +208,6 @@ def spread(ordered: Sequence[float], middle: float) -> float:
         else:
             high = start
     return 1.4826 * max(middle - ordered[low], ordered[low + half - 1] - middle)
-
-
-def count_above(ordered: Sequence[float], threshold: float) -> int:
-    """Number of sorted losses beyond a threshold."""
-    return len(ordered) - bisect_right(ordered, threshold)
 
 
 Figures = tuple[float, float, float, float, int, int, float, float, float]
@@ -169,7 +235,7 @@ def figures_of(ordered: Sequence[float], start: float, *, wide: float, gate: flo
     deviation = max(near, LEAST_SPREAD * progress) or float(np.std(ordered))
     deviation = max(deviation, LEAST_RELATIVE_SPREAD * abs(middle))
     threshold = threshold_of(middle, deviation, progress, wide=wide, gate=gate)
-    return middle, near, deviation, highest, count_above(ordered, threshold), count, *cut_figures(ordered)
+    return middle, near, deviation, highest, count - bisect_right(ordered, threshold), count, *cut_figures(ordered)
 
 
 def threshold_of(middle: float, deviation: float, progress: float, *, wide: float, gate: float) -> float:
@@ -178,16 +244,6 @@ def threshold_of(middle: float, deviation: float, progress: float, *, wide: floa
     if progress >= CLEAR_PROGRESS * deviation and progress < distance:
         distance = progress
     return middle + max(distance, gate * progress)
-
-
-def level_of(figures: Figures, progress: float) -> BlockStatistics:
-    """Statistics of blocks of usual losses; `UNKNOWN` while the progress is not clear."""
-    if progress < CLEAR_PROGRESS * figures[2]:
-        return UNKNOWN
-    cut, mean, deviation = figures[6:]
-    least = LEAST_SHARE * progress
-    # With a lower limit, no clipped block could ever exceed `least`.
-    return _new_tuple(BlockStatistics, (max(cut, mean + 2 * least), mean, deviation, mean + least))
 
 
 def share_at_most(above: int, count: int) -> float:
@@ -204,9 +260,6 @@ def weights_of_evidence(share: float) -> tuple[float, float]:
     share = min(share, 0.55)
     damaged = max(USUAL_SHARE_WHEN_DAMAGED, share + 0.05)
     return math.log(damaged / share), math.log((1 - damaged) / (1 - share))
-
-
-# Much faster than the constructor of a named tuple, which is a Python function.
 
 
 LEAST_KNOWN = 32
@@ -358,13 +411,9 @@ class SpikeGuard:
         return state._replace(reference=reference._replace(lr_limit=reference.lr_limit * factor), past=past)
 
     def judge(
-        self,
-        state: SpikeState,
-        loss: float,
-        expected: float = math.nan,
-        typical: float = math.nan,
+        self, state: SpikeState, loss: float, expected: float = math.nan, typical: float = math.nan,
         lr: float = math.nan,
-    ) -> tuple[SpikeState, Verdict]:
+    ) -> tuple[SpikeState, Verdict]:  # fmt: skip
         """Judge one batch loss; see `Guard.judge`.
 
         After SPIKE, RAISED and LASTING_DRIFT the state is that of a new run: unless the model is restored, the new
@@ -379,7 +428,7 @@ class SpikeGuard:
         # lift those of other batches.
         if expected == expected and not expected < typical > threshold:
             loss = corrected(loss, expected, typical, reference.level)
-        if threshold == _INFINITE:
+        if threshold == math.inf:
             # The correction is unreliable this early, so the loss is refused only if it is too high with and without.
             if first.refuses(min(reported, loss)):
                 return SpikeState(), Verdict.SPIKE
@@ -387,17 +436,16 @@ class SpikeGuard:
             first, loss = first.with_loss(max(reported, loss)), first.believed(loss)
         recent += (loss,)
         if loss > threshold and (loss > reference.risen_threshold or not lr > reference.lr_limit):
-            _, _, _, far, absurd, up, _, alarm, _, _ = reference
+            far, up, alarm = reference.far, reference.up, reference.alarm
             evidence += up if loss <= far else max(up, 0.501 * alarm)
-            if evidence >= alarm or loss > absurd:
+            if evidence >= alarm or loss > reference.absurd:
                 if loss > far or not self._is_spreading(recent, past, threshold):
                     return SpikeState(), Verdict.SPIKE
                 evidence = ALMOST * alarm
         elif evidence:
             evidence = max(0.0, evidence + reference.down)
-        if len(recent) == BLOCK:
-            return self._look(_new_tuple(SpikeState, (evidence, recent, reference, past, first)), lr)
-        return _new_tuple(SpikeState, (evidence, recent, reference, past, first)), GOOD
+        state = SpikeState(evidence, recent, reference, past, first)
+        return self._look(state, lr) if len(recent) == BLOCK else (state, GOOD)
 
     def _is_spreading(self, recent: tuple[float, ...], past: LossHistory, threshold: float) -> bool:
         """Whether losses only spread, as those of classes drift apart early in a run, and are no higher on average."""
@@ -437,9 +485,9 @@ class SpikeGuard:
             # They were computed when that window was the last one.
             figures = past.figures[0]
         else:
-            figures = figures_of(in_order(past.losses[:known]), past.start, wide=self.spread, gate=self.gate)
+            figures = figures_of(sorted(past.losses[:known]), past.start, wide=self.spread, gate=self.gate)
         reference, past = self._thresholds(figures, past)
-        return _new_tuple(SpikeState, (evidence, (), reference, past, first)), verdict
+        return SpikeState(evidence, (), reference, past, first), verdict
 
     def _raised(
         self, evidence: float, recent: tuple[float, ...], reference: Thresholds, past: LossHistory, lr: float
@@ -460,14 +508,15 @@ class SpikeGuard:
         is_positive = past.is_positive and min(recent) > 0
         start = past.start
         if start != start and len(losses) >= LEAST_KNOWN:
-            start = median(in_order(losses[:LEAST_KNOWN]))
+            start = median(sorted(losses[:LEAST_KNOWN]))
         figures, is_full = past.figures, len(losses) >= self.window
         if is_full:
-            newest = figures_of(in_order(losses[-self.window :]), start, wide=self.spread, gate=self.gate)
+            newest = figures_of(sorted(losses[-self.window :]), start, wide=self.spread, gate=self.gate)
             figures = (*figures, newest)[-(self.lag // BLOCK + 1) :]
-        # In the order of the fields: this costs a quarter of _replace().
-        rest = (past.share, past.best, past.best_spread, past.best_lr, past.drifted, past.held, raised)
-        return _new_tuple(LossHistory, (losses, lrs, is_positive, start, *rest, figures)), is_full
+        past = past._replace(
+            losses=losses, lrs=lrs, is_positive=is_positive, start=start, raised=raised, figures=figures
+        )  # fmt: skip
+        return past, is_full
 
     def _thresholds(self, figures: Figures, past: LossHistory) -> tuple[Thresholds, LossHistory]:
         """Compute the thresholds from the figures of usual losses."""
@@ -480,17 +529,20 @@ class SpikeGuard:
         share = max(share_at_most(above, count), usual)
         far = self.far * max(highest - middle, progress)
         lrs = past.lrs[: max(1, len(past.lrs) - self.lag // BLOCK)]
-        thresholds = (
+        up, down = weights_of_evidence(share)
+        blocks, (cut, mean, block_deviation) = UNKNOWN, figures[6:]
+        if progress >= CLEAR_PROGRESS * deviation:
+            least = LEAST_SHARE * progress
+            # With a lower limit, no clipped block could ever exceed `least`.
+            blocks = BlockStatistics(max(cut, mean + 2 * least), mean, block_deviation, mean + least)
+        thresholds = Thresholds(
             threshold_of(middle, deviation, progress, wide=self.spread, gate=self.gate),
-            middle + max(self.spread * deviation, progress),
-            RISEN * sum(lrs) / len(lrs),
-            middle + far,
-            middle + max(ABSURD * far, ABSURD * abs(middle)),
-        )
-        alarm = self.alarm if share < RARE else self.alarm * 4 / 3
-        level = middle if past.is_positive else math.nan
-        rest = (*weights_of_evidence(share), alarm, level, level_of(figures, progress))
-        return _new_tuple(Thresholds, (*thresholds, *rest)), past._replace(share=usual)
+            risen_threshold=middle + max(self.spread * deviation, progress), lr_limit=RISEN * sum(lrs) / len(lrs),
+            far=middle + far, absurd=middle + max(ABSURD * far, ABSURD * abs(middle)), up=up, down=down,
+            alarm=self.alarm if share < RARE else self.alarm * 4 / 3,
+            level=middle if past.is_positive else math.nan, blocks=blocks,
+        )  # fmt: skip
+        return thresholds, past._replace(share=usual)
 
     def _watch_drift(self, past: LossHistory, lr: float) -> tuple[LossHistory, Verdict]:
         """Compare the median of the last losses with the lowest one so far."""
@@ -504,7 +556,3 @@ class SpikeGuard:
             return (past._replace(drifted=0) if past.drifted else past), GOOD
         drifted = past.drifted + BLOCK
         return past._replace(drifted=drifted), Verdict.LASTING_DRIFT if drifted >= self.lasting_steps else GOOD
-
-
-_new_tuple = tuple.__new__
-_INFINITE = math.inf

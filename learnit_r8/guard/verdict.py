@@ -1,9 +1,13 @@
-"""The verdicts on a loss, and the interface of guards."""
+"""The verdicts on a loss, the interface of guards, and the least that a guard must do."""
 
 from __future__ import annotations
 
 import enum
-from typing import Any, Protocol
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from ..table.records import LARGEST_LOSS
 
 
 class Verdict(enum.Enum):
@@ -68,3 +72,42 @@ class Guard(Protocol):
 
     def suspicion(self, state: Any) -> float:
         """How close the guard is to refusing, from 0 (calm) to 1; backups are taken and confirmed only while calm."""
+
+
+class GuardState(NamedTuple):
+    """What `FiniteGuard` remembers between losses.
+
+    Attributes:
+        num_judged: Losses judged.
+        num_refused: Losses refused.
+    """
+
+    num_judged: int = 0
+    num_refused: int = 0
+
+
+@dataclass(frozen=True)
+class FiniteGuard:
+    """Refuses NaN, infinities and values too large for float32, from the first step on; accepts everything else.
+
+    >>> FiniteGuard().judge(GuardState(), float("nan"))
+    (GuardState(num_judged=1, num_refused=1), <Verdict.NOT_FINITE: 'not finite'>)
+    """
+
+    def begin(self) -> GuardState:
+        """The state before the first loss."""
+        return GuardState()
+
+    def judge(
+        self, state: GuardState, loss: float, expected: float = math.nan, typical: float = math.nan,
+        lr: float = math.nan,
+    ) -> tuple[GuardState, Verdict]:  # fmt: skip
+        """Judge one batch loss; see `Guard.judge`. Only the loss itself counts."""
+        # A comparison with NaN is false.
+        if -LARGEST_LOSS <= loss <= LARGEST_LOSS:
+            return GuardState(state[0] + 1, state[1]), GOOD
+        return GuardState(state[0] + 1, state[1] + 1), Verdict.NOT_FINITE
+
+    def suspicion(self, state: GuardState) -> float:
+        """Always 0: each loss is judged on its own, so no suspicion builds up."""
+        return 0.0

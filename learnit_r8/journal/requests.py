@@ -14,12 +14,13 @@ import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from ..checkpoint.durable_io import make_own_folder, open_regular, replace
+from ..events import RunControl
 from ..events.codec import strict_json
 from ..schedules.span import Span, checked_span, read_span, span_of
-from .run_info import is_gone, read_sessions
+from .run import is_gone, read_sessions
 
 FOLDER = "requests"
 FORMAT = 1
@@ -40,22 +41,6 @@ class Asked(NamedTuple):
 
     kind: str
     span: Span | None = None
-
-
-class Taker(Protocol):
-    """Takes requests; see `engine.control.Requests`."""
-
-    def stop(self, reason: str = "") -> None: ...
-
-    def save(self) -> None: ...
-
-    def pause(self, reason: str = "") -> None: ...
-
-    def resume(self) -> None: ...
-
-    def cool_down(self, span: Span | None = None, source: str = "") -> None: ...
-
-    def refuse(self, text: str) -> None: ...
 
 
 def ask(folder: Path, kind: str, *, length: str | None = None, until: str | None = None) -> Path:
@@ -117,7 +102,7 @@ class RequestFolder:
     The newest process in run.json must be this one.
     """
 
-    def __init__(self, folder: Path, taker: Taker) -> None:
+    def __init__(self, folder: Path, taker: RunControl) -> None:
         self._run, self._folder, self._taker = folder.resolve().name, folder / FOLDER, taker
         session = next(iter(read_sessions(folder)[-1:]), {})
         self._session = _identity(session)

@@ -1,4 +1,4 @@
-"""A run, read from its folder: its name, its events, and its state.
+"""A run, read from its folder: its name, its processes, its events, and its state.
 
 Its files are not trusted: no link or pipe, no endless line, no field of another type.
 """
@@ -10,29 +10,19 @@ import fnmatch
 import json
 import math
 import os
+import platform
 import re
+import socket
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..checkpoint.durable_io import open_regular
-from ..events import (
-    BatchRefused,
-    EpochDone,
-    Event,
-    GaveUp,
-    ProcessLeft,
-    RunEnded,
-    RunPaused,
-    RunResumed,
-    RunStarted,
-    RunStopped,
-    StepsDone,
-)
-from ..events.codec import from_fields
+from .. import events
+from ..checkpoint.durable_io import open_regular, replace
+from ..events.codec import from_fields, strict_json
 from ..events.kinds import EVENTS
-from .run_info import is_gone, read_json, read_sessions
 
 MOST_LINE_BYTES = 2**20
 BLOCK_BYTES = 2**20
@@ -52,7 +42,7 @@ class Record(NamedTuple):
     """
 
     time: float
-    event: Event
+    event: events.Event
 
 
 class Lines:
@@ -156,13 +146,13 @@ class Parser:
             return None
 
 
-def _is_sane(event: Event) -> bool:
+def _is_sane(event: events.Event) -> bool:
     """Whether the counts and numbers of an event are in a range that its readers can compute with."""
     if not (event.step >= 0 and 0 <= event.seconds < MOST_SECONDS and all(map(_fits, vars(event).values()))):
         return False
-    if isinstance(event, StepsDone):
+    if isinstance(event, events.StepsDone):
         return event.num_steps >= 1 and event.samples >= 0 and event.epoch >= -1
-    if isinstance(event, RunStarted):
+    if isinstance(event, events.RunStarted):
         sizes = event.num_samples, event.batch_size, event.steps_per_epoch
         # Of the user's own batches they are not known.
         least = 0 if event.grows else min(event.num_samples, 1)
@@ -281,7 +271,7 @@ class Run:
     def _reset(self) -> None:
         self._heard = self._stepped = 0.0
         self._longest_pause = 0.0
-        self._end: RunEnded | ProcessLeft | None = None
+        self._end: events.RunEnded | events.ProcessLeft | None = None
         self._early: str | None = None
         self._gave_up = False
         self._progress = 0.0
@@ -333,29 +323,29 @@ class Run:
     def _look(self, record: Record) -> None:
         event = record.event
         self._heard = record.time
-        if isinstance(event, RunStarted):
+        if isinstance(event, events.RunStarted):
             self._end, self._early, self._stepped, self._gave_up = None, None, record.time, False
             # The progress of an earlier run in this folder does not count.
             self._progress = event.step / event.total_steps if event.total_steps else 0.0
-        if isinstance(event, (StepsDone, BatchRefused)):
+        if isinstance(event, (events.StepsDone, events.BatchRefused)):
             self._longest_pause = max(self._longest_pause, record.time - (self._stepped or record.time))
             self._stepped = record.time
-        if isinstance(event, (StepsDone, EpochDone)):
+        if isinstance(event, (events.StepsDone, events.EpochDone)):
             self._progress = event.progress
             # A validation of unknown length may follow.
-            self._is_between_epochs = isinstance(event, EpochDone)
-        if isinstance(event, (RunStarted, RunPaused, RunResumed)):
-            self._is_paused = isinstance(event, RunPaused)
+            self._is_between_epochs = isinstance(event, events.EpochDone)
+        if isinstance(event, (events.RunStarted, events.RunPaused, events.RunResumed)):
+            self._is_paused = isinstance(event, events.RunPaused)
             self._stepped = record.time
-        if isinstance(event, RunStopped) and event.is_early:
+        if isinstance(event, events.RunStopped) and event.is_early:
             self._early = event.reason
-        if isinstance(event, GaveUp):
+        if isinstance(event, events.GaveUp):
             self._gave_up = True
         # An exception after the end of a run is not one of its training.
-        has_finished = isinstance(self._end, RunEnded) and self._end.finished
-        if isinstance(event, RunEnded) or (isinstance(event, ProcessLeft) and not has_finished):
+        has_finished = isinstance(self._end, events.RunEnded) and self._end.finished
+        if isinstance(event, events.RunEnded) or (isinstance(event, events.ProcessLeft) and not has_finished):
             self._end = event
-        if isinstance(event, RunEnded):
+        if isinstance(event, events.RunEnded):
             self._early = event.early
 
     def state(self) -> State:
@@ -363,12 +353,12 @@ class Run:
         end, now = self._end, self._wall()
         if self._gave_up:
             return State("diverged", "everything was tried")
-        if isinstance(end, ProcessLeft) and end.error:
+        if isinstance(end, events.ProcessLeft) and end.error:
             return State("died", end.error)
         if end is not None:
             if self._early is not None:
                 return State("finished early", self._early)
-            finished = end.finished if isinstance(end, RunEnded) else self._progress >= 1
+            finished = end.finished if isinstance(end, events.RunEnded) else self._progress >= 1
             return State("finished" if finished else "stopped", "")
         if not self._heard:
             return State("empty", "")
@@ -478,3 +468,167 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
             meant = " It holds checkpoints; run_dir= keeps a run folder."
         raise UnreadableRun(f"run must be a run folder, or one in {str(parent)!r} ({known}), got {given!r}.{meant}")
     return found[0]
+
+
+FORMAT = 1
+MOST_SESSIONS = 100
+MOST_JSON_BYTES = 2**22
+MOST_GIT_LINKS, MOST_GIT_BYTES = 5, 4096
+"""Refs of git that refer to each other, and bytes of a line in its files, that are read."""
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+def this_process() -> dict[str, Any]:
+    """The identity of this process: pid and host, and where the system has them boot, namespace and start."""
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "boot_id": _text_of(_BOOT_ID),
+        "pid_namespace": _or_empty(lambda: os.readlink("/proc/self/ns/pid")),
+        "process_started": _started("self"),
+    }
+
+
+def is_gone(process: Mapping[str, Any]) -> bool | None:
+    """Whether a process that `this_process` described has ended; None where this process cannot tell.
+
+    Args:
+        process: Its description from a file, not trusted.
+    """
+    here = this_process()
+    if not process.get("host") or process["host"] != here["host"]:
+        return None
+    if process.get("boot_id") != here["boot_id"]:
+        return True
+    pid = process.get("pid")
+    if process.get("pid_namespace") != here["pid_namespace"] or type(pid) is not int or not 0 < pid < 2**31:
+        return None
+    if here["process_started"] is not None:
+        return _started(str(pid)) != process.get("process_started")
+    # On Windows os.kill would end the process.
+    if os.name != "posix":
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
+def _started(pid: str) -> int | None:
+    """Clock ticks after boot at which a process started; None without the process or without /proc."""
+    text = _text_of(f"/proc/{pid}/stat")
+    # The name in parentheses may hold anything; a zombie counts as ended.
+    fields = text.rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) > 19 and fields[0] != "Z" else None
+
+
+def _text_of(path: str) -> str:
+    return _or_empty(lambda: Path(path).read_text("ascii", "replace").strip())
+
+
+def _or_empty(read: Callable[[], str]) -> str:
+    try:
+        return read()
+    except OSError:
+        return ""
+
+
+def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wall: float) -> None:
+    """Write run.json, or add this process to the one that is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from ..events.versions import versions
+
+    sessions = read_sessions(folder)[-(MOST_SESSIONS - 1) :]
+    about = {
+        "format": FORMAT,
+        "name": name,
+        "sessions": [*sessions, {**this_process(), "started": wall, "started_at": utc(wall)}],
+        "program": Path(sys.argv[0]).name if sys.argv else "",
+        "versions": versions(),
+        "platform": platform.platform(),
+        "configuration": dict(configuration),
+    }
+    replace(folder / "run.json", strict_json(about, indent=1).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no regular file, holds no JSON object, or is too large.
+    """
+    with open_regular(path) as file:
+        content = file.read(MOST_JSON_BYTES + 1)
+    if len(content) > MOST_JSON_BYTES:
+        raise ValueError(f"{path.name} must have at most {MOST_JSON_BYTES} bytes, got more.")
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{path.name} must be nested less deeply, got JSON beyond the limit.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} must hold a JSON object, got {str(value)[:40]!r}.")
+    return value
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """The processes in a run.json; none if it cannot be read."""
+    try:
+        sessions = read_json(folder / "run.json").get("sessions")
+    except (OSError, ValueError):
+        return []
+    return [one for one in sessions if isinstance(one, dict)] if isinstance(sessions, list) else []
+
+
+def git_commit() -> str:
+    """The first 12 digits of the git commit of the program's folder; "" without one.
+
+    It is read from git's files: git itself runs what the configuration of a repository names (``core.fsmonitor``, the
+    filters of files), and whoever gave it to the user has written that.
+    """
+    program = Path(sys.argv[0]) if sys.argv and sys.argv[0] else Path()
+    try:
+        folder = program.resolve().parent if program.is_file() else Path.cwd()
+        found = next(each / ".git" for each in (folder, *folder.parents) if (each / ".git").exists())
+        # In a worktree or a submodule it is a file.
+        own = found if found.is_dir() else found.parent / _line_of(found).removeprefix("gitdir: ")
+        shared = own / _line_of(own / "commondir") if (own / "commondir").exists() else own
+        text = _line_of(own / "HEAD")
+        for _ in range(MOST_GIT_LINKS):
+            if not text.startswith("ref: "):
+                break
+            text = _commit_of(text.removeprefix("ref: "), own, shared)
+    except (OSError, ValueError, StopIteration):
+        return ""
+    return text[:12] if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", text) else ""
+
+
+def _commit_of(name: str, own: Path, shared: Path) -> str:
+    """What a ref of git holds; "" if there is none."""
+    if not re.fullmatch(r"refs(/[^/.][^/]*)+", name):
+        return ""
+    for home in (own, shared):
+        if (home / name).exists():
+            return _line_of(home / name)
+    with open_regular(shared / "packed-refs") as file:
+        lines = (line.decode("utf-8", "replace").split() for line in file)
+        return next((words[0] for words in lines if words[1:] == [name]), "")
+
+
+def _line_of(path: Path) -> str:
+    with open_regular(path) as file:
+        return file.readline(MOST_GIT_BYTES).decode("utf-8", "replace").strip()
+
+
+def utc(wall: float) -> str:
+    """A wall time as text, "2026-11-20T14:02:31Z"; "?" beyond the range of calendars."""
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall))
+    except (OverflowError, OSError, ValueError):
+        return "?"

@@ -20,7 +20,8 @@ from ..table.label_noise import find_suspects, rank
 from ..table.labels.evidence import LAYOUTS, combine
 from ..table.labels.frame import Column, label_columns, labels_in
 from ..table.labels.overview import Overview
-from ..table.labels.suspects import Ranking, Suspects, of_weighed
+from ..table.labels.suspects import Ranking, Suspects
+from ..table.labels.trust import PLAIN, WEIGHED, least_trust
 from ..table.losses import EXACT
 from ..table.quantiles import top
 from ..table.table import SampleTable
@@ -30,12 +31,8 @@ KEEP_OLDER = 8
 NUM_NAMES = MOST_LABELS = 1000
 
 _NAME = re.compile(r"samples-(\d{6,9})\.(safetensors|npz)")
-_FIELDS: dict[str, np.dtype[Any]] = {
-    "loss": np.dtype("<f4"),
-    "last": np.dtype("<f4"),
-    "mean": np.dtype("<f4"),
-    "usage_count": np.dtype("<u2"),
-}
+_KINDS = {"loss": "<f4", "last": "<f4", "mean": "<f4", "usage_count": "<u2"}
+_FIELDS: dict[str, np.dtype[Any]] = {name: np.dtype(kind) for name, kind in _KINDS.items()}
 _LAYOUTS: list[dict[str, np.dtype[Any]]] = [{name: each[name] for name in each.names or ()} for each in LAYOUTS]
 
 
@@ -55,7 +52,7 @@ class Samples(NamedTuple):
         group_labels: The label of each code, a text or a number; empty without groups, and where they are too many.
         evidence: What predictions say of the labels, the fields of `EVIDENCE` by name, N each, or N P with P
             labels a sample; None without them.
-        is_weighed: Whether losses had weights.
+        trust: Which margins may be judged, see `table.labels.trust`.
         sample_ids: The names of all samples, in the process that trains; a file holds `names` only.
     """
 
@@ -72,7 +69,7 @@ class Samples(NamedTuple):
     group: NDArray[np.uint16] | None = None
     group_labels: tuple[Any, ...] = ()
     evidence: dict[str, NDArray[Any]] | None = None
-    is_weighed: bool = False
+    trust: str = PLAIN
     sample_ids: Sequence[Any] | None = None
 
     def name_of(self, index: int) -> str:
@@ -85,15 +82,15 @@ class Samples(NamedTuple):
 
     def suspects(self, precision: float = 0.5, *, runs: Sequence[Samples] = ()) -> Suspects:
         """Samples that look mislabelled, by these files of other runs, too; see `SampleTable.suspects`."""
-        found = find_suspects(
+        return find_suspects(
             self._asdict(),
             self.untrained_loss,
             exact=self.is_exact,
             by_group=self.group is not None,
             evidence=combine(self.evidence, [run.evidence for run in runs]) if runs else self.evidence,
             precision=precision,
+            trust=least_trust(each.trust for each in (self, *runs)),
         )
-        return of_weighed(found) if any(each.is_weighed for each in (self, *runs)) else found
 
     def ranking(self, top: int) -> Ranking:
         """Samples in the order of suspicion, which is not a verdict; see `SampleTable.ranking`."""
@@ -165,7 +162,7 @@ def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
         names={},
         group_labels=tuple(one if isinstance(one, int) else str(one)[:200] for one in known),
         evidence=table.read_evidence(),
-        is_weighed=storage.is_weighed,
+        trust=storage.trust,
         sample_ids=storage.sample_ids,
         **table.read(*_FIELDS, *group),
     )
@@ -201,7 +198,7 @@ def _write(folder: Path, samples: Samples) -> None:
         "source": samples.source,
         "is_exact": samples.is_exact,
         "untrained_loss": samples.untrained_loss,
-        "is_weighed": samples.is_weighed,
+        "trust": samples.trust,
         "names": names,
         "group_labels": samples.group_labels,
     }
@@ -267,7 +264,8 @@ def read_samples(folder: Path, epoch: int) -> Samples:
             untrained_loss=math.nan if untrained is None else float(untrained),
             names=names,
             group_labels=tuple(one if type(one) is int else str(one)[:200] for one in list(labels)[:MOST_LABELS]),
-            is_weighed=about.get("is_weighed") is True,
+            # Older files say only whether losses had weights.
+            trust=str(about.get("trust", WEIGHED if about.get("is_weighed") is True else PLAIN))[:40],
             **_fields(arrays),
         )
     except OSError:

@@ -1,4 +1,4 @@
-"""The journal: a listener that writes events to a run folder, from a thread of its own.
+"""The journal of a scheduler: a listener that writes events to a run folder, from a thread of its own.
 
 The training thread only condenses steps, and appends a few records a second to a queue. The run goes on whether the
 disk is full, slow or gone: the queue is bounded, and events that cannot be written are left out with one warning.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -18,30 +19,20 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from ..checkpoint.durable_io import open_output
-from ..events import (
-    Alive,
-    EpochDone,
-    Event,
-    MachineLoad,
-    MetricsLogged,
-    Notice,
-    ProcessLeft,
-    RunEnded,
-    RunStarted,
-    SamplesSurveyed,
-    StepsDone,
-)
+from .. import events
+from ..checkpoint.durable_io import NotOwnFile, make_first_free, numbered, open_output
+from ..events import launcher
 from ..events.caller import warn
 from ..events.codec import strict_json, to_json
 from ..events.condenser import merged
-from ..events.system import Load
+from ..events.system import Load, SystemMonitor
 from ..events.threaded_listener import ThreadedListener
-from .requests import RequestFolder, Taker
-from .run import SCHEMA
-from .run_info import is_gone, read_sessions, write_about
-from .samples import Samples, write_samples
+from ..table.table import SampleTable
+from .requests import RequestFolder
+from .run import SCHEMA, is_gone, read_sessions, runs_folder, write_about
+from .samples import Samples, samples_of, write_samples
 
 SECONDS_BETWEEN_WRITES = 0.25
 SECONDS_BETWEEN_HEARTBEATS = 10.0
@@ -93,7 +84,7 @@ class Journal(ThreadedListener):
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         in_background: bool = True,
-        requests: Taker | None = None,
+        requests: events.RunControl | None = None,
         machine: Callable[[], Load] | None = None,
     ) -> None:
         super().__init__("learnit_r8 journal", most_queued=MOST_WAITING, every_seconds=SECONDS_BETWEEN_WRITES)
@@ -150,7 +141,7 @@ class Journal(ThreadedListener):
             with contextlib.suppress(Exception):
                 self.close()
 
-    def enqueue(self, event: Event) -> None:
+    def enqueue(self, event: events.Event) -> None:
         """See `ThreadedListener`; more than fit are summed up, and samples are copied when they are due."""
         if os.getpid() != self._pid or self._is_stuck:
             return
@@ -158,7 +149,7 @@ class Journal(ThreadedListener):
             self._sum_up(self._waiting)
         super().enqueue(event)
         self._warn_of_trouble()
-        if type(event) is not StepsDone:
+        if type(event) is not events.StepsDone:
             self._look(event)
 
     def start_thread(self) -> None:
@@ -166,7 +157,7 @@ class Journal(ThreadedListener):
         if self._in_background and not self._is_closed:
             super().start_thread()
 
-    def handle(self, waiting: deque[Event], *, is_last: bool) -> None:
+    def handle(self, waiting: deque[events.Event], *, is_last: bool) -> None:
         """Write what is due."""
         try:
             self._write_due(waiting)
@@ -182,23 +173,23 @@ class Journal(ThreadedListener):
                 "The training goes on."
             )
 
-    def _look(self, event: Event) -> None:
-        if isinstance(event, RunStarted):
+    def _look(self, event: events.Event) -> None:
+        if isinstance(event, events.RunStarted):
             self._steps_per_epoch = event.steps_per_epoch
-        if isinstance(event, EpochDone):
+        if isinstance(event, events.EpochDone):
             self._epoch, self._epoch_step = event.epoch, event.step
-        self._has_ended |= isinstance(event, RunEnded)
-        if isinstance(event, (EpochDone, RunEnded)):
+        self._has_ended |= isinstance(event, events.RunEnded)
+        if isinstance(event, (events.EpochDone, events.RunEnded)):
             self._look_at_samples(event)
-        if isinstance(event, RunEnded) or self._is_closed:
+        if isinstance(event, events.RunEnded) or self._is_closed:
             self.close()
 
-    def _look_at_samples(self, event: EpochDone | RunEnded) -> None:
+    def _look_at_samples(self, event: events.EpochDone | events.RunEnded) -> None:
         """Copy the table if a samples file is due; the time of copying counts as writing."""
         held = sum(one.loss.nbytes for one in self._pending_samples)
         due = self._clock() >= self._samples_due and held < MOST_HELD_BYTES
         is_new = event.step > max(0, self._samples_step)
-        if self._samples_of is None or not is_new or not (due or isinstance(event, RunEnded)):
+        if self._samples_of is None or not is_new or not (due or isinstance(event, events.RunEnded)):
             return
         began = self._clock()
         self._samples_step = event.step
@@ -220,7 +211,7 @@ class Journal(ThreadedListener):
         """Write the events since the last call."""
         self._write_due(self._waiting)
 
-    def _write_due(self, waiting: deque[Event]) -> None:
+    def _write_due(self, waiting: deque[events.Event]) -> None:
         now = self._clock()
         if self._requests is not None and now >= self._next_look and not self._is_closed:
             self._next_look = now + SECONDS_BETWEEN_LOOKS
@@ -230,12 +221,12 @@ class Journal(ThreadedListener):
             load = Load() if self._machine is None else self._machine()
             self._load_due = now + (FIRST_LOAD_SECONDS if math.isnan(load.cpu) else SECONDS_BETWEEN_LOADS)
             if load.is_known:
-                self._add(MachineLoad(*self._position, **load._asdict()))
+                self._add(events.MachineLoad(*self._position, **load._asdict()))
             elif math.isnan(load.total):
                 # Nothing here can tell it.
                 self._load_due = math.inf
         if now - self._last_written >= SECONDS_BETWEEN_HEARTBEATS:
-            self._add(Alive(*self._position))
+            self._add(events.Alive(*self._position))
         if now < self._retry:
             return
         try:
@@ -251,7 +242,7 @@ class Journal(ThreadedListener):
             self._trouble = "it was deleted or moved away during the run" if is_gone else str(error)
             self._retry = now + SECONDS_BETWEEN_TRIES
 
-    def _sum_up(self, waiting: deque[Event]) -> None:
+    def _sum_up(self, waiting: deque[events.Event]) -> None:
         """Turn waiting events into lines, of which memory holds at most `MOST_WAITING`."""
         with self._lock:
             happened = [waiting.popleft() for _ in range(len(waiting))]
@@ -260,7 +251,7 @@ class Journal(ThreadedListener):
             for event in self._summary.take(happened, self._clock()):
                 self._add(event)
 
-    def _add(self, event: Event) -> None:
+    def _add(self, event: events.Event) -> None:
         with self._lock:
             if len(self._lines) >= MOST_WAITING:
                 self.num_lost += 1
@@ -299,7 +290,7 @@ class Journal(ThreadedListener):
             self._is_closed = True
             reason = _reason(sys.exc_info()[1] if error is None else error)
             if reason or not self._has_ended:
-                self._add(ProcessLeft(*self._position, reason))
+                self._add(events.ProcessLeft(*self._position, reason))
         self._retry = 0.0
         self.write_due()
         self._warn_of_trouble()
@@ -360,10 +351,10 @@ class Summary:
         self._last = now
         self._steps_left, self._surveys_left = float(STEPS_AT_FIRST), float(SURVEYS_AT_FIRST)
         self._survey_due = now
-        self._steps: list[StepsDone] = []
-        self._survey: SamplesSurveyed | None = None
+        self._steps: list[events.StepsDone] = []
+        self._survey: events.SamplesSurveyed | None = None
 
-    def take(self, happened: Iterable[Event], now: float) -> list[Event]:
+    def take(self, happened: Iterable[events.Event], now: float) -> list[events.Event]:
         """The events to write of one window.
 
         They keep their order within the limits. Beyond, steps are merged across other events, and come after them.
@@ -375,13 +366,13 @@ class Summary:
         passed, self._last = now - self._last, now
         self._steps_left = min(STEPS_AT_FIRST, self._steps_left + STEPS_PER_SECOND * passed)
         self._surveys_left = min(SURVEYS_AT_FIRST, self._surveys_left + SURVEYS_PER_SECOND * passed)
-        kept: list[Event] = []
-        counts = Counter[type[Event]]()
+        kept: list[events.Event] = []
+        counts = Counter[type[events.Event]]()
         for event in happened:
-            if isinstance(event, StepsDone):
+            if isinstance(event, events.StepsDone):
                 self._steps.append(event)
                 self._keep_steps(kept, spare=1)
-            elif isinstance(event, SamplesSurveyed):
+            elif isinstance(event, events.SamplesSurveyed):
                 self._survey = event
             else:
                 counts[type(event)] += 1
@@ -397,15 +388,15 @@ class Summary:
         kept += _left_out(counts, kept)
         return kept
 
-    def rest(self) -> list[Event]:
+    def rest(self) -> list[events.Event]:
         """The events that still wait."""
-        kept: list[Event] = [] if self._survey is None else [self._survey]
+        kept: list[events.Event] = [] if self._survey is None else [self._survey]
         if self._steps:
             kept.append(merged(self._steps))
         self._survey, self._steps = None, []
         return kept
 
-    def _keep_steps(self, kept: list[Event], *, spare: int) -> None:
+    def _keep_steps(self, kept: list[events.Event], *, spare: int) -> None:
         if self._steps and self._steps_left >= 1 + spare:
             self._steps_left -= 1
             kept.append(merged(self._steps))
@@ -414,16 +405,76 @@ class Summary:
             self._steps = [merged(self._steps)]
 
 
-def _left_out(counts: Counter[type[Event]], kept: list[Event]) -> list[Event]:
+def _left_out(counts: Counter[type[events.Event]], kept: list[events.Event]) -> list[events.Event]:
     """A notice for every kind with too many events in a window."""
     return [
-        Notice(
+        events.Notice(
             kept[-1].step,
             kept[-1].seconds,
             f"{count - MOST_OF_A_KIND} of {count} {kind.__name__} at once are not in the journal"
-            + ("; log less often than at every step." if kind is MetricsLogged else "."),
+            + ("; log less often than at every step." if kind is events.MetricsLogged else "."),
             is_warning=False,
         )
         for kind, count in counts.items()
         if count > MOST_OF_A_KIND
     ]
+
+
+def open_journal(
+    run_dir: str | os.PathLike[str] | bool | None,
+    *,
+    is_shown: bool,
+    name: str,
+    configuration: Mapping[str, str],
+    table: SampleTable,
+    requests: events.RunControl | None = None,
+) -> Journal | None:
+    """The journal that R8Scheduler's ``run_dir`` asks for; None without one, and on all ranks but the first.
+
+    Args:
+        run_dir: A folder; True for a new one in `runs_folder`; None for a new one if the run is shown, else for no
+            journal; False for no journal.
+        is_shown: Whether the dashboard is on.
+        name: Name of the run.
+        configuration: The arguments of the scheduler.
+        table: The losses and uses of the samples.
+        requests: Takes what is asked for by files in the run folder.
+
+    Raises:
+        TypeError: ``run_dir`` is none of these.
+        ValueError: another process writes there, or the name is empty.
+        OSError: a file is in the way of a folder that was asked for, or something in it is not this user's. Where the
+            disk is full or cannot be written, a warning says that the run is not recorded.
+    """
+    if not (run_dir is None or isinstance(run_dir, (str, os.PathLike, bool))):
+        raise TypeError(f"run_dir must be a folder, True, False or None, got {run_dir!r}.")
+    if run_dir == "":
+        # "" would be the current folder; most likely a variable was not set.
+        raise ValueError("run_dir must be a folder, True, False or None, got ''.")
+    if run_dir is False or (run_dir is None and not is_shown) or launcher.rank_of() > 0:
+        return None
+    has_samples = table.num_samples or table.storage.ids is not None
+    samples = functools.partial(samples_of, table) if has_samples else None
+    is_named = not (run_dir is None or run_dir is True)
+    try:
+        folder = run_dir if isinstance(run_dir, (str, os.PathLike)) else _new_folder(runs_folder(), name)
+        more: dict[str, Any] = {"requests": requests, "machine": SystemMonitor().load}
+        return Journal(folder, name=name, configuration=configuration, samples=samples, **more)
+    except OSError as error:
+        if is_named and isinstance(error, (FileExistsError, NotADirectoryError)):
+            raise type(error)(f"run_dir must be a folder, or a path where one can be made, got {run_dir!r}.") from error
+        if run_dir and isinstance(error, (FileExistsError, NotADirectoryError, NotOwnFile)):
+            raise
+        where = os.fspath(run_dir) if is_named else str(runs_folder())  # type: ignore[arg-type]
+        warn(
+            f"the run is not recorded, as nothing can be written to the run folder in {where!r}: {error}. Training "
+            "goes on. Free or mend that disk, or give another run_dir."
+        )
+        return None
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """Make the folder ``<time>-<name>``, with a number added if it exists."""
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "_" for letter in name)
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain[:60] or 'run'}"
+    return make_first_free(numbered(parent / stem), lambda folder: folder.mkdir(parents=True))

@@ -106,7 +106,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _wire(self, model: Any) -> None:
         r8 = self._prefetch.r8
-        _check_model(model, keeps_rates=r8.keeps_rates)
+        _check_model(model, keeps_rates=r8.host.rates.are_own)
         recorder = self._recorder
         repeat = None
         if recorder is not None:
@@ -121,9 +121,9 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         """Take the model; Keras calls it as a ``fit`` begins."""
         super().set_model(model)
         r8 = self._prefetch.r8
-        _check_model(model, keeps_rates=r8.keeps_rates)
+        _check_model(model, keeps_rates=r8.host.rates.are_own)
         self._recorder = LossRecorder.of(model, r8.table.batch_size)
-        self._rates = RateFactor(model, [model.optimizer], self._recorder.live) if r8.keeps_rates else None
+        self._rates = RateFactor(model, [model.optimizer], self._recorder.live) if r8.host.rates.are_own else None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Check what can only be checked now, and attach the model."""
@@ -234,7 +234,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             )
         if self._rates is not None:
             self._rates.take_back()
-            r8.tell_rate(self._rates.value)
+            r8.host.rates.tell(self._rates.value)
         predictions = recorder.predictions()
         self._keep_witness(recorder.function.batch)
         try:
@@ -302,7 +302,7 @@ def check_fit(dataset: R8Dataset) -> bool:
     steps, most = local_of_fit("steps_per_epoch"), dataset.r8.steps_per_epoch
     if steps is not None and steps != most:
         raise ValueError(f"steps_per_epoch must be left out in fit(), or be the scheduler's {most}, got {steps!r}.")
-    keeps_rates = dataset.r8.keeps_rates
+    keeps_rates = dataset.r8.host.rates.are_own
     for callback in callbacks_of_fit() or []:
         for name, reason in REFUSED.items():
             if not (keeps_rates and name in RATE_CALLBACKS) and isinstance(callback, getattr(keras.callbacks, name)):

@@ -14,7 +14,7 @@ from keras import ops
 from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
 from ..checkpoint.callbacks import Callbacks, Repeat
 from ..checkpoint.tree import clone
-from ..recovery.incidents.finding import Finding, Refusal
+from ..recovery.cause import Finding, Refusal
 from .losses import sample_losses
 from .state import ModelState, as_numpy
 from .train_function import TrainFunction
@@ -52,7 +52,7 @@ def keep_model(
     is_other = before is not None and not before.is_of(model, *optimizers)
     state = before
     if state is None or is_other:
-        state = ModelState(model, optimizers[0], others=optimizers[1:], keeps_rates=r8.keeps_rates)
+        state = ModelState(model, optimizers[0], others=optimizers[1:], keeps_rates=r8.host.rates.are_own)
     if function is not None:
         function.watch(state, r8.check)
     examiner = Examiner(model, state, lambda: None if function is None else function.batch)

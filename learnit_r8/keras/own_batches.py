@@ -294,7 +294,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         super().set_model(model)
         optimizers = _optimizers_of(model)
         rate = rate_of(optimizers[0])
-        if not self._r8.keeps_rates and not isinstance(rate, keras.Variable):
+        if not self._r8.host.rates.are_own and not isinstance(rate, keras.Variable):
             raise ValueError(SETS_RATE.format(rate))
         self._losses = StepLosses.of(model)
         self._rates = RateFactor(model, optimizers, self._losses.live)
@@ -361,7 +361,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         assert self._losses is not None
         if not self._batches.begin():
             return
-        if not r8.keeps_rates:
+        if not r8.host.rates.are_own:
             self._losses.live.set(rate_of(self.model.optimizer), r8.lr)
             return
         self._rates.begin_step(r8)
@@ -385,7 +385,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
                     # A step of weights that are gone.
                     batches.discard()
                     continue
-                outcome = r8.update_with_loss(loss, lr=rate if r8.keeps_rates and rate == rate else None)
+                outcome = r8.update_with_loss(loss, lr=rate if r8.host.rates.are_own and rate == rate else None)
                 # What is left of the call is of the weights under test, within a few updates, or of none any more.
                 is_undone = not outcome and not r8.host.controller.experiment.is_partway
         except BaseException:

@@ -74,6 +74,14 @@ class OwnBatches:
             adapter.load_scheduler(as_arrays(saved["scheduler"]))
         self._batches = adapter.follow()
         self._batches.begin_run()
+        fetcher = trainer.fit_loop._data_fetcher
+        if (
+            saved
+            and fetcher is not None
+            and not any(hasattr(each, "load_state_dict") for each in trainer.fit_loop._combined_loader.flattened)
+        ):
+            # The module has asked for the number of steps, so the loader has begun with other generators.
+            iter(fetcher)
         if not module.automatic_optimization:
             self._module = module
             module.manual_backward = functools.partial(self._manual_backward, module.manual_backward)
@@ -116,7 +124,7 @@ class OwnBatches:
         """Whether the Trainer must be told to end: the run was stopped, or has spent a budget that it was given."""
         assert self.adapter is not None
         r8 = self.adapter.scheduler
-        return r8.is_stopped or (self._has_budget and r8.is_over)
+        return r8.pace.is_stopped or (self._has_budget and r8.is_over)
 
     def end(self) -> None:
         """Note that the training has ended."""

@@ -12,9 +12,9 @@ from .background import alert_of as alert_of
 from .background import numbers_of as numbers_of
 from .files import CsvFile as CsvFile
 from .files import JsonLines as JsonLines
-from .mlflow import MLflow as MLflow
-from .tensorboard import TensorBoard as TensorBoard
-from .wandb import Wandb as Wandb
+from .services import MLflow as MLflow
+from .services import TensorBoard as TensorBoard
+from .services import Wandb as Wandb
 
 
 def __getattr__(name: str) -> Any:

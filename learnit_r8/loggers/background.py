@@ -74,8 +74,7 @@ class Logger(ThreadedListener):
         if not self._is_on:
             return
         super().__call__(event)
-        if self._trace:
-            self._say_error()
+        self._say_error()
         if isinstance(event, events.RunEnded):
             self.close()
 
@@ -108,11 +107,10 @@ class Logger(ThreadedListener):
             self._num_in_hand -= len(arguments)
 
     def _say_error(self) -> None:
-        """Name the error, the first time."""
-        if not self._has_said:
+        """Name the error, if there is one, the first time."""
+        if self._trace and not self._has_said:
             self._has_said = True
-            text = f"logger {type(self).__name__} could not write, and goes on:\n{self._trace}"
-            warn(text)
+            warn(f"logger {type(self).__name__} could not write, and goes on:\n{self._trace}")
 
     def close(self) -> None:
         """Write what is queued and end the thread; waits at most five seconds. Safe to call twice."""
@@ -122,12 +120,10 @@ class Logger(ThreadedListener):
         atexit.unregister(self.close)
         has_ended = self.end_thread(CLOSE_SECONDS)
         self._is_late = not has_ended
-        if self._trace:
-            self._say_error()
+        self._say_error()
         if self.num_lost:
             late = "" if has_ended else f", and was not done after {CLOSE_SECONDS:g} s"
-            lost = f"logger {type(self).__name__} has lost {self.num_lost:,} of {self.num_events:,} events{late}"
-            warn(lost)
+            warn(f"logger {type(self).__name__} has lost {self.num_lost:,} of {self.num_events:,} events{late}")
 
 
 def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:
@@ -141,14 +137,10 @@ def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:
     match event:
         case events.StepsDone():
             numbers = {
-                "r8/loss": event.loss,
-                "r8/lowest_loss": event.lowest,
-                "r8/highest_loss": event.highest,
-                "r8/expected_loss": event.expected_loss,
-                "r8/lr": event.lr,
-                "r8/suspicion": event.suspicion,
+                "r8/loss": event.loss, "r8/lowest_loss": event.lowest, "r8/highest_loss": event.highest,
+                "r8/expected_loss": event.expected_loss, "r8/lr": event.lr, "r8/suspicion": event.suspicion,
                 "r8/epoch": float(event.epoch),
-            }
+            }  # fmt: skip
         case events.EpochDone():
             each = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
             numbers = {"r8/epoch_loss": event.loss, "r8/samples_per_second": each}
@@ -179,8 +171,7 @@ def alert_of(event: events.Event) -> tuple[str, str] | None:
         case events.GaveUp():
             return "diverged", f"step {event.step}: {event.text}"
         case events.RunEnded():
-            how = "stopped" if not event.finished else "finished" if event.early is None else "finished early"
-            return how, f"{how} after {event.step} steps, {event.seconds:.0f} s"
+            return event.how, f"{event.how} after {event.step} steps, {event.seconds:.0f} s"
     return None
 
 

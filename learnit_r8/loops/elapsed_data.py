@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from .._validation import whole_number
+from ..engine.feed.batch_size import read_size
 from ..triggers import Elapsed, Trigger, as_trigger
 from ..triggers.when import After, At, seconds
 
@@ -118,28 +119,7 @@ def batch_size(batch: Any) -> int:
     >>> batch_size(({"x": [10, 11, 12]}, "label"))
     3
     """
-    return _size(batch) or 1
-
-
-def _size(batch: Any) -> int | None:
-    shape = getattr(batch, "shape", None)
-    if shape is not None:
-        return int(shape[0]) if len(shape) else None
-    if isinstance(batch, Mapping):
-        return _first_size(batch.values())
-    if isinstance(batch, tuple):
-        return _first_size(batch)
-    if isinstance(batch, list):
-        return _first_size(batch) or len(batch) or None
-    return None
-
-
-def _first_size(parts: Iterable[Any]) -> int | None:
-    for part in parts:
-        size = _size(part)
-        if size is not None:
-            return size
-    return None
+    return read_size(batch) or 1
 
 
 def opened(dataset: Any) -> Iterator[Any]:

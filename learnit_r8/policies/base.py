@@ -102,6 +102,9 @@ class Policy:
     weighs = False
     """Whether `select` is known to return weights sooner or later: loops that cannot take them refuse such a policy."""
 
+    needs_predictions = False
+    """Whether the weights come from predictions of one class a sample, and are all 1 without them."""
+
     @property
     def selects(self) -> bool:
         """Whether `select` may leave samples out; the pass then sweeps over the data until it has all its batches."""
@@ -159,6 +162,10 @@ class Around(Policy):
     @property
     def weighs(self) -> bool:  # type: ignore[override]
         return self.inner.weighs
+
+    @property
+    def needs_predictions(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_predictions
 
     @property
     def needs_exact(self) -> bool:  # type: ignore[override]

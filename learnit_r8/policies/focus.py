@@ -46,7 +46,7 @@ class Focus(Policy):
     leaves nobody out by predictions: from 20 % of the budget on, each loss weighs as much as the label is likely to be
     right by its margin, and the weights of a chunk are 1 on average. All samples are visited, so that a label counts
     again as soon as the network learns it. The weights are ``ticket.weights``: a loop needs `draw` and `report`, or an
-    adapter that takes losses of samples. Of the list of suspects no precision is promised then (`Suspects.caution`).
+    adapter that takes losses of samples. The list of suspects goes by the margins from before the weights.
 
     An epoch is still N visits, and the last ones go to all samples except the suspects. Without per-sample losses,
     every sample is visited once per pass.
@@ -94,6 +94,8 @@ class Focus(Policy):
     @property
     def weighs(self) -> bool:  # type: ignore[override]
         return self.noise_guard == WEIGH
+
+    needs_predictions = weighs
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         luck = rng.random(len(chunk.indices), np.float32)

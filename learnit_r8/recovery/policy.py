@@ -20,6 +20,10 @@ class TrainingDiverged(RuntimeError):
     bundle: str | None = None
 
 
+class RestoreError(RuntimeError):
+    """The load callback raised for every available state; the model may be partly restored."""
+
+
 @dataclass(frozen=True)
 class Recovery:
     """What recovery may use: copies of the model, steps, and how long it goes on.

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 # np.median imports it in the first steps, when a program may be out of file descriptors.
 import numpy.ma
 
-from .ram_backup import Backup, spread_of
+from .backups import Backup, median_of, spread_of
+from .part import Part
 
 EARLY_UPDATES, START_UPDATES = 80, 384
 """Updates in which each loss is looked at; and in which a slow loss of progress is, as the rate may be too high."""
@@ -58,7 +59,8 @@ SUDDEN = 0.6
 """Share of the rise that must come within one step for the rise to be sudden."""
 
 
-class Progress:
+@dataclass(eq=False)
+class Progress(Part):
     """The losses that were learned from, and the losses that were reported.
 
     Attributes:
@@ -67,24 +69,26 @@ class Progress:
         start: Level of the losses as the run began; NaN while it is unknown.
         untrained: Loss of the untrained model: of its first batch, or the second lowest of the first losses, which at
             far too high rates are those of ruined weights; NaN while it is unknown.
+        record: Loss of the untrained model on its first batch; NaN while it is unknown.
         first: The first losses of the run.
         peak, peak_at: The highest rate of the user's own so far, and the updates then.
+        gap: How many times longer than at first the next look waits; doubled by each that found healthy weights.
+        wait_until, above_from: Updates from which a high loss, and a high level, is looked into again.
+        look_wait: Updates without a look for lost progress.
     """
 
-    def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=128)
-        self.reported: deque[float] = deque(maxlen=64)
-        self.start = self.untrained = self._record = math.nan
-        self.first: list[float] = []
-        self.peak, self.peak_at = 0.0, 0
-        self._gap, self._wait_until, self._look_wait, self._above_from = 1, 0, 0, 0
-
-    @classmethod
-    def again(cls, before: Progress) -> Progress:
-        """Losses of the same run from its start again."""
-        progress = cls()
-        progress.start, progress.first, progress.untrained = before.start, list(before.first), before.untrained
-        return progress
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=128))
+    reported: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    start: float = math.nan
+    untrained: float = math.nan
+    record: float = math.nan
+    first: list[float] = field(default_factory=list)
+    peak: float = 0.0
+    peak_at: int = 0
+    gap: int = 1
+    wait_until: int = 0
+    look_wait: int = 0
+    above_from: int = 0
 
     def went_back(self, losses: Sequence[float], updates: int) -> None:
         """Take the losses from before a backup for the last ones, as the model was restored.
@@ -101,29 +105,30 @@ class Progress:
         """Forget all losses, as they mean something else from here on."""
         self.recent.clear()
         self.reported.clear()
-        self.start = self.untrained = self._record = math.nan
-        self._gap = 1
+        self.start = self.untrained = self.record = math.nan
+        self.gap = 1
 
     def note_healthy(self, updates: int) -> None:
         """Wait twice as long before the next look, as one after this many updates found healthy weights."""
-        self._gap *= 2
-        self._wait_until, self._look_wait = updates + self._gap, LOOK_EVERY * self._gap
-        self._above_from = updates + LOOK_EVERY * self._gap // 2
+        self.gap *= 2
+        self.wait_until, self.look_wait = updates + self.gap, LOOK_EVERY * self.gap
+        self.above_from = updates + LOOK_EVERY * self.gap // 2
 
     def note_record(self, record: float) -> None:
         """Keep the loss of the untrained model, unless it is NaN, as a run that is resumed has no such state."""
         if math.isfinite(record):
-            self._record = record
+            self.record = record
 
     def note_first(self, loss: float, record: float) -> None:
         """Take one of the first losses; called once in `NOTED_EVERY` updates."""
         if len(self.first) < EARLY_UPDATES:
             self.first.append(loss)
-        self.note_record(record)
+        if math.isfinite(record):
+            self.record = record
         if self.start != self.start and len(self.recent) >= FIRST:
             # Where the record is unknown, so is the loss of the untrained model.
-            self.start = float(np.fmax(self._record, np.median(self.recent)))
-            self.untrained = float(np.clip(sorted(self.recent)[1], self._record, MOST_OF_RECORD * self._record))
+            self.start = float(np.fmax(self.record, np.median(self.recent)))
+            self.untrained = float(np.clip(sorted(self.recent)[1], self.record, MOST_OF_RECORD * self.record))
 
     @property
     def first_spread(self) -> float:
@@ -138,13 +143,13 @@ class Progress:
     @property
     def level(self) -> float:
         """Median of the last losses; NaN before there are enough."""
-        return float(np.median(list(self.recent)[-LEVEL:])) if len(self.recent) >= LEVEL else math.nan
+        return median_of(list(self.recent)[-LEVEL:]) if len(self.recent) >= LEVEL else math.nan
 
     @property
     def is_flat(self) -> bool:
         """Whether the last losses are hardly lower than those before them."""
         before = list(self.recent)[-2 * LEVEL : -LEVEL]
-        return len(before) == LEVEL and self.level >= (1 - LEAST_GAIN) * float(np.median(before))
+        return len(before) == LEVEL and self.level >= (1 - LEAST_GAIN) * median_of(before)
 
     @property
     def is_near_untrained(self) -> bool:
@@ -164,10 +169,10 @@ class Progress:
             record: The first loss of the run.
             updates: Updates so far.
         """
-        if updates < self._wait_until or not math.isfinite(record):
+        if updates < self.wait_until or not math.isfinite(record):
             return 0.0
         known = self.first
-        middle = float(np.median(known[:FIRST])) if known else record
+        middle = median_of(known[:FIRST]) if known else record
         if not record and not middle:
             # Of losses of 0 nothing is a multiple.
             return 0.0
@@ -177,8 +182,8 @@ class Progress:
 
     def lost_progress(self, backups: Iterable[Backup], updates: int) -> Backup | None:
         """The backup whose progress was lost, where a third of it was in the first steps; else None."""
-        self._look_wait -= LOOK_EVERY
-        if self._look_wait > 0 or updates > START_UPDATES or self.start != self.start or len(self.recent) < LEVEL:
+        self.look_wait -= LOOK_EVERY
+        if self.look_wait > 0 or updates > START_UPDATES or self.start != self.start or len(self.recent) < LEVEL:
             return None
         near = [each for each in backups if each.witness and (updates <= 250 or each.updates > 0.5 * updates)]
         best = min(near, key=lambda each: each.usual if each.updates else each.record, default=None)
@@ -189,7 +194,7 @@ class Progress:
         last = list(self.recent)[-LEVEL:]
         wide = best.spread if best.updates and best.spread else spread_of(last)
         is_clear = progress > max(wide, LEAST_PROGRESS * abs(self.start)) or not best.updates
-        return best if is_clear and float(np.median(last)) > lowest + max(LOST * progress, wide) else None
+        return best if is_clear and median_of(last) > lowest + max(LOST * progress, wide) else None
 
     def stands_still(self, *, is_known: bool) -> bool:
         """Whether the losses of the first steps are wild and have made no progress, as they do at far too high rates.
@@ -201,8 +206,8 @@ class Progress:
             return False
         losses = list(self.recent)
         last, before = losses[-LEVEL:], losses[-2 * LEVEL : -LEVEL]
-        level = float(np.median(last))
-        stands = level > float(np.median(before)) - STILL * self.start and level > HIGH_LEVEL * self.start
+        level = median_of(last)
+        stands = level > median_of(before) - STILL * self.start and level > HIGH_LEVEL * self.start
         if is_known:
             return stands
         # Lower than that they are on a plateau, as those of every run at a constant rate are in the end.
@@ -232,13 +237,13 @@ class Progress:
             return True
         # Wild ones are now and then low: twice as many, of which one may be, and it is their median that is far above.
         before, last = list(self.recent)[-FIRST - BEFORE_JUMP : -FIRST], sorted(list(self.recent)[-FIRST:])
-        if len(before) < FIRST or float(np.median(last)) <= FAR_ABOVE * self.untrained:
+        if len(before) < FIRST or median_of(last) <= FAR_ABOVE * self.untrained:
             return False
         return last[1] > max(self.untrained, sorted(before)[-2])
 
     def is_above_untrained(self, updates: int) -> bool:
         """Whether the last losses are far above those of the untrained model, and not looked into yet."""
-        if updates < self._above_from or not self.untrained > 0 or len(self.recent) < FIRST:
+        if updates < self.above_from or not self.untrained > 0 or len(self.recent) < FIRST:
             return False
         if updates % LOOK_EVERY:
             return self.has_jumped
@@ -246,7 +251,7 @@ class Progress:
         # and with nearly all of the last ones above.
         losses = list(self.recent)[-LOOK_EVERY:]
         few = losses[-FIRST:]
-        is_level = float(np.median(few)) - spread_of(few) > FAR_ABOVE * self.untrained
+        is_level = median_of(few) - spread_of(few) > FAR_ABOVE * self.untrained
         return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
 
     def rise(self, count: int) -> float:
@@ -262,29 +267,3 @@ class Progress:
         rise = losses[-2:].mean() - np.median(losses[:8])
         jumps = [np.median(losses[n : n + 4]) - np.median(losses[max(0, n - 4) : n]) for n in range(4, len(losses))]
         return bool(max(jumps) > SUDDEN * rise)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The losses, as plain values."""
-        return {
-            "recent": list(self.recent), "reported": list(self.reported), "first": list(self.first),
-            "start": None if math.isnan(self.start) else self.start,
-            "untrained": None if math.isnan(self.untrained) else self.untrained, "gap": self._gap,
-            "record": None if math.isnan(self._record) else self._record,
-            "peak": [self.peak, self.peak_at],
-            "wait": [self._wait_until, self._look_wait], "above_from": self._above_from,
-        }  # fmt: skip
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self.recent = deque(state["recent"], maxlen=128)
-        self.reported = deque(state["reported"], maxlen=64)
-        self.first = list(state["first"])
-        self.start = math.nan if state["start"] is None else state["start"]
-        # Saved by earlier versions without it.
-        untrained = state.get("untrained", state["start"])
-        self.untrained = math.nan if untrained is None else untrained
-        self._gap, record = state["gap"], state.get("record")
-        self._record = math.nan if record is None else record
-        self._wait_until, self._look_wait = state["wait"]
-        self.peak, self.peak_at = state.get("peak", (0.0, 0))
-        self._above_from = state.get("above_from", 0)

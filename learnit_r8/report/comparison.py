@@ -1,17 +1,29 @@
-"""The page of several runs: their curves over each other, and a row for each, the best on top."""
+"""Any number of runs beside each other: the best on top, whether it is better at all, and the page of them."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..checkpoint.durable_io import open_output
+from ..dashboard.state.comparison import chosen_settings, figures_of, settings_of
+from ..dashboard.state.view import View
+from ..dashboard.text import figure
 from ..dashboard.watch import view_of
+from ..events.steps import is_lower_better
+from ..events.text import clean, number
 from ..journal.run import Run, find_run
-from .curves import comparison_sections
-from .document import document
-from .runs import Comparison
+from .curves import fit_of, incident_marks, losses_of, points_of
+from .document import Data, chart, curve, document, section, table
+
+REACHED = ("steps", "training seconds", "best smoothed loss", "incidents", "losses refused", "suspects")
+"""Figures that are columns besides the metrics, where they differ."""
+MOST_METRICS = 24
 
 
 def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
@@ -32,9 +44,136 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
     if len(runs) < 2:
         raise ValueError(f"runs must be two or more, got {len(runs)}.")
     found = [Run(find_run(os.fspath(run))) for run in runs]
-    views = [view_of(run) for run in found]
-    text = document({"title": f"{len(runs)} runs", "sections": list(comparison_sections(Comparison(found, views)))})
-    path = Path(out)
-    with open(open_output(path), "w", encoding="utf-8") as file:
-        file.write(text)
+    sections = list(comparison_sections(Comparison(found, [view_of(run) for run in found])))
+    with open(open_output(path := Path(out)), "w", encoding="utf-8") as file:
+        file.write(document({"title": f"{len(runs)} runs", "sections": sections}))
     return path
+
+
+class Column(NamedTuple):
+    """A column of a table of runs.
+
+    Attributes:
+        texts: Its text for each run.
+        better: Place of the run that is better; -1 where neither is, or that cannot be said.
+    """
+
+    texts: tuple[str, ...]
+    better: int = -1
+
+
+class Comparison:
+    """Runs beside each other, however many.
+
+    Args:
+        runs: The runs, two or more.
+        views: Their states.
+
+    Raises:
+        ValueError: there are not two.
+
+    Attributes:
+        views: Their states.
+        figures: What they reached, by name.
+        differ: The settings that differ, by name.
+        names: Their names: those that were given, else the settings that tell them apart, else their folders.
+        metrics: Every metric that one of them has, the one that they are ordered by first.
+        metric: That metric; "" where none was logged.
+        order: Places of the runs, the best first, those without the metric last.
+        columns: The columns of the table by name: what was reached, then the settings that differ.
+    """
+
+    def __init__(self, runs: Sequence[Run], views: Sequence[View]) -> None:
+        if len(runs) < 2:
+            raise ValueError(f"compare needs two runs or more, got {len(runs)}: {[run.name for run in runs]}.")
+        self.views, self.differ = list(views), settings_of(views)
+        self.figures = figures = {row.name: row for row in figures_of(views)}
+        self.names = names_of(runs, self.differ)
+        counts = Counter(name for view in views for name in view.metrics)
+        wanted = next((view.run.settings.get("monitor", "") for view in views if view.run is not None), "")
+        # The one that is monitored, else what most runs have logged, of those the first.
+        self.metrics = sorted(counts, key=lambda name: (name != wanted, -counts[name]))
+        self.metric = self.metrics[0] if self.metrics else ""
+        self._values = figures[f"{self.metric}, best" if self.metric else "best smoothed loss"].values
+        self._sign = 1.0 if not self.metric or is_lower_better(self.metric) else -1.0
+        keys = [self._sign * value if math.isfinite(value) else math.inf for value in self._values]
+        self.order = sorted(range(len(runs)), key=keys.__getitem__)
+        rows = [figures[f"{name}, {what}"] for name in self.metrics for what in ("best", "best at step")]
+        rows += [figures[name] for name in REACHED if not rows or len(set(figures[name].values)) > 1]
+        shown = [(row.name, Column(tuple(map(figure, row.values)), row.better)) for row in rows]
+        settings = [
+            (name.removeprefix("config."), Column(tuple(text or "-" for text in texts)))
+            for name, texts in self.differ.items()
+        ]
+        self.columns = {"state": Column(tuple(run.state().word for run in runs))}
+        self.columns |= dict([*shown[:2], *settings, *shown[2:]])
+
+    @property
+    def verdict(self) -> str:
+        """Whether the best kind of run is better than the next: its lead, beside what seeds alone make of it."""
+        kinds: dict[tuple[str, ...], list[float]] = {}
+        for view, value in zip(self.views, self._values, strict=True):
+            settings = sorted(chosen_settings(view).items())
+            key = tuple(f"{name}={text}" for name, text in settings if not name.endswith("seed"))
+            if math.isfinite(value):
+                kinds.setdefault(key, []).append(value)
+        ranked = sorted(kinds.values(), key=lambda values: self._sign * statistics.fmean(values))
+        of = self.metric or "smoothed loss"
+        if len(ranked) < 2:
+            return f"Cannot tell: no two kinds of runs have a {of}."
+        first, second = ranked[:2]
+        lead = abs(statistics.fmean(first) - statistics.fmean(second))
+        spreads = [statistics.variance(values) for values in ranked if len(values) > 1]
+        leads = f"the best leads the next by {number(lead, 3)} in {of}"
+        if not spreads:
+            doubt = "Cannot tell whether that is more than chance"
+            return f"{doubt}: {leads}, with one run of each; repeat with other seeds."
+        noise = math.sqrt(statistics.fmean(spreads) * (1 / len(first) + 1 / len(second)))
+        by = f"{leads}, where seeds alone make {number(noise, 3)}"
+        return f"Better: {by}." if lead > 2 * noise else f"Cannot tell: {by}."
+
+
+def names_of(runs: Sequence[Run], differ: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names of runs that tell them apart."""
+    told = [(name, texts) for name, texts in differ.items() if name.startswith("config.") and all(texts)][:2]
+    by_setting = [
+        ", ".join(f"{name.removeprefix('config.')}={clean(texts[place], 20)}" for name, texts in told)
+        for place in range(len(runs))
+    ]
+    folders = [clean(run.folder.name, 60) for run in runs]
+    choices = ([clean(run.name, 60) for run in runs], by_setting, folders)
+    return next((names for names in choices if len(set(names)) == len(names)), folders)
+
+
+def comparison_sections(runs: Comparison) -> Iterator[Data]:
+    """Runs over each other, their verdict, and a row for each: the best on top, the settings that differ as columns."""
+    rows: list[list[Any]] = []
+    for place in runs.order:
+        cells = [(column.texts[place], column.better == place) for column in runs.columns.values()]
+        rows.append([clean(runs.names[place], 60), *({"bold": said} if is_best else said for said, is_best in cells)])
+    note = f"By {runs.metric}, the best on top; of the settings those that differ." if runs.metric else ""
+    compared = table(["run", *runs.columns], rows, kind="compared")
+    yield section("Runs", {"text": runs.verdict}, compared, note=note)
+    last = float(max(1, *(view.step for view in runs.views)))
+    for metric in ("", *runs.metrics[:MOST_METRICS]):
+        series: list[Data] = []
+        points: list[Data] = []
+        marks: list[Data] = []
+        for place, (view, name) in enumerate(zip(runs.views, runs.names, strict=True)):
+            name, look = clean(name, 40), f"c{place % 6} d{place // 6 % 3}"
+            if metric:
+                one = points_of(view, metric, look) if metric in view.metrics else curve("", [], [])
+                one |= {"name": name, "look": look, "dots": False}
+            else:
+                one = losses_of(view)[-1] | {"name": name, "look": look}
+                one = {field: value for field, value in one.items() if field not in ("low", "high")}
+                marks += [mark | {"label": f"{name}, {mark['label']}"} for mark in incident_marks(view.incidents)]
+            series.append(one)
+            if metric and metric == runs.metric and place == runs.order[0] and metric in view.bests:
+                at = view.bests[metric]
+                said = f"best: {name}, {number(at.value, 4)} at step {at.step:,}"
+                points.append({"x": at.step, "y": at.value, "label": said, "look": look})
+        if any(value is not None for one in series for value in one["y"]):
+            title = clean(metric, 60) or "Loss of the batches, smoothed"
+            more = {"from": 0, "to": last, "points": points, "marks": marks, "fit": fit_of(series, last), "ends": True}
+            yield section(title, chart(f"{title} over the steps", series, x_name="step", log=False, height=280, **more))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,14 +12,12 @@ from ..dashboard.state.view import View
 from ..dashboard.text import is_held_out, stem_of
 from ..events.incident import Incident
 from ..events.text import clean, number
-from .document import Data, chart, curve, known, section, table
-from .runs import Comparison
+from .document import Data, chart, curve, known, section
 
 POINTS = 500
 """Most points of a curve."""
 FIT = 0.8
 """Share of the steps, the last ones, that the losses on the page fit."""
-MOST_METRICS = 24
 MARKS = {"R": "resumed", "D": "cool-down"}
 
 
@@ -122,42 +119,3 @@ def metric_section(view: View, title: str, names: Sequence[str]) -> Data:
     ]  # fmt: skip
     more = {"from": 0, "to": float(max(1, view.step)), "points": points, "marks": bare_marks(view)}
     return section(clean(title, 60), chart(f"{title} over the steps", series, x_name="step", **more), kind="half")
-
-
-def comparison_sections(runs: Comparison) -> Iterator[Data]:
-    """Runs over each other, their verdict, and a row for each: the best on top, the settings that differ as columns."""
-    best = runs.order[0] if runs.metric else None
-    columns = ["run", *runs.columns]
-    rows = []
-    for place in runs.order:
-        row: list[Any] = [clean(runs.names[place], 60)]
-        for column in runs.columns.values():
-            said = column.texts[place]
-            row.append({"bold": said} if column.better == place else said)
-        rows.append(row)
-    note = f"By {runs.metric}, the best on top; of the settings those that differ." if runs.metric else ""
-    yield section("Runs", {"text": runs.verdict}, table(columns, rows, kind="compared"), note=note)
-    last = float(max(1, *(view.step for view in runs.views)))
-    looks = [f"c{place % 6} d{place // 6 % 3}" for place in range(len(runs.views))]
-    for metric in ("", *runs.metrics[:MOST_METRICS]):
-        series: list[Data] = []
-        points: list[Data] = []
-        marks: list[Data] = []
-        for place, (view, name) in enumerate(zip(runs.views, runs.names, strict=True)):
-            name = clean(name, 40)
-            if metric:
-                one = points_of(view, metric, looks[place]) if metric in view.metrics else curve("", [], [])
-                one |= {"name": name, "look": looks[place], "dots": False}
-            else:
-                one = losses_of(view)[-1] | {"name": name, "look": looks[place]}
-                one = {field: value for field, value in one.items() if field not in ("low", "high")}
-                marks += [mark | {"label": f"{name}, {mark['label']}"} for mark in incident_marks(view.incidents)]
-            series.append(one)
-            if place == best and metric == runs.metric and metric in view.bests:
-                at = view.bests[metric]
-                said = f"best: {name}, {number(at.value, 4)} at step {at.step:,}"
-                points.append({"x": at.step, "y": at.value, "label": said, "look": looks[place]})
-        if any(any(value is not None for value in one["y"]) for one in series):
-            title = clean(metric, 60) or "Loss of the batches, smoothed"
-            more = {"from": 0, "to": last, "points": points, "marks": marks, "fit": fit_of(series, last), "ends": True}
-            yield section(title, chart(f"{title} over the steps", series, x_name="step", log=False, height=280, **more))

@@ -133,14 +133,8 @@ def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> Repo
         quarters = quarters_of(samples.loss, samples.usage_count).rows
         if quarters.get("high"):
             rows.setdefault(samples.step, (quarters["low"][0], *quarters["high"]))
-    data = ReportData(
-        run,
-        view,
-        time,
-        bounds=np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6),
-        notes=notes,
-    )
-    return with_samples(data, files, precision)
+    bounds = np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6)
+    return with_samples(ReportData(run, view, time, bounds, notes), files, precision)
 
 
 def with_samples(data: ReportData, files: Sequence[Samples], precision: float) -> ReportData:
@@ -197,27 +191,18 @@ def rows_of(data: ReportData, chosen: NDArray[np.int64]) -> list[Row]:
     samples, verdict = data.samples, data.verdict
     assert samples is not None
     assert verdict is not None
-    reasons = dict(zip(verdict.indices.tolist(), verdict.why, strict=True))
-    scores = dict(zip(verdict.indices.tolist(), verdict.score.tolist(), strict=True))
-    votes = dict(zip(verdict.indices.tolist(), verdict.votes.tolist(), strict=False))
-    labels = zip(*samples.labels(chosen, verdict), strict=True)
-    return [
-        Row(
-            number=index,
-            name=samples.name_of(index),
-            loss=float(samples.loss[index]),
-            last=float(samples.last[index]),
-            mean=float(samples.mean[index]),
-            uses=int(samples.usage_count[index]),
-            history=data.history[:, index].astype(float).tolist(),
-            why=reasons.get(index, ""),
-            score=scores.get(index, math.nan),
-            given=label_text(given),
-            suggested="" if predicted == given else label_text(predicted),
-            votes=votes.get(index, 0),
-        )
-        for index, (given, predicted) in zip(chosen.tolist(), labels, strict=True)
-    ]
+    suspects = verdict.indices.tolist()
+    reasons, scores = dict(zip(suspects, verdict.why, strict=True)), dict(zip(suspects, verdict.score, strict=True))
+    votes = dict(zip(suspects, verdict.votes.tolist(), strict=False))
+    columns = (samples.loss, samples.last, samples.mean)
+    rows = []
+    for index, given, predicted in zip(chosen.tolist(), *samples.labels(chosen, verdict), strict=True):
+        loss, last, mean = (float(column[index]) for column in columns)
+        history, suggested = data.history[:, index].astype(float).tolist(), "" if predicted == given else predicted
+        uses, why, score = int(samples.usage_count[index]), reasons.get(index, ""), float(scores.get(index, math.nan))
+        labels = label_text(given), label_text(suggested), votes.get(index, 0)
+        rows.append(Row(index, samples.name_of(index), loss, last, mean, uses, history, why, score, *labels))
+    return rows
 
 
 def label_text(label: object) -> str:

@@ -14,15 +14,14 @@ from ..dashboard.text import grouped, setting
 from ..events import MachineLoad
 from ..events.incident import MOST_INCIDENTS
 from ..events.text import clean, clock, number
-from ..journal.run import Run
-from ..journal.run_info import read_sessions, utc
-from ..recovery.incidents.record import FOLDER, BadRecord, numbers_in, read_record
+from ..journal.run import Run, read_sessions, utc
+from ..recovery.record import FOLDER, BadRecord, numbers_in, read_record
 from . import samples
-from .curves import comparison_sections, fit_of, loss_section, metric_section, rate_section
+from .comparison import Comparison, comparison_sections
+from .curves import fit_of, loss_section, metric_section, rate_section
 from .data import ReportData
 from .document import Data, bars, chart, curve, document, known, section, table
 from .gallery import NO_LOOK, Look
-from .runs import Comparison
 
 MOST_METRICS, MOST_EVENTS, MOST_CURVES = 12, 300, 8
 MOST_LOSSES = 48
@@ -47,19 +46,18 @@ def content_of(data: ReportData, look: Look = NO_LOOK, other: ReportData | None 
     notes.append(f"{clean(run.folder)} · last record {ended}")
     about_samples = [*samples.gallery(data, look), *samples.verdict(data)]
     # Who hands in pictures wants to look at them.
-    first = about_samples if look != NO_LOOK else []
+    first, later = (about_samples, []) if look != NO_LOOK else ([], about_samples)
     sections = [*_incidents(view, run.folder), *first, *_cards(view, ended)]
-    if other is not None:
-        assert other.run is not None
+    if other is not None and other.run is not None:
         sections += comparison_sections(Comparison([run, other.run], [view, other.view]))
     sections += [*loss_section(view), *rate_section(view)]
     for title, names in list(grouped(view.metrics).items())[:MOST_METRICS]:
         sections.append(metric_section(view, names[0] if len(names) == 1 else title, names))
-    sections += [*_groups(view), *_quarters(data)]
-    sections += [*([] if first else about_samples), *samples.suspects(data), *samples.hardest(data)]
-    sections += [*samples.map_section(data, look), *samples.overview(data), *_histograms(view), *_machine(view)]
-    sections += samples.classes(data)
-    sections += [*_events(view), *_configuration(data, run)]
+    sections += [
+        *_groups(view), *_quarters(data), *later, *samples.suspects(data), *samples.hardest(data),
+        *samples.map_section(data, look), *samples.overview(data), *_histograms(view), *_machine(view),
+        *samples.classes(data), *_events(view), *_configuration(data, run),
+    ]  # fmt: skip
     what = "" if view.run is None else f"{view.run.data} · policy {clean(view.run.policy, 40)}"
     return {
         "title": clean(run.name, 80), "state": state.word, "detail": clean(state.detail), "what": what,
@@ -81,23 +79,15 @@ def _incidents(view: View, folder: Path) -> Iterator[Data]:
         before = refusals[0].get("losses_before") if refusals else None
         around = [*(before if isinstance(before, list) else []), *(each.get("loss") for each in refusals[:8])]
         losses[record["step"]] = known([each for each in around if isinstance(each, (int, float))][-MOST_LOSSES:])
-    shown = [
-        {
-            "level": LEVELS[each.state],
-            "headline": clean(each.headline, 600),
-            "losses": losses.get(each.step, []),
-            "facts": [
-                (name, clean(said, 1000))
-                for name, said in (
-                    ("what", f"{each.what} (epoch {each.epoch + 1}, {clock(each.seconds)})"),
-                    ("found", each.found), ("done", each.done), ("to do", each.advice),
-                )
-                if said
-            ],
+    shown = []
+    for each in reversed(view.incidents):
+        what = f"{each.what} (epoch {each.epoch + 1}, {clock(each.seconds)})"
+        facts = (("what", what), ("found", each.found), ("done", each.done), ("to do", each.advice))
+        shown.append({
+            "level": LEVELS[each.state], "headline": clean(each.headline, 600), "losses": losses.get(each.step, []),
+            "facts": [(name, clean(said, 1000)) for name, said in facts if said],
             "tried": [(step, clean(said)) for step, said in each.tried],
-        }
-        for each in reversed(view.incidents)
-    ]  # fmt: skip
+        })  # fmt: skip
     many = "incident" if len(shown) == 1 else "incidents"
     refused = f"{view.num_refused:,} {'loss' if view.num_refused == 1 else 'losses'} refused in all"
     yield section("Incidents", {"incidents": shown}, note=f"{len(shown):,} {many}, newest first; {refused}.")
@@ -141,7 +131,7 @@ def _groups(view: View) -> Iterator[Data]:
     ]
     more = {"from": 0, "to": float(max(1, view.step)), "ends": True, "fit": fit_of(series, view.step), "height": 250}
     rows = [
-        [group.name, group.num_samples, group.mean, min(p.value for p in group.points), group.rise or "",
+        [group.name, group.num_samples, group.mean, group.lowest, group.rise or "",
          {"spark": [p.value for p in group.points]}]
         for group in groups
     ]  # fmt: skip

@@ -189,28 +189,23 @@ class Chunk:
         """Close a batch that was drawn and will not be learned from."""
         self.states[slot] = CLOSED
 
+    def close_from(self, slot: int) -> None:
+        """Close a batch and all after it, so that none of them can be drawn or reported."""
+        self.states[slot:] = bytes([CLOSED]) * (len(self.states) - slot)
+
     @property
     def is_closed(self) -> bool:
         """Whether every batch is reported or closed."""
         return self.states.count(REPORTED) + self.states.count(CLOSED) == len(self.states)
 
-    def drop_undrawn(self) -> None:
-        """Close the batches that were not drawn."""
-        for slot in range(self.drawn, len(self.states)):
-            self.close(slot)
-        self.drawn = len(self.states)
-
-    def batches_out(self) -> list[Batch]:
-        """The batches that are drawn and not reported yet."""
-        return [batch for batch in map(self.batch, range(self.drawn)) if batch.is_out]
+    def is_out(self, slot: int) -> bool:
+        """Whether a batch is drawn, and neither reported nor given up."""
+        state = self.states[slot]
+        return state == OUT_AGAIN or (state == OPEN and slot < self.drawn)
 
     def forget_records(self) -> None:
         """Read the records again in `learn`, as they may change before."""
         self._records = None
-
-    def close_all(self) -> None:
-        """Close every batch, so that no more can be reported."""
-        self.states[:] = bytes([CLOSED]) * len(self.states)
 
     def learn(self) -> None:
         """Let the table learn all reports that it has not learned yet."""
@@ -225,7 +220,7 @@ class Chunk:
             members, records = members[np.repeat(reported, sizes)], None
             reports, sizes, trends = list(itertools.compress(reports, reported)), sizes[reported], trends[reported]
         if self.weights is not None and (self.weights != 1).any():
-            self.table.storage.is_weighed = True
+            self.table.storage.note_weights()
         means, part_sizes, counts = self._parts(reports, sizes)
         if counts is not None:
             trends = np.repeat(trends, counts)
@@ -396,6 +391,10 @@ class FollowedChunk:
         """Close it."""
         self.states[slot] = CLOSED
 
+    def is_out(self, slot: int) -> bool:
+        """Whether it is neither reported nor given up."""
+        return self.states[0] == OPEN
+
     def witness_of(self, indices: NDArray[np.int64]) -> Any:
         """What `FollowedBatches.again` takes: the item; None if it is not kept."""
         return self.item
@@ -421,14 +420,3 @@ class Batch(NamedTuple):
     chunk: Chunk | FollowedChunk
     slot: int
     indices: NDArray[np.int64]
-
-    @property
-    def is_out(self) -> bool:
-        """Whether it is drawn, and neither reported nor given up."""
-        state = self.chunk.states[self.slot]
-        return state == OUT_AGAIN or (state == OPEN and self.slot < self.chunk.drawn)
-
-    @property
-    def witness(self) -> Any:
-        """What its source takes to hand it out again; None if it cannot."""
-        return self.chunk.witness_of(self.indices)

@@ -22,8 +22,7 @@ from ..table.labels.predictions import PredictionRows
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
 from .lengths import Buckets
-from .outlook import from_plain, to_plain
-from .planner import Planner
+from .planner import Planner, from_plain, to_plain
 
 LAST_BATCH = ("short", "drop", "fill")
 
@@ -176,12 +175,17 @@ class PlannedBatches:
         self._planner.start_sweep()
         self._note_sweep()
         self._context = self._planner.context(number, progress, self._context.outlook)
-        if not number or not self.policy.needs_exact or self._context.outlook.is_exact:
-            return ""
-        return (
-            f"policy {self.policy!r} needs the loss of each sample but got {self.table.source}, so it leaves out no "
-            "sample because of its loss. Report a vector of losses."
-        )
+        if number and self.policy.needs_exact and not self._context.outlook.is_exact:
+            return (
+                f"policy {self.policy!r} needs the loss of each sample but got {self.table.source}, so it leaves out "
+                "no sample because of its loss. Report a vector of losses."
+            )
+        if number and self.policy.needs_predictions and self.table.storage.evidence.take(_NOBODY) is None:
+            return (
+                f"policy {self.policy!r} needs predictions of one class a sample but got losses without them, so no "
+                "loss weighs less than another. Report predictions with the losses, see predictions_of()."
+            )
+        return ""
 
     def _note_sweep(self) -> None:
         """Note which open chunks are of a sweep before the present one, or of none."""
@@ -249,7 +253,8 @@ class PlannedBatches:
 
     def _leave_chunk(self) -> None:
         self._drawn_before += self.chunk.drawn
-        self.chunk.drop_undrawn()
+        self.chunk.close_from(self.chunk.drawn)
+        self.chunk.drawn = len(self.chunk.states)
         self.chunk, self.limit = self._no_chunk, 0
         self._drop_closed()
 
@@ -356,7 +361,7 @@ class PlannedBatches:
         # A probe is of an experiment that is not saved.
         kept = [chunk for chunk in self._open if not chunk.is_probe]
         place = {id(chunk): number for number, chunk in enumerate(kept)}
-        out = [batch for chunk in kept for batch in chunk.batches_out()]
+        out = [(chunk, slot) for chunk in kept for slot in range(chunk.drawn) if chunk.is_out(slot)]
         return {
             "context": [*self._context[:4], to_plain(self._context.outlook)],
             **self._planner.state_dict(),
@@ -366,14 +371,14 @@ class PlannedBatches:
             "abandoned": self.abandoned,
             "chunks": [chunk.state_dict() for chunk in kept],
             "current": place.get(id(self.chunk), -1),
-            "returned": [[place[id(batch.chunk)], batch.slot] for batch in out],
+            "returned": [[place[id(chunk)], slot] for chunk, slot in out],
             "waiting": [[place[id(batch.chunk)], batch.slot] for batch in self._waiting],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Load what `state` returned; the table must be loaded first."""
         for chunk in self._open:
-            chunk.close_all()
+            chunk.close_from(0)
         self._reset()
         progress, number, batch_size, untrained_loss, outlook = state["context"]
         known = from_plain(outlook)

@@ -52,7 +52,9 @@ def fit_state(state: Mapping[str, Any], source: Source, remap: ArrayLike | None 
     plan_state, step = _dealt_anew(state, source, was)
     evidence = state["table"]["evidence"]
     if evidence is not None:
-        evidence = {name: _moved(values, was) if np.ndim(values) else values for name, values in evidence.items()}
+        evidence = {
+            name: _moved(each, was) if isinstance(each, np.ndarray) else each for name, each in evidence.items()
+        }
     return {
         **state,
         "data": {**saved, **{name: now[name] for name in ("num_samples", "batch_size", "last_batch", "sample_ids")}},

@@ -40,6 +40,11 @@ class Ticket(NamedTuple):
         """Its place in its source."""
         return Batch(self.chunk, self.slot, self.indices)
 
+    @property
+    def is_out(self) -> bool:
+        """Whether it is neither reported nor given up."""
+        return self.chunk.is_out(self.slot)
+
     def __repr__(self) -> str:
         some = ", ".join(map(str, self.indices[:4])) + (", ..." if len(self.indices) > 4 else "")
         return f"Ticket(step {self.step}, epoch {self.epoch}, {len(self.indices)} samples: {some}; lr={self.lr:.3g})"

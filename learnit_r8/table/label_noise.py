@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from .labels.evidence import votes_of
 from .labels.margins import Margins, common_class, fields_of, margins_of, predicts
 from .labels.mirror import LEAST_POSITIVE, Mirror
-from .labels.suspects import HUMPS, MIRROR, Places, Ranking, Suspects, no_suspects
+from .labels.suspects import HUMPS, MIRROR, NO_CROSS_ENTROPY, NO_PROMISE, Places, Ranking, Suspects, no_suspects
 from .labels.suspicion import LEAST_USES, Suspicion, are_spared, spare, unlearned
+from .labels.trust import BOUNDED, EARLY, PLAIN, WEIGHED
 from .quantiles import falling_order, top_of
 from .records import Columns, Fields, spread
 
@@ -57,6 +58,7 @@ def find_suspects(
     by_group: bool = False,
     evidence: Any = None,
     precision: float = 0.5,
+    trust: str = PLAIN,
 ) -> Suspects:
     """Find the samples that look mislabelled: two components of the losses, or margins without a mirror image.
 
@@ -72,10 +74,19 @@ def find_suspects(
         by_group: Whether to protect groups, see `Suspicion.flags`.
         evidence: The fields of `EVIDENCE` by name, N each, or N P with P labels a sample; None without predictions.
         precision: Least share of the list to be wrong, as estimated, in (0, 1).
+        trust: Which margins may be judged, see `labels.trust`.
 
     Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528);
     that and the two components are measured in ``benchmarks/suspects.py``, the margins in ``benchmarks/labels.py``.
     """
+    found = _find(records, untrained_loss, exact, by_group, evidence, precision, trust)
+    return replace(found, precision=math.nan, caution=NO_PROMISE) if trust == WEIGHED else found
+
+
+def _find(
+    records: Any, untrained_loss: float, exact: bool, by_group: bool, evidence: Any, precision: float, trust: str
+) -> Suspects:
+    """The suspects, see `find_suspects`."""
     if not exact:
         return no_suspects("per-sample losses are needed: report a vector of losses.")
     known, shown = Columns.of(records, "usage_count"), None if evidence is None else Columns.of(evidence, "visits")
@@ -86,13 +97,17 @@ def find_suspects(
     if shown is None:
         found = by_humps(is_strict=precision > 0.5)
         return replace(found, **_suggestions(None, found.indices), num_judged=num_judged)
+    if trust == BOUNDED:
+        return replace(no_suspects(NO_CROSS_ENTROPY), num_judged=num_judged)
+    shown = shown.exchanged("margin", "early") if trust == EARLY else shown
     found = _by_mirror(known, shown, untrained_loss, by_group, precision)
     if len(shown) > len(known) or "residual" in shown.names:
         # The mean loss of several labels says little of each, and the losses of numbers have no two components.
         if len(shown) > len(known) and found.places is None:
             found = replace(found, places=_places(known, shown, _NOBODY, np.empty(0)))
         return replace(found, num_judged=num_judged)
-    if found.reason:
+    # What has weighed little keeps high losses, and of other losses nobody knows what is high.
+    if found.reason and trust in (PLAIN, WEIGHED):
         # So few tell nothing against the losses.
         some = _part_of(shown, *fields_of(shown.names))
         are_few = int(np.count_nonzero(margins_of(some).of(some) > 0)) < LEAST_POSITIVE
@@ -204,7 +219,9 @@ def _by_mirror(
         if not len(chosen):
             continue
         least = margin[chosen[-1:]]
-        count, right = count + len(chosen), right + float(mirror.expected(margin, least)[0])
+        # Of those that are spared, as many are right.
+        listed = len(chosen) / np.count_nonzero(margin[: len(judged)] >= least)
+        count, right = count + len(chosen), right + listed * float(mirror.expected(margin, least)[0])
         if not is_part:
             lists.append((judged_at[chosen], margin[chosen], score[chosen]))
             continue

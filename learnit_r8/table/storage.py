@@ -155,6 +155,17 @@ class SampleStorage:
             self.evidence.resize(num_samples)
             self.num_samples = num_samples
 
+    def note_weights(self) -> None:
+        """Note that losses have weights from now on."""
+        if not self.is_weighed:
+            self.evidence.freeze(self.lock)
+            self.is_weighed = True
+
+    @property
+    def trust(self) -> str:
+        """Which margins may be judged, see `labels.trust`."""
+        return self.evidence.trust(is_weighed=self.is_weighed)
+
     def estimates(self, records: NDArray[Any]) -> NDArray[np.float32]:
         """float32[M], the estimated losses in ``records``, NaN for unseen samples; may be a view of them."""
         values: NDArray[np.float32] = records["loss"]

@@ -13,7 +13,8 @@ from .label_noise import find_suspects, labels_of_all, rank
 from .labels.evidence import combine
 from .labels.frame import columns_of, make_frame
 from .labels.overview import Overview
-from .labels.suspects import Ranking, Suspects, of_weighed
+from .labels.suspects import Ranking, Suspects
+from .labels.trust import least_trust
 from .learner import LossLearner
 from .losses import EXACT
 from .quantiles import (
@@ -247,7 +248,7 @@ class SampleTable:
 
         Args:
             precision: Least share of the list to be wrong, as estimated, in (0, 1): the higher, the shorter the list.
-                It is not promised where losses had weights, as with ``Focus(noise_guard="weigh")``: see `caution`.
+                Where losses had weights, margins from before that are judged; see `Suspects.caution`.
             runs: Schedulers, or their tables, of other trainings on the same samples, with other seeds; their
                 predictions are combined with those of this run.
 
@@ -265,9 +266,9 @@ class SampleTable:
             for run, other in zip(runs, others, strict=True):
                 if not isinstance(other, SampleTable):
                     raise TypeError(f"runs must be schedulers or their tables, got {run!r}.")
-            evidence = Columns.of(combine(self.read_evidence(), [each.read_evidence() for each in others]), "visits")
-            found = suspects_in(self.storage, known, evidence, precision)
-            return of_weighed(found) if any(each.storage.is_weighed for each in others) else found
+            several = combine(self.read_evidence(), [each.read_evidence() for each in others])
+            trust = least_trust(each.storage.trust for each in (self, *others))
+            return suspects_in(self.storage, known, several, precision, trust)
         return suspects_in(self.storage, known, evidence, precision)
 
     def ranking(self, top: int = 100) -> Ranking:
@@ -321,14 +322,20 @@ class SampleTable:
         self.storage.load_state_dict(state)
 
 
-def suspects_in(storage: SampleStorage, known: Any, evidence: Any = None, precision: float = 0.5) -> Suspects:
-    """The suspects among some samples of a table, by their fields and the evidence; indices are positions in these."""
-    found = find_suspects(
+def suspects_in(
+    storage: SampleStorage, known: Any, evidence: Any = None, precision: float = 0.5, trust: str | None = None
+) -> Suspects:
+    """The suspects among some samples of a table, by their fields and the evidence; indices are positions in these.
+
+    Args:
+        trust: Of the evidence; by default that of the table.
+    """
+    return find_suspects(
         known,
         storage.untrained_loss,
         exact=storage.part_size == EXACT,
         by_group=storage.group_labels is not None,
         evidence=evidence,
         precision=precision,
+        trust=storage.trust if trust is None else trust,
     )
-    return of_weighed(found) if storage.is_weighed else found

@@ -142,7 +142,7 @@ class Adapter:
             )
             if len(training.optimizers) == 1:
                 self._stepper.watch_distance(scheduler)
-        self._factors = [RateFactor(scheduler, each) for each in training.optimizers if scheduler.keeps_rates]
+        self._factors = [RateFactor(scheduler, each) for each in training.optimizers if scheduler.host.rates.are_own]
         self._losses.set_rates(scheduler.lr)
         if feed is not None and source is None:
             # Nothing is drawn from them before the first batch.
@@ -651,7 +651,7 @@ class Adapter:
         noted, self._losses.recorded = self._losses.recorded, None
         source = self._feed.source
         ticket, source.open = source.open if noted is None else noted[0].ticket, None
-        if ticket is not None and ticket.batch.is_out:
+        if ticket is not None and ticket.is_out:
             self.scheduler.give_up(ticket, on_purpose=True)
 
     # What is known.

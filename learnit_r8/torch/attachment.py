@@ -344,7 +344,7 @@ def _checked_rates(optimizer: Any, own: float | None) -> GroupRates:
 def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:
     """Whether the rate is the user's own."""
     if scheduler is not None:
-        return bool(getattr(scheduler, "keeps_rates", False))
+        return hasattr(scheduler, "host") and scheduler.host.rates.are_own
     return bool(head_of(settings.get("scheduler_mode")) == "keep")
 
 

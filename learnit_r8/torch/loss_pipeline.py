@@ -104,7 +104,7 @@ class LossPipeline:
         self.recorded: tuple[Sent, torch.Tensor] | None = None
         self.readback: Readback | None = None
         self._r8, self._report_now = r8, r8.report
-        self._own_optimizer = training.optimizers[0] if r8.keeps_rates else None
+        self._own_optimizer = training.optimizers[0] if r8.host.rates.are_own else None
         self._batches, self._stepper, self._state = batches, stepper, state
         self._num_loads, self._hand = state.num_loads, hand
         # Holds a batch that is handed out, until the next one.
@@ -222,7 +222,7 @@ class LossPipeline:
             return
         # A tensor on a device is not read, as that would wait for it.
         if type(rate) is float or not getattr(rate, "is_cuda", False):
-            self._r8.tell_rate(float(rate))
+            self._r8.host.rates.tell(float(rate))
 
     def load_scheduler(self, state: Mapping[str, Any]) -> None:
         """Take over the state of the scheduler alone; losses on their way are dropped.
@@ -263,7 +263,7 @@ class LossPipeline:
 
     def _report(self, sent: Sent, values: Any) -> Outcome:
         ticket = sent.ticket
-        if not ticket.batch.is_out:
+        if not ticket.is_out:
             # A state was loaded meanwhile, and the batch belongs to the plan before.
             return self.outcome
         extras: dict[str, Any] = {}
@@ -286,7 +286,7 @@ class LossPipeline:
         if self.recorded is None:
             return False
         (sent, _), self.recorded = self.recorded, None
-        self._r8.host.give_up(sent.ticket, on_purpose=True)
+        self._r8.give_up(sent.ticket, on_purpose=True)
         return True
 
     def drop(self) -> None:

@@ -105,7 +105,7 @@ class OwnBatches:
     def must_stop(self) -> bool:
         """Whether the Trainer is to end: the run was stopped, or has spent a budget that it was given."""
         r8 = self.scheduler
-        return r8.is_stopped or (self._has_budget and r8.is_over)
+        return r8.pace.is_stopped or (self._has_budget and r8.is_over)
 
     def flush(self) -> None:
         """Report the losses on their way."""

@@ -21,8 +21,8 @@ DOCUMENTED = {
     *("batch_iterator", "epoch_iterator", "update_with_loss", "draw", "draw_if_any", "report", "log", "close"),
     *("state_dict", "load_state_dict", "save_checkpoint", "load_checkpoint", "update_cpu_backup", "best_checkpoint"),
     *("load_best", "lr", "progress", "phase", "global_step", "total_steps", "steps_per_epoch", "current_epoch"),
-    *("is_stopped", "is_over", "policy", "table", "requests", "run_dir", "summary", "paused", "reset_baseline"),
-    *("release", "__enter__", "__exit__", "host", "seed", "batches", "steps", "lr_factor", "keeps_rates", "tell_rate"),
+    *("is_over", "policy", "table", "requests", "run_dir", "summary", "paused", "reset_baseline", "give_up"),
+    *("release", "__enter__", "__exit__", "host", "batches", "steps", "lr_factor"),
     *("follow", "pace", "handed_out", "check", "feed"),
     "sentry",
 }

@@ -232,7 +232,7 @@ def test_an_epoch_drawn_at_once_has_no_batch_for_an_incident_that_is_over():
     prefetch = Prefetch.of(r8 := scheduler(policy="shuffle"))
     prefetch.draw_epoch()
     train(prefetch, 5)
-    r8.controller.inquiry.steady_left, r8.controller.is_quiet = 3, False
+    r8.controller.state.steady_left, r8.controller.is_quiet = 3, False
     drawn = [ticket.indices for ticket in prefetch.draw_epoch()]
 
     assert sorted(np.concatenate(drawn)) == list(range(20))

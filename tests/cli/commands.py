@@ -4,7 +4,7 @@ from pathlib import Path
 
 from learnit_r8 import events
 from learnit_r8.cli import main
-from learnit_r8.journal.run_info import this_process
+from learnit_r8.journal.run import this_process
 
 ROOT = Path(__file__).parents[2]
 SEVEN = [events.StepsDone(n, n / 2, 50, n // 100, n / 1000, 2 / n, 1 / n, 3 / n, 2 / n, 2 / n, 0.05, 500, 0)

@@ -215,18 +215,6 @@ def test_every_command_has_a_function():
         assert getattr(importlib.import_module(f"learnit_r8.cli.{_HOME.get(name, name)}"), name).__doc__
 
 
-def test_arguments_that_are_gone_say_what_to_use(capsys):
-    """The speed of a replay, and names of colours."""
-    for arguments, text in [
-        (["replay", "--speed", "60"], "is gone: a replay shows the whole run in 20 s; give --to STEP"),
-        (["watch", "--theme", "mono"], "mono is gone: give none"),
-    ]:
-        with pytest.raises(SystemExit):
-            main(arguments)
-
-        assert text in capsys.readouterr().err
-
-
 def test_share_that_is_no_number_is_named(capsys):
     """The error shows the value, not the function that converts it."""
     with pytest.raises(SystemExit):

@@ -106,4 +106,4 @@ def test_run_without_a_metric_is_no_worse():
 
     assert row.values[1] == 0.5
     assert row.better == -1
-    assert settings_of(views) == []
+    assert settings_of(views) == {}

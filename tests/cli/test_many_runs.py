@@ -10,14 +10,13 @@ import pytest
 
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.cli import main
-from learnit_r8.cli.compare import painted
+from learnit_r8.cli.pages import painted
 from learnit_r8.dashboard.render.curves import chart_of, curve_of
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.text import width_of
 from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.dashboard.watch import view_of
-from learnit_r8.journal.run import Run
-from learnit_r8.journal.run_info import git_commit
+from learnit_r8.journal.run import Run, git_commit
 from learnit_r8.report.comparison import write_comparison
 from tests.cli.commands import printed
 from tests.report.test_page import Page, rendered

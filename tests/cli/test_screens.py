@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from learnit_r8 import events
 from learnit_r8.cli import main
-from learnit_r8.cli.screens import _drawing
+from learnit_r8.cli.runs import _drawing
 from learnit_r8.dashboard.keys import press
 from learnit_r8.dashboard.render.frame import render
 from learnit_r8.dashboard.render.pages import VIEWS

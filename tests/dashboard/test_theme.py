@@ -74,7 +74,6 @@ def test_theme_none_has_no_colour():
 
 @pytest.mark.parametrize(("how", "text"), [
     ({"name": "pink"}, "theme must be one of .*, got 'pink'"),
-    ({"name": "clear-light"}, r"theme must be one of .*, got 'clear-light'\. It is gone; use 'light'"),
     ({"glyphs": "runes"}, "glyphs must be one of .*, got 'runes'"),
 ])  # fmt: skip
 def test_unknown_choice_is_refused(how, text):

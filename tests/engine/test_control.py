@@ -34,7 +34,7 @@ def test_nothing_is_pending_by_itself():
     advance_to(r8, 3)
     r8.draw()
 
-    assert (r8.requests.is_pending, r8.requests.is_paused, r8.is_stopped) == (False, False, False)
+    assert (r8.requests.is_pending, r8.requests.is_paused, r8.pace.is_stopped) == (False, False, False)
 
 
 def test_stop_ends_the_iterators_after_the_step(tmp_path):
@@ -46,7 +46,7 @@ def test_stop_ends_the_iterators_after_the_step(tmp_path):
         r8.update_with_loss(1.0)
         done.append(r8.global_step)
 
-    assert (done, r8.is_stopped, r8.phase) == ([1, 2, 3, 4], True, "stopped")
+    assert (done, r8.pace.is_stopped, r8.phase) == ([1, 2, 3, 4], True, "stopped")
     assert [(event.step, getattr(event, "reason", None)) for event in heard[-2:]] == [(4, None), (4, "lunch")]
     assert kinds(heard)[-2:] == ["CheckpointSaved", "RunStopped"]
 
@@ -84,7 +84,7 @@ def test_stop_of_a_finished_run_changes_nothing():
     r8.requests.stop()
     r8.host.between_steps()
 
-    assert (r8.is_stopped, r8.phase) == (False, "finished")
+    assert (r8.pace.is_stopped, r8.phase) == (False, "finished")
 
 
 def test_run_ended_says_that_it_was_not_finished():

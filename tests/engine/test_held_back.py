@@ -66,7 +66,7 @@ class Late:
         self.r8, self.ticket = r8, ticket
 
     def settle(self):
-        if self.ticket.batch.is_out:
+        if self.ticket.is_out:
             self.r8.report(self.ticket, 1.0)
 
 

@@ -126,7 +126,7 @@ def test_step_in_the_epoch_begins_anew(pace):
     pace.begin_epoch()
     pace.step, pace.probes = 8, 3
 
-    assert (pace.step_in_epoch, pace.probes_in_epoch, pace.handed_out) == (3, 1, 4)
+    assert (pace.step_in_epoch, pace.probes_in_epoch) == (3, 1)
 
 
 def test_state_holds_every_count(pace):

@@ -11,7 +11,8 @@ import pytest
 import learnit_r8
 from learnit_r8 import Monitor, OwnBatches, R8Scheduler, RateShape, TokenBatches, scheduler
 from learnit_r8.checkpoint.run_config import arguments_of
-from learnit_r8.engine.settings import CommonSettings, NewGoal, SchedulerSettings, Settings, kept_defaults
+from learnit_r8.engine import settings
+from learnit_r8.engine.settings import AllSettings, CommonSettings, NewGoal, SchedulerSettings, Settings, kept_defaults
 from learnit_r8.engine.values import ARGUMENTS, WITHIN, flat, grouped, how_to_write, whole
 from tests.package_copy import copy_package, replace_in, run_beside
 
@@ -19,20 +20,23 @@ PARAMETERS = {name: each for name, each in inspect.signature(R8Scheduler.__init_
 
 
 def test_settings_are_the_arguments_of_the_scheduler():
-    """A keyword that is added to R8Scheduler is added for its parts, and for those who hand settings on."""
-    assert [each.name for each in dataclasses.fields(Settings)] == list(PARAMETERS)
+    """A keyword that is added to R8Scheduler is added for those who hand settings on, where it is typed."""
     assert set(SchedulerSettings.__annotations__) == set(PARAMETERS) - {"num_samples"}
+    assert set(AllSettings.__annotations__) == set(PARAMETERS)
 
 
 def test_settings_have_the_types_of_the_scheduler():
-    """The types are those of the constructor, word for word; the parts of a run get those that may be refined whole."""
+    """The types are those of the constructor, but for what is known of a setting besides."""
     texts = {name: each.annotation for name, each in PARAMETERS.items()}
-    typed = {name: each.__forward_arg__ for name, each in SchedulerSettings.__annotations__.items()}
-    whole_kinds = {name: kind.__name__ for kind, name in ARGUMENTS.items() if name != "batch_size"}
+    typed = {name: getattr(each, "__origin__", each) for name, each in AllSettings.__annotations__.items()}
+    refined = {each.name: each.type for each in dataclasses.fields(Settings) if each.name != "given"}
 
-    assert {each.name: each.type for each in dataclasses.fields(Settings)} == {**texts, **whole_kinds}
-    assert {"num_samples": "int | None", **typed} == texts
-    assert all(kind in texts[name] for name, kind in whole_kinds.items())
+    for name, kind in typed.items():
+        bare = kind if hasattr(AllSettings.__annotations__[name], "__metadata__") else AllSettings.__annotations__[name]
+        assert bare == eval(texts[name], vars(settings)), name
+    assert {kind.__name__ for kind in refined.values()} | {"TokenBatches", "OwnBatches"} == {
+        kind.__name__ for kind in ARGUMENTS
+    }
 
 
 def test_each_argument_is_handed_on_as_itself(monkeypatch):
@@ -50,7 +54,7 @@ def test_each_argument_is_handed_on_as_itself(monkeypatch):
     with pytest.raises(Built) as built:
         R8Scheduler(**given)
 
-    assert all(getattr(built.value.args[0], name) == whole(name, value) for name, value in given.items())
+    assert built.value.args[0].given == {name: whole(name, value) for name, value in given.items()}
 
 
 def test_a_scheduler_has_at_most_34_arguments():
@@ -117,7 +121,7 @@ R8Scheduler(8, batch_size=4, num_epochs=1)
 r8.save_checkpoint()
 R8Scheduler.resume_from_checkpoint("{folder}")
 R8Scheduler.resume_from_checkpoint("{folder}", {name}="green")
-print(*(settings.{name} for settings in seen), r8.host.run.settings["{name}"])
+print(*(settings.given["{name}"] for settings in seen), r8.host.run.settings["{name}"])
 print(attach(range(8), batch_size=4, num_epochs=1, {name}="cyan").host.run.settings["{name}"])
 try:
     attach(range(8), batch_size=4, num_epochs=1, color="cyan")
@@ -127,13 +131,11 @@ except TypeError as error:
 
 
 def test_an_argument_is_added_in_two_files(tmp_path):
-    """The public signature and `Settings`: then it reaches the parts, checkpoints, listeners, adapters and messages."""
+    """In the signature and the types of the settings: it reaches parts, files, listeners, adapters and messages."""
     package = copy_package(tmp_path)
     public, settings = package / "scheduler.py", package / "engine" / "settings.py"
     replace_in(public, "seed: int = 0, clock", 'colour: str = "blue", seed: int = 0, clock')
-    about = "colour: str = field(metadata=about(kept=NOTED))"
-    replace_in(settings, "    seed: int = field", f"    {about}\n    seed: int = field")
-    replace_in(settings, "    seed: int\n", "    colour: str\n    seed: int\n")
+    replace_in(settings, "    seed: Anno", "    colour: Annotated[str, about(kept=NOTED)]\n    seed: Anno")
 
     assert run_beside(tmp_path, ADDED.format(name="colour", folder=(tmp_path / "saved").as_posix())) == [
         "red blue red green red",

@@ -11,9 +11,8 @@ from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.watch import view_of
 from learnit_r8.events.incident import ADVICE, MOST_INCIDENTS, MOST_TRIED, begun_by
 from learnit_r8.journal.run import Run
-from learnit_r8.recovery.incidents.finding import KINDS
-from learnit_r8.recovery.incidents.record import incident_of, read_record
-from learnit_r8.recovery.incidents.recorder import FlightRecorder
+from learnit_r8.recovery.cause import KINDS
+from learnit_r8.recovery.record import FlightRecorder, incident_of, read_record
 from learnit_r8.report import write_report
 from tests.dashboard.state.told import start, steps
 from tests.drive import make

@@ -7,8 +7,8 @@ import pytest
 
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.engine.values import grouped
-from learnit_r8.recovery.incidents import cause_search
-from learnit_r8.recovery.incidents.record import read_part
+from learnit_r8.recovery import record
+from learnit_r8.recovery.record import read_part
 from learnit_r8.testing import record_events
 
 jax = pytest.importorskip("jax")
@@ -81,7 +81,7 @@ def told(columns, *, train_step=None, state=None, **more):
 def test_the_sample_and_the_module_are_named(tmp_path, donates, monkeypatch):
     """NaN in an input, twice in the run, also where the step keeps the buffers of the state; the batch is recorded."""
     # The first search traces the step once more, which may take all the time that a short run allows.
-    monkeypatch.setattr(cause_search, "LEAST_SECONDS", 100.0)
+    monkeypatch.setattr(record, "LEAST_SECONDS", 100.0)
     columns = data()
     columns["x"][BAD, 2] = columns["x"][3, 1] = np.nan
     found = told(

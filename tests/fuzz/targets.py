@@ -17,15 +17,14 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.checkpoint import codec
 from learnit_r8.checkpoint import generations as in_memory
 from learnit_r8.checkpoint.run_config import arguments_of
-from learnit_r8.cli.status import facts_of, folded, line_of
+from learnit_r8.cli.runs import facts_of, folded, line_of
 from learnit_r8.engine.settings import kept_defaults
 from learnit_r8.engine.values import grouped
 from learnit_r8.events.codec import strict_json
 from learnit_r8.journal.requests import KINDS, RequestFolder, ask
-from learnit_r8.journal.run import Run, UnreadableRun
-from learnit_r8.journal.run_info import write_about
+from learnit_r8.journal.run import Run, UnreadableRun, write_about
 from learnit_r8.journal.samples import read_samples
-from learnit_r8.recovery.incidents.record import PARTS, BadRecord, export, numbers_in, read_part, read_record
+from learnit_r8.recovery.record import PARTS, BadRecord, export, numbers_in, read_part, read_record
 from learnit_r8.report.data import report_data
 from learnit_r8.report.page import page
 from learnit_r8.schedules.span import MOST_AMOUNT, Span

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, SpikeGuard, Verdict, events
-from learnit_r8.guard.level_shift import ALARM, MOST, USUAL, BlockStatistics, cut_figures, raised_by
+from learnit_r8.guard.spike import ALARM, MOST, USUAL, BlockStatistics, cut_figures, raised_by
 from learnit_r8.testing import ToyTask, record_events
 from tests.guard.judging import judge_all
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import SpikeGuard, Verdict
-from learnit_r8.guard.spike import corrected, in_order, median, share_at_most, spread, weights_of_evidence
+from learnit_r8.guard.spike import corrected, median, share_at_most, spread, weights_of_evidence
 from tests.guard.judging import judge_all
 
 NAN, INF = math.nan, math.inf
@@ -275,7 +275,7 @@ def test_correction(loss, expected, typical):
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
 def test_spread(values):
     """The spread found by bisection is 1.4826 times the least distance within which half of the losses lie."""
-    ordered = in_order(values)
+    ordered = sorted(values)
     middle = median(ordered)
     slow = 1.4826 * sorted(abs(value - middle) for value in values)[(len(values) + 1) // 2 - 1]
 

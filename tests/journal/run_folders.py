@@ -4,7 +4,7 @@ import json
 
 from learnit_r8 import events
 from learnit_r8.events.codec import to_json
-from learnit_r8.journal.run_info import this_process
+from learnit_r8.journal.run import this_process
 from tests.events.any_events import refuse_constant
 
 STARTED = events.RunStarted(0, 0.0, "it", 100, 10, 10, 1000, None, "balanced")

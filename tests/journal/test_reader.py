@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.journal.run import BLOCK_BYTES, MOST_LINE_BYTES, Lines, Run, UnreadableRun
-from learnit_r8.journal.run_info import MOST_JSON_BYTES, read_json
+from learnit_r8.journal.run import BLOCK_BYTES, MOST_JSON_BYTES, MOST_LINE_BYTES, Lines, Run, UnreadableRun, read_json
 from learnit_r8.journal.samples import read_samples
 from tests.journal.run_folders import STARTED, folder_with, line, read, steps
 

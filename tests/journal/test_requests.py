@@ -9,7 +9,7 @@ import pytest
 from learnit_r8 import R8Scheduler, cli, events
 from learnit_r8.journal import requests as requests_module
 from learnit_r8.journal.requests import FOLDER, KINDS, MOST_BYTES, RequestFolder, ask
-from learnit_r8.journal.run_info import write_about
+from learnit_r8.journal.run import write_about
 from learnit_r8.schedules.span import Span
 from tests.cli.commands import GONE
 from tests.journal.run_folders import STARTED, folder_with
@@ -210,8 +210,8 @@ def test_folder_that_cannot_be_written_is_an_error(folder, monkeypatch, capsys):
 def test_answer_as_json(folder, looked, monkeypatch, capsys, is_read):
     """With --json, who asks is told in JSON whether the run has read the request."""
     (folder / "events.jsonl").write_text("")
-    monkeypatch.setattr("learnit_r8.cli.ask.WAIT_SECONDS", 0.1)
-    monkeypatch.setattr("learnit_r8.cli.ask.time.sleep", lambda _: looked[0].look() if is_read else None)
+    monkeypatch.setattr("learnit_r8.cli.runs.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("learnit_r8.cli.runs.time.sleep", lambda _: looked[0].look() if is_read else None)
 
     assert cli.main(["ask", str(folder), "save", "--json"]) == (0 if is_read else 3)
     assert json.loads(capsys.readouterr().out) == {"request": "save", "is_read": is_read}
@@ -226,7 +226,7 @@ def test_answer_as_json(folder, looked, monkeypatch, capsys, is_read):
 )
 def test_a_length_is_answered_with_its_unit(folder, looked, monkeypatch, capsys, length, said):
     (folder / "events.jsonl").write_text("")
-    monkeypatch.setattr("learnit_r8.cli.ask.time.sleep", lambda _: looked[0].look())
+    monkeypatch.setattr("learnit_r8.cli.runs.time.sleep", lambda _: looked[0].look())
 
     assert cli.main(["ask", str(folder), "cool-down", "--for", length]) == 0
     assert said in capsys.readouterr().out

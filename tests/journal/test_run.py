@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.journal.run import Run, UnreadableRun, find_run, runs_in, seconds_text
-from learnit_r8.journal.run_info import this_process
+from learnit_r8.journal.run import Run, UnreadableRun, find_run, runs_in, seconds_text, this_process
 from tests.drive import FakeClock
 from tests.journal.run_folders import STARTED, folder_with, line, read, steps
 

@@ -1,4 +1,4 @@
-from learnit_r8.journal.run_info import is_gone, this_process
+from learnit_r8.journal.run import is_gone, this_process
 
 
 def test_process_is_known_again():

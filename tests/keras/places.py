@@ -13,8 +13,8 @@ from keras import layers, ops
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.engine.values import grouped
 from learnit_r8.keras import R8Callback, R8Dataset
-from learnit_r8.recovery.incidents import cause_search
-from learnit_r8.recovery.incidents.record import read_part, read_record
+from learnit_r8.recovery import record
+from learnit_r8.recovery.record import read_part, read_record
 from learnit_r8.testing import record_events
 
 BAD, SIZE, BATCH = 37, 128, 16
@@ -77,7 +77,7 @@ def main():
     x[BAD, 3] = x[3, 3] = np.nan
     with tempfile.TemporaryDirectory() as folder:
         # On JAX the first search compiles each operation, which may take all the time that a short run allows.
-        cause_search.LEAST_SECONDS = 100.0
+        record.LEAST_SECONDS = 100.0
         found = told(classifier(linear), x, y, folder=folder)
         assert {each.samples for each in found} == {(BAD,), (3,)}, found
         assert len(found) <= 4, found

@@ -279,4 +279,4 @@ def test_stop_ends_the_batches():
     loop.epoch()
     loop.epoch(before=lambda step: step == 20 and loop.r8.requests.stop())
 
-    assert (loop.r8.global_step, len(loop.seen), loop.r8.is_stopped) == (21, 21, True)
+    assert (loop.r8.global_step, len(loop.seen), loop.r8.pace.is_stopped) == (21, 21, True)

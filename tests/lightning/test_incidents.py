@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from learnit_r8 import RunDir
 from learnit_r8.lightning import R8Callback
-from learnit_r8.recovery.incidents.record import numbers_in
+from learnit_r8.recovery.record import numbers_in
 from learnit_r8.torch import load_incident
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]

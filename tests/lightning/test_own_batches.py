@@ -177,14 +177,25 @@ def test_all_losses_of_a_step_of_ones_own_count():
     assert {each.loss for each in heard.of(events.StepDone)} == {3.0}
 
 
-def test_resumes_at_the_end_of_an_epoch(tmp_path):
+class OneCycle(Plain):
+    """Asks how many steps there are, for which Lightning begins to iterate over the loader."""
+
+    def configure_optimizers(self):
+        optimizer = Digits.configure_optimizers(self)
+        count = self.trainer.estimated_stepping_batches // self.trainer.max_epochs
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=3 * count)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+@pytest.mark.parametrize("kind", [Plain, OneCycle])
+def test_resumes_at_the_end_of_an_epoch(tmp_path, kind):
     """A checkpoint of Lightning's brings the generators back, so that the next epoch has the same order."""
-    whole = built(Plain)
+    whole = built(kind)
     train(whole, callbacks=[R8Callback()])
     callbacks = [R8Callback(), lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True)]
-    train(built(Plain), callbacks=callbacks, max_epochs=2, enable_checkpointing=True)
+    train(built(kind), callbacks=callbacks, max_epochs=2, enable_checkpointing=True)
     torch.manual_seed(99)
-    again, callback = built(Plain), R8Callback()
+    again, callback = built(kind), R8Callback()
     train(again, callbacks=[callback], ckpt_path=tmp_path / "last.ckpt")
 
     assert callback.scheduler.global_step == 39

@@ -1,9 +1,13 @@
 """The policy that skips samples that are easy or look mislabelled."""
 
+import json
+import warnings
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
-from learnit_r8 import Context, Focus, Outlook, Predictions, R8Scheduler, even_groups
+from learnit_r8 import Context, Focus, Outlook, Policy, Predictions, R8Scheduler, even_groups
 from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.cli import main
 from learnit_r8.report import write_report
@@ -194,11 +198,11 @@ def test_a_run_hardly_visits_wrong_labels_any_more():
 MANY = 3000
 
 
-def hard_report(r8, ticket):
+def hard_report(r8, ticket, bend=0.0):
     """The losses of wrong labels are among those of hard samples; what is predicted tells them."""
     margin, is_wrong = margins_of(0, wrong=0.2, count=MANY)
     noise = np.random.default_rng(ticket.step).normal(0, 0.3, len(ticket.indices))
-    margin = (margin[ticket.indices] + noise).astype(np.float32)
+    margin = (margin[ticket.indices] + noise + bend).astype(np.float32)
     given = ticket.indices % 10
     said = Predictions(margin, np.where(margin > 0, (given + 1) % 10, given), given, 10)
     r8.report(ticket, np.log1p(np.exp(margin / 2)), predictions=said)
@@ -344,27 +348,73 @@ def test_with_batch_means_nothing_is_skipped_with_a_warning():
     assert (visits == 1).all()
 
 
-def test_no_precision_is_promised_after_weights(tmp_path, capsys):
-    """The list of a run whose losses had weights says so in every view, after a resume too; others do not."""
+@pytest.mark.parametrize("wrap", [lambda policy: policy, even_groups])
+def test_without_predictions_nothing_is_weighed_with_a_warning(wrap):
+    """A run that is to weigh, and reports losses alone, hears after the first pass that it will not; once."""
+    r8 = R8Scheduler(400, batch_size=32, num_epochs=6, policy=wrap(Focus(noise_guard="weigh")), groups=np.zeros(400))
+    with pytest.warns(RuntimeWarning, match=r"needs predictions .* got losses without them, so no loss weighs") as said:
+        train(r8, until=14)
 
-    def make(guard, **more):
-        policy, groups = Focus(noise_guard=guard), np.arange(MANY) % 10
-        return R8Scheduler(MANY, batch_size=50, num_epochs=10, policy=policy, groups=groups, seed=3, **more)
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(r8)
 
-    plain, weighed, other = make(False), make("weigh", run_dir=tmp_path / "run"), make(False)
-    for r8 in (plain, weighed):
-        while (ticket := r8.draw_if_any()) is not None:
-            hard_report(r8, ticket)
-        r8.close()
+
+@dataclass(frozen=True)
+class FromTheStart(Policy):
+    """Weighs from the first batch on."""
+
+    weighs = True
+
+    def select(self, chunk, context, rng):
+        return np.ones(len(chunk.indices), bool), np.float32(0.5) + (chunk.indices % 2).astype(np.float32)
+
+
+def weighed_run(policy, **more):
+    """A run that fits what weighs little ever less; bool[MANY], which labels are wrong."""
+    groups = np.arange(MANY) % 10
+    r8 = R8Scheduler(MANY, batch_size=50, num_epochs=10, policy=policy, groups=groups, seed=3, guard="finite", **more)
+    while (ticket := r8.draw_if_any()) is not None:
+        weights = np.ones(len(ticket.indices)) if ticket.weights is None else ticket.weights
+        is_wrong = hard_report(r8, ticket, bend=4 * (weights < 0.9))
+    r8.close()
+    return r8, is_wrong
+
+
+def test_the_list_after_weights_is_that_of_before(tmp_path, capsys):
+    """Once losses have weights margins are bent: the list goes by those of before, in every view and after a resume."""
+    weighed, is_wrong = weighed_run(Focus(noise_guard="weigh"), run_dir=tmp_path / "run")
+    other = R8Scheduler(MANY, batch_size=50, num_epochs=10, groups=np.arange(MANY) % 10, guard="finite")
     other.load_state_dict(decode(encode(weighed.state_dict())))
-    promised, found = plain.table.suspects(precision=0.9), weighed.table.suspects(precision=0.9)
+    found = weighed.table.suspects(precision=0.9)
+    main(["samples", str(tmp_path / "run"), "--suspects", "--precision", "0.9", "--json"])
+    listed = json.loads(capsys.readouterr().out)
+    bent = weighed.table.read_evidence()["margin"] > 4
+
+    assert is_wrong[bent].mean() < 0.8
+    assert len(found) > 200
+    assert found.caution == ""
+    assert found.precision >= 0.9
+    assert is_wrong[found.indices].mean() >= 0.9
+    assert [each["index"] for each in listed["samples"]] == found.indices.tolist()
+    assert np.array_equal(other.table.suspects(precision=0.9).indices, found.indices)
+    assert np.isin(weighed.table.suspects(0.9, runs=[other]).indices, np.flatnonzero(is_wrong)).mean() >= 0.9
+
+
+def test_no_precision_is_promised_after_weights_from_the_start(tmp_path, capsys):
+    """Where weights began before samples could be judged, the list says so in every view, and after a resume."""
+    weighed, _ = weighed_run(FromTheStart(), run_dir=tmp_path / "run")
+    plain, _ = weighed_run(Focus())
+    other = R8Scheduler(MANY, batch_size=50, num_epochs=10, groups=np.arange(MANY) % 10, guard="finite")
+    other.load_state_dict(decode(encode(weighed.state_dict())))
+    found = weighed.table.suspects(precision=0.9)
     main(["samples", str(tmp_path / "run"), "--suspects", "--precision", "0.9"])
     listed = capsys.readouterr().out
     write_report(tmp_path / "run", tmp_path / "page.html", precision=0.9)
 
-    assert (promised.caution, promised.precision >= 0.9) == ("", True)
-    assert "no precision is promised" not in repr(promised)
-    assert len(found.indices) > 0
+    assert plain.table.suspects().caution == ""
+    assert len(found) > 0
     assert np.isnan(found.precision)
     for text in (found.caution, repr(found), listed, (tmp_path / "page.html").read_text()):
         assert "no precision is promised, as losses had weights" in text

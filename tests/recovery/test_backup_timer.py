@@ -6,7 +6,7 @@ import pytest
 from learnit_r8 import RamBackup, events
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.agreement import Agreement
-from learnit_r8.recovery.backup_timer import MOST_LASTING, NO_MEMORY, BackupTimer
+from learnit_r8.recovery.persistence import MOST_LASTING, NO_MEMORY, BackupTimer
 from learnit_r8.testing import record_events
 from learnit_r8.triggers import Elapsed, as_trigger
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learnit_r8.recovery.backups import Backup
 from learnit_r8.recovery.progress import EARLY_UPDATES, FIRST, LOOK_EVERY, Progress
-from learnit_r8.recovery.ram_backup import Backup
 
 
 def after(losses, record=math.nan):

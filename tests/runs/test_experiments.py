@@ -193,7 +193,7 @@ def test_rate_too_high_from_the_start(lr):
 
     assert heard.of(events.RolledBack, events.LrCapped)
     assert task.loss() < 0.2
-    assert r8.controller.state_dict()["restored"] >= 1
+    assert r8.controller.state_dict()["incidents"]["num_restored"] >= 1
 
 
 @pytest.mark.parametrize("rise", [0.5, pytest.param(2.0, marks=pytest.mark.slow)])

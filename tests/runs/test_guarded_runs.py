@@ -104,12 +104,13 @@ def ready(count, **more):
 def test_spike_is_looked_into():
     """A spike is refused, and probes of the present weights follow; as they have their losses, nothing is restored."""
     r8, weights = ready(300)
-    before = r8.controller.state_dict()["probes"], len(weights.loaded)
+    before = r8.controller.state_dict()["incidents"]["num_probes"], len(weights.loaded)
     outcomes = [r8.report(r8.draw(), loss) for loss in (20.0, 20.0, 1.0, 1.0, 1.0)]
 
     assert [outcome.verdict for outcome in outcomes[:3]] == [Verdict.GOOD, Verdict.SPIKE, Verdict.PROBED]
     assert [bool(outcome) for outcome in outcomes] == [True, False, False, False, True]
-    assert (r8.controller.state_dict()["probes"] - before[0], len(weights.loaded) - before[1]) == (2, 0)
+    num_probes = r8.controller.state_dict()["incidents"]["num_probes"]
+    assert (num_probes - before[0], len(weights.loaded) - before[1]) == (2, 0)
 
 
 def test_grad_norm_is_judged():

@@ -121,8 +121,8 @@ def test_interrupted_runs_cover_all_troubles(tmp_path, short_chunks):
     quarantined = ended("one-sample", tmp_path / "one-sample")._table.quarantined.tolist()
 
     assert quarantined == [5]
-    assert ended("probe", tmp_path).state_dict()["probes"] > 0
-    assert ended("deeper", tmp_path / "deeper").state_dict()["restored"] == 1
+    assert ended("probe", tmp_path).state_dict()["incidents"]["num_probes"] > 0
+    assert ended("deeper", tmp_path / "deeper").state_dict()["incidents"]["num_restored"] == 1
 
 
 @pytest.mark.parametrize("way", ["restore_backup", "load_checkpoint"])

@@ -25,7 +25,7 @@ from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.terminal.capture import Capture
 from learnit_r8.journal.requests import FOLDER, RequestFolder, ask
-from learnit_r8.journal.run_info import write_about
+from learnit_r8.journal.run import write_about
 from learnit_r8.loggers import CsvFile, JsonLines
 from learnit_r8.loops.checkpoints import save_state
 from learnit_r8.report import write_report

@@ -144,7 +144,7 @@ def test_stopped_run_is_not_called_spent():
     r8.requests.stop("enough")
     train(r8)
 
-    assert r8.is_stopped
+    assert r8.pace.is_stopped
     assert r8.global_step == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from learnit_r8 import FiniteGuard, R8Scheduler
 from learnit_r8.checkpoint import generations as in_memory
 from learnit_r8.checkpoint.generations import Generations, files_in, is_held, own_name
-from learnit_r8.cli.status import folded, line_of
+from learnit_r8.cli.runs import folded, line_of
 from learnit_r8.dashboard.render.header import title_line
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View

@@ -189,7 +189,7 @@ def test_what_a_trial_kept_aside_comes_back_as_the_run_ends(is_damaged, closes):
     weights = {}
 
     def act(r8, network):
-        trial = r8.controller._first_steps._trial
+        trial = r8.controller.state.early.trial
         if trial is not None:
             weights["aside"] = [each.copy() for each in trial.present["weights"]]
         if is_damaged and trial is not None and r8.global_step == case.settings["num_steps"] - 1:
@@ -252,7 +252,7 @@ def test_exception_within_a_trial_leaves_the_weights_that_count():
                 losses, gradient = network.losses(case.x[indices], case.y[indices])
                 if r8.update_with_loss(losses):
                     network.step(gradient, factor * case.lr)
-                trial = r8.controller._first_steps._trial
+                trial = r8.controller.state.early.trial
                 if trial is not None and r8.global_step == case.settings["num_steps"] - 1:
                     weights["aside"] = [each.copy() for each in trial.present["weights"]]
                     raise KeyboardInterrupt
@@ -319,7 +319,7 @@ class Scored(Watched):
                 each_step(r8)
                 done = list(network.weights)
             last = done
-            trial = r8.controller._first_steps._trial
+            trial = r8.controller.state.early.trial
             aside = None
             if trial is not None:
                 other = self.network()
@@ -379,7 +379,7 @@ def test_metrics_logged_within_a_trial_are_marked_and_no_best():
     def log(name):
         def act(r8):
             controller = r8.controller
-            is_on = controller._first_steps.is_on_trial or controller.experiment._live.current is not None
+            is_on = controller.early.is_on_trial or controller.experiment._live.current is not None
             r8.log(**{name: -1.0 if is_on and name == "inside" else 1.0})
             marked.setdefault(name, []).append((is_on, heard[-1].is_on_trial))
 
@@ -402,7 +402,7 @@ def test_state_saved_within_a_trial_is_marked(tmp_path):
     marked = []
 
     def act(r8):
-        is_on = r8.controller.inquiry.is_on_trial
+        is_on = r8.controller.is_on_trial
         if r8.global_step % 10 == 3 and r8.save_checkpoint() is not None:
             marked.append((is_on, heard[-1].is_on_trial, r8.state_dict()["recovery"]["is_on_trial"]))
 
@@ -464,7 +464,7 @@ def _trained(case, folder, *, every=10**6, saves_at=None, until=None):
     def note(r8):
         step = r8.global_step
         controller = r8.controller
-        is_on, num_probes = controller._first_steps.is_on_trial, controller._incidents.num_probes
+        is_on, num_probes = controller.early.is_on_trial, controller._incidents.num_probes
         found[step] = [*network.weights, *network.speeds], is_on, num_probes
         if step == saves_at:
             r8.save_checkpoint()

@@ -10,7 +10,7 @@ import pytest
 from learnit_r8 import R8Scheduler
 from learnit_r8.events import StepDone
 from learnit_r8.guard import FiniteGuard, Verdict
-from learnit_r8.recovery.restore import RestoreError
+from learnit_r8.recovery.policy import RestoreError
 from tests.drive import NAN, Weights, make, sample_losses
 
 SECONDS = 10
@@ -117,11 +117,11 @@ def test_no_state_is_torn_by_restores(often):
         state = r8.state_dict()
         uses, step = int(state["table"]["usage_count"].sum()), state["pace"]["step"]
         learned = step - state["guard"]["num_refused"]
-        assert 4 * (learned - state["recovery"]["probes"]) <= uses <= 4 * learned
+        assert 4 * (learned - state["recovery"]["incidents"]["num_probes"]) <= uses <= 4 * learned
         time.sleep(2e-4)
     trainer.get()
 
-    assert r8.controller.state_dict()["restored"] > 2
+    assert r8.controller.state_dict()["incidents"]["num_restored"] > 2
 
 
 def test_threads_train_together(often):

@@ -11,7 +11,8 @@ from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
 from learnit_r8.cli import main
 from learnit_r8.cli.agent_server import RunTools
 from learnit_r8.dashboard.notebook import html_of
-from learnit_r8.dashboard.render.samples import hardest_panel
+from learnit_r8.dashboard.render.samples import samples_panel
+from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import Theme
 from learnit_r8.journal.run import Run
@@ -49,7 +50,9 @@ def counts_of(run_dir, capsys):
     """Suspects and samples judged, as each view says it."""
     view = view_of(run_dir)
     said = {
-        "screen": "".join(span.text for span in hardest_panel(view, 120, 20, Theme(), listed="suspects")[0]),
+        "screen": "".join(
+            span.text for span in samples_panel(view, UiState(listed="suspects"), 120, 20, Theme(), Scene())[0]
+        ),
         "notebook": html_of(view, view.seconds),
         "page": write_report(run_dir, run_dir / "page.html").read_text(),
     }

@@ -234,11 +234,11 @@ def test_batch_given_up_once_is_drawn_again():
     first = plan.next()
 
     assert plan.abandon(first)
-    assert not first.is_out
+    assert not first.chunk.is_out(first.slot)
     rest = [plan.next(), plan.next()]
     again = plan.next()
     assert again.indices.tolist() == first.indices.tolist()
-    assert again.is_out
+    assert again.chunk.is_out(again.slot)
     assert first.indices.tolist() not in [batch.indices.tolist() for batch in rest]
 
 
@@ -262,7 +262,7 @@ def test_given_up_after_its_pass_is_done():
     plan.start_pass(1, 0.5)
 
     assert not plan.abandon(old)
-    assert not old.is_out
+    assert not old.chunk.is_out(old.slot)
 
 
 def test_waiting_batches_end_with_their_pass():
@@ -293,7 +293,7 @@ def test_displaced_samples_come_first():
     run_pass(plan, 0, losses=lambda indices, _: np.ones(len(indices)))
     plan.start_pass(1, 0.3)
     used = np.concatenate([plan.next().indices for _ in range(2)])
-    for batch in [b for chunk in plan._open for b in chunk.batches_out()]:
+    for batch in [chunk.batch(n) for chunk in plan._open for n in range(chunk.drawn) if chunk.is_out(n)]:
         report(plan, batch, np.ones(4), 1)
     order = np.concatenate(run_pass(plan, 2))
 
@@ -353,7 +353,7 @@ def test_batches_of_the_old_plan_are_void():
     old = plan.next()
     load(plan, state)
 
-    assert not old.is_out
+    assert not old.chunk.is_out(old.slot)
 
 
 def test_state_is_a_copy():

@@ -228,6 +228,19 @@ def test_a_class_is_no_suspect():
     assert shares[9] <= 1.6 * shares.mean()
 
 
+@pytest.mark.parametrize("precision", [0.5, 0.7, 0.9])
+def test_estimate_is_at_least_what_was_asked_for(precision):
+    """The right labels of a class that is spared are no part of the list, whose precision is not estimated too low."""
+    for seed in range(4):
+        records, evidence, is_wrong = overlapping(seed)
+        group = np.where(is_wrong | (evidence["margin"] > 3), np.arange(4000) % 2, 2 + np.arange(4000) % 8)
+        known = {name: records[name] for name in ("last", "mean", "usage_count")} | {"group": group.astype(np.uint16)}
+        found = find_suspects(known, math.log(10), exact=True, by_group=True, evidence=evidence, precision=precision)
+
+        assert len(found) > 20
+        assert found.precision >= precision
+
+
 def test_memorised_labels_are_told_by_early_visits():
     """Once the late margins of wrong labels have faded, the early ones decide; while they last, the late ones do."""
     records, evidence, is_wrong = overlapping(2)

@@ -105,7 +105,7 @@ def test_values_reach_the_scheduler_of_attach():
     with pytest.raises(TypeError, match=r"attach\(\) got .* 'backup_dir'.*write backup_every=Backups\(backup"):
         attach(model, sgd(model), DIGITS, batch_size=16, num_epochs=1, backup_dir=False)
     adapter = attach(model, sgd(model), batches, num_epochs=2, batch_size=own, scheduler_mode=RateShape("keep"))
-    assert adapter.scheduler.keeps_rates
+    assert adapter.scheduler.host.rates.are_own
     assert adapter.scheduler.feed.source.settings == OwnBatches(keep_witness=False, steps_per_epoch=len(batches))
 
 

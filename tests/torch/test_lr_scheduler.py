@@ -86,7 +86,7 @@ def test_a_live_schedule_whose_rate_is_neither(make, settings):
         attached(model, optimizer, **settings)
     assert optimizer.state_dict() == before
     assert peak(attached(model, optimizer, initial_lr=0.1, **settings)) == pytest.approx(0.1)
-    assert attached(model, optimizer, **{**settings, "scheduler_mode": "keep"}).scheduler.keeps_rates
+    assert attached(model, optimizer, **{**settings, "scheduler_mode": "keep"}).scheduler.host.rates.are_own
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")

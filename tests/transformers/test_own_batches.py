@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, WeightedRandomSampler
 from transformers import Trainer
 
 from learnit_r8 import RunDir, events
-from learnit_r8.recovery.incidents.record import numbers_in
+from learnit_r8.recovery.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import load_incident
 from learnit_r8.transformers import R8Mixin
@@ -182,7 +182,7 @@ def test_the_seed_is_that_of_the_arguments(tmp_path):
     for trainer in seeds:
         trainer.get_train_dataloader()
 
-    assert [trainer.r8.scheduler.seed for trainer in seeds] == [1, 7, 3]
+    assert [trainer.r8.scheduler.host.seed for trainer in seeds] == [1, 7, 3]
 
 
 def test_names_do_not_shadow_those_of_trainers():

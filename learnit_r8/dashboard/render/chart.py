@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -165,68 +166,42 @@ def scale_of_all(curves: Sequence[Floats], *, is_log: bool = False) -> Scale:
     return scale_of(Columns(low, low, high), is_log=is_log)
 
 
-def chart(
-    columns: Columns,
-    height: int,
-    glyphs: Glyphs,
-    scale: Scale,
-    *,
-    style: str = "loss",
-    haze: str = "range",
-    plan_from: int | None = None,
-) -> list[Line]:
-    """Draw a curve with its range, behind LABEL cells of values.
+def plot(
+    curves: Sequence[tuple[Floats, str]], height: int, glyphs: Glyphs, scale: Scale, *, haze: Columns | None = None,
+    haze_style: str = "range", plan_from: int | None = None,
+) -> list[Line]:  # fmt: skip
+    """Draw curves, each in its style, behind LABEL cells of values; where they meet, the cell has the later style.
 
     Args:
-        columns: `dots` for each cell.
+        curves: Values and style of each; `dots` values for each cell.
         height: Rows, >= 1.
         glyphs: Characters.
-        scale: The vertical scale; columns beyond its top are marked.
-        style: Style of the cells that the mean goes through.
-        haze: Style of the others.
+        scale: The vertical scale.
+        haze: The range behind the curves; columns beyond the top of the scale are marked.
+        haze_style: Style of its cells.
         plan_from: First column of the plan, which is drawn dotted and dimmed.
     """
     draw = _braille if glyphs.name == "braille" else _blocks
-    kinds, text = draw([columns.mean], height, scale, glyphs, columns, plan_from)
-    per_cell = dots(glyphs)
+    kinds, text = draw([values for values, _ in curves], height, scale, glyphs, haze, plan_from)
+    styles = ("" if haze is None else haze_style, *(style for _, style in curves), "plan", "alert")
     if plan_from is not None:
-        kinds[:, plan_from // per_cell :] = 2
-    beyond = np.nan_to_num(columns.high, nan=-np.inf) > scale.top + 1e-9 * abs(scale.top)
-    over: NDArray[np.bool_] = np.logical_or.reduce(beyond.reshape(-1, per_cell), axis=1)
-    if over.any():
-        kinds[0, over] = 3
+        kinds[:, plan_from // dots(glyphs) :] = len(styles) - 2
+    if haze is not None:
+        beyond = np.nan_to_num(haze.high, nan=-np.inf) > scale.top + 1e-9 * abs(scale.top)
+        over: NDArray[np.bool_] = np.logical_or.reduce(beyond.reshape(-1, dots(glyphs)), axis=1)
+        kinds[0, over] = len(styles) - 1
         text[0] = "".join(glyphs.up if hit else old for hit, old in zip(over, text[0], strict=True))
-    return _labelled(kinds, text, (haze, style, "plan", "alert"), scale, glyphs)
-
-
-def plot(curves: list[tuple[Floats, str]], height: int, glyphs: Glyphs, scale: Scale) -> list[Line]:
-    """Draw several curves, each in its style; where they meet, the cell has the style of the later one."""
-    draw = _braille if glyphs.name == "braille" else _blocks
-    kinds, text = draw([values for values, _ in curves], height, scale, glyphs, None, None)
-    return _labelled(kinds, text, ("", *(style for _, style in curves)), scale, glyphs)
+    lines: list[Line] = []
+    for row, label in enumerate(scale.labels(height)):
+        cuts = [0, *(np.flatnonzero(np.diff(kinds[row])) + 1).tolist(), len(text[row])]
+        parts = [Span(text[row][a:b], styles[kinds[row, a]]) for a, b in itertools.pairwise(cuts)]
+        lines.append((Span(label + " ", "label"), Span(glyphs.side, "rule"), *parts))
+    return lines
 
 
 def dots(glyphs: Glyphs) -> int:
     """Number of columns in a cell."""
     return 2 if glyphs.name == "braille" else 1
-
-
-def _labelled(kinds: Kinds, text: list[str], styles: tuple[str, ...], scale: Scale, glyphs: Glyphs) -> list[Line]:
-    """Rows of a chart with their values at the left."""
-    height = len(text)
-    lines: list[Line] = []
-    rows, places = np.nonzero(kinds[:, 1:] != kinds[:, :-1])
-    ends: list[list[int]] = [[] for _ in range(height)]
-    for row, place in zip(rows.tolist(), (places + 1).tolist(), strict=True):
-        ends[row].append(place)
-    numbers = kinds.tolist()
-    for row, label in enumerate(scale.labels(height)):
-        spans, start, characters = [Span(label + " ", "label"), Span(glyphs.side, "rule")], 0, text[row]
-        for end in (*ends[row], len(characters)):
-            spans.append(Span(characters[start:end], styles[numbers[row][start]]))
-            start = end
-        lines.append(tuple(spans))
-    return lines
 
 
 def _levels(values: Floats, scale: Scale, size: int) -> Kinds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +14,15 @@ from ..state.comparison import figures_of, settings_of
 from ..state.curve import Columns, smoothed
 from ..state.ui_state import Scene, UiState
 from ..state.view import Point, View
-from ..text import Line, Span, clip, figure, fit, grouped, is_held_out
+from ..text import Line, Span, beside, clip, cropped, figure, fit, grouped, is_held_out, joined, remark, rule, size_of
 from ..theme import Theme
-from .chart import LABEL, axis, chart, dots, plot, scale_of, scale_of_all
-from .header import Rows, titled
-from .parts import beside, cropped, joined, remark, rule, size_of
+from .chart import LABEL, axis, dots, plot, scale_of, scale_of_all
+
+if TYPE_CHECKING:
+    from .pages import Rows
 
 MARKS = {"S": "S refused", "B": "B restored", "R": "R resumed", "D": "D cool-down", "C": "' checkpoint"}
 """The legend of the marks on the axis."""
-
-LEAST = 3
-"""Rows of the smallest chart: its title, the curve, its axis."""
 
 
 def window(view: View, ui: UiState) -> tuple[int, int]:
@@ -31,12 +30,11 @@ def window(view: View, ui: UiState) -> tuple[int, int]:
     last = max(1, view.step)
     if ui.zoom == "last 10%":
         return int(0.9 * last), last
-    if ui.zoom == "last epoch" and view.run is not None and not view.run.steps_per_epoch:
-        return min(view.epochs[-1].step if view.epochs else 0, last - 1), last
-    if ui.zoom == "last epoch" and view.run is not None:
-        per_epoch = max(1, view.run.steps_per_epoch)
-        return max(0, (last - 1) // per_epoch * per_epoch), last
-    return 0, last
+    if ui.zoom != "last epoch" or view.run is None:
+        return 0, last
+    if per_epoch := view.run.steps_per_epoch:
+        return (last - 1) // per_epoch * per_epoch, last
+    return min(view.epochs[-1].step if view.epochs else 0, last - 1), last
 
 
 def loss_columns(view: View, num: int, first: int, last: int) -> Columns:
@@ -87,10 +85,8 @@ def loss_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -
     heads += [("loss of the batches", plain)]
     head = next((each for each in heads if sum(map(len, each)) + 8 <= width), ("loss", plain))
     title = rule(head[0], width, glyphs, head[1])
-    lines = [title, *chart(columns, max(1, height - 2), glyphs, scale)]
-    if height >= LEAST:
-        lines.append(axis(cells, first, last, glyphs, marks, (f"{first:,}", f"{last:,}")))
-    return lines[:height]
+    lines = [title, *plot([(columns.mean, "loss")], max(1, height - 2), glyphs, scale, haze=columns)]
+    return [*lines, axis(cells, first, last, glyphs, marks, (f"{first:,}", f"{last:,}"))][:height]
 
 
 def rate_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
@@ -101,15 +97,10 @@ def rate_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     title = rule("learning rate", width, glyphs, "done, plan" if view.lr_plan else "")
     if np.isnan(columns.mean).all():
         return [title, remark("no rate used yet")]
-    scale = scale_of(columns)
-    rows = max(1, height - 2)
-    lines = [title, *chart(columns, rows, glyphs, scale, style="lr", haze="lr", plan_from=done)]
-    if height >= LEAST:
-        place = min(cells - 1, done // dots(glyphs))
-        ends = ("0%", "100%") if view.lr_plan else ("", "")
-        line = axis(cells, 0, cells, glyphs, [(place, glyphs.dot)], ends)
-        lines.append(line)
-    return lines[:height]
+    curve, rows = [(columns.mean, "lr")], max(1, height - 2)
+    drawn = plot(curve, rows, glyphs, scale_of(columns), haze=columns, haze_style="lr", plan_from=done)
+    place, ends = min(cells - 1, done // dots(glyphs)), ("0%", "100%") if view.lr_plan else ("", "")
+    return [title, *drawn, axis(cells, 0, cells, glyphs, [(place, glyphs.dot)], ends)][:height]
 
 
 def rate_columns(view: View, num: int) -> tuple[Columns, int]:
@@ -232,9 +223,6 @@ def curve_of(view: View, name: str, num: int, first: int, last: int) -> NDArray[
     return curve
 
 
-metrics_page = titled(metrics_panel)
-
-
 def metrics_rows(view: View, scene: Scene) -> Rows:
     """Every value that is kept."""
     rows = ((name, point.step, point.value) for name, points in view.metrics.items() for point in points)
@@ -304,22 +292,19 @@ def _table(views: tuple[View, ...], width: int, theme: Theme) -> list[Line]:
     for row in figures_of(views):
         if not any(map(math.isfinite, row.values)):
             continue
-        texts = [figure(value) for value in row.values]
+        shown = [figure(value) for value in row.values]
         cells = [
             Span(fit(f"{text} *" if place == row.better else text, size) + " ", "value" if place == row.better else "")
-            for place, text in enumerate(texts)
+            for place, text in enumerate(shown)
         ]
         lines.append((Span("  " + fit(clean(row.name, NAME), NAME), "label"), *cells))
     differing = settings_of(views)
     if differing:
         lines.append(rule("settings that differ", width, theme.glyphs, f"{len(differing)}"))
-    for setting in differing:
-        cells = [Span(fit(clip(clean(text, 200), size, theme.glyphs.ellipsis), size) + " ") for text in setting.values]
-        lines.append((Span("  " + fit(clean(setting.name, NAME), NAME), "label"), *cells))
+    for name, texts in differing.items():
+        cells = [Span(fit(clip(clean(text, 200), size, theme.glyphs.ellipsis), size) + " ") for text in texts]
+        lines.append((Span("  " + fit(clean(name, NAME), NAME), "label"), *cells))
     return lines
-
-
-compare_page = titled(compare_panel)
 
 
 def compare_rows(view: View, scene: Scene) -> Rows:

@@ -8,12 +8,11 @@ from ...events.text import clean, clock, number, share
 from ..keys import MENU, TABLE, works
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clip, fit, in_ascii
+from ..text import Line, Span, bar, clip, cropped, fit, in_ascii, joined, labelled, padded, rule, size_of
 from ..theme import Theme
-from .header import state_of, titled
+from .header import state_of, title_line
 from .pages import PAGES
-from .parts import bar, cropped, joined, labelled, padded, rule, size_of
-from .texts import runs_page
+from .texts import runs_panel
 
 SMALL = (30, 6)
 """Cells and rows below which only a few facts fit."""
@@ -61,14 +60,13 @@ def render(
 
     Their spans hold printable characters only, and names of styles that are in ``theme.styles``.
     """
-    if ui.mode != "list" and (width < SMALL[0] or height < SMALL[1]):
+    is_list = ui.mode == "list"
+    if not is_list and (width < SMALL[0] or height < SMALL[1]):
         lines = _small(view, ui, width, height, theme, scene)
     else:
-        is_list = ui.mode == "list"
-        draw = help_panel if is_list else titled(help_panel)
-        if not ui.help:
-            draw = runs_page if is_list else PAGES[ui.view].draw
-        lines = draw(view, ui, width, height - 1, theme, scene)
+        draw = help_panel if ui.help else runs_panel if is_list else PAGES[ui.view].draw
+        lines = [] if is_list else [title_line(view, ui, width, theme, scene)]
+        lines += draw(view, ui, width, height - 1 - len(lines), theme, scene)
         lines += [()] * (height - 1 - len(lines))
         lines = [*lines[: height - 1], footer(ui, scene, width, theme)]
     if theme.glyphs.name == "ascii":

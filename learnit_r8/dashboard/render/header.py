@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ...events.text import clean, clock, number, share
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, clip
+from ..text import Line, Span, bar, clip, joined, labelled, right, size_of
 from ..theme import Theme
-from .parts import bar, extremes, joined, labelled, right, size_of
 
 LEAST_STALL_SECONDS = 60.0
 STALL_STEPS = 30
@@ -78,24 +76,6 @@ def state_of(view: View, scene: Scene) -> State:
 
 WIDE = 100
 NARROW = 60
-
-Panel = Callable[[View, UiState, int, int, Theme, Scene], list[Line]]
-"""Draws a panel or a page, given its width and height."""
-
-Rows = tuple[Sequence[str], Iterable[Sequence[Any]]]
-"""The header of an export and its rows."""
-
-RowsOf = Callable[[View, Scene], Rows]
-
-
-def titled(panel: Panel) -> Panel:
-    """A page of the title line and one panel."""
-
-    def page(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
-        title = title_line(view, ui, width, theme, scene)
-        return [title, *panel(view, ui, width, height - 1, theme, scene)]
-
-    return page
 
 
 def title_line(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) -> Line:
@@ -266,5 +246,7 @@ def metric_line(view: View, width: int, theme: Theme) -> Line:
     parts = []
     for name, points in view.metrics.items():
         newest = labelled(clip(name, 24, theme.glyphs.ellipsis), number(points[-1].value), "metric")
-        parts.append((*newest, Span(f" {extremes(points)}" if len(points) > 1 else "", "label")))
+        values = [point.value for point in points]
+        ends = f" ({number(min(values))} .. {number(max(values))})" if len(points) > 1 else ""
+        parts.append((*newest, Span(ends, "label")))
     return (Span(" "), *joined(parts, width - 1)) if parts else ()

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line
+from ..text import Line, beside
 from ..theme import Theme
 from .curves import loss_panel, metric_panel, rate_panel
-from .header import Rows, incident_line, loss_line, metric_line, speed_line, system_line, title_line, total_line
-from .parts import beside
-from .samples import (
-    groups_panel,
-    histogram_line,
-    loss_histogram,
-    quartile_panel,
-    ribbon_panel,
-    uses_histogram,
-)
+from .header import incident_line, loss_line, metric_line, speed_line, system_line, total_line
+from .samples import groups_panel, loss_histogram, quartile_panel, ribbon_panel, uses_histogram
 from .texts import events_panel
+
+if TYPE_CHECKING:
+    from .pages import Rows
 
 SIDE_BY_SIDE = 72
 """Least width of two charts side by side."""
@@ -76,15 +71,14 @@ def one_row(line: Line, rank: int) -> Section:
     return Section(1, 1, 0, rank, lambda rows: [line])
 
 
-def overview_page(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+def overview_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """Progress, numbers, the last incident, the losses beside the validation metric, and events, as much as fits."""
     lines = (
         (total_line(view, width, theme, scene), 1), (loss_line(view, width), 2), (speed_line(view, width, scene), 4),
         (system_line(view, width, scene), 10), (metric_line(view, width, theme), 7),
         (incident_line(view, width, theme, scene), 3),
     )  # fmt: skip
-    sections = [one_row(title_line(view, ui, width, theme, scene), 0)]
-    sections += [one_row(line, rank) for line, rank in lines if line]
+    sections = [one_row(line, rank) for line, rank in lines if line]
     sections.append(Section(5, 11, 3, 3, lambda rows: charts_row(view, ui, width, rows, theme)))
     sections.append(Section(2, 4, 1, 7, lambda rows: events_panel(view, ui, width, rows, theme, scene)))
     return stacked(sections, height)
@@ -104,29 +98,21 @@ def charts_row(view: View, ui: UiState, width: int, height: int, theme: Theme) -
     return beside([(loss_panel(view, ui, loss, height, theme), loss), *blocks], height, theme.glyphs)
 
 
-def _histograms(view: View, width: int, height: int, theme: Theme) -> list[tuple[list[Line], int]]:
-    """The histograms of uses and losses, and their widths."""
-    side = (width - 1) // 2
-    rest = width - 1 - side
-    return [(uses_histogram(view, side, height, theme), side), (loss_histogram(view, rest, height, theme), rest)]
-
-
-def data_page(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+def data_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """The quartiles over time, their table, the groups, and the histograms of uses and losses."""
+    side, most = (width - 1) // 2, len(view.groups) + 2
+
+    def histograms(rows: int) -> list[Line]:
+        left, wide = uses_histogram(view, side, rows, theme), width - 1 - side
+        return beside([(left, side), (loss_histogram(view, wide, rows, theme), wide)], rows, theme.glyphs)
+
+    groups = Section(min(most, 8), most, 0, 0, lambda rows: groups_panel(view, width, rows, theme))
     sections = [
-        one_row(title_line(view, ui, width, theme, scene), 0),
         Section(4, 8, 3, 2, lambda rows: ribbon_panel(view, ui, width, rows, theme)),
         Section(6, 6, 0, 1, lambda rows: quartile_panel(view, width, rows, theme)),
+        *([groups] if view.groups else []),
+        Section(7, 7, 1, 3, histograms),
     ]
-    if view.groups:
-        most = len(view.groups) + 2
-        sections.append(Section(min(most, 8), most, 0, 0, lambda rows: groups_panel(view, width, rows, theme)))
-    if width >= SIDE_BY_SIDE:
-        sections.append(
-            Section(7, 7, 1, 3, lambda rows: beside(_histograms(view, width, rows, theme), rows, theme.glyphs))
-        )
-    else:
-        sections.append(one_row(histogram_line(view, width, theme), 3))
     return stacked(sections, height)
 
 

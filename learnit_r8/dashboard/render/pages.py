@@ -1,6 +1,6 @@
 """The table of pages, which a person knows as views: name, texts and module of each.
 
-To add a page, write a module in this folder with two functions, ``<name>_page`` that draws it and ``<name>_rows`` that
+To add a page, write a module in this folder with two functions, ``<name>_panel`` that draws it and ``<name>_rows`` that
 returns its numbers, and add a line to `PAGES`. Keys, footer, help, export and ``learnit-r8 watch --view`` follow this
 table. To add a panel to a page that is there, write its function in this folder, and call it where the page puts
 its panels together; for two of them that is ``overview.py``.
@@ -11,11 +11,21 @@ The modules are loaded when a page is drawn: the command line needs the names on
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .header import Panel, RowsOf
+    from ..state.ui_state import Scene, UiState
+    from ..state.view import View
+    from ..text import Line
+    from ..theme import Theme
+
+    Panel = Callable[[View, UiState, int, int, Theme, Scene], list[Line]]
+    """Draws a page below its title, given its width and height."""
+
+    Rows = tuple[Sequence[str], Iterable[Sequence[Any]]]
+    """The header of an export and its rows."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +50,15 @@ class Page:
     has_filter: bool = False
     has_chart: bool = False
 
-    @property
-    def draw(self) -> Panel:
-        """The function that draws it, title included."""
-        page: Panel = self._function("page")
-        return page
+    def draw(self, view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+        """Draw it, below its title."""
+        panel: Panel = self._function("panel")
+        return panel(view, ui, width, height, theme, scene)
 
-    @property
-    def rows(self) -> RowsOf:
-        """The function that returns the numbers behind it, for an export."""
-        rows: RowsOf = self._function("rows")
-        return rows
+    def rows(self, view: View, scene: Scene) -> Rows:
+        """The numbers behind it, for an export."""
+        rows: Callable[[View, Scene], Rows] = self._function("rows")
+        return rows(view, scene)
 
     def _function(self, kind: str) -> Any:
         return getattr(importlib.import_module(f".{self.module}", __package__), f"{self.name}_{kind}")

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...events import SamplesSurveyed
 from ...events.samples import count_text
-from ...events.text import clean, number, share
-from ..state.sample_list import Row, known_samples, listed_samples
-from ..state.ui_state import Scene, UiState
+from ...events.text import clean, number
+from ..state.ui_state import Row, Scene, UiState, known_samples, listed_samples
 from ..state.view import View
-from ..text import Line, Span, fit
+from ..text import Line, Span, aligned, bar, cropped, fit, remark, rule, short, spark, tower
 from ..theme import Glyphs, Theme
 from .chart import LABEL, axis, dots, plot, scale_of_all
 from .curves import window
-from .header import Rows, titled
-from .parts import aligned, bar, cropped, joined, labelled, remark, rule, short, spark, tower
+
+if TYPE_CHECKING:
+    from .pages import Rows
 
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")
 QUARTILE_STYLES = ("q1", "q2", "q3", "q4")
@@ -50,18 +51,6 @@ def survey_rule(view: View, text: str, width: int, glyphs: Glyphs) -> Line:
     return rule(text, width, glyphs, clean(words, 60))
 
 
-def quartile_line(view: View, width: int) -> Line:
-    """The mean loss of each quartile, in one line."""
-    survey = view.survey
-    if survey is None or not is_ranked(survey):
-        return ()
-    parts = [
-        (Span(name + " ", style), Span(number(mean, 3)))
-        for name, style, mean in zip(QUARTILES, QUARTILE_STYLES, survey.mean, strict=True)
-    ]
-    return (Span(" "), *joined(parts, width - 1, " "))
-
-
 def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     """Loss range, mean, share of the data and of the last batch, uses, and moves of each quartile."""
     glyphs = theme.glyphs
@@ -79,27 +68,24 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
     heads += f"   {'in / out':>13}" if moves else ""
     lines.append((Span(fit(heads, width), "label"),))
     numbers = aligned([*survey.low, *survey.high, *survey.mean], 9)
-    for row in range(4):
-        texts = (numbers[row], numbers[4 + row], numbers[8 + row])
-        bar_width = 12 if wide else 6
-        low, high, mean = texts
+    bar_width = 12 if wide else 6
+    for row, (name, style) in enumerate(zip(QUARTILES, QUARTILE_STYLES, strict=True)):
         data = f"{100 * survey.share[row]:4.0f}%" if len(survey.share) == 4 else "    ?"
         spans = [
-            Span(f" {QUARTILES[row]} ", QUARTILE_STYLES[row]),
-            Span(f"{low} {high} "),
-            Span(mean, "value"),
+            Span(f" {name} ", style),
+            Span(f"{numbers[row]} {numbers[4 + row]} "),
+            Span(numbers[8 + row], "value"),
             Span(f"  {data}  ", "label"),
         ]
         if len(survey.batch_share) == 4:
             part = survey.batch_share[row]
             # Half of a batch from one quartile fills the bar.
-            spans += [*bar(2 * part, bar_width, glyphs, QUARTILE_STYLES[row]), Span(f" {100 * part:3.0f}%  ")]
+            spans += [*bar(2 * part, bar_width, glyphs, style), Span(f" {100 * part:3.0f}%  ")]
         else:
             spans.append(Span(f"{'?':>{bar_width + 5}}  "))
         spans.append(Span(f"{short(round(survey.uses[row], 1), 7)}"))
         if moves:
-            into, out = moves[row]
-            spans.append(Span(f"  {100 * into:5.1f} /{100 * out:5.1f} %", "label"))
+            spans.append(Span("  {:5.1f} /{:5.1f} %".format(*(100 * part for part in moves[row])), "label"))
         lines.append(cropped(tuple(spans), width))
     return lines[:height]
 
@@ -121,25 +107,6 @@ def groups_panel(view: View, width: int, height: int, theme: Theme) -> list[Line
             Span(f" {mean}", "value"), Span(f"  {course}", "loss"), Span(rising if group.rise else "", "warn"),
         ), width))  # fmt: skip
     return lines[:height]
-
-
-def histogram_line(view: View, width: int, theme: Theme) -> Line:
-    """Losses and uses as histograms of one row."""
-    survey = view.survey
-    if survey is None or len(survey.loss_range) != 2 or len(survey.uses_range) != 2:
-        return ()
-    glyphs = theme.glyphs
-    room = max(4, (width - 46) // 2)
-    low, high = survey.loss_range
-    least, most = survey.uses_range
-    losses = Span(f" {tower(survey.loss_counts, room, 1, glyphs)[0]} ", "loss")
-    loss = (*labelled("loss", number(low, 3), ""), losses, Span(number(high, 3)))
-    uses = labelled("uses", f"{most} each", "")
-    if most > least:
-        bars = Span(f" {tower(survey.uses_counts, room, 1, glyphs)[0]} ", "metric")
-        uses = (*labelled("uses", str(least), ""), bars, Span(str(most)))
-    never = 1 - survey.num_seen / max(1, survey.num_read)
-    return (Span(" "), *joined([loss, uses, labelled("never seen", share(never), "")], width - 1))
 
 
 def loss_histogram(view: View, width: int, height: int, theme: Theme) -> list[Line]:
@@ -202,40 +169,27 @@ HISTORY = 12
 
 
 def samples_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
-    """The list a person selects from, or the sample that was selected."""
+    """The samples with the highest loss, or the suspects, with their history; or the one that was selected."""
     if ui.inspected is not None:
         return inspect_panel(view, ui.inspected, width, theme)
-    return hardest_panel(view, width, height, theme, ui)
-
-
-samples_page = titled(samples_panel)
-
-
-def hardest_panel(
-    view: View, width: int, height: int, theme: Theme, ui: UiState | None = None, listed: str = "hardest"
-) -> list[Line]:
-    """The samples with the highest loss, or the suspects, with their history.
-
-    On the samples page ``ui`` says which; elsewhere it is None, ``listed`` says so, and there is no selection.
-    """
-    glyphs = theme.glyphs
-    listed = ui.listed if ui else listed
-    keys = "  l: the others, Enter: history" if ui else ""
-    lines = [survey_rule(view, _heading(view, listed) + keys, width, glyphs)]
-    listed_rows = listed_samples(ui or UiState(listed=listed), view)
-    indices, rows = list(listed_rows), list(listed_rows.values())
-    marked = dict(ui.marked) if ui else {}
+    glyphs, survey, is_hardest = theme.glyphs, view.survey, ui.listed == "hardest"
+    heading = "hardest samples" if is_hardest else "suspects"
+    if not is_hardest and survey is not None and survey.num_suspects:
+        is_part = view.run is not None and survey.num_read < view.run.num_samples
+        heading += f": {count_text(survey.num_suspects, survey.num_judged)}{', of a random part' * is_part}"
+    lines = [survey_rule(view, f"{heading}  l: the others, Enter: history", width, glyphs)]
+    listed = listed_samples(ui, view)
+    indices, rows, marked = list(listed), list(listed.values()), dict(ui.marked)
     if not rows:
-        return [*lines, remark(clean(_why_empty(view, ui, listed)))]
+        return [*lines, remark(clean(_why_empty(view, ui)))]
     name_width = min(24, max(8, width - 53))
-    loss_name, last_name = ("loss", f"{'last':>9} ") if listed == "hardest" else ("mean loss", "")
-    reasons = "" if listed == "hardest" else "    score  reason"
+    loss_name, last_name = ("loss", f"{'last':>9} ") if is_hardest else ("mean loss", "")
+    reasons = "" if is_hardest else "    score  reason"
     if any(row.labels for row in rows):
         reasons = f"{reasons:<{NOTE + 4}}label -> should be"
     head = f"  {'sample':<{name_width}}{loss_name:>9} {last_name}{'uses':>6}  {'last epochs':<{HISTORY}}{reasons}"
     lines.append((Span(fit(head, width), "label"),))
-    room = max(0, height - 2)
-    selected = min(ui.selected, len(rows) - 1) if ui else -1
+    room, selected = max(0, height - 2), min(ui.selected, len(rows) - 1)
     first = max(0, min(selected - room // 2, len(rows) - room))
     losses = aligned([row.loss for row in rows], 9)
     for place in range(first, min(len(rows), first + room)):
@@ -246,41 +200,31 @@ def hardest_panel(
     return lines
 
 
-def _heading(view: View, listed: str) -> str:
-    survey = view.survey
-    if listed == "hardest":
-        return "hardest samples"
-    if survey is None or not survey.num_suspects:
-        return "suspects"
-    part = view.run is not None and survey.num_read < view.run.num_samples
-    return f"suspects: {count_text(survey.num_suspects, survey.num_judged)}{', of a random part' * part}"
-
-
-def _why_empty(view: View, ui: UiState | None, listed: str) -> str:
+def _why_empty(view: View, ui: UiState) -> str:
     if view.survey is None:
         return view.no_table or "known after the first look at the samples"
-    if ui is not None and ui.filter:
+    if ui.filter:
         return f"none has {ui.filter!r} in its name"
-    if listed == "suspects":
-        if view.survey.trust != "exact":
-            return "not shown: only the losses of single samples can tell; report a vector of losses"
-        return view.survey.no_suspects or "none"
-    return "none seen yet"
+    if ui.listed == "hardest":
+        return "none seen yet"
+    if view.survey.trust != "exact":
+        return "not shown: only the losses of single samples can tell; report a vector of losses"
+    return view.survey.no_suspects or "none"
 
 
 def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs, *, is_marked: bool) -> Line:
-    name, _, last, uses, history, note = row[:6]
     # With the decimals of the loss beside it.
-    decimals = len(loss.partition(".")[2])
+    last, decimals = row.last, len(loss.partition(".")[2])
     before = f"{last:9.{decimals}f} " if math.isfinite(last) and "e" not in loss else short(last, 9) + " "
+    least = min([0.0, *filter(math.isfinite, row.history)])
     return (
         Span("* " if is_marked else "  ", "good"),
-        Span(f"{fit(name, name_width - 1, glyphs.ellipsis)} "),
+        Span(f"{fit(row.name, name_width - 1, glyphs.ellipsis)} "),
         Span(loss, "value"),
-        Span(f" {before if last == last else ''}{uses:>6}  ", "label"),
-        Span(spark(history, HISTORY, glyphs, least=min([0.0, *filter(math.isfinite, history)])), "loss"),
-        Span(f"  {note}", "warn"),
-        Span(f"{' ' * max(2, NOTE - len(note))}{row.labels}" if row.labels else "", "value"),
+        Span(f" {before if last == last else ''}{row.uses:>6}  ", "label"),
+        Span(spark(row.history, HISTORY, glyphs, least=least), "loss"),
+        Span(f"  {row.note}", "warn"),
+        Span(f"{' ' * max(2, NOTE - len(row.note))}{row.labels}" if row.labels else "", "value"),
     )
 
 
@@ -293,13 +237,14 @@ def inspect_panel(view: View, index: int, width: int, theme: Theme) -> list[Line
     if index not in rows:
         return [*lines, remark("no longer in the list; Esc goes back")]
     row = rows[index]
-    name, loss, last, uses, history, note = row[:6]
-    # The list of suspects does not say what each lost last.
-    last_loss = "" if math.isnan(last) else number(last)
-    facts = [("name", name), ("loss", number(loss)), ("last loss", last_loss), ("uses", f"{uses:,}"), ("note", note)]
-    differs = row.suggested != row.given
+    history = row.history
     votes = f", predicted at {row.votes:,} visits or more" if row.votes and row.suggested else ""
-    facts += [("label", row.given), ("should be", f"{row.suggested}{votes}" if differs else "")]
+    facts = (
+        ("name", row.name), ("loss", number(row.loss)),
+        # The list of suspects does not say what each lost last.
+        ("last loss", "" if math.isnan(row.last) else number(row.last)), ("uses", f"{row.uses:,}"), ("note", row.note),
+        ("label", row.given), ("should be", f"{row.suggested}{votes}" if row.suggested != row.given else ""),
+    )  # fmt: skip
     lines += [(Span(f"  {label:<10}", "label"), Span(text, "value")) for label, text in facts if text]
     known = [(len(history) - place, value) for place, value in enumerate(history) if math.isfinite(value)]
     if known:
@@ -330,12 +275,6 @@ def samples_rows(view: View, scene: Scene) -> Rows:
     survey = view.survey
     if survey is None:
         return ("index", "name", "loss", "last", "uses"), ()
-    rows = zip(
-        survey.hardest,
-        map(clean, survey.hardest_names),
-        survey.hardest_loss,
-        survey.hardest_last,
-        survey.hardest_uses,
-        strict=False,
-    )
+    columns = (survey.hardest_loss, survey.hardest_last, survey.hardest_uses)
+    rows = zip(survey.hardest, map(clean, survey.hardest_names), *columns, strict=False)
     return ("index", "name", f"loss ({survey.source})", "last", "uses"), rows

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ...events.incident import Incident
 from ...events.text import clean, clock, counted
 from ..state.ui_state import HEADER, Scene, UiState, chosen_rows
 from ..state.view import Entry, View
-from ..text import Line, Span, clip, fit, setting, table_lines, wrapped
+from ..text import Line, Span, clip, cropped, fit, remark, rule, setting, spark, table_lines, wrapped
 from ..theme import Theme
-from .header import Rows, titled
-from .parts import cropped, remark, rule, spark
+
+if TYPE_CHECKING:
+    from .pages import Rows
 
 LONGEST_LINE = 10_000
 """Characters of a captured line in an export."""
@@ -129,9 +131,6 @@ def config_rows(view: View, scene: Scene) -> Rows:
     return ("name", "value"), ((clean(name), clean(value)) for name, value in settings.items())
 
 
-events_page, output_page, config_page = titled(events_panel), titled(output_panel), titled(config_panel)
-
-
 MOST_LISTED = 6
 INDENT = 13
 
@@ -180,9 +179,6 @@ def _part(label: str, text: str, width: int, style: str = "") -> list[Line]:
     ]
 
 
-incidents_page = titled(incidents_panel)
-
-
 def incidents_rows(view: View, scene: Scene) -> Rows:
     """Every incident that is kept, oldest first."""
     columns = ("step", "seconds", "state", "reason", "loss", "lr", "refused", "restored", "diagnosis")
@@ -198,7 +194,7 @@ CURVE = 12
 """Cells of the course of a run in a list."""
 
 
-def runs_page(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
+def runs_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """A list of runs, one of them selected."""
     rows = chosen_rows(ui, scene.runs)
     note = f"{len(rows)} of {len(scene.runs)}, by {ui.sort}: s; Enter opens one"

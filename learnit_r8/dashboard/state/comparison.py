@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,74 +28,44 @@ class Figure(NamedTuple):
     better: int = -1
 
 
-class Setting(NamedTuple):
-    """A setting that differs.
-
-    Attributes:
-        name: Its name.
-        values: Its text in each run; "" where it was not given.
-    """
-
-    name: str
-    values: tuple[str, ...]
-
-
 def figures_of(views: Sequence[View]) -> list[Figure]:
     """The figures of runs: what they reached, how fast, and with how much trouble."""
-    names = [name for name in views[0].metrics if all(name in view.metrics for view in views[1:])]
-    others = [name for view in views for name in view.metrics if name not in names]
-    rows = [
-        Figure("steps", tuple(float(view.step) for view in views)),
-        Figure("training seconds", tuple(view.seconds for view in views)),
-        make_figure("samples a second", [view.pacing.samples_per_second for view in views], lower=False),
-        make_figure("smoothed loss", [view.ema for view in views], lower=True),
-        make_figure("best smoothed loss", [view.best.value if view.best else math.nan for view in views], lower=True),
-    ]
-    for name in dict.fromkeys([*names, *others]):
-        lower = is_lower_better(name)
-        for what, value in (("last", last_of), ("best", best_of)):
-            rows.append(make_figure(f"{name}, {what}", [value(view, name) for view in views], lower=lower))
-        rows.append(make_figure(f"{name}, best at step", [best_step_of(view, name) for view in views]))
-    rows.append(make_figure("incidents", [float(len(view.incidents)) for view in views], lower=True))
-    rows.append(make_figure("losses refused", [float(view.num_refused) for view in views], lower=True))
-    rows.append(make_figure("warnings", [float(view.num_alerts) for view in views], lower=True))
-    rows.append(
-        make_figure("suspects", [float(view.survey.num_suspects) if view.survey else math.nan for view in views])
-    )
+    rows: list[Figure] = []
+
+    def add(name: str, values: Sequence[float | None], lower: bool | None = None) -> None:
+        """Add a figure, with the run that is better where all have one; ``lower`` says whether lower is."""
+        known = [math.nan if value is None else float(value) for value in values]
+        better = -1
+        if lower is not None and all(map(math.isfinite, known)) and len(set(known)) > 1:
+            better = known.index((min if lower else max)(known))
+        rows.append(Figure(name, tuple(known), better))
+
+    add("steps", [view.step for view in views])
+    add("training seconds", [view.seconds for view in views])
+    add("samples a second", [view.pacing.samples_per_second for view in views], False)
+    add("smoothed loss", [view.ema for view in views], True)
+    add("best smoothed loss", [view.best.value if view.best else None for view in views], True)
+    # Those that all have come first.
+    names = dict.fromkeys(name for view in views for name in view.metrics)
+    for name in sorted(names, key=lambda name: not all(name in view.metrics for view in views)):
+        lower, bests = is_lower_better(name), [view.bests.get(name) for view in views]
+        points = [view.metrics.get(name) for view in views]
+        add(f"{name}, last", [each[-1].value if each else None for each in points], lower)
+        add(f"{name}, best", [best.value if best else None for best in bests], lower)
+        add(f"{name}, best at step", [best.step if best else None for best in bests])
+    add("incidents", [len(view.incidents) for view in views], True)
+    add("losses refused", [view.num_refused for view in views], True)
+    add("warnings", [view.num_alerts for view in views], True)
+    add("suspects", [view.survey.num_suspects if view.survey else None for view in views])
     return rows
 
 
-def settings_of(views: Sequence[View]) -> list[Setting]:
-    """The settings that differ between runs."""
+def settings_of(views: Sequence[View]) -> dict[str, tuple[str, ...]]:
+    """The settings that differ between runs: the text of each in every run, "" where it was not given."""
     every = [chosen_settings(view) for view in views]
-    names = dict.fromkeys(name for settings in every for name in settings)
-    rows = [Setting(name, tuple(settings.get(name, "") for settings in every)) for name in names]
-    return [row for row in rows if len(set(row.values)) > 1]
-
-
-def last_of(view: View, name: str) -> float:
-    """The newest value of a metric; NaN without one."""
-    points = view.metrics.get(name)
-    return points[-1].value if points else math.nan
-
-
-def best_of(view: View, name: str) -> float:
-    """The best value of a metric; NaN without one."""
-    return view.bests[name].value if name in view.bests else math.nan
-
-
-def best_step_of(view: View, name: str) -> float:
-    """The step of the best value of a metric; NaN without one."""
-    return float(view.bests[name].step) if name in view.bests else math.nan
-
-
-def make_figure(name: str, values: Sequence[float], *, lower: bool | None = None) -> Figure:
-    """A figure, with the run that is better where all have one; ``lower`` says whether lower is, None for neither."""
-    known = [value for value in values if math.isfinite(value)]
-    better = -1
-    if lower is not None and len(known) == len(values) and len(set(known)) > 1:
-        better = list(values).index((min if lower else max)(known))
-    return Figure(name, tuple(values), better)
+    names = dict.fromkeys(itertools.chain(*every))
+    rows = {name: tuple(settings.get(name, "") for settings in every) for name in names}
+    return {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
 
 
 def chosen_settings(view: View) -> dict[str, str]:
@@ -102,11 +73,7 @@ def chosen_settings(view: View) -> dict[str, str]:
     run = view.run
     if run is None:
         return {}
-    facts = {"policy": run.policy}
-    if run.batch_size:
-        facts = {"batch_size": f"{run.batch_size:,}", **facts}
-    if run.num_samples:
-        facts = {"samples": f"{run.num_samples:,}", **facts}
-    if run.total_steps:
-        facts["steps"] = f"{run.total_steps:,}"
-    return {name: text for name, text in (facts | run.settings).items() if name not in NOT_CHOSEN}
+    facts = {"samples": run.num_samples, "batch_size": run.batch_size}
+    told = {name: f"{count:,}" for name, count in facts.items() if count} | {"policy": run.policy}
+    told |= {"steps": f"{run.total_steps:,}"} if run.total_steps else {}
+    return {name: text for name, text in (told | run.settings).items() if name not in NOT_CHOSEN}

@@ -1,13 +1,18 @@
-"""The choices of the person at the screen: view, selection, scale. Nothing of this comes from the run."""
+"""The choices of the person at the screen: view, selection, scale; and what is listed by them."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...events.text import clean, share
+
 if TYPE_CHECKING:
+    from ...events import SamplesSurveyed
     from ...events.system import Load
     from .view import View
 
@@ -142,3 +147,56 @@ class Scene:
     load: Load | None = None
     other: View | None = None
     runs: Sequence[RunRow] = ()
+
+
+class Row(NamedTuple):
+    """A sample in a list."""
+
+    name: str
+    loss: float
+    last: float
+    uses: int
+    history: tuple[float, ...]
+    note: str
+    given: str = ""
+    suggested: str = ""
+    votes: int = 0
+
+    @property
+    def labels(self) -> str:
+        """The label given and the one suggested, as text; "" where the first is unknown."""
+        differs = self.suggested and self.suggested != self.given
+        return f"{self.given} -> {self.suggested}" if differs else self.given
+
+
+def rows_of(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
+    """The samples of a list by their positions: "hardest" or "suspects"."""
+    labels: Iterator[tuple[str, str, int]] = itertools.repeat(("", "", 0))
+    if listed == "hardest":
+        kind, last = "hardest", survey.hardest_last
+        notes = ["suspect" if is_suspected else "" for is_suspected in survey.hardest_suspected]
+    else:
+        kind, last = "suspect", (math.nan,) * len(survey.suspects)
+        reasons = zip(survey.suspect_score, survey.suspect_why, strict=False)
+        notes = [f"{share(score, 0):>5}  {clean(why, 20)}" for score, why in reasons]
+        known = itertools.zip_longest(survey.suspect_given, survey.suspect_suggested, survey.suspect_votes)
+        told = ((clean(given or "", 30), clean(suggested or "", 30), votes or 0) for given, suggested, votes in known)
+        labels = itertools.chain(told, labels)
+    parts = (getattr(survey, f"{kind}_{part}") for part in ("names", "loss", "uses", "history"))
+    names, losses, uses, histories = parts
+    rows = zip(getattr(survey, listed), names, losses, last, uses, histories, notes, labels, strict=False)
+    return {index: Row(clean(name, 60), *others, *label) for index, name, *others, label in rows}
+
+
+def known_samples(survey: SamplesSurveyed) -> dict[int, Row]:
+    """The samples of both lists by their positions; of a sample in both, what the list of suspects says of it."""
+    hardest, suspects = rows_of(survey, "hardest"), rows_of(survey, "suspects")
+    both = {index: row._replace(last=hardest[index].last) for index, row in suspects.items() if index in hardest}
+    return {**hardest, **suspects, **both}
+
+
+def listed_samples(ui: UiState, view: View) -> dict[int, Row]:
+    """The samples in the chosen list that pass the filter, by their positions."""
+    rows = {} if view.survey is None else rows_of(view.survey, ui.listed)
+    wanted = ui.filter.lower()
+    return {index: row for index, row in rows.items() if wanted in f"{index} {row.name}".lower()}

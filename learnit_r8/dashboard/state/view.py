@@ -200,11 +200,15 @@ class Group(NamedTuple):
         return self.points[-1].value
 
     @property
+    def lowest(self) -> float:
+        """The lowest mean loss."""
+        return min(point.value for point in self.points)
+
+    @property
     def rise(self) -> float:
         """By how much it is above its lowest, if it has lost a tenth of its progress or more; else 0."""
-        values = [point.value for point in self.points]
-        rise, progress = values[-1] - min(values), values[0] - min(values)
-        return rise if rise > LOST * progress and rise > 1e-9 * abs(values[-1]) else 0.0
+        rise, progress = self.mean - self.lowest, self.points[0].value - self.lowest
+        return rise if rise > LOST * progress and rise > 1e-9 * abs(self.mean) else 0.0
 
 
 class View:

@@ -6,6 +6,7 @@ have made. Nothing is fetched ahead, and nothing is drawn from a random generato
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,11 +17,11 @@ from ...sampling.ticket import Outcome, Ticket
 from ...table.names import Members
 from .. import run_state
 from ..engine import Engine
-from ..run import FeedTrainer, PlainTrainer
+from ..run import PlainTrainer, Trainer
 from . import replay
-from .batch_size import MOST_KEPT_BYTES, BatchMeasure, bytes_of, copied
+from .batch_size import MOST_KEPT_BYTES, BatchMeasure, Told, bytes_of, copied
 from .followed import FollowedBatches
-from .samples import OF_ONE_PROCESS, BatchSamples
+from .samples import OF_ONE_PROCESS, BatchSamples, Ids, Skip
 
 NEVER_REPORTED = (
     "an epoch of {} batches ended with no loss reported, so it counts as none and nothing is watched: call "
@@ -103,18 +104,17 @@ class Feed:
         is_in_epochs: Whether a loop over epochs is under way.
         num_iterations: Iterations over the batches that have begun.
         is_counted: Whether a trainer counts the epochs.
-        epoch_follows: Whether a loop over epochs has given the number of one whose first batch was not asked for yet.
     """
 
     def __init__(self, engine: Engine, source: FollowedBatches) -> None:
         self.engine, self.source = engine, source
-        self.trainer: FeedTrainer = PlainTrainer(engine.between_steps)
-        self.is_counted = self.epoch_follows = False
+        self.trainer: Trainer = PlainTrainer(engine.between_steps)
+        self.is_counted = False
         self.has_asked = self.is_in_epochs = self._is_repeated = False
         self._updates = self.num_iterations = 0
         self._long_pass = -1
 
-    def join(self, trainer: FeedTrainer) -> None:
+    def join(self, trainer: Trainer) -> None:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""
         self.trainer = trainer
 
@@ -127,7 +127,7 @@ class Feed:
         """See `R8Scheduler.current_epoch`."""
         pace = self.engine.pace
         is_next = self.source.is_resumed and (self.is_counted or pace.is_finished)
-        return pace.epoch + (pace.has_ended and (self.epoch_follows or is_next))
+        return pace.epoch + (pace.has_ended and (pace.epoch_follows or is_next))
 
     @property
     def num_passes(self) -> int:
@@ -135,6 +135,20 @@ class Feed:
         return self.engine.pace.passes + self.engine.pace.has_ended
 
     # Loops over batches.
+
+    def measure(self, size: Told, tokens: Told) -> BatchMeasure:
+        """What reads the size of batches; see `BatchMeasure`."""
+        engine = self.engine
+        return BatchMeasure(
+            size, tokens, needs_tokens=engine.pace.budget.tokens is not None,
+            tell_unknown=functools.partial(engine.announcer.note_once, "batch size"),
+        )  # fmt: skip
+
+    def batches(self, loader: Any, size: Told, tokens: Told, ids: Ids, skip: Skip) -> Batches:
+        """The user's iterable, of which each iteration is an epoch; see `R8Scheduler.batches`."""
+        engine = self.engine
+        samples = BatchSamples(engine.table.storage, engine.announcer, engine.agreement, ids, skip)
+        return Batches(self, loader, self.measure(size, tokens), samples)
 
     def iterate(self, loader: Any, measure: BatchMeasure, samples: BatchSamples) -> Iterator[Any]:
         """One run through the user's iterable, or what is left of it; see `R8Scheduler.batches`."""
@@ -182,7 +196,7 @@ class Feed:
 
     def _begin(self, loader: Any) -> None:
         engine, source, pace = self.engine, self.source, self.engine.pace
-        self.epoch_follows = False
+        pace.epoch_follows = False
         self.trainer.before_iteration()
         engine.controller.experiment.let_probe(source.settings.keep_witness)
         source.samples.prepare(loader)
@@ -386,7 +400,7 @@ class Feed:
     def give_up_open(self) -> None:
         """Pass over the batch in hand, if it was not reported: it does not count as a step."""
         ticket, self.source.open = self.source.open, None
-        if ticket is not None and ticket.batch.is_out:
+        if ticket is not None and ticket.is_out:
             # A loop that has trained and was left by a break knows that it did not train on its last batch.
             is_left = self.source.iteration is None and self.engine.pace.turns != self.source.first_turn
             self.engine.give_up(ticket, on_purpose=is_left)
@@ -441,8 +455,8 @@ class Feed:
                         return
                 # A pass that goes on after a resume may have nothing left but its end.
                 before = pace.turns, self.num_iterations, pace.passes, pace.has_ended
-                self.epoch_follows = pace.has_ended and not is_repeated
-                yield pace.epoch + self.epoch_follows
+                pace.epoch_follows = pace.has_ended and not is_repeated
+                yield pace.epoch + pace.epoch_follows
                 is_same = (self.num_iterations, pace.passes, pace.has_ended) == before[1:]
                 # Steps without a loader never end an epoch, which a budget in epochs would wait for for ever.
                 is_idle = pace.turns == before[0] or pace.budget.passes is not None
@@ -453,7 +467,7 @@ class Feed:
                         f"that gives batches in each epoch, and report the loss of each.{others}"
                     )
         finally:
-            self.is_in_epochs = self.epoch_follows = False
+            self.is_in_epochs = pace.epoch_follows = False
             engine.requests.leave()
 
     # Losses.

@@ -286,14 +286,14 @@ def make_loader(
     collate, fetch_many = settings.get("collate_fn"), None
     if collate is None and type(dataset) is TensorDataset and all(map(_has_rows, dataset.tensors)):
         collate, fetch_many = _as_is, functools.partial(_take_rows, dataset.tensors)
-    reader = SampleReader(dataset, sampler.r8.seed, fetch_many, is_ahead=is_ahead)
+    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, is_ahead=is_ahead)
     if is_ahead:
         collate = ApartCollate(collate or default_collate, reader)
     if numbered:
         collate = NumberedCollate(collate or default_collate)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
-        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.seed % 2**63)}
+        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.host.seed % 2**63)}
     items = NumberedReader(reader) if numbered else reader
     return TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
 

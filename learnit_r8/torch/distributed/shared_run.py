@@ -87,7 +87,7 @@ class SharedRun:
                 # After a break the next batch is the one in hand.
                 self._take_back(share, r8.host.hand_back)
                 raise
-            self._take_back(share, r8.host.give_up)
+            self._take_back(share, r8.give_up)
         self.settle()
         r8.host.leave_epoch()
 

@@ -11,7 +11,7 @@ import torch
 
 from ...checkpoint import tree
 
-from ...recovery.incidents.finding import (  # isort: skip
+from ...recovery.cause import (  # isort: skip
     BACKWARD, BATCH_SIZE, INPUT, LABEL, LOSS, NOTHING, OPTIMIZER, SCALE, UNKNOWN, UPDATE, WEIGHT, Finding, Refusal,
 )  # fmt: skip
 from .hand import Held

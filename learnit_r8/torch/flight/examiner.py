@@ -17,7 +17,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ...checkpoint.tree import copy_to_host
-from ...recovery.incidents.finding import NOTHING, UNKNOWN, Finding, Refusal
+from ...recovery.cause import NOTHING, UNKNOWN, Finding, Refusal
 from ...sampling.random_generators import set_random_state, state_of
 from ..distributed.shards import is_sharded
 from ..prepared import plain_model

@@ -12,7 +12,7 @@ import torch
 
 from ..._validation import shortened
 from ...checkpoint.kinds import ANYTHING, check_kinds
-from ...recovery.incidents.record import BadRecord, read_part, read_record
+from ...recovery.record import BadRecord, read_part, read_record
 from ...sampling.random_generators import set_random_state
 from ..prepared import plain_model
 

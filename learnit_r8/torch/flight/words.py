@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ...recovery.incidents.finding import FORWARD, LOSS, SCALE, UNKNOWN, Finding
+from ...recovery.cause import FORWARD, LOSS, SCALE, UNKNOWN, Finding
 from .trace import FOREIGN, HOOK, Trace
 
 LARGE_FACTOR = 1e6

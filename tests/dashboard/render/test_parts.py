@@ -2,7 +2,7 @@
 
 import math
 
-from learnit_r8.dashboard.render.parts import aligned, spark, tower
+from learnit_r8.dashboard.text import aligned, spark, tower
 from learnit_r8.dashboard.theme import ASCII, BRAILLE
 
 

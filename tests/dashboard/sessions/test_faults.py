@@ -15,7 +15,7 @@ FAULTY = """
 import errno, fcntl, hashlib, json, os, random, signal, struct, sys, termios, time
 import curses
 import numpy as np
-import learnit_r8.dashboard.session as session
+import learnit_r8.dashboard.live as session
 import learnit_r8.dashboard.painter as painter
 from learnit_r8 import R8Scheduler
 from learnit_r8.dashboard.terminal.screen import Screen

@@ -66,8 +66,11 @@ def trained(said, epochs=6, **settings):
     r8 = R8Scheduler(SIZE, batch_size=50, num_epochs=epochs, policy="shuffle", seed=1, **settings)
     while not r8.is_over:
         ticket = r8.draw()
+        predictions = said(ticket.indices, ticket.step * 50 // SIZE)
         losses = np.full(len(ticket.indices), 0.5, np.float32)
-        r8.report(ticket, losses, predictions=said(ticket.indices, ticket.step * 50 // SIZE))
+        if said in (ordinal, one_logit):
+            losses = np.logaddexp(0, predictions.margin)
+        r8.report(ticket, losses, predictions=predictions)
     r8.close()
     return r8
 

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from learnit_r8.recovery.incidents.record import numbers_in
+from learnit_r8.recovery.record import numbers_in
 from learnit_r8.torch import load_incident
 from tests import own_rank_jobs as jobs
 

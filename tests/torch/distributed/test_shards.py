@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tests.shard_jobs as jobs
-from learnit_r8.recovery.incidents.record import numbers_in, read_record
+from learnit_r8.recovery.record import numbers_in, read_record
 
 pytestmark = pytest.mark.program
 

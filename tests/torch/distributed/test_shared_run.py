@@ -14,7 +14,7 @@ from learnit_r8.bridge.ranks import agreement as agreement_module
 from learnit_r8.checkpoint import store
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict
-from learnit_r8.recovery import backup_timer
+from learnit_r8.recovery import persistence
 from learnit_r8.schedules.span import Span
 from learnit_r8.testing import record_events
 from learnit_r8.torch import RanksDiffer, SharedRun
@@ -428,7 +428,7 @@ def test_early_backups_are_taken_at_the_same_steps(monkeypatch):
         follow(shared)
         return [event.step for event in events if type(event).__name__ == "BackupTaken"]
 
-    monkeypatch.setattr(backup_timer, "time", Clock)
+    monkeypatch.setattr(persistence, "time", Clock)
     taken = in_threads(2, job)
 
     assert taken == 2 * [[0, 1, 2, 3, 5, 8, 10, 15, 20]]
@@ -444,7 +444,7 @@ def test_a_stop_asked_for_on_one_rank_stops_all_after_the_same_step(asked, tmp_p
             if ranks.rank == asked and share.ticket.step == 8:
                 shared.r8.requests.stop("enough")
             shared.report(share.ticket, sample_losses(share.indices))
-        return shared.r8.global_step, shared.r8.is_stopped
+        return shared.r8.global_step, shared.r8.pace.is_stopped
 
     # The wish is sent after step 10 and read after 11.
     assert in_threads(2, job) == [(11, True)] * 2
@@ -516,7 +516,7 @@ def test_a_pause_on_one_rank_pauses_all(way_out):
             "whether backup_every is given",
             lambda rank: {
                 "state_callback": Weights().get,
-                "backup_every": [None, backup_timer.usual_interval(6)][rank],
+                "backup_every": [None, persistence.usual_interval(6)][rank],
             },
         ),
         ("load_callback", lambda rank: {"load_callback": Weights().load} if rank else {}),
@@ -1026,7 +1026,7 @@ def test_a_screen_and_a_journal_ask_the_ranks_too(tmp_path):
             if ranks.rank == 0 and share.ticket.step == 8:
                 requests.stop("enough")
             shared.report(share.ticket, sample_losses(share.indices))
-        return r8.global_step, r8.is_stopped
+        return r8.global_step, r8.pace.is_stopped
 
     assert in_threads(2, job) == [(11, True)] * 2
 

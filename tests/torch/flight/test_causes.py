@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from learnit_r8 import Recovery, RunDir, TrainingDiverged, events
-from learnit_r8.recovery.incidents.finding import Refusal
+from learnit_r8.recovery.cause import Refusal
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
 from learnit_r8.torch.flight.causes import Runs

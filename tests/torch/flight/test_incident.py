@@ -14,7 +14,7 @@ from learnit_r8.checkpoint.tree import pack
 from learnit_r8.cli import main
 from learnit_r8.engine.values import grouped
 from learnit_r8.loggers import alert_of
-from learnit_r8.recovery.incidents.record import numbers_in
+from learnit_r8.recovery.record import numbers_in
 from learnit_r8.report import write_report
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident

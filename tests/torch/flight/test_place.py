@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy, softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import Recovery, TrainingDiverged, events
-from learnit_r8.recovery.incidents.finding import Refusal
-from learnit_r8.recovery.incidents.record import read_record
+from learnit_r8.recovery.cause import Refusal
+from learnit_r8.recovery.record import read_record
 from learnit_r8.sampling.random_generators import hold_random_state
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach

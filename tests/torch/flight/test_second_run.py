@@ -113,9 +113,9 @@ def test_flips_are_called_transient_and_calm_runs_are_not():
         place = int(np.random.default_rng(seed).integers(2, NUM_STEPS))
         # With another guard one of these may strike a probe, of which nothing is learned.
         _, adapter, _ = train(Flip({place}, "backward", seed), seed=seed, guard="finite")
-        found.append(adapter.scheduler.controller.state_dict()["transient"])
+        found.append(adapter.scheduler.controller.state_dict()["incidents"]["num_transient"])
         if seed < 10:
-            calm.append(train(seed=seed)[1].scheduler.controller.state_dict()["transient"])
+            calm.append(train(seed=seed)[1].scheduler.controller.state_dict()["incidents"]["num_transient"])
     assert found.count(1) >= 38
     assert not any(calm)
 
@@ -137,7 +137,7 @@ def test_a_gradient_that_is_never_finite_is_refused_before_it_is_learned():
     _, adapter, _ = train(flip)
 
     assert adapter.scheduler.sentry.num_refused == 1
-    assert adapter.scheduler.controller.state_dict()["restored"] == 0
+    assert adapter.scheduler.controller.state_dict()["incidents"]["num_restored"] == 0
 
 
 def test_three_transient_faults_name_the_device_and_a_resume_goes_on_counting(tmp_path):

@@ -1,0 +1,334 @@
+"""Backups: model states to go back to, each with its witness, the first batch that was trained on after it.
+
+The loss of the witness was computed with exactly the weights of its backup. So drawing that batch again tells whether
+other weights are as good.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..checkpoint import tree
+from ..guard.spike import median
+
+LEVEL_LOSSES = 32
+"""Losses before a backup from which its level and spread are computed."""
+
+LEAST_LOSSES = 8
+"""Losses that must be known for that."""
+
+LEAST_SPREAD = 1e-3
+"""Least spread of losses, as a share of their median."""
+
+FAR_SPREADS = 6.0
+"""Spreads of the losses before a backup, and at least their level once more, by which the loss of a bad batch is above
+them. Other weights may have any loss on such a batch."""
+
+
+class Moment(NamedTuple):
+    """The scheduler's own state when a model state is copied, which goes back with the model.
+
+    Later reports stay in the table, whether or not it has learned them already: that depends on when somebody last read
+    the table, and reading must not change the run.
+
+    Attributes:
+        memory: The guard's state.
+        trend: The trend of the losses, and whether estimates were differences from it.
+        baseline: Number of baseline resets by then.
+        updates: Updates that the weights had taken.
+        recent: The last losses learned from.
+        state: The state of the run except the table's records; a run that was cut short goes on from it.
+    """
+
+    memory: Any
+    trend: tuple[float, bool]
+    baseline: int
+    updates: int
+    recent: tuple[float, ...]
+    state: Any = None
+
+
+class Copy(NamedTuple):
+    """A fresh copy of a stored state.
+
+    Attributes:
+        state: The copy.
+        step: Steps reported when the state was taken.
+        moment: The scheduler's own state at that time.
+    """
+
+    state: Any
+    step: int
+    moment: Moment | None = None
+
+
+@dataclass(eq=False)
+class Backup:
+    """A state to go back to, in RAM or in a checkpoint.
+
+    Attributes:
+        step: Steps reported when it was taken.
+        updates: Updates that its weights had taken.
+        draws: Batches drawn by then; only the losses of later ones say anything about it.
+        state: The copy, which must not be changed; None for a checkpoint, and where only the record is known.
+        is_on_disk: Whether it is a checkpoint.
+        is_of_file: Whether it is the initial state as the file of a resumed run knows it.
+        moment: The scheduler's own state at that time; None for a checkpoint.
+        recent: The last losses before it.
+        witness: The batches of the first update after it, each as the plan draws it again: int64[B], or what the user's
+            loader gave.
+        losses: Their losses.
+        generators: Random generators at the start of the witness; None where they cannot be set.
+        is_closed: Whether its witness is complete, as the optimizer has taken its step with fewer batches.
+        is_proven: Whether enough calm losses have followed, so that the record is that of healthy weights.
+        replayed: The loss of the witness when it was drawn again; NaN before.
+        noise: Difference of two of those losses, with the same weights; NaN where it was drawn again once at most.
+    """
+
+    step: int
+    updates: int
+    draws: int = 0
+    state: Any = None
+    moment: Moment | None = None
+    recent: tuple[float, ...] = ()
+    witness: list[Any] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    generators: Any = None
+    is_closed: bool = False
+    is_proven: bool = False
+    replayed: float = math.nan
+    noise: float = math.nan
+    is_on_disk: bool = False
+    is_of_file: bool = False
+
+    @property
+    def can_be_put(self) -> bool:
+        """Whether more than its record is known."""
+        return self.state is not None or not self.is_of_file
+
+    @property
+    def record(self) -> float:
+        """Mean loss of the witness; NaN before it is known."""
+        return sum(self.losses) / len(self.losses) if self.losses else math.nan
+
+    @functools.cached_property
+    def level(self) -> float:
+        """Median of the losses before it; NaN if there were too few."""
+        last = self.recent[-LEVEL_LOSSES:]
+        return float(np.median(last)) if len(last) >= LEAST_LOSSES else math.nan
+
+    @functools.cached_property
+    def spread(self) -> float:
+        """Robust standard deviation of the losses before it."""
+        return spread_of(self.recent[-LEVEL_LOSSES:])
+
+    @property
+    def usual(self) -> float:
+        """The level of the losses before it, or where there were too few, that of its witness."""
+        return self.level if self.level == self.level else self.record
+
+    @property
+    def is_typical(self) -> bool:
+        """Whether its witness had a loss like those before it, as far as they are known."""
+        far = max(FAR_SPREADS * self.spread, abs(self.level))
+        return not self.record > self.level + far
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether its witness had no loss far above those before it, as far as they are known."""
+        return not self.record > self.level + FAR_SPREADS * self.spread
+
+    def to_plain(self) -> dict[str, Any]:
+        """All but the state, for a saved state."""
+        return {
+            "step": self.step, "updates": self.updates, "recent": list(self.recent), "witness": list(self.witness),
+            "losses": list(self.losses), "is_proven": self.is_proven,
+        }  # fmt: skip
+
+    @classmethod
+    def from_plain(cls, saved: Mapping[str, Any]) -> Backup:
+        """Make a backup of what `to_plain` returned; its state is in a checkpoint."""
+        return cls(
+            saved["step"], saved["updates"], recent=tuple(saved["recent"]),
+            witness=[np.asarray(each, np.int64) for each in saved["witness"]], losses=list(saved["losses"]),
+            is_proven=saved["is_proven"], is_on_disk=True,
+        )  # fmt: skip
+
+    def begin_anew(self, record: float = math.nan) -> None:
+        """Take another record, as losses mean something else from here on; with NaN, probes say nothing any more."""
+        self.losses, self.recent, self.is_proven = [record], (), False
+        for name in ("level", "spread"):
+            self.__dict__.pop(name, None)
+
+
+def spread_of(losses: Sequence[float]) -> float:
+    """Robust standard deviation of losses: 1.4826 times their median distance from the median; 0 for fewer than two."""
+    if len(losses) < 2:
+        return 0.0
+    middle = median_of(losses)
+    return max(1.4826 * median_of([abs(each - middle) for each in losses]), LEAST_SPREAD * abs(middle))
+
+
+def median_of(losses: Sequence[float]) -> float:
+    """Median of losses, of which there is at least one; NaN if one of them is. numpy's takes 20 us for as few as these.
+
+    >>> median_of([3.0, 1.0, 2.0, 4.0])
+    2.5
+    """
+    return math.nan if math.isnan(sum(losses)) else median(sorted(losses))
+
+
+class RamBackup:
+    """Holds copies of model states: the first, the newest, and some between, the older the farther apart.
+
+    Args:
+        clone: Makes an independent copy. The default copies arrays, tensors and nests of them, and everything else that
+            `copy.deepcopy` copies.
+        copy_into: ``(buffer, state)``: copies into an earlier copy that is no longer needed, and returns the copy.
+            By default, the default ``clone`` reuses buffers and any other makes new copies.
+        most: Copies to hold, >= 2.
+
+    Attributes:
+        backups: Oldest first.
+        earlier: What the file of a resumed run knows of its initial state, until `BackupTimer.take_in`.
+        most: As given.
+        witness_size: Batches in a witness: those whose gradients make one update.
+
+    >>> backup = RamBackup()
+    >>> weights = {"w": [1.0]}
+    >>> _ = backup.offer(weights, step=10)
+    >>> weights["w"][0] = 9.9
+    >>> backup.copy_of(backup.newest)
+    Copy(state={'w': [1.0]}, step=10, moment=None)
+    """
+
+    def __init__(
+        self, clone: Callable[[Any], Any] = tree.clone, copy_into: Callable[[Any, Any], Any] | None = None, *,
+        most: int = 7,
+    ) -> None:  # fmt: skip
+        self.backups: list[Backup] = []
+        self.earlier: Backup | None = None
+        self.most = most
+        self.witness_size = 1
+        self._lent: Any = None
+        self.copy_with(clone, copy_into)
+
+    def copy_with(self, clone: Callable[[Any], Any], copy_into: Callable[[Any, Any], Any] | None = None) -> None:
+        """Copy with these functions from now on; see the class."""
+        self._clone = clone
+        self._copy_into = tree.copy_into if copy_into is None and clone is tree.clone else copy_into
+        self._spares: list[Any] = []
+
+    def lend(self, state: Any) -> None:
+        """Leave the memory of a stored state alone, as another thread reads it; None once it has been read."""
+        self._lent = state
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to restore."""
+        return not any(backup.can_be_put for backup in self.backups)
+
+    @property
+    def has_none_of_now(self) -> bool:
+        """Whether there is no state since the run was begun or resumed."""
+        return all(backup.is_of_file for backup in self.backups)
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether there is a state with which the scheduler's own was kept."""
+        return any(backup.moment is not None for backup in self.backups)
+
+    @property
+    def newest(self) -> Backup | None:
+        """The newest state; None if there is none."""
+        return self.backups[-1] if self.backups else None
+
+    @property
+    def awaits_witness(self) -> bool:
+        """Whether the witness of the newest state is not complete."""
+        if not self.backups:
+            return False
+        newest = self.backups[-1]
+        return len(newest.witness) < self.witness_size and not newest.is_closed
+
+    def end_update(self) -> None:
+        """Take the witness of the newest state for complete: the optimizer has taken a step with fewer batches."""
+        if self.backups and self.backups[-1].witness:
+            self.backups[-1].is_closed = True
+
+    def add(self, backup: Backup) -> None:
+        """Store a state that an earlier process has copied, in its place."""
+        self._keep(sorted([*self.backups, backup], key=lambda one: (one.updates, one.step)))
+
+    def copy(self, state: Any) -> Any:
+        """A copy of a state, in memory that is free where there is any.
+
+        Raises:
+            TypeError: it cannot be copied.
+            MemoryError: there is no memory for a copy.
+        """
+        if self._spares and self._copy_into is not None:
+            # If this fails, the partly written buffer is not used again.
+            return self._copy_into(self._spares.pop(), state)
+        return self._clone(state)
+
+    def offer(self, state: Any, *, step: int, draws: int = 0, moment: Moment | None = None) -> Backup:
+        """Copy a state and store it.
+
+        Args:
+            state: The model state; anything ``clone`` can copy.
+            step: Steps reported so far.
+            draws: Batches drawn so far.
+            moment: The scheduler's own state, returned with it; None for an update each step.
+
+        Raises:
+            TypeError: it cannot be copied; the stored states are unchanged.
+            MemoryError: there is no memory for a copy; the stored states are unchanged.
+        """
+        updates, recent = (step, ()) if moment is None else (moment.updates, moment.recent)
+        backup = Backup(step, updates, draws, self.copy(state), moment, recent)
+        # If nothing was trained on since the last one, that says nothing that this one does not.
+        says_nothing = len(self.backups) > 1 and not self.backups[-1].witness
+        self._keep([*self.backups[: -1 if says_nothing else None], backup])
+        return backup
+
+    def _keep(self, backups: list[Backup]) -> None:
+        """Store these but for those whose neighbours are closest to each other, for their age; the first and the newest
+        always.
+        """
+        while len(backups) > self.most:
+            updates = [backup.updates for backup in backups]
+            now = updates[-1]
+            gaps = [(updates[n + 1] - updates[n - 1]) / (now - updates[n - 1] + 1) for n in range(1, len(updates) - 1)]
+            del backups[1 + int(np.argmin(gaps[:-1] or gaps))]
+        # At once, so that an interrupt leaves all of it undone, or nothing.
+        before, self.backups = self.backups, backups
+        for backup in before:
+            if all(backup is not each for each in backups):
+                self.recycle(backup)
+
+    def recycle(self, backup: Backup) -> None:
+        """Reuse the memory of a state that is no longer stored."""
+        if backup.state is not None and backup.state is not self._lent and self._copy_into is not None:
+            self._spares = [*self._spares, backup.state][-2:]
+
+    def copy_of(self, backup: Backup) -> Copy:
+        """A fresh copy of a state, which a callback may change."""
+        return Copy(self._clone(backup.state), backup.step, backup.moment)
+
+    def forget_after(self, updates: int) -> None:
+        """Forget the states whose weights had taken more updates: they come from weights that were abandoned."""
+        for backup in [each for each in self.backups if each.updates > updates]:
+            self.backups.remove(backup)
+            self.recycle(backup)
+
+    def clear(self) -> None:
+        """Forget all states."""
+        self.backups = []
+        self._spares = []

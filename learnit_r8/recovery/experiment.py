@@ -1,0 +1,542 @@
+"""The experiment: finds out by probes whether weights are damaged, and which state is the newest healthy one; and the
+run of it, which hands out the batches that it asks for and gives it their losses.
+
+A probe is a witness drawn again: the batch whose loss is known for the weights of one backup. The experiment is a
+generator: it yields the backup whose witness to draw next, and is sent the loss.
+
+    1. The present weights. If a witness has its recorded loss, or a lower one, the weights are healthy, and the refused
+       batches are to blame.
+    2. Otherwise, the backups, each with its own witness: back by 1, 2, 4, ... until one repeats its record, then
+       bisection. That one is the state to go on from.
+    3. If none repeats its record, the weights are not the cause: the present state returns, and its losses are the new
+       level.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import math
+import operator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from .backups import Backup
+from .progress import FAR_ABOVE
+
+if TYPE_CHECKING:
+    from ..checkpoint.callbacks import Repeat
+    from ..sampling.ticket import Ticket
+    from .model import LiveModel
+
+SHARE_OF_RISE, SPREADS, SHARE_OF_PROGRESS, SHARE_OF_FIRST = 0.4, 6.0, 0.25, 0.25
+"""How far a probe may be above its record: a share of the rise that raised the alarm, but at most this many spreads of
+the losses or this share of the progress; of the initial state's record, the last share."""
+
+MOST_OF_FIRST, LEAST_OF_FIRST = 2.0, 0.02
+"""For the initial state, most of that in units of the first losses, as at far too high rates their spread is anything;
+and least of it as a share of the rise."""
+
+SHARE_OF_SLOW_RISE = 0.15
+"""The first of these for losses that stayed higher, and witnesses of proven weights: in healthy training these fall. By
+the time of the alarm, weights that a high rate has damaged are half-way back."""
+
+NOISES = 3.0
+"""How many times what two draws of one batch with the same weights differ by a rise must be to be more than noise."""
+
+SAME = 1e-3
+"""Relative difference up to which two losses of the same batch and weights count as the same."""
+
+CHANCE = 1e-4
+"""Chance at which probes that are not finite are taken for the weights' fault and not for that of passing faults."""
+
+MOST_REPEATS = 64
+
+MOST_COMPARED = 3
+"""Witnesses of trained states on which weights are compared with the untrained ones, beside the first."""
+
+
+class Alarm(enum.Enum):
+    """Why an experiment is made.
+
+    NOT_FINITE: several losses in a row, or numbers of the state, were not finite. SPIKE: losses far too high. RAISED:
+    losses that stay higher. EARLY: a high loss among the first. REGRESS: much of the progress of the first steps was
+    lost. ABOVE: losses far above those of the untrained model. END: unusual losses as the run ends. WILD: the losses of
+    the first steps make no progress.
+    """
+
+    NOT_FINITE = "not finite"
+    SPIKE = "spike"
+    RAISED = "raised"
+    EARLY = "early"
+    REGRESS = "regress"
+    ABOVE = "above the untrained level"
+    END = "end"
+    WILD = "wild"
+
+
+NUM_REFERENCES, MOST_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.ABOVE: 4, Alarm.SPIKE: 2, Alarm.END: 2}, 6
+"""Witnesses that must be fine before the present weights count as healthy, as one batch may miss the damage; and how
+many are drawn where some are fine and others are not."""
+
+
+NOT_THE_WEIGHTS = (
+    "no state has finite losses: the data are to blame, or something that R8 was not given, such as a second network "
+    "and its optimizer"
+)
+
+
+class Lab(Protocol):
+    """What an experiment may do to the training."""
+
+    def mend(self) -> bool | None:
+        """Replace what is not finite in the present state; whether all of it is finite, None if it cannot be seen."""
+
+    def is_swollen(self) -> bool:
+        """Whether the state is seen to have taken a huge gradient, which its losses need not show."""
+
+    def keep_present(self) -> bool:
+        """Keep the present state aside; False if there is no memory for it, or if it cannot be seen or is damaged."""
+
+    def put(self, backup: Backup) -> bool:
+        """Put a backup back; False if it cannot be."""
+
+    def put_present(self) -> bool:
+        """Put back the state kept aside; False if there is none."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an experiment is given.
+
+    Attributes:
+        alarm: Why it is made.
+        level: The level of the losses that raised the alarm; infinite where they were not finite.
+        known: The backups with a witness, oldest first.
+        start: The level that the run began with; NaN if unknown.
+        first_spread: Spread of the first losses of the run.
+        first_level: The lower ones of those.
+        share: Share of the last batches that were refused.
+        is_sudden: Whether most of the rise came within one step.
+        rises: Whether the losses of this run are known to rise when they are trained on.
+        best: For REGRESS, the backup whose progress was lost.
+        is_again: Whether numbers of the state are not finite again since they were mended, without a refused batch: the
+            cause is in the weights.
+        is_exact: Whether witnesses are drawn; else the mean loss of some other batches stands for a probe.
+        of_present: The losses of those witnesses that were drawn with the present weights.
+        of_untrained: Of those that were drawn with the untrained weights.
+    """
+
+    alarm: Alarm
+    level: float
+    known: Sequence[Backup]
+    start: float
+    first_spread: float
+    first_level: float
+    share: float
+    is_sudden: bool
+    rises: bool = False
+    best: Backup | None = None
+    is_exact: bool = True
+    is_again: bool = False
+    of_present: dict[Backup, float] = field(default_factory=dict)
+    of_untrained: dict[Backup, float] = field(default_factory=dict)
+
+    def better_than_present(self) -> Backup | None:
+        """The newest state that is known to be better than the present weights, by a batch that has a loss of both."""
+        for backup, loss in self.of_present.items():
+            # Where a loss is not finite, its batch may be to blame.
+            is_known = math.isfinite(loss) or math.isfinite(backup.replayed)
+            if is_known and not loss <= self.record(backup) + self.tolerance(backup):
+                return backup
+        return None
+
+    def record(self, backup: Backup) -> float:
+        """What the loss of a probe is compared with."""
+        return backup.record if self.is_exact else backup.usual
+
+    @property
+    def references(self) -> list[Backup]:
+        """The backups whose records are those of healthy weights, newest first."""
+        best = self.best
+        # Without those whose record was forgotten, as losses mean something else since, or that of a bad batch.
+        compared = [each for each in reversed(self.known) if math.isfinite(self.record(each)) and each.is_typical]
+        if best is None:
+            # Any weights that were trained at all are better than those of the start: these tell only if nothing does.
+            return [each for each in compared if each.is_proven and each.updates] or [
+                each for each in compared if not each.updates
+            ]
+        return [best, *(each for each in compared if each.is_proven and 0 < each.updates < best.updates)]
+
+    def tolerance(self, backup: Backup, *, is_own: bool = False) -> float:
+        """How far above its record the loss of a witness may be; ``is_own``: with the weights of its own backup."""
+        is_first = not backup.updates
+        spread = self.first_spread if math.isnan(backup.level) else backup.spread
+        progress = self.start - backup.usual
+        most = max(SPREADS * spread, SHARE_OF_PROGRESS * progress if progress > 0 else 0.0)
+        if is_first:
+            record = abs(self.record(backup))
+            most = max(min(most, MOST_OF_FIRST * max(record, self.first_level)), SHARE_OF_FIRST * record)
+        rise = self.level - backup.usual
+        if self.alarm is Alarm.NOT_FINITE or not rise > 0:
+            return most
+        if is_first:
+            # A single sample may be far above its record, and far below the alarm.
+            most = max(most, min(LEAST_OF_FIRST * rise, abs(self.record(backup))))
+        is_slow = self.alarm is Alarm.RAISED and not is_own and not is_first
+        return min((SHARE_OF_SLOW_RISE if is_slow else SHARE_OF_RISE) * rise, most)
+
+    @property
+    def repeats(self) -> int:
+        """Probes after which a loss that is never finite cannot be chance, with so many passing faults in the data."""
+        share = min(0.95, max(self.share, 1e-3))
+        return int(np.clip(math.ceil(math.log(CHANCE) / math.log(share)), 2, MOST_REPEATS))
+
+
+class Finding(NamedTuple):
+    """What an experiment has found.
+
+    Attributes:
+        verdict: "healthy": the present weights are. "restored": a backup was put back. "level": no state repeats its
+            record, so the loss or the data have changed. "data": no state has finite losses, so neither is it the
+            weights. "lost": no state could be restored.
+        text: The finding, in words.
+        backup: The backup that was restored.
+        tested: Backups that were put back and probed.
+    """
+
+    verdict: str
+    text: str
+    backup: Backup | None = None
+    tested: Sequence[Backup] = ()
+
+
+Steps = Generator[Backup, float, Finding]
+
+
+def draw_again(batch: Backup) -> Steps:
+    """Draw one batch again; the finding is its loss."""
+    batch.replayed = yield batch
+    return Finding("healthy", "a batch was drawn again", None, [batch])
+
+
+def investigate(case: Case, lab: Lab) -> Steps:
+    """Make the experiment; see the module."""
+    if case.alarm is Alarm.ABOVE and case.is_exact and not case.known[0].updates:
+        return (yield from _compare_with_untrained(case, lab))
+    is_whole = False if case.is_again else lab.mend()
+    # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
+    is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
+    is_sound = is_whole is not False and not is_blind and not (case.alarm is Alarm.SPIKE and lab.is_swollen())
+    if not is_sound:
+        # A run that ends before the experiment goes on from what has repeated its record.
+        case.of_present.update((each, math.inf) for each in reversed(case.known))
+    rise = (yield from _rise_of_present(case)) if is_sound else math.inf
+    if not rise:
+        return Finding("healthy", "the weights are healthy: a batch they were tested with has the loss it had before")
+    has_present = lab.keep_present()
+    if case.rises and has_present and not case.is_sudden:
+        return Finding("level", "training itself raises the loss")
+    known = [each for each in case.known if each.can_be_put]
+    if case.best is not None:
+        known = [each for each in known if each.updates <= case.best.updates]
+    tested: list[Backup] = []
+    newest = yield from _find_newest_healthy(case, lab, known, tested)
+    if has_present:
+        finding = yield from _stay(case, lab, newest, rise, tested)
+        if finding is not None:
+            return finding
+    if newest is None and tested:
+        # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
+        newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
+    if newest is not None and not newest.updates and not has_present:
+        newest = yield from _newest_above(case, lab, newest, tested)
+    if newest is None or not lab.put(newest):
+        return Finding("lost", "no state could be restored", None, tested)
+    return Finding("restored", "the weights were damaged", newest, tested)
+
+
+def _compare_with_untrained(case: Case, lab: Lab) -> Steps:
+    """See whether weights are far worse than the untrained ones on the same batches, whose losses may mean other things
+    by now; and go back to the newest that are not.
+    """
+    first, trained = case.known[0], case.known[1:]
+    witnesses, losses = [first, *trained[-MOST_COMPARED:]], case.of_untrained
+    # Weights whose losses have jumped were better than the untrained ones before; others may never have been.
+    worse = 1.0 if case.is_sudden else FAR_ABOVE
+
+    def is_worse(state: Callable[[], bool]) -> Generator[Backup, float, bool]:
+        total, limit = 0.0, worse * sum(losses.values())
+        for each in losses:
+            total += yield from _draw(case, each, state)
+            if not total <= limit:
+                return True
+        return False
+
+    if not lab.keep_present():
+        return Finding("healthy", "the weights could not be set aside to be compared with the untrained ones")
+    for each in witnesses:
+        loss = yield from _draw(case, each, lambda: lab.put(first))
+        if math.isfinite(loss):
+            losses[each] = loss
+    if not lab.put_present():
+        return Finding("lost", "no state could be restored")
+    if not losses or not (yield from is_worse(lambda: True)):
+        return Finding("healthy", "the weights are no worse than the untrained ones on the same batches")
+    limit = worse * sum(losses.values()) / len(losses)
+    # The losses before a state are higher only some time after damage, its record is at once.
+    for state in [each for each in reversed(trained) if max(each.usual, each.record) <= limit]:
+        if not (yield from is_worse(functools.partial(lab.put, state))) and lab.put(state):
+            return Finding("restored", "the weights were far worse than the untrained ones", state)
+    if not lab.put(first):
+        return Finding("lost", "no state could be restored")
+    return Finding("restored", "the weights were far worse than the untrained ones", first)
+
+
+def _stay(
+    case: Case, lab: Lab, newest: Backup | None, rise: float, tested: Sequence[Backup]
+) -> Generator[Backup, float, Finding | None]:
+    """Go on from the present state, which was kept aside, where the newest healthy one is not known to be better."""
+    if newest is None:
+        if not lab.put_present():
+            return None
+        if tested and not any(math.isfinite(each.replayed) for each in tested):
+            return Finding("data", NOT_THE_WEIGHTS, None, tested)
+        return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
+    if rise <= NOISES * newest.noise and lab.put_present():
+        return Finding(
+            "healthy", "the batch that tests them is as close to its earlier loss as it ever gets", None, tested
+        )
+    was_compared = not any(each.updates for each in case.references)
+    if not newest.updates and not was_compared and lab.put_present():
+        # Weights that were never trained have much the same loss on any data; the present ones may still be better.
+        loss = yield from _draw(case, newest)
+        if loss <= case.record(newest):
+            return Finding("level", "only the initial state repeats its record, and it is worse", None, tested)
+    return None
+
+
+def _newest_above(case: Case, lab: Lab, first: Backup, tested: Sequence[Backup]) -> Generator[Backup, float, Backup]:
+    """The newest tested state that is better than the untrained one on its batch, where no trained one repeats its
+    record: the losses may depend on what cannot be put back, as the hidden state of a network that is carried on.
+    """
+    for state in tested:
+        if state.updates and math.isfinite(state.replayed):
+            loss = yield from _draw(case, first, functools.partial(lab.put, state))
+            if loss < first.replayed:
+                return state
+    return first
+
+
+def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
+    """How far the present weights are above the records of healthy ones; infinite if not finite, 0 for healthy ones."""
+    count, has_bad = NUM_REFERENCES.get(case.alarm, 1), False
+    rises: list[float] = []
+    limits: list[float] = []
+    for backup in case.references:
+        backup.replayed = math.nan
+        loss = case.of_present[backup] = yield from _draw(case, backup)
+        if not math.isfinite(loss):
+            # One witness may hold a bad sample; two of them show that the weights are damaged.
+            if has_bad or rises:
+                return math.inf
+            has_bad = True
+            continue
+        if loss <= case.record(backup) and not backup.is_usual:
+            # Its record may be that of weights that were damaged for some steps: only a higher loss tells.
+            continue
+        # A batch that is much better by now must not outweigh others that are worse.
+        limits.append(case.tolerance(backup))
+        rises.append(max(loss - case.record(backup), -limits[-1]))
+        # Where some of them are fine and others are not, more of them tell.
+        is_clear = sum(rises) > sum(limits) or all(map(operator.le, rises, limits))
+        if len(rises) >= count and (is_clear or len(rises) == MOST_REFERENCES):
+            break
+    if not rises:
+        return 0.0 if any(map(math.isfinite, case.of_present.values())) else math.inf
+    return sum(rises) / len(rises) if sum(rises) > sum(limits) else 0.0
+
+
+def _draw(case: Case, witness: Backup, put: Callable[[], bool] = lambda: True) -> Generator[Backup, float, float]:
+    """The loss of a witness; drawn again if it is not finite, as a passing fault may have hit it.
+
+    ``put`` puts the state under test back before each draw, as a loop that reports after its step has trained on it.
+    """
+    loss = math.nan
+    for _ in range(case.repeats):
+        if not put():
+            return math.nan
+        loss = yield witness
+        if math.isfinite(loss):
+            break
+    return loss
+
+
+def _is_healthy(case: Case, lab: Lab, backup: Backup) -> Generator[Backup, float, bool]:
+    """Whether a backup repeats its own record, and is no worse than an older proven one was."""
+
+    def put() -> bool:
+        return lab.put(backup)
+
+    loss = backup.replayed = yield from _draw(case, backup, put)
+    record, tolerance = case.record(backup), case.tolerance(backup, is_own=True)
+    near = SAME * max(abs(record), backup.spread) + 1e-12
+    if not loss - record <= tolerance:
+        return False
+    if case.is_exact and abs(loss - record) > near:
+        # Lower, or a little higher: noise of dropout and augmentation is not the same twice, a changed loss is.
+        again = yield from _draw(case, backup, put)
+        backup.noise = abs(again - loss)
+        if backup.noise <= near:
+            return False
+    reference = next((each for each in case.references if each.updates < backup.updates), None)
+    # Where other batches stand for probes, their losses were compared with those before the backup already.
+    if backup.is_proven or reference is None or not case.is_exact:
+        return True
+    # The record of an unproven state may itself be that of damaged weights.
+    loss = yield from _draw(case, reference, put)
+    return loss - case.record(reference) <= case.tolerance(reference)
+
+
+def _find_newest_healthy(
+    case: Case, lab: Lab, known: Sequence[Backup], tested: list[Backup]
+) -> Generator[Backup, float, Backup | None]:
+    """The newest healthy backup, as damage does not go away; None if there is none."""
+    low, high, at, stride = -1, len(known), len(known) - 1, 1
+    while high > low + 1 and known:
+        tested.append(known[at])
+        if (yield from _is_healthy(case, lab, known[at])):
+            low = at
+        else:
+            high = at
+        if low < 0:
+            at, stride = max(0, min(high - 1, at - stride)), 2 * stride
+        else:
+            at = (low + high) // 2
+    return known[low] if low >= 0 else None
+
+
+TRIAL_LOSSES = 8
+"""Batches whose mean stands for a probe where no witness can be drawn."""
+
+
+class ExperimentRun:
+    """Runs one experiment at a time.
+
+    Args:
+        live: The model that is experimented on.
+
+    Attributes:
+        asks_probe: Whether the next batch drawn must be a probe.
+        can_probe: Whether a witness can be drawn out of turn.
+        is_open: Whether an experiment is under way.
+        is_at_alarm: Whether the batch of the alarm was no step, so that a loss tied to its step is high once more.
+        asked: The backup whose witness is drawn; None if none is.
+        case: What the experiment was told; None if there is none.
+    """
+
+    def __init__(self, live: LiveModel) -> None:
+        self._live, self.can_probe = live, True
+        self.end()
+
+    def end(self) -> None:
+        """Drop the experiment."""
+        self._steps: Steps | None = None
+        self.asked: Backup | None = None
+        self.case: Case | None = None
+        self._losses: list[float] = []
+        self._chunk: Any = None
+        self._generators: Any = None
+        self.is_open = self.asks_probe = self.is_at_alarm = False
+
+    def begin(self, case: Case, steps: Steps) -> Finding | None:
+        """Start an experiment; returns its finding if it needs no probe."""
+        generators = self._live.persistence.callbacks.generators
+        self._generators = None if generators is None else generators.get()
+        self.case, self._steps, self.is_open = case, steps, True
+        return self._advance(None)
+
+    def draw(self) -> Any:
+        """The batch of the probe, as the plan draws it again; sets the random generators to those at its record."""
+        self.asks_probe = False
+        return self._witness()
+
+    def _witness(self) -> Any:
+        assert self.asked is not None
+        generators = self._live.persistence.callbacks.generators
+        if generators is not None and self.asked.generators is not None and not self._losses:
+            generators.set(self.asked.generators)
+        return self.asked.witness[len(self._losses)]
+
+    def repeat(self, repeat: Repeat) -> float:
+        """The loss of the probe where no loop draws it."""
+        return repeat.loss(self._witness())
+
+    def note_drawn(self, chunk: Any) -> None:
+        """Note the chunk of the probe that was just drawn."""
+        self._chunk = chunk
+
+    def is_probe(self, ticket: Ticket) -> bool:
+        """Whether a batch is the probe."""
+        return ticket.chunk is self._chunk
+
+    def tests(self, ticket: Ticket) -> bool:
+        """Whether a report must not be judged, as weights are being tested: its own, or those it was trained with."""
+        return self.is_open and (self.is_probe(ticket) or not self.can_probe or self._live.current is not None)
+
+    def takes(self, ticket: Ticket) -> bool:
+        """Whether the loss of a batch that `tests` is one of the test."""
+        return self.is_open and (self.is_probe(ticket) or not self.can_probe)
+
+    def is_fine(self, loss: float) -> bool:
+        """Whether the loss of the probe is no higher than that of healthy weights."""
+        asked, case = self.asked, self.case
+        return asked is not None and case is not None and loss <= case.record(asked) + case.tolerance(asked)
+
+    @property
+    def is_partway(self) -> bool:
+        """Whether the probe has had some of its losses, and needs more."""
+        return self.is_open and bool(self._losses)
+
+    def lose(self, ticket: Ticket) -> None:
+        """Draw the probe again if this abandoned batch was it."""
+        if self.is_open and self.is_probe(ticket):
+            self.asks_probe, self._chunk = self.can_probe, None
+
+    def let_probe(self, can_probe: bool) -> None:
+        """Say whether a witness can be drawn out of turn from now on; see `can_probe`."""
+        if can_probe != self.can_probe:
+            self.can_probe = can_probe
+            if self._chunk is None:
+                self.asks_probe = self.is_open and can_probe
+
+    def take(self, loss: float) -> Finding | None:
+        """Take the loss of a part of the probe; returns the finding if that ends the experiment."""
+        assert self.asked is not None
+        self.is_at_alarm = False
+        self._losses.append(loss)
+        assert self.case is not None
+        count = len(self.asked.witness) if self.case.is_exact else TRIAL_LOSSES
+        if len(self._losses) < count and math.isfinite(loss):
+            self.asks_probe, self._chunk = self.can_probe, None
+            return None
+        return self._advance(float(np.mean(self._losses)))
+
+    def _advance(self, loss: float | None) -> Finding | None:
+        """Send the loss of a probe to the experiment; its finding if it ends."""
+        assert self._steps is not None
+        try:
+            # A generator that has not begun takes None only.
+            self.asked = self._steps.send(loss)  # type: ignore[arg-type]
+        except StopIteration as end:
+            generators, finding = self._live.persistence.callbacks.generators, end.value
+            if generators is not None and self._generators is not None and finding.verdict != "restored":
+                generators.set(self._generators)
+            self.end()
+            return finding  # type: ignore[no-any-return]
+        self._losses = []
+        self.asks_probe, self._chunk = self.can_probe, None
+        return None

@@ -1,0 +1,388 @@
+"""The live model: set aside, repaired and restored through the user's callbacks while backups are tested; and the
+witnesses of its states: noted as they are trained on, trusted once calm losses have followed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import events
+from ..checkpoint import tree
+from ..checkpoint.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite
+from ..events.bus import Announcer
+from ..sampling.ticket import Ticket
+from .backups import Backup
+
+if TYPE_CHECKING:
+    from .persistence import Persistence
+
+MOST_MENDED = 0.5
+"""Largest share of the float arrays that is repaired; with more, the state counts as damaged."""
+
+MOST_ON_DISK = 64
+"""Checkpoints whose witnesses are known."""
+
+SWOLLEN, SWOLLEN_SHARE = 30.0, 0.1
+"""How many times as large arrays are that a huge gradient was added to, and their least share of all. Adam's squares
+stay so for thousands of steps, in which the weights hardly move: no loss shows it."""
+
+
+class Saved(NamedTuple):
+    """A state that a file has kept, which takes the form of the live one as it is put in.
+
+    Attributes:
+        parts: What `unpack` returned.
+    """
+
+    parts: Any
+
+    @classmethod
+    def of(cls, content: NDArray[np.uint8]) -> Saved:
+        """What `saved_form` has made the content of."""
+        return cls(tree.from_bytes(content))
+
+
+def saved_form(state: Any) -> NDArray[np.uint8]:
+    """A state as a file keeps it beside the model's own; what no file can hold stays as it is when it is loaded."""
+    parts = state.parts if isinstance(state, Saved) else leave_out(state, {})
+    return tree.to_bytes(parts)
+
+
+class LiveModel:
+    """Does to the model what an experiment asks for; the `Lab` of `investigate`.
+
+    Args:
+        persistence: Holds callbacks, backups and checkpoints.
+        announcer: Receives events.
+
+    Attributes:
+        step: Steps reported in the present call.
+        put_step: Steps reported when the state that was put last was taken; None since `begin_call`.
+        current: The backup that is in the model; None for the present state.
+        present: The state set aside, which must not be changed; None if there is none.
+        of_trial: The state of the trial while another one is shown, which must not be changed; else None.
+        mended: What `mend` has replaced in this experiment, in words; "" for nothing.
+    """
+
+    def __init__(self, persistence: Persistence, announcer: Announcer) -> None:
+        self.persistence, self.announcer = persistence, announcer
+        self.present: Any = None
+        self.of_trial: Any = None
+        self.step = 0
+        self.put_step: int | None = None
+        self.current: Backup | None = None
+        self.mended = ""
+
+    def begin_call(self, step: int) -> None:
+        """Note the step of a report; nothing was put since."""
+        self.put_step, self.step = None, step
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether there is anything that could be put back."""
+        return self.persistence.callbacks.load is not None and self.persistence.has_something
+
+    def begin(self) -> None:
+        """Begin an experiment."""
+        self.end()
+        self.persistence.begin_restores()
+        self.mended = ""
+
+    def is_damaged(self) -> bool:
+        """Whether the live state is seen to hold numbers that are not finite."""
+        return bool(self.persistence.backup_timer.damage_now(self.persistence.callbacks.state))
+
+    def mend(self) -> bool | None:
+        """Replace what is not finite with the newest backup's, if that is little; see `Lab`."""
+        get = self.persistence.callbacks.state
+        if get is None:
+            return None
+        if not self.is_damaged():
+            return True
+        newest = next((each for each in reversed(self.persistence.backup.backups) if each.witness), None)
+        if newest is None or newest.state is None:
+            return False
+        live = get()
+        try:
+            mended, names = repair(live, newest.state, self.persistence.backup_timer.meant)
+        except ValueError:
+            # The backup does not fit.
+            mended, names = live, []
+        is_little = 0 < len(names) <= MOST_MENDED * sum(1 for _ in leaves(live))
+        # Where some ranks hold no damage, mending the others would make their weights differ.
+        if self.persistence.agreement.agree("" if is_little else "go back"):
+            return False
+        if not self.persistence.put_state(mended, self.step):
+            return False
+        named = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        self.put_step = self.step
+        text = f"not finite in the state of the model: {named}; taken from the backup of step {newest.step}."
+        self.announcer.tell(events.Notice, text=text, is_warning=False)
+        self.mended = f"{named} had numbers that are not finite, and came from the backup of step {newest.step}"
+        return True
+
+    def is_swollen(self) -> bool:
+        """Whether many arrays are far larger than in the newest backup, as moments are after a huge gradient."""
+        get, newest = self.persistence.callbacks.state, self.persistence.backup.newest
+        if get is None or newest is None or newest.state is None:
+            return False
+        ratios = growth(get(), newest.state).values()
+        is_swollen = sum(ratio > SWOLLEN for ratio in ratios) > SWOLLEN_SHARE * len(ratios)
+        return bool(self.persistence.agreement.agree("swollen" if is_swollen else ""))
+
+    def keep_present(self) -> bool:
+        """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
+        if self.persistence.callbacks.state is None or self.is_damaged():
+            return False
+        shortage = ""
+        try:
+            self.present = self.persistence.backup.copy(self.persistence.callbacks.state())
+        except MemoryError:
+            shortage = "no memory"
+        if self.persistence.agreement.agree(shortage):
+            self.present = None
+            self.announcer.warn_once(
+                "no present",
+                "there was no memory to set the present weights aside: if no backup proves better, they are lost.",
+            )
+        return self.present is not None
+
+    def put(self, backup: Backup) -> bool:
+        """Put a backup back; False if it cannot be."""
+        if not self.persistence.put(backup):
+            return False
+        self.current, self.put_step = backup, backup.step
+        return True
+
+    def put_present(self) -> bool:
+        """Put back the state kept aside; False if there is none."""
+        present = self.take_present()
+        return present is not None and self.put_copy(present)
+
+    def take_present(self) -> Any:
+        """Hand over the state set aside, and drop it here; None if there is none."""
+        present, self.present = self.present, None
+        return present
+
+    def put_copy(self, present: Any) -> bool:
+        """Put back what `take_present` returned, or a `Saved` one, which is not used afterwards."""
+        if not self.persistence.put_state(self._formed(present), self.step):
+            return False
+        self.current, self.put_step = None, self.step
+        return True
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the state that counts as true is in the model for a while; see `show`."""
+        return self.of_trial is not None
+
+    def _formed(self, state: Any) -> Any:
+        """A state that the load callback takes."""
+        get = self.persistence.callbacks.state
+        return fill(state.parts, None if get is None else get()) if isinstance(state, Saved) else state
+
+    def show(self, state: Any) -> None:
+        """Put a state in for the user's code between two epochs; `hide` puts back what was there, to the bit.
+
+        Args:
+            state: A backup, or a state set aside, of which a copy is put in.
+        """
+        get, persistence = self.persistence.callbacks.state, self.persistence
+        if get is None or persistence.callbacks.load is None or self.is_shown:
+            return
+        shortage, of_trial = "", None
+        try:
+            of_trial = clone(get())
+            state = state if isinstance(state, Backup) else clone(self._formed(state))
+        except MemoryError:
+            shortage = "no memory"
+        if self.persistence.agreement.agree(shortage):
+            return
+        self.of_trial = of_trial
+        is_put = persistence.put(state) if isinstance(state, Backup) else persistence.put_state(state, self.step)
+        if not is_put:
+            self.hide()
+
+    def hide(self) -> None:
+        """Put the state of the trial back that `show` has set aside, if there is one."""
+        of_trial, self.of_trial = self.of_trial, None
+        if of_trial is not None:
+            self.persistence.put_state(self._formed(of_trial), self.step)
+
+    def end(self) -> None:
+        """End an experiment: drop the state set aside."""
+        self.present, self.current, self.of_trial = None, None, None
+
+
+def repair(state: Any, backup: Any, meant: Collection[str] = ()) -> tuple[Any, list[str]]:
+    """Replace the arrays of a state that are not finite by those of a backup.
+
+    Args:
+        state: A live state.
+        backup: An earlier one of the same structure, such as a backup.
+        meant: Dotted keys of what is not finite on purpose.
+
+    Returns:
+        The state, whose other arrays are the live ones, with copies from the backup among them; and the dotted keys of
+        those.
+
+    Raises:
+        ValueError: the backup has nothing in the place of one of them, or nothing that is finite and of its shape.
+
+    >>> import numpy as np
+    >>> repair({"w": np.array([np.nan]), "b": np.ones(1)}, {"w": np.zeros(1), "b": np.zeros(1)})
+    ({'w': array([0.]), 'b': array([1.])}, ['w'])
+    """
+    broken = [key for key in not_finite(state) if key not in meant]
+    whole = dict(leaves(backup)) if broken else {}
+
+    def repaired(leaf: Any, *path: Any) -> Any:
+        key = ".".join(map(str, path)) or "state"
+        if key not in broken:
+            return leaf
+        other = whole.get(key)
+        if getattr(other, "shape", None) != getattr(leaf, "shape", None) or other is None or not_finite(other):
+            raise ValueError(f"backup must have a finite array like that of the state in {key!r}, got {type(other)}.")
+        return clone(other)
+
+    return (map_leaves(repaired, state) if broken else state), broken
+
+
+class Witnesses:
+    """Notes the first batch that is trained on after each backup and checkpoint.
+
+    Args:
+        persistence: Holds the backups and knows the checkpoints.
+        trust_steps: Calm losses after a state that make its witness a reference.
+
+    Attributes:
+        waiting: The newest checkpoint while its witness is not complete; None otherwise.
+    """
+
+    def __init__(self, persistence: Persistence, trust_steps: int) -> None:
+        self._persistence, self._backup, self._trust_steps = persistence, persistence.backup, trust_steps
+        self.forget_checkpoints()
+        self._calm_run = 0
+
+    def forget_checkpoints(self) -> None:
+        """Forget what is known of checkpoints, as losses mean something else from here on."""
+        self._on_disk: list[Backup] = []
+        self.waiting: Backup | None = None
+
+    @property
+    def first(self) -> Backup | None:
+        """The state that the run began with; None if it is not stored."""
+        backups = self._backup.backups
+        return backups[0] if backups and not backups[0].updates else None
+
+    def _awaiting(self) -> list[Backup]:
+        """The states that were taken since the last update, in RAM and on disk."""
+        newest = [self._backup.newest, self.waiting]
+        return [each for each in newest if each is not None and not self._is_complete(each)]
+
+    def _is_complete(self, backup: Backup) -> bool:
+        return backup.is_closed or len(backup.witness) >= self._backup.witness_size
+
+    def note_start(self) -> None:
+        """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
+        if self.waiting is None and not self._backup.awaits_witness:
+            return
+        generators = self._persistence.callbacks.generators
+        begun = [] if generators is None else [each for each in self._awaiting() if not each.witness]
+        if generators is not None and begun:
+            state = generators.get()
+            for each in begun:
+                each.generators = state
+
+    def note(self, ticket: Ticket, loss: float) -> None:
+        """Note a batch of the first update after the newest backup or checkpoint."""
+        for each in self._awaiting():
+            if ticket.draw >= each.draws:
+                each.witness.append(ticket.chunk.witness_of(ticket.indices))
+                each.losses.append(loss)
+        if self.waiting is not None and self._is_complete(self.waiting):
+            self.waiting = None
+
+    def note_checkpoint(self, step: int, updates: int, recent: Iterable[float]) -> None:
+        """Note that a checkpoint of this step is on disk; its witness is the next batch that is trained on."""
+        if any(each.step == step for each in self._on_disk):
+            return
+        self.waiting = Backup(step, updates, recent=tuple(recent), is_on_disk=True)
+        self._on_disk = [*self._on_disk, self.waiting][-MOST_ON_DISK:]
+
+    def trust(self, updates: int, *, is_calm: bool) -> None:
+        """Trust the states after which enough losses were calm; to be called every fourth update."""
+        self._calm_run = self._calm_run + 4 if is_calm else 0
+        if self._calm_run >= self._trust_steps:
+            for each in (*self._backup.backups, *self._on_disk):
+                each.is_proven = each.is_proven or (updates - each.updates >= self._trust_steps and bool(each.witness))
+
+    def all_states(self) -> list[Backup]:
+        """The states in RAM and on disk, with a witness or without, oldest first."""
+        files = self._persistence.checkpoint_steps()
+        by_step = {step: Backup(step, step, is_on_disk=True) for step in files}
+        by_step |= {each.step: each for each in (*self._on_disk, *self._backup.backups)}
+        return [by_step[step] for step in sorted(by_step) if not by_step[step].is_on_disk or step in files]
+
+    def known(self) -> list[Backup]:
+        """Those with a witness; none where there is nothing but the record of an earlier process."""
+        known = [each for each in self.all_states() if each.witness]
+        return known if any(each.can_be_put for each in known) else []
+
+    def restorable(self) -> list[Backup]:
+        """Those of them that can be put back."""
+        return [each for each in self.known() if each.can_be_put]
+
+    def best(self, start: float) -> Backup | None:
+        """The state to end with where the present one is lost: the newest one that is trusted; None if there is none.
+
+        Args:
+            start: The level of the losses as the run began; a trained state whose losses were no higher goes before the
+                initial one, trusted or not.
+        """
+        known = self.restorable()
+        trained = [each for each in reversed(known) if each.updates]
+        trusted = [each for each in trained if each.is_proven]
+        lower = [each for each in trained if each.usual <= start]
+        return next(iter([*trusted, *lower, *known]), None)
+
+    def went_back(self, backup: Backup) -> None:
+        """Forget the states of abandoned weights, as this one was restored."""
+        self._backup.forget_after(backup.updates)
+        self._on_disk, self.waiting = [each for each in self._on_disk if each.updates <= backup.updates], None
+        backup.is_proven = True
+        self.begin_trust()
+
+    def begin_trust(self) -> None:
+        """Count calm losses from here on."""
+        self._calm_run = 0
+
+    def begin_anew(self, replayed: Iterable[Backup]) -> None:
+        """Take the losses of the last replays as records; forget all other records."""
+        kept = list(replayed)
+        self.forget_checkpoints()
+        for each in list(self._backup.backups):
+            if each in kept:
+                each.begin_anew(each.replayed)
+                each.moment = None
+            else:
+                self._backup.backups.remove(each)
+                self._backup.recycle(each)
+
+    def forget_records(self) -> None:
+        """Forget what losses say about all states, as they mean something else from here on."""
+        self.forget_checkpoints()
+        for each in self._backup.backups:
+            if each.witness:
+                each.begin_anew()
+
+    def to_plain(self) -> list[dict[str, Any]]:
+        """What is known of all states, for a saved state."""
+        return [each.to_plain() for each in (*self._on_disk, *self._backup.backups) if each.witness]
+
+    def load_plain(self, saved: Iterable[Mapping[str, Any]]) -> None:
+        """Load what `to_plain` returned; the states are those of checkpoints."""
+        self._on_disk = list({each["step"]: Backup.from_plain(each) for each in saved}.values())

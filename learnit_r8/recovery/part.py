@@ -1,0 +1,57 @@
+"""A part of what recovery remembers: a dataclass that is saved and loaded by the names of its fields."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, ClassVar
+
+NOT_SAVED = {"is_saved": False}
+"""Metadata of a field that is a setting, or is saved by its owner in another form."""
+
+
+class Part:
+    """A part of the state; its heirs are dataclasses, of which each number stands beside its reason."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def forget(self) -> None:
+        """Set every field that is saved to its value of the start."""
+        for each in fields(self):
+            if each.metadata != NOT_SAVED:
+                setattr(self, each.name, each.default if each.default_factory is MISSING else each.default_factory())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The fields as plain values: parts as dicts; a float that is not finite, as at the start, as None."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.metadata != NOT_SAVED}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned; a field that an older version has not saved stays as it is."""
+        for each in fields(self):
+            if each.name in state and each.metadata != NOT_SAVED:
+                value, own = state[each.name], getattr(self, each.name)
+                if isinstance(own, Part):
+                    own.load_state_dict(value)
+                elif value is None:
+                    setattr(self, each.name, each.default)
+                else:
+                    setattr(self, each.name, _formed(value, own))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.state_dict()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple, deque)):
+        return [list(each) if isinstance(each, (list, tuple)) else each for each in value]
+    return dict(value) if isinstance(value, dict) else value
+
+
+def _formed(value: Any, own: Any) -> Any:
+    """A saved value in the form of the field's own."""
+    if isinstance(own, deque):
+        return deque(value, maxlen=own.maxlen)
+    return list(value) if isinstance(own, list) else dict(value) if isinstance(own, dict) else value

@@ -1,0 +1,814 @@
+"""Recovery, in the order in which things happen: an alarm, the experiment that it asks for, and what follows from it.
+
+refused once                 the next batch is a free test: if it is good, nothing else happens
+refused again, or a spike    an experiment (experiment.py): probes of the present weights, then of backups
+its finding                  is acted on (remedies.py)
+the first steps              have their own watch (early.py)
+
+All that is remembered is one state (state.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import events
+from ..events.bus import Announcer
+from ..events.incident import Incident
+from ..guard.monitor import MOST_SUSPICION, Sentry
+from ..guard.verdict import Verdict
+from ..sampling.ticket import Ticket
+from ..table.losses import Reading
+from ..table.table import SampleTable
+from .backups import Backup, Moment, spread_of
+from .early import FAR, FirstSteps
+from .experiment import Alarm, Case, ExperimentRun, Finding, investigate
+from .model import LiveModel, Witnesses
+from .policy import Recovery, TrainingDiverged
+from .progress import EARLY_UPDATES, FIRST, LOOK_EVERY, START_UPDATES
+from .quarantine import Quarantine, accused_of, not_finite_samples
+from .rate_limit import NormLimit, RateLimit
+from .record import CauseSearch, FlightRecorder
+from .remedies import Remedies, diverged_text, write_bundle
+from .state import LOOK_MASK, IncidentLog, RecoveryState, of_version_4
+
+if TYPE_CHECKING:
+    from .persistence import Persistence
+
+ALARMS = {
+    Verdict.SPIKE: Alarm.SPIKE, Verdict.RAISED: Alarm.RAISED, Verdict.LASTING_DRIFT: Alarm.RAISED,
+    Verdict.EARLY: Alarm.EARLY,
+}  # fmt: skip
+"""The alarm of each verdict; all others mean losses that are not finite."""
+
+MANY_TRANSIENT = 3
+"""Transient faults from which the device is named."""
+
+EQUAL_LOSSES = 8
+"""Number of equal losses in a row after which the weights are checked."""
+
+SOON = 16
+"""If trouble comes back within this many updates, trying states one by one costs little."""
+
+ONE_BY_ONE = 8
+"""States tried one by one where trouble takes longer to come back; each further one is twice as far back."""
+
+STANDS_STILL = (
+    "after {:,} updates, {:,} of them since your rate reached its highest ({:.3g}), the losses are less than 3 % below "
+    "that of the untrained model: unless that is expected, the rate may be too high or too low, or units may be dead. "
+    "Nothing was tested, and nothing changed."
+)
+
+SAVED_ON_TRIAL = (
+    "the run goes on from weights that were only on trial when they were saved. Those that counted are missing, "
+    "as one of several processes has saved it, or backups were being tested; an earlier checkpoint has them."
+)
+
+NOTHING_TO_RESTORE = (
+    "a loss was refused, and there is nothing to restore the model from if its weights are damaged. Pass load_callback "
+    "with state_callback, or call update_cpu_backup()."
+)
+
+BROKEN_DATA = (
+    "more than half of the last 100 batches before step {} were refused: the data, the loss function or the code is "
+    "broken, or something that R8 was not given, such as a second network and its optimizer.{}"
+)
+
+
+class RecoveryController:
+    """Answers refused losses.
+
+    What may put a state back raises RestoreError if the load callback raised for every state there is.
+
+    Args:
+        recovery: The settings.
+        persistence: Backups, checkpoints, and the user's callbacks.
+        announcer: Tells listeners and the user.
+        table: Names the samples, and keeps the quarantined ones.
+        sentry: Judges losses.
+        keeps_rates: Whether rates are the user's own, of which those here are shares.
+        watches_level: Whether losses far above those of the untrained model are looked into, through the whole run.
+        recorder: Writes a record of each incident; None for none.
+
+    Attributes:
+        recorder: As given.
+        state: All that is remembered; some of its parts are attributes, too.
+        quarantine: Finds bad samples.
+        limit: Holds the learning rate down.
+        norms: Clips the gradient once a rate was lowered.
+        lineage: The updates that the present weights come from.
+        early: Watches the first steps.
+        experiment: The experiment under way.
+        witnesses: The witnesses of backups and checkpoints.
+        is_early: Whether `is_suspicious` must be asked.
+        is_quiet: Whether a good loss changes nothing that listeners hear of.
+        left_at: Where the last epoch was left.
+    """
+
+    def __init__(
+        self, recovery: Recovery, persistence: Persistence, announcer: Announcer, table: SampleTable, sentry: Sentry,
+        *, keeps_rates: bool = False, watches_level: bool = False, recorder: FlightRecorder | None = None,
+    ) -> None:  # fmt: skip
+        self.recovery, self._keeps_rates, self._watches_level = recovery, keeps_rates, watches_level
+        self.quarantine = Quarantine(table, announcer, most_share=recovery.most_quarantined)
+        self._table, self._persistence, self._announcer, self._sentry = table, persistence, announcer, sentry
+        self.recorder = recorder
+        self._cause_search = CauseSearch(persistence, announcer, table, sentry, recorder)
+        # What steps the optimizer holds it.
+        self.norms = NormLimit()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin with nothing remembered."""
+        self.norms.forget()
+        limit = RateLimit(self.recovery.factor, self.recovery.gentle_steps, self._keeps_rates)
+        self.state = state = RecoveryState(limit, self.norms, IncidentLog(self._announcer))
+        self.limit, self.lineage = limit, state.lineage
+        self._refusals, self._incidents = state.refusals, state.incidents
+        self.witnesses = Witnesses(self._persistence, self.recovery.trust_steps)
+        self._live = LiveModel(self._persistence, self._announcer)
+        self.experiment = ExperimentRun(self._live)
+        self.early = FirstSteps(state, self._live, self.experiment, self.witnesses, self._sentry)
+        self._remedies = Remedies(state, self._live, self.witnesses, self._sentry, self._table)
+        self.is_early = self.watches_gradients
+        self.is_quiet, self._is_lasting = True, False
+        self._most_steady, self.left_at, self._lr = 0, -1, math.nan
+        self._damaged_step: int | None = None
+        self._last_refused: NDArray[np.int64] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an experiment or a trial of a rate is under way: then nothing is backed up."""
+        return self.experiment.is_open or self.early.is_on_trial
+
+    @property
+    def may_save(self) -> bool:
+        """Whether a checkpoint that is due is written now: an experiment ends soon, and no file holds one."""
+        return not self.experiment.is_open and (not self.early.is_on_trial or self.early.can_be_saved)
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing was refused since the last good loss, and nothing is tested."""
+        return not self._refusals.bad_in_a_row and not self.is_open
+
+    @property
+    def watches_gradients(self) -> bool:
+        """Whether `note_gradients` is of use: not where losses are no measure of progress."""
+        return self._watches_level or self._sentry.tests_progress
+
+    @property
+    def is_steadying(self) -> bool:
+        """Whether the next batch should be a steady one, of low-loss samples."""
+        return self.state.steady_left > 0
+
+    @property
+    def lr_factor(self) -> float:
+        """Factor of the scheduled learning rate, in (0, 1]; a ceiling may lower the rate further."""
+        return self.limit.factor
+
+    def lr(self, scheduled_lr: float) -> float:
+        """The learning rate to use in place of the scheduled one."""
+        return self.limit.lr(scheduled_lr) if self.limit.is_on else scheduled_lr
+
+    # Good losses.
+
+    def note_start(self) -> None:
+        """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
+        if not self.is_open:
+            self.witnesses.note_start()
+
+    def end_update(self) -> None:
+        """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
+        self._persistence.backup.end_update()
+
+    def is_suspicious(self, loss: float) -> bool:
+        """Whether one of the first losses is worth a probe, though the guard has accepted it."""
+        if self._watches_level:
+            # Losses that rise in a warm-up say little about a rate of the user's own, nor does one easy batch.
+            recent = self.lineage.progress.recent
+            return len(recent) >= FIRST and loss > FAR * max(recent) and self.is_far(loss)
+        return self.early.suspicion(loss) > 1
+
+    def is_far(self, loss: float) -> bool:
+        """Whether one of the first losses is so high that its batch is left out."""
+        return self.early.suspicion(loss) > FAR
+
+    def accepted(
+        self, loss: float, ticket: Ticket, scheduled_lr: float, suspicion: float, own_rate: float | None = None
+    ) -> None:
+        """Note a loss that was learned from.
+
+        Args:
+            loss: The mean loss.
+            ticket: Its batch.
+            scheduled_lr: The scheduled rate.
+            suspicion: How close the guard is to refusing; NaN if it was not asked, as at most updates.
+            own_rate: As for `refused`.
+        """
+        if self.quarantine.is_watching:
+            self.quarantine.cleared(ticket.indices)
+        state, lineage, witnesses, backup = self.state, self.lineage, self.witnesses, self._persistence.backup
+        progress = lineage.progress
+        recent = progress.recent
+        # Losses always differ a little: equal ones may mean that the weights are destroyed.
+        state.num_equal = state.num_equal + 1 if recent and recent[-1] == loss else 0
+        recent.append(loss)
+        progress.reported.append(loss)
+        lineage.rates.append(ticket.lr)
+        lineage.updates += 1
+        if witnesses.waiting or (backup.backups and len(backup.backups[-1].witness) < backup.witness_size):
+            witnesses.note(ticket, loss)
+        if not self.is_quiet:
+            self._note_good(scheduled_lr)
+        if not lineage.updates & LOOK_MASK:
+            self._look(loss, is_calm=not suspicion >= 2 * MOST_SUSPICION)
+            if self._watches_level and own_rate is not None:
+                progress.note_rate(own_rate, lineage.updates)
+                if progress.stands_since_peak(lineage.updates) and not (self.limit.is_on or self.is_open):
+                    since, peak = lineage.updates - progress.peak_at, progress.peak
+                    self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
+        if self.is_early:
+            state.is_look_due = self.early.note(ticket, loss) or state.is_look_due
+
+    def _note_good(self, scheduled_lr: float) -> None:
+        """Draw the conclusions from a good loss after others were refused."""
+        lineage, refusals, limit = self.lineage, self._refusals, self.limit
+        refusals.good(gains=lineage.gains())
+        if limit.is_on and limit.accepted(scheduled_lr, self._announcer.where()[0] + 1):
+            self._announcer.tell(events.LrRestored)
+            self.norms.let_end(self._announcer.where()[0] + 1)
+        if not self.is_open and not lineage.is_on_trial:
+            incident = self._incidents.current
+            if incident is not None and incident.held_from_start and limit.ceiling < math.inf:
+                held, now = f"{incident.held_from_start:.3g}", limit.ceiling_text
+                held = now if now.startswith(held) else f"{held} to {now}"
+                text = f"the rate is too high from the start: {held} held for {lineage.since_restore:,} updates"
+                self._incidents.note(self._live.step, text)
+                self._announcer.warn_once("too high from the start", f"{text}.")
+            self._incidents.end()
+        lineage.is_proving = lineage.is_on_trial
+        if not lineage.is_proving:
+            self._end_search()
+        is_settled = not (refusals.outcomes or self._incidents.current or lineage.is_proving)
+        self.is_quiet = is_settled and not (limit.is_on or self.is_open or self.state.steady_left)
+
+    def _look(self, loss: float, *, is_calm: bool) -> None:
+        """Do what need not be done at every update; called at every fourth."""
+        state, updates, progress = self.state, self.lineage.updates, self.lineage.progress
+        is_level_due = not updates % LOOK_EVERY
+        if state.num_equal >= EQUAL_LOSSES - 1:
+            state.num_equal = 0
+            self._persistence.look_at_weights()
+        self.witnesses.trust(updates, is_calm=is_calm)
+        if self.norms.until < math.inf and self._announcer.where()[0] >= self.norms.until:
+            self.norms.forget()
+        if is_level_due and self.limit.is_on:
+            self.limit.note_level(progress.level, progress.level_noise)
+        if updates <= START_UPDATES:
+            progress.note_first(loss, self._untrained_record)
+            # Between two steps, as it may put a state back; several losses may come at once before that.
+            state.is_look_due = state.is_look_due or (is_level_due and self.is_early)
+        else:
+            self.is_early = False
+        if self._watches_level:
+            is_due = (is_level_due and self.limit.is_on) or progress.is_above_untrained(updates)
+            state.is_look_due = state.is_look_due or is_due
+
+    def note_gradients(self, sizes: Sequence[int], num_alive: int) -> None:
+        """Note which parameters have a gradient, at one in `DEAD_EVERY` steps.
+
+        Args:
+            sizes: int[P], the numbers in each parameter; negative where its gradient is exactly 0, and 0 where it has
+                none.
+            num_alive: Numbers with a gradient other than 0.
+        """
+        self.state.early.dead.note(sizes, num_alive)
+        if self.early.are_dying or self.early.is_on_trial or self.early.is_measuring:
+            self.state.is_look_due = True
+
+    # Alarms.
+
+    def begin_call(self, step: int, lr: float) -> None:
+        """Begin a call that may put a state back.
+
+        Args:
+            step: Steps reported.
+            lr: The scheduled learning rate.
+        """
+        self.is_quiet, self._lr = False, lr
+        self._live.begin_call(step)
+
+    def refused(
+        self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, lr: float, most_steady: int,
+        own_rate: float | None = None,
+    ) -> int | None:  # fmt: skip
+        """Answer a refused loss; returns the step of the state that was put back, None if none was.
+
+        Args:
+            ticket: The batch.
+            reading: Its loss.
+            verdict: Why it was refused.
+            step: Steps reported, this one included.
+            lr: The scheduled learning rate.
+            most_steady: Most batches of low-loss samples after a restore.
+            own_rate: The rate that is the user's own, of which those here are shares; None where there is none.
+
+        Raises:
+            TrainingDiverged: too many batches in a row were refused.
+        """
+        self.begin_call(step, lr)
+        unit, alarm, loss = 1.0 if own_rate is None else own_rate, ALARMS.get(verdict, Alarm.NOT_FINITE), reading.mean
+        is_finite, progress = alarm is not Alarm.NOT_FINITE, self.lineage.progress
+        incident, samples = self._incidents.open(step, verdict.value), not_finite_samples(reading, ticket)
+        cause = self._cause_search.look(
+            ticket, reading, verdict, step=step, recent=progress.recent, samples=samples, is_finite=is_finite,
+            lr=ticket.lr * unit,
+        )  # fmt: skip
+        is_lasting, self._is_lasting = incident.is_lasting or self._is_lasting, False
+        incident = replace(
+            incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=incident.cause or cause
+        )
+        self._incidents.current = incident
+        if not is_finite:
+            self.quarantine.refused(accused_of(reading, ticket), samples)
+        self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
+        if is_finite and math.isfinite(loss):
+            progress.reported.append(loss)
+        self._refusals.refused(is_finite=is_finite)
+        if not self.experiment.is_open and self._is_worth_looking(is_finite=is_finite):
+            rise = {Alarm.SPIKE: 2, Alarm.RAISED: 16}.get(alarm, 1)
+            self._experiment_on(alarm, progress.rise(rise) if is_finite else math.inf)
+        self._announcer.tell(
+            events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr * unit, next_lr=self.lr(lr) * unit,
+            tries=self._refusals.in_a_row, samples=samples, reason=verdict.value,
+        )  # fmt: skip
+        self._cause_search.tell()
+        if self._refusals.is_broken:
+            suspects = self.quarantine.suspects
+            named = f" Suspected: {self.quarantine.named(suspects)}." if suspects else ""
+            self._announcer.warn_once("broken data", BROKEN_DATA.format(step, named))
+        if self._live.can_restore and not self.is_open and self._live.put_step is None:
+            # Else what is restored is said, or what the experiment finds.
+            self._announcer.warn_unseen("refused", incident.refusal_text("nothing is learned from it"))
+        self._check_end(loss, ticket.lr * unit)
+        return self._live.put_step
+
+    def _is_worth_looking(self, *, is_finite: bool) -> bool:
+        """Whether a refused loss calls for more than leaving out its batch."""
+        if not self._live.can_restore:
+            self._announcer.warn_once("nothing to restore", NOTHING_TO_RESTORE)
+            if is_finite:
+                # Otherwise a loss that stays higher for good would be refused for ever.
+                self._sentry.forget()
+            return False
+        is_blind = self._persistence.callbacks.state is None
+        return is_finite or is_blind or self._refusals.is_worth_looking or self._live.is_damaged()
+
+    def computed_again(self, what: str, *, step: int, is_finite: bool, device: str) -> None:
+        """Note that a step which was not finite was computed once more, from the same weights and batch.
+
+        Args:
+            what: What was not finite, "loss" or "gradient".
+            step: Steps reported before it.
+            is_finite: Whether it was finite the second time: the fault was transient, and the batch counts.
+            device: Where it was computed.
+        """
+        self._is_lasting = not is_finite
+        if not is_finite:
+            return
+        self._incidents.num_transient = count = self._incidents.num_transient + 1
+        text = (
+            f"the {what} of step {step:,} was not finite, and is finite when computed once more from the same weights, "
+            f"batch, buffers and random numbers: a transient fault, {count} so far; the batch counts"
+        )
+        if count < MANY_TRANSIENT:
+            self._announcer.note_once(f"transient {count}", f"{text}.")
+        else:
+            topic = "many transient" if count == MANY_TRANSIENT else f"transient {count}"
+            text += f". So many point to {device} or its memory"
+            self._announcer.say_once(topic, f"{text}.", is_warning=count == MANY_TRANSIENT)
+
+    def suspected(self, loss: float, *, step: int, lr: float, leaves_out: bool) -> int | None:
+        """Look into one of the first losses, whose batch comes again; returns the step of a state that was put back.
+
+        Args:
+            loss: The loss.
+            step: Steps reported.
+            lr: The scheduled learning rate.
+            leaves_out: Whether a batch is left out for the turn that it took.
+        """
+        self.begin_call(step, lr)
+        progress, incidents = self.lineage.progress, self._incidents
+        progress.reported.append(loss)
+        incidents.change(num_left_out=incidents.open(step, Alarm.EARLY.value).num_left_out + leaves_out)
+        self.experiment.is_at_alarm = True
+        self._experiment_on(Alarm.EARLY, progress.rise(1))
+        return self._live.put_step
+
+    def damaged(self, array: str, *, step: int, lr: float) -> None:
+        """Look into an array of the model that is not finite while the losses were good.
+
+        Args:
+            array: Its name.
+            step: Steps reported.
+            lr: The scheduled learning rate.
+        """
+        self.begin_call(step, lr)
+        timer = self._persistence.backup_timer
+        timer.note_done(step)
+        if not self._live.can_restore:
+            self._announcer.warn_once(
+                f"damaged {array}",
+                f"{array!r} in the model's state is not finite at step {step}; no backup is taken while that is so. If "
+                "that is intended, leave it out of the state.",
+            )
+        elif not self.experiment.is_open:
+            # After a clean check it is another fault, unless the state that was put back is still on proof.
+            last, self._damaged_step = self._damaged_step, step
+            is_again = last is not None and (timer.clean_step <= last or self.lineage.is_proving)
+            if is_again:
+                timer.note_lasting(array)
+            self._incidents.open(step, f"{array!r} was not finite", kind="weights not finite")
+            self._experiment_on(Alarm.NOT_FINITE, math.inf, is_again=is_again)
+
+    def look_back(self, *, step: int, lr: float) -> None:
+        """In the first steps: see whether progress was lost, or there is none, as the rate may be too high.
+
+        Args:
+            step: Steps reported.
+            lr: The scheduled learning rate.
+        """
+        was_quiet, self.state.is_look_due = self.is_quiet, False
+        self.begin_call(step, lr)
+        if not self.experiment.is_open:
+            self._look_back()
+        self.is_quiet = was_quiet and not (self.is_open or self._incidents.current)
+
+    def _look_back(self) -> None:
+        early, lineage, remedies = self.early, self.lineage, self._remedies
+        level = lineage.progress.level
+        if early.is_on_trial:
+            early.end_trial(level)
+        elif level == level and (early.are_dying or self.state.early.is_reviving):
+            early.revive(level)
+        elif not self._sentry.tests_progress:
+            # Batches and rates are the user's own: only the level of the losses says something of those.
+            remedies.confirm_rate(level)
+            if lineage.progress.is_above_untrained(lineage.updates) and not lineage.rises and self._live.can_restore:
+                self._experiment_on(Alarm.ABOVE, lineage.progress.rise(FIRST))
+        elif level == level and lineage.updates > EARLY_UPDATES:
+            if early.is_measuring:
+                early.measure_updates(level)
+            else:
+                remedies.confirm_rate(level)
+                best = early.look(level)
+                if best is not None:
+                    self._experiment_on(Alarm.REGRESS, level, best=best)
+
+    def may_look_last(self, step: int) -> bool:
+        """Whether `looks_last` was not asked at this step yet, or its experiment is under way."""
+        return self.state.looked_last_at != step or self.experiment.is_open
+
+    def looks_last(self, *, step: int, lr: float, may_probe: bool) -> bool:
+        """Start an experiment before the run ends, if its last losses were unusual or the weights are not finite.
+
+        Args:
+            step: Steps reported.
+            lr: The scheduled learning rate.
+            may_probe: Whether a batch can still be drawn.
+
+        Returns:
+            Whether one is open.
+        """
+        self.begin_call(step, lr)
+        callbacks, can_restore = self._persistence.callbacks, self._live.can_restore
+        if not self.may_look_last(step) or self.experiment.is_open:
+            return self.experiment.is_open
+        self.state.looked_last_at = step
+        damage = self._persistence.backup_timer.damage_now(callbacks.state) if can_restore else ""
+        if damage:
+            # No later loss would show what the last update has done.
+            self._announcer.tell(events.DamageFound, array=damage)
+            self.damaged(damage, step=step, lr=lr)
+            return self.experiment.is_open
+        recent = list(self.lineage.progress.recent)
+        usual, last = recent[:-2], recent[-2:]
+        can_probe = (may_probe and self.experiment.can_probe) or callbacks.repeat is not None
+        if len(usual) < LOOK_EVERY or not (can_probe and self._sentry.tests_progress and can_restore):
+            return False
+        if self._refusals.in_a_row or max(last) > float(np.median(usual)) + 6 * spread_of(usual):
+            self._experiment_on(Alarm.END, max(last))
+        return self.experiment.is_open
+
+    # Experiments.
+
+    def _experiment_on(
+        self, alarm: Alarm, level: float, *, best: Backup | None = None, is_again: bool = False
+    ) -> None:  # fmt: skip
+        """Begin an experiment; for the arguments see `Case`."""
+        known, lineage, callbacks = self.witnesses.known(), self.lineage, self._persistence.callbacks
+        progress, repeat = lineage.progress, callbacks.repeat
+        held = [] if repeat is None else [each for each in known if all(map(repeat.holds, each.witness))]
+        if best is not None and repeat is not None and best not in held:
+            return
+        known = held or known
+        self._incidents.open(self._live.step, alarm.value)
+        self._live.begin()
+        if not known:
+            # Nothing is known yet: only a state that is damaged is put back.
+            if callbacks.state is None or self._live.is_damaged():
+                self._put_unknown(alarm)
+            # There is no experiment, after which a state that was set aside could come back.
+            self._live.end()
+            return
+        if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or (is_again and lineage.is_proving):
+            known = self.older(known)
+        elif not is_again:
+            self._end_search()
+        case = Case(
+            alarm, level, known, progress.start, progress.first_spread, progress.first_level,
+            share=self._refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
+            is_sudden=alarm not in (Alarm.REGRESS, Alarm.ABOVE, Alarm.RAISED)
+            or (alarm is Alarm.RAISED and progress.is_sudden())
+            or (alarm is Alarm.ABOVE and progress.has_jumped),
+            is_exact=self.experiment.can_probe or bool(held), is_again=is_again,
+        )  # fmt: skip
+        finding = self.experiment.begin(case, investigate(case, self._live))
+        if finding is not None:
+            self._conclude(case, finding)
+        while repeat is not None and held and self.experiment.is_open:
+            self._take(self.experiment.repeat(repeat), self._lr, leaves_out=False)
+
+    def older(self, known: list[Backup]) -> list[Backup]:
+        """The states before the one that was put back last, ever fewer the more often it took long to come back."""
+        lineage, known = self.lineage, [each for each in known if each.can_be_put]
+        older = [each for each in known if each.updates < lineage.since] or known[:1]
+        is_soon = lineage.since_restore < SOON
+        skipped = 0 if is_soon else 2 ** max(0, lineage.num_older - ONE_BY_ONE) - 1
+        lineage.num_older = max(1, lineage.num_older + (not is_soon))
+        return older[: max(1, len(older) - skipped)]
+
+    def _end_search(self) -> None:
+        """End the search for an older state, as the same trouble did not come back: from here on it may be the rate."""
+        if self.lineage.num_older:
+            self.lineage.num_older = 0
+            self._persistence.backup_timer.forget_lasting()
+
+    def _put_unknown(self, alarm: Alarm) -> None:
+        """Put the newest state back, though no witness of it is known; an older one if that did not help."""
+        lineage = self.lineage
+        states = [each for each in self.witnesses.all_states() if each.can_be_put]
+        if lineage.is_proving and not lineage.since_restore:
+            states = [each for each in states if each.updates < lineage.since] or states[:1]
+        for backup in reversed(states):
+            if self._live.put(backup):
+                is_seen = self._persistence.callbacks.state is not None
+                self._go_on_from(backup, alarm, is_sudden=True, is_tested=is_seen)
+                return
+        self._persistence.raise_failures()
+
+    def probed(self, ticket: Ticket, loss: float, *, step: int, lr: float, unit: float = 1.0) -> int | None:
+        """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
+
+        Args:
+            ticket: The batch.
+            loss: Its mean loss.
+            step: Steps reported, this one included.
+            lr: The scheduled learning rate.
+            unit: What rates are shares of: the user's own rate, NaN where that is not known.
+
+        Returns:
+            The step of a state that was put back, None if none was.
+
+        Raises:
+            TrainingDiverged: too many batches in a row were refused.
+        """
+        self.begin_call(step, lr)
+        self._take(loss, ticket.lr * unit, leaves_out=ticket.chunk.is_probe and not ticket.chunk.is_extra)
+        return self._live.put_step
+
+    def _take(self, loss: float, lr: float, *, leaves_out: bool) -> None:
+        asked, case = self.experiment.asked, self.experiment.case
+        assert asked is not None
+        assert case is not None
+        self._incidents.note_probe(leaves_out=leaves_out)
+        self._refusals.probed()
+        self._announcer.tell(
+            events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
+            is_present=self._live.current is None, reason=case.alarm.value,
+        )  # fmt: skip
+        self._check_end(loss, lr)
+        finding = self.experiment.take(loss)
+        if finding is not None:
+            self._conclude(case, finding)
+
+    # Conclusions.
+
+    def _conclude(self, case: Case, finding: Finding) -> None:
+        """Act on what an experiment has found."""
+        self._remedies.tell_noise(finding.tested)
+        if case.of_untrained:
+            # Of several batches, and of what their losses mean by now.
+            self.lineage.progress.untrained = sum(case.of_untrained.values()) / len(case.of_untrained)
+        if case.alarm is Alarm.WILD:
+            self.early.note_change(finding.tested[0])
+        elif finding.backup is not None:
+            self._go_on_from(finding.backup, case.alarm, is_sudden=case.is_sudden)
+        else:
+            if finding.verdict in ("healthy", "data"):
+                self._look_again()
+                if case.alarm is Alarm.SPIKE and self._last_refused is not None:
+                    self.quarantine.refused(self._last_refused, ())
+            self._remedies.go_on(case, finding)
+        self._live.end()
+
+    def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, is_tested: bool = True) -> None:
+        """Go on from a state that was put back."""
+        if self.early.break_off(is_damaged=True):
+            # A trial has no other state than the initial one to go back to, which what was kept aside is better than.
+            self._refusals.bad_in_a_row = 0
+            return
+        if self._remedies.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_tested=is_tested):
+            self.state.steady_left = min(self.recovery.steady_steps, self._most_steady)
+        self._refusals.bad_in_a_row = 0
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Look at the weights after the next step, where no loss shows whether they will be damaged again."""
+        if self._damaged_step is not None:
+            self._persistence.look_at_weights()
+
+    def settle_open(self, *, step: int) -> None:
+        """End what is under way, as the run is left, with the better of what was kept aside and what is there."""
+        live, case = self._live, self.experiment.case
+        live.begin_call(step)
+        live.hide()
+        if live.current is not None or (case is not None and case.better_than_present() is not None):
+            best = self._best_of_test()
+            if not isinstance(best, Backup):
+                live.put_present()
+            elif live.put(best):
+                alarm, is_sudden = (Alarm.END, True) if case is None else (case.alarm, case.is_sudden)
+                self._go_on_from(best, alarm, is_sudden=is_sudden)
+        self.early.break_off(is_damaged=False)
+        self.experiment.end()
+        live.end()
+
+    def _best_of_test(self) -> Any:
+        """While backups are tested: the state set aside, or a backup that is better; None if there is neither."""
+        case, present = self.experiment.case, self._live.present
+        better = None if case is None else case.better_than_present()
+        if better is None and present is not None:
+            return present
+        if better is not None and better.updates:
+            return better
+        return self.witnesses.best(self.lineage.progress.start)
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether the model holds a state that is only tried or tested, and not the one that counts as true."""
+        return not self._live.is_shown and (self._live.current is not None or self.early.aside is not None)
+
+    def show_true(self, *, step: int) -> None:
+        """Put in the state that counts as true, for the user's code after an epoch; `hide_true` takes it out again.
+
+        Args:
+            step: Steps reported.
+        """
+        self._live.begin_call(step)
+        aside = self.early.aside
+        state = aside if aside is not None else self._best_of_test()
+        if state is not None:
+            self._live.show(state)
+
+    def hide_true(self) -> None:
+        """Go on with the state of the trial, to the bit, as a batch of the next epoch is drawn."""
+        self._live.hide()
+
+    def _check_end(self, loss: float, lr: float) -> None:
+        """Give up if too many batches were refused, in a row or while the weights never got further.
+
+        Args:
+            loss: The loss refused last.
+            lr: Its learning rate.
+
+        Raises:
+            TrainingDiverged: so many were.
+        """
+        live, step, refusals = self._live, self._live.step, self._refusals
+        if refusals.in_vain < self.recovery.max_refused:
+            return
+        if self.experiment.is_open:
+            # What the user is left with must not be a state that was only put back to be tested.
+            self.settle_open(step=step)
+        is_row, can_restore = refusals.in_vain == refusals.in_a_row, live.can_restore
+        failures = self._persistence.failures
+        if can_restore and (not is_row or live.is_damaged()):
+            # Nor one that was damaged once more, of which the timer may have ceased to say so.
+            whole = [each for each in self.witnesses.known() if math.isfinite(each.record)]
+            live.begin()
+            newest = next((each for each in reversed(whole) if live.put(each)), None)
+            if newest is not None:
+                self._announcer.tell(events.RolledBack, to_step=newest.step, source=self._persistence.name_of(newest))
+            live.end()
+        incident, suspects = self._incidents.current or Incident(step, "refused"), self.quarantine.suspects
+        text = diverged_text(
+            incident, refused=refusals.in_vain, step=step, loss=loss, lr=lr, failures=failures,
+            samples=self.quarantine.named(suspects) if suspects else "", can_restore=can_restore, is_row=is_row,
+        )  # fmt: skip
+        store, losses = self._persistence.store, list(self.lineage.progress.reported)
+        bundle = write_bundle(
+            None if store is None else store.folder, step, text=text, incident=incident, losses=losses,
+            recovery=self.recovery,
+        )  # fmt: skip
+        error = TrainingDiverged(f"{text}\nLosses and settings are in {bundle}." if bundle else text)
+        error.bundle = bundle
+        self._announcer.tell(events.GaveUp, text=str(error), bundle=bundle)
+        raise error
+
+    # What is kept with a backup, and saved.
+
+    def moment(self, state: Any = None) -> Moment:
+        """The scheduler's own state now, to be kept with a backup; ``state`` is that of the run."""
+        sentry, lineage = self._sentry, self.lineage
+        recent = tuple(lineage.progress.recent)
+        return Moment(sentry.memory, self._table.learner.trend_mark, sentry.baseline, lineage.updates, recent, state)
+
+    def note_checkpoint(self, step: int) -> None:
+        """Note that a checkpoint of this step is on disk; one of a trial is no state to go back to."""
+        if not self.early.is_on_trial:
+            self.witnesses.note_checkpoint(step, self.lineage.updates, self.lineage.progress.recent)
+
+    def begin_anew(self) -> None:
+        """End the incident and return to the scheduled learning rate: losses mean something else from now on."""
+        was_on = self.limit.is_on
+        self.experiment.end()
+        self.early.drop_trial()
+        self._live.end()
+        self.lineage.progress.begin_anew()
+        self.witnesses.forget_records()
+        self.limit.forget()
+        self.norms.forget()
+        self._refusals.bad_in_a_row = 0
+        self._incidents.note(self._live.step, "reset_baseline() was called: losses mean something else from here on")
+        self._incidents.end()
+        if was_on:
+            self._announcer.tell(events.LrRestored)
+
+    def summary(self, *, is_over: bool = False) -> str:
+        """Describe what recovery has done and is still doing, then each kind of incident on a line; "" if nothing."""
+        num_restored, limit = self._incidents.num_restored, self.limit
+        times = "once" if num_restored == 1 else f"{num_restored} times"
+        parts = [f"model restored {times}"] if num_restored else []
+        if limit.ceiling < math.inf:
+            held = f"learning rate at most {limit.ceiling_text} since step {limit.since:,}"
+            parts.append(f"{held}, as a higher one did worse, {limit.until_text()}")
+        elif limit.past:
+            parts.append(limit.past)
+        if self.norms.text:
+            parts.append(self.norms.text)
+        if num_transient := self._incidents.num_transient:
+            parts.append(f"{num_transient} transient faults, finite when computed once more")
+        if len(self._table.quarantined):
+            parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
+        incidents = self._incidents.summary(is_over=is_over)
+        return "".join([*(f"; {part}" for part in parts), *(f"\n  {line}" for line in incidents)])
+
+    @property
+    def _untrained_record(self) -> float:
+        """The loss of the untrained model; NaN where it is unknown, as in a run that was resumed."""
+        first = self.witnesses.first
+        return math.nan if first is None or first.updates else first.record
+
+    def state_dict(self, *, has_models: bool = False, has_batches: bool = True) -> dict[str, Any]:
+        """Return what outlives the process: the state, and the witnesses of checkpoints.
+
+        Args:
+            has_models: Whether states of the model that are kept aside are part of it, as a run needs to go on.
+            has_batches: Whether batches are, as indices.
+        """
+        self.lineage.progress.note_record(self._untrained_record)
+        return {
+            **self.state.state_dict(),
+            "early": self.early.state_dict(has_models=has_models, has_batches=has_batches),
+            "is_on_trial": self.is_on_trial, "witnesses": self.witnesses.to_plain() if has_batches else [],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned; experiments under way are dropped."""
+        state, can_probe = of_version_4(state), self.experiment.can_probe
+        self._begin()
+        self.experiment.let_probe(can_probe)
+        # The first good loss finds out whether it is.
+        self.is_quiet = False
+        self.state.load_state_dict(state)
+        self.early.load_state_dict(state["early"])
+        if state.get("is_on_trial") and not self.early.is_on_trial:
+            self._announcer.warn_once("saved on trial", SAVED_ON_TRIAL)
+        self.witnesses.load_plain(state["witnesses"])

@@ -1,0 +1,292 @@
+"""Remedies: what follows from the finding of an experiment.
+
+healthy     go on; the refused batches were to blame, and their samples are suspects
+restored    go on from the newest state that repeats its record, gently for some steps
+relapse     and at a lower rate, as a healthy state was damaged again by training on from it
+level       nothing is restored; the losses mean something else from here on
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from .. import events
+from ..checkpoint import durable_io
+from ..events.codec import strict_json
+from ..events.incident import MEANT, Incident
+from ..guard.monitor import Sentry
+from ..table.table import SampleTable
+from .backups import Backup
+from .cause import INPUT, UNSEEN, UPDATE
+from .experiment import Alarm, Case, Finding
+from .model import LiveModel, Witnesses
+from .policy import Recovery
+from .progress import EARLY_UPDATES
+from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_TRIAL, LOOPING, RecoveryState, plain_of
+
+LOWEST_SHARE = 2**-12
+"""Least share of the scheduled rate that a ceiling leaves after the first steps."""
+
+LOOP_STEPS = 100
+"""`LOOPING` experiments that found healthy weights within this many steps make the guard forget its losses."""
+
+_REASONS = {
+    Alarm.NOT_FINITE: "losses or weights were not finite",
+    Alarm.SPIKE: "losses were far too high",
+    Alarm.RAISED: "losses stayed higher",
+    Alarm.EARLY: "a loss in the first steps was too high",
+    Alarm.REGRESS: "much of the progress was lost",
+    Alarm.ABOVE: "losses rose far above those of the untrained model",
+    Alarm.END: "the last losses were unusual",
+}
+
+
+TOO_LARGE = "step {step:,}: {why}. What may help, and was not tested here: {advice}."
+
+
+NO_MEASURE = (
+    "See docs/recovery.md; where the loss is no measure of progress, as in reinforcement learning or a GAN, give "
+    'guard="finite".'
+)
+
+
+IN_VAIN = f" or tested weights that never got {LEAST_TRIAL} updates further, as training damaged them again and again"
+
+
+class Remedies:
+    """Acts on what experiments have found.
+
+    Args:
+        state: What recovery remembers.
+        live: The model.
+        witnesses: The witnesses of backups and checkpoints.
+        sentry: Judges losses; goes back with the model.
+        table: So does its trend.
+    """
+
+    def __init__(
+        self, state: RecoveryState, live: LiveModel, witnesses: Witnesses, sentry: Sentry, table: SampleTable
+    ) -> None:  # fmt: skip
+        self._state, self._live, self._witnesses, self._sentry, self._table = state, live, witnesses, sentry, table
+        self._announcer = live.announcer
+
+    def tell_noise(self, tested: Sequence[Backup]) -> None:
+        """Say once that a batch does not have the same loss twice with the same weights, and by how much."""
+        noisy = max((each for each in tested if each.noise > 0), key=lambda each: each.noise, default=None)
+        if noisy is not None:
+            self._announcer.note_once(
+                "noisy probes",
+                f"probes are noisy: with the same weights, the loss of a batch that was drawn again differed by "
+                f"{noisy.noise:.3g} from the time before, while losses usually spread by {noisy.spread:.3g}, as with "
+                "dropout or augmentation; smaller damage may not be found.",
+            )
+
+    def go_on(self, case: Case, finding: Finding) -> None:
+        """Go on with the weights as they are; raises RestoreError if none could be put back."""
+        step, incidents = self._live.step, self._state.incidents
+        if finding.verdict in ("healthy", "data"):
+            if case.alarm is Alarm.SPIKE:
+                self._name_cause("the batch itself, as the weights are healthy", INPUT)
+            self._trust_weights(case.alarm)
+        elif finding.verdict == "level":
+            self._accept_level(case, finding)
+        else:
+            self._live.persistence.raise_failures()
+        # Else a record whose cause is a NaN in the weights would end with nothing but healthy weights.
+        mended, incident = self._live.mended, incidents.current
+        incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
+        if mended and incident is not None:
+            incidents.change(num_restored=max(1, incident.num_restored))
+            text = f"{_REASONS[Alarm.NOT_FINITE]} at step {step:,}: {mended}"
+            self._announcer.warn_unseen("restored", incident.with_cause(text))
+        elif finding.verdict != "level" and incident is not None and incident.num_refused:
+            topic = "refused" if finding.verdict == "healthy" else "not the weights"
+            self._announcer.warn_unseen(topic, incident.refusal_text(finding.text))
+        if finding.verdict in ("healthy", "level") and not self._state.lineage.is_proving:
+            incidents.end()
+
+    def _name_cause(self, cause: str, fault: str) -> None:
+        """Say what is probable by the test of the weights, where the search for the cause of a high loss found none."""
+        incident = self._state.incidents.current
+        if incident is not None and UNSEEN in incident.cause:
+            text = incident.cause.replace(UNSEEN, f"probably {cause}; ")
+            self._state.incidents.change(cause=text)
+            self._announcer.tell(events.CauseFound, text=text, fault=fault, where="", samples=(), is_certain=False)
+
+    def _trust_weights(self, alarm: Alarm) -> None:
+        step, lineage = self._live.step, self._state.lineage
+        self._state.refusals.weights_are_healthy()
+        lineage.progress.note_healthy(lineage.updates)
+        if alarm is Alarm.NOT_FINITE:
+            return
+        self._sentry.calm()
+        healthy_at = lineage.healthy_at
+        healthy_at.append(step)
+        if len(healthy_at) == LOOPING and step - healthy_at[0] <= LOOP_STEPS:
+            self._sentry.forget()
+
+    def _accept_level(self, case: Case, finding: Finding) -> None:
+        """Take the new level of the losses as the usual one."""
+        step, lineage = self._live.step, self._state.lineage
+        self._sentry.forget()
+        lineage.progress.begin_anew()
+        lineage.rises = lineage.rises or (case.rises and not case.is_sudden)
+        lineage.relapses = 0
+        self._state.limit.forget()
+        self._witnesses.begin_anew(each for each in finding.tested if math.isfinite(each.replayed))
+        self._live.persistence.look_at_weights()
+        self._announcer.warn_once(
+            f"level {step}",
+            f"the losses stay higher from step {step} on: {finding.text}. Nothing was restored, and the new level "
+            "counts as normal.",
+        )
+
+    def go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, lr: float, is_tested: bool = True) -> bool:
+        """Go on from a restored state; returns whether the first steps must be gentle.
+
+        Args:
+            backup: The state.
+            alarm: Why it was put back.
+            is_sudden: Whether most of the rise came within one step.
+            lr: The scheduled learning rate.
+            is_tested: Whether anything has shown that the weights were damaged.
+        """
+        lineage, limit, step = self._state.lineage, self._state.limit, self._live.step
+        undone = lineage.updates - backup.updates
+        lineage.note_restore(is_sudden=is_sudden)
+        is_early, is_relapse = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS, lineage.is_on_trial
+        # Where no trained state is better than the untrained one, no update at this rate was any good.
+        is_rate = alarm is Alarm.REGRESS or (alarm is Alarm.ABOVE and not backup.updates)
+        why = ""
+        if (is_relapse and not lineage.num_older) or is_rate:
+            why = "training on has damaged healthy weights again, so the updates are probably too large"
+            if is_rate:
+                why = "the updates are probably too large from the start on, as the losses rose"
+            lineage.level_before = backup.usual
+            rate = max(lineage.rates) if lineage.rates else lr
+            least = 0.0 if is_early else LOWEST_SHARE * lr
+            lineage.num_lowered += 1
+            usual = DIVISOR if lineage.num_lowered <= 2 else LASTING_DIVISOR
+            # In the first steps there is hardly a level to wait for.
+            goal = -math.inf if is_early else backup.usual
+            limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, goal=goal, step=step)
+            self._state.norms.begin(step)
+            if is_early:
+                self._state.incidents.change(held_from_start=limit.ceiling)
+            self._announcer.tell(
+                events.LrCapped, ceiling=limit.ceiling, reason=alarm.value, is_share=limit.is_share,
+                until=limit.until_text(),
+            )  # fmt: skip
+        elif not is_early:
+            lineage.num_lowered = 0
+            limit.restored()
+        if is_tested and alarm is not Alarm.NOT_FINITE:
+            cause = f"the updates since step {backup.step:,} were too large, as the weights were damaged"
+            self._name_cause(cause, UPDATE)
+        self._tell_restored(backup, alarm, undone, why, is_tested=is_tested)
+        incident = self._state.incidents.current
+        if not why and incident is not None and "too large" in incident.cause:
+            why = "an update was probably too large"
+        if why:
+            advice = self._live.persistence.callbacks.advice
+            self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
+        self._witnesses.went_back(backup)
+        if self._live.persistence.store is not None:
+            self._live.persistence.store.mark_abandoned(backup.step, step)
+        if backup.moment is not None:
+            # Unless losses had another meaning then.
+            if backup.moment.baseline == self._sentry.baseline:
+                self._sentry.go_back(backup.moment.memory, lr)
+                self._table.learner.go_back_to(backup.moment.trend)
+        elif self._live.persistence.guard is not None:
+            self._sentry.go_back_to_saved(self._live.persistence.guard, lr)
+        elif backup.is_of_file:
+            # The initial state: nothing was known of its losses.
+            self._sentry.forget()
+        lineage.progress.went_back(backup.recent, backup.updates)
+        lineage.begin(backup, max(LEAST_TRIAL, 2 * undone))
+        return not (is_relapse or is_early)
+
+    def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int, why: str, *, is_tested: bool) -> None:
+        limit, incidents, norms = self._state.limit, self._state.incidents, self._state.norms
+        self._announcer.tell(events.RolledBack, to_step=backup.step, source=self._live.persistence.name_of(backup))
+        found = "the weights were damaged" if is_tested else "no test could be made"
+        what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {undone} updates back"
+        what += f"; {why}" if why else ""
+        if limit.ceiling < math.inf:
+            what += f"; the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
+            what += f"; {norms.text}" if norms.text else ""
+        incidents.note(self._live.step, what)
+        incidents.note_restore()
+        incident = incidents.current
+        text = f"{what}." if incident is None else incident.with_cause(what)
+        self._announcer.warn_unseen("restored", f"{text} {NO_MEASURE}")
+
+    def confirm_rate(self, level: float) -> None:
+        """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""
+        lineage, before = self._state.lineage, self._state.lineage.level_before
+        if before is None or not self._state.limit.ceiling < math.inf:
+            return
+        if level < before - 0.1 * abs(lineage.progress.start - level):
+            lineage.level_before, lineage.relapses = None, 0
+
+
+def diverged_text(
+    incident: Incident, *, refused: int, step: int, loss: float, lr: float, samples: str, failures: Sequence[str],
+    can_restore: bool = False, is_row: bool = True,
+) -> str:  # fmt: skip
+    """The message of `TrainingDiverged`.
+
+    Args:
+        incident: What is known of it.
+        refused: Batches refused, probes included.
+        step: Steps reported.
+        loss: The last refused loss.
+        lr: Its learning rate; NaN if it is the user's own and was never told.
+        samples: The suspects, named; "" for none.
+        failures: Why states could not be restored.
+        can_restore: Whether there is a state to restore, and a callback that does it.
+        is_row: Whether no batch between them was good; else the model was put back again and again.
+    """
+    restored = (
+        "The model was restored in between, and losses were refused again."
+        if incident.num_restored
+        else "Nothing was restored: no state was found to be better."
+        if incident.findings or incident.num_probes or can_restore
+        else "The model was never restored: pass load_callback with state_callback, or call update_cpu_backup()."
+    )
+    rate = f" with lr={lr:.3g}" if math.isfinite(lr) else ""
+    lines = [
+        f"It began at {incident.cause}." if incident.cause else "",
+        f"{refused} batches {'in a row ' * is_row}were refused{IN_VAIN * (not is_row)}, the last loss ({loss:.6g}) at "
+        f"step {step}{rate}, {incident.reason}. {restored}",
+        f"Suspected: {samples}." if samples else "",
+        *(f"  {line}" for line in incident.findings[-8:]),
+        *(f"  not restored: {line}" for line in failures),
+        MEANT,
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def write_bundle(
+    folder: Path | None, step: int, *, text: str, incident: Incident, losses: Sequence[float], recovery: Recovery
+) -> str | None:
+    """Write the details of a diverged run as JSON; the path of the file, None without a folder or if that fails."""
+    if folder is None:
+        return None
+    path = folder / f"diverged_{step:012d}.json"
+    content = {
+        "kind": "TrainingDiverged", "format": 2, "text": text, "incident": plain_of(incident),
+        "losses": [loss if math.isfinite(loss) else repr(loss) for loss in losses], "recovery": asdict(recovery),
+    }  # fmt: skip
+    try:
+        os.makedirs(folder, exist_ok=True)
+        durable_io.replace(path, strict_json(content, indent=1).encode())
+    except OSError:
+        # The error message says all of it except the losses.
+        return None
+    return str(path)

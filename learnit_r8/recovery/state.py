@@ -1,0 +1,481 @@
+"""The state of recovery: all that it remembers from one loss to the next, and that a checkpoint saves."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .. import events
+from ..events.bus import Announcer
+from ..events.incident import MOST_FINDINGS, Incident
+from .backups import Backup
+from .part import NOT_SAVED, Part
+from .progress import Progress
+from .rate_limit import NormLimit, RateLimit
+
+LEAST_TRIAL = 64
+"""Updates after a restore in which a new alarm is a relapse, if they are more than twice those that it undid."""
+
+DIVISOR, LASTING_DIVISOR, EARLY_DIVISOR = 2.0, 4.0, 10.0
+"""What a rate that damages healthy weights is divided by: the first two times in a row, later, and in the first
+steps."""
+
+LOOK_MASK = 3
+"""What need not be done at every update is done where its number has none of these bits: at every fourth."""
+
+LASTING_RELAPSES, RELAPSE_UPDATES = 2, 256
+"""This many gradual rises, each within four trials and this many updates after a restore, are what training does."""
+
+SAME_UPDATE, SAME_BLOCK, LEAST_FUSE = 2, 20, 8
+"""Updates by which two alarms may differ that come at the same update, where they are sudden and where not; and the
+least number after a restore at which that says anything."""
+
+MOST_RESTORES = 3
+"""Restores to one state in a row, after which an older one is tried."""
+
+LOOPING = 3
+"""Experiments that found healthy weights whose steps are kept."""
+
+LEAST_BAD, MOST_BAD = 2, 32
+"""Losses in a row that are not finite and are looked into; doubled within these bounds whenever the weights prove
+healthy."""
+
+BROKEN = 50
+"""Batches of the last hundred that must be refused for the data to be called broken."""
+
+
+@dataclass(eq=False)
+class Refusals(Part):
+    """Counts refused batches.
+
+    Attributes:
+        in_a_row: Batches in a row that were not trained on, probes included.
+        bad_in_a_row: Losses in a row that were not finite, probes aside.
+        bad_limit: How many of them are worth an experiment.
+        outcomes: Of the last hundred batches, which were refused; empty where none was.
+        in_vain: As ``in_a_row``, but a good batch ends the count only if the weights get further; see `Lineage.gains`.
+    """
+
+    in_a_row: int = 0
+    bad_in_a_row: int = 0
+    bad_limit: int = LEAST_BAD
+    outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=100))
+    in_vain: int = 0
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether so many were refused that the data must be broken."""
+        return sum(self.outcomes) > BROKEN
+
+    @property
+    def is_worth_looking(self) -> bool:
+        """Whether so many losses in a row were not finite that the weights may be the cause."""
+        return self.bad_in_a_row >= self.bad_limit
+
+    def share_of(self, updates: int) -> float:
+        """Share of the last hundred batches that were refused, in (0, 1), as far as so few can tell.
+
+        Args:
+            updates: Batches trained on so far; good ones before the first refusal are not counted one by one.
+        """
+        return (sum(self.outcomes) + 1) / (max(len(self.outcomes), min(100, updates)) + 4)
+
+    def refused(self, *, is_finite: bool) -> None:
+        """Note a refused batch."""
+        self.outcomes.append(True)
+        self.bad_in_a_row += not is_finite
+        self.probed()
+
+    def probed(self) -> None:
+        """Note a probe."""
+        self.in_a_row += 1
+        self.in_vain += 1
+
+    def good(self, *, gains: bool = True) -> None:
+        """Note a batch that was learned from, while any of the last hundred was refused.
+
+        Args:
+            gains: Whether the weights get further.
+        """
+        if gains:
+            self.in_vain = 0
+        self.outcomes.append(False)
+        if not any(self.outcomes):
+            self.outcomes.clear()
+        self.in_a_row = self.bad_in_a_row = 0
+        self.bad_limit = max(LEAST_BAD, self.bad_limit - 1)
+
+    def weights_are_healthy(self) -> None:
+        """Wait for twice as many in a row before the next look."""
+        self.bad_limit = min(MOST_BAD, 2 * self.bad_limit)
+
+
+@dataclass(eq=False)
+class Lineage(Part):
+    """What the present weights have gone through: their updates and losses, and what is known since the last restore.
+
+    Attributes:
+        updates: Updates that they have taken.
+        progress: Their losses.
+        rates: Learning rates of the last updates.
+        since: Updates of the state that was restored last; 0 if none was.
+        trial: Updates after it in which a new alarm is a relapse.
+        is_proving: Whether a restored state has not passed its trial yet.
+        failed_at: Updates at the alarm before the last restore; -1 if it is not known.
+        num_restores: Restores in a row to the state put back last.
+        num_older: Restores in a row to older and older states, as the same trouble came back.
+        relapses: Gradual rises that came back after a restore.
+        rises: Whether the losses of this run rise whenever they are trained on.
+        gained: While a restored state is on proof, updates when the weights last got further.
+        num_lowered: Times in a row that the rate was lowered after a relapse.
+        level_before: Usual loss of the state that was put back when the rate was lowered; None if nothing waits for it.
+        healthy_at: Steps of the last experiments that found healthy weights.
+    """
+
+    updates: int = 0
+    progress: Progress = field(default_factory=Progress)
+    rates: deque[float] = field(default_factory=lambda: deque(maxlen=16))
+    since: int = 0
+    trial: int = 0
+    is_proving: bool = False
+    failed_at: int = -1
+    num_restores: int = 0
+    num_older: int = 0
+    relapses: int = 0
+    rises: bool = False
+    gained: int = 0
+    num_lowered: int = 0
+    level_before: float | None = None
+    healthy_at: deque[int] = field(default_factory=lambda: deque(maxlen=LOOPING))
+
+    @property
+    def since_restore(self) -> int:
+        """Updates since a state was put back."""
+        return self.updates - self.since
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether a new alarm would be a relapse."""
+        return self.is_proving and self.since_restore < self.trial
+
+    def gains(self) -> bool:
+        """Whether the weights get further although states are put back; from here on that counts anew.
+
+        They do where no restored state is on proof, after enough updates since the last restore, and where every state
+        put back is newer than those before.
+        """
+        if not self.is_proving:
+            return True
+        gains = max(self.since_restore, self.updates - self.gained) >= LEAST_TRIAL
+        if gains:
+            self.gained = self.updates
+        return gains
+
+    def comes_back(self, *, is_sudden: bool) -> bool:
+        """Whether the trouble is in the restored state itself, although it repeats its record.
+
+        It came back at the same update, whatever the batches and the rate; or as often as the rate was lowered.
+        """
+        near = SAME_UPDATE if is_sudden else SAME_BLOCK
+        is_same = abs(self.updates - self.failed_at) <= near and self.since_restore >= LEAST_FUSE
+        return self.is_proving and (is_same or self.num_restores > MOST_RESTORES)
+
+    @property
+    def is_soon(self) -> bool:
+        """Whether a new rise would be counted with the one before the last restore."""
+        return self.since_restore < 4 * self.trial + RELAPSE_UPDATES
+
+    @property
+    def rises_again(self) -> bool:
+        """Whether losses that rise slowly do so because of training itself."""
+        return self.rises or (self.relapses >= LASTING_RELAPSES and self.is_soon)
+
+    def note_restore(self, *, is_sudden: bool) -> None:
+        """Count the rises that were not sudden."""
+        self.relapses = (self.relapses if self.is_soon else 0) + (not is_sudden)
+
+    def begin(self, backup: Backup, trial: int = 0) -> None:
+        """Start counting at a backup that was restored; ``trial`` as the attribute."""
+        self.num_restores = self.num_restores + 1 if self.is_proving and self.since == backup.updates else 1
+        if not self.is_proving:
+            self.gained = self.updates
+        self.failed_at = self.updates
+        self.updates = self.since = backup.updates
+        self.trial, self.is_proving = trial, trial > 0
+        self.rates.clear()
+
+
+DEAD_LOOKS, DEAD_SHARE = 8, 0.9
+"""Looks in a row at which the gradient of a dead parameter is exactly 0, and the least share of the numbers in such
+parameters. Experts that are not chosen leave others a gradient; so few are left where the output is a constant."""
+
+
+@dataclass(eq=False)
+class DeadParameters(Part):
+    """Finds parameters whose gradient has become exactly 0 for good, as where no input activates the rectifiers after
+    them: the loss is that of a constant, and training on changes nothing.
+
+    Attributes:
+        found: The size of each parameter, and the looks since it had a gradient last; -1 where it has had none.
+        shares: The share of numbers with a gradient in each of the first looks, and in each of the last.
+    """
+
+    found: list[Sequence[int]] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+
+    def note(self, sizes: Sequence[int], num_alive: int) -> None:
+        """Take one look; see `RecoveryController.note_gradients`."""
+        self.shares.append(num_alive / max(1, sum(map(abs, sizes))))
+        if len(self.shares) > 2 * DEAD_LOOKS:
+            del self.shares[DEAD_LOOKS]
+        before = [looks for _, looks in self.found] if len(self.found) == len(sizes) else [-1] * len(sizes)
+        self.found = [
+            (abs(size), 0 if size > 0 else looks + 1 if size and looks >= 0 else -1)
+            for size, looks in zip(sizes, before, strict=True)
+        ]
+
+    @property
+    def are_most(self) -> bool:
+        """Whether nearly all parameters are dead, though the loss still has a gradient."""
+        known = [each for each in self.found if each[1] >= 0]
+        dead = sum(size for size, looks in known if looks >= DEAD_LOOKS)
+        total = sum(size for size, _ in known)
+        return DEAD_SHARE * total <= dead < total
+
+    @property
+    def since(self) -> int:
+        """Looks since the last of them died."""
+        return min((looks for _, looks in self.found if looks >= DEAD_LOOKS), default=DEAD_LOOKS)
+
+    @property
+    def left(self) -> float:
+        """Most numbers with a gradient in one of the last looks, as a share of those in the first; 1 until known."""
+        first, last = self.shares[:DEAD_LOOKS], self.shares[DEAD_LOOKS:]
+        return max(last) * DEAD_LOOKS / sum(first) if len(last) == DEAD_LOOKS and any(first) else 1.0
+
+
+@dataclass(eq=False)
+class RateTrial(Part):
+    """What is put back if a lower rate from the start is no better.
+
+    Attributes:
+        present: The copy of the model.
+        memory: The guard's state.
+        backups: The backups.
+        is_better: Whether it is better than the initial state, by the batch that has a loss of both and by its last
+            losses.
+        level: The level of its losses.
+        progress: The losses.
+        updates: Updates of its weights.
+        limit: The limit of the rate, as a saved state.
+        is_dead: Whether most of its parameters get no gradient any more, so that it cannot become better.
+    """
+
+    present: Any = field(metadata=NOT_SAVED)
+    memory: Any = field(metadata=NOT_SAVED)
+    backups: list[Backup] = field(metadata=NOT_SAVED)
+    is_better: bool = False
+    level: float = math.nan
+    progress: Progress = field(default_factory=Progress)
+    updates: int = 0
+    limit: dict[str, Any] = field(default_factory=dict)
+    is_dead: bool = False
+
+
+@dataclass(eq=False)
+class Early(Part):
+    """What is remembered of the first steps.
+
+    Attributes:
+        num_trials: Trials of a lower rate so far.
+        measure_from: Updates from which the present weights may be measured again.
+        size: Samples in a batch.
+        changes: The loss of each batch measured so far, and by how much its own update has changed it.
+        dead: The parameters that get no gradient any more.
+        num_dead: Trials so far as parameters were dying.
+        is_reviving: Whether a state is about to be tried in which they had a gradient.
+        is_compared: Whether the present weights have drawn the witness of the initial state.
+        last: The last batch of a pass that was trained on; None once it was measured.
+        trial: The trial under way.
+    """
+
+    num_trials: int = 0
+    measure_from: int = 0
+    size: int = 1
+    changes: list[Sequence[float]] = field(default_factory=list)
+    dead: DeadParameters = field(default_factory=DeadParameters)
+    num_dead: int = 0
+    is_reviving: bool = False
+    is_compared: bool = field(default=False, metadata=NOT_SAVED)
+    last: Backup | None = field(default=None, metadata=NOT_SAVED)
+    trial: RateTrial | None = field(default=None, metadata=NOT_SAVED)
+
+
+@dataclass(eq=False)
+class IncidentLog(Part):
+    """Holds the incident under way, and counts over the whole run.
+
+    Attributes:
+        announcer: Is told of an incident that has ended.
+        current: The incident; None if there is none.
+        num_restored, num_probes: Restores and probes so far.
+        num_transient: Steps that were not finite, and finite when they were computed once more.
+        kinds: How many incidents of each kind have ended in which a loss was refused or the model restored, and what
+            was found in the last one.
+    """
+
+    announcer: Announcer = field(metadata=NOT_SAVED)
+    current: Incident | None = field(default=None, metadata=NOT_SAVED)
+    num_restored: int = 0
+    num_probes: int = 0
+    num_transient: int = 0
+    kinds: dict[str, tuple[int, str]] = field(default_factory=dict, metadata=NOT_SAVED)
+
+    def open(self, step: int, reason: str, kind: str = "") -> Incident:
+        """The incident under way, or a new one."""
+        if self.current is None:
+            self.current = Incident(step, reason, kind=kind or reason)
+        return self.current
+
+    def change(self, **changes: Any) -> None:
+        """Set fields of the incident, if there is one."""
+        if self.current is not None:
+            self.current = replace(self.current, **changes)
+
+    def note_probe(self, *, leaves_out: bool) -> None:
+        """Count a probe; ``leaves_out``: whether a batch of the epoch is left out for it."""
+        self.num_probes += 1
+        if (now := self.current) is not None:
+            self.change(num_probes=now.num_probes + 1, num_left_out=now.num_left_out + leaves_out)
+
+    def note_restore(self) -> None:
+        """Count a restore."""
+        self.num_restored += 1
+        if self.current is not None:
+            self.change(num_restored=self.current.num_restored + 1)
+
+    def note(self, step: int, text: str) -> None:
+        """Add a finding to the incident, if there is one."""
+        if self.current is not None:
+            self.change(findings=(*self.current.findings, f"step {step}: {text}")[-MOST_FINDINGS:])
+
+    def end(self) -> None:
+        """End the incident, if there is one."""
+        incident, self.current = self.current, None
+        if incident is not None:
+            if incident.num_refused or incident.num_restored:
+                kind = incident.kind or incident.reason
+                text = incident.with_cause(f"step {incident.step:,}: {incident.conclusion[:-1]}")
+                self.kinds[kind] = self.kinds.get(kind, (0, ""))[0] + 1, text
+            self.announcer.tell(events.IncidentEnded, text=incident.conclusion)
+
+    def summary(self, *, is_over: bool) -> list[str]:
+        """A line for each kind of incident; ``is_over``: whether the run has ended."""
+        lines = [f"{kind}: {count:,}, the last at {text}" for kind, (count, text) in self.kinds.items()]
+        incident = self.current
+        if incident is not None and (incident.num_refused or incident.num_restored):
+            kind, step = incident.kind or incident.reason, incident.step
+            how = "not settled as the run ended, since" if is_over else "under way since"
+            lines.append(incident.with_cause(f"{kind}: {how} step {step:,}"))
+        return lines
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Part`; the incident as `plain_of` returns it, and the kinds as a list, as a name may hold anything."""
+        kinds = [[kind, *found] for kind, found in self.kinds.items()]
+        current = None if self.current is None else plain_of(self.current)
+        return {**super().state_dict(), "kinds": kinds, "current": current}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Part`."""
+        super().load_state_dict(state)
+        self.kinds = {kind: (count, text) for kind, count, text in state["kinds"]}
+        self.current = None
+        if state["current"] is not None:
+            known = {**state["current"], "findings": tuple(state["current"]["findings"])}
+            step, is_restored = known.pop("first_step"), known.pop("is_restored")
+            self.current = Incident(step, num_restored=int(is_restored), **known)
+
+
+def plain_of(incident: Incident) -> dict[str, Any]:
+    """What a saved state and the file of a diverged run hold of an incident."""
+    names = "reason", "num_refused", "num_probes", "cause", "num_left_out", "kind", "is_lasting", "held_from_start"
+    plain = {name: getattr(incident, name) for name in names}
+    restored = bool(incident.num_restored)
+    return {"first_step": incident.step, "findings": list(incident.findings), "is_restored": restored, **plain}
+
+
+@dataclass(eq=False)
+class RecoveryState(Part):
+    """All that recovery remembers, but for witnesses and the suspects of the quarantine, which their owners save.
+
+    Attributes:
+        limit: Holds the learning rate down.
+        norms: Clips the gradient once a rate was lowered.
+        incidents: The incident under way, and counts over the whole run.
+        lineage: The updates that the present weights come from.
+        refusals: Counts refused batches.
+        early: What is remembered of the first steps.
+        is_look_due: Whether to look at the losses before the next batch is drawn.
+        steady_left: Batches of low-loss samples still to draw.
+        looked_last_at: The step of the last look at the end of a run; a resumed one may have more steps.
+        num_equal: Equal losses in a row.
+    """
+
+    limit: RateLimit
+    norms: NormLimit
+    incidents: IncidentLog
+    lineage: Lineage = field(default_factory=Lineage)
+    refusals: Refusals = field(default_factory=Refusals)
+    early: Early = field(default_factory=Early)
+    is_look_due: bool = False
+    steady_left: int = 0
+    looked_last_at: int = -1
+    num_equal: int = 0
+
+
+def of_version_4(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved state of recovery, written by version 4 or 3, as this version saves it."""
+    if "early" in old:
+        return dict(old)
+
+    def losses(progress: Mapping[str, Any]) -> dict[str, Any]:
+        peak, (wait_until, look_wait) = progress.get("peak", (0.0, 0)), progress["wait"]
+        return {
+            "untrained": progress["start"], **progress, "peak": peak[0], "peak_at": peak[1], "wait_until": wait_until,
+            "look_wait": look_wait,
+        }  # fmt: skip
+
+    def held(limit: Mapping[str, Any]) -> dict[str, Any]:
+        return {"lowest": limit["ceiling"], **limit, "failed": limit["slow_above"]}
+
+    lineage, refusals, early = old["lineage"], old["refusals"], old.get("first_steps")
+    since, trial, is_proving = lineage["proving"]
+    failed_at, num_restores, num_older = lineage["fuse"]
+    num_lowered, level_before = lineage.get("lowered", (0, None))
+    is_on_trial = early is not None and old.get("is_on_trial", False)
+    early = {"compared": None, "last": None, "first": None, "trial": None} | (early or {"trials": old["rate_trials"]})
+    trial_of_rate = early["trial"]
+    if trial_of_rate is not None:
+        trial_of_rate = {
+            **trial_of_rate, "progress": losses(trial_of_rate["progress"]), "limit": held(trial_of_rate["limit"]),
+        }  # fmt: skip
+    return {
+        **old, "limit": held(old["limit"]), "refusals": {"in_vain": refusals["in_a_row"], **refusals},
+        "norms": old.get("norms", {}), "is_on_trial": is_on_trial,
+        "lineage": {
+            "gained": lineage["updates"], **lineage, "since": since, "trial": trial, "is_proving": is_proving,
+            "failed_at": failed_at, "num_restores": num_restores, "num_older": num_older, "num_lowered": num_lowered,
+            "level_before": level_before, "progress": losses(lineage["progress"]),
+        },
+        "incidents": {
+            "num_restored": old["restored"], "num_probes": old["probes"], "num_transient": old.get("transient", 0),
+            "kinds": old.get("kinds", ()), "current": old["incident"],
+        },
+        "early": {
+            **early, "num_trials": early["trials"], "trial": trial_of_rate,
+            "dead": {"found": early.get("dead", ()), "shares": early.get("alive", ())},
+        },
+    }  # fmt: skip

@@ -1,0 +1,54 @@
+"""The watch over the first steps."""
+
+import math
+
+import numpy as np
+import pytest
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.recovery.early import are_large
+
+LOSSES = np.array([1.0, 1.2, 0.9, 1.1, 1.0, 0.8, 1.3, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("losses", "share", "size", "expected"),
+    [
+        (LOSSES, -0.2, 32, True),
+        (LOSSES, 0.2, 32, True),
+        (LOSSES, -0.03, 32, False),
+        (LOSSES, -0.2, 2, False),  # the update of two samples serves just these
+        (LOSSES, -0.2, 256, True),
+        # Where noise has heavy tails, a batch whose loss changes much has a high one.
+        (np.where(np.arange(8) == 3, 20.0, LOSSES), -0.04, 32, False),
+        (LOSSES, 0.2 * (-1.0) ** np.arange(8), 32, False),  # and noise points in both directions
+    ],
+)
+def test_large_updates(losses, share, size, expected):
+    """Rates are tried where updates change the losses of their own batches by a large share, all in one direction."""
+    changes = list(zip(losses.tolist(), (share * losses).tolist(), strict=True))
+    assert are_large(changes, size) is expected
+
+
+@pytest.mark.parametrize("is_second", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_not_learned_from_as_updates_are_measured(bad, is_second):
+    """No step is taken with it, nothing is learned from it, and measuring ends for a while."""
+    rng, weights = np.random.default_rng(0), {"w": np.zeros(3)}
+    r8 = R8Scheduler(
+        2048, batch_size=8, num_steps=256, initial_lr=0.1, handle_signals=False,
+        state_callback=lambda: weights, load_callback=weights.update,
+    )  # fmt: skip
+    outcomes = []
+    for _ in r8.epoch_iterator():
+        for _ in r8.batch_iterator():
+            is_probe = r8.host.controller.experiment.is_open
+            is_bad = is_probe and len(outcomes) == is_second
+            outcome = r8.update_with_loss(bad if is_bad else 2.3 * rng.uniform(0.4, 1.8))
+            if is_probe:
+                outcomes.append((bool(outcome), r8.global_step))
+
+    assert not any(is_good for is_good, _ in outcomes[: 1 + is_second])
+    assert outcomes[1 + is_second][1] > 180
+    assert np.array_equal(np.isfinite(r8.table.loss), r8.table.usage_count > 0)
+    assert math.isfinite(r8.table.storage.batch_trend.value)

@@ -1,0 +1,444 @@
+"""The experiment, driven by hand: a fake lab holds the state, and each test answers the probes."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learnit_r8.recovery.backups import Backup
+from learnit_r8.recovery.experiment import CHANCE, Alarm, Case, draw_again, investigate
+
+NAN, INF = math.nan, math.inf
+
+
+class FakeLab:
+    """A model that is the number of the backup in it; None for the present weights."""
+
+    def __init__(self, *, whole=True, memory=True, missing=(), swollen=False):
+        self.whole, self.memory, self.missing, self.swollen = whole, memory, missing, swollen
+        self.current, self.puts = None, []
+
+    def mend(self):
+        return self.whole
+
+    def is_swollen(self):
+        return self.swollen
+
+    def keep_present(self):
+        return self.memory
+
+    def put(self, backup):
+        if backup in self.missing:
+            return False
+        self.current = backup
+        self.puts.append(backup.updates)
+        return True
+
+    def put_present(self):
+        self.current = None
+        return self.memory
+
+
+def backups(count, *, proven=True):
+    """One every fifty updates; losses fall from 2, and each record is the loss of then."""
+    made = []
+    for number in range(count):
+        level = 2.0 * 0.8**number
+        recent = () if number == 0 else tuple(level * (1 + 0.01 * (n % 5 - 2)) for n in range(32))
+        made.append(
+            Backup(50 * number, 50 * number, recent=recent, witness=[np.arange(2)], losses=[level], is_proven=proven)
+        )
+    return made
+
+
+def case_of(known, alarm=Alarm.SPIKE, *, level=20.0, **more):
+    more = {"share": 0.01, "is_sudden": True} | more
+    return Case(alarm, INF if alarm is Alarm.NOT_FINITE else level, known, 2.0, 0.02, 2.0, **more)
+
+
+def conduct(case, lab, answer):
+    """The finding, and the updates of the witnesses that were drawn; ``answer(lab, witness)`` is a loss."""
+    steps, drawn = investigate(case, lab), []
+    try:
+        asked = next(steps)
+        while True:
+            drawn.append(asked.updates)
+            asked = steps.send(answer(lab, asked))
+    except StopIteration as end:
+        return end.value, drawn
+
+
+def healthy_to(last):
+    """Weights up to so many updates repeat what they should; later ones and the present are damaged."""
+
+    def answer(lab, witness):
+        is_good = lab.current is not None and lab.current.updates <= last
+        return max(witness.record, lab.current.record) if is_good else 30.0
+
+    return answer
+
+
+def test_witness_as_recorded_clears_the_weights():
+    """Present weights that repeat the records of proven backups are healthy; nothing is put back."""
+    lab = FakeLab()
+    finding, drawn = conduct(case_of(backups(4)), lab, lambda lab, witness: witness.record)
+
+    assert (finding.verdict, finding.backup, lab.puts) == ("healthy", None, [])
+    assert drawn == [150, 100]
+
+
+def test_lower_loss_clears_the_weights():
+    """A witness whose loss has become lower shows weights that have learned more, and are healthy."""
+    finding, _ = conduct(case_of(backups(4)), FakeLab(), lambda lab, witness: 0.5 * witness.record)
+
+    assert finding.verdict == "healthy"
+
+
+def test_a_record_far_above_the_losses_before_it_clears_no_weights():
+    """It may be that of weights damaged for some steps: that they do better on it outweighs no other batch."""
+    known = backups(3)
+    known[1].losses = [2.0]
+    rises = {2: 0.14, 1: -0.2}
+    case = case_of(known, Alarm.RAISED, level=1.8)
+    assert known[1].is_typical
+    assert not known[1].is_usual
+    drawn = []
+
+    def answer(lab, witness):
+        drawn.append(witness.updates)
+        return witness.record + (rises.get(witness.updates // 50, 0.0) if lab.current is None else 0.0)
+
+    assert conduct(case, FakeLab(), answer)[0].verdict == "restored"
+    rises = {2: 0.0, 1: -0.2}
+    assert conduct(case, FakeLab(), answer)[0].verdict == "healthy"
+    known[2].losses = [2.0]
+    rises = {2: -0.2, 1: -0.2}
+    assert conduct(case, FakeLab(), answer)[0].verdict == "healthy"
+    assert drawn[-2:] == [100, 50]
+
+
+def test_newest_healthy_state_is_restored():
+    """Of damaged weights, the newest state that repeats its own record is gone on from."""
+    known = backups(7)
+    finding, _ = conduct(case_of(known), lab := FakeLab(), healthy_to(150))
+
+    assert (finding.verdict, finding.backup) == ("restored", known[3])
+    assert lab.current is known[3]
+
+
+@given(st.integers(1, 40), st.data())
+def test_bisection_finds_the_newest_healthy_state(count, data):
+    """Whichever state is the first damaged one, the newest before it is found, in few tests."""
+    known = [Backup(n, n, losses=[2.0], witness=[np.arange(2)], is_proven=True) for n in range(count)]
+    last = data.draw(st.integers(0, count - 1))
+    lab = FakeLab()
+    finding, _ = conduct(case_of(known), lab, healthy_to(last))
+
+    assert (finding.verdict, finding.backup.updates) == ("restored", last)
+    assert len(finding.tested) <= 2 * math.ceil(math.log2(count + 1)) + 1
+
+
+@given(st.lists(st.sampled_from([NAN, 0.0, 0.9, 1.0, 1.1, 5.0, 1e9]), min_size=1, max_size=9), st.booleans())
+def test_always_ends_with_one_of_four_findings(losses, memory):
+    """Whatever probes say, the experiment ends, and a restored state is one of those it was told of."""
+    known, count = backups(5), iter(range(10**6))
+    finding, drawn = conduct(
+        case_of(known), FakeLab(memory=memory), lambda lab, witness: losses[next(count) % len(losses)]
+    )
+
+    assert finding.verdict in ("healthy", "restored", "level", "data", "lost")
+    assert (finding.backup in known) == (finding.verdict == "restored")
+    assert len(drawn) < 200
+
+
+def test_no_state_repeats_its_record():
+    """If no state is any better, the loss has changed: the state that was kept aside comes back."""
+    finding, _ = conduct(case_of(backups(4)), lab := FakeLab(), lambda lab, witness: 10 * witness.record)
+
+    assert finding.verdict == "level"
+    assert lab.current is None
+
+
+def test_losses_that_are_never_finite_are_the_datas_fault():
+    """If no state has a finite loss, the present state comes back, and its level is not taken for a usual one."""
+    finding, _ = conduct(case_of(backups(4), Alarm.NOT_FINITE), lab := FakeLab(), lambda lab, witness: NAN)
+
+    assert (finding.verdict, lab.current) == ("data", None)
+
+
+def test_start_that_is_worse_than_the_present_is_not_gone_back_to():
+    """Weights that were never trained repeat their loss on other data; those of now, which are better, stay."""
+
+    def answer(lab, witness):
+        if lab.current is None:
+            return 0.5 if not witness.updates else 10 * witness.record
+        return witness.record if not lab.current.updates else 10 * witness.record
+
+    finding, _ = conduct(case_of(backups(4), Alarm.RAISED, level=5.0), lab := FakeLab(), answer)
+
+    assert (finding.verdict, lab.current) == ("level", None)
+
+
+@pytest.mark.parametrize("swollen", [False, True])
+def test_huge_gradient_in_the_state_is_damage(swollen):
+    """Moments that took a huge gradient convict a state whose losses are still those of then."""
+    known = backups(4)
+    finding, _ = conduct(case_of(known), FakeLab(swollen=swollen), lambda lab, witness: witness.record)
+
+    assert (finding.verdict, finding.backup) == (("restored", known[3]) if swollen else ("healthy", None))
+
+
+@pytest.mark.parametrize(("rise", "verdict"), [(0.05, "healthy"), (0.3, "restored")])
+def test_slow_damage_is_found_when_weights_are_half_way_back(rise, verdict):
+    """By the time losses have stayed higher for long, witnesses may be above their records by a third of the rise."""
+    known = backups(6)
+    case = case_of(known, Alarm.RAISED, level=known[-1].level + 0.5)
+    finding, _ = conduct(
+        case, FakeLab(), lambda lab, witness: witness.record + (0.5 * rise if lab.current is None else 0.0)
+    )
+
+    assert finding.verdict == verdict
+
+
+def test_witness_that_is_much_better_outweighs_no_other():
+    """The sum over witnesses is not that of one lucky batch."""
+    known = backups(6)
+    answers = {known[-1].updates: -1.0, known[-2].updates: 0.4, known[-3].updates: 0.4, known[-4].updates: 0.4}
+    case = case_of(known, Alarm.RAISED, level=known[-1].level + 0.5)
+    finding, _ = conduct(
+        case, FakeLab(), lambda lab, witness: witness.record + (answers[witness.updates] if lab.current is None else 0)
+    )
+
+    assert finding.verdict == "restored"
+
+
+def test_without_memory_the_oldest_state_is_kept():
+    """Without a copy of the present weights there is no way back to them: the last tested state is gone on from."""
+    finding, _ = conduct(case_of(backups(4)), FakeLab(memory=False), lambda lab, witness: 10 * witness.record)
+
+    assert (finding.verdict, finding.backup.updates) == ("restored", 0)
+
+
+def test_nothing_can_be_put_back():
+    """If no state can be put back, that is the finding."""
+    known = backups(3)
+    finding, _ = conduct(case_of(known), FakeLab(memory=False, missing=known), lambda lab, witness: 10 * witness.record)
+
+    assert finding.verdict == "lost"
+
+
+def test_missing_state_is_passed_over():
+    """A state that cannot be put back counts as damaged; an older one is found."""
+    known = backups(4)
+    finding, _ = conduct(case_of(known), FakeLab(missing=known[2:]), healthy_to(150))
+
+    assert finding.backup is known[1]
+
+
+def test_state_that_is_not_whole_is_not_probed():
+    """A present state with numbers that are not finite is not probed: backups are tested at once."""
+    lab = FakeLab(whole=False)
+    _, drawn = conduct(case_of(backups(4), Alarm.NOT_FINITE), lab, healthy_to(150))
+
+    assert lab.puts[0] == drawn[0] == 150
+
+
+@pytest.mark.parametrize("alarm", [Alarm.NOT_FINITE, Alarm.SPIKE])
+def test_state_that_cannot_be_seen_is_restored_at_once(alarm):
+    """Where the state cannot be checked, a NaN or an extremely high loss puts a backup back before the first probe."""
+    lab = FakeLab(whole=None)
+    next(investigate(case_of(backups(4), alarm), lab))
+
+    assert lab.puts == [150]
+
+
+def test_probe_that_is_not_finite_is_repeated():
+    """A passing fault may hit a probe: it is drawn again until chance is out of the question."""
+    answers = iter([NAN, NAN, 1.0])
+    known = backups(3)
+    case = case_of(known, Alarm.NOT_FINITE, share=0.3)
+    finding, drawn = conduct(case, FakeLab(), lambda lab, witness: next(answers) * witness.record)
+
+    assert (finding.verdict, drawn) == ("healthy", [100] * 3)
+
+
+@given(st.floats(0.0, 1.0))
+def test_repeats_leave_little_to_chance(share):
+    """So many faults in a row have a chance of at most 1 in 10,000, within 2 to 64 probes."""
+    repeats = case_of(backups(2), share=share).repeats
+
+    assert 2 <= repeats <= 64
+    assert repeats == 64 or share**repeats <= CHANCE * (1 + 1e-9)
+
+
+def test_witness_that_holds_a_bad_sample():
+    """A witness whose loss is never finite convicts no healthy weights: the next one is asked."""
+    known = backups(4)
+
+    def answer(lab, witness):
+        return NAN if witness is known[3] else witness.record
+
+    finding, drawn = conduct(case_of(known, Alarm.NOT_FINITE), FakeLab(), answer)
+
+    assert finding.verdict == "healthy"
+    assert set(drawn) == {150, 100}
+
+
+def test_two_witnesses_that_are_not_finite_show_damage():
+    """Weights on which two witnesses have no finite loss are damaged."""
+    finding, drawn = conduct(
+        case_of(backups(4), Alarm.NOT_FINITE), FakeLab(), lambda lab, witness: witness.record if lab.current else NAN
+    )
+
+    assert (finding.verdict, finding.backup.updates) == ("restored", 150)
+    assert drawn[:4] == [150, 150, 100, 100]
+
+
+def test_an_older_witness_that_is_not_finite_shows_damage():
+    """Weights that are as good as ever on the newest witness, and have no finite loss on the next one, are damaged."""
+    known = backups(4)
+
+    def answer(lab, witness):
+        return NAN if lab.current is None and witness is known[2] else witness.record
+
+    finding, drawn = conduct(case_of(known), FakeLab(), answer)
+
+    assert (finding.verdict, drawn[:2]) == ("restored", [150, 100])
+
+
+def test_unproven_state_must_pass_an_older_witness():
+    """A backup of weights that were damaged already repeats its own record, but not that of a proven older one."""
+    known = backups(4)
+    known[3].is_proven = False
+    known[3].losses = [8.0]
+
+    def answer(lab, witness):
+        if lab.current is None:
+            return 30.0
+        return lab.current.record if lab.current is known[3] else witness.record
+
+    finding, _ = conduct(case_of(known), FakeLab(), answer)
+
+    assert finding.backup is known[2]
+
+
+def test_passing_fault_does_not_convict_an_unproven_state():
+    """The probe of the older witness is repeated too where it is not finite."""
+    known = backups(4)
+    known[3].is_proven = False
+    faults = iter([NAN])
+
+    def answer(lab, witness):
+        if lab.current is None:
+            return 30.0
+        return next(faults, witness.record) if witness is known[2] else witness.record
+
+    finding, _ = conduct(case_of(known, Alarm.NOT_FINITE), FakeLab(whole=False), answer)
+
+    assert finding.backup is known[3]
+
+
+def test_changed_loss_repeats_itself():
+    """The same different loss twice shows that the loss has changed, though the difference is within the tolerance."""
+    known = backups(3)
+    finding, _ = conduct(case_of(known), FakeLab(), lambda lab, witness: 1.02 * witness.record if lab.current else 30.0)
+
+    assert finding.verdict == "level"
+
+
+def test_noisy_probes_are_told_and_tolerated():
+    """A loss that differs each time is noise: within the tolerance the state is healthy, and the noise is noted."""
+    known, signs = backups(3), iter([1, -1] * 50)
+
+    def answer(lab, witness):
+        return witness.record + 0.03 * next(signs) if lab.current else 30.0
+
+    finding, _ = conduct(case_of(known), FakeLab(), answer)
+
+    assert finding.backup is known[2]
+    assert known[2].noise == pytest.approx(0.06)
+
+
+@pytest.mark.parametrize(("noise", "verdict"), [(0.4, "healthy"), (0.02, "restored")])
+def test_rise_within_the_noise_of_probes_restores_nothing(noise, verdict):
+    """A rise that is no larger than what draws with the same weights differ by says nothing of the present ones."""
+    known, count = backups(4), iter(range(100))
+
+    def answer(lab, witness):
+        return witness.record + (0.9 if lab.current is None else -noise * (1 - next(count) % 2))
+
+    finding, _ = conduct(case_of(known, level=known[-1].level + 2.0), lab := FakeLab(), answer)
+
+    assert finding.verdict == verdict
+    assert (lab.current is None) == (verdict == "healthy")
+
+
+def test_means_stand_for_probes():
+    """Where no witness can be drawn, the level of the losses before a backup is what a mean is compared with."""
+    known = backups(3)
+    known[2].losses = [9.0]
+
+    assert case_of(known, is_exact=False).record(known[2]) == known[2].level < 2
+    assert case_of(known).record(known[2]) == 9.0
+
+
+def test_slow_rise_that_always_returns_is_what_training_does():
+    """Losses that are known to rise when they are trained on are the new level, unless the rise is sudden."""
+    known = backups(4)
+    slow, _ = conduct(case_of(known, Alarm.RAISED, rises=True, is_sudden=False), FakeLab(), healthy_to(150))
+    sudden, _ = conduct(case_of(known, Alarm.RAISED, rises=True), FakeLab(), healthy_to(150))
+
+    assert (slow.verdict, sudden.verdict) == ("level", "restored")
+
+
+def test_lost_progress_goes_back_no_further_than_its_best():
+    """For progress that was lost, only the best backup and older ones are tested, and the best one is asked first."""
+    known = backups(5)
+    finding, drawn = conduct(
+        case_of(known, Alarm.REGRESS, best=known[3], is_sudden=False), FakeLab(), healthy_to(10**6)
+    )
+
+    assert finding.backup is known[3]
+    assert 200 not in drawn
+    assert drawn[0] == 150
+
+
+@given(st.floats(0.0, 1e6), st.integers(0, 4), st.sampled_from([Alarm.SPIKE, Alarm.RAISED, Alarm.NOT_FINITE]))
+def test_tolerance_is_below_the_rise(level, number, alarm):
+    """A probe as high as the losses that raised the alarm is never within the tolerance."""
+    known = backups(5)
+    backup = known[number]
+    tolerance = case_of(known, alarm, level=level).tolerance(backup)
+
+    assert tolerance >= 0
+    if alarm is not Alarm.NOT_FINITE and level > backup.usual:
+        assert tolerance <= 0.4 * (level - backup.usual)
+
+
+def test_batch_is_drawn_again():
+    """A batch that is drawn again has its loss noted."""
+    batch = Backup(0, 5, witness=[np.arange(2)], losses=[1.0])
+    steps = draw_again(batch)
+    assert next(steps) is batch
+    with pytest.raises(StopIteration) as end:
+        steps.send(1.5)
+
+    assert end.value.value.tested == [batch]
+    assert batch.replayed == 1.5
+
+
+def test_trained_states_that_are_better_than_the_untrained_one_are_kept():
+    """Where only the untrained state repeats its record, as the loss depends on what cannot be put back (the hidden
+    state of a network that is carried on), the newest state that is better on the same batch is gone on from."""
+    known = backups(5)
+
+    def answer(lab, witness):
+        if lab.current is None:
+            return NAN
+        return 1.1 * lab.current.record if witness is known[0] else 1.4 * witness.record
+
+    finding, _ = conduct(case_of(known, Alarm.NOT_FINITE), FakeLab(whole=False, memory=False), answer)
+
+    assert (finding.verdict, finding.backup.updates) == ("restored", 200)

@@ -1,0 +1,122 @@
+"""What an experiment may do to the model, through the callbacks of a run."""
+
+import numpy as np
+import pytest
+
+from learnit_r8 import events
+from learnit_r8.recovery.backups import Backup
+from learnit_r8.recovery.model import LiveModel
+from learnit_r8.testing import record_events
+from tests.drive import NAN, Weights, advance_to, make
+
+
+def live_of(model, *, steps=3, **more):
+    """The live model of a run with a backup of step 0 that has its witness."""
+    heard = record_events()
+    more |= {"backup_every": 10, "listeners": [heard]}
+    r8 = make(num_epochs=9, state_callback=model.get, load_callback=model.load, **more)
+    advance_to(r8, steps)
+    live = LiveModel(r8.host.persistence, r8.host.announcer)
+    live.begin_call(steps)
+    live.begin()
+    return live, r8, heard
+
+
+class Layers(Weights):
+    """A model with weights and two statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = {"w": np.ones(2), "mean": np.zeros(2), "var": np.ones(2)}
+
+    def get(self):
+        return self.parts
+
+    def load(self, source, from_ram=False):
+        self.parts = source
+
+
+def test_present_state_comes_back():
+    """The state kept aside is a copy: it comes back as it was, once."""
+    model = Weights()
+    live, r8, _ = live_of(model)
+    model.values = np.full(2, 7.0)
+    assert live.keep_present()
+    assert live.put(r8.host.persistence.backup.newest)
+    assert (model.values.tolist(), live.put_step) == ([0, 0], 0)
+    assert live.put_present()
+
+    assert (model.values.tolist(), live.put_step, live.current) == ([7, 7], 3, None)
+    assert not live.put_present()
+
+
+def test_damaged_state_is_not_kept():
+    """A present state with NaN is nothing to come back to."""
+    model = Weights()
+    live, _, _ = live_of(model)
+    model.values = np.full(2, NAN)
+
+    assert not live.keep_present()
+
+
+def test_no_memory_for_a_third_copy(monkeypatch):
+    """Without memory for one more copy the experiment goes on, and one warning says what may be lost."""
+    live, r8, _ = live_of(Weights())
+
+    def no_memory(state):
+        raise MemoryError
+
+    r8.host.persistence.backup.copy_with(no_memory)
+    with pytest.warns(RuntimeWarning, match="no memory to set the present weights aside: .* they are lost"):
+        assert not live.keep_present()
+    assert live.put_present() is False
+
+
+def test_statistics_are_mended():
+    """Where less than half of the arrays are not finite, only they come from the newest backup, and it is said."""
+    model = Layers()
+    live, _, heard = live_of(model)
+    model.parts = {"w": np.full(2, 5.0), "mean": np.full(2, NAN), "var": np.ones(2)}
+
+    assert live.mend() is True
+    assert (model.parts["w"].tolist(), model.parts["mean"].tolist()) == ([5, 5], [0, 0])
+    assert any("taken from the backup of step 0" in event.text for event in heard.of(events.Notice))
+
+
+def test_much_damage_is_not_mended():
+    """Where more than half of the arrays are not finite, the state is damaged."""
+    model = Layers()
+    live, _, _ = live_of(model)
+    model.parts = {"w": np.full(2, NAN), "mean": np.full(2, NAN), "var": np.ones(2)}
+
+    assert live.mend() is False
+    assert np.isnan(model.parts["w"]).all()
+
+
+def test_state_of_another_form_is_not_mended():
+    """A state whose form is not that of the backup is left alone."""
+    model = Layers()
+    live, _, _ = live_of(model)
+    model.parts = {"w": np.full(3, NAN), "mean": np.zeros(2), "var": np.ones(2)}
+
+    assert live.mend() is False
+
+
+def test_state_that_cannot_be_seen():
+    """Without a state callback it is unknown whether the state is whole, and there is nothing to keep."""
+    model = Weights()
+    r8 = make(load_callback=model.load)
+    r8.update_cpu_backup(model.get())
+    live = LiveModel(r8.host.persistence, r8.host.announcer)
+    live.begin()
+
+    assert (live.mend(), live.keep_present(), live.can_restore) == (None, False, True)
+
+
+def test_without_a_load_callback():
+    """Without a load callback nothing can be restored."""
+    r8 = make(state_callback=Weights().get)
+    live = LiveModel(r8.host.persistence, r8.host.announcer)
+    live.begin()
+
+    assert (live.can_restore, live.put(Backup(0, 0, state=1)), live.is_shown) == (False, False, False)

@@ -1,0 +1,632 @@
+"""Recovery in whole runs: refused at once, found out by probes, and gone back only as far as they say."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+
+from learnit_r8 import FiniteGuard, R8Scheduler, Recovery, TrainingDiverged, Verdict, events
+from learnit_r8.checkpoint.callbacks import Callbacks, Generators
+from learnit_r8.engine.values import grouped
+from learnit_r8.recovery.backups import Backup
+from learnit_r8.testing import ToyTask, record_events
+from tests.drive import NAN, Weights, advance_to, batch_loss, known, make, steps, train
+
+RESTORED = pytest.mark.filterwarnings("ignore:.*the weights were damaged", "ignore:.*rate was too high")
+SPENT = events.RolledBack, events.LrCapped
+
+
+class Toy:
+    """A run of the toy task in which things go wrong at given steps."""
+
+    def __init__(self, num_samples=1024, **more):
+        self.task, self.heard = ToyTask(num_samples), record_events()
+        more = {"batch_size": 32, "num_epochs": 16, "initial_lr": 0.05, "backup_every": 40} | more
+        save = {"save_callback": self.task.save} if "checkpoint_dir" in more else {}
+        self.r8 = R8Scheduler(
+            num_samples, state_callback=self.task.state, load_callback=self.task.load, listeners=[self.heard],
+            **grouped(dict(**save, **more)),
+        )  # fmt: skip
+
+    def of(self, *kinds):
+        return self.heard.of(*kinds)
+
+    def blow_up(self):
+        self.task.weights[2] = 100 * self.task.weights[2][:, ::-1]
+
+    def break_weights(self):
+        self.task.weights[0][3, 3:9] = NAN
+
+    def run(self, faults=(), *, bad=(), until=None, after=False, change=lambda step, loss: loss):
+        """Train; ``faults`` maps batches to methods, ``bad`` are batches whose loss is NaN."""
+        task, faults = self.task, dict(faults)
+        for number, (_, indices, lr) in enumerate(steps(self.r8)):
+            if number in faults:
+                faults[number](self)
+            loss = task.losses(indices).mean() * (NAN if number in bad else 1.0)
+            loss = change(self.r8.global_step, loss)
+            if after:
+                task.step(lr, NAN if not np.isfinite(loss) else 1.0)
+                self.r8.update_with_loss(loss)
+            elif self.r8.update_with_loss(loss):
+                task.step(lr)
+            if number == until:
+                return self
+        return self
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 300])
+def test_one_bad_batch_is_only_refused(step):
+    """A loss that is not finite costs its batch: no probe, no restore, no lower rate."""
+    run = Toy().run(bad=[step])
+
+    assert [event.step - 1 for event in run.of(events.BatchRefused)] == [step]
+    assert not run.of(events.Probed, *SPENT)
+    assert run.of(events.IncidentEnded)[0].text.startswith("the refused batch was to blame")
+
+
+@pytest.mark.parametrize("value", [NAN, np.inf, -np.inf, 1e38, -1e38])
+def test_what_is_not_finite(value):
+    """NaN, infinities and values too large for float32 are refused from the first step on."""
+    model = Weights()
+    r8 = make(state_callback=model.get, load_callback=model.load)
+    outcome = r8.report(r8.draw(), value)
+
+    assert (bool(outcome), outcome.rolled_back_to, outcome.verdict) == (False, None, Verdict.NOT_FINITE)
+
+
+def test_two_bad_batches_ask_for_a_probe():
+    """After two bad batches in a row the witness is drawn again; as recorded, nothing happens, and it is no step."""
+    run = Toy().run(bad=[300, 301])
+    [probe] = run.of(events.Probed)
+
+    assert (probe.is_present, probe.step) == (True, 302)
+    assert probe.loss < probe.record + 0.5
+    assert not run.of(*SPENT)
+    assert (run.r8.global_step, run.r8.phase) == (511, "finished")
+
+
+def test_a_probe_whose_gradient_is_not_finite_shows_damage():
+    """What counts is whether the weights are sound: a norm that is not finite says so whatever the loss is."""
+    run = Toy().run(until=99)
+    for _ in range(2):
+        run.r8.report(run.r8.draw(), NAN)
+    run.r8.report(run.r8.draw(), 0.1, grad_norm=NAN)
+
+    assert np.isnan(run.of(events.Probed)[0].loss)
+
+
+@pytest.mark.filterwarnings("ignore:samples? .* in no good one since")
+def test_a_tenth_of_nan_batches_costs_those_batches():
+    """Passing faults in a tenth of all batches restore nothing and leave the rate on its schedule."""
+    rng = np.random.default_rng(0)
+    run = Toy().run(bad=np.flatnonzero(rng.random(600) < 0.1).tolist())
+
+    assert not run.of(*SPENT)
+    assert run.task.loss() < 0.1
+
+
+@RESTORED
+@pytest.mark.parametrize("after", [False, True])
+def test_damage_goes_back_to_the_newest_healthy_state(after):
+    """Damaged weights go back one backup at the same rate, whether losses are reported before or after the step."""
+    run = Toy().run({250: Toy.blow_up}, after=after)
+    [back] = run.of(events.RolledBack)
+
+    assert back.to_step == 240
+    assert not run.of(events.LrCapped)
+    assert run.task.loss() < 0.1
+    assert "model restored once" in run.r8.summary()
+
+
+@RESTORED
+def test_the_rate_is_lowered_after_the_search_for_an_older_state():
+    """Trouble that comes back at the same update is the state's; what comes back in another way is the rate's."""
+    run = Toy(recovery=Recovery(keep_backups=8))
+    # By the number of updates: each happens once, and the first two at the same place.
+    due = [310, 310, 253]
+    for _, indices, lr in steps(run.r8):
+        if due and run.r8.controller.lineage.updates == due[0] and not run.r8.controller.is_open:
+            due.pop(0)
+            run.blow_up()
+        if run.r8.update_with_loss(run.task.losses(indices).mean()):
+            run.task.step(lr)
+
+    assert not due
+    assert [event.to_step for event in run.of(events.RolledBack)][:2] == [280, 240]
+    [capped] = run.of(events.LrCapped)
+    assert capped.step > run.of(events.RolledBack)[1].step
+    assert run.task.loss() < 0.1
+
+
+@RESTORED
+def test_a_restore_leaves_nothing_of_the_weights_that_were_given_up(tmp_path):
+    """Their losses count no more, and no checkpoint of their steps is gone back to."""
+    run, found = Toy(checkpoint_dir=tmp_path, checkpoint_every=4, keep_checkpoints=9, backup_dir=False), []
+
+    def look(event):
+        if isinstance(event, events.RolledBack):
+            controller, persistence = run.r8.controller, run.r8.host.persistence
+            [backup] = [each for each in controller.witnesses.all_states() if each.step == event.to_step]
+            found.append((event.to_step, tuple(controller.lineage.progress.recent) == backup.recent))
+            found.append([step for step in persistence.checkpoint_steps() if step > event.to_step])
+
+    run.r8.host.announcer.add(look)
+    # No loss shows the damage at first, so that checkpoints hold it.
+    run.run({250: Toy.blow_up}, until=280, change=lambda step, loss: 0.05 if 249 < step < 265 else loss)
+
+    assert found == [(248, True), []]
+
+
+@pytest.mark.filterwarnings("ignore:.*refused")
+def test_healthy_weights_that_alarm_again_and_again():
+    """Where the weights prove healthy time and again, it is the loss: its level is learned anew."""
+    run = Toy()
+    for number, (_, indices, lr) in enumerate(steps(run.r8)):
+        is_high = number > 200 and number % 10 < 3 and not run.r8.controller.is_open
+        if run.r8.update_with_loss(run.task.losses(indices).mean() + 1e3 * is_high):
+            run.task.step(lr)
+
+    assert 3 <= len(run.of(events.BatchRefused)) < 10
+    assert not run.of(events.RolledBack)
+
+
+def test_a_budget_in_steps_is_that_of_training():
+    """Tests of the weights are no steps of a run of so many: it has them all, and no batch is out at the end."""
+    run = Toy(num_epochs=None, num_steps=300).run(bad=[100, 101, 200, 201])
+
+    assert run.of(events.Probed)
+    assert len(run.of(events.StepDone)) + len(run.of(events.BatchRefused)) == run.r8.global_step == 300
+    assert run.r8.pace.num_out == 0
+
+
+@RESTORED
+def test_the_first_epoch_has_every_sample_once():
+    """After a restore in the first epoch no batch of easy samples takes the place of one that it must see."""
+    run, drawn = Toy(num_samples=6400, num_epochs=2), []
+    for number, (epoch, indices, lr) in enumerate(steps(run.r8)):
+        if number == 150:
+            run.blow_up()
+        if not epoch and not run.r8.controller.is_open:
+            drawn += indices.tolist()
+        if run.r8.update_with_loss(run.task.losses(indices).mean()):
+            run.task.step(lr)
+
+    assert run.of(events.RolledBack)
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_few_damaged_arrays_are_mended():
+    """Where few arrays are not finite, only they come from the newest backup; nothing is undone."""
+    run = Toy().run({250: Toy.break_weights})
+
+    assert any("taken from the backup of step 240" in event.text for event in run.of(events.Notice))
+    [ended] = run.of(events.IncidentEnded)
+    assert (
+        "had numbers that are not finite, and came from the backup of step 240; since then the weights are"
+        in ended.text
+    )
+    assert not run.of(*SPENT)
+    assert run.task.loss() < 0.1
+
+
+@RESTORED
+def test_reporting_after_the_step():
+    """A loop that trains on a batch before it reports NaN has damaged its weights, and goes back at once."""
+    run = Toy().run(bad=[250], after=True)
+    [back] = run.of(events.RolledBack)
+
+    assert (back.to_step, back.step) == (240, run.of(events.BatchRefused)[0].step)
+    assert run.task.loss() < 0.1
+
+
+@RESTORED
+@pytest.mark.parametrize("depth", [1, 3])
+def test_silent_damage_is_passed_over(depth):
+    """Of backups that were damaged before anything showed, none is gone on from: the newest healthy one is."""
+    poison = 320 - 40 * depth + 5
+    run = Toy()
+    task = run.task
+    task.flag = np.zeros(1)
+    run.r8.host.persistence.callbacks = Callbacks(
+        state=lambda: task.state() | {"flag": task.flag},
+        load=lambda state, from_ram: (task.load(state, from_ram), setattr(task, "flag", state["flag"])),
+    )
+
+    def change(step, loss):
+        if step == poison and not run.of(events.RolledBack):
+            task.flag = np.ones(1)
+        return loss + 50 * task.flag[0] * (step > 325)
+
+    run.run(change=change)
+    [back] = run.of(events.RolledBack)
+
+    assert back.to_step == poison // 40 * 40
+
+
+@RESTORED
+def test_damage_that_shows_later_is_gone_back_past_one_state_at_a_time():
+    """Weights that go wrong some updates later pass each probe: states are tried until one lasts, none skipped."""
+    run = Toy(num_epochs=24)
+    task, burnt = run.task, np.zeros(2)
+    run.r8.host.persistence.callbacks = Callbacks(
+        state=lambda: task.state() | {"burnt": burnt},
+        load=lambda state, from_ram: (task.load(state, from_ram), burnt.__setitem__(slice(None), state["burnt"])),
+    )
+
+    def change(step, loss):
+        burnt[0] = burnt[0] or (step == 243 and not run.of(events.RolledBack))
+        burnt[1] += burnt[0]
+        return loss + 50 * (burnt[1] > 95)
+
+    run.run(change=change)
+
+    assert [event.to_step for event in run.of(events.RolledBack)] == [320, 280, 240]
+    assert task.loss() < 0.1
+
+
+def test_older_states_are_passed_over_where_there_are_many():
+    """After eight were tried in vain one by one, ever more are passed over, as each costs a restore."""
+    controller = make(48).controller
+    known, newest = [Backup(step, step) for step in range(64)], []
+    controller.lineage.since = 64
+    for _ in range(12):
+        controller.lineage.updates = controller.lineage.since + 99
+        known = controller.older(known)
+        controller.lineage.since = known[-1].updates
+        newest.append(controller.lineage.since)
+
+    assert newest == [63, 62, 61, 60, 59, 58, 57, 56, 55, 53, 49, 41]
+
+
+@RESTORED
+def test_loaded_state_ends_the_backups_before_it():
+    """After `load_state_dict` there is no way back to weights that were trained on from the loaded ones."""
+    run = Toy()
+    saved = run.r8.state_dict(), copy.deepcopy(run.task.state())
+    run.run(until=250)
+    run.r8.load_state_dict(saved[0])
+    run.task.load(saved[1], True)
+    run.run({30: Toy.blow_up}, until=60)
+
+    assert {backup.updates <= 61 for backup in run.r8.host.persistence.backup.backups} == {True}
+    assert {event.to_step <= 61 for event in run.of(events.RolledBack)} == {True}
+
+
+def test_first_restore_is_said_aloud():
+    """The first restore of a run is a warning with its reason, and says where to read."""
+    with pytest.warns(RuntimeWarning, match=r"restored to step 240, \d+ updates back. See docs/recovery.md"):
+        Toy().run({250: Toy.blow_up})
+
+
+@RESTORED
+def test_relapse_lowers_the_rate():
+    """A state that passed its probe and is damaged again soon shows that the rate is too high: it is lowered."""
+    run = Toy().run(dict.fromkeys((250, 275), Toy.blow_up))
+    [capped] = run.of(events.LrCapped)
+
+    assert len(run.of(events.RolledBack)) == 2
+    assert capped.ceiling < 0.025
+    assert run.of(events.LrRestored)
+
+
+@RESTORED
+@pytest.mark.parametrize("factor", [20, 1000])
+def test_rate_that_is_too_high_from_the_start(factor):
+    """A rate far too high from the start is found out, the start comes back, and a lower one trains."""
+    run = Toy(initial_lr=0.05 * factor).run()
+
+    assert run.of(events.LrCapped)
+    assert run.task.loss() < 0.5
+
+
+@pytest.mark.filterwarnings("ignore:the losses stay higher")
+@pytest.mark.parametrize("rise", [2, 20])
+def test_new_level_is_accepted(rise):
+    """A loss that is higher for good in every state restores nothing, and is said once."""
+    run = Toy().run(change=lambda step, loss: loss + rise * (step >= 300))
+
+    assert not run.of(*SPENT)
+    assert run.task.loss() < 0.1
+    assert sum("the losses stay higher" in event.text for event in run.of(events.Notice)) == 1
+
+
+@RESTORED
+@pytest.mark.parametrize(
+    ("at", "goal"), [(509, "num_steps"), (511, "num_steps"), (509, "num_epochs"), (510, "num_epochs")]
+)
+def test_damage_in_the_last_updates(at, goal):
+    """A model that breaks in the last steps is not what a finished run leaves, as far as a batch is left to see it."""
+    run = Toy(**{"num_epochs": None, "num_steps": 512} if goal == "num_steps" else {}).run({at: Toy.blow_up})
+
+    assert run.r8.global_step == 512 - run.r8.pace.left_out
+    assert run.r8.phase == "finished"
+    assert run.task.loss() < 0.1
+
+
+def test_broken_data_end_the_run():
+    """Losses that are never finite again are the data's fault with every state, and end the run after 400 batches."""
+    run = Toy(num_epochs=30)
+    with pytest.raises(TrainingDiverged, match="400 batches in a row were refused") as error:
+        run.run(bad=range(300, 10**4))
+
+    assert "no state was found to be better" in str(error.value)
+    assert "no state has finite losses: the data are to blame" in str(error.value)
+    assert run.of(events.GaveUp)
+    assert run.task.loss() < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:samples? .* in no good one since")
+def test_mostly_bad_data_are_called_broken():
+    """Where more than half of the last hundred batches were refused, a warning says so, once; the run goes on."""
+    bad = np.flatnonzero(np.random.default_rng(0).random(10**4) < 0.7).tolist()
+    with pytest.warns(RuntimeWarning, match="more than half of the last 100") as caught:
+        run = Toy().run(bad=bad)
+
+    assert sum("more than half" in str(each.message) for each in caught) == 1
+    assert run.r8.global_step + run.r8.pace.probes == 512
+    assert not run.of(*SPENT)
+
+
+def test_refused_loss_leaves_the_table():
+    """A refused loss and a probe of damaged weights change no estimate, no use count and no trend."""
+    r8 = make(64, num_epochs=3)
+    advance_to(r8, 20)
+    before = known(r8), r8.table.trend, r8.table.untrained_loss
+    with pytest.warns(RuntimeWarning, match="nothing to restore"):
+        r8.report(r8.draw(), NAN)
+
+    np.testing.assert_equal((known(r8), r8.table.trend, r8.table.untrained_loss), before)
+
+
+def test_refused_samples_get_their_turn_later():
+    """Samples of a refused batch of the first epoch come in the second, and enter the table there."""
+    r8 = make(16, num_epochs=2, state_callback=(model := Weights()).get, load_callback=model.load)
+    seen = train(r8, bad={1})
+
+    assert sorted(np.concatenate([batch for epoch, batch, _ in seen if epoch == 1])) == list(range(16))
+    assert sorted(r8.table.usage_count.tolist()) == [1] * 4 + [2] * 12
+
+
+def test_divergence_leaves_the_state_intact():
+    """After TrainingDiverged the table is clean, and the run can continue."""
+    model = Weights()
+    r8 = make(64, num_epochs=3, state_callback=model.get, load_callback=model.load, recovery=Recovery(max_refused=1))
+    advance_to(r8, 20)
+    before = known(r8)
+    with pytest.raises(TrainingDiverged, match="1 batches in a row"):
+        r8.report(r8.draw(), NAN)
+    np.testing.assert_equal(known(r8), before)
+    train(r8)
+
+    assert r8.global_step == 48
+
+
+@RESTORED
+def test_resume_comes_to_the_same_decisions():
+    """A run that is saved and continued in the middle of the trial of a restored state decides as the whole one."""
+    faults = {250: Toy.blow_up, 275: Toy.blow_up}
+    whole = Toy().run(faults)
+    part = Toy().run(faults, until=265)
+    rest = Toy()
+    rest.r8.load_state_dict(part.r8.state_dict())
+    rest.task.load(copy.deepcopy(part.task.state()), from_ram=True)
+    rest.run({9: Toy.blow_up})
+
+    assert len(rest.of(events.LrCapped)) == len(whole.of(events.LrCapped)) == 1
+    assert rest.of(events.LrCapped)[0].ceiling == pytest.approx(whole.of(events.LrCapped)[0].ceiling, rel=0.05)
+
+
+@RESTORED
+def test_nothing_is_saved_while_an_experiment_is_open():
+    """No backup is taken, and no checkpoint written, while weights are tested."""
+    run = Toy().run({250: Toy.blow_up})
+    refused, ended = run.of(events.BatchRefused)[0].step, run.of(events.RolledBack)[0].step
+
+    assert not [event for event in run.of(events.BackupTaken) if refused <= event.step <= ended]
+
+
+def test_reset_baseline_ends_everything():
+    """reset_baseline() drops an experiment that is under way, and the rate is that of the schedule."""
+    run = Toy().run(bad=[100, 101], until=101)
+    assert run.r8.controller.is_open
+    run.r8.reset_baseline()
+
+    assert not run.r8.controller.is_open
+    assert run.r8.controller.lr(0.05) == 0.05
+
+
+@pytest.mark.filterwarnings("ignore:the batch of step .* was not reported")
+def test_probe_that_is_given_up_is_drawn_again():
+    """A probe whose batch is never reported does not stop the experiment."""
+    run = Toy().run(bad=[100, 101], until=101)
+    r8 = run.r8
+    assert r8.controller.experiment.asks_probe
+    first = r8.draw()
+    r8.give_up(first)
+    again = r8.draw()
+
+    assert r8.controller.experiment.is_probe(again)
+    assert again.indices.tolist() == first.indices.tolist()
+
+
+@RESTORED
+def test_without_probes_ordinary_batches_are_the_test():
+    """Where no batch can be drawn out of turn, the mean of the next eight batches stands for a probe."""
+    run = Toy()
+    run.r8.controller.experiment.let_probe(False)
+    run.run({250: Toy.blow_up})
+
+    assert run.of(events.RolledBack)
+    assert len(run.of(events.Probed)) >= 8
+    assert run.task.loss() < 0.1
+
+
+def test_generators_repeat_for_probes():
+    """A probe sees the random generators of its record, and training goes on with those of before."""
+    dice, seen = {"state": 0}, []
+    run = Toy()
+    run.r8.host.persistence.adopt(
+        Callbacks(generators=Generators(lambda: dice["state"], lambda state: dice.update(state=state)))
+    )
+    r8 = run.r8
+    for number in range(200):
+        ticket = r8.draw()
+        is_probe = r8.controller.experiment.is_probe(ticket)
+        if is_probe:
+            seen.append((dice["state"], r8.controller.experiment.asked.generators))
+        r8.controller.note_start()
+        dice["state"] += 1
+        loss = run.task.losses(ticket.indices).mean()
+        if r8.report(ticket, NAN if number in (150, 151) else loss):
+            run.task.step(ticket.lr)
+
+    assert [state for state, _ in seen] == [record for _, record in seen] == [80]
+    assert dice["state"] > 190
+
+
+# Bad input.
+
+
+@RESTORED
+def test_state_callback_whose_result_changes():
+    """A state that is never twice the same, even while it is probed, is restored like any other."""
+    run = Toy()
+    calls = []
+
+    def state():
+        calls.append(1)
+        return run.task.state() | {f"call{len(calls)}": np.full(2, float(len(calls)))}
+
+    run.r8.host.persistence.callbacks = Callbacks(state=state, load=run.task.load)
+    run.run({250: Toy.blow_up, 300: Toy.break_weights})
+
+    assert run.of(events.RolledBack)
+    assert run.task.loss() < 0.1
+
+
+@RESTORED
+@pytest.mark.filterwarnings("ignore:samples? .* in no good one since")
+def test_witness_that_goes_bad():
+    """A witness that holds a sample which has gone bad restores nothing where the weights are healthy."""
+    run = Toy().run(until=200)
+    newest = run.r8.host.persistence.backup.newest
+    run.task.inputs[newest.witness[0][0]] = NAN
+    run.run(bad=[50, 51])
+
+    assert not run.of(*SPENT)
+
+
+@RESTORED
+@pytest.mark.parametrize("noise", [0.05, 0.1])
+def test_loss_that_is_never_the_same_twice(noise):
+    """Noise in the loss of the same batch is no damage; it is said once, with its size, where it shows."""
+    rng = np.random.default_rng(0)
+    run = Toy().run({250: Toy.blow_up}, change=lambda step, loss: loss + noise * rng.random())
+    said = [event.text for event in run.of(events.Notice) if "probes are noisy" in event.text]
+
+    assert len(said) == 1
+    assert "differed by 0." in said[0]
+    assert run.task.loss() < 0.2
+
+
+@RESTORED
+@pytest.mark.parametrize("more", [{"batch_size": 1}, {"num_samples": 32, "num_epochs": 400, "batch_size": 32}])
+def test_tiny_batches_and_epochs(more):
+    """Batches of one sample and epochs of one batch heal like others."""
+    more = {"num_samples": 256, "num_epochs": 3} | more
+    run = Toy(**more)
+    run.run({250: Toy.blow_up}, bad=[100, 101])
+
+    assert run.r8.global_step + run.r8.pace.probes == run.r8.total_steps
+    assert 1 <= len(run.of(events.RolledBack)) <= 10
+    assert np.isfinite(run.task.loss())
+
+
+@RESTORED
+def test_no_memory_for_a_third_copy():
+    """A model too large for one more copy heals without; what may be lost is said."""
+    run = Toy().run(until=249)
+
+    def no_memory(state):
+        raise MemoryError
+
+    backup = run.r8.host.persistence.backup
+    copies = backup._clone
+    backup.copy = no_memory
+    with pytest.warns(RuntimeWarning, match="no memory"):
+        run.run({0: Toy.blow_up})
+
+    assert copies is backup._clone
+    assert run.of(events.RolledBack)
+    assert run.task.loss() < 0.2
+
+
+@RESTORED
+@pytest.mark.filterwarnings("ignore:samples? .* in no good one since")
+def test_user_reports_another_batch_for_the_probe():
+    """A loop that trains on batches of its own, whatever it is handed, ends with finite weights and no error."""
+    run, rng = Toy(), np.random.default_rng(0)
+    task = run.task
+    for number, (_, indices, lr) in enumerate(steps(run.r8)):
+        if number == 250:
+            run.blow_up()
+        own = rng.integers(0, 1024, len(indices))
+        if run.r8.update_with_loss(task.losses(own).mean() * (NAN if number in (100, 101) else 1)):
+            task.step(lr)
+
+    assert run.r8.global_step + run.r8.pace.probes == 512
+    assert task.loss() < 0.2
+
+
+def test_finite_guard_tests_no_progress():
+    """With guard="finite" nothing but a loss that is not finite is refused or looked into."""
+    run = Toy(guard=FiniteGuard()).run(change=lambda step, loss: loss * (100 if step >= 300 else 1))
+
+    assert not run.of(events.BatchRefused, events.Probed, *SPENT)
+
+
+def test_level_without_anything_to_restore():
+    """Without a state to restore, a loss that is higher for good costs one batch, and then counts as normal."""
+    task, heard = ToyTask(1024), record_events()
+    r8 = R8Scheduler(1024, batch_size=32, num_epochs=16, initial_lr=0.05, listeners=[heard])
+
+    def run():
+        for _, indices, lr in steps(r8):
+            if r8.update_with_loss(task.losses(indices).mean() + 20 * (r8.global_step >= 300)):
+                task.step(lr)
+
+    with pytest.warns(RuntimeWarning, match="nothing to restore"):
+        run()
+
+    assert len(heard.of(events.BatchRefused)) <= 2
+
+
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
+def test_blind_state_is_restored_at_once():
+    """Where the state cannot be seen, a loss that is not finite restores the user's own backup at once."""
+    model = Weights()
+    r8 = make(64, num_epochs=3, load_callback=model.load)
+    r8.update_cpu_backup({"w": np.ones(2)})
+    for _ in range(5):
+        ticket = r8.draw()
+        r8.report(ticket, batch_loss(ticket.indices))
+    outcome = r8.report(r8.draw(), NAN)
+
+    assert outcome.rolled_back_to == 0
+    assert model.values.tolist() == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
+def test_unknown_states_are_tried_in_turn():
+    """Of states after which nothing was trained on, each restore that did not help is followed by an older one."""
+    got = []
+    r8 = make(64, num_epochs=3, load_callback=got.append)
+    r8.update_cpu_backup({"w": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(3):
+            r8.report(r8.draw(), NAN)
+
+    assert got == [{"w": 1}] * 3

@@ -1,0 +1,134 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from learnit_r8 import Recovery, events
+from learnit_r8.events.bus import Announcer
+from learnit_r8.events.incident import MEANT, MOST_FINDINGS, Incident
+from learnit_r8.recovery.remedies import diverged_text, write_bundle
+from learnit_r8.recovery.state import IncidentLog
+from learnit_r8.testing import record_events
+
+
+def test_who_can_restore_is_not_told_to_pass_callbacks():
+    assert "no state was found to be better" in text_of(Incident(1, "spike"), can_restore=True)
+
+
+def log_of(step, reason):
+    log = IncidentLog(Announcer([], lambda: (0, 0.0)))
+    log.open(step, reason)
+    return log
+
+
+def text_of(incident, **more):
+    given = {"refused": 400, "step": 500, "loss": math.nan, "lr": 0.1, "samples": "", "failures": []} | more
+    return diverged_text(incident, **given)
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "the refused batch was"), (3, "the 3 refused batches were")])
+def test_without_a_finding_the_batches_were_to_blame(count, text):
+    """An incident that ended without an experiment ended with a good batch, which clears the weights."""
+    said = "or a transient fault (not tested), not the weights: the next one was good."
+    assert Incident(5, "not finite", num_refused=count).conclusion == f"{text} to blame, {said}"
+    assert (
+        Incident(5, "spike", num_refused=count).conclusion
+        == f"{text} to blame, not the weights: the next one was good."
+    )
+
+
+def test_last_finding_is_the_conclusion():
+    """The conclusion is what the last experiment found."""
+    log = log_of(5, "spike")
+    log.note(6, "the weights are healthy: as recorded")
+    log.note(9, "the weights were damaged")
+
+    assert log.current.conclusion == "the weights were damaged."
+
+
+def test_findings_are_bounded():
+    """An incident remembers its newest findings."""
+    log = log_of(0, "spike")
+    for step in range(MOST_FINDINGS + 5):
+        log.note(step, "healthy")
+
+    assert len(log.current.findings) == MOST_FINDINGS
+    assert log.current.findings[0] == "step 5: healthy"
+
+
+@pytest.mark.parametrize(
+    ("incident", "text"),
+    [
+        (Incident(1, "spike", num_restored=1), "The model was restored in between, and losses were refused again."),
+        (Incident(1, "spike", findings=("step 1: x",)), "Nothing was restored: no state was found to be better."),
+        (Incident(1, "spike"), "never restored: pass load_callback with state_callback, or call update_cpu_backup()."),
+    ],
+)
+def test_error_says_what_was_restored(incident, text):
+    """The error says whether the model was restored, and otherwise why not."""
+    assert text in text_of(incident)
+
+
+def test_error_names_what_is_known():
+    """The error names the loss, its rate, the suspects, the findings, what could not be loaded, and what to do."""
+    log = log_of(1, "not finite")
+    log.note(7, "healthy")
+    text = text_of(log.current, samples="sample 3", failures=["backup of step 4: no"])
+
+    assert text.startswith(
+        "400 batches in a row were refused, the last loss (nan) at step 500 with lr=0.1, not finite."
+    )
+    assert all(each in text for each in ("Suspected: sample 3.", "step 7: healthy", "backup of step 4: no", MEANT))
+
+
+def test_bundle_is_strict_json(tmp_path):
+    """The bundle holds the losses and settings, with texts in place of NaN; without a folder there is none."""
+    more = {"text": "why", "incident": Incident(1, "spike"), "losses": [1.0, math.nan], "recovery": Recovery()}
+    path = write_bundle(tmp_path / "new", 7, **more)
+    content = json.loads(Path(path).read_text(), parse_constant=pytest.fail)
+
+    assert path.endswith("diverged_000000000007.json")
+    assert (content["losses"], content["recovery"]["max_refused"]) == ([1.0, "nan"], 400)
+    assert write_bundle(None, 7, **more) is None
+
+
+def test_bundle_that_cannot_be_written(tmp_path):
+    """If the bundle cannot be written, the error says all but the losses."""
+    (tmp_path / "file").write_text("")
+
+    assert write_bundle(tmp_path / "file", 7, text="", incident=Incident(1, ""), losses=[], recovery=Recovery()) is None
+
+
+def test_log_tells_of_an_incident_once():
+    """An incident is told when it ends, once; what is noted without one is dropped, but restores are counted."""
+    heard = record_events()
+    log = IncidentLog(Announcer([heard], lambda: (0, 0.0)))
+    log.note(1, "nothing")
+    log.note_restore()
+    log.note_probe(leaves_out=True)
+    incident = log.open(2, "spike")
+    assert log.open(3, "raised") == incident
+    log.note_probe(leaves_out=True)
+    log.note_probe(leaves_out=False)
+    log.note_restore()
+    incident = log.current
+    log.end()
+    log.end()
+
+    assert (log.num_restored, log.num_probes, incident.num_probes, incident.num_restored) == (2, 3, 2, 1)
+    [ended] = heard.of(events.IncidentEnded)
+    assert ended.text.endswith("The epoch ends one batch earlier: a test of the weights took its place.")
+
+
+def test_incident_under_way_is_saved_whole():
+    """What a checkpoint holds of an incident comes back as it was."""
+    log = log_of(3, "spike")
+    log.change(num_refused=2, cause="layer 1", is_lasting=True, held_from_start=0.5)
+    log.note_probe(leaves_out=True)
+    log.note_restore()
+    log.note(7, "healthy")
+    again = IncidentLog(Announcer([], lambda: (0, 0.0)))
+    again.load_state_dict(json.loads(json.dumps(log.state_dict())))
+
+    assert again.current == log.current
