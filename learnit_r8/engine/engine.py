@@ -665,13 +665,13 @@ class Engine:
         if controller.is_open and is_end:
             # End what is under way, as the run is left.
             with self.turns.take("close", pace.step, is_changing=True):
-                controller.settle_open(step=pace.step)
+                controller.end_open_test(step=pace.step)
         elif not controller.may_save:
             return
         with self.run.saving:
             epoch_ended = pace.has_left_epoch
             try:
-                damage = self.persistence.between_steps(
+                damage = self.persistence.save_what_is_due(
                     pace.step, self.source.samples_in(pace.place), pace.seconds, pace.num_draws,
                     epoch_ended=epoch_ended, run_ended=closing or pace.is_finished, budget=pace.budget,
                     get_state=lambda: run_state.settled_state_of(self.run),
@@ -760,7 +760,7 @@ class Engine:
                 self.check_weights()
                 if controller.is_open:
                     with self.turns.take("close", step, is_changing=True):
-                        controller.settle_open(step=step)
+                        controller.end_open_test(step=step)
             except Exception as error:
                 # What has ended the run is the one to see.
                 text = f"the run was left at step {step}, and its weights as they were: {error!r}"

@@ -31,7 +31,7 @@ FAR_SPREADS = 6.0
 them. Other weights may have any loss on such a batch."""
 
 
-class Moment(NamedTuple):
+class SchedulerState(NamedTuple):
     """The scheduler's own state when a model state is copied, which goes back with the model.
 
     Later reports stay in the table, whether or not it has learned them already: that depends on when somebody last read
@@ -65,7 +65,7 @@ class Copy(NamedTuple):
 
     state: Any
     step: int
-    moment: Moment | None = None
+    moment: SchedulerState | None = None
 
 
 @dataclass(eq=False)
@@ -95,7 +95,7 @@ class Backup:
     updates: int
     draws: int = 0
     state: Any = None
-    moment: Moment | None = None
+    moment: SchedulerState | None = None
     recent: tuple[float, ...] = ()
     witness: list[Any] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -240,11 +240,6 @@ class RamBackup:
         return all(backup.is_of_file for backup in self.backups)
 
     @property
-    def has_moments(self) -> bool:
-        """Whether there is a state with which the scheduler's own was kept."""
-        return any(backup.moment is not None for backup in self.backups)
-
-    @property
     def newest(self) -> Backup | None:
         """The newest state; None if there is none."""
         return self.backups[-1] if self.backups else None
@@ -278,7 +273,7 @@ class RamBackup:
             return self._copy_into(self._spares.pop(), state)
         return self._clone(state)
 
-    def offer(self, state: Any, *, step: int, draws: int = 0, moment: Moment | None = None) -> Backup:
+    def offer(self, state: Any, *, step: int, draws: int = 0, moment: SchedulerState | None = None) -> Backup:
         """Copy a state and store it.
 
         Args:

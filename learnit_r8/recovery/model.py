@@ -52,7 +52,7 @@ def saved_form(state: Any) -> NDArray[np.uint8]:
 
 
 class LiveModel:
-    """Does to the model what an experiment asks for; the `Lab` of `investigate`.
+    """Does to the model what an experiment asks for; the `TestedModel` of `investigate`.
 
     Args:
         persistence: Holds callbacks, backups and checkpoints.
@@ -96,7 +96,7 @@ class LiveModel:
         return bool(self.persistence.backup_timer.damage_now(self.persistence.callbacks.state))
 
     def mend(self) -> bool | None:
-        """Replace what is not finite with the newest backup's, if that is little; see `Lab`."""
+        """Replace what is not finite with the newest backup's, if that is little; see `TestedModel`."""
         get = self.persistence.callbacks.state
         if get is None:
             return None
@@ -174,11 +174,6 @@ class LiveModel:
         self.current, self.put_step = None, self.step
         return True
 
-    @property
-    def is_shown(self) -> bool:
-        """Whether the state that counts as true is in the model for a while; see `show`."""
-        return self.of_trial is not None
-
     def _formed(self, state: Any) -> Any:
         """A state that the load callback takes."""
         get = self.persistence.callbacks.state
@@ -191,7 +186,7 @@ class LiveModel:
             state: A backup, or a state set aside, of which a copy is put in.
         """
         get, persistence = self.persistence.callbacks.state, self.persistence
-        if get is None or persistence.callbacks.load is None or self.is_shown:
+        if get is None or persistence.callbacks.load is None or self.of_trial is not None:
             return
         shortage, of_trial = "", None
         try:

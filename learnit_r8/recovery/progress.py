@@ -16,7 +16,7 @@ import numpy as np
 import numpy.ma
 
 from .backups import Backup, median_of, spread_of
-from .part import Part
+from .saved_fields import SavedFields
 
 EARLY_UPDATES, START_UPDATES = 80, 384
 """Updates in which each loss is looked at; and in which a slow loss of progress is, as the rate may be too high."""
@@ -60,7 +60,7 @@ SUDDEN = 0.6
 
 
 @dataclass(eq=False)
-class Progress(Part):
+class Progress(SavedFields):
     """The losses that were learned from, and the losses that were reported.
 
     Attributes:
@@ -213,11 +213,6 @@ class Progress(Part):
         # Lower than that they are on a plateau, as those of every run at a constant rate are in the end.
         least = float(np.fmin(self.untrained, np.median(self.first[:FIRST]))) - self.level_noise
         return stands and level > least and spread_of(last) > WILD_SPREAD * self.start
-
-    def note_rate(self, rate: float, updates: int) -> None:
-        """Take a rate of the user's own, of which the highest counts."""
-        if rate > self.peak:
-            self.peak, self.peak_at = rate, updates
 
     def stands_since_peak(self, updates: int) -> bool:
         """Whether there is next to no progress, though the user's rate has reached its highest some time ago."""

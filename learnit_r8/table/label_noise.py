@@ -40,9 +40,10 @@ _NOBODY = np.empty(0, np.int64)
 ALWAYS_HIGH, RISING, MEMORISED = "always high", "rising", "memorised"
 
 
-MOST_ALIKE = 10
+MOST_ALIKE, MOST_ALIKE_OF_TWO = 10, 2
 """Places of a sample that may be alike, at most: as many of them count as one observation. Measured on clean tokens in
-benchmarks/label_kinds.py, which repeat."""
+benchmarks/label_kinds.py, which repeat; there and in benchmarks/verdicts.py several labels, each of another kind, have
+a gain of 3 at most on clean data, as if each were an observation."""
 
 
 LEAST_CLUMP = 1.0
@@ -194,14 +195,15 @@ def _by_mirror(
     judged_at = spread(len(evidence), MOST_FITTED // 4)[judged] if is_part else judged
     some = {name: values[judged] for name, values in part.items()}
     group = _groups_of(records, some, judged_at, width, by_group)
+    is_binary = some["given"].dtype.kind in "ui" and int(some["given"].max(initial=0)) < 2
     of_labels: dict[str, Any] = {
-        "alike": min(width, MOST_ALIKE), "sample": judged_at // width if width > 1 else None,
-        "is_binary": some["given"].dtype.kind in "ui" and int(some["given"].max(initial=0)) < 2,
+        "alike": min(width, MOST_ALIKE_OF_TWO if is_binary else MOST_ALIKE),
+        "sample": judged_at // width if width > 1 else None, "is_binary": is_binary,
     }  # fmt: skip
     every, image = margins.of(some).astype(np.float64), margins.image(some)
     spared = unlearned(every, some["given"], judged_at % width) if width > 1 else None
     common = common_class(some["given"]) if width > 1 else -1
-    if of_labels["is_binary"] and common >= 0:
+    if is_binary and common >= 0:
         # Of two classes each is what the other is taken for, unless labels make up objects on a background.
         whole = Mirror.of(every, **of_labels)
         common = -1 if whole is None or whole.clump < LEAST_CLUMP else common
