@@ -347,7 +347,7 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
                 return math.inf
             has_bad = True
             continue
-        if loss <= case.record(backup) and not backup.is_usual:
+        if case.alarm is Alarm.RAISED and loss <= case.record(backup) and not backup.is_usual:
             # Its record may be that of weights that were damaged for some steps: only a higher loss tells.
             continue
         # A batch that is much better by now must not outweigh others that are worse.

@@ -249,7 +249,7 @@ class Stepper:
 
         def look(*_: Any) -> None:
             r8 = run()
-            if r8 is None or r8._is_closed:
+            if r8 is None or r8.is_over:
                 return
             controller = r8.controller
             is_turn = not max(0, controller.lineage.updates - 1) // self.accumulate % DEAD_EVERY
