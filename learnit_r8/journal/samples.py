@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..checkpoint import codec
 from ..checkpoint.durable_io import replace
 from ..events.codec import strict_json
-from ..table.label_noise import find_suspects, rank
+from ..table.label_noise import find_suspects, rank, trust_of
 from ..table.labels.evidence import LAYOUTS, combine
 from ..table.labels.frame import Column, label_columns, labels_in
 from ..table.labels.overview import Overview
@@ -52,7 +52,7 @@ class Samples(NamedTuple):
         group_labels: The label of each code, a text or a number; empty without groups, and where they are too many.
         evidence: What predictions say of the labels, the fields of `EVIDENCE` by name, N each, or N P with P
             labels a sample; None without them.
-        trust: Which margins may be judged, see `table.labels.trust`.
+        trust: Which margins may be judged by what weights have left of them, see `table.labels.trust`.
         sample_ids: The names of all samples, in the process that trains; a file holds `names` only.
     """
 
@@ -85,7 +85,8 @@ class Samples(NamedTuple):
         return find_suspects(
             self._asdict(), self.untrained_loss, exact=self.is_exact, by_group=self.group is not None,
             evidence=combine(self.evidence, [run.evidence for run in runs]) if runs else self.evidence,
-            precision=precision, trust=least_trust(each.trust for each in (self, *runs)),
+            precision=precision,
+            trust=least_trust(trust_of(each._asdict(), each.evidence, each.trust) for each in (self, *runs)),
         )  # fmt: skip
 
     def ranking(self, top: int) -> Ranking:
