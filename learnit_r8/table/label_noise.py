@@ -19,7 +19,7 @@ from .labels.margins import Margins, common_class, fields_of, margins_of, predic
 from .labels.mirror import LEAST_POSITIVE, Mirror
 from .labels.suspects import HUMPS, MIRROR, NO_CROSS_ENTROPY, NO_PROMISE, Places, Ranking, Suspects, no_suspects
 from .labels.suspicion import LEAST_USES, Suspicion, are_spared, spare, unlearned
-from .labels.trust import BOUNDED, EARLY, PLAIN, WEIGHED
+from .labels.trust import BOUNDED, EARLY, PLAIN, WEIGHED, least_trust, trust_in
 from .quantiles import falling_order, top_of
 from .records import Columns, Fields, spread
 
@@ -75,13 +75,23 @@ def find_suspects(
         by_group: Whether to protect groups, see `Suspicion.flags`.
         evidence: The fields of `EVIDENCE` by name, N each, or N P with P labels a sample; None without predictions.
         precision: Least share of the list to be wrong, as estimated, in (0, 1).
-        trust: Which margins may be judged, see `labels.trust`.
+        trust: Which margins may be judged by what is known beside the losses, see `labels.trust`.
 
     Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528);
     that and the two components are measured in ``benchmarks/suspects.py``, the margins in ``benchmarks/labels.py``.
     """
+    trust = trust_of(records, evidence, trust)
     found = _find(records, untrained_loss, exact, by_group, evidence, precision, trust)
     return replace(found, precision=math.nan, caution=NO_PROMISE) if trust == WEIGHED else found
+
+
+def trust_of(records: Any, evidence: Any, trust: str) -> str:
+    """Which margins may be judged, by the losses of the last visits, too; arguments as for `find_suspects`."""
+    shown = None if evidence is None else Columns.of(evidence, "visits")
+    if shown is None or "last_margin" not in shown.names:
+        return trust
+    last = _part_of(Columns.of(records, "usage_count"), "last")["last"]
+    return least_trust([trust, trust_in(last, _part_of(shown, "last_margin")["last_margin"])])
 
 
 def _find(

@@ -354,7 +354,6 @@ ELSEWHERE = {
     "engine/signals.py": {"os.open"},
     "dashboard/terminal/capture.py": {"os.open", "tempfile.mkstemp"},
     "dashboard/terminal/screen.py": {"os.open"},
-    "dashboard/terminal/tty_modes.py": {"os.open"},
     "testing/prove/fence.py": {"open"},
     "testing/prove/launches.py": {
         "open",
