@@ -70,7 +70,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/state.py", "min(MOST_BAD, 2 * self.bad_limit)", "2 * self.bad_limit",
      "recovery/test_state.py", "after many bad batches damaged weights are no longer looked for"),
     ("recovery/state.py", "in_vain: int = 0", "in_vain: int = field(default=0, metadata=NOT_SAVED)",
-     "recovery/test_state.py recovery/test_recovery.py -k 'refusals or resume'",
+     "recovery/test_state.py -k in_vain",
      "a run that is killed again and again never gives up"),
     ("recovery/rate_limit.py", "falls = scheduled_lr / self.top if scheduled_lr < self.top else 1.0", "falls = 1.0",
      "recovery/test_rate_limit.py", "the rate does not fall at the end of a run with a ceiling"),
