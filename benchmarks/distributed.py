@@ -45,7 +45,7 @@ import torch.distributed.checkpoint
 import torch.distributed.tensor
 
 from learnit_r8.torch import ModelState, Ranks, Together
-from learnit_r8.torch.distributed.messages import MessageCodec
+from learnit_r8.torch.distributed.exchange import MessageCodec
 from tests.restart_job import loaded, torchrun
 from tests.shard_jobs import Heads, sharded_run
 

@@ -18,6 +18,7 @@ IGNORED = -100
 LABELS = 10
 LENGTH = 8
 HEIGHT, WIDTH = 12, 20
+WORDS, TAGS = 100, 6
 
 
 class Kind(NamedTuple):
@@ -78,6 +79,31 @@ def renamed(true: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
     """Tokens of which one in ten is another digit."""
     other = (true + rng.integers(1, LABELS, true.shape)) % LABELS
     return np.where((rng.random(true.shape) < 0.1) & (true >= 0), other, true)
+
+
+def words(rng: Generator) -> tuple[Tensor, NDArray[np.int64]]:
+    """1,200 rows of ten words of a hundred, by Zipf's law; int64[N, 10], the tag of each word, always the same."""
+    rank = 1 / np.arange(1, WORDS + 1)
+    chosen, tags = rng.choice(WORDS, (1200, 10), p=rank / rank.sum()), rng.integers(0, TAGS, WORDS)
+    return torch.from_numpy(chosen), tags[chosen]
+
+
+def other_tags(true: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
+    """Words of which one in twenty-five has another tag."""
+    return np.where(rng.random(true.shape) < 0.04, (true + rng.integers(1, TAGS, true.shape)) % TAGS, true)
+
+
+def topics(rng: Generator, strength: float) -> tuple[Tensor, NDArray[np.int64]]:
+    """3,000 texts as counts of 120 words; int64[N, 8], which topics there are: one in five of all."""
+    there, words_of = (rng.random((3000, 8)) < 0.2).astype(np.int64), rng.gamma(0.5, 1, (9, 120))
+    words_of /= words_of.sum(1, keepdims=True)
+    counts = rng.poisson(40 * (strength * there @ words_of[:8] + words_of[8]))
+    return torch.from_numpy(np.log1p(counts).astype(np.float32)), there
+
+
+def few_flipped(true: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
+    """Labels of which 1.1 % say the opposite."""
+    return np.where(rng.random(true.shape) < 0.011, 1 - true, true)
 
 
 def scenes(rng: Generator) -> tuple[Tensor, NDArray[np.int64]]:
@@ -157,6 +183,20 @@ class Rows(nn.Module):
         return said
 
 
+class Tagger(nn.Module):
+    """Each word, with its neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.near = nn.Embedding(WORDS, 32), nn.Conv1d(32, 64, 3, padding=1)
+        self.out = nn.Linear(64, TAGS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, T, 6]."""
+        said: Tensor = self.out(functional.relu(self.near(self.words(x).transpose(1, 2))).transpose(1, 2))
+        return said
+
+
 def perceptron(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, outputs))
 
@@ -201,6 +241,13 @@ def of_values(outputs: Tensor, given: Tensor) -> Tensor:
 KINDS = {
     "several labels": Kind(pairs, flipped, lambda: perceptron(128, LABELS), of_several, "multilabel", 2e-3, 32, 12),
     "tokens": Kind(rows, renamed, Rows, of_tokens, "classes", 2e-3, 32, 8),
+    "words": Kind(words, other_tags, Tagger, of_tokens, "classes", 3e-3, 32, 8),
+    "clear topics": Kind(
+        lambda rng: topics(rng, 3.0), few_flipped, lambda: perceptron(120, 8), of_several, "multilabel", 3e-3, 32, 8
+    ),
+    "faint topics": Kind(
+        lambda rng: topics(rng, 0.35), few_flipped, lambda: perceptron(120, 8), of_several, "multilabel", 3e-3, 32, 8
+    ),
     "masks": Kind(scenes, mislabelled, masker, of_pixels, "classes", 3e-3, 16, 20),
     "masks of one class": Kind(objects, displaced, outliner, of_outlines, "multilabel", 3e-3, 16, 7),
     "regression": Kind(housing, exchanged, lambda: perceptron(13, 1), of_values, "regression", 2e-3, 64, 12),

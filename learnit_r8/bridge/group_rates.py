@@ -67,13 +67,16 @@ class GroupRates:
             Whether other code has changed one since the last call.
         """
         groups, shares = self._optimizer.param_groups, self._shares
-        if lr == self._lr and [group["lr"] for group in groups] == self._set:
-            # Called twice a step; nothing has changed.
+        held = [group["lr"] for group in groups]
+        # Its rate is NaN where one may be a tensor, which would have to be waited for.
+        is_untouched = self._lr == self._lr and held == self._set
+        if is_untouched and lr == self._lr:
+            # Called twice a step.
             return False
         # A group that was added later has no share yet: it gets the highest rate.
         if len(groups) > len(shares):
             shares += [1.0] * (len(groups) - len(shares))
-        foreign = self._set is not None and self._is_changed(groups, self._set)
+        foreign = self._set is not None and not is_untouched and self._is_changed(held, self._set)
         self._set = self._last.rates = [lr * share for share in shares]
         self._lr = lr
         for group, rate in zip(groups, self._set, strict=True):
@@ -86,12 +89,11 @@ class GroupRates:
         return foreign
 
     @staticmethod
-    def _is_changed(groups: list[dict[str, Any]], last: list[float]) -> bool:
-        rates = [group["lr"] for group in groups[: len(last)]]
+    def _is_changed(held: list[Any], last: list[float]) -> bool:
         return any(
             # A tensor on a device is not read, as that would wait for the device.
             now != then if type(now) is float else getattr(now, "is_cpu", False) and not is_close(_plain(now), then)
-            for now, then in zip(rates, last, strict=True)
+            for now, then in zip(held, last, strict=False)
         )
 
     def expect_any(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
-from ..engine.run import PlainTrainer, PrefetchTrainer
+from ..engine.run import PlainTrainer, Trainer
 from .host import check_scheduler, num_left
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Prefetch:
         self.epoch: list[Ticket] = []
         self.current: Ticket | None = None
         self.reader: Any = None
-        self.trainer: PrefetchTrainer = PlainTrainer(r8.host.between_steps)
+        self.trainer: Trainer = PlainTrainer(r8.host.between_steps)
         self._begun: deque[Ticket] = deque()
 
     @classmethod
@@ -72,7 +72,7 @@ class Prefetch:
             )
         return prefetch
 
-    def join(self, trainer: PrefetchTrainer) -> None:
+    def join(self, trainer: Trainer) -> None:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""
         self.trainer = trainer
 

@@ -165,12 +165,12 @@ def replace(
 
 
 def temporary_name(path: Path) -> Path:
-    """A temporary path beside ``path``; its process and host tell `sweep` whether it is stale."""
+    """A temporary path beside ``path``; its process and host tell `remove_stale` whether it is stale."""
     # No leading dot: torch.save refuses a name that is only a suffix. The thread: each may train a run of its own.
     return path.with_name(f"tmp_{os.getpid()}_{_host()}_{threading.get_ident()}_{path.name}")
 
 
-def sweep(folder: Path) -> list[Path]:
+def remove_stale(folder: Path) -> list[Path]:
     """Delete temporary files that killed processes left in a folder.
 
     A file named by `temporary_name` is stale if its process no longer runs on this host, or, whatever its host, if it

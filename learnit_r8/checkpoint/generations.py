@@ -50,11 +50,6 @@ AGAIN_SECONDS = 30.0
 _NAME = re.compile(r"gen_(\d{12})\.r8")
 
 
-def default_base() -> Path:
-    """The folder of the system's shared memory, or what R8_BACKUPS says in its place."""
-    return Path(os.environ.get("R8_BACKUPS") or SYSTEM_BASE)
-
-
 def own_name() -> str:
     """The name of this user's folder, where nobody else has taken it."""
     return f"learnit_r8-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
@@ -147,9 +142,10 @@ class Generations:
             raise ValueError(
                 f"backup_dir must be None or False with several processes of jax.distributed, got {backup_dir!r}."
             )
-        base = Path(os.fspath(backup_dir)) if is_given else default_base()  # type: ignore[arg-type]
+        named = os.environ.get("R8_BACKUPS")
+        base = Path(os.fspath(backup_dir) if is_given else named or SYSTEM_BASE)  # type: ignore[arg-type]
         # Whoever names a folder in the environment that is not there has not asked for silence.
-        is_asked = is_given or (bool(os.environ.get("R8_BACKUPS")) and not base.is_dir())
+        is_asked = is_given or (bool(named) and not base.is_dir())
         is_on = is_given or (backup_dir is None and checkpoint_dir is not None and (is_asked or base.is_dir()))
         # Ranks on several machines cannot see what the others have: they continue from their checkpoints.
         num_ranks = launcher.first_number(("WORLD_SIZE",), 1)

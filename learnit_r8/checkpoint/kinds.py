@@ -42,8 +42,14 @@ def _computable(dtype: Any) -> Any:
 
 def is_tensor(value: Any) -> bool:
     """Whether a value is a tensor of torch."""
+    kind: Any = type(value)
+    return _is_kind_of_tensor(kind)
+
+
+@functools.cache
+def _is_kind_of_tensor(kind: Any) -> bool:
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+    return torch is not None and issubclass(kind, torch.Tensor)
 
 
 def name_of(kind: Any) -> str:
@@ -162,7 +168,7 @@ def from_bits(bits: Any, name: Any, shape: Any) -> Any:
 
 
 def copy_dense(buffer: Any, tensor: Any, *, to_host: bool) -> Any:
-    """A copy of a dense tensor, in the memory of ``buffer`` where that fits.
+    """A copy of a dense tensor, in the memory of ``buffer`` where that fits; call it without gradients.
 
     Args:
         buffer: Any value.
@@ -173,16 +179,15 @@ def copy_dense(buffer: Any, tensor: Any, *, to_host: bool) -> Any:
     if to_host:
         if not (is_tensor(buffer) and (buffer.shape, buffer.dtype) == (tensor.shape, tensor.dtype)):
             buffer = torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=tensor.is_cuda)
-    elif type(buffer) is not type(tensor) or _form(buffer) != _form(tensor):
+    elif type(buffer) is not type(tensor) or buffer.shape != tensor.shape or _form(buffer) != _form(tensor):
         if type(tensor) is torch.nn.Parameter:
             return torch.nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
         return tensor.detach().clone().requires_grad_(tensor.requires_grad and tensor.is_leaf)
-    with torch.no_grad():
-        return buffer.copy_(tensor, non_blocking=to_host)
+    return buffer.copy_(tensor, non_blocking=to_host)
 
 
 def _form(tensor: Any) -> Any:
-    return tensor.shape, tensor.dtype, tensor.device, tensor.is_leaf and tensor.requires_grad, tensor.is_inference()
+    return tensor.dtype, tensor.device, tensor.is_leaf and tensor.requires_grad, tensor.is_inference()
 
 
 def floats_of(tensor: Any) -> Iterator[Any]:

@@ -27,21 +27,9 @@ from typing import Any, NamedTuple
 from ..events import launcher
 from ..events.caller import warn
 from .codec import OlderFile, read, read_tree, write
-from .durable_io import (
-    flush,
-    flush_folder,
-    link_new,
-    lock_until_released,
-    make_first_free,
-    open_regular,
-    open_temporary,
-    remove,
-    replace,
-    sha256,
-    sweep,
-    temporary_name,
-    write_new,
-)
+
+from .durable_io import flush, flush_folder, link_new, lock_until_released, make_first_free, open_regular  # isort: skip
+from .durable_io import open_temporary, remove, remove_stale, replace, sha256, temporary_name, write_new  # isort: skip
 from .tree import PACKED, unpack
 
 ROOM = 1.2
@@ -338,7 +326,7 @@ class CheckpointStore:
         if self._is_tidy:
             return
         self._is_tidy = True
-        sweep(self.folder)
+        remove_stale(self.folder)
         # A run that was killed between writing its two files left the model's.
         files = [MODEL.fullmatch(name) for name in os.listdir(self.folder)]
         own = {own.model.name for own in self._own if own.model is not None}

@@ -9,6 +9,7 @@ is looked up by name, no code is run, and what does not fit together is refused.
 from __future__ import annotations
 
 import cmath
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -61,6 +62,11 @@ def open_node(value: Any, *, holders: bool = False) -> Node | None:
     kind = type(value)
     if kind in _LEAVES or kinds.is_tensor(value):
         return None
+    if kind is dict:
+        keys = list(value)
+        return Node("dict", value, lambda parts: dict(zip(keys, parts, strict=True)))
+    if kind is list:
+        return Node("list", dict(enumerate(value)), list)
     if holders and is_holder(value) and not isinstance(value, (Mapping, list, tuple)):
         return open_node(value.state_dict(), holders=True)
     if holders and (nnx := nnx_of(value)) is not None:
@@ -87,8 +93,6 @@ def _open_mapping(value: Mapping[Any, Any]) -> Node | None:
         if not isinstance(made, Mapping) or len(made):
             return None
         return Node("dict", dict(value), lambda parts: make(dict(zip(names, parts, strict=True))))
-    if kind is dict:
-        return Node("dict", value, lambda parts: dict(zip(names, parts, strict=True)))
     # torch attaches version numbers (_metadata) to a state_dict; others have a default.
     shell: Any = kind() if kind is OrderedDict else copy.copy(value)
     shell.clear()
@@ -212,12 +216,12 @@ def copy_into(buffer: Any, state: Any, *, to_host: bool = False) -> Any:
     Raises:
         TypeError: something in it cannot be copied; the message gives its dotted key.
     """
-    copied = _Copying(to_host=to_host).of(buffer, state, "state")
-    if to_host:
+    torch = sys.modules.get("torch")
+    with contextlib.nullcontext() if torch is None else torch.no_grad():
+        copied = _Copying(to_host=to_host).of(buffer, state, "state")
+    if to_host and torch is not None and torch.cuda.is_initialized():
         # The copies run behind the step that was queued last; a backup that is not there yet must not be looked at.
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()
+        torch.cuda.current_stream().synchronize()
     return copied
 
 
@@ -572,6 +576,19 @@ def leave_out(state: Any, found: dict[str, str], key: str = "", *, holders: bool
     return state if all(map(operator.is_, parts, node.parts.values())) else node.build(parts)
 
 
+def _is_held(state: Any) -> bool:
+    """Whether all of a state is of the kinds that nearly all are: plain values and dense tensors in plain containers.
+
+    It takes a quarter of the time of `leave_out`, which looks at each key.
+    """
+    kind = type(state)
+    if kind in _PLAIN:
+        return True
+    if kind is dict or kind is OrderedDict:
+        return all(map(_is_plain, state)) and all(map(_is_held, state.values()))
+    return all(map(_is_held, state)) if kind is list else kinds.is_tensor(state) and kinds.kind_of(state) == "dense"
+
+
 def hold(state: Any, told: dict[str, str], text: str, *, holders: bool = False) -> Any:
     """A state without what cannot be held, which a warning names the first time.
 
@@ -581,6 +598,8 @@ def hold(state: Any, told: dict[str, str], text: str, *, holders: bool = False) 
         text: The warning, with a place for the names.
         holders: Whether objects with ``state_dict()`` are looked into.
     """
+    if _is_held(state):
+        return state
     found: dict[str, str] = {}
     state = leave_out(state, found, holders=holders)
     names = [f"{name} ({what})" for name, what in found.items() if name not in told]

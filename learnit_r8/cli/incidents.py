@@ -77,7 +77,13 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
         return str(record["number"]), "", "", "unreadable", clean(record["error"])
     incident = incident_of(record)
     said = f"{incident.cause or incident.what}; {incident.found}"
-    return str(record["number"]), f"{incident.step:,}", str(incident.num_refused), incident.state, clean(said, 600)
+    return (
+        str(record["number"]),
+        f"{incident.step:,}",
+        str(incident.num_refused),
+        incident.state,
+        clean(said, MOST_TEXT),
+    )
 
 
 def _lines_of(record: dict[str, Any]) -> Iterator[str]:

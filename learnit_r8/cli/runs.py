@@ -20,9 +20,8 @@ from ..dashboard.painter import Painter
 from ..dashboard.render.frame import render
 from ..dashboard.state.ui_state import HEADER, UiState, chosen_rows
 from ..dashboard.state.view import View
-from ..dashboard.terminal.screen import Screen, UnusableTerminal, find_ground, screen_encoding
+from ..dashboard.terminal.screen import Screen, TtyModes, UnusableTerminal, find_ground, screen_encoding
 from ..dashboard.terminal.terminal_hooks import EndingSignals
-from ..dashboard.terminal.tty_modes import TtyModes
 from ..dashboard.text import spark, table_lines
 from ..dashboard.theme import ASCII, BRAILLE, Theme, choose_theme
 from ..dashboard.watch import COURSE, Replay, RunList, Watch, row_of, view_of

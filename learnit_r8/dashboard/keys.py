@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .render.pages import PAGES, VIEWS
 from .state.ui_state import LISTS, MODES, SORTS, ZOOMS, Action, UiState, listed_samples
@@ -46,28 +47,26 @@ class Binding:
     opens: str = ""
 
 
-def _to(ui: UiState, view: str) -> UiState:
-    return replace(ui, view=view, scroll=0, selected=0, inspected=None)
-
-
 def _page(name: str) -> Change:
-    return lambda ui, view: _to(ui, name)
+    return lambda ui, view: replace(ui, view=name, scroll=0, selected=0, inspected=None)
 
 
 def _neighbour(by: int) -> Change:
-    return lambda ui, view: _to(ui, VIEWS[(VIEWS.index(ui.view) + by) % len(VIEWS)])
+    return lambda ui, view: _page(VIEWS[(VIEWS.index(ui.view) + by) % len(VIEWS)])(ui, view)
 
 
 def _switch(name: str) -> Change:
     return lambda ui, view: replace(ui, **{name: not getattr(ui, name)})  # type: ignore[arg-type]
 
 
-def _zoom(ui: UiState, view: View) -> UiState:
-    return replace(ui, zoom=ZOOMS[(ZOOMS.index(ui.zoom) + 1) % len(ZOOMS)])
+def _next(name: str, values: tuple[str, ...], **more: Any) -> Change:
+    """The next of some values, over and over."""
 
+    def act(ui: UiState, view: View) -> UiState:
+        following = values[(values.index(getattr(ui, name)) + 1) % len(values)]
+        return replace(ui, **{name: following}, **more)  # type: ignore[arg-type]
 
-def _sort(ui: UiState, view: View) -> UiState:
-    return replace(ui, sort=SORTS[(SORTS.index(ui.sort) + 1) % len(SORTS)], selected=0)
+    return act
 
 
 def _move(rows: int) -> Change:
@@ -83,11 +82,6 @@ def _move(rows: int) -> Change:
         return replace(ui, scroll=min(MOST_SCROLL, max(0, ui.scroll + step)))
 
     return act
-
-
-def _other_list(ui: UiState, view: View) -> UiState:
-    listed = LISTS[(LISTS.index(ui.listed) + 1) % len(LISTS)]
-    return replace(ui, listed=listed, selected=0, inspected=None)
 
 
 def _inspect(ui: UiState, view: View) -> UiState:
@@ -112,10 +106,16 @@ def _mark(ui: UiState, view: View) -> UiState:
 def _back(ui: UiState, view: View) -> UiState:
     if ui.inspected is not None:
         return replace(ui, inspected=None)
-    return replace(ui, filter="", scroll=0) if ui.filter else _to(ui, "overview")
+    return replace(ui, filter="", scroll=0) if ui.filter else _page("overview")(ui, view)
 
 
+def _type(ui: UiState, view: View) -> UiState:
+    return replace(ui, typing=ui.filter)
+
+
+_LIST, _SORT = _next("listed", LISTS, selected=0, inspected=None), _next("sort", SORTS, selected=0)
 _CHARTS = tuple(name for name, page in PAGES.items() if page.has_chart)
+_FILTERED = tuple(name for name, page in PAGES.items() if page.has_filter)
 
 TABLE = (
     *(
@@ -132,19 +132,12 @@ TABLE = (
     Binding(("end", "G"), "End G", "", "to the last", _move(MOST_SCROLL), modes=MODES),
     Binding(("enter",), "Enter", "inspect", "history of the sample, and back", _inspect, views=("samples",)),
     Binding(("enter",), "Enter", "open", "whole texts, or a line for each event", _switch("opened"), views=("events",)),
-    Binding(("l",), "l", "suspects", "hardest or suspects", _other_list, views=("samples",)),
+    Binding(("l",), "l", "suspects", "hardest or suspects", _LIST, views=("samples",)),
     Binding(("m",), "m", "mark", "mark; x exports the marked", _mark, views=("samples",)),
     Binding(("e",), "e", "alerts", "only warnings, or all", _switch("alerts_only"), views=("events",)),
-    Binding(
-        ("/",),
-        "/",
-        "filter",
-        "filter by a text (Enter keeps it)",
-        lambda ui, view: replace(ui, typing=ui.filter),
-        views=tuple(name for name, page in PAGES.items() if page.has_filter),
-    ),
+    Binding(("/",), "/", "filter", "filter by a text (Enter keeps it)", _type, views=_FILTERED),
     Binding(("y",), "y", "log", "log or linear scale of the loss", _switch("log_scale"), views=_CHARTS),
-    Binding(("z",), "z", "zoom", "all, its whole range, last 10 %, last epoch", _zoom, views=_CHARTS),
+    Binding(("z",), "z", "zoom", "all, its whole range, last 10 %, last epoch", _next("zoom", ZOOMS), views=_CHARTS),
     Binding((" ",), "space", "freeze", "freeze the picture only", _switch("frozen"), modes=("live", "watch")),
     Binding((" ",), "space", "pause", "pause the replay or go on", Action.PAUSE, modes=("replay",)),
     Binding(("p",), "p", "pause", "pause the training, or go on", Action.PAUSE, modes=("live",)),
@@ -160,10 +153,8 @@ TABLE = (
     Binding(("q",), "q", "quit", "leave the replay", Action.LEAVE, modes=("replay",)),
     Binding(("?", "h"), "?", "help", "this help", _switch("help"), modes=MODES),
     Binding(("enter",), "Enter", "open", "open this run", Action.OPEN, modes=("list",)),
-    Binding(
-        ("/",), "/", "filter", "only runs with a text", lambda ui, view: replace(ui, typing=ui.filter), modes=("list",)
-    ),
-    Binding(("s",), "s", "sort", "sort by age, metric, state, step, name", _sort, modes=("list",)),
+    Binding(("/",), "/", "filter", "only runs with a text", _type, modes=("list",)),
+    Binding(("s",), "s", "sort", "sort by age, metric, state, step, name", _SORT, modes=("list",)),
     Binding(("q",), "q", "quit", "leave the list", Action.LEAVE, modes=("list",)),
 )
 """Every key. The footer names those with a label."""

@@ -26,8 +26,16 @@ from .state.ui_state import Action, Scene, UiState
 from .state.view import View
 from .terminal import terminal_hooks
 from .terminal.capture import STDERR, Capture
-from .terminal.screen import Screen, UnusableTerminal, find_ground, screen_encoding
-from .terminal.tty_modes import STDIN, STDOUT, TtyModes, is_in_background
+from .terminal.screen import (
+    STDIN,
+    STDOUT,
+    Screen,
+    TtyModes,
+    UnusableTerminal,
+    find_ground,
+    is_in_background,
+    screen_encoding,
+)
 from .theme import choose_theme
 
 MOST_QUEUED = 100_000
@@ -75,8 +83,7 @@ class ScreenSession:
         self._queue: deque[tuple[float, events.Event]] = deque(maxlen=MOST_QUEUED)
         self._condenser = Condenser(lambda event: self._queue.append((time.monotonic(), event)))
         self._anchor = (time.monotonic(), 0.0)
-        self._lines: list[str] = []
-        self._num_lines = self._num_read = 0
+        self._lines, self._num_lines, self._num_read = list[str](), 0, 0
         self._is_detached = self._wants_pause = False
         self._request: Request | None = None
         self._monitor = SystemMonitor()
@@ -148,15 +155,10 @@ class ScreenSession:
         if request is not None and (request.is_answered() or time.monotonic() > request.until):
             request = self._request = None
         return Scene(
-            now=seconds + (0.0 if stands else time.monotonic() - arrived),
-            output=self._lines,
-            num_output=self._num_lines,
-            num_unread=self._num_lines - self._num_read,
-            is_paused=requests.is_paused,
-            folder=self._folder,
-            said="" if request is None else request.text,
-            load=self._monitor.load(),
-        )
+            now=seconds + (0.0 if stands else time.monotonic() - arrived), output=self._lines,
+            num_output=self._num_lines, num_unread=self._num_lines - self._num_read, is_paused=requests.is_paused,
+            folder=self._folder, said="" if request is None else request.text, load=self._monitor.load(),
+        )  # fmt: skip
 
     def _ask(self, text: str, is_answered: Callable[[], bool]) -> str:
         self._request = Request(text, is_answered, time.monotonic() + REQUEST_SECONDS)
@@ -175,24 +177,21 @@ class ScreenSession:
                 return self._ask("stopping after this step, and saving...", lambda: self.view.ended is not None)
             case Action.COOL_DOWN:
                 try:
-                    self._requests.cool_down(self._painter.ui.asked, "on the screen")
+                    requests.cool_down(self._painter.ui.asked, "on the screen")
                 except ValueError as error:
                     return f"no cool-down: {error}"
                 return "cool-down requested, after this step..."
             case Action.PAUSE:
                 # A request counts too: the second press may come before the step has ended.
-                if self._requests.is_paused or self._wants_pause:
-                    self._wants_pause = False
-                    self._request = None
-                    self._requests.resume()
+                if requests.is_paused or self._wants_pause:
+                    self._wants_pause, self._request = False, None
+                    requests.resume()
                     return "going on"
                 if launcher.num_ranks_of() > 1:
                     return "no pause: several processes train together"
                 self._wants_pause = True
-                self._requests.pause("requested on the screen")
-                return self._ask(
-                    "pausing after this step...", lambda: self._requests.is_paused or not self._wants_pause
-                )
+                requests.pause("requested on the screen")
+                return self._ask("pausing after this step...", lambda: requests.is_paused or not self._wants_pause)
             case Action.DETACH:
                 self.detach()
         return ""
@@ -238,16 +237,8 @@ class ScreenSession:
                 writer.write(STDOUT, f"{clean(line)}\n")
             for event in self.events():
                 view.fold(event)
-            name = view.run.name if view.run and view.run.name else "run"
-            how = "left" if view.ended is None else view.ended.how
-            loss = "" if view.last is None else f", loss {view.last.last_loss:.4g}"
-            best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
-            alerts = f", {counted(view.num_alerts, 'warning')}" if view.num_alerts else ""
-            farewell = [f"{name} {how} after {view.step:,} steps, {view.seconds:,.0f} s{loss}{best}{alerts}"]
-            if self._folder:
-                farewell.append(f"see it again: learnit-r8 replay {self._folder}")
-            for line in farewell:
-                writer.write(STDERR, f"r8 {clean(line)}\n")
+            for text in _farewell(view, self._folder):
+                writer.write(STDERR, f"r8 {clean(text)}\n")
             writer.finish(END_SECONDS)
 
     def _end_thread(self) -> bool:
@@ -268,6 +259,18 @@ class ScreenSession:
             self._hooks.abandon(thread)
             self._modes.abandon(self._screen.leaving)
         return tries > 0
+
+
+def _farewell(view: View, folder: str) -> Iterator[str]:
+    """What is said of a run where its screen was."""
+    name = view.run.name if view.run and view.run.name else "run"
+    how = "left" if view.ended is None else view.ended.how
+    loss = "" if view.last is None else f", loss {view.last.last_loss:.4g}"
+    best = "" if view.best is None else f", smoothed at best {view.best.value:.4g} at step {view.best.step:,}"
+    alerts = f", {counted(view.num_alerts, 'warning')}" if view.num_alerts else ""
+    yield f"{name} {how} after {view.step:,} steps, {view.seconds:,.0f} s{loss}{best}{alerts}"
+    if folder:
+        yield f"see it again: learnit-r8 replay {folder}"
 
 
 def why_plain(environ: Mapping[str, str] | None = None) -> str:

@@ -170,11 +170,12 @@ def html_of(view: View, now: float, *, left: str = "") -> str:
         now: Training seconds now.
         left: Why nothing trains now though the run is open; "" where it does.
     """
-    parts = [_head(view, now, left), _bar(view), _numbers(view, now, left)]
+    filled = f"width:{100 * view.progress:.1f}%;background:#2f6fde;height:6px;border-radius:3px"
+    bar = f'<div style="background:#8884;border-radius:3px;margin:4px 0"><div style="{filled}"></div></div>'
+    parts = [_head(view, now, left), bar, _numbers(view, now, left)]
     if not view.loss.is_empty:
         last = max(1, view.step)
-        loss = view.loss.columns(min(COLUMNS, last), 0, last)
-        rate = view.lr.columns(min(COLUMNS, last), 0, last)
+        loss, rate = (curve.columns(min(COLUMNS, last), 0, last) for curve in (view.loss, view.lr))
         parts.append(_chart("loss of the batches", loss, "#2f6fde", is_range=True))
         parts.append(_chart("learning rate", rate, "#0f8f7a", height=50))
     parts += [_metrics(view), _events(view)]
@@ -197,11 +198,6 @@ def _head(view: View, now: float, left: str) -> str:
 def _dot(colour: str) -> str:
     """A mark in a colour; texts have that of the notebook, as no other can be read on light and dark ones."""
     return f'<span style="color:{colour}">&#9679;</span> '
-
-
-def _bar(view: View) -> str:
-    filled = f"width:{100 * view.progress:.1f}%;background:#2f6fde;height:6px;border-radius:3px"
-    return f'<div style="background:#8884;border-radius:3px;margin:4px 0"><div style="{filled}"></div></div>'
 
 
 def _numbers(view: View, now: float, left: str) -> str:
@@ -238,9 +234,8 @@ def _chart(title: str, values: Columns, colour: str, *, height: int = HEIGHT, is
 
     area = " ".join([*places_of(values.high), *places_of(values.low)[::-1]]) if is_range else ""
     shapes = f'<polygon style="fill:{colour};fill-opacity:.18" points="{area}"/>' if area else ""
-    shapes += (
-        f'<polyline style="fill:none;stroke:{colour};stroke-width:1.5" points="{" ".join(places_of(values.mean))}"/>'
-    )
+    points = " ".join(places_of(values.mean))
+    shapes += f'<polyline style="fill:none;stroke:{colour};stroke-width:1.5" points="{points}"/>'
     note = f'<span style="opacity:.7">{title}: {number(low, 4)} to {number(high, 4)}</span>'
     size = f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}"'
     return f'<div style="margin-top:6px">{note}<svg {size}>{shapes}</svg></div>'
@@ -256,10 +251,9 @@ def _metrics(view: View) -> str:
 
 
 def _events(view: View) -> str:
-    entries = list(view.log)[-MOST_EVENTS:][::-1]
-    rows = (
-        f"<div>{_dot(_COLOURS[entry.level]) if entry.level in _COLOURS else ''}{clock(entry.seconds)} &middot; "
-        f"step {entry.step:,} &middot; {_safe(entry.text, 300)}</div>"
-        for entry in entries
-    )
-    return f'<div style="margin-top:6px;opacity:.85;font-size:12px">{"".join(rows)}</div>' if entries else ""
+    rows = ""
+    for entry in list(view.log)[-MOST_EVENTS:][::-1]:
+        mark = _dot(_COLOURS[entry.level]) if entry.level in _COLOURS else ""
+        when = f"{mark}{clock(entry.seconds)} &middot; step {entry.step:,}"
+        rows += f"<div>{when} &middot; {_safe(entry.text, 300)}</div>"
+    return f'<div style="margin-top:6px;opacity:.85;font-size:12px">{rows}</div>' if rows else ""

@@ -23,8 +23,7 @@ from .render.frame import render
 from .state.ui_state import Action, Scene, UiState
 from .state.view import View
 from .terminal.capture import Capture
-from .terminal.screen import Screen
-from .terminal.tty_modes import is_in_background
+from .terminal.screen import Screen, is_in_background
 from .text import Line
 
 FRAME_SECONDS = 0.25
@@ -83,15 +82,9 @@ class Painter:
     """
 
     def __init__(
-        self,
-        screen: Screen,
-        owner: Owner,
-        ui: UiState,
-        *,
-        capture: Capture | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        cpu_clock: Callable[[], float] = time.thread_time,
-    ) -> None:
+        self, screen: Screen, owner: Owner, ui: UiState, *, capture: Capture | None = None,
+        clock: Callable[[], float] = time.monotonic, cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:  # fmt: skip
         self.has_opened = threading.Event()
         self.ui_share = math.nan
         self.ui, self.opened = ui, False

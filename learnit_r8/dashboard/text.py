@@ -229,10 +229,8 @@ def spark(values: Sequence[float], width: int, glyphs: Glyphs, *, least: float |
     low, high = (min(known) if least is None else least), max(known)
     top = len(glyphs.levels) - 1
     scale = (top - 1) / (high - low) if high > low else 0.0
-    text = "".join(
-        glyphs.levels[max(1, min(top, 1 + round((value - low) * scale)))] if math.isfinite(value) else " "
-        for value in shown
-    )
+    levels = (1 + round((value - low) * scale) if math.isfinite(value) else None for value in shown)
+    text = "".join(" " if level is None else glyphs.levels[max(1, min(top, level))] for level in levels)
     return text.rjust(width)
 
 
@@ -264,13 +262,9 @@ def rule(title: str, width: int, glyphs: Glyphs, note: str = "") -> Line:
     room = width - width_of(title) - 3
     note = f" {note} " if note and width_of(note) + 4 <= room else ""
     line = glyphs.line * max(0, room - width_of(note) - bool(note))
-    return (
-        Span(glyphs.line + " " if width > 2 else "", "rule"),
-        Span(title, "title"),
-        Span(" " + line if width > 2 else "", "rule"),
-        Span(note, "label"),
-        Span(glyphs.line if note else "", "rule"),
-    )
+    before, after = (glyphs.line + " ", " " + line) if width > 2 else ("", "")
+    end = Span(note, "label"), Span(glyphs.line if note else "", "rule")
+    return (Span(before, "rule"), Span(title, "title"), Span(after, "rule"), *end)
 
 
 def remark(text: str) -> Line:

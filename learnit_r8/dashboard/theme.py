@@ -58,53 +58,25 @@ BLOCKS = replace(BRAILLE, name="blocks")
 ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "^", "*", "'", ".")
 
 COLOURS = {
-    "": Style(),
-    "title": Style(75, 6, bold=True),
-    "rule": Style(245),
-    "label": Style(247),
-    "value": Style(bold=True),
-    "key": Style(75, 6, bold=True),
-    "good": Style(78, 2, bold=True),
-    "busy": Style(75, 6, bold=True),
-    "warn": Style(214, 3, bold=True),
-    "alert": Style(203, 1, bold=True),
-    "bar": Style(75, 6),
-    "rest": Style(243, None, dim=True),
-    "loss": Style(75, 6),
-    "range": Style(67, 6, dim=True),
-    "metric": Style(78, 2),
-    "lr": Style(180, 3),
-    "plan": Style(244, None, dim=True),
-    "q1": Style(78, 2),
-    "q2": Style(79, 6),
-    "q3": Style(222, 3),
-    "q4": Style(209, 1, bold=True),
-    "selected": Style(None, None, reverse=True),
-}
+    "": Style(), "value": Style(bold=True), "selected": Style(None, None, reverse=True),
+    "title": Style(75, 6, bold=True), "key": Style(75, 6, bold=True), "rule": Style(245), "label": Style(247),
+    "good": Style(78, 2, bold=True), "busy": Style(75, 6, bold=True),
+    "warn": Style(214, 3, bold=True), "alert": Style(203, 1, bold=True),
+    "bar": Style(75, 6), "rest": Style(243, None, dim=True), "plan": Style(244, None, dim=True),
+    "loss": Style(75, 6), "range": Style(67, 6, dim=True), "metric": Style(78, 2), "lr": Style(180, 3),
+    "q1": Style(78, 2), "q2": Style(79, 6), "q3": Style(222, 3), "q4": Style(209, 1, bold=True),
+}  # fmt: skip
 """Every style, by name."""
 
 _LIGHT = {
-    "title": Style(25, 4, bold=True),
-    "rule": Style(241),
-    "label": Style(240),
-    "key": Style(25, 4, bold=True),
-    "good": Style(22, bold=True),
-    "busy": Style(25, 4, bold=True),
+    "title": Style(25, 4, bold=True), "key": Style(25, 4, bold=True), "rule": Style(241), "label": Style(240),
+    "good": Style(22, bold=True), "busy": Style(25, 4, bold=True),
     # Bold red and magenta are bright ones in many terminals, too bright for this ground.
-    "warn": Style(94, 5),
-    "alert": Style(124, 1),
-    "bar": Style(25, 4),
-    "rest": Style(244, None, dim=True),
-    "loss": Style(25, 4),
-    "range": Style(67, 4, dim=True),
-    "metric": Style(22),
-    "lr": Style(94, 5),
-    "plan": Style(244, None, dim=True),
-    "q1": Style(22),
-    "q2": Style(24, 4),
-    "q3": Style(94, 5),
-    "q4": Style(124, 1),
-}
+    "warn": Style(94, 5), "alert": Style(124, 1),
+    "bar": Style(25, 4), "rest": Style(244, None, dim=True), "plan": Style(244, None, dim=True),
+    "loss": Style(25, 4), "range": Style(67, 4, dim=True), "metric": Style(22), "lr": Style(94, 5),
+    "q1": Style(22), "q2": Style(24, 4), "q3": Style(94, 5), "q4": Style(124, 1),
+}  # fmt: skip
 """Changes for a light ground."""
 
 _PALETTES = {
@@ -150,13 +122,9 @@ def _named(name: str, glyphs: Glyphs, num_colours: int) -> Theme:
 
 
 def choose_theme(
-    environ: Mapping[str, str] | None = None,
-    *,
-    encoding: str = "utf-8",
-    name: str | None = None,
-    glyphs: str | None = None,
-    ground: str = "",
-) -> Theme:
+    environ: Mapping[str, str] | None = None, *, encoding: str = "utf-8", name: str | None = None,
+    glyphs: str | None = None, ground: str = "",
+) -> Theme:  # fmt: skip
     """The theme that fits a terminal.
 
     No colours with ``NO_COLOR`` set, or with ``TERM`` unset, "dumb" or monochrome;

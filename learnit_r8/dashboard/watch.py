@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ..events import Event, RunStarted
 from ..events.steps import is_lower_better
 from ..events.system import Load, SystemMonitor
 from ..events.text import clean, number
-from ..journal.run import Lines, Record, Run, State, UnreadableRun, runs_in, seconds_text
+from ..journal.run import Lines, Record, Run, State, UnreadableRun, last_written, runs_in, seconds_text
 from .state.ui_state import Action, RunRow, Scene
 from .state.view import View
 from .text import is_held_out
@@ -49,13 +50,9 @@ class Watch:
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        other: str | os.PathLike[str] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+        self, folder: str | os.PathLike[str], *, other: str | os.PathLike[str] | None = None,
+        clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self.run = Run(folder, wall=wall)
         self._other = None if other is None else Watch(other, clock=clock, wall=wall)
         self._monitor: SystemMonitor | None = None
@@ -128,16 +125,13 @@ class Watch:
         now = None
         if state.word in ("running", "stalled") and not self.view.is_paused and self._heard == self._heard:
             now = self.view.seconds + max(0.0, self._wall() - self._heard)
+        link = f"{state.word} {state.detail}".strip() if state.word == "stalled" else state.word
+        said = "" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}"
         return Scene(
-            now=now,
-            output=self._output,
-            num_output=self._num_output,
-            link=f"{state.word} {state.detail}".strip() if state.word == "stalled" else state.word,
-            folder=os.fspath(self.run.folder),
-            said="" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}",
-            load=self._load_of_machine() if state.word == "running" else None,
+            now=now, output=self._output, num_output=self._num_output, link=link, folder=os.fspath(self.run.folder),
+            said=said, load=self._load_of_machine() if state.word == "running" else None,
             other=None if self._other is None else self._other.view,
-        )
+        )  # fmt: skip
 
     def _load_of_machine(self) -> Load | None:
         """The load of this machine, if the run is on it."""
@@ -201,8 +195,8 @@ def row_of(folder: Path, metric: str | None = None) -> RunRow:
     try:
         run = Run(folder)
         view = view_of(run, is_glance=True)
-        state, written = run.state().word, os.stat(folder / "events.jsonl").st_mtime
-    except (UnreadableRun, OSError) as error:
+        state, written = run.state().word, last_written(folder)
+    except UnreadableRun as error:
         texts = (name, "unreadable", clean(error, 60), "", "", "", "")
         return RunRow(os.fspath(folder), texts, (), (math.inf,) * 4 + (name,))
     settings = view.run.settings if view.run is not None else {}
@@ -260,14 +254,10 @@ class Replay:
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        to_step: int | None = None,
+        self, folder: str | os.PathLike[str], *, to_step: int | None = None,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.view = View(skips_damage=True)
-        self.run = Run(folder)
+    ) -> None:  # fmt: skip
+        self.view, self.run = View(skips_damage=True), Run(folder)
         self._records = iter(self.run.records())
         self._next: Record | None = next(self._records, None)
         self._to_step = math.inf if to_step is None else to_step
@@ -277,8 +267,7 @@ class Replay:
         # The end of what was printed, which has no times.
         self._output = _lines_of(_end_of(self.run.folder / "output.log"))[-MOST_OUTPUT:]
         self.is_paused = False
-        self._clock = clock
-        self._last = clock()
+        self._clock, self._last = clock, clock()
 
     def events(self) -> Iterator[Event]:
         """Events of the training time that has passed since the last call."""
@@ -309,13 +298,9 @@ class Replay:
 
     def scene(self) -> Scene:
         """The position, and whether the replay is paused."""
-        return Scene(
-            now=self.position if self._next is not None else None,
-            folder=os.fspath(self.run.folder),
-            output=self._output,
-            num_output=len(self._output),
-            is_paused=self.is_paused and self._next is not None,
-        )
+        goes_on, folder = self._next is not None, os.fspath(self.run.folder)
+        more: dict[str, Any] = {"output": self._output, "num_output": len(self._output), "folder": folder}
+        return Scene(now=self.position if goes_on else None, is_paused=self.is_paused and goes_on, **more)
 
     def act(self, action: Action) -> str:
         """Pause or go on."""

@@ -211,7 +211,7 @@ class Engine:
         experiment = self.controller.experiment
         batch = self.source.again(experiment.draw())
         batch.chunk.is_extra = not (self.pace.leaves_out and self.source.has_end)
-        experiment.note_drawn(batch.chunk)
+        experiment.chunk = batch.chunk
         return batch
 
     def _hand_out(self, batch: Batch, step: int, epoch: int, lr: float) -> Ticket:
@@ -627,12 +627,11 @@ class Engine:
             if not self.emitter.has_started:
                 run_state.start(self.run)
             if self.requests.is_pending:
-                self.requests.answer(
-                    lambda: run_state.save_as_asked(self.run),
-                    cool_down=self.rates.begin_cool_down, waited=self._leave_out,
-                )  # fmt: skip
+                self.own_seconds -= self.requests.answer(
+                    lambda: run_state.save_as_asked(self.run), cool_down=self.rates.begin_cool_down
+                )
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
-            if controller.is_look_due and not pace.is_stopped:
+            if controller.state.is_look_due and not pace.is_stopped:
                 step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
                 persistence.backup_timer.take_in(persistence.callbacks.state)
                 with self.turns.take("between_steps", step, is_changing=True):
@@ -649,10 +648,6 @@ class Engine:
         if closing or epoch_ended or is_time or pace.step >= persistence.quiet_steps:
             self._do_what_is_due(closing=closing)
 
-    def _leave_out(self, seconds: float) -> None:
-        """Do not count a time as the scheduler's own, in which the user made the run wait."""
-        self.own_seconds -= seconds
-
     def _do_what_is_due(self, *, closing: bool) -> None:
         """Take backups and write checkpoints that are due; with ``closing``, end what is under way."""
         pace, controller = self.pace, self.controller
@@ -665,13 +660,13 @@ class Engine:
         if controller.is_open and is_end:
             # End what is under way, as the run is left.
             with self.turns.take("close", pace.step, is_changing=True):
-                controller.settle_open(step=pace.step)
+                controller.end_open_test(step=pace.step)
         elif not controller.may_save:
             return
         with self.run.saving:
             epoch_ended = pace.has_left_epoch
             try:
-                damage = self.persistence.between_steps(
+                damage = self.persistence.save_what_is_due(
                     pace.step, self.source.samples_in(pace.place), pace.seconds, pace.num_draws,
                     epoch_ended=epoch_ended, run_ended=closing or pace.is_finished, budget=pace.budget,
                     get_state=lambda: run_state.settled_state_of(self.run),
@@ -760,7 +755,7 @@ class Engine:
                 self.check_weights()
                 if controller.is_open:
                     with self.turns.take("close", step, is_changing=True):
-                        controller.settle_open(step=step)
+                        controller.end_open_test(step=step)
             except Exception as error:
                 # What has ended the run is the one to see.
                 text = f"the run was left at step {step}, and its weights as they were: {error!r}"

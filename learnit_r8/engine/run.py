@@ -72,16 +72,8 @@ class Trainer(Protocol):
     def before_probe(self) -> None:
         """A probe is about to be handed out: the gradients of other batches must not be added to its own."""
 
-
-class FeedTrainer(Trainer, Protocol):
-    """Trains on the batches of a feed."""
-
     def hand_out(self, item: Any) -> object:
-        """A batch is handed out, of which the next loss is."""
-
-
-class PrefetchTrainer(Trainer, Protocol):
-    """Trains on the batches of a prefetch."""
+        """A batch of a feed is handed out, of which the next loss is."""
 
     def forget(self) -> object:
         """Drop the losses that are held back."""

@@ -460,7 +460,8 @@ def restore_backup(run: Run) -> int:
             "learned; use load_checkpoint()."
         )
     with run.turns.take("restore_backup", run.pace.step, mends=True) as turn:
-        if run.persistence.callbacks.load is None or not run.persistence.backup.has_moments:
+        has_one = any(each.moment is not None for each in run.persistence.backup.backups)
+        if run.persistence.callbacks.load is None or not has_one:
             raise RuntimeError(
                 "restore_backup() needs a load_callback and a backup of this run in RAM, got none; use "
                 "load_checkpoint(), or build another R8Scheduler around the model as it is."

@@ -25,14 +25,9 @@ def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
     as on a thread of a framework, the innermost outside this package.
     """
     frame = _users_frame()
-    warnings.warn_explicit(
-        text,
-        category,
-        frame.f_code.co_filename,
-        frame.f_lineno,
-        module=frame.f_globals.get("__name__") or "<unknown>",
-        registry=frame.f_globals.setdefault("__warningregistry__", {}),
-    )
+    module, registry = frame.f_globals.get("__name__"), frame.f_globals.setdefault("__warningregistry__", {})
+    where = (frame.f_code.co_filename, frame.f_lineno)
+    warnings.warn_explicit(text, category, *where, module=module or "<unknown>", registry=registry)
 
 
 def say_at_exit(loop: Any) -> None:

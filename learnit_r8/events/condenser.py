@@ -89,23 +89,12 @@ class Condenser:
         if last is None:
             return
         condensed = StepsDone(
-            step=last.step,
-            seconds=last.seconds,
-            epoch=last.epoch,
-            progress=last.progress,
-            num_steps=self._num,
-            samples=self._samples,
-            loss=self._loss / self._num,
-            lowest=self._lowest,
-            highest=self._highest,
-            last_loss=last.loss if isinstance(last, StepDone) else last.last_loss,
-            expected_loss=self._expected / self._known if self._known else math.nan,
-            lr=last.lr,
-            num_steady=self._steady,
-            own_seconds=self._own,
-            data_seconds=self._data,
-            suspicion=self._suspicion,
-        )
+            step=last.step, seconds=last.seconds, epoch=last.epoch, progress=last.progress, lr=last.lr,
+            num_steps=self._num, samples=self._samples, loss=self._loss / self._num, lowest=self._lowest,
+            highest=self._highest, last_loss=last.loss if isinstance(last, StepDone) else last.last_loss,
+            expected_loss=self._expected / self._known if self._known else math.nan, num_steady=self._steady,
+            own_seconds=self._own, data_seconds=self._data, suspicion=self._suspicion,
+        )  # fmt: skip
         self._began, self._num_sent = min(self._began, last.seconds), self._num_sent + 1
         wait = min(self._every, SHARE * (last.seconds - self._began))
         self._due = -math.inf if self._num_sent < self._first else last.seconds + wait

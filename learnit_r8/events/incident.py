@@ -10,22 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from . import trouble
 from .event import Event, describe
 from .text import few, number
-from .trouble import (
-    BatchRefused,
-    CauseFound,
-    DamageFound,
-    GaveUp,
-    IncidentEnded,
-    LrCapped,
-    LrRestored,
-    Probed,
-    RestoreFailed,
-    RolledBack,
-    SamplesQuarantined,
-    SamplesReleased,
-)
 
 MOST_INCIDENTS = 32
 MOST_TRIED = 64
@@ -180,24 +167,24 @@ class Incident:
         """The incident with one more of its events."""
         now = replace(self, last_step=event.step, last_seconds=event.seconds)
         match event:
-            case BatchRefused():
+            case trouble.BatchRefused():
                 changed = replace(now, num_refused=self.num_refused + 1, samples=self.samples or event.samples)
                 if not self.num_refused:
                     changed = replace(changed, loss=event.loss, lr=event.lr)
-            case CauseFound():
+            case trouble.CauseFound():
                 # What is known first counts; a test of the weights may tell more than the search before it.
                 is_known = self.cause and (self.fault != "unknown" or event.fault == "unknown")
                 cause, fault = (self.cause, self.fault) if is_known else (event.text, event.fault)
                 changed = replace(now, cause=cause, fault=fault, samples=self.samples or event.samples)
-            case Probed():
+            case trouble.Probed():
                 changed = replace(now, num_probes=self.num_probes + 1)
-            case RolledBack():
+            case trouble.RolledBack():
                 changed = replace(now, num_restored=self.num_restored + 1)
-            case SamplesQuarantined():
+            case trouble.SamplesQuarantined():
                 changed = replace(now, samples=event.samples)
-            case IncidentEnded():
+            case trouble.IncidentEnded():
                 return replace(now, state="over", diagnosis=event.text or "recovered")
-            case GaveUp():
+            case trouble.GaveUp():
                 return replace(now, state="gave up", diagnosis=event.text)
             case _:
                 changed = now
@@ -206,10 +193,7 @@ class Incident:
         return replace(changed, tried=tried)
 
 
-_KINDS = (
-    BatchRefused, CauseFound, DamageFound, Probed, RolledBack, RestoreFailed, LrCapped, SamplesQuarantined,
-    SamplesReleased, LrRestored, IncidentEnded, GaveUp,
-)  # fmt: skip
+_KINDS = tuple(kind for kind in Event.__subclasses__() if kind.__module__ == trouble.__name__)
 
 
 def begun_by(event: Event, epoch: int = 0) -> Incident | None:
@@ -219,11 +203,11 @@ def begun_by(event: Event, epoch: int = 0) -> Incident | None:
         event: The event.
         epoch: The epoch of it, 0-based, where the event does not say it.
     """
-    if isinstance(event, BatchRefused):
+    if isinstance(event, trouble.BatchRefused):
         return Incident(event.step, event.reason, event.seconds, event.epoch)
-    if isinstance(event, DamageFound):
+    if isinstance(event, trouble.DamageFound):
         return Incident(event.step, f"not finite: {event.array}", event.seconds, epoch)
-    if isinstance(event, Probed) and event.reason != WILD:
+    if isinstance(event, trouble.Probed) and event.reason != WILD:
         return Incident(event.step, event.reason, event.seconds, epoch)
     return None
 
@@ -233,7 +217,7 @@ def fold(incidents: Sequence[Incident], event: Event, epoch: int) -> tuple[Incid
     known = tuple(incidents)
     if not isinstance(event, _KINDS):
         return known
-    if known and (known[-1].state == "open" or isinstance(event, (LrRestored, SamplesReleased))):
+    if known and (known[-1].state == "open" or isinstance(event, (trouble.LrRestored, trouble.SamplesReleased))):
         # The last two come when an incident is over, and belong to it.
         return (*known[:-1], known[-1].after(event))
     begun = begun_by(event, epoch)

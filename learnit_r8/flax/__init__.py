@@ -24,8 +24,7 @@ from .epochs import (
     save_metrics_history,
     unpack_scheduler,
 )
-from .managed_state import ManagedState
-from .predictions import predictions_of
+from .managed_state import ManagedState, predictions_of
 from .state import TrainState
 from .train import train_loop
 

@@ -12,9 +12,9 @@ import os
 import re
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..checkpoint.durable_io import make_own_folder, open_regular, replace
 from ..events import RunControl
@@ -29,18 +29,6 @@ MOST_BYTES = 4096
 _NAME = re.compile(r"\d{20}-\d+\.json")
 MOST_FILES = 100
 """Most files that one look into the folder reads."""
-
-
-class Asked(NamedTuple):
-    """A request.
-
-    Attributes:
-        kind: One of KINDS.
-        span: Length of a cool-down; None for the run's own, and for other kinds.
-    """
-
-    kind: str
-    span: Span | None = None
 
 
 def ask(folder: Path, kind: str, *, length: str | None = None, until: str | None = None) -> Path:
@@ -63,29 +51,21 @@ def ask(folder: Path, kind: str, *, length: str | None = None, until: str | None
         raise ValueError(f"a request must be one of {KINDS}, got {kind!r}.")
     if kind != "cool-down" and (length is not None or until is not None):
         raise ValueError(f"a length or a time is for a cool-down only, got {length or until!r} with {kind!r}.")
-    span = _span(length, until)
+    if length is not None and until is not None:
+        raise ValueError(f"at most one of a length and a time must be given, got {length!r} and {until!r}.")
+    span = span_of(until=until) if length is None else read_span("the length", length)
     session = next(iter(read_sessions(folder)[-1:]), None)
     if session is None or is_gone(session) is True:
         raise ValueError(f"no process trains in {str(folder)!r} any more, so nothing would read the request.")
     content = {
-        "format": FORMAT,
-        "ask": kind,
-        "span": None if span is None else list(span),
-        "run": folder.resolve().name,
-        "session": _identity(session),
-        "made": time.time(),
-    }
+        "format": FORMAT, "ask": kind, "span": None if span is None else list(span), "run": folder.resolve().name,
+        "session": _identity(session), "made": time.time(),
+    }  # fmt: skip
     requests = folder / FOLDER
     make_own_folder(requests, 0o700)
     path = requests / f"{time.time_ns():020d}-{os.getpid()}.json"
     replace(path, strict_json(content).encode())
     return path
-
-
-def _span(length: str | None, until: str | None) -> Span | None:
-    if length is not None and until is not None:
-        raise ValueError(f"at most one of a length and a time must be given, got {length!r} and {until!r}.")
-    return span_of(until=until) if length is None else read_span("the length", length)
 
 
 def _identity(session: Mapping[str, Any]) -> list[Any]:
@@ -125,23 +105,20 @@ class RequestFolder:
                 self._taker.refuse(f"the request in {name!r} is ignored: {error}")
             else:
                 if asked is not None:
-                    taker, source = self._taker, "by learnit-r8 ask"
-                    match asked.kind:
-                        case "cool-down":
-                            taker.cool_down(asked.span, source)
-                        case "pause":
-                            taker.pause(source)
-                        case "unpause":
-                            taker.resume()
-                        case "save":
-                            taker.save()
-                        case "stop":
-                            taker.stop(source)
+                    self._carry_out(*asked)
             with contextlib.suppress(OSError):
                 os.unlink(self._folder / name)
 
-    def _read(self, path: Path) -> Asked | None:
-        """The request in a file; None for one to an earlier process.
+    def _carry_out(self, kind: str, span: Span | None) -> None:
+        taker, source = self._taker, "by learnit-r8 ask"
+        calls: dict[str, Callable[[], None]] = {
+            "cool-down": lambda: taker.cool_down(span, source), "pause": lambda: taker.pause(source),
+            "unpause": taker.resume, "save": taker.save, "stop": lambda: taker.stop(source),
+        }  # fmt: skip
+        calls[kind]()
+
+    def _read(self, path: Path) -> tuple[str, Span | None] | None:
+        """Kind and length of the request in a file; None for one to an earlier process.
 
         Raises:
             ValueError: it is not a regular file of this user, is too large, or holds no request.
@@ -160,11 +137,6 @@ class RequestFolder:
         if about.get("run") != self._run or about.get("session") != self._session:
             return None
         span = about.get("span")
-        return Asked(about["ask"], None if span is None else _checked(span))
-
-
-def _checked(span: Any) -> Span:
-    """Return a span that was read from a file, or raise ValueError."""
-    if not isinstance(span, list) or len(span) != 2:
-        raise ValueError(f"its length must be a unit and an amount, got {str(span)[:80]}.")
-    return checked_span(*span)
+        if span is not None and (not isinstance(span, list) or len(span) != 2):
+            raise ValueError(f"its length must be a unit and an amount, got {str(span)[:80]}.")
+        return about["ask"], None if span is None else checked_span(*span)

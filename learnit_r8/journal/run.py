@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import json
 import math
 import os
@@ -190,14 +191,11 @@ def preview(path: Path, parser: Parser) -> tuple[list[Record], list[Record]] | N
         if size <= PREVIEW_HEAD_BYTES + PREVIEW_TAIL_BYTES + PREVIEW_PIECES * PREVIEW_PIECE_BYTES:
             return None
         lines: list[bytes] = _piece(file, 0, PREVIEW_HEAD_BYTES)
-        between = range(
-            PREVIEW_HEAD_BYTES,
-            size - PREVIEW_TAIL_BYTES - PREVIEW_PIECE_BYTES,
-            max(1, (size - PREVIEW_TAIL_BYTES - PREVIEW_HEAD_BYTES) // PREVIEW_PIECES),
-        )
-        for start in between:
+        tail_start = size - PREVIEW_TAIL_BYTES
+        stride = max(1, (tail_start - PREVIEW_HEAD_BYTES) // PREVIEW_PIECES)
+        for start in range(PREVIEW_HEAD_BYTES, tail_start - PREVIEW_PIECE_BYTES, stride):
             lines += _piece(file, start, PREVIEW_PIECE_BYTES)
-        tail = _piece(file, size - PREVIEW_TAIL_BYTES, PREVIEW_TAIL_BYTES)
+        tail = _piece(file, tail_start, PREVIEW_TAIL_BYTES)
     return parser.parse(lines), parser.parse(tail)
 
 
@@ -335,12 +333,10 @@ class Run:
             # A validation of unknown length may follow.
             self._is_between_epochs = isinstance(event, events.EpochDone)
         if isinstance(event, (events.RunStarted, events.RunPaused, events.RunResumed)):
-            self._is_paused = isinstance(event, events.RunPaused)
-            self._stepped = record.time
+            self._is_paused, self._stepped = isinstance(event, events.RunPaused), record.time
         if isinstance(event, events.RunStopped) and event.is_early:
             self._early = event.reason
-        if isinstance(event, events.GaveUp):
-            self._gave_up = True
+        self._gave_up |= isinstance(event, events.GaveUp)
         # An exception after the end of a run is not one of its training.
         has_finished = isinstance(self._end, events.RunEnded) and self._end.finished
         if isinstance(event, events.RunEnded) or (isinstance(event, events.ProcessLeft) and not has_finished):
@@ -410,10 +406,11 @@ def runs_in(folder: Path) -> list[Path]:
         found = [entry for entry in folder.iterdir() if entry.is_dir() and is_run(entry)]
     except OSError:
         return []
-    return sorted(found, key=_last_written, reverse=True)
+    return sorted(found, key=last_written, reverse=True)
 
 
-def _last_written(run: Path) -> float:
+def last_written(run: Path) -> float:
+    """Wall time at which the journal of a run was last written to; 0 where it cannot be told."""
     try:
         return os.stat(run / "events.jsonl").st_mtime
     except OSError:
@@ -423,11 +420,6 @@ def _last_written(run: Path) -> float:
 def runs_folder() -> Path:
     """The folder of runs: the value of the environment variable R8_RUNS, else "runs"."""
     return Path(os.environ.get("R8_RUNS") or "runs")
-
-
-def _without_time(name: str) -> str:
-    """The name of a run folder without the time that a new one begins with."""
-    return re.sub(r"^\d{8}-\d{6}-", "", name)
 
 
 NO_RUNS = (
@@ -452,16 +444,16 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
         if is_run(folder):
             return folder
         parent, given, name = folder, name, None
-    runs = runs_in(parent)
+    runs, short = runs_in(parent), functools.partial(re.sub, r"^\d{8}-\d{6}-", "")
     found = [run for run in runs if name is None or run.name.startswith(name)]
-    found = found or [run for run in runs if _without_time(run.name).startswith(name or "")]
+    found = found or [run for run in runs if short(run.name).startswith(name or "")]
     if not found:
         from difflib import get_close_matches
 
         known = ", ".join(run.name for run in runs[:5]) or "none"
         if given is None:
             raise UnreadableRun(NO_RUNS.format(str(parent)))
-        names = {_without_time(run.name): run.name for run in runs[::-1]} | {run.name: run.name for run in runs}
+        names = {short(run.name): run.name for run in runs[::-1]} | {run.name: run.name for run in runs}
         near = get_close_matches(name or "", names, 1)
         meant = f" Did you mean {names[near[0]]}?" if near else ""
         if given is not None and next(parent.glob("ck_*.r8"), None) is not None and name is None:
@@ -480,13 +472,10 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 def this_process() -> dict[str, Any]:
     """The identity of this process: pid and host, and where the system has them boot, namespace and start."""
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "boot_id": _text_of(_BOOT_ID),
-        "pid_namespace": _or_empty(lambda: os.readlink("/proc/self/ns/pid")),
-        "process_started": _started("self"),
-    }
+    namespace = _or_empty(lambda: os.readlink("/proc/self/ns/pid"))
+    boot, started = _text_of(_BOOT_ID), _started("self")
+    where = {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": boot}
+    return {**where, "pid_namespace": namespace, "process_started": started}
 
 
 def is_gone(process: Mapping[str, Any]) -> bool | None:
@@ -546,14 +535,11 @@ def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wa
 
     sessions = read_sessions(folder)[-(MOST_SESSIONS - 1) :]
     about = {
-        "format": FORMAT,
-        "name": name,
+        "format": FORMAT, "name": name,
         "sessions": [*sessions, {**this_process(), "started": wall, "started_at": utc(wall)}],
-        "program": Path(sys.argv[0]).name if sys.argv else "",
-        "versions": versions(),
-        "platform": platform.platform(),
-        "configuration": dict(configuration),
-    }
+        "program": Path(sys.argv[0]).name if sys.argv else "", "versions": versions(),
+        "platform": platform.platform(), "configuration": dict(configuration),
+    }  # fmt: skip
     replace(folder / "run.json", strict_json(about, indent=1).encode())
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..checkpoint import codec
 from ..checkpoint.durable_io import replace
 from ..events.codec import strict_json
-from ..table.label_noise import find_suspects, rank
+from ..table.label_noise import find_suspects, rank, trust_of
 from ..table.labels.evidence import LAYOUTS, combine
 from ..table.labels.frame import Column, label_columns, labels_in
 from ..table.labels.overview import Overview
@@ -52,7 +52,7 @@ class Samples(NamedTuple):
         group_labels: The label of each code, a text or a number; empty without groups, and where they are too many.
         evidence: What predictions say of the labels, the fields of `EVIDENCE` by name, N each, or N P with P
             labels a sample; None without them.
-        trust: Which margins may be judged, see `table.labels.trust`.
+        trust: Which margins may be judged by what weights have left of them, see `table.labels.trust`.
         sample_ids: The names of all samples, in the process that trains; a file holds `names` only.
     """
 
@@ -83,14 +83,11 @@ class Samples(NamedTuple):
     def suspects(self, precision: float = 0.5, *, runs: Sequence[Samples] = ()) -> Suspects:
         """Samples that look mislabelled, by these files of other runs, too; see `SampleTable.suspects`."""
         return find_suspects(
-            self._asdict(),
-            self.untrained_loss,
-            exact=self.is_exact,
-            by_group=self.group is not None,
+            self._asdict(), self.untrained_loss, exact=self.is_exact, by_group=self.group is not None,
             evidence=combine(self.evidence, [run.evidence for run in runs]) if runs else self.evidence,
             precision=precision,
-            trust=least_trust(each.trust for each in (self, *runs)),
-        )
+            trust=least_trust(trust_of(each._asdict(), each.evidence, each.trust) for each in (self, *runs)),
+        )  # fmt: skip
 
     def ranking(self, top: int) -> Ranking:
         """Samples in the order of suspicion, which is not a verdict; see `SampleTable.ranking`."""
@@ -154,18 +151,12 @@ def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:
     known = [] if labels is None or len(labels) > MOST_LABELS else labels.tolist()
     group = [] if labels is None else ["group"]
     return Samples(
-        epoch=epoch,
-        step=step,
-        source=storage.source,
-        is_exact=storage.part_size == EXACT,
-        untrained_loss=storage.untrained_loss,
-        names={},
+        epoch=epoch, step=step, source=storage.source, is_exact=storage.part_size == EXACT,
+        untrained_loss=storage.untrained_loss, names={},
         group_labels=tuple(one if isinstance(one, int) else str(one)[:200] for one in known),
-        evidence=table.read_evidence(),
-        trust=storage.trust,
-        sample_ids=storage.sample_ids,
+        evidence=table.read_evidence(), trust=storage.trust, sample_ids=storage.sample_ids,
         **table.read(*_FIELDS, *group),
-    )
+    )  # fmt: skip
 
 
 def write_samples(folder: Path, pending: Sequence[Samples]) -> None:
@@ -191,17 +182,8 @@ def _write(folder: Path, samples: Samples) -> None:
         # Of the samples with the highest losses only.
         named = np.union1d(top(samples.loss, NUM_NAMES), top(samples.mean, NUM_NAMES))
         names = {index: str(samples.sample_ids[index])[:200] for index in named.tolist()}
-    about = {
-        "format": 1,
-        "epoch": samples.epoch,
-        "step": samples.step,
-        "source": samples.source,
-        "is_exact": samples.is_exact,
-        "untrained_loss": samples.untrained_loss,
-        "trust": samples.trust,
-        "names": names,
-        "group_labels": samples.group_labels,
-    }
+    told = ("epoch", "step", "source", "is_exact", "untrained_loss", "trust", "group_labels")
+    about = {"format": 1, "names": names, **{name: getattr(samples, name) for name in told}}
     arrays = {name: getattr(samples, name).astype(dtype, copy=False) for name, dtype in _FIELDS.items()}
     if samples.group is not None:
         arrays["group"] = samples.group

@@ -75,18 +75,11 @@ class Journal(ThreadedListener):
     wants_surveys = True
 
     def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        name: str = "",
-        configuration: Mapping[str, str] | None = None,
-        samples: Callable[[int, int], Samples] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-        in_background: bool = True,
-        requests: events.RunControl | None = None,
-        machine: Callable[[], Load] | None = None,
-    ) -> None:
+        self, folder: str | os.PathLike[str], *, name: str = "", configuration: Mapping[str, str] | None = None,
+        samples: Callable[[int, int], Samples] | None = None, clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time, in_background: bool = True,
+        requests: events.RunControl | None = None, machine: Callable[[], Load] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__("learnit_r8 journal", most_queued=MOST_WAITING, every_seconds=SECONDS_BETWEEN_WRITES)
         # A relative path must mean the same folder after the program changes its working directory.
         self.folder = Path(folder).absolute()
@@ -407,28 +400,19 @@ class Summary:
 
 def _left_out(counts: Counter[type[events.Event]], kept: list[events.Event]) -> list[events.Event]:
     """A notice for every kind with too many events in a window."""
-    return [
-        events.Notice(
-            kept[-1].step,
-            kept[-1].seconds,
-            f"{count - MOST_OF_A_KIND} of {count} {kind.__name__} at once are not in the journal"
-            + ("; log less often than at every step." if kind is events.MetricsLogged else "."),
-            is_warning=False,
-        )
-        for kind, count in counts.items()
-        if count > MOST_OF_A_KIND
-    ]
+    notices: list[events.Event] = []
+    for kind, count in counts.items():
+        if count > MOST_OF_A_KIND:
+            advice = "; log less often than at every step" if kind is events.MetricsLogged else ""
+            said = f"{count - MOST_OF_A_KIND} of {count} {kind.__name__} at once are not in the journal{advice}."
+            notices.append(events.Notice(kept[-1].step, kept[-1].seconds, said, is_warning=False))
+    return notices
 
 
 def open_journal(
-    run_dir: str | os.PathLike[str] | bool | None,
-    *,
-    is_shown: bool,
-    name: str,
-    configuration: Mapping[str, str],
-    table: SampleTable,
-    requests: events.RunControl | None = None,
-) -> Journal | None:
+    run_dir: str | os.PathLike[str] | bool | None, *, is_shown: bool, name: str, configuration: Mapping[str, str],
+    table: SampleTable, requests: events.RunControl | None = None,
+) -> Journal | None:  # fmt: skip
     """The journal that R8Scheduler's ``run_dir`` asks for; None without one, and on all ranks but the first.
 
     Args:

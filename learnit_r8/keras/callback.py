@@ -14,11 +14,11 @@ from ..triggers import Condition
 from .dataset import R8Dataset
 from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
 from .examiner import keep_model
-from .fit_frame import callbacks_of_fit, check_alone, local_of_fit, scope_of_fit
 from .losses import LossRecorder
 from .own_batches import OwnBatchesCallback
 from .rate_factor import RateFactor
 from .state import SETS_RATE, ModelState, rate_of
+from .train_function import callbacks_of_fit, check_alone, local_of_fit, scope_of_fit
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Ticket

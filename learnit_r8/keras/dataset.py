@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from .._validation import no_attribute, whole_number
 from ..bridge.prefetch import Prefetch
 from ..bridge.rows import check_rows, leaves, share, take_rows, take_shared
-from .fit_frame import callbacks_of_fit, method_of_model
 from .pipeline import EpochOrder, Pipeline, as_tensors, has_stage, is_in_memory, refuse_weights
+from .train_function import callbacks_of_fit, method_of_model
 
 if TYPE_CHECKING:
     from ..sampling.ticket import Ticket

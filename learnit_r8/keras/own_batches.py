@@ -17,12 +17,11 @@ from ..engine.feed.replay import drop
 from ..triggers import Condition
 from .devices import check_devices, say_devices, scope_of, unscale_loss
 from .examiner import keep_model
-from .fit_frame import check_alone, local_of_fit, scope_of_fit
 from .live_values import CarriedVariable, LiveValues
 from .pipeline import has_stage
 from .rate_factor import RateFactor
 from .state import SETS_RATE, ModelState, rate_of
-from .train_function import TrainFunction
+from .train_function import TrainFunction, check_alone, local_of_fit, scope_of_fit
 
 try:
     from keras.src.backend.common.stateless_scope import in_stateless_scope

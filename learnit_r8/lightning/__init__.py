@@ -18,8 +18,7 @@ except ImportError as error:
 
 check_release("lightning", "2.5")
 
-from .callback import R8Callback  # noqa: E402
+from .callback import R8Callback, cross_entropy  # noqa: E402
 from .loader import R8Loader  # noqa: E402
-from .losses import cross_entropy  # noqa: E402
 
 __all__ = ["R8Callback", "R8Loader", "cross_entropy"]

@@ -17,9 +17,9 @@ from ..engine import values
 from ..schedules.budget import batches_of, has_budget
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
-from ..torch.counts import note_counts, uncounted
-from ..torch.losses import check_labels
-from ..torch.own_loop.last_forward import LastForward
+from ..torch.losses import check_labels, cross_entropies, read_losses
+from ..torch.predictions import predictions_of
+from ..torch.trainer_step import TrainerStep, uncounted
 from .loader import WEIGHTED, R8Loader
 from .own_batches import OwnBatches
 
@@ -229,19 +229,17 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         A loss is reported before the optimizer takes its step, and what was logged with it is logged only if it counts;
         else the module's metrics are put back, too.
         """
-        self._has_raised, outputs = False, None
-        put_back = note_counts(pl_module, skipped="_")
+        outputs = None
         logged: list[tuple[Any, Any]] = []
         self._adapter.hold((args, kwargs))
         if isinstance(self._loader, OwnBatches):
             self._loader.following.note_batch((args, kwargs))
-        with LastForward(pl_module) as forward, _logging_to(pl_module, lambda *log, **more: logged.append((log, more))):
-            try:
-                outputs = self._own_step(*args, **kwargs)
-            except Exception as error:
-                if self._adapter.num_ranks > 1 or not forward.explains(error):
-                    raise
-                self._has_raised = True
+        with (
+            TrainerStep(pl_module, pl_module, num_ranks=self._adapter.num_ranks, skipped="_") as step,
+            _logging_to(pl_module, lambda *log, **more: logged.append((log, more))),
+        ):
+            outputs = self._own_step(*args, **kwargs)
+        self._has_raised = step.has_raised
         trainer = pl_module.trainer
         # With manual optimization the loss is not known before; a loss scaler takes no step without gradients.
         has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
@@ -254,7 +252,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             for log, more in logged:
                 pl_module.log(*log, **more)
             return outputs
-        put_back()
+        step.put_back()
         connector = trainer._logger_connector
         if connector.should_reset_tensors("training_step"):
             # The first log of an epoch does so, and no other one.
@@ -466,3 +464,39 @@ def _loss(outputs: Any) -> torch.Tensor:
             f"training_step() must return the loss, or a dict with 'loss' or 'losses', for R8Callback, got {outputs!r}."
         )
     return found
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    class_weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> dict[str, Any]:
+    """The cross entropy of a batch, for ``training_step`` to return.
+
+    Nothing waits for the device: the numbers come back with the losses, some steps later.
+
+    Args:
+        logits: float[B, C]; or float[B] or float[B, 1], the logit of class 1 of two.
+        targets: int[B], classes in [0, C); -1 or -100 for samples without a label: their loss is 0, and the mean is
+            that of the others.
+        class_weights: float[C]; the loss is the weighted mean, as that of `torch.nn.CrossEntropyLoss`. The losses
+            reported have no weights.
+        label_smoothing: In [0, 1], as in torch.
+
+    Returns:
+        "loss", 0-dim, to train on; "losses", float[B], detached; and "predictions", from which
+        `SampleTable.suspects` judges labels. More entries may be added.
+
+    Raises:
+        TypeError: logits or targets are not tensors.
+        ValueError: they are not those of a classification with one label a sample; or, on a CPU, a target is outside
+            [0, C).
+
+    >>> sorted(cross_entropy(torch.zeros(2, 3), torch.tensor([0, 2])))
+    ['loss', 'losses', 'predictions']
+    """
+    losses, weights = cross_entropies(logits, targets, class_weights=class_weights, label_smoothing=label_smoothing)
+    read = read_losses(losses, len(targets), weights=weights)
+    return {"loss": read.loss, "losses": read.values, "predictions": predictions_of(logits, targets)}

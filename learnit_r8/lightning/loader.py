@@ -13,13 +13,13 @@ from .._validation import whole_number
 from ..engine.values import head_of
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
 from ..torch import Adapter, attach
-from ..torch.batches.loader import check_dataset
-from ..torch.serialization import as_arrays, as_tensors
+from ..torch.loader import check_dataset
+from ..torch.state import as_arrays, as_tensors
 
 if TYPE_CHECKING:
     from ..engine.settings import CommonSettings, Unpack
     from ..scheduler import R8Scheduler
-    from ..torch.batches.loader import LoaderSettings
+    from ..torch.loader import LoaderSettings
 
     class R8LoaderSettings(CommonSettings, LoaderSettings, total=False):
         """Settings for the scheduler and for the loader."""

@@ -12,7 +12,7 @@ from ..engine.values import head_of
 from ..sampling.random_generators import random_state
 from ..schedules.budget import has_budget
 from ..torch.attachment import attach
-from ..torch.serialization import as_arrays, as_tensors
+from ..torch.state import as_arrays, as_tensors
 
 if TYPE_CHECKING:
     from ..engine.feed.trainer_batches import TrainerBatches

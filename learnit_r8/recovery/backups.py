@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checkpoint import tree
+from ..guard.spike import median
 
 LEVEL_LOSSES = 32
 """Losses before a backup from which its level and spread are computed."""
@@ -30,7 +31,7 @@ FAR_SPREADS = 6.0
 them. Other weights may have any loss on such a batch."""
 
 
-class Moment(NamedTuple):
+class SchedulerState(NamedTuple):
     """The scheduler's own state when a model state is copied, which goes back with the model.
 
     Later reports stay in the table, whether or not it has learned them already: that depends on when somebody last read
@@ -64,7 +65,7 @@ class Copy(NamedTuple):
 
     state: Any
     step: int
-    moment: Moment | None = None
+    moment: SchedulerState | None = None
 
 
 @dataclass(eq=False)
@@ -94,7 +95,7 @@ class Backup:
     updates: int
     draws: int = 0
     state: Any = None
-    moment: Moment | None = None
+    moment: SchedulerState | None = None
     recent: tuple[float, ...] = ()
     witness: list[Any] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -170,9 +171,17 @@ def spread_of(losses: Sequence[float]) -> float:
     """Robust standard deviation of losses: 1.4826 times their median distance from the median; 0 for fewer than two."""
     if len(losses) < 2:
         return 0.0
-    values = np.asarray(losses, np.float64)
-    middle = float(np.median(values))
-    return max(1.4826 * float(np.median(np.abs(values - middle))), LEAST_SPREAD * abs(middle))
+    middle = median_of(losses)
+    return max(1.4826 * median_of([abs(each - middle) for each in losses]), LEAST_SPREAD * abs(middle))
+
+
+def median_of(losses: Sequence[float]) -> float:
+    """Median of losses, of which there is at least one; NaN if one of them is. numpy's takes 20 us for as few as these.
+
+    >>> median_of([3.0, 1.0, 2.0, 4.0])
+    2.5
+    """
+    return math.nan if math.isnan(sum(losses)) else median(sorted(losses))
 
 
 class RamBackup:
@@ -231,11 +240,6 @@ class RamBackup:
         return all(backup.is_of_file for backup in self.backups)
 
     @property
-    def has_moments(self) -> bool:
-        """Whether there is a state with which the scheduler's own was kept."""
-        return any(backup.moment is not None for backup in self.backups)
-
-    @property
     def newest(self) -> Backup | None:
         """The newest state; None if there is none."""
         return self.backups[-1] if self.backups else None
@@ -243,10 +247,11 @@ class RamBackup:
     @property
     def awaits_witness(self) -> bool:
         """Whether the witness of the newest state is not complete."""
-        if not self.backups:
-            return False
-        newest = self.backups[-1]
-        return len(newest.witness) < self.witness_size and not newest.is_closed
+        return bool(self.backups) and not self.is_complete(self.backups[-1])
+
+    def is_complete(self, backup: Backup) -> bool:
+        """Whether the witness of a state is complete."""
+        return backup.is_closed or len(backup.witness) >= self.witness_size
 
     def end_update(self) -> None:
         """Take the witness of the newest state for complete: the optimizer has taken a step with fewer batches."""
@@ -269,7 +274,7 @@ class RamBackup:
             return self._copy_into(self._spares.pop(), state)
         return self._clone(state)
 
-    def offer(self, state: Any, *, step: int, draws: int = 0, moment: Moment | None = None) -> Backup:
+    def offer(self, state: Any, *, step: int, draws: int = 0, moment: SchedulerState | None = None) -> Backup:
         """Copy a state and store it.
 
         Args:

@@ -189,12 +189,13 @@ class FirstSteps:
             return 0.0
         return self._lineage.progress.early_suspicion(loss, first.record, updates)
 
-    def note(self, ticket: Ticket, loss: float) -> None:
-        """Note the last batch of a pass that was trained on; each is measured once."""
-        if ticket.chunk.pass_number >= 0:
-            self._early.size = len(ticket.indices)
-            step, updates = self._live.step, self._lineage.updates
-            self._early.last = Backup(step, updates, witness=[ticket.batch.witness], losses=[loss])
+    def note(self, ticket: Ticket, loss: float) -> bool:
+        """Note the last batch of a pass that was trained on; each is measured once. Returns `is_measuring`."""
+        early, chunk = self._early, ticket.chunk
+        if chunk.pass_number >= 0:
+            early.size, witness = len(ticket.indices), chunk.witness_of(ticket.indices)
+            early.last = Backup(self._live.step, self._lineage.updates, witness=[witness], losses=[loss])
+        return bool(early.changes) or early.is_compared
 
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.

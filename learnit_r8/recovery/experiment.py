@@ -89,7 +89,7 @@ NOT_THE_WEIGHTS = (
 )
 
 
-class Lab(Protocol):
+class TestedModel(Protocol):
     """What an experiment may do to the training."""
 
     def mend(self) -> bool | None:
@@ -223,43 +223,43 @@ def draw_again(batch: Backup) -> Steps:
     return Finding("healthy", "a batch was drawn again", None, [batch])
 
 
-def investigate(case: Case, lab: Lab) -> Steps:
+def investigate(case: Case, model: TestedModel) -> Steps:
     """Make the experiment; see the module."""
     if case.alarm is Alarm.ABOVE and case.is_exact and not case.known[0].updates:
-        return (yield from _compare_with_untrained(case, lab))
-    is_whole = False if case.is_again else lab.mend()
+        return (yield from _compare_with_untrained(case, model))
+    is_whole = False if case.is_again else model.mend()
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
-    is_sound = is_whole is not False and not is_blind and not (case.alarm is Alarm.SPIKE and lab.is_swollen())
+    is_sound = is_whole is not False and not is_blind and not (case.alarm is Alarm.SPIKE and model.is_swollen())
     if not is_sound:
         # A run that ends before the experiment goes on from what has repeated its record.
         case.of_present.update((each, math.inf) for each in reversed(case.known))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
     if not rise:
         return Finding("healthy", "the weights are healthy: a batch they were tested with has the loss it had before")
-    has_present = lab.keep_present()
+    has_present = model.keep_present()
     if case.rises and has_present and not case.is_sudden:
         return Finding("level", "training itself raises the loss")
     known = [each for each in case.known if each.can_be_put]
     if case.best is not None:
         known = [each for each in known if each.updates <= case.best.updates]
     tested: list[Backup] = []
-    newest = yield from _find_newest_healthy(case, lab, known, tested)
+    newest = yield from _find_newest_healthy(case, model, known, tested)
     if has_present:
-        finding = yield from _stay(case, lab, newest, rise, tested)
+        finding = yield from _stay(case, model, newest, rise, tested)
         if finding is not None:
             return finding
     if newest is None and tested:
         # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
     if newest is not None and not newest.updates and not has_present:
-        newest = yield from _newest_above(case, lab, newest, tested)
-    if newest is None or not lab.put(newest):
+        newest = yield from _newest_above(case, model, newest, tested)
+    if newest is None or not model.put(newest):
         return Finding("lost", "no state could be restored", None, tested)
     return Finding("restored", "the weights were damaged", newest, tested)
 
 
-def _compare_with_untrained(case: Case, lab: Lab) -> Steps:
+def _compare_with_untrained(case: Case, model: TestedModel) -> Steps:
     """See whether weights are far worse than the untrained ones on the same batches, whose losses may mean other things
     by now; and go back to the newest that are not.
     """
@@ -276,42 +276,42 @@ def _compare_with_untrained(case: Case, lab: Lab) -> Steps:
                 return True
         return False
 
-    if not lab.keep_present():
+    if not model.keep_present():
         return Finding("healthy", "the weights could not be set aside to be compared with the untrained ones")
     for each in witnesses:
-        loss = yield from _draw(case, each, lambda: lab.put(first))
+        loss = yield from _draw(case, each, lambda: model.put(first))
         if math.isfinite(loss):
             losses[each] = loss
-    if not lab.put_present():
+    if not model.put_present():
         return Finding("lost", "no state could be restored")
     if not losses or not (yield from is_worse(lambda: True)):
         return Finding("healthy", "the weights are no worse than the untrained ones on the same batches")
     limit = worse * sum(losses.values()) / len(losses)
     # The losses before a state are higher only some time after damage, its record is at once.
     for state in [each for each in reversed(trained) if max(each.usual, each.record) <= limit]:
-        if not (yield from is_worse(functools.partial(lab.put, state))) and lab.put(state):
+        if not (yield from is_worse(functools.partial(model.put, state))) and model.put(state):
             return Finding("restored", "the weights were far worse than the untrained ones", state)
-    if not lab.put(first):
+    if not model.put(first):
         return Finding("lost", "no state could be restored")
     return Finding("restored", "the weights were far worse than the untrained ones", first)
 
 
 def _stay(
-    case: Case, lab: Lab, newest: Backup | None, rise: float, tested: Sequence[Backup]
+    case: Case, model: TestedModel, newest: Backup | None, rise: float, tested: Sequence[Backup]
 ) -> Generator[Backup, float, Finding | None]:
     """Go on from the present state, which was kept aside, where the newest healthy one is not known to be better."""
     if newest is None:
-        if not lab.put_present():
+        if not model.put_present():
             return None
         if tested and not any(math.isfinite(each.replayed) for each in tested):
             return Finding("data", NOT_THE_WEIGHTS, None, tested)
         return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
-    if rise <= NOISES * newest.noise and lab.put_present():
+    if rise <= NOISES * newest.noise and model.put_present():
         return Finding(
             "healthy", "the batch that tests them is as close to its earlier loss as it ever gets", None, tested
         )
     was_compared = not any(each.updates for each in case.references)
-    if not newest.updates and not was_compared and lab.put_present():
+    if not newest.updates and not was_compared and model.put_present():
         # Weights that were never trained have much the same loss on any data; the present ones may still be better.
         loss = yield from _draw(case, newest)
         if loss <= case.record(newest):
@@ -319,13 +319,15 @@ def _stay(
     return None
 
 
-def _newest_above(case: Case, lab: Lab, first: Backup, tested: Sequence[Backup]) -> Generator[Backup, float, Backup]:
+def _newest_above(
+    case: Case, model: TestedModel, first: Backup, tested: Sequence[Backup]
+) -> Generator[Backup, float, Backup]:
     """The newest tested state that is better than the untrained one on its batch, where no trained one repeats its
     record: the losses may depend on what cannot be put back, as the hidden state of a network that is carried on.
     """
     for state in tested:
         if state.updates and math.isfinite(state.replayed):
-            loss = yield from _draw(case, first, functools.partial(lab.put, state))
+            loss = yield from _draw(case, first, functools.partial(model.put, state))
             if loss < first.replayed:
                 return state
     return first
@@ -345,7 +347,7 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
                 return math.inf
             has_bad = True
             continue
-        if loss <= case.record(backup) and not backup.is_usual:
+        if case.alarm is Alarm.RAISED and loss <= case.record(backup) and not backup.is_usual:
             # Its record may be that of weights that were damaged for some steps: only a higher loss tells.
             continue
         # A batch that is much better by now must not outweigh others that are worse.
@@ -375,11 +377,11 @@ def _draw(case: Case, witness: Backup, put: Callable[[], bool] = lambda: True) -
     return loss
 
 
-def _is_healthy(case: Case, lab: Lab, backup: Backup) -> Generator[Backup, float, bool]:
+def _is_healthy(case: Case, model: TestedModel, backup: Backup) -> Generator[Backup, float, bool]:
     """Whether a backup repeats its own record, and is no worse than an older proven one was."""
 
     def put() -> bool:
-        return lab.put(backup)
+        return model.put(backup)
 
     loss = backup.replayed = yield from _draw(case, backup, put)
     record, tolerance = case.record(backup), case.tolerance(backup, is_own=True)
@@ -402,13 +404,13 @@ def _is_healthy(case: Case, lab: Lab, backup: Backup) -> Generator[Backup, float
 
 
 def _find_newest_healthy(
-    case: Case, lab: Lab, known: Sequence[Backup], tested: list[Backup]
+    case: Case, model: TestedModel, known: Sequence[Backup], tested: list[Backup]
 ) -> Generator[Backup, float, Backup | None]:
     """The newest healthy backup, as damage does not go away; None if there is none."""
     low, high, at, stride = -1, len(known), len(known) - 1, 1
     while high > low + 1 and known:
         tested.append(known[at])
-        if (yield from _is_healthy(case, lab, known[at])):
+        if (yield from _is_healthy(case, model, known[at])):
             low = at
         else:
             high = at
@@ -430,6 +432,7 @@ class ExperimentRun:
         live: The model that is experimented on.
 
     Attributes:
+        chunk: The chunk of the probe, once it is drawn; None before.
         asks_probe: Whether the next batch drawn must be a probe.
         can_probe: Whether a witness can be drawn out of turn.
         is_open: Whether an experiment is under way.
@@ -448,7 +451,7 @@ class ExperimentRun:
         self.asked: Backup | None = None
         self.case: Case | None = None
         self._losses: list[float] = []
-        self._chunk: Any = None
+        self.chunk: Any = None
         self._generators: Any = None
         self.is_open = self.asks_probe = self.is_at_alarm = False
 
@@ -475,13 +478,9 @@ class ExperimentRun:
         """The loss of the probe where no loop draws it."""
         return repeat.loss(self._witness())
 
-    def note_drawn(self, chunk: Any) -> None:
-        """Note the chunk of the probe that was just drawn."""
-        self._chunk = chunk
-
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch is the probe."""
-        return ticket.chunk is self._chunk
+        return ticket.chunk is self.chunk
 
     def tests(self, ticket: Ticket) -> bool:
         """Whether a report must not be judged, as weights are being tested: its own, or those it was trained with."""
@@ -504,13 +503,13 @@ class ExperimentRun:
     def lose(self, ticket: Ticket) -> None:
         """Draw the probe again if this abandoned batch was it."""
         if self.is_open and self.is_probe(ticket):
-            self.asks_probe, self._chunk = self.can_probe, None
+            self.asks_probe, self.chunk = self.can_probe, None
 
     def let_probe(self, can_probe: bool) -> None:
         """Say whether a witness can be drawn out of turn from now on; see `can_probe`."""
         if can_probe != self.can_probe:
             self.can_probe = can_probe
-            if self._chunk is None:
+            if self.chunk is None:
                 self.asks_probe = self.is_open and can_probe
 
     def take(self, loss: float) -> Finding | None:
@@ -521,7 +520,7 @@ class ExperimentRun:
         assert self.case is not None
         count = len(self.asked.witness) if self.case.is_exact else TRIAL_LOSSES
         if len(self._losses) < count and math.isfinite(loss):
-            self.asks_probe, self._chunk = self.can_probe, None
+            self.asks_probe, self.chunk = self.can_probe, None
             return None
         return self._advance(float(np.mean(self._losses)))
 
@@ -538,5 +537,5 @@ class ExperimentRun:
             self.end()
             return finding  # type: ignore[no-any-return]
         self._losses = []
-        self.asks_probe, self._chunk = self.can_probe, None
+        self.asks_probe, self.chunk = self.can_probe, None
         return None

@@ -52,7 +52,7 @@ def saved_form(state: Any) -> NDArray[np.uint8]:
 
 
 class LiveModel:
-    """Does to the model what an experiment asks for; the `Lab` of `investigate`.
+    """Does to the model what an experiment asks for; the `TestedModel` of `investigate`.
 
     Args:
         persistence: Holds callbacks, backups and checkpoints.
@@ -96,7 +96,7 @@ class LiveModel:
         return bool(self.persistence.backup_timer.damage_now(self.persistence.callbacks.state))
 
     def mend(self) -> bool | None:
-        """Replace what is not finite with the newest backup's, if that is little; see `Lab`."""
+        """Replace what is not finite with the newest backup's, if that is little; see `TestedModel`."""
         get = self.persistence.callbacks.state
         if get is None:
             return None
@@ -174,11 +174,6 @@ class LiveModel:
         self.current, self.put_step = None, self.step
         return True
 
-    @property
-    def is_shown(self) -> bool:
-        """Whether the state that counts as true is in the model for a while; see `show`."""
-        return self.of_trial is not None
-
     def _formed(self, state: Any) -> Any:
         """A state that the load callback takes."""
         get = self.persistence.callbacks.state
@@ -191,7 +186,7 @@ class LiveModel:
             state: A backup, or a state set aside, of which a copy is put in.
         """
         get, persistence = self.persistence.callbacks.state, self.persistence
-        if get is None or persistence.callbacks.load is None or self.is_shown:
+        if get is None or persistence.callbacks.load is None or self.of_trial is not None:
             return
         shortage, of_trial = "", None
         try:
@@ -281,10 +276,7 @@ class Witnesses:
     def _awaiting(self) -> list[Backup]:
         """The states that were taken since the last update, in RAM and on disk."""
         newest = [self._backup.newest, self.waiting]
-        return [each for each in newest if each is not None and not self._is_complete(each)]
-
-    def _is_complete(self, backup: Backup) -> bool:
-        return backup.is_closed or len(backup.witness) >= self._backup.witness_size
+        return [each for each in newest if each is not None and not self._backup.is_complete(each)]
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
@@ -301,9 +293,9 @@ class Witnesses:
         """Note a batch of the first update after the newest backup or checkpoint."""
         for each in self._awaiting():
             if ticket.draw >= each.draws:
-                each.witness.append(ticket.batch.witness)
+                each.witness.append(ticket.chunk.witness_of(ticket.indices))
                 each.losses.append(loss)
-        if self.waiting is not None and self._is_complete(self.waiting):
+        if self.waiting is not None and self._backup.is_complete(self.waiting):
             self.waiting = None
 
     def note_checkpoint(self, step: int, updates: int, recent: Iterable[float]) -> None:

@@ -72,6 +72,7 @@ class BackupTimer:
         is_early: Whether the last backup was such a one.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
         meant: Names of what is not finite on purpose.
+        num_lasting: How often each array was damaged again, see `note_lasting`.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class BackupTimer:
         self._agreement = agreement or Agreement()
         self._announcer = announcer
         self._is_first = True
-        self._num_lasting: dict[str, int] = {}
+        self.num_lasting: dict[str, int] = {}
         self._is_due = False
         self._step, self._seconds = 0, 0.0
         # What the last backups took, the longest of all ranks. The shortest counts, as anything may delay one of them.
@@ -139,7 +140,7 @@ class BackupTimer:
             elapsed: The run's position, now and at the previous call.
             draws: Batches drawn so far.
             get: The state callback.
-            get_moment: Returns the scheduler's `Moment` to keep with a backup.
+            get_moment: Returns the scheduler's `SchedulerState` to keep with a backup.
             is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none at all.
 
         Returns:
@@ -231,18 +232,14 @@ class BackupTimer:
 
         After some times it is taken as intended, with a warning.
         """
-        self._num_lasting[name] = self._num_lasting.get(name, 0) + 1
-        if self._num_lasting[name] == MOST_LASTING:
+        self.num_lasting[name] = self.num_lasting.get(name, 0) + 1
+        if self.num_lasting[name] == MOST_LASTING:
             self.meant.add(name)
             self._announcer.warn_once(
                 f"meant {name}",
                 f"{name!r} in the model's state is not finite again and again, whatever is done; it is no longer "
                 "checked. If it is meant to hold NaN or infinities, leave it out of the state.",
             )
-
-    def forget_lasting(self) -> None:
-        """Count the damage of `note_lasting` from 0 again."""
-        self._num_lasting.clear()
 
     def damage_now(self, get: Callable[[], Any] | None) -> str:
         """The name of a damaged array of the live model on any rank, "" if there is none or that cannot be checked."""
@@ -280,6 +277,7 @@ class Persistence:
     Attributes:
         callbacks: As given, completed by those of an adapter.
         agreement: As given; a run alone answers itself.
+        backup: The model states in RAM.
         config: As given.
         backup_timer: Takes backups with the state callback.
         generations: The backups in shared memory, which outlive the process; None for none.
@@ -320,8 +318,8 @@ class Persistence:
         self.guard: Any = None
         self.config = config = config or RunConfig({})
         when = usual_interval(steps_per_epoch) if backup_every is None else as_trigger("backup_every", backup_every)
-        backup, self.agreement = backup or RamBackup(), agreement or Agreement()
-        self.backup_timer = BackupTimer(when, announcer, backup, self.agreement, is_usual=backup_every is None)
+        self.backup, self.agreement = backup or RamBackup(), agreement or Agreement()
+        self.backup_timer = BackupTimer(when, announcer, self.backup, self.agreement, is_usual=backup_every is None)
         self.generations = Generations.of(backup_dir, folder, announcer)
         self._proved: list[tuple[int, int, Any]] = []
         self._pending: Checkpoint | None = None
@@ -337,11 +335,6 @@ class Persistence:
             self.saver = CheckpointSaver(
                 store, when=when, each_epoch=is_each, monitor=monitor, mode=mode, announcer=announcer
             )
-
-    @property
-    def backup(self) -> RamBackup:
-        """The model states in RAM."""
-        return self.backup_timer.backup
 
     def wake(self) -> None:
         """Check at the next step whether something is due, as the settings or the position have changed."""
@@ -405,7 +398,7 @@ class Persistence:
         self.hand_over_pending()
         return self.callbacks
 
-    def between_steps(
+    def save_what_is_due(
         self, step: int, samples: int, seconds: float, draws: int, *, epoch_ended: bool, run_ended: bool,
         budget: Budget, get_state: Callable[[], dict[str, Any]], get_moment: Callable[[], Any] = lambda: None,
         is_calm: bool = True, may_back_up: bool = True, saved: Callable[[int], object] = lambda step: None,
@@ -421,7 +414,7 @@ class Persistence:
             run_ended: Whether the budget is used up.
             budget: The run's budget; a checkpoint is due at its end.
             get_state: Returns the scheduler's state.
-            get_moment: Returns the `Moment` to keep with a backup.
+            get_moment: Returns the `SchedulerState` to keep with a backup.
             is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none.
             may_back_up: Whether the weights are those of the run, and not on trial.
             saved: Called with the step of a checkpoint before it is written.

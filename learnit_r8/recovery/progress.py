@@ -15,8 +15,8 @@ import numpy as np
 # np.median imports it in the first steps, when a program may be out of file descriptors.
 import numpy.ma
 
-from .backups import Backup, spread_of
-from .part import Part
+from .backups import Backup, median_of, spread_of
+from .saved_fields import SavedFields
 
 EARLY_UPDATES, START_UPDATES = 80, 384
 """Updates in which each loss is looked at; and in which a slow loss of progress is, as the rate may be too high."""
@@ -60,7 +60,7 @@ SUDDEN = 0.6
 
 
 @dataclass(eq=False)
-class Progress(Part):
+class Progress(SavedFields):
     """The losses that were learned from, and the losses that were reported.
 
     Attributes:
@@ -123,7 +123,8 @@ class Progress(Part):
         """Take one of the first losses; called once in `NOTED_EVERY` updates."""
         if len(self.first) < EARLY_UPDATES:
             self.first.append(loss)
-        self.note_record(record)
+        if math.isfinite(record):
+            self.record = record
         if self.start != self.start and len(self.recent) >= FIRST:
             # Where the record is unknown, so is the loss of the untrained model.
             self.start = float(np.fmax(self.record, np.median(self.recent)))
@@ -142,13 +143,13 @@ class Progress(Part):
     @property
     def level(self) -> float:
         """Median of the last losses; NaN before there are enough."""
-        return float(np.median(list(self.recent)[-LEVEL:])) if len(self.recent) >= LEVEL else math.nan
+        return median_of(list(self.recent)[-LEVEL:]) if len(self.recent) >= LEVEL else math.nan
 
     @property
     def is_flat(self) -> bool:
         """Whether the last losses are hardly lower than those before them."""
         before = list(self.recent)[-2 * LEVEL : -LEVEL]
-        return len(before) == LEVEL and self.level >= (1 - LEAST_GAIN) * float(np.median(before))
+        return len(before) == LEVEL and self.level >= (1 - LEAST_GAIN) * median_of(before)
 
     @property
     def is_near_untrained(self) -> bool:
@@ -171,7 +172,7 @@ class Progress(Part):
         if updates < self.wait_until or not math.isfinite(record):
             return 0.0
         known = self.first
-        middle = float(np.median(known[:FIRST])) if known else record
+        middle = median_of(known[:FIRST]) if known else record
         if not record and not middle:
             # Of losses of 0 nothing is a multiple.
             return 0.0
@@ -193,7 +194,7 @@ class Progress(Part):
         last = list(self.recent)[-LEVEL:]
         wide = best.spread if best.updates and best.spread else spread_of(last)
         is_clear = progress > max(wide, LEAST_PROGRESS * abs(self.start)) or not best.updates
-        return best if is_clear and float(np.median(last)) > lowest + max(LOST * progress, wide) else None
+        return best if is_clear and median_of(last) > lowest + max(LOST * progress, wide) else None
 
     def stands_still(self, *, is_known: bool) -> bool:
         """Whether the losses of the first steps are wild and have made no progress, as they do at far too high rates.
@@ -205,18 +206,13 @@ class Progress(Part):
             return False
         losses = list(self.recent)
         last, before = losses[-LEVEL:], losses[-2 * LEVEL : -LEVEL]
-        level = float(np.median(last))
-        stands = level > float(np.median(before)) - STILL * self.start and level > HIGH_LEVEL * self.start
+        level = median_of(last)
+        stands = level > median_of(before) - STILL * self.start and level > HIGH_LEVEL * self.start
         if is_known:
             return stands
         # Lower than that they are on a plateau, as those of every run at a constant rate are in the end.
         least = float(np.fmin(self.untrained, np.median(self.first[:FIRST]))) - self.level_noise
         return stands and level > least and spread_of(last) > WILD_SPREAD * self.start
-
-    def note_rate(self, rate: float, updates: int) -> None:
-        """Take a rate of the user's own, of which the highest counts."""
-        if rate > self.peak:
-            self.peak, self.peak_at = rate, updates
 
     def stands_since_peak(self, updates: int) -> bool:
         """Whether there is next to no progress, though the user's rate has reached its highest some time ago."""
@@ -236,7 +232,7 @@ class Progress(Part):
             return True
         # Wild ones are now and then low: twice as many, of which one may be, and it is their median that is far above.
         before, last = list(self.recent)[-FIRST - BEFORE_JUMP : -FIRST], sorted(list(self.recent)[-FIRST:])
-        if len(before) < FIRST or float(np.median(last)) <= FAR_ABOVE * self.untrained:
+        if len(before) < FIRST or median_of(last) <= FAR_ABOVE * self.untrained:
             return False
         return last[1] > max(self.untrained, sorted(before)[-2])
 
@@ -250,7 +246,7 @@ class Progress(Part):
         # and with nearly all of the last ones above.
         losses = list(self.recent)[-LOOK_EVERY:]
         few = losses[-FIRST:]
-        is_level = float(np.median(few)) - spread_of(few) > FAR_ABOVE * self.untrained
+        is_level = median_of(few) - spread_of(few) > FAR_ABOVE * self.untrained
         return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
 
     def rise(self, count: int) -> float:

@@ -7,7 +7,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-from .part import NOT_SAVED, Part
+from .saved_fields import NOT_SAVED, SavedFields
 
 HOLD_STEPS, TRIAL_AFTER, TRIAL_STEPS = 32, 64, 32
 """Calm updates after which a level as good as before the damage ends a ceiling; after which a higher one is tried; and
@@ -22,7 +22,7 @@ WORSE, FAR_WORSE = 0.1, 0.5
 
 
 @dataclass(eq=False)
-class RateLimit(Part):
+class RateLimit(SavedFields):
     """Holds the learning rate down.
 
     Attributes:
@@ -183,7 +183,7 @@ NUM_NORMS, TIMES_USUAL = 16, 4.0
 
 
 @dataclass(eq=False)
-class NormLimit(Part):
+class NormLimit(SavedFields):
     """Clips the norm of the gradient, where R8 steps the optimizer or is told the norm, once a rate had to be lowered.
 
     A lower rate alone leaves rare gradients as long as they are; measured in benchmarks/natural.py.
@@ -209,10 +209,6 @@ class NormLimit(Part):
     def begin(self, step: int) -> None:
         """Clip from here on, as the model was restored and its rate lowered; the norms are learned anew."""
         self.is_on, self.since, self.until, self.norms = True, step, math.inf, []
-
-    def let_end(self, step: int) -> None:
-        """Clip as long again, as the rate follows its schedule from this step on."""
-        self.until = 2 * step - self.since
 
     def note(self, norm: float) -> None:
         """Take the norm of a gradient that was learned from, before it was clipped."""

@@ -26,7 +26,7 @@ from ..guard.verdict import Verdict
 from ..sampling.ticket import Ticket
 from ..table.losses import Reading
 from ..table.table import SampleTable
-from .backups import Backup, Moment, spread_of
+from .backups import Backup, SchedulerState, spread_of
 from .early import FAR, FirstSteps
 from .experiment import Alarm, Case, ExperimentRun, Finding, investigate
 from .model import LiveModel, Witnesses
@@ -143,11 +143,6 @@ class RecoveryController:
         self._last_refused: NDArray[np.int64] | None = None
 
     @property
-    def is_look_due(self) -> bool:
-        """Whether to call `look_back` before the next batch is drawn."""
-        return self.state.is_look_due
-
-    @property
     def is_open(self) -> bool:
         """Whether an experiment or a trial of a rate is under way: then nothing is backed up."""
         return self.experiment.is_open or self.early.is_on_trial
@@ -234,13 +229,13 @@ class RecoveryController:
         if not lineage.updates & LOOK_MASK:
             self._look(loss, is_calm=not suspicion >= 2 * MOST_SUSPICION)
             if self._watches_level and own_rate is not None:
-                progress.note_rate(own_rate, lineage.updates)
+                if own_rate > progress.peak:
+                    progress.peak, progress.peak_at = own_rate, lineage.updates
                 if progress.stands_since_peak(lineage.updates) and not (self.limit.is_on or self.is_open):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
         if self.is_early:
-            self.early.note(ticket, loss)
-            state.is_look_due = state.is_look_due or self.early.is_measuring
+            state.is_look_due = self.early.note(ticket, loss) or state.is_look_due
 
     def _note_good(self, scheduled_lr: float) -> None:
         """Draw the conclusions from a good loss after others were refused."""
@@ -248,7 +243,8 @@ class RecoveryController:
         refusals.good(gains=lineage.gains())
         if limit.is_on and limit.accepted(scheduled_lr, self._announcer.where()[0] + 1):
             self._announcer.tell(events.LrRestored)
-            self.norms.let_end(self._announcer.where()[0] + 1)
+            # Clip as long again, as the rate follows its schedule from here on.
+            self.norms.until = 2 * (self._announcer.where()[0] + 1) - self.norms.since
         if not self.is_open and not lineage.is_on_trial:
             incident = self._incidents.current
             if incident is not None and incident.held_from_start and limit.ceiling < math.inf:
@@ -272,9 +268,9 @@ class RecoveryController:
             state.num_equal = 0
             self._persistence.look_at_weights()
         self.witnesses.trust(updates, is_calm=is_calm)
-        if self._announcer.where()[0] >= self.norms.until:
+        if self.norms.until < math.inf and self._announcer.where()[0] >= self.norms.until:
             self.norms.forget()
-        if self.limit.is_on and is_level_due:
+        if is_level_due and self.limit.is_on:
             self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:
             progress.note_first(loss, self._untrained_record)
@@ -283,7 +279,7 @@ class RecoveryController:
         else:
             self.is_early = False
         if self._watches_level:
-            is_due = (self.limit.is_on and is_level_due) or progress.is_above_untrained(updates)
+            is_due = (is_level_due and self.limit.is_on) or progress.is_above_untrained(updates)
             state.is_look_due = state.is_look_due or is_due
 
     def note_gradients(self, sizes: Sequence[int], num_alive: int) -> None:
@@ -564,7 +560,7 @@ class RecoveryController:
         """End the search for an older state, as the same trouble did not come back: from here on it may be the rate."""
         if self.lineage.num_older:
             self.lineage.num_older = 0
-            self._persistence.backup_timer.forget_lasting()
+            self._persistence.backup_timer.num_lasting.clear()
 
     def _put_unknown(self, alarm: Alarm) -> None:
         """Put the newest state back, though no witness of it is known; an older one if that did not help."""
@@ -650,7 +646,7 @@ class RecoveryController:
         if self._damaged_step is not None:
             self._persistence.look_at_weights()
 
-    def settle_open(self, *, step: int) -> None:
+    def end_open_test(self, *, step: int) -> None:
         """End what is under way, as the run is left, with the better of what was kept aside and what is there."""
         live, case = self._live, self.experiment.case
         live.begin_call(step)
@@ -679,7 +675,8 @@ class RecoveryController:
     @property
     def is_on_trial(self) -> bool:
         """Whether the model holds a state that is only tried or tested, and not the one that counts as true."""
-        return not self._live.is_shown and (self._live.current is not None or self.early.aside is not None)
+        is_shown = self._live.of_trial is not None
+        return not is_shown and (self._live.current is not None or self.early.aside is not None)
 
     def show_true(self, *, step: int) -> None:
         """Put in the state that counts as true, for the user's code after an epoch; `hide_true` takes it out again.
@@ -712,7 +709,7 @@ class RecoveryController:
             return
         if self.experiment.is_open:
             # What the user is left with must not be a state that was only put back to be tested.
-            self.settle_open(step=step)
+            self.end_open_test(step=step)
         is_row, can_restore = refusals.in_vain == refusals.in_a_row, live.can_restore
         failures = self._persistence.failures
         if can_restore and (not is_row or live.is_damaged()):
@@ -740,11 +737,13 @@ class RecoveryController:
 
     # What is kept with a backup, and saved.
 
-    def moment(self, state: Any = None) -> Moment:
+    def moment(self, state: Any = None) -> SchedulerState:
         """The scheduler's own state now, to be kept with a backup; ``state`` is that of the run."""
         sentry, lineage = self._sentry, self.lineage
         recent = tuple(lineage.progress.recent)
-        return Moment(sentry.memory, self._table.learner.trend_mark, sentry.baseline, lineage.updates, recent, state)
+        return SchedulerState(
+            sentry.memory, self._table.learner.trend_mark, sentry.baseline, lineage.updates, recent, state
+        )
 
     def note_checkpoint(self, step: int) -> None:
         """Note that a checkpoint of this step is on disk; one of a trial is no state to go back to."""

@@ -12,9 +12,9 @@ from .. import events
 from ..events.bus import Announcer
 from ..events.incident import MOST_FINDINGS, Incident
 from .backups import Backup
-from .part import NOT_SAVED, Part
 from .progress import Progress
 from .rate_limit import NormLimit, RateLimit
+from .saved_fields import NOT_SAVED, SavedFields
 
 LEAST_TRIAL = 64
 """Updates after a restore in which a new alarm is a relapse, if they are more than twice those that it undid."""
@@ -48,7 +48,7 @@ BROKEN = 50
 
 
 @dataclass(eq=False)
-class Refusals(Part):
+class Refusals(SavedFields):
     """Counts refused batches.
 
     Attributes:
@@ -114,7 +114,7 @@ class Refusals(Part):
 
 
 @dataclass(eq=False)
-class Lineage(Part):
+class Lineage(SavedFields):
     """What the present weights have gone through: their updates and losses, and what is known since the last restore.
 
     Attributes:
@@ -214,7 +214,7 @@ parameters. Experts that are not chosen leave others a gradient; so few are left
 
 
 @dataclass(eq=False)
-class DeadParameters(Part):
+class DeadParameters(SavedFields):
     """Finds parameters whose gradient has become exactly 0 for good, as where no input activates the rectifiers after
     them: the loss is that of a constant, and training on changes nothing.
 
@@ -258,7 +258,7 @@ class DeadParameters(Part):
 
 
 @dataclass(eq=False)
-class RateTrial(Part):
+class RateTrial(SavedFields):
     """What is put back if a lower rate from the start is no better.
 
     Attributes:
@@ -286,7 +286,7 @@ class RateTrial(Part):
 
 
 @dataclass(eq=False)
-class Early(Part):
+class Early(SavedFields):
     """What is remembered of the first steps.
 
     Attributes:
@@ -315,7 +315,7 @@ class Early(Part):
 
 
 @dataclass(eq=False)
-class IncidentLog(Part):
+class IncidentLog(SavedFields):
     """Holds the incident under way, and counts over the whole run.
 
     Attributes:
@@ -383,13 +383,13 @@ class IncidentLog(Part):
         return lines
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Part`; the incident as `plain_of` returns it, and the kinds as a list, as a name may hold anything."""
+        """See `SavedFields`; the incident as `plain_of` returns it, the kinds as a list: a name may hold anything."""
         kinds = [[kind, *found] for kind, found in self.kinds.items()]
         current = None if self.current is None else plain_of(self.current)
         return {**super().state_dict(), "kinds": kinds, "current": current}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Part`."""
+        """See `SavedFields`."""
         super().load_state_dict(state)
         self.kinds = {kind: (count, text) for kind, count, text in state["kinds"]}
         self.current = None
@@ -408,7 +408,7 @@ def plain_of(incident: Incident) -> dict[str, Any]:
 
 
 @dataclass(eq=False)
-class RecoveryState(Part):
+class RecoveryState(SavedFields):
     """All that recovery remembers, but for witnesses and the suspects of the quarantine, which their owners save.
 
     Attributes:

@@ -16,9 +16,8 @@ from ..dashboard.state.view import View
 from ..journal.samples import samples_of
 from ..table.table import SampleTable
 from .data import ReportData, report_data, with_samples
-from .gallery import Look
 from .page import page
-from .samples import samples_page
+from .samples import Look, samples_page
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -29,14 +28,10 @@ HEIGHT = 720
 
 
 def write_report(
-    run_dir: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    thumbnail: Callable[[int], Any] | None = None,
-    describe: Callable[[int], object] | None = None,
-    other: str | os.PathLike[str] | None = None,
+    run_dir: str | os.PathLike[str], out: str | os.PathLike[str], *, thumbnail: Callable[[int], Any] | None = None,
+    describe: Callable[[int], object] | None = None, other: str | os.PathLike[str] | None = None,
     precision: float = 0.5,
-) -> Path:
+) -> Path:  # fmt: skip
     """Write the report of a run.
 
     Args:
@@ -83,13 +78,10 @@ class DataView:
     """
 
     def __init__(
-        self,
-        source: str | os.PathLike[str] | R8Scheduler | SampleTable,
-        *,
-        thumbnail: Callable[[int], Any] | None = None,
-        describe: Callable[[int], object] | None = None,
+        self, source: str | os.PathLike[str] | R8Scheduler | SampleTable, *,
+        thumbnail: Callable[[int], Any] | None = None, describe: Callable[[int], object] | None = None,
         precision: float = 0.5,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if isinstance(source, (str, os.PathLike)):
             data = report_data(source, precision)
         else:

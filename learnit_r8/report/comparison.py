@@ -18,7 +18,7 @@ from ..dashboard.watch import view_of
 from ..events.steps import is_lower_better
 from ..events.text import clean, number
 from ..journal.run import Run, find_run
-from .curves import fit_of, incident_marks, losses_of, points_of
+from .curves import best_point, fit_of, incident_marks, losses_of, points_of
 from .document import Data, chart, curve, document, section, table
 
 REACHED = ("steps", "training seconds", "best smoothed loss", "incidents", "losses refused", "suspects")
@@ -169,10 +169,8 @@ def comparison_sections(runs: Comparison) -> Iterator[Data]:
                 one = {field: value for field, value in one.items() if field not in ("low", "high")}
                 marks += [mark | {"label": f"{name}, {mark['label']}"} for mark in incident_marks(view.incidents)]
             series.append(one)
-            if metric and metric == runs.metric and place == runs.order[0] and metric in view.bests:
-                at = view.bests[metric]
-                said = f"best: {name}, {number(at.value, 4)} at step {at.step:,}"
-                points.append({"x": at.step, "y": at.value, "label": said, "look": look})
+            if metric and metric == runs.metric and place == runs.order[0]:
+                points += best_point(view, metric, look, f"best: {name},")
         if any(value is not None for one in series for value in one["y"]):
             title = clean(metric, 60) or "Loss of the batches, smoothed"
             more = {"from": 0, "to": last, "points": points, "marks": marks, "fit": fit_of(series, last), "ends": True}

@@ -34,6 +34,15 @@ def points_of(view: View, name: str, look: str) -> Data:
     return curve(clean(name, 40), [p.step for p in points], [p.value for p in points], look, dots=True)
 
 
+def best_point(view: View, name: str, look: str, words: str = "best") -> list[Data]:
+    """The best value of a metric as a point with its words beside it; nothing without one."""
+    best = view.bests.get(name)
+    if best is None:
+        return []
+    label = f"{words} {number(best.value, 4)} at step {best.step:,}"
+    return [{"x": best.step, "y": best.value, "label": label, "look": look}]
+
+
 def incident_marks(incidents: Sequence[Incident]) -> list[Data]:
     """The incidents as marks of a chart, each with its step and what it was beside it."""
     return [{"x": each.step, "label": clean(each.label, 60), "text": clean(each.headline)} for each in incidents]
@@ -41,12 +50,8 @@ def incident_marks(incidents: Sequence[Incident]) -> list[Data]:
 
 def fit_of(series: Sequence[Data], last: float) -> tuple[float, float] | None:
     """The range of the last 80 % of the steps; None where the whole range is hardly larger."""
-    late = [
-        value
-        for one in series
-        for step, value in zip(one["x"], one["y"], strict=True)
-        if value is not None and step >= (1 - FIT) * last
-    ]
+    pairs = [pair for one in series for pair in zip(one["x"], one["y"], strict=True) if pair[1] is not None]
+    late = [value for step, value in pairs if step >= (1 - FIT) * last]
     every = [value for one in series for value in (*one["y"], *one.get("high", ())) if value is not None]
     if not late or not every:
         return None
@@ -66,13 +71,12 @@ def loss_section(view: View) -> Iterator[Data]:
         return
     held_out = [name for name in view.metrics if stem_of(name) == "loss" and is_held_out(name)]
     last = float(max(1, view.loss.last_step, view.step))
-    series = losses_of(view) + [points_of(view, name, f"c{1 + place % 5}") for place, name in enumerate(held_out)]
-    points, notes = [], []
+    series, points = losses_of(view), list[Data]()
     for place, name in enumerate(held_out):
-        if (best := view.bests.get(name)) is not None:
-            said = f"best {clean(name, 40)} {number(best.value, 4)} at step {best.step:,}"
-            points.append({"x": best.step, "y": best.value, "label": said, "look": f"c{1 + place % 5}"})
-            notes.append(said)
+        look = f"c{1 + place % 5}"
+        series.append(points_of(view, name, look))
+        points += best_point(view, name, look, f"best {clean(name, 40)}")
+    notes = [point["label"] for point in points]
     if view.best is not None and not points:
         said = f"best smoothed {number(view.best.value, 4)} at step {view.best.step:,}"
         points.append({"x": view.best.step, "y": view.best.value, "label": said, "look": "c0"})
@@ -87,9 +91,10 @@ def loss_section(view: View) -> Iterator[Data]:
     legend += [{"kind": "mark", "look": "event", "name": "resumed, cool-down"}] * bool(others)
     legend += [{"kind": "saved", "name": "checkpoint"}] * bool(saved)
     legend += [{"kind": "best", "name": "best", "look": points[0]["look"]}] * bool(points)
-    note = "; ".join([*notes, "the range fits the last 80 % of the steps" if fit_of(series, last) else ""]).strip("; ")
+    fit = fit_of(series, last)
+    note = "; ".join([*notes, *(["the range fits the last 80 % of the steps"] if fit else [])])
     drawn = chart(
-        "loss of the batches over the steps", series, x_name="step", log=False, fit=fit_of(series, last),
+        "loss of the batches over the steps", series, x_name="step", log=False, fit=fit,
         marks=[*marks, *others], points=points, saved=saved, legend=legend, height=280, **{"from": 0, "to": last},
     )  # fmt: skip
     yield section("Loss", drawn, note=f"{note[:1].upper()}{note[1:]}. Drag to look closer." if note else "")
@@ -111,11 +116,6 @@ def rate_section(view: View) -> Iterator[Data]:
 def metric_section(view: View, title: str, names: Sequence[str]) -> Data:
     """Metrics with one stem in one chart: those of training and of validation."""
     series = [points_of(view, name, f"c{place % 6}") for place, name in enumerate(names)]
-    points = [
-        {"x": best.step, "y": best.value, "look": f"c{place % 6}",
-         "label": f"best {number(best.value, 4)} at step {best.step:,}"}
-        for place, name in enumerate(names)
-        if (best := view.bests.get(name)) is not None
-    ]  # fmt: skip
+    points = [point for place, name in enumerate(names) for point in best_point(view, name, f"c{place % 6}")]
     more = {"from": 0, "to": float(max(1, view.step)), "points": points, "marks": bare_marks(view)}
     return section(clean(title, 60), chart(f"{title} over the steps", series, x_name="step", **more), kind="half")

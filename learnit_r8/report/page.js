@@ -278,7 +278,11 @@ function map(spec) {
     parts.push(box);
     lists.append(list);
   }
-  return [html("div", {class: "wide"}, shape("svg", {viewBox: `0 0 ${width} ${high}`, role: "img", "aria-label": spec.name, width: "100%"}, ...parts)), lists];
+  const picture = shape("svg", {viewBox: `0 0 ${width} ${high}`, role: "img", "aria-label": spec.name, width: "100%"}, ...parts);
+  const box = html("div", {class: "wide"}, picture);
+  // Where the picture is smaller than it is drawn, its letters are not.
+  new ResizeObserver(() => picture.style.setProperty("--grow", Math.max(1, width / (box.clientWidth || width)))).observe(box);
+  return [box, lists];
 }
 
 function incident(one) {

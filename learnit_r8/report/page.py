@@ -21,7 +21,7 @@ from .comparison import Comparison, comparison_sections
 from .curves import fit_of, loss_section, metric_section, rate_section
 from .data import ReportData
 from .document import Data, bars, chart, curve, document, known, section, table
-from .gallery import NO_LOOK, Look
+from .samples import NO_LOOK, Look
 
 MOST_METRICS, MOST_EVENTS, MOST_CURVES = 12, 300, 8
 MOST_LOSSES = 48

@@ -189,33 +189,23 @@ class Chunk:
         """Close a batch that was drawn and will not be learned from."""
         self.states[slot] = CLOSED
 
+    def close_from(self, slot: int) -> None:
+        """Close a batch and all after it, so that none of them can be drawn or reported."""
+        self.states[slot:] = bytes([CLOSED]) * (len(self.states) - slot)
+
     @property
     def is_closed(self) -> bool:
         """Whether every batch is reported or closed."""
         return self.states.count(REPORTED) + self.states.count(CLOSED) == len(self.states)
-
-    def drop_undrawn(self) -> None:
-        """Close the batches that were not drawn."""
-        for slot in range(self.drawn, len(self.states)):
-            self.close(slot)
-        self.drawn = len(self.states)
 
     def is_out(self, slot: int) -> bool:
         """Whether a batch is drawn, and neither reported nor given up."""
         state = self.states[slot]
         return state == OUT_AGAIN or (state == OPEN and slot < self.drawn)
 
-    def batches_out(self) -> list[Batch]:
-        """The batches that are drawn and not reported yet."""
-        return [self.batch(slot) for slot in range(self.drawn) if self.is_out(slot)]
-
     def forget_records(self) -> None:
         """Read the records again in `learn`, as they may change before."""
         self._records = None
-
-    def close_all(self) -> None:
-        """Close every batch, so that no more can be reported."""
-        self.states[:] = bytes([CLOSED]) * len(self.states)
 
     def learn(self) -> None:
         """Let the table learn all reports that it has not learned yet."""
@@ -430,8 +420,3 @@ class Batch(NamedTuple):
     chunk: Chunk | FollowedChunk
     slot: int
     indices: NDArray[np.int64]
-
-    @property
-    def witness(self) -> Any:
-        """What its source takes to hand it out again; None if it cannot."""
-        return self.chunk.witness_of(self.indices)

@@ -22,8 +22,7 @@ from ..table.labels.predictions import PredictionRows
 from ..table.table import SampleTable
 from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
 from .lengths import Buckets
-from .outlook import from_plain, to_plain
-from .planner import Planner
+from .planner import Planner, from_plain, to_plain
 
 LAST_BATCH = ("short", "drop", "fill")
 
@@ -254,7 +253,8 @@ class PlannedBatches:
 
     def _leave_chunk(self) -> None:
         self._drawn_before += self.chunk.drawn
-        self.chunk.drop_undrawn()
+        self.chunk.close_from(self.chunk.drawn)
+        self.chunk.drawn = len(self.chunk.states)
         self.chunk, self.limit = self._no_chunk, 0
         self._drop_closed()
 
@@ -361,7 +361,7 @@ class PlannedBatches:
         # A probe is of an experiment that is not saved.
         kept = [chunk for chunk in self._open if not chunk.is_probe]
         place = {id(chunk): number for number, chunk in enumerate(kept)}
-        out = [batch for chunk in kept for batch in chunk.batches_out()]
+        out = [(chunk, slot) for chunk in kept for slot in range(chunk.drawn) if chunk.is_out(slot)]
         return {
             "context": [*self._context[:4], to_plain(self._context.outlook)],
             **self._planner.state_dict(),
@@ -371,14 +371,14 @@ class PlannedBatches:
             "abandoned": self.abandoned,
             "chunks": [chunk.state_dict() for chunk in kept],
             "current": place.get(id(self.chunk), -1),
-            "returned": [[place[id(batch.chunk)], batch.slot] for batch in out],
+            "returned": [[place[id(chunk)], slot] for chunk, slot in out],
             "waiting": [[place[id(batch.chunk)], batch.slot] for batch in self._waiting],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Load what `state` returned; the table must be loaded first."""
         for chunk in self._open:
-            chunk.close_all()
+            chunk.close_from(0)
         self._reset()
         progress, number, batch_size, untrained_loss, outlook = state["context"]
         known = from_plain(outlook)

@@ -1,26 +1,110 @@
-"""The planner: makes the next chunk of a pass from the next samples, which the policy selects and arranges."""
+"""The planner: makes the next chunk of a pass from the next samples, which the policy selects and arranges.
+
+A sweep is one run through the data in random order; the outlook is what a policy knows of the whole table, from a
+random part of it that is read once a pass.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.base import Candidates, Context, Outlook, Policy
-from ..policies.radix import order_of
+from ..policies.radix import keys_of, order_of
 from ..policies.registry import SHUFFLE
 from ..table.exclusions import holds
+from ..table.labels.margin_limit import MarginLimit
+from ..table.labels.suspicion import Humps, Suspicion
+from ..table.losses import EXACT
 from ..table.records import reordered
+from ..table.storage import SampleStorage
 from ..table.table import SampleTable
 from .chunk import Chunk, Planned
 from .lengths import Buckets, LengthSweep
-from .outlook import look_at
-from .sweep import Sweep, Weighted
+from .permutation import Permutation
+
+Weighted = tuple[NDArray[np.int64], NDArray[np.float32] | None]
+"""int64[M] samples, and float32[M] factors for their losses, or None."""
+
+
+class Sweep:
+    """Hands out all samples once, in parts; after loading a refitted state, the samples of its stored order.
+
+    Args:
+        size: N, samples in the data.
+        part: Samples handed out at a time.
+        key: Key of the random order; see `Permutation`.
+
+    Attributes:
+        rank: Samples handed out so far.
+        left_over: Samples that were selected but did not fill a batch.
+    """
+
+    def __init__(self, size: int, part: int, key: Sequence[int]) -> None:
+        self.rank = 0
+        self.left_over: Weighted = (np.empty(0, np.int64), None)
+        self._size = size
+        self._part = part
+        self._order: Callable[[int, int], NDArray[np.int64]] = Permutation(size, key)
+        self._own_order: NDArray[np.int64] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every sample was handed out."""
+        return self.rank == self._size
+
+    def next_part(self) -> NDArray[np.int64]:
+        """int64[M], the next samples."""
+        start, self.rank = self.rank, min(self.rank + self._part, self._size)
+        return self._order(start, self.rank)
+
+    def add(self, indices: NDArray[np.int64], weights: NDArray[np.float32] | None) -> Weighted:
+        """Append samples to those left over; missing weights are 1."""
+        before, weights_before = self.left_over
+        if weights is not None or weights_before is not None:
+            weights = np.concatenate([_or_ones(weights_before, len(before)), _or_ones(weights, len(indices))])
+        return np.concatenate([before, indices]), weights
+
+    def drop(self, gone: NDArray[np.bool_]) -> None:
+        """Remove the samples of a mask from those left over."""
+        if gone.any():
+            indices, weights = self.left_over
+            self.left_over = indices[~gone], None if weights is None else weights[~gone]
+
+    def leave(self, count: int, kept: Weighted) -> Weighted:
+        """Return the first ``count`` samples, and keep the others for the next part."""
+        indices, weights = kept
+        self.left_over = indices[count:], None if weights is None else weights[count:]
+        return indices[:count], None if weights is None else weights[:count]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and the samples left over."""
+        indices, weights = self.left_over
+        return {
+            "rank": self.rank,
+            "indices": indices.copy(),
+            "weights": None if weights is None else weights.copy(),
+            "order": None if self._own_order is None else self._own_order.copy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self.rank = state["rank"]
+        weights = state["weights"]
+        self.left_over = np.array(state["indices"]), None if weights is None else np.array(weights)
+        if state["order"] is not None:
+            order = self._own_order = np.array(state["order"], np.int64)
+            self._size, self._order = len(order), lambda start, stop: order[start:stop].copy()
+
+
+def _or_ones(weights: NDArray[np.float32] | None, count: int) -> NDArray[np.float32]:
+    return np.ones(count, np.float32) if weights is None else weights
 
 
 class Draft:
@@ -157,6 +241,85 @@ class Draft:
                 # Some are views of the chunk's records, which a policy must not change.
                 field.flags.writeable = False
         return candidates
+
+
+MOST_LOOKED_AT = 2**14
+"""Most samples that are read: enough to know a share to 0.4 %, in a third of a millisecond for a table of any size."""
+
+PRECISION = 0.7
+"""Least share of wrong labels, as estimated, in a list of samples to leave out."""
+
+
+def look_at(storage: SampleStorage, rng: np.random.Generator, *, weighed: Outlook | None = None) -> Outlook:
+    """Make the outlook from a random part of the table, which must have learned all reports.
+
+    Args:
+        storage: The storage of the table.
+        rng: Chooses the part if the table has more than 16,384 samples.
+        weighed: Of a policy that weighs, the outlook of the pass before; None of others.
+    """
+    kind = storage.part_size
+    if kind != EXACT:
+        return Outlook()
+    if storage.num_samples <= MOST_LOOKED_AT:
+        chosen = np.arange(storage.num_samples)
+    else:
+        chosen = rng.integers(0, storage.num_samples, MOST_LOOKED_AT)
+        chosen = chosen[order_of(chosen)]
+    records, evidence = storage.records.take(chosen), storage.evidence.take(chosen)
+    uses, mean = records["usage_count"], records["mean"]
+    limit, judged = None, uses > 0
+    if evidence is not None:
+        by_group = storage.group_labels is not None
+        limit = MarginLimit.of(records, evidence, precision=PRECISION, by_group=by_group)
+    # While all others get better, those that margins left out or weighed less keep high losses: two humps that say
+    # nothing. Nobody is left out by the margins of a policy that weighs.
+    if weighed is not None:
+        judged &= weighed.limit is None
+    elif limit is not None:
+        judged &= limit.margins(evidence) < np.inf
+    suspicion = Suspicion.of(mean[judged], uses[judged], storage.untrained_loss)
+    fine = uses > 0
+    if suspicion is not None:
+        flagged = suspicion.flags(mean, uses)
+        if not suspicion.is_surprising or suspicion.are_being_learnt(records["last"][flagged]):
+            suspicion = None
+        else:
+            limit = None
+            fine &= ~flagged
+    if not fine.any():
+        return Outlook(True, float(uses.mean()), 1.0, math.nan, suspicion, limit)
+    hard_share = float((mean[fine] > storage.untrained_loss).mean())
+    return Outlook(True, float(uses.mean()), hard_share, _median(records["last"][fine]), suspicion, limit)
+
+
+def _median(losses: NDArray[np.float32]) -> float:
+    """Median of some losses."""
+    count = len(losses)
+    return float(losses[order_of(keys_of(losses))[(count - 1) // 2 : count // 2 + 1]].mean())
+
+
+def to_plain(outlook: Outlook) -> list[Any]:
+    """Convert to plain values, which `from_plain` reads back."""
+    suspicion, limit = outlook.suspicion, outlook.limit
+    return [
+        *outlook[:-2],
+        None if suspicion is None else [suspicion.untrained_loss, *suspicion.humps],
+        None if limit is None else [*limit],
+    ]
+
+
+def from_plain(values: Sequence[Any]) -> Outlook:
+    """Convert the values of `to_plain` back to an outlook."""
+    is_exact, num_uses, hard_share, middle_loss, suspicion, limit = values
+    known = None if suspicion is None else Suspicion(suspicion[0], Humps(*suspicion[1:]))
+    if limit is not None:
+        if len(limit) not in (3, 4):
+            raise ValueError(f"the limit in plan.context must be a list of 3 or 4, got {limit!r}.")
+        # Those of before have no levels.
+        least, field, fresh, *levels = limit
+        limit = MarginLimit(least, field, fresh, *((tuple(margins), tuple(chances)) for margins, chances in levels))
+    return Outlook(is_exact, num_uses, hard_share, middle_loss, known, limit)
 
 
 def spread_evenly(

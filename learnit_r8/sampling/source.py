@@ -82,7 +82,7 @@ class Source(Protocol):
         """Hand out the next batch; ``ahead`` is what `look_ahead` has just returned."""
 
     def again(self, witness: Any) -> Batch:
-        """Hand out a batch once more, outside any pass; ``witness`` is what its `Batch.witness` was."""
+        """Hand out a batch once more, outside any pass; ``witness`` is what `witness_of` of its chunk was."""
 
     def draw_outside(self, policy: Policy) -> Batch | None:
         """Draw a batch from a random part of the data, outside the pass; None if there is none."""

@@ -19,7 +19,7 @@ from .labels.margins import Margins, common_class, fields_of, margins_of, predic
 from .labels.mirror import LEAST_POSITIVE, Mirror
 from .labels.suspects import HUMPS, MIRROR, NO_CROSS_ENTROPY, NO_PROMISE, Places, Ranking, Suspects, no_suspects
 from .labels.suspicion import LEAST_USES, Suspicion, are_spared, spare, unlearned
-from .labels.trust import BOUNDED, EARLY, PLAIN, WEIGHED
+from .labels.trust import BOUNDED, EARLY, PLAIN, WEIGHED, least_trust, trust_in
 from .quantiles import falling_order, top_of
 from .records import Columns, Fields, spread
 
@@ -40,9 +40,10 @@ _NOBODY = np.empty(0, np.int64)
 ALWAYS_HIGH, RISING, MEMORISED = "always high", "rising", "memorised"
 
 
-MOST_ALIKE = 10
+MOST_ALIKE, MOST_ALIKE_OF_TWO = 10, 2
 """Places of a sample that may be alike, at most: as many of them count as one observation. Measured on clean tokens in
-benchmarks/label_kinds.py, which repeat."""
+benchmarks/label_kinds.py, which repeat; there and in benchmarks/verdicts.py several labels, each of another kind, have
+a gain of 3 at most on clean data, as if each were an observation."""
 
 
 LEAST_CLUMP = 1.0
@@ -74,13 +75,23 @@ def find_suspects(
         by_group: Whether to protect groups, see `Suspicion.flags`.
         evidence: The fields of `EVIDENCE` by name, N each, or N P with P labels a sample; None without predictions.
         precision: Least share of the list to be wrong, as estimated, in (0, 1).
-        trust: Which margins may be judged, see `labels.trust`.
+        trust: Which margins may be judged by what is known beside the losses, see `labels.trust`.
 
     Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528);
     that and the two components are measured in ``benchmarks/suspects.py``, the margins in ``benchmarks/labels.py``.
     """
+    trust = trust_of(records, evidence, trust)
     found = _find(records, untrained_loss, exact, by_group, evidence, precision, trust)
     return replace(found, precision=math.nan, caution=NO_PROMISE) if trust == WEIGHED else found
+
+
+def trust_of(records: Any, evidence: Any, trust: str) -> str:
+    """Which margins may be judged, by the losses of the last visits, too; arguments as for `find_suspects`."""
+    shown = None if evidence is None else Columns.of(evidence, "visits")
+    if shown is None or "last_margin" not in shown.names:
+        return trust
+    last = _part_of(Columns.of(records, "usage_count"), "last")["last"]
+    return least_trust([trust, trust_in(last, _part_of(shown, "last_margin")["last_margin"])])
 
 
 def _find(
@@ -194,14 +205,15 @@ def _by_mirror(
     judged_at = spread(len(evidence), MOST_FITTED // 4)[judged] if is_part else judged
     some = {name: values[judged] for name, values in part.items()}
     group = _groups_of(records, some, judged_at, width, by_group)
+    is_binary = some["given"].dtype.kind in "ui" and int(some["given"].max(initial=0)) < 2
     of_labels: dict[str, Any] = {
-        "alike": min(width, MOST_ALIKE), "sample": judged_at // width if width > 1 else None,
-        "is_binary": some["given"].dtype.kind in "ui" and int(some["given"].max(initial=0)) < 2,
+        "alike": min(width, MOST_ALIKE_OF_TWO if is_binary else MOST_ALIKE),
+        "sample": judged_at // width if width > 1 else None, "is_binary": is_binary,
     }  # fmt: skip
     every, image = margins.of(some).astype(np.float64), margins.image(some)
     spared = unlearned(every, some["given"], judged_at % width) if width > 1 else None
     common = common_class(some["given"]) if width > 1 else -1
-    if of_labels["is_binary"] and common >= 0:
+    if is_binary and common >= 0:
         # Of two classes each is what the other is taken for, unless labels make up objects on a background.
         whole = Mirror.of(every, **of_labels)
         common = -1 if whole is None or whole.clump < LEAST_CLUMP else common

@@ -379,11 +379,7 @@ class LossLearner:
             records["loss"] = self._divided(records["loss"], seen, means, sizes, trend)
         records["last"] = observed
         records["mean"] += (observed - records["mean"]) / count
-        store = None
-        if predictions is not None:
-            # Where some reports came without predictions, their losses are not told apart.
-            are_all = sizes is None and len(predictions[0]) == len(indices)
-            store = storage.evidence.updated(*predictions, observed if are_all else None)
+        store = None if predictions is None else storage.evidence.updated(*predictions)
         with storage.lock:
             storage.is_whole = False
             storage.records.put(indices, records)

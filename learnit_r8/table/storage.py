@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._validation import check_choice, whole_number
 from .exclusions import Exclusions
 from .labels.evidence import Evidence
+from .labels.trust import EARLY, PLAIN, WEIGHED
 from .losses import EXACT, source_of
 from .names import Members, SampleIds, checked_ids, coded, digest_of
 from .records import ALL, Lock, Records, Where, count_of
@@ -163,8 +164,8 @@ class SampleStorage:
 
     @property
     def trust(self) -> str:
-        """Which margins may be judged, see `labels.trust`."""
-        return self.evidence.trust(is_weighed=self.is_weighed)
+        """Which margins may be judged by what weights have left of them, see `labels.trust`."""
+        return PLAIN if not self.is_weighed else EARLY if self.evidence.is_frozen else WEIGHED
 
     def estimates(self, records: NDArray[Any]) -> NDArray[np.float32]:
         """float32[M], the estimated losses in ``records``, NaN for unseen samples; may be a view of them."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validation import is_number, loop_method, whole_number
-from .label_noise import find_suspects, labels_of_all, rank
+from .label_noise import find_suspects, labels_of_all, rank, trust_of
 from .labels.evidence import combine
 from .labels.frame import columns_of, make_frame
 from .labels.overview import Overview
@@ -199,6 +199,11 @@ class SampleTable:
         names = records.whole.dtype.names
         return known, Columns(len(records), lambda fields, where: records.columns(fields, self.lock, where), names)
 
+    def _trust(self) -> str:
+        """Which margins may be judged, see `labels.trust`."""
+        known, evidence = self._columns()
+        return trust_of(known, evidence, self.storage.trust)
+
     def describe(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """The figures of some samples, in the given order."""
         chosen = np.asarray(indices, np.int64)
@@ -267,7 +272,7 @@ class SampleTable:
                 if not isinstance(other, SampleTable):
                     raise TypeError(f"runs must be schedulers or their tables, got {run!r}.")
             several = combine(self.read_evidence(), [each.read_evidence() for each in others])
-            trust = least_trust(each.storage.trust for each in (self, *others))
+            trust = least_trust(each._trust() for each in (self, *others))
             return suspects_in(self.storage, known, several, precision, trust)
         return suspects_in(self.storage, known, evidence, precision)
 
@@ -328,7 +333,7 @@ def suspects_in(
     """The suspects among some samples of a table, by their fields and the evidence; indices are positions in these.
 
     Args:
-        trust: Of the evidence; by default that of the table.
+        trust: As for `find_suspects`; by default that of the table.
     """
     return find_suspects(
         known,

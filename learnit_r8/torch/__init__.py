@@ -22,13 +22,13 @@ from ..bridge.ranks.agreement import RanksDiffer
 from ..checkpoint.callbacks import RankLost
 from .adapter import Adapter
 from .attachment import attach
-from .batches.loader import SampleError
-from .batches.sampler import R8BatchSampler
 from .distributed.ranks import Ranks
 from .distributed.shared_run import Share, SharedRun
 from .distributed.together import Together
 from .flight.incident import RecordedIncident, load_incident
 from .lr_scheduler import R8LRScheduler
+from .prepared import SampleError
+from .sampler import R8BatchSampler
 from .state import ModelState
 
 __all__ = [

@@ -19,25 +19,23 @@ from ..guard.verdict import GOOD
 from ..sampling.ticket import Outcome, Ticket, refuse_weights
 from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
-from .batches.loader import make_loader
-from .batches.sampler import R8BatchSampler
 from .distributed.shards import is_sharded
-from .flight.second_run import with_second
-from .loss_pipeline import LossPipeline, Training
+from .loader import make_loader
+from .loss_pipeline import LossPipeline, Training, values_of
 from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
-from .lr_scheduler import R8LRScheduler
-from .own_loop.followed_losses import FollowedLosses, values_of
-from .own_loop.last_forward import LastForward
-from .own_loop.rate_factor import RateFactor
+from .lr_scheduler import R8LRScheduler, RateFactor
 from .predictions import packed, packed_with
 from .prepared import is_accelerated, is_skipping
+from .sampler import R8BatchSampler, find_batch
+from .stepper import with_second
+from .trainer_step import LastForward
 
 if TYPE_CHECKING:
     from ..engine.feed.feed import Batches
     from ..engine.feed.trainer_batches import TrainerBatches
     from ..engine.settings import Unpack
     from ..table.table import SampleTable
-    from .batches.loader import LoaderSettings
+    from .loader import LoaderSettings
 
     Tell = Callable[[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None], Outcome]
 
@@ -112,7 +110,8 @@ class Adapter:
         self.scheduler, self.optimizer, self.state = scheduler, training.optimizers[0], training.state
         self.rates, self.num_ranks = training.rates, training.sharing.size
         self._model, self._stepper, self._sharing = training.model, training.stepper, training.sharing
-        self._hand, self._ahead, self._second_run = training.hand, training.ahead, training.second_run
+        self._hand, self._ahead, again = training.hand, training.ahead, training.second_run
+        self._second_run = again if again is not None and again.is_possible else None
         self._source, self._own = source, training.own
         # On other devices each look would wait for them; shards and other kinds of tensors cannot be read like this.
         is_plain = all(each.is_cpu and isinstance(each, torch.nn.Parameter) for each in training.model.parameters())
@@ -128,18 +127,14 @@ class Adapter:
         if feed is None:
             self.sampler = R8BatchSampler(scheduler, ahead=training.ahead, sharing=training.sharing)
         batches = Prefetch.of(scheduler)
-        self._losses = LossPipeline(batches, training)
+        self._losses = LossPipeline(batches, training, has_loader=source is not None, look=self._look_for_others)
         batches.join(self._losses)
-        self._followed: FollowedLosses | None = None
         if feed is None:
             self._stepper.watch_first_epoch()
             if hasattr(source, "shape"):
                 scheduler.host.say_once("rows", ROWS, is_warning=False)
         else:
             feed.join(self._losses)
-            self._followed = FollowedLosses(
-                training, feed, self._losses, has_loader=source is not None, look=self._look_for_others
-            )
             if len(training.optimizers) == 1:
                 self._stepper.watch_distance(scheduler)
         self._factors = [RateFactor(scheduler, each) for each in training.optimizers if scheduler.host.rates.are_own]
@@ -197,8 +192,7 @@ class Adapter:
                     raise ValueError(f"{name} must be left out where the scheduler draws the batches, got {value!r}.")
             return self.loader()
         loader = self._source if loader is None else loader
-        assert self._followed is not None
-        self._followed.is_other = self._source is not None and loader is not self._source
+        self._losses.is_other = self._source is not None and loader is not self._source
         if self._feed.source.is_resumed and is_skipping(loader):
             raise ValueError(
                 "skip_first_batches() must be left out where the run is resumed, as it finds its place by itself, got "
@@ -353,17 +347,22 @@ class Adapter:
                 "loss() takes the losses alone, got something after them: adapter.cross_entropy(logits, targets) "
                 "computes and notes them; of another loss, give what it returns with reduction='none'."
             )
-        self._losses.check_used()
-        followed, shares = self._followed, None
-        if followed is None:
-            found: Ticket | None = self._losses.find(ticket)
+        if self._losses.recorded is not None:
+            raise RuntimeError(
+                f"the losses of step {self._losses.recorded[0].ticket.step} must be used before the next ones are "
+                "noted, got loss() again: call step(loss) after each loss(), or report() in a loop with its own "
+                "backward() and optimizer.step(), or skip()."
+            )
+        shares = None
+        if self._feed is None:
+            found: Ticket | None = self._find(ticket)
             assert found is not None
             count = self._losses.count(found)
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
         else:
             self._check_own(ticket=ticket)
-            count = followed.num_rows
+            count = self._losses.num_rows
             is_known = count > 0
             if not is_known and isinstance(losses, torch.Tensor) and losses.ndim:
                 count = len(losses)
@@ -379,10 +378,10 @@ class Adapter:
         values, num_classes = read.values, 0
         if labels is not None:
             values, num_classes = packed(values, *labels, kind)
-        if followed is not None:
-            found = followed.take()
+        if self._feed is not None:
+            found = self._losses.take_own()
             if found is not None:
-                followed.record(found, values, count if is_known and read.is_exact else 0, num_classes)
+                self._losses.record_own(found, values, count if is_known and read.is_exact else 0, num_classes)
             return read.loss
         assert found is not None
         self._losses.record(found, values, count=count, part_size=1 if read.is_exact else None, num_classes=num_classes)
@@ -417,7 +416,7 @@ class Adapter:
             RuntimeError: as for `loss`.
         """
         losses, weights = cross_entropies(logits, targets, class_weights=class_weights, label_smoothing=label_smoothing)
-        if self._followed is not None and not self._followed.num_rows:
+        if self._feed is not None and not self._losses.num_rows:
             return self.loss(losses, weights=weights, ticket=ticket)
         return self.loss(losses, weights=weights, ticket=ticket, logits=logits, targets=targets)
 
@@ -456,14 +455,13 @@ class Adapter:
         """
         if not losses and self._losses.recorded is None:
             raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() first.")
-        followed = self._followed
-        if followed is not None:
+        if self._feed is not None:
             self._check_own(ticket=ticket, part_size=part_size, predictions=predictions)
             if self._losses.recorded is not None:
-                outcome = followed.with_rate(self._losses.tell())
+                outcome = self._losses.with_rate(self._losses.tell())
                 if not losses:
                     return outcome
-            return followed.report(*losses, ids=ids)
+            return self._losses.report_own(losses, ids)
         if ids is not None:
             raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
         if len(losses) > 1:
@@ -473,7 +471,7 @@ class Adapter:
         self._losses.tell()
         if not losses:
             return self.outcome
-        found = self._losses.find(ticket)
+        found = self._find(ticket)
         refuse_weights(self.scheduler.policy, found)
         count = self._losses.count(found)
         num_classes = 0
@@ -512,41 +510,40 @@ class Adapter:
             RuntimeError: there are no losses of a batch that the scheduler has drawn; or it was reported already.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        followed = self._followed
-        if losses is not None and followed is None:
+        pipeline, is_own = self._losses, self._feed is not None
+        if losses is not None and not is_own:
             self.loss(losses)
-        recorded = self._losses.recorded
-        if recorded is None and followed is None:
+        recorded = pipeline.recorded
+        if recorded is None and not is_own:
             raise RuntimeError(
                 "step() was called before the losses of this batch were given to loss(). Ask for one loss per sample "
                 'and pass them through it: loss = adapter.loss(cross_entropy(outputs, labels, reduction="none")); '
                 "adapter.step(loss)."
             )
-        if followed is not None and isinstance(loss, torch.Tensor) and loss.numel() != 1:
+        if is_own and isinstance(loss, torch.Tensor) and loss.numel() != 1:
             raise ValueError(
                 f"loss must be one number, from which backward() goes, got the shape {tuple(loss.shape)}; call "
                 "step(losses.mean(), losses=losses)."
             )
-        if followed is not None and recorded is not None:
-            return followed.with_rate(self._take_step(loss, recorded[0].ticket, self._tell_all))
-        if followed is not None:
-            assert self._feed is not None
-            found = followed.take(ids)
+        if is_own and recorded is not None:
+            return pipeline.with_rate(self._take_step(loss, recorded[0].ticket, self._tell_all))
+        if is_own:
+            found = pipeline.take_own(ids)
             values, count = values_of((loss if losses is None else losses,), found)
             if losses is not None and not count and found is not None:
-                self._feed.note_rows(found, losses)
+                pipeline.note_rows(found, losses)
             if found is None:
                 outcome = Outcome(GOOD, self.scheduler.lr, None)
                 return self._take_step(loss, None, lambda *_: outcome)
-            return self._take_step(loss, found, functools.partial(followed.tell, found, values, count))
+            return self._take_step(loss, found, functools.partial(pipeline.tell_own, found, values, count))
         assert recorded is not None
         ticket = recorded[0].ticket
         ends_epoch = self.scheduler.pace.ends_epoch(ticket.step + 1)
         outcome = self._take_step(loss, ticket, self._tell_all, is_last=ends_epoch)
         if ends_epoch:
-            self._losses.settle()
+            pipeline.settle()
             self.scheduler.controller.end_update()
-            self._losses.set_next_rates()
+            pipeline.set_next_rates()
             if self.scheduler.is_over or self.scheduler.requests.is_pending:
                 # Else the checkpoint is written once the next epoch is asked for, after what follows this one.
                 self._losses.between_steps()
@@ -565,17 +562,17 @@ class Adapter:
         """
         stepper = self._stepper
         # Weights that are tested must not change before the loss is known.
-        is_test = ticket is None or self._losses.is_probe(ticket)
+        is_test = ticket is None or self.scheduler.controller.experiment.is_probe(ticket)
         is_probe = stepper.is_scaled and is_test and ticket is not None
-        with self._sharing.watching():
+        with self._sharing.watching() if self.num_ranks > 1 else contextlib.nullcontext():
             is_due = stepper.backward(loss, is_last=is_last)
             norm = stepper.clip() if is_due and not is_probe else None
         skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
-        again = None
+        again, may_step = None, True
         if self._second_run is not None and not is_test:
-            again, norm = self._second_run.of(loss, norm)
+            again, norm, may_step = self._second_run.of(loss, norm)
         outcome = tell(norm, skipped, again)
-        if outcome and is_due and (is_probe or not stepper.is_scaled):
+        if outcome and may_step and is_due and (is_probe or not stepper.is_scaled):
             if is_probe:
                 stepper.clip()
             stepper.apply()
@@ -587,12 +584,14 @@ class Adapter:
 
     def _tell_all(self, norm: torch.Tensor | None, skipped: torch.Tensor | None, again: torch.Tensor | None) -> Outcome:
         """Report this batch and those of adapters that share the model; an outcome that forbids the step goes first."""
-        if self._losses.recorded is not None:
+        if again is not None and self._losses.recorded is not None:
             sent, values = self._losses.recorded
             self._losses.recorded = sent, with_second(values, again)
         outcome = self._losses.tell(norm, skipped)
+        if not self._others:
+            return outcome
         outcomes = [outcome, *(other._losses.tell() for other in self._others)]
-        if self._others and any(each.rolled_back_to is not None for each in outcomes):
+        if any(each.rolled_back_to is not None for each in outcomes):
             for adapter in (self, *self._others):
                 adapter._losses.drop()
         return next((each for each in outcomes if not each), outcome)
@@ -654,6 +653,10 @@ class Adapter:
         if ticket is not None and ticket.is_out:
             self.scheduler.give_up(ticket, on_purpose=True)
 
+    def _find(self, ticket: int | Ticket | None) -> Ticket:
+        """The batch that losses are of, among those that the scheduler has drawn; see `find_batch`."""
+        return ticket if isinstance(ticket, Ticket) else find_batch(self.sampler.batches, ticket, ahead=self._ahead)
+
     # What is known.
 
     @property
@@ -664,7 +667,7 @@ class Adapter:
             RuntimeError: no batch is out, or it is not clear which it is.
         """
         if self._feed is None:
-            return self._losses.find(None)
+            return self._find(None)
         ticket = self._feed.source.open
         if ticket is None:
             raise RuntimeError(f"no batch is out at step {self.scheduler.global_step}; take one from batches() first.")

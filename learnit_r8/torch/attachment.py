@@ -19,20 +19,18 @@ from ..engine.settings import suggest_settings
 from ..engine.values import Backups, OwnBatches, head_of, whole
 from ..sampling.random_generators import hold_random_state, random_state, set_random_state, state_of
 from .adapter import Adapter
-from .batches.loader import check_dataset, is_own_loader, length_of
 from .distributed.shards import check_shards, reshard
-from .distributed.single_process import SingleProcess
 from .distributed.together import Sharing, Together, sharing_here
 from .flight.examiner import Examiner
 from .flight.hand import Hand
-from .flight.second_run import SecondRun
 from .flight.untouched import untouched
+from .loader import check_dataset, is_own_loader, length_of
 from .loss_pipeline import Training
 from .lr_scheduler import peak_under_schedules
-from .own_loop.also import networks_of, read_also
 from .prepared import plain_model, plain_optimizer
-from .state import ModelState, copies_of
-from .stepper import Stepper
+from .readback import SingleProcess
+from .state import ModelState, copies_of, networks_of, read_also
+from .stepper import SecondRun, Stepper
 
 if TYPE_CHECKING:
     from ..engine.settings import SchedulerSettings, Unpack
@@ -192,8 +190,7 @@ def _keep(
 ) -> Training:
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
     model, optimizer, scaler, scheduler = given.model, given.optimizer, given.scaler, given.scheduler
-    whole, settings = plain_model(model), {**settings}
-    parts = read_also(given.also)
+    parts, settings = read_also(given.also), {**settings}
     accumulate = whole_number("accumulate", given.accumulate, least=1)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm)
     keeps_rates = _keeps_rates(scheduler, settings)
@@ -220,7 +217,8 @@ def _keep(
     if peak_text:
         r8.host.say_once("peak", peak_text)
     sharing.check(r8, model, resume, accumulate=accumulate)
-    hand = _hand_of(r8)
+    recorder = r8.controller.recorder
+    hand = Hand(keeps_generators=recorder is not None and recorder.record != "names")
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
     if given.run_batch is None and (sharing.size == 1 or size is None):
         hand.watch(model)
@@ -238,8 +236,18 @@ def _keep(
     )  # fmt: skip
     kept = r8.host.adopt(kept, witness_size=accumulate, stays=stays, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
-    second_run = SecondRun(whole, stepper, hand, given.run_batch, r8, is_alone=sharing.size == 1)
+    second_run = SecondRun(model, stepper, hand, given.run_batch, r8, gather=sharing.gather)
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
+
+
+def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
+    """What keeps the model."""
+
+    def collect() -> dict[str, Any]:
+        with sharing.watching():
+            return state.collect(keeps=not state.rank)
+
+    return Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
 
 
 def _loss_again(given: _Given, batch: Any) -> float:
@@ -255,16 +263,9 @@ def _loss_again(given: _Given, batch: Any) -> float:
 
 def _checked_sharing(given: _Given, owner: Any = None) -> Sharing:
     """How the processes here share, after a check that they can train the model."""
-    model, optimizer = given.model, given.optimizer
-    _check_model(model, optimizer)
-    _check_parameters(model, optimizer)
-    _check_parts(given, owner)
-    found: Sharing = sharing_here() if given.sharing is None else given.sharing
-    check_shards(model, found.size)
-    return found
-
-
-def _check_model(model: Any, optimizer: Any) -> None:
+    model: Any = given.model
+    optimizer: Any = given.optimizer
+    scaler, ema, sharing = given.scaler, given.ema, given.sharing
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {shortened(model)}.")
     if not hasattr(optimizer, "param_groups"):
@@ -276,10 +277,7 @@ def _check_model(model: Any, optimizer: Any) -> None:
         if tensor.is_meta:
             raise ValueError(f"model must have its weights, got {name!r} on the meta device; call to_empty() and load.")
     reshard(model)
-
-
-def _check_parameters(model: torch.nn.Module, optimizer: Any) -> None:
-    """Raise ValueError if the optimizer would step other weights than the model's."""
+    # Those that the optimizer steps must be the model's.
     held = {id(each) for group in optimizer.param_groups for each in group["params"]}
     own = {id(each) for each in model.parameters()}
     if held and own and not held & own:
@@ -287,10 +285,6 @@ def _check_parameters(model: torch.nn.Module, optimizer: Any) -> None:
             f"optimizer must hold parameters of the model, got {len(held)} tensors that are not among its {len(own)}; "
             "make the optimizer after anything that replaces the parameters (fully_shard(), to_empty(), another model)."
         )
-
-
-def _check_parts(given: _Given, owner: Any) -> None:
-    scaler, ema, sharing = given.scaler, given.ema, given.sharing
     if scaler is not None and not hasattr(scaler, "is_enabled"):
         raise TypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}.")
     if ema is not None and not hasattr(ema, "load_state_dict"):
@@ -299,6 +293,9 @@ def _check_parts(given: _Given, owner: Any) -> None:
         raise TypeError(f"owner must be what attach() returned for the other data set, got {owner!r}.")
     if not (sharing is None or isinstance(sharing, (SingleProcess, Together))):
         raise TypeError(f"sharing must be a Together() or None, got {sharing!r}.")
+    found: Sharing = sharing_here() if sharing is None else sharing
+    check_shards(model, found.size)
+    return found
 
 
 def _memory_settings(settings: SchedulerSettings, stays: str) -> SchedulerSettings:
@@ -313,21 +310,6 @@ def _memory_settings(settings: SchedulerSettings, stays: str) -> SchedulerSettin
     if backups.backup_dir:
         raise ValueError(f"backup_dir must be None or False if {stays}, got {backups.backup_dir!r}.")
     return {**settings, "backup_every": replace(backups, backup_dir=False)}
-
-
-def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
-    """What keeps the model."""
-
-    def collect() -> dict[str, Any]:
-        with sharing.watching():
-            return state.collect(keeps=not state.rank)
-
-    return Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
-
-
-def _hand_of(r8: R8Scheduler) -> Hand:
-    recorder = r8.controller.recorder
-    return Hand(keeps_generators=recorder is not None and recorder.record != "names")
 
 
 def _checked_rates(optimizer: Any, own: float | None) -> GroupRates:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ..bridge.group_rates import FOREIGN, GroupRates
 from ..bridge.prefetch import Prefetch
-from ..guard.verdict import Verdict
+from ..guard.verdict import GOOD, Verdict
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import NUM_ROWS, Predictions
-from .batches.sampler_iterator import find_batch
 from .flight.hand import Hand, Held
 from .predictions import check_exchanged
-from .readback import Readback
+from .readback import ALONE, Readback, Sent, SingleProcess
+from .stepper import with_second
 
 if TYPE_CHECKING:
     from ..checkpoint.callbacks import Callbacks
     from ..scheduler import R8Scheduler
     from .distributed.together import Sharing
-    from .flight.second_run import SecondRun
     from .state import ModelState
-    from .stepper import Stepper
+    from .stepper import SecondRun, Stepper
 
 
 class Training(NamedTuple):
@@ -56,32 +55,16 @@ class Training(NamedTuple):
     second_run: SecondRun | None = None
 
 
-class Sent(NamedTuple):
-    """The batch that values on their way belong to.
+VALIDATED = (
+    "the loss of step {} has no gradient, and is of another loader than that of attach(): it counts as a step of "
+    "training. To validate, iterate over your loader itself, and call adapter.log(val_loss=...)."
+)
 
-    Attributes:
-        ticket: The batch, as its training began.
-        num_samples: Samples of the batch that this process trained on.
-        part_size: 1 where the values are losses of single samples, None for one mean over ``num_samples`` of them, else
-            the samples in a part of which each value is a mean.
-        extras: Names of the values behind the losses, of "grad_norm" and "skipped".
-        held: The batch itself, so that it can run again.
-        num_classes: C, where three more values of each label follow the losses, as `predictions.packed` makes them; 0
-            where there are losses only.
-    """
-
-    ticket: Ticket
-    num_samples: int
-    part_size: int | None
-    extras: tuple[str, ...] = ()
-    num_classes: int = 0
-    held: Held | None = None
-
-
-def _with_extras(sent: Sent, values: torch.Tensor, **extras: torch.Tensor | None) -> tuple[Sent, torch.Tensor]:
-    given = {name: value for name, value in extras.items() if value is not None}
-    more = [value.detach().to(values).reshape(1) for value in given.values()]
-    return sent._replace(extras=tuple(given)), torch.cat([values, *more])
+NOT_OF_BATCHES = (
+    "the loss of step {} is of no batch of adapter.batches(): epochs are not counted, no sample is known, and a "
+    "resumed run does not find its place in the loader. Write adapter.batches() in place of the loader; for steps "
+    "without one, attach None and iterate over adapter.steps()."
+)
 
 
 class LossPipeline:
@@ -90,27 +73,29 @@ class LossPipeline:
     Args:
         batches: Holds the batches of the scheduler.
         training: What is trained.
+        has_loader: Whether the user has a loader, where the batches are the user's own.
+        look: Called with the losses of a refused batch of the user's own.
 
     Attributes:
         outcome: The outcome of the last report.
         recorded: Losses that are noted and not sent yet.
-        readback: Holds the losses on their way; None before the first.
+        readback: Holds the losses on their way; None before the first that are not in main memory, or not all here.
+        is_other: Whether batches of the user's own are of another loader than that of `attach`.
     """
 
-    def __init__(self, batches: Prefetch, training: Training) -> None:
+    def __init__(self, batches: Prefetch, training: Training, *, has_loader: bool, look: Callable[..., None]) -> None:
         r8, state, stepper, hand = training.scheduler, training.state, training.stepper, training.hand
-        self._rates, self._sharing, self._ahead = training.rates, training.sharing, training.ahead
+        self._rates, self._sharing = training.rates, training.sharing
         self.outcome = Outcome(Verdict.PENDING, r8.lr, None)
         self.recorded: tuple[Sent, torch.Tensor] | None = None
         self.readback: Readback | None = None
-        self._r8, self._report_now = r8, r8.report
+        self._r8, self._feed, self._has_loader, self._look = r8, r8.feed, has_loader, look
+        self.is_other, self._is_alone = False, training.sharing.size == 1
         self._own_optimizer = training.optimizers[0] if r8.host.rates.are_own else None
         self._batches, self._stepper, self._state = batches, stepper, state
         self._num_loads, self._hand = state.num_loads, hand
         # Holds a batch that is handed out, until the next one.
         self.hand_out = hand.hold
-        # A feed notes the start of each batch that it hands out.
-        self._notes_start = r8.feed is None
         stepper.note_run(r8)
 
     @property
@@ -118,27 +103,9 @@ class LossPipeline:
         """Losses sent and not reported yet."""
         return 0 if self.readback is None else len(self.readback)
 
-    def find(self, ticket: int | Ticket | None) -> Ticket:
-        """The batch that losses are of.
-
-        Raises:
-            RuntimeError: it is not clear which batch it is.
-        """
-        return ticket if isinstance(ticket, Ticket) else find_batch(self._batches, ticket, ahead=self._ahead)
-
-    def check_used(self) -> None:
-        """Raise RuntimeError if the losses noted last were neither reported nor skipped."""
-        recorded = self.recorded
-        if recorded is not None:
-            raise RuntimeError(
-                f"the losses of step {recorded[0].ticket.step} must be used before the next ones are noted, got loss() "
-                "again: call step(loss) after each loss(), or report() in a loop with its own backward() and "
-                "optimizer.step(), or skip()."
-            )
-
     def count(self, ticket: Ticket) -> int:
         """Samples of a batch that this process trains on."""
-        return len(self._sharing.part(ticket.indices))
+        return len(ticket.indices if self._is_alone else self._sharing.part(ticket.indices))
 
     def record(
         self, ticket: Ticket, values: torch.Tensor, *, count: int, part_size: int | None, num_classes: int = 0
@@ -146,7 +113,7 @@ class LossPipeline:
         """Note the losses of a batch; `tell` sends them.
 
         Args:
-            ticket: As `find` gave it.
+            ticket: The batch.
             values: float32[P], the losses.
             count: Samples of it that this process trained on.
             part_size: As in `Sent`.
@@ -158,7 +125,8 @@ class LossPipeline:
         if num_classes:
             check_exchanged(self._sharing.size, len(values) // (NUM_ROWS * count), num_classes)
         self._batches.take(ticket)
-        self._note_rate()
+        if self._own_optimizer is not None:
+            self._note_rate()
         begun = self._r8.host.begin(ticket, held_back=self.num_on_their_way, is_late=True)
         self.set_rates(begun.lr)
         held = self._hand.take(begun)
@@ -176,7 +144,14 @@ class LossPipeline:
             return self.outcome
         (sent, values), self.recorded = self.recorded, None
         if not (norm is None and skipped is None):
-            sent, values = _with_extras(sent, values, grad_norm=norm, skipped=skipped)
+            given = {"grad_norm": norm, "skipped": skipped}
+            more = {name: value for name, value in given.items() if value is not None}
+            sent = sent._replace(extras=tuple(more))
+            values = torch.cat([values, *(each.detach().to(values).reshape(1) for each in more.values())])
+        if self.readback is None and self._sharing is ALONE and values.is_cpu:
+            # What is in main memory needs no way round.
+            self._hear([(sent, values.numpy())])
+            return self.outcome
         if self.readback is None:
             self.readback = self._sharing.readback(values.device)
         self.readback.put(sent, values)
@@ -192,26 +167,6 @@ class LossPipeline:
             # The losses that have arrived belong to earlier batches.
             self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
         return self.outcome
-
-    def tell_now(self, ticket: Ticket, loss: Any) -> Outcome:
-        """Report a loss that is in main memory, in a process that trains alone with rates of the user's own.
-
-        Args:
-            ticket: The batch.
-            loss: A number, or float32[P].
-        """
-        num_loads, hand = self._state.num_loads, self._hand
-        held = hand.reported = hand.take(ticket)
-        self._note_rate()
-        outcome = self.outcome = self._report_now(ticket, loss)
-        # Without the call of its truth.
-        if outcome.verdict is Verdict.GOOD and outcome.rolled_back_to is None:
-            hand.good = held
-        else:
-            self._stepper.drop_update()
-            if outcome.rolled_back_to is not None or self._state.num_loads != num_loads:
-                self.drop()
-        return outcome
 
     def _note_rate(self) -> None:
         """Tell views and guard the rate that the user has set."""
@@ -244,42 +199,114 @@ class LossPipeline:
 
     def _hear(self, here: list[tuple[Sent, Any]]) -> None:
         for number, (sent, values) in enumerate(here):
-            num_loads, put_back_to = self._state.num_loads, None
-            try:
-                self._hand.reported = sent.held
-                self.outcome = self._report(sent, values)
-                if self.outcome:
-                    self._hand.good = sent.held
-                if not self.outcome:
-                    self._stepper.drop_update()
-                put_back_to = self.outcome.rolled_back_to
-            finally:
-                is_put_back = put_back_to is not None or self._state.num_loads != num_loads
-                if is_put_back:
-                    self._discard([sent for sent, _ in here[number + 1 :]])
-                    self.drop()
-            if is_put_back:
+            extras: dict[str, Any] = {}
+            if sent.extras:
+                count = len(values) - len(sent.extras)
+                extras = dict(zip(sent.extras, values[count:].tolist(), strict=True))
+                extras["skipped"] = bool(extras.get("skipped", 0))
+                values = values[:count]
+            if sent.num_classes:
+                # Those of several ranks come as one batch.
+                count = sent.num_samples if self._is_alone else len(sent.ticket.indices)
+                values, extras["predictions"] = Predictions.unpack(values.reshape(-1, count), sent.num_classes)
+            if sent.part_size is None:
+                values = float(values[0])
+            elif sent.part_size != 1:
+                extras["part_size"] = sent.part_size
+            if self._report(sent.ticket, sent.held, values, extras, here[number + 1 :]):
                 break
 
-    def _report(self, sent: Sent, values: Any) -> Outcome:
-        ticket = sent.ticket
-        if not ticket.is_out:
-            # A state was loaded meanwhile, and the batch belongs to the plan before.
-            return self.outcome
-        extras: dict[str, Any] = {}
-        if sent.extras:
-            count = len(values) - len(sent.extras)
-            extras = dict(zip(sent.extras, values[count:].tolist(), strict=True))
-            extras["skipped"] = bool(extras.get("skipped", 0))
-            values = values[:count]
-        if sent.num_classes:
-            # Those of several ranks come as one batch.
-            count = sent.num_samples if self._sharing.size == 1 else len(ticket.indices)
-            values, extras["predictions"] = Predictions.unpack(values.reshape(-1, count), sent.num_classes)
-        if sent.part_size is None:
-            return self._r8.report(ticket, float(values[0]), **extras)
-        part_size = None if sent.part_size == 1 else sent.part_size
-        return self._r8.report(ticket, values, part_size=part_size, **extras)
+    def _report(self, ticket: Ticket, held: Held | None, loss: Any, more: dict[str, Any], later: list[Any]) -> bool:
+        """Report a loss; whether the model was put back, so that the ``later`` ones are of weights that are gone."""
+        hand, num_loads, put_back_to = self._hand, self._state.num_loads, None
+        hand.reported = held
+        try:
+            # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
+            if ticket.is_out:
+                self.outcome = self._r8.report(ticket, loss, **more)
+            if self.outcome:
+                hand.good = held
+            else:
+                self._stepper.drop_update()
+            put_back_to = self.outcome.rolled_back_to
+        finally:
+            is_put_back = put_back_to is not None or self._state.num_loads != num_loads
+            if is_put_back:
+                self._discard([sent for sent, _ in later])
+                self.drop()
+        return is_put_back
+
+    # Batches of the user's own.
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the own batch in hand, with one sample each; 0 where its samples are not known."""
+        chunk: Any = None if self._feed is None or self._feed.source.open is None else self._feed.source.open.chunk
+        members = None if chunk is None else chunk.members
+        return 0 if members is None or members.counts is not None else members.num_rows
+
+    def report_own(self, losses: tuple[torch.Tensor, ...], ids: Any = None) -> Outcome:
+        """Report the loss of the own batch in hand; see `Adapter.report`."""
+        found = self.take_own(ids)
+        if found is None:
+            return Outcome(GOOD, self._r8.lr, None)
+        values, count = values_of(losses, found)
+        if self.is_other and not (torch.is_grad_enabled() or losses[0].requires_grad):
+            self._r8.host.say_once("validated", VALIDATED.format(found.step))
+        if not count and len(losses) == 1:
+            self.note_rows(found, losses[0])
+        outcome = self.tell_own(found, values, count)
+        if outcome.verdict is not GOOD and not outcome:
+            self._look(*losses)
+        return outcome
+
+    def note_rows(self, ticket: Ticket, losses: torch.Tensor) -> None:
+        """Note the losses of the rows of a batch whose samples are not known."""
+        assert self._feed is not None
+        self._feed.note_rows(ticket, losses)
+
+    def take_own(self, ids: Any = None) -> Ticket | None:
+        """The own batch that a loss belongs to; None after the end."""
+        feed = self._feed
+        assert feed is not None
+        ticket = feed.source.open
+        if ticket is None:
+            if self._has_loader and not (feed.has_asked or feed.source.iteration is not None or self._r8.is_over):
+                self._r8.host.say_once("no batches", NOT_OF_BATCHES.format(self._r8.global_step))
+            ticket = feed.take_step()
+        if ids is not None and ticket is not None:
+            ticket = feed.tell_ids(ticket, ids)
+        feed.source.open = None
+        return ticket
+
+    def tell_own(
+        self, ticket: Ticket, values: torch.Tensor, count: int, norm: torch.Tensor | None = None,
+        skipped: torch.Tensor | None = None, again: torch.Tensor | None = None,
+    ) -> Outcome:  # fmt: skip
+        """Report what `values_of` returned, with the norm of the gradient and whether the step was left out.
+
+        ``again`` is the loss of the batch, computed once more, in place of values that are not finite.
+        """
+        if again is not None:
+            values = with_second(values, again)
+        is_plain = self._is_alone and self._rates is None and norm is None and skipped is None
+        if is_plain and values.is_cpu and self.recorded is None:
+            self._note_rate()
+            self._report(ticket, self._hand.take(ticket), values.numpy() if count else float(values), {}, [])
+            return self.with_rate(self.outcome)
+        self.record_own(ticket, values, count)
+        return self.with_rate(self.tell(norm, skipped))
+
+    def record_own(self, ticket: Ticket, values: torch.Tensor, count: int, num_classes: int = 0) -> None:
+        """Note the values of ``count`` samples, or with 0 of them the mean of a batch whose samples are not known."""
+        self.record(
+            ticket, values if count else values.mean().reshape(1), count=count or 1, part_size=1 if count else None,
+            num_classes=num_classes,
+        )  # fmt: skip
+
+    def with_rate(self, outcome: Outcome) -> Outcome:
+        """An outcome with the rate that the optimizer has, where it is the user's."""
+        return outcome if self._rates is not None else outcome._replace(lr=self._r8.lr)
 
     def skip(self) -> bool:
         """Give up the batch whose losses are recorded; it comes once more. Returns whether there was one."""
@@ -331,15 +358,19 @@ class LossPipeline:
     def between_steps(self) -> None:
         """Do what is due between two steps; a loader calls it whenever it asks for a batch."""
         if self._stepper.ask_between_steps():
-            if self._stepper.has_grown():
+            if self._stepper.has_grown:
                 # Earlier backups no longer fit the optimizer.
                 self._r8.host.look_at_weights()
             num_loads = self._state.num_loads
             readback = self.readback
-            self._sharing.between_steps(self._r8, 0 if readback is None else len(readback))
+            if isinstance(self._sharing, SingleProcess):
+                self._r8.host.between_steps()
+            else:
+                self._sharing.between_steps(self._r8, 0 if readback is None else len(readback))
             if self._state.num_loads != num_loads:
                 self.drop()
-        if self._notes_start and not self.num_on_their_way:
+        # A feed notes the start of each batch that it hands out.
+        if self._feed is None and not self.num_on_their_way:
             self._r8.controller.note_start()
         if self._rates is not None:
             self.set_next_rates()
@@ -348,16 +379,13 @@ class LossPipeline:
         """Forget the gradients that wait for others to be added."""
         self._stepper.drop_update()
 
-    def is_probe(self, ticket: Ticket) -> bool:
-        """Whether a batch tests weights, which must not change before its loss is known."""
-        return self._r8.controller.experiment.is_probe(ticket)
-
     def before_iteration(self) -> None:
         """Report the losses on their way; at the border of an epoch, restore the saved random generators."""
         self.settle()
         # However few batches there were, the optimizer has taken its step at the end of the epoch.
         self._r8.controller.end_update()
-        self._sharing.before_iteration()
+        if not isinstance(self._sharing, SingleProcess):
+            self._sharing.before_iteration()
         self.between_steps()
         if self._r8.pace.place % self._r8.steps_per_epoch == 0:
             self._state.resume_generators()
@@ -365,3 +393,38 @@ class LossPipeline:
     def before_first_batch(self) -> None:
         """Restore random generators that were saved in mid-epoch, which is after the loader had set itself up."""
         self._state.resume_generators()
+
+
+def values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[torch.Tensor, int]:
+    """Return the values to report, without gradient, and the rows that each stands for; 0 for a single mean.
+
+    Returns:
+        float32[P], the losses of the rows of a batch whose samples are known; or float32[1], the sum of the means.
+    """
+    batch: Any = None if ticket is None else ticket.batch.chunk
+    members = None if batch is None else batch.members
+    if members is not None and len(losses) == 1 and isinstance(losses[0], torch.Tensor):
+        loss, (indices, counts) = losses[0], members
+        shape, rows = loss.shape, len(indices if counts is None else counts)
+        if rows and shape == (rows,) and loss.dtype is torch.float32:
+            # What nearly every step is.
+            return loss.detach(), rows
+        if shape and shape[0] == rows and loss.is_floating_point() and loss.numel():
+            values = loss.detach()
+            values = values.reshape(rows, -1).mean(1, dtype=torch.float32) if len(shape) > 1 else values
+            return values if values.dtype is torch.float32 else values.float(), rows
+    return _mean_of(losses), 0
+
+
+def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """float32, the sum of the means of losses, without their gradient."""
+    if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
+        loss = losses[0].detach()
+        return loss if not loss.ndim else loss.mean()
+    if not losses:
+        raise TypeError("report() must get a loss, got none.")
+    for loss in losses:
+        if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
+            raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
+    means = [loss.detach() if loss.ndim == 0 else loss.detach().mean() for loss in losses]
+    return sum(means[1:], means[0]).to(torch.float32)

@@ -61,3 +61,19 @@ def is_skipping(loader: Any) -> bool:
     """Whether accelerate's ``skip_first_batches`` has made a loader."""
     samplers = [getattr(loader, name, None) for name in ("batch_sampler", "sampler")]
     return any(getattr(each, "skip_batches", 0) for each in (loader, *samplers))
+
+
+def takes_arrays(dataset: Any) -> bool:
+    """Whether a batch of a data set may be an int64 array.
+
+    It has a ``__getitems__`` of its own then; those of torch's and datasets' own want lists of ints.
+    """
+    if isinstance(known := getattr(dataset, "takes_arrays", None), bool):
+        # That of a `SampleReader` is of what it reads.
+        return known
+    own = getattr(type(dataset), "__getitems__", None)
+    return own is not None and getattr(own, "__module__", "").partition(".")[0] not in ("torch", "datasets")
+
+
+class SampleError(RuntimeError):
+    """A sample of the data set could not be read; the message names it."""

@@ -7,18 +7,47 @@ passed, some steps later. `torch.cuda.Event.query` does not wait. Cost of waitin
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from ..engine.settings import SchedulerSettings
+    from ..sampling.ticket import Ticket
+    from ..scheduler import R8Scheduler
+    from .flight.hand import Held
+
 MOST_LAG = 16
 """Steps that a verdict may lag behind."""
 
 Values = NDArray[np.float32]
+
+
+class Sent(NamedTuple):
+    """The batch that values on their way belong to.
+
+    Attributes:
+        ticket: The batch, as its training began.
+        num_samples: Samples of the batch that this process trained on.
+        part_size: 1 where the values are losses of single samples, None for one mean over ``num_samples`` of them, else
+            the samples in a part of which each value is a mean.
+        extras: Names of the values behind the losses, of "grad_norm" and "skipped".
+        held: The batch itself, so that it can run again.
+        num_classes: C, where three more values of each label follow the losses, as `predictions.packed` makes them; 0
+            where there are losses only.
+    """
+
+    ticket: Ticket
+    num_samples: int
+    part_size: int | None
+    extras: tuple[str, ...] = ()
+    num_classes: int = 0
+    held: Held | None = None
 
 
 class Readback(Protocol):
@@ -176,3 +205,59 @@ def readback_on(device: torch.device, *, keeps: bool = False) -> Readback:
     if device.type == "cpu":
         return Immediate(keeps=keeps)
     return Lagging(CudaCopy) if device.type == "cuda" else Immediate(fetches=True)
+
+
+class SingleProcess:
+    """A process that trains a model alone; `Together` does the same for one of several.
+
+    Attributes:
+        rank: Number of this process among them.
+        size: Processes.
+        gather: Returns the values of all processes, on each of them; None, as there is one.
+    """
+
+    rank, size = 0, 1
+    gather = None
+
+    def settings(self, settings: SchedulerSettings) -> SchedulerSettings:
+        """The settings for the scheduler of this process.
+
+        Args:
+            settings: As the user gave them.
+        """
+        return settings
+
+    def part(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """This process's part of a batch, a contiguous slice.
+
+        Args:
+            rows: T[B], the indices of the whole batch, or other values of its samples.
+        """
+        return rows
+
+    def readback(self, device: torch.device) -> Readback:
+        """The readback that brings the losses of the whole batch to the scheduler, whatever part was put in.
+
+        Args:
+            device: Where this process's losses are.
+        """
+        return readback_on(device)
+
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """A ``with`` block in which processes wait for each other; this one has nobody to wait for."""
+        return _NO_WAIT
+
+    def check(self, r8: R8Scheduler, model: Any, resume: Any = None, **settings: Any) -> None:
+        """Raise ValueError unless the scheduler and the model can be shared like this.
+
+        Args:
+            r8: The scheduler.
+            model: The model.
+            resume: Not used: the scheduler has resumed by itself.
+            **settings: Options of the adapter that must be the same in all processes.
+        """
+
+
+_NO_WAIT = contextlib.nullcontext()
+
+ALONE = SingleProcess()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from ..checkpoint import kinds
+from ..checkpoint import codec, kinds
 from ..checkpoint.callbacks import OWN
-from ..checkpoint.tree import copy_into, copy_to_host, fill, hold
+from ..checkpoint.tree import copy_into, copy_to_host, fill, hold, pack, unpack
 from ..sampling.random_generators import random_state, random_state_of, set_random_state
-from . import serialization
 from .distributed.shards import Shards, is_sharded
-from .own_loop.also import AlsoPart
 from .prepared import plain_model, plain_optimizer
 
 NOT_HELD = "backups and checkpoints cannot hold {}: it is left out, and stays as it is when they are put back."
@@ -135,7 +135,7 @@ class ModelState:
         Raises:
             TypeError: something in it is neither a tensor nor a plain value.
         """
-        serialization.save(state_dict["model"], filepath)
+        save(state_dict["model"], filepath)
 
     def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> Any:
         """Restore everything, and clear the gradients; after damage, restore only the parts meant for that.
@@ -151,7 +151,7 @@ class ModelState:
         Raises:
             ValueError: it has other parts, or one of them does not fit. Then nothing was changed.
         """
-        found = source if from_ram else serialization.load(source)
+        found = source if from_ram else load(source)
         state, beside = self._filled(found), found.get(OWN)
         if from_ram and self._shards is not None:
             state = {name: self._shards.joined(part, name) for name, part in state.items()}
@@ -190,7 +190,12 @@ class ModelState:
         left = self._on_resume_only if heals else set()
         parts = {name: self._for_part(name, state[name]) for name in self._parts if name not in left}
         optimizers = [part for part in self._parts.values() if hasattr(part, "param_groups")]
-        options = [_options_of(each) for each in optimizers] if heals and self._keeps_options else []
+        # Such as their rates.
+        options = [
+            [{name: own for name, own in group.items() if name != "params"} for group in each.param_groups]
+            for each in optimizers
+            if heals and self._keeps_options
+        ]
         for name, part in parts.items():
             _load(self._parts[name], part, is_sharded=self.is_sharded)
         for optimizer, kept in zip(optimizers, options, strict=False):
@@ -244,11 +249,6 @@ def copies_of(model: torch.nn.Module) -> dict[str, Any]:
     return {"clone": copy_to_host, "copy_into": functools.partial(copy_into, to_host=True)} if is_on_device else {}
 
 
-def _options_of(optimizer: Any) -> list[dict[str, Any]]:
-    """The options of its groups, such as their rates."""
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-
-
 def _load(holder: Any, state: Any, *, is_sharded: bool) -> None:
     """Have a part load its state, but for tensors that no state can hold: they are those that it has."""
     if isinstance(holder, torch.nn.Module) and not is_sharded:
@@ -290,5 +290,122 @@ def _check_optimizer(optimizer: Any, saved: Mapping[str, Any]) -> None:
 
 def _random_state() -> dict[str, Any]:
     """The random generators, as trainers write them to files of kinds."""
-    state: dict[str, Any] = serialization.as_tensors(random_state())
+    state: dict[str, Any] = as_tensors(random_state())
     return state
+
+
+OF_THE_TRAINING = ("model", "optimizer", "scaler", "ema", "random", "random of ranks", OWN)
+"""Names of the parts that every state has."""
+
+WHEN = ("heal", "resume")
+
+
+class AlsoPart(NamedTuple):
+    """A part of a training.
+
+    Attributes:
+        holder: Has ``state_dict()`` and ``load_state_dict()``.
+        is_healed: Whether it is restored with the model after damage, too; otherwise only when a run is resumed.
+    """
+
+    holder: Any
+    is_healed: bool
+
+
+class CallablePart:
+    """A part that a pair of functions reads and loads.
+
+    Args:
+        read: ``()``, returns the state.
+        load: ``(state)``, puts it back.
+    """
+
+    def __init__(self, read: Any, load: Any) -> None:
+        self.state_dict, self.load_state_dict = read, load
+
+
+def read_also(also: Any) -> dict[str, AlsoPart]:
+    """Read the parts that `attach` was given as ``also``.
+
+    Raises:
+        TypeError: it is not a dict, or a part is neither something with a state nor a pair of functions.
+        ValueError: a name is taken, or what follows a part is neither "heal" nor "resume".
+    """
+    if also is None:
+        return {}
+    if not isinstance(also, Mapping):
+        raise TypeError(f"also must be a dict of parts by their names, got {also!r}.")
+    taken = [name for name in also if name in OF_THE_TRAINING or not isinstance(name, str)]
+    if taken:
+        raise ValueError(f"also must have names other than {OF_THE_TRAINING}, texts, got {taken[0]!r}.")
+    return {name: _read(name, part) for name, part in also.items()}
+
+
+def networks_of(parts: Mapping[str, AlsoPart]) -> dict[str, torch.nn.Module]:
+    """The networks among the parts, by their names."""
+    return {name: part.holder for name, part in parts.items() if isinstance(part.holder, torch.nn.Module)}
+
+
+def _read(name: str, given: Any) -> AlsoPart:
+    part, when = given, ""
+    if isinstance(given, tuple) and given and isinstance(given[-1], str):
+        part, when = given[0] if len(given) == 2 else given[:-1], given[-1]
+        if when not in WHEN:
+            raise ValueError(f"the part {name!r} of also must be put back at 'heal' or 'resume', got {when!r}.")
+    if isinstance(part, tuple) and len(part) == 2 and all(map(callable, part)):
+        holder: Any = CallablePart(*part)
+    elif hasattr(part, "state_dict") and hasattr(part, "load_state_dict"):
+        holder = part
+    else:
+        raise TypeError(
+            f"the part {name!r} of also must have state_dict() and load_state_dict(), or be a pair of functions that "
+            f"read and load its state, got {part!r}."
+        )
+    # Without a word, what changes with the weights goes back with them: networks, optimizers, loss scalers.
+    is_trained = isinstance(holder, torch.nn.Module) or hasattr(holder, "param_groups") or hasattr(holder, "get_scale")
+    return AlsoPart(holder, when == "heal" if when else is_trained)
+
+
+SUFFIX = ".safetensors"
+
+
+def save(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a state in the container of all files; its name gets the ending ``.safetensors``.
+
+    Raises:
+        TypeError: a value cannot be held; the message gives its dotted key.
+    """
+    path = os.fspath(path)
+    codec.save(pack(state), path if path.endswith(SUFFIX) else path + SUFFIX)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what `save` wrote; tensors are on the CPU.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    state: dict[str, Any] = unpack(codec.read(Path(path)))
+    return state
+
+
+def as_tensors(state: Any) -> Any:
+    """The same nest with arrays as tensors, so that ``torch.load(weights_only=True)`` reads it."""
+    if isinstance(state, np.ndarray):
+        # torch has no unsigned kinds for most of what it can do, and old versions none at all.
+        wide = state.astype(np.int64) if state.dtype.kind == "u" and state.dtype.itemsize > 1 else state
+        return torch.from_numpy(np.ascontiguousarray(wide).copy())
+    if isinstance(state, Mapping):
+        return {name: as_tensors(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return (tuple if type(state) is tuple else list)(map(as_tensors, state))
+    return state.item() if isinstance(state, np.generic) else state
+
+
+def as_arrays(state: Any) -> Any:
+    """The same nest with tensors as arrays, as `R8Scheduler.load_state_dict` takes it."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().numpy()
+    if isinstance(state, Mapping):
+        return {name: as_arrays(value) for name, value in state.items()}
+    return [as_arrays(value) for value in state] if isinstance(state, (list, tuple)) else state

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+import platform
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from .._validation import is_number
 from ..checkpoint.callbacks import CLIP
 from ..recovery.policy import DEAD_EVERY
+from ..sampling.random_generators import set_random_state, state_of
 from .distributed.shards import clip_shards, is_shard
 from .prepared import plain_optimizer
 
 if TYPE_CHECKING:
     from ..recovery.rate_limit import NormLimit
     from ..scheduler import R8Scheduler
+    from .flight.hand import Hand
 
 _RUNS: weakref.WeakKeyDictionary[Any, weakref.ref[R8Scheduler]] = weakref.WeakKeyDictionary()
 """The runs that optimizers were attached to last."""
@@ -45,6 +50,8 @@ class Stepper:
 
     Attributes:
         accumulate: As given.
+        has_grown: Whether the optimizer had other groups of parameters when `ask_between_steps` was called last.
+        is_scaled: Whether losses are scaled, so that a gradient may overflow.
 
     Args:
         optimizer: Takes the step.
@@ -68,8 +75,9 @@ class Stepper:
             raise ValueError(f"max_grad_norm must be a number > 0 or None, got {max_grad_norm!r}.")
         self._optimizer, self.accumulate, self._max_norm = optimizer, accumulate, max_grad_norm
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.is_scaled = self._scaler is not None
         self._is_sharded = any(map(is_shard, self._parameters()))
-        self._num_groups = len(optimizer.param_groups)
+        self._num_groups, self.has_grown = len(optimizer.param_groups), False
         self._num_added = 0
         self._is_adding = False
         self._last_gradients: list[torch.Tensor | None] = []
@@ -158,20 +166,12 @@ class Stepper:
             "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before an optimizer.step() of your own"
         )
 
-    def has_grown(self) -> bool:
-        """Whether the optimizer has other groups of parameters than at the last call."""
-        before, self._num_groups = self._num_groups, len(self._optimizer.param_groups)
-        return before != self._num_groups
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether losses are scaled, so that a gradient may overflow."""
-        return self._scaler is not None
-
     def ask_between_steps(self) -> bool:
         """Whether no gradient waits for others to be added; called when the next batch is asked for."""
         if self._is_adding:
             return False
+        num_before, self._num_groups = self._num_groups, len(self._optimizer.param_groups)
+        self.has_grown = num_before != self._num_groups
         self._is_adding = self.accumulate > 1
         return True
 
@@ -248,10 +248,10 @@ class Stepper:
         run = weakref.ref(r8)
 
         def look(*_: Any) -> None:
-            r8 = run()
-            if r8 is None or r8._is_closed:
+            watched = run()
+            if watched is None or watched.is_over:
                 return
-            controller = r8.controller
+            controller = watched.controller
             is_turn = not max(0, controller.lineage.updates - 1) // self.accumulate % DEAD_EVERY
             may_look = controller.watches_gradients and not controller.experiment.is_open
             if is_turn and may_look and (is_alone or controller.norms.is_used):
@@ -298,8 +298,8 @@ class Stepper:
 
     def clear(self) -> None:
         """Begin a new gradient."""
-        self._note_step()
-        parameters = self._parameters()
+        self._num_added, self._is_adding = 0, False
+        parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
         if parameters and parameters[0].is_cpu:
             # Freed here they could be the last thing in the heap: the C library would hand all of it back to the
             # system, to be faulted in again by the next forward pass, at up to a third of a step. A script that clears
@@ -311,3 +311,96 @@ class Stepper:
         # What torch's own does besides is to label this for its profiler, which takes longer than the rest.
         for parameter in parameters:
             parameter.grad = None
+
+
+class SecondRun:
+    """Computes steps once more that are not finite, and says which faults were transient.
+
+    Losses on other devices are known too late, as the step was taken by then. Of several processes all compute a step
+    again or none: under `DistributedDataParallel` all of them see the same averaged gradient, so none needs to ask.
+
+    Args:
+        model: The model, as it is trained.
+        stepper: Computes its gradients.
+        hand: Holds the batch, and buffers and random generators as they were when it came.
+        run_batch: Returns the loss of a batch as the loader gives it; None if nothing can run again.
+        r8: Is told what was found.
+        gather: Returns the values of all processes that train the model; None if this is the only one.
+
+    Attributes:
+        is_possible: Whether a step can be computed once more: `of` is to be called only then.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, stepper: Stepper, hand: Hand, run_batch: Callable[[Any], Any] | None,
+        r8: R8Scheduler, *, gather: Callable[[Any], list[Any]] | None,
+    ) -> None:  # fmt: skip
+        self._model, self._stepper, self._hand, self._run_batch, self._r8 = model, stepper, hand, run_batch, r8
+        self._gather = gather
+        is_in_memory = all(each.is_cpu for each in model.parameters())
+        can_agree = gather is None or isinstance(model, DistributedDataParallel)
+        self.is_possible = run_batch is not None and can_agree and is_in_memory and stepper.can_begin_anew
+
+    def of(
+        self, loss: torch.Tensor, norm: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, bool]:
+        """Look at the loss and the gradient of a step, and compute them once more if they are not finite.
+
+        Args:
+            loss: 0-dim, after its backward pass.
+            norm: 0-dim, the norm of the gradient before it was clipped; None where nothing is clipped.
+
+        Returns:
+            The loss to report in place of that of the batch, None for that; the norm to report; and whether the
+            optimizer may take the step, as a verdict over several processes comes only later.
+        """
+        hand, start, gather = self._hand, self._hand.start, self._gather
+        hand.hold_starts(self._model)
+        found = self._stepper.norm() if norm is None else norm
+        # Only the gradient is the same in all processes; it is not, where they have not exchanged theirs.
+        is_shared = gather is None or self._model.require_backward_grad_sync
+        if bool(torch.isfinite(found if gather is not None else loss.detach() + found)) or not is_shared:
+            return None, norm, True
+        what = "gradient" if bool(torch.isfinite(loss.detach()).all()) else "loss"
+        norm = found if what == "gradient" or gather is not None else norm
+        if start is None or hand.batch is None:
+            return None, norm, False
+        generators, buffers = start
+        set_random_state(state_of(generators))
+        for buffer, before in zip(self._model.buffers(), buffers, strict=True):
+            # Not through copy_() of its own: a graph that waits for backward() would be refused.
+            buffer.data.copy_(before)
+        self._stepper.clear()
+        assert self._run_batch is not None
+        again = failure = None
+        with torch.enable_grad():
+            try:
+                again = self._run_batch(hand.batch).mean()
+            except Exception as error:
+                # What a loss function raises because of a NaN is no sign of a transient fault.
+                failure = error
+            failures = [failure is not None] if gather is None else gather(failure is not None)
+            if any(failures):
+                if not all(failures):
+                    # The gradients of the others would wait for those of this process.
+                    raise RuntimeError("run_batch() raised on some processes only.") from failure
+                return None, norm, False
+            assert again is not None
+            try:
+                self._stepper.backward(again, is_last=True)
+            except Exception:
+                if gather is not None:
+                    raise
+                return None, norm, False
+        second = self._stepper.clip()
+        found = self._stepper.norm() if second is None else second
+        is_finite = bool(torch.isfinite(found if gather is not None else again.detach() + found))
+        self._r8.controller.computed_again(
+            what, step=self._r8.global_step, is_finite=is_finite, device=f"the CPU of {platform.node()!r}"
+        )
+        return (again.detach(), second, True) if is_finite else (None, norm, False)
+
+
+def with_second(values: torch.Tensor, again: torch.Tensor | None) -> torch.Tensor:
+    """The losses of a batch, with that of the second run, 0-dim, in place of those that are not finite."""
+    return values if again is None else torch.where(torch.isfinite(values), values, again.to(values))

@@ -13,8 +13,7 @@ from ..engine import values
 from ..sampling.ticket import Outcome
 from ..schedules.budget import has_budget
 from ..torch.attachment import attach
-from ..torch.counts import note_counts, uncounted
-from ..torch.own_loop.last_forward import LastForward, no_loss
+from ..torch.trainer_step import TrainerStep, no_loss, uncounted
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -64,25 +63,21 @@ class OwnBatches:
     ) -> Any:
         """What the Trainer's ``compute_loss`` returns; a loss without a gradient where its own is refused."""
         self.batches.begin(inputs)
-        put_back = note_counts(trainer, skipped="_r8")
         self._own = functools.partial(own, model)
         # An epoch may end with fewer batches in a step.
         self._how = more, trainer.current_gradient_accumulation_steps
         # The Trainer may take the labels out of it.
         self.adapter.hold(dict(inputs))
         self.batches.note_batch((dict(inputs), *self._how))
-        with LastForward(model) as forward:
-            try:
-                found = own(model, inputs, return_outputs, **more)
-            except Exception as error:
-                # Other processes wait for the gradients of this one.
-                if self.adapter.num_ranks > 1 or not forward.explains(error):
-                    raise
-                found = (no_loss(model), None) if return_outputs else no_loss(model)
+        found: Any = None
+        with TrainerStep(model, trainer, num_ranks=self.adapter.num_ranks, skipped="_r8") as step:
+            found = own(model, inputs, return_outputs, **more)
+        if step.has_raised:
+            found = (no_loss(model), None) if return_outputs else no_loss(model)
         loss = found[0] if return_outputs else found
         self._noted = self._of_batch(loss.detach(), *self._how)
         if reports_early(trainer) and not self.report():
-            put_back()
+            step.put_back()
             return (no_loss(model), found[1]) if return_outputs else no_loss(model)
         return found
 

@@ -10,18 +10,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from ..engine import values
 from ..schedules.budget import BUDGETS, batches_of
 from ..torch import Adapter, attach
-from ..torch.batches.loader import make_loader
-from ..torch.counts import note_counts
-from ..torch.own_loop.last_forward import LastForward, no_loss
-from ..torch.serialization import as_arrays
+from ..torch.loader import make_loader
+from ..torch.state import as_arrays
+from ..torch.trainer_step import TrainerStep, no_loss
 from .losses import SampleLosses, compare, document_losses, find_losses, is_packed
 from .own_batches import OwnBatches, reports_early, run_again
-from .sampler import WholeEpoch
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
+    from ..torch import R8BatchSampler
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -510,22 +513,24 @@ class R8Mixin:
             return own(model, inputs, return_outputs, **more)
         if not self._r8_draws:
             return self._r8_current().compute_loss(self, own, model, inputs, return_outputs, **more)
-        given, adapter, put_back = dict(inputs), self._r8_current(), note_counts(self, skipped="_r8")
+        given, adapter = dict(inputs), self._r8_current()
         self._r8_again = functools.partial(own, model, **more)
         adapter.hold(given)
-        with _outputs_of(model) as outputs, LastForward(model) as forward:
-            try:
-                found = own(model, inputs, return_outputs, **more)
-            except Exception as error:
-                if adapter.num_ranks > 1 or not forward.explains(error):
-                    raise
-                adapter.loss(adapter.unknown_losses(adapter.in_hand))
-                loss, found = no_loss(model), (None, outputs[0] if outputs else None)
-            else:
-                loss, num_items = found[0] if return_outputs else found, more.get("num_items_in_batch")
-                loss = self._r8_noted(model, given, outputs[0] if outputs else None, loss, num_items)
+        found: Any = None
+        with (
+            _outputs_of(model) as seen,
+            TrainerStep(model, self, num_ranks=adapter.num_ranks, skipped="_r8") as step,
+        ):
+            found = own(model, inputs, return_outputs, **more)
+        outputs = seen[0] if seen else None
+        if step.has_raised:
+            adapter.loss(adapter.unknown_losses(adapter.in_hand))
+            loss, found = no_loss(model), (None, outputs)
+        else:
+            loss = found[0] if return_outputs else found
+            loss = self._r8_noted(model, given, outputs, loss, more.get("num_items_in_batch"))
         if reports_early(self) and not adapter.report():
-            put_back()
+            step.put_back()
             loss = no_loss(model)
         return (loss, found[1]) if return_outputs else loss
 
@@ -629,3 +634,32 @@ def _shifts(trainer: Any, model: Any) -> bool:
     if type(plain).__name__.startswith("Peft"):
         plain = plain.base_model.model
     return type(plain).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+class WholeEpoch(Sampler[Any]):
+    """The batches of an R8BatchSampler; in mid-epoch as many empty ones come first as Trainer is about to skip.
+
+    Trainer counts its accumulated gradients from the batches that it skips, so it must be left to skip some.
+
+    Args:
+        sampler: Draws the batches; it goes on where it was by itself.
+        skips: Whether Trainer skips the batches that a checkpoint has had, as the next iteration begins.
+    """
+
+    def __init__(self, sampler: R8BatchSampler, *, skips: bool) -> None:
+        self._sampler, self._skips = sampler, skips
+
+    @property
+    def r8(self) -> R8Scheduler:
+        """The scheduler."""
+        return self._sampler.r8
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._skips:
+            self._skips = False
+            for _ in range(self.r8.pace.place % self.r8.steps_per_epoch):
+                yield []
+        yield from self._sampler
+
+    def __len__(self) -> int:
+        return len(self._sampler)

@@ -4,10 +4,9 @@
 True
 """
 
-from .quiet import quiet_until
 from .schedulers import Scheduler, StepIntervalScheduler, TimeIntervalScheduler
 from .trigger import Condition, Elapsed, ElapsedCounter, Trigger, always, never
-from .when import after, as_trigger, at, every
+from .when import after, as_trigger, at, every, quiet_until
 
 __all__ = [
     "Condition",

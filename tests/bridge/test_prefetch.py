@@ -56,6 +56,7 @@ def test_what_was_not_reported_comes_first():
     assert prefetch.epoch_length == 3
 
 
+@pytest.mark.filterwarnings("ignore:policy Focus.* needs predictions of one class a sample")
 def test_weights_have_one_form_from_the_first_batch_on():
     """A step that cannot take weights fails in its first batch, not after a fifth of the run; others have none."""
     for guard, expected in (("weigh", [[1.0] * 4] * 20), (True, [None] * 20)):

@@ -16,10 +16,10 @@ from learnit_r8.checkpoint.durable_io import (
     numbered,
     open_regular,
     remove,
+    remove_stale,
     rename,
     replace,
     sha256,
-    sweep,
     temporary_name,
 )
 from learnit_r8.checkpoint.durable_io import write_new as write
@@ -177,7 +177,7 @@ def test_only_stale_files_are_swept(tmp_path):
     for path in (mine, gone, parent, other_host, tmp_path / "ck_000000000001.r8", tmp_path / "tmp_mine"):
         path.write_bytes(b"")
 
-    assert sweep(tmp_path) == [gone]
+    assert remove_stale(tmp_path) == [gone]
     assert gone.name not in names(tmp_path)
     assert len(names(tmp_path)) == 5
 
@@ -188,12 +188,12 @@ def test_old_files_of_other_hosts_are_swept(tmp_path):
     path.write_bytes(b"")
     os.utime(path, (time.time() - 25 * 3600,) * 2)
 
-    assert sweep(tmp_path) == [path]
+    assert remove_stale(tmp_path) == [path]
 
 
 def test_sweeping_a_missing_folder(tmp_path):
     """A folder that does not exist holds nothing to delete."""
-    assert sweep(tmp_path / "none") == []
+    assert remove_stale(tmp_path / "none") == []
 
 
 def test_removing_never_fails(tmp_path):

@@ -38,10 +38,16 @@ def test_a_proof_needs_a_command(here, capsys):
     assert "command must be the words of a command, got []; give it after --." in capsys.readouterr().err
 
 
+def test_a_place_that_is_not_there_is_no_difference(here, capsys):
+    """What keeps the proof from beginning ends with 2, as 1 says that a training differs."""
+    assert main(["prove", "--work", str(here / "nowhere"), "--", "python"]) == 2
+    assert str(here / "nowhere") in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_behind(here, number):
-    """Ctrl-C ends what was started, and removes the copies."""
+    """Ctrl-C ends what was started, and removes the copies, pressed twice in a hurry, too."""
     code = "import os, time; print(os.getpid(), file=open('there', 'w'), flush=True); time.sleep(600)"
     proof = subprocess.Popen(
         [sys.executable, "-m", "learnit_r8", "prove", "--work", here / "work", "--", sys.executable, "-c", code],
@@ -52,7 +58,9 @@ def test_an_interrupt_leaves_nothing_behind(here, number):
     child = int(started[0].read_text())
     proof.send_signal(number)
 
-    assert "interrupted; what was started has ended" in proof.communicate(timeout=30)[1]
+    proof.send_signal(number)
+
+    assert "interrupted; what was started has ended" in proof.communicate(timeout=60)[1]
     assert proof.returncode == 130
     assert list((here / "work").iterdir()) == []
     with pytest.raises(ProcessLookupError):

@@ -4,8 +4,7 @@ import pytest
 
 from learnit_r8.dashboard.keys import MENU, TABLE, press, works
 from learnit_r8.dashboard.render.pages import VIEWS
-from learnit_r8.dashboard.state.ui_state import listed_samples
-from learnit_r8.dashboard.state.ui_state import MODES, Action, UiState
+from learnit_r8.dashboard.state.ui_state import MODES, Action, UiState, listed_samples
 from learnit_r8.dashboard.state.view import View
 from tests.screen_common import fake_view, screen
 

@@ -20,7 +20,7 @@ PARAMETERS = {name: each for name, each in inspect.signature(R8Scheduler.__init_
 
 
 def test_settings_are_the_arguments_of_the_scheduler():
-    """A keyword that is added to R8Scheduler is added for those who hand settings on, which are typed; nowhere else."""
+    """A keyword that is added to R8Scheduler is added for those who hand settings on, where it is typed."""
     assert set(SchedulerSettings.__annotations__) == set(PARAMETERS) - {"num_samples"}
     assert set(AllSettings.__annotations__) == set(PARAMETERS)
 
@@ -131,7 +131,7 @@ except TypeError as error:
 
 
 def test_an_argument_is_added_in_two_files(tmp_path):
-    """The public signature and the types of the settings: then it reaches the parts, checkpoints, listeners, adapters and messages."""
+    """In the signature and the types of the settings: it reaches parts, files, listeners, adapters and messages."""
     package = copy_package(tmp_path)
     public, settings = package / "scheduler.py", package / "engine" / "settings.py"
     replace_in(public, "seed: int = 0, clock", 'colour: str = "blue", seed: int = 0, clock')

@@ -148,7 +148,7 @@ def test_command_page_and_screen_say_the_same_words(tmp_path, capsys):
 
 def test_many_probes_are_one_line_and_nothing_is_cut(tmp_path, capsys):
     """Forty probes in a row do not bury what was found; a long sentence comes whole through a pipe."""
-    cause = "a cause " * 60
+    cause = "a cause " * 100
     heard = [events.DamageFound(5, 1.0, "layer")]
     heard += [events.Probed(5, 1.0, number, 1.0, 0.5, False, "spike") for number in range(40)]
     heard.append(events.IncidentEnded(6, 1.0, cause.strip()))

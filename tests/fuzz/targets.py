@@ -17,7 +17,8 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.checkpoint import codec
 from learnit_r8.checkpoint import generations as in_memory
 from learnit_r8.checkpoint.run_config import arguments_of
-from learnit_r8.cli.runs import facts_of, folded, line_of
+from learnit_r8.cli.runs import facts_of, line_of
+from learnit_r8.dashboard.watch import view_of
 from learnit_r8.engine.settings import kept_defaults
 from learnit_r8.engine.values import grouped
 from learnit_r8.events.codec import strict_json
@@ -140,10 +141,9 @@ class Journals:
         (self.folder / name).write_bytes(text.encode("latin-1") if text else before)
         try:
             run = Run(self.folder)
-            view = folded(run)
-            state = run.state()
-            line_of(run, view, state)
-            json.loads(strict_json(facts_of(run, view, state), non_finite=lambda value: None))
+            view = view_of(run, is_glance=True)
+            line_of(run, view)
+            json.loads(strict_json(facts_of(run, view), non_finite=lambda value: None))
             self.count += 1
             if name.startswith("samples"):
                 with contextlib.suppress(ValueError, OSError):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from learnit_r8.journal.writer import open_journal
 from learnit_r8.journal.run import find_run
+from learnit_r8.journal.writer import open_journal
 from learnit_r8.loggers import CsvFile
 from tests.drive import batch_loss, make, steps, train
 

@@ -119,4 +119,4 @@ def test_without_a_load_callback():
     live = LiveModel(r8.host.persistence, r8.host.announcer)
     live.begin()
 
-    assert (live.can_restore, live.put(Backup(0, 0, state=1)), live.is_shown) == (False, False, False)
+    assert (live.can_restore, live.put(Backup(0, 0, state=1)), live.of_trial) == (False, False, None)

@@ -15,8 +15,7 @@ from learnit_r8.dashboard.state.view import View
 from learnit_r8.journal.samples import sample_epochs
 from learnit_r8.report import DataView, write_report
 from learnit_r8.report.data import ReportData, report_data, with_samples
-from learnit_r8.report.gallery import NO_LOOK
-from learnit_r8.report.samples import regions_of, samples_page
+from learnit_r8.report.samples import NO_LOOK, regions_of, samples_page
 from learnit_r8.table.labels.evidence import EVIDENCE
 from tests.cli.commands import printed
 from tests.drive import make

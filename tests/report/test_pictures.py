@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.report.gallery import MOST_BYTES, SIDE, data_address, pixels_of, png_of
+from learnit_r8.report.samples import MOST_BYTES, SIDE, data_address, pixels_of, png_of
 
 RNG = np.random.default_rng(0)
 

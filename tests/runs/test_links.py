@@ -181,9 +181,9 @@ def stream(folder):
 
 def save_torch(folder):
     torch = pytest.importorskip("torch")
-    from learnit_r8.torch import serialization
+    from learnit_r8.torch import state
 
-    serialization.save({"w": torch.ones(3)}, folder / "model.pt")
+    state.save({"w": torch.ones(3)}, folder / "model.pt")
 
 
 def save_history(folder):
@@ -354,7 +354,6 @@ ELSEWHERE = {
     "engine/signals.py": {"os.open"},
     "dashboard/terminal/capture.py": {"os.open", "tempfile.mkstemp"},
     "dashboard/terminal/screen.py": {"os.open"},
-    "dashboard/terminal/tty_modes.py": {"os.open"},
     "testing/prove/fence.py": {"open"},
     "testing/prove/launches.py": {
         "open",

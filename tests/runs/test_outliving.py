@@ -14,11 +14,12 @@ import pytest
 from learnit_r8 import FiniteGuard, R8Scheduler
 from learnit_r8.checkpoint import generations as in_memory
 from learnit_r8.checkpoint.generations import Generations, files_in, is_held, own_name
-from learnit_r8.cli.runs import folded, line_of
+from learnit_r8.cli.runs import line_of
 from learnit_r8.dashboard.render.header import title_line
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
+from learnit_r8.dashboard.watch import view_of
 from learnit_r8.engine.values import grouped
 from learnit_r8.events import BackupsOutlive, CheckpointLoaded
 from learnit_r8.events.event import describe
@@ -294,7 +295,7 @@ def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
 
         assert r8.host.persistence.generations.is_off
         assert len(generations(tmp_path)) == 1
-        assert "BACKUPS DO NOT OUTLIVE IT ([Errno 28]" in line_of(run, folded(run), run.state())
+        assert "BACKUPS DO NOT OUTLIVE IT ([Errno 28]" in line_of(run, view_of(run, is_glance=True))
         monkeypatch.setattr(in_memory, "replace", write)
         trained(r8, until + 20)
         assert generations(tmp_path)[-1] >= until
@@ -305,7 +306,7 @@ def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
 
     assert len(before) > 1
     assert told == [False, True, False, True]
-    assert "BACKUPS" not in line_of(run, folded(run), run.state())
+    assert "BACKUPS" not in line_of(run, view_of(run, is_glance=True))
 
 
 def test_screen_says_that_backups_are_off():

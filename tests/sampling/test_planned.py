@@ -293,7 +293,7 @@ def test_displaced_samples_come_first():
     run_pass(plan, 0, losses=lambda indices, _: np.ones(len(indices)))
     plan.start_pass(1, 0.3)
     used = np.concatenate([plan.next().indices for _ in range(2)])
-    for batch in [b for chunk in plan._open for b in chunk.batches_out()]:
+    for batch in [chunk.batch(n) for chunk in plan._open for n in range(chunk.drawn) if chunk.is_out(n)]:
         report(plan, batch, np.ones(4), 1)
     order = np.concatenate(run_pass(plan, 2))
 

@@ -9,8 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from learnit_r8 import TrainingDiverged
 from learnit_r8.guard import Verdict
-from learnit_r8.torch.distributed.single_process import SingleProcess
-from learnit_r8.torch.readback import MOST_LAG, Immediate, Lagging, readback_on
+from learnit_r8.torch.readback import MOST_LAG, Immediate, Lagging, SingleProcess, readback_on
 from tests.torch_common import STEPS, adapted, no_steady, train, weights
 
 

@@ -146,7 +146,7 @@ def test_a_run_that_is_over_is_told_nothing():
         with attach(model, optimizer, batches()[:40], num_epochs=1) as adapter:
             for x, y in adapter.batches():
                 adapter.step(cross_entropy(model(x), y))
-        runs.append(adapter.scheduler.controller.state_dict()["first_steps"]["alive"])
+        runs.append(adapter.scheduler.controller.state.early.dead.shares)
 
     assert [len(each) for each in runs] == [8, 8]
 

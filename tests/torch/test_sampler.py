@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from learnit_r8 import TokenBatches
 from learnit_r8.torch import R8BatchSampler, attach
-from learnit_r8.torch.batches.loader import make_loader
+from learnit_r8.torch.loader import make_loader
 from tests.torch_common import DIGITS, STEPS, ManyRows, Rows, X, Y, as_is, no_steady, scheduler, together
 
 # torch's advice on a machine with few cores.
@@ -254,7 +254,7 @@ def test_workers_out_of_order():
 
 
 def numbered_loader(r8, **settings):
-    from learnit_r8.torch.batches.loader import make_loader
+    from learnit_r8.torch.loader import make_loader
 
     sampler = R8BatchSampler(r8, numbered=True)
     return make_loader(Rows(), sampler, numbered=True, settings=settings), sampler

@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from learnit_r8.checkpoint.tree import clone, copy_into, copy_to_host
 from learnit_r8.sampling.random_generators import random_state, set_random_state
-from learnit_r8.torch import ModelState, serialization
+from learnit_r8.torch import ModelState
+from learnit_r8.torch import state as state_files
 from learnit_r8.torch.prepared import plain_model
 from tests.torch_common import Rows, adapted, classifier, sgd, train, weights
 
@@ -173,7 +174,7 @@ def test_files_run_no_code(tmp_path):
     adapter = make(tmp_path)
     go_on(adapter, 0, [], stop_after=6)
     [path] = [path for path in tmp_path.iterdir() if path.name.startswith("model_")][-1:]
-    state = serialization.load(path)
+    state = state_files.load(path)
 
     assert set(state) == {"model", "optimizer", "scaler", "ema", "random"}
     assert path.suffix == ".safetensors"
@@ -204,9 +205,9 @@ def test_generators(tmp_path):
     """All three global generators go on as they would have, also from a file."""
     state = random_state()
     drawn = random.random(), np.random.rand(), torch.rand(()).item()
-    serialization.save(state, tmp_path / "state")
+    state_files.save(state, tmp_path / "state")
     [path] = tmp_path.iterdir()
-    set_random_state(serialization.load(path))
+    set_random_state(state_files.load(path))
 
     assert (random.random(), np.random.rand(), torch.rand(()).item()) == drawn
 
@@ -274,9 +275,9 @@ def test_wrapped_models():
 def test_nests(tmp_path):
     """A file gives back the same nest: dicts with any plain keys, lists, tuples, numbers, texts and tensors."""
     state = {"a": {0: torch.ones(2, dtype=torch.bfloat16), "b": (1, 2.5, None, True)}, "c": [np.arange(3), "text"]}
-    serialization.save(state, tmp_path / "state")
+    state_files.save(state, tmp_path / "state")
     [path] = tmp_path.iterdir()
-    read = serialization.load(path)
+    read = state_files.load(path)
 
     assert torch.equal(read["a"][0], state["a"][0])
     assert read["a"]["b"] == (1, 2.5, None, True)
@@ -288,7 +289,7 @@ def test_nests(tmp_path):
 def test_what_cannot_be_saved(tmp_path):
     """A value of another kind is named by its place."""
     with pytest.raises(TypeError, match=r"state\.optimizer\.hook must be an array, a tensor, a plain value"):
-        serialization.save({"optimizer": {"hook": print}}, tmp_path / "state")
+        state_files.save({"optimizer": {"hook": print}}, tmp_path / "state")
 
 
 def test_other_files(tmp_path):
@@ -300,7 +301,7 @@ def test_other_files(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"tree": "{}"})
     for name in ("other", "a.safetensors"):
         with pytest.raises(ValueError, match=r"the file must begin with .*; learnit-r8 convert converts files of"):
-            serialization.load(tmp_path / name)
+            state_files.load(tmp_path / name)
 
 
 def test_state_of_the_adapter(tmp_path):
@@ -318,8 +319,8 @@ def test_state_of_the_adapter(tmp_path):
 def test_as_tensors_and_back():
     """Numbers without a sign become wider ones with; everything else stays."""
     state = {"a": np.arange(3, dtype=np.uint16), "b": [np.float64(2.5), (1, "x", None)]}
-    tensors = serialization.as_tensors(state)
-    back = serialization.as_arrays(tensors)
+    tensors = state_files.as_tensors(state)
+    back = state_files.as_arrays(tensors)
 
     assert tensors["a"].dtype == torch.int64
     assert back["a"].tolist() == [0, 1, 2]
@@ -391,7 +392,7 @@ def test_each_rank_goes_on_with_its_own_generators():
     generators = []
     for seed in (1, 0):
         torch.manual_seed(seed)
-        generators.insert(0, serialization.as_tensors(random_state()))
+        generators.insert(0, state_files.as_tensors(random_state()))
     saved = ModelState(model, optimizer, gather=lambda own: generators).collect()
     torch.manual_seed(1)
     expected = torch.rand(3)

@@ -22,7 +22,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from learnit_r8.checkpoint import kinds as tensors
 from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.checkpoint.tree import LeftOut, clone, copy_into, copy_to_host, leave_out, not_finite, pack, unpack
-from learnit_r8.torch import serialization
+from learnit_r8.torch import state as torch_state
 from learnit_r8.torch.state import ModelState
 from tests.state_common import first_difference
 from tests.torch_common import adapted, classifier, sgd, train
@@ -265,8 +265,8 @@ def through_container(state, folder):
 
 
 def through_file(state, folder):
-    serialization.save(state, folder / "file")
-    return serialization.load(folder / "file.safetensors")
+    torch_state.save(state, folder / "file")
+    return torch_state.load(folder / "file.safetensors")
 
 
 @pytest.mark.parametrize("through", [through_container, through_file])

@@ -81,10 +81,9 @@ def test_nothing_is_asked_while_nothing_is_due(tmp_path):
         6400, batch_size=64, num_steps=90, clock=clock, checkpoint_dir=tmp_path, checkpoint_every=40,
         state_callback=lambda: {"w": 0}, load_callback=lambda state: None, backup_every="30s",
     )  # fmt: skip
-    between = r8.host.persistence.between_steps
-    r8.host.persistence.between_steps = lambda step, *rest, **more: (asked.append(step), between(step, *rest, **more))[
-        1
-    ]
+    persistence = r8.host.persistence
+    save = persistence.save_what_is_due
+    persistence.save_what_is_due = lambda step, *rest, **more: (asked.append(step), save(step, *rest, **more))[1]
     for _ in r8.epoch_iterator():
         for _ in r8.batch_iterator():
             clock.advance(1.0)

@@ -214,8 +214,7 @@ def curve_of(view: View, name: str, num: int, first: int, last: int) -> NDArray[
     points: Sequence[Point] = [point for point in view.metrics[name] if math.isfinite(point.value)]
     if not points:
         return np.full(num, np.nan)
-    steps = np.array([point.step for point in points], float)
-    values = np.array([point.value for point in points])
+    steps, values = np.array(points, float).T
     places = first + (np.arange(num) + 0.5) / num * max(1, last - first)
     curve: NDArray[np.float64] = np.interp(places, steps, values, left=np.nan, right=np.nan)
     if np.isnan(curve).all() and first <= steps[-1] <= last:
@@ -241,17 +240,15 @@ def compare_panel(view: View, ui: UiState, width: int, height: int, theme: Theme
     if other is None:
         return [rule("comparison", width, theme.glyphs), remark("learnit-r8 watch A B shows two runs here")]
     views = (view, other)
-    rows = max(3, min(16, height // 2 - 2))
-    chart = _plotted(views, RUN_STYLES[:2], "", width, rows, theme, ui.log_scale) or [remark("no loss reported yet")]
+    styles, rows, size = RUN_STYLES[:2], max(3, min(16, height // 2 - 2)), max(8, min(30, (width - NAME - 4) // 2))
+    chart = _plotted(views, styles, "", width, rows, theme, ui.log_scale) or [remark("no loss reported yet")]
     lines = [rule(LOSSES, width, theme.glyphs, "log" if ui.log_scale else "linear"), *chart]
-    table = _table(views, width, theme)
+    table = _table(views, size, width, theme)
     room = max(0, height - len(lines) - 1)
     first = min(ui.scroll, max(0, len(table) - room))
-    heads = [
-        (f"{letter} {_name(each)}", style) for letter, each, style in zip("AB", views, RUN_STYLES[:2], strict=True)
-    ]
-    size = max(8, min(30, (width - NAME - 4) // 2))
-    head = (Span(" " * (NAME + 2)), *(Span(fit(text, size) + " ", style) for text, style in heads))
+    names = [clean(each.run.name, 60) if each.run is not None and each.run.name else "run" for each in views]
+    heads = zip("AB", names, styles, strict=True)
+    head = (Span(" " * (NAME + 2)), *(Span(fit(f"{ab} {name}", size) + " ", style) for ab, name, style in heads))
     return [cropped(line, width) for line in [*lines, head, *table[first : first + room]]]
 
 
@@ -261,13 +258,8 @@ def chart_of(
     """The curves of any number of runs over each other: of a metric, or with "" of the losses of batches."""
     kinds = [RUN_STYLES[place % len(RUN_STYLES)] for place in range(len(views))]
     called = [(Span(clip(name, 30, theme.glyphs.ellipsis), kind),) for name, kind in zip(names, kinds, strict=True)]
-    rows = _plotted(views, kinds, metric, width, max(1, height - 3), theme)
-    title = rule(metric or LOSSES, width, theme.glyphs)
-    return [title, joined(called, width), *(rows or [remark("nothing reported yet")])]
-
-
-def _name(view: View) -> str:
-    return clean(view.run.name, 60) if view.run is not None and view.run.name else "run"
+    rows = _plotted(views, kinds, metric, width, max(1, height - 3), theme) or [remark("nothing reported yet")]
+    return [rule(metric or LOSSES, width, theme.glyphs), joined(called, width), *rows]
 
 
 def _plotted(
@@ -285,19 +277,15 @@ def _plotted(
     return [*drawn, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]
 
 
-def _table(views: tuple[View, ...], width: int, theme: Theme) -> list[Line]:
+def _table(views: tuple[View, ...], size: int, width: int, theme: Theme) -> list[Line]:
     """The figures that a run has, the better one in bold with a star, and the settings that differ."""
-    size = max(8, min(30, (width - NAME - 4) // 2))
     lines: list[Line] = []
     for row in figures_of(views):
-        if not any(map(math.isfinite, row.values)):
-            continue
-        shown = [figure(value) for value in row.values]
-        cells = [
-            Span(fit(f"{text} *" if place == row.better else text, size) + " ", "value" if place == row.better else "")
-            for place, text in enumerate(shown)
-        ]
-        lines.append((Span("  " + fit(clean(row.name, NAME), NAME), "label"), *cells))
+        if any(map(math.isfinite, row.values)):
+            marks = [(" *", "value") if place == row.better else ("", "") for place in range(len(views))]
+            shown = zip(map(figure, row.values), marks, strict=True)
+            cells = [Span(fit(text + star, size) + " ", style) for text, (star, style) in shown]
+            lines.append((Span("  " + fit(clean(row.name, NAME), NAME), "label"), *cells))
     differing = settings_of(views)
     if differing:
         lines.append(rule("settings that differ", width, theme.glyphs, f"{len(differing)}"))

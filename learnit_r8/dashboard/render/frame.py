@@ -18,38 +18,19 @@ SMALL = (30, 6)
 """Cells and rows below which only a few facts fit."""
 
 LEGEND = (
-    ("", ""),
-    ("line, haze", "mean, lowest to highest loss"),
-    ("▲ ^", "a spike beyond the chart"),
-    ("S B", "loss refused, model restored"),
-    ("' R", "checkpoint saved, run resumed"),
-    ("D", "cool-down (decay) began"),
-    ("suspicion", "how near a loss is to refusal"),
-    ("Q1 .. Q4", "quarters of the samples by loss"),
-    ("in / out", "moved in an epoch, of all samples"),
-    ("exact", "losses of single samples"),
-    ("fair", "means of small parts of batches"),
+    ("", ""), ("line, haze", "mean, lowest to highest loss"), ("▲ ^", "a spike beyond the chart"),
+    ("S B", "loss refused, model restored"), ("' R", "checkpoint saved, run resumed"),
+    ("D", "cool-down (decay) began"), ("suspicion", "how near a loss is to refusal"),
+    ("Q1 .. Q4", "quarters of the samples by loss"), ("in / out", "moved in an epoch, of all samples"),
+    ("exact", "losses of single samples"), ("fair", "means of small parts of batches"),
     ("rough", "batch means: little is known"),
-)
+)  # fmt: skip
 """Marks and words on the screen, explained in the help."""
 
 _RANKS = {
-    "q": 0,
-    "?": 1,
-    "7": 4,
-    "8": 4,
-    "9": 9,
-    "/": 3,
-    "e": 3,
-    "l": 3,
-    "Enter": 3,
-    "y": 4,
-    "z": 4,
-    "s": 5,
-    "p": 5,
-    "space": 7,
-    "x": 8,
-}
+    "q": 0, "?": 1, "/": 3, "e": 3, "l": 3, "Enter": 3, "7": 4, "8": 4, "y": 4, "z": 4, "s": 5, "p": 5, "space": 7,
+    "x": 8, "9": 9,
+}  # fmt: skip
 """Order in which keys get room in the footer, lowest first; views have rank 2."""
 
 
@@ -125,13 +106,12 @@ def help_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, s
 def footer(ui: UiState, scene: Scene, width: int, theme: Theme) -> Line:
     """Views and keys, or the filter being typed, or the question of how to leave."""
     if ui.typing is not None:
-        typed = Span(" / ", "key"), Span(clean(ui.typing)), Span("_", "key")
-        return cropped((*typed, Span("   Enter keeps, Esc goes back", "label")), width)
+        how = Span("   Enter keeps, Esc goes back", "label")
+        return cropped((Span(" / ", "key"), Span(clean(ui.typing)), Span("_", "key"), how), width)
     if ui.asking is not None:
-        question = Span(" cool down for (20min, 500 steps, 20:30; empty: as the run's own share) ", "warn")
-        short = Span(" cool down for ", "warn")
-        head = question if size_of((question,)) + len(ui.asking) + 2 <= width else short
-        return cropped((head, Span(clean(ui.asking)), Span("_", "key")), width)
+        question = " cool down for (20min, 500 steps, 20:30; empty: as the run's own share) "
+        question = question if len(question) + len(ui.asking) + 2 <= width else " cool down for "
+        return cropped((Span(question, "warn"), Span(clean(ui.asking)), Span("_", "key")), width)
     if ui.menu:
         menu: list[Span] = [Span(" leave? ", "warn")]
         for key, action in MENU.items():

@@ -173,20 +173,19 @@ def speed_line(view: View, width: int, scene: Scene) -> Line:
     each = pacing.seconds_per_step
     parts: list[Line] = []
     if pacing.is_measured:
-        parts.append((Span(f"{number(round(pacing.samples_per_second, 1))}", "value"), Span(" samples/s", "label")))
+        parts.append((Span(number(round(pacing.samples_per_second, 1)), "value"), Span(" samples/s", "label")))
     if math.isfinite(each):
         parts.append(_step_part(view, each))
     costs = [cost for cost in (pacing.own_share, scene.ui_share) if math.isfinite(cost)]
     if costs:
         parts.append(labelled("overhead", share(sum(costs)), ""))
-    near = view.last.suspicion if view.last is not None else 0.0
+    near = view.last.suspicion if view.last is not None else -1.0
     # A low one only where there is room.
-    if view.last is not None and (0 if width >= WIDE else 0.25) <= near <= 1:
+    if (0 if width >= WIDE else 0.25) <= near <= 1:
         style = "alert" if near >= 0.5 else "warn" if near >= 0.25 else ""
         parts.append(labelled("suspicion", share(near, 0), style))
-    refused = view.num_refused
-    if refused:
-        parts.append(labelled("refused", str(refused), "warn"))
+    if view.num_refused:
+        parts.append(labelled("refused", str(view.num_refused), "warn"))
     return (Span(" "), *joined(parts, width - 1))
 
 

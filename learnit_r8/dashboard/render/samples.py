@@ -71,12 +71,8 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
     bar_width = 12 if wide else 6
     for row, (name, style) in enumerate(zip(QUARTILES, QUARTILE_STYLES, strict=True)):
         data = f"{100 * survey.share[row]:4.0f}%" if len(survey.share) == 4 else "    ?"
-        spans = [
-            Span(f" {name} ", style),
-            Span(f"{numbers[row]} {numbers[4 + row]} "),
-            Span(numbers[8 + row], "value"),
-            Span(f"  {data}  ", "label"),
-        ]
+        spans = [Span(f" {name} ", style), Span(f"{numbers[row]} {numbers[4 + row]} ")]
+        spans += [Span(numbers[8 + row], "value"), Span(f"  {data}  ", "label")]
         if len(survey.batch_share) == 4:
             part = survey.batch_share[row]
             # Half of a batch from one quartile fills the bar.

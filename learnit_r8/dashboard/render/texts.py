@@ -51,18 +51,15 @@ def entry_line(entry: Entry, width: int, theme: Theme) -> Line:
     """One event: time, step, level, text."""
     when, step = f" {clock(entry.seconds):>8}", f"{entry.step:>9,} "
     text = clip(entry.text, max(0, width - len(when) - len(step) - 8), theme.glyphs.ellipsis)
-    style = _STYLES[entry.level]
-    return cropped(
-        (Span(when, "label"), Span(f" {step}", "label"), Span(_TAGS[entry.level], style), Span(" " + text)), width
-    )
+    tag = Span(_TAGS[entry.level], _STYLES[entry.level])
+    return cropped((Span(when, "label"), Span(f" {step}", "label"), tag, Span(" " + text)), width)
 
 
 def opened_lines(entry: Entry, width: int) -> list[Line]:
     """One event with its whole text, on as many lines as it takes."""
     head = f" {clock(entry.seconds):>8}{entry.step:>9,}  "
-    style = _STYLES[entry.level]
     parts = wrapped(entry.text, max(1, width - len(head) - 6))
-    first: Line = (Span(head, "label"), Span(_TAGS[entry.level] + " ", style), Span(parts[0]))
+    first: Line = (Span(head, "label"), Span(_TAGS[entry.level] + " ", _STYLES[entry.level]), Span(parts[0]))
     return [cropped(line, width) for line in (first, *((Span(" " * (len(head) + 6) + part),) for part in parts[1:]))]
 
 
@@ -172,11 +169,8 @@ def _details(incident: Incident, width: int, theme: Theme) -> list[Line]:
 
 
 def _part(label: str, text: str, width: int, style: str = "") -> list[Line]:
-    parts = wrapped(clean(text, 1000), max(1, width - INDENT))
-    return [
-        (Span(f"  {label if not place else '':<{INDENT - 2}}", "label"), Span(part, style))
-        for place, part in enumerate(parts)
-    ]
+    parts = enumerate(wrapped(clean(text, 1000), max(1, width - INDENT)))
+    return [(Span(f"  {'' if place else label:<{INDENT - 2}}", "label"), Span(part, style)) for place, part in parts]
 
 
 def incidents_rows(view: View, scene: Scene) -> Rows:

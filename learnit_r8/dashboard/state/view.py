@@ -6,7 +6,7 @@ import dataclasses
 import math
 import statistics
 from collections import deque
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from ... import events
 from ...events.condenser import steps_of
@@ -83,11 +83,8 @@ class Pacing:
         if not self._window:
             return self._before
         if self._median is None:
-            self._median = statistics.median(self._step_times())
+            self._median = statistics.median(took / steps.num_steps for took, steps in self._window)
         return self._median
-
-    def _step_times(self) -> list[float]:
-        return [took / steps.num_steps for took, steps in self._window]
 
     @property
     def is_measured(self) -> bool:
@@ -114,22 +111,19 @@ class Pacing:
         """Share of the time spent waiting for data, 0 where nobody measures it; NaN before it is known."""
         return self._rate("data_seconds")
 
-    def left(self, steps: int, epoch_ends: int = 0) -> TimeLeft:
+    def left(self, num_steps: int, epoch_ends: int = 0) -> TimeLeft:
         """Time for some more steps, with a break at each end of an epoch among them."""
         each = self.seconds_per_step
         pause = sum(self._breaks) / len(self._breaks) if self._breaks else 0.0
-        return TimeLeft(steps * each + epoch_ends * pause, steps * self._step_spread())
-
-    def _step_spread(self) -> float:
-        """Standard deviation of the median between quarters of the window."""
-        times = self._step_times()
+        # The standard deviation of the median between quarters of the window.
+        times, spread = [took / steps.num_steps for took, steps in self._window], math.nan
         size = len(times) // 4
-        if size < 2:
-            return math.nan
-        quarters = [statistics.median(times[start : start + size]) for start in range(0, 4 * size, size)]
-        # statistics.stdev computes exactly, which costs a tenth of a frame.
-        middle = sum(quarters) / 4
-        return math.sqrt(sum((quarter - middle) ** 2 for quarter in quarters) / 3)
+        if size >= 2:
+            quarters = [statistics.median(times[start : start + size]) for start in range(0, 4 * size, size)]
+            # statistics.stdev computes exactly, which costs a tenth of a frame.
+            middle = sum(quarters) / 4
+            spread = math.sqrt(sum((quarter - middle) ** 2 for quarter in quarters) / 3)
+        return TimeLeft(num_steps * each + epoch_ends * pause, num_steps * spread)
 
 
 EMA_WEIGHT = 0.03
@@ -389,11 +383,9 @@ class View:
         # Remove what an earlier session did after the step at which this one begins.
         for curve in (self.loss, self.lr):
             curve.cut(event.step)
-        self.bounds.keep(lambda bounds: bounds.step <= event.step)
-        self.marks.keep(lambda mark: mark.step <= event.step)
-        self.loads.keep(lambda load: load.step <= event.step)
-        for points in (*self.metrics.values(), *(group.points for group in self.groups.values())):
-            points.keep(lambda point: point.step <= event.step)
+        kept: list[ThinnedList[Any]] = [*self.metrics.values(), *(group.points for group in self.groups.values())]
+        for items in (*kept, self.bounds, self.marks, self.loads):
+            items.keep(lambda item: item.step <= event.step)
         self.groups = {name: group for name, group in self.groups.items() if group.points}
         self.metrics = {name: points for name, points in self.metrics.items() if points}
         self.bests = {}
@@ -404,8 +396,8 @@ class View:
         self.recent = deque((each for each in self.recent if each.step <= event.step), maxlen=RECENT)
         self.epochs = deque((each for each in self.epochs if each.step <= event.step), maxlen=self.epochs.maxlen)
         self.last = self.recent[-1] if self.recent else None
-        self.best = _until(event.step, self.best)
-        self.survey, self.logged = _until(event.step, self.survey), _until(event.step, self.logged)
+        known: tuple[Any, ...] = (self.best, self.survey, self.logged)
+        self.best, self.survey, self.logged = (each if each and each.step <= event.step else None for each in known)
         if not event.step:
             self.ema, self.num_refused = math.nan, 0
 
@@ -497,14 +489,6 @@ class View:
             return 0.0
         per_epoch = self.run.steps_per_epoch
         return min(1.0, max(0, self.step - self.epoch * per_epoch) / per_epoch)
-
-
-_Stepped = TypeVar("_Stepped", bound=Point | events.Event)
-
-
-def _until(step: int, what: _Stepped | None) -> _Stepped | None:
-    """The value if it belongs to this step or an earlier one, else None."""
-    return what if what is not None and what.step <= step else None
 
 
 def _share(value: float) -> float:

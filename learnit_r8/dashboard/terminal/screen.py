@@ -13,14 +13,90 @@ import locale
 import os
 import re
 import select
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..text import Line
 from ..theme import Style, Theme, ground_of
-from .tty_modes import STDIN, STDOUT, TtyModes
+
+try:
+    import termios
+except ImportError:
+    # On Windows curses itself restores the modes of the console.
+    termios = None  # type: ignore[assignment]
+
+STDIN, STDOUT = 0, 1
+_INPUT, _CHARACTERS = 0, 6
+
+
+class TtyModes:
+    """The settings of the terminal, taken down when this is made, before anything touches them."""
+
+    def __init__(self) -> None:
+        self._found: list[Any] | None = None if termios is None else termios.tcgetattr(STDIN)
+        self._ours: list[Any] | None = None
+
+    def set_ours(self) -> None:
+        """Make Ctrl-S, Ctrl-Q, Ctrl-Z and Ctrl-\\ ordinary keys; Ctrl-C stays what it is.
+
+        With flow control on, one Ctrl-S would stop the drawing; Ctrl-Z would stop the process in the middle of it, and
+        Ctrl-\\ end it with the screen on.
+        """
+        if termios is None:
+            return
+        if self._ours is None:
+            self._ours = termios.tcgetattr(STDIN)
+            self._ours[_INPUT] &= ~(termios.IXON | termios.IXOFF)
+            for name in ("VSUSP", "VDSUSP", "VQUIT", "VLNEXT"):
+                if hasattr(termios, name):
+                    self._ours[_CHARACTERS][getattr(termios, name)] = b"\0"
+        termios.tcsetattr(STDIN, termios.TCSANOW, self._ours)
+
+    def restore(self) -> None:
+        """Put the settings back, without waiting for a terminal that does not read."""
+        if termios is not None and self._found is not None:
+            with contextlib.suppress(termios.error, OSError):
+                termios.tcsetattr(STDIN, termios.TCSANOW, self._found)
+
+    def unstick(self, thread: threading.Thread) -> None:
+        """Discard the output that a terminal does not read, and wake the thread that waits for room to write.
+
+        The flush alone does not wake it; a signal makes the system try the write again, which now succeeds.
+        """
+        if termios is None or thread.ident is None or not thread.is_alive():
+            return
+        with contextlib.suppress(termios.error, OSError):
+            termios.tcflow(STDOUT, termios.TCOON)
+            termios.tcflush(STDOUT, termios.TCOFLUSH)
+            signal.pthread_kill(thread.ident, signal.SIGWINCH)
+
+    def abandon(self, sequence: bytes) -> None:
+        """Leave the screen without the thread that draws; send the sequence if the terminal takes it."""
+        if termios is None:
+            return
+        self.restore()
+        with contextlib.suppress(OSError):
+            # A new descriptor: O_NONBLOCK must not change the one that the shell shares.
+            terminal = os.open(os.ttyname(STDOUT), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+            try:
+                os.write(terminal, sequence)
+            finally:
+                os.close(terminal)
+
+
+def is_in_background() -> bool:
+    """Whether the terminal belongs to another job now, and must be left alone."""
+    if termios is None:
+        return False
+    try:
+        return os.tcgetpgrp(STDIN) != os.getpgrp()
+    except OSError:
+        return False
+
 
 _IS_WINDOWS = sys.platform == "win32"
 _WINDOWS_POLL = 0.05
@@ -34,7 +110,7 @@ _KEYS = {
 }  # fmt: skip
 """Our names of the keys that are no characters, by their names in curses."""
 
-_CHARACTERS = {"\x1b": "escape", "\n": "enter", "\r": "enter", "\t": "tab", "\x7f": "backspace", "\b": "backspace"}
+_NAMED = {"\x1b": "escape", "\n": "enter", "\r": "enter", "\t": "tab", "\x7f": "backspace", "\b": "backspace"}
 
 _window: Any = None
 """The window of curses, which is started once in a process."""
@@ -125,9 +201,8 @@ class Screen:
                 raise UnusableTerminal("the terminal takes no output")
             self._begin()
         except ImportError:
-            raise UnusableTerminal(
-                "Python has no curses here" + (": pip install windows-curses" if _IS_WINDOWS else "")
-            ) from None
+            advice = ": pip install windows-curses" if _IS_WINDOWS else ""
+            raise UnusableTerminal(f"Python has no curses here{advice}") from None
         except (curses.error, OSError, ValueError) as error:
             self.close()
             raise UnusableTerminal(f"TERM={os.environ.get('TERM')!r}: {error}") from error
@@ -154,17 +229,10 @@ class Screen:
         self._names = {getattr(curses, name): key for name, key in _KEYS.items() if hasattr(curses, name)}
         # A terminal may lack any of these and still show a screen.
         for attempt in (
-            curses.noecho,
-            curses.cbreak,
-            lambda: window.keypad(True),
-            lambda: window.nodelay(True),
-            lambda: window.leaveok(True),
-            lambda: window.scrollok(False),
-            lambda: curses.set_escdelay(25),
-            lambda: curses.curs_set(0),
-            self._start_colours,
-            self._modes.set_ours,
-        ):
+            curses.noecho, curses.cbreak, lambda: window.keypad(True), lambda: window.nodelay(True),
+            lambda: window.leaveok(True), lambda: window.scrollok(False), lambda: curses.set_escdelay(25),
+            lambda: curses.curs_set(0), self._start_colours, self._modes.set_ours,
+        ):  # fmt: skip
             with contextlib.suppress(curses.error, OSError, AttributeError):
                 attempt()
         self._shown, self._num_empty = [], 0
@@ -300,8 +368,8 @@ class Screen:
 
 def _name_of(character: str) -> str:
     """The name of a key that is a character; "" for one that cannot be shown."""
-    if character in _CHARACTERS:
-        return _CHARACTERS[character]
+    if character in _NAMED:
+        return _NAMED[character]
     if character < " ":
         return "ctrl-" + chr(ord(character) + 96)
     return character if character.isprintable() else ""
@@ -378,7 +446,6 @@ def ask_ground(reader: int, writer: int, limit: float = LIMIT_SECONDS) -> str:
         reader, writer: Descriptors of the terminal.
         limit: Seconds to wait.
     """
-    import termios
     import tty
 
     # Not while the person types ahead: what is read here would be lost to the program.

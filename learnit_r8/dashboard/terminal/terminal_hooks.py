@@ -14,8 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 ENDING = frozenset(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -61,26 +60,15 @@ class EndingSignals:
         self.release()
 
 
-class TerminalOwner(Protocol):
-    """Has the terminal: gives it back for good, or for a while, and does nothing with it in a forked child."""
-
-    def restore(self) -> None: ...
-
-    def detach(self) -> None: ...
-
-    def suspended(self) -> AbstractContextManager[None]: ...
-
-    def forked(self) -> None: ...
-
-
 class TerminalHooks:
     """The hooks of the process while a screen is on.
 
     Args:
-        owner: Has the terminal, and gives it back.
+        owner: Has the terminal: gives it back for good with ``restore`` and ``detach``, for a while with ``suspended``,
+            and does nothing with it in a child that was ``forked``.
     """
 
-    def __init__(self, owner: TerminalOwner) -> None:
+    def __init__(self, owner: Any) -> None:
         self._owner = owner
         self._pid = os.getpid()
         self._undo: list[Callable[[], None]] = []

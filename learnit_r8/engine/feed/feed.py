@@ -17,7 +17,7 @@ from ...sampling.ticket import Outcome, Ticket
 from ...table.names import Members
 from .. import run_state
 from ..engine import Engine
-from ..run import FeedTrainer, PlainTrainer
+from ..run import PlainTrainer, Trainer
 from . import replay
 from .batch_size import MOST_KEPT_BYTES, BatchMeasure, Told, bytes_of, copied
 from .followed import FollowedBatches
@@ -108,13 +108,13 @@ class Feed:
 
     def __init__(self, engine: Engine, source: FollowedBatches) -> None:
         self.engine, self.source = engine, source
-        self.trainer: FeedTrainer = PlainTrainer(engine.between_steps)
+        self.trainer: Trainer = PlainTrainer(engine.between_steps)
         self.is_counted = False
         self.has_asked = self.is_in_epochs = self._is_repeated = False
         self._updates = self.num_iterations = 0
         self._long_pass = -1
 
-    def join(self, trainer: FeedTrainer) -> None:
+    def join(self, trainer: Trainer) -> None:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""
         self.trainer = trainer
 
@@ -260,8 +260,7 @@ class Feed:
     def is_at_end(self) -> bool:
         """Whether the budget is spent once all batches that are out are reported, or the run was stopped."""
         pace = self.engine.pace
-        is_open = pace.budget.is_open
-        return pace.is_stopped or (not is_open and pace.progress_at(pace.next_step) >= 1)
+        return pace.is_stopped or (not pace.budget.is_open and pace.progress_at(pace.step + pace.num_out) >= 1)
 
     def _is_full(self) -> bool:
         """Whether as many batches were handed out in this pass as the loader has, probes included.
@@ -331,7 +330,9 @@ class Feed:
             item = source.fetch(_NONE)
         if is_heard:
             engine.data_seconds += engine.clock() - began
-        size = self.meet(None if item is _NONE else measure.of(item))
+        size = None if item is _NONE else measure.of(item)
+        if engine.agreement.ranks is not None:
+            size = self.meet(size)
         if size is None:
             return _NONE
         began = engine.clock() if is_heard else 0.0

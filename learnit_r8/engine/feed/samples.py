@@ -154,10 +154,7 @@ class _Watched:
             self.state_dict, self.load_state_dict = sampler.state_dict, sampler.load_state_dict
 
     def __iter__(self) -> Iterator[Any]:
-        watch = self.watch
-        if watch is None:
-            return iter(self.sampler)
-        return watch.begin()
+        return iter(self.sampler) if self.watch is None else self.watch.begin()
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -186,9 +183,13 @@ class _Watch:
 
     def begin(self) -> Iterator[Any]:
         """Begin it, when the loader does."""
-        self._indices = iter(self._sampler)
+        indices: Any = iter(self._sampler)
+        self._indices = indices
         self._waiting.clear()
-        return _StatefulWatch(self, self._indices) if _has_state(self._indices) else self
+        if _has_state(indices):
+            # A `StatefulDataLoader` asks the iterator of its sampler for it.
+            self.state_dict, self.load_state_dict = indices.state_dict, indices.load_state_dict
+        return self
 
     def __iter__(self) -> _Watch:
         return self
@@ -219,24 +220,6 @@ class _Watch:
         if len(kept) == len(given):
             return given
         return kept or None
-
-
-class _StatefulWatch:
-    """An iteration over a sampler whose iterator has a state, as a `StatefulDataLoader` asks it for.
-
-    Args:
-        watch: The iteration.
-        indices: The iterator of the sampler.
-    """
-
-    def __init__(self, watch: _Watch, indices: Any) -> None:
-        self._watch, self.state_dict, self.load_state_dict = watch, indices.state_dict, indices.load_state_dict
-
-    def __iter__(self) -> _StatefulWatch:
-        return self
-
-    def __next__(self) -> Any:
-        return next(self._watch)
 
 
 def _has_state(thing: Any) -> bool:
@@ -365,7 +348,8 @@ class BatchSamples:
                     "of these samples; give batches(..., ids=).",
                 )
                 return None, num_before
-            self._tell_beyond()
+            if self._known.num_beyond:
+                self._tell_beyond()
             return members, num_before
         if not self.is_known:
             return None, 0
@@ -384,18 +368,18 @@ class BatchSamples:
     def find(self, ids: Any) -> Members:
         """The samples with these ids; see `SampleStorage.find`."""
         members = self._storage.find(ids, are_indices=False)
-        self._tell_beyond()
+        if self._known.num_beyond:
+            self._tell_beyond()
         return members
 
     def _tell_beyond(self) -> None:
-        """Say once that the table is full, if it is."""
+        """Say once that the table is full."""
         known = self._known
-        if known.num_beyond:
-            self._announcer.note_once(
-                "beyond",
-                f"the table is full, at {known.most:,} samples; visits of others are only counted, "
-                f"{known.num_beyond:,} so far. max_ids=, which takes 16 bytes a sample, says how many it holds.",
-            )
+        self._announcer.note_once(
+            "beyond",
+            f"the table is full, at {known.most:,} samples; visits of others are only counted, {known.num_beyond:,} so "
+            "far. max_ids=, which takes 16 bytes a sample, says how many it holds.",
+        )
 
     def tell_quarantined(self) -> None:
         """Tell ``skip`` which samples are in quarantine, if that has changed."""

@@ -16,8 +16,6 @@ from ..losses import EXACT, WHOLE_BATCH
 from ..records import MOST_USES, Lock, Records
 from .predictions import NUM_ROWS, UNLABELLED, VALUES, PredictionRows, read_predictions
 from .suspicion import LEAST_USES
-from .trust import EARLY as EARLY_ONES
-from .trust import NUM_SUMS, PLAIN, WEIGHED, sums_of, trust_in
 
 MOST_WEIGHT = 64
 """The vote of a visit weighs its number, but at most this."""
@@ -94,14 +92,12 @@ class Evidence:
         num_classes: C; 0 before the first predictions.
         records: The records, N P of them; None before.
         is_frozen: Whether the early margins are those of before losses had weights.
-        sums: float64[7], what the losses are, see `sums_of`.
     """
 
     def __init__(self, num_samples: int) -> None:
         self.num_classes = 0
         self.records: Records | None = None
         self.is_frozen = False
-        self.sums = np.zeros(NUM_SUMS)
         self._num_samples = num_samples
 
     @property
@@ -118,13 +114,6 @@ class Evidence:
     def of_classes(self) -> Records | None:
         """The records where a sample has one label, a class; else None."""
         return self.records if self.num_places == 1 and self.num_classes != VALUES else None
-
-    def trust(self, *, is_weighed: bool) -> str:
-        """Which margins may be judged, see `trust`; ``is_weighed``: whether losses had weights."""
-        found = trust_in(self.sums) if self.of_classes is not None else PLAIN
-        if not is_weighed or found not in (PLAIN, EARLY_ONES):
-            return found
-        return EARLY_ONES if self.is_frozen else WEIGHED
 
     def freeze(self, lock: Lock) -> None:
         """Keep the margins as they are now, before losses have weights, if the samples were visited often enough."""
@@ -190,35 +179,25 @@ class Evidence:
                 wide.whole.reshape(-1, num_places)[name][:, : self.num_places] = before[name]
         self.records = wide
 
-    def updated(
-        self, indices: NDArray[np.int64], rows: NDArray[np.float32], losses: NDArray[np.float32] | None = None
-    ) -> Callable[[], None]:
+    def updated(self, indices: NDArray[np.int64], rows: NDArray[np.float32]) -> Callable[[], None]:
         """A function that stores what is learned from predictions.
 
         Args:
             indices: int64[M], distinct.
             rows: float32[3 P, M], see `PredictionRows`.
-            losses: float32[M], or None if they are of other samples.
         """
         assert self.records is not None
-        records, sums, places = self.records, self.sums, len(rows) // NUM_ROWS
+        records, places = self.records, len(rows) // NUM_ROWS
         if places > 1 or self.num_places > 1:
             indices = (indices[:, None] * self.num_places + np.arange(places)).reshape(-1)
             rows = rows.reshape(NUM_ROWS, places, -1).swapaxes(1, 2).reshape(NUM_ROWS, -1)
         is_value = self.num_classes == VALUES
         has_label = rows[-1] == rows[-1] if is_value else rows[-1] != UNLABELLED
-        if losses is not None and self.of_classes is not None:
-            sums = sums + sums_of(losses[has_label], rows[0, has_label])
         if not has_label.all():
             indices, rows = indices[has_label], rows[:, has_label]
         new = records.take(indices)
         (learn_values(new, rows) if is_value else learn(new, rows, is_frozen=self.is_frozen))
-
-        def store() -> None:
-            records.put(indices, new)
-            self.sums = sums
-
-        return store
+        return lambda: records.put(indices, new)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Arrays of N, or of N and P, by field name, and the number of classes; None without predictions."""
@@ -227,11 +206,11 @@ class Evidence:
         places, columns = self.num_places, self.records.columns()
         if places > 1:
             columns = {name: values.reshape(-1, places) for name, values in columns.items()}
-        return {**columns, "num_classes": self.num_classes, "is_frozen": self.is_frozen, "sums": self.sums.tolist()}
+        return {**columns, "num_classes": self.num_classes, "is_frozen": self.is_frozen}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Load what `state_dict` returned; None forgets everything."""
-        self.num_classes, self.records, self.is_frozen, self.sums = 0, None, False, np.zeros(NUM_SUMS)
+        self.num_classes, self.records, self.is_frozen = 0, None, False
         if state is None:
             return
         if not isinstance(state, Mapping):
@@ -253,12 +232,8 @@ class Evidence:
         arrays = {name: np.asarray(state[name], dtype[name]) for name in dtype.names or ()}
         self._widen(max(1, arrays["given"].size // max(1, self._num_samples)), dtype)
         self.num_classes = int(state["num_classes"])
-        # Older states have neither.
+        # Older states do not say.
         self.is_frozen = state.get("is_frozen") is True
-        sums = state.get("sums", [0.0] * NUM_SUMS)
-        if not (isinstance(sums, list) and len(sums) == NUM_SUMS and all(type(each) is float for each in sums)):
-            raise ValueError(f"evidence.sums must be a list of {NUM_SUMS} floats, got {str(sums)[:40]!r}.")
-        self.sums = np.array(sums)
         whole = self.whole
         assert whole is not None
         for name, values in arrays.items():

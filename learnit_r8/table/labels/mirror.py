@@ -222,9 +222,9 @@ class Mirror(NamedTuple):
             np.histogram(side, FIT_BINS, (0.0, 1.0))[0] for side in (positive / reach, -margin[margin <= 0] / reach)
         ]
         fit = fit_odds(*sides, least_rise=0.0 if is_binary else LEAST_RISE)
-        if fit.gain < max(LEAST_GAIN * alike, LEAST_GAIN_EACH * len(positive)):
-            return None
         effect = 1.0 if sample is None else _design_effect(margin, sample, reach)
+        if fit.gain < max(LEAST_GAIN * max(alike, effect), LEAST_GAIN_EACH * len(positive)):
+            return None
         slope = max(0.0, fit.slope - caution * fit.error * math.sqrt(effect)) / reach
         beyond = (np.count_nonzero(positive > reach) + 1) / max(1, np.count_nonzero(margin < -reach))
         return cls(slope, reach, min(math.exp(-slope * reach), beyond), effect - 1)

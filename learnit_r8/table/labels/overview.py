@@ -93,6 +93,9 @@ class Overview(NamedTuple):
         forgotten: float32[N], how often the label was predicted at a visit and was not at the next.
         given: int64[N], the label; -1 where unknown.
         predicted: int64[N], the class predicted at the last visit; -1 where unknown.
+        memorised: Of the samples for which another class was preferred at the first visits, the share whose label was
+            predicted at the last one; NaN without any. In benchmarks/verdicts.py .87 or more where a network learns
+            wrong labels by heart, and .30 or less where it does not fit its data.
     """
 
     margin: Floats
@@ -102,6 +105,7 @@ class Overview(NamedTuple):
     forgotten: Floats
     given: NDArray[np.int64]
     predicted: NDArray[np.int64]
+    memorised: float = math.nan
 
     @classmethod
     def of(cls, last: Floats, evidence: Mapping[str, NDArray[Any]] | None) -> Overview:
@@ -118,6 +122,7 @@ class Overview(NamedTuple):
         known, nan = (evidence["visits"] > 0) & np.isfinite(evidence["mean_margin"]), np.float32("nan")
         learned = evidence["learned"].astype(np.float32)
         given, predicted = (np.where(known, evidence[name].astype(np.int64), -1) for name in ("given", "predicted"))
+        doubted = known & (evidence["early"] > 0)
         return cls(
             margin=np.where(known, evidence["mean_margin"], nan),
             variability=np.where(known, np.sqrt(np.fmax(evidence["variance"], 0)), nan),
@@ -126,6 +131,7 @@ class Overview(NamedTuple):
             forgotten=np.where(known, evidence["forgotten"].astype(np.float32), nan),
             given=given,
             predicted=predicted,
+            memorised=float((predicted == given)[doubted].mean()) if doubted.any() else math.nan,
         )
 
     @property

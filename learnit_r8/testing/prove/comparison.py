@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-Step = dict[str, Any]
+from .launches import Step
 
 NEAR = 2
 """Steps by which a counter may be ahead or behind to have counted some twice."""
@@ -16,11 +16,13 @@ COMPARED = 3
 WHOLE_STATE = {"weights": "w", "moments": "m", "buffers": "u"}
 EACH_STEP = {"optimizer": "o", "backward passes": "b", "rates": "r", "settings": "h", "scaler": "s", "losses": "l"}
 
+Rows = tuple[tuple[str, ...], ...]
+
 
 class Difference(NamedTuple):
     """The first difference: the step of the uninterrupted training, of the restarted one (1 is its first), and in what.
 
-    ``kind`` is a key of `words.KINDS`, ``detail`` says how many and which, ``others`` are kinds that showed at the
+    ``kind`` is a key of `report.KINDS`, ``detail`` says how many and which, ``others`` are kinds that showed at the
     same step.
     """
 
@@ -45,8 +47,8 @@ def samples_of(step: Step) -> list[str]:
 
 def is_epoch_start(steps: Sequence[Step], place: int) -> bool:
     """Whether a loader begins again with this step."""
-    here = steps[place]["x"]
-    return bool(here) and (place == 0 or not steps[place - 1]["x"] or here[0][0] != steps[place - 1]["x"][-1][0])
+    here, before = steps[place]["x"], steps[place - 1]["x"] if place else []
+    return bool(here) and (not before or here[0][0] != before[-1][0])
 
 
 def moving(steps: Sequence[Step]) -> set[str]:
@@ -58,12 +60,7 @@ def moving(steps: Sequence[Step]) -> set[str]:
     return {key for key, digests in seen.items() if len(digests) == 1 or len(set(digests)) > len(digests) / 2}
 
 
-def copies_of(step: Step, keys: set[str]) -> set[str]:
-    """Sums of the moving copies."""
-    return {digest for key, digest in step.get("e", {}).items() if key in keys}
-
-
-def parts_that_differ(one: Step, two: Step, keys: tuple[set[str], set[str]] = (set(), set())) -> list[str]:
+def parts_that_differ(one: Step, two: Step, averages: tuple[set[str], ...] = (set(), set())) -> list[str]:
     """In what two steps differ; the whole state is compared where both have it."""
     if two["b"] < one["b"] and two.get("a"):
         # It went on in the middle of an accumulation, with the gradients: the rest of the batch is what is compared.
@@ -75,9 +72,9 @@ def parts_that_differ(one: Step, two: Step, keys: tuple[set[str], set[str]] = (s
         found.append("input")
     if "w" in one and "w" in two:
         found += [name for name, key in WHOLE_STATE.items() if one[key] != two[key]]
-        held = copies_of(one, keys[0]), copies_of(two, keys[1])
-        if all(held) and not held[0] & held[1]:
-            found.append("copies")
+        copies = one.get("e", {}), two.get("e", {})
+        held = [{copies[side][key] for key in averages[side] & copies[side].keys()} for side in (0, 1)]
+        found += ["copies"] if all(held) and not held[0] & held[1] else []
     return found
 
 
@@ -86,27 +83,19 @@ def generators_that_differ(one: Step, two: Step) -> list[str]:
     return sorted(name for name in one["g"].keys() & two["g"].keys() if one["g"][name] != two["g"][name])
 
 
-def align(steps: Sequence[Step], reference: Sequence[Step], last: int) -> int | None:
-    """After which step of a reference a training goes on: by the weights, else by the optimizer's count, else None."""
-    first = steps[0]
+def align(steps: Sequence[Step], reference: Sequence[Step], last: int, *, is_anew: bool = False) -> int | None:
+    """After which step of a reference a training goes on: by the weights, the optimizer's count, or its batches.
+
+    ``is_anew`` says that it begins at step 0 if neither weights nor count tell; None if nothing does.
+    """
+    first, firsts = steps[0], [contents_of(each) for each in steps[:COMPARED]]
     # The same weights twice, as after a step that a scaler skipped: the moments decide, then the later.
-    same = [each for each in reference if each.get("w") == first.get("w") and each["n"] <= last + 1]
-    if same:
-        return int(max(same, key=lambda each: (each["m"] == first["m"], each["n"]))["n"] - 1)
-    if first.get("c"):
-        counts = [each["n"] - 1 for each in reference if each.get("c") == first["c"] and each["o"] == first["o"]]
-        if counts:
-            return int(counts[-1])
-    return None
-
-
-def align_by_batches(steps: Sequence[Step], reference: Sequence[Step], last: int) -> int | None:
-    """After which step of a reference a training goes on, by its batches alone."""
-    firsts = [contents_of(each) for each in steps[:COMPARED]]
-    for place in range(min(last, len(reference) - len(firsts)), -1, -1):
-        if [contents_of(each) for each in reference[place : place + len(firsts)]] == firsts:
-            return place
-    return None
+    same = [(x["m"] == first["m"], x["n"]) for x in reference if x.get("w") == first.get("w") and x["n"] <= last + 1]
+    counts = [x["n"] for x in reference if first.get("c") and x.get("c") == first["c"] and x["o"] == first["o"]]
+    places = [0] if is_anew else range(min(last, len(reference) - len(firsts)), -1, -1)
+    if same or counts:
+        return int((max(same)[1] if same else counts[-1]) - 1)
+    return next((x for x in places if is_anew or [*map(contents_of, reference[x:][: len(firsts)])] == firsts), None)
 
 
 def first_difference(
@@ -120,64 +109,54 @@ def first_difference(
         after: The step of the reference that it goes on from.
         only: Parts that are compared, where others differ without a kill, too.
     """
-    keys = moving(reference), moving(steps)
-    for place, step in enumerate(steps):
-        if after + place >= len(reference):
-            return None
-        parts = parts_that_differ(reference[after + place], step, keys)
-        parts = [each for each in parts if only is None or each in only]
+    averages = moving(reference), moving(steps)
+    for place, (one, two) in enumerate(zip(reference[after:], steps, strict=False)):
+        parts = [x for x in parts_that_differ(one, two, averages) if only is None or x in only]
         if parts:
-            kinds = list(_kinds(parts, steps, reference, after, place))
-            kind, detail = kinds[0]
-            others = tuple(dict.fromkeys(name for name, _ in kinds[1:] if name not in (kind, "unknown")))
+            (kind, detail), *rest = _kinds(parts, steps, reference, after, place)
+            others = tuple(dict.fromkeys(name for name, _ in rest if name not in (kind, "unknown")))
             return Difference(after + place + 1, place + 1, tuple(parts), kind, detail, others)
     return None
 
 
 def _kinds(
     parts: list[str], steps: Sequence[Step], reference: Sequence[Step], after: int, place: int
-) -> Iterator[tuple[str, str]]:
+) -> list[tuple[str, str]]:
     """The kinds of a difference, with what is to be said of each, the one that explains the others first."""
-    one, two = reference[after + place], steps[place]
+    one, two, has, is_first = reference[after + place], steps[place], {*parts}, place == 0
     generators = generators_that_differ(reference[after], steps[0]) or generators_that_differ(one, two)
     told = f"generators that differ: {', '.join(generators)}" if generators else ""
-    rates = "rates" in parts and _shift_of_rates(steps, reference, after, place)
-    if "backward passes" in parts and place == 0:
-        yield "accumulation", f"{two['b']} in place of {one['b']} backward passes in the first step"
-    if place and "batches" in parts and is_epoch_start(steps, place) != is_epoch_start(reference, after + place):
-        yield "epoch", f"the epoch ends {'early' if is_epoch_start(steps, place) else 'late'}, at step {one['n']}"
-    if rates:
-        yield "twice", f"the rates are those of {rates} step{'s' * (rates > 1)} later"
-    if "batches" in parts:
-        kind, detail = _order(steps, reference, after, place, told)
-        # What is left out where a later epoch begins is what was done in the first.
-        yield ("epoch" if kind == "skipped" and place and is_epoch_start(steps, place) else kind), detail
-    if "moments" in parts and place == 0:
+    starts, should = is_epoch_start(steps, place), is_epoch_start(reference, after + place)
+    ahead = _shift_of_rates(steps, reference, after, place) if "rates" in has else 0
+    passes = f"{two['b']} in place of {one['b']} backward passes"
+    order, detail = _order(steps, reference, after, place, told) if "batches" in has else ("", "")
+    # What is left out where a later epoch begins is what was done in the first.
+    order = "epoch" if order == "skipped" and not is_first and starts else order
+    names = [", ".join(each["names"]) or "none" for each in (two, one) if "names" in each]
+    is_lost, is_new = "losses" in has, "input" in has and not has & {"batches", "weights"}
+    table = [
+        ("backward passes" in has and is_first, "accumulation", f"{passes} in the first step"),
+        (order and not is_first and starts != should, "epoch",
+            f"the epoch ends {'early' if starts else 'late'}, at step {one['n']}"),
+        (ahead, "twice", f"the rates are those of {ahead} step{'s' * (ahead > 1)} later"),
+        (order, order, detail),
         # The rate of an optimizer that is made anew is another, too.
-        yield "moments", "" if two["names"] == one["names"] else f"{_list(two)} in place of {_list(one)}"
-    if "rates" in parts and not rates:
-        yield "schedule", f"{_short(two['r'])} in place of {_short(one['r'])}"
-    if "scaler" in parts:
-        yield "scaler", f"{_short(two.get('s'))} in place of {_short(one.get('s'))}"
-    if "moments" in parts and place:
-        yield "moments", ""
-    if "settings" in parts:
-        yield "settings", ""
-    if "weights" in parts and place == 0:
-        yield "weights", ""
-    if "buffers" in parts and not {"batches", "content", "input"} & set(parts):
-        yield "buffers", ""
-    if "copies" in parts:
-        yield "ema", ""
-    if "content" in parts:
-        yield "augmentation", f"the same samples, other content; {told}"
-    elif "input" in parts and not {"batches", "weights"} & set(parts):
-        yield "augmentation", f"the same batch, another input of the network; {told}"
-    elif "losses" in parts and not {"batches", "weights", "scaler", "buffers"} & set(parts):
-        yield ("dropout", told) if generators else ("unknown", "")
-    if "backward passes" in parts and place:
-        yield "accumulation", f"{two['b']} in place of {one['b']} backward passes"
-    yield "unknown", ""
+        ("moments" in has and is_first, "moments", " in place of ".join(dict.fromkeys(names)) * (len({*names}) > 1)),
+        ("rates" in has and not ahead, "schedule", f"{_short(two['r'])} in place of {_short(one['r'])}"),
+        ("scaler" in has, "scaler", f"{_short(two.get('s'))} in place of {_short(one.get('s'))}"),
+        ("moments" in has and not is_first, "moments", ""),
+        ("settings" in has, "settings", ""),
+        ("weights" in has and is_first, "weights", ""),
+        ("buffers" in has and not has & {"batches", "content", "input"}, "buffers", ""),
+        ("copies" in has, "ema", ""),
+        ("content" in has, "augmentation", f"the same samples, other content; {told}"),
+        ("content" not in has and is_new, "augmentation", f"the same batch, another input of the network; {told}"),
+        (is_lost and generators and not has & {"content", "input", "batches", "weights", "scaler", "buffers"},
+            "dropout", told),
+        ("backward passes" in has and not is_first, "accumulation", passes),
+        (True, "unknown", ""),
+    ]  # fmt: skip
+    return [(kind, detail) for holds, kind, detail in table if holds]
 
 
 def _shift_of_rates(steps: Sequence[Step], reference: Sequence[Step], after: int, place: int) -> int:
@@ -186,7 +165,7 @@ def _shift_of_rates(steps: Sequence[Step], reference: Sequence[Step], after: int
     for shift in range(1, NEAR + 1):
         begin = after + place + shift
         there = [each["r"] for each in reference[begin : begin + len(here)]]
-        if there == here[: len(there)] and len(there) > 1 and len({repr(each) for each in there}) > 1:
+        if there == here[: len(there)] and len({repr(each) for each in there}) > 1:
             return shift
     return 0
 
@@ -203,10 +182,10 @@ def _order(steps: Sequence[Step], reference: Sequence[Step], after: int, place: 
         if found:
             break
     else:
-        one, two = right["x"][:1], wrong["x"][:1]
-        if one and two and two[0][2] is None and set(two[0][4]) & set(one[0][4]):
+        one, two = (each["x"][0] if each["x"] else [0, 0, None, None, []] for each in (right, wrong))
+        if two[2] is None and set(two[4]) & set(one[4]):
             return "augmentation", f"the same labels, other content; {told}"
-        which = f"samples {two[0][3]} ... in place of {one[0][3]} ..." if one and two and one[0][3] else ""
+        which = f"samples {two[3]} ... in place of {one[3]} ..." if one[3] and two[3] else ""
         return "shuffle", "; ".join(filter(None, [which, told]))
     expected = next((i for i, (_, number) in enumerate(flat) if number == after + place), len(flat))
     # In the middle of an accumulation, some of the first step's batches are done.
@@ -216,17 +195,11 @@ def _order(steps: Sequence[Step], reference: Sequence[Step], after: int, place: 
     is_start = nearest == 0 or (is_epoch_start(reference, at) and flat[nearest - 1][1] != at)
     if is_start and nearest < expected:
         return "restarted", f"batch {nearest + 1} of the training again, in place of {expected + 1}"
+    first = reference[min(at, after + place)]["x"][:1]
+    shown = ", ".join(map(str, first[0][3])) if first and first[0][3] else ""
+    samples = f", from that of the samples {shown} ... on" if shown else ""
     how = f"{number} batch{'es' * (number > 1)}" + (f", {per_step} in each step" if per_step > 1 else "")
-    return ("repeated" if nearest < expected else "skipped"), f"{how}{_which(reference[min(at, after + place)])}"
-
-
-def _which(step: Step) -> str:
-    samples = step["x"][0][3] if step["x"] else None
-    return f", from that of the samples {', '.join(map(str, samples[:4]))} ... on" if samples else ""
-
-
-def _list(step: Step) -> str:
-    return ", ".join(step["names"]) or "none"
+    return ("repeated" if nearest < expected else "skipped"), how + samples
 
 
 def _short(value: Any) -> str:
@@ -244,36 +217,28 @@ def spread(one: Sequence[Step], two: Sequence[Step]) -> float:
 def first_odd(one: list[list[Step]], two: list[list[Step]]) -> tuple[set[str], int] | None:
     """In what two trainings that were not resumed differ, and from which step on; of the first rank that does."""
     for first, second in zip(one, two, strict=False):
-        differing = [(set(parts_that_differ(a, b)), a["n"]) for a, b in zip(first, second, strict=False)]
+        differing = [(parts_that_differ(a, b), a["n"]) for a, b in zip(first, second, strict=False)]
         if differing := [each for each in differing if each[0]]:
-            return set().union(*(parts for parts, _ in differing)), differing[0][1]
+            return {part for parts, _ in differing for part in parts}, differing[0][1]
     return None
 
 
-def evidence(difference: Difference, steps: Sequence[Step], whole: Sequence[Step]) -> tuple[tuple[str, ...], ...]:
+def evidence(difference: Difference, steps: Sequence[Step], whole: Sequence[Step]) -> Rows:
     """The first step after the restart and those from the difference on, as the two trainings had them."""
     rows: list[tuple[str, ...]] = []
-    after, keys = difference.step - difference.local, (moving(whole), moving(steps))
-    for local in sorted({1, difference.local, difference.local + 1}):
-        if local > len(steps) or after + local > len(whole):
-            continue
-        one, two = whole[after + local - 1], steps[local - 1]
-        parts = {"batches" if each == "content" else each for each in parts_that_differ(one, two, keys)}
+    after, averages = difference.step - difference.local, (moving(whole), moving(steps))
+    pairs = [*zip(whole[after:], steps, strict=False)]
+    for local in sorted({1, difference.local, difference.local + 1} & {*range(1, len(pairs) + 1)}):
+        pair = pairs[local - 1]
+        parts = {"batches" if each == "content" else each for each in parts_that_differ(*pair, averages)}
         for name in ("batches", "rates", "backward passes", "scaler", *WHOLE_STATE, "copies", "losses"):
             if name in parts or name in ("batches", "rates", "losses"):
-                told = [_cut(str(_shown(name, each))) for each in (one, two)]
-                rows.append((str(after + local), name, told[0], told[1] if name in parts else "the same"))
-        for name in generators_that_differ(one, two):
-            rows.append((str(after + local), f"generator {name}", f"{one['g'][name]:08x}", f"{two['g'][name]:08x}"))
+                key = {**EACH_STEP, **WHOLE_STATE}.get(name, "")
+                batches = [[x[3] or x[4][:1] for x in each["x"]][:1] or each["i"][:1] for each in pair]
+                copies = [[*each.get("e", {}).values()] for each in pair]
+                told = {"batches": batches, "copies": copies}.get(name) or [each.get(key) for each in pair]
+                cut = [str(each) if len(str(each)) <= 40 else str(each)[:37] + "..." for each in told]
+                rows.append((str(after + local), name, cut[0], cut[1] if name in parts else "the same"))
+        for name in generators_that_differ(*pair):
+            rows.append((str(after + local), f"generator {name}", *(f"{each['g'][name]:08x}" for each in pair)))
     return tuple(rows)
-
-
-def _shown(name: str, step: Step) -> object:
-    """A part of a step as it is shown to people."""
-    if name == "batches":
-        return [each[3] or each[4][:1] for each in step["x"]][:1] or step["i"][:1]
-    return [*step.get("e", {}).values()] if name == "copies" else step.get({**EACH_STEP, **WHOLE_STATE}[name])
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,4 +1,4 @@
-"""Copies of a script's folder, and launches of its command in them, with the probe and the fence inside."""
+"""Copies of a script's folder, and launches of its command in them, with the probe and its fence inside."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,27 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).parent
-START = '''"""Loads the probe of learnit-r8 prove, and then what this name would have loaded without it."""
-import importlib.machinery, importlib.util, os, sys
-
-here = os.path.dirname(os.path.abspath(__file__))
-for path, arguments in {parts!r}:
-    spec = importlib.util.spec_from_file_location("_r8_" + os.path.basename(path)[:-3], path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.begin(*arguments)
-spec = importlib.machinery.PathFinder.find_spec("sitecustomize", [each for each in sys.path if each != here])
-if spec is not None:
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-'''
-
 QUIET = {
     "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
     "WANDB_MODE": "offline", "WANDB_SILENT": "true", "COMET_MODE": "OFFLINE", "NEPTUNE_MODE": "offline",
-    "CLEARML_OFFLINE_MODE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
+    "CLEARML_OFFLINE_MODE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1",
 }  # fmt: skip
-CACHES = ("TMPDIR", "MPLCONFIGDIR", "WANDB_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR")
+CACHES = "TMPDIR MPLCONFIGDIR WANDB_DIR TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR NUMBA_CACHE_DIR HF_DATASETS_CACHE"
 """Variables that name a folder in which libraries write beside the script: one of ours."""
 
 LARGE = 2 << 30
@@ -47,39 +33,25 @@ FICLONE = 0x40049409
 LIMIT = 60.0
 """Seconds that any launch may take, beside ten times what the whole run took."""
 
+Step = dict[str, Any]
+
 
 class CannotSay(Exception):
     """Why nothing can be said of a script."""
 
 
-class Trace(NamedTuple):
-    """What one process noted: its steps, each with the losses; how it ended, and the state then, if it was reached."""
-
-    steps: list[dict[str, Any]]
-    end: dict[str, Any]
-    every: int | None
-
-    def saves(self) -> list[int]:
-        """The steps after which it wrote a checkpoint, or, if it is not torch's, other files."""
-        wrote = {each["n"] - 1: each["f"] for each in self.steps if each["n"] > 1 and "f" in each}
-        for kind in ("torch", "rename", "open"):
-            if found := sorted(step for step, kinds in wrote.items() if kind in kinds):
-                return found
-        return []
-
-
 class Launch(NamedTuple):
-    """One launch of the command: a trace for each rank, the exit code, and the end of what it printed."""
+    """One launch of the command: the steps of each rank, exit code, last line printed or of an error, seconds.
 
-    ranks: list[Trace]
+    ``steps`` are how many the first rank noted; ``end`` is what ended it, ``kill``, ``stop``, ``end`` or nothing heard.
+    """
+
+    ranks: list[list[Step]]
     code: int
-    output: str
+    said: str
     seconds: float
-
-    @property
-    def was_killed(self) -> bool:
-        """Whether it was killed where it was to be."""
-        return bool(self.ranks) and self.ranks[0].end.get("why") == "kill"
+    steps: int
+    end: str
 
 
 class Workshop:
@@ -94,46 +66,51 @@ class Workshop:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        allow: Sequence[str] = (),
-        link: Sequence[str] = (),
-        deterministic: bool = False,
+        self, folder: Path, *, allow: Sequence[str] = (), link: Sequence[str] = (), deterministic: bool = False,
         work: str | None = None,
-    ) -> None:
-        self.folder = folder.resolve()
+    ) -> None:  # fmt: skip
+        self.folder, self.deterministic = folder.resolve(), deterministic
         self.place = Path(tempfile.mkdtemp(prefix="r8-prove-", dir=work)).resolve()
-        self.allow = [os.path.abspath(os.path.expanduser(each)) for each in allow]
+        self.allowed = [str(self.place), *(os.path.abspath(os.path.expanduser(each)) for each in allow)]
         self.links = {self.folder / each for each in link}
         self.listed = {each: listing(each) for each in self.links}
-        self.deterministic = deterministic
-        self.longest: float | None = None
+        self.limit: float | None = None
+        self.refusals = self.place / "refused.txt"
         self.count = 0
 
     def __enter__(self) -> Workshop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.sweep()
-        shutil.rmtree(self.place, ignore_errors=True)
+        for _attempt in range(20):
+            # What is being killed may still write.
+            self.sweep()
+            shutil.rmtree(self.place, ignore_errors=True)
+            if not self.place.exists():
+                break
+            time.sleep(0.1)
 
     def changed(self) -> list[str]:
         """The linked paths that have changed meanwhile."""
-        return [f"{each}: {name}" for each, before in self.listed.items() for name in differing(before, listing(each))]
+        pairs = [(each, before, listing(each)) for each, before in self.listed.items()]
+        return [f"{at}: {x}" for at, old, new in pairs for x in sorted(old.keys() | new) if old.get(x) != new.get(x)]
 
     def refused(self) -> list[str]:
         """The paths that something wanted to write, and could not."""
-        path = self.place / "refused.txt"
-        return sorted(set(path.read_text(encoding="utf-8").split("\n")) - {""}) if path.exists() else []
+        return sorted({*self.refusals.read_text(encoding="utf-8").split("\n")} - {""}) if self.refusals.exists() else []
 
     def copy(self) -> Path:
         """A copy of the folder to run in; environments and links are linked."""
         self.count += 1
         target = self.place / f"copy{self.count}" / self.folder.name
+        linked = self.links | {each.parent for each in self.folder.rglob("pyvenv.cfg")}
+        linked = {each for each in linked if not linked & {*each.parents}}
         shares = _clone(__file__, str(self.place / "probe"))
-        ours = [each for each in self.folder.iterdir() if each not in self.links and not (each / "pyvenv.cfg").exists()]
-        sizes = {each.name: 0 if shares else _size(each) for each in ours}
+        sizes: dict[str, int] = {}
+        for each in () if shares else self.folder.rglob("*"):
+            if not linked & {each, *each.parents}:
+                name = each.relative_to(self.folder).parts[0]
+                sizes[name] = sizes.get(name, 0) + each.lstat().st_size
         if sum(sizes.values()) > LARGE:
             largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
             told = ", ".join(f"{name} ({sizes[name] >> 20} MiB)" for name in largest)
@@ -142,40 +119,37 @@ class Workshop:
         def copy_file(source: str, to: str) -> None:
             (shutil.copystat if shares and _clone(source, to) else shutil.copy2)(source, to)
 
-        def left_out(at: str, names: list[str]) -> set[str]:
-            here = Path(at)
-            linked = {each for each in names if here / each in self.links or (here / each / "pyvenv.cfg").exists()}
-            for each in linked:
-                to = target / here.relative_to(self.folder) / each
-                to.parent.mkdir(parents=True, exist_ok=True)
-                to.symlink_to(here / each)
-            special = {each for each in names if not (here / each).is_symlink() and (here / each).is_fifo()}
-            return linked | special | ({"__pycache__"} & set(names))
+        def left_out(at: str, names: list[str]) -> list[str]:
+            here = [Path(at, name) for name in names]
+            files = [x for x in here if x.is_symlink() or x.is_dir() or x.is_file()]
+            kept = {x.name for x in files if x not in linked and x != self.place and x.name != "__pycache__"}
+            return [name for name in names if name not in kept]
 
-        shutil.copytree(
-            self.folder, target, symlinks=True, ignore=left_out, copy_function=copy_file, dirs_exist_ok=True
-        )
+        shutil.copytree(self.folder, target, symlinks=True, ignore=left_out, copy_function=copy_file)
+        for each in linked:
+            to = target / each.relative_to(self.folder)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.symlink_to(each)
         return target
 
     def launch(self, place: Path, command: Sequence[str], **request: Any) -> Launch:
         """Run a command in a copy, and read what was noted of it."""
         home = Path(tempfile.mkdtemp(prefix="launch", dir=self.place))
-        inside, notes, scratch = home / "inside", home / "notes", home / "scratch"
-        for each in (inside, notes, scratch):
-            each.mkdir()
-        path = home / "request.json"
-        request |= {"folder": str(notes), "deterministic": self.deterministic}
-        path.write_text(json.dumps(request), encoding="utf-8")
-        allowed = [str(self.place), *self.allow]
-        parts = [
-            (str(HERE / "fence.py"), (allowed, str(self.place / "refused.txt"))),
-            (str(HERE / "probe.py"), (str(path),)),
-        ]
-        (inside / "sitecustomize.py").write_text(START.format(parts=parts), encoding="utf-8")
+        inside, scratch = home / "inside", home / "scratch"
+        inside.mkdir()
+        scratch.mkdir()
+        shutil.copy(Path(__file__).with_name("probe.py"), inside / "sitecustomize.py")
+        request |= {"deterministic": self.deterministic, "allowed": self.allowed, "refusals": str(self.refusals)}
+        (inside / "request.json").write_text(json.dumps(request), encoding="utf-8")
         words = [each.replace(str(self.folder), str(place)) for each in command]
-        environment = {**os.environ, **QUIET, **dict.fromkeys(CACHES, str(scratch)), "PYTHONUNBUFFERED": "1"}
-        inherited = environment.get("PYTHONPATH", "").replace(str(self.folder), str(place))
-        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(inside), inherited])), "PWD": str(place)}
+        inherited = os.environ.get("PYTHONPATH", "").replace(str(self.folder), str(place))
+        environment = {**os.environ, **QUIET, **dict.fromkeys(CACHES.split(), str(scratch)), "PWD": str(place)}
+        # Data sets that are prepared already are read, file by file; locks, and what is new, are written in ours.
+        hub = os.path.join(os.environ.get("HF_HOME", "~/.cache/huggingface"), "datasets")
+        prepared, locks = os.path.expanduser(os.environ.get("HF_DATASETS_CACHE", hub)), shutil.ignore_patterns("*.lock")
+        with contextlib.suppress(OSError):
+            shutil.copytree(prepared, scratch, ignore=locks, copy_function=os.symlink, dirs_exist_ok=True)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(inside), inherited]))
         if self.deterministic:
             environment |= {"PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         began = time.monotonic()
@@ -187,22 +161,25 @@ class Workshop:
                 )  # fmt: skip
             except OSError as error:
                 raise CannotSay(f"the command cannot be started: {error}.") from None
-            limit = None if self.longest is None else 10 * self.longest + LIMIT
             try:
-                code = child.wait(limit)
+                code = child.wait(self.limit)
             except subprocess.TimeoutExpired:
-                raise CannotSay(f"a launch took longer than {limit:.0f} s, ten times the whole run.") from None
+                raise CannotSay(f"a launch took longer than {self.limit:.0f} s, ten times the whole run.") from None
             finally:
                 with contextlib.suppress(OSError):
                     os.killpg(child.pid, signal.SIGKILL)
                 left = self.sweep(child.pid)
                 child.wait()
-        if (notes / "error.txt").exists():
-            raise CannotSay(f"the probe failed: {(notes / 'error.txt').read_text(encoding='utf-8')}")
-        text = (home / "output.txt").read_text(encoding="utf-8", errors="replace")
-        done = Launch(_traces(notes), code, text[-4000:], time.monotonic() - began)
+        if (failed := inside / "error.txt").exists():
+            raise CannotSay(f"the probe failed: {failed.read_text(encoding='utf-8') or 'is the disk full?'}")
+        lines = (home / "output.txt").read_text(encoding="utf-8", errors="replace")[-8000:].splitlines()
+        told = [each.strip() for each in lines if each.strip()] or ["nothing"]
+        errors = [each for each in told if code and re.match(r"[\w.]*(Error|Exception|Exit)\b", each)]
+        ranks = _ranks(inside)
+        steps, end = (len(ranks[0]), ranks[0][-1].get("end", "")) if ranks else (0, "")
+        done = Launch(ranks, code, (errors or told)[-1][:200], time.monotonic() - began, steps, end)
         shutil.rmtree(scratch, ignore_errors=True)
-        if left and code == 0 and not (done.ranks and done.ranks[0].end):
+        if left and code == 0 and not done.end:
             raise CannotSay("the command ended while its training went on: start it in the foreground.")
         return done
 
@@ -224,52 +201,39 @@ def words_of(command: str) -> list[str]:
 
 def listing(path: Path) -> dict[str, tuple[int, int, str]]:
     """Size, time and digest of the files in a folder; of a large one the digest is of its ends."""
-    found = {}
-    for each in [path] if path.is_file() else sorted(path.rglob("*")):
-        if each.is_file():
-            about = each.stat()
-            with open(each, "rb") as file:
-                digest = hashlib.blake2b(file.read(1 << 20))
-                file.seek(max(0, about.st_size - (1 << 20)))
-                digest.update(file.read())
-            found[str(each)] = about.st_size, about.st_mtime_ns, digest.hexdigest()
-    return found
+    files = [each for each in (path, *sorted(path.rglob("*"))) if each.is_file()]
+    return {str(each): (each.stat().st_size, each.stat().st_mtime_ns, _digest(each)) for each in files}
 
 
-def differing(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The names whose values differ, or that are in one only."""
-    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(file.read(1 << 20))
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        return hashlib.blake2b(digest.digest() + file.read()).hexdigest()
 
 
-def _size(path: Path) -> int:
-    if path.is_symlink() or not path.is_dir():
-        return path.lstat().st_size
-    return sum(_size(each) for each in path.iterdir())
+def saves_of(steps: Sequence[Step]) -> list[int]:
+    """The steps after which a training wrote a checkpoint, or, if it is not torch's, other files."""
+    wrote = {each["n"] - 1: each["f"] for each in steps if each["n"] > 1 and "f" in each}
+    by_kind = [[step for step, kinds in wrote.items() if kind in kinds] for kind in ("torch", "rename", "open")]
+    return next(filter(None, by_kind), [])
 
 
 def _clone(source: str, target: str) -> bool:
     """Copy a file by sharing its blocks, if the disk can."""
-    if sys.platform != "linux":
-        return False
-    import fcntl
+    with contextlib.suppress(OSError, ImportError), open(source, "rb") as one, open(target, "wb") as two:
+        import fcntl
 
-    try:
-        with open(source, "rb") as one, open(target, "wb") as two:
-            fcntl.ioctl(two.fileno(), FICLONE, one.fileno())
-    except OSError:
-        return False
-    return True
+        fcntl.ioctl(two.fileno(), FICLONE, one.fileno())
+        return True
+    return False
 
 
-def _traces(notes: Path) -> list[Trace]:
-    """The traces of the ranks, each of the process that trained the longest."""
-    found: dict[str, Trace] = {}
+def _ranks(notes: Path) -> list[list[Step]]:
+    """The steps of the ranks, each of the process that trained the longest."""
+    found: dict[str, list[Step]] = {}
     for path in sorted(notes.glob("*.jsonl")):
-        lines = [json.loads(each) for each in path.read_text(encoding="utf-8").splitlines() if each.endswith("}")]
-        end: dict[str, Any] = next((each for each in lines if "why" in each), {})
-        every = next((each["every"] for each in lines if "every" in each), None)
-        trace = Trace([each for each in lines if "n" in each], end, every)
-        rank = path.name.split("-")[0]
-        if rank not in found or len(trace.steps) > len(found[rank].steps):
-            found[rank] = trace
+        lines = path.read_text(encoding="utf-8").splitlines()
+        steps, rank = [json.loads(each) for each in lines if each.endswith("}")], path.name.split("-")[0]
+        found |= {rank: steps} if len(steps) > len(found.get(rank, ())) else {}
     return [found[rank] for rank in sorted(found)]

@@ -1,21 +1,23 @@
-"""What is noted of a torch training from inside its own process, a line for each step of an optimizer.
+"""What is noted of a torch training from inside its own process, a line for each step of an optimizer, and its fence.
 
-The file is loaded by its path into the processes of a script (`sitecustomize.py` of the runs), so it imports nothing
-of the package, and torch only once the script has done so.
+A copy of this file is the `sitecustomize.py` of the processes of a script, so it imports nothing of the package, and
+torch only once the script has done so.
 """
 
 from __future__ import annotations
 
-import array
 import atexit
 import collections
+import contextlib
 import functools
 import gc
 import hashlib
+import importlib.machinery
 import importlib.util
 import json
 import os
 import random
+import shlex
 import signal
 import sys
 import time
@@ -34,6 +36,82 @@ SHARE = 0.03
 REMEMBERED = 16
 """Batches of loaders that are kept in mind until the network sees them: loaders may be some ahead."""
 
+PLACES: dict[str, list[tuple[int, int]]] = {
+    "os.remove": [(0, 1)], "os.rmdir": [(0, 1)], "os.mkdir": [(0, 2)], "os.rename": [(0, 2), (1, 3)],
+    "os.link": [(1, 3)], "os.symlink": [(1, 2)], "os.truncate": [(0, 9)], "os.chmod": [(0, 2)], "os.chown": [(0, 3)],
+    "os.utime": [(0, 3)], "sqlite3.connect": [(0, 9)], "open": [], "subprocess.Popen": [], "os.system": [],
+}  # fmt: skip
+"""By event of Python's audit: which arguments are paths, and which the folder that each is relative to."""
+
+COPIERS = {"cp", "ln", "rsync", "install"}
+WRITERS = COPIERS | {"rm", "mv", "rmdir", "mkdir", "touch", "tee", "truncate", "dd", "chmod", "unlink"}
+"""Programs whose paths are looked at; those behind a ``>`` always are."""
+
+REFUSAL = "learnit-r8 prove lets nothing outside its copy be written, got %s; --allow it."
+
+
+class Fence:
+    """Keeps what a script writes, renames or deletes in its copy of the folder.
+
+    It hears what Python audits, and the words of the programs that Python starts; what native code does is not heard.
+
+    Args:
+        allowed: Folders, and files, that may be written.
+        refusals: A file that gets a line for each path refused.
+    """
+
+    def __init__(self, allowed: list[str], refusals: str) -> None:
+        self.allowed = [os.path.realpath(each) for each in (*allowed, "/dev", "/proc")]
+        self.refusals, self.wrote = refusals, set[str]()
+
+    def is_outside(self, path: Any, folder: Any = -1) -> bool:
+        """Whether a path is one that must not be written."""
+        if not isinstance(path, (str, bytes, os.PathLike)) or path in (":memory:", ""):
+            return False
+        within = f"/proc/self/fd/{folder}" if isinstance(folder, int) and folder >= 0 else ""
+        # The last part itself may be a link, which is deleted or renamed in place; writing through it is looked at.
+        real = os.path.realpath(os.path.join(within, os.fsdecode(path)))
+        return all(os.path.commonpath((each, real)) != each for each in self.allowed)
+
+    def hear(self, event: str, args: tuple[Any, ...]) -> None:
+        """Look at what Python is about to do, and keep in mind what kind of file it writes."""
+        if event not in PLACES:
+            return
+        paths = [(args[at], args[folder] if len(args) > folder else -1) for at, folder in PLACES[event]]
+        if event == "open" and isinstance(args[0], (str, bytes)) and isinstance(args[2], int):
+            paths = [(args[0], -1)] if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) else []
+            self.wrote |= {"open"} if args[2] & os.O_CREAT and not args[2] & os.O_APPEND else set()
+        elif event in ("subprocess.Popen", "os.system"):
+            paths = [(each, -1) for each in self.written_by(args[event == "subprocess.Popen"])]
+        self.wrote |= {"rename"} if event == "os.rename" else set()
+        for path, folder in paths:
+            # A folder that is there already fails as it would without us.
+            if self.is_outside(path, folder) and not (event == "os.mkdir" and os.path.isdir(path)):
+                name = os.path.abspath(os.fsdecode(path))
+                # This is heard, too, and is inside.
+                with open(self.refusals, "a", encoding="utf-8") as file:
+                    file.write(name + "\n")
+                raise PermissionError(REFUSAL % name)
+
+    def written_by(self, command: Any) -> list[str]:
+        """The paths that a program may write, as far as its words tell."""
+        words = [os.fsdecode(each) for each in (command if isinstance(command, (list, tuple)) else [command])]
+        if len(words) == 1 or (words[1:2] == ["-c"] and os.path.basename(words[0]) in ("sh", "bash")):
+            try:
+                words = [*shlex.shlex(words[-1], posix=True, punctuation_chars=True)]
+            except ValueError:
+                return []
+        found: list[str] = []
+        program, before = "", ";"
+        for word in words:
+            if before in (";", "&&", "||", "|", "&"):
+                program, begun = os.path.basename(word), len(found)
+            elif before in (">", ">>", "&>") or (program in WRITERS and not word.startswith("-")):
+                # Of what is copied, only the last path is written.
+                found[begun if program in COPIERS else len(found) :] = [os.path.expanduser(word)]
+            before = word
+        return found
+
 
 class Arrival:
     """A finder of modules that calls a function once torch is imported."""
@@ -42,35 +120,30 @@ class Arrival:
         self.call = call
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Find torch as all others would, and wrap what runs it."""
-        if name != "torch" or self not in sys.meta_path:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        loader: Any = spec and spec.loader
-        if loader is not None:
-            run = loader.exec_module
-
-            def exec_module(module: Any) -> None:
-                run(module)
-                self.call()
-
-            loader.exec_module = exec_module
+        """Find torch as all others would, and wrap what runs it; some only look for it, and do not import it yet."""
+        others = (each for each in sys.meta_path if each is not self) if name == "torch" else ()
+        spec: Any = next(filter(None, (each.find_spec(name, path, target) for each in others)), None)
+        if spec is not None and spec.loader is not None:
+            wrap(spec.loader, "exec_module", after=lambda *_: self.call())
         return spec
 
 
-def unheard(hook: Callable[..., None]) -> Callable[..., None]:
-    """Keep what fails in a hook from the script; it is told to who started it."""
+def ignore(*_: Any, **__: Any) -> None:
+    """Hear nothing."""
 
-    @functools.wraps(hook)
-    def guarded(self: Probe, *args: Any, **settings: Any) -> None:
-        try:
-            hook(self, *args, **settings)
-        except Exception:
-            with open(os.path.join(self.request["folder"], "error.txt"), "w", encoding="utf-8") as file:
-                file.write(traceback.format_exc())
 
-    return guarded
+def wrap(owner: Any, name: str, before: Callable[..., None] = ignore, after: Callable[..., None] = ignore) -> None:
+    """Call a function before another one, or after it with its arguments and what it returns."""
+    plain = getattr(owner, name)
+
+    @functools.wraps(plain)
+    def wrapped(*args: Any, **settings: Any) -> Any:
+        before(*args, **settings)
+        result = plain(*args, **settings)
+        after(*args, result)
+        return result
+
+    setattr(owner, name, wrapped)
 
 
 class Probe:
@@ -78,37 +151,41 @@ class Probe:
 
     Args:
         request: ``folder`` for the notes; ``kill`` and ``stop``, the step after which the process is killed, or after
-            which it need not go on; ``known``, step by sum of the weights before it; ``every``, steps from one sum
-            of the whole state to the next, or None to choose it by the time it takes; ``dense``, steps before which
-            there is one anyway; ``deterministic``, whether torch is asked to be.
+            which it need not go on; ``known``, step by sum of the weights before it, and ``expected``, where it is none
+            of those; ``every``, steps from one sum of the whole state to the next, where the time that it takes does
+            not choose them; ``deterministic``, whether torch is asked to be.
+        fence: Knows what kind of file was written.
     """
 
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.request = request
-        self.saved: set[str] = set()
+    def __init__(self, request: dict[str, Any], fence: Fence) -> None:
+        self.request, self.fence = request, fence
         self.begin()
 
     def begin(self) -> None:
         """Forget everything: at first, and in a forked process."""
-        self.pid, self.file = os.getpid(), -1
-        self.count = self.offset = self.losses_due = 0
-        self.every: int | None = self.request.get("every")
-        self.losses: list[Any] = []
-        self.inputs: list[Any] = []
-        self.used: list[list[Any]] = []
+        self.pid, self.file, self.count, self.offset, self.passes, self.epochs = os.getpid(), -1, 0, 0, 0, 0
+        lists: list[list[Any]] = [[] for _ in range(6)]
+        self.losses, self.inputs, self.used, self.optimizers, self.roots, self.scalers = lists
         self.drawn: collections.deque[list[Any]] = collections.deque(maxlen=REMEMBERED)
-        self.optimizers: list[Any] = []
-        self.inside: int | None = None
-        self.has_gradients = False
-        self.note: dict[str, Any] = {}
-        self.waiting: dict[str, Any] | None = None
-        self.roots: list[Any] = []
-        self.scalers: list[Any] = []
-        self.generators: dict[str, Any] = {}
-        self.copies: dict[int, list[Any]] = {}
-        self.numbers = iter(range(1, 1 << 60))
-        self.arming: Any = None
-        self.cost, self.began = 0.0, 0.0
+        dicts: list[dict[Any, Any]] = [{} for _ in range(3)]
+        self.generators, self.copies, self.note = dicts
+        nothing: Any = None
+        self.every, self.inside, self.waiting, self.arming = self.request.get("every"), nothing, nothing, nothing
+        self.has_gradients, self.cost, self.began = False, 0.0, 0.0
+
+    def guard(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Keep what fails in a hook from the script; it is told to who started it."""
+
+        def guarded(*args: Any, **settings: Any) -> None:
+            try:
+                hook(*args, **settings)
+            except Exception:
+                path = os.path.join(self.request["folder"], "error.txt")
+                # On a full disk the file stays empty.
+                with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+                    file.write(traceback.format_exc())
+
+        return guarded
 
     def install(self) -> None:
         """Hear torch, which has just been imported."""
@@ -116,58 +193,31 @@ class Probe:
         from torch.optim import optimizer as optimizers
         from torch.utils.data import dataloader
 
-        self.torch = torch
+        self.torch, guard = torch, self.guard
         if self.request.get("deterministic"):
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
             torch.manual_seed(0)
             if "numpy" in sys.modules:
                 sys.modules["numpy"].random.seed(0)
-        optimizers.register_optimizer_step_pre_hook(self.before_step)
-        optimizers.register_optimizer_step_post_hook(self.after_step)
-        self.wrap(torch.autograd, "backward", self.hear_loss)
-        self.wrap(torch, "save", self.hear_save)
-        self.wrap(torch.amp.GradScaler, "__init__", lambda scaler, *_, **__: self.scalers.append(weakref.ref(scaler)))
-        self.wrap(dataloader.DataLoader, "__iter__", self.hear_loader)
-        iterator: Any = dataloader._BaseDataLoaderIter
-        draw, fetch, reset = iterator._next_index, iterator.__next__, iterator._reset
-
-        def next_index(loader: Any) -> Any:
-            indices = draw(loader)
-            loader.__dict__.setdefault("_r8_indices", collections.deque()).append(indices)
-            return indices
-
-        def next_batch(loader: Any) -> Any:
-            batch = fetch(loader)
-            self.hear_batch(loader, batch)
-            return batch
-
-        def begin_epoch(loader: Any, *args: Any, **settings: Any) -> None:
-            for name in ("_r8_indices", "_r8_place"):
-                loader.__dict__.pop(name, None)
-            reset(loader, *args, **settings)
-
-        iterator._next_index, iterator.__next__, iterator._reset = next_index, next_batch, begin_epoch
+        optimizers.register_optimizer_step_pre_hook(guard(self.before_step))
+        optimizers.register_optimizer_step_post_hook(guard(self.after_step))
+        wrap(torch.autograd, "backward", guard(self.hear_loss))
+        wrap(torch, "save", self.hear_save)
+        wrap(torch.amp.GradScaler, "__init__", lambda scaler, *_, **__: self.scalers.append(weakref.ref(scaler)))
+        wrap(dataloader.DataLoader, "__iter__", guard(self.hear_loader))
+        iterator = dataloader._BaseDataLoaderIter
+        wrap(iterator, "_reset", lambda loader, *_, **__: loader.__dict__.pop("_r8_place", None))
+        wrap(iterator, "_next_index", after=lambda loader, indices: self.place_of(loader)[2].append(indices))
+        wrap(iterator, "__next__", after=guard(self.hear_batch))
         self.arm()
-        atexit.register(self.end)
+        atexit.register(guard(self.end))
 
     def hear_save(self, _: Any = None, f: Any = None, *__: Any, **___: Any) -> None:
         """Note that the training saves; a path goes to the fence, as torch opens it in native code."""
-        self.saved.add("torch")
+        self.fence.wrote.add("torch")
         if isinstance(f, (str, os.PathLike)):
             sys.audit("open", os.fspath(f), "wb", os.O_WRONLY | os.O_CREAT)
-
-    @staticmethod
-    def wrap(owner: Any, name: str, hear: Callable[..., Any]) -> None:
-        """Call a function before one of torch's."""
-        plain = getattr(owner, name)
-
-        def wrapped(*args: Any, **settings: Any) -> Any:
-            hear(*args, **settings)
-            return plain(*args, **settings)
-
-        wrapped.__wrapped__, wrapped.__doc__, wrapped.__name__ = plain, plain.__doc__, name  # type: ignore[attr-defined]
-        setattr(owner, name, wrapped)
 
     def sums(self, tensors: list[Any]) -> str:
         """A digest of tensors from two whole sums of the bits of each, one of them by place, made on its device."""
@@ -175,14 +225,12 @@ class Probe:
         for each in tensors:
             each = each.detach()
             each = each.to_local() if hasattr(each, "to_local") else each
-            if not each.numel():
-                continue
-            each = torch.view_as_real(each) if each.is_complex() else each
-            kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[each.element_size()]
-            bits = each.reshape(-1).view(kind)
-            some = bits[:: max(1, bits.numel() // 1021)].to(torch.int64)
-            places = torch.arange(1, some.numel() + 1, device=some.device)
-            found += [bits.sum(dtype=torch.int64), (some * (places * 2 + 1)).sum()]
+            if each.numel():
+                each = torch.view_as_real(each) if each.is_complex() else each
+                bits = each.reshape(-1).view(getattr(torch, f"int{8 * each.element_size()}"))
+                some = bits[:: max(1, bits.numel() // 1021)].to(torch.int64)
+                places = torch.arange(3, 2 * some.numel() + 3, 2, device=some.device)
+                found += [bits.sum(dtype=torch.int64), (some * places).sum()]
         values = torch.stack([each.to(found[0].device) for each in found]).tolist() if found else []
         shapes = [tuple(each.shape) for each in tensors]
         return hashlib.blake2b(repr((shapes, values)).encode(), digest_size=8).hexdigest()
@@ -197,78 +245,76 @@ class Probe:
             for each in batch if isinstance(batch, (list, tuple)) else batch.values():
                 yield from self.tensors_in(each, depth - 1)
 
-    @unheard
+    def place_of(self, loader: Any) -> list[Any]:
+        """The number of the epoch that a loader is in, of the batch in it, and the indices of those to come."""
+        if "_r8_place" not in loader.__dict__:
+            self.epochs += 1
+            loader._r8_place = [self.epochs, 0, collections.deque()]
+        place: list[Any] = loader._r8_place
+        return place
+
     def hear_loader(self, loader: Any) -> None:
         """Keep a loader's own generators in mind."""
         for owner in (loader, getattr(loader, "sampler", None)):
-            generator = getattr(owner, "generator", None)
-            if isinstance(generator, self.torch.Generator):
+            if isinstance(generator := getattr(owner, "generator", None), self.torch.Generator):
                 self.generators["loader"] = generator
 
-    @unheard
     def hear_batch(self, loader: Any, batch: Any) -> None:
         """Note a batch that a loader gives: its place in the epoch, samples and content."""
-        place = loader.__dict__.setdefault("_r8_place", [next(self.numbers), 0])
+        place, data = self.place_of(loader), loader._dataset
         place[1] += 1
-        waiting = loader.__dict__.get("_r8_indices")
-        indices = waiting.popleft() if waiting else None
-        data = loader._dataset
+        indices = place[2].popleft() if place[2] else None
         while isinstance(indices, list) and isinstance(data, self.torch.utils.data.Subset):
             indices, data = [data.indices[each] for each in indices], data.dataset
+        told: list[Any] = [None, None]
         if isinstance(indices, list) and None not in indices:
-            key: Any = f"{zlib.crc32(repr(indices).encode()):08x}"
-            indices = [int(each) for each in indices[:4] if isinstance(each, int)]
-        else:
-            key = indices = None
-        parts = {self.sums([each]): weakref.ref(each) for each in list(self.tensors_in(batch))[:6]}
-        self.drawn.append([*place, key, indices, parts, False])
+            told = [f"{zlib.crc32(repr(indices).encode()):08x}", indices[:4]]
+        parts = {self.sums([each]): weakref.ref(each) for each in [*self.tensors_in(batch)][:6]}
+        self.drawn.append([*place[:2], *told, parts, False])
 
     def arm(self) -> None:
         """Listen for the first network that is called; those inside it are not listened to."""
         if self.arming is None:
             hooks: Any = self.torch.nn.modules.module
-            self.arming = hooks.register_module_forward_pre_hook(self.hear_input)
+            self.arming = hooks.register_module_forward_pre_hook(self.guard(self.hear_input))
 
-    @unheard
     def hear_input(self, module: Any, args: Any) -> None:
         """Note what goes into a network that trains, and which batch of a loader it is."""
-        if not module.training or self.torch.compiler.is_compiling():
+        # A loss may be a module, too, which nobody takes out of training mode for a validation.
+        is_network = module.training and next(module.parameters(), None) is not None
+        if not is_network or not self.torch.is_grad_enabled() or self.torch.compiler.is_compiling():
+            return
+        # A hook on all modules is not handed the keywords, with which some frameworks call theirs.
+        given = [*self.tensors_in([args, sys._getframe(2).f_locals.get("kwargs", {})])][:6]
+        if not given:
             return
         self.arming.remove()
         self.arming = None
         if not any(each() is module for each in self.roots):
             self.roots.append(weakref.ref(module))
-        if not self.count and not self.losses_due:
+        if not self.count and not self.passes:
             # Gradients before the first backward pass: of an accumulation that goes on.
             self.has_gradients = any(each.grad is not None and bool(each.grad.any()) for each in module.parameters())
-        try:
-            # A hook on all modules is not handed the keywords, with which some frameworks call theirs.
-            settings = sys._getframe(1).f_locals.get("kwargs", {})
-            given = list(self.tensors_in([args, settings]))[:6]
-            known = {
-                id(each()): digest for batch in self.drawn for digest, each in batch[4].items() if each() is not None
-            }
-            digests = [known.get(id(each)) or self.sums([each]) for each in given]
-        except Exception:
-            digests = []
-        found, most = None, 0
-        for batch in self.drawn:
-            same = len(set(digests) & set(batch[4]))
-            if same > most or (same == most and most and found and found[5] and not batch[5]):
-                found, most = batch, same
-        if found is None and self.drawn:
-            found = self.drawn[-1]
-        if found is not None:
-            found[5] = True
-            self.used.append([*found[:4], [*found[4]]])
+        parts = [each for batch in self.drawn for each in batch[4].items()]
+        known = {id(each()): digest for digest, each in parts if each() is not None}
+        digests = [known.get(id(each)) or self.sums([each]) for each in given]
+        # The batch that shares most tensors with it, and was not used yet; where none does, the last one.
+        shared = [(len(set(digests) & set(batch[4])), not batch[5]) for batch in self.drawn]
+        if shared:
+            most = max(shared)
+            self.use(self.drawn[shared.index(most) if most[0] else -1])
         self.inputs.append("-".join(digests))
 
-    @unheard
+    def use(self, batch: list[Any]) -> None:
+        """Note that a batch is trained on."""
+        batch[5] = True
+        self.used.append([*batch[:4], [*batch[4]]])
+
     def hear_loss(self, tensors: Any = None, *_: Any, **__: Any) -> None:
         """Note a loss that is differentiated; its value is read later, as that would wait for the device."""
         several = tensors if isinstance(tensors, (list, tuple)) else [tensors]
         self.losses += [each.detach().clone() for each in several if isinstance(each, self.torch.Tensor)]
-        self.losses_due += 1
+        self.passes += 1
         self.arm()
 
     def state_of_generators(self) -> dict[str, int]:
@@ -278,17 +324,11 @@ class Probe:
         if torch.cuda.is_initialized():
             found["cuda"] = torch.cuda.get_rng_state()
         sums = {name: zlib.crc32(state.numpy()) for name, state in found.items()}
-        sums["python"] = zlib.crc32(array.array("Q", random.getstate()[1]))
         if numpy is not None and hasattr(numpy, "random"):
             _, keys, place, *_ = numpy.random.get_state()
             sums["numpy"] = zlib.crc32(keys.tobytes(), place)
-        return sums
+        return {**sums, "python": hash(random.getstate()[1]) & 0xFFFFFFFF}
 
-    def parameters(self, optimizer: Any) -> list[Any]:
-        """What an optimizer trains."""
-        return [each for group in optimizer.param_groups for each in group["params"]]
-
-    @unheard
     def before_step(self, optimizer: Any, *_: Any) -> None:
         """Note the state before a step."""
         if os.getpid() != self.pid:
@@ -297,53 +337,47 @@ class Probe:
             # A step within a step, as of an optimizer that is sharded among ranks.
             return
         self.inside = id(optimizer)
-        if not any(each is optimizer for each in self.optimizers):
-            self.optimizers.append(optimizer)
-        number = next(i for i, each in enumerate(self.optimizers) if each is optimizer)
-        step = self.count + 1 + self.offset
-        groups = optimizer.param_groups
-        settings = [
-            [v for k, v in sorted(g.items()) if k != "lr" and isinstance(v, (int, float, tuple))] for g in groups
-        ]
-        self.note = {"n": self.count + 1, "o": number, "r": [float(group["lr"]) for group in groups]}
+        # Optimizers compare by identity.
+        self.optimizers += [optimizer] if optimizer not in self.optimizers else []
+        number = self.optimizers.index(optimizer)
+        groups = [sorted(each.items()) for each in optimizer.param_groups]
+        settings = [[v for k, v in each if k != "lr" and isinstance(v, (int, float, tuple))] for each in groups]
+        self.note = {"n": self.count + 1, "o": number, "r": [float(each["lr"]) for each in optimizer.param_groups]}
         self.note |= {"h": zlib.crc32(repr(settings).encode()), "g": self.state_of_generators()}
         if scalers := [each() for each in self.scalers if each() is not None and each().is_enabled()]:
             self.note["s"] = [[each.get_scale(), int(each._get_growth_tracker())] for each in scalers]
-        saved, self.saved = self.saved, set()
-        if saved:
-            self.note["f"] = sorted(saved)
-        is_due = self.every is None or step % self.every == 0 or step in self.request.get("dense", ())
-        if self.count < DENSE or saved or is_due:
+        if self.fence.wrote:
+            self.note["f"] = sorted(self.fence.wrote)
+        if self.count < DENSE or self.fence.wrote or (self.count + 1 + self.offset) % (self.every or 1) == 0:
             began = time.perf_counter()
             self.note |= self.whole_state(optimizer)
             self.cost = max(time.perf_counter() - began, 1e-4)
+        self.fence.wrote.clear()
         if self.count == 0:
             self.note["a"] = self.has_gradients
             self.offset = self.request.get("known", {}).get(self.note["w"], self.request.get("expected", 1)) - 1
 
     def whole_state(self, optimizer: Any) -> dict[str, Any]:
         """Sums of weights, moments, buffers and copies of the weights."""
-        own = self.parameters(optimizer)
+        own = [each for group in optimizer.param_groups for each in group["params"]]
         moments = [optimizer.state.get(each, {}) for each in own]
         names = sorted({name for each in moments for name in each})
-        tensors = [each[name] for name in names for each in moments if self.torch.is_tensor(each.get(name))]
-        told = [each.get(name) for name in names for each in moments if isinstance(each.get(name), (int, float))]
+        values = [each.get(name) for name in names for each in moments]
+        tensors = [each for each in values if self.torch.is_tensor(each)]
+        told = next((each for each in values if isinstance(each, (int, float))), "")
         mine = {id(each) for each in own}
         roots = [each() for each in self.roots if each() is not None]
         rest = [each for root in roots for each in (*root.buffers(), *root.parameters()) if id(each) not in mine]
         if self.count in (1, 2, 12):
             self.find_copies(own, [*own, *tensors, *rest])
-        state: dict[str, Any] = {"w": self.sums(own), "m": f"{self.sums(tensors)}{told[0] if told else ''}"}
-        state |= {"names": names, "u": self.sums(rest)}
-        counts = [each["step"] for each in moments[:1] if "step" in each]
-        state["c"] = float(counts[0]) if counts else None
-        copies = {}
-        for key, (held, values) in list(self.copies.items()):
-            values.append(self.sums([*self.tensors_in(held(), 1)]))
-            copies[key] = values[-1]
-            if held() is None or (len(values) > 32 and len(set(values)) == 1):
-                del self.copies[key]
-        return {**state, "e": copies} if copies else state
+        count = next((float(each["step"]) for each in moments[:1] if "step" in each), None)
+        for held, seen in self.copies.values():
+            seen.append(self.sums([*self.tensors_in(held(), 1)]))
+        copies = {key: seen[-1] for key, (_, seen) in self.copies.items()}
+        # What never moves is none, nor what is gone.
+        self.copies = {k: x for k, x in self.copies.items() if x[0]() and (len(x[1]) < 33 or len({*x[1]}) > 1)}
+        sums = {"w": self.sums(own), "m": f"{self.sums(tensors)}{told}", "u": self.sums(rest)}
+        return {**sums, "names": names, "c": count, "e": copies}
 
     def find_copies(self, own: list[Any], known: list[Any]) -> None:
         """Find what holds tensors of the shapes of the weights without being the weights: averages of them."""
@@ -357,38 +391,36 @@ class Probe:
             is_module = issubclass(type(each), module)
             if not is_module and not len(own) <= len(each) <= 4 * len(own) + 64:
                 continue
-            tensors = [*self.tensors_in(each, 1)]
-            floats = [one for one in tensors if one.is_floating_point()]
+            floats = [one for one in self.tensors_in(each, 1) if one.is_floating_point()]
+            places = {one.data_ptr() for one in floats}
             is_mixed = isinstance(each, list) and len(floats) < len(each)
-            if is_mixed or shapes - collections.Counter(tuple(one.shape) for one in floats):
-                continue
-            if not taken & {one.data_ptr() for one in floats}:
-                taken |= {one.data_ptr() for one in floats}
+            if not is_mixed and not taken & places and not shapes - collections.Counter(tuple(x.shape) for x in floats):
+                taken |= places
                 # A dict has no weak references.
                 self.copies[len(self.copies)] = [weakref.ref(each) if is_module else lambda each=each: each, []]
 
-    @unheard
     def after_step(self, optimizer: Any, *_: Any) -> None:
         """Note what the step was made of, and kill the process if it is time."""
         if self.inside != id(optimizer):
             return
         self.inside = None
         self.count += 1
-        note = self.note | {"x": self.used[-8:], "i": self.inputs[-8:], "b": self.losses_due, "t": self.losses[-16:]}
-        self.losses, self.inputs, self.used, self.losses_due = [], [], [], 0
+        if not self.used and self.drawn and not self.drawn[-1][5]:
+            # No module was called with it.
+            self.use(self.drawn[-1])
+        note = {**self.note, "x": self.used[-8:], "i": self.inputs[-8:], "b": self.passes, "t": self.losses[-16:]}
+        self.losses, self.inputs, self.used, self.passes = [], [], [], 0
         before, self.waiting = self.waiting, note
+        self.began = self.began or time.perf_counter()
         self.arm()
-        if before is None:
-            self.began = time.perf_counter()
-        else:
+        if before is not None:
             self.write(before)
         if self.every is None and self.count == DENSE + 2:
-            per_step = (time.perf_counter() - self.began) / (self.count - 1)
-            self.every = max(1, round(self.cost / max(per_step - self.cost, 1e-4) / SHARE))
-            self.write({"every": self.every})
-        step = self.count + self.offset
+            per_step = max((time.perf_counter() - self.began) / (self.count - 1) - self.cost, 1e-4)
+            # A power of two, so that another process sums at the same steps, if at fewer or more.
+            self.every = 1 << max(0, round(self.cost / per_step / SHARE) - 1).bit_length()
         for word in ("kill", "stop"):
-            if step == self.request.get(word):
+            if self.count + self.offset == self.request.get(word):
                 self.end(word)
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -401,36 +433,31 @@ class Probe:
                 rank = str(distributed.get_rank())
             name = os.path.join(self.request["folder"], f"{int(rank):05d}-{time.time_ns()}-{self.pid}.jsonl")
             self.file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        if "t" in note:
-            note["l"] = [float(each) if each.numel() == 1 else float(each.double().sum()) for each in note.pop("t")]
-        os.write(self.file, (json.dumps(note) + "\n").encode())
+        note["l"] = [float(each) if each.numel() == 1 else float(each.double().sum()) for each in note.pop("t")]
+        os.write(self.file, (json.dumps(note, default=int) + "\n").encode())
 
-    @unheard
     def end(self, why: str = "end") -> None:
-        """Note the end of the process, and the state it ended with."""
-        if os.getpid() != self.pid or not self.count:
-            return
-        if self.waiting is not None:
-            self.write(self.waiting)
+        """Write the note of the last step, with what ends the process."""
+        if os.getpid() == self.pid and self.waiting is not None:
+            self.write({**self.waiting, "end": why})
             self.waiting = None
-        state = {} if why == "kill" else self.whole_state(self.optimizers[0])
-        self.write({"why": why, "f": sorted(self.saved), **state})
 
 
-def begin(path: str) -> None:
-    """Listen in this process as a request says, once torch is there."""
-    with open(path, encoding="utf-8") as file:
-        request = json.load(file)
-    probe = Probe(request)
-
-    def note_file(event: str, args: tuple[Any, ...]) -> None:
-        if event == "os.rename":
-            probe.saved.add("rename")
-        elif event == "open" and isinstance(args[0], (str, bytes)) and isinstance(args[2], int):
-            probe.saved |= {"open"} if args[2] & os.O_CREAT and not args[2] & os.O_APPEND else set()
-
-    sys.addaudithook(note_file)
-    arrival: Any = Arrival(probe.install)
+def begin(folder: str) -> None:
+    """Listen in this process as the request in a folder says, once torch is there, and load what this file hides."""
+    with open(os.path.join(folder, "request.json"), encoding="utf-8") as file:
+        request = {**json.load(file), "folder": folder}
+    fence = Fence(request["allowed"], request["refusals"])
+    sys.addaudithook(fence.hear)
+    arrival: Any = Arrival(Probe(request, fence).install)
     sys.meta_path.insert(0, arrival)
     if request.get("deterministic"):
         random.seed(0)
+    others = [each for each in sys.path if os.path.abspath(each) != folder]
+    hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+    if hidden is not None and hidden.loader is not None:
+        hidden.loader.exec_module(importlib.util.module_from_spec(hidden))
+
+
+if __name__ == "sitecustomize":
+    begin(os.path.dirname(os.path.abspath(__file__)))

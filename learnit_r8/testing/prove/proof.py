@@ -8,23 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .comparison import (
-    Difference,
-    align,
-    align_by_batches,
-    evidence,
-    first_difference,
-    first_odd,
-    generators_that_differ,
-    is_epoch_start,
-    spread,
-)
-from .launches import CannotSay, Launch, Trace, Workshop, words_of
+from . import comparison as compared
+from .comparison import Difference, Rows, first_odd, generators_that_differ, is_epoch_start
+from .launches import LIMIT, CannotSay, Launch, Step, Workshop, saves_of, words_of
 
 FEWEST = 4
 """Steps that a training must have: one before the checkpoint, one lost, two to compare."""
 
 EXACT, DIFFERS, UNKNOWN = 0, 1, 2
+
+HOW = 'give the command that goes on as --resume "CMD", for instance --resume "python train.py --resume last.pt".'
+UNHEARD = "the command does not train, trains in JAX or Keras (not heard yet), or its Python ignores PYTHONPATH"
+NOTHING = "so there is nothing to go on from: let it save checkpoints more often, or train longer."
 
 REPEATABLE = {"optimizer", "backward passes", "rates", "settings", "batches", "content", "scaler"}
 """Parts that are compared to the bit, if they do repeat themselves, where losses and weights do not."""
@@ -51,7 +46,7 @@ class Proof(NamedTuple):
     restarts: tuple[Restart, ...] = ()
     difference: Difference | None = None
     is_second_only: bool = False
-    rows: tuple[tuple[str, ...], ...] = ()
+    rows: Rows = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -74,41 +69,29 @@ class Trial:
         self.resume = [*command] if resume is None else words_of(resume)
         self.notes: list[str] = []
         self.restarts: list[Restart] = []
-        self.ranks: list[Trace] = []
-        self.stable: set[str] | None = None
+        self.whole: list[list[Step]] = []
+        self.only: set[str] | None = None
 
-    @property
-    def whole(self) -> list[list[dict[str, Any]]]:
-        """The steps of the whole training, by rank."""
-        return [each.steps for each in self.ranks]
-
-    def run_whole(self, stop: int | None = None, **request: Any) -> Launch:
+    def run_whole(self, **request: Any) -> Launch:
         """Run the command as it is, to its end, or to a step."""
-        done = self.shop.launch(self.shop.copy(), self.command, stop=stop or self.stop, **request)
-        steps = len(done.ranks[0].steps) if done.ranks else 0
+        done = self.shop.launch(self.shop.copy(), self.command, **{"stop": self.stop, **request})
+        self.whole = self.whole or done.ranks
         if refused := self.shop.refused():
             self.notes.append(f"refused to write {', '.join(refused[:3])} (--allow PATH lets it through)")
-        last = f" It said: {_last(done.output)}"
-        if done.code and not (done.ranks and done.ranks[0].end.get("why") == "stop"):
-            raise CannotSay(f"the command ended with {done.code} after {steps} steps.{last}")
-        if not steps:
-            raise CannotSay(
-                "no optimizer of torch made a step: the command does not train, trains in JAX or Keras (not heard yet)"
-                f", or its Python ignores PYTHONPATH.{last}"
-            )
-        if steps < FEWEST:
-            raise CannotSay(f"the training must have at least {FEWEST} steps, got {steps}.")
+        if done.code and done.end != "stop":
+            raise CannotSay(f"the command ended with {done.code} after {done.steps} steps. It said: {done.said}")
+        if not done.steps:
+            raise CannotSay(f"no optimizer of torch made a step: {UNHEARD}. It said: {done.said}")
+        if done.steps < FEWEST:
+            raise CannotSay(f"the training must have at least {FEWEST} steps, got {done.steps}.")
         return done
 
     def places(self, kills: int, seed: int) -> list[int]:
         """After which steps to kill: in mid-epoch, right after a checkpoint, and anywhere, each after another one."""
-        steps, draw = self.ranks[0].steps, random.Random(seed)
-        saves = [each for each in self.ranks[0].saves() if each < len(steps) - 1]
+        steps, draw = self.whole[0], random.Random(seed)
+        saves = [each for each in saves_of(steps) if each < len(steps) - 1]
         if not saves:
-            raise CannotSay(
-                "the training writes no file before its last step, so there is nothing to go on from: let it save "
-                "checkpoints more often, or train longer."
-            )
+            raise CannotSay(f"the training writes no file before its last step, {NOTHING}")
         # Evenly, from the first on: after a kill, some later checkpoint is to be written by the restarted process.
         # Where an epoch ends, much that is wrong does not show; the last kill may be there.
         within = [each for each in saves if not is_epoch_start(steps, each)] or saves
@@ -120,56 +103,46 @@ class Trial:
             found.append(save + (1 if number % 3 == 1 else draw.randint((gap + 1) // 2, max(gap - 1, (gap + 1) // 2))))
         return sorted(found)
 
-    def start_and_kill(self, kill: int, place: Path) -> Launch:
-        """The first launch of a training that is to be killed."""
-        done = self.shop.launch(place, self.command, every=self.ranks[0].every, kill=kill, stop=self.stop)
-        if not done.was_killed:
-            steps = len(done.ranks[0].steps) if done.ranks else 0
-            raise CannotSay(f"the training ended after {steps} steps, before the kill at {kill}: {_last(done.output)}")
-        return done
+    def start_and_kill(self, kill: int) -> tuple[Path, Launch]:
+        """The first launch of a training that is to be killed, in a fresh copy."""
+        place = self.shop.copy()
+        done = self.shop.launch(place, self.command, kill=kill, stop=self.stop)
+        if done.end != "kill":
+            raise CannotSay(f"the training ended after {done.steps} steps, before the kill at {kill}: {done.said}")
+        return place, done
 
-    def go_on(self, references: list[list[Any]], place: Path, killed: int, kill: int | None) -> Launch:
+    def go_on(self, references: list[list[Step]], place: Path, killed: int, **request: Any) -> Launch:
         """Start it again, to its end or to the next kill."""
         known = {each["w"]: each["n"] for each in references[0] if "w" in each}
         self.say(f"start again after the kill at step {killed}")
-        request = {"every": self.ranks[0].every, "known": known, "expected": killed, "kill": kill, "stop": self.stop}
+        request = {"stop": self.stop, **request, "known": known, "expected": killed}
         done = self.shop.launch(place, self.resume, **request)
-        has_failed = done.code and not done.was_killed and done.ranks and done.ranks[0].end.get("why") != "stop"
-        if has_failed or not done.ranks:
+        if not done.ranks or (done.code and done.end not in ("kill", "stop")):
             how = f"ended with {done.code}" if done.code else "ended as if it were done"
-            raise CannotSay(f"started again after the kill at step {killed}, the command {how}: {_last(done.output)}")
+            raise CannotSay(f"started again after the kill at step {killed}, the command {how}: {done.said}")
         if len(done.ranks) != len(references):
             raise CannotSay(f"{len(done.ranks)} processes train after the kill, in place of {len(references)}.")
         return done
 
-    def compare(
-        self, done: Launch, references: list[list[Any]], killed: int, *, is_whole: bool = True
-    ) -> Difference | None:
+    def compare(self, done: Launch, references: list[list[Step]], killed: int) -> Difference | None:
         """Compare a restarted training with what it should have done, to the end if that is there, too.
 
         It is the earliest difference of all ranks.
         """
         found = []
-        for rank, (trace, reference) in enumerate(zip(done.ranks, references, strict=True)):
-            has_ended = is_whole and trace.end.get("why") == "end"
-            after = align(trace.steps, reference, killed)
-            if after is None:
-                is_anew = has_ended and len(trace.steps) == len(reference)
-                after = 0 if is_anew else align_by_batches(trace.steps, reference, killed)
+        for rank, (steps, reference) in enumerate(zip(done.ranks, references, strict=True)):
+            has_ended = steps[-1].get("end") == "end" and reference[-1].get("end") != "kill"
+            after = compared.align(steps, reference, killed, is_anew=has_ended and len(steps) == len(reference))
             if after == 0:
-                raise CannotSay(
-                    f"started again after the kill at step {killed}, the training begins at step 0: give the command "
-                    'that goes on as --resume "CMD", for instance --resume "python train.py --resume last.pt".'
-                )
+                raise CannotSay(f"started again after the kill at step {killed}, the training begins at step 0: {HOW}")
             after = min(killed, len(reference) - 1) if after is None else after
             if rank == 0:
-                self.restarts.append(Restart(killed, after, min(len(trace.steps), len(reference) - after)))
-            difference = first_difference(trace.steps, reference, after, only=self.stable)
-            count = after + len(trace.steps)
-            if difference is None and has_ended and count != len(reference):
-                kind = "twice" if count < len(reference) <= count + 2 else "steps"
-                told = f"{count} in place of {len(reference)}"
-                step = min(count, len(reference)) + 1
+                self.restarts.append(Restart(killed, after, min(len(steps), len(reference) - after)))
+            difference = compared.first_difference(steps, reference, after, only=self.only)
+            count, right = after + len(steps), len(reference)
+            if difference is None and has_ended and count != right:
+                kind, step = "twice" if count < right <= count + 2 else "steps", min(count, right) + 1
+                told = f"{count} in place of {right}"
                 difference = Difference(step, step - after, ("number of steps",), kind, told)
             if difference is not None:
                 found.append(difference._replace(rank=rank))
@@ -178,98 +151,85 @@ class Trial:
     def prove(self, kills: int, seed: int) -> Proof:
         """Kill and restart a training until something differs, or there is no kill left."""
         self.say("the whole training")
-        whole = self.run_whole()
-        self.ranks, self.shop.longest = whole.ranks, whole.seconds
-        kill_at, place = self.places(kills, seed), self.shop.copy()
-        self.say(f"{len(self.ranks[0].steps)} steps; kill at step {kill_at[0]}")
-        done = self.start_and_kill(kill_at[0], place)
-        for one, two in zip(self.ranks, done.ranks, strict=False):
+        self.shop.limit = 10 * self.run_whole().seconds + LIMIT
+        kill_at = self.places(kills, seed)
+        self.say(f"{len(self.whole[0])} steps; kill at step {kill_at[0]}")
+        place, done = self.start_and_kill(kill_at[0])
+        for one, two in zip(self.whole, done.ranks, strict=False):
             # Nobody needs a generator that nobody seeds.
-            for name in generators_that_differ(one.steps[0], two.steps[0]):
-                for step in one.steps:
+            for name in generators_that_differ(one[0], two[0]):
+                for step in one:
                     step["g"].pop(name, None)
-        if odd := first_odd(self.whole, [each.steps for each in done.ranks]):
+        if odd := first_odd(self.whole, done.ranks):
             return self.prove_what_repeats(done, *odd, place, kill_at[0])
+        saves = saves_of(self.whole[0])
         for number, killed in enumerate(kill_at):
-            done = self.go_on(self.whole, place, killed, kill_at[number + 1] if number + 1 < kills else None)
+            done = self.go_on(self.whole, place, killed, kill=kill_at[number + 1] if number + 1 < kills else None)
             difference = self.compare(done, self.whole, killed)
-            went_on, saves = self.restarts[-1].went_on, self.ranks[0].saves()
+            went_on = self.restarts[-1].went_on
             if went_on in saves and (newer := [each for each in saves if went_on < each < killed]):
-                self.notes.append(
-                    f"killed at step {killed}, it went on from the older checkpoint of step {went_on}, though there "
-                    f"was one of step {newer[-1]}: lost work only"
-                )
+                older = f"killed at step {killed}, it went on from the older checkpoint of step {went_on}"
+                self.notes.append(f"{older}, though there was one of step {newer[-1]}: lost work only")
             if difference is not None:
                 return self.conclude(done, difference, number, killed)
-        if odd_ones := generators_that_differ(self.whole[0][self.restarts[-1].went_on], done.ranks[0].steps[0]):
+        if odd_ones := generators_that_differ(self.whole[0][self.restarts[-1].went_on], done.ranks[0][0]):
             self.notes.append(f"not put back, and not missed so far: the generators {', '.join(odd_ones)}")
         return Proof(EXACT)
 
     def conclude(self, done: Launch, difference: Difference, number: int, killed: int) -> Proof:
         """Make sure that a difference comes of the kill, and see whether it needs a second one."""
         self.say(f"a difference at step {difference.step}; does the training repeat itself up to there?")
-        restart, is_late = self.restarts[-1], "number of steps" in difference.parts
-        dense = [*range(restart.went_on + 1, restart.went_on + 5), difference.step]
-        last = None if is_late else max(FEWEST, difference.step + 2)
-        again = self.run_whole(last, every=self.ranks[0].every, dense=dense)
-        odd = first_odd(self.whole, [each.steps for each in again.ranks])
+        stop = None if "number of steps" in difference.parts else max(FEWEST, difference.step + 2)
+        again = self.run_whole(stop=stop or self.stop, every=1)
+        odd = first_odd(self.whole, again.ranks)
         if odd and odd[1] <= difference.step and set(difference.parts) <= odd[0]:
             return Proof(UNKNOWN, f"{_not_repeatable(*odd)}. Try --deterministic.")
         is_second_only = False
         if number:
             self.say("the same kill alone, in a fresh copy")
-            place = self.shop.copy()
-            self.start_and_kill(killed, place)
-            alone = self.go_on(self.whole, place, killed, None if is_late else difference.step + 2)
+            alone = self.go_on(self.whole, self.start_and_kill(killed)[0], killed, stop=stop or self.stop)
             is_second_only = self.compare(alone, self.whole, killed) is None
             self.restarts.pop()
-        steps = again.ranks[difference.rank].steps
-        for step, each in zip(steps, self.ranks[difference.rank].steps, strict=False):
+        for step, each in zip(again.ranks[difference.rank], self.whole[difference.rank], strict=False):
             step["g"] = {name: step["g"][name] for name in each["g"]}
-        rows = evidence(difference, done.ranks[difference.rank].steps, steps)
-        return Proof(DIFFERS, difference=difference, is_second_only=is_second_only, rows=rows)
+        return self.differs(difference, done, again.ranks)._replace(is_second_only=is_second_only)
+
+    def differs(self, found: Difference, done: Launch, whole: list[list[Step]]) -> Proof:
+        """A difference with its evidence."""
+        rows = compared.evidence(found, done.ranks[found.rank], whole[found.rank])
+        return Proof(DIFFERS, difference=found, rows=rows)
 
     def prove_what_repeats(self, done: Launch, parts: set[str], since: int, place: Path, killed: int) -> Proof:
         """Compare the steps that the kill undid, all of each; then what does not differ without a kill."""
         self.notes.append(_not_repeatable(parts, since))
-        before = [each.steps for each in done.ranks]
-        after = self.go_on(before, place, killed, None)
-        # What it trained before the kill, it must train again just so.
-        own = self.compare(after, before, killed, is_whole=False)
-        restart = self.restarts.pop()
-        if own is None and restart.compared:
-            self.restarts.append(restart)
+        before = done.ranks
+        after = self.go_on(before, place, killed)
+        # What it trained before the kill, it must train again just so, whatever other trainings do.
+        own = self.compare(after, before, killed)
+        restart = self.restarts[-1]
+        if restart.compared and (own is None or REPEATABLE & {*own.parts}):
             self.notes.append("compared with the steps that the kill undid, which were trained again")
-            return Proof(EXACT)
-        self.stable = REPEATABLE - parts
+            return self.differs(own, after, before) if own else Proof(EXACT)
+        self.only = REPEATABLE - parts
         joined = [[*one, *two[len(one) :]] for one, two in zip(before, self.whole, strict=True)]
+        self.restarts.pop()
         found = self.compare(after, joined, killed)
-        apart = spread(after.ranks[0].steps, self.whole[0][restart.went_on :])
-        usual = spread(done.ranks[0].steps, self.whole[0])
+        apart = compared.spread(after.ranks[0], self.whole[0][restart.went_on :])
+        usual = compared.spread(before[0], self.whole[0])
         told = f"losses differ by {apart:.2g} after the kill, by {usual:.2g} without"
-        if found is None and own is not None and "batches" in self.stable and apart > 3 * usual:
+        if found is None and own is not None and "batches" in self.only and apart > 3 * usual:
             found = own._replace(detail=told)
         if found is not None:
-            rows = evidence(found, after.ranks[found.rank].steps, joined[found.rank])
-            return Proof(DIFFERS, difference=found, rows=rows)
+            return self.differs(found, after, joined)
         why = f"{_not_repeatable(parts, since)}; what can be compared is the same, and {told}. Try --deterministic."
         return Proof(UNKNOWN, why)
 
 
 def prove(
-    command: Sequence[str],
-    *,
-    folder: str | Path = ".",
-    resume: str | None = None,
-    kills: int = 3,
-    steps: int | None = None,
-    allow: Sequence[str] = (),
-    link: Sequence[str] = (),
-    deterministic: bool = False,
-    seed: int = 0,
-    work: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Proof:
+    command: Sequence[str], *, folder: str | Path = ".", resume: str | None = None, kills: int = 3,
+    steps: int | None = None, allow: Sequence[str] = (), link: Sequence[str] = (), deterministic: bool = False,
+    seed: int = 0, work: str | None = None, say: Callable[[str], None] = lambda text: None,
+) -> Proof:  # fmt: skip
     """Find out whether a training goes on exactly where it was when it is killed and started again.
 
     Args:
@@ -306,19 +266,10 @@ def prove(
             found = Proof(UNKNOWN, f"{shop.place}: {str(error)[:300]}.")
         if changed := shop.changed():
             found = found._replace(code=UNKNOWN, why=f"what was linked has changed: {', '.join(changed[:3])}.")
-        return found._replace(
-            steps=len(trial.ranks[0].steps) if trial.ranks else 0,
-            restarts=tuple(trial.restarts),
-            notes=tuple(dict.fromkeys(trial.notes)),
-            seconds=time.monotonic() - began,
-        )
+        steps, notes = len(trial.whole[0]) if trial.whole else 0, tuple(dict.fromkeys(trial.notes))
+        seconds = time.monotonic() - began
+        return found._replace(steps=steps, restarts=tuple(trial.restarts), notes=notes, seconds=seconds)
 
 
 def _not_repeatable(parts: set[str], since: int) -> str:
     return f"two trainings that nobody kills differ from step {since} on, in {', '.join(sorted(parts))}"
-
-
-def _last(output: str) -> str:
-    """The last line of what a command printed."""
-    lines = [each.strip() for each in output.splitlines() if each.strip()]
-    return lines[-1][:200] if lines else "nothing"

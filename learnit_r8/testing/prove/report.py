@@ -1,4 +1,4 @@
-"""What a proof found, as text, as a page and for programs."""
+"""What a proof found, as text, as a page and for programs: the name of each difference, and the line that mends it."""
 
 from __future__ import annotations
 
@@ -7,45 +7,70 @@ from collections.abc import Sequence
 from typing import Any
 
 from .proof import DIFFERS, EXACT, Proof
-from .words import KINDS
+
+LOADER = "for batch in adapter.loader(): ...  # of attach(model, optimizer, dataset, ...); goes on at the next batch"
+ATTACH = "attach(model, optimizer, ...)  # saves model, optimizer and the random generators"
+ALSO = 'attach(model, optimizer, ..., also={"%s": %s})'
+SAVE = 'torch.save({..., "%s": %s.state_dict()}, path); %s.load_state_dict(saved["%s"])'
+GENERATORS = 'torch.save({..., "rng": torch.get_rng_state()}, path); torch.set_rng_state(saved["rng"]), as for numpy'
+
+KINDS: dict[str, tuple[str, str, str]] = {
+    "restarted": ("the order of the data started over", "sampler.set_epoch(epoch); islice(loader, done, None)", LOADER),
+    "repeated": ("batches are repeated", "save the number of batches trained on, in the file of the weights", LOADER),
+    "skipped": ("batches are skipped", "save the number of batches trained on, not of those handed out", LOADER),
+    "shuffle": ("another order of the data",
+        "DataLoader(..., generator=torch.Generator().manual_seed(seed + epoch)), or save its state", LOADER),
+    "epoch": ("another number of steps in the epoch", "leave out batches in the first epoch only", LOADER),
+    "schedule": ("the schedule of the rate is not saved", SAVE % (("schedule",) * 4), ALSO % (("schedule",) * 2)),
+    "scaler": ("the gradient scaler is not saved", SAVE % (("scaler",) * 4), "attach(..., scaler=scaler)"),
+    "ema": ("the average of the weights (EMA) is not saved", SAVE % (("ema",) * 4), ALSO % (("ema",) * 2)),
+    "moments": ("the moments of the optimizer are not saved", SAVE % (("optimizer",) * 4), ATTACH),
+    "settings": ("the settings of the optimizer differ", "build it with all groups, then load its state", ATTACH),
+    "weights": ("the weights are not those of the checkpoint",
+        'model.load_state_dict(saved["model"]), before the first step, of the copy of the weights that trains', ATTACH),
+    "buffers": ("the buffers of the network are not saved",
+        "save model.state_dict(), not model.named_parameters(): running statistics are buffers", ATTACH),
+    "augmentation": ("the random generator of the augmentation is not saved",
+        f"{GENERATORS}, or seed each sample's augmentation with (epoch, index)", ATTACH),
+    "dropout": ("the random generator of dropout is not saved", f"{GENERATORS}, of each rank its own", ATTACH),
+    "accumulation": ("the accumulation of gradients is cut", "save after optimizer.step(), or the gradients, too", ""),
+    "twice": ("a step is counted twice", "save the counter after it was raised: range(saved['step'], num_steps)", ""),
+    "steps": ("another number of steps in the training", "save the counter of steps, and count from it on", ""),
+    "unknown": ("something that is not heard", "look at what the script keeps beside its model and optimizer", ""),
+}  # fmt: skip
+"""By kind of difference: its name; the line that mends it in plain torch, and with R8, where R8 does."""
 
 
 def headline(proof: Proof) -> str:
     """One sentence."""
+    found = proof.difference
     if proof.code == EXACT:
         return "EXACT: killed and started again, the training goes on as if nothing had happened."
-    if proof.code != DIFFERS or proof.difference is None:
+    if proof.code != DIFFERS or found is None:
         return f"CANNOT SAY: {proof.why}"
-    found = proof.difference
-    where = f"at step {found.step}, step {found.local} after the restart"
     when = " on the second resume only," if proof.is_second_only else ""
     detail = f" ({found.detail})" if found.detail else ""
     rank = f", on rank {found.rank}" if found.rank else ""
-    return f"DIFFERS:{when} {KINDS[found.kind].name}{detail}; first seen {where}{rank}."
+    where = f"at step {found.step}, step {found.local} after the restart{rank}"
+    return f"DIFFERS:{when} {KINDS[found.kind][0]}{detail}; first seen {where}."
 
 
 def lines_of(proof: Proof, command: Sequence[str]) -> list[str]:
     """The whole finding, for a terminal."""
     lines = [headline(proof), "", f"command   {shlex.join(command)}, {proof.steps} steps, {proof.seconds:.0f} s in all"]
-    for each in proof.restarts:
-        lost = each.killed - each.went_on
-        lines.append(
-            f"killed    after step {each.killed}; went on after {each.went_on} ({lost} trained again), "
-            f"{each.compared} steps compared"
-        )
+    for killed, after, count in proof.restarts:
+        again = f"{killed - after} trained again"
+        lines.append(f"killed    after step {killed}; went on after {after} ({again}), {count} steps compared")
     lines += [f"note      {each}" for each in proof.notes]
     if proof.difference is not None:
-        kind = KINDS[proof.difference.kind]
-        if proof.difference.others:
-            lines.append(f"also      {'; '.join(KINDS[each].name for each in proof.difference.others)}")
-        lines += [f"mend      {kind.torch}"] + [f"with R8   {kind.r8}"] * bool(kind.r8)
+        _, mend, r8 = KINDS[proof.difference.kind]
+        lines += [f"also      {KINDS[each][0]}" for each in proof.difference.others]
+        lines += [f"mend      {mend}"] + [f"with R8   {r8}"] * bool(r8)
     if proof.rows:
         table = [("step", "what", "not killed", "killed and started again"), *proof.rows]
-        widths = [max(len(row[place]) for row in table) for place in range(4)]
-        lines += [
-            "",
-            *("  ".join(each.ljust(width) for each, width in zip(row, widths, strict=True)).rstrip() for row in table),
-        ]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        cells = [[each.ljust(width) for each, width in zip(row, widths, strict=True)] for row in table]
+        lines += ["", *("  ".join(each).rstrip() for each in cells)]
     return lines
 
 
@@ -57,11 +82,8 @@ def page(proof: Proof, command: Sequence[str]) -> str:
 
 def as_data(proof: Proof, command: Sequence[str]) -> dict[str, Any]:
     """The finding for programs."""
-    found = proof.difference
-    about = (
-        None if found is None else {**found._asdict(), "name": KINDS[found.kind].name, "mend": KINDS[found.kind].torch}
-    )
-    return {
-        **proof._asdict(), "command": [*command], "headline": headline(proof), "difference": about,
-        "restarts": [each._asdict() for each in proof.restarts],
-    }  # fmt: skip
+    data = {**proof._asdict(), "command": [*command], "headline": headline(proof)}
+    data["restarts"] = [each._asdict() for each in proof.restarts]
+    if found := proof.difference:
+        data["difference"] = {**found._asdict(), "name": KINDS[found.kind][0], "mend": KINDS[found.kind][1]}
+    return data

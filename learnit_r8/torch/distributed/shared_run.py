@@ -13,8 +13,7 @@ from ...sampling.ticket import Outcome, Ticket
 from ...table.labels.predictions import Predictions
 from ...table.losses import read_loss, read_number
 from ..predictions import check_exchanged
-from .exchange import Exchange, check_every
-from .messages import Note, arguments_of
+from .exchange import Exchange, Note, arguments_of, check_every
 from .ranks import Ranks
 
 if TYPE_CHECKING:

@@ -15,17 +15,14 @@ from ...bridge.ranks.agreement import digest_of
 from ...engine.settings import OF_RANK_0
 from ...engine.values import RunDir
 from ...table.labels.predictions import NUM_ROWS, Predictions
-from ..readback import Readback, readback_on
-from .exchange import Exchange, check_every, slice_of
-from .messages import Note
+from ..readback import ALONE, Readback, Sent, SingleProcess, readback_on
+from .exchange import Exchange, Note, check_every, slice_of
 from .ranks import Ranks, are_there
 from .shards import is_sharded
-from .single_process import ALONE, SingleProcess
 
 if TYPE_CHECKING:
     from ...engine.settings import SchedulerSettings
     from ...scheduler import R8Scheduler
-    from ..loss_pipeline import Sent
 
 
 PROBED = 64

@@ -22,10 +22,19 @@ from .state_faults import (  # isort: skip
 )  # fmt: skip
 from ...sampling.random_generators import random_state, set_random_state
 from .rows import halve
-from .trace import Trace, extent_of
 from .untouched import weights_of
-from .watch import run_watched
-from .words import describe_gradient, describe_place, describe_run, finding_of, of_length, place_of, value_of
+from .watch import (
+    Trace,
+    describe_gradient,
+    describe_place,
+    describe_run,
+    extent_of,
+    finding_of,
+    of_length,
+    place_of,
+    run_watched,
+    value_of,
+)
 
 FAR, LEAST = 100.0, 0.01
 """How far beyond the usual a finite loss is bad where that of the run was not finite, in units of the usual."""

@@ -26,7 +26,7 @@ from .hand import Hand, Held
 from .rows import not_finite
 from .state_faults import bad_weights, optimizer_faults, vanished_eps
 from .untouched import fits, untouched
-from .words import describe_error
+from .watch import describe_error
 
 if TYPE_CHECKING:
     from ..distributed.together import Sharing

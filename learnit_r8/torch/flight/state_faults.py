@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .trace import extent_of
+from .watch import extent_of
 
 ALONE = 100.0
 """How many times as far as any other of its array an element has moved that has changed alone."""

@@ -1,4 +1,4 @@
-"""A watched run of a batch: the first operation that makes a value that is not finite, and where it stands."""
+"""A watched run of a batch: which operation made a value that is not finite, and that in words."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...checkpoint.tree import leaves
-from .trace import BACKWARD, FOREIGN, FORWARD, HOOK, Fault, Trace, extent_of
+from ...recovery.cause import BACKWARD, FORWARD, LOSS, SCALE, UNKNOWN, Finding
 
 _MASKERS = "masked_fill masked_fill_ full full_like new_full fill fill_ where scalar_tensor lift_fresh_copy lift_fresh"
 MASKERS = frozenset([*_MASKERS.split(), "index_put", "index_put_", "triu", "tril", "triu_", "tril_"])
@@ -328,3 +329,172 @@ def _run(
         trace.bad_gradients, trace.has_gradients = order, True
     for parameter in model.parameters():
         parameter.grad = None
+
+
+HOOK = "a hook of "
+"""What the name of a parameter follows where its hook is at fault."""
+
+FOREIGN = "reads"
+"""The operation of a fault that is none: it reads a value that is neither a weight nor in the batch."""
+
+
+class Fault(NamedTuple):
+    """An operation that makes a value that is not finite out of finite ones.
+
+    Attributes:
+        phase: "forward" or "backward".
+        where: The module; "" outside of all.
+        op: The operation.
+        what: "NaN" or "Inf".
+        site: File and line of the code that calls it; "" if it is not known.
+        number: Which operation of the run it is.
+        is_early: Whether it came before the model was called.
+        factor: The number that it multiplies with or divides by; NaN if it is no such one.
+    """
+
+    phase: str
+    where: str
+    op: str
+    what: str
+    site: str
+    number: int
+    is_early: bool = False
+    factor: float = math.nan
+
+
+@dataclass
+class Trace:
+    """What a watched run has shown.
+
+    Attributes:
+        loss: The loss; NaN if there is none.
+        losses: Those of the rows, if it gave them.
+        error: What it raised.
+        faults: In their order.
+        origin: Number in `faults` of that which made the loss what it is; or what else did. None if it is finite.
+        modules: The largest absolute output of each module.
+        first_module: The first module whose output is not finite; "" for none.
+        bad_labels: Rows whose labels a loss cannot take, and what is wrong with them.
+        bad_gradients: Parameters whose gradient is not finite, in the order of the backward pass.
+        has_gradients: Whether there was a backward pass.
+        read: Names of arrays of the batch that the modules have read, or what was made of them; not labels and weights.
+        is_finite: Whether all that the model returned was finite, where there is no loss.
+    """
+
+    loss: float = math.nan
+    losses: torch.Tensor | None = None
+    error: Exception | None = None
+    faults: list[Fault] = field(default_factory=list)
+    origin: int | None = None
+    modules: dict[str, float] = field(default_factory=dict)
+    first_module: str = ""
+    bad_labels: tuple[tuple[int, ...], str] | None = None
+    bad_gradients: list[str] = field(default_factory=list)
+    has_gradients: bool = False
+    read: set[str] = field(default_factory=set)
+    is_finite: bool = True
+
+    @property
+    def fault(self) -> Fault | None:
+        """The operation that made the loss, or else the gradient, what it is."""
+        if self.origin is not None and self.origin >= 0:
+            return self.faults[self.origin]
+        if self.origin is None and self.bad_gradients:
+            return next((each for each in self.faults if each.phase == BACKWARD), None)
+        return None
+
+
+def extent_of(value: torch.Tensor) -> float:
+    """The largest absolute value; NaN if there is one in it. Forty times as fast as to ask which are finite."""
+    try:
+        low, high = torch.aminmax(value.detach())
+        return max(abs(low.item()), abs(high.item())) if low == low else math.nan
+    except (RuntimeError, NotImplementedError):
+        # A sparse tensor, or one of a kind that cannot be looked at.
+        return 0.0
+
+
+LARGE_FACTOR = 1e6
+"""A factor of the loss that is so large, or so small, is named as such."""
+
+
+def value_of(trace: Trace) -> str:
+    """ "NaN" or "Inf", whichever came first."""
+    fault = trace.fault
+    return fault.what if fault is not None else "NaN" if math.isnan(trace.loss) else "Inf"
+
+
+def place_of(trace: Trace) -> str:
+    """Module and operation; "" if there is none."""
+    fault = trace.fault
+    return "" if fault is None else f"{fault.where} {fault.op}".strip()
+
+
+def site_of(trace: Trace) -> str:
+    """File and line, as " at model.py:12"; "" if they are not known."""
+    return f" at {trace.fault.site}" if trace.fault is not None and trace.fault.site else ""
+
+
+def describe_place(trace: Trace) -> str:
+    """What came first, and where."""
+    fault = trace.fault
+    if fault is None:
+        return f"{value_of(trace)} first in `{trace.first_module}` (forward)"
+    if fault.op == FOREIGN:
+        reader = f"`{fault.where}` reads it" if fault.where else "it is read"
+        return f"{fault.what} comes from outside of weights and batch: {reader}{site_of(trace)}"
+    if not fault.where:
+        stage = "before the model" if fault.is_early else "in the loss"
+        return f"{fault.what} first {stage}, in `{fault.op}`{site_of(trace)}"
+    return f"{fault.what} first in `{fault.where}` (forward, `{fault.op}`{site_of(trace)})"
+
+
+def describe_gradient(trace: Trace) -> tuple[str, str]:
+    """What came first in a backward pass and where, and the place alone."""
+    fault, first = trace.fault, trace.bad_gradients[0]
+    reached = f"the first parameter that it reaches is `{first}`"
+    if fault is None:
+        return f"a gradient is not finite; {reached}", first
+    if fault.where.startswith(HOOK):
+        return f"{fault.what} first in {fault.where}, in `{fault.op}`{site_of(trace)}; {reached}", first
+    module = f" in `{fault.where}`" if fault.where else ""
+    return f"{fault.what} first in the gradient of `{fault.op}`{module}{site_of(trace)}; {reached}", place_of(trace)
+
+
+def of_length(share: float) -> str:
+    """A share of a length in words."""
+    return f"{share:.0%} of" if share < 10 else f"{share:,.3g} times"
+
+
+def describe_error(error: Exception) -> str:
+    """The first line of an error."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def describe_run(trace: Trace, *, has_loss: bool) -> str:
+    """What a run has shown, for the evidence."""
+    if trace.error is not None:
+        return describe_error(trace.error)
+    said = f"loss {trace.loss:.6g}" if has_loss else "finite" if trace.is_finite else "not finite"
+    if trace.has_gradients:
+        said += ", a gradient that is not finite" if trace.bad_gradients else ", finite gradients"
+    return said
+
+
+def finding_of(trace: Trace) -> Finding:
+    """What the first operation that goes wrong says."""
+    if trace.error is not None:
+        return Finding(UNKNOWN, f"the model raises as the batch runs again ({describe_error(trace.error)})")
+    fault = trace.fault
+    if fault is None:
+        if trace.first_module:
+            return Finding(FORWARD, describe_place(trace), where=trace.first_module)
+        if math.isfinite(trace.loss):
+            return Finding(UNKNOWN, f"the loss of the batch is {trace.loss:.6g} again, and all of it is finite")
+        return Finding(UNKNOWN, "the loss is not finite, and no operation was seen to make it so")
+    is_far = fault.factor > LARGE_FACTOR or 0 < fault.factor < 1 / LARGE_FACTOR
+    if fault.op in ("mul", "mul_", "div", "div_") and not fault.where and is_far:
+        text = f"the loss overflows by a factor of {fault.factor:.3g} (a loss scale?){site_of(trace)}"
+        return Finding(SCALE, text, where="factor of the loss")
+    kind = FORWARD if fault.where or fault.is_early else LOSS
+    return Finding(kind, describe_place(trace), where=place_of(trace))

@@ -42,6 +42,16 @@ def test_samples_are_described_by_their_visits():
     np.testing.assert_allclose(overview.confidence, chance.max(1), rtol=2e-3)
 
 
+def test_what_was_memorised_is_counted():
+    """Of the labels that other classes beat at first, the share that is predicted at last; the others do not count."""
+    against, given = [[0, 3, 0], [0, 3, 0], [3, 0, 0], [0, 3, 0]], np.zeros(4, int)
+    by_heart = [[4, 0, 0], [0, 2, 0], [0, 3, 0], [2, 0, 0]]
+    records, last = visited([against] * 7 + [by_heart], given)
+
+    assert Overview.of(last, records).memorised == pytest.approx(2 / 3)
+    assert math.isnan(Overview.of(*visited([by_heart], np.array([0, 1, 1, 0]))[::-1]).memorised)
+
+
 def test_classes_and_confusions_are_counted():
     """The quality of each class, by name where there is one, and which other class the model predicts for how many."""
     records, last = visited(*two_visits())

@@ -45,7 +45,7 @@ def test_frameworks_agree(framework, classes):
         assert not packed.requires_grad
     else:
         jax = pytest.importorskip("jax")
-        from learnit_r8.flax import predictions as own
+        from learnit_r8.flax import managed_state as own
 
         judge = jax.jit(own.predictions_of) if framework == "jit" else own.predictions_of
         packed = np.stack([losses, *judge(logits, targets)[:3]])

@@ -5,7 +5,7 @@ import pytest
 
 from learnit_r8 import Predictions, R8Scheduler, predictions_of
 from learnit_r8.checkpoint.codec import decode, encode
-from learnit_r8.table.labels.trust import BOUNDED, EARLY, PLAIN, WEIGHED, least_trust, sums_of, trust_in
+from learnit_r8.table.labels.trust import BOUNDED, EARLY, PLAIN, WEIGHED, least_trust, trust_in
 
 RNG = np.random.default_rng(4)
 COUNT, CLASSES = 4000, 10
@@ -32,18 +32,14 @@ SMOOTHED = -0.9 * np.log(OWN) - 0.1 * np.log(CHANCE).mean(1)
     ids=["cross entropy", "of half precision", "in another unit", "class weights", "smoothing", "GCE", "MAE", "ELR"],
 )
 def test_losses_tell_what_they_are(losses, trust):
-    """By how they grow with the margin, in any unit, whether they come at once or bit by bit."""
-    losses = losses.astype(np.float32)
-    parts = sum(sums_of(losses[part], MARGIN[part]) for part in np.array_split(np.arange(COUNT), 7))
-
-    assert trust_in(sums_of(losses, MARGIN)) == trust
-    assert trust_in(parts) == trust
+    """By how they grow with the margin, in any unit."""
+    assert trust_in(losses.astype(np.float32), MARGIN) == trust
 
 
 def test_nothing_is_known_of_no_losses():
     """Where no other class was ever preferred, or none by much, margins are trusted."""
-    assert trust_in(sums_of(np.ones(3, np.float32), np.float32([-1, -2, 0]))) == PLAIN
-    assert trust_in(np.zeros(7)) == PLAIN
+    assert trust_in(np.ones(3, np.float32), np.float32([-1, -2, 0])) == PLAIN
+    assert trust_in(np.float32([np.nan, 0.9]), np.float32([0, 0.4])) == PLAIN
 
 
 def test_of_several_runs_the_least_trusted_counts():
@@ -76,14 +72,14 @@ def test_a_bounded_loss_has_no_list_but_an_order(tmp_path):
     assert "not those of a cross entropy" in reported(-np.log(OWN)).table.suspects(runs=[r8]).reason
 
 
-def test_a_state_of_before_is_trusted_as_it_was():
-    """A checkpoint without sums tells nothing of the losses; damaged ones are refused."""
-    r8 = reported((1 - OWN**0.7) / 0.7)
+def test_a_state_of_before_weights_were_told_is_trusted_as_it_was():
+    """The early margins of a checkpoint from before are those of the first visits: no precision is promised."""
+    r8 = reported(-np.log(OWN))
     state = r8.state_dict()
-    del state["table"]["evidence"]["sums"], state["table"]["evidence"]["is_frozen"]
+    del state["table"]["evidence"]["is_frozen"]
     r8.load_state_dict(state)
 
     assert r8.table.storage.trust == PLAIN
-    state["table"]["evidence"]["sums"] = [1.0]
-    with pytest.raises(ValueError, match=r"evidence\.sums must be a list of 7 floats, got '\[1\.0\]'"):
-        r8.load_state_dict(state)
+    state["table"]["numbers"]["is_weighed"] = True
+    r8.load_state_dict(state)
+    assert r8.table.storage.trust == WEIGHED

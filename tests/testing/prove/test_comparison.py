@@ -4,8 +4,10 @@ import copy
 
 import pytest
 
-from learnit_r8.testing.prove.comparison import align, align_by_batches, first_difference, spread
-from learnit_r8.testing.prove.words import KINDS
+from learnit_r8.testing.prove.comparison import align, first_difference, spread
+from learnit_r8.testing.prove.launches import Launch, Workshop
+from learnit_r8.testing.prove.proof import Trial
+from learnit_r8.testing.prove.report import KINDS
 
 TOTAL, PER_EPOCH = 24, 8
 
@@ -67,7 +69,7 @@ def test_a_difference_has_its_name(kind):
     found = first_difference(restarted(**PLANTED[kind]), WHOLE, AFTER)
 
     assert (found.kind, found.step, found.local) == (kind, AFTER + 1, 1)
-    assert KINDS[kind].torch
+    assert all(KINDS[kind][:2])
 
 
 @pytest.mark.parametrize(("kind", "detail"), [("repeated", "3 batches, from"), ("skipped", "2 batches, from")])
@@ -133,9 +135,10 @@ def test_a_restart_finds_its_place():
 
     assert align(steps, WHOLE, 12) == AFTER
     assert align(without_weights, WHOLE, 12) == AFTER
-    assert align(without_count, WHOLE, 12) is None
-    assert align_by_batches(without_count, WHOLE, 12) == AFTER
-    assert align_by_batches(restarted(x=lambda n: [batch(n, seed=1)]), WHOLE, 12) is None
+    assert align(without_count, WHOLE, 12) == AFTER
+    assert align(without_count, WHOLE, 12, is_anew=True) == 0
+    nothing = [{**each, "x": [batch(each["n"], seed=1)]} for each in without_count]
+    assert align(nothing, WHOLE, 12) is None
 
 
 def test_parts_that_differ_anyway_are_left_out():
@@ -148,3 +151,16 @@ def test_parts_that_differ_anyway_are_left_out():
 def test_the_spread_is_relative():
     """The largest difference of two losses of the same step, by the larger."""
     assert spread(WHOLE, [{**each, "l": [each["l"][0] * 2]} for each in WHOLE]) == 0.5
+
+
+@pytest.mark.parametrize(("end", "kind"), [("end", "steps"), ("stop", "steps"), ("kill", None)])
+def test_a_training_that_ends_early_differs(end, kind, tmp_path):
+    """One that ends at another step than the whole one, or before it was stopped; a killed one has no end."""
+    steps, whole = restarted()[:-5], copy.deepcopy(WHOLE)
+    steps[-1]["end"], whole[-1]["end"] = "end", end
+    with Workshop(tmp_path) as shop:
+        trial = Trial(shop, ["train"], None, None, print)
+        found = trial.compare(Launch([steps], 0, "", 1.0, len(steps), "end"), [whole], AFTER)
+
+    assert (found and found.kind) == kind
+    assert trial.restarts == [(AFTER, AFTER, TOTAL - AFTER - 5)]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from learnit_r8.testing.prove.fence import Fence
+from learnit_r8.testing.prove.probe import Fence
 
 W = os.O_WRONLY | os.O_CREAT
 

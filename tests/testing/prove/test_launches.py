@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import os
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from learnit_r8.testing.prove import UNKNOWN, assert_resumes, prove
-from learnit_r8.testing.prove.launches import CannotSay, Trace, Workshop, differing, listing, words_of
+from learnit_r8.testing.prove.launches import CannotSay, Workshop, saves_of, words_of
 
 
 @pytest.fixture
@@ -46,6 +47,16 @@ def test_a_copy_is_whole(folder):
     assert not shop.place.exists()
 
 
+def test_a_copy_does_not_hold_itself(folder):
+    """Copies may be made in the folder itself; what is no file, such as a socket, is left out."""
+    os.mkfifo(folder / "pipe")
+    with Workshop(folder, work=str(folder)) as shop, contextlib.closing(socket.socket(socket.AF_UNIX)) as there:
+        there.bind(str(folder / "socket"))
+        copies = [shop.copy(), shop.copy()]
+
+        assert [sorted(each.name for each in copy.iterdir()) for copy in copies] == [["data", "env", "link"]] * 2
+
+
 def test_a_folder_too_large_is_not_copied(folder, monkeypatch):
     """It is said what is large in it, and how to link that."""
     monkeypatch.setattr("learnit_r8.testing.prove.launches.LARGE", 3)
@@ -56,13 +67,10 @@ def test_a_folder_too_large_is_not_copied(folder, monkeypatch):
 
 def test_a_linked_path_that_changes_is_named(folder):
     """Size, time and digest of what is linked are compared with those before."""
-    before = listing(folder / "data")
-    (folder / "data/x.bin").write_bytes(b"54321")
-
-    assert differing(before, listing(folder / "data")) == [str(folder / "data/x.bin")]
     with Workshop(folder, link=["data"]) as shop:
+        (folder / "data/x.bin").write_bytes(b"54321")
         (folder / "data/y.bin").touch()
-        assert shop.changed() == [f"{folder / 'data'}: {folder / 'data/y.bin'}"]
+        assert shop.changed() == [f"{folder / 'data'}: {folder / 'data' / name}" for name in ("x.bin", "y.bin")]
 
 
 def test_a_command_runs_in_the_copy(folder):
@@ -76,7 +84,7 @@ def test_a_command_runs_in_the_copy(folder):
         copy = shop.copy()
         done = shop.launch(copy, [sys.executable, "run.py", f"--out={folder}/x"])
 
-        assert done.output.split() == [str(copy), f"--out={copy}/x", "1", "True"]
+        assert done.said.split() == [str(copy), f"--out={copy}/x", "1", "True"]
         assert (done.code, done.ranks) == (0, [])
         while any(os.fsencode(str(shop.place)) in each.read_bytes() for each in environments()):
             pass
@@ -93,15 +101,37 @@ def test_writing_outside_is_refused_and_named(folder, tmp_path):
         assert shop.launch(shop.copy(), [sys.executable, "run.py"]).code == 0
 
 
+def test_prepared_data_sets_are_read(folder, tmp_path, monkeypatch):
+    """The datasets that the user has prepared are there; their locks, and new ones, are written beside the script."""
+    known = tmp_path / "hub" / "datasets" / "known"
+    known.mkdir(parents=True)
+    (known / "data.arrow").write_text("rows")
+    (known / "builder.lock").touch()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    code = (
+        "import os; os.chdir(os.environ['HF_DATASETS_CACHE'] + '/known'); "
+        "open('builder.lock', 'w'), open('mapped.arrow', 'w'); print(open('data.arrow').read(), *sorted(os.listdir()))"
+    )
+    with Workshop(folder) as shop:
+        done = shop.launch(shop.copy(), [sys.executable, "-c", code])
+
+    assert done.said == "rows builder.lock data.arrow mapped.arrow"
+    assert sorted(os.listdir(known)) == ["builder.lock", "data.arrow"]
+
+
+def test_the_line_of_an_error_is_told(folder):
+    """What a failing command says of its error is told, not the lines of advice below it."""
+    code = "import sys; print('ValueError: no data', 'See the page.', sep='\\n', file=sys.stderr); sys.exit(1)"
+    with Workshop(folder) as shop:
+        assert shop.launch(shop.copy(), [sys.executable, "-c", code]).said == "ValueError: no data"
+
+
 def test_sitecustomize_of_the_environment_is_loaded(folder, monkeypatch):
     """The probe comes in as sitecustomize, and lets the one that it hides in."""
-    (folder / "sitecustomize.py").write_text("print('theirs')")
+    (folder / "sitecustomize.py").write_text("print('theirs', end=' ')")
     monkeypatch.setenv("PYTHONPATH", str(folder))
     with Workshop(folder) as shop:
-        assert shop.launch(shop.copy(), [sys.executable, "-c", "print('script')"]).output.split() == [
-            "theirs",
-            "script",
-        ]
+        assert shop.launch(shop.copy(), [sys.executable, "-c", "print(end='script')"]).said == "theirs script"
 
 
 @pytest.mark.parametrize(
@@ -158,6 +188,6 @@ def test_saves_are_those_of_torch_else_renames_else_files():
     """A log that is written each step hides no checkpoint."""
     steps = [{"n": 1}, {"n": 2, "f": ["open"]}, {"n": 3, "f": ["open", "rename"]}, {"n": 4, "f": ["open"]}]
 
-    assert Trace(steps, {}, 1).saves() == [2]
-    assert Trace(steps[:2], {}, 1).saves() == [1]
-    assert Trace([*steps, {"n": 5, "f": ["torch"]}], {}, 1).saves() == [4]
+    assert saves_of(steps) == [2]
+    assert saves_of(steps[:2]) == [1]
+    assert saves_of([*steps, {"n": 5, "f": ["torch"]}]) == [4]

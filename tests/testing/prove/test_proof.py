@@ -6,6 +6,8 @@ import pytest
 
 from learnit_r8.testing import assert_resumes
 from learnit_r8.testing.prove import DIFFERS, EXACT, UNKNOWN, prove
+from learnit_r8.testing.prove.launches import CannotSay, Workshop
+from learnit_r8.testing.prove.proof import Trial
 
 pytestmark = pytest.mark.program
 
@@ -35,7 +37,12 @@ if os.path.exists(path) and not has("forgetful"):
     torch.set_rng_state(saved["rng"])
 if has("die") and step:
     raise SystemExit("no way back")
-while step < 30:
+if has("daemon"):
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+steps = 2 if has("short") else 30
+while step < steps:
     at = step * 8 % 96
     loss = nn.functional.cross_entropy(model(x[at : at + 8]), y[at : at + 8])
     if has("noisy"):
@@ -46,6 +53,8 @@ while step < 30:
     step += 1
     if step % 4 == 0 and not has("unsaved"):
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "data": (x, y)}
+        if has("full"):
+            open("/dev/full", "wb", 0).write(b"checkpoint")
         torch.save(state | {"rng": torch.get_rng_state(), "resumes": resumes}, path)
 """
 
@@ -87,6 +96,13 @@ def test_a_training_without_seeds_is_compared_with_itself(train):
     assert "two trainings that nobody kills differ from step 1 on" in proof.notes[0]
 
 
+def test_a_fault_is_found_without_seeds(train):
+    """What was trained before the kill must be trained again just so, though no two trainings are alike."""
+    proof = prove(**train("unseeded", "repeat"), kills=1)
+
+    assert (proof.code, proof.difference.kind, proof.rows != ()) == (DIFFERS, "repeated", True)
+
+
 def test_losses_with_noise_are_said_not_to_repeat(train):
     """Where only the losses are noisy nothing can be said, but batches that are repeated are."""
     proof = prove(**train("noisy"), kills=1)
@@ -109,6 +125,30 @@ def test_what_cannot_go_on_is_said(train, words, why):
 
     assert proof.code == UNKNOWN
     assert why in proof.why
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "why"),
+    [
+        (["short"], 2, "the training must have at least 4 steps, got 2"),
+        (["full"], 4, "ended with 1 after 4 steps. It said: OSError: [Errno 28] No space left on device"),
+        (["daemon"], 0, "the command ended while its training went on: start it in the foreground"),
+    ],
+)
+def test_a_training_that_cannot_be_proven_is_said(train, words, steps, why):
+    """One of two steps, on a full disk, or in the background: the reason, and how many steps it made."""
+    proof = prove(**train(*words), kills=1)
+
+    assert (proof.code, proof.steps) == (UNKNOWN, steps)
+    assert why in proof.why
+
+
+def test_a_training_that_ends_before_its_kill_is_said(train, tmp_path):
+    """A training that is shorter the second time is not killed, and says nothing."""
+    with Workshop(tmp_path) as shop:
+        trial = Trial(shop, train()["command"], None, None, print)
+        with pytest.raises(CannotSay, match="the training ended after 30 steps, before the kill at 40"):
+            trial.start_and_kill(40)
 
 
 def test_a_command_that_goes_on_may_be_another(train):

@@ -18,8 +18,7 @@ from learnit_r8.torch import attach, load_incident
 from learnit_r8.torch.flight.causes import Runs
 from learnit_r8.torch.flight.rows import join
 from learnit_r8.torch.flight.state_faults import compare
-from learnit_r8.torch.flight.watch import run_watched
-from learnit_r8.torch.flight.words import describe_place
+from learnit_r8.torch.flight.watch import describe_place, run_watched
 from tests.torch.flight.test_place import data, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -18,13 +18,12 @@ from learnit_r8.recovery.record import read_record
 from learnit_r8.sampling.random_generators import hold_random_state
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
-from learnit_r8.torch.distributed.single_process import ALONE
 from learnit_r8.torch.flight.causes import Runs
 from learnit_r8.torch.flight.examiner import Examiner
 from learnit_r8.torch.flight.hand import Hand, Held
 from learnit_r8.torch.flight.rows import halve, num_rows, some_rows
-from learnit_r8.torch.flight.watch import run_watched
-from learnit_r8.torch.flight.words import describe_place
+from learnit_r8.torch.flight.watch import describe_place, run_watched
+from learnit_r8.torch.readback import ALONE
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BAD = 21

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
-from ..._validation import check_release, whole_number
-from ...bridge.prefetch import Prefetch
-from ...engine.values import OwnBatches
-from ...sampling.random_generators import random_state, set_random_state
-from ..flight.hand import Hand
-from ..prepared import prepare
+from .._validation import check_release, whole_number
+from ..bridge.prefetch import Prefetch
+from ..engine.values import OwnBatches
+from ..sampling.random_generators import random_state, set_random_state
+from .flight.hand import Hand
+from .prepared import SampleError, prepare, takes_arrays
 
 if TYPE_CHECKING:
-    from ...scheduler import R8Scheduler
+    from ..scheduler import R8Scheduler
     from .sampler import R8BatchSampler
 
 DECIDED = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
@@ -97,10 +97,6 @@ def check_dataset(dataset: Any) -> None:
         )
     if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
-
-
-class SampleError(RuntimeError):
-    """A sample of the data set could not be read; the message names it."""
 
 
 def _unreadable(index: Any, error: Exception) -> SampleError:
@@ -206,7 +202,7 @@ class NumberedReader(Dataset[Any]):
     """
 
     def __init__(self, reader: SampleReader) -> None:
-        self.dataset = reader
+        self.dataset, self.takes_arrays = reader, reader.takes_arrays
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -263,16 +259,6 @@ class ApartCollate:
             # A worker's own go on.
             if states is not None:
                 set_random_state(states)
-
-
-def takes_arrays(dataset: Any) -> bool:
-    """Whether a data set has a ``__getitems__`` of its own; those of torch's and datasets' own want lists of ints."""
-    if isinstance(dataset, NumberedReader):
-        dataset = dataset.dataset
-    if isinstance(dataset, SampleReader):
-        return dataset.takes_arrays
-    own = getattr(type(dataset), "__getitems__", None)
-    return own is not None and getattr(own, "__module__", "").partition(".")[0] not in ("torch", "datasets")
 
 
 def make_loader(

@@ -1,4 +1,4 @@
-"""A part of what recovery remembers: a dataclass that is saved and loaded by the names of its fields."""
+"""Fields that are saved: a dataclass whose state is saved and loaded by the names of its fields."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ NOT_SAVED = {"is_saved": False}
 """Metadata of a field that is a setting, or is saved by its owner in another form."""
 
 
-class Part:
-    """A part of the state; its heirs are dataclasses, of which each number stands beside its reason."""
+class SavedFields:
+    """What recovery remembers of one thing; heirs are dataclasses, in which each number stands beside its reason."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -24,7 +24,7 @@ class Part:
                 setattr(self, each.name, each.default if each.default_factory is MISSING else each.default_factory())
 
     def state_dict(self) -> dict[str, Any]:
-        """The fields as plain values: parts as dicts; a float that is not finite, as at the start, as None."""
+        """The fields as plain values: those of this kind as dicts; a float that is not finite as None."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.metadata != NOT_SAVED}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -32,7 +32,7 @@ class Part:
         for each in fields(self):
             if each.name in state and each.metadata != NOT_SAVED:
                 value, own = state[each.name], getattr(self, each.name)
-                if isinstance(own, Part):
+                if isinstance(own, SavedFields):
                     own.load_state_dict(value)
                 elif value is None:
                     setattr(self, each.name, each.default)
@@ -41,7 +41,7 @@ class Part:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Part):
+    if isinstance(value, SavedFields):
         return value.state_dict()
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -1,1 +1,0 @@
-"""The batches that a scheduler draws, on their way through a `DataLoader`."""

@@ -1,1 +1,0 @@
-"""Parts of the user's own loop: its batches, its rates, its exceptions, and what else belongs to it."""

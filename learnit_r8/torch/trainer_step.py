@@ -1,0 +1,205 @@
+"""A step in a loop that a trainer owns: what it counts beside the weights, and whether a NaN explains its error."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from .prepared import SampleError, plain_model
+
+MOST = 4096
+"""Numbers of a tensor, or entries of a dict or deque, up to which it is noted; what is larger is data, no count."""
+
+
+def note_counts(owner: Any, *, skipped: str, all_of_it: bool = False) -> Callable[[], None]:
+    """Note what a module or a trainer counts; returns a function that puts it back.
+
+    These are the metrics of torchmetrics within a module, and the attributes that are lists, deques and dicts. Of a
+    list what was added is taken off again.
+
+    Args:
+        owner: A LightningModule or a Trainer.
+        skipped: How the names of attributes begin that are the framework's own.
+        all_of_it: Whether attributes that are numbers, text and tensors belong to it: after a step that was computed
+            once more. After one that is refused they stay, as a number may count the batches that a trainer hands out.
+
+    >>> class Module:
+    ...     pass
+    >>> module = Module()
+    >>> module.losses, module.step = [1.0], 1
+    >>> put_back = note_counts(module, skipped="_")
+    >>> module.losses.append(float("nan")); module.step += 1
+    >>> put_back()
+    >>> module.losses, module.step
+    ([1.0], 2)
+    """
+    found = vars(owner)
+    counts = {
+        name: _note(each)
+        for name, each in found.items()
+        if not name.startswith(skipped) and (all_of_it or isinstance(each, (list, deque, dict)))
+    }
+    noted = [(found, counts)]
+    for metric in owner.modules() if isinstance(owner, torch.nn.Module) else ():
+        # By what it has, as this folder does not import torchmetrics.
+        if isinstance(states := getattr(metric, "metric_state", None), dict):
+            names = [*states, "_update_count", "_computed", "_forward_cache"]
+            noted.append((vars(metric), {name: _note(getattr(metric, name, None)) for name in names}))
+
+    def put_back() -> None:
+        for attributes, parts in noted:
+            attributes.update({name: put() for name, put in parts.items() if put is not None})
+
+    return put_back
+
+
+@contextlib.contextmanager
+def uncounted(owner: Any, *, skipped: str) -> Iterator[None]:
+    """A ``with`` block in which a step is computed once more: nothing counts a second time, however it ends."""
+    put_back = note_counts(owner, skipped=skipped, all_of_it=True)
+    try:
+        yield
+    finally:
+        put_back()
+
+
+def _note(value: Any) -> Callable[[], Any] | None:
+    """What gives a value as it is now; None where it is no count."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return lambda: value
+    if isinstance(value, torch.Tensor):
+        if value.requires_grad or value.numel() > MOST:
+            return lambda: value
+        held = value.clone()
+        return lambda: value.copy_(held)
+    if isinstance(value, list):
+        size = len(value)
+
+        def cut() -> list[Any]:
+            del value[size:]
+            return value
+
+        return cut
+    if isinstance(value, deque) and len(value) <= MOST:
+        entries = tuple(value)
+
+        def refill() -> Any:
+            value.clear()
+            value.extend(entries)
+            return value
+
+        return refill
+    if isinstance(value, dict) and len(value) <= MOST:
+        parts = [(key, each, _note(each)) for key, each in value.items()]
+
+        def rebuild() -> dict[Any, Any]:
+            value.clear()
+            value.update((key, each if put is None else put()) for key, each, put in parts)
+            return value
+
+        return rebuild
+    return None
+
+
+NEVER_OF_VALUES = (MemoryError, LookupError, SampleError, torch.cuda.OutOfMemoryError)
+"""Errors that no value explains."""
+
+
+class LastForward:
+    """The inputs and outputs of a model within a ``with`` block, and the outputs of its children.
+
+    A model that computes its loss itself may raise before it returns, and a module of Lightning may call its children
+    alone. Children may return infinities on purpose, as masks, so only NaN counts in theirs.
+
+    Args:
+        model: The model, as the loop calls it.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._children = list(plain_model(model).children())
+        self._seen: list[Any] = []
+        self._inner: list[Any] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> LastForward:
+        self._seen, self._inner = [], []
+        self._hooks = [
+            self._model.register_forward_pre_hook(lambda _, *given: self._seen.append(given), with_kwargs=True),
+            self._model.register_forward_hook(lambda _, __, outputs: self._seen.append(outputs)),
+            *(
+                each.register_forward_hook(lambda _, __, outputs: self._inner.append(outputs))
+                for each in self._children
+            ),
+        ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._seen, self._inner = [], []
+
+    def explains(self, error: Exception) -> bool:
+        """Whether what was seen is not finite, so that an exception may be due to that."""
+        if isinstance(error, NEVER_OF_VALUES):
+            return False
+        try:
+            if any(bool(torch.isnan(each).any()) for each in _floats(self._inner)):
+                return True
+            return not all(bool(torch.isfinite(each).all()) for each in _floats(self._seen))
+        except Exception:
+            # A device that has failed answers no question.
+            return False
+
+
+class TrainerStep:
+    """A ``with`` block around the loss of a batch in a trainer's loop; an error that a NaN explains ends there.
+
+    Args:
+        model: The model, as the trainer calls it.
+        owner: What counts beside the weights; see `note_counts`.
+        num_ranks: Processes that train the model together.
+        skipped: As for `note_counts`.
+
+    Attributes:
+        has_raised: Whether it was left with such an error.
+        put_back: Puts back what ``owner`` has counted since, for a loss that is refused.
+    """
+
+    def __init__(self, model: torch.nn.Module, owner: Any, *, num_ranks: int, skipped: str) -> None:
+        self._num_ranks, self._forward, self.has_raised = num_ranks, LastForward(model), False
+        self.put_back = note_counts(owner, skipped=skipped)
+
+    def __enter__(self) -> TrainerStep:
+        self._forward.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        # Other processes wait for the gradients of this one.
+        if isinstance(error, Exception) and self._num_ranks == 1:
+            self.has_raised = self._forward.explains(error)
+        self._forward.__exit__()
+        return self.has_raised
+
+
+def no_loss(model: torch.nn.Module) -> torch.Tensor:
+    """A loss without a gradient, for a batch that is not to be learned from: NaN, which no mean of losses counts."""
+    return torch.full((), math.nan, device=next(model.parameters()).device, requires_grad=True)
+
+
+def _floats(tree: Any) -> Iterator[torch.Tensor]:
+    """The tensors of floats in a nest of containers."""
+    if isinstance(tree, torch.Tensor):
+        if tree.is_floating_point():
+            yield tree.detach()
+    elif isinstance(tree, Mapping):
+        for each in tree.values():
+            yield from _floats(each)
+    elif isinstance(tree, (list, tuple)):
+        for each in tree:
+            yield from _floats(each)

@@ -1,0 +1,61 @@
+"""What the probe notes of a real training, in its own process."""
+
+import sys
+
+import pytest
+
+from learnit_r8.testing.prove.launches import Workshop
+
+pytestmark = pytest.mark.program
+
+SCRIPT = """
+import importlib.util, sys
+# As libraries do that work without torch, too.
+assert importlib.util.find_spec("torch")
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, *, images):
+        return self.layer(images)
+
+torch.manual_seed(0)
+data = TensorDataset(torch.randn(40, 4), torch.arange(40) % 2)
+net, criterion = Net(), nn.CrossEntropyLoss()
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for _ in range(2):
+    for x, y in DataLoader(data, batch_size=8, sampler=range(16, 40)):
+        if "functional" in sys.argv:
+            loss = nn.functional.cross_entropy(x @ net.layer.weight.T, y)
+        else:
+            loss = criterion(net(images=x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        for x, y in DataLoader(data, batch_size=8, sampler=range(16)):
+            net.eval()
+            criterion(net(images=x), y)
+            net.train()
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["functional"]])
+def test_batches_are_those_that_train(tmp_path, words):
+    """Not those of a validation, whose loss is a module in training mode; with keywords, or no module at all.
+
+    Something may look for torch before it is imported.
+    """
+    (tmp_path / "train.py").write_text(SCRIPT)
+    with Workshop(tmp_path) as shop:
+        steps = shop.launch(shop.copy(), [sys.executable, "train.py", *words]).ranks[0]
+
+    assert [each["x"][0][3][0] for each in steps] == [16, 24, 32, 16, 24, 32]
+    assert all(len(each["x"]) == 1 for each in steps)
+    assert all(bool(each["i"] and each["i"][0]) != bool(words) for each in steps)
+    assert steps[-1]["end"] == "end"
