@@ -211,7 +211,7 @@ class Engine:
         experiment = self.controller.experiment
         batch = self.source.again(experiment.draw())
         batch.chunk.is_extra = not (self.pace.leaves_out and self.source.has_end)
-        experiment.note_drawn(batch.chunk)
+        experiment.chunk = batch.chunk
         return batch
 
     def _hand_out(self, batch: Batch, step: int, epoch: int, lr: float) -> Ticket:
