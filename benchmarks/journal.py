@@ -26,7 +26,7 @@ MUST_FRAME, AIM_FRAME = 500.0, 300.0
 
 FIRST_FRAME = """
 import sys, time
-import learnit_r8.cli.screens
+import learnit_r8.cli.runs
 from learnit_r8.cli import _parser
 from learnit_r8.dashboard.state.ui_state import UiState
 from learnit_r8.dashboard.render.frame import render

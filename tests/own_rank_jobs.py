@@ -241,3 +241,47 @@ def accelerated_run(rank, with_r8, faults, folder=None, until=None):
         "loss": float(loss_of(model, x)) / first, "backups": [each.step for each in heard.of(events.BackupTaken)],
         "begun": begun,
     }  # fmt: skip
+
+
+def flipped_run(rank, flip, again, buggy=()):
+    """Train with ``run_batch``; at a step ``flip`` of rank 1 a number of the gradient, or of the loss, turns infinite.
+
+    Args:
+        rank: This process.
+        flip: "gradient", "loss" or None.
+        again: Times that it does.
+        buggy: Ranks on which ``run_batch`` raises; then no buffers are exchanged, for which the others would wait.
+    """
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    parts = [] if buggy else [torch.nn.BatchNorm1d(8)]
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), *parts, torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
+    model = DistributedDataParallel(model)
+    torch.manual_seed(1 + rank)
+    optimizer, stream, left = torch.optim.Adam(model.parameters(), lr=0.01), Stream(rank, 20), 0
+
+    def strike(values):
+        nonlocal left
+        left -= 1
+        return values * float("inf") if left >= 0 and rank == 1 else values
+
+    def run(batch):
+        if rank in buggy:
+            raise ValueError("no such batch")
+        loss = loss_of(model, batch)
+        return strike(loss) if flip == "loss" else loss
+
+    if flip == "gradient":
+        next(model.parameters()).register_hook(strike)
+    said = []
+    with attach(model, optimizer, stream, num_epochs=2, run_batch=run, guard="finite") as adapter:
+        for step, batch in enumerate(adapter.batches()):
+            left = again if step == 11 else 0
+            loss = loss_of(model, batch)
+            try:
+                adapter.step(strike(loss) if flip == "loss" else loss)
+            except RuntimeError as error:
+                said.append(str(error))
+                break
+    state, r8 = adapter.scheduler.controller.state_dict(), adapter.scheduler
+    return digest(model), state["transient"], r8.sentry.num_refused, state["restored"], said

@@ -234,18 +234,16 @@ class Requests:
             self.stop("a signal")
 
     def answer(
-        self,
-        save: Callable[[], None],
-        *,
-        cool_down: Callable[[Span, str], None] = lambda span, source: None,
-        waited: Callable[[float], None] = lambda seconds: None,
-    ) -> None:
+        self, save: Callable[[], None], *, cool_down: Callable[[Span, str], None] = lambda span, source: None
+    ) -> float:
         """Carry out the requests. The training thread calls this between two steps, on all ranks at the same place.
 
         Args:
             save: Writes a checkpoint; must not raise because of the disk.
             cool_down: ``(span, source)``, begins a cool-down, or tells why not.
-            waited: Told after a pause how many seconds it took, as that time is not the scheduler's.
+
+        Returns:
+            Seconds that the run was paused, which are not the scheduler's.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; a checkpoint was saved.
@@ -254,14 +252,12 @@ class Requests:
         # First, so that requests made from here on are pending again.
         self.is_pending = self.is_agreed = False
         try:
-            self._answer(save, cool_down, waited)
+            return self._answer(save, cool_down)
         except BaseException:
             self.is_pending = True
             raise
 
-    def _answer(
-        self, save: Callable[[], None], cool_down: Callable[[Span, str], None], waited: Callable[[float], None]
-    ) -> None:
+    def _answer(self, save: Callable[[], None], cool_down: Callable[[Span, str], None]) -> float:
         if self.signals is not None:
             self.signals.stay()
         if self.signals is not None and not self._pace.is_over:
@@ -270,8 +266,7 @@ class Requests:
             # Before the checkpoint, so that a resumed run knows that it has finished.
             self._pace.end_early(self._stop_reason)
         self._save_if_asked(save)
-        if self._pause_reason is not None:
-            self._wait(save, waited)
+        waited = 0.0 if self._pause_reason is None else self._wait(save)
         while self._refused:
             self._announcer.tell(events.Notice, text=self._refused.popleft(), is_warning=True)
         while self._cool_downs:
@@ -288,6 +283,7 @@ class Requests:
             # The run may continue if the exception is caught.
             self.is_pending = True
             self.signals.act()
+        return waited
 
     def leave(self) -> None:
         """Restore the earlier signal handlers as the run is left; `answer` installs its own again if it continues."""
@@ -318,8 +314,8 @@ class Requests:
                 self._wants_save = True
                 raise
 
-    def _wait(self, save: Callable[[], None], waited: Callable[[float], None]) -> None:
-        """Wait until the run may continue; save meanwhile on request."""
+    def _wait(self, save: Callable[[], None]) -> float:
+        """Wait until the run may continue, and return how long; save meanwhile on request."""
         self._announcer.tell(events.RunPaused, reason=self._pause_reason)
         self.is_paused, began = True, self._pace.clock()
         try:
@@ -333,5 +329,5 @@ class Requests:
         finally:
             self._pause_reason = None
             self.is_paused = False
-            waited(self._pace.clock() - began)
             self._announcer.tell(events.RunResumed)
+        return self._pace.clock() - began

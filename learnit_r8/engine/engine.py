@@ -211,7 +211,7 @@ class Engine:
         experiment = self.controller.experiment
         batch = self.source.again(experiment.draw())
         batch.chunk.is_extra = not (self.pace.leaves_out and self.source.has_end)
-        experiment.note_drawn(batch.chunk)
+        experiment.chunk = batch.chunk
         return batch
 
     def _hand_out(self, batch: Batch, step: int, epoch: int, lr: float) -> Ticket:
@@ -627,10 +627,9 @@ class Engine:
             if not self.emitter.has_started:
                 run_state.start(self.run)
             if self.requests.is_pending:
-                self.requests.answer(
-                    lambda: run_state.save_as_asked(self.run),
-                    cool_down=self.rates.begin_cool_down, waited=self._leave_out,
-                )  # fmt: skip
+                self.own_seconds -= self.requests.answer(
+                    lambda: run_state.save_as_asked(self.run), cool_down=self.rates.begin_cool_down
+                )
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
             if controller.state.is_look_due and not pace.is_stopped:
                 step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
@@ -648,10 +647,6 @@ class Engine:
         is_time = persistence.quiet_seconds != math.inf and pace.seconds >= persistence.quiet_seconds
         if closing or epoch_ended or is_time or pace.step >= persistence.quiet_steps:
             self._do_what_is_due(closing=closing)
-
-    def _leave_out(self, seconds: float) -> None:
-        """Do not count a time as the scheduler's own, in which the user made the run wait."""
-        self.own_seconds -= seconds
 
     def _do_what_is_due(self, *, closing: bool) -> None:
         """Take backups and write checkpoints that are due; with ``closing``, end what is under way."""

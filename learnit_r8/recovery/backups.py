@@ -247,10 +247,11 @@ class RamBackup:
     @property
     def awaits_witness(self) -> bool:
         """Whether the witness of the newest state is not complete."""
-        if not self.backups:
-            return False
-        newest = self.backups[-1]
-        return len(newest.witness) < self.witness_size and not newest.is_closed
+        return bool(self.backups) and not self.is_complete(self.backups[-1])
+
+    def is_complete(self, backup: Backup) -> bool:
+        """Whether the witness of a state is complete."""
+        return backup.is_closed or len(backup.witness) >= self.witness_size
 
     def end_update(self) -> None:
         """Take the witness of the newest state for complete: the optimizer has taken a step with fewer batches."""

@@ -432,6 +432,7 @@ class ExperimentRun:
         live: The model that is experimented on.
 
     Attributes:
+        chunk: The chunk of the probe, once it is drawn; None before.
         asks_probe: Whether the next batch drawn must be a probe.
         can_probe: Whether a witness can be drawn out of turn.
         is_open: Whether an experiment is under way.
@@ -450,7 +451,7 @@ class ExperimentRun:
         self.asked: Backup | None = None
         self.case: Case | None = None
         self._losses: list[float] = []
-        self._chunk: Any = None
+        self.chunk: Any = None
         self._generators: Any = None
         self.is_open = self.asks_probe = self.is_at_alarm = False
 
@@ -477,13 +478,9 @@ class ExperimentRun:
         """The loss of the probe where no loop draws it."""
         return repeat.loss(self._witness())
 
-    def note_drawn(self, chunk: Any) -> None:
-        """Note the chunk of the probe that was just drawn."""
-        self._chunk = chunk
-
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch is the probe."""
-        return ticket.chunk is self._chunk
+        return ticket.chunk is self.chunk
 
     def tests(self, ticket: Ticket) -> bool:
         """Whether a report must not be judged, as weights are being tested: its own, or those it was trained with."""
@@ -506,13 +503,13 @@ class ExperimentRun:
     def lose(self, ticket: Ticket) -> None:
         """Draw the probe again if this abandoned batch was it."""
         if self.is_open and self.is_probe(ticket):
-            self.asks_probe, self._chunk = self.can_probe, None
+            self.asks_probe, self.chunk = self.can_probe, None
 
     def let_probe(self, can_probe: bool) -> None:
         """Say whether a witness can be drawn out of turn from now on; see `can_probe`."""
         if can_probe != self.can_probe:
             self.can_probe = can_probe
-            if self._chunk is None:
+            if self.chunk is None:
                 self.asks_probe = self.is_open and can_probe
 
     def take(self, loss: float) -> Finding | None:
@@ -523,7 +520,7 @@ class ExperimentRun:
         assert self.case is not None
         count = len(self.asked.witness) if self.case.is_exact else TRIAL_LOSSES
         if len(self._losses) < count and math.isfinite(loss):
-            self.asks_probe, self._chunk = self.can_probe, None
+            self.asks_probe, self.chunk = self.can_probe, None
             return None
         return self._advance(float(np.mean(self._losses)))
 
@@ -540,5 +537,5 @@ class ExperimentRun:
             self.end()
             return finding  # type: ignore[no-any-return]
         self._losses = []
-        self.asks_probe, self._chunk = self.can_probe, None
+        self.asks_probe, self.chunk = self.can_probe, None
         return None

@@ -276,10 +276,7 @@ class Witnesses:
     def _awaiting(self) -> list[Backup]:
         """The states that were taken since the last update, in RAM and on disk."""
         newest = [self._backup.newest, self.waiting]
-        return [each for each in newest if each is not None and not self._is_complete(each)]
-
-    def _is_complete(self, backup: Backup) -> bool:
-        return backup.is_closed or len(backup.witness) >= self._backup.witness_size
+        return [each for each in newest if each is not None and not self._backup.is_complete(each)]
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
@@ -298,7 +295,7 @@ class Witnesses:
             if ticket.draw >= each.draws:
                 each.witness.append(ticket.chunk.witness_of(ticket.indices))
                 each.losses.append(loss)
-        if self.waiting is not None and self._is_complete(self.waiting):
+        if self.waiting is not None and self._backup.is_complete(self.waiting):
             self.waiting = None
 
     def note_checkpoint(self, step: int, updates: int, recent: Iterable[float]) -> None:

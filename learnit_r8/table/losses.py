@@ -89,6 +89,8 @@ def read_mean(loss: Any) -> Reading:
         TypeError: the loss is not a real number or an array of them.
         ValueError: it is empty.
     """
+    if type(loss) is float:
+        return Reading(loss, loss, WHOLE_BATCH, loss)
     values = _as_array(loss)
     if not values.size:
         raise ValueError(f"loss must be a number or an array of numbers, got shape {values.shape}.")

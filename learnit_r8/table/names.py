@@ -129,7 +129,8 @@ class SampleIds:
     def find_indices(self, indices: Any) -> NDArray[np.int64]:
         """The places of samples that a sampler has drawn by their positions in a data set."""
         found = np.fromiter(indices, np.int64, len(indices))
-        if len(found) and (found.min() < 0 or found.max() >= self.size):
+        # Python's, of a list as short as a batch.
+        if len(found) and (min(indices) < 0 or max(indices) >= self.size):
             self.size = min(self.most, max(self.size, int(found.max()) + 1))
             is_kept = (found >= 0) & (found < self.size)
             self.num_beyond += len(found) - int(np.count_nonzero(is_kept))

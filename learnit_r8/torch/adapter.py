@@ -568,11 +568,11 @@ class Adapter:
             is_due = stepper.backward(loss, is_last=is_last)
             norm = stepper.clip() if is_due and not is_probe else None
         skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
-        again = None
+        again, may_step = None, True
         if self._second_run is not None and not is_test:
-            again, norm = self._second_run.of(loss, norm)
+            again, norm, may_step = self._second_run.of(loss, norm)
         outcome = tell(norm, skipped, again)
-        if outcome and is_due and (is_probe or not stepper.is_scaled):
+        if outcome and may_step and is_due and (is_probe or not stepper.is_scaled):
             if is_probe:
                 stepper.clip()
             stepper.apply()

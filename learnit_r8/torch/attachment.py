@@ -236,7 +236,7 @@ def _keep(
     )  # fmt: skip
     kept = r8.host.adopt(kept, witness_size=accumulate, stays=stays, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
-    second_run = SecondRun(plain_model(model), stepper, hand, given.run_batch, r8, is_alone=sharing.size == 1)
+    second_run = SecondRun(model, stepper, hand, given.run_batch, r8, gather=sharing.gather)
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
 
 

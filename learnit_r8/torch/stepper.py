@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from .._validation import is_number
 from ..checkpoint.callbacks import CLIP
@@ -248,7 +249,7 @@ class Stepper:
 
         def look(*_: Any) -> None:
             watched = run()
-            if watched is None or watched._is_closed:
+            if watched is None or watched.is_over:
                 return
             controller = watched.controller
             is_turn = not max(0, controller.lineage.updates - 1) // self.accumulate % DEAD_EVERY
@@ -315,15 +316,16 @@ class Stepper:
 class SecondRun:
     """Computes steps once more that are not finite, and says which faults were transient.
 
-    Losses on other devices are known too late, as the step was taken by then.
+    Losses on other devices are known too late, as the step was taken by then. Of several processes all compute a step
+    again or none: under `DistributedDataParallel` all of them see the same averaged gradient, so none needs to ask.
 
     Args:
-        model: The model.
+        model: The model, as it is trained.
         stepper: Computes its gradients.
         hand: Holds the batch, and buffers and random generators as they were when it came.
         run_batch: Returns the loss of a batch as the loader gives it; None if nothing can run again.
         r8: Is told what was found.
-        is_alone: Whether no other process trains the model.
+        gather: Returns the values of all processes that train the model; None if this is the only one.
 
     Attributes:
         is_possible: Whether a step can be computed once more: `of` is to be called only then.
@@ -331,13 +333,17 @@ class SecondRun:
 
     def __init__(
         self, model: torch.nn.Module, stepper: Stepper, hand: Hand, run_batch: Callable[[Any], Any] | None,
-        r8: R8Scheduler, *, is_alone: bool,
+        r8: R8Scheduler, *, gather: Callable[[Any], list[Any]] | None,
     ) -> None:  # fmt: skip
         self._model, self._stepper, self._hand, self._run_batch, self._r8 = model, stepper, hand, run_batch, r8
+        self._gather = gather
         is_in_memory = all(each.is_cpu for each in model.parameters())
-        self.is_possible = run_batch is not None and is_alone and is_in_memory and stepper.can_begin_anew
+        can_agree = gather is None or isinstance(model, DistributedDataParallel)
+        self.is_possible = run_batch is not None and can_agree and is_in_memory and stepper.can_begin_anew
 
-    def of(self, loss: torch.Tensor, norm: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def of(
+        self, loss: torch.Tensor, norm: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, bool]:
         """Look at the loss and the gradient of a step, and compute them once more if they are not finite.
 
         Args:
@@ -345,17 +351,20 @@ class SecondRun:
             norm: 0-dim, the norm of the gradient before it was clipped; None where nothing is clipped.
 
         Returns:
-            The loss to report in place of that of the batch, None for that; and the norm to report.
+            The loss to report in place of that of the batch, None for that; the norm to report; and whether the
+            optimizer may take the step, as a verdict over several processes comes only later.
         """
-        hand, start = self._hand, self._hand.start
+        hand, start, gather = self._hand, self._hand.start, self._gather
         hand.hold_starts(self._model)
         found = self._stepper.norm() if norm is None else norm
-        if bool(torch.isfinite(loss.detach() + found)):
-            return None, norm
+        # Only the gradient is the same in all processes; it is not, where they have not exchanged theirs.
+        is_shared = gather is None or self._model.require_backward_grad_sync
+        if bool(torch.isfinite(found if gather is not None else loss.detach() + found)) or not is_shared:
+            return None, norm, True
         what = "gradient" if bool(torch.isfinite(loss.detach()).all()) else "loss"
-        norm = found if what == "gradient" else norm
+        norm = found if what == "gradient" or gather is not None else norm
         if start is None or hand.batch is None:
-            return None, norm
+            return None, norm, False
         generators, buffers = start
         set_random_state(state_of(generators))
         for buffer, before in zip(self._model.buffers(), buffers, strict=True):
@@ -363,20 +372,33 @@ class SecondRun:
             buffer.data.copy_(before)
         self._stepper.clear()
         assert self._run_batch is not None
-        try:
-            with torch.enable_grad():
+        again = failure = None
+        with torch.enable_grad():
+            try:
                 again = self._run_batch(hand.batch).mean()
+            except Exception as error:
+                # What a loss function raises because of a NaN is no sign of a transient fault.
+                failure = error
+            failures = [failure is not None] if gather is None else gather(failure is not None)
+            if any(failures):
+                if not all(failures):
+                    # The gradients of the others would wait for those of this process.
+                    raise RuntimeError("run_batch() raised on some processes only.") from failure
+                return None, norm, False
+            assert again is not None
+            try:
                 self._stepper.backward(again, is_last=True)
-            second = self._stepper.clip()
-            total = again.detach() + (self._stepper.norm() if second is None else second)
-        except Exception:
-            # What a loss function raises because of a NaN is no sign of a transient fault.
-            return None, norm
-        is_finite = bool(torch.isfinite(total))
+            except Exception:
+                if gather is not None:
+                    raise
+                return None, norm, False
+        second = self._stepper.clip()
+        found = self._stepper.norm() if second is None else second
+        is_finite = bool(torch.isfinite(found if gather is not None else again.detach() + found))
         self._r8.controller.computed_again(
             what, step=self._r8.global_step, is_finite=is_finite, device=f"the CPU of {platform.node()!r}"
         )
-        return (again.detach(), second) if is_finite else (None, norm)
+        return (again.detach(), second, True) if is_finite else (None, norm, False)
 
 
 def with_second(values: torch.Tensor, again: torch.Tensor | None) -> torch.Tensor:

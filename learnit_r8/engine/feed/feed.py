@@ -260,8 +260,7 @@ class Feed:
     def is_at_end(self) -> bool:
         """Whether the budget is spent once all batches that are out are reported, or the run was stopped."""
         pace = self.engine.pace
-        is_open = pace.budget.is_open
-        return pace.is_stopped or (not is_open and pace.progress_at(pace.next_step) >= 1)
+        return pace.is_stopped or (not pace.budget.is_open and pace.progress_at(pace.step + pace.num_out) >= 1)
 
     def _is_full(self) -> bool:
         """Whether as many batches were handed out in this pass as the loader has, probes included.
@@ -331,7 +330,9 @@ class Feed:
             item = source.fetch(_NONE)
         if is_heard:
             engine.data_seconds += engine.clock() - began
-        size = self.meet(None if item is _NONE else measure.of(item))
+        size = None if item is _NONE else measure.of(item)
+        if engine.agreement.ranks is not None:
+            size = self.meet(size)
         if size is None:
             return _NONE
         began = engine.clock() if is_heard else 0.0

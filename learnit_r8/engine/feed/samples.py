@@ -348,7 +348,8 @@ class BatchSamples:
                     "of these samples; give batches(..., ids=).",
                 )
                 return None, num_before
-            self._tell_beyond()
+            if self._known.num_beyond:
+                self._tell_beyond()
             return members, num_before
         if not self.is_known:
             return None, 0
@@ -367,18 +368,18 @@ class BatchSamples:
     def find(self, ids: Any) -> Members:
         """The samples with these ids; see `SampleStorage.find`."""
         members = self._storage.find(ids, are_indices=False)
-        self._tell_beyond()
+        if self._known.num_beyond:
+            self._tell_beyond()
         return members
 
     def _tell_beyond(self) -> None:
-        """Say once that the table is full, if it is."""
+        """Say once that the table is full."""
         known = self._known
-        if known.num_beyond:
-            self._announcer.note_once(
-                "beyond",
-                f"the table is full, at {known.most:,} samples; visits of others are only counted, "
-                f"{known.num_beyond:,} so far. max_ids=, which takes 16 bytes a sample, says how many it holds.",
-            )
+        self._announcer.note_once(
+            "beyond",
+            f"the table is full, at {known.most:,} samples; visits of others are only counted, {known.num_beyond:,} so "
+            "far. max_ids=, which takes 16 bytes a sample, says how many it holds.",
+        )
 
     def tell_quarantined(self) -> None:
         """Tell ``skip`` which samples are in quarantine, if that has changed."""

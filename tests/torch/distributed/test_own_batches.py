@@ -36,6 +36,29 @@ def test_a_fault_is_answered_by_all_alike(pair, fault):
     assert 60 <= one["steps"] == other["steps"] <= 64
 
 
+@pytest.mark.parametrize("flip", ["gradient", "loss"])
+def test_all_compute_a_step_once_more_or_none(pair, flip):
+    """A fault of one rank that passes is found by all, and leaves no trace; one that stays is refused."""
+    plain, _ = pair.run(jobs.flipped_run, None, 0)
+    one, other = pair.run(jobs.flipped_run, flip, 1)
+
+    assert one == other == (plain[0], 1, 0, 0, [])
+    assert plain[1] == 0
+    one, other = pair.run(jobs.flipped_run, flip, 2)
+    assert one == other
+    assert one[1:] == (0, 1, 0, [])
+
+
+@pytest.mark.parametrize("buggy", [[1], [0, 1]])
+def test_a_run_batch_that_raises_hangs_nowhere(pair, buggy):
+    """Where it does on one rank only, the others must not wait for its gradients; else nothing can be tested."""
+    for _, transient, refused, _, said in pair.run(jobs.flipped_run, "gradient", 1, buggy):
+        assert transient == 0
+        assert refused == len(buggy) - 1
+        assert len(said) == 2 - len(buggy)
+        assert all("run_batch() raised on some processes only" in each for each in said)
+
+
 def test_a_budget_in_tokens_is_that_of_all_ranks(pair):
     """Both end at the same step, though one has longer batches."""
     one, other = pair.run(jobs.token_run, 300)
