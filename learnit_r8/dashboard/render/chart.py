@@ -192,9 +192,10 @@ def plot(
         kinds[0, over] = len(styles) - 1
         text[0] = "".join(glyphs.up if hit else old for hit, old in zip(over, text[0], strict=True))
     lines: list[Line] = []
+    changes, numbers = kinds[:, 1:] != kinds[:, :-1], kinds.tolist()
     for row, label in enumerate(scale.labels(height)):
-        cuts = [0, *(np.flatnonzero(np.diff(kinds[row])) + 1).tolist(), len(text[row])]
-        parts = [Span(text[row][a:b], styles[kinds[row, a]]) for a, b in itertools.pairwise(cuts)]
+        cuts = [0, *(np.flatnonzero(changes[row]) + 1).tolist(), len(text[row])]
+        parts = [Span(text[row][a:b], styles[numbers[row][a]]) for a, b in itertools.pairwise(cuts)]
         lines.append((Span(label + " ", "label"), Span(glyphs.side, "rule"), *parts))
     return lines
 
