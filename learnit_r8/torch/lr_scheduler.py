@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -15,7 +15,6 @@ from .state import as_arrays, as_tensors
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
-    from .adapter import Adapter
 
 HELD = "a {} holds the optimizer, whose rate R8 sets"
 
@@ -91,6 +90,17 @@ def _live_schedules(optimizer: Any) -> list[Any]:
     return found
 
 
+class _Rated(Protocol):
+    """What an adapter gives: its optimizer, and the scheduler's state once the losses on their way have come."""
+
+    optimizer: Any
+    scheduler: R8Scheduler
+
+    def flush(self) -> None: ...
+
+    def load_scheduler(self, state: Mapping[str, Any]) -> None: ...
+
+
 class R8LRScheduler(LRScheduler):
     """Shows the rates that R8Scheduler sets, and saves its state; stepping it changes nothing.
 
@@ -98,7 +108,7 @@ class R8LRScheduler(LRScheduler):
         adapter: Sets the rates.
     """
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: _Rated) -> None:
         # The constructor of the base class would take a step, and count those of the optimizer.
         self._adapter = adapter
         self.optimizer = adapter.optimizer

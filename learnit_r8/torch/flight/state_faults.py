@@ -197,7 +197,8 @@ def optimizer_faults(optimizer: Any, names: Mapping[int, str], backup: Any, upda
         updates: Most updates since then.
     """
     found = []
-    before = _states_of(backup)
+    held = backup.get("state") if isinstance(backup, Mapping) else None
+    before = dict(held) if isinstance(held, Mapping) else {}
     number = -1
     for group in getattr(optimizer, "param_groups", ()):
         for parameter in group["params"]:
@@ -234,11 +235,6 @@ def vanished_eps(optimizer: Any, names: Mapping[str, Any]) -> str:
                     f"eps={least:.1e} or more, or train float32 weights under torch.autocast"
                 )
     return ""
-
-
-def _states_of(backup: Any) -> dict[Any, Any]:
-    state = backup.get("state") if isinstance(backup, Mapping) else None
-    return dict(state) if isinstance(state, Mapping) else {}
 
 
 def _fault_of(state: Mapping[str, Any], before: Mapping[str, Any], group: Mapping[str, Any], updates: int) -> str:

@@ -20,7 +20,11 @@ def untouched(model: torch.nn.Module, optimizer: Any) -> Iterator[None]:
     Buffers, random generators, gradients, modes and the attributes of modules are put back. Gradients are not copied:
     they are taken away meanwhile.
     """
-    parameters = list({id(each): each for each in _all_parameters(model, optimizer)}.values())
+    every = [
+        *model.parameters(),
+        *(each for group in getattr(optimizer, "param_groups", ()) for each in group["params"]),
+    ]
+    parameters = list({id(each): each for each in every}.values())
     gradients = [each.grad for each in parameters]
     buffers = [(each, each.detach().clone()) for each in model.buffers()]
     attributes = [
@@ -56,12 +60,6 @@ def _put_back(module: torch.nn.Module, before: Mapping[str, Any]) -> None:
     for name in [name for name in now if name not in before and name not in _OWN]:
         del now[name]
     now.update(before)
-
-
-def _all_parameters(model: torch.nn.Module, optimizer: Any) -> Iterator[torch.Tensor]:
-    yield from model.parameters()
-    for group in getattr(optimizer, "param_groups", ()):
-        yield from group["params"]
 
 
 @contextlib.contextmanager

@@ -73,7 +73,8 @@ class _Watch(TorchDispatchMode):
         out = func(*args, **kwargs)
         if self.phase == FORWARD:
             self._note_reads(args, out)
-            self._calls[_sequence_number() - 1] = (self.stack[-1] if self.stack else "", _site())
+            number = int(getattr(torch.autograd, "_get_sequence_nr", lambda: 0)())
+            self._calls[number - 1] = (self.stack[-1] if self.stack else "", _site())
         if name not in EMPTY:
             given = None
             for each in _tensors(out):
@@ -182,10 +183,6 @@ def _rows_of(bad: torch.Tensor) -> tuple[int, ...]:
     if bad.ndim == 0:
         return (0,)
     return tuple(bad.reshape(bad.shape[0], -1).any(1).nonzero().reshape(-1).tolist())
-
-
-def _sequence_number() -> int:
-    return int(getattr(torch.autograd, "_get_sequence_nr", lambda: 0)())
 
 
 def _site() -> str:
