@@ -439,6 +439,8 @@ MUTANTS = [Mutant(*each) for each in (
      "lightning/test_lightning.py -m program -k length", "Lightning waits for a batch that is dropped"),
     ("lightning/own_batches.py", "for each in manual]).sum()", "for each in manual[:1]]).sum()",
      "lightning/test_own_batches.py -m program -k losses", "the second loss of a GAN is not watched"),
+    ("lightning/own_batches.py", "iter(fetcher)", "pass",
+     "lightning/test_own_batches.py -m program -k resumes_at", "a resumed OneCycleLR trains on other batches"),
     ("transformers/own_batches.py", "return loss * accumulated if is_part else loss", "return loss",
      "transformers/test_own_batches.py -m program -k accumulated_batches",
      "losses are told divided by the batches of a step"),
