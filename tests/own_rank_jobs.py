@@ -283,5 +283,5 @@ def flipped_run(rank, flip, again, buggy=()):
             except RuntimeError as error:
                 said.append(str(error))
                 break
-    state, r8 = adapter.scheduler.controller.state_dict(), adapter.scheduler
-    return digest(model), state["transient"], r8.sentry.num_refused, state["restored"], said
+    found, r8 = adapter.scheduler.controller.state_dict()["incidents"], adapter.scheduler
+    return digest(model), found["num_transient"], r8.sentry.num_refused, found["num_restored"], said

@@ -404,8 +404,8 @@ def faulty_run(rank, kind, accumulate, bad_rank):
     wrap = DistributedDataParallel
     adapter, loss = fault_common.train(kind, accumulate=accumulate, wrap=wrap, strikes=not only)
     r8 = adapter.scheduler
-    saved = r8.controller.state_dict()
-    return loss, r8.global_step, r8.sentry.num_refused, saved["probes"], saved["restored"]
+    found = r8.controller.state_dict()["incidents"]
+    return loss, r8.global_step, r8.sentry.num_refused, found["num_probes"], found["num_restored"]
 
 
 def validated_run(rank):
