@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from .. import events
 from ..events import launcher
+from ..events.bus import RunControl
 from ..events.condenser import Condenser
 from ..events.system import SystemMonitor
 from ..events.text import clean, counted
@@ -76,7 +77,7 @@ class ScreenSession:
         view: The run; only the painter folds events into it while the screen is on.
     """
 
-    def __init__(self, requests: events.RunControl, *, folder: str, ended: Callable[[str], None]) -> None:
+    def __init__(self, requests: RunControl, *, folder: str, ended: Callable[[str], None]) -> None:
         self.is_on = False
         self.view = View()
         self._requests, self._folder, self._ended = requests, folder, ended
@@ -318,7 +319,7 @@ class Live:
 
     is_on_terminal = True
 
-    def __init__(self, requests: events.RunControl, *, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, requests: RunControl, *, folder: str | os.PathLike[str]) -> None:
         self._early: deque[events.Event] = deque(maxlen=100)
         self._run: events.RunStarted | None = None
         self._plain = PlainLog()

@@ -1,4 +1,4 @@
-"""The announcer: passes events to listeners, and warns the user once of each topic."""
+"""The announcer: passes events to listeners, and warns the user once of each topic; and what viewers may ask for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,30 @@ import importlib
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from . import launcher
 from .caller import warn
 from .event import Event, Listener
+
+
+class RunControl(Protocol):
+    """Takes the requests of keys and of files to a training; see `engine.control.Requests`."""
+
+    @property
+    def is_paused(self) -> bool: ...
+
+    def stop(self, reason: str = "") -> None: ...
+
+    def save(self) -> None: ...
+
+    def pause(self, reason: str = "") -> None: ...
+
+    def resume(self) -> None: ...
+
+    def cool_down(self, span: Any = None, source: str = "") -> None: ...
+
+    def refuse(self, text: str) -> None: ...
 
 
 class Announcer:

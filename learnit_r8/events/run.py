@@ -4,32 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from .event import ALERT, GOOD, INFO, WARN, Event, Words
 from .text import file_name, number
 
 NO_TABLE = "no table: these batches do not say which samples they hold"
 """What views say in place of samples if the batches are the user's own."""
-
-
-class RunControl(Protocol):
-    """Takes the requests of keys and of files to a training; see `engine.control.Requests`."""
-
-    @property
-    def is_paused(self) -> bool: ...
-
-    def stop(self, reason: str = "") -> None: ...
-
-    def save(self) -> None: ...
-
-    def pause(self, reason: str = "") -> None: ...
-
-    def resume(self) -> None: ...
-
-    def cool_down(self, span: Any = None, source: str = "") -> None: ...
-
-    def refuse(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.durable_io import make_own_folder, open_regular, replace
-from ..events import RunControl
+from ..events.bus import RunControl
 from ..events.codec import strict_json
 from ..schedules.span import Span, checked_span, read_span, span_of
 from .run import is_gone, read_sessions

@@ -24,6 +24,7 @@ from typing import Any
 from .. import events
 from ..checkpoint.durable_io import NotOwnFile, make_first_free, numbered, open_output
 from ..events import launcher
+from ..events.bus import RunControl
 from ..events.caller import warn
 from ..events.codec import strict_json, to_json
 from ..events.condenser import merged
@@ -78,7 +79,7 @@ class Journal(ThreadedListener):
         self, folder: str | os.PathLike[str], *, name: str = "", configuration: Mapping[str, str] | None = None,
         samples: Callable[[int, int], Samples] | None = None, clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time, in_background: bool = True,
-        requests: events.RunControl | None = None, machine: Callable[[], Load] | None = None,
+        requests: RunControl | None = None, machine: Callable[[], Load] | None = None,
     ) -> None:  # fmt: skip
         super().__init__("learnit_r8 journal", most_queued=MOST_WAITING, every_seconds=SECONDS_BETWEEN_WRITES)
         # A relative path must mean the same folder after the program changes its working directory.
@@ -411,7 +412,7 @@ def _left_out(counts: Counter[type[events.Event]], kept: list[events.Event]) -> 
 
 def open_journal(
     run_dir: str | os.PathLike[str] | bool | None, *, is_shown: bool, name: str, configuration: Mapping[str, str],
-    table: SampleTable, requests: events.RunControl | None = None,
+    table: SampleTable, requests: RunControl | None = None,
 ) -> Journal | None:  # fmt: skip
     """The journal that R8Scheduler's ``run_dir`` asks for; None without one, and on all ranks but the first.
 
