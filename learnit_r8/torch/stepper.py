@@ -85,6 +85,7 @@ class Stepper:
         self._norms: NormLimit | None = None
         self._clears_itself = getattr(type(self._plain), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
         self._has_stepped, self._first_step = False, None
+        self._seen: dict[int, int] = {}
         if accumulate > 1:
             # However the step comes about, in a loop of the user's own too.
             self._plain.register_step_post_hook(lambda *_: self._note_step())
@@ -261,13 +262,27 @@ class Stepper:
 
     def _gradient_sizes(self) -> tuple[list[int], int]:
         """See `RecoveryController.note_gradients`; waits for the device."""
-        given = [each.grad for each in self._parameters()]
-        # An empty one has no largest number.
-        gradients = [None if each is None or each.is_sparse or not each.numel() else each for each in given]
+        gradients: list[torch.Tensor | None] = []
+        for each in self._parameters():
+            given = each.grad if each.requires_grad else None
+            # An empty one has no largest number.
+            gradients.append(None if given is None or given.is_sparse or not given.numel() else given)
         known = [each for each in gradients if each is not None]
         counts = torch.stack([each.count_nonzero() for each in known]).tolist() if known else []
-        has = iter(counts)
-        return [0 if each is None else each.numel() if next(has) else -each.numel() for each in gradients], sum(counts)
+        # Zeros that are left from an earlier step, of layers that are not trained now, or that the loop has written
+        # itself, are no finding: such a gradient was written to more or less often than others since the last look.
+        seen = [(each.data_ptr(), each._version) for each in known]
+        writes = [version - self._seen.get(place, 0) for place, version in seen]
+        self._seen = dict(seen)
+        usual = {count for count, alive in zip(writes, counts, strict=True) if alive}
+        found = iter(zip(counts, writes, strict=True))
+        sizes = []
+        for each in gradients:
+            alive, count = (0, -1) if each is None else next(found)
+            sizes.append(
+                0 if each is None or not (alive or count in usual) else each.numel() if alive else -each.numel()
+            )
+        return sizes, sum(counts)
 
     def _parameters(self) -> list[torch.Tensor]:
         return [each for group in self._optimizer.param_groups for each in group["params"]]

@@ -215,6 +215,44 @@ def test_a_healthy_run_is_the_same_to_the_bit(make, steps):
     assert "clipped" not in run.adapter.scheduler.summary()
 
 
+def part_trained(how, attached):
+    """The weights after a training in which most gradients are 0 from its fourth pass on."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
+    head, spare = nn.Linear(128, 10), nn.Linear(64, 12_000 if how == "not in the loss" else 1)
+    model = nn.ModuleList([body, head, spare])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 32, shuffle=True)
+    adapter = attach(model, optimizer, loader, num_epochs=12, handle_signals=False) if attached else None
+    for epoch in range(12):
+        if epoch == 3 and how == "frozen":
+            for each in (*body.parameters(), *spare.parameters()):
+                each.requires_grad_(False)
+        for x, y in loader if adapter is None else adapter.batches():
+            loss = cross_entropy(head(body(x)), y)
+            if epoch < 3:
+                loss = loss + 0.01 * spare(x).square().mean()
+            if adapter is not None and not adapter.report(loss):
+                continue
+            optimizer.zero_grad(set_to_none=False)
+            loss.backward()
+            if epoch >= 3 and how == "written over":
+                for each in body.parameters():
+                    each.grad.zero_()
+            optimizer.step()
+    if adapter is not None:
+        adapter.close()
+    return [each.detach().clone() for each in model.parameters()]
+
+
+@pytest.mark.parametrize("how", ["frozen", "not in the loss", "written over"])
+def test_gradients_of_zero_that_no_backward_has_left_are_no_finding(how):
+    """Layers that are frozen, left out of the loss, or masked by hand, keep gradients of 0 in a healthy run."""
+    weights, plain = part_trained(how, True), part_trained(how, False)
+
+    assert all(map(torch.equal, weights, plain))
+
+
 @pytest.mark.parametrize(
     "settings", [{"guard": "finite"}, {"steps": False, "also": {"second": torch.optim.SGD([nn.Parameter(X[0])], 0.1)}}],
     ids=["finite", "several optimizers"],
