@@ -277,11 +277,10 @@ class Stepper:
         usual = {count for count, alive in zip(writes, counts, strict=True) if alive}
         found = iter(zip(counts, writes, strict=True))
         sizes = []
-        for each in gradients:
-            alive, count = (0, -1) if each is None else next(found)
-            sizes.append(
-                0 if each is None or not (alive or count in usual) else each.numel() if alive else -each.numel()
-            )
+        for gradient in gradients:
+            alive, count = (0, -1) if gradient is None else next(found)
+            size = 0 if gradient is None else gradient.numel()
+            sizes.append(size if alive else -size if count in usual else 0)
         return sizes, sum(counts)
 
     def _parameters(self) -> list[torch.Tensor]:
