@@ -85,6 +85,11 @@ OF_PAIRS = (
     "batch_iterator() gives pairs of indices and a rate, in this order: write `for batch, lr in r8.batch_iterator()`, "
     "and index with batch."
 )
+MOST_REFUSED_LAST = 16
+REFUSED_LAST = (
+    "the last {} batches of the run (or more) were refused, up to step {}: nothing was learned from them. See "
+    "r8.summary() and docs/incidents.md for what it was."
+)
 OF_ITEMS = (
     "batches() gives the items of your loader as they are, without a rate: unpack what the loader gives, no more."
 )
@@ -1078,6 +1083,9 @@ class R8Scheduler:
             if self._is_closed and self.host.saver is not None:
                 self.host.saver.store.release()
             pace, early = self.pace, self.pace.ended_early
+            refused = self.controller.num_refused_last
+            if is_whole and refused >= MOST_REFUSED_LAST:
+                self.host.announcer.warn_once("refused last", REFUSED_LAST.format(refused, pace.step))
             # A loop of the user's own without a budget ends where it does.
             is_at_end = is_whole and self.feed is not None and pace.budget.is_open and not pace.is_stopped
             self._has_finished = pace.is_finished or early is not None or is_at_end

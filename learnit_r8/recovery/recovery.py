@@ -158,6 +158,12 @@ class RecoveryController:
         return not self._refusals.bad_in_a_row and not self.is_open
 
     @property
+    def num_refused_last(self) -> int:
+        """Batches refused since the last good one, probes aside; a hundred at most."""
+        outcomes = [*self._refusals.outcomes]
+        return next((k for k, refused in enumerate(reversed(outcomes)) if not refused), len(outcomes))
+
+    @property
     def watches_gradients(self) -> bool:
         """Whether `note_gradients` is of use: not where losses are no measure of progress."""
         return self._watches_level or self._sentry.tests_progress

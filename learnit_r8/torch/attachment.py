@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 NO_MEMORY = "the model is sharded, or RANK in the environment is not {}, the rank of this process"
 """Why backups must not outlive the process."""
 
+MAXIMIZES = (
+    "the optimizer has maximize=True, so its losses should rise and do not show damage: guard='finite', which refuses "
+    "only those that are not finite, takes the place of the usual one. Pass guard= for another."
+)
+
 
 @suggest_settings
 def attach(
@@ -191,6 +196,9 @@ def _keep(
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
     model, optimizer, scaler, scheduler = given.model, given.optimizer, given.scaler, given.scheduler
     parts, settings = read_also(given.also), {**settings}
+    should_rise = scheduler is None and "guard" not in settings and any(map(_maximizes, optimizer.param_groups))
+    if should_rise:
+        settings["guard"] = "finite"
     accumulate = whole_number("accumulate", given.accumulate, least=1)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm)
     keeps_rates = _keeps_rates(scheduler, settings)
@@ -216,6 +224,8 @@ def _keep(
     r8 = _new_scheduler(size, kept, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     if peak_text:
         r8.host.say_once("peak", peak_text)
+    if should_rise:
+        r8.host.say_once("maximize", MAXIMIZES)
     sharing.check(r8, model, resume, accumulate=accumulate)
     recorder = r8.controller.recorder
     hand = Hand(keeps_generators=recorder is not None and recorder.record != "names")
@@ -238,6 +248,10 @@ def _keep(
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
     second_run = SecondRun(model, stepper, hand, given.run_batch, r8, gather=sharing.gather)
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
+
+
+def _maximizes(group: Mapping[str, Any]) -> bool:
+    return bool(group.get("maximize"))
 
 
 def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:

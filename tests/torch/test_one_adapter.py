@@ -1,6 +1,7 @@
 """One adapter: over batches that the scheduler draws and over a loader of the user's, every name does the same."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8.engine.values import grouped
 from learnit_r8.torch import attach
+from tests.torch_common import DIGITS, X, Y
 
 SOURCES = ("planned", "own")
 
@@ -239,3 +241,36 @@ def test_the_state_of_a_loader_that_has_one_is_its_own():
     adapter.load_state_dict({"place": 3})
 
     assert adapter.state_dict() == {"place": 3}
+
+
+@pytest.mark.parametrize("given", [{}, {"guard": "finite"}], ids=["default", "given"])
+def test_losses_that_should_rise_put_nothing_back(given):
+    """An optimizer that maximizes trains as one that minimizes the same loss with the other sign."""
+    trained = []
+    for sign, settings in ((-1.0, given), (1.0, {"guard": "finite"})):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(64, 10)
+        optimizer = torch.optim.Adam(model.parameters(), 0.01, maximize=sign < 0)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with attach(model, optimizer, DIGITS, batch_size=20, num_epochs=10, **settings) as adapter:
+                for _ in adapter.epochs():
+                    for x, y in adapter.loader():
+                        adapter.step(adapter.loss(sign * cross_entropy(model(x), y, reduction="none")))
+        assert any("maximize=True" in str(each.message) for each in said) == (sign < 0 and not given)
+        trained.append(float(cross_entropy(model(X), Y).detach()))
+
+    assert trained[0] < 1.0
+    assert trained[0] == pytest.approx(trained[1], rel=0.2)
+
+
+def test_a_run_that_is_refused_to_its_end_says_so():
+    """Who reads only the last line of a finished run learns that nothing came of it."""
+    model = torch.nn.Linear(64, 10)
+    adapter = attach(model, torch.optim.SGD(model.parameters(), 0.1), DIGITS, batch_size=10, num_epochs=2)
+    for _ in adapter.epochs():
+        for x, y in adapter.loader():
+            adapter.step(adapter.loss(cross_entropy(model(x), y, reduction="none") * float("nan")))
+
+    with pytest.warns(RuntimeWarning, match=r"the last 40 batches of the run .* were refused, up to step 40"):
+        adapter.close()
