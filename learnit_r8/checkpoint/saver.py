@@ -85,7 +85,7 @@ class CheckpointSaver:
         self._value_to_pin: float | None = None
         self._step_to_pin = 0
         self._logged: set[str] = set()
-        self._first_step = self._step_of_epoch = 0
+        self._first_step = self._step_of_epoch = self._length_of_epoch = 0
         self._pid: int | None = None
         self._is_shared = False
 
@@ -125,8 +125,11 @@ class CheckpointSaver:
         """
         due = self._when(elapsed)
         if epoch_ended and self._each_epoch and not due:
-            length, self._step_of_epoch = elapsed.steps - self._step_of_epoch, elapsed.steps
-            due = length > 1 or elapsed.steps - self._step_tried >= STEPS_OF_EPOCHS
+            # A call that was cut is repeated at the same step.
+            if elapsed.steps != self._step_of_epoch:
+                self._length_of_epoch = elapsed.steps - self._step_of_epoch
+                self._step_of_epoch = elapsed.steps
+            due = self._length_of_epoch > 1 or elapsed.steps - self._step_tried >= STEPS_OF_EPOCHS
         # A run that had finished before it was resumed logs nothing.
         if run_ended and elapsed.steps != self._first_step and self._monitor not in (None, *self._logged):
             self._announcer.warn_once(

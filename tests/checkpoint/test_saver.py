@@ -76,6 +76,15 @@ def test_epochs_of_a_single_step_are_not_all_saved(tmp_path, batches, saved):
     assert told == saved
 
 
+def test_checkpoint_of_an_epoch_that_an_interrupt_cut_is_due_again(tmp_path):
+    """Whether an epoch's end is due is the same when the call is repeated at the same step, before it was written."""
+    saver = Disk(tmp_path, when=every(1000), each_epoch=True).saver
+    at = Elapsed(6, 6, 0.0, 0, 0, 0.0)
+
+    assert saver.is_due(at, epoch_ended=True, run_ended=False)
+    assert saver.is_due(at, epoch_ended=True, run_ended=False)
+
+
 @pytest.mark.filterwarnings("ignore:the checkpoint at step")
 def test_attempts_become_rarer(tmp_path):
     """While saving fails, 1, 2, 4 ... 64 intervals pass between two attempts; the run's end is always tried."""
