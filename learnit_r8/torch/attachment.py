@@ -196,9 +196,6 @@ def _keep(
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
     model, optimizer, scaler, scheduler = given.model, given.optimizer, given.scaler, given.scheduler
     parts, settings = read_also(given.also), {**settings}
-    should_rise = scheduler is None and "guard" not in settings and any(map(_maximizes, optimizer.param_groups))
-    if should_rise:
-        settings["guard"] = "finite"
     accumulate = whole_number("accumulate", given.accumulate, least=1)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm)
     keeps_rates = _keeps_rates(scheduler, settings)
@@ -224,8 +221,6 @@ def _keep(
     r8 = _new_scheduler(size, kept, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
     if peak_text:
         r8.host.say_once("peak", peak_text)
-    if should_rise:
-        r8.host.say_once("maximize", MAXIMIZES)
     sharing.check(r8, model, resume, accumulate=accumulate)
     recorder = r8.controller.recorder
     hand = Hand(keeps_generators=recorder is not None and recorder.record != "names")
@@ -248,10 +243,6 @@ def _keep(
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
     second_run = SecondRun(model, stepper, hand, given.run_batch, r8, gather=sharing.gather)
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
-
-
-def _maximizes(group: Mapping[str, Any]) -> bool:
-    return bool(group.get("maximize"))
 
 
 def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
@@ -350,17 +341,22 @@ def _new_scheduler(size: int | None, kept: Callbacks, settings: SchedulerSetting
     ours: SchedulerSettings = {"state_callback": kept.state, "load_callback": kept.load}
     if settings.get("checkpoint_dir") is not None or (kept.own and kept.own.save):
         ours["save_callback"] = kept.save
-    if _keeps_rates(None, settings):
-        own: SchedulerSettings = {**ours, **settings}
-        return R8Scheduler(size, **own)
-    highest = own_rate_of(optimizer)
-    if "initial_lr" not in settings and not highest > 0:
+    should_rise = "guard" not in settings and any(group.get("maximize") for group in optimizer.param_groups)
+    if should_rise:
+        ours["guard"] = "finite"
+    highest, keeps_rates = own_rate_of(optimizer), _keeps_rates(None, settings)
+    if not (keeps_rates or "initial_lr" in settings or highest > 0):
         raise ValueError(
             f"optimizer must have a learning rate > 0, got {highest!r}, as a finished schedule leaves it; make a new "
             "optimizer, or give initial_lr."
         )
-    given: SchedulerSettings = {**ours, "initial_lr": highest, **settings}
-    return R8Scheduler(size, **given)
+    if not keeps_rates:
+        ours["initial_lr"] = highest
+    given: SchedulerSettings = {**ours, **settings}
+    r8 = R8Scheduler(size, **given)
+    if should_rise:
+        r8.host.say_once("maximize", MAXIMIZES)
+    return r8
 
 
 def _checked(scheduler: R8Scheduler, size: int | None, settings: SchedulerSettings) -> R8Scheduler:
