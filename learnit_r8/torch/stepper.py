@@ -85,7 +85,7 @@ class Stepper:
         self._norms: NormLimit | None = None
         self._clears_itself = getattr(type(self._plain), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
         self._has_stepped, self._first_step = False, None
-        self._seen: dict[int, int] = {}
+        self._seen: list[int] = []
         if accumulate > 1:
             # However the step comes about, in a loop of the user's own too.
             self._plain.register_step_post_hook(lambda *_: self._note_step())
@@ -271,16 +271,18 @@ class Stepper:
         counts = torch.stack([each.count_nonzero() for each in known]).tolist() if known else []
         # Zeros that are left from an earlier step, of layers that are not trained now, or that the loop has written
         # itself, are no finding: such a gradient was written to more or less often than others since the last look.
-        seen = [(each.data_ptr(), each._version) for each in known]
-        writes = [version - self._seen.get(place, 0) for place, version in seen]
-        self._seen = dict(seen)
-        usual = {count for count, alive in zip(writes, counts, strict=True) if alive}
-        found = iter(zip(counts, writes, strict=True))
+        versions = [-1 if each is None else each._version for each in gradients]
+        before = self._seen if len(self._seen) == len(versions) else [-1] * len(versions)
+        self._seen = versions
+        # One that was set to None is written to as often in each step; one that is kept counts on.
+        writes = [now - old if now > old >= 0 else now for now, old in zip(versions, before, strict=True)]
+        found = iter(counts)
+        alive = [0 if each is None else next(found) for each in gradients]
+        usual = {count for count, number in zip(writes, alive, strict=True) if number}
         sizes = []
-        for gradient in gradients:
-            alive, count = (0, -1) if gradient is None else next(found)
+        for gradient, number, count in zip(gradients, alive, writes, strict=True):
             size = 0 if gradient is None else gradient.numel()
-            sizes.append(size if alive else -size if count in usual else 0)
+            sizes.append(size if number else -size if count in usual else 0)
         return sizes, sum(counts)
 
     def _parameters(self) -> list[torch.Tensor]:
