@@ -19,7 +19,6 @@ from .. import events
 from ..events import launcher
 from ..events.bus import RunControl
 from ..events.condenser import Condenser
-from ..events.system import SystemMonitor
 from ..events.text import clean, counted
 from .painter import Painter
 from .plain import AsyncWriter, PlainLog
@@ -87,7 +86,6 @@ class ScreenSession:
         self._lines, self._num_lines, self._num_read = list[str](), 0, 0
         self._is_detached = self._wants_pause = False
         self._request: Request | None = None
-        self._monitor = SystemMonitor()
         self._capture: Capture | None = None
 
     def hear(self, event: events.Event) -> None:
@@ -158,7 +156,7 @@ class ScreenSession:
         return Scene(
             now=seconds + (0.0 if stands else time.monotonic() - arrived), output=self._lines,
             num_output=self._num_lines, num_unread=self._num_lines - self._num_read, is_paused=requests.is_paused,
-            folder=self._folder, said="" if request is None else request.text, load=self._monitor.load(),
+            folder=self._folder, said="" if request is None else request.text,
         )  # fmt: skip
 
     def _ask(self, text: str, is_answered: Callable[[], bool]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from typing import Any
 
 from ..events import Event, RunStarted
 from ..events.steps import is_lower_better
-from ..events.system import Load, SystemMonitor
 from ..events.text import clean, number
 from ..journal.run import Lines, Record, Run, State, UnreadableRun, last_written, runs_in, seconds_text
 from .state.ui_state import Action, RunRow, Scene
@@ -55,7 +53,6 @@ class Watch:
     ) -> None:  # fmt: skip
         self.run = Run(folder, wall=wall)
         self._other = None if other is None else Watch(other, clock=clock, wall=wall)
-        self._monitor: SystemMonitor | None = None
         self.view = View(skips_damage=True)
         self._clock, self._wall = clock, wall
         self._heard = math.nan
@@ -129,18 +126,8 @@ class Watch:
         said = "" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}"
         return Scene(
             now=now, output=self._output, num_output=self._num_output, link=link, folder=os.fspath(self.run.folder),
-            said=said, load=self._load_of_machine() if state.word == "running" else None,
-            other=None if self._other is None else self._other.view,
+            said=said, other=None if self._other is None else self._other.view,
         )  # fmt: skip
-
-    def _load_of_machine(self) -> Load | None:
-        """The load of this machine, if the run is on it."""
-        settings = {} if self.view.run is None else self.view.run.settings
-        if settings.get("machine") != platform.node() or not settings.get("process", "").isdecimal():
-            return None
-        if self._monitor is None:
-            self._monitor = SystemMonitor(int(settings["process"]), clock=self._clock)
-        return self._monitor.load()
 
     def act(self, action: Action) -> str:
         """Say how to ask the training, which a viewer does not do."""

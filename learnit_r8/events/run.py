@@ -182,28 +182,6 @@ class Alive(Event):
 
 
 @dataclass(frozen=True)
-class MachineLoad(Event):
-    """The load of the machine that trains, every ten seconds; only in a journal, and where psutil or NVML tells it.
-
-    Attributes:
-        cpu: Share of all cores in use, in [0, 1]; NaN where unknown, as all numbers here.
-        own_cpu: Cores that the process uses.
-        num_cpus: Number of cores.
-        used, total: Bytes of memory in use, and in all.
-        own: Bytes of memory of the process.
-        gpus: Of each GPU its use in [0, 1], bytes in use and in all, and degrees Celsius.
-    """
-
-    cpu: float
-    own_cpu: float
-    num_cpus: int
-    used: float
-    total: float
-    own: float
-    gpus: tuple[tuple[float, ...], ...] = ()
-
-
-@dataclass(frozen=True)
 class ProcessLeft(Event):
     """The process ended in an orderly way, or an exception ended the run; only in a journal.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import math
 import os
 import sys
 import threading
@@ -19,7 +18,6 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from .. import events
 from ..checkpoint.durable_io import NotOwnFile, make_first_free, numbered, open_output
@@ -28,7 +26,6 @@ from ..events.bus import RunControl
 from ..events.caller import warn
 from ..events.codec import strict_json, to_json
 from ..events.condenser import merged
-from ..events.system import Load, SystemMonitor
 from ..events.threaded_listener import ThreadedListener
 from ..table.table import SampleTable
 from .requests import RequestFolder
@@ -40,9 +37,6 @@ SECONDS_BETWEEN_HEARTBEATS = 10.0
 SECONDS_BETWEEN_LOOKS = 1.0
 """Least time between two looks for requests."""
 SECONDS_BETWEEN_TRIES = 10.0
-SECONDS_BETWEEN_LOADS = 10.0
-FIRST_LOAD_SECONDS = 2.0
-"""Time until the first look at the load of the machine, and from there to the second, which tells the use of cores."""
 MOST_WAITING = 20_000
 SAMPLES_PAUSE = 20
 """Pause after a samples file, in units of the time it took to write: writing takes at most 5 % of the time."""
@@ -63,7 +57,6 @@ class Journal(ThreadedListener):
         wall: Returns seconds since 1970.
         in_background: Whether a thread writes; else a call of `write_due` does.
         requests: Takes what is asked for by files in the run folder.
-        machine: Returns the load of the machine; None to write none.
 
     Raises:
         ValueError: another running process writes to this folder, or its journal is a link.
@@ -79,7 +72,7 @@ class Journal(ThreadedListener):
         self, folder: str | os.PathLike[str], *, name: str = "", configuration: Mapping[str, str] | None = None,
         samples: Callable[[int, int], Samples] | None = None, clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time, in_background: bool = True,
-        requests: RunControl | None = None, machine: Callable[[], Load] | None = None,
+        requests: RunControl | None = None,
     ) -> None:  # fmt: skip
         super().__init__("learnit_r8 journal", most_queued=MOST_WAITING, every_seconds=SECONDS_BETWEEN_WRITES)
         # A relative path must mean the same folder after the program changes its working directory.
@@ -100,7 +93,6 @@ class Journal(ThreadedListener):
         self._prepare(name, configuration or {})
         self._requests = None if requests is None else RequestFolder(self.folder, requests)
         self._next_look = 0.0
-        self._machine, self._load_due = machine, clock() + FIRST_LOAD_SECONDS
 
     def _prepare(self, name: str, configuration: Mapping[str, str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -211,14 +203,6 @@ class Journal(ThreadedListener):
             self._next_look = now + SECONDS_BETWEEN_LOOKS
             self._requests.look()
         self._sum_up(waiting)
-        if now >= self._load_due and not self._is_closed:
-            load = Load() if self._machine is None else self._machine()
-            self._load_due = now + (FIRST_LOAD_SECONDS if math.isnan(load.cpu) else SECONDS_BETWEEN_LOADS)
-            if load.is_known:
-                self._add(events.MachineLoad(*self._position, **load._asdict()))
-            elif math.isnan(load.total):
-                # Nothing here can tell it.
-                self._load_due = math.inf
         if now - self._last_written >= SECONDS_BETWEEN_HEARTBEATS:
             self._add(events.Alive(*self._position))
         if now < self._retry:
@@ -443,8 +427,7 @@ def open_journal(
     is_named = not (run_dir is None or run_dir is True)
     try:
         folder = run_dir if isinstance(run_dir, (str, os.PathLike)) else _new_folder(runs_folder(), name)
-        more: dict[str, Any] = {"requests": requests, "machine": SystemMonitor().load}
-        return Journal(folder, name=name, configuration=configuration, samples=samples, **more)
+        return Journal(folder, name=name, configuration=configuration, samples=samples, requests=requests)
     except OSError as error:
         if is_named and isinstance(error, (FileExistsError, NotADirectoryError)):
             raise type(error)(f"run_dir must be a folder, or a path where one can be made, got {run_dir!r}.") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from ..dashboard.state.curve import range_of
 from ..dashboard.state.view import View
 from ..dashboard.text import grouped, setting
-from ..events import MachineLoad
 from ..events.incident import MOST_INCIDENTS
 from ..events.text import clean, clock, number
 from ..journal.run import Run, read_sessions, utc
@@ -55,7 +54,7 @@ def content_of(data: ReportData, look: Look = NO_LOOK, other: ReportData | None 
         sections.append(metric_section(view, names[0] if len(names) == 1 else title, names))
     sections += [
         *_groups(view), *_quarters(data), *later, *samples.suspects(data), *samples.hardest(data),
-        *samples.map_section(data, look), *samples.overview(data), *_histograms(view), *_machine(view),
+        *samples.map_section(data, look), *samples.overview(data), *_histograms(view),
         *samples.classes(data), *_events(view), *_configuration(data, run),
     ]  # fmt: skip
     what = "" if view.run is None else f"{view.run.data} · policy {clean(view.run.policy, 40)}"
@@ -173,43 +172,6 @@ def _histograms(view: View) -> Iterator[Data]:
         bars(loss, survey.loss_counts, ends), kind="half",
         note="The outermost bars of the losses include everything beyond them.",
     )  # fmt: skip
-
-
-def _machine(view: View) -> Iterator[Data]:
-    """The load of the machine over the training time."""
-    loads = list(view.loads)
-    if not loads:
-        return
-    newest, gpus = loads[-1], max(len(load.gpus) for load in loads)
-    unit, size = next(((u, s) for u, s in (("h", 3600.0), ("min", 60.0)) if loads[-1].seconds >= 2 * s), ("s", 1.0))
-    one = "the GPU" if gpus == 1 else f"{gpus} GPUs"
-
-    def of_gpus(load: MachineLoad, place: int) -> float:
-        held = [gpu[place] for gpu in load.gpus if len(gpu) > place]
-        return sum(held) if held else math.nan
-
-    sizes = [f"{number(newest.total / 1e9)} GB in all"] if math.isfinite(newest.total) else []
-    sizes += [f"{number(of_gpus(newest, 2) / 1e9)} GB on {one}"] if gpus and math.isfinite(of_gpus(newest, 2)) else []
-    panels: list[tuple[str, str, dict[str, Callable[[MachineLoad], float]]]] = [
-        ("Use of the machine", f"Percent of {newest.num_cpus} cores.", {
-            "all cores": lambda load: 100 * load.cpu,
-            "this process": lambda load: 100 * load.own_cpu / max(1, load.num_cpus),
-            one if gpus == 1 else f"{one}, mean": lambda load: 100 * of_gpus(load, 0) / max(1, len(load.gpus)),
-        }),
-        ("Memory of the machine", f"GB; {', '.join(sizes)}." if sizes else "GB.", {
-            "in use": lambda load: load.used / 1e9, "this process": lambda load: load.own / 1e9,
-            one: lambda load: of_gpus(load, 1) / 1e9,
-        }),
-    ]  # fmt: skip
-    for title, note, read in panels:
-        times = [load.seconds / size for load in loads]
-        curves = [(name, [value(load) for load in loads]) for name, value in read.items()]
-        shown = [(name, values) for name, values in curves if any(map(math.isfinite, values))]
-        series = [curve(name, times, values, f"c{place}") for place, (name, values) in enumerate(shown)]
-        if series:
-            high = max(range_of([0.0, *(v for _, values in shown for v in values)])[1], 100.0 * (title[0] == "U"))
-            drawn = chart(title, series, x_name=unit, range=[0, high * 1.02], **{"from": 0})
-            yield section(title, drawn, note=note, kind="half")
 
 
 def _events(view: View) -> Iterator[Data]:

@@ -18,7 +18,6 @@ SILENT = {
     "GroupsMeasured",
     "LrPlanned",
     "Alive",
-    "MachineLoad",
 }
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from learnit_r8 import events
 from learnit_r8.events.condenser import FIRST
-from learnit_r8.events.system import Load
 from learnit_r8.journal import writer
 from learnit_r8.journal.run import Run, _is_sane
 from learnit_r8.journal.samples import sample_epochs, samples_of
@@ -101,32 +100,6 @@ def test_heartbeat_every_ten_seconds(tmp_path):
 
     assert [line["kind"] for line in lines_of(tmp_path)[2:]] == ["Alive", "Alive"]
     assert lines_of(tmp_path)[-1]["step"] == 7
-
-
-def test_load_of_the_machine_every_ten_seconds(tmp_path):
-    """The first look only begins to count the use of cores; then there is a record every ten seconds until the end."""
-    clock, loads = FakeClock(), iter([Load(total=8e9), *(Load(0.5, 1.5, 4, 2e9, 8e9, 1e9) for _ in range(9))])
-    written = journal(tmp_path, clock, machine=lambda: next(loads))
-    written(step(7, seconds=3.0))
-    for _ in range(4 * 30):
-        clock.advance(0.25)
-        written.write_due()
-    written.close()
-    found = [event for event in told(tmp_path) if isinstance(event, events.MachineLoad)]
-
-    assert [(load.step, load.cpu, load.own, load.gpus) for load in found] == 3 * [(7, 0.5, 1e9, ())]
-
-
-def test_machine_that_tells_no_load_is_asked_once(tmp_path):
-    """Without psutil and a GPU nothing is written, and nobody is asked again."""
-    clock, asked = FakeClock(), []
-    written = journal(tmp_path, clock, machine=lambda: asked.append(1) or Load())
-    for _ in range(100):
-        clock.advance(0.25)
-        written.write_due()
-
-    assert asked == [1]
-    assert not any(isinstance(event, events.MachineLoad) for event in told(tmp_path))
 
 
 def test_full_disk_warns_once_and_the_run_goes_on(tmp_path, monkeypatch):

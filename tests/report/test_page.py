@@ -411,37 +411,6 @@ def test_training_and_validation_share_a_chart(tmp_path):
     assert page.charts("Loss")["val_loss"]["dots"]
 
 
-def test_machine_over_time_has_its_panels(tmp_path):
-    """Use of cores and GPUs in percent, memory in GB, over the training time; what is not known has no curve."""
-    gpu = (0.5, 3e9, 24e9, 60.0)
-    loads = [
-        events.MachineLoad(n, 600.0 * n, 0.25, 2.0, 16, 8e9, 64e9, 1e9 * n, (gpu, (1.0, *gpu[1:])))
-        for n in range(1, 19)
-    ]
-    folder = folder_with(tmp_path / "run", STARTED, steps(18), *loads)
-    page = Page(write_report(folder, tmp_path / "out.html").read_text())
-    used, held = page.charts("Use of the machine"), page.charts("Memory of the machine")
-
-    assert page.section("Use of the machine")["note"] == "Percent of 16 cores."
-    assert (used["this process"]["x"][-1], used["this process"]["y"][-1]) == (3.0, 12.5)
-    assert used["2 GPUs, mean"]["y"][0] == 75
-    assert "64 GB in all, 48 GB on 2 GPUs" in page.section("Memory of the machine")["note"]
-    assert held["this process"]["y"][-1] == 18
-    assert page.blocks("Use of the machine", "chart")[0]["x_name"] == "h"
-
-
-def test_machine_without_numbers_has_no_panel(tmp_path):
-    """A run whose journal tells no load, or only that of another kind, draws what there is."""
-    nan = float("nan")
-    folder = folder_with(
-        tmp_path / "run", STARTED, steps(9), events.MachineLoad(9, 0.9, 0.5, nan, 0, nan, nan, nan, ((),))
-    )
-    page = Page(write_report(folder, tmp_path / "out.html").read_text())
-
-    assert list(page.charts("Use of the machine")) == ["all cores"]
-    assert "Memory of the machine" not in page.titles
-
-
 def test_every_suspect_is_listed_to_mark_and_to_take_along(tmp_path):
     """All of them, with label, suggestion and odds; the CSV that the page saves holds the same rows."""
     folder = folder_with(tmp_path / "run", STARTED, steps(5))

@@ -189,33 +189,6 @@ def speed_line(view: View, width: int, scene: Scene) -> Line:
     return (Span(" "), *joined(parts, width - 1))
 
 
-def system_line(view: View, width: int, scene: Scene) -> Line:
-    """The load of the machine: cores, memory, waiting for data, GPUs; of the process in parentheses."""
-    load = scene.load
-    if load is None:
-        return ()
-    parts: list[Line] = []
-    if math.isfinite(load.cpu):
-        own = f" (ours {load.own_cpu:.1f} of {load.num_cpus})" if math.isfinite(load.own_cpu) else ""
-        parts.append((*labelled("cpu", share(load.cpu, 0), ""), Span(own, "label")))
-    if math.isfinite(load.used):
-        own = f" (ours {_gigabytes(load.own)})" if math.isfinite(load.own) else ""
-        text = f"{_gigabytes(load.used)} of {_gigabytes(load.total)} GB"
-        parts.append((*labelled("memory", text, "warn" if load.used > 0.95 * load.total else ""), Span(own, "label")))
-    waiting = view.pacing.data_share
-    if waiting > 0:
-        parts.append(labelled("data wait", share(waiting, 0), "warn" if waiting > 0.3 else ""))
-    for place, gpu in enumerate(load.gpus):
-        name = f"gpu {place}" if len(load.gpus) > 1 else "gpu"
-        text = f"{share(gpu.use, 0)} {_gigabytes(gpu.used)} of {_gigabytes(gpu.total)} GB {gpu.celsius:.0f} C"
-        parts.append(labelled(name, text, ""))
-    return (Span(" "), *joined(parts, width - 1))
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f}" if size < 9.95e9 else f"{size / 1e9:.0f}"
-
-
 def _step_part(view: View, each: float) -> Line:
     """The time of a step and its parts: data, training, scheduler."""
     own, data = view.pacing.own_share, view.pacing.data_share

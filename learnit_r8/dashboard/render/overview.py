@@ -10,7 +10,7 @@ from ..state.view import View
 from ..text import Line, beside
 from ..theme import Theme
 from .curves import loss_panel, metric_panel, rate_panel
-from .header import incident_line, loss_line, metric_line, speed_line, system_line, total_line
+from .header import incident_line, loss_line, metric_line, speed_line, total_line
 from .samples import groups_panel, loss_histogram, quartile_panel, ribbon_panel, uses_histogram
 from .texts import events_panel
 
@@ -75,8 +75,7 @@ def overview_panel(view: View, ui: UiState, width: int, height: int, theme: Them
     """Progress, numbers, the last incident, the losses beside the validation metric, and events, as much as fits."""
     lines = (
         (total_line(view, width, theme, scene), 1), (loss_line(view, width), 2), (speed_line(view, width, scene), 4),
-        (system_line(view, width, scene), 10), (metric_line(view, width, theme), 7),
-        (incident_line(view, width, theme, scene), 3),
+        (metric_line(view, width, theme), 7), (incident_line(view, width, theme, scene), 3),
     )  # fmt: skip
     sections = [one_row(line, rank) for line, rank in lines if line]
     sections.append(Section(5, 11, 3, 3, lambda rows: charts_row(view, ui, width, rows, theme)))

@@ -13,7 +13,6 @@ from ...events.text import clean, share
 
 if TYPE_CHECKING:
     from ...events import SamplesSurveyed
-    from ...events.system import Load
     from .view import View
 
 ZOOMS = ("all", "whole range", "last 10%", "last epoch")
@@ -129,7 +128,6 @@ class Scene:
         left: Why nothing trains now though the run is open, as a notebook's cell has ended; "" where it does.
         is_paused: Whether the training is paused by a key.
         folder: The run folder; "" without one.
-        load: Load of the machine; None where it is not this one.
         other: The run to compare with; None without one.
         runs: The runs of a list.
     """
@@ -144,7 +142,6 @@ class Scene:
     left: str = ""
     is_paused: bool = False
     folder: str = ""
-    load: Load | None = None
     other: View | None = None
     runs: Sequence[RunRow] = ()
 

@@ -238,7 +238,6 @@ class View:
         groups: The groups of samples by name, in the order of their size; `ranked_groups` has the worst first.
         num_groups: Number of all groups, of which the largest are told.
         epochs: The newest ends of epochs.
-        loads: The load of the machine over time; thinned.
         pacing: Speed of the run.
         incidents: The newest incidents, oldest first.
         num_refused: Losses refused so far.
@@ -280,7 +279,6 @@ class View:
         self.groups: dict[str, Group] = {}
         self.num_groups = 0
         self.epochs: deque[events.EpochDone] = deque(maxlen=64)
-        self.loads: ThinnedList[events.MachineLoad] = ThinnedList(MOST_POINTS)
         self.pacing = Pacing()
         self.incidents: tuple[Incident, ...] = ()
         self.num_refused = 0
@@ -350,8 +348,6 @@ class View:
                     self.progress = self._progress_at(event.step, event.seconds)
             case events.RunPaused() | events.RunResumed():
                 self.is_paused = isinstance(event, events.RunPaused)
-            case events.MachineLoad():
-                self.loads.add(event)
             case events.RunEnded():
                 self.ended = event
             case events.ProcessLeft():
@@ -384,7 +380,7 @@ class View:
         for curve in (self.loss, self.lr):
             curve.cut(event.step)
         kept: list[ThinnedList[Any]] = [*self.metrics.values(), *(group.points for group in self.groups.values())]
-        for items in (*kept, self.bounds, self.marks, self.loads):
+        for items in (*kept, self.bounds, self.marks):
             items.keep(lambda item: item.step <= event.step)
         self.groups = {name: group for name, group in self.groups.items() if group.points}
         self.metrics = {name: points for name, points in self.metrics.items() if points}
