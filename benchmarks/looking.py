@@ -32,7 +32,7 @@ import numpy as np
 from overhead import processor
 
 from learnit_r8 import R8Scheduler, events
-from learnit_r8.loggers import JsonLines, Logger
+from learnit_r8.loggers import Logger, TensorBoard
 
 ROOT = Path(__file__).parent.parent
 STEP_SECONDS = 0.001
@@ -89,7 +89,7 @@ def loggers(seconds: float, repeats: int) -> None:
         warnings.simplefilter("ignore")
         makers: dict[str, Callable[[], Logger | None]] = {
             "none": lambda: None,
-            "JSON lines": lambda: JsonLines(Path(folder) / "run.jsonl"),
+            "TensorBoard": lambda: TensorBoard(folder),
             "one that blocks": lambda: Blocked(most_queued=50),
         }
         for _ in range(repeats):

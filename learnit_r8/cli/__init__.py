@@ -21,7 +21,7 @@ ASKS = ("cool-down", "pause", "unpause", "save", "stop")
 
 _HOME = {
     "watch": "runs", "replay": "runs", "status": "runs", "ls": "runs", "ask": "runs", "compare": "pages",
-    "report": "pages", "export": "samples", "completion": "doctor", "mcp": "agent_server",
+    "report": "pages", "export": "samples", "mcp": "agent_server",
 }  # fmt: skip
 """The modules of commands that are not in a module of their own name."""
 
@@ -116,13 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", "run a fake training without a framework, to show the screen", run=False, json=False)
     demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default a new temporary one, which stays")
-    add("doctor", "say what this terminal and this Python can do", run=False)
     older = "write what an older version wrote, checkpoints, models, runs or backups, in the form of today, beside it"
     add("convert", older, run=False, json=False).add_argument("paths", nargs="+", metavar="PATH", help="folder or file")
     proof = "kill a training, anybody's, start it again, and say whether it goes on exactly: 0 yes, 1 no, 2 cannot say"
     _add_prove(add("prove", proof, run=False))
-    completion = add("completion", "print a script that completes commands in a shell", run=False, json=False)
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser
 
 

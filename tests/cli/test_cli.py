@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from learnit_r8 import events
@@ -59,7 +58,7 @@ def test_wrong_command_line_is_refused(arguments, capsys):
 
 @pytest.mark.parametrize(("arguments", "meant"), [
     (["stauts"], "status"), (["watch", "--veiw", "data"], "--view"), (["watch", "--view", "dta"], "data"),
-    (["sample", "--json"], "samples"), (["completion", "bsh"], "bash"),
+    (["sample", "--json"], "samples"), (["ask", "run", "pase"], "pause"),
 ])  # fmt: skip
 def test_typing_error_gets_a_suggestion(arguments, meant, capsys):
     """A command, option or value that is nearly right is named."""
@@ -104,14 +103,14 @@ def test_help_explains_what_the_command_takes(command, capsys):
     assert command != "ls" or "which run" not in " ".join(words)
 
 
-WITH_JSON = sorted(set(COMMANDS) - {"ask", "demo", "completion", "convert", "export", "labels", "mcp", "prove"})
+WITH_JSON = sorted(set(COMMANDS) - {"ask", "demo", "convert", "export", "labels", "mcp", "prove"})
 
 
 @pytest.mark.parametrize("command", WITH_JSON)
 def test_every_command_speaks_json(command, run, tmp_path, monkeypatch, capsys):
     """With --json a command prints strict JSON only, with null for what is not known."""
     monkeypatch.setenv("BROWSER", "true")
-    arguments = {"compare": [run, run], "doctor": [], "ls": [run.parent], "watch": [run, "--once"]}.get(command, [run])
+    arguments = {"compare": [run, run], "ls": [run.parent], "watch": [run, "--once"]}.get(command, [run])
     if command == "report":
         arguments = [run, "--html", tmp_path / "page.html"]
     _, lines = printed(capsys, command, *arguments, "--json")
@@ -182,19 +181,6 @@ def test_no_command_loads_a_framework(run, command):
     assert not loaded & (HEAVY | {"curses", "_curses", "learnit_r8.scheduler"})
     assert "learnit_r8.journal" in loaded
     assert command != ["status"] or not loaded & WRITERS
-
-
-def test_doctor_has_a_line_for_every_topic(capsys):
-    """`doctor` has a line on the terminal, the locale, curses, the frameworks and the runs, without loading them."""
-    code, lines = printed(capsys, "doctor")
-    found = dict(line.split(None, 1) for line in lines)
-
-    assert code == 0
-    assert {"learnit_r8", "python", "terminal", "locale", "drawing", "curses", "screen", "torch", "jax", "runs"} <= {
-        *found
-    }
-    assert found["numpy"] == np.__version__
-    assert not modules_of("doctor") & HEAVY
 
 
 def test_commands_of_the_guide_exist():

@@ -89,9 +89,13 @@ def test_a_server_that_fails_costs_the_post_alone(webhook, server):
     assert logger.num_lost == 1
 
 
-def test_the_logger_that_is_gone_says_what_to_use():
-    """Whoever imports it is shown the guide."""
-    with pytest.raises(ImportError, match=r"Webhook is not here; docs/loggers.md has it as a logger of your own"):
-        from learnit_r8.loggers import Webhook  # noqa: F401
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [("Webhook", r"docs/loggers.md has it"), ("CsvFile", "learnit-r8 export prints"), ("JsonLines", r"events.jsonl")],
+)
+def test_a_logger_that_is_gone_says_what_to_use(name, instead):
+    """Whoever imports it is shown what does the same."""
+    with pytest.raises(ImportError, match=rf"{name} is not here; .*{instead}"):
+        exec(f"from learnit_r8.loggers import {name}")
 
-    assert not hasattr(loggers, "Webhook")
+    assert not hasattr(loggers, name)

@@ -100,7 +100,6 @@ def test_nobody_is_sent_where_nothing_is(capsys):
     assert not [text for text in texts if "pip install learnit" in text]
     assert len(commands) > 10
     assert "docs/" not in said
-    assert any("learnit-r8 completion bash" in text for text in texts)
 
 
 def test_readme_begins_with_something_to_run():

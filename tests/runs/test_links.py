@@ -26,7 +26,6 @@ from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.terminal.capture import Capture
 from learnit_r8.journal.requests import FOLDER, RequestFolder, ask
 from learnit_r8.journal.run import write_about
-from learnit_r8.loggers import CsvFile, JsonLines
 from learnit_r8.loops.checkpoints import save_state
 from learnit_r8.report import write_report
 from learnit_r8.streams import collect_jsonl
@@ -163,17 +162,6 @@ def ask_to_save(folder):
     ask(folder, "save")
 
 
-def log_to(kind, name):
-    def write(folder):
-        logger = kind(folder / name)
-        for happened in ([start(), steps(5, 1.0)], [start(step=3), steps(6, 1.0)], [start(), steps(7, 1.0)]):
-            for event in happened:
-                logger(event)
-            logger.close()
-
-    return write
-
-
 def stream(folder):
     collect_jsonl([{"step": 1}], folder / "stream.jsonl")
     collect_jsonl([{"step": 2}], folder / "stream.jsonl", append=True)
@@ -223,8 +211,6 @@ WRITERS = {
     "screen": (print_on_screen, {"output.log"}),
     "pages": (export_pages, {"overview-#.csv"}),
     "ask": (ask_to_save, {"tmp_##_#_run.json"}),
-    "csv logger": (log_to(CsvFile, "log.csv"), {"log.csv", "log-#.csv", "tmp_##_#_log.csv"}),
-    "json logger": (log_to(JsonLines, "log.jsonl"), {"log.jsonl", "log-#.jsonl", "tmp_##_#_log.jsonl"}),
     "stream": (stream, {"stream.jsonl"}),
     "state": (lambda folder: save_state(folder / "state", {"w": np.ones(3)}), {"tmp_##_#_state"}),
     "toy": (lambda folder: ToyTask(50).save({"model": ToyTask(50).state()}, folder / "toy.npz"), {"toy.npz"}),
