@@ -1,7 +1,6 @@
 """What the Keras adapter costs: `model.fit` and a custom loop under `tf.function` against their plain versions.
 
     python benchmarks/keras_adapter.py [--quick]
-    python benchmarks/keras_adapter.py --sources            ways to gather samples in an order drawn before
     KERAS_BACKEND=jax python benchmarks/keras_adapter.py    or torch: fit alone
 
 A small CNN on arrays of 28 x 28 pixels, B = 128, one thread. The two sides of a ratio take turns in one process, an
@@ -122,122 +121,6 @@ def watched_fits(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[
     return side(models[0], [clock]), side(models[1], [clock, callback]), losses
 
 
-def augment(x: Any, y: Any) -> Any:
-    """Flips and light, of an image or a batch."""
-    return tf.image.random_brightness(tf.image.random_flip_left_right(x), 0.1), y
-
-
-def by_samples(data: Any) -> Any:
-    """The stages of the user's: augmented one by one."""
-    return data.map(augment, tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
-
-
-def by_batches(data: Any) -> Any:
-    """The stages of the user's: augmented a batch at a time."""
-    return data.batch(BATCH).map(augment, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-
-
-def pipelines(
-    stages: Callable[[Any], Any],
-) -> Callable[..., tuple[Callable[[], Any], Callable[[], Any], list[Counted]]]:
-    """Makes an epoch of fit over a pipeline of tf.data, one in our order, and the losses of both."""
-
-    def make(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[], Any], list[Counted]]:
-        x, y = data(steps)
-        losses, models, clock = [Counted(), Counted()], [cnn(), cnn()], Clock()
-        for model, loss in zip(models, losses, strict=True):
-            model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
-        batches = stages(tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x)))
-        dataset = stages(R8Dataset.from_tensor_slices((x, y), scheduler(len(x), epochs)))
-        callback = R8Callback(dataset)
-
-        def plain() -> Any:
-            models[0].fit(batches, verbose=0, callbacks=[clock])
-            return clock.seconds
-
-        def ours() -> Any:
-            models[1].fit(dataset, shuffle=False, verbose=0, callbacks=[clock, callback])
-            return clock.seconds
-
-        return plain, ours, losses
-
-    return make
-
-
-def sources(x: Any, y: Any) -> dict[str, Any]:
-    """Pipelines that end in augmented batches, by what draws and gathers the samples."""
-    columns = tf.constant(x), tf.constant(y)
-    order = tf.Variable(np.random.default_rng(0).permutation(len(y) // BATCH * BATCH).reshape(-1, BATCH))
-    slices = tf.data.Dataset.from_tensor_slices
-
-    def rows(indices: Any) -> Any:
-        return tuple(tf.gather(each, indices) for each in columns)
-
-    def in_python(indices: Any) -> Any:
-        found = tf.numpy_function(lambda indices: (x[indices], y[indices]), [indices], [tf.float32, tf.int64])
-        return tuple(tf.ensure_shape(each, [None, *all.shape[1:]]) for each, all in zip(found, columns, strict=True))
-
-    def of_variable() -> Any:
-        return tf.data.Dataset.range(order.shape[0]).map(lambda number: order[number])
-
-    def generator(values: Callable[[], Any], shape: list[Any]) -> Any:
-        return tf.data.Dataset.from_generator(lambda: iter(values()), output_signature=tf.TensorSpec(shape, tf.int64))
-
-    samples = tf.data.Dataset.from_tensors(0).flat_map(lambda _: slices(tf.reshape(order.read_value(), [-1])))
-    return {
-        "samples, plain: slices, shuffle": by_samples(slices((x, y)).shuffle(len(y))),
-        "samples: of batches gathered (ours)": by_samples(of_variable().map(rows).unbatch()),
-        "samples: slices of the whole epoch gathered": by_samples(
-            tf.data.Dataset.from_tensors(0).flat_map(lambda _: slices(rows(tf.reshape(order.read_value(), [-1]))))
-        ),
-        "samples: indices, each gathered": by_samples(samples.map(rows)),
-        "samples: of batches by numpy_function": by_samples(of_variable().map(in_python).unbatch()),
-        "samples: from_generator of indices": by_samples(generator(lambda: order.numpy().ravel(), []).map(rows)),
-        "batches, plain: slices, shuffle": by_batches(slices((x, y)).shuffle(len(y))),
-        "batches: gathered (ours)": of_variable().map(rows).map(augment, tf.data.AUTOTUNE).prefetch(-1),
-        "batches: by numpy_function": of_variable().map(in_python).map(augment, tf.data.AUTOTUNE).prefetch(-1),
-        "batches: from_generator of indices": generator(order.numpy, [None])
-        .map(rows)
-        .map(augment, tf.data.AUTOTUNE)
-        .prefetch(-1),
-    }
-
-
-def show_sources(rounds: int) -> None:
-    """Print what a batch of each costs, without a model; all take turns."""
-    ways = sources(*data(50))
-    found: dict[str, list[Any]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, batches in ways.items():
-            began = now()
-            count = sum(1 for _ in batches)
-            if number:
-                found[name].append((now() - began) * 1e3 / count)
-    for name, each in found.items():
-        wall, processor = np.median(each, axis=0)
-        print(f"{name:46} {wall:7.2f} ms a batch, {processor:7.2f} ms of processor time")
-
-
-def judged_fits(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[], Any], list[Counted]]:
-    """An epoch of our fit with losses alone, and one with predictions: of a loss that is ours, and of Keras' own."""
-    x, y = data(steps)
-    losses = [Counted(), keras.losses.SparseCategoricalCrossentropy(from_logits=True)]
-
-    def side(loss: Any) -> Callable[[], Any]:
-        model, clock = cnn(), Clock()
-        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
-        dataset = R8Dataset(x, y, scheduler(len(x), epochs))
-        callback = R8Callback(dataset)
-
-        def epoch() -> Any:
-            model.fit(dataset, shuffle=False, verbose=0, callbacks=[clock, callback])
-            return clock.seconds
-
-        return epoch
-
-    return side(losses[0]), side(losses[1]), [Counted(), Counted()]
-
-
 def loops(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[], Any], list[Counted]]:
     """An epoch of a plain loop, one of ours, and the losses of both."""
     x, y = data(steps)
@@ -341,7 +224,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter epochs, under a minute")
     parser.add_argument("--rounds", type=int, help="epochs of each side; 40 by default, 7 if quick")
-    parser.add_argument("--sources", action="store_true", help="compare ways to gather samples, without a model")
     given = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -350,16 +232,10 @@ def main() -> None:
         importlib.import_module("torch").set_num_threads(1)
     steps, rounds = 50, given.rounds or (7 if given.quick else 40)
     print(f"keras {keras.__version__} on {back_end}, {rounds} rounds of {steps} steps each")
-    if given.sources:
-        show_sources(rounds)
-        return
     print(f"{'':44} {'plain -> ours':20} {'median [lowest .. highest]':26} {'must':>6} {'aim':>6}")
     must, aim = ("1.10", "1.03") if back_end == "jax" else ("1.05", "1.02")
     measure("model.fit, a step", fits, steps, rounds, must, aim)
     measure("fit over tf.data, recovery alone", watched_fits, steps, rounds, "1.03", "1.01")
-    measure("tf.data in our order, images one by one", pipelines(by_samples), steps, rounds, "1.10", "1.03")
-    measure("tf.data in our order, images by batches", pipelines(by_batches), steps, rounds, "1.10", "1.03")
-    measure("with predictions over losses alone", judged_fits, steps, rounds, "1.01", "1.003")
     if back_end != "tensorflow":
         return
     extra = measure("custom tf.function loop, a step", loops, steps, rounds, "1.05", "1.01")

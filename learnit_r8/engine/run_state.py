@@ -348,7 +348,7 @@ def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         raise
     if run.persistence.config.differences(checkpoint.config, ["seed"]):
         run.announcer.warn_once(
-            "seed", f"the resumed run keeps the seed of the saved one, {run.source.seed}; the given seed is ignored."
+            "seed", f"the resumed run keeps the seed of the saved one, {run.source.seed}, whatever seed= says."
         )
     if run.emitter.has_started:
         tell_loaded(run)

@@ -31,6 +31,8 @@ MEANT = (
     'change; if the loss is no measure of progress, give guard="finite", which refuses only losses that are not finite.'
 )
 
+NEVER_FINITE = "Look at the data, at the loss function, and at whatever R8 was not given, such as a second network."
+
 ADVICE = {
     "input": "Look at the samples that are named, or at the batch, and at how they are read and scaled.",
     "label": "Look at the labels of the samples that are named: they are out of range, or not numbers.",
@@ -113,7 +115,7 @@ class Incident:
     @property
     def found(self) -> str:
         """What it was found to be."""
-        lines = (line.strip().rstrip(".") for line in self.diagnosis.replace(MEANT, "").splitlines())
+        lines = (line.strip().rstrip(".") for line in self.diagnosis.replace(self.meant, "").splitlines())
         said = "; ".join(filter(None, lines)) if "\n" in self.diagnosis else self.diagnosis
         return said or {"open": "not settled yet", "over": "nothing", "gave up": "gave up"}[self.state]
 
@@ -121,7 +123,12 @@ class Incident:
     def advice(self) -> str:
         """What the user can do; "" where nothing is left to do."""
         said = ADVICE.get(self.fault, "")
-        return said or (MEANT if self.state == "gave up" else "")
+        return said or (self.meant if self.state == "gave up" else "")
+
+    @property
+    def meant(self) -> str:
+        """What the user can do where nothing helped."""
+        return NEVER_FINITE if self.reason in NOT_FINITE else MEANT
 
     @property
     def headline(self) -> str:

@@ -32,7 +32,7 @@ from .experiment import Alarm, Case, ExperimentRun, Finding, investigate
 from .model import LiveModel, Witnesses
 from .policy import Recovery, TrainingDiverged
 from .progress import EARLY_UPDATES, FIRST, LOOK_EVERY, START_UPDATES
-from .quarantine import Quarantine, accused_of, not_finite_samples
+from .quarantine import NAMED, Quarantine, accused_of, not_finite_samples
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
 from .remedies import Remedies, diverged_text, write_bundle
@@ -729,7 +729,8 @@ class RecoveryController:
         incident, suspects = self._incidents.current or Incident(step, "refused"), self.quarantine.suspects
         text = diverged_text(
             incident, refused=refusals.in_vain, step=step, loss=loss, lr=lr, failures=failures,
-            samples=self.quarantine.named(suspects) if suspects else "", can_restore=can_restore, is_row=is_row,
+            samples=self.quarantine.named(suspects) if 0 < len(suspects) <= NAMED else "", can_restore=can_restore,
+            is_row=is_row,
         )  # fmt: skip
         store, losses = self._persistence.store, list(self.lineage.progress.reported)
         bundle = write_bundle(

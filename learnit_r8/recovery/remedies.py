@@ -17,7 +17,7 @@ from pathlib import Path
 from .. import events
 from ..checkpoint import durable_io
 from ..events.codec import strict_json
-from ..events.incident import MEANT, Incident
+from ..events.incident import Incident
 from ..guard.monitor import Sentry
 from ..table.table import SampleTable
 from .backups import Backup
@@ -267,7 +267,7 @@ def diverged_text(
         f"Suspected: {samples}." if samples else "",
         *(f"  {line}" for line in incident.findings[-8:]),
         *(f"  not restored: {line}" for line in failures),
-        MEANT,
+        incident.meant,
     ]
     return "\n".join(line for line in lines if line)
 

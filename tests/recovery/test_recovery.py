@@ -353,6 +353,9 @@ def test_broken_data_end_the_run():
 
     assert "no state was found to be better" in str(error.value)
     assert "no state has finite losses: the data are to blame" in str(error.value)
+    # Every sample was in a refused batch, which accuses none; and no new scale of the loss explains a NaN.
+    assert "Suspected" not in str(error.value)
+    assert str(error.value).rpartition("\n")[2].startswith("Look at the data")
     assert run.of(events.GaveUp)
     assert run.task.loss() < 0.1
 

@@ -6,7 +6,7 @@ import pytest
 
 from learnit_r8 import Recovery, events
 from learnit_r8.events.bus import Announcer
-from learnit_r8.events.incident import MEANT, MOST_FINDINGS, Incident
+from learnit_r8.events.incident import MEANT, MOST_FINDINGS, NEVER_FINITE, Incident
 from learnit_r8.recovery.remedies import diverged_text, write_bundle
 from learnit_r8.recovery.state import IncidentLog
 from learnit_r8.testing import record_events
@@ -79,7 +79,10 @@ def test_error_names_what_is_known():
     assert text.startswith(
         "400 batches in a row were refused, the last loss (nan) at step 500 with lr=0.1, not finite."
     )
-    assert all(each in text for each in ("Suspected: sample 3.", "step 7: healthy", "backup of step 4: no", MEANT))
+    assert all(
+        each in text for each in ("Suspected: sample 3.", "step 7: healthy", "backup of step 4: no", NEVER_FINITE)
+    )
+    assert MEANT in text_of(Incident(1, "spike"))
 
 
 def test_bundle_is_strict_json(tmp_path):
