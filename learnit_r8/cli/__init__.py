@@ -124,7 +124,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser) -> None:
-    watch.add_argument("other", nargs="?", metavar="OTHER", help="a second run, to show both in the same charts")
     for option in (watch.add_argument, replay.add_argument):
         option("--once", action="store_true", help="print one picture as text, and exit")
         option("--view", type=_view, default="overview", help="the view to start with, by its name in the footer")

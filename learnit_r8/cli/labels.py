@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.durable_io import open_output
-from ..dashboard.export import write_csv
 from ..events.codec import strict_json
 from ..events.text import clean
 from ..journal.run import free_of_runs
 from ..table.labels.suspects import Suspects
+from .samples import write_csv
 
 COLUMNS = ("index", "name", "given_label", "predicted_label", "votes", "score")
 """The columns of the list."""

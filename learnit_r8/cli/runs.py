@@ -195,11 +195,9 @@ def watch(options: argparse.Namespace) -> int:
         The exit code of ``status`` when the viewer is left.
     """
     folder = Path(options.run) if options.run else None
-    if folder is not None and folder.is_dir() and not is_run(folder) and not options.other and runs_in(folder):
+    if folder is not None and folder.is_dir() and not is_run(folder) and runs_in(folder):
         return _watch_list(folder, options)
-    owner = Watch(find_run(options.run), other=find_run(options.other) if options.other else None)
-    if options.other and options.view == "overview":
-        options.view = "compare"
+    owner = Watch(find_run(options.run))
     if options.once and options.json:
         _say(owner.run, owner.view, as_json=True)
     elif options.once:

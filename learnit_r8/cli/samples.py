@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.durable_io import open_output
-from ..dashboard.export import write_csv
 from ..dashboard.text import WIDEST, table_lines
 from ..events import EpochDone, MetricsLogged, StepsDone
 from ..events.codec import strict_json
@@ -81,6 +81,20 @@ def samples(options: argparse.Namespace) -> int:
         if note:
             print(f"\n{note}")
     return 0
+
+
+def write_csv(stream: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a header and rows, so that a spreadsheet takes no text for a formula; a value of None stays empty."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.13g}"
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return "'" + value if is_formula else value
 
 
 def places_of(samples: Samples, verdict: Suspects, top: int | None) -> Rows:

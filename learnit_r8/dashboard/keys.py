@@ -16,7 +16,6 @@ PAGE = 10
 MOST_SCROLL = 10**6
 MOST_HELP = 60
 MOST_TYPED = 60
-MOST_MARKED = 10_000
 
 Change = Callable[[UiState, View], UiState]
 
@@ -48,7 +47,7 @@ class Binding:
 
 
 def _page(name: str) -> Change:
-    return lambda ui, view: replace(ui, view=name, scroll=0, selected=0, inspected=None)
+    return lambda ui, view: replace(ui, view=name, scroll=0, selected=0)
 
 
 def _neighbour(by: int) -> Change:
@@ -84,28 +83,7 @@ def _move(rows: int) -> Change:
     return act
 
 
-def _inspect(ui: UiState, view: View) -> UiState:
-    samples = list(listed_samples(ui, view))
-    if ui.inspected is not None or not samples:
-        return replace(ui, inspected=None)
-    return replace(ui, inspected=samples[min(ui.selected, len(samples) - 1)])
-
-
-def _mark(ui: UiState, view: View) -> UiState:
-    """Mark the selected sample, or take its mark away."""
-    listed = listed_samples(ui, view)
-    chosen = ui.inspected if ui.inspected is not None else _inspect(ui, view).inspected
-    if chosen is None:
-        return ui
-    if chosen in dict(ui.marked):
-        return replace(ui, marked=tuple(one for one in ui.marked if one[0] != chosen))
-    name = listed[chosen].name if chosen in listed else str(chosen)
-    return replace(ui, marked=(*ui.marked, (chosen, name))[-MOST_MARKED:])
-
-
 def _back(ui: UiState, view: View) -> UiState:
-    if ui.inspected is not None:
-        return replace(ui, inspected=None)
     return replace(ui, filter="", scroll=0) if ui.filter else _page("overview")(ui, view)
 
 
@@ -113,7 +91,7 @@ def _type(ui: UiState, view: View) -> UiState:
     return replace(ui, typing=ui.filter)
 
 
-_LIST, _SORT = _next("listed", LISTS, selected=0, inspected=None), _next("sort", SORTS, selected=0)
+_LIST, _SORT = _next("listed", LISTS, selected=0), _next("sort", SORTS, selected=0)
 _CHARTS = tuple(name for name, page in PAGES.items() if page.has_chart)
 _FILTERED = tuple(name for name, page in PAGES.items() if page.has_filter)
 
@@ -130,10 +108,8 @@ TABLE = (
     Binding(("page down",), "PgDn", "", "ten rows down", _move(PAGE), modes=MODES),
     Binding(("home", "g"), "Home g", "", "to the first", _move(-MOST_SCROLL), modes=MODES),
     Binding(("end", "G"), "End G", "", "to the last", _move(MOST_SCROLL), modes=MODES),
-    Binding(("enter",), "Enter", "inspect", "history of the sample, and back", _inspect, views=("samples",)),
     Binding(("enter",), "Enter", "open", "whole texts, or a line for each event", _switch("opened"), views=("events",)),
     Binding(("l",), "l", "suspects", "hardest or suspects", _LIST, views=("samples",)),
-    Binding(("m",), "m", "mark", "mark; x exports the marked", _mark, views=("samples",)),
     Binding(("e",), "e", "alerts", "only warnings, or all", _switch("alerts_only"), views=("events",)),
     Binding(("/",), "/", "filter", "filter by a text (Enter keeps it)", _type, views=_FILTERED),
     Binding(("y",), "y", "log", "log or linear scale of the loss", _switch("log_scale"), views=_CHARTS),
@@ -144,7 +120,6 @@ TABLE = (
     Binding(("s", "ctrl-s"), "s", "save", "save a checkpoint", Action.SAVE, modes=("live",)),
     Binding(("d",), "d", "", "cool down the rate, then end", lambda ui, view: replace(ui, asking=""), modes=("live",)),
     Binding(("p", "s", "ctrl-s", "d"), "p s d", "", "how to ask the training", Action.ASK, modes=("watch",)),
-    Binding(("x",), "x", "export", "export the panel's numbers (CSV)", Action.EXPORT_CSV),
     Binding(("c",), "c", "", "next colours (or none)", Action.THEME, modes=MODES),
     Binding(("ctrl-l", "r"), "r", "", "paint everything again", Action.REPAINT, modes=MODES),
     Binding(("escape",), "Esc", "", "back", _back, modes=MODES),

@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Protocol
 
 from .. import events
-from .export import export_csv
 from .keys import press
 from .render.frame import render
 from .state.ui_state import Action, Scene, UiState
@@ -202,19 +201,13 @@ class Painter:
             return
         self.ui, action = press(key, self.ui, self.view)
         if action is not None:
-            screen, scene = self._screen, self._owner.scene()
-            folder = scene.folder or os.curdir
+            screen = self._screen
             match action:
                 case Action.REPAINT:
                     screen.repaint()
                 case Action.THEME:
                     screen.theme = screen.theme.next()
                     screen.repaint()
-                case Action.EXPORT_CSV:
-                    try:
-                        self.say(f"saved {export_csv(self.view, self.ui, scene, folder)}")
-                    except (OSError, ValueError) as error:
-                        self.say(f"not saved: {error}")
                 case Action.LEAVE | Action.OPEN:
                     self.opened = action is Action.OPEN
                     self._is_stopping = True

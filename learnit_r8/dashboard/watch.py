@@ -35,7 +35,6 @@ class Watch:
 
     Args:
         folder: The run folder.
-        other: The folder of a run to compare with; it is followed, too.
         clock: Seconds, monotonic.
         wall: Seconds since 1970.
 
@@ -48,11 +47,10 @@ class Watch:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, other: str | os.PathLike[str] | None = None,
+        self, folder: str | os.PathLike[str], *,
         clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.run = Run(folder, wall=wall)
-        self._other = None if other is None else Watch(other, clock=clock, wall=wall)
         self.view = View(skips_damage=True)
         self._clock, self._wall = clock, wall
         self._heard = math.nan
@@ -116,9 +114,6 @@ class Watch:
         new = _lines_of(self._output_file)
         self._num_output += len(new)
         self._output = (self._output + new)[-MOST_OUTPUT:]
-        if self._other is not None:
-            for event in self._other.events():
-                self._other.view.fold(event)
         now = None
         if state.word in ("running", "stalled") and not self.view.is_paused and self._heard == self._heard:
             now = self.view.seconds + max(0.0, self._wall() - self._heard)
@@ -126,7 +121,7 @@ class Watch:
         said = "" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}"
         return Scene(
             now=now, output=self._output, num_output=self._num_output, link=link, folder=os.fspath(self.run.folder),
-            said=said, other=None if self._other is None else self._other.view,
+            said=said,
         )  # fmt: skip
 
     def act(self, action: Action) -> str:

@@ -9,9 +9,9 @@ import pytest
 
 from learnit_r8 import events
 from learnit_r8.cli import main
-from learnit_r8.dashboard.state.comparison import figures_of, settings_of
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.events.steps import is_lower_better
+from learnit_r8.report.comparison import figures_of, settings_of
 from tests.cli.commands import GONE, SEVEN, printed
 from tests.dashboard.state.told import start, steps
 from tests.journal.run_folders import STARTED, folder_with

@@ -1,6 +1,7 @@
 """``export`` and ``report``."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from learnit_r8.cli import main
+from learnit_r8.cli.samples import write_csv
 from tests.cli.commands import ROOT, printed
 
 
@@ -91,3 +93,13 @@ def test_browser_that_cannot_be_opened_is_said(run, monkeypatch, capsys):
     monkeypatch.setattr("webbrowser.open", lambda address: False)
     assert main(["report", str(run), "--open"]) == 0
     assert capsys.readouterr().err == "learnit-r8: no browser could be opened\n"
+
+
+def test_csv_cells_are_safe():
+    """Texts that a spreadsheet would take for formulas are quoted; numbers stay numbers, nothing stays empty."""
+    stream = io.StringIO()
+    write_csv(stream, ["a"], [["=1"], ["+1"], ["-1"], ["@x"], ["\tx"], [-1.5], [None], ["x"]])
+
+    assert [row[0] if row else "" for row in csv.reader(io.StringIO(stream.getvalue()))][1:] == [
+        "'=1", "'+1", "'-1", "'@x", "'\tx", "-1.5", "", "x",
+    ]  # fmt: skip

@@ -1,6 +1,5 @@
 """``watch`` and ``replay``: one picture as text, lines in a pipe, and the screen on a terminal."""
 
-import dataclasses
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from learnit_r8.dashboard.keys import press
 from learnit_r8.dashboard.render.frame import render
 from learnit_r8.dashboard.render.pages import VIEWS
 from learnit_r8.dashboard.state.ui_state import Action, UiState, chosen_rows
-from learnit_r8.dashboard.watch import RunList, Watch
+from learnit_r8.dashboard.watch import RunList
 from learnit_r8.journal.run import UnreadableRun
 from tests.cli.commands import ROOT, printed
 from tests.drive import INF, NAN
@@ -114,29 +113,12 @@ def test_signals_end_the_viewer_in_order(tmp_path, number, code):
         assert terminal.is_restored
 
 
-def test_two_runs_over_each_other(tmp_path, capsys):
-    """`watch A B` begins with both losses and figures, and follows both runs."""
-    for name, loss in (("one", 1.0), ("two", 2.0)):
-        started = dataclasses.replace(STARTED, name=name)
-        folder_with(tmp_path / name, started, steps(5), events.MetricsLogged(5, 1.0, 5, {"accuracy": loss / 4}))
-    code = main(["watch", str(tmp_path / "one"), str(tmp_path / "two"), "--once", "--width", "80", "--height", "24"])
-    lines = capsys.readouterr().out.splitlines()
+def test_two_runs_are_for_compare(tmp_path, capsys):
+    """`watch A B` shows none of them, and says which command does."""
+    with pytest.raises(SystemExit):
+        main(["watch", "one", "two"])
 
-    assert code in (0, 3)
-    assert "loss of the batches, over the steps" in lines[1]
-    assert any(line.split() == ["A", "one", "B", "two"] for line in lines)
-    assert any(line.split() == ["accuracy,", "best", "0.25", "0.5", "*"] for line in lines)
-
-
-def test_second_run_is_followed(tmp_path):
-    """What happens in the second run is shown as it happens."""
-    for name in ("one", "two"):
-        folder_with(tmp_path / name, STARTED, steps(5))
-    owner = Watch(tmp_path / "one", other=tmp_path / "two")
-    before = owner.scene().other.step
-    folder_with(tmp_path / "two", steps(50))
-
-    assert (before, owner.scene().other.step) == (5, 50)
+    assert "RUN must be one folder or name, got 'one' and 'two' (compare takes several)" in capsys.readouterr().err
 
 
 def test_replay_on_a_terminal(tmp_path):

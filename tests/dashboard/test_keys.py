@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 
 from learnit_r8.dashboard.keys import MENU, TABLE, press, works
@@ -92,9 +90,9 @@ def test_help_can_be_read_to_its_end(width, height):
 
 def test_views_by_number_and_by_tab():
     """Digits choose a view, Tab goes to the next and Shift-Tab back, round and round."""
-    assert [pressed([str(number)])[0].view for number in range(1, 10)] == list(VIEWS)
-    assert pressed(["tab"] * 9)[0].view == "overview"
-    assert pressed(["shift-tab"])[0].view == "compare"
+    assert [pressed([str(number)])[0].view for number in range(1, 9)] == list(VIEWS)
+    assert pressed(["tab"] * 8)[0].view == "overview"
+    assert pressed(["shift-tab"])[0].view == "incidents"
 
 
 def test_selection_stays_in_the_list():
@@ -104,15 +102,6 @@ def test_selection_stays_in_the_list():
     assert pressed(["3", "down", "down", "up"])[0].selected == 1
     assert pressed(["3", "up"])[0].selected == 0
     assert pressed(["3", "end"])[0].selected == last
-
-
-def test_enter_inspects_and_goes_back():
-    """Enter shows the selected sample, Enter or Escape goes back to the list."""
-    third = fake_view().survey.hardest[2]
-
-    assert pressed(["3", "down", "down", "enter"])[0].inspected == third
-    assert pressed(["3", "enter", "enter"])[0].inspected is None
-    assert pressed(["3", "enter", "escape"])[0] == dataclasses.replace(UiState(), view="samples")
 
 
 def test_list_of_suspects():
@@ -161,7 +150,7 @@ def test_switches(keys, name, value):
 
 
 @pytest.mark.parametrize(("key", "action"), [
-    ("p", Action.PAUSE), ("s", Action.SAVE), ("ctrl-s", Action.SAVE), ("x", Action.EXPORT_CSV),
+    ("p", Action.PAUSE), ("s", Action.SAVE), ("ctrl-s", Action.SAVE),
     ("c", Action.THEME), ("r", Action.REPAINT), ("ctrl-l", Action.REPAINT),
 ])  # fmt: skip
 def test_keys_that_ask_for_something(key, action):
@@ -181,16 +170,3 @@ def test_keys_work_before_anything_is_known():
     for view in VIEWS:
         for key in ALL_KEYS:
             press(key, UiState(view=view), View())
-
-
-def test_marked_samples_are_kept_until_the_key_is_pressed_again():
-    """m marks the selected sample, in a list or on its own page; a second m takes the mark away."""
-    view = fake_view()
-    first, second = view.survey.hardest[:2]
-    ui, _ = pressed(["3", "m", "down", "enter", "m"])
-
-    assert [index for index, _ in ui.marked] == [first, second]
-    assert ui.marked[0][1] == view.survey.hardest_names[0]
-    assert [index for index, _ in pressed(["3", "m", "down", "m", "up", "m"])[0].marked] == [second]
-    assert pressed(["1", "m"])[0].marked == ()
-    assert pressed(["3", "m"], view=View())[0].marked == ()

@@ -248,18 +248,3 @@ def test_leaving_ends_a_viewer():
     painter_on(paper, mode="watch").run()
 
     assert paper.calls[-1] == "close"
-
-
-def test_exports_go_to_the_folder(tmp_path):
-    """The export key leaves a file in the run's folder, and does not write over an earlier one."""
-    _, paper, _ = painted(2.0, pressed=[[], ["x"], ["x"]], folder=str(tmp_path))
-
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv"] * 2
-    assert "saved" in text_of(paper)
-
-
-def test_failed_export_is_reported(tmp_path):
-    """A failed export leaves a message on the screen, which goes on."""
-    _, paper, _ = painted(2.0, pressed=[[], ["x"]], folder=str(tmp_path / "missing"))
-
-    assert "not saved" in text_of(paper)

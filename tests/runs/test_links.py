@@ -20,9 +20,6 @@ import pytest
 from learnit_r8 import Recovery, TrainingDiverged
 from learnit_r8.checkpoint.durable_io import open_output
 from learnit_r8.cli import main
-from learnit_r8.dashboard.export import export_csv
-from learnit_r8.dashboard.state.ui_state import Scene, UiState
-from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.terminal.capture import Capture
 from learnit_r8.journal.requests import FOLDER, RequestFolder, ask
 from learnit_r8.journal.run import write_about
@@ -30,7 +27,6 @@ from learnit_r8.loops.checkpoints import save_state
 from learnit_r8.report import write_report
 from learnit_r8.streams import collect_jsonl
 from learnit_r8.testing import ToyTask
-from tests.dashboard.state.told import start, steps
 from tests.drive import NAN, Weights, make, train
 from tests.source import MODULES, PACKAGE, name_of, tree_of
 
@@ -150,13 +146,6 @@ def print_on_screen(folder):
     capture.append("printed\n")
 
 
-def export_pages(folder):
-    view = View()
-    for event in (start(), steps(5, 1.0)):
-        view.fold(event)
-    export_csv(view, UiState(), Scene(), folder)
-
-
 def ask_to_save(folder):
     write_about(folder, name="it", configuration={}, wall=1.0)
     ask(folder, "save")
@@ -209,7 +198,6 @@ WRITERS = {
                         "tmp_##_#_best#.json"}),
     "diverged": (diverged, {"tmp_##_#_diverged_#.json"}),
     "screen": (print_on_screen, {"output.log"}),
-    "pages": (export_pages, {"overview-#.csv"}),
     "ask": (ask_to_save, {"tmp_##_#_run.json"}),
     "stream": (stream, {"stream.jsonl"}),
     "state": (lambda folder: save_state(folder / "state", {"w": np.ones(3)}), {"tmp_##_#_state"}),

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...events.text import clean, number
-from ..state.comparison import figures_of, settings_of
+from ...events.text import number
 from ..state.curve import Columns, smoothed
 from ..state.ui_state import Scene, UiState
 from ..state.view import Point, View
-from ..text import Line, Span, beside, clip, cropped, figure, fit, grouped, is_held_out, joined, remark, rule, size_of
+from ..text import Line, Span, beside, clip, cropped, grouped, is_held_out, joined, remark, rule, size_of
 from ..theme import Theme
 from .chart import LABEL, axis, dots, plot, scale_of, scale_of_all
-
-if TYPE_CHECKING:
-    from .pages import Rows
 
 MARKS = {"S": "S refused", "B": "B restored", "R": "R resumed", "D": "D cool-down", "C": "' checkpoint"}
 """The legend of the marks on the axis."""
@@ -222,34 +217,9 @@ def curve_of(view: View, name: str, num: int, first: int, last: int) -> NDArray[
     return curve
 
 
-def metrics_rows(view: View, scene: Scene) -> Rows:
-    """Every value that is kept."""
-    rows = ((name, point.step, point.value) for name, points in view.metrics.items() for point in points)
-    return ("name", "step", "value"), rows
-
-
 RUN_STYLES = ("loss", "lr", "metric", "q4", "q3", "label")
 """Styles of the curves of several runs, over and over."""
-NAME = 24
 LOSSES = "loss of the batches, over the steps"
-
-
-def compare_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
-    """Both losses in one chart, then the figures and the settings; up and down scroll them."""
-    other = scene.other
-    if other is None:
-        return [rule("comparison", width, theme.glyphs), remark("learnit-r8 watch A B shows two runs here")]
-    views = (view, other)
-    styles, rows, size = RUN_STYLES[:2], max(3, min(16, height // 2 - 2)), max(8, min(30, (width - NAME - 4) // 2))
-    chart = _plotted(views, styles, "", width, rows, theme, ui.log_scale) or [remark("no loss reported yet")]
-    lines = [rule(LOSSES, width, theme.glyphs, "log" if ui.log_scale else "linear"), *chart]
-    table = _table(views, size, width, theme)
-    room = max(0, height - len(lines) - 1)
-    first = min(ui.scroll, max(0, len(table) - room))
-    names = [clean(each.run.name, 60) if each.run is not None and each.run.name else "run" for each in views]
-    heads = zip("AB", names, styles, strict=True)
-    head = (Span(" " * (NAME + 2)), *(Span(fit(f"{ab} {name}", size) + " ", style) for ab, name, style in heads))
-    return [cropped(line, width) for line in [*lines, head, *table[first : first + room]]]
 
 
 def chart_of(
@@ -275,28 +245,3 @@ def _plotted(
         return []
     drawn = plot(list(zip(curves, kinds, strict=True)), rows, theme.glyphs, scale_of_all(curves, is_log=is_log))
     return [*drawn, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]
-
-
-def _table(views: tuple[View, ...], size: int, width: int, theme: Theme) -> list[Line]:
-    """The figures that a run has, the better one in bold with a star, and the settings that differ."""
-    lines: list[Line] = []
-    for row in figures_of(views):
-        if any(map(math.isfinite, row.values)):
-            marks = [(" *", "value") if place == row.better else ("", "") for place in range(len(views))]
-            shown = zip(map(figure, row.values), marks, strict=True)
-            cells = [Span(fit(text + star, size) + " ", style) for text, (star, style) in shown]
-            lines.append((Span("  " + fit(clean(row.name, NAME), NAME), "label"), *cells))
-    differing = settings_of(views)
-    if differing:
-        lines.append(rule("settings that differ", width, theme.glyphs, f"{len(differing)}"))
-    for name, texts in differing.items():
-        cells = [Span(fit(clip(clean(text, 200), size, theme.glyphs.ellipsis), size) + " ") for text in texts]
-        lines.append((Span("  " + fit(clean(name, NAME), NAME), "label"), *cells))
-    return lines
-
-
-def compare_rows(view: View, scene: Scene) -> Rows:
-    """The figures of both runs."""
-    if scene.other is None:
-        return ("name", "value"), ()
-    return ("name", "first", "second"), ((row.name, *row.values) for row in figures_of((view, scene.other)))

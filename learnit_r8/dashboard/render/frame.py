@@ -29,7 +29,6 @@ LEGEND = (
 
 _RANKS = {
     "q": 0, "?": 1, "/": 3, "e": 3, "l": 3, "Enter": 3, "7": 4, "8": 4, "y": 4, "z": 4, "s": 5, "p": 5, "space": 7,
-    "x": 8, "9": 9,
 }  # fmt: skip
 """Order in which keys get room in the footer, lowest first; views have rank 2."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
@@ -13,9 +13,6 @@ from .curves import loss_panel, metric_panel, rate_panel
 from .header import incident_line, loss_line, metric_line, speed_line, total_line
 from .samples import groups_panel, loss_histogram, quartile_panel, ribbon_panel, uses_histogram
 from .texts import events_panel
-
-if TYPE_CHECKING:
-    from .pages import Rows
 
 SIDE_BY_SIDE = 72
 """Least width of two charts side by side."""
@@ -113,16 +110,3 @@ def data_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, s
         Section(7, 7, 1, 3, histograms),
     ]
     return stacked(sections, height)
-
-
-def overview_rows(view: View, scene: Scene) -> Rows:
-    """The whole curve of the loss that is drawn."""
-    return ("to step", "lowest", "mean", "highest"), view.loss.rows()
-
-
-def data_rows(view: View, scene: Scene) -> Rows:
-    """The quartile table."""
-    survey = view.survey
-    columns = () if survey is None else (survey.low, survey.high, survey.mean, survey.share, survey.uses)
-    rows = ((f"Q{number}", *values) for number, values in enumerate(zip(*columns, strict=False), start=1))
-    return ("quartile", "lowest loss", "highest loss", "mean loss", "share", "uses"), rows

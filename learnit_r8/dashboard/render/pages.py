@@ -55,11 +55,6 @@ class Page:
         panel: Panel = self._function("panel")
         return panel(view, ui, width, height, theme, scene)
 
-    def rows(self, view: View, scene: Scene) -> Rows:
-        """The numbers behind it, for an export."""
-        rows: Callable[[View, Scene], Rows] = self._function("rows")
-        return rows(view, scene)
-
     def _function(self, kind: str) -> Any:
         return getattr(importlib.import_module(f".{self.module}", __package__), f"{self.name}_{kind}")
 
@@ -73,7 +68,6 @@ PAGES = {page.name: page for page in (
     Page("config", "config", "configuration, versions, files", "texts", has_filter=True),
     Page("metrics", "metrics", "your metrics and their best", "curves", has_filter=True, has_chart=True),
     Page("incidents", "incidents", "what went wrong, and what was tried", "texts", keys=("i",)),
-    Page("compare", "compare", "two runs (watch A B)", "curves", has_chart=True),
 )}  # fmt: skip
 """Every page by its name, in the order of their numbers."""
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...events import SamplesSurveyed
 from ...events.samples import count_text
 from ...events.text import clean, number
-from ..state.ui_state import Row, Scene, UiState, known_samples, listed_samples
+from ..state.ui_state import Row, Scene, UiState, listed_samples
 from ..state.view import View
 from ..text import Line, Span, aligned, bar, cropped, fit, remark, rule, short, spark, tower
 from ..theme import Glyphs, Theme
 from .chart import LABEL, axis, dots, plot, scale_of_all
 from .curves import window
-
-if TYPE_CHECKING:
-    from .pages import Rows
 
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")
 QUARTILE_STYLES = ("q1", "q2", "q3", "q4")
@@ -166,16 +161,14 @@ HISTORY = 12
 
 def samples_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """The samples with the highest loss, or the suspects, with their history; or the one that was selected."""
-    if ui.inspected is not None:
-        return inspect_panel(view, ui.inspected, width, theme)
     glyphs, survey, is_hardest = theme.glyphs, view.survey, ui.listed == "hardest"
     heading = "hardest samples" if is_hardest else "suspects"
     if not is_hardest and survey is not None and survey.num_suspects:
         is_part = view.run is not None and survey.num_read < view.run.num_samples
         heading += f": {count_text(survey.num_suspects, survey.num_judged)}{', of a random part' * is_part}"
-    lines = [survey_rule(view, f"{heading}  l: the others, Enter: history", width, glyphs)]
+    lines = [survey_rule(view, f"{heading}  l: the others", width, glyphs)]
     listed = listed_samples(ui, view)
-    indices, rows, marked = list(listed), list(listed.values()), dict(ui.marked)
+    rows = list(listed.values())
     if not rows:
         return [*lines, remark(clean(_why_empty(view, ui)))]
     name_width = min(24, max(8, width - 53))
@@ -189,7 +182,7 @@ def samples_panel(view: View, ui: UiState, width: int, height: int, theme: Theme
     first = max(0, min(selected - room // 2, len(rows) - room))
     losses = aligned([row.loss for row in rows], 9)
     for place in range(first, min(len(rows), first + room)):
-        line = _sample_row(rows[place], losses[place], name_width, glyphs, is_marked=indices[place] in marked)
+        line = _sample_row(rows[place], losses[place], name_width, glyphs)
         if place == selected:
             line = (Span(fit("".join(text for text, _ in line), width), "selected"),)
         lines.append(cropped(line, width))
@@ -208,69 +201,16 @@ def _why_empty(view: View, ui: UiState) -> str:
     return view.survey.no_suspects or "none"
 
 
-def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs, *, is_marked: bool) -> Line:
+def _sample_row(row: Row, loss: str, name_width: int, glyphs: Glyphs) -> Line:
     # With the decimals of the loss beside it.
     last, decimals = row.last, len(loss.partition(".")[2])
     before = f"{last:9.{decimals}f} " if math.isfinite(last) and "e" not in loss else short(last, 9) + " "
     least = min([0.0, *filter(math.isfinite, row.history)])
     return (
-        Span("* " if is_marked else "  ", "good"),
-        Span(f"{fit(row.name, name_width - 1, glyphs.ellipsis)} "),
+        Span(f"  {fit(row.name, name_width - 1, glyphs.ellipsis)} "),
         Span(loss, "value"),
         Span(f" {before if last == last else ''}{row.uses:>6}  ", "label"),
         Span(spark(row.history, HISTORY, glyphs, least=least), "loss"),
         Span(f"  {row.note}", "warn"),
         Span(f"{' ' * max(2, NOTE - len(row.note))}{row.labels}" if row.labels else "", "value"),
     )
-
-
-def inspect_panel(view: View, index: int, width: int, theme: Theme) -> list[Line]:
-    """Name, losses, uses and history of one sample."""
-    glyphs = theme.glyphs
-    survey = view.survey
-    lines = [survey_rule(view, f"sample {index:,}", width, glyphs)]
-    rows = {} if survey is None else known_samples(survey)
-    if index not in rows:
-        return [*lines, remark("no longer in the list; Esc goes back")]
-    row = rows[index]
-    history = row.history
-    votes = f", predicted at {row.votes:,} visits or more" if row.votes and row.suggested else ""
-    facts = (
-        ("name", row.name), ("loss", number(row.loss)),
-        # The list of suspects does not say what each lost last.
-        ("last loss", "" if math.isnan(row.last) else number(row.last)), ("uses", f"{row.uses:,}"), ("note", row.note),
-        ("label", row.given), ("should be", f"{row.suggested}{votes}" if row.suggested != row.given else ""),
-    )  # fmt: skip
-    lines += [(Span(f"  {label:<10}", "label"), Span(text, "value")) for label, text in facts if text]
-    known = [(len(history) - place, value) for place, value in enumerate(history) if math.isfinite(value)]
-    if known:
-        lines += [(), (Span("  loss at the ends of the last epochs, newest first", "label"),)]
-        low, high = (end(0.0, *(value for _, value in known)) for end in (min, max))
-        span = high - low or 1.0
-        for ago, value in reversed(known):
-            when = Span(f"  {'newest' if ago == 1 else f'{ago - 1} before':<10}", "label")
-            filled = bar((value - low) / span, max(1, min(60, width - 24)), glyphs)
-            lines.append((when, Span(short(value, 9) + " "), *filled))
-    return [cropped(line, width) for line in lines]
-
-
-def marked_rows(view: View, marked: Sequence[tuple[int, str]]) -> Rows:
-    """The marked samples, with what is known now of those that are still in a list."""
-    known = {} if view.survey is None else known_samples(view.survey)
-    rows = (
-        (index, name, row.given, row.suggested, row.loss, row.uses, row.note)
-        if (row := known.get(index)) is not None
-        else (index, name, None, None, None, None, None)
-        for index, name in marked
-    )
-    return ("index", "name", "given_label", "predicted_label", "loss", "uses", "note"), rows
-
-
-def samples_rows(view: View, scene: Scene) -> Rows:
-    """The hardest samples."""
-    survey = view.survey
-    if survey is None:
-        return ("index", "name", "loss", "last", "uses"), ()
-    columns = (survey.hardest_loss, survey.hardest_last, survey.hardest_uses)
-    rows = zip(survey.hardest, map(clean, survey.hardest_names), *columns, strict=False)
-    return ("index", "name", f"loss ({survey.source})", "last", "uses"), rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ...events.incident import Incident
 from ...events.text import clean, clock, counted
@@ -11,12 +10,6 @@ from ..state.ui_state import HEADER, Scene, UiState, chosen_rows
 from ..state.view import Entry, View
 from ..text import Line, Span, clip, cropped, fit, remark, rule, setting, spark, table_lines, wrapped
 from ..theme import Theme
-
-if TYPE_CHECKING:
-    from .pages import Rows
-
-LONGEST_LINE = 10_000
-"""Characters of a captured line in an export."""
 
 _STYLES = {"info": "", "good": "good", "warn": "warn", "alert": "alert"}
 _TAGS = {"info": "     ", "good": "ok   ", "warn": "WARN ", "alert": "ALERT"}
@@ -110,24 +103,6 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
     return [cropped(line, width) for line in lines]
 
 
-def events_rows(view: View, scene: Scene) -> Rows:
-    """The log of events, oldest first."""
-    rows = ((entry.step, entry.seconds, entry.level, entry.text) for entry in view.log)
-    return ("step", "seconds", "level", "text"), rows
-
-
-def output_rows(view: View, scene: Scene) -> Rows:
-    """The captured lines that are in memory, with their numbers."""
-    first = scene.num_output - len(scene.output) + 1
-    return ("line", "text"), ((first + place, clean(line, LONGEST_LINE)) for place, line in enumerate(scene.output))
-
-
-def config_rows(view: View, scene: Scene) -> Rows:
-    """The configuration of the run."""
-    settings = {} if view.run is None else view.run.settings
-    return ("name", "value"), ((clean(name), clean(value)) for name, value in settings.items())
-
-
 MOST_LISTED = 6
 INDENT = 13
 
@@ -171,17 +146,6 @@ def _details(incident: Incident, width: int, theme: Theme) -> list[Line]:
 def _part(label: str, text: str, width: int, style: str = "") -> list[Line]:
     parts = enumerate(wrapped(clean(text, 1000), max(1, width - INDENT)))
     return [(Span(f"  {'' if place else label:<{INDENT - 2}}", "label"), Span(part, style)) for place, part in parts]
-
-
-def incidents_rows(view: View, scene: Scene) -> Rows:
-    """Every incident that is kept, oldest first."""
-    columns = ("step", "seconds", "state", "reason", "loss", "lr", "refused", "restored", "diagnosis")
-    rows = (
-        (each.step, each.seconds, each.state, clean(each.reason), each.loss, each.lr, each.num_refused,
-         each.num_restored, clean(each.diagnosis, 1000))
-        for each in view.incidents
-    )  # fmt: skip
-    return columns, rows
 
 
 CURVE = 12

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -121,12 +121,6 @@ class Curve:
         for values, empty in zip(self._values, _EMPTY, strict=True):
             values[first:] = empty
         self.last_step = min(self.last_step, step)
-
-    def rows(self) -> Iterator[tuple[int, float, float, float]]:
-        """Last step, lowest, mean and highest value of every stretch that has values."""
-        for place in np.flatnonzero(self._values[0]).tolist():
-            count, total, low, high = (float(values[place]) for values in self._values)
-            yield (place + 1) * self.width, low, total / count, high
 
     def points(self, num: int) -> tuple[NDArray[np.float64], ...]:
         """Steps, lowest, mean and highest values as at most ``num`` points of a line.

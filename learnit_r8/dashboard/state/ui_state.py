@@ -31,8 +31,6 @@ class UiState:
         scroll: Rows scrolled away from the start of the view; events and output start at the newest.
         selected: Row of the list of samples, from 0.
         listed: Which samples are listed: one of LISTS.
-        inspected: Position of the sample whose history is shown; None for the list.
-        marked: Positions and names of the samples that the person has marked, in the order of marking.
         filter: Text that events, samples and output lines must contain; "" for all.
         typing: The filter being typed; None when keys are commands.
         asking: The length of a cool-down being typed; None when keys are commands.
@@ -53,8 +51,6 @@ class UiState:
     scroll: int = 0
     selected: int = 0
     listed: str = "hardest"
-    inspected: int | None = None
-    marked: tuple[tuple[int, str], ...] = ()
     filter: str = ""
     typing: str | None = None
     asking: str | None = None
@@ -80,7 +76,6 @@ class Action(enum.Enum):
     ASK = "say how to control the training from a viewer"
     DETACH = "only close the screen"
     LEAVE = "leave the viewer"
-    EXPORT_CSV = "export the panel as CSV"
     REPAINT = "paint everything again"
     THEME = "next theme"
     OPEN = "open the selected run"
@@ -128,7 +123,6 @@ class Scene:
         left: Why nothing trains now though the run is open, as a notebook's cell has ended; "" where it does.
         is_paused: Whether the training is paused by a key.
         folder: The run folder; "" without one.
-        other: The run to compare with; None without one.
         runs: The runs of a list.
     """
 
@@ -142,7 +136,6 @@ class Scene:
     left: str = ""
     is_paused: bool = False
     folder: str = ""
-    other: View | None = None
     runs: Sequence[RunRow] = ()
 
 
@@ -157,7 +150,6 @@ class Row(NamedTuple):
     note: str
     given: str = ""
     suggested: str = ""
-    votes: int = 0
 
     @property
     def labels(self) -> str:
@@ -168,7 +160,7 @@ class Row(NamedTuple):
 
 def rows_of(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
     """The samples of a list by their positions: "hardest" or "suspects"."""
-    labels: Iterator[tuple[str, str, int]] = itertools.repeat(("", "", 0))
+    labels: Iterator[tuple[str, str]] = itertools.repeat(("", ""))
     if listed == "hardest":
         kind, last = "hardest", survey.hardest_last
         notes = ["suspect" if is_suspected else "" for is_suspected in survey.hardest_suspected]
@@ -176,20 +168,13 @@ def rows_of(survey: SamplesSurveyed, listed: str) -> dict[int, Row]:
         kind, last = "suspect", (math.nan,) * len(survey.suspects)
         reasons = zip(survey.suspect_score, survey.suspect_why, strict=False)
         notes = [f"{share(score, 0):>5}  {clean(why, 20)}" for score, why in reasons]
-        known = itertools.zip_longest(survey.suspect_given, survey.suspect_suggested, survey.suspect_votes)
-        told = ((clean(given or "", 30), clean(suggested or "", 30), votes or 0) for given, suggested, votes in known)
+        known = itertools.zip_longest(survey.suspect_given, survey.suspect_suggested, fillvalue="")
+        told = ((clean(given, 30), clean(suggested, 30)) for given, suggested in known)
         labels = itertools.chain(told, labels)
     parts = (getattr(survey, f"{kind}_{part}") for part in ("names", "loss", "uses", "history"))
     names, losses, uses, histories = parts
     rows = zip(getattr(survey, listed), names, losses, last, uses, histories, notes, labels, strict=False)
     return {index: Row(clean(name, 60), *others, *label) for index, name, *others, label in rows}
-
-
-def known_samples(survey: SamplesSurveyed) -> dict[int, Row]:
-    """The samples of both lists by their positions; of a sample in both, what the list of suspects says of it."""
-    hardest, suspects = rows_of(survey, "hardest"), rows_of(survey, "suspects")
-    both = {index: row._replace(last=hardest[index].last) for index, row in suspects.items() if index in hardest}
-    return {**hardest, **suspects, **both}
 
 
 def listed_samples(ui: UiState, view: View) -> dict[int, Row]:

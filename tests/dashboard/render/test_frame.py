@@ -33,7 +33,6 @@ ANY_UI = st.builds(
     zoom=st.sampled_from(ZOOMS),
     filter=st.text(max_size=3),
     typing=st.none() | HOSTILE,
-    inspected=st.none() | STEPS,
     **dict.fromkeys(("scroll", "selected"), st.integers(0, 10**6)),
     **dict.fromkeys(("log_scale", "alerts_only", "frozen", "help", "menu"), st.booleans()),
 )

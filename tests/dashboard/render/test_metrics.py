@@ -6,7 +6,7 @@ import pytest
 
 from learnit_r8 import events
 from learnit_r8.dashboard.keys import press
-from learnit_r8.dashboard.state.ui_state import Scene, UiState
+from learnit_r8.dashboard.state.ui_state import UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.text import grouped
 from tests.dashboard.state.told import start, steps
@@ -80,17 +80,6 @@ def test_metrics_that_are_not_finite_are_drawn():
 
     assert "a" not in view.bests
     assert any("b nan best 1 @10" in line for line in screen(view, 80, 24, view="metrics"))
-
-
-def test_two_runs_over_each_other():
-    """With a second run the page shows both losses and figures; without one it says how to get it."""
-    view, other = logged(1), logged(1)
-    other.fold(events.MetricsLogged(200, 200.0, 200, {"metric0": -5.0}))
-    frame = "\n".join(screen(view, 100, 40, view="compare", scene=Scene(other=other)))
-
-    assert "metric0, best" in frame
-    assert "-5 *" in frame
-    assert "watch A B" in "\n".join(screen(view, 100, 40, view="compare"))
 
 
 @pytest.mark.parametrize("size", [(80, 24), (40, 12)])

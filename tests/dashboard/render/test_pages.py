@@ -64,16 +64,6 @@ def test_frame_equals_the_stored_one(name):
     assert frame == path.read_text(encoding="utf-8")
 
 
-def test_inspected_sample_shows_its_history():
-    """The page of one sample names it and draws its loss at the ends of the epochs."""
-    view = fake_view()
-    index = view.survey.hardest[0]
-    frame = screen(view, 80, 24, view="samples", inspected=index)
-
-    assert f"{index:,}" in frame[1]
-    assert any("newest" in line and "█" in line for line in frame)
-
-
 def test_ascii_frame_is_ascii():
     """With an encoding that is not UTF-8, or R8_GLYPHS=ascii, a frame has no other characters."""
     for how in ({}, {"view": "data"}, {"view": "samples"}, {"view": "events"}, {"help": True}, {"menu": True}):
@@ -116,24 +106,6 @@ def test_suspects_show_the_label_they_should_have():
     assert not any("cat" in row for row in plain)
 
 
-def test_one_sample_shows_its_labels_and_votes():
-    """The page of one suspect says what it should be, and at how many visits the model said so."""
-    view = labelled()
-    page = "\n".join(screen(view, 100, 24, view="samples", listed="suspects", inspected=view.survey.suspects[0]))
-
-    assert re.search(r"label +cat\n", page)
-    assert re.search(r"should be +dog, predicted at 9 visits or more", page)
-
-
-def test_marked_samples_are_starred():
-    """A mark stands before the name, and stays where it is when the list is filtered."""
-    view = labelled()
-    marked = ((view.survey.suspects[1], "x"),)
-    rows = screen(view, 110, 20, view="samples", listed="suspects", marked=marked)[3:6]
-
-    assert [row.startswith("* ") for row in rows] == [False, True, False]
-
-
 @pytest.mark.parametrize(("low", "high"), [(1e-9, 5e-9), (1e9, 5e9), (-5.0, -1.0)])
 def test_histories_of_any_size_are_seen(low, high):
     """The history of a sample is a curve, also where losses are tiny, huge or below zero."""
@@ -149,18 +121,6 @@ def test_histories_of_any_size_are_seen(low, high):
     row = next(line for line in screen(view, 100, 20, view="samples") if line.strip().startswith("0 "))
 
     assert len(set(re.findall("[▁▂▃▄▅▆▇█]", row))) >= 3
-
-
-def test_an_inspected_suspect_says_nothing_of_a_loss_that_is_not_known():
-    """The list of suspects does not have the last loss of each: of one among the hardest it is shown, else left out."""
-    view = copy.deepcopy(fake_view())
-    hard, other = view.survey.hardest[0], view.survey.suspects[1]
-    view.fold(dataclasses.replace(view.survey, suspects=(hard, *view.survey.suspects[1:])))
-    frames = ["\n".join(screen(view, 100, 20, view="samples", inspected=index)) for index in (hard, other)]
-
-    assert "last loss" in frames[0]
-    assert "last loss" not in frames[1]
-    assert "nan" not in frames[0] + frames[1]
 
 
 def test_ends_of_a_narrow_histogram_stay_apart():

@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import time
-from pathlib import Path
 
 from tests.dashboard.sessions.programs import LOOP, NOTHING, ended, program, shown
 from tests.terminals import ENTER, LEAVE, Terminal
@@ -110,20 +109,6 @@ def body():
         terminal.press("?")
         # The step takes ten times as long as this waits at most.
         terminal.wait_for("this help")
-
-
-def test_export_key_leaves_a_file(tmp_path):
-    """x writes the numbers of the panel: into the run's folder, or where the program runs before there is one."""
-    places = (Path(os.environ["R8_RUNS"]), tmp_path)
-
-    def exported():
-        return [path for place in places for path in place.rglob("overview-*.csv")]
-
-    with running(tmp_path) as terminal:
-        terminal.press("x")
-        terminal.wait_for(exported)
-
-        assert exported()[0].read_text().startswith("to step,lowest,mean,highest")
 
 
 def test_messages_of_requests_go_with_their_answer(tmp_path):

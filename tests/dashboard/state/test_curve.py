@@ -66,15 +66,6 @@ def test_curve_leaves_out_what_is_not_finite(value):
     assert curve.is_empty
 
 
-def test_rows_of_a_curve_are_its_stretches():
-    """A curve as numbers has a row for each stretch that is known, with the last step it stands for."""
-    curve = Curve(4)
-    for step in range(1, 7):
-        curve.add(step, float(step), float(step), float(step))
-
-    assert list(curve.rows()) == [(2, 1.0, 1.5, 2.0), (4, 3.0, 3.5, 4.0), (6, 5.0, 5.5, 6.0)]
-
-
 def test_empty_part_of_a_curve_is_unknown():
     """Columns beyond what was added are NaN."""
     curve = Curve(64)
