@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from ..bridge.group_rates import is_close, is_set_by_r8, rates_of
 from .prepared import plain_optimizer
@@ -22,7 +22,8 @@ HELD = "a {} holds the optimizer, whose rate R8 sets"
 def peak_under_schedules(optimizer: Any) -> tuple[float, str] | None:
     """The highest rate of an optimizer as its schedules of torch show it, as the present one may be what they wrote.
 
-    Without a schedule the present rate is the user's: a loaded optimizer carries the ``initial_lr`` of another run.
+    Without a schedule the present rate is the user's: a loaded optimizer carries the ``initial_lr`` of another run. So it
+    is with a `ReduceLROnPlateau`, which leaves no trace in the optimizer.
 
     Returns:
         The rate, and a sentence on where it comes from; None if no schedule holds the optimizer, or R8 has set it.
@@ -30,7 +31,9 @@ def peak_under_schedules(optimizer: Any) -> tuple[float, str] | None:
     Raises:
         ValueError: they do not show it.
     """
-    if is_set_by_r8(optimizer):
+    groups = optimizer.param_groups
+    # To look for schedules takes as long as a hundred small steps.
+    if is_set_by_r8(optimizer) or not any("initial_lr" in group for group in groups):
         return None
     schedules = _live_schedules(optimizer)
     if schedules:
@@ -42,13 +45,11 @@ def peak_under_schedules(optimizer: Any) -> tuple[float, str] | None:
         return None
     # Of one that is made of others, itself.
     outer = max(schedules, key=lambda each: len(getattr(each, "_schedulers", ())))
-    held, now, groups = HELD.format(type(outer).__name__), rates_of(optimizer), optimizer.param_groups
-    # A plateau writes nothing before its first step.
-    acting = [each for each in schedules if not (isinstance(each, ReduceLROnPlateau) and each.last_epoch == 0)]
+    held, now = HELD.format(type(outer).__name__), rates_of(optimizer)
     # A loaded optimizer may carry the max_lr of another run, too.
-    has_max = any(isinstance(each, OneCycleLR) or not type(each).__module__.startswith("torch.") for each in acting)
-    is_hidden = any(isinstance(each, (CyclicLR, ReduceLROnPlateau)) for each in acting)
-    keys = ["lr"] if not acting else [] if is_hidden else ["max_lr", "initial_lr"][not has_max :]
+    has_max = any(isinstance(each, OneCycleLR) or not type(each).__module__.startswith("torch.") for each in schedules)
+    is_hidden = any(isinstance(each, CyclicLR) for each in schedules)
+    keys = [] if is_hidden else ["max_lr", "initial_lr"][not has_max :]
     shown = {key: [float(group[key]) for group in groups] for key in keys if all(key in group for group in groups)}
     if not (max(now) > 0 and any(all(map(is_close, now, rates)) for rates in shown.values())):
         others = "".join(f", {key} {max(rates):.6g}" for key, rates in shown.items())
@@ -74,11 +75,7 @@ def _live_schedules(optimizer: Any) -> list[Any]:
         others = [each for each in gc.get_referrers(*holders) if id(each) not in known and each is not holders]
         known.update(map(id, others))
         # Not by isinstance(), for which a proxy may load or import what it stands for.
-        found += [
-            each
-            for each in others
-            if issubclass(type(each), (LRScheduler, ReduceLROnPlateau)) and type(each) is not R8LRScheduler
-        ]
+        found += [each for each in others if issubclass(type(each), LRScheduler) and type(each) is not R8LRScheduler]
         # An attribute may be held by way of the object's dictionary, and the optimizer by way of what is wrapped around
         # it; the variables of a module are neither.
         holders = [
