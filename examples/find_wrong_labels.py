@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from learnit_r8 import Focus
-from learnit_r8.dashboard.export import write_csv
+from learnit_r8.cli.samples import write_csv
 from learnit_r8.report import write_report
 from learnit_r8.torch import attach
 

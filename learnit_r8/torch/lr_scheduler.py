@@ -22,8 +22,8 @@ HELD = "a {} holds the optimizer, whose rate R8 sets"
 def peak_under_schedules(optimizer: Any) -> tuple[float, str] | None:
     """The highest rate of an optimizer as its schedules of torch show it, as the present one may be what they wrote.
 
-    Without a schedule the present rate is the user's: a loaded optimizer carries the ``initial_lr`` of another run. So it
-    is with a `ReduceLROnPlateau`, which leaves no trace in the optimizer.
+    Without a schedule the present rate is the user's: a loaded optimizer carries the ``initial_lr`` of another run.
+    The same holds under a `ReduceLROnPlateau`, which leaves no trace in the optimizer.
 
     Returns:
         The rate, and a sentence on where it comes from; None if no schedule holds the optimizer, or R8 has set it.

@@ -107,11 +107,16 @@ def test_a_live_plateau():
         warnings.simplefilter("error")
         adapter = attached(model, optimizer, batch_size=8)
     assert peak(adapter) == pytest.approx(0.2)
-    with pytest.warns(RuntimeWarning, match="changed by something other than R8Scheduler"), adapter:
-        for _ in adapter.epochs():
-            for x, y in adapter.loader():
-                adapter.step(adapter.loss(mse_loss(model(x), y, reduction="none").mean(1)))
-                live.step(1.0)
+
+    def train():
+        with adapter:
+            for _ in adapter.epochs():
+                for x, y in adapter.loader():
+                    adapter.step(adapter.loss(mse_loss(model(x), y, reduction="none").mean(1)))
+                    live.step(1.0)
+
+    with pytest.warns(RuntimeWarning, match="changed by something other than R8Scheduler"):
+        train()
 
 
 @pytest.mark.filterwarnings("error")
