@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,33 +60,15 @@ class HeldReports:
         if not self._held:
             return
         reported = [each for each in self._held if each.states[0] == REPORTED]
-        if reported and not self._has_learned_plain(reported):
-            kind = self._table.storage.part_size
-            for some in rounds([part for each in reported if (part := Part.of(each, kind)) is not None]):
-                self._learn(some, is_exact=kind == EXACT)
+        kind = self._table.storage.part_size
+        for some in rounds([part for each in reported if (part := Part.of(each, kind)) is not None]):
+            self._learn(some, is_exact=kind == EXACT)
+        for each in reported:
             # Those from which nothing could be learned, too.
-            _close(reported)
+            each.states[0] = CLOSED
         # Last: if this is interrupted, those not learned are learned the next time.
         self._held = [each for each in self._held if each.states[0] == OPEN]
         self.num_samples = sum(len(each.members.indices) for each in self._held)
-
-    def _has_learned_plain(self, reported: list[_Held]) -> bool:
-        """Learn from batches as nearly all are: a loss for each sample, none of which comes again. False if not."""
-        if self._table.storage.part_size != EXACT:
-            return False
-        members, _, reports, trends, predictions = zip(*reported, strict=True)
-        indices, several = zip(*members, strict=True)
-        means = list(itertools.chain.from_iterable(reports))
-        if any(predictions) or set(map(type, several)) != {type(None)} or set(map(type, means)) != {np.ndarray}:
-            return False
-        joined = np.concatenate(indices)
-        ordered = joined.take(order_of(joined))
-        if not len(joined) or ordered[0] < 0 or not (ordered[1:] != ordered[:-1]).all():
-            return False
-        done = functools.partial(_close, reported)
-        before = np.repeat(list(itertools.chain.from_iterable(trends)), list(map(len, indices)))
-        self._table.learner.learn(joined, np.concatenate(means), None, before, done=done)
-        return True
 
     def _learn(self, parts: list[Part], *, is_exact: bool) -> None:
         """Learn from parts of batches that share no sample."""
@@ -104,11 +84,6 @@ class HeldReports:
                     each.states[0] = CLOSED
 
         self._table.learner.learn(indices, means, sizes, trend, predictions=_predictions(parts), done=done)
-
-
-def _close(held: list[_Held]) -> None:
-    for each in held:
-        each.states[0] = CLOSED
 
 
 class Part(NamedTuple):

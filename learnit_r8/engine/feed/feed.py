@@ -17,7 +17,7 @@ from ...sampling.ticket import Outcome, Ticket
 from ...table.names import Members
 from .. import run_state
 from ..engine import Engine
-from ..run import PlainTrainer, Trainer
+from ..run import Trainer
 from . import replay
 from .batch_size import MOST_KEPT_BYTES, BatchMeasure, Told, bytes_of, copied
 from .followed import FollowedBatches
@@ -108,7 +108,7 @@ class Feed:
 
     def __init__(self, engine: Engine, source: FollowedBatches) -> None:
         self.engine, self.source = engine, source
-        self.trainer: Trainer = PlainTrainer(engine.between_steps)
+        self.trainer = Trainer(engine.between_steps)
         self.is_counted = False
         self.has_asked = self.is_in_epochs = self._is_repeated = False
         self._updates = self.num_iterations = 0
