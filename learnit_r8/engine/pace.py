@@ -253,14 +253,12 @@ class Pace:
         budget = self.budget
         steps = budget.steps
         step += self.left_out
-        if steps is None:
-            if budget.seconds is not None:
-                return self._timed_progress(budget.seconds)
-            if budget.is_open:
-                return budget.progress(step, 0.0)
-            return budget.share_of(step, tokens=self.tokens, passes=self.passes + self.has_ended)
-        # budget.progress() inlined, as this is called twice a step.
-        return step / steps if step < steps else 1.0
+        if steps is not None:
+            # budget.progress() inlined, as this is called twice a step.
+            return step / steps if step < steps else 1.0
+        if budget.seconds is not None:
+            return self._timed_progress(budget.seconds)
+        return budget.progress(step, 0.0, tokens=self.tokens, passes=self.passes + self.has_ended)
 
     def _timed_progress(self, budget: float) -> float:
         seconds = self.seconds
