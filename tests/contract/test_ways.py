@@ -75,7 +75,7 @@ def test_nan_weight(column, way):
 
 @pytest.mark.parametrize(("column", "way"), PARAMS)
 def test_steps_of_a_heal(column, way):
-    """Steps, and batches left out for tests of the weights, are those that the framework had planned: healed thrice, too.
+    """Steps, and batches left out for tests of the weights, are as many as the framework has planned; thrice, too.
 
     For weights that take several batches for one update a test takes as many.
     """

@@ -27,7 +27,7 @@ def test_nan_weight(column):
 
 @rule()
 def test_steps_of_a_heal(column):
-    """A step is a batch trained or refused; with those that are left out for tests of the weights they are as planned."""
+    """A step is a batch trained or refused; with those left out for tests of the weights they are as planned."""
     found = run(column, Case(weight_faults={40: NAN}))
     trained_or_refused = len(found.heard(events.StepDone, events.BatchRefused))
 
