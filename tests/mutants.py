@@ -408,6 +408,8 @@ MUTANTS = [Mutant(*each) for each in (
      "torch/test_state.py -k rank", "ranks draw the same dropout after a resume"),
     ("torch/state.py", "plain_optimizer(optimizer).zero_grad()", "pass",
      "torch/test_state.py -k gradients", "gradients of damaged weights are added to those of the restored ones"),
+    ("torch/loss_pipeline.py", "elif not (self._stepper.adds_later and self.readback is None):", "else:",
+     "contract/test_ways.py -m program -k 'nan_batches and accumulation'", "good batches of an update go with a bad one"),
     ("torch/loss_pipeline.py", "self._discard([sent for sent, _ in later])", "pass",
      "torch/test_readback.py -k together", "batches of weights that were given up stay out for ever"),
     ("torch/loss_pipeline.py", 'extras["skipped"] = bool(extras.get("skipped", 0))', 'extras["skipped"] = False',
