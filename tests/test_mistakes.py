@@ -163,6 +163,8 @@ ERRORS = [
      "must be a function or None, got OrderedDict", 200),
     *[(lambda folder, state=state: with_state(state), TypeError, "got the Linear itself; return its state_dict")
       for state in (WRONG, {"net": WRONG})],
+    (lambda folder: make(state_callback=lambda: None, load_callback=print).draw(), TypeError,
+     "state_callback must return the state of the model, got None"),
     (lambda folder: EarlyStopping(patience=3, monitor="val_loss"), TypeError, "arguments of R8Scheduler and attach"),
     (lambda folder: Script().adapter.loader(num_workers="2"), ValueError,
      "num_workers must be a whole number >= 0, got '2', which is a str"),
