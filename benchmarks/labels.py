@@ -31,9 +31,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from learning_tasks import DATA, Indices
+from learning_tasks import DATA, Indices, area
 from numpy.typing import NDArray
-from suspects import area
 from torch import Tensor, nn
 from torch.nn import functional
 
