@@ -375,7 +375,7 @@ def torch_model():
 
 
 def tf_model():
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tests.keras_common").tf
     weight = tf.Variable([1.0, 1.0, 1.0])
     return lambda: {"w": {"weight": weight}}, lambda: weight.assign_add([1.0, 1.0, 1.0]), weight.numpy
 
