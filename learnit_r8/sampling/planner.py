@@ -281,13 +281,9 @@ def look_at(storage: SampleStorage, rng: np.random.Generator, *, weighed: Outloo
     if not fine.any():
         return Outlook(True, float(uses.mean()), 1.0, math.nan, suspicion, limit)
     hard_share = float((mean[fine] > storage.untrained_loss).mean())
-    return Outlook(True, float(uses.mean()), hard_share, _median(records["last"][fine]), suspicion, limit)
-
-
-def _median(losses: NDArray[np.float32]) -> float:
-    """Median of some losses."""
-    count = len(losses)
-    return float(losses[order_of(keys_of(losses))[(count - 1) // 2 : count // 2 + 1]].mean())
+    last = records["last"][fine]
+    middle = last[order_of(keys_of(last))[(len(last) - 1) // 2 : len(last) // 2 + 1]]
+    return Outlook(True, float(uses.mean()), hard_share, float(middle.mean()), suspicion, limit)
 
 
 def to_plain(outlook: Outlook) -> list[Any]:
@@ -454,7 +450,9 @@ class Planner:
         if self._buckets is not None:
             return self._next_chunk_of_lengths(self._buckets, policy, context)
         if policy.selects or len(self._table.quarantined):
-            return self._next_selected_chunk(policy, context, self._room(num_left))
+            # Samples in the batches left in the pass, of which the last is as short as without a selection.
+            missing = -self._table.num_samples % self._table.batch_size if self._last_batch == "short" else 0
+            return self._next_selected_chunk(policy, context, num_left * self._table.batch_size - missing)
         if self._sweep.is_done:
             # Another policy, before the resume, has selected all there was before the pass ended.
             self.start_sweep()
@@ -512,27 +510,16 @@ class Planner:
                 part = part[~self._storage.exclusions.holds(part)]
             kept = self._sweep.add(*(draft.select(part) if policy.selects else (part, None)))
             if left_over is not None:
-                kept = self._filled_up(left_over, kept[0]), None
+                part = kept[0][~holds(left_over[order_of(left_over)], kept[0])]
+                uses = self._storage.records.take(part)["usage_count"]
+                # Least used first.
+                kept = np.concatenate([left_over, part[order_of(uses)]]), None
             # The end of the pass may be a short batch; before it, samples that fill no batch wait for the next part.
             whole = room if len(kept[0]) >= room else len(kept[0]) // self._full * self._full
             samples = self._sweep.leave(whole, kept)
             if whole:
                 break
         return draft.chunk(samples, sweep=self.num_sweeps, fill=self._last_batch == "fill", watch_rng=self._watch_rng())
-
-    def _filled_up(self, left_over: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the samples left over from a sweep, followed by those of the next sweep, least used first."""
-        part = part[~holds(left_over[order_of(left_over)], part)]
-        if not len(part):
-            return left_over
-        uses = self._storage.records.take(part)["usage_count"]
-        return np.concatenate([left_over, part[order_of(uses)]])
-
-    def _room(self, num_left: int) -> int:
-        """Number of samples in the batches left in the pass, of which the last is as short as without a selection."""
-        batch = self._table.batch_size
-        missing = -self._table.num_samples % batch if self._last_batch == "short" else 0
-        return num_left * batch - missing
 
     def chunk_outside(self, policy: Policy, context: Context) -> Chunk | None:
         """Make a chunk of one batch from a random part of the data; None if the policy selects too few samples."""

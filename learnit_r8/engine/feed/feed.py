@@ -39,7 +39,7 @@ OTHER_LENGTH = (
 )
 NO_END = (
     "a run through the loader has given {:,} batches so far and not ended, and num_epochs= waits for its end; if it "
-    "has none, give num_steps=, num_tokens= or train_duration_seconds=."
+    "has none, give num_steps=, train_duration_seconds= or batch_size=OwnBatches(num_tokens=...)."
 )
 REPLACED = "a batch was asked for by an iteration that another one has replaced; iterate over batches() once at a time."
 AFTER_LAST = (
@@ -48,7 +48,7 @@ AFTER_LAST = (
 )
 ENDLESS = (
     "steps() has no loader whose end num_epochs= could count, so this loop does not end by itself: give num_steps=, "
-    "num_tokens= or train_duration_seconds=, or iterate over batches(loader)."
+    "train_duration_seconds= or batch_size=OwnBatches(num_tokens=...), or iterate over batches(loader)."
 )
 FROM_THE_START = (
     "the saved run was within an epoch, at step {}; the trainer starts that epoch over, so the batches that were "
@@ -181,8 +181,13 @@ class Feed:
                 if self._updates > controller.lineage.updates and not controller.is_open:
                     self._go_back(self._updates)
                 self._updates = controller.lineage.updates
-                if controller.experiment.asks_probe and self._has_place():
-                    if not self._has_probe():
+                may_probe = controller.experiment.asks_probe and not pace.is_stopped
+                if may_probe and not (pace.leaves_out and (self.is_at_end() or self._is_full())):
+                    asked = controller.experiment.asked
+                    is_kept = asked is not None and all(item is not None for item in asked.witness)
+                    if not all(each[0] for each in engine.agreement.gather([is_kept])):
+                        # The batch was not kept on all ranks: the next losses decide.
+                        controller.experiment.let_probe(False)
                         continue
                     self.trainer.before_probe()
                     source.open = engine.draw_probe()
@@ -245,15 +250,6 @@ class Feed:
             )
         engine.announcer.tell(events.Notice, text=text, is_warning=False)
 
-    def _has_probe(self) -> bool:
-        """Whether the batch that a test asks for was kept on all ranks; if not, the next losses decide."""
-        experiment = self.engine.controller.experiment
-        is_kept = experiment.asked is not None and all(item is not None for item in experiment.asked.witness)
-        is_kept = all(each[0] for each in self.engine.agreement.gather([is_kept]))
-        if not is_kept:
-            experiment.let_probe(False)
-        return is_kept
-
     def _has_ended(self, begun: int) -> bool:
         """Whether the run is over at its end, once all losses are reported; ``begun``: its step as the loop began."""
         engine, pace = self.engine, self.engine.pace
@@ -279,11 +275,6 @@ class Feed:
         """
         pace, num_probes = self.engine.pace, self.engine.pace.probes_in_epoch
         return num_probes > 0 and pace.leaves_out and self.source.taken + num_probes >= self.source.length
-
-    def _has_place(self) -> bool:
-        """Whether a probe may be handed out before the loop ends."""
-        pace = self.engine.pace
-        return not (pace.is_stopped or (pace.leaves_out and (self.is_at_end() or self._is_full())))
 
     def between_steps(self) -> None:
         """Do what is due between two steps."""

@@ -191,7 +191,8 @@ class FollowedBatches:
         (chunk, is_of_loader), self._offered = self._offered, None
         self.num_samples += chunk.size
         if chunk.members is not None:
-            self._hold(chunk, chunk.members)
+            self._held.append(chunk)
+            self._num_held += len(chunk.members.indices)
         if is_of_loader:
             self.taken += 1
             # The others that are reported are left out where they are counted.
@@ -214,9 +215,6 @@ class FollowedBatches:
     def tell_members(self, chunk: FollowedChunk, members: Members) -> None:
         """Note the samples of a batch that was taken without."""
         chunk.members = members
-        self._hold(chunk, members)
-
-    def _hold(self, chunk: FollowedChunk, members: Members) -> None:
         self._held.append(chunk)
         self._num_held += len(members.indices)
 
