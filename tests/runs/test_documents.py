@@ -29,7 +29,7 @@ BLOCKS = [
 ]
 EXAMPLES = {
     "example.py --quick": ["Test accuracy", "model restored from the backup of step 280", "precision"],
-    "examples/sweep.py": ["best val_loss", "lr-0.3 ", "val_loss, best at step", "initial_lr  rate ", "compared.html ("],
+    "examples/sweep.py": ["val_loss 0.", "lr-0.3 ", "val_loss, best at step", "initial_lr  rate ", "compared.html ("],
     "examples/own_policy.py": ["skip_easy"],
     "examples/recover.py": [", within 10 %", "spike: loss", "model restored from the backup of step"],
     "examples/find_wrong_labels.py": ["labels look wrong", "right label suggested", "as many visits, the guard"],
