@@ -144,7 +144,7 @@ def line_of(seen: SeenRun) -> str:
         parts.append(f"loss {number(view.last.last_loss, 4)} (smoothed {number(view.ema, 4)})")
         parts += [f"lr {view.last.lr:.3g}"] if math.isfinite(view.last.lr) else []
         if state.word == "running":
-            left = view.time_left(view.seconds).seconds
+            left = view.time_left(view.seconds)
             parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(left)}"]
     if state.word in ("running", "stalled"):
         parts += ["RECOVERING"] if view.incident is not None else []
@@ -161,7 +161,7 @@ def _say(seen: SeenRun, *, as_json: bool) -> int:
 def facts_of(seen: SeenRun) -> dict[str, Any]:
     """The facts of a run for programs."""
     (run, view, state), last = seen, seen.view.last
-    left = view.time_left(view.seconds).seconds if state.word == "running" else math.nan
+    left = view.time_left(view.seconds) if state.word == "running" else math.nan
     groups = [
         {"name": each.name, "samples": each.num_samples, "loss": each.mean, "rise": each.rise, "lowest": each.lowest}
         for each in view.ranked_groups()

@@ -66,7 +66,7 @@ def _small(view: View, ui: UiState, width: int, height: int, theme: Theme, scene
     facts: list[Line] = [
         (Span(share(view.progress), "value"),),
         (Span(state.word, state.style),),
-        labelled("left", clock(view.time_left(now).seconds) if view.ended is None else "-", ""),
+        labelled("left", clock(view.time_left(now)) if view.ended is None else "-", ""),
         labelled("loss", number(view.ema, 4), "loss"),
         labelled("ep", view.epoch_text, ""),
         labelled("lr", number(view.last.lr, 3), "lr") if view.last and math.isfinite(view.last.lr) else (),

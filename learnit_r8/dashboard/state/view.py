@@ -25,18 +25,6 @@ BREAKS = 8
 """Number of breaks between epochs (validation) in the mean, the newest."""
 
 
-class TimeLeft(NamedTuple):
-    """An estimate of the time that is left.
-
-    Attributes:
-        seconds: NaN if unknown.
-        spread: Uncertainty in both directions, seconds; NaN if unknown.
-    """
-
-    seconds: float
-    spread: float
-
-
 class Pacing:
     """Folds the times of steps; breaks between epochs are counted apart."""
 
@@ -112,19 +100,10 @@ class Pacing:
         """Share of the time spent waiting for data, 0 where nobody measures it; NaN before it is known."""
         return self._rate("data_seconds")
 
-    def left(self, num_steps: int, epoch_ends: int = 0) -> TimeLeft:
-        """Time for some more steps, with a break at each end of an epoch among them."""
-        each = self.seconds_per_step
+    def left(self, num_steps: int, epoch_ends: int = 0) -> float:
+        """Seconds for some more steps, with a break at each end of an epoch among them; NaN if unknown."""
         pause = sum(self._breaks) / len(self._breaks) if self._breaks else 0.0
-        # The standard deviation of the median between quarters of the window.
-        times, spread = [took / steps.num_steps for took, steps in self._window], math.nan
-        size = len(times) // 4
-        if size >= 2:
-            quarters = [statistics.median(times[start : start + size]) for start in range(0, 4 * size, size)]
-            # statistics.stdev computes exactly, which costs a tenth of a frame.
-            middle = sum(quarters) / 4
-            spread = math.sqrt(sum((quarter - middle) ** 2 for quarter in quarters) / 3)
-        return TimeLeft(num_steps * each + epoch_ends * pause, num_steps * spread)
+        return num_steps * self.seconds_per_step + epoch_ends * pause
 
 
 EMA_WEIGHT = 0.03
@@ -493,18 +472,18 @@ class View:
         has_none = self.run is not None and not (self.run.num_samples or self.run.grows)
         return events.NO_TABLE if has_none else ""
 
-    def time_left(self, now: float) -> TimeLeft:
-        """The time to the end of the run; ``now`` is in training seconds."""
+    def time_left(self, now: float) -> float:
+        """Seconds to the end of the run, NaN if unknown; ``now`` is in training seconds."""
         run = self.run
         if run is not None and run.train_duration_seconds:
-            return TimeLeft(max(0.0, run.train_duration_seconds - now), math.nan)
+            return max(0.0, run.train_duration_seconds - now)
         if run is None or not run.total_steps:
-            return TimeLeft(math.nan, math.nan)
+            return math.nan
         per_epoch = max(1, run.steps_per_epoch)
         ends = max(0, (run.total_steps - 1) // per_epoch - self.step // per_epoch)
         left = self.pacing.left(max(0, run.total_steps - self.step), ends)
         # Within a long step the time left falls with the clock.
-        return left._replace(seconds=max(left.seconds - max(0.0, now - self.seconds), 0.0))
+        return max(left - max(0.0, now - self.seconds), 0.0) if left == left else left
 
 
 def _share(value: float) -> float:
