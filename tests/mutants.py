@@ -254,7 +254,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("engine/feed/feed.py", "<= MOST_KEPT_BYTES:\n            return copied(item)",
      "<= MOST_KEPT_BYTES:\n            return item",
      "torch/own/test_healing.py -k changed", "a loop that changes its batches in place is tested with other data"),
-    ("engine/feed/trainer_batches.py", "            pace.passes = number", "            pass",
+    ("engine/feed/feed.py", "            pace.passes = number", "            pass",
      "engine/feed/test_feed.py -k trainer", "a resumed trainer counts its epochs twice"),
     # sampling/, table/
     ("sampling/planner.py", "draft.select(part[~self._storage.exclusions.holds(part)])", "draft.select(part)",
