@@ -66,8 +66,8 @@ _GENERATORS = {
     "own": [ANYTHING], "order": [{}],
 }  # fmt: skip
 _INCIDENT = {
-    "first_step": 0, "reason": "", "num_refused": 0, "num_probes": 0, "findings": [""], "is_restored": False,
-    "cause": "", "num_left_out": 0, "kind": "", "is_lasting": False, "held_from_start": 0.0,
+    "step": 0, "reason": "", "num_refused": 0, "num_probes": 0, "findings": [""], "num_restored": 0, "cause": "",
+    "num_left_out": 0, "kind": "", "is_lasting": False, "held_from_start": 0.0,
 }  # fmt: skip
 _WITNESS = {"step": 0, "updates": 0, "recent": _LOSSES, "witness": [_INDICES], "losses": _LOSSES, "is_proven": False}
 _PROGRESS = {

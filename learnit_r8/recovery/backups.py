@@ -258,10 +258,6 @@ class RamBackup:
         if self.backups and self.backups[-1].witness:
             self.backups[-1].is_closed = True
 
-    def add(self, backup: Backup) -> None:
-        """Store a state that an earlier process has copied, in its place."""
-        self._keep(sorted([*self.backups, backup], key=lambda one: (one.updates, one.step)))
-
     def copy(self, state: Any) -> Any:
         """A copy of a state, in memory that is free where there is any.
 

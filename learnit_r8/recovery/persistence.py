@@ -321,7 +321,6 @@ class Persistence:
         self.backup, self.agreement = backup or RamBackup(), agreement or Agreement()
         self.backup_timer = BackupTimer(when, announcer, self.backup, self.agreement, is_usual=backup_every is None)
         self.generations = Generations.of(backup_dir, folder, announcer)
-        self._proved: list[tuple[int, int, Any]] = []
         self._pending: Checkpoint | None = None
         self._loaded: Checkpoint | None = None
         self._lacks_model = False
@@ -548,11 +547,10 @@ class Persistence:
             return
         config = {**self.config.values, KEPT_BY_ADAPTER: self._has_adapter}
         content = {"run_id": self.store.run_id, "model": None, "scheduler": state, "config": config}
-        kept, proved = {each.step for each in backup.backups}, [each.step for each in backup.backups if each.is_proven]
         done = functools.partial(backup.lend, None)
         try:
             backup.lend(newest.state)
-            generations.start_write(newest.state, content, step=step, kept=kept, proved=proved, done=done)
+            generations.start_write(newest.state, content, step=step, done=done)
         except BaseException:
             if not generations.is_writing:
                 done()
@@ -590,7 +588,7 @@ class Persistence:
             disk = None
         if found is None:
             return disk, False
-        generation, self._proved, made = found
+        generation, made = found
         # By its step in one run, by its time among several.
         if disk is not None and generation.run_id == disk.run_id:
             is_newer = step_of(generation.state) > step_of(disk.state)
@@ -623,10 +621,6 @@ class Persistence:
         if not is_early:
             self.hand_over_pending()
         self.backup.clear()
-        if checkpoint.model_state is not None:
-            for step, draws, state in sorted(self._proved, key=lambda proved: proved[0]):
-                self.backup.add(Backup(step, step, draws, state, is_proven=True))
-        self._proved = []
         self.wake()
         if self.saver is not None:
             self.saver.go_on_from(checkpoint)
