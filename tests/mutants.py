@@ -51,7 +51,7 @@ class Mutant(NamedTuple):
 # fmt: off
 MUTANTS = [Mutant(*each) for each in (
     # recovery/
-    ("recovery/quarantine.py", "return count >= OWN_LOSSES", "return count > OWN_LOSSES",
+    ("recovery/quarantine.py", ">= OWN_LOSSES]", "> OWN_LOSSES]",
      "recovery/test_quarantine.py -k own_loss", "a bad sample costs one batch more"),
     ("recovery/quarantine.py", "self._num_clean_refused += 1", "pass",
      "recovery/test_quarantine.py", "good samples are convicted where batches fail at random"),
@@ -119,7 +119,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/persistence.py", "self.backup.witness_size = witness_size", "self.backup.witness_size = 1",
      "torch/test_adapter.py -k witness",
      "with accumulated gradients weights are tested with a part of the batches of an update"),
-    ("recovery/persistence.py", "self.backup.clear()\n        self.wake()\n        if self.saver", "self.wake()\n        if self.saver",
+    ("recovery/persistence.py", "        self.backup.clear()\n        self.wake()\n", "        self.wake()\n",
      "recovery/test_persistence.py -k loaded", "after load_checkpoint() a later run's weights are restored"),
     ("recovery/experiment.py", "if has_bad or rises:", "if has_bad:",
      "recovery/test_experiment.py", "weights that give NaN on some batches count as healthy"),

@@ -107,7 +107,7 @@ _KINDS: dict[str, Any] = {
     "recovery.early.changes": [[0.0, 0.0]], "recovery.early.compared": _MAYBE, "recovery.early.last": (_WITNESS,),
     "recovery.early.first": ({**_WITNESS, "is_closed": False, "beside": (_BYTES,)},),
     "guard.losses.recent": _LOSSES, "guard.losses.first.recent": _LOSSES, "guard.losses.past.losses": _LOSSES,
-    "guard.losses.past.lrs": _LOSSES, "guard.losses.past.figures": [[0.0] * 4 + [0, 0] + [0.0] * 3],
+    "guard.losses.past.lrs": _LOSSES,
     "search.test": ({**RangeTest(9).state_dict(), "_losses": _LOSSES},), "search.found_lr": _MAYBE,
     "early_stop": ({"best": _MAYBE, "waited": 0, "reason": ("",), "is_by_rule": False},),
 }  # fmt: skip

@@ -52,7 +52,7 @@ def saved_form(state: Any) -> NDArray[np.uint8]:
 
 
 class LiveModel:
-    """Does to the model what an experiment asks for; the `TestedModel` of `investigate`.
+    """Does to the model what an experiment asks for.
 
     Args:
         persistence: Holds callbacks, backups and checkpoints.
@@ -96,7 +96,11 @@ class LiveModel:
         return bool(self.persistence.backup_timer.damage_now(self.persistence.callbacks.state))
 
     def mend(self) -> bool | None:
-        """Replace what is not finite with the newest backup's, if that is little; see `TestedModel`."""
+        """Replace what is not finite with the newest backup's, if that is little.
+
+        Returns:
+            Whether all of the state is finite; None if it cannot be seen.
+        """
         get = self.persistence.callbacks.state
         if get is None:
             return None

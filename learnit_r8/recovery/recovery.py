@@ -454,14 +454,11 @@ class RecoveryController:
         """
         was_quiet, self.state.is_look_due = self.is_quiet, False
         self.begin_call(step, lr)
-        if not self.experiment.is_open:
-            self._look_back()
-        self.is_quiet = was_quiet and not (self.is_open or self._incidents.current)
-
-    def _look_back(self) -> None:
         early, lineage, remedies = self.early, self.lineage, self._remedies
         level = lineage.progress.level
-        if early.is_on_trial:
+        if self.experiment.is_open:
+            pass
+        elif early.is_on_trial:
             early.end_trial(level)
         elif level == level and (early.are_dying or self.state.early.is_reviving):
             early.revive(level)
@@ -478,6 +475,7 @@ class RecoveryController:
                 best = early.look(level)
                 if best is not None:
                     self._experiment_on(Alarm.REGRESS, level, best=best)
+        self.is_quiet = was_quiet and not (self.is_open or self._incidents.current)
 
     def may_look_last(self, step: int) -> bool:
         """Whether `looks_last` was not asked at this step yet, or its experiment is under way."""

@@ -85,7 +85,15 @@ class Remedies:
         if finding.verdict in ("healthy", "data"):
             if case.alarm is Alarm.SPIKE:
                 self._name_cause("the batch itself, as the weights are healthy", INPUT)
-            self._trust_weights(case.alarm)
+            lineage = self._state.lineage
+            self._state.refusals.weights_are_healthy()
+            lineage.progress.note_healthy(lineage.updates)
+            if case.alarm is not Alarm.NOT_FINITE:
+                self._sentry.calm()
+                healthy_at = lineage.healthy_at
+                healthy_at.append(step)
+                if len(healthy_at) == LOOPING and step - healthy_at[0] <= LOOP_STEPS:
+                    self._sentry.forget()
         elif finding.verdict == "level":
             self._accept_level(case, finding)
         else:
@@ -110,18 +118,6 @@ class Remedies:
             text = incident.cause.replace(UNSEEN, f"probably {cause}; ")
             self._state.incidents.change(cause=text)
             self._announcer.tell(events.CauseFound, text=text, fault=fault, where="", samples=(), is_certain=False)
-
-    def _trust_weights(self, alarm: Alarm) -> None:
-        step, lineage = self._live.step, self._state.lineage
-        self._state.refusals.weights_are_healthy()
-        lineage.progress.note_healthy(lineage.updates)
-        if alarm is Alarm.NOT_FINITE:
-            return
-        self._sentry.calm()
-        healthy_at = lineage.healthy_at
-        healthy_at.append(step)
-        if len(healthy_at) == LOOPING and step - healthy_at[0] <= LOOP_STEPS:
-            self._sentry.forget()
 
     def _accept_level(self, case: Case, finding: Finding) -> None:
         """Take the new level of the losses as the usual one."""

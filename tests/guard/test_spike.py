@@ -274,7 +274,7 @@ def test_correction(loss, expected, typical):
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
 def test_spread(values):
-    """The spread found by bisection is 1.4826 times the least distance within which half of the losses lie."""
+    """The spread is 1.4826 times the least distance within which half of the losses lie."""
     ordered = sorted(values)
     middle = median(ordered)
     slow = 1.4826 * sorted(abs(value - middle) for value in values)[(len(values) + 1) // 2 - 1]
