@@ -468,8 +468,10 @@ def restore_backup(run: Run) -> int:
             )
         turn.is_changing = True
         run.source.hand_over()
-        restored = run.persistence.restore_backup()
+        restored = run.persistence.restore_newest(is_of_run=True)
+        assert restored is not None
         assert restored.moment is not None
+        run.persistence.backup.forget_after(restored.updates)
         state = restored.moment.state
         # Time that was used is used.
         _take_over(run, {**state, "pace": {**state["pace"], "seconds": run.pace.seconds}})

@@ -726,22 +726,11 @@ class Persistence:
             self._announcer.tell(events.RestoreFailed, to_step=step, source=name, reason=trouble)
         return not trouble
 
-    def restore_backup(self) -> Backup:
-        """Restore the newest backup of this run that can be restored.
+    def restore_newest(self, *, is_of_run: bool = False) -> Backup | None:
+        """Restore the newest backup, or else the newest checkpoint; None if there is none.
 
-        Raises:
-            RestoreError: none can be.
-        """
-        self.begin_restores()
-        for backup in reversed(self.backup.backups):
-            if backup.moment is not None and self.put(backup):
-                self.backup.forget_after(backup.updates)
-                return backup
-        failures = " | ".join(self.failures)
-        raise RestoreError(f"no backup could be restored: {failures}. The model may be partly restored.")
-
-    def restore_newest(self) -> int | None:
-        """Restore the newest backup, or else the newest checkpoint; returns its step, None if there is none.
+        Args:
+            is_of_run: Whether it must be a backup that holds the scheduler's own state, too.
 
         Raises:
             RestoreError: the load callback raised for every state there is.
@@ -749,7 +738,7 @@ class Persistence:
         self.begin_restores()
         on_disk = [Backup(step, step, is_on_disk=True) for step in sorted(self.checkpoint_steps())]
         for backup in [*reversed(self.backup.backups), *reversed(on_disk)]:
-            if self.put(backup):
-                return backup.step
+            if (backup.moment is not None or not is_of_run) and self.put(backup):
+                return backup
         self.raise_failures()
         return None

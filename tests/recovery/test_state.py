@@ -61,22 +61,6 @@ def test_slow_rises_that_come_back_are_the_loss_itself():
     assert not lineage.rises_again
 
 
-@given(st.integers(0, 10**9), st.integers(0, 9), st.booleans(), st.integers(0, 10**6))
-def test_state(updates, relapses, rises, trial):
-    """Saved as plain values and loaded, a lineage is the same."""
-    lineage, other = Lineage(), Lineage()
-    lineage.updates, lineage.num_older = updates + 7, 2
-    lineage.begin(Backup(updates, updates), trial)
-    lineage.relapses, lineage.rises = relapses, rises
-    lineage.rates.append(0.1)
-    lineage.num_lowered, lineage.level_before = 3, 0.25
-    lineage.healthy_at.extend((updates, updates + 40))
-    other.load_state_dict(json.loads(json.dumps(lineage.state_dict())))
-    fields = vars(lineage).keys() - {"progress", "gained"}
-
-    assert {name: vars(other)[name] for name in fields} == {name: vars(lineage)[name] for name in fields}
-
-
 def test_two_in_a_row_are_worth_a_look():
     """One loss that is not finite is left out; the second in a row is looked into."""
     refusals = Refusals()
