@@ -92,7 +92,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_witnesses.py -k trust", "states are trusted in the middle of trouble"),
     ("recovery/backups.py", "and backup.state is not self._lent and", "and",
      "recovery/test_backups.py -k lent", "a backup is written to the disk while another one overwrites it"),
-    ("recovery/backups.py", "return Copy(self._clone(backup.state),", "return Copy(backup.state,",
+    ("recovery/backups.py", "return self._clone(backup.state)", "return backup.state",
      "recovery/test_backups.py", "training on changes the backup itself"),
     ("recovery/backups.py", "if each.updates > updates]", "if each.updates >= updates]",
      "recovery/test_backups.py -k going_back", "a restore forgets the state that it went back to"),

@@ -39,11 +39,6 @@ class Saved(NamedTuple):
 
     parts: Any
 
-    @classmethod
-    def of(cls, content: NDArray[np.uint8]) -> Saved:
-        """What `saved_form` has made the content of."""
-        return cls(tree.from_bytes(content))
-
 
 def saved_form(state: Any) -> NDArray[np.uint8]:
     """A state as a file keeps it beside the model's own; what no file can hold stays as it is when it is loaded."""

@@ -696,7 +696,7 @@ class Persistence:
             return False
         if not backup.is_on_disk:
             self.guard = None
-            return self.put_state(self.backup.copy_of(backup).state, backup.step)
+            return self.put_state(self.backup.copy_of(backup), backup.step)
         name = self.name_of(backup)
         checkpoint = self.store.load_named(name) if name and self.store is not None else None
         if checkpoint is None:

@@ -506,7 +506,7 @@ def test_load_callback_may_change_its_state():
         assert model.values.tolist() == [100, 100]
 
 
-def test_diverged_run_leaves_a_record(tmp_path):
+def test_bundle_is_written(tmp_path):
     """The error of a diverged run says where its record is, with the attempts and the losses before them."""
     model = Weights()
     r8 = make(
@@ -525,7 +525,7 @@ def test_diverged_run_leaves_a_record(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the checkpoint at step")
-def test_full_disk_prevents_only_the_record(tmp_path):
+def test_full_disk_prevents_only_the_bundle(tmp_path):
     """If the record cannot be written, the error still says everything."""
     r8 = make(64, num_epochs=9, checkpoint_dir=tmp_path / "file" / "saved", recovery=Recovery(max_refused=30))
     (tmp_path / "file").write_text("")
