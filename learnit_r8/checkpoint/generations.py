@@ -181,7 +181,7 @@ class Generations:
         """
         self._has_written = False
         try:
-            whole = {**content, "backup": pack(model), "made": time.time()}
+            whole = {**content, "backup": pack(model)}
             self._prepare()
             self._make_room(size_of(whole))
             thread = threading.Thread(
@@ -287,9 +287,7 @@ class Generations:
             done()
             self._rest_until = 2 * time.monotonic() - began
 
-    def newest(
-        self, skipped: list[str], is_same: Callable[[str], bool] = lambda text: True
-    ) -> tuple[Checkpoint, float] | None:
+    def newest(self, skipped: list[str], is_same: Callable[[str], bool] = lambda text: True) -> Checkpoint | None:
         """The newest generation that all ranks of this machine have and can read.
 
         Args:
@@ -297,8 +295,8 @@ class Generations:
             is_same: Whether all ranks call it with the same text; they call it equally often.
 
         Returns:
-            The generation as a checkpoint, with its model state, and its wall time; None if there is none, or if a
-            running process writes them.
+            The generation as a checkpoint, with its model state; None if there is none, or if a running process writes
+            them.
         """
         common: list[int] = []
         try:
@@ -314,9 +312,9 @@ class Generations:
             path, found = self._folder / f"gen_{step:012d}.r8", None
             try:
                 found = self._read(path)
-                state = found[0].state
+                state = found.state
                 # What distinguishes it from one of the same step that an earlier launch of the run left.
-                text = f"{found[0].run_id} {state['num_draws']} {state['pace']!r}"
+                text = f"{found.run_id} {state['num_draws']} {state['pace']!r}"
             except codec.OlderFile:
                 where = str(self._parent)
                 raise codec.OlderFile(
@@ -333,15 +331,15 @@ class Generations:
             skipped.append(text)
         return None
 
-    def _read(self, path: Path) -> tuple[Checkpoint, float]:
+    def _read(self, path: Path) -> Checkpoint:
         content = codec.read(path)
-        made, run_id = content["made"], content["run_id"]
+        run_id = content["run_id"]
         is_whole = isinstance(content["scheduler"], dict) and isinstance(content["config"], dict)
-        if not (is_whole and isinstance(made, float) and isinstance(run_id, str)):
-            raise ValueError(f"it must hold a scheduler's state with its time and run, got {sorted(content)[:9]}")
+        if not (is_whole and isinstance(run_id, str)):
+            raise ValueError(f"it must hold a scheduler's state with its run, got {sorted(content)[:9]}")
         found = Checkpoint(path, content["scheduler"], None, run_id, content["config"], (), unpack(content["backup"]))
         self._is_new = False
-        return found, made
+        return found
 
     def clear(self) -> None:
         """Delete the generations of this rank, as a checkpoint on disk is as new; wait for the one being written."""

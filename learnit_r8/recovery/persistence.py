@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import events
-from .._validation import is_number, whole_number
+from .._validation import whole_number
 from ..checkpoint import tree
 from ..checkpoint.callbacks import Callbacks, call_load, call_save, join_callbacks, keeps_model
 from ..checkpoint.generations import Generations
@@ -588,15 +588,14 @@ class Persistence:
             disk = None
         if found is None:
             return disk, False
-        generation, made = found
         # By its step in one run, by its time among several.
-        if disk is not None and generation.run_id == disk.run_id:
-            is_newer = step_of(generation.state) > step_of(disk.state)
+        if disk is not None and found.run_id == disk.run_id:
+            is_newer = step_of(found.state) > step_of(disk.state)
         else:
-            is_newer = disk is None or (is_number(made) and made > disk.path.stat().st_mtime)
+            is_newer = disk is None or found.path.stat().st_mtime > disk.path.stat().st_mtime
         if not is_same(str(is_newer)) or not is_newer:
             return disk, False
-        return generation, disk is not None
+        return found, disk is not None
 
     def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> bool:
         """Take logged metrics; see `CheckpointSaver.note`."""

@@ -400,7 +400,7 @@ def found_by_ranks(folder):
 
         skipped = []
         found = backups_of(folder, "run", ranks.rank, 2).newest(skipped, is_same)
-        return None if found is None else found[0].path.name, skipped
+        return None if found is None else found.path.name, skipped
 
     return in_threads(2, job)
 
@@ -429,5 +429,5 @@ def test_ranks_take_the_newest_that_all_can_read(contents, damage, found, tmp_pa
     if damage and found:
         assert (why, len(own)) == (["gen_000000000020.r8: another rank has no readable one of this moment"], 1)
     elif found == 20:
-        states = [backups_of(tmp_path, "run", rank, 2).newest([])[0].model_state["w"][0] for rank in (0, 1)]
+        states = [backups_of(tmp_path, "run", rank, 2).newest([]).model_state["w"][0] for rank in (0, 1)]
         assert states == [0, 1]
