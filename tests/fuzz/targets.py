@@ -19,8 +19,7 @@ from learnit_r8.checkpoint import generations as in_memory
 from learnit_r8.checkpoint.run_config import arguments_of
 from learnit_r8.cli.runs import facts_of, line_of
 from learnit_r8.dashboard.watch import look
-from learnit_r8.engine.settings import kept_defaults
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped, kept_defaults
 from learnit_r8.events.codec import strict_json
 from learnit_r8.journal.requests import KINDS, RequestFolder, ask
 from learnit_r8.journal.run import UnreadableRun, write_about

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from learnit_r8 import R8Scheduler, RateShape, Recovery, TrainingDiverged, events
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.recovery.policy import RestoreError
 from learnit_r8.recovery.record import read_record
 from learnit_r8.testing import FaultPlan, ToyTask, record_events

@@ -22,7 +22,7 @@ from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.dashboard.watch import look
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events import BackupsOutlive, CheckpointLoaded
 from learnit_r8.events.event import describe
 from tests.dashboard.state.told import start
