@@ -174,15 +174,11 @@ def _readable(folder: Path, notes: list[str]) -> list[Samples]:
         if files and len(samples.loss) != len(files[0].loss):
             notes.append(f"epoch {epoch + 1} has {len(samples.loss)} samples, the newest {len(files[0].loss)}")
             continue
-        files.append(_finite(samples))
+        # A journal never writes infinities.
+        values = {name: getattr(samples, name) for name in ("loss", "last", "mean")}
+        values = {name: np.where(np.isfinite(array), array, np.float32("nan")) for name, array in values.items()}
+        files.append(samples._replace(**values))
     return files[::-1]
-
-
-def _finite(samples: Samples) -> Samples:
-    """The samples with NaN in place of infinities, which a journal never writes."""
-    values = {name: getattr(samples, name) for name in ("loss", "last", "mean")}
-    nan = np.float32("nan")
-    return samples._replace(**{name: np.where(np.isfinite(array), array, nan) for name, array in values.items()})
 
 
 def rows_of(data: ReportData, chosen: NDArray[np.int64]) -> list[Row]:

@@ -77,11 +77,9 @@ def _incidents(view: View, folder: Path) -> Iterator[Data]:
         losses[record["step"]] = known([each for each in around if isinstance(each, (int, float))][-MOST_LOSSES:])
     shown = []
     for each in reversed(view.incidents):
-        what = f"{each.what} (epoch {each.epoch + 1}, {clock(each.seconds)})"
-        facts = (("what", what), ("found", each.found), ("done", each.done), ("to do", each.advice))
         shown.append({
             "level": LEVELS[each.state], "headline": clean(each.headline, 600), "losses": losses.get(each.step, []),
-            "facts": [(name, clean(said, 1000)) for name, said in facts if said],
+            "facts": [(name, clean(said, 1000)) for name, said in each.facts],
             "tried": [(step, clean(said)) for step, said in each.tried],
         })  # fmt: skip
     many = "incident" if len(shown) == 1 else "incidents"
