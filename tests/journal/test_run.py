@@ -24,7 +24,7 @@ def test_growing_file_is_followed(tmp_path):
             file.write(text)
 
         assert read(run) == expected
-    assert run.parser.num_damaged == 0
+    assert run.num_damaged == 0
 
 
 def test_replaced_file_is_read_anew(tmp_path):
