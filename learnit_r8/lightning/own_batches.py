@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..engine.values import head_of
+from ..engine.settings import head_of
 from ..sampling.random_generators import random_state
 from ..schedules.budget import has_budget
 from ..torch.attachment import attach
 from ..torch.state import as_arrays, as_tensors
 
 if TYPE_CHECKING:
-    from ..engine.feed.trainer_batches import TrainerBatches
+    from ..engine.feed.feed import TrainerBatches
     from ..torch.adapter import Adapter
 
 NO_LOSS = (

@@ -31,8 +31,7 @@ from .stepper import with_second
 from .trainer_step import LastForward
 
 if TYPE_CHECKING:
-    from ..engine.feed.feed import Batches
-    from ..engine.feed.trainer_batches import TrainerBatches
+    from ..engine.feed.feed import Batches, TrainerBatches
     from ..engine.settings import Unpack
     from ..table.table import SampleTable
     from .loader import LoaderSettings

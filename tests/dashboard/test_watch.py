@@ -47,7 +47,6 @@ def test_long_run_is_drawn_at_a_glance_and_then_read(tmp_path):
 
     assert watch.view is not glance
     assert (watch.view.step, watch.scene().said) == (50_005, "")
-    assert len(watch.view.recent) > len(glance.recent) // 2
 
 
 def test_replaced_run_is_shown_anew(tmp_path):
@@ -69,10 +68,9 @@ def test_time_goes_on_while_the_run_is_silent(tmp_path):
     assert watch.scene().now == pytest.approx(10.0 + 7.0)
     folder_with(tmp_path, events.RunEnded(100, 10.0, True))
     fold(watch)
-    watch._state_until = 0.0
 
     assert watch.scene().now is None
-    assert watch.scene().link == "finished"
+    assert "FINISHED" in text_of(watch.view, watch.scene())
 
 
 def test_captured_output_is_shown(tmp_path):

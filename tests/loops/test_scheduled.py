@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.loops import early_stopping, every, load_state, logs, loop, report_to, save_state, scheduled
 from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
 
@@ -81,30 +81,6 @@ def torch_run(faults, r8=None, parts=None, stop=None):
 def test_a_state_that_is_replaced_heals():
     """Arrays in the state of a loop are put back after each fault: the next step gets the restored ones."""
     assert_healed(numpy_run)
-
-
-@pytest.mark.program
-@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
-def test_a_model_that_changes_in_place_heals():
-    """A torch model and its optimizer that are the state of a loop are put back in place."""
-    assert_healed(torch_run)
-
-
-@pytest.mark.program
-@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
-def test_faults_after_a_resume_heal(tmp_path):
-    """A loop that goes on from a checkpoint goes on with the saved model, and heals as before."""
-
-    def run(faults):
-        folder = tmp_path / str(faults.kind)
-        with scheduler(checkpoint_dir=folder, initial_lr=0.03) as first:
-            torch_run(faults, first, stop=320)
-        r8 = scheduler(checkpoint_dir=folder, initial_lr=0.03, resume="auto")
-        # A batch of the first steps may have come again, which took no step.
-        assert 310 < r8.global_step == first.global_step <= 320
-        return torch_run(faults, r8)
-
-    assert_healed(run)
 
 
 def test_a_second_loop_with_other_objects_heals_its_own():

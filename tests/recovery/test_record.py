@@ -16,7 +16,7 @@ import pytest
 from learnit_r8 import R8Scheduler, TrainingDiverged, events
 from learnit_r8.checkpoint import durable_io
 from learnit_r8.checkpoint.tree import leaves
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery import record as recorder_module
 from learnit_r8.recovery.record import BadRecord, FlightRecorder, numbers_in, read_part, read_record

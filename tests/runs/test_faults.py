@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from learnit_r8 import R8Scheduler, RateShape, Recovery, TrainingDiverged, events
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.recovery.policy import RestoreError
 from learnit_r8.testing import FaultPlan, ToyTask, record_events
 from tests.drive import INF, NAN, Weights, advance_to, batch_loss, known, make, run_threads, steps, train

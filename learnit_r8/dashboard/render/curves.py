@@ -1,4 +1,4 @@
-"""The panels and pages with charts: loss, learning rate, the user's metrics, two runs over each other."""
+"""The panels and pages with charts: loss, learning rate, the user's metrics, runs over each other."""
 
 from __future__ import annotations
 
@@ -29,26 +29,7 @@ def window(view: View, ui: UiState) -> tuple[int, int]:
         return 0, last
     if per_epoch := view.run.steps_per_epoch:
         return (last - 1) // per_epoch * per_epoch, last
-    return min(view.epochs[-1].step if view.epochs else 0, last - 1), last
-
-
-def loss_columns(view: View, num: int, first: int, last: int) -> Columns:
-    """The loss between two steps, from the newest records where they are finer than the curve."""
-    curve, recent = view.loss, view.recent
-    is_coarse = (last - first) < num * curve.width
-    if is_coarse and curve.width > 1 and recent and recent[0].step - recent[0].num_steps <= first:
-        # Records as columns: a column has the records that end in it, else the one that covers it.
-        values = np.array([(record.step, record.lowest, record.loss, record.highest) for record in recent], float).T
-        steps, low, mean, high = values
-        edges = first + (last - first) * np.arange(num) / num
-        starts = np.minimum(np.searchsorted(steps, edges, side="right"), len(steps) - 1)
-        # The mean over the records of each column.
-        sums, counts = np.add.reduceat(mean, starts), np.diff(np.append(starts, len(steps)))
-        counts[:-1] = np.maximum(counts[:-1], 1)
-        return Columns(
-            np.minimum.reduceat(low, starts), sums / np.maximum(counts, 1), np.maximum.reduceat(high, starts)
-        )
-    return curve.columns(num, first, max(first + 1, last))
+    return min(view.epoch_began, last - 1), last
 
 
 def loss_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
@@ -56,7 +37,7 @@ def loss_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -
     glyphs = theme.glyphs
     cells = max(1, width - LABEL)
     first, last = window(view, ui)
-    columns = loss_columns(view, cells * dots(glyphs), first, last)
+    columns = view.loss.columns(cells * dots(glyphs), first, max(first + 1, last))
     if view.loss.is_empty:
         return [rule("loss of the batches", width, glyphs), remark("no loss reported yet")]
     columns = Columns(columns.low, smoothed(columns.mean), columns.high)
@@ -113,8 +94,7 @@ def rate_columns(view: View, num: int) -> tuple[Columns, int]:
 
 def metric_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
     """The metric that is monitored, or else one of data that is not trained on, over the steps, with its best."""
-    wanted = view.run.settings.get("monitor", "") if view.run is not None else ""
-    name = min(view.metrics, key=lambda name: (name != wanted, not is_held_out(name)))
+    name = view.metric
     newest, best = number(view.metrics[name][-1].value, 4), view.bests.get(name)
     note = f"{newest}, best {number(best.value, 4)} @{best.step:,}" if best is not None else newest
     room = width - len(name) - 8
@@ -184,14 +164,14 @@ def _legend(view: View, styled: Sequence[tuple[str, str]], width: int, theme: Th
     """All names of a chart, with as much beside them as there is room for: newest and best value, the newest, none."""
     line: Line = ()
     for details in (2, 1, 0):
-        parts = [_label(view, name, style, theme, details) for name, style in styled]
+        parts = [metric_label(view, name, style, theme, details) for name, style in styled]
         line = joined(parts, width)
         if size_of(line) == sum(map(size_of, parts)) + 2 * (len(parts) - 1):
             return line
     return line
 
 
-def _label(view: View, name: str, style: str, theme: Theme, details: int) -> Line:
+def metric_label(view: View, name: str, style: str, theme: Theme, details: int = 2) -> Line:
     """Name of a metric in the style of its curve, and with more details its newest and its best value."""
     short = "batches" if name == BATCH_LOSS else clip(name, 18, theme.glyphs.ellipsis)
     if not details:
@@ -228,20 +208,11 @@ def chart_of(
     """The curves of any number of runs over each other: of a metric, or with "" of the losses of batches."""
     kinds = [RUN_STYLES[place % len(RUN_STYLES)] for place in range(len(views))]
     called = [(Span(clip(name, 30, theme.glyphs.ellipsis), kind),) for name, kind in zip(names, kinds, strict=True)]
-    rows = _plotted(views, kinds, metric, width, max(1, height - 3), theme) or [remark("nothing reported yet")]
-    return [rule(metric or LOSSES, width, theme.glyphs), joined(called, width), *rows]
-
-
-def _plotted(
-    views: Sequence[View], kinds: Sequence[str], metric: str, width: int, rows: int, theme: Theme, is_log: bool = False
-) -> list[Line]:
-    """The curves of runs over each other, each in its style, with their axis; nothing where there are no values."""
+    lines = [rule(metric or LOSSES, width, theme.glyphs), joined(called, width)]
     cells, last = max(1, width - LABEL), max(1, *(view.step for view in views))
-    num = cells * dots(theme.glyphs)
-    curves = [
-        curve_of(view, metric, num, 0, last) if metric else view.loss.columns(num, 0, last).mean for view in views
-    ]
+    curves = [curve_of(view, metric or BATCH_LOSS, cells * dots(theme.glyphs), 0, last) for view in views]
     if np.isnan(curves).all():
-        return []
-    drawn = plot(list(zip(curves, kinds, strict=True)), rows, theme.glyphs, scale_of_all(curves, is_log=is_log))
-    return [*drawn, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]
+        return [*lines, remark("nothing reported yet")]
+    pairs = list(zip(curves, kinds, strict=True))
+    lines += plot(pairs, max(1, height - 3), theme.glyphs, scale_of_all(curves))
+    return [*lines, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]

@@ -15,6 +15,7 @@ from ...events.incident import Incident, fold
 from ...events.samples import MOST_GROUPS
 from ...events.steps import is_lower_better
 from ...events.text import clean
+from ..text import is_held_out
 from .curve import Curve, ThinnedList
 
 WINDOW = 64
@@ -22,18 +23,6 @@ WINDOW = 64
 
 BREAKS = 8
 """Number of breaks between epochs (validation) in the mean, the newest."""
-
-
-class TimeLeft(NamedTuple):
-    """An estimate of the time that is left.
-
-    Attributes:
-        seconds: NaN if unknown.
-        spread: Uncertainty in both directions, seconds; NaN if unknown.
-    """
-
-    seconds: float
-    spread: float
 
 
 class Pacing:
@@ -111,19 +100,10 @@ class Pacing:
         """Share of the time spent waiting for data, 0 where nobody measures it; NaN before it is known."""
         return self._rate("data_seconds")
 
-    def left(self, num_steps: int, epoch_ends: int = 0) -> TimeLeft:
-        """Time for some more steps, with a break at each end of an epoch among them."""
-        each = self.seconds_per_step
+    def left(self, num_steps: int, epoch_ends: int = 0) -> float:
+        """Seconds for some more steps, with a break at each end of an epoch among them; NaN if unknown."""
         pause = sum(self._breaks) / len(self._breaks) if self._breaks else 0.0
-        # The standard deviation of the median between quarters of the window.
-        times, spread = [took / steps.num_steps for took, steps in self._window], math.nan
-        size = len(times) // 4
-        if size >= 2:
-            quarters = [statistics.median(times[start : start + size]) for start in range(0, 4 * size, size)]
-            # statistics.stdev computes exactly, which costs a tenth of a frame.
-            middle = sum(quarters) / 4
-            spread = math.sqrt(sum((quarter - middle) ** 2 for quarter in quarters) / 3)
-        return TimeLeft(num_steps * each + epoch_ends * pause, num_steps * spread)
+        return num_steps * self.seconds_per_step + epoch_ends * pause
 
 
 EMA_WEIGHT = 0.03
@@ -135,7 +115,6 @@ MOST_METRICS = 32
 MOST_POINTS = 256
 MOST_SURVEYS = 256
 MOST_MARKS = 256
-RECENT = 1024
 
 
 class Entry(NamedTuple):
@@ -221,14 +200,12 @@ class View:
         progress: Finished share of the budget, in [0, 1].
         loss, lr: The batch losses, and the learning rates.
         lr_plan: The schedule at equal distances of progress.
-        recent: The newest `StepsDone`, oldest first.
-        last: The newest of them; None before.
+        last: The newest `StepsDone`; None before.
         ema: Smoothed batch loss, without batches of easy samples that steady the training; NaN before the first.
         best: Lowest smoothed loss and its step, or None.
         saved: The newest checkpoint; None before.
         metrics: Values that were logged, by name; thinned.
         bests: The best value of each metric, and its step.
-        logged: The newest `MetricsLogged`; None before.
         log: The newest events, oldest first.
         alerts: The newest warnings and alerts; a flood of other events does not drive them out.
         marks: Events with a letter on the axis of the charts; thinned.
@@ -237,7 +214,7 @@ class View:
         bounds: Quartiles over time; thinned.
         groups: The groups of samples by name, in the order of their size; `ranked_groups` has the worst first.
         num_groups: Number of all groups, of which the largest are told.
-        epochs: The newest ends of epochs.
+        epoch_began: Steps at the newest end of an epoch.
         pacing: Speed of the run.
         incidents: The newest incidents, oldest first.
         num_refused: Losses refused so far.
@@ -245,7 +222,13 @@ class View:
         is_searching: Whether a learning rate is searched for.
         is_paused: Whether the run waits.
         gave_up: The end of a run that could not be recovered; None otherwise.
-        ended: The end of the run; None before.
+        ended: The end of the run; None before. A process that left has ended it, too.
+        died: The error that ended the run; "" without one.
+        heard: When the newest event was written, by the clock of whoever sets it before the event is folded; NaN if
+            nobody does.
+        stepped: `heard` of the newest step, start or pause.
+        longest_pause: Longest time between two steps by that clock.
+        is_between_epochs: Whether an epoch has ended, and no step has come since.
         num_left_out: Events that could not be folded.
     """
 
@@ -260,7 +243,6 @@ class View:
         self.loss = Curve()
         self.lr = Curve()
         self.lr_plan: tuple[float, ...] = ()
-        self.recent: deque[events.StepsDone] = deque(maxlen=RECENT)
         self.last: events.StepsDone | None = None
         self.ema = math.nan
         self.best: Point | None = None
@@ -268,7 +250,6 @@ class View:
         self.saved: events.CheckpointSaved | None = None
         self.metrics: dict[str, ThinnedList[Point]] = {}
         self.bests: dict[str, Point] = {}
-        self.logged: events.MetricsLogged | None = None
         self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
         self.alerts: deque[Entry] = deque(maxlen=MOST_ALERTS)
         self.marks: ThinnedList[Entry] = ThinnedList(MOST_MARKS)
@@ -278,7 +259,7 @@ class View:
         self.bounds: ThinnedList[Bounds] = ThinnedList(MOST_SURVEYS)
         self.groups: dict[str, Group] = {}
         self.num_groups = 0
-        self.epochs: deque[events.EpochDone] = deque(maxlen=64)
+        self.epoch_began = 0
         self.pacing = Pacing()
         self.incidents: tuple[Incident, ...] = ()
         self.num_refused = 0
@@ -288,6 +269,10 @@ class View:
         self.gave_up: events.GaveUp | None = None
         self.ended: events.RunEnded | None = None
         self.died = ""
+        self._early: str | None = None
+        self.heard = self.stepped = math.nan
+        self.longest_pause = 0.0
+        self.is_between_epochs = False
 
     def fold(self, event: events.Event) -> None:
         """Add an event to the state; an event of an unknown kind goes to the log only."""
@@ -299,16 +284,18 @@ class View:
             self.num_left_out += 1
 
     def _fold(self, event: events.Event) -> None:
-        self.step, self.seconds = event.step, max(self.seconds, event.seconds)
+        before, self.step, self.seconds = self.step, event.step, max(self.seconds, event.seconds)
         match event:
             case events.StepsDone():
+                self._step_heard(before, event.num_steps)
                 self._fold_steps(event)
             case events.RunStarted():
                 self._fold_start(event)
             case events.EpochDone():
                 self.progress = _share(event.progress)
-                self.epochs.append(event)
+                self.epoch_began = event.step
                 self.pacing.epoch_ended(event)
+                self.is_between_epochs = True
             case events.SamplesSurveyed():
                 self.survey = event
                 if len(event.low) == len(event.high) == 4:
@@ -320,7 +307,6 @@ class View:
                         new = Group(clean(name, 60), count, ThinnedList(MOST_POINTS))
                         self.groups.setdefault(name, new).points.add(Point(event.step, mean))
             case events.MetricsLogged():
-                self.logged = event
                 for name, value in event.named.items():
                     key = clean(name, 40)
                     if key in self.metrics or len(self.metrics) < MOST_METRICS:
@@ -328,6 +314,7 @@ class View:
                         points.add(Point(event.at_step, value))
                         self._note_best(key, Point(event.at_step, value))
             case events.BatchRefused():
+                self._step_heard(before, 1)
                 self._fold_refusal(event)
             case events.LrCapped() | events.LrRestored():
                 self.is_lr_lowered = isinstance(event, events.LrCapped)
@@ -347,11 +334,13 @@ class View:
                     self.run = dataclasses.replace(self.run, total_steps=total, train_duration_seconds=seconds)
                     self.progress = self._progress_at(event.step, event.seconds)
             case events.RunPaused() | events.RunResumed():
-                self.is_paused = isinstance(event, events.RunPaused)
+                self.is_paused, self.stepped = isinstance(event, events.RunPaused), self.heard
+            case events.RunStopped():
+                self._early = event.reason if event.is_early else self._early
             case events.RunEnded():
                 self.ended = event
             case events.ProcessLeft():
-                self.died = event.error
+                self._fold_leave(event)
         self._note(event)
 
     def _note(self, event: events.Event) -> None:
@@ -368,7 +357,8 @@ class View:
                 self.marks.add(entry)
 
     def _fold_start(self, event: events.RunStarted) -> None:
-        self.run, self.ended, self.gave_up, self.died = event, None, None, ""
+        self.run, self.ended, self.gave_up, self.died, self._early = event, None, None, "", None
+        self.stepped, self.is_paused = self.heard, False
         self.lr_plan = event.lr_plan
         self.epoch = event.step // event.steps_per_epoch if event.steps_per_epoch else self.epoch
         self.seconds = event.seconds
@@ -389,11 +379,9 @@ class View:
             for point in points:
                 self._note_best(name, point)
         self.incidents = tuple(each for each in self.incidents if each.step <= event.step) if event.step else ()
-        self.recent = deque((each for each in self.recent if each.step <= event.step), maxlen=RECENT)
-        self.epochs = deque((each for each in self.epochs if each.step <= event.step), maxlen=self.epochs.maxlen)
-        self.last = self.recent[-1] if self.recent else None
-        known: tuple[Any, ...] = (self.best, self.survey, self.logged)
-        self.best, self.survey, self.logged = (each if each and each.step <= event.step else None for each in known)
+        self.epoch_began = min(self.epoch_began, event.step)
+        known: tuple[Any, ...] = (self.best, self.survey, self.last)
+        self.best, self.survey, self.last = (each if each and each.step <= event.step else None for each in known)
         if not event.step:
             self.ema, self.num_refused = math.nan, 0
 
@@ -407,7 +395,7 @@ class View:
 
     def _fold_steps(self, event: events.StepsDone) -> None:
         self.epoch, self.progress, self.last = event.epoch, _share(event.progress), event
-        self.recent.append(event)
+        self.is_between_epochs = False
         self.loss.add(event.step, event.loss, event.lowest, event.highest, event.num_steps)
         self.lr.add(event.step, event.lr, event.lr, event.lr, event.num_steps)
         self.pacing.stepped(event)
@@ -424,10 +412,29 @@ class View:
         self.is_lr_lowered = event.next_lr < 0.9 * event.lr
         self.pacing.refused(event)
 
+    def _fold_leave(self, event: events.ProcessLeft) -> None:
+        # An exception after the end of a run is not one of its training.
+        if self.ended is None or not self.ended.finished:
+            self.died = event.error
+        is_whole = self.progress >= 1 or self._early is not None
+        self.ended = self.ended or events.RunEnded(event.step, event.seconds, is_whole, self._early)
+
+    def _step_heard(self, before: int, num_steps: int) -> None:
+        # Between two pieces of a journal, of which a selection is read, there is no pause.
+        if self.step - num_steps <= before:
+            self.longest_pause = max(self.longest_pause, self.heard - self.stepped)
+        self.stepped = self.heard
+
     def _note_best(self, name: str, point: Point) -> None:
         known, sign = self.bests.get(name), -1.0 if is_lower_better(name) else 1.0
         if math.isfinite(point.value) and (known is None or sign * point.value > sign * known.value):
             self.bests[name] = point
+
+    @property
+    def metric(self) -> str:
+        """The metric that is monitored, or else one of data that is not trained on; "" without any."""
+        wanted = self.run.settings.get("monitor", "") if self.run is not None else ""
+        return min(self.metrics, key=lambda name: (name != wanted, not is_held_out(name)), default="")
 
     def ranked_groups(self) -> list[Group]:
         """The groups: those whose loss rises first, by how much, then the others, the highest loss first."""
@@ -465,26 +472,18 @@ class View:
         has_none = self.run is not None and not (self.run.num_samples or self.run.grows)
         return events.NO_TABLE if has_none else ""
 
-    def time_left(self, now: float) -> TimeLeft:
-        """The time to the end of the run; ``now`` is in training seconds."""
+    def time_left(self, now: float) -> float:
+        """Seconds to the end of the run, NaN if unknown; ``now`` is in training seconds."""
         run = self.run
         if run is not None and run.train_duration_seconds:
-            return TimeLeft(max(0.0, run.train_duration_seconds - now), math.nan)
+            return max(0.0, run.train_duration_seconds - now)
         if run is None or not run.total_steps:
-            return TimeLeft(math.nan, math.nan)
+            return math.nan
         per_epoch = max(1, run.steps_per_epoch)
         ends = max(0, (run.total_steps - 1) // per_epoch - self.step // per_epoch)
         left = self.pacing.left(max(0, run.total_steps - self.step), ends)
         # Within a long step the time left falls with the clock.
-        return left._replace(seconds=max(left.seconds - max(0.0, now - self.seconds), 0.0))
-
-    @property
-    def epoch_progress(self) -> float:
-        """Finished share of the current epoch, in [0, 1]."""
-        if self.run is None or not self.run.steps_per_epoch:
-            return 0.0
-        per_epoch = self.run.steps_per_epoch
-        return min(1.0, max(0, self.step - self.epoch * per_epoch) / per_epoch)
+        return max(left - max(0.0, now - self.seconds), 0.0) if left == left else left
 
 
 def _share(value: float) -> float:
