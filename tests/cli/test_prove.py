@@ -50,7 +50,7 @@ FOREVER = "import os, time; print(os.getpid(), file=open('there', 'w'), flush=Tr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
-@pytest.mark.parametrize("words", [["-m", "learnit_r8", "prove", "--work"], ["-c", PROGRAM]], ids=["command", "program"])
+@pytest.mark.parametrize("words", [["-m", "learnit_r8", "prove", "--work"], ["-c", PROGRAM]], ids=["command", "call"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_a_proof_nothing_stays_behind(here, words, number):
     """Ctrl-C (pressed twice, too), a signal that nobody hears, and kill -9: what was started ends, the copies go."""
