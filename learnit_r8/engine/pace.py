@@ -432,10 +432,14 @@ class LrSearch:
         self._source.close(batch)
         if self._test is None:
             # Drawn before the search ended, but trained on since: the restored model has changed.
-            return self._persistence.restore_newest()
+            return self._restore()
         if self._test.take(loss, lr, refused=refused):
-            return self._persistence.restore_newest()
+            return self._restore()
         return self._end_if_done(self._test)
+
+    def _restore(self) -> int | None:
+        restored = self._persistence.restore_newest()
+        return None if restored is None else restored.step
 
     def skip(self, batch: Batch) -> None:
         """Count a batch that will not be reported."""
@@ -449,7 +453,7 @@ class LrSearch:
             return None
         self._test, self.is_on = None, False
         self._source.forget_outside()
-        restored = self._persistence.restore_newest()
+        restored = self._restore()
         if math.isnan(test.result):
             self._announcer.warn_once(
                 "no rate found",

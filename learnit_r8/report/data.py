@@ -21,7 +21,7 @@ from ..journal.run import Run
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.labels.overview import Calibration, Overview
 from ..table.labels.suspects import Suspects
-from ..table.quantiles import quarters_of, top
+from ..table.quantiles import quarters_of
 
 LISTED = 30
 MOST_SUSPECTS = 1000
@@ -217,15 +217,6 @@ def _data_map(overview: Overview, last: NDArray[np.float32]) -> DataMap | None:
         # In float64, as squares of large losses overflow.
         mean, spread = (find(values, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
         return DataMap(np.asarray(mean, np.float32), np.asarray(spread, np.float32), len(last))
-
-
-def circled(data: ReportData) -> NDArray[np.int64]:
-    """int64[M], the samples to mark in the data map: suspects, else the hardest by mean."""
-    if data.data_map is None:
-        return np.empty(0, np.int64)
-    if data.verdict is not None and len(data.verdict.indices):
-        return data.verdict.indices[:400]
-    return top(data.data_map.mean, 10)
 
 
 MOST_CONFUSED = 12

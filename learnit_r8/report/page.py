@@ -38,7 +38,7 @@ def content_of(data: ReportData, look: Look = NO_LOOK) -> Data:
     assert data.state is not None
     view, run, state = data.view, data.run, data.state
     notes = [f"could not be shown: {clean(note)}" for note in data.notes[:5]]
-    if num_damaged := run.parser.num_damaged + view.num_left_out:
+    if num_damaged := run.num_damaged + view.num_left_out:
         notes.append(f"{num_damaged:,} lines of the journal could not be read and were skipped")
     ended = utc(view.heard) if math.isfinite(view.heard) else "no record"
     notes.append(f"{clean(run.folder)} · last record {ended}")
