@@ -1,4 +1,4 @@
-"""The feed: loops over the user's own batches, over steps without any, and over their epochs.
+"""The feed: loops over the user's own batches, steps without any, epochs, and trainers that take batches themselves.
 
 A run takes batches as they come: one at a time, when the loop asks for it, from the one iterator that the loop would
 have made. Nothing is fetched ahead, and nothing is drawn from a random generator.

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...bridge.ranks.agreement import digest_of
-from ...engine.settings import OF_RANK_0
-from ...engine.values import RunDir
+from ...engine.settings import OF_RANK_0, RunDir
 from ...table.labels.predictions import NUM_ROWS, Predictions
 from ..readback import ALONE, Readback, Sent, SingleProcess, readback_on
 from .exchange import Exchange, Note, check_every, slice_of
