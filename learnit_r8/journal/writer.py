@@ -205,7 +205,14 @@ class Journal(ThreadedListener):
         if now < self._retry:
             return
         try:
-            self._write_lines()
+            with self._lock:
+                lines, self._lines = self._lines, []
+            try:
+                if lines:
+                    _append(self.folder / "events.jsonl", "".join(lines))
+            except OSError:
+                self.num_lost += len(lines)
+                raise
             began = self._clock()
             with self._lock:
                 pending, self._pending_samples = self._pending_samples, []
@@ -233,17 +240,6 @@ class Journal(ThreadedListener):
                 return
             self._last_written = self._clock()
             self._lines.append(f'{to_json(event)[:-1]}, "time": {self._wall():.3f}}}\n')
-
-    def _write_lines(self) -> None:
-        with self._lock:
-            lines, self._lines = self._lines, []
-        if not lines:
-            return
-        try:
-            _append(self.folder / "events.jsonl", "".join(lines))
-        except OSError:
-            self.num_lost += len(lines)
-            raise
 
     def close(self, error: BaseException | None = None) -> None:
         """Write the rest and stop the thread; later events are written at once. Safe to call twice.

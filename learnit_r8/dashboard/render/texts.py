@@ -8,7 +8,7 @@ from ...events.incident import Incident
 from ...events.text import clean, clock, counted
 from ..state.ui_state import HEADER, RunRow, Scene, UiState, chosen_rows
 from ..state.view import Entry, View
-from ..text import Line, Span, clip, cropped, fit, remark, rule, setting, spark, table_lines, wrapped
+from ..text import Line, Span, clip, cropped, fit, remark, rule, spark, table_lines, wrapped
 from ..theme import Glyphs, Theme
 
 _STYLES = {"info": "", "good": "good", "warn": "warn", "alert": "alert"}
@@ -77,7 +77,7 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
             ("samples", run.data.replace(" samples in", " in")),
             ("steps", f"{run.total_steps:,}" if run.total_steps else budget),
             ("steps per epoch", f"{run.steps_per_epoch:,}" if run.steps_per_epoch else "as many as your loader gives"),
-            *((name, setting(text)) for name, text in ({"policy": run.policy} | run.settings).items()),
+            *({"policy": run.policy} | run.settings).items(),
         ]
     if scene.folder:
         rows.append(("run folder", scene.folder))
