@@ -3,8 +3,10 @@
 import sys
 
 import pytest
+import torch
 
 from learnit_r8.testing.prove.launches import Workshop
+from learnit_r8.testing.prove.probe import Fence, Probe
 
 pytestmark = pytest.mark.program
 
@@ -59,3 +61,18 @@ def test_batches_are_those_that_train(tmp_path, words):
     assert all(len(each["x"]) == 1 for each in steps)
     assert all(bool(each["i"] and each["i"][0]) != bool(words) for each in steps)
     assert steps[-1]["end"] == "end"
+
+
+def test_an_average_is_told_from_other_copies(tmp_path):
+    """It moves with most steps, unlike a checkpoint that was read, or a backup that is taken anew now and then."""
+    model = torch.nn.Linear(5, 3)
+    average, backup, _read = ({name: x.detach().clone() for name, x in model.named_parameters()} for _ in range(3))
+    probe, noted = Probe({"folder": str(tmp_path)}, Fence([], "")), []
+    probe.torch = torch
+    for probe.count in range(12):
+        noted.append(len(probe.whole_state(torch.optim.SGD(model.parameters(), lr=0.1))["e"]))
+        for copy in [average] if probe.count % 5 != 4 else [average, backup]:
+            for each in copy.values():
+                each += 1
+
+    assert noted == [0, 0, *[1] * 10]
