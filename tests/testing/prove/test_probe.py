@@ -76,3 +76,33 @@ def test_an_average_is_told_from_other_copies(tmp_path):
                 each += 1
 
     assert noted == [0, 0, *[1] * 10]
+
+
+NESTED = """
+import torch
+
+class Outer(torch.optim.Optimizer):
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+
+    def step(self):
+        self.inner.step()
+
+net = torch.nn.Linear(4, 2)
+optimizer = Outer(torch.optim.Adam(net.parameters(), lr=0.1))
+for _ in range(5):
+    optimizer.zero_grad()
+    net(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+"""
+
+
+def test_a_step_within_a_step_is_one(tmp_path):
+    """An optimizer that steps another one, as a sharded one does, makes one step, with its own moments."""
+    (tmp_path / "train.py").write_text(NESTED)
+    with Workshop(tmp_path) as shop:
+        steps = shop.launch(shop.copy(), [sys.executable, "train.py"]).ranks[0]
+
+    assert [(each["n"], each["b"], len(each["l"])) for each in steps] == [(n, 1, 1) for n in range(1, 6)]
+    assert steps[1]["names"] == ["exp_avg", "exp_avg_sq", "step"]
