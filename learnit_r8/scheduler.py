@@ -750,7 +750,8 @@ class R8Scheduler:
 
         While recovery tries other weights within an epoch, values say nothing of the run: they are shown with
         "_on_trial" after their names, and count neither as the best nor for early stopping. After an epoch the weights
-        that count are in the model.
+        that count are in the model. A value that was logged at its step already, as by Keras, Lightning or Trainer,
+        counts once.
 
         Args:
             step: The step that they belong to; by default the current one.
@@ -771,12 +772,14 @@ class R8Scheduler:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"log() takes one number for each metric: {error}") from None
         at_step = self.global_step if step is None else step
-        is_on_trial = self.controller.is_on_trial
+        is_on_trial, early_stop = self.controller.is_on_trial, self.host.early_stop
+        if not is_on_trial and not (values := early_stop.news_of(values, at_step)):
+            return
         self.host.announcer.tell(events.MetricsLogged, metrics=values, at_step=at_step, is_on_trial=is_on_trial)
         if is_on_trial:
             # No value of the run: it counts neither for the best checkpoint nor for early stopping.
             return
-        early_stop, length = self.host.early_stop, self.steps_per_epoch
+        length = self.steps_per_epoch
         if self.global_step - at_step >= length > 1 and abs(at_step - self.current_epoch) <= 1:
             self.host.announcer.warn_once("epoch as step", EPOCH_AS_STEP.format(at_step, self.global_step))
         # Where checkpoints hold the best model, no copy of it is kept in RAM.

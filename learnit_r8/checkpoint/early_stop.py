@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,8 @@ from .tree import clone
 
 NEAR = 0.8
 """Likeness from which a logged name is taken for the monitored one, mistyped."""
+
+NOT_LOGGED = "monitor must be a metric given to log(), got {!r}; logged were {} so far."
 
 ELSEWHERE = "monitor= and mode= are arguments of R8Scheduler and attach(), and load_best() restores the best model."
 
@@ -51,6 +53,20 @@ class BestModel(NamedTuple):
     value: float | None = None
     step: int = 0
     state: Any = None
+
+
+def warn_not_logged(announcer: Announcer, monitor: str, logged: Collection[str]) -> None:
+    """Warn that the monitored metric was not among those logged: once, and once more if there are others by then.
+
+    Args:
+        announcer: Tells it.
+        monitor: Name of the metric.
+        logged: Names of those that were logged.
+    """
+    text = NOT_LOGGED.format(monitor, sorted(logged) or "none")
+    near = did_you_mean(monitor, sorted(logged), least=NEAR)
+    text += f"{near} Until it is, there is no best model and no early stopping."
+    announcer.warn_once("monitor" if logged else "no metrics", text)
 
 
 class EarlyStop:
@@ -100,10 +116,19 @@ class EarlyStop:
         self._ends = rule is not None
         # Without a rule it only knows the best value.
         self._patience = Patience(rule.patience, mode, rule.min_delta) if rule is not None else Patience(1, mode)
-        self._logged: set[str] = set()
+        self._logged: dict[str, tuple[int, float]] = {}
         self._is_checked = monitor is None
         self._is_by_rule = self.is_hasty = False
         self._best_at: int | None = None
+
+    def news_of(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
+        """Those of the metrics that were not logged with this value at this step, as by a trainer and its user.
+
+        Args:
+            metrics: Values by name.
+            step: The step they belong to.
+        """
+        return {name: value for name, value in metrics.items() if self._logged.get(name) != (step, value)}
 
     def note(self, metrics: Mapping[str, float], step: int, get_state: Callable[[], Any] | None) -> str:
         """Take logged metrics; keep the model if they are the best.
@@ -116,7 +141,7 @@ class EarlyStop:
         Returns:
             Why the run must end now; "" to go on.
         """
-        self._logged |= metrics.keys()
+        self._logged |= {name: (step, value) for name, value in metrics.items()}
         if self._monitor is None or self._monitor not in metrics:
             return ""
         value = metrics[self._monitor]
@@ -149,14 +174,9 @@ class EarlyStop:
         if self._monitor is None or self._monitor in self._logged:
             return
         near = did_you_mean(self._monitor, sorted(self._logged), least=NEAR)
-        text = (
-            f"monitor must be a metric given to log(), got {self._monitor!r}; logged were "
-            f"{sorted(self._logged) or 'none'} so far.{near}"
-        )
         if near and epoch == 1:
-            raise ValueError(text)
-        text += " Until it is, there is no best model and no early stopping."
-        self._announcer.warn_once("monitor" if self._logged else "no metrics", text)
+            raise ValueError(NOT_LOGGED.format(self._monitor, sorted(self._logged)) + near)
+        warn_not_logged(self._announcer, self._monitor, self._logged)
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, the values since, and whether the run has ended."""

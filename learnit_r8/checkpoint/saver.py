@@ -17,6 +17,7 @@ from ..events.bus import Announcer
 from ..events.caller import warn
 from ..triggers import Condition, Elapsed, quiet_until
 from .callbacks import RankLost
+from .early_stop import warn_not_logged
 from .store import BackgroundWrite, Checkpoint, CheckpointStore
 
 MODES = ("min", "max")
@@ -132,11 +133,7 @@ class CheckpointSaver:
             due = self._length_of_epoch > 1 or elapsed.steps - self._step_tried >= STEPS_OF_EPOCHS
         # A run that had finished before it was resumed logs nothing.
         if run_ended and elapsed.steps != self._first_step and self._monitor not in (None, *self._logged):
-            self._announcer.warn_once(
-                "monitor",
-                f"monitor must be a metric passed to log(), got {self._monitor!r}; logged were {sorted(self._logged)}. "
-                "No best checkpoint was kept.",
-            )
+            warn_not_logged(self._announcer, str(self._monitor), self._logged)
         must_wait = run_ended or self._must_pin
         if self._writing is not None and not (must_wait or self._writing[1].is_done):
             # One after the other; the next is of a later step anyway.

@@ -669,12 +669,19 @@ def _model_beside(path: Path, about: Any) -> Path | None:
     return path.parent / name
 
 
+NO_BEST = (
+    "load_weights() returns the newest weights, of step {2}: there is no best checkpoint in {0!r}, though the run had "
+    "monitor={1!r}."
+)
+
+
 def load_weights(path: str | os.PathLike[str], part: str = "model") -> Any:
     """The weights of a run's checkpoints, to use them elsewhere: without the run, R8Scheduler or the model's class.
 
     Args:
         path: A folder of checkpoints, for the best by ``monitor`` (of several runs that of the newest), else for the
-            newest; or the file of a checkpoint (``ck_...r8``) or of a model (``model_...``).
+            newest, with a warning if that run had a ``monitor``; or the file of a checkpoint (``ck_...r8``) or of a
+            model (``model_...``).
         part: What to return of the state: "model", "optimizer", "ema", a name in ``also=``.
 
     Returns:
@@ -694,7 +701,13 @@ def load_weights(path: str | os.PathLike[str], part: str = "model") -> Any:
             with open_regular(notes[-1]) as opened:
                 best = json.loads(opened.read(MOST_NOTE))
         name = best.get("checkpoint") if isinstance(best, dict) else None
-        file = CheckpointStore(file, keep=1, run_id="").load().path if name is None else file / Path(str(name)).name
+        if name is None:
+            newest = CheckpointStore(file, keep=1, run_id="").load()
+            if newest.config.get("monitor") is not None:
+                warn(NO_BEST.format(os.fspath(path), newest.config["monitor"], step_of(newest.state)))
+            file = newest.path
+        else:
+            file = file / Path(str(name)).name
     if not file.is_file():
         raise FileNotFoundError(f"path must be a folder of checkpoints or a file of one, got {os.fspath(path)!r}.")
     if _NAME.fullmatch(file.name):

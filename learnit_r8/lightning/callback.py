@@ -153,6 +153,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self._has_raised = self._is_told = self._is_learned = False
         self._outputs: Any = None
         self._num_batches = 0
+        self._metrics: dict[str, Any] = {}
 
     @property
     def scheduler(self) -> R8Scheduler:
@@ -355,14 +356,35 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             return bool(drawn.report(losses))
         return bool(drawn.report(losses, predictions=predictions))
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Report the losses on their way, as the weights that are kept are to be validated."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._adapter.flush()
+            self._metrics = dict(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Pass on what a validation within ``fit`` has logged."""
+        before, self._metrics = self._metrics, {}
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        # Those of the training are the same objects still.
+        found = {name: value for name, value in trainer.callback_metrics.items() if value is not before.get(name)}
+        numbers = {name: float(value) for name, value in found.items() if name != "step" and _is_number(value)}
+        if numbers:
+            self.scheduler.log(**numbers)
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Report the losses on their way before validation and checkpoints; end the training with the budget."""
         adapter = self._adapter
         adapter.flush()
         if isinstance(self._loader, OwnBatches):
             self._loader.following.end_pass()
-            return
-        if adapter.scheduler.is_over:
+        if adapter.num_ranks == 1 and adapter.scheduler.requests.is_pending:
+            # Else another epoch would begin after the value with which the run ends early.
+            adapter.scheduler.host.between_steps()
+        if isinstance(self._loader, OwnBatches):
+            trainer.should_stop = trainer.should_stop or self._loader.may_stop()
+        elif adapter.scheduler.is_over:
             # A budget in seconds may be spent between two epochs: the next one would have no batch that could say so.
             trainer.should_stop = True
 
@@ -392,6 +414,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     def _adapter(self) -> Adapter:
         assert self._loader.adapter is not None
         return self._loader.adapter
+
+
+def _is_number(value: Any) -> bool:
+    return value.numel() == 1 if isinstance(value, torch.Tensor) else isinstance(value, (int, float))
 
 
 def _run_again(trainer: Any, module: Any, own_step: Callable[..., Any], held: Any) -> Any:

@@ -9,7 +9,7 @@ from learnit_r8 import NoValidCheckpoint, R8Scheduler, load_weights
 from learnit_r8.engine.settings import grouped
 
 
-def trained(folder, **more):
+def trained(folder, *, metric="val_loss", **more):
     """A torch training whose second of four epochs was the best; returns its model, and a copy of the best weights."""
     torch = pytest.importorskip("torch")
     from learnit_r8.torch import attach
@@ -26,7 +26,7 @@ def trained(folder, **more):
         for epoch in adapter.epochs():
             for inputs, targets in adapter.loader():
                 adapter.step(adapter.loss(((model(inputs) - targets) ** 2).mean(1)))
-            adapter.log(val_loss=abs(epoch - 1.0))
+            adapter.log(**{metric: abs(epoch - 1.0)})
             if epoch == 1:
                 best = {name: value.clone() for name, value in model.state_dict().items()}
     return model, best
@@ -56,6 +56,17 @@ def test_without_a_monitored_metric_the_newest_count(tmp_path):
     (tmp_path / "best_00000000.json").write_text(json.dumps([1]))
 
     assert all(torch.equal(load_weights(tmp_path)[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_monitor_without_a_best_is_said(tmp_path):
+    """Where the run had a monitor that was never logged, a warning says that the weights are the newest."""
+    torch = pytest.importorskip("torch")
+    with pytest.warns(RuntimeWarning, match="monitor must be a metric given to log.*Until it is"):
+        model, _ = trained(tmp_path, metric="f1")
+    with pytest.warns(RuntimeWarning, match=r"returns the newest weights, of step 16: .* monitor='val_loss'"):
+        weights = load_weights(tmp_path)
+
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
 def test_keras_and_jax(tmp_path):
