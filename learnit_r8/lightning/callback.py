@@ -371,7 +371,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         found = {name: value for name, value in trainer.callback_metrics.items() if value is not before.get(name)}
         numbers = {name: float(value) for name, value in found.items() if name != "step" and _is_number(value)}
         if numbers:
-            self.scheduler.log(**numbers)
+            self.scheduler.log(self.scheduler.global_step, **numbers)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Report the losses on their way before validation and checkpoints; end the training with the budget."""

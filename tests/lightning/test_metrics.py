@@ -105,7 +105,7 @@ def test_the_best_by_what_lightning_logged(own, interval, tmp_path):
 @pytest.mark.parametrize("says_it", ["before", "after"])
 def test_what_the_user_logs_too_counts_once(own, says_it):
     """A value that the module also gives to the scheduler is heard once, and early stopping counts it once."""
-    module, r8, heard = train(
+    _, r8, heard = train(
         own, Validated([3, 1, 2, 4, 5, 6, 7], says_it=says_it), epochs=6, monitor="val_loss", early_stopping=2
     )
 
