@@ -315,7 +315,7 @@ class Stepper:
     def clear(self) -> None:
         """Begin a new gradient."""
         self._num_added, self._is_adding = 0, False
-        parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
+        parameters = self._parameters()
         if parameters and parameters[0].is_cpu:
             # Freed here they could be the last thing in the heap: the C library would hand all of it back to the
             # system, to be faulted in again by the next forward pass, at up to a third of a step. A script that clears
@@ -415,8 +415,3 @@ class SecondRun:
             what, step=self._r8.global_step, is_finite=is_finite, device=f"the CPU of {platform.node()!r}"
         )
         return (again.detach(), second, True) if is_finite else (None, norm, False)
-
-
-def with_second(values: torch.Tensor, again: torch.Tensor | None) -> torch.Tensor:
-    """The losses of a batch, with that of the second run, 0-dim, in place of those that are not finite."""
-    return values if again is None else torch.where(torch.isfinite(values), values, again.to(values))
