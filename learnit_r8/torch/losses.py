@@ -14,7 +14,7 @@ from ..table.labels.predictions import UNLABELLED, check_range, check_shapes
 from .predictions import as_classes
 
 if TYPE_CHECKING:
-    from ..bridge.host import Host
+    from ..engine.engine import Engine
 
 MEAN_LOSS = "losses of samples are estimated from batch means; with reduction='none' they would be known."
 SUMMED_LOSS = (
@@ -143,7 +143,7 @@ def _check_not_logits(losses: torch.Tensor) -> None:
         )
 
 
-def say_what_is_unknown(host: Host, loss: torch.Tensor, count: int) -> None:
+def say_what_is_unknown(host: Engine, loss: torch.Tensor, count: int) -> None:
     """Say that losses of samples are estimated where one number is given, and that it is no mean if it is none."""
     host.say_once("mean loss", MEAN_LOSS, is_warning=False)
     if count > 1 and _is_summed(loss, count):

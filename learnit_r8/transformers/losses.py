@@ -13,7 +13,7 @@ from ..table.labels.predictions import IGNORED, MOST_CLASSES
 from ..torch.predictions import as_classes
 
 if TYPE_CHECKING:
-    from ..bridge.host import Host
+    from ..engine.engine import Engine
 
 NOT_WHOLE = (
     "the policy weights samples, so the mean of their losses is trained on, {:.4g} in this batch, and not the "
@@ -133,7 +133,7 @@ def is_packed(inputs: Mapping[str, Any]) -> bool:
     return positions is not None and positions.ndim == 2 and bool((positions[:, 1:] == 0).any())
 
 
-def compare(own: SampleLosses | None, loss: torch.Tensor, host: Host) -> None:
+def compare(own: SampleLosses | None, loss: torch.Tensor, host: Engine) -> None:
     """Say once if the losses of samples, whose weighted mean is trained on, are not all of the Trainer's loss."""
     if own is None:
         return
