@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from learnit_r8 import R8Scheduler
 from learnit_r8.streams import augment, collect, early_stop, ema, epoch_stream, pipe, take, tap, tick
 from learnit_r8.triggers import (
     Elapsed,
@@ -54,32 +53,10 @@ def hand_written(epochs: int) -> float:
     return total / len(x)
 
 
-def hand_tuned(epochs: int) -> float:
-    """The same with what a careful person would do: one gather and one reading of the losses an epoch."""
-    x, y, model, optimizer, loss_fn = task()
-    for _ in range(epochs):
-        model.train()
-        order, losses = torch.randperm(len(x)), []
-        for xs, ys in zip(x[order].split(BATCH), y[order].split(BATCH), strict=True):
-            optimizer.zero_grad()
-            loss = loss_fn(model(xs), ys)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        mean = torch.stack(losses).mean().item()
-    return mean
-
-
 def streamed(epochs: int) -> float:
     x, y, model, optimizer, loss_fn = task()
     events = epoch_stream((x, y), model, optimizer, loss_fn, batch_size=BATCH)
     return float(collect(take(epochs)(events))[-1]["train_loss"])
-
-
-def scheduled(epochs: int) -> float:
-    x, y, model, optimizer, loss_fn = task()
-    r8 = R8Scheduler(ROWS, batch_size=BATCH, num_epochs=epochs)
-    return float(collect(epoch_stream((x, y), model, optimizer, loss_fn, scheduler=r8))[-1]["train_loss"])
 
 
 def source(count: int) -> Iterator[dict[str, Any]]:
@@ -139,20 +116,9 @@ def show(what: str, values: list[float], must: str, aim: str) -> None:
 
 
 def loops(rounds: int, epochs: int) -> None:
-    times = in_turns(
-        rounds,
-        hand=lambda: hand_written(epochs),
-        tuned=lambda: hand_tuned(epochs),
-        stream=lambda: streamed(epochs),
-        r8=lambda: scheduled(epochs),
-    )
-
-    def ratio(one: str, other: str) -> list[float]:
-        return [a / b for a, b in zip(times[one], times[other], strict=True)]
-
-    show("epoch_stream / hand-written loop, 10,000 x 8, B=256", ratio("stream", "hand"), "1.05", "1.00")
-    show("epoch_stream / the same loop tuned by hand", ratio("stream", "tuned"), "", "")
-    show("epoch_stream with R8Scheduler / hand-written loop", ratio("r8", "hand"), "", "")
+    times = in_turns(rounds, hand=lambda: hand_written(epochs), stream=lambda: streamed(epochs))
+    ratios = [a / b for a, b in zip(times["stream"], times["hand"], strict=True)]
+    show("epoch_stream / hand-written loop, 10,000 x 8, B=256", ratios, "1.05", "1.00")
 
 
 def stages(rounds: int, count: int) -> None:

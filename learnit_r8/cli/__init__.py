@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_samples(add("samples", "list the samples with the highest loss, or those that look mislabelled", json=False))
     _add_labels(add("labels", "train a small network once, and list the labels that look wrong", run=False))
     option = add("export", "print the numbers of a run, as CSV or JSON lines", json=False).add_argument
-    option("--of", choices=("steps", "epochs", "metrics", "events"), default="steps")
+    option("--of", choices=("steps", "epochs", "metrics", "events"), default="steps", help="what (default steps)")
     option("--format", choices=("csv", "jsonl"), default="csv")
     option("--json", action="store_const", const="jsonl", dest="format", help="as --format jsonl")
     option("--out", metavar="FILE", help="the file to write; by default standard output")
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default a new temporary one, which stays")
     older = "write what an older version wrote, checkpoints, models, runs or backups, in the form of today, beside it"
     add("convert", older, run=False, json=False).add_argument("paths", nargs="+", metavar="PATH", help="folder or file")
-    proof = "kill a training, anybody's, start it again, and say whether it goes on exactly: 0 yes, 1 no, 2 cannot say"
+    proof = "kill any training with torch, start it again, and say whether it goes on exactly: exit code 0, else 1"
     _add_prove(add("prove", proof, run=False))
     return parser
 
@@ -182,7 +182,7 @@ def _add_prove(prove: argparse.ArgumentParser) -> None:
     option = prove.add_argument
     option("--resume", metavar="CMD", help="the command that goes on after a kill; by default the same")
     option("--kills", type=_count, default=3, help="how often to kill it (default 3)")
-    option("--steps", type=_count, metavar="N", help="no training goes on after this step")
+    option("--steps", type=_count, metavar="N", help="end each training after this step")
     option("--deterministic", action="store_true", help="seed it, and ask torch for deterministic algorithms")
     option("--allow", action="append", default=[], metavar="PATH", help="let it write here, outside the copy")
     option("--link", action="append", default=[], metavar="PATH", help="link this instead of copying it")

@@ -17,8 +17,6 @@ from learnit_r8.flax import ManagedState, TrainState, train_loop
 
 from . import task
 
-KEY = jax.random.key(0)
-
 
 def logits_of(weights, x, activation):
     hidden = x @ weights["w1"] + weights["b1"]
@@ -187,7 +185,7 @@ class TrainLoop(Tree):
 
         validation = [(task.VAL_X, task.VAL_Y)]
         state, history = train_loop(
-            self.build(run), step, data, rng_key=KEY, val_step_fn=validate, val_data_iterator=validation,
+            self.build(run), step, data, rng_key=jax.random.key(0), val_step_fn=validate, val_data_iterator=validation,
             show_progress=False, **given,
         )  # fmt: skip
         for logged, loss in zip(run.logged, history["train_loss"][-len(run.logged) :], strict=True):

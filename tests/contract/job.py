@@ -1,12 +1,15 @@
-"""One run of a column in a process of its own, to be killed.
+"""Runs of a column in processes of their own, to be killed: a process that has imported the framework forks for each.
 
-python -m tests.contract.job COLUMN FOLDER OUT EVERY [KILL_AT]
+python -m tests.contract.job COLUMN < LINES, each of which is a JSON list: FOLDER, OUT, EVERY, KILL_AT; for each it
+prints how its process has ended, less than 0 for a signal.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -19,11 +22,30 @@ from .conftest import load
 from .run import Case, run
 
 
-def main(name, folder, out, every, kill_at=None):
-    case = Case(folder=Path(folder), every=int(every), kill_at=None if kill_at is None else int(kill_at))
-    found = run(load(name), case)
+def train(name, folder, out, every, kill_at):
+    """One run, whose end is written to a file."""
+    found = run(load(name), Case(folder=Path(folder), every=every, kill_at=kill_at))
     state = {**found.weights, **{f"optimizer{at}": each for at, each in enumerate(found.optimizer)}}
     np.savez(out, **state, num_steps=found.r8.global_step)
+
+
+def main(name):
+    # Only imported: what has begun to compute cannot be forked.
+    load(name)
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                train(name, *json.loads(line))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.write(answers, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 if __name__ == "__main__":

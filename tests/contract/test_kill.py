@@ -1,9 +1,11 @@
 """Row 9: a run that was killed goes on as if it had not been."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -22,27 +24,52 @@ BETWEEN_EPOCHS = {"once": [50], "twice": [18, 20]}
 """The turns of the loop at which processes are killed, counted in each; then one runs to its end."""
 
 
-def program(name, folder, every, kill_at=None):
-    """A process that runs a column in a folder: what it returned."""
-    command = [sys.executable, "-m", "tests.contract.job", name, str(folder), str(folder / "end.npz"), str(every)]
-    command += [] if kill_at is None else [str(kill_at)]
-    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
-    assert done.returncode == (-9 if kill_at is not None else 0), done.stderr[-3000:]
+class Job:
+    """A process that has imported a column's framework, and forks for each run.
+
+    Args:
+        name: Of the column.
+        log: The file that what it prints goes to.
+    """
+
+    def __init__(self, name, log):
+        self.log = log
+        command = [sys.executable, "-m", "tests.contract.job", name]
+        with log.open("w") as told:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=dict(os.environ), text=True, stdin=PIPE, stdout=PIPE, stderr=told
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def run(self, folder, every, kill_at=None):
+        """Run the column in a folder, to the end or until it kills itself."""
+        self.process.stdin.write(json.dumps([str(folder), str(folder / "end.npz"), every, kill_at]) + "\n")
+        self.process.stdin.flush()
+        ended = self.process.stdout.readline().strip()
+        assert ended == ("0" if kill_at is None else "-9"), self.log.read_text()[-3000:]
 
 
 def differences(name, kills, folder, every):
     """What differs after each of the ways to be killed."""
     whole, wrong = run(load(name)), {}
     expected = {**whole.weights, **{f"optimizer{at}": each for at, each in enumerate(whole.optimizer)}}
-    for way, turns in kills.items():
-        own = folder / way.replace(" ", "")
-        own.mkdir()
-        for kill_at in [*turns, None]:
-            program(name, own, every, kill_at)
-        with np.load(own / "end.npz") as end:
-            differ = [each for each in expected if not np.array_equal(expected[each], end[each])]
-            if differ or end["num_steps"] != STEPS:
-                wrong[way] = f"{', '.join(differ) or 'nothing'} differs, {end['num_steps']} steps"
+    with Job(name, folder / "told") as job:
+        for way, turns in kills.items():
+            own = folder / way.replace(" ", "")
+            own.mkdir()
+            for kill_at in [*turns, None]:
+                job.run(own, every, kill_at)
+            with np.load(own / "end.npz") as end:
+                differ = [each for each in expected if not np.array_equal(expected[each], end[each])]
+                if differ or end["num_steps"] != STEPS:
+                    wrong[way] = f"{', '.join(differ) or 'nothing'} differs, {end['num_steps']} steps"
     return wrong
 
 

@@ -73,6 +73,17 @@ def test_nan_weight(column, way):
     assert wrong == {}
 
 
+@pytest.mark.parametrize(("column", "way"), PARAMS)
+def test_steps_of_a_heal(column, way):
+    """Steps, and batches left out for tests of the weights, are as many as the framework has planned; thrice, too.
+
+    For weights that take several batches for one update a test takes as many.
+    """
+    for at in (18,), (12, 18, 23):
+        found = run(driver(column, way), Case(weight_faults=dict.fromkeys(at, NAN)))
+        assert found.r8.pace.place == len(found.draws) == task.EPOCHS * task.STEPS
+
+
 def end_of(one, case):
     """Weights, optimizer and steps of a run in a process of its own; None if that was killed."""
     out = case.folder / "end.npz"

@@ -2,6 +2,8 @@
 
 import pytest
 
+from learnit_r8 import events
+
 from . import task
 from .cells import rule
 from .run import Case, run
@@ -21,6 +23,16 @@ def test_nan_weight(column):
     cases = {name: Case(epochs=EPOCHS, weight_faults={at: NAN}) for name, at in places.items()}
 
     assert by_case(column, cases) == {}
+
+
+@rule()
+def test_steps_of_a_heal(column):
+    """A step is a batch trained or refused; with those left out for tests of the weights they are as planned."""
+    found = run(column, Case(weight_faults={40: NAN}))
+    trained_or_refused = len(found.heard(events.StepDone, events.BatchRefused))
+
+    assert found.r8.global_step == trained_or_refused
+    assert found.r8.pace.place == len(found.draws) == task.EPOCHS * task.STEPS
 
 
 @pytest.mark.slow

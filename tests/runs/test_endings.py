@@ -7,7 +7,6 @@ import pytest
 
 from learnit_r8 import R8Scheduler, RateShape, events
 from learnit_r8.engine.values import grouped
-from learnit_r8.streams import step_stream
 from learnit_r8.torch import attach
 from tests.drive import NAN, FakeClock, Weights, advance_to, batch_loss, make, search_through, steps, train
 
@@ -47,20 +46,6 @@ def test_wsd_rises_stays_and_falls():
     assert rates[15:] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
 
 
-def test_wsd_over_seconds_falls_with_the_time():
-    """With a budget in seconds the decay is a share of the time."""
-    clock = FakeClock()
-    r8 = make(train_duration_seconds=10, scheduler_mode="wsd", warmup_proportion=0, decay_proportion=0.5,
-              decay_shape="linear", initial_lr=1.0, clock=clock)  # fmt: skip
-    rates = []
-    for _, _, lr in steps(r8):
-        rates.append(lr)
-        clock.advance(1)
-        r8.update_with_loss(1.0)
-
-    assert rates == pytest.approx([1.0] * 6 + [0.8, 0.6, 0.4, 0.2])
-
-
 @pytest.mark.parametrize("asked", [1, 3, 5, 10, 11, 27])
 @pytest.mark.parametrize("length", [1, 4, 13])
 @pytest.mark.parametrize("shape", ["linear", "sqrt", "cosine"])
@@ -93,31 +78,35 @@ def test_cool_down_in_epochs_and_of_no_given_length():
     assert len(rates_with(endless(decay_proportion=0.2), {20: lambda r8: r8.cool_down()})) == 25
 
 
-def test_min_lr_is_the_floor_of_a_cool_down():
-    """The decay ends at min_lr."""
-    rates = rates_with(endless(min_lr=0.4), {10: lambda r8: r8.cool_down(3)})
+@pytest.mark.parametrize(
+    ("given", "asks", "rates"),
+    [
+        ({"min_lr": 0.4}, {10: 3}, [1.0, 0.8, 0.6]),
+        ({}, {10: 20, 14: 4}, [1.0, 0.95, 0.9, 0.85, 0.8, 0.6, 0.4, 0.2]),
+    ],
+    ids=["min_lr is the floor", "a shorter second request counts, from the rate that it finds"],
+)
+def test_rates_of_a_cool_down(given, asks, rates):
+    """The decay goes from the rate of the moment to min_lr."""
+    asks = {step: lambda r8, length=length: r8.cool_down(length) for step, length in asks.items()}
 
-    assert rates[10:] == pytest.approx([1.0, 0.8, 0.6])
+    assert rates_with(endless(**given), asks)[10:] == pytest.approx(rates)
 
 
-def test_shorter_second_request_replaces_the_first():
-    """A second request counts if it ends sooner, from the rate that it finds."""
-    rates = rates_with(endless(), {10: lambda r8: r8.cool_down(20), 14: lambda r8: r8.cool_down(4)})
-
-    assert len(rates) == 18
-    assert rates[10:] == pytest.approx([1.0, 0.95, 0.9, 0.85, 0.8, 0.6, 0.4, 0.2])
-
-
-def test_longer_second_request_is_an_error_and_changes_nothing():
-    """A longer one is longer than what is left."""
-    r8 = endless()
+def test_requests_that_cannot_be_are_errors_and_change_nothing():
+    """A time that is past, a second end later than the first, and one of a run that is over."""
+    r8 = endless(clock=Clocks())
     advance_to(r8, 10)
+    with pytest.raises(ValueError, match="until must be in the future, got '11:00' at 2026-11-21 12:00:00"):
+        r8.cool_down(until="11:00")
+    assert r8.total_steps is None
     r8.cool_down(20)
     advance_to(r8, 14)
     with pytest.raises(ValueError, match=r"must not be longer than what is left of the run, got 17 steps at step 14 "):
         r8.cool_down(17)
-
     assert len(train(r8)) + 14 == 30
+    with pytest.raises(RuntimeError, match=r"cool_down\(\) was called at step 30 of a run that is over"):
+        r8.cool_down(1)
 
 
 def test_two_requests_before_one_step(recwarn):
@@ -130,14 +119,6 @@ def test_two_requests_before_one_step(recwarn):
         assert len(rates_with(r8, ask)) == 14
         notices = [event.text for event in heard if isinstance(event, events.Notice)]
         assert ("is ignored: a cool-down must not be longer" in "".join(notices)) is (lengths[0] == 4)
-
-
-def test_cool_down_of_a_run_that_is_over_is_an_error():
-    """After the end there is nothing to cool down."""
-    r8 = make(num_steps=3)
-    train(r8)
-    with pytest.raises(RuntimeError, match=r"cool_down\(\) was called at step 3 of a run that is over"):
-        r8.cool_down(1)
 
 
 def test_listeners_hear_of_the_end():
@@ -187,16 +168,10 @@ def test_search_in_an_open_run_takes_an_epoch_at_most():
     assert search_through(r8) <= 1000
     found = r8.host.search.found_lr
     r8.cool_down(10)
-    rates = [lr for _, _, lr in steps_and_reports(r8)]
+    rates = [lr for _, _, lr in train(r8)]
 
     assert len(rates) == 10
     assert rates[0] == found > 0
-
-
-def steps_and_reports(r8):
-    for step in steps(r8):
-        yield step
-        r8.update_with_loss(1.0)
 
 
 def test_incident_in_a_cool_down_changes_neither_its_end_nor_its_schedule():
@@ -252,21 +227,6 @@ def test_state_without_a_cool_down_undoes_one():
     assert (r8.total_steps, r8.lr, r8.global_step) == (None, 1.0, 10)
 
 
-def test_seconds_of_a_cool_down_are_training_seconds():
-    """Asked after 20 s for 10 s, the run ends after 30 s."""
-    clock = FakeClock()
-    r8 = endless(clock=clock)
-    rates = []
-    for _, _, lr in steps(r8):
-        rates.append(lr)
-        clock.advance(1)
-        r8.update_with_loss(1.0)
-        if r8.global_step == 20:
-            r8.cool_down(seconds=10)
-
-    assert rates[20:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-
-
 class Clocks(FakeClock):
     """A monotonic clock and a wall clock that go on together; the wall alone while no process runs."""
 
@@ -279,21 +239,33 @@ class Clocks(FakeClock):
         return self.start + self.now + self.down
 
 
-def test_wall_time_is_met_in_spite_of_pauses():
-    """A cool-down until a time of the day ends then: a pause takes from it."""
-    clock = Clocks()
-    r8 = endless(clock=clock, decay_shape="linear")
+def rates_over(r8, clock, asks=None):
+    """The rates of a run whose every step takes a second."""
     rates = []
     for _, _, lr in steps(r8):
         rates.append(lr)
         clock.advance(1)
         r8.update_with_loss(1.0)
-        if r8.global_step == 20:
-            r8.cool_down(until="12:00:40")
-        if r8.global_step == 25:
-            with r8.paused():
-                clock.advance(10)
+        (asks or {}).get(r8.global_step, lambda r8: None)(r8)
+    return rates
 
+
+def test_ends_in_seconds():
+    """A decay is a share of the time; a length in seconds counts training, an end at a time of the day takes pauses."""
+    clock = FakeClock()
+    r8 = make(train_duration_seconds=10, scheduler_mode="wsd", warmup_proportion=0, decay_proportion=0.5,
+              decay_shape="linear", initial_lr=1.0, clock=clock)  # fmt: skip
+    assert rates_over(r8, clock) == pytest.approx([1.0] * 6 + [0.8, 0.6, 0.4, 0.2])
+
+    rates = rates_over(endless(clock=clock), clock, {20: lambda r8: r8.cool_down(seconds=10)})
+    assert rates[20:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+
+    def pause(r8):
+        with r8.paused():
+            clock.advance(10)
+
+    clock = Clocks()
+    rates = rates_over(endless(clock=clock), clock, {20: lambda r8: r8.cool_down(until="12:00:40"), 25: pause})
     assert (clock.now, len(rates)) == (40, 30)
     assert rates[25] == pytest.approx(1 - (25 / 30 - 0.5) / 0.5)
     assert rates[-1] < 0.1
@@ -313,102 +285,24 @@ def test_downtime_counts_until_a_wall_time(tmp_path):
     r8.save_checkpoint()
     clock.down = 10
     again = endless(clock=clock, checkpoint_dir=tmp_path, resume="auto")
-    count = 0
-    for _ in steps(again):
-        clock.advance(1)
-        again.update_with_loss(1.0)
-        count += 1
 
-    assert (count, clock.wall() - clock.start) == (8, 40)
+    assert (len(rates_over(again, clock)), clock.wall() - clock.start) == (8, 40)
     clock.down = 100
     with pytest.warns(RuntimeWarning, match="nothing to do"):
         late = endless(clock=clock, checkpoint_dir=tmp_path, resume="auto")
     assert late.is_over
 
 
-def test_past_wall_time_is_an_error_and_changes_nothing():
-    """A time that is past is refused before anything is changed."""
-    r8 = endless(clock=Clocks())
-    advance_to(r8, 10)
-    with pytest.raises(ValueError, match="until must be in the future, got '11:00' at 2026-11-21 12:00:00"):
-        r8.cool_down(until="11:00")
-
-    assert (r8.total_steps, len(r8.requests._cool_downs)) == (None, 0)
-
-
-def test_signal_asks_for_a_cool_down():
-    """A signal that a batch system sends before the end begins a cool-down, and ends nothing."""
+def test_signal_asks_for_a_cool_down(recwarn):
+    """A signal that a batch system sends before the end begins a cool-down; a second one does not move its end."""
     before = signal.getsignal(signal.SIGUSR1)
     heard = []
     r8 = endless(cool_down_on=("SIGUSR1", "7 steps"), listeners=[heard.append])
-    rates = rates_with(r8, {10: lambda r8: signal.raise_signal(signal.SIGUSR1)})
+    rates = rates_with(r8, {step: lambda r8: signal.raise_signal(signal.SIGUSR1) for step in (10, 12)})
 
     assert len(rates) == 17
     assert [event.reason for event in heard if isinstance(event, events.CoolDownBegan)] == ["by SIGUSR1"]
     assert signal.getsignal(signal.SIGUSR1) is before
-
-
-def test_second_signal_leaves_the_cool_down_as_it_is(recwarn):
-    """A batch system that repeats its signal does not move the end."""
-    ask = {step: lambda r8: signal.raise_signal(signal.SIGUSR1) for step in (10, 12)}
-
-    assert len(rates_with(endless(cool_down_on=("SIGUSR1", 7)), ask)) == 17
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        ("SIGUSR1", r'cool_down_on must be a signal and a length, \("SIGUSR1", "10min"\), got'),
-        (("SIGUSR9", 5), "the signal in cool_down_on must exist on this system"),
-        (("SIGTERM", 5), "end no run"),
-        ((10, 5), "the signal in cool_down_on must exist"),
-        (("SIGUSR1", "soon"), "the length in cool_down_on must be a number of steps >= 1"),
-    ],
-)
-def test_signals_that_cannot_be_used_are_refused(value, text):
-    """A signal that does not exist or ends the run, and a length that is none."""
-    with pytest.raises(ValueError, match=text):
-        endless(cool_down_on=value)
-
-
-def test_signal_without_handlers_is_refused():
-    """Without signal handling nothing would hear it."""
-    with pytest.raises(ValueError, match="cool_down_on needs handle_signals=True, got False"):
-        endless(cool_down_on=("SIGUSR1", 5), handle_signals=False)
-
-
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        ({"scheduler_mode": "cosine"}, "got none of them: scheduler_mode='cosine' gives the rate as a function of"),
-        ({"scheduler_mode": "one_cycle"}, "'wsd' and 'constant' train without one"),
-        ({"scheduler_mode": abs}, "got none of them: scheduler_mode="),
-        ({"warmup_proportion": 0.1, "warmup_steps": None}, "warmup_proportion needs a budget to be a share of"),
-        ({"warmup_steps": -1}, "warmup_steps must be a whole number >= 0, got -1"),
-        ({"num_steps": 9, "warmup_proportion": 0.1}, "warmup_steps needs a budget in steps or epochs, or none"),
-        ({"train_duration_seconds": 9}, "warmup_steps needs a budget in steps or epochs, or none"),
-        ({"num_steps": 9, "warmup_steps": 5, "decay_proportion": 0.6}, "decay_proportion must leave room"),
-        ({"decay_proportion": 0}, r"decay_proportion must be in \(0, 1\], got 0"),
-        ({"scheduler_mode": "constant", "decay_proportion": 0.1}, "decay_proportion needs scheduler_mode='wsd'"),
-        ({"decay_shape": "log"}, r"decay_shape must be one of \['cosine', 'linear', 'sqrt'\], got 'log'"),
-    ],
-)
-def test_arguments_that_do_not_fit_are_refused(given, text):
-    """Every argument of the budget that does not fit is refused by name, with what would be right."""
-    with pytest.raises(ValueError, match=text):
-        endless(**given)
-
-
-def test_open_run_of_a_stream_and_of_a_cool_down_in_it():
-    """Streams know no other end than the scheduler's."""
-    r8 = endless()
-    seen = []
-    for event in step_stream(r8, lambda indices, lr: batch_loss(indices)):
-        seen.append(event)
-        if len(seen) == 10:
-            r8.cool_down(5)
-
-    assert len(seen) == 15
 
 
 def test_loop_of_ones_own_ends_with_the_cool_down():
@@ -626,9 +520,3 @@ def test_thinned_checkpoints_are_spread_over_the_run(tmp_path):
     again.host.between_steps()
 
     assert [int(name[3:15]) for name in files_of(tmp_path)] == [*range(8, 97, 8), 98, 99, 100]
-
-
-def test_ways_to_keep_are_known():
-    """A misspelt way is refused."""
-    with pytest.raises(ValueError, match="keep_checkpoints must be a whole number >= 1, got 'thick'; or 'thin'"):
-        endless(keep_checkpoints="thick")

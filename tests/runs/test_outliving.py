@@ -3,6 +3,8 @@
 import contextlib
 import multiprocessing
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learnit_r8 import FiniteGuard, R8Scheduler
+from learnit_r8 import R8Scheduler
 from learnit_r8.checkpoint import generations as in_memory
 from learnit_r8.checkpoint.generations import Generations, files_in, is_held, own_name
 from learnit_r8.cli.runs import line_of
@@ -120,6 +122,9 @@ def test_generation_and_checkpoint_are_told_apart_by_their_steps(tmp_path):
     [loaded] = [event for event in heard if isinstance(event, CheckpointLoaded)]
     assert loaded.path.endswith(f"gen_{newest:012d}.r8")
     assert loaded.model_path is None
+    text = describe(loaded).text
+    assert text.startswith(f"goes on from the backup in shared memory {tmp_path / 'shm'}")
+    assert text.endswith(f"at step {newest}")
     checkpoint = r8.save_checkpoint()
     assert generations(tmp_path), "only a checkpoint that the run asks for itself clears them"
     r8.host.persistence.generations._release()
@@ -129,27 +134,38 @@ def test_generation_and_checkpoint_are_told_apart_by_their_steps(tmp_path):
     assert checkpoint.path.exists()
 
 
-def test_backup_of_another_model_is_left_out(tmp_path):
-    """A load callback that refuses the state: the newest checkpoint is used, or the run begins anew, and says so."""
+def refuse(source, from_ram=False):
+    raise ValueError("another model")
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"load_callback": refuse}, "cannot be used, so the run starts over: load_callback must restore"),
+        ({"num_samples": 320}, "so the run starts over: num_samples must be that of the saved run"),
+    ],
+)
+def test_backup_of_another_run_is_left_out(more, text, tmp_path):
+    """Of a model that the load callback refuses, or of more samples: the run begins anew, and says so."""
     killed(tmp_path)
-
-    def load(source, from_ram=False):
-        raise ValueError("another model")
-
-    with pytest.warns(RuntimeWarning, match="cannot be used, so the run starts over: load_callback must restore"):
-        r8 = opened(tmp_path, load_callback=load)
+    with pytest.warns(RuntimeWarning, match=text):
+        r8 = opened(tmp_path, **more)
 
     assert r8.global_step == 0
     assert generations(tmp_path)
 
 
-def test_backup_of_other_data_is_left_out(tmp_path):
-    """A generation of a run on more samples changes nothing."""
+def test_memory_of_a_deleted_folder_is_ignored_with_a_word(tmp_path):
+    """Whoever deletes the checkpoints after a kill begins anew; what was in memory is gone, also for the next run."""
     killed(tmp_path)
-    with pytest.warns(RuntimeWarning, match="so the run starts over: num_samples must be that of the saved run"):
-        r8 = opened(tmp_path, num_samples=320)
+    shutil.rmtree(tmp_path / "ck")
+    with pytest.warns(RuntimeWarning, match=r"starts over, as the folder of its checkpoints, .* was deleted"):
+        r8 = opened(tmp_path)
 
     assert r8.global_step == 0
+    assert generations(tmp_path) == []
+    r8.draw()
+    assert opened(tmp_path).global_step == 0
 
 
 def test_run_that_is_not_resumed_replaces_what_was_left(tmp_path):
@@ -177,10 +193,12 @@ def trained(r8, until):
 
 
 def test_clean_end_leaves_nothing(tmp_path):
-    """A run that has ended, or was closed, leaves no file and no folder."""
+    """Nobody else may read a model; and a run that has ended, or was closed, leaves no file and no folder."""
     r8 = opened(tmp_path)
     trained(r8, 35)
-    assert generations(tmp_path)
+    paths = [*tmp_path.glob("shm/learnit_r8-*"), *tmp_path.glob("shm/learnit_r8-*/*/rank0/*")]
+    assert len(paths) > 2
+    assert not any(path.stat().st_mode & 0o077 for path in paths)
     r8.close()
     assert not list((tmp_path / "shm").iterdir())
     train(opened(tmp_path))
@@ -231,30 +249,42 @@ def test_forked_child_writes_nothing(tmp_path):
     assert is_held(next(tmp_path.glob("shm/learnit_r8-*/*/rank0")))
 
 
-def test_state_that_the_container_cannot_hold_stays_in_ram(tmp_path):
-    """A model of the user's own kind: backups are kept in RAM as ever, and that they do not outlive is said once."""
+class Model:
+    """A model of the user's own kind."""
 
-    class Model:
-        w = 3
+    w = 3
 
-    r8 = opened(tmp_path, state_callback=lambda: {"net": Model()}, load_callback=lambda source: None)
-    with pytest.warns(RuntimeWarning, match=r"backups stay in this process .* state\.net must be an array") as said:
-        advance_to(r8, 45)
 
-    assert len(said) == 1
+@pytest.mark.parametrize(("why", "text"), [
+    ("container", r"backups stay in this process .* state\.net must be an array"),
+    ("full", r"two generations of .* MiB do not fit into a quarter"), ("named", r"could not be kept in .*none'"),
+    ("file", "could not be kept in"), ("no shared memory", ""),
+])  # fmt: skip
+def test_where_backups_cannot_outlive_the_process_it_is_said_once(why, text, tmp_path, monkeypatch, recwarn):
+    """They stay in RAM as ever; nothing is said on a system without shared memory, and no folder is made."""
+    more = {}
+    if why == "container":
+        more = {"state_callback": lambda: {"net": Model()}, "load_callback": lambda source: None}
+    elif why == "full":
+        monkeypatch.setattr(in_memory, "free_bytes", lambda folder: 5000)
+    elif why == "file":
+        (tmp_path / "file").write_text("")
+        more = {"backup_dir": tmp_path / "file" / "shm"}
+    elif why == "named":
+        monkeypatch.setenv("R8_BACKUPS", str(tmp_path / "none"))
+        more = {"backup_dir": None}
+    else:
+        monkeypatch.delenv("R8_BACKUPS", raising=False)
+        monkeypatch.setattr(in_memory, "SYSTEM_BASE", str(tmp_path / "none"))
+        more = {"backup_dir": None}
+    r8 = opened(tmp_path, **more)
+    advance_to(r8, 45)
+
+    assert len(recwarn) == bool(text)
+    assert not text or re.search(text, str(recwarn[0].message))
     assert not r8.host.persistence.backup.is_empty
     assert generations(tmp_path) == []
-
-
-def test_full_folder_turns_them_off(tmp_path, monkeypatch):
-    """Where two generations do not fit into a quarter of what is free, none is written, and that is said once."""
-    monkeypatch.setattr(in_memory, "free_bytes", lambda folder: 5000)
-    r8 = opened(tmp_path)
-    with pytest.warns(RuntimeWarning, match=r"two generations of .* MiB do not fit into a quarter") as said:
-        advance_to(r8, 45)
-
-    assert len(said) == 1
-    assert generations(tmp_path) == []
+    assert not (tmp_path / "none").exists()
 
 
 def test_folder_that_fills_up_keeps_the_generation_before(tmp_path, monkeypatch):
@@ -349,38 +379,6 @@ def test_name_that_somebody_else_has_taken_costs_a_warning_only(kind, tmp_path):
     assert opened(tmp_path).global_step == newest
 
 
-def test_missing_folder_of_the_environment_is_said(tmp_path, monkeypatch):
-    """Who names a folder for backups that is not there is told that they do not outlive the process."""
-    monkeypatch.setenv("R8_BACKUPS", str(tmp_path / "none"))
-    r8 = opened(tmp_path, backup_dir=None)
-    with pytest.warns(RuntimeWarning, match=r"could not be kept in .*none'") as said:
-        advance_to(r8, 45)
-
-    assert len(said) == 1
-    assert not (tmp_path / "none").exists()
-
-
-def test_missing_folder_is_off_without_a_word(tmp_path, monkeypatch, recwarn):
-    """A system without shared memory has backups in RAM, as ever."""
-    monkeypatch.delenv("R8_BACKUPS", raising=False)
-    monkeypatch.setattr(in_memory, "SYSTEM_BASE", str(tmp_path / "none"))
-    r8 = opened(tmp_path, backup_dir=None)
-    advance_to(r8, 45)
-
-    assert not recwarn.list
-    assert not (tmp_path / "none").exists()
-
-
-def test_folder_that_cannot_be_made_is_said_once(tmp_path):
-    """A backup_dir below a file cannot be made: the run goes on with backups in RAM."""
-    (tmp_path / "file").write_text("")
-    r8 = opened(tmp_path, backup_dir=tmp_path / "file" / "shm")
-    with pytest.warns(RuntimeWarning, match="could not be kept in") as said:
-        advance_to(r8, 45)
-
-    assert len(said) == 1
-
-
 @pytest.mark.parametrize("how", ["open", "link"])
 def test_folder_that_others_could_use_is_not_trusted(how, tmp_path):
     """A folder that others may write to, or a link, is neither read nor written."""
@@ -401,21 +399,6 @@ def test_folder_that_others_could_use_is_not_trusted(how, tmp_path):
     assert sorted(path.name for path in own.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        ({"backup_dir": 3}, "backup_dir must be a folder in memory, False or None, got 3"),
-        ({"backup_dir": ""}, "backup_dir must be a folder in memory, False or None, got ''"),
-        ({"backup_dir": "x", "checkpoint_dir": None, "resume": None}, "backup_dir needs a checkpoint_dir or a save_"),
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused(given, text, tmp_path):
-    """A folder of another kind, and one without checkpoints to know the run by."""
-    more = {"checkpoint_every": None, "save_callback": None} if "checkpoint_dir" in given else {}
-    with pytest.raises(ValueError, match=text):
-        opened(tmp_path, **given, **more)
-
-
 def test_crashed_runs_are_swept_at_the_next_start(tmp_path):
     """What 50 crashed runs have left goes when another one starts, but for the newest, which may be resumed."""
     for number in range(50):
@@ -434,21 +417,6 @@ CONTENT = {"run_id": "r", "model": None, "scheduler": {"pace": {"step": 5}, "num
 
 def backups_of(folder, name, rank=0, num_ranks=1):
     return Generations(folder / "shm", folder / name, rank=rank, num_ranks=num_ranks, note=print, is_default=False)
-
-
-def test_ranks_take_the_newest_that_all_have(tmp_path):
-    """A generation that one rank has not finished is not taken by the others either."""
-    for rank, its in enumerate([(10, 20, 30), (10, 20)]):
-        backups = backups_of(tmp_path, "run", rank, 2)
-        for step in its:
-            backups._rest_until = 0.0
-            backups.start_write({"w": np.full(3, rank)}, CONTENT, step=step, kept={10}, proved=[], done=lambda: None)
-            backups._thread.join()
-        backups._release()
-    found = [backups_of(tmp_path, "run", rank, 2).newest([])[0] for rank in (0, 1)]
-
-    assert [checkpoint.path.name for checkpoint in found] == ["gen_000000000020.r8"] * 2
-    assert [checkpoint.model_state["w"][0] for checkpoint in found] == [0, 1]
 
 
 def left_by_ranks(folder, contents, damage=None):
@@ -480,49 +448,29 @@ def found_by_ranks(folder):
     return in_threads(2, job)
 
 
-def test_ranks_leave_out_what_one_of_them_cannot_read(tmp_path):
-    """The newest generation is damaged on one rank: both take the one before, and both say why."""
-    left_by_ranks(tmp_path, [{10: CONTENT, 20: CONTENT}] * 2, damage="rank1/gen_000000000020.r8")
+LATER = {**CONTENT, "scheduler": {"pace": {"step": 5, "seconds": 9.0}, "num_draws": 5}}
+
+
+@pytest.mark.parametrize(
+    ("contents", "damage", "found"),
+    [
+        ([dict.fromkeys((10, 20, 30), CONTENT), dict.fromkeys((10, 20), CONTENT)], None, 20),
+        ([dict.fromkeys((10, 20), CONTENT)] * 2, "rank1/gen_000000000020.r8", 10),
+        ([{10: CONTENT, 20: CONTENT}, {10: CONTENT, 20: LATER}], None, 10),
+        ([{10: CONTENT}] * 2, "held", None),
+    ],
+    ids=["one has not finished it", "damaged on one rank", "of another launch", "as a dying process holds it"],
+)
+def test_ranks_take_the_newest_that_all_can_read(contents, damage, found, tmp_path, monkeypatch):
+    """What one rank lacks or cannot read, the others do not take either, and say why; each loads its own state."""
+    left_by_ranks(tmp_path, contents, damage if damage != "held" else None)
+    if damage == "held":
+        monkeypatch.setattr(in_memory, "is_held", lambda folder: folder.name == "rank1")
     (one, why), (other, own) = found_by_ranks(tmp_path)
 
-    assert one == other == "gen_000000000010.r8"
-    assert why == ["gen_000000000020.r8: another rank has no readable one of this moment"]
-    assert len(own) == 1
-
-
-def test_ranks_leave_out_what_launches_with_other_ranks_have_left(tmp_path):
-    """Generations of one step that were not written at the same moment are not taken together."""
-    later = {**CONTENT, "scheduler": {"pace": {"step": 5, "seconds": 9.0}, "num_draws": 5}}
-    left_by_ranks(tmp_path, [{10: CONTENT, 20: CONTENT}, {10: CONTENT, 20: later}])
-
-    assert [name for name, _ in found_by_ranks(tmp_path)] == ["gen_000000000010.r8"] * 2
-
-
-def test_ranks_that_see_other_generations_take_none(tmp_path, monkeypatch):
-    """A rank to which a folder looks empty, as a dying process holds it, makes the others use their checkpoints too."""
-    left_by_ranks(tmp_path, [{10: CONTENT}] * 2)
-    monkeypatch.setattr(in_memory, "is_held", lambda folder: folder.name == "rank1")
-
-    assert [name for name, _ in found_by_ranks(tmp_path)] == [None, None]
-
-
-def test_files_are_their_owner_s_only(tmp_path):
-    """Nobody else may read a model."""
-    r8 = opened(tmp_path)
-    trained(r8, 25)
-    paths = [*tmp_path.glob("shm/learnit_r8-*"), *tmp_path.glob("shm/learnit_r8-*/*/rank0/*")]
-
-    assert len(paths) > 2
-    assert not any(path.stat().st_mode & 0o077 for path in paths)
-
-
-def test_resumed_rates_and_batches_do_not_depend_on_what_was_resumed_from(tmp_path):
-    """From a generation the run draws what an uninterrupted one draws."""
-    r8 = opened(tmp_path, guard=FiniteGuard())
-    trained(r8, 25)
-    r8.host.persistence.generations._release()
-    again = opened(tmp_path, guard=FiniteGuard())
-    rest = train(again)
-    whole = train(opened(tmp_path / "other", guard=FiniteGuard()))
-
-    assert rest == whole[20:]
+    assert one == other == (found and f"gen_{found:012d}.r8")
+    if damage and found:
+        assert (why, len(own)) == (["gen_000000000020.r8: another rank has no readable one of this moment"], 1)
+    elif found == 20:
+        states = [backups_of(tmp_path, "run", rank, 2).newest([])[0].model_state["w"][0] for rank in (0, 1)]
+        assert states == [0, 1]

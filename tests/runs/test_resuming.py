@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext as nothing
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from learnit_r8.checkpoint.callbacks import Callbacks
 from learnit_r8.engine.values import grouped
 from learnit_r8.policies import Shuffle, Steady
 from learnit_r8.sampling.refit import fit_state
-from tests.drive import FakeClock, Weights, advance_to, batch_loss, flat, make, sample_losses, steps, train
+from tests.drive import FakeClock, Weights, advance_to, batch_loss, flat, known, make, sample_losses, steps, train
 
 resume_from = R8Scheduler.resume_from_checkpoint
 
@@ -45,24 +46,29 @@ def interrupted(folder, step, num_samples=20, **arguments):
     return seen
 
 
-def test_auto_starts_a_run_without_checkpoints(tmp_path):
-    """resume="auto" with an empty or missing folder starts a new run."""
-    for folder in (tmp_path, tmp_path / "missing"):
-        assert make(checkpoint_dir=folder, resume="auto").global_step == 0
-
-
 @pytest.mark.parametrize("step", range(1, 10))
 def test_auto_resumes_bit_for_bit(tmp_path, step):
     """The same program, run again, continues with the batches that would have come."""
     seen = interrupted(tmp_path, step, num_epochs=2)
     second = make(20, num_epochs=2, checkpoint_dir=tmp_path, resume="auto")
 
+    whole = make(20, num_epochs=2)
     assert second.global_step == step
-    assert seen + train(second) == train(make(20, num_epochs=2))
+    assert seen + train(second) == train(whole)
+    np.testing.assert_equal(known(second), known(whole))
 
 
-def test_auto_of_a_finished_run_says_so(tmp_path):
-    """A finished run that is started again warns, and its iterators yield nothing."""
+def test_where_a_run_begins(tmp_path):
+    """With "auto" and an empty or missing folder at step 0; with a path at that of the file, in any folder."""
+    for folder in (tmp_path, tmp_path / "missing"):
+        assert make(checkpoint_dir=folder, resume="auto").global_step == 0
+    interrupted(tmp_path, 5)
+    for more in ({}, {"checkpoint_dir": tmp_path / "new"}):
+        assert make(20, resume=tmp_path / "ck_000000000002.r8", **more).global_step == 2
+
+
+def test_a_finished_run_says_so_and_may_go_on(tmp_path):
+    """Started or built again it warns, and its iterators yield nothing; with more epochs it trains them."""
     train(make(checkpoint_dir=tmp_path))
     with pytest.warns(RuntimeWarning, match="finished, nothing to do: the resumed run has ended at step 6"):
         r8 = make(checkpoint_dir=tmp_path, resume="auto")
@@ -70,6 +76,9 @@ def test_auto_of_a_finished_run_says_so(tmp_path):
 
     assert (list(r8.epoch_iterator()), list(r8.batch_iterator()), r8.draw_if_any()) == ([], [], None)
     assert len(list(tmp_path.glob("ck_*"))) == 2
+    with pytest.warns(RuntimeWarning, match="nothing to do"):
+        resume_from(tmp_path).close()
+    assert {epoch for epoch, _, _ in train(resume_from(tmp_path, num_epochs=3))} == {2}
 
 
 def test_auto_never_begins_silently_from_zero(tmp_path):
@@ -95,20 +104,6 @@ def test_listeners_hear_of_skipped_files(tmp_path):
     assert "num_epochs is 5, it was 2" in heard[1].differences
 
 
-def test_resume_takes_a_path(tmp_path):
-    """resume=path continues from that file, with or without a checkpoint_dir."""
-    interrupted(tmp_path, 5)
-
-    assert make(20, resume=tmp_path / "ck_000000000002.r8").global_step == 2
-    assert make(20, resume=tmp_path / "ck_000000000002.r8", checkpoint_dir=tmp_path / "new").global_step == 2
-
-
-def test_auto_needs_a_folder():
-    """resume="auto" without a checkpoint folder would have no effect, and is refused."""
-    with pytest.raises(ValueError, match="resume='auto' needs a checkpoint_dir or a save_callback, got neither"):
-        make(resume="auto")
-
-
 def test_auto_loads_the_model(tmp_path):
     """The model of the newest checkpoint is loaded as the scheduler is built, and the next backup is of that one."""
     model = Weights()
@@ -130,64 +125,76 @@ def test_auto_loads_the_model(tmp_path):
     assert model.values.tolist() == [2, 2]
 
 
-def test_model_waits_for_the_adapter(tmp_path):
-    """Without a user's load callback, the model is loaded when an adapter brings one."""
+def saved_with_model(folder):
+    """A checkpoint of step 2 with a model."""
     model = Weights()
-    first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
-    advance_to(first, 2)
-    first.save_checkpoint()
+    r8 = make(checkpoint_dir=folder, save_callback=model.save, state_callback=model.get)
+    advance_to(r8, 2)
+    r8.save_checkpoint()
+    return model
+
+
+@pytest.mark.parametrize("has_adapter", [True, False])
+def test_model_without_a_load_callback(tmp_path, has_adapter):
+    """It is loaded when an adapter brings a callback; where none has by the start, a warning says it is unchanged."""
+    model = saved_with_model(tmp_path)
     second = make(checkpoint_dir=tmp_path, resume="auto")
-    second.host.persistence.adopt(Callbacks(load=model.load))
-    second.draw()
-
-    assert [os.path.basename(source)[:5] for source, _ in model.loaded] == ["model"]
-
-
-def test_model_that_is_not_loaded_causes_a_warning(tmp_path):
-    """A resumed run without a load callback at its start warns that the model is unchanged."""
-    model = Weights()
-    first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
-    advance_to(first, 2)
-    first.save_checkpoint()
-    second = make(checkpoint_dir=tmp_path, resume="auto")
-    with pytest.warns(RuntimeWarning, match="there is no load_callback, so the model is unchanged; the saved one"):
+    if has_adapter:
+        second.host.persistence.adopt(Callbacks(load=model.load))
+    warned = "there is no load_callback, so the model is unchanged; the saved one"
+    with nothing() if has_adapter else pytest.warns(RuntimeWarning, match=warned):
         second.draw()
+
+    assert [os.path.basename(source)[:5] for source, _ in model.loaded] == ["model"] * has_adapter
 
 
 def test_failing_load_callback_changes_nothing(tmp_path):
     """A load callback that raises leaves scheduler, backups and the run's own files unchanged."""
-    model = Weights()
-    first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
-    advance_to(first, 2)
-    first.save_checkpoint()
+    saved_with_model(tmp_path)
     second = make(checkpoint_dir=tmp_path, load_callback=lambda source: 1 / 0)
     second.update_cpu_backup(1)
-    run_id = second.host.persistence.store.run_id
+    persistence = second.host.persistence
+    run_id = persistence.store.run_id
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         second.load_checkpoint()
 
-    assert (second.global_step, not second.host.persistence.backup.is_empty, second.host.persistence.store.run_id) == (
-        0,
-        True,
-        run_id,
-    )
+    assert (second.global_step, persistence.backup.is_empty, persistence.store.run_id) == (0, False, run_id)
+
+
+class Own(Policy):
+    """A user's policy."""
+
+    name = "own"
+
+
+HALVES = np.arange(20) % 2
 
 
 @pytest.mark.parametrize(
-    ("other", "text"),
+    ("before", "other", "text"),
     [
-        ({"policy": "shuffle"}, "policy is 'shuffle', it was 'balanced'"),
-        ({"policy": "quartile"}, "policy is 'quartile'"),
-        ({"groups": [0, 1] * 10}, "groups is 20 labels with the digest .*, it was None"),
-        ({"recovery": Recovery(trust_steps=9)}, "recovery is .*trust_steps=9.*it was .*trust_steps=32"),
-        ({"alpha": 0.3}, "alpha is 0.3, it was None"),
+        ({}, {"policy": "shuffle"}, "policy is 'shuffle', it was 'balanced'"),
+        ({}, {"policy": "quartile"}, "policy is 'quartile'"),
+        ({}, {"groups": [0, 1] * 10}, "groups is 20 labels with the digest .*, it was None"),
+        ({}, {"recovery": Recovery(trust_steps=9)}, "recovery is .*trust_steps=9.*it was .*trust_steps=32"),
+        ({}, {"alpha": 0.3}, "alpha is 0.3, it was None"),
+        (
+            {"policy": even_groups(Own()), "groups": HALVES},
+            {"policy": even_groups(Own(), exponent=0.25), "groups": HALVES},
+            r"policy is EvenGroups\(.*exponent=0.25",
+        ),
+        ({"seed": 3}, {"seed": 4}, "seed"),
     ],
 )
-def test_changed_identity_causes_a_warning(tmp_path, other, text):
-    """A resumed run with another policy, groups, recovery or alpha uses those, and warns of each."""
-    interrupted(tmp_path, 3)
-    with pytest.warns(RuntimeWarning, match=f"(?s)the resumed run is configured differently: {text}"):
+def test_changed_identity_causes_a_warning(tmp_path, before, other, text):
+    """A resumed run with another policy, groups, recovery or alpha uses those and warns of each; its seed is kept."""
+    interrupted(tmp_path, 3, **before)
+    said = (
+        "keeps the seed of the saved one, 3" if text == "seed" else f"the resumed run is configured differently: {text}"
+    )
+    with pytest.warns(RuntimeWarning, match=f"(?s){said}"):
         r8 = make(20, checkpoint_dir=tmp_path, resume="auto", **other)
+    assert r8.host.source.seed == before.get("seed", 0)
     train(r8)
 
     assert r8.pace.is_finished
@@ -205,29 +212,20 @@ def test_another_policy_goes_on_in_mid_pass():
         assert after.pace.is_finished
 
 
-def test_changed_wrapper_of_a_users_policy_causes_a_warning(tmp_path):
-    """A policy that wraps a user's counts as changed with other settings, not with another memory address."""
-
-    class Own(Policy):
-        name = "own"
-
-    groups = np.arange(20) % 2
-    interrupted(tmp_path, 3, policy=even_groups(Own()), groups=groups)
-    with pytest.warns(RuntimeWarning, match=r"(?s)policy is EvenGroups\(.*exponent=0.25"):
-        make(20, checkpoint_dir=tmp_path, resume="auto", policy=even_groups(Own(), exponent=0.25), groups=groups)
-
-
 def test_same_configuration_is_not_warned_of(tmp_path):
-    """Unchanged schedules, policies and guards of a user are no difference, also in another process."""
+    """Unchanged schedules, policies and guards of a user are no difference; an ordinary resume says nothing at all."""
 
     def falling(progress):
         return 0.1 - 0.05 * progress
 
-    more = {"scheduler_mode": falling, "policy": even_groups("balanced"), "groups": np.arange(20) % 2, "num_epochs": 4}
-    interrupted(tmp_path, 3, **more)
-    heard = []
-    r8 = make(20, checkpoint_dir=tmp_path, resume="auto", listeners=[heard.append], **more)
-    train(r8)
+    model, heard = Weights(), []
+    more = {"scheduler_mode": falling, "policy": even_groups("balanced"), "groups": HALVES, "num_epochs": 4}
+    more |= {"state_callback": model.get, "save_callback": model.save, "load_callback": model.load}
+    # The loss of the fifth batch is probed, in every run of these losses.
+    interrupted(tmp_path, 6, **more)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(make(20, checkpoint_dir=tmp_path, resume="auto", listeners=[heard.append], **more))
 
     [loaded] = [event for event in heard if isinstance(event, events.CheckpointLoaded)]
     assert loaded.differences == ()
@@ -278,12 +276,21 @@ def test_changes_of_batch_size_budget_or_rate(tmp_path, batch_size, goal):
     assert max(lr for _, _, lr in rest) <= goal.get("initial_lr", 0.01)
 
 
-def test_steps_of_the_budget_follow_the_batch_size(tmp_path):
-    """A budget in steps means the same number of samples with another batch size, unless it is given again."""
+def test_other_batch_sizes(tmp_path):
+    """A budget in steps means as many samples unless it is given again; what is refitted resumes bit for bit."""
     interrupted(tmp_path, 4, num_steps=10)
+    path = tmp_path / "ck_000000000004.r8"
+    assert resume_from(path, batch_size=8, checkpoint_dir=tmp_path / "c").total_steps == 5
+    assert resume_from(path, batch_size=8, num_steps=30, checkpoint_dir=tmp_path / "c").total_steps == 30
+    with pytest.raises(ValueError, match=r"batch_size must be .* got 5; .*resume_from_checkpoint\(\) changes it"):
+        make(20, batch_size=5, checkpoint_dir=tmp_path, resume="auto")
+    whole = train(resume_from(path, batch_size=3, num_epochs=4, checkpoint_dir=tmp_path / "a"))
+    r8 = resume_from(path, batch_size=3, num_epochs=4, checkpoint_dir=tmp_path / "b")
+    _, indices, lr = next(steps(r8))
+    r8.update_with_loss(batch_loss(indices))
+    r8.save_checkpoint()
 
-    assert resume_from(tmp_path, batch_size=8).total_steps == 5
-    assert resume_from(tmp_path, batch_size=8, num_steps=30).total_steps == 30
+    assert [whole[0][1:], *train(resume_from(tmp_path / "b"))] == [(indices.tolist(), lr), *whole[1:]]
 
 
 @pytest.mark.parametrize("budget", [{"num_epochs": 2}, {"num_steps": 9}, {"train_duration_seconds": 9.0}], ids=str)
@@ -312,14 +319,6 @@ def test_wrong_new_argument_is_named(tmp_path, budget, wrong, text):
         resume_from(tmp_path, **grouped(wrong))
 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_finished_run_goes_on_with_a_larger_budget(tmp_path):
-    """A finished run with more epochs continues."""
-    train(make(20, checkpoint_dir=tmp_path))
-    r8 = resume_from(tmp_path, num_epochs=3)
-
-    assert {epoch for epoch, _, _ in train(r8)} == {2}
 
 
 def test_more_samples_are_new(tmp_path):
@@ -392,15 +391,9 @@ def test_what_a_file_cannot_hold_must_be_given_again(tmp_path):
         resume_from(tmp_path, scheduler_mode=falling)
 
     assert resume_from(tmp_path, **more).global_step == 7
-
-
-def test_checkpoint_without_a_configuration(tmp_path):
-    """A checkpoint without its run's configuration cannot build it again."""
-    CheckpointStore(tmp_path, keep=1, run_id="x").save(make().state_dict())
-    with pytest.raises(
-        ValueError, match="the checkpoint must hold the run's configuration, got none; use load_checkpoint"
-    ):
-        resume_from(tmp_path)
+    CheckpointStore(tmp_path / "bare", keep=1, run_id="x").save(make().state_dict())
+    with pytest.raises(ValueError, match="the checkpoint must hold the run's configuration, got none; use load_check"):
+        resume_from(tmp_path / "bare")
 
 
 @pytest.mark.filterwarnings("ignore:auto_find_lr")
@@ -448,36 +441,6 @@ def test_every_sample_once_an_epoch_whatever_changes(num_samples, before, after,
         assert set(drawn) >= set(range(num_samples)), epoch
         if last_batch == "short":
             assert len(set(drawn)) == len(drawn)
-
-
-def test_resumed_twice_in_the_refitted_epoch(tmp_path):
-    """A refitted run that is interrupted in the same epoch resumes bit for bit."""
-    interrupted(tmp_path, 7, num_epochs=4)
-    whole = train(resume_from(tmp_path / "ck_000000000007.r8", batch_size=3, checkpoint_dir=tmp_path / "a"))
-    r8 = resume_from(tmp_path / "ck_000000000007.r8", batch_size=3, checkpoint_dir=tmp_path / "b")
-    seen = []
-    for epoch, indices, lr in steps(r8):
-        seen.append((epoch, indices.tolist(), lr))
-        r8.update_with_loss(batch_loss(indices))
-        if len(seen) == 1:
-            break
-    r8.save_checkpoint()
-
-    assert seen + train(resume_from(tmp_path / "b")) == whole
-
-
-def test_resume_causes_no_warning(tmp_path):
-    """An ordinary resume causes no warning."""
-    model = Weights()
-    callbacks = {"state_callback": model.get, "save_callback": model.save, "load_callback": model.load}
-    # The loss of the fifth batch is probed, in every run of these losses.
-    interrupted(tmp_path, 6, **callbacks)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        r8 = make(20, checkpoint_dir=tmp_path, resume="auto", **callbacks)
-        train(r8)
-
-    assert r8.pace.is_finished
 
 
 def test_example_resumes_after_it_was_killed(tmp_path):
@@ -538,26 +501,3 @@ def test_another_kind_of_guard_starts_fresh(tmp_path, before, after):
         train(r8, bad={9})
 
     assert (r8.global_step, [type(event) for event in heard].count(events.RolledBack)) == (14, 1)
-
-
-def test_seed_of_the_saved_run_is_kept_with_a_warning(tmp_path):
-    """A resumed run keeps its seed, and warns if another one was given."""
-    interrupted(tmp_path, 7, seed=3)
-    with pytest.warns(RuntimeWarning, match="keeps the seed of the saved one, 3"):
-        r8 = make(20, checkpoint_dir=tmp_path, resume="auto", seed=4)
-
-    assert r8.host.source.seed == 3
-
-
-def test_other_batch_size_says_what_to_do(tmp_path):
-    """The error for another batch size names the method that can change it."""
-    interrupted(tmp_path, 7)
-    with pytest.raises(ValueError, match=r"batch_size must be .* got 5; .*resume_from_checkpoint\(\) changes it"):
-        make(20, batch_size=5, checkpoint_dir=tmp_path, resume="auto")
-
-
-def test_finished_run_built_again_says_so(tmp_path):
-    """A finished run that is built from its checkpoint without a larger budget warns."""
-    train(make(checkpoint_dir=tmp_path))
-    with pytest.warns(RuntimeWarning, match="nothing to do"):
-        resume_from(tmp_path)

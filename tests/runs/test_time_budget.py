@@ -1,52 +1,54 @@
 """Time budgets: which time counts, and where runs end."""
 
+import contextlib
+
 import pytest
 
 from learnit_r8 import events
 from tests.drive import FakeClock, TickingClock, make, steps
 
 
-def timed(seconds, clock, per_step, *, more=None, **arguments):
-    """Steps of a run with a time budget whose every step takes per_step seconds."""
-    r8 = make(train_duration_seconds=seconds, clock=clock, **arguments)
-    count = 0
+def timed(seconds, clock, per_step=1, *, more=None, **arguments):
+    """A run with a time budget whose every step takes per_step seconds; the epoch, phase and rate of each step."""
+    r8, seen = make(train_duration_seconds=seconds, clock=clock, **arguments), []
     for epoch in r8.epoch_iterator():
-        for _ in r8.batch_iterator():
+        for _, lr in r8.batch_iterator():
+            seen.append((epoch, r8.phase, lr))
             clock.advance(per_step)
             r8.update_with_loss(1.0)
-            count += 1
         if more is not None:
-            more(r8, epoch)
-    return r8, count
+            more(r8)
+    return r8, seen
 
 
 @pytest.mark.parametrize(("seconds", "per_step", "count"), [(10, 1, 10), (10, 4, 3), (0.5, 1, 1), (7, 0.5, 14)])
 def test_time_budget_ends_on_time(seconds, per_step, count):
     """A time budget ends the run with the step in which the time is up, in mid-epoch, without an error."""
-    r8, done = timed(seconds, FakeClock(), per_step)
+    r8, seen = timed(seconds, FakeClock(), per_step)
 
-    assert (done, r8.progress, r8.phase, r8.total_steps) == (count, 1.0, "finished", None)
+    assert (len(seen), r8.progress, r8.phase, r8.total_steps) == (count, 1.0, "finished", None)
 
 
-def test_time_budget_counts_validation():
-    """Time between epochs counts towards a time budget."""
+def test_time_budget_has_epochs_and_a_schedule():
+    """Epochs count up, batches are data-aware from the second on, and the rate ends its schedule with the time."""
+    _, seen = timed(9, FakeClock())
+    rates = [lr for _, _, lr in timed(100, FakeClock())[1]]
+
+    assert [step[:2] for step in seen] == [(0, "cataloguing")] * 3 + [(1, "training")] * 3 + [(2, "training")] * 3
+    assert max(rates) > 0.0099
+    assert rates[-1] < 0.0001
+
+
+@pytest.mark.parametrize(("seconds", "is_paused", "count"), [(2, False, 6), (1000, True, 10)])
+def test_time_between_epochs_counts_unless_paused(seconds, is_paused, count):
+    """Validation counts towards the budget, time inside paused() does not."""
     clock = FakeClock()
-    _, count = timed(10, clock, 1, more=lambda r8, epoch: clock.advance(2))
 
-    assert count == 6
+    def wait(r8):
+        with r8.paused() if is_paused else contextlib.nullcontext():
+            clock.advance(seconds)
 
-
-def test_time_budget_leaves_pauses_out():
-    """Time inside paused() does not count towards a time budget."""
-    clock = FakeClock()
-
-    def pause(r8, epoch):
-        with r8.paused():
-            clock.advance(1000)
-
-    _, count = timed(10, clock, 1, more=pause)
-
-    assert count == 10
+    assert len(timed(10, clock, more=wait)[1]) == count
 
 
 def test_time_before_the_first_draw_does_not_count():
@@ -58,19 +60,10 @@ def test_time_before_the_first_draw_does_not_count():
     assert r8.progress == 0
 
 
-def test_time_budget_reaches_later_epochs():
-    """With a time budget epochs are counted, and the policy is used from the second one on."""
-    epochs = []
-    timed(10, FakeClock(), 1, more=lambda r8, epoch: epochs.append(epoch))
-
-    assert epochs == [0, 1, 2, 3]
-
-
 def test_time_that_ends_in_validation_is_no_error():
     """Time that runs out between an epoch's number and its first batch ends the run."""
-    clock = FakeClock()
+    clock, epochs = FakeClock(), []
     r8 = make(train_duration_seconds=10, clock=clock)
-    epochs = []
     for epoch in r8.epoch_iterator():
         epochs.append(epoch)
         clock.advance(8)
@@ -94,28 +87,15 @@ def test_time_that_ends_between_two_looks_at_the_clock_is_no_error(tick):
 def test_time_that_ends_in_a_backup_is_no_error():
     """Time that runs out while a backup is taken ends the run without an error."""
     clock = FakeClock()
+    slow = {"state_callback": lambda: clock.advance(4) or {}, "load_callback": dict, "backup_every": "3s"}
 
-    def state():
-        clock.advance(4)
-        return {}
-
-    r8 = make(train_duration_seconds=10, state_callback=state, load_callback=dict, backup_every="3s", clock=clock)
-    for _ in steps(r8):
-        clock.advance(1)
-        r8.update_with_loss(1.0)
-
-    assert r8.phase == "finished"
+    assert timed(10, clock, **slow)[0].phase == "finished"
 
 
 def test_speed_leaves_validation_out():
     """The time of an epoch is from its first draw to its last report, without the validation after it."""
     clock, heard = FakeClock(), []
-    r8 = make(num_epochs=2, clock=clock, listeners=[heard.append])
-    for _ in r8.epoch_iterator():
-        for _ in r8.batch_iterator():
-            clock.advance(1)
-            r8.update_with_loss(1.0)
-        clock.advance(100)
+    timed(206, clock, more=lambda r8: clock.advance(100), listeners=[heard.append])
 
     assert [event.epoch_seconds for event in heard if isinstance(event, events.EpochDone)] == [3, 3]
 
@@ -124,17 +104,10 @@ def test_speed_leaves_validation_out():
 @pytest.mark.parametrize("hours", [-5, -0.001])
 def test_clock_that_jumps_back_costs_no_step(at, hours):
     """A clock that is set back does not end the run: its time continues from where it was, also in events."""
-    clock, told = FakeClock(), []
+    clock, told, count = FakeClock(), [], 0
     clock.advance(1e5)
-    r8 = make(
-        train_duration_seconds=10,
-        clock=clock,
-        state_callback=dict,
-        load_callback=dict,
-        backup_every="2s",
-        listeners=[told.append],
-    )
-    count = 0
+    more = {"state_callback": dict, "load_callback": dict, "backup_every": "2s", "listeners": [told.append]}
+    r8 = make(train_duration_seconds=10, clock=clock, **more)
     for _ in steps(r8):
         clock.advance(1)
         count += 1
