@@ -19,7 +19,7 @@ from .readback import ALONE, Readback, Sent, SingleProcess
 if TYPE_CHECKING:
     from ..checkpoint.callbacks import Callbacks
     from ..scheduler import R8Scheduler
-    from .distributed.together import Sharing
+    from .distributed.together import Gathered, Sharing
     from .state import ModelState
     from .stepper import SecondRun, Stepper
 
@@ -81,7 +81,7 @@ class LossPipeline:
         self._rates, self._sharing = training.rates, training.sharing
         self.outcome = Outcome(Verdict.PENDING, r8.lr, None)
         self.recorded: tuple[Sent, torch.Tensor] | None = None
-        self.readback: Readback | None = None
+        self.readback: Readback | Gathered | None = None
         self._r8, self._feed, self._has_loader = r8, r8.feed, has_loader
         self.is_other, self._is_alone = False, training.sharing.size == 1
         self._own_optimizer = training.optimizers[0] if r8.host.rates.are_own else None

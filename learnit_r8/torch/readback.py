@@ -146,7 +146,8 @@ class CudaCopy(Here):
 
     def read(self) -> Values:
         """What was copied."""
-        return self._values.numpy().copy()
+        values: Values = self._values.numpy().copy()
+        return values
 
 
 def readback_on(device: torch.device, *, keeps: bool = False) -> Readback:

@@ -85,7 +85,7 @@ class Together:
         """This rank's slice of a batch; see `Exchange.part`."""
         return slice_of(rows, self.ranks)
 
-    def readback(self, device: torch.device) -> Readback:
+    def readback(self, device: torch.device) -> Gathered:
         """The readback that brings the losses of all ranks to the scheduler of each."""
         assert self._exchange is not None
         return Gathered(self._exchange, readback_on(device, keeps=True))
