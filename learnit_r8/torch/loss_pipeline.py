@@ -11,10 +11,10 @@ from ..bridge.group_rates import FOREIGN, GroupRates
 from ..bridge.prefetch import Prefetch
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Outcome, Ticket
-from ..table.labels.predictions import NUM_ROWS, Predictions
-from .flight.hand import Hand, Held
+from ..table.labels.predictions import NUM_ROWS
+from .flight.hand import Hand
 from .predictions import check_exchanged
-from .readback import ALONE, Readback, Sent, SingleProcess
+from .readback import ALONE, Note, Readback, Sent, SingleProcess, note_of
 
 if TYPE_CHECKING:
     from ..checkpoint.callbacks import Callbacks
@@ -208,46 +208,31 @@ class LossPipeline:
             self._hear(self.readback.drain())
 
     def _hear(self, here: list[tuple[Sent, Any]]) -> None:
+        """Report losses, up to one that puts the model back: the later ones are of weights that are gone."""
+        hand = self._hand
         for number, (sent, values) in enumerate(here):
-            extras: dict[str, Any] = {}
-            if sent.extras:
-                count = len(values) - len(sent.extras)
-                extras = dict(zip(sent.extras, values[count:].tolist(), strict=True))
-                extras["skipped"] = bool(extras.get("skipped", 0))
-                values = values[:count]
-            if sent.num_classes:
-                # Those of several ranks come as one batch.
-                count = sent.num_samples if self._is_alone else len(sent.ticket.indices)
-                values, extras["predictions"] = Predictions.unpack(values.reshape(-1, count), sent.num_classes)
-            if sent.part_size is None:
-                values = float(values.reshape(-1)[0])
-            elif sent.part_size != 1:
-                extras["part_size"] = sent.part_size
-            if self._report(sent.ticket, sent.held, values, extras, here[number + 1 :]):
-                break
-
-    def _report(self, ticket: Ticket, held: Held | None, loss: Any, more: dict[str, Any], later: list[Any]) -> bool:
-        """Report a loss; whether the model was put back, so that the ``later`` ones are of weights that are gone."""
-        hand, num_loads, put_back_to = self._hand, self._state.num_loads, None
-        hand.reported = held
-        try:
-            # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
-            if ticket.is_out:
-                self.outcome = self._r8.report(ticket, loss, **more)
-                if self._feed is not None and self._rates is None:
-                    # The rate that the optimizer has, which is the user's.
-                    self.outcome = self.outcome._replace(lr=self._r8.lr)
-            if self.outcome:
-                hand.good = held
-            else:
-                self._stepper.drop_update()
-            put_back_to = self.outcome.rolled_back_to
-        finally:
-            is_put_back = put_back_to is not None or self._state.num_loads != num_loads
+            note = values if isinstance(values, Note) else note_of(sent, values)
+            num_loads, put_back_to = self._state.num_loads, None
+            hand.reported = sent.held
+            try:
+                # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
+                if sent.ticket.is_out:
+                    self.outcome = self._r8.report(sent.ticket, **note.arguments)
+                    if self._feed is not None and self._rates is None:
+                        # The rate that the optimizer has, which is the user's.
+                        self.outcome = self.outcome._replace(lr=self._r8.lr)
+                if self.outcome:
+                    hand.good = sent.held
+                else:
+                    self._stepper.drop_update()
+                put_back_to = self.outcome.rolled_back_to
+            finally:
+                is_put_back = put_back_to is not None or self._state.num_loads != num_loads
+                if is_put_back:
+                    self._discard([later for later, _ in here[number + 1 :]])
+                    self.drop()
             if is_put_back:
-                self._discard([sent for sent, _ in later])
-                self.drop()
-        return is_put_back
+                break
 
     # Batches of the user's own.
 

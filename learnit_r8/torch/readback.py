@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..table.labels.predictions import Predictions
+from ..table.losses import EXACT, WHOLE_BATCH
+
 if TYPE_CHECKING:
     from ..engine.settings import SchedulerSettings
     from ..sampling.ticket import Ticket
@@ -48,6 +51,49 @@ class Sent(NamedTuple):
     extras: tuple[str, ...] = ()
     num_classes: int = 0
     held: Held | None = None
+
+
+class Note(NamedTuple):
+    """The losses of a step: of this process's part of the batch, and after an exchange between ranks of the whole one.
+
+    Attributes:
+        ticket: The batch.
+        losses: float[P], those of its samples or of their parts, or one mean.
+        part_size: EXACT, WHOLE_BATCH or the size of a part.
+        skipped: Whether the optimizer's step was skipped because gradients overflowed.
+        grad_norm: Norm of the gradient, or None.
+        predictions: What the logits of the samples say about their labels, or None.
+    """
+
+    ticket: Ticket
+    losses: NDArray[Any]
+    part_size: int
+    skipped: bool = False
+    grad_norm: float | None = None
+    predictions: Predictions | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `R8Scheduler.report` for a whole batch, but for its ticket."""
+        return {
+            "loss": float(self.losses[0]) if self.part_size == WHOLE_BATCH else self.losses,
+            "part_size": None if self.part_size in (WHOLE_BATCH, EXACT) else self.part_size,
+            "skipped": self.skipped,
+            "grad_norm": self.grad_norm,
+            "predictions": self.predictions,
+        }
+
+
+def note_of(sent: Sent, values: Values) -> Note:
+    """The losses in values that were sent."""
+    values, predictions = values.reshape(-1), None
+    count = len(values) - len(sent.extras)
+    extras = dict(zip(sent.extras, values[count:].tolist(), strict=True))
+    losses = values[:count]
+    if sent.num_classes:
+        losses, predictions = Predictions.unpack(losses.reshape(-1, sent.num_samples), sent.num_classes)
+    part_size = WHOLE_BATCH if sent.part_size is None else sent.part_size
+    return Note(sent.ticket, losses, part_size, bool(extras.get("skipped", 0)), extras.get("grad_norm"), predictions)
 
 
 class Readback:

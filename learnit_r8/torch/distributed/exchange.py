@@ -25,7 +25,8 @@ from ...bridge.ranks.shared_parts import PartsOfRanks
 from ...events.launcher import restarts_cannot_meet
 from ...sampling.ticket import Ticket
 from ...table.labels.predictions import NUM_ROWS, Predictions
-from ...table.losses import EXACT, WHOLE_BATCH, check_kind
+from ...table.losses import WHOLE_BATCH, check_kind
+from ..readback import Note
 from .ranks import Ranks
 
 if TYPE_CHECKING:
@@ -271,26 +272,6 @@ NOTHING = -1
 """Kind of the losses in a message without losses."""
 
 
-class Note(NamedTuple):
-    """The losses of a step: of this rank's slice of the batch, and after the exchange of the whole batch.
-
-    Attributes:
-        ticket: The batch.
-        losses: float[P], those of its samples or of their parts, or one mean.
-        part_size: EXACT, WHOLE_BATCH or the size of a part.
-        skipped: Whether the optimizer's step was skipped because gradients overflowed.
-        grad_norm: Norm of the gradient, or None.
-        predictions: What the logits of the samples say about their labels, or None.
-    """
-
-    ticket: Ticket
-    losses: NDArray[Any]
-    part_size: int
-    skipped: bool = False
-    grad_norm: float | None = None
-    predictions: Predictions | None = None
-
-
 class Head(NamedTuple):
     """The whole numbers in a message. The first six must be the same in the messages of all ranks.
 
@@ -447,14 +428,3 @@ class MessageCodec:
 def num_classes_in(notes: Sequence[Note]) -> int:
     """C of the predictions in some steps; 0 without any."""
     return max((note.predictions.num_classes for note in notes if note.predictions is not None), default=0)
-
-
-def arguments_of(note: Note) -> dict[str, Any]:
-    """The arguments of `R8Scheduler.report` for a whole batch, but for its ticket."""
-    return {
-        "loss": float(note.losses[0]) if note.part_size == WHOLE_BATCH else note.losses,
-        "part_size": None if note.part_size in (WHOLE_BATCH, EXACT) else note.part_size,
-        "skipped": note.skipped,
-        "grad_norm": note.grad_norm,
-        "predictions": note.predictions,
-    }
