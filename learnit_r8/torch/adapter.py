@@ -357,8 +357,8 @@ class Adapter:
         shares = None
         found: Ticket | None = None
         if self._feed is None:
-            found = self._find(ticket)
-            count = self._losses.count(found)
+            found = find_batch(self.sampler.batches, ticket, ahead=self._ahead)
+            count = len(self._sharing.part(found.indices))
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
         else:
@@ -475,9 +475,9 @@ class Adapter:
             if not outcome:
                 self._look_for_others(*losses)
             return outcome
-        found = self._find(ticket)
+        found = find_batch(self.sampler.batches, ticket, ahead=self._ahead)
         refuse_weights(self.scheduler.policy, found)
-        count = self._losses.count(found)
+        count = len(self._sharing.part(found.indices))
         num_classes = 0
         if part_size is None:
             read = read_losses(losses[0], count)
@@ -558,7 +558,7 @@ class Adapter:
         if ends_epoch:
             pipeline.settle()
             r8.controller.end_update()
-            pipeline.set_next_rates()
+            pipeline.set_rates()
             if r8.is_over or r8.requests.is_pending:
                 # Else the checkpoint is written once the next epoch is asked for, after what follows this one.
                 pipeline.between_steps()
@@ -611,7 +611,7 @@ class Adapter:
             ticket: The batch.
         """
         kind = self.scheduler.table.storage.part_size
-        shape = (-(-self._losses.count(ticket) // kind),) if kind and self._feed is None else ()
+        shape = (-(-len(self._sharing.part(ticket.indices)) // kind),) if kind and self._feed is None else ()
         return torch.full(shape, float("nan"))
 
     def skip(self) -> None:
@@ -630,10 +630,6 @@ class Adapter:
         if ticket is not None and ticket.is_out:
             self.scheduler.give_up(ticket, on_purpose=True)
 
-    def _find(self, ticket: int | Ticket | None) -> Ticket:
-        """The batch that losses are of, among those that the scheduler has drawn; see `find_batch`."""
-        return ticket if isinstance(ticket, Ticket) else find_batch(self.sampler.batches, ticket, ahead=self._ahead)
-
     # What is known.
 
     @property
@@ -644,7 +640,7 @@ class Adapter:
             RuntimeError: no batch is out, or it is not clear which it is.
         """
         if self._feed is None:
-            return self._find(None)
+            return find_batch(self.sampler.batches, ahead=self._ahead)
         ticket = self._feed.source.open
         if ticket is None:
             raise RuntimeError(f"no batch is out at step {self.scheduler.global_step}; take one from batches() first.")

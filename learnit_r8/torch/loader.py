@@ -154,17 +154,13 @@ class SampleReader(Dataset[Any]):
         _seed_generators(self._seed, indices[1] if self.is_numbered else indices)
         return self._fetch(indices)
 
-    def _fetch(self, indices: Any) -> Any:
-        if self.is_numbered:
-            number, indices = indices
-            return number, self._items_of(indices)
-        return self._items_of(indices)
-
-    def _items_of(self, indices: Any) -> Any:
-        if self._fetch_many is None:
-            return self._fetch_each(indices)
+    def _fetch(self, given: Any) -> Any:
+        number, indices = given if self.is_numbered else (None, given)
         try:
-            return self._fetch_many(indices)
+            items = self._fetch_each(indices) if self._fetch_many is None else self._fetch_many(indices)
+            return (number, items) if self.is_numbered else items
+        except SampleError:
+            raise
         except Exception as error:
             shown = list(indices)
             if hasattr(type(self.dataset), "__getitem__"):

@@ -96,10 +96,6 @@ class LossPipeline:
         """Losses sent and not reported yet."""
         return 0 if self.readback is None else len(self.readback)
 
-    def count(self, ticket: Ticket) -> int:
-        """Samples of a batch that this process trains on."""
-        return len(ticket.indices if self._is_alone else self._sharing.part(ticket.indices))
-
     def record(
         self, ticket: Ticket, values: torch.Tensor, *, count: int, part_size: int | None, num_classes: int = 0
     ) -> None:
@@ -115,7 +111,10 @@ class LossPipeline:
         if num_classes:
             check_exchanged(self._sharing.size, len(values) // (NUM_ROWS * count), num_classes)
         if self._own_optimizer is not None:
-            self._note_rate()
+            # A tensor on a device is not read, as that would wait for it.
+            rate = self._own_optimizer.param_groups[0]["lr"]
+            if rate is not self._r8.host.rates.own and not getattr(rate, "is_cuda", False):
+                self._r8.host.rates.tell(float(rate))
         # A batch of the user's own has begun as it was handed out, unless losses of others are on their way.
         if self._feed is None or self._rates is not None or not (self._is_alone and values.is_cpu):
             self._batches.take(ticket)
@@ -177,17 +176,6 @@ class LossPipeline:
             # The losses that have arrived belong to earlier batches.
             self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
         return self.outcome
-
-    def _note_rate(self) -> None:
-        """Tell views and guard the rate that the user has set."""
-        if self._own_optimizer is None:
-            return
-        rate = self._own_optimizer.param_groups[0]["lr"]
-        if rate is self._r8.host.rates.own:
-            return
-        # A tensor on a device is not read, as that would wait for it.
-        if type(rate) is float or not getattr(rate, "is_cuda", False):
-            self._r8.host.rates.tell(float(rate))
 
     def load_scheduler(self, state: Mapping[str, Any]) -> None:
         """Take over the state of the scheduler alone; losses on their way are dropped.
@@ -286,16 +274,15 @@ class LossPipeline:
         if self.readback is not None:
             self.readback.clear()
 
-    def set_next_rates(self) -> None:
-        """Set the optimizer's rates for the batch that comes next: a loop may step before it reports."""
-        lr = None if self._rates is None else self._r8.host.rates.after(self.num_on_their_way)
-        if lr is not None:
-            self.set_rates(lr)
+    def set_rates(self, lr: float | None = None) -> None:
+        """Set the optimizer's rates, unless other code does.
 
-    def set_rates(self, lr: float) -> None:
-        """Set the optimizer's rates, unless other code does."""
+        Args:
+            lr: The rate; by default that of the batch that comes next: a loop may step before it reports.
+        """
         rates = self._rates
-        if rates is None:
+        lr = self._r8.host.rates.after(self.num_on_their_way) if lr is None and rates is not None else lr
+        if rates is None or lr is None:
             return
         if self._state.num_loads != self._num_loads:
             # The optimizer was put back with its rates.
@@ -322,7 +309,7 @@ class LossPipeline:
         if self._feed is None and not self.num_on_their_way:
             self._r8.controller.note_start()
         if self._rates is not None:
-            self.set_next_rates()
+            self.set_rates()
 
     def before_probe(self) -> None:
         """Forget the gradients that wait for others to be added."""
@@ -362,18 +349,13 @@ def values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[
             values = loss.detach()
             values = values.reshape(rows, -1).mean(1, dtype=torch.float32) if len(shape) > 1 else values
             return values if values.dtype is torch.float32 else values.float(), rows
-    return _mean_of(losses), 0
-
-
-def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """float32, the sum of the means of losses, without their gradient."""
     if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
-        loss = losses[0].detach()
-        return loss if not loss.ndim else loss.mean()
+        mean = losses[0].detach()
+        return (mean.mean() if mean.ndim else mean), 0
     if not losses:
         raise TypeError("report() must get a loss, got none.")
     for loss in losses:
         if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
             raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
     means = [loss.detach() if loss.ndim == 0 else loss.detach().mean() for loss in losses]
-    return sum(means[1:], means[0]).to(torch.float32)
+    return sum(means[1:], means[0]).to(torch.float32), 0
