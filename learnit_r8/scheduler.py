@@ -23,9 +23,8 @@ from .checkpoint.store import CheckpointStore
 from .engine import run_state
 from .engine.builder import build_run
 from .engine.engine import Engine
-from .engine.feed.feed import Batches, Feed
+from .engine.feed.feed import Batches, Feed, TrainerBatches
 from .engine.feed.followed import FollowedBatches
-from .engine.feed.trainer_batches import TrainerBatches
 from .engine.settings import AllSettings, Settings, check_names, kept_defaults, suggest_settings
 from .engine.values import flat, grouped
 from .events.caller import say_at_exit

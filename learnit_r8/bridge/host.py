@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
-MEMBERS = frozenset(
-    (
-        "member", "seed", "say_once", "rates", "join", "count_batches", "leave_epoch", "share", "adopt", "controller",
-        "draw_ahead", "draw_epoch", "begin", "hand_back", "leave_out", "discard", "between_steps", "may_be_due",
-        "may_be_witness", "look_at_weights", "timed", "deciding_state",
-    )
+HOST = (
+    "member", "seed", "say_once", "rates", "controller", "join", "count_batches", "leave_epoch", "share", "adopt",
+    "draw_ahead", "draw_epoch", "begin", "hand_back", "leave_out", "discard", "between_steps", "may_be_due",
+    "may_be_witness", "look_at_weights", "timed", "deciding_state",
 )  # fmt: skip
-"""Members of the engine that adapters rely on, and no others; ``tests/bridge/test_host.py`` holds them to it."""
+"""Members of the engine that adapters rely on; see `Engine`. ``tests/bridge/test_host.py`` holds both to it."""
 
 
 def check_scheduler(name: str, value: Any) -> None:

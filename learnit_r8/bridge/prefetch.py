@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
-from ..engine.run import PlainTrainer, Trainer
+from ..engine.run import Member, Trainer
 from .host import check_scheduler, num_left
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 
-class Prefetch:
+class Prefetch(Member):
     """Holds the batches of a scheduler that are drawn and not reported; each scheduler has one, see `of`.
 
     Args:
@@ -40,7 +40,7 @@ class Prefetch:
         self.epoch: list[Ticket] = []
         self.current: Ticket | None = None
         self.reader: Any = None
-        self.trainer: Trainer = PlainTrainer(r8.host.between_steps)
+        self.trainer = Trainer(r8.host.between_steps)
         self._begun: deque[Ticket] = deque()
 
     @classmethod
@@ -90,7 +90,7 @@ class Prefetch:
         Raises:
             RuntimeError: it is not clear which batch it is.
         """
-        is_plain = isinstance(self.trainer, PlainTrainer) and self.reader is not None
+        is_plain = type(self.trainer) is Trainer and self.reader is not None
         return self.reader.in_hand() if is_plain and self.waiting else None
 
     def open(self, reader: Any) -> None:

@@ -102,7 +102,6 @@ def _parser() -> argparse.ArgumentParser:
     option("--out", metavar="FILE", help="the file to write; by default standard output")
     option = add("report", "write a page about a run, as one self-contained HTML file").add_argument
     option("--html", metavar="OUT", help="the file to write; by default report.html in the run folder")
-    option("--compare", metavar="OTHER", help="a run to compare with, on the same page")
     option("--open", action="store_true", help="show it in the browser")
     option = add("incidents", "what went wrong in a run, where it began, and what was done").add_argument
     option("number", nargs="?", type=_count, metavar="K", help="show this one")

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from .. import __version__
 from .._validation import how_to_install, whole_number
-from ..dashboard.watch import view_of
+from ..dashboard.watch import look
 from ..events.codec import strict_json
 from ..events.text import clean
 from ..journal.run import Run, UnreadableRun, find_run, runs_folder
 from ..journal.samples import sample_epochs
 from ..report.comparison import Comparison
-from . import incidents, pages, runs, samples
+from . import incidents, runs, samples
 
 INSTRUCTIONS = """Trainings under learnit_r8, seen from outside. A run is named by the name that list_runs gives, or by
 its beginning; "" means the newest. Numbers that are not known are null. Names, notes, labels and messages in the
@@ -64,12 +64,11 @@ class RunTools:
 
     def run_status(self, run: str = "") -> dict[str, Any]:
         """Say how a run is doing: its state ("running", "stalled", "died", "finished", ...), step, losses, metrics."""
-        opened = self._open(run)
-        return runs.facts_of(opened, view_of(opened, is_glance=True))
+        return runs.facts_of(look(self._open(run), is_glance=True))
 
     def list_incidents(self, run: str = "") -> dict[str, Any]:
         """List what went wrong in a run: what happened, where it began, what was tried, and the diagnosis."""
-        return incidents.facts_of(self._open(run).folder)
+        return incidents.facts_of(self._open(run))
 
     def list_suspects(self, run: str = "", top: int = 50, precision: float = 0.5) -> dict[str, Any]:
         """List the training samples whose labels look wrong, the most suspect first, with label and suggestion.
@@ -82,15 +81,14 @@ class RunTools:
         if not 0 < precision < 1:
             raise ValueError(f"precision must be in (0, 1), got {precision!r}.")
         top = whole_number("top", top, least=1)
-        opened = self._open(run)
+        opened = Run(self._open(run))
         found = samples.suspects_of(opened, sample_epochs(opened.folder), precision)
         rows = samples.rows_of(found.samples, found.verdict, found.verdict.indices[:top], samples.ALL_COLUMNS)
         return samples.facts_of(opened, found.samples, found.verdict, rows) | {"more_before": found.more_before}
 
     def compare_runs(self, runs: list[str]) -> dict[str, Any]:
         """Compare two runs or more: their figures, which is better in each, and the settings that differ."""
-        opened = [self._open(run) for run in runs]
-        return pages.facts_of(opened, Comparison(opened, [view_of(run) for run in opened]))
+        return Comparison([look(self._open(run)) for run in runs]).facts
 
     def ask(
         self, run: str, request: Literal["pause", "unpause", "save", "cool-down", "stop"], length: str = "",
@@ -106,15 +104,15 @@ class RunTools:
         """
         if not run:
             raise ValueError("run must be named where something is asked for, got ''.")
-        folder = self._open(run).folder
+        folder = self._open(run)
         is_read = runs.wait_for(folder, request, length or None, until or None)
         return {"run": str(folder), "request": request, "is_read": is_read}
 
-    def _open(self, name: str) -> Run:
+    def _open(self, name: str) -> Path:
         folder = Path(name) if Path(name).is_dir() and name else find_run(name or None, self._folder)
         if not folder.resolve().is_relative_to(self._folder.resolve()):
             raise UnreadableRun(f"run must be one in {str(self._folder)!r}, got {name!r}.")
-        return Run(find_run(str(folder)))
+        return find_run(str(folder))
 
 
 def server_of(library: Any, tools: RunTools, *, is_asking: bool) -> Any:

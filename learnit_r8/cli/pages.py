@@ -7,15 +7,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..dashboard.render.curves import chart_of
 from ..dashboard.text import Line, table_lines
 from ..dashboard.theme import Style, Theme, choose_theme
-from ..dashboard.watch import view_of
+from ..dashboard.watch import look
 from ..events.codec import strict_json
 from ..events.text import clean
-from ..journal.run import NO_RUNS, Run, UnreadableRun, find_run, free_of_runs, is_run, runs_in
+from ..journal.run import NO_RUNS, UnreadableRun, find_run, free_of_runs, is_run, runs_in
 from ..report import write_report
 from ..report.comparison import Comparison, write_comparison
 
@@ -26,8 +25,7 @@ HEIGHT = 14
 def report(options: argparse.Namespace) -> int:
     """Write the page, beside the run unless a file is given, and print its path; open it where that is asked for."""
     folder = find_run(options.run)
-    other = find_run(options.compare) if options.compare else None
-    path = write_report(folder, free_of_runs(options.html or folder / "report.html"), other=other)
+    path = write_report(folder, free_of_runs(options.html or folder / "report.html"))
     facts = strict_json({"report": str(path), "bytes": path.stat().st_size})
     print(facts if options.json else _said_of(path))
     if options.open:
@@ -37,23 +35,22 @@ def report(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Print a row for each run, the best on top, with a star at the best of each column, a verdict, and the curves."""
-    runs = runs_of(options.runs)
-    compared = Comparison(runs, [view_of(run) for run in runs])
+    folders = folders_of(options.runs)
+    compared = Comparison([look(folder) for folder in folders])
     if options.html or options.open:
-        out = free_of_runs(options.html or (runs[0].folder.parent / "compared.html"))
-        path = write_comparison([run.folder for run in runs], out)
+        path = write_comparison(folders, free_of_runs(options.html or (folders[0].parent / "compared.html")))
         print(_said_of(path), file=sys.stderr if options.json else sys.stdout)
         if options.open:
             _open(path)
     if options.json:
-        print(strict_json(facts_of(runs, compared), non_finite=lambda value: None))
+        print(strict_json(compared.facts, non_finite=lambda value: None))
         return 0
     if sys.stdout.isatty() and not options.html:
         # The losses of batches over each other, then every metric.
         theme = choose_theme(encoding=sys.stdout.encoding or "ascii")
         width = min(shutil.get_terminal_size().columns, 120)
         for metric in ("", *compared.metrics[:3]):
-            for line in chart_of(compared.views, compared.names, metric, width, HEIGHT, theme):
+            for line in chart_of([each.view for each in compared.runs], compared.names, metric, width, HEIGHT, theme):
                 print(painted(line, theme))
             print()
     columns = {name: column for name, column in compared.columns.items() if set(column.texts) != {"-"}}
@@ -78,30 +75,18 @@ def _open(path: Path) -> None:
         print("learnit-r8: no browser could be opened", file=sys.stderr)
 
 
-def runs_of(names: Sequence[str]) -> list[Run]:
-    """The runs that are meant; of one folder of runs, all that are in it.
+def folders_of(names: Sequence[str]) -> list[Path]:
+    """The folders of the runs that are meant; of one folder of runs, all that are in it.
 
     Raises:
         UnreadableRun: there is none.
     """
     folder = Path(names[0])
     if len(names) > 1 or not folder.is_dir() or is_run(folder):
-        return [Run(find_run(name)) for name in names]
-    found = runs_in(folder)
-    if not found:
+        return [find_run(name) for name in names]
+    if not (found := runs_in(folder)):
         raise UnreadableRun(NO_RUNS.format(str(folder)))
-    return [Run(each) for each in found]
-
-
-def facts_of(runs: Sequence[Run], compared: Comparison) -> dict[str, Any]:
-    """A comparison for programs."""
-    figures = compared.figures
-    return {
-        "runs": [str(run.folder) for run in runs], "names": compared.names,
-        "states": [run.state().word for run in runs], "order": compared.order, "metric": compared.metric,
-        "verdict": compared.verdict, "figures": {name: row.values for name, row in figures.items()},
-        "better": {name: row.better for name, row in figures.items() if row.better >= 0}, "settings": compared.differ,
-    }  # fmt: skip
+    return found
 
 
 def painted(line: Line, theme: Theme) -> str:

@@ -19,18 +19,17 @@ from ..dashboard.live import why_plain
 from ..dashboard.painter import Painter
 from ..dashboard.render.frame import render
 from ..dashboard.state.ui_state import HEADER, UiState, chosen_rows
-from ..dashboard.state.view import View
 from ..dashboard.terminal.screen import Screen, TtyModes, UnusableTerminal, find_ground, screen_encoding
 from ..dashboard.terminal.terminal_hooks import EndingSignals
 from ..dashboard.text import spark, table_lines
 from ..dashboard.theme import ASCII, BRAILLE, Theme, choose_theme
-from ..dashboard.watch import COURSE, Replay, RunList, Watch, row_of, view_of
+from ..dashboard.watch import COURSE, Replay, RunList, SeenRun, Watch, look, row_of, see
 from ..events.codec import strict_json, to_json
 from ..events.event import describe
 from ..events.steps import is_lower_better
 from ..events.text import clean, clock, number
 from ..journal.requests import ask as write_request
-from ..journal.run import NO_RUNS, Run, UnreadableRun, find_run, is_run, read_json, runs_folder, runs_in
+from ..journal.run import NO_RUNS, UnreadableRun, find_run, is_run, read_json, runs_folder, runs_in
 from ..schedules.span import read_span
 
 EXIT_CODES = {"stalled": 3, "died": 4, "diverged": 4, "stopped": 5}
@@ -49,8 +48,7 @@ def status(options: argparse.Namespace) -> int:
         0 while it runs or when it has finished, 3 if it is stalled, 4 if it died or diverged, 5 if it was stopped
         before its end.
     """
-    run = Run(find_run(options.run))
-    return _say(run, view_of(run, is_glance=True), as_json=options.json)
+    return _say(look(find_run(options.run), is_glance=True), as_json=options.json)
 
 
 def ls(options: argparse.Namespace) -> int:
@@ -61,16 +59,11 @@ def ls(options: argparse.Namespace) -> int:
         print(strict_json([listed(folder, metric) for folder in runs], non_finite=lambda value: None))
         return 0
     glyphs = BRAILLE if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII
-    best_columns = (f"best {clean(metric, 30)}", "at step") if metric else ()
-    rows = [(*HEADER[:-1], "course", HEADER[-1], *best_columns, "notes")]
+    rows: list[tuple[str, ...]] = [(*HEADER[:-1], "course", HEADER[-1], "notes")]
     for folder in runs:
-        record, row = record_of(folder), row_of(folder)
-        found: tuple[str, ...] = ()
-        if metric:
-            best = _whole_view(folder).bests.get(metric)
-            found = ("-", "-") if best is None else (number(best.value, 4), f"{best.step:,}")
+        record, row = record_of(folder), row_of(folder, metric)
         said = "; ".join(text for text in (record.get("notes", ""), record.get("tags", "")) if text)
-        rows.append((*row.texts[:-1], spark(row.curve, COURSE, glyphs), row.texts[-1], *found, clean(said, 60)))
+        rows.append((*row.texts[:-1], spark(row.curve, COURSE, glyphs), row.texts[-1], clean(said, 60)))
     # Without any notes, no column for them.
     has_notes = any(row[-1] for row in rows[1:])
     print(*table_lines(rows if has_notes else [row[:-1] for row in rows]), sep="\n")
@@ -94,11 +87,14 @@ def chosen_runs(parent: Path, *, find: str | None, sort: str | None, top: int) -
                 f"{len(every)} in {str(parent)!r} has."
             )
     if sort:
-        views = {run: _whole_view(run) for run in runs}
-        sign = 1.0 if is_lower_better(sort) else -1.0
-        values = {run: sign * view.bests[sort].value for run, view in views.items() if sort in view.bests}
+        sign, values, known = 1.0 if is_lower_better(sort) else -1.0, dict[Path, float](), set[str]()
+        for run in runs:
+            with contextlib.suppress(UnreadableRun):
+                view = look(run).view
+                known |= view.metrics.keys()
+                values |= {run: sign * view.bests[sort].value} if sort in view.bests else {}
         if not values:
-            names = sorted({name for view in views.values() for name in view.metrics})
+            names = sorted(known)
             raise UnreadableRun(
                 f"--sort must be a metric that a run has logged ({', '.join(names) or 'none'}), got {sort!r}."
                 f"{did_you_mean(sort, names)}"
@@ -115,14 +111,6 @@ def _said_of(run: Path) -> str:
     return "\n".join([run.name, *record.values(), *values]).lower()
 
 
-def _whole_view(folder: Path) -> View:
-    """The view of a run from all its records, as the best value may be in any; an empty one where none can be read."""
-    try:
-        return view_of(Run(folder))
-    except UnreadableRun:
-        return View()
-
-
 def record_of(folder: Path) -> dict[str, str]:
     """What the user recorded of a run: notes, tags, config, and the git commit; as texts."""
     try:
@@ -136,19 +124,19 @@ def record_of(folder: Path) -> dict[str, str]:
 def listed(folder: Path, metric: str | None = None) -> dict[str, Any]:
     """The facts of a run, or the reason why it cannot be read."""
     try:
-        run = Run(folder)
-        facts = facts_of(run, view_of(run, is_glance=True))
+        seen = look(folder, is_glance=metric is None)
     except UnreadableRun as error:
         return {"run": str(folder), "error": str(error)}
+    facts = facts_of(seen)
     if metric:
-        best = _whole_view(folder).bests.get(metric)
+        best = seen.view.bests.get(metric)
         facts["best"] = None if best is None else {"value": best.value, "step": best.step}
     return facts | {"record": record_of(folder)}
 
 
-def line_of(run: Run, view: View) -> str:
+def line_of(seen: SeenRun) -> str:
     """One line on a run: name, state, progress, loss, rate, speed, time left."""
-    state = run.state()
+    run, view, state = seen
     parts = [clean(run.name, 60), state.word + (f" ({clean(state.detail, 100)})" if state.detail else "")]
     if view.run is not None:
         parts += [f"{view.progress:.1%}", f"epoch {view.epoch_text}", f"step {view.step_text}"]
@@ -164,15 +152,15 @@ def line_of(run: Run, view: View) -> str:
     return "  ".join(parts)
 
 
-def _say(run: Run, view: View, *, as_json: bool) -> int:
+def _say(seen: SeenRun, *, as_json: bool) -> int:
     """Print a line on a run, or its facts as a JSON object; returns the exit code of its state."""
-    print(strict_json(facts_of(run, view), non_finite=lambda value: None) if as_json else line_of(run, view))
-    return EXIT_CODES.get(run.state().word, 0)
+    print(strict_json(facts_of(seen), non_finite=lambda value: None) if as_json else line_of(seen))
+    return EXIT_CODES.get(seen.state.word, 0)
 
 
-def facts_of(run: Run, view: View) -> dict[str, Any]:
+def facts_of(seen: SeenRun) -> dict[str, Any]:
     """The facts of a run for programs."""
-    state, last = run.state(), view.last
+    (run, view, state), last = seen, seen.view.last
     left = view.time_left(view.seconds).seconds if state.word == "running" else math.nan
     groups = [
         {"name": each.name, "samples": each.num_samples, "loss": each.mean, "rise": each.rise, "lowest": each.lowest}
@@ -199,14 +187,14 @@ def watch(options: argparse.Namespace) -> int:
         return _watch_list(folder, options)
     owner = Watch(find_run(options.run))
     if options.once and options.json:
-        _say(owner.run, owner.view, as_json=True)
+        _say(see(owner.run, owner.view), as_json=True)
     elif options.once:
         _print_once(owner, options, "watch")
     elif options.json or why_plain():
         _follow(owner, as_json=options.json)
     else:
         _show(owner, options, "watch")
-    return EXIT_CODES.get(owner.run.state().word, 0)
+    return EXIT_CODES.get(see(owner.run, owner.view).state.word, 0)
 
 
 def _watch_list(folder: Path, options: argparse.Namespace) -> int:
@@ -233,7 +221,7 @@ def replay(options: argparse.Namespace) -> int:
     owner = Replay(find_run(options.run), to_step=options.to)
     if options.once or options.json or why_plain():
         owner.jump()
-        _say(owner.run, owner.view, as_json=True) if options.json else _print_once(owner, options, "replay")
+        _say(see(owner.run, owner.view), as_json=True) if options.json else _print_once(owner, options, "replay")
     else:
         _show(owner, options, "replay")
     return 0
@@ -284,14 +272,14 @@ def _follow(owner: Watch, *, as_json: bool = False) -> None:
     """Print a line for every event and every minute until the run ends; as JSON, every event and nothing else."""
 
     def say() -> str:
-        line = line_of(owner.run, owner.view)
+        line = line_of(see(owner.run, owner.view))
         if not as_json:
             print(line, flush=True)
         return line
 
     said_last, last = say(), time.monotonic()
     with contextlib.suppress(KeyboardInterrupt):
-        while owner.run.state().word in ("running", "stalled", "empty"):
+        while see(owner.run, owner.view).state.word in ("running", "stalled", "empty"):
             time.sleep(FOLLOW_SECONDS)
             for event in owner.events():
                 owner.view.fold(event)
@@ -304,7 +292,7 @@ def _follow(owner: Watch, *, as_json: bool = False) -> None:
             if time.monotonic() - last >= LINE_SECONDS:
                 said_last, last = say(), time.monotonic()
     # Of a run that has ended already, the first line says it all.
-    if line_of(owner.run, owner.view) != said_last:
+    if line_of(see(owner.run, owner.view)) != said_last:
         say()
 
 

@@ -136,6 +136,7 @@ class ScreenSession:
         while queue:
             arrived, event = queue.popleft()
             self._anchor = (arrived, event.seconds)
+            self.view.heard = arrived
             yield event
 
     def scene(self) -> Scene:
@@ -153,8 +154,10 @@ class ScreenSession:
         request = self._request
         if request is not None and (request.is_answered() or time.monotonic() > request.until):
             request = self._request = None
+        # This process is alive, whether or not its training steps.
+        now = self.view.heard = time.monotonic()
         return Scene(
-            now=seconds + (0.0 if stands else time.monotonic() - arrived), output=self._lines,
+            now=seconds + (0.0 if stands else now - arrived), clock=now, output=self._lines,
             num_output=self._num_lines, num_unread=self._num_lines - self._num_read, is_paused=requests.is_paused,
             folder=self._folder, said="" if request is None else request.text,
         )  # fmt: skip

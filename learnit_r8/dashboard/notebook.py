@@ -23,12 +23,16 @@ from numpy.typing import NDArray
 
 from .. import events
 from ..events.samples import count_text
-from ..events.text import clean, clock, number, share
+from ..events.text import clean, number, share
 from ..events.threaded_listener import ThreadedListener
-from .render.header import state_of
+from .render.curves import metric_label
+from .render.header import incident_line, loss_line, speed_line, title_line, total_line
+from .render.texts import entry_line
 from .state.curve import Columns, range_of
-from .state.ui_state import Scene
+from .state.ui_state import Scene, UiState
 from .state.view import View
+from .text import Line, Span
+from .theme import Theme
 
 EVERY_SECONDS = 1.0
 CPU_SHARE = 0.006
@@ -37,6 +41,8 @@ CPU_SHARE = 0.006
 MOST_QUEUED = 100_000
 COLUMNS = 240
 WIDTH, HEIGHT = 560, 130
+CELLS = 400
+"""Longest line of the screen that is shown; the notebook breaks it."""
 MOST_EVENTS = 5
 MOST_METRICS = 8
 END_SECONDS = 2.0
@@ -163,57 +169,57 @@ def text_of(view: View) -> str:
 
 
 def html_of(view: View, now: float, *, left: str = "") -> str:
-    """The view as HTML with inline styles only, in the colours of the notebook.
+    """The lines of the screen and its curves as HTML with inline styles only, in the colours of the notebook.
 
     Args:
         view: The run.
         now: Training seconds now.
         left: Why nothing trains now though the run is open; "" where it does.
     """
-    filled = f"width:{100 * view.progress:.1f}%;background:#2f6fde;height:6px;border-radius:3px"
-    bar = f'<div style="background:#8884;border-radius:3px;margin:4px 0"><div style="{filled}"></div></div>'
-    parts = [_head(view, now, left), bar, _numbers(view, now, left)]
+    scene = Scene(now=None if view.is_paused or view.ended or left else now, left=left)
+    survey, theme, charts = view.survey, Theme(), []
+    lines = [
+        title_line(view, UiState(), CELLS, theme, scene), total_line(view, CELLS, theme, scene),
+        loss_line(view, CELLS), speed_line(view, CELLS, scene), incident_line(view, CELLS, theme, scene),
+    ]  # fmt: skip
+    if survey is not None and survey.num_suspects:
+        lines.append((Span(count_text(survey.num_suspects, survey.num_judged)),))
+    lines += [metric_label(view, name, "", theme) for name in list(view.metrics)[:MOST_METRICS]]
     if not view.loss.is_empty:
         last = max(1, view.step)
         loss, rate = (curve.columns(min(COLUMNS, last), 0, last) for curve in (view.loss, view.lr))
-        parts.append(_chart("loss of the batches", loss, "#2f6fde", is_range=True))
-        parts.append(_chart("learning rate", rate, "#0f8f7a", height=50))
-    parts += [_metrics(view), _events(view)]
+        charts = [
+            _chart("loss of the batches", loss, "#2f6fde", is_range=True),
+            _chart("learning rate", rate, "#0f8f7a", height=50),
+        ]
+    events = [entry_line(entry, CELLS, theme) for entry in list(view.log)[-MOST_EVENTS:][::-1]]
     style = "font:13px/1.45 system-ui,sans-serif;max-width:600px"
-    return f'<div class="learnit-r8" style="{style}">{"".join(parts)}</div>'
+    blocks = [*map(_line, lines), *charts, *map(_line, events)]
+    return f'<div class="learnit-r8" style="{style}">{"".join(blocks)}</div>'
 
 
-def _safe(value: object, most: int = 120) -> str:
-    return html.escape(clean(value, most))
+def _line(line: Line, theme: Theme = Theme()) -> str:
+    """A line of the screen, whose bar is a coloured one.
 
-
-def _head(view: View, now: float, left: str) -> str:
-    state = state_of(view, Scene(now=None if view.is_paused or view.ended or left else now, left=left))
-    name = _safe(view.run.name if view.run is not None and view.run.name else "run", 60)
-    detail = f" {_safe(state.detail)}" if state.detail else ""
-    colour = _COLOURS.get(state.style, "inherit")
-    return f'<div><b>{name}</b> <span style="float:right">{_dot(colour)}<b>{state.word}</b>{detail}</span></div>'
-
-
-def _dot(colour: str) -> str:
-    """A mark in a colour; texts have that of the notebook, as no other can be read on light and dark ones."""
-    return f'<span style="color:{colour}">&#9679;</span> '
-
-
-def _numbers(view: View, now: float, left: str) -> str:
-    is_over = left or view.ended is not None or view.progress >= 1
-    rest = "" if is_over else f"left {clock(view.time_left(now).seconds)}"
-    facts = [share(view.progress), f"epoch {view.epoch_text}", f"step {view.step_text}", rest]
-    if view.last is not None:
-        facts += [f"loss {number(view.last.last_loss, 4)}", f"smoothed {number(view.ema, 4)}"]
-        facts.append(f"lr {number(view.last.lr, 4)}" if math.isfinite(view.last.lr) else "")
-    if view.pacing.is_measured:
-        facts.append(f"{number(round(view.pacing.samples_per_second, 1))} samples/s")
-    if view.survey is not None and view.survey.num_suspects:
-        facts.append(count_text(view.survey.num_suspects, view.survey.num_judged))
-    if view.num_refused:
-        facts.append(f"{view.num_refused} losses refused")
-    return f'<div style="opacity:.8">{" &middot; ".join(fact for fact in facts if fact)}</div>'
+    Other texts have the colour of the notebook, as no other can be read on light and dark ones; the mark of the state
+    has its own.
+    """
+    parts = []
+    for text, style in line:
+        words, colour = html.escape(clean(text, CELLS)), _COLOURS.get(style)
+        if style == "bar":
+            wide = 100 * len(text) / max(1, sum(len(span.text) for span in line if span.style in ("bar", "rest")))
+            filled = f'<div style="width:{wide:.1f}%;background:#2f6fde;height:6px;border-radius:3px"></div>'
+            words = f'<span style="display:inline-block;width:50%;background:#8884;border-radius:3px">{filled}</span>'
+        elif style == "rest":
+            words = ""
+        elif style == "label":
+            words = f'<span style="opacity:.7">{words}</span>'
+        elif colour is not None or style in ("value", "title"):
+            words = f"<b>{words}</b>"
+            words = words.replace(theme.glyphs.dot, f'<span style="color:{colour}">&#9679;</span>')
+        parts.append(words)
+    return f"<div>{''.join(parts)}</div>" if line else ""
 
 
 def _chart(title: str, values: Columns, colour: str, *, height: int = HEIGHT, is_range: bool = False) -> str:
@@ -239,21 +245,3 @@ def _chart(title: str, values: Columns, colour: str, *, height: int = HEIGHT, is
     note = f'<span style="opacity:.7">{title}: {number(low, 4)} to {number(high, 4)}</span>'
     size = f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}"'
     return f'<div style="margin-top:6px">{note}<svg {size}>{shapes}</svg></div>'
-
-
-def _metrics(view: View) -> str:
-    rows = []
-    for name in list(view.metrics)[:MOST_METRICS]:
-        best = view.bests.get(name)
-        note = f"best {number(best.value, 4)} at step {best.step:,}" if best is not None else ""
-        rows.append(f"<div>{_safe(name, 40)} <b>{number(view.metrics[name][-1].value, 4)}</b> {note}</div>")
-    return f'<div style="margin-top:6px">{"".join(rows)}</div>' if rows else ""
-
-
-def _events(view: View) -> str:
-    rows = ""
-    for entry in list(view.log)[-MOST_EVENTS:][::-1]:
-        mark = _dot(_COLOURS[entry.level]) if entry.level in _COLOURS else ""
-        when = f"{mark}{clock(entry.seconds)} &middot; step {entry.step:,}"
-        rows += f"<div>{when} &middot; {_safe(entry.text, 300)}</div>"
-    return f'<div style="margin-top:6px;opacity:.85;font-size:12px">{rows}</div>' if rows else ""

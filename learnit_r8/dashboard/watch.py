@@ -7,17 +7,18 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..events import Event, RunStarted
 from ..events.steps import is_lower_better
-from ..events.text import clean, number
-from ..journal.run import Lines, Record, Run, State, UnreadableRun, last_written, runs_in, seconds_text
+from ..events.text import clean, number, seconds_text
+from ..journal.run import Lines, Record, Run, UnreadableRun, last_written, runs_in
+from .state.run_state import State, state_of
 from .state.ui_state import Action, RunRow, Scene
 from .state.view import View
-from .text import is_held_out
 
 POLL_SECONDS = 0.1
 """Longest time of reading between two frames."""
@@ -26,6 +27,48 @@ OUTPUT_BYTES = 2**16
 MOST_OUTPUT = 1000
 
 HOW_TO_ASK = "this screen only watches; to control the training: learnit-r8 ask pause (save, cool-down, stop)"
+
+
+class SeenRun(NamedTuple):
+    """A run as it was read from its folder.
+
+    Attributes:
+        run: The run folder.
+        view: Its events, folded.
+        state: Its state.
+    """
+
+    run: Run
+    view: View
+    state: State
+
+
+def look(folder: str | os.PathLike[str], *, is_glance: bool = False, now: float | None = None) -> SeenRun:
+    """Read all of a run, or a selection of its records; those that are damaged are left out.
+
+    Args:
+        folder: The run folder.
+        is_glance: Whether a selection will do.
+        now: Seconds since 1970; by default those of the system.
+
+    Raises:
+        UnreadableRun: the folder holds no run.
+    """
+    run, view = Run(folder), View(skips_damage=True)
+    fold_records(view, run.glance() if is_glance else run.records())
+    return see(run, view, now)
+
+
+def see(run: Run, view: View, now: float | None = None) -> SeenRun:
+    """A run whose events were folded, with its state; see `look`."""
+    return SeenRun(run, view, state_of(view, Scene(clock=time.time() if now is None else now, is_gone=run.is_gone)))
+
+
+def fold_records(view: View, records: Iterable[Record]) -> None:
+    """Add the events of records, with the times at which they were written."""
+    for record in records:
+        view.heard = record.time
+        view.fold(record.event)
 
 
 class Watch:
@@ -50,29 +93,25 @@ class Watch:
         self, folder: str | os.PathLike[str], *,
         clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self.run = Run(folder, wall=wall)
+        self.run = Run(folder)
         self.view = View(skips_damage=True)
         self._clock, self._wall = clock, wall
-        self._heard = math.nan
-        self._state, self._state_until = State("empty", ""), -math.inf
+        self._is_gone: bool | None = None
+        self._look_due = -math.inf
         self._output: list[str] = []
         self._num_output = 0
         self._output_file = _end_of(self.run.folder / "output.log")
         self._error: Exception | None = None
-        for record in self.run.glance():
-            self.view.fold(record.event)
-            self._heard = record.time
+        fold_records(self.view, self.run.glance())
         self._loader: threading.Thread | None = None
         if not self.run.lines.is_at_end:
-            self._whole, self._whole_run = View(skips_damage=True), Run(folder, wall=wall)
+            self._whole, self._whole_run = View(skips_damage=True), Run(folder)
             self._loader = threading.Thread(target=self._load, name="r8-loader", daemon=True)
             self._loader.start()
 
     def _load(self) -> None:
         try:
-            for record in self._whole_run.records():
-                self._whole.fold(record.event)
-                self._heard = record.time
+            fold_records(self._whole, self._whole_run.records())
         except Exception as error:
             self._error = error
 
@@ -96,33 +135,26 @@ class Watch:
             if self.run.lines.num_restarts > restarts:
                 self.view = View(skips_damage=True)
             for record in records:
-                self._heard = record.time
+                self.view.heard = record.time
                 yield record.event
             if self.run.lines.is_at_end or self._clock() >= until:
                 return
 
-    @property
-    def state(self) -> State:
-        """State of the run; looked up once a second."""
-        if self._clock() >= self._state_until:
-            self._state, self._state_until = self.run.state(), self._clock() + STATE_SECONDS
-        return self._state
-
     def scene(self) -> Scene:
-        """The time, the output, and the state of the process."""
-        state = self.state
+        """The time, the output, and whether the process has ended, looked up once a second."""
+        if self._clock() >= self._look_due:
+            self._is_gone, self._look_due = self.run.is_gone, self._clock() + STATE_SECONDS
         new = _lines_of(self._output_file)
         self._num_output += len(new)
         self._output = (self._output + new)[-MOST_OUTPUT:]
-        now = None
-        if state.word in ("running", "stalled") and not self.view.is_paused and self._heard == self._heard:
-            now = self.view.seconds + max(0.0, self._wall() - self._heard)
-        link = f"{state.word} {state.detail}".strip() if state.word == "stalled" else state.word
-        said = "" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}"
-        return Scene(
-            now=now, output=self._output, num_output=self._num_output, link=link, folder=os.fspath(self.run.folder),
-            said=said,
+        scene = Scene(
+            clock=self._wall(), is_gone=self._is_gone, output=self._output, num_output=self._num_output,
+            folder=os.fspath(self.run.folder),
+            said="" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}",
         )  # fmt: skip
+        if state_of(self.view, scene).word in ("running", "stalled") and not self.view.is_paused:
+            return replace(scene, now=self.view.seconds + max(0.0, scene.clock - self.view.heard))
+        return scene
 
     def act(self, action: Action) -> str:
         """Say how to ask the training, which a viewer does not do."""
@@ -171,29 +203,26 @@ def row_of(folder: Path, metric: str | None = None) -> RunRow:
 
     Args:
         folder: Its folder.
-        metric: The metric to show; by default the one that is monitored, else one of data that is not trained on.
+        metric: The metric to show, whose best value may be in any record; by default the one that is monitored, else
+            one of data that is not trained on.
     """
     name = clean(folder.name, 60)
     try:
-        run = Run(folder)
-        view = view_of(run, is_glance=True)
-        state, written = run.state().word, last_written(folder)
+        _, view, state = look(folder, is_glance=metric is None)
     except UnreadableRun as error:
         texts = (name, "unreadable", clean(error, 60), "", "", "", "")
         return RunRow(os.fspath(folder), texts, (), (math.inf,) * 4 + (name,))
-    settings = view.run.settings if view.run is not None else {}
-    wanted = metric or settings.get("monitor", "")
-    shown = min(view.metrics, key=lambda each: (each != wanted, not is_held_out(each)), default="")
-    best = view.bests.get(shown) if metric is None or shown == metric else None
+    written, shown = last_written(folder), metric or view.metric
+    best = view.bests.get(shown)
     said = f"{shown} {number(best.value, 4)} @{best.step:,}" if best is not None else ""
     values = [point.value for point in view.metrics.get(shown, ())][-COURSE:]
     last = max(1, view.step)
     values = values if len(values) > 1 else view.loss.columns(min(COURSE, last), 0, last).mean.tolist()
     loss = number(view.ema, 4) if view.last is not None else "-"
     age = f"{seconds_text(max(0.0, time.time() - written))} ago"
-    texts = (name, state, f"{view.progress:.1%}", view.step_text, loss, said, age)
+    texts = (name, state.word, f"{view.progress:.1%}", view.step_text, loss, said, age)
     key = math.inf if best is None else (1.0 if is_lower_better(shown) else -1.0) * best.value
-    return RunRow(os.fspath(folder), texts, tuple(values), (-written, key, state, -view.step, name))
+    return RunRow(os.fspath(folder), texts, tuple(values), (-written, key, state.word, -view.step, name))
 
 
 def _end_of(path: Path) -> Lines:
@@ -292,11 +321,3 @@ class Replay:
         if not self.is_paused:
             self._to_step = math.inf
         return "stands still" if self.is_paused else "goes on"
-
-
-def view_of(run: Run, *, is_glance: bool = False) -> View:
-    """The state after all events of a run, or after a selection of them, without those that are damaged."""
-    view = View(skips_damage=True)
-    for record in run.glance() if is_glance else run.records():
-        view.fold(record.event)
-    return view

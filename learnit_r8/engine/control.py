@@ -74,10 +74,8 @@ class Requests:
         # The first answer installs the signal handlers.
         self.is_pending = handle_signals
         self.is_paused = False
-        self._stop_reason: str | None = None
-        self._is_finish = False
-        self._pause_reason: str | None = None
-        self._wants_save = False
+        # What is to be answered but for cool-downs, and why.
+        self._asked: dict[int, str] = {}
         self._cool_downs: deque[tuple[Span, str]] = deque(maxlen=20)
         self._refused: deque[str] = deque(maxlen=20)
         self.is_agreed = False
@@ -117,7 +115,7 @@ class Requests:
         """Let a paused run continue; on several ranks one that was paused on this rank."""
         self.wished &= ~PAUSE
         if self._agreement.ranks is None:
-            self._pause_reason = None
+            self._asked.pop(PAUSE, None)
 
     def cool_down(self, span: Span | int | str | None = None, source: str = "") -> None:
         """Ask for a cool-down from the next step on; a later request counts if it ends sooner.
@@ -149,32 +147,22 @@ class Requests:
 
     def _take(self, wish: int, why: str, span: Span | None) -> None:
         """Have a request answered after this step."""
-        if wish == STOP:
-            self._stop_reason, self._is_finish = why, False
-        elif wish == FINISH:
-            if self._stop_reason is None:
-                self._stop_reason, self._is_finish = why, True
-        elif wish == SAVE:
-            self._wants_save = True
-        elif wish == PAUSE:
-            self._pause_reason = why
-        elif span is not None:
+        if span is not None:
             self._cool_downs.append((span, why))
+        elif wish != FINISH:
+            self._asked[wish] = why
+        else:
+            self._asked.setdefault(wish, why)
         # Last, so that a thread that sees it also sees the request.
         self.is_pending = True
 
     def share(self) -> None:
         """Make wishes of what was asked for before this rank met the others, so that all ranks answer it together."""
-        stop, pause, saves, cool_downs = self._stop_reason, self._pause_reason, self._wants_save, [*self._cool_downs]
-        self._stop_reason = self._pause_reason = None
-        self._wants_save = False
+        asked, cool_downs = {**self._asked}, [*self._cool_downs]
+        self._asked.clear()
         self._cool_downs.clear()
-        if stop is not None:
-            self._ask(FINISH if self._is_finish else STOP, stop)
-        if pause is not None:
-            self._ask(PAUSE, pause)
-        if saves:
-            self._ask(SAVE)
+        for wish, why in asked.items():
+            self._ask(wish, None if wish == SAVE else why)
         for span, source in cool_downs:
             self._ask(COOL_DOWN, source, span)
 
@@ -208,7 +196,7 @@ class Requests:
         elif anyone & PAUSE:
             self._take(PAUSE, self._reason(wishes, PAUSE), None)
         else:
-            self._pause_reason = None
+            self._asked.pop(PAUSE, None)
 
     def _reason(self, wishes: list[int], bit: int) -> str:
         assert self._agreement.ranks is not None
@@ -262,23 +250,23 @@ class Requests:
             self.signals.stay()
         if self.signals is not None and not self._pace.is_over:
             self.signals.install()
-        if self._is_finish and self._stop_reason is not None and not self._pace.is_over:
+        if FINISH in self._asked and STOP not in self._asked and not self._pace.is_over:
             # Before the checkpoint, so that a resumed run knows that it has finished.
-            self._pace.end_early(self._stop_reason)
+            self._pace.ended_early = self._asked[FINISH]
         self._save_if_asked(save)
-        waited = 0.0 if self._pause_reason is None else self._wait(save)
+        waited = self._wait(save) if PAUSE in self._asked else 0.0
         while self._refused:
             self._announcer.tell(events.Notice, text=self._refused.popleft(), is_warning=True)
         while self._cool_downs:
             # Taken away last: an interrupted one is begun again.
             cool_down(*self._cool_downs[0])
             self._cool_downs.popleft()
-        reason = self._stop_reason
+        reason, is_early = self._asked.get(STOP, self._asked.get(FINISH)), STOP not in self._asked
         if reason is not None and not self._pace.is_over:
-            self._pace.stop()
-            self._announcer.tell(events.RunStopped, reason=reason, is_early=self._is_finish)
-        if reason is not None:
-            self._stop_reason = None
+            self._pace.is_stopped = True
+            self._announcer.tell(events.RunStopped, reason=reason, is_early=is_early)
+        for wish in (STOP, FINISH):
+            self._asked.pop(wish, None)
         if self.signals is not None and self.signals.received is not None:
             # The run may continue if the exception is caught.
             self.is_pending = True
@@ -303,31 +291,33 @@ class Requests:
 
     @property
     def _must_end(self) -> bool:
-        return self._stop_reason is not None or (self.signals is not None and self.signals.received is not None)
+        is_signalled = self.signals is not None and self.signals.received is not None
+        return STOP in self._asked or FINISH in self._asked or is_signalled
 
     def _save_if_asked(self, save: Callable[[], None]) -> None:
-        if self._wants_save or self._must_end:
-            self._wants_save = False
+        if SAVE in self._asked or self._must_end:
+            # Taken away first, as it may be asked for again meanwhile.
+            self._asked.pop(SAVE, None)
             try:
                 save()
             except BaseException:
-                self._wants_save = True
+                self._asked[SAVE] = ""
                 raise
 
     def _wait(self, save: Callable[[], None]) -> float:
         """Wait until the run may continue, and return how long; save meanwhile on request."""
-        self._announcer.tell(events.RunPaused, reason=self._pause_reason)
+        self._announcer.tell(events.RunPaused, reason=self._asked[PAUSE])
         self.is_paused, began = True, self._pace.clock()
         try:
             with self._pace.paused():
-                while self._pause_reason is not None and not self._must_end:
+                while PAUSE in self._asked and not self._must_end:
                     if self._agreement.ranks is None:
                         self._sleep(POLL_SECONDS)
                     else:
                         self._agreement.ranks.meet(self.wished, self.span, self.agree)
                     self._save_if_asked(save)
         finally:
-            self._pause_reason = None
+            self._asked.pop(PAUSE, None)
             self.is_paused = False
             self._announcer.tell(events.RunResumed)
         return self._pace.clock() - began

@@ -424,7 +424,14 @@ class Engine:
         before = table.learner.observe(mean, lowest, reported)
         if predictions is not None:
             storage.evidence.make_records(predictions)
-        pace.count_step(reported, len(ticket.indices))
+        pace.num_out -= 1
+        pace.step += 1
+        tally = pace.tally
+        tally.num_good += 1
+        tally.total += reported
+        tally.samples += len(ticket.indices)
+        if pace.budget.seconds is not None:
+            pace.begin_break()
         self.controller.accepted(reported, ticket, judged.lr, judged.suspicion, self.rates.own)
         if not (pace.step + pace.left_out) % self.source.steps_per_pass:
             pace.begin_epoch()
@@ -500,7 +507,7 @@ class Engine:
             # It may be its batch, and most such losses are harmless: that comes again, so this was no step but a test.
             self.source.put_back(ticket.batch)
             pace.num_out -= 1
-            pace.count_probe(takes_place=pace.leaves_out)
+            pace.probes, pace.left_out = pace.probes + 1, pace.left_out + pace.leaves_out
             return controller.suspected(reading.mean, step=pace.step, lr=judged.lr, leaves_out=pace.leaves_out)
         self.sentry.keep(verdict, judged.memory)
         self._close(ticket)
@@ -534,7 +541,7 @@ class Engine:
         self.source.close(ticket.batch)
         pace.num_out -= not chunk.is_extra
         if chunk.is_probe:
-            pace.count_probe(takes_place=not chunk.is_extra)
+            pace.probes, pace.left_out = pace.probes + 1, pace.left_out + (not chunk.is_extra)
         else:
             pace.step += 1
         if not chunk.is_extra:
@@ -653,8 +660,14 @@ class Engine:
         pace, controller = self.pace, self.controller
         # No probe follows the last batch of a number of epochs.
         is_last = closing or (pace.is_finished and pace.leaves_out and not pace.num_out)
-        if self._looks_last(may_probe=not is_last, closing=closing) and not is_last:
-            return
+        is_at_end = closing or (pace.is_finished and not pace.num_out)
+        if is_at_end and not self.search.is_on and controller.may_look_last(pace.step):
+            scheduled = self.rates.scheduled(1.0)
+            with self.turns.take("draw", pace.step, is_changing=True):
+                has_probe = controller.looks_last(step=pace.step, lr=scheduled, may_probe=not is_last)
+            if has_probe and not is_last:
+                # It is drawn before the run ends.
+                return
         # Without an experiment it is a trial of a rate, which ends with the run.
         is_end = is_last or (pace.is_finished and not (pace.num_out or controller.experiment.is_open))
         if controller.is_open and is_end:
@@ -683,16 +696,6 @@ class Engine:
             # Last: if any of this is interrupted, it is due again.
             if epoch_ended:
                 pace.has_left_epoch = False
-
-    def _looks_last(self, *, may_probe: bool, closing: bool) -> bool:
-        """Whether a probe is to be drawn before the run ends; see `RecoveryController.looks_last`."""
-        pace = self.pace
-        is_end = closing or (pace.is_finished and not pace.num_out)
-        if not is_end or self.search.is_on or not self.controller.may_look_last(pace.step):
-            return False
-        scheduled = self.rates.scheduled(1.0)
-        with self.turns.take("draw", pace.step, is_changing=True):
-            return self.controller.looks_last(step=pace.step, lr=scheduled, may_probe=may_probe)
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""

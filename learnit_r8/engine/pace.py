@@ -205,21 +205,6 @@ class Pace:
         budget = self.budget
         return self.is_counted or budget.steps is None or budget.is_in_epochs
 
-    def count_step(self, loss: float, num_samples: int) -> None:
-        """Count a batch that was learned from."""
-        self.num_out -= 1
-        self.step += 1
-        self.tally.num_good += 1
-        self.tally.total += loss
-        self.tally.samples += num_samples
-        if self.budget.steps is None:
-            self.begin_break()
-
-    def count_probe(self, *, takes_place: bool) -> None:
-        """Count a probe; ``takes_place``: whether a batch is left out for it."""
-        self.probes += 1
-        self.left_out += takes_place
-
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch or the run ends once this many steps are done, if no probe comes before."""
         place = step + self.left_out
@@ -268,14 +253,12 @@ class Pace:
         budget = self.budget
         steps = budget.steps
         step += self.left_out
-        if steps is None:
-            if budget.seconds is not None:
-                return self._timed_progress(budget.seconds)
-            if budget.is_open:
-                return budget.progress(step, 0.0)
-            return budget.share_of(step, tokens=self.tokens, passes=self.passes + self.has_ended)
-        # budget.progress() inlined, as this is called twice a step.
-        return step / steps if step < steps else 1.0
+        if steps is not None:
+            # budget.progress() inlined, as this is called twice a step.
+            return step / steps if step < steps else 1.0
+        if budget.seconds is not None:
+            return self._timed_progress(budget.seconds)
+        return budget.progress(step, 0.0, tokens=self.tokens, passes=self.passes + self.has_ended)
 
     def _timed_progress(self, budget: float) -> float:
         seconds = self.seconds
@@ -346,14 +329,6 @@ class Pace:
     def is_over(self) -> bool:
         """Whether no more batches are drawn: the budget is used up, or the run was stopped."""
         return self.is_stopped or self.is_finished
-
-    def stop(self) -> None:
-        """End before the budget is used up."""
-        self.is_stopped = True
-
-    def end_early(self, reason: str) -> None:
-        """Note that the program itself ends the run, which is a success; `stop` does it."""
-        self.ended_early = reason
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -108,6 +108,6 @@ class LrSearch:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        self._test = None if state["test"] is None else RangeTest.from_state(state["test"])
+        self._test = None if state["test"] is None else RangeTest(**state["test"])
         self.is_on = self._test is not None
         self.found_lr = state["found_lr"]

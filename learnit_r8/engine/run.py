@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .turns import Turns
 
 
-class Member(Protocol):
-    """An adapter that draws batches ahead and may report their losses late."""
+class Member:
+    """What draws batches ahead and may report their losses late: an adapter's; by itself, where none has joined."""
 
     def settle(self) -> object:
         """Report every loss held back, as an epoch or the run ends or a checkpoint is about to be saved."""
@@ -34,31 +34,31 @@ class Member(Protocol):
 
     def in_hand(self) -> Ticket | None:
         """The batch that the next loss passed to `R8Scheduler.update_with_loss` belongs to; None if there is none."""
+        return None
 
     def take(self, ticket: Ticket) -> object:
         """Note that a batch no longer waits for its loss."""
 
 
-class NoMember:
-    """Stands for the member if no adapter has joined."""
+class Trainer:
+    """Trains on batches that were taken before, and joins whoever hands them out; by itself, a loop without an adapter.
 
-    def settle(self) -> None:
-        """Do nothing."""
+    Args:
+        between_steps: That of the engine.
+    """
 
-    forget = settle
+    def __init__(self, between_steps: Callable[[], None]) -> None:
+        self._between_steps = between_steps
 
-    def in_hand(self) -> None:
-        """None: no batch was drawn ahead."""
-
-    def take(self, ticket: Ticket) -> None:
-        """Do nothing."""
-
-
-class Trainer(Protocol):
-    """Trains on batches that were taken before; an adapter that does so joins whoever hands them out."""
+    def between_steps(self) -> None:
+        """A batch is asked for, between two steps of the training."""
+        self._between_steps()
 
     def settle(self) -> object:
         """Report every loss that is held back."""
+
+    def forget(self) -> object:
+        """Drop the losses that are held back."""
 
     def before_iteration(self) -> None:
         """An iteration, for which a loader sets itself up, is about to begin."""
@@ -66,36 +66,11 @@ class Trainer(Protocol):
     def before_first_batch(self) -> None:
         """The first batch of an iteration is about to be taken."""
 
-    def between_steps(self) -> None:
-        """A batch is asked for, between two steps of the training."""
-
     def before_probe(self) -> None:
         """A probe is about to be handed out: the gradients of other batches must not be added to its own."""
 
     def hand_out(self, item: Any) -> object:
         """A batch of a feed is handed out, of which the next loss is."""
-
-    def forget(self) -> object:
-        """Drop the losses that are held back."""
-
-
-class PlainTrainer:
-    """The trainer where no adapter has joined: a loop that reports each loss at once.
-
-    Args:
-        between_steps: That of the engine.
-    """
-
-    def __init__(self, between_steps: Callable[[], None]) -> None:
-        self.between_steps = between_steps
-
-    def settle(self) -> None:
-        """Do nothing."""
-
-    forget = before_iteration = before_first_batch = before_probe = settle
-
-    def hand_out(self, item: Any) -> None:
-        """Do nothing."""
 
 
 class RankGroup(Protocol):
@@ -153,5 +128,5 @@ class Run:
     turns: Turns
     name: str
     settings: Mapping[str, str]
-    member: Member = field(default_factory=NoMember)
+    member: Member = field(default_factory=Member)
     saving: threading.RLock = field(default_factory=threading.RLock)

@@ -222,16 +222,13 @@ class SignalWatch:
                 raise Preempted(signum)
             before(signum, None)
         except BaseException:
-            self._end()
+            self.restore()
+            for callback in self.before_exit:
+                try:
+                    callback()
+                except Exception:
+                    traceback.print_exc()
             raise
-
-    def _end(self) -> None:
-        self.restore()
-        for callback in self.before_exit:
-            try:
-                callback()
-            except Exception:
-                traceback.print_exc()
 
     def _say(self, text: str) -> None:
         """Write to stderr, safely in a handler; if the terminal is gone, later writes go to the null device."""

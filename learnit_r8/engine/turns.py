@@ -158,9 +158,12 @@ class Turns:
 
     def _check_whole(self) -> None:
         """Raise RunInterrupted if a call was cut short; while nobody has the turn and the lock is held."""
-        if _is_cut(self.busy):
+        busy = self.busy
+        if _is_cut(busy):
+            of_ticket = f"report() of step {busy.step}" if isinstance(busy, Ticket) else f"draw() of step {busy}"
+            what = f"{busy.call}() at step {busy.step}" if isinstance(busy, Turn) else of_ticket
             raise RunInterrupted(
-                f"{_named(self.busy)} was cut short by an exception, so the state of this run is not whole. Go on "
+                f"{what} was cut short by an exception, so the state of this run is not whole. Go on "
                 "with load_checkpoint(), or with restore_backup(), which takes model and scheduler back to the newest "
                 "backup in RAM; if there is neither, build another R8Scheduler around the model as it is."
             )
@@ -169,9 +172,3 @@ class Turns:
 
 def _is_cut(busy: Any) -> bool:
     return busy.is_changing if isinstance(busy, Turn) else busy is not None
-
-
-def _named(busy: Any) -> str:
-    if isinstance(busy, Turn):
-        return f"{busy.call}() at step {busy.step}"
-    return f"report() of step {busy.step}" if isinstance(busy, Ticket) else f"draw() of step {busy}"

@@ -113,14 +113,12 @@ class Announcer:
                         try:
                             listener(waiting)
                         except Exception:
-                            self._drop(listener, waiting)
+                            self._listeners.remove(listener)
+                            self.is_heard = self._is_any_heard()
+                            name = type(waiting).__name__
+                            warn(f"listener {listener!r} raised on {name} and is dropped:\n{traceback.format_exc()}")
         finally:
             self._is_delivering = False
-
-    def _drop(self, listener: Listener, event: Event) -> None:
-        self._listeners.remove(listener)
-        self.is_heard = self._is_any_heard()
-        warn(f"listener {listener!r} raised on {type(event).__name__} and is dropped:\n{traceback.format_exc()}")
 
     def note_once(self, topic: str, text: str) -> None:
         """Tell listeners, the first time this topic comes up."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from . import Event, Listener, StepDone, StepsDone
@@ -32,7 +32,7 @@ class Condenser:
         self._listener = listener
         self._every, self._first = every_seconds, first
         self._due, self._began, self._num_sent = -math.inf, math.inf, 0
-        self._last: StepDone | StepsDone | None = None
+        self._last: StepsDone | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -46,30 +46,13 @@ class Condenser:
             self.flush()
             self._listener(event)
             return
-        loss = event.loss
-        self._num += 1
-        self._loss += loss
-        if loss < self._lowest:
-            self._lowest = loss
-        if loss > self._highest:
-            self._highest = loss
-        self._samples += event.batch_size
-        self._own += event.own_seconds
-        self._data += event.data_seconds
-        if event.suspicion > self._suspicion:
-            self._suspicion = event.suspicion
-        self._steady += event.steady
-        expected = event.expected_loss
-        if expected == expected:
-            self._expected += expected
-            self._known += 1
-        self._last = event
+        self.add(steps_of(event))
         # Also if the time is NaN, as in a damaged file.
         if not event.seconds <= self._due:
             self.flush()
 
     def add(self, part: StepsDone) -> None:
-        """Gather steps that were condensed before; `flush` sends them."""
+        """Gather steps; `flush` sends them."""
         self._num += part.num_steps
         self._loss += part.loss * part.num_steps
         self._lowest, self._highest = min(self._lowest, part.lowest), max(self._highest, part.highest)
@@ -91,7 +74,7 @@ class Condenser:
         condensed = StepsDone(
             step=last.step, seconds=last.seconds, epoch=last.epoch, progress=last.progress, lr=last.lr,
             num_steps=self._num, samples=self._samples, loss=self._loss / self._num, lowest=self._lowest,
-            highest=self._highest, last_loss=last.loss if isinstance(last, StepDone) else last.last_loss,
+            highest=self._highest, last_loss=last.last_loss,
             expected_loss=self._expected / self._known if self._known else math.nan, num_steady=self._steady,
             own_seconds=self._own, data_seconds=self._data, suspicion=self._suspicion,
         )  # fmt: skip
@@ -105,19 +88,21 @@ class Condenser:
 
 def steps_of(event: StepDone) -> StepsDone:
     """One step as a record of steps."""
-    return _condensed(Condenser.__call__, [event])
+    loss = event.loss
+    return StepsDone(
+        step=event.step, seconds=event.seconds, epoch=event.epoch, progress=event.progress, lr=event.lr, num_steps=1,
+        samples=event.batch_size, loss=loss, lowest=loss, highest=loss, last_loss=loss,
+        expected_loss=event.expected_loss, num_steady=int(event.steady), own_seconds=event.own_seconds,
+        data_seconds=event.data_seconds, suspicion=max(0.0, event.suspicion),
+    )  # fmt: skip
 
 
 def merged(parts: Sequence[StepsDone]) -> StepsDone:
     """One record for several in a row; at least one."""
-    return parts[0] if len(parts) == 1 else _condensed(Condenser.add, parts)
-
-
-def _condensed(gather: Callable[[Condenser, Any], None], parts: Sequence[Event]) -> StepsDone:
     heard: list[Any] = []
     condenser = Condenser(heard.append)
     for part in parts:
-        gather(condenser, part)
+        condenser.add(part)
     condenser.flush()
     (whole,) = heard
     return whole  # type: ignore[no-any-return]

@@ -90,6 +90,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def seconds_text(seconds: float) -> str:
+    """A duration in one unit: "45 s", "12 min", "3.5 h", "2.1 days"."""
+    for size, unit, digits in ((86400, "days", 1), (3600, "h", 1), (60, "min", 0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def counted(count: int, word: str) -> str:
     """A number with its noun.
 

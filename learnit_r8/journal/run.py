@@ -1,4 +1,4 @@
-"""A run, read from its folder: its name, its processes, its events, and its state.
+"""A run, read from its folder: its name, its processes and its events.
 
 Its files are not trusted: no link or pipe, no endless line, no field of another type.
 """
@@ -178,8 +178,8 @@ PREVIEW_PIECES = 48
 PREVIEW_PIECE_BYTES = 2**12
 
 
-def preview(path: Path, parser: Parser) -> tuple[list[Record], list[Record]] | None:
-    """Records of a long file, from its beginning and pieces in between, and from its end; None for a short file.
+def preview(path: Path, parser: Parser) -> list[Record] | None:
+    """Records of a long file: its beginning, pieces in between, and its end; None for a short file.
 
     They suffice to draw the whole course of a run before all of it is read.
 
@@ -195,8 +195,8 @@ def preview(path: Path, parser: Parser) -> tuple[list[Record], list[Record]] | N
         stride = max(1, (tail_start - PREVIEW_HEAD_BYTES) // PREVIEW_PIECES)
         for start in range(PREVIEW_HEAD_BYTES, tail_start - PREVIEW_PIECE_BYTES, stride):
             lines += _piece(file, start, PREVIEW_PIECE_BYTES)
-        tail = _piece(file, tail_start, PREVIEW_TAIL_BYTES)
-    return parser.parse(lines), parser.parse(tail)
+        lines += _piece(file, tail_start, PREVIEW_TAIL_BYTES)
+    return parser.parse(lines)
 
 
 def _piece(file: BinaryIO, start: int, num_bytes: int) -> list[bytes]:
@@ -206,29 +206,8 @@ def _piece(file: BinaryIO, start: int, num_bytes: int) -> list[bytes]:
     return lines[1 if start else 0 : -1]
 
 
-SILENT_SECONDS = 35.0
-"""Time without a record after which a run is stalled; a journal writes every ten seconds."""
-WAITING_SECONDS = 60.0
-BETWEEN_EPOCHS_SECONDS = 600.0
-"""Time without a step after which a run is stalled, within an epoch and between two epochs, and at least
-`WAITING_FACTOR` times the longest pause so far."""
-WAITING_FACTOR = 3.0
-
-
 class UnreadableRun(ValueError):
     """A folder holds no readable run; the message says why."""
-
-
-class State(NamedTuple):
-    """The state of a run.
-
-    Attributes:
-        word: "running", "stalled", "died", "diverged", "finished", "finished early", "stopped" or "empty".
-        detail: A few more words, or "".
-    """
-
-    word: str
-    detail: str
 
 
 class Run:
@@ -236,7 +215,6 @@ class Run:
 
     Args:
         folder: The run folder.
-        wall: Returns seconds since 1970.
 
     Raises:
         UnreadableRun: it is not a folder, or holds no journal.
@@ -247,12 +225,10 @@ class Run:
         parser: Counts the lines that are not records.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.parser = Parser()
-        self._wall = wall
         self.lines = Lines(self.folder / "events.jsonl")
-        self._reset()
         if not self.folder.is_dir():
             raise UnreadableRun(f"run must be a folder, got {str(folder)!r}.")
         with self._opening():
@@ -265,15 +241,6 @@ class Run:
             yield
         except (OSError, ValueError) as error:
             raise UnreadableRun(f"run must hold a journal, got {str(self.folder)!r}: {error}") from None
-
-    def _reset(self) -> None:
-        self._heard = self._stepped = 0.0
-        self._longest_pause = 0.0
-        self._end: events.RunEnded | events.ProcessLeft | None = None
-        self._early: str | None = None
-        self._gave_up = False
-        self._progress = 0.0
-        self._is_paused = self._is_between_epochs = False
 
     def about(self) -> dict[str, Any]:
         """The content of run.json; empty where it cannot be read."""
@@ -292,24 +259,12 @@ class Run:
         """Records for the whole course and the state: all of a short journal, a selection of a long one; see `poll`."""
         with self._opening():
             found = preview(self.lines.path, self.parser)
-        if found is None:
-            return list(self.records())
-        before, tail = found
-        for record in tail:
-            self._look(record)
-        return before + tail
+        return list(self.records()) if found is None else found
 
     def poll(self) -> list[Record]:
         """The next block of records, empty at the end of the journal; UnreadableRun where the journal is gone."""
-        restarts = self.lines.num_restarts
         with self._opening():
-            lines = self.lines.read()
-        if self.lines.num_restarts > restarts:
-            self._reset()
-        records = self.parser.parse(lines)
-        for record in records:
-            self._look(record)
-        return records
+            return self.parser.parse(self.lines.read())
 
     def records(self) -> Iterator[Record]:
         """All records that were not read yet; see `poll`."""
@@ -318,65 +273,10 @@ class Run:
             if self.lines.is_at_end:
                 return
 
-    def _look(self, record: Record) -> None:
-        event = record.event
-        self._heard = record.time
-        if isinstance(event, events.RunStarted):
-            self._end, self._early, self._stepped, self._gave_up = None, None, record.time, False
-            # The progress of an earlier run in this folder does not count.
-            self._progress = event.step / event.total_steps if event.total_steps else 0.0
-        if isinstance(event, (events.StepsDone, events.BatchRefused)):
-            self._longest_pause = max(self._longest_pause, record.time - (self._stepped or record.time))
-            self._stepped = record.time
-        if isinstance(event, (events.StepsDone, events.EpochDone)):
-            self._progress = event.progress
-            # A validation of unknown length may follow.
-            self._is_between_epochs = isinstance(event, events.EpochDone)
-        if isinstance(event, (events.RunStarted, events.RunPaused, events.RunResumed)):
-            self._is_paused, self._stepped = isinstance(event, events.RunPaused), record.time
-        if isinstance(event, events.RunStopped) and event.is_early:
-            self._early = event.reason
-        self._gave_up |= isinstance(event, events.GaveUp)
-        # An exception after the end of a run is not one of its training.
-        has_finished = isinstance(self._end, events.RunEnded) and self._end.finished
-        if isinstance(event, events.RunEnded) or (isinstance(event, events.ProcessLeft) and not has_finished):
-            self._end = event
-        if isinstance(event, events.RunEnded):
-            self._early = event.early
-
-    def state(self) -> State:
-        """State of the run, as far as it was read."""
-        end, now = self._end, self._wall()
-        if self._gave_up:
-            return State("diverged", "everything was tried")
-        if isinstance(end, events.ProcessLeft) and end.error:
-            return State("died", end.error)
-        if end is not None:
-            if self._early is not None:
-                return State("finished early", self._early)
-            finished = end.finished if isinstance(end, events.RunEnded) else self._progress >= 1
-            return State("finished" if finished else "stopped", "")
-        if not self._heard:
-            return State("empty", "")
-        if any(map(is_gone, read_sessions(self.folder)[-1:])):
-            return State("finished", "") if self._progress >= 1 else State("died", "the process is gone")
-        if now - self._heard > SILENT_SECONDS:
-            return State("stalled", f"no sign of life for {seconds_text(now - self._heard)}")
-        if self._is_paused:
-            return State("running", "paused")
-        waited = now - self._stepped
-        usual = BETWEEN_EPOCHS_SECONDS if self._is_between_epochs else WAITING_SECONDS
-        if self._stepped and waited > max(usual, WAITING_FACTOR * self._longest_pause):
-            return State("stalled", f"no step for {seconds_text(waited)}")
-        return State("running", "")
-
-
-def seconds_text(seconds: float) -> str:
-    """A duration in one unit: "45 s", "12 min", "3.5 h", "2.1 days"."""
-    for size, unit, digits in ((86400, "days", 1), (3600, "h", 1), (60, "min", 0)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds:.0f} s"
+    @property
+    def is_gone(self) -> bool | None:
+        """Whether the newest process that writes here has ended; None where this one cannot tell, or none is named."""
+        return next(map(is_gone, read_sessions(self.folder)[-1:]), None)
 
 
 OWN_FILES = ("events.jsonl*", "run.json*", "output.log", "samples-*", "*.r8")

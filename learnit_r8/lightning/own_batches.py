@@ -15,7 +15,7 @@ from ..torch.attachment import attach
 from ..torch.state import as_arrays, as_tensors
 
 if TYPE_CHECKING:
-    from ..engine.feed.trainer_batches import TrainerBatches
+    from ..engine.feed.feed import TrainerBatches
     from ..torch.adapter import Adapter
 
 NO_LOSS = (

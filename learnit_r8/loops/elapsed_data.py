@@ -185,13 +185,17 @@ def elapse(dataset: Any, *, stop: Any = None, elapsed: Elapsed | None = None) ->
     """
     batches = opened(dataset)
     condition, _ = as_stop(stop)
-    return _counted(batches, condition, Elapsed() if elapsed is None else elapsed)
+    return _elapsing(batches, condition, Elapsed() if elapsed is None else elapsed)
 
 
-def _counted(
+def _elapsing(
     batches: Iterator[Any], condition: Callable[[Elapsed], Any] | None, elapsed: Elapsed
 ) -> Iterator[tuple[Elapsed, Any]]:
-    watch = StopRule(condition, elapsed)
+    yield from counted(batches, StopRule(condition, elapsed), elapsed)
+
+
+def counted(batches: Iterator[Any], watch: StopRule, elapsed: Elapsed) -> Iterator[tuple[Elapsed, Any]]:
+    """The batches up to a stop, each with the steps, samples and seconds once it is finished."""
     if watch.is_over(elapsed):
         return
     for batch in batches:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..triggers import Condition, Elapsed, as_trigger
 from ..triggers.when import Every
-from .elapsed_data import StopRule, as_stop, batch_size, opened
+from .elapsed_data import StopRule, as_stop, counted, opened
 from .log_entries import History
 from .state import Call, LoopState, inject
 
@@ -112,22 +112,17 @@ def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: StopRule,
 
 def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], watch: StopRule) -> None:
     finished = here.elapsed
-    steps, samples, seconds = finished[:3]
-    if here.stop_iteration or watch.is_over(finished):
+    if here.stop_iteration:
         return
     try:
-        for batch in batches:
-            here.batch = batch
-            here.state_before = here.state
-            before = steps, samples, seconds
-            steps, samples, seconds = steps + 1, samples + batch_size(batch), watch.seconds()
-            here.elapsed = elapsed = Elapsed(steps, samples, seconds, *before)
+        for elapsed, batch in counted(batches, watch, finished):
+            here.batch, here.state_before, here.elapsed = batch, here.state, elapsed
             for condition, calls in tasks:
                 if condition is None or condition(elapsed):
                     here.call(calls)
             here.commit()
             finished = elapsed
-            if here.stop_iteration or watch.is_over(finished):
+            if here.stop_iteration:
                 return
     finally:
         here.elapsed = finished

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +28,7 @@ HEIGHT = 720
 
 def write_report(
     run_dir: str | os.PathLike[str], out: str | os.PathLike[str], *, thumbnail: Callable[[int], Any] | None = None,
-    describe: Callable[[int], object] | None = None, other: str | os.PathLike[str] | None = None,
-    precision: float = 0.5,
+    describe: Callable[[int], object] | None = None, precision: float = 0.5,
 ) -> Path:  # fmt: skip
     """Write the report of a run.
 
@@ -42,7 +40,6 @@ def write_report(
             which is then stretched), bytes of a PNG or JPEG file of at most 64 kB, or None. Arrays are averaged down to
             96 pixels a side. Pictures are embedded in the page, 2 MB at most; those beyond are left out.
         describe: Returns a text on a sample, given its index, to be shown with it.
-        other: The folder of a run to compare with.
         precision: Least share of the suspects to be wrong, as for `SampleTable.suspects`.
 
     Returns:
@@ -56,8 +53,7 @@ def write_report(
     if not isinstance(run_dir, (str, os.PathLike)):
         raise TypeError(f"run_dir must be a run folder, such as r8.run_dir, got {run_dir!r}.")
     path = Path(out)
-    compared = None if other is None else report_data(other)
-    text = page(report_data(run_dir, precision), Look(thumbnail, describe), compared)
+    text = page(report_data(run_dir, precision), Look(thumbnail, describe))
     with open(open_output(path), "w", encoding="utf-8") as file:
         file.write(text)
     return path
@@ -88,7 +84,7 @@ class DataView:
             table = getattr(source, "table", source)
             if not isinstance(table, SampleTable):
                 raise TypeError(f"source must be a run folder, a scheduler or its table, got {source!r}.")
-            data = ReportData(None, View(), math.nan, bounds=np.empty((0, 6)), notes=[])
+            data = ReportData(None, View(), None, bounds=np.empty((0, 6)), notes=[])
             if table.num_seen:
                 data = with_samples(data, [samples_of(table, 0, 0)], precision)
         if data.samples is None:

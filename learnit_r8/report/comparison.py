@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..checkpoint.durable_io import open_output
 from ..dashboard.state.view import View
 from ..dashboard.text import figure
-from ..dashboard.watch import view_of
+from ..dashboard.watch import SeenRun, look
 from ..events.steps import is_lower_better
 from ..events.text import clean, number
 from ..journal.run import Run, find_run
@@ -43,23 +43,27 @@ def write_comparison(runs: Sequence[str | os.PathLike[str]], out: str | os.PathL
     """
     if len(runs) < 2:
         raise ValueError(f"runs must be two or more, got {len(runs)}.")
-    found = [Run(find_run(os.fspath(run))) for run in runs]
-    sections = list(comparison_sections(Comparison(found, [view_of(run) for run in found])))
+    sections = list(comparison_sections(Comparison([look(find_run(os.fspath(run))) for run in runs])))
     with open(open_output(path := Path(out)), "w", encoding="utf-8") as file:
         file.write(document({"title": f"{len(runs)} runs", "sections": sections}))
     return path
 
 
-class Column(NamedTuple):
+class Figure(NamedTuple):
     """A column of a table of runs.
 
     Attributes:
-        texts: Its text for each run.
+        values: Its value in each run: a number, NaN where it has none, or the text of a setting.
         better: Place of the run that is better; -1 where neither is, or that cannot be said.
     """
 
-    texts: tuple[str, ...]
+    values: tuple[Any, ...]
     better: int = -1
+
+    @property
+    def texts(self) -> list[str]:
+        """The values as texts."""
+        return [figure(value) if isinstance(value, float) else value or "-" for value in self.values]
 
 
 class Comparison:
@@ -67,52 +71,59 @@ class Comparison:
 
     Args:
         runs: The runs, two or more.
-        views: Their states.
 
     Raises:
         ValueError: there are not two.
 
     Attributes:
-        views: Their states.
+        runs: The runs.
         figures: What they reached, by name.
         differ: The settings that differ, by name.
         names: Their names: those that were given, else the settings that tell them apart, else their folders.
         metrics: Every metric that one of them has, the one that they are ordered by first.
         metric: That metric; "" where none was logged.
         order: Places of the runs, the best first, those without the metric last.
-        columns: The columns of the table by name: what was reached, then the settings that differ.
+        columns: The columns of the table by name: the state, what was reached, then the settings that differ.
     """
 
-    def __init__(self, runs: Sequence[Run], views: Sequence[View]) -> None:
+    def __init__(self, runs: Sequence[SeenRun]) -> None:
         if len(runs) < 2:
-            raise ValueError(f"compare needs two runs or more, got {len(runs)}: {[run.name for run in runs]}.")
-        self.views, self.differ = list(views), settings_of(views)
-        self.figures = figures = {row.name: row for row in figures_of(views)}
-        self.names = names_of(runs, self.differ)
+            raise ValueError(f"compare needs two runs or more, got {len(runs)}: {[each.run.name for each in runs]}.")
+        self.runs, views = list(runs), [each.view for each in runs]
+        self.differ, self.figures = settings_of(views), figures_of(views)
+        self.names = names_of([each.run for each in runs], self.differ)
         counts = Counter(name for view in views for name in view.metrics)
         wanted = next((view.run.settings.get("monitor", "") for view in views if view.run is not None), "")
         # The one that is monitored, else what most runs have logged, of those the first.
         self.metrics = sorted(counts, key=lambda name: (name != wanted, -counts[name]))
-        self.metric = self.metrics[0] if self.metrics else ""
+        self.metric, figures = self.metrics[0] if self.metrics else "", self.figures
         self._values = figures[f"{self.metric}, best" if self.metric else "best smoothed loss"].values
         self._sign = 1.0 if not self.metric or is_lower_better(self.metric) else -1.0
         keys = [self._sign * value if math.isfinite(value) else math.inf for value in self._values]
         self.order = sorted(range(len(runs)), key=keys.__getitem__)
-        rows = [figures[f"{name}, {what}"] for name in self.metrics for what in ("best", "best at step")]
-        rows += [figures[name] for name in REACHED if not rows or len(set(figures[name].values)) > 1]
-        shown = [(row.name, Column(tuple(map(figure, row.values)), row.better)) for row in rows]
-        settings = [
-            (name.removeprefix("config."), Column(tuple(text or "-" for text in texts)))
-            for name, texts in self.differ.items()
-        ]
-        self.columns = {"state": Column(tuple(run.state().word for run in runs))}
-        self.columns |= dict([*shown[:2], *settings, *shown[2:]])
+        shown = [f"{name}, {what}" for name in self.metrics for what in ("best", "best at step")]
+        shown += [name for name in REACHED if not shown or len(set(figures[name].values)) > 1]
+        settings = {name.removeprefix("config."): Figure(texts) for name, texts in self.differ.items()}
+        self.columns = {"state": Figure(tuple(each.state.word for each in runs))}
+        self.columns |= {name: figures[name] for name in shown[:2]} | settings
+        self.columns |= {name: figures[name] for name in shown[2:]}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The comparison for programs."""
+        figures = self.figures
+        return {
+            "runs": [str(each.run.folder) for each in self.runs], "names": self.names,
+            "states": [each.state.word for each in self.runs], "order": self.order, "metric": self.metric,
+            "verdict": self.verdict, "figures": {name: row.values for name, row in figures.items()},
+            "better": {name: row.better for name, row in figures.items() if row.better >= 0}, "settings": self.differ,
+        }  # fmt: skip
 
     @property
     def verdict(self) -> str:
         """Whether the best kind of run is better than the next: its lead, beside what seeds alone make of it."""
         kinds: dict[tuple[str, ...], list[float]] = {}
-        for view, value in zip(self.views, self._values, strict=True):
+        for (_, view, _), value in zip(self.runs, self._values, strict=True):
             settings = sorted(chosen_settings(view).items())
             key = tuple(f"{name}={text}" for name, text in settings if not name.endswith("seed"))
             if math.isfinite(value):
@@ -154,12 +165,12 @@ def comparison_sections(runs: Comparison) -> Iterator[Data]:
     note = f"By {runs.metric}, the best on top; of the settings those that differ." if runs.metric else ""
     compared = table(["run", *runs.columns], rows, kind="compared")
     yield section("Runs", {"text": runs.verdict}, compared, note=note)
-    last = float(max(1, *(view.step for view in runs.views)))
+    last = float(max(1, *(each.view.step for each in runs.runs)))
     for metric in ("", *runs.metrics[:MOST_METRICS]):
         series: list[Data] = []
         points: list[Data] = []
         marks: list[Data] = []
-        for place, (view, name) in enumerate(zip(runs.views, runs.names, strict=True)):
+        for place, ((_, view, _), name) in enumerate(zip(runs.runs, runs.names, strict=True)):
             name, look = clean(name, 40), f"c{place % 6} d{place // 6 % 3}"
             if metric:
                 one = points_of(view, metric, look) if metric in view.metrics else curve("", [], [])
@@ -181,23 +192,9 @@ NOT_CHOSEN = frozenset({"machine", "process", "run_dir", "checkpoint_dir", "back
 """Settings that say where a run was, not how."""
 
 
-class Figure(NamedTuple):
-    """A figure of all runs.
-
-    Attributes:
-        name: Its name.
-        values: Its value in each run; NaN where it has none.
-        better: Place of the run that is better; -1 where neither is, or that cannot be said.
-    """
-
-    name: str
-    values: tuple[float, ...]
-    better: int = -1
-
-
-def figures_of(views: Sequence[View]) -> list[Figure]:
+def figures_of(views: Sequence[View]) -> dict[str, Figure]:
     """The figures of runs: what they reached, how fast, and with how much trouble."""
-    rows: list[Figure] = []
+    rows: dict[str, Figure] = {}
 
     def add(name: str, values: Sequence[float | None], lower: bool | None = None) -> None:
         """Add a figure, with the run that is better where all have one; ``lower`` says whether lower is."""
@@ -205,7 +202,7 @@ def figures_of(views: Sequence[View]) -> list[Figure]:
         better = -1
         if lower is not None and all(map(math.isfinite, known)) and len(set(known)) > 1:
             better = known.index((min if lower else max)(known))
-        rows.append(Figure(name, tuple(known), better))
+        rows[name] = Figure(tuple(known), better)
 
     add("steps", [view.step for view in views])
     add("training seconds", [view.seconds for view in views])

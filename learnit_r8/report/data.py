@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dashboard.state.run_state import State
 from ..dashboard.state.view import View
+from ..dashboard.watch import look
 from ..journal.run import Run
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.labels.overview import Calibration, Overview
@@ -75,7 +77,7 @@ class ReportData(NamedTuple):
     Attributes:
         run: The run folder, read to its end; None for a table that is looked at while it learns.
         view: The events, folded.
-        time: Wall time of the last record; NaN without one.
+        state: The state of the run; None for a table.
         bounds: float64[S, 6], step and bounds of the quarters.
         notes: Reasons why something is not shown.
         samples: The newest samples; None without a file.
@@ -94,7 +96,7 @@ class ReportData(NamedTuple):
 
     run: Run | None
     view: View
-    time: float
+    state: State | None
     bounds: NDArray[np.float64]
     notes: list[str]
     samples: Samples | None = None
@@ -120,10 +122,7 @@ def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> Repo
     Raises:
         UnreadableRun: the folder holds no run.
     """
-    run, view, time = Run(run_dir), View(skips_damage=True), math.nan
-    for record in run.records():
-        view.fold(record.event)
-        time = record.time
+    run, view, state = look(run_dir)
     notes: list[str] = []
     files = _readable(run.folder, notes)
     # Bounds of the quarters from the surveys and the samples files, in order of steps.
@@ -134,7 +133,7 @@ def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> Repo
         if quarters.get("high"):
             rows.setdefault(samples.step, (quarters["low"][0], *quarters["high"]))
     bounds = np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6)
-    return with_samples(ReportData(run, view, time, bounds, notes), files, precision)
+    return with_samples(ReportData(run, view, state, bounds, notes), files, precision)
 
 
 def with_samples(data: ReportData, files: Sequence[Samples], precision: float) -> ReportData:

@@ -16,7 +16,6 @@ from ..events.text import clean, clock, number
 from ..journal.run import Run, read_sessions, utc
 from ..recovery.record import FOLDER, BadRecord, numbers_in, read_record
 from . import samples
-from .comparison import Comparison, comparison_sections
 from .curves import fit_of, loss_section, metric_section, rate_section
 from .data import ReportData
 from .document import Data, bars, chart, curve, document, known, section, table
@@ -28,27 +27,25 @@ MOST_LOSSES = 48
 LEVELS = {"open": "warn", "over": "good", "gave up": "alert"}
 
 
-def page(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None) -> str:
-    """The whole page; with another run, compared with it."""
-    return document(content_of(data, look, other), has_pictures=look.thumbnail is not None)
+def page(data: ReportData, look: Look = NO_LOOK) -> str:
+    """The whole page."""
+    return document(content_of(data, look), has_pictures=look.thumbnail is not None)
 
 
-def content_of(data: ReportData, look: Look = NO_LOOK, other: ReportData | None = None) -> Data:
+def content_of(data: ReportData, look: Look = NO_LOOK) -> Data:
     """The data of the page: strict JSON but for NaN, with nothing that is no number, text, list or dict."""
     assert data.run is not None
-    view, run = data.view, data.run
-    state = run.state()
+    assert data.state is not None
+    view, run, state = data.view, data.run, data.state
     notes = [f"could not be shown: {clean(note)}" for note in data.notes[:5]]
     if num_damaged := run.parser.num_damaged + view.num_left_out:
         notes.append(f"{num_damaged:,} lines of the journal could not be read and were skipped")
-    ended = utc(data.time) if math.isfinite(data.time) else "no record"
+    ended = utc(view.heard) if math.isfinite(view.heard) else "no record"
     notes.append(f"{clean(run.folder)} · last record {ended}")
     about_samples = [*samples.gallery(data, look), *samples.verdict(data)]
     # Who hands in pictures wants to look at them.
     first, later = (about_samples, []) if look != NO_LOOK else ([], about_samples)
     sections = [*_incidents(view, run.folder), *first, *_cards(view, ended)]
-    if other is not None and other.run is not None:
-        sections += comparison_sections(Comparison([run, other.run], [view, other.view]))
     sections += [*loss_section(view), *rate_section(view)]
     for title, names in list(grouped(view.metrics).items())[:MOST_METRICS]:
         sections.append(metric_section(view, names[0] if len(names) == 1 else title, names))

@@ -122,20 +122,11 @@ class Chunk:
         self.planned = planned
         self.table = table
         self._records = records
-        self._batch_size = table.batch_size
         self._sizes = sizes
-        # Where each batch begins; None where all but the last are of one size.
-        self._starts: list[int] | None = None
-        if len(sizes) and (sizes[:-1] != table.batch_size).any():
-            self._starts = [0, *np.cumsum(sizes)[:-1].tolist()]
-        # The part of ``handed`` that belongs to each batch.
-        if self._starts is not None:
-            self.views = np.split(self.handed, self._starts[1:])
-        else:
-            full = len(self.handed) // self._batch_size * self._batch_size
-            self.views = list(self.handed[:full].reshape(-1, self._batch_size))
-            if full < len(self.handed):
-                self.views.append(self.handed[full:])
+        # Where each batch begins; what fills up the last one is at the end of it.
+        self._starts: list[int] = (np.cumsum(sizes) - sizes).tolist()
+        ends = [*self._starts[1:], len(self.handed)]
+        self.views = [self.handed[start:end] for start, end in zip(self._starts, ends, strict=False)]
         # Python's arrays: storing a float in a numpy array takes twice as long.
         one_each = table.storage.part_size == WHOLE_BATCH or table.batch_size == 1
         self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
@@ -146,9 +137,6 @@ class Chunk:
     def batch(self, slot: int) -> Batch:
         """The batch at a position of the chunk."""
         return Batch(self, slot, self.views[slot])
-
-    def _start_of(self, slot: int) -> int:
-        return slot * self._batch_size if self._starts is None else self._starts[slot]
 
     def read(self, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
         """Read the loss of a batch, and what was reported with it; see `R8Scheduler.report`."""
@@ -167,7 +155,7 @@ class Chunk:
 
     def restore_view(self, slot: int) -> None:
         """Undo any changes by the user to a batch's indices, before it is drawn again."""
-        start, view = self._start_of(slot), self.views[slot]
+        start, view = self._starts[slot], self.views[slot]
         view[:] = np.resize(self.members, len(self.handed))[start : start + len(view)]
 
     def witness_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -177,12 +165,12 @@ class Chunk:
 
     def weights_of(self, slot: int) -> NDArray[np.float32] | None:
         """float32[B], weights of one batch, or None."""
-        start = self._start_of(slot)
+        start = self._starts[slot]
         return None if self.weights is None else self.weights[start : start + len(self.views[slot])]
 
     def shares_of(self, slot: int, count: int) -> tuple[float, ...]:
         """Share of a batch of ``count`` samples in each quarter that it was planned with; empty if unknown."""
-        first = self._start_of(slot)
+        first = self._starts[slot]
         return () if self.planned is None else self.planned.shares(first, min(first + count, len(self.members)))
 
     def close(self, slot: int) -> None:
@@ -252,7 +240,7 @@ class Chunk:
     ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None, NDArray[np.int64] | None]:
         """Reported means of all parts, samples in each (None if one each), and parts per batch (None if one each)."""
         part_size = self.table.storage.part_size
-        if self._batch_size == 1:
+        if self.table.batch_size == 1:
             return np.array(reports), None, None
         if not part_size:
             return np.array(reports), sizes, None

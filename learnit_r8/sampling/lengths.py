@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -139,45 +139,11 @@ class Buckets:
         count = int(np.count_nonzero(longest * np.arange(1, len(indices) + 1) <= self.max_tokens))
         return indices[: max(1, count)]
 
+    def batches_in(self, num_samples: int) -> int:
+        """Batches that hold about so many samples, at least 1."""
+        return max(1, round(num_samples / (len(self.lengths) / self.num_batches)))
+
     def digest(self) -> str:
         """Names the lengths and the budget, to compare them with those of a saved run."""
         content = hashlib.sha256(self.lengths.tobytes()).hexdigest()[:16]
         return f"{content} within {self.max_tokens}, at most {self.largest}"
-
-
-class LengthSweep:
-    """One run through the batches of all buckets, in random order; in place of a `Sweep`.
-
-    Args:
-        buckets: The samples.
-        part: Samples to hand out at a time, about.
-        key: Key of the order of the batches, and with another number behind it, of the samples within buckets.
-
-    Attributes:
-        rank: Batches handed out so far.
-    """
-
-    def __init__(self, buckets: Buckets, part: int, key: Sequence[int]) -> None:
-        self.rank = 0
-        self._buckets, self._key = buckets, list(key)
-        mean = len(buckets.lengths) / buckets.num_batches
-        self._part = max(1, round(part / mean))
-        self._order = Permutation(buckets.num_batches, self._key)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all were handed out."""
-        return self.rank == self._buckets.num_batches
-
-    def next_batches(self) -> tuple[list[Ints], list[int]]:
-        """The next batches, and the bucket of each."""
-        start, self.rank = self.rank, min(self.rank + self._part, self._buckets.num_batches)
-        return self._buckets.batches(self._order(start, self.rank), self._key)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position, in the form of that of a `Sweep`."""
-        return {"rank": self.rank, "indices": np.empty(0, np.int64), "weights": None, "order": None}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self.rank = state["rank"]

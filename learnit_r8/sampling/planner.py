@@ -26,7 +26,7 @@ from ..table.records import reordered
 from ..table.storage import SampleStorage
 from ..table.table import SampleTable
 from .chunk import Chunk, Planned
-from .lengths import Buckets, LengthSweep
+from .lengths import Buckets
 from .permutation import Permutation
 
 Weighted = tuple[NDArray[np.int64], NDArray[np.float32] | None]
@@ -35,6 +35,8 @@ Weighted = tuple[NDArray[np.int64], NDArray[np.float32] | None]
 
 class Sweep:
     """Hands out all samples once, in parts; after loading a refitted state, the samples of its stored order.
+
+    Where batches are of similar lengths, it hands out the numbers of these batches in place of samples.
 
     Args:
         size: N, samples in the data.
@@ -154,31 +156,17 @@ class Draft:
             fill: Whether to fill up the last batch.
             watch_rng: Shuffles watched samples, to spread them over the batches; None if there are none.
         """
-        table, batch_size, (indices, weights) = self._table, self._table.batch_size, samples
+        batch_size, indices = self._table.batch_size, samples[0]
         records = self._storage.records.gather(indices)
         candidates = self._candidates(indices, records)
         order = self._arranged(candidates, batch_size)
         if watch_rng is not None:
             watched = holds(self._storage.exclusions.watched, indices[order])
             order = spread_evenly(order, watched, batch_size, watch_rng)
-        records = reordered(records, order)
         missing = -len(indices) % batch_size
         sizes = np.full(-(-len(indices) // batch_size), batch_size)
         sizes[-1] -= missing
-        in_pass = sweep >= 0
-        return Chunk(
-            indices.take(order),
-            table,
-            sizes=sizes,
-            expected=self._learner.expected(records, sizes),
-            typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
-            pass_number=self._context.pass_number if in_pass else -1,
-            sweep=sweep,
-            fill=missing if fill else 0,
-            weights=None if weights is None else weights[order],
-            planned=Planned(candidates.loss if self.pool is None else self.pool, candidates.loss, order),
-            records=records if in_pass else None,
-        )
+        return self._chunk(samples, records, candidates.loss, order, sizes, sweep, fill=missing if fill else 0)
 
     def chunk_of_batches(
         self, batches: list[NDArray[np.int64]], places: list[int], full: list[int], *, sweep: int
@@ -193,30 +181,33 @@ class Draft:
         """
         sizes, numbers = np.array([len(each) for each in batches]), np.array(places)
         indices = np.concatenate(batches)
-        of = np.repeat(numbers, sizes)
-        order = np.arange(len(indices))
+        records = self._storage.records.gather(indices)
+        of, order = np.repeat(numbers, sizes), np.arange(len(indices))
         for place in dict.fromkeys(places):
             own = np.flatnonzero(of == place)
-            candidates = self._candidates(indices[own], self._storage.records.gather(indices[own]))
             size = full[places.index(place)]
-            arranged = self._arranged(candidates, size)
+            arranged = self._arranged(self._candidates(indices[own], reordered(records, own)), size)
             if (sizes[numbers == place][:-1] != size).any():
                 # Some batches have lost samples, so that an order of full ones fits them no better than any.
                 arranged = np.arange(len(own))
             order[own] = own[arranged]
-        records = self._storage.records.gather(indices[order])
-        loss = self._storage.estimates(self._storage.records.gather(indices))
+        return self._chunk((indices, None), records, self._storage.estimates(records), order, sizes, sweep)
+
+    def _chunk(
+        self, samples: Weighted, records: NDArray[Any], loss: NDArray[np.float32], order: NDArray[np.int64],
+        sizes: NDArray[np.int64], sweep: int, *, fill: int = 0,
+    ) -> Chunk:  # fmt: skip
+        """The chunk of some samples, their records and estimates, whose batches are known."""
+        (indices, weights), in_pass = samples, sweep >= 0
+        records = reordered(records, order)
         return Chunk(
-            indices[order],
-            self._table,
-            sizes=sizes,
-            expected=self._learner.expected(records, sizes),
-            typical=self._mean_of(records),
-            pass_number=self._context.pass_number,
-            sweep=sweep,
-            planned=Planned(loss, loss, order),
-            records=records,
-        )
+            indices.take(order), self._table, sizes=sizes, expected=self._learner.expected(records, sizes),
+            typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
+            pass_number=self._context.pass_number if in_pass else -1, sweep=sweep, fill=fill,
+            weights=None if weights is None else weights[order],
+            planned=Planned(loss if self.pool is None else self.pool, loss, order),
+            records=records if in_pass else None,
+        )  # fmt: skip
 
     def _mean_of(self, records: NDArray[Any]) -> float:
         return self._learner.expected(records, np.array([len(records)]))[0]
@@ -290,13 +281,9 @@ def look_at(storage: SampleStorage, rng: np.random.Generator, *, weighed: Outloo
     if not fine.any():
         return Outlook(True, float(uses.mean()), 1.0, math.nan, suspicion, limit)
     hard_share = float((mean[fine] > storage.untrained_loss).mean())
-    return Outlook(True, float(uses.mean()), hard_share, _median(records["last"][fine]), suspicion, limit)
-
-
-def _median(losses: NDArray[np.float32]) -> float:
-    """Median of some losses."""
-    count = len(losses)
-    return float(losses[order_of(keys_of(losses))[(count - 1) // 2 : count // 2 + 1]].mean())
+    last = records["last"][fine]
+    middle = last[order_of(keys_of(last))[(len(last) - 1) // 2 : len(last) // 2 + 1]]
+    return Outlook(True, float(uses.mean()), hard_share, float(middle.mean()), suspicion, limit)
 
 
 def to_plain(outlook: Outlook) -> list[Any]:
@@ -411,11 +398,14 @@ class Planner:
         self.num_sweeps += 1
         self._sweep = self._new_sweep()
 
-    def _new_sweep(self) -> Any:
-        key = [self.seed, PASS_KEY, max(0, self.num_sweeps)]
-        if self._buckets is not None:
-            return LengthSweep(self._buckets, self._chunk_size, key)
-        return Sweep(self._table.num_samples, self._chunk_size, key)
+    def _sweep_key(self) -> list[int]:
+        return [self.seed, PASS_KEY, max(0, self.num_sweeps)]
+
+    def _new_sweep(self) -> Sweep:
+        buckets = self._buckets
+        if buckets is None:
+            return Sweep(self._table.num_samples, self._chunk_size, self._sweep_key())
+        return Sweep(buckets.num_batches, buckets.batches_in(self._chunk_size), self._sweep_key())
 
     def context(self, number: int, progress: float, before: Outlook = Outlook()) -> Context:
         """The policy's context for a pass; the table must have learned all reports.
@@ -460,7 +450,9 @@ class Planner:
         if self._buckets is not None:
             return self._next_chunk_of_lengths(self._buckets, policy, context)
         if policy.selects or len(self._table.quarantined):
-            return self._next_selected_chunk(policy, context, self._room(num_left))
+            # Samples in the batches left in the pass, of which the last is as short as without a selection.
+            missing = -self._table.num_samples % self._table.batch_size if self._last_batch == "short" else 0
+            return self._next_selected_chunk(policy, context, num_left * self._table.batch_size - missing)
         if self._sweep.is_done:
             # Another policy, before the resume, has selected all there was before the pass ended.
             self.start_sweep()
@@ -475,7 +467,7 @@ class Planner:
         if self._sweep.is_done:
             self.start_sweep()
         draft = self._draft(policy, context, _POLICY, self.num_sweeps, self._sweep.rank)
-        batches, places = self._sweep.next_batches()
+        batches, places = buckets.batches(self._sweep.next_part(), self._sweep_key())
         if len(self._table.quarantined):
             gone = self._table.quarantined
             batches = [each[~self._storage.exclusions.holds(each)] for each in batches]
@@ -518,27 +510,16 @@ class Planner:
                 part = part[~self._storage.exclusions.holds(part)]
             kept = self._sweep.add(*(draft.select(part) if policy.selects else (part, None)))
             if left_over is not None:
-                kept = self._filled_up(left_over, kept[0]), None
+                part = kept[0][~holds(left_over[order_of(left_over)], kept[0])]
+                uses = self._storage.records.take(part)["usage_count"]
+                # Least used first.
+                kept = np.concatenate([left_over, part[order_of(uses)]]), None
             # The end of the pass may be a short batch; before it, samples that fill no batch wait for the next part.
             whole = room if len(kept[0]) >= room else len(kept[0]) // self._full * self._full
             samples = self._sweep.leave(whole, kept)
             if whole:
                 break
         return draft.chunk(samples, sweep=self.num_sweeps, fill=self._last_batch == "fill", watch_rng=self._watch_rng())
-
-    def _filled_up(self, left_over: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the samples left over from a sweep, followed by those of the next sweep, least used first."""
-        part = part[~holds(left_over[order_of(left_over)], part)]
-        if not len(part):
-            return left_over
-        uses = self._storage.records.take(part)["usage_count"]
-        return np.concatenate([left_over, part[order_of(uses)]])
-
-    def _room(self, num_left: int) -> int:
-        """Number of samples in the batches left in the pass, of which the last is as short as without a selection."""
-        batch = self._table.batch_size
-        missing = -self._table.num_samples % batch if self._last_batch == "short" else 0
-        return num_left * batch - missing
 
     def chunk_outside(self, policy: Policy, context: Context) -> Chunk | None:
         """Make a chunk of one batch from a random part of the data; None if the policy selects too few samples."""

@@ -120,7 +120,11 @@ def _dealt_anew(state: Mapping[str, Any], source: Source, was: NDArray[np.int64]
         rest = _rest(saved, state["seed"], size, epoch)
         # Steady batches have replaced some of them.
         share = min(1.0, (steps_before - position) * batch / max(1, len(rest)))
-        rest = _renumbered(rest[: math.ceil(share * len(rest))], was, size)
+        now = np.full(size, -1)
+        now[was[was >= 0]] = np.flatnonzero(was >= 0)
+        # Their present indices, without those that there are no more.
+        rest = now[rest[: math.ceil(share * len(rest))]]
+        rest = rest[rest >= 0]
         fresh = np.flatnonzero(was < 0)
         rng = np.random.default_rng([state["seed"], NEW_KEY, saved["num_sweeps"]])
         rest = np.concatenate([rest, rng.permutation(fresh)])
@@ -166,11 +170,3 @@ def _rest(saved: Mapping[str, Any], seed: int, size: int, epoch: int) -> NDArray
     first[rest[::-1]] = np.arange(len(rest))[::-1]
     once: NDArray[np.int64] = rest[first[rest] == np.arange(len(rest))]
     return once
-
-
-def _renumbered(rest: NDArray[np.int64], was: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """The current indices of samples of the saved run, without those that no longer exist."""
-    now = np.full(size, -1)
-    now[was[was >= 0]] = np.flatnonzero(was >= 0)
-    found: NDArray[np.int64] = now[rest]
-    return found[found >= 0]

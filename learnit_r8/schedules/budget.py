@@ -280,17 +280,23 @@ class Budget:
             return self.steps
         return math.ceil(self.passes * self.steps_per_pass)
 
-    def share_of(self, step: int, *, tokens: int, passes: int) -> float:
-        """Finished share of a budget in tokens or passes, in [0, 1]; 1.0 means stop.
+    def progress(self, step: int, seconds: float, *, tokens: int = 0, passes: int = 0) -> float:
+        """Finished share, in [0, 1]; 1.0 means stop. Of an open budget, the share of the warm-up, in [0, 0.5].
 
         Args:
             step: Steps done.
+            seconds: Training seconds spent.
             tokens: Tokens trained on.
             passes: Runs through the user's iterable that have ended.
         """
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        if self.seconds is not None:
+            return min(1.0, seconds / self.seconds) if self.seconds > 0 else 1.0
         if self.tokens is not None:
             return min(1.0, tokens / self.tokens)
-        assert self.passes is not None
+        if self.passes is None:
+            return OPEN_WARMUP * step / self.warmup_steps if step < self.warmup_steps else OPEN_WARMUP
         if passes >= self.passes:
             return 1.0
         if self.steps_per_pass is None:
@@ -299,11 +305,3 @@ class Budget:
         share = step / (self.passes * self.steps_per_pass)
         is_fraction = self.passes != int(self.passes)
         return min(share, 1.0 if is_fraction else ALMOST_DONE)
-
-    def progress(self, step: int, seconds: float) -> float:
-        """Finished share, in [0, 1]; 1.0 means stop. Of an open budget, the share of the warm-up, in [0, 0.5]."""
-        if self.steps is not None:
-            return min(1.0, step / self.steps)
-        if self.seconds is not None:
-            return min(1.0, seconds / self.seconds) if self.seconds > 0 else 1.0
-        return OPEN_WARMUP * step / self.warmup_steps if step < self.warmup_steps else OPEN_WARMUP

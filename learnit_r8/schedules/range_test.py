@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ class SearchFailed(RuntimeError):
     """The search has found no rate, and cannot go on."""
 
 
+@dataclass
 class RangeTest:
     """Search for a learning rate, one training step at a time.
 
@@ -43,18 +44,25 @@ class RangeTest:
     eye); factor 1.05 and start as in the public prototype of learnit-r8.
     """
 
-    def __init__(self, max_steps: int) -> None:
-        self.max_steps = max_steps
-        self.growth = max(SLOWEST_GROWTH, (LAST_LR / FIRST_LR) ** (1 / max(1, max_steps - 1)))
-        self.num_steps = 0
-        self.num_drawn = 0
-        self.is_done = False
-        self._was_refused = False
-        self._lr_of_lowest = FIRST_LR
-        self._losses: list[float] = []
-        self._smooth = math.nan
-        self._lowest = math.inf
-        self._result = math.nan
+    max_steps: int
+    num_steps: int = 0
+    num_drawn: int = 0
+    is_done: bool = False
+    _was_refused: bool = False
+    _lr_of_lowest: float = FIRST_LR
+    _losses: list[float] = field(default_factory=list)
+    _smooth: float = math.nan
+    _lowest: float = math.inf
+    _result: float = math.nan
+
+    def __post_init__(self) -> None:
+        # That of a saved state stays as it is.
+        self._losses = list(self._losses)
+
+    @property
+    def growth(self) -> float:
+        """Factor of the rate from one batch to the next."""
+        return max(SLOWEST_GROWTH, (LAST_LR / FIRST_LR) ** (1 / max(1, self.max_steps - 1)))
 
     @classmethod
     def for_run(cls, total_steps: int | None) -> RangeTest:
@@ -133,19 +141,5 @@ class RangeTest:
         return float(np.std(self._losses[:NUM_FIRST]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on."""
-        return {name: getattr(self, name) for name in _STATE} | {"_losses": list(self._losses)}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> RangeTest:
-        """The search that `state_dict` was taken of."""
-        test = cls(state["max_steps"])
-        for name in _STATE:
-            setattr(test, name, state[name])
-        test._losses = list(state["_losses"])
-        return test
-
-
-_STATE = (
-    "max_steps", "num_steps", "num_drawn", "is_done", "_was_refused", "_lr_of_lowest", "_smooth", "_lowest", "_result",
-)  # fmt: skip
+        """Everything needed to go on: the arguments of the same search."""
+        return {**vars(self), "_losses": list(self._losses)}

@@ -87,7 +87,8 @@ def read_span(name: str, value: Any) -> Span:
     """
     if isinstance(value, Span):
         return value if value.unit == "share" else checked_span(*value)
-    match = _WORDS.fullmatch(str(value)) if isinstance(value, str) or _is_whole(value) else None
+    is_whole = is_number(value) and math.isfinite(value) and value == int(value)
+    match = _WORDS.fullmatch(str(value)) if isinstance(value, str) or is_whole else None
     if match and 0 < float(match[1]) <= MOST_AMOUNT:
         number, unit = float(match[1]), match[2] or "steps"
         if unit in _SECONDS:
@@ -130,10 +131,6 @@ def typed_span(value: Any) -> Span | None:
     if isinstance(value, str) and ":" in value:
         return span_of(until=value.strip().removeprefix("until").strip())
     return read_span("the length", value)
-
-
-def _is_whole(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value) and value == int(value)
 
 
 def _wall_time(value: Any, now: float) -> float:

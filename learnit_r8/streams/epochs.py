@@ -372,20 +372,17 @@ class DrawnEpochs:
             outcome = self._prefetch.report(on_host, predictions=predictions)
         if not outcome:
             return None
+        step: Any = self._task.optimizer.step
         try:
-            self._step(ticket, loss)
+            if self._needs_closure:
+                step(lambda: self._backward(self._losses(ticket)[0]))
+            else:
+                self._backward(loss)
+                step()
         except Exception as error:
             self._r8.host.say_once("step raised", STEP_RAISED.format(ticket.step, type(error).__name__))
             raise
         return loss.detach()  # type: ignore[no-any-return]
-
-    def _step(self, ticket: Ticket, loss: Any) -> None:
-        step: Any = self._task.optimizer.step
-        if self._needs_closure:
-            step(lambda: self._backward(self._losses(ticket)[0]))
-        else:
-            self._backward(loss)
-            step()
 
     def _backward(self, loss: Any) -> Any:
         self._task.optimizer.zero_grad()

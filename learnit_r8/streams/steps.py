@@ -93,12 +93,15 @@ class _Stepper:
 
     def step(self, ticket: Ticket) -> tuple[float, Outcome]:
         """The mean loss of a batch, and what the scheduler says of it."""
+        from ..table.labels.predictions import Predictions
         from ..table.losses import read_loss
 
         weights = self._prefetch.weights_of(ticket)
         arguments = (ticket.indices, ticket.lr, *(() if weights is None else (weights,)))
         result = self._train_step(self.state, *arguments) if self.has_state else self._train_step(*arguments)
-        result, predictions = _split(result)
+        predictions = None
+        if isinstance(result, tuple) and len(result) > 1 and isinstance(result[-1], Predictions):
+            result, predictions = result[0] if len(result) == 2 else result[:-1], result[-1]
         if not self.has_state:
             reading = read_loss(result, len(ticket.indices), self._part_size)
             return reading.mean, self._report(reading, predictions)
@@ -112,15 +115,6 @@ class _Stepper:
         if not (outcome or self.has_state or outcome.rolled_back_to is not None):
             self._r8.host.say_once("state of step_stream", NOTHING_HANDED_OVER)
         return outcome
-
-
-def _split(result: Any) -> tuple[Any, Predictions | None]:
-    """Split what a step returned into the predictions at its end and all before them."""
-    from ..table.labels.predictions import Predictions
-
-    if not (isinstance(result, tuple) and len(result) > 1 and isinstance(result[-1], Predictions)):
-        return result, None
-    return result[0] if len(result) == 2 else result[:-1], result[-1]
 
 
 def _events(r8: R8Scheduler, stepper: _Stepper) -> Iterator[Event]:

@@ -29,8 +29,7 @@ from .sampler import R8BatchSampler, find_batch
 from .trainer_step import LastForward
 
 if TYPE_CHECKING:
-    from ..engine.feed.feed import Batches
-    from ..engine.feed.trainer_batches import TrainerBatches
+    from ..engine.feed.feed import Batches, TrainerBatches
     from ..engine.settings import Unpack
     from ..table.table import SampleTable
     from .loader import LoaderSettings

@@ -9,6 +9,7 @@ import torch
 
 from ..bridge.group_rates import FOREIGN, GroupRates
 from ..bridge.prefetch import Prefetch
+from ..engine.run import Trainer
 from ..guard.verdict import Verdict
 from ..sampling.ticket import Outcome, Ticket
 from ..table.labels.predictions import NUM_ROWS
@@ -61,7 +62,7 @@ NOT_OF_BATCHES = (
 )
 
 
-class LossPipeline:
+class LossPipeline(Trainer):
     """Sends losses on their way, and reports them when they have come; the `Trainer` of an adapter's batches.
 
     Args:
@@ -88,7 +89,7 @@ class LossPipeline:
         self._batches, self._stepper, self._state = batches, stepper, state
         self._num_loads, self._hand = state.num_loads, hand
         # Holds a batch that is handed out, until the next one.
-        self.hand_out = hand.hold
+        self.hand_out = hand.hold  # type: ignore[assignment, method-assign]
         stepper.note_run(r8)
 
     @property

@@ -9,9 +9,9 @@ from torch.nn.functional import cross_entropy
 
 from learnit_r8 import EarlyStopping, R8Scheduler, events
 from learnit_r8.cli import main
+from learnit_r8.dashboard.watch import look
 from learnit_r8.engine.values import grouped
 from learnit_r8.events.event import describe
-from learnit_r8.journal.run import Run
 from learnit_r8.loops import early_stopping, every, logs, loop
 from learnit_r8.streams import early_stop, pipe
 from learnit_r8.torch import attach
@@ -100,12 +100,10 @@ def test_the_loop_ends_its_run_with_a_reason(tmp_path):
                 r8.update_with_loss(1.0)
                 if r8.global_step == 4:
                     r8.stop("good enough")
-    run = Run(tmp_path / "run")
-    list(run.records())
     stopped = next(event for event in heard if isinstance(event, events.RunStopped))
 
     assert r8.global_step == 4
-    assert run.state() == ("finished early", "good enough")
+    assert look(tmp_path / "run").state[:2] == ("finished early", "good enough")
     assert main(["status", str(tmp_path / "run")]) == 0
     assert heard[-1].early == "good enough"
     assert describe(stopped)[:2] == ("good", "ends early: good enough")

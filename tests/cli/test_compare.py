@@ -102,7 +102,7 @@ def test_run_without_a_metric_is_no_worse():
         view.fold(start())
         view.fold(steps(1, 1.0))
     views[1].fold(events.MetricsLogged(1, 1.0, 1, {"accuracy": 0.5}))
-    row = next(row for row in figures_of(views) if row.name == "accuracy, best")
+    row = figures_of(views)["accuracy, best"]
 
     assert row.values[1] == 0.5
     assert row.better == -1

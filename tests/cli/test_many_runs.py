@@ -15,7 +15,7 @@ from learnit_r8.dashboard.render.curves import chart_of, curve_of
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.text import width_of
 from learnit_r8.dashboard.theme import choose_theme
-from learnit_r8.dashboard.watch import view_of
+from learnit_r8.dashboard.watch import look
 from learnit_r8.journal.run import Run, git_commit
 from learnit_r8.report.comparison import write_comparison
 from tests.cli.commands import printed
@@ -120,7 +120,7 @@ def test_curves_over_each_other_fit_the_screen(runs):
     """In a terminal the curves of all runs are in one chart, each in a style of its own, at any size."""
     views = []
     for name in VALUES:
-        views.append(view_of(Run(runs / name)))
+        views.append(look(runs / name).view)
     theme = choose_theme({"TERM": "xterm-256color"})
     for width, height in ((20, 5), (80, 14), (120, 20)):
         lines = chart_of(views, list(VALUES), "val_loss", width, height, theme)
@@ -155,11 +155,11 @@ def test_ls_sorts_by_the_best_value(runs, capsys):
     _, (text,) = printed(capsys, "ls", runs, "--sort", "val_loss", "--json")
 
     assert code == 0
-    assert rows[0][-3:] == ["best val_loss", "at step", "notes"]
-    assert [(row[0], *row[-3:]) for row in rows[1:]] == [
-        ("fast", "1", "8", "the fast one; sweep, fast"),
-        ("slow", "2.5", "12", "the slow one; sweep, slow"),
-        ("never", "8", "8", "the never one; sweep, never"),
+    assert (rows[0][5], rows[0][-1]) == ("metric", "notes")
+    assert [(row[0], row[5], row[-1]) for row in rows[1:]] == [
+        ("fast", "val_loss 1 @8", "the fast one; sweep, fast"),
+        ("slow", "val_loss 2.5 @12", "the slow one; sweep, slow"),
+        ("never", "val_loss 8 @8", "the never one; sweep, never"),
     ]
     assert rising[1].split()[0] == "never"
     assert json.loads(text)[0]["best"] == {"value": 1.0, "step": 8}

@@ -13,7 +13,7 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.flax import ManagedState, TrainState, train_loop
 
 from . import task
-from .columns_flax import KEY, losses_of
+from .columns_flax import losses_of
 from .ways import Left, check_healed, check_healthy, check_resumed
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("flax")]
@@ -108,7 +108,8 @@ def train(way, kind, folder=None, *, hurt_at=None, leave_at=None):
                     managed.report(state, metrics["loss"])
             state = managed.state
         else:
-            state, _ = train_loop(script.state, script.step, data, rng_key=KEY, show_progress=False, **given)
+            key = jax.random.key(0)
+            state, _ = train_loop(script.state, script.step, data, rng_key=key, show_progress=False, **given)
     except Left:
         r8.host.saver.store.release()
         raise

@@ -8,9 +8,8 @@ import pytest
 from learnit_r8 import events
 from learnit_r8.cli import main
 from learnit_r8.dashboard.state.view import View
-from learnit_r8.dashboard.watch import view_of
+from learnit_r8.dashboard.watch import look
 from learnit_r8.events.incident import ADVICE, MOST_INCIDENTS, MOST_TRIED, begun_by
-from learnit_r8.journal.run import Run
 from learnit_r8.recovery.cause import KINDS
 from learnit_r8.recovery.record import FlightRecorder, incident_of, read_record
 from learnit_r8.report import write_report
@@ -130,7 +129,7 @@ def test_command_page_and_screen_say_the_same_words(tmp_path, capsys):
         for indices, _ in r8.batch_iterator():
             r8.update_with_loss(np.ones(len(indices)) * (math.nan if r8.global_step in (33, 51) else 1.0))
     r8.close()
-    view = view_of(Run(tmp_path / "run"))
+    view = look(tmp_path / "run").view
     folders = [tmp_path / "run" / "incidents" / str(number) for number in (1, 2)]
     recorded = [incident_of(read_record(folder)) for folder in folders]
 

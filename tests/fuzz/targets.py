@@ -18,12 +18,12 @@ from learnit_r8.checkpoint import codec
 from learnit_r8.checkpoint import generations as in_memory
 from learnit_r8.checkpoint.run_config import arguments_of
 from learnit_r8.cli.runs import facts_of, line_of
-from learnit_r8.dashboard.watch import view_of
+from learnit_r8.dashboard.watch import look
 from learnit_r8.engine.settings import kept_defaults
 from learnit_r8.engine.values import grouped
 from learnit_r8.events.codec import strict_json
 from learnit_r8.journal.requests import KINDS, RequestFolder, ask
-from learnit_r8.journal.run import Run, UnreadableRun, write_about
+from learnit_r8.journal.run import UnreadableRun, write_about
 from learnit_r8.journal.samples import read_samples
 from learnit_r8.recovery.record import PARTS, BadRecord, export, numbers_in, read_part, read_record
 from learnit_r8.report.data import report_data
@@ -140,10 +140,9 @@ class Journals:
         before = self.whole[name]
         (self.folder / name).write_bytes(text.encode("latin-1") if text else before)
         try:
-            run = Run(self.folder)
-            view = view_of(run, is_glance=True)
-            line_of(run, view)
-            json.loads(strict_json(facts_of(run, view), non_finite=lambda value: None))
+            seen = look(self.folder, is_glance=True)
+            line_of(seen)
+            json.loads(strict_json(facts_of(seen), non_finite=lambda value: None))
             self.count += 1
             if name.startswith("samples"):
                 with contextlib.suppress(ValueError, OSError):

@@ -3,6 +3,7 @@
 import json
 
 from learnit_r8 import events
+from learnit_r8.dashboard.watch import look
 from learnit_r8.events.codec import to_json
 from learnit_r8.journal.run import this_process
 from tests.events.any_events import refuse_constant
@@ -30,6 +31,11 @@ def folder_with(tmp_path, *happened, when=1000.0, process=None, text=""):
 
 def read(run):
     return [record.event.step for record in run.records()]
+
+
+def state_at(folder, now=None):
+    """Word and detail of the state of a run at a wall time."""
+    return look(folder, now=now).state[:2]
 
 
 def hundred():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from learnit_r8.journal.run import BLOCK_BYTES, MOST_JSON_BYTES, MOST_LINE_BYTES, Lines, Run, UnreadableRun, read_json
 from learnit_r8.journal.samples import read_samples
-from tests.journal.run_folders import STARTED, folder_with, line, read, steps
+from tests.journal.run_folders import STARTED, folder_with, line, read, state_at, steps
 
 
 @given(st.lists(st.binary(max_size=40).map(lambda part: part.replace(b"\n", b"")), max_size=20), st.integers(1, 9))
@@ -104,7 +104,7 @@ def test_nothing_but_plain_files_is_opened(tmp_path, plant, name):
                 Run(tmp_path)
         elif name == "run.json":
             run = Run(tmp_path)
-            assert (run.about(), run.name, run.state().word) == ({}, tmp_path.name, "empty")
+            assert (run.about(), run.name, state_at(tmp_path, 1000.0)[0]) == ({}, tmp_path.name, "running")
         else:
             with pytest.raises((OSError, ValueError), match=name):
                 read_samples(tmp_path, 0)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.journal.run import Run, UnreadableRun, find_run, runs_in, seconds_text, this_process
+from learnit_r8.dashboard.watch import look
+from learnit_r8.events.text import seconds_text
+from learnit_r8.journal.run import Run, UnreadableRun, find_run, runs_in, this_process
 from tests.drive import FakeClock
-from tests.journal.run_folders import STARTED, folder_with, line, read, steps
+from tests.journal.run_folders import STARTED, folder_with, line, read, state_at, steps
 
 
 def test_growing_file_is_followed(tmp_path):
@@ -44,9 +46,9 @@ def test_missing_journal_is_named_in_the_error(tmp_path):
         Run(tmp_path / "nothing")
     run = Run(folder_with(tmp_path, STARTED))
     (tmp_path / "events.jsonl").unlink()
-    for look in (run.poll, run.glance):
+    for read_on in (run.poll, run.glance):
         with pytest.raises(UnreadableRun, match="run must hold a journal, got"):
-            look()
+            read_on()
 
 
 DAMAGED = ["", "[]", "3", "{", "[" * 100_000, "\x00", '{"name": 3, "sessions": 7}', '{"sessions": [1]}']
@@ -57,17 +59,17 @@ def test_damaged_description_is_no_obstacle(tmp_path, content):
     """Whatever is in run.json, the events are read and the state is told."""
     folder_with(tmp_path, STARTED, steps(5))
     (tmp_path / "run.json").write_text(content)
-    run = Run(tmp_path, wall=lambda: 1010.0)
+    run = Run(tmp_path)
 
     assert read(run) == [0, 5]
-    assert run.state() == ("running", "")
+    assert state_at(tmp_path, 1010.0) == ("running", "")
     assert run.name == tmp_path.name
 
 
 @pytest.mark.parametrize(
     ("happened", "now", "expected"),
     [
-        ([], 1000, ("empty", "")),
+        ([], 1000, ("empty", "no record yet")),
         ([STARTED, steps(5)], 1005, ("running", "")),
         ([STARTED, steps(5)], 1044, ("stalled", "no sign of life for 44 s")),
         ([STARTED, steps(5)], 1000 + 7200, ("stalled", "no sign of life for 2.0 h")),
@@ -81,41 +83,35 @@ def test_damaged_description_is_no_obstacle(tmp_path, content):
 )
 def test_state_of_a_run(tmp_path, happened, now, expected):
     """The last record and its age give the state."""
-    run = Run(folder_with(tmp_path, *happened), wall=lambda: float(now))
-    read(run)
-
-    assert run.state() == expected
+    assert state_at(folder_with(tmp_path, *happened), float(now)) == expected
 
 
 def test_run_that_is_started_again_after_it_diverged(tmp_path):
     """A program that is run again in the same folder trains: what ended the run before does not count."""
     gave_up = events.GaveUp(9, 9.0, "everything was tried", None)
-    run = Run(folder_with(tmp_path, STARTED, gave_up, STARTED, steps(5)), wall=lambda: 1000.0)
-    read(run)
+    folder = folder_with(tmp_path, STARTED, gave_up, STARTED, steps(5))
 
-    assert run.state().word != "diverged"
+    assert state_at(folder, 1000.0) == ("running", "")
 
 
 def test_run_without_steps_is_stalled(tmp_path):
     """A process that lives but has not stepped for a minute, and three times its longest pause, is stalled."""
     clock = FakeClock()
     clock.now = 1000.0
-    run = Run(folder_with(tmp_path, STARTED, steps(5)), wall=clock)
+    folder_with(tmp_path, STARTED, steps(5))
     words = []
     for _ in range(8):
         clock.advance(10)
         folder_with(tmp_path, events.Alive(5, 0.5), when=clock.now)
-        read(run)
-        words.append(run.state())
+        words.append(state_at(tmp_path, clock.now))
 
     assert words[:6] == [("running", "")] * 6
     assert words[6:] == [("stalled", "no step for 70 s"), ("stalled", "no step for 80 s")]
     folder_with(tmp_path, steps(6), when=clock.now)
     clock.advance(100)
     folder_with(tmp_path, events.Alive(6, 0.6), when=clock.now)
-    read(run)
 
-    assert run.state() == ("running", "")
+    assert state_at(tmp_path, clock.now) == ("running", "")
 
 
 @pytest.mark.parametrize(
@@ -131,30 +127,27 @@ def test_run_without_steps_is_stalled(tmp_path):
 def test_pauses_and_validations_are_no_stalls(tmp_path, event, waited, expected):
     """A run that was paused is not stalled, and after an epoch a validation has ten minutes."""
     folder_with(tmp_path, STARTED, steps(5), event)
-    run = Run(folder_with(tmp_path, events.Alive(5, 0.5), when=1000.0 + waited), wall=lambda: 1000.0 + waited)
-    read(run)
+    folder_with(tmp_path, events.Alive(5, 0.5), when=1000.0 + waited)
 
-    assert run.state() == expected
+    assert state_at(tmp_path, 1000.0 + waited) == expected
 
 
 def test_dead_process_is_told(tmp_path):
     """A run whose process is gone has died, or finished if its budget was used up."""
     gone = {**this_process(), "process_started": 1}
-    died = Run(folder_with(tmp_path / "a", STARTED, steps(5), process=gone), wall=lambda: 1001.0)
-    done = Run(folder_with(tmp_path / "b", STARTED, steps(5, progress=1.0), process=gone), wall=lambda: 1001.0)
-    read(died), read(done)
+    died = folder_with(tmp_path / "a", STARTED, steps(5), process=gone)
+    done = folder_with(tmp_path / "b", STARTED, steps(5, progress=1.0), process=gone)
 
-    assert died.state() == ("died", "the process is gone")
-    assert done.state() == ("finished", "")
+    assert state_at(died, 1001.0) == ("died", "the process is gone")
+    assert state_at(done, 1001.0) == ("finished", "")
 
 
 def test_progress_of_an_earlier_run_in_the_folder_does_not_count(tmp_path):
     """A run that died before its first step has not finished because one before it in the folder had."""
     gone = {**this_process(), "process_started": 1}
-    run = Run(folder_with(tmp_path, STARTED, steps(5, progress=1.0), STARTED, process=gone))
-    read(run)
+    folder = folder_with(tmp_path, STARTED, steps(5, progress=1.0), STARTED, process=gone)
 
-    assert run.state() == ("died", "the process is gone")
+    assert state_at(folder) == ("died", "the process is gone")
 
 
 @pytest.mark.parametrize(
@@ -176,17 +169,16 @@ def test_preview_shows_the_whole_course(tmp_path):
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (0, 10_000)
     assert max(np.diff(seen)) < 10_000 / 40
-    assert run.state().word == "stalled"
+    assert look(tmp_path, is_glance=True, now=1100.0).state[:2] == ("stalled", "no sign of life for 2 min")
     assert len(read(Run(tmp_path))) == 10_001
 
 
 def test_glance_at_a_short_journal_is_all_of_it(tmp_path):
     """A short journal is read at once, and its state is known."""
-    run = Run(folder_with(tmp_path, STARTED, steps(5)), wall=lambda: 1001.0)
+    run = Run(folder_with(tmp_path, STARTED, steps(5)))
 
     assert [record.event.step for record in run.glance()] == [0, 5]
     assert run.lines.is_at_end
-    assert run.state() == ("running", "")
 
 
 def test_run_is_found_by_name(tmp_path):

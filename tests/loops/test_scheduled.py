@@ -83,30 +83,6 @@ def test_a_state_that_is_replaced_heals():
     assert_healed(numpy_run)
 
 
-@pytest.mark.program
-@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
-def test_a_model_that_changes_in_place_heals():
-    """A torch model and its optimizer that are the state of a loop are put back in place."""
-    assert_healed(torch_run)
-
-
-@pytest.mark.program
-@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
-def test_faults_after_a_resume_heal(tmp_path):
-    """A loop that goes on from a checkpoint goes on with the saved model, and heals as before."""
-
-    def run(faults):
-        folder = tmp_path / str(faults.kind)
-        with scheduler(checkpoint_dir=folder, initial_lr=0.03) as first:
-            torch_run(faults, first, stop=320)
-        r8 = scheduler(checkpoint_dir=folder, initial_lr=0.03, resume="auto")
-        # A batch of the first steps may have come again, which took no step.
-        assert 310 < r8.global_step == first.global_step <= 320
-        return torch_run(faults, r8)
-
-    assert_healed(run)
-
-
 def test_a_second_loop_with_other_objects_heals_its_own():
     """What is put back is the state of the loop that runs, not of the one that ran before with this scheduler."""
     r8 = scheduler(initial_lr=0.03, guard="finite")

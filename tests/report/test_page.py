@@ -20,6 +20,7 @@ from learnit_r8 import events
 from learnit_r8.journal.run import UnreadableRun
 from learnit_r8.journal.samples import write_samples
 from learnit_r8.report import write_report
+from learnit_r8.report.comparison import write_comparison
 from learnit_r8.report.data import report_data
 from learnit_r8.report.page import page
 from tests.drive import INF, NAN, make, sample_losses
@@ -305,16 +306,15 @@ def test_report_of_a_diverged_run_says_when_it_was_healthy(tmp_path):
 
 
 def test_runs_are_compared_on_the_page(tmp_path):
-    """With another run the page has its figures beside this one's, the better one in bold."""
+    """The page of two runs has their figures beside each other, the better one in bold."""
     one = folder_with(tmp_path / "one", STARTED, steps(5), events.MetricsLogged(5, 1.0, 5, {"accuracy": 0.5}))
     two = folder_with(tmp_path / "two", STARTED, steps(5), events.MetricsLogged(5, 1.0, 5, {"accuracy": 0.75}))
-    page = Page(write_report(one, tmp_path / "out.html", other=two).read_text())
+    page = Page(write_comparison([one, two], tmp_path / "out.html").read_text())
     (table,) = page.blocks("Runs", "table")
 
     assert table["columns"][:3] == ["run", "state", "accuracy, best"]
     assert [row[0] for row in table["rows"]] == ["two", "one"]
     assert [row[2] for row in table["rows"]] == [{"bold": "0.75"}, "0.5"]
-    assert "Runs" not in Page(write_report(one, tmp_path / "out.html").read_text()).titles
 
 
 def rendered(path, *, width=1200, height=3000):

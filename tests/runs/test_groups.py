@@ -10,8 +10,7 @@ from learnit_r8 import R8Scheduler, events, loggers
 from learnit_r8.cli import main
 from learnit_r8.dashboard.render.frame import render
 from learnit_r8.dashboard.state.ui_state import UiState
-from learnit_r8.dashboard.watch import view_of
-from learnit_r8.journal.run import Run
+from learnit_r8.dashboard.watch import look
 from learnit_r8.report import write_report
 from learnit_r8.testing import FakeClock, record_events
 from tests.dashboard.state.told import start, steps
@@ -77,7 +76,7 @@ def test_every_view_has_them_the_rising_and_the_worst_first(tmp_path, capsys):
     capsys.readouterr()
     main(["status", str(folder), "--json"])
     groups = json.loads(capsys.readouterr().out)["groups"]
-    view = view_of(Run(folder))
+    view = look(folder).view
     screen = ["".join(span.text for span in line) for line in render(view, UiState(view="data"), 80, 24)]
     page = write_report(folder, tmp_path / "page.html").read_text()
 
@@ -119,9 +118,9 @@ def test_a_resumed_run_goes_on_with_their_curves(tmp_path):
     """What was told after the checkpoint is told anew: each step has one point."""
     settings = {"run_dir": tmp_path / "run", "checkpoint_dir": tmp_path / "saved", "checkpoint_every": 20}
     r8 = trained(4, until=50, **settings)
-    before = len(view_of(Run(tmp_path / "run")).groups["source 0"].points)
+    before = len(look(tmp_path / "run").view.groups["source 0"].points)
     r8 = trained(4, resume="auto", **settings)
-    view = view_of(Run(tmp_path / "run"))
+    view = look(tmp_path / "run").view
     told = [point.step for point in view.groups["source 0"].points]
 
     assert before == 2

@@ -21,11 +21,10 @@ from learnit_r8.dashboard.render.header import title_line
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
-from learnit_r8.dashboard.watch import view_of
+from learnit_r8.dashboard.watch import look
 from learnit_r8.engine.values import grouped
 from learnit_r8.events import BackupsOutlive, CheckpointLoaded
 from learnit_r8.events.event import describe
-from learnit_r8.journal.run import Run
 from tests.dashboard.state.told import start
 from tests.drive import Weights, advance_to, batch_loss, steps, train
 from tests.rank_common import in_threads
@@ -321,22 +320,20 @@ def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
         with pytest.warns(RuntimeWarning, match="No space") if until == 55 else contextlib.nullcontext():
             trained(r8, until)
         r8._journal.write_due()
-        run = Run(folder)
 
         assert r8.host.persistence.generations.is_off
         assert len(generations(tmp_path)) == 1
-        assert "BACKUPS DO NOT OUTLIVE IT ([Errno 28]" in line_of(run, view_of(run, is_glance=True))
+        assert "BACKUPS DO NOT OUTLIVE IT ([Errno 28]" in line_of(look(folder, is_glance=True))
         monkeypatch.setattr(in_memory, "replace", write)
         trained(r8, until + 20)
         assert generations(tmp_path)[-1] >= until
 
     r8._journal.write_due()
-    run = Run(folder)
     told = [event.is_on for event in heard if isinstance(event, BackupsOutlive)]
 
     assert len(before) > 1
     assert told == [False, True, False, True]
-    assert "BACKUPS" not in line_of(run, view_of(run, is_glance=True))
+    assert "BACKUPS" not in line_of(look(folder, is_glance=True))
 
 
 def test_screen_says_that_backups_are_off():

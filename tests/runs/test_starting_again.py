@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import Backups, R8Scheduler, events
+from learnit_r8.dashboard.watch import look
 from learnit_r8.engine.values import grouped
-from learnit_r8.journal.run import Run
 from learnit_r8.testing import ToyTask
 from learnit_r8.torch import attach
 
@@ -139,6 +139,4 @@ def test_a_finished_run_yields_no_epoch(is_planned, tmp_path):
                 assert not [event for event in heard if isinstance(event, events.RunStarted)]
 
         assert len([each for each in caught if re.search("finished, nothing to do", str(each.message))]) == 1
-        run = Run(tmp_path / "run")
-        list(run.records())
-        assert run.state().word == "finished"
+        assert look(tmp_path / "run").state.word == "finished"

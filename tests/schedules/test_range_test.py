@@ -128,7 +128,7 @@ def test_search_resumes_exactly(stop):
     test = RangeTest(50)
     for number, loss in enumerate(BOWL):
         if number == stop:
-            test = RangeTest.from_state(json.loads(json.dumps(test.state_dict())))
+            test = RangeTest(**json.loads(json.dumps(test.state_dict())))
         if test.is_done:
             break
         test.take(loss, test.draw(), refused=False)

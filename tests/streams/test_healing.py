@@ -1,4 +1,7 @@
-"""Streams that a scheduler drives: the state they train is put back after transient faults, signals too."""
+"""Streams that a scheduler drives: the state of steps is put back after transient faults, signals too.
+
+That of an `epoch_stream` is a column of the contract.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pytest
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.streams import epoch_stream, pipe, step_stream, take
-from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
+from tests.healing_common import NUM_STEPS, X, Y, assert_healed
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -20,49 +23,6 @@ pytestmark = [
 
 def scheduler(**more):
     return R8Scheduler(512, **{"batch_size": 16, "num_steps": NUM_STEPS, "initial_lr": 0.03, **more})
-
-
-def parts():
-    torch.manual_seed(1)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.0), torch.nn.Linear(4, 1))
-    return model, torch.optim.Adam(model.parameters(), lr=0.03)
-
-
-def faulty(model, optimizer, r8, faults):
-    """Breaks a model's inputs and weights, and its optimizer's rate, when a fault says so."""
-
-    def before(module, inputs):
-        with torch.no_grad():
-            by = faults.weights_by(r8.global_step)
-            if by != 1:
-                for weight in model.parameters():
-                    weight.mul_(by)
-        return (faults.inputs(r8.global_step, inputs[0]),)
-
-    def rate(own, arguments, keywords):
-        for group in own.param_groups:
-            # Reported already: this is the step before.
-            group["lr"] = faults.rate(r8.global_step - 1, group["lr"])
-
-    model.register_forward_pre_hook(before)
-    optimizer.register_step_pre_hook(rate)
-
-
-def last_loss(model):
-    with torch.no_grad():
-        return float(((model(torch.from_numpy(X)) - torch.from_numpy(Y)) ** 2).mean())
-
-
-def epochs(faults, r8=None, num_epochs=99):
-    r8 = scheduler() if r8 is None else r8
-    model, optimizer = parts()
-    stream = epoch_stream(
-        (torch.from_numpy(X), torch.from_numpy(Y)), model, optimizer, torch.nn.MSELoss(), scheduler=r8
-    )
-    faulty(model, optimizer, r8, faults)
-    list(pipe(stream, take(num_epochs)))
-    model._forward_pre_hooks.clear()
-    return last_loss(model)
 
 
 def steps(faults, r8=None):
@@ -82,46 +42,9 @@ def steps(faults, r8=None):
 
 
 @pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
-@pytest.mark.parametrize("run", [pytest.param(epochs, marks=pytest.mark.program), steps])
-def test_transient_faults_heal(run):
+def test_transient_faults_heal():
     """A NaN, weights 30 times as large and a rate 1,000 times as high, twice each, cost little."""
-    assert_healed(run)
-
-
-@pytest.mark.program
-@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
-def test_an_epoch_stream_heals_after_a_resume(tmp_path):
-    """The second session goes on with the saved model, and heals as the first."""
-
-    def run(faults):
-        folder = tmp_path / str(faults.kind)
-        with scheduler(checkpoint_dir=folder) as first:
-            epochs(faults, first, 10)
-        second = scheduler(checkpoint_dir=folder, resume="auto")
-        assert second.global_step == 320
-        return epochs(faults, second)
-
-    assert_healed(run)
-
-
-@pytest.mark.program
-def test_a_resumed_epoch_stream_is_the_same_run(tmp_path):
-    """With dropout and Adam, a run in two sessions ends in the weights of one session, bit for bit."""
-
-    def trained(r8, num_epochs):
-        model, optimizer = parts()
-        model[1].p = 0.3
-        data = torch.from_numpy(X), torch.from_numpy(Y)
-        stream = epoch_stream(data, model, optimizer, torch.nn.MSELoss(), scheduler=r8)
-        list(pipe(stream, take(num_epochs)))
-        return [weight.tolist() for weight in model.state_dict().values()]
-
-    whole = trained(scheduler(), 99)
-    with scheduler(checkpoint_dir=tmp_path) as first:
-        trained(first, 7)
-    torch.manual_seed(77)
-
-    assert trained(scheduler(checkpoint_dir=tmp_path, resume="auto"), 99) == whole
+    assert_healed(steps)
 
 
 @pytest.mark.filterwarnings("ignore:a loss was refused")
@@ -152,6 +75,8 @@ def test_signals_are_given_back(is_read_to_its_end):
     else:
         next(stream)
     del stream
-    epochs(Faults(None), r8, 2)
+    model = torch.nn.Linear(4, 1)
+    data, optimizer = (torch.from_numpy(X), torch.from_numpy(Y)), torch.optim.SGD(model.parameters(), lr=0.03)
+    list(pipe(epoch_stream(data, model, optimizer, torch.nn.MSELoss(), scheduler=r8), take(2)))
 
     assert signal.getsignal(signal.SIGINT) is before

@@ -1,4 +1,4 @@
-"""The panels and pages with charts: loss, learning rate, the user's metrics, two runs over each other."""
+"""The panels and pages with charts: loss, learning rate, the user's metrics, runs over each other."""
 
 from __future__ import annotations
 
@@ -113,8 +113,7 @@ def rate_columns(view: View, num: int) -> tuple[Columns, int]:
 
 def metric_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
     """The metric that is monitored, or else one of data that is not trained on, over the steps, with its best."""
-    wanted = view.run.settings.get("monitor", "") if view.run is not None else ""
-    name = min(view.metrics, key=lambda name: (name != wanted, not is_held_out(name)))
+    name = view.metric
     newest, best = number(view.metrics[name][-1].value, 4), view.bests.get(name)
     note = f"{newest}, best {number(best.value, 4)} @{best.step:,}" if best is not None else newest
     room = width - len(name) - 8
@@ -184,14 +183,14 @@ def _legend(view: View, styled: Sequence[tuple[str, str]], width: int, theme: Th
     """All names of a chart, with as much beside them as there is room for: newest and best value, the newest, none."""
     line: Line = ()
     for details in (2, 1, 0):
-        parts = [_label(view, name, style, theme, details) for name, style in styled]
+        parts = [metric_label(view, name, style, theme, details) for name, style in styled]
         line = joined(parts, width)
         if size_of(line) == sum(map(size_of, parts)) + 2 * (len(parts) - 1):
             return line
     return line
 
 
-def _label(view: View, name: str, style: str, theme: Theme, details: int) -> Line:
+def metric_label(view: View, name: str, style: str, theme: Theme, details: int = 2) -> Line:
     """Name of a metric in the style of its curve, and with more details its newest and its best value."""
     short = "batches" if name == BATCH_LOSS else clip(name, 18, theme.glyphs.ellipsis)
     if not details:
@@ -228,20 +227,11 @@ def chart_of(
     """The curves of any number of runs over each other: of a metric, or with "" of the losses of batches."""
     kinds = [RUN_STYLES[place % len(RUN_STYLES)] for place in range(len(views))]
     called = [(Span(clip(name, 30, theme.glyphs.ellipsis), kind),) for name, kind in zip(names, kinds, strict=True)]
-    rows = _plotted(views, kinds, metric, width, max(1, height - 3), theme) or [remark("nothing reported yet")]
-    return [rule(metric or LOSSES, width, theme.glyphs), joined(called, width), *rows]
-
-
-def _plotted(
-    views: Sequence[View], kinds: Sequence[str], metric: str, width: int, rows: int, theme: Theme, is_log: bool = False
-) -> list[Line]:
-    """The curves of runs over each other, each in its style, with their axis; nothing where there are no values."""
+    lines = [rule(metric or LOSSES, width, theme.glyphs), joined(called, width)]
     cells, last = max(1, width - LABEL), max(1, *(view.step for view in views))
-    num = cells * dots(theme.glyphs)
-    curves = [
-        curve_of(view, metric, num, 0, last) if metric else view.loss.columns(num, 0, last).mean for view in views
-    ]
+    curves = [curve_of(view, metric or BATCH_LOSS, cells * dots(theme.glyphs), 0, last) for view in views]
     if np.isnan(curves).all():
-        return []
-    drawn = plot(list(zip(curves, kinds, strict=True)), rows, theme.glyphs, scale_of_all(curves, is_log=is_log))
-    return [*drawn, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]
+        return [*lines, remark("nothing reported yet")]
+    pairs = list(zip(curves, kinds, strict=True))
+    lines += plot(pairs, max(1, height - 3), theme.glyphs, scale_of_all(curves))
+    return [*lines, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]

@@ -6,11 +6,12 @@ import math
 
 from ...events.text import clean, clock, number, share
 from ..keys import MENU, TABLE, works
+from ..state.run_state import shown_state
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
 from ..text import Line, Span, bar, clip, cropped, fit, in_ascii, joined, labelled, padded, rule, size_of
 from ..theme import Theme
-from .header import state_of, title_line
+from .header import title_line
 from .pages import PAGES
 from .texts import runs_panel
 
@@ -60,7 +61,7 @@ def render(
 
 def _small(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """Return progress, state, time left and loss, one fact a line on a narrow screen."""
-    state = state_of(view, scene)
+    state = shown_state(view, scene)
     now = scene.now if scene.now is not None else view.seconds
     facts: list[Line] = [
         (Span(share(view.progress), "value"),),

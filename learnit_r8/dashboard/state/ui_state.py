@@ -119,7 +119,8 @@ class Scene:
         num_unread: Lines captured since the output view was last open.
         ui_share: Share of one core that the screen takes; NaN if unknown.
         said: An answer to the last key, such as "save requested...".
-        link: State of the process as a viewer sees it: "", "running", "stalled 45 s", "died" or "finished".
+        clock: The time now, by the clock of `View.heard`; NaN where the run is not followed as it goes on.
+        is_gone: Whether the process that trains has ended; None where that cannot be told.
         left: Why nothing trains now though the run is open, as a notebook's cell has ended; "" where it does.
         is_paused: Whether the training is paused by a key.
         folder: The run folder; "" without one.
@@ -132,7 +133,8 @@ class Scene:
     num_unread: int = 0
     ui_share: float = float("nan")
     said: str = ""
-    link: str = ""
+    clock: float = math.nan
+    is_gone: bool | None = None
     left: str = ""
     is_paused: bool = False
     folder: str = ""

@@ -15,6 +15,7 @@ from ...events.incident import Incident, fold
 from ...events.samples import MOST_GROUPS
 from ...events.steps import is_lower_better
 from ...events.text import clean
+from ..text import is_held_out
 from .curve import Curve, ThinnedList
 
 WINDOW = 64
@@ -245,7 +246,13 @@ class View:
         is_searching: Whether a learning rate is searched for.
         is_paused: Whether the run waits.
         gave_up: The end of a run that could not be recovered; None otherwise.
-        ended: The end of the run; None before.
+        ended: The end of the run; None before. A process that left has ended it, too.
+        died: The error that ended the run; "" without one.
+        heard: When the newest event was written, by the clock of whoever sets it before the event is folded; NaN if
+            nobody does.
+        stepped: `heard` of the newest step, start or pause.
+        longest_pause: Longest time between two steps by that clock.
+        is_between_epochs: Whether an epoch has ended, and no step has come since.
         num_left_out: Events that could not be folded.
     """
 
@@ -288,6 +295,10 @@ class View:
         self.gave_up: events.GaveUp | None = None
         self.ended: events.RunEnded | None = None
         self.died = ""
+        self._early: str | None = None
+        self.heard = self.stepped = math.nan
+        self.longest_pause = 0.0
+        self.is_between_epochs = False
 
     def fold(self, event: events.Event) -> None:
         """Add an event to the state; an event of an unknown kind goes to the log only."""
@@ -299,9 +310,10 @@ class View:
             self.num_left_out += 1
 
     def _fold(self, event: events.Event) -> None:
-        self.step, self.seconds = event.step, max(self.seconds, event.seconds)
+        before, self.step, self.seconds = self.step, event.step, max(self.seconds, event.seconds)
         match event:
             case events.StepsDone():
+                self._step_heard(before, event.num_steps)
                 self._fold_steps(event)
             case events.RunStarted():
                 self._fold_start(event)
@@ -309,6 +321,7 @@ class View:
                 self.progress = _share(event.progress)
                 self.epochs.append(event)
                 self.pacing.epoch_ended(event)
+                self.is_between_epochs = True
             case events.SamplesSurveyed():
                 self.survey = event
                 if len(event.low) == len(event.high) == 4:
@@ -328,6 +341,7 @@ class View:
                         points.add(Point(event.at_step, value))
                         self._note_best(key, Point(event.at_step, value))
             case events.BatchRefused():
+                self._step_heard(before, 1)
                 self._fold_refusal(event)
             case events.LrCapped() | events.LrRestored():
                 self.is_lr_lowered = isinstance(event, events.LrCapped)
@@ -347,11 +361,13 @@ class View:
                     self.run = dataclasses.replace(self.run, total_steps=total, train_duration_seconds=seconds)
                     self.progress = self._progress_at(event.step, event.seconds)
             case events.RunPaused() | events.RunResumed():
-                self.is_paused = isinstance(event, events.RunPaused)
+                self.is_paused, self.stepped = isinstance(event, events.RunPaused), self.heard
+            case events.RunStopped():
+                self._early = event.reason if event.is_early else self._early
             case events.RunEnded():
                 self.ended = event
             case events.ProcessLeft():
-                self.died = event.error
+                self._fold_leave(event)
         self._note(event)
 
     def _note(self, event: events.Event) -> None:
@@ -368,7 +384,8 @@ class View:
                 self.marks.add(entry)
 
     def _fold_start(self, event: events.RunStarted) -> None:
-        self.run, self.ended, self.gave_up, self.died = event, None, None, ""
+        self.run, self.ended, self.gave_up, self.died, self._early = event, None, None, "", None
+        self.stepped, self.is_paused = self.heard, False
         self.lr_plan = event.lr_plan
         self.epoch = event.step // event.steps_per_epoch if event.steps_per_epoch else self.epoch
         self.seconds = event.seconds
@@ -407,6 +424,7 @@ class View:
 
     def _fold_steps(self, event: events.StepsDone) -> None:
         self.epoch, self.progress, self.last = event.epoch, _share(event.progress), event
+        self.is_between_epochs = False
         self.recent.append(event)
         self.loss.add(event.step, event.loss, event.lowest, event.highest, event.num_steps)
         self.lr.add(event.step, event.lr, event.lr, event.lr, event.num_steps)
@@ -424,10 +442,29 @@ class View:
         self.is_lr_lowered = event.next_lr < 0.9 * event.lr
         self.pacing.refused(event)
 
+    def _fold_leave(self, event: events.ProcessLeft) -> None:
+        # An exception after the end of a run is not one of its training.
+        if self.ended is None or not self.ended.finished:
+            self.died = event.error
+        is_whole = self.progress >= 1 or self._early is not None
+        self.ended = self.ended or events.RunEnded(event.step, event.seconds, is_whole, self._early)
+
+    def _step_heard(self, before: int, num_steps: int) -> None:
+        # Between two pieces of a journal, of which a selection is read, there is no pause.
+        if self.step - num_steps <= before:
+            self.longest_pause = max(self.longest_pause, self.heard - self.stepped)
+        self.stepped = self.heard
+
     def _note_best(self, name: str, point: Point) -> None:
         known, sign = self.bests.get(name), -1.0 if is_lower_better(name) else 1.0
         if math.isfinite(point.value) and (known is None or sign * point.value > sign * known.value):
             self.bests[name] = point
+
+    @property
+    def metric(self) -> str:
+        """The metric that is monitored, or else one of data that is not trained on; "" without any."""
+        wanted = self.run.settings.get("monitor", "") if self.run is not None else ""
+        return min(self.metrics, key=lambda name: (name != wanted, not is_held_out(name)), default="")
 
     def ranked_groups(self) -> list[Group]:
         """The groups: those whose loss rises first, by how much, then the others, the highest loss first."""
@@ -477,14 +514,6 @@ class View:
         left = self.pacing.left(max(0, run.total_steps - self.step), ends)
         # Within a long step the time left falls with the clock.
         return left._replace(seconds=max(left.seconds - max(0.0, now - self.seconds), 0.0))
-
-    @property
-    def epoch_progress(self) -> float:
-        """Finished share of the current epoch, in [0, 1]."""
-        if self.run is None or not self.run.steps_per_epoch:
-            return 0.0
-        per_epoch = self.run.steps_per_epoch
-        return min(1.0, max(0, self.step - self.epoch * per_epoch) / per_epoch)
 
 
 def _share(value: float) -> float:

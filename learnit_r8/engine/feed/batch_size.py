@@ -41,11 +41,6 @@ class BatchMeasure:
             if not (told is None or callable(told) or (type(told) is int and told >= 1)):
                 raise TypeError(f"{name} must be a whole number >= 1, a function of a batch, or None, got {told!r}.")
         self._size, self._tokens, self._needs_tokens, self._tell = size, tokens, needs_tokens, tell_unknown
-        # Kinds of batches that have no names, under which there could be tokens.
-        self._nameless = {tuple, list, int, float, str}
-        is_same = type(size) is int and type(tokens) is int
-        # Of every batch, if that was told.
-        self._same = Size(size, tokens) if is_same else None  # type: ignore[arg-type]
 
     def of(self, item: Any) -> Size:
         """The size of a batch.
@@ -53,13 +48,6 @@ class BatchMeasure:
         Raises:
             ValueError: the budget needs the tokens of a batch, and they cannot be read; or a size is not a number.
         """
-        if self._same is not None:
-            return self._same
-        kind = type(item)
-        if self._tokens is None and not self._needs_tokens and (kind in self._nameless or hasattr(item, "shape")):
-            samples = self._size if type(self._size) is int else read_size(item) if self._size is None else None
-            if samples is not None:
-                return Size(samples)
         samples = _told("size", self._size, item) if self._size is not None else read_size(item)
         if samples is None:
             self._tell(

@@ -7,7 +7,8 @@ have made. Nothing is fetched ahead, and nothing is drawn from a random generato
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from ... import events
@@ -17,7 +18,7 @@ from ...sampling.ticket import Outcome, Ticket
 from ...table.names import Members
 from .. import run_state
 from ..engine import Engine
-from ..run import PlainTrainer, Trainer
+from ..run import Trainer
 from . import replay
 from .batch_size import MOST_KEPT_BYTES, BatchMeasure, Told, bytes_of, copied
 from .followed import FollowedBatches
@@ -49,6 +50,15 @@ ENDLESS = (
     "steps() has no loader whose end num_epochs= could count, so this loop does not end by itself: give num_steps=, "
     "num_tokens= or train_duration_seconds=, or iterate over batches(loader)."
 )
+FROM_THE_START = (
+    "the saved run was within an epoch, at step {}; the trainer starts that epoch over, so the batches that were "
+    "trained on in it come again. Checkpoints between two epochs are exact."
+)
+OTHER_EPOCH = (
+    "the training begins with epoch {}, and the saved run goes on with epoch {} at step {}: begin with current_epoch "
+    "(in fit: initial_epoch=r8.current_epoch), or epochs are trained on twice or left out."
+)
+
 MOST_SILENT = 1000
 """Steps without a loss after which the loop gets an error."""
 
@@ -108,7 +118,7 @@ class Feed:
 
     def __init__(self, engine: Engine, source: FollowedBatches) -> None:
         self.engine, self.source = engine, source
-        self.trainer: Trainer = PlainTrainer(engine.between_steps)
+        self.trainer = Trainer(engine.between_steps)
         self.is_counted = False
         self.has_asked = self.is_in_epochs = self._is_repeated = False
         self._updates = self.num_iterations = 0
@@ -171,8 +181,13 @@ class Feed:
                 if self._updates > controller.lineage.updates and not controller.is_open:
                     self._go_back(self._updates)
                 self._updates = controller.lineage.updates
-                if controller.experiment.asks_probe and self._has_place():
-                    if not self._has_probe():
+                may_probe = controller.experiment.asks_probe and not pace.is_stopped
+                if may_probe and not (pace.leaves_out and (self.is_at_end() or self._is_full())):
+                    asked = controller.experiment.asked
+                    is_kept = asked is not None and all(item is not None for item in asked.witness)
+                    if not all(each[0] for each in engine.agreement.gather([is_kept])):
+                        # The batch was not kept on all ranks: the next losses decide.
+                        controller.experiment.let_probe(False)
                         continue
                     self.trainer.before_probe()
                     source.open = engine.draw_probe()
@@ -235,15 +250,6 @@ class Feed:
             )
         engine.announcer.tell(events.Notice, text=text, is_warning=False)
 
-    def _has_probe(self) -> bool:
-        """Whether the batch that a test asks for was kept on all ranks; if not, the next losses decide."""
-        experiment = self.engine.controller.experiment
-        is_kept = experiment.asked is not None and all(item is not None for item in experiment.asked.witness)
-        is_kept = all(each[0] for each in self.engine.agreement.gather([is_kept]))
-        if not is_kept:
-            experiment.let_probe(False)
-        return is_kept
-
     def _has_ended(self, begun: int) -> bool:
         """Whether the run is over at its end, once all losses are reported; ``begun``: its step as the loop began."""
         engine, pace = self.engine, self.engine.pace
@@ -269,11 +275,6 @@ class Feed:
         """
         pace, num_probes = self.engine.pace, self.engine.pace.probes_in_epoch
         return num_probes > 0 and pace.leaves_out and self.source.taken + num_probes >= self.source.length
-
-    def _has_place(self) -> bool:
-        """Whether a probe may be handed out before the loop ends."""
-        pace = self.engine.pace
-        return not (pace.is_stopped or (pace.leaves_out and (self.is_at_end() or self._is_full())))
 
     def between_steps(self) -> None:
         """Do what is due between two steps."""
@@ -554,3 +555,135 @@ class Feed:
         """Add to an exception of the user's loop, from Python 3.11 on, that there was no batch, if there was none."""
         if self._is_repeated and hasattr(error, "add_note"):
             error.add_note(AFTER_LAST)
+
+
+class TrainerBatches:
+    """Tells a feed of batches that somebody else has fetched, epoch by epoch.
+
+    None of them can be handed out again: weights are tested outside of the loop, or by the losses that follow.
+
+    Args:
+        feed: Of a run without samples.
+        measure: Reads the size of a batch.
+        sets_generators: Whether a resumed run sets the random generators; some trainers do so themselves.
+        counts_epochs: Whether the trainer counts the epochs, and passes over what a resumed run had of one.
+    """
+
+    def __init__(
+        self, feed: Feed, measure: BatchMeasure, *, sets_generators: bool = True, counts_epochs: bool = False
+    ) -> None:
+        self._feed, self._measure, self._sets_generators = feed, measure, sets_generators
+        self._counts_epochs = feed.is_counted = counts_epochs
+        self._resumed_epoch: int | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a batch has begun and is not reported yet."""
+        return self._feed.source.open is not None
+
+    def begin_run(self, scope: Callable[[FrameType | None], bool] | None = None) -> None:
+        """Note that the trainer begins, before it sets up its loader.
+
+        Args:
+            scope: Whether a frame is within the training, for signals.
+        """
+        feed = self._feed
+        engine = feed.engine
+        feed.give_up_open()
+        self._resumed_epoch = feed.current_epoch if feed.source.is_resumed else None
+        engine.controller.experiment.let_probe(False)
+        engine.requests.stay_within(scope)
+        feed.trainer.before_iteration()
+        if not self._sets_generators:
+            feed.source.take_resumed()
+        elif engine.pace.has_ended:
+            # Between two epochs: the next one draws its order from them.
+            feed.source.resume_alone()
+
+    def begin_pass(self, number: int | None = None) -> int:
+        """Note that an epoch begins, before its loader does.
+
+        Args:
+            number: Which, 0-based, where the trainer counts them.
+
+        Returns:
+            Batches of it that the saved run has had, for the trainer to pass over, and 0 otherwise. The random
+            generators are set to where they were before these batches.
+        """
+        feed, pace, announcer = self._feed, self._feed.engine.pace, self._feed.engine.announcer
+        is_within, num_had = feed.source.is_resumed and not pace.has_ended, 0
+        if self._counts_epochs:
+            if self._resumed_epoch not in (None, number):
+                announcer.warn_once("other epoch", OTHER_EPOCH.format(number, self._resumed_epoch, pace.step))
+            elif is_within and feed.source.settings.resume_data == "start":
+                announcer.warn_once("from the start", FROM_THE_START.format(pace.step))
+            elif is_within:
+                num_had = pace.step_in_epoch
+            feed.source.begin_alone(is_within=num_had > 0)
+        self._resumed_epoch = None
+        pace.begin_pass()
+        if number is not None:
+            pace.passes = number
+        return num_had
+
+    def begin(self, item: Any = None) -> bool:
+        """Note that the training on a batch begins; a batch before it that was not reported does not count as a step.
+
+        Args:
+            item: The batch, of which the size is read; None where it is not known.
+
+        Returns:
+            Whether the run goes on; else the budget is spent or the run was stopped, and the batch is not watched.
+        """
+        feed = self._feed
+        engine = feed.engine
+        feed.give_up_open()
+        feed.source.resume_alone()
+        feed.between_steps()
+        if feed.is_at_end():
+            feed.trainer.settle()
+            engine.draw_nothing()
+            return False
+        # Trainers deal out as many batches to each rank.
+        size = feed.meet(Size() if item is None else self._measure.of(item)) or Size()
+        feed.source.open = feed.take(item, size, is_of_loader=False)
+        engine.controller.note_start()
+        return True
+
+    def note_batch(self, item: Any) -> None:
+        """Note the batch in hand, to take its loss once more where weights are tested; see `Callbacks.repeat`."""
+        if self._feed.source.open is not None and self._feed.engine.persistence.callbacks.repeat is not None:
+            chunk: Any = self._feed.source.open.chunk
+            chunk.item = self._feed.keep(item)
+
+    def begin_more(self) -> bool:
+        """Note one more batch of those that the trainer takes at once, of which only the first begins between steps.
+
+        Returns:
+            As of `begin`.
+        """
+        feed = self._feed
+        if feed.is_at_end():
+            return False
+        feed.source.open = feed.take(None, Size(), is_of_loader=False)
+        return True
+
+    def discard(self) -> None:
+        """Count the batch in hand as one whose training was undone before its loss was judged."""
+        ticket, self._feed.source.open = self._feed.source.open, None
+        if ticket is not None:
+            self._feed.engine.discard(ticket)
+
+    def end_pass(self) -> None:
+        """Note that an epoch has ended, before it is validated."""
+        feed = self._feed
+        feed.trainer.settle()
+        if not feed.engine.pace.has_ended:
+            feed.mark_ended()
+            feed.engine.controller.end_update()
+        feed.engine.leave_epoch()
+
+    def end_run(self) -> None:
+        """Note that the trainer has ended."""
+        self._feed.give_up_open()
+        self._feed.engine.requests.leave()

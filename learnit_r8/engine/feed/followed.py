@@ -1,4 +1,7 @@
-"""The user's own batches: where a run is in the loader they come from, how it comes there again, and their reports."""
+"""The user's own batches: where a run is in the loader they come from, how it comes there again, and their reports.
+
+What batches say of their samples is held until the table learns from many of them together.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...policies.base import Policy
-from ...sampling.chunk import REPORTED, Batch, FollowedChunk, Size
-from ...sampling.held_reports import HeldReports
+from ...policies.radix import order_of
+from ...sampling.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, Size
 from ...sampling.random_generators import hold_random_state, state_of
-from ...table.labels.predictions import PredictionRows
+from ...table.labels.predictions import PredictionRows, joined
+from ...table.losses import EXACT, WHOLE_BATCH
 from ...table.names import Members
 from ...table.table import SampleTable
 from . import replay
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
     from ...sampling.ticket import Ticket
     from ..pace import Pace
     from ..values import OwnBatches
+
+Ints = NDArray[np.int64]
 
 UNKNOWN_LENGTH = sys.maxsize
 """Steps of a pass that only ends where its loader does."""
@@ -83,7 +92,9 @@ class FollowedBatches:
         self.table, self.seed, self.settings, self.policy = table, seed, settings, UserBatches()
         self._pace, self._announcer, self._agreement = pace, announcer, agreement
         self.num_samples = self.taken = self.left_out = self.abandoned = 0
-        self._held = HeldReports(table)
+        # Batches that say which samples they hold, and that are out, or from whose reports the table is still to learn.
+        self._held: list[FollowedChunk] = []
+        self._num_held = 0
         self._offered: tuple[FollowedChunk, bool] | None = None
         self.samples = BatchSamples(table.storage, announcer, agreement)
         self.open: Ticket | None = None
@@ -180,7 +191,8 @@ class FollowedBatches:
         (chunk, is_of_loader), self._offered = self._offered, None
         self.num_samples += chunk.size
         if chunk.members is not None:
-            self._held.add(chunk.members, chunk)
+            self._held.append(chunk)
+            self._num_held += len(chunk.members.indices)
         if is_of_loader:
             self.taken += 1
             # The others that are reported are left out where they are counted.
@@ -203,7 +215,8 @@ class FollowedBatches:
     def tell_members(self, chunk: FollowedChunk, members: Members) -> None:
         """Note the samples of a batch that was taken without."""
         chunk.members = members
-        self._held.add(members, chunk)
+        self._held.append(chunk)
+        self._num_held += len(members.indices)
 
     def report(
         self, chunk: FollowedChunk, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None
@@ -213,6 +226,8 @@ class FollowedBatches:
             chunk.close(0)
             return
         chunk.reports[0], chunk.trends[0], chunk.states[0] = means, trend, REPORTED
+        # What it was made of is in the backup that wants it, and must not wait with its report.
+        chunk.item = None
         chunk.predictions.clear()
         if predictions is not None:
             chunk.predictions[0] = predictions.rows
@@ -245,11 +260,37 @@ class FollowedBatches:
     @property
     def is_full(self) -> bool:
         """Whether the reports that are held back are many enough to be learned."""
-        return self._held.num_samples >= MOST_HELD
+        return self._num_held >= MOST_HELD
 
     def hand_over(self) -> None:
         """Let the table learn all reports so far."""
-        self._held.hand_over()
+        if not self._held:
+            return
+        reported = [each for each in self._held if each.states[0] == REPORTED]
+        kind = self.table.storage.part_size
+        for some in rounds([part for each in reported if (part := Part.of(each, kind)) is not None]):
+            self._learn(some, is_exact=kind == EXACT)
+        for each in reported:
+            # Those from which nothing could be learned, too.
+            each.states[0] = CLOSED
+        # Last: if this is interrupted, those not learned are learned the next time.
+        self._held = [each for each in self._held if each.states[0] == OPEN]
+        self._num_held = sum(len(each.members.indices) for each in self._held if each.members is not None)
+
+    def _learn(self, parts: list[Part], *, is_exact: bool) -> None:
+        """Learn from parts of batches that share no sample."""
+        indices = _joined(parts)
+        means = np.concatenate([each.means for each in parts])
+        counts = [len(each.means) for each in parts]
+        trend = np.repeat(np.array([each.trend for each in parts]), counts)
+        sizes = None if is_exact else np.concatenate([each.sizes for each in parts])
+
+        def done() -> None:
+            for each in parts:
+                if each.is_last:
+                    each.states[0] = CLOSED
+
+        self.table.learner.learn(indices, means, sizes, trend, predictions=_predictions(parts), done=done)
 
     def use_offsets(self, trend: float) -> None:
         """Do nothing: no loss is predicted."""
@@ -369,6 +410,123 @@ class FollowedBatches:
             own |= of_ranks[ranks.rank]
         self.num_samples, self.taken, self.abandoned = own["samples"], own["taken"], own["abandoned"]
         self.left_out = own["left_out"]
-        self._held.clear()
+        self._held, self._num_held = [], 0
         self._resumed, self._out = own, []
         self.iteration = self.open = self._offered = None
+
+
+class Part(NamedTuple):
+    """The report of a batch, or of those samples of it that it held for the n-th time.
+
+    Attributes:
+        indices: int64[M], its samples.
+        means: float64[P], the mean loss of consecutive ones.
+        sizes: int64[P], how many each of them is of; None where each sample has its own.
+        trend: The trend before it.
+        states: Of its batch.
+        predictions: float32[3 P, M], or None.
+        is_last: Whether the batch is learned with it.
+    """
+
+    indices: Ints
+    means: NDArray[np.float64]
+    sizes: Ints | None
+    trend: float
+    states: bytearray
+    predictions: NDArray[np.float32] | None = None
+    is_last: bool = True
+
+    @classmethod
+    def of(cls, held: FollowedChunk, kind: int | None) -> Part | None:
+        """The report of a batch; None if nothing can be learned from it."""
+        if held.members is None or not len(held.members.indices):
+            return None
+        (indices, counts), means = held.members, held.reports[0]
+        rows = held.predictions[0] if held.predictions and counts is None else None
+        sizes: Ints | None = None
+        if kind == WHOLE_BATCH:
+            means, sizes = np.array([means], np.float64), np.array([len(indices)])
+        elif np.ndim(means) == 0:
+            # One mean, where the table learns from losses of rows.
+            return None
+        elif kind == EXACT:
+            means = means if counts is None else np.repeat(means, counts)
+        elif counts is None:
+            sizes = np.ones(len(indices), np.int64)
+        else:
+            means, sizes = means[counts > 0], counts[counts > 0]
+        return cls(indices, means, sizes, held.trends[0], held.states, rows)
+
+    def only(self, chosen: NDArray[np.bool_], *, is_last: bool) -> Part:
+        """The same of some of its samples alone."""
+        rows = None if self.predictions is None else self.predictions[:, chosen]
+        if self.sizes is None:
+            means, sizes = self.means[chosen], None
+        else:
+            left = np.add.reduceat(chosen.astype(np.int64), np.cumsum(self.sizes) - self.sizes)
+            means, sizes = self.means[left > 0], left[left > 0]
+        return Part(self.indices[chosen], means, sizes, self.trend, self.states, rows, is_last)
+
+
+def rounds(parts: list[Part]) -> Iterator[list[Part]]:
+    """Parts in their order, cut where a sample comes again; without samples that are not kept."""
+    if not parts:
+        return
+    indices = _joined(parts)
+    ordered = indices.take(order_of(indices))
+    if ordered[0] >= 0 and (ordered[1:] != ordered[:-1]).all():
+        yield parts
+        return
+    newest = _newest_before(parts)
+    if ordered[0] < 0 or (newest == np.arange(len(parts))).any():
+        parts = [some for each in parts for some in distinct(each)]
+        newest = _newest_before(parts)
+    start = 0
+    for place, last in enumerate(newest.tolist()):
+        if last >= start:
+            yield parts[start:place]
+            start = place
+    if parts:
+        yield parts[start:]
+
+
+def _joined(parts: list[Part]) -> Ints:
+    """int64[M], the samples of all parts."""
+    return np.concatenate([np.empty(0, np.int64), *(each.indices for each in parts)])
+
+
+def _newest_before(parts: list[Part]) -> Ints:
+    """int64[P], the newest part up to each that holds one of its samples, itself if one is in it twice; -1 for none."""
+    indices = _joined(parts)
+    order = order_of(indices)
+    again = np.flatnonzero(np.diff(indices[order]) == 0)
+    place = np.repeat(np.arange(len(parts)), [len(each.indices) for each in parts])
+    newest = np.full(len(parts), -1)
+    np.maximum.at(newest, place[order[again + 1]], place[order[again]])
+    return newest
+
+
+def distinct(part: Part) -> list[Part]:
+    """The same part as several ones, in each of which a sample is once; without samples that are not kept."""
+    indices, size = part.indices, len(part.indices)
+    order = order_of(indices)
+    begins = np.concatenate([[True], np.diff(indices[order]) != 0])
+    # How often each sample was in the part before.
+    number = np.empty(size, np.int64)
+    number[order] = np.arange(size) - np.maximum.accumulate(np.where(begins, np.arange(size), 0))
+    is_kept = indices >= 0
+    if not is_kept.any():
+        return []
+    most = int(number[is_kept].max())
+    if not most and is_kept.all():
+        return [part]
+    return [part.only(is_kept & (number == time), is_last=time == most) for time in range(most + 1)]
+
+
+def _predictions(parts: list[Part]) -> tuple[Ints, NDArray[np.float32]] | None:
+    """int64[M] and float32[3 P, M]: the samples that came with predictions, and what they say."""
+    known = [each for each in parts if each.predictions is not None]
+    if not known:
+        return None
+    said = joined([each.predictions for each in known if each.predictions is not None])
+    return np.concatenate([each.indices for each in known]), said

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engine.run import Member
 from ...guard.verdict import Verdict
 from ...sampling.ticket import Outcome, Ticket
 from ...table.labels.predictions import Predictions
@@ -37,7 +38,7 @@ class Share(NamedTuple):
     ticket: Ticket
 
 
-class SharedRun:
+class SharedRun(Member):
     """A scheduler on several ranks for a loop of your own, without an adapter; iterate over it for the batches.
 
     Args:
@@ -167,12 +168,6 @@ class SharedRun:
         """Drop the losses on their way: a saved state was loaded, and they belong to the run before."""
         self.exchange.receive()
         self._held.clear()
-
-    def in_hand(self) -> None:
-        """None: the losses of this rank alone go to `report`."""
-
-    def take(self, ticket: Ticket) -> None:
-        """Do nothing."""
 
     def _taken(self) -> list[Note]:
         held, self._held = self._held, []

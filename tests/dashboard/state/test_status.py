@@ -6,7 +6,7 @@ import pytest
 
 from learnit_r8 import events
 from learnit_r8.dashboard.notebook import html_of
-from learnit_r8.dashboard.render.header import state_of
+from learnit_r8.dashboard.state.run_state import state_of
 from learnit_r8.dashboard.state.ui_state import Scene
 from learnit_r8.dashboard.state.view import View
 from tests.dashboard.state.told import start, steps
@@ -17,15 +17,17 @@ from tests.screen_common import fake_events, fake_view, fold_all, screen
     ("scene", "mode", "word"),
     [
         (Scene(is_paused=True), "live", "PAUSED"),
-        (Scene(link="died"), "watch", "DIED"),
-        (Scene(link="stalled 45 s"), "watch", "STALLED"),
-        (Scene(now=5000.0), "live", "STALLED"),
+        (Scene(is_gone=True), "watch", "DIED"),
+        (Scene(clock=1e6), "watch", "STALLED"),
         (Scene(), "live", "RECOVERING"),
     ],
 )
 def test_state_word(scene, mode, word):
     """The state is one word, of several the worst."""
-    assert word in screen(fake_view(), 80, 24, scene=scene, mode=mode)[0]
+    view = fake_view()
+    view.heard = view.stepped = 1e6 - 100
+
+    assert word in screen(view, 80, 24, scene=scene, mode=mode)[0]
 
 
 def test_state_word_of_a_run_that_gave_up():
@@ -54,5 +56,5 @@ def test_run_whose_steps_are_all_done_trains_no_more():
     view.fold(start())
     view.fold(dataclasses.replace(steps(50, 20.0), progress=1.0))
 
-    assert state_of(view, Scene())[:2] == ("FINISHED", "good")
+    assert state_of(view)[:2] == ("finished", "not closed yet")
     assert "TRAINING" not in html_of(view, 20.0)
