@@ -33,7 +33,7 @@ import numpy as np
 
 from learnit_r8 import CheckpointStore, NoValidCheckpoint, R8Scheduler
 from learnit_r8.checkpoint.codec import MOST_HEADER, encode
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """A folder in memory: a kill does not see what was flushed, so the disk may be left in peace."""

@@ -16,7 +16,7 @@ import numpy as np
 from incident_tasks import Network, make_task
 
 from learnit_r8 import FiniteGuard, R8Scheduler, Ticket, TrainingDiverged, events
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 
 BACKUP_EVERY, CHECKPOINT_EVERY = 50, 100
 SIZE, BATCH = 1000, 32

@@ -41,7 +41,7 @@ from overhead import processor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
 
 NUM_SAMPLES, BATCH, EPOCHS, RATE = 96, 8, 3, 0.02

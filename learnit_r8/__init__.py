@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from .checkpoint.store import NoValidCheckpoint as NoValidCheckpoint
     from .checkpoint.store import RunInUse as RunInUse
     from .checkpoint.store import load_weights as load_weights
+    from .engine.settings import Backups as Backups
+    from .engine.settings import Checkpoints as Checkpoints
+    from .engine.settings import Estimator as Estimator
+    from .engine.settings import Monitor as Monitor
+    from .engine.settings import OwnBatches as OwnBatches
+    from .engine.settings import RateShape as RateShape
+    from .engine.settings import RunDir as RunDir
     from .engine.settings import SchedulerSettings as SchedulerSettings
+    from .engine.settings import TokenBatches as TokenBatches
     from .engine.signals import Preempted as Preempted
-    from .engine.values import Backups as Backups
-    from .engine.values import Checkpoints as Checkpoints
-    from .engine.values import Estimator as Estimator
-    from .engine.values import Monitor as Monitor
-    from .engine.values import OwnBatches as OwnBatches
-    from .engine.values import RateShape as RateShape
-    from .engine.values import RunDir as RunDir
-    from .engine.values import TokenBatches as TokenBatches
     from .guard import FiniteGuard as FiniteGuard
     from .guard import GuardState as GuardState
     from .guard import SpikeGuard as SpikeGuard
@@ -72,7 +72,7 @@ _HOME = {
     "Preempted": "engine.signals",
     **dict.fromkeys(
         ("Backups", "Checkpoints", "Estimator", "Monitor", "OwnBatches", "RateShape", "RunDir", "TokenBatches"),
-        "engine.values",
+        "engine.settings",
     ),
     "Predictions": "table.labels.predictions",
     "SampleTable": "table.table",

@@ -25,8 +25,7 @@ from .engine.builder import build_run
 from .engine.engine import Engine
 from .engine.feed.feed import Batches, Feed, TrainerBatches
 from .engine.feed.followed import FollowedBatches
-from .engine.settings import AllSettings, Settings, check_names, kept_defaults, suggest_settings
-from .engine.values import flat, grouped
+from .engine.settings import AllSettings, Settings, check_names, flat, grouped, kept_defaults, suggest_settings
 from .events.caller import say_at_exit
 from .guard.monitor import GuardName
 from .guard.spike import SpikeGuard
@@ -44,8 +43,18 @@ from .triggers import Condition
 if TYPE_CHECKING:
     from .checkpoint.saver import BestCheckpoint
     from .checkpoint.store import Checkpoint
-    from .engine.settings import NewGoal, Unpack
-    from .engine.values import Backups, Checkpoints, Estimator, Monitor, OwnBatches, RateShape, RunDir, TokenBatches
+    from .engine.settings import (
+        Backups,
+        Checkpoints,
+        Estimator,
+        Monitor,
+        NewGoal,
+        OwnBatches,
+        RateShape,
+        RunDir,
+        TokenBatches,
+        Unpack,
+    )
     from .journal.writer import Journal
 
 T = TypeVar("T")

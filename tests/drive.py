@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import FakeClock
 
 NAN, INF = float("nan"), float("inf")

@@ -14,8 +14,8 @@ import pytest
 
 import learnit_r8
 from learnit_r8 import Predictions, R8Scheduler
+from learnit_r8.engine.settings import grouped
 from learnit_r8.engine.turns import RunInterrupted
-from learnit_r8.engine.values import grouped
 from learnit_r8.table.table import SampleTable
 from tests.drive import FakeClock, sample_losses
 

@@ -24,7 +24,7 @@ tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 import keras
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.keras import R8Callback
 
 DIGITS = load_digits()

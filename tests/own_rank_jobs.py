@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import Backups, OwnBatches, events
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 

@@ -21,8 +21,6 @@ def _is_same(one, other):
         return False
     if kinds.is_tensor(one):
         return _is_same_tensor(one, other)
-    if isinstance(one, np.ma.MaskedArray):
-        return _is_same(one.filled(), other.filled()) and _is_same(np.ma.getmaskarray(one), np.ma.getmaskarray(other))
     if hasattr(one, "__array__") and hasattr(one, "dtype"):
         one, other = np.asarray(one), np.asarray(other)
         return bool((one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes())

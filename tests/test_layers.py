@@ -32,7 +32,7 @@ LEVELS = [
 LAYERS = [name for level in LEVELS for name in level]
 """Folders of the package and modules of its root, lowest first; each imports those before it only."""
 
-UPWARDS = {("scheduler.py", "journal"), ("scheduler.py", "dashboard"), ("checkpoint/run_config.py", "recovery")}
+UPWARDS = {("scheduler.py", "journal"), ("scheduler.py", "dashboard")}
 """What a file imports from above, when it is asked for: the scheduler opens its own journal and screen, and a
 configuration is compared with the settings of a recovery."""
 

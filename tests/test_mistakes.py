@@ -17,7 +17,7 @@ import learnit_r8
 from learnit_r8 import EarlyStopping, R8Scheduler, events
 from learnit_r8.checkpoint.store import NoValidCheckpoint
 from learnit_r8.cli import main
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.journal.run import UnreadableRun, find_run
 from learnit_r8.loops import Period, after, every, loop
 from learnit_r8.report import write_report

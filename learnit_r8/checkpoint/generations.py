@@ -16,7 +16,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .. import events
 from ..events import launcher
 from ..events.bus import Announcer
 from . import codec
-from .durable_io import is_locked, lock_until_released, numbered, remove, replace
+from .durable_io import is_locked, lock_until_released, remove, replace
 from .store import Checkpoint
 from .tree import pack, size_of, unpack
 
@@ -41,18 +41,10 @@ OTHERS_SECONDS = 600.0
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 """Errors of reading a file that some other program has written; a RecursionError is a RuntimeError."""
 
-MOST_NAMES = 1000
-"""Names that are tried for a folder of this user, as any other user may have taken some."""
-
 AGAIN_SECONDS = 30.0
 """Time after which backups that are off are tried again: there may be room again."""
 
 _NAME = re.compile(r"gen_(\d{12})\.r8")
-
-
-def own_name() -> str:
-    """The name of this user's folder, where nobody else has taken it."""
-    return f"learnit_r8-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
 
 
 def is_private(folder: Path) -> bool:
@@ -61,8 +53,7 @@ def is_private(folder: Path) -> bool:
         about = os.lstat(folder)
     except OSError:
         return False
-    is_own = not hasattr(os, "getuid") or about.st_uid == os.getuid()
-    return stat.S_ISDIR(about.st_mode) and is_own and not about.st_mode & 0o077
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077
 
 
 def is_held(folder: Path) -> bool:
@@ -107,16 +98,12 @@ class Generations:
         self, base: Path, checkpoint_dir: Path, *, rank: int, num_ranks: int, note: Callable[[str, str], object],
         is_default: bool = True, switched: Callable[[str], object] = lambda reason: None,
     ) -> None:  # fmt: skip
-        self._digest = hashlib.sha256(os.fsencode(checkpoint_dir.absolute())).hexdigest()[:16]
-        self._rank, self._num_ranks, self._pid = rank, num_ranks, os.getpid()
+        digest = hashlib.sha256(os.fsencode(checkpoint_dir.absolute())).hexdigest()[:16]
+        self._num_ranks, self._pid = num_ranks, os.getpid()
         self._note, self._base, self.is_default, self._switched = note, base, is_default, switched
-        own: list[Path] = []
-        of_run: list[Path] = []
-        with contextlib.suppress(OSError):
-            # Others may have taken any of the names since, or given them up.
-            own = list(filter(is_private, self._names())) if any(base.glob(f"{own_name()}*")) else []
-            of_run = [each for each in own if (each / self._digest).is_dir()]
-        self._settle_in((of_run or own or [base / "none"])[0])
+        self._parent = base / f"learnit_r8-{os.getuid()}"
+        self._run = self._parent / digest
+        self._folder = self._run / f"rank{rank}"
         self.is_off = self._has_written = False
         self._release: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
@@ -164,14 +151,6 @@ class Generations:
             switched=lambda reason: announcer.tell(events.BackupsOutlive, is_on=not reason, reason=reason),
         )  # fmt: skip
 
-    def _names(self) -> list[Path]:
-        """The names for the folder of this user, in the order in which they are to be looked at."""
-        return [path for _, path in zip(range(MOST_NAMES), numbered(self._base / own_name()), strict=False)]
-
-    def _settle_in(self, parent: Path) -> None:
-        self._parent, self._run = parent, parent / self._digest
-        self._folder = self._run / f"rank{self._rank}"
-
     @property
     def is_ready(self) -> bool:
         """Whether a generation can be written now: none is being written, and the last one was long enough ago."""
@@ -190,8 +169,7 @@ class Generations:
         return self._thread is not None and self._thread.is_alive()
 
     def start_write(
-        self, model: Any, content: Mapping[str, Any], *, step: int, kept: set[int], proved: Collection[int],
-        done: Callable[[], object],
+        self, model: Any, content: Mapping[str, Any], *, step: int, done: Callable[[], object]
     ) -> None:  # fmt: skip
         """Write a generation, in a thread of its own.
 
@@ -199,17 +177,15 @@ class Generations:
             model: The copy of the model state; must not change until ``done`` is called.
             content: What a checkpoint file holds beside it.
             step: Steps reported.
-            kept: Steps of the states in RAM, whose generations are kept where there is room.
-            proved: Steps of those that have passed their trial.
             done: Called when ``model`` was read, by that thread or at once.
         """
         self._has_written = False
         try:
-            whole = {**content, "backup": pack(model), "proved": [*proved], "made": time.time()}
+            whole = {**content, "backup": pack(model)}
             self._prepare()
             self._make_room(size_of(whole))
             thread = threading.Thread(
-                target=self._write, args=(whole, step, kept, done), name="learnit_r8 shared memory", daemon=True
+                target=self._write, args=(whole, step, done), name="learnit_r8 shared memory", daemon=True
             )
             thread.start()
         except (TypeError, OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:
@@ -249,12 +225,10 @@ class Generations:
             self._release()
         if not self.is_default:
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self._parent.mkdir(0o700)
         if not is_private(self._parent):
-            self._settle_in(self._make_parent())
-        if self._parent.name != own_name():
-            where, own = str(self._parent), own_name()
-            text = f"backups are kept in {where!r}, as {own!r} there is not private to this user."
-            self._note("backups outlive in another folder", text)
+            raise ValueError(f"{str(self._parent)!r} is not private to this user.")
         self._sweep_others()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         release = lock_until_released(self._folder / "lock")
@@ -262,19 +236,6 @@ class Generations:
             raise ValueError(f"another running process uses {str(self._folder)!r}.")
         self._release = release
         weakref.finalize(self, release)
-
-    def _make_parent(self) -> Path:
-        """The first folder that is this user's alone, made if there is none; its processes find or make the same one.
-
-        Raises:
-            OSError: it cannot be made.
-        """
-        for path in self._names():
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(0o700)
-            if is_private(path):
-                return path
-        raise OSError(f"every name for a backup folder is taken in {str(self._base)!r}.")
 
     def _sweep_others(self) -> None:
         """Delete the generations of crashed runs, but for the newest ones of the last minutes."""
@@ -307,14 +268,14 @@ class Generations:
                 used -= path.stat().st_size
                 remove(path)
 
-    def _write(self, whole: Mapping[str, Any], step: int, kept: set[int], done: Callable[[], object]) -> None:
+    def _write(self, whole: Mapping[str, Any], step: int, done: Callable[[], object]) -> None:
         began, path = time.monotonic(), self._folder / f"gen_{step:012d}.r8"
         try:
             replace(path, lambda file: codec.write(whole, file), durable=False, permissions=0o600)
             files = files_in(self._folder)
             # Newer ones than the first of this run are of an earlier one in this folder that was not resumed.
             stale = [newer for _, newer in files if self._is_new and newer > path]
-            older = [each for number, each in files[: len(files) - len(stale)][:-KEPT] if number not in kept]
+            older = [path for _, path in files[: len(files) - len(stale)][:-KEPT]]
             self._is_new = False
             for each in (*stale, *older):
                 remove(each)
@@ -326,19 +287,16 @@ class Generations:
             done()
             self._rest_until = 2 * time.monotonic() - began
 
-    def newest(
-        self, skipped: list[str], is_same: Callable[[str], bool] = lambda text: True
-    ) -> tuple[Checkpoint, list[tuple[int, int, Any]], float] | None:
-        """The newest generation that all ranks of this machine have and can read, and the proved states before it.
+    def newest(self, skipped: list[str], is_same: Callable[[str], bool] = lambda text: True) -> Checkpoint | None:
+        """The newest generation that all ranks of this machine have and can read.
 
         Args:
             skipped: Gets the reason for every generation that cannot be used.
             is_same: Whether all ranks call it with the same text; they call it equally often.
 
         Returns:
-            The generation as a checkpoint, with its model state; the model states that have passed their trial, each
-            with its step and the batches drawn by then; and its wall time. None if there is none, or if a running
-            process writes them.
+            The generation as a checkpoint, with its model state; None if there is none, or if a running process writes
+            them.
         """
         common: list[int] = []
         try:
@@ -354,9 +312,9 @@ class Generations:
             path, found = self._folder / f"gen_{step:012d}.r8", None
             try:
                 found = self._read(path)
-                state = found[0].state
+                state = found.state
                 # What distinguishes it from one of the same step that an earlier launch of the run left.
-                text = f"{found[0].run_id} {state['num_draws']} {state['pace']!r}"
+                text = f"{found.run_id} {state['num_draws']} {state['pace']!r}"
             except codec.OlderFile:
                 where = str(self._parent)
                 raise codec.OlderFile(
@@ -373,23 +331,15 @@ class Generations:
             skipped.append(text)
         return None
 
-    def _read(self, path: Path) -> tuple[Checkpoint, list[tuple[int, int, Any]], float]:
+    def _read(self, path: Path) -> Checkpoint:
         content = codec.read(path)
-        made, run_id = content["made"], content["run_id"]
+        run_id = content["run_id"]
         is_whole = isinstance(content["scheduler"], dict) and isinstance(content["config"], dict)
-        if not (is_whole and isinstance(made, float) and isinstance(run_id, str)):
-            raise ValueError(f"it must hold a scheduler's state with its time and run, got {sorted(content)[:9]}")
-        proved = []
-        for step in content["proved"]:
-            file = self._folder / f"gen_{step:012d}.r8"
-            if file != path and file.exists():
-                with contextlib.suppress(*_DAMAGE):
-                    older = codec.read(file)
-                    draws = int(older["scheduler"]["num_draws"])
-                    proved.append((int(step), draws, unpack(older["backup"])))
+        if not (is_whole and isinstance(run_id, str)):
+            raise ValueError(f"it must hold a scheduler's state with its run, got {sorted(content)[:9]}")
         found = Checkpoint(path, content["scheduler"], None, run_id, content["config"], (), unpack(content["backup"]))
         self._is_new = False
-        return found, proved, made
+        return found
 
     def clear(self) -> None:
         """Delete the generations of this rank, as a checkpoint on disk is as new; wait for the one being written."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import hashlib
 import math
 import re
@@ -14,8 +12,6 @@ from typing import Any
 import numpy as np
 
 from .._validation import whole_number
-from ..guard.spike import SpikeGuard
-from ..guard.verdict import FiniteGuard
 from ..sampling.permutation import MAX_SAMPLES
 from ..schedules.budget import BUDGETS
 
@@ -44,7 +40,7 @@ class RunConfig:
         return [
             f"{name} is {_text(self.values.get(name))}, it was {_text(saved[name])}"
             for name in names
-            if name in saved and not _is_same(saved[name], self.values.get(name))
+            if name in saved and saved[name] != self.values.get(name)
         ]
 
 
@@ -61,34 +57,6 @@ def describe(name: str, value: Any) -> Any:
         return {"is": f"{len(labels)} {kind} with the digest {hashlib.sha256(content).hexdigest()[:16]}"}
     # The address in the repr of a function differs between processes.
     return {"is": getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values from `describe` mean the same; settings that an older version lacked count as defaults."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return _without_defaults(_text(one)) == _without_defaults(_text(other))
-    return bool(one == other)
-
-
-def _without_defaults(text: str) -> str:
-    """The repr of a guard or recovery without settings that equal their defaults; any other text unchanged."""
-    try:
-        call = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return text
-    # Imported late: recovery imports this folder, and only this comparison needs it.
-    from ..recovery.policy import Recovery
-
-    configured = {kind.__name__: kind for kind in (Recovery, SpikeGuard, FiniteGuard)}
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in configured):
-        return text
-    defaults = {field.name: repr(field.default) for field in dataclasses.fields(configured[call.func.id])}
-    given = {keyword.arg or "": ast.unparse(keyword.value) for keyword in call.keywords}
-    if given.keys() - defaults.keys():
-        # An older version wrote it, with settings that there are no more.
-        return f"{call.func.id}()"
-    others = [f"{name}={value}" for name, value in given.items() if defaults[name] != value]
-    return f"{call.func.id}({', '.join(others)})"
 
 
 def _text(value: Any) -> str:
@@ -114,7 +82,7 @@ def arguments_of(
         raise ValueError("the checkpoint must hold the run's configuration, got none; use load_checkpoint() instead.")
     arguments = {}
     for name, value in config.items():
-        if name in new or name not in defaults or _is_same(value, describe(name, defaults[name])):
+        if name in new or name not in defaults or value == describe(name, defaults[name]):
             continue
         if isinstance(value, dict):
             raise ValueError(f"{name} must be given again, as a file cannot hold it: it was {_text(value)}.")

@@ -92,9 +92,8 @@ def _lines_of(record: dict[str, Any]) -> Iterator[str]:
     yield from _labelled("", incident.headline)
     if finding is not None and finding["missing"]:
         yield f"  not looked at: {finding['missing']}"
-    yield from _labelled("found", incident.found)
-    yield from _labelled("to do", incident.advice)
-    yield from _labelled("done", incident.done)
+    for label, said in incident.facts[1:]:
+        yield from _labelled(label, said)
     if finding is not None:
         yield "evidence"
         yield from (f"  {line}" for line in finding["evidence"][:MOST_LINES])

@@ -144,7 +144,7 @@ def line_of(seen: SeenRun) -> str:
         parts.append(f"loss {number(view.last.last_loss, 4)} (smoothed {number(view.ema, 4)})")
         parts += [f"lr {view.last.lr:.3g}"] if math.isfinite(view.last.lr) else []
         if state.word == "running":
-            left = view.time_left(view.seconds).seconds
+            left = view.time_left(view.seconds)
             parts += [f"{number(view.pacing.samples_per_second)} samples/s", f"left {clock(left)}"]
     if state.word in ("running", "stalled"):
         parts += ["RECOVERING"] if view.incident is not None else []
@@ -161,7 +161,7 @@ def _say(seen: SeenRun, *, as_json: bool) -> int:
 def facts_of(seen: SeenRun) -> dict[str, Any]:
     """The facts of a run for programs."""
     (run, view, state), last = seen, seen.view.last
-    left = view.time_left(view.seconds).seconds if state.word == "running" else math.nan
+    left = view.time_left(view.seconds) if state.word == "running" else math.nan
     groups = [
         {"name": each.name, "samples": each.num_samples, "loss": each.mean, "rise": each.rise, "lowest": each.lowest}
         for each in view.ranked_groups()
@@ -270,30 +270,25 @@ def _print_once(owner: Any, options: argparse.Namespace, mode: str) -> int:
 
 def _follow(owner: Watch, *, as_json: bool = False) -> None:
     """Print a line for every event and every minute until the run ends; as JSON, every event and nothing else."""
-
-    def say() -> str:
-        line = line_of(see(owner.run, owner.view))
-        if not as_json:
-            print(line, flush=True)
-        return line
-
-    said_last, last = say(), time.monotonic()
+    seen, due, said = see(owner.run, owner.view), -math.inf, ""
     with contextlib.suppress(KeyboardInterrupt):
-        while see(owner.run, owner.view).state.word in ("running", "stalled", "empty"):
+        while seen.state.word in ("running", "stalled", "empty"):
+            if time.monotonic() >= due and not as_json:
+                print(said := line_of(seen), flush=True)
+                due = time.monotonic() + LINE_SECONDS
             time.sleep(FOLLOW_SECONDS)
             for event in owner.events():
                 owner.view.fold(event)
-                said = describe(event)
+                words = describe(event)
                 if as_json:
                     print(to_json(event), flush=True)
-                elif said is not None:
-                    print(f"step {event.step}: {said.text}", flush=True)
-                    said_last, last = "", time.monotonic()
-            if time.monotonic() - last >= LINE_SECONDS:
-                said_last, last = say(), time.monotonic()
-    # Of a run that has ended already, the first line says it all.
-    if line_of(see(owner.run, owner.view)) != said_last:
-        say()
+                elif words is not None:
+                    print(f"step {event.step}: {words.text}", flush=True)
+                    due, said = time.monotonic() + LINE_SECONDS, ""
+            seen = see(owner.run, owner.view)
+    # What the last line has said already is not said again.
+    if line_of(seen) != said and not as_json:
+        print(line_of(seen), flush=True)
 
 
 def ask(options: argparse.Namespace) -> int:

@@ -13,7 +13,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from .. import events
 from ..events import launcher
@@ -45,21 +44,6 @@ CONTEXT_LINES = 15
 OPEN_SECONDS = 3.0
 END_SECONDS = 1.0
 UNSTICK_TRIES = 10
-REQUEST_SECONDS = 600.0
-
-
-class Request(NamedTuple):
-    """A request of a key, shown until it is answered.
-
-    Attributes:
-        text: What it asked for.
-        is_answered: Tells whether the training has answered it.
-        until: Time after which it is no longer shown, as a save may fail.
-    """
-
-    text: str
-    is_answered: Callable[[], bool]
-    until: float
 
 
 class ScreenSession:
@@ -85,7 +69,8 @@ class ScreenSession:
         self._anchor = (time.monotonic(), 0.0)
         self._lines, self._num_lines, self._num_read = list[str](), 0, 0
         self._is_detached = self._wants_pause = False
-        self._request: Request | None = None
+        # What a key has asked for, and what tells whether the training has answered, shown until then.
+        self._request: tuple[str, Callable[[], bool]] = "", lambda: True
         self._capture: Capture | None = None
 
     def hear(self, event: events.Event) -> None:
@@ -150,21 +135,14 @@ class ScreenSession:
             self._num_read = self._num_lines
         arrived, seconds = self._anchor
         stands = requests.is_paused or self.view.ended is not None
-        # The request of a key that the training has not answered yet; "" for none.
-        request = self._request
-        if request is not None and (request.is_answered() or time.monotonic() > request.until):
-            request = self._request = None
+        request, is_answered = self._request
         # This process is alive, whether or not its training steps.
         now = self.view.heard = time.monotonic()
         return Scene(
             now=seconds + (0.0 if stands else now - arrived), clock=now, output=self._lines,
             num_output=self._num_lines, num_unread=self._num_lines - self._num_read, is_paused=requests.is_paused,
-            folder=self._folder, said="" if request is None else request.text,
+            folder=self._folder, said="" if is_answered() else request,
         )  # fmt: skip
-
-    def _ask(self, text: str, is_answered: Callable[[], bool]) -> str:
-        self._request = Request(text, is_answered, time.monotonic() + REQUEST_SECONDS)
-        return ""
 
     def act(self, action: Action) -> str:
         """Pass on the request of a key; the training answers after its step."""
@@ -173,10 +151,10 @@ class ScreenSession:
             case Action.SAVE:
                 requests.save()
                 before = self.view.saved
-                return self._ask("saving after this step...", lambda: self.view.saved is not before)
+                self._request = "saving after this step...", lambda: self.view.saved is not before
             case Action.STOP:
                 requests.stop("requested on the screen")
-                return self._ask("stopping after this step, and saving...", lambda: self.view.ended is not None)
+                self._request = "stopping after this step, and saving...", lambda: self.view.ended is not None
             case Action.COOL_DOWN:
                 try:
                     requests.cool_down(self._painter.ui.asked, "on the screen")
@@ -186,14 +164,16 @@ class ScreenSession:
             case Action.PAUSE:
                 # A request counts too: the second press may come before the step has ended.
                 if requests.is_paused or self._wants_pause:
-                    self._wants_pause, self._request = False, None
+                    self._wants_pause = False
                     requests.resume()
                     return "going on"
                 if launcher.num_ranks_of() > 1:
                     return "no pause: several processes train together"
                 self._wants_pause = True
                 requests.pause("requested on the screen")
-                return self._ask("pausing after this step...", lambda: requests.is_paused or not self._wants_pause)
+                self._request = (
+                    "pausing after this step...", lambda: requests.is_paused or not self._wants_pause
+                )  # fmt: skip
             case Action.DETACH:
                 self.detach()
         return ""

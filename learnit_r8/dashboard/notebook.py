@@ -76,7 +76,6 @@ class NotebookView(ThreadedListener):
         self.view = View()
         self.error: Exception | None = None
         self._display = display or _display_of_ipython()
-        self._anchor = (time.monotonic(), 0.0)
         self._is_shown = False
         self._left, self._trains_on = "", 0
         if display is None:
@@ -108,23 +107,16 @@ class NotebookView(ThreadedListener):
             self._condenser.flush()
             self.end_thread(END_SECONDS)
 
-    def enqueue(self, event: events.Event) -> None:
-        """See `ThreadedListener`; the view counts on from the time of the newest event."""
-        self._anchor = (time.monotonic(), event.seconds)
-        super().enqueue(event)
-
     def handle(self, waiting: deque[events.Event], *, is_last: bool) -> None:
         """Fold the events of the queue, and update the view if there are any, or if the run is left."""
         if not (waiting or (is_last and self._left)) or self.error is not None:
             waiting.clear()
             return
         began = time.thread_time()
-        arrived, seconds = self._anchor
         try:
             while waiting:
                 self.view.fold(waiting.popleft())
-            now = seconds + time.monotonic() - arrived
-            page, text = html_of(self.view, now, left=self._left), text_of(self.view)
+            page, text = html_of(self.view, self.view.seconds, left=self._left), text_of(self.view)
             self._display(page, text, self._is_shown)
             self._is_shown = True
         except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import queue
@@ -12,7 +11,10 @@ import threading
 from typing import TextIO
 
 from .. import events
+from ..events.condenser import Condenser
 from ..events.event import describe
+from ..events.text import clock
+from .state.view import View
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -31,12 +33,17 @@ class PlainLog:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
-        self._run: events.RunStarted | None = None
+        self._view = View()
+        self._condenser = Condenser(self._hear)
         self._last_line = -math.inf
         self._writer = AsyncWriter()
 
     def __call__(self, event: events.Event) -> None:
         """Print the event's line, if it has one."""
+        self._condenser(event)
+
+    def _hear(self, event: events.Event) -> None:
+        self._view.fold(event)
         line = self._line(event)
         if line:
             self._last_line = event.seconds
@@ -61,53 +68,36 @@ class PlainLog:
             stream.flush()
 
     def _line(self, event: events.Event) -> str:
+        view = self._view
         match event:
-            case events.StepDone():
+            case events.StepsDone():
                 is_due = event.seconds - self._last_line >= SECONDS_BETWEEN_LINES
-                return f"{self._where(event)}  {_left(event)}" if is_due else ""
+                return f"{self._where(event.loss, event.lr)}  {self._left}" if is_due else ""
             case events.EpochDone():
                 speed = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
-                return f"{self._where(event)}  {speed:,.0f} samples/s  {_left(event)}"
+                return f"{self._where(event.loss, event.lr)}  {speed:,.0f} samples/s  {self._left}"
             case events.RunStarted():
-                self._run = event
                 budget = f"{event.total_steps} steps" if event.total_steps else "no end set yet"
                 if not event.total_steps and event.train_duration_seconds is not None:
                     budget = f"{event.train_duration_seconds:g} s"
                 return f"{event.name or 'run'}: {event.data}, {budget}"
-            case events.CoolDownBegan():
-                if self._run is not None:
-                    total, seconds = event.total_steps, event.train_duration_seconds
-                    self._run = dataclasses.replace(self._run, total_steps=total, train_duration_seconds=seconds)
             case events.Notice():
                 return "" if event.is_warning else event.text
             case events.BatchAbandoned():
                 return ""
             case events.RunEnded():
-                return f"{event.how} after {event.step} steps, {_clock(event.seconds)}"
+                return f"{event.how} after {view.step:,} steps, {clock(event.seconds)}"
         said = describe(event)
         return "" if said is None else f"step {event.step}: {said.text}"
 
-    def _where(self, event: events.StepDone | events.EpochDone) -> str:
-        run, epochs, steps = self._run, "", ""
-        if run is not None and run.total_steps is not None:
-            each = run.steps_per_epoch
-            epochs, steps = f"/{math.ceil(run.total_steps / each)}" if each else "", f"/{run.total_steps}"
-        where = f"epoch {event.epoch + 1}{epochs} step {event.step}{steps}"
+    def _where(self, loss: float, lr: float) -> str:
         # NaN where the rate is the user's own and was never told.
-        return f"{where}  loss {event.loss:.4g}" + (f"  lr {event.lr:.3g}" if math.isfinite(event.lr) else "")
+        rate = f"  lr {lr:.3g}" if math.isfinite(lr) else ""
+        return f"epoch {self._view.epoch_text} step {self._view.step_text}  loss {loss:.4g}{rate}"
 
-
-def _left(event: events.StepDone | events.EpochDone) -> str:
-    seconds = event.seconds * (1 - event.progress) / event.progress if event.progress > 0 else math.nan
-    return f"left {_clock(seconds)}"
-
-
-def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    @property
+    def _left(self) -> str:
+        return f"left {clock(self._view.time_left(self._view.seconds))}"
 
 
 MOST_WAITING = 1000

@@ -38,6 +38,9 @@ class Glyphs:
         up, dot: Mark of a clipped value, mark of the state.
         tick: Mark of a checkpoint on an axis.
         ellipsis: Ends a text that was cut off.
+        cell: Rows and columns of dots in a cell of a chart.
+        marks: A character for each set of dots, counted as bits, row by row.
+        haze: A cell of the haze behind a curve; "" where it is made of dots.
     """
 
     name: str
@@ -51,11 +54,20 @@ class Glyphs:
     dot: str
     tick: str
     ellipsis: str
+    cell: tuple[int, int]
+    marks: str
+    haze: str
 
 
-BRAILLE = Glyphs("braille", "▏▎▍▌▋▊▉█", "░", " ▁▂▃▄▅▆▇█", "─", "└", "│", "▲", "●", "╵", "…")
-BLOCKS = replace(BRAILLE, name="blocks")
-ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "^", "*", "'", ".")
+_BITS = (0, 3, 1, 4, 2, 5, 6, 7)
+"""The bit of each dot in the code of a braille character, row by row."""
+_DOTS = [sum(1 << _BITS[dot] for dot in range(8) if dots >> dot & 1) for dots in range(256)]
+BRAILLE = Glyphs(
+    "braille", "▏▎▍▌▋▊▉█", "░", " ▁▂▃▄▅▆▇█", "─", "└", "│", "▲", "●", "╵", "…", (4, 2),
+    " " + "".join(chr(0x2800 + dots) for dots in _DOTS[1:]), "",
+)  # fmt: skip
+BLOCKS = replace(BRAILLE, name="blocks", cell=(2, 1), marks=" ▀▄█", haze="░")
+ASCII = Glyphs("ascii", "#", "-", " .:-=+*#", "-", "+", "|", "^", "*", "'", ".", (1, 1), " *", ":")
 
 COLOURS = {
     "": Style(), "value": Style(bold=True), "selected": Style(None, None, reverse=True),

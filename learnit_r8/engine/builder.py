@@ -36,13 +36,11 @@ from .control import Requests
 from .emitter import EventEmitter
 from .feed.followed import UNKNOWN_LENGTH, FollowedBatches
 from .feed.replay import WAYS
-from .pace import Pace, Rates
-from .rate_search import LrSearch
+from .pace import LrSearch, Pace, Rates
 from .run import Run
-from .settings import OF_RATES, Settings
+from .settings import OF_RATES, Monitor, OwnBatches, Settings, TokenBatches
 from .signals import NAMES as ENDING
 from .turns import Turns
-from .values import Monitor, OwnBatches, TokenBatches
 
 USUAL_EPOCH = 400
 """Steps that are taken for an epoch of unknown length, where backups are taken as often as an epoch says."""

@@ -265,8 +265,10 @@ class Requests:
         if reason is not None and not self._pace.is_over:
             self._pace.is_stopped = True
             self._announcer.tell(events.RunStopped, reason=reason, is_early=is_early)
-        for wish in (STOP, FINISH):
-            self._asked.pop(wish, None)
+        if reason is not None:
+            # Not where none was there: another thread may ask for one at this moment.
+            for wish in (STOP, FINISH):
+                self._asked.pop(wish, None)
         if self.signals is not None and self.signals.received is not None:
             # The run may continue if the exception is caught.
             self.is_pending = True
@@ -306,7 +308,7 @@ class Requests:
 
     def _wait(self, save: Callable[[], None]) -> float:
         """Wait until the run may continue, and return how long; save meanwhile on request."""
-        self._announcer.tell(events.RunPaused, reason=self._asked[PAUSE])
+        self._announcer.tell(events.RunPaused, reason=self._asked.get(PAUSE, ""))
         self.is_paused, began = True, self._pace.clock()
         try:
             with self._pace.paused():

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from ..sampling.ticket import Ticket
     from .control import Requests
     from .emitter import EventEmitter
-    from .pace import Pace, Rates
-    from .rate_search import LrSearch
+    from .pace import LrSearch, Pace, Rates
     from .turns import Turns
 
 

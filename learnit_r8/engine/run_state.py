@@ -66,8 +66,8 @@ _GENERATORS = {
     "own": [ANYTHING], "order": [{}],
 }  # fmt: skip
 _INCIDENT = {
-    "first_step": 0, "reason": "", "num_refused": 0, "num_probes": 0, "findings": [""], "is_restored": False,
-    "cause": "", "num_left_out": 0, "kind": "", "is_lasting": False, "held_from_start": 0.0,
+    "step": 0, "reason": "", "num_refused": 0, "num_probes": 0, "findings": [""], "num_restored": 0, "cause": "",
+    "num_left_out": 0, "kind": "", "is_lasting": False, "held_from_start": 0.0,
 }  # fmt: skip
 _WITNESS = {"step": 0, "updates": 0, "recent": _LOSSES, "witness": [_INDICES], "losses": _LOSSES, "is_proven": False}
 _PROGRESS = {
@@ -107,7 +107,7 @@ _KINDS: dict[str, Any] = {
     "recovery.early.changes": [[0.0, 0.0]], "recovery.early.compared": _MAYBE, "recovery.early.last": (_WITNESS,),
     "recovery.early.first": ({**_WITNESS, "is_closed": False, "beside": (_BYTES,)},),
     "guard.losses.recent": _LOSSES, "guard.losses.first.recent": _LOSSES, "guard.losses.past.losses": _LOSSES,
-    "guard.losses.past.lrs": _LOSSES, "guard.losses.past.figures": [[0.0] * 4 + [0, 0] + [0.0] * 3],
+    "guard.losses.past.lrs": _LOSSES,
     "search.test": ({**RangeTest(9).state_dict(), "_losses": _LOSSES},), "search.found_lr": _MAYBE,
     "early_stop": ({"best": _MAYBE, "waited": 0, "reason": ("",), "is_by_rule": False},),
 }  # fmt: skip
@@ -468,8 +468,10 @@ def restore_backup(run: Run) -> int:
             )
         turn.is_changing = True
         run.source.hand_over()
-        restored = run.persistence.restore_backup()
+        restored = run.persistence.restore_newest(is_of_run=True)
+        assert restored is not None
         assert restored.moment is not None
+        run.persistence.backup.forget_after(restored.updates)
         state = restored.moment.state
         # Time that was used is used.
         _take_over(run, {**state, "pace": {**state["pace"], "seconds": run.pace.seconds}})

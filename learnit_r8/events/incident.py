@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from . import trouble
 from .event import Event, describe
-from .text import few, number
+from .text import clock, few, number
 
 MOST_INCIDENTS = 32
 MOST_TRIED = 64
@@ -118,6 +118,13 @@ class Incident:
         lines = (line.strip().rstrip(".") for line in self.diagnosis.replace(self.meant, "").splitlines())
         said = "; ".join(filter(None, lines)) if "\n" in self.diagnosis else self.diagnosis
         return said or {"open": "not settled yet", "over": "nothing", "gave up": "gave up"}[self.state]
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What every view says of it, each with its label."""
+        what = f"{self.what} (epoch {self.epoch + 1}, {clock(self.seconds)})"
+        rows = ("what", what), ("found", self.found), ("to do", self.advice), ("done", self.done)
+        return [(label, said) for label, said in rows if said]
 
     @property
     def advice(self) -> str:

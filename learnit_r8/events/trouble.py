@@ -231,13 +231,10 @@ class GaveUp(Event):
 
     Attributes:
         text: The message of the exception.
-        bundle: Path of the file with the diagnosis; None without a folder.
     """
 
     text: str
-    bundle: str | None
 
     def words(self) -> Words:
         """See `Event`."""
-        kept = f" (diagnosis in {file_name(self.bundle)})" if self.bundle else ""
-        return Words(ALERT, f"gave up{kept}: {self.text}")
+        return Words(ALERT, f"gave up: {self.text}")

@@ -194,24 +194,14 @@ def median(ordered: Sequence[float]) -> float:
 def spread(ordered: Sequence[float], middle: float) -> float:
     """Robust standard deviation: 1.4826 times the median distance of sorted losses from ``middle``.
 
-    The half that is nearest to the middle is contiguous, so bisection finds it.
-
     >>> spread([0.0, 1.0, 2.0, 3.0, 100.0], middle=2.0)
     1.4826
     """
-    half = (len(ordered) + 1) // 2
-    low, high = 0, len(ordered) - half
-    while low < high:
-        start = (low + high) // 2
-        if middle - ordered[start] > ordered[start + half] - middle:
-            low = start + 1
-        else:
-            high = start
-    return 1.4826 * max(middle - ordered[low], ordered[low + half - 1] - middle)
+    return 1.4826 * sorted(abs(loss - middle) for loss in ordered)[(len(ordered) - 1) // 2]
 
 
 Figures = tuple[float, float, float, float, int, int, float, float, float]
-"""What `figures_of` returns, in a form that can be saved."""
+"""What `figures_of` returns."""
 
 
 def figures_of(ordered: Sequence[float], start: float, *, wide: float, gate: float) -> Figures:
@@ -294,7 +284,6 @@ class LossHistory(NamedTuple):
         drifted: Losses since the median rose above the best.
         held: Number of renewals of the thresholds skipped because of evidence, since there last was none.
         raised: Evidence of a raised level, >= 0.
-        figures: `figures_of` the last windows, one more than the blocks in ``lag``.
     """
 
     losses: tuple[float, ...] = ()
@@ -308,7 +297,6 @@ class LossHistory(NamedTuple):
     drifted: int = 0
     held: int = 0
     raised: float = 0.0
-    figures: tuple[Figures, ...] = ()
 
 
 class SpikeState(NamedTuple):
@@ -461,18 +449,28 @@ class SpikeGuard:
         return mean < past.start + 2 * math.dist(last, (mean,) * BLOCK) / BLOCK
 
     def _look(self, state: SpikeState, lr: float) -> tuple[SpikeState, Verdict]:
-        """Renew the thresholds."""
+        """Renew the thresholds, after a block of losses."""
         evidence, recent, reference, past, first = state
-        raised = self._raised(evidence, recent, reference, past, lr)
-        if raised == math.inf:
-            return SpikeState(), Verdict.RAISED
-        past, ordered = self._remember(past, recent, raised, lr)
+        raised = 0.0
+        # A higher scheduled rate may explain higher losses.
+        if past.share <= WILD and not lr > reference.lr_limit:
+            before = past.losses[-self.lag :] if self.lag else ()
+            raised = raised_by(recent, before, reference.blocks, past.raised)
+            if raised and raised + WORTH_OF_A_SPIKE * evidence >= ALARM:
+                return SpikeState(), Verdict.RAISED
+        losses, start = (past.losses + recent)[-(self.window + self.lag) :], past.start
+        if start != start and len(losses) >= LEAST_KNOWN:
+            start = median(sorted(losses[:LEAST_KNOWN]))
+        past = past._replace(
+            losses=losses, lrs=(*past.lrs, lr)[-(len(losses) // BLOCK) :], start=start, raised=raised,
+            is_positive=past.is_positive and min(recent) > 0,
+        )  # fmt: skip
         verdict = GOOD
-        if ordered:
+        if len(losses) >= self.window:
             past, verdict = self._watch_drift(past, lr)
         if verdict is Verdict.LASTING_DRIFT:
             return SpikeState(), verdict
-        known = len(past.losses) - self.lag
+        known = len(losses) - self.lag
         if known < LEAST_KNOWN:
             return SpikeState(0.0, (), UNARMED, past, first), verdict
         suspects = evidence > HELD_FROM * reference.alarm or raised > HELD_FROM_RAISED
@@ -481,42 +479,9 @@ class SpikeGuard:
             return SpikeState(evidence, (), reference, past._replace(held=past.held + 1), first), verdict
         if past.held and not (evidence or raised):
             past = past._replace(held=0)
-        if known == self.window and not self.lag % BLOCK and len(past.figures) > self.lag // BLOCK:
-            # They were computed when that window was the last one.
-            figures = past.figures[0]
-        else:
-            figures = figures_of(sorted(past.losses[:known]), past.start, wide=self.spread, gate=self.gate)
+        figures = figures_of(sorted(losses[:known]), start, wide=self.spread, gate=self.gate)
         reference, past = self._thresholds(figures, past)
         return SpikeState(evidence, (), reference, past, first), verdict
-
-    def _raised(
-        self, evidence: float, recent: tuple[float, ...], reference: Thresholds, past: LossHistory, lr: float
-    ) -> float:
-        """Evidence of a raised level; infinite if it is enough for a refusal."""
-        # A higher scheduled rate may explain higher losses.
-        if past.share > WILD or lr > reference.lr_limit:
-            return 0.0
-        raised = raised_by(recent, past.losses[-self.lag :] if self.lag else (), reference.blocks, past.raised)
-        return math.inf if raised and raised + WORTH_OF_A_SPIKE * evidence >= ALARM else raised
-
-    def _remember(
-        self, past: LossHistory, recent: tuple[float, ...], raised: float, lr: float
-    ) -> tuple[LossHistory, bool]:
-        """The history with one more block of losses, and whether there are enough of them for a whole window."""
-        losses = (past.losses + recent)[-(self.window + self.lag) :]
-        lrs = (*past.lrs, lr)[-(len(losses) // BLOCK) :]
-        is_positive = past.is_positive and min(recent) > 0
-        start = past.start
-        if start != start and len(losses) >= LEAST_KNOWN:
-            start = median(sorted(losses[:LEAST_KNOWN]))
-        figures, is_full = past.figures, len(losses) >= self.window
-        if is_full:
-            newest = figures_of(sorted(losses[-self.window :]), start, wide=self.spread, gate=self.gate)
-            figures = (*figures, newest)[-(self.lag // BLOCK + 1) :]
-        past = past._replace(
-            losses=losses, lrs=lrs, is_positive=is_positive, start=start, raised=raised, figures=figures
-        )  # fmt: skip
-        return past, is_full
 
     def _thresholds(self, figures: Figures, past: LossHistory) -> tuple[Thresholds, LossHistory]:
         """Compute the thresholds from the figures of usual losses."""
@@ -546,8 +511,10 @@ class SpikeGuard:
 
     def _watch_drift(self, past: LossHistory, lr: float) -> tuple[LossHistory, Verdict]:
         """Compare the median of the last losses with the lowest one so far."""
-        middle, best_spread = past.figures[-1][:2]
+        ordered = sorted(past.losses[-self.window :])
+        middle = median(ordered)
         if middle < past.best:
+            best_spread = spread(ordered, middle)
             return past._replace(best=middle, best_spread=best_spread, best_lr=lr, drifted=0), GOOD
         progress = past.start - past.best
         # The lowest of many medians is partly luck: 1.5 deviations of a loss are about ten of a median.

@@ -13,6 +13,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +106,15 @@ class RequestFolder:
                 self._taker.refuse(f"the request in {name!r} is ignored: {error}")
             else:
                 if asked is not None:
-                    self._carry_out(*asked)
+                    kind, span = asked
+                    taker, source = self._taker, "by learnit-r8 ask"
+                    calls: dict[str, Callable[[], None]] = {
+                        "cool-down": partial(taker.cool_down, span, source), "pause": partial(taker.pause, source),
+                        "unpause": taker.resume, "save": taker.save, "stop": partial(taker.stop, source),
+                    }  # fmt: skip
+                    calls[kind]()
             with contextlib.suppress(OSError):
                 os.unlink(self._folder / name)
-
-    def _carry_out(self, kind: str, span: Span | None) -> None:
-        taker, source = self._taker, "by learnit-r8 ask"
-        calls: dict[str, Callable[[], None]] = {
-            "cool-down": lambda: taker.cool_down(span, source), "pause": lambda: taker.pause(source),
-            "unpause": taker.resume, "save": taker.save, "stop": lambda: taker.stop(source),
-        }  # fmt: skip
-        calls[kind]()
 
     def _read(self, path: Path) -> tuple[str, Span | None] | None:
         """Kind and length of the request in a file; None for one to an earlier process.

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from .. import events
 from ..checkpoint.durable_io import open_regular, replace
@@ -113,40 +113,6 @@ class Lines:
         return [line for line in lines if len(line) <= MOST_LINE_BYTES]
 
 
-class Parser:
-    """Turns lines into records, and counts the others.
-
-    Attributes:
-        num_damaged: Number of lines that are not records: cut, garbled, of another type.
-        num_unknown: Number of records of kinds that this version does not know.
-    """
-
-    def __init__(self) -> None:
-        self.num_damaged = 0
-        self.num_unknown = 0
-
-    def parse(self, lines: Iterable[bytes]) -> list[Record]:
-        """The records among some lines, in order."""
-        return [record for record in map(self._record, lines) if record is not None]
-
-    def _record(self, line: bytes) -> Record | None:
-        try:
-            fields = json.loads(str(line, "utf-8"))
-            kind = fields["kind"]
-            if kind == "Journal":
-                return None
-            if isinstance(kind, str) and kind not in EVENTS:
-                self.num_unknown += 1
-                return None
-            when, event = float(fields["time"]), from_fields(fields)
-            if not (math.isfinite(when) and _is_sane(event)):
-                raise ValueError(when)
-            return Record(when, event)
-        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
-            self.num_damaged += bool(line)
-            return None
-
-
 def _is_sane(event: events.Event) -> bool:
     """Whether the counts and numbers of an event are in a range that its readers can compute with."""
     if not (event.step >= 0 and 0 <= event.seconds < MOST_SECONDS and all(map(_fits, vars(event).values()))):
@@ -178,34 +144,6 @@ PREVIEW_PIECES = 48
 PREVIEW_PIECE_BYTES = 2**12
 
 
-def preview(path: Path, parser: Parser) -> list[Record] | None:
-    """Records of a long file: its beginning, pieces in between, and its end; None for a short file.
-
-    They suffice to draw the whole course of a run before all of it is read.
-
-    Raises:
-        OSError, ValueError: as `Lines.read`.
-    """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= PREVIEW_HEAD_BYTES + PREVIEW_TAIL_BYTES + PREVIEW_PIECES * PREVIEW_PIECE_BYTES:
-            return None
-        lines: list[bytes] = _piece(file, 0, PREVIEW_HEAD_BYTES)
-        tail_start = size - PREVIEW_TAIL_BYTES
-        stride = max(1, (tail_start - PREVIEW_HEAD_BYTES) // PREVIEW_PIECES)
-        for start in range(PREVIEW_HEAD_BYTES, tail_start - PREVIEW_PIECE_BYTES, stride):
-            lines += _piece(file, start, PREVIEW_PIECE_BYTES)
-        lines += _piece(file, tail_start, PREVIEW_TAIL_BYTES)
-    return parser.parse(lines)
-
-
-def _piece(file: BinaryIO, start: int, num_bytes: int) -> list[bytes]:
-    """Return the complete lines in a piece of a file."""
-    file.seek(start)
-    lines = file.read(num_bytes).split(b"\n")
-    return lines[1 if start else 0 : -1]
-
-
 class UnreadableRun(ValueError):
     """A folder holds no readable run; the message says why."""
 
@@ -222,12 +160,12 @@ class Run:
     Attributes:
         folder: The run folder.
         lines: The journal, as far as it was read.
-        parser: Counts the lines that are not records.
+        num_damaged: Lines so far that are not records: cut, garbled, of another type; unknown kinds do not count.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.parser = Parser()
+        self.num_damaged = 0
         self.lines = Lines(self.folder / "events.jsonl")
         if not self.folder.is_dir():
             raise UnreadableRun(f"run must be a folder, got {str(folder)!r}.")
@@ -256,15 +194,45 @@ class Run:
         return name if isinstance(name, str) and name else self.folder.name
 
     def glance(self) -> list[Record]:
-        """Records for the whole course and the state: all of a short journal, a selection of a long one; see `poll`."""
-        with self._opening():
-            found = preview(self.lines.path, self.parser)
-        return list(self.records()) if found is None else found
+        """Records for the whole course and the state: all of a short journal, of a long one its beginning, its end, and
+        pieces in between, which suffice to draw it before all of it is read; see `poll`.
+        """
+        with self._opening(), open_regular(self.lines.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > PREVIEW_HEAD_BYTES + PREVIEW_TAIL_BYTES + PREVIEW_PIECES * PREVIEW_PIECE_BYTES:
+                tail = size - PREVIEW_TAIL_BYTES
+                stride = max(1, (tail - PREVIEW_HEAD_BYTES) // PREVIEW_PIECES)
+                starts = range(PREVIEW_HEAD_BYTES, tail - PREVIEW_PIECE_BYTES, stride)
+                pieces = [(0, PREVIEW_HEAD_BYTES), *((start, PREVIEW_PIECE_BYTES) for start in starts)]
+                lines: list[bytes] = []
+                for start, num_bytes in (*pieces, (tail, PREVIEW_TAIL_BYTES)):
+                    file.seek(start)
+                    # Whole lines only.
+                    lines += file.read(num_bytes).split(b"\n")[1 if start else 0 : -1]
+                return self._parse(lines)
+        return list(self.records())
 
     def poll(self) -> list[Record]:
         """The next block of records, empty at the end of the journal; UnreadableRun where the journal is gone."""
         with self._opening():
-            return self.parser.parse(self.lines.read())
+            return self._parse(self.lines.read())
+
+    def _parse(self, lines: Iterable[bytes]) -> list[Record]:
+        """The records among some lines, in order."""
+        records = []
+        for line in lines:
+            try:
+                fields = json.loads(str(line, "utf-8"))
+                kind = fields["kind"]
+                if kind == "Journal" or (isinstance(kind, str) and kind not in EVENTS):
+                    continue
+                when, event = float(fields["time"]), from_fields(fields)
+                if not (math.isfinite(when) and _is_sane(event)):
+                    raise ValueError(when)
+                records.append(Record(when, event))
+            except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+                self.num_damaged += bool(line)
+        return records
 
     def records(self) -> Iterator[Record]:
         """All records that were not read yet; see `poll`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..engine.values import head_of
+from ..engine.settings import head_of
 from ..sampling.random_generators import random_state
 from ..schedules.budget import has_budget
 from ..torch.attachment import attach

@@ -12,6 +12,7 @@ from typing import Any
 from .. import events
 from ..events import launcher
 from ..events.caller import warn
+from ..events.event import describe
 from ..events.threaded_listener import ThreadedListener
 
 MOST_QUEUED = 10_000
@@ -153,26 +154,21 @@ def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:
     return step, {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
+ALERTS: dict[type[events.Event], str] = {
+    events.BatchRefused: "incident", events.CauseFound: "cause", events.DamageFound: "incident",
+    events.RolledBack: "restored", events.SamplesQuarantined: "quarantine", events.IncidentEnded: "recovered",
+    events.GaveUp: "diverged",
+}  # fmt: skip
+"""The events worth an alert, and the kind of each; the end of a run is one, too."""
+
+
 def alert_of(event: events.Event) -> tuple[str, str] | None:
-    """Kind and text of an event worth an alert; None for the others."""
-    match event:
-        case events.BatchRefused():
-            return "incident", f"step {event.step}: loss {event.loss:.4g} refused: {event.reason}"
-        case events.CauseFound():
-            return "cause", event.text
-        case events.DamageFound():
-            return "incident", f"step {event.step}: the model holds a number that is not finite, in {event.array}"
-        case events.RolledBack():
-            return "restored", f"step {event.step}: model restored from {event.source} of step {event.to_step}"
-        case events.SamplesQuarantined():
-            return "quarantine", f"step {event.step}: {event.text}"
-        case events.IncidentEnded():
-            return "recovered", f"step {event.step}: {event.text or 'recovered'}"
-        case events.GaveUp():
-            return "diverged", f"step {event.step}: {event.text}"
-        case events.RunEnded():
-            return event.how, f"{event.how} after {event.step} steps, {event.seconds:.0f} s"
-    return None
+    """Kind and text of an event worth an alert, in the words of every view; None for the others."""
+    kind, said = event.how if isinstance(event, events.RunEnded) else ALERTS.get(type(event)), describe(event)
+    if kind is None or said is None:
+        return None
+    # The sentence on a cause begins with the step at which it began.
+    return kind, event.text if isinstance(event, events.CauseFound) else f"step {event.step}: {said.text}"
 
 
 def import_needed(module: str, package: str, what: str) -> Any:

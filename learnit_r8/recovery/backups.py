@@ -54,20 +54,6 @@ class SchedulerState(NamedTuple):
     state: Any = None
 
 
-class Copy(NamedTuple):
-    """A fresh copy of a stored state.
-
-    Attributes:
-        state: The copy.
-        step: Steps reported when the state was taken.
-        moment: The scheduler's own state at that time.
-    """
-
-    state: Any
-    step: int
-    moment: SchedulerState | None = None
-
-
 @dataclass(eq=False)
 class Backup:
     """A state to go back to, in RAM or in a checkpoint.
@@ -205,7 +191,7 @@ class RamBackup:
     >>> _ = backup.offer(weights, step=10)
     >>> weights["w"][0] = 9.9
     >>> backup.copy_of(backup.newest)
-    Copy(state={'w': [1.0]}, step=10, moment=None)
+    {'w': [1.0]}
     """
 
     def __init__(
@@ -257,10 +243,6 @@ class RamBackup:
         """Take the witness of the newest state for complete: the optimizer has taken a step with fewer batches."""
         if self.backups and self.backups[-1].witness:
             self.backups[-1].is_closed = True
-
-    def add(self, backup: Backup) -> None:
-        """Store a state that an earlier process has copied, in its place."""
-        self._keep(sorted([*self.backups, backup], key=lambda one: (one.updates, one.step)))
 
     def copy(self, state: Any) -> Any:
         """A copy of a state, in memory that is free where there is any.
@@ -314,9 +296,9 @@ class RamBackup:
         if backup.state is not None and backup.state is not self._lent and self._copy_into is not None:
             self._spares = [*self._spares, backup.state][-2:]
 
-    def copy_of(self, backup: Backup) -> Copy:
+    def copy_of(self, backup: Backup) -> Any:
         """A fresh copy of a state, which a callback may change."""
-        return Copy(self._clone(backup.state), backup.step, backup.moment)
+        return self._clone(backup.state)
 
     def forget_after(self, updates: int) -> None:
         """Forget the states whose weights had taken more updates: they come from weights that were abandoned."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import events
+from ..checkpoint import tree
 from ..guard.monitor import Sentry
 from ..sampling.ticket import Ticket
 from .backups import Backup
@@ -161,7 +162,7 @@ class FirstSteps:
         if saved["last"] is not None:
             early.last = Backup.from_plain(saved["last"])
         if first is not None:
-            kept = {} if first["beside"] is None else Saved.of(first["beside"]).parts
+            kept = {} if first["beside"] is None else tree.from_bytes(first["beside"])
             compared = saved["compared"]
             early.is_compared = compared is not None
             self._backup.earlier = replace(
@@ -169,11 +170,11 @@ class FirstSteps:
                 is_of_file=True, is_closed=first["is_closed"], replayed=math.nan if compared is None else compared,
             )  # fmt: skip
         if trial is not None:
-            early.trial = RateTrial(Saved.of(trial["present"]), self._sentry.formed(trial["memory"]), [])
+            early.trial = RateTrial(Saved(tree.from_bytes(trial["present"])), self._sentry.formed(trial["memory"]), [])
             early.trial.load_state_dict(trial)
             if trial["own"] is not None:
                 # As the next batch is drawn it is put in, where a file holds the state that was shown.
-                self._live.of_trial = Saved.of(trial["own"])
+                self._live.of_trial = Saved(tree.from_bytes(trial["own"]))
 
     def suspicion(self, loss: float) -> float:
         """How far one of the first losses is above what is usual; see `Progress.early_suspicion`."""

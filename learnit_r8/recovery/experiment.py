@@ -20,7 +20,7 @@ import math
 import operator
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -87,25 +87,6 @@ NOT_THE_WEIGHTS = (
     "no state has finite losses: the data are to blame, or something that R8 was not given, such as a second network "
     "and its optimizer"
 )
-
-
-class TestedModel(Protocol):
-    """What an experiment may do to the training."""
-
-    def mend(self) -> bool | None:
-        """Replace what is not finite in the present state; whether all of it is finite, None if it cannot be seen."""
-
-    def is_swollen(self) -> bool:
-        """Whether the state is seen to have taken a huge gradient, which its losses need not show."""
-
-    def keep_present(self) -> bool:
-        """Keep the present state aside; False if there is no memory for it, or if it cannot be seen or is damaged."""
-
-    def put(self, backup: Backup) -> bool:
-        """Put a backup back; False if it cannot be."""
-
-    def put_present(self) -> bool:
-        """Put back the state kept aside; False if there is none."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +204,7 @@ def draw_again(batch: Backup) -> Steps:
     return Finding("healthy", "a batch was drawn again", None, [batch])
 
 
-def investigate(case: Case, model: TestedModel) -> Steps:
+def investigate(case: Case, model: LiveModel) -> Steps:
     """Make the experiment; see the module."""
     if case.alarm is Alarm.ABOVE and case.is_exact and not case.known[0].updates:
         return (yield from _compare_with_untrained(case, model))
@@ -259,7 +240,7 @@ def investigate(case: Case, model: TestedModel) -> Steps:
     return Finding("restored", "the weights were damaged", newest, tested)
 
 
-def _compare_with_untrained(case: Case, model: TestedModel) -> Steps:
+def _compare_with_untrained(case: Case, model: LiveModel) -> Steps:
     """See whether weights are far worse than the untrained ones on the same batches, whose losses may mean other things
     by now; and go back to the newest that are not.
     """
@@ -297,7 +278,7 @@ def _compare_with_untrained(case: Case, model: TestedModel) -> Steps:
 
 
 def _stay(
-    case: Case, model: TestedModel, newest: Backup | None, rise: float, tested: Sequence[Backup]
+    case: Case, model: LiveModel, newest: Backup | None, rise: float, tested: Sequence[Backup]
 ) -> Generator[Backup, float, Finding | None]:
     """Go on from the present state, which was kept aside, where the newest healthy one is not known to be better."""
     if newest is None:
@@ -320,7 +301,7 @@ def _stay(
 
 
 def _newest_above(
-    case: Case, model: TestedModel, first: Backup, tested: Sequence[Backup]
+    case: Case, model: LiveModel, first: Backup, tested: Sequence[Backup]
 ) -> Generator[Backup, float, Backup]:
     """The newest tested state that is better than the untrained one on its batch, where no trained one repeats its
     record: the losses may depend on what cannot be put back, as the hidden state of a network that is carried on.
@@ -377,7 +358,7 @@ def _draw(case: Case, witness: Backup, put: Callable[[], bool] = lambda: True) -
     return loss
 
 
-def _is_healthy(case: Case, model: TestedModel, backup: Backup) -> Generator[Backup, float, bool]:
+def _is_healthy(case: Case, model: LiveModel, backup: Backup) -> Generator[Backup, float, bool]:
     """Whether a backup repeats its own record, and is no worse than an older proven one was."""
 
     def put() -> bool:
@@ -404,7 +385,7 @@ def _is_healthy(case: Case, model: TestedModel, backup: Backup) -> Generator[Bac
 
 
 def _find_newest_healthy(
-    case: Case, model: TestedModel, known: Sequence[Backup], tested: list[Backup]
+    case: Case, model: LiveModel, known: Sequence[Backup], tested: list[Backup]
 ) -> Generator[Backup, float, Backup | None]:
     """The newest healthy backup, as damage does not go away; None if there is none."""
     low, high, at, stride = -1, len(known), len(known) - 1, 1

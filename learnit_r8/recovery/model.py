@@ -39,11 +39,6 @@ class Saved(NamedTuple):
 
     parts: Any
 
-    @classmethod
-    def of(cls, content: NDArray[np.uint8]) -> Saved:
-        """What `saved_form` has made the content of."""
-        return cls(tree.from_bytes(content))
-
 
 def saved_form(state: Any) -> NDArray[np.uint8]:
     """A state as a file keeps it beside the model's own; what no file can hold stays as it is when it is loaded."""
@@ -52,7 +47,7 @@ def saved_form(state: Any) -> NDArray[np.uint8]:
 
 
 class LiveModel:
-    """Does to the model what an experiment asks for; the `TestedModel` of `investigate`.
+    """Does to the model what an experiment asks for.
 
     Args:
         persistence: Holds callbacks, backups and checkpoints.
@@ -96,7 +91,11 @@ class LiveModel:
         return bool(self.persistence.backup_timer.damage_now(self.persistence.callbacks.state))
 
     def mend(self) -> bool | None:
-        """Replace what is not finite with the newest backup's, if that is little; see `TestedModel`."""
+        """Replace what is not finite with the newest backup's, if that is little.
+
+        Returns:
+            Whether all of the state is finite; None if it cannot be seen.
+        """
         get = self.persistence.callbacks.state
         if get is None:
             return None

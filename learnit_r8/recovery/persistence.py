@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import events
-from .._validation import is_number, whole_number
+from .._validation import whole_number
 from ..checkpoint import tree
 from ..checkpoint.callbacks import Callbacks, call_load, call_save, join_callbacks, keeps_model
 from ..checkpoint.generations import Generations
@@ -321,7 +321,6 @@ class Persistence:
         self.backup, self.agreement = backup or RamBackup(), agreement or Agreement()
         self.backup_timer = BackupTimer(when, announcer, self.backup, self.agreement, is_usual=backup_every is None)
         self.generations = Generations.of(backup_dir, folder, announcer)
-        self._proved: list[tuple[int, int, Any]] = []
         self._pending: Checkpoint | None = None
         self._loaded: Checkpoint | None = None
         self._lacks_model = False
@@ -548,11 +547,10 @@ class Persistence:
             return
         config = {**self.config.values, KEPT_BY_ADAPTER: self._has_adapter}
         content = {"run_id": self.store.run_id, "model": None, "scheduler": state, "config": config}
-        kept, proved = {each.step for each in backup.backups}, [each.step for each in backup.backups if each.is_proven]
         done = functools.partial(backup.lend, None)
         try:
             backup.lend(newest.state)
-            generations.start_write(newest.state, content, step=step, kept=kept, proved=proved, done=done)
+            generations.start_write(newest.state, content, step=step, done=done)
         except BaseException:
             if not generations.is_writing:
                 done()
@@ -590,15 +588,14 @@ class Persistence:
             disk = None
         if found is None:
             return disk, False
-        generation, self._proved, made = found
         # By its step in one run, by its time among several.
-        if disk is not None and generation.run_id == disk.run_id:
-            is_newer = step_of(generation.state) > step_of(disk.state)
+        if disk is not None and found.run_id == disk.run_id:
+            is_newer = step_of(found.state) > step_of(disk.state)
         else:
-            is_newer = disk is None or (is_number(made) and made > disk.path.stat().st_mtime)
+            is_newer = disk is None or found.path.stat().st_mtime > disk.path.stat().st_mtime
         if not is_same(str(is_newer)) or not is_newer:
             return disk, False
-        return generation, disk is not None
+        return found, disk is not None
 
     def note(self, metrics: Mapping[str, float], at_step: int, step: int) -> bool:
         """Take logged metrics; see `CheckpointSaver.note`."""
@@ -623,10 +620,6 @@ class Persistence:
         if not is_early:
             self.hand_over_pending()
         self.backup.clear()
-        if checkpoint.model_state is not None:
-            for step, draws, state in sorted(self._proved, key=lambda proved: proved[0]):
-                self.backup.add(Backup(step, step, draws, state, is_proven=True))
-        self._proved = []
         self.wake()
         if self.saver is not None:
             self.saver.go_on_from(checkpoint)
@@ -702,7 +695,7 @@ class Persistence:
             return False
         if not backup.is_on_disk:
             self.guard = None
-            return self.put_state(self.backup.copy_of(backup).state, backup.step)
+            return self.put_state(self.backup.copy_of(backup), backup.step)
         name = self.name_of(backup)
         checkpoint = self.store.load_named(name) if name and self.store is not None else None
         if checkpoint is None:
@@ -732,22 +725,11 @@ class Persistence:
             self._announcer.tell(events.RestoreFailed, to_step=step, source=name, reason=trouble)
         return not trouble
 
-    def restore_backup(self) -> Backup:
-        """Restore the newest backup of this run that can be restored.
+    def restore_newest(self, *, is_of_run: bool = False) -> Backup | None:
+        """Restore the newest backup, or else the newest checkpoint; None if there is none.
 
-        Raises:
-            RestoreError: none can be.
-        """
-        self.begin_restores()
-        for backup in reversed(self.backup.backups):
-            if backup.moment is not None and self.put(backup):
-                self.backup.forget_after(backup.updates)
-                return backup
-        failures = " | ".join(self.failures)
-        raise RestoreError(f"no backup could be restored: {failures}. The model may be partly restored.")
-
-    def restore_newest(self) -> int | None:
-        """Restore the newest backup, or else the newest checkpoint; returns its step, None if there is none.
+        Args:
+            is_of_run: Whether it must be a backup that holds the scheduler's own state, too.
 
         Raises:
             RestoreError: the load callback raised for every state there is.
@@ -755,7 +737,7 @@ class Persistence:
         self.begin_restores()
         on_disk = [Backup(step, step, is_on_disk=True) for step in sorted(self.checkpoint_steps())]
         for backup in [*reversed(self.backup.backups), *reversed(on_disk)]:
-            if self.put(backup):
-                return backup.step
+            if (backup.moment is not None or not is_of_run) and self.put(backup):
+                return backup
         self.raise_failures()
         return None

@@ -11,13 +11,7 @@ DEAD_EVERY = 5
 
 
 class TrainingDiverged(RuntimeError):
-    """Losses are still refused after recovery has tried everything.
-
-    Attributes:
-        bundle: Path of a JSON file with the last losses and findings; None if there is no folder for it.
-    """
-
-    bundle: str | None = None
+    """Losses are still refused after recovery has tried everything; the message says what was found, and where."""
 
 
 class RestoreError(RuntimeError):

@@ -123,8 +123,7 @@ class Progress(SavedFields):
         """Take one of the first losses; called once in `NOTED_EVERY` updates."""
         if len(self.first) < EARLY_UPDATES:
             self.first.append(loss)
-        if math.isfinite(record):
-            self.record = record
+        self.note_record(record)
         if self.start != self.start and len(self.recent) >= FIRST:
             # Where the record is unknown, so is the loss of the untrained model.
             self.start = float(np.fmax(self.record, np.median(self.recent)))

@@ -89,16 +89,19 @@ class Quarantine:
         self.is_watching = bool(self._suspects)
         # Otherwise policies that draw the least used samples first would put the same ones together in every epoch.
         self._table.storage.exclusions.watch(np.fromiter(self._suspects, np.int64))
-        self._convict([sample for sample in samples if self._is_bad(sample, len(samples), has_own=bool(accused))])
-
-    def _were_good(self, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """bool[K], which samples a good batch had before."""
-        good: NDArray[np.bool_] = self._table.storage.records.take(samples)["usage_count"] > 0
-        return good
+        if accused:
+            bad = [sample for sample in samples if self._suspects.get(sample, 0) >= OWN_LOSSES]
+        else:
+            # The share of batches without any suspect that were refused is that of passing faults.
+            rate = (self._num_clean_refused + 1) / (self._num_clean + 20)
+            others = max(10, self._num_suspected + self._table.num_samples - self._table.num_seen)
+            alone = samples if len(samples) == 1 else []
+            bad = [each for each in alone if rate ** self._suspects.get(each, 0) * others < MOST_CHANCE]
+        self._convict(bad)
 
     def _not_cleared(self, members: NDArray[np.int64]) -> list[int]:
         """The samples of a refused batch that no good batch has cleared; all of them if there are none."""
-        was_good = self._were_good(members)
+        was_good = self._table.storage.records.take(members)["usage_count"] > 0
         suspects = [
             int(each) for each, good in zip(members, was_good, strict=True) if not good or each in self._suspects
         ]
@@ -110,22 +113,13 @@ class Quarantine:
             self._num_clean_refused += 1
         return [int(each) for each in members]
 
-    def _is_bad(self, sample: int, together: int, *, has_own: bool) -> bool:
-        count = self._suspects.get(sample, 0)
-        if has_own:
-            return count >= OWN_LOSSES
-        # The share of batches without any suspect that were refused is that of passing faults.
-        rate = (self._num_clean_refused + 1) / (self._num_clean + 20)
-        others = self._num_suspected + self._table.num_samples - self._table.num_seen
-        return together == 1 and rate**count * max(10, others) < MOST_CHANCE
-
     def cleared(self, indices: NDArray[np.int64]) -> None:
         """Note that a batch with these samples, int64[B], was good, which clears them."""
         known = self._suspects.keys() & set(indices.tolist())
         for sample in known:
             del self._suspects[sample]
         # Of samples never seen before, a refused batch makes suspects, and so would a good one count alone.
-        if not known and self._were_good(indices[indices >= 0]).all():
+        if not known and (self._table.storage.records.take(indices[indices >= 0])["usage_count"] > 0).all():
             self._num_clean += 1
         self.is_watching = bool(self._suspects)
         if known and not self._suspects:

@@ -23,6 +23,7 @@ import numpy as np
 from .. import events
 from ..checkpoint import codec, durable_io
 from ..checkpoint.durable_io import make_own_folder, open_regular, remove
+from ..checkpoint.kinds import ANYTHING, check_kinds
 from ..checkpoint.tree import leave_out, pack, size_of, unpack
 from ..events import Event, launcher
 from ..events.caller import warn
@@ -30,7 +31,7 @@ from ..events.codec import from_fields, strict_json
 from ..events.incident import Incident, begun_by
 from ..events.threaded_listener import ThreadedListener
 from ..events.versions import versions
-from .cause import KINDS, UNKNOWN, Finding, Refusal, sentence_of, to_plain
+from .cause import UNKNOWN, Finding, Refusal, sentence_of, to_plain
 
 if TYPE_CHECKING:
     from ..events.bus import Announcer
@@ -53,12 +54,17 @@ MOST_DEPTH = 12
 PARTS = ("batch", "generators", "refused", "restored")
 """What a record may hold besides, in files of the checkpoints' own format."""
 
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "kind": str, "format": int, "number": int, "run": str, "step": int, "last_step": int, "seconds": (int, float, str),
-    "state": str, "diagnosis": str, "cause": str, "finding": (dict, type(None)), "record": str, "num_refused": int,
-    "refusals": list, "num_events": int, "timeline": list, "files": dict, "left_out": dict, "versions": dict,
-    "rank": int, "num_ranks": int,
+_FINDING = {
+    "kind": "", "text": "", "about": "", "missing": "", "where": "", "rows": [0], "rest": [""], "evidence": [""],
+    "is_certain": False,
 }  # fmt: skip
+_EXAMPLE: dict[str, Any] = {
+    "kind": "", "format": 0, "number": 0, "run": "", "step": 0, "last_step": 0, "seconds": ANYTHING, "state": "",
+    "diagnosis": "", "cause": "", "finding": (_FINDING,), "record": "", "num_refused": 0, "refusals": [{}],
+    "num_events": 0, "timeline": [{}], "files": {}, "left_out": {}, "versions": {}, "rank": 0, "num_ranks": 0,
+}  # fmt: skip
+"""A record, see `check_kinds`; its seconds are text where they are not finite."""
+
 STATES = ("open", "over", "gave up")
 
 
@@ -201,26 +207,15 @@ def _checked_record(content: Any, path: Path) -> dict[str, Any]:
         raise refuse("something else")
     if content.get("format") != FORMAT:
         raise refuse(f"one of format {str(content.get('format'))[:20]}, where this version reads {FORMAT}")
-    for name, kind in _FIELDS.items():
-        value = content.get(name)
-        if name not in content or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise refuse(f"{str(value)[:40]!r} for {name}")
+    try:
+        check_kinds(content, _EXAMPLE, {}, "record", is_example=True)
+    except ValueError as error:
+        raise refuse(f"another one ({error})") from None
     if content["state"] not in STATES or set(content["files"]) - set(PARTS):
         raise refuse("an unknown state or unknown files")
-    if not all(isinstance(each, dict) for each in (*content["refusals"], *content["timeline"])):
-        raise refuse("an invalid refusal or event")
-    finding = content["finding"]
-    if finding is not None and not _is_finding(finding):
-        raise refuse("an invalid finding")
     if _depth(content) > MOST_DEPTH:
         raise refuse(f"one nested deeper than {MOST_DEPTH}")
     return content
-
-
-def _is_finding(value: Mapping[str, Any]) -> bool:
-    texts = all(isinstance(value.get(name), str) for name in ("text", "about", "missing", "where"))
-    lists = all(isinstance(value.get(name), list) for name in ("rows", "rest", "evidence"))
-    return texts and lists and value.get("kind") in KINDS and isinstance(value.get("is_certain"), bool)
 
 
 def _depth(value: Any) -> int:
@@ -315,6 +310,12 @@ class FlightRecorder(ThreadedListener):
     def is_writing(self) -> bool:
         """Whether there is a folder to write to."""
         return self._is_on and self._folder is not None
+
+    @property
+    def folder(self) -> Path:
+        """Where the records are."""
+        assert self._folder is not None
+        return self._folder / FOLDER
 
     def write_to(self, folder: Path) -> None:
         """Write the records into this folder from now on."""
@@ -412,8 +413,7 @@ class FlightRecorder(ThreadedListener):
         return True
 
     def _begin(self, event: events.Event) -> None:
-        assert self._folder is not None
-        self._number = max(numbers_in(self._folder), default=0) + 1
+        self._number = max(numbers_in(self.folder.parent), default=0) + 1
         self._is_new = True
         self._open = {
             "kind": KIND, "format": FORMAT, "number": self._number, "run": self._run, "step": event.step,
@@ -446,11 +446,9 @@ class FlightRecorder(ThreadedListener):
 
     def _home(self) -> Path:
         """Make the folder of the open incident and return it."""
-        assert self._folder is not None
-        whole = self._folder / FOLDER
-        os.makedirs(self._folder, exist_ok=True)
-        make_own_folder(whole)
-        home = whole / str(self._number)
+        os.makedirs(self.folder.parent, exist_ok=True)
+        make_own_folder(self.folder)
+        home = self.folder / str(self._number)
         make_own_folder(home)
         return home
 
@@ -479,14 +477,12 @@ class FlightRecorder(ThreadedListener):
 
     def _thin(self) -> None:
         """Delete the oldest records but the first, while there are too many or they are too large."""
-        assert self._folder is not None
-        whole = self._folder / FOLDER
-        sizes = {number: _bytes_of(whole / str(number)) for number in numbers_in(self._folder)}
+        sizes = {number: _bytes_of(self.folder / str(number)) for number in numbers_in(self.folder.parent)}
         while len(sizes) > 1 and (len(sizes) > MOST_RECORDS or sum(sizes.values()) > MOST_BYTES):
             gone = next((number for number in sorted(sizes)[1:] if number != self._number), None)
             if gone is None:
                 return
-            remove(whole / str(gone))
+            remove(self.folder / str(gone))
             del sizes[gone]
 
 

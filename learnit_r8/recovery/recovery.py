@@ -35,8 +35,8 @@ from .progress import EARLY_UPDATES, FIRST, LOOK_EVERY, START_UPDATES
 from .quarantine import NAMED, Quarantine, accused_of, not_finite_samples
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
-from .remedies import Remedies, diverged_text, write_bundle
-from .state import LOOK_MASK, IncidentLog, RecoveryState, of_version_4
+from .remedies import Remedies, diverged_text
+from .state import LOOK_MASK, IncidentLog, RecoveryState, of_01c0f9e2
 
 if TYPE_CHECKING:
     from .persistence import Persistence
@@ -454,14 +454,11 @@ class RecoveryController:
         """
         was_quiet, self.state.is_look_due = self.is_quiet, False
         self.begin_call(step, lr)
-        if not self.experiment.is_open:
-            self._look_back()
-        self.is_quiet = was_quiet and not (self.is_open or self._incidents.current)
-
-    def _look_back(self) -> None:
         early, lineage, remedies = self.early, self.lineage, self._remedies
         level = lineage.progress.level
-        if early.is_on_trial:
+        if self.experiment.is_open:
+            pass
+        elif early.is_on_trial:
             early.end_trial(level)
         elif level == level and (early.are_dying or self.state.early.is_reviving):
             early.revive(level)
@@ -478,6 +475,7 @@ class RecoveryController:
                 best = early.look(level)
                 if best is not None:
                     self._experiment_on(Alarm.REGRESS, level, best=best)
+        self.is_quiet = was_quiet and not (self.is_open or self._incidents.current)
 
     def may_look_last(self, step: int) -> bool:
         """Whether `looks_last` was not asked at this step yet, or its experiment is under way."""
@@ -732,15 +730,11 @@ class RecoveryController:
             samples=self.quarantine.named(suspects) if 0 < len(suspects) <= NAMED else "", can_restore=can_restore,
             is_row=is_row,
         )  # fmt: skip
-        store, losses = self._persistence.store, list(self.lineage.progress.reported)
-        bundle = write_bundle(
-            None if store is None else store.folder, step, text=text, incident=incident, losses=losses,
-            recovery=self.recovery,
-        )  # fmt: skip
-        error = TrainingDiverged(f"{text}\nLosses and settings are in {bundle}." if bundle else text)
-        error.bundle = bundle
-        self._announcer.tell(events.GaveUp, text=str(error), bundle=bundle)
-        raise error
+        ranks = self._persistence.agreement.ranks
+        if self.recorder is not None and self.recorder.is_writing and (ranks is None or not ranks.rank):
+            text += f"\nThe losses before, and what was tried, are in {self.recorder.folder}."
+        self._announcer.tell(events.GaveUp, text=text)
+        raise TrainingDiverged(text)
 
     # What is kept with a backup, and saved.
 
@@ -814,7 +808,7 @@ class RecoveryController:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; experiments under way are dropped."""
-        state, can_probe = of_version_4(state), self.experiment.can_probe
+        state, can_probe = state if "early" in state else of_01c0f9e2(state), self.experiment.can_probe
         self._begin()
         self.experiment.let_probe(can_probe)
         # The first good loss finds out whether it is.

@@ -9,14 +9,9 @@ level       nothing is restored; the losses mean something else from here on
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 from .. import events
-from ..checkpoint import durable_io
-from ..events.codec import strict_json
 from ..events.incident import Incident
 from ..guard.monitor import Sentry
 from ..table.table import SampleTable
@@ -24,9 +19,8 @@ from .backups import Backup
 from .cause import INPUT, UNSEEN, UPDATE
 from .experiment import Alarm, Case, Finding
 from .model import LiveModel, Witnesses
-from .policy import Recovery
 from .progress import EARLY_UPDATES
-from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_TRIAL, LOOPING, RecoveryState, plain_of
+from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_TRIAL, LOOPING, RecoveryState
 
 LOWEST_SHARE = 2**-12
 """Least share of the scheduled rate that a ceiling leaves after the first steps."""
@@ -91,7 +85,15 @@ class Remedies:
         if finding.verdict in ("healthy", "data"):
             if case.alarm is Alarm.SPIKE:
                 self._name_cause("the batch itself, as the weights are healthy", INPUT)
-            self._trust_weights(case.alarm)
+            lineage = self._state.lineage
+            self._state.refusals.weights_are_healthy()
+            lineage.progress.note_healthy(lineage.updates)
+            if case.alarm is not Alarm.NOT_FINITE:
+                self._sentry.calm()
+                healthy_at = lineage.healthy_at
+                healthy_at.append(step)
+                if len(healthy_at) == LOOPING and step - healthy_at[0] <= LOOP_STEPS:
+                    self._sentry.forget()
         elif finding.verdict == "level":
             self._accept_level(case, finding)
         else:
@@ -116,18 +118,6 @@ class Remedies:
             text = incident.cause.replace(UNSEEN, f"probably {cause}; ")
             self._state.incidents.change(cause=text)
             self._announcer.tell(events.CauseFound, text=text, fault=fault, where="", samples=(), is_certain=False)
-
-    def _trust_weights(self, alarm: Alarm) -> None:
-        step, lineage = self._live.step, self._state.lineage
-        self._state.refusals.weights_are_healthy()
-        lineage.progress.note_healthy(lineage.updates)
-        if alarm is Alarm.NOT_FINITE:
-            return
-        self._sentry.calm()
-        healthy_at = lineage.healthy_at
-        healthy_at.append(step)
-        if len(healthy_at) == LOOPING and step - healthy_at[0] <= LOOP_STEPS:
-            self._sentry.forget()
 
     def _accept_level(self, case: Case, finding: Finding) -> None:
         """Take the new level of the losses as the usual one."""
@@ -270,23 +260,3 @@ def diverged_text(
         incident.meant,
     ]
     return "\n".join(line for line in lines if line)
-
-
-def write_bundle(
-    folder: Path | None, step: int, *, text: str, incident: Incident, losses: Sequence[float], recovery: Recovery
-) -> str | None:
-    """Write the details of a diverged run as JSON; the path of the file, None without a folder or if that fails."""
-    if folder is None:
-        return None
-    path = folder / f"diverged_{step:012d}.json"
-    content = {
-        "kind": "TrainingDiverged", "format": 2, "text": text, "incident": plain_of(incident),
-        "losses": [loss if math.isfinite(loss) else repr(loss) for loss in losses], "recovery": asdict(recovery),
-    }  # fmt: skip
-    try:
-        os.makedirs(folder, exist_ok=True)
-        durable_io.replace(path, strict_json(content, indent=1).encode())
-    except OSError:
-        # The error message says all of it except the losses.
-        return None
-    return str(path)

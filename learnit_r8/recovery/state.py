@@ -46,6 +46,12 @@ healthy."""
 BROKEN = 50
 """Batches of the last hundred that must be refused for the data to be called broken."""
 
+SAVED_OF_INCIDENT = (
+    "step", "reason", "kind", "cause", "findings", "num_refused", "num_probes", "num_restored", "num_left_out",
+    "is_lasting", "held_from_start",
+)  # fmt: skip
+"""What is saved of the incident under way; the rest of it, folded from events, is the views'."""
+
 
 @dataclass(eq=False)
 class Refusals(SavedFields):
@@ -383,28 +389,17 @@ class IncidentLog(SavedFields):
         return lines
 
     def state_dict(self) -> dict[str, Any]:
-        """See `SavedFields`; the incident as `plain_of` returns it, the kinds as a list: a name may hold anything."""
+        """See `SavedFields`; the kinds as a list: a name may hold anything."""
         kinds = [[kind, *found] for kind, found in self.kinds.items()]
-        current = None if self.current is None else plain_of(self.current)
+        current = None if self.current is None else {name: getattr(self.current, name) for name in SAVED_OF_INCIDENT}
         return {**super().state_dict(), "kinds": kinds, "current": current}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `SavedFields`."""
         super().load_state_dict(state)
         self.kinds = {kind: (count, text) for kind, count, text in state["kinds"]}
-        self.current = None
-        if state["current"] is not None:
-            known = {**state["current"], "findings": tuple(state["current"]["findings"])}
-            step, is_restored = known.pop("first_step"), known.pop("is_restored")
-            self.current = Incident(step, num_restored=int(is_restored), **known)
-
-
-def plain_of(incident: Incident) -> dict[str, Any]:
-    """What a saved state and the file of a diverged run hold of an incident."""
-    names = "reason", "num_refused", "num_probes", "cause", "num_left_out", "kind", "is_lasting", "held_from_start"
-    plain = {name: getattr(incident, name) for name in names}
-    restored = bool(incident.num_restored)
-    return {"first_step": incident.step, "findings": list(incident.findings), "is_restored": restored, **plain}
+        saved = state["current"]
+        self.current = None if saved is None else Incident(**{**saved, "findings": tuple(saved["findings"])})
 
 
 @dataclass(eq=False)
@@ -436,46 +431,25 @@ class RecoveryState(SavedFields):
     num_equal: int = 0
 
 
-def of_version_4(old: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved state of recovery, written by version 4 or 3, as this version saves it."""
-    if "early" in old:
-        return dict(old)
-
-    def losses(progress: Mapping[str, Any]) -> dict[str, Any]:
-        peak, (wait_until, look_wait) = progress.get("peak", (0.0, 0)), progress["wait"]
-        return {
-            "untrained": progress["start"], **progress, "peak": peak[0], "peak_at": peak[1], "wait_until": wait_until,
-            "look_wait": look_wait,
-        }  # fmt: skip
-
-    def held(limit: Mapping[str, Any]) -> dict[str, Any]:
-        return {"lowest": limit["ceiling"], **limit, "failed": limit["slow_above"]}
-
-    lineage, refusals, early = old["lineage"], old["refusals"], old.get("first_steps")
+def of_01c0f9e2(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A state that 01c0f9e2 saved, with each number under its name of today; what it did not know begins anew."""
+    lineage, limit, incident = old["lineage"], old["limit"], old["incident"]
     since, trial, is_proving = lineage["proving"]
     failed_at, num_restores, num_older = lineage["fuse"]
-    num_lowered, level_before = lineage.get("lowered", (0, None))
-    is_on_trial = early is not None and old.get("is_on_trial", False)
-    early = {"compared": None, "last": None, "first": None, "trial": None} | (early or {"trials": old["rate_trials"]})
-    trial_of_rate = early["trial"]
-    if trial_of_rate is not None:
-        trial_of_rate = {
-            **trial_of_rate, "progress": losses(trial_of_rate["progress"]), "limit": held(trial_of_rate["limit"]),
-        }  # fmt: skip
+    wait_until, look_wait = lineage["progress"]["wait"]
+    if incident is not None:
+        restored = {"step": incident["first_step"], "num_restored": int(incident["is_restored"])}
+        incident = {name: incident[name] for name in SAVED_OF_INCIDENT if name in incident} | restored
     return {
-        **old, "limit": held(old["limit"]), "refusals": {"in_vain": refusals["in_a_row"], **refusals},
-        "norms": old.get("norms", {}), "is_on_trial": is_on_trial,
+        **old, "limit": {**limit, "failed": limit["slow_above"], "lowest": limit["ceiling"]},
         "lineage": {
-            "gained": lineage["updates"], **lineage, "since": since, "trial": trial, "is_proving": is_proving,
-            "failed_at": failed_at, "num_restores": num_restores, "num_older": num_older, "num_lowered": num_lowered,
-            "level_before": level_before, "progress": losses(lineage["progress"]),
+            **lineage, "since": since, "trial": trial, "is_proving": is_proving, "failed_at": failed_at,
+            "num_restores": num_restores, "num_older": num_older, "gained": lineage["updates"],
+            "progress": {**lineage["progress"], "wait_until": wait_until, "look_wait": look_wait},
         },
+        "refusals": {**old["refusals"], "in_vain": old["refusals"]["in_a_row"]},
         "incidents": {
-            "num_restored": old["restored"], "num_probes": old["probes"], "num_transient": old.get("transient", 0),
-            "kinds": old.get("kinds", ()), "current": old["incident"],
+            "num_restored": old["restored"], "num_probes": old["probes"], "kinds": [], "current": incident,
         },
-        "early": {
-            **early, "num_trials": early["trials"], "trial": trial_of_rate,
-            "dead": {"found": early.get("dead", ()), "shares": early.get("alive", ())},
-        },
+        "early": {"num_trials": old["rate_trials"], **dict.fromkeys(("first", "last", "compared", "trial"))},
     }  # fmt: skip

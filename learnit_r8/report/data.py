@@ -21,7 +21,7 @@ from ..journal.run import Run
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs
 from ..table.labels.overview import Calibration, Overview
 from ..table.labels.suspects import Suspects
-from ..table.quantiles import quarters_of, top
+from ..table.quantiles import quarters_of
 
 LISTED = 30
 MOST_SUSPECTS = 1000
@@ -174,15 +174,11 @@ def _readable(folder: Path, notes: list[str]) -> list[Samples]:
         if files and len(samples.loss) != len(files[0].loss):
             notes.append(f"epoch {epoch + 1} has {len(samples.loss)} samples, the newest {len(files[0].loss)}")
             continue
-        files.append(_finite(samples))
+        # A journal never writes infinities.
+        values = {name: getattr(samples, name) for name in ("loss", "last", "mean")}
+        values = {name: np.where(np.isfinite(array), array, np.float32("nan")) for name, array in values.items()}
+        files.append(samples._replace(**values))
     return files[::-1]
-
-
-def _finite(samples: Samples) -> Samples:
-    """The samples with NaN in place of infinities, which a journal never writes."""
-    values = {name: getattr(samples, name) for name in ("loss", "last", "mean")}
-    nan = np.float32("nan")
-    return samples._replace(**{name: np.where(np.isfinite(array), array, nan) for name, array in values.items()})
 
 
 def rows_of(data: ReportData, chosen: NDArray[np.int64]) -> list[Row]:
@@ -221,15 +217,6 @@ def _data_map(overview: Overview, last: NDArray[np.float32]) -> DataMap | None:
         # In float64, as squares of large losses overflow.
         mean, spread = (find(values, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
         return DataMap(np.asarray(mean, np.float32), np.asarray(spread, np.float32), len(last))
-
-
-def circled(data: ReportData) -> NDArray[np.int64]:
-    """int64[M], the samples to mark in the data map: suspects, else the hardest by mean."""
-    if data.data_map is None:
-        return np.empty(0, np.int64)
-    if data.verdict is not None and len(data.verdict.indices):
-        return data.verdict.indices[:400]
-    return top(data.data_map.mean, 10)
 
 
 MOST_CONFUSED = 12

@@ -38,7 +38,7 @@ def content_of(data: ReportData, look: Look = NO_LOOK) -> Data:
     assert data.state is not None
     view, run, state = data.view, data.run, data.state
     notes = [f"could not be shown: {clean(note)}" for note in data.notes[:5]]
-    if num_damaged := run.parser.num_damaged + view.num_left_out:
+    if num_damaged := run.num_damaged + view.num_left_out:
         notes.append(f"{num_damaged:,} lines of the journal could not be read and were skipped")
     ended = utc(view.heard) if math.isfinite(view.heard) else "no record"
     notes.append(f"{clean(run.folder)} · last record {ended}")
@@ -77,11 +77,9 @@ def _incidents(view: View, folder: Path) -> Iterator[Data]:
         losses[record["step"]] = known([each for each in around if isinstance(each, (int, float))][-MOST_LOSSES:])
     shown = []
     for each in reversed(view.incidents):
-        what = f"{each.what} (epoch {each.epoch + 1}, {clock(each.seconds)})"
-        facts = (("what", what), ("found", each.found), ("done", each.done), ("to do", each.advice))
         shown.append({
             "level": LEVELS[each.state], "headline": clean(each.headline, 600), "losses": losses.get(each.step, []),
-            "facts": [(name, clean(said, 1000)) for name, said in facts if said],
+            "facts": [(name, clean(said, 1000)) for name, said in each.facts],
             "tried": [(step, clean(said)) for step, said in each.tried],
         })  # fmt: skip
     many = "incident" if len(shown) == 1 else "incidents"

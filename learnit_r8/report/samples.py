@@ -17,7 +17,8 @@ from ..dashboard.state.curve import range_of
 from ..events.samples import count_text
 from ..events.text import clean, number, share
 from ..table.labels.suspects import MIRROR
-from .data import Confusion, DataMap, ReportData, Row, circled, confusion_of, label_text, rows_of
+from ..table.quantiles import top
+from .data import Confusion, DataMap, ReportData, Row, confusion_of, label_text, rows_of
 from .document import Data, bars, chart, curve, document, known, section, table
 
 SIDE = 96
@@ -324,7 +325,7 @@ def _ranges(data_map: DataMap) -> tuple[tuple[float, float], tuple[float, float]
 
 def map_section(data: ReportData, look: Look) -> Iterator[Data]:
     """Every sample by the mean and the variation of its margin or loss, and the samples of each region."""
-    data_map, samples = data.data_map, data.samples
+    data_map, samples, verdict = data.data_map, data.samples, data.verdict
     if data_map is None or samples is None:
         return
     (_, widest), (low, high) = _ranges(data_map)
@@ -354,7 +355,7 @@ def map_section(data: ReportData, look: Look) -> Iterator[Data]:
         regions.append(region)
     circles = [
         [clean(samples.name_of(index), 80), float(spread[index]), float(mean[index])]
-        for index in circled(data).tolist()
+        for index in (top(mean, 10) if verdict is None or not len(verdict.indices) else verdict.indices[:400]).tolist()
         if known[index]
     ]
     what = (

@@ -351,7 +351,8 @@ class FollowedChunk:
         self.is_late, self.sweep = is_probe, -is_probe
         self.states = bytearray(1)
         self.predictions: dict[int, NDArray[np.float32]] = {}
-        self.reports, self.trends, self.rates = [0.0], [0.0], [0.0]
+        self.reports: list[Any] = [0.0]
+        self.trends, self.rates = [0.0], [0.0]
 
     def batch(self) -> Batch:
         """The batch of the chunk; where its samples are not known, its indices are -1."""

@@ -62,7 +62,7 @@ class RangeTest:
     @property
     def growth(self) -> float:
         """Factor of the rate from one batch to the next."""
-        return max(SLOWEST_GROWTH, (LAST_LR / FIRST_LR) ** (1 / max(1, self.max_steps - 1)))
+        return max(SLOWEST_GROWTH, math.pow(LAST_LR / FIRST_LR, 1 / max(1, self.max_steps - 1)))
 
     @classmethod
     def for_run(cls, total_steps: int | None) -> RangeTest:

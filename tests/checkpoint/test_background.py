@@ -8,7 +8,7 @@ import pytest
 
 from learnit_r8 import CheckpointStore, R8Scheduler
 from learnit_r8.checkpoint import codec
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.recovery import persistence
 from learnit_r8.testing import ToyTask, record_events

@@ -46,28 +46,18 @@ def broken(monkeypatch, *, kind, code=errno.EIO):
 
 
 def test_new_file(tmp_path):
-    """A new file has its content, and no temporary file remains."""
+    """A new file has its content, replaces nothing, and leaves no temporary one; `replace` puts new content in place.
+
+    A linked file has both names.
+    """
     write(tmp_path / "a", b"one")
-
-    assert names(tmp_path) == ["a"]
-    assert (tmp_path / "a").read_bytes() == b"one"
-
-
-def test_new_file_replaces_nothing(tmp_path):
-    """A file of the same name is left as it is, and the error says so."""
-    (tmp_path / "a").write_bytes(b"one")
     with pytest.raises(FileExistsError):
         write(tmp_path / "a", b"two")
-
     assert (names(tmp_path), (tmp_path / "a").read_bytes()) == (["a"], b"one")
-
-
-def test_replaced_file(tmp_path):
-    """`replace` puts the new content in place of the old one."""
-    (tmp_path / "a").write_bytes(b"one")
     replace(tmp_path / "a", b"two")
+    link_new(tmp_path / "a", tmp_path / "b")
 
-    assert (names(tmp_path), (tmp_path / "a").read_bytes()) == (["a"], b"two")
+    assert (names(tmp_path), (tmp_path / "b").read_bytes()) == (["a", "b"], b"two")
 
 
 @posix
@@ -141,14 +131,6 @@ def test_without_links(tmp_path, monkeypatch):
     assert (names(tmp_path), (tmp_path / "a").read_bytes()) == (["a"], b"one")
 
 
-def test_link_keeps_both_names(tmp_path):
-    """A linked file has both names; the caller removes the first."""
-    (tmp_path / "a").write_bytes(b"one")
-    link_new(tmp_path / "a", tmp_path / "b")
-
-    assert names(tmp_path) == ["a", "b"]
-
-
 def test_rename_waits_for_the_virus_scanner(tmp_path, monkeypatch):
     """On Windows a refused rename is retried after growing delays, and finally raises."""
     waited = []
@@ -168,7 +150,11 @@ def test_rename_waits_for_the_virus_scanner(tmp_path, monkeypatch):
 
 @posix
 def test_only_stale_files_are_swept(tmp_path):
-    """Temporary files of processes that are gone are deleted, those of living ones and other names are not."""
+    """Temporary files of processes that are gone are deleted, those of living ones and other names are not.
+
+    One that was not modified for a day is, whichever host made it; a folder that is not there holds nothing.
+    """
+    assert remove_stale(tmp_path / "none") == []
     mine = temporary_name(tmp_path / "ck")
     host = mine.name.split("_")[2]
     gone = tmp_path / f"tmp_999999999_{host}_1_ck"
@@ -180,20 +166,8 @@ def test_only_stale_files_are_swept(tmp_path):
     assert remove_stale(tmp_path) == [gone]
     assert gone.name not in names(tmp_path)
     assert len(names(tmp_path)) == 5
-
-
-def test_old_files_of_other_hosts_are_swept(tmp_path):
-    """A temporary file that was not modified for a day is deleted, whichever host made it."""
-    path = tmp_path / "tmp_999999999_00000000_1_ck"
-    path.write_bytes(b"")
-    os.utime(path, (time.time() - 25 * 3600,) * 2)
-
-    assert remove_stale(tmp_path) == [path]
-
-
-def test_sweeping_a_missing_folder(tmp_path):
-    """A folder that does not exist holds nothing to delete."""
-    assert remove_stale(tmp_path / "none") == []
+    os.utime(other_host, (time.time() - 25 * 3600,) * 2)
+    assert remove_stale(tmp_path) == [other_host]
 
 
 def test_removing_never_fails(tmp_path):

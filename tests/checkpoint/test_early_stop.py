@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from learnit_r8 import EarlyStopping, R8Scheduler, events
 from learnit_r8.cli import main
 from learnit_r8.dashboard.watch import look
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events.event import describe
 from learnit_r8.loops import early_stopping, every, logs, loop
 from learnit_r8.streams import early_stop, pipe

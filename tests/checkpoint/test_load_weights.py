@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import NoValidCheckpoint, R8Scheduler, load_weights
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 
 
 def trained(folder, **more):

@@ -18,12 +18,12 @@ SCRIPT = [
     (events.StepDone(1, 0.5, 0, 1 / 320, 2.3026, NAN, 0.001, 32, False), None),
     (
         events.StepDone(80, 60.0, 2, 0.25, 0.51234, 0.5, 0.0123456, 32, False),
-        "r8 epoch 3/10 step 80/320  loss 0.5123  lr 0.0123  left 3:00",
+        "r8 epoch 3/10 step 80/320  loss 0.5123  lr 0.0123  left 2:00:00",
     ),
     (events.StepDone(81, 61.0, 2, 0.253, 0.5, 0.5, 0.01, 32, False), None),
     (
         events.EpochDone(96, 120.0, 2, 0.3, 0.75, 0.01, 1000, 0.5),
-        "r8 epoch 3/10 step 96/320  loss 0.75  lr 0.01  2,000 samples/s  left 4:40",
+        "r8 epoch 3/10 step 96/320  loss 0.75  lr 0.01  2,000 samples/s  left 3:44",
     ),
     (
         events.BatchRefused(97, 121.0, 3, NAN, 0.01, 0.005, 1, (3, 17), "not finite"),
@@ -49,7 +49,7 @@ SCRIPT = [
         "r8 step 160: measured at step 155: accuracy 0.9877  loss nan",
     ),
     (events.RunEnded(320, 3725.4, True), "r8 finished after 320 steps, 1:02:05"),
-    (events.RunEnded(7, 0.0, False), "r8 stopped after 7 steps, 0:00"),
+    (events.RunEnded(7, 0.0, False), "r8 stopped after 7 steps, 0.0s"),
 ]
 
 
@@ -132,7 +132,7 @@ def test_lines_go_to_the_current_stderr(capsys):
     assert [line.split("  ")[0] for line in err.splitlines()] == [
         "r8 run: 12 samples in batches of 4, 3 steps",
         "r8 epoch 1/1 step 3/3",
-        "r8 finished after 3 steps, 0:00",
+        "r8 finished after 3 steps, 0.0s",
     ]
 
 

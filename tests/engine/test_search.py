@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, RateShape, events
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from tests.drive import NAN, Weights, make, search_step, search_through, steps
 from tests.softmax import SoftmaxRegression
 

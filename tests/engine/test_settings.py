@@ -12,8 +12,20 @@ import learnit_r8
 from learnit_r8 import Monitor, OwnBatches, R8Scheduler, RateShape, TokenBatches, scheduler
 from learnit_r8.checkpoint.run_config import arguments_of
 from learnit_r8.engine import settings
-from learnit_r8.engine.settings import AllSettings, CommonSettings, NewGoal, SchedulerSettings, Settings, kept_defaults
-from learnit_r8.engine.values import ARGUMENTS, WITHIN, flat, grouped, how_to_write, whole
+from learnit_r8.engine.settings import (
+    ARGUMENTS,
+    WITHIN,
+    AllSettings,
+    CommonSettings,
+    NewGoal,
+    SchedulerSettings,
+    Settings,
+    flat,
+    grouped,
+    how_to_write,
+    kept_defaults,
+    whole,
+)
 from tests.package_copy import copy_package, replace_in, run_beside
 
 PARAMETERS = {name: each for name, each in inspect.signature(R8Scheduler.__init__).parameters.items() if name != "self"}
@@ -69,7 +81,7 @@ def test_a_setting_that_was_an_argument_leads_to_its_place(name):
     with pytest.raises(TypeError) as error:
         R8Scheduler(8, num_epochs=1, **{name: None})
     written = str(error.value).partition(": write ")[2].removesuffix(".")
-    given = eval(f"dict({written})", vars(learnit_r8.engine.values))
+    given = eval(f"dict({written})", vars(learnit_r8.engine.settings))
 
     assert flat(given)[name] is None
     assert given == grouped({name: None})

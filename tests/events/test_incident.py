@@ -46,7 +46,7 @@ def test_incident_holds_what_was_tried_and_found():
 
 def test_damage_and_divergence():
     """Damage found at a backup begins an incident, too; giving up ends it."""
-    view = told(events.DamageFound(30, 30.0, "layer.weight"), events.GaveUp(31, 31.0, "everything was tried", None))
+    view = told(events.DamageFound(30, 30.0, "layer.weight"), events.GaveUp(31, 31.0, "everything was tried"))
     (only,) = view.incidents
 
     assert (only.reason, only.state, only.diagnosis) == ("not finite: layer.weight", "gave up", "everything was tried")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, events
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.recovery import record
 from learnit_r8.recovery.record import read_part
 from learnit_r8.testing import record_events

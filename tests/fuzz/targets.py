@@ -19,8 +19,7 @@ from learnit_r8.checkpoint import generations as in_memory
 from learnit_r8.checkpoint.run_config import arguments_of
 from learnit_r8.cli.runs import facts_of, line_of
 from learnit_r8.dashboard.watch import look
-from learnit_r8.engine.settings import kept_defaults
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped, kept_defaults
 from learnit_r8.events.codec import strict_json
 from learnit_r8.journal.requests import KINDS, RequestFolder, ask
 from learnit_r8.journal.run import UnreadableRun, write_about
@@ -245,7 +244,7 @@ class Generations:
         self.backups = in_memory.Generations(
             folder / "shm", folder / "ck", rank=0, num_ranks=1, note=print, is_default=False
         )
-        self.backups.start_write(task.state(), content, step=7, kept=set(), proved=[7], done=lambda: None)
+        self.backups.start_write(task.state(), content, step=7, done=lambda: None)
         self.backups._thread.join()
         self.backups._release()
         [self.path] = (folder / "shm").rglob("gen_*.r8")
@@ -270,10 +269,7 @@ class Generations:
         found = self.backups.newest(skipped)
         assert found is not None or skipped
         if found is not None:
-            generation, proved, made = found
-            assert isinstance(generation.state, dict)
-            assert isinstance(made, float)
-            assert isinstance(proved, list)
+            assert isinstance(found.state, dict)
 
 
 class Records:

@@ -41,30 +41,22 @@ def test_norm_is_finite(norm):
     sentry = Sentry(SpikeGuard())
 
     assert judged(sentry, 1.0, grad_norm=norm) is Verdict.GRADIENT
-    assert sentry.num_refused == 1
+    # Where both are bad, the verdict is that of the loss.
+    assert judged(sentry, NAN, grad_norm=norm) is Verdict.NOT_FINITE
+    assert sentry.num_refused == 2
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(FAR_NORM * 0.99, Verdict.GOOD), (FAR_NORM * 1.01, Verdict.GRADIENT)])
 def test_norm_far_beyond_all_before(factor, verdict):
-    """A norm more than a hundred times as long as the longest before it refuses the batch; a shorter one never does."""
+    """A norm more than a hundred times as long as the longest before it refuses the batch; a shorter one never does.
+
+    It counts as seen: the next one as long is good, so a new level costs one batch.
+    """
     norms = noisy(LEAST_NORMS, seed=1, level=7.0)
     sentry = after(LEAST_NORMS, grad_norm=norms)
 
     assert judged(sentry, 1.0, grad_norm=factor * max(norms)) is verdict
-
-
-def test_first_norms_are_not_compared():
-    """Before sixteen norms are known, any finite norm is good."""
-    sentry = Sentry(SpikeGuard())
-
-    assert {judged(sentry, 1.0, grad_norm=1e3**number) for number in range(LEAST_NORMS)} == {Verdict.GOOD}
-
-
-def test_level_of_norms_is_refused_once():
-    """A refused norm counts as seen: the next one as long is good, so a new level costs one batch."""
-    sentry = after(300, grad_norm=noisy(300))
-
-    assert [judged(sentry, 1.0, grad_norm=1e4) for _ in range(3)] == [Verdict.GRADIENT, Verdict.GOOD, Verdict.GOOD]
+    assert judged(sentry, 1.0, grad_norm=factor * max(norms)) is Verdict.GOOD
 
 
 def test_norm_says_nothing_about_the_weights():
@@ -75,11 +67,6 @@ def test_norm_says_nothing_about_the_weights():
 
     assert sentry.memory is memory
     assert sentry.suspicion == suspicion
-
-
-def test_bad_loss_comes_first():
-    """Where both loss and norm are bad, the verdict is that of the loss."""
-    assert judged(Sentry(SpikeGuard()), NAN, grad_norm=NAN) is Verdict.NOT_FINITE
 
 
 @given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=60))
@@ -136,14 +123,8 @@ def test_too_many_skipped(loss):
 
     assert [step for step, verdict in enumerate(verdicts) if verdict is Verdict.OVERFLOW] == [20, 41]
     assert sentry.num_refused == 2
-
-
-def test_a_step_between_skipped_ones():
-    """Skipped steps count only in a row."""
-    sentry = after(10)
-    verdicts = {judged(sentry, 1.0, skipped=step % 20 > 0) for step in range(200)}
-
-    assert verdicts == {Verdict.GOOD}
+    # Only in a row.
+    assert {judged(sentry, 1.0, skipped=step % 20 > 0) for step in range(200)} == {Verdict.GOOD}
 
 
 def test_memory_goes_back():
@@ -171,7 +152,7 @@ def test_memory_that_goes_back_is_moved_to_the_rate_of_now():
 
 
 @pytest.mark.parametrize("count", [0, 1, 16, 95, 200, 1000])
-@pytest.mark.parametrize("way", [lambda state: state, lambda state: json.loads(json.dumps(state))])
+@pytest.mark.parametrize("way", [lambda state: json.loads(json.dumps(state)), lambda state: decode(encode(state))])
 def test_state(count, way):
     """A state saved as plain values at any step is restored exactly."""
     sentry = after(count, grad_norm=noisy(count, seed=4))
@@ -182,15 +163,6 @@ def test_state(count, way):
     assert repr(other.memory) == repr(sentry.memory)
     assert repr(other.state_dict()) == repr(sentry.state_dict())
     assert (other.num_refused, other.num_skipped) == (sentry.num_refused, 1)
-
-
-def test_state_through_a_checkpoint():
-    """The checkpoint's format keeps the state bit for bit."""
-    sentry = after(500)
-    other = Sentry(SpikeGuard())
-    other.load_state_dict(decode(encode(sentry.state_dict())))
-
-    assert repr(other.memory) == repr(sentry.memory)
 
 
 @pytest.mark.parametrize("guards", [(SpikeGuard(), FiniteGuard()), (FiniteGuard(), SpikeGuard())])

@@ -24,7 +24,7 @@ def test_growing_file_is_followed(tmp_path):
             file.write(text)
 
         assert read(run) == expected
-    assert run.parser.num_damaged == 0
+    assert run.num_damaged == 0
 
 
 def test_replaced_file_is_read_anew(tmp_path):
@@ -88,7 +88,7 @@ def test_state_of_a_run(tmp_path, happened, now, expected):
 
 def test_run_that_is_started_again_after_it_diverged(tmp_path):
     """A program that is run again in the same folder trains: what ended the run before does not count."""
-    gave_up = events.GaveUp(9, 9.0, "everything was tried", None)
+    gave_up = events.GaveUp(9, 9.0, "everything was tried")
     folder = folder_with(tmp_path, STARTED, gave_up, STARTED, steps(5))
 
     assert state_at(folder, 1000.0) == ("running", "")

@@ -123,7 +123,7 @@ def test_killed_writer_leaves_a_readable_run(tmp_path):
 
     assert state_at(tmp_path)[0] == "died"
     assert kinds.count("RunStarted") == 2
-    assert run.parser.num_damaged <= 2
+    assert run.num_damaged <= 2
 
 
 ENDING = """

@@ -178,7 +178,7 @@ def test_later_session_is_appended(tmp_path):
     steps = [record.event.step for record in run.records() if isinstance(record.event, events.BackupTaken)]
 
     assert steps == [1, 2]
-    assert run.parser.num_damaged == 1
+    assert run.num_damaged == 1
     assert len(run.about()["sessions"]) == 2
     assert run.about()["name"] == "second"
 

@@ -11,7 +11,7 @@ import numpy as np
 from keras import layers, ops
 
 from learnit_r8 import R8Scheduler, events
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.keras import R8Callback, R8Dataset
 from learnit_r8.recovery import record
 from learnit_r8.recovery.record import read_part, read_record

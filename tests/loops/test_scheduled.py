@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.loops import early_stopping, every, load_state, logs, loop, report_to, save_state, scheduled
 from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
 

@@ -30,7 +30,7 @@ class FakeLab:
         return self.memory
 
     def put(self, backup):
-        if backup in self.missing:
+        if backup.updates in self.missing:
             return False
         self.current = backup
         self.puts.append(backup.updates)
@@ -80,20 +80,59 @@ def healthy_to(last):
     return answer
 
 
-def test_witness_as_recorded_clears_the_weights():
-    """Present weights that repeat the records of proven backups are healthy; nothing is put back."""
-    lab = FakeLab()
-    finding, drawn = conduct(case_of(backups(4)), lab, lambda lab, witness: witness.record)
-
-    assert (finding.verdict, finding.backup, lab.puts) == ("healthy", None, [])
-    assert drawn == [150, 100]
+def times(factor):
+    """Every witness has so many times its record, whatever the weights."""
+    return lambda lab, witness: factor * witness.record
 
 
-def test_lower_loss_clears_the_weights():
-    """A witness whose loss has become lower shows weights that have learned more, and are healthy."""
-    finding, _ = conduct(case_of(backups(4)), FakeLab(), lambda lab, witness: 0.5 * witness.record)
+def higher(rise):
+    """Only the present weights are worse, by so much."""
+    return lambda lab, witness: witness.record + (rise if lab.current is None else 0.0)
 
-    assert finding.verdict == "healthy"
+
+def never_on(*updates):
+    """The present weights have no finite loss on these witnesses."""
+    return lambda lab, witness: NAN if lab.current is None and witness.updates in updates else witness.record
+
+
+def of_other_data(lab, witness):
+    """Weights that were never trained repeat their loss on other data, and those of now are better than they."""
+    if lab.current is None:
+        return 0.5 if not witness.updates else 10 * witness.record
+    return witness.record if not lab.current.updates else 10 * witness.record
+
+
+SLOW = {"alarm": Alarm.RAISED, "level": 2.0 * 0.8**5 + 0.5}
+SCENES = {
+    "as recorded": (4, {}, {}, times(1), "healthy", None, [150, 100]),
+    "lower, as more was learned": (4, {}, {}, times(0.5), "healthy", None, [150, 100]),
+    "the newest that repeats its record": (7, {}, {}, healthy_to(150), "restored", 150, None),
+    "no state does: the loss has changed": (4, {}, {}, times(10), "level", None, None),
+    "never finite: the data": (4, {"alarm": Alarm.NOT_FINITE}, {}, times(NAN), "data", None, None),
+    "only the start, and it is worse": (4, {**SLOW, "level": 5.0}, {}, of_other_data, "level", None, None),
+    "a huge gradient in the state": (4, {}, {"swollen": True}, times(1), "restored", 150, None),
+    "within the noise of a slow rise": (6, SLOW, {}, higher(0.025), "healthy", None, None),
+    "half-way back after a slow rise": (6, SLOW, {}, higher(0.15), "restored", 250, None),
+    "no memory for the present weights": (4, {}, {"memory": False}, times(10), "restored", 0, None),
+    "nothing can be put back": (3, {}, {"memory": False, "missing": (0, 50, 100)}, times(10), "lost", None, None),
+    "the newest two cannot be": (4, {}, {"missing": (100, 150)}, healthy_to(150), "restored", 50, None),
+    "two witnesses that are not finite": (
+        4, {"alarm": Alarm.NOT_FINITE}, {}, never_on(0, 50, 100, 150), "restored", 150, [150, 150, 100, 100],
+    ),
+    "an older one that is not": (4, {}, {}, never_on(100), "restored", 150, [150, 100]),
+}  # fmt: skip
+"""How many backups there are, the case, the model, the losses; the verdict, the state gone on from, the first draws."""
+
+
+@pytest.mark.parametrize(("count", "case", "lab", "answer", "verdict", "updates", "first"), SCENES.values(), ids=SCENES)
+def test_finding(count, case, lab, answer, verdict, updates, first):
+    """What is found, and which state is in the model then: that of the finding, or the present one."""
+    known, lab = backups(count), FakeLab(**lab)
+    finding, drawn = conduct(case_of(known, **case), lab, answer)
+
+    assert (finding.verdict, finding.backup and finding.backup.updates) == (verdict, updates)
+    assert lab.current is finding.backup
+    assert drawn[: len(first or ())] == (first or [])
 
 
 def test_a_record_far_above_the_losses_before_it_clears_no_weights():
@@ -117,15 +156,6 @@ def test_a_record_far_above_the_losses_before_it_clears_no_weights():
     rises = {2: -0.2, 1: -0.2}
     assert conduct(case, FakeLab(), answer)[0].verdict == "healthy"
     assert drawn[-2:] == [100, 50]
-
-
-def test_newest_healthy_state_is_restored():
-    """Of damaged weights, the newest state that repeats its own record is gone on from."""
-    known = backups(7)
-    finding, _ = conduct(case_of(known), lab := FakeLab(), healthy_to(150))
-
-    assert (finding.verdict, finding.backup) == ("restored", known[3])
-    assert lab.current is known[3]
 
 
 @given(st.integers(1, 40), st.data())
@@ -153,55 +183,6 @@ def test_always_ends_with_one_of_four_findings(losses, memory):
     assert len(drawn) < 200
 
 
-def test_no_state_repeats_its_record():
-    """If no state is any better, the loss has changed: the state that was kept aside comes back."""
-    finding, _ = conduct(case_of(backups(4)), lab := FakeLab(), lambda lab, witness: 10 * witness.record)
-
-    assert finding.verdict == "level"
-    assert lab.current is None
-
-
-def test_losses_that_are_never_finite_are_the_datas_fault():
-    """If no state has a finite loss, the present state comes back, and its level is not taken for a usual one."""
-    finding, _ = conduct(case_of(backups(4), Alarm.NOT_FINITE), lab := FakeLab(), lambda lab, witness: NAN)
-
-    assert (finding.verdict, lab.current) == ("data", None)
-
-
-def test_start_that_is_worse_than_the_present_is_not_gone_back_to():
-    """Weights that were never trained repeat their loss on other data; those of now, which are better, stay."""
-
-    def answer(lab, witness):
-        if lab.current is None:
-            return 0.5 if not witness.updates else 10 * witness.record
-        return witness.record if not lab.current.updates else 10 * witness.record
-
-    finding, _ = conduct(case_of(backups(4), Alarm.RAISED, level=5.0), lab := FakeLab(), answer)
-
-    assert (finding.verdict, lab.current) == ("level", None)
-
-
-@pytest.mark.parametrize("swollen", [False, True])
-def test_huge_gradient_in_the_state_is_damage(swollen):
-    """Moments that took a huge gradient convict a state whose losses are still those of then."""
-    known = backups(4)
-    finding, _ = conduct(case_of(known), FakeLab(swollen=swollen), lambda lab, witness: witness.record)
-
-    assert (finding.verdict, finding.backup) == (("restored", known[3]) if swollen else ("healthy", None))
-
-
-@pytest.mark.parametrize(("rise", "verdict"), [(0.05, "healthy"), (0.3, "restored")])
-def test_slow_damage_is_found_when_weights_are_half_way_back(rise, verdict):
-    """By the time losses have stayed higher for long, witnesses may be above their records by a third of the rise."""
-    known = backups(6)
-    case = case_of(known, Alarm.RAISED, level=known[-1].level + 0.5)
-    finding, _ = conduct(
-        case, FakeLab(), lambda lab, witness: witness.record + (0.5 * rise if lab.current is None else 0.0)
-    )
-
-    assert finding.verdict == verdict
-
-
 def test_witness_that_is_much_better_outweighs_no_other():
     """The sum over witnesses is not that of one lucky batch."""
     known = backups(6)
@@ -212,29 +193,6 @@ def test_witness_that_is_much_better_outweighs_no_other():
     )
 
     assert finding.verdict == "restored"
-
-
-def test_without_memory_the_oldest_state_is_kept():
-    """Without a copy of the present weights there is no way back to them: the last tested state is gone on from."""
-    finding, _ = conduct(case_of(backups(4)), FakeLab(memory=False), lambda lab, witness: 10 * witness.record)
-
-    assert (finding.verdict, finding.backup.updates) == ("restored", 0)
-
-
-def test_nothing_can_be_put_back():
-    """If no state can be put back, that is the finding."""
-    known = backups(3)
-    finding, _ = conduct(case_of(known), FakeLab(memory=False, missing=known), lambda lab, witness: 10 * witness.record)
-
-    assert finding.verdict == "lost"
-
-
-def test_missing_state_is_passed_over():
-    """A state that cannot be put back counts as damaged; an older one is found."""
-    known = backups(4)
-    finding, _ = conduct(case_of(known), FakeLab(missing=known[2:]), healthy_to(150))
-
-    assert finding.backup is known[1]
 
 
 def test_state_that_is_not_whole_is_not_probed():
@@ -284,28 +242,6 @@ def test_witness_that_holds_a_bad_sample():
 
     assert finding.verdict == "healthy"
     assert set(drawn) == {150, 100}
-
-
-def test_two_witnesses_that_are_not_finite_show_damage():
-    """Weights on which two witnesses have no finite loss are damaged."""
-    finding, drawn = conduct(
-        case_of(backups(4), Alarm.NOT_FINITE), FakeLab(), lambda lab, witness: witness.record if lab.current else NAN
-    )
-
-    assert (finding.verdict, finding.backup.updates) == ("restored", 150)
-    assert drawn[:4] == [150, 150, 100, 100]
-
-
-def test_an_older_witness_that_is_not_finite_shows_damage():
-    """Weights that are as good as ever on the newest witness, and have no finite loss on the next one, are damaged."""
-    known = backups(4)
-
-    def answer(lab, witness):
-        return NAN if lab.current is None and witness is known[2] else witness.record
-
-    finding, drawn = conduct(case_of(known), FakeLab(), answer)
-
-    assert (finding.verdict, drawn[:2]) == ("restored", [150, 100])
 
 
 def test_unproven_state_must_pass_an_older_witness():

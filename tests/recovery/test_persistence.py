@@ -35,33 +35,22 @@ def test_callbacks_are_callable(name):
         Callbacks(**{name: "x"})
 
 
-@pytest.mark.parametrize("keep", [0, -1, 1.5, "3", None])
-def test_keep_is_a_count(keep):
-    """keep_checkpoints below 1, or not whole, is refused."""
-    with pytest.raises(ValueError, match=f"keep_checkpoints must be a whole number >= 1, got {keep!r}"):
-        Persistence(Callbacks(), announcer=NOBODY, steps_per_epoch=3, keep=keep)
-
-
-def test_backup_interval_needs_a_state_callback():
-    """backup_every without a state_callback would never do anything, and is refused."""
-    with pytest.raises(
-        ValueError, match="backup_every needs a state_callback that returns the model state, got 5 without"
-    ):
-        Persistence(Callbacks(), announcer=NOBODY, steps_per_epoch=3, backup_every=5)
-
-
-def test_checkpoint_interval_needs_a_folder():
-    """checkpoint_every without a folder or save_callback would never do anything, and is refused."""
-    with pytest.raises(
-        ValueError, match="checkpoint_every needs a checkpoint_dir or a save_callback, got '5s' without"
-    ):
-        Persistence(Callbacks(), announcer=NOBODY, steps_per_epoch=3, checkpoint_every="5s")
-
-
-def test_folder_has_a_name():
-    """An empty checkpoint_dir is refused."""
-    with pytest.raises(ValueError, match="checkpoint_dir must name a folder, got ''"):
-        Persistence(Callbacks(), announcer=NOBODY, steps_per_epoch=3, checkpoint_dir="")
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        *(
+            ({"keep": keep}, f"keep_checkpoints must be a whole number >= 1, got {keep!r}")
+            for keep in (0, 1.5, "3", None)
+        ),
+        ({"backup_every": 5}, "backup_every needs a state_callback that returns the model state, got 5 without"),
+        ({"checkpoint_every": "5s"}, "checkpoint_every needs a checkpoint_dir or a save_callback, got '5s' without"),
+        ({"checkpoint_dir": ""}, "checkpoint_dir must name a folder, got ''"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(given, text):
+    """Before anything is written."""
+    with pytest.raises(ValueError, match=text):
+        Persistence(Callbacks(), announcer=NOBODY, steps_per_epoch=3, **given)
 
 
 @pytest.mark.parametrize("below", ["", "sub", "sub/sub"])

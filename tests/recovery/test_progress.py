@@ -1,4 +1,3 @@
-import json
 import math
 
 import numpy as np
@@ -7,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8.recovery.backups import Backup
-from learnit_r8.recovery.progress import EARLY_UPDATES, FIRST, LOOK_EVERY, Progress
+from learnit_r8.recovery.progress import FIRST, LOOK_EVERY, Progress
 
 
 def after(losses, record=math.nan):
@@ -122,18 +121,6 @@ def test_look_waits_after_a_healthy_one():
     found = [progress.lost_progress([best], 148 + LOOK_EVERY * number) for number in range(3)]
 
     assert found == [None, best, best]
-
-
-@given(st.lists(st.floats(-1e6, 1e6), max_size=200))
-def test_state(losses):
-    """Saved as plain values and loaded, the losses are the same."""
-    progress, other = after(losses, record=1.0), Progress()
-    progress.note_healthy(40)
-    other.load_state_dict(json.loads(json.dumps(progress.state_dict())))
-
-    assert repr(vars(other)) == repr(vars(progress))
-    assert len(other.first) <= EARLY_UPDATES
-    assert repr(other.level) == repr(progress.level)
 
 
 def test_first_losses_after_the_state_that_was_put_back_are_forgotten():

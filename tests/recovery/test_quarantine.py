@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import R8Scheduler, events
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.quarantine import Quarantine
 from learnit_r8.table.table import SampleTable

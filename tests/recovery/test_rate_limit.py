@@ -1,4 +1,3 @@
-import json
 import math
 
 import pytest
@@ -49,18 +48,6 @@ def test_comes_back(actions):
 
     assert not limit.is_on
     assert limit.lr(1.0) == 1.0
-
-
-@given(ACTIONS)
-def test_state(actions):
-    """A limit saved as plain values at any time goes on as the original does."""
-    limit, other = limit_after(actions), RateLimit(0.5, 16)
-    other.load_state_dict(json.loads(json.dumps(limit.state_dict())))
-    for _ in range(300):
-        assert other.is_on == limit.is_on
-        assert other.lr(1.0) == limit.lr(1.0)
-        limit.accepted(1.0)
-        other.accepted(1.0)
 
 
 def test_gentle_steps():

@@ -16,7 +16,7 @@ import pytest
 from learnit_r8 import R8Scheduler, TrainingDiverged, events
 from learnit_r8.checkpoint import durable_io
 from learnit_r8.checkpoint.tree import leaves
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery import record as recorder_module
 from learnit_r8.recovery.record import BadRecord, FlightRecorder, numbers_in, read_part, read_record
@@ -278,7 +278,7 @@ def test_a_read_only_folder_is_an_error_that_the_recorder_keeps():
     recorder = FlightRecorder("names", Path("/proc/self"), "run")
     recorder.note(3, 1.0, facts={}, finding=None, cause="", parts={})
     with pytest.warns(RuntimeWarning, match="record of an incident could not be written, and training goes on"):
-        recorder(events.GaveUp(3, 1.0, "it", bundle=None))
+        recorder(events.GaveUp(3, 1.0, "it"))
     assert recorder.error.partition(":")[0] in ("FileNotFoundError", "PermissionError", "OSError")
 
 

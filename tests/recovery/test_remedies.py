@@ -1,13 +1,12 @@
 import json
 import math
-from pathlib import Path
 
 import pytest
 
-from learnit_r8 import Recovery, events
+from learnit_r8 import events
 from learnit_r8.events.bus import Announcer
 from learnit_r8.events.incident import MEANT, MOST_FINDINGS, NEVER_FINITE, Incident
-from learnit_r8.recovery.remedies import diverged_text, write_bundle
+from learnit_r8.recovery.remedies import diverged_text
 from learnit_r8.recovery.state import IncidentLog
 from learnit_r8.testing import record_events
 
@@ -83,24 +82,6 @@ def test_error_names_what_is_known():
         each in text for each in ("Suspected: sample 3.", "step 7: healthy", "backup of step 4: no", NEVER_FINITE)
     )
     assert MEANT in text_of(Incident(1, "spike"))
-
-
-def test_bundle_is_strict_json(tmp_path):
-    """The bundle holds the losses and settings, with texts in place of NaN; without a folder there is none."""
-    more = {"text": "why", "incident": Incident(1, "spike"), "losses": [1.0, math.nan], "recovery": Recovery()}
-    path = write_bundle(tmp_path / "new", 7, **more)
-    content = json.loads(Path(path).read_text(), parse_constant=pytest.fail)
-
-    assert path.endswith("diverged_000000000007.json")
-    assert (content["losses"], content["recovery"]["max_refused"]) == ([1.0, "nan"], 400)
-    assert write_bundle(None, 7, **more) is None
-
-
-def test_bundle_that_cannot_be_written(tmp_path):
-    """If the bundle cannot be written, the error says all but the losses."""
-    (tmp_path / "file").write_text("")
-
-    assert write_bundle(tmp_path / "file", 7, text="", incident=Incident(1, ""), losses=[], recovery=Recovery()) is None
 
 
 def test_log_tells_of_an_incident_once():

@@ -294,7 +294,7 @@ def test_incident_and_best_are_named_in_text_beside_their_marks(tmp_path):
 
 def test_report_of_a_diverged_run_says_when_it_was_healthy(tmp_path):
     """The tiles show the last healthy loss with its step, and when the run ended."""
-    gave_up = events.GaveUp(9, 0.9, "everything was tried", None)
+    gave_up = events.GaveUp(9, 0.9, "everything was tried")
     refused = events.BatchRefused(9, 0.9, 0, NAN, 0.1, 0.05, 1, (), "not finite")
     folder = folder_with(tmp_path / "run", STARTED, at(8, 0.25), refused, gave_up)
     (cards,) = Page(write_report(folder, tmp_path / "out.html").read_text()).blocks("", "cards")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 
 ARGUMENTS = sys.argv[1:] if __name__ == "__main__" else [".", "0", "numpy", "0"]
 FOLDER, KILLED_AT, KIND, TOTAL = Path(ARGUMENTS[0]), int(ARGUMENTS[1]), ARGUMENTS[2], int(ARGUMENTS[3])

@@ -10,8 +10,7 @@ import pytest
 import learnit_r8
 from learnit_r8 import Monitor, Policy, R8Scheduler
 from learnit_r8._validation import how_to_install
-from learnit_r8.engine.settings import ELSEWHERE, OF_LOADERS, SchedulerSettings
-from learnit_r8.engine.values import WITHIN, grouped, how_to_write
+from learnit_r8.engine.settings import ELSEWHERE, OF_LOADERS, WITHIN, SchedulerSettings, grouped, how_to_write
 from learnit_r8.policies.registry import POLICIES, PolicyName
 from learnit_r8.schedules.schedule import MODES, ScheduleName
 from tests.drive import INF, NAN, make, train

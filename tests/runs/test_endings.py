@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from learnit_r8 import R8Scheduler, RateShape, events
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
 from tests.drive import NAN, FakeClock, Weights, advance_to, batch_loss, make, search_through, steps, train
 

@@ -129,10 +129,11 @@ def whole_run(folder):
 
 
 def diverged(folder):
-    """A run that gives up leaves a file that says why."""
+    """A run that gives up leaves a record that says why, which is exported."""
     recovery = Recovery(max_refused=8)
     with contextlib.suppress(TrainingDiverged), make(40, recovery=recovery, checkpoint_dir=folder / "ck") as r8:
         train(r8, bad=range(400), value=NAN)
+    main(["incidents", str(folder / "ck"), "1", "--export", str(folder / "one.r8")])
 
 
 def run_of(folder):
@@ -196,7 +197,7 @@ def by_command(*arguments):
 WRITERS = {
     "run": (whole_run, {"events.jsonl", "tmp_##_#_run.json", "tmp_##_#_samples-#.safetensors", "tmp_##_#_ck_#.r#",
                         "tmp_##_#_best#.json"}),
-    "diverged": (diverged, {"tmp_##_#_diverged_#.json"}),
+    "diverged": (diverged, {"tmp_##_#_incident.json", "one.r#"}),
     "screen": (print_on_screen, {"output.log"}),
     "ask": (ask_to_save, {"tmp_##_#_run.json"}),
     "stream": (stream, {"stream.jsonl"}),

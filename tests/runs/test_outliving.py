@@ -15,14 +15,14 @@ import pytest
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.checkpoint import generations as in_memory
-from learnit_r8.checkpoint.generations import Generations, files_in, is_held, own_name
+from learnit_r8.checkpoint.generations import Generations, files_in, is_held
 from learnit_r8.cli.runs import line_of
 from learnit_r8.dashboard.render.header import title_line
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.dashboard.watch import look
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events import BackupsOutlive, CheckpointLoaded
 from learnit_r8.events.event import describe
 from tests.dashboard.state.told import start
@@ -205,21 +205,6 @@ def test_clean_end_leaves_nothing(tmp_path):
     assert not list((tmp_path / "shm").iterdir())
 
 
-def test_proved_generations_are_kept(tmp_path):
-    """After a resume there is a proven state to go back to, older than the one resumed."""
-    weights = Weights()
-    r8 = opened(tmp_path, weights, num_steps=400)
-    trained(r8, 205)
-    proven = {each.step for each in r8.host.persistence.backup.backups if each.is_proven}
-    kept = generations(tmp_path)
-    r8.host.persistence.generations._release()
-    again = opened(tmp_path, weights, num_steps=400)
-
-    assert proven & set(kept)
-    assert kept[-1] == again.global_step == 200
-    assert {each.step for each in again.host.persistence.backup.backups} & proven
-
-
 def test_two_runs_with_one_checkpoint_folder(tmp_path, recwarn):
     """The second of two runs neither reads nor writes the generations of the first, and says so once."""
     first = opened(tmp_path)
@@ -351,31 +336,6 @@ def test_screen_says_that_backups_are_off():
     assert describe(BackupsOutlive(5, 1.0, True, "")).text == "backups outlive the process again"
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_name_that_somebody_else_has_taken_costs_a_warning_only(kind, tmp_path):
-    """Whatever lies where the folder of this user should be, the backups go beside it, and are found again there."""
-    taken = tmp_path / "shm" / own_name()
-    taken.parent.mkdir()
-    (tmp_path / "theirs").mkdir(mode=0o777)
-    if kind == "folder":
-        taken.mkdir()
-        taken.chmod(0o777)
-    elif kind == "file":
-        taken.write_text("")
-    else:
-        taken.symlink_to(tmp_path / "theirs")
-    r8 = opened(tmp_path)
-    with pytest.warns(RuntimeWarning, match=f"backups are kept in .*{own_name()}-2'") as said:
-        trained(r8, 45)
-    newest = generations(tmp_path)[-1]
-    r8.host.persistence.generations._release()
-    taken.rename(tmp_path / "gone")
-
-    assert len(said) == 1
-    assert not any((tmp_path / "theirs").iterdir())
-    assert opened(tmp_path).global_step == newest
-
-
 @pytest.mark.parametrize("how", ["open", "link"])
 def test_folder_that_others_could_use_is_not_trusted(how, tmp_path):
     """A folder that others may write to, or a link, is neither read nor written."""
@@ -400,7 +360,7 @@ def test_crashed_runs_are_swept_at_the_next_start(tmp_path):
     """What 50 crashed runs have left goes when another one starts, but for the newest, which may be resumed."""
     for number in range(50):
         backups = backups_of(tmp_path, f"run{number}")
-        backups.start_write({"w": np.zeros(3)}, CONTENT, step=5, kept=set(), proved=[], done=lambda: None)
+        backups.start_write({"w": np.zeros(3)}, CONTENT, step=5, done=lambda: None)
         backups._thread.join()
         backups._release()
     r8 = opened(tmp_path)
@@ -422,7 +382,7 @@ def left_by_ranks(folder, contents, damage=None):
         backups = backups_of(folder, "run", rank, 2)
         for step, content in its.items():
             backups._rest_until = 0.0
-            backups.start_write({"w": np.full(3, rank)}, content, step=step, kept={*its}, proved=[], done=lambda: None)
+            backups.start_write({"w": np.full(3, rank)}, content, step=step, done=lambda: None)
             backups._thread.join()
         backups._release()
     if damage is not None:
@@ -440,7 +400,7 @@ def found_by_ranks(folder):
 
         skipped = []
         found = backups_of(folder, "run", ranks.rank, 2).newest(skipped, is_same)
-        return None if found is None else found[0].path.name, skipped
+        return None if found is None else found.path.name, skipped
 
     return in_threads(2, job)
 
@@ -469,5 +429,5 @@ def test_ranks_take_the_newest_that_all_can_read(contents, damage, found, tmp_pa
     if damage and found:
         assert (why, len(own)) == (["gen_000000000020.r8: another rank has no readable one of this moment"], 1)
     elif found == 20:
-        states = [backups_of(tmp_path, "run", rank, 2).newest([])[0].model_state["w"][0] for rank in (0, 1)]
+        states = [backups_of(tmp_path, "run", rank, 2).newest([]).model_state["w"][0] for rank in (0, 1)]
         assert states == [0, 1]

@@ -25,7 +25,7 @@ from learnit_r8 import (
     events,
 )
 from learnit_r8.checkpoint.callbacks import Callbacks
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.policies import Shuffle, Steady
 from learnit_r8.sampling.refit import fit_state
 from tests.drive import FakeClock, Weights, advance_to, batch_loss, flat, known, make, sample_losses, steps, train

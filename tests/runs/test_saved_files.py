@@ -108,7 +108,7 @@ def test_saved_incident_goes_on(saved, way):
     toy = ToyTask(16)
     r8 = loaded(way, "incident", saved / "incident", toy)
     assert (r8.global_step, r8.table.quarantined.tolist()) == (201, [BAD_SAMPLE])
-    assert r8.state_dict()["recovery"]["incidents"]["current"]["first_step"] == 201
+    assert r8.state_dict()["recovery"]["incidents"]["current"]["step"] == 201
     seen = go_on(r8, "incident", 10**4)
 
     assert (r8.phase, r8.global_step) == ("finished", 304)

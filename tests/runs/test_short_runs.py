@@ -10,7 +10,7 @@ from sklearn.datasets import load_diabetes, load_digits
 
 from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, events
 from learnit_r8.dashboard.plain import PlainLog
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events.event import describe
 
 NUM_FIXED, WIDTH, MOMENTUM = 256, 32, 0.9

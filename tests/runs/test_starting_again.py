@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import Backups, R8Scheduler, events
 from learnit_r8.dashboard.watch import look
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import ToyTask
 from learnit_r8.torch import attach
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, TokenBatches
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.sampling.lengths import Buckets
 
 RNG = np.random.default_rng(0)

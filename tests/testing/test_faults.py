@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from learnit_r8 import Checkpoints, R8Scheduler, events
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import FaultPlan, ToyTask, record_events
 from tests.drive import NAN, make
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim.swa_utils import AveragedModel
 
 from learnit_r8 import Focus, R8Scheduler, TrainingDiverged
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events import StepDone
 from learnit_r8.guard import Verdict
 from learnit_r8.torch import R8BatchSampler, attach

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.functional import cross_entropy
 
 from learnit_r8 import OwnBatches, RateShape
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import SampleError, attach
 from learnit_r8.torch.losses import read_losses
 from tests.torch_common import (

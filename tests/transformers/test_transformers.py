@@ -20,7 +20,7 @@ from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel
 
 import learnit_r8.transformers
 from learnit_r8 import Backups, R8Scheduler
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.policies import Policy
 from learnit_r8.torch import R8BatchSampler, attach
 from learnit_r8.transformers import R8Callback, R8Mixin

@@ -69,9 +69,6 @@ def tick_texts(values: list[float]) -> list[str]:
 LABEL = 8
 """Cells of the numbers at the left of a chart, and of its axis."""
 
-_DOTS = np.array([0, 2, 4, 1, 3, 5, 6, 7])
-"""Places of the dots of a cell, counted row by row, in the order of their bits in a braille character."""
-
 LEAST_TICK = 16
 """Cells of an axis for each of its round steps."""
 
@@ -181,8 +178,7 @@ def plot(
         haze_style: Style of its cells.
         plan_from: First column of the plan, which is drawn dotted and dimmed.
     """
-    draw = _braille if glyphs.name == "braille" else _blocks
-    kinds, text = draw([values for values, _ in curves], height, scale, glyphs, haze, plan_from)
+    kinds, text = _cells([values for values, _ in curves], height, scale, glyphs, haze, plan_from)
     styles = ("" if haze is None else haze_style, *(style for _, style in curves), "plan", "alert")
     if plan_from is not None:
         kinds[:, plan_from // dots(glyphs) :] = len(styles) - 2
@@ -202,7 +198,7 @@ def plot(
 
 def dots(glyphs: Glyphs) -> int:
     """Number of columns in a cell."""
-    return 2 if glyphs.name == "braille" else 1
+    return glyphs.cell[1]
 
 
 def _levels(values: Floats, scale: Scale, size: int) -> Kinds:
@@ -211,56 +207,34 @@ def _levels(values: Floats, scale: Scale, size: int) -> Kinds:
     return np.where(np.isnan(height), size, np.rint((1 - np.nan_to_num(height)) * (size - 1))).astype(np.int64)
 
 
-def _braille(
+def _cells(
     curves: list[Floats], height: int, scale: Scale, glyphs: Glyphs, haze: Columns | None, plan_from: int | None
 ) -> tuple[Kinds, list[str]]:
     """Which curve goes through each cell (0: none), and the characters."""
-    size = 4 * height
-    rows = np.arange(size)[:, None]
-    dotted = np.zeros((size, len(curves[0])), bool)
+    tall, wide = glyphs.cell
+    size, rows = tall * height, np.arange(tall * height)[:, None]
+    shape, fog = (height, tall, -1, wide), np.zeros((size, len(curves[0])), bool)
     if haze is not None:
         high, low = _levels(haze.high, scale, size), _levels(haze.low, scale, size)
-        dotted |= (rows >= high) & (rows <= low) & (high < size) & ((rows + np.arange(len(high))) % 2 == 0)
-    kinds = np.zeros((height, len(curves[0]) // 2), np.int64)
-    for number, values in enumerate(curves, start=1):
-        line = _line(_levels(values, scale, size), rows, size)
-        if plan_from is not None:
-            line[:, plan_from:] &= np.arange(plan_from, len(values)) % 3 != 2
-        kinds[line.reshape(height, 4, -1, 2).any(axis=(1, 3))] = number
-        dotted |= line
-    cells = dotted.reshape(height, 4, -1, 2).transpose(0, 2, 1, 3).reshape(height, -1, 8)
-    bits = np.packbits(cells[:, :, _DOTS], axis=2, bitorder="little")[:, :, 0]
-    codes = np.where(bits, bits + np.uint32(0x2800), np.uint32(0x20)).astype("<u4")
-    return kinds, [row.tobytes().decode("utf-32-le") for row in codes]
-
-
-def _line(levels: Kinds, rows: Kinds, size: int) -> NDArray[np.bool_]:
-    """Dots of a curve without gaps: each column reaches to the one before."""
-    before = np.concatenate([levels[:1], levels[:-1]])
-    before = np.where(before == size, levels, before)
-    line: NDArray[np.bool_] = (rows >= np.minimum(levels, before + 1)) & (rows <= np.maximum(levels, before - 1))
-    return line & (levels < size)
-
-
-def _blocks(
-    curves: list[Floats], height: int, scale: Scale, glyphs: Glyphs, haze: Columns | None, plan_from: int | None
-) -> tuple[Kinds, list[str]]:
-    """As `_braille` with half blocks or in ASCII: one column a cell."""
-    halves = 2 if glyphs.name == "blocks" else 1
-    size = halves * height
-    rows = np.arange(height)[:, None]
-    kinds = np.zeros((height, len(curves[0])), np.int64)
-    text = np.full(kinds.shape, " ")
-    if haze is not None:
-        high, low = _levels(haze.high, scale, size), _levels(haze.low, scale, size)
-        text[(rows >= high // halves) & (rows <= low // halves) & (high < size)] = "░" if halves == 2 else ":"
+        fog = (rows >= high) & (rows <= low) & (high < size)
+    # A haze without a character of its own is of every second dot.
+    dotted = np.zeros_like(fog) if glyphs.haze else fog & ((rows + np.arange(fog.shape[1])) % 2 == 0)
+    kinds = np.zeros((height, len(curves[0]) // wide), np.int64)
     for number, values in enumerate(curves, start=1):
         levels = _levels(values, scale, size)
-        hit = (rows == levels // halves) & (levels < size)
-        drawn = np.where(levels % halves == 0, "▀", "▄") if halves == 2 else np.full(len(levels), "*")
-        text[hit] = np.broadcast_to(drawn, hit.shape)[hit]
-        kinds[hit] = number
-    return kinds, ["".join(row) for row in text.tolist()]
+        before = np.concatenate([levels[:1], levels[:-1]])
+        before = np.where(before == size, levels, before)
+        # Without gaps: each column reaches to the one before.
+        line = (rows >= np.minimum(levels, before + 1)) & (rows <= np.maximum(levels, before - 1)) & (levels < size)
+        if plan_from is not None:
+            line[:, plan_from:] &= np.arange(plan_from, len(values)) % 3 != 2
+        kinds[line.reshape(shape).any(axis=(1, 3))] = number
+        dotted |= line
+    places = dotted.reshape(shape).transpose(0, 2, 1, 3).reshape(height, -1, tall * wide)
+    text = np.array(list(glyphs.marks))[np.packbits(places, axis=2, bitorder="little")[:, :, 0]]
+    if glyphs.haze:
+        text[fog.reshape(shape).any(axis=(1, 3)) & (text == " ")] = glyphs.haze
+    return kinds, [row.tobytes().decode("utf-32-le") for row in text.astype("<U1")]
 
 
 def axis(

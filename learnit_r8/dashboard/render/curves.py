@@ -29,26 +29,7 @@ def window(view: View, ui: UiState) -> tuple[int, int]:
         return 0, last
     if per_epoch := view.run.steps_per_epoch:
         return (last - 1) // per_epoch * per_epoch, last
-    return min(view.epochs[-1].step if view.epochs else 0, last - 1), last
-
-
-def loss_columns(view: View, num: int, first: int, last: int) -> Columns:
-    """The loss between two steps, from the newest records where they are finer than the curve."""
-    curve, recent = view.loss, view.recent
-    is_coarse = (last - first) < num * curve.width
-    if is_coarse and curve.width > 1 and recent and recent[0].step - recent[0].num_steps <= first:
-        # Records as columns: a column has the records that end in it, else the one that covers it.
-        values = np.array([(record.step, record.lowest, record.loss, record.highest) for record in recent], float).T
-        steps, low, mean, high = values
-        edges = first + (last - first) * np.arange(num) / num
-        starts = np.minimum(np.searchsorted(steps, edges, side="right"), len(steps) - 1)
-        # The mean over the records of each column.
-        sums, counts = np.add.reduceat(mean, starts), np.diff(np.append(starts, len(steps)))
-        counts[:-1] = np.maximum(counts[:-1], 1)
-        return Columns(
-            np.minimum.reduceat(low, starts), sums / np.maximum(counts, 1), np.maximum.reduceat(high, starts)
-        )
-    return curve.columns(num, first, max(first + 1, last))
+    return min(view.epoch_began, last - 1), last
 
 
 def loss_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
@@ -56,7 +37,7 @@ def loss_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -
     glyphs = theme.glyphs
     cells = max(1, width - LABEL)
     first, last = window(view, ui)
-    columns = loss_columns(view, cells * dots(glyphs), first, last)
+    columns = view.loss.columns(cells * dots(glyphs), first, max(first + 1, last))
     if view.loss.is_empty:
         return [rule("loss of the batches", width, glyphs), remark("no loss reported yet")]
     columns = Columns(columns.low, smoothed(columns.mean), columns.high)

@@ -66,7 +66,7 @@ def _small(view: View, ui: UiState, width: int, height: int, theme: Theme, scene
     facts: list[Line] = [
         (Span(share(view.progress), "value"),),
         (Span(state.word, state.style),),
-        labelled("left", clock(view.time_left(now).seconds) if view.ended is None else "-", ""),
+        labelled("left", clock(view.time_left(now)) if view.ended is None else "-", ""),
         labelled("loss", number(view.ema, 4), "loss"),
         labelled("ep", view.epoch_text, ""),
         labelled("lr", number(view.last.lr, 3), "lr") if view.last and math.isfinite(view.last.lr) else (),
@@ -76,12 +76,10 @@ def _small(view: View, ui: UiState, width: int, height: int, theme: Theme, scene
     if height == 1:
         return [joined(facts, width, " ")]
     lines: list[Line] = [joined(facts[:2], width, " "), bar(view.progress, width, theme.glyphs)]
-    rest = [fact for fact in facts[2:] if fact]
-    while rest:
-        line = joined(rest, width, " ")
-        lines.append(line or rest[0])
-        shown = {id(span) for span in line} or {id(rest[0][0])}
-        rest = [fact for fact in rest if id(fact[0]) not in shown]
+    for place, fact in enumerate(facts[2:]):
+        line = joined((lines[-1], fact), width, " ")
+        # Beside the one before, if both fit, but not beside the bar.
+        lines[-1:] = [line] if place and len(line) > len(lines[-1]) else [lines[-1], fact]
     return lines
 
 

@@ -50,11 +50,10 @@ def title_line(view: View, ui: UiState, width: int, theme: Theme, scene: Scene) 
 def total_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
     """Progress of the run, and the time left."""
     now = scene.now if scene.now is not None else view.seconds
-    left, spread = view.time_left(now)
-    about = f" (±{clock(spread)})" if math.isfinite(spread) and spread >= 1 and width >= NARROW else ""
+    left = view.time_left(now)
     guess = "~" if not view.pacing.is_measured and math.isfinite(left) else ""
     is_over = view.ended is not None or scene.left
-    notes = [labelled("left", f"{guess}{clock(left)}{about}")] if not is_over else []
+    notes = [labelled("left", f"{guess}{clock(left)}")] if not is_over else []
     if width >= WIDE:
         notes.append(labelled("elapsed", clock(now), ""))
     head = " total " if width >= 30 else " "

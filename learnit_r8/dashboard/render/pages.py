@@ -1,9 +1,8 @@
 """The table of pages, which a person knows as views: name, texts and module of each.
 
-To add a page, write a module in this folder with two functions, ``<name>_panel`` that draws it and ``<name>_rows`` that
-returns its numbers, and add a line to `PAGES`. Keys, footer, help, export and ``learnit-r8 watch --view`` follow this
-table. To add a panel to a page that is there, write its function in this folder, and call it where the page puts
-its panels together; for two of them that is ``overview.py``.
+To add a page, write a function ``<name>_panel`` that draws it in a module of this folder, and add a line to `PAGES`.
+Keys, footer, help and ``learnit-r8 watch --view`` follow this table. To add a panel to a page that is there, write its
+function in this folder, and call it where the page puts its panels together; for two of them that is ``overview.py``.
 
 The modules are loaded when a page is drawn: the command line needs the names only.
 """
@@ -11,21 +10,14 @@ The modules are loaded when a page is drawn: the command line needs the names on
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..state.ui_state import Scene, UiState
     from ..state.view import View
     from ..text import Line
     from ..theme import Theme
-
-    Panel = Callable[[View, UiState, int, int, Theme, Scene], list[Line]]
-    """Draws a page below its title, given its width and height."""
-
-    Rows = tuple[Sequence[str], Iterable[Sequence[Any]]]
-    """The header of an export and its rows."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +44,9 @@ class Page:
 
     def draw(self, view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
         """Draw it, below its title."""
-        panel: Panel = self._function("panel")
-        return panel(view, ui, width, height, theme, scene)
-
-    def _function(self, kind: str) -> Any:
-        return getattr(importlib.import_module(f".{self.module}", __package__), f"{self.name}_{kind}")
+        panel = getattr(importlib.import_module(f".{self.module}", __package__), f"{self.name}_panel")
+        lines: list[Line] = panel(view, ui, width, height, theme, scene)
+        return lines
 
 
 PAGES = {page.name: page for page in (

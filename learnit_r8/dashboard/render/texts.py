@@ -132,12 +132,13 @@ def _listed(incident: Incident, width: int, theme: Theme) -> Line:
 
 
 def _details(incident: Incident, width: int, theme: Theme) -> list[Line]:
-    """What happened, where it began, what was found and what to do, then what was tried, every text in full."""
-    lines = [rule(f"step {incident.step:,}, epoch {incident.epoch + 1}", width, theme.glyphs, incident.state)]
-    lines += _part("what", incident.what, width, "alert")
-    lines += _part("began", incident.began, width, "alert" if incident.cause else "label")
-    lines += _part("found", incident.found, width, _INCIDENT_STYLES[incident.state])
-    lines += _part("to do", incident.advice, width) if incident.advice else []
+    """Every text in full: what happened, where it began, what was found and what to do, then what was tried."""
+    lines = [rule(f"step {incident.step:,}", width, theme.glyphs, incident.state)]
+    what, *rest = incident.facts
+    styles = {"what": "alert", "found": _INCIDENT_STYLES[incident.state]}
+    styles["began"] = "alert" if incident.cause else "label"
+    for label, said in (what, ("began", incident.began), *rest):
+        lines += _part(label, said, width, styles.get(label, ""))
     for place, (step, text) in enumerate(incident.tried):
         lines += _part("tried" if not place else "", f"{step:,}: {text}", width)
     return lines

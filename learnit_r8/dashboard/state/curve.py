@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-BUCKETS = 2048
+BUCKETS = 8192
 """Most stretches kept; when they are used up, neighbours are joined and each is twice as long."""
 
 

@@ -25,18 +25,6 @@ BREAKS = 8
 """Number of breaks between epochs (validation) in the mean, the newest."""
 
 
-class TimeLeft(NamedTuple):
-    """An estimate of the time that is left.
-
-    Attributes:
-        seconds: NaN if unknown.
-        spread: Uncertainty in both directions, seconds; NaN if unknown.
-    """
-
-    seconds: float
-    spread: float
-
-
 class Pacing:
     """Folds the times of steps; breaks between epochs are counted apart."""
 
@@ -112,19 +100,10 @@ class Pacing:
         """Share of the time spent waiting for data, 0 where nobody measures it; NaN before it is known."""
         return self._rate("data_seconds")
 
-    def left(self, num_steps: int, epoch_ends: int = 0) -> TimeLeft:
-        """Time for some more steps, with a break at each end of an epoch among them."""
-        each = self.seconds_per_step
+    def left(self, num_steps: int, epoch_ends: int = 0) -> float:
+        """Seconds for some more steps, with a break at each end of an epoch among them; NaN if unknown."""
         pause = sum(self._breaks) / len(self._breaks) if self._breaks else 0.0
-        # The standard deviation of the median between quarters of the window.
-        times, spread = [took / steps.num_steps for took, steps in self._window], math.nan
-        size = len(times) // 4
-        if size >= 2:
-            quarters = [statistics.median(times[start : start + size]) for start in range(0, 4 * size, size)]
-            # statistics.stdev computes exactly, which costs a tenth of a frame.
-            middle = sum(quarters) / 4
-            spread = math.sqrt(sum((quarter - middle) ** 2 for quarter in quarters) / 3)
-        return TimeLeft(num_steps * each + epoch_ends * pause, num_steps * spread)
+        return num_steps * self.seconds_per_step + epoch_ends * pause
 
 
 EMA_WEIGHT = 0.03
@@ -136,7 +115,6 @@ MOST_METRICS = 32
 MOST_POINTS = 256
 MOST_SURVEYS = 256
 MOST_MARKS = 256
-RECENT = 1024
 
 
 class Entry(NamedTuple):
@@ -222,14 +200,12 @@ class View:
         progress: Finished share of the budget, in [0, 1].
         loss, lr: The batch losses, and the learning rates.
         lr_plan: The schedule at equal distances of progress.
-        recent: The newest `StepsDone`, oldest first.
-        last: The newest of them; None before.
+        last: The newest `StepsDone`; None before.
         ema: Smoothed batch loss, without batches of easy samples that steady the training; NaN before the first.
         best: Lowest smoothed loss and its step, or None.
         saved: The newest checkpoint; None before.
         metrics: Values that were logged, by name; thinned.
         bests: The best value of each metric, and its step.
-        logged: The newest `MetricsLogged`; None before.
         log: The newest events, oldest first.
         alerts: The newest warnings and alerts; a flood of other events does not drive them out.
         marks: Events with a letter on the axis of the charts; thinned.
@@ -238,7 +214,7 @@ class View:
         bounds: Quartiles over time; thinned.
         groups: The groups of samples by name, in the order of their size; `ranked_groups` has the worst first.
         num_groups: Number of all groups, of which the largest are told.
-        epochs: The newest ends of epochs.
+        epoch_began: Steps at the newest end of an epoch.
         pacing: Speed of the run.
         incidents: The newest incidents, oldest first.
         num_refused: Losses refused so far.
@@ -267,7 +243,6 @@ class View:
         self.loss = Curve()
         self.lr = Curve()
         self.lr_plan: tuple[float, ...] = ()
-        self.recent: deque[events.StepsDone] = deque(maxlen=RECENT)
         self.last: events.StepsDone | None = None
         self.ema = math.nan
         self.best: Point | None = None
@@ -275,7 +250,6 @@ class View:
         self.saved: events.CheckpointSaved | None = None
         self.metrics: dict[str, ThinnedList[Point]] = {}
         self.bests: dict[str, Point] = {}
-        self.logged: events.MetricsLogged | None = None
         self.log: deque[Entry] = deque(maxlen=MOST_ENTRIES)
         self.alerts: deque[Entry] = deque(maxlen=MOST_ALERTS)
         self.marks: ThinnedList[Entry] = ThinnedList(MOST_MARKS)
@@ -285,7 +259,7 @@ class View:
         self.bounds: ThinnedList[Bounds] = ThinnedList(MOST_SURVEYS)
         self.groups: dict[str, Group] = {}
         self.num_groups = 0
-        self.epochs: deque[events.EpochDone] = deque(maxlen=64)
+        self.epoch_began = 0
         self.pacing = Pacing()
         self.incidents: tuple[Incident, ...] = ()
         self.num_refused = 0
@@ -319,7 +293,7 @@ class View:
                 self._fold_start(event)
             case events.EpochDone():
                 self.progress = _share(event.progress)
-                self.epochs.append(event)
+                self.epoch_began = event.step
                 self.pacing.epoch_ended(event)
                 self.is_between_epochs = True
             case events.SamplesSurveyed():
@@ -333,7 +307,6 @@ class View:
                         new = Group(clean(name, 60), count, ThinnedList(MOST_POINTS))
                         self.groups.setdefault(name, new).points.add(Point(event.step, mean))
             case events.MetricsLogged():
-                self.logged = event
                 for name, value in event.named.items():
                     key = clean(name, 40)
                     if key in self.metrics or len(self.metrics) < MOST_METRICS:
@@ -406,11 +379,9 @@ class View:
             for point in points:
                 self._note_best(name, point)
         self.incidents = tuple(each for each in self.incidents if each.step <= event.step) if event.step else ()
-        self.recent = deque((each for each in self.recent if each.step <= event.step), maxlen=RECENT)
-        self.epochs = deque((each for each in self.epochs if each.step <= event.step), maxlen=self.epochs.maxlen)
-        self.last = self.recent[-1] if self.recent else None
-        known: tuple[Any, ...] = (self.best, self.survey, self.logged)
-        self.best, self.survey, self.logged = (each if each and each.step <= event.step else None for each in known)
+        self.epoch_began = min(self.epoch_began, event.step)
+        known: tuple[Any, ...] = (self.best, self.survey, self.last)
+        self.best, self.survey, self.last = (each if each and each.step <= event.step else None for each in known)
         if not event.step:
             self.ema, self.num_refused = math.nan, 0
 
@@ -425,7 +396,6 @@ class View:
     def _fold_steps(self, event: events.StepsDone) -> None:
         self.epoch, self.progress, self.last = event.epoch, _share(event.progress), event
         self.is_between_epochs = False
-        self.recent.append(event)
         self.loss.add(event.step, event.loss, event.lowest, event.highest, event.num_steps)
         self.lr.add(event.step, event.lr, event.lr, event.lr, event.num_steps)
         self.pacing.stepped(event)
@@ -502,18 +472,18 @@ class View:
         has_none = self.run is not None and not (self.run.num_samples or self.run.grows)
         return events.NO_TABLE if has_none else ""
 
-    def time_left(self, now: float) -> TimeLeft:
-        """The time to the end of the run; ``now`` is in training seconds."""
+    def time_left(self, now: float) -> float:
+        """Seconds to the end of the run, NaN if unknown; ``now`` is in training seconds."""
         run = self.run
         if run is not None and run.train_duration_seconds:
-            return TimeLeft(max(0.0, run.train_duration_seconds - now), math.nan)
+            return max(0.0, run.train_duration_seconds - now)
         if run is None or not run.total_steps:
-            return TimeLeft(math.nan, math.nan)
+            return math.nan
         per_epoch = max(1, run.steps_per_epoch)
         ends = max(0, (run.total_steps - 1) // per_epoch - self.step // per_epoch)
         left = self.pacing.left(max(0, run.total_steps - self.step), ends)
         # Within a long step the time left falls with the clock.
-        return left._replace(seconds=max(left.seconds - max(0.0, now - self.seconds), 0.0))
+        return max(left - max(0.0, now - self.seconds), 0.0) if left == left else left
 
 
 def _share(value: float) -> float:

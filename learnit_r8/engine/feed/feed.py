@@ -1,4 +1,4 @@
-"""The feed: loops over the user's own batches, over steps without any, and over their epochs.
+"""The feed: loops over the user's own batches, steps without any, epochs, and trainers that take batches themselves.
 
 A run takes batches as they come: one at a time, when the loop asks for it, from the one iterator that the loop would
 have made. Nothing is fetched ahead, and nothing is drawn from a random generator.
@@ -39,7 +39,7 @@ OTHER_LENGTH = (
 )
 NO_END = (
     "a run through the loader has given {:,} batches so far and not ended, and num_epochs= waits for its end; if it "
-    "has none, give num_steps=, num_tokens= or train_duration_seconds=."
+    "has none, give num_steps=, train_duration_seconds= or batch_size=OwnBatches(num_tokens=...)."
 )
 REPLACED = "a batch was asked for by an iteration that another one has replaced; iterate over batches() once at a time."
 AFTER_LAST = (
@@ -48,7 +48,7 @@ AFTER_LAST = (
 )
 ENDLESS = (
     "steps() has no loader whose end num_epochs= could count, so this loop does not end by itself: give num_steps=, "
-    "num_tokens= or train_duration_seconds=, or iterate over batches(loader)."
+    "train_duration_seconds= or batch_size=OwnBatches(num_tokens=...), or iterate over batches(loader)."
 )
 FROM_THE_START = (
     "the saved run was within an epoch, at step {}; the trainer starts that epoch over, so the batches that were "

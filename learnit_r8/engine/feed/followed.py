@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ...recovery.agreement import Agreement
     from ...sampling.ticket import Ticket
     from ..pace import Pace
-    from ..values import OwnBatches
+    from ..settings import OwnBatches
 
 Ints = NDArray[np.int64]
 

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...bridge.ranks.agreement import digest_of
-from ...engine.settings import OF_RANK_0
-from ...engine.values import RunDir
+from ...engine.settings import OF_RANK_0, RunDir
 from ..readback import ALONE, Note, Readback, Sent, SingleProcess, note_of, readback_on
 from .exchange import Exchange, check_every, slice_of
 from .ranks import Ranks, are_there

@@ -33,7 +33,7 @@ def test_state_word(scene, mode, word):
 def test_state_word_of_a_run_that_gave_up():
     """A run that ended with TrainingDiverged says so, and a new start of it does not."""
     view = fold_all(View(), fake_events(50))
-    view.fold(events.GaveUp(50, 20.0, "all tried", None))
+    view.fold(events.GaveUp(50, 20.0, "all tried"))
     view.fold(events.RunEnded(50, 20.0, finished=False))
 
     assert "DIVERGED" in screen(view, 80, 24)[0]

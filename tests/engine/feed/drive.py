@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 
 
 class Line:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import OwnBatches, R8Scheduler, RateShape
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events import BatchRefused, EpochDone, Notice, RolledBack, RunStarted, SamplesSurveyed, StepDone
 from learnit_r8.testing import FakeClock, record_events
 from learnit_r8.triggers import Elapsed

@@ -5,7 +5,7 @@ import pytest
 
 from learnit_r8.engine.feed.followed import FollowedBatches
 from learnit_r8.engine.pace import Pace
-from learnit_r8.engine.values import OwnBatches
+from learnit_r8.engine.settings import OwnBatches
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.agreement import Agreement
 from learnit_r8.sampling.chunk import Size

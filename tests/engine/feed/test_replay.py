@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from learnit_r8 import Backups, R8Scheduler
 from learnit_r8.engine.feed import replay
 from learnit_r8.engine.feed.replay import read_generators, set_generators
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events import Notice
 
 from .drive import Line, Loader, generators, seed_all

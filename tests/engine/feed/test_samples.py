@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import OwnBatches, R8Scheduler
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events import NO_TABLE, Notice, RunStarted, SamplesSurveyed
 
 from .drive import Line

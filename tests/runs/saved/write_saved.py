@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import FakeClock, FaultPlan, ToyTask
 
 SIZE = 300

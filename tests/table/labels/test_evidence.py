@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import Predictions, R8Scheduler, predictions_of
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.table.labels.evidence import EARLY, EVIDENCE, HIGHEST, LATENESS, learn, votes_of
 from learnit_r8.table.records import MOST_USES
 

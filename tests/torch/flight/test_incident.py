@@ -12,7 +12,7 @@ from learnit_r8 import Recovery, TrainingDiverged, events
 from learnit_r8.checkpoint import codec
 from learnit_r8.checkpoint.tree import pack
 from learnit_r8.cli import main
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.loggers import alert_of
 from learnit_r8.recovery.record import numbers_in
 from learnit_r8.report import write_report

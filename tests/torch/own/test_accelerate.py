@@ -10,7 +10,7 @@ from accelerate import Accelerator, skip_first_batches
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
 from tests.torch.accelerate_common import DATA, STEPS
 

@@ -28,7 +28,7 @@ from wild_scripts import (
 
 from learnit_r8 import R8Scheduler, Verdict
 from learnit_r8.checkpoint.tree import clone
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
 
 KINDS = [

@@ -15,7 +15,7 @@ from learnit_r8.cli import main
 from learnit_r8.dashboard.plain import PlainLog
 from learnit_r8.dashboard.render.header import rate_part
 from learnit_r8.dashboard.state.view import View
-from learnit_r8.engine.values import grouped
+from learnit_r8.engine.settings import grouped
 from learnit_r8.events.event import describe
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
