@@ -165,7 +165,7 @@ class Rows(torch.utils.data.Dataset):
         self.columns, self.augment = columns, None
 
     def __len__(self):
-        return len(self.columns["weight"])
+        return len(next(iter(self.columns.values())))
 
     def __getitem__(self, index):
         row = {name: column[index] for name, column in self.columns.items()}
@@ -175,16 +175,17 @@ class Rows(torch.utils.data.Dataset):
 class StrangeTask:
     """A training that something is planted in."""
 
-    def __init__(self, model_name: str, dtype: torch.dtype, seed: int = 0):
-        torch.manual_seed(seed)
-        self.model_name, self.dtype = model_name, dtype
+    def __init__(self, model_name: str, dtype: str):
+        torch.manual_seed(0)
+        self.model_name, self.dtype = model_name, getattr(torch, dtype)
         self.data = Rows(columns_of(model_name))
         self.model = MODELS[model_name]()
-        self.is_autocast = dtype == torch.bfloat16 and model_name in ("cnn", "transformer")
+        self.is_autocast = dtype == "bfloat16" and model_name in ("cnn", "transformer")
         self.optimizer_of: Callable[[Any], torch.optim.Optimizer] = lambda weights: torch.optim.AdamW(weights, 3e-3)
         self.extra: Callable[[Any, Any, Any], torch.Tensor] | None = None
         self.bias_of: Callable[[Any], torch.Tensor] = lambda batch: torch.zeros(len(batch["mask"]), 1, 1, 8)
-        self.loss_scale, self.beta, self.at_step = 1.0, 0.05, None
+        self.loss_scale, self.beta = 1.0, 0.05
+        self.at_step: Callable[[], None] = lambda: None
 
     def build(self):
         if not self.is_autocast:
@@ -231,29 +232,22 @@ class StrangeTask:
 class StrangePlant:
     """A cause in a training, as `cause_plants.Plant`; `plant` changes a task, at once or by its `at_step`."""
 
-    kind: str
-    how: str
-    model: str
-    dtype: str
+    name: str
+    task: Callable[[], Any]
     kinds: tuple[str, ...]
-    plant: Callable[[StrangeTask], None]
+    plant: Callable[[Any], None]
     names_sample: bool = False
     where: tuple[str, ...] = ()
-
-    @property
-    def name(self):
-        return f"{self.kind}: {self.how}/{self.model}/{self.dtype}"
+    blames_nobody: bool = False
 
     @property
     def is_held_out(self):
         return bool(zlib.crc32(self.name.encode()) & 1)
 
-    def task(self) -> StrangeTask:
-        return StrangeTask(self.model, getattr(torch, self.dtype))
-
-    def prepare(self, task: StrangeTask) -> None:
+    def prepare(self, task: Any) -> None:
         self.plant(task)
 
-    def strike(self, task: StrangeTask, step: int) -> None:
-        if task.at_step is not None and step == PLANTED_AT:
-            task.at_step()
+    def strike(self, task: Any, step: int) -> None:
+        if step == PLANTED_AT:
+            with torch.no_grad():
+                task.at_step()

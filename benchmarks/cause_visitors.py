@@ -6,13 +6,13 @@ noise and a learned spread, and an LSTM over padded sequences. Each cause is one
 
 from __future__ import annotations
 
-import zlib
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from cause_plants import BAD, NUM_SAMPLES, PLANTED_AT
+from cause_plants import BAD, NUM_SAMPLES
+from cause_strangers import Rows, StrangePlant
 from torch import nn
 from torch.nn import functional as F
 
@@ -167,19 +167,6 @@ def columns_of(model: str) -> dict[str, torch.Tensor]:
             "label": label, "spoken": torch.randint(1, 5, (NUM_SAMPLES, 3), generator=dice)}  # fmt: skip
 
 
-class Rows(torch.utils.data.Dataset):
-    """Rows of columns."""
-
-    def __init__(self, columns):
-        self.columns = columns
-
-    def __len__(self):
-        return NUM_SAMPLES
-
-    def __getitem__(self, index):
-        return {name: column[index] for name, column in self.columns.items()}
-
-
 class VisitorTask:
     """A training that something is planted in."""
 
@@ -234,177 +221,87 @@ class VisitorTask:
         return F.ctc_loss(scores.transpose(0, 1), batch["spoken"], lengths, counts, reduction="none")
 
 
-@dataclass(frozen=True)
-class VisitorPlant:
-    """A cause in a training, as `cause_plants.Plant`."""
-
-    how: str
-    model: str
-    kinds: tuple[str, ...]
-    plant: Callable[[VisitorTask], None]
-    names_sample: bool = False
-    where: tuple[str, ...] = ()
-    blames_nobody: bool = False
-
-    @property
-    def name(self):
-        return f"{self.how}/{self.model}"
-
-    @property
-    def is_held_out(self):
-        return bool(zlib.crc32(self.name.encode()) & 1)
-
-    def task(self) -> VisitorTask:
-        return VisitorTask(self.model)
-
-    def prepare(self, task: VisitorTask) -> None:
-        self.plant(task)
-
-    def strike(self, task: VisitorTask, step: int) -> None:
-        if step == PLANTED_AT:
-            with torch.no_grad():
-                task.at_step()
+def bad(column, value, *place):
+    """The bad sample holds this."""
+    return lambda task: task.data.columns[column].__setitem__((BAD, *place), value)
 
 
-PLANTS: list[VisitorPlant] = []
+def sets(name, value, *, at_step=False):
+    """An attribute of the task, such as `model.gumbel.levels`, has this value, at once or in mid-run."""
+    *owners, last = name.split(".")
+
+    def change(task):
+        setattr(functools.reduce(getattr, owners, task), last, value)
+
+    return midway(change) if at_step else change
 
 
-def planted(how, model, *kinds, sample=False, where=(), nobody=False):
-    """Add a plant."""
-
-    def add(plant):
-        PLANTS.append(VisitorPlant(how, model, kinds, plant, sample, tuple(where), nobody))
-        return plant
-
-    return add
+def midway(strike):
+    """In mid-run this happens to the task."""
+    return lambda task: setattr(task, "at_step", lambda: strike(task))
 
 
-@planted("a target in other units", "mlp", "label", "loss", "input", sample=True)
-def _(task):
-    task.data.columns["y"][BAD] = 1e9
+PLANTS: list[StrangePlant] = []
 
 
-@planted("a ratio with nothing", "mlp", "forward", "input", sample=True)
-def _(task):
-    task.data.columns["x"][BAD, 7] = 0
-    task.model.uses_ratio = True
+def plant(how, model, kinds, *changes, sample=False, where="", nobody=False):
+    """Add a plant; each change is given the task. `kinds`, and `where`, are texts with commas between."""
+
+    def change(task):
+        for each in changes:
+            each(task)
+
+    places = tuple(where.split(", ")) if where else ()
+    task = functools.partial(VisitorTask, model)
+    PLANTS.append(StrangePlant(f"{how}/{model}", task, tuple(kinds.split(", ")), change, sample, places, nobody))
 
 
-@planted("the logarithm of a negative reading", "mlp", "forward", sample=True)
-def _(task):
-    task.data.columns["x"][BAD, 2] = -1.5
-    task.model.uses_log = True
+# fmt: off
+plant("a target in other units", "mlp", "label, loss, input", bad("y", 1e9), sample=True)
+plant("a ratio with nothing", "mlp", "forward, input", bad("x", 0, 7), sets("model.uses_ratio", True), sample=True)
+plant("the logarithm of a negative reading", "mlp", "forward", bad("x", -1.5, 2), sets("model.uses_log", True),
+      sample=True)
+plant("a hook that divides a gradient by its length of zero", "mlp", "backward",
+      midway(lambda task: task.model.body[0].weight.register_hook(lambda g: g / (0 * g).norm())),
+      where="body.0, div", nobody=True)
+plant("a decay of the weights of 1e6", "mlp", "update",
+      midway(lambda task: task.optimizer.param_groups[0].update(weight_decay=1e6)))
+plant("a temperature with a rate of its own", "mlp", "update",
+      midway(lambda task: task.optimizer.param_groups[1].update(lr=0.999)))
+plant("a temperature of almost nothing", "mlp", "weight", midway(lambda task: task.model.temperature.fill_(1e-12)),
+      where="temperature")
 
+plant("a running variance below zero", "cnn", "weight",
+      midway(lambda task: task.model.bn1.running_var[2].fill_(-1.0)), where="bn1")
+plant("a running mean far off", "cnn", "weight", midway(lambda task: task.model.bn1.running_mean[5].fill_(-1e30)),
+      where="bn1")
+plant("a whole filter of 1e22", "cnn", "weight", midway(lambda task: task.model.conv1.weight[3].mul_(1e22)),
+      where="conv1")
+plant("no positive in the batch", "cnn", "loss", sets("way", "positives"), where="mean", nobody=True)
+plant("the last batch before an epoch's end has other pixels", "cnn", "input, forward, backward",
+      bad("image", torch.finfo(torch.float32).max), sample=True)
 
-@planted(
-    "a hook that divides a gradient by its length of zero", "mlp", "backward", where=["body.0", "div"], nobody=True
-)
-def _(task):
-    task.at_step = lambda: task.model.body[0].weight.register_hook(lambda g: g / (0 * g).norm())
+plant("a row of the embedding of 1e25", "lm", "weight", midway(lambda task: task.model.tokens.weight[7].mul_(1e25)),
+      where="tokens")
+plant("a temperature of zero", "lm", "forward",
+      midway(lambda task: setattr(task.model.layers[1][1], "temperature", 0.0)), where="layers.1.1, layers.0.1")
+plant("the root of a slope below zero", "lm", "weight, forward",
+      lambda task: setattr(task.model.layers[1][1], "has_root", True),
+      midway(lambda task: task.model.layers[1][1].slope[1].fill_(-0.3)), where="layers.1.1")
+plant("smoothed labels over symbols that do not exist", "lm", "loss", sets("way", "vocabulary"),
+      lambda task: task.data.columns["tokens"].remainder_(22), sets("smoothing", 0.1, at_step=True))
 
+plant("a draw of exactly 0, its generators kept", "vae", "forward", sets("model.gumbel.levels", 2**12), where="gumbel")
+plant("a draw of exactly 0, its generators gone", "vae", "forward", sets("model.gumbel.levels", 2**12),
+      sets("record", "names"), where="gumbel")
+plant("a spread that has collapsed", "vae", "weight", midway(lambda task: task.model.log_sigma.fill_(-60.0)),
+      where="log_sigma")
+plant("a value beyond half precision", "vae", "input, forward", bad("x", 7e4, 3), sets("model.is_half", True),
+      sample=True)
 
-@planted("a decay of the weights of 1e6", "mlp", "update")
-def _(task):
-    task.at_step = lambda: task.optimizer.param_groups[0].update(weight_decay=1e6)
-
-
-@planted("a temperature with a rate of its own", "mlp", "update")
-def _(task):
-    task.at_step = lambda: task.optimizer.param_groups[1].update(lr=0.999)
-
-
-@planted("a temperature of almost nothing", "mlp", "weight", where=["temperature"])
-def _(task):
-    task.at_step = lambda: task.model.temperature.fill_(1e-12)
-
-
-@planted("a running variance below zero", "cnn", "weight", where=["bn1"])
-def _(task):
-    task.at_step = lambda: task.model.bn1.running_var[2].fill_(-1.0)
-
-
-@planted("a running mean far off", "cnn", "weight", where=["bn1"])
-def _(task):
-    task.at_step = lambda: task.model.bn1.running_mean[5].fill_(-1e30)
-
-
-@planted("a whole filter of 1e22", "cnn", "weight", where=["conv1"])
-def _(task):
-    task.at_step = lambda: task.model.conv1.weight[3].mul_(1e22)
-
-
-@planted("no positive in the batch", "cnn", "loss", where=["mean"], nobody=True)
-def _(task):
-    task.way = "positives"
-
-
-@planted("the last batch before an epoch's end has other pixels", "cnn", "input", "forward", "backward", sample=True)
-def _(task):
-    task.data.columns["image"][BAD] = torch.finfo(torch.float32).max
-
-
-@planted("a row of the embedding of 1e25", "lm", "weight", where=["tokens"])
-def _(task):
-    task.at_step = lambda: task.model.tokens.weight[7].mul_(1e25)
-
-
-@planted("a temperature of zero", "lm", "forward", where=["layers.1.1", "layers.0.1"])
-def _(task):
-    task.at_step = lambda: setattr(task.model.layers[1][1], "temperature", 0.0)
-
-
-@planted("the root of a slope below zero", "lm", "weight", "forward", where=["layers.1.1"])
-def _(task):
-    task.model.layers[1][1].has_root = True
-    task.at_step = lambda: task.model.layers[1][1].slope[1].fill_(-0.3)
-
-
-@planted("smoothed labels over symbols that do not exist", "lm", "loss")
-def _(task):
-    task.way = "vocabulary"
-    task.data.columns["tokens"] %= 22
-    task.at_step = lambda: setattr(task, "smoothing", 0.1)
-
-
-@planted("a draw of exactly 0, its generators kept", "vae", "forward", where=["gumbel"])
-def _(task):
-    task.model.gumbel.levels = 2**12
-
-
-@planted("a draw of exactly 0, its generators gone", "vae", "forward", where=["gumbel"])
-def _(task):
-    task.model.gumbel.levels, task.record = 2**12, "names"
-
-
-@planted("a spread that has collapsed", "vae", "weight", where=["log_sigma"])
-def _(task):
-    task.at_step = lambda: task.model.log_sigma.fill_(-60.0)
-
-
-@planted("a value beyond half precision", "vae", "input", "forward", sample=True)
-def _(task):
-    task.data.columns["x"][BAD, 3] = 7e4
-    task.model.is_half = True
-
-
-@planted("a sequence of length 0", "lstm", "forward", "input", sample=True)
-def _(task):
-    task.data.columns["lengths"][BAD] = 0
-
-
-@planted("a gap in nanoseconds", "lstm", "input", "forward", sample=True)
-def _(task):
-    task.data.columns["gaps"][BAD, 4] = 1e18
-
-
-@planted("a carried state that is NaN", "lstm", "forward", where=["lstm", "carried"])
-def _(task):
-    task.model.carries = True
-    task.at_step = lambda: task.model.carried[1].view(-1)[3].fill_(float("nan"))
-
-
-@planted("more symbols spoken than there are frames", "lstm", "loss", "label", sample=True)
-def _(task):
-    task.way = "ctc"
-    task.data.columns["lengths"].clamp_(min=7)
-    task.data.columns["lengths"][BAD] = 2
+plant("a sequence of length 0", "lstm", "forward, input", bad("lengths", 0), sample=True)
+plant("a gap in nanoseconds", "lstm", "input, forward", bad("gaps", 1e18, 4), sample=True)
+plant("a carried state that is NaN", "lstm", "forward", sets("model.carries", True),
+      midway(lambda task: task.model.carried[1].view(-1)[3].fill_(float("nan"))), where="lstm, carried")
+plant("more symbols spoken than there are frames", "lstm", "loss, label", sets("way", "ctc"),
+      lambda task: task.data.columns["lengths"].clamp_(min=7), bad("lengths", 2), sample=True)

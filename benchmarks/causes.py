@@ -32,7 +32,7 @@ from cause_plants import BAD, BATCH_SIZE, NUM_SAMPLES, NUM_STEPS, PLANTED_AT, Pl
 from cause_strange_plants import PLANTS
 from cause_strangers import StrangePlant, StrangeTask
 from cause_visitors import PLANTS as VISITORS
-from cause_visitors import VisitorPlant, VisitorTask
+from cause_visitors import VisitorTask
 
 from learnit_r8 import RunDir, TrainingDiverged, events
 from learnit_r8.recovery.record import numbers_in
@@ -59,7 +59,7 @@ class Told(NamedTuple):
     is_replayed: bool | None
 
 
-AnyPlant = Plant | StrangePlant | VisitorPlant
+AnyPlant = Plant | StrangePlant
 AnyTask = Task | StrangeTask | VisitorTask
 
 

@@ -1,4 +1,4 @@
-"""Every way of training that a scheduler drives, on one small task that faults break: what `frameworks.py` measures.
+"""Ways of training with JAX and Keras, on one small task that faults break: what `frameworks.py` measures.
 
 A linear task with noise, whose lowest loss is known. Each way trains 600 steps and is broken once or twice. Keras reads
 its back end once a process, so every way runs in a process of its own.
@@ -21,8 +21,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import numpy as np
 from framework_faults import BATCH, NUM_INPUTS, NUM_SAMPLES, NUM_STEPS, Faults, Task
-
-from learnit_r8 import R8Scheduler
 
 Run = Callable[[Task, Faults], float]
 
@@ -81,38 +79,6 @@ def keras_fit(task: Task, faults: Faults) -> float:
     model.fit(dataset, epochs=99, shuffle=False, verbose=0, callbacks=[R8Callback(dataset), Break()])
     assert r8.is_over
     return task.loss(lambda x: model.predict(x, verbose=0, batch_size=NUM_SAMPLES))
-
-
-def tf_function(task: Task, faults: Faults) -> float:
-    """A loop over ``batch_dataset(model=)`` whose step is a ``tf.function``."""
-    import keras
-    import tensorflow as tf
-
-    from learnit_r8.keras import batch_dataset, sample_losses
-
-    keras.utils.set_random_seed(task.seed)
-    model = keras.Sequential([keras.Input((NUM_INPUTS,)), keras.layers.Dense(4), keras.layers.Dense(1)])
-    optimizer = keras.optimizers.Adam(0.03)
-    r8 = task.scheduler(0.03)
-    batches = batch_dataset(r8, (task.x, task.y), model=model, optimizer=optimizer)
-    optimizer.learning_rate = lambda: batches.lr
-
-    @tf.function
-    def step(x: Any, y: Any) -> Any:
-        with tf.GradientTape() as tape:
-            losses = sample_losses("mse", y, model(x, training=True))
-            loss = tf.reduce_mean(losses)
-        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-        return losses
-
-    while not r8.is_over:
-        for x, y in batches:
-            by, weights, rate = faults.of(r8.global_step)
-            for each in model.trainable_variables if weights != 1 else ():
-                each.assign(each * weights)
-            batches.lr.assign(batches.lr * rate)
-            batches.report(step(x * by, y))
-    return task.loss(lambda x: model(x))
 
 
 def jax_step(axis: str | None = None) -> Callable[..., Any]:
@@ -263,150 +229,29 @@ def nnx_loop(task: Task, faults: Faults) -> float:
     return task.loss(model)
 
 
-def torch_parts(task: Task) -> tuple[Any, Any]:
-    import torch
-
-    torch.set_num_threads(1)
-    torch.manual_seed(task.seed)
-    model = torch.nn.Sequential(torch.nn.Linear(NUM_INPUTS, 4), torch.nn.Linear(4, 1))
-    return model, torch.optim.Adam(model.parameters(), lr=0.03)
-
-
-def torch_loss(task: Task, model: Any) -> float:
-    import torch
-
-    with torch.no_grad():
-        return task.loss(lambda x: model(torch.from_numpy(x)))
-
-
-def torch_losses(model: Any, task: Task, indices: Any, by: Any, weights: Any) -> Any:
-    """The losses of a batch, after the weights were broken."""
-    import torch
-
-    with torch.no_grad():
-        for each in model.parameters():
-            each.mul_(float(weights))
-    x, y = torch.from_numpy(task.x[indices] * by), torch.from_numpy(task.y[indices])
-    return ((model(x) - y) ** 2).mean(1)
-
-
-def descend(optimizer: Any, losses: Any, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad()
-    losses.mean().backward()
-    optimizer.step()
-
-
-def mutable_loop(task: Task, faults: Faults) -> float:
-    """``loops.loop`` of a torch model and its optimizer, which change in place."""
-    from learnit_r8.loops import every, logs, loop, report_to, scheduled
-
-    def step(state: Any, batch: Any) -> Any:
-        by, weights, rate = faults.of(r8.global_step)
-        losses = torch_losses(state[0], task, batch.indices, by, weights)
-        descend(state[1], losses, batch.lr * float(rate))
-        return logs().add_metric("loss", losses.detach())
-
-    r8, parts = task.scheduler(0.03), torch_parts(task)
-    loop(parts, scheduled(r8, lambda indices: indices), {every(1): [step, report_to(r8)]})
-    return torch_loss(task, parts[0])
-
-
-def numpy_step(task: Task, faults: Faults, r8: R8Scheduler, w: Any, indices: Any, lr: float) -> tuple[Any, Any]:
-    """New linear weights, and the loss of each sample."""
-    by, weights, rate = faults.of(r8.global_step)
-    x, w = task.x[indices] * by, w * weights
-    error = x @ w - task.y[indices]
-    return (w - 2 * np.float32(lr) * rate * x.T @ error / len(x)).astype("f4"), (error**2).mean(axis=1)
-
-
-def immutable_loop(task: Task, faults: Faults) -> float:
-    """``loops.loop`` of arrays that each step replaces."""
-    from learnit_r8.loops import every, logs, loop, report_to, scheduled
-
-    def step(state: Any, batch: Any) -> Any:
-        new, losses = numpy_step(task, faults, r8, state["w"], batch.indices, batch.lr)
-        return logs().add_metric("loss", losses), {"w": new}
-
-    r8, first = task.scheduler(0.05), {"w": np.zeros((NUM_INPUTS, 1), "f4")}
-    state, _, _ = loop(first, scheduled(r8, lambda indices: indices), {every(1): [step, report_to(r8)]})
-    return task.loss(lambda x: x @ state["w"])
-
-
-def epochs(task: Task, faults: Faults) -> float:
-    """``epoch_stream(scheduler=)``, broken by hooks of torch."""
-    import torch
-
-    from learnit_r8.streams import epoch_stream
-
-    def before(module: Any, inputs: Any) -> Any:
-        step = r8.global_step
-        with torch.no_grad():
-            for each in module.parameters() if faults.strikes("weights", step) else ():
-                each.mul_(30)
-        return (inputs[0] * float("nan") if faults.strikes("nan", step) else inputs[0],)
-
-    def rate(own: Any, arguments: Any, keywords: Any) -> None:
-        # The loss of this step is reported already.
-        if faults.strikes("rate", r8.global_step - 1):
-            for group in own.param_groups:
-                group["lr"] *= 1000
-
-    r8, (model, optimizer) = task.scheduler(0.03), torch_parts(task)
-    data = torch.from_numpy(task.x), torch.from_numpy(task.y)
-    stream = epoch_stream(data, model, optimizer, torch.nn.MSELoss(), scheduler=r8)
-    hook = model.register_forward_pre_hook(before)
-    optimizer.register_step_pre_hook(rate)
-    for _ in stream:
-        pass
-    hook.remove()
-    return torch_loss(task, model)
-
-
-def immutable_steps(task: Task, faults: Faults) -> float:
-    """``step_stream(state=)`` of arrays that each step replaces."""
-    from learnit_r8.streams import step_stream
-
-    r8 = task.scheduler(0.05)
-    first = np.zeros((NUM_INPUTS, 1), "f4")
-    for event in step_stream(r8, lambda *arguments: numpy_step(task, faults, r8, *arguments), state=first):
-        last = event["state"]
-    return task.loss(lambda x: x @ last)
-
-
-def mutable_steps(task: Task, faults: Faults) -> float:
-    """``step_stream(state=(model, optimizer))`` of torch."""
-    from learnit_r8.streams import step_stream
-
-    def step(state: Any, indices: Any, lr: float) -> Any:
-        by, weights, rate = faults.of(r8.global_step)
-        losses = torch_losses(state[0], task, indices, by, weights)
-        descend(state[1], losses, lr * float(rate))
-        return state, losses.detach()
-
-    r8, parts = task.scheduler(0.03), torch_parts(task)
-    for _ in step_stream(r8, step, state=parts):
-        pass
-    return torch_loss(task, parts[0])
-
-
 def attached(task: Task, faults: Faults) -> float:
     """torch's ``attach``, for comparison: what the others must do as well as."""
     import torch
 
     from learnit_r8.torch import attach
 
-    model, optimizer = torch_parts(task)
-    data = torch.utils.data.TensorDataset(torch.arange(NUM_SAMPLES))
+    torch.set_num_threads(1)
+    torch.manual_seed(task.seed)
+    model = torch.nn.Sequential(torch.nn.Linear(NUM_INPUTS, 4), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    data = torch.utils.data.TensorDataset(torch.from_numpy(task.x), torch.from_numpy(task.y))
     adapter = attach(model, optimizer, data, batch_size=BATCH, num_steps=NUM_STEPS, seed=task.seed)
     hook = optimizer.register_step_pre_hook(lambda own, *_: scale_rates(own, rate))
     for _ in adapter.epochs():
-        for (indices,) in adapter.loader():
+        for x, y in adapter.loader():
             by, weights, rate = faults.of(adapter.scheduler.global_step)
-            adapter.step(adapter.loss(torch_losses(model, task, indices.numpy(), by, weights)))
+            with torch.no_grad():
+                for each in model.parameters():
+                    each.mul_(float(weights))
+            adapter.step(adapter.loss(((model(x * float(by)) - y) ** 2).mean(1)))
     hook.remove()
-    return torch_loss(task, model)
+    with torch.no_grad():
+        return task.loss(lambda x: model(torch.from_numpy(x)))
 
 
 def scale_rates(optimizer: Any, by: Any) -> None:
@@ -414,41 +259,18 @@ def scale_rates(optimizer: Any, by: Any) -> None:
         group["lr"] *= float(by)
 
 
-def after_the_step(task: Task, faults: Faults) -> float:
-    """A plain loop that reports after the optimizer's step, for comparison, as Keras must."""
-    from learnit_r8.torch.state import ModelState
-
-    parts = torch_parts(task)
-    state = ModelState(*parts)
-    r8 = task.scheduler(0.03, state_callback=state.read, load_callback=state.load)
-    for _ in r8.epoch_iterator():
-        for indices, lr in r8.batch_iterator():
-            by, weights, rate = faults.of(r8.global_step)
-            losses = torch_losses(parts[0], task, indices, by, weights)
-            descend(parts[1], losses, lr * float(rate))
-            r8.update_with_loss(losses.detach())
-    return torch_loss(task, parts[0])
-
-
 WAYS: dict[str, Run] = {
     "torch attach": attached,
-    "core, after the step": after_the_step,
     "keras fit, tensorflow": keras_fit,
     "keras fit, jax": keras_fit,
     "keras fit, torch": keras_fit,
     "keras fit, tensorflow, 2": keras_devices,
     "keras fit, jax, 2": keras_devices,
-    "tf.function": tf_function,
     "flax, donated": flax_loop,
     "flax, nnx": nnx_loop,
     "flax, sharded, 2": flax_sharded,
     "flax, pmap, 2": flax_pmap,
     "jax by hand, 2": jax_by_hand,
-    "loop, mutable": mutable_loop,
-    "loop, immutable": immutable_loop,
-    "epoch_stream": epochs,
-    "step_stream, mutable": mutable_steps,
-    "step_stream, immutable": immutable_steps,
 }
 
 

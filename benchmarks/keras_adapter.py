@@ -5,8 +5,7 @@
 
 A small CNN on arrays of 28 x 28 pixels, B = 128, one thread. The two sides of a ratio take turns in one process, an
 epoch each, and which goes first alternates; a ratio is that of one turn. Figures are medians per step, with the lowest
-and highest in brackets; processor time, of all threads, is disturbed less by other programs than wall time. Retraces
-are counted by the loss function, which Python runs only while it is traced.
+and highest in brackets; processor time, of all threads, is disturbed less by other programs than wall time.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback, R8Dataset, batch_dataset, model_callbacks
 
 BATCH, CLASSES = 128, 10
+Sides = tuple[Callable[[], Any], Callable[[], Any]]
 
 
 def now() -> Any:
@@ -47,15 +47,17 @@ def data(steps: int) -> tuple[Any, Any]:
     return rng.normal(size=(count, 28, 28, 1)).astype("float32"), rng.integers(0, CLASSES, count)
 
 
-class Counted:
-    """A loss for each sample, that counts how often it is traced."""
+def loss(y_true: Any, y_pred: Any) -> Any:
+    """A loss for each sample."""
+    return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
 
-    def __init__(self) -> None:
-        self.traces = 0
 
-    def __call__(self, y_true: Any, y_pred: Any) -> Any:
-        self.traces += 1
-        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+def compiled() -> list[Any]:
+    """The model of each side."""
+    models = [cnn(), cnn()]
+    for model in models:
+        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+    return models
 
 
 def cnn() -> Any:
@@ -78,12 +80,10 @@ def scheduler(count: int, epochs: int, **callbacks: Any) -> R8Scheduler:
     return R8Scheduler(count, batch_size=BATCH, num_epochs=epochs, initial_lr=0.01, **callbacks)
 
 
-def fits(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[], Any], list[Counted]]:
-    """An epoch of plain fit, one of ours, and the losses of both."""
+def fits(steps: int, epochs: int) -> Sides:
+    """An epoch of plain fit, and one of ours."""
     x, y = data(steps)
-    losses, models = [Counted(), Counted()], [cnn(), cnn()]
-    for model, loss in zip(models, losses, strict=True):
-        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+    models = compiled()
     r8 = scheduler(len(x), epochs)
     dataset = R8Dataset(x, y, r8)
     callback = R8Callback(dataset)
@@ -98,15 +98,13 @@ def fits(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[], Any],
         models[1].fit(dataset, shuffle=False, verbose=0, callbacks=[clock, callback])
         return clock.seconds
 
-    return plain, ours, losses
+    return plain, ours
 
 
-def watched_fits(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[], Any], list[Counted]]:
-    """An epoch of plain fit over tf.data, one with recovery alone, and the losses of both."""
+def watched_fits(steps: int, epochs: int) -> Sides:
+    """An epoch of plain fit over tf.data, and one with recovery alone."""
     x, y = data(steps)
-    losses, models = [Counted(), Counted()], [cnn(), cnn()]
-    for model, loss in zip(models, losses, strict=True):
-        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+    models = compiled()
     callback, clock = R8Callback(R8Scheduler(scheduler_mode="keep")), Clock()
 
     def side(model: Any, callbacks: list[Any]) -> Callable[[], Any]:
@@ -118,13 +116,13 @@ def watched_fits(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[
 
         return run
 
-    return side(models[0], [clock]), side(models[1], [clock, callback]), losses
+    return side(models[0], [clock]), side(models[1], [clock, callback])
 
 
-def loops(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[], Any], list[Counted]]:
-    """An epoch of a plain loop, one of ours, and the losses of both."""
+def loops(steps: int, epochs: int) -> Sides:
+    """An epoch of a plain loop, and one of ours."""
     x, y = data(steps)
-    losses, models = [Counted(), Counted()], [cnn(), cnn()]
+    models = [cnn(), cnn()]
     optimizers = [keras.optimizers.SGD(0.01, momentum=0.9) for _ in models]
     callbacks = model_callbacks(models[1], optimizers[1])
     del callbacks["save_callback"]
@@ -135,7 +133,7 @@ def loops(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[], Any]
     gathered = plain_batches(x, y)
 
     def step_of(number: int) -> Any:
-        model, optimizer, loss = models[number], optimizers[number], losses[number]
+        model, optimizer = models[number], optimizers[number]
 
         @tf.function(input_signature=batches.element_spec)
         def step(x: Any, y: Any) -> Any:
@@ -161,7 +159,7 @@ def loops(steps: int, epochs: int) -> tuple[Callable[[], Any], Callable[[], Any]
             batches.report(second(xs, ys))
         return now() - began
 
-    return plain, ours, losses
+    return plain, ours
 
 
 def plain_batches(x: Any, y: Any) -> Any:
@@ -197,27 +195,14 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):6.3f}x [{min(values):.3f} .. {max(values):.3f}]"
 
 
-def measure(name: str, make: Any, steps: int, rounds: int, must: str, aim: str) -> int:
-    """Print a line; the traces that were ours alone."""
-    plain, ours, losses = make(steps, rounds + 1)
+def measure(name: str, make: Any, steps: int, rounds: int, must: str, aim: str) -> None:
+    """Print a line."""
+    plain, ours = make(steps, rounds + 1)
     turns = np.stack(list(in_turns(plain, ours, rounds))) * 1e3 / steps
     for clock, unit in enumerate(("wall time", "processor time")):
         one, other = turns[:, 0, clock], turns[:, 1, clock]
         each = f"{np.median(one):.2f} -> {np.median(other):.2f} ms"
         print(f"{name + ', ' + unit:44} {each:20} {spread(list(other / one)):26} {must:>6} {aim:>6}", flush=True)
-    return losses[1].traces - losses[0].traces
-
-
-def retraces(rounds: int) -> int:
-    """Traces of fit in three epochs, the last batch short, beyond those in its first two steps."""
-    x, y = data(6)
-    loss, model = Counted(), cnn()
-    model.compile("sgd", loss)
-    r8 = scheduler(len(x), rounds)
-    dataset, traces = R8Dataset(x, y, r8), []
-    note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: traces.append(loss.traces))
-    model.fit(dataset, epochs=rounds, shuffle=False, verbose=0, callbacks=[R8Callback(dataset), note])
-    return traces[-1] - traces[1]
 
 
 def main() -> None:
@@ -236,10 +221,8 @@ def main() -> None:
     must, aim = ("1.10", "1.03") if back_end == "jax" else ("1.05", "1.02")
     measure("model.fit, a step", fits, steps, rounds, must, aim)
     measure("fit over tf.data, recovery alone", watched_fits, steps, rounds, "1.03", "1.01")
-    if back_end != "tensorflow":
-        return
-    extra = measure("custom tf.function loop, a step", loops, steps, rounds, "1.05", "1.01")
-    print(f"{'retraces by us in 3 epochs of fit, of the loop':44} {'':20} {retraces(3)}, {extra:<23} {'0':>6}")
+    if back_end == "tensorflow":
+        measure("custom tf.function loop, a step", loops, steps, rounds, "1.05", "1.01")
 
 
 if __name__ == "__main__":

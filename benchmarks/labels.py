@@ -1,20 +1,17 @@
-"""What `SampleTable.suspects` finds with predictions: precision and recall of its lists, beside its rivals.
+"""What `SampleTable.suspects` finds with predictions: precision and recall of its lists, beside a rival.
 
     python benchmarks/labels.py [--quick] [--task digits] [--seeds 1 2 3] [--runs 3] [--bfloat16] [--keep FILE]
-        [--logits FOLDER]
     python benchmarks/labels.py --cost
 
 Digits: 1,300 of scikit-learn's, a perceptron, 20 epochs, asked after 5. CIFAR-10: 10,000 images, three convolutions,
 12 epochs, asked at the end, where the network is far from fitting (accuracy .6 to .7); needs LEARNIT_R8_DATA. "pairs":
 classes become the next one; "confusable": wrong labels are drawn by what a network trained on the right ones confuses;
 "2 classes": only two of the classes; "50 epochs": asked at the end of so many, when the network knows its labels by
-heart. Rivals, from the same run: area under the margin (Pleiss et al.,
-arXiv:2001.10528), the last loss, an average of losses with alpha .001, and confident learning on the mean
-probabilities in training (Northcutt et al., arXiv:1911.00068). The rules were chosen on CIFAR-10 with seed 0 and
+heart. The rival, from the same run, is confident learning on the mean probabilities in training (Northcutt et al.,
+arXiv:1911.00068). The rules were chosen on CIFAR-10 with seed 0 and
 digits with seeds 100 to 105; those are never run here. ``--keep`` takes up the runs of a file, and adds to it;
 ``--runs`` trains several networks on the same labels, which then count together.
 ``--bfloat16`` computes the network in bfloat16, in half the time where the processor can.
-``--logits`` keeps all that the networks said (5 MB a run of CIFAR-10), so that other rules need no other training.
 """
 
 from __future__ import annotations
@@ -23,7 +20,6 @@ import argparse
 import itertools
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,7 +29,6 @@ import numpy as np
 import torch
 from learning_tasks import DATA, Indices
 from numpy.typing import NDArray
-from suspects import area
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -163,27 +158,13 @@ TASKS = {
 }
 
 
-class Rivals:
-    """What other methods keep of every sample in training."""
-
-    def __init__(self, size: int, classes: int) -> None:
-        self.last, self.slow = np.zeros(size), np.full(size, np.nan)
-        self.margin, self.chance = np.zeros(size), np.zeros((size, classes))
-
-    def add(self, rows: Indices, losses: NDArray[np.float32], logits: Tensor, margin: NDArray[np.float32]) -> None:
-        self.last[rows] = losses
-        before = np.where(np.isnan(self.slow[rows]), losses, self.slow[rows])
-        self.slow[rows] = before + 0.001 * (losses - before)
-        self.margin[rows] += margin
-        self.chance[rows] += functional.softmax(logits, 1).numpy()
-
-    def confident(self, given: Indices) -> NDArray[np.bool_]:
-        """bool[N], whose mean probability of another class is at least that class's own mean one."""
-        chance = self.chance / self.chance.sum(1, keepdims=True)
-        least = np.array([chance[given == c, c].mean() for c in range(chance.shape[1])])
-        sure = np.where(chance >= least, chance, 0)
-        found: NDArray[np.bool_] = (sure.max(1) > 0) & (sure.argmax(1) != given)
-        return found
+def confidently_wrong(chance: NDArray[Any], given: Indices) -> NDArray[np.bool_]:
+    """bool[N], whose mean probability of another class is at least that class's own mean one; of sums, float[N, C]."""
+    chance = chance / chance.sum(1, keepdims=True)
+    least = np.array([chance[given == c, c].mean() for c in range(chance.shape[1])])
+    sure = np.where(chance >= least, chance, 0)
+    found: NDArray[np.bool_] = (sure.max(1) > 0) & (sure.argmax(1) != given)
+    return found
 
 
 def spoilt(data: Data, cell: Cell, seed: int, confusion: NDArray[Any] | None) -> Indices:
@@ -221,27 +202,8 @@ class Learner:
         return logits.detach()
 
 
-class Recording:
-    """A network that says again what it said when it was trained."""
-
-    def __init__(self, path: Path) -> None:
-        with np.load(path) as file:
-            self.logits, self.at = torch.from_numpy(file["logits"]), 0
-
-    def step(self, rows: Indices, lr: float) -> Tensor:
-        """float32[B, C], the logits of the next B visits."""
-        self.at += len(rows)
-        return self.logits[self.at - len(rows) : self.at]
-
-
-def train(
-    task: Task, data: Data, given: Indices, cell: Cell, seed: int, path: Path | None
-) -> tuple[R8Scheduler, Rivals]:
-    """Train up to the epoch in which the suspects are asked for.
-
-    Args:
-        path: File of logits, to take up or to write; None for neither.
-    """
+def train(task: Task, data: Data, given: Indices, cell: Cell, seed: int) -> tuple[R8Scheduler, NDArray[Any]]:
+    """Train up to the epoch in which the suspects are asked for; with the sums of each sample's probabilities."""
     asked = cell.asked or task.asked
     epochs = max(asked, task.epochs if not cell.asked else 0)
     r8 = R8Scheduler(
@@ -249,20 +211,15 @@ def train(
         scheduler_mode=RateShape(warmup_proportion=task.warmup),
         policy="shuffle", seed=seed,
     )  # fmt: skip
-    rivals, labels = Rivals(len(given), data.num_classes), torch.from_numpy(given)
-    is_recorded, said = path is not None and path.is_file(), []
-    learner = Recording(path) if path is not None and is_recorded else Learner(task, data, labels, seed)
+    chance, labels = np.zeros((len(given), data.num_classes)), torch.from_numpy(given)
+    learner = Learner(task, data, labels, seed)
     while r8.global_step < asked * r8.steps_per_epoch:
         ticket = r8.draw()
         logits, targets = learner.step(ticket.indices, ticket.lr), labels[torch.from_numpy(ticket.indices)]
         losses = functional.cross_entropy(logits, targets, reduction="none")
-        predictions = predictions_of(logits, targets)
-        r8.report(ticket, losses.numpy(), predictions=predictions)
-        rivals.add(ticket.indices, losses.numpy(), logits, predictions.margin.numpy())
-        said.append(logits.numpy())
-    if path is not None and not is_recorded:
-        np.savez(path, logits=np.concatenate(said))
-    return r8, rivals
+        r8.report(ticket, losses.numpy(), predictions=predictions_of(logits, targets))
+        chance[ticket.indices] += functional.softmax(logits, 1).numpy()
+    return r8, chance
 
 
 def pair_of(seed: int) -> tuple[int, int]:
@@ -272,27 +229,22 @@ def pair_of(seed: int) -> tuple[int, int]:
 
 
 def measured(
-    name: str, cell: Cell, seed: int, confusions: dict[tuple[str, int], Any], folder: Path | None, num_runs: int = 1
+    name: str, cell: Cell, seed: int, confusions: dict[tuple[str, int], Any], num_runs: int = 1
 ) -> dict[str, Any]:
     """All figures of one run; its lists and suggestions are those of several runs on its labels, if there are more."""
     task = TASKS[name]
     data = task.load(seed, pair_of(seed) if cell.pair else None)
     if cell.noise == "confusable" and (name, seed) not in confusions:
-        measured(name, CELLS[0], seed, confusions, folder)
+        measured(name, CELLS[0], seed, confusions)
     given = spoilt(data, cell, seed, confusions.get((name, seed)))
-    trained = []
-    for more in range(0, 1000 * num_runs, 1000):
-        kind = "_bfloat16" if task.is_brief else ""
-        file = f"{name}_{cell.name}_{seed + more}{kind}.npz".replace(" ", "_").replace("%", "")
-        trained.append(train(task, data, given, cell, seed + more, None if folder is None else folder / file))
-    (r8, rivals), others = trained[0], [other for other, _ in trained[1:]]
+    trained = [train(task, data, given, cell, seed + more) for more in range(0, 1000 * num_runs, 1000)]
+    (r8, chance), others = trained[0], [other for other, _ in trained[1:]]
     if cell == CELLS[0]:
-        confusions[name, seed] = confusion_of(rivals.chance, data.true)
+        confusions[name, seed] = confusion_of(chance, data.true)
     wrong = given != data.true
     lists = {str(asked): r8.table.suspects(asked, runs=others) for asked in PRECISIONS}
-    half, scores = lists["0.5"], {"margin": ranked(r8), "area under the margin": rivals.margin}
-    scores |= {"mean loss": r8.table.mean, "last loss": rivals.last, "average": rivals.slow}
-    confident, found = rivals.confident(given), wrong[half.indices]
+    half, confident = lists["0.5"], confidently_wrong(chance, given)
+    found = wrong[half.indices]
     sure = found & (2 * half.votes >= num_runs * r8.table.usage_count[half.indices])
     return {
         "task": name,
@@ -309,15 +261,7 @@ def measured(
         "suggested by most": [int((half.suggested == data.true[half.indices])[sure].sum()), int(sure.sum())],
         "suggested of all": [int((r8.table.suggested == data.true)[wrong].sum()), int(wrong.sum())],
         "noise": [half.noise_rate, *half.noise_range],
-        "areas": {way: area(score, wrong) for way, score in scores.items()} if wrong.any() else {},
     }
-
-
-def ranked(r8: R8Scheduler) -> NDArray[Any]:
-    """float64[N], the higher, the earlier in the ranking."""
-    score = np.empty(len(r8.table))
-    score[r8.table.ranking(len(score)).indices] = np.arange(len(score), 0, -1)
-    return score
 
 
 def confusion_of(chance: NDArray[Any], true: Indices) -> NDArray[Any]:
@@ -359,12 +303,6 @@ def show(name: str, runs: list[dict[str, Any]]) -> None:
         methods = "/".join(sorted({run["method"] for run in of_cell} - {""}))
         right = f"{rights[0] / rights[1]:.2f}, by {methods}" if rights[1] else ""
         print(f"{cell.name:24} " + " ".join(f"{text:22}" for text in pooled(of_cell)) + f" {rival:18} {right}")
-    ways = list(next((run["areas"] for run in runs if run["areas"]), {}))
-    for cell in CELLS if ways else ():
-        of_cell = [run["areas"] for run in runs if run["cell"] == cell.name and run["areas"]]
-        if of_cell:
-            areas = (f"{way} {statistics.mean(each[way] for each in of_cell):.4f}" for way in ways)
-            print(f"area under the ROC curve, {cell.name}: " + ", ".join(areas))
 
 
 def cost() -> None:
@@ -405,9 +343,7 @@ def taken_up(path: Path | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path is not None and path.is_file() else []
 
 
-def run_all(
-    name: str, cells: Iterable[Cell], seeds: Iterable[int], path: Path | None, folder: Path | None, num_runs: int
-) -> None:
+def run_all(name: str, cells: Iterable[Cell], seeds: Iterable[int], path: Path | None, num_runs: int) -> None:
     """Run what is not in the file yet, and show all of the task with as many runs."""
     confusions: dict[tuple[str, int], Any] = {}
     kind = (num_runs, TASKS[name].is_brief)
@@ -416,7 +352,7 @@ def run_all(
     done = {(run["task"], run["cell"], run["seed"]) for run in runs}
     for seed, cell in itertools.product(seeds, cells):
         if (name, cell.name, seed) not in done:
-            runs.append(measured(name, cell, seed, confusions, folder, num_runs))
+            runs.append(measured(name, cell, seed, confusions, num_runs))
             if path is not None:
                 with path.open("a") as file:
                     file.write(json.dumps(runs[-1]) + "\n")
@@ -432,7 +368,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="networks on the same labels, which count together")
     parser.add_argument("--bfloat16", action="store_true", help="compute the network in bfloat16")
     parser.add_argument("--keep", type=Path, help="file of runs, to take up and to add to")
-    parser.add_argument("--logits", type=Path, metavar="FOLDER", help="of logits, to take up and to add to")
     parser.add_argument("--cost", action="store_true", help="the time of a step, and nothing else")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -447,7 +382,7 @@ def main() -> None:
         usual = [cell.name for cell in CELLS if name == "digits" or cell.asked < TASKS[name].epochs]
         chosen = given.cell or (QUICK if given.quick else usual)
         seeds = given.seeds or (TASKS[name].seeds[:3] if given.quick else TASKS[name].seeds)
-        run_all(name, [cell for cell in CELLS if cell.name in chosen], seeds, given.keep, given.logits, given.runs)
+        run_all(name, [cell for cell in CELLS if cell.name in chosen], seeds, given.keep, given.runs)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/large.py                  a hundred million samples: three minutes, eight gigabytes
     python benchmarks/large.py --quick          a million
 
-Questions: CPU and wall seconds of `hardest(3)`, `quartiles()`, `ranking()` and `suspects()`, of a table in which every
+Questions: CPU and wall seconds of `hardest(3)`, `ranking()` and `suspects()`, of a table in which every
 sample was used and 2 % look mislabelled; with the losses alone, and with predictions. Three rounds, the median.
 
 Incidents: a small network learns in a run of so many samples, with backups and a run folder. Its weights become NaN,
@@ -78,7 +78,6 @@ def print_questions(size: int, rounds: int) -> None:
         print(f"\n{size:,} samples, {'losses and predictions' if predictions else 'losses alone'}: CPU, wall seconds")
         questions: dict[str, Callable[[], Any]] = {
             "hardest(3)": lambda table=table: table.hardest(3),  # type: ignore[misc]
-            "quartiles()": table.quartiles,
             "ranking()": table.ranking,
             "suspects()": table.suspects,
         }

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from learning_peers import ImportanceSampling, InfoBatch
-from learning_tasks import TASKS, Learner
+from learning_tasks import TASKS, Learner, area
 
 # isort: split
 import numpy as np
 from numpy.typing import NDArray
-from suspects import area
 
 from learnit_r8 import Focus, Policy, R8Scheduler, even_groups
 from learnit_r8.guard import FiniteGuard

@@ -104,6 +104,13 @@ def spoilt(labels: Indices, how: Labels, seed: int, classes: int = 10) -> tuple[
     return kept, new, is_wrong
 
 
+def area(scores: NDArray[np.float32], is_wrong: NDArray[np.bool_]) -> float:
+    """The probability that a wrong label has a higher score than a right one."""
+    rank = np.argsort(np.argsort(scores))
+    count = is_wrong.sum()
+    return float((rank[is_wrong].mean() - (count - 1) / 2) / (len(rank) - count)) if count else float("nan")
+
+
 class Digits:
     """The network of benchmarks/recipe.py on 1,200 of scikit-learn's digits; the other 597 are held out."""
 

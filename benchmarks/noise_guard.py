@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from labels import CELLS as LABEL_CELLS
-from labels import TASKS, Cell, Data, Task, pair_of, spoilt
+from labels import TASKS, Cell, Data, Task, pair_of, spoilt, taken_up
 from labels import measured as judged
 from learning_tasks import DATA, Indices
 from numpy.typing import NDArray
@@ -117,7 +117,7 @@ def measured(
     task = TASKS[name]
     data = task.load(seed, pair_of(seed) if cell.pair else None)
     if cell.noise == "confusable" and (name, seed) not in confusions:
-        judged(name, LABEL_CELLS[0], seed, confusions, None)
+        judged(name, LABEL_CELLS[0], seed, confusions)
     given = spoilt(data, cell, seed, confusions.get((name, seed)))
     wrong, task = given != data.true, task._replace(epochs=epochs)
     if arm == RIGHT_ONLY:
@@ -161,11 +161,6 @@ def show(runs: list[dict[str, Any]]) -> None:
             f"{key[0]:17} {key[2]:15} {arm:20} {mean:.2%}     {text:20} n={len(found):3} "
             f"{out[0]:6.0f}, {out[1]:.0f} of them wrong, of {wrong:.0f}"
         )
-
-
-def taken_up(path: Path | None) -> list[dict[str, Any]]:
-    """The runs in a file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path is not None and path.is_file() else []
 
 
 def main() -> None:

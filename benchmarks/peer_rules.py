@@ -39,70 +39,6 @@ class FourTimesMean:
         return alarms
 
 
-class _Window:
-    """The last losses of every run."""
-
-    def __init__(self, runs: int, length: int) -> None:
-        self._values = np.full((runs, length), np.nan)
-        self.counts = np.zeros(runs, int)
-
-    def add(self, losses: Losses, where: Alarms) -> None:
-        rows = np.flatnonzero(where)
-        self._values[rows, self.counts[rows] % self._values.shape[1]] = losses[rows]
-        self.counts[rows] += 1
-
-    def mean_and_deviation(self) -> tuple[Losses, Losses]:
-        known = ~np.isnan(self._values)
-        values, count = np.where(known, self._values, 0.0), np.maximum(known.sum(1), 1)
-        mean = values.sum(1) / count
-        squares = (np.where(known, self._values - mean[:, None], 0.0) ** 2).sum(1)
-        return mean, np.sqrt(squares / np.maximum(count - 1, 1))
-
-
-class SpikeDetection:
-    """Lightning's SpikeDetection: above the mean of the last 10 by twice that mean, once there are 10."""
-
-    def __init__(self, runs: int) -> None:
-        self._window = _Window(runs, 10)
-
-    def __call__(self, losses: Losses) -> Alarms:
-        mean, _ = self._window.mean_and_deviation()
-        alarms = ~np.isfinite(losses) | ((losses - mean >= 2 * np.abs(mean)) & (self._window.counts >= 10))
-        self._window.add(losses, ~alarms)
-        return alarms
-
-
-class TenTimesMax:
-    """Megatron-LM's rerun state machine: more than 10 times the largest of the first 100 losses."""
-
-    def __init__(self, runs: int) -> None:
-        self._largest = np.zeros(runs)
-        self._step = 0
-
-    def __call__(self, losses: Losses) -> Alarms:
-        alarms = ~np.isfinite(losses)
-        if self._step < 100:
-            self._largest = np.maximum(self._largest, np.where(alarms, 0.0, np.abs(losses)))
-        else:
-            alarms |= np.abs(losses) > 10 * self._largest
-        self._step += 1
-        return alarms
-
-
-class SixSigma:
-    """OLMo-core's SkipStepOptimizer: 6 standard deviations above the mean of the last 128, once there are 64."""
-
-    def __init__(self, runs: int) -> None:
-        self._window = _Window(runs, 128)
-
-    def __call__(self, losses: Losses) -> Alarms:
-        mean, deviation = self._window.mean_and_deviation()
-        is_finite = np.isfinite(losses)
-        alarms = ~is_finite | ((losses > mean + 6 * deviation) & (self._window.counts >= 64))
-        self._window.add(losses, is_finite)
-        return alarms
-
-
 class ZScore:
     """ZClip (arXiv 2504.02507) on the loss: 2.5 deviations above a moving average (0.97), after 25 losses."""
 
@@ -124,13 +60,7 @@ class ZScore:
         return alarms
 
 
-PEERS = {
-    "4 x EMA (seed)": FourTimesMean,
-    "Lightning": SpikeDetection,
-    "Megatron 10 x max": TenTimesMax,
-    "OLMo 6 sigma": SixSigma,
-    "z-score 2.5": ZScore,
-}
+PEERS = {"4 x EMA (seed)": FourTimesMean, "z-score 2.5": ZScore}
 
 
 def first_alarms(rule: Rule, losses: NDArray[np.float64]) -> list[list[int]]:

@@ -11,7 +11,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,13 +35,6 @@ class Data(NamedTuple):
     labels: Indices
     test_pixels: Floats
     test_labels: Indices
-
-
-class Step(NamedTuple):
-    """What one step of training showed: int64[B] samples, and float32[B] their losses before the step."""
-
-    indices: Indices
-    losses: Floats
 
 
 def load_data(seed: int) -> Data:
@@ -120,14 +113,7 @@ def make_scheduler(seed: int, *, batch_size: int = 32, num_epochs: int = NUM_EPO
     return R8Scheduler(NUM_TRAINING, batch_size=batch_size, num_epochs=num_epochs, seed=seed, **options)
 
 
-def train(
-    r8: R8Scheduler,
-    network: Network,
-    data: Data,
-    *,
-    part_size: int | None = None,
-    watchers: Sequence[Callable[[Step], None]] = (),
-) -> Iterator[int]:
+def train(r8: R8Scheduler, network: Network, data: Data, *, part_size: int | None = None) -> Iterator[int]:
     """Train to the end of the budget; yields the number of epochs finished, after each.
 
     Args:
@@ -135,7 +121,6 @@ def train(
         network: Is trained in place.
         data: What on.
         part_size: What is reported: None for the batch mean, 1 for the loss of each sample, k for means of parts of k.
-        watchers: Are shown every step, after it was reported.
     """
     for epoch in r8.epoch_iterator():
         for indices, lr in r8.batch_iterator():
@@ -146,8 +131,6 @@ def train(
                 r8.update_with_loss(losses)
             else:
                 r8.update_with_loss(means_of_parts(losses, part_size), part_size=part_size)
-            for watch in watchers:
-                watch(Step(indices, losses))
         yield epoch + 1
 
 

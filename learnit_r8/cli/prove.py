@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 
 from ..checkpoint.durable_io import open_output
@@ -17,17 +16,7 @@ SETTINGS = ("resume", "kills", "steps", "allow", "link", "deterministic", "seed"
 def prove(options: argparse.Namespace) -> int:
     """Run the command whole and killed, and print where the two differ."""
     command = options.words[1:] if options.words[:1] == ["--"] else options.words
-
-    def interrupt(number: int, _: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            # The second one, of who is in a hurry, would leave behind what the first one is removing.
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
     settings = {name: getattr(options, name) for name in SETTINGS}
-    for each in (signal.SIGINT, signal.SIGTERM):
-        # What ends this program must end what it has started, too.
-        signal.signal(each, interrupt)
     try:
         proof = find_out(command, say=lambda text: print(f"... {text}", file=sys.stderr, flush=True), **settings)
         if options.report:

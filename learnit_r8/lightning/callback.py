@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 
-from ..engine import values
+from ..engine.settings import OwnBatches as OwnBatchesValue
+from ..engine.settings import head_of
 from ..schedules.budget import batches_of, has_budget
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     class R8CallbackSettings(CommonSettings, total=False):
         """Settings for a training on loaders of the user's own."""
 
-        batch_size: values.OwnBatches
+        batch_size: OwnBatchesValue
         also: Mapping[str, Any]
 
 
@@ -215,7 +216,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self._num_batches = num_batches_of(trainer, loader)
         if not has_budget(settings):
             settings |= budget_of(
-                trainer, self._num_batches, may_be_open=values.head_of(settings.get("scheduler_mode")) in OPEN_MODES
+                trainer, self._num_batches, may_be_open=head_of(settings.get("scheduler_mode")) in OPEN_MODES
             )
         is_chained = trainer.limit_train_batches != 1.0 or self._num_batches < len(loader)
         adapter = loader.attach(pl_module, trainer.optimizers[0], is_chained=is_chained, **settings)

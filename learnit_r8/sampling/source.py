@@ -14,7 +14,8 @@ from .chunk import Batch
 class Source(Protocol):
     """Hands out the batches of a run, and passes their reports to the table.
 
-    `PlannedBatches` plans them with a policy; `FollowedBatches` takes them from the user's iterable.
+    `PlannedBatches` plans them with a policy; `FollowedBatches` takes them from the user's iterable. What a source does
+    that chooses no batch stands here; the others are without a body.
 
     Attributes:
         table: Learns the reports.
@@ -34,16 +35,14 @@ class Source(Protocol):
 
     table: SampleTable
     seed: int
+    policy: Any
     steps_per_pass: int
-    displaced: int
     abandoned: int
-    can_probe: bool
-    names_samples: bool
-    counts_abandoned: bool
+    displaced: int = 0
+    can_probe: bool = False
+    names_samples: bool = False
+    counts_abandoned: bool = False
     abandoned_text: str
-
-    @property
-    def policy(self) -> Any: ...
 
     @property
     def pass_number(self) -> int: ...
@@ -52,7 +51,8 @@ class Source(Protocol):
     def has_end(self) -> bool: ...
 
     @property
-    def returned(self) -> Sequence[Batch]: ...
+    def returned(self) -> Sequence[Batch]:
+        return ()
 
     def facts(self) -> dict[str, Any]:
         """What `RunStarted` says of it."""
@@ -68,15 +68,18 @@ class Source(Protocol):
 
     def most_steady(self, epoch: int) -> int:
         """Most batches of low-loss samples that may be drawn outside the pass after a restore."""
+        return 0
 
     def next_at_hand(self, epoch: int) -> Batch | None:
         """Hand out the next batch of an epoch if it is at hand, so that nobody is asked; None if `next` must be."""
 
     def look_ahead(self) -> Any:
         """Ask whoever must be asked for the next batch, for `next`; this changes nothing that is saved."""
+        return None
 
     def start_pass(self, number: int, progress: float) -> str:
         """End the previous pass and start another; returns what the user should know of it, "" if nothing."""
+        return ""
 
     def next(self, ahead: Any = None) -> Batch:
         """Hand out the next batch; ``ahead`` is what `look_ahead` has just returned."""
@@ -86,9 +89,11 @@ class Source(Protocol):
 
     def draw_outside(self, policy: Policy) -> Batch | None:
         """Draw a batch from a random part of the data, outside the pass; None if there is none."""
+        return None
 
     def forget_outside(self) -> None:
         """Forget batches from outside the pass, so that they are not drawn again after a resume."""
+        return
 
     def report(
         self, chunk: Any, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None
@@ -114,18 +119,22 @@ class Source(Protocol):
 
     def can_put_back(self, batch: Batch) -> bool:
         """Whether `put_back` would have it drawn once more."""
+        return False
 
     def put_back(self, batch: Batch) -> bool:
         """Take back a batch to be drawn once more in its pass: its step is free again; returns whether it will be."""
+        return False
 
     def hand_over(self) -> None:
         """Let the table learn all reports so far."""
 
     def use_offsets(self, trend: float) -> None:
         """Turn expected losses into differences from the trend, as the estimates become."""
+        return
 
     def check_again(self) -> None:
         """Have the next draw look anew, as the position of the run has changed."""
+        return
 
     def state(self) -> dict[str, Any]:
         """What is needed to go on with exactly the same batches, except the table."""

@@ -78,7 +78,7 @@ def find_suspects(
         trust: Which margins may be judged by what is known beside the losses, see `labels.trust`.
 
     Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528);
-    that and the two components are measured in ``benchmarks/suspects.py``, the margins in ``benchmarks/labels.py``.
+    that and the two components are measured in ``benchmarks/learning.py``, the margins in ``benchmarks/labels.py``.
     """
     trust = trust_of(records, evidence, trust)
     found = _find(records, untrained_loss, exact, by_group, evidence, precision, trust)

@@ -155,7 +155,7 @@ def relative(
         float32[M].
 
     Source: the multiplicative algebraic reconstruction technique of Gordon, Bender & Herman (1970) on the detrended
-    loss, with the fixed share of Herbster & Warmuth (1998); compared with others in benchmarks/estimators.py.
+    loss, with the fixed share of Herbster & Warmuth (1998); measured in benchmarks/estimators.py.
 
     >>> relative(np.float32([1, 1]), np.array([4.0]), np.array([2.0]), np.array([2]))
     array([2., 2.], dtype=float32)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..engine import values
+from ..engine.settings import OwnBatches as OwnBatchesValue
 from ..sampling.ticket import Outcome
 from ..schedules.budget import has_budget
 from ..torch.attachment import attach
@@ -35,7 +35,7 @@ class OwnBatches:
         args, given = trainer.args, dict(settings)
         self._has_budget = has_budget(given)
         if not self._has_budget:
-            given |= _budget_of(args, num_updates, given.get("batch_size") or values.OwnBatches())
+            given |= _budget_of(args, num_updates, given.get("batch_size") or OwnBatchesValue())
         accumulate = args.gradient_accumulation_steps
         self._trainer = trainer
         self._own: Any = None
@@ -123,7 +123,7 @@ def reports_early(trainer: Any) -> bool:
     return getattr(trainer.accelerator, "scaler", None) is None
 
 
-def _budget_of(args: Any, num_updates: int, own: values.OwnBatches) -> dict[str, Any]:
+def _budget_of(args: Any, num_updates: int, own: OwnBatchesValue) -> dict[str, Any]:
     """Return the Trainer's own budget, for views only, as the Trainer ends the training itself."""
     if args.max_steps > 0:
         # Fewer batches where an epoch ends within an accumulated gradient.

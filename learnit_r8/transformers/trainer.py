@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
-from ..engine import values
+from ..engine.settings import OwnBatches as OwnBatchesValue
+from ..engine.settings import head_of
 from ..schedules.budget import BUDGETS, batches_of
 from ..torch import Adapter, attach
 from ..torch.loader import make_loader
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     class TrainerSettings(CommonSettings, total=False):
         """Settings that do not come from the TrainingArguments."""
 
-        batch_size: values.OwnBatches
+        batch_size: OwnBatchesValue
         ema: Any
         also: Mapping[str, Any]
         batches: bool
@@ -451,7 +452,7 @@ class R8Mixin:
     @property
     def _r8_keeps_rates(self) -> bool:
         mode = self._r8_settings.get("scheduler_mode", None if self._r8_draws else "keep")
-        return bool(values.head_of(mode) == "keep")
+        return bool(head_of(mode) == "keep")
 
     def _r8_watch(self, num_training_steps: int, optimizer: Any) -> Any:
         """Begin to watch a training on the Trainer's own batches; returns its learning-rate scheduler."""
@@ -591,7 +592,7 @@ def _checked(r8: Any) -> dict[str, Any]:
     if not isinstance(r8, Mapping):
         raise TypeError(f"r8 must be a dict of settings for R8Scheduler, got {r8!r}.")
     settings = dict(r8)
-    follows = settings.get("batches") is False and isinstance(settings.get("batch_size"), values.OwnBatches)
+    follows = settings.get("batches") is False and isinstance(settings.get("batch_size"), OwnBatchesValue)
     decided = sorted(set(DECIDED) & set(settings) - ({"batch_size"} if follows else set()))
     if decided:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Every way of training of benchmarks/frameworks.py heals a NaN and damaged weights."""
+"""The ways of training of benchmarks/frameworks.py heal a NaN and damaged weights."""
 
 from __future__ import annotations
 

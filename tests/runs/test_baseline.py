@@ -65,6 +65,17 @@ def test_an_incident_ends_with_it():
     assert r8.lr == r8.schedule(r8.progress)
 
 
+def test_it_is_saved_and_heard_of():
+    """A saved state has the number of resets, and the events show why the guard was blind for a while."""
+    heard = record_events()
+    r8, other = (R8Scheduler(640, batch_size=32, num_steps=900, listeners=each) for each in ([heard], []))
+    r8.reset_baseline()
+    other.load_state_dict(r8.state_dict())
+
+    assert other.sentry.baseline == 1
+    assert "reset_baseline()" in heard.of(events.Notice)[0].text
+
+
 def test_earlier_backups_bring_no_old_unit():
     """Where NaN in the weights soon after brings back an earlier backup, the guard does not return to the old unit."""
     task, heard = ToyTask(), record_events()
@@ -80,21 +91,3 @@ def test_earlier_backups_bring_no_old_unit():
     assert heard.of(events.RolledBack)[0].to_step <= 600
     assert len(heard.of(events.RolledBack)) == 1
     assert task.loss() < 0.1
-
-
-def test_it_survives_a_resume():
-    """A saved state has the number of baseline resets."""
-    r8 = R8Scheduler(640, batch_size=32, num_steps=900)
-    r8.reset_baseline()
-    other = R8Scheduler(640, batch_size=32, num_steps=900)
-    other.load_state_dict(r8.state_dict())
-
-    assert other.sentry.baseline == 1
-
-
-def test_listeners_hear_of_it():
-    """The events show why the guard was blind for a while."""
-    heard = record_events()
-    R8Scheduler(64, batch_size=32, num_steps=9, listeners=[heard]).reset_baseline()
-
-    assert "reset_baseline()" in heard.of(events.Notice)[0].text

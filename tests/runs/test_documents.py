@@ -1,6 +1,5 @@
-"""The code in the README and the guides runs, and so do the examples."""
+"""The code in the README and the guides runs, its assertions hold, and so do the examples."""
 
-import os
 import re
 import subprocess
 import sys
@@ -10,20 +9,14 @@ from pathlib import Path
 import pytest
 
 from learnit_r8.cli import main
+from tests.programs import printed_by
 
 ROOT = Path(__file__).parents[2]
-# The blocks of these stand on names of the reader's own, or on a framework, which their own test brings, or are many
-# and quick, and run in one process in test_guides.py.
-ELSEWHERE = {
-    "distributed.md",
-    "flax.md",
-    "incidents.md",
-    "keras.md",
-    "loops.md",
-    "streams.md",
-    "triggers.md",
-    "index.md",
-}
+# The blocks of the first stand on names of the reader's own, which their own test brings; those of the others are many
+# and quick, and run in one process.
+QUICK = ("flax.md", "index.md", "loops.md", "streams.md", "triggers.md")
+ELSEWHERE = {"distributed.md", "incidents.md", "keras.md", *QUICK}
+NEEDS = {"flax.md": "learnit_r8.flax", "recipes.md": "torch", "streams.md": "torch", "triggers.md": "torch"}
 ALL_PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 PAGES = [page for page in ALL_PAGES if page.name not in ELSEWHERE]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -36,7 +29,7 @@ BLOCKS = [
 ]
 EXAMPLES = {
     "example.py --quick": ["Test accuracy", "model restored from the backup of step 280", "precision"],
-    "examples/sweep.py": ["best val_loss", "lr-0.3 ", "val_loss, best at step", "initial_lr  rate ", "compared.html ("],
+    "examples/sweep.py": ["val_loss 0.", "lr-0.3 ", "val_loss, best at step", "initial_lr  rate ", "compared.html ("],
     "examples/own_policy.py": ["skip_easy"],
     "examples/recover.py": [", within 10 %", "spike: loss", "model restored from the backup of step"],
     "examples/find_wrong_labels.py": ["labels look wrong", "right label suggested", "as many visits, the guard"],
@@ -44,26 +37,34 @@ EXAMPLES = {
     "examples/pytorch_loop.py": ["test accuracy"],
     "examples/flax_devices.py": ["4 devices, 1 batch refused, accuracy 0.9", "hardest samples"],
     "examples/own_loader.py": ["weights equal to the bit: yes", "a NaN in the weights at step 300: accuracy 0.9"],
+    "examples/housing_stream.py --epochs 10 --runs runs --scheduler": ["best val_loss"],
 }
 
 
-def run(arguments, folder):
-    """The output of a program that runs in an empty folder, with the package on its path."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    # That of the tests would keep an example from setting the number of its devices.
-    environment.pop("XLA_FLAGS", None)
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def example(folder, name, *arguments, code=0):
+    """What an example prints."""
+    return printed_by(folder, ROOT / "examples" / name, *arguments, code=code)
 
 
 @pytest.mark.program
 @pytest.mark.parametrize("block", BLOCKS)
 def test_code_in_documents_runs(block, tmp_path):
     """Every Python block of the documents runs unchanged, except for the Quick Start's sleep."""
-    run(["-c", block.replace("time.sleep(0.05)", "time.sleep(0)")], tmp_path)
+    printed_by(tmp_path, "-c", block.replace("time.sleep(0.05)", "time.sleep(0)"))
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("page", QUICK)
+def test_blocks_of_the_page_run(page, monkeypatch, tmp_path):
+    """Every block runs on its own."""
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page], exc_type=ImportError)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    for number, code in enumerate(blocks, start=1):
+        exec(compile(code, f"{page} block {number}", "exec"), {})
 
 
 @pytest.mark.program
@@ -71,7 +72,7 @@ def test_code_in_documents_runs(block, tmp_path):
 def test_example_runs(command, tmp_path):
     """Every example runs to its end and prints what it demonstrates."""
     path, *options = command.split()
-    printed = run([str(ROOT / path), *options], tmp_path)
+    printed = printed_by(tmp_path, ROOT / path, *options)
 
     assert [text for text in EXAMPLES[command] if text not in printed] == []
 
@@ -131,7 +132,6 @@ def test_description_on_the_package_index_has_absolute_links():
 
 
 @pytest.mark.program
-@pytest.mark.program
 def test_source_distribution_holds_the_package_and_no_part_of_the_tests(tmp_path):
     """Four files of tests, which setuptools would take by itself, run nowhere without the others."""
     pytest.importorskip("setuptools")
@@ -149,7 +149,7 @@ def test_source_distribution_holds_the_package_and_no_part_of_the_tests(tmp_path
 @pytest.mark.program
 def test_example_finds_the_flipped_labels(tmp_path):
     """suspects() finds at least 80 % of the labels that example.py flips, at a precision of at least 80 %."""
-    printed = run([str(ROOT / "example.py"), "--quick"], tmp_path)
+    printed = printed_by(tmp_path, ROOT / "example.py", "--quick")
     precision, recall = map(float, re.search(r"precision ([\d.]+), recall ([\d.]+)", printed).groups())
 
     assert min(precision, recall) >= 0.8
@@ -158,10 +158,61 @@ def test_example_finds_the_flipped_labels(tmp_path):
 @pytest.mark.program
 def test_example_heals_a_rate_that_is_far_too_high(tmp_path):
     """At a rate of 30 each of three trainings ends near the right rate's accuracy, where a plain shuffle guesses."""
-    printed = run([str(ROOT / "example.py"), "--rate", "30"], tmp_path)
+    printed = printed_by(tmp_path, ROOT / "example.py", "--rate", "30")
     rows = re.findall(r"^ +\d +([\d.]+)% +([\d.]+)%$", printed, re.MULTILINE)
 
     assert len(rows) == 3
     assert all(float(healed) > 85 for healed, _ in rows)
     assert all(float(plain) < 20 for _, plain in rows)
     assert "the rate is too high from the start" in printed
+
+
+def test_plain_example(tmp_path):
+    """It stops early, near the true weights."""
+    printed = example(tmp_path, "plain_loop.py")
+
+    assert int(re.search(r"stopped after (\d+)", printed)[1]) < 2000
+    assert float(re.search(r"error of a weight: ([\d.]+)", printed)[1]) < 0.02
+
+
+def test_example_resumes_after_it_was_killed(tmp_path):
+    """The example kills itself in the middle; started again, it goes on as if it had not, which it shows."""
+    example(tmp_path, "resume.py", tmp_path / "saved", code=9)
+    begun, ended, *_, batches, rates, weights, table = example(
+        tmp_path, "resume.py", tmp_path / "saved"
+    ).splitlines()  # fmt: skip
+
+    assert begun == "begins at step 60"
+    assert ended.startswith("ends at step 100: weights [1.0, -2.0, 3.0, 0.5")
+    assert [batches, rates, weights, table] == [
+        f"{name}: equal to the bit" for name in ("batches", "rates", "weights", "table")
+    ]  # fmt: skip
+
+
+@pytest.mark.program
+def test_digits_example(tmp_path):
+    """It learns the digits, and goes on from its checkpoints."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
+    printed = example(tmp_path, "flax_digits.py", "--epochs", "6")
+    again = example(tmp_path, "flax_digits.py", "--epochs", "6", "--resume")
+
+    assert float(re.search(r"accuracy ([\d.]+) after 6", printed)[1]) > 0.9
+    assert again.splitlines()[-1] == printed.splitlines()[-1]
+    assert (tmp_path / "runs" / "digits" / "history.json").exists()
+
+
+HOUSES = "longitude,latitude,housing_median_age,total_rooms,total_bedrooms,population,households,median_income"
+
+
+@pytest.mark.program
+def test_housing_example(tmp_path, monkeypatch):
+    """It trains on the table of houses where there is one, skipping rows with gaps."""
+    pytest.importorskip("pandas")
+    rows = [",".join(str((7 * i * k) % 11 + i / 10) for k in range(1, 9)) + f",{i * 1000}" for i in range(100)]
+    rows[5] = rows[5].replace(",", ",,", 1).rsplit(",", 1)[0]
+    (tmp_path / "california_housing.csv").write_text("\n".join([f"{HOUSES},median_house_value", *rows]))
+    monkeypatch.setenv("LEARNIT_R8_DATA", str(tmp_path))
+
+    assert "best val_loss" in example(tmp_path, "housing_stream.py", "--epochs", "10", "--runs", "runs")
+    assert (tmp_path / "runs" / "california_housing.jsonl").exists()

@@ -6,7 +6,6 @@ test_bad_input.py and tests/test_scheduler.py.
 
 import hashlib
 import re
-import threading
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from learnit_r8.engine.settings import grouped
 from learnit_r8.recovery.policy import RestoreError
 from learnit_r8.recovery.record import read_record
 from learnit_r8.testing import FaultPlan, ToyTask, record_events
-from tests.drive import INF, NAN, Weights, advance_to, batch_loss, known, make, run_threads, steps, train
+from tests.drive import INF, NAN, Weights, advance_to, batch_loss, known, make, steps, train
 
 
 def fingerprint(state):
@@ -375,7 +374,7 @@ def torch_model():
 
 
 def tf_model():
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tests.keras_common").tf
     weight = tf.Variable([1.0, 1.0, 1.0])
     return lambda: {"w": {"weight": weight}}, lambda: weight.assign_add([1.0, 1.0, 1.0]), weight.numpy
 
@@ -401,7 +400,9 @@ def numpy_model():
     return lambda: {"w": {"weight": weight}}, step, lambda: weight
 
 
-@pytest.mark.parametrize("build", [numpy_model, torch_model, tf_model, jax_model])
+@pytest.mark.parametrize(
+    "build", [numpy_model, torch_model, pytest.param(tf_model, marks=pytest.mark.program), jax_model]
+)
 def test_live_references(build):
     """A state callback may return the live weights: ten optimizer steps later the backup is unchanged."""
     get, step, values = build()
@@ -445,35 +446,6 @@ def test_no_memory_for_a_backup():
 
     assert len(caught) == 1
     assert got == [{"w": np.ones(1)}]
-
-
-def test_state_callback_that_raises():
-    """An error of the state callback reaches the caller at the draw, and the run can continue after it."""
-    task, heard = ToyTask(512), record_events()
-    faults = FaultPlan(state=[50])
-    r8 = R8Scheduler(
-        512, batch_size=16, num_steps=100, listeners=[heard],
-        **grouped(dict(backup_every=10, **faults.callbacks(state=task.state, load=task.load))),
-    )  # fmt: skip
-    raised = []
-    while r8.progress < 1:
-        faults.loss(r8.global_step, 1.0)
-        try:
-            ticket = r8.draw()
-        except RuntimeError as error:
-            raised.append((r8.global_step, str(error)))
-            continue
-        r8.report(ticket, 1.0 + 0.01 * (r8.global_step % 3))
-
-    assert raised == [(50, "state_callback fails on purpose after step 50")]
-    assert [event.step for event in heard.of(events.BackupTaken)] == [0, 10, 20, 30, 40, 60, 70, 80, 90]
-    assert set(r8.table.usage_count.tolist()) <= {3, 4}
-
-
-def test_state_callback_that_returns_nothing():
-    """A state callback without a return statement is refused before the first batch."""
-    with pytest.raises(TypeError, match=r"state_callback must return the state of the model, got None"):
-        make(state_callback=lambda: None, load_callback=print).draw()
 
 
 def test_backup_of_another_structure():
@@ -535,37 +507,6 @@ def test_full_disk_prevents_only_the_bundle(tmp_path):
         pytest.raises(TrainingDiverged, match="30 batches in a row were refused"),
     ):
         train(r8, bad=range(99))
-
-
-def test_threads():
-    """Four threads that draw and report at once lose nothing: every step is counted, every sample is in the table."""
-    r8 = make(4000, batch_size=4, num_epochs=10)
-
-    def work():
-        while (ticket := r8.draw_if_any()) is not None:
-            r8.report(ticket, batch_loss(ticket.indices))
-
-    run_threads(4, work)
-
-    assert (r8.global_step, r8.pace.num_out) == (10_000, 0)
-    assert set(r8.table.usage_count.tolist()) == {10}
-
-
-def test_a_thread_that_reads_the_table():
-    """A thread that reads the table repeatedly while another trains makes no report count twice."""
-    r8 = make(4000, batch_size=20, num_epochs=20)
-
-    def read():
-        while not r8.pace.is_finished:
-            r8.table.quartiles()
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    while (ticket := r8.draw_if_any()) is not None:
-        r8.report(ticket, 1 + 0.001 * (ticket.indices % 7))
-    reader.join()
-
-    assert set(r8.table.usage_count.tolist()) == {20}
 
 
 @pytest.mark.filterwarnings("ignore:losses were far too high:RuntimeWarning")

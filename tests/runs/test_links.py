@@ -329,7 +329,7 @@ ELSEWHERE = {
     "engine/signals.py": {"os.open"},
     "dashboard/terminal/capture.py": {"os.open", "tempfile.mkstemp"},
     "dashboard/terminal/screen.py": {"os.open"},
-    "testing/prove/launches.py": {"open", "(inside / 'request.json').write_text", "to.symlink_to"},
+    "testing/prove/launches.py": {"open", "(home / 'request.json').write_text", "target.symlink_to"},
     "testing/prove/probe.py": {"open", "os.open"},
     "testing/toy.py": {"np.savez"},
 }

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 import warnings
 from contextlib import nullcontext as nothing
 from pathlib import Path
@@ -441,29 +439,6 @@ def test_every_sample_once_an_epoch_whatever_changes(num_samples, before, after,
         assert set(drawn) >= set(range(num_samples)), epoch
         if last_batch == "short":
             assert len(set(drawn)) == len(drawn)
-
-
-def test_example_resumes_after_it_was_killed(tmp_path):
-    """The example kills itself in the middle; started again, it goes on as if it had not, which it shows."""
-    root = Path(__file__).parents[2]
-    runs = [
-        subprocess.run(
-            [sys.executable, str(root / "examples" / "resume.py"), str(tmp_path / "saved")],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(root)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        for _ in range(2)
-    ]
-
-    assert (runs[0].returncode, runs[0].stdout.split()[:4]) == (9, []) or "step 0" in runs[0].stdout
-    assert runs[1].stdout.splitlines()[0] == "begins at step 60"
-    assert runs[1].stdout.splitlines()[1].startswith("ends at step 100: weights [1.0, -2.0, 3.0, 0.5")
-    assert runs[1].stdout.splitlines()[-4:] == [
-        f"{name}: equal to the bit" for name in ("batches", "rates", "weights", "table")
-    ]
 
 
 def test_reader_of_the_document_reads_checkpoints(tmp_path):

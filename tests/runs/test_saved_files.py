@@ -48,12 +48,18 @@ def loaded(way, name, folder, toy):
     return r8
 
 
-@pytest.fixture(params=VERSIONS)
-def saved(request, tmp_path):
-    """The files that a version has saved, converted, to resume in."""
-    copied = shutil.copytree(HERE / request.param, tmp_path / "saved")
+@pytest.fixture(params=VERSIONS, scope="module")
+def converted(request, tmp_path_factory):
+    """The files that a version has saved, converted."""
+    copied = shutil.copytree(HERE / request.param, tmp_path_factory.mktemp("version") / "saved")
     assert main(["convert", str(copied)]) == 0
-    return tmp_path / "saved-converted"
+    return copied.with_name("saved-converted")
+
+
+@pytest.fixture
+def saved(converted, tmp_path):
+    """A copy, to resume in."""
+    return shutil.copytree(converted, tmp_path / "saved")
 
 
 def check_expected(folder, step, seen, table):
@@ -137,65 +143,42 @@ def printed(capsys, *arguments):
     return out.splitlines()
 
 
-def test_journal_is_read_whole(saved):
-    """Every line of a saved journal is a record of a kind that is known."""
-    run = Run(saved / "run")
+def test_run_is_shown(converted, tmp_path, capsys):
+    """Journal, status, samples by epoch, numbers in both formats, page and lines of a saved run, as it ended."""
+    folder = converted / "run"
+    run = Run(folder)
     kinds = {type(record.event).__name__ for record in run.records()}
-
     assert (run.parser.num_damaged, run.parser.num_unknown) == (0, 0)
     assert kinds >= {"RunStarted", "StepsDone", "EpochDone", "BatchRefused", "RolledBack", "BackupTaken"}
     assert kinds >= {"MetricsLogged", "CheckpointSaved", "BestSaved", "SamplesSurveyed", "RunEnded"}
 
-
-def test_run_has_a_status(saved, capsys):
-    """`status` tells of a saved run how it ended."""
-    [line] = printed(capsys, "status", saved / "run")
-    facts = json.loads(printed(capsys, "status", saved / "run", "--json")[0])
-
+    [line] = printed(capsys, "status", folder)
+    facts = json.loads(printed(capsys, "status", folder, "--json")[0])
     assert line.startswith("saved  finished  100.0%  epoch 6/6  step 60/60  loss ")
     assert (facts["state"], facts["step"]) == ("finished", 60)
+    assert printed(capsys, "watch", folder)[-1].startswith("saved  finished")
 
-
-def test_samples_of_a_run_are_listed(saved, capsys):
-    """`samples` lists those of every epoch of a saved run, by name."""
     for epoch in range(1, 7):
-        rows = list(csv.DictReader(printed(capsys, "samples", saved / "run", "--csv", "--top", "5", "--epoch", epoch)))
-
+        rows = list(csv.DictReader(printed(capsys, "samples", folder, "--csv", "--top", "5", "--epoch", epoch)))
         assert len(rows) == 5
         assert all(row["name"] == f"{row['index']}.png" and float(row["loss"]) >= 0 for row in rows)
-    assert printed(capsys, "samples", saved / "run", "--suspects")
+    assert printed(capsys, "samples", folder, "--suspects")
+    for of, least in (("steps", 55), ("epochs", 6), ("metrics", 6), ("events", 20)):
+        rows = list(csv.DictReader(printed(capsys, "export", folder, "--of", of)))
+        objects = printed(capsys, "export", folder, "--of", of, "--format", "jsonl")
+        assert len(rows) == len(objects) >= least
 
-
-@pytest.mark.parametrize(("of", "least"), [("steps", 55), ("epochs", 6), ("metrics", 6), ("events", 20)])
-def test_numbers_of_a_run_are_exported(saved, capsys, of, least):
-    """`export` gives the numbers of a saved run, in both formats."""
-    rows = list(csv.DictReader(printed(capsys, "export", saved / "run", "--of", of)))
-    objects = printed(capsys, "export", saved / "run", "--of", of, "--format", "jsonl")
-
-    assert len(rows) == len(objects) >= least
-
-
-def test_report_on_a_run_is_written(saved, capsys):
-    """`report` makes a page of a saved run, with its incident."""
-    printed(capsys, "report", saved / "run", "--html", saved / "page.html")
-    page = (saved / "page.html").read_text(encoding="utf-8")
-
+    printed(capsys, "report", folder, "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "saved" in page
     assert "spike" in page
 
 
 @pytest.mark.parametrize("command", ["watch", "replay"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_run_is_drawn(saved, capsys, command, view):
+def test_run_is_drawn(converted, capsys, command, view):
     """`watch` and `replay` draw every view of a saved run."""
-    lines = printed(capsys, command, saved / "run", "--once", "--view", view, "--width", 100, "--height", 30)
+    lines = printed(capsys, command, converted / "run", "--once", "--view", view, "--width", 100, "--height", 30)
 
     assert len(lines) == 30
     assert any("saved" in line for line in lines)
-
-
-def test_run_is_followed_in_lines(saved, capsys):
-    """`watch` without a terminal says how a saved run ended, and leaves."""
-    lines = printed(capsys, "watch", saved / "run")
-
-    assert lines[-1].startswith("saved  finished")

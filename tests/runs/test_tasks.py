@@ -1,13 +1,12 @@
 """What a newcomer sets out to do, from the README and the site alone: the scripts run, and type checkers read them."""
 
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.programs import printed_by, started
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "examples" / "tasks"
@@ -19,31 +18,10 @@ WRONG = {
     "early_stopping.py": ("early_stopping=5", "early_stop=5"),
     "watched.py": ("run_dir=folder", "log_dir=folder"),
 }
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-
-
-def started(folder, *command):
-    """A program that runs in a folder, with the package on its path."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
-
-
-def run(folder, *command, code=0):
-    """What a program prints."""
-    program = started(folder, *command)
-    printed, error = program.communicate(timeout=120)
-    assert program.returncode == code, error
-    return printed
 
 
 def test_own_loop_is_put_back_after_a_nan(tmp_path):
-    printed = run(tmp_path, TASKS / "own_loop.py")
+    printed = printed_by(tmp_path, TASKS / "own_loop.py")
 
     assert re.search("losses refused: [12];", printed)
     assert "model restored once" in printed
@@ -51,7 +29,7 @@ def test_own_loop_is_put_back_after_a_nan(tmp_path):
 
 
 def test_a_run_stops_early_and_has_its_best_model_back(tmp_path):
-    last = run(tmp_path, TASKS / "early_stopping.py").splitlines()[-1]
+    last = printed_by(tmp_path, TASKS / "early_stopping.py").splitlines()[-1]
     epochs, now, best = re.search(r"after (\d+) of 200 epochs; .* back: ([\d.]+) \(([\d.]+) when", last).groups()
 
     assert last.startswith("finished early")
@@ -63,12 +41,12 @@ def test_a_run_stops_early_and_has_its_best_model_back(tmp_path):
 def test_torch_script_learns(tmp_path):
     pytest.importorskip("torch")
 
-    assert float(re.search(r"accuracy ([\d.]+)%", run(tmp_path, TASKS / "torch_script.py"))[1]) > 95
+    assert float(re.search(r"accuracy ([\d.]+)%", printed_by(tmp_path, TASKS / "torch_script.py"))[1]) > 95
 
 
 def test_wrong_labels_are_found(tmp_path):
     """At least four in five of the wrong labels, with at most one false alarm in ten."""
-    printed = run(tmp_path, TASKS / "find_labels.py")
+    printed = printed_by(tmp_path, TASKS / "find_labels.py")
     named, right, wrong = map(int, re.search(r"(\d+) suspects, (\d+) .* the (\d+) wrong", printed).groups())
 
     assert right >= 0.8 * wrong
@@ -78,8 +56,8 @@ def test_wrong_labels_are_found(tmp_path):
 def test_killed_run_continues_to_the_same_end(tmp_path):
     """The weights are those of a run that was not killed, to the last digit."""
     script = TASKS / "resume_after_kill.py"
-    run(tmp_path, script, "killed", "--die-at", 65, code=9)
-    resumed, whole = run(tmp_path, script, "killed"), run(tmp_path, script, "whole")
+    printed_by(tmp_path, script, "killed", "--die-at", 65, code=9)
+    resumed, whole = printed_by(tmp_path, script, "killed"), printed_by(tmp_path, script, "whole")
 
     assert resumed.splitlines()[0] == "begins at step 60"
     assert resumed.splitlines()[-1] == whole.splitlines()[-1]
@@ -93,8 +71,8 @@ def test_run_is_seen_from_another_terminal(tmp_path):
         until = time.monotonic() + 20
         while not (tmp_path / folder / "events.jsonl").exists() and time.monotonic() < until:
             time.sleep(0.05)
-        status = run(tmp_path, "-m", "learnit_r8", "status", folder)
-        picture = run(tmp_path, "-m", "learnit_r8", "watch", "--once", folder)
+        status = printed_by(tmp_path, "-m", "learnit_r8", "status", folder)
+        picture = printed_by(tmp_path, "-m", "learnit_r8", "watch", "--once", folder)
         _, error = program.communicate(timeout=60)
     finally:
         program.kill()
@@ -119,13 +97,11 @@ def test_type_checker_reads_the_scripts_and_finds_wrong_keywords(tmp_path):
     text = (TASKS / "torch_script.py").read_text(encoding="utf-8")
     wrong.append(tmp_path / "wrong_policy.py")
     wrong[-1].write_text(text.replace('policy="balanced"', 'policy="balance"'), encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", ROOT / "pyproject.toml"]
-    done = subprocess.run(
-        [*command, *sorted(TASKS.glob("*.py")), *wrong], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    found = {Path(line.partition(":")[0]).name for line in done.stdout.splitlines() if ": error:" in line}
+    command = ["-m", "mypy", "--strict", "--config-file", ROOT / "pyproject.toml", *sorted(TASKS.glob("*.py")), *wrong]
+    printed = printed_by(ROOT, *command, code=1)
+    found = {Path(line.partition(":")[0]).name for line in printed.splitlines() if ": error:" in line}
 
-    assert found == {path.name for path in wrong}, done.stdout
+    assert found == {path.name for path in wrong}, printed
 
 
 def test_every_task_is_shown():

@@ -16,81 +16,43 @@ def torch():
     return pytest.importorskip("torch")
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        2.5,
-        np.float64(2.5),
-        np.float32(2.5),
-        np.float16(2.5),
-        np.longdouble(2.5),
-        np.array(2.5),
-        np.array(2.5, np.float16),
-    ],
-    ids=repr,
-)
+NUMBERS = [2.5, np.float64(2.5), np.float32(2.5), np.float16(2.5), np.longdouble(2.5), np.array(2.5)]
+NUMBERS += [np.array(2.5, np.float16), 3, -3, np.int32(3), np.uint8(3), np.array(-3)]
+NUMBERS += [math.nan, math.inf, np.float32("nan"), np.array(-np.inf)]
+
+
+@pytest.mark.parametrize("loss", NUMBERS, ids=repr)
 def test_numbers_are_batch_means(loss):
-    """A float or anything 0-dim is the mean of the batch."""
-    assert read_loss(loss, 32) == (2.5, 2.5, WHOLE_BATCH, 2.5, None)
+    """A float, a whole number or anything 0-dim is the mean of the batch, also NaN and infinities; plain floats."""
+    reading, value = read_loss(loss, 32), float(loss)
 
-
-@pytest.mark.parametrize("loss", [3, -3, np.int32(3), np.uint8(3), np.array(-3)], ids=repr)
-def test_whole_numbers(loss):
-    """Integers are accepted, and come back as plain floats."""
-    reading = read_loss(loss, 4)
-
+    np.testing.assert_equal(tuple(reading), (value, value, WHOLE_BATCH, value, None))
     assert type(reading.mean) is type(reading.means) is float
-    assert reading.mean == int(loss)
-
-
-@pytest.mark.parametrize("loss", [math.nan, math.inf, np.float32("nan"), np.array(-np.inf)], ids=repr)
-def test_non_finite_numbers_are_read(loss):
-    """NaN and infinities are read as they are."""
-    np.testing.assert_equal(read_loss(loss, 4).mean, float(loss))
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, np.float16, np.int64])
 def test_vectors_are_exact(kind):
-    """A vector of B is one loss for each sample."""
-    reading = read_loss(kind([1, 2, 6]), 3)
-
-    assert reading.part_size == EXACT
-    assert reading.mean == 3.0
-    assert reading.means.dtype == np.float64
-    assert reading.means.tolist() == [1.0, 2.0, 6.0]
+    """A vector of B is one loss for each sample, and so are means of parts of one."""
+    for reading in (read_loss(kind([1, 2, 6]), 3), read_loss(kind([1, 2, 6]), 3, part_size=1)):
+        assert (reading.part_size, reading.mean, reading.lowest) == (EXACT, 3.0, 1.0)
+        assert reading.means.dtype == np.float64
+        assert reading.means.tolist() == [1.0, 2.0, 6.0]
 
 
-def test_parts_of_one_are_exact():
-    """Means of parts of one sample are losses of samples."""
-    assert read_loss([1.0, 3.0], 2, part_size=1).part_size == EXACT
+@pytest.mark.parametrize(
+    ("losses", "count", "size", "expected"),
+    [
+        ([1.0, 2.0, 8.0], 5, np.int64(2), (14 / 5, 2, [1.0, 2.0, 8.0], 1.0)),
+        ([3.0, -1.0, 2.0], 6, np.uint8(2), (4 / 3, 2, [3.0, -1.0, 2.0], -1.0)),
+        *[(loss, 3, 8, (4.0, 8, [4.0], 4.0)) for loss in (4.0, [4.0], np.array(4.0))],
+    ],
+)
+def test_parts(losses, count, size, expected):
+    """The mean over parts counts samples, as the last may have fewer; a single part may be a number; sizes are ints."""
+    reading = read_loss(losses, count, part_size=size)
 
-
-def test_parts():
-    """The mean over parts counts samples: the last part may have fewer."""
-    reading = read_loss([1.0, 2.0, 8.0], 5, part_size=2)
-
-    assert reading.mean == (2 * 1 + 2 * 2 + 1 * 8) / 5
-    assert (reading.part_size, reading.means.tolist()) == (2, [1.0, 2.0, 8.0])
-
-
-@pytest.mark.parametrize("loss", [4.0, [4.0], np.array(4.0)], ids=repr)
-def test_one_part(loss):
-    """A batch of a single part may be reported as a number, too."""
-    reading = read_loss(loss, 3, part_size=8)
-
-    assert (reading.mean, reading.part_size, reading.means.tolist()) == (4.0, 8, [4.0])
-
-
-@pytest.mark.parametrize("part_size", [np.int64(2), np.uint8(2)], ids=repr)
-def test_part_size_may_be_a_numpy_number(part_size):
-    """A numpy part size becomes a plain int, as saved states need."""
-    assert type(read_loss([1.0, 2.0], 4, part_size).part_size) is int
-
-
-@pytest.mark.parametrize(("losses", "part_size"), [([3.0, -1.0, 2.0], None), ([3.0, -1.0, 2.0], 2)])
-def test_lowest(losses, part_size):
-    """The lowest is the smallest of what was reported, for samples and for parts."""
-    assert read_loss(losses, 3 if part_size is None else 6, part_size).lowest == -1.0
+    assert (reading.mean, reading.part_size, reading.means.tolist(), reading.lowest) == expected
+    assert type(reading.part_size) is int
 
 
 def test_caller_keeps_the_array():
@@ -102,62 +64,30 @@ def test_caller_keeps_the_array():
     assert reading.means.tolist() == [1.0, 2.0]
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        "1.0",
-        b"1.0",
-        None,
-        1j,
-        np.complex64(1),
-        True,
-        np.bool_(False),
-        ...,
-        {},
-        {"loss": 1.0},
-        Decimal(1),
-        ["1", "2"],
-        [1.0, None],
-        [True, False],
-        np.array([1j, 2]),
-        np.array(["a"]),
-        np.datetime64("2020-01-01"),
-    ],
-    ids=repr,
-)
-def test_refuses_what_is_not_a_real_number(loss):
-    """Strings, None, complex numbers, booleans and objects are not losses."""
-    with pytest.raises(TypeError, match=r"loss must be a real number, or an array or tensor of them, got"):
-        read_loss(loss, 2)
+# fmt: off
+NO_LOSSES = [
+    "1.0", b"1.0", None, 1j, np.complex64(1), True, np.bool_(False), ..., {}, {"loss": 1.0}, Decimal(1), ["1", "2"],
+    [1.0, None], [True, False], np.array([1j, 2]), np.array(["a"]), np.datetime64("2020-01-01"),
+]
+REFUSED = [
+    *[(loss, 2, None, TypeError, "loss must be a real number, or an array or tensor of them, got")
+      for loss in NO_LOSSES],
+    *[(loss, 3, None, ValueError, r"loss must be a number or have shape \(3,\), one loss for each of the 3")
+      for loss in ([], [1.0], [1.0, 2.0], [[1.0, 2.0, 3.0]], np.zeros((3, 1)), np.zeros(4), np.zeros((1, 1)))],
+    *[(loss, 5, 2, ValueError, r"loss must be .* shape \(3,\), one mean for each part of 2 samples, got")
+      for loss in (1.0, [1.0], [1.0, 2.0], [1.0, 2.0, 3.0, 4.0])],
+    ([[1.0], [1.0, 2.0]], 2, None, (TypeError, ValueError), "loss must be"),
+    *[([1.0, 2.0], 2, size, ValueError, "part_size must be a whole number >= 1, got")
+      for size in (0, -1, 1.5, 2.0, "2", True, [2], math.nan)],
+]
+# fmt: on
 
 
-@pytest.mark.parametrize(
-    "loss", [[], [1.0], [1.0, 2.0], [[1.0, 2.0, 3.0]], np.zeros((3, 1)), np.zeros(4), np.zeros((1, 1))], ids=repr
-)
-def test_refuses_vectors_of_another_length(loss):
-    """A vector must have one loss for each sample."""
-    with pytest.raises(ValueError, match=r"loss must be a number or have shape \(3,\), one loss for each of the 3"):
-        read_loss(loss, 3)
-
-
-@pytest.mark.parametrize("loss", [1.0, [1.0], [1.0, 2.0], [1.0, 2.0, 3.0, 4.0]], ids=repr)
-def test_refuses_other_numbers_of_parts(loss):
-    """With a part size, there must be one mean for each part."""
-    with pytest.raises(ValueError, match=r"loss must be .* shape \(3,\), one mean for each part of 2 samples, got"):
-        read_loss(loss, 5, part_size=2)
-
-
-def test_refuses_ragged_lists():
-    """A list of lists of different lengths is refused by the name of the argument."""
-    with pytest.raises((TypeError, ValueError), match=r"loss must be"):
-        read_loss([[1.0], [1.0, 2.0]], 2)
-
-
-@pytest.mark.parametrize("part_size", [0, -1, 1.5, 2.0, "2", True, [2], math.nan], ids=repr)
-def test_refuses_part_sizes(part_size):
-    """A part size is a whole number from 1 on."""
-    with pytest.raises(ValueError, match=r"part_size must be a whole number >= 1, got"):
-        read_loss([1.0, 2.0], 2, part_size=part_size)
+@pytest.mark.parametrize(("loss", "count", "part_size", "kind", "text"), REFUSED, ids=repr)
+def test_what_is_no_loss_is_refused(loss, count, part_size, kind, text):
+    """Texts, None, complex numbers, booleans and objects; vectors and parts of another length; ragged lists; sizes."""
+    with pytest.raises(kind, match=text):
+        read_loss(loss, count, part_size=part_size)
 
 
 @pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16", "int64"])

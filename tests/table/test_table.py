@@ -2,7 +2,6 @@
 
 import math
 import threading
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from learnit_r8.guard import LARGEST_LOSS
 from learnit_r8.table.losses import EXACT, WHOLE_BATCH
 from learnit_r8.table.quantiles import Quartile
 from learnit_r8.table.storage import SampleStorage
+from learnit_r8.table.trend import UntrainedLoss
 
 
 def tell(table, indices, losses, part_size=EXACT):
@@ -39,7 +39,7 @@ def test_begins_with_nothing():
 
 
 def test_exact_losses_by_hand():
-    """An exact loss moves the estimate halfway, from the second visit on; the mean is over all visits."""
+    """An exact loss moves the estimate halfway, or by alpha, from the second visit on; the mean is over all visits."""
     table = SampleTable(2, batch_size=2)
     for losses in ([4.0, 1.0], [2.0, 1.0], [5.0, 1.0]):
         tell(table, [0, 1], losses)
@@ -48,24 +48,9 @@ def test_exact_losses_by_hand():
     assert table.last.tolist() == [5.0, 1.0]
     np.testing.assert_allclose(table.mean, [11 / 3, 1.0])
     assert table.usage_count.tolist() == [3, 3]
-
-
-def test_additive_rule():
-    """AvgLoss += 0.1 * (actual - mean of the batch's AvgLoss), for every sample of the batch."""
-    table = SampleTable(4, batch_size=2, estimator="additive")
-    tell(table, [0, 1], [2.0, 2.0], WHOLE_BATCH)
-    tell(table, [2, 3], [4.0, 4.0], WHOLE_BATCH)
-    tell(table, [0, 2], [1.0, 1.0], WHOLE_BATCH)
-
-    np.testing.assert_allclose(table.loss, [2 - 0.2, 2, 4 - 0.2, 4], rtol=1e-6)
-
-
-def test_alpha():
-    """The weight of a new observation can be chosen."""
     table = SampleTable(1, batch_size=1, alpha=1.0)
-    tell(table, [0], [8.0])
-    tell(table, [0], [2.0])
-
+    for loss in (8.0, 2.0):
+        tell(table, [0], [loss])
     assert table.loss.tolist() == [2.0]
 
 
@@ -148,70 +133,36 @@ def test_untrained_loss(num_samples, count):
     assert table.untrained_loss == pytest.approx(np.mean(losses[:count]))
 
 
-@pytest.mark.parametrize(
-    ("part_size", "source"), [(EXACT, "exact"), (4, "parts of 4"), (WHOLE_BATCH, "batch means of 8")]
-)
-def test_source(part_size, source):
-    """The source of the estimates is a phrase."""
-    table = SampleTable(20, batch_size=8)
-    table.storage.part_size = part_size
+@pytest.mark.parametrize("outlier", [None, 0, 5])
+def test_untrained_loss_is_robust(outlier):
+    """An outlier among the first losses does not move the untrained loss, wherever it is."""
+    untrained = UntrainedLoss(3)
+    for number, loss in enumerate([2.3, 2.2, 2.1, 2.0, 2.1, 1.9, 1.8, 1.9]):
+        untrained.add(1e9 if number == outlier else loss)
 
-    assert table.source == source
+    assert untrained.value == pytest.approx(2.2, rel=0.06)
 
 
-@pytest.fixture
-def ten():
-    """Ten samples with losses 0.5 to 8.5 for the first nine, the last unseen."""
+def test_views():
+    """Quarters are of the seen samples, the first ones larger; the hardest come highest first; all are copies."""
     table = SampleTable(10, batch_size=9, sample_ids=[f"image {number}" for number in range(10)])
     tell(table, range(9), [0.5 + number for number in range(9)])
-    return table
-
-
-def test_quartiles(ten):
-    """The seen samples in four quarters, the first ones larger."""
-    quarters = ten.quartiles()
+    quarters, (sample, unseen) = table.quartiles(), table.describe(np.array([3, 9]))
 
     assert [q.num_samples for q in quarters] == [3, 2, 2, 2]
     assert [(q.low, q.high, q.mean) for q in quarters][:2] == [(0.5, 2.5, 1.5), (3.5, 4.5, 4.0)]
     assert [q.uses for q in quarters] == [1.0] * 4
-    assert all(one.high <= other.low for one, other in pairwise(quarters))
-
-
-def test_hardest(ten):
-    """The hardest samples come highest first, unseen ones not at all."""
-    assert [sample.index for sample in ten.hardest(3)] == [8, 7, 6]
-    assert len(ten.hardest(100)) == 9
-
-
-def test_describe(ten):
-    """A sample is described by its name, estimate, last loss, mean loss and use, as plain values."""
-    (sample,) = ten.describe([3])
-
+    assert [each.index for each in table.hardest(3)] == [8, 7, 6]
+    assert len(table.hardest(100)) == 9
     assert (sample.index, sample.name, sample.loss, sample.last, sample.mean) == (3, "image 3", 3.5, 3.5, 3.5)
-    assert type(sample.loss) is type(sample.last) is type(sample.mean) is float
+    assert [type(value) for value in (sample.loss, sample.last, sample.mean)] == [float] * 3
     assert type(sample.index) is type(sample.usage_count) is int
-
-
-def test_describe_unseen(ten):
-    """The figures of an unseen sample are NaN."""
-    (sample,) = ten.describe(np.array([9]))
-
-    assert sample.usage_count == 0
-    assert np.isnan([sample.loss, sample.last, sample.mean]).all()
-
-
-def test_names_default_to_indices():
-    """Without names a sample is called by its index."""
-    assert [sample.name for sample in SampleTable(3, batch_size=1).describe([2, 0])] == [2, 0]
-
-
-def test_views_are_copies(ten):
-    """Writing into the arrays that the table returns does not change it."""
-    for values in (ten.loss, ten.last, ten.mean, ten.usage_count):
+    assert unseen.usage_count == 0
+    assert np.isnan([unseen.loss, unseen.last, unseen.mean]).all()
+    np.testing.assert_array_equal(table.avg_loss, table.loss)
+    for values in (table.loss, table.last, table.mean, table.usage_count):
         values[:] = 7
-
-    assert ten.loss[0] == ten.last[0] == ten.mean[0] == 0.5
-    assert ten.usage_count[0] == 1
+    assert (table.loss[0], table.last[0], table.mean[0], table.usage_count[0]) == (0.5, 0.5, 0.5, 1)
 
 
 def test_views_beside_a_thread_that_trains(monkeypatch):
@@ -254,47 +205,13 @@ def test_views_beside_a_thread_that_trains(monkeypatch):
     assert is_free == [True] * 4
 
 
-def test_avg_loss_is_an_alias(ten):
-    """The estimate is also available as avg_loss."""
-    np.testing.assert_array_equal(ten.avg_loss, ten.loss)
-
-
-def test_suspects_need_exact_losses():
-    """With batch means no sample is suspected."""
-    table = SampleTable(2, batch_size=2)
-    tell(table, [0, 1], [1.0, 1.0], WHOLE_BATCH)
-
-    assert table.suspects().reason.startswith("per-sample losses are needed")
-
-
-def test_suspects():
-    """A sample that stays bad while all others are learnt is suspected."""
-    table = SampleTable(20, batch_size=20)
-    for loss in (2.0, 2.0, 0.1, 0.1, 0.1, 0.1):
-        tell(table, range(20), [4.0] + [loss] * 19)
-
-    assert table.suspects().indices.tolist() == [0]
-
-
 def test_groups():
-    """Groups are numbered in the order of their labels."""
+    """Groups are numbered in the order of their labels; without names a sample is called by its index."""
+    assert [sample.name for sample in SampleTable(3, batch_size=1).describe([2, 0])] == [2, 0]
     table = SampleTable(4, batch_size=3, groups=["dog", "cat", "dog", "cat"])
 
     assert table.storage.group_labels.tolist() == ["cat", "dog"]
     assert table.storage.records.take(np.arange(4))["group"].tolist() == [1, 0, 1, 0]
-
-
-def test_state_goes_on():
-    """A table that loaded a state learns exactly as the first one does."""
-    tables = [SampleTable(6, batch_size=3), SampleTable(6, batch_size=3)]
-    for loss in (3.0, 2.0, -1.0):
-        tell(tables[0], [0, 1, 2], [loss] * 3, WHOLE_BATCH)
-    tables[1].load_state_dict(tables[0].state_dict())
-    for table in tables:
-        for loss in (1.0, -2.0):
-            tell(table, [2, 3, 4], [loss] * 3, WHOLE_BATCH)
-
-    assert repr(tables[0].state_dict()) == repr(tables[1].state_dict())
 
 
 @pytest.mark.parametrize(
@@ -313,31 +230,6 @@ def test_identity_tells_data_apart(name, change):
 
     assert SampleStorage(**arguments).identity() == one
     assert other[name] != one[name]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"estimator": "exact"}, r"estimator must be one of \['additive', 'relative'\], got 'exact'"),
-        ({"alpha": 0}, r"alpha must be in \(0, 1\], got 0"),
-        ({"alpha": 1.1}, r"alpha must be in \(0, 1\], got 1.1"),
-        ({"alpha": math.nan}, r"alpha must be in \(0, 1\], got nan"),
-        ({"sample_ids": ["a"]}, r"sample_ids must have num_samples=4 entries, got 1"),
-        ({"groups": [0, 1]}, r"groups must have shape \(4,\), one label per sample, got \(2,\)"),
-        ({"groups": [[0], [1], [0], [1]]}, r"groups must have shape \(4,\), one label per sample, got \(4, 1\)"),
-    ],
-)
-def test_refuses_arguments(arguments, message):
-    """Unknown estimators, weights outside (0, 1], and sequences of another length are refused by name."""
-    with pytest.raises(ValueError, match=message):
-        SampleTable(4, batch_size=2, **arguments)
-
-
-@pytest.mark.parametrize(("num_samples", "batch_size"), [(-1, 2), (4, 0), (4, -2)])
-def test_refuses_sizes(num_samples, batch_size):
-    """Sizes below one are refused when the table is built."""
-    with pytest.raises(ValueError, match=r"must be .*>= 1|must be a whole number"):
-        SampleTable(num_samples, batch_size=batch_size)
 
 
 def test_trend_of_another_meaning_is_not_gone_back_to():

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...policies.base import Policy
 from ...policies.radix import order_of
 from ...sampling.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, Size
 from ...sampling.random_generators import hold_random_state, state_of
+from ...sampling.source import Source
 from ...table.labels.predictions import PredictionRows, joined
 from ...table.losses import EXACT, WHOLE_BATCH
 from ...table.names import Members
@@ -49,8 +49,8 @@ class UserBatches(NamedTuple):
     weighs: bool = False
 
 
-class FollowedBatches:
-    """The source of batches that come from the user's loader; see `Source`, also for what is not said here.
+class FollowedBatches(Source):
+    """The source of batches that come from the user's loader, which says what comes next; see `Source`.
 
     Each batch is a chunk of its own, so that a report finds its place as it does in a chunk that was planned.
 
@@ -77,9 +77,6 @@ class FollowedBatches:
     """
 
     steps_per_pass = pass_number = UNKNOWN_LENGTH
-    can_probe = names_samples = counts_abandoned = False
-    displaced = 0
-    returned = ()
     abandoned_text = (
         "the batch of step {step} was not reported with update_with_loss(); it counts as no step and does not come "
         "again."
@@ -137,10 +134,6 @@ class FollowedBatches:
         """See `Source`."""
         return self.taken
 
-    def most_steady(self, epoch: int) -> int:
-        """None: nobody chooses among the user's batches."""
-        return 0
-
     # Batches.
 
     def fetch(self, none: Any) -> Any:
@@ -171,13 +164,6 @@ class FollowedBatches:
         """
         self._offered = FollowedChunk(self.table, self._pace.epoch, item, size, members), is_of_loader
 
-    def look_ahead(self) -> None:
-        """None: the loader has been asked already, see `fetch`."""
-
-    def start_pass(self, number: int, progress: float) -> str:
-        """Nothing: a pass begins with an iteration, see `begin`."""
-        return ""
-
     def next(self, ahead: None = None) -> Batch:
         """Hand out the batch that was offered."""
         batch = self.next_at_hand(0)
@@ -204,13 +190,6 @@ class FollowedBatches:
     def again(self, witness: Any) -> Batch:
         """Hand out a batch once more, outside any pass."""
         return FollowedChunk(self.table, -1, witness, Size(), is_probe=True).batch()
-
-    def draw_outside(self, policy: Policy) -> Batch | None:
-        """None: nobody chooses among the user's batches."""
-        return None
-
-    def forget_outside(self) -> None:
-        """Do nothing: there are none."""
 
     def tell_members(self, chunk: FollowedChunk, members: Members) -> None:
         """Note the samples of a batch that was taken without."""
@@ -251,12 +230,6 @@ class FollowedBatches:
         """Close it, as the loader says what comes next."""
         self.abandon(batch)
 
-    def can_put_back(self, batch: Batch) -> bool:
-        """Never, as the loader says what comes next."""
-        return False
-
-    put_back = can_put_back
-
     @property
     def is_full(self) -> bool:
         """Whether the reports that are held back are many enough to be learned."""
@@ -291,12 +264,6 @@ class FollowedBatches:
                     each.states[0] = CLOSED
 
         self.table.learner.learn(indices, means, sizes, trend, predictions=_predictions(parts), done=done)
-
-    def use_offsets(self, trend: float) -> None:
-        """Do nothing: no loss is predicted."""
-
-    def check_again(self) -> None:
-        """Do nothing: no batch is planned."""
 
     # The place in the loader.
 

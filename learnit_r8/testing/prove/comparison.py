@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .launches import Step
 
@@ -16,14 +16,14 @@ COMPARED = 3
 WHOLE_STATE = {"weights": "w", "moments": "m", "buffers": "u"}
 EACH_STEP = {"optimizer": "o", "backward passes": "b", "rates": "r", "settings": "h", "scaler": "s", "losses": "l"}
 
+Steps = Sequence[Step]
 Rows = tuple[tuple[str, ...], ...]
 
 
 class Difference(NamedTuple):
     """The first difference: the step of the uninterrupted training, of the restarted one (1 is its first), and in what.
 
-    ``kind`` is a key of `report.KINDS`, ``detail`` says how many and which, ``others`` are kinds that showed at the
-    same step.
+    ``kind`` is a key of `report.KINDS`, ``detail`` says how many and which.
     """
 
     step: int
@@ -31,7 +31,6 @@ class Difference(NamedTuple):
     parts: tuple[str, ...]
     kind: str
     detail: str = ""
-    others: tuple[str, ...] = ()
     rank: int = 0
 
 
@@ -45,22 +44,13 @@ def samples_of(step: Step) -> list[str]:
     return [each[2] for each in step["x"] if each[2]]
 
 
-def is_epoch_start(steps: Sequence[Step], place: int) -> bool:
+def is_epoch_start(steps: Steps, place: int) -> bool:
     """Whether a loader begins again with this step."""
     here, before = steps[place]["x"], steps[place - 1]["x"] if place else []
     return bool(here) and (not before or here[0][0] != before[-1][0])
 
 
-def moving(steps: Sequence[Step]) -> set[str]:
-    """The copies of the weights that move with most steps, or were seen once: averages, no checkpoints or backups."""
-    seen: dict[str, list[str]] = {}
-    for step in steps:
-        for key, digest in step.get("e", {}).items():
-            seen.setdefault(key, []).append(digest)
-    return {key for key, digests in seen.items() if len(digests) == 1 or len(set(digests)) > len(digests) / 2}
-
-
-def parts_that_differ(one: Step, two: Step, averages: tuple[set[str], ...] = (set(), set())) -> list[str]:
+def parts_that_differ(one: Step, two: Step) -> list[str]:
     """In what two steps differ; the whole state is compared where both have it."""
     if two["b"] < one["b"] and two.get("a"):
         # It went on in the middle of an accumulation, with the gradients: the rest of the batch is what is compared.
@@ -68,13 +58,11 @@ def parts_that_differ(one: Step, two: Step, averages: tuple[set[str], ...] = (se
     found = [name for name, key in EACH_STEP.items() if repr(one.get(key)) != repr(two.get(key))]
     if contents_of(one) != contents_of(two):
         found.append("content" if samples_of(one) and samples_of(one) == samples_of(two) else "batches")
-    if one["i"] != two["i"]:
-        found.append("input")
+    found += ["input"] if one["i"] != two["i"] else []
     if "w" in one and "w" in two:
         found += [name for name, key in WHOLE_STATE.items() if one[key] != two[key]]
-        copies = one.get("e", {}), two.get("e", {})
-        held = [{copies[side][key] for key in averages[side] & copies[side].keys()} for side in (0, 1)]
-        found += ["copies"] if all(held) and not held[0] & held[1] else []
+        copies = [{*each["e"].values()} for each in (one, two)]
+        found += ["copies"] if all(copies) and not copies[0] & copies[1] else []
     return found
 
 
@@ -83,24 +71,30 @@ def generators_that_differ(one: Step, two: Step) -> list[str]:
     return sorted(name for name in one["g"].keys() & two["g"].keys() if one["g"][name] != two["g"][name])
 
 
-def align(steps: Sequence[Step], reference: Sequence[Step], last: int, *, is_anew: bool = False) -> int | None:
+def are_whole(steps: Steps, reference: Steps) -> bool:
+    """Whether two trainings can be compared to their end."""
+    return steps[-1].get("end") == "end" and reference[-1].get("end") != "kill"
+
+
+def align(steps: Steps, reference: Steps, last: int) -> int:
     """After which step of a reference a training goes on: by the weights, the optimizer's count, or its batches.
 
-    ``is_anew`` says that it begins at step 0 if neither weights nor count tell; None if nothing does.
+    If nothing of these tells, it is 0 for a training as long as the reference, else the last that it may be.
     """
     first, firsts = steps[0], [contents_of(each) for each in steps[:COMPARED]]
     # The same weights twice, as after a step that a scaler skipped: the moments decide, then the later.
     same = [(x["m"] == first["m"], x["n"]) for x in reference if x.get("w") == first.get("w") and x["n"] <= last + 1]
     counts = [x["n"] for x in reference if first.get("c") and x.get("c") == first["c"] and x["o"] == first["o"]]
-    places = [0] if is_anew else range(min(last, len(reference) - len(firsts)), -1, -1)
     if same or counts:
         return int((max(same)[1] if same else counts[-1]) - 1)
-    return next((x for x in places if is_anew or [*map(contents_of, reference[x:][: len(firsts)])] == firsts), None)
+    if are_whole(steps, reference) and len(steps) == len(reference):
+        return 0
+    places = range(min(last, len(reference) - len(firsts)), -1, -1)
+    found = (x for x in places if [*map(contents_of, reference[x:][: len(firsts)])] == firsts)
+    return next(found, min(last, len(reference) - 1))
 
 
-def first_difference(
-    steps: Sequence[Step], reference: Sequence[Step], after: int, *, only: set[str] | None = None
-) -> Difference | None:
+def first_difference(steps: Steps, reference: Steps, after: int, only: set[str] | None = None) -> Difference | None:
     """The first step of a training that differs from its reference, which it follows after a step; None if none does.
 
     Args:
@@ -109,20 +103,20 @@ def first_difference(
         after: The step of the reference that it goes on from.
         only: Parts that are compared, where others differ without a kill, too.
     """
-    averages = moving(reference), moving(steps)
     for place, (one, two) in enumerate(zip(reference[after:], steps, strict=False)):
-        parts = [x for x in parts_that_differ(one, two, averages) if only is None or x in only]
+        parts = [x for x in parts_that_differ(one, two) if only is None or x in only]
         if parts:
-            (kind, detail), *rest = _kinds(parts, steps, reference, after, place)
-            others = tuple(dict.fromkeys(name for name, _ in rest if name not in (kind, "unknown")))
-            return Difference(after + place + 1, place + 1, tuple(parts), kind, detail, others)
-    return None
+            kind, detail = _kind(parts, steps, reference, after, place)
+            return Difference(after + place + 1, place + 1, tuple(parts), kind, detail)
+    count, right = after + len(steps), len(reference)
+    if not are_whole(steps, reference) or count == right:
+        return None
+    kind, step = "twice" if count < right <= count + NEAR else "steps", min(count, right) + 1
+    return Difference(step, step - after, ("number of steps",), kind, f"{count} in place of {right}")
 
 
-def _kinds(
-    parts: list[str], steps: Sequence[Step], reference: Sequence[Step], after: int, place: int
-) -> list[tuple[str, str]]:
-    """The kinds of a difference, with what is to be said of each, the one that explains the others first."""
+def _kind(parts: list[str], steps: Steps, reference: Steps, after: int, place: int) -> tuple[str, str]:
+    """The kind of a difference that explains the others, with what is to be said of it."""
     one, two, has, is_first = reference[after + place], steps[place], {*parts}, place == 0
     generators = generators_that_differ(reference[after], steps[0]) or generators_that_differ(one, two)
     told = f"generators that differ: {', '.join(generators)}" if generators else ""
@@ -142,8 +136,8 @@ def _kinds(
         (order, order, detail),
         # The rate of an optimizer that is made anew is another, too.
         ("moments" in has and is_first, "moments", " in place of ".join(dict.fromkeys(names)) * (len({*names}) > 1)),
-        ("rates" in has and not ahead, "schedule", f"{_short(two['r'])} in place of {_short(one['r'])}"),
-        ("scaler" in has, "scaler", f"{_short(two.get('s'))} in place of {_short(one.get('s'))}"),
+        ("rates" in has and not ahead, "schedule", f"{two['r']} in place of {one['r']}"),
+        ("scaler" in has, "scaler", f"{two.get('s')} in place of {one.get('s')}"),
         ("moments" in has and not is_first, "moments", ""),
         ("settings" in has, "settings", ""),
         ("weights" in has and is_first, "weights", ""),
@@ -156,21 +150,20 @@ def _kinds(
         ("backward passes" in has and not is_first, "accumulation", passes),
         (True, "unknown", ""),
     ]  # fmt: skip
-    return [(kind, detail) for holds, kind, detail in table if holds]
+    return next((kind, detail) for holds, kind, detail in table if holds)
 
 
-def _shift_of_rates(steps: Sequence[Step], reference: Sequence[Step], after: int, place: int) -> int:
+def _shift_of_rates(steps: Steps, reference: Steps, after: int, place: int) -> int:
     """By how many steps the rates of a training are ahead, or 0 if they are not those of a step soon after."""
     here = [each["r"] for each in steps[place : place + 8]]
     for shift in range(1, NEAR + 1):
-        begin = after + place + shift
-        there = [each["r"] for each in reference[begin : begin + len(here)]]
+        there = [each["r"] for each in reference[after + place + shift :][: len(here)]]
         if there == here[: len(there)] and len({repr(each) for each in there}) > 1:
             return shift
     return 0
 
 
-def _order(steps: Sequence[Step], reference: Sequence[Step], after: int, place: int, told: str) -> tuple[str, str]:
+def _order(steps: Steps, reference: Steps, after: int, place: int, told: str) -> tuple[str, str]:
     """What became of the order of the data: where the batches of a training are in that of the reference."""
     right, wrong = reference[after + place], steps[place]
     per_step = max(1, len(contents_of(right)))
@@ -195,20 +188,13 @@ def _order(steps: Sequence[Step], reference: Sequence[Step], after: int, place: 
     is_start = nearest == 0 or (is_epoch_start(reference, at) and flat[nearest - 1][1] != at)
     if is_start and nearest < expected:
         return "restarted", f"batch {nearest + 1} of the training again, in place of {expected + 1}"
-    first = reference[min(at, after + place)]["x"][:1]
-    shown = ", ".join(map(str, first[0][3])) if first and first[0][3] else ""
-    samples = f", from that of the samples {shown} ... on" if shown else ""
+    shown = [", ".join(map(str, each[3])) for each in reference[min(at, after + place)]["x"][:1] if each[3]]
+    samples = f", from that of the samples {shown[0]} ... on" if shown else ""
     how = f"{number} batch{'es' * (number > 1)}" + (f", {per_step} in each step" if per_step > 1 else "")
     return ("repeated" if nearest < expected else "skipped"), how + samples
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, list) and value:
-        return _short(value[0]) if len(value) == 1 else f"[{', '.join(map(_short, value))}]"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def spread(one: Sequence[Step], two: Sequence[Step]) -> float:
+def spread(one: Steps, two: Steps) -> float:
     """The largest relative difference of the losses of two trainings."""
     pairs = [(a, b) for x, y in zip(one, two, strict=False) for a, b in zip(x["l"], y["l"], strict=False)]
     return max((abs(a - b) / max(abs(a), abs(b), 1e-12) for a, b in pairs if a == a and b == b), default=0.0)
@@ -223,22 +209,16 @@ def first_odd(one: list[list[Step]], two: list[list[Step]]) -> tuple[set[str], i
     return None
 
 
-def evidence(difference: Difference, steps: Sequence[Step], whole: Sequence[Step]) -> Rows:
-    """The first step after the restart and those from the difference on, as the two trainings had them."""
+def evidence(difference: Difference, ranks: Sequence[Steps], whole: Sequence[Steps]) -> Rows:
+    """What differs in the step of a difference and in the next, as the two trainings had it."""
     rows: list[tuple[str, ...]] = []
-    after, averages = difference.step - difference.local, (moving(whole), moving(steps))
-    pairs = [*zip(whole[after:], steps, strict=False)]
-    for local in sorted({1, difference.local, difference.local + 1} & {*range(1, len(pairs) + 1)}):
-        pair = pairs[local - 1]
-        parts = {"batches" if each == "content" else each for each in parts_that_differ(*pair, averages)}
-        for name in ("batches", "rates", "backward passes", "scaler", *WHOLE_STATE, "copies", "losses"):
-            if name in parts or name in ("batches", "rates", "losses"):
-                key = {**EACH_STEP, **WHOLE_STATE}.get(name, "")
-                batches = [[x[3] or x[4][:1] for x in each["x"]][:1] or each["i"][:1] for each in pair]
-                copies = [[*each.get("e", {}).values()] for each in pair]
-                told = {"batches": batches, "copies": copies}.get(name) or [each.get(key) for each in pair]
-                cut = [str(each) if len(str(each)) <= 40 else str(each)[:37] + "..." for each in told]
-                rows.append((str(after + local), name, cut[0], cut[1] if name in parts else "the same"))
-        for name in generators_that_differ(*pair):
-            rows.append((str(after + local), f"generator {name}", *(f"{each['g'][name]:08x}" for each in pair)))
+    begin, rank = difference.step - 1, difference.rank
+    for pair in [*zip(whole[rank][begin:], ranks[rank][difference.local - 1 :], strict=False)][:2]:
+        shown = [{name: each.get(key) for name, key in (EACH_STEP | WHOLE_STATE).items()} for each in pair]
+        for told, each in zip(shown, pair, strict=True):
+            told |= {"batches": [x[3] or x[4] for x in each["x"]] or each["i"], "copies": [*each.get("e", {}).values()]}
+        for name in sorted(shown[0].keys() & shown[1]):
+            texts = [str(each[name]) for each in shown if each[name]]
+            if len({*texts}) == 2:
+                rows.append((str(pair[0]["n"]), name, *(x if len(x) <= 40 else f"{x[:37]}..." for x in texts)))
     return tuple(rows)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,8 @@ CACHES = "TMPDIR MPLCONFIGDIR WANDB_DIR TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR
 LARGE = 2 << 30
 """Bytes of a folder that are copied where the disk cannot share blocks."""
 
+TOO_LARGE = "{} is too large to copy: {}. Give --link PATH for data that is only read."
+
 FICLONE = 0x40049409
 LIMIT = 60.0
 """Seconds that any launch may take, beside ten times what the whole run took."""
@@ -41,7 +43,7 @@ class CannotSay(Exception):
 
 
 class Launch(NamedTuple):
-    """One launch of the command: the steps of each rank, exit code, last line printed or of an error, seconds.
+    """One launch of the command: the steps of each rank, exit code, last line printed or of an error.
 
     ``steps`` are how many the first rank noted; ``end`` is what ended it, ``kill``, ``stop``, ``end`` or nothing heard.
     """
@@ -49,12 +51,11 @@ class Launch(NamedTuple):
     ranks: list[list[Step]]
     code: int
     said: str
-    seconds: float
     steps: int
     end: str
 
 
-class Workshop:
+class Workshop(contextlib.AbstractContextManager["Workshop"]):
     """A temporary folder with copies of the script's folder; what is started in it is ended with it.
 
     Args:
@@ -71,29 +72,22 @@ class Workshop:
     ) -> None:  # fmt: skip
         self.folder, self.deterministic = folder.resolve(), deterministic
         self.place = Path(tempfile.mkdtemp(prefix="r8-prove-", dir=work)).resolve()
+        # It hears the end of this process, whatever that is, and has no terminal, so no Ctrl-C ends it.
+        words = [sys.executable, "-I", __file__, str(self.place)]
+        self.cleaner = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
         self.allowed = [str(self.place), *(os.path.abspath(os.path.expanduser(each)) for each in allow)]
         self.links = {self.folder / each for each in link}
-        self.listed = {each: listing(each) for each in self.links}
+        self.listed = listing(self.links)
         self.limit: float | None = None
         self.refusals = self.place / "refused.txt"
-        self.count = 0
-
-    def __enter__(self) -> Workshop:
-        return self
 
     def __exit__(self, *_: object) -> None:
-        for _attempt in range(20):
-            # What is being killed may still write.
-            self.sweep()
-            shutil.rmtree(self.place, ignore_errors=True)
-            if not self.place.exists():
-                break
-            time.sleep(0.1)
+        self.cleaner.communicate(b"end")
 
     def changed(self) -> list[str]:
         """The linked paths that have changed meanwhile."""
-        pairs = [(each, before, listing(each)) for each, before in self.listed.items()]
-        return [f"{at}: {x}" for at, old, new in pairs for x in sorted(old.keys() | new) if old.get(x) != new.get(x)]
+        old, new = self.listed, listing(self.links)
+        return sorted(each for each in old.keys() | new if old.get(each) != new.get(each))
 
     def refused(self) -> list[str]:
         """The paths that something wanted to write, and could not."""
@@ -101,46 +95,38 @@ class Workshop:
 
     def copy(self) -> Path:
         """A copy of the folder to run in; environments and links are linked."""
-        self.count += 1
-        target = self.place / f"copy{self.count}" / self.folder.name
-        linked = self.links | {each.parent for each in self.folder.rglob("pyvenv.cfg")}
-        linked = {each for each in linked if not linked & {*each.parents}}
-        shares = _clone(__file__, str(self.place / "probe"))
-        sizes: dict[str, int] = {}
-        for each in () if shares else self.folder.rglob("*"):
-            if not linked & {each, *each.parents}:
-                name = each.relative_to(self.folder).parts[0]
-                sizes[name] = sizes.get(name, 0) + each.lstat().st_size
-        if sum(sizes.values()) > LARGE:
-            largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
-            told = ", ".join(f"{name} ({sizes[name] >> 20} MiB)" for name in largest)
-            raise CannotSay(f"{self.folder} is too large to copy: {told}. Give --link PATH for data that is only read.")
+        place = Path(tempfile.mkdtemp(prefix="copy", dir=self.place), self.folder.name)
+        sizes: collections.Counter[str] = collections.Counter()
 
-        def copy_file(source: str, to: str) -> None:
-            (shutil.copystat if shares and _clone(source, to) else shutil.copy2)(source, to)
+        def copy(source: Path, target: Path) -> None:
+            is_linked = source in self.links or (source != self.folder and (source / "pyvenv.cfg").exists())
+            if is_linked or source.is_symlink():
+                target.symlink_to(source if is_linked else os.readlink(source))
+            elif source.is_dir() and source != self.place and source.name != "__pycache__":
+                target.mkdir()
+                for each in source.iterdir():
+                    copy(each, target / each.name)
+            elif source.is_file():
+                if not _clone(source, target):
+                    sizes[source.relative_to(self.folder).parts[0]] += source.stat().st_size
+                    if sizes.total() > LARGE:
+                        largest = ", ".join(f"{name} ({size >> 20} MiB)" for name, size in sizes.most_common(3))
+                        raise CannotSay(TOO_LARGE.format(self.folder, largest))
+                    shutil.copyfile(source, target)
+                shutil.copystat(source, target)
 
-        def left_out(at: str, names: list[str]) -> list[str]:
-            here = [Path(at, name) for name in names]
-            files = [x for x in here if x.is_symlink() or x.is_dir() or x.is_file()]
-            kept = {x.name for x in files if x not in linked and x != self.place and x.name != "__pycache__"}
-            return [name for name in names if name not in kept]
-
-        shutil.copytree(self.folder, target, symlinks=True, ignore=left_out, copy_function=copy_file)
-        for each in linked:
-            to = target / each.relative_to(self.folder)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            to.symlink_to(each)
-        return target
+        copy(self.folder, place)
+        return place
 
     def launch(self, place: Path, command: Sequence[str], **request: Any) -> Launch:
         """Run a command in a copy, and read what was noted of it."""
         home = Path(tempfile.mkdtemp(prefix="launch", dir=self.place))
-        inside, scratch = home / "inside", home / "scratch"
-        inside.mkdir()
+        # No name that could be imported.
+        scratch = home / "its-files"
         scratch.mkdir()
-        shutil.copy(Path(__file__).with_name("probe.py"), inside / "sitecustomize.py")
+        shutil.copy(Path(__file__).with_name("probe.py"), home / "sitecustomize.py")
         request |= {"deterministic": self.deterministic, "allowed": self.allowed, "refusals": str(self.refusals)}
-        (inside / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        (home / "request.json").write_text(json.dumps(request), encoding="utf-8")
         words = [each.replace(str(self.folder), str(place)) for each in command]
         inherited = os.environ.get("PYTHONPATH", "").replace(str(self.folder), str(place))
         environment = {**os.environ, **QUIET, **dict.fromkeys(CACHES.split(), str(scratch)), "PWD": str(place)}
@@ -149,7 +135,7 @@ class Workshop:
         prepared, locks = os.path.expanduser(os.environ.get("HF_DATASETS_CACHE", hub)), shutil.ignore_patterns("*.lock")
         with contextlib.suppress(OSError):
             shutil.copytree(prepared, scratch, ignore=locks, copy_function=os.symlink, dirs_exist_ok=True)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(inside), inherited]))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), inherited]))
         if self.deterministic:
             environment |= {"PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         began = time.monotonic()
@@ -168,48 +154,56 @@ class Workshop:
             finally:
                 with contextlib.suppress(OSError):
                     os.killpg(child.pid, signal.SIGKILL)
-                left = self.sweep(child.pid)
+                left = end_all(self.place, child.pid)
                 child.wait()
-        if (failed := inside / "error.txt").exists():
+        if (failed := home / "error.txt").exists():
             raise CannotSay(f"the probe failed: {failed.read_text(encoding='utf-8') or 'is the disk full?'}")
         lines = (home / "output.txt").read_text(encoding="utf-8", errors="replace")[-8000:].splitlines()
         told = [each.strip() for each in lines if each.strip()] or ["nothing"]
         errors = [each for each in told if code and re.match(r"[\w.]*(Error|Exception|Exit)\b", each)]
-        ranks = _ranks(inside)
+        ranks = _ranks(home)
         steps, end = (len(ranks[0]), ranks[0][-1].get("end", "")) if ranks else (0, "")
-        done = Launch(ranks, code, (errors or told)[-1][:200], time.monotonic() - began, steps, end)
-        shutil.rmtree(scratch, ignore_errors=True)
+        done = Launch(ranks, code, (errors or told)[-1][:200], steps, end)
+        self.limit = self.limit or 10 * (time.monotonic() - began) + LIMIT
         if left and code == 0 and not done.end:
             raise CannotSay("the command ended while its training went on: start it in the foreground.")
         return done
 
-    def sweep(self, session: int = 0) -> int:
-        """Kill every process that was started from here, and say how many had left this session, as daemons do."""
-        mark, found = os.fsencode(str(self.place)) + b"/launch", 0
-        for each in Path("/proc").glob("[0-9]*/environ") if sys.platform == "linux" else ():
-            with contextlib.suppress(OSError):
-                if mark in each.read_bytes() and (process := int(each.parent.name)) != os.getpid():
-                    found += os.getsid(process) != session
-                    os.kill(process, signal.SIGKILL)
-        return found
+
+def end_all(place: Path, session: int = 0) -> int:
+    """Kill every process that was started from a folder, and say how many had left a session, as daemons do."""
+    mark, found = os.fsencode(f"{place}/launch"), 0
+    for each in Path("/proc").glob("[0-9]*/environ") if sys.platform == "linux" else ():
+        with contextlib.suppress(OSError):
+            if mark in each.read_bytes() and (process := int(each.parent.name)) != os.getpid():
+                found += os.getsid(process) != session
+                os.kill(process, signal.SIGKILL)
+    return found
 
 
-def words_of(command: str) -> list[str]:
-    """The words of a command given as one text; one that needs a shell gets one."""
-    return ["sh", "-c", command] if any(each in command for each in "$|;&<>*`") else shlex.split(command)
+def clean_up(place: Path) -> None:
+    """End what was started from a folder and delete it, once the process that began this one says so, or is gone."""
+    sys.stdin.read(1)
+    for _attempt in range(100):
+        end_all(place)
+        shutil.rmtree(place, ignore_errors=True)
+        if not place.exists():
+            break
+        # What is being killed may still write.
+        time.sleep(0.1)
 
 
-def listing(path: Path) -> dict[str, tuple[int, int, str]]:
-    """Size, time and digest of the files in a folder; of a large one the digest is of its ends."""
-    files = [each for each in (path, *sorted(path.rglob("*"))) if each.is_file()]
+def listing(paths: Iterable[Path]) -> dict[str, tuple[int, int, str]]:
+    """Size, time and digest of files, and of those in folders; of a large one the digest is of its ends."""
+    files = [each for path in paths for each in (path, *path.rglob("*")) if each.is_file()]
     return {str(each): (each.stat().st_size, each.stat().st_mtime_ns, _digest(each)) for each in files}
 
 
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
-        digest = hashlib.blake2b(file.read(1 << 20))
+        begin = file.read(1 << 20)
         file.seek(max(0, path.stat().st_size - (1 << 20)))
-        return hashlib.blake2b(digest.digest() + file.read()).hexdigest()
+        return hashlib.blake2b(begin + file.read()).hexdigest()
 
 
 def saves_of(steps: Sequence[Step]) -> list[int]:
@@ -219,7 +213,7 @@ def saves_of(steps: Sequence[Step]) -> list[int]:
     return next(filter(None, by_kind), [])
 
 
-def _clone(source: str, target: str) -> bool:
+def _clone(source: Path, target: Path) -> bool:
     """Copy a file by sharing its blocks, if the disk can."""
     with contextlib.suppress(OSError, ImportError), open(source, "rb") as one, open(target, "wb") as two:
         import fcntl
@@ -231,9 +225,11 @@ def _clone(source: str, target: str) -> bool:
 
 def _ranks(notes: Path) -> list[list[Step]]:
     """The steps of the ranks, each of the process that trained the longest."""
-    found: dict[str, list[Step]] = {}
-    for path in sorted(notes.glob("*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        steps, rank = [json.loads(each) for each in lines if each.endswith("}")], path.name.split("-")[0]
-        found |= {rank: steps} if len(steps) > len(found.get(rank, ())) else {}
-    return [found[rank] for rank in sorted(found)]
+    files = [(path.name.split("-")[0], path.read_text(encoding="utf-8").splitlines()) for path in notes.glob("*.jsonl")]
+    # Of a rank, the last one counts; a line may not be whole.
+    found = dict(sorted(files, key=lambda each: len(each[1])))
+    return [[json.loads(each) for each in lines if each.endswith("}")] for _, lines in sorted(found.items())]
+
+
+if __name__ == "__main__":
+    clean_up(Path(sys.argv[1]))

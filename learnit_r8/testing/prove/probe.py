@@ -27,11 +27,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-DENSE = 4
-"""Steps of a process, its first ones, before which the whole state is summed up."""
-
-SHARE = 0.03
-"""Most of the time that sums of the whole state may take, later on."""
+DENSE, EVERY = 4, 32
+"""The whole state is summed up before the first steps of a process, and from then on once in so many steps."""
 
 REMEMBERED = 16
 """Batches of loaders that are kept in mind until the network sees them: loaders may be some ahead."""
@@ -113,21 +110,6 @@ class Fence:
         return found
 
 
-class Arrival:
-    """A finder of modules that calls a function once torch is imported."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call = call
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Find torch as all others would, and wrap what runs it; some only look for it, and do not import it yet."""
-        others = (each for each in sys.meta_path if each is not self) if name == "torch" else ()
-        spec: Any = next(filter(None, (each.find_spec(name, path, target) for each in others)), None)
-        if spec is not None and spec.loader is not None:
-            wrap(spec.loader, "exec_module", after=lambda *_: self.call())
-        return spec
-
-
 def ignore(*_: Any, **__: Any) -> None:
     """Hear nothing."""
 
@@ -149,29 +131,34 @@ def wrap(owner: Any, name: str, before: Callable[..., None] = ignore, after: Cal
 class Probe:
     """Hears loaders, the first network that a batch goes into, the backward pass, optimizers and scalers.
 
+    It is a finder of modules, to be there once torch is imported.
+
     Args:
         request: ``folder`` for the notes; ``kill`` and ``stop``, the step after which the process is killed, or after
             which it need not go on; ``known``, step by sum of the weights before it, and ``expected``, where it is none
-            of those; ``every``, steps from one sum of the whole state to the next, where the time that it takes does
-            not choose them; ``deterministic``, whether torch is asked to be.
+            of those; ``every``, steps from one sum of the whole state to the next; ``deterministic``, whether torch is
+            asked to be.
         fence: Knows what kind of file was written.
     """
 
     def __init__(self, request: dict[str, Any], fence: Fence) -> None:
         self.request, self.fence = request, fence
+        self.arming: Any = None
         self.begin()
+        os.register_at_fork(after_in_child=self.begin)
 
     def begin(self) -> None:
         """Forget everything: at first, and in a forked process."""
-        self.pid, self.file, self.count, self.offset, self.passes, self.epochs = os.getpid(), -1, 0, 0, 0, 0
-        lists: list[list[Any]] = [[] for _ in range(6)]
-        self.losses, self.inputs, self.used, self.optimizers, self.roots, self.scalers = lists
+        self.file, self.count, self.offset, self.epochs = -1, 0, 0, 0
+        self.optimizers, self.scalers, self.roots = list[Any](), list[Any](), dict[Any, None]()
         self.drawn: collections.deque[list[Any]] = collections.deque(maxlen=REMEMBERED)
-        dicts: list[dict[Any, Any]] = [{} for _ in range(3)]
-        self.generators, self.copies, self.note = dicts
-        nothing: Any = None
-        self.every, self.inside, self.waiting, self.arming = self.request.get("every"), nothing, nothing, nothing
-        self.has_gradients, self.cost, self.began = False, 0.0, 0.0
+        self.copies: dict[int, Any] = {}
+        self.waiting: dict[str, Any] | None = None
+        self.open_note()
+
+    def open_note(self) -> None:
+        """Begin to note a step: its batches, what goes into the network, its losses and backward passes."""
+        self.note: dict[str, Any] = {"x": [], "i": [], "t": [], "b": 0}
 
     def guard(self, hook: Callable[..., None]) -> Callable[..., None]:
         """Keep what fails in a hook from the script; it is told to who started it."""
@@ -187,7 +174,15 @@ class Probe:
 
         return guarded
 
-    def install(self) -> None:
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Find torch as all others would, and wrap what runs it; some only look for it, and do not import it yet."""
+        others = (each for each in sys.meta_path if each is not self) if name == "torch" else ()
+        spec: Any = next(filter(None, (each.find_spec(name, path, target) for each in others)), None)
+        if spec is not None and spec.loader is not None:
+            wrap(spec.loader, "exec_module", after=self.install)
+        return spec
+
+    def install(self, *_: Any) -> None:
         """Hear torch, which has just been imported."""
         import torch
         from torch.optim import optimizer as optimizers
@@ -198,6 +193,7 @@ class Probe:
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
             torch.manual_seed(0)
+            random.seed(0)
             if "numpy" in sys.modules:
                 sys.modules["numpy"].random.seed(0)
         optimizers.register_optimizer_step_pre_hook(guard(self.before_step))
@@ -205,13 +201,12 @@ class Probe:
         wrap(torch.autograd, "backward", guard(self.hear_loss))
         wrap(torch, "save", self.hear_save)
         wrap(torch.amp.GradScaler, "__init__", lambda scaler, *_, **__: self.scalers.append(weakref.ref(scaler)))
-        wrap(dataloader.DataLoader, "__iter__", guard(self.hear_loader))
         iterator = dataloader._BaseDataLoaderIter
         wrap(iterator, "_reset", lambda loader, *_, **__: loader.__dict__.pop("_r8_place", None))
         wrap(iterator, "_next_index", after=lambda loader, indices: self.place_of(loader)[2].append(indices))
         wrap(iterator, "__next__", after=guard(self.hear_batch))
         self.arm()
-        atexit.register(guard(self.end))
+        atexit.register(guard(self.write), end="end")
 
     def hear_save(self, _: Any = None, f: Any = None, *__: Any, **___: Any) -> None:
         """Note that the training saves; a path goes to the fence, as torch opens it in native code."""
@@ -253,22 +248,15 @@ class Probe:
         place: list[Any] = loader._r8_place
         return place
 
-    def hear_loader(self, loader: Any) -> None:
-        """Keep a loader's own generators in mind."""
-        for owner in (loader, getattr(loader, "sampler", None)):
-            if isinstance(generator := getattr(owner, "generator", None), self.torch.Generator):
-                self.generators["loader"] = generator
-
     def hear_batch(self, loader: Any, batch: Any) -> None:
         """Note a batch that a loader gives: its place in the epoch, samples and content."""
         place, data = self.place_of(loader), loader._dataset
         place[1] += 1
-        indices = place[2].popleft() if place[2] else None
+        indices: Any = place[2].popleft() if place[2] else None
         while isinstance(indices, list) and isinstance(data, self.torch.utils.data.Subset):
             indices, data = [data.indices[each] for each in indices], data.dataset
-        told: list[Any] = [None, None]
-        if isinstance(indices, list) and None not in indices:
-            told = [f"{zlib.crc32(repr(indices).encode()):08x}", indices[:4]]
+        is_known = isinstance(indices, list) and None not in indices
+        told = [f"{zlib.crc32(repr(indices).encode()):08x}", indices[:4]] if is_known else [None, None]
         parts = {self.sums([each]): weakref.ref(each) for each in [*self.tensors_in(batch)][:6]}
         self.drawn.append([*place[:2], *told, parts, False])
 
@@ -282,45 +270,42 @@ class Probe:
         """Note what goes into a network that trains, and which batch of a loader it is."""
         # A loss may be a module, too, which nobody takes out of training mode for a validation.
         is_network = module.training and next(module.parameters(), None) is not None
-        if not is_network or not self.torch.is_grad_enabled() or self.torch.compiler.is_compiling():
-            return
+        is_heard = is_network and self.torch.is_grad_enabled() and not self.torch.compiler.is_compiling()
         # A hook on all modules is not handed the keywords, with which some frameworks call theirs.
-        given = [*self.tensors_in([args, sys._getframe(2).f_locals.get("kwargs", {})])][:6]
+        given = [*self.tensors_in([args, sys._getframe(2).f_locals.get("kwargs", {})])][:6] if is_heard else []
         if not given:
             return
         self.arming.remove()
         self.arming = None
-        if not any(each() is module for each in self.roots):
-            self.roots.append(weakref.ref(module))
-        if not self.count and not self.passes:
+        self.roots[weakref.ref(module)] = None
+        if not self.count and not self.note["b"]:
             # Gradients before the first backward pass: of an accumulation that goes on.
-            self.has_gradients = any(each.grad is not None and bool(each.grad.any()) for each in module.parameters())
-        parts = [each for batch in self.drawn for each in batch[4].items()]
-        known = {id(each()): digest for digest, each in parts if each() is not None}
+            self.note["a"] = any(each.grad is not None and bool(each.grad.any()) for each in module.parameters())
+        known = {id(each()): digest for batch in self.drawn for digest, each in batch[4].items() if each() is not None}
         digests = [known.get(id(each)) or self.sums([each]) for each in given]
         # The batch that shares most tensors with it, and was not used yet; where none does, the last one.
         shared = [(len(set(digests) & set(batch[4])), not batch[5]) for batch in self.drawn]
         if shared:
             most = max(shared)
             self.use(self.drawn[shared.index(most) if most[0] else -1])
-        self.inputs.append("-".join(digests))
+        self.note["i"].append("-".join(digests))
 
     def use(self, batch: list[Any]) -> None:
         """Note that a batch is trained on."""
         batch[5] = True
-        self.used.append([*batch[:4], [*batch[4]]])
+        self.note["x"].append([*batch[:4], [*batch[4]]])
 
     def hear_loss(self, tensors: Any = None, *_: Any, **__: Any) -> None:
         """Note a loss that is differentiated; its value is read later, as that would wait for the device."""
         several = tensors if isinstance(tensors, (list, tuple)) else [tensors]
-        self.losses += [each.detach().clone() for each in several if isinstance(each, self.torch.Tensor)]
-        self.passes += 1
+        self.note["t"] += [each.detach().clone() for each in several if isinstance(each, self.torch.Tensor)]
+        self.note["b"] += 1
         self.arm()
 
     def state_of_generators(self) -> dict[str, int]:
         """A checksum of each random generator."""
         torch, numpy = self.torch, sys.modules.get("numpy")
-        found = {"torch": torch.get_rng_state(), **{k: each.get_state() for k, each in self.generators.items()}}
+        found = {"torch": torch.get_rng_state()}
         if torch.cuda.is_initialized():
             found["cuda"] = torch.cuda.get_rng_state()
         sums = {name: zlib.crc32(state.numpy()) for name, state in found.items()}
@@ -331,30 +316,22 @@ class Probe:
 
     def before_step(self, optimizer: Any, *_: Any) -> None:
         """Note the state before a step."""
-        if os.getpid() != self.pid:
-            self.begin()
-        if self.inside not in (None, id(optimizer)):
-            # A step within a step, as of an optimizer that is sharded among ranks.
-            return
-        self.inside = id(optimizer)
         # Optimizers compare by identity.
         self.optimizers += [optimizer] if optimizer not in self.optimizers else []
-        number = self.optimizers.index(optimizer)
         groups = [sorted(each.items()) for each in optimizer.param_groups]
         settings = [[v for k, v in each if k != "lr" and isinstance(v, (int, float, tuple))] for each in groups]
-        self.note = {"n": self.count + 1, "o": number, "r": [float(each["lr"]) for each in optimizer.param_groups]}
-        self.note |= {"h": zlib.crc32(repr(settings).encode()), "g": self.state_of_generators()}
+        rates, digest = [float(each["lr"]) for each in optimizer.param_groups], zlib.crc32(repr(settings).encode())
+        self.note |= {"n": self.count + 1, "o": self.optimizers.index(optimizer), "r": rates, "h": digest}
+        self.note["g"] = self.state_of_generators()
         if scalers := [each() for each in self.scalers if each() is not None and each().is_enabled()]:
             self.note["s"] = [[each.get_scale(), int(each._get_growth_tracker())] for each in scalers]
         if self.fence.wrote:
             self.note["f"] = sorted(self.fence.wrote)
-        if self.count < DENSE or self.fence.wrote or (self.count + 1 + self.offset) % (self.every or 1) == 0:
-            began = time.perf_counter()
+        is_turn = (self.count + 1 + self.offset) % self.request.get("every", EVERY) == 0
+        if self.count < DENSE or self.fence.wrote or is_turn:
             self.note |= self.whole_state(optimizer)
-            self.cost = max(time.perf_counter() - began, 1e-4)
         self.fence.wrote.clear()
         if self.count == 0:
-            self.note["a"] = self.has_gradients
             self.offset = self.request.get("known", {}).get(self.note["w"], self.request.get("expected", 1)) - 1
 
     def whole_state(self, optimizer: Any) -> dict[str, Any]:
@@ -362,9 +339,7 @@ class Probe:
         own = [each for group in optimizer.param_groups for each in group["params"]]
         moments = [optimizer.state.get(each, {}) for each in own]
         names = sorted({name for each in moments for name in each})
-        values = [each.get(name) for name in names for each in moments]
-        tensors = [each for each in values if self.torch.is_tensor(each)]
-        told = next((each for each in values if isinstance(each, (int, float))), "")
+        tensors = [each[name] for name in names for each in moments if self.torch.is_tensor(each.get(name))]
         mine = {id(each) for each in own}
         roots = [each() for each in self.roots if each() is not None]
         rest = [each for root in roots for each in (*root.buffers(), *root.parameters()) if id(each) not in mine]
@@ -373,10 +348,10 @@ class Probe:
         count = next((float(each["step"]) for each in moments[:1] if "step" in each), None)
         for held, seen in self.copies.values():
             seen.append(self.sums([*self.tensors_in(held(), 1)]))
-        copies = {key: seen[-1] for key, (_, seen) in self.copies.items()}
-        # What never moves is none, nor what is gone.
+        # An average moves with most steps, unlike a checkpoint that was read, or a backup.
+        copies = {key: seen[-1] for key, (_, seen) in self.copies.items() if len({*seen}) > max(1, len(seen) / 2)}
         self.copies = {k: x for k, x in self.copies.items() if x[0]() and (len(x[1]) < 33 or len({*x[1]}) > 1)}
-        sums = {"w": self.sums(own), "m": f"{self.sums(tensors)}{told}", "u": self.sums(rest)}
+        sums = {"w": self.sums(own), "m": self.sums(tensors), "u": self.sums(rest)}
         return {**sums, "names": names, "c": count, "e": copies}
 
     def find_copies(self, own: list[Any], known: list[Any]) -> None:
@@ -401,46 +376,35 @@ class Probe:
 
     def after_step(self, optimizer: Any, *_: Any) -> None:
         """Note what the step was made of, and kill the process if it is time."""
-        if self.inside != id(optimizer):
+        if "n" not in self.note:
+            # There was a step within it, as of an optimizer that is sharded among ranks.
             return
-        self.inside = None
         self.count += 1
-        if not self.used and self.drawn and not self.drawn[-1][5]:
+        if not self.note["x"] and self.drawn and not self.drawn[-1][5]:
             # No module was called with it.
             self.use(self.drawn[-1])
-        note = {**self.note, "x": self.used[-8:], "i": self.inputs[-8:], "b": self.passes, "t": self.losses[-16:]}
-        self.losses, self.inputs, self.used, self.passes = [], [], [], 0
-        before, self.waiting = self.waiting, note
-        self.began = self.began or time.perf_counter()
+        self.write()
+        self.waiting = self.note
+        self.open_note()
         self.arm()
-        if before is not None:
-            self.write(before)
-        if self.every is None and self.count == DENSE + 2:
-            per_step = max((time.perf_counter() - self.began) / (self.count - 1) - self.cost, 1e-4)
-            # A power of two, so that another process sums at the same steps, if at fewer or more.
-            self.every = 1 << max(0, round(self.cost / per_step / SHARE) - 1).bit_length()
         for word in ("kill", "stop"):
             if self.count + self.offset == self.request.get(word):
-                self.end(word)
+                self.write(end=word)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def write(self, note: dict[str, Any]) -> None:
-        """Append a note to the file of this process."""
+    def write(self, **more: Any) -> None:
+        """Append the note of the last step to the file of this process."""
+        if (note := self.waiting) is None:
+            return
         if self.file < 0:
-            rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
             distributed = self.torch.distributed
-            if distributed.is_available() and distributed.is_initialized():
-                rank = str(distributed.get_rank())
-            name = os.path.join(self.request["folder"], f"{int(rank):05d}-{time.time_ns()}-{self.pid}.jsonl")
+            rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+            name = os.path.join(self.request["folder"], f"{rank:05d}-{time.time_ns()}-{os.getpid()}.jsonl")
             self.file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        note["l"] = [float(each) if each.numel() == 1 else float(each.double().sum()) for each in note.pop("t")]
+        losses = [float(each) if each.numel() == 1 else float(each.double().sum()) for each in note.pop("t")[-16:]]
+        note |= {"x": note["x"][-8:], "i": note["i"][-8:], "l": losses, **more}
         os.write(self.file, (json.dumps(note, default=int) + "\n").encode())
-
-    def end(self, why: str = "end") -> None:
-        """Write the note of the last step, with what ends the process."""
-        if os.getpid() == self.pid and self.waiting is not None:
-            self.write({**self.waiting, "end": why})
-            self.waiting = None
+        self.waiting = None
 
 
 def begin(folder: str) -> None:
@@ -449,10 +413,8 @@ def begin(folder: str) -> None:
         request = {**json.load(file), "folder": folder}
     fence = Fence(request["allowed"], request["refusals"])
     sys.addaudithook(fence.hear)
-    arrival: Any = Arrival(Probe(request, fence).install)
-    sys.meta_path.insert(0, arrival)
-    if request.get("deterministic"):
-        random.seed(0)
+    probe: Any = Probe(request, fence)
+    sys.meta_path.insert(0, probe)
     others = [each for each in sys.path if os.path.abspath(each) != folder]
     hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
     if hidden is not None and hidden.loader is not None:

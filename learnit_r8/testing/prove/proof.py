@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import comparison as compared
-from .comparison import Difference, Rows, first_odd, generators_that_differ, is_epoch_start
-from .launches import LIMIT, CannotSay, Launch, Step, Workshop, saves_of, words_of
+from .comparison import Difference, Rows, evidence, generators_that_differ
+from .launches import CannotSay, Launch, Step, Workshop, saves_of
 
 FEWEST = 4
 """Steps that a training must have: one before the checkpoint, one lost, two to compare."""
@@ -18,8 +18,8 @@ FEWEST = 4
 EXACT, DIFFERS, UNKNOWN = 0, 1, 2
 
 HOW = 'give the command that goes on as --resume "CMD", for instance --resume "python train.py --resume last.pt".'
+NOTHING = "the training writes no file before its last step, so there is nothing to go on from: save more often."
 UNHEARD = "the command does not train, trains in JAX or Keras (not heard yet), or its Python ignores PYTHONPATH"
-NOTHING = "so there is nothing to go on from: let it save checkpoints more often, or train longer."
 
 REPEATABLE = {"optimizer", "backward passes", "rates", "settings", "batches", "content", "scaler"}
 """Parts that are compared to the bit, if they do repeat themselves, where losses and weights do not."""
@@ -66,24 +66,23 @@ class Trial:
         self, shop: Workshop, command: Sequence[str], resume: str | None, stop: int | None, say: Callable[[str], None]
     ) -> None:
         self.shop, self.command, self.stop, self.say = shop, [*command], stop, say
-        self.resume = [*command] if resume is None else words_of(resume)
+        self.resume = [*command] if resume is None else ["sh", "-c", resume]
         self.notes: list[str] = []
         self.restarts: list[Restart] = []
         self.whole: list[list[Step]] = []
-        self.only: set[str] | None = None
 
-    def run_whole(self, **request: Any) -> Launch:
-        """Run the command as it is, to its end, or to a step."""
-        done = self.shop.launch(self.shop.copy(), self.command, **{"stop": self.stop, **request})
+    def launch(self, place: Path, command: list[str], **request: Any) -> Launch:
+        """Launch a command in a copy; where it fails, nothing can be said."""
+        done = self.shop.launch(place, command, **{"stop": self.stop, **request})
         self.whole = self.whole or done.ranks
         if refused := self.shop.refused():
             self.notes.append(f"refused to write {', '.join(refused[:3])} (--allow PATH lets it through)")
-        if done.code and done.end != "stop":
-            raise CannotSay(f"the command ended with {done.code} after {done.steps} steps. It said: {done.said}")
+        again = f"started again after the kill at step {request['expected']}, " if "expected" in request else ""
+        if done.code and done.end not in ("kill", "stop"):
+            raise CannotSay(f"{again}the command ended with {done.code} after {done.steps} steps. It said: {done.said}")
         if not done.steps:
-            raise CannotSay(f"no optimizer of torch made a step: {UNHEARD}. It said: {done.said}")
-        if done.steps < FEWEST:
-            raise CannotSay(f"the training must have at least {FEWEST} steps, got {done.steps}.")
+            why = "the command ended as if it were done" if again else f"no optimizer of torch made a step: {UNHEARD}"
+            raise CannotSay(f"{again}{why}. It said: {done.said}")
         return done
 
     def places(self, kills: int, seed: int) -> list[int]:
@@ -91,13 +90,12 @@ class Trial:
         steps, draw = self.whole[0], random.Random(seed)
         saves = [each for each in saves_of(steps) if each < len(steps) - 1]
         if not saves:
-            raise CannotSay(f"the training writes no file before its last step, {NOTHING}")
+            raise CannotSay(NOTHING)
         # Evenly, from the first on: after a kill, some later checkpoint is to be written by the restarted process.
         # Where an epoch ends, much that is wrong does not show; the last kill may be there.
-        within = [each for each in saves if not is_epoch_start(steps, each)] or saves
+        within = [each for each in saves if not compared.is_epoch_start(steps, each)] or saves
         found = []
-        for number in range(kills):
-            choice = within if number + 1 < kills else saves
+        for number, choice in enumerate([within] * (kills - 1) + [saves]):
             save = choice[len(choice) * number // kills]
             gap = min(next((each for each in saves if each > save), len(steps)), len(steps) - 1) - save
             found.append(save + (1 if number % 3 == 1 else draw.randint((gap + 1) // 2, max(gap - 1, (gap + 1) // 2))))
@@ -106,52 +104,40 @@ class Trial:
     def start_and_kill(self, kill: int) -> tuple[Path, Launch]:
         """The first launch of a training that is to be killed, in a fresh copy."""
         place = self.shop.copy()
-        done = self.shop.launch(place, self.command, kill=kill, stop=self.stop)
+        done = self.launch(place, self.command, kill=kill)
         if done.end != "kill":
             raise CannotSay(f"the training ended after {done.steps} steps, before the kill at {kill}: {done.said}")
         return place, done
 
     def go_on(self, references: list[list[Step]], place: Path, killed: int, **request: Any) -> Launch:
         """Start it again, to its end or to the next kill."""
-        known = {each["w"]: each["n"] for each in references[0] if "w" in each}
         self.say(f"start again after the kill at step {killed}")
-        request = {"stop": self.stop, **request, "known": known, "expected": killed}
-        done = self.shop.launch(place, self.resume, **request)
-        if not done.ranks or (done.code and done.end not in ("kill", "stop")):
-            how = f"ended with {done.code}" if done.code else "ended as if it were done"
-            raise CannotSay(f"started again after the kill at step {killed}, the command {how}: {done.said}")
+        known = {each["w"]: each["n"] for each in references[0] if "w" in each}
+        done = self.launch(place, self.resume, known=known, expected=killed, **request)
         if len(done.ranks) != len(references):
             raise CannotSay(f"{len(done.ranks)} processes train after the kill, in place of {len(references)}.")
         return done
 
-    def compare(self, done: Launch, references: list[list[Step]], killed: int) -> Difference | None:
-        """Compare a restarted training with what it should have done, to the end if that is there, too.
-
-        It is the earliest difference of all ranks.
-        """
-        found = []
+    def compare(
+        self, done: Launch, references: list[list[Step]], killed: int, only: set[str] | None = None
+    ) -> tuple[Restart, Difference | None]:
+        """Compare a restarted training with what it should have done: the earliest difference of all ranks."""
+        restarts, found = [], []
         for rank, (steps, reference) in enumerate(zip(done.ranks, references, strict=True)):
-            has_ended = steps[-1].get("end") == "end" and reference[-1].get("end") != "kill"
-            after = compared.align(steps, reference, killed, is_anew=has_ended and len(steps) == len(reference))
+            after = compared.align(steps, reference, killed)
             if after == 0:
                 raise CannotSay(f"started again after the kill at step {killed}, the training begins at step 0: {HOW}")
-            after = min(killed, len(reference) - 1) if after is None else after
-            if rank == 0:
-                self.restarts.append(Restart(killed, after, min(len(steps), len(reference) - after)))
-            difference = compared.first_difference(steps, reference, after, only=self.only)
-            count, right = after + len(steps), len(reference)
-            if difference is None and has_ended and count != right:
-                kind, step = "twice" if count < right <= count + 2 else "steps", min(count, right) + 1
-                told = f"{count} in place of {right}"
-                difference = Difference(step, step - after, ("number of steps",), kind, told)
-            if difference is not None:
+            restarts.append(Restart(killed, after, min(len(steps), len(reference) - after)))
+            if (difference := compared.first_difference(steps, reference, after, only)) is not None:
                 found.append(difference._replace(rank=rank))
-        return min(found, key=lambda each: each.step, default=None)
+        return restarts[0], min(found, key=lambda each: each.step, default=None)
 
     def prove(self, kills: int, seed: int) -> Proof:
         """Kill and restart a training until something differs, or there is no kill left."""
         self.say("the whole training")
-        self.shop.limit = 10 * self.run_whole().seconds + LIMIT
+        whole = self.launch(self.shop.copy(), self.command)
+        if whole.steps < FEWEST:
+            raise CannotSay(f"the training must have at least {FEWEST} steps, got {whole.steps}.")
         kill_at = self.places(kills, seed)
         self.say(f"{len(self.whole[0])} steps; kill at step {kill_at[0]}")
         place, done = self.start_and_kill(kill_at[0])
@@ -160,44 +146,33 @@ class Trial:
             for name in generators_that_differ(one[0], two[0]):
                 for step in one:
                     step["g"].pop(name, None)
-        if odd := first_odd(self.whole, done.ranks):
+        if odd := compared.first_odd(self.whole, done.ranks):
             return self.prove_what_repeats(done, *odd, place, kill_at[0])
         saves = saves_of(self.whole[0])
         for number, killed in enumerate(kill_at):
             done = self.go_on(self.whole, place, killed, kill=kill_at[number + 1] if number + 1 < kills else None)
-            difference = self.compare(done, self.whole, killed)
-            went_on = self.restarts[-1].went_on
-            if went_on in saves and (newer := [each for each in saves if went_on < each < killed]):
-                older = f"killed at step {killed}, it went on from the older checkpoint of step {went_on}"
+            restart, difference = self.compare(done, self.whole, killed)
+            self.restarts.append(restart)
+            if restart.went_on in saves and (newer := [each for each in saves if restart.went_on < each < killed]):
+                older = f"killed at step {killed}, it went on from the older checkpoint of step {restart.went_on}"
                 self.notes.append(f"{older}, though there was one of step {newer[-1]}: lost work only")
             if difference is not None:
                 return self.conclude(done, difference, number, killed)
-        if odd_ones := generators_that_differ(self.whole[0][self.restarts[-1].went_on], done.ranks[0][0]):
-            self.notes.append(f"not put back, and not missed so far: the generators {', '.join(odd_ones)}")
         return Proof(EXACT)
 
     def conclude(self, done: Launch, difference: Difference, number: int, killed: int) -> Proof:
         """Make sure that a difference comes of the kill, and see whether it needs a second one."""
         self.say(f"a difference at step {difference.step}; does the training repeat itself up to there?")
-        stop = None if "number of steps" in difference.parts else max(FEWEST, difference.step + 2)
-        again = self.run_whole(stop=stop or self.stop, every=1)
-        odd = first_odd(self.whole, again.ranks)
+        stop = self.stop if "number of steps" in difference.parts else max(FEWEST, difference.step + 2)
+        again = self.launch(self.shop.copy(), self.command, stop=stop, every=1)
+        odd = compared.first_odd(self.whole, again.ranks)
         if odd and odd[1] <= difference.step and set(difference.parts) <= odd[0]:
             return Proof(UNKNOWN, f"{_not_repeatable(*odd)}. Try --deterministic.")
-        is_second_only = False
-        if number:
-            self.say("the same kill alone, in a fresh copy")
-            alone = self.go_on(self.whole, self.start_and_kill(killed)[0], killed, stop=stop or self.stop)
-            is_second_only = self.compare(alone, self.whole, killed) is None
-            self.restarts.pop()
-        for step, each in zip(again.ranks[difference.rank], self.whole[difference.rank], strict=False):
-            step["g"] = {name: step["g"][name] for name in each["g"]}
-        return self.differs(difference, done, again.ranks)._replace(is_second_only=is_second_only)
-
-    def differs(self, found: Difference, done: Launch, whole: list[list[Step]]) -> Proof:
-        """A difference with its evidence."""
-        rows = compared.evidence(found, done.ranks[found.rank], whole[found.rank])
-        return Proof(DIFFERS, difference=found, rows=rows)
+        # A later kill, alone in a fresh copy.
+        alone = self.go_on(self.whole, self.start_and_kill(killed)[0], killed, stop=stop) if number else done
+        is_second_only = self.compare(alone, self.whole, killed)[1] is None
+        rows = evidence(difference, done.ranks, again.ranks)
+        return Proof(DIFFERS, difference=difference, is_second_only=is_second_only, rows=rows)
 
     def prove_what_repeats(self, done: Launch, parts: set[str], since: int, place: Path, killed: int) -> Proof:
         """Compare the steps that the kill undid, all of each; then what does not differ without a kill."""
@@ -205,22 +180,21 @@ class Trial:
         before = done.ranks
         after = self.go_on(before, place, killed)
         # What it trained before the kill, it must train again just so, whatever other trainings do.
-        own = self.compare(after, before, killed)
-        restart = self.restarts[-1]
+        restart, own = self.compare(after, before, killed)
+        self.restarts.append(restart)
         if restart.compared and (own is None or REPEATABLE & {*own.parts}):
             self.notes.append("compared with the steps that the kill undid, which were trained again")
-            return self.differs(own, after, before) if own else Proof(EXACT)
-        self.only = REPEATABLE - parts
+            return Proof(DIFFERS, difference=own, rows=evidence(own, after.ranks, before)) if own else Proof(EXACT)
+        only = REPEATABLE - parts
         joined = [[*one, *two[len(one) :]] for one, two in zip(before, self.whole, strict=True)]
-        self.restarts.pop()
-        found = self.compare(after, joined, killed)
+        _, found = self.compare(after, joined, killed, only)
         apart = compared.spread(after.ranks[0], self.whole[0][restart.went_on :])
         usual = compared.spread(before[0], self.whole[0])
         told = f"losses differ by {apart:.2g} after the kill, by {usual:.2g} without"
-        if found is None and own is not None and "batches" in self.only and apart > 3 * usual:
+        if found is None and own is not None and "batches" in only and apart > 3 * usual:
             found = own._replace(detail=told)
         if found is not None:
-            return self.differs(found, after, joined)
+            return Proof(DIFFERS, difference=found, rows=evidence(found, after.ranks, joined))
         why = f"{_not_repeatable(parts, since)}; what can be compared is the same, and {told}. Try --deterministic."
         return Proof(UNKNOWN, why)
 
@@ -260,15 +234,13 @@ def prove(
         trial = Trial(shop, command, resume, steps, say)
         try:
             found = trial.prove(kills, seed)
-        except CannotSay as error:
+        except (CannotSay, OSError) as error:
             found = Proof(UNKNOWN, str(error))
-        except OSError as error:
-            found = Proof(UNKNOWN, f"{shop.place}: {str(error)[:300]}.")
         if changed := shop.changed():
             found = found._replace(code=UNKNOWN, why=f"what was linked has changed: {', '.join(changed[:3])}.")
         steps, notes = len(trial.whole[0]) if trial.whole else 0, tuple(dict.fromkeys(trial.notes))
-        seconds = time.monotonic() - began
-        return found._replace(steps=steps, restarts=tuple(trial.restarts), notes=notes, seconds=seconds)
+        found = found._replace(steps=steps, restarts=tuple(trial.restarts), notes=notes)
+        return found._replace(seconds=time.monotonic() - began)
 
 
 def _not_repeatable(parts: set[str], since: int) -> str:

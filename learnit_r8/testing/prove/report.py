@@ -12,27 +12,23 @@ LOADER = "for batch in adapter.loader(): ...  # of attach(model, optimizer, data
 ATTACH = "attach(model, optimizer, ...)  # saves model, optimizer and the random generators"
 ALSO = 'attach(model, optimizer, ..., also={"%s": %s})'
 SAVE = 'torch.save({..., "%s": %s.state_dict()}, path); %s.load_state_dict(saved["%s"])'
-GENERATORS = 'torch.save({..., "rng": torch.get_rng_state()}, path); torch.set_rng_state(saved["rng"]), as for numpy'
+GENERATORS = 'torch.save({..., "rng": torch.get_rng_state()}, path); torch.set_rng_state(saved["rng"]), on each rank'
 
 KINDS: dict[str, tuple[str, str, str]] = {
     "restarted": ("the order of the data started over", "sampler.set_epoch(epoch); islice(loader, done, None)", LOADER),
     "repeated": ("batches are repeated", "save the number of batches trained on, in the file of the weights", LOADER),
     "skipped": ("batches are skipped", "save the number of batches trained on, not of those handed out", LOADER),
-    "shuffle": ("another order of the data",
-        "DataLoader(..., generator=torch.Generator().manual_seed(seed + epoch)), or save its state", LOADER),
+    "shuffle": ("another order of the data", "DataLoader(..., generator=...), seeded with the epoch, or saved", LOADER),
     "epoch": ("another number of steps in the epoch", "leave out batches in the first epoch only", LOADER),
     "schedule": ("the schedule of the rate is not saved", SAVE % (("schedule",) * 4), ALSO % (("schedule",) * 2)),
     "scaler": ("the gradient scaler is not saved", SAVE % (("scaler",) * 4), "attach(..., scaler=scaler)"),
     "ema": ("the average of the weights (EMA) is not saved", SAVE % (("ema",) * 4), ALSO % (("ema",) * 2)),
     "moments": ("the moments of the optimizer are not saved", SAVE % (("optimizer",) * 4), ATTACH),
     "settings": ("the settings of the optimizer differ", "build it with all groups, then load its state", ATTACH),
-    "weights": ("the weights are not those of the checkpoint",
-        'model.load_state_dict(saved["model"]), before the first step, of the copy of the weights that trains', ATTACH),
-    "buffers": ("the buffers of the network are not saved",
-        "save model.state_dict(), not model.named_parameters(): running statistics are buffers", ATTACH),
-    "augmentation": ("the random generator of the augmentation is not saved",
-        f"{GENERATORS}, or seed each sample's augmentation with (epoch, index)", ATTACH),
-    "dropout": ("the random generator of dropout is not saved", f"{GENERATORS}, of each rank its own", ATTACH),
+    "weights": ("the weights are not those of the checkpoint", "load them into the network that trains", ATTACH),
+    "buffers": ("the buffers of the network are not saved", "save model.state_dict(), not named_parameters()", ATTACH),
+    "augmentation": ("the random generator of the augmentation is not saved", GENERATORS, ATTACH),
+    "dropout": ("the random generator of dropout is not saved", GENERATORS, ATTACH),
     "accumulation": ("the accumulation of gradients is cut", "save after optimizer.step(), or the gradients, too", ""),
     "twice": ("a step is counted twice", "save the counter after it was raised: range(saved['step'], num_steps)", ""),
     "steps": ("another number of steps in the training", "save the counter of steps, and count from it on", ""),
@@ -64,7 +60,6 @@ def lines_of(proof: Proof, command: Sequence[str]) -> list[str]:
     lines += [f"note      {each}" for each in proof.notes]
     if proof.difference is not None:
         _, mend, r8 = KINDS[proof.difference.kind]
-        lines += [f"also      {KINDS[each][0]}" for each in proof.difference.others]
         lines += [f"mend      {mend}"] + [f"with R8   {r8}"] * bool(r8)
     if proof.rows:
         table = [("step", "what", "not killed", "killed and started again"), *proof.rows]

@@ -120,13 +120,6 @@ def test_a_checkpoint_that_was_read_is_no_average():
     assert first_difference(restarted(e=lambda n: {"0": "as read"}), whole, AFTER) is None
 
 
-def test_a_backup_is_no_average():
-    """A copy of the weights that is taken anew now and then, as for a restore, is not compared either."""
-    whole = [{**each, "e": {"0": f"backup {each['n'] // 5}"}} for each in WHOLE]
-
-    assert first_difference(restarted(e=lambda n: {"0": f"backup {n // 4}, later"}), whole, AFTER) is None
-
-
 def test_a_restart_finds_its_place():
     """It is that of its weights, else of the optimizer's count, else of its batches."""
     steps = restarted()
@@ -136,9 +129,10 @@ def test_a_restart_finds_its_place():
     assert align(steps, WHOLE, 12) == AFTER
     assert align(without_weights, WHOLE, 12) == AFTER
     assert align(without_count, WHOLE, 12) == AFTER
-    assert align(without_count, WHOLE, 12, is_anew=True) == 0
     nothing = [{**each, "x": [batch(each["n"], seed=1)]} for each in without_count]
-    assert align(nothing, WHOLE, 12) is None
+    assert align(nothing, WHOLE, 12) == 12
+    anew, whole = ([*each, {**each[-1], "end": "end"}] for each in (without_count + WHOLE[:AFTER], WHOLE))
+    assert align(anew, whole, 12) == 0
 
 
 def test_parts_that_differ_anyway_are_left_out():
@@ -160,7 +154,7 @@ def test_a_training_that_ends_early_differs(end, kind, tmp_path):
     steps[-1]["end"], whole[-1]["end"] = "end", end
     with Workshop(tmp_path) as shop:
         trial = Trial(shop, ["train"], None, None, print)
-        found = trial.compare(Launch([steps], 0, "", 1.0, len(steps), "end"), [whole], AFTER)
+        restart, found = trial.compare(Launch([steps], 0, "", len(steps), "end"), [whole], AFTER)
 
     assert (found and found.kind) == kind
-    assert trial.restarts == [(AFTER, AFTER, TOTAL - AFTER - 5)]
+    assert restart == (AFTER, AFTER, TOTAL - AFTER - 5)

@@ -3,8 +3,10 @@
 import sys
 
 import pytest
+import torch
 
 from learnit_r8.testing.prove.launches import Workshop
+from learnit_r8.testing.prove.probe import Fence, Probe
 
 pytestmark = pytest.mark.program
 
@@ -59,3 +61,48 @@ def test_batches_are_those_that_train(tmp_path, words):
     assert all(len(each["x"]) == 1 for each in steps)
     assert all(bool(each["i"] and each["i"][0]) != bool(words) for each in steps)
     assert steps[-1]["end"] == "end"
+
+
+def test_an_average_is_told_from_other_copies(tmp_path):
+    """It moves with most steps, unlike a checkpoint that was read, or a backup that is taken anew now and then."""
+    model = torch.nn.Linear(5, 3)
+    average, backup, _read = ({name: x.detach().clone() for name, x in model.named_parameters()} for _ in range(3))
+    probe, noted = Probe({"folder": str(tmp_path)}, Fence([], "")), []
+    probe.torch = torch
+    for probe.count in range(12):
+        noted.append(len(probe.whole_state(torch.optim.SGD(model.parameters(), lr=0.1))["e"]))
+        for copy in [average] if probe.count % 5 != 4 else [average, backup]:
+            for each in copy.values():
+                each += 1
+
+    assert noted == [0, 0, *[1] * 10]
+
+
+NESTED = """
+import torch
+
+class Outer(torch.optim.Optimizer):
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+
+    def step(self):
+        self.inner.step()
+
+net = torch.nn.Linear(4, 2)
+optimizer = Outer(torch.optim.Adam(net.parameters(), lr=0.1))
+for _ in range(5):
+    optimizer.zero_grad()
+    net(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+"""
+
+
+def test_a_step_within_a_step_is_one(tmp_path):
+    """An optimizer that steps another one, as a sharded one does, makes one step, with its own moments."""
+    (tmp_path / "train.py").write_text(NESTED)
+    with Workshop(tmp_path) as shop:
+        steps = shop.launch(shop.copy(), [sys.executable, "train.py"]).ranks[0]
+
+    assert [(each["n"], each["b"], len(each["l"])) for each in steps] == [(n, 1, 1) for n in range(1, 6)]
+    assert steps[1]["names"] == ["exp_avg", "exp_avg_sq", "step"]
