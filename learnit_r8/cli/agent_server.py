@@ -82,9 +82,9 @@ class RunTools:
             raise ValueError(f"precision must be in (0, 1), got {precision!r}.")
         top = whole_number("top", top, least=1)
         opened = Run(self._open(run))
-        found = samples.suspects_of(opened, sample_epochs(opened.folder), precision)
-        rows = samples.rows_of(found.samples, found.verdict, found.verdict.indices[:top], samples.ALL_COLUMNS)
-        return samples.facts_of(opened, found.samples, found.verdict, rows) | {"more_before": found.more_before}
+        found, verdict, more = samples.suspects_of(opened, sample_epochs(opened.folder), precision)
+        rows = samples.rows_of(found, verdict, verdict.indices[:top], samples.ALL_COLUMNS)
+        return samples.facts_of(opened, found, verdict, rows) | {"more_before": more}
 
     def compare_runs(self, runs: list[str]) -> dict[str, Any]:
         """Compare two runs or more: their figures, which is better in each, and the settings that differ."""

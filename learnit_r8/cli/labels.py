@@ -19,6 +19,7 @@ from ..checkpoint.durable_io import open_output
 from ..events.codec import strict_json
 from ..events.text import clean
 from ..journal.run import free_of_runs
+from ..journal.samples import verdict_text
 from ..table.labels.suspects import Suspects
 from .samples import write_csv
 
@@ -87,16 +88,7 @@ def _said(found: Suspects, data: LabelledData) -> Iterator[str]:
         yield f"labels are in the column {data.label_column!r}{ids}"
     if data.left_out:
         yield f"left out: {', '.join(data.left_out)}"
-    total, several = len(data.labels), len(found)
-    if found.reason:
-        yield f"none of {total:,} labels looks wrong: {found.reason}"
-        return
-    yield f"{several:,} of {total:,} labels look wrong"
-    if np.isfinite(found.precision):
-        low, high = found.noise_range
-        yield f"some {found.precision:.0%} of this list are; of all labels {low:.1%} to {high:.1%} are wrong"
-    else:
-        yield f"how many of this list are is not known: {found.caution or 'its samples were seen too seldom'}"
+    yield verdict_text(found)
 
 
 def _rows_of(found: Suspects, data: LabelledData) -> list[dict[str, Any]]:

@@ -18,18 +18,19 @@ from .._validation import did_you_mean
 from ..dashboard.live import why_plain
 from ..dashboard.painter import Painter
 from ..dashboard.render.frame import render
-from ..dashboard.state.ui_state import HEADER, UiState, chosen_rows
+from ..dashboard.render.texts import runs_table
+from ..dashboard.state.ui_state import UiState, chosen_rows
 from ..dashboard.terminal.screen import Screen, TtyModes, UnusableTerminal, find_ground, screen_encoding
 from ..dashboard.terminal.terminal_hooks import EndingSignals
-from ..dashboard.text import spark, table_lines
+from ..dashboard.text import table_lines
 from ..dashboard.theme import ASCII, BRAILLE, Theme, choose_theme
-from ..dashboard.watch import COURSE, Replay, RunList, SeenRun, Watch, look, row_of, see
+from ..dashboard.watch import Replay, RunList, SeenRun, Watch, look, row_of, see
 from ..events.codec import strict_json, to_json
 from ..events.event import describe
 from ..events.steps import is_lower_better
 from ..events.text import clean, clock, number
 from ..journal.requests import ask as write_request
-from ..journal.run import NO_RUNS, UnreadableRun, find_run, is_run, read_json, runs_folder, runs_in
+from ..journal.run import NO_RUNS, UnreadableRun, find_run, is_run, read_about, runs_folder, runs_in
 from ..schedules.span import read_span
 
 EXIT_CODES = {"stalled": 3, "died": 4, "diverged": 4, "stopped": 5}
@@ -59,11 +60,10 @@ def ls(options: argparse.Namespace) -> int:
         print(strict_json([listed(folder, metric) for folder in runs], non_finite=lambda value: None))
         return 0
     glyphs = BRAILLE if (sys.stdout.encoding or "").lower().startswith("utf") else ASCII
-    rows: list[tuple[str, ...]] = [(*HEADER[:-1], "course", HEADER[-1], "notes")]
-    for folder in runs:
-        record, row = record_of(folder), row_of(folder, metric)
-        said = "; ".join(text for text in (record.get("notes", ""), record.get("tags", "")) if text)
-        rows.append((*row.texts[:-1], spark(row.curve, COURSE, glyphs), row.texts[-1], clean(said, 60)))
+    records = [record_of(folder) for folder in runs]
+    notes = ["; ".join(text for text in (each.get("notes"), each.get("tags")) if text) for each in records]
+    table = runs_table([row_of(folder, metric) for folder in runs], glyphs)
+    rows = [(*row, clean(said, 60)) for row, said in zip(table, ("notes", *notes), strict=True)]
     # Without any notes, no column for them.
     has_notes = any(row[-1] for row in rows[1:])
     print(*table_lines(rows if has_notes else [row[:-1] for row in rows]), sep="\n")
@@ -113,10 +113,7 @@ def _said_of(run: Path) -> str:
 
 def record_of(folder: Path) -> dict[str, str]:
     """What the user recorded of a run: notes, tags, config, and the git commit; as texts."""
-    try:
-        known = read_json(folder / "run.json").get("configuration")
-    except (OSError, ValueError):
-        known = None
+    known = read_about(folder).get("configuration")
     rows = known.items() if isinstance(known, dict) else ()
     return {name: str(value) for name, value in rows if name in ("notes", "tags", "git") or name.startswith("config.")}
 

@@ -7,7 +7,7 @@ import contextlib
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,12 @@ from ..dashboard.text import WIDEST, table_lines
 from ..events import EpochDone, MetricsLogged, StepsDone
 from ..events.codec import strict_json
 from ..events.event import describe
-from ..events.samples import count_text
 from ..events.text import clean, number
 from ..journal.run import Record, Run, UnreadableRun, find_run, free_of_runs
-from ..journal.samples import Samples, more_before, read_samples, sample_epochs
+from ..journal.samples import Samples, more_before, read_samples, sample_epochs, verdict_text
 from ..table.labels.frame import MAP_COLUMNS, write_parquet
 from ..table.labels.overview import EVERYWHERE
-from ..table.labels.suspects import MIRROR, Suspects
+from ..table.labels.suspects import Suspects
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
 SUSPECT_COLUMNS: Sequence[str] = (*COLUMNS, "score", "why")
@@ -70,7 +69,7 @@ def samples(options: argparse.Namespace) -> int:
     elif options.csv:
         write_csv(sys.stdout, list(rows), zip(*rows.values(), strict=True))
     else:
-        about = summary(verdict) if are_suspects else f"losses: {trust(found)}"
+        about = verdict_text(verdict) if are_suspects else f"losses: {trust(found)}"
         print(f"{clean(run.name, WIDEST)}, epoch {found.epoch + 1}, step {found.step:,}; {about}")
         if options.places:
             titles = ("#", "sample", "place", "label", "should be", "votes", "score")
@@ -140,16 +139,12 @@ def region_of(found: Samples, margin: Sequence[float] | None, spread: Sequence[f
     return inside[np.argsort(-overview.margin[inside], kind="stable")]
 
 
-class FoundSuspects(NamedTuple):
-    """The newest samples, the verdict on their labels, and where an earlier epoch had more suspects; "" if none had."""
+def suspects_of(
+    run: Run, epochs: Sequence[int], precision: float, others: Sequence[str] = ()
+) -> tuple[Samples, Suspects, str]:
+    """The newest samples of these epochs, the verdict on their labels, and where an earlier epoch had more suspects.
 
-    samples: Samples
-    verdict: Suspects
-    more_before: str
-
-
-def suspects_of(run: Run, epochs: Sequence[int], precision: float, others: Sequence[str] = ()) -> FoundSuspects:
-    """The suspects of a run by the newest of these epochs, and by the newest of other runs.
+    The newest samples of other runs count in the verdict, too; the text is "" if no earlier epoch had more.
 
     Raises:
         UnreadableRun: none of them can be read, or another run is not of these samples.
@@ -159,11 +154,11 @@ def suspects_of(run: Run, epochs: Sequence[int], precision: float, others: Seque
         beside = (Run(find_run(other)) for other in others)
         newest = [next(readable(other, sample_epochs(other.folder)[::-1])) for other in beside]
         try:
-            return FoundSuspects(files[-1], files[-1].suspects(precision, runs=newest), "")
+            return files[-1], files[-1].suspects(precision, runs=newest), ""
         except ValueError as error:
             raise UnreadableRun(f"--with: {error}") from None
     verdict = files[-1].suspects(precision)
-    return FoundSuspects(files[-1], verdict, more_before(files, verdict, precision))
+    return files[-1], verdict, more_before(files, verdict, precision)
 
 
 def readable(run: Run, epochs: Iterable[int]) -> Iterator[Samples]:
@@ -208,17 +203,6 @@ def facts_of(run: Run, samples: Samples, verdict: Suspects, rows: Rows) -> dict[
         "precision": verdict.precision, "caution": verdict.caution, "method": verdict.method, "reason": verdict.reason,
         "samples": [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)],
     }  # fmt: skip
-
-
-def summary(verdict: Suspects) -> str:
-    """The number of suspects and the noise rate, or the reason why there are none."""
-    if not len(verdict.indices):
-        return f"no suspects: {verdict.reason}"
-    low, high = verdict.noise_range
-    wrong = f"of all labels an estimated {verdict.noise_rate:.1%} are wrong (between {low:.1%} and {high:.1%})"
-    about = f", an estimated {verdict.precision:.0%} of them rightly" if verdict.method == MIRROR else ""
-    about = f" ({verdict.caution})" if verdict.caution else about
-    return f"{count_text(len(verdict.indices), verdict.num_judged)}{about}; {wrong}"
 
 
 def lines_of(rows: Rows) -> Iterator[str]:

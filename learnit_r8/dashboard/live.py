@@ -19,6 +19,7 @@ from ..events import launcher
 from ..events.bus import RunControl
 from ..events.condenser import Condenser
 from ..events.text import clean, counted
+from .notebook import NotebookView, is_notebook
 from .painter import Painter
 from .plain import AsyncWriter, PlainLog
 from .state.ui_state import Action, Scene, UiState
@@ -306,7 +307,9 @@ class Live:
         self._plain = PlainLog()
         self._session = ScreenSession(requests, folder=os.fspath(folder), ended=self._screen_ended)
         self._tell: events.Listener = self._wait_for_start
-        self._is_in_notebook = _wants_notebook()
+        # R8_UI=plain wants lines there, too.
+        wants_view = os.environ.get("R8_UI") != "plain" and not launcher.rank_of()
+        self._is_in_notebook = wants_view and is_notebook()
 
     def __call__(self, event: events.Event) -> None:
         """Take in an event. On the training thread: no drawing, no waiting."""
@@ -327,8 +330,6 @@ class Live:
         self._run = event
         reason = why_plain()
         if self._is_in_notebook:
-            from .notebook import NotebookView
-
             self._tell = NotebookView()
         elif reason:
             self._tell = self._plain
@@ -363,13 +364,3 @@ class Live:
             self._plain(event)
         if isinstance(event, events.RunEnded):
             self._session.restore()
-
-
-def _wants_notebook() -> bool:
-    """Whether to show the run as a view of a notebook; ``R8_UI=plain`` wants lines there, too."""
-    module = sys.modules.get("IPython")
-    if module is None or os.environ.get("R8_UI") == "plain" or launcher.rank_of():
-        return False
-    from .notebook import is_notebook
-
-    return is_notebook()

@@ -132,24 +132,6 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) < 1e12 and value == int(value) else number(value)
 
 
-def setting(text: str) -> str:
-    """The value of a setting for readers who do not know Python.
-
-    >>> setting("False"), setting("Recovery(factor=0.5, gentle_steps=16)")
-    ('no', 'Recovery: factor 0.5; gentle steps 16')
-    """
-    if text in _WORDS:
-        return _WORDS[text]
-    if (made := re.fullmatch(r"(\w+)\((\w+=.*)\)", text)) is None:
-        return text
-    fields = [(name, value.rstrip(", ")) for name, value in re.findall(r"(\w+)=(.*?)(?=, \w+=|$)", made[2])]
-    shown = [f"{name.replace('_', ' ')} {_WORDS.get(value, value).strip('()')}" for name, value in fields]
-    return f"{made[1]}: {'; '.join(shown)}"
-
-
-_WORDS = {"True": "yes", "False": "no", "None": "none", "": "-"}
-
-
 TRAINING = frozenset(("train", "training"))
 HELD_OUT = frozenset(("val", "valid", "validation", "eval", "test", "dev"))
 

@@ -181,11 +181,8 @@ class Run:
             raise UnreadableRun(f"run must hold a journal, got {str(self.folder)!r}: {error}") from None
 
     def about(self) -> dict[str, Any]:
-        """The content of run.json; empty where it cannot be read."""
-        try:
-            return read_json(self.folder / "run.json")
-        except (OSError, ValueError):
-            return {}
+        """See `read_about`."""
+        return read_about(self.folder)
 
     @property
     def name(self) -> str:
@@ -431,12 +428,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_about(folder: Path) -> dict[str, Any]:
+    """The content of run.json; empty where it cannot be read."""
+    try:
+        return read_json(folder / "run.json")
+    except (OSError, ValueError):
+        return {}
+
+
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
     """The processes in a run.json; none if it cannot be read."""
-    try:
-        sessions = read_json(folder / "run.json").get("sessions")
-    except (OSError, ValueError):
-        return []
+    sessions = read_about(folder).get("sessions")
     return [one for one in sessions if isinstance(one, dict)] if isinstance(sessions, list) else []
 
 

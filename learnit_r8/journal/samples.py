@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from ..checkpoint import codec
 from ..checkpoint.durable_io import replace
 from ..events.codec import strict_json
+from ..events.samples import count_text
 from ..table.label_noise import find_suspects, rank, trust_of
 from ..table.labels.evidence import LAYOUTS, combine
 from ..table.labels.frame import Column, label_columns, labels_in
 from ..table.labels.overview import Overview
-from ..table.labels.suspects import Ranking, Suspects
+from ..table.labels.suspects import MIRROR, Ranking, Suspects
 from ..table.labels.trust import PLAIN, WEIGHED, least_trust
 from ..table.losses import EXACT
 from ..table.quantiles import top
@@ -142,6 +143,17 @@ def more_before(files: Iterable[Samples], verdict: Suspects, precision: float = 
     if len(most.indices) <= len(verdict.indices):
         return ""
     return f"more at the end of epoch {samples.epoch + 1}: {len(most.indices):,} (samples --suspects --epoch)"
+
+
+def verdict_text(verdict: Suspects) -> str:
+    """The number of suspects and the noise rate, or the reason why there are none."""
+    if not len(verdict.indices):
+        return f"no suspects: {verdict.reason}"
+    low, high = verdict.noise_range
+    wrong = f"of all labels an estimated {verdict.noise_rate:.1%} are wrong (between {low:.1%} and {high:.1%})"
+    about = f", an estimated {verdict.precision:.0%} of them rightly" if verdict.method == MIRROR else ""
+    about = f" ({verdict.caution})" if verdict.caution else about
+    return f"{count_text(len(verdict.indices), verdict.num_judged)}{about}; {wrong}"
 
 
 def samples_of(table: SampleTable, epoch: int, step: int) -> Samples:

@@ -146,7 +146,7 @@ class Journal(ThreadedListener):
     def handle(self, waiting: deque[events.Event], *, is_last: bool) -> None:
         """Write what is due."""
         try:
-            self._write_due(waiting)
+            self.write_due(waiting)
         except Exception:
             # A bug here must be reported, and must not end the thread.
             self._trouble = traceback.format_exc()
@@ -193,22 +193,26 @@ class Journal(ThreadedListener):
             self._pending_samples.append(samples)
         self._samples_due = self._clock() + SAMPLES_PAUSE * (self._clock() - began)
 
-    def write_due(self) -> None:
-        """Write the events since the last call."""
-        self._write_due(self._waiting)
-
-    def _write_due(self, waiting: deque[events.Event]) -> None:
+    def write_due(self, waiting: deque[events.Event] | None = None) -> None:
+        """Write the events since the last call, which wait in this queue, by default the listener's own."""
         now = self._clock()
         if self._requests is not None and now >= self._next_look and not self._is_closed:
             self._next_look = now + SECONDS_BETWEEN_LOOKS
             self._requests.look()
-        self._sum_up(waiting)
+        self._sum_up(self._waiting if waiting is None else waiting)
         if now - self._last_written >= SECONDS_BETWEEN_HEARTBEATS:
             self._add(events.Alive(*self._position))
         if now < self._retry:
             return
         try:
-            self._write_lines()
+            with self._lock:
+                lines, self._lines = self._lines, []
+            try:
+                if lines:
+                    _append(self.folder / "events.jsonl", "".join(lines))
+            except OSError:
+                self.num_lost += len(lines)
+                raise
             began = self._clock()
             with self._lock:
                 pending, self._pending_samples = self._pending_samples, []
@@ -236,17 +240,6 @@ class Journal(ThreadedListener):
                 return
             self._last_written = self._clock()
             self._lines.append(f'{to_json(event)[:-1]}, "time": {self._wall():.3f}}}\n')
-
-    def _write_lines(self) -> None:
-        with self._lock:
-            lines, self._lines = self._lines, []
-        if not lines:
-            return
-        try:
-            _append(self.folder / "events.jsonl", "".join(lines))
-        except OSError:
-            self.num_lost += len(lines)
-            raise
 
     def close(self, error: BaseException | None = None) -> None:
         """Write the rest and stop the thread; later events are written at once. Safe to call twice.

@@ -248,7 +248,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             self._outputs = outputs
         elif not self._is_told:
             # An optimizer may ask for the loss several times a step.
-            self._is_told, self._is_learned = True, self._report(trainer, outputs)
+            with self._adapter.before_gradient():
+                self._is_told, self._is_learned = True, self._report(trainer, outputs)
         if not self._has_raised and (self._is_learned or not self._is_told):
             for log, more in logged:
                 pl_module.log(*log, **more)

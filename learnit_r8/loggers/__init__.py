@@ -8,11 +8,11 @@ import sys
 from typing import Any
 
 from .background import Logger as Logger
+from .background import MLflow as MLflow
+from .background import TensorBoard as TensorBoard
+from .background import Wandb as Wandb
 from .background import alert_of as alert_of
 from .background import numbers_of as numbers_of
-from .services import MLflow as MLflow
-from .services import TensorBoard as TensorBoard
-from .services import Wandb as Wandb
 
 _INSTEAD = {
     "CsvFile": "run_dir= records a run, and learnit-r8 export prints its numbers as CSV.",

@@ -15,7 +15,8 @@ from ..dashboard.state.view import View
 from ..journal.samples import samples_of
 from ..table.table import SampleTable
 from .data import ReportData, report_data, with_samples
-from .page import page
+from .document import document
+from .page import content_of
 from .samples import Look, samples_page
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def write_report(
     if not isinstance(run_dir, (str, os.PathLike)):
         raise TypeError(f"run_dir must be a run folder, such as r8.run_dir, got {run_dir!r}.")
     path = Path(out)
-    text = page(report_data(run_dir, precision), Look(thumbnail, describe))
+    content = content_of(report_data(run_dir, precision), Look(thumbnail, describe))
     with open(open_output(path), "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(document(content, has_pictures=thumbnail is not None))
     return path
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..dashboard.state.curve import range_of
 from ..dashboard.state.view import View
-from ..dashboard.text import grouped, setting
+from ..dashboard.text import grouped
 from ..events.incident import MOST_INCIDENTS
 from ..events.text import clean, clock, number
 from ..journal.run import Run, read_sessions, utc
@@ -18,18 +18,13 @@ from ..recovery.record import FOLDER, BadRecord, numbers_in, read_record
 from . import samples
 from .curves import fit_of, loss_section, metric_section, rate_section
 from .data import ReportData
-from .document import Data, bars, chart, curve, document, known, section, table
+from .document import Data, bars, chart, curve, known, section, table
 from .samples import NO_LOOK, Look
 
 MOST_METRICS, MOST_EVENTS, MOST_CURVES = 12, 300, 8
 MOST_LOSSES = 48
 """Losses around an incident that are drawn."""
 LEVELS = {"open": "warn", "over": "good", "gave up": "alert"}
-
-
-def page(data: ReportData, look: Look = NO_LOOK) -> str:
-    """The whole page."""
-    return document(content_of(data, look), has_pictures=look.thumbnail is not None)
 
 
 def content_of(data: ReportData, look: Look = NO_LOOK) -> Data:
@@ -187,6 +182,6 @@ def _configuration(data: ReportData, run: Run) -> Iterator[Data]:
     settings |= {name: about[name] for name in ("program", "platform") if name in about}
     for position, session in enumerate(read_sessions(run.folder)[-5:], start=1):
         settings[f"session {position}"] = f"{session.get('started_at')} on {session.get('host')}"
-    rows = [[clean(name, 60), clean(setting(str(value)))] for name, value in settings.items()]
+    rows = [[clean(name, 60), clean(str(value))] for name, value in settings.items()]
     if rows:
         yield section("Configuration", table(("", ""), rows, kind="settings"))

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dashboard.state.curve import range_of
-from ..events.samples import count_text
 from ..events.text import clean, number, share
-from ..table.labels.suspects import MIRROR
+from ..journal.samples import verdict_text
 from ..table.quantiles import top
 from .data import Confusion, DataMap, ReportData, Row, confusion_of, label_text, rows_of
 from .document import Data, bars, chart, curve, document, known, section, table
@@ -179,16 +178,8 @@ def verdict(data: ReportData) -> Iterator[Data]:
     verdict, samples = data.verdict, data.samples
     if samples is None or verdict is None:
         return
-    blocks: list[Data] = []
-    if len(verdict.indices):
-        low, high = verdict.noise_range
-        sure = f" An estimated {verdict.precision:.0%} of the list are wrong." if verdict.method == MIRROR else ""
-        sure = f" Of the list {verdict.caution}." if verdict.caution else sure
-        said = f"{count_text(len(verdict.indices), verdict.num_judged)}. An estimated {verdict.noise_rate:.1%} of all "
-        blocks += [{"big": f"{len(verdict.indices):,}"}]
-        blocks += [{"text": f"{said}labels are wrong (between {low:.1%} and {high:.1%}).{sure}"}]
-    else:
-        blocks += [{"text": f"No sample is called mislabelled: {clean(verdict.reason)}"}]
+    blocks: list[Data] = [{"big": f"{len(verdict.indices):,}"}] * bool(len(verdict.indices))
+    blocks += [{"text": f"{clean(verdict_text(verdict))}."}]
     if data.more_before:
         blocks += [{"text": f"The list is from the newest survey; there were {clean(data.more_before)}."}]
     uses = samples.usage_count

@@ -702,6 +702,19 @@ class Adapter:
         """Hold a batch by reference until the next one, where a trainer hands it over by itself; see ``run_batch``."""
         self._losses.hand_out(batch)
 
+    @contextlib.contextmanager
+    def before_gradient(self) -> Iterator[None]:
+        """A ``with`` block around a report, for a trainer that computes the gradient afterwards and steps all the same.
+
+        If the loss is refused, the gradients that were added up before it stay, as if it had been left out by hand. Of
+        several processes they are dropped: they may be added up over processes with that of the last batch.
+        """
+        self._stepper.adds_later = self.num_ranks == 1
+        try:
+            yield
+        finally:
+            self._stepper.adds_later = False
+
     def flush(self) -> None:
         """Wait for all losses on their way, and report them."""
         self._losses.settle()

@@ -212,7 +212,8 @@ class LossPipeline(Trainer):
                         self.outcome = self.outcome._replace(lr=self._r8.lr)
                 if self.outcome:
                     hand.good = sent.held
-                else:
+                # What waits is of good batches alone if this one has added nothing: not so for losses that come late.
+                elif not (self._stepper.adds_later and self.readback is None):
                     self._stepper.drop_update()
                 put_back_to = self.outcome.rolled_back_to
             finally:

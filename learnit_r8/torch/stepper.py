@@ -50,6 +50,7 @@ class Stepper:
 
     Attributes:
         accumulate: As given.
+        adds_later: Whether the gradient of the batch whose loss is reported is computed after that, if it is at all.
         has_grown: Whether the optimizer had other groups of parameters when `ask_between_steps` was called last.
         is_scaled: Whether losses are scaled, so that a gradient may overflow.
 
@@ -79,7 +80,7 @@ class Stepper:
         self._is_sharded = any(map(is_shard, self._parameters()))
         self._num_groups, self.has_grown = len(optimizer.param_groups), False
         self._num_added = 0
-        self._is_adding = False
+        self._is_adding = self.adds_later = False
         self._last_gradients: list[torch.Tensor | None] = []
         self._plain = plain_optimizer(optimizer)
         self._norms: NormLimit | None = None

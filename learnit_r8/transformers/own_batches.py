@@ -76,9 +76,12 @@ class OwnBatches:
             found = (no_loss(model), None) if return_outputs else no_loss(model)
         loss = found[0] if return_outputs else found
         self._noted = self._of_batch(loss.detach(), *self._how)
-        if reports_early(trainer) and not self.report():
-            step.put_back()
-            return (no_loss(model), found[1]) if return_outputs else no_loss(model)
+        if reports_early(trainer):
+            with self.adapter.before_gradient():
+                is_learned = self.report()
+            if not is_learned:
+                step.put_back()
+                return (no_loss(model), found[1]) if return_outputs else no_loss(model)
         return found
 
     def _of_batch(self, loss: torch.Tensor, more: Mapping[str, Any], accumulated: int) -> torch.Tensor:

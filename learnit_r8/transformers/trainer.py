@@ -530,9 +530,12 @@ class R8Mixin:
         else:
             loss = found[0] if return_outputs else found
             loss = self._r8_noted(model, given, outputs, loss, more.get("num_items_in_batch"))
-        if reports_early(self) and not adapter.report():
-            step.put_back()
-            loss = no_loss(model)
+        if reports_early(self):
+            with adapter.before_gradient():
+                is_learned = bool(adapter.report())
+            if not is_learned:
+                step.put_back()
+                loss = no_loss(model)
         return (loss, found[1]) if return_outputs else loss
 
     def _r8_run_again(self, inputs: Any) -> Any:

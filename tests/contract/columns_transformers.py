@@ -71,6 +71,8 @@ class CountingTrainer(Trainer):
 
     def compute_loss(self, model, inputs, *given, **more):
         found = super().compute_loss(model, inputs, *given, **more)
+        if self.train_dataset.run.leaves_out and model.training and not found.isfinite():
+            return torch.zeros((), requires_grad=True)
         if model.training:
             self.counted["train"]["loss"].append(float(found))
         return found

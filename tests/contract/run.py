@@ -68,6 +68,7 @@ class Run:
         r8: The scheduler; None without R8.
         events: What it told.
         said: Texts of the warnings.
+        leaves_out: Whether the script itself leaves out a batch whose loss is not finite, as it does without R8.
     """
 
     def __init__(self, case, *, batches=None, rates=None):
@@ -75,7 +76,7 @@ class Run:
         self.draws, self.logged, self.ends, self.events, self.said = [], [], [], [], []
         self.counted = []
         self.weights, self.optimizer, self.generators, self.best, self.r8 = {}, [], None, None, None
-        self._num_turns = 0
+        self.leaves_out, self._num_turns = False, 0
 
     # What a driver asks for.
 
@@ -174,6 +175,7 @@ def run(column, case=None, *, with_r8=True, **given):
     if key in _RUNS and not given:
         return _RUNS[key]
     found = Run(case, **given)
+    found.leaves_out = not with_r8
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         (column.train if with_r8 else column.plain)(found)

@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
+from learnit_r8 import events
+
 from . import task
 from .conftest import load
 from .run import Case, Run, run
@@ -71,6 +73,16 @@ def test_nan_weight(column, way):
             wrong[at] = found.error, found.r8.summary()
 
     assert wrong == {}
+
+
+@pytest.mark.parametrize(("column", "way"), [each for each in PARAMS if each.values[0].endswith("own")])
+def test_nan_batches(column, way):
+    """Batches of NaN are as left out by hand, wherever they stand among those of an update, and a sample of NaN is."""
+    one = driver(column, way)
+    for faults in {"batch_faults": dict.fromkeys((17, 22, 31, 40, 41), NAN)}, {"sample_faults": {77: NAN}}:
+        watched, plain = run(one, Case(**faults)), run(one, Case(**faults), with_r8=False)
+        assert watched.heard(events.BatchRefused)
+        assert differences(watched, plain, ["weights", "optimizer", "draws"]) == [], faults
 
 
 @pytest.mark.parametrize(("column", "way"), PARAMS)

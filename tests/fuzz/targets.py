@@ -26,7 +26,8 @@ from learnit_r8.journal.run import UnreadableRun, write_about
 from learnit_r8.journal.samples import read_samples
 from learnit_r8.recovery.record import PARTS, BadRecord, export, numbers_in, read_part, read_record
 from learnit_r8.report.data import report_data
-from learnit_r8.report.page import page
+from learnit_r8.report.document import document
+from learnit_r8.report.page import content_of
 from learnit_r8.schedules.span import MOST_AMOUNT, Span
 from learnit_r8.testing import ToyTask
 from tests.drive import Weights, advance_to, batch_loss, make, steps
@@ -148,7 +149,7 @@ class Journals:
                     samples = read_samples(self.folder, int(name[8:14]))
                     samples.suspects()
             elif self.count % 40 == 0:
-                text = page(report_data(self.folder))
+                text = document(content_of(report_data(self.folder)))
                 assert text.count("<script") == 2
         except UnreadableRun:
             pass

@@ -22,7 +22,8 @@ from learnit_r8.journal.samples import write_samples
 from learnit_r8.report import write_report
 from learnit_r8.report.comparison import write_comparison
 from learnit_r8.report.data import report_data
-from learnit_r8.report.page import page
+from learnit_r8.report.document import document
+from learnit_r8.report.page import content_of
 from tests.drive import INF, NAN, make, sample_losses
 from tests.journal.run_folders import STARTED, folder_with, steps
 from tests.package_copy import copy_package, run_beside
@@ -172,7 +173,7 @@ def test_suspects_are_listed(tmp_path):
     data = report_data(folder)
 
     assert [row.number for row in data.suspects] == [0, 1, 2, 3, 4]
-    texts = Page(page(data)).texts
+    texts = Page(document(content_of(data))).texts
     assert texts.count("suspect: always high") == 5
     assert texts.count("always high") >= 5
 
@@ -214,7 +215,7 @@ def test_any_losses_can_be_drawn(tmp_path_factory, epochs):
     for epoch, values in enumerate(epochs):
         last = np.array(values[::-1], np.float32)
         write_samples(folder, [samples(epoch, values, last=last, untrained=values[0])])
-    Page(page(report_data(folder)))
+    Page(document(content_of(report_data(folder))))
 
 
 @pytest.mark.parametrize(

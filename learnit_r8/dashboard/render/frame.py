@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
-from ...events.text import clean, clock, number, share
+from ...events.text import clean
 from ..keys import MENU, TABLE, works
-from ..state.run_state import shown_state
 from ..state.ui_state import Scene, UiState
 from ..state.view import View
-from ..text import Line, Span, bar, clip, cropped, fit, in_ascii, joined, labelled, padded, rule, size_of
+from ..text import Line, Span, clip, cropped, fit, in_ascii, padded, rule, size_of
 from ..theme import Theme
 from .header import title_line
 from .pages import PAGES
 from .texts import runs_panel
 
 SMALL = (30, 6)
-"""Cells and rows below which only a few facts fit."""
+"""Cells and rows below which only the overview is shown, as much of it as fits."""
 
 LEGEND = (
     ("", ""), ("line, haze", "mean, lowest to highest loss"), ("▲ ^", "a spike beyond the chart"),
@@ -41,15 +38,13 @@ def render(
 
     Their spans hold printable characters only, and names of styles that are in ``theme.styles``.
     """
-    is_list = ui.mode == "list"
-    if not is_list and (width < SMALL[0] or height < SMALL[1]):
-        lines = _small(view, ui, width, height, theme, scene)
-    else:
-        draw = help_panel if ui.help else runs_panel if is_list else PAGES[ui.view].draw
-        lines = [] if is_list else [title_line(view, ui, width, theme, scene)]
-        lines += draw(view, ui, width, height - 1 - len(lines), theme, scene)
-        lines += [()] * (height - 1 - len(lines))
-        lines = [*lines[: height - 1], footer(ui, scene, width, theme)]
+    is_list, is_small = ui.mode == "list", width < SMALL[0] or height < SMALL[1]
+    page = PAGES["overview" if is_small else ui.view].draw
+    draw = runs_panel if is_list and not ui.help else help_panel if ui.help and not is_small else page
+    lines = [] if is_list else [title_line(view, ui, width, theme, scene)]
+    lines += draw(view, ui, width, height - 1 - len(lines), theme, scene)
+    lines += [()] * (height - 1 - len(lines))
+    lines = [*lines[: max(1, height - 1)], footer(ui, scene, width, theme)]
     if theme.glyphs.name == "ascii":
         lines = [tuple(Span(in_ascii(text), style) for text, style in line) for line in lines]
     for place, line in enumerate(lines):
@@ -57,30 +52,6 @@ def render(
             # A panel has forgotten to clean it: no text of a run may attack its viewer.
             lines[place] = tuple(Span(clean(text), style) for text, style in line)
     return [cropped(line, width) for line in lines[:height]] + [()] * (height - len(lines))
-
-
-def _small(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
-    """Return progress, state, time left and loss, one fact a line on a narrow screen."""
-    state = shown_state(view, scene)
-    now = scene.now if scene.now is not None else view.seconds
-    facts: list[Line] = [
-        (Span(share(view.progress), "value"),),
-        (Span(state.word, state.style),),
-        labelled("left", clock(view.time_left(now)) if view.ended is None else "-", ""),
-        labelled("loss", number(view.ema, 4), "loss"),
-        labelled("ep", view.epoch_text, ""),
-        labelled("lr", number(view.last.lr, 3), "lr") if view.last and math.isfinite(view.last.lr) else (),
-    ]
-    if ui.menu:
-        facts = [(Span("s stop", "warn"),), (Span("d detach", "warn"),), (Span("Esc", "label"),)]
-    if height == 1:
-        return [joined(facts, width, " ")]
-    lines: list[Line] = [joined(facts[:2], width, " "), bar(view.progress, width, theme.glyphs)]
-    for place, fact in enumerate(facts[2:]):
-        line = joined((lines[-1], fact), width, " ")
-        # Beside the one before, if both fit, but not beside the bar.
-        lines[-1:] = [line] if place and len(line) > len(lines[-1]) else [lines[-1], fact]
-    return lines
 
 
 def help_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:

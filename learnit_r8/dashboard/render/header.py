@@ -51,9 +51,8 @@ def total_line(view: View, width: int, theme: Theme, scene: Scene) -> Line:
     """Progress of the run, and the time left."""
     now = scene.now if scene.now is not None else view.seconds
     left = view.time_left(now)
-    guess = "~" if not view.pacing.is_measured and math.isfinite(left) else ""
     is_over = view.ended is not None or scene.left
-    notes = [labelled("left", f"{guess}{clock(left)}")] if not is_over else []
+    notes = [labelled("left", clock(left))] if not is_over else []
     if width >= WIDE:
         notes.append(labelled("elapsed", clock(now), ""))
     head = " total " if width >= 30 else " "
@@ -111,7 +110,7 @@ def speed_line(view: View, width: int, scene: Scene) -> Line:
     pacing = view.pacing
     each = pacing.seconds_per_step
     parts: list[Line] = []
-    if pacing.is_measured:
+    if math.isfinite(pacing.samples_per_second):
         parts.append((Span(number(round(pacing.samples_per_second, 1)), "value"), Span(" samples/s", "label")))
     if math.isfinite(each):
         parts.append(_step_part(view, each))

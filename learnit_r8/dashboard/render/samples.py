@@ -30,11 +30,6 @@ def moved(survey: SamplesSurveyed) -> list[tuple[float, float]]:
     return list(zip(into, out, strict=True))
 
 
-def is_ranked(survey: SamplesSurveyed | None) -> bool:
-    """Whether there are quartiles to show."""
-    return survey is not None and all(len(row) == 4 for row in (survey.low, survey.high, survey.mean, survey.uses))
-
-
 def survey_rule(view: View, text: str, width: int, glyphs: Glyphs) -> Line:
     """A title with the source and trust of the values under it: "exact", "parts of 4: fair"."""
     survey = view.survey
@@ -54,7 +49,7 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
     has_groups = run is not None and run.policy == "balanced" and 0 < view.num_groups < run.batch_size
     groups = "; batches: groups first, then losses" if has_groups and width >= 64 else ""
     lines = [survey_rule(view, f"samples by loss{groups}", width, glyphs)]
-    if survey is None or not is_ranked(survey):
+    if survey is None or any(len(row) != 4 for row in (survey.low, survey.high, survey.mean, survey.uses)):
         return [*lines, remark(view.no_table or "known once every sample was seen" if view.run else "")]
     wide = width >= 92
     moves = moved(survey)

@@ -6,34 +6,28 @@ from collections.abc import Sequence
 
 from ...events.incident import Incident
 from ...events.text import clean, clock, counted
-from ..state.ui_state import HEADER, Scene, UiState, chosen_rows
+from ..state.ui_state import HEADER, RunRow, Scene, UiState, chosen_rows
 from ..state.view import Entry, View
-from ..text import Line, Span, clip, cropped, fit, remark, rule, setting, spark, table_lines, wrapped
-from ..theme import Theme
+from ..text import Line, Span, clip, cropped, fit, remark, rule, spark, table_lines, wrapped
+from ..theme import Glyphs, Theme
 
 _STYLES = {"info": "", "good": "good", "warn": "warn", "alert": "alert"}
 _TAGS = {"info": "     ", "good": "ok   ", "warn": "WARN ", "alert": "ALERT"}
 
 
-def chosen_entries(view: View, ui: UiState) -> list[Entry]:
-    """Events that pass the filter, newest first."""
-    wanted = ui.filter.lower() if ui.view == "events" else ""
-    alerts = ui.alerts_only and ui.view == "events"
-    entries = view.alerts if alerts else view.log
-    return [entry for entry in reversed(entries) if not wanted or wanted in entry.text.lower()]
-
-
 def events_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
-    """The log of events, newest first."""
-    entries = chosen_entries(view, ui)
+    """The log of events, newest first; on its own page those that pass the filter."""
+    is_page = ui.view == "events"
+    wanted, found = ui.filter.lower() if is_page else "", view.alerts if is_page and ui.alerts_only else view.log
+    entries = [entry for entry in reversed(found) if wanted in entry.text.lower()]
     note = f"{view.num_entries:,}, {counted(view.num_alerts, 'warning')}"
-    if ui.view == "events" and (ui.alerts_only or ui.filter):
+    if is_page and (ui.alerts_only or ui.filter):
         note = f"{len(entries):,} of {note}"
     lines = [rule("events", width, theme.glyphs, note)]
     room = height - 1
-    first = min(ui.scroll, max(0, len(entries) - room)) if ui.view == "events" else 0
+    first = min(ui.scroll, max(0, len(entries) - room)) if is_page else 0
     for entry in entries[first : first + room]:
-        lines += opened_lines(entry, width) if ui.view == "events" and ui.opened else [entry_line(entry, width, theme)]
+        lines += opened_lines(entry, width) if is_page and ui.opened else [entry_line(entry, width, theme)]
     lines = lines[:height]
     if not entries:
         lines.append(remark("nothing yet" if not ui.filter else "none has that text"))
@@ -83,7 +77,7 @@ def config_panel(view: View, ui: UiState, width: int, height: int, theme: Theme,
             ("samples", run.data.replace(" samples in", " in")),
             ("steps", f"{run.total_steps:,}" if run.total_steps else budget),
             ("steps per epoch", f"{run.steps_per_epoch:,}" if run.steps_per_epoch else "as many as your loader gives"),
-            *((name, setting(text)) for name, text in ({"policy": run.policy} | run.settings).items()),
+            *({"policy": run.policy} | run.settings).items(),
         ]
     if scene.folder:
         rows.append(("run folder", scene.folder))
@@ -153,6 +147,12 @@ CURVE = 12
 """Cells of the course of a run in a list."""
 
 
+def runs_table(rows: Sequence[RunRow], glyphs: Glyphs) -> list[tuple[str, ...]]:
+    """The header of a list of runs, and a row for each."""
+    courses = [(row.texts, spark(row.curve, CURVE, glyphs)) for row in rows]
+    return [(*texts[:-1], course, texts[-1]) for texts, course in ((HEADER, "course"), *courses)]
+
+
 def runs_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, scene: Scene) -> list[Line]:
     """A list of runs, one of them selected."""
     rows = chosen_rows(ui, scene.runs)
@@ -160,9 +160,7 @@ def runs_panel(view: View, ui: UiState, width: int, height: int, theme: Theme, s
     lines = [rule(f"runs in {clean(scene.folder, 60)}", width, theme.glyphs, note)]
     if not rows:
         return [*lines, remark("none has that text" if ui.filter else "no run here yet")]
-    table: list[tuple[str, ...]] = [(*HEADER[:-1], "course", HEADER[-1])]
-    table += [(*row.texts[:-1], spark(row.curve, CURVE, theme.glyphs), row.texts[-1]) for row in rows]
-    texts = list(table_lines(table, widest=max(12, width // 4)))
+    texts = list(table_lines(runs_table(rows, theme.glyphs), widest=max(12, width // 3)))
     lines.append((Span(" " + texts[0], "label"),))
     room, chosen = max(1, height - 2), min(ui.selected, len(rows) - 1)
     first = max(0, min(chosen - room // 2, len(rows) - room))

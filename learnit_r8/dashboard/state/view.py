@@ -75,11 +75,6 @@ class Pacing:
             self._median = statistics.median(took / steps.num_steps for took, steps in self._window)
         return self._median
 
-    @property
-    def is_measured(self) -> bool:
-        """Whether steps of this session were measured."""
-        return bool(self._window)
-
     def _rate(self, field: str) -> float:
         """Return how much of a field of the steps there was per second."""
         seconds = sum(took for took, _ in self._window)

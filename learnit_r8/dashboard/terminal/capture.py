@@ -37,11 +37,10 @@ class Capture:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = None if path is None else os.fspath(path)
         self.is_on = False
         self._unsaved: deque[str] = deque(maxlen=200)
         # Two descriptors of a file: one appends, one reads.
-        name = self.path
+        name = None if path is None else os.fspath(path)
         if name is None:
             descriptor, name = tempfile.mkstemp(prefix="r8-output-")
             os.close(descriptor)
@@ -52,7 +51,7 @@ class Capture:
         finally:
             if reader < 0:
                 os.close(writer)
-        if self.path is None:
+        if path is None:
             # Where an open file cannot be removed, the system clears it up some day.
             with contextlib.suppress(OSError):
                 os.unlink(name)

@@ -53,8 +53,7 @@ class EndingSignals:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    def __enter__(self) -> None:
-        self.hold()
+    __enter__ = hold
 
     def __exit__(self, *error: object) -> None:
         self.release()

@@ -16,7 +16,7 @@ def test_totals_and_time_left_right_after_a_resume():
 
     assert "step 5,000/10,000" in frame
     assert "50.0%" in frame
-    assert "left ~16:40" in frame
+    assert "left 16:40" in frame
 
 
 def test_time_left_is_unknown_before_the_first_step():
