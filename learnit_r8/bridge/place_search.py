@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.tree import leaves, map_leaves
+from ..events.incident import INPUT_HOLDS
 from ..recovery.cause import (
     BACKWARD,
     FORWARD,
@@ -285,7 +286,7 @@ def _numbers(batch: Any, size: int) -> list[tuple[str, NDArray[Any]]]:
 
 def _about(odd: _Odd) -> str:
     key, _, at, value = odd
-    return f"whose input holds {value}{f' at {list(at)}' if at else ''} of {key}"
+    return f"{INPUT_HOLDS} {value}{f' at {list(at)}' if at else ''} of {key}"
 
 
 def _not_finite(batch: Any) -> list[_Odd]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...checkpoint.tree import leaves, open_node
+from ...events.incident import INPUT_HOLDS
 
 FAR = 50.0
 """How many times as large as in a good batch a value is that is worth a look."""
@@ -42,7 +43,7 @@ class Odd(NamedTuple):
     def about(self) -> str:
         """What is said about the rows, after their names."""
         place = f" at {list(self.at)}" if self.at else ""
-        return f"whose input holds {self.value}{place}" + ("" if self.key in FIRST else f" of {self.key}")
+        return f"{INPUT_HOLDS} {self.value}{place}" + ("" if self.key in FIRST else f" of {self.key}")
 
 
 def num_rows(batch: Any) -> int:
