@@ -249,7 +249,8 @@ class PlaceSearch:
         if len(bad) == 1 and count <= FEW:
             text = f"{count} of the weights `{name}` {'is' if count == 1 else 'are'} not finite, and all others are"
             return Finding(WEIGHT, text, where=name)
-        return Finding(UNKNOWN, f"{len(bad)} arrays of weights hold values that are not finite, as `{name}`")
+        others = f" and in {len(bad) - 1} more arrays of weights" if len(bad) > 1 else ""
+        return Finding(UNKNOWN, f"values in the weights `{name}`{others} are not finite")
 
 
 def first_bad(array: NDArray[Any], size: int) -> tuple[str, tuple[int, ...]]:

@@ -53,7 +53,8 @@ def is_private(folder: Path) -> bool:
         about = os.lstat(folder)
     except OSError:
         return False
-    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077
+    is_own = not hasattr(os, "getuid") or about.st_uid == os.getuid()
+    return stat.S_ISDIR(about.st_mode) and is_own and not about.st_mode & 0o077
 
 
 def is_held(folder: Path) -> bool:
@@ -101,7 +102,7 @@ class Generations:
         digest = hashlib.sha256(os.fsencode(checkpoint_dir.absolute())).hexdigest()[:16]
         self._num_ranks, self._pid = num_ranks, os.getpid()
         self._note, self._base, self.is_default, self._switched = note, base, is_default, switched
-        self._parent = base / f"learnit_r8-{os.getuid()}"
+        self._parent = base / f"learnit_r8-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
         self._run = self._parent / digest
         self._folder = self._run / f"rank{rank}"
         self.is_off = self._has_written = False

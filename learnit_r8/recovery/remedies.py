@@ -83,7 +83,7 @@ class Remedies:
         """Go on with the weights as they are; raises RestoreError if none could be put back."""
         step, incidents = self._live.step, self._state.incidents
         if finding.verdict in ("healthy", "data"):
-            if case.alarm is Alarm.SPIKE:
+            if case.alarm is Alarm.SPIKE and not self._live.mended:
                 self._name_cause("the batch itself, as the weights are healthy", INPUT)
             lineage = self._state.lineage
             self._state.refusals.weights_are_healthy()

@@ -132,14 +132,15 @@ class Comparison:
         of = self.metric or "smoothed loss"
         if len(ranked) < 2:
             return f"Cannot tell: no two kinds of runs have a {of}."
-        first, second = ranked[:2]
-        lead = abs(statistics.fmean(first) - statistics.fmean(second))
-        spreads = [statistics.variance(values) for values in ranked if len(values) > 1]
+        pair = ranked[:2]
+        lead = abs(statistics.fmean(pair[0]) - statistics.fmean(pair[1]))
+        # Of these two alone: a bad kind may vary by much more.
+        spreads = [statistics.variance(values) for values in pair if len(values) > 1]
         leads = f"the best leads the next by {number(lead, 3)} in {of}"
         if not spreads:
             doubt = "Cannot tell whether that is more than chance"
             return f"{doubt}: {leads}, with one run of each; repeat with other seeds."
-        noise = math.sqrt(statistics.fmean(spreads) * (1 / len(first) + 1 / len(second)))
+        noise = math.sqrt(statistics.fmean(spreads) * sum(1 / len(values) for values in pair))
         by = f"{leads}, where seeds alone make {number(noise, 3)}"
         return f"Better: {by}." if lead > 2 * noise else f"Cannot tell: {by}."
 

@@ -43,6 +43,7 @@ def test_runs_beside_each_other(run, better, capsys):
 def test_a_whole_folder_is_compared_and_seeds_make_the_verdict(tmp_path, capsys):
     """`compare FOLDER` takes every run in it; whether the best is better follows from what seeds alone make."""
     accuracies = {("0.1", 0): 0.7, ("0.1", 1): 0.72, ("0.3", 0): 0.9, ("0.3", 1): 0.91, ("0.5", 0): 0.905}
+    accuracies |= {("9", 0): 0.1, ("9", 1): 0.6}
     for (rate, seed), accuracy in accuracies.items():
         started = dataclasses.replace(STARTED, name="", settings={"config.rate": rate, "seed": str(seed)})
         logged = events.MetricsLogged(300, 150.0, 300, {"accuracy": accuracy})
@@ -52,6 +53,7 @@ def test_a_whole_folder_is_compared_and_seeds_make_the_verdict(tmp_path, capsys)
 
     assert code == 0
     assert [line.split()[0] for line in lines[1:6]] == ["0.3-1", "0.5-0", "0.3-0", "0.1-1", "0.1-0"]
+    # The bad kind, which varies by much, says nothing about the best two.
     assert lines[-1].startswith("Cannot tell: the best leads the next by 0 in accuracy, where seeds alone make 0.0")
     shutil.rmtree(tmp_path / "0.5-0")
     assert printed(capsys, "compare", tmp_path)[1][-1].startswith("Better: the best leads the next by 0.195")

@@ -78,8 +78,11 @@ def test_hidden_nan(column):
 def test_hidden_nan_at_the_end(column):
     """Where it stands in the last batch of the run, the run does not end with it."""
     found = run(column, Case(batch_faults={63: NAN}, activation="relu"))
+    told = found.r8.summary()
+    # Weights that had to be mended were not healthy.
+    wrong = complaints(found) + [told] * ("had numbers that" in told and "as the weights are healthy" in told)
 
-    assert complaints(found) == []
+    assert wrong == []
 
 
 @pytest.mark.slow
