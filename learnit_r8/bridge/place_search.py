@@ -14,8 +14,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.tree import leaves, map_leaves
-from ..events.incident import INPUT_HOLDS
 from ..recovery.cause import (
     BACKWARD,
     FORWARD,
@@ -28,15 +26,13 @@ from ..recovery.cause import (
     Finding,
     Refusal,
 )
-
-FAR = 50.0
-"""How many times as large as in the other rows a value is that is worth a look; see `benchmarks/causes.py`."""
+from .batch_rows import far_off, halve, not_finite, num_rows, some_rows
 
 FEW = 4
 """Most elements of one array that count as damaged alone."""
 
-_Odd = tuple[str, tuple[int, ...], tuple[int, ...], str]
-"""Odd values: the name of the array, the rows, the place in the first of them, and "NaN", "Inf" or the number."""
+BEYOND, LEAST = 100.0, 0.01
+"""How far beyond the usual a finite loss is bad where that of the run was not finite, in units of the usual."""
 
 HEALTHY = "the weights are healthy"
 
@@ -96,7 +92,7 @@ class PlaceSearch:
         self._refusal, self._subject, self._batch = refusal, subject, subject.batch
         self._evidence: list[str] = []
         self._num_runs, self._loss = 0, math.nan
-        self._size = _num_rows(self._batch)
+        self._size = num_rows(self._batch)
 
     def solve(self) -> Finding:
         """Find it; a model that cannot be run again ends no training."""
@@ -115,7 +111,7 @@ class PlaceSearch:
         bad = self._subject.bad_weights()
         if self._batch is None:
             return self._of_weights(bad) if bad else Finding(UNKNOWN, "the weights are finite")
-        newest = next((each for each in self._refusal.backups if not _not_finite(each[1])), None)
+        newest = next((each for each in self._refusal.backups if not not_finite(each[1])), None)
         if newest is not None:
             step, weights = newest
             old = self._run(self._batch, weights, f"the refused batch on the weights of step {step:,}")
@@ -160,19 +156,19 @@ class PlaceSearch:
     # Data.
 
     def _of_data(self, shown: Shown, weights: Any, rest: tuple[str, ...]) -> Finding:
-        odd, place = _not_finite(self._batch), self._place_of(shown)
+        odd, place = not_finite(self._batch), self._place_of(shown)
         if odd:
-            found = place._replace(kind=INPUT, about=_about(odd[0]), rows=odd[0][1])
+            found = place._replace(kind=INPUT, about=odd[0].about, rows=odd[0].rows)
             if self._confirms(found.rows, weights):
                 return found._replace(is_certain=True, rest=rest)
         labels, text = self._subject.bad_labels()
         if text:
             certain = not labels or self._confirms(labels, weights)
             return Finding(LABEL, text, labels, rest=rest, is_certain=certain, where="label")
-        for far in self._far_off():
-            found = place._replace(about=_about(far), rows=far[1])
+        for far in far_off(self._batch):
+            found = place._replace(about=far.about, rows=far.rows)
             if not (shown.layer or shown.what):
-                found = found._replace(kind=INPUT, text=f"an input of {far[3]}, far beyond others")
+                found = found._replace(kind=INPUT, text=f"an input of {far.value}, far beyond others")
             if self._confirms(found.rows, weights):
                 return found._replace(is_certain=True, rest=rest)
         rows = shown.rows or self._halve(weights)
@@ -188,18 +184,6 @@ class PlaceSearch:
             return Finding(LOSS, f"{shown.what} first in the loss", where="loss")
         return Finding(LOSS, f"the loss of the batch is {shown.loss:.6g}, and all of it is finite")
 
-    def _far_off(self) -> list[_Odd]:
-        """Rows with values that are far larger than those of the other rows."""
-        found = []
-        for key, array in _numbers(self._batch, self._size):
-            sizes = np.abs(array.astype(np.float64)).reshape(self._size, -1).max(1, initial=0.0)
-            rows = np.flatnonzero(sizes > FAR * max(float(np.median(sizes)), 1e-6))
-            if 0 < len(rows) <= self._size // 2 and np.isfinite(sizes).all():
-                at = np.unravel_index(int(np.abs(array[rows[0]]).argmax()), array.shape[1:]) if array.ndim > 1 else ()
-                value = f"{float(array[rows[0]][at]):.4g}"
-                found.append((key, tuple(rows.tolist()), tuple(map(int, at)), value))
-        return found
-
     # Runs.
 
     def _run(self, batch: Any, weights: Any, what: str = "") -> Shown:
@@ -211,17 +195,11 @@ class PlaceSearch:
         return shown
 
     def _is_bad(self, shown: Shown) -> bool:
-        if shown.layer or shown.gradient or shown.what:
-            return True
-        loss, usual = self._refusal.loss, self._refusal.usual
-        if not usual > 0 or not math.isfinite(loss) or loss <= usual:
-            return False
-        return shown.loss > math.sqrt(loss * usual)
+        return bool(shown.layer or shown.gradient or shown.what) or shown.loss > threshold_of(self._refusal)
 
     def _with_rows(self, rows: Sequence[int]) -> Any:
         """The batch with these rows in the place of all: its size stays, and nothing has to be compiled again."""
-        take = np.resize(np.asarray(rows, np.int64), self._size)
-        return map_leaves(lambda leaf, *_: np.asarray(leaf)[take] if _has_rows(leaf, self._size) else leaf, self._batch)
+        return some_rows(self._batch, np.resize(np.asarray(rows, np.int64), self._size).tolist(), self._size)
 
     def _confirms(self, rows: Sequence[int], weights: Any) -> bool:
         """Whether the batch is good without these rows."""
@@ -233,13 +211,8 @@ class PlaceSearch:
 
     def _halve(self, weights: Any) -> tuple[int, ...]:
         """The row that alone makes the batch bad, found by halving; none if no row does."""
-        rows = list(range(self._size))
-        while len(rows) > 1:
-            half = rows[: len(rows) // 2]
-            is_bad = self._is_bad(self._run(self._with_rows(half), weights))
-            rows = half if is_bad else rows[len(rows) // 2 :]
-        found = tuple(rows) if rows and self._is_bad(self._run(self._with_rows(rows), weights)) else ()
-        self._evidence.append(f"halving the batch: {f'row {rows[0]}' if found else 'no row'} alone goes wrong")
+        found, runs = halve(lambda rows: self._is_bad(self._run(self._with_rows(rows), weights)), self._size)
+        self._evidence.append(describe_halving(found, runs))
         return found
 
     # Weights.
@@ -271,36 +244,16 @@ def bad_arrays(named: Sequence[tuple[str, Any]], as_array: Callable[[Any], NDArr
     return {name: count for name, count in counts.items() if count}
 
 
-def _has_rows(leaf: Any, size: int) -> bool:
-    return bool(np.ndim(leaf)) and len(leaf) == size
+def threshold_of(refusal: Refusal) -> float:
+    """A loss beyond it is as bad as the refused one; infinite where what is usual is not known."""
+    loss, usual = refusal.loss, refusal.usual
+    if usual != usual or loss <= usual:
+        return math.inf
+    if not math.isfinite(loss):
+        return usual + BEYOND * (abs(usual) + LEAST)
+    return math.sqrt(loss * usual) if usual > 0 else (loss + usual) / 2
 
 
-def _num_rows(batch: Any) -> int:
-    sizes = [len(each) for _, each in leaves(batch) if np.ndim(each)] if batch is not None else []
-    return sizes[0] if sizes else 0
-
-
-def _numbers(batch: Any, size: int) -> list[tuple[str, NDArray[Any]]]:
-    found = [(key, np.asarray(each)) for key, each in leaves(batch) if _has_rows(each, size)]
-    return [(key, each) for key, each in found if each.dtype.kind in "fiu"]
-
-
-def _about(odd: _Odd) -> str:
-    key, _, at, value = odd
-    return f"{INPUT_HOLDS} {value}{f' at {list(at)}' if at else ''} of {key}"
-
-
-def _not_finite(batch: Any) -> list[_Odd]:
-    """Arrays of floats that are not finite."""
-    found = []
-    for key, leaf in leaves(batch):
-        if not hasattr(leaf, "dtype") or np.asarray(leaf).dtype.kind != "f":
-            continue
-        array = np.asarray(leaf)
-        bad = ~np.isfinite(array)
-        if bad.any():
-            place = np.argwhere(bad)[0].tolist()
-            value = "NaN" if np.isnan(array[tuple(place)]) else "Inf"
-            rows = np.flatnonzero(bad.reshape(len(array), -1).any(1)).tolist() if array.ndim else []
-            found.append((key, tuple(rows), tuple(place[1:]), value))
-    return found
+def describe_halving(found: tuple[int, ...], runs: int) -> str:
+    """What `halve` has found, for the evidence."""
+    return f"{runs} runs of parts of the batch: {f'row {found[0]}' if found else 'no row'} alone goes wrong"

@@ -24,8 +24,8 @@ WILD = "wild"
 NOT_FINITE = ("not finite", "gradient")
 """Reasons that a transient fault may have, too."""
 
-INPUT_HOLDS = "whose input holds"
-"""Stands in a cause before what the input holds: NaN, Inf, or a number."""
+BAD_INPUT = ("whose input holds NaN", "whose input holds Inf")
+"""What causes say of rows with such values, see `bridge.batch_rows.Odd.about`."""
 
 LASTING = "computed once more from the same weights, it was not finite either"
 
@@ -174,8 +174,7 @@ class Incident:
     @property
     def _is_input_bad(self) -> bool:
         """Whether an experiment has found values in the input that are not finite."""
-        is_found = any(f"{INPUT_HOLDS} {value}" in self.cause for value in ("NaN", "Inf"))
-        return is_found and "probably " not in self.cause
+        return any(each in self.cause for each in BAD_INPUT) and "probably " not in self.cause
 
     def refusal_text(self, found: str) -> str:
         """A sentence on what was refused, what was found, and where it began."""

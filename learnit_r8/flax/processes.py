@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
-from ..bridge.ranks.agreement import check_same, check_same_run, digest_of
+from ..bridge.ranks.agreement import Channel, check_same, check_same_run, digest_of
 from ..bridge.ranks.shared_parts import PartsOfRanks
 from ..checkpoint.codec import decode, encode
 
@@ -27,7 +27,7 @@ NOT_FIRST = (
 )
 
 
-class ProcessChannel:
+class ProcessChannel(Channel):
     """Carries messages between the processes of `jax.distributed`; a `Channel`.
 
     Attributes:
@@ -60,11 +60,6 @@ class ProcessChannel:
         lengths = self.gather(np.array([len(own)]))[:, 0].tolist()
         rows = self.gather(np.pad(own, (0, max(lengths) - len(own))))
         return [decode(row[:length].tobytes())["value"] for row, length in zip(rows, lengths, strict=True)]
-
-    def of_first(self, text: str | None) -> str | None:
-        """The text of rank 0."""
-        found: str | None = self.gather_values(text if self.rank == 0 else None)[0]
-        return found
 
 
 class SharedProcesses(PartsOfRanks):

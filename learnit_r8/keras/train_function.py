@@ -48,6 +48,9 @@ class TrainFunction:
         self._function: Callable[..., Any] | None = None
         self._spec: Any = None
         self._before: Any = None
+        # The logs of the last step that is not undone, and of the one before it.
+        self._logs: Any = None
+        self._logs_before: Any = None
         # In this epoch.
         self._num_calls = self._num_undone = 0
         self._is_traced, self._is_kept = False, True
@@ -78,6 +81,9 @@ class TrainFunction:
                 if 0 < self._num_calls == self._num_undone:
                     # Means of nothing, which are 0: the best loss there is, for good.
                     return {}
+                if self._num_undone:
+                    # A step of the user's may return more than the metrics, of which those of the last step are shown.
+                    logs = self._logs
             return show(logs)
 
         model.make_train_function, model._get_metrics_result_or_logs = make_train_function, get_metrics
@@ -138,6 +144,7 @@ class TrainFunction:
         # JAX hands the state on beside the logs.
         logs = done[0] if isinstance(done, tuple) else done
         self._values = {name: logs.pop(name) for name in self._names if name in logs}
+        self._logs_before, self._logs = self._logs, logs
         return done
 
     # The state before a step, and its batch.
@@ -275,6 +282,7 @@ class TrainFunction:
         if before is None:
             return
         self._num_undone += 1
+        self._logs = self._logs_before
         if self._back_end == "jax":
             self._model.jax_state_sync()
             rate = rate_of(self._model.optimizer)
@@ -302,7 +310,7 @@ class TrainFunction:
             batch: What `batch` was after an earlier step.
         """
         assert self._function is not None
-        random, in_hand = random_state(), self.batch
+        random, in_hand, logs = random_state(), self.batch, (self._logs_before, self._logs)
         # What the last step has kept is overwritten.
         self._before = None
         if self._back_end == "jax":
@@ -316,7 +324,7 @@ class TrainFunction:
             finally:
                 for variable, value in zip(variables, before, strict=True):
                     variable.assign(value)
-        self.batch = in_hand
+        self.batch, (self._logs_before, self._logs) = in_hand, logs
         set_random_state(random)
 
     def _repeat_on_jax(self, batch: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -21,13 +20,12 @@ from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
 from .distributed.shards import is_sharded
 from .loader import make_loader
-from .loss_pipeline import LossPipeline, Training, values_of
+from .loss_pipeline import LossPipeline, Training
 from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
 from .lr_scheduler import R8LRScheduler, RateFactor, ScheduleWatch
 from .predictions import packed, packed_with
 from .prepared import is_accelerated, is_skipping, plain_optimizer
 from .sampler import R8BatchSampler, find_batch
-from .stepper import with_second
 from .trainer_step import LastForward
 
 if TYPE_CHECKING:
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
     from ..engine.settings import Unpack
     from ..table.table import SampleTable
     from .loader import LoaderSettings
-
-    Tell = Callable[[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None], Outcome]
 
 Self = TypeVar("Self", bound="Adapter")
 
@@ -56,6 +52,11 @@ ROWS = (
 UNKNOWN_SAMPLES = (
     "logits and targets must be left out where nobody knows which samples a batch holds, got them with the loss of "
     "step {}: say so with batches(ids=...), see docs/any_training.md."
+)
+
+VALIDATED = (
+    "the loss of step {} has no gradient, and is of another loader than that of attach(): it counts as a step of "
+    "training. To validate, iterate over your loader itself, and call adapter.log(val_loss=...)."
 )
 
 MOST_LOOKS = 3
@@ -126,7 +127,7 @@ class Adapter:
         if feed is None:
             self.sampler = R8BatchSampler(scheduler, ahead=training.ahead, sharing=training.sharing)
         batches = Prefetch.of(scheduler)
-        self._losses = LossPipeline(batches, training, has_loader=source is not None, look=self._look_for_others)
+        self._losses = LossPipeline(batches, training, has_loader=source is not None)
         batches.join(self._losses)
         if feed is None:
             self._stepper.watch_first_epoch()
@@ -357,10 +358,10 @@ class Adapter:
                 "backward() and optimizer.step(), or skip()."
             )
         shares = None
+        found: Ticket | None = None
         if self._feed is None:
-            found: Ticket | None = self._find(ticket)
-            assert found is not None
-            count = self._losses.count(found)
+            found = find_batch(self.sampler.batches, ticket, ahead=self._ahead)
+            count = len(self._sharing.part(found.indices))
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
         else:
@@ -381,13 +382,11 @@ class Adapter:
         values, num_classes = read.values, 0
         if labels is not None:
             values, num_classes = packed(values, *labels, kind)
+        is_exact = read.is_exact and is_known
         if self._feed is not None:
-            found = self._losses.take_own()
-            if found is not None:
-                self._losses.record_own(found, values, count if is_known and read.is_exact else 0, num_classes)
-            return read.loss
-        assert found is not None
-        self._losses.record(found, values, count=count, part_size=1 if read.is_exact else None, num_classes=num_classes)
+            found, values = self._losses.take_own(), values if is_exact else values.mean()
+        if found is not None:
+            self._losses.record(found, values, count=count, part_size=1 if is_exact else None, num_classes=num_classes)
         return read.loss
 
     def cross_entropy(
@@ -460,23 +459,28 @@ class Adapter:
             raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() first.")
         if self._feed is not None:
             self._check_own(ticket=ticket, part_size=part_size, predictions=predictions)
-            if self._losses.recorded is not None:
-                outcome = self._losses.with_rate(self._losses.tell())
-                if not losses:
-                    return outcome
-            return self._losses.report_own(losses, ids)
-        if ids is not None:
+        elif ids is not None:
             raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
-        if len(losses) > 1:
+        elif len(losses) > 1:
             raise TypeError(
                 f"report() takes the losses of one batch that the scheduler has drawn, got {len(losses)}; add them up."
             )
-        self._losses.tell()
+        noted = self._losses.tell()
         if not losses:
-            return self.outcome
-        found = self._find(ticket)
+            return noted
+        if self._feed is not None:
+            own = self._losses.record_own(losses, ids)
+            if own is None:
+                return Outcome(GOOD, self.scheduler.lr, None)
+            if self._losses.is_other and not (torch.is_grad_enabled() or losses[0].requires_grad):
+                self.scheduler.host.say_once("validated", VALIDATED.format(own.step))
+            outcome = self._losses.tell()
+            if not outcome:
+                self._look_for_others(*losses)
+            return outcome
+        found = find_batch(self.sampler.batches, ticket, ahead=self._ahead)
         refuse_weights(self.scheduler.policy, found)
-        count = self._losses.count(found)
+        count = len(self._sharing.part(found.indices))
         num_classes = 0
         if part_size is None:
             read = read_losses(losses[0], count)
@@ -513,86 +517,59 @@ class Adapter:
             RuntimeError: there are no losses of a batch that the scheduler has drawn; or it was reported already.
             TrainingDiverged: losses stay refused after everything was tried.
         """
-        pipeline, is_own = self._losses, self._feed is not None
-        if losses is not None and not is_own:
-            self.loss(losses)
-        recorded = pipeline.recorded
-        if recorded is None and not is_own:
-            raise RuntimeError(
-                "step() was called before the losses of this batch were given to loss(). Ask for one loss per sample "
-                'and pass them through it: loss = adapter.loss(cross_entropy(outputs, labels, reduction="none")); '
-                "adapter.step(loss)."
-            )
-        if is_own and isinstance(loss, torch.Tensor) and loss.numel() != 1:
+        pipeline, stepper, r8 = self._losses, self._stepper, self.scheduler
+        if self._feed is None:
+            if losses is not None:
+                self.loss(losses)
+            if pipeline.recorded is None:
+                raise RuntimeError(
+                    "step() was called before the losses of this batch were given to loss(). Ask for one loss per "
+                    'sample and pass them through it: loss = adapter.loss(cross_entropy(outputs, labels, reduction="'
+                    'none")); adapter.step(loss).'
+                )
+        elif isinstance(loss, torch.Tensor) and loss.numel() != 1:
             raise ValueError(
                 f"loss must be one number, from which backward() goes, got the shape {tuple(loss.shape)}; call "
                 "step(losses.mean(), losses=losses)."
             )
-        if is_own and recorded is not None:
-            return pipeline.with_rate(self._take_step(loss, recorded[0].ticket, self._tell_all))
-        if is_own:
-            found = pipeline.take_own(ids)
-            values, count = values_of((loss if losses is None else losses,), found)
-            if losses is not None and not count and found is not None:
-                pipeline.note_rows(found, losses)
-            if found is None:
-                outcome = Outcome(GOOD, self.scheduler.lr, None)
-                return self._take_step(loss, None, lambda *_: outcome)
-            return self._take_step(loss, found, functools.partial(pipeline.tell_own, found, values, count))
-        assert recorded is not None
-        ticket = recorded[0].ticket
-        ends_epoch = self.scheduler.pace.ends_epoch(ticket.step + 1)
-        outcome = self._take_step(loss, ticket, self._tell_all, is_last=ends_epoch)
-        if ends_epoch:
-            pipeline.settle()
-            self.scheduler.controller.end_update()
-            pipeline.set_next_rates()
-            if self.scheduler.is_over or self.scheduler.requests.is_pending:
-                # Else the checkpoint is written once the next epoch is asked for, after what follows this one.
-                self._losses.between_steps()
-            self.scheduler.host.leave_epoch()
-        return outcome
-
-    def _take_step(self, loss: torch.Tensor, ticket: Ticket | None, tell: Tell, *, is_last: bool = False) -> Outcome:
-        """Do ``backward()``, clip, and let the optimizer take its step unless the loss is refused.
-
-        Args:
-            loss: 0-dim, with its gradient.
-            ticket: Its batch; None for one that is not reported.
-            tell: Reports the loss, with the norm of the gradient, whether the step was left out, and the loss to report
-                in its place; gives the outcome.
-            is_last: Whether it is the last one of an epoch.
-        """
-        stepper = self._stepper
+        elif pipeline.recorded is None:
+            pipeline.record_own((loss if losses is None else losses,), ids)
+        # After the end of the user's own batches there is no ticket, and nothing is reported.
+        ticket = None if pipeline.recorded is None else pipeline.recorded[0].ticket
+        ends_epoch = self._feed is None and ticket is not None and r8.pace.ends_epoch(ticket.step + 1)
         # Weights that are tested must not change before the loss is known.
-        is_test = ticket is None or self.scheduler.controller.experiment.is_probe(ticket)
-        is_probe = stepper.is_scaled and is_test and ticket is not None
+        is_test = ticket is None or r8.controller.experiment.is_probe(ticket)
+        waits = not stepper.is_scaled or (is_test and ticket is not None)
         with self._sharing.watching() if self.num_ranks > 1 else contextlib.nullcontext():
-            is_due = stepper.backward(loss, is_last=is_last)
-            norm = stepper.clip() if is_due and not is_probe else None
-        skipped = stepper.apply() if is_due and stepper.is_scaled and not is_probe else None
+            is_due = stepper.backward(loss, is_last=ends_epoch)
+            norm = stepper.clip() if is_due and not (waits and stepper.is_scaled) else None
+        skipped = stepper.apply() if is_due and not waits else None
         again, may_step = None, True
         if self._second_run is not None and not is_test:
             again, norm, may_step = self._second_run.of(loss, norm)
-        outcome = tell(norm, skipped, again)
-        if outcome and may_step and is_due and (is_probe or not stepper.is_scaled):
-            if is_probe:
+        outcome = Outcome(GOOD, r8.lr, None) if ticket is None else pipeline.tell(norm, skipped, again)
+        if self._others:
+            outcome = self._tell_others(outcome)
+        if outcome and may_step and is_due and waits:
+            if stepper.is_scaled:
                 stepper.clip()
             stepper.apply()
         if is_due or not outcome:
             stepper.clear()
         if not outcome:
             self._look_for_others(loss)
+        if ends_epoch:
+            pipeline.settle()
+            r8.controller.end_update()
+            pipeline.set_rates()
+            if r8.is_over or r8.requests.is_pending:
+                # Else the checkpoint is written once the next epoch is asked for, after what follows this one.
+                pipeline.between_steps()
+            r8.host.leave_epoch()
         return outcome
 
-    def _tell_all(self, norm: torch.Tensor | None, skipped: torch.Tensor | None, again: torch.Tensor | None) -> Outcome:
-        """Report this batch and those of adapters that share the model; an outcome that forbids the step goes first."""
-        if again is not None and self._losses.recorded is not None:
-            sent, values = self._losses.recorded
-            self._losses.recorded = sent, with_second(values, again)
-        outcome = self._losses.tell(norm, skipped)
-        if not self._others:
-            return outcome
+    def _tell_others(self, outcome: Outcome) -> Outcome:
+        """Report the batches of adapters that share the model; an outcome that forbids the step goes first."""
         outcomes = [outcome, *(other._losses.tell() for other in self._others)]
         if any(each.rolled_back_to is not None for each in outcomes):
             for adapter in (self, *self._others):
@@ -637,7 +614,7 @@ class Adapter:
             ticket: The batch.
         """
         kind = self.scheduler.table.storage.part_size
-        shape = (-(-self._losses.count(ticket) // kind),) if kind and self._feed is None else ()
+        shape = (-(-len(self._sharing.part(ticket.indices)) // kind),) if kind and self._feed is None else ()
         return torch.full(shape, float("nan"))
 
     def skip(self) -> None:
@@ -656,10 +633,6 @@ class Adapter:
         if ticket is not None and ticket.is_out:
             self.scheduler.give_up(ticket, on_purpose=True)
 
-    def _find(self, ticket: int | Ticket | None) -> Ticket:
-        """The batch that losses are of, among those that the scheduler has drawn; see `find_batch`."""
-        return ticket if isinstance(ticket, Ticket) else find_batch(self.sampler.batches, ticket, ahead=self._ahead)
-
     # What is known.
 
     @property
@@ -670,7 +643,7 @@ class Adapter:
             RuntimeError: no batch is out, or it is not clear which it is.
         """
         if self._feed is None:
-            return self._find(None)
+            return find_batch(self.sampler.batches, ahead=self._ahead)
         ticket = self._feed.source.open
         if ticket is None:
             raise RuntimeError(f"no batch is out at step {self.scheduler.global_step}; take one from batches() first.")

@@ -107,23 +107,26 @@ class SampleReader(Dataset[Any]):
     """Reads the samples of a data set, for the batches of `R8BatchSampler`; its errors name the sample.
 
     Workers read each batch with random numbers of its own, so that augmentation is the same for any number of them, and
-    after a resume. So does this process where batches are fetched ahead, and `ApartCollate` puts its generators back.
+    after a resume. So does this process where batches are fetched ahead, and `BatchCollate` puts its generators back.
 
     Args:
         dataset: Any with a length and an index.
         seed: With the samples of a batch the seed of its random numbers.
         fetch_many: Returns the items of a batch; by default the data set's own ``__getitems__``, if it has one.
         is_ahead: Whether batches are fetched ahead.
+        is_numbered: Whether a batch comes as ``(number, indices)``, and goes as ``(number, items)``.
 
     Attributes:
+        is_numbered: As given.
         takes_arrays: Whether a batch may be an int64 array.
         states: The random generators before the newest batch, where they are to be put back.
     """
 
     def __init__(
-        self, dataset: Any, seed: int, fetch_many: Callable[[Any], Any] | None = None, *, is_ahead: bool = False
-    ) -> None:
-        self.dataset, self._is_ahead = dataset, is_ahead
+        self, dataset: Any, seed: int, fetch_many: Callable[[Any], Any] | None = None, *, is_ahead: bool = False,
+        is_numbered: bool = False,
+    ) -> None:  # fmt: skip
+        self.dataset, self._is_ahead, self.is_numbered = dataset, is_ahead, is_numbered
         self.states: Any = None
         self.takes_arrays = fetch_many is not None or takes_arrays(dataset)
         self._seed = seed
@@ -148,14 +151,16 @@ class SampleReader(Dataset[Any]):
 
     def fetch_as_worker(self, indices: Any) -> Any:
         """The items of a batch, read with random numbers of its own."""
-        _seed_generators(self._seed, indices)
+        _seed_generators(self._seed, indices[1] if self.is_numbered else indices)
         return self._fetch(indices)
 
-    def _fetch(self, indices: Any) -> Any:
-        if self._fetch_many is None:
-            return self._fetch_each(indices)
+    def _fetch(self, given: Any) -> Any:
+        number, indices = given if self.is_numbered else (None, given)
         try:
-            return self._fetch_many(indices)
+            items = self._fetch_each(indices) if self._fetch_many is None else self._fetch_many(indices)
+            return (number, items) if self.is_numbered else items
+        except SampleError:
+            raise
         except Exception as error:
             shown = list(indices)
             if hasattr(type(self.dataset), "__getitem__"):
@@ -194,66 +199,27 @@ def _take_rows(tensors: Sequence[torch.Tensor], indices: Any) -> list[torch.Tens
     return [tensor[rows] for tensor in tensors]
 
 
-class NumberedReader(Dataset[Any]):
-    """Reads the batches of a numbered `R8BatchSampler`: their items come with the batch's number.
+class BatchCollate:
+    """Collates the items of a batch that has a number, or that is fetched before the one in hand is trained on.
+
+    What it draws then would come between the model's random numbers, and a resumed run fetches it anew; so the
+    generators are put back.
 
     Args:
-        reader: Reads the samples.
-    """
-
-    def __init__(self, reader: SampleReader) -> None:
-        self.dataset, self.takes_arrays = reader, reader.takes_arrays
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
-
-    def __getitems__(self, indices: Any) -> Any:
-        """The number of the batch, and its items."""
-        number, rows = indices
-        return number, self.dataset.__getitems__(rows)
-
-    def fetch_as_worker(self, indices: Any) -> Any:
-        """See `SampleReader.fetch_as_worker`."""
-        number, rows = indices
-        return number, self.dataset.fetch_as_worker(rows)
-
-
-class NumberedCollate:
-    """Collates the items of a numbered batch.
-
-    Args:
-        collate: Does so without numbers.
-    """
-
-    def __init__(self, collate: Callable[[Any], Any]) -> None:
-        self._collate = collate
-
-    def __call__(self, numbered: tuple[int, Any]) -> tuple[int, Any]:
-        """``(number, batch)``."""
-        number, items = numbered
-        return number, self._collate(items)
-
-
-class ApartCollate:
-    """Collates a batch that is fetched before the one in hand is trained on, and puts the random generators back.
-
-    What it draws would come between the model's random numbers, and a resumed run fetches it anew.
-
-    Args:
-        collate: Collates.
-        reader: Reads.
+        collate: Collates items without a number.
+        reader: Reads them.
     """
 
     def __init__(self, collate: Callable[[Any], Any], reader: SampleReader) -> None:
         self._collate, self._reader = collate, reader
 
     def __call__(self, items: Any) -> Any:
-        """The batch."""
+        """The batch, or ``(number, batch)``."""
         try:
-            return self._collate(items)
+            if not self._reader.is_numbered:
+                return self._collate(items)
+            number, items = items
+            return number, self._collate(items)
         finally:
             states, self._reader.states = self._reader.states, None
             # A worker's own go on.
@@ -272,16 +238,13 @@ def make_loader(
     collate, fetch_many = settings.get("collate_fn"), None
     if collate is None and type(dataset) is TensorDataset and all(map(_has_rows, dataset.tensors)):
         collate, fetch_many = _as_is, functools.partial(_take_rows, dataset.tensors)
-    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, is_ahead=is_ahead)
-    if is_ahead:
-        collate = ApartCollate(collate or default_collate, reader)
-    if numbered:
-        collate = NumberedCollate(collate or default_collate)
+    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, is_ahead=is_ahead, is_numbered=numbered)
+    if is_ahead or numbered:
+        collate = BatchCollate(collate or default_collate, reader)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
         settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.host.seed % 2**63)}
-    items = NumberedReader(reader) if numbered else reader
-    return TimedLoader(items, batch_sampler=sampler, **{**settings, "collate_fn": collate})
+    return TimedLoader(reader, batch_sampler=sampler, **{**settings, "collate_fn": collate})
 
 
 class TimedLoader(DataLoader[Any]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,18 +10,17 @@ import torch
 from ..bridge.group_rates import FOREIGN, GroupRates
 from ..bridge.prefetch import Prefetch
 from ..engine.run import Trainer
-from ..guard.verdict import GOOD, Verdict
+from ..guard.verdict import Verdict
 from ..sampling.ticket import Outcome, Ticket
-from ..table.labels.predictions import NUM_ROWS, Predictions
-from .flight.hand import Hand, Held
+from ..table.labels.predictions import NUM_ROWS
+from .flight.hand import Hand
 from .predictions import check_exchanged
-from .readback import ALONE, Readback, Sent, SingleProcess
-from .stepper import with_second
+from .readback import ALONE, Note, Readback, Sent, SingleProcess, note_of
 
 if TYPE_CHECKING:
     from ..checkpoint.callbacks import Callbacks
     from ..scheduler import R8Scheduler
-    from .distributed.together import Sharing
+    from .distributed.together import Gathered, Sharing
     from .state import ModelState
     from .stepper import SecondRun, Stepper
 
@@ -56,11 +55,6 @@ class Training(NamedTuple):
     second_run: SecondRun | None = None
 
 
-VALIDATED = (
-    "the loss of step {} has no gradient, and is of another loader than that of attach(): it counts as a step of "
-    "training. To validate, iterate over your loader itself, and call adapter.log(val_loss=...)."
-)
-
 NOT_OF_BATCHES = (
     "the loss of step {} is of no batch of adapter.batches(): epochs are not counted, no sample is known, and a "
     "resumed run does not find its place in the loader. Write adapter.batches() in place of the loader; for steps "
@@ -75,7 +69,6 @@ class LossPipeline(Trainer):
         batches: Holds the batches of the scheduler.
         training: What is trained.
         has_loader: Whether the user has a loader, where the batches are the user's own.
-        look: Called with the losses of a refused batch of the user's own.
 
     Attributes:
         outcome: The outcome of the last report.
@@ -84,13 +77,13 @@ class LossPipeline(Trainer):
         is_other: Whether batches of the user's own are of another loader than that of `attach`.
     """
 
-    def __init__(self, batches: Prefetch, training: Training, *, has_loader: bool, look: Callable[..., None]) -> None:
+    def __init__(self, batches: Prefetch, training: Training, *, has_loader: bool) -> None:
         r8, state, stepper, hand = training.scheduler, training.state, training.stepper, training.hand
         self._rates, self._sharing = training.rates, training.sharing
         self.outcome = Outcome(Verdict.PENDING, r8.lr, None)
         self.recorded: tuple[Sent, torch.Tensor] | None = None
-        self.readback: Readback | None = None
-        self._r8, self._feed, self._has_loader, self._look = r8, r8.feed, has_loader, look
+        self.readback: Readback | Gathered | None = None
+        self._r8, self._feed, self._has_loader = r8, r8.feed, has_loader
         self.is_other, self._is_alone = False, training.sharing.size == 1
         self._own_optimizer = training.optimizers[0] if r8.host.rates.are_own else None
         self._batches, self._stepper, self._state = batches, stepper, state
@@ -104,58 +97,74 @@ class LossPipeline(Trainer):
         """Losses sent and not reported yet."""
         return 0 if self.readback is None else len(self.readback)
 
-    def count(self, ticket: Ticket) -> int:
-        """Samples of a batch that this process trains on."""
-        return len(ticket.indices if self._is_alone else self._sharing.part(ticket.indices))
-
     def record(
         self, ticket: Ticket, values: torch.Tensor, *, count: int, part_size: int | None, num_classes: int = 0
-    ) -> Ticket:
+    ) -> None:
         """Note the losses of a batch; `tell` sends them.
 
         Args:
             ticket: The batch.
-            values: float32[P], the losses.
+            values: float32[P], the losses; or 0-dim, their mean.
             count: Samples of it that this process trained on.
             part_size: As in `Sent`.
             num_classes: As in `Sent`.
-
-        Returns:
-            The ticket as if it were drawn when the training on it began.
         """
         if num_classes:
             check_exchanged(self._sharing.size, len(values) // (NUM_ROWS * count), num_classes)
-        self._batches.take(ticket)
         if self._own_optimizer is not None:
-            self._note_rate()
-        begun = self._r8.host.begin(ticket, held_back=self.num_on_their_way, is_late=True)
-        self.set_rates(begun.lr)
-        held = self._hand.take(begun)
-        self.recorded = Sent(begun, count, part_size, num_classes=num_classes, held=held), values
-        return begun
+            # A tensor on a device is not read, as that would wait for it.
+            rate = self._own_optimizer.param_groups[0]["lr"]
+            if rate is not self._r8.host.rates.own and not getattr(rate, "is_cuda", False):
+                self._r8.host.rates.tell(float(rate))
+        # A batch of the user's own has begun as it was handed out, unless losses of others are on their way.
+        if self._feed is None or self._rates is not None or not (self._is_alone and values.is_cpu):
+            self._batches.take(ticket)
+            ticket = self._r8.host.begin(ticket, held_back=self.num_on_their_way, is_late=True)
+            self.set_rates(ticket.lr)
+        self.recorded = Sent(ticket, count, part_size, num_classes=num_classes, held=self._hand.take(ticket)), values
 
-    def tell(self, norm: torch.Tensor | None = None, skipped: torch.Tensor | None = None) -> Outcome:
+    def record_own(self, losses: tuple[torch.Tensor, ...], ids: Any = None) -> Ticket | None:
+        """Note the losses of the own batch in hand; see `Adapter.report`.
+
+        Returns:
+            The batch; None after the end, where nothing is noted.
+        """
+        ticket = self.take_own(ids)
+        values, count = values_of(losses, ticket)
+        if ticket is not None:
+            if not count and len(losses) == 1 and self._feed is not None:
+                self._feed.note_rows(ticket, losses[0])
+            self.record(ticket, values, count=count or 1, part_size=1 if count else None)
+        return ticket
+
+    def tell(
+        self, norm: torch.Tensor | None = None, skipped: torch.Tensor | None = None, again: torch.Tensor | None = None
+    ) -> Outcome:
         """Send the recorded losses, and report those that have arrived.
 
         Args:
             norm: 0-dim, norm of the gradient, to be judged along with the loss.
             skipped: 0-dim, whether the optimizer's step was left out.
+            again: 0-dim, the loss of the batch, computed once more, in place of values that are not finite.
         """
         if self.recorded is None:
             return self.outcome
         (sent, values), self.recorded = self.recorded, None
+        if again is not None:
+            values = torch.where(torch.isfinite(values), values, again.to(values))
         if not (norm is None and skipped is None):
             given = {"grad_norm": norm, "skipped": skipped}
             more = {name: value for name, value in given.items() if value is not None}
             sent = sent._replace(extras=tuple(more))
-            values = torch.cat([values, *(each.detach().to(values).reshape(1) for each in more.values())])
-        if self.readback is None and self._sharing is ALONE and values.is_cpu:
+            values = torch.cat([values.reshape(-1), *(each.detach().to(values).reshape(1) for each in more.values())])
+        is_own = self._feed is not None and self._rates is None and not sent.extras
+        if self.readback is None and values.is_cpu and (self._sharing is ALONE or (is_own and self._is_alone)):
             # What is in main memory needs no way round.
             self._hear([(sent, values.numpy())])
             return self.outcome
         if self.readback is None:
             self.readback = self._sharing.readback(values.device)
-        self.readback.put(sent, values)
+        self.readback.put(sent, values.reshape(-1))
         # A search for a rate and an experiment must know each loss before the next batch.
         controller = self._r8.controller
         is_awaited = sent.ticket.epoch < 0 or controller.experiment.is_open
@@ -168,17 +177,6 @@ class LossPipeline(Trainer):
             # The losses that have arrived belong to earlier batches.
             self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
         return self.outcome
-
-    def _note_rate(self) -> None:
-        """Tell views and guard the rate that the user has set."""
-        if self._own_optimizer is None:
-            return
-        rate = self._own_optimizer.param_groups[0]["lr"]
-        if rate is self._r8.host.rates.own:
-            return
-        # A tensor on a device is not read, as that would wait for it.
-        if type(rate) is float or not getattr(rate, "is_cuda", False):
-            self._r8.host.rates.tell(float(rate))
 
     def load_scheduler(self, state: Mapping[str, Any]) -> None:
         """Take over the state of the scheduler alone; losses on their way are dropped.
@@ -199,44 +197,32 @@ class LossPipeline(Trainer):
             self._hear(self.readback.drain())
 
     def _hear(self, here: list[tuple[Sent, Any]]) -> None:
+        """Report losses, up to one that puts the model back: the later ones are of weights that are gone."""
+        hand = self._hand
         for number, (sent, values) in enumerate(here):
-            extras: dict[str, Any] = {}
-            if sent.extras:
-                count = len(values) - len(sent.extras)
-                extras = dict(zip(sent.extras, values[count:].tolist(), strict=True))
-                extras["skipped"] = bool(extras.get("skipped", 0))
-                values = values[:count]
-            if sent.num_classes:
-                # Those of several ranks come as one batch.
-                count = sent.num_samples if self._is_alone else len(sent.ticket.indices)
-                values, extras["predictions"] = Predictions.unpack(values.reshape(-1, count), sent.num_classes)
-            if sent.part_size is None:
-                values = float(values[0])
-            elif sent.part_size != 1:
-                extras["part_size"] = sent.part_size
-            if self._report(sent.ticket, sent.held, values, extras, here[number + 1 :]):
-                break
-
-    def _report(self, ticket: Ticket, held: Held | None, loss: Any, more: dict[str, Any], later: list[Any]) -> bool:
-        """Report a loss; whether the model was put back, so that the ``later`` ones are of weights that are gone."""
-        hand, num_loads, put_back_to = self._hand, self._state.num_loads, None
-        hand.reported = held
-        try:
-            # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
-            if ticket.is_out:
-                self.outcome = self._r8.report(ticket, loss, **more)
-            if self.outcome:
-                hand.good = held
-            # What waits is of good batches alone if this one has added nothing: not so for losses that come late.
-            elif not (self._stepper.adds_later and self.readback is None):
-                self._stepper.drop_update()
-            put_back_to = self.outcome.rolled_back_to
-        finally:
-            is_put_back = put_back_to is not None or self._state.num_loads != num_loads
+            note = values if isinstance(values, Note) else note_of(sent, values)
+            num_loads, put_back_to = self._state.num_loads, None
+            hand.reported = sent.held
+            try:
+                # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
+                if sent.ticket.is_out:
+                    self.outcome = self._r8.report(sent.ticket, **note.arguments)
+                    if self._feed is not None and self._rates is None:
+                        # The rate that the optimizer has, which is the user's.
+                        self.outcome = self.outcome._replace(lr=self._r8.lr)
+                if self.outcome:
+                    hand.good = sent.held
+                # What waits is of good batches alone if this one has added nothing: not so for losses that come late.
+                elif not (self._stepper.adds_later and self.readback is None):
+                    self._stepper.drop_update()
+                put_back_to = self.outcome.rolled_back_to
+            finally:
+                is_put_back = put_back_to is not None or self._state.num_loads != num_loads
+                if is_put_back:
+                    self._discard([later for later, _ in here[number + 1 :]])
+                    self.drop()
             if is_put_back:
-                self._discard([sent for sent, _ in later])
-                self.drop()
-        return is_put_back
+                break
 
     # Batches of the user's own.
 
@@ -246,26 +232,6 @@ class LossPipeline(Trainer):
         chunk: Any = None if self._feed is None or self._feed.source.open is None else self._feed.source.open.chunk
         members = None if chunk is None else chunk.members
         return 0 if members is None or members.counts is not None else members.num_rows
-
-    def report_own(self, losses: tuple[torch.Tensor, ...], ids: Any = None) -> Outcome:
-        """Report the loss of the own batch in hand; see `Adapter.report`."""
-        found = self.take_own(ids)
-        if found is None:
-            return Outcome(GOOD, self._r8.lr, None)
-        values, count = values_of(losses, found)
-        if self.is_other and not (torch.is_grad_enabled() or losses[0].requires_grad):
-            self._r8.host.say_once("validated", VALIDATED.format(found.step))
-        if not count and len(losses) == 1:
-            self.note_rows(found, losses[0])
-        outcome = self.tell_own(found, values, count)
-        if outcome.verdict is not GOOD and not outcome:
-            self._look(*losses)
-        return outcome
-
-    def note_rows(self, ticket: Ticket, losses: torch.Tensor) -> None:
-        """Note the losses of the rows of a batch whose samples are not known."""
-        assert self._feed is not None
-        self._feed.note_rows(ticket, losses)
 
     def take_own(self, ids: Any = None) -> Ticket | None:
         """The own batch that a loss belongs to; None after the end."""
@@ -280,35 +246,6 @@ class LossPipeline(Trainer):
             ticket = feed.tell_ids(ticket, ids)
         feed.source.open = None
         return ticket
-
-    def tell_own(
-        self, ticket: Ticket, values: torch.Tensor, count: int, norm: torch.Tensor | None = None,
-        skipped: torch.Tensor | None = None, again: torch.Tensor | None = None,
-    ) -> Outcome:  # fmt: skip
-        """Report what `values_of` returned, with the norm of the gradient and whether the step was left out.
-
-        ``again`` is the loss of the batch, computed once more, in place of values that are not finite.
-        """
-        if again is not None:
-            values = with_second(values, again)
-        is_plain = self._is_alone and self._rates is None and norm is None and skipped is None
-        if is_plain and values.is_cpu and self.recorded is None:
-            self._note_rate()
-            self._report(ticket, self._hand.take(ticket), values.numpy() if count else float(values), {}, [])
-            return self.with_rate(self.outcome)
-        self.record_own(ticket, values, count)
-        return self.with_rate(self.tell(norm, skipped))
-
-    def record_own(self, ticket: Ticket, values: torch.Tensor, count: int, num_classes: int = 0) -> None:
-        """Note the values of ``count`` samples, or with 0 of them the mean of a batch whose samples are not known."""
-        self.record(
-            ticket, values if count else values.mean().reshape(1), count=count or 1, part_size=1 if count else None,
-            num_classes=num_classes,
-        )  # fmt: skip
-
-    def with_rate(self, outcome: Outcome) -> Outcome:
-        """An outcome with the rate that the optimizer has, where it is the user's."""
-        return outcome if self._rates is not None else outcome._replace(lr=self._r8.lr)
 
     def skip(self) -> bool:
         """Give up the batch whose losses are recorded; it comes once more. Returns whether there was one."""
@@ -339,16 +276,15 @@ class LossPipeline(Trainer):
         if self.readback is not None:
             self.readback.clear()
 
-    def set_next_rates(self) -> None:
-        """Set the optimizer's rates for the batch that comes next: a loop may step before it reports."""
-        lr = None if self._rates is None else self._r8.host.rates.after(self.num_on_their_way)
-        if lr is not None:
-            self.set_rates(lr)
+    def set_rates(self, lr: float | None = None) -> None:
+        """Set the optimizer's rates, unless other code does.
 
-    def set_rates(self, lr: float) -> None:
-        """Set the optimizer's rates, unless other code does."""
+        Args:
+            lr: The rate; by default that of the batch that comes next: a loop may step before it reports.
+        """
         rates = self._rates
-        if rates is None:
+        lr = self._r8.host.rates.after(self.num_on_their_way) if lr is None and rates is not None else lr
+        if rates is None or lr is None:
             return
         if self._state.num_loads != self._num_loads:
             # The optimizer was put back with its rates.
@@ -375,7 +311,7 @@ class LossPipeline(Trainer):
         if self._feed is None and not self.num_on_their_way:
             self._r8.controller.note_start()
         if self._rates is not None:
-            self.set_next_rates()
+            self.set_rates()
 
     def before_probe(self) -> None:
         """Forget the gradients that wait for others to be added."""
@@ -415,18 +351,13 @@ def values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[
             values = loss.detach()
             values = values.reshape(rows, -1).mean(1, dtype=torch.float32) if len(shape) > 1 else values
             return values if values.dtype is torch.float32 else values.float(), rows
-    return _mean_of(losses), 0
-
-
-def _mean_of(losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """float32, the sum of the means of losses, without their gradient."""
     if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
-        loss = losses[0].detach()
-        return loss if not loss.ndim else loss.mean()
+        mean = losses[0].detach()
+        return (mean.mean() if mean.ndim else mean), 0
     if not losses:
         raise TypeError("report() must get a loss, got none.")
     for loss in losses:
         if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
             raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
     means = [loss.detach() if loss.ndim == 0 else loss.detach().mean() for loss in losses]
-    return sum(means[1:], means[0]).to(torch.float32)
+    return sum(means[1:], means[0]).to(torch.float32), 0

@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from ..table.labels.predictions import Predictions
+from ..table.losses import EXACT, WHOLE_BATCH
 
 if TYPE_CHECKING:
     from ..engine.settings import SchedulerSettings
@@ -50,100 +53,76 @@ class Sent(NamedTuple):
     held: Held | None = None
 
 
-class Readback(Protocol):
+class Note(NamedTuple):
+    """The losses of a step: of this process's part of the batch, and after an exchange between ranks of the whole one.
+
+    Attributes:
+        ticket: The batch.
+        losses: float[P], those of its samples or of their parts, or one mean.
+        part_size: EXACT, WHOLE_BATCH or the size of a part.
+        skipped: Whether the optimizer's step was skipped because gradients overflowed.
+        grad_norm: Norm of the gradient, or None.
+        predictions: What the logits of the samples say about their labels, or None.
+    """
+
+    ticket: Ticket
+    losses: NDArray[Any]
+    part_size: int
+    skipped: bool = False
+    grad_norm: float | None = None
+    predictions: Predictions | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `R8Scheduler.report` for a whole batch, but for its ticket."""
+        return {
+            "loss": float(self.losses[0]) if self.part_size == WHOLE_BATCH else self.losses,
+            "part_size": None if self.part_size in (WHOLE_BATCH, EXACT) else self.part_size,
+            "skipped": self.skipped,
+            "grad_norm": self.grad_norm,
+            "predictions": self.predictions,
+        }
+
+
+def note_of(sent: Sent, values: Values) -> Note:
+    """The losses in values that were sent."""
+    values, predictions = values.reshape(-1), None
+    count = len(values) - len(sent.extras)
+    extras = dict(zip(sent.extras, values[count:].tolist(), strict=True))
+    losses = values[:count]
+    if sent.num_classes:
+        losses, predictions = Predictions.unpack(losses.reshape(-1, sent.num_samples), sent.num_classes)
+    part_size = WHOLE_BATCH if sent.part_size is None else sent.part_size
+    return Note(sent.ticket, losses, part_size, bool(extras.get("skipped", 0)), extras.get("grad_norm"), predictions)
+
+
+class Readback:
     """Takes values along with an item, and gives both back in order once the values can be read.
+
+    Args:
+        copy: Begins to copy float32[K] to main memory; returns a copy as `Here` and `CudaCopy` are.
+        waits: Whether to begin a copy waits for the device.
 
     Attributes:
         num_waits: How often a step had to wait for the device; `drain` does not count, an epoch's end asks for it.
     """
 
-    num_waits: int
+    def __init__(self, copy: Callable[[torch.Tensor], Any], *, waits: bool = False) -> None:
+        self.num_waits = 0
+        self._copy, self._waits = copy, waits
+        self._under_way: deque[tuple[Any, Any]] = deque()
 
     def __len__(self) -> int:
         """Values on their way."""
-
-    def put(self, item: Any, values: torch.Tensor) -> None:
-        """Send values on their way; ``item`` is anything that belongs to them, ``values`` float32[K] on any device."""
-
-    def ready(self) -> list[tuple[Any, Values]]:
-        """The values that have arrived, in order; waits only for those that lag by more than 16."""
-
-    def drain(self) -> list[tuple[Any, Values]]:
-        """All values, in order; waits for them."""
-
-    def clear(self) -> list[Any]:
-        """Drop the values on their way; returns their items, in order."""
-
-
-class Immediate:
-    """Values that are in main memory as soon as they are put, and can be read at once.
-
-    Args:
-        keeps: Whether they are kept for later: then they are copied, as the user may use their memory again.
-        fetches: Whether they are on a device and have to be fetched, which waits.
-    """
-
-    def __init__(self, *, keeps: bool = False, fetches: bool = False) -> None:
-        self.num_waits = 0
-        self._keeps, self._fetches = keeps, fetches
-        self._here: list[tuple[Any, torch.Tensor]] = []
-
-    def __len__(self) -> int:
-        return len(self._here)
-
-    def put(self, item: Any, values: torch.Tensor) -> None:
-        """Send values on their way."""
-        self.num_waits += self._fetches
-        values = values.cpu() if self._fetches else values
-        self._here.append((item, values.clone() if self._keeps else values))
-
-    def ready(self) -> list[tuple[Any, Values]]:
-        """All values."""
-        here, self._here = self._here, []
-        return [(item, values.numpy()) for item, values in here]
-
-    drain = ready
-
-    def clear(self) -> list[Any]:
-        """Drop all values; returns their items."""
-        here, self._here = self._here, []
-        return [item for item, _ in here]
-
-
-class Copy(Protocol):
-    """A copy to main memory that is in progress."""
-
-    def is_done(self) -> bool:
-        """Whether it can be read; does not wait."""
-
-    def wait(self) -> None:
-        """Wait until it can."""
-
-    def read(self) -> Values:
-        """What was copied."""
-
-
-class Lagging:
-    """Values on a device, read when their copy to main memory has passed.
-
-    Args:
-        copy: Begins to copy float32[K].
-    """
-
-    def __init__(self, copy: Callable[[torch.Tensor], Copy]) -> None:
-        self.num_waits = 0
-        self._copy = copy
-        self._under_way: deque[tuple[Any, Copy]] = deque()
-
-    def __len__(self) -> int:
         return len(self._under_way)
 
     def put(self, item: Any, values: torch.Tensor) -> None:
-        """Send values on their way."""
+        """Send values on their way; ``item`` is anything that belongs to them, ``values`` float32[K] on any device."""
+        self.num_waits += self._waits
         self._under_way.append((item, self._copy(values)))
 
     def ready(self) -> list[tuple[Any, Values]]:
-        """Those that have come, in order."""
+        """The values that have arrived, in order; waits only for those that lag by more than 16."""
         queue = self._under_way
         taken = []
         while queue and (queue[0][1].is_done() or len(queue) > MOST_LAG):
@@ -152,7 +131,7 @@ class Lagging:
         return taken
 
     def drain(self) -> list[tuple[Any, Values]]:
-        """All of them, in order; waits."""
+        """All values, in order; waits for them."""
         return [self._first() for _ in range(len(self._under_way))]
 
     def _first(self) -> tuple[Any, Values]:
@@ -161,13 +140,35 @@ class Lagging:
         return item, copy.read()
 
     def clear(self) -> list[Any]:
-        """Forget those on their way: what they belong to, in order."""
+        """Drop the values on their way; returns their items, in order."""
         items = [item for item, _ in self._under_way]
         self._under_way.clear()
         return items
 
 
-class CudaCopy:
+class Here:
+    """Values that are in main memory already.
+
+    Args:
+        values: float32[K], in main memory.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+
+    def is_done(self) -> bool:
+        """Whether it can be read; does not wait."""
+        return True
+
+    def wait(self) -> None:
+        """Wait until it can."""
+
+    def read(self) -> Values:
+        """What was copied."""
+        return self._values.numpy()
+
+
+class CudaCopy(Here):
     """A copy from a GPU to pinned memory, behind what the current stream has queued.
 
     Args:
@@ -176,8 +177,8 @@ class CudaCopy:
 
     def __init__(self, values: torch.Tensor) -> None:
         # torch keeps freed pinned blocks for the next one, so that this costs no system call.
-        self._pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        self._pinned.copy_(values, non_blocking=True)
+        super().__init__(torch.empty(values.shape, dtype=values.dtype, pin_memory=True))
+        self._values.copy_(values, non_blocking=True)
         self._event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record()
 
@@ -191,7 +192,7 @@ class CudaCopy:
 
     def read(self) -> Values:
         """What was copied."""
-        values: Values = self._pinned.numpy().copy()
+        values: Values = self._values.numpy().copy()
         return values
 
 
@@ -200,11 +201,14 @@ def readback_on(device: torch.device, *, keeps: bool = False) -> Readback:
 
     Args:
         device: Where they are.
-        keeps: Whether losses in main memory are not asked for at once.
+        keeps: Whether losses in main memory are not asked for at once: then they are copied, as the user may use their
+            memory again.
     """
+    if device.type == "cuda":
+        return Readback(CudaCopy)
     if device.type == "cpu":
-        return Immediate(keeps=keeps)
-    return Lagging(CudaCopy) if device.type == "cuda" else Immediate(fetches=True)
+        return Readback(lambda values: Here(values.clone() if keeps else values))
+    return Readback(lambda values: Here(values.cpu()), waits=True)
 
 
 class SingleProcess:

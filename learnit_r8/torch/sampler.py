@@ -14,13 +14,13 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from .._validation import whole_number
 from ..bridge.host import num_left
 from ..bridge.prefetch import Prefetch
-from ..sampling.ticket import refuse_weights
+from ..sampling.ticket import Ticket, refuse_weights
 from .distributed.ranks import are_there
 from .prepared import takes_arrays
 from .readback import ALONE
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Outcome, Ticket
+    from ..sampling.ticket import Outcome
     from ..scheduler import R8Scheduler
     from .distributed.together import Sharing
 
@@ -184,8 +184,13 @@ class SamplerIterator:
                 "a batch was asked for by an iteration that another one has replaced; iterate over a loader once at a "
                 "time."
             )
-        is_at_end = self._is_at_end()
-        if not is_at_end or batches.r8.requests.is_pending:
+        r8 = batches.r8
+        is_at_end = r8.pace.next_place >= self.end
+        if is_at_end and not self._num_ahead and r8.is_over:
+            # A probe may follow, where the last losses were unusual.
+            batches.trainer.settle()
+            is_at_end = False
+        if not is_at_end or r8.requests.is_pending:
             batches.trainer.between_steps()
         ticket = None if is_at_end else batches.draw(is_fetched=self._num_ahead > 0)
         if ticket is None:
@@ -226,17 +231,6 @@ class SamplerIterator:
                 "no batches left",
                 f"the budget is spent after {r8.global_step} steps: R8BatchSampler gives no more batches.",
             )
-
-    def _is_at_end(self) -> bool:
-        """Whether the epoch has no more batches."""
-        r8 = self._batches.r8
-        if r8.pace.next_place < self.end:
-            return False
-        if self._num_ahead or not r8.is_over:
-            return True
-        # A probe may follow, where the last losses were unusual.
-        self._batches.trainer.settle()
-        return False
 
     def draw_probe(self) -> Any:
         """Draw a probe, for a loader that fetches it itself; None if there is none left."""
@@ -289,17 +283,19 @@ class SamplerIterator:
         return None if delivered is None else delivered + self._num_probes
 
 
-def find_batch(batches: Prefetch, number: int | None = None, *, ahead: int = 0) -> Ticket:
+def find_batch(batches: Prefetch, number: int | Ticket | None = None, *, ahead: int = 0) -> Ticket:
     """The batch that a loss belongs to.
 
     Args:
         batches: Holds it.
-        number: The batch's number, where the loader tells it; None for the oldest.
+        number: The batch's number, where the loader tells it; or the batch itself; None for the oldest.
         ahead: Batches that something between loader and training fetches in advance.
 
     Raises:
         RuntimeError: no batch waits, or none of that number; or it is not clear which batch it is.
     """
+    if isinstance(number, Ticket):
+        return number
     waiting = batches.waiting
     if number is None:
         iteration: SamplerIterator | None = batches.reader

@@ -106,7 +106,7 @@ class ModelState:
         state = {name: part.state_dict() for name, part in self._parts.items()}
         if self._shards is not None:
             state = {name: self._shards.local(part, name) for name, part in state.items()}
-        return self._held({**state, "random": _random_state()})
+        return self._held({**state, "random": random_state()})
 
     def collect(self, *, keeps: bool = True) -> dict[str, Any]:
         """The state of the whole training, for `save`: whole tensors, and the random generators of all ranks.
@@ -119,7 +119,8 @@ class ModelState:
         state = {name: part.state_dict() for name, part in self._parts.items()}
         if self._shards is not None:
             state = {name: self._shards.whole(part, keeps=keeps) for name, part in state.items()}
-        state = self._held({**state, "random": _random_state()})
+        # As tensors, which `torch.load` reads with ``weights_only=True``.
+        state = self._held({**state, "random": as_tensors(random_state())})
         if self._gather is not None:
             state[OF_RANKS] = self._gather(state["random"])
             state["random"] = state[OF_RANKS][0]
@@ -292,12 +293,6 @@ def _check_optimizer(optimizer: Any, saved: Mapping[str, Any]) -> None:
             f"the saved optimizer must have parameter groups of {sizes} tensors like this one, got groups of {given}; "
             "make the groups that the run added later before attach(), where frozen parameters take no step."
         )
-
-
-def _random_state() -> dict[str, Any]:
-    """The random generators, as trainers write them to files of kinds."""
-    state: dict[str, Any] = as_tensors(random_state())
-    return state
 
 
 OF_THE_TRAINING = ("model", "optimizer", "scaler", "ema", "random", "random of ranks", OWN)

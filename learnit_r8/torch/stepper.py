@@ -316,18 +316,19 @@ class Stepper:
     def clear(self) -> None:
         """Begin a new gradient."""
         self._num_added, self._is_adding = 0, False
-        parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
-        if parameters and parameters[0].is_cpu:
-            # Freed here they could be the last thing in the heap: the C library would hand all of it back to the
-            # system, to be faulted in again by the next forward pass, at up to a third of a step. A script that clears
-            # them before its backward pass is spared that.
-            self._last_gradients = [each.grad for each in parameters]
+        self._last_gradients = []
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.is_cpu:
+                    # Freed here it could be the last thing in the heap: the C library would hand all of it back to the
+                    # system, to be faulted in again by the next forward pass, at up to a third of a step. A script that
+                    # clears gradients before its backward pass is spared that.
+                    self._last_gradients.append(parameter.grad)
+                if not self._clears_itself:
+                    # What torch's own does besides is to label this for its profiler, which takes longer than the rest.
+                    parameter.grad = None
         if self._clears_itself:
             self._plain.zero_grad()
-            return
-        # What torch's own does besides is to label this for its profiler, which takes longer than the rest.
-        for parameter in parameters:
-            parameter.grad = None
 
 
 class SecondRun:
@@ -416,8 +417,3 @@ class SecondRun:
             what, step=self._r8.global_step, is_finite=is_finite, device=f"the CPU of {platform.node()!r}"
         )
         return (again.detach(), second, True) if is_finite else (None, norm, False)
-
-
-def with_second(values: torch.Tensor, again: torch.Tensor | None) -> torch.Tensor:
-    """The losses of a batch, with that of the second run, 0-dim, in place of those that are not finite."""
-    return values if again is None else torch.where(torch.isfinite(values), values, again.to(values))

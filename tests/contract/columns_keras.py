@@ -44,7 +44,8 @@ class OwnStep(keras.Sequential):
             found = tape.gradient(loss, self.trainable_variables)
             self.optimizer.apply(found, self.trainable_variables)
         self.metrics[0].update_state(loss)
-        return {"loss": self.metrics[0].result()}
+        # One more than its metrics, so that Keras shows what the last step has returned.
+        return {"loss": self.metrics[0].result(), "same_loss": self.metrics[0].result()}
 
     def jax_step(self, state, data):
         import jax
@@ -61,7 +62,8 @@ class OwnStep(keras.Sequential):
         # Each metric has its part of the variables, as in Keras' guide.
         size = len(self.metrics[0].variables)
         mean = self.metrics[0].stateless_update_state(means[:size], loss)
-        return {"loss": self.metrics[0].stateless_result(mean)}, (trained, others, held, [*mean, *means[size:]])
+        logs = dict.fromkeys(("loss", "same_loss"), self.metrics[0].stateless_result(mean))
+        return logs, (trained, others, held, [*mean, *means[size:]])
 
 
 def build(run, kind=keras.Sequential):

@@ -5,43 +5,16 @@ import pytest
 pytest.importorskip("lightning")
 
 import torch
-from torch.nn.functional import binary_cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy
 
 from learnit_r8.lightning import R8Loader
-from tests.fault_common import BATCH, FAULT_STEP, HEALED, KINDS, Fault, Samples, linear, loss_of, settings_of
+from tests.fault_common import BATCH, Samples
 from tests.lightning.common import DATA, Digits, fit
 from tests.trial_common import Sight, begin_trial, digest
 
 lightning = pytest.importorskip("lightning")
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
-
-
-class Regression(lightning.LightningModule):
-    def __init__(self, kind, accumulate):
-        super().__init__()
-        self.net, self._optimizer = linear()
-        self._fault = Fault(kind, FAULT_STEP * accumulate)
-
-    def configure_optimizers(self):
-        return self._optimizer
-
-    def training_step(self, batch, _):
-        x, y = batch
-        losses = mse_loss(self.net(self._fault.strike(self.net, self._optimizer, x)), y, reduction="none").mean(1)
-        return {"loss": losses.mean(), "losses": losses.detach()}
-
-
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_heals(kind, accumulate):
-    """A fault of any kind is healed."""
-    module = Regression(kind, accumulate)
-    loader = R8Loader(Samples(kind), batch_size=BATCH, **settings_of(accumulate))
-    _, r8, _ = fit(module=module, loader=loader, epochs=-1, accumulate_grad_batches=accumulate)
-
-    assert loss_of(module.net) < HEALED
-    assert not r8.controller.is_open
 
 
 class Probability(lightning.LightningModule):

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from learnit_r8 import TrainingDiverged
 from learnit_r8.guard import Verdict
-from learnit_r8.torch.readback import MOST_LAG, Immediate, Lagging, SingleProcess, readback_on
+from learnit_r8.torch.readback import MOST_LAG, Here, Readback, SingleProcess, readback_on
 from tests.torch_common import STEPS, adapted, no_steady, train, weights
 
 
@@ -40,7 +40,7 @@ class Slow(SingleProcess):
         self.made = self.readback(None)
 
     def readback(self, device):
-        self.made = Lagging(lambda values: Late(values, self))
+        self.made = Readback(lambda values: Late(values, self))
         return self.made
 
 
@@ -190,7 +190,8 @@ def test_search_knows_each_loss():
 @pytest.mark.parametrize("fetches", [False, True])
 def test_main_memory_is_read_at_once(fetches):
     """On a CPU everything is immediate; and what was sent can be changed afterwards where it is kept."""
-    readback = Immediate(keeps=True, fetches=fetches)
+    cpu = torch.device("cpu")
+    readback = Readback(lambda values: Here(values.clone()), waits=True) if fetches else readback_on(cpu, keeps=True)
     values = torch.ones(3)
     readback.put("a", values)
     values.zero_()
@@ -203,7 +204,7 @@ def test_main_memory_is_read_at_once(fetches):
 
 def test_forgetting():
     """What is forgotten is named, in order."""
-    for readback in (Immediate(), Slow(9).made):
+    for readback in (readback_on(torch.device("cpu")), Slow(9).made):
         for number in range(3):
             readback.put(number, torch.ones(1))
 
@@ -211,11 +212,13 @@ def test_forgetting():
         assert len(readback) == 0
 
 
-def test_devices():
-    """Each kind of device has its readback."""
-    kinds = [type(readback_on(torch.device(device))) for device in ("cpu", "cuda", "mps")]
+def test_other_devices_are_waited_for():
+    """What is neither in main memory nor on a GPU of NVIDIA is fetched at once, and each wait is counted."""
+    readback = readback_on(torch.device("mps"))
+    readback.put("a", torch.ones(1))
 
-    assert kinds == [Immediate, Lagging, Immediate]
+    assert [(item, read.tolist()) for item, read in readback.ready()] == [("a", [1])]
+    assert readback.num_waits == 1
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

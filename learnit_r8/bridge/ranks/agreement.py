@@ -36,8 +36,9 @@ class Channel(Protocol):
     def gather_values(self, value: Any) -> list[Any]:
         """The values of all processes, which may be anything that a checkpoint can hold."""
 
-    def of_first(self, text: str | None) -> str | None:
-        """The text of rank 0."""
+    def of_first(self, value: Any) -> Any:
+        """The value of rank 0, as `gather_values` takes it."""
+        return self.gather_values(value if self.rank == 0 else None)[0]
 
 
 WINDOW = 2**16

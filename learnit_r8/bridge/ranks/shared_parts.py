@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -150,8 +149,8 @@ class SharedStore:
 
     def own_states(self) -> list[tuple[str, int]]:
         """The value of `CheckpointStore.own_states` on rank 0, on all ranks."""
-        own = json.dumps(self._store.own_states()) if self._ranks.rank == 0 else None
-        return [(str(name), int(step)) for name, step in json.loads(self._ranks.of_first(own) or "[]")]
+        own = self._store.own_states() if self._ranks.rank == 0 else []
+        return [(str(name), int(step)) for name, step in self._ranks.of_first(own)]
 
     def load_named(self, name: str) -> Checkpoint | None:
         """The checkpoint that `CheckpointStore.load_named` finds on rank 0, on all ranks."""
@@ -182,7 +181,7 @@ class SharedStore:
             except Exception as raised:
                 error = raised
         own = ["", _name_of(answer)] if error is None else [type(error).__name__, str(error)]
-        kind, text = json.loads(self._ranks.of_first(json.dumps(own)) or '["", null]')
+        kind, text = self._ranks.of_first(own)
         if error is not None:
             raise error
         if kind:

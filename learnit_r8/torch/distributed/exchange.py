@@ -25,7 +25,8 @@ from ...bridge.ranks.shared_parts import PartsOfRanks
 from ...events.launcher import restarts_cannot_meet
 from ...sampling.ticket import Ticket
 from ...table.labels.predictions import NUM_ROWS, Predictions
-from ...table.losses import EXACT, WHOLE_BATCH, check_kind
+from ...table.losses import WHOLE_BATCH, check_kind
+from ..readback import Note
 from .ranks import Ranks
 
 if TYPE_CHECKING:
@@ -91,7 +92,6 @@ class Exchange(PartsOfRanks):
         self.under_way: list[Note] = []
         self._read: Callable[[], NDArray[Any]] | None = None
         self._is_hurried = True
-        self._sends_predictions = False
         self._requests = r8.requests
         if ranks.rank == 0 and restarts_cannot_meet():
             r8.host.say_once(
@@ -180,8 +180,7 @@ class Exchange(PartsOfRanks):
             wished=self._requests.wished,
         )
         self.under_way = list(held)
-        # The message grows once all ranks know that predictions are reported.
-        self._read = self.ranks.send(self._codec.joined(own, held) if self._sends_predictions else own)
+        self._read = self.ranks.send(own)
         self.count += 1
 
     def receive(self) -> list[Note]:
@@ -194,24 +193,14 @@ class Exchange(PartsOfRanks):
         read, self._read = self._read, None
         if read is None:
             return []
-        messages, rows = self._codec.split(read())
+        messages = read()[:, 0]
         held, self.under_way = self.under_way, []
         heads = self._codec.heads(messages)
         self._check(heads)
         self._clock.now = float(messages["clock"][0])
         self._every, self._is_hurried = heads[0].every, bool(heads[0].is_hurried)
         self._requests.agree([head.wished for head in heads], messages["span"].tolist())
-        notes = self._codec.read(messages, held)
-        if num_classes := heads[0].num_classes:
-            notes = self._codec.add_predictions(self._rows_of_all(rows, held), notes, num_classes)
-        return notes
-
-    def _rows_of_all(self, rows: NDArray[np.float32] | None, held: Sequence[Note]) -> NDArray[np.float32]:
-        """float32[size, L], the predictions that came with the messages; those of the first time are fetched."""
-        if rows is not None:
-            return rows
-        self._sends_predictions = True
-        return self.ranks.gather(self._codec.predictions_in(held))
+        return self._codec.read(messages, held, heads[0].num_classes)
 
     def _digest_if_due(self) -> int:
         """Digest of the scheduler's state after the last exchange; 0 if none is due."""
@@ -283,26 +272,6 @@ NOTHING = -1
 """Kind of the losses in a message without losses."""
 
 
-class Note(NamedTuple):
-    """The losses of a step: of this rank's slice of the batch, and after the exchange of the whole batch.
-
-    Attributes:
-        ticket: The batch.
-        losses: float[P], those of its samples or of their parts, or one mean.
-        part_size: EXACT, WHOLE_BATCH or the size of a part.
-        skipped: Whether the optimizer's step was skipped because gradients overflowed.
-        grad_norm: Norm of the gradient, or None.
-        predictions: What the logits of the samples say about their labels, or None.
-    """
-
-    ticket: Ticket
-    losses: NDArray[Any]
-    part_size: int
-    skipped: bool = False
-    grad_norm: float | None = None
-    predictions: Predictions | None = None
-
-
 class Head(NamedTuple):
     """The whole numbers in a message. The first six must be the same in the messages of all ranks.
 
@@ -355,9 +324,10 @@ class MessageCodec:
             # Whether the step was skipped, whether its gradient has a norm, and the norm.
             ("extras", "f8", (3, most_steps)),
             ("losses", "f8", (most_steps, share)),
+            # What the logits say of the labels; NaN for steps without predictions.
+            ("said", "f4", (most_steps, NUM_ROWS, share)),
         ]
         self._own: NDArray[Any] = np.zeros(1, np.dtype(fields))
-        self._rows = np.zeros((most_steps, NUM_ROWS, share), np.float32)
 
     def share_of(self, ticket: Ticket) -> int:
         """Samples of a rank in a batch."""
@@ -394,56 +364,19 @@ class MessageCodec:
         kind = notes[-1].part_size if notes else NOTHING
         own["head"] = Head(num_steps=len(notes), part_size=kind, num_classes=num_classes_in(notes), **head)
         own["clock"], own["span"] = clock, span
-        losses = own["losses"]
-        for row, note in zip(losses, notes, strict=False):
+        own["said"].fill(np.nan)
+        for row, said, note in zip(own["losses"], own["said"], notes, strict=False):
             row[: len(note.losses)] = note.losses
+            if note.predictions is not None:
+                said[:, : len(note.losses)] = note.predictions[:NUM_ROWS]
         if notes:
             norms = [note.grad_norm for note in notes]
             has_norm = [norm is not None for norm in norms]
             own["extras"][:, : len(notes)] = [note.skipped for note in notes], has_norm, [norm or 0.0 for norm in norms]
         return self._own
 
-    def predictions_in(self, notes: Sequence[Note]) -> NDArray[np.float32]:
-        """float32[L], what the logits of this rank's slices say; NaN for steps without predictions."""
-        rows = self._rows
-        rows.fill(np.nan)
-        for row, note in zip(rows, notes, strict=False):
-            if note.predictions is not None:
-                said = np.stack(note.predictions[:NUM_ROWS])
-                row[:, : said.shape[1]] = said
-        return rows.reshape(-1)
-
-    def joined(self, message: NDArray[Any], notes: Sequence[Note]) -> NDArray[np.uint8]:
-        """uint8[L], a message with the predictions of its steps behind it; `split` undoes it."""
-        return np.concatenate([message.view(np.uint8), self.predictions_in(notes).view(np.uint8)])
-
-    def split(self, messages: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """The messages of all ranks, and the predictions behind them, float32[size, L]; None where there are none.
-
-        Args:
-            messages: [size, 1] as `write` made them, or uint8[size, L] as `joined` did.
-        """
-        if messages.dtype == self._own.dtype:
-            return messages[:, 0], None
-        size = self._own.itemsize
-        heads, rows = messages[:, :size], messages[:, size:]
-        return np.ascontiguousarray(heads).view(self._own.dtype)[:, 0], np.ascontiguousarray(rows).view(np.float32)
-
-    def add_predictions(self, messages: NDArray[np.float32], notes: list[Note], num_classes: int) -> list[Note]:
-        """Steps with the losses of whole batches, and with what their logits say.
-
-        Args:
-            messages: float32[size, L], what `predictions_in` gave on each rank.
-            notes: As `read` returned them.
-            num_classes: C.
-        """
-        rows = messages.reshape(self._size, *self._rows.shape)
-        return [
-            note._replace(predictions=self._joined_predictions(rows[:, place], note, num_classes))
-            for place, note in enumerate(notes)
-        ]
-
     def _joined_predictions(self, rows: NDArray[np.float32], note: Note, num_classes: int) -> Predictions | None:
+        """What the logits say of one batch; ``rows`` is float32[size, NUM_ROWS, share]."""
         share, count = self.share_of(note.ticket), len(note.ticket.indices)
         margin, predicted, given = (rows[:, row, :share].reshape(-1)[:count] for row in range(NUM_ROWS))
         is_missing = np.isnan(given)
@@ -458,16 +391,17 @@ class MessageCodec:
         """The heads of messages, in the order of the ranks."""
         return [Head(*numbers) for numbers in messages["head"].tolist()]
 
-    def read(self, messages: NDArray[Any], own: Sequence[Note]) -> list[Note]:
-        """The steps that were sent, with the losses of whole batches.
+    def read(self, messages: NDArray[Any], own: Sequence[Note], num_classes: int = 0) -> list[Note]:
+        """The steps that were sent, with the losses of whole batches, and with what their logits say.
 
         Args:
             messages: [size], in the order of the ranks.
             own: The notes that this rank has sent.
+            num_classes: C of the predictions that came with some of the steps; 0 without any.
         """
         # A step that one rank skipped, or a gradient that overflowed on one, is so for all.
         skipped, has_norm, norms = messages["extras"].max(0).tolist()
-        losses = messages["losses"]
+        losses, said = messages["losses"], messages["said"]
         return [
             Note(
                 note.ticket,
@@ -475,6 +409,7 @@ class MessageCodec:
                 note.part_size,
                 skipped[place] > 0,
                 norms[place] if has_norm[place] else None,
+                self._joined_predictions(said[:, place], note, num_classes) if num_classes else None,
             )
             for place, note in enumerate(own)
         ]
@@ -493,14 +428,3 @@ class MessageCodec:
 def num_classes_in(notes: Sequence[Note]) -> int:
     """C of the predictions in some steps; 0 without any."""
     return max((note.predictions.num_classes for note in notes if note.predictions is not None), default=0)
-
-
-def arguments_of(note: Note) -> dict[str, Any]:
-    """The arguments of `R8Scheduler.report` for a whole batch, but for its ticket."""
-    return {
-        "loss": float(note.losses[0]) if note.part_size == WHOLE_BATCH else note.losses,
-        "part_size": None if note.part_size in (WHOLE_BATCH, EXACT) else note.part_size,
-        "skipped": note.skipped,
-        "grad_norm": note.grad_norm,
-        "predictions": note.predictions,
-    }

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ..._validation import is_number
+from ...bridge.ranks.agreement import Channel
 from ...checkpoint.callbacks import RankLost
 
 MOST_SECONDS = 1e9
@@ -28,7 +29,7 @@ ROLL_CALL_SECONDS = 2.0
 """How long the other ranks have to answer that they are alive, once a connection is lost."""
 
 
-class Ranks:
+class Ranks(Channel):
     """This process among those that train together; every one of them must make it, at the same place.
 
     Args:
@@ -119,23 +120,6 @@ class Ranks:
             return gathered
 
         return read
-
-    def of_first(self, text: str | None) -> str | None:
-        """The text of rank 0; every rank calls it.
-
-        Raises:
-            RankLost: one of them did not call in time.
-        """
-        content = b"" if text is None else b"." + text.encode()
-        size = int(self.gather(np.array([len(content)]))[0, 0])
-        buffer = torch.zeros(size, dtype=torch.uint8)
-        if not size:
-            return None
-        if self.rank == 0:
-            buffer[:] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        with self.watching():
-            dist.broadcast(buffer, src=0, group=self._living_group())
-        return buffer.numpy().tobytes()[1:].decode()
 
     def _living_group(self) -> Any:
         group = self._group()

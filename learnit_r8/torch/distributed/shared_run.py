@@ -14,7 +14,8 @@ from ...sampling.ticket import Outcome, Ticket
 from ...table.labels.predictions import Predictions
 from ...table.losses import read_loss, read_number
 from ..predictions import check_exchanged
-from .exchange import Exchange, Note, arguments_of, check_every
+from ..readback import Note
+from .exchange import Exchange, check_every
 from .ranks import Ranks
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class SharedRun(Member):
         """Report whole batches; those trained on after one that put the model back are discarded."""
         pending = outcome = Outcome(Verdict.PENDING, self.r8.lr, None)
         for number, note in enumerate(notes):
-            outcome = self.r8.report(note.ticket, **arguments_of(note))
+            outcome = self.r8.report(note.ticket, **note.arguments)
             if outcome.rolled_back_to is not None:
                 for later in [*notes[number + 1 :], *self.exchange.receive(), *self._taken()]:
                     self.r8.host.discard(later.ticket)

@@ -7,15 +7,13 @@ import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ...bridge.ranks.agreement import digest_of
 from ...engine.settings import OF_RANK_0, RunDir
-from ...table.labels.predictions import NUM_ROWS, Predictions
-from ..readback import ALONE, Readback, Sent, SingleProcess, readback_on
-from .exchange import Exchange, Note, check_every, slice_of
+from ..readback import ALONE, Note, Readback, Sent, SingleProcess, note_of, readback_on
+from .exchange import Exchange, check_every, slice_of
 from .ranks import Ranks, are_there
 from .shards import is_sharded
 
@@ -84,7 +82,7 @@ class Together:
         """This rank's slice of a batch; see `Exchange.part`."""
         return slice_of(rows, self.ranks)
 
-    def readback(self, device: torch.device) -> Readback:
+    def readback(self, device: torch.device) -> Gathered:
         """The readback that brings the losses of all ranks to the scheduler of each."""
         assert self._exchange is not None
         return Gathered(self._exchange, readback_on(device, keeps=True))
@@ -138,13 +136,13 @@ class Gathered:
         self._own.put(item, values)
         self._sent.append(item)
 
-    def ready(self) -> list[tuple[Any, Any]]:
+    def ready(self) -> list[tuple[Sent, Note]]:
         """The losses of whole batches that have come from the other ranks; called once after each `put`."""
         if not len(self._own):
             return []
         return self._of_batches(self._exchange.turn(len(self._own), self._sent[-1].ticket, self._take))
 
-    def drain(self) -> list[tuple[Any, Any]]:
+    def drain(self) -> list[tuple[Sent, Note]]:
         """All losses, of whole batches; exchanges them, on all ranks at the same place."""
         return self._of_batches(self._exchange.drain(self._take()))
 
@@ -152,17 +150,17 @@ class Gathered:
         """The losses that this rank holds back, fetched from the device."""
         notes: list[Note] = []
         for item, values in self._own.drain():
-            note = _note_of(item, values)
+            note = note_of(item, values)
             self._exchange.check(note, notes)
             notes.append(note)
         self.num_waits = self._own.num_waits
         return notes
 
-    def _of_batches(self, notes: list[Note]) -> list[tuple[Any, Any]]:
+    def _of_batches(self, notes: list[Note]) -> list[tuple[Sent, Note]]:
         if not notes:
             return []
         sent, self._sent = self._sent[: len(notes)], self._sent[len(notes) :]
-        return list(zip(sent, map(_values_of, sent, notes), strict=True))
+        return list(zip(sent, notes, strict=True))
 
     def clear(self) -> list[Any]:
         """Drop the losses on their way; messages sent before are read, on all ranks at the same place."""
@@ -170,29 +168,6 @@ class Gathered:
         self._own.clear()
         sent, self._sent = self._sent, []
         return sent
-
-
-def _note_of(item: Sent, values: NDArray[np.float32]) -> Note:
-    """Return the values that an adapter sends in the form in which ranks exchange them."""
-    count = len(values) - len(item.extras)
-    extras = dict(zip(item.extras, values[count:].tolist(), strict=True))
-    losses, predictions = values[:count], None
-    if item.num_classes:
-        losses, predictions = Predictions.unpack(losses.reshape(1 + NUM_ROWS, -1), item.num_classes)
-    part_size = 0 if item.part_size is None else item.part_size
-    return Note(item.ticket, losses, part_size, bool(extras.get("skipped", 0)), extras.get("grad_norm"), predictions)
-
-
-def _values_of(item: Sent, note: Note) -> NDArray[np.float64]:
-    """The values for the adapter: losses and predictions of the whole batch, then the extras that it sent."""
-    values = note.losses
-    if item.num_classes:
-        assert note.predictions is not None
-        values = np.concatenate([values, *note.predictions[:NUM_ROWS]])
-    if not item.extras:
-        return values
-    extras = {"skipped": float(note.skipped), "grad_norm": note.grad_norm}
-    return np.concatenate([values, [extras[name] for name in item.extras]])
 
 
 def probe(model: torch.nn.Module) -> int:

@@ -9,19 +9,36 @@ from typing import Any
 
 import torch
 
+from ...bridge.batch_rows import Odd, far_off, halve, lists_rows, not_finite, num_rows, some_rows
+from ...bridge.place_search import HEALTHY, describe_halving, threshold_of
 from ...checkpoint import tree
-
-from ...recovery.cause import (  # isort: skip
-    BACKWARD, BATCH_SIZE, INPUT, LABEL, LOSS, NOTHING, OPTIMIZER, SCALE, UNKNOWN, UPDATE, WEIGHT, Finding, Refusal,
-)  # fmt: skip
-from .hand import Held
-from .rows import Odd, far_off, join, not_finite, num_rows, some_rows
-
-from .state_faults import (  # isort: skip
-    Alone, OptimizerFault, as_before, bad_weights, compare, farthest_buffer, optimizer_faults, vanished_eps,
-)  # fmt: skip
+from ...recovery.cause import (
+    BACKWARD,
+    BATCH_SIZE,
+    INPUT,
+    LABEL,
+    LOSS,
+    NOTHING,
+    OPTIMIZER,
+    SCALE,
+    UNKNOWN,
+    UPDATE,
+    WEIGHT,
+    Finding,
+    Refusal,
+)
 from ...sampling.random_generators import random_state, set_random_state
-from .rows import halve
+from .hand import Held
+from .state_faults import (
+    Alone,
+    OptimizerFault,
+    as_before,
+    bad_weights,
+    compare,
+    farthest_buffer,
+    optimizer_faults,
+    vanished_eps,
+)
 from .untouched import weights_of
 from .watch import (
     Trace,
@@ -35,9 +52,6 @@ from .watch import (
     run_watched,
     value_of,
 )
-
-FAR, LEAST = 100.0, 0.01
-"""How far beyond the usual a finite loss is bad where that of the run was not finite, in units of the usual."""
 
 
 class Runs:
@@ -93,7 +107,7 @@ class Runs:
         """Whether a run goes wrong as the refused batch did."""
         if trace.error is not None or not trace.is_finite:
             return True
-        return self.has_loss and trace.loss > self.threshold
+        return self.has_loss and trace.loss > threshold_of(self._refusal)
 
     def is_good_without(self, batch: Any, rows: Sequence[int]) -> bool:
         """Whether a batch is good without these rows."""
@@ -106,16 +120,6 @@ class Runs:
     def has_bad_gradients(self, good: Any) -> bool:
         """Whether gradients of the last good batch are not finite either."""
         return bool(self.watch(good, "the last good batch", backward=True, is_quick=True).bad_gradients)
-
-    @property
-    def threshold(self) -> float:
-        """A loss beyond it is a bad one."""
-        loss, usual = self._refusal.loss, self._refusal.usual
-        if usual != usual or loss <= usual:
-            return math.inf
-        if not math.isfinite(loss):
-            return usual + FAR * (abs(usual) + LEAST)
-        return math.sqrt(loss * usual) if usual > 0 else (loss + usual) / 2
 
     def find_row(self, batch: Any, like: Trace, good: Any) -> tuple[int, ...]:
         """The row to blame for what a run of the batch has shown, found by halving it; none if no row alone is.
@@ -143,12 +147,11 @@ class Runs:
             return ()
         rows = self._bad_losses(like, size)
         if not rows:
-            rows, runs = halve(is_like, size, math.ceil(math.log2(size)) + 2)
+            rows, runs = halve(is_like, size)
             if rows and not was_good:
                 # Each part was bad: so may be any.
                 rows, runs = () if is_like([row for row in range(size) if row not in rows]) else rows, runs + 1
-            found = f"row {rows[0]} alone goes wrong" if rows else "no row alone goes wrong"
-            self.evidence.append(f"{runs} runs of parts of the batch: {found}")
+            self.evidence.append(describe_halving(rows, runs))
         return rows
 
     def _bad_losses(self, trace: Trace, size: int) -> tuple[int, ...]:
@@ -156,7 +159,7 @@ class Runs:
         if trace.losses is None or len(trace.losses) != size or trace.bad_gradients:
             return ()
         losses = trace.losses.reshape(size, -1).mean(1)
-        bad = ~torch.isfinite(losses) if not math.isfinite(trace.loss) else losses > self.threshold
+        bad = ~torch.isfinite(losses) if not math.isfinite(trace.loss) else losses > threshold_of(self._refusal)
         rows = tuple(bad.nonzero().reshape(-1).tolist())
         return rows if len(rows) < size else ()
 
@@ -164,7 +167,6 @@ class Runs:
 SPREADS = frozenset(["std", "var", "std_mean", "var_mean", "native_batch_norm", "_batch_norm_impl_index"])
 """Operations that need more than one row."""
 
-HEALTHY = "the weights are healthy"
 STATISTICS = "it has damaged the statistics of the model, and the weights are healthy"
 EVERYWHERE = "it is so with other batches and with the weights of backups, too"
 
@@ -559,3 +561,23 @@ class Case:
             is_certain=certain and found.kind != UNKNOWN, rest=(*found.rest, *rest), loss=self._loss,
             evidence=tuple(self._runs.evidence), num_runs=self._runs.count,
         )  # fmt: skip
+
+
+def join(one: Any, other: Any) -> Any:
+    """A batch of the rows of two; None where their rows have other shapes."""
+    sizes = num_rows(one), num_rows(other)
+    with contextlib.suppress(AttributeError, RuntimeError, TypeError, ValueError):
+        return _joined(one, other, sizes)
+    return None
+
+
+def _joined(one: Any, other: Any, sizes: tuple[int, int]) -> Any:
+    if isinstance(one, torch.Tensor):
+        has_rows = one.ndim and (len(one), len(other)) == sizes
+        return torch.cat([one, other]) if has_rows else one
+    node, another = tree.open_node(one), tree.open_node(other)
+    if node is None or another is None:
+        return one
+    if lists_rows(node, sizes[0]) and lists_rows(another, sizes[1]):
+        return node.build([*node.parts.values(), *another.parts.values()])
+    return node.build([_joined(a, b, sizes) for a, b in zip(node.parts.values(), another.parts.values(), strict=True)])

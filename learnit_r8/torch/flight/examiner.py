@@ -16,6 +16,7 @@ import torch
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from ...bridge.batch_rows import not_finite
 from ...checkpoint.tree import copy_to_host
 from ...recovery.cause import NOTHING, UNKNOWN, Finding, Refusal
 from ...sampling.random_generators import set_random_state, state_of
@@ -23,7 +24,6 @@ from ..distributed.shards import is_sharded
 from ..prepared import plain_model
 from .causes import Case
 from .hand import Hand, Held
-from .rows import not_finite
 from .state_faults import bad_weights, optimizer_faults, vanished_eps
 from .untouched import fits, untouched
 from .watch import describe_error

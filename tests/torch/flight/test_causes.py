@@ -15,8 +15,7 @@ from learnit_r8 import Recovery, RunDir, TrainingDiverged, events
 from learnit_r8.recovery.cause import Refusal
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
-from learnit_r8.torch.flight.causes import Runs
-from learnit_r8.torch.flight.rows import join
+from learnit_r8.torch.flight.causes import Runs, join
 from learnit_r8.torch.flight.state_faults import compare
 from learnit_r8.torch.flight.watch import describe_place, run_watched
 from tests.torch.flight.test_place import data, train

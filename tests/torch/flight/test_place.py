@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import Recovery, TrainingDiverged, events
+from learnit_r8.bridge.batch_rows import halve, num_rows, some_rows
 from learnit_r8.recovery.cause import Refusal
 from learnit_r8.recovery.record import read_record
 from learnit_r8.sampling.random_generators import hold_random_state
@@ -21,7 +22,6 @@ from learnit_r8.torch import attach
 from learnit_r8.torch.flight.causes import Runs
 from learnit_r8.torch.flight.examiner import Examiner
 from learnit_r8.torch.flight.hand import Hand, Held
-from learnit_r8.torch.flight.rows import halve, num_rows, some_rows
 from learnit_r8.torch.flight.watch import describe_place, run_watched
 from learnit_r8.torch.readback import ALONE
 
@@ -421,10 +421,10 @@ def test_masks_are_no_faults():
 def test_halving_asks_no_more_than_it_may(row):
     """log2(B) + 2 runs for any row; no row where only the whole batch goes wrong."""
     asked = []
-    found = halve(lambda part: asked.append(part) or row in part, 13, 6)
+    found = halve(lambda part: asked.append(part) or row in part, 13)
     assert found == ((row,), len(asked))
     assert len(asked) <= 6
-    assert halve(lambda part: len(part) == 13, 13, 6)[0] == ()
+    assert halve(lambda part: len(part) == 13, 13)[0] == ()
 
 
 def test_some_rows_of_any_batch():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from wild_scripts import Epochs, Gan, Iterations, OneCycle, seed_all
 
-from learnit_r8.torch.readback import Lagging
+from learnit_r8.torch.readback import Readback
 
 from .test_healing import Fault
 from .test_no_harm import differences
@@ -35,7 +35,7 @@ def trained(kind, **settings):
     seed_all()
     script = kind(**settings)
     if script.with_r8:
-        script.r8._losses.readback = Lagging(Late)
+        script.r8._losses.readback = Readback(Late)
     seed_all(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
