@@ -979,7 +979,7 @@ class R8Scheduler:
         # NaN where the rate is the user's own and was never told.
         rate = "" if self.lr != self.lr else f", lr {self.lr:.3g}"
         lines = [
-            f"step {self.global_step} of {self.total_steps or '?'}, {self.phase}{rate}",
+            f"{self._position}, {self.phase}{rate}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {source.abandoned}; "
             f"{left_out}{checkpoints}{self.controller.summary(is_over=self.is_over)}",
         ]
@@ -990,6 +990,12 @@ class R8Scheduler:
             for number, q in enumerate(table.quartiles(), start=1)
         ]
         return "\n".join([*lines, f"losses of the samples ({table.source}):", *quarters])
+
+    @property
+    def _position(self) -> str:
+        """The step, and of how many; of a run that has ended without a known number, the step alone."""
+        total = self.total_steps or ("" if self.phase in ("finished", "finished early") else "?")
+        return f"step {self.global_step}" + (f" of {total}" if total else "")
 
     @property
     def total_steps(self) -> int | None:
@@ -1108,7 +1114,7 @@ class R8Scheduler:
             raise no_attribute(self, name, OTHER_NAMES)
 
     def __repr__(self) -> str:
-        return f"R8Scheduler(step {self.global_step} of {self.total_steps or '?'}, {self.phase}, lr={self.lr:.3g})"
+        return f"R8Scheduler({self._position}, {self.phase}, lr={self.lr:.3g})"
 
     def _repr_html_(self) -> str:
         """The summary, for a notebook."""

@@ -10,6 +10,7 @@ import torch
 
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.policies import Steady, even_groups
+from learnit_r8.testing import FakeClock
 from tests.drive import NAN, advance_to, batch_loss, flat, known, make, steps, train
 
 POLICIES = ["balanced", "quartile", "shuffle", Steady()]
@@ -328,6 +329,25 @@ def test_summary_of_damage_that_no_loss_shows():
 def test_summary_of_a_time_budget():
     """A summary before the first step of a run without a number of steps is a summary all the same."""
     assert make(train_duration_seconds=9).summary().startswith("step 0 of ?")
+
+
+def test_a_run_that_is_over_has_no_unknown_number_of_steps():
+    """The summary of a time budget that is spent, or of a loop over batches of one's own, names the last step alone."""
+    clock = FakeClock()
+    timed = make(train_duration_seconds=9, clock=clock)
+    for _ in timed.epoch_iterator():
+        for _ in timed.batch_iterator():
+            timed.update_with_loss(1.0)
+            clock.advance(2.0)
+    assert timed.summary().startswith("step 4, finished, lr ")
+    assert repr(timed).startswith("R8Scheduler(step 4, finished, ")
+
+    with R8Scheduler(num_epochs=2, scheduler_mode="keep") as own:
+        for _ in own.epoch_iterator():
+            for _ in own.batches(iter(range(3))):
+                own.update_with_loss(1.0)
+                assert own.summary().startswith(f"step {own.global_step} of ?, training")
+    assert own.summary().splitlines()[0] == "step 6, finished"
 
 
 @pytest.mark.parametrize("value", [0.5, np.float32(0.5), torch.tensor(0.5), 1])

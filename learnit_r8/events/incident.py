@@ -24,6 +24,9 @@ WILD = "wild"
 NOT_FINITE = ("not finite", "gradient")
 """Reasons that a transient fault may have, too."""
 
+BAD_INPUT = ("whose input holds NaN", "whose input holds Inf")
+"""What causes say of rows with such values, see `bridge.batch_rows.Odd.about`."""
+
 LASTING = "computed once more from the same weights, it was not finite either"
 
 MEANT = (
@@ -158,6 +161,8 @@ class Incident:
                 text = f"{are} to blame, not the weights: the next one was good."
             elif self.is_lasting:
                 text = f"{are} to blame, not the weights: the next one was good; {LASTING}."
+            elif self.num_refused == 1 and self._is_input_bad:
+                text = f"{are} to blame, not the weights: the next one was good."
             else:
                 text = f"{are} to blame, or a transient fault (not tested), not the weights: the next one was good."
         if not self.num_left_out:
@@ -165,6 +170,11 @@ class Incident:
         if self.num_left_out == 1:
             return f"{text} The epoch ends one batch earlier: a test of the weights took its place."
         return f"{text} The epoch ends {self.num_left_out} batches earlier: tests of the weights took their places."
+
+    @property
+    def _is_input_bad(self) -> bool:
+        """Whether an experiment has found values in the input that are not finite."""
+        return any(each in self.cause for each in BAD_INPUT) and "probably " not in self.cause
 
     def refusal_text(self, found: str) -> str:
         """A sentence on what was refused, what was found, and where it began."""

@@ -22,9 +22,9 @@ from .distributed.shards import is_sharded
 from .loader import make_loader
 from .loss_pipeline import LossPipeline, Training
 from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
-from .lr_scheduler import R8LRScheduler, RateFactor
+from .lr_scheduler import R8LRScheduler, RateFactor, ScheduleWatch
 from .predictions import packed, packed_with
-from .prepared import is_accelerated, is_skipping
+from .prepared import is_accelerated, is_skipping, plain_optimizer
 from .sampler import R8BatchSampler, find_batch
 from .trainer_step import LastForward
 
@@ -137,7 +137,11 @@ class Adapter:
             feed.join(self._losses)
             if len(training.optimizers) == 1:
                 self._stepper.watch_distance(scheduler)
-        self._factors = [RateFactor(scheduler, each) for each in training.optimizers if scheduler.host.rates.are_own]
+        are_own = training.optimizers if scheduler.host.rates.are_own else []
+        self._factors = [RateFactor(scheduler, each) for each in are_own]
+        for each in are_own:
+            watch = ScheduleWatch(scheduler, each, self.state, accumulate=self._stepper.accumulate)
+            plain_optimizer(each).register_step_pre_hook(watch.look)
         self._losses.set_rates(scheduler.lr)
         if feed is not None and source is None:
             # Nothing is drawn from them before the first batch.

@@ -7,16 +7,24 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LRScheduler, OneCycleLR
 
 from ..bridge.group_rates import is_close, is_set_by_r8, rates_of
 from .prepared import plain_optimizer
-from .state import as_arrays, as_tensors
+from .state import ModelState, as_arrays, as_tensors
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 HELD = "a {} holds the optimizer, whose rate R8 sets"
+
+STARTS_OVER = (
+    "the run was resumed, but its {} starts over from step 0, as R8 was not given it, so the learning rate is not that "
+    'of the interrupted run. Write attach(..., also={{"schedule": schedule}}); the checkpoints so far do not hold it.'
+)
+
+NUM_LOOKS = 3
+"""Steps of the optimizer after a resume that show how a schedule counts."""
 
 
 def peak_under_schedules(optimizer: Any) -> tuple[float, str] | None:
@@ -35,12 +43,7 @@ def peak_under_schedules(optimizer: Any) -> tuple[float, str] | None:
     # To look for schedules takes as long as a hundred small steps.
     if is_set_by_r8(optimizer) or not any("initial_lr" in group for group in groups):
         return None
-    schedules = _live_schedules(optimizer)
-    if schedules:
-        # One that is no longer used may wait in a cycle for the collector.
-        del schedules
-        gc.collect()
-        schedules = _live_schedules(optimizer)
+    schedules = _used_schedules(optimizer)
     if not schedules:
         return None
     # Of one that is made of others, itself.
@@ -63,6 +66,14 @@ def peak_under_schedules(optimizer: Any) -> tuple[float, str] | None:
         f"{held}: the peak is {max(rates):.6g}, its {key}{differs}. Take that schedule out; initial_lr= gives another."
     )
     return max(rates), text
+
+
+def _used_schedules(optimizer: Any) -> list[Any]:
+    """The live schedules, without those that are no longer used and wait in a cycle for the collector."""
+    if not _live_schedules(optimizer):
+        return []
+    gc.collect()
+    return _live_schedules(optimizer)
 
 
 def _live_schedules(optimizer: Any) -> list[Any]:
@@ -191,3 +202,56 @@ class RateFactor:
                 group["lr"].copy_(rate)
             else:
                 group["lr"] = rate
+
+
+class ScheduleWatch:
+    """Warns if a schedule of the user's starts over in a resumed run, as its state was not kept.
+
+    The counts of the schedule at the first steps of the optimizer tell: a schedule by steps that starts over counts up
+    from 0; one by epochs has counted at most the epoch that a resume repeats the end of, though more are over.
+
+    Args:
+        r8: Knows the epoch, and warns.
+        optimizer: A `torch.optim.Optimizer`, or what wraps one.
+        state: Knows whether the run was resumed, and which parts it has restored.
+        accumulate: Batches in a step of the optimizer.
+    """
+
+    def __init__(self, r8: R8Scheduler, optimizer: Any, state: ModelState, *, accumulate: int) -> None:
+        self._r8, self._optimizer, self._state, self._accumulate = r8, optimizer, state, accumulate
+        self._num_looks = 0
+        self._counts: list[tuple[Any, list[int]]] = []
+
+    def look(self, *_: Any) -> None:
+        """Look at the counts, as a hook before each step of the optimizer."""
+        r8 = self._r8
+        if not self._state.is_resumed or self._num_looks == NUM_LOOKS:
+            return
+        # Before the first step of the optimizer there is nothing to start over from.
+        if self._num_looks == 0 and r8.global_step > self._accumulate:
+            self._counts = [(each, []) for each in self._unknown()]
+        self._num_looks += 1
+        for schedule, counts in self._counts:
+            counts.append(_count_of(schedule))
+        if self._num_looks < NUM_LOOKS:
+            return
+        for schedule, (first, second, last) in self._counts:
+            if 0 == first < second < last or (first <= 1 and last < r8.current_epoch):
+                r8.host.say_once("schedule", STARTS_OVER.format(type(schedule).__name__))
+        self._counts = []
+
+    def _unknown(self) -> list[Any]:
+        """The schedules of the optimizer whose state R8 does not keep."""
+        found = _used_schedules(self._optimizer)
+        parts = {id(part) for each in found for part in getattr(each, "_schedulers", ())}
+        # The next rate of an ExponentialLR depends on nothing but the last one, which the optimizer holds.
+        return [
+            each
+            for each in found
+            if id(each) not in parts and type(each) is not ExponentialLR and not self._state.holds(each)
+        ]
+
+
+def _count_of(schedule: Any) -> int:
+    """How often a schedule was stepped; one that is a chain of others does not count by itself."""
+    return max(getattr(each, "last_epoch", 0) for each in (schedule, *getattr(schedule, "_schedulers", ())))

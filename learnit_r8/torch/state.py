@@ -42,6 +42,7 @@ class ModelState:
 
     Attributes:
         num_loads: How often a state was restored.
+        is_resumed: Whether the run goes on from a state of another process.
         rank: As given.
     """
 
@@ -69,7 +70,7 @@ class ModelState:
         self._keeps_options, self._keeps_random = keeps_options, keeps_random
         are_shards = isinstance(model, torch.nn.Module) and is_sharded(model)
         self._shards = Shards() if are_shards else None
-        self.num_loads = 0
+        self.num_loads, self.is_resumed = 0, False
         self.rank = rank
         self._gather = gather
         self._generators: Mapping[str, Any] | None = None
@@ -84,6 +85,10 @@ class ModelState:
     def is_spread(self) -> bool:
         """Whether other processes hold a part of the state."""
         return self.is_sharded or self._gather is not None
+
+    def holds(self, part: Any) -> bool:
+        """Whether something is among the parts, or within what accelerate has wrapped around it."""
+        return any(part is each or part is getattr(each, "scheduler", None) for each in self._parts.values())
 
     def parameters(self) -> Iterator[torch.Tensor]:
         """The parameters of all networks and optimizers among the parts."""
@@ -158,6 +163,7 @@ class ModelState:
             state = {name: self._shards.joined(part, name) for name, part in state.items()}
         self.check(state)
         self._put_back(state, heals=not is_resume)
+        self.is_resumed = self.is_resumed or is_resume
         if self._keeps_random and not is_resume:
             return beside
         generators = state["random"] if from_ram else self._own_generators(state)

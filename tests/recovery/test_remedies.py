@@ -37,6 +37,26 @@ def test_without_a_finding_the_batches_were_to_blame(count, text):
     )
 
 
+@pytest.mark.parametrize(
+    ("cause", "is_doubtful"),
+    [
+        ("NaN first in `0` (forward), for row 3 of the batch, whose input holds NaN at [0] of x", False),
+        ("NaN first in `0` (forward), for sample 3, whose input holds Inf", False),
+        ("probably NaN first in `0` (forward), for row 3 of the batch, whose input holds NaN at [0]", True),
+        ("NaN first in `0` (forward), for row 3 of the batch, whose input holds 1e+30 at [0]", True),
+        ("NaN first in `0` (forward)", True),
+        ("", True),
+    ],
+)
+def test_an_input_that_holds_nan_is_no_transient_fault(cause, is_doubtful):
+    """Once it was found in the input of the only refused batch, the conclusion leaves no doubt; of several it does."""
+    one, two = (Incident(5, "not finite", num_refused=count, cause=cause).conclusion for count in (1, 2))
+    assert ("transient" in one) == is_doubtful
+    assert one.startswith("the refused batch was to blame")
+    assert one.endswith("not the weights: the next one was good.")
+    assert "transient" in two
+
+
 def test_last_finding_is_the_conclusion():
     """The conclusion is what the last experiment found."""
     log = log_of(5, "spike")

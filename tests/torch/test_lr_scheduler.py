@@ -1,7 +1,10 @@
 """Schedules of torch's own on an optimizer whose rate R8 is to set: the peak is never what they have written."""
 
+import contextlib
 import copy
 import gc
+import math
+import types
 import warnings
 
 import pytest
@@ -12,6 +15,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
+from learnit_r8 import Backups
 from learnit_r8.torch import attach
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
@@ -194,3 +198,135 @@ def test_a_schedule_that_acts_later_is_warned_of(tensor, is_after, settings):
         used, said = rates_of_steps(settings, every, is_after=is_after, tensor=tensor)
         assert used == alone, every
         assert len(said) == 1, every
+
+
+class Killed(BaseException):
+    """Stands for a process that ends at once."""
+
+
+def resumed(folder, make, *, also=True, by_epoch=False, every=5, kill_at=27, set_rate=None, restore=None):
+    """What is warned of in a run of ten steps an epoch, and after it was killed and has gone on.
+
+    Args:
+        folder: Of the checkpoints.
+        make: Makes the schedule of an optimizer, or None.
+        also: Whether `attach` gets it.
+        by_epoch: Whether it is stepped at the end of an epoch.
+        every: Steps between checkpoints.
+        kill_at: The step at which the first process ends.
+        set_rate: ``(optimizer, schedule, step)``, called before each step of the optimizer.
+        restore: ``(schedule, step)``, called before the loop of a resumed run.
+    """
+    said = []
+    for until in (kill_at, None):
+        torch.manual_seed(0)
+        model, optimizer = parts()
+        schedule = make(optimizer)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            adapter = attach(
+                model, optimizer, DataLoader(DATA, 4), num_epochs=5, checkpoint_dir=folder, resume="auto",
+                checkpoint_every=every, backup_every=Backups(backup_dir=False),
+                also={"schedule": schedule} if also else None,
+            )  # fmt: skip
+            if restore is not None:
+                restore(schedule, adapter.scheduler.global_step)
+            with contextlib.suppress(Killed):
+                for _ in adapter.epochs():
+                    for x, y in adapter.batches():
+                        optimizer.zero_grad()
+                        loss = mse_loss(model(x), y)
+                        if adapter.report(loss):
+                            if set_rate is not None:
+                                set_rate(optimizer, schedule, adapter.scheduler.global_step)
+                            loss.backward()
+                            optimizer.step()
+                            if schedule is not None and not by_epoch:
+                                schedule.step()
+                        if adapter.scheduler.global_step == until:
+                            raise Killed
+                    if by_epoch:
+                        schedule.step()
+        said.append([str(each.message) for each in caught if "starts over" in str(each.message)])
+    return said
+
+
+STARTED_OVER = {
+    "one cycle": (lambda each: lr_scheduler.OneCycleLR(each, 0.1, total_steps=50), {}),
+    "cosine": (lambda each: lr_scheduler.CosineAnnealingLR(each, 50), {}),
+    "in the first epoch": (lambda each: lr_scheduler.OneCycleLR(each, 0.1, total_steps=50), {"kill_at": 8}),
+    "warm-up, then another": (
+        lambda each: lr_scheduler.SequentialLR(
+            each, [lr_scheduler.LinearLR(each, 0.1), lr_scheduler.CosineAnnealingLR(each, 9)], [5]
+        ),
+        {},
+    ),
+    "chain": (
+        lambda each: lr_scheduler.ChainedScheduler([lr_scheduler.LinearLR(each), lr_scheduler.StepLR(each, 9)]),
+        {},
+    ),
+    "by epochs": (lambda each: lr_scheduler.StepLR(each, 4), {"by_epoch": True}),
+    "by epochs, at the end of one": (lambda each: lr_scheduler.StepLR(each, 4), {"by_epoch": True, "kill_at": 30}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize(("make", "more"), STARTED_OVER.values(), ids=STARTED_OVER)
+def test_a_schedule_that_starts_over_on_resume_is_warned_of_once(make, more, tmp_path):
+    """Where it is not among also=, and in a resumed run only; with it, nothing is said."""
+    fresh, later = resumed(tmp_path / "without", make, also=False, **more)
+    assert fresh == []
+    (text,) = later
+    assert type(make(parts()[1])).__name__ in text
+    assert 'also={"schedule": schedule}' in text
+    assert resumed(tmp_path / "with", make, **more) == [[], []]
+
+
+def cosine_of(optimizer, _, step):
+    optimizer.param_groups[0]["lr"] = 0.1 * (1 + math.cos(step / 50 * math.pi)) / 2
+
+
+WENT_ON = {
+    "a function of the step": {"make": lambda _: None, "set_rate": cosine_of},
+    "none": {"make": lambda _: None},
+    "set by the step": {
+        "make": lambda each: lr_scheduler.CosineAnnealingWarmRestarts(each, 2),
+        "set_rate": lambda _, schedule, step: schedule.step(step / 10),
+        "by_epoch": True,
+        "kill_at": 17,
+    },
+    "stepped anew": {
+        "make": lambda each: lr_scheduler.OneCycleLR(each, 0.1, total_steps=51),
+        "restore": lambda schedule, step: [schedule.step() for _ in range(step)],
+    },
+    "recursive": {"make": lambda each: lr_scheduler.ExponentialLR(each, 0.9)},
+    "by epochs, in the first": {"make": lambda each: lr_scheduler.StepLR(each, 1), "by_epoch": True, "kill_at": 8},
+    "by epochs, over the end of one": {
+        "make": lambda each: lr_scheduler.StepLR(each, 1),
+        "by_epoch": True,
+        "every": 9,
+        "kill_at": 19,
+        "restore": lambda schedule, step: schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step // 10}),
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("given", WENT_ON.values(), ids=WENT_ON)
+def test_a_rate_that_goes_on_is_not_warned_of(given, tmp_path):
+    """Nor one that the program sets or restores by itself, though R8 keeps no schedule."""
+    assert resumed(tmp_path, also=False, **given)[1] == []
+
+
+def test_what_accelerate_wraps_around_a_schedule_is_among_the_parts():
+    """Its AcceleratedScheduler holds the schedule."""
+    model, optimizer = parts()
+    schedule = lr_scheduler.StepLR(optimizer, 1)
+    wrapped = types.SimpleNamespace(
+        scheduler=schedule, state_dict=schedule.state_dict, load_state_dict=schedule.load_state_dict
+    )
+    state = attached(model, optimizer, also={"schedule": wrapped}).state
+
+    assert state.holds(schedule)
+    assert state.holds(wrapped)
+    assert not state.holds(lr_scheduler.StepLR(optimizer, 1))
