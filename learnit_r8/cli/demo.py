@@ -44,16 +44,11 @@ class FakeModel:
         losses = np.where(self._wrong[batch], 2.6 + 0.25 * skill[batch] ** 0.5, losses) * np.exp(noise)
         skill += lr * 9 * len(batch) / NUM_SAMPLES
         skill[batch] += lr * 4
-        biased: NDArray[np.float64] = losses + self.state["bias"][0]
-        return biased
+        return np.asarray(losses + self.state["bias"][0])
 
     def accuracy(self) -> float:
         """Accuracy of a fake validation."""
         return float(0.97 - 0.87 * np.exp(-0.55 * self.state["skill"].mean()) + self._rng.normal(0, 0.003))
-
-    def get(self) -> dict[str, NDArray[np.float64]]:
-        """The state, for backups."""
-        return self.state
 
     def load(self, state: dict[str, NDArray[np.float64]], from_ram: bool = True) -> None:
         """Restore a backup."""
@@ -81,7 +76,7 @@ def run(
     names = [f"train/{number % 10}/{number:05d}.png" for number in range(NUM_SAMPLES)]
     with R8Scheduler(
         NUM_SAMPLES, batch_size=BATCH_SIZE, num_epochs=EPOCHS, initial_lr=0.1, sample_ids=names, name=NAME,
-        state_callback=model.get, load_callback=model.load, use_curses=use_curses, run_dir=folder,
+        state_callback=lambda: model.state, load_callback=model.load, use_curses=use_curses, run_dir=folder,
     ) as r8:  # fmt: skip
         began, is_poisoned = time.monotonic(), False
         for epoch in r8.epoch_iterator():

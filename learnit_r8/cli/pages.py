@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from ..dashboard.render.curves import chart_of
 from ..dashboard.text import Line, table_lines
@@ -26,10 +27,9 @@ def report(options: argparse.Namespace) -> int:
     """Write the page, beside the run unless a file is given, and print its path; open it where that is asked for."""
     folder = find_run(options.run)
     path = write_report(folder, free_of_runs(options.html or folder / "report.html"))
-    facts = strict_json({"report": str(path), "bytes": path.stat().st_size})
-    print(facts if options.json else _said_of(path))
-    if options.open:
-        _open(path)
+    if options.json:
+        print(strict_json({"report": str(path), "bytes": path.stat().st_size}))
+    _show(path, options, None if options.json else sys.stdout)
     return 0
 
 
@@ -38,10 +38,8 @@ def compare(options: argparse.Namespace) -> int:
     folders = folders_of(options.runs)
     compared = Comparison([look(folder) for folder in folders])
     if options.html or options.open:
-        path = write_comparison(folders, free_of_runs(options.html or (folders[0].parent / "compared.html")))
-        print(_said_of(path), file=sys.stderr if options.json else sys.stdout)
-        if options.open:
-            _open(path)
+        out = free_of_runs(options.html or (folders[0].parent / "compared.html"))
+        _show(write_comparison(folders, out), options, sys.stderr if options.json else sys.stdout)
     if options.json:
         print(strict_json(compared.facts, non_finite=lambda value: None))
         return 0
@@ -63,15 +61,13 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _said_of(path: Path) -> str:
-    return clean(f"{path} ({path.stat().st_size / 1000:,.0f} kB)")
-
-
-def _open(path: Path) -> None:
-    """Show a page in the browser, or say that there is none."""
+def _show(path: Path, options: argparse.Namespace, out: TextIO | None) -> None:
+    """Print the path of a page; where asked for, show the page in the browser, or say that there is none."""
     import webbrowser
 
-    if not webbrowser.open(path.resolve().as_uri()):
+    if out is not None:
+        print(clean(f"{path} ({path.stat().st_size / 1000:,.0f} kB)"), file=out)
+    if options.open and not webbrowser.open(path.resolve().as_uri()):
         print("learnit-r8: no browser could be opened", file=sys.stderr)
 
 

@@ -309,6 +309,7 @@ class Live:
         self._tell: events.Listener = self._wait_for_start
         # R8_UI=plain wants lines there, too.
         wants_view = os.environ.get("R8_UI") != "plain" and not launcher.rank_of()
+        self._is_screen_off = False
         self._is_in_notebook = wants_view and is_notebook()
 
     def __call__(self, event: events.Event) -> None:
@@ -346,7 +347,11 @@ class Live:
             self._session.open()
 
     def _on_screen(self, event: events.Event) -> None:
-        self._session.hear(event)
+        if self._is_screen_off:
+            with contextlib.suppress(OSError, ValueError):
+                self._plain(event)
+        else:
+            self._session.hear(event)
         if isinstance(event, events.RunEnded):
             self._session.restore()
 
@@ -357,10 +362,4 @@ class Live:
                 self._plain.say(f"the screen is off, the training goes on: {clean(reason)}")
             if self._run is not None:
                 self._plain(self._run)
-        self._tell = self._after_screen
-
-    def _after_screen(self, event: events.Event) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._plain(event)
-        if isinstance(event, events.RunEnded):
-            self._session.restore()
+        self._is_screen_off = True
