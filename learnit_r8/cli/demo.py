@@ -28,8 +28,7 @@ class FakeModel:
     """
 
     def __init__(self, seed: int = 8) -> None:
-        rng = np.random.default_rng(seed)
-        self._rng = rng
+        self._rng = rng = np.random.default_rng(seed)
         self.state = {"skill": np.zeros(NUM_SAMPLES), "bias": np.zeros(1)}
         self._speed = rng.lognormal(-0.9, 0.8, NUM_SAMPLES)
         self._wrong = rng.random(NUM_SAMPLES) < MISLABELLED_SHARE
@@ -49,10 +48,6 @@ class FakeModel:
     def accuracy(self) -> float:
         """Accuracy of a fake validation."""
         return float(0.97 - 0.87 * np.exp(-0.55 * self.state["skill"].mean()) + self._rng.normal(0, 0.003))
-
-    def load(self, state: dict[str, NDArray[np.float64]], from_ram: bool = True) -> None:
-        """Restore a backup."""
-        self.state = state
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -76,7 +71,8 @@ def run(
     names = [f"train/{number % 10}/{number:05d}.png" for number in range(NUM_SAMPLES)]
     with R8Scheduler(
         NUM_SAMPLES, batch_size=BATCH_SIZE, num_epochs=EPOCHS, initial_lr=0.1, sample_ids=names, name=NAME,
-        state_callback=lambda: model.state, load_callback=model.load, use_curses=use_curses, run_dir=folder,
+        state_callback=lambda: model.state, load_callback=lambda backup: model.state.update(backup),
+        use_curses=use_curses, run_dir=folder,
     ) as r8:  # fmt: skip
         began, is_poisoned = time.monotonic(), False
         for epoch in r8.epoch_iterator():

@@ -335,11 +335,7 @@ class View:
             case events.RunEnded():
                 self.ended = event
             case events.ProcessLeft():
-                # An exception after the end of a run is not one of its training.
-                if self.ended is None or not self.ended.finished:
-                    self.died = event.error
-                is_whole = self.progress >= 1 or self._early is not None
-                self.ended = self.ended or events.RunEnded(event.step, event.seconds, is_whole, self._early)
+                self._fold_leave(event)
         self._note(event)
 
     def _note(self, event: events.Event) -> None:
@@ -410,6 +406,13 @@ class View:
         # The schedule lowers the rate a little from step to step, too.
         self.is_lr_lowered = event.next_lr < 0.9 * event.lr
         self.pacing.refused(event)
+
+    def _fold_leave(self, event: events.ProcessLeft) -> None:
+        # An exception after the end of a run is not one of its training.
+        if self.ended is None or not self.ended.finished:
+            self.died = event.error
+        is_whole = self.progress >= 1 or self._early is not None
+        self.ended = self.ended or events.RunEnded(event.step, event.seconds, is_whole, self._early)
 
     def _step_heard(self, before: int, num_steps: int) -> None:
         # Between two pieces of a journal, of which a selection is read, there is no pause.
