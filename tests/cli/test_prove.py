@@ -57,6 +57,8 @@ def test_whatever_ends_a_proof_nothing_stays_behind(here, words, number):
     proof = subprocess.Popen(
         [sys.executable, *words, here / "work", sys.executable, "-c", FOREVER],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        # Who runs the tests in the background may have Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not (started := [each for each in (here / "work").glob("*/copy*/project/there") if each.stat().st_size]):
         assert proof.poll() is None
