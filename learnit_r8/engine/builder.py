@@ -224,7 +224,8 @@ def _own_batches(settings: Settings, own: OwnBatches) -> tuple[SampleTable, Make
         default = _OF_PLANS.get(name, value)
         if value is not default and not (isinstance(value, str) and value == default):
             raise ValueError(
-                f"{name} needs num_samples, so that the scheduler draws the batches, got {value!r} without it."
+                f"{name} needs num_samples, so that the scheduler draws the batches, got {value!r} without it; attach "
+                "draws them from a data set and batch_size= in place of a loader."
             )
     most = whole_number("max_ids", own.max_ids, least=1, most=MAX_SAMPLES)
     seed = whole_number("seed", given["seed"], least=0, most=2**63)

@@ -8,6 +8,7 @@ Each value stands in the place of the argument that it refines.
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
@@ -552,7 +553,8 @@ def text_of(value: Any) -> str:
     elif callable(value) and hasattr(value, "__name__"):
         text = value.__name__
     else:
-        text = repr(value)
+        # Without the address, which differs from run to run.
+        text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 3] + "..."
 
 

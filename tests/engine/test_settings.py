@@ -24,6 +24,7 @@ from learnit_r8.engine.settings import (
     grouped,
     how_to_write,
     kept_defaults,
+    text_of,
     whole,
 )
 from tests.package_copy import copy_package, replace_in, run_beside
@@ -202,6 +203,10 @@ def test_signature_is_that_of_the_constructor():
     assert learnit_r8.SchedulerSettings is SchedulerSettings
 
 
+class Plain:
+    """What has no words of its own."""
+
+
 def test_settings_are_shown_in_words_and_offered_by_completion(tmp_path):
     """No Python type in a viewer's configuration, and `dir` has what a run offers besides its methods."""
     names, labels = np.array([f"{n}.png" for n in range(8)]), np.zeros(8, np.int64)
@@ -220,6 +225,8 @@ def test_settings_are_shown_in_words_and_offered_by_completion(tmp_path):
     assert (shown["sample_ids"], shown["groups"]) == ("text[8]", "int64[8]")
     assert not re.search(r"Path\(|<U|np\.", " ".join(shown.values()))
     assert shown["seed"] == "3"
+    # No address, by which two runs of one kind would differ.
+    assert text_of(Plain()) == text_of(Plain()) == f"<{__name__}.Plain object>"
     assert {"table", "pace", "sentry", "controller", "schedule", "lr"} <= {*dir(r8)}
 
 
