@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default a new temporary one, which stays")
     older = "write what an older version wrote, checkpoints, models, runs or backups, in the form of today, beside it"
     add("convert", older, run=False, json=False).add_argument("paths", nargs="+", metavar="PATH", help="folder or file")
-    proof = "kill any training with torch, start it again, and say whether it goes on exactly: exit code 0, else 1"
+    proof = "kill a training with torch, start it again, and say if it goes on exactly (exit 0), not (1) or unknown (2)"
     _add_prove(add("prove", proof, run=False))
     return parser
 
