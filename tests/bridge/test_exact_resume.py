@@ -13,16 +13,7 @@ import pytest
 from tests.bridge.resume_jobs import WAYS
 
 ROOT = Path(__file__).parents[2]
-NEEDS = {
-    "tensorflow": "tensorflow",
-    "jax": "keras",
-    "torch": "keras",
-    "tf.function": "tensorflow",
-    "flax": "flax",
-    "nnx": "flax",
-    "immutable loop": "numpy",
-    "immutable steps": "numpy",
-}
+NEEDS = {"tf.function": "tensorflow", "immutable loop": "numpy", "immutable steps": "numpy"}
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9")
 
 
