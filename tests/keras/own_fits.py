@@ -216,15 +216,6 @@ def batches_of(x, y):
     return data.map(lambda x, y: (x * 1.0, y)).batch(32).prefetch(2)
 
 
-class Rows(keras.utils.PyDataset):
-    def __len__(self):
-        return BATCHES
-
-    def __getitem__(self, index):
-        rows = slice(32 * index, 32 * index + 32)
-        return X[rows], Y[rows]
-
-
 def schedule():
     return keras.optimizers.schedules.ExponentialDecay(0.01, 20, 0.9)
 
@@ -235,8 +226,6 @@ FITS = {
     "four at once": (
         lambda: classifier(steps_per_execution=4), lambda: {"x": X, "y": Y, "batch_size": 32},
     ),
-    "generator": (classifier, lambda: {"x": Rows()}),
-    "class weights": (classifier, lambda: {"x": X, "y": Y, "batch_size": 32, "class_weight": {0: 1.0, 1: 3.0}}),
     "several, sample weights": (
         several,
         lambda: {

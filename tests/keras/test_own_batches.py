@@ -117,37 +117,6 @@ def test_recovery_lowers_a_rate_for_the_step_alone(kind):
     assert isinstance(model.optimizer._learning_rate, keras.Variable) is (kind == "a number")
 
 
-@pytest.mark.program
-def test_resumes_at_the_end_of_an_epoch(tmp_path):
-    """Killed after two epochs and run again from `current_epoch`, the run is the one without; then it does nothing."""
-
-    class Data(keras.utils.PyDataset):
-        def __len__(self):
-            return BATCHES
-
-        def __getitem__(self, index):
-            return X[32 * index : 32 * index + 32], Y[32 * index : 32 * index + 32]
-
-    def train(epochs, folder):
-        keras.utils.set_random_seed(0)
-        model = classifier(schedule())
-        r8 = R8Scheduler(scheduler_mode="keep", num_epochs=4, checkpoint_dir=folder, resume="auto")
-        callback = R8Callback(r8, model)
-        if not r8.is_over:
-            model.fit(Data(), initial_epoch=r8.current_epoch, epochs=epochs, verbose=0, callbacks=[callback])
-        r8.close()
-        return r8, model.get_weights()
-
-    _, whole = train(4, tmp_path / "whole")
-    train(2, tmp_path / "parts")
-    r8, parts = train(4, tmp_path / "parts")
-    again, last = train(4, tmp_path / "parts")
-
-    assert r8.global_step == again.global_step == 4 * BATCHES
-    assert all(map(np.array_equal, whole, parts))
-    assert all(map(np.array_equal, whole, last))
-
-
 def test_what_cannot_be_watched_is_said():
     """A step without any loss, a model without an optimizer, and a schedule where the scheduler sets the rate."""
 

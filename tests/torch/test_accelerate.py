@@ -83,15 +83,6 @@ def test_two_processes(tmp_path):
     assert (first["whole"][1], first["healed"][0][1], first["healed"][1]) == (39, 36, 1)
 
 
-def test_nothing_reported():
-    """A prepared loader over which no loss is reported says so within the first epoch."""
-    training = Training()
-
-    with pytest.warns(RuntimeWarning, match="ended with no loss reported"):
-        for _ in training.loader:
-            pass
-
-
 def test_old_release(monkeypatch):
     """An old release of accelerate is named before training begins, with what will do."""
     Training()

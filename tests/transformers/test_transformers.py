@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import learnit_r8.transformers
-from learnit_r8 import Backups, R8Scheduler
+from learnit_r8 import Backups
 from learnit_r8.engine.settings import grouped
 from learnit_r8.policies import Policy
-from learnit_r8.torch import R8BatchSampler, attach
+from learnit_r8.torch import attach
 from learnit_r8.transformers import R8Callback, R8Mixin
 from learnit_r8.transformers.losses import document_losses, is_packed, losses_of
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments, digest, train
@@ -135,13 +135,6 @@ def test_heals(tmp_path, accumulate, bad):
     assert all(each.isfinite().all() for each in trainer.model.parameters())
 
 
-def test_max_steps(tmp_path):
-    """The schedule ends where the Trainer ends, counted in steps of the optimizer."""
-    trainer = train(tmp_path, max_steps=7, gradient_accumulation_steps=3)
-
-    assert (trainer.state.global_step, trainer.r8.scheduler.global_step) == (7, STEPS + 6)
-
-
 def test_evaluation(tmp_path):
     """Evaluation and early saves are Trainer's; the metrics reach the scheduler's listeners."""
     heard = []
@@ -209,18 +202,6 @@ class Tokens(Digits):
         labels = row.clone()
         labels[8 + index % 4 :] = -100
         return {"input_ids": row, "labels": labels}
-
-
-def test_language_model(tmp_path):
-    """The losses of a causal model are those of its rows, over the tokens that count."""
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_positions=12, n_embd=16, n_layer=1, n_head=2, bos_token_id=0))
-    args = arguments(tmp_path, per_device_train_batch_size=8, num_train_epochs=2, lr_scheduler_type="constant")
-    trainer = R8Trainer(model=model, args=args, train_dataset=Tokens())
-    trainer.train()
-
-    assert trainer.r8.scheduler.table.source == "exact"
-    assert set(trainer.r8.scheduler.table.usage_count.tolist()) == {2}
 
 
 def language_trainer(folder, size, *, kind=R8Trainer, parts=None, r8=None, data_collator=None, **more):
@@ -558,18 +539,6 @@ def test_rates_that_are_not_used(tmp_path):
     """A schedule asked for in the TrainingArguments is named as not used, before training begins."""
     with pytest.warns(RuntimeWarning, match=r"lr_scheduler_type='cosine', warmup_steps=3.* is not used"):
         train(tmp_path, lr_scheduler_type="cosine", warmup_steps=3)
-
-
-def test_sampler_alone(tmp_path):
-    """The sampler alone in a Trainer reports nothing, and says so within the first epoch."""
-    r8 = R8Scheduler(400, batch_size=32, num_epochs=1)
-
-    class Mine(Trainer):
-        def get_train_dataloader(self):
-            return torch.utils.data.DataLoader(Digits(), batch_sampler=R8BatchSampler(r8))
-
-    with pytest.warns(RuntimeWarning, match="ended with no loss reported"):
-        Mine(model=Model(), args=arguments(tmp_path, num_train_epochs=1), train_dataset=Digits()).train()
 
 
 def test_part_of_an_epoch(tmp_path):
