@@ -130,14 +130,6 @@ def other_rates(loader, optimizer):
         yield batch
 
 
-def test_rate_left_alone():
-    """With scheduler_mode="keep" the rate is somebody else's."""
-    adapter = adapted(scheduler_mode="keep")
-    train(adapter)
-
-    assert adapter.optimizer.param_groups[0]["lr"] == 0.1
-
-
 RESTORES = pytest.mark.filterwarnings("ignore:.*the weights were damaged")
 
 
@@ -846,21 +838,6 @@ def test_numbered_loader():
     assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
 
 
-def test_skipped_batch():
-    """A batch that the loop passes over comes once more."""
-    adapter = adapted(num_epochs=1)
-    count = 0
-    for x, y in adapter.loader():
-        count += 1
-        if count == 1:
-            adapter.skip()
-            continue
-        adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
-
-    assert count == STEPS + 1
-    assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
-
-
 @pytest.mark.program
 def test_search_for_a_rate():
     """auto_find_lr works under a loader, and the training goes on with the rate it found."""
@@ -918,25 +895,3 @@ def test_facade_state(tmp_path):
 
     assert seen[0] == seen[1]
     assert other.finished
-
-
-@RESTORES
-def test_attach_needs_no_callback():
-    """Backups are taken and put back with none given."""
-    adapter = adapted()
-    outcomes = []
-    for _ in adapter.epochs():
-        for x, y in adapter.loader():
-            losses = cross_entropy(adapter.model(x), y, reduction="none")
-            outcomes.append(report_last(adapter, losses * (float("nan") if len(outcomes) == 20 else 1)))
-
-    assert outcomes[20].rolled_back_to is not None
-    assert outcomes[20].verdict is Verdict.NOT_FINITE
-
-
-def test_attach_is_the_public_name():
-    """The doctest's loop, without names of the tests."""
-    model = classifier()
-    adapter = attach(model, sgd(model), DIGITS, batch_size=50, num_epochs=1)
-
-    assert len(adapter.loader()) == 4

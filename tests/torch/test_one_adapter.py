@@ -153,21 +153,6 @@ def test_noted_losses_of_unknown_samples_count_by_their_mean():
     assert adapter.scheduler.global_step == 2
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_noted_losses_that_are_not_finite_are_refused(source):
-    """The weights stay, the rates as well, and the run goes on."""
-    data = data_of()
-    data.tensors[0][40] = float("nan")
-    model, optimizer, adapter = attached(source, data=data)
-    with pytest.warns(RuntimeWarning):
-        train(model, adapter)
-
-    assert adapter.scheduler.sentry.num_refused >= 1
-    assert bool(weights_of(model).isfinite().all())
-    assert 40 in adapter.table.quarantined.tolist() or adapter.scheduler.sentry.num_refused == 2
-    assert optimizer.param_groups[0]["lr"] == 0.1
-
-
 def test_a_skipped_batch_of_a_loader_is_no_step():
     """It does not come again; with noted losses too."""
     model, _, adapter = attached("own", num_epochs=1)
