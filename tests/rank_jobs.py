@@ -427,13 +427,15 @@ def saving_run(rank, folder):
     digits, heard, within = Digits(), [], []
     files = {"checkpoint_dir": folder, "checkpoint_every": 4}
     adapter = digits.attach(480, listeners=[heard.append], **files, **TRIAL)
+    loss_of = torch.nn.functional.cross_entropy
     with adapter:
-        for step, losses in digits.batches(adapter):
-            if step == 30:
+        for epoch in adapter.epochs():
+            if epoch == 2:
                 begin_trial(adapter.scheduler)
-            adapter.step(adapter.loss(losses))
-            if adapter.scheduler.controller.early.is_on_trial:
-                within.append(adapter.scheduler.global_step)
+            for inputs, targets in adapter.loader():
+                adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
+                if adapter.scheduler.controller.early.is_on_trial:
+                    within.append(adapter.scheduler.global_step)
     return within, [event.step for event in heard if isinstance(event, events.CheckpointSaved)]
 
 

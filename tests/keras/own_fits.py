@@ -140,27 +140,6 @@ class OwnStep(keras.Model):
         return logs, (trained, new, held, kept)
 
 
-class Vae(OwnStep):
-    """A variational autoencoder; its losses are of the whole, of the reconstruction, and of the code."""
-
-    names = "total_loss", "reconstruction_loss", "kl_loss"
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.encoder = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-        self.decoder = keras.Sequential([keras.Input((2,)), keras.layers.Dense(8)])
-
-    def nets(self):
-        return [self]
-
-    def losses_of(self, x):
-        mean, spread = keras.ops.split(self.encoder(x), 2, axis=-1)
-        code = mean + keras.ops.exp(0.5 * spread) * keras.random.normal(keras.ops.shape(mean), seed=self.random)
-        near = keras.ops.mean(keras.ops.sum((self.decoder(code) - x) ** 2, axis=-1))
-        kl = keras.ops.mean(keras.ops.sum(keras.ops.exp(spread) + mean**2 - 1 - spread, axis=-1)) / 2
-        return dict(zip(self.names, (near + kl, near, kl), strict=True))
-
-
 class Gan(OwnStep):
     """Two networks against each other, under one optimizer."""
 
@@ -204,7 +183,7 @@ def own_step(kind, **options):
     if kind is TwoOptimizers:
         model.compile()
     else:
-        model.compile(keras.optimizers.Adam(0.01 if kind is Vae else 1e-3))
+        model.compile(keras.optimizers.Adam(1e-3))
     return model
 
 
@@ -234,8 +213,6 @@ FITS = {
     ),
 }  # fmt: skip
 STEPS = {
-    "VAE": lambda: own_step(Vae),
-    "VAE that returns its losses": lambda: own_step(Vae, tracks=False),
     "GAN": lambda: own_step(Gan),
     "GAN that returns its losses": lambda: own_step(Gan, tracks=False),
     "GAN with two optimizers": lambda: own_step(TwoOptimizers),

@@ -22,25 +22,6 @@ def coverage(batches):
     return set(np.bincount(np.concatenate(batches), minlength=len(X)).tolist())
 
 
-def test_every_epoch_takes_every_sample_once_at_its_rate():
-    """Every sample is learned from equally often, at the rate that a loop over batch_iterator would have got."""
-    r8 = scheduler(num_epochs=2, scheduler_mode="one_cycle")
-    twin = scheduler(num_epochs=2, scheduler_mode="one_cycle")
-    dataset = R8Dataset(X, Y, r8)
-    watch = Watch(dataset)
-    fit(classifier(), dataset, watch, epochs=2)
-    expected = []
-    for _ in twin.epoch_iterator():
-        for _, lr in twin.batch_iterator():
-            expected.append(lr)
-            twin.update_with_loss(1.0)
-
-    assert [coverage(watch.batches[: 16 * epoch]) for epoch in (1, 2)] == [{1}, {2}]
-    assert set(r8.table.usage_count.tolist()) == {2}
-    assert r8.table.source == "exact"
-    assert watch.rates == pytest.approx(expected, rel=1e-6)
-
-
 def test_nan_heals_inside_fit():
     """An array that turns NaN is put back to the bit, all else is as before the step that showed it, and training goes
     on."""

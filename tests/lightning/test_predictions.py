@@ -56,17 +56,6 @@ def test_every_visit_is_that_of_the_logits(make, accumulate):
     assert set(found["visits"]) == {2}
 
 
-@pytest.mark.filterwarnings("ignore:.*the weights were damaged")
-def test_refused_batch_leaves_no_trace():
-    """A batch of NaN is taken back with its predictions."""
-    _, r8, _ = fit(module=Digits(bad=[5]))
-    found, lost = evidence(r8), 3 * len(Y) - r8.table.usage_count.sum()
-
-    assert np.isfinite(found["margin"]).all()
-    assert int(found["visits"].sum()) == 3 * len(Y) - lost
-    assert lost == 32
-
-
 def test_class_weights_go_by_class_whatever_the_dtype():
     """A uint8 is no mask, and its 255 and 156 are neither -1 nor -100."""
     logits, class_weights = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(1.0, 9)

@@ -9,9 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch.nn.functional import cross_entropy, mse_loss
-from torch.optim.swa_utils import AveragedModel
 
-from learnit_r8 import Focus, R8Scheduler, TrainingDiverged
+from learnit_r8 import Focus, R8Scheduler
 from learnit_r8.engine.settings import grouped
 from learnit_r8.events import StepDone
 from learnit_r8.guard import Verdict
@@ -35,27 +34,6 @@ from tests.torch_common import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-def test_learns():
-    """A model learns the digits, and the table has the loss of every sample."""
-    adapter = adapted(num_epochs=8, policy="balanced")
-    train(adapter)
-    accuracy = (adapter.model(X).argmax(1) == Y).float().mean().item()
-    losses = cross_entropy(adapter.model(X), Y, reduction="none").detach().numpy()
-
-    assert accuracy > 0.9
-    assert adapter.scheduler.table.source == "exact"
-    assert np.corrcoef(adapter.scheduler.table.last, losses)[0, 1] > 0.9
-
-
-def test_does_what_the_plain_loop_does():
-    """With the same batches and rates the weights are those of a plain loop, bit for bit."""
-    adapter = adapted(scheduler_mode="constant", warmup_proportion=0.0)
-    batches = []
-    train(adapter, adapter_loader(adapter, Rows()), seen=batches)
-
-    assert np.array_equal(weights(plainly_trained(batches)), weights(adapter.model))
 
 
 def plainly_trained(batches, clip=lambda model: None):
@@ -395,15 +373,6 @@ def test_load_in_mid_epoch(tmp_path, how, workers):
     assert adapter.scheduler.global_step == 80
 
 
-def test_gives_up():
-    """Losses that stay refused end in TrainingDiverged, with the model as it was put back."""
-    adapter = adapted(recovery=no_steady(max_refused=12))
-    with pytest.raises(TrainingDiverged):
-        train(adapter, nan_at=range(3, 99))
-
-    assert np.isfinite(weights(adapter.model)).all()
-
-
 def test_mean_loss():
     """With reduction="mean" the losses of samples are estimated, which is said."""
     adapter, said = adapted(num_epochs=6), []
@@ -611,23 +580,6 @@ def test_compiled_model(backend):
     assert adapter.finished
 
 
-def test_averaged_weights():
-    """Averaged weights are put back along with the model."""
-    model = classifier()
-    ema = AveragedModel(model)
-    adapter = adapted(model=model, ema=ema, num_epochs=1)
-    for number, (x, y) in enumerate(adapter.loader()):
-        losses = cross_entropy(model(x), y, reduction="none")
-        if number == 6:
-            # What poisoned weights would leave behind.
-            torch.nn.init.constant_(ema.module[0].weight, float("nan"))
-            losses = losses * float("nan")
-        adapter.step(adapter.loss(losses))
-        ema.update_parameters(model)
-
-    assert np.isfinite(weights(ema)).all()
-
-
 def test_sequence_losses():
     """The loss of a sequence is the mean over its tokens without padding; the batch's that over all tokens."""
     adapter = adapted(num_epochs=1)
@@ -755,19 +707,6 @@ def test_two_data_sets():
     assert second.rates is None
 
 
-def test_random_augmentation():
-    """A data set that changes its samples at random is a data set like any other."""
-
-    class Noisy(Rows):
-        def __getitem__(self, index):
-            return X[index] + 0.1 * torch.randn(64), Y[index], index
-
-    adapter = adapted(Noisy(), num_epochs=2)
-    train(adapter, adapter.loader(num_workers=1))
-
-    assert set(adapter.scheduler.table.usage_count.tolist()) == {2}
-
-
 class Slow(Rows):
     """Takes a second for each sample, on a clock of its own."""
 
@@ -836,16 +775,6 @@ def test_numbered_loader():
         adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none"), ticket=ticket))
 
     assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
-
-
-@pytest.mark.program
-def test_search_for_a_rate():
-    """auto_find_lr works under a loader, and the training goes on with the rate it found."""
-    adapter = adapted(num_epochs=6, auto_find_lr=True)
-    train(adapter, adapter.loader(num_workers=2))
-
-    assert adapter.scheduler.host.search.found_lr is not None
-    assert (adapter.model(X).argmax(1) == Y).float().mean() > 0.5
 
 
 def test_close_reports_what_was_noted():

@@ -36,19 +36,6 @@ pytestmark = [
 EXAMPLE = Path(__file__).parents[2] / "examples" / "transformers_digits.py"
 
 
-def test_learns(tmp_path):
-    """One changed line: every sample is used once an epoch, its loss is known, and the model learns."""
-    trainer = train(tmp_path, num_train_epochs=8)
-    trainer.model.eval()
-    accuracy = (trainer.model.net(IMAGES).argmax(1) == LABELS).float().mean()
-    r8 = trainer.r8.scheduler
-
-    assert r8.table.source == "exact"
-    assert set(r8.table.usage_count.tolist()) == {8}
-    assert (r8.global_step, trainer.state.global_step) == (8 * STEPS, 8 * STEPS)
-    assert accuracy > 0.9
-
-
 @pytest.mark.parametrize(
     ("accumulate", "workers"), [(3, 0), *(pytest.param(*each, marks=pytest.mark.program) for each in [(1, 0), (1, 2)])]
 )
@@ -392,16 +379,6 @@ def test_rows_that_are_no_samples(tmp_path):
 
     assert trainer.r8.scheduler.table.source == "batch means of 4"
     assert sum("losses for 1 rows of a batch of 4" in text for text in heard) == 1
-
-
-def test_label_smoothing(tmp_path):
-    """With label smoothing the losses of samples are smoothed as the Trainer's own are."""
-    logits, labels = torch.randn(4, 10), torch.tensor([1, 2, 3, 4])
-    own = losses_of(logits, labels, shifted=False, smoothing=0.1)
-
-    torch.testing.assert_close(
-        own.losses.mean(), torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-    )
 
 
 def test_a_checkpoint_is_torchs_own(tmp_path):
