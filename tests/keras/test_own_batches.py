@@ -1,10 +1,5 @@
 """R8Callback with a scheduler that draws nothing: ``fit`` keeps its data, rates and steps, and is healed."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("keras")
@@ -31,11 +26,11 @@ from tests.keras.own_fits import (
     schedule,
     share_of_step,
 )
+from tests.programs import ROOT, printed_by
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 MARKS = {True: pytest.mark.program, False: pytest.mark.slow}
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -67,13 +62,8 @@ def test_a_fit_left_in_mid_epoch_goes_on_there(name):
 )  # fmt: skip
 def test_other_back_ends(back_end, module, flags):
     """The same on JAX, also on two devices with their data in parallel, and on torch."""
-    environment = {
-        **os.environ, "KERAS_BACKEND": back_end, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }  # fmt: skip
-    command = [sys.executable, "-m", f"tests.keras.{module}", *flags]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    devices = "--xla_force_host_platform_device_count=2"
+    printed_by(ROOT, "-m", f"tests.keras.{module}", *flags, KERAS_BACKEND=back_end, XLA_FLAGS=devices)
 
 
 @pytest.mark.slow

@@ -1,10 +1,5 @@
 """A refused step of ``fit`` costs its batch and nothing else, whoever owns the batches, on every back end."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -16,6 +11,7 @@ from learnit_r8 import R8Scheduler, RateShape
 from learnit_r8.keras import R8Callback, R8Dataset
 
 from ..keras_common import At
+from ..programs import ROOT, printed_by
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("keras")]
 NAN, HUGE = float("nan"), -1e6
@@ -208,11 +204,5 @@ def test_an_epoch_of_bad_batches_alone_logs_no_loss():
 @pytest.mark.parametrize("back_end", ["jax", "torch"])
 def test_other_back_ends(back_end):
     """All of this holds there."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["-m", "program", "-k", "not other_back", __file__]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env={**os.environ, "KERAS_BACKEND": back_end, "JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stdout[-3000:]
+    chosen = "-q", "-p", "no:cacheprovider", "-m", "program", "-k", "not other_back"
+    printed_by(ROOT, "-m", "pytest", *chosen, __file__, KERAS_BACKEND=back_end, JAX_PLATFORMS="cpu")
