@@ -612,21 +612,6 @@ def test_a_batch_left_out_on_all_ranks_comes_again():
         assert uses == [1] * 48
 
 
-def test_a_break_goes_on_in_the_same_epoch():
-    """After a break the epoch goes on where it was left."""
-
-    def job(ranks):
-        shared = SharedRun(make(48, batch_size=8, num_epochs=1), ranks)
-        for share in shared:
-            shared.report(share.ticket, sample_losses(share.indices))
-            if share.ticket.step == 1:
-                break
-        follow(shared)
-        return shared.r8.global_step, shared.r8.table.usage_count.tolist()
-
-    assert in_threads(2, job) == [(6, [1] * 48)] * 2
-
-
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (1, 4), (4, 1)])
 @pytest.mark.parametrize("step", [3, 6, 9])
 def test_another_number_of_ranks_goes_on_with_the_same_batches(before, after, step):
@@ -814,23 +799,21 @@ def test_all_ranks_load_the_checkpoint_that_rank_0_finds(tmp_path):
     assert in_threads(4, job) == [4] * 4
 
 
-def test_batch_size_must_be_a_multiple():
-    """Ranks take equal slices."""
-    [error, *_] = in_threads(3, lambda ranks: SharedRun(make(48, batch_size=8), ranks))
+@pytest.mark.parametrize(
+    ("size", "settings", "text"),
+    [
+        (3, {}, r"batch_size must be a multiple of the 3 ranks, .*got 8"),
+        (2, {"auto_find_lr": True}, "auto_find_lr must be False on several ranks"),
+    ],
+)
+def test_runs_that_cannot_be_shared_are_refused(size, settings, text):
+    """Ranks take equal slices, and a search for a rate needs every loss at once."""
+    weights = Weights()
+    callbacks = {"state_callback": weights.get, "load_callback": weights.load}
+    [error, *_] = in_threads(size, lambda ranks: SharedRun(make(48, batch_size=8, **settings, **callbacks), ranks))
 
-    with pytest.raises(ValueError, match=r"batch_size must be a multiple of the 3 ranks, .*got 8"):
+    with pytest.raises(ValueError, match=text):
         raise error
-
-
-def test_a_search_for_a_rate_is_refused():
-    """auto_find_lr needs every loss at once."""
-
-    def job(ranks):
-        weights = Weights()
-        callbacks = {"state_callback": weights.get, "load_callback": weights.load}
-        SharedRun(make(48, batch_size=8, auto_find_lr=True, **callbacks), ranks)
-
-    assert "auto_find_lr must be False on several ranks" in raised(in_threads(2, job))[1]
 
 
 @pytest.mark.parametrize(
