@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learnit_r8 import Focus, Policy, R8Scheduler
+from learnit_r8 import Focus, R8Scheduler
+from tests.drive import Weighing
 from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
 from tests.trial_common import Sight, begin_trial, digest
 
@@ -177,15 +178,7 @@ def test_metrics_of_all_kinds():
 
 def test_weights_need_a_dictionary():
     """A policy that weights says that the batch must be a dictionary."""
-
-    class Weighting(Policy):
-        name = "weighting"
-        selects = True
-
-        def select(self, chunk, context, rng):
-            return np.ones(len(chunk.indices), bool), np.ones(len(chunk.indices), np.float32)
-
-    r8 = scheduler(policy=Weighting(), num_steps=None, num_epochs=3)
+    r8 = scheduler(policy=Weighing(), num_steps=None, num_epochs=3)
 
     def step(state, batch, key):
         x = batch["x"] if isinstance(batch, dict) else batch[0]

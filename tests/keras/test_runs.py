@@ -18,6 +18,7 @@ BACK_END = """
 import numpy as np, keras
 from learnit_r8 import predictions_of
 from learnit_r8.keras import R8Callback, R8Dataset
+from tests.drive import evidence_of
 from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, scheduler, true_losses
 
 model = classifier(metrics=["accuracy"])
@@ -34,11 +35,10 @@ assert np.allclose(r8.table.last[watch.batches[-1]], expected, rtol=1e-4)
 
 model, r8 = classifier(), scheduler(num_epochs=2, initial_lr=1e-9)
 fit(model, R8Dataset(X, Y, r8), epochs=2)
-r8.table.learner.hand_over()
-said = predictions_of(keras.ops.convert_to_numpy(model(X)), Y)
-assert set(r8.table.storage.evidence.whole["visits"]) == {2}
-assert np.array_equal(r8.table.storage.evidence.whole["given"], Y)
-assert np.allclose(r8.table.storage.evidence.whole["margin"], said.margin, atol=1e-3)
+found, said = evidence_of(r8), predictions_of(keras.ops.convert_to_numpy(model(X)), Y)
+assert set(found["visits"]) == {2}
+assert np.array_equal(found["given"], Y)
+assert np.allclose(found["margin"], said.margin, atol=1e-3)
 
 def session(folder, *, until=None, resume=False):
     model = classifier(dropout=0.3)
@@ -55,8 +55,7 @@ def session(folder, *, until=None, resume=False):
             initial_epoch=r8.current_epoch)
     except OSError:
         r8.requests.leave()
-    r8.table.learner.hand_over()
-    return [weight.tolist() for weight in model.get_weights()], r8.table.storage.evidence.whole.tobytes()
+    return [weight.tolist() for weight in model.get_weights()], evidence_of(r8).tobytes()
 
 whole = session("whole")
 for until in (22, 17):

@@ -7,8 +7,8 @@ pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
 
 
-from learnit_r8 import policies
 from learnit_r8.keras import R8Callback, R8Dataset
+from tests.drive import Weighing
 from tests.keras_common import At, Watch, X, Y, classifier, fit, reconstructing, scheduler, tf, true_losses
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
@@ -217,9 +217,5 @@ def test_datasets_that_are_not_of_samples(dataset, error, message):
 
 def test_policies_that_weight_samples():
     """They would need a weight in each batch."""
-
-    class Weighting(policies.Policy):
-        name, selects = "weighting", True
-
     with pytest.raises(ValueError, match="policy must not weight samples here"):
-        R8Dataset.from_tensor_slices(X, scheduler(policy=Weighting()))
+        R8Dataset.from_tensor_slices(X, scheduler(policy=Weighing()))

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 import learnit_r8.lightning
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.lightning.callback import batches_of, budget_of
-from learnit_r8.policies import Focus, Policy
+from learnit_r8.policies import Focus
 from learnit_r8.testing import FakeClock
+from tests.drive import Weighing
 from tests.lightning.common import DATA, QUIET, STEPS, Broken, Checkpoints, Digits, digest, fit
 
 pytestmark = [
@@ -280,13 +281,8 @@ def test_weights_of_a_policy():
 
     One that is known to do so sooner or later is refused before the first step.
     """
-
-    class Weighting(Policy):
-        def select(self, chunk, context, rng):
-            return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), 0.5, np.float32)
-
     with pytest.raises(ValueError, match="policy must give no weights under Lightning"):
-        fit(settings={"policy": Weighting()})
+        fit(settings={"policy": Weighing()})
     with pytest.raises(ValueError, match="policy must give no weights under Lightning"):
         fit(settings={"policy": Focus(noise_guard="weigh"), "groups": np.zeros(len(DATA))})
 

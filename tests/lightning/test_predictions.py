@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy as plain_cross_entropy
 from learnit_r8 import predictions_of
 from learnit_r8.lightning import cross_entropy
 from learnit_r8.torch.predictions import predictions_of as tensors_of
+from tests.drive import evidence_of
 from tests.lightning.common import DATA, Digits, fit
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
@@ -38,18 +39,13 @@ def by_hand(logits, targets):
     return {"loss": losses.mean(), "losses": losses.detach(), "predictions": tensors_of(logits, targets)}
 
 
-def evidence(r8):
-    r8.table.learner.hand_over()
-    return r8.table.storage.evidence.whole
-
-
 @pytest.mark.parametrize("make", [cross_entropy, by_hand])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_every_visit_is_that_of_the_logits(make, accumulate):
     """The margins are those of each sample's own logits, with accumulated gradients and a short last batch."""
     module, r8, _ = fit(module=Returning(make), epochs=2, accumulate_grad_batches=accumulate)
     expected = predictions_of(module.net(X).detach().numpy(), Y.numpy())
-    found = evidence(r8)
+    found = evidence_of(r8)
 
     np.testing.assert_allclose(found["margin"], expected.margin, atol=1e-4)
     np.testing.assert_array_equal(found["given"], Y.numpy())
@@ -91,7 +87,7 @@ def test_entry_of_the_users_own_is_left_alone():
     _, r8, _ = fit(module=module, epochs=1)
 
     assert r8.table.source == "batch means of 32"
-    assert evidence(r8) is None
+    assert evidence_of(r8) is None
 
 
 @pytest.mark.parametrize(

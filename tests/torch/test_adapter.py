@@ -25,6 +25,7 @@ from tests.torch_common import (
     adapted,
     as_is,
     classifier,
+    descend,
     no_steady,
     scheduler,
     sgd,
@@ -179,9 +180,7 @@ def report_first(adapter, losses):
 
 
 def report_last(adapter, losses):
-    adapter.optimizer.zero_grad()
-    losses.mean().backward()
-    adapter.optimizer.step()
+    descend(adapter.optimizer, losses.mean())
     return adapter.report(losses)
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
-from tests.torch_common import DIGITS, X, Y
+from tests.torch_common import DIGITS, X, Y, descend
 
 SOURCES = ("planned", "own")
 
@@ -69,9 +69,7 @@ def test_iterating_over_the_adapter_is_an_epoch(source):
     for _ in adapter.epochs():
         for x, y in adapter:
             if adapter.report(losses := cross_entropy(model(x), y, reduction="none")):
-                optimizer.zero_grad()
-                losses.mean().backward()
-                optimizer.step()
+                descend(optimizer, losses.mean())
 
     assert adapter.scheduler.global_step == 24
 

@@ -13,15 +13,14 @@ from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClass
 
 from learnit_r8 import predictions_of
 from learnit_r8.transformers.losses import losses_of
+from tests.drive import evidence_of
 from tests.transformers.common import IMAGES, LABELS, STEPS, Model, R8Trainer, arguments, train
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
 def evidence(trainer):
-    table = trainer.r8.scheduler.table
-    table.learner.hand_over()
-    return table.storage.evidence.whole
+    return evidence_of(trainer.r8.scheduler)
 
 
 class Fixed(Model):

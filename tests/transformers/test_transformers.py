@@ -14,17 +14,16 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
-import numpy as np
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import learnit_r8.transformers
 from learnit_r8 import Backups
 from learnit_r8.engine.settings import grouped
-from learnit_r8.policies import Policy
 from learnit_r8.torch import attach
 from learnit_r8.transformers import R8Callback, R8Mixin
 from learnit_r8.transformers.losses import document_losses, is_packed, losses_of
+from tests.drive import Weighing
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments, digest, train
 
 pytestmark = [
@@ -264,13 +263,6 @@ def test_a_class_may_compute_its_own_loss(tmp_path):
     assert whole.evaluate(Digits())["eval_loss"] < 2
 
 
-class Halving(Policy):
-    """Gives all losses half their weight."""
-
-    def select(self, chunk, context, rng):
-        return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), 0.5, np.float32)
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_losses_of_samples_are_those_of_the_trainer(tmp_path, smoothing):
     """The mean of the losses that R8Scheduler learns is the loss that is trained on."""
@@ -297,7 +289,7 @@ def test_losses_of_samples_are_those_of_the_trainer(tmp_path, smoothing):
 def test_weights_of_a_policy(tmp_path):
     """Where a policy weights losses the weighted mean is trained on: with half the weight, half the gradient."""
     norms = []
-    for r8 in ({"policy": "shuffle"}, {"policy": Halving()}):
+    for r8 in ({"policy": "shuffle"}, {"policy": Weighing(0.5)}):
         options = {"max_grad_norm": 1e9, "logging_strategy": "steps", "logging_steps": 1, "num_train_epochs": 2}
         trainer = language_trainer(tmp_path, 24, r8=r8, **options)
         trainer.train()
@@ -310,11 +302,11 @@ def test_weights_of_a_policy(tmp_path):
 def test_weights_of_a_policy_need_the_whole_loss(tmp_path):
     """A loss of the class's own gives way to that of the samples where a policy weights them: a warning says so."""
     with pytest.warns(RuntimeWarning, match="the policy weights samples, .* and not the Trainer's loss of") as said:
-        train(tmp_path, trainer=Weighted, model=Model(), r8={"policy": Halving()})
+        train(tmp_path, trainer=Weighted, model=Model(), r8={"policy": Weighing(0.5)})
     assert sum("the policy weights" in str(each.message) for each in said) == 1
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the policy weights")
-        train(tmp_path, model=Model(), r8={"policy": Halving()})
+        train(tmp_path, model=Model(), r8={"policy": Weighing(0.5)})
 
 
 def test_losses_of_tokens():
