@@ -151,6 +151,12 @@ class Incident:
         return f"step {self.step:,}: " + (f"loss {number(self.loss)}" if self.num_refused else self.reason)
 
     @property
+    def place(self) -> str:
+        """Its step, or its first and last one."""
+        is_long = self.last_step > self.step
+        return f"steps {self.step:,} to {self.last_step:,}" if is_long else f"step {self.step:,}"
+
+    @property
     def conclusion(self) -> str:
         """What was at fault, as far as the experiments tell."""
         if self.findings:

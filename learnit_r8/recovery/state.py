@@ -344,6 +344,7 @@ class IncidentLog(SavedFields):
         """The incident under way, or a new one."""
         if self.current is None:
             self.current = Incident(step, reason, kind=kind or reason)
+        self.current = replace(self.current, last_step=step)
         return self.current
 
     def change(self, **changes: Any) -> None:
@@ -374,7 +375,7 @@ class IncidentLog(SavedFields):
         if incident is not None:
             if incident.num_refused or incident.num_restored:
                 kind = incident.kind or incident.reason
-                text = incident.with_cause(f"step {incident.step:,}: {incident.conclusion[:-1]}")
+                text = incident.with_cause(f"{incident.place}: {incident.conclusion[:-1]}")
                 self.kinds[kind] = self.kinds.get(kind, (0, ""))[0] + 1, text
             self.announcer.tell(events.IncidentEnded, text=incident.conclusion)
 
