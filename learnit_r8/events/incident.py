@@ -152,9 +152,9 @@ class Incident:
 
     @property
     def place(self) -> str:
-        """Its step, or its first and last one."""
-        is_long = self.last_step > self.step
-        return f"steps {self.step:,} to {self.last_step:,}" if is_long else f"step {self.step:,}"
+        """Its step, or its first one and that of its last finding, if that came later."""
+        last = int(self.findings[-1].partition(":")[0].removeprefix("step ")) if self.findings else self.step
+        return f"steps {self.step:,} to {last:,}" if last > self.step else f"step {self.step:,}"
 
     @property
     def conclusion(self) -> str:

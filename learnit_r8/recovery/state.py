@@ -344,7 +344,6 @@ class IncidentLog(SavedFields):
         """The incident under way, or a new one."""
         if self.current is None:
             self.current = Incident(step, reason, kind=kind or reason)
-        self.current = replace(self.current, last_step=step)
         return self.current
 
     def change(self, **changes: Any) -> None:
