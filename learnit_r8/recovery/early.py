@@ -190,13 +190,12 @@ class FirstSteps:
             return 0.0
         return self._lineage.progress.early_suspicion(loss, first.record, updates)
 
-    def note(self, ticket: Ticket, loss: float) -> bool:
-        """Note the last batch of a pass that was trained on; each is measured once. Returns `is_measuring`."""
+    def note(self, ticket: Ticket, loss: float) -> None:
+        """Note the last batch of a pass that was trained on, as the next look may measure it; each is measured once."""
         early, chunk = self._early, ticket.chunk
         if chunk.pass_number >= 0:
             early.size, witness = len(ticket.indices), chunk.witness_of(ticket.indices)
             early.last = Backup(self._live.step, self._lineage.updates, witness=[witness], losses=[loss])
-        return bool(early.changes) or early.is_compared
 
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.

@@ -107,6 +107,7 @@ class RecoveryController:
         experiment: The experiment under way.
         witnesses: The witnesses of backups and checkpoints.
         is_early: Whether `is_suspicious` must be asked.
+        watches_gradients: Whether `note_gradients` is of use: not where losses are no measure of progress.
         is_quiet: Whether a good loss changes nothing that listeners hear of.
         left_at: Where the last epoch was left.
     """
@@ -136,7 +137,7 @@ class RecoveryController:
         self.experiment = ExperimentRun(self._live)
         self.early = FirstSteps(state, self._live, self.experiment, self.witnesses, self._sentry)
         self._remedies = Remedies(state, self._live, self.witnesses, self._sentry, self._table)
-        self.is_early = self.watches_gradients
+        self.is_early = self.watches_gradients = self._watches_level or self._sentry.tests_progress
         self.is_quiet, self._is_lasting = True, False
         self._most_steady, self.left_at, self._lr = 0, -1, math.nan
         self._damaged_step: int | None = None
@@ -162,11 +163,6 @@ class RecoveryController:
         """Batches refused since the last good one, probes aside; a hundred at most."""
         outcomes = [*self._refusals.outcomes]
         return next((k for k, refused in enumerate(reversed(outcomes)) if not refused), len(outcomes))
-
-    @property
-    def watches_gradients(self) -> bool:
-        """Whether `note_gradients` is of use: not where losses are no measure of progress."""
-        return self._watches_level or self._sentry.tests_progress
 
     @property
     def is_steadying(self) -> bool:
@@ -240,8 +236,11 @@ class RecoveryController:
                 if progress.stands_since_peak(lineage.updates) and not (self.limit.is_on or self.is_open):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
-        if self.is_early:
-            state.is_look_due = self.early.note(ticket, loss) or state.is_look_due
+        early = state.early
+        if self.is_early and (state.is_look_due or early.changes or early.is_compared):
+            # Only a look asks for the batch.
+            state.is_look_due = True
+            self.early.note(ticket, loss)
 
     def _note_good(self, scheduled_lr: float) -> None:
         """Draw the conclusions from a good loss after others were refused."""
@@ -279,7 +278,10 @@ class RecoveryController:
         if is_level_due and self.limit.is_on:
             self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:
-            progress.note_first(loss, self._untrained_record)
+            if len(progress.first) < EARLY_UPDATES:
+                progress.first.append(loss)
+            if progress.start != progress.start:
+                progress.find_start(self._untrained_record)
             # Between two steps, as it may put a state back; several losses may come at once before that.
             state.is_look_due = state.is_look_due or (is_level_due and self.is_early)
         else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..policies.radix import keys_of, order_of
 from ..table.labels.predictions import joined
-from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, check_signs, read_loss, read_mean, read_rows
+from ..table.losses import EXACT, WHOLE_BATCH, Reading
 from ..table.names import Members
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Chunk:
         reports: For each REPORTED batch, a float or the float64[P] of its consecutive parts.
         predictions: By position, float32[3 P, B] of those REPORTED batches that came with predictions.
         rates: For each drawn batch, its learning rate; a batch drawn again after a resume has the same.
-        trends: For each REPORTED batch, what `LossLearner.observe` returned for it.
+        trends: For each REPORTED batch, the trend of the losses before it.
         drawn: Batches drawn so far.
         planned: As given.
         is_probe: Whether its batch is drawn again to test weights, so that it is no step.
@@ -137,21 +137,6 @@ class Chunk:
     def batch(self, slot: int) -> Batch:
         """The batch at a position of the chunk."""
         return Batch(self, slot, self.views[slot])
-
-    def read(self, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
-        """Read the loss of a batch, and what was reported with it; see `R8Scheduler.report`."""
-        storage, count = self.table.storage, len(self.views[slot])
-        reading = read_loss(loss, count, part_size)
-        if storage.is_single:
-            reading = reading._replace(part_size=EXACT)
-        elif storage.part_size == EXACT and count == 1:
-            # The loss of a single sample, without its dimension.
-            reading = reading._replace(part_size=EXACT, means=np.atleast_1d(reading.means))
-        if reading.part_size != storage.part_size:
-            check_kind(reading.part_size, storage.part_size)
-            if reading.part_size == EXACT:
-                check_signs(reading.means)
-        return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def restore_view(self, slot: int) -> None:
         """Undo any changes by the user to a batch's indices, before it is drawn again."""
@@ -359,22 +344,6 @@ class FollowedChunk:
         if self.members is not None:
             return Batch(self, 0, self.members.indices)
         return Batch(self, 0, _NOBODY[: self.size] if self.size <= len(_NOBODY) else np.full(self.size, -1))
-
-    def read(self, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
-        """Turn a reported loss into numbers; its kind is that of the table, once that has one."""
-        storage, members = self.table.storage, self.members
-        kind = storage.part_size
-        if members is None:
-            reading = read_mean(loss)
-        else:
-            indices, counts = members
-            if kind == WHOLE_BATCH and not storage.num_seen:
-                # That of batches without samples.
-                kind = None
-            reading = read_rows(loss, len(indices if counts is None else counts), counts, kind)
-        if kind is not None and kind != reading.part_size:
-            reading = reading._replace(part_size=kind)
-        return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def close(self, slot: int) -> None:
         """Close it."""

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from .._validation import check_choice
 from ..policies.base import Context, Policy
 from ..table.labels.predictions import PredictionRows
+from ..table.losses import EXACT, Reading, check_kind, check_signs, read_loss
 from ..table.table import SampleTable
-from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
+from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk, with_predictions
 from .lengths import Buckets
 from .planner import Planner, from_plain, to_plain
 
@@ -279,6 +280,21 @@ class PlannedBatches:
         chunk.drawn, chunk.is_probe, chunk.is_late = 1, True, True
         self._open.append(chunk)
         return chunk.batch(0)
+
+    def read(self, chunk: Chunk, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
+        """See `Source`."""
+        storage, count = self.table.storage, len(chunk.views[slot])
+        reading = read_loss(loss, count, part_size)
+        if storage.is_single:
+            reading = reading._replace(part_size=EXACT)
+        elif storage.part_size == EXACT and count == 1:
+            # The loss of a single sample, without its dimension.
+            reading = reading._replace(part_size=EXACT, means=np.atleast_1d(reading.means))
+        if reading.part_size != storage.part_size:
+            check_kind(reading.part_size, storage.part_size)
+            if reading.part_size == EXACT:
+                check_signs(reading.means)
+        return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def report(
         self, chunk: Chunk, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None

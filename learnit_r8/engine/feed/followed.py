@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...policies.radix import order_of
-from ...sampling.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, Size
+from ...sampling.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, Size, with_predictions
 from ...sampling.random_generators import hold_random_state, state_of
 from ...sampling.source import Source
 from ...table.labels.predictions import PredictionRows, joined
-from ...table.losses import EXACT, WHOLE_BATCH
+from ...table.losses import EXACT, WHOLE_BATCH, Reading, read_mean, read_rows
 from ...table.names import Members
 from ...table.table import SampleTable
 from . import replay
@@ -196,6 +196,22 @@ class FollowedBatches(Source):
         chunk.members = members
         self._held.append(chunk)
         self._num_held += len(members.indices)
+
+    def read(self, chunk: FollowedChunk, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
+        """See `Source`; its kind is that of the table, once that has one."""
+        storage, members = self.table.storage, chunk.members
+        kind = storage.part_size
+        if members is None:
+            reading = read_mean(loss)
+        else:
+            indices, counts = members
+            if kind == WHOLE_BATCH and not storage.num_seen:
+                # That of batches without samples.
+                kind = None
+            reading = read_rows(loss, len(indices if counts is None else counts), counts, kind)
+        if kind is not None and kind != reading.part_size:
+            reading = reading._replace(part_size=kind)
+        return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def report(
         self, chunk: FollowedChunk, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None
