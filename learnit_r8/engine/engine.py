@@ -574,14 +574,11 @@ class Engine:
             turn.is_changing = True
             self.source.abandoned += is_missed
             if ticket.epoch < 0:
-                self._skip(ticket)
+                self.search.skip(ticket.batch)
+                self.rates.use_found()
                 return
             self._close(ticket)
             self.controller.experiment.lose(ticket)
-
-    def _skip(self, ticket: Ticket) -> None:
-        self.search.skip(ticket.batch)
-        self.rates.use_found()
 
     def leave_out(self, ticket: Ticket) -> None:
         """Give up a batch for which its epoch has no place left, as probes have taken it; it is no step."""
@@ -601,7 +598,8 @@ class Engine:
                 return
             turn.is_changing = True
             if ticket.epoch < 0:
-                self._skip(ticket)
+                self.search.skip(ticket.batch)
+                self.rates.use_found()
                 return
             self.controller.experiment.lose(ticket)
             comes_again = is_probe = ticket.chunk.is_probe
@@ -808,10 +806,6 @@ class Engine:
         """Let an adapter hold back batches and losses; it replaces the one that joined before."""
         self.run.member = member
 
-    def count_batches(self) -> None:
-        """Note that a trainer counts the batches, too, and stops after so many."""
-        self.pace.is_counted = True
-
     def settle(self) -> None:
         """Have the member report the losses that it holds back."""
         self.run.member.settle()
@@ -833,11 +827,6 @@ class Engine:
     def may_be_due(self, step: int) -> bool:
         """Whether a backup or a checkpoint may be due once this many steps are reported."""
         return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
-
-    def may_be_witness(self) -> bool:
-        """Whether weights may be tested with the batch in hand later."""
-        controller = self.controller
-        return controller.is_early or self.backup.awaits_witness or controller.witnesses.waiting is not None
 
     def share(self, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
         """Act as one scheduler with those of the other ranks; call it before the first draw. See `run_state.share`."""

@@ -182,8 +182,15 @@ class RecoveryController:
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
-        if not self.is_open:
-            self.witnesses.note_start()
+        backups, witnesses = self._persistence.backup.backups, self.witnesses
+        is_first = witnesses.waiting is not None or (backups and not backups[-1].witness)
+        if is_first and not self.is_open:
+            witnesses.note_start()
+
+    @property
+    def wants_witness(self) -> bool:
+        """Whether weights may be tested later with the batch that is trained on next."""
+        return self.is_early or self.witnesses.waiting is not None or self._persistence.backup.awaits_witness
 
     def end_update(self) -> None:
         """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""

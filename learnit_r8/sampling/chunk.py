@@ -171,11 +171,6 @@ class Chunk:
         """Whether every batch is reported or closed."""
         return self.states.count(REPORTED) + self.states.count(CLOSED) == len(self.states)
 
-    def is_out(self, slot: int) -> bool:
-        """Whether a batch is drawn, and neither reported nor given up."""
-        state = self.states[slot]
-        return state == OUT_AGAIN or (state == OPEN and slot < self.drawn)
-
     def forget_records(self) -> None:
         """Read the records again in `learn`, as they may change before."""
         self._records = None
@@ -348,10 +343,6 @@ class FollowedChunk:
     def close(self, slot: int) -> None:
         """Close it."""
         self.states[slot] = CLOSED
-
-    def is_out(self, slot: int) -> bool:
-        """Whether it is neither reported nor given up."""
-        return self.states[0] == OPEN
 
     def witness_of(self, indices: NDArray[np.int64]) -> Any:
         """What `FollowedBatches.again` takes: the item; None if it is not kept."""

@@ -377,7 +377,9 @@ class PlannedBatches:
         # A probe is of an experiment that is not saved.
         kept = [chunk for chunk in self._open if not chunk.is_probe]
         place = {id(chunk): number for number, chunk in enumerate(kept)}
-        out = [(chunk, slot) for chunk in kept for slot in range(chunk.drawn) if chunk.is_out(slot)]
+        out = [
+            (chunk, slot) for chunk in kept for slot in range(chunk.drawn) if chunk.states[slot] in (OPEN, OUT_AGAIN)
+        ]
         return {
             "context": [*self._context[:4], to_plain(self._context.outlook)],
             **self._planner.state_dict(),

@@ -361,7 +361,7 @@ class Adapter:
         found: Ticket | None = None
         if self._feed is None:
             found = find_batch(self.sampler.batches, ticket, ahead=self._ahead)
-            count = len(self._sharing.part(found.indices))
+            count = len(found.indices if self.num_ranks == 1 else self._sharing.part(found.indices))
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
         else:
@@ -538,7 +538,7 @@ class Adapter:
         ticket = None if pipeline.recorded is None else pipeline.recorded[0].ticket
         ends_epoch = self._feed is None and ticket is not None and r8.pace.ends_epoch(ticket.step + 1)
         # Weights that are tested must not change before the loss is known.
-        is_test = ticket is None or r8.controller.experiment.is_probe(ticket)
+        is_test = ticket is None or ticket.chunk is r8.controller.experiment.chunk
         waits = not stepper.is_scaled or (is_test and ticket is not None)
         with self._sharing.watching() if self.num_ranks > 1 else contextlib.nullcontext():
             is_due = stepper.backward(loss, is_last=ends_epoch)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -196,7 +197,7 @@ def _seed_generators(seed: int, indices: Any) -> None:
 def _take_rows(tensors: Sequence[torch.Tensor], indices: Any) -> list[torch.Tensor]:
     """What `default_collate` makes of single rows, taken all at once."""
     rows = torch.as_tensor(indices)
-    return [tensor[rows] for tensor in tensors]
+    return list(map(itemgetter(rows), tensors))
 
 
 class BatchCollate:
@@ -237,7 +238,8 @@ def make_loader(
     whole_number("num_workers", settings.get("num_workers", 0), least=0)
     collate, fetch_many = settings.get("collate_fn"), None
     if collate is None and type(dataset) is TensorDataset and all(map(_has_rows, dataset.tensors)):
-        collate, fetch_many = _as_is, functools.partial(_take_rows, dataset.tensors)
+        # What is read is the batch already.
+        collate, fetch_many = list, functools.partial(_take_rows, dataset.tensors)
     reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, is_ahead=is_ahead, is_numbered=numbered)
     if is_ahead or numbered:
         collate = BatchCollate(collate or default_collate, reader)
@@ -274,7 +276,7 @@ class TimedLoader(DataLoader[Any]):
         if self._device is not None:
             batches = prepare(batches, self, self._device)
         batches = batches if r8 is None else r8.host.timed(batches)
-        return batches if self._hand is None else self._hand.pass_on(batches)
+        return batches if self._hand is None else map(self._hand.hold, batches)
 
 
 class WithProbes:
@@ -336,7 +338,3 @@ class WithProbes:
 
 def _has_rows(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

@@ -282,10 +282,11 @@ class LossPipeline(Trainer):
         Args:
             lr: The rate; by default that of the batch that comes next: a loop may step before it reports.
         """
-        rates = self._rates
-        lr = self._r8.host.rates.after(self.num_on_their_way) if lr is None and rates is not None else lr
-        if rates is None or lr is None:
+        rates, host = self._rates, self._r8.host
+        # A batch of the search for a rate brings its own.
+        if rates is None or (lr is None and host.rates.search.is_on):
             return
+        lr = host.rates.at(host.pace.step + self.num_on_their_way) if lr is None else lr
         if self._state.num_loads != self._num_loads:
             # The optimizer was put back with its rates.
             self._num_loads = self._state.num_loads

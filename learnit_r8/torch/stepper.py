@@ -251,12 +251,12 @@ class Stepper:
 
         def look(*_: Any) -> None:
             watched = run()
-            if watched is None or watched.is_over:
+            if watched is None:
                 return
             controller = watched.controller
             is_turn = not max(0, controller.lineage.updates - 1) // self.accumulate % DEAD_EVERY
             may_look = controller.watches_gradients and not controller.experiment.is_open
-            if is_turn and may_look and (is_alone or controller.norms.is_used):
+            if is_turn and may_look and (is_alone or controller.norms.is_used) and not watched.is_over:
                 controller.note_gradients(*self._gradient_sizes())
 
         register(look)

@@ -388,7 +388,7 @@ class Feed:
 
     def keep(self, item: Any) -> Any:
         """A copy of a batch where weights may be tested with it, else None."""
-        if item is None or not self.source.settings.keep_witness or not self.engine.may_be_witness():
+        if item is None or not self.source.settings.keep_witness or not self.engine.controller.wants_witness:
             return None
         if bytes_of(item) <= MOST_KEPT_BYTES:
             return copied(item)
