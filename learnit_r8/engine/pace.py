@@ -521,6 +521,8 @@ class Rates:
 
     def scheduled(self, progress: float) -> float:
         """The rate of the schedule at some progress."""
+        if type(self.schedule) is Kept:
+            return 1.0
         # Needed after a report and at the next draw; with a budget in steps both are the same.
         last, lr = self.last
         if progress != last:

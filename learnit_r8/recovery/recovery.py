@@ -190,7 +190,10 @@ class RecoveryController:
     @property
     def wants_witness(self) -> bool:
         """Whether weights may be tested later with the batch that is trained on next."""
-        return self.is_early or self.witnesses.waiting is not None or self._persistence.backup.awaits_witness
+        backup, is_measured = self._persistence.backup, self.is_early and self._sentry.tests_progress
+        newest = backup.backups[-1] if backup.backups else None
+        is_awaited = newest is not None and len(newest.witness) < backup.witness_size and not newest.is_closed
+        return is_measured or is_awaited or self.witnesses.waiting is not None
 
     def end_update(self) -> None:
         """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
@@ -240,7 +243,8 @@ class RecoveryController:
             if self._watches_level and own_rate is not None:
                 if own_rate > progress.peak:
                     progress.peak, progress.peak_at = own_rate, lineage.updates
-                if progress.stands_since_peak(lineage.updates) and not (self.limit.is_on or self.is_open):
+                is_due = not lineage.updates % LOOK_EVERY and not (self.limit.is_on or self.is_open)
+                if is_due and progress.stands_since_peak(lineage.updates):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
         early = state.early
@@ -294,8 +298,10 @@ class RecoveryController:
         else:
             self.is_early = False
         if self._watches_level:
-            is_due = (is_level_due and self.limit.is_on) or progress.is_above_untrained(updates)
-            state.is_look_due = state.is_look_due or is_due
+            # Where they are above the untrained model's, one of the last two losses is.
+            before = progress.recent[-2] if len(progress.recent) > 1 else loss
+            is_above = max(loss, before) > progress.untrained and progress.is_above_untrained(updates)
+            state.is_look_due = state.is_look_due or is_above or (is_level_due and self.limit.is_on)
 
     def note_gradients(self, sizes: Sequence[int], num_alive: int) -> None:
         """Note which parameters have a gradient, at one in `DEAD_EVERY` steps.

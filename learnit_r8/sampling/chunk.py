@@ -307,13 +307,14 @@ class FollowedChunk:
         states, drawn, reports, predictions, trends, rates: As of a `Chunk`, of one batch.
         is_late, sweep: As of a `Chunk`: true and -1 where it is handed out again, else false and 0.
         item, members, is_probe: As given.
+        indices: int64[B], its samples as it was taken; -1 where they are not known.
         size: Samples in it.
         tokens: Tokens in it.
     """
 
     __slots__ = (
-        "is_extra", "is_late", "is_probe", "item", "members", "pass_number", "predictions", "rates", "reports", "size",
-        "states", "sweep", "table", "tokens", "trends",
+        "indices", "is_extra", "is_late", "is_probe", "item", "members", "pass_number", "predictions", "rates",
+        "reports", "size", "states", "sweep", "table", "tokens", "trends",
     )  # fmt: skip
 
     drawn = 1
@@ -329,16 +330,14 @@ class FollowedChunk:
         (self.size, self.tokens), self.is_probe, self.is_extra = size, is_probe, False
         # All others are learned in their order.
         self.is_late, self.sweep = is_probe, -is_probe
+        if members is not None:
+            self.indices = members.indices
+        else:
+            self.indices = _NOBODY[: self.size] if self.size <= len(_NOBODY) else np.full(self.size, -1)
         self.states = bytearray(1)
         self.predictions: dict[int, NDArray[np.float32]] = {}
         self.reports: list[Any] = [0.0]
         self.trends, self.rates = [0.0], [0.0]
-
-    def batch(self) -> Batch:
-        """The batch of the chunk; where its samples are not known, its indices are -1."""
-        if self.members is not None:
-            return Batch(self, 0, self.members.indices)
-        return Batch(self, 0, _NOBODY[: self.size] if self.size <= len(_NOBODY) else np.full(self.size, -1))
 
     def close(self, slot: int) -> None:
         """Close it."""

@@ -132,7 +132,8 @@ class LossPipeline(Trainer):
         ticket = self.take_own(ids)
         values, count = values_of(losses, ticket)
         if ticket is not None:
-            if not count and len(losses) == 1 and self._feed is not None:
+            # A mean has no rows.
+            if not count and len(losses) == 1 and self._feed is not None and losses[0].ndim:
                 self._feed.note_rows(ticket, losses[0])
             self.record(ticket, values, count=count or 1, part_size=1 if count else None)
         return ticket
@@ -209,7 +210,9 @@ class LossPipeline(Trainer):
                     self.outcome = self._r8.report(sent.ticket, **note.arguments)
                     if self._feed is not None and self._rates is None:
                         # The rate that the optimizer has, which is the user's.
-                        self.outcome = self.outcome._replace(lr=self._r8.lr)
+                        rates, is_quiet = self._r8.host.rates, self._r8.controller.is_quiet
+                        lr = rates.shown(self.outcome.lr) if is_quiet and rates.own is not None else self._r8.lr
+                        self.outcome = self.outcome._replace(lr=lr)
                 if self.outcome:
                     hand.good = sent.held
                 # What waits is of good batches alone if this one has added nothing: not so for losses that come late.
@@ -340,7 +343,7 @@ def values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[
     Returns:
         float32[P], the losses of the rows of a batch whose samples are known; or float32[1], the sum of the means.
     """
-    batch: Any = None if ticket is None else ticket.batch.chunk
+    batch: Any = None if ticket is None else ticket.chunk
     members = None if batch is None else batch.members
     if members is not None and len(losses) == 1 and isinstance(losses[0], torch.Tensor):
         loss, (indices, counts) = losses[0], members
