@@ -266,9 +266,10 @@ class FirstSteps:
     def are_dying(self) -> bool:
         """Whether most parameters are dead, or ever more while next to nothing is learned."""
         early = self._early
+        if early.dead.are_most:
+            return True
         is_fading = early.dead.left < FADED and early.num_trials < MOST_RATE_TRIALS
-        is_open = early.is_reviving or self._lineage.progress.is_near_untrained
-        return early.dead.are_most or (is_fading and is_open)
+        return is_fading and (early.is_reviving or self._lineage.progress.is_near_untrained)
 
     def revive(self, level: float) -> None:
         """Where parameters die, try a tenth of the rate from a state in which they did not."""
