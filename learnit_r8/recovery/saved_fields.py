@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ class SavedFields:
 
     def state_dict(self) -> dict[str, Any]:
         """The fields as plain values: those of this kind as dicts; a float that is not finite as None."""
-        return {name: _plain(getattr(self, name)) for name in _saved_names(type(self))}
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.metadata != NOT_SAVED}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; a field that an older version has not saved stays as it is."""
@@ -39,12 +38,6 @@ class SavedFields:
                     setattr(self, each.name, each.default)
                 else:
                     setattr(self, each.name, _formed(value, own))
-
-
-@functools.cache
-def _saved_names(kind: type[SavedFields]) -> tuple[str, ...]:
-    """The fields that are saved; asked for with each backup."""
-    return tuple(each.name for each in fields(kind) if each.metadata != NOT_SAVED)
 
 
 def _plain(value: Any) -> Any:

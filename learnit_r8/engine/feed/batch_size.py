@@ -55,10 +55,11 @@ class BatchMeasure:
                 "give batches(..., size=), a number or a function of a batch."
             )
             samples = 1
+        tokens: int | None = None
         if self._tokens is not None:
             tokens = _told("tokens", self._tokens, item)
-        else:
-            tokens = None if type(item) in (tuple, list) else _read_tokens(item)
+        elif type(item) not in (tuple, list):
+            tokens = _read_tokens(item)
         if tokens is None and self._needs_tokens:
             raise ValueError(
                 f"tokens must be given where the budget is num_tokens and they cannot be read from a batch, got a "
