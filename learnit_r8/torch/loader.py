@@ -151,8 +151,14 @@ class SampleReader(Dataset[Any]):
         return self.fetch_as_worker(indices)
 
     def fetch_as_worker(self, indices: Any) -> Any:
-        """The items of a batch, read with random numbers of its own."""
-        _seed_generators(self._seed, indices[1] if self.is_numbered else indices)
+        """The items of a batch, read with random numbers of its own; the same samples come in another order later."""
+        # What torch seeds a worker with is another number whenever a loader begins, and differs from worker to worker.
+        samples = np.asarray(indices[1] if self.is_numbered else indices, np.int64)
+        key = hashlib.blake2b(samples.tobytes(), digest_size=4, key=self._seed.to_bytes(8, "little"))
+        number = int.from_bytes(key.digest(), "little")
+        torch.manual_seed(number)
+        np.random.seed(number)
+        random.seed(number)
         return self._fetch(indices)
 
     def _fetch(self, given: Any) -> Any:
@@ -180,18 +186,6 @@ class SampleReader(Dataset[Any]):
         except Exception as error:
             raise _unreadable(index, error) from error
         return items
-
-
-def _seed_generators(seed: int, indices: Any) -> None:
-    """Seed torch's, numpy's and Python's generators by what a batch is; the same samples come in another order later.
-
-    What torch seeds a worker with is another number whenever a loader begins, and differs from worker to worker.
-    """
-    key = hashlib.blake2b(np.asarray(indices, np.int64).tobytes(), digest_size=4, key=seed.to_bytes(8, "little"))
-    number = int.from_bytes(key.digest(), "little")
-    torch.manual_seed(number)
-    np.random.seed(number)
-    random.seed(number)
 
 
 def _take_rows(tensors: Sequence[torch.Tensor], indices: Any) -> list[torch.Tensor]:
@@ -237,7 +231,8 @@ def make_loader(
         raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
     whole_number("num_workers", settings.get("num_workers", 0), least=0)
     collate, fetch_many = settings.get("collate_fn"), None
-    if collate is None and type(dataset) is TensorDataset and all(map(_has_rows, dataset.tensors)):
+    is_table = type(dataset) is TensorDataset and all(each.layout is torch.strided for each in dataset.tensors)
+    if collate is None and is_table:
         # What is read is the batch already.
         collate, fetch_many = list, functools.partial(_take_rows, dataset.tensors)
     reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, is_ahead=is_ahead, is_numbered=numbered)
@@ -334,7 +329,3 @@ class WithProbes:
             return loader.collate_fn(reader.fetch_as_worker(rows))
         finally:
             set_random_state(states)
-
-
-def _has_rows(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided

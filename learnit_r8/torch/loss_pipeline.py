@@ -201,13 +201,19 @@ class LossPipeline(Trainer):
         """Report losses, up to one that puts the model back: the later ones are of weights that are gone."""
         hand = self._hand
         for number, (sent, values) in enumerate(here):
-            note = values if isinstance(values, Note) else note_of(sent, values)
+            if isinstance(values, Note) or sent.extras or sent.num_classes:
+                arguments = (values if isinstance(values, Note) else note_of(sent, values)).arguments
+            else:
+                # Nearly always there is nothing but losses.
+                losses = values.reshape(-1)
+                loss = float(losses[0]) if sent.part_size is None else losses
+                arguments = {"loss": loss, "part_size": sent.part_size}
             num_loads, put_back_to = self._state.num_loads, None
             hand.reported = sent.held
             try:
                 # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
                 if sent.ticket.is_out:
-                    self.outcome = self._r8.report(sent.ticket, **note.arguments)
+                    self.outcome = self._r8.report(sent.ticket, **arguments)
                     if self._feed is not None and self._rates is None:
                         # The rate that the optimizer has, which is the user's.
                         rates, is_quiet = self._r8.host.rates, self._r8.controller.is_quiet

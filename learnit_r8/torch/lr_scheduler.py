@@ -238,7 +238,9 @@ class ScheduleWatch:
             self._counts = [(each, []) for each in self._unknown()]
         self._num_looks += 1
         for schedule, counts in self._counts:
-            counts.append(_count_of(schedule))
+            # One that is a chain of others does not count by itself.
+            chain = schedule, *getattr(schedule, "_schedulers", ())
+            counts.append(max(getattr(each, "last_epoch", 0) for each in chain))
         if self._num_looks < NUM_LOOKS:
             return
         for schedule, (first, second, last) in self._counts:
@@ -256,8 +258,3 @@ class ScheduleWatch:
             for each in found
             if id(each) not in parts and type(each) is not ExponentialLR and not self.state.holds(each)
         ]
-
-
-def _count_of(schedule: Any) -> int:
-    """How often a schedule was stepped; one that is a chain of others does not count by itself."""
-    return max(getattr(each, "last_epoch", 0) for each in (schedule, *getattr(schedule, "_schedulers", ())))
