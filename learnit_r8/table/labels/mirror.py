@@ -178,8 +178,8 @@ SURE_GAIN = 8.0
 """The first of these where chance does not explain it: of 81 trainings on clean labels, the largest gain was 7.7."""
 
 MOST_SHARE = 0.7
-"""Share of wrong labels between two classes that is believed. Lists of benchmarks/verdicts.py had .46 at most, and where
-losses have weights from the start .66."""
+"""Share of wrong labels between two classes that is believed. Lists of benchmarks/verdicts.py had .46 at most, and
+where losses have weights from the start .66."""
 
 LEAST_POSITIVE = 50
 """Fewer samples with positive margins are not enough to fit anything."""
