@@ -14,11 +14,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from recipe import NUM_EPOCHS, Data, Network, load_data, make_scheduler, spearman, train
+from recipe import NUM_EPOCHS, Data, Network, load_data, make_scheduler, train
 
 # isort: split
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 Doubles = NDArray[np.float64]
 
@@ -58,7 +59,7 @@ def correlations(case: Case, data: Data, seed: int, lr: float, epochs: Sequence[
     )  # fmt: skip
     network = Network(seed)
     return [
-        spearman(r8.table.loss, network.losses(data.pixels, data.labels))
+        spearmanr(r8.table.loss, network.losses(data.pixels, data.labels)).statistic
         for epoch in train(r8, network, data, part_size=case.part_size)
         if epoch in epochs
     ]

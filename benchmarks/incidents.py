@@ -38,6 +38,7 @@ from incident_figures import Record, Results
 from incident_groups import GROUPS, Group
 from incident_poison import Poison, run_poison
 from incident_runs import ARMS
+from overhead import processor
 
 import learnit_r8
 from learnit_r8 import R8Scheduler
@@ -164,15 +165,6 @@ def print_step_cost(folders: dict[str, Path], times: int, size: int, batch_size:
         rows.append(["median of the differences", "<= .3", f"{statistics.median(a - b for a, b in pairs):+.2f}", ""])
         rows.append(["median of the ratios", "", f"{statistics.median(a / b for a, b in pairs):.3f}", ""])
     print_rows(rows)
-
-
-def processor() -> str:
-    """Its name."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "unknown"
 
 
 def read_options() -> argparse.Namespace:

@@ -4,7 +4,6 @@
     python benchmarks/learning.py --tune           choose the peak learning rates below, on other seeds
     python benchmarks/learning.py --table [PATH]   print the tables of a finished run, by default that of learning.jsonl
     python benchmarks/learning.py --pack PATH      one line for all the seeds of a cell, to be kept in the repository
-    python benchmarks/learning.py --cost           what a step costs over "balanced", B = 32
     python benchmarks/learning.py --quick          a minute or less: digits, and a glance at the others
 
 Every method has the same number of sample visits as the baseline, the same schedule compressed to them, and a peak
@@ -29,7 +28,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from learning_cost import print_cost
 from learning_runs import METHODS, WITH_GROUPS, Job, Line, packed, read, run_all
 from learning_table import Results, gap_table, main_table, markdown, rarest_table, suspects_table, visits_table
 from learning_tasks import DATA, TASKS
@@ -177,7 +175,6 @@ def quick() -> None:
             jobs = [job for job in jobs if job.budget == BUDGETS[0] and job.method in ("shuffle", "focus")]
         lines += run_all(jobs, None, 1)
     print(tables(lines))
-    print_cost(repeats=3, size=5_000)
 
 
 def main() -> None:
@@ -186,7 +183,6 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="choose the learning rates")
     parser.add_argument("--table", nargs="?", const=KEPT, type=Path, help="print the tables of a file")
     parser.add_argument("--pack", type=Path, help="print a file with one line for all the seeds of a cell")
-    parser.add_argument("--cost", action="store_true", help="measure the cost of a step")
     parser.add_argument("--results", type=Path, help="file of the lines, taken up where it ends")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="all by default")
     parser.add_argument("--seeds", type=int, help="number of seeds; by default 20, 8, 3, 3")
@@ -197,8 +193,6 @@ def main() -> None:
     elif asked.pack:
         for line in packed(read(asked.pack)):
             print(json.dumps(line))
-    elif asked.cost:
-        print_cost()
     elif asked.quick:
         quick()
     elif asked.tune:

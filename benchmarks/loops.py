@@ -2,7 +2,7 @@
 
     python benchmarks/loops.py [--quick]
 
-The sides take turns in one process; figures are medians of wall time, with the lowest and highest in brackets. The
+The sides take turns in one process; figures are medians of processor time, with the lowest and highest in brackets. The
 bare loop of Flax is given its random key and keeps no metrics; the other sides derive a key and keep a running mean.
 """
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen
+from streams import in_turns, show
 
 from learnit_r8.flax import TrainState, train_loop
 from learnit_r8.loops import every, logs, loop
@@ -118,23 +117,6 @@ def looped_flax(start: Any, epochs: int) -> Callable[[], None]:
         jax.block_until_ready(final.params)
 
     return run
-
-
-def in_turns(rounds: int, **work: Callable[[], Any]) -> dict[str, list[float]]:
-    """Seconds of every piece of work in every round, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(rounds + 1):
-        for name, run in work.items():
-            began = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - began)
-    return times
-
-
-def show(what: str, values: list[float], must: str = "", aim: str = "") -> None:
-    figures = f"{statistics.median(values):7.3f} [{min(values):.3f} .. {max(values):.3f}]"
-    print(f"{what:64} {figures:28} {must:>6} {aim:>6}")
 
 
 def main() -> None:

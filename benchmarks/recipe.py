@@ -137,25 +137,3 @@ def train(r8: R8Scheduler, network: Network, data: Data, *, part_size: int | Non
 def means_of_parts(losses: Floats, size: int) -> NDArray[np.float64]:
     starts = np.arange(0, len(losses), size)
     return np.add.reduceat(losses.astype(np.float64), starts) / np.diff(starts, append=len(losses))
-
-
-def average_ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Ranks from 0; equal values share the mean of their ranks.
-
-    >>> average_ranks(np.array([3, 1, 1, 2])).tolist()
-    [3.0, 0.5, 0.5, 2.0]
-    """
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return (last - (count + 1) / 2)[place]
-
-
-def spearman(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """Rank correlation, in [-1, 1]; 0 where one of the two is constant.
-
-    >>> spearman(np.array([1, 2, 3]), np.array([1, 10, 100]))
-    1.0
-    """
-    a, b = (ranks - ranks.mean() for ranks in (average_ranks(one), average_ranks(other)))
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale else 0.0

@@ -1,4 +1,4 @@
-"""What streams and triggers cost: against hand-written loops, per event and per decision.
+"""What streams cost: against hand-written loops, and per event.
 
     python benchmarks/streams.py [--quick]
 
@@ -18,13 +18,7 @@ import torch
 from torch import nn
 
 from learnit_r8.streams import augment, collect, early_stop, ema, epoch_stream, pipe, take, tap, tick
-from learnit_r8.triggers import (
-    Elapsed,
-    ElapsedCounter,
-    StepIntervalScheduler,
-    TimeIntervalScheduler,
-    every,
-)
+from learnit_r8.triggers import every
 
 ROWS, COLUMNS, BATCH = 10_000, 8, 256
 
@@ -90,29 +84,21 @@ def bare(count: int) -> None:
         pass
 
 
-def timed(work: Callable[..., Any], *arguments: Any) -> float:
-    began = time.process_time()
-    work(*arguments)
-    return time.process_time() - began
-
-
 def in_turns(rounds: int, **work: Callable[[], Any]) -> dict[str, list[float]]:
     """Processor seconds of every piece of work in every round, after one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
         for name, run in work.items():
-            seconds = timed(run)
+            began = time.process_time()
+            run()
             if number:
-                times[name].append(seconds)
+                times[name].append(time.process_time() - began)
     return times
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):7.3f} [{min(values):.3f} .. {max(values):.3f}]"
-
-
-def show(what: str, values: list[float], must: str, aim: str) -> None:
-    print(f"{what:58} {spread(values):28} {must:>8} {aim:>8}")
+def show(what: str, values: list[float], must: str = "", aim: str = "") -> None:
+    figures = f"{statistics.median(values):7.3f} [{min(values):.3f} .. {max(values):.3f}]"
+    print(f"{what:64} {figures:28} {must:>6} {aim:>6}")
 
 
 def loops(rounds: int, epochs: int) -> None:
@@ -127,40 +113,15 @@ def stages(rounds: int, count: int) -> None:
     show("pipe of ten stages, us per event beyond the source", microseconds, "15", "6")
 
 
-def decisions(rounds: int, count: int) -> None:
-    here = Elapsed(20, 640, 3.0, 19, 608, 2.9)
-    both = every(10) | every(time=60)
-    askers: dict[str, Callable[[], Any]] = {
-        "every(steps=100)(elapsed)": lambda trigger=every(100): trigger(here),
-        "every(time=60)(elapsed)": lambda trigger=every(time=60): trigger(here),
-        "(every(steps=10) | every(time=60))(elapsed)": lambda: both(here),
-        "StepIntervalScheduler.update()": StepIntervalScheduler(100, nothing).update,
-        "TimeIntervalScheduler.update()": TimeIntervalScheduler(60.0, nothing).update,
-        "ElapsedCounter.count()": ElapsedCounter().count,
-    }
-
-    def ask(asker: Callable[[], Any]) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(count):
-                asker()
-
-        return run
-
-    for name, times in in_turns(rounds, **{name: ask(asker) for name, asker in askers.items()}).items():
-        limits = ("", "") if "|" in name or "count" in name else ("1", "0.4")
-        show(f"{name}, us", [1e6 * seconds / count for seconds in times], *limits)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, for a look")
     part = 10 if parser.parse_args().quick else 1
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, 11 rounds")
-    print(f"{'':58} {'median [lowest .. highest]':28} {'must':>8} {'aim':>8}")
+    print(f"{'':64} {'median [lowest .. highest]':28} {'must':>6} {'aim':>6}")
     loops(rounds=11, epochs=max(2, 40 // part))
     stages(rounds=11, count=20_000 // part)
-    decisions(rounds=11, count=100_000 // part)
 
 
 if __name__ == "__main__":

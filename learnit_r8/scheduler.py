@@ -975,13 +975,14 @@ class R8Scheduler:
         """Describe the run so far in a few lines of text."""
         source, table, saver, is_own = self.host.source, self.table, self.host.saver, self.feed is not None
         checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
-        left_out = "" if is_own else f"batches that steady ones replaced: {source.displaced}; "
+        displaced = f"batches left out for low-loss ones after a restore: {source.displaced}; "
         # NaN where the rate is the user's own and was never told.
         rate = "" if self.lr != self.lr else f", lr {self.lr:.3g}"
         lines = [
             f"{self._position}, {self.phase}{rate}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {source.abandoned}; "
-            f"{left_out}{checkpoints}{self.controller.summary(is_over=self.is_over)}",
+            f"{displaced * (source.displaced > 0)}{checkpoints}"
+            f"{self.controller.summary(is_over=self.is_over or self._is_closed)}",
         ]
         if is_own and not table.num_samples:
             return "\n".join([*lines, f"{events.NO_TABLE}."])

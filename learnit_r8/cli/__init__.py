@@ -107,11 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     option("number", nargs="?", type=_count, metavar="K", help="show this one")
     option("--export", metavar="OUT", help="write one, by default the newest, as a file to send")
     option("--data", action="store_true", help="include the recorded batch and weights")
+    ask = add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end")
+    ask.add_argument("kind", choices=ASKS, metavar="WHAT", help=", ".join(ASKS))
+    length = ask.add_mutually_exclusive_group().add_argument
+    length("--for", dest="length", metavar="LENGTH", help='length of a cool-down: "20min", 500, "2 epochs"')
+    length("--until", metavar="TIME", help='end of a cool-down, local time: "20:30", "2026-11-22 06:00"')
     serve = "serve the runs to programs and agents, over the Model Context Protocol"
-    _add_requests(
-        add("ask", "ask a running training for a cool-down, a pause, a checkpoint or its end"),
-        add("mcp", serve, run=False, json=False),
-    )
+    mcp = add("mcp", serve, run=False, json=False)
+    mcp.add_argument("run", nargs="?", metavar="RUNS", help=RUNS)
+    mcp.add_argument("--allow-ask", action="store_true", help="also take requests: pause, save, cool-down, stop")
     demo = add("demo", "run a fake training without a framework, to show the screen", run=False, json=False)
     demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default a new temporary one, which stays")
@@ -131,15 +135,6 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
         option("--theme", type=_theme, help="dark, light or none")
         option("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
-
-
-def _add_requests(ask: argparse.ArgumentParser, mcp: argparse.ArgumentParser) -> None:
-    ask.add_argument("kind", choices=ASKS, metavar="WHAT", help=", ".join(ASKS))
-    length = ask.add_mutually_exclusive_group().add_argument
-    length("--for", dest="length", metavar="LENGTH", help='length of a cool-down: "20min", 500, "2 epochs"')
-    length("--until", metavar="TIME", help='end of a cool-down, local time: "20:30", "2026-11-22 06:00"')
-    mcp.add_argument("run", nargs="?", metavar="RUNS", help=RUNS)
-    mcp.add_argument("--allow-ask", action="store_true", help="also take requests: pause, save, cool-down, stop")
 
 
 def _add_samples(samples: argparse.ArgumentParser) -> None:

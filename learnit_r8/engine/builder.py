@@ -118,7 +118,7 @@ def _build_persistence(
         # Without a folder the best model is kept in RAM.
         monitor=settings.monitor.name if has_folder else None, mode=mode, config=settings.run_config(),
         steps_per_epoch=steps_per_epoch, announcer=announcer, agreement=agreement,
-        backup=RamBackup(most=given["recovery"].keep_backups),
+        backup=RamBackup(most=given["recovery"].keep_backups, saves_witnesses=given["num_samples"] is not None),
     )  # fmt: skip
 
 

@@ -151,6 +151,12 @@ class Incident:
         return f"step {self.step:,}: " + (f"loss {number(self.loss)}" if self.num_refused else self.reason)
 
     @property
+    def place(self) -> str:
+        """Its step, or its first one and that of its last finding, if that came later."""
+        last = int(self.findings[-1].partition(":")[0].removeprefix("step ")) if self.findings else self.step
+        return f"steps {self.step:,} to {last:,}" if last > self.step else f"step {self.step:,}"
+
+    @property
     def conclusion(self) -> str:
         """What was at fault, as far as the experiments tell."""
         if self.findings:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .event import ALERT, GOOD, INFO, WARN, Event, Words
 from .text import file_name, number
 
-NO_TABLE = "no table: these batches do not say which samples they hold"
+NO_TABLE = "no table: it is not known which samples these batches hold"
 """What views say in place of samples if the batches are the user's own."""
 
 

@@ -228,8 +228,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     def _training_step(self, pl_module: Any, *args: Any, **kwargs: Any) -> Any:
         """What ``training_step`` returns; a loss without a gradient where its own is refused or could not be computed.
 
-        A loss is reported before the optimizer takes its step, and what was logged with it is logged only if it counts;
-        else the module's metrics are put back, too.
+        A loss is reported before the optimizer takes its step, or with manual optimization after it, and what was
+        logged with it is logged only if it counts; else the module's metrics are put back, too.
         """
         outputs = None
         logged: list[tuple[Any, Any]] = []
@@ -242,14 +242,13 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         ):
             outputs = self._own_step(*args, **kwargs)
         self._has_raised = step.has_raised
-        trainer = pl_module.trainer
-        # With manual optimization the loss is not known before; a loss scaler takes no step without gradients.
-        has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if not pl_module.automatic_optimization or has_scaler:
+        trainer, is_automatic = pl_module.trainer, pl_module.automatic_optimization
+        # A loss scaler takes no step without gradients.
+        if is_automatic and getattr(trainer.precision_plugin, "scaler", None) is not None:
             self._outputs = outputs
         elif not self._is_told:
-            # An optimizer may ask for the loss several times a step.
-            with self._adapter.before_gradient():
+            # An optimizer may ask for the loss several times a step. With manual optimization the step is taken.
+            with self._adapter.before_gradient() if is_automatic else contextlib.nullcontext():
                 self._is_told, self._is_learned = True, self._report(trainer, outputs)
         if not self._has_raised and (self._is_learned or not self._is_told):
             for log, more in logged:
@@ -262,8 +261,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             trainer._results.reset(metrics=False, fx="training_step")
             connector._current_fx = "training_step"
         # Without a loss Lightning takes no step.
-        if outputs is None:
-            return None
+        if outputs is None or not is_automatic:
+            return outputs
         # A loss of the same value from which no gradient comes.
         if isinstance(outputs, Mapping):
             return {**outputs, "loss": outputs["loss"].detach().clone().requires_grad_()}

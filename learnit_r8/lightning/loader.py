@@ -172,7 +172,11 @@ class R8Loader:
             raise RuntimeError(NO_CALLBACK)
         # The losses on their way first: one of them may put the generators back.
         state = self.adapter.lr_scheduler.state_dict()
-        return {"scheduler": state, "random": _of_all_ranks(as_tensors(random_state()))}
+        random = as_tensors(random_state())
+        of_ranks: list[Any] = [random] * _num_processes()
+        if len(of_ranks) > 1:
+            torch.distributed.all_gather_object(of_ranks, random)
+        return {"scheduler": state, "random": of_ranks}
 
     def go_on_from(self, state: Mapping[str, Any]) -> None:
         """Take over what `whole_state` returned.
@@ -190,12 +194,3 @@ class R8Loader:
 def _num_processes() -> int:
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if there else 1
-
-
-def _of_all_ranks(value: Any) -> list[Any]:
-    count = _num_processes()
-    if count == 1:
-        return [value]
-    values: list[Any] = [None] * count
-    torch.distributed.all_gather_object(values, value)
-    return values

@@ -64,6 +64,7 @@ class Backup:
         draws: Batches drawn by then; only the losses of later ones say anything about it.
         state: The copy, which must not be changed; None for a checkpoint, and where only the record is known.
         is_on_disk: Whether it is a checkpoint.
+        is_resumed: Whether a resumed run went on from it, and knows no older one, as no file holds the user's batches.
         is_of_file: Whether it is the initial state as the file of a resumed run knows it.
         moment: The scheduler's own state at that time; None for a checkpoint.
         recent: The last losses before it.
@@ -91,6 +92,7 @@ class Backup:
     replayed: float = math.nan
     noise: float = math.nan
     is_on_disk: bool = False
+    is_resumed: bool = False
     is_of_file: bool = False
 
     @property
@@ -179,6 +181,7 @@ class RamBackup:
         copy_into: ``(buffer, state)``: copies into an earlier copy that is no longer needed, and returns the copy.
             By default, the default ``clone`` reuses buffers and any other makes new copies.
         most: Copies to hold, >= 2.
+        saves_witnesses: Whether files hold the witnesses, as indices.
 
     Attributes:
         backups: Oldest first.
@@ -196,11 +199,11 @@ class RamBackup:
 
     def __init__(
         self, clone: Callable[[Any], Any] = tree.clone, copy_into: Callable[[Any, Any], Any] | None = None, *,
-        most: int = 7,
+        most: int = 7, saves_witnesses: bool = True,
     ) -> None:  # fmt: skip
         self.backups: list[Backup] = []
         self.earlier: Backup | None = None
-        self.most = most
+        self.most, self._saves_witnesses = most, saves_witnesses
         self.witness_size = 1
         self._lent: Any = None
         self.copy_with(clone, copy_into)
@@ -270,7 +273,8 @@ class RamBackup:
             MemoryError: there is no memory for a copy; the stored states are unchanged.
         """
         updates, recent = (step, ()) if moment is None else (moment.updates, moment.recent)
-        backup = Backup(step, updates, draws, self.copy(state), moment, recent)
+        is_resumed = bool(updates) and self.has_none_of_now and not self._saves_witnesses
+        backup = Backup(step, updates, draws, self.copy(state), moment, recent, is_resumed=is_resumed)
         # If nothing was trained on since the last one, that says nothing that this one does not.
         says_nothing = len(self.backups) > 1 and not self.backups[-1].witness
         self._keep([*self.backups[: -1 if says_nothing else None], backup])

@@ -147,9 +147,12 @@ class Case:
         compared = [each for each in reversed(self.known) if math.isfinite(self.record(each)) and each.is_typical]
         if best is None:
             # Any weights that were trained at all are better than those of the start: these tell only if nothing does.
-            return [each for each in compared if each.is_proven and each.updates] or [
-                each for each in compared if not each.updates
-            ]
+            # A resumed run that cannot know them has the state that it went on from.
+            return (
+                [each for each in compared if each.is_proven and each.updates]
+                or [each for each in compared if not each.updates]
+                or [each for each in compared if each.is_resumed]
+            )
         return [best, *(each for each in compared if each.is_proven and 0 < each.updates < best.updates)]
 
     def tolerance(self, backup: Backup, *, is_own: bool = False) -> float:

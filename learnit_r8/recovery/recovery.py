@@ -774,7 +774,7 @@ class RecoveryController:
         parts = [f"model restored {times}"] if num_restored else []
         if limit.ceiling < math.inf:
             held = f"learning rate at most {limit.ceiling_text} since step {limit.since:,}"
-            parts.append(f"{held}, as a higher one did worse, {limit.until_text()}")
+            parts.append(f"{held}, as training at a higher one went wrong, {limit.until_text()}")
         elif limit.past:
             parts.append(limit.past)
         if self.norms.text:

@@ -42,10 +42,10 @@ _REASONS = {
 TOO_LARGE = "step {step:,}: {why}. What may help, and was not tested here: {advice}."
 
 
-NO_MEASURE = (
-    "See docs/recovery.md; where the loss is no measure of progress, as in reinforcement learning or a GAN, give "
-    'guard="finite".'
-)
+SEE = "See docs/recovery.md"
+
+
+NO_MEASURE = '; where the loss is no measure of progress, as in reinforcement learning or a GAN, give guard="finite"'
 
 
 IN_VAIN = f" or tested weights that never got {LEAST_TRIAL} updates further, as training damaged them again and again"
@@ -103,7 +103,7 @@ class Remedies:
         incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
         if mended and incident is not None:
             incidents.change(num_restored=max(1, incident.num_restored))
-            text = f"{_REASONS[Alarm.NOT_FINITE]} at step {step:,}: {mended}"
+            text = f"{_REASONS[Alarm.NOT_FINITE]} at step {incident.step:,}: {mended}"
             self._announcer.warn_unseen("restored", incident.with_cause(text))
         elif finding.verdict != "level" and incident is not None and incident.num_refused:
             topic = "refused" if finding.verdict == "healthy" else "not the weights"
@@ -179,7 +179,7 @@ class Remedies:
             self._name_cause(cause, UPDATE)
         self._tell_restored(backup, alarm, undone, why, is_tested=is_tested)
         incident = self._state.incidents.current
-        if not why and incident is not None and "too large" in incident.cause:
+        if not why and incident is not None and "were too large" in incident.cause:
             why = "an update was probably too large"
         if why:
             advice = self._live.persistence.callbacks.advice
@@ -214,7 +214,9 @@ class Remedies:
         incidents.note_restore()
         incident = incidents.current
         text = f"{what}." if incident is None else incident.with_cause(what)
-        self._announcer.warn_unseen("restored", f"{text} {NO_MEASURE}")
+        # What is not finite is refused by any guard.
+        other = "" if alarm is Alarm.NOT_FINITE else NO_MEASURE
+        self._announcer.warn_unseen("restored", f"{text} {SEE}{other}.")
 
     def confirm_rate(self, level: float) -> None:
         """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""

@@ -374,7 +374,7 @@ class IncidentLog(SavedFields):
         if incident is not None:
             if incident.num_refused or incident.num_restored:
                 kind = incident.kind or incident.reason
-                text = incident.with_cause(f"step {incident.step:,}: {incident.conclusion[:-1]}")
+                text = incident.with_cause(f"{incident.place}: {incident.conclusion[:-1]}")
                 self.kinds[kind] = self.kinds.get(kind, (0, ""))[0] + 1, text
             self.announcer.tell(events.IncidentEnded, text=incident.conclusion)
 

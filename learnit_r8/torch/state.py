@@ -338,7 +338,8 @@ def read_also(also: Any) -> dict[str, AlsoPart]:
         raise TypeError(f"also must be a dict of parts by their names, got {also!r}.")
     taken = [name for name in also if name in OF_THE_TRAINING or not isinstance(name, str)]
     if taken:
-        raise ValueError(f"also must have names other than {OF_THE_TRAINING}, texts, got {taken[0]!r}.")
+        said = f" Give it to attach() as {taken[0]}=." if taken[0] in ("ema", "scaler") else ""
+        raise ValueError(f"also must have names other than {OF_THE_TRAINING}, texts, got {taken[0]!r}.{said}")
     return {name: _read(name, part) for name, part in also.items()}
 
 

@@ -187,8 +187,14 @@ class TrainerStep:
         return self.has_raised
 
 
-def no_loss(model: torch.nn.Module) -> torch.Tensor:
-    """A loss without a gradient, for a batch that is not to be learned from: NaN, which no mean of losses counts."""
+def no_loss(model: torch.nn.Module, last: torch.Tensor | None) -> torch.Tensor:
+    """A loss without a gradient, for a batch that is not to be learned from.
+
+    It has the value of the ``last`` one that was, as it goes into a mean that is logged. NaN, which it has if there was
+    none, a Trainer replaces by the mean of an update, which is 0 at the first one and too much for a part of one.
+    """
+    if last is not None:
+        return last.clone().requires_grad_()
     return torch.full((), math.nan, device=next(model.parameters()).device, requires_grad=True)
 
 

@@ -47,6 +47,7 @@ class OwnBatches:
         # Trainer sets the random generators as it resumes.
         self.batches = self.adapter.follow(sets_generators=False)
         self._noted: torch.Tensor | None = None
+        self._last: torch.Tensor | None = None
 
     @property
     def scheduler(self) -> R8Scheduler:
@@ -73,7 +74,7 @@ class OwnBatches:
         with TrainerStep(model, trainer, num_ranks=self.adapter.num_ranks, skipped="_r8") as step:
             found = own(model, inputs, return_outputs, **more)
         if step.has_raised:
-            found = (no_loss(model), None) if return_outputs else no_loss(model)
+            found = (no_loss(model, None), None) if return_outputs else no_loss(model, None)
         loss = found[0] if return_outputs else found
         self._noted = self._of_batch(loss.detach(), *self._how)
         if reports_early(trainer):
@@ -81,7 +82,9 @@ class OwnBatches:
                 is_learned = self.report()
             if not is_learned:
                 step.put_back()
-                return (no_loss(model), found[1]) if return_outputs else no_loss(model)
+                none = no_loss(model, self._last)
+                return (none, found[1]) if return_outputs else none
+            self._last = loss.detach()
         return found
 
     def _of_batch(self, loss: torch.Tensor, more: Mapping[str, Any], accumulated: int) -> torch.Tensor:

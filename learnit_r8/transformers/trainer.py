@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,11 @@ NOT_A_CHECKPOINT = (
 NOT_USED = (
     "{} of the TrainingArguments is not used, as R8Scheduler sets the rate: a warm-up, then a cosine, unless r8 holds "
     "scheduler_mode and warmup_proportion; to keep Trainer's own rates, give r8={{'scheduler_mode': 'keep'}}."
+)
+
+NOT_EVALUATED = (
+    "monitor={!r} is no metric of the Trainer's evaluations, whose names begin with 'eval_', as 'eval_loss': name "
+    "one of these, or give it to trainer.r8.scheduler.log() yourself."
 )
 
 OWN = "to keep the Trainer's own batches, give r8={'batches': False}"
@@ -320,6 +326,7 @@ class R8Mixin:
         self._r8_adapter: Adapter | OwnBatches | None = None
         self._r8_draws = bool(self._r8_settings.pop("batches", True))
         self._r8_shifts: bool | None = None
+        self._r8_last_loss: torch.Tensor | None = None
         self._r8_classes: int | None = None
         self._r8_compares = True
         self._r8_resumes: Any = None
@@ -357,7 +364,10 @@ class R8Mixin:
         trainer: Any = self
         if self._r8_draws:
             check_sampling(trainer)
-        self._r8_adapter = self._r8_shifts = self._r8_classes = None
+        monitor = self._r8_settings.get("monitor")
+        if isinstance(monitor, str) and not monitor.startswith("eval_"):
+            warnings.warn(NOT_EVALUATED.format(monitor), RuntimeWarning, stacklevel=2)
+        self._r8_adapter = self._r8_shifts = self._r8_classes = self._r8_last_loss = None
         self._r8_resumes = resume_from_checkpoint
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
@@ -526,16 +536,18 @@ class R8Mixin:
         outputs = seen[0] if seen else None
         if step.has_raised:
             adapter.loss(adapter.unknown_losses(adapter.in_hand))
-            loss, found = no_loss(model), (None, outputs)
+            loss, found = no_loss(model, None), (None, outputs)
         else:
             loss = found[0] if return_outputs else found
             loss = self._r8_noted(model, given, outputs, loss, more.get("num_items_in_batch"))
         if reports_early(self):
             with adapter.before_gradient():
                 is_learned = bool(adapter.report())
-            if not is_learned:
+            if is_learned:
+                self._r8_last_loss = loss.detach()
+            else:
                 step.put_back()
-                loss = no_loss(model)
+                loss = no_loss(model, self._r8_last_loss)
         return (loss, found[1]) if return_outputs else loss
 
     def _r8_run_again(self, inputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The program that kills, cuts the power and damages files, at the size of an everyday check."""
+"""The program that kills and cuts the power, at the size of an everyday check."""
 
 import os
 import re
@@ -30,18 +30,16 @@ def check(told, states):
     found = re.search(r"power cut: (\d+) states: 0 acknowledged", told)
     assert int(found[1]) >= states
     assert ": 0 acknowledged checkpoints lost, 0 unreadable, 0 manual repairs" in told
-    assert "0 differ in order, rate, table" in told
-    assert "0 accepted, 0 uncaught, 0 slow, 0 large" in told
     assert len(re.findall(r"power cut without flushing .*: [1-9]\d* acknowledged checkpoints lost", told)) == 3
 
 
 @pytest.mark.slow
 def test_nothing_is_lost():
-    """40 kills, every power cut of 110 saves, 300 damaged files, a kill at every step: nothing is lost."""
-    check(run("--kills", "40", "--mutants", "300"), states=2000)
+    """40 kills, every power cut of 110 saves: nothing is lost."""
+    check(run("--kills", "40"), states=2000)
 
 
 @pytest.mark.slow
 def test_nothing_is_lost_in_ten_thousand_kills():
-    """The same with 10,000 kills and 20,000 damaged files."""
-    check(run("--kills", "10000", "--mutants", "20000"), states=2000)
+    """The same with 10,000 kills."""
+    check(run("--kills", "10000"), states=2000)

@@ -77,8 +77,10 @@ MAY_DIFFER = {
 SLOW = ["keras tf.data", "keras step", "train_loop", "managed nnx", "managed equinox"]
 """Columns that run with ``-m slow`` alone, as one like them runs by default."""
 
-PROGRAM = {("huge_batch", name) for name in ("keras", "keras own", "train_loop own")}
-"""By rule and column: tests that run with ``-m program``, as one of NaN is like them and each compiles for seconds."""
+PROGRAM = {("huge_batch", name) for name in ("keras", "keras own", "train_loop own")} | {
+    ("nan_weight_after_a_resume", name) for name in ("keras own", "train_loop own", "lightning own", "trainer own")
+}
+"""By rule and column: tests that run with ``-m program``, as one like them runs by default and each takes seconds."""
 
 
 def rule(columns=tuple(COLUMNS)):

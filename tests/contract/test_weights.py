@@ -5,7 +5,7 @@ import pytest
 from learnit_r8 import events
 
 from . import task
-from .cells import rule
+from .cells import OWN, rule
 from .run import Case, run
 from .test_data import NAN, by_case, complaints
 
@@ -33,6 +33,15 @@ def test_steps_of_a_heal(column):
 
     assert found.r8.global_step == trained_or_refused
     assert found.r8.pace.place == len(found.draws) == task.EPOCHS * task.STEPS
+
+
+@rule(OWN)
+def test_nan_weight_after_a_resume(column, tmp_path):
+    """Soon after a resume it is put back alone, as in a run that was not interrupted; no step is undone."""
+    run(column, Case(epochs=2, folder=tmp_path, every=task.STEPS))
+    found = run(column, Case(folder=tmp_path, every=task.STEPS, weight_faults={5: NAN}))
+
+    assert (complaints(found), found.heard(events.RolledBack)) == ([], [])
 
 
 @pytest.mark.slow

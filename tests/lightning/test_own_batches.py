@@ -1,5 +1,6 @@
 """R8Callback alone: loaders, rates and steps of the user's own, to the bit, and one NaN healed."""
 
+import math
 import warnings
 
 import pytest
@@ -175,6 +176,41 @@ def test_all_losses_of_a_step_of_ones_own_count():
     train(built(Manual), callbacks=[R8Callback(listeners=[heard])], max_epochs=1)
 
     assert {each.loss for each in heard.of(events.StepDone)} == {3.0}
+
+
+def test_what_a_step_of_ones_own_has_logged_counts_only_if_its_loss_does():
+    """With manual optimization, too, the mean of an epoch is that of the batches that were not refused."""
+
+    class Manual(Plain):
+        automatic_optimization = False
+
+        def __init__(self):
+            super().__init__()
+            self.turn, self.losses, self.means, self.sizes = 0, [], [], []
+
+        def training_step(self, batch, index):
+            x, y = batch
+            loss = cross_entropy(self.net(x * (math.nan if self.turn == 20 else 1.0)), y)
+            self.turn += 1
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.log("own", loss, on_step=False, on_epoch=True)
+            # What a refused step has added to a list is taken off again.
+            self.losses.append(float(loss) * len(x))
+            self.sizes.append(len(x))
+
+        def on_train_epoch_end(self):
+            self.means.append((float(self.trainer.callback_metrics["own"]), sum(self.losses) / sum(self.sizes)))
+            self.losses.clear()
+            self.sizes.clear()
+
+    module, callback = built(Manual), R8Callback()
+    train(module, callbacks=[callback], max_epochs=3)
+
+    assert callback.scheduler.sentry.num_refused == 1
+    assert [logged for logged, _ in module.means] == pytest.approx([mean for _, mean in module.means])
 
 
 class OneCycle(Plain):

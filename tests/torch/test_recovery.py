@@ -248,3 +248,40 @@ def test_code_after_an_epoch_sees_sound_weights_with_a_backward_of_ones_own(work
             seen.append(bool(model.weight.isfinite().all()))
 
     assert seen == [True, True, True]
+
+
+def test_ruined_statistics_of_a_normalization_show_in_validation_alone():
+    """As the page of limits says: no loss of training shows them; the best model by a metric is from before."""
+    images, labels = load_digits(return_X_y=True)
+    images, labels = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(64, 32), torch.nn.BatchNorm1d(32), torch.nn.ReLU(), torch.nn.Linear(32, 10)]
+    model = torch.nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rows = [torch.arange(first, first + 32) for first in range(0, 1280, 32)]
+    adapter = attach(model, optimizer, rows, num_epochs=3, monitor="val_loss")
+
+    def validate():
+        model.eval()
+        with torch.no_grad():
+            loss = cross_entropy(model(images[1280:]), labels[1280:]).item()
+        model.train()
+        return loss
+
+    values = []
+    for epoch in adapter.epochs():
+        for step, batch in enumerate(adapter.batches()):
+            is_huge = (epoch, step) == (2, 39)
+            loss = cross_entropy(model(images[batch] * (1e4 if is_huge else 1.0)), labels[batch])
+            if adapter.report(loss):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        values.append(validate())
+        adapter.log(val_loss=values[-1])
+    adapter.close()
+
+    assert adapter.scheduler.sentry.num_refused == 0
+    assert values[2] > 2 * values[1]
+    assert adapter.load_best() == values[1]
+    assert validate() == values[1]

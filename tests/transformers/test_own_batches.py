@@ -1,5 +1,7 @@
 """R8Mixin with the Trainer's own batches and rates: to the bit what the Trainer does alone, and one NaN healed."""
 
+import warnings
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,7 +18,7 @@ from learnit_r8.recovery.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import load_incident
 from learnit_r8.transformers import R8Mixin
-from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments
+from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments, train
 from tests.transformers.test_transformers import GROUPED
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
@@ -210,6 +212,36 @@ def test_the_place_of_an_incident_is_found_by_computing_the_loss_again(tmp_path,
     (cause, *_) = heard.of(events.CauseFound)
     # Before the optimizer takes its step, which would spread it.
     assert "1 of the weights `net.0.weight` is not finite, and all others are" in cause.text
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own batches", "R8's batches"])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_refused_batch_counts_in_the_logged_loss_as_the_one_before(tmp_path, own, accumulated):
+    """For NaN the Trainer would log 0, or half of the loss within an accumulated gradient, as a mean of nothing."""
+    trainer = train(
+        tmp_path, model=Model(bad=(6,)), r8={"batches": not own, "guard": "finite"}, max_steps=8,
+        logging_strategy="steps", logging_steps=1, gradient_accumulation_steps=accumulated,
+    )  # fmt: skip
+    logged = [each["loss"] for each in trainer.state.log_history if "loss" in each]
+    place = 6 // accumulated
+
+    assert trainer.r8.scheduler.sentry.num_refused == 1
+    assert len(logged) == 8
+    if accumulated == 1:
+        assert logged[place] == pytest.approx(logged[place - 1])
+    assert logged[place] > 0.75 * logged[place - 1]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own batches", "R8's batches"])
+def test_a_monitor_that_no_evaluation_logs_is_named_before_the_first_step(tmp_path, own):
+    """The run would hear of it after its first epoch."""
+    with pytest.warns(RuntimeWarning, match="monitor='val_loss' is no metric of the Trainer's evaluations"):
+        train(tmp_path, r8={"batches": not own, "monitor": "val_loss"}, max_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(tmp_path, r8={"batches": not own, "monitor": "eval_loss"}, max_steps=1)
+
+    assert not [each for each in caught if "evaluations, whose names" in str(each.message)]
 
 
 class Spoilt(Digits):

@@ -302,8 +302,10 @@ class Feed:
             # It would be asked for ever.
             self.num_iterations -= 1
             return
-        told, given = pace.budget.steps_per_pass, taken + source.left_out + pace.probes_in_epoch * pace.leaves_out
-        if told not in (None, given) and engine.agreement.ranks is None:
+        told, given = pace.budget.steps_per_pass, taken + source.left_out
+        # A probe takes the place of a batch, unless it comes after the last one.
+        most = given + pace.probes_in_epoch * pace.leaves_out
+        if told is not None and not given <= told <= most and engine.agreement.ranks is None:
             engine.announcer.note_once("other length", OTHER_LENGTH.format(given, told))
         self.mark_ended()
         engine.controller.end_update()

@@ -112,8 +112,8 @@ class FollowedBatches(Source):
 
     @property
     def has_end(self) -> bool:
-        """See `Source`; a stream without a length ends where it does, and nothing of it is left out."""
-        return self.length < math.inf
+        """See `Source`; nothing is left out of a stream, which ends where it does, or after the last batch."""
+        return self.length < math.inf and self.taken + self._pace.probes_in_epoch < self.length
 
     def facts(self) -> dict[str, Any]:
         """See `Source`."""

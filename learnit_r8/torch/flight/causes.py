@@ -174,6 +174,9 @@ LARGE_CHANGE, MANY = 0.5, 0.5
 """Share of its length that the weights have moved by since a healthy backup, from which the updates are to blame, and
 share of the arrays that must have moved by a tenth."""
 
+FEW = 4
+"""Weights that are not finite up to which they were damaged one by one, and not by an update."""
+
 MOST_BACKUPS = 3
 """Backups that are tried."""
 
@@ -310,7 +313,7 @@ class Case:
         parameters = dict(self._model.named_parameters())
         did = "its update has damaged the weights" if parameters.keys() & weights.keys() else STATISTICS
         total = sum(each.numel() for each in self._model.parameters())
-        name, count = next(iter(weights.items()))
+        name = next(iter(weights))
         count_all = sum(weights.values())
         self._runs.evidence.append(f"{count_all:,} of {total:,} weights in {len(weights)} arrays are not finite")
         self._find_healthy()
@@ -335,20 +338,32 @@ class Case:
         if vanished:
             return self._end(Finding(OPTIMIZER, vanished, where=own[0]), rest=(did,))
         # A weight damages the statistics of the model, too; the names of parameters come first.
-        few = len(own) == 1 and count <= 4
+        count_own = sum(weights[each] for each in own)
+        few = 0 < count_own <= FEW
         # Gradients were finite, and so could not bring this into the optimizer's state.
-        faults = [each for each in self._optimizer_faults(None, 0) if each.name == name] if few else []
+        faults = [each for each in self._optimizer_faults(None, 0) if each.name in own] if few else []
         if faults:
-            return self._of_optimizer(faults, (f"its update has damaged `{name}`",))
+            return self._of_optimizer(faults, (f"its update has damaged `{faults[0].name}`",))
         if not own and (found := self._of_buffers(step, self._healthy[1]["model"])) is not None:
             return found
+        if (found := self._of_others()) is not None:
+            return found
         if few:
-            text = f"{count} of the weights `{name}` {'is' if count == 1 else 'are'} not finite, and all others are"
-            others = ("it has damaged statistics of the model",) * (len(weights) > 1)
+            names = ", ".join(f"`{each}`" for each in own)
+            are = "is" if count_own == 1 else "are"
+            text = f"{count_own} of the weights {names} {are} not finite, and all others are"
+            others = ("it has damaged statistics of the model",) * (len(weights) > len(own))
             rest = ("both batches are good with the weights of a backup", *others)
             return self._end(Finding(WEIGHT, text, where=name), certain=True, rest=rest)
-        text = f"{len(weights)} arrays of weights are not finite, as `{name}`; batches and gradients are not to blame"
-        return self._end(Finding(UNKNOWN, text), rest=("an update that was too large, or the optimizer's state",))
+        text = f"{len(weights)} arrays of weights are not finite, as `{name}`; "
+        if self._runs.has_loss:
+            return self._end(
+                Finding(UNKNOWN, f"{text}batches and gradients are not to blame"),
+                rest=("an update that was too large, or the optimizer's state",),
+            )
+        text += "what the model returns for the batch is finite with the weights of a backup"
+        rest = ("the loss function, a gradient, an update that was too large, or the optimizer's state",)
+        return self._end(Finding(UNKNOWN, text), rest=rest)
 
     def _of_weights(self, first: Trace) -> Finding:
         """Return a finding where the refused weights are bad and those of a backup are healthy."""

@@ -128,17 +128,23 @@ class Examiner:
         ]  # fmt: skip
         if held.generators is not None:
             set_random_state(state_of(held.generators))
+        # What a later call got may have been made with the weights that are damaged, or be no batch of the loader.
+        first = held.first if self._run_batch is None else None
+        takes_first = first is not None and bool(bad_weights(self._model) or not_finite(first))
         case = Case(
             refusal, self._model, self._optimizer, scaler=self._scaler, run=self._run, held=held,
-            batch=self._batch_of(held), good_held=good, good=None if good is None else self._batch_of(good),
+            batch=self._batch_of(held, takes_first), good_held=good,
+            good=None if good is None else self._batch_of(good, takes_first),
             backups=backups, has_loss=self._run_batch is not None, redraw=self._redraw,
             others=self._others, is_alone=self._sharing.size == 1,
         )  # fmt: skip
         finding = case.solve()
         return finding if self._run_batch is not None else finding._replace(missing=NO_LOSS)
 
-    def _batch_of(self, held: Held) -> Any:
-        return held.batch if self._run_batch is not None else held.inputs
+    def _batch_of(self, held: Held, takes_first: bool) -> Any:
+        if self._run_batch is not None:
+            return held.batch
+        return held.first if takes_first and held.first is not None else held.inputs
 
     def _run(self, batch: Any) -> Any:
         if self._run_batch is not None:

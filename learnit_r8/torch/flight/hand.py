@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ...sampling.ticket import Ticket
 
 
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+"""The arguments of a call, positional and by name."""
+
 # Much faster than the constructor of a named tuple, which is a Python function.
 _new_tuple = tuple.__new__
 
@@ -24,19 +27,22 @@ class Held(NamedTuple):
     Attributes:
         ticket: What the run knows of it.
         batch: As the loader gave it; None where it is not known.
-        inputs: What the model got, positional and by name; None where it is not held.
+        inputs: What the model got in its last call, positional and by name; None where it is not held.
         generators: The random generators at its start, as `hold_random_state` returns them; None where they are not
             kept.
+        first: What it got in its first call, if there were several: that is nearest to the batch, while the last one
+            may be of what other calls have made, such as a hidden state or the output of a generator.
     """
 
     ticket: Ticket
     batch: Any
-    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
+    inputs: Given | None
     generators: Any
+    first: Given | None = None
 
 
 class LastInputs:
-    """Holds what a model was given last in training, by reference.
+    """Holds what a model was given in training, last and first in a step, by reference.
 
     It stands in the place where torch keeps a compiled call of a module, which is no part of a copy or a saved model: a
     hook would take 3 us a step, as torch has a slower way for modules with one.
@@ -45,11 +51,13 @@ class LastInputs:
         model: The model.
 
     Attributes:
-        held: The arguments, positional and by name; None before the first call and once they were taken.
+        held: The arguments of the last call; None before the first call and once they were taken.
+        first: Those of the first call, likewise.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.held: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.held: Given | None = None
+        self.first: Given | None = None
         compiled: Any = model._compiled_call_impl
         # The model must not hold itself, or its memory would wait for the garbage collector.
         own = weakref.ref(model)
@@ -58,9 +66,17 @@ class LastInputs:
             module: Any = own()
             if module.training:
                 self.held = args, kwargs
+                if self.first is None:
+                    self.first = self.held
             return module._call_impl(*args, **kwargs) if compiled is None else compiled(*args, **kwargs)
 
         model._compiled_call_impl = call
+
+    def take(self) -> tuple[Given | None, Given | None]:
+        """Those of the last call and of the first, which are no longer held then."""
+        taken = self.held, self.first
+        self.held = self.first = None
+        return taken
 
 
 class Hand:
@@ -110,6 +126,8 @@ class Hand:
     def hold(self, batch: Any) -> None:
         """Hold a batch, as the training on it begins; and the random generators, if they are to be kept."""
         self.batch = batch
+        if self.inputs is not None:
+            self.inputs.take()
         if self.keeps_generators or self._model is not None:
             self._generators = hold_random_state()
         if self._model is not None:
@@ -117,8 +135,6 @@ class Hand:
 
     def take(self, ticket: Ticket) -> Held:
         """The batch in hand, as its loss is noted."""
-        last, inputs = self.inputs, None
-        if last is not None:
-            # Of a step that does not call the model those of the step before would be another batch.
-            inputs, last.held = last.held, None
-        return _new_tuple(Held, (ticket, self.batch, inputs, self._generators))
+        # Of a step that does not call the model those of the step before would be another batch.
+        inputs, first = (None, None) if self.inputs is None else self.inputs.take()
+        return _new_tuple(Held, (ticket, self.batch, inputs, self._generators, None if first is inputs else first))

@@ -423,7 +423,7 @@ def test_views_say_that_there_is_no_table():
     r8, _ = run([[1.0]] * 3, num_epochs=2, listeners=[heard.append])
     r8.close()
 
-    assert "no table: these batches do not say which samples they hold." in r8.summary().splitlines()
+    assert "no table: it is not known which samples these batches hold." in r8.summary().splitlines()
     assert len(r8.table) == 0
     assert r8.table.quartiles() == r8.table.hardest() == []
     assert not r8.table.suspects().indices.size

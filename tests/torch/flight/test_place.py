@@ -488,3 +488,82 @@ def test_a_network_beside_the_model_is_not_taken_for_the_data(fault):
     assert "healthy" not in found.text
     said = "what comes before the model" if fault == "output" else "`maker`, trained beside the model, holds values"
     assert said in found.text
+
+
+class Steps(nn.Module):
+    """A cell that is called once for each step of a sequence, with the state that its call before has returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(3, 6), nn.Linear(6, 1)
+
+    def forward(self, x, state):
+        state = self.cell(x, state)
+        return self.head(state), state
+
+
+def train_steps(fault):
+    """Train `Steps` over sequences of four, with a fault at step 13."""
+    torch.manual_seed(0)
+    model, heard = Steps(), record_events()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    loader = DataLoader(TensorDataset(torch.randn(64, 4, 3)), 8)
+    adapter = attach(model, optimizer, loader, num_steps=20, backup_every=4, listeners=[heard])
+    for _ in adapter.epochs():
+        for (x,) in adapter.batches():
+            is_time = adapter.scheduler.global_step == 13
+            if is_time and fault == "weight":
+                model.cell.weight_hh.data[2, 2] = math.nan
+            x = x * (math.nan if is_time and fault == "batch" else 1.0)
+            loss, state = 0.0, torch.zeros(len(x), 6)
+            for step in range(4):
+                out, state = model(x[:, step], state)
+                loss = loss + ((out[:, 0] - x[:, step].sum(1)) ** 2).mean()
+            adapter.step(loss)
+    adapter.close()
+    return heard.of(events.CauseFound)[0]
+
+
+def test_what_a_model_has_made_itself_is_not_taken_for_the_batch():
+    """A state that is carried on within a step is NaN as the weights are; no row of the batch is to blame for that."""
+    found = train_steps("weight")
+    assert (found.fault, found.where, found.samples) == ("weight", "cell.weight_hh", ())
+    assert "for row" not in found.text
+
+    found = train_steps("batch")
+    assert found.fault == "input"
+    assert "whose input holds NaN" in found.text
+
+
+@pytest.mark.parametrize("fault", ["batch", "maker"])
+def test_after_its_step_the_batch_that_damaged_two_networks_is_still_named(fault):
+    """A step of a GAN is reported once both networks have taken theirs, and the last call was of what one has made."""
+    torch.manual_seed(0)
+    maker, judge, heard = nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)), record_events()
+    first, second = torch.optim.SGD(judge.parameters(), 0.01), torch.optim.SGD(maker.parameters(), 0.01)
+    adapter = attach(
+        judge, first, DataLoader(TensorDataset(torch.randn(64, 3)), 8), num_steps=16, guard="finite", backup_every=4,
+        also={"maker": maker, "second": second}, listeners=[heard],
+    )  # fmt: skip
+    for _ in adapter.epochs():
+        for (real,) in adapter.batches():
+            is_time = adapter.scheduler.global_step == 10
+            if is_time and fault == "maker":
+                maker.weight.data[0, 0] = math.nan
+            real = real * (math.nan if is_time and fault == "batch" else 1.0)
+            made = maker(torch.randn(8, 2))
+            judged = softplus(-judge(real)).mean() + softplus(judge(made.detach())).mean()
+            first.zero_grad()
+            judged.backward()
+            first.step()
+            fooled = softplus(-judge(made)).mean()
+            second.zero_grad()
+            fooled.backward()
+            second.step()
+            adapter.report(judged, fooled)
+    adapter.close()
+
+    [found] = heard.of(events.CauseFound)
+    assert "not to blame" not in found.text
+    said = "whose input holds NaN" if fault == "batch" else "`maker`, trained beside the model, holds values"
+    assert said in found.text

@@ -280,3 +280,68 @@ def test_check_heals_before_the_weights_are_used(part):
     assert len(heard.of(events.DamageFound)) == 1
     assert not heard.of(events.BatchRefused)
     assert adapter.finished
+
+
+def train_parts(bad, **settings):
+    """Four epochs of ten batches in numpy, with NaN in one of four arrays as the losses of the steps ``bad`` come."""
+    state = {name: np.ones(2) for name in "abcd"}
+    heard, turns = record_events(), []
+    r8 = R8Scheduler(
+        num_epochs=4, scheduler_mode="keep", backup_every=5, listeners=[heard], handle_signals=False,
+        state_callback=lambda: {name: each.copy() for name, each in state.items()}, load_callback=state.update,
+        **settings,
+    )  # fmt: skip
+    left = set(bad)
+    for epoch in range(4):
+        turns.append(0)
+        for _ in r8.batches([np.ones((4, 2))] * 10):
+            turns[epoch] += 1
+            if r8.global_step in left:
+                left.remove(r8.global_step)
+                state["b"] = state["b"] * np.nan
+            r8.update_with_loss(float(sum(each.sum() for each in state.values())))
+    r8.close()
+    return r8, heard, turns
+
+
+@pytest.mark.parametrize("place", [27, 28, 29], ids=["inner", "last but one", "last"])
+def test_a_test_after_the_last_batch_of_an_epoch_leaves_nothing_out(place):
+    """It takes the place of the epoch's last batch; after that it is a turn more, and the length is not wrong."""
+    r8, heard, turns = train_parts([place])
+
+    is_last = place == 29
+    assert turns == [10, 10, 10 + is_last, 10]
+    assert r8.global_step == 40 - (not is_last)
+    assert ("The epoch ends one batch earlier" in r8.summary()) is not is_last
+    assert not [each for each in heard.of(events.Notice) if "a run through the loader gave" in each.text]
+    assert [each.progress for each in heard.of(events.EpochDone)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_an_incident_that_lasts_has_its_first_and_its_last_step():
+    """Else what came from a later backup would be said of its first step."""
+    r8, _, _ = train_parts([13, 25])
+
+    found = [line for line in r8.summary().splitlines() if "b had numbers that are not finite" in line]
+    assert [line.partition(":")[0] for line in found] == ["  not finite"]
+    assert "the last at steps 14 to 26: state.b had" in found[0] or "2, the last at step 26: " in found[0]
+
+
+def test_no_other_guard_is_advised_where_none_would_help():
+    """What is not finite is refused by every guard; too large updates are not blamed where nobody knows."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = {"w": np.ones(2)}
+        r8 = R8Scheduler(
+            num_steps=40, scheduler_mode="keep", guard="finite", handle_signals=False,
+            state_callback=lambda: dict(state), load_callback=state.update,
+        )  # fmt: skip
+        for step in r8.steps():
+            state["w"] = state["w"] * (np.nan if step == 20 else 1.0)
+            r8.update_with_loss(float(state["w"].sum()))
+        r8.close()
+    said = " ".join(str(each.message) for each in caught)
+
+    assert "restored to step" in said
+    assert "See docs/recovery.md." in said
+    assert "guard=" not in said
+    assert "too large" not in said
