@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import Policy, R8Scheduler
 from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import FakeClock
 
@@ -44,6 +44,31 @@ class Weights:
     def save(self, state_dict, filepath):
         with open(filepath, "wb") as file:
             np.save(file, state_dict["model"]["w"])
+
+
+def observe(table, mean, lowest, reported=None):
+    """Let the trend of a table learn a loss, as a good one does in a step; returns the trend before it."""
+    trend = table.storage.batch_trend
+    if lowest < 0 and not table.storage.are_offsets:
+        table.learner.use_offsets()
+    if trend.is_early:
+        return trend.observe_early(mean, mean if reported is None else reported)
+    before = trend.value
+    trend.value += trend.weight * (mean - before)
+    return before
+
+
+class Weighing(Policy):
+    """A user's policy that keeps all samples, from the second epoch on at this weight."""
+
+    name = "weighing"
+    selects = True
+
+    def __init__(self, weight=2.0):
+        self.weight = weight
+
+    def select(self, chunk, context, rng):
+        return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), self.weight, np.float32)
 
 
 def make(num_samples=12, *, batch_size=4, **more):
@@ -94,6 +119,12 @@ def flat(batches):
 def known(r8):
     """What the table knows, for comparison."""
     return {name: getattr(r8.table, name) for name in ("loss", "last", "mean", "usage_count")}
+
+
+def evidence_of(r8):
+    """What a run knows of labels, of all that was reported."""
+    r8.table.learner.hand_over()
+    return r8.table.storage.evidence.whole
 
 
 def search_step(r8):

@@ -4,16 +4,13 @@ import contextlib
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 import traceback
 import warnings
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+from tests.programs import torchrun
 
 
 class Failed(AssertionError):
@@ -91,12 +88,7 @@ def _serve(pipe, rank, size, store):
 def run_on_two_ranks(program, folder):
     """What two ranks that torchrun starts have found: each leaves it in ``folder/RANK.json``."""
     (folder / "train.py").write_text(program)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(folder)], cwd=folder, env=environment, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(folder, "train.py", folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

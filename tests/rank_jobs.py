@@ -1,6 +1,7 @@
 """What the processes of the tests of several ranks do."""
 
 import hashlib
+import itertools
 import os
 import random
 import signal
@@ -98,6 +99,18 @@ class Digits:
         losses.mean().backward()
         self.optimizer.step()
 
+    def attach(self, count=None, **settings):
+        """An adapter of the first so many of them."""
+        data = torch.utils.data.TensorDataset(self.x[:count], self.y[:count])
+        return attach(self.model, self.optimizer, data, **grouped({"batch_size": 64, **settings}))
+
+    def batches(self, adapter, workers=0):
+        """The number and the losses of each batch of a run, which the caller steps."""
+        numbers = itertools.count()
+        for _ in adapter.epochs():
+            for xs, ys in adapter.loader(num_workers=workers):
+                yield next(numbers), torch.nn.functional.cross_entropy(self.model(xs), ys, reduction="none")
+
     def accuracy(self):
         with torch.no_grad():
             return (self.model.module(self.x).argmax(1) == self.y).float().mean().item()
@@ -127,18 +140,14 @@ def digits_run(rank, bad_rank, bad_step, every):
 
 
 def attached_run(rank, bad_rank, bad_step, settings, workers):
-    """Train on the digits through the adapter: table, parameters, refusals, steps, uses, accuracy."""
+    """Train on the digits through the adapter: table, parameters, refusals, steps, uses, accuracy.
+
+    Each rank has as many workers, or those of its place in a list.
+    """
     task = Digits()
-    dataset = torch.utils.data.TensorDataset(task.x, task.y)
-    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, **grouped(settings))
-    steps = 0
-    for _ in adapter.epochs():
-        for xs, ys in adapter.loader(num_workers=workers):
-            losses = torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")
-            if (rank, steps) == (bad_rank, bad_step):
-                losses = losses * float("nan")
-            steps += 1
-            adapter.step(adapter.loss(losses))
+    adapter = task.attach(**settings)
+    for step, losses in task.batches(adapter, workers if isinstance(workers, int) else workers[rank]):
+        adapter.step(adapter.loss(losses * (float("nan") if (rank, step) == (bad_rank, bad_step) else 1)))
     adapter.close()
     r8 = adapter.scheduler
     uses = sorted(set(r8.table.usage_count.tolist()))
@@ -151,11 +160,8 @@ def reloaded_run(rank, at, folder):
     With a folder it is a checkpoint that is saved and loaded, and the loop goes on.
     """
     task = Digits()
-    dataset = torch.utils.data.TensorDataset(task.x, task.y)
     settings = {"checkpoint_dir": folder, "checkpoint_every": 10**6} if folder else {}
-    adapter = attach(
-        task.model, task.optimizer, dataset, batch_size=64, num_epochs=6, sharing=Together(every=4), **grouped(settings)
-    )
+    adapter = task.attach(num_epochs=6, sharing=Together(every=4), **settings)
     saved = None
     for _ in adapter.epochs():
         for xs, ys in adapter.loader():
@@ -194,19 +200,6 @@ def made_otherwise(rank):
         except (RanksDiffer, ValueError) as error:
             said.append(f"{type(error).__name__}: {error}")
     return said
-
-
-def workers_run(rank, workers):
-    """Train with a number of workers of each rank's own: table, parameters, steps."""
-    task = Digits()
-    dataset = torch.utils.data.TensorDataset(task.x, task.y)
-    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=2)
-    for _ in adapter.epochs():
-        for xs, ys in adapter.loader(num_workers=workers[rank]):
-            losses = torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")
-            adapter.step(adapter.loss(losses))
-    adapter.close()
-    return table_digest(adapter.scheduler), parameter_digest(task.model), adapter.scheduler.global_step
 
 
 def drifting_run(rank, num_steps):
@@ -253,8 +246,7 @@ def given_schedulers(rank, folder):
 def resumed_numbers(rank, folder):
     """Random numbers that follow on a checkpoint, as it is saved and each time it is loaded, and its parameters."""
     task = Digits()
-    dataset = torch.utils.data.TensorDataset(task.x, task.y)
-    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=2, checkpoint_dir=folder)
+    adapter = task.attach(num_epochs=2, checkpoint_dir=folder)
     for generator in (torch.manual_seed, np.random.seed, random.seed):
         generator(rank)
     next(adapter.epochs())
@@ -314,17 +306,13 @@ def stopped_run(rank, folder):
 
 def preempted_run(rank, folder, at):
     """A run whose rank 1 gets SIGTERM: how it ended, and where."""
-    task = Digits()
-    settings = {"batch_size": 64, "num_epochs": 50, "checkpoint_dir": folder}
-    adapter = attach(task.model, task.optimizer, torch.utils.data.TensorDataset(task.x, task.y), **grouped(settings))
-    how, steps = "stopped", 0
+    task, how = Digits(), "stopped"
+    adapter = task.attach(num_epochs=50, checkpoint_dir=folder)
     try:
-        for _ in adapter.epochs():
-            for xs, ys in adapter.loader():
-                steps += 1
-                if rank == 1 and steps == at:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                adapter.step(adapter.loss(torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")))
+        for step, losses in task.batches(adapter):
+            if rank == 1 and step + 1 == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            adapter.step(adapter.loss(losses))
         adapter.close()
     except SystemExit as error:
         how = f"exit {error.code}"
@@ -334,18 +322,13 @@ def preempted_run(rank, folder, at):
 def lost_adapter_run(rank, killed):
     """Train through the adapter until a rank dies: what the other raised."""
     task = Digits()
-    dataset = torch.utils.data.TensorDataset(task.x, task.y)
-    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=50)
-    steps = 0
+    adapter = task.attach(num_epochs=50)
     try:
-        for _ in adapter.epochs():
-            for xs, ys in adapter.loader():
-                steps += 1
-                losses = torch.nn.functional.cross_entropy(task.model(xs), ys, reduction="none")
-                loss = adapter.loss(losses)
-                if rank == killed and steps == 30:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                adapter.step(loss)
+        for step, losses in task.batches(adapter):
+            loss = adapter.loss(losses)
+            if rank == killed and step == 29:
+                os.kill(os.getpid(), signal.SIGKILL)
+            adapter.step(loss)
     except RuntimeError as error:
         return type(error).__name__, str(error)
     return None
@@ -379,8 +362,7 @@ def lost_run(rank, killed, how):
 def predicting_run(rank, bad_step):
     """Train on the digits through the adapter, with predictions and one NaN: evidence, refusals, share predicted."""
     task = Digits()
-    dataset = torch.utils.data.TensorDataset(task.x, task.y)
-    adapter = attach(task.model, task.optimizer, dataset, batch_size=64, num_epochs=4, max_grad_norm=5.0)
+    adapter = task.attach(num_epochs=4, max_grad_norm=5.0)
     steps = 0
     for _ in adapter.epochs():
         for xs, ys in adapter.loader():
@@ -408,14 +390,14 @@ def faulty_run(rank, kind, accumulate, bad_rank):
     return loss, r8.global_step, r8.sentry.num_refused, found["num_probes"], found["num_restored"]
 
 
+TRIAL = {"batch_size": 32, "num_steps": 120, "policy": "shuffle", "scheduler_mode": "keep"}
+
+
 def validated_run(rank):
     """A trial of a lower rate from the fourth epoch on: after each epoch the loss on all ranks, and the weights."""
     warnings.simplefilter("ignore", RuntimeWarning)
     digits = Digits()
-    dataset = torch.utils.data.TensorDataset(digits.x[:480], digits.y[:480])
-    adapter = attach(
-        digits.model, digits.optimizer, dataset, batch_size=32, num_steps=120, policy="shuffle", scheduler_mode="keep"
-    )
+    adapter = digits.attach(480, **TRIAL)
     found, controller, loss_of = [], adapter.scheduler.controller, torch.nn.functional.cross_entropy
     with adapter:
         for epoch in adapter.epochs():
@@ -443,19 +425,16 @@ def saving_run(rank, folder):
     """A trial of a lower rate from step 30 on, a checkpoint due every four: the steps on trial, and those saved."""
     warnings.simplefilter("ignore", RuntimeWarning)
     digits, heard, within = Digits(), [], []
-    dataset = torch.utils.data.TensorDataset(digits.x[:480], digits.y[:480])
-    adapter = attach(
-        digits.model, digits.optimizer, dataset, batch_size=32, num_steps=120, policy="shuffle", scheduler_mode="keep",
-        checkpoint_dir=folder, checkpoint_every=4, listeners=[heard.append],
-    )  # fmt: skip
-    controller, loss_of = adapter.scheduler.controller, torch.nn.functional.cross_entropy
+    files = {"checkpoint_dir": folder, "checkpoint_every": 4}
+    adapter = digits.attach(480, listeners=[heard.append], **files, **TRIAL)
+    loss_of = torch.nn.functional.cross_entropy
     with adapter:
         for epoch in adapter.epochs():
             if epoch == 2:
                 begin_trial(adapter.scheduler)
             for inputs, targets in adapter.loader():
                 adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
-                if controller.early.is_on_trial:
+                if adapter.scheduler.controller.early.is_on_trial:
                     within.append(adapter.scheduler.global_step)
     return within, [event.step for event in heard if isinstance(event, events.CheckpointSaved)]
 
@@ -463,14 +442,10 @@ def saving_run(rank, folder):
 def left_run(rank, folder, damages):
     """Both ranks leave the run at one step by a break, and rank 1 is closed before the other comes: what is said."""
     digits = Digits()
-    dataset = torch.utils.data.TensorDataset(digits.x[:480], digits.y[:480])
-    adapter = attach(
-        digits.model, digits.optimizer, dataset, batch_size=32, num_steps=40, checkpoint_dir=folder,
-        sharing=Together(Ranks(timeout_seconds=20)),
-    )  # fmt: skip
-    loss_of = torch.nn.functional.cross_entropy
-    for inputs, targets in adapter.loader():
-        adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
+    sharing = Together(Ranks(timeout_seconds=20))
+    adapter = digits.attach(480, batch_size=32, num_steps=40, checkpoint_dir=folder, sharing=sharing)
+    for _, losses in digits.batches(adapter):
+        adapter.step(adapter.loss(losses))
         if adapter.scheduler.global_step >= 7:
             break
     if damages:

@@ -78,6 +78,13 @@ def adapted(dataset=None, *, model=None, optimizer=None, **settings):
     return adapter
 
 
+def descend(optimizer, loss):
+    """A step of the optimizer."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 def train(adapter, loader=None, *, epochs=None, nan_at=(), seen=None):
     """Train with ``step(loss(...))`` to the end of the budget; the outcomes."""
     loader = adapter.loader() if loader is None else loader

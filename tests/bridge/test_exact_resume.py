@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.bridge.resume_jobs import WAYS
+from tests.programs import ROOT, ended
 
-ROOT = Path(__file__).parents[2]
-NEEDS = {
-    "tensorflow": "tensorflow",
-    "jax": "keras",
-    "torch": "keras",
-    "tf.function": "tensorflow",
-    "flax": "flax",
-    "nnx": "flax",
-    "immutable loop": "numpy",
-    "immutable steps": "numpy",
-}
+NEEDS = {"tf.function": "tensorflow", "immutable loop": "numpy", "immutable steps": "numpy"}
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9")
 
 
 def session(way, folder, *kill_at):
     """The digest of a session; None if it was killed."""
-    command = [sys.executable, "-m", "tests.bridge.resume_jobs", way, str(folder), *map(str, kill_at)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.stdout.splitlines()[-1] if done.returncode == 0 else None
+    status, printed, errors = ended(ROOT, "-m", "tests.bridge.resume_jobs", way, folder, *kill_at)
+    assert status in (0, -signal.SIGKILL), errors
+    return printed.splitlines()[-1] if status == 0 else None
 
 
 @pytest.mark.program

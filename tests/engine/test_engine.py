@@ -8,9 +8,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8 import Policy, R8Scheduler, events
+from learnit_r8 import R8Scheduler, events
 from learnit_r8.guard import FiniteGuard, Verdict
-from tests.drive import INF, NAN, FakeClock, advance_to, batch_loss, flat, known, make, sample_losses, steps, train
+from tests.drive import (
+    INF,
+    NAN,
+    FakeClock,
+    Weighing,
+    advance_to,
+    batch_loss,
+    flat,
+    known,
+    make,
+    sample_losses,
+    steps,
+    train,
+)
 
 WRONG_LOSSES = [
     (None, TypeError, "loss must be a real number, or an array or tensor of them, got None"),
@@ -188,19 +201,9 @@ def test_outcome_is_true_if_the_step_counts():
     assert (bool(bad), bad.verdict, bad.rolled_back_to) == (False, Verdict.NOT_FINITE, 0)
 
 
-class Doubled(Policy):
-    """A user's policy that weights every sample by two from the second epoch on."""
-
-    name = "doubled"
-    selects = True
-
-    def select(self, chunk, context, rng):
-        return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), 2.0, np.float32)
-
-
 def test_weights_come_with_the_ticket():
     """The weights of a policy reach the user through the ticket."""
-    r8 = make(8, policy=Doubled())
+    r8 = make(8, policy=Weighing())
     weights = []
     while r8.phase != "finished":
         ticket = r8.draw()
@@ -213,9 +216,9 @@ def test_weights_come_with_the_ticket():
 def test_batch_iterator_refuses_weights():
     """batch_iterator() does not silently drop the weights of a policy."""
     with pytest.raises(
-        RuntimeError, match=r"policy .*Doubled.* weights samples: use draw\(\) and report\(\), and ticket.weights"
+        RuntimeError, match=r"policy .*Weighing.* weights samples: use draw\(\) and report\(\), and ticket.weights"
     ):
-        train(make(8, policy=Doubled()))
+        train(make(8, policy=Weighing()))
 
 
 def test_overwritten_batch_is_learned_as_drawn():

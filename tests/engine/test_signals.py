@@ -20,6 +20,7 @@ from learnit_r8 import CheckpointStore, Preempted
 from learnit_r8.engine.signals import NAMES, SignalWatch
 from learnit_r8.engine.turns import RunInterrupted
 from tests.drive import FakeClock, Weights, advance_to, make, train
+from tests.programs import printed_by
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of other processes")
 ROOT = str(Path(learnit_r8.__file__).parent.parent)
@@ -451,16 +452,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), r8.requests.signals.re
 @pytest.mark.parametrize(("before", "code"), [("default", -signal.SIGTERM), ("handler", 5)])
 def test_forked_child_ends_as_it_would(tmp_path, before, code):
     """A child forked during a run handles a signal as without the run, and saves nothing of it."""
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED, before],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": ROOT},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-    assert done.stdout == f"{int(code)} None []\n", done.stderr
+    assert printed_by(tmp_path, "-c", FORKED, before) == f"{int(code)} None []\n"
 
 
 RUN = """

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.programs import printed_by
 
 pytest.importorskip("jax")
 pytest.importorskip("optax")
@@ -23,15 +22,9 @@ CASES += [(kind, 4) for kind in ("spread", "pmap", "nnx")]
 def found(tmp_path_factory):
     """What was found on two devices and then, in the same folder, on four."""
     folder = tmp_path_factory.mktemp("devices")
-    root = str(JOBS.parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    read = {}
     for count in (2, 4):
-        command = [sys.executable, str(JOBS), str(count), str(folder)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        read[count] = json.loads((folder / f"found{count}.json").read_text())
-    return read
+        printed_by(folder, JOBS, count, folder)
+    return {count: json.loads((folder / f"found{count}.json").read_text()) for count in (2, 4)}
 
 
 @pytest.mark.parametrize("batches", ["drawn", "own"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learnit_r8 import Focus, Policy, R8Scheduler
-from learnit_r8.streams import step_stream
+from learnit_r8 import Focus, R8Scheduler
+from tests.drive import Weighing
 from tests.healing_common import NUM_STEPS, Faults, X, Y, assert_healed
 from tests.trial_common import Sight, begin_trial, digest
 
@@ -106,63 +106,6 @@ def test_one_resume_at_a_time(tmp_path):
         run(Faults(None), step, second, checkpoint_dir=tmp_path / "loop", resume=True)
 
 
-@nnx.jit
-def nnx_step(model, optimizer, batch):
-    model.kernel.value = model.kernel.value * batch["by"]
-
-    def loss_fn(model):
-        losses = ((model(batch["x"]) - batch["y"]) ** 2).mean(1)
-        return losses.mean(), losses
-
-    (loss, losses), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
-    optimizer.update(model, jax.tree.map(lambda g: g * batch["rate"], grads))
-    return loss, losses
-
-
-def nnx_parts():
-    model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
-    return model, nnx.Optimizer(model, TX, wrt=nnx.Param)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:losses:RuntimeWarning")
-def test_nnx_heals_in_place():
-    """An NNX model and its optimizer, which change in place, are trained at the scheduler's rate and put back."""
-
-    def run_nnx(faults):
-        r8 = scheduler()
-
-        def step(state, batch, key):
-            loss, losses = nnx_step(*state, batch)
-            return state, {"loss": loss, "losses": losses}
-
-        parts = nnx_parts()
-        state, _ = r8flax.train_loop(parts, step, batches(r8, faults), rng_key=KEY, scheduler=r8, show_progress=False)
-        assert state[0] is parts[0]
-        return float(((np.asarray(parts[0](X)) - Y) ** 2).mean())
-
-    assert_healed(run_nnx)
-
-
-@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
-def test_a_step_stream_over_a_pytree_heals():
-    """step_stream(state=) hands a restored pytree to the next step."""
-    step = compiled(donates=True)
-
-    def streamed(faults):
-        r8 = scheduler()
-        of = batches(r8, faults)
-
-        def train_step(state, indices, lr):
-            state, metrics = step(r8flax.state.with_lr(state, lr), of(indices), KEY)
-            return state, metrics["losses"]
-
-        for event in step_stream(r8, train_step, state=fresh()):
-            last = event["state"]
-        return last_loss(last.params["w"])
-
-    assert_healed(streamed)
-
-
 PAIR = {"w": "a", "v": "b"}
 
 
@@ -188,19 +131,20 @@ def test_the_rate_reaches_optimizers_of_every_nesting(tx):
     assert jax.tree.structure(set_) == jax.tree.structure(state)
 
 
-def test_a_schedule_of_the_optimizer_is_refused():
-    """A schedule in inject_hyperparams would overwrite the scheduler's rate."""
-    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1))
-
-    with pytest.raises(ValueError, match=r"learning_rate must be a number in optax\.inject_hyperparams"):
+@pytest.mark.parametrize(
+    ("tx", "said"),
+    [
+        (
+            optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1)),
+            r"learning_rate must be a number in optax\.inject_hyperparams",
+        ),
+        (optax.adam(0.1), "state.tx must be made with optax.inject_hyperparams .* got tuple"),
+    ],
+)
+def test_a_rate_that_cannot_be_set_is_refused(tx, said):
+    """A schedule in inject_hyperparams would overwrite the scheduler's rate; without it there is none to set."""
+    with pytest.raises(ValueError, match=said):
         r8flax.state.with_lr(fresh(tx), 0.5)
-
-
-def test_a_replicated_state_keeps_its_shape():
-    """The rate of a state with one copy a device is one for each of them."""
-    state = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), fresh())
-
-    assert r8flax.state.with_lr(state, 0.5).opt_state.hyperparams["learning_rate"].tolist() == [0.5, 0.5]
 
 
 def test_a_generator_may_reuse_its_buffer():
@@ -234,15 +178,7 @@ def test_metrics_of_all_kinds():
 
 def test_weights_need_a_dictionary():
     """A policy that weights says that the batch must be a dictionary."""
-
-    class Weighting(Policy):
-        name = "weighting"
-        selects = True
-
-        def select(self, chunk, context, rng):
-            return np.ones(len(chunk.indices), bool), np.ones(len(chunk.indices), np.float32)
-
-    r8 = scheduler(policy=Weighting(), num_steps=None, num_epochs=3)
+    r8 = scheduler(policy=Weighing(), num_steps=None, num_epochs=3)
 
     def step(state, batch, key):
         x = batch["x"] if isinstance(batch, dict) else batch[0]

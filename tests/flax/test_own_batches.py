@@ -115,13 +115,6 @@ def resumed(folder, make_data, kill_at=50, **more):
     return state
 
 
-def test_resumes_in_mid_epoch(tmp_path):
-    """Killed within an epoch and run again, the run goes on with its next batch and key."""
-    whole, _ = train(R8Scheduler(scheduler_mode="keep"))
-
-    assert equal(whole, resumed(tmp_path, Data))
-
-
 class Positioned:
     """An iterator that goes on over all epochs and tells where it is, as grain's do."""
 

@@ -5,6 +5,7 @@ import pytest
 
 from learnit_r8 import R8Scheduler
 from learnit_r8 import predictions_of as expected_of
+from tests.drive import evidence_of
 
 jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
@@ -17,7 +18,7 @@ Y = np.arange(60) % 3
 
 
 def trained(num_epochs):
-    """The scheduler and the history of a training with predictions, and the first weights."""
+    """The evidence and the history of a training with predictions, and the first weights."""
     model = linen.Dense(3)
     params = model.init(jax.random.PRNGKey(0), X[:1])["params"]
     tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
@@ -38,27 +39,22 @@ def trained(num_epochs):
         state, step, lambda rows: {"x": X[rows], "y": Y[rows]}, rng_key=jax.random.PRNGKey(1), show_progress=False,
         scheduler=r8,
     )  # fmt: skip
-    r8.table.learner.hand_over()
-    return r8, history, params
+    return evidence_of(r8), history, params
 
 
 def test_jitted_step_reports_its_predictions():
     """The evidence is that of the logits before the first step; the predictions are no metric."""
-    r8, history, params = trained(1)
+    found, history, params = trained(1)
     logits = X @ np.asarray(params["kernel"]) + np.asarray(params["bias"])
 
-    np.testing.assert_allclose(
-        r8.table.storage.evidence.whole["margin"], expected_of(logits, Y).margin, rtol=1e-4, atol=1e-5
-    )
-    np.testing.assert_array_equal(r8.table.storage.evidence.whole["given"], Y)
+    np.testing.assert_allclose(found["margin"], expected_of(logits, Y).margin, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found["given"], Y)
     assert set(history) == {"train_loss"}
 
 
 def test_every_epoch_is_a_visit():
     """Each epoch of a longer training adds a visit."""
-    r8, _, _ = trained(4)
-
-    assert r8.table.storage.evidence.whole["visits"].tolist() == [4] * 60
+    assert trained(4)[0]["visits"].tolist() == [4] * 60
 
 
 def test_mean_loss_with_predictions_is_refused():

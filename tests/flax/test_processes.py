@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.programs import started
 
 pytest.importorskip("jax")
 pytest.importorskip("optax")
@@ -25,16 +24,8 @@ def found(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    root = str(JOBS.parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(JOBS), str(rank), str(port), str(folder)], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=400)[0] for process in processes]
+    processes = [started(folder, JOBS, rank, port, folder) for rank in range(2)]
+    said = [process.communicate(timeout=400)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said[0][-3000:] + said[1][-3000:]
     return [json.loads((folder / f"found{rank}.json").read_text()) for rank in range(2)]
 

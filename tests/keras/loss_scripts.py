@@ -334,12 +334,7 @@ def an_own_loss(num_calls: int, **attributes: Any) -> Script:
 
 
 class OwnStep(keras.Model):
-    """A training step as in Keras' guides, with or without ``compute_loss``."""
-
-    asks_keras = True
-
-    def _loss(self, x: Any, y: Any, predicted: Any) -> Any:
-        return self.compute_loss(x, y, predicted) if self.asks_keras else mean_of_batch(y, predicted)
+    """A training step as in Keras' guides."""
 
     def train_step(self, *arguments: Any) -> Any:
         return {"tensorflow": self._on_tensorflow, "torch": self._on_torch, "jax": self._on_jax}[BACK_END](*arguments)
@@ -349,7 +344,7 @@ class OwnStep(keras.Model):
 
         x, y = data
         with tf.GradientTape() as tape:
-            loss = self._loss(x, y, self(x, training=True))
+            loss = self.compute_loss(x, y, self(x, training=True))
         self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
         return {"loss": loss}
 
@@ -358,7 +353,7 @@ class OwnStep(keras.Model):
 
         x, y = data
         self.zero_grad()
-        loss = self._loss(x, y, self(x, training=True))
+        loss = self.compute_loss(x, y, self(x, training=True))
         loss.backward()
         with torch.no_grad():
             self.optimizer.apply([each.value.grad for each in self.trainable_weights], self.trainable_weights)
@@ -375,7 +370,7 @@ class OwnStep(keras.Model):
             pairs += zip(self.non_trainable_variables, non_trainable, strict=True)
             pairs += zip(self.metrics_variables, metrics, strict=True)
             with keras.StatelessScope(pairs) as scope:
-                loss = self._loss(x, y, self(x, training=True))
+                loss = self.compute_loss(x, y, self(x, training=True))
             return loss, [scope.get_current_value(each) for each in self.metrics_variables]
 
         (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(trainable)
@@ -383,11 +378,10 @@ class OwnStep(keras.Model):
         return {"loss": loss}, (trainable, non_trainable, optimizer, metrics)
 
 
-def an_own_step(asks_keras: bool) -> Script:
+def an_own_step() -> Script:
     keras.utils.set_random_seed(6)
     inputs = keras.Input((6,))
     model = OwnStep(inputs, layers.Dense(2)(inputs))
-    model.asks_keras = asks_keras
     return regression(compiled(model, "mse"))
 
 
@@ -428,7 +422,7 @@ OTHERS: dict[str, Callable[[], Script]] = {
     "a subclass, two inputs": a_subclass,
     "compute_loss with a penalty": lambda: an_own_loss(1, penalty=3.0),
     "compute_loss without Keras'": lambda: an_own_loss(0),
-    "a step with compute_loss": lambda: an_own_step(True),
+    "a step with compute_loss": an_own_step,
     "mixed precision": mixed_precision,
     "normalization": normalized,
     "nested models": nested,
@@ -440,23 +434,9 @@ OTHERS: dict[str, Callable[[], Script]] = {
 }
 
 REFUSED: dict[str, Callable[[], Script]] = {
-    "a step without compute_loss": lambda: refused(an_own_step(False), "one call of self.compute_loss"),
     "other data": lambda: refused(regression(), "never asked it for batch", wrap=lambda dataset: Unrelated()),
-    "arrays": lambda: refused(
-        regression(), "x must be the R8Dataset", wrap=lambda dataset: X, fit={"y": REAL, "batch_size": BATCH}
-    ),
-    "several steps at a time": lambda: refused(
-        regression(steps_per_execution=2), "steps_per_execution must be 1 with an R8Dataset, got 2"
-    ),
-    "a rate that is a schedule": lambda: refused(
-        regression(optimizer=keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10))),
-        "learning_rate must be a number",
-    ),
     "shuffled": lambda: refused(regression(), "shuffle must be False", fit={"shuffle": True}),
     "other steps": lambda: refused(regression(), "steps_per_epoch must be left out", fit={"steps_per_epoch": 2}),
-    "rates of a callback": lambda: refused(
-        regression(), "LearningRateScheduler", fit={"more": [keras.callbacks.LearningRateScheduler(lambda e: 0.1)]}
-    ),
 }
 
 SCRIPTS = {**LOSSES, **OTHERS, **REFUSED}
@@ -479,7 +459,7 @@ def difference(script: Script) -> float:
     r8.report = listen  # type: ignore[method-assign]
     dataset = R8Dataset(script.x, script.y, r8, sample_weight=script.weight)
     given = {"shuffle": False, **script.fit}
-    callbacks = [R8Callback(dataset), *given.pop("more", [])]
+    callbacks = [R8Callback(dataset)]
     script.model.fit(script.wrap(dataset), epochs=NUM_EPOCHS, verbose=0, callbacks=callbacks, **given)
     assert script.losses is not None
     true = np.asarray(script.losses(script.model))

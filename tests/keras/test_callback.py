@@ -22,36 +22,6 @@ def coverage(batches):
     return set(np.bincount(np.concatenate(batches), minlength=len(X)).tolist())
 
 
-def test_every_epoch_takes_every_sample_once_at_its_rate():
-    """Every sample is learned from equally often, at the rate that a loop over batch_iterator would have got."""
-    r8 = scheduler(num_epochs=2, scheduler_mode="one_cycle")
-    twin = scheduler(num_epochs=2, scheduler_mode="one_cycle")
-    dataset = R8Dataset(X, Y, r8)
-    watch = Watch(dataset)
-    fit(classifier(), dataset, watch, epochs=2)
-    expected = []
-    for _ in twin.epoch_iterator():
-        for _, lr in twin.batch_iterator():
-            expected.append(lr)
-            twin.update_with_loss(1.0)
-
-    assert [coverage(watch.batches[: 16 * epoch]) for epoch in (1, 2)] == [{1}, {2}]
-    assert set(r8.table.usage_count.tolist()) == {2}
-    assert r8.table.source == "exact"
-    assert watch.rates == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.program
-def test_it_learns():
-    """Eight epochs of fit halve the loss of guessing."""
-    r8 = scheduler(num_epochs=8)
-    model = classifier(metrics=["accuracy"], optimizer=keras.optimizers.Adam(0.01))
-    history = fit(model, R8Dataset(X, Y, r8), epochs=8)
-
-    assert history.history["accuracy"][-1] > 0.5
-    assert np.mean(r8.table.last) < np.log(10) / 2
-
-
 def test_nan_heals_inside_fit():
     """An array that turns NaN is put back to the bit, all else is as before the step that showed it, and training goes
     on."""
@@ -113,18 +83,6 @@ def test_too_many_refusals_end_fit():
 
     with pytest.raises(TrainingDiverged):
         fit(classifier(), dataset, At(r8, 3, poison))
-
-
-@pytest.mark.program
-@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
-def test_steady_batches_of_an_incident_that_is_over_are_not_drawn():
-    """A refusal early in an epoch, long healed at its end, leaves the next epoch whole."""
-    r8 = scheduler(num_epochs=4, batch_size=8)
-    dataset = R8Dataset(X, Y, r8)
-    watch = Watch(dataset)
-    fit(classifier(), dataset, At(r8, 70, poison), watch, epochs=3)
-
-    assert coverage(watch.batches[126:189]) == {1}
 
 
 @pytest.mark.program
@@ -313,13 +271,6 @@ def test_model_that_is_not_built():
     fit(model, dataset, At(dataset.r8, 1, poison))
 
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
-
-
-def test_shuffle_is_refused():
-    """Keras' default to shuffle the batches of an epoch is refused: they would not be those reported."""
-    dataset = R8Dataset(X, Y, scheduler())
-    with pytest.raises(ValueError, match=r"shuffle must be False in fit\(\), .*; got True\."):
-        classifier().fit(dataset, verbose=0, callbacks=[R8Callback(dataset)])
 
 
 def test_bad_interval():

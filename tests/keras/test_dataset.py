@@ -8,9 +8,9 @@ pytest.importorskip("tensorflow")
 
 import keras
 
-from learnit_r8 import policies
 from learnit_r8.bridge import rows as gather
 from learnit_r8.keras import R8Dataset
+from tests.drive import Weighing
 from tests.keras_common import Watch, X, Y, classifier, fit, scheduler, tf
 
 
@@ -81,20 +81,10 @@ def test_own_weights():
     assert np.array_equal(dataset[0][2], dataset.drawn.epoch[0].indices)
 
 
-class Weighting(policies.Policy):
-    """Keeps every sample, at weight 2."""
-
-    name = "weighting"
-    selects = True
-
-    def select(self, chunk, context, rng):
-        return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), 2, np.float32)
-
-
 @pytest.mark.parametrize("own", [None, np.full(500, 3.0)])
 def test_weights_of_the_policy(own):
     """They multiply the user's, in every epoch there are some, and fit takes them."""
-    dataset = R8Dataset(X, Y, scheduler(policy=Weighting(), batch_size=250), sample_weight=own)
+    dataset = R8Dataset(X, Y, scheduler(policy=Weighing(), batch_size=250), sample_weight=own)
     factor = 1 if own is None else 3
     assert set(dataset[0][2].tolist()) == {factor}
     fit(classifier(run_eagerly=True), dataset, epochs=1)

@@ -1,10 +1,6 @@
 """Several devices under ``fit``: losses of the right samples, mirrored variables that heal, other devices on resume."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +12,8 @@ import keras
 
 from learnit_r8.keras import R8Callback, R8Dataset
 from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, scheduler, tf, true_losses
+from tests.programs import ROOT, printed_by, started
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
@@ -161,12 +157,9 @@ except ValueError as error:
 def test_data_parallel_on_jax():
     """On two and four devices a table is that of one, up to rounding, and a NaN goes back; a model from before is not
     trained."""
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", "-c", ON_JAX]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    printed = printed_by(ROOT, "-W", "ignore", "-c", ON_JAX, KERAS_BACKEND="jax")
 
-    assert done.returncode == 0, done.stderr
-    assert "on one device under DataParallel of 4 devices; enter it before" in done.stdout
+    assert "on one device under DataParallel of 4 devices; enter it before" in printed
 
 
 WORKER = """
@@ -202,8 +195,7 @@ def test_several_workers_are_refused():
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             ports.append(str(probe.getsockname()[1]))
-    command = [sys.executable, "-c", WORKER, ",".join(ports)]
-    workers = [subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True, cwd=ROOT) for n in range(2)]
+    workers = [started(ROOT, "-c", WORKER, ",".join(ports), number) for number in range(2)]
 
     for worker in workers:
         printed = worker.communicate(timeout=300)[0]

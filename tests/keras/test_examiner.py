@@ -1,14 +1,10 @@
 """Where an incident of ``fit`` began, on each back end: layer, sample, label; and everything is put back."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.programs import ROOT, printed_by
+
 pytest.importorskip("keras")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.program
@@ -16,11 +12,9 @@ ROOT = Path(__file__).parents[2]
 def test_the_layer_and_the_sample_are_named(back_end):
     """In a process of its own, as a back end is chosen once; what is told is looked at in `places`."""
     pytest.importorskip(back_end)
-    environment = {**os.environ, "KERAS_BACKEND": back_end}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.keras.places"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    printed = printed_by(ROOT, "-W", "ignore", "-m", "tests.keras.places", KERAS_BACKEND=back_end)
 
-    assert done.stdout.endswith("found\n"), done.stdout + done.stderr[-2000:]
+    assert printed.endswith("found\n")
 
 
 def test_labels_that_a_loss_cannot_take_are_named():

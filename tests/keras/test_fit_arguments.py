@@ -11,68 +11,14 @@ import keras
 from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback, R8Dataset
 from learnit_r8.keras.state import as_numpy
-from tests.keras_common import CROSS_ENTROPY, At, Watch, X, Y, classifier, fit, poison, scheduler, true_losses
+from tests.keras_common import CROSS_ENTROPY, At, Watch, X, Y, classifier, fit, poison, scheduler
 
 pytestmark = pytest.mark.program
-
-
-class Dimmed(keras.utils.PyDataset):
-    """Wraps a data set: every input times 0.5."""
-
-    def __init__(self, dataset):
-        super().__init__()
-        self._dataset = dataset
-
-    def __len__(self):
-        return len(self._dataset)
-
-    def __getitem__(self, index):
-        x, y = self._dataset[index]
-        return x * 0.5, y
-
-
-class Other(keras.utils.PyDataset):
-    """Has data of its own."""
-
-    def __len__(self):
-        return 16
-
-    def __getitem__(self, index):
-        return X[:32], Y[:32]
 
 
 def fit_on(x, dataset, *callbacks, model=None, **arguments):
     model = classifier() if model is None else model
     return model.fit(x, verbose=0, shuffle=False, callbacks=[R8Callback(dataset), *callbacks], **arguments)
-
-
-def test_a_wrapper_is_what_is_trained_on():
-    """The losses in the table are those of the wrapper's inputs."""
-    dataset = R8Dataset(X, Y, scheduler())
-    model, watch = classifier(), Watch(dataset)
-    fit_on(Dimmed(dataset), dataset, watch, model=model)
-    first = np.array(watch.batches[0])
-
-    expected = true_losses(model, watch.weights[0], first, x=X * 0.5)
-    assert dataset.r8.table.last[first] == pytest.approx(expected, abs=2e-5)
-
-
-@pytest.mark.parametrize("form", ["arrays", "tf.data"])
-def test_other_data_are_refused(form):
-    """What knows nothing of the scheduler's order is not trained on."""
-    import tensorflow as tf
-
-    dataset = R8Dataset(X, Y, scheduler())
-    x, more = (X, {"y": Y}) if form == "arrays" else (tf.data.Dataset.from_tensor_slices((X, Y)).batch(32), {})
-
-    with pytest.raises(ValueError, match=r"x must be the R8Dataset of the R8Callback in fit\(\)"):
-        fit_on(x, dataset, **more)
-
-
-def test_a_wrapper_that_has_other_data_is_found_out():
-    """A PyDataset that does not ask for the scheduler's batches is refused at its first batch."""
-    with pytest.raises(ValueError, match="never asked it for batch 0"):
-        fit_on(Other(), R8Dataset(X, Y, scheduler()))
 
 
 @pytest.mark.parametrize(
@@ -90,16 +36,6 @@ def test_callbacks_without_effect_are_refused(make):
 
     with pytest.raises(ValueError, match=f"callbacks must not have a {type(callback).__name__}.*R8Scheduler|scheduler"):
         fit_on(dataset, dataset, callback)
-
-
-def test_steps_per_epoch():
-    """An epoch is the scheduler's."""
-    dataset = R8Dataset(X, Y, scheduler())
-
-    with pytest.raises(
-        ValueError, match=r"steps_per_epoch must be left out in fit\(\), or be the scheduler's 16, got 4"
-    ):
-        fit_on(dataset, dataset, steps_per_epoch=4)
 
 
 @pytest.mark.parametrize("method", ["predict", "evaluate"])

@@ -11,8 +11,8 @@ pytest.importorskip("tensorflow")
 
 import keras
 
-from learnit_r8 import policies
 from learnit_r8.keras import ModelState, batch_dataset, model_callbacks, sample_losses
+from tests.drive import Weighing
 from tests.keras_common import CROSS_ENTROPY, X, Y, classifier, poison, scheduler, tf, true_losses
 
 
@@ -211,25 +211,15 @@ def test_losses_are_those_of_the_step():
     )
 
 
-class Weighting(policies.Policy):
-    """Weights every sample."""
-
-    name = "weighting"
-    selects = True
-
-    def select(self, chunk, context, rng):
-        return np.ones(len(chunk.indices), bool), np.ones(len(chunk.indices), np.float32)
-
-
 BAD = {
     "length": (lambda r8: batch_dataset(r8, (X, Y[:9])), ValueError, r"data\[1\] must have .* 500 samples, got 9\."),
     "no length": (lambda r8: batch_dataset(r8, iter(X)), TypeError, r"data must have a length and an index"),
     "prefetch": (lambda r8: batch_dataset(r8, X, prefetch=-2), ValueError, r"prefetch must be .* >= -1, got -2\."),
     "scheduler": (lambda r8: batch_dataset(X), TypeError, r"r8 must be an R8Scheduler, got array"),
     "policy": (
-        lambda r8: batch_dataset(scheduler(policy=Weighting()), X),
+        lambda r8: batch_dataset(scheduler(policy=Weighing()), X),
         ValueError,
-        r"policy must not weight samples here, got .*Weighting",
+        r"policy must not weight samples here, got .*Weighing",
     ),
     "optimizer": (lambda r8: ModelState(keras.Sequential()), ValueError, r"model must be compiled, or an optimizer"),
 }

@@ -1,7 +1,5 @@
 """The losses that reach the scheduler from `model.fit`: of each sample, raw, and of the step that was taken."""
 
-import functools
-
 import numpy as np
 import pytest
 
@@ -47,30 +45,6 @@ def test_losses_are_those_of_the_step(how, steps):
         assert r8.table.last[batch] == pytest.approx(true_losses(model, weights, batch), rel=1e-4, abs=1e-6)
 
 
-WEIGHTS = {
-    "samples": {"data": lambda r8: R8Dataset(X, Y, r8, sample_weight=np.linspace(0, 5, len(X)))},
-    "classes": {"class_weight": {number: 3.0 * (number == 4) for number in range(10)}},
-}
-
-
-@functools.cache
-def first_weights_without():
-    """Those that a training ends with without weights of samples or classes."""
-    plain = classifier()
-    reported(plain)
-    return plain.get_weights()[0]
-
-
-@pytest.mark.parametrize("case", WEIGHTS)
-def test_raw_losses_are_reported(case):
-    """Weights of samples and classes change the training, not what is reported."""
-    model = classifier()
-    batch, weights, losses = reported(model, **WEIGHTS[case])
-
-    assert losses == pytest.approx(true_losses(model, weights, batch), rel=1e-4, abs=1e-6)
-    assert not np.allclose(first_weights_without(), weights[0])
-
-
 def test_model_runs_once_a_step_and_penalties_are_not_reported():
     """A layer that counts its calls counts the steps; regularization is trained on and is no loss of a sample."""
 
@@ -110,41 +84,6 @@ def test_mixed_precision(policy):
     assert watch.rates[5] != watch.rates[9]
     # Predictions are float32 of half-precision activations of about 3 digits.
     assert dataset.r8.table.last[batch] == pytest.approx(expected, rel=0.05, abs=0.05)
-
-
-def test_masked_steps_do_not_count():
-    """The loss of a sequence is the mean over the steps that its mask keeps."""
-    lengths = np.arange(500) % 5 + 1
-    words = np.where(np.arange(5) < lengths[:, None], 1 + np.arange(5) + np.arange(500)[:, None] % 3, 0)
-    model = keras.Sequential([keras.layers.Embedding(9, 4, mask_zero=True), keras.layers.Dense(9)])
-    model.compile(keras.optimizers.SGD(0.0), CROSS_ENTROPY)
-    r8 = scheduler(num_epochs=1, initial_lr=1e-9)
-    fit(model, R8Dataset(words, words, r8))
-    each = keras.losses.sparse_categorical_crossentropy(words, model(words), from_logits=True).numpy()
-    expected = [losses[:length].mean() for losses, length in zip(each, lengths, strict=True)]
-
-    assert r8.table.last == pytest.approx(np.array(expected), rel=1e-4)
-
-
-@pytest.mark.parametrize("form", ["list", "dict"])
-def test_several_outputs(form):
-    """With several outputs a sample's loss is the sum of its losses by their weights."""
-    inputs = keras.Input((64,), name="x")
-    outputs = [keras.layers.Dense(10, name="digit")(inputs), keras.layers.Dense(1, name="ink")(inputs)]
-    ink = X.mean(1, keepdims=True)
-    model = keras.Model({"x": inputs}, outputs if form == "list" else dict(zip(("digit", "ink"), outputs, strict=True)))
-    losses, factors, targets = [CROSS_ENTROPY, "mse"], [1.0, 0.5], (Y, ink)
-    if form == "dict":
-        losses, factors, targets = (
-            dict(zip(("digit", "ink"), each, strict=True)) for each in (losses, factors, targets)
-        )
-    model.compile("sgd", losses, loss_weights=factors)
-    r8 = scheduler(num_epochs=1, initial_lr=1e-9)
-    fit(model, R8Dataset({"x": X}, targets, r8))
-    digit, guess = keras.tree.flatten(model({"x": X}))
-    expected = CROSS_ENTROPY.call(Y, digit).numpy() + 0.5 * ((guess.numpy() - ink) ** 2)[:, 0]
-
-    assert r8.table.last == pytest.approx(expected, rel=1e-4)
 
 
 def scalar_loss(y_true, y_pred):

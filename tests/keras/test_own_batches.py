@@ -1,10 +1,5 @@
 """R8Callback with a scheduler that draws nothing: ``fit`` keeps its data, rates and steps, and is healed."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("keras")
@@ -31,11 +26,11 @@ from tests.keras.own_fits import (
     schedule,
     share_of_step,
 )
+from tests.programs import ROOT, printed_by
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 MARKS = {True: pytest.mark.program, False: pytest.mark.slow}
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -67,13 +62,8 @@ def test_a_fit_left_in_mid_epoch_goes_on_there(name):
 )  # fmt: skip
 def test_other_back_ends(back_end, module, flags):
     """The same on JAX, also on two devices with their data in parallel, and on torch."""
-    environment = {
-        **os.environ, "KERAS_BACKEND": back_end, "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }  # fmt: skip
-    command = [sys.executable, "-m", f"tests.keras.{module}", *flags]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    devices = "--xla_force_host_platform_device_count=2"
+    printed_by(ROOT, "-m", f"tests.keras.{module}", *flags, KERAS_BACKEND=back_end, XLA_FLAGS=devices)
 
 
 @pytest.mark.slow
@@ -115,37 +105,6 @@ def test_recovery_lowers_a_rate_for_the_step_alone(kind):
 
     assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
     assert isinstance(model.optimizer._learning_rate, keras.Variable) is (kind == "a number")
-
-
-@pytest.mark.program
-def test_resumes_at_the_end_of_an_epoch(tmp_path):
-    """Killed after two epochs and run again from `current_epoch`, the run is the one without; then it does nothing."""
-
-    class Data(keras.utils.PyDataset):
-        def __len__(self):
-            return BATCHES
-
-        def __getitem__(self, index):
-            return X[32 * index : 32 * index + 32], Y[32 * index : 32 * index + 32]
-
-    def train(epochs, folder):
-        keras.utils.set_random_seed(0)
-        model = classifier(schedule())
-        r8 = R8Scheduler(scheduler_mode="keep", num_epochs=4, checkpoint_dir=folder, resume="auto")
-        callback = R8Callback(r8, model)
-        if not r8.is_over:
-            model.fit(Data(), initial_epoch=r8.current_epoch, epochs=epochs, verbose=0, callbacks=[callback])
-        r8.close()
-        return r8, model.get_weights()
-
-    _, whole = train(4, tmp_path / "whole")
-    train(2, tmp_path / "parts")
-    r8, parts = train(4, tmp_path / "parts")
-    again, last = train(4, tmp_path / "parts")
-
-    assert r8.global_step == again.global_step == 4 * BATCHES
-    assert all(map(np.array_equal, whole, parts))
-    assert all(map(np.array_equal, whole, last))
 
 
 def test_what_cannot_be_watched_is_said():

@@ -1,11 +1,5 @@
 """A refused step of ``fit`` costs its batch and nothing else, whoever owns the batches, on every back end."""
 
-import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,10 +7,11 @@ pytest.importorskip("keras")
 
 import keras
 
-from learnit_r8 import R8Scheduler, RateShape, events
+from learnit_r8 import R8Scheduler, RateShape
 from learnit_r8.keras import R8Callback, R8Dataset
 
 from ..keras_common import At
+from ..programs import ROOT, printed_by
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("keras")]
 NAN, HUGE = float("nan"), -1e6
@@ -144,21 +139,6 @@ def test_a_bad_batch_is_one_that_is_left_out():
 
 
 @pytest.mark.parametrize("kind", ["own", "drawn"])
-def test_hidden_damage_is_mended_before_anybody_sees_it(kind, tmp_path):
-    """A batch of NaN whose loss is finite, as the last of an epoch and of the run, is found before validation, before
-    the callbacks that stand before R8's, and before the end."""
-    path = str(tmp_path / "best.weights.h5")
-    keeper = keras.callbacks.ModelCheckpoint(path, "val_loss", save_best_only=True, save_weights_only=True)
-    model = build(relu)
-    _, notes, last = train(kind, model, keeper, faults={2 * STEPS - 1: NAN, LAST: NAN})
-    val_losses = [each["val_loss"] for each in notes.logged]
-    model.load_weights(path)
-
-    assert all(np.isfinite(each).all() for weights in (*notes.ends, last, model.get_weights()) for each in weights)
-    assert all(now < 1.1 * before for before, now in itertools.pairwise(val_losses))
-
-
-@pytest.mark.parametrize("kind", ["own", "drawn"])
 def test_a_bad_sample_that_comes_again_keeps_the_rate(kind):
     """A sample that is NaN in each epoch costs its batches; the rate stays, and no epoch logs a loss of 0."""
     x = X.copy()
@@ -220,37 +200,9 @@ def test_an_epoch_of_bad_batches_alone_logs_no_loss():
     assert all(map(np.array_equal, notes.ends[0], notes.ends[1]))
 
 
-def test_a_test_of_weights_changes_nothing():
-    """Weights that were damaged are tested by batches that are taken again within the same turn of fit."""
-    heard, model = [], build()
-    r8 = R8Scheduler(scheduler_mode="keep", handle_signals=False, listeners=[heard.append])
-    notes = Notes(Rows())
-
-    def hurt(model):
-        model.set_weights([30 * each for each in model.get_weights()])
-
-    callbacks = [notes, At(r8, 28, hurt), R8Callback(r8)]
-    with r8:
-        model.fit(notes.data, epochs=EPOCHS, verbose=0, shuffle=False, callbacks=callbacks)
-    back = [each for each in heard if isinstance(each, events.RolledBack)]
-    probes = [each.step for each in heard if isinstance(each, events.Probed)]
-
-    assert len(back) == 1
-    assert back[0].to_step <= 28
-    assert probes
-    assert (r8.global_step, len(notes.before)) == (LAST + 1, LAST + 1)
-    assert not r8.controller.is_open
-
-
 @pytest.mark.program
 @pytest.mark.parametrize("back_end", ["jax", "torch"])
 def test_other_back_ends(back_end):
     """All of this holds there."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["-m", "program", "-k", "not other_back", __file__]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env={**os.environ, "KERAS_BACKEND": back_end, "JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stdout[-3000:]
+    chosen = "-q", "-p", "no:cacheprovider", "-m", "program", "-k", "not other_back"
+    printed_by(ROOT, "-m", "pytest", *chosen, __file__, KERAS_BACKEND=back_end, JAX_PLATFORMS="cpu")

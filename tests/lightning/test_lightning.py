@@ -17,12 +17,11 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 import learnit_r8.lightning
-from learnit_r8 import R8Scheduler, events
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.lightning.callback import batches_of, budget_of
-from learnit_r8.policies import Focus, Policy
-from learnit_r8.testing import FakeClock, record_events
-from learnit_r8.torch import R8BatchSampler
+from learnit_r8.policies import Focus
+from learnit_r8.testing import FakeClock
+from tests.drive import Weighing
 from tests.lightning.common import DATA, QUIET, STEPS, Broken, Checkpoints, Digits, digest, fit
 
 pytestmark = [
@@ -97,14 +96,6 @@ def test_heals(accumulate, bad):
     assert all(each.isfinite().all() for each in module.parameters())
 
 
-@pytest.mark.parametrize(("options", "steps"), [({"max_steps": 20}, 20), ({"limit_train_batches": 5}, 15)])
-def test_budget_of_the_trainer(options, steps):
-    """The schedule ends where the Trainer ends."""
-    _, r8, _ = fit(**options)
-
-    assert (r8.total_steps, r8.global_step) == (steps, steps)
-
-
 def test_stops_of_others():
     """Where another callback ends the training it ends, and checkpoints of ModelCheckpoint are written."""
 
@@ -155,17 +146,6 @@ def test_manual_optimization():
     _, r8, _ = fit(module=Manual(bad=[6]))
 
     assert (r8.pace.turns, r8.sentry.num_refused) == (3 * STEPS, 1)
-
-
-def test_losses_of_accumulated_batches_are_those_of_batches():
-    """What Lightning divides, to add up gradients, is told as it was: with one and with two batches to a step."""
-    first = []
-    for accumulate in (1, 2):
-        heard = record_events()
-        fit(module=Digits(exact=False), accumulate_grad_batches=accumulate, settings={"listeners": [heard]}, epochs=1)
-        first.append(heard.of(events.StepDone)[0].loss)
-
-    assert first[0] == pytest.approx(first[1], rel=0.1)
 
 
 def test_length_is_that_of_the_batches():
@@ -260,26 +240,6 @@ def test_precision_and_clipping(options):
     assert all(each.isfinite().all() for each in module.parameters())
 
 
-def test_clipping_is_the_same_as_without():
-    """The optimizer takes the step of the clipped gradient, as short as Lightning makes it."""
-
-    class Measured(Digits):
-        longest = 0.0
-
-        def configure_optimizers(self):
-            optimizer = super().configure_optimizers()
-            optimizer.register_step_post_hook(self.measure)
-            return optimizer
-
-        def measure(self, *_):
-            norms = [each.grad.norm() for each in self.parameters()]
-            self.longest = max(self.longest, float(torch.stack(norms).norm()))
-
-    module, _, _ = fit(module=Measured(), gradient_clip_val=0.1)
-
-    assert 0 < module.longest <= 0.1 + 1e-6
-
-
 def test_time_limit():
     """With max_time alone the budget is in seconds, and the rate has come down when the Timer ends the training."""
     _, r8, trainer = fit(epochs=-1, max_time={"milliseconds": 400})
@@ -321,13 +281,8 @@ def test_weights_of_a_policy():
 
     One that is known to do so sooner or later is refused before the first step.
     """
-
-    class Weighting(Policy):
-        def select(self, chunk, context, rng):
-            return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), 0.5, np.float32)
-
     with pytest.raises(ValueError, match="policy must give no weights under Lightning"):
-        fit(settings={"policy": Weighting()})
+        fit(settings={"policy": Weighing()})
     with pytest.raises(ValueError, match="policy must give no weights under Lightning"):
         fit(settings={"policy": Focus(noise_guard="weigh"), "groups": np.zeros(len(DATA))})
 
@@ -341,27 +296,6 @@ def test_stream():
 
     with pytest.raises(TypeError, match="For a stream, collect as many samples as fit"):
         R8Loader(Stream(), batch_size=8)
-
-
-def test_sampler_alone():
-    """The sampler alone in a Trainer reports nothing: it says so within the first epoch, and epochs still differ."""
-    r8 = R8Scheduler(400, batch_size=32, num_epochs=2)
-    seen = []
-
-    class Seen(Digits):
-        def training_step(self, batch, index):
-            seen.append(batch[1].tolist())
-            return super().training_step(batch, index)
-
-    trainer = lightning.Trainer(max_epochs=1, enable_checkpointing=False, **QUIET)
-    loader = DataLoader(DATA, batch_sampler=R8BatchSampler(r8))
-    with pytest.warns(RuntimeWarning, match="ended with no loss reported"):
-        trainer.fit(Seen(), loader)
-    first, seen = seen, []
-    lightning.Trainer(max_epochs=1, enable_checkpointing=False, **QUIET).fit(Seen(), loader)
-
-    assert len(first) == len(seen) == STEPS
-    assert first != seen
 
 
 def test_batches_that_the_module_leaves_out_end_no_epoch():

@@ -147,13 +147,16 @@ def test_nothing_changes_without_an_incident_and_a_nan_is_healed(kind, options):
         assert loss_of(hurt) < max(1.25 * loss_of(plain), 0.6)
 
 
-def test_losses_of_accumulated_batches_are_those_of_batches():
+@pytest.mark.parametrize("draws", [False, True])
+def test_losses_of_accumulated_batches_are_those_of_batches(draws):
     """What Lightning divides, to add up gradients, is told as it was."""
     first = []
     for accumulate in (1, 2):
-        heard = record_events()
-        callbacks = [R8Callback(listeners=[heard])]
-        train(built(Plain), callbacks=callbacks, accumulate_grad_batches=accumulate, max_epochs=1)
+        heard, module = record_events(), built(Plain)
+        loader = R8Loader(DATA, batch_size=32, scheduler_mode="keep", listeners=[heard]) if draws else module.loaders()
+        module.loaders = lambda loader=loader: loader
+        callbacks = [R8Callback(loader) if draws else R8Callback(listeners=[heard])]
+        train(module, callbacks=callbacks, accumulate_grad_batches=accumulate, max_epochs=1)
         first.append(heard.of(events.StepDone)[0].loss)
 
     assert first[0] == pytest.approx(first[1], rel=1e-6)

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy as plain_cross_entropy
 from learnit_r8 import predictions_of
 from learnit_r8.lightning import cross_entropy
 from learnit_r8.torch.predictions import predictions_of as tensors_of
+from tests.drive import evidence_of
 from tests.lightning.common import DATA, Digits, fit
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
@@ -38,58 +39,17 @@ def by_hand(logits, targets):
     return {"loss": losses.mean(), "losses": losses.detach(), "predictions": tensors_of(logits, targets)}
 
 
-def evidence(r8):
-    r8.table.learner.hand_over()
-    return r8.table.storage.evidence.whole
-
-
 @pytest.mark.parametrize("make", [cross_entropy, by_hand])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_every_visit_is_that_of_the_logits(make, accumulate):
     """The margins are those of each sample's own logits, with accumulated gradients and a short last batch."""
     module, r8, _ = fit(module=Returning(make), epochs=2, accumulate_grad_batches=accumulate)
     expected = predictions_of(module.net(X).detach().numpy(), Y.numpy())
-    found = evidence(r8)
+    found = evidence_of(r8)
 
     np.testing.assert_allclose(found["margin"], expected.margin, atol=1e-4)
     np.testing.assert_array_equal(found["given"], Y.numpy())
     assert set(found["visits"]) == {2}
-
-
-@pytest.mark.filterwarnings("ignore:.*the weights were damaged")
-def test_refused_batch_leaves_no_trace():
-    """A batch of NaN is taken back with its predictions."""
-    _, r8, _ = fit(module=Digits(bad=[5]))
-    found, lost = evidence(r8), 3 * len(Y) - r8.table.usage_count.sum()
-
-    assert np.isfinite(found["margin"]).all()
-    assert int(found["visits"].sum()) == 3 * len(Y) - lost
-    assert lost == 32
-
-
-def test_weights_and_smoothing_train_as_those_of_torch():
-    """Class weights and label smoothing change the loss as in torch; the losses reported have no weights."""
-    logits, targets = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
-    weights = torch.tensor([0.5, 1.0, 2.0])
-    found = cross_entropy(logits, targets, class_weights=weights, label_smoothing=0.1)
-    smooth = plain_cross_entropy(logits, targets, reduction="none", label_smoothing=0.1)
-
-    torch.testing.assert_close(found["losses"], smooth)
-    torch.testing.assert_close(found["loss"], (smooth * weights[targets]).sum() / weights[targets].sum())
-
-
-@pytest.mark.parametrize("num_logits", [1, 3])
-def test_sample_without_label_is_left_out(num_logits):
-    """-1 and -100 have a loss of 0 and no gradient, are not judged, and count in no mean."""
-    logits = torch.zeros(4, num_logits, requires_grad=True)
-    found = cross_entropy(logits, torch.tensor([0, 1, -1, -100]))
-    found["loss"].backward()
-    each = float(np.log(max(num_logits, 2)))
-
-    assert found["losses"].tolist() == pytest.approx([each, each, 0, 0])
-    assert float(found["loss"].detach()) == pytest.approx(each)
-    assert logits.grad.any(1).tolist() == [True, True, False, False]
-    assert found["predictions"].given.tolist() == [0, 1, -1, -1]
 
 
 def test_class_weights_go_by_class_whatever_the_dtype():
@@ -127,7 +87,7 @@ def test_entry_of_the_users_own_is_left_alone():
     _, r8, _ = fit(module=module, epochs=1)
 
     assert r8.table.source == "batch means of 32"
-    assert evidence(r8) is None
+    assert evidence_of(r8) is None
 
 
 @pytest.mark.parametrize(
@@ -138,23 +98,15 @@ def test_entry_of_the_users_own_is_left_alone():
             ValueError,
             r"logits need one loss for each sample, got the mean of a batch",
         ),
-        (lambda z, y: cross_entropy(z, y[:, None].expand(-1, 2)), ValueError, "several labels a sample"),
-        (
-            lambda z, y: cross_entropy(z[:, None], y[:, None]),
-            ValueError,
-            "with tokens or pixels, no single class is predicted",
-        ),
-        (lambda z, y: cross_entropy(z, y.float()), (ValueError, TypeError), ""),
-        (lambda z, y: cross_entropy(z.tolist(), y), TypeError, "logits must be a tensor, got a list"),
         (
             lambda z, y: {**cross_entropy(z, y), "predictions": tensors_of(z[:5], y[:5])},
             ValueError,
             r"predictions\.margin must have shape \(32,\), as the losses, got \(5,\)",
         ),
     ],
-    ids=["a mean", "several labels", "sequences", "regression", "no tensor", "too few"],
+    ids=["a mean", "too few"],
 )
-def test_what_has_no_single_label_is_refused(make, error, said):
-    """The message says what there is to report instead."""
+def test_predictions_that_do_not_fit_the_losses_are_refused(make, error, said):
+    """As those of a mean, and of a part of the batch."""
     with pytest.raises(error, match=said):
         fit(module=Returning(make), epochs=1)

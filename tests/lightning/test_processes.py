@@ -1,20 +1,16 @@
 """`learnit_r8.lightning` on two processes, each with its part of every batch."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.programs import printed_by
 from tests.rank_common import run_on_two_ranks
 
 pytest.importorskip("torch")
 pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, sys, warnings
 warnings.simplefilter("ignore")
@@ -66,12 +62,7 @@ def batches(folder, world, ckpt="", save=""):
     """The samples of each step, over all processes."""
     script = folder / "elsewhere.py"
     script.write_text(ELSEWHERE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), str(world), ckpt, save],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed_by(folder, script, folder, world, ckpt, save)
     parts = [json.loads((folder / f"seen-{world}-{rank}.json").read_text()) for rank in range(world)]
     return [sorted(set().union(*slices)) for slices in zip(*parts, strict=True)]
 

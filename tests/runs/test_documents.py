@@ -1,8 +1,6 @@
 """The code in the README and the guides runs, its assertions hold, and so do the examples."""
 
 import re
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -115,18 +113,12 @@ def test_readme_begins_with_something_to_run():
 def test_description_on_the_package_index_has_absolute_links():
     """The package index shows links and pictures of the README, away from the repository; each leads to a file."""
     pytest.importorskip("setuptools")
-    done = subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "--long-description"],
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-    )
-    links = re.findall(r"\]\(([^)#\s]+)", done.stdout)
+    printed = printed_by(ROOT, "setup.py", "--quiet", "--long-description")
+    links = re.findall(r"\]\(([^)#\s]+)", printed)
     home = "https://github.com/cekkr/learnit-r8"
     files = [re.sub(rf"^{home}/(blob|raw)/main/", "", link) for link in links]
 
-    assert "![" in done.stdout
+    assert "![" in printed
     assert [link for link in links if not link.startswith("https://")] == []
     assert [name for name in files if not (ROOT / name).exists()] == []
 
@@ -136,7 +128,7 @@ def test_source_distribution_holds_the_package_and_no_part_of_the_tests(tmp_path
     """Four files of tests, which setuptools would take by itself, run nowhere without the others."""
     pytest.importorskip("setuptools")
     build = ["egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path]
-    subprocess.run([sys.executable, "setup.py", "--quiet", *build], cwd=ROOT, capture_output=True, check=True)
+    printed_by(ROOT, "setup.py", "--quiet", *build)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as made:
         folders = {name.split("/")[1] for name in made.getnames() if name.count("/") > 1}
     classifiers = (ROOT / "setup.cfg").read_text(encoding="utf-8")

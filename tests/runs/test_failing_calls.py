@@ -8,7 +8,6 @@ import errno
 import os
 import re
 import shutil
-import subprocess
 import sys
 import threading
 import warnings
@@ -19,6 +18,7 @@ import pytest
 from learnit_r8.checkpoint.store import CheckpointStore
 from learnit_r8.events import CheckpointSaved
 from tests.drive import NAN, Weights, advance_to, batch_loss, make, train
+from tests.programs import printed_by
 from tests.source import PACKAGE
 
 pytestmark = pytest.mark.skipif(
@@ -286,11 +286,10 @@ print(r8.phase, r8.host.saver.num_failed)
 @pytest.mark.parametrize("when", [0, 120])
 def test_a_program_that_is_short_of_files_or_disk_trains_on(tmp_path, what, when):
     """From some step on no file can be opened, or none can grow; that lasts, and the run ends as planned."""
-    command = [sys.executable, "-c", SHORT_OF, str(tmp_path), what, str(when)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    phase, num_failed = printed_by(tmp_path, "-c", SHORT_OF, tmp_path, what, when).split()
 
-    assert done.stdout.split()[0] == "finished", done.stderr[-2000:]
-    assert int(done.stdout.split()[1]) >= 2
+    assert phase == "finished"
+    assert int(num_failed) >= 2
     if when:
         # The checkpoint of the second epoch; a probe takes the place of its last batches.
         assert newest_step(tmp_path / "ck") >= 90
@@ -333,18 +332,10 @@ print(*(str(each.message).replace("\\n", " ") for each in said), sep="\\n")
 @pytest.mark.parametrize("disk", ["full", "read-only"])
 def test_a_run_that_starts_again_on_such_a_disk_goes_on(tmp_path, disk):
     """The run goes on where it was, as one does that runs when the disk fills up; its record is off, said once."""
-    command = [sys.executable, "-c", AGAIN, str(tmp_path), disk]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, *said = done.stdout.splitlines()
+    first, *said = printed_by(tmp_path, "-c", AGAIN, tmp_path, disk).splitlines()
 
     assert re.fullmatch("2[01] finished None", first)
     assert sum("the run is not recorded" in text for text in said) == 1
     assert sum("the checkpoint at step" in text for text in said) >= 1
     assert sum("could not be locked" in text for text in said) == (disk == "read-only")
     assert newest_step(tmp_path / "run" / "ck") == 20
-
-
-def environment():
-    """The environment of a program that imports the package and the tests from here."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}

@@ -1,17 +1,12 @@
 """Systems that lack what Linux has: a process in which all of it is hidden trains, saves, resumes and reports."""
 
 import multiprocessing
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
-
-ROOT = Path(__file__).parents[2]
+from tests.programs import ROOT, ended
 
 HIDE = """
 import builtins, importlib.abc, os, signal, sys
@@ -111,11 +106,9 @@ sys.exit(main(["watch", sys.argv[1]]))
 
 
 def run(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "R8_BACKUPS": ""}
-    command = [sys.executable, "-c", HIDE + TRAIN, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines(), done.stderr.splitlines()
+    status, printed, errors = ended(ROOT, "-c", HIDE + TRAIN, *arguments, R8_BACKUPS="")
+    assert status == 0, errors
+    return printed.splitlines(), errors.splitlines()
 
 
 def test_training_goes_on_without_what_only_linux_has(tmp_path):

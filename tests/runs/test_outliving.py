@@ -2,11 +2,8 @@
 
 import contextlib
 import multiprocessing
-import os
 import re
 import shutil
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -27,17 +24,15 @@ from learnit_r8.events import BackupsOutlive, CheckpointLoaded
 from learnit_r8.events.event import describe
 from tests.dashboard.state.told import start
 from tests.drive import Weights, advance_to, batch_loss, steps, train
+from tests.programs import ended
 from tests.rank_common import in_threads
 
 JOB = Path(__file__).parent / "outliving_job.py"
-ROOT = Path(__file__).parents[2]
 
 
 def run_job(folder, killed_at, kind="numpy", total=120):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, str(JOB), str(folder), str(killed_at), kind, str(total)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stderr
+    status, _, errors = ended(folder, JOB, folder, killed_at, kind, total)
+    return status, errors
 
 
 def log_of(folder):

@@ -5,8 +5,6 @@ import gc
 import os
 import platform
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -14,7 +12,7 @@ import pytest
 from learnit_r8.checkpoint import store
 from learnit_r8.checkpoint.store import RunInUse
 from tests.drive import advance_to, make, train
-from tests.runs.test_failing_calls import environment
+from tests.programs import started
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the locks are those of POSIX")
 
@@ -29,7 +27,7 @@ if not child:
     time.sleep(60)
     os._exit(0)
 print(child, flush=True)
-sys.stdin.read()
+time.sleep(60)
 """
 
 
@@ -43,10 +41,7 @@ def steps_left(folder):
 
 def test_a_run_that_another_process_trains(tmp_path):
     """Process and host are named, nothing is deleted; a killed process holds nothing, though its workers live on."""
-    command = [sys.executable, "-c", TRAINS, str(tmp_path)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
-    ) as process:
+    with started(tmp_path, "-c", TRAINS, tmp_path) as process:
         worker = int(process.stdout.readline())
         try:
             before = steps_left(tmp_path)
@@ -63,11 +58,11 @@ def test_a_run_that_another_process_trains(tmp_path):
             process.send_signal(signal.SIGKILL)
             process.wait()
             with make(40, num_epochs=2, checkpoint_dir=tmp_path, resume=tmp_path / before[0]) as r8:
-                started = r8.global_step
+                begun = r8.global_step
                 train(r8)
 
             os.kill(worker, 0)
-            assert (started, r8.phase) == (5, "finished")
+            assert (begun, r8.phase) == (5, "finished")
         finally:
             os.kill(worker, signal.SIGKILL)
             process.kill()

@@ -1,11 +1,5 @@
 """accelerate prepares the adapter's loader and saves its state, on one process and on two."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("torch")
@@ -18,9 +12,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.nn.functional import cross_entropy
 
 from learnit_r8.torch import attach
+from tests.programs import ROOT, printed_by
+from tests.rank_common import run_on_two_ranks
 from tests.torch.accelerate_common import DATA, STEPS, Training
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +28,10 @@ def _no_accelerator_left():
 EXAMPLE = ROOT / "examples" / "accelerate_digits.py"
 
 
-def run(folder, *arguments, processes=1):
-    command = [str(each) for each in arguments]
-    if processes > 1:
-        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [line for line in done.stdout.splitlines() if "steps, weights" in line]
+def run(folder, *command):
+    """The lines that it ends with."""
+    printed = printed_by(folder, *command, ACCELERATE_USE_CPU="true")
+    return [line for line in printed.splitlines() if "steps, weights" in line]
 
 
 @pytest.mark.program
@@ -70,26 +58,15 @@ open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
 
 
 @pytest.mark.program
-def test_two_processes(tmp_path):
+def test_two_processes(tmp_path, monkeypatch):
     """On two processes, prepared before attach or after: the same on both, resumed exactly, and a NaN of one healed."""
-    script = tmp_path / "train.py"
-    script.write_text(PROGRAM)
-    run(tmp_path, script, tmp_path, processes=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    first, second = run_on_two_ranks(PROGRAM, tmp_path)
 
     assert first == second
     assert first["resumed"] == first["whole"]
     # The batches of one update are left out for the probe.
     assert (first["whole"][1], first["healed"][0][1], first["healed"][1]) == (39, 36, 1)
-
-
-def test_nothing_reported():
-    """A prepared loader over which no loss is reported says so within the first epoch."""
-    training = Training()
-
-    with pytest.warns(RuntimeWarning, match="ended with no loss reported"):
-        for _ in training.loader:
-            pass
 
 
 def test_old_release(monkeypatch):

@@ -9,9 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch.nn.functional import cross_entropy, mse_loss
-from torch.optim.swa_utils import AveragedModel
 
-from learnit_r8 import Focus, R8Scheduler, TrainingDiverged
+from learnit_r8 import Focus, R8Scheduler
 from learnit_r8.engine.settings import grouped
 from learnit_r8.events import StepDone
 from learnit_r8.guard import Verdict
@@ -26,6 +25,7 @@ from tests.torch_common import (
     adapted,
     as_is,
     classifier,
+    descend,
     no_steady,
     scheduler,
     sgd,
@@ -35,27 +35,6 @@ from tests.torch_common import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-def test_learns():
-    """A model learns the digits, and the table has the loss of every sample."""
-    adapter = adapted(num_epochs=8, policy="balanced")
-    train(adapter)
-    accuracy = (adapter.model(X).argmax(1) == Y).float().mean().item()
-    losses = cross_entropy(adapter.model(X), Y, reduction="none").detach().numpy()
-
-    assert accuracy > 0.9
-    assert adapter.scheduler.table.source == "exact"
-    assert np.corrcoef(adapter.scheduler.table.last, losses)[0, 1] > 0.9
-
-
-def test_does_what_the_plain_loop_does():
-    """With the same batches and rates the weights are those of a plain loop, bit for bit."""
-    adapter = adapted(scheduler_mode="constant", warmup_proportion=0.0)
-    batches = []
-    train(adapter, adapter_loader(adapter, Rows()), seen=batches)
-
-    assert np.array_equal(weights(plainly_trained(batches)), weights(adapter.model))
 
 
 def plainly_trained(batches, clip=lambda model: None):
@@ -130,14 +109,6 @@ def other_rates(loader, optimizer):
         yield batch
 
 
-def test_rate_left_alone():
-    """With scheduler_mode="keep" the rate is somebody else's."""
-    adapter = adapted(scheduler_mode="keep")
-    train(adapter)
-
-    assert adapter.optimizer.param_groups[0]["lr"] == 0.1
-
-
 RESTORES = pytest.mark.filterwarnings("ignore:.*the weights were damaged")
 
 
@@ -209,9 +180,7 @@ def report_first(adapter, losses):
 
 
 def report_last(adapter, losses):
-    adapter.optimizer.zero_grad()
-    losses.mean().backward()
-    adapter.optimizer.step()
+    descend(adapter.optimizer, losses.mean())
     return adapter.report(losses)
 
 
@@ -401,15 +370,6 @@ def test_load_in_mid_epoch(tmp_path, how, workers):
 
     np.testing.assert_allclose(table.loss, 1 + np.arange(640) / 640, rtol=1e-5)
     assert adapter.scheduler.global_step == 80
-
-
-def test_gives_up():
-    """Losses that stay refused end in TrainingDiverged, with the model as it was put back."""
-    adapter = adapted(recovery=no_steady(max_refused=12))
-    with pytest.raises(TrainingDiverged):
-        train(adapter, nan_at=range(3, 99))
-
-    assert np.isfinite(weights(adapter.model)).all()
 
 
 def test_mean_loss():
@@ -619,23 +579,6 @@ def test_compiled_model(backend):
     assert adapter.finished
 
 
-def test_averaged_weights():
-    """Averaged weights are put back along with the model."""
-    model = classifier()
-    ema = AveragedModel(model)
-    adapter = adapted(model=model, ema=ema, num_epochs=1)
-    for number, (x, y) in enumerate(adapter.loader()):
-        losses = cross_entropy(model(x), y, reduction="none")
-        if number == 6:
-            # What poisoned weights would leave behind.
-            torch.nn.init.constant_(ema.module[0].weight, float("nan"))
-            losses = losses * float("nan")
-        adapter.step(adapter.loss(losses))
-        ema.update_parameters(model)
-
-    assert np.isfinite(weights(ema)).all()
-
-
 def test_sequence_losses():
     """The loss of a sequence is the mean over its tokens without padding; the batch's that over all tokens."""
     adapter = adapted(num_epochs=1)
@@ -763,19 +706,6 @@ def test_two_data_sets():
     assert second.rates is None
 
 
-def test_random_augmentation():
-    """A data set that changes its samples at random is a data set like any other."""
-
-    class Noisy(Rows):
-        def __getitem__(self, index):
-            return X[index] + 0.1 * torch.randn(64), Y[index], index
-
-    adapter = adapted(Noisy(), num_epochs=2)
-    train(adapter, adapter.loader(num_workers=1))
-
-    assert set(adapter.scheduler.table.usage_count.tolist()) == {2}
-
-
 class Slow(Rows):
     """Takes a second for each sample, on a clock of its own."""
 
@@ -846,31 +776,6 @@ def test_numbered_loader():
     assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
 
 
-def test_skipped_batch():
-    """A batch that the loop passes over comes once more."""
-    adapter = adapted(num_epochs=1)
-    count = 0
-    for x, y in adapter.loader():
-        count += 1
-        if count == 1:
-            adapter.skip()
-            continue
-        adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none")))
-
-    assert count == STEPS + 1
-    assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
-
-
-@pytest.mark.program
-def test_search_for_a_rate():
-    """auto_find_lr works under a loader, and the training goes on with the rate it found."""
-    adapter = adapted(num_epochs=6, auto_find_lr=True)
-    train(adapter, adapter.loader(num_workers=2))
-
-    assert adapter.scheduler.host.search.found_lr is not None
-    assert (adapter.model(X).argmax(1) == Y).float().mean() > 0.5
-
-
 def test_close_reports_what_was_noted():
     """What was noted last is not lost at the end."""
     with adapted(num_epochs=1) as adapter:
@@ -918,25 +823,3 @@ def test_facade_state(tmp_path):
 
     assert seen[0] == seen[1]
     assert other.finished
-
-
-@RESTORES
-def test_attach_needs_no_callback():
-    """Backups are taken and put back with none given."""
-    adapter = adapted()
-    outcomes = []
-    for _ in adapter.epochs():
-        for x, y in adapter.loader():
-            losses = cross_entropy(adapter.model(x), y, reduction="none")
-            outcomes.append(report_last(adapter, losses * (float("nan") if len(outcomes) == 20 else 1)))
-
-    assert outcomes[20].rolled_back_to is not None
-    assert outcomes[20].verdict is Verdict.NOT_FINITE
-
-
-def test_attach_is_the_public_name():
-    """The doctest's loop, without names of the tests."""
-    model = classifier()
-    adapter = attach(model, sgd(model), DIGITS, batch_size=50, num_epochs=1)
-
-    assert len(adapter.loader()) == 4

@@ -1,10 +1,5 @@
 """Wrong arguments and broken data: each a clear error, and nothing recorded is lost."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -16,6 +11,7 @@ from learnit_r8 import OwnBatches, RateShape
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import SampleError, attach
 from learnit_r8.torch.losses import read_losses
+from tests.programs import ROOT, ended
 from tests.torch_common import (
     DIGITS,
     STEPS,
@@ -368,20 +364,18 @@ print("all trained on:", sorted(set(seen)) == list(range(200)), "uses", uses)
 @pytest.mark.parametrize("prefetch", ["1", pytest.param("4", marks=pytest.mark.slow)])
 def test_worker_that_dies(prefetch, tmp_path):
     """A worker that is killed ends the loop with an error; afterwards the epoch goes on, and nothing is lost."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", DEADLY, str(tmp_path / "died"), prefetch]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    _, printed, errors = ended(tmp_path, "-c", DEADLY, tmp_path / "died", prefetch)
 
-    assert "ended: True" in done.stdout, done.stderr
-    assert "all trained on: True uses {1}" in done.stdout
+    assert "ended: True" in printed, errors
+    assert "all trained on: True uses {1}" in printed
 
 
 def test_torch_is_missing():
     """Without torch the error names the extra."""
     code = "import sys; sys.modules['torch'] = None; import learnit_r8.torch"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    _, _, errors = ended(ROOT, "-c", code)
 
-    assert 'pip install ".[torch]" in a clone' in done.stderr
+    assert 'pip install ".[torch]" in a clone' in errors
 
 
 def test_an_interruption_in_a_report_loses_nothing(monkeypatch):

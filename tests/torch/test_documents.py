@@ -1,29 +1,18 @@
 """The examples of the torch adapter run, and differ from their plain versions in five lines."""
 
 import difflib
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.programs import ROOT, printed_by
+
 pytest.importorskip("torch")
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NAMES = ["torch_cifar10", "torch_charlm", "ddp"]
 GUIDE = (ROOT / "docs" / "pytorch.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"^```diff\n(.*?)^```$", GUIDE, flags=re.DOTALL | re.MULTILINE)
-
-
-def run(path, *options, folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LEARNIT_R8_DATA": str(folder)}
-    command = [sys.executable, str(path), *options]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def code_lines(path):
@@ -58,7 +47,7 @@ def test_diff_in_the_guide_is_that_of_the_example(name, shown):
 @pytest.mark.parametrize("name", ["torch_charlm", pytest.param("torch_charlm_plain", marks=pytest.mark.slow)])
 def test_characters(name, tmp_path):
     """The transformer learns the made-up text, which stands in for Shakespeare."""
-    printed = run(EXAMPLES / f"{name}.py", "--steps", "60", folder=tmp_path)
+    printed = printed_by(tmp_path, EXAMPLES / f"{name}.py", "--steps", 60, LEARNIT_R8_DATA=str(tmp_path))
 
     assert float(re.search(r"loss on the rest of the text: ([\d.]+)", printed)[1]) < 2.0
 
@@ -67,6 +56,7 @@ def test_characters(name, tmp_path):
 @pytest.mark.parametrize("name", ["torch_cifar10", pytest.param("torch_cifar10_plain", marks=pytest.mark.slow)])
 def test_images(name, tmp_path):
     """The network trains on the digits, which stand in for CIFAR-10."""
-    printed = run(EXAMPLES / f"{name}.py", "--epochs", "2", "--width", "4", folder=tmp_path)
+    options = "--epochs", 2, "--width", 4
+    printed = printed_by(tmp_path, EXAMPLES / f"{name}.py", *options, LEARNIT_R8_DATA=str(tmp_path))
 
     assert len(re.findall(r"epoch \d: test accuracy [\d.]+%", printed)) == 2

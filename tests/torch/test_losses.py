@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from learnit_r8.torch.losses import read_losses
+from learnit_r8.torch.losses import cross_entropies, read_losses
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -47,3 +47,17 @@ def test_weights_of_zero_leave_nothing_to_learn():
 
     assert loss == 0
     assert losses.grad.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "said"),
+    [
+        (torch.zeros(4, 1, 10), torch.zeros(4, 1).long(), "with tokens or pixels, no single class is predicted"),
+        (torch.zeros(4, 10), torch.zeros(4, 2).long(), "several labels a sample"),
+        (torch.zeros(4, 10), torch.zeros(4), "whole numbers"),
+    ],
+)
+def test_cross_entropy_has_one_label_a_sample(logits, targets, said):
+    """The message says what was given."""
+    with pytest.raises(ValueError, match=said):
+        cross_entropies(logits, targets, class_weights=None, label_smoothing=0.0)

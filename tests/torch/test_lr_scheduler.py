@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import Backups
 from learnit_r8.torch import attach
+from tests.torch_common import descend
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(X, X.sum(1, keepdim=True))
@@ -174,9 +175,7 @@ def rates_of_steps(settings, every=None, *, is_after=False, tensor=False):
             for x, y in adapter.loader() if "batch_size" in settings else adapter.batches():
                 loss = mse_loss(model(x), y)
                 if adapter.report(loss):
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
+                    descend(optimizer, loss)
                 if every == "batch":
                     live.step()
             if every == "epoch":

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
-from tests.torch_common import DIGITS, X, Y
+from tests.torch_common import DIGITS, X, Y, descend
 
 SOURCES = ("planned", "own")
 
@@ -69,9 +69,7 @@ def test_iterating_over_the_adapter_is_an_epoch(source):
     for _ in adapter.epochs():
         for x, y in adapter:
             if adapter.report(losses := cross_entropy(model(x), y, reduction="none")):
-                optimizer.zero_grad()
-                losses.mean().backward()
-                optimizer.step()
+                descend(optimizer, losses.mean())
 
     assert adapter.scheduler.global_step == 24
 
@@ -151,21 +149,6 @@ def test_noted_losses_of_unknown_samples_count_by_their_mean():
         assert adapter.step(loss)
 
     assert adapter.scheduler.global_step == 2
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_noted_losses_that_are_not_finite_are_refused(source):
-    """The weights stay, the rates as well, and the run goes on."""
-    data = data_of()
-    data.tensors[0][40] = float("nan")
-    model, optimizer, adapter = attached(source, data=data)
-    with pytest.warns(RuntimeWarning):
-        train(model, adapter)
-
-    assert adapter.scheduler.sentry.num_refused >= 1
-    assert bool(weights_of(model).isfinite().all())
-    assert 40 in adapter.table.quarantined.tolist() or adapter.scheduler.sentry.num_refused == 2
-    assert optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_a_skipped_batch_of_a_loader_is_no_step():

@@ -13,15 +13,15 @@ from learnit_r8.torch import R8BatchSampler
 from learnit_r8.torch.losses import cross_entropies
 from learnit_r8.torch.predictions import pack, packed
 from learnit_r8.torch.predictions import predictions_of as tensors_of
+from tests.drive import evidence_of
 from tests.torch.test_readback import Slow
-from tests.torch_common import DIGITS, STEPS, X, Y, adapted, classifier, weights
+from tests.torch_common import DIGITS, STEPS, X, Y, adapted, classifier, descend, weights
 
 FIELDS = ("margin", "early", "visits", "given", "leader", "lead")
 
 
 def evidence(adapter):
-    adapter.scheduler.table.learner.hand_over()
-    return adapter.scheduler.table.storage.evidence.whole
+    return evidence_of(adapter.scheduler)
 
 
 def by_losses(adapter, x, y):
@@ -121,13 +121,10 @@ def test_loader_and_loop_of_your_own():
             logits = model(x)
             losses = cross_entropy(logits, y, reduction="none")
             r8.update_with_loss(losses, predictions=tensors_of(logits, y))
-            optimizer.zero_grad()
-            losses.mean().backward()
-            optimizer.step()
-    r8.table.learner.hand_over()
+            descend(optimizer, losses.mean())
 
-    assert r8.table.storage.evidence.whole["visits"].tolist() == [2] * 200
-    np.testing.assert_array_equal(r8.table.storage.evidence.whole["given"], evidence(expected)["given"])
+    assert evidence_of(r8)["visits"].tolist() == [2] * 200
+    np.testing.assert_array_equal(evidence_of(r8)["given"], evidence(expected)["given"])
 
 
 def test_device_that_is_behind_is_not_waited_for():

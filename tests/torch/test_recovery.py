@@ -11,6 +11,7 @@ from learnit_r8 import events
 from learnit_r8.torch import attach
 from tests.fault_common import BAD_SAMPLE, BATCH, HEALED, KINDS, NUM_STEPS, SOME_KINDS, Samples, train
 from tests.torch.test_readback import Slow
+from tests.torch_common import descend
 from tests.trial_common import begin_trial
 
 RESTORED = ("large weights", "moments")
@@ -239,9 +240,7 @@ def test_code_after_an_epoch_sees_sound_weights_with_a_backward_of_ones_own(work
             for inputs, targets in adapter.loader(num_workers=workers):
                 loss = adapter.loss(cross_entropy(model(inputs), targets, reduction="none"))
                 if adapter.report():
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
+                    descend(optimizer, loss)
                 num_trained += 1
                 if num_trained == 8:
                     model.weight.data[0] = float("nan")

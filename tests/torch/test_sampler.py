@@ -516,14 +516,10 @@ def test_sampler_and_batches_of_batches():
         next(iter(loader))
 
 
-def test_no_scheduler():
-    """What is no scheduler is named."""
+def test_arguments():
+    """What is no scheduler, and a negative number of batches ahead, are named."""
     with pytest.raises(TypeError, match=r"r8 must be an R8Scheduler, got 3\."):
         R8BatchSampler(3)
-
-
-def test_negative_ahead():
-    """Nothing fetches a negative number of batches ahead."""
     with pytest.raises(ValueError, match=r"ahead must be a whole number >= 0, got -1\."):
         R8BatchSampler(scheduler(), ahead=-1)
 

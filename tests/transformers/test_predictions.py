@@ -13,15 +13,14 @@ from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClass
 
 from learnit_r8 import predictions_of
 from learnit_r8.transformers.losses import losses_of
+from tests.drive import evidence_of
 from tests.transformers.common import IMAGES, LABELS, STEPS, Model, R8Trainer, arguments, train
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
 def evidence(trainer):
-    table = trainer.r8.scheduler.table
-    table.learner.hand_over()
-    return table.storage.evidence.whole
+    return evidence_of(trainer.r8.scheduler)
 
 
 class Fixed(Model):
@@ -41,19 +40,6 @@ def test_first_visit_is_that_of_the_logits(tmp_path):
     np.testing.assert_allclose(found["margin"], before.margin, atol=1e-4)
     np.testing.assert_array_equal(found["given"], LABELS.numpy())
     assert set(found["visits"]) == {1}
-
-
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_refused_batch_leaves_no_trace(tmp_path, accumulate):
-    """A batch of NaN is taken back with its predictions; every batch learned from counts, in both."""
-    trainer = train(tmp_path, model=Model(bad=[5]), gradient_accumulation_steps=accumulate)
-    found = evidence(trainer)
-
-    assert trainer.r8.scheduler.sentry.num_refused == 1
-    assert np.isfinite(found["margin"]).all()
-    np.testing.assert_array_equal(found["visits"], trainer.r8.scheduler.table.usage_count)
-    assert 2 * len(LABELS) < int(found["visits"].sum()) <= 3 * len(LABELS) - 16
-    assert trainer.r8.num_waits == 0
 
 
 def test_ignored_labels_are_not_judged(tmp_path):

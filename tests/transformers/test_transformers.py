@@ -14,17 +14,16 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
-import numpy as np
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import learnit_r8.transformers
-from learnit_r8 import Backups, R8Scheduler
+from learnit_r8 import Backups
 from learnit_r8.engine.settings import grouped
-from learnit_r8.policies import Policy
-from learnit_r8.torch import R8BatchSampler, attach
+from learnit_r8.torch import attach
 from learnit_r8.transformers import R8Callback, R8Mixin
 from learnit_r8.transformers.losses import document_losses, is_packed, losses_of
+from tests.drive import Weighing
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments, digest, train
 
 pytestmark = [
@@ -34,19 +33,6 @@ pytestmark = [
 ]
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "transformers_digits.py"
-
-
-def test_learns(tmp_path):
-    """One changed line: every sample is used once an epoch, its loss is known, and the model learns."""
-    trainer = train(tmp_path, num_train_epochs=8)
-    trainer.model.eval()
-    accuracy = (trainer.model.net(IMAGES).argmax(1) == LABELS).float().mean()
-    r8 = trainer.r8.scheduler
-
-    assert r8.table.source == "exact"
-    assert set(r8.table.usage_count.tolist()) == {8}
-    assert (r8.global_step, trainer.state.global_step) == (8 * STEPS, 8 * STEPS)
-    assert accuracy > 0.9
 
 
 @pytest.mark.parametrize(
@@ -135,13 +121,6 @@ def test_heals(tmp_path, accumulate, bad):
     assert all(each.isfinite().all() for each in trainer.model.parameters())
 
 
-def test_max_steps(tmp_path):
-    """The schedule ends where the Trainer ends, counted in steps of the optimizer."""
-    trainer = train(tmp_path, max_steps=7, gradient_accumulation_steps=3)
-
-    assert (trainer.state.global_step, trainer.r8.scheduler.global_step) == (7, STEPS + 6)
-
-
 def test_evaluation(tmp_path):
     """Evaluation and early saves are Trainer's; the metrics reach the scheduler's listeners."""
     heard = []
@@ -209,18 +188,6 @@ class Tokens(Digits):
         labels = row.clone()
         labels[8 + index % 4 :] = -100
         return {"input_ids": row, "labels": labels}
-
-
-def test_language_model(tmp_path):
-    """The losses of a causal model are those of its rows, over the tokens that count."""
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_positions=12, n_embd=16, n_layer=1, n_head=2, bos_token_id=0))
-    args = arguments(tmp_path, per_device_train_batch_size=8, num_train_epochs=2, lr_scheduler_type="constant")
-    trainer = R8Trainer(model=model, args=args, train_dataset=Tokens())
-    trainer.train()
-
-    assert trainer.r8.scheduler.table.source == "exact"
-    assert set(trainer.r8.scheduler.table.usage_count.tolist()) == {2}
 
 
 def language_trainer(folder, size, *, kind=R8Trainer, parts=None, r8=None, data_collator=None, **more):
@@ -296,13 +263,6 @@ def test_a_class_may_compute_its_own_loss(tmp_path):
     assert whole.evaluate(Digits())["eval_loss"] < 2
 
 
-class Halving(Policy):
-    """Gives all losses half their weight."""
-
-    def select(self, chunk, context, rng):
-        return np.ones(len(chunk.indices), bool), np.full(len(chunk.indices), 0.5, np.float32)
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_losses_of_samples_are_those_of_the_trainer(tmp_path, smoothing):
     """The mean of the losses that R8Scheduler learns is the loss that is trained on."""
@@ -329,7 +289,7 @@ def test_losses_of_samples_are_those_of_the_trainer(tmp_path, smoothing):
 def test_weights_of_a_policy(tmp_path):
     """Where a policy weights losses the weighted mean is trained on: with half the weight, half the gradient."""
     norms = []
-    for r8 in ({"policy": "shuffle"}, {"policy": Halving()}):
+    for r8 in ({"policy": "shuffle"}, {"policy": Weighing(0.5)}):
         options = {"max_grad_norm": 1e9, "logging_strategy": "steps", "logging_steps": 1, "num_train_epochs": 2}
         trainer = language_trainer(tmp_path, 24, r8=r8, **options)
         trainer.train()
@@ -342,11 +302,11 @@ def test_weights_of_a_policy(tmp_path):
 def test_weights_of_a_policy_need_the_whole_loss(tmp_path):
     """A loss of the class's own gives way to that of the samples where a policy weights them: a warning says so."""
     with pytest.warns(RuntimeWarning, match="the policy weights samples, .* and not the Trainer's loss of") as said:
-        train(tmp_path, trainer=Weighted, model=Model(), r8={"policy": Halving()})
+        train(tmp_path, trainer=Weighted, model=Model(), r8={"policy": Weighing(0.5)})
     assert sum("the policy weights" in str(each.message) for each in said) == 1
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the policy weights")
-        train(tmp_path, model=Model(), r8={"policy": Halving()})
+        train(tmp_path, model=Model(), r8={"policy": Weighing(0.5)})
 
 
 def test_losses_of_tokens():
@@ -411,16 +371,6 @@ def test_rows_that_are_no_samples(tmp_path):
 
     assert trainer.r8.scheduler.table.source == "batch means of 4"
     assert sum("losses for 1 rows of a batch of 4" in text for text in heard) == 1
-
-
-def test_label_smoothing(tmp_path):
-    """With label smoothing the losses of samples are smoothed as the Trainer's own are."""
-    logits, labels = torch.randn(4, 10), torch.tensor([1, 2, 3, 4])
-    own = losses_of(logits, labels, shifted=False, smoothing=0.1)
-
-    torch.testing.assert_close(
-        own.losses.mean(), torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-    )
 
 
 def test_a_checkpoint_is_torchs_own(tmp_path):
@@ -558,18 +508,6 @@ def test_rates_that_are_not_used(tmp_path):
     """A schedule asked for in the TrainingArguments is named as not used, before training begins."""
     with pytest.warns(RuntimeWarning, match=r"lr_scheduler_type='cosine', warmup_steps=3.* is not used"):
         train(tmp_path, lr_scheduler_type="cosine", warmup_steps=3)
-
-
-def test_sampler_alone(tmp_path):
-    """The sampler alone in a Trainer reports nothing, and says so within the first epoch."""
-    r8 = R8Scheduler(400, batch_size=32, num_epochs=1)
-
-    class Mine(Trainer):
-        def get_train_dataloader(self):
-            return torch.utils.data.DataLoader(Digits(), batch_sampler=R8BatchSampler(r8))
-
-    with pytest.warns(RuntimeWarning, match="ended with no loss reported"):
-        Mine(model=Model(), args=arguments(tmp_path, num_train_epochs=1), train_dataset=Digits()).train()
 
 
 def test_part_of_an_epoch(tmp_path):

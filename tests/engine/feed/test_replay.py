@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from learnit_r8 import Backups, R8Scheduler
+from learnit_r8 import R8Scheduler
 from learnit_r8.engine.feed import replay
 from learnit_r8.engine.feed.replay import read_generators, set_generators
 from learnit_r8.engine.settings import grouped
@@ -17,24 +17,23 @@ from learnit_r8.events import Notice
 
 from .drive import Line, Loader, generators, seed_all
 
-END = 100
-
 
 class Killed(BaseException):
     """Stands for a process that ends at once."""
+
+
+def resumable(folder, line, **settings):
+    """A scheduler that writes checkpoints of a line, and goes on with the newest."""
+    given = {"scheduler_mode": "keep", "checkpoint_dir": folder, "resume": "auto", "backup_dir": False}
+    given |= {"state_callback": line.read, "load_callback": line.load, "save_callback": line.save}
+    return R8Scheduler(handle_signals=False, **grouped({**given, **settings}))
 
 
 def train(folder, *, kill_at=None, loader=None, seed=3, **settings):
     """Train for three epochs of a loader, checkpoints every 7 steps; ``kill_at`` ends it in that step."""
     seed_all(seed)
     line, loader = Line(), Loader() if loader is None else loader
-    r8 = R8Scheduler(
-        **grouped({
-            "num_epochs": 3, "scheduler_mode": "keep", "checkpoint_dir": folder, "checkpoint_every": 7,
-            "resume": "auto", "backup_dir": False, "handle_signals": False, "state_callback": line.read,
-            "load_callback": line.load, "save_callback": line.save, **settings,
-        })
-    )  # fmt: skip
+    r8 = resumable(folder, line, **{"num_epochs": 3, "checkpoint_every": 7, **settings})
     begun = r8.global_step
     for _ in r8.epoch_iterator():
         for batch in r8.batches(loader):
@@ -229,11 +228,7 @@ def test_an_iterator_is_replayed_from_its_beginning(tmp_path):
     def run(kill_at=None):
         line, source = Line(), stream()
         seed_all()
-        r8 = R8Scheduler(
-            num_steps=40, scheduler_mode="keep", checkpoint_dir=tmp_path / str(kill_at is None), checkpoint_every=5,
-            resume="auto", backup_every=Backups(backup_dir=False), handle_signals=False, state_callback=line.read,
-            load_callback=line.load, save_callback=line.save,
-        )  # fmt: skip
+        r8 = resumable(tmp_path / str(kill_at is None), line, num_steps=40, checkpoint_every=5)
         while not r8.is_over:
             for place, batch in enumerate(r8.batches(source)):
                 if r8.global_step == kill_at:
@@ -259,11 +254,7 @@ def test_a_kill_in_the_validation_repeats_the_validation(tmp_path):
 
     def run(kill_in=None):
         line, loader, validated = Line(), Loader(7), []
-        r8 = R8Scheduler(
-            num_epochs=3, scheduler_mode="keep", checkpoint_dir=tmp_path, resume="auto",
-            backup_every=Backups(backup_dir=False),
-            handle_signals=False, state_callback=line.read, load_callback=line.load, save_callback=line.save,
-        )  # fmt: skip
+        r8 = resumable(tmp_path, line, num_epochs=3)
         for epoch in r8.epoch_iterator():
             for batch in r8.batches(loader):
                 if r8.update_with_loss(line.loss(batch)):
@@ -285,11 +276,7 @@ def test_an_exception_over_an_epoch_that_is_repeated_without_batches_says_so(tmp
     """As of a loss that is printed after the batches; one with batches says nothing of the kind."""
 
     def run(kill_in):
-        with R8Scheduler(
-            num_epochs=3, scheduler_mode="keep", checkpoint_dir=tmp_path, resume="auto",
-            backup_every=Backups(backup_dir=False),
-            handle_signals=False,
-        ) as r8:  # fmt: skip
+        with resumable(tmp_path, Line(), num_epochs=3) as r8:
             for epoch in r8.epoch_iterator():
                 losses = []
                 for _ in r8.batches(Loader(7)):
@@ -314,12 +301,7 @@ def test_a_loop_of_steps_goes_on_with_its_generators(tmp_path):
     def run(folder, kill_at=None, seed=1):
         seed_all(seed)
         line = Line()
-        r8 = R8Scheduler(
-            num_steps=30, scheduler_mode="keep", checkpoint_dir=folder, checkpoint_every=4, resume="auto",
-            backup_every=Backups(backup_dir=False), handle_signals=False, state_callback=line.read,
-            load_callback=line.load,
-            save_callback=line.save,
-        )  # fmt: skip
+        r8 = resumable(folder, line, num_steps=30, checkpoint_every=4)
         for step in r8.steps():
             if step == kill_at:
                 raise Killed
@@ -433,11 +415,7 @@ def follow(folder, *, kill_at=None, begin_at=None, **settings):
     """A trainer that counts the epochs, and draws the order of each from numpy; returns what it drew, and R8."""
     seed_all(3)
     line, drawn = Line(), []
-    r8 = R8Scheduler(
-        checkpoint_dir=folder, resume="auto", backup_every=Backups(backup_dir=False),
-        handle_signals=False, state_callback=line.read, load_callback=line.load, save_callback=line.save,
-        **grouped(dict(scheduler_mode="keep", checkpoint_every=3, **settings)),
-    )  # fmt: skip
+    r8 = resumable(folder, line, checkpoint_every=3, **settings)
     batches = r8.follow(counts_epochs=True)
     batches.begin_run()
     for epoch in range(r8.current_epoch if begin_at is None else begin_at, 3):

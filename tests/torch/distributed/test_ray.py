@@ -4,8 +4,6 @@ import ast
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 
 import tests.shard_jobs as jobs
 from learnit_r8.torch import attach
+from tests.programs import ROOT, printed_by
 from tests.rank_jobs import table_digest
 
 pytest.importorskip("ray.train.torch")
@@ -22,8 +21,6 @@ pytest.importorskip("ray.train.torch")
 import ray
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -59,12 +56,9 @@ def test_a_killed_worker_is_replaced_and_the_run_goes_on(pair, tmp_path, on_two_
 def test_the_example_trains_on_two_workers(tmp_path):
     """The program of the guide runs as it is written, and reports an epoch and a loss."""
     pytest.importorskip("sklearn")
-    program = [sys.executable, str(ROOT / "examples" / "ray_digits.py"), "--epochs", "2", "--storage", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180"}
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=400)
-
-    assert done.returncode == 0, done.stderr
-    metrics = ast.literal_eval(done.stdout.splitlines()[-1])
+    command = ROOT / "examples" / "ray_digits.py", "--epochs", 2, "--storage", tmp_path
+    printed = printed_by(tmp_path, *command, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="180")
+    metrics = ast.literal_eval(printed.splitlines()[-1])
     assert metrics["epoch"] == 2
     assert 0 < metrics["loss"] < 2
 

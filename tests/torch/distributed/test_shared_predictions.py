@@ -5,7 +5,7 @@ import pytest
 
 from learnit_r8 import predictions_of
 from learnit_r8.torch import RanksDiffer, SharedRun
-from tests.drive import make, sample_losses
+from tests.drive import evidence_of, make, sample_losses
 from tests.rank_common import in_threads
 from tests.torch.distributed.test_shared_run import raised, shares
 
@@ -14,11 +14,6 @@ def said(indices, step):
     """Predictions of some samples: the same whoever asks."""
     logits = np.sin(np.outer(indices + 1, np.arange(1, 6)) * (1 + step))
     return predictions_of(logits.astype(np.float32), indices % 5)
-
-
-def evidence(r8):
-    r8.table.learner.hand_over()
-    return r8.table.storage.evidence.whole
 
 
 def alone(num_samples, reports):
@@ -35,7 +30,7 @@ def alone(num_samples, reports):
 @pytest.mark.parametrize(("num_samples", "size"), [(48, 2), (49, 4), (5, 4)])
 def test_evidence_is_that_of_one_process(every, num_samples, size):
     """The evidence of ranks that share batches is that of one process, short and filled-up batches included."""
-    expected = evidence(alone(num_samples, lambda step: True))
+    expected = evidence_of(alone(num_samples, lambda step: True))
 
     def job(ranks):
         shared = SharedRun(make(num_samples, batch_size=8, num_epochs=3), ranks, every=every)
@@ -43,7 +38,7 @@ def test_evidence_is_that_of_one_process(every, num_samples, size):
             shared.report(
                 share.ticket, sample_losses(share.indices), predictions=said(share.indices, share.ticket.step)
             )
-        return evidence(shared.r8).copy()
+        return evidence_of(shared.r8).copy()
 
     for found in in_threads(size, job):
         np.testing.assert_array_equal(found, expected)
@@ -56,7 +51,7 @@ def test_predictions_may_begin_late_and_pause(every):
     def reports(step):
         return step > 5 and step % 3 > 0
 
-    expected = evidence(alone(48, reports))
+    expected = evidence_of(alone(48, reports))
 
     def job(ranks):
         shared = SharedRun(make(48, batch_size=8, num_epochs=3), ranks, every=every)
@@ -64,7 +59,7 @@ def test_predictions_may_begin_late_and_pause(every):
             step = share.ticket.step
             predictions = said(share.indices, step) if reports(step) else None
             shared.report(share.ticket, sample_losses(share.indices), predictions=predictions)
-        return evidence(shared.r8).copy()
+        return evidence_of(shared.r8).copy()
 
     for found in in_threads(2, job):
         np.testing.assert_array_equal(found, expected)

@@ -18,7 +18,7 @@ from learnit_r8.recovery import persistence
 from learnit_r8.schedules.span import Span
 from learnit_r8.testing import record_events
 from learnit_r8.torch import RanksDiffer, SharedRun
-from tests.drive import INF, NAN, FakeClock, TickingClock, Weights, advance_to, flat, known, make, sample_losses
+from tests.drive import INF, NAN, FakeClock, TickingClock, Weights, advance_to, flat, known, make, sample_losses, steps
 from tests.rank_common import in_threads
 
 
@@ -47,14 +47,13 @@ def _spread(get, loss):
         get()["w"][:] = NAN
 
 
-def alone(r8, until=None):
-    """The same batches on one rank, with nothing shared."""
-    for _ in r8.epoch_iterator():
-        for indices, _ in r8.batch_iterator():
-            r8.update_with_loss(sample_losses(indices))
-            if r8.global_step == until:
-                return r8
-    return r8
+def alone(num_samples):
+    """What one rank knows after three epochs of the same batches, with nothing shared, and their rates."""
+    r8, rates = make(num_samples, batch_size=8, num_epochs=3), []
+    for _, indices, lr in steps(r8):
+        rates.append(lr)
+        r8.update_with_loss(sample_losses(indices))
+    return known(r8), rates
 
 
 def healing(weights, **more):
@@ -71,29 +70,17 @@ def raised(answers):
 
 @pytest.mark.parametrize("every", [1, 3, 16, None])
 @pytest.mark.parametrize(("num_samples", "size"), [(48, 2), (50, 2), (49, 4), (5, 4)])
-def test_tables_are_those_of_one_process(every, num_samples, size):
-    """Ranks that share batches know bit for bit what one process knows that trains on them alone."""
-    expected = known(alone(make(num_samples, batch_size=8, num_epochs=3)))
+def test_tables_and_rates_are_those_of_one_process(every, num_samples, size):
+    """Ranks that share batches know bit for bit what one process knows that trains on them alone, at its rates."""
+    expected, rates = alone(num_samples)
 
     def job(ranks):
         shared = SharedRun(make(num_samples, batch_size=8, num_epochs=3), ranks, every=every)
-        follow(shared)
-        return known(shared.r8)
+        return [lr for _, lr, _ in follow(shared)], known(shared.r8)
 
-    for found in in_threads(size, job):
-        for name, values in expected.items():
-            np.testing.assert_array_equal(found[name], values)
-
-
-@pytest.mark.parametrize("size", [2, 4])
-def test_rates_are_those_of_one_process(size):
-    """That losses are exchanged late changes no learning rate."""
-    r8 = make(48, batch_size=8, num_epochs=3)
-    expected = [lr for _ in r8.epoch_iterator() for _, lr in r8.batch_iterator() if r8.update_with_loss(1.0)]
-
-    [first, *_] = in_threads(size, lambda ranks: follow(SharedRun(make(48, batch_size=8, num_epochs=3), ranks)))
-
-    assert [lr for _, lr, _ in first] == expected
+    for used, found in in_threads(size, job):
+        assert used == rates
+        np.testing.assert_equal(found, expected)
 
 
 @pytest.mark.parametrize(("count", "size"), [(8, 2), (8, 4), (7, 4), (1, 4), (5, 2)])
@@ -335,44 +322,35 @@ def test_a_bad_loss_on_one_rank_puts_all_back_at_the_same_step(culprit, every):
 
 @pytest.mark.filterwarnings("ignore:.*the weights were damaged", "ignore:more than half of the last 100")
 def test_no_rank_skips_a_step_on_its_own_verdict():
-    """Until the losses are exchanged the rank with the bad one goes on like the others."""
+    """Until the losses are exchanged the rank with the bad one goes on like the others; these steps are steps, which
+    are undone, and nothing is learned of them."""
 
     def job(ranks):
         shared = SharedRun(healing(Weights()), ranks, every=4)
-        return [bool(outcome) for *_, outcome in follow(shared, bad={(1, 9)})]
+        seen = follow(shared, bad={(1, 8)})
+        skipped = [step for step, (*_, outcome) in enumerate(seen) if not outcome]
+        r8 = shared.r8
+        return skipped, r8.global_step, r8.sentry.num_refused, int(r8.table.usage_count.sum())
 
-    [one, other] = in_threads(2, job)
-
-    # Epochs of 6 steps are exchanged after 4 and 6; a probe is exchanged at once.
-    assert [step for step, counts in enumerate(one) if not counts] == [9, 10]
-    assert one == other
-
-
-@pytest.mark.filterwarnings("ignore:.*the weights were damaged", "ignore:more than half of the last 100")
-def test_what_was_trained_after_a_refused_loss_is_undone_and_counted():
-    """Steps between a refused loss and the exchange are steps, and nothing is learned of them."""
-
-    def job(ranks):
-        shared = SharedRun(healing(Weights()), ranks, every=4)
-        follow(shared, bad={(1, 8)})
-        return shared.r8.global_step, shared.r8.sentry.num_refused, int(shared.r8.table.usage_count.sum())
-
-    answers = in_threads(2, job)
-
-    # Step 8 of 24 is refused, 9 was trained on with it, and 10 is a probe.
-    assert answers == [(23, 1, 48 * 4 - 3 * 8)] * 2
+    # Epochs of 6 steps are exchanged after 4 and 6: of 24, step 8 is refused, 9 was trained on, and 10 is a probe.
+    assert in_threads(2, job) == [([9, 10], 23, 1, 48 * 4 - 3 * 8)] * 2
 
 
 @pytest.mark.filterwarnings("ignore:.*the weights were damaged", "ignore:more than half of the last 100")
-def test_a_loss_that_stays_bad_ends_all_ranks():
-    """All ranks give up together."""
+def test_a_loss_that_stays_bad_ends_all_ranks(tmp_path):
+    """All ranks give up together, and the error of the first names the folder of the records."""
 
     def job(ranks):
-        shared = SharedRun(healing(Weights(), recovery=Recovery(max_refused=8)), ranks, every=2)
+        recovery = Recovery(max_refused=8)
+        shared = SharedRun(healing(Weights(), checkpoint_dir=tmp_path, recovery=recovery), ranks, every=2)
         for share in shares(shared):
             shared.report(share.ticket, np.full(4, NAN if share.ticket.step > 6 else 1.0))
 
-    assert raised(in_threads(2, job))[0] is TrainingDiverged
+    one, other = answers = in_threads(2, job)
+
+    assert raised(answers)[0] is TrainingDiverged
+    assert str(tmp_path) in str(one)
+    assert str(tmp_path) not in str(other)
 
 
 def test_the_clock_of_rank_0_rules():
@@ -436,13 +414,17 @@ def test_early_backups_are_taken_at_the_same_steps(monkeypatch):
 
 @pytest.mark.parametrize("asked", [0, 1])
 def test_a_stop_asked_for_on_one_rank_stops_all_after_the_same_step(asked, tmp_path):
-    """All ranks stop at the step after which they read the wish; rank 0 has saved by then."""
+    """All ranks stop at the step after which they read the wish; rank 0 has saved by then.
+
+    So it is where one asks who knew the run before the ranks met, as a screen and a journal do.
+    """
 
     def job(ranks):
-        shared = SharedRun(make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path), ranks, every=4)
+        r8 = make(48, batch_size=8, num_epochs=4, checkpoint_dir=tmp_path)
+        requests, shared = r8.requests, SharedRun(r8, ranks, every=4)
         for share in shares(shared):
             if ranks.rank == asked and share.ticket.step == 8:
-                shared.r8.requests.stop("enough")
+                requests.stop("enough")
             shared.report(share.ticket, sample_losses(share.indices))
         return shared.r8.global_step, shared.r8.pace.is_stopped
 
@@ -592,16 +574,22 @@ def test_a_rank_that_leaves_a_batch_out_is_found():
     assert "must exchange losses together" in str(in_threads(2, job)[0])
 
 
-def test_losses_of_another_kind_on_another_rank_are_found():
-    """One rank may not report means where another reports losses of samples."""
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (lambda rank, step, losses: losses if rank else losses.mean(), "must report one kind of loss"),
+        (lambda rank, step, losses: losses if step < 2 else 1.0, "must be of the kind reported first"),
+    ],
+)
+def test_losses_of_another_kind_are_found(kind, text):
+    """One rank may not report means where another reports losses of samples, nor all of them from some step on."""
 
     def job(ranks):
         shared = SharedRun(make(48, batch_size=8), ranks)
         for share in shares(shared):
-            losses = sample_losses(share.indices)
-            shared.report(share.ticket, losses if ranks.rank else losses.mean())
+            shared.report(share.ticket, kind(ranks.rank, share.ticket.step, sample_losses(share.indices)))
 
-    assert "must report one kind of loss" in raised(in_threads(2, job))[1]
+    assert text in raised(in_threads(2, job))[1]
 
 
 def test_a_batch_left_out_on_all_ranks_comes_again():
@@ -624,26 +612,11 @@ def test_a_batch_left_out_on_all_ranks_comes_again():
         assert uses == [1] * 48
 
 
-def test_a_break_goes_on_in_the_same_epoch():
-    """After a break the epoch goes on where it was left."""
-
-    def job(ranks):
-        shared = SharedRun(make(48, batch_size=8, num_epochs=1), ranks)
-        for share in shared:
-            shared.report(share.ticket, sample_losses(share.indices))
-            if share.ticket.step == 1:
-                break
-        follow(shared)
-        return shared.r8.global_step, shared.r8.table.usage_count.tolist()
-
-    assert in_threads(2, job) == [(6, [1] * 48)] * 2
-
-
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (1, 4), (4, 1)])
 @pytest.mark.parametrize("step", [3, 6, 9])
 def test_another_number_of_ranks_goes_on_with_the_same_batches(before, after, step):
     """A state says nothing of ranks: resumed on more or fewer, a run has the batches and tables of an unbroken one."""
-    expected = known(alone(make(48, batch_size=8, num_epochs=3)))
+    expected, _ = alone(48)
 
     def first(ranks):
         shared = SharedRun(make(48, batch_size=8, num_epochs=3), ranks)
@@ -667,66 +640,45 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(before, after, st
         np.testing.assert_equal(found, expected)
 
 
-def test_means_of_slices_make_the_mean_of_the_batch():
-    """Where only means are reported, the table learns from the mean of the batch, whatever the number of ranks."""
+@pytest.mark.parametrize(
+    ("of_slice", "of_batch", "part_size", "source"),
+    [
+        (np.mean, lambda losses: np.mean([half.mean() for half in np.split(losses, 2)]), None, "batch means of 8"),
+        (lambda losses: losses.reshape(-1, 2).mean(1), lambda losses: losses.reshape(-1, 2).mean(1), 2, "parts of 2"),
+    ],
+)
+def test_means_of_slices_are_those_of_the_batch(of_slice, of_batch, part_size, source):
+    """Where only means are reported, or those of parts, the table learns from the batch's, whatever the ranks."""
     r8 = make(48, batch_size=8, num_epochs=2)
-    for _ in r8.epoch_iterator():
-        for indices, _ in r8.batch_iterator():
-            r8.update_with_loss(float(np.mean([sample_losses(half).mean() for half in np.split(indices, 2)])))
+    for _, indices, _ in steps(r8):
+        r8.update_with_loss(of_batch(sample_losses(indices)), part_size=part_size)
 
     def job(ranks):
         shared = SharedRun(make(48, batch_size=8, num_epochs=2), ranks)
         for share in shares(shared):
-            shared.report(share.ticket, float(sample_losses(share.indices).mean()))
+            shared.report(share.ticket, of_slice(sample_losses(share.indices)), part_size=part_size)
         return known(shared.r8), shared.r8.table.source
 
-    for found, source in in_threads(2, job):
+    for found, said in in_threads(2, job):
         np.testing.assert_equal(found, known(r8))
-        assert source == "batch means of 8"
+        assert said == source
 
 
-def test_parts_of_slices_are_parts_of_the_batch():
-    """Means of parts are reported as those of the whole batch."""
-    r8 = make(48, batch_size=8, num_epochs=2)
-    for _ in r8.epoch_iterator():
-        for indices, _ in r8.batch_iterator():
-            r8.update_with_loss(sample_losses(indices).reshape(-1, 2).mean(1), part_size=2)
-
-    def job(ranks):
-        shared = SharedRun(make(48, batch_size=8, num_epochs=2), ranks)
-        for share in shares(shared):
-            shared.report(share.ticket, sample_losses(share.indices).reshape(-1, 2).mean(1), part_size=2)
-        return known(shared.r8)
-
-    for found in in_threads(2, job):
-        np.testing.assert_equal(found, known(r8))
-
-
-def test_a_step_skipped_on_one_rank_is_skipped():
-    """A loss scaler's overflow is no alarm, on whichever rank it is known."""
+@pytest.mark.parametrize(
+    ("loss", "more", "num_refused"), [(INF, {"skipped": True}, 0), (1.0, {"grad_norm": NAN}, 1)], ids=str
+)
+def test_what_one_rank_alone_knows_of_a_step_counts(loss, more, num_refused):
+    """A loss scaler's overflow is no alarm, and the largest norm of the gradient counts, on whichever rank it is."""
 
     def job(ranks):
         shared = SharedRun(healing(Weights()), ranks)
         for share in shares(shared):
-            is_over = share.ticket.step == 7
-            losses = np.full(4, INF) if is_over else sample_losses(share.indices)
-            shared.report(share.ticket, losses, skipped=is_over and ranks.rank == 1)
+            losses, is_time = sample_losses(share.indices), share.ticket.step == 7
+            given = more if is_time and ranks.rank == 1 else {"grad_norm": 1.0} if "grad_norm" in more else {}
+            shared.report(share.ticket, np.full(4, loss) if is_time else losses, **given)
         return shared.r8.sentry.num_refused
 
-    assert in_threads(2, job) == [0, 0]
-
-
-def test_a_gradient_that_is_bad_on_one_rank_is_refused():
-    """The largest norm counts."""
-
-    def job(ranks):
-        shared = SharedRun(healing(Weights()), ranks)
-        for share in shares(shared):
-            norm = NAN if share.ticket.step == 7 and ranks.rank == 1 else 1.0
-            shared.report(share.ticket, sample_losses(share.indices), grad_norm=norm)
-        return shared.r8.sentry.num_refused
-
-    assert in_threads(2, job) == [1, 1]
+    assert in_threads(2, job) == [num_refused] * 2
 
 
 @dataclass(frozen=True)
@@ -831,22 +783,6 @@ def test_damage_on_one_rank_is_damage_on_all():
     assert in_threads(2, job) == [(["DamageFound"], 4)] * 2
 
 
-@pytest.mark.filterwarnings("ignore:.*the weights were damaged", "ignore:more than half of the last 100")
-def test_only_rank_0_leaves_a_diagnosis(tmp_path):
-    """When all give up, the error of the first names the folder of the records."""
-
-    def job(ranks):
-        recovery = Recovery(max_refused=8)
-        shared = SharedRun(healing(Weights(), checkpoint_dir=tmp_path, recovery=recovery), ranks, every=2)
-        for share in shares(shared):
-            shared.report(share.ticket, np.full(4, NAN if share.ticket.step > 6 else 1.0))
-
-    [one, other] = in_threads(2, job)
-
-    assert str(tmp_path) in str(one)
-    assert str(tmp_path) not in str(other)
-
-
 def test_all_ranks_load_the_checkpoint_that_rank_0_finds(tmp_path):
     """`load_checkpoint` takes rank 0's newest on all ranks."""
     r8 = make(48, batch_size=8, num_epochs=3, checkpoint_dir=tmp_path)
@@ -863,23 +799,21 @@ def test_all_ranks_load_the_checkpoint_that_rank_0_finds(tmp_path):
     assert in_threads(4, job) == [4] * 4
 
 
-def test_batch_size_must_be_a_multiple():
-    """Ranks take equal slices."""
-    [error, *_] = in_threads(3, lambda ranks: SharedRun(make(48, batch_size=8), ranks))
+@pytest.mark.parametrize(
+    ("size", "settings", "text"),
+    [
+        (3, {}, r"batch_size must be a multiple of the 3 ranks, .*got 8"),
+        (2, {"auto_find_lr": True}, "auto_find_lr must be False on several ranks"),
+    ],
+)
+def test_runs_that_cannot_be_shared_are_refused(size, settings, text):
+    """Ranks take equal slices, and a search for a rate needs every loss at once."""
+    weights = Weights()
+    callbacks = {"state_callback": weights.get, "load_callback": weights.load}
+    [error, *_] = in_threads(size, lambda ranks: SharedRun(make(48, batch_size=8, **settings, **callbacks), ranks))
 
-    with pytest.raises(ValueError, match=r"batch_size must be a multiple of the 3 ranks, .*got 8"):
+    with pytest.raises(ValueError, match=text):
         raise error
-
-
-def test_a_search_for_a_rate_is_refused():
-    """auto_find_lr needs every loss at once."""
-
-    def job(ranks):
-        weights = Weights()
-        callbacks = {"state_callback": weights.get, "load_callback": weights.load}
-        SharedRun(make(48, batch_size=8, auto_find_lr=True, **callbacks), ranks)
-
-    assert "auto_find_lr must be False on several ranks" in raised(in_threads(2, job))[1]
 
 
 @pytest.mark.parametrize(
@@ -925,17 +859,6 @@ def test_a_loss_that_does_not_fit_changes_nothing(losses, part_size, text):
         return shared.r8.global_step
 
     assert in_threads(2, job) == [6, 6]
-
-
-def test_losses_must_stay_of_one_kind():
-    """A kind of loss that differs from that of the step before is refused before it is exchanged."""
-
-    def job(ranks):
-        shared = SharedRun(make(48, batch_size=8), ranks)
-        for share in shares(shared):
-            shared.report(share.ticket, sample_losses(share.indices) if share.ticket.step < 2 else 1.0)
-
-    assert "must be of the kind reported first" in raised(in_threads(2, job))[1]
 
 
 @pytest.mark.filterwarnings("ignore:sample 7 was in", "ignore:the loss of sample 7")
@@ -1013,22 +936,6 @@ def test_what_was_asked_before_the_ranks_met_is_answered_together(asked_on, tmp_
 
     assert one == other == (one[1], one[1])
     assert 9 <= one[0] <= 15
-
-
-def test_a_screen_and_a_journal_ask_the_ranks_too(tmp_path):
-    """Requests of one who knew the run before the ranks met are those of all ranks."""
-
-    def job(ranks):
-        r8 = make(48, batch_size=8, num_epochs=4)
-        requests = r8.requests
-        shared = SharedRun(r8, ranks, every=4)
-        for share in shares(shared):
-            if ranks.rank == 0 and share.ticket.step == 8:
-                requests.stop("enough")
-            shared.report(share.ticket, sample_losses(share.indices))
-        return r8.global_step, r8.pace.is_stopped
-
-    assert in_threads(2, job) == [(11, True)] * 2
 
 
 def test_a_checkpoint_that_rank_0_cannot_write_counts_as_missing_on_all(tmp_path):

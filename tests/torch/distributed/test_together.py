@@ -4,9 +4,6 @@ import math
 import os
 import platform
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +11,8 @@ import tests.own_rank_jobs as own_jobs
 import tests.rank_jobs as jobs
 from learnit_r8 import CheckpointStore, Monitor, R8Scheduler, RunDir
 from learnit_r8.torch import Ranks
+from tests.programs import ROOT, torchrun
 from tests.rank_common import World
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -166,9 +162,9 @@ def test_adapters_that_differ_are_refused(pair):
 @pytest.mark.parametrize("workers", [pytest.param((0, 2), marks=pytest.mark.slow), (2, 1)])
 def test_workers_may_differ(pair, workers):
     """How far the loader of a rank fetches ahead changes nothing on any."""
-    expected = pair.run(jobs.workers_run, (0, 0))
+    expected, found = (pair.run(jobs.attached_run, None, None, {"num_epochs": 2}, each) for each in (0, workers))
 
-    assert pair.run(jobs.workers_run, workers) == expected
+    assert found == expected
 
 
 @pytest.mark.parametrize("until", [50, 79])
@@ -183,16 +179,6 @@ def test_one_process_goes_on_where_two_left_off(pair, tmp_path, until):
                 r8.update_with_loss(1.0 + indices / 640)
 
     assert jobs.table_digest(broken) == jobs.table_digest(whole)
-
-
-def torchrun(cwd, program, *options, size=2):
-    """What a program prints that torchrun starts."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
-    command += [str(program), *options]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.program

@@ -11,6 +11,7 @@ from learnit_r8 import events
 from learnit_r8.events.incident import fold
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
+from tests.torch_common import descend
 
 NUM_STEPS = 400
 
@@ -35,9 +36,7 @@ def train(*, lr=0.05, jump=None, times=1e4, num_steps=NUM_STEPS, poison=None, st
             if steps:
                 adapter.step(loss)
             elif adapter.report(loss):
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                descend(optimizer, loss)
     return [str(each.message) for each in caught], heard, adapter
 
 

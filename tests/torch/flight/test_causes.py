@@ -19,6 +19,7 @@ from learnit_r8.torch.flight.causes import Runs, join
 from learnit_r8.torch.flight.state_faults import compare
 from learnit_r8.torch.flight.watch import describe_place, run_watched
 from tests.torch.flight.test_place import data, train
+from tests.torch_common import descend
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 REFUSAL = Refusal(1, math.nan, 1.0, False, False, [], 0.1)
@@ -174,9 +175,7 @@ def train_in(kind, optimizer_of, *, num_steps, **settings):
                 for x, y in adapter.batches():
                     loss = nn.functional.cross_entropy(model(x).float(), y)
                     if adapter.report(loss):
-                        optimizer.zero_grad()
-                        loss.backward()
-                        optimizer.step()
+                        descend(optimizer, loss)
     except TrainingDiverged as error:
         return model, str(error), told
     return model, "", told

@@ -193,6 +193,8 @@ def test_one_sentence_is_said_everywhere(tmp_path, capsys, fault):
 
     assert str(raised.value).startswith(f"It began at {sentence}.")
     assert heard.of(events.GaveUp)[0].text.startswith(f"It began at {sentence}.")
+    # Not more than the first three of a kind are looked into.
+    assert len(heard.of(events.CauseFound)) == 3
     assert load_incident(tmp_path / "incidents" / "1").cause == sentence
     assert alert_of(found) == ("cause", sentence)
     page = write_report(tmp_path, tmp_path / "page.html").read_text(encoding="utf-8")

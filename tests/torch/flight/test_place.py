@@ -12,10 +12,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, softplus
 from torch.utils.data import DataLoader, TensorDataset
 
-from learnit_r8 import Recovery, TrainingDiverged, events
+from learnit_r8 import events
 from learnit_r8.bridge.batch_rows import halve, num_rows, some_rows
 from learnit_r8.recovery.cause import Refusal
-from learnit_r8.recovery.record import read_record
 from learnit_r8.sampling.random_generators import hold_random_state
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
@@ -434,33 +433,6 @@ def test_some_rows_of_any_batch():
 
     assert part["x"].tolist() == [[4, 5], [0, 1]]
     assert (part["names"], part["scale"].tolist(), part["flag"]) == (["c", "a"], [1, 1], True)
-
-
-def test_a_run_that_gives_up_says_first_where_it_began(tmp_path):
-    """The same sentence in the error, in the events, and in the record."""
-    dataset = data()
-    dataset.tensors[0][:, 2] = float("nan")
-    heard = record_events()
-    model = Net()
-    adapter = attach(
-        model, torch.optim.SGD(model.parameters(), lr=1e-2), dataset, batch_size=8, num_steps=60, listeners=[heard],
-        run_batch=loss_of(model), recovery=Recovery(max_refused=12), run_dir=tmp_path,
-    )  # fmt: skip
-
-    def run():
-        for _ in adapter.epochs():
-            for x, y in adapter.loader():
-                adapter.step(adapter.loss(cross_entropy(model(x), y, reduction="none")))
-
-    with pytest.raises(TrainingDiverged) as raised:
-        run()
-
-    sentence = heard.of(events.CauseFound)[0].text
-    assert str(raised.value).startswith(f"It began at {sentence}.")
-    assert heard.of(events.GaveUp)[0].text.startswith(f"It began at {sentence}.")
-    assert read_record(tmp_path / "incidents" / "1")["cause"] == sentence
-    # Not more than the first three of a kind are looked into.
-    assert len(heard.of(events.CauseFound)) == 3
 
 
 @pytest.mark.parametrize("fault", ["weights", "weights with run_batch", "output"])

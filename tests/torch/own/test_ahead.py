@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from learnit_r8 import Backups
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
+from tests.torch_common import descend
 
 NUM = 24
 
@@ -94,9 +95,7 @@ def trained(make, folder, *, kill_at=None, seed=0, every=2, collate=None, **sett
             if is_drawn:
                 adapter.step(adapter.loss(losses))
             elif adapter.report(losses.mean()):
-                optimizer.zero_grad()
-                losses.mean().backward()
-                optimizer.step()
+                descend(optimizer, losses.mean())
             if adapter.scheduler.global_step == kill_at:
                 raise Killed
     adapter.close()

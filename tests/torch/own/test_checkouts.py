@@ -2,11 +2,11 @@
 
 import difflib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.programs import printed_by
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "wild.py"
 
@@ -60,9 +60,7 @@ def test_a_folder_of_checkouts_is_checked(tmp_path):
     """A script converted by the guide passes every check; one that reports no loss is found out."""
     checkout(tmp_path, "careless", CHANGES[:2])
     checkout(tmp_path, "converted", CHANGES)
-    said = subprocess.run(
-        [sys.executable, "-W", "ignore", BENCHMARK, tmp_path, "--quick"], capture_output=True, text=True, check=True
-    ).stdout
+    said = printed_by(tmp_path, "-W", "ignore", BENCHMARK, tmp_path, "--quick")
     careless, converted = said.split("converted: ")
 
     assert converted.startswith("some/body 0123456789, python train.py\n")

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
+from tests.torch_common import descend
 
 NUM_EPOCHS = 3
 
@@ -50,9 +51,7 @@ def test_a_table_of_rates(at, is_planned):
                     model[0].weight.data[0, 0] = float("nan")
                 losses = cross_entropy(model(x), y, reduction="none")
                 if adapter.report(losses if is_planned else losses.mean()):
-                    optimizer.zero_grad()
-                    losses.mean().backward()
-                    optimizer.step()
+                    descend(optimizer, losses.mean())
 
     assert turns == NUM_EPOCHS * length
     assert r8.global_step < turns
@@ -75,9 +74,7 @@ def test_the_number_of_the_batch(is_planned, num_workers):
                     model[0].weight.data[0, 0] = float("nan")
                 losses = cross_entropy(model(x), y, reduction="none")
                 if adapter.report(losses if is_planned else losses.mean()):
-                    optimizer.zero_grad()
-                    losses.mean().backward()
-                    optimizer.step()
+                    descend(optimizer, losses.mean())
             ends.append(batch_idx + 1)
 
     assert ends == [length] * NUM_EPOCHS

@@ -30,6 +30,7 @@ from learnit_r8 import R8Scheduler, Verdict
 from learnit_r8.checkpoint.tree import clone
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
+from tests.torch_common import descend
 
 KINDS = [
     Accumulated, Autoencoder, Averaged, Bfloat16, Bucketed, Closures, Epochs, Gan, InPlace, Iterations, OneCycle,
@@ -117,9 +118,7 @@ def test_the_first_losses_of_own_batches_may_be_high(mode, fault):
                     outcome = adapter.report(loss)
                     verdicts.append(outcome.verdict)
                     if outcome:
-                        optimizer.zero_grad()
-                        loss.backward()
-                        optimizer.step()
+                        descend(optimizer, loss)
 
     assert adapter.scheduler.global_step == 60
     # At a rate of the user's own, R8 does not say that no first loss may be high.
@@ -375,9 +374,7 @@ def test_a_loop_that_asks_for_the_backup_draws_the_batches_again():
                     for x, y in adapter:
                         drawn.append((r8.global_step, x.sum().item()))
                         loss = cross_entropy(model(x), y)
-                        optimizer.zero_grad()
-                        loss.backward()
-                        optimizer.step()
+                        descend(optimizer, loss)
                         adapter.report(loss)
                         if len(drawn) == restores_at:
                             restored = r8.restore_backup()

@@ -8,6 +8,7 @@ from wild_scripts import seed_all
 
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
+from tests.torch_common import descend
 
 from .test_resume import Killed
 
@@ -68,9 +69,7 @@ def train(kind, *, with_r8=True, epochs=3, bad=(), hook=None, workers=None, load
             if hook is not None:
                 hook(adapter)
             if adapter is None or adapter.report(losses):
-                optimizer.zero_grad()
-                losses.mean().backward()
-                optimizer.step()
+                descend(optimizer, losses.mean())
     return seen, model.state_dict(), torch.get_rng_state(), adapter
 
 

@@ -19,7 +19,7 @@ from learnit_r8.engine.settings import grouped
 from learnit_r8.events.event import describe
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
-from tests.torch_common import DIGITS, classifier, sgd
+from tests.torch_common import DIGITS, classifier, descend, sgd
 
 NAN = float("nan")
 
@@ -38,9 +38,7 @@ def run(*, bad_input=(), bad_weights=(), steps=200, on_error=None, **settings):
                     inputs[3] = NAN
                 with contextlib.nullcontext() if on_error is None else on_error:
                     if adapter.report(loss := cross_entropy(model(inputs), labels)):
-                        optimizer.zero_grad()
-                        loss.backward()
-                        optimizer.step()
+                        descend(optimizer, loss)
                 if turn in bad_weights:
                     model[0].weight.data[0, 0] = NAN
     return adapter, model
@@ -272,9 +270,7 @@ def test_check_heals_before_the_weights_are_used(part):
             place = 20 * (step % 10)
             inputs, labels = DIGITS[place : place + 20]
             if adapter.report(loss := cross_entropy(model(inputs), labels)):
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                descend(optimizer, loss)
 
     assert [number for number, each in enumerate(sound) if not each] == [3]
     assert len(heard.of(events.DamageFound)) == 1
