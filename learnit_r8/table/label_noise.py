@@ -111,7 +111,7 @@ def _find(
     if trust == BOUNDED:
         return replace(no_suspects(NO_CROSS_ENTROPY), num_judged=num_judged)
     shown = shown.exchanged("margin", "early") if trust == EARLY else shown
-    found = _by_mirror(known, shown, untrained_loss, by_group, precision)
+    found = _by_mirror(known, shown, untrained_loss, by_group, precision, is_trained=trust == PLAIN)
     if len(shown) > len(known) or "residual" in shown.names:
         # The mean loss of several labels says little of each, and the losses of numbers have no two components.
         if len(shown) > len(known) and found.places is None:
@@ -195,7 +195,7 @@ def _chosen(
 
 
 def _by_mirror(
-    records: Columns, evidence: Columns, untrained_loss: float, by_group: bool, precision: float
+    records: Columns, evidence: Columns, untrained_loss: float, by_group: bool, precision: float, *, is_trained: bool
 ) -> Suspects:
     """The samples whose margins no right labels explain, by margins of all labels or, of many, of some."""
     width = len(evidence) // len(records)
@@ -209,6 +209,7 @@ def _by_mirror(
     of_labels: dict[str, Any] = {
         "alike": min(width, MOST_ALIKE_OF_TWO if is_binary else MOST_ALIKE),
         "sample": judged_at // width if width > 1 else None, "is_binary": is_binary,
+        "is_steady": is_trained,
     }  # fmt: skip
     every, image = margins.of(some).astype(np.float64), margins.image(some)
     spared = unlearned(every, some["given"], judged_at % width) if width > 1 else None

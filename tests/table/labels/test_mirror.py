@@ -7,6 +7,8 @@ from learnit_r8.table.labels.mirror import (
     LEAST_LISTED,
     LEAST_POSITIVE,
     LEAST_RIGHT,
+    LEAST_RISE_OF_TWO,
+    MISFIT,
     STRAIGHT,
     Mirror,
     _climbed,
@@ -145,9 +147,10 @@ def test_labels_of_a_sample_that_err_together_count_as_fewer(alike):
     sample = np.arange(len(margin)) // 20
     slopes = [Mirror.of(margin, sample=some, caution=3.0).slope for some in (None, sample)]
     sure = Mirror.of(margin, caution=0.0).slope
+    errors = [np.sqrt(((sure - slope) / 3) ** 2 - (MISFIT * sure) ** 2) for slope in slopes]
 
     assert slopes[1] == pytest.approx(slopes[0], rel=0.02) if alike == 1 else (
-        sure - slopes[1] == pytest.approx(np.sqrt(alike) * (sure - slopes[0]), rel=0.1)
+        errors[1] == pytest.approx(np.sqrt(alike) * errors[0], rel=0.1)
     )  # fmt: skip
 
 
@@ -174,3 +177,38 @@ def test_counts_on_one_side_give_a_finite_fit(negative):
     counts = np.resize(np.array([*negative, *[0] * (256 - len(negative))]), 256)
     for fit in (fit_odds(np.full(256, 4), counts), fit_odds(counts, np.full(256, 4))):
         assert np.isfinite(fit).all()
+
+
+def test_lists_of_many_samples_hold_what_was_asked_for():
+    """No number of samples makes the slope certain, as the odds do not fall quite evenly; nor is a list too short."""
+    held = {0.5: [], 0.7: [], 0.9: []}
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        size, is_wrong = rng.gamma(2.0, 1.0, 20000), rng.random(20000) < 0.1
+        margin = np.where(rng.random(20000) < 1 / (1 + np.exp(1.2 * size)), size, -size)
+        margin[is_wrong] = np.abs(rng.normal(3.5, 1.5, is_wrong.sum()))
+        for precision, shares in held.items():
+            shares.append(is_wrong[Mirror.of(margin, is_steady=True).longest(margin, precision)].mean())
+
+    for precision, shares in held.items():
+        assert precision - 0.02 < np.mean(shares) < precision + 0.05
+
+
+@pytest.mark.parametrize(("bend", "count"), [(1.0, 2000), (2.0, 4000)])
+def test_a_network_that_has_learnt_nothing_has_no_mirror(bend, count):
+    """Its right labels look wrong as often as right, by large margins more often: that tells nothing about them."""
+    rng = np.random.default_rng(0)
+    size = rng.gamma(2.0, 0.25, count)
+
+    assert Mirror.of(np.where(rng.random(count) < 1 / (1 + np.exp(-bend * size**2)), size, -size)) is None
+
+
+def test_wrong_labels_of_two_classes_that_are_learnt_in_part_do_not_flatten_the_slope():
+    """What is learnt of them shortens their margins, so that the odds of wrong labels fall, too."""
+    rng, size = np.random.default_rng(4), (np.arange(256) + 0.5) / 256
+    odds = np.exp(-30 * size) + 0.1 * np.exp(-2 * size)
+    total = np.full(256, 400)
+    positive = rng.binomial(total, odds / (1 + odds))
+
+    assert fit_odds(positive, total - positive, least_rise=0.0).slope < 22
+    assert 26 < fit_odds(positive, total - positive, least_rise=LEAST_RISE_OF_TWO).slope < 33
