@@ -11,7 +11,7 @@ at the end of one training. cleanlab gets probabilities out of sample, from 5-fo
 5 / 4 of the epochs each: five times the visits. Its functions: `find_multilabel_issues_per_class`, `find_label_issues`
 of tokens and of segmentation; for numbers `CleanLearning.find_label_issues`, which trains itself. Bounds are those of
 90 % on one side, with samples as the units, as errors in one mask are not independent. The rules were chosen with seeds
-100 to 105, those for words and topics with 1 to 5; those are never run here, nor is 400, whose masks were looked at
+100 to 105, those for words and topics with 1 to 5 too; those are never run here, nor is 400, whose masks were looked at
 when the rules for pixels that are wrong together and for the background were made.
 """
 

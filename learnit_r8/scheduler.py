@@ -423,7 +423,7 @@ class R8Scheduler:
                 # It was not reported.
                 self._given_up = left.step
                 host.give_up(left)
-            if pace.epoch_of(pace.step + pace.left_out) != epoch and not search.is_on:
+            if (pace.step + pace.left_out) // pace.steps_per_epoch != epoch and not search.is_on:
                 self._ended_epoch = True
                 if pace.is_finished or self.requests.is_pending:
                     # Else what follows the epoch in the user's loop comes before a checkpoint of it.

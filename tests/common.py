@@ -14,6 +14,7 @@ from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.policies import Balanced, Quartile, Shuffle, Steady, get_policy
 from learnit_r8.sampling.planned import PlannedBatches
 from learnit_r8.table.losses import EXACT, read_loss
+from tests.drive import observe
 from tests.examples import examples
 
 
@@ -86,7 +87,7 @@ def report(plan, batch, losses, part_size=None):
         loss = np.array([losses[start : start + part_size].mean() for start in range(0, len(losses), part_size)])
     table, reading = plan.table, read_loss(loss, len(losses), part_size)
     table.storage.part_size = EXACT if table.batch_size == 1 else reading.part_size
-    trend = table.learner.observe(reading.mean, reading.lowest)
+    trend = observe(table, reading.mean, reading.lowest)
     plan.report(batch.chunk, batch.slot, reading.mean if table.batch_size == 1 else reading.means, trend)
     return np.atleast_1d(reading.means), trend
 

@@ -46,6 +46,18 @@ class Weights:
             np.save(file, state_dict["model"]["w"])
 
 
+def observe(table, mean, lowest, reported=None):
+    """Let the trend of a table learn a loss, as a good one does in a step; returns the trend before it."""
+    trend = table.storage.batch_trend
+    if lowest < 0 and not table.storage.are_offsets:
+        table.learner.use_offsets()
+    if trend.is_early:
+        return trend.observe_early(mean, mean if reported is None else reported)
+    before = trend.value
+    trend.value += trend.weight * (mean - before)
+    return before
+
+
 class Weighing(Policy):
     """A user's policy that keeps all samples, from the second epoch on at this weight."""
 

@@ -17,7 +17,7 @@ from learnit_r8 import Predictions, R8Scheduler
 from learnit_r8.engine.settings import grouped
 from learnit_r8.engine.turns import RunInterrupted
 from learnit_r8.table.table import SampleTable
-from tests.drive import FakeClock, sample_losses
+from tests.drive import FakeClock, observe, sample_losses
 
 PACKAGE = str(Path(learnit_r8.__file__).parent)
 NUM_SAMPLES, BATCH = 22, 4
@@ -452,7 +452,7 @@ def check_table(user):
         early = slow.storage.batch_trend
         believed = reading.mean, reading.means, reading.lowest
         mean, means, lowest = early.believed(*believed) if early.is_early else believed
-        trend = slow.learner.observe(mean, lowest, reading.mean)
+        trend = observe(slow, mean, lowest, reading.mean)
         means = np.atleast_1d(means)
         size = reading.part_size or len(indices)
         sizes = np.array([len(part) for part in np.split(indices, range(size, len(indices), size))])

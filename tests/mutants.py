@@ -297,7 +297,7 @@ MUTANTS = [Mutant(*each) for each in (
      "guard/test_verdict.py", "a loss of -inf is trained on"),
     ("guard/monitor.py", "grad_norm > FAR_NORM * highest", "grad_norm > highest",
      "guard/test_monitor.py", "healthy gradients are refused as their norm rises"),
-    ("guard/monitor.py", "if self.num_skipped >= MOST_SKIPPED:", "if self.num_skipped > MOST_SKIPPED:",
+    ("guard/monitor.py", "if num_skipped >= MOST_SKIPPED:", "if num_skipped > MOST_SKIPPED:",
      "guard/test_monitor.py -k skipped", "one more overflow passes unseen"),
     ("guard/monitor.py", "max(highest, grad_norm), count + 1", "grad_norm, count + 1",
      "guard/test_monitor.py", "a small gradient makes the next usual one far too large"),

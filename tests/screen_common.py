@@ -14,6 +14,7 @@ from learnit_r8.events.condenser import Condenser
 from learnit_r8.schedules.schedule import Warmup
 from learnit_r8.table.losses import EXACT
 from learnit_r8.table.survey import Surveyor
+from tests.drive import observe
 
 NUM_SAMPLES, BATCH_SIZE, EPOCHS = 50_000, 128, 30
 PER_EPOCH = -(-NUM_SAMPLES // BATCH_SIZE)
@@ -43,7 +44,7 @@ class FakeTable:
         self.difficulty = rng.gamma(2.0, 0.5, NUM_SAMPLES)
         self.wrong = rng.random(NUM_SAMPLES) < 0.02
         self.rng = rng
-        self.table.learner.observe(2.3, 2.3)
+        observe(self.table, 2.3, 2.3)
         self.surveyor = Surveyor(self.table, clock=lambda: 0.0)
 
     def losses(self, epoch):

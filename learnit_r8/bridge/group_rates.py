@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,6 +32,8 @@ class _Last:
         # A rate may be a tensor of float32.
         return len(now) >= len(self.rates) and all(map(is_close, now, self.rates))
 
+
+_RATE = itemgetter("lr")
 
 _LAST: WeakKeyDictionary[Any, _Last] = WeakKeyDictionary()
 """By optimizer, as whoever attaches to one again must know that its rates are those that a schedule has come to."""
@@ -67,7 +70,7 @@ class GroupRates:
             Whether other code has changed one since the last call.
         """
         groups, shares = self._optimizer.param_groups, self._shares
-        held = [group["lr"] for group in groups]
+        held = list(map(_RATE, groups))
         # Its rate is NaN where one may be a tensor, which would have to be waited for.
         is_untouched = self._lr == self._lr and held == self._set
         if is_untouched and lr == self._lr:
@@ -77,9 +80,11 @@ class GroupRates:
         if len(groups) > len(shares):
             shares += [1.0] * (len(groups) - len(shares))
         foreign = self._set is not None and not is_untouched and self._is_changed(held, self._set)
-        self._set = self._last.rates = [lr * share for share in shares]
-        self._lr = lr
-        for group, rate in zip(groups, self._set, strict=True):
+        rates: list[float] = []
+        self._set, self._last.rates, self._lr = rates, rates, lr
+        for group, share in zip(groups, shares, strict=True):
+            rate = lr * share
+            rates.append(rate)
             # A tensor, as compiled and captured optimizers have, stays that tensor.
             if hasattr(group["lr"], "fill_"):
                 group["lr"].fill_(rate)

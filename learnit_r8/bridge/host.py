@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 HOST = (
-    "member", "seed", "say_once", "rates", "controller", "join", "count_batches", "leave_epoch", "share", "adopt",
+    "member", "seed", "say_once", "rates", "controller", "join", "leave_epoch", "share", "adopt",
     "draw_ahead", "draw_epoch", "begin", "hand_back", "leave_out", "discard", "between_steps", "may_be_due",
-    "may_be_witness", "look_at_weights", "timed", "deciding_state",
+    "look_at_weights", "timed", "deciding_state",
 )  # fmt: skip
 """Members of the engine that adapters rely on; see `Engine`. ``tests/bridge/test_host.py`` holds both to it."""
 

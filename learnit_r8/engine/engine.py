@@ -28,6 +28,7 @@ from .._validation import shortened
 from ..guard.monitor import MOST_SUSPICION, Memory
 from ..guard.verdict import GOOD, Verdict
 from ..policies.registry import STEADY
+from ..recovery.progress import EARLY_UPDATES
 from ..recovery.state import LOOK_MASK
 from ..sampling.chunk import OPEN, OUT_AGAIN, Batch
 from ..sampling.ticket import Outcome, Ticket
@@ -50,7 +51,7 @@ class Judged(NamedTuple):
 
     Attributes:
         step: Steps reported before it.
-        before: The guard's state before it.
+        before: What the sentry remembered before it.
         state: The state of its batch before it.
         reading: The loss.
         expected: The loss that the table expected.
@@ -62,7 +63,7 @@ class Judged(NamedTuple):
     """
 
     step: int
-    before: Any
+    before: Memory
     state: int
     reading: Reading
     expected: float
@@ -135,7 +136,7 @@ class Engine:
                     return None
                 # After the last step of the budget.
                 return self.draw_probe()
-            epoch = pace.epoch_of(step + pace.left_out)
+            epoch = (step + pace.left_out) // pace.steps_per_epoch + pace.passes
             # The schedule is the user's: if it raises, nothing has changed.
             lr = self.rates.scheduled(progress)
             if controller.is_quiet and not (math.isnan(pace.tally.began) or self.search.is_on):
@@ -299,20 +300,22 @@ class Engine:
                 f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give "
                 "the losses to update_with_loss()."
             )
-        turns, began, outcome = self.turns, self.clock(), None
+        turns, pace, sentry, began, outcome = self.turns, self.pace, self.sentry, self.clock(), None
         while outcome is None:
             judged = self._judge(ticket, loss, part_size, grad_norm, skipped, predictions)
             if not judged.is_plain:
                 outcome = self._answer(ticket, judged, began)
                 continue
             with turns.lock:
-                is_now = turns.busy is None and self._is_now(ticket, judged)
+                # Unless another call has come between the judgement and this moment.
+                is_same = pace.step == judged.step and sentry.present is judged.before
+                is_now = turns.busy is None and is_same and ticket.chunk.states[ticket.slot] == judged.state
                 if is_now:
                     turns.busy = ticket
                     ended = self._learn(ticket, judged)
                     turns.busy = None
             if not is_now:
-                turns.wait("report", self.pace.step)
+                turns.wait("report", pace.step)
                 continue
             if self.announcer.is_heard:
                 self._tell_step(ticket, judged, ended, began)
@@ -338,10 +341,10 @@ class Engine:
             TypeError, ValueError: the loss is not what is expected of a batch.
         """
         chunk, slot, sentry, controller, rates = ticket.chunk, ticket.slot, self.sentry, self.controller, self.rates
-        step, storage, state, before = self.pace.step, self.table.storage, chunk.states[slot], sentry.memory
+        step, storage, state, before = self.pace.step, self.table.storage, chunk.states[slot], sentry.present
         if state not in (OPEN, OUT_AGAIN) or chunk.table is not self.table or self.turns.busy is not None:
             self._check_out(ticket)
-        reading = chunk.read(slot, loss, part_size, predictions)
+        reading = self.source.read(chunk, slot, loss, part_size, predictions)
         norm = None if grad_norm is None else read_number("grad_norm", grad_norm)
         if ticket.epoch < 0:
             # A loss of the search for a rate, which no other loss says anything about.
@@ -369,13 +372,14 @@ class Engine:
                 # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
                 predicted, is_usual = typical, chunk.sweep >= 0
             verdict, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
-            is_early = controller.is_early and verdict is GOOD and controller.is_suspicious(reading.mean)
+            is_first = controller.is_early and controller.lineage.updates <= EARLY_UPDATES
+            is_early = is_first and verdict is GOOD and controller.is_suspicious(reading.mean)
             # A batch that comes again was looked into the first time.
             if is_early and (state == OPEN or controller.is_far(reading.mean)):
                 verdict, memory = Verdict.EARLY, sentry.present
         suspicion = math.nan
         if controller.lineage.updates & LOOK_MASK == LOOK_MASK or self.announcer.is_heard:
-            suspicion = sentry.guard.suspicion(memory[0])
+            suspicion = sentry.guard.suspicion(memory.losses)
         # Else it is the first of its kind, it comes late, or it may clear samples.
         is_plain = (
             is_quiet
@@ -384,7 +388,7 @@ class Engine:
             and reading.part_size == storage.part_size
             and not (chunk.is_late or controller.quarantine.is_watching)
         )
-        after = rates.scheduled_at(step + 1)
+        after = rates.scheduled(self.pace.progress_at(step + 1))
         return Judged(step, before, state, reading, expected, verdict, memory, after, suspicion, is_plain)
 
     def _check_out(self, ticket: Ticket) -> None:
@@ -401,11 +405,6 @@ class Engine:
             "once."
         )
 
-    def _is_now(self, ticket: Ticket, judged: Judged) -> bool:
-        """Whether no other call has come between a judgement and this moment."""
-        is_same = self.pace.step == judged.step and self.sentry.memory is judged.before
-        return is_same and ticket.chunk.states[ticket.slot] == judged.state
-
     # Learn.
 
     def _learn(self, ticket: Ticket, judged: Judged) -> Tally | None:
@@ -416,12 +415,17 @@ class Engine:
         """
         table, pace, ended = self.table, self.pace, None
         reported, means, kind, lowest, predictions = judged.reading
-        storage, mean = table.storage, reported
-        self.sentry.keep(judged.verdict, judged.memory)
-        storage.part_size = kind
-        if storage.batch_trend.is_early:
-            mean, means, lowest = storage.batch_trend.believed(mean, means, lowest)
-        before = table.learner.observe(mean, lowest, reported)
+        storage, trend, mean = table.storage, table.storage.batch_trend, reported
+        self.sentry.present, storage.part_size = judged.memory, kind
+        if trend.is_early:
+            mean, means, lowest = trend.believed(mean, means, lowest)
+        if lowest < 0 and not storage.are_offsets:
+            table.learner.use_offsets()
+        before = trend.value
+        if trend.is_early:
+            before = trend.observe_early(mean, reported)
+        else:
+            trend.value += trend.weight * (mean - before)
         if predictions is not None:
             storage.evidence.make_records(predictions)
         pace.num_out -= 1
@@ -441,7 +445,8 @@ class Engine:
 
     def _tell_step(self, ticket: Ticket, judged: Judged, ended: Tally | None, began: float) -> None:
         """Tell listeners of a step that was learned from, and of the epoch that has ended with it."""
-        pace, announcer, size = self.pace, self.announcer, len(ticket.indices)
+        pace, announcer, size, rate = self.pace, self.announcer, len(ticket.indices), self.rates.own
+        lr = ticket.lr if rate is None else ticket.lr * rate
         own, self.own_seconds = self.own_seconds + self.clock() - began, 0.0
         waited, self.data_seconds = self.data_seconds, 0.0
         if announcer.wants_surveys:
@@ -449,13 +454,13 @@ class Engine:
         announcer.deliver(
             events.StepDone(
                 step=pace.step, seconds=pace.seconds, epoch=ticket.epoch, progress=pace.progress,
-                loss=judged.reading.mean, expected_loss=judged.expected, lr=self.rates.shown(ticket.lr),
-                batch_size=size, steady=ticket.chunk.pass_number < 0, own_seconds=own, data_seconds=waited,
+                loss=judged.reading.mean, expected_loss=judged.expected, lr=lr, batch_size=size,
+                steady=ticket.chunk.pass_number < 0, own_seconds=own, data_seconds=waited,
                 suspicion=judged.suspicion,
             )
         )  # fmt: skip
         if ended is not None:
-            self.tell_epoch(pace.epoch - 1, self.rates.shown(ticket.lr), ended)
+            self.tell_epoch(pace.epoch - 1, lr, ended)
 
     def tell_epoch(self, epoch: int, lr: float, tally: Tally) -> None:
         """Tell listeners that all steps of an epoch were reported."""
@@ -469,7 +474,8 @@ class Engine:
     def _answer(self, ticket: Ticket, judged: Judged, began: float) -> Outcome | None:
         """Act on a verdict; None if the loss must be judged again, as another call came first."""
         with self.turns.take("report", ticket.step) as turn:
-            if not self._is_now(ticket, judged):
+            is_same = self.pace.step == judged.step and self.sentry.present is judged.before
+            if not is_same or ticket.chunk.states[ticket.slot] != judged.state:
                 return None
             turn.is_changing = True
             verdict, put_to = judged.verdict, None
@@ -568,14 +574,11 @@ class Engine:
             turn.is_changing = True
             self.source.abandoned += is_missed
             if ticket.epoch < 0:
-                self._skip(ticket)
+                self.search.skip(ticket.batch)
+                self.rates.use_found()
                 return
             self._close(ticket)
             self.controller.experiment.lose(ticket)
-
-    def _skip(self, ticket: Ticket) -> None:
-        self.search.skip(ticket.batch)
-        self.rates.use_found()
 
     def leave_out(self, ticket: Ticket) -> None:
         """Give up a batch for which its epoch has no place left, as probes have taken it; it is no step."""
@@ -595,7 +598,8 @@ class Engine:
                 return
             turn.is_changing = True
             if ticket.epoch < 0:
-                self._skip(ticket)
+                self.search.skip(ticket.batch)
+                self.rates.use_found()
                 return
             self.controller.experiment.lose(ticket)
             comes_again = is_probe = ticket.chunk.is_probe
@@ -802,10 +806,6 @@ class Engine:
         """Let an adapter hold back batches and losses; it replaces the one that joined before."""
         self.run.member = member
 
-    def count_batches(self) -> None:
-        """Note that a trainer counts the batches, too, and stops after so many."""
-        self.pace.is_counted = True
-
     def settle(self) -> None:
         """Have the member report the losses that it holds back."""
         self.run.member.settle()
@@ -827,11 +827,6 @@ class Engine:
     def may_be_due(self, step: int) -> bool:
         """Whether a backup or a checkpoint may be due once this many steps are reported."""
         return step >= self.persistence.quiet_steps or self.pace.seconds >= self.persistence.quiet_seconds
-
-    def may_be_witness(self) -> bool:
-        """Whether weights may be tested with the batch in hand later."""
-        controller = self.controller
-        return controller.is_early or self.backup.awaits_witness or controller.witnesses.waiting is not None
 
     def share(self, group: RankGroup, resume: str | os.PathLike[str] | None = None) -> None:
         """Act as one scheduler with those of the other ranks; call it before the first draw. See `run_state.share`."""

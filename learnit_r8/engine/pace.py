@@ -182,7 +182,7 @@ class Pace:
     @property
     def next_place(self) -> int:
         """The place of a batch drawn now."""
-        return self.place + self.num_out
+        return self.step + self.left_out + self.num_out
 
     @property
     def turns(self) -> int:
@@ -482,7 +482,7 @@ class Rates:
     Args:
         make_schedule: Returns the schedule of a peak rate; None for the one that the user gave.
         pace: Knows the progress.
-        search: Finds the peak rate before the run, if that was asked for.
+        search: Finds the peak rate before the run, if that was asked for; an attribute, too.
         controller: May hold rates down.
         emitter: Tells listeners of another schedule.
         announcer: Tells them of a cool-down.
@@ -502,29 +502,27 @@ class Rates:
         self.own = math.nan if isinstance(self.schedule, Kept) else None
         self.last = math.nan, math.nan
         self._make_schedule = make_schedule
-        self._pace, self._search, self._controller, self._emitter = pace, search, controller, emitter
+        self._pace, self.search, self._controller, self._emitter = pace, search, controller, emitter
         self._announcer, self._persistence = announcer, persistence
 
     @property
     def now(self) -> float:
         """The rate to use now."""
-        return self._search.lr or self.at(self._pace.step)
-
-    def after(self, held_back: int) -> float | None:
-        """The rate once this many more batches are reported; None while one is searched for."""
-        return None if self._search.is_on else self.at(self._pace.step + held_back)
+        return self.search.lr or self.at(self._pace.step)
 
     def at(self, step: int) -> float:
         """The rate once this many steps are done: that of the schedule, unless recovery holds it down."""
-        return self._controller.lr(self.scheduled_at(step))
+        lr = self.scheduled(self._pace.progress_at(step))
+        return lr if self._controller.is_quiet else self._controller.lr(lr)
 
     def scheduled_at(self, step: int) -> float:
         """The rate of the schedule once this many steps are done."""
-        # One that keeps the user's rate does so whatever the progress, which need not be known.
-        return 1.0 if type(self.schedule) is Kept else self.scheduled(self._pace.progress_at(step))
+        return self.scheduled(self._pace.progress_at(step))
 
     def scheduled(self, progress: float) -> float:
         """The rate of the schedule at some progress."""
+        if type(self.schedule) is Kept:
+            return 1.0
         # Needed after a report and at the next draw; with a budget in steps both are the same.
         last, lr = self.last
         if progress != last:
@@ -555,13 +553,13 @@ class Rates:
 
     def use_found(self) -> None:
         """Follow the schedule whose peak the search has found, once it has."""
-        if self._search.found_lr is not None:
+        if self.search.found_lr is not None:
             self.follow_schedule()
 
     def follow_schedule(self) -> None:
         """Follow the schedule of the peak rate, found or given, or the cool-down once there is one."""
         before = self.schedule
-        self.schedule = self._pace.budget.cool_down or self._make_schedule(self._search.found_lr)
+        self.schedule = self._pace.budget.cool_down or self._make_schedule(self.search.found_lr)
         self.last = math.nan, math.nan
         # Shares of the user's own rate are no plan of it.
         if self.schedule != before and self.own is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 from .._validation import check_choice
 from ..table.records import LARGEST_LOSS
@@ -47,9 +47,20 @@ FAR_NORM, LEAST_NORMS = 100.0, 16
 training, and clipping bounds what a high one can do: see benchmarks/incidents.py."""
 
 
-Memory: TypeAlias = tuple[Any, float, int, int]
-"""What a sentry remembers: the guard's state, the highest finite gradient norm, the number of norms, and the optimizer
-steps skipped in a row. A plain tuple, as one is made at every step, and named ones take CPython 3.11 far longer."""
+class Memory(NamedTuple):
+    """What a sentry remembers of the reports so far.
+
+    Attributes:
+        losses: The guard's state.
+        highest_norm: The highest finite gradient norm.
+        num_norms: Norms so far.
+        num_skipped: Optimizer steps skipped in a row.
+    """
+
+    losses: Any
+    highest_norm: float = 0.0
+    num_norms: int = 0
+    num_skipped: int = 0
 
 
 class Sentry:
@@ -59,16 +70,16 @@ class Sentry:
         guard: Judges losses.
 
     Attributes:
-        memory: The guard's current state, immutable: kept with each backup of the model.
+        present: What it remembers now, immutable.
         num_refused: Reports refused so far.
-        num_skipped: Optimizer steps skipped in a row.
+        tests_progress: Whether recovery may look into losses of the first steps that rise.
         baseline: Number of baseline resets; a saved guard state from an earlier baseline is ignored.
     """
 
     def __init__(self, guard: Guard) -> None:
-        self.guard, self.memory = guard, guard.begin()
-        self.num_refused = self.num_skipped = self.baseline = 0
-        self._highest_norm, self._num_norms = 0.0, 0
+        self.guard, self.present = guard, Memory(guard.begin())
+        self.num_refused = self.baseline = 0
+        self.tests_progress = bool(getattr(guard, "tests_progress", False))
 
     def __repr__(self) -> str:
         return f"Sentry({self.guard!r}, {self.num_refused} losses refused)"
@@ -76,18 +87,27 @@ class Sentry:
     def begin_anew(self) -> None:
         """Reset the baseline: from here on losses have another meaning, and earlier ones are forgotten."""
         self.baseline += 1
-        self._highest_norm, self._num_norms = 0.0, 0
-        self.forget()
+        self.present = Memory(self.guard.begin(), num_skipped=self.num_skipped)
+
+    @property
+    def memory(self) -> Any:
+        """The guard's current state, immutable: kept with each backup of the model."""
+        return self.present.losses
+
+    @property
+    def num_skipped(self) -> int:
+        """Optimizer steps skipped in a row."""
+        return self.present.num_skipped
 
     def forget(self) -> None:
         """Forget the losses; those of backups still count."""
-        self.memory = self.guard.begin()
+        self.present = self.present._replace(losses=self.guard.begin())
 
     def calm(self) -> None:
         """Drop the evidence of damage, as the weights were found healthy."""
         calmed = getattr(self.guard, "calmed", None)
         if calmed is not None:
-            self.memory = calmed(self.memory)
+            self.present = self.present._replace(losses=calmed(self.memory))
 
     def plain(self, memory: Any) -> Any:
         """A state of `memory` as plain values, for a saved state."""
@@ -100,18 +120,13 @@ class Sentry:
     def go_back(self, memory: Any, lr: float = math.nan) -> None:
         """Return to the guard's state of a backup, as the model was restored from it; ``lr`` is the scheduled rate."""
         moved_to = getattr(self.guard, "moved_to", None)
-        self.memory = memory if moved_to is None else moved_to(memory, lr)
-        self.num_skipped = 0
+        losses = memory if moved_to is None else moved_to(memory, lr)
+        self.present = self.present._replace(losses=losses, num_skipped=0)
 
     def go_back_to_saved(self, state: Mapping[str, Any], lr: float = math.nan) -> None:
         """Return to the guard's state of a checkpoint, unless losses had another meaning then."""
         if state.get("baseline", 0) == self.baseline:
             self.go_back(self.formed(self.adapted(state)["losses"]), lr)
-
-    @property
-    def tests_progress(self) -> bool:
-        """Whether recovery may look into losses of the first steps that rise."""
-        return bool(getattr(self.guard, "tests_progress", False))
 
     @property
     def suspicion(self) -> float:
@@ -138,12 +153,12 @@ class Sentry:
         Returns:
             The verdict, and what to remember if it is kept.
         """
-        before, highest, count = self.memory, self._highest_norm, self._num_norms
+        before, highest, count, num_skipped = self.present
         if skipped:
-            if self.num_skipped >= MOST_SKIPPED:
-                return Verdict.OVERFLOW, (before, highest, count, 0)
+            if num_skipped >= MOST_SKIPPED:
+                return Verdict.OVERFLOW, Memory(before, highest, count)
             verdict = GOOD if -LARGEST_LOSS <= loss <= LARGEST_LOSS else Verdict.SKIPPED
-            return verdict, (before, highest, count, self.num_skipped + 1)
+            return verdict, Memory(before, highest, count, num_skipped + 1)
         losses, verdict = self.guard.judge(before, loss, expected, typical, lr)
         if verdict is not GOOD:
             # The state of the losses before it, which it does not belong to.
@@ -157,16 +172,11 @@ class Sentry:
             if is_finite:
                 # A refused one counts too, so that a level of norms is refused once at most.
                 highest, count = max(highest, grad_norm), count + 1
-        return verdict, (losses, highest, count, 0)
-
-    @property
-    def present(self) -> Memory:
-        """What it remembers now, for a verdict that the guard was not asked for."""
-        return self.memory, self._highest_norm, self._num_norms, self.num_skipped
+        return verdict, Memory(losses, highest, count)
 
     def keep(self, verdict: Verdict, memory: Memory) -> None:
         """Go on from a judgement."""
-        self.memory, self._highest_norm, self._num_norms, self.num_skipped = memory
+        self.present = memory
         if verdict is not GOOD and verdict not in _NOT_REFUSED:
             self.num_refused += 1
 
@@ -174,7 +184,7 @@ class Sentry:
         """The whole state as plain values."""
         return {
             "losses": _plain(self.memory), "num_refused": self.num_refused, "num_skipped": self.num_skipped,
-            "norms": {"highest": self._highest_norm, "count": self._num_norms}, "baseline": self.baseline,
+            "norms": {"highest": self.present.highest_norm, "count": self.present.num_norms}, "baseline": self.baseline,
         }  # fmt: skip
 
     def adapted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -190,10 +200,9 @@ class Sentry:
         Raises:
             ValueError: it is of another kind of guard.
         """
-        self.memory = _formed(state["losses"], self.guard.begin())
-        norms = state["norms"]
-        self._highest_norm, self._num_norms = float(norms["highest"]), int(norms["count"])
-        self.num_refused, self.num_skipped = state["num_refused"], state["num_skipped"]
+        losses, norms = _formed(state["losses"], self.guard.begin()), state["norms"]
+        self.present = Memory(losses, float(norms["highest"]), int(norms["count"]), state["num_skipped"])
+        self.num_refused = state["num_refused"]
         self.baseline = state.get("baseline", 0)
 
 

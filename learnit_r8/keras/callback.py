@@ -151,7 +151,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         """Keep the batch in hand where weights may be tested with it."""
         r8, ticket, witnesses = self._prefetch.r8, self._ticket, self._witnesses
         assert ticket is not None
-        if batch is None or not r8.host.may_be_witness() or bytes_of(batch) > MOST_KEPT_BYTES:
+        if batch is None or not r8.controller.wants_witness or bytes_of(batch) > MOST_KEPT_BYTES:
             return
         witnesses[ticket.indices.tobytes()] = batch
         if len(witnesses) > MOST_WITNESSES:

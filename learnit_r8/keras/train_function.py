@@ -39,7 +39,7 @@ class TrainFunction:
 
     def __init__(self, model: Any) -> None:
         self.batch: Any = None
-        self.end_iteration: Callable[[], object] = _do_nothing
+        self.end_iteration: Callable[[], object] = lambda: None
         self._model, self._back_end = model, keras.backend.backend()
         self._state: ModelState | None = None
         self._values: dict[str, Any] = {}
@@ -359,10 +359,6 @@ def _reader(variables: list[Any]) -> Callable[[], Any]:
     # To ask a variable for them takes longer than to read it.
     places = [(each.handle, each.dtype) for each in variables]
     return lambda: [read(resource=handle, dtype=dtype) for handle, dtype in places]
-
-
-def _do_nothing() -> None:
-    """Do nothing."""
 
 
 def local_of_fit(name: str) -> Any:

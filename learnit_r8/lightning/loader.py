@@ -123,7 +123,7 @@ class R8Loader:
         self.adapter = attach(module, optimizer, self.dataset, batch_size=size, **settings)
         if self.scheduler.policy.weighs:
             raise ValueError(WEIGHTED)
-        self.adapter.scheduler.host.count_batches()
+        self.adapter.scheduler.pace.is_counted = True
         if size != given:
             self.scheduler.host.say_once("batch size", OTHER_SIZE.format(size, given), is_warning=False)
         self._batches = self.adapter.loader(**self._of_loader)

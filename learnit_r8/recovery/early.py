@@ -190,13 +190,12 @@ class FirstSteps:
             return 0.0
         return self._lineage.progress.early_suspicion(loss, first.record, updates)
 
-    def note(self, ticket: Ticket, loss: float) -> bool:
-        """Note the last batch of a pass that was trained on; each is measured once. Returns `is_measuring`."""
+    def note(self, ticket: Ticket, loss: float) -> None:
+        """Note the last batch of a pass that was trained on, as the next look may measure it; each is measured once."""
         early, chunk = self._early, ticket.chunk
         if chunk.pass_number >= 0:
             early.size, witness = len(ticket.indices), chunk.witness_of(ticket.indices)
             early.last = Backup(self._live.step, self._lineage.updates, witness=[witness], losses=[loss])
-        return bool(early.changes) or early.is_compared
 
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.
@@ -267,9 +266,10 @@ class FirstSteps:
     def are_dying(self) -> bool:
         """Whether most parameters are dead, or ever more while next to nothing is learned."""
         early = self._early
+        if early.dead.are_most:
+            return True
         is_fading = early.dead.left < FADED and early.num_trials < MOST_RATE_TRIALS
-        is_open = early.is_reviving or self._lineage.progress.is_near_untrained
-        return early.dead.are_most or (is_fading and is_open)
+        return is_fading and (early.is_reviving or self._lineage.progress.is_near_untrained)
 
     def revive(self, level: float) -> None:
         """Where parameters die, try a tenth of the rate from a state in which they did not."""

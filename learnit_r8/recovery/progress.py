@@ -119,12 +119,10 @@ class Progress(SavedFields):
         if math.isfinite(record):
             self.record = record
 
-    def note_first(self, loss: float, record: float) -> None:
-        """Take one of the first losses; called once in `NOTED_EVERY` updates."""
-        if len(self.first) < EARLY_UPDATES:
-            self.first.append(loss)
+    def find_start(self, record: float) -> None:
+        """Find the level that the run begins with, once enough losses are known; ``record`` as for `note_record`."""
         self.note_record(record)
-        if self.start != self.start and len(self.recent) >= FIRST:
+        if len(self.recent) >= FIRST:
             # Where the record is unknown, so is the loss of the untrained model.
             self.start = float(np.fmax(self.record, np.median(self.recent)))
             self.untrained = float(np.clip(sorted(self.recent)[1], self.record, MOST_OF_RECORD * self.record))

@@ -107,6 +107,7 @@ class RecoveryController:
         experiment: The experiment under way.
         witnesses: The witnesses of backups and checkpoints.
         is_early: Whether `is_suspicious` must be asked.
+        watches_gradients: Whether `note_gradients` is of use: not where losses are no measure of progress.
         is_quiet: Whether a good loss changes nothing that listeners hear of.
         left_at: Where the last epoch was left.
     """
@@ -136,7 +137,7 @@ class RecoveryController:
         self.experiment = ExperimentRun(self._live)
         self.early = FirstSteps(state, self._live, self.experiment, self.witnesses, self._sentry)
         self._remedies = Remedies(state, self._live, self.witnesses, self._sentry, self._table)
-        self.is_early = self.watches_gradients
+        self.is_early = self.watches_gradients = self._watches_level or self._sentry.tests_progress
         self.is_quiet, self._is_lasting = True, False
         self._most_steady, self.left_at, self._lr = 0, -1, math.nan
         self._damaged_step: int | None = None
@@ -164,11 +165,6 @@ class RecoveryController:
         return next((k for k, refused in enumerate(reversed(outcomes)) if not refused), len(outcomes))
 
     @property
-    def watches_gradients(self) -> bool:
-        """Whether `note_gradients` is of use: not where losses are no measure of progress."""
-        return self._watches_level or self._sentry.tests_progress
-
-    @property
     def is_steadying(self) -> bool:
         """Whether the next batch should be a steady one, of low-loss samples."""
         return self.state.steady_left > 0
@@ -186,8 +182,18 @@ class RecoveryController:
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
-        if not self.is_open:
-            self.witnesses.note_start()
+        backups, witnesses = self._persistence.backup.backups, self.witnesses
+        is_first = witnesses.waiting is not None or (backups and not backups[-1].witness)
+        if is_first and not self.is_open:
+            witnesses.note_start()
+
+    @property
+    def wants_witness(self) -> bool:
+        """Whether weights may be tested later with the batch that is trained on next."""
+        backup, is_measured = self._persistence.backup, self.is_early and self._sentry.tests_progress
+        newest = backup.backups[-1] if backup.backups else None
+        is_awaited = newest is not None and len(newest.witness) < backup.witness_size and not newest.is_closed
+        return is_measured or is_awaited or self.witnesses.waiting is not None
 
     def end_update(self) -> None:
         """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
@@ -237,11 +243,15 @@ class RecoveryController:
             if self._watches_level and own_rate is not None:
                 if own_rate > progress.peak:
                     progress.peak, progress.peak_at = own_rate, lineage.updates
-                if progress.stands_since_peak(lineage.updates) and not (self.limit.is_on or self.is_open):
+                is_due = not lineage.updates % LOOK_EVERY and not (self.limit.is_on or self.is_open)
+                if is_due and progress.stands_since_peak(lineage.updates):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
-        if self.is_early:
-            state.is_look_due = self.early.note(ticket, loss) or state.is_look_due
+        early = state.early
+        if self.is_early and (state.is_look_due or early.changes or early.is_compared):
+            # Only a look asks for the batch.
+            state.is_look_due = True
+            self.early.note(ticket, loss)
 
     def _note_good(self, scheduled_lr: float) -> None:
         """Draw the conclusions from a good loss after others were refused."""
@@ -275,14 +285,19 @@ class RecoveryController:
         if is_level_due and self.limit.is_on:
             self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:
-            progress.note_first(loss, self._untrained_record)
+            if len(progress.first) < EARLY_UPDATES:
+                progress.first.append(loss)
+            if progress.start != progress.start:
+                progress.find_start(self._untrained_record)
             # Between two steps, as it may put a state back; several losses may come at once before that.
             state.is_look_due = state.is_look_due or (is_level_due and self.is_early)
         else:
             self.is_early = False
         if self._watches_level:
-            is_due = (is_level_due and self.limit.is_on) or progress.is_above_untrained(updates)
-            state.is_look_due = state.is_look_due or is_due
+            # Where they are above the untrained model's, one of the last two losses is.
+            before = progress.recent[-2] if len(progress.recent) > 1 else loss
+            is_above = max(loss, before) > progress.untrained and progress.is_above_untrained(updates)
+            state.is_look_due = state.is_look_due or is_above or (is_level_due and self.limit.is_on)
 
     def note_gradients(self, sizes: Sequence[int], num_alive: int) -> None:
         """Note which parameters have a gradient, at one in `DEAD_EVERY` steps.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..policies.radix import keys_of, order_of
 from ..table.labels.predictions import joined
-from ..table.losses import EXACT, WHOLE_BATCH, Reading, check_kind, check_signs, read_loss, read_mean, read_rows
+from ..table.losses import EXACT, WHOLE_BATCH, Reading
 from ..table.names import Members
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Chunk:
         reports: For each REPORTED batch, a float or the float64[P] of its consecutive parts.
         predictions: By position, float32[3 P, B] of those REPORTED batches that came with predictions.
         rates: For each drawn batch, its learning rate; a batch drawn again after a resume has the same.
-        trends: For each REPORTED batch, what `LossLearner.observe` returned for it.
+        trends: For each REPORTED batch, the trend of the losses before it.
         drawn: Batches drawn so far.
         planned: As given.
         is_probe: Whether its batch is drawn again to test weights, so that it is no step.
@@ -138,21 +138,6 @@ class Chunk:
         """The batch at a position of the chunk."""
         return Batch(self, slot, self.views[slot])
 
-    def read(self, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
-        """Read the loss of a batch, and what was reported with it; see `R8Scheduler.report`."""
-        storage, count = self.table.storage, len(self.views[slot])
-        reading = read_loss(loss, count, part_size)
-        if storage.is_single:
-            reading = reading._replace(part_size=EXACT)
-        elif storage.part_size == EXACT and count == 1:
-            # The loss of a single sample, without its dimension.
-            reading = reading._replace(part_size=EXACT, means=np.atleast_1d(reading.means))
-        if reading.part_size != storage.part_size:
-            check_kind(reading.part_size, storage.part_size)
-            if reading.part_size == EXACT:
-                check_signs(reading.means)
-        return reading if predictions is None else with_predictions(reading, predictions, storage)
-
     def restore_view(self, slot: int) -> None:
         """Undo any changes by the user to a batch's indices, before it is drawn again."""
         start, view = self._starts[slot], self.views[slot]
@@ -185,11 +170,6 @@ class Chunk:
     def is_closed(self) -> bool:
         """Whether every batch is reported or closed."""
         return self.states.count(REPORTED) + self.states.count(CLOSED) == len(self.states)
-
-    def is_out(self, slot: int) -> bool:
-        """Whether a batch is drawn, and neither reported nor given up."""
-        state = self.states[slot]
-        return state == OUT_AGAIN or (state == OPEN and slot < self.drawn)
 
     def forget_records(self) -> None:
         """Read the records again in `learn`, as they may change before."""
@@ -327,13 +307,14 @@ class FollowedChunk:
         states, drawn, reports, predictions, trends, rates: As of a `Chunk`, of one batch.
         is_late, sweep: As of a `Chunk`: true and -1 where it is handed out again, else false and 0.
         item, members, is_probe: As given.
+        indices: int64[B], its samples as it was taken; -1 where they are not known.
         size: Samples in it.
         tokens: Tokens in it.
     """
 
     __slots__ = (
-        "is_extra", "is_late", "is_probe", "item", "members", "pass_number", "predictions", "rates", "reports", "size",
-        "states", "sweep", "table", "tokens", "trends",
+        "indices", "is_extra", "is_late", "is_probe", "item", "members", "pass_number", "predictions", "rates",
+        "reports", "size", "states", "sweep", "table", "tokens", "trends",
     )  # fmt: skip
 
     drawn = 1
@@ -349,40 +330,18 @@ class FollowedChunk:
         (self.size, self.tokens), self.is_probe, self.is_extra = size, is_probe, False
         # All others are learned in their order.
         self.is_late, self.sweep = is_probe, -is_probe
+        if members is not None:
+            self.indices = members.indices
+        else:
+            self.indices = _NOBODY[: self.size] if self.size <= len(_NOBODY) else np.full(self.size, -1)
         self.states = bytearray(1)
         self.predictions: dict[int, NDArray[np.float32]] = {}
         self.reports: list[Any] = [0.0]
         self.trends, self.rates = [0.0], [0.0]
 
-    def batch(self) -> Batch:
-        """The batch of the chunk; where its samples are not known, its indices are -1."""
-        if self.members is not None:
-            return Batch(self, 0, self.members.indices)
-        return Batch(self, 0, _NOBODY[: self.size] if self.size <= len(_NOBODY) else np.full(self.size, -1))
-
-    def read(self, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
-        """Turn a reported loss into numbers; its kind is that of the table, once that has one."""
-        storage, members = self.table.storage, self.members
-        kind = storage.part_size
-        if members is None:
-            reading = read_mean(loss)
-        else:
-            indices, counts = members
-            if kind == WHOLE_BATCH and not storage.num_seen:
-                # That of batches without samples.
-                kind = None
-            reading = read_rows(loss, len(indices if counts is None else counts), counts, kind)
-        if kind is not None and kind != reading.part_size:
-            reading = reading._replace(part_size=kind)
-        return reading if predictions is None else with_predictions(reading, predictions, storage)
-
     def close(self, slot: int) -> None:
         """Close it."""
         self.states[slot] = CLOSED
-
-    def is_out(self, slot: int) -> bool:
-        """Whether it is neither reported nor given up."""
-        return self.states[0] == OPEN
 
     def witness_of(self, indices: NDArray[np.int64]) -> Any:
         """What `FollowedBatches.again` takes: the item; None if it is not kept."""

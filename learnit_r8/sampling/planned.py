@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from .._validation import check_choice
 from ..policies.base import Context, Policy
 from ..table.labels.predictions import PredictionRows
+from ..table.losses import EXACT, Reading, check_kind, check_signs, read_loss
 from ..table.table import SampleTable
-from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk
+from .chunk import OPEN, OUT_AGAIN, REPORTED, WAITING, Batch, Chunk, with_predictions
 from .lengths import Buckets
 from .planner import Planner, from_plain, to_plain
 
@@ -280,6 +281,21 @@ class PlannedBatches:
         self._open.append(chunk)
         return chunk.batch(0)
 
+    def read(self, chunk: Chunk, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
+        """See `Source`."""
+        storage, count = self.table.storage, len(chunk.views[slot])
+        reading = read_loss(loss, count, part_size)
+        if storage.is_single:
+            reading = reading._replace(part_size=EXACT)
+        elif storage.part_size == EXACT and count == 1:
+            # The loss of a single sample, without its dimension.
+            reading = reading._replace(part_size=EXACT, means=np.atleast_1d(reading.means))
+        if reading.part_size != storage.part_size:
+            check_kind(reading.part_size, storage.part_size)
+            if reading.part_size == EXACT:
+                check_signs(reading.means)
+        return reading if predictions is None else with_predictions(reading, predictions, storage)
+
     def report(
         self, chunk: Chunk, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None
     ) -> None:
@@ -361,7 +377,9 @@ class PlannedBatches:
         # A probe is of an experiment that is not saved.
         kept = [chunk for chunk in self._open if not chunk.is_probe]
         place = {id(chunk): number for number, chunk in enumerate(kept)}
-        out = [(chunk, slot) for chunk in kept for slot in range(chunk.drawn) if chunk.is_out(slot)]
+        out = [
+            (chunk, slot) for chunk in kept for slot in range(chunk.drawn) if chunk.states[slot] in (OPEN, OUT_AGAIN)
+        ]
         return {
             "context": [*self._context[:4], to_plain(self._context.outlook)],
             **self._planner.state_dict(),

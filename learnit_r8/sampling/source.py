@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ..policies.base import Policy
 from ..table.labels.predictions import PredictionRows
+from ..table.losses import Reading
 from ..table.table import SampleTable
 from .chunk import Batch
 
@@ -95,6 +96,15 @@ class Source(Protocol):
         """Forget batches from outside the pass, so that they are not drawn again after a resume."""
         return
 
+    def read(self, chunk: Any, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
+        """Turn the reported loss of a batch, and what was reported with it, into numbers; see `R8Scheduler.report`.
+
+        Args:
+            chunk: Its chunk, of this source.
+            slot: Its position there.
+            loss, part_size, predictions: As reported.
+        """
+
     def report(
         self, chunk: Any, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None
     ) -> None:
@@ -104,7 +114,7 @@ class Source(Protocol):
             chunk: Its chunk, of this source.
             slot: Its position there.
             means: Mean loss of the batch, or float64[P] of its consecutive parts.
-            trend: What `LossLearner.observe` returned for it.
+            trend: The trend of the losses before it.
             predictions: What was reported with it, or None.
         """
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..guard.verdict import Verdict
 from ..policies.base import Policy
-from .chunk import Batch, Chunk, FollowedChunk
+from .chunk import OPEN, OUT_AGAIN, Batch, Chunk, FollowedChunk
 
 
 class Ticket(NamedTuple):
@@ -43,7 +43,8 @@ class Ticket(NamedTuple):
     @property
     def is_out(self) -> bool:
         """Whether it is neither reported nor given up."""
-        return self.chunk.is_out(self.slot)
+        state = self.chunk.states[self.slot]
+        return state == OUT_AGAIN or (state == OPEN and self.slot < self.chunk.drawn)
 
     def __repr__(self) -> str:
         some = ", ".join(map(str, self.indices[:4])) + (", ..." if len(self.indices) > 4 else "")

@@ -231,7 +231,7 @@ EXACT_ALPHA, ADDITIVE_ALPHA = 0.5, 0.1
 
 
 class LossLearner:
-    """Updates the trend with every report, and the records of samples when their reports are handed over.
+    """Updates the records of samples when their reports are handed over.
 
     Args:
         storage: What it learns into.
@@ -258,27 +258,6 @@ class LossLearner:
         if self._holder is not None:
             self._holder.hand_over()
 
-    def observe(self, mean: float, lowest: float, reported: float | None = None) -> float:
-        """Update the trend with one batch loss.
-
-        Args:
-            mean: The batch loss, finite, clipped as by `BatchTrend.believed`.
-            lowest: The smallest loss of its samples or parts; < 0 switches the "relative" estimator to differences for
-                good.
-            reported: The batch loss before clipping; None if it is the same.
-
-        Returns:
-            The trend before this loss; for the first loss, the loss itself.
-        """
-        if lowest < 0 and not self.storage.are_offsets:
-            self._use_offsets()
-        trend = self.storage.batch_trend
-        if trend.is_early:
-            return trend.observe_early(mean, mean if reported is None else reported)
-        before = trend.value
-        trend.value = before + trend.weight * (mean - before)
-        return before
-
     @property
     def trend_mark(self) -> tuple[float, bool]:
         """The trend, for `go_back_to`."""
@@ -290,7 +269,8 @@ class LossLearner:
         if offsets == self.storage.are_offsets and not math.isnan(trend):
             self.storage.batch_trend.value = trend
 
-    def _use_offsets(self) -> None:
+    def use_offsets(self) -> None:
+        """Have the "relative" estimator hold differences from the trend for good, as a loss is below 0."""
         self.hand_over()
         storage = self.storage
         if not (storage.is_relative and storage.batch_trend.num_reports):

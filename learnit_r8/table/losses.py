@@ -71,12 +71,11 @@ def read_loss(loss: Any, batch_size: int, part_size: int | None = None) -> Readi
             axes = 1 if values.ndim == 2 else tuple(range(1, values.ndim))
             advice = f" Average several losses of a sample with .mean({axes}); class scores are not losses."
         raise ValueError(f"loss must be a number or have shape ({parts},), {what}, got shape {values.shape}.{advice}")
-    if size == EXACT:
-        total = _sum(values)
-    else:
-        last = batch_size - (parts - 1) * size
-        total = _sum(values[:-1]) * size + float(values[-1]) * last
-    return Reading(total / batch_size, values, size, float(values.min()))
+    last = batch_size - (parts - 1) * size
+    # The sum of infinities of both signs is NaN, as it should be, without a warning.
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = np.add.reduce(values) if size == EXACT else np.add.reduce(values[:-1]) * size + values[-1] * last
+    return Reading(float(total) / batch_size, values, size, float(values.min()))
 
 
 def read_mean(loss: Any) -> Reading:
@@ -94,7 +93,7 @@ def read_mean(loss: Any) -> Reading:
     values = _as_array(loss)
     if not values.size:
         raise ValueError(f"loss must be a number or an array of numbers, got shape {values.shape}.")
-    mean = float(values) if values.ndim == 0 else _sum(values.reshape(-1)) / values.size
+    mean = float(values) if values.ndim == 0 else _mean(values)
     return Reading(mean, mean, WHOLE_BATCH, mean)
 
 
@@ -124,13 +123,12 @@ def read_rows(loss: Any, rows: int, counts: NDArray[np.int64] | None, kind: int 
         return read_mean(values)
     means = values.reshape(rows, -1).mean(axis=1)
     size = kind if kind is not None else EXACT if counts is None else max(2, round(float(counts.mean())))
-    return Reading(_sum(values.reshape(-1)) / values.size, means, size, float(means.min()))
+    return Reading(_mean(values), means, size, float(means.min()))
 
 
-def _sum(values: NDArray[np.float64]) -> float:
-    # The sum of infinities of both signs is NaN, as it should be, without a warning.
+def _mean(values: NDArray[np.float64]) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
-        return float(np.add.reduce(values))
+        return float(np.add.reduce(values.reshape(-1))) / values.size
 
 
 def read_number(name: str, value: Any) -> float:

@@ -24,7 +24,7 @@ from .loss_pipeline import LossPipeline, Training
 from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
 from .lr_scheduler import R8LRScheduler, RateFactor, ScheduleWatch
 from .predictions import packed, packed_with
-from .prepared import is_accelerated, is_skipping, plain_optimizer
+from .prepared import is_accelerated, is_skipping
 from .sampler import R8BatchSampler, find_batch
 from .trainer_step import LastForward
 
@@ -138,10 +138,9 @@ class Adapter:
             if len(training.optimizers) == 1:
                 self._stepper.watch_distance(scheduler)
         are_own = training.optimizers if scheduler.host.rates.are_own else []
-        self._factors = [RateFactor(scheduler, each) for each in are_own]
         for each in are_own:
             watch = ScheduleWatch(scheduler, each, self.state, accumulate=self._stepper.accumulate)
-            plain_optimizer(each).register_step_pre_hook(watch.look)
+            RateFactor(scheduler, each, watch).register()
         self._losses.set_rates(scheduler.lr)
         if feed is not None and source is None:
             # Nothing is drawn from them before the first batch.
@@ -361,7 +360,7 @@ class Adapter:
         found: Ticket | None = None
         if self._feed is None:
             found = find_batch(self.sampler.batches, ticket, ahead=self._ahead)
-            count = len(self._sharing.part(found.indices))
+            count = len(found.indices if self.num_ranks == 1 else self._sharing.part(found.indices))
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
         else:
@@ -458,7 +457,8 @@ class Adapter:
         if not losses and self._losses.recorded is None:
             raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() first.")
         if self._feed is not None:
-            self._check_own(ticket=ticket, part_size=part_size, predictions=predictions)
+            if ticket is not None or part_size is not None or predictions is not None:
+                self._check_own(ticket=ticket, part_size=part_size, predictions=predictions)
         elif ids is not None:
             raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
         elif len(losses) > 1:
@@ -538,7 +538,7 @@ class Adapter:
         ticket = None if pipeline.recorded is None else pipeline.recorded[0].ticket
         ends_epoch = self._feed is None and ticket is not None and r8.pace.ends_epoch(ticket.step + 1)
         # Weights that are tested must not change before the loss is known.
-        is_test = ticket is None or r8.controller.experiment.is_probe(ticket)
+        is_test = ticket is None or ticket.chunk is r8.controller.experiment.chunk
         waits = not stepper.is_scaled or (is_test and ticket is not None)
         with self._sharing.watching() if self.num_ranks > 1 else contextlib.nullcontext():
             is_due = stepper.backward(loss, is_last=ends_epoch)

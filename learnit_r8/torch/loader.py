@@ -6,6 +6,7 @@ import functools
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -150,8 +151,14 @@ class SampleReader(Dataset[Any]):
         return self.fetch_as_worker(indices)
 
     def fetch_as_worker(self, indices: Any) -> Any:
-        """The items of a batch, read with random numbers of its own."""
-        _seed_generators(self._seed, indices[1] if self.is_numbered else indices)
+        """The items of a batch, read with random numbers of its own; the same samples come in another order later."""
+        # What torch seeds a worker with is another number whenever a loader begins, and differs from worker to worker.
+        samples = np.asarray(indices[1] if self.is_numbered else indices, np.int64)
+        key = hashlib.blake2b(samples.tobytes(), digest_size=4, key=self._seed.to_bytes(8, "little"))
+        number = int.from_bytes(key.digest(), "little")
+        torch.manual_seed(number)
+        np.random.seed(number)
+        random.seed(number)
         return self._fetch(indices)
 
     def _fetch(self, given: Any) -> Any:
@@ -181,22 +188,10 @@ class SampleReader(Dataset[Any]):
         return items
 
 
-def _seed_generators(seed: int, indices: Any) -> None:
-    """Seed torch's, numpy's and Python's generators by what a batch is; the same samples come in another order later.
-
-    What torch seeds a worker with is another number whenever a loader begins, and differs from worker to worker.
-    """
-    key = hashlib.blake2b(np.asarray(indices, np.int64).tobytes(), digest_size=4, key=seed.to_bytes(8, "little"))
-    number = int.from_bytes(key.digest(), "little")
-    torch.manual_seed(number)
-    np.random.seed(number)
-    random.seed(number)
-
-
 def _take_rows(tensors: Sequence[torch.Tensor], indices: Any) -> list[torch.Tensor]:
     """What `default_collate` makes of single rows, taken all at once."""
     rows = torch.as_tensor(indices)
-    return [tensor[rows] for tensor in tensors]
+    return list(map(itemgetter(rows), tensors))
 
 
 class BatchCollate:
@@ -236,8 +231,10 @@ def make_loader(
         raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
     whole_number("num_workers", settings.get("num_workers", 0), least=0)
     collate, fetch_many = settings.get("collate_fn"), None
-    if collate is None and type(dataset) is TensorDataset and all(map(_has_rows, dataset.tensors)):
-        collate, fetch_many = _as_is, functools.partial(_take_rows, dataset.tensors)
+    is_table = type(dataset) is TensorDataset and all(each.layout is torch.strided for each in dataset.tensors)
+    if collate is None and is_table:
+        # What is read is the batch already.
+        collate, fetch_many = list, functools.partial(_take_rows, dataset.tensors)
     reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, is_ahead=is_ahead, is_numbered=numbered)
     if is_ahead or numbered:
         collate = BatchCollate(collate or default_collate, reader)
@@ -274,7 +271,7 @@ class TimedLoader(DataLoader[Any]):
         if self._device is not None:
             batches = prepare(batches, self, self._device)
         batches = batches if r8 is None else r8.host.timed(batches)
-        return batches if self._hand is None else self._hand.pass_on(batches)
+        return batches if self._hand is None else map(self._hand.hold, batches)
 
 
 class WithProbes:
@@ -332,11 +329,3 @@ class WithProbes:
             return loader.collate_fn(reader.fetch_as_worker(rows))
         finally:
             set_random_state(states)
-
-
-def _has_rows(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

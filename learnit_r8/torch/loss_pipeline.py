@@ -132,7 +132,8 @@ class LossPipeline(Trainer):
         ticket = self.take_own(ids)
         values, count = values_of(losses, ticket)
         if ticket is not None:
-            if not count and len(losses) == 1 and self._feed is not None:
+            # A mean has no rows.
+            if not count and len(losses) == 1 and self._feed is not None and losses[0].ndim:
                 self._feed.note_rows(ticket, losses[0])
             self.record(ticket, values, count=count or 1, part_size=1 if count else None)
         return ticket
@@ -200,16 +201,24 @@ class LossPipeline(Trainer):
         """Report losses, up to one that puts the model back: the later ones are of weights that are gone."""
         hand = self._hand
         for number, (sent, values) in enumerate(here):
-            note = values if isinstance(values, Note) else note_of(sent, values)
+            if isinstance(values, Note) or sent.extras or sent.num_classes:
+                arguments = (values if isinstance(values, Note) else note_of(sent, values)).arguments
+            else:
+                # Nearly always there is nothing but losses.
+                losses = values.reshape(-1)
+                loss = float(losses[0]) if sent.part_size is None else losses
+                arguments = {"loss": loss, "part_size": sent.part_size}
             num_loads, put_back_to = self._state.num_loads, None
             hand.reported = sent.held
             try:
                 # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
                 if sent.ticket.is_out:
-                    self.outcome = self._r8.report(sent.ticket, **note.arguments)
+                    self.outcome = self._r8.report(sent.ticket, **arguments)
                     if self._feed is not None and self._rates is None:
                         # The rate that the optimizer has, which is the user's.
-                        self.outcome = self.outcome._replace(lr=self._r8.lr)
+                        rates, is_quiet = self._r8.host.rates, self._r8.controller.is_quiet
+                        lr = rates.shown(self.outcome.lr) if is_quiet and rates.own is not None else self._r8.lr
+                        self.outcome = self.outcome._replace(lr=lr)
                 if self.outcome:
                     hand.good = sent.held
                 # What waits is of good batches alone if this one has added nothing: not so for losses that come late.
@@ -282,10 +291,11 @@ class LossPipeline(Trainer):
         Args:
             lr: The rate; by default that of the batch that comes next: a loop may step before it reports.
         """
-        rates = self._rates
-        lr = self._r8.host.rates.after(self.num_on_their_way) if lr is None and rates is not None else lr
-        if rates is None or lr is None:
+        rates, host = self._rates, self._r8.host
+        # A batch of the search for a rate brings its own.
+        if rates is None or (lr is None and host.rates.search.is_on):
             return
+        lr = host.rates.at(host.pace.step + self.num_on_their_way) if lr is None else lr
         if self._state.num_loads != self._num_loads:
             # The optimizer was put back with its rates.
             self._num_loads = self._state.num_loads
@@ -339,7 +349,7 @@ def values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[
     Returns:
         float32[P], the losses of the rows of a batch whose samples are known; or float32[1], the sum of the means.
     """
-    batch: Any = None if ticket is None else ticket.batch.chunk
+    batch: Any = None if ticket is None else ticket.chunk
     members = None if batch is None else batch.members
     if members is not None and len(losses) == 1 and isinstance(losses[0], torch.Tensor):
         loss, (indices, counts) = losses[0], members

@@ -63,7 +63,12 @@ def read_losses(
     if not isinstance(losses, torch.Tensor) or not losses.is_floating_point():
         raise TypeError(f"losses must be a tensor of floats with a loss for each sample, got {losses!r}.")
     if losses.ndim == 0:
-        return _read_mean(losses, mask, weights, shares)
+        if not (mask is None and weights is None and shares is None):
+            raise ValueError(
+                "losses must have a loss for each sample (reduction='none') where samples are masked or weighted, got "
+                "one number."
+            )
+        return Losses(losses, losses.detach().reshape(1).to(torch.float32), False)
     if losses.dtype is torch.float32 and exact and mask is weights is shares is None and losses.shape == (count,):
         # What nearly every step is, in as few operations as there can be.
         return Losses(losses.mean(), losses.detach(), True)
@@ -88,15 +93,6 @@ def read_losses(
         loss = (rows * _like(shares, rows)).mean()
     values = rows.detach() if exact else rows.detach().mean().reshape(1)
     return Losses(loss, values.to(torch.float32), exact)
-
-
-def _read_mean(losses: torch.Tensor, mask: Any, weights: Any, shares: Any) -> Losses:
-    if not (mask is None and weights is None and shares is None):
-        raise ValueError(
-            "losses must have a loss for each sample (reduction='none') where samples are masked or weighted, got one "
-            "number."
-        )
-    return Losses(losses, losses.detach().reshape(1).to(torch.float32), False)
 
 
 BROADCAST = (

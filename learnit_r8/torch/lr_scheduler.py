@@ -165,20 +165,26 @@ class RateFactor:
     Args:
         r8: Gives the factor.
         optimizer: A `torch.optim.Optimizer`, or what wraps one.
+        watch: Looks at its schedules in a resumed run.
     """
 
-    def __init__(self, r8: R8Scheduler, optimizer: Any) -> None:
-        self._r8 = r8
+    def __init__(self, r8: R8Scheduler, optimizer: Any, watch: ScheduleWatch) -> None:
+        self._r8, self._optimizer, self._watch = r8, optimizer, watch
         self._saved: list[Any] | None = None
-        plain = plain_optimizer(optimizer)
-        self._handles = [plain.register_step_pre_hook(self._before), plain.register_step_post_hook(self._after)]
+
+    def register(self) -> None:
+        """Register the hooks, by which the optimizer holds it."""
+        plain = plain_optimizer(self._optimizer)
+        plain.register_step_pre_hook(self._before)
+        plain.register_step_post_hook(self._after)
 
     def _before(self, optimizer: Any, *_: Any) -> None:
-        controller = self._r8.controller
+        if self._watch.state.is_resumed:
+            self._watch.look()
         if self._saved is not None:
             # A step has raised.
             self._after(optimizer)
-        if controller.is_quiet:
+        if self._r8.controller.is_quiet:
             return
         factor = self._r8.lr_factor
         if factor == 1:
@@ -213,26 +219,28 @@ class ScheduleWatch:
     Args:
         r8: Knows the epoch, and warns.
         optimizer: A `torch.optim.Optimizer`, or what wraps one.
-        state: Knows whether the run was resumed, and which parts it has restored.
+        state: Knows whether the run was resumed, and which parts it has restored; an attribute, too.
         accumulate: Batches in a step of the optimizer.
     """
 
     def __init__(self, r8: R8Scheduler, optimizer: Any, state: ModelState, *, accumulate: int) -> None:
-        self._r8, self._optimizer, self._state, self._accumulate = r8, optimizer, state, accumulate
+        self._r8, self._optimizer, self.state, self._accumulate = r8, optimizer, state, accumulate
         self._num_looks = 0
         self._counts: list[tuple[Any, list[int]]] = []
 
-    def look(self, *_: Any) -> None:
-        """Look at the counts, as a hook before each step of the optimizer."""
+    def look(self) -> None:
+        """Look at the counts, before a step of the optimizer in a resumed run."""
         r8 = self._r8
-        if not self._state.is_resumed or self._num_looks == NUM_LOOKS:
+        if self._num_looks == NUM_LOOKS:
             return
         # Before the first step of the optimizer there is nothing to start over from.
         if self._num_looks == 0 and r8.global_step > self._accumulate:
             self._counts = [(each, []) for each in self._unknown()]
         self._num_looks += 1
         for schedule, counts in self._counts:
-            counts.append(_count_of(schedule))
+            # One that is a chain of others does not count by itself.
+            chain = schedule, *getattr(schedule, "_schedulers", ())
+            counts.append(max(getattr(each, "last_epoch", 0) for each in chain))
         if self._num_looks < NUM_LOOKS:
             return
         for schedule, (first, second, last) in self._counts:
@@ -248,10 +256,5 @@ class ScheduleWatch:
         return [
             each
             for each in found
-            if id(each) not in parts and type(each) is not ExponentialLR and not self._state.holds(each)
+            if id(each) not in parts and type(each) is not ExponentialLR and not self.state.holds(each)
         ]
-
-
-def _count_of(schedule: Any) -> int:
-    """How often a schedule was stepped; one that is a chain of others does not count by itself."""
-    return max(getattr(each, "last_epoch", 0) for each in (schedule, *getattr(schedule, "_schedulers", ())))

@@ -86,10 +86,11 @@ class Note(NamedTuple):
 
 def note_of(sent: Sent, values: Values) -> Note:
     """The losses in values that were sent."""
-    values, predictions = values.reshape(-1), None
-    count = len(values) - len(sent.extras)
-    extras = dict(zip(sent.extras, values[count:].tolist(), strict=True))
-    losses = values[:count]
+    losses, predictions, extras = values.reshape(-1), None, {}
+    if sent.extras:
+        count = len(losses) - len(sent.extras)
+        extras = dict(zip(sent.extras, losses[count:].tolist(), strict=True))
+        losses = losses[:count]
     if sent.num_classes:
         losses, predictions = Predictions.unpack(losses.reshape(-1, sent.num_samples), sent.num_classes)
     part_size = WHOLE_BATCH if sent.part_size is None else sent.part_size

@@ -95,7 +95,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
             )
 
     def _hand_out(self, ticket: Ticket, dataset: Any) -> Any:
-        indices: Any = self._sharing.part(ticket.indices)
+        indices: Any = ticket.indices if self._sharing.size == 1 else self._sharing.part(ticket.indices)
         if self._as_list is None:
             self._as_list = not takes_arrays(dataset)
         if self._as_list:

@@ -86,6 +86,7 @@ class Stepper:
         self._norms: NormLimit | None = None
         self._clears_itself = getattr(type(self._plain), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
         self._has_stepped, self._first_step = False, None
+        self._knows_distance, self._distance = False, None
         self._seen: list[int] = []
         if accumulate > 1:
             # However the step comes about, in a loop of the user's own too.
@@ -116,8 +117,7 @@ class Stepper:
 
         def note(*_: Any) -> None:
             nonlocal at
-            # As long as it matters; a hook cannot remove itself.
-            if distances[1] or distances.total() == STEPS_LOOKED_AT or (r8 := run()) is None:
+            if (r8 := run()) is None or self._knows_distance:
                 return
             before, at = at, r8.controller.lineage.updates
             distances[at - before] += 1
@@ -125,8 +125,9 @@ class Stepper:
             number, count = distances.most_common(1)[0]
             if number > 1 and count == STEPS_ALIKE:
                 r8.host.say_once("accumulates", ACCUMULATES.format(number))
+            self._knows_distance = distances[1] > 0 or distances.total() == STEPS_LOOKED_AT
 
-        register(note)
+        self._distance = register(note)
 
     def _note_first_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._has_stepped = self._has_stepped or any(
@@ -172,6 +173,10 @@ class Stepper:
         """Whether no gradient waits for others to be added; called when the next batch is asked for."""
         if self._is_adding:
             return False
+        if self._knows_distance and self._distance is not None:
+            # No hook can remove itself.
+            self._distance.remove()
+            self._distance = None
         num_before, self._num_groups = self._num_groups, len(self._optimizer.param_groups)
         self.has_grown = num_before != self._num_groups
         self._is_adding = self.accumulate > 1
@@ -251,12 +256,12 @@ class Stepper:
 
         def look(*_: Any) -> None:
             watched = run()
-            if watched is None or watched.is_over:
+            if watched is None:
                 return
             controller = watched.controller
             is_turn = not max(0, controller.lineage.updates - 1) // self.accumulate % DEAD_EVERY
             may_look = controller.watches_gradients and not controller.experiment.is_open
-            if is_turn and may_look and (is_alone or controller.norms.is_used):
+            if is_turn and may_look and (is_alone or controller.norms.is_used) and not watched.is_over:
                 controller.note_gradients(*self._gradient_sizes())
 
         register(look)

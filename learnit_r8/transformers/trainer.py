@@ -426,7 +426,7 @@ class R8Mixin:
             ahead=accumulate - 1,
             **settings,
         )
-        adapter.scheduler.host.count_batches()
+        adapter.scheduler.pace.is_counted = True
         self._r8_say_what_differs(adapter, resume)
         return adapter
 

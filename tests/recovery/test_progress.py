@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8.recovery.backups import Backup
-from learnit_r8.recovery.progress import FIRST, LOOK_EVERY, Progress
+from learnit_r8.recovery.progress import EARLY_UPDATES, FIRST, LOOK_EVERY, Progress
+
+
+def note_first(progress, loss, record):
+    """Take one of the first losses, as every fourth update does."""
+    if len(progress.first) < EARLY_UPDATES:
+        progress.first.append(loss)
+    if math.isnan(progress.start):
+        progress.find_start(record)
 
 
 def after(losses, record=math.nan):
@@ -15,7 +23,7 @@ def after(losses, record=math.nan):
     for loss in losses:
         progress.recent.append(loss)
         progress.reported.append(loss)
-        progress.note_first(loss, record)
+        note_first(progress, loss, record)
     return progress
 
 
@@ -138,7 +146,7 @@ def test_losses_far_above_those_of_the_untrained_model(last, is_above, is_saved)
     """Half as much again as the untrained model's is far above, also where the first updates have ruined it."""
     progress = Progress()
     progress.recent.extend([2.3, 2.2, *[40.0] * 6])
-    progress.note_first(40.0, 2.3)
+    note_first(progress, 40.0, 2.3)
     progress.recent.extend([last] * 16)
     if is_saved:
         saved, progress = progress.state_dict(), Progress()
@@ -154,7 +162,7 @@ def test_losses_as_noisy_as_the_first_ones_are_rarely_looked_into(noise, updates
     progress = Progress()
     losses = [math.exp(each) for each in noise]
     progress.recent.extend(losses[:8])
-    progress.note_first(losses[7], losses[0])
+    note_first(progress, losses[7], losses[0])
     progress.recent.extend([*losses[8:], losses[0], losses[0]])
 
     assert not progress.is_above_untrained(updates)
@@ -164,7 +172,7 @@ def test_the_untrained_loss_of_a_run_that_was_resumed_is_not_that_of_its_first_b
     """Without the record of an untrained state nothing is compared with it."""
     progress = Progress()
     progress.recent.extend([0.1] * 8)
-    progress.note_first(0.1, math.nan)
+    note_first(progress, 0.1, math.nan)
     progress.recent.extend([9.0] * 16)
 
     assert math.isnan(progress.untrained)
@@ -175,7 +183,7 @@ def test_losses_that_were_looked_into_are_not_far_above_again_at_once():
     """A look that found healthy weights makes the next one wait."""
     progress = Progress()
     progress.recent.extend([2.3] * 8)
-    progress.note_first(2.3, 2.3)
+    note_first(progress, 2.3, 2.3)
     progress.recent.extend([9.0] * 16)
     progress.note_healthy(16)
 
@@ -188,7 +196,7 @@ def test_wild_losses_that_jumped_are_looked_into_though_one_of_eight_is_low(lows
     """Seven of eight above all before them and the untrained model's, their median far above, are enough."""
     progress = Progress()
     progress.recent.extend([1.2] * 8)
-    progress.note_first(1.2, 1.2)
+    note_first(progress, 1.2, 1.2)
     progress.recent.extend([0.8, 0.7] * 4)
     progress.recent.extend([*[3.5, 1.7, 1.8, 4.7, 7.0, 3.1, 5.3, 3.0][: 8 - len(lows)], *lows])
 

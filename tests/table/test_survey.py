@@ -14,7 +14,7 @@ from learnit_r8.events.codec import to_json
 from learnit_r8.table.losses import EXACT
 from learnit_r8.table.quantiles import flow_between, loss_histogram, quarters_of, uses_histogram
 from learnit_r8.table.survey import EPOCH_SECONDS, EVERY_SECONDS, Surveyor
-from tests.drive import FakeClock, make, sample_losses, steps
+from tests.drive import FakeClock, make, observe, sample_losses, steps
 from tests.events.any_events import from_json
 
 LOSSES = arrays.arrays(np.float32, st.integers(0, 60), elements=st.floats(0, 100, width=32) | st.just(math.nan))
@@ -40,7 +40,7 @@ def learned(num_samples=400, seed=0):
     """A table with the exact loss of every sample."""
     table = SampleTable(num_samples, batch_size=10)
     table.storage.part_size = EXACT
-    table.learner.observe(1.0, 1.0)
+    observe(table, 1.0, 1.0)
     learn(table, np.random.default_rng(seed).random(num_samples))
     return table
 
@@ -167,8 +167,8 @@ def test_mislabelled_samples_are_suspects():
     """Samples that stay worse than untrained are listed with their names; without exact losses there are none."""
     table = SampleTable(400, batch_size=10, sample_ids=[f"img{index}.png" for index in range(400)])
     table.storage.part_size = EXACT
-    table.learner.observe(2.0, 2.0)
-    table.learner.observe(2.0, 2.0)
+    observe(table, 2.0, 2.0)
+    observe(table, 2.0, 2.0)
     for _ in range(5):
         learn(table, np.where(np.arange(400) < 12, 5.0, 0.1))
     fields = surveyed(Surveyor(table), epoch_ended=True)

@@ -14,13 +14,14 @@ from learnit_r8.table.losses import EXACT, WHOLE_BATCH
 from learnit_r8.table.quantiles import Quartile
 from learnit_r8.table.storage import SampleStorage
 from learnit_r8.table.trend import UntrainedLoss
+from tests.drive import observe
 
 
 def tell(table, indices, losses, part_size=EXACT):
     """Report at once: losses of samples, or one mean for all of them."""
     losses = np.array(losses, np.float64)
     table.storage.part_size = part_size
-    trend = table.learner.observe(float(losses.mean()), float(losses.min()))
+    trend = observe(table, float(losses.mean()), float(losses.min()))
     sizes = None if part_size == EXACT else np.array([len(indices)])
     means = losses if part_size == EXACT else losses.mean(keepdims=True)
     table.learner.learn(np.array(indices), means, sizes, np.full(len(means), trend))
@@ -103,12 +104,12 @@ def test_huge_sample_losses_stay_finite(bad):
 def test_trend_by_hand():
     """The trend is the plain mean of the batch losses at first, then their average over half an epoch."""
     table = SampleTable(12, batch_size=2)
-    befores = [table.learner.observe(loss, loss) for loss in (4.0, 2.0, 3.0)]
+    befores = [observe(table, loss, loss) for loss in (4.0, 2.0, 3.0)]
 
     # Half an epoch is three batches: the weight is 2 / (3 + 1).
     assert befores == [4.0, 4.0, 3.0]
     assert table.trend == 3.0
-    assert table.learner.observe(7.0, 7.0) == 3.0
+    assert observe(table, 7.0, 7.0) == 3.0
     assert table.trend == 5.0
 
 
@@ -117,7 +118,7 @@ def test_trend_stays_between_the_losses(num_samples, batch_size, losses):
     """The trend is an average: it never leaves the range of what was observed, however small the data."""
     table = SampleTable(num_samples, batch_size=batch_size)
     for loss in losses:
-        table.learner.observe(loss, loss)
+        observe(table, loss, loss)
 
         assert min(losses) * (1 - 1e-9) <= table.trend <= max(losses) * (1 + 1e-9)
 
@@ -128,7 +129,7 @@ def test_untrained_loss(num_samples, count):
     table = SampleTable(num_samples, batch_size=2)
     losses = [float(3 + number % 5) for number in range(30)]
     for loss in losses:
-        table.learner.observe(loss, loss)
+        observe(table, loss, loss)
 
     assert table.untrained_loss == pytest.approx(np.mean(losses[:count]))
 
@@ -235,9 +236,9 @@ def test_identity_tells_data_apart(name, change):
 def test_trend_of_another_meaning_is_not_gone_back_to():
     """After the first loss below zero the trend is that of offsets: that of a backup from before does not count."""
     table = SampleTable(100, batch_size=10)
-    table.learner.observe(2.0, 2.0)
+    observe(table, 2.0, 2.0)
     mark = table.learner.trend_mark
-    table.learner.observe(-1.0, -1.0)
+    observe(table, -1.0, -1.0)
     trend = table.learner.trend_mark
     table.learner.go_back_to(mark)
 

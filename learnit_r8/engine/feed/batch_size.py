@@ -55,7 +55,11 @@ class BatchMeasure:
                 "give batches(..., size=), a number or a function of a batch."
             )
             samples = 1
-        tokens = _told("tokens", self._tokens, item) if self._tokens is not None else _read_tokens(item)
+        tokens: int | None = None
+        if self._tokens is not None:
+            tokens = _told("tokens", self._tokens, item)
+        elif type(item) not in (tuple, list):
+            tokens = _read_tokens(item)
         if tokens is None and self._needs_tokens:
             raise ValueError(
                 f"tokens must be given where the budget is num_tokens and they cannot be read from a batch, got a "
@@ -81,12 +85,14 @@ def read_size(item: Any) -> int | None:
     shape = getattr(item, "shape", None)
     if shape is not None:
         return int(shape[0]) if len(shape) else None
-    if isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__")):
+    is_list = isinstance(item, (tuple, list))
+    if not is_list and (isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__"))):
         return next((size for key in item.keys() if (size := read_size(item[key])) is not None), None)  # noqa: SIM118
-    if isinstance(item, (tuple, list)):
-        found = next((size for each in item if (size := read_size(each)) is not None), None)
-        return len(item) if found is None and isinstance(item, list) and item else found
-    return None
+    if is_list:
+        for each in item:
+            if (size := read_size(each)) is not None:
+                return size
+    return len(item) if isinstance(item, list) and item else None
 
 
 def bytes_of(item: Any) -> int:

@@ -21,7 +21,7 @@ from ..engine import Engine
 from ..run import Trainer
 from . import replay
 from .batch_size import MOST_KEPT_BYTES, BatchMeasure, Told, bytes_of, copied
-from .followed import FollowedBatches
+from .followed import MOST_HELD, FollowedBatches
 from .samples import OF_ONE_PROCESS, BatchSamples, Ids, Skip
 
 NEVER_REPORTED = (
@@ -175,7 +175,8 @@ class Feed:
             while True:
                 if source.iteration is not this:
                     raise RuntimeError(REPLACED)
-                self.give_up_open()
+                if source.open is not None:
+                    self.give_up_open()
                 self.between_steps()
                 samples.tell_quarantined()
                 if self._updates > controller.lineage.updates and not controller.is_open:
@@ -326,7 +327,7 @@ class Feed:
         """The next batch of the loader; `_NONE` if there is none, here or on another rank."""
         engine, source, is_heard = self.engine, self.source, self.engine.announcer.is_heard
         began, item = engine.clock() if is_heard else 0.0, _NONE
-        if self._is_full():
+        if engine.pace.probes and self._is_full():
             # The loader comes to its end, as one that knows its place must.
             source.skip(engine.pace.probes_in_epoch + 1)
         else:
@@ -380,8 +381,8 @@ class Feed:
             members: Its samples; None if they are not known.
             is_of_loader: Whether it is of a loader; else there is nothing but the step.
         """
-        kept = self.keep(item) if is_of_loader else None
-        if self.source.is_full:
+        kept = self.keep(item) if is_of_loader and self.engine.controller.wants_witness else None
+        if self.source.num_held >= MOST_HELD:
             self.engine.hand_over()
         self.source.offer(kept, size, members, is_of_loader=is_of_loader)
         ticket = self.engine.draw_ahead(is_offered=True)
@@ -389,8 +390,8 @@ class Feed:
         return ticket
 
     def keep(self, item: Any) -> Any:
-        """A copy of a batch where weights may be tested with it, else None."""
-        if item is None or not self.source.settings.keep_witness or not self.engine.may_be_witness():
+        """A copy of a batch, so that weights can be tested with it; None where it is too large, or none is kept."""
+        if item is None or not self.source.settings.keep_witness:
             return None
         if bytes_of(item) <= MOST_KEPT_BYTES:
             return copied(item)
@@ -656,7 +657,7 @@ class TrainerBatches:
         """Note the batch in hand, to take its loss once more where weights are tested; see `Callbacks.repeat`."""
         if self._feed.source.open is not None and self._feed.engine.persistence.callbacks.repeat is not None:
             chunk: Any = self._feed.source.open.chunk
-            chunk.item = self._feed.keep(item)
+            chunk.item = self._feed.keep(item) if self._feed.engine.controller.wants_witness else None
 
     def begin_more(self) -> bool:
         """Note one more batch of those that the trainer takes at once, of which only the first begins between steps.

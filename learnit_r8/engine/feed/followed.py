@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...policies.radix import order_of
-from ...sampling.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, Size
+from ...sampling.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, Size, with_predictions
 from ...sampling.random_generators import hold_random_state, state_of
 from ...sampling.source import Source
 from ...table.labels.predictions import PredictionRows, joined
-from ...table.losses import EXACT, WHOLE_BATCH
+from ...table.losses import EXACT, WHOLE_BATCH, Reading, read_mean, read_rows
 from ...table.names import Members
 from ...table.table import SampleTable
 from . import replay
@@ -73,6 +73,7 @@ class FollowedBatches(Source):
         has_begun: Whether an iteration has.
         first_turn: Steps and probes reported as it began.
         length: Batches that the loader has, as far as it says; infinite where nobody knows.
+        num_held: Samples whose reports are held back.
         taken_before: Items that the loader had given by then in this pass.
     """
 
@@ -91,7 +92,7 @@ class FollowedBatches(Source):
         self.num_samples = self.taken = self.left_out = self.abandoned = 0
         # Batches that say which samples they hold, and that are out, or from whose reports the table is still to learn.
         self._held: list[FollowedChunk] = []
-        self._num_held = 0
+        self.num_held = 0
         self._offered: tuple[FollowedChunk, bool] | None = None
         self.samples = BatchSamples(table.storage, announcer, agreement)
         self.open: Ticket | None = None
@@ -162,7 +163,7 @@ class FollowedBatches(Source):
             members: Its samples, or None.
             is_of_loader: Whether it is of a loader; else there is nothing but the step.
         """
-        self._offered = FollowedChunk(self.table, self._pace.epoch, item, size, members), is_of_loader
+        self._offered = FollowedChunk(self.table, self._pace.passes, item, size, members), is_of_loader
 
     def next(self, ahead: None = None) -> Batch:
         """Hand out the batch that was offered."""
@@ -178,24 +179,41 @@ class FollowedBatches(Source):
         self.num_samples += chunk.size
         if chunk.members is not None:
             self._held.append(chunk)
-            self._num_held += len(chunk.members.indices)
+            self.num_held += len(chunk.members.indices)
         if is_of_loader:
             self.taken += 1
             # The others that are reported are left out where they are counted.
             while self._out and self._out[0].states[0]:
                 del self._out[0]
             self._out.append(chunk)
-        return chunk.batch()
+        return Batch(chunk, 0, chunk.indices)
 
     def again(self, witness: Any) -> Batch:
         """Hand out a batch once more, outside any pass."""
-        return FollowedChunk(self.table, -1, witness, Size(), is_probe=True).batch()
+        chunk = FollowedChunk(self.table, -1, witness, Size(), is_probe=True)
+        return Batch(chunk, 0, chunk.indices)
 
     def tell_members(self, chunk: FollowedChunk, members: Members) -> None:
         """Note the samples of a batch that was taken without."""
         chunk.members = members
         self._held.append(chunk)
-        self._num_held += len(members.indices)
+        self.num_held += len(members.indices)
+
+    def read(self, chunk: FollowedChunk, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
+        """See `Source`; its kind is that of the table, once that has one."""
+        storage, members = self.table.storage, chunk.members
+        kind = storage.part_size
+        if members is None or type(loss) is float:
+            reading = read_mean(loss)
+        else:
+            indices, counts = members
+            if kind == WHOLE_BATCH and not storage.num_seen:
+                # That of batches without samples.
+                kind = None
+            reading = read_rows(loss, len(indices if counts is None else counts), counts, kind)
+        if kind is not None and kind != reading.part_size:
+            reading = reading._replace(part_size=kind)
+        return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def report(
         self, chunk: FollowedChunk, slot: int, means: Any, trend: float, predictions: PredictionRows | None = None
@@ -230,11 +248,6 @@ class FollowedBatches(Source):
         """Close it, as the loader says what comes next."""
         self.abandon(batch)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the reports that are held back are many enough to be learned."""
-        return self._num_held >= MOST_HELD
-
     def hand_over(self) -> None:
         """Let the table learn all reports so far."""
         if not self._held:
@@ -248,7 +261,7 @@ class FollowedBatches(Source):
             each.states[0] = CLOSED
         # Last: if this is interrupted, those not learned are learned the next time.
         self._held = [each for each in self._held if each.states[0] == OPEN]
-        self._num_held = sum(len(each.members.indices) for each in self._held if each.members is not None)
+        self.num_held = sum(len(each.members.indices) for each in self._held if each.members is not None)
 
     def _learn(self, parts: list[Part], *, is_exact: bool) -> None:
         """Learn from parts of batches that share no sample."""
@@ -377,7 +390,7 @@ class FollowedBatches(Source):
             own |= of_ranks[ranks.rank]
         self.num_samples, self.taken, self.abandoned = own["samples"], own["taken"], own["abandoned"]
         self.left_out = own["left_out"]
-        self._held, self._num_held = [], 0
+        self._held, self.num_held = [], 0
         self._resumed, self._out = own, []
         self.iteration = self.open = self._offered = None
 

@@ -76,10 +76,11 @@ def are_whole(steps: Steps, reference: Steps) -> bool:
     return steps[-1].get("end") == "end" and reference[-1].get("end") != "kill"
 
 
-def align(steps: Steps, reference: Steps, last: int) -> int:
+def align(steps: Steps, reference: Steps, last: int, whole: Steps | None = None) -> int:
     """After which step of a reference a training goes on: by the weights, the optimizer's count, or its batches.
 
-    If nothing of these tells, it is 0 for a training as long as the reference, else the last that it may be.
+    If nothing of these tells, it is 0 for a training as long as a whole one, which the reference may be, else the last
+    that it may be.
     """
     first, firsts = steps[0], [contents_of(each) for each in steps[:COMPARED]]
     # The same weights twice, as after a step that a scaler skipped: the moments decide, then the later.
@@ -87,7 +88,7 @@ def align(steps: Steps, reference: Steps, last: int) -> int:
     counts = [x["n"] for x in reference if first.get("c") and x.get("c") == first["c"] and x["o"] == first["o"]]
     if same or counts:
         return int((max(same)[1] if same else counts[-1]) - 1)
-    if are_whole(steps, reference) and len(steps) == len(reference):
+    if are_whole(steps, whole or reference) and len(steps) == len(whole or reference):
         return 0
     places = range(min(last, len(reference) - len(firsts)), -1, -1)
     found = (x for x in places if [*map(contents_of, reference[x:][: len(firsts)])] == firsts)
@@ -104,10 +105,8 @@ def first_difference(steps: Steps, reference: Steps, after: int, only: set[str] 
         only: Parts that are compared, where others differ without a kill, too.
     """
     for place, (one, two) in enumerate(zip(reference[after:], steps, strict=False)):
-        parts = [x for x in parts_that_differ(one, two) if only is None or x in only]
-        if parts:
-            kind, detail = _kind(parts, steps, reference, after, place)
-            return Difference(after + place + 1, place + 1, tuple(parts), kind, detail)
+        if parts := [x for x in parts_that_differ(one, two) if only is None or x in only]:
+            return Difference(after + place + 1, place + 1, tuple(parts), *_kind(parts, steps, reference, after, place))
     count, right = after + len(steps), len(reference)
     if not are_whole(steps, reference) or count == right:
         return None
@@ -179,7 +178,8 @@ def _order(steps: Steps, reference: Steps, after: int, place: int, told: str) ->
         if two[2] is None and set(two[4]) & set(one[4]):
             return "augmentation", f"the same labels, other content; {told}"
         which = f"samples {two[3]} ... in place of {one[3]} ..." if one[3] and two[3] else ""
-        return "shuffle", "; ".join(filter(None, [which, told]))
+        # Without a loader, a generator draws the batches.
+        return "shuffle" if right["x"] or not told else "drawn", "; ".join(filter(None, [which, told]))
     expected = next((i for i, (_, number) in enumerate(flat) if number == after + place), len(flat))
     # In the middle of an accumulation, some of the first step's batches are done.
     expected += per_step - len(contents_of(wrong)) if wrong.get("a") else 0

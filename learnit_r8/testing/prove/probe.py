@@ -136,8 +136,8 @@ class Probe:
     Args:
         request: ``folder`` for the notes; ``kill`` and ``stop``, the step after which the process is killed, or after
             which it need not go on; ``known``, step by sum of the weights before it, and ``expected``, where it is none
-            of those; ``every``, steps from one sum of the whole state to the next; ``deterministic``, whether torch is
-            asked to be.
+            of those; ``dense``, the first and the last step of which each has sums of the whole state;
+            ``deterministic``, whether torch is asked to be.
         fence: Knows what kind of file was written.
     """
 
@@ -327,8 +327,8 @@ class Probe:
             self.note["s"] = [[each.get_scale(), int(each._get_growth_tracker())] for each in scalers]
         if self.fence.wrote:
             self.note["f"] = sorted(self.fence.wrote)
-        is_turn = (self.count + 1 + self.offset) % self.request.get("every", EVERY) == 0
-        if self.count < DENSE or self.fence.wrote or is_turn:
+        step, (first, last) = self.count + 1 + self.offset, self.request.get("dense", (0, -1))
+        if self.count < DENSE or self.fence.wrote or step % EVERY == 0 or first <= step <= last:
             self.note |= self.whole_state(optimizer)
         self.fence.wrote.clear()
         if self.count == 0:

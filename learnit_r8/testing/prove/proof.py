@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from . import comparison as compared
 from .comparison import Difference, Rows, evidence, generators_that_differ
 from .launches import CannotSay, Launch, Step, Workshop, saves_of
+from .probe import EVERY
 
 FEWEST = 4
 """Steps that a training must have: one before the checkpoint, one lost, two to compare."""
@@ -26,11 +27,15 @@ REPEATABLE = {"optimizer", "backward passes", "rates", "settings", "batches", "c
 
 
 class Restart(NamedTuple):
-    """One kill and what came of it: after which step it was, after which the training went on, steps then compared."""
+    """One kill and what came of it: after which step it was, after which the training went on, steps then compared.
+
+    ``difference`` is the first one.
+    """
 
     killed: int
     went_on: int
     compared: int
+    difference: Difference | None = None
 
 
 class Proof(NamedTuple):
@@ -109,34 +114,30 @@ class Trial:
             raise CannotSay(f"the training ended after {done.steps} steps, before the kill at {kill}: {done.said}")
         return place, done
 
-    def go_on(self, references: list[list[Step]], place: Path, killed: int, **request: Any) -> Launch:
-        """Start it again, to its end or to the next kill."""
+    def go_on(self, references: list[list[Step]], place: Path, killed: int, **request: Any) -> tuple[Launch, Restart]:
+        """Start it again, to its end or to the next kill, and compare it with what it should have done."""
         self.say(f"start again after the kill at step {killed}")
         known = {each["w"]: each["n"] for each in references[0] if "w" in each}
         done = self.launch(place, self.resume, known=known, expected=killed, **request)
         if len(done.ranks) != len(references):
             raise CannotSay(f"{len(done.ranks)} processes train after the kill, in place of {len(references)}.")
-        return done
+        return done, self.compare(done, references, killed)
 
-    def compare(
-        self, done: Launch, references: list[list[Step]], killed: int, only: set[str] | None = None
-    ) -> tuple[Restart, Difference | None]:
-        """Compare a restarted training with what it should have done: the earliest difference of all ranks."""
-        restarts, found = [], []
-        for rank, (steps, reference) in enumerate(zip(done.ranks, references, strict=True)):
-            after = compared.align(steps, reference, killed)
+    def compare(self, done: Launch, references: list[list[Step]], killed: int, only: set[str] | None = None) -> Restart:
+        """Compare a restarted training with what it should have done; of all ranks, the one that differs first."""
+        found = []
+        for rank, (steps, right) in enumerate(zip(done.ranks, references, strict=True)):
+            after = compared.align(steps, right, killed, self.whole[rank])
             if after == 0:
                 raise CannotSay(f"started again after the kill at step {killed}, the training begins at step 0: {HOW}")
-            restarts.append(Restart(killed, after, min(len(steps), len(reference) - after)))
-            if (difference := compared.first_difference(steps, reference, after, only)) is not None:
-                found.append(difference._replace(rank=rank))
-        return restarts[0], min(found, key=lambda each: each.step, default=None)
+            own = compared.first_difference(steps, right, after, only)
+            found.append(Restart(killed, after, min(len(steps), len(right) - after), own and own._replace(rank=rank)))
+        return min(found, key=lambda each: each.difference.step if each.difference else float("inf"))
 
     def prove(self, kills: int, seed: int) -> Proof:
         """Kill and restart a training until something differs, or there is no kill left."""
         self.say("the whole training")
-        whole = self.launch(self.shop.copy(), self.command)
-        if whole.steps < FEWEST:
+        if (whole := self.launch(self.shop.copy(), self.command)).steps < FEWEST:
             raise CannotSay(f"the training must have at least {FEWEST} steps, got {whole.steps}.")
         kill_at = self.places(kills, seed)
         self.say(f"{len(self.whole[0])} steps; kill at step {kill_at[0]}")
@@ -149,45 +150,47 @@ class Trial:
         if odd := compared.first_odd(self.whole, done.ranks):
             return self.prove_what_repeats(done, *odd, place, kill_at[0])
         saves = saves_of(self.whole[0])
-        for number, killed in enumerate(kill_at):
-            done = self.go_on(self.whole, place, killed, kill=kill_at[number + 1] if number + 1 < kills else None)
-            restart, difference = self.compare(done, self.whole, killed)
+        for number, (killed, later) in enumerate(zip(kill_at, [*kill_at[1:], None], strict=True)):
+            done, restart = self.go_on(self.whole, place, killed, kill=later)
             self.restarts.append(restart)
             if restart.went_on in saves and (newer := [each for each in saves if restart.went_on < each < killed]):
                 older = f"killed at step {killed}, it went on from the older checkpoint of step {restart.went_on}"
                 self.notes.append(f"{older}, though there was one of step {newer[-1]}: lost work only")
-            if difference is not None:
-                return self.conclude(done, difference, number, killed)
+            if restart.difference is not None:
+                return self.conclude(done, restart.difference, number, killed)
         return Proof(EXACT)
 
     def conclude(self, done: Launch, difference: Difference, number: int, killed: int) -> Proof:
-        """Make sure that a difference comes of the kill, and see whether it needs a second one."""
-        self.say(f"a difference at step {difference.step}; does the training repeat itself up to there?")
-        stop = self.stop if "number of steps" in difference.parts else max(FEWEST, difference.step + 2)
-        again = self.launch(self.shop.copy(), self.command, stop=stop, every=1)
-        odd = compared.first_odd(self.whole, again.ranks)
-        if odd and odd[1] <= difference.step and set(difference.parts) <= odd[0]:
+        """Make sure that a difference comes of the kill, narrow it down, and see whether it needs a second kill."""
+        step, parts = difference.step, {*difference.parts}
+        self.say(f"a difference at step {step}; does the training repeat itself up to there?")
+        stop = self.stop if "number of steps" in parts else max(FEWEST, step + 2)
+        request: dict[str, Any] = {"stop": stop, "dense": (step - EVERY, step + 2)}
+        again = self.launch(self.shop.copy(), self.command, **request)
+        if (odd := compared.first_odd(self.whole, again.ranks)) and odd[1] <= step and parts <= odd[0]:
             return Proof(UNKNOWN, f"{_not_repeatable(*odd)}. Try --deterministic.")
-        # A later kill, alone in a fresh copy.
-        alone = self.go_on(self.whole, self.start_and_kill(killed)[0], killed, stop=stop) if number else done
-        is_second_only = self.compare(alone, self.whole, killed)[1] is None
+        # What only sums show has begun somewhere after the last ones. A later kill is tried alone, in a fresh copy.
+        found: Difference | None = difference
+        if number or (difference.local > 1 and parts <= {*compared.WHOLE_STATE, "copies"}):
+            alone, (*_, found) = self.go_on(again.ranks, self.start_and_kill(killed)[0], killed, **request)
+            difference, done = (found, alone) if found else (difference, done)
         rows = evidence(difference, done.ranks, again.ranks)
-        return Proof(DIFFERS, difference=difference, is_second_only=is_second_only, rows=rows)
+        return Proof(DIFFERS, difference=difference, is_second_only=number > 0 and found is None, rows=rows)
 
     def prove_what_repeats(self, done: Launch, parts: set[str], since: int, place: Path, killed: int) -> Proof:
         """Compare the steps that the kill undid, all of each; then what does not differ without a kill."""
         self.notes.append(_not_repeatable(parts, since))
         before = done.ranks
-        after = self.go_on(before, place, killed)
         # What it trained before the kill, it must train again just so, whatever other trainings do.
-        restart, own = self.compare(after, before, killed)
+        after, restart = self.go_on(before, place, killed)
+        own = restart.difference
         self.restarts.append(restart)
         if restart.compared and (own is None or REPEATABLE & {*own.parts}):
             self.notes.append("compared with the steps that the kill undid, which were trained again")
             return Proof(DIFFERS, difference=own, rows=evidence(own, after.ranks, before)) if own else Proof(EXACT)
         only = REPEATABLE - parts
         joined = [[*one, *two[len(one) :]] for one, two in zip(before, self.whole, strict=True)]
-        _, found = self.compare(after, joined, killed, only)
+        found = self.compare(after, joined, killed, only).difference
         apart = compared.spread(after.ranks[0], self.whole[0][restart.went_on :])
         usual = compared.spread(before[0], self.whole[0])
         told = f"losses differ by {apart:.2g} after the kill, by {usual:.2g} without"
@@ -239,8 +242,9 @@ def prove(
         if changed := shop.changed():
             found = found._replace(code=UNKNOWN, why=f"what was linked has changed: {', '.join(changed[:3])}.")
         steps, notes = len(trial.whole[0]) if trial.whole else 0, tuple(dict.fromkeys(trial.notes))
-        found = found._replace(steps=steps, restarts=tuple(trial.restarts), notes=notes)
-        return found._replace(seconds=time.monotonic() - began)
+        return found._replace(
+            steps=steps, restarts=tuple(trial.restarts), notes=notes, seconds=time.monotonic() - began
+        )
 
 
 def _not_repeatable(parts: set[str], since: int) -> str:

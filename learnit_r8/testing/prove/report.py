@@ -19,6 +19,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "repeated": ("batches are repeated", "save the number of batches trained on, in the file of the weights", LOADER),
     "skipped": ("batches are skipped", "save the number of batches trained on, not of those handed out", LOADER),
     "shuffle": ("another order of the data", "DataLoader(..., generator=...), seeded with the epoch, or saved", LOADER),
+    "drawn": ("the random generator of the batches is not saved", GENERATORS, ATTACH),
     "epoch": ("another number of steps in the epoch", "leave out batches in the first epoch only", LOADER),
     "schedule": ("the schedule of the rate is not saved", SAVE % (("schedule",) * 4), ALSO % (("schedule",) * 2)),
     "scaler": ("the gradient scaler is not saved", SAVE % (("scaler",) * 4), "attach(..., scaler=scaler)"),
@@ -54,7 +55,7 @@ def headline(proof: Proof) -> str:
 def lines_of(proof: Proof, command: Sequence[str]) -> list[str]:
     """The whole finding, for a terminal."""
     lines = [headline(proof), "", f"command   {shlex.join(command)}, {proof.steps} steps, {proof.seconds:.0f} s in all"]
-    for killed, after, count in proof.restarts:
+    for killed, after, count, _ in proof.restarts:
         again = f"{killed - after} trained again"
         lines.append(f"killed    after step {killed}; went on after {after} ({again}), {count} steps compared")
     lines += [f"note      {each}" for each in proof.notes]
@@ -78,7 +79,7 @@ def page(proof: Proof, command: Sequence[str]) -> str:
 def as_data(proof: Proof, command: Sequence[str]) -> dict[str, Any]:
     """The finding for programs."""
     data = {**proof._asdict(), "command": [*command], "headline": headline(proof)}
-    data["restarts"] = [each._asdict() for each in proof.restarts]
+    data["restarts"] = [{"killed": a, "went_on": b, "compared": c} for a, b, c, _ in proof.restarts]
     if found := proof.difference:
         data["difference"] = {**found._asdict(), "name": KINDS[found.kind][0], "mend": KINDS[found.kind][1]}
     return data

@@ -8,7 +8,7 @@ ranks, and by a model under DistributedDataParallel too.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -194,15 +194,11 @@ def clip_shards(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Te
     """
     gradients = [each.grad for each in parameters if each.grad is not None]
     kinds = [each for each in gradients if is_shard(each)], [each for each in gradients if not is_shard(each)]
-    norms = [_whole_norm(each) for each in kinds if each]
+    norms = [torch.nn.utils.get_total_norm(each) for each in kinds if each]
+    norms = [each.full_tensor() if is_shard(each) else each for each in norms]  # type: ignore[attr-defined]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     for gradient in gradients:
         part = gradient.to_local() if is_shard(gradient) else gradient  # type: ignore[attr-defined]
         part.mul_(factor.to(part.device))
     return norm
-
-
-def _whole_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if is_shard(norm) else norm  # type: ignore[attr-defined]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -117,14 +116,12 @@ class Hand:
         """Hold the start of each batch from the next one on, from which its step can be computed once more."""
         self._model = model
 
-    def pass_on(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches, each held until the next one."""
-        for batch in batches:
-            self.hold(batch)
-            yield batch
+    def hold(self, batch: Any) -> Any:
+        """Hold a batch, as the training on it begins; and the random generators, if they are to be kept.
 
-    def hold(self, batch: Any) -> None:
-        """Hold a batch, as the training on it begins; and the random generators, if they are to be kept."""
+        Returns:
+            The batch.
+        """
         self.batch = batch
         if self.inputs is not None:
             self.inputs.take()
@@ -132,6 +129,7 @@ class Hand:
             self._generators = hold_random_state()
         if self._model is not None:
             self.start = self._generators, [each.detach().clone() for each in self._model.buffers()]
+        return batch
 
     def take(self, ticket: Ticket) -> Held:
         """The batch in hand, as its loss is noted."""

@@ -20,6 +20,7 @@ from learnit_r8.dashboard.theme import choose_theme
 from learnit_r8.events import SamplesSurveyed
 from learnit_r8.table.losses import EXACT
 from learnit_r8.table.survey import Surveyor
+from tests.drive import observe
 from tests.screen_common import SCENE, fake_view, screen
 
 FOLDER = Path(__file__).parent / "screens"
@@ -111,7 +112,7 @@ def test_histories_of_any_size_are_seen(low, high):
     """The history of a sample is a curve, also where losses are tiny, huge or below zero."""
     table = SampleTable(8, batch_size=4)
     table.storage.part_size = EXACT
-    table.learner.observe(high, high)
+    observe(table, high, high)
     surveyor = Surveyor(table)
     for end in np.linspace(high, low, 6):
         table.learner.learn(np.arange(8), np.full(8, end), None, np.full(8, table.trend))

@@ -13,6 +13,7 @@ from learnit_r8.schedules.budget import Budget
 from learnit_r8.table.labels.predictions import PredictionRows
 from learnit_r8.table.names import Members
 from learnit_r8.table.table import SampleTable
+from tests.drive import observe
 
 
 def source_of(table):
@@ -48,7 +49,7 @@ def learned(kind, part_size, *, at_once, has_predictions=False):
     rng = np.random.default_rng(3)
     for members, means in batches_of(kind, rng):
         batch = drawn(source, members)
-        trend = table.learner.observe(float(np.mean(means)), 0.1)
+        trend = observe(table, float(np.mean(means)), 0.1)
         predictions = None
         if has_predictions:
             table.storage.evidence.make_records(PredictionRows(np.zeros((3, 1), np.float32), 4))

@@ -72,6 +72,15 @@ def test_a_difference_has_its_name(kind):
     assert all(KINDS[kind][:2])
 
 
+def test_batches_that_a_generator_draws_have_no_order():
+    """Without a loader, other batches come of the generator that draws them."""
+    whole, drawn = [{**each, "x": []} for each in WHOLE], {"g": lambda n: {"torch": -n}, "i": lambda n: [f"j{n}"]}
+    found = first_difference(restarted(x=lambda n: [], **drawn), whole, AFTER)
+
+    assert (found.kind, found.detail) == ("drawn", "generators that differ: torch")
+    assert all(KINDS["drawn"][:2])
+
+
 @pytest.mark.parametrize(("kind", "detail"), [("repeated", "3 batches, from"), ("skipped", "2 batches, from")])
 def test_batches_are_counted(kind, detail):
     """It is said how many batches are repeated or skipped, and which is the first."""
@@ -133,6 +142,8 @@ def test_a_restart_finds_its_place():
     assert align(nothing, WHOLE, 12) == 12
     anew, whole = ([*each, {**each[-1], "end": "end"}] for each in (without_count + WHOLE[:AFTER], WHOLE))
     assert align(anew, whole, 12) == 0
+    # Where no two trainings are alike, the reference is one that was killed.
+    assert align(anew, whole[:14], 12, whole) == 0
 
 
 def test_parts_that_differ_anyway_are_left_out():
@@ -154,7 +165,8 @@ def test_a_training_that_ends_early_differs(end, kind, tmp_path):
     steps[-1]["end"], whole[-1]["end"] = "end", end
     with Workshop(tmp_path) as shop:
         trial = Trial(shop, ["train"], None, None, print)
-        restart, found = trial.compare(Launch([steps], 0, "", len(steps), "end"), [whole], AFTER)
+        trial.whole = [whole]
+        *restart, found = trial.compare(Launch([steps], 0, "", len(steps), "end"), [whole], AFTER)
 
     assert (found and found.kind) == kind
-    assert restart == (AFTER, AFTER, TOTAL - AFTER - 5)
+    assert restart == [AFTER, AFTER, TOTAL - AFTER - 5]

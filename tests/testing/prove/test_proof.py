@@ -24,7 +24,8 @@ x = torch.randn(96, 8)
 y = (x.sum(1) > 0).long()
 model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2), nn.Linear(16, 2))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-step = resumes = 0
+model.register_buffer("count", torch.zeros(1))
+step = resumes = own = 0
 path = "ck.pt"
 if os.path.exists(path) and not has("forgetful"):
     saved = torch.load(path)
@@ -51,6 +52,9 @@ while step < steps:
     loss.backward()
     optimizer.step()
     step += 1
+    own += 1
+    if has("late") and own % 5 == 0:
+        model.count += 1
     if step % 4 == 0 and not has("unsaved"):
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "data": (x, y)}
         if has("full"):
@@ -79,6 +83,15 @@ def test_what_is_lost_is_named_with_its_evidence(train):
     """Moments that are not put back differ at the first step after the restart; an assertion shows them."""
     with pytest.raises(AssertionError, match=r"the moments of the optimizer are not saved \(none in place of exp_avg"):
         assert_resumes(**train("moments"), kills=1)
+
+
+def test_what_only_sums_show_is_narrowed_down(train):
+    """What is summed up at few steps only, and begins between two of them, is found in a second run, at its step."""
+    proof = prove(**train("late"), kills=1)
+
+    # The counter of an own process is ahead after step 5; both trainings have sums before steps 5 and 9.
+    assert (proof.code, proof.difference.kind, proof.difference.step) == (DIFFERS, "buffers", 6)
+    assert [row[:2] for row in proof.rows] == [("6", "buffers"), ("7", "buffers")]
 
 
 def test_a_fault_of_the_second_resume_is_told_apart(train):
