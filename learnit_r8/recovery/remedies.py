@@ -167,7 +167,6 @@ class Remedies:
             # In the first steps there is hardly a level to wait for.
             goal = -math.inf if is_early else backup.usual
             limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, goal=goal, step=step)
-            self._state.norms.begin(step)
             if is_early:
                 self._state.incidents.change(held_from_start=limit.ceiling)
             self._announcer.tell(
@@ -177,7 +176,10 @@ class Remedies:
         elif not is_early:
             lineage.num_lowered = 0
             limit.restored()
-        if is_tested and alarm is not Alarm.NOT_FINITE:
+        is_too_large = is_tested and alarm is not Alarm.NOT_FINITE
+        if is_too_large or why:
+            self._state.norms.begin(step)
+        if is_too_large:
             cause = f"the updates since step {backup.step:,} were too large, as the weights were damaged"
             self._name_cause(cause, UPDATE)
         self._tell_restored(backup, alarm, undone, why, is_tested=is_tested)
@@ -212,7 +214,7 @@ class Remedies:
         what += f"; {why}" if why else ""
         if limit.ceiling < math.inf:
             what += f"; the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
-            what += f"; {norms.text}" if norms.text else ""
+        what += f"; {norms.text}" if norms.text else ""
         incidents.note(self._live.step, what)
         incidents.note_restore()
         incident = incidents.current
