@@ -229,16 +229,18 @@ def test_noting_never_restores():
     assert not any(restored)
 
 
-def test_noted_and_passed_over():
-    """A batch can be passed over after its losses were noted; it comes once more."""
+@pytest.mark.parametrize(("is_noted", "at"), [(False, 0), (True, 3)])
+def test_passed_over(is_noted, at):
+    """A batch can be passed over before and after its losses were noted; it comes once more."""
     adapter = adapted(num_epochs=1)
     count = 0
     for number, batch in enumerate(adapter.loader()):
-        loss, count = noted(adapter, batch), count + 1
-        if number == 3:
+        count += 1
+        loss = noted(adapter, batch) if is_noted or number != at else None
+        if number == at:
             adapter.skip()
-            continue
-        adapter.step(loss)
+        else:
+            adapter.step(loss)
 
     assert count == STEPS + 1
     assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
