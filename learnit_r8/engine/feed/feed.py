@@ -50,6 +50,10 @@ ENDLESS = (
     "steps() has no loader whose end num_epochs= could count, so this loop does not end by itself: give num_steps=, "
     "train_duration_seconds= or batch_size=OwnBatches(num_tokens=...), or iterate over batches(loader)."
 )
+DRAWN_TOO_EARLY = (
+    "the run was resumed at step {}, and its loop does not iterate over steps(): what it drew at random before this "
+    "first report is not what the saved run would have drawn. To resume exactly, write: for step in r8.steps():"
+)
 FROM_THE_START = (
     "the saved run was within an epoch, at step {}; the trainer starts that epoch over, so the batches that were "
     "trained on in it come again. Checkpoints between two epochs are exact."
@@ -489,6 +493,8 @@ class Feed:
                 f"update_with_loss() was called at step {engine.pace.step} with no batch open; the last one was "
                 "reported already; report each batch once."
             )
+        if self.source.is_resumed:
+            engine.announcer.warn_once("drawn too early", DRAWN_TOO_EARLY.format(engine.pace.step))
         self.source.resume_alone()
         if not self.has_asked:
             engine.controller.experiment.let_probe(False)

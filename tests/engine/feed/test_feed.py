@@ -679,3 +679,29 @@ def test_a_trainer_counts_its_epochs():
         batches.end_pass()
         assert r8.current_epoch == number
     batches.end_run()
+
+
+@pytest.mark.parametrize("iterates", [True, False])
+def test_a_resumed_loop_without_a_loader_hears_that_its_first_batch_came_too_early(iterates, tmp_path, recwarn):
+    """Over steps() the batches are those of the unbroken run; else one is left out, one comes twice, and it is said."""
+
+    def drawn(folder, most):
+        r8 = R8Scheduler(num_steps=12, checkpoint_dir=folder, checkpoint_every=3, resume="auto", **QUIET)
+        batches = []
+        for _ in r8.steps() if iterates else range(12 - r8.global_step):
+            batches.append(np.random.rand())
+            r8.update_with_loss(1.0)
+            if len(batches) == most:
+                break
+        r8.close()
+        return batches
+
+    seed_all()
+    whole = drawn(tmp_path / "whole", 99)
+    seed_all()
+    first = drawn(tmp_path / "cut", 7)
+    np.random.seed(99)
+    rest = drawn(tmp_path / "cut", 99)
+
+    said = any("does not iterate over steps()" in str(each.message) for each in recwarn)
+    assert (first + rest == whole, said) == (iterates, not iterates)
