@@ -99,7 +99,7 @@ _KINDS: dict[str, Any] = {
     "plan.returned": [[0, 0]], "plan.waiting": [[0, 0]], "plan.loader": ({},), "plan.start": (_GENERATORS,),
     "plan.now": _GENERATORS, "plan.before": (_GENERATORS["global"],),
     "pace.ending": (_ENDING,),
-    "recovery.limit": _LIMIT, "recovery.norms.until": (0,), "recovery.norms.norms": _LOSSES,
+    "recovery.limit": _LIMIT, "recovery.norms.norms": _LOSSES,
     "recovery.lineage": _LINEAGE, "recovery.refusals.outcomes": [False],
     "recovery.incidents.kinds": [["", 0, ""]], "recovery.incidents.current": (_INCIDENT,),
     "recovery.witnesses": [_WITNESS], "recovery.early.trial": (_TRIAL,),

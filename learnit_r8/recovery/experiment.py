@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .backups import Backup
-from .progress import FAR_ABOVE
+from .progress import FAR_ABOVE, MOST_OF_RECORD
 
 if TYPE_CHECKING:
     from ..checkpoint.callbacks import Repeat
@@ -163,7 +163,8 @@ class Case:
         most = max(SPREADS * spread, SHARE_OF_PROGRESS * progress if progress > 0 else 0.0)
         if is_first:
             record = abs(self.record(backup))
-            most = max(min(most, MOST_OF_FIRST * max(record, self.first_level)), SHARE_OF_FIRST * record)
+            level = min(self.first_level, MOST_OF_RECORD * record)
+            most = max(min(most, MOST_OF_FIRST * max(record, level)), SHARE_OF_FIRST * record)
         rise = self.level - backup.usual
         if self.alarm is Alarm.NOT_FINITE or not rise > 0:
             return most
@@ -260,15 +261,16 @@ def _compare_with_untrained(case: Case, model: LiveModel) -> Steps:
                 return True
         return False
 
-    if not model.keep_present():
+    is_whole = model.keep_present()
+    if not is_whole and not model.is_damaged():
         return Finding("healthy", "the weights could not be set aside to be compared with the untrained ones")
     for each in witnesses:
         loss = yield from _draw(case, each, lambda: model.put(first))
         if math.isfinite(loss):
             losses[each] = loss
-    if not model.put_present():
+    if is_whole and not model.put_present():
         return Finding("lost", "no state could be restored")
-    if not losses or not (yield from is_worse(lambda: True)):
+    if is_whole and not (losses and (yield from is_worse(lambda: True))):
         return Finding("healthy", "the weights are no worse than the untrained ones on the same batches")
     limit = worse * sum(losses.values()) / len(losses)
     # The losses before a state are higher only some time after damage, its record is at once.

@@ -55,6 +55,9 @@ NEAR = 0.7
 JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
 
+CALM = 4
+"""Updates without a high loss after which damage that is not finite does not come from the rate."""
+
 SUDDEN = 0.6
 """Share of the rise that must come within one step for the rise to be sudden."""
 
@@ -250,6 +253,14 @@ class Progress(SavedFields):
         """Mean of the last reported losses."""
         last = list(self.reported)[-count:]
         return sum(last) / len(last) if last else math.nan
+
+    def is_calm(self, updates: int) -> bool:
+        """Whether no loss before damage was high, in at least ``CALM`` updates since a restore.
+
+        Updates that are too large show in the losses, far above those of the untrained model, before nothing is finite.
+        """
+        far = FAR_ABOVE * self.untrained if self.untrained > 0 else max(list(self.reported)[:-CALM], default=math.inf)
+        return updates >= CALM and max(list(self.reported)[-CALM:], default=math.inf) <= far
 
     def is_sudden(self) -> bool:
         """Whether most of the rise of the reported losses came within one step."""

@@ -1,5 +1,5 @@
 """The rate limit: lowers the learning rate for a while after a restore, and until a higher one has proved to hold; and
-the norm limit, which clips the gradient from then on."""
+the norm limit, which clips the gradient from a restore on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ HOLD_STEPS, TRIAL_AFTER, TRIAL_STEPS = 32, 64, 32
 for which it is. The median is of as many losses."""
 
 MOST_HITS = 5
-"""Both come up to 2 ** MOST_HITS times later: twice as late each time that a higher rate failed, four times where a
-lower one has proved better."""
+"""Both come up to 2 ** MOST_HITS times later: twice as late each time that a higher rate failed, or that one of the
+user's own was tried; four times where a lower one has proved better."""
 
-WORSE, FAR_WORSE = 0.1, 0.5
-"""How much worse than its best the level of the losses may be for a ceiling to rise, and to stay, as shares of it."""
+WORSE, FAR_WORSE, BETTER = 0.1, 0.5, 0.02
+"""How much worse than its best the level of the losses may be for a ceiling to rise, and to stay, as shares of it; and
+how much better it must be after the trial of a rate of the user's own, where there is no level from before the damage:
+else one that is too high from the start comes back until it fails (measured in benchmarks/explosions.py)."""
 
 
 @dataclass(eq=False)
@@ -32,9 +34,11 @@ class RateLimit(SavedFields):
         ceiling: Highest rate allowed; infinite for no limit.
         failed: The rate at which a healthy state was damaged last; infinite for none.
         calm: Calm updates since the ceiling was set, raised, or a trial of a higher one failed.
-        hits: How often a higher rate failed, or a lower one has proved better.
+        hits: How often a higher rate failed, one of the user's own was tried, or a lower one has proved better.
         gentle_left: Gentle steps still to come.
-        best: The best level of the losses below this ceiling; infinite while there is none.
+        best: The best level of the losses below this ceiling; infinite while there is none. Without those of a trial of
+            the user's own rate.
+        is_no_better: Whether the last level was no better than that.
         may_rise: Whether the level is near enough to that for a higher ceiling.
         top: Highest scheduled rate below this ceiling.
         goal: Level of the losses before the damage; minus infinity where it was no good.
@@ -54,6 +58,7 @@ class RateLimit(SavedFields):
     hits: int = 0
     gentle_left: int = 0
     best: float = math.inf
+    is_no_better: bool = False
     may_rise: bool = True
     top: float = 0.0
     goal: float = -math.inf
@@ -141,7 +146,9 @@ class RateLimit(SavedFields):
             return
         self.is_back = level <= self.goal + noise
         worse = level - self.best
-        self.best = min(self.best, level)
+        self.is_no_better = worse > -BETTER * abs(self.best)
+        if not (self.before_trial and self.is_share):
+            self.best = min(self.best, level)
         self.may_rise = not worse > WORSE * abs(self.best) + noise
         is_far_worse = worse > FAR_WORSE * abs(self.best)
         if is_far_worse and not self.before_trial:
@@ -167,53 +174,58 @@ class RateLimit(SavedFields):
             self.ceiling, self.before_trial = math.inf, 0.0
         elif self.before_trial:
             if self.calm >= TRIAL_STEPS:
+                if self.is_no_better and self.is_share and self.goal == -math.inf:
+                    self._end_trial()
                 self.before_trial, self.calm = 0.0, 0
                 self.ceiling = self.ceiling if self.ceiling < self.top else math.inf
         elif self.calm >= TRIAL_AFTER * later and self.may_rise:
             self.ceiling, self.before_trial, self.calm = 2 * self.ceiling, self.ceiling, 0
+            self.hits += self.is_share
         if was_held and self.ceiling == math.inf:
             share = " of yours" if self.is_share else ""
             self.past = f"learning rate at most {self.lowest:.3g}{share} from step {self.since:,} to {step:,}"
         return not self.is_on
 
 
-NUM_NORMS, TIMES_USUAL = 16, 4.0
-"""The longest gradient, as a multiple of the median of so many norms: the first after the restore, of sound weights. At
-2 and less a GRU could bear the rate that had failed, but learned less at it than at a lower one."""
+NUM_NORMS, TIMES_USUAL = 64, 2.0
+"""The longest gradient, as a multiple of the median of the last norms. A median of one's own norms in place of a fixed
+one is AutoClip's idea (Seetharaman et al., arXiv 2007.14469), which clips each gradient at a low quantile, from the
+start. At 1 rates that are too high seem to hold, and at 4 losses explode again; measured in benchmarks/explosions.py
+and benchmarks/natural.py."""
 
 
 @dataclass(eq=False)
 class NormLimit(SavedFields):
-    """Clips the norm of the gradient, where R8 steps the optimizer or is told the norm, once a rate had to be lowered.
+    """Clips the norm of the gradient, where R8 steps the optimizer or is told the norm, from the first restore on that
+    undid updates which were too large.
 
-    A lower rate alone leaves rare gradients as long as they are; measured in benchmarks/natural.py.
+    A lower rate alone leaves rare gradients as long as they are, and what has exploded once explodes again.
 
     Attributes:
         is_on: Whether it clips.
         is_used: Whether anybody asks for it.
         since: Step from which it does.
-        until: Step at which it ends; infinite while the rate is held down.
-        norms: The first norms since then.
+        norms: The last norms since then.
     """
 
     is_on: bool = False
     is_used: bool = False
     since: int = 0
-    until: float = math.inf
     norms: list[float] = field(default_factory=list)
 
     def forget(self) -> None:
         """Clip nothing."""
-        self.is_on, self.since, self.until, self.norms = False, 0, math.inf, []
+        self.is_on, self.since, self.norms = False, 0, []
 
     def begin(self, step: int) -> None:
-        """Clip from here on, as the model was restored and its rate lowered; the norms are learned anew."""
-        self.is_on, self.since, self.until, self.norms = True, step, math.inf, []
+        """Clip from here on, as the model was restored; the norms, now those of sound weights, are learned anew."""
+        self.is_on, self.since, self.norms = True, step, []
 
     def note(self, norm: float) -> None:
         """Take the norm of a gradient that was learned from, before it was clipped."""
-        if len(self.norms) < NUM_NORMS and 0 < norm < math.inf:
+        if 0 < norm < math.inf:
             self.norms.append(norm)
+            del self.norms[:-NUM_NORMS]
 
     @property
     def most(self) -> float:
@@ -230,6 +242,5 @@ class NormLimit(SavedFields):
         if not (self.is_on and self.is_used):
             return ""
         found = f"{self.most:.3g}, " if self.norms else ""
-        until = f"to {self.until:,}" if math.isfinite(self.until) else "on, for twice as long as the rate is held"
         what = f"the norm of the gradient is clipped at {found}{TIMES_USUAL:g} times the usual"
-        return f"{what}, from step {self.since:,} {until}"
+        return f"{what}, from step {self.since:,} on"

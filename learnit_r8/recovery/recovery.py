@@ -101,7 +101,7 @@ class RecoveryController:
         state: All that is remembered; some of its parts are attributes, too.
         quarantine: Finds bad samples.
         limit: Holds the learning rate down.
-        norms: Clips the gradient once a rate was lowered.
+        norms: Clips the gradient once updates were too large.
         lineage: The updates that the present weights come from.
         early: Watches the first steps.
         experiment: The experiment under way.
@@ -259,8 +259,6 @@ class RecoveryController:
         refusals.good(gains=lineage.gains())
         if limit.is_on and limit.accepted(scheduled_lr, self._announcer.where()[0] + 1):
             self._announcer.tell(events.LrRestored)
-            # Clip as long again, as the rate follows its schedule from here on.
-            self.norms.until = 2 * (self._announcer.where()[0] + 1) - self.norms.since
         if not self.is_open and not lineage.is_on_trial:
             incident = self._incidents.current
             if incident is not None and incident.held_from_start and limit.ceiling < math.inf:
@@ -284,8 +282,6 @@ class RecoveryController:
             state.num_equal = 0
             self._persistence.look_at_weights()
         self.witnesses.trust(updates, is_calm=is_calm)
-        if self.norms.until < math.inf and self._announcer.where()[0] >= self.norms.until:
-            self.norms.forget()
         if is_level_due and self.limit.is_on:
             self.limit.note_level(progress.level, progress.level_noise)
         if updates <= START_UPDATES:

@@ -151,8 +151,11 @@ class Remedies:
         is_early, is_relapse = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS, lineage.is_on_trial
         # Where no trained state is better than the untrained one, no update at this rate was any good.
         is_rate = alarm is Alarm.REGRESS or (alarm is Alarm.ABOVE and not backup.updates)
+        # A sample of NaN whose loss does not show it damages healthy weights in each epoch again; the user's rate held.
+        is_calm = alarm is Alarm.NOT_FINITE and limit.is_share and lineage.progress.is_calm(lineage.since_restore)
+        is_of_rate = is_relapse and not is_calm
         why = ""
-        if (is_relapse and not lineage.num_older) or is_rate:
+        if (is_of_rate and not lineage.num_older) or is_rate:
             why = "training on has damaged healthy weights again, so the updates are probably too large"
             if is_rate:
                 why = "the updates are probably too large from the start on, as the losses rose"
@@ -164,7 +167,6 @@ class Remedies:
             # In the first steps there is hardly a level to wait for.
             goal = -math.inf if is_early else backup.usual
             limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, goal=goal, step=step)
-            self._state.norms.begin(step)
             if is_early:
                 self._state.incidents.change(held_from_start=limit.ceiling)
             self._announcer.tell(
@@ -174,7 +176,10 @@ class Remedies:
         elif not is_early:
             lineage.num_lowered = 0
             limit.restored()
-        if is_tested and alarm is not Alarm.NOT_FINITE:
+        is_too_large = is_tested and alarm is not Alarm.NOT_FINITE
+        if is_too_large or why:
+            self._state.norms.begin(step)
+        if is_too_large:
             cause = f"the updates since step {backup.step:,} were too large, as the weights were damaged"
             self._name_cause(cause, UPDATE)
         self._tell_restored(backup, alarm, undone, why, is_tested=is_tested)
@@ -209,7 +214,7 @@ class Remedies:
         what += f"; {why}" if why else ""
         if limit.ceiling < math.inf:
             what += f"; the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
-            what += f"; {norms.text}" if norms.text else ""
+        what += f"; {norms.text}" if norms.text else ""
         incidents.note(self._live.step, what)
         incidents.note_restore()
         incident = incidents.current

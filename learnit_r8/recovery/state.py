@@ -408,7 +408,7 @@ class RecoveryState(SavedFields):
 
     Attributes:
         limit: Holds the learning rate down.
-        norms: Clips the gradient once a rate was lowered.
+        norms: Clips the gradient once updates were too large.
         incidents: The incident under way, and counts over the whole run.
         lineage: The updates that the present weights come from.
         refusals: Counts refused batches.

@@ -26,6 +26,9 @@ class FakeLab:
     def is_swollen(self):
         return self.swollen
 
+    def is_damaged(self):
+        return not self.whole
+
     def keep_present(self):
         return self.memory
 
@@ -156,6 +159,27 @@ def test_a_record_far_above_the_losses_before_it_clears_no_weights():
     rises = {2: -0.2, 1: -0.2}
     assert conduct(case, FakeLab(), answer)[0].verdict == "healthy"
     assert drawn[-2:] == [100, 50]
+
+
+def test_ruined_states_are_compared_with_the_untrained_one_where_the_present_weights_are_not_finite():
+    """That these cannot be set aside makes them no better; without memory nothing is known, and nothing changes."""
+    known = backups(4)
+
+    def answer(lab, witness):
+        return NAN if lab.current is None else 2.0 if lab.current.updates <= 50 else 1e4
+
+    for whole, found in ((False, ("restored", 50)), (True, ("healthy", None))):
+        finding, _ = conduct(case_of(known, Alarm.ABOVE), FakeLab(whole=whole, memory=False), answer)
+
+        assert (finding.verdict, finding.backup and finding.backup.updates) == found
+
+
+def test_the_tolerance_of_the_untrained_state_is_bounded_by_its_record():
+    """Where the first updates ruin the weights, the first losses of the run say nothing of what is usual."""
+    known = backups(2)
+    case = Case(Alarm.NOT_FINITE, INF, known, 2.0, 1e5, 8e4, share=0.01, is_sudden=True)
+
+    assert case.tolerance(known[0]) == pytest.approx(2.0 * 10.0 * 2.0)
 
 
 @given(st.integers(1, 40), st.data())

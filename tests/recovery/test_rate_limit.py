@@ -111,6 +111,17 @@ def test_a_higher_rate_that_fails_is_tried_again_twice_as_late():
     assert firsts == [64, 128, 256]
 
 
+@pytest.mark.parametrize(("level", "is_share", "ceiling"), [(0.97, True, 0.2), (0.99, True, 0.1), (0.99, False, 0.2)])
+def test_a_higher_rate_of_the_users_own_holds_only_if_the_losses_are_better(level, is_share, ceiling):
+    """Where no level from before the damage is waited for; each trial of one comes twice as late as the one before."""
+    limit = RateLimit(1.0, 0, is_share)
+    limit.lower(1.0, by=10.0)
+    on_trial = ceilings_of(limit, 64, 1.0)[-1]
+
+    assert (on_trial, limit.hits) == (0.2, int(is_share))
+    assert ceilings_of(limit, 32, level)[-1] == ceiling
+
+
 def test_no_higher_rate_is_tried_while_the_level_is_worse():
     """Losses that have risen under the ceiling, if not by far, wait until they are back."""
     limit = RateLimit(1.0, 0)

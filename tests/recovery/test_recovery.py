@@ -312,6 +312,28 @@ def test_relapse_lowers_the_rate():
 
 
 @RESTORED
+def test_damage_that_no_loss_announces_leaves_the_users_rate_alone():
+    """As of a sample of NaN in each epoch, which its loss does not show: updates that are too large show before."""
+    task, heard = ToyTask(512), record_events()
+    r8 = R8Scheduler(
+        num_epochs=12, scheduler_mode="keep", state_callback=task.state, load_callback=task.load, backup_every=5,
+        listeners=[heard], handle_signals=False,
+    )  # fmt: skip
+    for _ in r8.epoch_iterator():
+        for place, batch in enumerate(r8.batches(np.arange(512).reshape(32, 16))):
+            if r8.update_with_loss(task.losses(batch).mean()):
+                task.step(0.05 * r8.lr_factor)
+            if place == 20:
+                for each in (*task.weights, *task.velocity):
+                    each[:] = NAN
+    r8.close()
+
+    assert len(heard.of(events.RolledBack)) == 12
+    assert not heard.of(events.LrCapped)
+    assert task.loss() < 0.5
+
+
+@RESTORED
 @pytest.mark.parametrize("factor", [20, 1000])
 def test_rate_that_is_too_high_from_the_start(factor):
     """A rate far too high from the start is found out, the start comes back, and a lower one trains."""
