@@ -153,9 +153,8 @@ class Remedies:
         is_rate = alarm is Alarm.REGRESS or (alarm is Alarm.ABOVE and not backup.updates)
         # A sample of NaN whose loss does not show it damages healthy weights in each epoch again; the user's rate held.
         is_calm = alarm is Alarm.NOT_FINITE and limit.is_share and lineage.progress.is_calm(lineage.since_restore)
-        is_of_rate = is_relapse and not is_calm
         why = ""
-        if (is_of_rate and not lineage.num_older) or is_rate:
+        if (is_relapse and not is_calm and not lineage.num_older) or is_rate:
             why = "training on has damaged healthy weights again, so the updates are probably too large"
             if is_rate:
                 why = "the updates are probably too large from the start on, as the losses rose"
