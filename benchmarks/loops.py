@@ -93,22 +93,6 @@ def bare_flax(start: Any, epochs: int) -> Callable[[], None]:
     return run
 
 
-def synced_flax(start: Any, epochs: int) -> Callable[[], None]:
-    """What most loops by hand do: a new key and the loss read at each step."""
-    state, batches, first_key = start
-
-    def run() -> None:
-        now, key = state, first_key
-        for _ in range(epochs):
-            losses = []
-            for batch in batches:
-                key, one = jax.random.split(key)
-                now, metrics = train_step(now, batch, one)
-                losses.append(metrics["loss"].item())
-
-    return run
-
-
 def looped_flax(start: Any, epochs: int) -> Callable[[], None]:
     state, batches, key = start
 
@@ -133,14 +117,10 @@ def main() -> None:
 
     epochs = 30 // part
     start = task()
-    times = in_turns(
-        11, loop=looped_flax(start, epochs), bare=bare_flax(start, epochs), synced=synced_flax(start, epochs)
-    )
+    times = in_turns(11, loop=looped_flax(start, epochs), bare=bare_flax(start, epochs))
     num_steps = epochs * len(start[1])
     ratio = [a / b for a, b in zip(times["loop"], times["bare"], strict=True)]
     show("Flax train_loop / bare jitted loop without metrics, 50 steps", ratio, "1.15", "1.03")
-    ratio = [a / b for a, b in zip(times["loop"], times["synced"], strict=True)]
-    show("Flax train_loop / loop by hand that reads each loss", ratio)
     show("bare jitted loop, us per step", [1e6 * t / num_steps for t in times["bare"]])
 
 
