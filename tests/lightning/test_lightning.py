@@ -96,6 +96,14 @@ def test_heals(accumulate, bad):
     assert all(each.isfinite().all() for each in module.parameters())
 
 
+@pytest.mark.parametrize(("options", "steps"), [({"max_steps": 20}, 20), ({"limit_train_batches": 5}, 15)])
+def test_budget_of_the_trainer(options, steps):
+    """The schedule ends where the Trainer ends."""
+    _, r8, _ = fit(**options)
+
+    assert (r8.total_steps, r8.global_step) == (steps, steps)
+
+
 def test_stops_of_others():
     """Where another callback ends the training it ends, and checkpoints of ModelCheckpoint are written."""
 
