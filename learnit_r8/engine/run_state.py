@@ -75,8 +75,9 @@ _PROGRESS = {
     "peak": 0.0, "peak_at": 0, "gap": 0, "wait_until": 0, "look_wait": 0, "above_from": 0,
 }  # fmt: skip
 _LIMIT = {
-    "ceiling": _MAYBE, "failed": _MAYBE, "calm": 0, "hits": 0, "gentle_left": 0, "best": _MAYBE, "may_rise": False,
-    "top": 0.0, "goal": _MAYBE, "is_back": False, "before_trial": 0.0, "since": 0, "lowest": _MAYBE, "past": "",
+    "ceiling": _MAYBE, "failed": _MAYBE, "calm": 0, "hits": 0, "gentle_left": 0, "best": _MAYBE, "is_no_better": False,
+    "may_rise": False, "top": 0.0, "goal": _MAYBE, "is_back": False, "before_trial": 0.0, "since": 0,
+    "lowest": _MAYBE, "past": "",
 }  # fmt: skip
 _LINEAGE = {
     "updates": 0, "progress": _PROGRESS, "rates": _LOSSES, "since": 0, "trial": 0, "is_proving": False, "failed_at": 0,
