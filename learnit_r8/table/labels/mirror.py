@@ -172,8 +172,6 @@ without it; with it, and the smaller caution, .69, .70 and .70."""
 LEAST_GAIN, LEAST_GAIN_EACH = 6.0, 0.001
 """How much the second term must add to the log likelihood, at all and for each positive margin, to be believed."""
 
-MISFIT = 0.1
-
 SURE_GAIN = 8.0
 """The first of these where chance does not explain it: of 81 trainings on clean labels, the largest gain was 7.7."""
 
