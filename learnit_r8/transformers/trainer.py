@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from transformers import TrainerCallback
 
 from ..engine.settings import OwnBatches as OwnBatchesValue
 from ..engine.settings import head_of
+from ..events.caller import warn
 from ..schedules.budget import BUDGETS, batches_of
 from ..torch import Adapter, attach
 from ..torch.loader import make_loader
@@ -366,7 +366,7 @@ class R8Mixin:
             check_sampling(trainer)
         monitor = self._r8_settings.get("monitor")
         if isinstance(monitor, str) and not monitor.startswith("eval_"):
-            warnings.warn(NOT_EVALUATED.format(monitor), RuntimeWarning, stacklevel=2)
+            warn(NOT_EVALUATED.format(monitor))
         self._r8_adapter = self._r8_shifts = self._r8_classes = self._r8_last_loss = None
         self._r8_resumes = resume_from_checkpoint
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
