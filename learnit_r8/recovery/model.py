@@ -279,8 +279,6 @@ class Witnesses:
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
-        if self.waiting is None and not self._backup.awaits_witness:
-            return
         generators = self._persistence.callbacks.generators
         begun = [] if generators is None else [each for each in self._awaiting() if not each.witness]
         if generators is not None and begun:

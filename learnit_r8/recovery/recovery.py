@@ -191,9 +191,7 @@ class RecoveryController:
     def wants_witness(self) -> bool:
         """Whether weights may be tested later with the batch that is trained on next."""
         backup, is_measured = self._persistence.backup, self.is_early and self._sentry.tests_progress
-        newest = backup.backups[-1] if backup.backups else None
-        is_awaited = newest is not None and len(newest.witness) < backup.witness_size and not newest.is_closed
-        return is_measured or is_awaited or self.witnesses.waiting is not None
+        return is_measured or backup.awaits_witness or self.witnesses.waiting is not None
 
     def end_update(self) -> None:
         """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
