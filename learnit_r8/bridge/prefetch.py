@@ -160,7 +160,7 @@ class Prefetch(Member):
         self.current = self.r8.draw_if_any()
         if self.current is not None:
             controller.note_start()
-            self._begun = deque([*(each for each in self._begun if each.is_out), self.current])
+            self._note_begun(self.current)
         return self.current
 
     def begin(self) -> Ticket:
@@ -174,12 +174,16 @@ class Prefetch(Member):
         """Note that a batch no longer waits; nothing happens if it never did."""
         if self.waiting.get(ticket.draw) is not ticket:
             return
-        while self._begun and not self._begun[0].is_out:
-            self._begun.popleft()
         # First in the one, then out of the other: an interruption between them loses nothing.
-        self._begun.append(ticket)
+        self._note_begun(ticket)
         del self.waiting[ticket.draw]
         self.num_taken += 1
+
+    def _note_begun(self, ticket: Ticket) -> None:
+        begun = self._begun
+        while begun and not begun[0].is_out:
+            begun.popleft()
+        begun.append(ticket)
 
     def report(self, loss: Any, *, part_size: int | None = None, predictions: Any = None) -> Outcome:
         """Report the loss of the batch in hand; see `R8Scheduler.report`.
