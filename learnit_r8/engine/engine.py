@@ -574,8 +574,7 @@ class Engine:
             turn.is_changing = True
             self.source.abandoned += is_missed
             if ticket.epoch < 0:
-                self.search.skip(ticket.batch)
-                self.rates.use_found()
+                self.rates.skip(ticket.batch)
                 return
             self._close(ticket)
             self.controller.experiment.lose(ticket)
@@ -598,8 +597,7 @@ class Engine:
                 return
             turn.is_changing = True
             if ticket.epoch < 0:
-                self.search.skip(ticket.batch)
-                self.rates.use_found()
+                self.rates.skip(ticket.batch)
                 return
             self.controller.experiment.lose(ticket)
             comes_again = is_probe = ticket.chunk.is_probe

@@ -551,6 +551,11 @@ class Rates:
         """A rate of the run as the user knows it: if the rate is the user's own, that of the run is a factor on it."""
         return lr if self.own is None else lr * self.own
 
+    def skip(self, batch: Batch) -> None:
+        """Leave out a batch of the search for a rate, with which the search may end."""
+        self.search.skip(batch)
+        self.use_found()
+
     def use_found(self) -> None:
         """Follow the schedule whose peak the search has found, once it has."""
         if self.search.found_lr is not None:
