@@ -7,11 +7,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint.early_stop import EarlyStopping as EarlyStopping
-    from .checkpoint.store import CheckpointStore as CheckpointStore
-    from .checkpoint.store import NoValidCheckpoint as NoValidCheckpoint
-    from .checkpoint.store import RunInUse as RunInUse
-    from .checkpoint.store import load_weights as load_weights
     from .engine.settings import Backups as Backups
     from .engine.settings import Checkpoints as Checkpoints
     from .engine.settings import Estimator as Estimator
@@ -35,11 +30,16 @@ if TYPE_CHECKING:
     from .recovery.backups import RamBackup as RamBackup
     from .recovery.policy import Recovery as Recovery
     from .recovery.policy import TrainingDiverged as TrainingDiverged
-    from .sampling.ticket import Outcome as Outcome
-    from .sampling.ticket import Ticket as Ticket
     from .scheduler import R8Scheduler as R8Scheduler
     from .schedules.schedule import OneCycle as OneCycle
     from .schedules.schedule import Warmup as Warmup
+    from .sources.ticket import Outcome as Outcome
+    from .sources.ticket import Ticket as Ticket
+    from .state.early_stop import EarlyStopping as EarlyStopping
+    from .state.store import CheckpointStore as CheckpointStore
+    from .state.store import NoValidCheckpoint as NoValidCheckpoint
+    from .state.store import RunInUse as RunInUse
+    from .state.store import load_weights as load_weights
     from .table.labels.predictions import Predictions as Predictions
     from .table.labels.predictions import predictions_of as predictions_of
     from .table.table import SampleTable as SampleTable
@@ -48,10 +48,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "RamBackup": "recovery.backups",
-    "CheckpointStore": "checkpoint.store",
-    "NoValidCheckpoint": "checkpoint.store",
-    "RunInUse": "checkpoint.store",
-    "load_weights": "checkpoint.store",
+    "CheckpointStore": "state.store",
+    "NoValidCheckpoint": "state.store",
+    "RunInUse": "state.store",
+    "load_weights": "state.store",
     "FiniteGuard": "guard",
     "GuardState": "guard",
     "SpikeGuard": "guard",
@@ -67,7 +67,7 @@ _HOME = {
     "Recovery": "recovery.policy",
     "TrainingDiverged": "recovery.policy",
     "R8Scheduler": "scheduler",
-    "EarlyStopping": "checkpoint.early_stop",
+    "EarlyStopping": "state.early_stop",
     "SchedulerSettings": "engine.settings",
     "Preempted": "engine.signals",
     **dict.fromkeys(
@@ -77,8 +77,8 @@ _HOME = {
     "Predictions": "table.labels.predictions",
     "SampleTable": "table.table",
     "predictions_of": "table.labels.predictions",
-    "Outcome": "sampling.ticket",
-    "Ticket": "sampling.ticket",
+    "Outcome": "sources.ticket",
+    "Ticket": "sources.ticket",
 }
 
 _ELSEWHERE = {

@@ -17,9 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import events
 from ._validation import loop_method, no_attribute, shortened
-from .checkpoint.early_stop import EarlyStopping
-from .checkpoint.run_config import arguments_of
-from .checkpoint.store import CheckpointStore
 from .engine import run_state
 from .engine.builder import build_run
 from .engine.engine import Engine
@@ -33,16 +30,17 @@ from .guard.verdict import Guard
 from .policies.base import Policy
 from .policies.registry import PolicyName
 from .recovery.policy import Recovery
-from .sampling.refit import fit_state
-from .sampling.ticket import Outcome, Ticket, refuse_weights
 from .schedules.schedule import Schedule, ScheduleName
 from .schedules.span import read_span, span_of
+from .sources.refit import fit_state
+from .sources.ticket import Outcome, Ticket, refuse_weights
+from .state.early_stop import EarlyStopping
+from .state.run_config import arguments_of
+from .state.store import CheckpointStore
 from .table.losses import read_number
 from .triggers import Condition
 
 if TYPE_CHECKING:
-    from .checkpoint.saver import BestCheckpoint
-    from .checkpoint.store import Checkpoint
     from .engine.settings import (
         Backups,
         Checkpoints,
@@ -56,6 +54,8 @@ if TYPE_CHECKING:
         Unpack,
     )
     from .journal.writer import Journal
+    from .state.saver import BestCheckpoint
+    from .state.store import Checkpoint
 
 T = TypeVar("T")
 

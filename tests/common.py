@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from examples.own_policy import MatchMean
 from learnit_r8 import Candidates, Context, Focus, Policy, SampleTable
-from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.policies import Balanced, Quartile, Shuffle, Steady, get_policy
-from learnit_r8.sampling.planned import PlannedBatches
+from learnit_r8.sources.planned import PlannedBatches
+from learnit_r8.state.codec import decode, encode
 from learnit_r8.table.losses import EXACT, read_loss
 from tests.drive import observe
 from tests.examples import examples

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import Backups, Monitor, R8Scheduler, RunDir, events
-from learnit_r8.checkpoint.tree import clone
 from learnit_r8.engine.settings import grouped
+from learnit_r8.state.tree import clone
 from learnit_r8.torch import Ranks, RanksDiffer, SharedRun, Together, attach
 from tests.digits import load_digits
 from tests.trial_common import begin_trial

@@ -1,4 +1,4 @@
-"""The trainings whose files lie in tests/checkpoint/saved_01c0f9e2, with the values that they had then."""
+"""The trainings whose files lie in tests/state/saved_01c0f9e2, with the values that they had then."""
 
 import numpy as np
 

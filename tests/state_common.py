@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from learnit_r8.checkpoint import kinds
-from learnit_r8.checkpoint.tree import leaves
+from learnit_r8.state import kinds
+from learnit_r8.state.tree import leaves
 
 
 def first_difference(one, other):

@@ -21,7 +21,7 @@ LEVELS = [
     ["events"],
     ["table", "guard", "schedules"],
     ["policies"],
-    ["sampling", "checkpoint"],
+    ["sources", "state"],
     ["recovery"],
     ["engine"],
     ["scheduler"],
@@ -119,7 +119,7 @@ def test_imports_are_found():
     assert {"events", "engine", "dashboard"} <= places(PACKAGE / "scheduler.py")
     assert "dashboard" not in places(PACKAGE / "scheduler.py", lazy=False)
     assert "numpy" in imports(PACKAGE / "scheduler.py")[0]
-    assert PACKAGE / "sampling" / "planner.py" in imports(PACKAGE / "sampling" / "planned.py")[1]
+    assert PACKAGE / "sources" / "planner.py" in imports(PACKAGE / "sources" / "planned.py")[1]
 
 
 def test_imports_point_down():
@@ -150,7 +150,7 @@ def test_chains_of_imports_are_short():
 
 def test_the_engine_has_no_circle():
     """What the engine stands on does not import it back, not even lazily or for types: it reads from top to bottom."""
-    below = {path: imports(path)[1] for path in MODULES if place_of(path) in ("engine", "sampling", "scheduler")}
+    below = {path: imports(path)[1] for path in MODULES if place_of(path) in ("engine", "sources", "scheduler")}
     known = {}
     for path in below:
         longest(path, {each: found & below.keys() for each, found in below.items()}, known)
@@ -219,7 +219,7 @@ def test_recovery_and_checkpoint_are_handed_what_they_need():
     policy = PACKAGE / "recovery" / "policy.py"
     assert places(policy) <= {"_validation", "recovery"}
     assert re.findall(r"^from \.(\w+) import", policy.read_text(encoding="utf-8"), flags=re.M) == []
-    assert places(PACKAGE / "checkpoint" / "store.py") <= {"checkpoint", "events"}
+    assert places(PACKAGE / "state" / "store.py") <= {"state", "events"}
 
 
 def needed(path):
@@ -276,7 +276,7 @@ def test_dashboard_knows_events_only():
     """
     for path in (PACKAGE / "dashboard").rglob("*.py"):
         is_writer = path.stem in ("export", "capture")
-        more = {"journal"} if path.stem in FOLLOWERS else {"checkpoint"} if is_writer else set()
+        more = {"journal"} if path.stem in FOLLOWERS else {"state"} if is_writer else set()
         assert places(path) <= {"events", "dashboard"} | more, name_of(path)
 
 

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import learnit_r8
 from learnit_r8 import EarlyStopping, R8Scheduler, events
-from learnit_r8.checkpoint.store import NoValidCheckpoint
 from learnit_r8.cli import main
 from learnit_r8.engine.settings import grouped
 from learnit_r8.journal.run import UnreadableRun, find_run
 from learnit_r8.loops import Period, after, every, loop
 from learnit_r8.report import write_report
+from learnit_r8.state.store import NoValidCheckpoint
 from learnit_r8.streams import best, early_stop, pipe, take
 from learnit_r8.testing import FakeClock, record_events
 from learnit_r8.torch import attach

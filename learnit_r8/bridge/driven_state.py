@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..checkpoint import codec
-from ..checkpoint.callbacks import OWN, Callbacks
-from ..checkpoint.tree import fit, hold, is_holder, is_key, nnx_of, open_node, pack, unpack
-from ..sampling.random_generators import random_state, set_random_state
+from ..sources.random_generators import random_state, set_random_state
+from ..state import codec
+from ..state.callbacks import OWN, Callbacks
+from ..state.tree import fit, hold, is_holder, is_key, nnx_of, open_node, pack, unpack
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Outcome
+    from ..sources.ticket import Outcome
 
 _NOTHING: Any = object()
 

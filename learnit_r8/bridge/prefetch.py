@@ -13,8 +13,8 @@ from ..engine.run import Member, Trainer
 from .host import check_scheduler, num_left
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Outcome, Ticket
     from ..scheduler import R8Scheduler
+    from ..sources.ticket import Outcome, Ticket
 
 
 class Prefetch(Member):

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.codec import KINDS, Labelled, encode, read_npy
-from ..checkpoint.durable_io import open_regular, write_new
-from ..checkpoint.tree import LABELS, pack
+from ..state.codec import KINDS, Labelled, encode, read_npy
+from ..state.durable_io import open_regular, write_new
+from ..state.tree import LABELS, pack
 
 _HEADER = struct.Struct("<4sIQ32s")
 _LEFT = (".lock",)

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.durable_io import open_output
 from ..dashboard.text import table_lines, wrapped
 from ..events.codec import from_fields, strict_json
 from ..events.event import describe
 from ..events.text import clean, few, number
 from ..journal.run import UnreadableRun, find_run, free_of_runs
 from ..recovery.record import PARTS, BadRecord, export, incident_of, numbers_in, read_record
+from ..state.durable_io import open_output
 
 MOST_LOSSES, MOST_SAMPLES, MOST_LINES, MOST_TEXT = 8, 16, 40, 4000
 

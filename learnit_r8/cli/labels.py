@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.durable_io import open_output
 from ..events.codec import strict_json
 from ..events.text import clean
 from ..journal.run import free_of_runs
 from ..journal.samples import verdict_text
+from ..state.durable_io import open_output
 from ..table.labels.suspects import Suspects
 from .samples import write_csv
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..checkpoint.durable_io import open_output
 from ..events.codec import strict_json
+from ..state.durable_io import open_output
 from ..testing.prove.proof import prove as find_out
 from ..testing.prove.report import as_data, lines_of, page
 

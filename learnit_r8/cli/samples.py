@@ -12,7 +12,6 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.durable_io import open_output
 from ..dashboard.text import WIDEST, table_lines
 from ..events import EpochDone, MetricsLogged, StepsDone
 from ..events.codec import strict_json
@@ -20,6 +19,7 @@ from ..events.event import describe
 from ..events.text import clean, number
 from ..journal.run import Record, Run, UnreadableRun, find_run, free_of_runs
 from ..journal.samples import Samples, more_before, read_samples, sample_epochs, verdict_text
+from ..state.durable_io import open_output
 from ..table.labels.frame import MAP_COLUMNS, write_parquet
 from ..table.labels.overview import EVERYWHERE
 from ..table.labels.suspects import Suspects

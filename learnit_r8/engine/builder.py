@@ -9,9 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from .._validation import check_choice, is_number, whole_number
-from ..checkpoint.callbacks import Callbacks
-from ..checkpoint.early_stop import EarlyStop
-from ..checkpoint.saver import MODES
 from ..events.bus import Announcer
 from ..events.steps import mode_of
 from ..guard.monitor import Sentry, as_guard
@@ -23,14 +20,17 @@ from ..recovery.backups import RamBackup
 from ..recovery.persistence import Persistence
 from ..recovery.record import FlightRecorder
 from ..recovery.recovery import RecoveryController
-from ..sampling.lengths import Buckets
-from ..sampling.permutation import MAX_SAMPLES
-from ..sampling.planned import PlannedBatches
-from ..sampling.source import Source
 from ..schedules.budget import OPEN_WARMUP, Budget, CoolDownRule
 from ..schedules.range_test import RangeTest
 from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, make_schedule
 from ..schedules.span import Span, read_span
+from ..sources.lengths import Buckets
+from ..sources.permutation import MAX_SAMPLES
+from ..sources.planned import PlannedBatches
+from ..sources.source import Source
+from ..state.callbacks import Callbacks
+from ..state.early_stop import EarlyStop
+from ..state.saver import MODES
 from ..table.table import SampleTable
 from .control import Requests
 from .emitter import EventEmitter

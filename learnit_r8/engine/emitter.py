@@ -12,8 +12,8 @@ from .. import events
 from ..events.bus import Announcer
 from ..events.samples import MOST_GROUPS
 from ..events.versions import versions
-from ..sampling.ticket import Ticket
 from ..schedules.schedule import Kept, Schedule
+from ..sources.ticket import Ticket
 from ..table.quantiles import rounded
 from ..table.survey import Surveyor
 from ..table.table import SampleTable

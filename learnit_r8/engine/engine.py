@@ -1,6 +1,6 @@
 """The engine: the order in which the parts of a run act on a batch and on its loss, from top to bottom.
 
-DRAW            the source hands out a batch (sampling/planned.py, feed/followed.py), the schedule its rate
+DRAW            the source hands out a batch (sources/planned.py, feed/followed.py), the schedule its rate
 ... the user trains ...
 JUDGE           can the loss be learned from? (guard/)
 LEARN           the source keeps the report, from which the table learns at the latest when it is read
@@ -30,8 +30,8 @@ from ..guard.verdict import GOOD, Verdict
 from ..policies.registry import STEADY
 from ..recovery.progress import EARLY_UPDATES
 from ..recovery.state import LOOK_MASK
-from ..sampling.chunk import OPEN, OUT_AGAIN, Batch
-from ..sampling.ticket import Outcome, Ticket
+from ..sources.chunk import OPEN, OUT_AGAIN, Batch
+from ..sources.ticket import Outcome, Ticket
 from ..table.losses import EXACT, Reading, read_number
 from . import run_state
 from .pace import Tally

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..events.bus import Announcer
     from ..recovery.persistence import Persistence
     from ..recovery.recovery import RecoveryController
-    from ..sampling.chunk import Batch
-    from ..sampling.source import Source
+    from ..sources.chunk import Batch
+    from ..sources.source import Source
     from .emitter import EventEmitter
 
 OPEN_EPOCHS = 20

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from ..checkpoint.early_stop import EarlyStop
     from ..events.bus import Announcer
     from ..guard.monitor import Sentry
     from ..recovery.agreement import Agreement, Ranks
     from ..recovery.persistence import Persistence
     from ..recovery.recovery import RecoveryController
-    from ..sampling.source import Source
-    from ..sampling.ticket import Ticket
+    from ..sources.source import Source
+    from ..sources.ticket import Ticket
+    from ..state.early_stop import EarlyStop
     from .control import Requests
     from .emitter import EventEmitter
     from .pace import LrSearch, Pace, Rates

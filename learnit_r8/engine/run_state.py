@@ -12,13 +12,13 @@ import numpy as np
 
 from .. import events
 from .._validation import did_you_mean
-from ..checkpoint.callbacks import call_load
-from ..checkpoint.durable_io import numbered, remove
-from ..checkpoint.kinds import ANYTHING, check_kinds
-from ..checkpoint.store import Checkpoint, CheckpointStore, NoValidCheckpoint
-from ..checkpoint.tree import clone
 from ..schedules.budget import BUDGETS
 from ..schedules.range_test import RangeTest
+from ..state.callbacks import call_load
+from ..state.durable_io import numbered, remove
+from ..state.kinds import ANYTHING, check_kinds
+from ..state.store import Checkpoint, CheckpointStore, NoValidCheckpoint
+from ..state.tree import clone
 from .pace import Tally
 from .run import RankGroup, Run
 

@@ -19,14 +19,14 @@ from numpy.typing import ArrayLike
 
 from .. import events
 from .._validation import did_you_mean
-from ..checkpoint.early_stop import EarlyStopping
-from ..checkpoint.run_config import RunConfig, describe
 from ..guard.monitor import GuardName
 from ..guard.verdict import Guard
 from ..policies.base import Policy
 from ..policies.registry import PolicyName
 from ..recovery.policy import Recovery
 from ..schedules.schedule import Schedule, ScheduleName, ShapeName
+from ..state.early_stop import EarlyStopping
+from ..state.run_config import RunConfig, describe
 from ..triggers.trigger import Condition
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any
 
 from ..events.bus import Announcer
 from ..recovery.policy import RestoreError, TrainingDiverged
-from ..sampling.ticket import Ticket
 from ..schedules.range_test import SearchFailed
+from ..sources.ticket import Ticket
 from ..table.table import SampleTable
 
 COMPLETE = (TrainingDiverged, RestoreError, SearchFailed)

@@ -12,7 +12,7 @@ import jax
 from ..engine.feed.replay import NOT_LOADED, has_position
 from ..events.caller import warn
 from ..loops.elapsed_data import opened
-from ..sampling.random_generators import hold_random_state
+from ..sources.random_generators import hold_random_state
 
 KEYS_AT_ONCE = 64
 """Random keys that are made in one call on the device."""

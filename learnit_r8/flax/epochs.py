@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from .._validation import whole_number
 from ..bridge.prefetch import Prefetch
-from ..checkpoint.codec import decode, encode
-from ..checkpoint.durable_io import replace
-from ..checkpoint.tree import fit, pack, unpack
 from ..events.caller import warn
 from ..events.codec import strict_json
 from ..loops.checkpoints import numbered, save_state
 from ..loops.elapsed_data import batch_size
 from ..loops.log_entries import Entries, Logs
 from ..loops.state import LoopState
+from ..state.codec import decode, encode
+from ..state.durable_io import replace
+from ..state.tree import fit, pack, unpack
 from ..triggers import every
 from .data import OneEpoch, ValidationBatches, fold_in, step_keys
 from .managed_state import ManagedState, loss_in, predictions_of_batch

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..bridge.driven_state import DrivenState, take_apart
 from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
-from ..checkpoint.tree import leaves, map_leaves, nnx_of, open_node
 from ..recovery.cause import Finding, Refusal
+from ..state.tree import leaves, map_leaves, nnx_of, open_node
 from .state import is_of_devices
 
 NO_LAYERS = "no module of linen or nnx was called in the step, so that none is named"

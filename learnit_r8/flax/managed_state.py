@@ -21,8 +21,8 @@ from .processes import SharedProcesses, whole
 from .state import is_of_devices, lr_of, with_lr
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Outcome
     from ..scheduler import R8Scheduler
+    from ..sources.ticket import Outcome
     from ..triggers import Condition
 
 NOT_LOWERED = (

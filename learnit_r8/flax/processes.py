@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..bridge.ranks.agreement import Channel, check_same, check_same_run, digest_of
 from ..bridge.ranks.shared_parts import PartsOfRanks
-from ..checkpoint.codec import decode, encode
+from ..state.codec import decode, encode
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler

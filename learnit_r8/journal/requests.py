@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.durable_io import make_own_folder, open_regular, replace
 from ..events.bus import RunControl
 from ..events.codec import strict_json
 from ..schedules.span import Span, checked_span, read_span, span_of
+from ..state.durable_io import make_own_folder, open_regular, replace
 from .run import is_gone, read_sessions
 
 FOLDER = "requests"

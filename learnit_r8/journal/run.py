@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import events
-from ..checkpoint.durable_io import open_regular, replace
 from ..events.codec import from_fields, strict_json
 from ..events.kinds import EVENTS
+from ..state.durable_io import open_regular, replace
 
 MOST_LINE_BYTES = 2**20
 BLOCK_BYTES = 2**20

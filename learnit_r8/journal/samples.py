@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import codec
-from ..checkpoint.durable_io import replace
 from ..events.codec import strict_json
 from ..events.samples import count_text
+from ..state import codec
+from ..state.durable_io import replace
 from ..table.label_noise import find_suspects, rank, trust_of
 from ..table.labels.evidence import LAYOUTS, combine
 from ..table.labels.frame import Column, label_columns, labels_in

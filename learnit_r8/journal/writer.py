@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from .. import events
-from ..checkpoint.durable_io import NotOwnFile, make_first_free, numbered, open_output
 from ..events import launcher
 from ..events.bus import RunControl
 from ..events.caller import warn
 from ..events.codec import strict_json, to_json
 from ..events.condenser import merged
 from ..events.threaded_listener import ThreadedListener
+from ..state.durable_io import NotOwnFile, make_first_free, numbered, open_output
 from ..table.table import SampleTable
 from .requests import RequestFolder
 from .run import SCHEMA, is_gone, read_sessions, runs_folder, write_about

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from ..checkpoint.callbacks import Repeat
 from ..engine.feed.batch_size import MOST_KEPT_BYTES, bytes_of
+from ..state.callbacks import Repeat
 from ..triggers import Condition
 from .dataset import R8Dataset
 from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
@@ -21,8 +21,8 @@ from .state import SETS_RATE, ModelState, rate_of
 from .train_function import callbacks_of_fit, check_alone, local_of_fit, scope_of_fit
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
+    from ..sources.ticket import Ticket
 
 MOST_WITNESSES = 32
 """Batches that are kept before those are dropped with which no weights can be tested any more."""

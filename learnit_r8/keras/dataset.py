@@ -21,8 +21,8 @@ from .pipeline import EpochOrder, Pipeline, as_tensors, has_stage, is_in_memory,
 from .train_function import callbacks_of_fit, method_of_model
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
+    from ..sources.ticket import Ticket
 
 
 class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]

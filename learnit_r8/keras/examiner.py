@@ -12,9 +12,9 @@ import numpy as np
 from keras import ops
 
 from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
-from ..checkpoint.callbacks import Callbacks, Repeat
-from ..checkpoint.tree import clone
 from ..recovery.cause import Finding, Refusal
+from ..state.callbacks import Callbacks, Repeat
+from ..state.tree import clone
 from .losses import sample_losses
 from .state import ModelState, as_numpy
 from .train_function import TrainFunction

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from .._validation import how_to_install
 from ..bridge.prefetch import Prefetch
 from ..bridge.rows import check_rows
-from ..checkpoint.callbacks import Callbacks
+from ..state.callbacks import Callbacks
 from .pipeline import Pipeline, refuse_weights
 from .state import ModelState
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Outcome
     from ..scheduler import R8Scheduler
+    from ..sources.ticket import Outcome
 
 
 def batch_dataset(

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..checkpoint.callbacks import Repeat
 from ..engine.feed.replay import drop
+from ..state.callbacks import Repeat
 from ..triggers import Condition
 from .devices import check_devices, say_devices, scope_of, unscale_loss
 from .examiner import keep_model

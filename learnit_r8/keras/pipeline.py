@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
+    from ..sources.ticket import Ticket
 
 
 class Pipeline:

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import codec
-from ..checkpoint.callbacks import OWN
-from ..checkpoint.tree import is_own_kind
-from ..sampling.random_generators import set_torch_state, torch_state
+from ..sources.random_generators import set_torch_state, torch_state
+from ..state import codec
+from ..state.callbacks import OWN
+from ..state.tree import is_own_kind
 from .devices import num_devices, scope_of
 
 SETS_RATE = (

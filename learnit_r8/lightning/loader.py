@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from .._validation import whole_number
 from ..engine.settings import head_of
-from ..sampling.random_generators import random_state, random_state_of, set_random_state
+from ..sources.random_generators import random_state, random_state_of, set_random_state
 from ..torch import Adapter, attach
 from ..torch.loader import check_dataset
 from ..torch.state import as_arrays, as_tensors

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..engine.settings import head_of
-from ..sampling.random_generators import random_state
 from ..schedules.budget import has_budget
+from ..sources.random_generators import random_state
 from ..torch.attachment import attach
 from ..torch.state import as_arrays, as_tensors
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .._validation import whole_number
 from ..bridge.driven_state import take_apart
-from ..checkpoint.codec import decode, encode
-from ..checkpoint.durable_io import replace
-from ..checkpoint.tree import clone, fit, pack, unpack
 from ..events.caller import warn
 from ..events.steps import mode_of
+from ..state.codec import decode, encode
+from ..state.durable_io import replace
+from ..state.tree import clone, fit, pack, unpack
 from ..streams.event import as_scalar
 from ..triggers import Elapsed
 from ..triggers.patience import Patience, Record

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..checkpoint import tree
 from ..guard.spike import median
+from ..state import tree
 
 LEVEL_LOSSES = 32
 """Losses before a backup from which its level and spread are computed."""

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from .. import events
-from ..checkpoint import tree
 from ..guard.monitor import Sentry
-from ..sampling.ticket import Ticket
+from ..sources.ticket import Ticket
+from ..state import tree
 from .backups import Backup
 from .experiment import Alarm, Case, ExperimentRun, draw_again
 from .model import LiveModel, Saved, Witnesses, saved_form

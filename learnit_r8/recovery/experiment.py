@@ -28,8 +28,8 @@ from .backups import Backup
 from .progress import FAR_ABOVE, MOST_OF_RECORD
 
 if TYPE_CHECKING:
-    from ..checkpoint.callbacks import Repeat
-    from ..sampling.ticket import Ticket
+    from ..sources.ticket import Ticket
+    from ..state.callbacks import Repeat
     from .model import LiveModel
 
 SHARE_OF_RISE, SPREADS, SHARE_OF_PROGRESS, SHARE_OF_FIRST = 0.4, 6.0, 0.25, 0.25

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import events
-from ..checkpoint import tree
-from ..checkpoint.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite
 from ..events.bus import Announcer
-from ..sampling.ticket import Ticket
+from ..sources.ticket import Ticket
+from ..state import tree
+from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite
 from .backups import Backup
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from typing import Any
 
 from .. import events
 from .._validation import whole_number
-from ..checkpoint import tree
-from ..checkpoint.callbacks import Callbacks, call_load, call_save, join_callbacks, keeps_model
-from ..checkpoint.generations import Generations
-from ..checkpoint.run_config import RunConfig
-from ..checkpoint.saver import CheckpointSaver, check_folder
-from ..checkpoint.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
+from ..state import tree
+from ..state.callbacks import Callbacks, call_load, call_save, join_callbacks, keeps_model
+from ..state.generations import Generations
+from ..state.run_config import RunConfig
+from ..state.saver import CheckpointSaver, check_folder
+from ..state.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
 from ..triggers import Condition, Elapsed, as_trigger, every, never, quiet_until
 from .agreement import Agreement
 from .backups import Backup, RamBackup

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import events
 from ..events.bus import Announcer
-from ..sampling.ticket import Ticket
+from ..sources.ticket import Ticket
 from ..table.losses import Reading
 from ..table.records import LARGEST_LOSS
 from ..table.table import SampleTable

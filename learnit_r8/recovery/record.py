@@ -21,23 +21,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import events
-from ..checkpoint import codec, durable_io
-from ..checkpoint.durable_io import make_own_folder, open_regular, remove
-from ..checkpoint.kinds import ANYTHING, check_kinds
-from ..checkpoint.tree import leave_out, pack, size_of, unpack
 from ..events import Event, launcher
 from ..events.caller import warn
 from ..events.codec import from_fields, strict_json
 from ..events.incident import Incident, begun_by
 from ..events.threaded_listener import ThreadedListener
 from ..events.versions import versions
+from ..state import codec, durable_io
+from ..state.durable_io import make_own_folder, open_regular, remove
+from ..state.kinds import ANYTHING, check_kinds
+from ..state.tree import leave_out, pack, size_of, unpack
 from .cause import UNKNOWN, Finding, Refusal, sentence_of, to_plain
 
 if TYPE_CHECKING:
     from ..events.bus import Announcer
     from ..guard.monitor import Sentry
     from ..guard.verdict import Verdict
-    from ..sampling.ticket import Ticket
+    from ..sources.ticket import Ticket
     from ..table.losses import Reading
     from ..table.table import SampleTable
     from .persistence import Persistence

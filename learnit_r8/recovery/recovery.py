@@ -23,7 +23,7 @@ from ..events.bus import Announcer
 from ..events.incident import Incident
 from ..guard.monitor import MOST_SUSPICION, Sentry
 from ..guard.verdict import Verdict
-from ..sampling.ticket import Ticket
+from ..sources.ticket import Ticket
 from ..table.losses import Reading
 from ..table.table import SampleTable
 from .backups import Backup, SchedulerState, spread_of

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint.durable_io import open_output
 from ..dashboard.state.view import View
 from ..journal.samples import samples_of
+from ..state.durable_io import open_output
 from ..table.table import SampleTable
 from .data import ReportData, report_data, with_samples
 from .document import document

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoint.durable_io import open_output
 from ..dashboard.state.view import View
 from ..dashboard.text import figure
 from ..dashboard.watch import SeenRun, look
 from ..events.steps import is_lower_better
 from ..events.text import clean, number
 from ..journal.run import Run, find_run
+from ..state.durable_io import open_output
 from .curves import best_point, fit_of, incident_marks, losses_of, points_of
 from .document import Data, chart, curve, document, section, table
 

@@ -21,8 +21,8 @@ from .event import Event
 if TYPE_CHECKING:
     import torch
 
-    from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
+    from ..sources.ticket import Ticket
 
 CHUNK_BYTES = 8_000_000
 """Shuffled rows are gathered for several batches at once, up to this size: one gather costs as much as ten views."""
@@ -316,8 +316,8 @@ class DrawnEpochs:
 
     def _adopt(self) -> None:
         """Let the scheduler keep model, optimizer and random generators: backups in RAM, and checkpoints."""
-        from ..checkpoint.callbacks import Callbacks, Generators
-        from ..sampling.random_generators import random_state, set_random_state
+        from ..sources.random_generators import random_state, set_random_state
+        from ..state.callbacks import Callbacks, Generators
         from ..torch.state import ModelState, copies_of
 
         task, rates = self._task, self._rates

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from .._validation import how_to_install, whole_number
-from ..checkpoint.durable_io import open_output
 from ..events.codec import strict_json
+from ..state.durable_io import open_output
 from .event import as_scalar
 
 _ALWAYS_LEFT_OUT = ("model",)

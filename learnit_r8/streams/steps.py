@@ -13,8 +13,8 @@ from ..triggers import Elapsed
 from .event import Event
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Outcome, Ticket
     from ..scheduler import R8Scheduler
+    from ..sources.ticket import Outcome, Ticket
     from ..table.labels.predictions import Predictions
     from ..table.losses import Reading
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .._validation import is_number, whole_number
-from ..checkpoint.callbacks import call_load, call_save, check_callback
+from ..state.callbacks import call_load, call_save, check_callback
 
 
 class FaultPlan:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._validation import whole_number
-from ..checkpoint.durable_io import open_output
+from ..state.durable_io import open_output
 
 
 class ToyTask:

@@ -19,7 +19,7 @@ except ImportError as error:
     ) from error
 
 from ..bridge.ranks.agreement import RanksDiffer
-from ..checkpoint.callbacks import RankLost
+from ..state.callbacks import RankLost
 from .adapter import Adapter
 from .attachment import attach
 from .distributed.ranks import Ranks

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from .._validation import loop_method, no_attribute
 from ..bridge.prefetch import Prefetch
-from ..checkpoint.callbacks import OWN, call_load
-from ..checkpoint.tree import clone
 from ..events.caller import say_at_exit
 from ..guard.verdict import GOOD
-from ..sampling.ticket import Outcome, Ticket, refuse_weights
+from ..sources.ticket import Outcome, Ticket, refuse_weights
+from ..state.callbacks import OWN, call_load
+from ..state.tree import clone
 from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
 from .distributed.shards import is_sharded

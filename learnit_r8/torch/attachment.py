@@ -13,10 +13,10 @@ import torch
 from .._validation import shortened, whole_number
 from ..bridge.group_rates import GroupRates, own_rate_of, rates_of
 from ..bridge.host import check_scheduler
-from ..checkpoint.callbacks import Callbacks, Generators, Repeat, join_callbacks
 from ..engine.feed.batch_size import copied
 from ..engine.settings import Backups, OwnBatches, head_of, suggest_settings, whole
-from ..sampling.random_generators import hold_random_state, random_state, set_random_state, state_of
+from ..sources.random_generators import hold_random_state, random_state, set_random_state, state_of
+from ..state.callbacks import Callbacks, Generators, Repeat, join_callbacks
 from .adapter import Adapter
 from .distributed.shards import check_shards, reshard
 from .distributed.together import Sharing, Together, sharing_here

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from .._validation import check_release, whole_number
 from ..bridge.prefetch import Prefetch
 from ..engine.settings import OwnBatches
-from ..sampling.random_generators import random_state, set_random_state
+from ..sources.random_generators import random_state, set_random_state
 from .flight.hand import Hand
 from .prepared import SampleError, prepare, takes_arrays
 

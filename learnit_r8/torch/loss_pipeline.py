@@ -11,15 +11,15 @@ from ..bridge.group_rates import FOREIGN, GroupRates
 from ..bridge.prefetch import Prefetch
 from ..engine.run import Trainer
 from ..guard.verdict import Verdict
-from ..sampling.ticket import Outcome, Ticket
+from ..sources.ticket import Outcome, Ticket
 from ..table.labels.predictions import NUM_ROWS
 from .flight.hand import Hand
 from .predictions import check_exchanged
 from .readback import ALONE, Note, Readback, Sent, SingleProcess, note_of
 
 if TYPE_CHECKING:
-    from ..checkpoint.callbacks import Callbacks
     from ..scheduler import R8Scheduler
+    from ..state.callbacks import Callbacks
     from .distributed.together import Gathered, Sharing
     from .state import ModelState
     from .stepper import SecondRun, Stepper

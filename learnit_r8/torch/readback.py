@@ -21,8 +21,8 @@ from ..table.losses import EXACT, WHOLE_BATCH
 
 if TYPE_CHECKING:
     from ..engine.settings import SchedulerSettings
-    from ..sampling.ticket import Ticket
     from ..scheduler import R8Scheduler
+    from ..sources.ticket import Ticket
     from .flight.hand import Held
 
 MOST_LAG = 16

@@ -14,14 +14,14 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from .._validation import whole_number
 from ..bridge.host import num_left
 from ..bridge.prefetch import Prefetch
-from ..sampling.ticket import Ticket, refuse_weights
+from ..sources.ticket import Ticket, refuse_weights
 from .distributed.ranks import are_there
 from .prepared import takes_arrays
 from .readback import ALONE
 
 if TYPE_CHECKING:
-    from ..sampling.ticket import Outcome
     from ..scheduler import R8Scheduler
+    from ..sources.ticket import Outcome
     from .distributed.together import Sharing
 
 

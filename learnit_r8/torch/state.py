@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..checkpoint import codec, kinds
-from ..checkpoint.callbacks import OWN
-from ..checkpoint.tree import copy_into, copy_to_host, fill, hold, pack, unpack
-from ..sampling.random_generators import random_state, random_state_of, set_random_state
+from ..sources.random_generators import random_state, random_state_of, set_random_state
+from ..state import codec, kinds
+from ..state.callbacks import OWN
+from ..state.tree import copy_into, copy_to_host, fill, hold, pack, unpack
 from .distributed.shards import Shards, is_sharded
 from .prepared import plain_model, plain_optimizer
 

@@ -13,9 +13,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from .._validation import is_number
-from ..checkpoint.callbacks import CLIP
 from ..recovery.policy import DEAD_EVERY
-from ..sampling.random_generators import set_random_state, state_of
+from ..sources.random_generators import set_random_state, state_of
+from ..state.callbacks import CLIP
 from .distributed.shards import clip_shards, is_shard
 from .prepared import plain_optimizer
 

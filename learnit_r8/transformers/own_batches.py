@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..engine.settings import OwnBatches as OwnBatchesValue
-from ..sampling.ticket import Outcome
 from ..schedules.budget import has_budget
+from ..sources.ticket import Outcome
 from ..torch.attachment import attach
 from ..torch.trainer_step import TrainerStep, no_loss, uncounted
 

@@ -6,8 +6,8 @@ import pytest
 from learnit_r8 import Focus, R8Scheduler
 from learnit_r8.bridge.prefetch import Prefetch
 from learnit_r8.bridge.rows import check_rows, take_rows
-from learnit_r8.checkpoint.callbacks import Callbacks
 from learnit_r8.loops import scheduled
+from learnit_r8.state.callbacks import Callbacks
 from learnit_r8.streams import step_stream
 
 

@@ -153,7 +153,7 @@ print(*sys.modules, sep="\\n", file=sys.stderr)
 HEAVY = {"torch", "tensorflow", "jax", "keras", "flax", "matplotlib", "pandas", "rich"}
 
 
-WRITERS = {"learnit_r8.scheduler", "learnit_r8.journal.writer", "learnit_r8.table.table", "learnit_r8.checkpoint.store"}
+WRITERS = {"learnit_r8.scheduler", "learnit_r8.journal.writer", "learnit_r8.table.table", "learnit_r8.state.store"}
 """What trains and writes, which one line on a run does not need."""
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learnit_r8.checkpoint.codec import OlderFile, encode
 from learnit_r8.cli import main
+from learnit_r8.state.codec import OlderFile, encode
 from learnit_r8.testing import ToyTask
 from tests.runs.saved.write_saved import build
 
 HERE = Path(__file__).parents[1]
-SAVED, MODELS = HERE / "runs" / "saved" / "01c0f9e2", HERE / "checkpoint" / "saved_01c0f9e2"
+SAVED, MODELS = HERE / "runs" / "saved" / "01c0f9e2", HERE / "state" / "saved_01c0f9e2"
 
 
 def contents(folder):

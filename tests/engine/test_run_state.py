@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, events, predictions_of
-from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.engine.run_state import VERSIONS
+from learnit_r8.state.codec import decode, encode
 from learnit_r8.testing import record_events
 from tests.drive import FakeClock, Weights, make, sample_losses
 from tests.package_copy import copy_package, replace_in, run_beside

@@ -10,7 +10,6 @@ import pytest
 
 import learnit_r8
 from learnit_r8 import Monitor, OwnBatches, R8Scheduler, RateShape, TokenBatches, scheduler
-from learnit_r8.checkpoint.run_config import arguments_of
 from learnit_r8.engine import settings
 from learnit_r8.engine.settings import (
     ARGUMENTS,
@@ -27,6 +26,7 @@ from learnit_r8.engine.settings import (
     text_of,
     whole,
 )
+from learnit_r8.state.run_config import arguments_of
 from tests.package_copy import copy_package, replace_in, run_beside
 
 PARAMETERS = {name: each for name, each in inspect.signature(R8Scheduler.__init__).parameters.items() if name != "self"}

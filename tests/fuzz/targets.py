@@ -14,9 +14,6 @@ import warnings
 import numpy as np
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.checkpoint import codec
-from learnit_r8.checkpoint import generations as in_memory
-from learnit_r8.checkpoint.run_config import arguments_of
 from learnit_r8.cli.runs import facts_of, line_of
 from learnit_r8.dashboard.watch import look
 from learnit_r8.engine.settings import grouped, kept_defaults
@@ -29,6 +26,9 @@ from learnit_r8.report.data import report_data
 from learnit_r8.report.document import document
 from learnit_r8.report.page import content_of
 from learnit_r8.schedules.span import MOST_AMOUNT, Span
+from learnit_r8.state import codec
+from learnit_r8.state import generations as in_memory
+from learnit_r8.state.run_config import arguments_of
 from learnit_r8.testing import ToyTask
 from tests.drive import Weights, advance_to, batch_loss, make, steps
 from tests.fuzz.mutations import damage_bytes, damage_value

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import FiniteGuard, SpikeGuard, Verdict
-from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.guard import Sentry
 from learnit_r8.guard.monitor import FAR_NORM, LEAST_NORMS, MOST_SKIPPED
+from learnit_r8.state.codec import decode, encode
 
 NAN, INF = math.nan, math.inf
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import predictions_of
-from learnit_r8.checkpoint.codec import encode, read
 from learnit_r8.journal.samples import kept, read_samples, sample_epochs, samples_of
+from learnit_r8.state.codec import encode, read
 from learnit_r8.table.labels.evidence import EVIDENCE
 from tests.drive import make, sample_losses
 

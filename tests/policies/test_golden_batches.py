@@ -54,7 +54,7 @@ def comparing_calls(path):
 
 def test_planning_does_not_sort_by_comparison():
     """Planning only sorts 16-bit digits, in one place, for which numpy uses a radix sort."""
-    calls = [call for folder in ("policies", "sampling") for path in sorted((PACKAGE / folder).glob("*.py"))
+    calls = [call for folder in ("policies", "sources") for path in sorted((PACKAGE / folder).glob("*.py"))
              for call in comparing_calls(path)]  # fmt: skip
 
     assert calls == ["policies/radix.py: digits.argsort(kind='stable')"]

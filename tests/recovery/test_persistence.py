@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.checkpoint.callbacks import Callbacks
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.persistence import Persistence
+from learnit_r8.state.callbacks import Callbacks
 from learnit_r8.triggers import at
 from tests.drive import NAN, FakeClock, Weights, advance_to, make, steps, train
 

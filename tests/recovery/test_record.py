@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, TrainingDiverged, events
-from learnit_r8.checkpoint import durable_io
-from learnit_r8.checkpoint.tree import leaves
 from learnit_r8.engine.settings import grouped
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery import record as recorder_module
 from learnit_r8.recovery.record import BadRecord, FlightRecorder, numbers_in, read_part, read_record
+from learnit_r8.state import durable_io
+from learnit_r8.state.tree import leaves
 from learnit_r8.testing import FakeClock, FaultPlan, ToyTask, record_events
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

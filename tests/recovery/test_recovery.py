@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from learnit_r8 import FiniteGuard, R8Scheduler, Recovery, TrainingDiverged, Verdict, events
-from learnit_r8.checkpoint.callbacks import Callbacks, Generators
 from learnit_r8.engine.settings import grouped
 from learnit_r8.recovery.backups import Backup
+from learnit_r8.state.callbacks import Callbacks, Generators
 from learnit_r8.testing import ToyTask, record_events
 from tests.drive import NAN, Weights, advance_to, batch_loss, known, make, steps, train
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from learnit_r8.checkpoint.callbacks import Callbacks
+from learnit_r8.state.callbacks import Callbacks
 from tests.drive import NAN, Weights, advance_to, make
 
 

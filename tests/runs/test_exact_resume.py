@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from examples.own_policy import MatchMean
 from learnit_r8 import Policy, Recovery
-from learnit_r8.checkpoint.codec import decode, encode
 from learnit_r8.policies import Steady
+from learnit_r8.state.codec import decode, encode
 from tests.drive import (
     INF,
     NAN,

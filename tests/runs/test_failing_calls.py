@@ -15,8 +15,8 @@ from collections import Counter
 
 import pytest
 
-from learnit_r8.checkpoint.store import CheckpointStore
 from learnit_r8.events import CheckpointSaved
+from learnit_r8.state.store import CheckpointStore
 from tests.drive import NAN, Weights, advance_to, batch_loss, make, train
 from tests.programs import printed_by
 from tests.source import PACKAGE
@@ -30,7 +30,7 @@ FILES = {
     "lstat", "unlink", "rmdir", "read", "ftruncate", "statvfs", "lockf", "readlink", "close",
 }  # fmt: skip
 COPIES = {"copy", "array", "astype", "tobytes", "empty", "empty_like", "zeros", "ascontiguousarray", "getvalue"}
-KEEPERS = ("/checkpoint/", "/journal/", "recovery/persistence.py", "recorder.py")
+KEEPERS = ("/learnit_r8/state/", "/journal/", "recovery/persistence.py", "recorder.py")
 """Files of the package that copy what is to be kept; elsewhere an array is needed to train."""
 
 

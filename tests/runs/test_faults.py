@@ -1,6 +1,6 @@
 """Fault by fault: numbers, callbacks and misuse that a run survives, or refuses with what to do.
 
-Faults of the guard are in tests/guard, of files and signals in tests/checkpoint and tests/engine, wrong arguments in
+Faults of the guard are in tests/guard, of files and signals in tests/state and tests/engine, wrong arguments in
 test_bad_input.py and tests/test_scheduler.py.
 """
 

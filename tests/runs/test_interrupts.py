@@ -13,7 +13,7 @@ from learnit_r8.events import StepDone
 from learnit_r8.guard import FiniteGuard
 from learnit_r8.policies.base import Policy
 from learnit_r8.recovery.policy import Recovery
-from learnit_r8.sampling import planner
+from learnit_r8.sources import planner
 from learnit_r8.testing import record_events
 from tests.drive import FakeClock, make, sample_losses
 from tests.interrupt_common import REACTIONS, Interrupter, Model, User, check, everything, frozen, memory_of

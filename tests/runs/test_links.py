@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 from learnit_r8 import Recovery, TrainingDiverged
-from learnit_r8.checkpoint.durable_io import open_output
 from learnit_r8.cli import main
 from learnit_r8.dashboard.terminal.capture import Capture
 from learnit_r8.journal.requests import FOLDER, RequestFolder, ask
 from learnit_r8.journal.run import write_about
 from learnit_r8.loops.checkpoints import save_state
 from learnit_r8.report import write_report
+from learnit_r8.state.durable_io import open_output
 from learnit_r8.streams import collect_jsonl
 from learnit_r8.testing import ToyTask
 from tests.drive import NAN, Weights, make, train
@@ -322,7 +322,7 @@ def test_file_of_another_user_is_refused_where_everybody_may_make_files(mode, is
 
 OPENERS = {"open", "write_text", "write_bytes", "touch", "savez", "save", "savez_compressed", "symlink_to", "mkstemp"}
 ELSEWHERE = {
-    "checkpoint/durable_io.py": {"os.open", "open"},
+    "state/durable_io.py": {"os.open", "open"},
     "cli/__init__.py": {"open", "os.open"},
     "cli/labels.py": {"open"},
     "dashboard/painter.py": {"screen.touch"},

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.checkpoint import generations as in_memory
-from learnit_r8.checkpoint.generations import Generations, files_in, is_held
 from learnit_r8.cli.runs import line_of
 from learnit_r8.dashboard.render.header import title_line
 from learnit_r8.dashboard.state.ui_state import Scene, UiState
@@ -22,6 +20,8 @@ from learnit_r8.dashboard.watch import look
 from learnit_r8.engine.settings import grouped
 from learnit_r8.events import BackupsOutlive, CheckpointLoaded
 from learnit_r8.events.event import describe
+from learnit_r8.state import generations as in_memory
+from learnit_r8.state.generations import Generations, files_in, is_held
 from tests.dashboard.state.told import start
 from tests.drive import Weights, advance_to, batch_loss, steps, train
 from tests.programs import ended

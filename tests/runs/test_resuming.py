@@ -22,10 +22,10 @@ from learnit_r8 import (
     even_groups,
     events,
 )
-from learnit_r8.checkpoint.callbacks import Callbacks
 from learnit_r8.engine.settings import grouped
 from learnit_r8.policies import Shuffle, Steady
-from learnit_r8.sampling.refit import fit_state
+from learnit_r8.sources.refit import fit_state
+from learnit_r8.state.callbacks import Callbacks
 from tests.drive import FakeClock, Weights, advance_to, batch_loss, flat, known, make, sample_losses, steps, train
 
 resume_from = R8Scheduler.resume_from_checkpoint

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from learnit_r8.checkpoint import store
-from learnit_r8.checkpoint.store import RunInUse
+from learnit_r8.state import store
+from learnit_r8.state.store import RunInUse
 from tests.drive import advance_to, make, train
 from tests.programs import started
 

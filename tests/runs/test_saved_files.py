@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.checkpoint.store import CheckpointStore
 from learnit_r8.cli import main
 from learnit_r8.dashboard.render.pages import VIEWS
 from learnit_r8.journal.run import Run
+from learnit_r8.state.store import CheckpointStore
 from learnit_r8.testing import ToyTask
 from tests.runs.saved.write_saved import (
     BAD_SAMPLE,

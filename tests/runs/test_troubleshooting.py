@@ -16,7 +16,7 @@ SAYING = {"warn": 0, "warn_once": 1, "say_once": 1, "note_once": 1, "warn_unseen
 OF_ARGUMENTS = {"ValueError", "TypeError", "AttributeError", "KeyError", "argparse.ArgumentTypeError"}
 """They name an argument, its value and what would be right, and need no page."""
 
-INSIDE = {"events/bus.py", "testing/faults.py", "table/records.py", "sampling/planned.py"}
+INSIDE = {"events/bus.py", "testing/faults.py", "table/records.py", "sources/planned.py"}
 """They pass on what others say, fail on purpose, or tell of misuse within the package."""
 
 

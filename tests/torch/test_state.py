@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from learnit_r8.checkpoint.tree import clone, copy_into, copy_to_host
-from learnit_r8.sampling.random_generators import random_state, set_random_state
+from learnit_r8.sources.random_generators import random_state, set_random_state
+from learnit_r8.state.tree import clone, copy_into, copy_to_host
 from learnit_r8.torch import ModelState
 from learnit_r8.torch import state as state_files
 from learnit_r8.torch.prepared import plain_model

@@ -19,9 +19,9 @@ torch = pytest.importorskip("torch")
 
 from torch.testing._internal.two_tensor import TwoTensor
 
-from learnit_r8.checkpoint import kinds as tensors
-from learnit_r8.checkpoint.codec import decode, encode
-from learnit_r8.checkpoint.tree import LeftOut, clone, copy_into, copy_to_host, leave_out, not_finite, pack, unpack
+from learnit_r8.state import kinds as tensors
+from learnit_r8.state.codec import decode, encode
+from learnit_r8.state.tree import LeftOut, clone, copy_into, copy_to_host, leave_out, not_finite, pack, unpack
 from learnit_r8.torch import state as torch_state
 from learnit_r8.torch.state import ModelState
 from tests.state_common import first_difference

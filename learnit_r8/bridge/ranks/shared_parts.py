@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ...checkpoint.codec import OlderFile
-from ...checkpoint.store import BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, RunInUse
+from ...state.codec import OlderFile
+from ...state.store import BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, RunInUse
 from .agreement import Channel, digest_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from typing import Any, TextIO
 
-from ...checkpoint.durable_io import open_output
+from ...state.durable_io import open_output
 
 STDERR = 2
 LONGEST_LINE = 10_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...checkpoint.tree import clone
-from ...sampling.chunk import Size
+from ...sources.chunk import Size
+from ...state.tree import clone
 
 TOKEN_NAMES = ("input_ids", "tokens", "ids")
 """Names under which a batch of text holds its tokens."""

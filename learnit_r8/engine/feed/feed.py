@@ -13,8 +13,8 @@ from typing import Any
 
 from ... import events
 from ...guard.verdict import GOOD
-from ...sampling.chunk import Size
-from ...sampling.ticket import Outcome, Ticket
+from ...sources.chunk import Size
+from ...sources.ticket import Outcome, Ticket
 from ...table.names import Members
 from .. import run_state
 from ..engine import Engine

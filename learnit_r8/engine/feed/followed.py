@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...policies.radix import order_of
-from ...sampling.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, Size, with_predictions
-from ...sampling.random_generators import hold_random_state, state_of
-from ...sampling.source import Source
+from ...sources.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, Size, with_predictions
+from ...sources.random_generators import hold_random_state, state_of
+from ...sources.source import Source
 from ...table.labels.predictions import PredictionRows, joined
 from ...table.losses import EXACT, WHOLE_BATCH, Reading, read_mean, read_rows
 from ...table.names import Members
@@ -28,7 +28,7 @@ from .samples import BatchSamples
 if TYPE_CHECKING:
     from ...events.bus import Announcer
     from ...recovery.agreement import Agreement
-    from ...sampling.ticket import Ticket
+    from ...sources.ticket import Ticket
     from ..pace import Pace
     from ..settings import OwnBatches
 

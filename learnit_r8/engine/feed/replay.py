@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...checkpoint.tree import clone, leave_out, pack, unpack
-from ...sampling.random_generators import random_state, set_random_state, state_of
+from ...sources.random_generators import random_state, set_random_state, state_of
+from ...state.tree import clone, leave_out, pack, unpack
 
 if TYPE_CHECKING:
     from ...events.bus import Announcer

@@ -23,7 +23,7 @@ from ..._validation import whole_number
 from ...bridge.ranks.agreement import RanksDiffer, check_same, check_same_run, digest_of_state
 from ...bridge.ranks.shared_parts import PartsOfRanks
 from ...events.launcher import restarts_cannot_meet
-from ...sampling.ticket import Ticket
+from ...sources.ticket import Ticket
 from ...table.labels.predictions import NUM_ROWS, Predictions
 from ...table.losses import WHOLE_BATCH, check_kind
 from ..readback import Note

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..._validation import is_number
 from ...bridge.ranks.agreement import Channel
-from ...checkpoint.callbacks import RankLost
+from ...state.callbacks import RankLost
 
 MOST_SECONDS = 1e9
 """Longest time to wait for a rank: half a lifetime."""

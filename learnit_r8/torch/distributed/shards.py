@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...checkpoint.tree import map_leaves
+from ...state.tree import map_leaves
 
 
 class Layout(NamedTuple):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...engine.run import Member
 from ...guard.verdict import Verdict
-from ...sampling.ticket import Outcome, Ticket
+from ...sources.ticket import Outcome, Ticket
 from ...table.labels.predictions import Predictions
 from ...table.losses import read_loss, read_number
 from ..predictions import check_exchanged

@@ -11,7 +11,6 @@ import torch
 
 from ...bridge.batch_rows import Odd, far_off, halve, lists_rows, not_finite, num_rows, some_rows
 from ...bridge.place_search import HEALTHY, describe_halving, threshold_of
-from ...checkpoint import tree
 from ...recovery.cause import (
     BACKWARD,
     BATCH_SIZE,
@@ -27,7 +26,8 @@ from ...recovery.cause import (
     Finding,
     Refusal,
 )
-from ...sampling.random_generators import random_state, set_random_state
+from ...sources.random_generators import random_state, set_random_state
+from ...state import tree
 from .hand import Held
 from .state_faults import (
     Alone,

@@ -17,9 +17,9 @@ from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ...bridge.batch_rows import not_finite
-from ...checkpoint.tree import copy_to_host
 from ...recovery.cause import NOTHING, UNKNOWN, Finding, Refusal
-from ...sampling.random_generators import set_random_state, state_of
+from ...sources.random_generators import set_random_state, state_of
+from ...state.tree import copy_to_host
 from ..distributed.shards import is_sharded
 from ..prepared import plain_model
 from .causes import Case

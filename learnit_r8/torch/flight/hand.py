@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ...sampling.random_generators import hold_random_state
+from ...sources.random_generators import hold_random_state
 
 if TYPE_CHECKING:
-    from ...sampling.ticket import Ticket
+    from ...sources.ticket import Ticket
 
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from ..._validation import shortened
-from ...checkpoint.kinds import ANYTHING, check_kinds
 from ...recovery.record import BadRecord, read_part, read_record
-from ...sampling.random_generators import set_random_state
+from ...sources.random_generators import set_random_state
+from ...state.kinds import ANYTHING, check_kinds
 from ..prepared import plain_model
 
 _BATCH = {"batch": ANYTHING, "is_inputs": False, "is_training": False}
@@ -118,6 +118,6 @@ def load_incident(path: str | os.PathLike[str]) -> RecordedIncident:
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
-    from ...checkpoint.tree import map_leaves
+    from ...state.tree import map_leaves
 
     return map_leaves(lambda leaf, *_: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...sampling.random_generators import random_state, set_random_state
+from ...sources.random_generators import random_state, set_random_state
 
 _OWN = ("_parameters", "_buffers", "_modules")
 

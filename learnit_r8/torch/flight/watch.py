@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...checkpoint.tree import leaves
 from ...recovery.cause import BACKWARD, FORWARD, LOSS, SCALE, UNKNOWN, Finding
+from ...state.tree import leaves
 
 _MASKERS = "masked_fill masked_fill_ full full_like new_full fill fill_ where scalar_tensor lift_fresh_copy lift_fresh"
 MASKERS = frozenset([*_MASKERS.split(), "index_put", "index_put_", "triu", "tril", "triu_", "tril_"])

@@ -8,8 +8,8 @@ from learnit_r8.engine.pace import Pace
 from learnit_r8.engine.settings import OwnBatches
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.agreement import Agreement
-from learnit_r8.sampling.chunk import Size
 from learnit_r8.schedules.budget import Budget
+from learnit_r8.sources.chunk import Size
 from learnit_r8.table.labels.predictions import PredictionRows
 from learnit_r8.table.names import Members
 from learnit_r8.table.table import SampleTable

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import Predictions, R8Scheduler, predictions_of
-from learnit_r8.checkpoint.codec import decode, encode
+from learnit_r8.state.codec import decode, encode
 from learnit_r8.table.labels.trust import BOUNDED, EARLY, PLAIN, WEIGHED, least_trust, trust_in
 
 RNG = np.random.default_rng(4)

@@ -11,11 +11,11 @@ import pytest
 
 from learnit_r8 import CheckpointStore, Policy, Recovery, TrainingDiverged
 from learnit_r8.bridge.ranks import agreement as agreement_module
-from learnit_r8.checkpoint import store
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict
 from learnit_r8.recovery import persistence
 from learnit_r8.schedules.span import Span
+from learnit_r8.state import store
 from learnit_r8.testing import record_events
 from learnit_r8.torch import RanksDiffer, SharedRun
 from tests.drive import INF, NAN, FakeClock, TickingClock, Weights, advance_to, flat, known, make, sample_losses, steps

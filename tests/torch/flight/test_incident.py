@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from learnit_r8 import Recovery, TrainingDiverged, events
-from learnit_r8.checkpoint import codec
-from learnit_r8.checkpoint.tree import pack
 from learnit_r8.cli import main
 from learnit_r8.engine.settings import grouped
 from learnit_r8.loggers import alert_of
 from learnit_r8.recovery.record import numbers_in
 from learnit_r8.report import write_report
+from learnit_r8.state import codec
+from learnit_r8.state.tree import pack
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach, load_incident
 

@@ -27,8 +27,8 @@ from wild_scripts import (
 )  # fmt: skip
 
 from learnit_r8 import R8Scheduler, Verdict
-from learnit_r8.checkpoint.tree import clone
 from learnit_r8.engine.settings import grouped
+from learnit_r8.state.tree import clone
 from learnit_r8.torch import attach
 from tests.torch_common import descend
 

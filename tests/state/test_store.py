@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as st_np
 
 import learnit_r8
 from learnit_r8 import CheckpointStore, NoValidCheckpoint
-from learnit_r8.checkpoint.codec import decode, encode
+from learnit_r8.state.codec import decode, encode
 from tests.drive import FakeClock, Weights, advance_to, known, make, train
 
 STATE = {

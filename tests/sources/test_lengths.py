@@ -5,7 +5,7 @@ import pytest
 
 from learnit_r8 import R8Scheduler, TokenBatches
 from learnit_r8.engine.settings import grouped
-from learnit_r8.sampling.lengths import Buckets
+from learnit_r8.sources.lengths import Buckets
 
 RNG = np.random.default_rng(0)
 LENGTHS = np.clip(RNG.lognormal(4.5, 1, 500), 3, 1500).astype(int)

@@ -3,7 +3,7 @@
 An epoch is one pass over the data in a random order that is never stored as a whole. A chunk of about 25,000 samples
 is taken from it, its records are gathered once and arranged into batches, and its reports are written to the table at
 once when its last batch is closed. As the samples of a pass are distinct, this equals learning from every report at
-once (``tests/sampling/test_planned.py``), and drawing or reporting a batch needs no numpy arithmetic. Cost:
+once (``tests/sources/test_planned.py``), and drawing or reporting a batch needs no numpy arithmetic. Cost:
 ``benchmarks/loop_step.py``.
 """
 

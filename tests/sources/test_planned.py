@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8.policies import Balanced, Shuffle, Steady
-from learnit_r8.sampling.chunk import OPEN, OUT_AGAIN
+from learnit_r8.sources.chunk import OPEN, OUT_AGAIN
 from learnit_r8.table.learner import leak_of
 from tests.common import EVERYTHING, Loop, build, catalogued, load, report, run_pass, saved, scripts, true_losses
 from tests.examples import examples

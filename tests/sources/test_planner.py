@@ -11,7 +11,7 @@ import pytest
 
 from learnit_r8 import Outlook, Policy, R8Scheduler
 from learnit_r8.policies import Balanced, Shuffle, Steady, get_policy
-from learnit_r8.sampling.chunk import Planned
+from learnit_r8.sources.chunk import Planned
 from tests.common import build, fingerprint, report, run_pass
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from learnit_r8.bridge.driven_state import DrivenState
-from learnit_r8.checkpoint.callbacks import Callbacks, call_load, call_save, check_callback, join_callbacks
-from learnit_r8.checkpoint.tree import clone
+from learnit_r8.state.callbacks import Callbacks, call_load, call_save, check_callback, join_callbacks
+from learnit_r8.state.tree import clone
 from tests.drive import make
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.sampling.permutation import MAX_SAMPLES, Permutation, raw_words
+from learnit_r8.sources.permutation import MAX_SAMPLES, Permutation, raw_words
 
 LIMIT = 2**14
 """Up to here the order is stored, beyond it computed."""

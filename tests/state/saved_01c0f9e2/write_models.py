@@ -14,12 +14,12 @@ def main(out):
     """Write everything; the folder must not be there yet."""
     import torch
     from learnit_r8._adapters.driven_state import DrivenState
-    from learnit_r8.checkpoint.model_loader import join_callbacks
-    from learnit_r8.checkpoint.shared_memory import SharedBackups
+    from learnit_r8.state.model_loader import join_callbacks
+    from learnit_r8.state.shared_memory import SharedBackups
 
-    from learnit_r8.checkpoint.callbacks import Callbacks
     from learnit_r8.flax import save_checkpoint
     from learnit_r8.keras.state import ModelState as KerasState
+    from learnit_r8.state.callbacks import Callbacks
     from learnit_r8.torch import ModelState, serialization
     from tests.saved_states import NEST, of_jax, of_keras, of_torch
 

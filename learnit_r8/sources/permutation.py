@@ -3,7 +3,7 @@
 A pass over N samples needs no array of N indices. Each rank goes through four rounds of a Feistel network on
 ``Z_a x Z_b`` with ``a * b >= N``, whose round functions are small tables of random integers; results beyond N go
 through it again. Set-up costs O(sqrt N), a rank about 5 ns. Bijection, chi-square and lag statistics are tested in
-``tests/sampling/test_permutation.py``, the cost in ``benchmarks/loop_step.py``.
+``tests/sources/test_permutation.py``, the cost in ``benchmarks/loop_step.py``.
 
 Only raw words of the generator are used: numpy guarantees stable streams for those, but not for
 ``Generator.integers`` or ``Generator.permutation``.

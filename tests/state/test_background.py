@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from learnit_r8 import CheckpointStore, R8Scheduler
-from learnit_r8.checkpoint import codec
 from learnit_r8.engine.settings import grouped
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.recovery import persistence
+from learnit_r8.state import codec
 from learnit_r8.testing import ToyTask, record_events
 
 SIZE, BATCH = 3000, 10
@@ -32,7 +32,7 @@ def gate(monkeypatch):
         assert opened.wait(30)
         write(*arguments)
 
-    monkeypatch.setattr("learnit_r8.checkpoint.store.write", waiting)
+    monkeypatch.setattr("learnit_r8.state.store.write", waiting)
     yield opened
     opened.set()
 
@@ -116,7 +116,7 @@ def test_disk_that_refuses(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as broken:
-        broken.setattr("learnit_r8.checkpoint.store.write_new", refuse)
+        broken.setattr("learnit_r8.state.store.write_new", refuse)
         go_on(r8, 201)
         with pytest.warns(RuntimeWarning, match=r"checkpoint at step 200 could not be written(.|\n)*no space left"):
             r8.host.persistence.saver.wait()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import Outlook, SampleTable
-from learnit_r8.sampling.planner import from_plain, look_at, to_plain
+from learnit_r8.sources.planner import from_plain, look_at, to_plain
 from learnit_r8.table.labels.evidence import EVIDENCE
 from learnit_r8.table.labels.margin_limit import MarginLimit
 from learnit_r8.table.losses import EXACT, WHOLE_BATCH

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from .._validation import whole_number
-from ..sampling.permutation import MAX_SAMPLES
 from ..schedules.budget import BUDGETS
+from ..sources.permutation import MAX_SAMPLES
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.checkpoint.tree import clone, copy_into, growth, map_leaves, not_finite
 from learnit_r8.recovery.model import repair
+from learnit_r8.state.tree import clone, copy_into, growth, map_leaves, not_finite
 from tests.state_common import first_difference
 
 NAN, INF = float("nan"), float("inf")

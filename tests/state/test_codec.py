@@ -9,9 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from learnit_r8.checkpoint import codec
-from learnit_r8.checkpoint.codec import OlderFile, decode, encode, read, read_tree
-from learnit_r8.checkpoint.tree import pack, unpack
+from learnit_r8.state import codec
+from learnit_r8.state.codec import OlderFile, decode, encode, read, read_tree
+from learnit_r8.state.tree import pack, unpack
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from learnit_r8 import CheckpointStore, R8Scheduler, events
-from learnit_r8.checkpoint.saver import CheckpointSaver
 from learnit_r8.events.bus import Announcer
+from learnit_r8.state.saver import CheckpointSaver
 from learnit_r8.triggers import Elapsed, every
 from tests.drive import NAN, Weights, advance_to, make, train
 
@@ -342,7 +342,7 @@ def test_note_that_cannot_be_written_causes_a_warning(tmp_path, monkeypatch):
     def refuse(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("learnit_r8.checkpoint.store.replace", refuse)
+    monkeypatch.setattr("learnit_r8.state.store.replace", refuse)
     r8 = make(checkpoint_dir=tmp_path, monitor="val_loss")
     with pytest.warns(RuntimeWarning, match="the best checkpoint could not be recorded.*No space left"):
         validate(r8, [1.0, 2.0])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from learnit_r8.checkpoint.codec import decode, encode
-from learnit_r8.checkpoint.tree import pack, size_of, unpack
+from learnit_r8.state.codec import decode, encode
+from learnit_r8.state.tree import pack, size_of, unpack
 
 
 def through(state):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from learnit_r8.bridge.driven_state import DrivenState
-from learnit_r8.checkpoint.codec import OlderFile, decode
-from learnit_r8.checkpoint.generations import Generations
-from learnit_r8.checkpoint.tree import clone, unpack
 from learnit_r8.cli import main
+from learnit_r8.state.codec import OlderFile, decode
+from learnit_r8.state.generations import Generations
+from learnit_r8.state.tree import clone, unpack
 from tests.saved_states import NEST, of_jax, of_keras, of_torch
 from tests.state_common import first_difference
 

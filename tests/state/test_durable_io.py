@@ -8,8 +8,8 @@ import warnings
 
 import pytest
 
-from learnit_r8.checkpoint import durable_io
-from learnit_r8.checkpoint.durable_io import (
+from learnit_r8.state import durable_io
+from learnit_r8.state.durable_io import (
     flush,
     link_new,
     make_first_free,
@@ -22,7 +22,7 @@ from learnit_r8.checkpoint.durable_io import (
     sha256,
     temporary_name,
 )
-from learnit_r8.checkpoint.durable_io import write_new as write
+from learnit_r8.state.durable_io import write_new as write
 from tests.drive import Weights, advance_to, make, train
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX only")
