@@ -31,6 +31,9 @@ LOST, LEAST_PROGRESS = 0.33, 0.2
 """Share of the best progress whose loss is looked into, and least progress for that as a share of the start: less of it
 comes and goes where networks train against each other; at rates that are too high, what was lost was half of it."""
 
+SMALL_BATCH = 16
+"""Samples in a batch below which its loss is noisier than the tests of the first steps expect."""
+
 NOTED_EVERY = 4
 """Updates of which one loss is kept among the first ones."""
 
@@ -161,13 +164,14 @@ class Progress(SavedFields):
         """By how much the level differs from the lowest of some others by chance."""
         return LEVEL_SPREADS * spread_of(list(self.recent)[-LEVEL:])
 
-    def early_suspicion(self, loss: float, record: float, updates: int) -> float:
+    def early_suspicion(self, loss: float, record: float, updates: int, size: int = 1) -> float:
         """How far a loss of the first steps is above what is usual: worth a probe from 1 on; changes nothing.
 
         Args:
             loss: The loss, finite.
             record: The first loss of the run.
             updates: Updates so far.
+            size: Samples in the batch of the loss; 1 where that is not known.
         """
         if updates < self.wait_until or not math.isfinite(record):
             return 0.0
@@ -176,7 +180,8 @@ class Progress(SavedFields):
         if not record and not middle:
             # Of losses of 0 nothing is a multiple.
             return 0.0
-        limit = max(0.5 * abs(record), 3 * spread_of(known))
+        noise = math.sqrt(SMALL_BATCH / size) if 1 < size < SMALL_BATCH else 1.0
+        limit = max(0.5 * noise * abs(record), 3 * spread_of(known))
         rise = loss - max(record, middle)
         return rise / limit if limit else math.inf if rise > 0 else 0.0
 

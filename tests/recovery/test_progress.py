@@ -40,6 +40,15 @@ def test_early_alarm(loss, is_alarm):
     assert (after([2.0] * 5, record=2.0).early_suspicion(loss, 2.0, 5) > 1) is is_alarm
 
 
+@pytest.mark.parametrize(("size", "is_alarm"), [(1, True), (4, False), (16, True), (500, True)])
+def test_the_loss_of_a_small_batch_is_noisy(size, is_alarm):
+    """Of four samples twice as much is needed, being twice as noisy; a size of 1 stands for one that is not known."""
+    progress = after([2.0] * 5, record=2.0)
+
+    assert (progress.early_suspicion(3.9, 2.0, 5, size) > 1) is is_alarm
+    assert progress.early_suspicion(4.1, 2.0, 5, size) > 1
+
+
 def test_no_rise_from_zero_is_suspicious():
     """Losses that were all 0 are no scale: whatever follows them is judged as usual, and costs no batch."""
     assert after([0.0] * 20, record=0.0).early_suspicion(1e9, 0.0, 20) == 0
