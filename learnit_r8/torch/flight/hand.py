@@ -78,8 +78,8 @@ class Hand:
         own, hand = weakref.ref(model), weakref.ref(self)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            module, here = own(), hand()
-            assert module is not None
+            module: Any = own()
+            here = hand()
             if here is not None and module.training:
                 here.inputs = args, kwargs
                 if here._first is None:
