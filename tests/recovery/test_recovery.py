@@ -448,25 +448,6 @@ def test_tiny_batches_and_epochs(more):
 
 
 @RESTORED
-def test_no_memory_for_a_third_copy():
-    """A model too large for one more copy heals without; what may be lost is said."""
-    run = Toy().run(until=249)
-
-    def no_memory(state):
-        raise MemoryError
-
-    backup = run.r8.host.persistence.backup
-    copies = backup._clone
-    backup.copy = no_memory
-    with pytest.warns(RuntimeWarning, match="no memory"):
-        run.run({0: Toy.blow_up})
-
-    assert copies is backup._clone
-    assert run.of(events.RolledBack)
-    assert run.task.loss() < 0.2
-
-
-@RESTORED
 @pytest.mark.filterwarnings("ignore:samples? .* in no good one since")
 def test_user_reports_another_batch_for_the_probe():
     """A loop that trains on batches of its own, whatever it is handed, ends with finite weights and no error."""
