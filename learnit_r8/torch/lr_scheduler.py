@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LRScheduler, OneCycleLR
 
 from ..bridge.group_rates import is_close, is_set_by_r8, rates_of
-from .prepared import plain_optimizer
+from .prepared import inner_optimizers, plain_optimizer
 from .state import ModelState, as_arrays, as_tensors
 
 if TYPE_CHECKING:
@@ -173,10 +173,11 @@ class RateFactor:
         self._saved: list[Any] | None = None
 
     def register(self) -> None:
-        """Register the hooks, by which the optimizer holds it."""
+        """Register the hooks, by which the optimizer, or the one within it that takes its steps, holds it."""
         plain = plain_optimizer(self._optimizer)
-        plain.register_step_pre_hook(self._before)
-        plain.register_step_post_hook(self._after)
+        for each in inner_optimizers(plain).values() or [plain]:
+            each.register_step_pre_hook(self._before)
+            each.register_step_post_hook(self._after)
 
     def _before(self, optimizer: Any, *_: Any) -> None:
         if self._watch.state.is_resumed:
