@@ -21,6 +21,7 @@ from tests.drive import (
     make,
     sample_losses,
     steps,
+    train,
 )
 
 WRONG_LOSSES = [
