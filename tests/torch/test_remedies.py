@@ -210,7 +210,8 @@ def test_a_loop_that_steps_by_itself_keeps_its_rate_while_losses_come_back():
 
 def test_progress_is_not_lost_as_data_change():
     """Classes that come later make losses rise above the untrained model's, twice, and nothing is put back for that."""
-    run = Run(pools=[Y < (3 if step < 100 else 6 if step < 200 else 10) for step in range(NUM_STEPS)], lr=1e-3)
+    classes = [3] * 100 + [6] * 100 + [10] * (NUM_STEPS - 200)
+    run = Run(pools=[each > Y for each in classes], lr=1e-3)
 
     assert "regress" not in {event.reason for event in run.heard if type(event).__name__ == "Probed"}
     assert "RolledBack" not in run.kinds
