@@ -1,22 +1,27 @@
-"""ManagedState: the state of a training that a scheduler keeps, in `train_loop` and in loops of the user's own."""
+"""ManagedState: the state of a training that a scheduler keeps, and the search for where an incident of it began."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..bridge.driven_state import DrivenState, Place
+from ..bridge.driven_state import DrivenState, Place, take_apart
 from ..bridge.host import check_scheduler
+from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
+from ..recovery.cause import Finding, Refusal
+from ..state.tree import leaves, map_leaves, nnx_of, open_node
 from ..table.labels.predictions import Predictions, check_shapes
-from .examiner import Examiner
 from .processes import SharedProcesses, whole
 from .state import is_of_devices, lr_of, with_lr
 
@@ -229,3 +234,214 @@ def predictions_of(logits: Any, targets: Any) -> Predictions:
     own = jnp.take_along_axis(scores, given[:, None], 1)[:, 0]
     rival = jnp.where(jax.nn.one_hot(given, classes, dtype=bool), -jnp.inf, scores).max(1)
     return Predictions(rival - own, scores.argmax(1), given, classes)
+
+
+NO_LAYERS = "no module of linen or nnx was called in the step, so that none is named"
+DONATED = "the step was given the state to keep, so that only the states after it and those of backups can be run"
+
+
+class Examiner:
+    """Looks for the cause of a refusal with the user's own step; the state of the loop stays as it is.
+
+    Args:
+        driven: The state.
+        step: ``(state, batch, key)``, as `train_loop` takes it.
+    """
+
+    def __init__(self, driven: DrivenState, step: Callable[..., Any]) -> None:
+        self._driven, self._step = driven, step
+        self._hand: tuple[Any, Any, Sequence[int]] | None = None
+        self._last: tuple[Any, Any, Sequence[int]] | None = None
+        self.batch: Any = None
+        self.before: tuple[Any, Sequence[int]] | None = None
+        self.missing, self.is_exact = "", True
+        self._parts: tuple[int, ...] = ()
+        self._watched: Any = None
+        self._seen: dict[int, tuple[str, str, tuple[int, ...]]] = {}
+        self._num_modules = 0
+
+    def take(self, batch: Any, key: Any, samples: Sequence[int]) -> None:
+        """Hold a batch, its key and its samples by reference, as its step begins; and those of the step before."""
+        self._last, self._hand = self._hand, (batch, key, samples)
+
+    def examine(self, refusal: Refusal) -> Finding:
+        """Find where an incident began."""
+        self.is_exact, self.missing = not self._driven.is_given_away, ""
+        present = self._driven.read()
+        assert self._hand is not None
+        self._present, self._parts = present, _parts_of_devices(present["form"].make(present["state"]), self._hand[0])
+        self.batch = self._join(self._hand[0])
+        self.before = None if self._last is None else (self._join(self._last[0]), self._last[2])
+        try:
+            found = PlaceSearch(refusal, self).solve()
+            if not self._num_modules:
+                return found._replace(missing=NO_LAYERS)
+            return found if self.is_exact else found._replace(missing=DONATED)
+        finally:
+            # What changes in place, as modules of nnx, has its state again; all else was never changed.
+            present["form"].make(present["state"])
+            self.batch = self.before = None
+
+    def collect(self) -> dict[str, Any]:
+        """The refused batch, for a record."""
+        assert self._hand is not None
+        return {"batch": {"batch": _arrays(self._hand[0]), "is_inputs": False, "is_training": True}}
+
+    def bad_weights(self) -> dict[str, int]:
+        """See `Subject`."""
+        return _bad_floats(self._present["state"])
+
+    def bad_labels(self) -> tuple[tuple[int, ...], str]:
+        """See `Subject`; the loss is within the step, and what it takes is not known."""
+        return (), ""
+
+    def run(self, batch: Any, weights: Any) -> Shown:
+        """See `Subject`."""
+        saved = self._present if weights is None else weights
+        state = saved["form"].make(saved["state"])
+        # Without its axis, that of ``pmap`` cannot run.
+        step = self._step if self._parts else getattr(self._step, "__wrapped__", self._step)
+        if self._watched is None:
+            # Traced once more, as modules tell nothing in a step that is compiled; and it may keep no buffers.
+            compile_anew: Any = jax.jit if _nnx_in(state) is None else _nnx_in(state).jit
+            self._watched = compile_anew(functools.partial(_call, step))
+        batch = _divided(batch, self._parts)
+        after, metrics = self._run_watched(self._watched, state, batch)
+        if not (self._num_modules or self._parts):
+            with jax.disable_jit():
+                # What is compiled within the step was traced before. Under ``pmap`` each operation would be compiled.
+                after, metrics = self._run_watched(step, saved["form"].make(saved["state"]), batch)
+        losses = np.asarray(metrics.get("losses", metrics.get("loss")), np.float32)
+        losses = losses.reshape(-1) if losses.shape == self._parts else losses
+        size = len(losses) if losses.ndim and len(losses) == self._num_rows else 0
+        what, rows = first_bad(losses, size)
+        place = self._seen[min(self._seen)] if self._seen else ("", what, rows)
+        gradient = ""
+        if not (self._seen or what):
+            gradient = next(iter(_bad_floats(take_apart(after)[0])), "")
+        return Shown(float(losses.mean()), *place, gradient=gradient)
+
+    def _run_watched(self, step: Callable[..., Any], state: Any, batch: Any) -> Any:
+        self._seen.clear()
+        with _watching(state, self._tell):
+            assert self._hand is not None
+            after, metrics = step(state, batch, self._hand[1])
+            jax.effects_barrier()  # type: ignore[no-untyped-call]
+        return after, metrics
+
+    def _tell(self, name: str, output: Any) -> None:
+        """Have it noted, as the step runs, whether the output of a module is finite; while the step is traced."""
+        number = self._num_modules = self._num_modules + 1
+        for each in jax.tree_util.tree_leaves(output):
+            if hasattr(each, "dtype") and jax.numpy.issubdtype(each.dtype, jax.numpy.floating):
+                bad = ~jax.numpy.isfinite(each)
+                rows = bad.reshape(each.shape[0], -1).any(1) if each.ndim else bad
+                jax.debug.callback(functools.partial(self._note, number, name), rows, jax.numpy.isnan(each).any())
+
+    def _note(self, number: int, name: str, rows: Any, has_nan: Any) -> None:
+        bad = np.flatnonzero(rows).tolist()
+        if bad:
+            is_told = np.ndim(rows) and len(rows) == self._num_rows and len(bad) < len(rows)
+            self._seen.setdefault(number, (name, "NaN" if has_nan else "Inf", tuple(bad) if is_told else ()))
+
+    def _join(self, batch: Any) -> Any:
+        """The arrays of a batch; of ``pmap`` the devices' parts one after the other, as samples are counted."""
+
+        def join(leaf: Any, *_: Any) -> Any:
+            return leaf.reshape(-1, *leaf.shape[2:]) if self._parts and np.shape(leaf)[:2] == self._parts else leaf
+
+        return map_leaves(join, _arrays(batch))
+
+    @property
+    def _num_rows(self) -> int:
+        return next((len(each) for _, each in leaves(self.batch) if np.ndim(each)), 0)
+
+
+def _call(step: Callable[..., Any], state: Any, batch: Any, key: Any) -> Any:
+    return step(state, batch, key)
+
+
+def _parts_of_devices(state: Any, batch: Any) -> tuple[int, ...]:
+    """How ``pmap`` has divided a batch: the devices, and the samples of each; () if the step is not one of ``pmap``."""
+    nnx = _nnx_in(state)
+    state = state if nnx is None else nnx.state(state)
+    arrays = [each for each in jax.tree_util.tree_leaves(state) if isinstance(each, jax.Array)]
+    parts = {np.shape(each)[:2] for _, each in leaves(batch) if np.ndim(each) > 1}
+    if not arrays or len(parts) != 1 or not all(map(is_of_devices, arrays)):
+        return ()
+    found: tuple[int, ...] = parts.pop()
+    return found if found[0] == len(arrays[0]) and found[1] > 1 else ()
+
+
+def _divided(batch: Any, parts: tuple[int, ...]) -> Any:
+    """A batch as ``pmap`` takes it."""
+    if not parts:
+        return batch
+    size = parts[0] * parts[1]
+    return map_leaves(
+        lambda leaf, *_: leaf.reshape(*parts, *leaf.shape[1:]) if np.ndim(leaf) and len(leaf) == size else leaf, batch
+    )
+
+
+def _arrays(batch: Any) -> Any:
+    return map_leaves(lambda leaf, *_: np.asarray(leaf) if hasattr(leaf, "shape") else leaf, batch)
+
+
+def _bad_floats(state: Any) -> dict[str, int]:
+    named = [(name, each) for name, each in leaves(state) if hasattr(each, "dtype")]
+    return bad_arrays([(n, each) for n, each in named if np.dtype(each.dtype).kind in "fV"], np.asarray)
+
+
+def _nnx_in(state: Any) -> Any:
+    """Flax's ``nnx`` if one of its objects is in a state; else None."""
+    found = nnx_of(state)
+    node = None if found is not None else open_node(state)
+    parts = () if node is None else node.parts.values()
+    return found or next((nnx for part in parts if (nnx := _nnx_in(part)) is not None), None)
+
+
+@contextlib.contextmanager
+def _watching(state: Any, tell: Callable[[str, Any], None]) -> Iterator[None]:
+    """A ``with`` block in which the modules of linen and nnx tell their outputs, the innermost first."""
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            module = context.module
+            tell(".".join(module.path) or type(module).__name__, output)
+        return output
+
+    nnx = _nnx_in(state)
+    changed: list[tuple[type, Any]] = []
+    paths: dict[int, tuple[str, Any]] = {}
+    if nnx is not None:
+        modules = [each for _, each in nnx.iter_graph(state) if isinstance(each, nnx.Module)]
+        for kind in {type(each) for each in modules if callable(each)}:
+            changed.append((kind, vars(kind).get("__call__")))
+            kind.__call__ = _telling(kind.__call__, tell, nnx, paths)
+    try:
+        with nn.intercept_methods(intercept):
+            yield
+    finally:
+        for kind, call in changed:
+            if call is None:
+                del kind.__call__
+            else:
+                kind.__call__ = call
+
+
+def _telling(call: Any, tell: Callable[[str, Any], None], nnx: Any, paths: dict[int, tuple[str, Any]]) -> Any:
+    """A call of modules that tells their outputs, by their path in the outermost module that was called."""
+
+    @functools.wraps(call)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(self) not in paths:
+            # Within a compiled step modules are other objects. They are held, as an id may come again.
+            for path, each in nnx.iter_graph(self):
+                if isinstance(each, nnx.Module):
+                    paths[id(each)] = ".".join(map(str, path)) or type(self).__name__, each
+        output = call(self, *args, **kwargs)
+        tell(paths[id(self)][0], output)
+        return output
+
+    return watched

@@ -14,9 +14,9 @@ from ..triggers import Condition
 from .dataset import R8Dataset
 from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
 from .examiner import keep_model
+from .live_values import RateFactor
 from .losses import LossRecorder
 from .own_batches import OwnBatchesCallback
-from .rate_factor import RateFactor
 from .state import SETS_RATE, ModelState, rate_of
 from .train_function import callbacks_of_fit, check_alone, local_of_fit, scope_of_fit
 

@@ -1,4 +1,4 @@
-"""The values of variables while ``fit`` runs.
+"""The values of variables while ``fit`` runs, and the factor of recovery on the rates of optimizers.
 
 On JAX the trainer keeps them in lists of its own from the first step of an epoch to its last. Syncing the whole model
 at each step, to read one variable, would cost more than a small step.
@@ -6,13 +6,16 @@ at each step, to read one variable, would cost more than a small step.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from .state import as_numpy
+from .state import as_numpy, rate_of
+
+if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
 
 
 class LiveValues:
@@ -89,3 +92,131 @@ class CarriedVariable(keras.metrics.Metric):  # type: ignore[misc]
     def result(self) -> dict[str, Any]:
         """Nothing to show."""
         return {}
+
+
+NOT_SCALED = (
+    "the learning rate of an optimizer is {!r} on JAX, in a model that names its metrics itself: recovery cannot lower "
+    "it there, and only puts weights back."
+)
+
+
+class RateFactor:
+    """Lowers the rates of optimizers for the length of a step, where recovery asks for it.
+
+    A rate that is a variable is set before the step and put back after it, so that whatever sets it never reads it. A
+    schedule in the optimizer is multiplied by a variable, which is 1 as long as all is well.
+
+    Args:
+        model: The model that the optimizers train.
+        optimizers: Keras optimizers.
+        live: Sets the variables of the first one, wherever they are.
+    """
+
+    def __init__(self, model: Any, optimizers: list[Any], live: LiveValues) -> None:
+        self._live = live
+        self._rates: list[Any] = []
+        self._saved: list[Any] = []
+        self._unscaled: Any = None
+        self._factor: Any = None
+        for optimizer in optimizers:
+            rate = rate_of(optimizer)
+            if isinstance(rate, keras.Variable):
+                self._rates.append(rate)
+            elif not self._wrap(model, getattr(optimizer, "inner_optimizer", optimizer)):
+                self._unscaled = rate
+
+    def _wrap(self, model: Any, optimizer: Any) -> bool:
+        """Multiply a schedule by the factor; False where that cannot be."""
+        current = optimizer._get_current_learning_rate
+        factor = getattr(current, "r8_factor", self._factor) or _Factor.of(model)
+        if factor is None:
+            return False
+        self._factor = factor
+        if not hasattr(current, "r8_factor"):
+
+            def scaled() -> Any:
+                return current() * factor.now
+
+            scaled.r8_factor = factor  # type: ignore[attr-defined]
+            optimizer._get_current_learning_rate = scaled
+            # A step traced before knows nothing of the factor.
+            model.train_function = None
+        return True
+
+    @property
+    def variable(self) -> Any:
+        """The rate of the first optimizer whose rate is a variable; None without."""
+        return self._rates[0] if self._rates else None
+
+    @property
+    def value(self) -> float:
+        """The user's rate now; NaN without such a variable."""
+        return float(self._live.read(self._rates[0])) if self._rates else float("nan")
+
+    def begin_step(self, r8: R8Scheduler) -> None:
+        """Lower the rates where recovery asks for it."""
+        factor = r8.lr_factor
+        if r8.controller.is_quiet and factor == 1:
+            return
+        if factor != 1 and self._unscaled is not None:
+            r8.host.say_once("rate in the step", NOT_SCALED.format(self._unscaled))
+        self.put_on(factor)
+
+    def put_on(self, factor: float) -> None:
+        """Lower the rates for the steps that follow."""
+        if self._factor is not None and float(self._live.read(self._factor.by)) != factor:
+            self._live.set(self._factor.by, factor)
+        if factor == 1:
+            return
+        self._saved = [np.array(self._live.read(each)) for each in self._rates]
+        for rate, value in zip(self._rates, self._saved, strict=True):
+            self._live.set(rate, float(value) * factor)
+
+    def take_back(self) -> bool:
+        """Put the rates back as they were; whether they were lowered."""
+        if not self._saved:
+            return False
+        saved, self._saved = self._saved, []
+        for rate, value in zip(self._rates, saved, strict=True):
+            self._live.set(rate, float(value))
+        return True
+
+
+class _Factor(CarriedVariable):
+    """A factor that a training step reads.
+
+    It is a metric only so that JAX hands it to the step; whatever else a step reads is compiled into it there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="r8_rate_factor")
+        self.by = self.add_variable(shape=(), initializer="ones", dtype="float32", name="by")
+        self._in_step: Any = None
+
+    @classmethod
+    def of(cls, model: Any) -> _Factor | None:
+        """A factor in the steps of a model; None where JAX does not hand it on."""
+        factor = cls()
+        if keras.backend.backend() != "jax":
+            return factor
+        model._metrics.append(factor)
+        if not any(each is factor for each in model.metrics):
+            model._metrics.remove(factor)
+            return None
+        step = model.train_step
+
+        def train_step(state: Any, data: Any) -> Any:
+            places = [number for number, each in enumerate(model.metrics_variables) if each is factor.by]
+            factor._in_step = state[3][places[0]]
+            try:
+                return step(state, data)
+            finally:
+                factor._in_step = None
+
+        model.train_step = train_step
+        return factor
+
+    @property
+    def now(self) -> Any:
+        """The factor, in a step or outside of one."""
+        return self.by if self._in_step is None else self._in_step

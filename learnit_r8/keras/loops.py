@@ -9,7 +9,7 @@ from .._validation import how_to_install
 from ..bridge.prefetch import Prefetch
 from ..bridge.rows import check_rows
 from ..state.callbacks import Callbacks
-from .pipeline import Pipeline, refuse_weights
+from .dataset import Pipeline, refuse_weights
 from .state import ModelState
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 from keras import ops
@@ -18,6 +18,8 @@ from .devices import gather, num_replicas, scope_of, unscale_loss
 from .live_values import CarriedVariable, LiveValues
 from .state import to_numpy
 from .train_function import TrainFunction
+
+Recorder = TypeVar("Recorder", bound="StepRecorder")
 
 LEAST = 1e-37
 """Probabilities below are taken for this."""
@@ -115,7 +117,7 @@ except ImportError:
 
 STEP_ROWS = "r8_step_rows"
 """What a step returns of its own: its losses, and what is predicted."""
-MOST_WRITTEN = 2.0**20
+MOST_WRITTEN = 2**20
 """Writes are counted modulo this, which float32 does exactly."""
 
 
@@ -163,7 +165,84 @@ def per_sample(losses: Any, mask: Any = None) -> Any:
     return ops.divide_no_nan(total, ops.sum(ops.cast(kept, losses.dtype), axis=others))
 
 
-class LossRecorder:
+class StepMemory(CarriedVariable):
+    """Holds what was recorded of steps, with the number of writes behind it, modulo ``modulus``."""
+
+    values: Any
+    modulus: int
+
+
+class StepRecorder:
+    """Hears the losses of compiled training steps, and reads them once the steps are done.
+
+    Args:
+        model: Compiled; its ``compute_loss`` is replaced by one that lets itself be heard.
+        capacity: Losses that there is room for.
+        memory: What steps write to that cannot return anything; None where they can.
+
+    Attributes:
+        capacity: As given.
+        live: Reads variables of the model while ``fit`` runs.
+        function: The training function, which keeps the state before each step.
+    """
+
+    def __init__(self, model: Any, capacity: int, memory: StepMemory | None) -> None:
+        self.capacity, self._model = capacity, model
+        self._memory: Any = memory
+        self.live, self._num_written = LiveValues(model), 0
+        # Replicas are traced in threads that take turns within a step.
+        self._local = threading.local()
+        original = getattr(model.compute_loss, "__wrapped__", model.compute_loss)
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def compute_loss(*args: Any, **kwargs: Any) -> Any:
+            with self.listening() as heard:
+                total = original(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+            if given.get("training", True):
+                self.hear(total, heard, given.get("y_pred"))
+            return total
+
+        compute_loss.recorder = self  # type: ignore[attr-defined]
+        model.compute_loss = compute_loss
+        if keras.backend.backend() == "jax":
+            # JAX steps hand back only variables that they know of.
+            model._metrics = [*(each for each in model._metrics if not isinstance(each, StepMemory)), memory]
+        self.function = TrainFunction(model)
+
+    @classmethod
+    def of(cls: type[Recorder], model: Any, capacity: int) -> Recorder:
+        """The recorder of a model, which keeps it for good so that a second ``fit`` traces nothing again."""
+        found = getattr(model.compute_loss, "recorder", None)
+        is_large = isinstance(found, cls) and found.capacity >= capacity
+        return found if is_large else cls(model, capacity)  # type: ignore[call-arg, return-value]
+
+    def begin(self) -> None:
+        """Note that the next step that is written is that of the next batch."""
+        self.live.search_again()
+        self.function.begin_epoch()
+        self.function.take()
+        if self._memory is not None:
+            self._num_written = int(self.live.read(self._memory.values)[-1])
+
+    def _read_memory(self) -> tuple[NDArray[Any], int]:
+        """What steps have written, and how often since the last call."""
+        array = self.live.read(self._memory.values)
+        count = (int(array[-1]) - self._num_written) % self._memory.modulus
+        self._num_written = int(array[-1])
+        return array, count
+
+    def listening(self) -> contextlib.AbstractContextManager[list[Heard]]:
+        """A ``with`` block around the computation of a loss; gives a list of what is heard of it."""
+        return contextlib.nullcontext([])
+
+    def hear(self, total: Any, heard: list[Heard], y_pred: Any) -> None:
+        """Hear the loss of a batch that is trained on."""
+        raise NotImplementedError
+
+
+class LossRecorder(StepRecorder):
     """Hears the unreduced losses of a compiled training step, which returns them beside its logs.
 
     On JAX, and with several replicas, the step keeps them in a variable. Where there is one cross entropy, of single
@@ -184,38 +263,14 @@ class LossRecorder:
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
-        self.capacity = capacity
         self.is_exact = True
         self.num_classes = 0
-        self._model = model
-        with scope_of(model):
-            self._memory = _Memory(capacity)
-        # Replicas are traced in threads that take turns within a step.
-        self._local = threading.local()
         self._num_listening = 0
-        self.live = LiveValues(model)
-        self._num_written = 0
-        self._compute_loss = model.compute_loss
-        model.compute_loss = self._replacement()
-        self.function = TrainFunction(model)
-        if keras.backend.backend() == "jax":
-            # JAX steps hand back only variables that they know of.
-            model._metrics.append(self._memory)
-        elif num_replicas(model) == 1:
+        with scope_of(model):
+            memory = _Memory(capacity)
+        super().__init__(model, capacity, memory)
+        if keras.backend.backend() != "jax" and num_replicas(model) == 1:
             model.train_step = self._returning(getattr(model.train_step, "__wrapped__", model.train_step))
-
-    @classmethod
-    def of(cls, model: Any, capacity: int) -> LossRecorder:
-        """The recorder of a model, which keeps it for good so that a second ``fit`` traces nothing again."""
-        found = getattr(model.compute_loss, "recorder", None)
-        return found if isinstance(found, cls) and found.capacity >= capacity else cls(model, capacity)
-
-    def begin(self) -> None:
-        """Note that the next step that is written is that of the next batch."""
-        self.live.search_again()
-        self.function.begin_epoch()
-        self.function.take()
-        self._num_written = int(self.live.read(self._memory.values)[-1])
 
     def losses(self, count: int) -> NDArray[Any] | float:
         """Of the last step: float[count] for its samples, or the mean where there are none.
@@ -227,9 +282,7 @@ class LossRecorder:
         if rows is not None:
             self._rows = to_numpy(rows)[:, :count]
             return self._rows[0] if self.is_exact else float(self._rows[0, 0])
-        array = self.live.read(self._memory.values)
-        calls = (int(array[-1]) - self._num_written) % int(MOST_WRITTEN)
-        self._num_written = int(array[-1])
+        array, calls = self._read_memory()
         if calls != 1:
             raise RuntimeError(
                 f"train_step must compute its loss with one call of self.compute_loss(x, y, y_pred, sample_weight), "
@@ -242,26 +295,6 @@ class LossRecorder:
     def predictions(self) -> Predictions | None:
         """Of the step whose `losses` were asked for: what is predicted; None where that is not known."""
         return Predictions.unpack(self._rows, self.num_classes)[1] if self.num_classes else None
-
-    def _replacement(self) -> Callable[..., Any]:
-        original = self._compute_loss
-        original = getattr(original, "__wrapped__", original)
-
-        signature = inspect.signature(original)
-
-        @functools.wraps(original)
-        def compute_loss(*args: Any, **kwargs: Any) -> Any:
-            heard: list[_Heard] = []
-            self._local.heard = heard
-            with self._listening():
-                total = original(*args, **kwargs)
-            given = signature.bind(*args, **kwargs).arguments
-            if given.get("training", True):
-                self._keep(heard, total, given.get("y_pred"))
-            return total
-
-        compute_loss.recorder = self  # type: ignore[attr-defined]
-        return compute_loss
 
     def _returning(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A training step that returns the rows of its one call of ``compute_loss``."""
@@ -292,14 +325,15 @@ class LossRecorder:
             held.append(rows)
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Append what the compiled losses take and return to the list of the thread, in their order."""
+    def listening(self) -> Iterator[list[Heard]]:
+        """The list of the thread, to which the compiled losses append what they take and return, in their order."""
+        heard = self._local.heard = []
         functions = {id(entry.loss): entry.loss for entry in self._compiled()}.values()
         for function in functions if not self._num_listening else ():
             function.call = _overheard(function, self._local)
         self._num_listening += 1
         try:
-            yield
+            yield heard
         finally:
             self._num_listening -= 1
             for function in functions if not self._num_listening else ():
@@ -308,7 +342,7 @@ class LossRecorder:
     def _compiled(self) -> list[Any]:
         return getattr(self._model._compile_loss, "_flat_losses", None) or []
 
-    def _keep(self, heard: list[_Heard], total: Any, y_pred: Any) -> None:
+    def hear(self, total: Any, heard: list[Heard], y_pred: Any) -> None:
         """Write the losses of the batch, the sum over the outputs with their loss weights, to the variable."""
         weights = [entry.loss_weights for entry in self._compiled()]
         self.is_exact = bool(heard) and len(heard) == len(weights) and all(len(each.losses.shape) for each in heard)
@@ -344,7 +378,7 @@ def _output_at(path: tuple[Any, ...], y_pred: Any) -> Any:
     return y_pred
 
 
-class _Heard(NamedTuple):
+class Heard(NamedTuple):
     """A loss function with what it was called with and what it returned: [B, ...], or 0-dim."""
 
     function: Any
@@ -358,17 +392,18 @@ def _overheard(function: Any, local: threading.local) -> Callable[..., Any]:
 
     def listen(y_true: Any, y_pred: Any) -> Any:
         losses = call(y_true, y_pred)
-        local.heard.append(_Heard(function, y_true, y_pred, losses))
+        local.heard.append(Heard(function, y_true, y_pred, losses))
         return losses
 
     return listen
 
 
-class _Memory(CarriedVariable):
+class _Memory(StepMemory):
     """Holds the losses of a batch, what is predicted in it, and how many batches were written."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__(name="r8_losses")
+        self.modulus = MOST_WRITTEN
         shape = ((1 + NUM_ROWS) * capacity + 1,)
         # Replicas have gathered the same.
         self.values = self.add_variable(
@@ -384,4 +419,4 @@ class _Memory(CarriedVariable):
         padded = [ops.pad(row, [[0, capacity - ops.shape(row)[0]]]) for row in rows]
         if len(rows) <= NUM_ROWS:
             padded.append(ops.zeros((size - len(rows) * capacity,), "float32"))
-        self.values.assign(ops.concatenate([*padded, ops.mod(self.values[-1:] + 1.0, MOST_WRITTEN)]))
+        self.values.assign(ops.concatenate([*padded, ops.mod(self.values[-1:] + 1.0, float(MOST_WRITTEN))]))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,13 +13,13 @@ from keras import ops
 from ..engine.feed.replay import drop
 from ..state.callbacks import Repeat
 from ..triggers import Condition
+from .dataset import has_stage
 from .devices import check_devices, say_devices, scope_of, unscale_loss
 from .examiner import keep_model
-from .live_values import CarriedVariable, LiveValues
-from .pipeline import has_stage
-from .rate_factor import RateFactor
+from .live_values import RateFactor
+from .losses import Heard, StepMemory, StepRecorder
 from .state import SETS_RATE, ModelState, rate_of
-from .train_function import TrainFunction, check_alone, local_of_fit, scope_of_fit
+from .train_function import check_alone, local_of_fit, scope_of_fit
 
 try:
     from keras.src.backend.common.stateless_scope import in_stateless_scope
@@ -36,7 +34,7 @@ STEP_LOSS, STEP_RATE = "r8_step_loss", "r8_step_rate"
 """What a step returns of its own: its loss, and the rate it was taken at."""
 
 
-class StepLosses:
+class StepLosses(StepRecorder):
     """Hears the losses of the last training steps.
 
     The step returns its loss beside what it logs, as to read a variable of TensorFlow's takes many times as long. Steps
@@ -56,37 +54,18 @@ class StepLosses:
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
-        self.capacity = capacity
-        self.live = LiveValues(model)
         self.rate_variable: Any = None
         self.rate: float | None = None
-        self._model = model
-        self._heard = threading.local()
-        self._num_written = 0
         self._is_jax = keras.backend.backend() == "jax"
-        self._memory: _Ring | None = None
+        memory: _Ring | None = None
         if self._is_jax or capacity > 1:
             with scope_of(model):
-                self._memory = _Ring(capacity)
-        self._replace_loss(model)
+                memory = _Ring(capacity)
+        super().__init__(model, capacity, memory)
+        for metric in model.metrics:
+            if isinstance(metric, keras.metrics.Mean) and "loss" in metric.name:
+                self._listen(metric)
         self._replace_step(model)
-        self.function = TrainFunction(model)
-
-    @classmethod
-    def of(cls, model: Any) -> StepLosses:
-        """Those of a model, which keeps them for good so that a second ``fit`` traces nothing again."""
-        found = getattr(model.compute_loss, "step_losses", None)
-        if isinstance(found, cls) and found.capacity == model.steps_per_execution:
-            return found
-        return cls(model, model.steps_per_execution)
-
-    def begin(self) -> None:
-        """Note that the next step that is written is that of the next batch."""
-        self.live.search_again()
-        self.function.begin_epoch()
-        self.function.take()
-        if self._memory is not None:
-            self._num_written = int(self.live.read(self._memory.values)[-1])
 
     def read(self, logs: dict[str, Any] | None) -> list[float]:
         """The losses of the steps since the last call, in their order.
@@ -97,15 +76,13 @@ class StepLosses:
         Raises:
             RuntimeError: there is no loss.
         """
-        returned, memory = self.function.take(), self._memory
+        returned = self.function.take()
         rate = returned.get(STEP_RATE)
         self.rate = None if rate is None else float(rate)
         if STEP_LOSS in returned:
             return [float(returned[STEP_LOSS])]
-        if memory is not None:
-            array = self.live.read(memory.values)
-            count = (int(array[-1]) - self._num_written) % memory.modulus
-            self._num_written = int(array[-1])
+        if self._memory is not None:
+            array, count = self._read_memory()
             if count:
                 first = self._num_written - min(count, self.capacity)
                 return [float(array[number % self.capacity]) for number in range(first, self._num_written)]
@@ -118,34 +95,12 @@ class StepLosses:
             )
         return [sum(found)]
 
-    def _replace_loss(self, model: Any) -> None:
-        """Hear what the model's own ``compute_loss`` returns, and the means of losses that it tracks."""
-        original = getattr(model.compute_loss, "__wrapped__", model.compute_loss)
-        signature = inspect.signature(original)
-
-        @functools.wraps(original)
-        def compute_loss(*args: Any, **kwargs: Any) -> Any:
-            total = original(*args, **kwargs)
-            if signature.bind(*args, **kwargs).arguments.get("training", True):
-                self._hear_total(total)
-            return total
-
-        compute_loss.step_losses = self  # type: ignore[attr-defined]
-        model.compute_loss = compute_loss
-        if self._is_jax:
-            # JAX steps hand back only variables that they know of.
-            model._metrics = [each for each in model._metrics if not isinstance(each, _Ring)]
-            model._metrics.append(self._memory)
-        for metric in model.metrics:
-            if isinstance(metric, keras.metrics.Mean) and "loss" in metric.name:
-                self._listen(metric)
-
     def _replace_step(self, model: Any) -> None:
         step = getattr(model.train_step, "__wrapped__", model.train_step)
 
         @functools.wraps(step)
         def train_step(*args: Any, **kwargs: Any) -> Any:
-            heard = self._heard
+            heard = self._local
             heard.totals, heard.means = [], []
             heard.trace = _trace_of(args) if self._is_jax else None
             try:
@@ -173,27 +128,28 @@ class StepLosses:
 
         @functools.wraps(update)
         def listen(*args: Any, **kwargs: Any) -> Any:
-            means = getattr(self._heard, "means", None)
+            means = getattr(self._local, "means", None)
             if means is not None:
                 values = args[first] if len(args) > first else kwargs["values"]
                 # On JAX, what is still to be differentiated must not leave the function that is.
-                if not self._is_jax or _trace_of(values) is self._heard.trace:
+                if not self._is_jax or _trace_of(values) is self._local.trace:
                     means.append(_mean_of(values))
             return update(*args, **kwargs)
 
         setattr(metric, name, listen)
 
-    def _hear_total(self, total: Any) -> None:
+    def hear(self, total: Any, heard: list[Heard], y_pred: Any) -> None:
+        """Note the loss of a step, or of the part of it that ``compute_loss`` is called for."""
         if not self._is_jax:
-            if hasattr(self._heard, "totals"):
-                self._heard.totals.append(unscale_loss(total))
+            if hasattr(self._local, "totals"):
+                self._local.totals.append(unscale_loss(total))
         elif self._memory is not None and in_stateless_scope():
             if not any(each is self._memory for each in self._model.metrics):
                 # A model may name its metrics itself.
                 return
             self._memory.keep(total)
-            if hasattr(self._heard, "totals"):
-                self._heard.totals.append(None)
+            if hasattr(self._local, "totals"):
+                self._local.totals.append(None)
 
     def _with_loss(self, logs: Any, losses: list[Any]) -> Any:
         """The logs of a step with its loss, and on TensorFlow with its rate."""
@@ -225,7 +181,7 @@ def _mean_of(value: Any) -> Any:
     return ops.mean(value) if len(value.shape) else value
 
 
-class _Ring(CarriedVariable):
+class _Ring(StepMemory):
     """Holds the losses of the last steps, and how many were written."""
 
     def __init__(self, capacity: int) -> None:
@@ -295,7 +251,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         rate = rate_of(optimizers[0])
         if not self._r8.host.rates.are_own and not isinstance(rate, keras.Variable):
             raise ValueError(SETS_RATE.format(rate))
-        self._losses = StepLosses.of(model)
+        self._losses = StepLosses.of(model, model.steps_per_execution)
         self._rates = RateFactor(model, optimizers, self._losses.live)
         self._losses.rate_variable = self._rates.variable
 

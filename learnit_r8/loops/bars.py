@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from ..loggers.background import import_needed
-from ..streams.event import as_scalar
+from ..streams.stages import as_scalar
 from ..triggers import Elapsed
 from .elapsed_data import Period, as_period
 from .state import LoopState

@@ -14,7 +14,7 @@ from ..events.steps import mode_of
 from ..state.codec import decode, encode
 from ..state.durable_io import replace
 from ..state.tree import clone, fit, pack, unpack
-from ..streams.event import as_scalar
+from ..streams.stages import as_scalar
 from ..triggers import Elapsed
 from ..triggers.patience import Patience, Record
 from .elapsed_data import Period, as_period

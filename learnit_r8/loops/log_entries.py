@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..events.caller import warn
-from ..streams.event import as_scalar
+from ..streams.stages import as_scalar
 
 FIRST_LOOKED_AT = ("metrics", "stateful_metrics", "losses", "outputs")
 """Where a short name is looked for first; then in the other collections, in the order of their first entries."""

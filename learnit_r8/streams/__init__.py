@@ -6,9 +6,8 @@
 """
 
 from .epochs import epoch_stream, iter_batches, validation_loss
-from .event import Event
 from .sinks import collect, collect_jsonl, collect_pd, print_keys
-from .stages import Best, Stage, augment, best, early_stop, ema, pipe, take, tap, tick
+from .stages import Best, Event, Stage, augment, best, early_stop, ema, pipe, take, tap, tick
 from .steps import step_stream
 
 __all__ = [

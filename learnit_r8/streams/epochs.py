@@ -16,7 +16,7 @@ from ..bridge.host import check_scheduler
 from ..bridge.prefetch import Prefetch
 from ..engine.signals import running
 from ..triggers import Elapsed
-from .event import Event
+from .stages import Event
 
 if TYPE_CHECKING:
     import torch

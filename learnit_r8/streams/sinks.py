@@ -12,7 +12,7 @@ from typing import IO, Any, Literal
 from .._validation import how_to_install, whole_number
 from ..events.codec import strict_json
 from ..state.durable_io import open_output
-from .event import as_scalar
+from .stages import as_scalar
 
 _ALWAYS_LEFT_OUT = ("model",)
 

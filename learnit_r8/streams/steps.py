@@ -10,7 +10,7 @@ from ..bridge.host import check_scheduler
 from ..bridge.prefetch import Prefetch
 from ..engine.signals import running
 from ..triggers import Elapsed
-from .event import Event
+from .stages import Event
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
