@@ -51,7 +51,7 @@ def test_all_compute_a_step_once_more_or_none(pair, flip):
 
 @pytest.mark.parametrize("kind", ["diverges", "returns"])
 def test_all_go_back_and_clip_alike(pair, kind):
-    """Where updates were too large, both put the same state back, and then hold the same rate and clip at the same norm.
+    """Where updates were too large, both put the same state back, hold the same rate and clip at the same norm.
 
     It goes on for longer than 256 steps, from when what the ranks know is compared again.
     """
