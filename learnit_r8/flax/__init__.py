@@ -14,8 +14,7 @@ except ImportError as error:
         f"jax, flax and optax are required for learnit_r8.flax: {how_to_install('jax')} ({error})."
     ) from error
 
-from .managed_state import ManagedState, predictions_of
-from .state import TrainState
+from .managed_state import ManagedState, TrainState, predictions_of
 from .train import (
     Metrics,
     average_metrics,

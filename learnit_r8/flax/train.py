@@ -641,7 +641,11 @@ class Training:
         for number, means in enumerate(self._unread, start=1):
             new = {f"train_{name}": value for name, value in means.read().items()}
             new.update(val if number == len(self._unread) else {})
-            self.history = _with_epoch(self.history, new)
+            # Every list has a value for each epoch, NaN where one had no such metric.
+            missing = [math.nan] * max(map(len, self.history.values()), default=0)
+            self.history = {
+                name: [*self.history.get(name, missing), new.get(name, math.nan)] for name in {**self.history, **new}
+            }
         self._unread.clear()
         return new
 
@@ -654,17 +658,6 @@ class Training:
         assert self.folder is not None
         epoch = self._epoch + 1
         save_training(state, self.folder, epoch=epoch, history=self.history, key=self.key, scheduler=self._r8)
-
-
-def _with_epoch(history: Mapping[str, list[float]], new: Mapping[str, float]) -> dict[str, list[float]]:
-    """A history with one more epoch: every list has a value for each, NaN where an epoch had no such metric.
-
-    >>> _with_epoch({"loss": [2.0]}, {"loss": 1.0, "error": 0.5})
-    {'loss': [2.0, 1.0], 'error': [nan, 0.5]}
-    """
-    missing = [math.nan] * max(map(len, history.values()), default=0)
-    names = [*history, *(name for name in new if name not in history)]
-    return {name: [*history.get(name, missing), new.get(name, math.nan)] for name in names}
 
 
 def _weighted(batch: Any, weights: Any) -> dict[str, Any]:

@@ -163,28 +163,24 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Draw the epoch."""
+        iterator, r8 = local_of_fit("epoch_iterator"), self._prefetch.r8
         if self.dataset.is_finished:
-            self._skip_epoch()
+            # The run was over when it was resumed.
+            if iterator is not None:
+                # Steps counted from 0 to 1 by -1: none.
+                iterator._num_batches, iterator.steps_per_execution = 1, -1
+            self.model.stop_training = True
+            r8.host.say_once("finished", FINISHED.format(r8.global_step), is_warning=False)
             return
         self.dataset.start_epoch()
         assert self._recorder is not None
         self._recorder.begin()
-        iterator = local_of_fit("epoch_iterator")
         if iterator is None:
             return
         if iterator._num_batches is not None:
             # Keras counts the batches once a fit; an epoch that goes on after an interruption has fewer.
             iterator._num_batches = len(self.dataset)
         self._hasten(iterator)
-
-    def _skip_epoch(self) -> None:
-        """End ``fit`` without a step: the run was over when it was resumed."""
-        iterator = local_of_fit("epoch_iterator")
-        if iterator is not None:
-            # Steps counted from 0 to 1 by -1: none.
-            iterator._num_batches, iterator.steps_per_execution = 1, -1
-        self.model.stop_training = True
-        self._prefetch.r8.host.say_once("finished", FINISHED.format(self._prefetch.r8.global_step), is_warning=False)
 
     def _hasten(self, iterator: Any) -> None:
         """Let TensorFlow gather the batches, where it can, in place of the Python generator that Keras made."""

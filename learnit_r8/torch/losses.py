@@ -142,18 +142,15 @@ def _check_not_logits(losses: torch.Tensor) -> None:
 def say_what_is_unknown(host: Engine, loss: torch.Tensor, count: int) -> None:
     """Say that losses of samples are estimated where one number is given, and that it is no mean if it is none."""
     host.say_once("mean loss", MEAN_LOSS, is_warning=False)
-    if count > 1 and _is_summed(loss, count):
-        host.say_once("summed loss", SUMMED_LOSS)
-
-
-def _is_summed(loss: torch.Tensor, count: int) -> bool:
-    """Whether a number is a sum over the batch, by the operation of autograd that it is the result of."""
     made_by = loss.grad_fn
     if _operation(made_by) == "Sum":
         # Terms of a loss are summed, too.
-        return getattr(made_by, "_saved_self_sym_sizes", ())[:1] == (count,)
-    # Of torch's losses, 0 stands for "none", 1 for "mean" and 2 for "sum".
-    return getattr(made_by, "_saved_reduction", 1) == 2
+        is_summed = getattr(made_by, "_saved_self_sym_sizes", ())[:1] == (count,)
+    else:
+        # Of torch's losses, 0 stands for "none", 1 for "mean" and 2 for "sum".
+        is_summed = getattr(made_by, "_saved_reduction", 1) == 2
+    if count > 1 and is_summed:
+        host.say_once("summed loss", SUMMED_LOSS)
 
 
 def _operation(made_by: Any) -> str:

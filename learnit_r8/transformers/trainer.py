@@ -540,10 +540,11 @@ class R8Mixin:
         """What the Trainer's ``compute_loss`` returns; in training, the losses of the batch's samples are noted too."""
         if not model.training:
             return own(model, inputs, return_outputs, **more)
+        trainer: Any = self
         given, adapter, batches = dict(inputs), self._r8_current(), self._r8_batches
         # An epoch may end with fewer batches in a step.
         self._r8_own = functools.partial(own, model)
-        self._r8_how = more, self._r8_num_accumulated
+        self._r8_how = more, trainer.current_gradient_accumulation_steps
         if batches is not None:
             batches.begin(inputs)
         # The Trainer may take the labels out of it.
@@ -572,11 +573,6 @@ class R8Mixin:
                 step.put_back()
                 loss = no_loss(model, self._r8_last_loss)
         return (loss, found[1]) if return_outputs else loss
-
-    @property
-    def _r8_num_accumulated(self) -> int:
-        trainer: Any = self
-        return int(trainer.current_gradient_accumulation_steps)
 
     def _r8_of_batch(self, loss: torch.Tensor, how: tuple[Mapping[str, Any], int]) -> torch.Tensor:
         """The mean loss of a batch, where the Trainer has divided by the items of all batches of a step."""

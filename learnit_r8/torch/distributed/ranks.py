@@ -162,6 +162,10 @@ class Ranks(Channel):
             return None
 
 
+OF_CONNECTIONS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "peer")
+"""Words in the message of an error that is of a connection."""
+
+
 class _Watch(contextlib.AbstractContextManager[None]):
     """See `Ranks.watching`; one for all its blocks, as each step has one."""
 
@@ -169,7 +173,10 @@ class _Watch(contextlib.AbstractContextManager[None]):
         self._ranks = ranks
 
     def __exit__(self, kind: Any, error: BaseException | None, where: Any) -> None:
-        if isinstance(error, RuntimeError) and not isinstance(error, RankLost) and _is_of_connection(error):
+        if not isinstance(error, RuntimeError) or isinstance(error, RankLost):
+            return
+        text = str(error).lower()
+        if isinstance(error, dist.DistError) or any(sign in text for sign in OF_CONNECTIONS):
             raise RankLost(self._ranks.diagnosis(error)) from error
 
 
@@ -181,10 +188,3 @@ def _answers(store: Any, name: str) -> bool:
             return False
         raise
     return True
-
-
-def _is_of_connection(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        sign in text for sign in ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "peer")
-    )
