@@ -16,7 +16,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -337,8 +337,7 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 def this_process() -> dict[str, Any]:
     """The identity of this process: pid and host, and where the system has them boot, namespace and start."""
-    namespace = _or_empty(lambda: os.readlink("/proc/self/ns/pid"))
-    boot, started = _text_of(_BOOT_ID), _started("self")
+    namespace, boot, started = _text_of("/proc/self/ns/pid"), _text_of(_BOOT_ID), _started("self")
     where = {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": boot}
     return {**where, "pid_namespace": namespace, "process_started": started}
 
@@ -380,12 +379,9 @@ def _started(pid: str) -> int | None:
 
 
 def _text_of(path: str) -> str:
-    return _or_empty(lambda: Path(path).read_text("ascii", "replace").strip())
-
-
-def _or_empty(read: Callable[[], str]) -> str:
+    """What a file of the system holds, or where a link leads; "" where there is none."""
     try:
-        return read()
+        return os.readlink(path) if os.path.islink(path) else Path(path).read_text("ascii", "replace").strip()
     except OSError:
         return ""
 
