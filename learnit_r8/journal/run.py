@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from .. import events
 from ..events.codec import from_fields, strict_json
 from ..events.kinds import EVENTS
-from ..state.durable_io import open_regular, replace
+from ..state.durable_io import open_regular, read_json, replace
 
 MOST_LINE_BYTES = 2**20
 BLOCK_BYTES = 2**20
@@ -404,30 +404,10 @@ def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wa
     replace(folder / "run.json", strict_json(about, indent=1).encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it is no regular file, holds no JSON object, or is too large.
-    """
-    with open_regular(path) as file:
-        content = file.read(MOST_JSON_BYTES + 1)
-    if len(content) > MOST_JSON_BYTES:
-        raise ValueError(f"{path.name} must have at most {MOST_JSON_BYTES} bytes, got more.")
-    try:
-        value = json.loads(content)
-    except RecursionError:
-        raise ValueError(f"{path.name} must be nested less deeply, got JSON beyond the limit.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} must hold a JSON object, got {str(value)[:40]!r}.")
-    return value
-
-
 def read_about(folder: Path) -> dict[str, Any]:
     """The content of run.json; empty where it cannot be read."""
     try:
-        return read_json(folder / "run.json")
+        return read_json(folder / "run.json", MOST_JSON_BYTES)
     except (OSError, ValueError):
         return {}
 
