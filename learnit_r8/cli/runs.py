@@ -84,8 +84,8 @@ def chosen_runs(parent: Path, *, find: str | None, sort: str | None, top: int) -
         for run in every:
             record = record_of(run)
             # "lr=0.1" finds a value of config.
-            values = (f"{name.removeprefix('config.')}={text}" for name, text in record.items())
-            if find.lower() in "\n".join([run.name, *record.values(), *values]).lower():
+            texts = (f"{name.removeprefix('config.')}={text}" for name, text in record.items())
+            if find.lower() in "\n".join([run.name, *record.values(), *texts]).lower():
                 runs.append(run)
         if not runs:
             raise UnreadableRun(

@@ -55,7 +55,7 @@ def _next(name: str, values: tuple[Any, ...] = (False, True), by: int = 1, **mor
 
     def act(ui: UiState, view: View) -> UiState:
         following = values[(values.index(getattr(ui, name)) + by) % len(values)]
-        return replace(ui, **{name: following}, **more)  # type: ignore[arg-type]
+        return replace(ui, **{name: following}, **more)
 
     return act
 

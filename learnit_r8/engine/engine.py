@@ -102,7 +102,7 @@ class Engine:
         self.own_seconds = self.data_seconds = 0.0
         self.adopt, self.look_at_weights = run.persistence.adopt, run.persistence.look_at_weights
         self.say_once = run.announcer.say_once
-        run.controller.experiment.let_probe(run.source.can_probe)
+        run.controller.experiment.can_probe = run.source.can_probe
         self.table.learner.hold_back(self)
 
     # Draw.

@@ -553,7 +553,7 @@ class RecoveryController:
         if finding is not None:
             self._conclude(case, finding)
         while repeat is not None and held and self.experiment.is_open:
-            self._take(self.experiment.repeat(repeat), self._lr, leaves_out=False)
+            self._take(repeat.loss(self.experiment.draw()), self._lr, leaves_out=False)
 
     def older(self, known: list[Backup]) -> list[Backup]:
         """The states before the one that was put back last, ever fewer the more often it took long to come back."""
@@ -814,7 +814,7 @@ class RecoveryController:
         """Load what `state_dict` returned; experiments under way are dropped."""
         can_probe = self.experiment.can_probe
         self._begin()
-        self.experiment.let_probe(can_probe)
+        self.experiment.can_probe = can_probe
         # The first good loss finds out whether it is.
         self.is_quiet = False
         self.state.load_state_dict(state)

@@ -285,7 +285,7 @@ class WithProbes:
 
     def __init__(self, fetched: Iterator[Any], loader: TimedLoader, batches: Prefetch) -> None:
         self._fetched, self._loader, self._batches = fetched, loader, batches
-        batches.r8.controller.experiment.let_probe(batches.reader.can_probe)
+        batches.r8.controller.experiment.can_probe = batches.reader.can_probe
 
     def __iter__(self) -> WithProbes:
         return self
