@@ -368,10 +368,11 @@ class Engine:
                 # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
                 predicted, is_usual = typical, chunk.sweep >= 0
             verdict, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
+            size = len(ticket.indices)
             is_first = controller.is_early and controller.lineage.updates <= EARLY_UPDATES
-            is_early = is_first and verdict is GOOD and controller.is_suspicious(reading.mean)
+            is_early = is_first and verdict is GOOD and controller.is_suspicious(reading.mean, size)
             # A batch that comes again was looked into the first time.
-            if is_early and (state == OPEN or controller.is_far(reading.mean)):
+            if is_early and (state == OPEN or controller.is_far(reading.mean, size)):
                 verdict, memory = Verdict.EARLY, sentry.present
         suspicion = math.nan
         if controller.lineage.updates & LOOK_MASK == LOOK_MASK or self.announcer.is_heard:
@@ -505,7 +506,7 @@ class Engine:
             and pace.next_place < (ticket.epoch + 1) * self.source.steps_per_pass
             and not pace.is_counted
         )
-        if may_come_again and not controller.is_far(reading.mean):
+        if may_come_again and not controller.is_far(reading.mean, len(ticket.indices)):
             # It may be its batch, and most such losses are harmless: that comes again, so this was no step but a test.
             self.source.put_back(ticket.batch)
             pace.num_out -= 1

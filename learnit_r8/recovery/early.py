@@ -172,7 +172,7 @@ class FirstSteps:
                 # As the next batch is drawn it is put in, where a file holds the state that was shown.
                 self._live.of_trial = Saved(tree.from_bytes(trial["own"]))
 
-    def suspicion(self, loss: float) -> float:
+    def suspicion(self, loss: float, size: int) -> float:
         """How far one of the first losses is above what is usual; see `Progress.early_suspicion`."""
         updates, first = self._lineage.updates, self._witnesses.first
         if (
@@ -184,7 +184,7 @@ class FirstSteps:
             or not self._live.can_restore
         ):
             return 0.0
-        return self._lineage.progress.early_suspicion(loss, first.record, updates)
+        return self._lineage.progress.early_suspicion(loss, first.record, updates, size)
 
     def note(self, ticket: Ticket, loss: float) -> None:
         """Note the last batch of a pass that was trained on, as the next look may measure it; each is measured once."""
@@ -193,6 +193,11 @@ class FirstSteps:
             early.size, witness = len(ticket.indices), chunk.witness_of(ticket.indices)
             early.last = Backup(self._live.step, self._lineage.updates, witness=[witness], losses=[loss])
 
+    def find_lost(self) -> Backup | None:
+        """The backup whose progress was lost, if any; waits after a look that found healthy weights."""
+        lineage = self._lineage
+        return None if lineage.rises else lineage.progress.lost_progress(self._witnesses.restorable(), lineage.updates)
+
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.
 
@@ -200,8 +205,7 @@ class FirstSteps:
             level: The level of the last losses.
         """
         lineage = self._lineage
-        known = self._witnesses.restorable()
-        best = None if lineage.rises else lineage.progress.lost_progress(known, lineage.updates)
+        best = self.find_lost()
         # While a rate rises, a standstill says nothing of its peak.
         is_at_peak = self._limit.is_on or (bool(lineage.rates) and lineage.rates[-1] <= lineage.rates[0])
         is_start = lineage.updates <= RATE_TRIAL_UPDATES and self._witnesses.first is not None and is_at_peak

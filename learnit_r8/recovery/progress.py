@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,6 +31,9 @@ LEVEL_SPREADS = 0.5
 LOST, LEAST_PROGRESS = 0.33, 0.2
 """Share of the best progress whose loss is looked into, and least progress for that as a share of the start: less of it
 comes and goes where networks train against each other; at rates that are too high, what was lost was half of it."""
+
+SMALL_BATCH = 16
+"""Samples in a batch below which its loss is noisier than the tests of the first steps expect."""
 
 NOTED_EVERY = 4
 """Updates of which one loss is kept among the first ones."""
@@ -54,6 +58,9 @@ NEAR = 0.7
 
 JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
+
+APART = 8
+"""Losses before an explosion, and after it, of which none is one: it has passed by itself."""
 
 CALM = 4
 """Updates without a high loss after which damage that is not finite does not come from the rate."""
@@ -156,13 +163,14 @@ class Progress(SavedFields):
         """By how much the level differs from the lowest of some others by chance."""
         return LEVEL_SPREADS * spread_of(list(self.recent)[-LEVEL:])
 
-    def early_suspicion(self, loss: float, record: float, updates: int) -> float:
+    def early_suspicion(self, loss: float, record: float, updates: int, size: int = 1) -> float:
         """How far a loss of the first steps is above what is usual: worth a probe from 1 on; changes nothing.
 
         Args:
             loss: The loss, finite.
             record: The first loss of the run.
             updates: Updates so far.
+            size: Samples in the batch of the loss; 1 where that is not known.
         """
         if updates < self.wait_until or not math.isfinite(record):
             return 0.0
@@ -171,7 +179,8 @@ class Progress(SavedFields):
         if not record and not middle:
             # Of losses of 0 nothing is a multiple.
             return 0.0
-        limit = max(0.5 * abs(record), 3 * spread_of(known))
+        noise = math.sqrt(SMALL_BATCH / size) if 1 < size < SMALL_BATCH else 1.0
+        limit = max(0.5 * noise * abs(record), 3 * spread_of(known))
         rise = loss - max(record, middle)
         return rise / limit if limit else math.inf if rise > 0 else 0.0
 
@@ -243,6 +252,17 @@ class Progress(SavedFields):
         few = losses[-FIRST:]
         is_level = median_of(few) - spread_of(few) > FAR_ABOVE * self.untrained
         return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
+
+    @property
+    def explodes_again(self) -> bool:
+        """Whether two or more of the last losses were far above the others and above the untrained model's, each alone.
+
+        Where the data change, as with classes that come later, several are in a row.
+        """
+        least = max(self.untrained, FAR_ABOVE * median_of(self.recent))
+        high = [number for number, loss in enumerate(self.recent) if loss > least]
+        gaps = [later - earlier for earlier, later in pairwise([-math.inf, *high, math.inf])]
+        return sum(min(gap) > APART for gap in pairwise(gaps)) >= 2
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""

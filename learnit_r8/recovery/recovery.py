@@ -192,17 +192,17 @@ class RecoveryController:
         """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
         self._persistence.backup.end_update()
 
-    def is_suspicious(self, loss: float) -> bool:
-        """Whether one of the first losses is worth a probe, though the guard has accepted it."""
+    def is_suspicious(self, loss: float, size: int) -> bool:
+        """Whether one of the first losses, of so many samples, is worth a probe, though the guard has accepted it."""
         if self._watches_level:
             # Losses that rise in a warm-up say little about a rate of the user's own, nor does one easy batch.
             recent = self.lineage.progress.recent
-            return len(recent) >= FIRST and loss > FAR * max(recent) and self.is_far(loss)
-        return self.early.suspicion(loss) > 1
+            return len(recent) >= FIRST and loss > FAR * max(recent) and self.is_far(loss, size)
+        return self.early.suspicion(loss, size) > 1
 
-    def is_far(self, loss: float) -> bool:
+    def is_far(self, loss: float, size: int) -> bool:
         """Whether one of the first losses is so high that its batch is left out."""
-        return self.early.suspicion(loss) > FAR
+        return self.early.suspicion(loss, size) > FAR
 
     def accepted(
         self, loss: float, ticket: Ticket, scheduled_lr: float, suspicion: float, own_rate: float | None = None
@@ -459,7 +459,7 @@ class RecoveryController:
         was_quiet, self.state.is_look_due = self.is_quiet, False
         self.begin_call(step, lr)
         early, lineage, remedies = self.early, self.lineage, self._remedies
-        level = lineage.progress.level
+        level, best = lineage.progress.level, None
         if self.experiment.is_open:
             pass
         elif early.is_on_trial:
@@ -471,14 +471,17 @@ class RecoveryController:
             remedies.confirm_rate(level)
             if lineage.progress.is_above_untrained(lineage.updates) and not lineage.rises and self._live.can_restore:
                 self._experiment_on(Alarm.ABOVE, lineage.progress.rise(FIRST))
+            elif self.norms.is_used and lineage.updates > EARLY_UPDATES and lineage.progress.explodes_again:
+                # Beside a loop that steps by itself R8 could only lower the rate.
+                best = early.find_lost()
         elif level == level and lineage.updates > EARLY_UPDATES:
             if early.is_measuring:
                 early.measure_updates(level)
             else:
                 remedies.confirm_rate(level)
                 best = early.look(level)
-                if best is not None:
-                    self._experiment_on(Alarm.REGRESS, level, best=best)
+        if best is not None:
+            self._experiment_on(Alarm.REGRESS, level, best=best)
         self.is_quiet = was_quiet and not (self.is_open or self._incidents.current)
 
     def may_look_last(self, step: int) -> bool:

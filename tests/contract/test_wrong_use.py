@@ -215,8 +215,8 @@ PARAMS = [
 
 def said_by(train, mistake):
     """The warnings and the error of a training with a mistake."""
-    # Of other first weights a loss may lie far above those before it, which is no mistake of the loop.
-    torch.manual_seed(0)
+    # Of these first weights the Trainer's second loss, of eight samples, is 1.6 times its first one: no mistake.
+    torch.manual_seed(3)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         try:

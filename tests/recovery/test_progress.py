@@ -40,6 +40,15 @@ def test_early_alarm(loss, is_alarm):
     assert (after([2.0] * 5, record=2.0).early_suspicion(loss, 2.0, 5) > 1) is is_alarm
 
 
+@pytest.mark.parametrize(("size", "is_alarm"), [(1, True), (4, False), (16, True), (500, True)])
+def test_the_loss_of_a_small_batch_is_noisy(size, is_alarm):
+    """Of four samples twice as much is needed, being twice as noisy; a size of 1 stands for one that is not known."""
+    progress = after([2.0] * 5, record=2.0)
+
+    assert (progress.early_suspicion(3.9, 2.0, 5, size) > 1) is is_alarm
+    assert progress.early_suspicion(4.1, 2.0, 5, size) > 1
+
+
 def test_no_rise_from_zero_is_suspicious():
     """Losses that were all 0 are no scale: whatever follows them is judged as usual, and costs no batch."""
     assert after([0.0] * 20, record=0.0).early_suspicion(1e9, 0.0, 20) == 0
@@ -72,6 +81,17 @@ def test_lost_progress(level, is_lost):
 def test_little_progress_may_come_and_go():
     """Less than a fifth of the start's level that was lost is nothing to look into."""
     assert after([1.15] * FIRST + [1.14] * 40).lost_progress([best_backup()], 148) is None
+
+
+@pytest.mark.parametrize(
+    ("high", "is_again"),
+    [((40,), False), ((40, 60), True), ((40, 46), False), ((40, 41, 60, 61), False), ((40, 41, 60, 80), True)],
+)
+def test_an_explosion_that_passes_and_comes_back(high, is_again):
+    """Two losses far above the others and the untrained model's, each alone: several in a row are those of new data."""
+    progress = after([2.0] * FIRST + [2.5 if number in high else 1.0 for number in range(FIRST, 100)], record=2.0)
+
+    assert progress.explodes_again is is_again
 
 
 def test_lost_progress_is_of_the_first_steps_only():
