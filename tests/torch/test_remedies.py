@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
-from tests.torch_common import X, Y
+from tests.torch_common import Attention, X, Y
 
 NUM_STEPS = 320
 
@@ -166,23 +166,6 @@ def test_a_rate_at_which_ever_more_units_die_is_lowered():
     assert loss_of(run.model) < 0.5
     assert run.kinds.count("Probed") == run.kinds.count("RolledBack") == 1
     assert "as many weights have a gradient as in the first steps" in str(run.heard)
-
-
-class Attention(nn.Module):
-    """Without any norm of queries and keys: at a high rate its losses explode again and again."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed, self.heads = nn.Linear(8, 32), nn.ModuleList(nn.Linear(32, 96) for _ in range(3))
-        self.last = nn.Linear(32, 10)
-
-    def forward(self, x):
-        x = self.embed(x.view(-1, 8, 8))
-        for head in self.heads:
-            queries, keys, values = head(x).chunk(3, -1)
-            x = x + (queries @ keys.transpose(1, 2)).softmax(-1) @ values
-        return self.last(x.mean(1))
 
 
 EXPLODES = {"model": Attention, "lr": 0.035, "size": 8}
