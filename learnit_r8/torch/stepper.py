@@ -59,6 +59,7 @@ class Stepper:
         accumulate: As given.
         adds_later: Whether the gradient of the batch whose loss is reported is computed after that, if it is at all.
         has_grown: Whether the optimizer had other groups of parameters when `ask_between_steps` was called last.
+        max_norm: Longest gradient, as given.
         is_scaled: Whether losses are scaled, so that a gradient may overflow.
 
     Args:
@@ -81,7 +82,7 @@ class Stepper:
     ) -> None:
         if max_grad_norm is not None and not (is_number(max_grad_norm) and max_grad_norm > 0):
             raise ValueError(f"max_grad_norm must be a number > 0 or None, got {max_grad_norm!r}.")
-        self._optimizer, self.accumulate, self._max_norm = optimizer, accumulate, max_grad_norm
+        self._optimizer, self.accumulate, self.max_norm = optimizer, accumulate, max_grad_norm
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.is_scaled = self._scaler is not None
         self._is_sharded = any(map(is_shard, self._parameters()))
@@ -112,11 +113,6 @@ class Stepper:
         # What accelerate wraps around an optimizer has no hooks of its own.
         register = getattr(self._plain, "register_step_post_hook", None)
         self._first_step = None if register is None else register(self._note_first_step)
-
-    def check_clip(self, r8: R8Scheduler) -> None:
-        """Say once if the optimizer steps though `clip` was never called; called before each of its steps."""
-        if self._max_norm is not None and not r8.controller.norms.is_used:
-            r8.host.say_once("not clipped", NOT_CLIPPED.format(self._max_norm))
 
     def watch_distance(self, r8: R8Scheduler) -> None:
         """Say once if each step of the optimizer comes after several reports, unless it was said how many."""
@@ -174,8 +170,8 @@ class Stepper:
     @property
     def advice(self) -> str:
         """What to do about updates that are too large."""
-        if self._max_norm is not None:
-            return f"lower max_grad_norm={self._max_norm:g}, or the rate"
+        if self.max_norm is not None:
+            return f"lower max_grad_norm={self.max_norm:g}, or the rate"
         return (
             f"{CLIP}: pass max_grad_norm=1.0 to attach() if step() takes your steps, or call "
             "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before an optimizer.step() of your own"
@@ -240,7 +236,7 @@ class Stepper:
         Returns:
             Its norm before that, on its device; None where nothing is clipped.
         """
-        most, norms = self._max_norm, self._norms
+        most, norms = self.max_norm, self._norms
         if norms is not None:
             norms.is_used = True
         if most is None and not (norms is not None and norms.is_on):
@@ -360,7 +356,9 @@ class StepHooks:
             return
         controller = r8.controller
         if stepper is not None:
-            stepper.check_clip(r8)
+            if stepper.max_norm is not None and not controller.norms.is_used:
+                # `Stepper.clip` was never called.
+                r8.host.say_once("not clipped", NOT_CLIPPED.format(stepper.max_norm))
             is_turn = not max(0, controller.lineage.updates - 1) // stepper.accumulate % DEAD_EVERY
             may_look = controller.watches_gradients and not controller.experiment.is_open
             if is_turn and may_look and (self._is_alone or controller.norms.is_used) and not r8.is_over:
