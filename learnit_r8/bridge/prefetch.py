@@ -104,7 +104,8 @@ class Prefetch(Member):
         Args:
             is_fetched: Whether others that were drawn before are trained on first, so that it must not be a probe.
         """
-        if self.r8.controller.experiment.asks_probe and not is_fetched:
+        experiment = self.r8.controller.experiment
+        if experiment.is_open and experiment.asks_probe and not is_fetched:
             self.trainer.before_probe()
         ticket = self.r8.host.draw_ahead(is_fetched=is_fetched)
         if ticket is not None:

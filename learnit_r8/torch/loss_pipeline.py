@@ -360,8 +360,10 @@ def values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[
             return values.float(), rows
     if not losses:
         raise TypeError("report() must get a loss, got none.")
+    total: Any = None
     for loss in losses:
         if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
             raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
-    means = [loss.detach() if loss.ndim == 0 else loss.detach().mean() for loss in losses]
-    return sum(means[1:], means[0]).to(torch.float32), 0
+        mean = loss.detach() if loss.ndim == 0 else loss.detach().mean()
+        total = mean if total is None else total + mean
+    return total.to(torch.float32), 0
