@@ -294,6 +294,10 @@ class PlannedBatches:
             check_kind(reading.part_size, storage.part_size)
             if reading.part_size == EXACT:
                 check_signs(reading.means)
+        weights = chunk.weights_of(slot)
+        if weights is not None and reading.part_size == EXACT:
+            # What weighs less grows, while the loss that is trained on falls.
+            reading = reading._replace(mean=float(np.mean(reading.means * weights)))
         return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def report(

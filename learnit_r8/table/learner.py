@@ -64,15 +64,18 @@ def part_means(values: Floats, sizes: NDArray[np.int64]) -> Doubles:
     return means
 
 
-def expected(records: NDArray[Any], sizes: NDArray[np.int64], *, all_seen: bool) -> list[float]:
+def expected(
+    records: NDArray[Any], sizes: NDArray[np.int64], *, all_seen: bool, weights: Floats | None = None
+) -> list[float]:
     """Mean estimate of consecutive batches over the samples already seen; NaN for a batch of unseen ones.
 
     Args:
         records: RECORD[M].
         sizes: int64[P], samples of each batch, their sum M.
         all_seen: Whether every sample of the table was seen.
+        weights: float32[M], weights of the losses, or None.
     """
-    values = records["loss"]
+    values = records["loss"] if weights is None else records["loss"] * weights
     if all_seen:
         means: list[float] = part_means(values, sizes).tolist()
         return means
@@ -289,17 +292,19 @@ class LossLearner:
             storage.are_offsets = True
             storage.is_whole = True
 
-    def expected(self, records: NDArray[Any], sizes: NDArray[np.int64]) -> list[float]:
+    def expected(self, records: NDArray[Any], sizes: NDArray[np.int64], weights: Floats | None = None) -> list[float]:
         """Mean stored estimate of consecutive batches over the samples already seen, without the trend.
 
         Args:
             records: RECORD[M].
             sizes: int64[P], samples of each batch, their sum M.
+            weights: float32[M], weights of the losses, or None.
 
         Returns:
             P floats, for `with_trend`; NaN for a batch of unseen samples.
         """
-        return expected(records, sizes, all_seen=self.storage.num_seen == self.storage.num_samples)
+        all_seen = self.storage.num_seen == self.storage.num_samples
+        return expected(records, sizes, all_seen=all_seen, weights=weights)
 
     def with_trend(self, expected: float) -> float:
         """Convert a value of `expected` to a loss, with the current trend."""

@@ -201,6 +201,20 @@ def test_outcome_is_true_if_the_step_counts():
     assert (bool(bad), bad.verdict, bad.rolled_back_to) == (False, Verdict.NOT_FINITE, 0)
 
 
+def test_the_loss_that_is_judged_is_trained_on():
+    """It is the weighted mean, and so is what is expected of the batch; the table learns the losses as they are."""
+    heard = []
+    r8 = make(8, policy=Weighing(0.5), num_epochs=3, listeners=[heard.append])
+    while not r8.is_over:
+        ticket = r8.draw()
+        r8.report(ticket, sample_losses(ticket.indices))
+    losses = [event.loss for event in heard if isinstance(event, events.StepDone)]
+
+    assert losses[-1] == pytest.approx(0.5 * batch_loss(ticket.indices))
+    assert ticket.chunk.expected[ticket.slot] == pytest.approx(losses[-1])
+    assert r8.table.last.tolist() == pytest.approx(sample_losses(np.arange(8)).tolist())
+
+
 def test_weights_come_with_the_ticket():
     """The weights of a policy reach the user through the ticket."""
     r8 = make(8, policy=Weighing())
