@@ -1,6 +1,5 @@
 import contextlib
 import copy
-import math
 import pickle
 import warnings
 
@@ -16,14 +15,6 @@ from tests.drive import NAN, advance_to, batch_loss, flat, known, make, steps, t
 POLICIES = ["balanced", "quartile", "shuffle", Steady()]
 
 
-def test_first_epoch_takes_every_sample_once():
-    """The first epoch draws every sample exactly once, in random order."""
-    seen = [batch for epoch, batch, _ in train(make(50, batch_size=8)) if epoch == 0]
-
-    assert sorted(flat(seen)) == list(range(50))
-    assert flat(seen) != list(range(50))
-
-
 def test_batches_are_int64_arrays():
     """A batch is an int64 array of B samples, fewer in the short last one."""
     r8 = make(10, num_epochs=1)
@@ -32,26 +23,6 @@ def test_batches_are_int64_arrays():
     assert [(type(batch), batch.dtype, batch.shape) for batch in batches] == [
         (np.ndarray, np.int64, (4,)), (np.ndarray, np.int64, (4,)), (np.ndarray, np.int64, (2,))
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("last_batch", "lengths"), [("short", [4, 4, 2]), ("drop", [4, 4]), ("fill", [4, 4, 4])])
-def test_last_batch(last_batch, lengths):
-    """The last batch of an epoch is short, dropped, or filled up."""
-    seen = train(make(10, num_epochs=1, last_batch=last_batch))
-
-    assert [len(batch) for _, batch, _ in seen] == lengths
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(
-    ("num_samples", "batch_size"), [(1, 1), (1, 5), (3, 5), (7, 1), (7, 2), (7, 3), (10, 4), (4, 4)]
-)
-def test_odd_sizes_train(num_samples, batch_size, policy):
-    """One sample, batches larger than the data, of one, and of no divisor: all run to their end."""
-    r8 = make(num_samples, batch_size=batch_size, num_epochs=3, policy=policy)
-    seen = train(r8)
-
-    assert len(seen) == r8.total_steps == 3 * math.ceil(num_samples / batch_size)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -422,18 +393,3 @@ def test_scheduler_is_not_copied(way):
     for what in (r8, {"r8": [r8]}) if way is not copy.copy else (r8,):
         with pytest.raises(TypeError, match=r"R8Scheduler cannot be pickled or copied.*state_dict\(\).*checkpoint"):
             way(what)
-
-
-def test_state_dict_takes_the_place_of_a_copy():
-    """What the error for a copy proposes gives a second scheduler that goes on as the first."""
-    first = make()
-    advance_to(first, 2)
-    second = make()
-    second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
-
-    assert train(second) == train(first)
-
-
-def test_attributes_are_few():
-    """A scheduler has at most 30 attributes: CPython 3.11 keeps more in a dict, and a step takes a quarter longer."""
-    assert len(vars(make())) <= 30

@@ -85,12 +85,8 @@ class GroupRates:
         for group, share in zip(groups, shares, strict=True):
             rate = lr * share
             rates.append(rate)
-            # A tensor, as compiled and captured optimizers have, stays that tensor.
-            if hasattr(group["lr"], "fill_"):
-                group["lr"].fill_(rate)
+            if put_rate(group, rate):
                 self._lr = math.nan
-            else:
-                group["lr"] = rate
         return foreign
 
     @staticmethod
@@ -121,6 +117,16 @@ def own_rate_of(optimizer: Any) -> float:
 def rates_of(optimizer: Any) -> list[float]:
     """The rate of each parameter group."""
     return [_plain(group["lr"]) for group in optimizer.param_groups]
+
+
+def put_rate(group: dict[str, Any], rate: Any) -> bool:
+    """Set the rate of a parameter group; whether it is a tensor, as compiled optimizers have, which stays one."""
+    is_tensor = hasattr(group["lr"], "fill_")
+    if is_tensor:
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+    return is_tensor
 
 
 def is_close(one: float, other: float) -> bool:

@@ -14,7 +14,9 @@ except ImportError as error:
         f"jax, flax and optax are required for learnit_r8.flax: {how_to_install('jax')} ({error})."
     ) from error
 
-from .epochs import (
+from .managed_state import ManagedState, predictions_of
+from .state import TrainState
+from .train import (
     Metrics,
     average_metrics,
     format_metrics,
@@ -22,11 +24,9 @@ from .epochs import (
     pack_scheduler,
     save_checkpoint,
     save_metrics_history,
+    train_loop,
     unpack_scheduler,
 )
-from .managed_state import ManagedState, predictions_of
-from .state import TrainState
-from .train import train_loop
 
 del flax, jax, optax
 

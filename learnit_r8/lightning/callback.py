@@ -13,18 +13,19 @@ import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 
-from ..engine.settings import OwnBatches as OwnBatchesValue
-from ..engine.settings import head_of
+from ..engine.settings import OwnBatches, head_of
 from ..schedules.budget import batches_of, has_budget
 from ..schedules.schedule import OPEN_MODES
 from ..table.labels.predictions import Predictions
+from ..torch.attachment import attach
 from ..torch.losses import check_labels, cross_entropies, read_losses
 from ..torch.predictions import predictions_of
+from ..torch.state import as_arrays
 from ..torch.trainer_step import TrainerStep, uncounted
 from .loader import WEIGHTED, R8Loader
-from .own_batches import OwnBatches
 
 if TYPE_CHECKING:
+    from ..engine.feed.feed import TrainerBatches
     from ..engine.settings import CommonSettings, Unpack
     from ..scheduler import R8Scheduler
     from ..torch import Adapter
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     class R8CallbackSettings(CommonSettings, total=False):
         """Settings for a training on loaders of the user's own."""
 
-        batch_size: OwnBatchesValue
+        batch_size: OwnBatches
         also: Mapping[str, Any]
 
 
@@ -147,8 +148,13 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             )
         if loader is not None and settings:
             raise ValueError(f"{min(settings)} must be given to R8Loader, got it in an R8Callback that has one.")
-        self._loader: R8Loader | OwnBatches = OwnBatches(settings) if loader is None else loader
+        self._loader = loader
+        self._settings: dict[str, Any] = {**settings}
+        self._attached: Adapter | None = None
         self._saved: dict[str, Any] = {}
+        # Where the loaders are the user's own: what R8 learns of their batches, and the losses of manual optimization.
+        self._batches: TrainerBatches | None = None
+        self._manual: list[torch.Tensor] = []
         self._own_step: Any = None
         self._has_raised = self._is_told = self._is_learned = False
         self._outputs: Any = None
@@ -162,13 +168,29 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         Raises:
             RuntimeError: the training has not begun.
         """
-        if self._loader.adapter is None:
+        if self._attached is None:
             raise RuntimeError("scheduler was asked for before fit() was called; the scheduler is built there.")
-        return self._loader.adapter.scheduler
+        return self._attached.scheduler
+
+    @property
+    def _adapter(self) -> Adapter:
+        assert self._attached is not None
+        return self._attached
+
+    @property
+    def _keeps_rates(self) -> bool:
+        """Whether the learning rate is left to the module's own scheduler."""
+        if self._loader is not None:
+            return bool(head_of(self._loader.settings.get("scheduler_mode")) == "keep")
+        return bool(head_of(self._settings.get("scheduler_mode", "keep")) == "keep")
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state of the scheduler, for Lightning's checkpoints; called on all processes."""
-        return {} if self._loader.adapter is None else self._loader.whole_state()
+        if self._attached is None:
+            return {}
+        if self._loader is None:
+            return {"scheduler": self._attached.lr_scheduler.state_dict()}
+        return self._loader.whole_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint holds until the training begins."""
@@ -181,13 +203,13 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             ValueError: the module has several optimizers or a rate scheduler of its own, there is no budget, or the
                 checkpoint is not of a training with R8Loader, or of another data set.
         """
-        _check(trainer, self._loader, self._saved)
+        _check(trainer, draws=self._loader is not None, keeps_rates=self._keeps_rates, saved=self._saved)
         # Around the method of the object, as a callback hears of an exception only when the training is over.
         self._own_step = pl_module.training_step
         # Lightning looks at its arguments, to see whether it takes the number of the batch.
         step = functools.partial(self._training_step, pl_module)
         pl_module.training_step = functools.update_wrapper(step, self._own_step)
-        loader, settings = self._loader, self._loader.settings
+        settings = dict(self._settings) if self._loader is None else self._loader.settings
         ckpt_path, resume = trainer.ckpt_path, settings.get("resume")
         if ckpt_path is not None:
             settings.pop("resume", None)
@@ -200,19 +222,47 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             # Else the step itself takes those of the optimizer.
             run_again = functools.partial(_run_again, trainer, pl_module, self._own_step)
             settings.setdefault("run_batch", run_again)
-            if isinstance(loader, OwnBatches):
+            if self._loader is None:
                 settings["repeat"] = run_again
         saved = {} if ckpt_path is None else self._saved
-        if isinstance(loader, OwnBatches):
-            adapter: Any = loader.attach(trainer, pl_module, saved, **settings)
+        if self._loader is None:
+            self._watch(trainer, pl_module, saved, settings)
         else:
-            adapter = self._attach_loader(loader, trainer, pl_module, saved, settings)
+            self._attach_loader(self._loader, trainer, pl_module, saved, settings)
         if ckpt_path is not None and resume is not None:
-            adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
+            self.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
+
+    def _watch(self, trainer: Any, pl_module: Any, saved: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Begin to watch a training on loaders of the user's own."""
+        counts_epochs = trainer.max_epochs is not None and trainer.max_epochs >= 0 > trainer.max_steps
+        if counts_epochs and not has_budget(settings):
+            # For views: only the Trainer ends it.
+            settings["num_epochs"] = trainer.max_epochs
+        adapter = self._attached = attach(pl_module, trainer.optimizers[0], None, **settings)
+        if saved:
+            adapter.load_scheduler(as_arrays(saved["scheduler"]))
+        self._batches = adapter.follow()
+        self._batches.begin_run()
+        fetcher = trainer.fit_loop._data_fetcher
+        if (
+            saved
+            and fetcher is not None
+            and not any(hasattr(each, "load_state_dict") for each in trainer.fit_loop._combined_loader.flattened)
+        ):
+            # The module has asked for the number of steps, so the loader has begun with other generators.
+            iter(fetcher)
+        if not pl_module.automatic_optimization:
+            own = pl_module.manual_backward
+
+            def manual_backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+                self._manual.append(loss.detach())
+                own(loss, *args, **kwargs)
+
+            pl_module.manual_backward = manual_backward
 
     def _attach_loader(
         self, loader: R8Loader, trainer: Any, pl_module: Any, saved: dict[str, Any], settings: dict[str, Any]
-    ) -> Adapter:
+    ) -> None:
         loader.keep_batch_size(saved)
         self._num_batches = num_batches_of(trainer, loader)
         if not has_budget(settings):
@@ -220,10 +270,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                 trainer, self._num_batches, may_be_open=head_of(settings.get("scheduler_mode")) in OPEN_MODES
             )
         is_chained = trainer.limit_train_batches != 1.0 or self._num_batches < len(loader)
-        adapter = loader.attach(pl_module, trainer.optimizers[0], is_chained=is_chained, **settings)
+        self._attached = loader.attach(pl_module, trainer.optimizers[0], is_chained=is_chained, **settings)
         if saved:
             loader.go_on_from(saved)
-        return adapter
 
     def _training_step(self, pl_module: Any, *args: Any, **kwargs: Any) -> Any:
         """What ``training_step`` returns; a loss without a gradient where its own is refused or could not be computed.
@@ -234,8 +283,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         outputs = None
         logged: list[tuple[Any, Any]] = []
         self._adapter.hold((args, kwargs))
-        if isinstance(self._loader, OwnBatches):
-            self._loader.following.note_batch((args, kwargs))
+        if self._batches is not None:
+            self._batches.note_batch((args, kwargs))
         with (
             TrainerStep(pl_module, pl_module, num_ranks=self._adapter.num_ranks, skipped="_") as step,
             _logging_to(pl_module, lambda *log, **more: logged.append((log, more))),
@@ -270,8 +319,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Raise ValueError unless the training is on the loader, and as long as it was thought to be."""
-        if isinstance(self._loader, OwnBatches):
-            self._loader.expect_epochs_of(trainer.num_training_batches)
+        if self._loader is None:
+            # Infinite if Lightning does not know it.
+            if self.scheduler.feed is not None and 0 < trainer.num_training_batches < math.inf:
+                self.scheduler.feed.expect_epochs_of(int(trainer.num_training_batches))
             return
         given = trainer.fit_loop._combined_loader.flattened
         others = [each for each in given if isinstance(each, R8Loader) and each is not self._loader]
@@ -293,14 +344,14 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Count the epoch, where the loaders are the user's own."""
-        if isinstance(self._loader, OwnBatches):
-            self._loader.following.begin_pass(trainer.current_epoch)
+        if self._batches is not None:
+            self._batches.begin_pass(trainer.current_epoch)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Do what is due between two steps, where the loaders are the user's own."""
         self._is_told = False
-        if isinstance(self._loader, OwnBatches):
-            self._loader.following.begin(batch)
+        if self._batches is not None:
+            self._batches.begin(batch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Report the losses of the batch, if that was not done before its step; end the training with the budget.
@@ -313,47 +364,54 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         own, self._outputs = self._outputs, None
         if not self._is_told:
             self._report(trainer, own)
-        loader = self._loader
-        if isinstance(loader, OwnBatches):
+        r8 = self.scheduler
+        if self._batches is not None:
             if trainer.is_last_batch:
-                loader.following.end_pass()
-            if loader.may_stop():
-                trainer.should_stop = True
+                self._batches.end_pass()
+            trainer.should_stop = trainer.should_stop or self._is_over
             return
         if batch_idx % max(1, trainer.log_every_n_steps) == 0:
-            pl_module.log("lr", loader.scheduler.lr, prog_bar=True, batch_size=1)
+            pl_module.log("lr", r8.lr, prog_bar=True, batch_size=1)
         if trainer.is_last_batch:
             # Validation comes next.
             self._adapter.flush()
-            loader.scheduler.host.leave_epoch()
+            r8.host.leave_epoch()
         ends_itself = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if loader.scheduler.is_over and not ends_itself and trainer.global_step != trainer.max_steps:
+        if r8.is_over and not ends_itself and trainer.global_step != trainer.max_steps:
             # Told to stop, it validates once more.
             trainer.should_stop = True
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether the Trainer must be told to end: the run was stopped, or has spent a budget that R8 was given."""
+        ends_itself = self._loader is None and not has_budget(self._settings)
+        return self.scheduler.pace.is_stopped if ends_itself else self.scheduler.is_over
+
     def _report(self, trainer: Any, outputs: Any) -> bool:
         """Report what ``training_step`` has returned; whether it is to be learned from."""
-        loader, adapter = self._loader, self._adapter
-        if isinstance(loader, OwnBatches) and not loader.following.is_watched:
+        adapter, batches = self._adapter, self._batches
+        if batches is not None and not batches.is_watched:
             return True
         if self._has_raised:
             return bool(adapter.refuse())
         is_skipped = outputs is None and trainer.lightning_module.automatic_optimization
-        if isinstance(loader, OwnBatches):
-            return is_skipped or bool(adapter.report(loader.loss_of(outputs)))
-        drawn: Any = adapter
-        if drawn.in_hand.weights is not None:
+        manual, self._manual = self._manual, []
+        if batches is not None:
+            # What it has returned, or the sum of the losses that it went backward from.
+            found = torch.stack([each.mean().float() for each in manual]).sum() if manual else None
+            return is_skipped or bool(adapter.report(_loss(outputs, found)))
+        if adapter.in_hand.weights is not None:
             raise ValueError(WEIGHTED)
         losses, predictions = _losses(outputs), _predictions(outputs)
         if losses is None and is_skipped:
-            drawn.skip()
+            adapter.skip()
             return True
         if losses is None:
-            losses = _loss(outputs).detach()
+            losses = _loss(outputs)
             if predictions is not None:
                 check_labels(losses.reshape(()))
-            return bool(drawn.report(losses))
-        return bool(drawn.report(losses, predictions=predictions))
+            return bool(adapter.report(losses))
+        return bool(adapter.report(losses, predictions=predictions))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Report the losses on their way, as the weights that are kept are to be validated."""
@@ -376,16 +434,13 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         """Report the losses on their way before validation and checkpoints; end the training with the budget."""
         adapter = self._adapter
         adapter.flush()
-        if isinstance(self._loader, OwnBatches):
-            self._loader.following.end_pass()
+        if self._batches is not None:
+            self._batches.end_pass()
         if adapter.num_ranks == 1 and adapter.scheduler.requests.is_pending:
             # Else another epoch would begin after the value with which the run ends early.
             adapter.scheduler.host.between_steps()
-        if isinstance(self._loader, OwnBatches):
-            trainer.should_stop = trainer.should_stop or self._loader.may_stop()
-        elif adapter.scheduler.is_over:
-            # A budget in seconds may be spent between two epochs: the next one would have no batch that could say so.
-            trainer.should_stop = True
+        # A budget in seconds may be spent between two epochs: the next one would have no batch that could say so.
+        trainer.should_stop = trainer.should_stop or self._is_over
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Finish the run."""
@@ -395,24 +450,21 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Finish the run, of which a step may be half done."""
         self._give_back(pl_module)
-        if self._loader.adapter is not None:
-            self._loader.adapter.__exit__(type(exception), exception, None)
+        if self._attached is not None:
+            self._attached.__exit__(type(exception), exception, None)
 
     def _give_back(self, pl_module: Any) -> None:
-        """Give the module its own ``training_step`` back."""
-        if isinstance(self._loader, OwnBatches):
-            self._loader.end()
+        """Give the module its own methods back."""
+        if self._batches is not None:
+            self._batches.end_run()
+            if not pl_module.automatic_optimization:
+                vars(pl_module).pop("manual_backward", None)
         own, self._own_step = self._own_step, None
         if own is not None:
             del pl_module.training_step
             if pl_module.training_step != own:
                 # It had one that is not its class's.
                 pl_module.training_step = own
-
-    @property
-    def _adapter(self) -> Adapter:
-        assert self._loader.adapter is not None
-        return self._loader.adapter
 
 
 def _is_number(value: Any) -> bool:
@@ -447,26 +499,26 @@ def _num_averaged(callback: Any) -> Any:
     return None if count is None else count.clone()
 
 
-def _check(trainer: Any, loader: R8Loader | OwnBatches, saved: dict[str, Any]) -> None:
+def _check(trainer: Any, *, draws: bool, keeps_rates: bool, saved: dict[str, Any]) -> None:
     if trainer.ckpt_path is not None and "scheduler" not in saved:
         raise ValueError(
             f"ckpt_path must be a checkpoint of a training with R8Callback, got {trainer.ckpt_path!r}, which holds no "
             "state of R8; to start from its weights only, load them into the module and leave ckpt_path out."
         )
-    least = "one optimizer" if isinstance(loader, R8Loader) else "an optimizer"
-    if len(trainer.optimizers) != 1 and (isinstance(loader, R8Loader) or not trainer.optimizers):
+    least = "one optimizer" if draws else "an optimizer"
+    if len(trainer.optimizers) != 1 and (draws or not trainer.optimizers):
         raise ValueError(
             f"configure_optimizers() must return {least} for R8Callback, got {len(trainer.optimizers)}"
             f"{'; keep your own loaders, with R8Callback() alone' if trainer.optimizers else ''}."
         )
     for callback in trainer.callbacks:
-        if isinstance(callback, StochasticWeightAveraging) and not loader.keeps_rates:
+        if isinstance(callback, StochasticWeightAveraging) and not keeps_rates:
             raise ValueError(
                 "StochasticWeightAveraging must be left out where R8Scheduler sets the rate, as it sets one of its "
                 f"own, got {callback!r}; give scheduler_mode='keep', or use EMAWeightAveraging."
             )
     schedulers = [type(each.scheduler).__name__ for each in trainer.lr_scheduler_configs]
-    if schedulers and not loader.keeps_rates:
+    if schedulers and not keeps_rates:
         raise ValueError(
             f"configure_optimizers() must return no rate scheduler, as R8Scheduler sets the rate, got {schedulers}; "
             "leave it out, or set scheduler_mode='keep'."
@@ -484,13 +536,16 @@ def _predictions(outputs: Any) -> Predictions | None:
     return found if isinstance(found, Predictions) else None
 
 
-def _loss(outputs: Any) -> torch.Tensor:
-    found = outputs.get("loss") if isinstance(outputs, dict) else outputs
-    if not isinstance(found, torch.Tensor):
+def _loss(outputs: Any, manual: torch.Tensor | None = None) -> torch.Tensor:
+    """The loss that ``training_step`` has returned, or that of manual optimization."""
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    found = found if isinstance(found, torch.Tensor) else manual
+    if found is None:
         raise TypeError(
-            f"training_step() must return the loss, or a dict with 'loss' or 'losses', for R8Callback, got {outputs!r}."
+            "training_step() must return the loss, or a dict with 'loss' or 'losses', or call manual_backward(loss), "
+            f"for R8Callback, got {outputs!r}."
         )
-    return found
+    return found.detach()
 
 
 def cross_entropy(

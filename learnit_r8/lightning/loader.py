@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from .._validation import whole_number
-from ..engine.settings import head_of
 from ..sources.random_generators import random_state, random_state_of, set_random_state
 from ..torch import Adapter, attach
 from ..torch.loader import check_dataset
@@ -90,11 +89,6 @@ class R8Loader:
         if self.adapter is None:
             raise RuntimeError(NO_CALLBACK)
         return self.adapter.scheduler
-
-    @property
-    def keeps_rates(self) -> bool:
-        """Whether the learning rate is left to the module's own scheduler."""
-        return bool(head_of(self._settings.get("scheduler_mode")) == "keep")
 
     @property
     def settings(self) -> dict[str, Any]:

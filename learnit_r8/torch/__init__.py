@@ -26,9 +26,9 @@ from .distributed.ranks import Ranks
 from .distributed.shared_run import Share, SharedRun
 from .distributed.together import Together
 from .flight.incident import RecordedIncident, load_incident
+from .loader import R8BatchSampler
 from .lr_scheduler import R8LRScheduler
 from .prepared import SampleError
-from .sampler import R8BatchSampler
 from .state import ModelState
 
 __all__ = [

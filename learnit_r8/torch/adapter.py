@@ -18,14 +18,13 @@ from ..state.callbacks import OWN, call_load
 from ..state.tree import clone
 from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
-from .distributed.shards import is_sharded
-from .loader import make_loader
+from .loader import R8BatchSampler, find_batch, make_loader
 from .loss_pipeline import LossPipeline, Training
 from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
-from .lr_scheduler import R8LRScheduler, RateFactor, ScheduleWatch
+from .lr_scheduler import R8LRScheduler, ScheduleWatch
 from .predictions import packed, packed_with
 from .prepared import is_accelerated, is_skipping
-from .sampler import R8BatchSampler, find_batch
+from .stepper import StepHooks
 from .trainer_step import LastForward
 
 if TYPE_CHECKING:
@@ -113,10 +112,6 @@ class Adapter:
         self._hand, self._ahead, again = training.hand, training.ahead, training.second_run
         self._second_run = again if again is not None and again.is_possible else None
         self._source, self._own, self._targets = source, training.own, training.state.targets
-        # On other devices each look would wait for them; shards and other kinds of tensors cannot be read like this.
-        is_plain = all(each.is_cpu and isinstance(each, torch.nn.Parameter) for each in training.model.parameters())
-        if self.num_ranks == 1 and owner is None and is_plain and not is_sharded(training.model):
-            self._stepper.watch_gradients(scheduler, is_alone=len(training.optimizers) == 1)
         # Those of other data sets for the same model, whose steps this one takes.
         self._others: list[Adapter] = []
         if owner is not None:
@@ -137,10 +132,16 @@ class Adapter:
             feed.join(self._losses)
             if len(training.optimizers) == 1:
                 self._stepper.watch_distance(scheduler)
-        are_own = training.optimizers if scheduler.host.rates.are_own else []
-        for each in are_own:
-            watch = ScheduleWatch(scheduler, each, self.state, accumulate=self._stepper.accumulate)
-            RateFactor(scheduler, each, watch).register()
+        # On other devices each look would wait for them; shards and other kinds of tensors cannot be read like this.
+        is_plain = all(each.is_cpu and isinstance(each, torch.nn.Parameter) for each in training.model.parameters())
+        can_look = self.num_ranks == 1 and owner is None and is_plain and not self.state.is_sharded
+        looked_at = self._stepper if can_look else None
+        are_own, is_alone = scheduler.host.rates.are_own, len(training.optimizers) == 1
+        for each in training.optimizers if are_own else training.optimizers[:1]:
+            watch = ScheduleWatch(each, self.state, accumulate=self._stepper.accumulate) if are_own else None
+            if looked_at is not None or watch is not None:
+                StepHooks(scheduler, each, looked_at, is_alone=is_alone, schedules=watch)
+            looked_at = None
         self._losses.set_rates(scheduler.lr)
         if feed is not None and source is None:
             # Nothing is drawn from them before the first batch.

@@ -354,16 +354,10 @@ def values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[
     if members is not None and len(losses) == 1 and isinstance(losses[0], torch.Tensor):
         loss, (indices, counts) = losses[0], members
         shape, rows = loss.shape, len(indices if counts is None else counts)
-        if rows and shape == (rows,) and loss.dtype is torch.float32:
-            # What nearly every step is.
-            return loss.detach(), rows
         if shape and shape[0] == rows and loss.is_floating_point() and loss.numel():
             values = loss.detach()
             values = values.reshape(rows, -1).mean(1, dtype=torch.float32) if len(shape) > 1 else values
-            return values if values.dtype is torch.float32 else values.float(), rows
-    if len(losses) == 1 and isinstance(losses[0], torch.Tensor) and losses[0].dtype is torch.float32:
-        mean = losses[0].detach()
-        return (mean.mean() if mean.ndim else mean), 0
+            return values.float(), rows
     if not losses:
         raise TypeError("report() must get a loss, got none.")
     for loss in losses:

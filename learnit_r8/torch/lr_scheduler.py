@@ -156,60 +156,6 @@ class R8LRScheduler(LRScheduler):
         self._adapter.load_scheduler(as_arrays(state_dict))
 
 
-class RateFactor:
-    """Lowers the rates of an optimizer for the duration of its step, if recovery asks for it.
-
-    A hook puts it on before the step, and another one puts the saved values back after it, so that whatever sets the
-    rate, even a recursive schedule, never sees it.
-
-    Args:
-        r8: Gives the factor.
-        optimizer: A `torch.optim.Optimizer`, or what wraps one.
-        watch: Looks at its schedules in a resumed run.
-    """
-
-    def __init__(self, r8: R8Scheduler, optimizer: Any, watch: ScheduleWatch) -> None:
-        self._r8, self._optimizer, self._watch = r8, optimizer, watch
-        self._saved: list[Any] | None = None
-
-    def register(self) -> None:
-        """Register the hooks, by which the optimizer holds it."""
-        plain = plain_optimizer(self._optimizer)
-        plain.register_step_pre_hook(self._before)
-        plain.register_step_post_hook(self._after)
-
-    def _before(self, optimizer: Any, *_: Any) -> None:
-        if self._watch.state.is_resumed:
-            self._watch.look()
-        if self._saved is not None:
-            # A step has raised.
-            self._after(optimizer)
-        if self._r8.controller.is_quiet:
-            return
-        factor = self._r8.lr_factor
-        if factor == 1:
-            return
-        self._saved = []
-        for group in optimizer.param_groups:
-            rate = group["lr"]
-            if hasattr(rate, "mul_"):
-                self._saved.append(rate.clone())
-                rate.mul_(factor)
-            else:
-                self._saved.append(rate)
-                group["lr"] = rate * factor
-
-    def _after(self, optimizer: Any, *_: Any) -> None:
-        saved, self._saved = self._saved, None
-        if saved is None:
-            return
-        for group, rate in zip(optimizer.param_groups, saved, strict=False):
-            if hasattr(group["lr"], "copy_"):
-                group["lr"].copy_(rate)
-            else:
-                group["lr"] = rate
-
-
 class ScheduleWatch:
     """Warns if a schedule of the user's starts over in a resumed run, as its state was not kept.
 
@@ -217,20 +163,18 @@ class ScheduleWatch:
     from 0; one by epochs has counted at most the epoch that a resume repeats the end of, though more are over.
 
     Args:
-        r8: Knows the epoch, and warns.
         optimizer: A `torch.optim.Optimizer`, or what wraps one.
         state: Knows whether the run was resumed, and which parts it has restored; an attribute, too.
         accumulate: Batches in a step of the optimizer.
     """
 
-    def __init__(self, r8: R8Scheduler, optimizer: Any, state: ModelState, *, accumulate: int) -> None:
-        self._r8, self._optimizer, self.state, self._accumulate = r8, optimizer, state, accumulate
+    def __init__(self, optimizer: Any, state: ModelState, *, accumulate: int) -> None:
+        self._optimizer, self.state, self._accumulate = optimizer, state, accumulate
         self._num_looks = 0
         self._counts: list[tuple[Any, list[int]]] = []
 
-    def look(self) -> None:
-        """Look at the counts, before a step of the optimizer in a resumed run."""
-        r8 = self._r8
+    def look(self, r8: R8Scheduler) -> None:
+        """Look at the counts, before a step of the optimizer in a resumed run, which knows the epoch, and warns."""
         if self._num_looks == NUM_LOOKS:
             return
         # Before the first step of the optimizer there is nothing to start over from.

@@ -13,6 +13,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from .._validation import is_number
+from ..bridge.group_rates import put_rate
 from ..recovery.policy import DEAD_EVERY
 from ..sources.random_generators import set_random_state, state_of
 from ..state.callbacks import CLIP
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..recovery.rate_limit import NormLimit
     from ..scheduler import R8Scheduler
     from .flight.hand import Hand
+    from .lr_scheduler import ScheduleWatch
 
 _RUNS: weakref.WeakKeyDictionary[Any, weakref.ref[R8Scheduler]] = weakref.WeakKeyDictionary()
 """The runs that optimizers were attached to last."""
@@ -240,33 +242,7 @@ class Stepper:
             return clip_shards(self._parameters(), most)
         return torch.nn.utils.clip_grad_norm_(self._parameters(), most)
 
-    def watch_gradients(self, r8: R8Scheduler, *, is_alone: bool) -> None:
-        """Look at the gradient at one in `DEAD_EVERY` steps of the optimizer, whoever takes them.
-
-        Args:
-            r8: The run, which is told.
-            is_alone: Whether there is no other optimizer. Where a loop steps several, as of networks that train against
-                each other, losses are no measure of progress.
-        """
-        register = getattr(self._plain, "register_step_pre_hook", None)
-        if register is None:
-            return
-        # The optimizer may outlive the run.
-        run = weakref.ref(r8)
-
-        def look(*_: Any) -> None:
-            watched = run()
-            if watched is None:
-                return
-            controller = watched.controller
-            is_turn = not max(0, controller.lineage.updates - 1) // self.accumulate % DEAD_EVERY
-            may_look = controller.watches_gradients and not controller.experiment.is_open
-            if is_turn and may_look and (is_alone or controller.norms.is_used) and not watched.is_over:
-                controller.note_gradients(*self._gradient_sizes())
-
-        register(look)
-
-    def _gradient_sizes(self) -> tuple[list[int], int]:
+    def gradient_sizes(self) -> tuple[list[int], int]:
         """See `RecoveryController.note_gradients`; waits for the device."""
         gradients: list[torch.Tensor | None] = []
         for each in self._parameters():
@@ -334,6 +310,64 @@ class Stepper:
                     parameter.grad = None
         if self._clears_itself:
             self._plain.zero_grad()
+
+
+class StepHooks:
+    """What happens around the steps of an optimizer, whoever takes them; the optimizer holds it by its hooks.
+
+    Before a step its gradient is looked at, one time in `DEAD_EVERY`. A rate of the user's own is lowered for the
+    duration of the step, if recovery asks for it, so that whatever sets the rate, even a recursive schedule, never sees
+    that.
+
+    Args:
+        r8: The run, which the optimizer may outlive.
+        optimizer: A `torch.optim.Optimizer`, or what wraps one.
+        stepper: Its gradients are looked at; None leaves that out.
+        is_alone: Whether there is no other optimizer. Where a loop steps several, as of networks that train against
+            each other, losses are no measure of progress.
+        schedules: Looks at its schedules in a resumed run; None where its rate is not the user's own.
+    """
+
+    def __init__(
+        self, r8: R8Scheduler, optimizer: Any, stepper: Stepper | None, *, is_alone: bool,
+        schedules: ScheduleWatch | None,
+    ) -> None:  # fmt: skip
+        self._run, self._stepper, self._is_alone, self._schedules = weakref.ref(r8), stepper, is_alone, schedules
+        self._saved: list[Any] | None = None
+        plain = plain_optimizer(optimizer)
+        if hasattr(plain, "register_step_pre_hook"):
+            plain.register_step_pre_hook(self._before)
+        if schedules is not None:
+            plain.register_step_post_hook(self._after)
+
+    def _before(self, optimizer: Any, *_: Any) -> None:
+        r8, stepper = self._run(), self._stepper
+        if self._saved is not None:
+            # A step has raised.
+            self._after(optimizer)
+        if r8 is None:
+            return
+        controller = r8.controller
+        if stepper is not None:
+            is_turn = not max(0, controller.lineage.updates - 1) // stepper.accumulate % DEAD_EVERY
+            may_look = controller.watches_gradients and not controller.experiment.is_open
+            if is_turn and may_look and (self._is_alone or controller.norms.is_used) and not r8.is_over:
+                controller.note_gradients(*stepper.gradient_sizes())
+        if self._schedules is None:
+            return
+        if self._schedules.state.is_resumed:
+            self._schedules.look(r8)
+        factor = 1.0 if controller.is_quiet else r8.lr_factor
+        if factor != 1:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            self._saved = [rate.clone() if hasattr(rate, "clone") else rate for rate in rates]
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                put_rate(group, rate * factor)
+
+    def _after(self, optimizer: Any, *_: Any) -> None:
+        saved, self._saved = self._saved, None
+        for group, rate in zip(optimizer.param_groups, saved or (), strict=False):
+            put_rate(group, rate)
 
 
 class SecondRun:

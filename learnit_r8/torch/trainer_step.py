@@ -118,20 +118,24 @@ class LastForward:
 
     Args:
         model: The model, as the loop calls it.
+
+    Attributes:
+        outputs: What the model has returned within the block.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._children = list(plain_model(model).children())
-        self._seen: list[Any] = []
+        self._given: list[Any] = []
+        self.outputs: list[Any] = []
         self._inner: list[Any] = []
         self._hooks: list[Any] = []
 
     def __enter__(self) -> LastForward:
-        self._seen, self._inner = [], []
+        self._given, self.outputs, self._inner = [], [], []
         self._hooks = [
-            self._model.register_forward_pre_hook(lambda _, *given: self._seen.append(given), with_kwargs=True),
-            self._model.register_forward_hook(lambda _, __, outputs: self._seen.append(outputs)),
+            self._model.register_forward_pre_hook(lambda _, *given: self._given.append(given), with_kwargs=True),
+            self._model.register_forward_hook(lambda _, __, outputs: self.outputs.append(outputs)),
             *(
                 each.register_forward_hook(lambda _, __, outputs: self._inner.append(outputs))
                 for each in self._children
@@ -142,7 +146,7 @@ class LastForward:
     def __exit__(self, *error: object) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._seen, self._inner = [], []
+        self._given, self.outputs, self._inner = [], [], []
 
     def explains(self, error: Exception) -> bool:
         """Whether what was seen is not finite, so that an exception may be due to that."""
@@ -151,7 +155,7 @@ class LastForward:
         try:
             if any(bool(torch.isnan(each).any()) for each in _floats(self._inner)):
                 return True
-            return not all(bool(torch.isfinite(each).all()) for each in _floats(self._seen))
+            return not all(bool(torch.isfinite(each).all()) for each in _floats([self._given, self.outputs]))
         except Exception:
             # A device that has failed answers no question.
             return False
@@ -168,12 +172,15 @@ class TrainerStep:
 
     Attributes:
         has_raised: Whether it was left with such an error.
+        outputs: What the model returned first, once the block is left: a trainer computes its loss from it and may
+            keep it to itself. None if it returned nothing.
         put_back: Puts back what ``owner`` has counted since, for a loss that is refused.
     """
 
     def __init__(self, model: torch.nn.Module, owner: Any, *, num_ranks: int, skipped: str) -> None:
         self._num_ranks, self._forward, self.has_raised = num_ranks, LastForward(model), False
         self.put_back = note_counts(owner, skipped=skipped)
+        self.outputs: Any = None
 
     def __enter__(self) -> TrainerStep:
         self._forward.__enter__()
@@ -183,6 +190,7 @@ class TrainerStep:
         # Other processes wait for the gradients of this one.
         if isinstance(error, Exception) and self._num_ranks == 1:
             self.has_raised = self._forward.explains(error)
+        self.outputs = next(iter(self._forward.outputs), None)
         self._forward.__exit__()
         return self.has_raised
 

@@ -6,7 +6,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,22 +16,20 @@ from transformers import TrainerCallback
 from ..engine.settings import OwnBatches as OwnBatchesValue
 from ..engine.settings import head_of
 from ..events.caller import warn
-from ..schedules.budget import BUDGETS, batches_of
+from ..schedules.budget import BUDGETS, batches_of, has_budget
 from ..torch import Adapter, attach
 from ..torch.loader import make_loader
 from ..torch.state import as_arrays
-from ..torch.trainer_step import TrainerStep, no_loss
+from ..torch.trainer_step import TrainerStep, no_loss, uncounted
 from .losses import SampleLosses, compare, document_losses, find_losses, is_packed
-from .own_batches import OwnBatches, reports_early, run_again
-
-if TYPE_CHECKING:
-    from ..scheduler import R8Scheduler
-    from ..torch import R8BatchSampler
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+    from ..engine.feed.feed import TrainerBatches
     from ..engine.settings import CommonSettings
+    from ..scheduler import R8Scheduler
+    from ..torch import R8BatchSampler
 
     class TrainerSettings(CommonSettings, total=False):
         """Settings that do not come from the TrainingArguments."""
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
         also: Mapping[str, Any]
         batches: bool
 
-    from ..torch import Adapter
 
 NOT_A_CHECKPOINT = (
     "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got {!r}, which holds no state of R8; to "
@@ -184,21 +181,26 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Reports what `Adapter.loss` noted, after each batch; `R8Mixin` adds it automatically.
 
     Args:
-        adapter: What `learnit_r8.torch.attach` returned, or a function that returns it once it is there.
+        adapter: What `learnit_r8.torch.attach` returned, or the Trainer that makes it.
     """
 
-    def __init__(self, adapter: Adapter | Callable[[], Adapter | OwnBatches]) -> None:
-        self._adapter = adapter
+    def __init__(self, adapter: Adapter | R8Mixin) -> None:
+        self._given = adapter
 
     @property
-    def adapter(self) -> Adapter | OwnBatches:
+    def adapter(self) -> Adapter:
         """The adapter."""
-        return self._adapter() if callable(self._adapter) else self._adapter
+        return self._given.r8 if isinstance(self._given, R8Mixin) else self._given
+
+    @property
+    def _batches(self) -> TrainerBatches | None:
+        """What R8 learns of batches that are the Trainer's own; None where the scheduler draws them."""
+        return self._given._r8_batches if isinstance(self._given, R8Mixin) else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         """Raise ValueError if Trainer would skip batches that the scheduler has counted already."""
-        if isinstance(self.adapter, OwnBatches):
-            self.adapter.batches.begin_run()
+        if self._batches is not None:
+            self._batches.begin_run()
             return
         r8 = self.adapter.scheduler
         is_whole = isinstance(getattr(train_dataloader, "batch_sampler", None), WholeEpoch)
@@ -209,8 +211,8 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the epoch, where the batches are the Trainer's own."""
-        if isinstance(self.adapter, OwnBatches):
-            self.adapter.batches.begin_pass(int(state.epoch or 0))
+        if self._batches is not None:
+            self._batches.begin_pass(int(state.epoch or 0))
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses of a batch whose gradient is added to others."""
@@ -224,21 +226,22 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             # On all processes: the first one alone writes the scheduler's state. An evaluation may ask for a save.
             adapter.flush()
             adapter.scheduler.host.leave_epoch()
-        is_over = adapter.must_stop() if isinstance(adapter, OwnBatches) else adapter.scheduler.is_over
-        if is_over:
+        is_ended_by_trainer = isinstance(self._given, R8Mixin) and self._given._r8_ends_itself
+        if adapter.scheduler.pace.is_stopped if is_ended_by_trainer else adapter.scheduler.is_over:
             control.should_training_stop = True
 
     def _report(self) -> None:
         """Report the losses that were noted; `R8Mixin` does so before the step, unless there is a loss scaler."""
-        adapter = self.adapter
-        if isinstance(adapter, OwnBatches) or adapter.has_noted or not callable(self._adapter):
-            adapter.report()
+        if isinstance(self._given, R8Mixin):
+            self._given._r8_report()
+        else:
+            self._given.report()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses on their way before evaluation and checkpoints."""
         self.adapter.flush()
-        if isinstance(self.adapter, OwnBatches):
-            self.adapter.batches.end_pass()
+        if self._batches is not None:
+            self._batches.end_pass()
         else:
             self.adapter.scheduler.host.leave_epoch()
 
@@ -251,6 +254,8 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Finish the run."""
+        if self._batches is not None:
+            self._batches.end_run()
         self.adapter.close()
 
 
@@ -323,8 +328,12 @@ class R8Mixin:
                 f"R8Mixin must have a Trainer beside it, class MyTrainer(R8Mixin, Trainer), got {type(self)}."
             )
         self._r8_settings = _checked({} if r8 is None else r8)
-        self._r8_adapter: Adapter | OwnBatches | None = None
+        self._r8_adapter: Adapter | None = None
         self._r8_draws = bool(self._r8_settings.pop("batches", True))
+        # Where the batches are the Trainer's own: what R8 learns of them, and the mean loss of that in hand.
+        self._r8_batches: TrainerBatches | None = None
+        self._r8_noted: torch.Tensor | None = None
+        self._r8_ends_itself = False
         self._r8_shifts: bool | None = None
         self._r8_last_loss: torch.Tensor | None = None
         self._r8_classes: int | None = None
@@ -338,21 +347,20 @@ class R8Mixin:
                 f"optimizers must hold no rate scheduler, as R8Scheduler sets the rate, got a {type(given).__name__}; "
                 "give optimizers=(optimizer, None), or r8={'scheduler_mode': 'keep'}."
             )
-        trainer.add_callback(R8Callback(self._r8_current))
+        trainer.add_callback(R8Callback(self))
         # Around the method of the object, since a class made of this one may have a compute_loss of its own.
         trainer.compute_loss = functools.partial(self._r8_compute_loss, trainer.compute_loss)
 
     @property
-    def r8(self) -> Adapter | OwnBatches:
+    def r8(self) -> Adapter:
         """The adapter; its ``scheduler`` is the R8Scheduler.
 
         Raises:
             RuntimeError: the training has not begun.
         """
-        found: Adapter | OwnBatches = self._r8_current()
-        return found
+        return self._r8_current()
 
-    def _r8_current(self) -> Any:
+    def _r8_current(self) -> Adapter:
         if self._r8_adapter is None:
             if self._r8_draws and getattr(self, "is_in_train", False):
                 raise RuntimeError(OTHER_LOADER.format(type(self).__name__))
@@ -466,20 +474,29 @@ class R8Mixin:
 
     def _r8_watch(self, num_training_steps: int, optimizer: Any) -> Any:
         """Begin to watch a training on the Trainer's own batches; returns its learning-rate scheduler."""
-        settings = dict(self._r8_settings)
+        trainer: Any = self
+        args, settings = trainer.args, dict(self._r8_settings)
         resume = settings.pop("resume", None) if self._r8_resumes else None
         keeps = self._r8_keeps_rates
         own = super().create_scheduler(num_training_steps, optimizer) if keeps else None  # type: ignore[misc]
-        watched = self._r8_adapter = OwnBatches(self, settings, num_training_steps)
+        self._r8_ends_itself = not has_budget(settings)
+        if self._r8_ends_itself:
+            settings |= _budget_of(args, num_training_steps, settings.get("batch_size") or OwnBatchesValue())
+        settings.setdefault("run_batch", lambda inputs: self._r8_repeat((inputs, self._r8_how)))
+        adapter = self._r8_adapter = attach(
+            trainer.model, trainer.optimizer, None, accumulate=args.gradient_accumulation_steps,
+            repeat=self._r8_repeat, **settings,
+        )  # fmt: skip
+        # Trainer sets the random generators as it resumes.
+        self._r8_batches = adapter.follow(sets_generators=False)
         if resume is not None:
-            watched.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
-        trainer: Any = self
-        if trainer.args.save_strategy != "no":
-            watched.scheduler.host.say_once("as Trainer", AS_TRAINER, is_warning=False)
+            adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
+        if args.save_strategy != "no":
+            adapter.scheduler.host.say_once("as Trainer", AS_TRAINER, is_warning=False)
         if own is not None:
-            save_along(own, watched.adapter)
+            save_along(own, adapter)
             return own
-        self.lr_scheduler = watched.adapter.lr_scheduler
+        self.lr_scheduler = adapter.lr_scheduler
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -522,27 +539,32 @@ class R8Mixin:
         """What the Trainer's ``compute_loss`` returns; in training, the losses of the batch's samples are noted too."""
         if not model.training:
             return own(model, inputs, return_outputs, **more)
-        if not self._r8_draws:
-            return self._r8_current().compute_loss(self, own, model, inputs, return_outputs, **more)
-        given, adapter = dict(inputs), self._r8_current()
-        self._r8_again = functools.partial(own, model, **more)
+        given, adapter, batches = dict(inputs), self._r8_current(), self._r8_batches
+        # An epoch may end with fewer batches in a step.
+        self._r8_own = functools.partial(own, model)
+        self._r8_how = more, self._r8_num_accumulated
+        if batches is not None:
+            batches.begin(inputs)
+        # The Trainer may take the labels out of it.
         adapter.hold(given)
+        if batches is not None:
+            batches.note_batch((dict(inputs), self._r8_how))
         found: Any = None
-        with (
-            _outputs_of(model) as seen,
-            TrainerStep(model, self, num_ranks=adapter.num_ranks, skipped="_r8") as step,
-        ):
+        with TrainerStep(model, self, num_ranks=adapter.num_ranks, skipped="_r8") as step:
             found = own(model, inputs, return_outputs, **more)
-        outputs = seen[0] if seen else None
         if step.has_raised:
-            adapter.loss(adapter.unknown_losses(adapter.in_hand))
-            loss, found = no_loss(model, None), (None, outputs)
+            loss, found = no_loss(model, None), (None, step.outputs)
         else:
             loss = found[0] if return_outputs else found
-            loss = self._r8_noted(model, given, outputs, loss, more.get("num_items_in_batch"))
+        if batches is not None:
+            self._r8_noted = self._r8_of_batch(loss.detach(), self._r8_how)
+        elif step.has_raised:
+            adapter.loss(adapter.unknown_losses(adapter.in_hand))
+        else:
+            loss = self._r8_note(model, given, step.outputs, loss)
         if reports_early(self):
             with adapter.before_gradient():
-                is_learned = bool(adapter.report())
+                is_learned = self._r8_report()
             if is_learned:
                 self._r8_last_loss = loss.detach()
             else:
@@ -550,13 +572,39 @@ class R8Mixin:
                 loss = no_loss(model, self._r8_last_loss)
         return (loss, found[1]) if return_outputs else loss
 
-    def _r8_run_again(self, inputs: Any) -> Any:
-        """The loss of a batch, as the Trainer has computed it last."""
-        return run_again(self, lambda: self._r8_again(dict(inputs)))
-
-    def _r8_noted(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor, num_items: Any) -> Any:
-        """Note the losses of a batch; returns the loss to train on."""
+    @property
+    def _r8_num_accumulated(self) -> int:
         trainer: Any = self
+        return int(trainer.current_gradient_accumulation_steps)
+
+    def _r8_of_batch(self, loss: torch.Tensor, how: tuple[Mapping[str, Any], int]) -> torch.Tensor:
+        """The mean loss of a batch, where the Trainer has divided by the items of all batches of a step."""
+        trainer: Any = self
+        more, accumulated = how
+        is_part = more.get("num_items_in_batch") is not None and trainer.compute_loss_func is None
+        return loss * accumulated if is_part else loss
+
+    def _r8_report(self) -> bool:
+        """Report what was noted of the batch, if it was not yet; returns whether it is to be learned from."""
+        adapter, batches = self._r8_current(), self._r8_batches
+        if batches is None:
+            return not adapter.has_noted or bool(adapter.report())
+        noted, self._r8_noted = self._r8_noted, None
+        return noted is None or not batches.is_watched or bool(adapter.report(noted))
+
+    def _r8_run_again(self, inputs: Any, more: Mapping[str, Any] | None = None) -> Any:
+        """The loss of a batch, as the Trainer computes that in hand; what it counts does not count a second time."""
+        trainer: Any = self
+        with uncounted(trainer, skipped="_r8"), trainer.compute_loss_context_manager():
+            return self._r8_own(dict(inputs), **(self._r8_how[0] if more is None else more))
+
+    def _r8_repeat(self, held: Any) -> torch.Tensor:
+        """The mean loss of a batch of the Trainer's own, as it was reported."""
+        inputs, how = held
+        return self._r8_of_batch(self._r8_run_again(inputs, how[0]), how)
+
+    def _r8_note(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor) -> Any:
+        """Note the losses of a batch; returns the loss to train on."""
         adapter = self._r8_current()
         ticket = adapter.in_hand
         with torch.set_grad_enabled(ticket.weights is not None):
@@ -564,20 +612,19 @@ class R8Mixin:
             own = (
                 None if own is None else self._r8_of_samples(own, inputs, -(-len(ticket.indices) // adapter.num_ranks))
             )
-            # The Trainer has divided by the items of all batches of a step.
-            is_part = num_items is not None and trainer.compute_loss_func is None
-            of_batch = loss * trainer.current_gradient_accumulation_steps if is_part else loss
+            of_batch = self._r8_of_batch(loss, self._r8_how)
             if own is not None:
                 noted = adapter.loss(own.losses, mask=own.mask, ticket=ticket, logits=own.logits, targets=own.targets)
             else:
                 noted = adapter.loss(of_batch, ticket=ticket)
         if ticket.weights is None:
             return loss
-        if self._r8_compares and adapter.num_ranks == trainer.current_gradient_accumulation_steps == 1:
+        more, accumulated = self._r8_how
+        if self._r8_compares and adapter.num_ranks == accumulated == 1:
             self._r8_compares = False
             compare(own, of_batch, adapter.scheduler.host)
         # The policy's weights belong to losses of samples, so the mean of these is trained on.
-        return noted if num_items is None else noted / trainer.current_gradient_accumulation_steps
+        return noted if more.get("num_items_in_batch") is None else noted / accumulated
 
     def _r8_of_samples(self, own: SampleLosses, inputs: Mapping[str, Any], count: int) -> SampleLosses | None:
         """The losses if they are those of the batch's samples, or of documents that are; else None."""
@@ -590,17 +637,6 @@ class R8Mixin:
         if documents is None:
             r8.host.say_once("not of samples", NOT_OF_SAMPLES.format(len(own.losses), count), is_warning=False)
         return documents
-
-
-@contextmanager
-def _outputs_of(model: torch.nn.Module) -> Iterator[list[Any]]:
-    """What the model returns within the block: a Trainer computes its loss from it and may keep it to itself."""
-    seen: list[Any] = []
-    hook = model.register_forward_hook(lambda _, __, outputs: seen.append(outputs))
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def _checked(r8: Any) -> dict[str, Any]:
@@ -679,3 +715,21 @@ class WholeEpoch(Sampler[Any]):
 
     def __len__(self) -> int:
         return len(self._sampler)
+
+
+def reports_early(trainer: Any) -> bool:
+    """Whether a loss is reported before its step; a loss scaler takes no step without gradients."""
+    return getattr(trainer.accelerator, "scaler", None) is None
+
+
+def _budget_of(args: Any, num_updates: int, own: OwnBatchesValue) -> dict[str, Any]:
+    """Return the Trainer's own budget, for views only, as the Trainer ends the training itself."""
+    if args.max_steps > 0:
+        # Fewer batches where an epoch ends within an accumulated gradient.
+        return {"num_steps": args.max_steps * args.gradient_accumulation_steps}
+    if not float(args.num_train_epochs).is_integer():
+        return {}
+    # So that backups are taken four times an epoch; the last accumulated gradient may be of fewer batches.
+    epochs = int(args.num_train_epochs)
+    steps = max(1, num_updates * args.gradient_accumulation_steps // epochs)
+    return {"num_epochs": epochs, "batch_size": replace(own, steps_per_epoch=steps)}

@@ -253,12 +253,6 @@ def test_output(capsys):
     assert [line[:22] for line in lines] == ["epoch 1/2: train_mean:", "epoch 2/2: train_mean:"]
 
 
-def test_fast_mode():
-    """beagle: fast_mode dropped checkpoints, validation and history; there is none, and nothing is slow without it."""
-    with pytest.raises(TypeError, match="fast_mode"):
-        train(fast_mode=True)
-
-
 @pytest.mark.parametrize("data", [batches(), batches, lambda: tuple(batches()), lambda epoch: iter(batches())])
 def test_data_iterator_fn_returning_a_list(data):
     """beagle: a function that returned a list was a TypeError; lists, functions and iterators all do."""
@@ -399,46 +393,6 @@ def test_callbacks_of_loops_work_here():
 
     assert len(history["val_error"]) == 3
     assert len(seen) == 12
-
-
-def bare(r8):
-    seen, state = [], fresh()
-    for _ in r8.epoch_iterator():
-        for indices, lr in r8.batch_iterator():
-            seen.append((indices.tolist(), lr))
-            state, metrics = hand_step(state, indices, lr)
-            r8.update_with_loss(metrics["losses"])
-    return seen, state
-
-
-def hand_step(state, indices, lr):
-    hyperparams = {**state.opt_state.hyperparams, "learning_rate": np.float32(lr)}
-    state = state.replace(opt_state=state.opt_state._replace(hyperparams=hyperparams))
-    return train_step(state, {"x": X[indices], "y": Y[indices]}, KEY)
-
-
-def test_same_training_as_a_bare_loop():
-    """A bare loop and train_loop see the same batches and rates, and end with the same weights."""
-    make = lambda: R8Scheduler(60, batch_size=16, num_epochs=3, initial_lr=0.05, seed=4)  # noqa: E731
-    expected, state = bare(make())
-    seen, rates = [], []
-
-    def flax_step(state, batch, rng_key):
-        rates.append(state.opt_state.hyperparams["learning_rate"])
-        return train_step(state, batch, KEY)
-
-    def take(indices):
-        seen.append(indices.tolist())
-        return {"x": X[indices], "y": Y[indices]}
-
-    r8 = make()
-    final, history = train(step=flax_step, data=take, epochs=None, num_batches=None, scheduler=r8)
-    assert seen == [indices for indices, _ in expected]
-    assert rates == [np.float32(lr) for _, lr in expected]
-    assert same(final, state)
-    assert r8.table.source == "exact"
-    assert list(history) == ["train_loss"]
-    assert len(history["train_loss"]) == 3
 
 
 def test_a_refused_batch_is_not_trained_on():

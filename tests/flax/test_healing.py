@@ -78,22 +78,6 @@ def test_a_train_state_heals(donates):
     assert step._cache_size() <= 2
 
 
-@pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
-def test_faults_after_a_resume_heal(tmp_path):
-    """The scheduler's own checkpoints hold the state: the second session goes on with it, and heals."""
-    step = compiled()
-
-    def resumed(faults):
-        folder = tmp_path / str(faults.kind)
-        with scheduler(checkpoint_dir=folder) as first:
-            run(faults, step, first, num_epochs=10)
-        second = scheduler(checkpoint_dir=folder, resume="auto")
-        assert second.global_step == 320
-        return run(faults, step, second)
-
-    assert_healed(resumed)
-
-
 def test_one_resume_at_a_time(tmp_path):
     """A scheduler that was resumed elsewhere and a checkpoint of train_loop do not mix."""
     step = compiled()

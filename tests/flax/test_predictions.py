@@ -52,11 +52,6 @@ def test_jitted_step_reports_its_predictions():
     assert set(history) == {"train_loss"}
 
 
-def test_every_epoch_is_a_visit():
-    """Each epoch of a longer training adds a visit."""
-    assert trained(4)[0]["visits"].tolist() == [4] * 60
-
-
 def test_mean_loss_with_predictions_is_refused():
     """A step that gives no losses of samples has none to compare its predictions with."""
     r8 = R8Scheduler(60, batch_size=60, num_epochs=1)

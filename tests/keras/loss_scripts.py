@@ -231,18 +231,20 @@ def series() -> Script:
     return Script(model, SERIES, STEPS, lambda model: squared(STEPS, outputs(model, SERIES)).mean(1))
 
 
-def masked(num_outputs: int) -> Script:
+def masked(num_outputs: int, num_losses: int = 1) -> Script:
+    """With masks of each output; the last may have no loss."""
     keras.utils.set_random_seed(3)
     inputs = keras.Input((5,), dtype="int32")
     embedded = layers.Embedding(4, 3, mask_zero=True)(inputs)
     made = {name: layers.Dense(1, name=name)(embedded) for name in ("a", "b")[:num_outputs]}
-    model = compiled(keras.Model(inputs, made), dict.fromkeys(made, "mse"))
+    judged = list(made)[:num_losses]
+    model = compiled(keras.Model(inputs, made), dict.fromkeys(judged, "mse"))
 
     def losses_of(model: Any) -> Any:
         kept, found = TOKENS != 0, outputs(model, TOKENS)
-        return sum((squared(STEPS, found[name]) * kept).sum(1) / kept.sum(1) for name in made)
+        return sum((squared(STEPS, found[name]) * kept).sum(1) / kept.sum(1) for name in judged)
 
-    return Script(model, TOKENS, dict.fromkeys(made, STEPS), losses_of)
+    return Script(model, TOKENS, dict.fromkeys(judged, STEPS), losses_of)
 
 
 def a_penalty(kind: str) -> Script:
@@ -415,7 +417,8 @@ OTHERS: dict[str, Callable[[], Script]] = {
     "an output without a loss": an_output_without_a_loss,
     "series": series,
     "masked": lambda: masked(1),
-    "masked, two outputs": lambda: masked(2),
+    "masked, two outputs": lambda: masked(2, 2),
+    "masked, an output without a loss": lambda: masked(2),
     "a penalty on weights": lambda: a_penalty("weights"),
     "a penalty on activity": lambda: a_penalty("activity"),
     "a wrapper": a_wrapper,

@@ -169,22 +169,6 @@ def test_spent_budget_ends_fit():
         fit(model, dataset, epochs=9)
 
 
-@pytest.mark.program
-def test_time_budget_ends_fit():
-    """When the time is up fit ends after the step in hand."""
-    now = [0.0]
-    r8 = scheduler(train_duration_seconds=5.5, clock=lambda: now[0])
-    dataset = R8Dataset(X, Y, r8)
-
-    class Tick(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            now[0] += 1
-
-    fit(classifier(), dataset, Tick(), epochs=9)
-
-    assert r8.global_step == 6
-
-
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_nothing_is_traced_again():
     """Three epochs with a short last batch, a rollback, validation and a second fit trace the loss as often as one."""
@@ -216,6 +200,16 @@ BAD_DATA = {
     "workers": (lambda r8: R8Dataset(X, Y, r8, workers=0), ValueError, r"workers must be .*, got 0\."),
     "queue": (lambda r8: R8Dataset(X, Y, r8, max_queue_size=0), ValueError, r"max_queue_size must be .*, got 0\."),
     "callback": (lambda r8: R8Callback(X), TypeError, r"dataset must be an R8Dataset, or an R8Scheduler .*, got array"),
+    "interval": (
+        lambda r8: R8Callback(R8Dataset(X, Y, r8), classifier(), backup_every="often"),
+        ValueError,
+        "backup_every must be",
+    ),
+    "search": (
+        lambda r8: R8Dataset(X, Y, scheduler(auto_find_lr=True, load_callback=print)),
+        ValueError,
+        r"auto_find_lr must be False if batches are drawn ahead, got True",
+    ),
 }
 
 
@@ -225,13 +219,6 @@ def test_bad_data(case):
     make, error, message = BAD_DATA[case]
     with pytest.raises(error, match=message):
         make(scheduler())
-
-
-def test_search_is_refused():
-    """A search for the rate needs each loss before the next batch is drawn."""
-    r8 = scheduler(auto_find_lr=True, load_callback=lambda source: None)
-    with pytest.raises(ValueError, match=r"auto_find_lr must be False if batches are drawn ahead, got True"):
-        R8Dataset(X, Y, r8)
 
 
 DECAY = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
@@ -271,12 +258,6 @@ def test_model_that_is_not_built():
     fit(model, dataset, At(dataset.r8, 1, poison))
 
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
-
-
-def test_bad_interval():
-    """An interval for backups that cannot be read is refused."""
-    with pytest.raises(ValueError, match=r"backup_every must be"):
-        R8Callback(R8Dataset(X, Y, scheduler()), classifier(), backup_every="often")
 
 
 def test_fit_without_the_callback():

@@ -10,8 +10,7 @@ import keras
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback, R8Dataset
-from learnit_r8.keras.state import as_numpy
-from tests.keras_common import CROSS_ENTROPY, At, Watch, X, Y, classifier, fit, poison, scheduler
+from tests.keras_common import CROSS_ENTROPY, Watch, X, Y, classifier, fit, scheduler
 
 pytestmark = pytest.mark.program
 
@@ -76,39 +75,6 @@ def test_a_step_that_hides_its_loss_is_refused(calls):
         fit_on(dataset, dataset, model=model)
 
 
-@pytest.mark.filterwarnings("ignore:Gradients do not exist")
-def test_an_output_without_a_loss_keeps_the_masks_of_the_others():
-    """The mask of an output counts whatever other outputs there are."""
-    tokens = np.tile(np.array([[1, 2, 0, 0]]), (64, 1))
-    targets = np.zeros((64, 4, 1), "float32")
-    inputs = keras.Input((4,), dtype="int32")
-    embedded = keras.layers.Embedding(3, 2, mask_zero=True)(inputs)
-    outputs = {"a": keras.layers.Dense(1, name="a")(embedded), "b": keras.layers.Dense(1, name="b")(embedded)}
-    model = keras.Model(inputs, outputs)
-    model.compile(keras.optimizers.SGD(0.0), {"a": keras.losses.MeanSquaredError()})
-    r8 = R8Scheduler(64, batch_size=32, num_epochs=1, initial_lr=1e-9)
-    expected = float((np.asarray(model(tokens)["a"])[0, :2] ** 2).mean())
-    fit(model, R8Dataset(tokens, {"a": targets}, r8))
-
-    assert r8.table.last == pytest.approx(np.full(64, expected), rel=1e-4)
-
-
-def test_a_refused_last_batch_leaves_the_metrics_as_they_were():
-    """The epoch's loss is that of the batches before it, not 0 and not NaN."""
-    seen = []
-
-    class Note(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            seen.append(float(as_numpy(self.model.metrics[0].total) / as_numpy(self.model.metrics[0].count)))
-
-    r8 = scheduler(num_epochs=2)
-    dataset = R8Dataset(X, Y, r8)
-    history = fit(classifier(), dataset, At(r8, 15, poison), Note(), epochs=1)
-
-    assert r8.sentry.num_refused == 1
-    assert history.history["loss"][0] == pytest.approx(seen[14])
-
-
 class Batches(keras.utils.PyDataset):
     def __init__(self, batches):
         super().__init__()
@@ -140,16 +106,3 @@ def test_rates_of_ones_own_are_kept(kind):
 
     assert all(map(np.array_equal, model.get_weights(), plain.get_weights()))
     assert r8.lr == pytest.approx(0.005) if kind == "callback" else np.isnan(r8.lr)
-
-
-@pytest.mark.filterwarnings("ignore:losses or weights were not finite")
-def test_a_schedule_heals():
-    """A NaN goes back under the user's own schedule, which recovery multiplies and never replaces."""
-    model = classifier(optimizer=keras.optimizers.SGD(OWN_RATES["schedule"][0]()))
-    r8 = R8Scheduler(len(X), batch_size=32, num_epochs=2, scheduler_mode="keep")
-    dataset = R8Dataset(X, Y, r8)
-    fit(model, dataset, At(r8, 20, poison), epochs=2, callback=R8Callback(dataset, backup_every=5))
-
-    assert (r8.global_step, r8.sentry.num_refused) == (32, 1)
-    assert all(np.isfinite(each).all() for each in model.get_weights())
-    assert isinstance(model.optimizer._learning_rate, keras.optimizers.schedules.ExponentialDecay)

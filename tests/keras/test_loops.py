@@ -88,21 +88,6 @@ def test_optimizer_reads_the_variable():
     assert loop.traces == 1
 
 
-def test_nan_heals_in_a_custom_loop():
-    """With the callbacks of the model a refused loss puts model and optimizer back."""
-    model = classifier()
-    optimizer = keras.optimizers.Adam(0.01)
-    callbacks = model_callbacks(model, optimizer)
-    del callbacks["save_callback"]
-    loop = Loop(scheduler(num_epochs=2, backup_every=4, **callbacks), model)
-    for _ in loop.r8.epoch_iterator():
-        loop.epoch(before=lambda step: poison(model) if step == 9 else None)
-
-    assert all(np.isfinite(weight).all() for weight in model.get_weights())
-    assert np.isfinite(loop.r8.table.loss[loop.r8.table.usage_count > 0]).all()
-    assert loop.r8.table.usage_count.sum() > 16 * 32
-
-
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_batches_of_a_model_keep_it():
     """A model that batch_dataset is given needs no callbacks to be put back; a loop that is left gives signals back."""
@@ -132,20 +117,6 @@ def test_break_goes_on_in_the_same_epoch():
     assert len(loop.batches) == 0
 
 
-@pytest.mark.filterwarnings("ignore:the batch of step")
-def test_batch_not_reported_comes_again():
-    """A batch that is not reported is drawn once more at the end of the epoch."""
-    loop = Loop(scheduler(num_epochs=1))
-    order = []
-    for number, (x, y, indices) in enumerate(loop.batches):
-        order.append(indices.numpy().tolist())
-        if number != 3:
-            loop.batches.report(loop.step(x, y, indices))
-
-    assert order[16] == order[3]
-    assert loop.r8.pace.is_finished
-
-
 def test_report_without_a_batch():
     """There must be a batch to report, and each is reported once."""
     batches = batch_dataset(scheduler(), X)
@@ -157,19 +128,6 @@ def test_report_without_a_batch():
         with pytest.raises(RuntimeError, match=r"report\(\) was called at step 1 with"):
             batches.report(1.0)
         break
-
-
-def test_time_is_up():
-    """The loop ends with the budget, in mid-epoch; the next one has nothing to give."""
-    now = [0.0]
-    r8 = scheduler(train_duration_seconds=2.5, clock=lambda: now[0])
-    batches = batch_dataset(r8, X)
-    for _ in batches:
-        now[0] += 1
-        batches.report(1.0)
-
-    assert r8.global_step == 3
-    assert list(batches) == []
 
 
 def test_resumes_exactly(tmp_path):

@@ -138,19 +138,6 @@ def test_a_bad_batch_is_one_that_is_left_out():
     assert all(map(np.array_equal, last, model.get_weights()))
 
 
-@pytest.mark.parametrize("kind", ["own", "drawn"])
-def test_a_bad_sample_that_comes_again_keeps_the_rate(kind):
-    """A sample that is NaN in each epoch costs its batches; the rate stays, and no epoch logs a loss of 0."""
-    x = X.copy()
-    x[40] = NAN
-    r8, notes, last = train(kind, build(), x=x)
-
-    assert r8.controller.limit.ceiling == np.inf
-    assert r8.lr_factor == 1
-    assert all(0.1 < each["loss"] < 1.5 for each in notes.logged)
-    assert all(np.isfinite(each).all() for each in last)
-
-
 @pytest.mark.program
 @pytest.mark.parametrize(("kind", "place"), [("own", 0), ("own", 4), ("drawn", 3)])
 def test_callbacks_see_the_numbers_of_the_weights_that_are_kept(kind, place, tmp_path):

@@ -17,21 +17,9 @@ QUIET = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 BACK_END = """
 import numpy as np, keras
 from learnit_r8 import predictions_of
-from learnit_r8.keras import R8Callback, R8Dataset
+from learnit_r8.keras import R8Dataset
 from tests.drive import evidence_of
-from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, scheduler, true_losses
-
-model = classifier(metrics=["accuracy"])
-r8 = scheduler(num_epochs=3)
-dataset = R8Dataset(X, Y, r8)
-watch = Watch(dataset)
-fit(model, dataset, At(r8, 20, poison), watch, callback=R8Callback(dataset, backup_every=4), epochs=3)
-assert r8.pace.is_finished and r8.table.source == "exact"
-assert np.bincount(np.concatenate(watch.batches[:16])).tolist() == [1] * 500
-assert "came from the backup of step 16" in r8.summary()
-assert all(np.isfinite(weight).all() for weight in model.get_weights())
-expected = true_losses(model, watch.weights[-1], watch.batches[-1])
-assert np.allclose(r8.table.last[watch.batches[-1]], expected, rtol=1e-4)
+from tests.keras_common import X, Y, classifier, fit, scheduler
 
 model, r8 = classifier(), scheduler(num_epochs=2, initial_lr=1e-9)
 fit(model, R8Dataset(X, Y, r8), epochs=2)
@@ -39,28 +27,6 @@ found, said = evidence_of(r8), predictions_of(keras.ops.convert_to_numpy(model(X
 assert set(found["visits"]) == {2}
 assert np.array_equal(found["given"], Y)
 assert np.allclose(found["margin"], said.margin, atol=1e-3)
-
-def session(folder, *, until=None, resume=False):
-    model = classifier(dropout=0.3)
-    r8 = scheduler(num_epochs=3, checkpoint_dir=folder, checkpoint_every=5)
-    dataset = R8Dataset(X, Y, r8)
-    callback = R8Callback(dataset, model)
-    if resume:
-        r8.load_checkpoint()
-        assert r8.global_step == until - until % 5 or r8.global_step % 16 == 0, r8.global_step
-    def fail(model):
-        raise OSError
-    try:
-        fit(model, dataset, *([] if resume or until is None else [At(r8, until, fail)]), callback=callback, epochs=3,
-            initial_epoch=r8.current_epoch)
-    except OSError:
-        r8.requests.leave()
-    return [weight.tolist() for weight in model.get_weights()], evidence_of(r8).tobytes()
-
-whole = session("whole")
-for until in (22, 17):
-    session(f"cut{until}", until=until)
-    assert session(f"cut{until}", until=until, resume=True) == whole, until
 print(keras.backend.backend())
 """
 
@@ -68,7 +34,7 @@ print(keras.backend.backend())
 @pytest.mark.program
 @pytest.mark.parametrize("back_end", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_other_back_ends(back_end, tmp_path):
-    """Under JAX and torch too losses are exact, a NaN heals, labels are judged, dropout resumes."""
+    """Under JAX and torch too labels are judged; what else holds there is in `tests/contract/test_back_ends.py`."""
     pytest.importorskip(back_end)
     printed = printed_by(tmp_path, "-W", "ignore", "-c", BACK_END, KERAS_BACKEND=back_end, **QUIET)
 

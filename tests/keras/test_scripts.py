@@ -15,6 +15,7 @@ QUICK = {
         "outputs with weights",
         "outputs in a list",
         "masked, two outputs",
+        "masked, an output without a loss",
         "compute_loss with a penalty",
         "a wrapper",
     ),

@@ -50,23 +50,6 @@ def test_learns(exact, predicts, source):
     assert accuracy > 0.9
 
 
-@pytest.mark.parametrize(
-    ("accumulate", "workers"), [(3, 0), *(pytest.param(*each, marks=pytest.mark.program) for each in [(1, 0), (1, 2)])]
-)
-def test_resumes_by_its_own_checkpoint(tmp_path, accumulate, workers):
-    """Killed at any step of the optimizer and resumed by ckpt_path, weights and tables are those of a whole run."""
-    at = (3, 6, STEPS - 1, STEPS, STEPS + 3, 3 * STEPS - 1)
-    options = {"accumulate_grad_batches": accumulate, "settings": {"num_workers": workers}}
-    module, r8, _ = fit(more=[Checkpoints(tmp_path, at)], **options)
-    whole = digest(module, r8)
-    found = {}
-    for step in at:
-        module, r8, _ = fit(ckpt_path=f"{tmp_path}/{step}.ckpt", **options)
-        found[step] = digest(module, r8)
-
-    assert found == dict.fromkeys(at, whole)
-
-
 def test_resumes_twice_with_incidents_before_and_after(tmp_path):
     """Twice in mid-epoch, within accumulated gradients: a NaN before the first resume, between both and after."""
 
@@ -86,34 +69,12 @@ def test_resumes_twice_with_incidents_before_and_after(tmp_path):
     assert once == twice == whole
 
 
-@pytest.mark.parametrize(("bad", "accumulate"), [(STEPS - 1, 1), (4, 3), (5, 3), (STEPS - 1, 3)])
-def test_heals(accumulate, bad):
-    """A NaN in any place is refused, within an accumulated gradient too, and the training has as many steps."""
-    module, r8, _ = fit(module=Digits(bad=[bad]), accumulate_grad_batches=accumulate)
-
-    assert r8.sentry.num_refused == 1
-    assert r8.pace.turns == 3 * STEPS
-    assert all(each.isfinite().all() for each in module.parameters())
-
-
 @pytest.mark.parametrize(("options", "steps"), [({"max_steps": 20}, 20), ({"limit_train_batches": 5}, 15)])
 def test_budget_of_the_trainer(options, steps):
     """The schedule ends where the Trainer ends."""
     _, r8, _ = fit(**options)
 
     assert (r8.total_steps, r8.global_step) == (steps, steps)
-
-
-def test_stops_of_others():
-    """Where another callback ends the training it ends, and checkpoints of ModelCheckpoint are written."""
-
-    class Stop(lightning.Callback):
-        def on_train_batch_end(self, trainer, *_):
-            trainer.should_stop = trainer.should_stop or trainer.global_step >= 7
-
-    _, r8, _ = fit(more=[Stop()])
-
-    assert r8.global_step == 7
 
 
 def test_validation_early_stopping_and_checkpoints(tmp_path):
@@ -235,17 +196,6 @@ def test_arguments(make, error, message):
     """Each wrong argument is named, with what would be right."""
     with pytest.raises(error, match=message):
         make()
-
-
-@pytest.mark.parametrize(
-    "options", [{"precision": "bf16-mixed"}, {"precision": "64-true"}, {"gradient_clip_val": 0.1}], ids=str
-)
-def test_precision_and_clipping(options):
-    """Precision plugins and clipping are Lightning's own: a NaN is healed, and the losses of samples are exact."""
-    module, r8, _ = fit(module=Digits(bad=[20]), **options)
-
-    assert (r8.pace.turns, r8.sentry.num_refused, r8.table.source) == (3 * STEPS, 1, "exact")
-    assert all(each.isfinite().all() for each in module.parameters())
 
 
 def test_time_limit():

@@ -52,31 +52,6 @@ def test_every_visit_is_that_of_the_logits(make, accumulate):
     assert set(found["visits"]) == {2}
 
 
-def test_weights_and_smoothing_train_as_those_of_torch():
-    """Class weights and label smoothing change the loss as in torch; the losses reported have no weights."""
-    logits, targets = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
-    weights = torch.tensor([0.5, 1.0, 2.0])
-    found = cross_entropy(logits, targets, class_weights=weights, label_smoothing=0.1)
-    smooth = plain_cross_entropy(logits, targets, reduction="none", label_smoothing=0.1)
-
-    torch.testing.assert_close(found["losses"], smooth)
-    torch.testing.assert_close(found["loss"], (smooth * weights[targets]).sum() / weights[targets].sum())
-
-
-@pytest.mark.parametrize("num_logits", [1, 3])
-def test_sample_without_label_is_left_out(num_logits):
-    """-1 and -100 have a loss of 0 and no gradient, are not judged, and count in no mean."""
-    logits = torch.zeros(4, num_logits, requires_grad=True)
-    found = cross_entropy(logits, torch.tensor([0, 1, -1, -100]))
-    found["loss"].backward()
-    each = float(np.log(max(num_logits, 2)))
-
-    assert found["losses"].tolist() == pytest.approx([each, each, 0, 0])
-    assert float(found["loss"].detach()) == pytest.approx(each)
-    assert logits.grad.any(1).tolist() == [True, True, False, False]
-    assert found["predictions"].given.tolist() == [0, 1, -1, -1]
-
-
 def test_class_weights_go_by_class_whatever_the_dtype():
     """A uint8 is no mask, and its 255 and 156 are neither -1 nor -100."""
     logits, class_weights = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(1.0, 9)

@@ -57,22 +57,6 @@ def test_callbacks_get_what_they_name(callback, expected):
     assert loop("start", [5], {every(1): callback})[0] == expected
 
 
-@pytest.mark.parametrize(
-    "callback",
-    [
-        3,
-        "f",
-        lambda a, b, c, d, e: None,
-        lambda *, other: None,
-        type("Builtin", (), {"__signature__": 1, "__call__": 1})(),
-    ],
-)
-def test_wrong_callbacks_are_refused_when_built(callback):
-    """What cannot be called with four values or fewer is a TypeError before the first batch."""
-    with pytest.raises(TypeError, match="tasks must"):
-        loop(0, iter(()), {every(1): callback})
-
-
 @pytest.mark.parametrize("state", [0, {}, [], False, "", 0.0, np.zeros(2), np.zeros(0)])
 def test_tested_by_truth(state):
     """ciclo: state 0, {} or [] was dropped and an array ambiguous; every value is a state here."""
@@ -162,39 +146,6 @@ def test_stop_by_time(stop, monkeypatch):
     ticking(monkeypatch)
 
     assert loop(0, range(99), stop=stop)[2].steps == 5
-
-
-@pytest.mark.parametrize("stop", [-1, 1.5, True, [], "ten"])
-def test_wrong_stop(stop):
-    with pytest.raises(ValueError, match="stop must be a number of steps >= "):
-        loop(0, range(3), stop=stop)
-
-
-def test_wrong_periods():
-    with pytest.raises(ValueError, match="one of steps, samples and time must be given, got Period"):
-        Period()
-    with pytest.raises(ValueError, match="steps must be a whole number >= 0, got -1"):
-        Period(steps=-1)
-    with pytest.raises(ValueError, match="time must be finite seconds >= 0, got nan"):
-        Period(time=float("nan"))
-
-
-@pytest.mark.parametrize(
-    ("tasks", "error", "message"),
-    [
-        ([add], TypeError, r"tasks must be a dictionary \{when: callbacks\}, got"),
-        ({0.5: add}, ValueError, "tasks' key must be a number of steps"),
-        ({every(1): 3}, TypeError, "tasks must hold functions or objects with one of"),
-    ],
-)
-def test_wrong_tasks(tasks, error, message):
-    with pytest.raises(error, match=message):
-        loop(0, range(3), tasks)
-
-
-def test_wrong_dataset():
-    with pytest.raises(TypeError, match="dataset must be an iterable, or a function that returns one, got 3"):
-        loop(0, 3, {every(1): add})
 
 
 def test_keys_say_when():
@@ -375,10 +326,8 @@ def test_stop_iteration_ends_after_the_step():
     assert calls == [0, 1, 2]
 
 
-def test_two_units_or_two_runs():
-    """ciclo: of two units only the first counted, and a second run with the same trigger fired never."""
-    with pytest.raises(ValueError, match="exactly one of steps, samples and time"):
-        every(1, samples=2)
+def test_two_runs():
+    """ciclo: a second run with the same trigger fired never."""
     either, fired = every(2) | every(3), []
 
     for _ in range(2):
@@ -491,19 +440,6 @@ def test_collect_reads_new_rows_and_devices():
     assert history.collect("y")[0].shape == (2,)
     assert repr(history) == "<History of 2 rows: metrics.a, outputs.y>"
     assert [row.a for row in history][1] == history[1].a
-
-
-def test_wrong_collect():
-    history = History([logs().add_metric("a", 1)])
-
-    with pytest.raises(KeyError, match=r"key must be one that was logged, got 'b' for <History of 1 rows: metrics.a>"):
-        history.collect("b")
-    with pytest.raises(ValueError, match="keys must be given, and only one of fill and drop"):
-        history.collect()
-    with pytest.raises(ValueError, match="only one of fill and drop"):
-        history.collect("a", fill=0, drop=True)
-    assert History().collect("b") == []
-    assert history.collect("b", fill=0) == []
 
 
 def test_elapse_counts_for_a_loop_by_hand():

@@ -42,35 +42,6 @@ def test_every_sample_has_its_margin():
     assert set(found["visits"]) == {2}
 
 
-def test_refused_batch_leaves_no_trace():
-    """A batch of NaN is not learned from."""
-    r8 = R8Scheduler(50, batch_size=10, num_epochs=2, guard="finite")
-    run(r8, bad=[3])
-
-    assert r8.sentry.num_refused == 1
-    assert int(r8.table.storage.evidence.whole["visits"].sum()) == 90
-
-
-def test_resumed_loop_has_the_same_evidence(tmp_path):
-    """A loop that ends in mid-epoch and goes on from its checkpoint ends with the evidence of a whole one."""
-    whole, first, second = (
-        R8Scheduler(50, batch_size=10, num_epochs=2, guard="finite", checkpoint_dir=folder)
-        for folder in (None, tmp_path, tmp_path)
-    )
-    run(whole)
-    state = run(first, stop=4)
-    first.save_checkpoint()
-    second.load_checkpoint()
-    run(second, state=state)
-
-    np.testing.assert_array_equal(
-        second.table.storage.evidence.whole["visits"], whole.table.storage.evidence.whole["visits"]
-    )
-    np.testing.assert_allclose(
-        second.table.storage.evidence.whole["margin"], whole.table.storage.evidence.whole["margin"], atol=1e-6
-    )
-
-
 def test_jitted_step_logs_predictions():
     """Logs of a jitted step hold them, with the number of classes as an array."""
     jax = pytest.importorskip("jax")

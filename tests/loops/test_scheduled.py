@@ -112,54 +112,6 @@ def test_a_state_without_a_model_is_said():
         loop(None, scheduled(r8, X), {every(1): [step, report_to(r8)]})
 
 
-def test_a_state_callback_alone_is_named():
-    """A state_callback without its load_callback is named before the first step."""
-    r8 = scheduler(state_callback=lambda: {"mine": 1}, num_steps=80)
-
-    with pytest.raises(ValueError, match="load_callback must be given together with state_callback"):
-        loop({"w": np.zeros(2)}, scheduled(r8, X), {every(1): [numpy_step(r8, Faults(None)), report_to(r8)]})
-    assert r8.global_step == 0
-
-
-def test_callbacks_of_ones_own_add_to_the_state_of_the_loop(tmp_path):
-    """Both go back together after damage, and on resume from a checkpoint."""
-    own, heard = {"count": 0}, []
-
-    def load(state, is_resume):
-        heard.append((own["count"], state["count"], is_resume))
-        own.update(state)
-
-    def run(swollen_at, stop):
-        r8 = scheduler(
-            state_callback=lambda: dict(own), load_callback=load, checkpoint_dir=tmp_path, checkpoint_every=30,
-            resume="auto", backup_dir=False, backup_every=10,
-        )  # fmt: skip
-        step = numpy_step(r8, Faults(None))
-
-        def counted(state, batch):
-            own["count"] = r8.global_step + 1
-            if own["count"] == swollen_at:
-                state["w"] *= 30
-            return step(state, batch)
-
-        state, _, _ = loop(
-            {"w": np.zeros((4, 1), "f4")}, scheduled(r8, (X, Y)), {every(1): [counted, report_to(r8)]}, stop=stop
-        )
-        return state["w"]
-
-    with pytest.warns(RuntimeWarning, match="the weights were damaged, restored to step 90"):
-        run(swollen_at=100, stop=155)
-    assert not any(is_resume for *_, is_resume in heard)
-    assert 90 in {restored for _, restored, _ in heard}
-
-    own["count"], heard[:] = 0, []
-    weights = run(swollen_at=None, stop=1)
-    [(before, restored, is_resume)] = heard
-    assert (before, is_resume) == (0, True)
-    assert own["count"] == restored + 1 > 100
-    assert np.abs(weights).sum() > 1
-
-
 def test_columns_of_pandas_are_taken_by_position():
     """Rows of arrays, series and frames belong together, whatever the labels of their index."""
     pandas = pytest.importorskip("pandas")

@@ -7,7 +7,6 @@ import pytest
 
 from learnit_r8 import R8Scheduler, RateShape, events
 from learnit_r8.engine.settings import grouped
-from learnit_r8.torch import attach
 from tests.drive import NAN, FakeClock, Weights, advance_to, batch_loss, make, search_through, steps, train
 
 
@@ -317,33 +316,6 @@ def test_loop_of_ones_own_ends_with_the_cool_down():
             r8.cool_down(4)
 
     assert (count, r8.global_step) == (16, 16)
-
-
-@pytest.mark.parametrize(("workers", "asked"), [(0, 17), (2, 10)])
-def test_loader_with_workers_ends_with_the_cool_down(workers, asked):
-    """Batches that workers have fetched ahead count, and no step comes after the end."""
-    import torch
-
-    model = torch.nn.Linear(3, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    data = torch.utils.data.TensorDataset(torch.randn(40, 3), torch.zeros(40, 1))
-    adapter = attach(
-        model, optimizer, data, batch_size=4, scheduler_mode=RateShape("wsd", warmup_steps=0), guard="finite"
-    )
-    count = 0
-    for _ in adapter.epochs():
-        for xs, ys in adapter.loader(num_workers=workers):
-            losses = torch.nn.functional.mse_loss(model(xs), ys, reduction="none")
-            adapter.step(adapter.loss(losses))
-            count += 1
-            if count == asked:
-                adapter.scheduler.cool_down(9)
-    adapter.close()
-    total = adapter.scheduler.total_steps
-
-    assert count == adapter.scheduler.global_step == total
-    assert total - asked in range(9, 9 + 2)
-    assert optimizer.param_groups[0]["lr"] <= adapter.scheduler.schedule((total - 1) / total) + 1e-12
 
 
 def validated(budget, breaks, step_seconds=1.0):

@@ -141,18 +141,6 @@ def test_grad_norm_is_a_number(norm, error, message):
     assert r8.report(ticket, 1.0)
 
 
-def test_skipped_steps_are_no_alarm():
-    """Sixteen overflows in a row at the start, as with a loss scaler, are ordinary steps whose losses count."""
-    weights = Weights()
-    r8 = make(400, num_epochs=1, state_callback=weights.get, load_callback=weights.load)
-    outcomes = [r8.report(r8.draw(), 2.0, grad_norm=INF, skipped=True) for _ in range(16)]
-
-    assert all(outcomes)
-    assert r8.global_step == 16
-    assert weights.loaded == []
-    assert (r8.table.usage_count > 0).sum() == 64
-
-
 def test_skipped_step_with_a_bad_loss_is_not_learned():
     """A skipped step with a non-finite loss is counted, not learned from, and restores nothing."""
     r8, weights = ready(10)

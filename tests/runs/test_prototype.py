@@ -12,22 +12,6 @@ from learnit_r8 import Recovery
 from tests.drive import INF, NAN, Weights, advance_to, make, steps, train
 
 
-@pytest.mark.parametrize("batch_size", [2, 3, 7])
-def test_batches_that_are_no_multiple_of_four_are_balanced(batch_size):
-    """Also batches of 2, 3 and 7 are spread over the losses: their means vary less than those of a shuffle."""
-    spread = {}
-    for policy in ("balanced", "shuffle"):
-        r8 = make(840, batch_size=batch_size, num_epochs=2, policy=policy)
-        means = []
-        for epoch, indices, _ in steps(r8):
-            losses = indices / 100
-            r8.update_with_loss(losses)
-            means += [losses.mean()] * (epoch == 1)
-        spread[policy] = np.var(means)
-
-    assert spread["balanced"] < 0.6 * spread["shuffle"]
-
-
 def test_the_table_is_small():
     """With a million samples, the table and everything beside it take less than 30 bytes per sample."""
     tracemalloc.start()

@@ -72,26 +72,6 @@ def test_others_report_losses_alone(loss_fn, y):
     assert trained(loss_fn, y)[0] is None
 
 
-def test_refused_batch_leaves_no_trace():
-    """A loss of NaN takes its predictions with it; the evidence of a second epoch is there."""
-    calls = []
-
-    class Model(nn.Linear):
-        def forward(self, x):
-            calls.append(len(x))
-            return super().forward(x) * (float("nan") if len(calls) == 3 else 1.0)
-
-    r8 = R8Scheduler(50, batch_size=16, num_epochs=2, initial_lr=0.01)
-    model = Model(4, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    list(epoch_stream((X, Y), model, optimizer, nn.CrossEntropyLoss(), scheduler=r8))
-    r8.table.learner.hand_over()
-
-    assert r8.sentry.num_refused == 1
-    assert np.isfinite(r8.table.storage.evidence.whole["margin"]).all()
-    assert int(r8.table.storage.evidence.whole["visits"].sum()) == 100 - calls[2]
-
-
 @pytest.mark.parametrize("has_state", [False, True])
 def test_steps_return_predictions_last(has_state):
     """A step of any framework returns its losses and what is predicted; with a state, that comes first."""

@@ -178,11 +178,3 @@ class TestPrintKeys:
         print_keys("a")({"step": "first", "a": 1.0})
 
         assert capsys.readouterr().out == "a=1.00\nepoch=0003 a=1.0000\nstep=first a=1.0000\n"
-
-    def test_checks_at_the_call(self):
-        with pytest.raises(ValueError, match=r"precision must be a whole number >= 0, got -1"):
-            print_keys("a", precision=-1)
-        with pytest.raises(
-            ValueError, match=r"keys must name something to print where include_step is False, got \(\)"
-        ):
-            print_keys(include_step=False)

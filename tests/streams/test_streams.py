@@ -71,13 +71,6 @@ class TestEveryStage:
 
         assert (one.pulled, other.pulled, len(got)) == (3, 3, 3)
 
-    def test_a_pipe_of_all_pulls_what_it_uses(self):
-        source = Source(model=Weights())
-
-        list(pipe(source, *(make() for make in STAGES.values()), take(4)))
-
-        assert source.pulled == 4
-
     def test_keeps_the_order_and_the_entries(self, stage):
         got = list(pipe(Source(model=None) if stage is None else Source(model=Weights()), stage, take(5)))
 
@@ -120,12 +113,6 @@ class TestPipe:
     def test_without_stages_is_the_stream(self):
         assert list(pipe([1, 2])) == [1, 2]
 
-    def test_checks_at_the_call(self):
-        with pytest.raises(TypeError, match=r"stages must be callable, got 5"):
-            pipe([], take(1), 5)
-        with pytest.raises(TypeError, match="not iterable"):
-            pipe(5, take(1))
-
 
 class TestTakeDefects:
     def test_take_pulls_n_plus_1(self):
@@ -154,11 +141,6 @@ class TestTakeDefects:
 
         assert [e["step"] for e in [*take(2)(source), *take(2)(source)]] == [1, 2, 3, 4]
 
-    @pytest.mark.parametrize("n", [-1, 2.5, None, True, math.nan])
-    def test_checks_at_the_call(self, n):
-        with pytest.raises(ValueError, match=r"n must be a whole number >= 0, got"):
-            take(n)
-
 
 class TestAugment:
     def test_none_adds_nothing(self):
@@ -169,14 +151,6 @@ class TestAugment:
     def test_the_event_type_is_lost(self):
         """(A defect elsewhere.) An augmented event is still an Event."""
         assert type(next(augment(lambda _: {"a": 1})([Event(step=1)]))) is Event
-
-    def test_refuses_what_is_no_dictionary(self):
-        with pytest.raises(TypeError, match=r"fn of augment\(\) must return a dictionary or None, got 5 from"):
-            list(augment(lambda _: 5)(losses(1.0)))
-
-    def test_checks_at_the_call(self):
-        with pytest.raises(TypeError, match=r"fn must be callable, got Ellipsis"):
-            augment(...)
 
 
 class TestTap:
@@ -235,25 +209,12 @@ class TestTap:
 
         assert seen == [5]
 
-    def test_checks_at_the_call(self):
-        with pytest.raises(TypeError, match=r"fn must be callable, got None"):
-            tap(None)
-        for bad in (0, -1, 2.5, True, "3"):
-            with pytest.raises(ValueError, match=r"every must be a whole number >= 1, got"):
-                tap(print, every=bad)
-        with pytest.raises(ValueError, match=r"start must be a whole number >= 1, got 0"):
-            tap(print, start=0)
-        with pytest.raises(ValueError, match=r"start must come with a number for every, got 2"):
-            tap(print, every=every(3), start=2)
-
     def test_tick(self):
         calls = []
 
         list(pipe(Source(), tick(lambda: calls.append(1)), tick(lambda: calls.append(2), every=2), take(4)))
 
         assert calls == [1, 1, 2, 1, 1, 2]
-        with pytest.raises(TypeError, match=r"fn must be callable, got 3"):
-            tick(3)
 
 
 class TestEarlyStop:
@@ -298,21 +259,6 @@ class TestEarlyStop:
 
         assert self.kept(weight * 2, weight * 3, patience=1) == 2
 
-    def test_checks(self):
-        for bad in (0, -1, 2.5, None):
-            with pytest.raises(ValueError, match=r"patience must be a whole number >= 1, got"):
-                early_stop("loss", patience=bad)
-        with pytest.raises(ValueError, match=r'mode must be "min" or "max", got \'lowest\''):
-            early_stop("loss", patience=1, mode="lowest")
-        for bad in (-0.1, math.nan, math.inf, "0"):
-            with pytest.raises(ValueError, match=r"min_delta must be finite and >= 0, got"):
-                early_stop("loss", patience=1, min_delta=bad)
-        with pytest.raises(KeyError, match=r"key must be one of the event's keys \['loss'\], got 'lose'"):
-            list(early_stop("lose", patience=1)(losses(1.0)))
-        for bad in ("1.0", None, [1.0], np.ones(3)):
-            with pytest.raises(TypeError, match=r"event\['loss'\] must be a real number"):
-                list(early_stop("loss", patience=1)(losses(bad)))
-
 
 class TestEma:
     def averages(self, *values, **how):
@@ -351,19 +297,6 @@ class TestEma:
 
     def test_out_key(self):
         assert list(ema("loss", decay=0.5, out_key="smooth")(losses(1.0))) == [{"loss": 1.0, "smooth": 1.0}]
-
-    def test_checks(self):
-        for how in ({}, {"decay": 0.5, "half_life": 3}):
-            with pytest.raises(ValueError, match=r"exactly one of decay and half_life must be given, got"):
-                ema("loss", **how)
-        for bad in (1.0, -0.1, math.nan, "0.5"):
-            with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got"):
-                ema("loss", decay=bad)
-        for bad in (0, -1, math.nan, math.inf, "3"):
-            with pytest.raises(ValueError, match=r"half_life must be finite and > 0 events, got"):
-                ema("loss", half_life=bad)
-        with pytest.raises(KeyError, match=r"got 'val'"):
-            list(ema("val", decay=0.5)(losses(1.0)))
 
 
 class TestBest:
@@ -405,14 +338,6 @@ class TestBest:
 
         with pytest.raises(RuntimeError, match=r"restore\(\) needs an event with a finite 'loss', got none so far"):
             keep.restore()
-
-    def test_checks(self):
-        with pytest.raises(ValueError, match="mode must be"):
-            best("loss", mode="mini")
-        with pytest.raises(
-            TypeError, match=r"event\['model'\] must have a state_dict\(\) for best\(\) to keep, got None"
-        ):
-            list(best("loss")(losses(1.0)))
 
 
 def test_importing_streams_loads_no_framework():

@@ -39,33 +39,40 @@ class Stream(torch.utils.data.IterableDataset):
 def attached(model=None, optimizer=None, dataset=DIGITS, **settings):
     model = classifier() if model is None else model
     optimizer = sgd(model if isinstance(model, torch.nn.Module) else classifier()) if optimizer is None else optimizer
-    return attach(model, optimizer, dataset, **grouped({"batch_size": 16, "num_epochs": 1, **settings}))
+    given = {"batch_size": 16, "num_epochs": 1, **settings}
+    return attach(
+        model, optimizer, dataset, **grouped({name: each for name, each in given.items() if each is not None})
+    )
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (
-            {"dataset": Stream()},
-            TypeError,
-            "dataset must have a length and an index, as the scheduler says .* leave batch_size out",
-        ),
+HELD = classifier()
+
+
+def finished():
+    """Attached again, after something else than R8 has set the rate to 0."""
+    model = classifier()
+    optimizer = sgd(model)
+    attached(model, optimizer)
+    optimizer.param_groups[0]["lr"] = 0.0
+    attached(model, optimizer)
+
+
+# fmt: off
+MISTAKES = [
+    *[(lambda arguments=arguments: attached(**arguments), error, text) for arguments, error, text in (
+        ({"dataset": Stream()}, TypeError,
+         "dataset must have a length and an index, as the scheduler says .* leave batch_size out"),
         ({"dataset": iter([1])}, TypeError, "dataset must have a length"),
         ({"dataset": {1, 2}}, TypeError, r"dataset must have an index, got \{1, 2\}\."),
         ({"model": 3}, TypeError, r"model must be a torch\.nn\.Module, got 3\."),
-        ({"model": torch.nn.Linear(2, 2, device="meta")}, ValueError, "got 'weight' on the meta device; call to_empty"),
+        ({"model": torch.nn.Linear(2, 2, device="meta")}, ValueError,
+         "got 'weight' on the meta device; call to_empty"),
         ({"model": torch.nn.LazyLinear(2)}, ValueError, "got 'weight' of a lazy module; run a batch through it"),
         ({"optimizer": 3}, TypeError, r"optimizer must be a torch\.optim\.Optimizer, got 3\."),
-        (
-            {"optimizer": sgd(classifier())},
-            ValueError,
-            "optimizer must hold parameters of the model, got 4 tensors that",
-        ),
-        (
-            {"dataset": torch.utils.data.DataLoader(DIGITS)},
-            TypeError,
-            r"dataset must be the data set itself, got <.*DataLoader.*>; give its \.dataset",
-        ),
+        ({"optimizer": sgd(classifier())}, ValueError,
+         "optimizer must hold parameters of the model, got 4 tensors that"),
+        ({"dataset": torch.utils.data.DataLoader(DIGITS)}, TypeError,
+         r"dataset must be the data set itself, got <.*DataLoader.*>; give its \.dataset"),
         ({"scaler": "cpu"}, TypeError, r"scaler must be a torch\.amp\.GradScaler, got 'cpu'\."),
         ({"ema": 0.99}, TypeError, r"ema must have state_dict\(\) and load_state_dict\(\), got 0\.99\."),
         ({"owner": 3}, TypeError, r"owner must be what attach\(\) returned for the other data set, got 3\."),
@@ -75,21 +82,39 @@ def attached(model=None, optimizer=None, dataset=DIGITS, **settings):
         ({"max_grad_norm": -1.0}, ValueError, r"max_grad_norm must be a number > 0 or None, got -1\.0\."),
         ({"max_grad_norm": "1"}, ValueError, r"max_grad_norm must be a number > 0 or None, got '1'\."),
         ({"batch_size": 0}, ValueError, "batch_size must be"),
-    ],
-)
-def test_arguments_of_attach(arguments, error, message):
-    """Each is named, with what to do."""
-    with pytest.raises(error, match=message):
-        attached(**arguments)
+        # A rate of 0 is no peak for a schedule; nobody guesses what one was that something else has set to 0.
+        ({"optimizer": sgd(HELD, lr=0.0), "model": HELD}, ValueError, r"a learning rate > 0, got \[0\.0\]\."),
+        ({"scheduler": 3, "batch_size": None, "num_epochs": None}, TypeError,
+         r"scheduler must be an R8Scheduler, got 3\."),
+        ({"scheduler": scheduler(), "seed": 3, "batch_size": None, "num_epochs": None}, ValueError,
+         "seed must be given to the scheduler itself"),
+        ({"scheduler": scheduler(99), "batch_size": None, "num_epochs": None}, ValueError,
+         r"dataset must have the scheduler's 99 samples, got 200\."),
+        *[({wrong: 1}, TypeError, rf"attach\(\) got an unexpected .* '{wrong}'\. Did you mean '{right}'\?")
+          for wrong, right in (("lr", "initial_lr"), ("nmu_epochs", "num_epochs"), ("accumulation", "accumulate"))])],
+    (lambda: finished(), ValueError, r"learning rate > 0, got 0\.0, as a finished schedule leaves it"),
+    (lambda: adapted().step(torch.ones(())), RuntimeError, "with no losses|before the losses of this batch"),
+    (lambda: adapted().report(), RuntimeError, "with no losses|before the losses of this batch"),
+    *[(lambda name=name: adapted().loader(**{name: 1}), ValueError,
+       rf"{name} must be left out, the scheduler decides it, got 1\.")
+      for name in ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")],
+    # torch itself refuses to shuffle what a batch sampler orders.
+    (lambda: torch.utils.data.DataLoader(DIGITS, batch_sampler=adapted().sampler, shuffle=True), ValueError,
+     "batch_sampler option is mutually exclusive"),
+    # Scores in place of losses: their mean would even go down.
+    *[(lambda shape=shape: read_losses(*shape(classifier()(X[:16]))), ValueError,
+       r"losses must be one number per sample, got what look like logits of shape .* cross_entropy") for shape in (
+        lambda logits: (logits, 16), lambda logits: (logits.log_softmax(1), 16),
+        lambda logits: (logits.view(4, 4, 10), 4), lambda logits: (logits.view(4, 4, 10).transpose(0, 1)[:, :3], 4))],
+]
+# fmt: on
 
 
-@pytest.mark.parametrize(
-    ("wrong", "right"), [("lr", "initial_lr"), ("nmu_epochs", "num_epochs"), ("accumulation", "accumulate")]
-)
-def test_wrong_keyword_of_attach_leads_to_the_right_one(wrong, right):
-    """Both those of attach() and those of the scheduler are suggested."""
-    with pytest.raises(TypeError, match=rf"attach\(\) got an unexpected .* '{wrong}'\. Did you mean '{right}'\?"):
-        attached(**{wrong: 1})
+@pytest.mark.parametrize(("act", "error", "text"), MISTAKES, ids=[text[:45] for *_, text in MISTAKES])
+def test_a_mistake_is_named(act, error, text):
+    """With what to do."""
+    with pytest.raises(error, match=text):
+        act()
 
 
 def test_values_reach_the_scheduler_of_attach():
@@ -123,67 +148,12 @@ def test_notebook_cells_run_twice_say_what_happened():
         assert max(rates.scheduled(progress / 100) for progress in range(100)) == pytest.approx(own)
 
 
-def test_rate_of_a_finished_schedule_is_no_peak():
-    """Where something else than R8 has set the rate to 0, it is not guessed what it was."""
-    model = classifier()
-    optimizer = sgd(model)
-    attached(model, optimizer)
-    optimizer.param_groups[0]["lr"] = 0.0
-
-    with pytest.raises(ValueError, match=r"learning rate > 0, got 0\.0, as a finished schedule leaves it"):
-        attached(model, optimizer)
-
-
-def test_optimizer_that_learns_nothing():
-    """A rate of 0 is no peak for a schedule."""
-    model = classifier()
-
-    with pytest.raises(ValueError, match=r"a learning rate > 0, got \[0\.0\]\."):
-        attached(model, sgd(model, lr=0.0))
-
-
-def made(logits):
-    """What a model's end may look like: scores, with the operations that reshape and log them."""
-    return {
-        "linear": logits,
-        "log-probabilities": logits.log_softmax(1),
-        "tokens": logits.view(4, 4, 10),
-        "transposed": logits.view(4, 4, 10).transpose(0, 1)[:, :3],
-    }
-
-
-@pytest.mark.parametrize("name", ["linear", "log-probabilities", "tokens", "transposed"])
-def test_logits_are_no_losses(name):
-    """Scores given in place of losses are refused: their mean would even go down."""
-    given = made(classifier()(X[:16]))[name]
-
-    with pytest.raises(
-        ValueError, match=r"losses must be one number per sample, got what look like logits of shape .* cross_entropy"
-    ):
-        read_losses(given, len(given))
-
-
 def test_losses_of_tokens_are_no_logits():
     """Losses in the shape (batch, tokens), and a critic's score, are taken."""
     losses = cross_entropy(classifier()(X[:16]), Y[:16], reduction="none").view(4, 4)
 
     assert len(read_losses(losses, 4).values) == 4
     assert len(read_losses(torch.nn.Linear(64, 1)(X[:16]), 16).values) == 16
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"scheduler": 3}, TypeError, r"scheduler must be an R8Scheduler, got 3\."),
-        ({"scheduler": scheduler(), "seed": 3}, ValueError, "seed must be given to the scheduler itself"),
-        ({"scheduler": scheduler(99)}, ValueError, r"dataset must have the scheduler's 99 samples, got 200\."),
-    ],
-)
-def test_scheduler_made_before(arguments, error, message):
-    """A scheduler that was made before must fit, and takes no more settings."""
-    model = classifier()
-    with pytest.raises(error, match=message):
-        attach(model, sgd(model), DIGITS, **grouped(arguments))
 
 
 @pytest.mark.parametrize(
@@ -245,26 +215,6 @@ def test_parts_that_do_not_fit(means, part_size, error, message):
     with pytest.raises(error, match=message):
         adapter.report(means, part_size=part_size)
     assert len(adapter.sampler.batches.waiting) == 1
-
-
-@pytest.mark.parametrize("call", [lambda adapter: adapter.step(torch.ones(())), lambda adapter: adapter.report()])
-def test_nothing_noted(call):
-    """step() and report() want losses first."""
-    with pytest.raises(RuntimeError, match=r"with no losses|before the losses of this batch"):
-        call(adapted())
-
-
-@pytest.mark.parametrize("name", ["batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"])
-def test_loader_settings_that_are_decided(name):
-    """What the scheduler decides cannot be set on the loader."""
-    with pytest.raises(ValueError, match=rf"{name} must be left out, the scheduler decides it, got 1\."):
-        adapted().loader(**{name: 1})
-
-
-def test_sampler_and_shuffle():
-    """torch itself refuses to shuffle what a batch sampler orders."""
-    with pytest.raises(ValueError, match="batch_sampler option is mutually exclusive"):
-        torch.utils.data.DataLoader(DIGITS, batch_sampler=adapted().sampler, shuffle=True)
 
 
 class Broken(Rows):

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from learnit_r8 import TokenBatches
 from learnit_r8.torch import R8BatchSampler, attach
@@ -167,15 +167,6 @@ def test_tensors_without_collating():
 def r8_indices(sampler):
     """The samples of the oldest batch that is out."""
     return next(iter(sampler.batches.waiting.values())).indices
-
-
-def test_subset():
-    """A subset, as in k-fold cross-validation, is a data set like any other."""
-    chosen = list(range(0, 200, 2))
-    r8 = scheduler(100, num_epochs=1)
-    batches = run(r8, *loader_of(r8, Subset(Rows(), chosen)), epochs=1)
-
-    assert sorted(together(batches)) == chosen
 
 
 def test_hugging_face_dataset():
@@ -363,22 +354,6 @@ def test_reporting_twice_is_an_error():
         sampler.report(1.0)
 
 
-def test_report_without_a_batch():
-    """With no batch out there is nothing to report."""
-    with pytest.raises(RuntimeError, match=r"handed out and not reported yet, got none out"):
-        R8BatchSampler(scheduler()).report(1.0)
-
-
-def test_unknown_ticket():
-    """A ticket that is not out is named."""
-    r8 = scheduler()
-    _loader, sampler = loader_of(r8)
-    next(iter(sampler))
-
-    with pytest.raises(RuntimeError, match=r"got ticket 77; out are \[0\]"):
-        sampler.report(1.0, ticket=77)
-
-
 def test_length():
     """The length is that of a whole epoch, at any time: trainers count with it."""
     r8 = scheduler()
@@ -508,38 +483,6 @@ def test_samplers_of_a_scheduler_share_its_batches():
     assert R8BatchSampler(r8).r8 is r8
 
 
-def test_sampler_and_batches_of_batches():
-    """Given as sampler instead of batch_sampler, it says what to do."""
-    loader = DataLoader(DIGITS, sampler=R8BatchSampler(scheduler()), batch_size=4)
-
-    with pytest.raises(ValueError, match="sampler must be left out and R8BatchSampler given as batch_sampler"):
-        next(iter(loader))
-
-
-def test_arguments():
-    """What is no scheduler, and a negative number of batches ahead, are named."""
-    with pytest.raises(TypeError, match=r"r8 must be an R8Scheduler, got 3\."):
-        R8BatchSampler(3)
-    with pytest.raises(ValueError, match=r"ahead must be a whole number >= 0, got -1\."):
-        R8BatchSampler(scheduler(), ahead=-1)
-
-
-def test_data_set_of_another_form():
-    """Samples without collating: a dict data set keeps its keys."""
-    r8 = scheduler(num_epochs=1)
-    loader, _ = loader_of(r8, [{"x": n} for n in range(200)])
-
-    assert len(next(iter(loader))["x"]) == 16
-
-
-def test_pinned_memory():
-    """A loader that pins memory is a loader like any other, where there is something to pin for."""
-    r8 = scheduler(num_epochs=1)
-    loader, sampler = loader_of(r8, TensorDataset(X, Y, torch.arange(200)), pin_memory=torch.cuda.is_available())
-
-    assert len(run(r8, loader, sampler, epochs=1)) == STEPS
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_of_similar_lengths_are_drawn_for_a_loader(workers):
     """With TokenBatches alone; padded batches stay within the budget, and each text comes once an epoch."""
@@ -560,3 +503,29 @@ def test_batches_of_similar_lengths_are_drawn_for_a_loader(workers):
         assert sorted(seen) == list(range(60))
 
     assert adapter.scheduler.table.usage_count.tolist() == [2] * 60
+
+
+def handed_out():
+    """A sampler with a batch out."""
+    sampler = R8BatchSampler(scheduler())
+    next(iter(sampler))
+    return sampler
+
+
+# fmt: off
+MISTAKES = [
+    (lambda: R8BatchSampler(3), TypeError, r"r8 must be an R8Scheduler, got 3\."),
+    (lambda: R8BatchSampler(scheduler(), ahead=-1), ValueError, r"ahead must be a whole number >= 0, got -1\."),
+    (lambda: R8BatchSampler(scheduler()).report(1.0), RuntimeError,
+     "handed out and not reported yet, got none out"),
+    (lambda: handed_out().report(1.0, ticket=77), RuntimeError, r"got ticket 77; out are \[0\]"),
+    (lambda: next(iter(DataLoader(DIGITS, sampler=R8BatchSampler(scheduler()), batch_size=4))), ValueError,
+     "sampler must be left out and R8BatchSampler given as batch_sampler"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("act", "error", "text"), MISTAKES, ids=[text[:45] for *_, text in MISTAKES])
+def test_a_mistake_is_named(act, error, text):
+    with pytest.raises(error, match=text):
+        act()

@@ -146,15 +146,6 @@ def test_losses_of_accumulated_batches_are_those_of_batches(tmp_path, draws):
     assert first[0] == pytest.approx(first[1], rel=0.2)
 
 
-def test_resumes_by_the_trainers_checkpoint(tmp_path):
-    """A checkpoint of Trainer's in mid-epoch holds the scheduler; the run ends as it would have."""
-    whole = state_of(run(tmp_path, Trainer, save_strategy="steps", save_steps=10, save_total_limit=None))
-    again = run(tmp_path, Trainer, resume=f"{tmp_path}/checkpoint-20")
-
-    assert again.r8.scheduler.global_step == 3 * STEPS
-    assert equal(whole, state_of(again))
-
-
 def test_a_checkpoint_without_r8_is_refused(tmp_path):
     """One that the Trainer alone has written is refused by name."""
     run(tmp_path, Trainer, with_r8=False, save_strategy="steps", save_steps=10, max_steps=10)
@@ -273,35 +264,6 @@ def test_a_resumed_training_numbers_its_incidents_on(tmp_path):
         loss = incident.replay(Hurt(), lambda model, batch: trainer.compute_loss(model, batch))
         assert incident.batch["images"].isnan().any()
         assert torch.isnan(loss)
-
-
-class Swelling(Digits):
-    """The rows from this one on are far too large."""
-
-    def __init__(self, number):
-        self.first, self.count = number, 0
-
-    def __getitem__(self, index):
-        row, self.count = super().__getitem__(index), self.count + 1
-        is_bad = self.count > self.first
-        return {**row, "images": row["images"] * 1e4} if is_bad else row
-
-
-@pytest.mark.parametrize("batches", [False, True])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_refused_batch_is_neither_learned_from_nor_logged(tmp_path, batches, accumulate):
-    """As the last of the run it leaves the weights as they were before it, and the mean loss as that of the others."""
-    common = {
-        "gradient_accumulation_steps": accumulate,
-        "logging_strategy": "epoch",
-        "num_train_epochs": 8,
-        "learning_rate": 0.03,
-    }
-    trainer = run(tmp_path, Trainer, dataset=Swelling(8 * len(LABELS) - 16), r8={"batches": batches}, **common)
-
-    assert trainer.r8.scheduler.sentry.num_refused >= 1
-    assert [each["loss"] for each in trainer.state.log_history if "loss" in each][-1] < 2.0
-    assert float(cross_entropy(trainer.model.eval().net(IMAGES), LABELS).detach()) < 2.0
 
 
 def test_a_backup_repeats_the_loss_that_it_had(tmp_path, monkeypatch):

@@ -35,20 +35,6 @@ pytestmark = [
 EXAMPLE = Path(__file__).parents[2] / "examples" / "transformers_digits.py"
 
 
-@pytest.mark.parametrize(
-    ("accumulate", "workers"), [(3, 0), *(pytest.param(*each, marks=pytest.mark.program) for each in [(1, 0), (1, 2)])]
-)
-def test_resumes_by_its_own_checkpoint(tmp_path, accumulate, workers):
-    """Killed at any step and resumed by resume_from_checkpoint, weights and tables are those of a whole run."""
-    options = {"gradient_accumulation_steps": accumulate, "dataloader_num_workers": workers}
-    updates = -(-STEPS // accumulate)
-    at = (1, updates - 1, updates, updates + 1, 3 * updates - 1)
-    whole = digest(train(tmp_path, save_strategy="steps", save_steps=1, save_total_limit=None, **options))
-    found = {step: digest(train(tmp_path, resume=f"{tmp_path}/checkpoint-{step}", **options)) for step in at}
-
-    assert found == dict.fromkeys(at, whole)
-
-
 @pytest.mark.program
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_random_augmentation_is_the_same_after_a_resume(tmp_path, accumulate):
@@ -109,16 +95,6 @@ def test_resumes_twice_with_incidents_before_and_after(tmp_path, draws):
     assert whole[-1] >= 3
     # Not NaN, which would be equal to nothing.
     assert once == twice == whole
-
-
-@pytest.mark.parametrize(("bad", "accumulate"), [(STEPS - 1, 1), (4, 3), (5, 3), (STEPS - 1, 3)])
-def test_heals(tmp_path, accumulate, bad):
-    """A NaN in any place is refused, within an accumulated gradient too, and the training has as many steps."""
-    trainer = train(tmp_path, model=Model(bad=[bad]), gradient_accumulation_steps=accumulate)
-    r8 = trainer.r8.scheduler
-
-    assert (r8.sentry.num_refused, r8.pace.turns) == (1, 3 * STEPS)
-    assert all(each.isfinite().all() for each in trainer.model.parameters())
 
 
 def test_evaluation(tmp_path):
