@@ -75,13 +75,15 @@ def expected(
         all_seen: Whether every sample of the table was seen.
         weights: float32[M], weights of the losses, or None.
     """
-    values = records["loss"] if weights is None else records["loss"] * weights
-    if all_seen:
+    values, counts = records["loss"], weights
+    if not all_seen:
+        seen = records["usage_count"] > 0
+        values = np.where(seen, values, np.float32(0))
+        counts = seen.astype(np.float32) if weights is None else np.where(seen, weights, np.float32(0))
+    if counts is None:
         means: list[float] = part_means(values, sizes).tolist()
         return means
-    seen = records["usage_count"] > 0
-    known = part_means(seen.astype(np.float32), sizes)
-    total = part_means(np.where(seen, values, np.float32(0)), sizes)
+    known, total = part_means(counts, sizes), part_means(values * counts, sizes)
     of_seen: list[float] = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0).tolist()
     return of_seen
 

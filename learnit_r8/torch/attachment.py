@@ -248,7 +248,7 @@ def _keep(
 def _parts_of(given: _Given, settings: SchedulerSettings, size: int | None) -> dict[str, AlsoPart]:
     """What else belongs to the training: also what the network says of ``size`` samples, if the policy weighs them."""
     parts = read_also(given.also)
-    policy = settings.get("policy") if given.scheduler is None else given.scheduler.policy
+    policy = settings.get("policy") if given.scheduler is None else getattr(given.scheduler, "policy", None)
     if size is not None and getattr(policy, "weighs", False):
         parts[TARGETS] = AlsoPart(EnsembleTargets(size), is_healed=False)
     return parts
