@@ -161,13 +161,14 @@ def test_epoch_without_a_batch_is_an_error():
         list(make().epoch_iterator())
 
 
-def test_listeners_and_screen_change_nothing(capsys):
-    """With listeners and the log on, a seed gives the same batches, rates and table as without."""
+def test_listeners_and_screen_change_nothing(capsys, tmp_path):
+    """With listeners, the log and a run folder, a seed gives the same batches, rates and table as without."""
     heard = []
     bad = {2, 8}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quiet, loud = make(30, num_epochs=3), make(30, num_epochs=3, use_curses=True, listeners=[heard.append, print])
+        told = {"use_curses": True, "listeners": [heard.append, print], "run_dir": tmp_path}
+        quiet, loud = make(30, num_epochs=3), make(30, num_epochs=3, **told)
         assert train(quiet, bad) == train(loud, bad)
 
     np.testing.assert_equal(known(quiet), known(loud))

@@ -57,6 +57,15 @@ def plain_optimizer(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer)
 
 
+def inner_optimizers(optimizer: Any) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers that take the steps of one that holds them, as SAM does, by name, if its state lacks theirs."""
+    plain = plain_optimizer(optimizer)
+    if getattr(type(plain), "state_dict", None) is not torch.optim.Optimizer.state_dict:
+        # It says itself what belongs to its state.
+        return {}
+    return {name: each for name, each in vars(plain).items() if isinstance(each, torch.optim.Optimizer)}
+
+
 def is_skipping(loader: Any) -> bool:
     """Whether accelerate's ``skip_first_batches`` has made a loader."""
     samplers = [getattr(loader, name, None) for name in ("batch_sampler", "sampler")]

@@ -16,7 +16,7 @@ from ..state import codec, kinds
 from ..state.callbacks import OWN
 from ..state.tree import copy_into, copy_to_host, fill, hold, pack, unpack
 from .distributed.shards import Shards, is_sharded
-from .prepared import plain_model, plain_optimizer
+from .prepared import inner_optimizers, plain_model, plain_optimizer
 
 if TYPE_CHECKING:
     from .ensemble_targets import EnsembleTargets
@@ -70,6 +70,11 @@ class ModelState:
         self._parts = {name: part for name, part in named.items() if part is not None}
         self._parts |= {name: part.holder for name, part in also.items()}
         self._on_resume_only = {name for name, part in also.items() if not part.is_healed}
+        for name, part in [*self._parts.items()]:
+            inner = {f"{name} {key}": each for key, each in inner_optimizers(part).items() if not self.holds(each)}
+            self._parts |= inner
+            if name in self._on_resume_only:
+                self._on_resume_only |= inner.keys()
         self._keeps_options, self._keeps_random = keeps_options, keeps_random
         are_shards = isinstance(model, torch.nn.Module) and is_sharded(model)
         self._shards = Shards() if are_shards else None
@@ -214,8 +219,17 @@ class ModelState:
             for each in optimizers
             if heals and self._keeps_options
         ]
+        sharing = [
+            (each, inner)
+            for each in optimizers
+            for inner in inner_optimizers(each).values()
+            if inner.param_groups is each.param_groups
+        ]
         for name, part in parts.items():
             _load(self._parts[name], part, is_sharded=self.is_sharded)
+        for each, inner in sharing:
+            # As it loads, each makes groups of its own.
+            inner.param_groups = each.param_groups
         for optimizer, kept in zip(optimizers, options, strict=False):
             for group, own in zip(optimizer.param_groups, kept, strict=True):
                 group.update(own)

@@ -18,7 +18,7 @@ from ..recovery.policy import DEAD_EVERY
 from ..sources.random_generators import set_random_state, state_of
 from ..state.callbacks import CLIP
 from .distributed.shards import clip_shards, is_shard
-from .prepared import plain_optimizer
+from .prepared import inner_optimizers, plain_optimizer
 
 if TYPE_CHECKING:
     from ..recovery.rate_limit import NormLimit
@@ -313,7 +313,8 @@ class Stepper:
 
 
 class StepHooks:
-    """What happens around the steps of an optimizer, whoever takes them; the optimizer holds it by its hooks.
+    """What happens around the steps of an optimizer, whoever takes them; the optimizer, or the one within it that takes
+    its steps, holds it by its hooks.
 
     Before a step its gradient is looked at, one time in `DEAD_EVERY`. A rate of the user's own is lowered for the
     duration of the step, if recovery asks for it, so that whatever sets the rate, even a recursive schedule, never sees
@@ -334,11 +335,11 @@ class StepHooks:
     ) -> None:  # fmt: skip
         self._run, self._stepper, self._is_alone, self._schedules = weakref.ref(r8), stepper, is_alone, schedules
         self._saved: list[Any] | None = None
-        plain = plain_optimizer(optimizer)
-        if hasattr(plain, "register_step_pre_hook"):
-            plain.register_step_pre_hook(self._before)
-        if schedules is not None:
-            plain.register_step_post_hook(self._after)
+        for each in inner_optimizers(optimizer).values() or [plain_optimizer(optimizer)]:
+            if hasattr(each, "register_step_pre_hook"):
+                each.register_step_pre_hook(self._before)
+            if schedules is not None:
+                each.register_step_post_hook(self._after)
 
     def _before(self, optimizer: Any, *_: Any) -> None:
         r8, stepper = self._run(), self._stepper

@@ -12,7 +12,6 @@ from learnit_r8 import R8Scheduler, events
 from learnit_r8.guard import FiniteGuard, Verdict
 from tests.common import HardHalf
 from tests.drive import (
-    INF,
     NAN,
     FakeClock,
     Weighing,
@@ -44,14 +43,6 @@ WRONG_LOSSES = [
 ]
 
 
-def test_the_engine_is_quick_to_read():
-    """Python keeps at most 30 attributes of an object where it finds them quickly, and a step reads dozens."""
-    r8 = make()
-    train(r8)
-
-    assert max(len(vars(r8.host)), len(vars(r8.host.controller))) <= 30
-
-
 @pytest.mark.parametrize(("loss", "kind", "text"), WRONG_LOSSES, ids=lambda value: str(value)[:12])
 def test_wrong_loss_changes_nothing(loss, kind, text):
     """A loss of a wrong kind or length is refused, the batch stays open, and nothing else changes."""
@@ -66,15 +57,6 @@ def test_wrong_loss_changes_nothing(loss, kind, text):
     assert r8.update_with_loss(1.0)
 
 
-@pytest.mark.parametrize("part_size", [0, -1, 1.5, "2"])
-def test_part_size_is_a_count(part_size):
-    """A part_size below 1, or not whole, is refused by name and value."""
-    r8 = make()
-    next(r8.batch_iterator())
-    with pytest.raises(ValueError, match=f"part_size must be a whole number >= 1, got {part_size!r}"):
-        r8.update_with_loss([1.0, 2.0], part_size=part_size)
-
-
 def test_kind_of_report_is_fixed_by_the_first():
     """A vector after a batch mean is a ValueError that says what was reported first."""
     r8 = make()
@@ -85,30 +67,6 @@ def test_kind_of_report_is_fixed_by_the_first():
         ValueError, match=r"loss must be of the kind reported first \(one mean per batch\), got one loss per sample"
     ):
         r8.report(r8.draw(), [1.0, 2.0, 3.0, 4.0])
-
-
-@pytest.mark.parametrize(
-    "make_loss",
-    [
-        float,
-        np.float64,
-        np.float32,
-        np.float16,
-        np.array,
-        lambda x: torch.tensor(x, requires_grad=True),
-        lambda x: torch.tensor(x, dtype=torch.float16),
-        lambda x: torch.tensor(x, dtype=torch.bfloat16),
-        lambda x: torch.tensor(x, requires_grad=True) * 1.0,
-        lambda x: 2 if x == 2.0 else x,
-    ],
-)
-def test_every_framework_s_number_is_a_loss(make_loss):
-    """Floats, ints, and 0-dim arrays and tensors of every float type are read alike."""
-    r8, plain = make(), make()
-    for run, loss in ((r8, make_loss(2.0)), (plain, 2.0)):
-        run.report(run.draw(), loss)
-
-    np.testing.assert_equal(known(r8), known(plain))
 
 
 def test_no_graph_is_kept_alive():
@@ -250,21 +208,6 @@ def test_overwritten_batch_is_learned_as_drawn():
     np.testing.assert_equal(known(r8), known(plain))
 
 
-@pytest.mark.parametrize("kind", ["mean", "vector", "parts"])
-def test_source_names_the_kind_of_report(kind):
-    """The table's source names the kind of its reports."""
-    r8 = make()
-    losses = sample_losses(r8.draw().indices)
-    ticket = r8.draw()
-    assert r8.table.source == "nothing yet"
-    if kind == "parts":
-        r8.report(ticket, losses[::2], part_size=2)
-    else:
-        r8.report(ticket, losses if kind == "vector" else 1.0)
-
-    assert r8.table.source == {"mean": "batch means of 4", "vector": "exact", "parts": "parts of 2"}[kind]
-
-
 def test_expected_loss_is_what_the_table_knew():
     """With the additive rule, the expected loss of a batch is the mean of its samples' averages before it was drawn."""
     heard = []
@@ -276,17 +219,6 @@ def test_expected_loss_is_what_the_table_knew():
     told = [event.expected_loss for event in heard if isinstance(event, events.StepDone)]
 
     np.testing.assert_allclose(told, expected, rtol=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_losses_not_finite_in_a_row_move_no_average(value):
-    """Refused losses leave every average finite."""
-    r8 = make(64, num_epochs=2, load_callback=lambda state: None)
-    r8.update_cpu_backup(0)
-    train(r8, bad={17, 18, 25}, value=value)
-
-    assert np.isfinite(r8.table.loss).all()
 
 
 def test_handed_back_batch_is_drawn_next():

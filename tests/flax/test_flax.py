@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, load_weights
 from learnit_r8.loops import early_stopping, load_state, save_state
 
 jax = pytest.importorskip("jax")
@@ -536,3 +536,12 @@ def test_a_stop_ends_train_loop():
     final, _ = train(step=step, data=lambda i: {"x": X[i], "y": Y[i]}, epochs=None, num_batches=None, scheduler=r8)
 
     assert (int(final.step), r8.global_step) == (4, 4)
+
+
+def test_weights_of_a_checkpoint_are_loaded_in_their_own_nest(tmp_path):
+    with R8Scheduler(40, batch_size=20, num_epochs=1, checkpoint_dir=tmp_path) as r8:
+        r8flax.ManagedState(r8, {"w": jnp.arange(3.0)})
+        for _ in r8.batch_iterator():
+            r8.update_with_loss(1.0)
+
+    assert load_weights(tmp_path)["w"].tolist() == [0.0, 1.0, 2.0]

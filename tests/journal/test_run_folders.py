@@ -15,7 +15,7 @@ import pytest
 import learnit_r8
 from learnit_r8 import events
 from learnit_r8.journal.run import Run
-from tests.drive import advance_to, make, sample_losses, steps, train
+from tests.drive import advance_to, make, steps, train
 from tests.journal.run_folders import kinds_of, lines_of, state_at
 
 ROOT = Path(__file__).parents[2]
@@ -193,24 +193,6 @@ def test_what_comes_after_the_end_is_written(tmp_path):
     r8.log(test_accuracy=0.5)
 
     assert kinds_of(tmp_path)[-2:] == ["RunEnded", "MetricsLogged"]
-
-
-def test_same_batches_with_and_without(tmp_path):
-    """The same seed gives the same batches and rates with a run folder and without, bit for bit."""
-
-    def run(**more):
-        r8 = make(50, batch_size=4, num_epochs=4, seed=3, **more)
-        seen = []
-        for _ in r8.epoch_iterator():
-            for indices, lr in r8.batch_iterator():
-                seen.append((indices.tolist(), lr))
-                r8.update_with_loss(
-                    sample_losses(indices) / r8.global_step if r8.global_step else sample_losses(indices)
-                )
-        r8.close()
-        return seen, r8.table.loss.tobytes()
-
-    assert run(run_dir=tmp_path) == run()
 
 
 def test_run_folder_of_a_run(tmp_path):

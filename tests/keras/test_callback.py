@@ -11,7 +11,7 @@ tf = pytest.importorskip("tensorflow")
 
 import keras
 
-from learnit_r8 import Recovery, TrainingDiverged, events
+from learnit_r8 import Recovery, TrainingDiverged, events, load_weights
 from learnit_r8.keras import R8Callback, R8Dataset
 from learnit_r8.keras.state import as_numpy
 from tests.keras_common import CROSS_ENTROPY, At, Watch, X, Y, classifier, fit, poison, scheduler
@@ -289,7 +289,10 @@ def test_loader_left_behind_draws_nothing():
 
 
 def test_stop_ends_fit_after_the_step(tmp_path):
-    """A run that is asked to stop is saved with the model of after the step in hand, and fit ends there."""
+    """A run that is asked to stop is saved with the model of after the step in hand, and fit ends there.
+
+    `load_weights` gives the variables as arrays, in the order of the model.
+    """
     r8 = scheduler(checkpoint_dir=tmp_path, checkpoint_every=99)
     dataset = R8Dataset(X, Y, r8)
     model, watch = classifier(), Watch(dataset)
@@ -300,4 +303,5 @@ def test_stop_ends_fit_after_the_step(tmp_path):
     r8.load_checkpoint()
 
     assert (len(watch.batches), r8.global_step) == (21, 21)
+    assert all(map(np.array_equal, load_weights(tmp_path), ended))
     assert all(np.array_equal(one, other) for one, other in zip(model.get_weights(), ended, strict=True))

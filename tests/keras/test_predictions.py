@@ -74,11 +74,14 @@ def test_loop_under_tf_function_keeps_the_evidence():
 
 
 def test_targets_that_are_no_classes_are_refused():
-    """One-hot targets look like several labels; real numbers are none."""
-    with pytest.raises(ValueError, match="several labels a sample"):
-        predictions_of(np.eye(5)[LABELS], LOGITS)
-    with pytest.raises(ValueError, match="targets must be whole numbers"):
-        predictions_of(LABELS.astype("f4"), LOGITS)
+    """One-hot targets look like several labels; real numbers are none, and more than 65,535 do not fit the table."""
+    for targets, logits, text in (
+        (np.eye(5)[LABELS], LOGITS, "several labels a sample"),
+        (LABELS.astype("f4"), LOGITS, "targets must be whole numbers"),
+        (np.array([0, 1]), np.zeros((2, 70_000), "f4"), "at most 65535 classes"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            predictions_of(targets, logits)
 
 
 def dense(units, activation=None):

@@ -4,7 +4,6 @@ import threading
 import time
 import warnings
 
-import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, events
@@ -126,23 +125,6 @@ def test_only_the_first_rank_logs(monkeypatch):
 
     assert silent.written == []
     assert loud.written
-
-
-def test_batches_are_the_same_with_a_logger():
-    """A logger changes no batch."""
-    drawn = []
-    for listeners in ([], [Notebook()]):
-        with R8Scheduler(100, batch_size=10, num_epochs=3, listeners=listeners) as r8:
-            drawn.append([batch.tolist() for batch, _ in _reported(r8)])
-
-    assert drawn[0] == drawn[1]
-
-
-def _reported(r8):
-    for _ in r8.epoch_iterator():
-        for batch, lr in r8.batch_iterator():
-            yield batch, lr
-            r8.update_with_loss(np.ones(len(batch)))
 
 
 def test_closing_twice_and_before_a_run():

@@ -6,7 +6,7 @@ import pytest
 from learnit_r8 import RamBackup, events
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.agreement import Agreement
-from learnit_r8.recovery.persistence import MOST_LASTING, NO_MEMORY, BackupTimer
+from learnit_r8.recovery.persistence import NO_MEMORY, BackupTimer
 from learnit_r8.testing import record_events
 from learnit_r8.triggers import Elapsed, as_trigger
 
@@ -155,32 +155,6 @@ def test_infinities_of_the_first_state_are_meant():
     assert [timer.take({"w": np.array([NAN])}, step, 0) for step in (0, 1)] == ["w", "w"]
 
 
-def test_array_that_is_damaged_again_and_again():
-    """An array that is NaN again whatever is done is not checked any more, after a warning that names it."""
-    timer, _ = of()
-    ask(timer, 0, {"w": np.ones(2)})
-    for _ in range(MOST_LASTING - 1):
-        timer.note_lasting("w")
-    assert timer.damage_in({"w": np.array([NAN])}) == "w"
-    with pytest.warns(RuntimeWarning, match="'w' in the model's state is not finite again and again"):
-        timer.note_lasting("w")
-
-    assert timer.damage_in({"w": np.array([NAN])}) == ""
-
-
-def test_no_memory_keeps_the_previous_backup():
-    """Without memory for a copy the previous backup is kept, and one warning says so."""
-
-    def no_memory(state):
-        raise MemoryError
-
-    timer, _ = of(backup=RamBackup(no_memory))
-    with pytest.warns(RuntimeWarning, match="no memory for the backup at step 0; the previous one is kept"):
-        timer.take({"w": np.ones(2)}, 0, 0)
-
-    assert timer.backup.is_empty
-
-
 def test_shortage_of_another_rank():
     """A backup for which another rank has no memory is missing on all, which must go back to the same step."""
     timer, _ = of(agreement=Other(NO_MEMORY))
@@ -188,13 +162,6 @@ def test_shortage_of_another_rank():
         timer.take({"w": np.ones(2)}, 0, 0)
 
     assert timer.backup.is_empty
-
-
-def test_state_callback_that_returns_none():
-    """A state callback that returns nothing is an error that says so."""
-    timer, _ = of()
-    with pytest.raises(TypeError, match="state_callback must return the state of the model, got None"):
-        ask(timer, 0, None)
 
 
 def test_state_that_cannot_be_read_is_of_unknown_health():

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from learnit_r8 import events
 from learnit_r8.recovery.agreement import Agreement
 from learnit_r8.recovery.backups import Backup
 from learnit_r8.testing import record_events
-from tests.drive import NAN, Weights, advance_to, make
+from tests.drive import Weights, advance_to, make
 
 
 class Others(Agreement):
@@ -35,30 +34,6 @@ def test_puts_a_fresh_copy():
     assert persistence.put(kept)
 
     assert got[1]["w"].tolist() == [1, 1]
-
-
-def test_callback_that_raises():
-    """A load callback that raises is a failure that is told and remembered, and no end of the run."""
-
-    def load(state):
-        raise RuntimeError("no layer4")
-
-    persistence, heard = of(load)
-
-    assert not persistence.put(persistence.backup.offer(1, step=3))
-    assert persistence.failures[0].startswith("backup of step 3: load_callback must restore the model from the RAM")
-    assert "no layer4" in heard.of(events.RestoreFailed)[0].reason
-    assert not persistence.is_restoring
-    persistence.begin_restores()
-    assert persistence.failures == []
-
-
-def test_state_must_arrive():
-    """A model that is not finite after a restore was not restored."""
-    persistence, _ = of(lambda state: None, state=lambda: {"w": np.full(2, NAN)})
-
-    assert not persistence.put(persistence.backup.offer(1, step=3))
-    assert "'w' was not finite afterwards: does load_callback restore it?" in persistence.failures[0]
 
 
 def test_failure_of_another_rank():

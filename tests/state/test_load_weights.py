@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from learnit_r8 import NoValidCheckpoint, R8Scheduler, load_weights
@@ -67,29 +66,6 @@ def test_a_monitor_without_a_best_is_said(tmp_path):
         weights = load_weights(tmp_path)
 
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
-
-
-def test_keras_and_jax(tmp_path):
-    """Keras' variables come as arrays, in the order of the model; a state of JAX in its own nest."""
-    keras = pytest.importorskip("keras")
-    jnp = pytest.importorskip("jax.numpy")
-    from learnit_r8.flax import ManagedState
-    from learnit_r8.keras import R8Callback, R8Dataset
-
-    x = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    with R8Scheduler(40, batch_size=20, num_epochs=1, checkpoint_dir=tmp_path / "keras") as r8:
-        dataset = R8Dataset(x, x.sum(1), r8)
-        model.fit(dataset, epochs=1, shuffle=False, verbose=0, callbacks=[R8Callback(dataset, model)])
-    for found, own in zip(load_weights(tmp_path / "keras"), model.get_weights(), strict=True):
-        np.testing.assert_array_equal(found, own)
-
-    with R8Scheduler(40, batch_size=20, num_epochs=1, checkpoint_dir=tmp_path / "jax") as r8:
-        ManagedState(r8, {"w": jnp.arange(3.0)})
-        for _ in r8.batch_iterator():
-            r8.update_with_loss(1.0)
-    assert load_weights(tmp_path / "jax")["w"].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path):

@@ -342,48 +342,6 @@ def test_folder_that_cannot_be_made_is_an_os_error(tmp_path):
         store_in(tmp_path / "file" / "checkpoints").save({})
 
 
-FULL_DISK = """
-import resource, signal, sys, os, warnings
-import numpy as np
-from learnit_r8 import R8Scheduler
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-def save(state, path):
-    with open(path, "wb") as file:
-        file.write(b"weights")
-
-def run(r8, epochs):
-    for epoch in r8.epoch_iterator():
-        for indices, lr in r8.batch_iterator():
-            r8.update_with_loss(1.0)
-        if epoch == 0 and os.listdir("saved"):
-            print(sorted(name for name in os.listdir("saved") if not name.endswith(".lock")))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
-
-warnings.simplefilter("always")
-with warnings.catch_warnings(record=True) as caught:
-    r8 = R8Scheduler(2000, batch_size=500, num_epochs=4, save_callback=save, checkpoint_dir="saved", checkpoint_every=1)
-    run(r8, 4)
-    r8.close()
-print([str(warning.message).split(":")[0] for warning in caught])
-print(sorted(os.listdir("saved")))
-print(r8.global_step, r8.host.persistence.saver.num_failed)
-"""
-
-
-def test_full_disk_does_not_end_the_run(tmp_path):
-    """On a full disk the run tries less and less often, keeps the old checkpoints and leaves no other files."""
-    done = subprocess.run([sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    before, warned, after, counts = done.stdout.splitlines()
-    num_steps, num_failed = map(int, counts.split())
-
-    # After steps 5, 6, 8 and 12, and at the end.
-    assert (num_steps, num_failed) == (16, 5)
-    assert warned.count("the checkpoint at step") == num_failed
-    assert after == before
-
-
 def test_checkpoint_restores_run_and_model(tmp_path):
     """A fresh process that loads the newest checkpoint has the state and the model of that step."""
     model = Weights()
@@ -540,19 +498,6 @@ def test_checkpoint_without_a_model_causes_a_warning(tmp_path):
     with pytest.warns(RuntimeWarning, match="holds no model, so load_callback was not called"):
         make(**more).load_checkpoint()
     assert model.loaded == []
-
-
-def test_failing_load_callback_leaves_the_scheduler_as_it_was(tmp_path):
-    """If a checkpoint's model cannot be restored, the scheduler's state is not loaded either."""
-    model = Weights()
-    first = make(checkpoint_dir=tmp_path, save_callback=model.save, state_callback=model.get)
-    first.report(first.draw(), 1.0)
-    first.save_checkpoint()
-    second = make(checkpoint_dir=tmp_path, load_callback=lambda source: 1 / 0)
-
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        second.load_checkpoint()
-    assert second.global_step == 0
 
 
 def test_clean_close_saves_what_was_done(tmp_path):

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from learnit_r8.torch import attach
 from tests.programs import ROOT, printed_by
 from tests.rank_common import run_on_two_ranks
-from tests.torch.accelerate_common import DATA, STEPS, Training
+from tests.torch.accelerate_common import DATA, Training
 
 
 @pytest.fixture(autouse=True)
@@ -78,17 +78,6 @@ def test_old_release(monkeypatch):
         Training()
 
 
-@pytest.mark.program
-@pytest.mark.parametrize(("accumulate", "workers"), [(1, 2), (3, 0)])
-def test_resumes_where_gradients_add_up(tmp_path, accumulate, workers):
-    """Saved after any step of the optimizer, with accumulated gradients and workers too, the run goes on the same."""
-    at = (accumulate, 2 * accumulate, STEPS, STEPS + accumulate, 2 * STEPS)
-    whole = Training(accumulate=accumulate, workers=workers).run(tmp_path, at).digest()
-    found = {k: Training(accumulate=accumulate, workers=workers).resume(f"{tmp_path}/{k}").run().digest() for k in at}
-
-    assert found == dict.fromkeys(at, whole)
-
-
 def test_resumes_twice_with_incidents_before_and_after(tmp_path):
     """Twice in mid-epoch, within accumulated gradients: a NaN before the first resume, between both and after."""
 
@@ -113,17 +102,6 @@ def test_step_at_the_end_of_an_epoch():
     training = Training(accumulate=3, num_epochs=2).run()
 
     assert training.steps == [False, False, True] * 4 + [True] + [False, False, True] * 4 + [True]
-
-
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("bad", [4, 5, 6, STEPS - 1])
-def test_heals(accumulate, bad):
-    """A NaN in any place is refused, within an accumulated gradient too, and the training has as many steps."""
-    training = Training(accumulate=accumulate, bad=[bad]).run()
-    r8 = training.adapter.scheduler
-
-    assert (r8.sentry.num_refused, r8.global_step) == (1, 3 * STEPS)
-    assert all(each.isfinite().all() for each in training.net.parameters())
 
 
 def test_prepared_after_attach():

@@ -6,12 +6,12 @@ import pytest
 
 from learnit_r8 import OwnBatches, R8Scheduler, RateShape
 from learnit_r8.engine.settings import grouped
-from learnit_r8.events import BatchRefused, EpochDone, Notice, RolledBack, RunStarted, SamplesSurveyed, StepDone
+from learnit_r8.events import BatchRefused, EpochDone, Notice, RunStarted, SamplesSurveyed, StepDone
 from learnit_r8.testing import FakeClock, record_events
 from learnit_r8.triggers import Elapsed
 from tests.drive import Weights
 
-from .drive import Line, Loader, generators, seed_all, train
+from .drive import Line, Loader, seed_all, train
 
 QUIET = {"handle_signals": False, "scheduler_mode": "keep"}
 
@@ -37,28 +37,6 @@ def test_backups_without_epochs_fit_a_short_run(budget, gap):
     when = r8.host.persistence.backup_timer.when
 
     assert [step for step in range(1, 221) if when(Elapsed(step, last_steps=step - 1))] == list(range(gap, 221, gap))
-
-
-# Do no harm.
-
-
-@pytest.mark.parametrize("settings", [{}, {"is_blind": True}, {"keep_witness": False}, {"listeners": [lambda _: None]}])
-def test_a_run_without_an_incident_is_that_of_the_script_to_the_bit(settings, recwarn):
-    """Weights, momentum, random generators and the order of the data are those of the same script without R8."""
-    seed_all()
-    plain, order, _ = train(with_r8=False)
-    after = generators()
-    seed_all()
-    line, loader, r8 = train(**settings)
-
-    assert np.array_equal(line.weights, plain.weights)
-    assert np.array_equal(line.speed, plain.speed)
-    assert loader.given == order.given
-    assert loader.begun == 4
-    assert generators() == after
-    assert r8.global_step == 120
-    assert r8.sentry.num_refused == 0
-    assert not [each for each in recwarn if "refused" in str(each.message)]
 
 
 def test_batches_are_handed_on_as_they_are():
@@ -266,61 +244,7 @@ def test_the_rate_is_what_was_told():
     assert r8.lr_factor == 1.0
 
 
-@pytest.mark.parametrize(
-    "setting", [{"initial_lr": 0.1}, {"min_lr": 0.001}, {"warmup_proportion": 0.1}, {"warmup_steps": 5}]
-)
-def test_settings_of_rates_are_refused_with_rates_of_ones_own(setting):
-    """They would do nothing."""
-    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be left out with scheduler_mode='keep'"):
-        R8Scheduler(num_steps=3, **grouped(dict(**QUIET, **setting)))
-
-
-def test_a_rate_is_told_only_where_it_is_the_users():
-    """Where the scheduler sets it, telling one is an error."""
-    r8 = R8Scheduler(num_steps=3, handle_signals=False)
-    with pytest.raises(ValueError, match=r"lr is the scheduler's own unless scheduler_mode='keep', got lr=0\.1"):
-        r8.update_with_loss(1.0, lr=0.1)
-
-
 # Incidents.
-
-
-@pytest.mark.parametrize("step", [15, 60, 100])
-@pytest.mark.parametrize("settings", [{}, {"keep_witness": False}])
-def test_weights_that_become_nan_are_put_back(step, settings):
-    """One NaN written into the weights costs some batches; the loader goes on, and the end is as good."""
-    heard, broken = [], []
-
-    def spoil(r8, line):
-        if r8.global_step == step and not broken:
-            broken.append(True)
-            line.spoil()
-
-    seed_all()
-    plain, _, _ = train(with_r8=False)
-    seed_all()
-    with pytest.warns(RuntimeWarning, match="restored"):
-        line, loader, _ = train(on_batch=spoil, listeners=[heard.append], **settings)
-
-    assert broken
-    assert np.abs(line.weights - line.target).max() < np.abs(plain.weights - line.target).max() + 0.05
-    assert [event for event in heard if isinstance(event, RolledBack)]
-    # Every batch of the loader came once.
-    assert len(loader.given) == 120
-    said = [event.text for event in heard if isinstance(event, Notice)]
-    assert any("goes on with its next batch" in text for text in said)
-
-
-def test_a_loss_that_is_not_finite_costs_one_batch():
-    """The batch is refused, nothing is put back, and the next ones are trained on."""
-    r8 = R8Scheduler(num_epochs=1, **grouped(QUIET))
-    outcomes = []
-    for batch in r8.batches([1.0] * 20 + [float("inf")] + [1.0] * 20):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            outcomes.append(bool(r8.update_with_loss(batch)))
-
-    assert outcomes == [True] * 20 + [False] + [True] * 20
 
 
 def test_the_batch_after_a_backup_is_handed_out_again_where_weights_are_tested():
@@ -443,55 +367,6 @@ def test_losses_of_any_shape_are_reported_by_their_mean():
 
 
 # Bad input.
-
-
-def test_what_belongs_to_the_table_is_refused():
-    """Settings of batches that the scheduler draws need num_samples."""
-    for name, value in {"batch_size": 4, "policy": "focus", "groups": [0, 1], "last_batch": "drop", "alpha": 0.5,
-                        "sample_ids": ["a"], "estimator": "additive", "auto_find_lr": True}.items():  # fmt: skip
-        with pytest.raises(ValueError, match=f"{name} needs num_samples"):
-            R8Scheduler(num_steps=3, handle_signals=False, **grouped({name: value}))
-
-
-def test_what_belongs_to_a_loader_is_refused_with_num_samples():
-    """Settings of batches of one's own are of no use where the scheduler draws them."""
-    with pytest.raises(ValueError, match=r"batch_size must be a number or TokenBatches\(...\) with num_samples"):
-        R8Scheduler(10, num_epochs=1, batch_size=OwnBatches(keep_witness=False))
-
-
-@pytest.mark.parametrize("mode", ["cosine", "linear", "one_cycle", "wsd"])
-def test_rates_that_need_an_end_ask_for_one(mode):
-    """Epochs of unknown length do not say when the end is, unless the rate need not know."""
-    if mode == "wsd":
-        assert R8Scheduler(num_epochs=2, scheduler_mode=mode).lr > 0
-        return
-    with pytest.raises(ValueError, match=r"needs steps_per_epoch .* num_steps, num_tokens or train_duration_seconds"):
-        R8Scheduler(num_epochs=2, scheduler_mode=mode)
-
-
-@pytest.mark.parametrize(("name", "value"), [("after_restore", "later"), ("resume_data", "fast")])
-def test_choices_are_named(name, value):
-    """A wrong choice names the right ones."""
-    with pytest.raises(ValueError, match=f"{name} must be"):
-        R8Scheduler(num_steps=2, **grouped({name: value}))
-
-
-def test_calls_of_the_other_kind_are_refused():
-    """Neither kind of run takes the calls of the other."""
-    drawing, taking = R8Scheduler(10, batch_size=2, num_epochs=1), R8Scheduler(num_steps=3)
-    with pytest.raises(RuntimeError, match=r"batches\(\) is for batches of your own"):
-        drawing.batches([1])
-    with pytest.raises(RuntimeError, match=r"steps\(\) is for batches of your own"):
-        drawing.steps()
-    for call in (taking.draw, taking.draw_if_any, lambda: next(taking.batch_iterator())):
-        with pytest.raises(RuntimeError, match=r"was built without num_samples; iterate over batches\(loader\)"):
-            call()
-
-
-def test_a_loader_must_be_iterable():
-    """A data set without an iterator is named."""
-    with pytest.raises(TypeError, match="loader must be an iterable of batches, got 5"):
-        R8Scheduler(num_steps=3).batches(5)
 
 
 def test_a_loader_that_yields_nothing_is_said():
@@ -705,3 +580,50 @@ def test_a_resumed_loop_without_a_loader_hears_that_its_first_batch_came_too_ear
 
     said = any("does not iterate over steps()" in str(each.message) for each in recwarn)
     assert (first + rest == whole, said) == (iterates, not iterates)
+
+
+def built(*samples, **settings):
+    return R8Scheduler(*samples, **grouped({"handle_signals": False, **settings}))
+
+
+def drawing():
+    return built(10, batch_size=2, num_epochs=1)
+
+
+NEEDS_AN_END = r"needs steps_per_epoch .* num_steps, num_tokens or train_duration_seconds"
+# fmt: off
+MISTAKES = [
+    *[(lambda name=name, value=value: built(num_steps=3, scheduler_mode="keep", **{name: value}), ValueError,
+       f"{name} must be left out with scheduler_mode='keep'")
+      for name, value in (("initial_lr", 0.1), ("min_lr", 0.001), ("warmup_proportion", 0.1), ("warmup_steps", 5))],
+    (lambda: built(num_steps=3).update_with_loss(1.0, lr=0.1), ValueError,
+     r"lr is the scheduler's own unless scheduler_mode='keep', got lr=0\.1"),
+    *[(lambda name=name, value=value: built(num_steps=3, **{name: value}), ValueError, f"{name} needs num_samples")
+      for name, value in (
+          ("batch_size", 4), ("policy", "focus"), ("groups", [0, 1]), ("last_batch", "drop"), ("alpha", 0.5),
+          ("sample_ids", ["a"]), ("estimator", "additive"), ("auto_find_lr", True))],
+    (lambda: built(10, num_epochs=1, batch_size=OwnBatches(keep_witness=False)), ValueError,
+     r"batch_size must be a number or TokenBatches\(...\) with num_samples"),
+    *[(lambda mode=mode: built(num_epochs=2, scheduler_mode=mode), ValueError, NEEDS_AN_END)
+      for mode in ("cosine", "linear", "one_cycle")],
+    *[(lambda name=name, value=value: built(num_steps=2, **{name: value}), ValueError, f"{name} must be")
+      for name, value in (("after_restore", "later"), ("resume_data", "fast"))],
+    (lambda: drawing().batches([1]), RuntimeError, r"batches\(\) is for batches of your own"),
+    (lambda: drawing().steps(), RuntimeError, r"steps\(\) is for batches of your own"),
+    *[(lambda call=call: call(built(num_steps=3)), RuntimeError,
+       r"was built without num_samples; iterate over batches\(loader\)")
+      for call in (R8Scheduler.draw, R8Scheduler.draw_if_any, lambda r8: next(r8.batch_iterator()))],
+    (lambda: built(num_steps=3).batches(5), TypeError, "loader must be an iterable of batches, got 5"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("act", "error", "text"), MISTAKES, ids=[text[:45] for *_, text in MISTAKES])
+def test_a_mistake_is_named(act, error, text):
+    """Settings that would do nothing, and calls of the other kind of run."""
+    with pytest.raises(error, match=text):
+        act()
+
+
+def test_a_rate_that_need_not_know_the_end():
+    assert built(num_epochs=2, scheduler_mode="wsd").lr > 0

@@ -67,16 +67,16 @@ def equal(one, two):
     )
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_nothing_changes_without_an_incident_and_a_nan_is_healed(accumulate):
-    """Weights, optimizer, rate and generators are those of the script alone; one NaN in the weights goes back."""
-    plain = Training(accumulate=accumulate, with_r8=False).run()
-    watched = Training(accumulate=accumulate).run()
+def test_nothing_changes_without_an_incident_and_a_nan_is_healed():
+    """With accumulated gradients weights, optimizer, rate and generators are those of the script alone; one NaN in the
+    weights goes back."""
+    plain = Training(accumulate=3, with_r8=False).run()
+    watched = Training(accumulate=3).run()
 
     assert equal(plain.state(), watched.state())
     assert watched.adapter.scheduler.global_step == 3 * STEPS
 
-    hurt = Training(accumulate=accumulate, backup_every=6).run(nan_at=20)
+    hurt = Training(accumulate=3, backup_every=6).run(nan_at=20)
     assert hurt.adapter.scheduler.sentry.num_refused >= 1
     assert all(each.isfinite().all() for each in hurt.net.parameters())
 

@@ -305,43 +305,6 @@ def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, is_made,
     assert model.weight.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["state_callback", "load_callback"])
-def test_one_callback_without_the_other_is_named(name):
-    """It would read what nobody loads, or load what nobody reads."""
-    model = torch.nn.Linear(1, 1)
-    other = {"state_callback": "load_callback", "load_callback": "state_callback"}[name]
-    with pytest.raises(ValueError, match=f"{other} must be given together with {name}, got it left out"):
-        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), [1], **grouped({name: lambda *_: {}}))
-
-
-@pytest.mark.parametrize(
-    ("also", "error", "message"),
-    [
-        ([1], TypeError, r"also must be a dict of parts by their names, got \[1\]"),
-        ({"model": torch.nn.Linear(1, 1)}, ValueError, "also must have names other than"),
-        ({"x": 5}, TypeError, r"the part 'x' of also must have state_dict\(\) and load_state_dict\(\), or be a pair"),
-        ({"x": (torch.nn.Linear(1, 1), "later")}, ValueError, "'x' of also must be put back at 'heal' or 'resume'"),
-    ],
-)
-def test_parts_that_cannot_be_kept_are_named(also, error, message):
-    """The name of the part, and what it must be."""
-    model = torch.nn.Linear(1, 1)
-    with pytest.raises(error, match=message):
-        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), [1], also=also)
-
-
-def test_a_data_set_needs_a_batch_size():
-    """A data set without one may be a mistake, and its items are no batches."""
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="batch_size must be given with a data set"):
-        attach(model, optimizer, torch.utils.data.TensorDataset(torch.ones(3, 1)), num_epochs=1)
-    with pytest.raises(TypeError, match="the loader must be an iterable of batches, or None, got 5"):
-        attach(model, optimizer, 5, num_epochs=1)
-    with pytest.raises(ValueError, match=r"loader must be given to attach\(\) or here, got None"):
-        attach(model, optimizer, None).batches()
-
-
 def test_the_state_of_an_adapter_holds_what_ones_own_callbacks_keep():
     """Whoever saves `Adapter.state_dict` by other means goes on with it."""
 
@@ -390,3 +353,34 @@ def test_a_loop_that_asks_for_the_backup_draws_the_batches_again():
     assert torch.equal(plain, again)
     assert len(more) > len(drawn)
     assert set(more) == set(drawn)
+
+
+def attached(given=(1,), **settings):
+    model = torch.nn.Linear(1, 1)
+    return attach(model, torch.optim.SGD(model.parameters(), lr=0.1), given, **grouped(settings))
+
+
+# fmt: off
+MISTAKES = [
+    # One callback would read what nobody loads, or load what nobody reads.
+    *[(lambda name=name: attached(**{name: lambda *_: {}}), ValueError,
+       f"{other} must be given together with {name}, got it left out")
+      for name, other in (("state_callback", "load_callback"), ("load_callback", "state_callback"))],
+    *[(lambda also=also: attached(also=also), error, text) for also, error, text in (
+        ([1], TypeError, r"also must be a dict of parts by their names, got \[1\]"),
+        ({"model": torch.nn.Linear(1, 1)}, ValueError, "also must have names other than"),
+        ({"x": 5}, TypeError, r"the part 'x' of also must have state_dict\(\) and load_state_dict\(\), or be a pair"),
+        ({"x": (torch.nn.Linear(1, 1), "later")}, ValueError, "'x' of also must be put back at 'heal' or 'resume'"))],
+    # A data set without a size of batches may be a mistake, and its items are no batches.
+    (lambda: attached(TensorDataset(torch.ones(3, 1)), num_epochs=1), ValueError,
+     "batch_size must be given with a data set"),
+    (lambda: attached(5, num_epochs=1), TypeError, "the loader must be an iterable of batches, or None, got 5"),
+    (lambda: attached(None).batches(), ValueError, r"loader must be given to attach\(\) or here, got None"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("act", "error", "text"), MISTAKES, ids=[text[:45] for *_, text in MISTAKES])
+def test_a_mistake_is_named(act, error, text):
+    with pytest.raises(error, match=text):
+        act()

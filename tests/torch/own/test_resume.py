@@ -1,4 +1,6 @@
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 from wild_scripts import (
     Accumulated,
     Averaged,
@@ -17,6 +19,8 @@ from wild_scripts import (
     clouds,
     seed_all,
 )  # fmt: skip
+
+from learnit_r8.torch import attach
 
 from .test_no_harm import differences
 
@@ -145,3 +149,88 @@ def test_a_stream_of_hugging_face_begins_later_epochs_at_their_start(workers, tm
     assert resumed.begun == 12
     assert len(resumed.losses) == 4 * 8 - 12
     assert not differences(whole.state()["parts"], resumed.state()["parts"])
+
+
+class Climbing(torch.optim.Optimizer):
+    """Takes its steps by an optimizer that it holds, whose groups it shares and whose state its own lacks, as SAM."""
+
+    def __init__(self, parameters, **settings):
+        super().__init__(parameters, settings)
+        self.base = torch.optim.SGD(self.param_groups, **settings)
+        self.param_groups = self.base.param_groups
+
+    def step(self):
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step_at_the_top(self, closure):
+        """Step with the gradient at the highest point nearby."""
+        for group in self.param_groups:
+            for each in group["params"]:
+                self.state[each]["climbed"] = 0.05 * each.grad.sign()
+                each.add_(self.state[each]["climbed"])
+        with torch.enable_grad():
+            closure()
+        for group in self.param_groups:
+            for each in group["params"]:
+                each.sub_(self.state[each]["climbed"])
+        self.base.step()
+
+
+def climb(folder, *, kill_at=None, damage_at=None):
+    """Train with momentum and a rate that falls at each step; ``kill_at`` ends the process in that step."""
+    torch.manual_seed(0)
+    x = torch.randn(80, 4)
+    loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8, shuffle=True)
+    model = torch.nn.Linear(4, 1)
+    optimizer = Climbing(model.parameters(), lr=0.05, momentum=0.9)
+    adapter = attach(
+        model, optimizer, loader, num_epochs=3, handle_signals=False, checkpoint_dir=folder, resume="auto",
+        checkpoint_every=4, backup_every=2,
+    )  # fmt: skip
+    r8, rates = adapter.scheduler, []
+    optimizer.base.register_step_pre_hook(lambda held, *_: rates.append(held.param_groups[0]["lr"]))
+
+    def loss_of(inputs, targets):
+        optimizer.zero_grad()
+        loss = (model(inputs) - targets).square().mean()
+        loss.backward()
+        return loss
+
+    try:
+        for _ in adapter.epochs():
+            for batch in adapter.batches():
+                if r8.global_step == kill_at:
+                    raise Killed
+                if r8.global_step == damage_at:
+                    damage_at = None
+                    model.weight.data.fill_(float("nan"))
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.05 * 0.9**r8.global_step
+                if adapter.report(loss_of(*batch)):
+                    optimizer.step_at_the_top(lambda batch=batch: loss_of(*batch))
+    except Killed:
+        return None
+    r8.close()
+    return model.weight.detach().clone(), optimizer, rates
+
+
+@pytest.mark.parametrize("at", [10, 17])
+def test_an_optimizer_within_another_is_resumed(at, tmp_path):
+    """Its momentum is in the checkpoints, and the parameter groups stay those that both share, with their rates."""
+    never, _, rates = climb(tmp_path / "never")
+    climb(tmp_path / "killed", kill_at=at)
+    again, optimizer, rest = climb(tmp_path / "killed")
+
+    assert optimizer.base.param_groups is optimizer.param_groups
+    assert rest == rates[-len(rest) :]
+    assert torch.equal(again, never)
+
+
+def test_an_optimizer_within_another_is_healed(tmp_path):
+    """It goes back with the weights: with the momentum of that time, and with the rates of now in both."""
+    _, optimizer, rates = climb(tmp_path, damage_at=15)
+
+    assert optimizer.base.param_groups is optimizer.param_groups
+    assert rates[-1] == 0.05 * 0.9 ** len(rates)
+    assert all(bool(each["momentum_buffer"].isfinite().all()) for each in optimizer.base.state.values())

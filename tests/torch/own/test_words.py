@@ -75,13 +75,6 @@ def test_healed_weights_are_said_once():
     assert all(each.isfinite().all() for each in model.parameters())
 
 
-def test_healthy_run_says_nothing():
-    said, summary, _ = said_of()
-
-    assert said == []
-    assert len(summary) == len([line for line in summary if line.startswith("  Q")]) + 3
-
-
 def test_plain_lines_and_warning_do_not_say_it_twice(capsys):
     """A listener that shows events on the terminal takes the place of the warning."""
     said, summary, _ = said_of(bad_input=(70,), bad_weights=(120,), backup_every=1, listeners=[PlainLog()])
