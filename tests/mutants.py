@@ -109,7 +109,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_restore.py", "ranks go on with different weights where one could not be restored"),
     ("recovery/persistence.py",
      'damaged = "" if trouble else self.backup_timer.damage_of(self.callbacks.state)', 'damaged = ""',
-     "recovery/test_restore.py", "a load_callback that does nothing counts as a restore"),
+     "runs/test_faults.py -k does_nothing", "a load_callback that does nothing counts as a restore"),
     ("recovery/progress.py", "del self.first[updates // NOTED_EVERY :]", "pass",
      "recovery/test_progress.py", "losses of weights that were given up count as those of the start"),
     ("recovery/progress.py", "self.gap *= 2", "pass",

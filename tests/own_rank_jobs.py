@@ -6,13 +6,14 @@ import os
 import warnings
 
 import torch
-from torch.nn.functional import mse_loss
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import Backups, OwnBatches, events
 from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
+from tests.torch_common import Attention, X, Y
 
 
 class Stream:
@@ -285,3 +286,29 @@ def flipped_run(rank, flip, again, buggy=()):
                 break
     found, r8 = adapter.scheduler.controller.state_dict()["incidents"], adapter.scheduler
     return digest(model), found["num_transient"], r8.sentry.num_refused, found["num_restored"], said
+
+
+def exploding_run(rank, kind):
+    """Train at a rate at which losses explode at once ("diverges"), or again and again ("returns"); what was done.
+
+    Args:
+        rank: This process.
+        kind: As above.
+    """
+    warnings.simplefilter("ignore")
+    dice, heard = torch.Generator().manual_seed(10 + rank), record_events()
+    if kind == "diverges":
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
+    else:
+        model = Attention()
+    model = DistributedDataParallel(model)
+    make, lr = (torch.optim.SGD, 30.0) if kind == "diverges" else (torch.optim.Adam, 0.035)
+    optimizer, rows = make(model.parameters(), lr), torch.randint(len(X), (320, 4), generator=dice)
+    stream = [(X[each], Y[each]) for each in rows]
+    with attach(model, optimizer, stream, num_steps=320, listeners=[heard], backup_every=20) as adapter:
+        for x, y in adapter.batches():
+            adapter.step(cross_entropy(model(x), y))
+    controller = adapter.scheduler.controller
+    reasons = [(event.step, event.reason) for event in heard.of(events.LrCapped)]
+    return digest(model), reasons, controller.norms.state_dict(), controller.limit.state_dict()

@@ -179,7 +179,12 @@ def take_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:
         return value.state_dict(), lambda saved: _loaded(value, saved)
     if (nnx := nnx_of(value)) is not None:
         leaves, make = take_apart(nnx.state(value))
-        return leaves, lambda saved: _updated(value, nnx, make(saved))
+
+        def update(saved: Any) -> Any:
+            nnx.update(value, make(saved))
+            return value
+
+        return leaves, update
     node = open_node(value)
     if node is None:
         return _leaf(value)
@@ -196,11 +201,6 @@ def _loaded(holder: Any, saved: Any) -> Any:
     if hasattr(holder, "zero_grad"):
         # The gradients belong to the weights that were replaced.
         holder.zero_grad()
-    return holder
-
-
-def _updated(holder: Any, nnx: Any, state: Any) -> Any:
-    nnx.update(holder, state)
     return holder
 
 

@@ -55,8 +55,7 @@ class GroupRates:
         now = rates_of(optimizer)
         own = own_rate_of(optimizer) if own is None else own
         # As torch's own schedulers do, so that a second one measures the same ratios.
-        initial = [group.setdefault("initial_lr", _plain(group["lr"])) for group in optimizer.param_groups]
-        initial = [_plain(rate) for rate in initial]
+        initial = [float(group.setdefault("initial_lr", float(group["lr"]))) for group in optimizer.param_groups]
         self.highest = max(initial, default=0.0)
         self._shares = [rate / self.highest if self.highest > 0 else 1.0 for rate in initial]
         self._last = _LAST[optimizer] = _Last(own, now)
@@ -79,7 +78,11 @@ class GroupRates:
         # A group that was added later has no share yet: it gets the highest rate.
         if len(groups) > len(shares):
             shares += [1.0] * (len(groups) - len(shares))
-        foreign = self._set is not None and not is_untouched and self._is_changed(held, self._set)
+        foreign = not is_untouched and any(
+            # A tensor on a device is not read, as that would wait for the device.
+            now != then if type(now) is float else getattr(now, "is_cpu", False) and not is_close(float(now), then)
+            for now, then in zip(held, self._set or (), strict=False)
+        )
         rates: list[float] = []
         self._set, self._last.rates, self._lr = rates, rates, lr
         for group, share in zip(groups, shares, strict=True):
@@ -88,14 +91,6 @@ class GroupRates:
             if put_rate(group, rate):
                 self._lr = math.nan
         return foreign
-
-    @staticmethod
-    def _is_changed(held: list[Any], last: list[float]) -> bool:
-        return any(
-            # A tensor on a device is not read, as that would wait for the device.
-            now != then if type(now) is float else getattr(now, "is_cpu", False) and not is_close(_plain(now), then)
-            for now, then in zip(held, last, strict=False)
-        )
 
     def expect_any(self) -> None:
         """Expect no particular rates at the next `set`; the optimizer was put back."""
@@ -116,7 +111,7 @@ def own_rate_of(optimizer: Any) -> float:
 
 def rates_of(optimizer: Any) -> list[float]:
     """The rate of each parameter group."""
-    return [_plain(group["lr"]) for group in optimizer.param_groups]
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def put_rate(group: dict[str, Any], rate: Any) -> bool:
@@ -132,7 +127,3 @@ def put_rate(group: dict[str, Any], rate: Any) -> bool:
 def is_close(one: float, other: float) -> bool:
     """Whether two rates are the same but for rounding."""
     return math.isclose(one, other, rel_tol=1e-6)
-
-
-def _plain(rate: Any) -> float:
-    return float(rate)

@@ -171,7 +171,11 @@ class PlaceSearch:
                 found = found._replace(kind=INPUT, text=f"an input of {far.value}, far beyond others")
             if self._confirms(found.rows, weights):
                 return found._replace(is_certain=True, rest=rest)
-        rows = shown.rows or self._halve(weights)
+        rows = shown.rows
+        if not rows:
+            # The row that alone makes the batch bad; none if no row does.
+            rows, runs = halve(lambda part: self._is_bad(self._run(self._with_rows(part), weights)), self._size)
+            self._evidence.append(describe_halving(rows, runs))
         return place._replace(rows=rows, rest=rest, is_certain=bool(rows) and self._confirms(rows, weights))
 
     def _place_of(self, shown: Shown) -> Finding:
@@ -208,12 +212,6 @@ class PlaceSearch:
             return False
         what = f"the batch without the rows {list(rows)[:8]}"
         return not self._is_bad(self._run(self._with_rows(left), weights, what))
-
-    def _halve(self, weights: Any) -> tuple[int, ...]:
-        """The row that alone makes the batch bad, found by halving; none if no row does."""
-        found, runs = halve(lambda rows: self._is_bad(self._run(self._with_rows(rows), weights)), self._size)
-        self._evidence.append(describe_halving(found, runs))
-        return found
 
     # Weights.
 

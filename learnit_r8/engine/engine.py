@@ -838,7 +838,8 @@ class Engine:
             samples: int64[K], their positions.
         """
         self.hand_over()
-        table, parts = self.table, (self.pace, self.controller, self.sentry)
-        numbers = [*(part.state_dict() for part in parts), table.trend, self.rates.now]
+        # Batches of the user's own are other ones on each rank.
+        table, recovery = self.table, self.controller.state_dict(has_batches=self.source.names_samples)
+        numbers = [self.pace.state_dict(), recovery, self.sentry.state_dict(), table.trend, self.rates.now]
         evidence = table.storage.evidence.take(samples)
         return [numbers, table.storage.records.take(samples), *([] if evidence is None else [evidence])]

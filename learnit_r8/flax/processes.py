@@ -14,8 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
-from ..bridge.ranks.agreement import Channel, check_same, check_same_run, digest_of
-from ..bridge.ranks.shared_parts import PartsOfRanks
+from ..bridge.ranks import Channel, PartsOfRanks, check_same, check_same_run, digest_of
 from ..state.codec import decode, encode
 
 if TYPE_CHECKING:

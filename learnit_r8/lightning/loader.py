@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader
 
 from .._validation import whole_number
 from ..sources.random_generators import random_state, random_state_of, set_random_state
-from ..torch import Adapter, attach
+from ..torch.adapter import Adapter
+from ..torch.attachment import attach
 from ..torch.loader import check_dataset
+from ..torch.readback import num_processes
 from ..torch.state import as_arrays, as_tensors
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ class R8Loader:
     @property
     def global_batch_size(self) -> int:
         """Samples in a batch of all processes together: those of the checkpoint, if the training goes on from one."""
-        return self._saved_size or self.batch_size * _num_processes()
+        return self._saved_size or self.batch_size * num_processes()
 
     def keep_batch_size(self, state: Mapping[str, Any]) -> None:
         """Keep the batches of the training that `whole_state` is of, also where there are other processes now."""
@@ -113,7 +115,7 @@ class R8Loader:
             is_chained: Whether an iteration goes on in the next epoch: the Trainer's epochs are shorter.
             **settings: For `learnit_r8.torch.attach`.
         """
-        size, given = self.global_batch_size, self.batch_size * _num_processes()
+        size, given = self.global_batch_size, self.batch_size * num_processes()
         self.adapter = attach(module, optimizer, self.dataset, batch_size=size, **settings)
         if self.scheduler.policy.weighs:
             raise ValueError(WEIGHTED)
@@ -167,7 +169,7 @@ class R8Loader:
         # The losses on their way first: one of them may put the generators back.
         state = self.adapter.lr_scheduler.state_dict()
         random = as_tensors(random_state())
-        of_ranks: list[Any] = [random] * _num_processes()
+        of_ranks: list[Any] = [random] * num_processes()
         if len(of_ranks) > 1:
             torch.distributed.all_gather_object(of_ranks, random)
         return {"scheduler": state, "random": of_ranks}
@@ -183,8 +185,3 @@ class R8Loader:
         self.adapter.load_scheduler(as_arrays(state["scheduler"]))
         saved, rank = state["random"], self.adapter.state.rank
         self._random = saved[rank] if rank < len(saved) else random_state_of(saved[0], rank)
-
-
-def _num_processes() -> int:
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if there else 1

@@ -197,6 +197,11 @@ class FirstSteps:
             early.size, witness = len(ticket.indices), chunk.witness_of(ticket.indices)
             early.last = Backup(self._live.step, self._lineage.updates, witness=[witness], losses=[loss])
 
+    def find_lost(self) -> Backup | None:
+        """The backup whose progress was lost, if any; waits after a look that found healthy weights."""
+        lineage = self._lineage
+        return None if lineage.rises else lineage.progress.lost_progress(self._witnesses.restorable(), lineage.updates)
+
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.
 
@@ -204,8 +209,7 @@ class FirstSteps:
             level: The level of the last losses.
         """
         lineage = self._lineage
-        known = self._witnesses.restorable()
-        best = None if lineage.rises else lineage.progress.lost_progress(known, lineage.updates)
+        best = self.find_lost()
         is_due = lineage.updates >= self._early.measure_from and self._may_try_rates
         if best is None and is_due and lineage.progress.stands_still(is_known=self._limit.was_lowered):
             if self._limit.was_lowered:

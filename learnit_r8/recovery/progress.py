@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,6 +58,9 @@ NEAR = 0.7
 
 JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
+
+APART = 8
+"""Losses before an explosion, and after it, of which none is one: it has passed by itself."""
 
 CALM = 4
 """Updates without a high loss after which damage that is not finite does not come from the rate."""
@@ -253,6 +257,17 @@ class Progress(SavedFields):
         few = losses[-FIRST:]
         is_level = median_of(few) - spread_of(few) > FAR_ABOVE * self.untrained
         return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
+
+    @property
+    def explodes_again(self) -> bool:
+        """Whether two or more of the last losses were far above the others and above the untrained model's, each alone.
+
+        Where the data change, as with classes that come later, several are in a row.
+        """
+        least = max(self.untrained, FAR_ABOVE * median_of(self.recent))
+        high = [number for number, loss in enumerate(self.recent) if loss > least]
+        gaps = [later - earlier for earlier, later in pairwise([-math.inf, *high, math.inf])]
+        return sum(min(gap) > APART for gap in pairwise(gaps)) >= 2
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""

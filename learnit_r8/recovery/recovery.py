@@ -464,7 +464,7 @@ class RecoveryController:
         was_quiet, self.state.is_look_due = self.is_quiet, False
         self.begin_call(step, lr)
         early, lineage, remedies = self.early, self.lineage, self._remedies
-        level = lineage.progress.level
+        level, best = lineage.progress.level, None
         if self.experiment.is_open:
             pass
         elif early.is_on_trial:
@@ -476,14 +476,17 @@ class RecoveryController:
             remedies.confirm_rate(level)
             if lineage.progress.is_above_untrained(lineage.updates) and not lineage.rises and self._live.can_restore:
                 self._experiment_on(Alarm.ABOVE, lineage.progress.rise(FIRST))
+            elif self.norms.is_used and lineage.updates > EARLY_UPDATES and lineage.progress.explodes_again:
+                # Beside a loop that steps by itself R8 could only lower the rate.
+                best = early.find_lost()
         elif level == level and lineage.updates > EARLY_UPDATES:
             if early.is_measuring:
                 early.measure_updates(level)
             else:
                 remedies.confirm_rate(level)
                 best = early.look(level)
-                if best is not None:
-                    self._experiment_on(Alarm.REGRESS, level, best=best)
+        if best is not None:
+            self._experiment_on(Alarm.REGRESS, level, best=best)
         self.is_quiet = was_quiet and not (self.is_open or self._incidents.current)
 
     def may_look_last(self, step: int) -> bool:

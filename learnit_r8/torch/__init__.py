@@ -18,7 +18,7 @@ except ImportError as error:
         f"learnit_r8.torch needs PyTorch, which could not be imported; {how_to_install('torch')}."
     ) from error
 
-from ..bridge.ranks.agreement import RanksDiffer
+from ..bridge.ranks import RanksDiffer
 from ..state.callbacks import RankLost
 from .adapter import Adapter
 from .attachment import attach

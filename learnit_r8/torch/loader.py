@@ -23,10 +23,9 @@ from ..bridge.prefetch import Prefetch
 from ..engine.settings import OwnBatches
 from ..sources.random_generators import random_state, set_random_state
 from ..sources.ticket import Ticket, refuse_weights
-from .distributed.ranks import are_there
 from .flight.hand import Hand
 from .prepared import SampleError, prepare, takes_arrays
-from .readback import ALONE
+from .readback import ALONE, num_processes
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -401,8 +400,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         return self.r8.steps_per_epoch
 
     def _warn_of_ranks(self) -> None:
-        if self._sharing is ALONE and are_there() and torch.distributed.get_world_size() > 1:
-            count = torch.distributed.get_world_size()
+        if self._sharing is ALONE and (count := num_processes()) > 1:
             self.r8.host.say_once(
                 "whole batches",
                 f"torch.distributed has {count} processes, and R8BatchSampler gives each of them whole batches: all "

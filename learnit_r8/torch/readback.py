@@ -147,54 +147,35 @@ class Readback:
         return items
 
 
-class Here:
-    """Values that are in main memory already.
+class HostCopy:
+    """Values in main memory: there already, or on their way from a GPU, behind what the current stream has queued.
 
     Args:
-        values: float32[K], in main memory.
+        values: float32[K], in main memory or on a GPU.
     """
 
     def __init__(self, values: torch.Tensor) -> None:
-        self._values = values
+        self._values, self._event = values, None
+        if values.is_cuda:
+            # torch keeps freed pinned blocks for the next one, so that this costs no system call.
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+            self._event = event
 
     def is_done(self) -> bool:
         """Whether it can be read; does not wait."""
-        return True
+        return self._event is None or bool(self._event.query())
 
     def wait(self) -> None:
         """Wait until it can."""
+        if self._event is not None:
+            self._event.synchronize()
 
     def read(self) -> Values:
         """What was copied."""
-        return self._values.numpy()
-
-
-class CudaCopy(Here):
-    """A copy from a GPU to pinned memory, behind what the current stream has queued.
-
-    Args:
-        values: float32[K], on the GPU.
-    """
-
-    def __init__(self, values: torch.Tensor) -> None:
-        # torch keeps freed pinned blocks for the next one, so that this costs no system call.
-        super().__init__(torch.empty(values.shape, dtype=values.dtype, pin_memory=True))
-        self._values.copy_(values, non_blocking=True)
-        self._event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record()
-
-    def is_done(self) -> bool:
-        """Whether it can be read; does not wait."""
-        return bool(self._event.query())
-
-    def wait(self) -> None:
-        """Wait until it can."""
-        self._event.synchronize()
-
-    def read(self) -> Values:
-        """What was copied."""
-        values: Values = self._values.numpy().copy()
-        return values
+        return self._values.numpy() if self._event is None else self._values.numpy().copy()
 
 
 def readback_on(device: torch.device, *, keeps: bool = False) -> Readback:
@@ -206,10 +187,16 @@ def readback_on(device: torch.device, *, keeps: bool = False) -> Readback:
             memory again.
     """
     if device.type == "cuda":
-        return Readback(CudaCopy)
+        return Readback(HostCopy)
     if device.type == "cpu":
-        return Readback(lambda values: Here(values.clone() if keeps else values))
-    return Readback(lambda values: Here(values.cpu()), waits=True)
+        return Readback(lambda values: HostCopy(values.clone() if keeps else values))
+    return Readback(lambda values: HostCopy(values.cpu()), waits=True)
+
+
+def num_processes() -> int:
+    """Processes that torch.distributed lets train together; 1 where it is not initialised."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
 
 
 class SingleProcess:

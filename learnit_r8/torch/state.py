@@ -211,7 +211,14 @@ class ModelState:
 
     def _put_back(self, state: Mapping[str, Any], *, heals: bool = False) -> None:
         left = self._on_resume_only if heals else set()
-        parts = {name: self._for_part(name, state[name]) for name in self._parts if name not in left}
+        parts = {name: state[name] for name in self._parts if name not in left}
+        if self._shards is not None:
+            # Of whole tensors, the shards of this rank.
+            for name, saved in parts.items():
+                own, cut = self._parts[name], self._shards.cut
+                self._shards.local(own.state_dict(), name)
+                is_optimizer = name == "optimizer"
+                parts[name] = self._shards.cut_optimizer(saved, own, name) if is_optimizer else cut(saved, name)
         optimizers = [part for part in self._parts.values() if hasattr(part, "param_groups")]
         # Such as their rates.
         options = [
@@ -237,14 +244,6 @@ class ModelState:
             # The gradients belong to the weights that were replaced.
             plain_optimizer(optimizer).zero_grad()
         self.num_loads += 1
-
-    def _for_part(self, name: str, state: Any) -> Any:
-        """Return what a part can load: of whole tensors, the shards of this rank."""
-        if self._shards is None:
-            return state
-        part = self._parts[name]
-        self._shards.local(part.state_dict(), name)
-        return self._shards.cut_optimizer(state, part, name) if name == "optimizer" else self._shards.cut(state, name)
 
     def _own_generators(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The random generators of this rank in a state that `collect` or `read` returned."""

@@ -17,7 +17,8 @@ from ..engine.settings import OwnBatches as OwnBatchesValue
 from ..engine.settings import head_of
 from ..events.caller import warn
 from ..schedules.budget import BUDGETS, batches_of, has_budget
-from ..torch import Adapter, attach
+from ..torch.adapter import Adapter
+from ..torch.attachment import attach
 from ..torch.loader import make_loader
 from ..torch.state import as_arrays
 from ..torch.trainer_step import TrainerStep, no_loss, uncounted

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from learnit_r8 import R8Scheduler
-from learnit_r8.bridge.ranks.agreement import RanksDiffer
+from learnit_r8.bridge.ranks import RanksDiffer
 from learnit_r8.flax import ManagedState, TrainState, train_loop
 from learnit_r8.flax.processes import whole
 

@@ -45,36 +45,6 @@ def test_nan_heals_inside_fit():
     assert np.isfinite(r8.table.loss).all()
 
 
-def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(tmp_path):
-    """A model that turns NaN is put back with what the user's callbacks keep; and so on resume."""
-    own, heard = {"count": 0}, []
-
-    def load(state, is_resume):
-        heard.append((state["count"], is_resume))
-
-    def run(epochs, *others):
-        r8 = scheduler(
-            num_epochs=4, state_callback=lambda: dict(own), load_callback=load, checkpoint_dir=tmp_path,
-            resume="auto", backup_dir=False,
-        )  # fmt: skip
-        dataset, model = R8Dataset(X, Y, r8), classifier()
-        watch = Watch(dataset)
-        others = [At(r8, at, act) for at, act in others]
-        fit(model, dataset, *others, watch, epochs=epochs, callback=R8Callback(dataset, backup_every=4))
-        return model, watch, r8
-
-    with pytest.warns(RuntimeWarning, match="came from the backup of step 16"):
-        model, *_ = run(2, (14, lambda _: own.update(count=14)), (20, poison), (22, lambda _: own.update(count=22)))
-    assert set(heard) == {(14, False)}
-    heard.clear()
-    saved = model.get_weights()
-
-    model, watch, r8 = run(1)
-    assert heard == [(22, True)]
-    assert all(map(np.array_equal, watch.weights[0], saved))
-    assert r8.global_step == 48
-
-
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_too_many_refusals_end_fit():
     """TrainingDiverged comes out of fit."""

@@ -290,24 +290,6 @@ def test_pairs_of_indices_and_rates_cannot_tell_weights():
         assert r8.draw().step == 0
 
 
-@pytest.mark.parametrize("step", [70, 78, 90])
-def test_resumes_bit_for_bit(step):
-    """A run that stops in mid-pass resumes with the decisions made when the pass began."""
-
-    def make():
-        policy = Focus(noise_guard=True)
-        return R8Scheduler(400, batch_size=32, num_epochs=10, policy=policy, groups=np.zeros(400), seed=3)
-
-    whole, first, second = make(), make(), make()
-    train(whole)
-    train(first, until=step)
-    second.load_state_dict(decode(encode(first.state_dict())))
-    train(second)
-
-    assert np.array_equal(whole.table.usage_count, second.table.usage_count)
-    assert np.array_equal(whole.table.loss, second.table.loss)
-
-
 def test_with_means_of_parts_nothing_is_skipped():
     """Means of small parts do not show wrong labels, which would be in the hard half: nothing is skipped."""
     r8 = R8Scheduler(400, batch_size=32, num_epochs=10, policy=Focus(noise_guard=True), groups=np.zeros(400))

@@ -351,15 +351,6 @@ def test_match_mean_of_the_examples_by_hand(loss, settings, wanted):
     assert MatchMean(**settings).arrange(candidates(loss), 2, generator()).tolist() == wanted
 
 
-@pytest.mark.parametrize(
-    ("name", "instead"), [("match_mean", "examples/own_policy.py has it"), ("steady", "recovery alone draws such")]
-)
-def test_old_names_say_what_to_use(name, instead):
-    """Policies that have no name any more are refused with what to do."""
-    with pytest.raises(ValueError, match=rf"policy '{name}' is no longer one of \['balanced', .*: {instead}"):
-        get_policy(name)
-
-
 def test_old_function_says_what_to_use():
     """So is the function that made one."""
     with pytest.raises(ImportError, match=r"match_mean is not here; examples/own_policy.py has it"):
@@ -382,21 +373,6 @@ def test_frozen(policy):
         policy.tolerance = 1
 
     assert replace(policy) == policy
-
-
-def test_refuses_unknown_names():
-    """An unknown name is refused with the known ones."""
-    with pytest.raises(
-        ValueError, match=r"policy must be one of \['balanced', .*'shuffle'\] or a Policy, got 'random'"
-    ):
-        get_policy("random")
-
-
-@pytest.mark.parametrize("policy", [None, 3, Balanced, ["balanced"]])
-def test_refuses_what_is_no_policy(policy):
-    """A policy is a name or an object, not a class."""
-    with pytest.raises(TypeError, match=r"policy must be a name or a Policy, got"):
-        get_policy(policy)
 
 
 @dataclass(frozen=True)
@@ -437,28 +413,6 @@ def test_refuses_weights_that_are_not_finite(weight):
     policy = get_policy(Answering(keep=np.ones(4, bool), weights=[1, weight, 1, 1]))
     with pytest.raises(ValueError, match=r"policy.select must return finite weights, got"):
         policy.select(candidates(np.ones(4)), Context(0.5, 1, 2, 2.0), generator())
-
-
-@pytest.mark.parametrize(
-    "order",
-    [
-        [0, 1, 2],
-        [0, 1, 2, 2],
-        [0, 1, 2, 4],
-        [4, 5, 6, 7],
-        [-4, -3, -2, -1],
-        [0.0, 1.0, 2.0, 3.0],
-        None,
-        [[0, 1], [2, 3]],
-    ],
-    ids=repr,
-)
-def test_refuses_wrong_arrangements(order):
-    """An arrangement must contain every position of the chunk once."""
-    with pytest.raises(
-        ValueError, match=r"(?s)policy.arrange must return a permutation of range\(4\), got .* Answering"
-    ):
-        get_policy(Answering(order=order)).arrange(candidates(np.ones(4)), 2, generator())
 
 
 @pytest.mark.parametrize("wrap", [get_policy, even_groups], ids=["alone", "even_groups"])
@@ -582,3 +536,28 @@ def test_a_policy_is_added_in_two_files(tmp_path):
     assert [first, second] == ["[4, 5, 6, 7]", "[0, 1, 2, 3]"]
     assert "'hardest_first'" in message
     assert is_reported == "True"
+
+
+# fmt: off
+MISTAKES = [
+    *[(lambda name=name: get_policy(name), ValueError,
+       rf"policy '{name}' is no longer one of \['balanced', .*: {instead}")
+      for name, instead in (("match_mean", "examples/own_policy.py has it"), ("steady", "recovery alone draws such"))],
+    (lambda: get_policy("random"), ValueError,
+     r"policy must be one of \['balanced', .*'shuffle'\] or a Policy, got 'random'"),
+    *[(lambda policy=policy: get_policy(policy), TypeError, "policy must be a name or a Policy, got")
+      for policy in (None, 3, Balanced, ["balanced"])],
+    *[(lambda order=order: get_policy(Answering(order=order)).arrange(candidates(np.ones(4)), 2, generator()),
+       ValueError, r"(?s)policy.arrange must return a permutation of range\(4\), got .* Answering")
+      for order in (
+          [0, 1, 2], [0, 1, 2, 2], [0, 1, 2, 4], [4, 5, 6, 7], [-4, -3, -2, -1], [0.0, 1.0, 2.0, 3.0], None,
+          [[0, 1], [2, 3]])],
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("act", "error", "text"), MISTAKES, ids=[text[:45] for *_, text in MISTAKES])
+def test_a_mistake_is_named(act, error, text):
+    """By the argument or call, with what was given."""
+    with pytest.raises(error, match=text):
+        act()

@@ -83,6 +83,17 @@ def test_little_progress_may_come_and_go():
     assert after([1.15] * FIRST + [1.14] * 40).lost_progress([best_backup()], 148) is None
 
 
+@pytest.mark.parametrize(
+    ("high", "is_again"),
+    [((40,), False), ((40, 60), True), ((40, 46), False), ((40, 41, 60, 61), False), ((40, 41, 60, 80), True)],
+)
+def test_an_explosion_that_passes_and_comes_back(high, is_again):
+    """Two losses far above the others and the untrained model's, each alone: several in a row are those of new data."""
+    progress = after([2.0] * FIRST + [2.5 if number in high else 1.0 for number in range(FIRST, 100)], record=2.0)
+
+    assert progress.explodes_again is is_again
+
+
 def test_lost_progress_is_of_the_first_steps_only():
     """After the first steps, lost progress is for the guard to find."""
     assert after([2.0] * FIRST + [1.9] * 40).lost_progress([best_backup()], 385) is None

@@ -345,25 +345,3 @@ def test_state_of_another_data_set_is_refused(other, text):
         fresh.load_state_dict(r8.state_dict())
 
     assert encode(fresh.state_dict()) == before
-
-
-def test_downtime_does_not_count():
-    """The seconds of a time budget continue where they stopped, however long the process was down."""
-    clock = FakeClock()
-    r8 = make(train_duration_seconds=10, clock=clock)
-    for _ in range(4):
-        ticket = r8.draw()
-        clock.advance(1)
-        r8.report(ticket, 1.0)
-    later = FakeClock()
-    later.advance(10**6)
-    resumed = make(train_duration_seconds=10, clock=later)
-    resumed.load_state_dict(r8.state_dict())
-    later.advance(1000)
-    count = 0
-    for _ in steps(resumed):
-        later.advance(1)
-        resumed.update_with_loss(1.0)
-        count += 1
-
-    assert count == 6

@@ -86,65 +86,6 @@ def test_callable_is_used_as_it_is():
     assert make_schedule(0.1, mode=mode, warmup_proportion=0.5, min_lr=0.0) is mode
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"decay": "cosin"}, r"decay must be one of \['constant', 'cosine', 'linear'\], got 'cosin'"),
-        ({"start": -0.1}, r"start must be in \[0, 1\], got -0\.1"),
-        ({"start": 1.1}, r"start must be in \[0, 1\], got 1\.1"),
-        ({"warmup": -0.1}, r"warmup_proportion must be in \[0, 1\], got -0\.1"),
-        ({"warmup": 1.1}, r"warmup_proportion must be in \[0, 1\], got 1\.1"),
-        ({"warmup": math.nan}, r"warmup_proportion must be in \[0, 1\], got nan"),
-        ({"warmup": "half"}, r"warmup_proportion must be in \[0, 1\], got 'half'"),
-        ({"floor": 0.2}, r"min_lr must be in \[0, initial_lr=0\.1\], got 0\.2"),
-        ({"floor": -1e-9}, r"min_lr must be in \[0, initial_lr=0\.1\], got -1e-09"),
-        ({"floor": None}, r"min_lr must be in \[0, initial_lr=0\.1\], got None"),
-        ({"peak_lr": 0}, r"initial_lr must be > 0 and finite, got 0"),
-        ({"peak_lr": math.inf}, r"initial_lr must be > 0 and finite, got inf"),
-        ({"peak_lr": math.nan}, r"initial_lr must be > 0 and finite, got nan"),
-        ({"peak_lr": "0.1"}, r"initial_lr must be > 0 and finite, got '0\.1'"),
-    ],
-)
-def test_schedule_out_of_range_is_refused(arguments, text):
-    """Each number of a schedule outside its range is refused by name and value."""
-    with pytest.raises(ValueError, match=text):
-        Warmup(**{"peak_lr": 0.1, **arguments})
-
-
-@pytest.mark.parametrize("arguments", [{"peak_lr": -1}, {"peak_lr": 0.1, "warmup": 2}, {"peak_lr": 0.1, "floor": 1}])
-def test_one_cycle_out_of_range_is_refused(arguments):
-    """One cycle checks the same numbers."""
-    with pytest.raises(ValueError, match="must be"):
-        OneCycle(**arguments)
-
-
-@pytest.mark.parametrize("rate", [-1e-9, math.nan, math.inf, -math.inf])
-def test_rate_that_cannot_be_used_is_refused(rate):
-    """A schedule that returns no usable rate is named with the rate and the progress."""
-    with pytest.raises(
-        ValueError, match=rf"scheduler_mode must return a learning rate >= 0 and finite, got {rate} at progress 0\.5"
-    ):
-        check_rate(rate, 0.5)
-
-
-def test_mode_is_known():
-    """A misspelt mode is refused with the list of modes."""
-    with pytest.raises(ValueError, match=r"scheduler_mode must be one of \('linear', 'cosine', .*got 'cosin'"):
-        make_schedule(0.1, mode="cosin", warmup_proportion=None, min_lr=0.0)
-
-
-def test_mode_is_a_name_or_callable():
-    """A mode of another kind is a TypeError."""
-    with pytest.raises(TypeError, match=r"scheduler_mode must be one of .* or a function of progress, got 3"):
-        make_schedule(0.1, mode=3, warmup_proportion=None, min_lr=0.0)
-
-
-def test_callable_is_tried_when_given():
-    """A function that returns no rate at progress 0 is refused before the run."""
-    with pytest.raises(ValueError, match="scheduler_mode must return a learning rate"):
-        make_schedule(0.1, mode=lambda progress: -1.0, warmup_proportion=None, min_lr=0.0)
-
-
 @pytest.mark.parametrize("mode", ["linear", "cosine", "constant"])
 def test_rates_of_a_run_follow_the_closed_form(mode):
     """Step t of T trains at the schedule's rate for progress t / T."""
@@ -189,3 +130,43 @@ def test_outcome_carries_the_next_rate():
         outcome_lr.append(r8.update_with_loss(1.0).lr)
 
     assert outcome_lr[:-1] == rates[1:]
+
+
+# fmt: off
+MISTAKES = [
+    *[(lambda arguments=arguments: Warmup(**{"peak_lr": 0.1, **arguments}), ValueError, text)
+      for arguments, text in (
+          ({"decay": "cosin"}, r"decay must be one of \['constant', 'cosine', 'linear'\], got 'cosin'"),
+          ({"start": -0.1}, r"start must be in \[0, 1\], got -0\.1"),
+          ({"start": 1.1}, r"start must be in \[0, 1\], got 1\.1"),
+          ({"warmup": -0.1}, r"warmup_proportion must be in \[0, 1\], got -0\.1"),
+          ({"warmup": 1.1}, r"warmup_proportion must be in \[0, 1\], got 1\.1"),
+          ({"warmup": math.nan}, r"warmup_proportion must be in \[0, 1\], got nan"),
+          ({"warmup": "half"}, r"warmup_proportion must be in \[0, 1\], got 'half'"),
+          ({"floor": 0.2}, r"min_lr must be in \[0, initial_lr=0\.1\], got 0\.2"),
+          ({"floor": -1e-9}, r"min_lr must be in \[0, initial_lr=0\.1\], got -1e-09"),
+          ({"floor": None}, r"min_lr must be in \[0, initial_lr=0\.1\], got None"),
+          ({"peak_lr": 0}, r"initial_lr must be > 0 and finite, got 0"),
+          ({"peak_lr": math.inf}, r"initial_lr must be > 0 and finite, got inf"),
+          ({"peak_lr": math.nan}, r"initial_lr must be > 0 and finite, got nan"),
+          ({"peak_lr": "0.1"}, r"initial_lr must be > 0 and finite, got '0\.1'"))],
+    *[(lambda arguments=arguments: OneCycle(**arguments), ValueError, "must be")
+      for arguments in ({"peak_lr": -1}, {"peak_lr": 0.1, "warmup": 2}, {"peak_lr": 0.1, "floor": 1})],
+    *[(lambda rate=rate: check_rate(rate, 0.5), ValueError,
+       rf"scheduler_mode must return a learning rate >= 0 and finite, got {rate} at progress 0\.5")
+      for rate in (-1e-9, math.nan, math.inf, -math.inf)],
+    (lambda: make_schedule(0.1, mode="cosin", warmup_proportion=None, min_lr=0.0), ValueError,
+     r"scheduler_mode must be one of \('linear', 'cosine', .*got 'cosin'"),
+    (lambda: make_schedule(0.1, mode=3, warmup_proportion=None, min_lr=0.0), TypeError,
+     "scheduler_mode must be one of .* or a function of progress, got 3"),
+    (lambda: make_schedule(0.1, mode=lambda progress: -1.0, warmup_proportion=None, min_lr=0.0), ValueError,
+     "scheduler_mode must return a learning rate"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("act", "error", "text"), MISTAKES, ids=[text[:45] for *_, text in MISTAKES])
+def test_a_mistake_is_named(act, error, text):
+    """By the argument or call, with what was given."""
+    with pytest.raises(error, match=text):
+        act()

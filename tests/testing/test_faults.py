@@ -105,35 +105,24 @@ def test_load_fault_is_told_from_ram():
     assert got == [{"w": 1}]
 
 
-@pytest.mark.parametrize("steps", [3, "12", None])
-def test_steps_are_a_list(steps):
-    """Steps that are no list are an error that names the argument."""
-    with pytest.raises(TypeError, match=r"nan must be a list of steps, got"):
-        FaultPlan(nan=steps)
+# fmt: off
+MISTAKES = [
+    *[(lambda steps=steps: FaultPlan(nan=steps), TypeError, "nan must be a list of steps, got")
+      for steps in (3, "12", None)],
+    *[(lambda step=step: FaultPlan(inf=[step]), ValueError, "inf must be a whole number >= 0, got")
+      for step in (-1, 1.5, True)],
+    *[(lambda name=name: FaultPlan(**{name: NAN}), ValueError, rf"{name} must be a finite number, got nan")
+      for name in ("spike_by", "drift_by", "lr_by")],
+    *[(lambda name=name: FaultPlan(**{name: [3]}).callbacks(), ValueError,
+       rf"{name} must be empty without that callback, got \[3\]")
+      for name in ("state", "load", "save", "disk")],
+    (lambda: FaultPlan().callbacks(load=3), TypeError, "load_callback must be a function or None, got 3"),
+]
+# fmt: on
 
 
-@pytest.mark.parametrize("step", [-1, 1.5, True])
-def test_steps_are_counts(step):
-    """A step below 0 or not whole is refused."""
-    with pytest.raises(ValueError, match=r"inf must be a whole number >= 0, got"):
-        FaultPlan(inf=[step])
-
-
-@pytest.mark.parametrize("name", ["spike_by", "drift_by", "lr_by"])
-def test_factors_are_finite(name):
-    """A factor that is not finite is refused by name."""
-    with pytest.raises(ValueError, match=rf"{name} must be a finite number, got nan"):
-        FaultPlan(**{name: NAN})
-
-
-@pytest.mark.parametrize("name", ["state", "load", "save", "disk"])
-def test_fault_of_a_missing_callback(name):
-    """A fault of a callback that is not given is an error."""
-    with pytest.raises(ValueError, match=rf"{name} must be empty without that callback, got \[3\]"):
-        FaultPlan(**{name: [3]}).callbacks()
-
-
-def test_callbacks_are_callable():
-    """A callback that is not callable is an error that names it."""
-    with pytest.raises(TypeError, match="load_callback must be a function or None, got 3"):
-        FaultPlan().callbacks(load=3)
+@pytest.mark.parametrize(("act", "error", "text"), MISTAKES, ids=[text[:45] for *_, text in MISTAKES])
+def test_a_mistake_is_named(act, error, text):
+    """By the argument or call, with what was given."""
+    with pytest.raises(error, match=text):
+        act()

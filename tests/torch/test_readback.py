@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from learnit_r8 import TrainingDiverged
 from learnit_r8.guard import Verdict
-from learnit_r8.torch.readback import MOST_LAG, Here, Readback, SingleProcess, readback_on
+from learnit_r8.torch.readback import MOST_LAG, HostCopy, Readback, SingleProcess, readback_on
 from tests.torch_common import STEPS, adapted, no_steady, train, weights
 
 
@@ -191,7 +191,9 @@ def test_search_knows_each_loss():
 def test_main_memory_is_read_at_once(fetches):
     """On a CPU everything is immediate; and what was sent can be changed afterwards where it is kept."""
     cpu = torch.device("cpu")
-    readback = Readback(lambda values: Here(values.clone()), waits=True) if fetches else readback_on(cpu, keeps=True)
+    readback = (
+        Readback(lambda values: HostCopy(values.clone()), waits=True) if fetches else readback_on(cpu, keeps=True)
+    )
     values = torch.ones(3)
     readback.put("a", values)
     values.zero_()

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
-from tests.torch_common import X, Y
+from tests.torch_common import Attention, X, Y
 
 NUM_STEPS = 320
 
@@ -30,9 +30,12 @@ def rectifiers(seed=0):
     )
 
 
-def batches(size=16):
+def batches(size=16, pools=None):
+    """Of all samples, or for each step of some; see `Run`."""
     dice = np.random.default_rng(0)
-    rows = [torch.as_tensor(dice.integers(0, len(X), size)) for _ in range(NUM_STEPS)]
+    everything = np.arange(len(X))
+    pools = [everything] * NUM_STEPS if pools is None else [everything[np.array(each)] for each in pools]
+    rows = [torch.as_tensor(dice.choice(pool, size)) for pool in pools]
     return [(X[each], Y[each]) for each in rows]
 
 
@@ -53,19 +56,20 @@ class Run:
     Args:
         kills: Steps before which the rectifiers die.
         steps: Whether R8 steps the optimizer.
+        pools: bool[N] for each step, the samples that it draws from.
         saves_at, until: Steps before which a checkpoint is written, and the loop is left.
     """
 
     def __init__(
-        self, *, kills=(), model=rectifiers, make=torch.optim.Adam, lr=3e-3, size=16, steps=True, saves_at=None,
-        until=None, **settings,
+        self, *, kills=(), model=rectifiers, make=torch.optim.Adam, lr=3e-3, size=16, steps=True, pools=None,
+        saves_at=None, until=None, **settings,
     ):  # fmt: skip
         self.model, self.heard, self.weights = model(), record_events(), {}
         optimizer, left = make(self.model.parameters(), lr), set(kills)
         with warnings.catch_warnings(record=True) as said, contextlib.suppress(Left):
             warnings.simplefilter("always")
             with attach(
-                self.model, optimizer, batches(size), num_steps=NUM_STEPS, listeners=[self.heard],
+                self.model, optimizer, batches(size, pools), num_steps=NUM_STEPS, listeners=[self.heard],
                 **grouped(dict(backup_every=20, **settings)),
             ) as self.adapter:  # fmt: skip
                 r8 = self.adapter.scheduler
@@ -162,6 +166,38 @@ def test_a_rate_at_which_ever_more_units_die_is_lowered():
     assert loss_of(run.model) < 0.5
     assert run.kinds.count("Probed") == run.kinds.count("RolledBack") == 1
     assert "as many weights have a gradient as in the first steps" in str(run.heard)
+
+
+EXPLODES = {"model": Attention, "lr": 0.035, "size": 8}
+
+
+def capped(run):
+    """Why the rate was lowered, each time."""
+    return [event.reason for event in run.heard if type(event).__name__ == "LrCapped"]
+
+
+def test_progress_that_explosions_have_destroyed_comes_back():
+    """Where losses explode, pass and explode again until much is lost: the best state, a tenth of the rate, a clip."""
+    run = Run(**EXPLODES)
+
+    assert loss_of(bare(**EXPLODES)) > 3.0
+    assert loss_of(run.model) < 1.5
+    assert capped(run) == ["regress"]
+    assert "the norm of the gradient is clipped" in run.adapter.scheduler.summary()
+
+
+def test_a_loop_that_steps_by_itself_keeps_its_rate_while_losses_come_back():
+    """There no remedy is tried for explosions that pass."""
+    assert "regress" not in capped(Run(**EXPLODES, steps=False))
+
+
+def test_progress_is_not_lost_as_data_change():
+    """Classes that come later make losses rise above the untrained model's, twice, and nothing is put back for that."""
+    classes = [3] * 100 + [6] * 100 + [10] * (NUM_STEPS - 200)
+    run = Run(pools=[each > Y for each in classes], lr=1e-3)
+
+    assert "regress" not in {event.reason for event in run.heard if type(event).__name__ == "Probed"}
+    assert "RolledBack" not in run.kinds
 
 
 class Narrowed(nn.Module):
@@ -267,10 +303,10 @@ def test_nothing_is_tried_where_losses_are_no_measure_of_progress(settings):
 
 @pytest.mark.parametrize(
     ("at", "run"),
-    [(6, {"kills": [100]}), pytest.param(40, {"kills": [100]}, marks=pytest.mark.program), (6, FADING)],
+    [(6, {"kills": [100]}), pytest.param(40, {"kills": [100]}, marks=pytest.mark.program), (6, FADING), (20, EXPLODES)],
 )
-def test_a_run_resumed_within_the_trial_goes_on_to_the_bit(at, run, tmp_path):
-    """A checkpoint holds the dead state, that of the trial, the rate, the norms and what else was learned so far."""
+def test_a_resumed_run_goes_on_to_the_bit(at, run, tmp_path):
+    """A checkpoint holds a trial with the dead state, the rate that is held, the norms and what else was learned."""
     begun = next(event.step for event in Run(**run).heard if type(event).__name__ == "LrCapped")
     given = {**run, "checkpoint_every": 10**6, "backup_dir": False}
     whole = Run(saves_at=begun + at, checkpoint_dir=tmp_path / "whole", **given)

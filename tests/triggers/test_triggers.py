@@ -184,44 +184,6 @@ def test_a_trigger_reads_the_names_of_any_object():
     assert every(10)(here)
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, "3", True, math.nan, None])
-def test_steps_are_whole_numbers(value):
-    with pytest.raises(ValueError, match=r"(steps must be a whole number >= 1|exactly one of)"):
-        every(steps=value)
-
-
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "3", True])
-def test_seconds_are_finite_and_positive(value):
-    with pytest.raises(ValueError, match=r"time must be finite seconds > 0, got"):
-        every(time=value)
-
-
-@pytest.mark.parametrize("make", [every, after, at, after(3).every])
-def test_exactly_one_unit(make):
-    """Two units are an error, not one of them ignored."""
-    with pytest.raises(ValueError, match=r"exactly one of steps, samples and time must be given, got none"):
-        make()
-    with pytest.raises(ValueError, match=r"exactly one of steps, samples and time must be given, got \{"):
-        make(samples=3, time=5)
-    with pytest.raises(ValueError, match=r"exactly one of"):
-        make(3, time=5)
-
-
-def test_an_offset_is_in_steps():
-    with pytest.raises(ValueError, match=r"steps_offset must come with steps, got 5 with time"):
-        every(time=3, steps_offset=5)
-    with pytest.raises(ValueError, match=r"steps_offset must be a whole number >= 0, got -5"):
-        every(3, steps_offset=-5)
-    with pytest.raises(ValueError, match=r"steps must be a whole number >= 1, got 0"):
-        at(3, 0)
-
-
-def test_combining_with_something_else_is_a_type_error():
-    for combine in (lambda: every(3) & 5, lambda: 5 | every(3), lambda: every(3) | None, lambda: 5 & every(3)):
-        with pytest.raises(TypeError, match=r"unsupported operand"):
-            combine()
-
-
 class TestElapsedCounter:
     def test_counts_and_remembers_the_question_before(self, clock):
         counter = ElapsedCounter()
@@ -251,3 +213,32 @@ class TestElapsedCounter:
         clock.now += 4
 
         assert counter.count() == Elapsed(10, 90, 11.0, 9, 90, 7.0)
+
+
+# fmt: off
+MISTAKES = [
+    *[(lambda value=value: every(steps=value), ValueError, "(steps must be a whole number >= 1|exactly one of)")
+      for value in (0, -1, 2.5, "3", True, math.nan, None)],
+    *[(lambda value=value: every(time=value), ValueError, "time must be finite seconds > 0, got")
+      for value in (0, -1, math.nan, math.inf, "3", True)],
+    *[(lambda make=make: make(), ValueError, "exactly one of steps, samples and time must be given, got none")
+      for make in (every, after, at, after(3).every)],
+    *[(lambda make=make: make(samples=3, time=5), ValueError,
+       r"exactly one of steps, samples and time must be given, got \{")
+      for make in (every, after, at, after(3).every)],
+    *[(lambda make=make: make(3, time=5), ValueError, "exactly one of")
+      for make in (every, after, at, after(3).every)],
+    (lambda: every(time=3, steps_offset=5), ValueError, "steps_offset must come with steps, got 5 with time"),
+    (lambda: every(3, steps_offset=-5), ValueError, "steps_offset must be a whole number >= 0, got -5"),
+    (lambda: at(3, 0), ValueError, "steps must be a whole number >= 1, got 0"),
+    *[(lambda combine=combine: combine(), TypeError, "unsupported operand")
+      for combine in (lambda: every(3) & 5, lambda: 5 | every(3), lambda: every(3) | None, lambda: 5 & every(3))],
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("act", "error", "text"), MISTAKES, ids=[text[:45] for *_, text in MISTAKES])
+def test_a_mistake_is_named(act, error, text):
+    """By the argument or call, with what was given."""
+    with pytest.raises(error, match=text):
+        act()

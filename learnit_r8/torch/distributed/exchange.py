@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._validation import whole_number
-from ...bridge.ranks.agreement import RanksDiffer, check_same, check_same_run, digest_of_state
-from ...bridge.ranks.shared_parts import PartsOfRanks
+from ...bridge.ranks import PartsOfRanks, RanksDiffer, check_same, check_same_run, digest_of_state
 from ...events.launcher import restarts_cannot_meet
 from ...sources.ticket import Ticket
 from ...table.labels.predictions import NUM_ROWS, Predictions

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ..._validation import is_number
-from ...bridge.ranks.agreement import Channel
+from ...bridge.ranks import Channel
 from ...state.callbacks import RankLost
 
 MOST_SECONDS = 1e9
@@ -50,7 +50,7 @@ class Ranks(Channel):
             raise ValueError(
                 f"timeout_seconds must be a number > 0, at most {MOST_SECONDS:.0e}, got {timeout_seconds!r}."
             )
-        if not are_there():
+        if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
                 "torch.distributed must be initialised before Ranks(), got no process group; call init_process_group() "
                 "in a program started by torchrun."
@@ -188,8 +188,3 @@ def _is_of_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(
         sign in text for sign in ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "peer")
     )
-
-
-def are_there() -> bool:
-    """Whether this process is one of several that train together, or could be: torch.distributed is initialised."""
-    return bool(dist.is_available() and dist.is_initialized())

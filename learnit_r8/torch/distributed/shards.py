@@ -113,7 +113,10 @@ class Shards:
         layout = self._layouts.get(path)
         if layout is None or not isinstance(value, torch.Tensor) or is_shard(value):
             return value
-        return _distributed(value, layout)
+        from torch.distributed.tensor import distribute_tensor
+
+        # Every rank has read the file: none needs to be sent its part.
+        return distribute_tensor(value, layout.mesh, layout.placements, src_data_rank=None)
 
     def cut_optimizer(self, state: Mapping[str, Any], optimizer: Any, *path: Any) -> Any:
         """As `cut`, for the state of an optimizer that may not have taken a step yet.
@@ -144,13 +147,6 @@ class Shards:
 def layout_of(shard: Any) -> Layout:
     """The layout of a ``DTensor``."""
     return Layout(shard.device_mesh, shard.placements, shard.shape, shard.stride())
-
-
-def _distributed(tensor: torch.Tensor, layout: Layout) -> Any:
-    from torch.distributed.tensor import distribute_tensor
-
-    # Every rank has read the file: none needs to be sent its part.
-    return distribute_tensor(tensor, layout.mesh, layout.placements, src_data_rank=None)
 
 
 def check_shards(model: torch.nn.Module, size: int) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from numpy.typing import NDArray
 
-from ...bridge.ranks.agreement import digest_of
+from ...bridge.ranks import digest_of
 from ...engine.settings import OF_RANK_0, RunDir
-from ..readback import ALONE, Note, Readback, Sent, SingleProcess, note_of, readback_on
+from ..readback import ALONE, Note, Readback, Sent, SingleProcess, note_of, num_processes, readback_on
 from .exchange import Exchange, check_every, slice_of
-from .ranks import Ranks, are_there
+from .ranks import Ranks
 from .shards import is_sharded
 
 if TYPE_CHECKING:
@@ -184,6 +184,4 @@ Sharing = SingleProcess | Together
 
 def sharing_here() -> Sharing:
     """A `Together` where ``torch.distributed`` is initialised with several processes, else `ALONE`."""
-    if not are_there() or torch.distributed.get_world_size() == 1:
-        return ALONE
-    return Together()
+    return Together() if num_processes() > 1 else ALONE

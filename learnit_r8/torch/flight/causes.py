@@ -243,7 +243,9 @@ class Case:
         with self._healthy_weights():
             third = self._runs.watch(self._batch, f"the refused batch on the weights of step {self._healthy[0]:,}")
             if self._runs.is_bad(third):
-                return self._of_data(third, (HEALTHY,) if is_good_here else (self._said_of_healthy(),))
+                kind = "" if self._good is None else "healthy "
+                too = f"it is so with the {kind}weights of step {self._healthy[0]:,}, too"
+                return self._of_data(third, (HEALTHY if is_good_here else too,))
         return self._of_weights(first)
 
     def _without_healthy(self, first: Trace, second: Trace | None, *, is_good_here: bool) -> Finding:
@@ -300,11 +302,6 @@ class Case:
                 if self._good is None or not self._runs.goes_wrong(self._good, what):
                     self._healthy = step, state
                     return
-
-    def _said_of_healthy(self) -> str:
-        assert self._healthy is not None
-        kind = "" if self._good is None else "healthy "
-        return f"it is so with the {kind}weights of step {self._healthy[0]:,}, too"
 
     # Weights.
 

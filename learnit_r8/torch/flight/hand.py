@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,44 +41,6 @@ class Held(NamedTuple):
     first: Given | None = None
 
 
-class LastInputs:
-    """Holds what a model was given in training, last and first in a step, by reference.
-
-    It stands in the place where torch keeps a compiled call of a module, which is no part of a copy or a saved model: a
-    hook would take 3 us a step, as torch has a slower way for modules with one.
-
-    Args:
-        model: The model.
-
-    Attributes:
-        held: The arguments of the last call; None before the first call and once they were taken.
-        first: Those of the first call, likewise.
-    """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.held: Given | None = None
-        self.first: Given | None = None
-        compiled: Any = model._compiled_call_impl
-        # The model must not hold itself, or its memory would wait for the garbage collector.
-        own = weakref.ref(model)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            module: Any = own()
-            if module.training:
-                self.held = args, kwargs
-                if self.first is None:
-                    self.first = self.held
-            return module._call_impl(*args, **kwargs) if compiled is None else compiled(*args, **kwargs)
-
-        model._compiled_call_impl = call
-
-    def take(self) -> tuple[Given | None, Given | None]:
-        """Those of the last call and of the first, which are no longer held then."""
-        taken = self.held, self.first
-        self.held = self.first = None
-        return taken
-
-
 class Hand:
     """Holds the batch that is trained on, and the last one whose loss was good.
 
@@ -87,7 +50,7 @@ class Hand:
     Attributes:
         keeps_generators: As given.
         batch: The batch that the loader has handed out last.
-        inputs: Holds what the model was given last; None where the batch itself can run again.
+        inputs: What the model was given last in this step, by reference; None where that is not watched.
         reported: The batch whose loss is being reported.
         good: The last one whose loss was good.
         start: The random generators as the batch came, and copies of the buffers of a model; None where they are not
@@ -99,18 +62,34 @@ class Hand:
         self.start: tuple[Any, list[torch.Tensor]] | None = None
         self._model: torch.nn.Module | None = None
         self.batch: Any = None
-        self.inputs: LastInputs | None = None
+        self.inputs: Given | None = None
+        self._first: Given | None = None
         self.reported: Held | None = None
         self.good: Held | None = None
         self._generators: Any = None
 
     def watch(self, model: torch.nn.Module) -> None:
-        """Hold what the model is given, as its batches cannot run again otherwise."""
-        try:
-            self.inputs = LastInputs(model)
-        except Exception:
-            # A scripted module cannot be watched.
-            self.inputs = None
+        """Hold what the model is given in training, as its batches cannot run again otherwise.
+
+        The call stands in the place where torch keeps a compiled one of a module, which is no part of a copy or a saved
+        model: a hook would take 3 us a step, as torch has a slower way for modules with one.
+        """
+        # The model must not hold itself, or its memory would wait for the garbage collector; nor the last batches.
+        own, hand = weakref.ref(model), weakref.ref(self)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            module: Any = own()
+            here = hand()
+            if here is not None and module.training:
+                here.inputs = args, kwargs
+                if here._first is None:
+                    here._first = here.inputs
+            return module._call_impl(*args, **kwargs) if compiled is None else compiled(*args, **kwargs)
+
+        # A scripted module cannot be watched.
+        with contextlib.suppress(Exception):
+            compiled: Any = model._compiled_call_impl
+            model._compiled_call_impl = call
 
     def hold_starts(self, model: torch.nn.Module) -> None:
         """Hold the start of each batch from the next one on, from which its step can be computed once more."""
@@ -122,9 +101,7 @@ class Hand:
         Returns:
             The batch.
         """
-        self.batch = batch
-        if self.inputs is not None:
-            self.inputs.take()
+        self.batch, self.inputs, self._first = batch, None, None
         if self.keeps_generators or self._model is not None:
             self._generators = hold_random_state()
         if self._model is not None:
@@ -134,5 +111,5 @@ class Hand:
     def take(self, ticket: Ticket) -> Held:
         """The batch in hand, as its loss is noted."""
         # Of a step that does not call the model those of the step before would be another batch.
-        inputs, first = (None, None) if self.inputs is None else self.inputs.take()
+        inputs, first, self.inputs, self._first = self.inputs, self._first, None, None
         return _new_tuple(Held, (ticket, self.batch, inputs, self._generators, None if first is inputs else first))

@@ -49,6 +49,20 @@ def test_all_compute_a_step_once_more_or_none(pair, flip):
     assert one[1:] == (0, 1, 0, [])
 
 
+@pytest.mark.parametrize("kind", ["diverges", "returns"])
+def test_all_go_back_and_clip_alike(pair, kind):
+    """Where updates were too large, both put the same state back, hold the same rate and clip at the same norm.
+
+    It goes on for longer than 256 steps, from when what the ranks know is compared again.
+    """
+    (weights, reasons, norms, limit), other = pair.run(jobs.exploding_run, kind)
+
+    assert (weights, reasons, norms, limit) == other
+    assert reasons[0][1] == {"diverges": "above the untrained level", "returns": "regress"}[kind]
+    assert norms["is_on"]
+    assert len(norms["norms"]) > 8
+
+
 @pytest.mark.parametrize("buggy", [[1], [0, 1]])
 def test_a_run_batch_that_raises_hangs_nowhere(pair, buggy):
     """Where it does on one rank only, the others must not wait for its gradients; else nothing can be tested."""

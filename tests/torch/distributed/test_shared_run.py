@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import CheckpointStore, Policy, Recovery, TrainingDiverged
-from learnit_r8.bridge.ranks import agreement as agreement_module
+from learnit_r8.bridge import ranks as agreement_module
 from learnit_r8.events import CheckpointSaved
 from learnit_r8.guard import Verdict
 from learnit_r8.recovery import persistence

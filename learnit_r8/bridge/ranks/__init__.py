@@ -1,1 +1,0 @@
-"""What makes the schedulers of several processes one, whatever framework carries their messages."""
