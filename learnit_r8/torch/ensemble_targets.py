@@ -30,8 +30,8 @@ MOST_NUMBERS = 2**25
 """Largest N C: 64 MiB in half precision."""
 
 HELD = (
-    "the network learns labels by heart: {:.0%} of those that it contradicted at first it predicts by now. From step "
-    "{} on it is also held to what it has said of each sample so far."
+    "the network learns labels by heart, so it is held to what it has said of each sample so far, from step {} on: see "
+    "docs/learning.md ({:.0%} of the labels that it contradicted at first)."
 )
 
 
@@ -84,7 +84,7 @@ class EnsembleTargets:
             if self._is_held:
                 # From now on the margins are not those of the labels alone.
                 r8.table.storage.note_weights()
-                r8.host.say_once("ensemble targets", HELD.format(memorised, r8.global_step), is_warning=False)
+                r8.host.say_once("ensemble targets", HELD.format(r8.global_step, memorised), is_warning=False)
         return STRENGTH * (1 - (mean * chance).sum(1)).log() if self._is_held else None
 
     def state_dict(self) -> dict[str, Any]:
