@@ -16,7 +16,7 @@ from ..recovery.cause import Finding, Refusal
 from ..state.callbacks import Callbacks, Repeat
 from ..state.tree import clone
 from .losses import sample_losses
-from .state import ModelState, as_numpy
+from .state import ModelState, as_numpy, trains_all
 from .train_function import TrainFunction
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def keep_model(
     is_other = before is not None and not before.is_of(model, *optimizers)
     state = before
     if state is None or is_other:
-        state = ModelState(model, optimizers[0], others=optimizers[1:], keeps_rates=r8.host.rates.are_own)
+        state = ModelState(
+            model, optimizers[0], others=optimizers[1:], keeps_rates=r8.host.rates.are_own, waits=not trains_all(model)
+        )
     if function is not None:
         function.watch(state, r8.check)
     examiner = Examiner(model, state, lambda: None if function is None else function.batch)

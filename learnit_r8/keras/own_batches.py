@@ -371,9 +371,10 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         assert self._losses is not None
         was_lowered = self._rates.take_back()
         losses = self._losses.read(logs)
-        rate = self._losses.rate
-        if rate is None or was_lowered:
+        rate, variable = self._losses.rate, self._rates.variable
+        if rate is None or was_lowered or variable is not self._losses.rate_variable:
             rate = self._rates.value
+        self._losses.rate_variable = variable
         is_undone = False
         batches.note_batch(self._losses.function.batch)
         try:

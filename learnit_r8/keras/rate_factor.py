@@ -34,6 +34,7 @@ class RateFactor:
     def __init__(self, model: Any, optimizers: list[Any], live: LiveValues) -> None:
         self._live = live
         self._rates: list[Any] = []
+        self._holders: list[Any] = []
         self._saved: list[Any] = []
         self._unscaled: Any = None
         self._factor: Any = None
@@ -41,6 +42,7 @@ class RateFactor:
             rate = rate_of(optimizer)
             if isinstance(rate, keras.Variable):
                 self._rates.append(rate)
+                self._holders.append(optimizer)
             elif not self._wrap(model, getattr(optimizer, "inner_optimizer", optimizer)):
                 self._unscaled = rate
 
@@ -64,13 +66,15 @@ class RateFactor:
 
     @property
     def variable(self) -> Any:
-        """The rate of the first optimizer whose rate is a variable; None without."""
-        return self._rates[0] if self._rates else None
+        """The rate of the first optimizer whose rate is a variable, and that is in use; None without."""
+        # One that a model with optimizers of its own was compiled with by default never steps.
+        used = [rate for rate, holder in zip(self._rates, self._holders, strict=True) if holder.built]
+        return next(iter(used or self._rates), None)
 
     @property
     def value(self) -> float:
         """The user's rate now; NaN without such a variable."""
-        return float(self._live.read(self._rates[0])) if self._rates else float("nan")
+        return float(self._live.read(self.variable)) if self._rates else float("nan")
 
     def begin_step(self, r8: R8Scheduler) -> None:
         """Lower the rates where recovery asks for it."""

@@ -31,6 +31,7 @@ class ModelState:
         optimizer: Its optimizer; by default the one it was compiled with.
         others: Further optimizers, of a model with a ``train_step`` of its own; they may be built by their first step.
         keeps_rates: Whether the rates are the user's own: they stay as damage is healed, and come back on resume.
+        waits: Whether the optimizer, too, may be built by its first step, as only that knows what it trains.
 
     Attributes:
         num_saved_devices: Devices of the saved run that is continued; None without.
@@ -41,8 +42,9 @@ class ModelState:
     """
 
     def __init__(
-        self, model: Any, optimizer: Any = None, *, others: Sequence[Any] = (), keeps_rates: bool = False
-    ) -> None:
+        self, model: Any, optimizer: Any = None, *, others: Sequence[Any] = (), keeps_rates: bool = False,
+        waits: bool = False,
+    ) -> None:  # fmt: skip
         optimizer = getattr(model, "optimizer", None) if optimizer is None else optimizer
         if optimizer is None:
             raise ValueError(
@@ -51,7 +53,7 @@ class ModelState:
         # A model with a step of its own, as a GAN, is never called as a whole, and so never "built".
         if not (model.built or model.trainable_variables):
             raise RuntimeError(f"model must be built, got {model!r} without variables; give it an Input.")
-        if not (optimizer.built or others):
+        if not (optimizer.built or others or waits):
             with scope_of(model):
                 optimizer.build(model.trainable_variables)
         self._model, self._optimizers, self._keeps_rates = model, [optimizer, *others], keeps_rates
@@ -88,8 +90,16 @@ class ModelState:
         """All variables, under "model" and "optimizer", not copied: `R8Scheduler` copies them for its backups."""
         kinds = {**self._variables(), "rate": self._rates()}
         state = {kind: [as_numpy(each) for each in variables] for kind, variables in kinds.items()}
+        places = {id(each): place for place, each in enumerate(self._model.weights)}
+        built = [
+            np.array(
+                [places.get(id(each), -1) for each in optimizer._trainable_variables] if optimizer.built else [], int
+            )
+            for optimizer in self._optimizers
+        ]
         # Layers of Keras on torch draw from torch's own generators, which are no variables.
-        return {**state, "random": random_state(), "devices": [np.array(num_devices(self._model))]}
+        devices = [np.array(num_devices(self._model))]
+        return {**state, "random": random_state(), "devices": devices, "built": built}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write what `read` returned, and what is beside it, to a file without pickled objects.
@@ -113,14 +123,17 @@ class ModelState:
         """
         state = source if from_ram else codec.read(Path(source))
         pairs: list[tuple[Any, Any]] = []
-        for kind, variables in self._variables().items():
+        built = state.get("built", [])
+        self._build(built)
+        for number, (kind, variables) in enumerate(self._variables().items()):
             shapes = [tuple(each.shape) for each in variables]
             arrays = list(state.get(kind, []))
-            if len(self._optimizers) > 1 and kind != "model" and len(arrays) == 1 < len(shapes):
-                # It was built by a step since, and begins with zeros.
-                arrays += [np.zeros(shape) for shape in shapes[1:]]
+            is_built = not number or self._optimizers[number - 1].built
+            if is_built and 0 < number <= len(built) and not len(built[number - 1]):
+                # By a step since.
+                arrays = self._fresh(self._optimizers[number - 1])
             given = [array.shape for array in arrays]
-            if len(self._optimizers) > 1 and shapes != given and len(shapes) == 1 < len(given):
+            if not is_built and shapes != given:
                 raise ValueError(f"the {kind} must be built before a saved run goes on; call its build(variables).")
             if shapes != given:
                 raise ValueError(f"the saved {kind} must have variables of shapes {shapes}, got {given}.")
@@ -135,6 +148,34 @@ class ModelState:
             self.num_saved_devices = next(map(int, state.get("devices", [])), None)
         return state.get(OWN)
 
+    def unbuilt(self) -> list[Any]:
+        """The optimizers that their first step is yet to build."""
+        return [each for each in self._optimizers if not each.built]
+
+    def renew(self, optimizers: Sequence[Any]) -> None:
+        """Put optimizers back to what they were as their first step built them."""
+        for optimizer in optimizers:
+            rate = rate_of(optimizer)
+            variables = [each for each in optimizer.variables if each is not rate]
+            for variable, array in zip(variables, self._fresh(optimizer), strict=True):
+                variable.assign(array)
+
+    def _build(self, built: Sequence[NDArray[np.int64]]) -> None:
+        """Build the optimizers over the weights that they had as a state was saved, by their places in the model."""
+        weights = self._model.weights
+        for optimizer, places in zip(self._optimizers, built, strict=False):
+            if len(places) and not optimizer.built and min(places) >= 0 and max(places) < len(weights):
+                with scope_of(self._model):
+                    optimizer.build([weights[place] for place in places])
+
+    def _fresh(self, optimizer: Any) -> list[NDArray[Any]]:
+        """The variables of an optimizer, without its rate, before its first step."""
+        again = type(optimizer).from_config(optimizer.get_config())
+        with scope_of(self._model):
+            again.build(optimizer._trainable_variables)
+        rate = rate_of(again)
+        return [as_numpy(each) for each in again.variables if each is not rate]
+
     @property
     def has_random(self) -> bool:
         """Whether a file with the states of random generators was loaded, and no training has begun since."""
@@ -145,6 +186,12 @@ class ModelState:
         if is_set:
             set_random_state(self._random)
         self._random = []
+
+
+def trains_all(model: Any) -> bool:
+    """Whether a step trains all trainable variables, and all are there: else only the first step tells which."""
+    is_own_step = type(model).train_step.__module__.partition(".")[0] == "keras"
+    return is_own_step and all(layer.built for layer in model._flatten_layers())
 
 
 def rate_of(optimizer: Any) -> Any:

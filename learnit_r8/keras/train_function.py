@@ -57,6 +57,8 @@ class TrainFunction:
         # Those that a step changes; of TensorFlow's those that it keeps by itself, with their copies; and the others.
         self._variables: list[Any] = []
         self._kept: list[tuple[Any, Any]] = []
+        # Optimizers that the first step builds.
+        self._unbuilt: list[Any] = []
         self._read: Callable[[], list[Any]] = list
         self._copy_tree: Callable[..., Any] | None = None
         make = getattr(model.make_train_function, "__wrapped__", model.make_train_function)
@@ -99,8 +101,7 @@ class TrainFunction:
         """
         self._state, self.end_iteration = state, end_iteration
         self.begin_epoch()
-        if self._back_end == "tensorflow" and self.shows_batch:
-            self._keep_in_step()
+        self._keep_in_step()
 
     def begin_epoch(self) -> None:
         """Look for all variables again; the model may have been compiled again."""
@@ -129,6 +130,9 @@ class TrainFunction:
     def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def train_function(*args: Any) -> Any:
             if self._state is not None:
+                if self._num_calls == 1 and self._unbuilt and self._keep_in_step():
+                    # Keras traces its step again.
+                    return self._model.train_function(*args)
                 args = self._begin(args)
             return self._call(function, args)
 
@@ -149,11 +153,17 @@ class TrainFunction:
 
     # The state before a step, and its batch.
 
-    def _keep_in_step(self) -> None:
-        """Have the steps that TensorFlow traces from now on keep what they change, before they change it."""
+    def _keep_in_step(self) -> bool:
+        """Have the steps that TensorFlow traces from now on keep what they change, before they change it.
+
+        Returns:
+            Whether they are others than those that they have kept so far; false on other back ends.
+        """
+        if self._back_end != "tensorflow" or not self.shows_batch:
+            return False
         variables = self._find_variables()
         if [*map(id, variables)] == [id(each) for each, _ in self._kept]:
-            return
+            return False
         import tensorflow as tf
 
         self._kept = []
@@ -163,6 +173,7 @@ class TrainFunction:
         if self._is_traced:
             self._is_traced = False
             self._model.make_train_function(force=True)
+        return True
 
     def _remade(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The training function of one batch at a time, with what is needed of a step; else that of Keras."""
@@ -216,7 +227,9 @@ class TrainFunction:
     def _begin(self, args: Any) -> Any:
         """Keep the state before a step and note its batch; the arguments to call the function with."""
         self._before = None
-        # Metrics are built in the first step.
+        # Metrics are built in the first step, and an optimizer may be.
+        if not self._num_calls:
+            self._unbuilt = self._state.unbuilt() if self._state is not None else []
         if self._num_calls < 2:
             self._variables = self._find_variables()
             self._read = self._reader()
@@ -294,6 +307,8 @@ class TrainFunction:
             return
         # Some may be built since.
         self._model.reset_metrics()
+        if self._num_calls == 1 and self._state is not None:
+            self._state.renew(self._unbuilt)
         for variable, value in [*self._kept, *zip(self._variables, before, strict=True)]:
             variable.assign(value)
 

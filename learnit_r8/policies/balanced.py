@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..table.radix import keys_of, order_of
 from .base import Candidates, Context, Kept, Order, Policy
-from .radix import keys_of, order_of
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,6 @@ class PlannedBatches:
         lengths = {} if self.buckets is None else {"lengths": self.buckets.digest()}
         return {**self.table.storage.identity(), "last_batch": self.last_batch, **lengths}
 
-    def taken_by(self, step: int) -> int:
-        """See `Source`."""
-        return step % self.steps_per_pass
-
     def most_steady(self, epoch: int) -> int:
         """See `Source`."""
         # The first pass must see every sample, and one incident may cost at most a quarter of an epoch.

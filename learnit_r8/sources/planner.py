@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.base import Candidates, Context, Outlook, Policy
-from ..policies.radix import keys_of, order_of
 from ..policies.registry import SHUFFLE
 from ..table.exclusions import holds
 from ..table.labels.margin_limit import MarginLimit
 from ..table.labels.suspicion import Humps, Suspicion
 from ..table.losses import EXACT
+from ..table.radix import keys_of, order_of
 from ..table.records import reordered
 from ..table.storage import SampleStorage
 from ..table.table import SampleTable
@@ -301,11 +301,10 @@ def from_plain(values: Sequence[Any]) -> Outlook:
     is_exact, num_uses, hard_share, middle_loss, suspicion, limit = values
     known = None if suspicion is None else Suspicion(suspicion[0], Humps(*suspicion[1:]))
     if limit is not None:
-        if len(limit) not in (3, 4):
-            raise ValueError(f"the limit in plan.context must be a list of 3 or 4, got {limit!r}.")
-        # Those of before have no levels.
-        least, field, fresh, *levels = limit
-        limit = MarginLimit(least, field, fresh, *((tuple(margins), tuple(chances)) for margins, chances in levels))
+        if len(limit) != 4:
+            raise ValueError(f"the limit in plan.context must be a list of 4, got {limit!r}.")
+        least, field, fresh, (margins, chances) = limit
+        limit = MarginLimit(least, field, fresh, (tuple(margins), tuple(chances)))
     return Outlook(is_exact, num_uses, hard_share, middle_loss, known, limit)
 
 

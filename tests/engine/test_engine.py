@@ -26,19 +26,9 @@ from tests.drive import (
 )
 
 WRONG_LOSSES = [
-    (None, TypeError, "loss must be a real number, or an array or tensor of them, got None"),
     ("0.5", TypeError, "loss must be a real number, .* got '0.5'"),
-    (1 + 2j, TypeError, r"loss must be a real number, .* got \(1\+2j\)"),
-    (True, TypeError, "loss must be a real number, .* got True"),
     ([1.0, "x", 2.0, 3.0], TypeError, "loss must be a real number"),
-    ({"loss": 1.0}, TypeError, "loss must be a real number"),
-    (
-        [1.0, 2.0],
-        ValueError,
-        r"loss must be a number or have shape \(4,\), one loss for each of the 4 samples, got shape \(2,\)",
-    ),
-    ([], ValueError, r"got shape \(0,\)"),
-    (np.ones((4, 1)), ValueError, r"got shape \(4, 1\)"),
+    (np.ones((4, 1)), ValueError, r"loss must be a number or have shape \(4,\), .* got shape \(4, 1\)"),
     (torch.ones(5), ValueError, r"got shape \(5,\)"),
 ]
 

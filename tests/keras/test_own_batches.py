@@ -130,12 +130,94 @@ def test_what_cannot_be_watched_is_said():
 
 
 def test_an_optimizer_that_is_not_built_is_named():
-    """A saved run is not put back into a second optimizer without variables."""
+    """A saved run is not put back into a second optimizer without variables, if it trained others than the model's."""
     model, other = classifier(), keras.optimizers.Adam()
-    other.build(model.trainable_variables)
+    other.build([keras.Variable(np.ones(3))])
     saved = ModelState(model, others=[other]).read()
     with pytest.raises(ValueError, match=r"the optimizer 2 must be built before a saved run goes on; call its build"):
         ModelState(model, others=[keras.optimizers.Adam()]).load(saved, from_ram=True)
+
+
+def test_an_optimizer_is_built_as_the_saved_one_was():
+    """Over the same weights of the model, in their order; one that has been built since is as at its beginning."""
+    model, saved, fresh = classifier(), keras.optimizers.Adagrad(0.1), keras.optimizers.Adagrad(0.1)
+    before = ModelState(model, others=[saved]).read()
+    saved.apply([0 * each + 1 for each in model.trainable_variables[2:]], model.trainable_variables[2:])
+    after = [np.array(each) for each in saved.variables]
+    ModelState(model, others=[fresh]).load(ModelState(model, others=[saved]).read(), from_ram=True)
+    loaded = [np.array(each) for each in fresh.variables]
+    ModelState(model, others=[fresh]).load(before, from_ram=True)
+
+    assert all(map(np.array_equal, loaded, after))
+    assert [np.unique(each).tolist() for each in fresh.variables[2:]] == [[pytest.approx(0.1)]] * 2
+
+
+class Probe(keras.Model):
+    """Trains a head on a body that stays as it is, by a step of its own; two optimizers, one by default never used."""
+
+    def __init__(self, several):
+        super().__init__()
+        keras.utils.set_random_seed(0)
+        self.body = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="tanh")])
+        self.head = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        self.tracker = keras.metrics.Mean(name="loss")
+        if several:
+            self.compile()
+            self.second = keras.optimizers.Adam(0.02)
+        else:
+            self.compile(keras.optimizers.Adam(0.02))
+            self.second = self.optimizer
+
+    @property
+    def metrics(self):
+        return [self.tracker]
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((self.head(self.body(x)) - keras.ops.cast(y, "float32")[:, None]) ** 2)
+        variables = self.head.trainable_variables
+        self.second.apply(tape.gradient(loss, variables), variables)
+        self.tracker.update_state(loss)
+        return {"loss": self.tracker.result()}
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("nan_at", [None, 0, 1, 4])
+def test_an_optimizer_is_built_by_its_first_step(several, nan_at):
+    """As without R8 over what the step trains; a refused step leaves it as it was, the first one too, at its rate."""
+
+    def trained(r8=None):
+        places = [place for place in range(8) if r8 is not None or place != nan_at]
+        x = np.array(X[: 8 * 16].reshape(8, 16, -1))
+        if nan_at is not None:
+            x[nan_at] = np.nan
+        data = tf.data.Dataset.from_tensor_slices((x[places], Y[: 8 * 16].reshape(8, 16)[places]))
+        model = Probe(several)
+        model.fit(data, epochs=1, verbose=0, callbacks=[] if r8 is None else [R8Callback(r8)])
+        return [np.array(each) for each in [*model.weights, *model.second.variables]]
+
+    plain, r8 = trained(), R8Scheduler(scheduler_mode="keep", handle_signals=False)
+    watched = trained(r8)
+    r8.close()
+
+    assert len(watched) == len(plain) == 4 + 2 + 4
+    assert all(map(np.array_equal, watched, plain))
+    assert "lr 0.02" in r8.summary()
+
+
+def test_a_model_that_is_built_in_part():
+    """A new layer on trained ones: the optimizer is built once all variables are there."""
+
+    def trained(callbacks):
+        keras.utils.set_random_seed(0)
+        body = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        model = keras.Sequential([keras.layers.Dropout(0.1, seed=1), body, keras.layers.Dense(2)])
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(batches_of(X, Y), epochs=2, verbose=0, callbacks=callbacks)
+        return [np.array(each) for each in [*model.weights, *model.optimizer.variables]]
+
+    assert all(map(np.array_equal, trained([R8Callback(R8Scheduler(scheduler_mode="keep"))]), trained([])))
 
 
 def test_a_loop_under_tf_function():

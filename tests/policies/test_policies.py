@@ -543,8 +543,6 @@ MISTAKES = [
     *[(lambda name=name: get_policy(name), ValueError,
        rf"policy '{name}' is no longer one of \['balanced', .*: {instead}")
       for name, instead in (("match_mean", "examples/own_policy.py has it"), ("steady", "recovery alone draws such"))],
-    (lambda: get_policy("random"), ValueError,
-     r"policy must be one of \['balanced', .*'shuffle'\] or a Policy, got 'random'"),
     *[(lambda policy=policy: get_policy(policy), TypeError, "policy must be a name or a Policy, got")
       for policy in (None, 3, Balanced, ["balanced"])],
     *[(lambda order=order: get_policy(Answering(order=order)).arrange(candidates(np.ones(4)), 2, generator()),

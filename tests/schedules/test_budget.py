@@ -28,15 +28,6 @@ def test_seconds_are_taken_as_they_are():
     assert Budget.of(None, None, 60.0, 4) == Budget(seconds=60.0)
 
 
-@pytest.mark.parametrize("given", [(None, None, None), (1, 1, None), (None, 1, 1.0), (1, 1, 1)])
-def test_exactly_one_budget_is_given(given):
-    """None or several budgets are refused, and all of them are named."""
-    with pytest.raises(
-        ValueError, match="exactly one of num_epochs, num_steps, train_duration_seconds, num_tokens must be given"
-    ):
-        Budget.of(*given, 4)
-
-
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "3", True, [1]])
 def test_budget_is_positive_and_finite(place, value):
