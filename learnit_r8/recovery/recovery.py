@@ -452,7 +452,10 @@ class RecoveryController:
             if is_again:
                 timer.note_lasting(array)
             self._incidents.open(step, f"{array!r} was not finite", kind="weights not finite")
-            self._experiment_on(Alarm.NOT_FINITE, math.inf, is_again=is_again)
+            self.witnesses.drop_newest()
+            # A batch that does it without a high loss does it to healthy weights, however far back they are.
+            is_calm = self.limit.is_share and self.lineage.progress.is_calm(self.lineage.since_restore)
+            self._experiment_on(Alarm.NOT_FINITE, math.inf, is_again=is_again and not is_calm)
 
     def look_back(self, *, step: int, lr: float) -> None:
         """In the first steps: see whether progress was lost, or there is none, as the rate may be too high.

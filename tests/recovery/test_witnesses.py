@@ -146,3 +146,18 @@ def test_witnesses_survive_a_resume(tmp_path):
     assert list(found) == [12]
     assert found[12].record == known[12].record
     assert np.array_equal(found[12].witness, known[12].witness)
+
+
+def test_the_batch_before_damage_that_no_loss_shows_is_no_witness():
+    """It may be what damages: neither it nor a later one tests the newest state's weights; the first stays."""
+    r8, model = run()
+    advance_to(r8, 14)
+    backups = r8.host.persistence.backup.backups
+    had = [len(each.witness) for each in backups]
+    model.values = np.array([NAN, 1.0])
+    r8.check()
+    advance_to(r8, 17)
+
+    assert had == [1, 1]
+    assert [len(each.witness) for each in backups[:2]] == [1, 0]
+    assert np.isfinite(model.values).all()
