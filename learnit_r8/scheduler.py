@@ -1037,7 +1037,7 @@ class R8Scheduler:
             return "cooling down"
         if self.current_epoch == 0 and self.feed is None:
             return "cataloguing"
-        return "steadying" if self.controller.is_steadying else "training"
+        return "steadying" if self.controller.state.steady_left else "training"
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
         """A ``with`` block whose time does not count towards ``train_duration_seconds``."""

@@ -191,7 +191,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("engine/run_state.py", 'run.pace.tally, run.pace.num_draws = Tally(**state["tally"]), state["num_draws"]',
      'run.pace.num_draws = state["num_draws"]',
      "engine/test_run_state.py", "the mean loss of a resumed epoch is that of its rest"),
-    ("engine/run_state.py", 'run.early_stop.load_state_dict(state.get("early_stop"))', "pass",
+    ("engine/run_state.py", 'run.early_stop.load_state_dict(state["early_stop"])', "pass",
      "state/test_early_stop.py -k resume", "early stopping begins anew after each resume"),
     ("engine/run_state.py", '{**state, "pace": {**state["pace"], "seconds": run.pace.seconds}}', "state",
      "engine/test_pace.py", "restore_backup() gives time back that was used"),

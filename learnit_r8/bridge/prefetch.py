@@ -130,7 +130,7 @@ class Prefetch(Member):
             RuntimeError: the budget is spent.
         """
         self.hand_back()
-        self.r8.controller.experiment.let_probe(False)
+        self.r8.controller.experiment.can_probe = False
         self.epoch = self.r8.host.draw_epoch()
         self.waiting.update((ticket.draw, ticket) for ticket in self.epoch)
         if not self.epoch:
@@ -156,7 +156,7 @@ class Prefetch(Member):
     def draw_now(self) -> Ticket | None:
         """Draw the batch to train on next; None if there is none left."""
         controller = self.r8.controller
-        controller.experiment.let_probe(True)
+        controller.experiment.can_probe = True
         self.current = self.r8.draw_if_any()
         if self.current is not None:
             controller.note_start()

@@ -80,7 +80,13 @@ def chosen_runs(parent: Path, *, find: str | None, sort: str | None, top: int) -
     if not runs:
         raise UnreadableRun(NO_RUNS.format(str(parent)))
     if find:
-        runs = [run for run in every if find.lower() in _said_of(run)]
+        runs = []
+        for run in every:
+            record = record_of(run)
+            # "lr=0.1" finds a value of config.
+            texts = (f"{name.removeprefix('config.')}={text}" for name, text in record.items())
+            if find.lower() in "\n".join([run.name, *record.values(), *texts]).lower():
+                runs.append(run)
         if not runs:
             raise UnreadableRun(
                 f"--find must be a text in the name, notes, tags or config of a run, got {find!r}, which none of the "
@@ -102,13 +108,6 @@ def chosen_runs(parent: Path, *, find: str | None, sort: str | None, top: int) -
         # Those without it come last.
         runs = sorted(runs, key=lambda run: values.get(run, math.inf))
     return runs[:top]
-
-
-def _said_of(run: Path) -> str:
-    """The texts by which a run is found; "lr=0.1" finds a value of config."""
-    record = record_of(run)
-    values = (f"{name.removeprefix('config.')}={text}" for name, text in record.items())
-    return "\n".join([run.name, *record.values(), *values]).lower()
 
 
 def record_of(folder: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from ..events.codec import strict_json
 from ..events.event import describe
 from ..events.text import clean, number
 from ..journal.run import Record, Run, UnreadableRun, find_run, free_of_runs
-from ..journal.samples import Samples, more_before, read_samples, sample_epochs, verdict_text
+from ..journal.samples import Samples, more_before, readable_samples, sample_epochs, verdict_text
 from ..state.durable_io import open_output
 from ..table.labels.frame import MAP_COLUMNS, write_parquet
 from ..table.labels.overview import EVERYWHERE
@@ -167,15 +167,9 @@ def readable(run: Run, epochs: Iterable[int]) -> Iterator[Samples]:
     Raises:
         UnreadableRun: none can be read.
     """
-    reasons, count = [], 0
-    for epoch in epochs:
-        try:
-            samples = read_samples(run.folder, epoch)
-        except (OSError, ValueError) as error:
-            reasons.append(str(error))
-        else:
-            count += 1
-            yield samples
+    reasons, count = list[str](), 0
+    for count, samples in enumerate(readable_samples(run.folder, epochs, reasons), start=1):  # noqa: B007
+        yield samples
     if not count:
         raise UnreadableRun(
             f"run must hold a samples file, got {reasons or 'none'} in {str(run.folder)!r}. (A run whose batches are "

@@ -50,20 +50,12 @@ def _page(name: str) -> Change:
     return lambda ui, view: replace(ui, view=name, scroll=0, selected=0)
 
 
-def _neighbour(by: int) -> Change:
-    return lambda ui, view: _page(VIEWS[(VIEWS.index(ui.view) + by) % len(VIEWS)])(ui, view)
-
-
-def _switch(name: str) -> Change:
-    return lambda ui, view: replace(ui, **{name: not getattr(ui, name)})  # type: ignore[arg-type]
-
-
-def _next(name: str, values: tuple[str, ...], **more: Any) -> Change:
-    """The next of some values, over and over."""
+def _next(name: str, values: tuple[Any, ...] = (False, True), by: int = 1, **more: Any) -> Change:
+    """The next of some values, or the one before, over and over; by default on and off."""
 
     def act(ui: UiState, view: View) -> UiState:
-        following = values[(values.index(getattr(ui, name)) + 1) % len(values)]
-        return replace(ui, **{name: following}, **more)  # type: ignore[arg-type]
+        following = values[(values.index(getattr(ui, name)) + by) % len(values)]
+        return replace(ui, **{name: following}, **more)
 
     return act
 
@@ -100,21 +92,21 @@ TABLE = (
         Binding((str(number), *page.keys), str(number), page.label, f"view: {page.text}", _page(name), opens=name)
         for number, (name, page) in enumerate(PAGES.items(), start=1)
     ),
-    Binding(("tab", "right"), "Tab", "", "next view", _neighbour(1)),
-    Binding(("shift-tab", "left"), "Shift-Tab", "", "view before", _neighbour(-1)),
+    Binding(("tab", "right"), "Tab", "", "next view", _next("view", VIEWS, scroll=0, selected=0)),
+    Binding(("shift-tab", "left"), "Shift-Tab", "", "view before", _next("view", VIEWS, -1, scroll=0, selected=0)),
     Binding(("up", "k"), "up k", "", "scroll or select up", _move(-1), modes=MODES),
     Binding(("down", "j"), "down j", "", "scroll or select down", _move(1), modes=MODES),
     Binding(("page up",), "PgUp", "", "ten rows up", _move(-PAGE), modes=MODES),
     Binding(("page down",), "PgDn", "", "ten rows down", _move(PAGE), modes=MODES),
     Binding(("home", "g"), "Home g", "", "to the first", _move(-MOST_SCROLL), modes=MODES),
     Binding(("end", "G"), "End G", "", "to the last", _move(MOST_SCROLL), modes=MODES),
-    Binding(("enter",), "Enter", "open", "whole texts, or a line for each event", _switch("opened"), views=("events",)),
+    Binding(("enter",), "Enter", "open", "whole texts, or a line for each event", _next("opened"), views=("events",)),
     Binding(("l",), "l", "suspects", "hardest or suspects", _LIST, views=("samples",)),
-    Binding(("e",), "e", "alerts", "only warnings, or all", _switch("alerts_only"), views=("events",)),
+    Binding(("e",), "e", "alerts", "only warnings, or all", _next("alerts_only"), views=("events",)),
     Binding(("/",), "/", "filter", "filter by a text (Enter keeps it)", _type, views=_FILTERED),
-    Binding(("y",), "y", "log", "log or linear scale of the loss", _switch("log_scale"), views=_CHARTS),
+    Binding(("y",), "y", "log", "log or linear scale of the loss", _next("log_scale"), views=_CHARTS),
     Binding(("z",), "z", "zoom", "all, its whole range, last 10 %, last epoch", _next("zoom", ZOOMS), views=_CHARTS),
-    Binding((" ",), "space", "freeze", "freeze the picture only", _switch("frozen"), modes=("live", "watch")),
+    Binding((" ",), "space", "freeze", "freeze the picture only", _next("frozen"), modes=("live", "watch")),
     Binding((" ",), "space", "pause", "pause the replay or go on", Action.PAUSE, modes=("replay",)),
     Binding(("p",), "p", "pause", "pause the training, or go on", Action.PAUSE, modes=("live",)),
     Binding(("s", "ctrl-s"), "s", "save", "save a checkpoint", Action.SAVE, modes=("live",)),
@@ -123,10 +115,10 @@ TABLE = (
     Binding(("c",), "c", "", "next colours (or none)", Action.THEME, modes=MODES),
     Binding(("ctrl-l", "r"), "r", "", "paint everything again", Action.REPAINT, modes=MODES),
     Binding(("escape",), "Esc", "", "back", _back, modes=MODES),
-    Binding(("q",), "q", "quit", "how to leave (asks first)", _switch("menu"), modes=("live",)),
+    Binding(("q",), "q", "quit", "how to leave (asks first)", _next("menu"), modes=("live",)),
     Binding(("q",), "q", "quit", "leave (the training goes on)", Action.LEAVE, modes=("watch",)),
     Binding(("q",), "q", "quit", "leave the replay", Action.LEAVE, modes=("replay",)),
-    Binding(("?", "h"), "?", "help", "this help", _switch("help"), modes=MODES),
+    Binding(("?", "h"), "?", "help", "this help", _next("help"), modes=MODES),
     Binding(("enter",), "Enter", "open", "open this run", Action.OPEN, modes=("list",)),
     Binding(("/",), "/", "filter", "only runs with a text", _type, modes=("list",)),
     Binding(("s",), "s", "sort", "sort by age, metric, state, step, name", _SORT, modes=("list",)),

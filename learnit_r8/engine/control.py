@@ -128,12 +128,7 @@ class Requests:
         Raises:
             ValueError: it is no length.
         """
-        self._ask(COOL_DOWN, source, typed_span(span) or self.default_span)
-
-    @property
-    def default_span(self) -> Span:
-        """The length of a cool-down for which none is given."""
-        return Span("share", self._pace.rule.share)
+        self._ask(COOL_DOWN, source, typed_span(span) or Span("share", self._pace.rule.share))
 
     def _ask(self, wish: int, why: str | None = None, span: Span | None = None) -> None:
         if self._agreement.ranks is None:

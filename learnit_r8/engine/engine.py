@@ -102,7 +102,7 @@ class Engine:
         self.own_seconds = self.data_seconds = 0.0
         self.adopt, self.look_at_weights = run.persistence.adopt, run.persistence.look_at_weights
         self.say_once = run.announcer.say_once
-        run.controller.experiment.let_probe(run.source.can_probe)
+        run.controller.experiment.can_probe = run.source.can_probe
         self.table.learner.hold_back(self)
 
     # Draw.
@@ -185,7 +185,7 @@ class Engine:
             turn.is_changing = False
             lr, is_again = controller.lr(lr), bool(source.returned)
             asks_probe = may_probe and controller.experiment.asks_probe
-            is_of_pass = not asks_probe and (is_again or not controller.is_steadying)
+            is_of_pass = not asks_probe and (is_again or not controller.state.steady_left)
             # So is the policy: if it raises, nothing was drawn.
             ahead = source.look_ahead() if is_of_pass else None
             turn.is_changing = True
@@ -205,8 +205,8 @@ class Engine:
         pace, step = self.pace, self.pace.next_step
         with self.turns.take("draw", step, is_changing=True):
             self.controller.hide_true()
-            lr = self.rates.now
-            return self._hand_out(self._probe(), step, pace.epoch_of(max(0, pace.place - 1)), lr)
+            epoch = max(0, pace.place - 1) // pace.steps_per_epoch + pace.passes
+            return self._hand_out(self._probe(), step, epoch, self.rates.now)
 
     def _probe(self) -> Batch:
         experiment = self.controller.experiment
@@ -361,12 +361,8 @@ class Engine:
                 # The guard hears the rate of the step that it judges, before recovery lowers it.
                 lr = rates.scheduled_at(ticket.step)
             expected, typical, is_usual = chunk.expected[slot], chunk.typical, True
-            if reading.part_size != EXACT and storage.estimator == "relative":
-                # As `LossLearner.with_trend` says.
-                trend = storage.batch_trend.value
-                expected, typical = (
-                    (expected + trend, typical + trend) if storage.are_offsets else (expected * trend, typical * trend)
-                )
+            if reading.part_size != EXACT:
+                expected, typical = map(self.table.learner.with_trend, (expected, typical))
             predicted = expected
             if reading.part_size != EXACT and expected < typical:
                 # Estimates from batch means are too rough to expect less of a batch that was chosen by them.

@@ -213,10 +213,6 @@ class Pace:
         place = step + self.left_out
         return not place % self.steps_per_epoch or place == self.budget.steps
 
-    def epoch_of(self, place: int) -> int:
-        """The epoch of a place, 0-based."""
-        return place // self.steps_per_epoch + self.passes
-
     @property
     def epoch(self) -> int:
         """The current epoch, 0-based."""
@@ -365,12 +361,10 @@ class Pace:
         ending = state["ending"]
         self.budget = self._given if ending is None else from_state(ending)
         self.step, self.num_out = state["step"], 0
-        # Older versions have counted probes as steps.
-        begun = self.step - self.step % self.steps_per_epoch
-        self.probes, self.left_out, *before = state.get("probes", (0, 0, begun, 0))
+        self.probes, self.left_out, *before = state["probes"]
         self._before_epoch = before[0], before[1]
         self.longest_break = state["longest_break"]
-        (self.passes, self.has_ended), self.tokens = state.get("passes", (0, False)), state.get("tokens", 0)
+        (self.passes, self.has_ended), self.tokens = state["passes"], state["tokens"]
         self._break = -1, 0.0
         self._count_from(state["seconds"])
         self._set_deadline()

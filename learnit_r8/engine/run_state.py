@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import events
 from .._validation import did_you_mean
+from ..recovery.state import of_01c0f9e2
 from ..schedules.budget import BUDGETS
 from ..schedules.range_test import RangeTest
 from ..state.callbacks import call_load
@@ -41,15 +42,9 @@ NO_MODEL = (
 DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
 """What reading a state of the wrong values raises."""
 
-FORMAT = 1
-"""Format of the whole state; it stays, as each part has a version of its own."""
-
-VERSIONS = {
-    "table": 3, "plan": 1, "pace": 4, "recovery": 5, "quarantine": 2, "guard": 2, "tally": 1, "search": 1,
-    "early_stop": 1,
-}  # fmt: skip
-"""Version of each part's state. A change of a part adds one here, and the part must still read the versions before it,
-down to those of the files in ``tests/runs/saved``."""
+FORMAT, OF_01C0F9E2 = 2, 1
+"""Format of the whole state, and what 01c0f9e2 saved. A change of a part adds one to the former, and the part must
+still read the formats before it, down to that of the files in ``tests/runs/saved``."""
 
 _INDICES, _NUMBERS, _LOSSES, _MAYBE = np.empty(0, np.int64), np.empty(0), [0.0], (0.0,)
 _CHUNK = {
@@ -110,7 +105,7 @@ _KINDS: dict[str, Any] = {
     "guard.losses.recent": _LOSSES, "guard.losses.first.recent": _LOSSES, "guard.losses.past.losses": _LOSSES,
     "guard.losses.past.lrs": _LOSSES,
     "search.test": ({**RangeTest(9).state_dict(), "_losses": _LOSSES},), "search.found_lr": _MAYBE,
-    "early_stop": ({"best": _MAYBE, "waited": 0, "reason": ("",), "is_by_rule": False},),
+    "early_stop": {"best": _MAYBE, "waited": 0, "reason": ("",), "is_by_rule": False},
 }  # fmt: skip
 _KINDS = {f"state.{place}": example for place, example in _KINDS.items()}
 """What may stand where a state is not the same at all times; see `check_kinds`."""
@@ -118,8 +113,11 @@ _KINDS = {f"state.{place}": example for place, example in _KINDS.items()}
 CHANGED_BY_RESUME = {"num_samples", "batch_size", "last_batch"}
 """Arguments that `R8Scheduler.resume_from_checkpoint` can change by adapting the state."""
 
-_REQUIRED = {"format", "versions", "data", "seed", "num_draws", *VERSIONS} - {"early_stop"}
-"""Parts that a state must have; others came later."""
+_PARTS = {
+    "data", "seed", "num_draws", "table", "plan", "pace", "recovery", "quarantine", "guard", "tally", "search",
+    "early_stop",
+}  # fmt: skip
+"""What a state must have."""
 
 
 def start(run: Run) -> None:
@@ -216,7 +214,7 @@ def _state_of(run: Run) -> dict[str, Any]:
     """Everything needed to continue with exactly the same batches, rates and tables; this thread has the run's turn."""
     table = run.source.table.state_dict()
     position = position_of(run, has_models=True)
-    return {"format": FORMAT, "versions": dict(VERSIONS), "data": run.source.identity(), "table": table, **position}
+    return {"format": FORMAT, "data": run.source.identity(), "table": table, **position}
 
 
 def whole_state_of(run: Run, *, call: str = "state_dict") -> dict[str, Any]:
@@ -227,26 +225,23 @@ def whole_state_of(run: Run, *, call: str = "state_dict") -> dict[str, Any]:
 
 def _check(run: Run, state: Mapping[str, Any]) -> None:
     """Raise ValueError unless a state is readable and fits the run."""
-    missing = _REQUIRED - state.keys()
-    if missing or type(state["format"]) is not int or state["format"] != FORMAT:
+    missing, number = _PARTS - state.keys(), state.get("format")
+    if missing or type(number) is not int or number < OF_01C0F9E2:
         raise ValueError(
-            f"state must be what state_dict() returned (format {FORMAT}), got format {state.get('format')!r} without "
+            f"state must be what state_dict() returned (format {FORMAT}), got format {number!r} without "
             f"{sorted(missing)}."
         )
-    check_kinds(
-        {name: state[name] for name in ("versions", "data")},
-        {"versions": VERSIONS, "data": run.source.identity()},
-        _KINDS,
-    )
-    for name, version in state["versions"].items():
-        if version > VERSIONS.get(name, 0):
-            raise ValueError(
-                f"{name!r} of the state must be of version {VERSIONS.get(name, 0)} or older, got version {version!r}: "
-                "a newer learnit_r8 has saved it. Load it with that version."
-            )
-    nameless = [name for name in VERSIONS if name in state and state["versions"].get(name, 0) < 1]
-    if nameless:
-        raise ValueError(f"versions of the state must name that of {nameless[0]!r}, got {state['versions']!r}.")
+    if number > FORMAT:
+        raise ValueError(
+            f"state must be of format {FORMAT} or older, got format {number}: a newer learnit_r8 has saved it. Load it "
+            "with that version."
+        )
+    if number == OF_01C0F9E2 and "incident" not in state["recovery"]:
+        raise ValueError(
+            f"state must be of format {FORMAT}, or what 01c0f9e2 saved, got one of a version in between: begin a new "
+            "run (resume=None, another checkpoint_dir)."
+        )
+    check_kinds({"data": state["data"]}, {"data": run.source.identity()}, _KINDS)
     for name, value in run.source.identity().items():
         if state["data"].get(name) != value:
             remedy = "; R8Scheduler.resume_from_checkpoint() changes it" if name in CHANGED_BY_RESUME else ""
@@ -254,6 +249,14 @@ def _check(run: Run, state: Mapping[str, Any]) -> None:
                 f"{name} must be that of the saved run ({state['data'].get(name)!r}), got {value!r}{remedy}, "
                 "and another checkpoint_dir begins a new run."
             )
+
+
+def _renewed(run: Run, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state that 01c0f9e2 saved, in the form of today: it has counted probes as steps."""
+    step, plan = state["pace"]["step"], state["plan"]
+    begun = step - plan.get("taken", step % run.source.steps_per_pass)
+    pace = {**state["pace"], "probes": [0, 0, begun, 0]}
+    return {**state, "pace": pace, "recovery": of_01c0f9e2(state["recovery"])}
 
 
 def load_state(run: Run, state: Mapping[str, Any], call: str = "load_state_dict") -> None:
@@ -268,15 +271,15 @@ def load_state(run: Run, state: Mapping[str, Any], call: str = "load_state_dict"
     with run.turns.take(call, run.pace.step, mends=True) as turn:
         before = None if turn.was_cut else _state_of(run)
         if before is not None:
-            # Parts that an older version wrote had other forms.
-            alike = {name for name in state if VERSIONS.get(name) == state["versions"].get(name)}
             # What a guard of the user's own remembers is its own.
             is_ours = type(run.sentry.guard).__module__.startswith("learnit_r8.")
             known = _KINDS if is_ours else {**_KINDS, "state.guard.losses": ANYTHING}
-            check_kinds({name: state[name] for name in alike}, before, known)
+            if state["format"] == FORMAT:
+                # Older ones had other forms.
+                check_kinds(state, before, known)
         turn.is_changing = True
         try:
-            _take_over(run, state)
+            _take_over(run, _renewed(run, state) if state["format"] == OF_01C0F9E2 else state)
         except Exception as error:
             if before is not None:
                 _take_over(run, before)
@@ -295,14 +298,12 @@ def _take_over(run: Run, state: Mapping[str, Any]) -> None:
     # The clock may stand still yet.
     run.source.check_again()
     run.pace.load_state_dict(state["pace"])
-    if state.get("versions", VERSIONS)["pace"] < 4:
-        run.pace.begin_epoch(run.source.taken_by(run.pace.step))
     run.controller.load_state_dict(state["recovery"])
     run.controller.quarantine.load_state_dict(state["quarantine"])
     run.sentry.load_state_dict(state["guard"])
     run.pace.tally, run.pace.num_draws = Tally(**state["tally"]), state["num_draws"]
     run.search.load_state_dict(state["search"])
-    run.early_stop.load_state_dict(state.get("early_stop"))
+    run.early_stop.load_state_dict(state["early_stop"])
     before, run.pace.ended_early = run.pace.ended_early, run.early_stop.reason
     if run.pace.ended_early is not None or before is not None:
         run.pace.is_stopped = run.pace.ended_early is not None
@@ -335,8 +336,7 @@ def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     if run.persistence.config.differences(checkpoint.config, BUDGETS):
         # Who gives another budget wants that end, not the one of an earlier cool-down or early stop.
         state = {**state, "pace": {**state["pace"], "ending": None}}
-        if state.get("early_stop") is not None:
-            state["early_stop"] = {**state["early_stop"], "reason": None, "waited": 0}
+        state["early_stop"] = {**state["early_stop"], "reason": None, "waited": 0}
     load_state(run, state, "load_checkpoint")
     try:
         run.persistence.put_back(checkpoint)

@@ -58,8 +58,8 @@ def from_fields(fields: Any) -> Event:
     kind = fields.get("kind") if isinstance(fields, dict) else None
     if not isinstance(kind, str) or kind not in EVENTS:
         raise ValueError(f"event kind must be one of {sorted(EVENTS)}, got {kind!r}.")
-    readers = _readers(kind)
-    if missing := _needed(kind) - fields.keys():
+    readers, needed = _fields_of(kind)
+    if missing := needed - fields.keys():
         raise ValueError(f"event {kind} must have the fields {sorted(readers)}, got none for {sorted(missing)}.")
     try:
         return EVENTS[kind](**{name: read(fields[name]) for name, read in readers.items() if name in fields})
@@ -68,16 +68,11 @@ def from_fields(fields: Any) -> Event:
 
 
 @functools.cache
-def _readers(kind: str) -> dict[str, Callable[[Any], Any]]:
-    return {name: _reader(hint) for name, hint in typing.get_type_hints(EVENTS[kind]).items()}
-
-
-@functools.cache
-def _needed(kind: str) -> frozenset[str]:
-    """Fields without a default; a file may lack those with one."""
-    none = dataclasses.MISSING
-    fields = dataclasses.fields(EVENTS[kind])
-    return frozenset(field.name for field in fields if field.default is none and field.default_factory is none)
+def _fields_of(kind: str) -> tuple[dict[str, Callable[[Any], Any]], frozenset[str]]:
+    """What reads each field, and the fields without a default; a file may lack those with one."""
+    readers = {name: _reader(hint) for name, hint in typing.get_type_hints(EVENTS[kind]).items()}
+    none, fields = dataclasses.MISSING, dataclasses.fields(EVENTS[kind])
+    return readers, frozenset(each.name for each in fields if each.default is none and each.default_factory is none)
 
 
 def _reader(hint: Any) -> Callable[[Any], Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from . import Event, Listener, StepDone, StepsDone
 
@@ -32,13 +32,7 @@ class Condenser:
         self._listener = listener
         self._every, self._first = every_seconds, first
         self._due, self._began, self._num_sent = -math.inf, math.inf, 0
-        self._last: StepsDone | None = None
-        self._clear()
-
-    def _clear(self) -> None:
-        self._num = self._samples = self._steady = self._known = 0
-        self._loss = self._expected = self._own = self._data = 0.0
-        self._lowest, self._highest, self._suspicion = math.inf, -math.inf, 0.0
+        self._gathered: list[StepsDone] = []
 
     def __call__(self, event: Event) -> None:
         """Gather a step, or pass on another event."""
@@ -46,44 +40,20 @@ class Condenser:
             self.flush()
             self._listener(event)
             return
-        self.add(steps_of(event))
+        self._gathered.append(steps_of(event))
         # Also if the time is NaN, as in a damaged file.
         if not event.seconds <= self._due:
             self.flush()
 
-    def add(self, part: StepsDone) -> None:
-        """Gather steps; `flush` sends them."""
-        self._num += part.num_steps
-        self._loss += part.loss * part.num_steps
-        self._lowest, self._highest = min(self._lowest, part.lowest), max(self._highest, part.highest)
-        self._samples += part.samples
-        self._own += part.own_seconds
-        self._data += part.data_seconds
-        self._suspicion = max(self._suspicion, part.suspicion)
-        self._steady += part.num_steady
-        if math.isfinite(part.expected_loss):
-            self._expected += part.expected_loss * part.num_steps
-            self._known += part.num_steps
-        self._last = part
-
     def flush(self) -> None:
         """Send the steps gathered so far, if any."""
-        last = self._last
-        if last is None:
+        if not self._gathered:
             return
-        condensed = StepsDone(
-            step=last.step, seconds=last.seconds, epoch=last.epoch, progress=last.progress, lr=last.lr,
-            num_steps=self._num, samples=self._samples, loss=self._loss / self._num, lowest=self._lowest,
-            highest=self._highest, last_loss=last.last_loss,
-            expected_loss=self._expected / self._known if self._known else math.nan, num_steady=self._steady,
-            own_seconds=self._own, data_seconds=self._data, suspicion=self._suspicion,
-        )  # fmt: skip
-        self._began, self._num_sent = min(self._began, last.seconds), self._num_sent + 1
-        wait = min(self._every, SHARE * (last.seconds - self._began))
-        self._due = -math.inf if self._num_sent < self._first else last.seconds + wait
-        self._last = None
-        self._clear()
-        self._listener(condensed)
+        whole, self._gathered = merged(self._gathered), []
+        self._began, self._num_sent = min(self._began, whole.seconds), self._num_sent + 1
+        wait = min(self._every, SHARE * (whole.seconds - self._began))
+        self._due = -math.inf if self._num_sent < self._first else whole.seconds + wait
+        self._listener(whole)
 
 
 def steps_of(event: StepDone) -> StepsDone:
@@ -99,10 +69,16 @@ def steps_of(event: StepDone) -> StepsDone:
 
 def merged(parts: Sequence[StepsDone]) -> StepsDone:
     """One record for several in a row; at least one."""
-    heard: list[Any] = []
-    condenser = Condenser(heard.append)
-    for part in parts:
-        condenser.add(part)
-    condenser.flush()
-    (whole,) = heard
-    return whole  # type: ignore[no-any-return]
+    num_steps = sum(each.num_steps for each in parts)
+    known = [each for each in parts if math.isfinite(each.expected_loss)]
+    expected = sum(each.expected_loss * each.num_steps for each in known)
+    return replace(
+        parts[-1], num_steps=num_steps, samples=sum(each.samples for each in parts),
+        loss=sum(each.loss * each.num_steps for each in parts) / num_steps,
+        lowest=min(math.inf, *(each.lowest for each in parts)),
+        highest=max(-math.inf, *(each.highest for each in parts)),
+        expected_loss=expected / sum(each.num_steps for each in known) if known else math.nan,
+        num_steady=sum(each.num_steady for each in parts), own_seconds=sum(each.own_seconds for each in parts),
+        data_seconds=sum(each.data_seconds for each in parts),
+        suspicion=max(0.0, *(each.suspicion for each in parts)),
+    )  # fmt: skip

@@ -163,24 +163,17 @@ class Incident:
             text = self.findings[-1].partition(": ")[2] + "."
         else:
             are = "the refused batch was" if self.num_refused == 1 else f"the {self.num_refused} refused batches were"
-            if self.reason not in NOT_FINITE:
-                text = f"{are} to blame, not the weights: the next one was good."
-            elif self.is_lasting:
-                text = f"{are} to blame, not the weights: the next one was good; {LASTING}."
-            elif self.num_refused == 1 and self._is_input_bad:
-                text = f"{are} to blame, not the weights: the next one was good."
-            else:
-                text = f"{are} to blame, or a transient fault (not tested), not the weights: the next one was good."
+            # Whether an experiment has found values in the input that are not finite.
+            is_input = any(each in self.cause for each in BAD_INPUT) and "probably " not in self.cause
+            may_be_transient = self.reason in NOT_FINITE and not (self.num_refused == 1 and is_input)
+            or_else = ", or a transient fault (not tested)" * (may_be_transient and not self.is_lasting)
+            lasting = f"; {LASTING}" * (self.is_lasting and self.reason in NOT_FINITE)
+            text = f"{are} to blame{or_else}, not the weights: the next one was good{lasting}."
         if not self.num_left_out:
             return text
         if self.num_left_out == 1:
             return f"{text} The epoch ends one batch earlier: a test of the weights took its place."
         return f"{text} The epoch ends {self.num_left_out} batches earlier: tests of the weights took their places."
-
-    @property
-    def _is_input_bad(self) -> bool:
-        """Whether an experiment has found values in the input that are not finite."""
-        return any(each in self.cause for each in BAD_INPUT) and "probably " not in self.cause
 
     def refusal_text(self, found: str) -> str:
         """A sentence on what was refused, what was found, and where it began."""

@@ -125,7 +125,7 @@ class Sentry:
 
     def go_back_to_saved(self, state: Mapping[str, Any], lr: float = math.nan) -> None:
         """Return to the guard's state of a checkpoint, unless losses had another meaning then."""
-        if state.get("baseline", 0) == self.baseline:
+        if state["baseline"] == self.baseline:
             self.go_back(self.formed(self.adapted(state)["losses"]), lr)
 
     @property
@@ -203,7 +203,7 @@ class Sentry:
         losses, norms = _formed(state["losses"], self.guard.begin()), state["norms"]
         self.present = Memory(losses, float(norms["highest"]), int(norms["count"]), state["num_skipped"])
         self.num_refused = state["num_refused"]
-        self.baseline = state.get("baseline", 0)
+        self.baseline = state["baseline"]
 
 
 def _plain(value: Any) -> Any:

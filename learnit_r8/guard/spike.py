@@ -23,7 +23,7 @@ import numpy as np
 
 from .._validation import is_number, whole_number
 from ..table.records import LARGEST_LOSS
-from ..table.trend import FirstLosses
+from ..table.trend import FirstLosses, median
 from .verdict import GOOD, Verdict
 
 LEAST_SPREAD = 0.05
@@ -183,12 +183,6 @@ def corrected(loss: float, expected: float, typical: float, level: float) -> flo
             return loss + (typical - expected)
         return loss * typical / expected if loss < 2 * expected else 2 * typical + (loss - 2 * expected)
     return loss
-
-
-def median(ordered: Sequence[float]) -> float:
-    """Median of sorted values, of which there is at least one."""
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
 def spread(ordered: Sequence[float], middle: float) -> float:

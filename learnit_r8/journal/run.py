@@ -16,14 +16,14 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import events
 from ..events.codec import from_fields, strict_json
 from ..events.kinds import EVENTS
-from ..state.durable_io import open_regular, replace
+from ..state.durable_io import open_regular, read_json, replace
 
 MOST_LINE_BYTES = 2**20
 BLOCK_BYTES = 2**20
@@ -337,8 +337,7 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 def this_process() -> dict[str, Any]:
     """The identity of this process: pid and host, and where the system has them boot, namespace and start."""
-    namespace = _or_empty(lambda: os.readlink("/proc/self/ns/pid"))
-    boot, started = _text_of(_BOOT_ID), _started("self")
+    namespace, boot, started = _text_of("/proc/self/ns/pid"), _text_of(_BOOT_ID), _started("self")
     where = {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": boot}
     return {**where, "pid_namespace": namespace, "process_started": started}
 
@@ -380,12 +379,9 @@ def _started(pid: str) -> int | None:
 
 
 def _text_of(path: str) -> str:
-    return _or_empty(lambda: Path(path).read_text("ascii", "replace").strip())
-
-
-def _or_empty(read: Callable[[], str]) -> str:
+    """What a file of the system holds, or where a link leads; "" where there is none."""
     try:
-        return read()
+        return os.readlink(path) if os.path.islink(path) else Path(path).read_text("ascii", "replace").strip()
     except OSError:
         return ""
 
@@ -408,30 +404,10 @@ def write_about(folder: Path, *, name: str, configuration: Mapping[str, str], wa
     replace(folder / "run.json", strict_json(about, indent=1).encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it is no regular file, holds no JSON object, or is too large.
-    """
-    with open_regular(path) as file:
-        content = file.read(MOST_JSON_BYTES + 1)
-    if len(content) > MOST_JSON_BYTES:
-        raise ValueError(f"{path.name} must have at most {MOST_JSON_BYTES} bytes, got more.")
-    try:
-        value = json.loads(content)
-    except RecursionError:
-        raise ValueError(f"{path.name} must be nested less deeply, got JSON beyond the limit.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} must hold a JSON object, got {str(value)[:40]!r}.")
-    return value
-
-
 def read_about(folder: Path) -> dict[str, Any]:
     """The content of run.json; empty where it cannot be read."""
     try:
-        return read_json(folder / "run.json")
+        return read_json(folder / "run.json", MOST_JSON_BYTES)
     except (OSError, ValueError):
         return {}
 

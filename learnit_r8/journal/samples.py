@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -267,6 +267,15 @@ def read_samples(folder: Path, epoch: int) -> Samples:
     except Exception as error:
         # Whatever a parser raises, it is a bad file.
         raise ValueError(f"{path.name} must be a whole samples file, got {str(error)[:200]!r}.") from None
+
+
+def readable_samples(folder: Path, epochs: Iterable[int], reasons: list[str]) -> Iterator[Samples]:
+    """The files of some epochs that can be read; ``reasons`` gets why the others cannot."""
+    for epoch in epochs:
+        try:
+            yield read_samples(folder, epoch)
+        except (OSError, ValueError) as error:
+            reasons.append(str(error))
 
 
 def _fields(arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:

@@ -419,7 +419,12 @@ def open_journal(
     samples = functools.partial(samples_of, table) if has_samples else None
     is_named = not (run_dir is None or run_dir is True)
     try:
-        folder = run_dir if isinstance(run_dir, (str, os.PathLike)) else _new_folder(runs_folder(), name)
+        folder = run_dir if isinstance(run_dir, (str, os.PathLike)) else None
+        if folder is None:
+            # With a number added if there is one of this name.
+            plain = "".join(each if each.isascii() and (each.isalnum() or each in "-_.") else "_" for each in name)
+            stem = runs_folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{plain[:60] or 'run'}"
+            folder = make_first_free(numbered(stem), lambda new: new.mkdir(parents=True))
         return Journal(folder, name=name, configuration=configuration, samples=samples, requests=requests)
     except OSError as error:
         if is_named and isinstance(error, (FileExistsError, NotADirectoryError)):
@@ -432,10 +437,3 @@ def open_journal(
             "goes on. Free or mend that disk, or give another run_dir."
         )
         return None
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    """Make the folder ``<time>-<name>``, with a number added if it exists."""
-    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "_" for letter in name)
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain[:60] or 'run'}"
-    return make_first_free(numbered(parent / stem), lambda folder: folder.mkdir(parents=True))

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..guard.spike import median
 from ..state import tree
+from ..table.trend import median
 
 LEVEL_LOSSES = 32
 """Losses before a backup from which its level and spread are computed."""

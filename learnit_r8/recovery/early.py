@@ -20,7 +20,7 @@ from .backups import Backup
 from .experiment import Alarm, Case, ExperimentRun, draw_again
 from .model import LiveModel, Saved, Witnesses, saved_form
 from .policy import DEAD_EVERY
-from .progress import EARLY_UPDATES, FIRST, START_UPDATES, Progress
+from .progress import EARLY_UPDATES, FIRST, NEAR, START_UPDATES, Progress
 from .state import DEAD_LOOKS, EARLY_DIVISOR, RateTrial, RecoveryState
 
 FAR = 16.0
@@ -113,11 +113,6 @@ class FirstSteps:
         """The state from before a trial if it counts as true, being better than the initial one; else None."""
         return self._early.trial.present if self._early.trial is not None and self._early.trial.is_better else None
 
-    @property
-    def can_be_saved(self) -> bool:
-        """Whether a saved state holds a trial that is under way: on several ranks each has a part of what is aside."""
-        return self._live.persistence.agreement.ranks is None
-
     def state_dict(self, *, has_models: bool, has_batches: bool) -> dict[str, Any]:
         """What a run goes on with in its first steps, for a saved state.
 
@@ -137,7 +132,8 @@ class FirstSteps:
             "compared": first.replayed if early.is_compared and first is not None and case is None else None,
             "first": None, "trial": None,
         }  # fmt: skip
-        if not (has_models and self.can_be_saved):
+        # On several ranks each has a part of what a trial has kept aside.
+        if not has_models or self._live.persistence.agreement.ranks is not None:
             return plain
         if first is not None and first.witness and is_watched:
             # A file is twice as large with it.
@@ -210,7 +206,12 @@ class FirstSteps:
         """
         lineage = self._lineage
         best = self.find_lost()
-        is_due = lineage.updates >= self._early.measure_from and self._may_try_rates
+        # While a rate rises, a standstill says nothing of its peak.
+        is_at_peak = self._limit.is_on or (bool(lineage.rates) and lineage.rates[-1] <= lineage.rates[0])
+        is_start = lineage.updates <= RATE_TRIAL_UPDATES and self._witnesses.first is not None and is_at_peak
+        is_fresh = self._early.num_trials < MOST_RATE_TRIALS and lineage.since_restore > RATE_TRIAL_STEPS
+        may_try = is_start and is_fresh and self._state.incidents.current is None and self._experiment.can_probe
+        is_due = lineage.updates >= self._early.measure_from and may_try
         if best is None and is_due and lineage.progress.stands_still(is_known=self._limit.was_lowered):
             if self._limit.was_lowered:
                 # It is known already that the rate was too high; weights may be past learning since.
@@ -258,22 +259,14 @@ class FirstSteps:
             self._early.changes, self._early.measure_from = [], 2 * self._lineage.updates
 
     @property
-    def _may_try_rates(self) -> bool:
-        lineage = self._lineage
-        # While a rate rises, a standstill says nothing of its peak.
-        is_at_peak = self._limit.is_on or (bool(lineage.rates) and lineage.rates[-1] <= lineage.rates[0])
-        is_start = lineage.updates <= RATE_TRIAL_UPDATES and self._witnesses.first is not None and is_at_peak
-        is_fresh = self._early.num_trials < MOST_RATE_TRIALS and lineage.since_restore > RATE_TRIAL_STEPS
-        return is_start and is_fresh and self._state.incidents.current is None and self._experiment.can_probe
-
-    @property
     def are_dying(self) -> bool:
         """Whether most parameters are dead, or ever more while next to nothing is learned."""
         early = self._early
         if early.dead.are_most:
             return True
+        progress = self._lineage.progress
         is_fading = early.dead.left < FADED and early.num_trials < MOST_RATE_TRIALS
-        return is_fading and (early.is_reviving or self._lineage.progress.is_near_untrained)
+        return is_fading and (early.is_reviving or (progress.is_flat and progress.level > NEAR * progress.untrained))
 
     def revive(self, level: float) -> None:
         """Where parameters die, try a tenth of the rate from a state in which they did not."""

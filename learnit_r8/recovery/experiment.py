@@ -29,7 +29,6 @@ from .progress import FAR_ABOVE, MOST_OF_RECORD
 
 if TYPE_CHECKING:
     from ..sources.ticket import Ticket
-    from ..state.callbacks import Repeat
     from .model import LiveModel
 
 SHARE_OF_RISE, SPREADS, SHARE_OF_PROGRESS, SHARE_OF_FIRST = 0.4, 6.0, 0.25, 0.25
@@ -419,8 +418,7 @@ class ExperimentRun:
 
     Attributes:
         chunk: The chunk of the probe, once it is drawn; None before.
-        asks_probe: Whether the next batch drawn must be a probe.
-        can_probe: Whether a witness can be drawn out of turn.
+        can_probe: Whether a witness can be drawn out of turn; set by whoever hands out batches.
         is_open: Whether an experiment is under way.
         is_at_alarm: Whether the batch of the alarm was no step, so that a loss tied to its step is high once more.
         asked: The backup whose witness is drawn; None if none is.
@@ -439,7 +437,12 @@ class ExperimentRun:
         self._losses: list[float] = []
         self.chunk: Any = None
         self._generators: Any = None
-        self.is_open = self.asks_probe = self.is_at_alarm = False
+        self.is_open = self.is_at_alarm = False
+
+    @property
+    def asks_probe(self) -> bool:
+        """Whether the next batch drawn must be a probe."""
+        return self.is_open and self.can_probe and self.chunk is None
 
     def begin(self, case: Case, steps: Steps) -> Finding | None:
         """Start an experiment; returns its finding if it needs no probe."""
@@ -450,19 +453,11 @@ class ExperimentRun:
 
     def draw(self) -> Any:
         """The batch of the probe, as the plan draws it again; sets the random generators to those at its record."""
-        self.asks_probe = False
-        return self._witness()
-
-    def _witness(self) -> Any:
         assert self.asked is not None
         generators = self._live.persistence.callbacks.generators
         if generators is not None and self.asked.generators is not None and not self._losses:
             generators.set(self.asked.generators)
         return self.asked.witness[len(self._losses)]
-
-    def repeat(self, repeat: Repeat) -> float:
-        """The loss of the probe where no loop draws it."""
-        return repeat.loss(self._witness())
 
     def is_probe(self, ticket: Ticket) -> bool:
         """Whether a batch is the probe."""
@@ -470,7 +465,7 @@ class ExperimentRun:
 
     def tests(self, ticket: Ticket) -> bool:
         """Whether a report must not be judged, as weights are being tested: its own, or those it was trained with."""
-        return self.is_open and (self.is_probe(ticket) or not self.can_probe or self._live.current is not None)
+        return self.takes(ticket) or (self.is_open and self._live.current is not None)
 
     def takes(self, ticket: Ticket) -> bool:
         """Whether the loss of a batch that `tests` is one of the test."""
@@ -489,14 +484,7 @@ class ExperimentRun:
     def lose(self, ticket: Ticket) -> None:
         """Draw the probe again if this abandoned batch was it."""
         if self.is_open and self.is_probe(ticket):
-            self.asks_probe, self.chunk = self.can_probe, None
-
-    def let_probe(self, can_probe: bool) -> None:
-        """Say whether a witness can be drawn out of turn from now on; see `can_probe`."""
-        if can_probe != self.can_probe:
-            self.can_probe = can_probe
-            if self.chunk is None:
-                self.asks_probe = self.is_open and can_probe
+            self.chunk = None
 
     def take(self, loss: float) -> Finding | None:
         """Take the loss of a part of the probe; returns the finding if that ends the experiment."""
@@ -506,7 +494,7 @@ class ExperimentRun:
         assert self.case is not None
         count = len(self.asked.witness) if self.case.is_exact else TRIAL_LOSSES
         if len(self._losses) < count and math.isfinite(loss):
-            self.asks_probe, self.chunk = self.can_probe, None
+            self.chunk = None
             return None
         return self._advance(float(np.mean(self._losses)))
 
@@ -522,6 +510,5 @@ class ExperimentRun:
                 generators.set(self._generators)
             self.end()
             return finding  # type: ignore[no-any-return]
-        self._losses = []
-        self.asks_probe, self.chunk = self.can_probe, None
+        self._losses, self.chunk = [], None
         return None

@@ -296,7 +296,7 @@ class Witnesses:
             self.waiting = None
 
     def drop_newest(self) -> None:
-        """Drop the batch of the newest state, as one since then has damaged weights or statistics, with a good loss."""
+        """Drop the batch of the newest state, as one since then has damaged statistics, with a good loss."""
         newest = self._backup.newest
         if newest is None or not newest.updates:
             return

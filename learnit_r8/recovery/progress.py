@@ -159,11 +159,6 @@ class Progress(SavedFields):
         return len(before) == LEVEL and self.level >= (1 - LEAST_GAIN) * median_of(before)
 
     @property
-    def is_near_untrained(self) -> bool:
-        """Whether the last losses are hardly lower than those before them, and not far below the untrained model's."""
-        return self.is_flat and self.level > NEAR * self.untrained
-
-    @property
     def level_noise(self) -> float:
         """By how much the level differs from the lowest of some others by chance."""
         return LEVEL_SPREADS * spread_of(list(self.recent)[-LEVEL:])

@@ -28,7 +28,7 @@ from ..events.incident import Incident, begun_by
 from ..events.threaded_listener import ThreadedListener
 from ..events.versions import versions
 from ..state import codec, durable_io
-from ..state.durable_io import make_own_folder, open_regular, remove
+from ..state.durable_io import make_own_folder, read_json, remove
 from ..state.kinds import ANYTHING, check_kinds
 from ..state.tree import leave_out, pack, size_of, unpack
 from .cause import UNKNOWN, Finding, Refusal, sentence_of, to_plain
@@ -100,12 +100,8 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise BadRecord(f"{path} must be the folder of one incident, got one without {RECORD}{inside}.")
     path = path / RECORD if path.is_dir() else path
     try:
-        with open_regular(path) as file:
-            text = file.read(MOST_JSON + 1)
-        if len(text) > MOST_JSON:
-            raise ValueError(f"it must have at most {MOST_JSON:,} bytes, got more")
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = read_json(path, MOST_JSON)
+    except ValueError as error:
         raise BadRecord(f"{path} must be the record of an incident, got something else ({error}).") from None
     return _checked_record(content, path)
 

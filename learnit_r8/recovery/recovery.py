@@ -36,7 +36,7 @@ from .quarantine import NAMED, Quarantine, accused_of, not_finite_samples
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
 from .remedies import Remedies, diverged_text
-from .state import LOOK_MASK, IncidentLog, RecoveryState, of_01c0f9e2
+from .state import BROKEN, LOOK_MASK, IncidentLog, RecoveryState
 
 if TYPE_CHECKING:
     from .persistence import Persistence
@@ -151,7 +151,7 @@ class RecoveryController:
     @property
     def may_save(self) -> bool:
         """Whether a checkpoint that is due is written now: an experiment ends soon, and no file holds one."""
-        return not self.experiment.is_open and (not self.early.is_on_trial or self.early.can_be_saved)
+        return not self.experiment.is_open and (not self.early.is_on_trial or self._persistence.agreement.ranks is None)
 
     @property
     def is_calm(self) -> bool:
@@ -163,11 +163,6 @@ class RecoveryController:
         """Batches refused since the last good one, probes aside; a hundred at most."""
         outcomes = [*self._refusals.outcomes]
         return next((k for k, refused in enumerate(reversed(outcomes)) if not refused), len(outcomes))
-
-    @property
-    def is_steadying(self) -> bool:
-        """Whether the next batch should be a steady one, of low-loss samples."""
-        return self.state.steady_left > 0
 
     @property
     def lr_factor(self) -> float:
@@ -366,7 +361,7 @@ class RecoveryController:
             tries=self._refusals.in_a_row, samples=samples, reason=verdict.value,
         )  # fmt: skip
         self._cause_search.tell()
-        if self._refusals.is_broken:
+        if sum(self._refusals.outcomes) > BROKEN:
             suspects = self.quarantine.suspects
             named = f" Suspected: {self.quarantine.named(suspects)}." if suspects else ""
             self._announcer.warn_once("broken data", BROKEN_DATA.format(step, named))
@@ -452,7 +447,6 @@ class RecoveryController:
             if is_again:
                 timer.note_lasting(array)
             self._incidents.open(step, f"{array!r} was not finite", kind="weights not finite")
-            self.witnesses.drop_newest()
             # A batch that does it without a high loss does it to healthy weights, however far back they are.
             is_calm = self.limit.is_share and self.lineage.progress.is_calm(self.lineage.since_restore)
             self._experiment_on(Alarm.NOT_FINITE, math.inf, is_again=is_again and not is_calm)
@@ -564,7 +558,7 @@ class RecoveryController:
         if finding is not None:
             self._conclude(case, finding)
         while repeat is not None and held and self.experiment.is_open:
-            self._take(self.experiment.repeat(repeat), self._lr, leaves_out=False)
+            self._take(repeat.loss(self.experiment.draw()), self._lr, leaves_out=False)
 
     def older(self, known: list[Backup]) -> list[Backup]:
         """The states before the one that was put back last, ever fewer the more often it took long to come back."""
@@ -646,6 +640,8 @@ class RecoveryController:
                 self._look_again()
                 if case.alarm is Alarm.SPIKE and self._last_refused is not None:
                     self.quarantine.refused(self._last_refused, ())
+                if self._damaged_step is not None and case.alarm is Alarm.NOT_FINITE:
+                    self.witnesses.drop_newest()
             self._remedies.go_on(case, finding)
         self._live.end()
 
@@ -823,9 +819,9 @@ class RecoveryController:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; experiments under way are dropped."""
-        state, can_probe = state if "early" in state else of_01c0f9e2(state), self.experiment.can_probe
+        can_probe = self.experiment.can_probe
         self._begin()
-        self.experiment.let_probe(can_probe)
+        self.experiment.can_probe = can_probe
         # The first good loss finds out whether it is.
         self.is_quiet = False
         self.state.load_state_dict(state)

@@ -72,11 +72,6 @@ class Refusals(SavedFields):
     in_vain: int = 0
 
     @property
-    def is_broken(self) -> bool:
-        """Whether so many were refused that the data must be broken."""
-        return sum(self.outcomes) > BROKEN
-
-    @property
     def is_worth_looking(self) -> bool:
         """Whether so many losses in a row were not finite that the weights may be the cause."""
         return self.bad_in_a_row >= self.bad_limit

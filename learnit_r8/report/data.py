@@ -18,7 +18,7 @@ from ..dashboard.state.run_state import State
 from ..dashboard.state.view import View
 from ..dashboard.watch import look
 from ..journal.run import Run
-from ..journal.samples import Samples, more_before, read_samples, sample_epochs
+from ..journal.samples import Samples, more_before, readable_samples, sample_epochs
 from ..table.labels.overview import Calibration, Overview
 from ..table.labels.suspects import Suspects
 from ..table.quantiles import quarters_of
@@ -165,14 +165,9 @@ def with_samples(data: ReportData, files: Sequence[Samples], precision: float) -
 def _readable(folder: Path, notes: list[str]) -> list[Samples]:
     """The readable samples files of the newest data set, oldest first."""
     files: list[Samples] = []
-    for epoch in reversed(sample_epochs(folder)):
-        try:
-            samples = read_samples(folder, epoch)
-        except (OSError, ValueError) as error:
-            notes.append(str(error))
-            continue
+    for samples in readable_samples(folder, reversed(sample_epochs(folder)), notes):
         if files and len(samples.loss) != len(files[0].loss):
-            notes.append(f"epoch {epoch + 1} has {len(samples.loss)} samples, the newest {len(files[0].loss)}")
+            notes.append(f"epoch {samples.epoch + 1} has {len(samples.loss)} samples, the newest {len(files[0].loss)}")
             continue
         # A journal never writes infinities.
         values = {name: getattr(samples, name) for name in ("loss", "last", "mean")}

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..policies.radix import keys_of, order_of
 from ..table.labels.predictions import joined
 from ..table.losses import EXACT, WHOLE_BATCH, Reading
 from ..table.names import Members
+from ..table.radix import keys_of, order_of
 
 if TYPE_CHECKING:
     from ..table.storage import SampleStorage

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..policies.radix import order_of
 from ..table.exclusions import holds
+from ..table.radix import order_of
 from .permutation import Permutation
 
 SIMILAR = 1.1

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..policies.radix import order_of
+from ..table.radix import order_of
 
 MAX_SAMPLES = 2**32 - 2**18
 """Largest permutation: ranks are computed in uint32, and ``a * b`` may exceed N by up to 2 sqrt(N)."""

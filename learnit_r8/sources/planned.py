@@ -116,10 +116,6 @@ class PlannedBatches:
         lengths = {} if self.buckets is None else {"lengths": self.buckets.digest()}
         return {**self.table.storage.identity(), "last_batch": self.last_batch, **lengths}
 
-    def taken_by(self, step: int) -> int:
-        """See `Source`."""
-        return step % self.steps_per_pass
-
     def most_steady(self, epoch: int) -> int:
         """See `Source`."""
         # The first pass must see every sample, and one incident may cost at most a quarter of an epoch.
@@ -294,6 +290,10 @@ class PlannedBatches:
             check_kind(reading.part_size, storage.part_size)
             if reading.part_size == EXACT:
                 check_signs(reading.means)
+        weights = chunk.weights_of(slot)
+        if weights is not None and reading.part_size == EXACT and weights.any():
+            # What weighs less grows, while the losses that are trained on fall.
+            reading = reading._replace(mean=float(np.average(np.atleast_1d(reading.means), weights=weights)))
         return reading if predictions is None else with_predictions(reading, predictions, storage)
 
     def report(

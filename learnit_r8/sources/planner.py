@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policies.base import Candidates, Context, Outlook, Policy
-from ..policies.radix import keys_of, order_of
 from ..policies.registry import SHUFFLE
 from ..table.exclusions import holds
 from ..table.labels.margin_limit import MarginLimit
 from ..table.labels.suspicion import Humps, Suspicion
 from ..table.losses import EXACT
+from ..table.radix import keys_of, order_of
 from ..table.records import reordered
 from ..table.storage import SampleStorage
 from ..table.table import SampleTable
@@ -199,12 +199,12 @@ class Draft:
     ) -> Chunk:  # fmt: skip
         """The chunk of some samples, their records and estimates, whose batches are known."""
         (indices, weights), in_pass = samples, sweep >= 0
-        records = reordered(records, order)
+        records, weights = reordered(records, order), None if weights is None else weights[order]
         return Chunk(
-            indices.take(order), self._table, sizes=sizes, expected=self._learner.expected(records, sizes),
+            indices.take(order), self._table, sizes=sizes, expected=self._learner.expected(records, sizes, weights),
             typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
             pass_number=self._context.pass_number if in_pass else -1, sweep=sweep, fill=fill,
-            weights=None if weights is None else weights[order],
+            weights=weights,
             planned=Planned(loss if self.pool is None else self.pool, loss, order),
             records=records if in_pass else None,
         )  # fmt: skip
@@ -301,11 +301,10 @@ def from_plain(values: Sequence[Any]) -> Outlook:
     is_exact, num_uses, hard_share, middle_loss, suspicion, limit = values
     known = None if suspicion is None else Suspicion(suspicion[0], Humps(*suspicion[1:]))
     if limit is not None:
-        if len(limit) not in (3, 4):
-            raise ValueError(f"the limit in plan.context must be a list of 3 or 4, got {limit!r}.")
-        # Those of before have no levels.
-        least, field, fresh, *levels = limit
-        limit = MarginLimit(least, field, fresh, *((tuple(margins), tuple(chances)) for margins, chances in levels))
+        if len(limit) != 4:
+            raise ValueError(f"the limit in plan.context must be a list of 4, got {limit!r}.")
+        least, field, fresh, (margins, chances) = limit
+        limit = MarginLimit(least, field, fresh, (tuple(margins), tuple(chances)))
     return Outlook(is_exact, num_uses, hard_share, middle_loss, known, limit)
 
 

@@ -64,9 +64,6 @@ class Source(Protocol):
     def samples_in(self, steps: int) -> int:
         """Samples in the batches of so many steps."""
 
-    def taken_by(self, step: int) -> int:
-        """Steps of the present pass, if so many are done in all; for states that do not say so."""
-
     def most_steady(self, epoch: int) -> int:
         """Most batches of low-loss samples that may be drawn outside the pass after a restore."""
         return 0

@@ -10,6 +10,7 @@ import errno
 import functools
 import hashlib
 import itertools
+import json
 import os
 import platform
 import re
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 _TEMPORARY = re.compile(r"tmp_(\d+)_([0-9a-f]{8})_.+")
 _OLD_SECONDS = 24 * 3600
@@ -347,6 +348,30 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise ValueError(f"{path.name} must be a regular file, got a folder, FIFO or device.")
     return open(descriptor, "rb")
+
+
+def read_json(path: Path, most: int) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Args:
+        path: Its name.
+        most: Bytes that are read, at most.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no regular file, holds no JSON object, or is too large.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path.name} must have at most {most:,} bytes, got more.")
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{path.name} must be nested less deeply, got JSON beyond the limit.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} must hold a JSON object, got {str(value)[:40]!r}.")
+    return value
 
 
 def sha256(path: Path) -> str:

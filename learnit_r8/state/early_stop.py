@@ -182,12 +182,11 @@ class EarlyStop:
         """The best value, the values since, and whether the run has ended."""
         return {**self._patience.state_dict(), "reason": self.reason, "is_by_rule": self._is_by_rule}
 
-    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Load what `state_dict` returned; None, of an older version, forgets everything.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
 
         A run that its rule has ended goes on if the present rule would not have ended it yet.
         """
-        state = state or {"best": None, "waited": 0, "reason": None, "is_by_rule": False}
         self._patience.load_state_dict({"best": state["best"], "waited": state["waited"]})
         # It may have been logged before.
         self._is_checked = True

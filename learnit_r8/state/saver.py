@@ -281,7 +281,7 @@ class CheckpointSaver:
         self.best = None
         # The one that `_pin` noted, if it is of this metric and mode.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            about = json.loads(self.store.read_note())
+            about = self.store.read_note()
             if (about["run_id"], about["monitor"], about["mode"]) == (self.store.run_id, self._monitor, self._mode):
                 path, model_path = self.store.files_of(about["checkpoint"])
                 self.best = BestCheckpoint(path, model_path, float(about["value"]), int(about["step"]))

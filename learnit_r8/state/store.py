@@ -12,7 +12,6 @@ import contextlib
 import errno
 import functools
 import itertools
-import json
 import os
 import platform
 import re
@@ -29,7 +28,8 @@ from ..events.caller import warn
 from .codec import OlderFile, read, read_tree, write
 
 from .durable_io import flush, flush_folder, link_new, lock_until_released, make_first_free, open_regular  # isort: skip
-from .durable_io import open_temporary, remove, remove_stale, replace, sha256, temporary_name, write_new  # isort: skip
+from .durable_io import open_temporary, read_json, remove, remove_stale, replace, sha256, temporary_name  # isort: skip
+from .durable_io import write_new  # isort: skip
 from .tree import PACKED, unpack
 
 ROOM = 1.2
@@ -373,14 +373,13 @@ class CheckpointStore:
         finally:
             self._delete_old()
 
-    def read_note(self) -> bytes:
+    def read_note(self) -> dict[str, Any]:
         """The last note that `pin` wrote in this run.
 
         Raises:
-            OSError, ValueError: there is none, or it is not a regular file.
+            OSError, ValueError: there is none, or it is not a regular file of JSON.
         """
-        with open_regular(self._note_file) as file:
-            return file.read(MOST_NOTE)
+        return read_json(self._note_file, MOST_NOTE)
 
     @property
     def _note_file(self) -> Path:
@@ -696,11 +695,9 @@ def load_weights(path: str | os.PathLike[str], part: str = "model") -> Any:
     file = Path(path)
     if file.is_dir():
         notes = sorted(file.glob("best_*.json"), key=lambda note: note.stat().st_mtime)
-        best = None
-        if notes:
-            with open_regular(notes[-1]) as opened:
-                best = json.loads(opened.read(MOST_NOTE))
-        name = best.get("checkpoint") if isinstance(best, dict) else None
+        name = None
+        with contextlib.suppress(ValueError):
+            name = read_json(notes[-1], MOST_NOTE).get("checkpoint") if notes else None
         if name is None:
             newest = CheckpointStore(file, keep=1, run_id="").load()
             if newest.config.get("monitor") is not None:

@@ -448,7 +448,7 @@ class _Taker:
         self._tied: dict[Any, tuple[int, Any]] = {}
 
     def of(self, value: Any, key: str) -> Any:
-        if _is_plain(value):
+        if type(value) in _PLAIN:
             return value
         if isinstance(value, LeftOut):
             return {"left_out": value.reason}
@@ -507,21 +507,17 @@ class _Taker:
 def why_not(value: Any, node: Node | None) -> str:
     """What a leaf, or a node with such keys, is called if it cannot be held; "" if it can."""
     if node is not None:
-        odd = [name for name in node.parts if not _is_plain(name)] if node.kind in _PAIRS else []
+        odd = [name for name in node.parts if type(name) not in _PLAIN] if node.kind in _PAIRS else []
         return f"the key {odd[0]!r}" if odd else ""
     if kinds.is_tensor(value):
         return kinds.why_not(value)
-    if _is_plain(value) or isinstance(value, (bytes, complex, LeftOut)) or _torch_kind(value):
+    if type(value) in _PLAIN or isinstance(value, (bytes, complex, LeftOut)) or _torch_kind(value):
         return ""
-    if isinstance(value, (set, frozenset)) and all(map(_is_plain, value)):
+    if isinstance(value, (set, frozenset)) and all(type(each) in _PLAIN for each in value):
         return ""
     if hasattr(value, "__array__") and hasattr(value, "dtype") and not isinstance(value, np.ma.MaskedArray):
         return "an array of objects" if getattr(value.dtype, "hasobject", False) else ""
     return f"{type(value).__name__} {value!r}"[:100]
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or type(value) in (bool, int, float, str)
 
 
 def _torch_kind(value: Any) -> str:
@@ -583,7 +579,7 @@ def hold(state: Any, told: dict[str, str], text: str, *, holders: bool = False) 
 
 def _put(tree: Any, made: list[Any]) -> Any:
     """A part of a state; ``made`` gets the arrays and tensors that others may be tied to, in their order."""
-    if _is_plain(tree):
+    if type(tree) in _PLAIN:
         return tree
     if not isinstance(tree, Mapping):
         raise ValueError(f"a part of the kind {type(tree).__name__}")

@@ -20,7 +20,8 @@ from .labels.mirror import LEAST_POSITIVE, Mirror
 from .labels.suspects import HUMPS, MIRROR, NO_CROSS_ENTROPY, NO_PROMISE, Places, Ranking, Suspects, no_suspects
 from .labels.suspicion import LEAST_USES, Suspicion, are_spared, spare, unlearned
 from .labels.trust import BOUNDED, EARLY, PLAIN, WEIGHED, least_trust, trust_in
-from .quantiles import falling_order, top_of
+from .quantiles import top_of
+from .radix import falling_order
 from .records import Columns, Fields, spread
 
 MOST_FITTED = 2**21

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 LEAST_LOSSES = 8
@@ -71,17 +71,18 @@ def mean_of_usual(losses: list[float], count: int) -> float:
     >>> mean_of_usual([2.0, 1000.0, 2.2, 1.8, 2.0, 2.1, 1.9, 2.0], count=3)
     2.1
     """
-    middle = _median(losses)
-    deviation = 1.4826 * _median([abs(loss - middle) for loss in losses])
+    middle = median(sorted(losses))
+    deviation = 1.4826 * median(sorted(abs(loss - middle) for loss in losses))
     bound = middle + OUTLYING * max(deviation, LEAST_SPREAD * abs(middle))
     usual = [loss for loss in losses[:count] if loss <= bound]
     return sum(usual) / len(usual) if usual else middle
 
 
-def _median(values: list[float]) -> float:
+def median(ordered: Sequence[float]) -> float:
+    """Median of sorted values, of which there is at least one."""
     # The first call of np.median() imports modules for 20 ms, during a step.
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
 LEAST_JUDGED = 8

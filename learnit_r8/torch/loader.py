@@ -293,7 +293,7 @@ class WithProbes:
 
     def __init__(self, fetched: Iterator[Any], loader: TimedLoader, batches: Prefetch) -> None:
         self._fetched, self._loader, self._batches = fetched, loader, batches
-        batches.r8.controller.experiment.let_probe(batches.reader.can_probe)
+        batches.r8.controller.experiment.can_probe = batches.reader.can_probe
 
     def __iter__(self) -> WithProbes:
         return self
@@ -528,7 +528,7 @@ class SamplerIterator:
             self._loader, self._dataset = weakref.ref(loader), loader._dataset
             self._num_ahead = loader._num_workers * (getattr(loader, "_prefetch_factor", None) or 0)
         # With workers the loader itself must be able to fetch a probe; see `WithProbes`.
-        self._batches.r8.controller.experiment.let_probe(not (self._ahead or self._num_ahead))
+        self._batches.r8.controller.experiment.can_probe = not (self._ahead or self._num_ahead)
         if loader is not None:
             self.is_out_of_order = not getattr(loader, "_in_order", True) and loader._num_workers > 1
         batches, r8 = self._batches, self._batches.r8

@@ -39,6 +39,11 @@ NO_STEP = (
     "than its own, is trained, whose rate is not set and whose state is not saved; attach these two once both are made."
 )
 
+NOT_CLIPPED = (
+    "max_grad_norm={0:g} has no effect: your loop takes the optimizer's steps, and only adapter.step(loss) clips. Call "
+    "torch.nn.utils.clip_grad_norm_(model.parameters(), {0:g}) before optimizer.step()."
+)
+
 ACCUMULATES = (
     "the optimizer took a step at every {0} reports so far: if it adds up the gradients of {0} batches, give "
     "attach(..., accumulate={0}), so that no backup is taken and no weights are tested between them."
@@ -107,6 +112,11 @@ class Stepper:
         # What accelerate wraps around an optimizer has no hooks of its own.
         register = getattr(self._plain, "register_step_post_hook", None)
         self._first_step = None if register is None else register(self._note_first_step)
+
+    def check_clip(self, r8: R8Scheduler) -> None:
+        """Say once if the optimizer steps though `clip` was never called; called before each of its steps."""
+        if self._max_norm is not None and not r8.controller.norms.is_used:
+            r8.host.say_once("not clipped", NOT_CLIPPED.format(self._max_norm))
 
     def watch_distance(self, r8: R8Scheduler) -> None:
         """Say once if each step of the optimizer comes after several reports, unless it was said how many."""
@@ -350,6 +360,7 @@ class StepHooks:
             return
         controller = r8.controller
         if stepper is not None:
+            stepper.check_clip(r8)
             is_turn = not max(0, controller.lineage.updates - 1) // stepper.accumulate % DEAD_EVERY
             may_look = controller.watches_gradients and not controller.experiment.is_open
             if is_turn and may_look and (self._is_alone or controller.norms.is_used) and not r8.is_over:

@@ -1,12 +1,10 @@
-"""The run state: each part has a version of its own."""
-
-import copy
+"""The run state: what it holds, and which formats of it are read."""
 
 import numpy as np
 import pytest
 
 from learnit_r8 import R8Scheduler, events, predictions_of
-from learnit_r8.engine.run_state import VERSIONS
+from learnit_r8.engine.run_state import FORMAT
 from learnit_r8.state.codec import decode, encode
 from learnit_r8.testing import record_events
 from tests.drive import FakeClock, Weights, make, sample_losses
@@ -51,49 +49,37 @@ def trained(steps=30):
     return r8
 
 
-def test_every_part_has_a_version():
-    """Every part of the state has a version, so that parts can change."""
-    state = trained(5).state_dict()
-
-    assert state["versions"] == VERSIONS
-    assert VERSIONS.keys() <= state.keys()
-
-
-@pytest.mark.parametrize("name", sorted(VERSIONS))
-def test_newer_parts_are_refused_by_name(name):
-    """A state that a newer package has saved is refused with the name of the part, and nothing is changed."""
-    state = trained(8).state_dict()
-    newer = copy.deepcopy(state)
-    newer["versions"][name] += 1
+def test_newer_states_are_refused():
+    """A state that a newer package has saved is refused, and nothing is changed."""
+    newer = {**trained(8).state_dict(), "format": FORMAT + 1}
     fresh = R8Scheduler(320, batch_size=32, num_steps=60)
 
-    with pytest.raises(ValueError, match=rf"'{name}' of the state must be of .* a newer learnit_r8 has saved it"):
+    with pytest.raises(ValueError, match=rf"state must be of format {FORMAT} .* a newer learnit_r8 has saved it"):
         fresh.load_state_dict(newer)
     assert fresh.global_step == 0
 
 
-def test_unknown_parts_are_refused_by_name():
-    """A state with an unknown part is refused with its name."""
-    state = trained(8).state_dict()
-    state["versions"]["forecast"] = 1
+def test_states_of_versions_in_between_are_refused():
+    """A state that a version after 01c0f9e2, and before this format, has saved is refused with what to do."""
+    between = {**trained(8).state_dict(), "format": 1}
 
-    with pytest.raises(ValueError, match="'forecast' of the state must be of version 0"):
-        R8Scheduler(320, batch_size=32, num_steps=60).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"one of a version in between: begin a new run"):
+        R8Scheduler(320, batch_size=32, num_steps=60).load_state_dict(between)
 
 
-@pytest.mark.parametrize("name", ["versions", "quarantine", "search"])
+@pytest.mark.parametrize("name", ["early_stop", "quarantine", "search"])
 def test_missing_parts_are_named(name):
     """A state without one of its parts is refused with the name of the part."""
     state = trained(8).state_dict()
     del state[name]
 
-    with pytest.raises(ValueError, match=rf"got format 1 without \['{name}'\]"):
+    with pytest.raises(ValueError, match=rf"got format {FORMAT} without \['{name}'\]"):
         R8Scheduler(320, batch_size=32, num_steps=60).load_state_dict(state)
 
 
 def test_a_field_is_added_in_two_files(tmp_path):
-    """Its part and the number of that: then files have it, those before it load, and earlier versions refuse them."""
-    engine, number = copy_package(tmp_path) / "engine", VERSIONS["pace"]
+    """Its part and the format: then files have it, those before it load, and earlier versions refuse them."""
+    engine = copy_package(tmp_path) / "engine"
     pace = engine / "pace.py"
     replace_in(pace, "self.passes = self.tokens = 0", "self.passes = self.tokens = self.num_naps = 0")
     replace_in(pace, '"step": self.step,', '"step": self.step, "num_naps": self.num_naps,')
@@ -103,7 +89,7 @@ def test_a_field_is_added_in_two_files(tmp_path):
         """self.step, self.num_out = state["step"], 0
         self.num_naps = state.get("num_naps", 0)""",
     )
-    replace_in(engine / "run_state.py", f'"pace": {number}', f'"pace": {number + 1}')
+    replace_in(engine / "run_state.py", f"FORMAT, OF_01C0F9E2 = {FORMAT},", f"FORMAT, OF_01C0F9E2 = {FORMAT + 1},")
     before = R8Scheduler(8, batch_size=4, num_epochs=9, checkpoint_dir=tmp_path / "before")
     before.save_checkpoint()
     before.close()
@@ -111,7 +97,7 @@ def test_a_field_is_added_in_two_files(tmp_path):
     lines = run_beside(tmp_path, USED.replace("BEFORE", repr((tmp_path / "before").as_posix())))
 
     assert lines == ["3 3 3", "0"]
-    with pytest.raises(ValueError, match=rf"'pace' .* got version {number + 1}: a newer learnit_r8 has saved it"):
+    with pytest.raises(ValueError, match=rf"got format {FORMAT + 1}: a newer learnit_r8 has saved it"):
         R8Scheduler.resume_from_checkpoint(tmp_path / "saved")
 
 

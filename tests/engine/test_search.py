@@ -170,15 +170,6 @@ def test_backups_during_the_search_do_not_replace_its_start():
     assert model.values.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("more", [{}, {"load_callback": print, "scheduler_mode": lambda progress: 1.0}])
-def test_search_needs_a_load_callback_and_a_named_mode(more):
-    """auto_find_lr without a load_callback, or with a function as schedule, is refused when the scheduler is built."""
-    with pytest.raises(
-        ValueError, match="auto_find_lr needs a load_callback to restore the model, and a scheduler_mode given by"
-    ):
-        make(auto_find_lr=True, **more)
-
-
 def test_search_needs_a_state_to_go_back_to():
     """auto_find_lr without a state_callback or backup is refused before the first batch, each time."""
     r8 = make(auto_find_lr=True, load_callback=print)

@@ -56,28 +56,14 @@ def test_keyboard_interrupt_passes_through_a_listener():
         train(make(listeners=[interrupted]))
 
 
-def test_listener_is_callable():
-    """A listener that is not callable is a TypeError."""
-    with pytest.raises(TypeError, match="listeners must be callables that take an event, got 3"):
-        Announcer([3], lambda: (0, 0.0))
-
-
-def test_topic_warns_once():
-    """A topic warns and sends a notice the first time only."""
+def test_topic_is_said_once():
+    """A warning and a note are sent the first time only; a note does not warn."""
     heard = []
     announcer = Announcer([heard.append], lambda: (3, 1.5))
     with pytest.warns(RuntimeWarning, match="look here"):
         announcer.warn_once("topic", "look here")
     announcer.warn_once("topic", "look here")
+    for _ in range(2):
+        announcer.note_once("another", "by the way")
 
-    assert heard == [events.Notice(3, 1.5, "look here", is_warning=True)]
-
-
-def test_topic_is_noted_once():
-    """A note is sent the first time only, and does not warn."""
-    heard = []
-    announcer = Announcer([heard.append], lambda: (3, 1.5))
-    announcer.note_once("topic", "by the way")
-    announcer.note_once("topic", "by the way")
-
-    assert heard == [events.Notice(3, 1.5, "by the way", is_warning=False)]
+    assert heard == [events.Notice(3, 1.5, "look here", is_warning=True), events.Notice(3, 1.5, "by the way", False)]

@@ -11,7 +11,6 @@ jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
 linen = pytest.importorskip("flax.linen")
 r8flax = pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
-jnp = jax.numpy
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype("f4")
 Y = np.arange(60) % 3
@@ -50,19 +49,3 @@ def test_jitted_step_reports_its_predictions():
     np.testing.assert_allclose(found["margin"], expected_of(logits, Y).margin, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found["given"], Y)
     assert set(history) == {"train_loss"}
-
-
-def test_mean_loss_with_predictions_is_refused():
-    """A step that gives no losses of samples has none to compare its predictions with."""
-    r8 = R8Scheduler(60, batch_size=60, num_epochs=1)
-    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
-    state = r8flax.TrainState.create(apply_fn=None, params={"w": jnp.ones(2)}, tx=tx)
-
-    def step(state, batch, rng_key):
-        said = r8flax.predictions_of(jnp.asarray(X[:, :3]), jnp.asarray(Y))
-        return state, {"loss": jnp.ones(()), "predictions": said}
-
-    with pytest.raises(ValueError, match="predictions need one loss for each sample, got the mean of the batch"):
-        r8flax.train_loop(
-            state, step, lambda rows: {"x": X[rows]}, rng_key=jax.random.PRNGKey(1), show_progress=False, scheduler=r8
-        )

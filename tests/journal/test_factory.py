@@ -47,12 +47,6 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch, variable):
     assert not (tmp_path / "run").exists()
 
 
-def test_run_dir_of_another_type_is_refused():
-    """A run_dir of another type is a TypeError."""
-    with pytest.raises(TypeError, match="run_dir must be a folder, True, False or None, got 3"):
-        make(run_dir=3)
-
-
 def test_run_dir_without_a_name_is_refused(here):
     """An empty name, of a variable that was not set for instance, does not fill the current folder."""
     with pytest.raises(ValueError, match="run_dir must be a folder, True, False or None, got ''"):

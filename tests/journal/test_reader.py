@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.journal.run import BLOCK_BYTES, MOST_JSON_BYTES, MOST_LINE_BYTES, Lines, Run, UnreadableRun, read_json
+from learnit_r8.journal.run import BLOCK_BYTES, MOST_JSON_BYTES, MOST_LINE_BYTES, Lines, Run, UnreadableRun
 from learnit_r8.journal.samples import read_samples
+from learnit_r8.state.durable_io import read_json
 from tests.journal.run_folders import STARTED, folder_with, line, read, state_at, steps
 
 
@@ -121,5 +122,5 @@ def test_nothing_but_plain_files_is_opened(tmp_path, plant, name):
 def test_huge_description_is_refused(tmp_path):
     """A run.json above the limit is not read."""
     (tmp_path / "run.json").write_bytes(b" " * (MOST_JSON_BYTES + 1))
-    with pytest.raises(ValueError, match=r"run.json must have at most 4194304 bytes, got more"):
-        read_json(tmp_path / "run.json")
+    with pytest.raises(ValueError, match=r"run.json must have at most 4,194,304 bytes, got more"):
+        read_json(tmp_path / "run.json", MOST_JSON_BYTES)

@@ -117,6 +117,20 @@ def test_break_goes_on_in_the_same_epoch():
     assert len(loop.batches) == 0
 
 
+@pytest.mark.filterwarnings("ignore:the batch of step")
+def test_batch_not_reported_comes_again():
+    """A batch that is not reported is drawn once more at the end of the epoch."""
+    loop = Loop(scheduler(num_epochs=1))
+    order = []
+    for number, (x, y, indices) in enumerate(loop.batches):
+        order.append(indices.numpy().tolist())
+        if number != 3:
+            loop.batches.report(loop.step(x, y, indices))
+
+    assert order[16] == order[3]
+    assert loop.r8.pace.is_finished
+
+
 def test_report_without_a_batch():
     """There must be a batch to report, and each is reported once."""
     batches = batch_dataset(scheduler(), X)

@@ -391,30 +391,6 @@ class Answering(Policy):
         return self.order
 
 
-@pytest.mark.parametrize("keep", [[True] * 3, [1, 1, 1, 1], None, np.ones(4), np.ones((4, 1), bool), [True] * 5])
-def test_refuses_wrong_selections(keep):
-    """A selection must be one boolean per sample of the chunk."""
-    with pytest.raises(ValueError, match=r"(?s)policy.select must return bool\[4\], got .* from Answering"):
-        get_policy(Answering(keep=keep)).select(candidates(np.ones(4)), Context(0.5, 1, 2, 1.0), generator())
-
-
-@pytest.mark.parametrize("weights", [1.0, np.ones(3), np.ones((4, 1))])
-def test_refuses_wrong_weights(weights):
-    """Weights must be one per sample of the chunk, also for those left out."""
-    policy = get_policy(Answering(keep=[True, False, True, True], weights=weights))
-
-    with pytest.raises(ValueError, match=r"policy.select must return weights float32\[4\] or None, got"):
-        policy.select(candidates(np.ones(4)), Context(0.5, 1, 2, 1.0), generator())
-
-
-@pytest.mark.parametrize("weight", [np.nan, np.inf])
-def test_refuses_weights_that_are_not_finite(weight):
-    """A weight that is not finite would silently make the loss NaN."""
-    policy = get_policy(Answering(keep=np.ones(4, bool), weights=[1, weight, 1, 1]))
-    with pytest.raises(ValueError, match=r"policy.select must return finite weights, got"):
-        policy.select(candidates(np.ones(4)), Context(0.5, 1, 2, 2.0), generator())
-
-
 @pytest.mark.parametrize("wrap", [get_policy, even_groups], ids=["alone", "even_groups"])
 def test_checks_users_policies_inside_others(wrap):
     """A user's policy is checked inside another one, too."""
@@ -538,13 +514,23 @@ def test_a_policy_is_added_in_two_files(tmp_path):
     assert is_reported == "True"
 
 
+def selected(**given):
+    return get_policy(Answering(**given)).select(candidates(np.ones(4)), Context(0.5, 1, 2, 1.0), generator())
+
+
 # fmt: off
 MISTAKES = [
+    *[(lambda keep=keep: selected(keep=keep), ValueError,
+       r"(?s)policy.select must return bool\[4\], got .* from Answering")
+      for keep in ([True] * 3, [1, 1, 1, 1], None, np.ones(4), np.ones((4, 1), bool), [True] * 5)],
+    *[(lambda weights=weights: selected(keep=[True, False, True, True], weights=weights), ValueError,
+       r"policy.select must return weights float32\[4\] or None, got")
+      for weights in (1.0, np.ones(3), np.ones((4, 1)))],
+    *[(lambda weight=weight: selected(keep=np.ones(4, bool), weights=[1, weight, 1, 1]), ValueError,
+       r"policy.select must return finite weights, got") for weight in (np.nan, np.inf)],
     *[(lambda name=name: get_policy(name), ValueError,
        rf"policy '{name}' is no longer one of \['balanced', .*: {instead}")
       for name, instead in (("match_mean", "examples/own_policy.py has it"), ("steady", "recovery alone draws such"))],
-    (lambda: get_policy("random"), ValueError,
-     r"policy must be one of \['balanced', .*'shuffle'\] or a Policy, got 'random'"),
     *[(lambda policy=policy: get_policy(policy), TypeError, "policy must be a name or a Policy, got")
       for policy in (None, 3, Balanced, ["balanced"])],
     *[(lambda order=order: get_policy(Answering(order=order)).arrange(candidates(np.ones(4)), 2, generator()),

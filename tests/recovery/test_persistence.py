@@ -4,15 +4,10 @@ import numpy as np
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.events.bus import Announcer
-from learnit_r8.recovery.persistence import Persistence
-from learnit_r8.state.callbacks import Callbacks
 from learnit_r8.triggers import at
 from tests.drive import NAN, FakeClock, Weights, advance_to, make, steps, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:state_callback was given without load_callback")
-
-NOBODY = Announcer([], lambda: (0, 0.0))
 
 
 def told(kind, heard):
@@ -26,31 +21,6 @@ def settle(r8, step, wait=lambda: None):
         wait()
         r8.report(ticket, 1.0 + 0.01 * (r8.global_step % 3))
     r8.host.between_steps()
-
-
-@pytest.mark.parametrize("name", ["save", "load", "state"])
-def test_callbacks_are_callable(name):
-    """A callback that is not callable is refused under its argument's name."""
-    with pytest.raises(TypeError, match=f"{name}_callback must be a function or None, got 'x'"):
-        Callbacks(**{name: "x"})
-
-
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        *(
-            ({"keep": keep}, f"keep_checkpoints must be a whole number >= 1, got {keep!r}")
-            for keep in (0, 1.5, "3", None)
-        ),
-        ({"backup_every": 5}, "backup_every needs a state_callback that returns the model state, got 5 without"),
-        ({"checkpoint_every": "5s"}, "checkpoint_every needs a checkpoint_dir or a save_callback, got '5s' without"),
-        ({"checkpoint_dir": ""}, "checkpoint_dir must name a folder, got ''"),
-    ],
-)
-def test_arguments_that_make_no_sense_are_refused(given, text):
-    """Before anything is written."""
-    with pytest.raises(ValueError, match=text):
-        Persistence(Callbacks(), announcer=NOBODY, steps_per_epoch=3, **given)
 
 
 @pytest.mark.parametrize("below", ["", "sub", "sub/sub"])

@@ -385,7 +385,7 @@ def test_probe_that_is_given_up_is_drawn_again():
 def test_without_probes_ordinary_batches_are_the_test():
     """Where no batch can be drawn out of turn, the mean of the next eight batches stands for a probe."""
     run = Toy()
-    run.r8.controller.experiment.let_probe(False)
+    run.r8.controller.experiment.can_probe = False
     run.run({250: Toy.blow_up})
 
     assert run.of(events.RolledBack)

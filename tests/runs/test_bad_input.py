@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import learnit_r8
-from learnit_r8 import Monitor, Policy, R8Scheduler
+from learnit_r8 import EarlyStopping, Monitor, Policy, R8Scheduler
 from learnit_r8._validation import how_to_install
 from learnit_r8.engine.settings import ELSEWHERE, OF_LOADERS, WITHIN, SchedulerSettings, grouped, how_to_write
 from learnit_r8.policies.registry import POLICIES, PolicyName
@@ -45,8 +45,9 @@ TABLE = [
     ({"train_duration_seconds": 5}, ValueError, "exactly one of"),
     *each("num_epochs", (0, -1, INF, NAN, "2", True), "num_epochs must be a number > 0 and finite, got"),
     *each("num_steps", (0, -1, 1.5, "2", INF), "num_steps must be a", num_epochs=None),
-    *each("train_duration_seconds", (0, -1.0, "30s"), "train_duration_seconds must be a number > 0 and finite, got",
-          num_epochs=None),
+    ({"num_epochs": None, "num_steps": 2.5}, ValueError, r"num_steps must be a whole number, got 2\.5\.$"),
+    *each("train_duration_seconds", (0, -1.0, "30s", INF, NAN, True),
+          "train_duration_seconds must be a number > 0 and finite, got", num_epochs=None),
     ({"num_epochs": None, "train_duration_seconds": "2h"}, ValueError, "got '2h', which is a str"),
     *each("initial_lr", (0, -0.1, INF, NAN, "0.1", None), "initial_lr must be > 0 and finite, got"),
     ({"initial_lr": "1e-3"}, ValueError, "initial_lr must be > 0 and finite, got '1e-3', which is a str"),
@@ -70,7 +71,7 @@ TABLE = [
     ({"sample_ids": ["a"] * 12}, ValueError, "sample_ids must tell the samples apart, got 'a' for all 12"),
     ({"sample_ids": "names.txt"}, (TypeError, ValueError), "a list of num_samples=.* names, got the text 'names.txt'"),
     ({"sample_ids": 5}, (TypeError, ValueError), "sample_ids must"),
-    ({"last_batch": "long"}, ValueError, r"last_batch must be one of \('short', 'drop', 'fill'\), got"),
+    *each("last_batch", ("long", "Short", None), r"last_batch must be one of \('short', 'drop', 'fill'\), got"),
     ({"batch_size": 13, "last_batch": "drop"}, ValueError,
      "last_batch='drop' needs num_samples >= batch_size=13, got 12"),
     *[({f"{name}_callback": "f"}, TypeError, f"{name}_callback must be a function or None, got")
@@ -100,6 +101,13 @@ TABLE = [
      "auto_find_lr needs .* a scheduler_mode given by name"),
     ({"listeners": [print, "print"]}, TypeError, "listeners must be callables that take an event, got"),
     ({"listeners": print}, TypeError, "listeners must be"),
+    ({"run_dir": 3}, TypeError, "run_dir must be a folder, True, False or None, got"),
+    ({"early_stopping": 3}, ValueError, 'early_stopping needs the name of a metric .* monitor="val_loss", got only'),
+    *[({"early_stopping": wrong, "monitor": "v"}, kind, text) for wrong, kind, text in (
+        (0, ValueError, "patience must be a whole number >= 1, got 0"),
+        ("3", TypeError, "early_stopping must be a number of values"),
+        (True, TypeError, "early_stopping must be a number of values"),
+        (EarlyStopping(1, -1.0), ValueError, "min_delta must be finite and >= 0"))],
     ({"guard": "spikes"}, (TypeError, ValueError), "guard must"),
     ({"guard": False}, (TypeError, ValueError), "guard must be one of .*'finite'.*got False"),
     ({"guard": type("Half", (), {"judge": print})()}, TypeError, "guard must have a method suspicion, got"),

@@ -207,14 +207,3 @@ def test_one_nan_lowers_the_rate_for_sixteen_steps_at_most(num_steps, is_in_weig
     assert healed[1] == 1
     assert sum(lr < 0.1 for lr in healed[0]) <= 16
     assert healed[0][-1] == 0.1
-
-
-def test_guard_has_its_methods():
-    """An object without the method suspicion() is refused as a guard."""
-
-    class Half:
-        def judge(self):
-            """Nothing."""
-
-    with pytest.raises(TypeError, match="guard must have a method suspicion, got"):
-        make(guard=Half())

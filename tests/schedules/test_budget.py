@@ -1,5 +1,3 @@
-import math
-
 import pytest
 
 from learnit_r8.schedules.budget import Budget, batches_of
@@ -26,32 +24,6 @@ def test_whole_number_of_steps_is_an_int():
 def test_seconds_are_taken_as_they_are():
     """A budget of seconds has no number of steps."""
     assert Budget.of(None, None, 60.0, 4) == Budget(seconds=60.0)
-
-
-@pytest.mark.parametrize("given", [(None, None, None), (1, 1, None), (None, 1, 1.0), (1, 1, 1)])
-def test_exactly_one_budget_is_given(given):
-    """None or several budgets are refused, and all of them are named."""
-    with pytest.raises(
-        ValueError, match="exactly one of num_epochs, num_steps, train_duration_seconds, num_tokens must be given"
-    ):
-        Budget.of(*given, 4)
-
-
-@pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "3", True, [1]])
-def test_budget_is_positive_and_finite(place, value):
-    """A budget that is not a positive finite number is refused under its own name."""
-    given = [None, None, None]
-    given[place] = value
-    name = ("num_epochs", "num_steps", "train_duration_seconds")[place]
-    with pytest.raises(ValueError, match=f"{name} must be a number > 0 and finite, got"):
-        Budget.of(*given, 4)
-
-
-def test_num_steps_is_whole():
-    """Half a step does not exist."""
-    with pytest.raises(ValueError, match=r"num_steps must be a whole number, got 2\.5\."):
-        Budget.of(None, 2.5, None, 4)
 
 
 @pytest.mark.parametrize(

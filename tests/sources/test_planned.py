@@ -387,19 +387,6 @@ def test_states_may_be_taken_in_any_order():
     assert fresh.usage_count.tolist() == table.usage_count.tolist()
 
 
-@pytest.mark.parametrize("last_batch", ["Short", None, "pad"])
-def test_refuses_last_batch(last_batch):
-    """last_batch must be one of three words."""
-    with pytest.raises(ValueError, match=r"last_batch must be one of \('short', 'drop', 'fill'\), got"):
-        build(10, 4, Shuffle(), last_batch=last_batch)
-
-
-def test_refuses_to_drop_everything():
-    """Dropping the last batch needs at least one full one."""
-    with pytest.raises(ValueError, match=r"last_batch='drop' needs num_samples >= batch_size=4, got 3"):
-        build(3, 4, Shuffle(), last_batch="drop")
-
-
 @pytest.mark.parametrize(("last_batch", "steps"), [("short", 3), ("drop", 2), ("fill", 3)])
 def test_steps_per_pass(last_batch, steps):
     """A pass has ceil(N / B) steps, or floor(N / B) where the rest is dropped."""

@@ -93,14 +93,6 @@ def test_load_callback_gets_from_ram_if_it_takes_it(recorder, form, call):
     assert (got, more) == ({"k": 1}, [{}])
 
 
-@pytest.mark.parametrize("callback", ["save", 3, {}])
-def test_callback_is_callable(callback):
-    """An object that cannot be called is refused; the error names the argument. None stands for no callback."""
-    check_callback("save_callback", None)
-    with pytest.raises(TypeError, match=rf"save_callback must be a function or None, got {callback!r}"):
-        check_callback("save_callback", callback)
-
-
 def test_failing_load_callback_says_what_it_was_given():
     """The error after a failing load callback names the kind of source it was given."""
     with pytest.raises(RuntimeError, match="from the RAM backup, a dict, but raised AttributeError"):

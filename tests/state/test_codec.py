@@ -254,6 +254,8 @@ MISTAKES = [
     *[(lambda held=held: unpack({"version": 2, "tree": {"list": [{"tied": held}, {"array": np.ones(1)}]}}), ValueError,
        "a model state must be one that was packed")
       for held in (0, 5, -3, "x", None, [0])],
+    *[(lambda packed=packed: unpack(packed), ValueError, "a model state must be one that was packed")
+      for packed in (np.zeros(3), [1], {"kind": "spell", "values": []}, {"kind": "list", "values": 3})],
 ]
 # fmt: on
 

@@ -239,21 +239,6 @@ def test_with_attach_no_epoch_begins_after_the_end(tmp_path, has_folder):
     assert torch.equal(model.weight, best)
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"early_stopping": 3}, ValueError, 'early_stopping needs the name of a metric .* monitor="val_loss", got'),
-        ({"early_stopping": 0, "monitor": "v"}, ValueError, "patience must be a whole number >= 1, got 0"),
-        ({"early_stopping": "3", "monitor": "v"}, TypeError, "early_stopping must be a number of values"),
-        ({"early_stopping": True, "monitor": "v"}, TypeError, "early_stopping must be a number of values"),
-        ({"early_stopping": EarlyStopping(1, -1.0), "monitor": "v"}, ValueError, "min_delta must be finite and >= 0"),
-    ],
-)
-def test_wrong_early_stopping(given, error, message):
-    with pytest.raises(error, match=message):
-        make(**given)
-
-
 def test_load_best_says_what_it_needs():
     with pytest.raises(RuntimeError, match=r"load_best\(\) needs a state_callback.* and a load_callback; got neither"):
         make().load_best()

@@ -335,13 +335,6 @@ def test_model_of_an_interrupted_checkpoint_goes_with_the_next_one(tmp_path):
     assert len([name for name in names(tmp_path) if name.startswith("model_")]) == 1
 
 
-def test_folder_that_cannot_be_made_is_an_os_error(tmp_path):
-    """A folder whose parent is a file cannot hold checkpoints."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        store_in(tmp_path / "file" / "checkpoints").save({})
-
-
 def test_checkpoint_restores_run_and_model(tmp_path):
     """A fresh process that loads the newest checkpoint has the state and the model of that step."""
     model = Weights()

@@ -94,11 +94,3 @@ def test_steps_return_predictions_last(has_state):
     assert len(events) == 8
     np.testing.assert_array_equal(r8.table.storage.evidence.whole["given"], labels)
     assert set(r8.table.storage.evidence.whole["visits"]) == {2}
-
-
-def test_predictions_of_a_mean_are_refused():
-    """A step that returns one number has no labels to judge."""
-    r8 = R8Scheduler(50, batch_size=50, num_epochs=1)
-    said = predictions_of(np.zeros((50, 3)), Y.numpy())
-    with pytest.raises(ValueError, match="predictions need one loss for each sample, got the mean of the batch"):
-        list(step_stream(r8, lambda indices, lr: (1.0, said)))

@@ -5,7 +5,8 @@ import pytest
 
 from learnit_r8 import SampleTable
 from learnit_r8.table import table as table_module
-from learnit_r8.table.quantiles import _at_ranks, falling_order, quartiles_of, quartiles_of_some
+from learnit_r8.table.quantiles import _at_ranks, quartiles_of, quartiles_of_some
+from learnit_r8.table.radix import falling_order
 
 VALUES = {
     "positive": lambda rng, count: rng.gamma(1, 1, count),

@@ -348,11 +348,23 @@ def test_gradients_are_clipped_after_updates_that_were_too_large():
         assert json.loads(json.dumps(norms.state_dict())) == norms.state_dict()
 
 
-def test_scaled_gradients_are_clipped_at_their_own_norm():
-    """A GradScaler's gradient is divided by its scale before it is clipped."""
+@pytest.mark.parametrize("steps", [True, False])
+def test_a_clip_that_nothing_does_is_warned_of(steps):
+    """Where the loop steps the optimizer, it is the loop's to clip: the warning gives the line, once."""
+    run = Run(steps=steps, max_grad_norm=1.5)
+
+    assert run.said.count("max_grad_norm=1.5 has no effect") == (not steps)
+    assert run.said.count("clip_grad_norm_(model.parameters(), 1.5) before optimizer.step()") == (not steps)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_scaled_gradients_are_clipped_at_their_own_norm(scale, fused):
+    """A GradScaler's gradient is divided by its scale before it is clipped, for a fused optimizer, too."""
     weight = nn.Parameter(torch.zeros(4))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    adapter = attach(nn.ParameterList([weight]), torch.optim.SGD([weight], 1.0), None, num_steps=99, scaler=scaler)
+    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    optimizer = torch.optim.SGD([weight], 1.0, fused=fused)
+    adapter = attach(nn.ParameterList([weight]), optimizer, None, num_steps=99, scaler=scaler)
     adapter.scheduler.controller.norms.begin(0)
     for number, _ in zip(range(20), adapter.steps(), strict=False):
         before = weight.detach().clone()

@@ -227,21 +227,17 @@ class Screen:
     def _set_up(self) -> None:
         curses, window = self._curses, self._window
         self._names = {getattr(curses, name): key for name, key in _KEYS.items() if hasattr(curses, name)}
+        # Without them not one colour sequence is sent.
+        colours = (curses.start_color, curses.use_default_colors) if self.theme.num_colours else ()
         # A terminal may lack any of these and still show a screen.
         for attempt in (
             curses.noecho, curses.cbreak, lambda: window.keypad(True), lambda: window.nodelay(True),
             lambda: window.leaveok(True), lambda: window.scrollok(False), lambda: curses.set_escdelay(25),
-            lambda: curses.curs_set(0), self._start_colours, self._modes.set_ours,
+            lambda: curses.curs_set(0), *colours, self._modes.set_ours,
         ):  # fmt: skip
             with contextlib.suppress(curses.error, OSError, AttributeError):
                 attempt()
         self._shown, self._num_empty = [], 0
-
-    def _start_colours(self) -> None:
-        # Without it not one colour sequence is sent.
-        if self.theme.num_colours:
-            self._curses.start_color()
-            self._curses.use_default_colors()
 
     def measure(self) -> None:
         """Ask the terminal for its size, and follow it.
@@ -274,7 +270,7 @@ class Screen:
 
     def paint(self, lines: Sequence[Line]) -> None:
         """Show these lines; only what changed is sent."""
-        window, error = self._window, self._curses.error
+        window, error, theme = self._window, self._curses.error, self.theme
         for row, line in enumerate(lines[: self.height]):
             if self._shown[row] == line:
                 continue
@@ -284,17 +280,12 @@ class Screen:
                 window.move(row, 0)
                 window.clrtoeol()
                 for text, style in line:
-                    window.addstr(text, self._attribute(style))
+                    key = theme.name, style
+                    if key not in self._attributes:
+                        look = theme.styles.get(style, Style())
+                        self._attributes[key] = attribute_of(look, theme.num_colours, self._pairs, self._curses)
+                    window.addstr(text, self._attributes[key])
         window.refresh()
-
-    def _attribute(self, name: str) -> int:
-        """The attribute of a style by its name."""
-        theme = self.theme
-        key = theme.name, name
-        if key not in self._attributes:
-            style = theme.styles.get(name, Style())
-            self._attributes[key] = attribute_of(style, theme.num_colours, self._pairs, self._curses)
-        return self._attributes[key]
 
     def wait(self, seconds: float, *, for_keys: bool = True) -> None:
         """Return when a key was pressed, `wake` was called, or the time is up.

@@ -192,7 +192,7 @@ class Feed:
                     is_kept = asked is not None and all(item is not None for item in asked.witness)
                     if not all(each[0] for each in engine.agreement.gather([is_kept])):
                         # The batch was not kept on all ranks: the next losses decide.
-                        controller.experiment.let_probe(False)
+                        controller.experiment.can_probe = False
                         continue
                     self.trainer.before_probe()
                     source.open = engine.draw_probe()
@@ -218,7 +218,7 @@ class Feed:
         engine, source, pace = self.engine, self.source, self.engine.pace
         pace.epoch_follows = False
         self.trainer.before_iteration()
-        engine.controller.experiment.let_probe(source.settings.keep_witness)
+        engine.controller.experiment.can_probe = source.settings.keep_witness
         source.samples.prepare(loader)
         self._is_repeated = source.is_resumed and pace.has_ended
         if self._is_repeated:
@@ -421,7 +421,7 @@ class Feed:
         engine, pace, num_silent = self.engine, self.engine.pace, 0
         if pace.budget.passes is not None and not (self.num_iterations or self.num_passes):
             engine.announcer.warn_once("endless", ENDLESS)
-        engine.controller.experiment.let_probe(False)
+        engine.controller.experiment.can_probe = False
         engine.requests.stay_within(None)
         self.trainer.before_iteration()
         self.source.resume_alone()
@@ -497,7 +497,7 @@ class Feed:
             engine.announcer.warn_once("drawn too early", DRAWN_TOO_EARLY.format(engine.pace.step))
         self.source.resume_alone()
         if not self.has_asked:
-            engine.controller.experiment.let_probe(False)
+            engine.controller.experiment.can_probe = False
             self.trainer.between_steps()
         self.has_asked = False
         if self.is_at_end():
@@ -600,7 +600,7 @@ class TrainerBatches:
         engine = feed.engine
         feed.give_up_open()
         self._resumed_epoch = feed.current_epoch if feed.source.is_resumed else None
-        engine.controller.experiment.let_probe(False)
+        engine.controller.experiment.can_probe = False
         engine.requests.stay_within(scope)
         feed.trainer.before_iteration()
         if not self._sets_generators:

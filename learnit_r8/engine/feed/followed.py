@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...policies.radix import order_of
 from ...sources.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, Size, with_predictions
 from ...sources.random_generators import hold_random_state, state_of
 from ...sources.source import Source
 from ...table.labels.predictions import PredictionRows, joined
 from ...table.losses import EXACT, WHOLE_BATCH, Reading, read_mean, read_rows
 from ...table.names import Members
+from ...table.radix import order_of
 from ...table.table import SampleTable
 from . import replay
 from .samples import BatchSamples
@@ -130,10 +130,6 @@ class FollowedBatches(Source):
     def samples_in(self, steps: int) -> int:
         """Samples in the batches so far, which are those of ``steps`` steps."""
         return self.num_samples
-
-    def taken_by(self, step: int) -> int:
-        """See `Source`."""
-        return self.taken
 
     # Batches.
 

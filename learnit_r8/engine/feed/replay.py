@@ -66,16 +66,12 @@ def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
 
 def read_start(source: Any) -> dict[str, Any]:
     """What the batches of a loader from here on depend on."""
-    return {**read_generators(source), "order": read_order(source)}
-
-
-def read_order(source: Any) -> list[dict[str, Any]]:
-    """What `_kept_of` a loader names."""
-    return [{name: clone(vars(holder)[name]) for name in names} for holder, names in _kept_of(source)]
+    order = [{name: clone(vars(holder)[name]) for name in names} for holder, names in _kept_of(source)]
+    return {**read_generators(source), "order": order}
 
 
 def set_order(source: Any, saved: Any) -> None:
-    """Put back what `read_order` returned, in place where others may hold it, too."""
+    """Put back the "order" that `read_start` returned, in place where others may hold it, too."""
     for (holder, _), held in zip(_kept_of(source), saved or (), strict=False):
         for name, value in held.items():
             now = vars(holder).get(name)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quantiles import falling_order
+from ..radix import falling_order
 
 Doubles = NDArray[np.float64]
 

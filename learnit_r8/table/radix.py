@@ -58,3 +58,9 @@ def keys_of(values: NDArray[np.floating[Any]]) -> NDArray[np.unsignedinteger[Any
         bits = bits ^ ((bits >> signed(last)) | signed(-(2**last)))
     keys: NDArray[np.unsignedinteger[Any]] = bits.view(unsigned)
     return keys
+
+
+def falling_order(values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """int64[C]: the order in which values, none of them NaN, fall; equal ones as they come."""
+    # As -0 equals 0.
+    return order_of(~keys_of(values + values.dtype.type(0)))
