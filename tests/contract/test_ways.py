@@ -133,7 +133,7 @@ def test_killed(column, way, tmp_path):
     expected = {**whole.weights, **{f"optimizer{at}": each for at, each in enumerate(whole.optimizer)}}
 
     assert whole.heard(events.BatchRefused)
-    for kill_at in (19, 9):
+    for kill_at in (19, 12):
         assert end_of(one, Case(folder=folder, every=every, kill_at=kill_at, **faults)) is None
     end = end_of(one, Case(folder=folder, every=every, **faults))
     assert [name for name in expected if not np.array_equal(expected[name], end[name])] == []

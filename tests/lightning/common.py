@@ -57,6 +57,23 @@ class Digits(lightning.LightningModule):
         return {"loss": losses.mean(), "losses": losses.detach()} if self.exact else losses.mean()
 
 
+class Broken(Digits):
+    """With a loss of NaN at some steps of the run, however often it was resumed.
+
+    Args:
+        now: ``()``, the step.
+        steps: Those.
+    """
+
+    def __init__(self, now, steps):
+        super().__init__()
+        self.now, self.steps = now, steps
+
+    def training_step(self, batch, index):
+        self.bad = [self.calls] if self.now() in self.steps else []
+        return super().training_step(batch, index)
+
+
 class Checkpoints(lightning.Callback):
     """Saves a checkpoint of Lightning's after some steps."""
 

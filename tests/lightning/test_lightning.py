@@ -22,7 +22,7 @@ from learnit_r8.lightning.callback import batches_of, budget_of
 from learnit_r8.policies import Focus
 from learnit_r8.testing import FakeClock
 from tests.drive import Weighing
-from tests.lightning.common import DATA, QUIET, STEPS, Checkpoints, Digits, fit
+from tests.lightning.common import DATA, QUIET, STEPS, Broken, Checkpoints, Digits, digest, fit
 
 pytestmark = [
     pytest.mark.program,
@@ -48,6 +48,25 @@ def test_learns(exact, predicts, source):
     assert set(r8.table.usage_count.tolist()) == {8}
     assert (r8.global_step, r8.is_over) == (8 * STEPS, True)
     assert accuracy > 0.9
+
+
+def test_resumes_twice_with_incidents_before_and_after(tmp_path):
+    """Twice in mid-epoch, within accumulated gradients: a NaN before the first resume, between both and after."""
+
+    def run(folder, ckpt_path=None):
+        loader = R8Loader(DATA, batch_size=32, backup_every=1)
+        module = Broken(lambda: loader.scheduler.global_step, {5, 20, 33})
+        saves = [Checkpoints(folder, (9, 22))]
+        _, r8, _ = fit(module=module, loader=loader, more=saves, ckpt_path=ckpt_path, accumulate_grad_batches=3)
+        return *digest(module, r8), r8.sentry.num_refused
+
+    (tmp_path / "again").mkdir()
+    whole = run(tmp_path)
+    once = run(tmp_path / "again", tmp_path / "9.ckpt")
+    twice = run(tmp_path / "again", tmp_path / "again/22.ckpt")
+
+    assert whole[-1] >= 3
+    assert once == twice == whole
 
 
 @pytest.mark.parametrize(("options", "steps"), [({"max_steps": 20}, 20), ({"limit_train_batches": 5}, 15)])

@@ -66,6 +66,37 @@ def test_random_augmentation_is_the_same_after_a_resume(tmp_path, accumulate):
     assert seen[1][1] == seen[0][1]
 
 
+@pytest.mark.program
+@pytest.mark.parametrize("draws", [True, False], ids=["drawn", "own batches"])
+def test_resumes_twice_with_incidents_before_and_after(tmp_path, draws):
+    """Twice in mid-epoch, within accumulated gradients: a NaN before the first resume, between both and after."""
+
+    class Broken(Model):
+        def forward(self, images, labels=None):
+            self.bad = [self.calls] if self.training and trainers[-1].r8.scheduler.global_step in {5, 20, 33} else []
+            return super().forward(images, labels)
+
+    trainers = []
+
+    def run(folder, resume=None):
+        torch.manual_seed(0)
+        options = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 3}
+        r8 = {"backup_every": 1, **({} if draws else {"batches": False})}
+        args = arguments(folder, **options)
+        trainers.append(R8Trainer(model=Broken(), args=args, train_dataset=Digits(), r8=r8))
+        trainers[-1].train(resume_from_checkpoint=resume)
+        weights = [each.tolist() for each in trainers[-1].model.parameters()]
+        return weights, digest(trainers[-1]) if draws else (), trainers[-1].r8.scheduler.sentry.num_refused
+
+    whole = run(tmp_path)
+    once = run(tmp_path / "again", tmp_path / "checkpoint-6")
+    twice = run(tmp_path / "again", tmp_path / "again/checkpoint-8")
+
+    assert whole[-1] >= 3
+    # Not NaN, which would be equal to nothing.
+    assert once == twice == whole
+
+
 def test_evaluation(tmp_path):
     """Evaluation and early saves are Trainer's; the metrics reach the scheduler's listeners."""
     heard = []
