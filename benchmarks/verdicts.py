@@ -28,14 +28,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learnit_r8 import Focus, R8Scheduler
+from learnit_r8.torch.ensemble_targets import EnsembleTargets
 from learnit_r8.torch.predictions import predictions_of
 
 PRECISIONS = (0.5, 0.7, 0.9)
 SEEDS = (701, 702, 703, 704, 705)
 SIZE, SHARE, BATCH = 2000, 0.2, 50
 NOISES = ("clean", "random", "confusable", "annotator")
-SHUFFLE, WEIGH, ELR, GCE, SMOOTH, ORACLE = "shuffle", "weigh", "ELR", "GCE", "smoothing", "oracle"
-WAYS = (SHUFFLE, WEIGH, ELR, GCE, SMOOTH)
+SHUFFLE, WEIGH, HELD, ELR = "shuffle", "weigh", "held", "ELR"
+GCE, SMOOTH, ORACLE = "GCE", "smoothing", "oracle"
+WAYS = (SHUFFLE, WEIGH, HELD, ELR, GCE, SMOOTH)
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -150,9 +152,9 @@ def trained(data: Data, given: Ints, way: str, how: Training, seed: int) -> tupl
     x, labels = torch.from_numpy(data.x[kept]), torch.from_numpy(given[kept])
     r8 = R8Scheduler(
         len(kept), batch_size=BATCH, num_epochs=round(how.epochs * size / len(kept)), initial_lr=how.lr, seed=seed,
-        policy=Focus(noise_guard="weigh") if way == WEIGH else "shuffle", groups=given[kept],
+        policy=Focus(noise_guard="weigh") if way in (WEIGH, HELD) else "shuffle", groups=given[kept],
     )  # fmt: skip
-    losses_of = Losses(way, len(kept), classes)
+    losses_of, held = Losses(way, len(kept), classes), EnsembleTargets(len(kept))
     while not r8.is_over:
         ticket = r8.draw()
         rows = torch.from_numpy(ticket.indices)
@@ -161,7 +163,8 @@ def trained(data: Data, given: Ints, way: str, how: Training, seed: int) -> tupl
         weights = 1 if ticket.weights is None else torch.from_numpy(ticket.weights)
         optimizer.param_groups[0]["lr"] = ticket.lr
         optimizer.zero_grad()
-        (losses * weights).mean().backward()
+        penalty = held.penalty(r8, ticket.indices, logits) if way == HELD else None
+        (losses * weights + (0 if penalty is None else penalty)).mean().backward()
         optimizer.step()
         r8.report(ticket, losses.detach().numpy(), predictions=predictions_of(logits.detach(), targets))
     with torch.no_grad():

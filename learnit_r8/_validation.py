@@ -39,6 +39,11 @@ def described(value: Any) -> str:
     return f"{type(value).__name__} of length {len(value)}; pass len(x)"
 
 
+def stable_repr(value: Any) -> str:
+    """``repr(value)`` without addresses in memory, which differ between processes."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
 def shortened(value: Any) -> str:
     """What was given, in one line of at most 80 characters: whole models and tensors fill a screen."""
     text = " ".join(repr(value).split())

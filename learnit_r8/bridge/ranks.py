@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .._validation import stable_repr
 from ..state.codec import OlderFile
 from ..state.store import BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, RunInUse
 
@@ -89,8 +89,7 @@ def _described(fact: Any) -> str:
     if isinstance(fact, np.ndarray):
         return str(digest_of(fact))
     is_shown = fact is None or isinstance(fact, (bool, int, float, str, list)) or dataclasses.is_dataclass(fact)
-    text = repr(fact) if is_shown else type(fact).__name__
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    return stable_repr(fact) if is_shown else type(fact).__name__
 
 
 def digest_of_state(r8: R8Scheduler, turn: int) -> int:

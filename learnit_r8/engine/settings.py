@@ -8,7 +8,6 @@ Each value stands in the place of the argument that it refines.
 import functools
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import events
-from .._validation import did_you_mean
+from .._validation import did_you_mean, stable_repr
 from ..guard.monitor import GuardName
 from ..guard.verdict import Guard
 from ..policies.base import Policy
@@ -553,8 +552,7 @@ def text_of(value: Any) -> str:
     elif callable(value) and hasattr(value, "__name__"):
         text = value.__name__
     else:
-        # Without the address, which differs from run to run.
-        text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+        text = stable_repr(value)
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 3] + "..."
 
 

@@ -48,7 +48,7 @@ class StepDone(Event):
     Attributes:
         epoch: Its epoch, 0-based.
         progress: Finished share of the budget, in [0, 1].
-        loss: Mean loss of the batch.
+        loss: Mean loss of the batch, with the weights of the policy, if it gives any.
         expected_loss: Loss that the table predicted; NaN before it could.
         lr: Learning rate the batch was drawn with.
         batch_size: Samples in it.

@@ -6,6 +6,7 @@ subclass `Policy` and override `select`, `arrange` or both; ``docs/policies.md``
 """
 
 from .balanced import Balanced as Balanced
+from .balanced import EvenGroups as EvenGroups
 from .balanced import Quartile as Quartile
 from .balanced import Shuffle as Shuffle
 from .balanced import Steady as Steady
@@ -13,7 +14,6 @@ from .base import Candidates as Candidates
 from .base import Context as Context
 from .base import Outlook as Outlook
 from .base import Policy as Policy
-from .even_groups import EvenGroups as EvenGroups
 from .focus import Focus as Focus
 from .registry import POLICIES as POLICIES
 from .registry import SHUFFLE as SHUFFLE

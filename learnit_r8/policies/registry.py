@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from .._validation import check_choice
-from .balanced import Balanced, Quartile, Shuffle, Steady
+from .balanced import Balanced, EvenGroups, Quartile, Shuffle, Steady
 from .base import Around, Candidates, Context, Kept, Order, Policy
-from .even_groups import EvenGroups
 from .focus import Focus
 
 SHUFFLE, STEADY = Shuffle(), Steady()

@@ -199,12 +199,12 @@ class Draft:
     ) -> Chunk:  # fmt: skip
         """The chunk of some samples, their records and estimates, whose batches are known."""
         (indices, weights), in_pass = samples, sweep >= 0
-        records = reordered(records, order)
+        records, weights = reordered(records, order), None if weights is None else weights[order]
         return Chunk(
-            indices.take(order), self._table, sizes=sizes, expected=self._learner.expected(records, sizes),
+            indices.take(order), self._table, sizes=sizes, expected=self._learner.expected(records, sizes, weights),
             typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
             pass_number=self._context.pass_number if in_pass else -1, sweep=sweep, fill=fill,
-            weights=None if weights is None else weights[order],
+            weights=weights,
             planned=Planned(loss if self.pool is None else self.pool, loss, order),
             records=records if in_pass else None,
         )  # fmt: skip

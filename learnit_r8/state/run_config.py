@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._validation import whole_number
+from .._validation import stable_repr, whole_number
 from ..schedules.budget import BUDGETS
 from ..sources.permutation import MAX_SAMPLES
 
@@ -55,8 +54,7 @@ def describe(name: str, value: Any) -> Any:
         content = labels.tobytes() if labels.dtype.kind in "biufSU" else repr(labels.tolist()).encode()
         kind = "labels" if name == "groups" else name
         return {"is": f"{len(labels)} {kind} with the digest {hashlib.sha256(content).hexdigest()[:16]}"}
-    # The address in the repr of a function differs between processes.
-    return {"is": getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
+    return {"is": getattr(value, "__qualname__", None) or stable_repr(value)}
 
 
 def _text(value: Any) -> str:

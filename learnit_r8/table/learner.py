@@ -64,21 +64,26 @@ def part_means(values: Floats, sizes: NDArray[np.int64]) -> Doubles:
     return means
 
 
-def expected(records: NDArray[Any], sizes: NDArray[np.int64], *, all_seen: bool) -> list[float]:
+def expected(
+    records: NDArray[Any], sizes: NDArray[np.int64], *, all_seen: bool, weights: Floats | None = None
+) -> list[float]:
     """Mean estimate of consecutive batches over the samples already seen; NaN for a batch of unseen ones.
 
     Args:
         records: RECORD[M].
         sizes: int64[P], samples of each batch, their sum M.
         all_seen: Whether every sample of the table was seen.
+        weights: float32[M], weights of the losses, or None.
     """
-    values = records["loss"]
-    if all_seen:
+    values, counts = records["loss"], weights
+    if not all_seen:
+        seen = records["usage_count"] > 0
+        values = np.where(seen, values, np.float32(0))
+        counts = seen.astype(np.float32) if weights is None else np.where(seen, weights, np.float32(0))
+    if counts is None:
         means: list[float] = part_means(values, sizes).tolist()
         return means
-    seen = records["usage_count"] > 0
-    known = part_means(seen.astype(np.float32), sizes)
-    total = part_means(np.where(seen, values, np.float32(0)), sizes)
+    known, total = part_means(counts, sizes), part_means(values * counts, sizes)
     of_seen: list[float] = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0).tolist()
     return of_seen
 
@@ -289,17 +294,19 @@ class LossLearner:
             storage.are_offsets = True
             storage.is_whole = True
 
-    def expected(self, records: NDArray[Any], sizes: NDArray[np.int64]) -> list[float]:
+    def expected(self, records: NDArray[Any], sizes: NDArray[np.int64], weights: Floats | None = None) -> list[float]:
         """Mean stored estimate of consecutive batches over the samples already seen, without the trend.
 
         Args:
             records: RECORD[M].
             sizes: int64[P], samples of each batch, their sum M.
+            weights: float32[M], weights of the losses, or None.
 
         Returns:
             P floats, for `with_trend`; NaN for a batch of unseen samples.
         """
-        return expected(records, sizes, all_seen=self.storage.num_seen == self.storage.num_samples)
+        all_seen = self.storage.num_seen == self.storage.num_samples
+        return expected(records, sizes, all_seen=all_seen, weights=weights)
 
     def with_trend(self, expected: float) -> float:
         """Convert a value of `expected` to a loss, with the current trend."""

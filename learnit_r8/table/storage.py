@@ -16,7 +16,7 @@ from .labels.evidence import Evidence
 from .labels.trust import EARLY, PLAIN, WEIGHED
 from .losses import EXACT, source_of
 from .names import Members, SampleIds, checked_ids, coded, digest_of
-from .records import ALL, Lock, Records, Where, count_of
+from .records import ALL, Records, Where, count_of
 from .trend import BatchTrend
 
 ESTIMATORS = ["additive", "relative"]
@@ -40,13 +40,12 @@ class SampleStorage:
         sample_ids: Sequence of N names to show in place of indices, or None.
         most_ids: Most samples of a table that begins with none and grows with the ids of the user's batches; None for
             one of N samples for good.
-        lock: Held while something is stored, and while some records are copied; None for one of its own.
 
     Raises:
         ValueError: a size is below 1, the estimator is unknown, or a sequence has another length than N.
 
     Attributes:
-        num_samples, batch_size, estimator, sample_ids, lock: As given; the first three grow with the ids.
+        num_samples, batch_size, estimator, sample_ids: As given; the first three grow with the ids.
         ids: The ids that came so far; None where their number is given.
         is_single: Whether every batch is one sample.
         group_labels: The distinct labels, in the order of the codes in ``records``; None without groups.
@@ -60,6 +59,7 @@ class SampleStorage:
         are_offsets: Whether "loss" is relative to the trend as a difference; otherwise it is a ratio.
         num_seen: Number of samples that were learned from at least once.
         is_whole: Whether nothing is half stored; false for good once an exception has cut that.
+        lock: Held while something is stored, and while some records are copied.
     """
 
     def __init__(
@@ -71,7 +71,6 @@ class SampleStorage:
         groups: ArrayLike | None = None,
         sample_ids: Sequence[Any] | None = None,
         most_ids: int | None = None,
-        lock: Lock | None = None,
     ) -> None:
         self.num_samples = num_samples = whole_number("num_samples", num_samples, least=0)
         self.batch_size = batch_size = whole_number("batch_size", batch_size, least=1)
@@ -96,7 +95,7 @@ class SampleStorage:
         self.is_weighed = False
         self.num_seen = 0
         self.is_whole = True
-        self.lock: Lock = threading.RLock() if lock is None else lock
+        self.lock = threading.RLock()
 
     @property
     def source(self) -> str:

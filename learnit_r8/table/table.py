@@ -28,7 +28,7 @@ from .quantiles import (
     samples_of,
     top_of,
 )
-from .records import ALL, Columns, Lock, Where, spread
+from .records import ALL, Columns, Where, spread
 from .storage import FIELDS, SampleStorage
 
 
@@ -44,8 +44,6 @@ class SampleTable:
         groups: Sequence of N labels (classes), or None.
         sample_ids: Sequence of N names to show in place of indices, or None.
         most_ids: Most samples of a table that starts empty and grows with the ids of the user's batches, or None.
-        lock: Held by whoever changes what is known of the samples; None to make one. Views hold it while they copy
-            some samples, and never while they compute.
 
     Raises:
         ValueError: a size is below 1, the estimator is unknown, alpha is outside (0, 1], or a sequence has another
@@ -54,7 +52,8 @@ class SampleTable:
     Attributes:
         storage: What is known.
         learner: Learns from reports.
-        lock: As given.
+        lock: Held by whoever changes what is known of the samples. Views hold it while they copy some, and never while
+            they compute.
     """
 
     def __init__(
@@ -67,11 +66,10 @@ class SampleTable:
         groups: ArrayLike | None = None,
         sample_ids: Sequence[Any] | None = None,
         most_ids: int | None = None,
-        lock: Lock | None = None,
     ) -> None:
         self.storage = SampleStorage(
             num_samples, batch_size=batch_size, estimator=estimator, groups=groups, sample_ids=sample_ids,
-            most_ids=most_ids, lock=lock,
+            most_ids=most_ids,
         )  # fmt: skip
         self.learner = LossLearner(self.storage, alpha=alpha)
         self.lock = self.storage.lock

@@ -111,7 +111,7 @@ class Adapter:
         self._model, self._stepper, self._sharing = training.model, training.stepper, training.sharing
         self._hand, self._ahead, again = training.hand, training.ahead, training.second_run
         self._second_run = again if again is not None and again.is_possible else None
-        self._source, self._own = source, training.own
+        self._source, self._own, self._targets = source, training.own, training.state.targets
         # Those of other data sets for the same model, whose steps this one takes.
         self._others: list[Adapter] = []
         if owner is not None:
@@ -400,6 +400,9 @@ class Adapter:
     ) -> torch.Tensor:
         """Compute the cross entropy of the batch in hand, note it with what the logits say of the labels, reduce it.
 
+        With ``Focus(noise_guard="weigh")`` a network that learns labels by heart is also held to what it has said of
+        each sample so far, see `torch.ensemble_targets`.
+
         Args:
             logits: float[B, C]; or float[B] or float[B, 1], the logit of class 1 of two.
             targets: int[B], classes in [0, C); -1 or -100 for samples without a label: their loss is 0, and the mean
@@ -420,7 +423,11 @@ class Adapter:
         losses, weights = cross_entropies(logits, targets, class_weights=class_weights, label_smoothing=label_smoothing)
         if self._feed is not None and not self._losses.num_rows:
             return self.loss(losses, weights=weights, ticket=ticket)
-        return self.loss(losses, weights=weights, ticket=ticket, logits=logits, targets=targets)
+        loss = self.loss(losses, weights=weights, ticket=ticket, logits=logits, targets=targets)
+        if self._targets is None or self._losses.recorded is None:
+            return loss
+        penalty = self._targets.penalty(self.scheduler, self._losses.recorded[0].ticket.indices, logits)
+        return loss if penalty is None else loss + (penalty if weights is None else penalty * weights).mean()
 
     def report(
         self,

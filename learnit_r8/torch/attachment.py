@@ -20,6 +20,7 @@ from ..state.callbacks import Callbacks, Generators, Repeat, join_callbacks
 from .adapter import Adapter
 from .distributed.shards import check_shards, reshard
 from .distributed.together import Sharing, Together, sharing_here
+from .ensemble_targets import EnsembleTargets
 from .flight.examiner import Examiner
 from .flight.hand import Hand
 from .flight.untouched import untouched
@@ -28,7 +29,7 @@ from .loss_pipeline import Training
 from .lr_scheduler import peak_under_schedules
 from .prepared import plain_model, plain_optimizer
 from .readback import SingleProcess
-from .state import ModelState, copies_of, networks_of, read_also
+from .state import TARGETS, AlsoPart, ModelState, copies_of, networks_of, read_also
 from .stepper import SecondRun, Stepper
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _keep(
 ) -> Training:
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
     model, optimizer, scaler, scheduler = given.model, given.optimizer, given.scaler, given.scheduler
-    parts, settings = read_also(given.also), {**settings}
+    parts, settings = _parts_of(given, settings, size if sharing.size == 1 else None), {**settings}
     accumulate = whole_number("accumulate", given.accumulate, least=1)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm)
     keeps_rates = _keeps_rates(scheduler, settings)
@@ -242,6 +243,15 @@ def _keep(
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
     second_run = SecondRun(model, stepper, hand, given.run_batch, r8, gather=sharing.gather)
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
+
+
+def _parts_of(given: _Given, settings: SchedulerSettings, size: int | None) -> dict[str, AlsoPart]:
+    """What else belongs to the training: also what the network says of ``size`` samples, if the policy weighs them."""
+    parts = read_also(given.also)
+    policy = settings.get("policy") if given.scheduler is None else getattr(given.scheduler, "policy", None)
+    if size is not None and getattr(policy, "weighs", False):
+        parts[TARGETS] = AlsoPart(EnsembleTargets(size), is_healed=False)
+    return parts
 
 
 def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:

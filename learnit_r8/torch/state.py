@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from ..state.callbacks import OWN
 from ..state.tree import copy_into, copy_to_host, fill, hold, pack, unpack
 from .distributed.shards import Shards, is_sharded
 from .prepared import inner_optimizers, plain_model, plain_optimizer
+
+if TYPE_CHECKING:
+    from .ensemble_targets import EnsembleTargets
 
 NOT_HELD = "backups and checkpoints cannot hold {}: it is left out, and stays as it is when they are put back."
 
@@ -90,6 +93,11 @@ class ModelState:
     def is_spread(self) -> bool:
         """Whether other processes hold a part of the state."""
         return self.is_sharded or self._gather is not None
+
+    @property
+    def targets(self) -> EnsembleTargets | None:
+        """What the network has said of each sample; None unless a policy weighs them."""
+        return self._parts.get(TARGETS)
 
     def holds(self, part: Any) -> bool:
         """Whether something is among the parts, or within what accelerate has wrapped around it."""
@@ -180,6 +188,9 @@ class ModelState:
     def _filled(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return a saved state, with the present values of what had been left out of it, and nothing beside it."""
         parts = {} if self.is_sharded else self._parts
+        if TARGETS in self._parts and TARGETS not in state:
+            # Of before there were any.
+            state = {**state, TARGETS: self._parts[TARGETS].state_dict()}
         return {
             name: fill(part, parts[name].state_dict()) if name in parts else part
             for name, part in state.items()
@@ -308,7 +319,9 @@ def _check_optimizer(optimizer: Any, saved: Mapping[str, Any]) -> None:
         )
 
 
-OF_THE_TRAINING = ("model", "optimizer", "scaler", "ema", "random", "random of ranks", OWN)
+TARGETS = "ensemble targets"
+
+OF_THE_TRAINING = ("model", "optimizer", "scaler", "ema", "random", "random of ranks", TARGETS, OWN)
 """Names of the parts that every state has."""
 
 WHEN = ("heal", "resume")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.guard import FiniteGuard, Verdict
+from tests.common import HardHalf
 from tests.drive import (
     NAN,
     FakeClock,
@@ -147,6 +148,21 @@ def test_outcome_is_true_if_the_step_counts():
 
     assert (bool(good), good.verdict, good.rolled_back_to) == (True, Verdict.GOOD, None)
     assert (bool(bad), bad.verdict, bad.rolled_back_to) == (False, Verdict.NOT_FINITE, 0)
+
+
+def test_the_loss_that_is_judged_is_the_weighted_mean():
+    """So is what is expected of the batch, while the table learns the losses as they are."""
+    heard = []
+    r8 = make(8, policy=HardHalf(), num_epochs=4, listeners=[heard.append])
+    while not r8.is_over:
+        ticket = r8.draw()
+        r8.report(ticket, sample_losses(ticket.indices))
+    loss = [event.loss for event in heard if isinstance(event, events.StepDone)][-1]
+
+    assert loss == pytest.approx(np.average(sample_losses(ticket.indices), weights=ticket.weights))
+    assert loss != pytest.approx(batch_loss(ticket.indices))
+    assert ticket.chunk.expected[ticket.slot] == pytest.approx(loss)
+    assert r8.table.last.tolist() == pytest.approx(sample_losses(np.arange(8)).tolist())
 
 
 def test_weights_come_with_the_ticket():

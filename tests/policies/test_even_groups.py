@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import Context, Focus, Outlook, R8Scheduler, even_groups
-from learnit_r8.policies import Balanced
-from learnit_r8.policies.even_groups import EvenGroups
+from learnit_r8.policies import Balanced, EvenGroups
 from learnit_r8.state.codec import decode, encode
 from learnit_r8.table.labels.suspicion import Humps, Suspicion
 from tests.common import candidates, generator
