@@ -295,6 +295,16 @@ class Witnesses:
         if self.waiting is not None and self._backup.is_complete(self.waiting):
             self.waiting = None
 
+    def drop_newest(self) -> None:
+        """Drop the batch of the newest state, as one since then has damaged statistics, with a good loss."""
+        newest = self._backup.newest
+        if newest is None or not newest.updates:
+            return
+        for each in (newest, *self._on_disk):
+            if each.updates >= newest.updates:
+                each.witness, each.losses, each.is_closed = [], [], True
+        self.waiting = None
+
     def note_checkpoint(self, step: int, updates: int, recent: Iterable[float]) -> None:
         """Note that a checkpoint of this step is on disk; its witness is the next batch that is trained on."""
         if any(each.step == step for each in self._on_disk):

@@ -290,7 +290,7 @@ class PlannedBatches:
             check_kind(reading.part_size, storage.part_size)
             if reading.part_size == EXACT:
                 check_signs(reading.means)
-        weights = chunk.weights_of(slot)
+        weights = None if chunk.weights is None else chunk.weights_of(slot)
         if weights is not None and reading.part_size == EXACT and weights.any():
             # What weighs less grows, while the losses that are trained on fall.
             reading = reading._replace(mean=float(np.average(np.atleast_1d(reading.means), weights=weights)))

@@ -254,6 +254,33 @@ def test_damage_that_no_loss_announces_leaves_the_users_rate_alone():
 
 
 @RESTORED
+@pytest.mark.parametrize("seed", [11, 21, 48])
+def test_a_batch_that_damages_statistics_with_a_good_loss_takes_no_weights_back(seed):
+    """Each of its visits puts the statistics back; healthy weights went back further each time, to the start."""
+    rng, heard = np.random.default_rng(0), record_events()
+    x, noise, truth = rng.normal(size=(12, 16, 4)), rng.normal(size=(12, 16)), np.array([3.0, -2.0, 1.0, 2.0])
+    model = {"w": np.zeros(4), "mean": np.zeros(4)}
+    r8 = R8Scheduler(
+        num_epochs=8, scheduler_mode="keep", state_callback=lambda: model, load_callback=model.update, backup_every=5,
+        listeners=[heard], handle_signals=False,
+    )  # fmt: skip
+    for epoch in r8.epoch_iterator():
+        for place in r8.batches(np.random.default_rng(seed * 100 + epoch).permutation(12)):
+            error = x[place] @ (model["w"] - truth) + noise[place]
+            # As where a relu makes 0 of NaN: the loss is finite, and another with other weights.
+            loss = np.square(error).mean() if place else 0.5 + 0.06 * np.square(model["w"]).sum()
+            if r8.update_with_loss(float(loss)):
+                model["mean"] = 0.9 * model["mean"] + 0.1 * x[place].mean(0) if place else model["mean"] * NAN
+                model["w"] = model["w"] - (0.02 * r8.lr_factor * error @ x[place] / 16 if place else 0)
+    r8.close()
+
+    assert len(heard.of(events.DamageFound)) >= 7
+    assert not heard.of(events.RolledBack)
+    assert np.isfinite(model["mean"]).all()
+    assert np.abs(model["w"] - truth).max() < 0.7
+
+
+@RESTORED
 @pytest.mark.parametrize("at", [509, 510])
 def test_damage_in_the_last_updates_of_epochs(at):
     """A model that breaks in the last steps is not what a finished run leaves, as far as a batch is left to see it."""

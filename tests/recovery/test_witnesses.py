@@ -146,3 +146,21 @@ def test_witnesses_survive_a_resume(tmp_path):
     assert list(found) == [12]
     assert found[12].record == known[12].record
     assert np.array_equal(found[12].witness, known[12].witness)
+
+
+def test_the_batch_before_damage_that_no_loss_shows_is_no_witness():
+    """It may be what damages: neither it nor a later one tests weights again; the state itself stays, and the first."""
+    model = {"w": np.zeros(2), "mean": np.zeros(2)}
+    callbacks = {"state_callback": lambda: model, "load_callback": model.update}
+    r8 = make(48, num_epochs=9, backup_every=12, scheduler_mode="keep", **callbacks)
+    advance_to(r8, 14)
+    backups = r8.host.persistence.backup.backups
+    had = [len(each.witness) for each in backups]
+    model["mean"] = np.array([NAN, NAN])
+    r8.check()
+    advance_to(r8, 18)
+
+    assert had == [1, 1]
+    assert [len(each.witness) for each in backups[:2]] == [1, 0]
+    assert backups[1].state is not None
+    assert np.isfinite(model["mean"]).all()
