@@ -350,9 +350,6 @@ class FollowedChunk:
     def restore_view(self, slot: int) -> None:
         """Do nothing: its indices are not the user's to change."""
 
-    def weights_of(self, slot: int) -> None:
-        """None: the user's own batches have no weights."""
-
     def shares_of(self, slot: int, count: int) -> tuple[float, ...]:
         """Unknown."""
         return ()

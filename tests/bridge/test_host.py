@@ -21,7 +21,7 @@ DOCUMENTED = {
     *("state_dict", "load_state_dict", "save_checkpoint", "load_checkpoint", "update_cpu_backup", "best_checkpoint"),
     *("load_best", "lr", "progress", "phase", "global_step", "total_steps", "steps_per_epoch", "current_epoch"),
     *("is_over", "policy", "table", "requests", "run_dir", "summary", "paused", "reset_baseline", "give_up"),
-    *("release", "__enter__", "__exit__", "host", "batches", "steps", "lr_factor"),
+    *("release", "__enter__", "__exit__", "host", "batches", "steps", "lr_factor", "step_in_epoch"),
     *("follow", "pace", "handed_out", "check", "feed"),
     "sentry",
 }

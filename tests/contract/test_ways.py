@@ -121,15 +121,19 @@ def end_of(one, case):
 
 @pytest.mark.parametrize(("column", "way"), PARAMS)
 def test_killed(column, way, tmp_path):
-    """Killed, and resumed from its newest checkpoint, a run ends with the same weights, moments and number of steps."""
-    one = driver(column, way)
+    """Killed, and resumed from its newest checkpoint, a run ends with the same weights, moments and number of steps.
+
+    A sample of NaN costs batches before the kill and after it, until it is left out.
+    """
+    one, faults = driver(column, way), {"sample_faults": {77: NAN}}
     # Lightning goes on with its own loaders between two epochs only.
     every = task.STEPS if column == "lightning own" else 5
-    whole, folder = run(one), tmp_path / "killed"
+    whole, folder = run(one, Case(**faults)), tmp_path / "killed"
     folder.mkdir()
     expected = {**whole.weights, **{f"optimizer{at}": each for at, each in enumerate(whole.optimizer)}}
 
-    assert end_of(one, Case(folder=folder, every=every, kill_at=19)) is None
-    end = end_of(one, Case(folder=folder, every=every))
+    assert whole.heard(events.BatchRefused)
+    assert end_of(one, Case(folder=folder, every=every, kill_at=19, **faults)) is None
+    end = end_of(one, Case(folder=folder, every=every, **faults))
     assert [name for name in expected if not np.array_equal(expected[name], end[name])] == []
     assert end["num_steps"] == whole.r8.global_step

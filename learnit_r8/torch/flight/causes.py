@@ -36,6 +36,7 @@ from .state_faults import (
     bad_weights,
     compare,
     farthest_buffer,
+    is_sound,
     optimizer_faults,
     vanished_eps,
 )
@@ -45,7 +46,6 @@ from .watch import (
     describe_gradient,
     describe_place,
     describe_run,
-    extent_of,
     finding_of,
     of_length,
     place_of,
@@ -293,9 +293,10 @@ class Case:
 
     def _find_healthy(self) -> None:
         """Look for a backup with which the last good batch is good; where there is none, the newest finite one."""
+        buffers = dict(self._model.named_buffers())
         for step, state in self._backups[:MOST_BACKUPS]:
-            arrays = (each for each in state["model"].values() if isinstance(each, torch.Tensor) and each.numel())
-            if not all(math.isfinite(extent_of(each)) for each in arrays if each.is_floating_point()):
+            arrays = ((name, each) for name, each in state["model"].items() if isinstance(each, torch.Tensor))
+            if not all(is_sound(each, is_buffer=name in buffers) for name, each in arrays):
                 continue
             with weights_of(self._model, state["model"]):
                 what = f"the last good batch on the weights of step {step:,}"

@@ -75,12 +75,20 @@ class OptimizerFault(NamedTuple):
     text: str
 
 
+def is_sound(values: torch.Tensor, *, is_buffer: bool) -> bool:
+    """Whether all values are finite, or in a buffer minus infinity, as in the mask of attention."""
+    if not values.is_floating_point() or not values.numel() or math.isfinite(extent_of(values)):
+        return True
+    return is_buffer and bool((values.isfinite() | (values == -math.inf)).all())
+
+
 def bad_weights(model: torch.nn.Module) -> dict[str, int]:
     """Parameters and buffers that are not finite, and how many of their elements."""
     found = {}
-    for name, each in [*model.named_parameters(), *model.named_buffers()]:
-        if each.is_floating_point() and each.numel() and not math.isfinite(extent_of(each)):
-            found[name] = int((~torch.isfinite(each)).sum())
+    for given, is_buffer in ((model.named_parameters(), False), (model.named_buffers(), True)):
+        for name, each in given:
+            if not is_sound(each, is_buffer=is_buffer):
+                found[name] = int((~torch.isfinite(each)).sum())
     return found
 
 

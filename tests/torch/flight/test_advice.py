@@ -16,10 +16,15 @@ from tests.torch_common import descend
 NUM_STEPS = 400
 
 
-def train(*, lr=0.05, jump=None, times=1e4, num_steps=NUM_STEPS, poison=None, steps=True, warmup=0, rows=8, **settings):
+def train(
+    *, lr=0.05, jump=None, times=1e4, num_steps=NUM_STEPS, poison=None, steps=True, warmup=0, rows=8, masked=False,
+    **settings,
+):  # fmt: skip
     """A small regression, at some steps with many times the rate; returns what was said, and told."""
     torch.manual_seed(0)
     model, dice = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), torch.Generator().manual_seed(1)
+    if masked:
+        model.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
     optimizer, heard = torch.optim.SGD(model.parameters(), lr), record_events()
     batches = [torch.randn(rows, 4, generator=dice) for _ in range(num_steps)]
     with (
@@ -44,10 +49,10 @@ def advice_in(said):
     return [each for each in said if "What may help, and was not tested here" in each]
 
 
-@pytest.mark.parametrize("steps", [True, False])
-def test_the_first_updates_that_are_too_large_are_named_with_what_to_pass(steps):
-    """Once, however often they come; without run_batch the cause is said to be probable."""
-    said, heard, _ = train(jump=(150, 300), steps=steps)
+@pytest.mark.parametrize(("steps", "masked"), [(True, False), (False, False), (True, True)])
+def test_the_first_updates_that_are_too_large_are_named_with_what_to_pass(steps, masked):
+    """Once, however often they come; without run_batch it is probable. An infinite mask is no damage of the weights."""
+    said, heard, _ = train(jump=(150, 300), steps=steps, masked=masked)
 
     causes = heard.of(events.CauseFound)
     assert {each.fault for each in causes} == {"update"}
