@@ -373,7 +373,7 @@ class R8Mixin:
         trainer: Any = self
         if self._r8_draws:
             check_sampling(trainer)
-        monitor = self._r8_settings.get("monitor")
+        monitor = head_of(self._r8_settings.get("monitor"))
         if isinstance(monitor, str) and not monitor.startswith("eval_"):
             warn(NOT_EVALUATED.format(monitor))
         self._r8_adapter = self._r8_shifts = self._r8_classes = self._r8_last_loss = None

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset, WeightedRandomSampler
 from transformers import Trainer
 
-from learnit_r8 import RunDir, events
+from learnit_r8 import Monitor, RunDir, events
 from learnit_r8.recovery.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import load_incident
@@ -223,11 +223,12 @@ def test_a_refused_batch_counts_in_the_logged_loss_as_the_one_before(tmp_path, o
     assert logged[place] > 0.75 * logged[place - 1]
 
 
+@pytest.mark.parametrize("monitor", ["val_loss", Monitor("val_loss", mode="min")], ids=["a name", "with a mode"])
 @pytest.mark.parametrize("own", [True, False], ids=["own batches", "R8's batches"])
-def test_a_monitor_that_no_evaluation_logs_is_named_before_the_first_step(tmp_path, own):
+def test_a_monitor_that_no_evaluation_logs_is_named_before_the_first_step(tmp_path, own, monitor):
     """The run would hear of it after its first epoch."""
     with pytest.warns(RuntimeWarning, match="monitor='val_loss' is no metric of the Trainer's evaluations"):
-        train(tmp_path, r8={"batches": not own, "monitor": "val_loss"}, max_steps=1)
+        train(tmp_path, r8={"batches": not own, "monitor": monitor}, max_steps=1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(tmp_path, r8={"batches": not own, "monitor": "eval_loss"}, max_steps=1)
