@@ -368,7 +368,8 @@ class Engine:
                 # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
                 predicted, is_usual = typical, chunk.sweep >= 0
             verdict, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
-            size = len(ticket.indices)
+            # In a trainer that counts batches one that is looked into is left out for good.
+            size = len(ticket.indices) if self.pace.is_counted else 1
             is_first = controller.is_early and controller.lineage.updates <= EARLY_UPDATES
             is_early = is_first and verdict is GOOD and controller.is_suspicious(reading.mean, size)
             # A batch that comes again was looked into the first time.
@@ -506,7 +507,7 @@ class Engine:
             and pace.next_place < (ticket.epoch + 1) * self.source.steps_per_pass
             and not pace.is_counted
         )
-        if may_come_again and not controller.is_far(reading.mean, len(ticket.indices)):
+        if may_come_again and not controller.is_far(reading.mean, 1):
             # It may be its batch, and most such losses are harmless: that comes again, so this was no step but a test.
             self.source.put_back(ticket.batch)
             pace.num_out -= 1

@@ -170,7 +170,7 @@ class Progress(SavedFields):
             loss: The loss, finite.
             record: The first loss of the run.
             updates: Updates so far.
-            size: Samples in the batch of the loss; 1 where that is not known.
+            size: Samples in the batch of the loss, where it comes only once; else 1.
         """
         if updates < self.wait_until or not math.isfinite(record):
             return 0.0

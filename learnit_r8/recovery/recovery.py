@@ -447,9 +447,12 @@ class RecoveryController:
             if is_again:
                 timer.note_lasting(array)
             self._incidents.open(step, f"{array!r} was not finite", kind="weights not finite")
-            # A batch that does it without a high loss does it to healthy weights, however far back they are.
-            is_calm = self.limit.is_share and self.lineage.progress.is_calm(self.lineage.since_restore)
-            self._experiment_on(Alarm.NOT_FINITE, math.inf, is_again=is_again and not is_calm)
+            self._experiment_on(Alarm.NOT_FINITE, math.inf, is_again=is_again and not self._is_of_batch)
+
+    @property
+    def _is_of_batch(self) -> bool:
+        """Whether a batch without a high loss is what damages healthy weights, at rates of the user's own."""
+        return self.limit.is_share and self.lineage.progress.is_calm(self.lineage.since_restore)
 
     def look_back(self, *, step: int, lr: float) -> None:
         """In the first steps: see whether progress was lost, or there is none, as the rate may be too high.
@@ -640,7 +643,7 @@ class RecoveryController:
                 self._look_again()
                 if case.alarm is Alarm.SPIKE and self._last_refused is not None:
                     self.quarantine.refused(self._last_refused, ())
-                if self._damaged_step is not None and case.alarm is Alarm.NOT_FINITE:
+                if self._damaged_step is not None and case.alarm is Alarm.NOT_FINITE and self._is_of_batch:
                     self.witnesses.drop_newest()
             self._remedies.go_on(case, finding)
         self._live.end()

@@ -107,7 +107,8 @@ class Runs:
         """Whether a run goes wrong as the refused batch did."""
         if trace.error is not None or not trace.is_finite:
             return True
-        return self.has_loss and trace.loss > threshold_of(self._refusal)
+        # Where the gradient was refused, the loss was usual enough for the guard.
+        return self.has_loss and not self._refusal.is_gradient and trace.loss > threshold_of(self._refusal)
 
     def is_good_without(self, batch: Any, rows: Sequence[int]) -> bool:
         """Whether a batch is good without these rows."""
