@@ -13,6 +13,7 @@ from tests.trial_common import Sight, begin_trial, digest
 jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
 r8flax = pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
+managed_state = pytest.importorskip("learnit_r8.flax.managed_state", exc_type=ImportError)
 nnx = pytest.importorskip("flax.nnx")
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore:.*the weights were damaged")]
 jnp = jax.numpy
@@ -108,7 +109,7 @@ def test_the_rate_reaches_optimizers_of_every_nesting(tx):
     params = {"w": jnp.zeros(2), "v": jnp.zeros(2)}
     state = r8flax.TrainState.create(apply_fn=None, params=params, tx=tx)
 
-    set_ = r8flax.state.with_lr(state, 0.5)
+    set_ = managed_state.with_lr(state, 0.5)
     new = set_.apply_gradients(grads=jax.tree.map(jnp.ones_like, params))
 
     assert new.params["w"].tolist() == [-0.5, -0.5]
@@ -128,7 +129,7 @@ def test_the_rate_reaches_optimizers_of_every_nesting(tx):
 def test_a_rate_that_cannot_be_set_is_refused(tx, said):
     """A schedule in inject_hyperparams would overwrite the scheduler's rate; without it there is none to set."""
     with pytest.raises(ValueError, match=said):
-        r8flax.state.with_lr(fresh(tx), 0.5)
+        managed_state.with_lr(fresh(tx), 0.5)
 
 
 def test_a_generator_may_reuse_its_buffer():

@@ -11,6 +11,7 @@ from tests.healing_common import X, Y
 jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
 r8flax = pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
+managed_state = pytest.importorskip("learnit_r8.flax.managed_state", exc_type=ImportError)
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 jnp = jax.numpy
 
@@ -217,9 +218,9 @@ def test_the_rate_of_inject_hyperparams_is_lowered_for_a_step():
     """Where recovery lowers the rate it is lowered in the state for the step, and whole after it."""
     state = fresh(NUMBER)
 
-    assert r8flax.state.lr_of(state) == pytest.approx(0.02)
-    assert r8flax.state.lr_of(r8flax.state.with_lr(state, 0.01)) == pytest.approx(0.01)
-    assert r8flax.state.lr_of(fresh(SCHEDULE)) is None
+    assert managed_state.lr_of(state) == pytest.approx(0.02)
+    assert managed_state.lr_of(managed_state.with_lr(state, 0.01)) == pytest.approx(0.01)
+    assert managed_state.lr_of(fresh(SCHEDULE)) is None
 
 
 def test_a_schedule_in_the_chain_is_told_not_to_be_lowered():
@@ -240,7 +241,7 @@ def test_a_schedule_in_the_chain_is_told_not_to_be_lowered():
         assert managed.for_step() is managed.state
     assert managed.for_step() is managed.state
     other = r8flax.ManagedState(lowered(), fresh(NUMBER))
-    assert r8flax.state.lr_of(other.for_step()) == pytest.approx(0.02 * factor)
+    assert managed_state.lr_of(other.for_step()) == pytest.approx(0.02 * factor)
 
 
 def test_what_cannot_be_is_refused(tmp_path):
