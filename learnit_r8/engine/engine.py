@@ -369,11 +369,11 @@ class Engine:
                 predicted, is_usual = typical, chunk.sweep >= 0
             verdict, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
             # In a trainer that counts batches one that is looked into is left out for good.
-            size = len(ticket.indices) if self.pace.is_counted else 1
+            num_lost = len(ticket.indices) if self.pace.is_counted else 0
             is_first = controller.is_early and controller.lineage.updates <= EARLY_UPDATES
-            is_early = is_first and verdict is GOOD and controller.is_suspicious(reading.mean, size)
+            is_early = is_first and verdict is GOOD and controller.is_suspicious(reading.mean, num_lost)
             # A batch that comes again was looked into the first time.
-            if is_early and (state == OPEN or controller.is_far(reading.mean, size)):
+            if is_early and (state == OPEN or controller.is_far(reading.mean, num_lost)):
                 verdict, memory = Verdict.EARLY, sentry.present
         suspicion = math.nan
         if controller.lineage.updates & LOOK_MASK == LOOK_MASK or self.announcer.is_heard:
@@ -507,7 +507,7 @@ class Engine:
             and pace.next_place < (ticket.epoch + 1) * self.source.steps_per_pass
             and not pace.is_counted
         )
-        if may_come_again and not controller.is_far(reading.mean, 1):
+        if may_come_again and not controller.is_far(reading.mean, 0):
             # It may be its batch, and most such losses are harmless: that comes again, so this was no step but a test.
             self.source.put_back(ticket.batch)
             pace.num_out -= 1

@@ -172,7 +172,7 @@ class FirstSteps:
                 # As the next batch is drawn it is put in, where a file holds the state that was shown.
                 self._live.of_trial = Saved(tree.from_bytes(trial["own"]))
 
-    def suspicion(self, loss: float, size: int) -> float:
+    def suspicion(self, loss: float, num_lost: int) -> float:
         """How far one of the first losses is above what is usual; see `Progress.early_suspicion`."""
         updates, first = self._lineage.updates, self._witnesses.first
         if (
@@ -184,7 +184,7 @@ class FirstSteps:
             or not self._live.can_restore
         ):
             return 0.0
-        return self._lineage.progress.early_suspicion(loss, first.record, updates, size)
+        return self._lineage.progress.early_suspicion(loss, first.record, updates, num_lost)
 
     def note(self, ticket: Ticket, loss: float) -> None:
         """Note the last batch of a pass that was trained on, as the next look may measure it; each is measured once."""

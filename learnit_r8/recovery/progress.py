@@ -163,14 +163,14 @@ class Progress(SavedFields):
         """By how much the level differs from the lowest of some others by chance."""
         return LEVEL_SPREADS * spread_of(list(self.recent)[-LEVEL:])
 
-    def early_suspicion(self, loss: float, record: float, updates: int, size: int = 1) -> float:
+    def early_suspicion(self, loss: float, record: float, updates: int, num_lost: int = 0) -> float:
         """How far a loss of the first steps is above what is usual: worth a probe from 1 on; changes nothing.
 
         Args:
             loss: The loss, finite.
             record: The first loss of the run.
             updates: Updates so far.
-            size: Samples in the batch of the loss, where it comes only once; else 1.
+            num_lost: Samples that a trainer which counts batches would miss for good; 0 elsewhere.
         """
         if updates < self.wait_until or not math.isfinite(record):
             return 0.0
@@ -179,7 +179,7 @@ class Progress(SavedFields):
         if not record and not middle:
             # Of losses of 0 nothing is a multiple.
             return 0.0
-        noise = math.sqrt(SMALL_BATCH / size) if 1 < size < SMALL_BATCH else 1.0
+        noise = math.sqrt(SMALL_BATCH / num_lost) if 1 < num_lost < SMALL_BATCH else 1.0
         limit = max(0.5 * noise * abs(record), 3 * spread_of(known))
         rise = loss - max(record, middle)
         return rise / limit if limit else math.inf if rise > 0 else 0.0

@@ -192,17 +192,17 @@ class RecoveryController:
         """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
         self._persistence.backup.end_update()
 
-    def is_suspicious(self, loss: float, size: int) -> bool:
-        """Whether one of the first losses, of so many samples, is worth a probe, though the guard has accepted it."""
+    def is_suspicious(self, loss: float, num_lost: int) -> bool:
+        """Whether one of the first losses is worth a probe, though the guard has accepted it; see `early_suspicion`."""
         if self._watches_level:
             # Losses that rise in a warm-up say little about a rate of the user's own, nor does one easy batch.
             recent = self.lineage.progress.recent
-            return len(recent) >= FIRST and loss > FAR * max(recent) and self.is_far(loss, size)
-        return self.early.suspicion(loss, size) > 1
+            return len(recent) >= FIRST and loss > FAR * max(recent) and self.is_far(loss, num_lost)
+        return self.early.suspicion(loss, num_lost) > 1
 
-    def is_far(self, loss: float, size: int) -> bool:
+    def is_far(self, loss: float, num_lost: int) -> bool:
         """Whether one of the first losses is so high that its batch is left out."""
-        return self.early.suspicion(loss, size) > FAR
+        return self.early.suspicion(loss, num_lost) > FAR
 
     def accepted(
         self, loss: float, ticket: Ticket, scheduled_lr: float, suspicion: float, own_rate: float | None = None

@@ -72,13 +72,14 @@ class EnsembleTargets:
         self._said = self._said.to(logits.device)
         rows = torch.from_numpy(indices).to(logits.device)
         chance = logits.float().softmax(1).clamp(LEAST_CHANCE, 1 - LEAST_CHANCE)
-        now, before = chance.detach() / chance.detach().sum(1, keepdim=True), self._said[rows].float()
+        said, before = chance.detach(), self._said[rows].float()
+        now = said / said.sum(1, keepdim=True)
         # What is not finite, as in a batch that is refused, would stay.
         mean = torch.where(now.isfinite(), torch.lerp(before, now, ALPHA), before)
         self._said[rows] = mean.half()
         # From the fourth visits on margins can be kept, by which lists go.
-        is_time = r8.step_in_epoch == 0 and r8.current_epoch >= LEAST_USES and r8.progress >= PROGRESS
-        if is_time and not self._is_held:
+        may_begin = not self._is_held and r8.step_in_epoch == 0
+        if may_begin and r8.current_epoch >= LEAST_USES and r8.progress >= PROGRESS:
             memorised = r8.table.overview().memorised
             self._is_held = memorised >= PACE * r8.progress
             if self._is_held:

@@ -40,13 +40,13 @@ def test_early_alarm(loss, is_alarm):
     assert (after([2.0] * 5, record=2.0).early_suspicion(loss, 2.0, 5) > 1) is is_alarm
 
 
-@pytest.mark.parametrize(("size", "is_alarm"), [(1, True), (4, False), (16, True), (500, True)])
-def test_the_loss_of_a_small_batch_is_noisy(size, is_alarm):
-    """Of four samples twice as much is needed, being twice as noisy; a size of 1 stands for one that is not known."""
+@pytest.mark.parametrize(("num_lost", "is_alarm"), [(0, True), (1, True), (4, False), (16, True), (500, True)])
+def test_the_loss_of_a_small_batch_is_noisy(num_lost, is_alarm):
+    """Of four samples that are lost for good twice as much is needed, being twice as noisy; of one nothing is known."""
     progress = after([2.0] * 5, record=2.0)
 
-    assert (progress.early_suspicion(3.9, 2.0, 5, size) > 1) is is_alarm
-    assert progress.early_suspicion(4.1, 2.0, 5, size) > 1
+    assert (progress.early_suspicion(3.9, 2.0, 5, num_lost) > 1) is is_alarm
+    assert progress.early_suspicion(4.1, 2.0, 5, num_lost) > 1
 
 
 def test_no_rise_from_zero_is_suspicious():
