@@ -6,7 +6,7 @@ import os
 import warnings
 
 import torch
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, mse_loss, one_hot
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import Backups, OwnBatches, events
@@ -305,3 +305,31 @@ def exploding_run(rank):
     controller = adapter.scheduler.controller
     reasons = [(event.step, event.reason) for event in heard.of(events.LrCapped)]
     return digest(model), reasons, controller.norms.state_dict(), controller.limit.state_dict()
+
+
+def too_high_run(rank, lr, takes_steps):
+    """Train a convex model at a rate that is too high; its weights, its loss at the end, and how often it was lowered.
+
+    Args:
+        rank: This process.
+        lr: The rate.
+        takes_steps: Whether R8 takes the steps of the optimizer.
+    """
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    dice, heard = torch.Generator().manual_seed(10 + rank), record_events()
+    model = DistributedDataParallel(torch.nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    stream = [(X[each], Y[each]) for each in torch.randint(len(X), (320, 8), generator=dice)]
+    with attach(model, optimizer, stream, num_steps=320, listeners=[heard], backup_every=20) as adapter:
+        for x, y in adapter.batches():
+            loss = mse_loss(model(x), one_hot(y, 10).float())
+            if takes_steps:
+                adapter.step(loss)
+            else:
+                optimizer.zero_grad()
+                loss.backward()
+                adapter.report(loss)
+                optimizer.step()
+    end = mse_loss(model(X), one_hot(Y, 10).float()).item()
+    return digest(model), end, len(heard.of(events.LrCapped))

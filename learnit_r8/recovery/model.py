@@ -13,7 +13,7 @@ from .. import events
 from ..events.bus import Announcer
 from ..sources.ticket import Ticket
 from ..state import tree
-from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite
+from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite, num_float_arrays
 from .backups import Backup
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class LiveModel:
         except ValueError:
             # The backup does not fit.
             mended, names = live, []
-        is_little = 0 < len(names) <= MOST_MENDED * sum(1 for _ in leaves(live))
+        is_little = 0 < len(names) <= MOST_MENDED * num_float_arrays(live)
         # Where some ranks hold no damage, mending the others would make their weights differ.
         if self.persistence.agreement.agree("" if is_little else "go back"):
             return False
