@@ -133,7 +133,7 @@ class RecoveryController:
         self.limit, self.lineage = limit, state.lineage
         self._refusals, self._incidents = state.refusals, state.incidents
         self.witnesses = Witnesses(self._persistence, self.recovery.trust_steps)
-        self._live = LiveModel(self._persistence, self._announcer)
+        self._live = LiveModel(self._persistence, self._announcer, keeps_rates=self._keeps_rates)
         self.experiment = ExperimentRun(self._live)
         self.early = FirstSteps(state, self._live, self.experiment, self.witnesses, self._sentry)
         self._remedies = Remedies(state, self._live, self.witnesses, self._sentry, self._table)
@@ -545,7 +545,7 @@ class RecoveryController:
             # There is no experiment, after which a state that was set aside could come back.
             self._live.end()
             return
-        # No state is older than untrained weights: at a rate of the user's own, finite losses far too high are its work.
+        # None is older than untrained weights: at a rate of the user's own, losses far too high are its work.
         is_rate = self.limit.is_share and alarm is Alarm.SPIKE and not lineage.since
         comes_back = lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) and not is_rate
         if comes_back or (is_again and lineage.is_proving):
