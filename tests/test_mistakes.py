@@ -262,13 +262,13 @@ def other_optimizer(script, inputs, labels):
         torch.optim.SGD(script.model.parameters(), 0.1).step()
 
 
-def anew(every):
+def anew(is_made_anew):
     """A run over an own loader of 32 batches, with an optimizer that is made anew in each epoch, or kept."""
     model, loader = torch.nn.Linear(4, 2), DataLoader(TensorDataset(torch.randn(64, 4)), batch_size=2)
     kept = torch.optim.Adam(model.parameters(), 0.01)
     adapter = attach(model, kept, loader, num_epochs=5)
     for epoch in range(5):
-        optimizer = torch.optim.Adam(model.parameters(), 0.01) if every and epoch else kept
+        optimizer = torch.optim.Adam(model.parameters(), 0.01) if is_made_anew and epoch else kept
         for (inputs,) in adapter.batches():
             loss = model(inputs).square().mean()
             if adapter.report(loss):

@@ -545,7 +545,7 @@ class RecoveryController:
             # There is no experiment, after which a state that was set aside could come back.
             self._live.end()
             return
-        # None is older than untrained weights: at a rate of the user's own, losses far too high are its work.
+        # No state is older than the untrained one: where the rate is the user's own, such losses are due to that rate.
         is_rate = self.limit.is_share and alarm is Alarm.SPIKE and not lineage.since
         comes_back = lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) and not is_rate
         if comes_back or (is_again and lineage.is_proving):

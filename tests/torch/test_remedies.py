@@ -157,21 +157,21 @@ def test_a_run_that_is_over_is_told_nothing():
     assert [len(each) for each in runs] == [8, 8]
 
 
-FADING = {"model": normed, "lr": 1.0, "make": torch.optim.SGD, "size": 4}
+FADING = {"model": normed, "lr": 1.5, "make": torch.optim.SGD, "size": 4}
 
 
 def test_a_rate_at_which_ever_more_units_die_is_lowered():
     """Where ever fewer weights have a gradient and next to nothing is learned, a tenth of the rate is tried."""
     run = Run(**FADING)
 
-    assert loss_of(bare(**FADING)) > 1.0
+    assert loss_of(bare(**FADING)) > 1.6
     assert loss_of(run.model) < 0.5
     assert run.kinds.count("Probed") == run.kinds.count("RolledBack") == 1
     assert "as many weights have a gradient as in the first steps" in str(run.heard)
 
 
 EXPLODES = {"model": Attention, "lr": 0.035, "size": 8}
-STARTS, LAST_STEP = 16, 250
+STARTS, LAST_STEP = 64, 250
 
 
 def capped(run):
@@ -193,9 +193,10 @@ def explodes_again():
     """Settings with which losses explode again and again: from which start they do is chance on each processor."""
     for number in range(STARTS):
         settings = {**EXPLODES, "model": functools.partial(started, number)}
-        run = Run(**settings)
-        if capped(run) == ["regress"] and run.heard.of(events.LrCapped)[0].step < LAST_STEP:
-            return settings
+        if loss_of(bare(**settings)) > 3.0:
+            found = Run(**settings).heard.of(events.LrCapped)
+            if [each.reason for each in found] == ["regress"] and found[0].step < LAST_STEP:
+                return settings
     raise AssertionError(f"none of {STARTS} starts lost its progress to explosions")
 
 
@@ -203,7 +204,9 @@ def test_progress_that_explosions_have_destroyed_comes_back():
     """Where losses explode, pass and explode again until much is lost: the best state, a tenth of the rate, a clip."""
     run = Run(**explodes_again())
 
-    assert loss_of(run.model) < min(2.0, loss_of(bare(**explodes_again())))
+    assert loss_of(bare(**explodes_again())) > 3.0
+    assert loss_of(run.model) < 1.5
+    assert capped(run) == ["regress"]
     assert "the norm of the gradient is clipped" in run.adapter.scheduler.summary()
 
 
@@ -341,7 +344,7 @@ def test_a_resumed_run_goes_on_to_the_bit(at, run, tmp_path):
 
     assert min(resumed.weights) == begun + at
     assert all(torch.equal(weights, whole.weights[step]) for step, weights in resumed.weights.items())
-    assert loss_of(resumed.model) == loss_of(whole.model) < 2.0
+    assert loss_of(resumed.model) == loss_of(whole.model) < 1.5
 
 
 def test_a_resumed_run_notices_that_units_die(tmp_path):
