@@ -137,7 +137,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/experiment.py", "if len(self._losses) < count and math.isfinite(loss):", "if False:",
      "recovery/test_recovery.py torch/test_recovery.py -k 'without_probes or accumulation'",
      "weights are judged by a part of the batches of an update"),
-    ("recovery/recovery.py", "if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or", "if",
+    ("recovery/recovery.py", "if comes_back or (is_again", "if (is_again",
      "recovery/test_recovery.py -k 'shows_later or state_by_state or older_state'",
      "damage that shows late is restored to itself for ever"),
     ("recovery/recovery.py",

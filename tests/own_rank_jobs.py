@@ -6,7 +6,7 @@ import os
 import warnings
 
 import torch
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, mse_loss, one_hot
 from torch.nn.parallel import DistributedDataParallel
 
 from learnit_r8 import Backups, OwnBatches, events
@@ -288,20 +288,50 @@ def flipped_run(rank, flip, again, buggy=()):
     return digest(model), found["num_transient"], r8.sentry.num_refused, found["num_restored"], said
 
 
+def _own_batches_run(rank, model, optimizer, loss_of_batch, *, takes_steps=True):
+    """Train on batches of one's own; the adapter, and how often and why the rate was lowered."""
+    warnings.simplefilter("ignore")
+    dice, heard = torch.Generator().manual_seed(10 + rank), record_events()
+    stream = [(X[each], Y[each]) for each in torch.randint(len(X), (320, 8), generator=dice)]
+    with attach(model, optimizer, stream, num_steps=320, listeners=[heard], backup_every=20) as adapter:
+        for x, y in adapter.batches():
+            loss = loss_of_batch(model(x), y)
+            if takes_steps:
+                adapter.step(loss)
+            else:
+                optimizer.zero_grad()
+                loss.backward()
+                adapter.report(loss)
+                optimizer.step()
+    return adapter, [(event.step, event.reason) for event in heard.of(events.LrCapped)]
+
+
 def exploding_run(rank):
     """Train at a rate at which losses explode, on whatever processor; what was done.
 
     Args:
         rank: This process.
     """
-    warnings.simplefilter("ignore")
-    dice, heard = torch.Generator().manual_seed(10 + rank), record_events()
     model = DistributedDataParallel(Attention())
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-    stream = [(X[each], Y[each]) for each in torch.randint(len(X), (320, 8), generator=dice)]
-    with attach(model, optimizer, stream, num_steps=320, listeners=[heard], backup_every=20) as adapter:
-        for x, y in adapter.batches():
-            adapter.step(cross_entropy(model(x), y))
+    adapter, reasons = _own_batches_run(rank, model, torch.optim.Adam(model.parameters(), lr=0.1), cross_entropy)
     controller = adapter.scheduler.controller
-    reasons = [(event.step, event.reason) for event in heard.of(events.LrCapped)]
     return digest(model), reasons, controller.norms.state_dict(), controller.limit.state_dict()
+
+
+def _squared_error(found, labels):
+    return mse_loss(found, one_hot(labels, 10).float())
+
+
+def too_high_run(rank, lr, takes_steps):
+    """Train a convex model at a rate that is too high; its weights, its loss at the end, and how often it was lowered.
+
+    Args:
+        rank: This process.
+        lr: The rate.
+        takes_steps: Whether R8 takes the steps of the optimizer.
+    """
+    torch.manual_seed(0)
+    model = DistributedDataParallel(torch.nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    _, reasons = _own_batches_run(rank, model, optimizer, _squared_error, takes_steps=takes_steps)
+    return digest(model), _squared_error(model(X), Y).item(), len(reasons)

@@ -262,6 +262,21 @@ def other_optimizer(script, inputs, labels):
         torch.optim.SGD(script.model.parameters(), 0.1).step()
 
 
+def anew(is_made_anew):
+    """A run over an own loader of 32 batches, with an optimizer that is made anew in each epoch, or kept."""
+    model, loader = torch.nn.Linear(4, 2), DataLoader(TensorDataset(torch.randn(64, 4)), batch_size=2)
+    kept = torch.optim.Adam(model.parameters(), 0.01)
+    adapter = attach(model, kept, loader, num_epochs=5)
+    for epoch in range(5):
+        optimizer = torch.optim.Adam(model.parameters(), 0.01) if is_made_anew and epoch else kept
+        for (inputs,) in adapter.batches():
+            loss = model(inputs).square().mean()
+            if adapter.report(loss):
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+
 def other_model(script, inputs, labels):
     script.adapter.step(script.adapter.loss(cross_entropy(OTHER(inputs), labels, reduction="none")))
 
@@ -324,6 +339,8 @@ WARNED = [
        "'val_loss'; logged were none so far", 1) for own in (False, True)],
     (lambda: Script(num_epochs=2).train(other_optimizer), r"attach\(\) got took no step with a gradient in an", 1),
     (lambda: Script(num_epochs=2).train(other_model), "another model than its own, is trained", 1),
+    (lambda: anew(True), r"attach\(\) got has taken no step for 6[45] good batches: .*made anew in each epoch", 1),
+    (lambda: anew(False), "has taken no step", 0),
     (lambda: Script().train(reduced("sum")), "the loss is a sum over the batch", 1),
     (lambda: Script().train(reduced("mean")), "the loss is a sum over the batch", 0),
     # Losses of both signs look like errors; those of densities, of one sign, do not.

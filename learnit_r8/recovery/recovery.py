@@ -545,7 +545,10 @@ class RecoveryController:
             # There is no experiment, after which a state that was set aside could come back.
             self._live.end()
             return
-        if lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) or (is_again and lineage.is_proving):
+        # No state is older than the untrained one: where the rate is the user's own, such losses are due to that rate.
+        is_rate = self.limit.is_share and alarm is Alarm.SPIKE and not lineage.since
+        comes_back = lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) and not is_rate
+        if comes_back or (is_again and lineage.is_proving):
             known = self.older(known)
         elif not is_again:
             self._end_search()

@@ -204,6 +204,7 @@ class Adapter:
             )
         if loader is None:
             raise ValueError("loader must be given to attach() or here, got None; where there is none, use steps().")
+        self._stepper.check_steps(self.scheduler)
         return self.scheduler.batches(loader, size=size, tokens=tokens, ids=ids, skip=skip)
 
     @loop_method

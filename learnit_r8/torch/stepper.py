@@ -48,6 +48,14 @@ ACCUMULATES = (
     "the optimizer took a step at every {0} reports so far: if it adds up the gradients of {0} batches, give "
     "attach(..., accumulate={0}), so that no backup is taken and no weights are tested between them."
 )
+NO_STEP_SINCE = (
+    "the optimizer that attach() got has taken no step for {} good batches: if another one is trained, as one that is "
+    "made anew in each epoch, its state is neither restored nor saved, so keep the first (optimizer.state.clear() "
+    "empties it); if gradients are added up over so many batches, give attach(..., accumulate=...)."
+)
+BATCHES_WITHOUT_STEP = 64
+"""Good batches without a step, at the start of an epoch, after which that is said; more than are mostly added up."""
+
 STEPS_LOOKED_AT, STEPS_ALIKE = 16, 3
 """Steps of the optimizer whose distance in reports is looked at; equal distances that are no chance."""
 
@@ -94,7 +102,8 @@ class Stepper:
         self._norms: NormLimit | None = None
         self._clears_itself = getattr(type(self._plain), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
         self._has_stepped, self._first_step = False, None
-        self._knows_distance, self._distance = False, None
+        self._knows_distance = self._hears_steps = False
+        self._stepped_at: int | None = None
         self._seen: list[int] = []
         if accumulate > 1:
             # However the step comes about, in a loop of the user's own too.
@@ -116,7 +125,9 @@ class Stepper:
 
     def watch_distance(self, r8: R8Scheduler) -> None:
         """Say once if each step of the optimizer comes after several reports, unless it was said how many."""
-        register = getattr(self._plain, "register_step_post_hook", None)
+        # One that holds another, as SAM does, takes no step itself.
+        stepping = next(iter(inner_optimizers(self._optimizer).values()), self._plain)
+        register = getattr(stepping, "register_step_post_hook", None)
         if self.accumulate > 1 or register is None:
             return
         distances: Counter[int] = Counter()
@@ -125,9 +136,12 @@ class Stepper:
 
         def note(*_: Any) -> None:
             nonlocal at
-            if (r8 := run()) is None or self._knows_distance:
+            if (r8 := run()) is None:
                 return
             before, at = at, r8.controller.lineage.updates
+            self._stepped_at = at
+            if self._knows_distance:
+                return
             distances[at - before] += 1
             # What is left over at the end of an epoch makes others.
             number, count = distances.most_common(1)[0]
@@ -135,7 +149,17 @@ class Stepper:
                 r8.host.say_once("accumulates", ACCUMULATES.format(number))
             self._knows_distance = distances[1] > 0 or distances.total() == STEPS_LOOKED_AT
 
-        self._distance = register(note)
+        register(note)
+        # A class that does not call `Optimizer.__init__` has hooks that are never called.
+        self._hears_steps = getattr(type(stepping).step, "hooked", False)
+
+    def check_steps(self, r8: R8Scheduler) -> None:
+        """Say once if the optimizer has taken no step for long; called as each run through the user's loader begins."""
+        updates = r8.controller.lineage.updates
+        if self._stepped_at is None:
+            self._stepped_at = updates
+        elif self._hears_steps and updates - self._stepped_at >= BATCHES_WITHOUT_STEP:
+            r8.host.say_once("no step", NO_STEP_SINCE.format(updates - self._stepped_at))
 
     def _note_first_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._has_stepped = self._has_stepped or any(
@@ -181,10 +205,6 @@ class Stepper:
         """Whether no gradient waits for others to be added; called when the next batch is asked for."""
         if self._is_adding:
             return False
-        if self._knows_distance and self._distance is not None:
-            # No hook can remove itself.
-            self._distance.remove()
-            self._distance = None
         num_before, self._num_groups = self._num_groups, len(self._optimizer.param_groups)
         self.has_grown = num_before != self._num_groups
         self._is_adding = self.accumulate > 1

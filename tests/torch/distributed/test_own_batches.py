@@ -62,6 +62,16 @@ def test_all_go_back_and_clip_alike(pair):
     assert len(norms["norms"]) > 8
 
 
+@pytest.mark.parametrize("takes_steps", [True, False])
+def test_a_rate_that_is_too_high_from_the_start_is_lowered(pair, takes_steps):
+    """Where verdicts come late, the untrained model is not put back for ever: it ends at .02, untrained at .16."""
+    (weights, end, lowered), other = pair.run(jobs.too_high_run, 3.0, takes_steps)
+
+    assert (weights, end, lowered) == other
+    assert end < 0.08
+    assert lowered
+
+
 @pytest.mark.parametrize("buggy", [[1], [0, 1]])
 def test_a_run_batch_that_raises_hangs_nowhere(pair, buggy):
     """Where it does on one rank only, the others must not wait for its gradients; else nothing can be tested."""
