@@ -161,6 +161,8 @@ MUTANTS = [Mutant(*each) for each in (
      "runs/test_short_runs.py", "a short run ends with the untrained weights of a trial"),
     ("recovery/model.py", "0 < len(names) <= MOST_MENDED * ", "0 < len(names) <= ",
      "recovery/test_model.py", "a model of which most is ruined is patched together"),
+    ("recovery/model.py", "num_float_arrays(live) if self._keeps_rates else ", "",
+     "recovery/test_model.py", "a model that is lost as a whole is patched together, as counters beside it are fine"),
     ("recovery/record.py", "max(numbers_in(self.folder.parent), default=0) + 1", "len(numbers_in(self.folder.parent))",
      "recovery/test_record.py -k 'every_incident or bounded'",
      "the record of an incident overwrites an earlier one"),
