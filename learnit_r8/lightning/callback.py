@@ -277,15 +277,13 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         """
         if self._num_at_step is None:
             self._num_at_step = len(self._manual)
-        if not self._is_told and self._manual:
-            if self._knows_all:
-                self._is_told, self._is_learned = True, self._report(trainer, None)
-            elif self._adapter.num_ranks > 1 or all(bool(each.isfinite().all()) for each in self._manual):
-                # Several processes hear later, all at once, that a loss of one is not finite.
-                return
-        elif not self._is_told or self._is_learned:
-            return
-        if not (self._is_told and self._is_learned):
+        if self._knows_all and self._manual and not self._is_told:
+            self._is_told, self._is_learned = True, self._report(trainer, None)
+        is_refused = self._is_told and not self._is_learned
+        if not is_refused and self._adapter.num_ranks == 1:
+            # Several processes hear later, all at once, that a loss of one is not finite.
+            is_refused = not all(bool(each.isfinite().all()) for each in self._manual)
+        if is_refused:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None

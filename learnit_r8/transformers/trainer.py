@@ -340,8 +340,8 @@ class R8Mixin:
         self._r8_classes: int | None = None
         self._r8_compares = True
         self._r8_resumes: Any = None
-        # Of the batch that a training step is about: its tensors, and the gradients before it, once it is refused.
-        self._r8_judged: list[Any] | None = None
+        # Of a training step: whether its batch was judged, None outside one; the gradients before a batch it refuses.
+        self._r8_is_judged: bool | None = None
         self._r8_kept: list[tuple[torch.nn.Parameter, torch.Tensor | None]] = []
         super().__init__(*args, **kwargs)
         trainer: Any = self
@@ -543,23 +543,23 @@ class R8Mixin:
 
         A class may go backward again within it, as adversarial training does from the same batch with other weights.
         """
-        self._r8_judged, self._r8_kept = [], []
+        self._r8_is_judged, self._r8_kept = False, []
         loss = own(*args, **kwargs)
         for parameter, gradient in self._r8_kept:
             parameter.grad = gradient
-        self._r8_judged, self._r8_kept = None, []
+        self._r8_is_judged, self._r8_kept = None, []
         return loss
 
     def _r8_compute_loss(
         self, own: Callable[..., Any], model: Any, inputs: Any, return_outputs: bool = False, **more: Any
     ) -> Any:
         """What the Trainer's ``compute_loss`` returns; in training, the losses of the batch's samples are noted too."""
-        judged = self._r8_judged
-        parts = None if judged is None else torch.utils._pytree.tree_leaves(dict(inputs))
-        # Within one training step a batch has one loss.
-        if not model.training or (judged and [*map(id, judged)] == [*map(id, parts or ())]):
+        # A training step has one batch, and that one loss, however often it is computed.
+        if not model.training or self._r8_is_judged:
             return own(model, inputs, return_outputs, **more)
-        self._r8_judged = parts
+        is_in_step = self._r8_is_judged is not None
+        if is_in_step:
+            self._r8_is_judged = True
         trainer: Any = self
         given, adapter, batches = dict(inputs), self._r8_current(), self._r8_batches
         # An epoch may end with fewer batches in a step.
@@ -592,7 +592,7 @@ class R8Mixin:
             else:
                 step.put_back()
                 loss = no_loss(model, self._r8_last_loss)
-                if self._r8_judged is not None:
+                if is_in_step:
                     found_before = ((each, each.grad) for each in model.parameters())
                     self._r8_kept = [(each, None if grad is None else grad.clone()) for each, grad in found_before]
         return (loss, found[1]) if return_outputs else loss
