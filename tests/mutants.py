@@ -112,6 +112,8 @@ MUTANTS = [Mutant(*each) for each in (
      "runs/test_faults.py -k does_nothing", "a load_callback that does nothing counts as a restore"),
     ("recovery/progress.py", "del self.first[updates // NOTED_EVERY :]", "pass",
      "recovery/test_progress.py", "losses of weights that were given up count as those of the start"),
+    ("recovery/early.py", "suspicion = min(suspicion, before)", "pass",
+     "recovery/test_early.py", "a trainer loses healthy small batches of the first steps for good"),
     ("recovery/progress.py", "self.gap *= 2", "pass",
      "recovery/test_progress.py", "a noisy start is looked into again and again"),
     ("recovery/progress.py", "wait_until: int = 0", 'wait_until: int = field(default=0, metadata={"is_saved": False})',
