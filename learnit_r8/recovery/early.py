@@ -20,7 +20,7 @@ from .backups import Backup
 from .experiment import Alarm, Case, ExperimentRun, draw_again
 from .model import LiveModel, Saved, Witnesses, saved_form
 from .policy import DEAD_EVERY
-from .progress import EARLY_UPDATES, FIRST, NEAR, START_UPDATES, Progress
+from .progress import EARLY_UPDATES, FIRST, NEAR, SMALL_BATCH, START_UPDATES, Progress
 from .state import DEAD_LOOKS, EARLY_DIVISOR, RateTrial, RecoveryState
 
 FAR = 16.0
@@ -174,7 +174,7 @@ class FirstSteps:
 
     def suspicion(self, loss: float, num_lost: int) -> float:
         """How far one of the first losses is above what is usual; see `Progress.early_suspicion`."""
-        updates, first = self._lineage.updates, self._witnesses.first
+        updates, first, progress = self._lineage.updates, self._witnesses.first, self._lineage.progress
         if (
             updates > EARLY_UPDATES
             or first is None
@@ -184,7 +184,12 @@ class FirstSteps:
             or not self._live.can_restore
         ):
             return 0.0
-        return self._lineage.progress.early_suspicion(loss, first.record, updates, num_lost)
+        suspicion = progress.early_suspicion(loss, first.record, updates, num_lost)
+        if 1 < suspicion <= FAR and 0 < num_lost < SMALL_BATCH and progress.recent:
+            # Damaged weights make the next loss high, too; the noise of a small batch seldom does.
+            before = progress.early_suspicion(progress.recent[-1], first.record, updates, num_lost)
+            suspicion = min(suspicion, before)
+        return suspicion
 
     def note(self, ticket: Ticket, loss: float) -> None:
         """Note the last batch of a pass that was trained on, as the next look may measure it; each is measured once."""

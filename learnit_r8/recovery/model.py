@@ -13,7 +13,7 @@ from .. import events
 from ..events.bus import Announcer
 from ..sources.ticket import Ticket
 from ..state import tree
-from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite
+from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite, num_float_arrays
 from .backups import Backup
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class LiveModel:
     Args:
         persistence: Holds callbacks, backups and checkpoints.
         announcer: Receives events.
+        keeps_rates: Whether rates are the user's own: then numbers beside the arrays do not count as fine ones, as
+            weights that are put back whole at the same rate are lost again. R8's own rates have another watch.
 
     Attributes:
         step: Steps reported in the present call.
@@ -62,8 +64,8 @@ class LiveModel:
         mended: What `mend` has replaced in this experiment, in words; "" for nothing.
     """
 
-    def __init__(self, persistence: Persistence, announcer: Announcer) -> None:
-        self.persistence, self.announcer = persistence, announcer
+    def __init__(self, persistence: Persistence, announcer: Announcer, *, keeps_rates: bool = False) -> None:
+        self.persistence, self.announcer, self._keeps_rates = persistence, announcer, keeps_rates
         self.present: Any = None
         self.of_trial: Any = None
         self.step = 0
@@ -110,7 +112,8 @@ class LiveModel:
         except ValueError:
             # The backup does not fit.
             mended, names = live, []
-        is_little = 0 < len(names) <= MOST_MENDED * sum(1 for _ in leaves(live))
+        count = num_float_arrays(live) if self._keeps_rates else sum(1 for _ in leaves(live))
+        is_little = 0 < len(names) <= MOST_MENDED * count
         # Where some ranks hold no damage, mending the others would make their weights differ.
         if self.persistence.agreement.agree("" if is_little else "go back"):
             return False

@@ -133,7 +133,7 @@ class RecoveryController:
         self.limit, self.lineage = limit, state.lineage
         self._refusals, self._incidents = state.refusals, state.incidents
         self.witnesses = Witnesses(self._persistence, self.recovery.trust_steps)
-        self._live = LiveModel(self._persistence, self._announcer)
+        self._live = LiveModel(self._persistence, self._announcer, keeps_rates=self._keeps_rates)
         self.experiment = ExperimentRun(self._live)
         self.early = FirstSteps(state, self._live, self.experiment, self.witnesses, self._sentry)
         self._remedies = Remedies(state, self._live, self.witnesses, self._sentry, self._table)

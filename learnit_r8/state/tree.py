@@ -327,6 +327,17 @@ def not_finite(state: Any) -> dict[str, Fault]:
     return found
 
 
+def num_float_arrays(state: Any) -> int:
+    """How many leaves of a state are arrays of floats.
+
+    >>> num_float_arrays({"w": np.ones(2), "lr": 0.1, "seen": np.zeros(3, int)})
+    1
+    """
+    return sum(
+        bool(getattr(leaf, "shape", ()) and next(_floats_of(leaf), None) is not None) for _, leaf in leaves(state)
+    )
+
+
 def growth(state: Any, backup: Any) -> dict[str, float]:
     """How much larger the numbers of each float array of a state are than they were in a backup.
 

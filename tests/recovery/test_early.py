@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, Verdict
 from learnit_r8.recovery.early import are_large
+from tests.drive import Weights, make
 
 LOSSES = np.array([1.0, 1.2, 0.9, 1.1, 1.0, 0.8, 1.3, 1.0])
 
@@ -52,3 +53,22 @@ def test_a_loss_that_is_not_finite_is_not_learned_from_as_updates_are_measured(b
     assert outcomes[1 + is_second][1] > 180
     assert np.array_equal(np.isfinite(r8.table.loss), r8.table.usage_count > 0)
     assert math.isfinite(r8.table.storage.batch_trend.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "losses", "refused"),
+    [
+        (8, [1.0, 1.0, 2.5, 1.0], []),
+        (8, [1.0, 1.0, 2.5, 2.5], [3]),
+        (8, [1.0, 1.0, 90.0], [2]),  # far too high
+        (16, [1.0, 1.0, 2.5], [2]),
+    ],
+)
+def test_one_high_loss_of_a_small_batch_may_be_noise(size, losses, refused):
+    """Where a trainer counts batches, none of fewer than 16 samples is left out for one loss that is a little high."""
+    weights = Weights()
+    r8 = make(512, batch_size=size, state_callback=weights.get, load_callback=weights.load)
+    r8.pace.is_counted = True
+    verdicts = [r8.report(r8.draw(), loss).verdict for loss in losses]
+
+    assert [place for place, verdict in enumerate(verdicts) if verdict is Verdict.EARLY] == refused

@@ -93,6 +93,20 @@ def test_much_damage_is_not_mended():
     assert np.isnan(model.parts["w"]).all()
 
 
+@pytest.mark.parametrize("keeps_rates", [True, False])
+def test_numbers_beside_the_arrays_are_no_fine_ones(keeps_rates):
+    """At rates of the user's own, weights that are lost as a whole are not mended, whatever an optimizer counts."""
+    model = Layers()
+    live, r8, _ = live_of(model)
+    live = LiveModel(r8.host.persistence, r8.host.announcer, keeps_rates=keeps_rates)
+    beside = {"lr": 0.1, "momentum": 0.9, "decay": 0.0, "steps": np.zeros(2, int)}
+    r8.host.persistence.backup.newest.state.update(beside)
+    model.parts = {"w": np.full(2, NAN), "mean": np.full(2, NAN), "var": np.ones(2), **beside}
+
+    assert live.mend() is not keeps_rates
+    assert np.isnan(model.parts["w"]).all() == keeps_rates
+
+
 def test_state_of_another_form_is_not_mended():
     """A state whose form is not that of the backup is left alone."""
     model = Layers()

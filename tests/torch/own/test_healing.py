@@ -256,7 +256,7 @@ def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, is_made,
     x, y = clouds()
 
     def run(nan_at=(), kill_at=None):
-        data, own, heard = TensorDataset(x, y), {"steps": 0}, []
+        data, own, heard, damages = TensorDataset(x, y), {"steps": 0}, [], list(nan_at)
         model = torch.nn.Linear(8, 4)
 
         def load(state, is_resume):
@@ -285,17 +285,24 @@ def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, is_made,
                     return heard, own, model
                 losses = cross_entropy(model(inputs), labels, reduction="none")
                 adapter.step(adapter.loss(losses) if settings else losses.mean())
-                if own["steps"] in nan_at and len(heard) < 2:
+                if own["steps"] in damages:
+                    damages.remove(own["steps"])
                     model.weight.data[:] = model.bias.data[:] = float("nan")
         adapter.close()
         return heard, own, model
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        heard, _, model = run(nan_at=(13, 28), kill_at=44)
+        heard, _, model = run(nan_at=(13, 28), kill_at=36)
 
-    assert len(heard) == 2
-    assert all(0 <= before - restored <= 9 and not is_resume for before, restored, is_resume in heard)
+    # A backup that is tested is put back before each test, and at last to go on from.
+    undone = {}
+    for before, restored, is_resume in heard:
+        assert not is_resume
+        undone[restored] = max(before - restored, undone.get(restored, 0))
+    assert len(undone) == 2
+    # Of R8's batches the weights alone are mended.
+    assert all((not settings) <= steps <= 9 for steps in undone.values())
     assert model.weight.isfinite().all()
 
     again, own, model = run()
