@@ -123,15 +123,6 @@ def test_a_refused_step_leaves_them_as_they_were():
         np.testing.assert_array_equal(one, other)
 
 
-def test_damage_of_theirs_is_healed():
-    r8, model = scheduler(), build()
-    damage = At(r8, 13, lambda model: model.sums[0].assign(np.full(model.sums[0].shape, np.nan)))
-    arrays = train(model, r8, damage)
-    r8.close()
-    assert sum(not np.isfinite(each).all() for each in arrays) == 1  # `best`
-    assert r8.lr_factor == 1
-
-
 class Left(Exception):
     pass
 
