@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class ModelState:
         if hasattr(model, "jax_state_sync"):
             model.jax_state_sync()
         # Not `variables`: those of the metrics are no part of what was learned.
-        found = {"model": [*model.trainable_variables, *model.non_trainable_variables]}
+        found = {"model": [*model.trainable_variables, *model.non_trainable_variables, *own_variables(model)]}
         for number, optimizer in enumerate(self._optimizers, start=1):
             # Without the rate, which the scheduler sets at each step: it may be a variable of the optimizer's own when
             # the state is saved, and a function of another one when it is put back.
@@ -186,6 +187,69 @@ class ModelState:
         if is_set:
             set_random_state(self._random)
         self._random = []
+
+
+class OwnVariable:
+    """A variable of the back end that a model or a layer keeps beside those of Keras, used as one of Keras.
+
+    Attributes:
+        value: The back end's variable.
+        path: Where the model has it.
+    """
+
+    def __init__(self, value: Any, path: str) -> None:
+        self.value, self.path = value, path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of its value."""
+        return tuple(self.value.shape)
+
+    def assign(self, array: Any) -> None:
+        """Set its value."""
+        if hasattr(self.value, "assign"):
+            self.value.assign(array)
+        else:
+            torch: Any = sys.modules["torch"]
+            self.value.detach().copy_(torch.as_tensor(array))
+
+
+def own_variables(model: Any) -> list[OwnVariable]:
+    """The back end's variables that a model and its layers keep as attributes, which Keras knows nothing of.
+
+    A ``train_step`` that accumulates gradients has them, for one. TensorFlow's are found in lists, dicts, modules and
+    generators, too; torch's are parameters and buffers; JAX has none, as its arrays never change.
+    """
+    back_end = keras.backend.backend()
+    found: dict[int, OwnVariable] = {}
+    if back_end == "tensorflow":
+        for layer in model._flatten_layers():
+            for name in sorted(vars(layer)):
+                # What TensorFlow's own saving notes of the same attributes.
+                if not name.startswith("_self_"):
+                    for value in _tensorflow_variables(vars(layer)[name]):
+                        found.setdefault(id(value), OwnVariable(value, f"{layer.name}.{name}"))
+    elif back_end == "torch":
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            found.setdefault(id(value), OwnVariable(value, name))
+    if found:
+        for variable in model.variables:
+            found.pop(id(variable.value), None)
+    return [*found.values()]
+
+
+def _tensorflow_variables(value: Any) -> Iterator[Any]:
+    import tensorflow as tf
+
+    if isinstance(value, tf.Variable):
+        yield value
+    elif isinstance(value, tf.random.Generator):
+        yield value.state
+    elif isinstance(value, tf.Module):
+        yield from value.variables
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensorflow_variables(each)
 
 
 def trains_all(model: Any) -> bool:

@@ -162,7 +162,7 @@ class TrainFunction:
         if self._back_end != "tensorflow" or not self.shows_batch:
             return False
         variables = self._find_variables()
-        if [*map(id, variables)] == [id(each) for each, _ in self._kept]:
+        if [id(each.value) for each in variables] == [id(each.value) for each, _ in self._kept]:
             return False
         import tensorflow as tf
 
@@ -264,8 +264,8 @@ class TrainFunction:
         if self._back_end == "jax":
             return list
         if self._back_end == "tensorflow":
-            kept = {id(each) for each, _ in self._kept} if self._is_traced or not self._num_calls else set()
-            self._variables = [each for each in self._variables if id(each) not in kept]
+            kept = {id(each.value) for each, _ in self._kept} if self._is_traced or not self._num_calls else set()
+            self._variables = [each for each in self._variables if id(each.value) not in kept]
             return _reader([each.value for each in self._variables])
         torch: Any = sys.modules["torch"]
         values = [each.value.detach() for each in self._variables]

@@ -157,6 +157,11 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self._manual: list[torch.Tensor] = []
         self._own_step: Any = None
         self._has_raised = self._is_told = self._is_learned = False
+        # Of manual optimization: how many losses there were at its first step of an optimizer, whether these were all,
+        # as far as was seen, and what looks at each step.
+        self._num_at_step: int | None = None
+        self._knows_all = False
+        self._step_hooks: list[Any] = []
         self._outputs: Any = None
         self._num_batches = 0
         self._metrics: dict[str, Any] = {}
@@ -259,6 +264,29 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                 own(loss, *args, **kwargs)
 
             pl_module.manual_backward = manual_backward
+            if getattr(trainer.precision_plugin, "scaler", None) is None:
+                # A loss scaler takes no step without gradients.
+                look = functools.partial(self._before_manual_step, trainer)
+                self._step_hooks = [each.register_step_pre_hook(look) for each in trainer.optimizers]
+
+    def _before_manual_step(self, trainer: Any, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Leave out the step of a batch that is not to be learned from, which is without gradients none.
+
+        Where each turn so far had gone backward from all of its losses by now, the batch is judged here; else, as with
+        a generator that comes after its discriminator, a loss so far that is not finite decides for the steps to come.
+        """
+        if self._num_at_step is None:
+            self._num_at_step = len(self._manual)
+        if self._knows_all and self._manual and not self._is_told:
+            self._is_told, self._is_learned = True, self._report(trainer, None)
+        is_refused = self._is_told and not self._is_learned
+        if not is_refused and self._adapter.num_ranks == 1:
+            # Several processes hear later, all at once, that a loss of one is not finite.
+            is_refused = not all(bool(each.isfinite().all()) for each in self._manual)
+        if is_refused:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _attach_loader(
         self, loader: R8Loader, trainer: Any, pl_module: Any, saved: dict[str, Any], settings: dict[str, Any]
@@ -277,10 +305,11 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     def _training_step(self, pl_module: Any, *args: Any, **kwargs: Any) -> Any:
         """What ``training_step`` returns; a loss without a gradient where its own is refused or could not be computed.
 
-        A loss is reported before the optimizer takes its step, or with manual optimization after it, and what was
-        logged with it is logged only if it counts; else the module's metrics are put back, too.
+        A loss is reported before the optimizer takes its step, if it is known by then, and what was logged with it is
+        logged only if it counts; else the module's metrics are put back, too.
         """
-        outputs = None
+        outputs, self._has_raised, self._num_at_step = None, False, None
+        self._manual.clear()
         logged: list[tuple[Any, Any]] = []
         self._adapter.hold((args, kwargs))
         if self._batches is not None:
@@ -292,6 +321,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             outputs = self._own_step(*args, **kwargs)
         self._has_raised = step.has_raised
         trainer, is_automatic = pl_module.trainer, pl_module.automatic_optimization
+        if self._num_at_step is not None:
+            # One that was judged has none left, unless more came after it.
+            num_seen = 0 if self._is_told else self._num_at_step
+            self._knows_all = outputs is None and num_seen == len(self._manual) and self._num_at_step > 0
         # A loss scaler takes no step without gradients.
         if is_automatic and getattr(trainer.precision_plugin, "scaler", None) is not None:
             self._outputs = outputs
@@ -459,6 +492,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             self._batches.end_run()
             if not pl_module.automatic_optimization:
                 vars(pl_module).pop("manual_backward", None)
+                for hook in self._step_hooks:
+                    hook.remove()
         own, self._own_step = self._own_step, None
         if own is not None:
             del pl_module.training_step

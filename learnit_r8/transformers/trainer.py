@@ -340,6 +340,9 @@ class R8Mixin:
         self._r8_classes: int | None = None
         self._r8_compares = True
         self._r8_resumes: Any = None
+        # Of a training step: whether its batch was judged, None outside one; the gradients before a batch it refuses.
+        self._r8_is_judged: bool | None = None
+        self._r8_kept: list[tuple[torch.nn.Parameter, torch.Tensor | None]] = []
         super().__init__(*args, **kwargs)
         trainer: Any = self
         given = trainer.lr_scheduler
@@ -351,6 +354,7 @@ class R8Mixin:
         trainer.add_callback(R8Callback(self))
         # Around the method of the object, since a class made of this one may have a compute_loss of its own.
         trainer.compute_loss = functools.partial(self._r8_compute_loss, trainer.compute_loss)
+        trainer.training_step = functools.partial(self._r8_training_step, trainer.training_step)
 
     @property
     def r8(self) -> Adapter:
@@ -534,12 +538,28 @@ class R8Mixin:
         trainer: Any = self
         return getattr(getattr(trainer.accelerator.unwrap_model(model), "config", None), name, default)
 
+    def _r8_training_step(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What the Trainer's ``training_step`` returns; of a batch that is refused it leaves no gradient.
+
+        A class may go backward again within it, as adversarial training does from the same batch with other weights.
+        """
+        self._r8_is_judged, self._r8_kept = False, []
+        loss = own(*args, **kwargs)
+        for parameter, gradient in self._r8_kept:
+            parameter.grad = gradient
+        self._r8_is_judged, self._r8_kept = None, []
+        return loss
+
     def _r8_compute_loss(
         self, own: Callable[..., Any], model: Any, inputs: Any, return_outputs: bool = False, **more: Any
     ) -> Any:
         """What the Trainer's ``compute_loss`` returns; in training, the losses of the batch's samples are noted too."""
-        if not model.training:
+        # A training step has one batch, and that one loss, however often it is computed.
+        if not model.training or self._r8_is_judged:
             return own(model, inputs, return_outputs, **more)
+        is_in_step = self._r8_is_judged is not None
+        if is_in_step:
+            self._r8_is_judged = True
         trainer: Any = self
         given, adapter, batches = dict(inputs), self._r8_current(), self._r8_batches
         # An epoch may end with fewer batches in a step.
@@ -572,6 +592,9 @@ class R8Mixin:
             else:
                 step.put_back()
                 loss = no_loss(model, self._r8_last_loss)
+                if is_in_step:
+                    found_before = ((each, each.grad) for each in model.parameters())
+                    self._r8_kept = [(each, None if grad is None else grad.clone()) for each, grad in found_before]
         return (loss, found[1]) if return_outputs else loss
 
     def _r8_of_batch(self, loss: torch.Tensor, how: tuple[Mapping[str, Any], int]) -> torch.Tensor:

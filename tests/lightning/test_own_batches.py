@@ -216,6 +216,62 @@ def test_what_a_step_of_ones_own_has_logged_counts_only_if_its_loss_does():
     assert [logged for logged, _ in module.means] == pytest.approx([mean for _, mean in module.means])
 
 
+class TwoRates(Plain):
+    """Manual optimization: two optimizers of the same weights, and a step of nothing where it leaves out NaN itself."""
+
+    automatic_optimization, leaves_out = False, False
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(self.parameters(), rate) for rate in (1e-3, 3e-3)], []
+
+    def training_step(self, batch, _):
+        x, y = batch
+        loss = cross_entropy(self.net(x), y)
+        if self.leaves_out and not loss.isfinite():
+            return
+        for each in self.optimizers():
+            each.zero_grad()
+        self.manual_backward(loss)
+        for each in self.optimizers():
+            each.step()
+
+    def loaders(self):
+        return DataLoader(self.samples, batch_size=32, shuffle=True)
+
+
+def samples_with(index, value):
+    x, y = (each.clone() for each in DATA.tensors)
+    x[index] *= value
+    return torch.utils.data.TensorDataset(x, y)
+
+
+def test_a_bad_batch_of_a_step_of_ones_own_is_left_out():
+    """A loss that is known before the first step of an optimizer is judged before it: the weights stay as they were."""
+    by_hand, watched, callback = built(TwoRates), built(TwoRates), R8Callback()
+    by_hand.samples = watched.samples = samples_with(7, math.nan)
+    by_hand.leaves_out = True
+    plain = train(by_hand)
+    trainer = train(watched, callbacks=[callback])
+
+    assert callback.scheduler.sentry.num_refused == 3
+    assert equal(state_of(by_hand, plain), state_of(watched, trainer))
+    assert "came from" not in callback.scheduler.summary()
+    assert "restored" not in callback.scheduler.summary()
+
+
+def test_a_generator_keeps_its_weights_where_the_discriminator_has_met_nan():
+    """Where the losses of a step come one after the other, a NaN so far decides for the optimizers' steps to come."""
+    module, callback = built(Gan), R8Callback(guard="finite")
+    samples = samples_with(7, math.nan)
+    module.loaders = lambda: DataLoader(samples, batch_size=32, shuffle=True)
+    train(module, callbacks=[callback])
+
+    assert callback.scheduler.sentry.num_refused == 3
+    assert all(each.isfinite().all() for each in module.state_dict().values())
+    assert "came from" not in callback.scheduler.summary()
+    assert "restored" not in callback.scheduler.summary()
+
+
 class OneCycle(Plain):
     """Asks how many steps there are, for which Lightning begins to iterate over the loader."""
 

@@ -45,6 +45,24 @@ class OwnLoss(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+class Adversarial(Trainer):
+    """Goes backward from each batch a second time, with other weights, as adversarial training does."""
+
+    leaves_out = calls_loss = False
+
+    def training_step(self, model, inputs, *more):
+        model.net[2].p = 0.0
+        if self.leaves_out and not inputs["images"].isfinite().all():
+            return torch.zeros(())
+        loss = super().training_step(model, inputs, *more)
+        inputs, weight = self._prepare_inputs(inputs), model.net[0].weight
+        before = weight.data.clone()
+        weight.data.add_(0.01)
+        (self.compute_loss(model, inputs) if self.calls_loss else model(**inputs)["loss"]).backward()
+        weight.data = before
+        return loss
+
+
 class Grouped(Digits):
     """Rows with a length to group them by."""
 
@@ -295,3 +313,43 @@ def test_a_backup_repeats_the_loss_that_it_had(tmp_path, monkeypatch):
     # Two batches are one update.
     assert sum(each.loss for each in probes[:2]) / 2 == pytest.approx(probes[0].record, rel=1e-6)
     assert heard.of(events.RolledBack)
+
+
+class OneBad(Digits):
+    """One picture is bad, and finite or not."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        return {**row, "images": row["images"] * (self.value if index == 7 else 1.0)}
+
+
+@pytest.mark.parametrize("calls_loss", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_second_gradient_of_a_refused_batch_is_none(tmp_path, calls_loss, accumulate):
+    """A class that goes backward again within training_step leaves no gradient of a batch that is refused.
+
+    A batch whose loss is computed twice is one step.
+    """
+
+    class Own(Adversarial):
+        pass
+
+    Own.calls_loss, ends = calls_loss, []
+    for leaves_out in (True, False):
+        Own.leaves_out = leaves_out
+        ends.append(
+            run(
+                tmp_path, Own, with_r8=not leaves_out, dataset=OneBad(float("nan")), optim="sgd", max_grad_norm=0.0,
+                gradient_accumulation_steps=accumulate, num_train_epochs=2,
+            )
+        )  # fmt: skip
+    by_hand, watched = ends
+
+    assert watched.r8.scheduler.sentry.num_refused == 2
+    assert watched.r8.scheduler.global_step == 2 * STEPS
+    assert "came from" not in watched.r8.summary()
+    for one, two in zip(by_hand.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(one, two)

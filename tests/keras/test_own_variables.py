@@ -1,0 +1,144 @@
+"""Variables of TensorFlow's own that a model keeps beside those of Keras: undone, restored and resumed with them."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
+
+import keras
+
+from learnit_r8 import R8Scheduler
+from learnit_r8.keras import R8Callback
+from learnit_r8.keras.state import own_variables
+
+from ..keras_common import At
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("keras")]
+EPOCHS, STEPS, BATCH = 3, 8, 8
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(EPOCHS * STEPS, BATCH, 5)).astype("f4")
+Y = X.sum(2, keepdims=True)
+
+
+class Noise(keras.layers.Layer):
+    """Draws from a generator of TensorFlow's."""
+
+    def __init__(self):
+        super().__init__(name="noise")
+        self.generator = tf.random.Generator.from_seed(3)
+
+    def call(self, x, training=False):
+        return x + 0.05 * self.generator.normal(tf.shape(x)) if training else x
+
+
+class Accumulating(keras.Model):
+    """Adds gradients up in variables of its own, and applies them after each third batch."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.count = tf.Variable(0)
+        self.sums = [tf.Variable(tf.zeros_like(each)) for each in self.trainable_variables]
+        # Of a user's own early stopping, say: not finite, and no damage.
+        self.best = {"loss": tf.Variable(np.inf)}
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+        for total, gradient in zip(self.sums, tape.gradient(loss, self.trainable_variables), strict=True):
+            total.assign_add(gradient)
+        self.count.assign_add(1)
+
+        def apply():
+            self.optimizer.apply_gradients(
+                [
+                    (tf.convert_to_tensor(each), variable)
+                    for each, variable in zip(self.sums, self.trainable_variables, strict=True)
+                ]
+            )
+            for total in self.sums:
+                total.assign(tf.zeros_like(total))
+
+        tf.cond(tf.equal(self.count % 3, 0), apply, lambda: None)
+        return self.compute_metrics(x, y, None) | {"loss": loss}
+
+
+def build():
+    keras.utils.set_random_seed(0)
+    given = keras.Input((5,))
+    model = Accumulating(given, keras.layers.Dense(1)(Noise()(given)))
+    model.compile(keras.optimizers.Adam(0.02), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def train(model, r8, *callbacks, left_out=(), bad=()):
+    """Fit it over batches of one's own."""
+
+    def batches(epoch):
+        for number in range(epoch * STEPS, (epoch + 1) * STEPS):
+            if number not in left_out:
+                yield X[number] * np.float32(np.nan if number in bad else 1), Y[number]
+
+    kinds = tf.TensorSpec((BATCH, 5)), tf.TensorSpec((BATCH, 1))
+    around = [] if r8 is None else [R8Callback(r8, model)]
+    for epoch in range(0 if r8 is None else r8.current_epoch, EPOCHS):
+        data = tf.data.Dataset.from_generator(lambda epoch=epoch: batches(epoch), output_signature=kinds)
+        model.fit(data, initial_epoch=epoch, epochs=epoch + 1, verbose=0, callbacks=[*around, *callbacks])
+    return [np.array(each) for each in (*model.variables, *model.optimizer.variables)] + own_of(model)
+
+
+def own_of(model):
+    layers = (each for each in model.layers if isinstance(each, Noise))
+    return [np.array(each) for each in (model.count, *model.sums, model.best["loss"], next(layers).generator.state)]
+
+
+def scheduler(**given):
+    return R8Scheduler(scheduler_mode="keep", num_epochs=EPOCHS, handle_signals=False, **given)
+
+
+def test_all_of_them_are_found_once():
+    model = build()
+    names = [each.path.split(".")[1] for each in own_variables(model)]
+    assert names == ["best", "count", "sums", "sums", "generator"]
+
+
+def test_nothing_is_changed_while_nothing_goes_wrong():
+    r8 = scheduler()
+    ours = train(build(), r8)
+    r8.close()
+    assert not r8.sentry.num_refused
+    for one, other in zip(ours, train(build(), None), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_refused_step_leaves_them_as_they_were():
+    r8 = scheduler()
+    ours = train(build(), r8, bad=[10])
+    r8.close()
+    assert r8.sentry.num_refused == 1
+    # The generator, too: the batch was never trained on.
+    for one, other in zip(ours, train(build(), None, left_out=[10]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+class Left(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [4, 13])
+def test_resume_is_exact(tmp_path, step):
+    def leave(model):
+        raise Left
+
+    settings = {"checkpoint_dir": tmp_path, "checkpoint_every": 2, "resume": "auto"}
+    r8, model = scheduler(**settings), build()
+    with pytest.raises(Left):
+        train(model, r8, At(r8, step, leave))
+    r8.host.saver.store.release()
+    r8 = scheduler(**settings)
+    resumed = train(build(), r8)
+    r8.close()
+    for one, other in zip(resumed, train(build(), None), strict=True):
+        np.testing.assert_array_equal(one, other)
