@@ -428,7 +428,15 @@ class R8Mixin:
             settings |= budget_of(args, len(dataset), size, drops=settings.get("last_batch") == "drop")
         settings.setdefault("seed", args.seed if args.data_seed is None else args.data_seed)
         accumulate = args.gradient_accumulation_steps
-        trainer.create_optimizer()
+        own = trainer.create_optimizer
+        own()
+
+        def keep_optimizer() -> Any:
+            # Trainer makes one as it begins; a method of the user's may make another, which R8Scheduler would not know.
+            trainer.create_optimizer = own
+            return trainer.optimizer
+
+        trainer.create_optimizer = keep_optimizer
         settings.setdefault("run_batch", self._r8_run_again)
         adapter = attach(
             trainer.model,

@@ -262,6 +262,25 @@ def test_losses_of_samples_are_those_of_the_trainer(tmp_path, smoothing):
     assert means == pytest.approx(logged, rel=1e-5)
 
 
+class Fresh(R8Trainer):
+    """Makes an optimizer at each call, as many do; Trainer's own method makes one."""
+
+    def create_optimizer(self):
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        return self.optimizer
+
+
+class Guarded(Fresh):
+    def create_optimizer(self):
+        return super().create_optimizer() if self.optimizer is None else self.optimizer
+
+
+def test_an_optimizer_that_the_user_makes_is_the_one_that_steps(tmp_path):
+    fresh, guarded = (train(tmp_path / each.__name__, trainer=each) for each in (Fresh, Guarded))
+    assert fresh.optimizer.param_groups[0]["lr"] == guarded.optimizer.param_groups[0]["lr"] < 0.001
+    assert digest(fresh) == digest(guarded)
+
+
 def test_weights_of_a_policy(tmp_path):
     """Where a policy weights losses the weighted mean is trained on: with half the weight, half the gradient."""
     norms = []
