@@ -70,7 +70,13 @@ class ModelState:
         if hasattr(model, "jax_state_sync"):
             model.jax_state_sync()
         # Not `variables`: those of the metrics are no part of what was learned.
-        found = {"model": [*model.trainable_variables, *model.non_trainable_variables, *own_variables(model)]}
+        found = {
+            "model": [
+                *model.trainable_variables,
+                *model.non_trainable_variables,
+                *own_variables(model, *self._optimizers),
+            ]
+        }
         for number, optimizer in enumerate(self._optimizers, start=1):
             # Without the rate, which the scheduler sets at each step: it may be a variable of the optimizer's own when
             # the state is saved, and a function of another one when it is put back.
@@ -214,8 +220,8 @@ class OwnVariable:
             self.value.detach().copy_(torch.as_tensor(array))
 
 
-def own_variables(model: Any) -> list[OwnVariable]:
-    """The back end's variables that a model and its layers keep as attributes, which Keras knows nothing of.
+def own_variables(model: Any, *optimizers: Any) -> list[OwnVariable]:
+    """The back end's variables that a model, its layers and optimizers keep as attributes, which Keras does not list.
 
     A ``train_step`` that accumulates gradients has them, for one. TensorFlow's are found in lists, dicts, modules and
     generators, too; torch's are parameters and buffers; JAX has none, as its arrays never change.
@@ -223,12 +229,13 @@ def own_variables(model: Any) -> list[OwnVariable]:
     back_end = keras.backend.backend()
     found: dict[int, OwnVariable] = {}
     if back_end == "tensorflow":
-        for layer in model._flatten_layers():
-            for name in sorted(vars(layer)):
+        inner = [each.inner_optimizer for each in optimizers if hasattr(each, "inner_optimizer")]
+        for holder in [*model._flatten_layers(), *optimizers, *inner]:
+            for name in sorted(vars(holder)):
                 # What TensorFlow's own saving notes of the same attributes.
                 if not name.startswith("_self_"):
-                    for value in _tensorflow_variables(vars(layer)[name]):
-                        found.setdefault(id(value), OwnVariable(value, f"{layer.name}.{name}"))
+                    for value in _tensorflow_variables(vars(holder)[name]):
+                        found.setdefault(id(value), OwnVariable(value, f"{holder.name}.{name}"))
     elif back_end == "torch":
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             found.setdefault(id(value), OwnVariable(value, name))

@@ -32,6 +32,18 @@ class Noise(keras.layers.Layer):
         return x + 0.05 * self.generator.normal(tf.shape(x)) if training else x
 
 
+class Counting(keras.optimizers.Adam):
+    """Counts its steps in a variable of its own."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.num_applied = tf.Variable(0)
+
+    def apply(self, *args, **kwargs):
+        self.num_applied.assign_add(1)
+        return super().apply(*args, **kwargs)
+
+
 class Accumulating(keras.Model):
     """Adds gradients up in variables of its own, and applies them after each third batch."""
 
@@ -68,7 +80,7 @@ def build():
     keras.utils.set_random_seed(0)
     given = keras.Input((5,))
     model = Accumulating(given, keras.layers.Dense(1)(Noise()(given)))
-    model.compile(keras.optimizers.Adam(0.02), "mse")
+    model.compile(Counting(0.02), "mse")
     model.optimizer.build(model.trainable_variables)
     return model
 
@@ -91,7 +103,8 @@ def train(model, r8, *callbacks, left_out=(), bad=()):
 
 def own_of(model):
     layers = (each for each in model.layers if isinstance(each, Noise))
-    return [np.array(each) for each in (model.count, *model.sums, model.best["loss"], next(layers).generator.state)]
+    own = model.count, *model.sums, model.best["loss"], next(layers).generator.state, model.optimizer.num_applied
+    return [np.array(each) for each in own]
 
 
 def scheduler(**given):
@@ -100,8 +113,8 @@ def scheduler(**given):
 
 def test_all_of_them_are_found_once():
     model = build()
-    names = [each.path.split(".")[1] for each in own_variables(model)]
-    assert names == ["best", "count", "sums", "sums", "generator"]
+    names = [each.path.split(".")[1] for each in own_variables(model, model.optimizer)]
+    assert names == ["best", "count", "sums", "sums", "generator", "num_applied"]
 
 
 def test_nothing_is_changed_while_nothing_goes_wrong():
