@@ -16,7 +16,7 @@ from ..recovery.cause import Finding, Refusal
 from ..state.callbacks import Callbacks, Repeat
 from ..state.tree import clone
 from .losses import sample_losses
-from .state import ModelState, as_numpy, own_variables, trains_all
+from .state import ModelState, as_numpy, trains_all
 from .train_function import TrainFunction
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Examiner:
 
     def bad_weights(self) -> dict[str, int]:
         """See `Subject`."""
-        return bad_arrays([(each.path, each) for each in [*self._model.weights, *own_variables(self._model)]], as_numpy)
+        return bad_arrays([(each.path, each) for each in self._model.weights], as_numpy)
 
     def run(self, batch: Any, weights: Any) -> Shown:
         """See `Subject`; the loss is without weights of samples."""

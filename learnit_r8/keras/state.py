@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,13 +71,8 @@ class ModelState:
         if hasattr(model, "jax_state_sync"):
             model.jax_state_sync()
         # Not `variables`: those of the metrics are no part of what was learned.
-        found = {
-            "model": [
-                *model.trainable_variables,
-                *model.non_trainable_variables,
-                *own_variables(model, *self._optimizers),
-            ]
-        }
+        of_model = [*model.trainable_variables, *model.non_trainable_variables]
+        found = {"model": [*of_model, *own_variables(model, *self._optimizers)]}
         for number, optimizer in enumerate(self._optimizers, start=1):
             # Without the rate, which the scheduler sets at each step: it may be a variable of the optimizer's own when
             # the state is saved, and a function of another one when it is put back.
@@ -196,11 +192,11 @@ class ModelState:
 
 
 class OwnVariable:
-    """A variable of the back end that a model or a layer keeps beside those of Keras, used as one of Keras.
+    """A variable of the back end that a model, a layer or an optimizer keeps, used as one of Keras.
 
     Attributes:
         value: The back end's variable.
-        path: Where the model has it.
+        path: The name of what holds it, and of the attribute.
     """
 
     def __init__(self, value: Any, path: str) -> None:
@@ -231,7 +227,7 @@ def own_variables(model: Any, *optimizers: Any) -> list[OwnVariable]:
     if back_end == "tensorflow":
         inner = [each.inner_optimizer for each in optimizers if hasattr(each, "inner_optimizer")]
         for holder in [*model._flatten_layers(), *optimizers, *inner]:
-            for name in sorted(vars(holder)):
+            for name in sorted(vars(holder).keys() - _attributes_of_keras()):
                 # What TensorFlow's own saving notes of the same attributes.
                 if not name.startswith("_self_"):
                     for value in _tensorflow_variables(vars(holder)[name]):
@@ -243,6 +239,13 @@ def own_variables(model: Any, *optimizers: Any) -> list[OwnVariable]:
         for variable in model.variables:
             found.pop(id(variable.value), None)
     return [*found.values()]
+
+
+@functools.cache
+def _attributes_of_keras() -> frozenset[str]:
+    """Those of each layer, which hold variables of Keras alone; of a deep model they are nearly all that there are."""
+    # With a name, as Keras counts those that have none.
+    return frozenset(vars(keras.layers.Layer(name="r8_none")))
 
 
 def _tensorflow_variables(value: Any) -> Iterator[Any]:

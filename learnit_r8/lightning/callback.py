@@ -270,10 +270,11 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                 self._step_hooks = [each.register_step_pre_hook(look) for each in trainer.optimizers]
 
     def _before_manual_step(self, trainer: Any, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Leave out the step of a batch that is not to be learned from, which is without gradients none.
+        """Leave out the step of a batch that is not to be learned from: without gradients it changes nothing.
 
-        Where each turn so far had gone backward from all of its losses by now, the batch is judged here; else, as with
-        a generator that comes after its discriminator, a loss so far that is not finite decides for the steps to come.
+        Where the turn before had gone backward from all of its losses by its first step, the batch is judged here.
+        Otherwise, as with a generator that comes after its discriminator, a loss that is not finite leaves out the
+        steps to come.
         """
         if self._num_at_step is None:
             self._num_at_step = len(self._manual)

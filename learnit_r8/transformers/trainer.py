@@ -551,11 +551,13 @@ class R8Mixin:
 
         A class may go backward again within it, as adversarial training does from the same batch with other weights.
         """
-        self._r8_is_judged, self._r8_kept = False, []
-        loss = own(*args, **kwargs)
-        for parameter, gradient in self._r8_kept:
-            parameter.grad = gradient
-        self._r8_is_judged, self._r8_kept = None, []
+        self._r8_is_judged = False
+        try:
+            loss = own(*args, **kwargs)
+            for parameter, gradient in self._r8_kept:
+                parameter.grad = gradient
+        finally:
+            self._r8_is_judged, self._r8_kept = None, []
         return loss
 
     def _r8_compute_loss(
@@ -601,8 +603,8 @@ class R8Mixin:
                 step.put_back()
                 loss = no_loss(model, self._r8_last_loss)
                 if is_in_step:
-                    found_before = ((each, each.grad) for each in model.parameters())
-                    self._r8_kept = [(each, None if grad is None else grad.clone()) for each, grad in found_before]
+                    for each in model.parameters():
+                        self._r8_kept.append((each, None if each.grad is None else each.grad.clone()))
         return (loss, found[1]) if return_outputs else loss
 
     def _r8_of_batch(self, loss: torch.Tensor, how: tuple[Mapping[str, Any], int]) -> torch.Tensor:

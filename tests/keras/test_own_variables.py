@@ -131,6 +131,8 @@ def test_a_refused_step_leaves_them_as_they_were():
     ours = train(build(), r8, bad=[10])
     r8.close()
     assert r8.sentry.num_refused == 1
+    # What is meant to be infinite is not where it began.
+    assert "best" not in r8.summary()
     # The generator, too: the batch was never trained on.
     for one, other in zip(ours, train(build(), None, left_out=[10]), strict=True):
         np.testing.assert_array_equal(one, other)
