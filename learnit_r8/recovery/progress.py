@@ -253,16 +253,19 @@ class Progress(SavedFields):
         is_level = median_of(few) - spread_of(few) > FAR_ABOVE * self.untrained
         return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
 
-    @property
-    def explodes_again(self) -> bool:
-        """Whether two or more of the last losses were far above the others and above the untrained model's, each alone.
+    def num_explosions(self, last: int | None = None) -> int:
+        """How many losses were far above the others and above the untrained model's, each alone.
 
         Where the data change, as with classes that come later, several are in a row.
+
+        Args:
+            last: How many of the losses learned from last; None for all that are known.
         """
-        least = max(self.untrained, FAR_ABOVE * median_of(self.recent))
-        high = [number for number, loss in enumerate(self.recent) if loss > least]
+        least, count = max(self.untrained, FAR_ABOVE * median_of(self.recent)), len(self.recent)
+        begin = 0 if last is None else count - last
+        high = [number for number, loss in enumerate(self.recent) if number >= begin and loss > least]
         gaps = [later - earlier for earlier, later in pairwise([-math.inf, *high, math.inf])]
-        return sum(min(gap) > APART for gap in pairwise(gaps)) >= 2
+        return sum(min(gap) > APART for gap in pairwise(gaps))
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""

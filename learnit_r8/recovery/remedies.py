@@ -20,6 +20,7 @@ from .cause import INPUT, UNSEEN, UPDATE
 from .experiment import Alarm, Case, Finding
 from .model import LiveModel, Witnesses
 from .progress import EARLY_UPDATES
+from .rate_limit import MOST_HITS
 from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_TRIAL, LOOPING, RecoveryState
 
 LOWEST_SHARE = 2**-12
@@ -41,6 +42,13 @@ _REASONS = {
 
 TOO_LARGE = "step {step:,}: {why}. What may help, and was not tested here: {advice}."
 
+
+AGAIN = 2
+"""Explosions that passed by themselves from which the gradient is clipped. The next one halves the rate, and so do this
+many more each time. Clipping alone helps less; half the rate at once slows healthy runs in which some losses are as
+high; measured in benchmarks/explosions.py and benchmarks/natural.py."""
+
+CALMED = "losses have exploded and passed again and again, so the updates are probably too large: {}"
 
 SEE = "See docs/recovery.md"
 
@@ -221,6 +229,39 @@ class Remedies:
         # What is not finite is refused by any guard.
         other = "" if alarm is Alarm.NOT_FINITE else NO_MEASURE
         self._announcer.warn_unseen("restored", f"{text} {SEE}{other}.")
+
+    def calm(self, lr: float) -> bool:
+        """Clip the gradient, then halve the rate, where losses explode, pass, and explode again; nothing is put back.
+
+        Most of these explosions leave no trace that a test of the weights would see.
+
+        Args:
+            lr: The scheduled learning rate.
+
+        Returns:
+            Whether anything was done.
+        """
+        lineage, limit, norms, step = self._state.lineage, self._state.limit, self._state.norms, self._live.step
+        least = 1 if norms.is_on and not limit.was_lowered else AGAIN
+        if lineage.progress.num_explosions(lineage.updates - lineage.calmed_at) < least:
+            return False
+        lineage.calmed_at = lineage.updates
+        if not norms.is_on:
+            norms.begin(step)
+            advice = self._live.persistence.callbacks.advice
+            why = CALMED.format(norms.text)
+            self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
+            return True
+        rate = max(lineage.rates) if lineage.rates else lr
+        # What they were at the higher rate says nothing of when it would hold.
+        limit.lower(rate, by=DIVISOR, least=LOWEST_SHARE * lr, step=step, hits=MOST_HITS)
+        self._announcer.tell(
+            events.LrCapped, ceiling=limit.ceiling, reason="explosions", is_share=limit.is_share,
+            until=limit.until_text(),
+        )  # fmt: skip
+        text = f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
+        self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")
+        return True
 
     def confirm_rate(self, level: float) -> None:
         """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""
