@@ -246,7 +246,7 @@ def _keep(
 
 
 def _new_hand(r8: R8Scheduler, networks: Sequence[torch.nn.Module]) -> Hand:
-    """What holds the batch in hand, and the buffers of networks as it came: not where ranks judge late, nor of shards."""
+    """What holds the batch in hand, and the buffers of networks as it came; of none where ranks judge late."""
     recorder = r8.controller.recorder
     hand = Hand(keeps_generators=recorder is not None and recorder.record != "names")
     hand.watch_buffers(networks)
