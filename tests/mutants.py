@@ -96,7 +96,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_backups.py", "training on changes the backup itself"),
     ("recovery/backups.py", "if each.updates > updates]", "if each.updates >= updates]",
      "recovery/test_backups.py -k going_back", "a restore forgets the state that it went back to"),
-    ("recovery/backups.py", "del backups[1 + int(np.argmin(", "del backups[int(np.argmin(",
+    ("recovery/backups.py", "del backups[1 + min(range(", "del backups[min(range(",
      "recovery/test_backups.py -k thinning", "the initial state is forgotten"),
     ("recovery/persistence.py", "and step != self._step and is_calm and not waits",
      "and step != self._step and not waits",
@@ -464,7 +464,7 @@ MUTANTS = [Mutant(*each) for each in (
      "logits, labels = logits[:, 1:], labels[:, 1:]",
      "transformers/test_transformers.py -m program -k 'tokens or language'",
      "losses of a language model's samples are those of other tokens"),
-    ("keras/live_values.py", "self._live.set(rate, float(value))\n        return True", "pass\n        return True",
+    ("keras/live_values.py", "self._live.set(rate, value)\n        return True", "pass\n        return True",
      "keras/test_own_batches.py -k lowers", "a rate stays lowered for good after a restore"),
 )]
 # fmt: on

@@ -124,7 +124,7 @@ class ModelState:
         state = {name: part.state_dict() for name, part in self._parts.items()}
         if self._shards is not None:
             state = {name: self._shards.local(part, name) for name, part in state.items()}
-        return self._held({**state, "random": random_state()})
+        return {**self._held(state), "random": random_state()}
 
     def collect(self, *, keeps: bool = True) -> dict[str, Any]:
         """The state of the whole training, for `save`: whole tensors, and the random generators of all ranks.
@@ -138,7 +138,7 @@ class ModelState:
         if self._shards is not None:
             state = {name: self._shards.whole(part, keeps=keeps) for name, part in state.items()}
         # As tensors, which `torch.load` reads with ``weights_only=True``.
-        state = self._held({**state, "random": as_tensors(random_state())})
+        state = {**self._held(state), "random": as_tensors(random_state())}
         if self._gather is not None:
             state[OF_RANKS] = self._gather(state["random"])
             state["random"] = state[OF_RANKS][0]
