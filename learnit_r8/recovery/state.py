@@ -46,6 +46,10 @@ healthy."""
 BROKEN = 50
 """Batches of the last hundred that must be refused for the data to be called broken."""
 
+WARY_STEPS = 1024
+"""Steps after a refused batch in which another is expected, as of one bad sample: several processes undo up to 16 steps
+with a batch that they do not expect, of more than so many in an epoch under two percent."""
+
 SAVED_OF_INCIDENT = (
     "step", "reason", "kind", "cause", "findings", "num_refused", "num_probes", "num_restored", "num_left_out",
     "is_lasting", "held_from_start",
@@ -63,6 +67,7 @@ class Refusals(SavedFields):
         bad_limit: How many of them are worth an experiment.
         outcomes: Of the last hundred batches, which were refused; empty where none was.
         in_vain: As ``in_a_row``, but a good batch ends the count only if the weights get further; see `Lineage.gains`.
+        wary_until: Step before which another one is expected, `WARY_STEPS` after the last one.
     """
 
     in_a_row: int = 0
@@ -70,6 +75,7 @@ class Refusals(SavedFields):
     bad_limit: int = LEAST_BAD
     outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=100))
     in_vain: int = 0
+    wary_until: int = 0
 
     @property
     def is_worth_looking(self) -> bool:
@@ -84,8 +90,9 @@ class Refusals(SavedFields):
         """
         return (sum(self.outcomes) + 1) / (max(len(self.outcomes), min(100, updates)) + 4)
 
-    def refused(self, *, is_finite: bool) -> None:
-        """Note a refused batch."""
+    def refused(self, *, is_finite: bool, step: int) -> None:
+        """Note a refused batch; ``step``: steps reported, this one included."""
+        self.wary_until = step + WARY_STEPS
         self.outcomes.append(True)
         self.bad_in_a_row += not is_finite
         self.probed()
