@@ -360,7 +360,8 @@ def moment_of(run: Run, call: str, model: Any = None) -> Any:
 
     An adapter that sets the random generators has read them for the model a moment before.
     """
-    random = model["random"] if model is not None and run.persistence.callbacks.generators is not None else None
+    is_read = isinstance(model, dict) and run.persistence.callbacks.generators is not None
+    random = model.get("random") if is_read else None
     with run.turns.take(call, run.pace.step):
         return run.controller.moment(position_of(run, random))
 
