@@ -134,7 +134,7 @@ class BackupTimer:
         return min(steps, self._early_step), seconds
 
     def take_if_due(
-        self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[], Any], *, is_calm: bool
+        self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[Any], Any], *, is_calm: bool
     ) -> str:
         """Take a backup with the state callback if one is due; exceptions of the callback reach the user.
 
@@ -142,7 +142,7 @@ class BackupTimer:
             elapsed: The run's position, now and at the previous call.
             draws: Batches drawn so far.
             get: The state callback.
-            get_moment: Returns the scheduler's `SchedulerState` to keep with a backup.
+            get_moment: Returns the scheduler's `SchedulerState` to keep with a backup of this state.
             is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none at all.
 
         Returns:
@@ -181,7 +181,7 @@ class BackupTimer:
         self._step = step
 
     def take(
-        self, state: Any, step: int, draws: int, get_moment: Callable[[], Any] = lambda: None, *,
+        self, state: Any, step: int, draws: int, get_moment: Callable[[Any], Any] = lambda state: None, *,
         began: float | None = None,
     ) -> str:  # fmt: skip
         """Copy a model state to RAM if all of it is finite; see `RamBackup.offer`. Measures the time since ``began``.
@@ -201,7 +201,7 @@ class BackupTimer:
         taken, took = None, NO_MEMORY
         began = time.perf_counter() if began is None else began
         try:
-            taken = self.backup.offer(state, step=step, draws=draws, moment=get_moment())
+            taken = self.backup.offer(state, step=step, draws=draws, moment=get_moment(state))
             took = int(1e6 * (time.perf_counter() - began))
         except MemoryError:
             pass
@@ -403,7 +403,7 @@ class Persistence:
 
     def save_what_is_due(
         self, step: int, samples: int, seconds: float, draws: int, *, epoch_ended: bool, run_ended: bool,
-        budget: Budget, get_state: Callable[[], dict[str, Any]], get_moment: Callable[[], Any] = lambda: None,
+        budget: Budget, get_state: Callable[[], dict[str, Any]], get_moment: Callable[[Any], Any] = lambda state: None,
         is_calm: bool = True, may_back_up: bool = True, saved: Callable[[int], object] = lambda step: None,
     ) -> str:  # fmt: skip
         """Take a backup and write a checkpoint, if they are due.
@@ -417,7 +417,7 @@ class Persistence:
             run_ended: Whether the budget is used up.
             budget: The run's budget; a checkpoint is due at its end.
             get_state: Returns the scheduler's state.
-            get_moment: Returns the `SchedulerState` to keep with a backup.
+            get_moment: As for `BackupTimer.take_if_due`.
             is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none.
             may_back_up: Whether the weights are those of the run, and not on trial.
             saved: Called with the step of a checkpoint before it is written.
