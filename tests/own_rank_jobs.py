@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import warnings
+from unittest import mock
 
 import torch
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
@@ -13,6 +14,7 @@ from learnit_r8 import Backups, OwnBatches, events
 from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
+from learnit_r8.torch.distributed import exchange
 from tests.torch_common import Attention, X, Y
 
 
@@ -91,6 +93,39 @@ def own_run(rank, lengths, fault):
         "refused": r8.sentry.num_refused,
         "is_finite": all(bool(each.isfinite().all()) for each in model.parameters()),
     }  # fmt: skip
+
+
+def known_run(rank, length):
+    """Train an epoch on batches that are read in turn; the steps that R8 knows of after each."""
+    model, optimizer, stream = begun(rank, length)
+    adapter, known = attach(model, optimizer, stream.batches, num_epochs=1, handle_signals=False), []
+    with mock.patch.object(exchange, "EXCHANGE_SECONDS", 1e6):
+        for batch in adapter.batches():
+            loss = loss_of(model, batch)
+            if adapter.report(loss):
+                step_of(optimizer, loss)
+            known.append(adapter.scheduler.global_step)
+        adapter.close()
+    return known
+
+
+def recurring_run(rank, lengths, bad):
+    """Train with one batch of rank 1 that is multiplied by ``bad``; batches refused, restores, and the weights."""
+    model, optimizer, stream = begun(rank, lengths[rank])
+    if rank:
+        stream.batches[10] = stream.batches[10] * bad
+    happened = []
+    adapter = attach(model, optimizer, stream.batches, num_epochs=4, handle_signals=False, listeners=[happened.append])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in adapter.epochs():
+            for batch in adapter.batches():
+                loss = loss_of(model, batch)
+                if adapter.report(loss):
+                    step_of(optimizer, loss)
+        adapter.close()
+    names = [type(each).__name__ for each in happened]
+    return names.count("BatchRefused"), names.count("RolledBack"), digest(model)
 
 
 def named_run(rank, where):

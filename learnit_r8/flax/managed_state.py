@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -118,8 +119,15 @@ class ManagedState:
 
     @property
     def state(self) -> Any:
-        """The state as it is now, with your own learning rate where that is kept."""
+        """The state as it is now, with your own learning rate where that is kept.
+
+        Set it where the loop changes the state between two steps, such as statistics that it averages over devices.
+        """
         return self._place.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._place.state = state
 
     def for_step(self, lr: float | None = None) -> Any:
         """The state for the next step, with the learning rate that it is to train with.
@@ -300,18 +308,16 @@ class Examiner:
         """See `Subject`."""
         saved = self._present if weights is None else weights
         state = saved["form"].make(saved["state"])
-        # Without its axis, that of ``pmap`` cannot run.
-        step = self._step if self._parts else getattr(self._step, "__wrapped__", self._step)
         if self._watched is None:
-            # Traced once more, as modules tell nothing in a step that is compiled; and it may keep no buffers.
+            # Within another step it may keep no buffers.
             compile_anew: Any = jax.jit if _nnx_in(state) is None else _nnx_in(state).jit
-            self._watched = compile_anew(functools.partial(_call, step))
+            self._watched = compile_anew(functools.partial(_call, self._step))
         batch = _divided(batch, self._parts)
-        after, metrics = self._run_watched(self._watched, state, batch)
-        if not (self._num_modules or self._parts):
-            with jax.disable_jit():
-                # What is compiled within the step was traced before. Under ``pmap`` each operation would be compiled.
-                after, metrics = self._run_watched(step, saved["form"].make(saved["state"]), batch)
+        self._seen.clear()
+        with _watching(state, self._tell), _traced_anew():
+            assert self._hand is not None
+            after, metrics = self._watched(state, batch, self._hand[1])
+            jax.effects_barrier()  # type: ignore[no-untyped-call]
         losses = np.asarray(metrics.get("losses", metrics.get("loss")), np.float32)
         losses = losses.reshape(-1) if losses.shape == self._parts else losses
         size = len(losses) if losses.ndim and len(losses) == self._num_rows else 0
@@ -321,14 +327,6 @@ class Examiner:
         if not (self._seen or what):
             gradient = next(iter(_bad_floats(take_apart(after)[0])), "")
         return Shown(float(losses.mean()), *place, gradient=gradient)
-
-    def _run_watched(self, step: Callable[..., Any], state: Any, batch: Any) -> Any:
-        self._seen.clear()
-        with _watching(state, self._tell):
-            assert self._hand is not None
-            after, metrics = step(state, batch, self._hand[1])
-            jax.effects_barrier()  # type: ignore[no-untyped-call]
-        return after, metrics
 
     def _tell(self, name: str, output: Any) -> None:
         """Have it noted, as the step runs, whether the output of a module is finite; while the step is traced."""
@@ -399,6 +397,18 @@ def _nnx_in(state: Any) -> Any:
     node = None if found is not None else open_node(state)
     parts = () if node is None else node.parts.values()
     return found or next((nnx for part in parts if (nnx := _nnx_in(part)) is not None), None)
+
+
+@contextlib.contextmanager
+def _traced_anew() -> Iterator[None]:
+    """A ``with`` block in which nothing was traced before: what the step has compiled within it is kept for each value
+    of a setting that warns of shapes, and changes no number.
+    """
+    config: Any = jax.config
+    value = "warn" if config.jax_numpy_rank_promotion == "allow" else "allow"
+    with warnings.catch_warnings(), jax.numpy_rank_promotion(value):
+        warnings.filterwarnings("ignore", ".*rank promotion")
+        yield
 
 
 @contextlib.contextmanager

@@ -210,7 +210,7 @@ def _plain(value: Any) -> Any:
     """Tuples as lists, named tuples as dicts."""
     if hasattr(value, "_asdict"):
         return {name: _plain(item) for name, item in value._asdict().items()}
-    return list(map(_plain, value)) if isinstance(value, tuple) else value
+    return [each if type(each) is float else _plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _formed(value: Any, form: Any) -> Any:

@@ -191,7 +191,7 @@ def spread(ordered: Sequence[float], middle: float) -> float:
     >>> spread([0.0, 1.0, 2.0, 3.0, 100.0], middle=2.0)
     1.4826
     """
-    return 1.4826 * sorted(abs(loss - middle) for loss in ordered)[(len(ordered) - 1) // 2]
+    return 1.4826 * sorted([abs(loss - middle) for loss in ordered])[(len(ordered) - 1) // 2]
 
 
 Figures = tuple[float, float, float, float, int, int, float, float, float]

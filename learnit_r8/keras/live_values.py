@@ -114,16 +114,15 @@ class RateFactor:
 
     def __init__(self, model: Any, optimizers: list[Any], live: LiveValues) -> None:
         self._live = live
-        self._rates: list[Any] = []
-        self._holders: list[Any] = []
-        self._saved: list[Any] = []
+        # Optimizers and their rates, where these are variables; and these with their values, while they are lowered.
+        self._rates: list[tuple[Any, Any]] = []
+        self._saved: list[tuple[Any, float]] = []
         self._unscaled: Any = None
         self._factor: Any = None
         for optimizer in optimizers:
             rate = rate_of(optimizer)
             if isinstance(rate, keras.Variable):
-                self._rates.append(rate)
-                self._holders.append(optimizer)
+                self._rates.append((optimizer, rate))
             elif not self._wrap(model, getattr(optimizer, "inner_optimizer", optimizer)):
                 self._unscaled = rate
 
@@ -149,8 +148,8 @@ class RateFactor:
     def variable(self) -> Any:
         """The rate of the first optimizer whose rate is a variable, and that is in use; None without."""
         # One that a model with optimizers of its own was compiled with by default never steps.
-        used = [rate for rate, holder in zip(self._rates, self._holders, strict=True) if holder.built]
-        return next(iter(used or self._rates), None)
+        by_use = sorted(self._rates, key=lambda each: not each[0].built)
+        return by_use[0][1] if by_use else None
 
     @property
     def value(self) -> float:
@@ -172,17 +171,17 @@ class RateFactor:
             self._live.set(self._factor.by, factor)
         if factor == 1:
             return
-        self._saved = [np.array(self._live.read(each)) for each in self._rates]
-        for rate, value in zip(self._rates, self._saved, strict=True):
-            self._live.set(rate, float(value) * factor)
+        self._saved = [(rate, float(self._live.read(rate))) for _, rate in self._rates]
+        for rate, value in self._saved:
+            self._live.set(rate, value * factor)
 
     def take_back(self) -> bool:
         """Put the rates back as they were; whether they were lowered."""
         if not self._saved:
             return False
         saved, self._saved = self._saved, []
-        for rate, value in zip(self._rates, saved, strict=True):
-            self._live.set(rate, float(value))
+        for rate, value in saved:
+            self._live.set(rate, value)
         return True
 
 

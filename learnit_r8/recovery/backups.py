@@ -288,7 +288,7 @@ class RamBackup:
             updates = [backup.updates for backup in backups]
             now = updates[-1]
             gaps = [(updates[n + 1] - updates[n - 1]) / (now - updates[n - 1] + 1) for n in range(1, len(updates) - 1)]
-            del backups[1 + int(np.argmin(gaps[:-1] or gaps))]
+            del backups[1 + min(range(len(gaps[:-1] or gaps)), key=gaps.__getitem__)]
         # At once, so that an interrupt leaves all of it undone, or nothing.
         before, self.backups = self.backups, backups
         for backup in before:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import Any, ClassVar
 
 NOT_SAVED = {"is_saved": False}
@@ -17,20 +18,24 @@ class SavedFields:
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
+    @classmethod
+    @functools.cache
+    def _saved(cls) -> list[Field[Any]]:
+        return [each for each in fields(cls) if each.metadata != NOT_SAVED]
+
     def forget(self) -> None:
         """Set every field that is saved to its value of the start."""
-        for each in fields(self):
-            if each.metadata != NOT_SAVED:
-                setattr(self, each.name, each.default if each.default_factory is MISSING else each.default_factory())
+        for each in self._saved():
+            setattr(self, each.name, each.default if each.default_factory is MISSING else each.default_factory())
 
     def state_dict(self) -> dict[str, Any]:
         """The fields as plain values: those of this kind as dicts; a float that is not finite as None."""
-        return {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.metadata != NOT_SAVED}
+        return {each.name: _plain(getattr(self, each.name)) for each in self._saved()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; a field that an older version has not saved stays as it is."""
-        for each in fields(self):
-            if each.name in state and each.metadata != NOT_SAVED:
+        for each in self._saved():
+            if each.name in state:
                 value, own = state[each.name], getattr(self, each.name)
                 if isinstance(own, SavedFields):
                     own.load_state_dict(value)
@@ -45,7 +50,9 @@ def _plain(value: Any) -> Any:
         return value.state_dict()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, (list, tuple, deque)):
+    if isinstance(value, deque):
+        return list(value)
+    if isinstance(value, (list, tuple)):
         return [list(each) if isinstance(each, (list, tuple)) else each for each in value]
     return dict(value) if isinstance(value, dict) else value
 

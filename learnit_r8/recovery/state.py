@@ -36,8 +36,8 @@ least number after a restore at which that says anything."""
 MOST_RESTORES = 3
 """Restores to one state in a row, after which an older one is tried."""
 
-LOOPING = 3
-"""Experiments that found healthy weights whose steps are kept."""
+LOOPING, LOOP_STEPS = 3, 100
+"""So many experiments that found healthy weights within so many steps: the loss alarms without them."""
 
 LEAST_BAD, MOST_BAD = 2, 32
 """Losses in a row that are not finite and are looked into; doubled within these bounds whenever the weights prove
@@ -45,6 +45,10 @@ healthy."""
 
 BROKEN = 50
 """Batches of the last hundred that must be refused for the data to be called broken."""
+
+WARY_STEPS = 1024
+"""Steps after a refused batch in which another is expected, as of one bad sample: several processes undo up to 16 steps
+with a batch that they do not expect, of more than so many in an epoch under two percent."""
 
 SAVED_OF_INCIDENT = (
     "step", "reason", "kind", "cause", "findings", "num_refused", "num_probes", "num_restored", "num_left_out",
@@ -63,6 +67,7 @@ class Refusals(SavedFields):
         bad_limit: How many of them are worth an experiment.
         outcomes: Of the last hundred batches, which were refused; empty where none was.
         in_vain: As ``in_a_row``, but a good batch ends the count only if the weights get further; see `Lineage.gains`.
+        wary_until: Step before which another one is expected, `WARY_STEPS` after the last one.
     """
 
     in_a_row: int = 0
@@ -70,6 +75,7 @@ class Refusals(SavedFields):
     bad_limit: int = LEAST_BAD
     outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=100))
     in_vain: int = 0
+    wary_until: int = 0
 
     @property
     def is_worth_looking(self) -> bool:
@@ -84,8 +90,9 @@ class Refusals(SavedFields):
         """
         return (sum(self.outcomes) + 1) / (max(len(self.outcomes), min(100, updates)) + 4)
 
-    def refused(self, *, is_finite: bool) -> None:
-        """Note a refused batch."""
+    def refused(self, *, is_finite: bool, step: int) -> None:
+        """Note a refused batch; ``step``: steps reported, this one included."""
+        self.wary_until = step + WARY_STEPS
         self.outcomes.append(True)
         self.bad_in_a_row += not is_finite
         self.probed()
@@ -185,6 +192,10 @@ class Lineage(SavedFields):
         near = SAME_UPDATE if is_sudden else SAME_BLOCK
         is_same = abs(self.updates - self.failed_at) <= near and self.since_restore >= LEAST_FUSE
         return self.is_proving and (is_same or self.num_restores > MOST_RESTORES)
+
+    def is_looping(self, step: int) -> bool:
+        """Whether the weights have proved healthy time and again, so that one high loss is that of its batch."""
+        return len(self.healthy_at) == LOOPING and step - self.healthy_at[0] <= LOOP_STEPS
 
     @property
     def is_soon(self) -> bool:

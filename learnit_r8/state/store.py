@@ -145,6 +145,9 @@ class _Claim(NamedTuple):
 _claims: dict[str, _Claim] = {}
 """The runs that stores of this process have locked, by the file of the lock."""
 
+# A store that nobody closed is released by whichever thread collects it.
+_claiming = threading.RLock()
+
 
 class CheckpointFiles(NamedTuple):
     """The files of a checkpoint of this run.
@@ -203,13 +206,19 @@ class CheckpointStore:
             or (launcher.is_of_jax_distributed() and sys.modules["jax"].process_index())
         ):
             return
+        with _claiming:
+            self._claim(file, run_id)
+
+    def _claim(self, file: Path, run_id: str) -> None:
         here = threading.current_thread()
-        other = _claims.get(str(file))
+        # Taken out, as an unreachable store may be collected at any line from here on, and would release the lock.
+        other = _claims.pop(str(file), None)
         if other is not None and other.pid == os.getpid():
             store = other.store()
             if store is None or store is self or other.thread is here or not other.thread.is_alive():
                 self._note_claim(str(file), here, other.release)
                 return
+            _claims[str(file)] = other
             raise RunInUse(self._in_use(run_id, f"the thread {other.thread.name!r} of this process, {os.getpid()}"))
         try:
             release = lock_until_released(file, f"{os.getpid()} {platform.node()}", is_removed=True)
@@ -573,9 +582,13 @@ class CheckpointStore:
 def _release(file: str, store: weakref.ref[CheckpointStore]) -> None:
     """Release a lock, unless another store has it now."""
     claim = _claims.get(file)
-    if claim is not None and claim.store is store and claim.pid == os.getpid():
-        del _claims[file]
-        claim.release()
+    # A forked process must not wait for a thread that it does not have.
+    if claim is None or claim.pid != os.getpid():
+        return
+    with _claiming:
+        if _claims.get(file) is claim and claim.store is store:
+            del _claims[file]
+            claim.release()
 
 
 def _owner_of_new(folder: Path) -> int | None:

@@ -60,13 +60,15 @@ def open_node(value: Any, *, holders: bool = False) -> Node | None:
         holders: Whether an object with ``state_dict()``, or one of Flax's ``nnx``, is opened as its state.
     """
     kind = type(value)
-    if kind in _LEAVES or kinds.is_tensor(value):
+    if kind in _LEAVES:
         return None
     if kind is dict:
         keys = list(value)
         return Node("dict", value, lambda parts: dict(zip(keys, parts, strict=True)))
     if kind is list:
         return Node("list", dict(enumerate(value)), list)
+    if kinds.is_tensor(value):
+        return None
     if holders and is_holder(value) and not isinstance(value, (Mapping, list, tuple)):
         return open_node(value.state_dict(), holders=True)
     if holders and (nnx := nnx_of(value)) is not None:
@@ -183,13 +185,14 @@ def map_leaves(change: Callable[..., Any], state: Any, *path: Any) -> Any:
 
 def leaves(state: Any, path: str = "", depth: int = 0) -> list[tuple[str, Any]]:
     """All leaves of a nest with their dotted keys; a bare leaf is called "state"."""
-    node = None if type(state) in _PLAIN else open_node(state)
+    node = open_node(state)
     if node is None:
         return [(path[1:] or "state", state)]
     _check_depth(depth, path[1:])
     found: list[tuple[str, Any]] = []
     for name, part in node.parts.items():
-        found += leaves(part, f"{path}.{name}", depth + 1)
+        key = f"{path}.{name}"
+        found += [(key[1:], part)] if type(part) in _PLAIN else leaves(part, key, depth + 1)
     return found
 
 
@@ -249,8 +252,6 @@ class _Copying:
         self._used: set[int] = set()
 
     def of(self, buffer: Any, value: Any, key: str, depth: int = 0) -> Any:
-        if type(value) in _PLAIN:
-            return value
         node = open_node(value)
         if node is not None:
             _check_depth(depth, key)
@@ -260,7 +261,8 @@ class _Copying:
                 if node.kind in ("list", "tuple") and len(olds) != len(node.parts):
                     olds = {}
             return node.build(
-                [self.of(olds.get(name), part, f"{key}.{name}", depth + 1) for name, part in node.parts.items()]
+                part if type(part) in _PLAIN else self.of(olds.get(name), part, f"{key}.{name}", depth + 1)
+                for name, part in node.parts.items()
             )
         if type(value) is np.ndarray and not value.dtype.hasobject:
             return self._array(buffer, value, _place_of(value))
@@ -313,7 +315,9 @@ def not_finite(state: Any) -> dict[str, Fault]:
     {'net.1': 'infinity'}
     """
     # All sums are started before the first is read, so a GPU can compute them asynchronously.
-    sums = [(key, leaf, array, _sum(array)) for key, leaf in leaves(state) for array in _floats_of(leaf)]
+    # Of single numbers only NaN is a fault.
+    known = [(key, leaf) for key, leaf in leaves(state) if type(leaf) not in _PLAIN or leaf != leaf]
+    sums = [(key, leaf, array, _sum(array)) for key, leaf in known for array in _floats_of(leaf)]
     found: dict[str, Fault] = {}
     for key, leaf, array, total in sums:
         if cmath.isfinite(_number(total)):
@@ -372,9 +376,6 @@ def _mean(array: Any) -> Any:
 
 def _floats_of(leaf: Any) -> Iterator[Any]:
     """The arrays of floats that a leaf is made of."""
-    if type(leaf) in _PLAIN and leaf == leaf:
-        # Of single numbers only NaN is a fault.
-        return
     if isinstance(leaf, (float, complex)):
         yield np.asarray(leaf)
     elif kinds.is_tensor(leaf):
@@ -518,8 +519,8 @@ class _Taker:
 def why_not(value: Any, node: Node | None) -> str:
     """What a leaf, or a node with such keys, is called if it cannot be held; "" if it can."""
     if node is not None:
-        odd = [name for name in node.parts if type(name) not in _PLAIN] if node.kind in _PAIRS else []
-        return f"the key {odd[0]!r}" if odd else ""
+        is_odd = node.kind in _PAIRS and not _PLAIN.issuperset(map(type, node.parts))
+        return f"the key {next(name for name in node.parts if type(name) not in _PLAIN)!r}" if is_odd else ""
     if kinds.is_tensor(value):
         return kinds.why_not(value)
     if type(value) in _PLAIN or isinstance(value, (bytes, complex, LeftOut)) or _torch_kind(value):
@@ -553,8 +554,6 @@ def leave_out(state: Any, found: dict[str, str], key: str = "", *, holders: bool
     Raises:
         TypeError: a tensor is of a kind that no training changes; the message gives its dotted key.
     """
-    if type(state) in _PLAIN:
-        return state
     node = open_node(state, holders=holders)
     if reason := why_not(state, node):
         if kinds.is_tensor(state) and kinds.is_refused(state):
@@ -566,7 +565,10 @@ def leave_out(state: Any, found: dict[str, str], key: str = "", *, holders: bool
         return LeftOut(reason)
     if node is None or isinstance(state, LeftOut):
         return state
-    parts = [leave_out(part, found, f"{key}.{name}", holders=holders) for name, part in node.parts.items()]
+    parts = [
+        part if type(part) in _PLAIN else leave_out(part, found, f"{key}.{name}", holders=holders)
+        for name, part in node.parts.items()
+    ]
     return state if all(map(operator.is_, parts, node.parts.values())) else node.build(parts)
 
 

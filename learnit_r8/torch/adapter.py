@@ -117,13 +117,13 @@ class Adapter:
         if owner is not None:
             owner._others.append(self)
         self._num_looks = 0
-        self._has_loader = self._counts_epochs = self._is_mean_noted = False
+        self._has_loader = self._is_mean_noted = False
         self._feed = feed = scheduler.feed
         if feed is None:
             self.sampler = R8BatchSampler(scheduler, ahead=training.ahead, sharing=training.sharing)
-        batches = Prefetch.of(scheduler)
-        self._losses = LossPipeline(batches, training, has_loader=source is not None)
-        batches.join(self._losses)
+        self._batches = Prefetch.of(scheduler)
+        self._losses = LossPipeline(self._batches, training, has_loader=source is not None)
+        self._batches.join(self._losses)
         if feed is None:
             self._stepper.watch_first_epoch()
             if hasattr(source, "shape"):
@@ -156,7 +156,7 @@ class Adapter:
             # Of a finished run it says so, and yields nothing.
             yield from self.scheduler.epoch_iterator()
             return
-        self._counts_epochs = True
+        self._batches.counts_epochs = True
         while not self.finished:
             yield self.scheduler.current_epoch
             self._stepper.check_first_epoch(self.scheduler)
@@ -788,7 +788,7 @@ class Adapter:
     def _warn_of_one_epoch(self) -> None:
         """Say so if the loop was over the loader alone, which ends with the epoch."""
         r8 = self.scheduler
-        if not self._has_loader or self._counts_epochs or r8.is_over or r8.pace.place != r8.steps_per_epoch:
+        if not self._has_loader or self._batches.counts_epochs or r8.is_over or r8.pace.place != r8.steps_per_epoch:
             return
         r8.host.say_once(
             "one epoch",

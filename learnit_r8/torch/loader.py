@@ -539,7 +539,8 @@ class SamplerIterator:
         batches.open(self)
         self.epoch, self.length = r8.current_epoch, num_left(r8)
         self.end = (self.epoch + 1) * r8.steps_per_epoch
-        if r8.is_over and not r8.pace.is_stopped:
+        # A budget of time may run out between a look of the loop over epochs, which ends then, and here.
+        if r8.is_over and not (r8.pace.is_stopped or batches.counts_epochs):
             r8.host.say_once(
                 "no batches left",
                 f"the budget is spent after {r8.global_step} steps: R8BatchSampler gives no more batches.",

@@ -99,6 +99,11 @@ class ModelState:
         """What the network has said of each sample; None unless a policy weighs them."""
         return self._parts.get(TARGETS)
 
+    @property
+    def not_healed(self) -> frozenset[str]:
+        """The names of the parts that come back on resume alone."""
+        return frozenset(self._on_resume_only)
+
     def holds(self, part: Any) -> bool:
         """Whether something is among the parts, or within what accelerate has wrapped around it."""
         return any(part is each or part is getattr(each, "scheduler", None) for each in self._parts.values())
@@ -119,7 +124,7 @@ class ModelState:
         state = {name: part.state_dict() for name, part in self._parts.items()}
         if self._shards is not None:
             state = {name: self._shards.local(part, name) for name, part in state.items()}
-        return self._held({**state, "random": random_state()})
+        return {**self._held(state), "random": random_state()}
 
     def collect(self, *, keeps: bool = True) -> dict[str, Any]:
         """The state of the whole training, for `save`: whole tensors, and the random generators of all ranks.
@@ -133,7 +138,7 @@ class ModelState:
         if self._shards is not None:
             state = {name: self._shards.whole(part, keeps=keeps) for name, part in state.items()}
         # As tensors, which `torch.load` reads with ``weights_only=True``.
-        state = self._held({**state, "random": as_tensors(random_state())})
+        state = {**self._held(state), "random": as_tensors(random_state())}
         if self._gather is not None:
             state[OF_RANKS] = self._gather(state["random"])
             state["random"] = state[OF_RANKS][0]

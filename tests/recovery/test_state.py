@@ -63,9 +63,9 @@ def test_slow_rises_that_come_back_are_the_loss_itself():
 def test_two_in_a_row_are_worth_a_look():
     """One loss that is not finite is left out; the second in a row is looked into."""
     refusals = Refusals()
-    refusals.refused(is_finite=False)
+    refusals.refused(is_finite=False, step=1)
     assert not refusals.is_worth_looking
-    refusals.refused(is_finite=False)
+    refusals.refused(is_finite=False, step=1)
 
     assert refusals.is_worth_looking
 
@@ -74,7 +74,7 @@ def test_good_batch_ends_the_row():
     """A good batch between two bad ones is a free test: the weights are healthy."""
     refusals = Refusals()
     for _ in range(9):
-        refusals.refused(is_finite=False)
+        refusals.refused(is_finite=False, step=1)
         refusals.good()
 
     assert (refusals.in_a_row, refusals.is_worth_looking) == (0, False)
@@ -83,7 +83,7 @@ def test_good_batch_ends_the_row():
 def test_only_weights_that_get_further_end_the_count_in_vain():
     """A good batch after which the weights are no further than before leaves the count as it is, on file, too."""
     refusals, again = Refusals(), Refusals()
-    refusals.refused(is_finite=False)
+    refusals.refused(is_finite=False, step=1)
     refusals.probed()
     refusals.good(gains=False)
     again.load_state_dict(refusals.state_dict())
@@ -108,7 +108,7 @@ def test_counts_of_the_last_hundred(script):
     """Share and verdict are those of the last hundred batches, and all is well after as many good ones."""
     refusals = Refusals()
     for is_refused in script:
-        refusals.refused(is_finite=True) if is_refused else refusals.good()
+        refusals.refused(is_finite=True, step=1) if is_refused else refusals.good()
     assert sum(refusals.outcomes) == sum(script[-100:])
     assert 0 < refusals.share_of(0) < 1
     assert refusals.share_of(100) <= refusals.share_of(0)

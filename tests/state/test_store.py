@@ -4,6 +4,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from hypothesis.extra import numpy as st_np
 import learnit_r8
 from learnit_r8 import CheckpointStore, NoValidCheckpoint
 from learnit_r8.state.codec import decode, encode
+from learnit_r8.state.durable_io import is_locked
 from tests.drive import FakeClock, Weights, advance_to, known, make, train
 
 STATE = {
@@ -508,3 +511,29 @@ def test_clean_close_saves_what_was_done(tmp_path):
         saved.append(folder.exists() and len(list(folder.glob("ck_*"))))
 
     assert saved == [1, False]
+
+
+def test_lock_of_a_store_that_another_thread_collects(tmp_path, monkeypatch):
+    """The next store of the run waits until it is released, and has it then: no "another process" is in the way."""
+    begun, unlink = threading.Event(), os.unlink
+
+    def unlink_slowly(path):
+        begun.set()
+        time.sleep(0.2)
+        unlink(path)
+
+    def store():
+        return CheckpointStore(tmp_path, keep=1, run_id="a" * 8)
+
+    left, following = store(), store()
+    left.claim("a" * 8)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", unlink_slowly)
+        collecting = threading.Thread(target=left.release)
+        collecting.start()
+        begun.wait(30)
+        following.claim("a" * 8)
+    collecting.join(30)
+    assert is_locked(tmp_path / "run_aaaaaaaa.lock")
+    following.release()
+    assert not is_locked(tmp_path / "run_aaaaaaaa.lock")

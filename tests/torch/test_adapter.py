@@ -1,6 +1,7 @@
 """`attach`: a training with torch under a scheduler, in each of the ways people write their loops."""
 
 import copy
+import warnings
 import weakref
 
 import numpy as np
@@ -708,6 +709,20 @@ def test_time_spent_waiting_for_data_is_told():
     told = [event.data_seconds for event in steps if isinstance(event, StepDone)]
 
     assert told == [16] * 12 + [8]
+
+
+def test_time_that_runs_out_before_the_first_batch_of_an_epoch():
+    """The loop over the epochs ends then, so there is nothing to warn of."""
+    now = [0.0]
+    r8 = scheduler(num_epochs=None, train_duration_seconds=10, clock=lambda: now[0])
+    adapter = adapted(scheduler=r8)
+    for epoch in adapter.epochs():
+        now[0] = 20.0 * epoch
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train(adapter, epochs=1)
+
+    assert (epoch, r8.is_over, r8.global_step) == (1, True, r8.steps_per_epoch)
 
 
 def test_own_draws():

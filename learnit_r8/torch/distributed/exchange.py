@@ -48,7 +48,8 @@ class Exchange(PartsOfRanks):
         r8: This rank's scheduler, built with the same arguments as those of the others; no batch was drawn from it
             yet. Its clock becomes that of rank 0, only rank 0 writes checkpoints, and all ranks answer its requests.
         ranks: The ranks.
-        every: Steps between two exchanges, in [1, 16]; None for 16, and fewer where steps are slow.
+        every: Steps between two exchanges, in [1, 16]; None for 16, and fewer where steps are slow and in the first 16
+            of the user's own batches, and 1 for 1,024 steps after a loss was refused.
         probe: Returns a digest of the model, which must be the same on all ranks.
         settings: Other settings that must be the same on all ranks, by name.
         resume: What to continue from, as for `R8Scheduler`; the ranks choose it together.
@@ -126,7 +127,7 @@ class Exchange(PartsOfRanks):
 
         It is time where enough losses are held back, at the end of an epoch or the run, and where the run must answer
         a request. In the last two cases the messages are read at once; also where a backup or a checkpoint may be due
-        before the next exchange, as these need every loss, and where steps are slow.
+        before the next exchange, as these need every loss, where steps are slow, and where each step is exchanged.
 
         Args:
             num_held: Steps whose losses are held back, >= 1.
@@ -142,12 +143,26 @@ class Exchange(PartsOfRanks):
         """
         here = self.receive()
         must_close = self.r8.pace.ends_epoch(last.step + 1) or self._requests.is_agreed
-        if num_held >= self._every or must_close:
-            is_hurried = must_close or self._is_hurried or self._every == 1
+        if num_held >= (every := self._most_held) or must_close:
+            is_hurried = must_close or self._is_hurried or every == 1
             self._send(take())
             if is_hurried:
                 here += self.receive()
         return here
+
+    @property
+    def _most_held(self) -> int:
+        """Steps that may be held back now: one where a loss was refused lately, as a bad sample comes in each epoch.
+
+        All that is held back with a bad batch is undone, which a short run does not make up for: of the user's own
+        batches no more than were reported. Of others, false alarms of the first steps, known so soon, cost more.
+        """
+        r8, step = self.r8, self.r8.global_step
+        if self._own_every:
+            return self._own_every
+        if step < r8.controller.wary_until:
+            return 1
+        return self._every if r8.feed is None else min(self._every, max(1, step))
 
     def run(self, held: Sequence[Note]) -> list[Note]:
         """Read the messages sent before, send these losses, and read at once; on all ranks at the same place."""

@@ -44,7 +44,8 @@ class SharedRun(Member):
     Args:
         r8: This rank's scheduler, built with the same arguments as those of the others; see `Exchange`.
         ranks: The ranks; by default all of ``torch.distributed``.
-        every: Steps between two exchanges of losses, in [1, 16]; by default 16, and fewer where steps are slow.
+        every: Steps between two exchanges of losses, in [1, 16]; by default 16, fewer where steps are slow, and 1 for
+            1,024 steps after a loss was refused.
 
     Raises:
         RanksDiffer: another rank has built its scheduler with other arguments.

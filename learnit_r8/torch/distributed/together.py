@@ -33,7 +33,8 @@ class Together:
 
     Args:
         ranks: The ranks; by default all of ``torch.distributed``.
-        every: Steps between two exchanges of losses, in [1, 16]; by default 16, and fewer where steps are slow.
+        every: Steps between two exchanges of losses, in [1, 16]; by default 16, fewer where steps are slow and in the
+            first 16 of batches of your own, and 1 for 1,024 steps after a loss was refused.
 
     Raises:
         ValueError: ``every`` is outside its range.

@@ -36,6 +36,22 @@ def test_a_fault_is_answered_by_all_alike(pair, fault):
     assert 60 <= one["steps"] == other["steps"] <= 64
 
 
+def test_the_first_losses_are_exchanged_as_their_number_doubles(pair):
+    """No bad batch of a young run undoes more than were trained on before it; later ones up to 16 steps."""
+    known, other = pair.run(jobs.known_run, 64)
+
+    assert known == other
+    assert sorted({*known}) == [1, 2, 4, 8, 16, 32, 48, 64]
+
+
+def test_a_bad_sample_undoes_steps_at_its_first_visit_alone(pair):
+    """It comes in each epoch, and its batch is left out at the later visits without a restore."""
+    found, other = pair.run(jobs.recurring_run, (20, 20), float("nan"))
+
+    assert found == other
+    assert found[:2] == (4, 1)
+
+
 @pytest.mark.parametrize("flip", ["gradient", "loss"])
 def test_all_compute_a_step_once_more_or_none(pair, flip):
     """A fault of one rank that passes is found by all, and leaves no trace; one that stays is refused."""

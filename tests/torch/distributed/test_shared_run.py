@@ -321,6 +321,45 @@ def test_a_bad_loss_on_one_rank_puts_all_back_at_the_same_step(culprit, every):
 
 
 @pytest.mark.filterwarnings("ignore:.*the weights were damaged", "ignore:more than half of the last 100")
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_bad_sample_that_comes_again_costs_its_batch_alone(is_resumed):
+    """After a refused loss the ranks judge each at once, in a resumed run, too: no other batch is undone again."""
+    num_epochs, length = 3, 40
+
+    def job(ranks):
+        weights, restored = Weights(), []
+        settings = {"num_epochs": num_epochs, "state_callback": weights.get, "load_callback": weights.load}
+
+        def begin():
+            r8 = make(8 * length, batch_size=8, backup_every=8, listeners=[restored.append], **settings)
+            return SharedRun(r8, ranks)
+
+        shared, skipped = begin(), []
+        for epoch in range(num_epochs):
+            if epoch and is_resumed:
+                state = shared.r8.state_dict()
+                shared = begin()
+                shared.r8.load_state_dict(state)
+            for share in shared:
+                is_bad = share.ticket.step % length == 20 and ranks.rank == 1
+                outcome = shared.report(share.ticket, sample_losses(share.indices) * (NAN if is_bad else 1.0))
+                if is_bad and outcome:
+                    weights.get()["w"][:] = NAN
+                if not outcome:
+                    skipped.append(share.ticket.step)
+        restores = [event.step for event in restored if type(event).__name__ == "RolledBack"]
+        return skipped, restores, shared.r8.sentry.num_refused
+
+    [(skipped, restores, num_refused), other] = in_threads(2, job)
+
+    assert (skipped, restores, num_refused) == other
+    # As the run ends, a probe is drawn.
+    assert [step for step in skipped if length <= step < 2 * length + 30] == [length + 20, 2 * length + 20]
+    assert num_refused == num_epochs
+    assert len(restores) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*the weights were damaged", "ignore:more than half of the last 100")
 def test_no_rank_skips_a_step_on_its_own_verdict():
     """Until the losses are exchanged the rank with the bad one goes on like the others; these steps are steps, which
     are undone, and nothing is learned of them."""
@@ -565,7 +604,7 @@ def test_a_rank_that_leaves_a_batch_out_is_found():
     """A loop that reports on one rank and not on the other is an error, not a shift of all that follows."""
 
     def job(ranks):
-        shared = SharedRun(make(48, batch_size=8), ranks)
+        shared = SharedRun(make(48, batch_size=8), ranks, every=16)
         with pytest.warns(RuntimeWarning) if ranks.rank else threading.Lock():
             for share in shares(shared):
                 if ranks.rank == 0 or share.ticket.step != 2:
