@@ -253,6 +253,11 @@ class Progress(SavedFields):
         is_level = median_of(few) - spread_of(few) > FAR_ABOVE * self.untrained
         return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
 
+    @property
+    def has_learned(self) -> bool:
+        """Whether the losses are clearly below that of the untrained model; else noise exceeds it at times."""
+        return median_of(self.recent) <= (1 - LEAST_PROGRESS) * self.untrained
+
     def num_explosions(self, last: int | None = None) -> int:
         """How many losses were far above the others and above the untrained model's, each alone.
 

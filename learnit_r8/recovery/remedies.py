@@ -20,7 +20,6 @@ from .cause import INPUT, UNSEEN, UPDATE
 from .experiment import Alarm, Case, Finding
 from .model import LiveModel, Witnesses
 from .progress import EARLY_UPDATES
-from .rate_limit import MOST_HITS
 from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_TRIAL, RecoveryState
 
 LOWEST_SHARE = 2**-12
@@ -44,6 +43,11 @@ AGAIN = 2
 """Explosions that passed by themselves from which the gradient is clipped. The next one halves the rate, and so do this
 many more each time. Clipping alone helps less; half the rate at once slows healthy runs in which some losses are as
 high; measured in benchmarks/explosions.py and benchmarks/natural.py."""
+
+CALM_SHARE, CALM_HITS = 0.25, 3
+"""Least share of the user's rate that is left then, as losses which it does not calm are not due to the rate; and the
+`RateLimit.hits` with which it comes back after 256 good steps at first: healthy losses of small batches are as high now
+and then, and at half the rate for good such a run ends with twice the loss."""
 
 CALMED = "losses have exploded and passed again and again, so the updates are probably too large: {}"
 
@@ -240,7 +244,8 @@ class Remedies:
         """
         lineage, limit, norms, step = self._state.lineage, self._state.limit, self._state.norms, self._live.step
         least = 1 if norms.is_on and not limit.was_lowered else AGAIN
-        if lineage.progress.num_explosions(lineage.updates - lineage.calmed_at) < least:
+        is_due = lineage.progress.num_explosions(lineage.updates - lineage.calmed_at) >= least
+        if not (is_due and lineage.progress.has_learned) or limit.ceiling <= CALM_SHARE * lr:
             return False
         lineage.calmed_at = lineage.updates
         if not norms.is_on:
@@ -250,8 +255,8 @@ class Remedies:
             self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
             return True
         rate = max(lineage.rates) if lineage.rates else lr
-        # What they were at the higher rate says nothing of when it would hold.
-        limit.lower(rate, by=DIVISOR, least=LOWEST_SHARE * lr, step=step, hits=MOST_HITS)
+        level = lineage.progress.level
+        limit.lower(rate, by=DIVISOR, least=CALM_SHARE * lr, goal=level, step=step, hits=CALM_HITS)
         self._announcer.tell(
             events.LrCapped, ceiling=limit.ceiling, reason="explosions", is_share=limit.is_share,
             until=limit.until_text(),
