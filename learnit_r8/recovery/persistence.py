@@ -72,6 +72,7 @@ class BackupTimer:
         is_early: Whether the last backup was such a one.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
         meant: Names of what is not finite on purpose.
+        not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
         num_lasting: How often each array was damaged again, see `note_lasting`.
     """
 
@@ -83,6 +84,7 @@ class BackupTimer:
         self.when, self.is_usual, self.is_early = when, is_usual, False
         self.clean_step = -1
         self.meant: set[str] = set()
+        self.not_healed: frozenset[str] = frozenset()
         self._agreement = agreement or Agreement()
         self._announcer = announcer
         self._is_first = True
@@ -225,6 +227,7 @@ class BackupTimer:
             # Attention masks hold -inf on purpose, and a value that is not known yet is NaN.
             self._is_first = False
             self.meant = {key for key, fault in bad.items() if fault != "NaN"}
+        self.meant |= {key for key in bad for name in self.not_healed if f"{key}.".startswith(f"{name}.")}
         return next((key for key in bad if key not in self.meant), "")
 
     def note_lasting(self, name: str) -> None:
@@ -384,6 +387,7 @@ class Persistence:
             self.generations = None
         # An adapter gives its own to the constructor, too.
         self.callbacks = callbacks if keeps_model(self._given.load) else join_callbacks(callbacks, self._given)
+        self.backup_timer.not_healed = callbacks.not_healed
         self._has_adapter = self._has_adapter or callbacks.load is not None
         if backup_every is not None:
             self.backup_timer.when, self.backup_timer.is_usual = as_trigger("backup_every", backup_every), False

@@ -36,8 +36,8 @@ least number after a restore at which that says anything."""
 MOST_RESTORES = 3
 """Restores to one state in a row, after which an older one is tried."""
 
-LOOPING = 3
-"""Experiments that found healthy weights whose steps are kept."""
+LOOPING, LOOP_STEPS = 3, 100
+"""So many experiments that found healthy weights within so many steps: the loss alarms without them."""
 
 LEAST_BAD, MOST_BAD = 2, 32
 """Losses in a row that are not finite and are looked into; doubled within these bounds whenever the weights prove
@@ -190,6 +190,10 @@ class Lineage(SavedFields):
         near = SAME_UPDATE if is_sudden else SAME_BLOCK
         is_same = abs(self.updates - self.failed_at) <= near and self.since_restore >= LEAST_FUSE
         return self.is_proving and (is_same or self.num_restores > MOST_RESTORES)
+
+    def is_looping(self, step: int) -> bool:
+        """Whether the weights have proved healthy time and again, so that one high loss is that of its batch."""
+        return len(self.healthy_at) == LOOPING and step - self.healthy_at[0] <= LOOP_STEPS
 
     @property
     def is_soon(self) -> bool:

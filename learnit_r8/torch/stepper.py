@@ -449,11 +449,8 @@ class SecondRun:
         norm = found if what == "gradient" or gather is not None else norm
         if start is None or hand.batch is None:
             return None, norm, False
-        generators, buffers = start
-        set_random_state(state_of(generators))
-        for buffer, before in zip(self._model.buffers(), buffers, strict=True):
-            # Not through copy_() of its own: a graph that waits for backward() would be refused.
-            buffer.data.copy_(before)
+        set_random_state(state_of(start))
+        hand.put_buffers_back()
         self._stepper.clear()
         assert self._run_batch is not None
         again = failure = None

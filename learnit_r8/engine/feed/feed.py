@@ -436,6 +436,7 @@ class Feed:
                     engine.draw_nothing()
                     return
                 before = pace.next_step
+                self.trainer.hand_out(None)
                 yield before
                 num_silent = 0 if pace.next_step != before else num_silent + 1
                 if num_silent == MOST_SILENT:
