@@ -38,6 +38,9 @@ SMALL_BATCH = 16
 NOTED_EVERY = 4
 """Updates of which one loss is kept among the first ones."""
 
+LEAST_LEARNED = 0.1
+"""Share of the loss of the untrained model by which usual losses must be below it for higher ones to be explosions."""
+
 FIRST = 8
 """First losses from which the level of the start is computed."""
 
@@ -255,8 +258,8 @@ class Progress(SavedFields):
 
     @property
     def has_learned(self) -> bool:
-        """Whether the losses are clearly below that of the untrained model; else noise exceeds it at times."""
-        return median_of(self.recent) <= (1 - LEAST_PROGRESS) * self.untrained
+        """Whether the losses are clearly below that of the untrained model; else noise may exceed it."""
+        return median_of(self.recent) <= (1 - LEAST_LEARNED) * self.untrained
 
     def num_explosions(self, last: int | None = None) -> int:
         """How many losses were far above the others and above the untrained model's, each alone.

@@ -44,10 +44,10 @@ AGAIN = 2
 many more each time. Clipping alone helps less; half the rate at once slows healthy runs in which some losses are as
 high; measured in benchmarks/explosions.py and benchmarks/natural.py."""
 
-CALM_SHARE, CALM_HITS = 0.25, 3
+CALM_SHARE, CALM_HITS = 0.25, 5
 """Least share of the user's rate that is left then, as losses which it does not calm are not due to the rate; and the
-`RateLimit.hits` with which it comes back after 256 good steps at first: healthy losses of small batches are as high now
-and then, and at half the rate for good such a run ends with twice the loss."""
+`RateLimit.hits` with which it comes back after 1,024 good steps: a quarter of those mostly was too soon, and
+healthy losses of small batches are as high at times (measured in benchmarks/explosions.py and benchmarks/natural.py)."""
 
 CALMED = "losses have exploded and passed again and again, so the updates are probably too large: {}"
 
