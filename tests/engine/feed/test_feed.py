@@ -281,6 +281,54 @@ def test_the_batch_after_a_backup_is_handed_out_again_where_weights_are_tested()
     assert np.abs(line.weights - line.target).max() < 0.1
 
 
+class StartsOver(Loader):
+    """Its own iterator, which begins anew once it has run out, as loaders written by hand often are."""
+
+    place = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.place == len(self.batches):
+            self.place = 0
+            raise StopIteration
+        self.place += 1
+        return self.batches[self.place - 1]
+
+
+@pytest.mark.filterwarnings("ignore:.*restored")
+def test_a_loader_that_is_an_iterator_and_starts_over_counts_each_epoch(tmp_path):
+    """A test of the weights takes one place of its epoch, in any epoch, and a resumed run finds its place in it."""
+    settings = dict(num_epochs=4, checkpoint_dir=tmp_path, checkpoint_every=10, resume="auto", **QUIET)
+
+    def turns_of(line, stop_at=None):
+        r8 = R8Scheduler(
+            state_callback=line.read, load_callback=line.load, save_callback=line.save, **grouped(settings)
+        )
+        loader, turns = StartsOver(), []
+        for _ in r8.epoch_iterator():
+            turns.append(0)
+            for batch in r8.batches(loader):
+                turns[-1] += 1
+                if r8.global_step == 70:
+                    line.spoil()
+                if r8.global_step == stop_at:
+                    return r8, turns
+                if r8.update_with_loss(line.loss(batch)):
+                    line.step(0.02 * r8.lr_factor)
+        return r8, turns
+
+    r8, turns = turns_of(Line(), stop_at=95)
+    assert r8.controller.summary()
+    assert turns[:3] == [30, 30, 30]
+    del r8
+    r8, turns = turns_of(Line())
+    assert r8.is_over
+    assert 20 <= turns[0] <= 30
+    assert r8.global_step >= 114
+
+
 def test_the_rate_is_a_factor_after_a_restore():
     """Recovery lowers the user's rate for some steps, whatever it is, and gives it back."""
     factors = []
