@@ -345,7 +345,8 @@ class FollowedBatches(Source):
             self._looks_ahead, self.has_begun = replay.looks_ahead(source), True
             self._before = resumed.get("before")
             return
-        if replay.goes_on(source):
+        self._has_run_out = replay.starts_over(source)
+        if replay.goes_on(source) and not self._has_run_out:
             replay.open_at(source, resumed["loader"], self.samples.open, self._announcer)
         else:
             replay.set_order(source, resumed["now"].get("order"))

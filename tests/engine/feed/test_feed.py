@@ -1,4 +1,5 @@
 import itertools
+import random
 import warnings
 
 import numpy as np
@@ -284,7 +285,9 @@ def test_the_batch_after_a_backup_is_handed_out_again_where_weights_are_tested()
 class StartsOver(Loader):
     """Its own iterator, which begins anew once it has run out, as loaders written by hand often are."""
 
-    place = 0
+    def __init__(self):
+        super().__init__()
+        self.place, self.order = 0, list(range(len(self.batches)))
 
     def __iter__(self):
         return self
@@ -292,9 +295,10 @@ class StartsOver(Loader):
     def __next__(self):
         if self.place == len(self.batches):
             self.place = 0
+            random.shuffle(self.order)
             raise StopIteration
         self.place += 1
-        return self.batches[self.place - 1]
+        return self.batches[self.order[self.place - 1]]
 
 
 @pytest.mark.filterwarnings("ignore:.*restored")
@@ -327,6 +331,38 @@ def test_a_loader_that_is_an_iterator_and_starts_over_counts_each_epoch(tmp_path
     assert r8.is_over
     assert 20 <= turns[0] <= 30
     assert r8.global_step >= 114
+
+
+@pytest.mark.parametrize("stop_at", [45, 60, 61])
+def test_a_loader_that_shuffles_as_it_starts_over_goes_on_in_its_order(stop_at, tmp_path):
+    """In place, as an epoch ends: the order is that of the run which was not stopped."""
+
+    def batches_of(stop_at=None, folder=None):
+        seed_all()
+        more = (
+            {"checkpoint_dir": folder, "checkpoint_every": 1, "resume": "auto", "backup_dir": False} if folder else {}
+        )
+        line = Line()
+        r8 = R8Scheduler(
+            state_callback=line.read, load_callback=line.load, save_callback=line.save if more else None,
+            **grouped(dict(num_epochs=3, **QUIET, **more)),
+        )  # fmt: skip
+        loader, seen = StartsOver(), []
+        for _ in r8.epoch_iterator():
+            for batch in r8.batches(loader):
+                if r8.global_step == stop_at:
+                    return seen
+                seen.append(batch)
+                r8.update_with_loss(line.loss(batch))
+        return seen
+
+    whole = batches_of()
+    batches_of(stop_at, tmp_path)
+    rest = batches_of(None, tmp_path)
+
+    assert len(whole) == 90
+    assert len(rest) in (90 - stop_at, 91 - stop_at)
+    assert all(map(np.array_equal, rest, whole[-len(rest) :]))
 
 
 def test_the_rate_is_a_factor_after_a_restore():
