@@ -47,8 +47,8 @@ BROKEN = 50
 """Batches of the last hundred that must be refused for the data to be called broken."""
 
 WARY_STEPS = 1024
-"""Steps after a refused batch in which another is expected, as of one bad sample: several processes undo up to 16 steps
-with a batch that they do not expect, of more than so many in an epoch under two percent."""
+"""Steps after a refused batch in which another one is expected, as of one bad sample in each epoch: several processes
+undo up to 16 steps with a batch that they do not expect, under two percent of an epoch that is longer than this."""
 
 SAVED_OF_INCIDENT = (
     "step", "reason", "kind", "cause", "findings", "num_refused", "num_probes", "num_restored", "num_left_out",

@@ -223,7 +223,7 @@ def _keep(
         r8.host.say_once("peak", peak_text)
     sharing.check(r8, model, resume, accumulate=accumulate)
     may_undo = sharing.size == 1 and not state.is_sharded
-    hand = _new_hand(r8, [plain_model(model), *networks_of(parts).values()] if may_undo else ())
+    hand = _new_hand(r8, [model, *networks_of(parts).values()] if may_undo else (), is_whole=bool(given.run_batch))
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
     if given.run_batch is None and (sharing.size == 1 or size is None):
         hand.watch(model)
@@ -245,11 +245,11 @@ def _keep(
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
 
 
-def _new_hand(r8: R8Scheduler, networks: Sequence[torch.nn.Module]) -> Hand:
+def _new_hand(r8: R8Scheduler, networks: Sequence[torch.nn.Module], *, is_whole: bool) -> Hand:
     """What holds the batch in hand, and the buffers of networks as it came; of none where ranks judge late."""
     recorder = r8.controller.recorder
     hand = Hand(keeps_generators=recorder is not None and recorder.record != "names")
-    hand.watch_buffers(networks)
+    hand.watch_buffers([plain_model(each) for each in networks], is_whole=is_whole)
     return hand
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of a call, positional and by name."""
 
-MOST_BUFFERS = 2**24
-"""Most numbers in the buffers of the networks that are copied as a batch begins."""
+MOST_OF_BUFFER, MOST_OF_BUFFERS = 2**14, 2**18
+"""Most numbers in a buffer that is copied as a batch begins, and in all of them: statistics are as wide as a layer, and
+a mask of 1024 x 1024 would take .3 ms a step."""
 
 _COPIED = {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool}
 
@@ -113,20 +114,23 @@ class Hand:
     def hold_starts(self, model: torch.nn.Module) -> None:
         """Hold the start of each batch from the next one on, from which its step can be computed once more."""
         if not self._holds_starts and not self._places:
-            self.watch_buffers([model], most=math.inf)
+            self.watch_buffers([model], is_whole=True)
         self._holds_starts = True
 
-    def watch_buffers(self, networks: Sequence[torch.nn.Module], *, most: float = MOST_BUFFERS) -> None:
+    def watch_buffers(self, networks: Sequence[torch.nn.Module], *, is_whole: bool = False) -> None:
         """Copy what networks keep beside their weights, such as the statistics of a norm, as each batch begins.
 
         Args:
             networks: They.
-            most: Most numbers in all of them; more are not copied.
+            is_whole: Whether buffers of any size are copied, as those that a step is computed from once more.
         """
         modules = dict.fromkeys(module for network in networks for module in network.modules())
         held: list[tuple[dict[str, Any], str]] = [(each._buffers, name) for each in modules for name in each._buffers]
-        places = [(buffers, name) for buffers, name in held if _is_plain(buffers[name])]
-        if sum(buffers[name].numel() for buffers, name in places) <= most:
+        most = math.inf if is_whole else MOST_OF_BUFFER
+        places = [
+            (buffers, name) for buffers, name in held if _is_plain(buffers[name]) and buffers[name].numel() <= most
+        ]
+        if is_whole or sum(buffers[name].numel() for buffers, name in places) <= MOST_OF_BUFFERS:
             self._places = places
 
     def _copy_buffers(self) -> None:

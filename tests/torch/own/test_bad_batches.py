@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from wild_scripts import clouds, seed_all
 
 from learnit_r8.torch import attach
+from learnit_r8.torch.flight.hand import MOST_OF_BUFFER
 
 NAN = float("nan")
 EPOCHS, SIZE = 6, 8
@@ -123,6 +124,38 @@ def test_another_tensor_in_the_place_of_a_buffer_goes_back_too():
 
         assert bool(is_good) == (number != 5)
         assert (model.seen is before) == (number == 5)
+
+
+class Book(nn.Module):
+    """Beside a norm it keeps a buffer wider than any statistic, which its batches change."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = network()
+        self.register_buffer("book", torch.zeros(MOST_OF_BUFFER + 1))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.book.lerp_(x.mean().expand_as(self.book), 0.1)
+        return self.layers(x)
+
+
+def test_a_wide_buffer_comes_from_a_backup():
+    """It is not copied at each step, which would cost milliseconds for masks; the norm beside it is as it was."""
+    model = Book()
+    optimizer = sgd(model)
+    adapter = attach(model, optimizer, batches_of(*clouds()))
+    for number, (inputs, labels) in enumerate(adapter.batches()):
+        before = [each.clone() for each in model.layers[1].buffers()]
+        loss = cross_entropy(model(inputs * (NAN if number == 40 else 1.0)), labels)
+        if adapter.report(loss):
+            step(optimizer, loss)
+        elif number == 40:
+            assert all(map(torch.equal, model.layers[1].buffers(), before))
+
+    assert adapter.scheduler.sentry.num_refused == 1
+    assert "book had numbers that are not finite, and came from the backup" in adapter.summary()
+    assert model.book.isfinite().all()
 
 
 def test_what_comes_back_on_resume_alone_is_not_looked_at():
