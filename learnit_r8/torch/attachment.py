@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -233,8 +234,9 @@ def _keep(
     )  # fmt: skip
     # Where batches are fetched ahead, the generators at the start of a step are not known.
     generators = None if ahead else Generators(hold_random_state, lambda held: set_random_state(state_of(held)))
-    is_repeated = given.repeat is not None and sharing.size == 1
-    repeat = Repeat(lambda batch: batch is not None, functools.partial(_loss_again, given)) if is_repeated else None
+    # A trainer may gather the parts of a model that is sharded over processes around its own call.
+    is_repeated = given.repeat is not None and (sharing.size == 1 or not state.is_sharded)
+    repeat = _repeat_of(given, sharing.gather) if is_repeated else None
     kept = replace(
         kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect, repeat=repeat,
         advice=stepper.advice,
@@ -262,6 +264,16 @@ def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
             return state.collect(keeps=not state.rank)
 
     return Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
+
+
+def _repeat_of(given: _Given, gather: Callable[[Any], list[Any]] | None) -> Repeat:
+    """Takes the loss of a trainer's batch once more; of several processes all do so, each of its own part."""
+    if gather is None:
+        return Repeat(lambda batch: batch is not None, functools.partial(_loss_again, given))
+    ask = gather
+    return Repeat(
+        lambda batch: all(ask(batch is not None)), lambda batch: statistics.fmean(ask(_loss_again(given, batch)))
+    )
 
 
 def _loss_again(given: _Given, batch: Any) -> float:
