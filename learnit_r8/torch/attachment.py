@@ -234,12 +234,9 @@ def _keep(
     )  # fmt: skip
     # Where batches are fetched ahead, the generators at the start of a step are not known.
     generators = None if ahead else Generators(hold_random_state, lambda held: set_random_state(state_of(held)))
-    # A trainer may gather the parts of a model that is sharded over processes around its own call.
-    is_repeated = given.repeat is not None and (sharing.size == 1 or not state.is_sharded)
-    repeat = _repeat_of(given, sharing.gather) if is_repeated else None
     kept = replace(
-        kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect, repeat=repeat,
-        advice=stepper.advice,
+        kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect,
+        repeat=_repeat_of(given, sharing, is_sharded=state.is_sharded), advice=stepper.advice,
     )  # fmt: skip
     kept = r8.host.adopt(kept, witness_size=accumulate, stays=stays, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
@@ -266,11 +263,14 @@ def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
     return Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
 
 
-def _repeat_of(given: _Given, gather: Callable[[Any], list[Any]] | None) -> Repeat:
+def _repeat_of(given: _Given, sharing: Sharing, *, is_sharded: bool) -> Repeat | None:
     """Takes the loss of a trainer's batch once more; of several processes all do so, each of its own part."""
-    if gather is None:
+    ask = sharing.gather
+    # A trainer may gather the parts of a model that is sharded over processes around its own call.
+    if given.repeat is None or (ask is not None and is_sharded):
+        return None
+    if ask is None:
         return Repeat(lambda batch: batch is not None, functools.partial(_loss_again, given))
-    ask = gather
     return Repeat(
         lambda batch: all(ask(batch is not None)), lambda batch: statistics.fmean(ask(_loss_again(given, batch)))
     )
