@@ -14,6 +14,7 @@ and listeners hear of it after the last one; turns.py says what happens if a cal
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -361,7 +362,7 @@ class Engine:
                 # The guard hears the rate of the step that it judges, before recovery lowers it.
                 lr = rates.scheduled_at(ticket.step)
             expected, typical, is_usual = chunk.expected[slot], chunk.typical, True
-            if reading.part_size != EXACT:
+            if reading.part_size != EXACT and (expected == expected or typical == typical):
                 expected, typical = map(self.table.learner.with_trend, (expected, typical))
             predicted = expected
             if reading.part_size != EXACT and expected < typical:
@@ -683,7 +684,7 @@ class Engine:
                     pace.step, self.source.samples_in(pace.place), pace.seconds, pace.num_draws,
                     epoch_ended=epoch_ended, run_ended=closing or pace.is_finished, budget=pace.budget,
                     get_state=lambda: run_state.settled_state_of(self.run),
-                    get_moment=lambda: run_state.moment_of(self.run, "draw"),
+                    get_moment=functools.partial(run_state.moment_of, self.run, "draw"),
                     is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
                     may_back_up=not controller.is_open,
                     saved=controller.note_checkpoint,
@@ -724,7 +725,7 @@ class Engine:
         with self.run.saving:
             damage = self.persistence.backup_timer.take(
                 state, self.pace.step, self.pace.num_draws,
-                lambda: run_state.moment_of(self.run, "update_cpu_backup"),
+                lambda state: run_state.moment_of(self.run, "update_cpu_backup"),
             )  # fmt: skip
             if damage:
                 self._answer_damage(damage)

@@ -194,11 +194,11 @@ def share(run: Run, group: RankGroup, resume: str | os.PathLike[str] | None = No
         group.check_same_run({"global_step": run.pace.step, "seed": run.source.seed})
 
 
-def position_of(run: Run, *, has_models: bool = False) -> dict[str, Any]:
+def position_of(run: Run, random: dict[str, Any] | None = None, *, has_models: bool = False) -> dict[str, Any]:
     """The state but for the table, as it will be once that has learned every report so far; see the controller's."""
     return {
         "seed": run.source.seed,
-        "plan": run.source.state(),
+        "plan": run.source.state(random),
         "pace": run.pace.state_dict(),
         "recovery": run.controller.state_dict(has_models=has_models, has_batches=run.source.names_samples),
         "quarantine": run.controller.quarantine.state_dict(),
@@ -355,10 +355,15 @@ def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         tell_loaded(run)
 
 
-def moment_of(run: Run, call: str) -> Any:
-    """What is kept with a backup that ``call`` makes now."""
+def moment_of(run: Run, call: str, model: Any = None) -> Any:
+    """What is kept with a backup that ``call`` makes now of what the state callback has just returned, if it was asked.
+
+    An adapter that sets the random generators has read them for the model a moment before.
+    """
+    is_read = isinstance(model, dict) and run.persistence.callbacks.generators is not None
+    random = model.get("random") if is_read else None
     with run.turns.take(call, run.pace.step):
-        return run.controller.moment(position_of(run))
+        return run.controller.moment(position_of(run, random))
 
 
 def tell_loaded(run: Run) -> None:

@@ -119,8 +119,15 @@ class ManagedState:
 
     @property
     def state(self) -> Any:
-        """The state as it is now, with your own learning rate where that is kept."""
+        """The state as it is now, with your own learning rate where that is kept.
+
+        Set it where the loop changes the state between two steps, such as statistics that it averages over devices.
+        """
         return self._place.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._place.state = state
 
     def for_step(self, lr: float | None = None) -> Any:
         """The state for the next step, with the learning rate that it is to train with.

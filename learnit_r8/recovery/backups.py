@@ -292,7 +292,7 @@ class RamBackup:
         # At once, so that an interrupt leaves all of it undone, or nothing.
         before, self.backups = self.backups, backups
         for backup in before:
-            if all(backup is not each for each in backups):
+            if backup not in backups:
                 self.recycle(backup)
 
     def recycle(self, backup: Backup) -> None:

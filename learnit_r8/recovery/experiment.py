@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..table.trend import median
 from .backups import Backup
 from .progress import FAR_ABOVE, MOST_OF_RECORD
 
@@ -105,7 +106,7 @@ class Case:
         best: For REGRESS, the backup whose progress was lost.
         is_again: Whether numbers of the state are not finite again since they were mended, without a refused batch: the
             cause is in the weights.
-        is_exact: Whether witnesses are drawn; else the mean loss of some other batches stands for a probe.
+        is_exact: Whether witnesses are drawn; else the median loss of some other batches stands for a probe.
         of_present: The losses of those witnesses that were drawn with the present weights.
         of_untrained: Of those that were drawn with the untrained weights.
     """
@@ -353,7 +354,7 @@ def _draw(case: Case, witness: Backup, put: Callable[[], bool] = lambda: True) -
     ``put`` puts the state under test back before each draw, as a loop that reports after its step has trained on it.
     """
     loss = math.nan
-    for _ in range(case.repeats):
+    for _ in range(case.repeats if case.is_exact else 1):
         if not put():
             return math.nan
         loss = yield witness
@@ -406,8 +407,8 @@ def _find_newest_healthy(
     return known[low] if low >= 0 else None
 
 
-TRIAL_LOSSES = 8
-"""Batches whose mean stands for a probe where no witness can be drawn."""
+TRIAL_LOSSES, MOST_BAD_LOSSES = 8, 3
+"""Batches whose median stands for a probe where no witness can be drawn, and how many may not be finite."""
 
 
 class ExperimentRun:
@@ -492,11 +493,16 @@ class ExperimentRun:
         self.is_at_alarm = False
         self._losses.append(loss)
         assert self.case is not None
-        count = len(self.asked.witness) if self.case.is_exact else TRIAL_LOSSES
-        if len(self._losses) < count and math.isfinite(loss):
+        losses, is_exact = self._losses, self.case.is_exact
+        count, most_bad = (len(self.asked.witness), 0) if is_exact else (TRIAL_LOSSES, MOST_BAD_LOSSES)
+        num_bad = len(losses) - sum(map(math.isfinite, losses))
+        if len(losses) < count and num_bad <= most_bad:
             self.chunk = None
             return None
-        return self._advance(float(np.mean(self._losses)))
+        if is_exact:
+            return self._advance(float(np.mean(losses)))
+        # A bad batch among those that stand for a probe says nothing of the weights.
+        return self._advance(median(sorted(each if each == each else math.inf for each in losses)))
 
     def _advance(self, loss: float | None) -> Finding | None:
         """Send the loss of a probe to the experiment; its finding if it ends."""

@@ -72,6 +72,7 @@ class BackupTimer:
         is_early: Whether the last backup was such a one.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
         meant: Names of what is not finite on purpose.
+        not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
         num_lasting: How often each array was damaged again, see `note_lasting`.
     """
 
@@ -83,6 +84,7 @@ class BackupTimer:
         self.when, self.is_usual, self.is_early = when, is_usual, False
         self.clean_step = -1
         self.meant: set[str] = set()
+        self.not_healed: frozenset[str] = frozenset()
         self._agreement = agreement or Agreement()
         self._announcer = announcer
         self._is_first = True
@@ -132,7 +134,7 @@ class BackupTimer:
         return min(steps, self._early_step), seconds
 
     def take_if_due(
-        self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[], Any], *, is_calm: bool
+        self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[Any], Any], *, is_calm: bool
     ) -> str:
         """Take a backup with the state callback if one is due; exceptions of the callback reach the user.
 
@@ -140,7 +142,7 @@ class BackupTimer:
             elapsed: The run's position, now and at the previous call.
             draws: Batches drawn so far.
             get: The state callback.
-            get_moment: Returns the scheduler's `SchedulerState` to keep with a backup.
+            get_moment: Returns the scheduler's `SchedulerState` to keep with a backup of this state.
             is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none at all.
 
         Returns:
@@ -179,7 +181,7 @@ class BackupTimer:
         self._step = step
 
     def take(
-        self, state: Any, step: int, draws: int, get_moment: Callable[[], Any] = lambda: None, *,
+        self, state: Any, step: int, draws: int, get_moment: Callable[[Any], Any] = lambda state: None, *,
         began: float | None = None,
     ) -> str:  # fmt: skip
         """Copy a model state to RAM if all of it is finite; see `RamBackup.offer`. Measures the time since ``began``.
@@ -199,7 +201,7 @@ class BackupTimer:
         taken, took = None, NO_MEMORY
         began = time.perf_counter() if began is None else began
         try:
-            taken = self.backup.offer(state, step=step, draws=draws, moment=get_moment())
+            taken = self.backup.offer(state, step=step, draws=draws, moment=get_moment(state))
             took = int(1e6 * (time.perf_counter() - began))
         except MemoryError:
             pass
@@ -225,6 +227,7 @@ class BackupTimer:
             # Attention masks hold -inf on purpose, and a value that is not known yet is NaN.
             self._is_first = False
             self.meant = {key for key, fault in bad.items() if fault != "NaN"}
+        self.meant |= {key for key in bad for name in self.not_healed if f"{key}.".startswith(f"{name}.")}
         return next((key for key in bad if key not in self.meant), "")
 
     def note_lasting(self, name: str) -> None:
@@ -384,6 +387,7 @@ class Persistence:
             self.generations = None
         # An adapter gives its own to the constructor, too.
         self.callbacks = callbacks if keeps_model(self._given.load) else join_callbacks(callbacks, self._given)
+        self.backup_timer.not_healed = callbacks.not_healed
         self._has_adapter = self._has_adapter or callbacks.load is not None
         if backup_every is not None:
             self.backup_timer.when, self.backup_timer.is_usual = as_trigger("backup_every", backup_every), False
@@ -399,7 +403,7 @@ class Persistence:
 
     def save_what_is_due(
         self, step: int, samples: int, seconds: float, draws: int, *, epoch_ended: bool, run_ended: bool,
-        budget: Budget, get_state: Callable[[], dict[str, Any]], get_moment: Callable[[], Any] = lambda: None,
+        budget: Budget, get_state: Callable[[], dict[str, Any]], get_moment: Callable[[Any], Any] = lambda state: None,
         is_calm: bool = True, may_back_up: bool = True, saved: Callable[[int], object] = lambda step: None,
     ) -> str:  # fmt: skip
         """Take a backup and write a checkpoint, if they are due.
@@ -413,7 +417,7 @@ class Persistence:
             run_ended: Whether the budget is used up.
             budget: The run's budget; a checkpoint is due at its end.
             get_state: Returns the scheduler's state.
-            get_moment: Returns the `SchedulerState` to keep with a backup.
+            get_moment: As for `BackupTimer.take_if_due`.
             is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none.
             may_back_up: Whether the weights are those of the run, and not on trial.
             saved: Called with the step of a checkpoint before it is written.

@@ -357,8 +357,10 @@ class RecoveryController:
         self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
         if is_finite and math.isfinite(loss):
             progress.reported.append(loss)
-        self._refusals.refused(is_finite=is_finite, step=step)
-        if not self.experiment.is_open and self._is_worth_looking(is_finite=is_finite):
+        # Where the weights have proved healthy time and again, a spike is left out as NaN is: the next loss tells.
+        shows_damage = is_finite and not (alarm is Alarm.SPIKE and self.lineage.is_looping(step))
+        self._refusals.refused(is_finite=shows_damage, step=step)
+        if not self.experiment.is_open and self._is_worth_looking(is_finite=shows_damage):
             rise = {Alarm.SPIKE: 2, Alarm.RAISED: 16}.get(alarm, 1)
             self._experiment_on(alarm, progress.rise(rise) if is_finite else math.inf)
         self._announcer.tell(

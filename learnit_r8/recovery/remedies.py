@@ -20,13 +20,10 @@ from .cause import INPUT, UNSEEN, UPDATE
 from .experiment import Alarm, Case, Finding
 from .model import LiveModel, Witnesses
 from .progress import EARLY_UPDATES
-from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_TRIAL, LOOPING, RecoveryState
+from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_TRIAL, RecoveryState
 
 LOWEST_SHARE = 2**-12
 """Least share of the scheduled rate that a ceiling leaves after the first steps."""
-
-LOOP_STEPS = 100
-"""`LOOPING` experiments that found healthy weights within this many steps make the guard forget its losses."""
 
 _REASONS = {
     Alarm.NOT_FINITE: "losses or weights were not finite",
@@ -90,10 +87,10 @@ class Remedies:
             lineage.progress.note_healthy(lineage.updates)
             if case.alarm is not Alarm.NOT_FINITE:
                 self._sentry.calm()
-                healthy_at = lineage.healthy_at
-                healthy_at.append(step)
-                if len(healthy_at) == LOOPING and step - healthy_at[0] <= LOOP_STEPS:
+                if lineage.is_looping(step):
+                    # Several high losses in a row are the loss itself.
                     self._sentry.forget()
+                lineage.healthy_at.append(step)
         elif finding.verdict == "level":
             self._accept_level(case, finding)
         else:

@@ -36,8 +36,8 @@ least number after a restore at which that says anything."""
 MOST_RESTORES = 3
 """Restores to one state in a row, after which an older one is tried."""
 
-LOOPING = 3
-"""Experiments that found healthy weights whose steps are kept."""
+LOOPING, LOOP_STEPS = 3, 100
+"""So many experiments that found healthy weights within so many steps: the loss alarms without them."""
 
 LEAST_BAD, MOST_BAD = 2, 32
 """Losses in a row that are not finite and are looked into; doubled within these bounds whenever the weights prove
@@ -47,8 +47,8 @@ BROKEN = 50
 """Batches of the last hundred that must be refused for the data to be called broken."""
 
 WARY_STEPS = 1024
-"""Steps after a refused batch in which another is expected, as of one bad sample: several processes undo up to 16 steps
-with a batch that they do not expect, of more than so many in an epoch under two percent."""
+"""Steps after a refused batch in which another one is expected, as of one bad sample in each epoch: several processes
+undo up to 16 steps with a batch that they do not expect, under two percent of an epoch that is longer than this."""
 
 SAVED_OF_INCIDENT = (
     "step", "reason", "kind", "cause", "findings", "num_refused", "num_probes", "num_restored", "num_left_out",
@@ -190,6 +190,10 @@ class Lineage(SavedFields):
         near = SAME_UPDATE if is_sudden else SAME_BLOCK
         is_same = abs(self.updates - self.failed_at) <= near and self.since_restore >= LEAST_FUSE
         return self.is_proving and (is_same or self.num_restores > MOST_RESTORES)
+
+    def is_looping(self, step: int) -> bool:
+        """Whether the weights have proved healthy time and again, so that one high loss is that of its batch."""
+        return len(self.healthy_at) == LOOPING and step - self.healthy_at[0] <= LOOP_STEPS
 
     @property
     def is_soon(self) -> bool:

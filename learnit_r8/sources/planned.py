@@ -369,7 +369,7 @@ class PlannedBatches:
             chunk.learn()
             self._open.remove(chunk)
 
-    def state(self) -> dict[str, Any]:
+    def state(self, random: dict[str, Any] | None = None) -> dict[str, Any]:
         """What is needed to draw exactly the same batches, with a table that will have learned every report so far.
 
         Batches that are drawn and not reported are drawn again first.

@@ -143,8 +143,12 @@ class Source(Protocol):
         """Have the next draw look anew, as the position of the run has changed."""
         return
 
-    def state(self) -> dict[str, Any]:
-        """What is needed to go on with exactly the same batches, except the table."""
+    def state(self, random: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What is needed to go on with exactly the same batches, except the table.
+
+        Args:
+            random: What `random_state` has just returned; None to read it.
+        """
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Load what `state` returned; the table must be loaded first."""

@@ -71,6 +71,7 @@ class Callbacks:
         repeat: Takes the loss of a batch once more; None where the loop does.
         advice: What to do about updates that are too large, in words.
         own: The user's own callbacks that these, an adapter's, were joined with; None where there are none.
+        not_healed: Names of the parts of the state that are put back on resume alone: nobody heals what is in them.
 
     Raises:
         TypeError: one is neither callable nor None, or does not accept the arguments it will be called with.
@@ -87,6 +88,7 @@ class Callbacks:
     repeat: Repeat | None = None
     advice: str = CLIP
     own: Callbacks | None = None
+    not_healed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in ("save", "load", "state"):

@@ -60,13 +60,15 @@ def open_node(value: Any, *, holders: bool = False) -> Node | None:
         holders: Whether an object with ``state_dict()``, or one of Flax's ``nnx``, is opened as its state.
     """
     kind = type(value)
-    if kind in _LEAVES or kinds.is_tensor(value):
+    if kind in _LEAVES:
         return None
     if kind is dict:
         keys = list(value)
         return Node("dict", value, lambda parts: dict(zip(keys, parts, strict=True)))
     if kind is list:
         return Node("list", dict(enumerate(value)), list)
+    if kinds.is_tensor(value):
+        return None
     if holders and is_holder(value) and not isinstance(value, (Mapping, list, tuple)):
         return open_node(value.state_dict(), holders=True)
     if holders and (nnx := nnx_of(value)) is not None:
@@ -517,8 +519,8 @@ class _Taker:
 def why_not(value: Any, node: Node | None) -> str:
     """What a leaf, or a node with such keys, is called if it cannot be held; "" if it can."""
     if node is not None:
-        odd = [name for name in node.parts if type(name) not in _PLAIN] if node.kind in _PAIRS else []
-        return f"the key {odd[0]!r}" if odd else ""
+        is_odd = node.kind in _PAIRS and not _PLAIN.issuperset(map(type, node.parts))
+        return f"the key {next(name for name in node.parts if type(name) not in _PLAIN)!r}" if is_odd else ""
     if kinds.is_tensor(value):
         return kinds.why_not(value)
     if type(value) in _PLAIN or isinstance(value, (bytes, complex, LeftOut)) or _torch_kind(value):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -223,8 +223,8 @@ def _keep(
     if peak_text:
         r8.host.say_once("peak", peak_text)
     sharing.check(r8, model, resume, accumulate=accumulate)
-    recorder = r8.controller.recorder
-    hand = Hand(keeps_generators=recorder is not None and recorder.record != "names")
+    may_undo = sharing.size == 1 and not state.is_sharded
+    hand = _new_hand(r8, [model, *networks_of(parts).values()] if may_undo else (), is_whole=bool(given.run_batch))
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
     if given.run_batch is None and (sharing.size == 1 or size is None):
         hand.watch(model)
@@ -237,11 +237,20 @@ def _keep(
     kept = replace(
         kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect,
         repeat=_repeat_of(given, sharing, is_sharded=state.is_sharded), advice=stepper.advice,
+        undo=hand.undo if may_undo else None,
     )  # fmt: skip
     kept = r8.host.adopt(kept, witness_size=accumulate, stays=stays, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
     second_run = SecondRun(model, stepper, hand, given.run_batch, r8, gather=sharing.gather)
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
+
+
+def _new_hand(r8: R8Scheduler, networks: Sequence[torch.nn.Module], *, is_whole: bool) -> Hand:
+    """What holds the batch in hand, and the buffers of networks as it came; of none where ranks judge late."""
+    recorder = r8.controller.recorder
+    hand = Hand(keeps_generators=recorder is not None and recorder.record != "names")
+    hand.watch_buffers([plain_model(each) for each in networks], is_whole=is_whole)
+    return hand
 
 
 def _parts_of(given: _Given, settings: SchedulerSettings, size: int | None) -> dict[str, AlsoPart]:
@@ -260,7 +269,9 @@ def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
         with sharing.watching():
             return state.collect(keeps=not state.rank)
 
-    return Callbacks(state.save, state.load, state.read, collect if state.is_spread else None)
+    return Callbacks(
+        state.save, state.load, state.read, collect if state.is_spread else None, not_healed=state.not_healed
+    )
 
 
 def _repeat_of(given: _Given, sharing: Sharing, *, is_sharded: bool) -> Repeat | None:

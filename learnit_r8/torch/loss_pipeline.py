@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -129,13 +131,24 @@ class LossPipeline(Trainer):
         Returns:
             The batch; None after the end, where nothing is noted.
         """
-        ticket = self.take_own(ids)
-        values, count = values_of(losses, ticket)
+        ticket, count = self.take_own(ids), 0
+        chunk: Any = None if ticket is None else ticket.chunk
+        for loss in losses:
+            if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
+                raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
+        found = [loss.detach() for loss in losses]
+        values = found[0]
+        num_rows = 0 if chunk is None or chunk.members is None else chunk.members.num_rows
+        if len(found) == 1 and values.ndim and values.numel() and len(values) == num_rows:
+            count = num_rows
+            values = values.reshape(count, -1).mean(1, dtype=torch.float32) if values.ndim > 1 else values
+        else:
+            values = functools.reduce(operator.add, [each.mean() if each.ndim else each for each in found])
         if ticket is not None:
             # A mean has no rows.
             if not count and len(losses) == 1 and self._feed is not None and losses[0].ndim:
                 self._feed.note_rows(ticket, losses[0])
-            self.record(ticket, values, count=count or 1, part_size=1 if count else None)
+            self.record(ticket, values.float(), count=count or 1, part_size=1 if count else None)
         return ticket
 
     def tell(
@@ -217,8 +230,8 @@ class LossPipeline(Trainer):
                     if self._feed is not None and self._rates is None:
                         # The rate that the optimizer has, which is the user's.
                         rates, is_quiet = self._r8.host.rates, self._r8.controller.is_quiet
-                        lr = rates.shown(self.outcome.lr) if is_quiet and rates.own is not None else self._r8.lr
-                        self.outcome = self.outcome._replace(lr=lr)
+                        lr = self.outcome.lr * rates.own if is_quiet and rates.own is not None else self._r8.lr
+                        self.outcome = Outcome(self.outcome.verdict, lr, *self.outcome[2:])
                 if self.outcome:
                     hand.good = sent.held
                 # What waits is of good batches alone if this one has added nothing: not so for losses that come late.
@@ -341,29 +354,3 @@ class LossPipeline(Trainer):
     def before_first_batch(self) -> None:
         """Restore random generators that were saved in mid-epoch, which is after the loader had set itself up."""
         self._state.resume_generators()
-
-
-def values_of(losses: tuple[torch.Tensor, ...], ticket: Ticket | None) -> tuple[torch.Tensor, int]:
-    """Return the values to report, without gradient, and the rows that each stands for; 0 for a single mean.
-
-    Returns:
-        float32[P], the losses of the rows of a batch whose samples are known; or float32[1], the sum of the means.
-    """
-    batch: Any = None if ticket is None else ticket.chunk
-    members = None if batch is None else batch.members
-    if members is not None and len(losses) == 1 and isinstance(losses[0], torch.Tensor):
-        loss, (indices, counts) = losses[0], members
-        shape, rows = loss.shape, len(indices if counts is None else counts)
-        if shape and shape[0] == rows and loss.is_floating_point() and loss.numel():
-            values = loss.detach()
-            values = values.reshape(rows, -1).mean(1, dtype=torch.float32) if len(shape) > 1 else values
-            return values.float(), rows
-    if not losses:
-        raise TypeError("report() must get a loss, got none.")
-    total: Any = None
-    for loss in losses:
-        if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
-            raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
-        mean = loss.detach() if loss.ndim == 0 else loss.detach().mean()
-        total = mean if total is None else total + mean
-    return total.to(torch.float32), 0

@@ -99,6 +99,11 @@ class ModelState:
         """What the network has said of each sample; None unless a policy weighs them."""
         return self._parts.get(TARGETS)
 
+    @property
+    def not_healed(self) -> frozenset[str]:
+        """The names of the parts that come back on resume alone."""
+        return frozenset(self._on_resume_only)
+
     def holds(self, part: Any) -> bool:
         """Whether something is among the parts, or within what accelerate has wrapped around it."""
         return any(part is each or part is getattr(each, "scheduler", None) for each in self._parts.values())

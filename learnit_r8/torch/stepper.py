@@ -269,14 +269,13 @@ class Stepper:
         return torch.nn.utils.clip_grad_norm_(self._parameters(), most)
 
     def gradient_sizes(self) -> tuple[list[int], int]:
-        """See `RecoveryController.note_gradients`; waits for the device."""
+        """See `RecoveryController.note_gradients`; each gradient is read, so it had better be in main memory."""
         gradients: list[torch.Tensor | None] = []
         for each in self._parameters():
             given = each.grad if each.requires_grad else None
             # An empty one has no largest number.
             gradients.append(None if given is None or given.is_sparse or not given.numel() else given)
-        known = [each for each in gradients if each is not None]
-        counts = torch.stack([each.count_nonzero() for each in known]).tolist() if known else []
+        alive = [0 if each is None else int(each.count_nonzero()) for each in gradients]
         # Zeros that are left from an earlier step, of layers that are not trained now, or that the loop has written
         # itself, are no finding: such a gradient was written to more or less often than others since the last look.
         versions = [-1 if each is None else each._version for each in gradients]
@@ -284,14 +283,12 @@ class Stepper:
         self._seen = versions
         # One that was set to None is written to as often in each step; one that is kept counts on.
         writes = [now - old if now > old >= 0 else now for now, old in zip(versions, before, strict=True)]
-        found = iter(counts)
-        alive = [0 if each is None else next(found) for each in gradients]
         usual = {count for count, number in zip(writes, alive, strict=True) if number}
         sizes = []
         for gradient, number, count in zip(gradients, alive, writes, strict=True):
             size = 0 if gradient is None else gradient.numel()
             sizes.append(size if number else -size if count in usual else 0)
-        return sizes, sum(counts)
+        return sizes, sum(alive)
 
     def _parameters(self) -> list[torch.Tensor]:
         return [each for group in self._optimizer.param_groups for each in group["params"]]
@@ -452,11 +449,8 @@ class SecondRun:
         norm = found if what == "gradient" or gather is not None else norm
         if start is None or hand.batch is None:
             return None, norm, False
-        generators, buffers = start
-        set_random_state(state_of(generators))
-        for buffer, before in zip(self._model.buffers(), buffers, strict=True):
-            # Not through copy_() of its own: a graph that waits for backward() would be refused.
-            buffer.data.copy_(before)
+        set_random_state(state_of(start))
+        hand.put_buffers_back()
         self._stepper.clear()
         assert self._run_batch is not None
         again = failure = None

@@ -244,6 +244,24 @@ def test_a_schedule_in_the_chain_is_told_not_to_be_lowered():
     assert managed_state.lr_of(other.for_step()) == pytest.approx(0.02 * factor)
 
 
+def test_a_state_that_the_loop_sets_between_steps_is_trained_on_and_kept():
+    """As where statistics are averaged over devices after an epoch; a refused batch leaves that one."""
+    r8 = R8Scheduler(scheduler_mode="keep", num_epochs=3)
+    managed = r8flax.ManagedState(r8, fresh(NUMBER))
+    data = Data(nan_at=BATCHES + 1)
+    for epoch in range(3):
+        for batch in r8.batches(data(epoch)):
+            before = managed.for_step()
+            new, metrics = step(before, batch, jax.random.PRNGKey(0))
+            if not managed.report(new, metrics["loss"]):
+                assert managed.state is before
+        managed.state = managed.state.replace(step=1000 * (epoch + 1))
+
+    assert r8.sentry.num_refused == 1
+    assert int(before.step) == 2000 + BATCHES - 1
+    assert int(managed.state.step) == 3000
+
+
 def test_what_cannot_be_is_refused(tmp_path):
     """train_loop's own resume beside such a scheduler, and no number of epochs."""
     with pytest.raises(ValueError, match="resume must be False with a scheduler of your own batches"):

@@ -34,7 +34,7 @@ def ask(timer, step, state, *, is_calm=True, per_step=1.0):
     """Ask at a step; the witness of a backup that was taken is noted at once."""
     last = step - 1
     elapsed = Elapsed(step, step, per_step * step, last, last, per_step * last)
-    damaged = timer.take_if_due(elapsed, step, lambda: state, lambda: None, is_calm=is_calm)
+    damaged = timer.take_if_due(elapsed, step, lambda: state, lambda state: None, is_calm=is_calm)
     if timer.backup.awaits_witness:
         timer.backup.newest.witness.append(np.arange(2))
     return damaged

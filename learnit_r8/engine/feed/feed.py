@@ -186,7 +186,7 @@ class Feed:
                 if self._updates > controller.lineage.updates and not controller.is_open:
                     self._go_back(self._updates)
                 self._updates = controller.lineage.updates
-                may_probe = controller.experiment.asks_probe and not pace.is_stopped
+                may_probe = not (controller.is_quiet or pace.is_stopped) and controller.experiment.asks_probe
                 if may_probe and not (pace.leaves_out and (self.is_at_end() or self._is_full())):
                     asked = controller.experiment.asked
                     is_kept = asked is not None and all(item is not None for item in asked.witness)
@@ -353,7 +353,9 @@ class Feed:
         if size is None:
             return _NONE
         began = engine.clock() if is_heard else 0.0
-        source.open = ticket = self.take(item, size, source.find(item))
+        members, num_left_out = source.samples.of(item, source.batches)
+        source.left_out += num_left_out
+        source.open = ticket = self.take(item, size, members)
         if source.taken == self._long_pass:
             engine.announcer.note_once("long pass", NO_END.format(self._long_pass))
         if ticket.chunk.item is not None:  # type: ignore[union-attr]
@@ -443,6 +445,7 @@ class Feed:
                     engine.draw_nothing()
                     return
                 before = pace.next_step
+                self.trainer.hand_out(None)
                 yield before
                 num_silent = 0 if pace.next_step != before else num_silent + 1
                 if num_silent == MOST_SILENT:

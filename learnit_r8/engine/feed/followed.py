@@ -67,6 +67,7 @@ class FollowedBatches(Source):
         taken: Items that the loader has given in this pass, but for the one in hand.
         left_out: Batches of this pass that the loader's sampler has drawn and that held nothing but samples in
             quarantine.
+        batches: The iterator over the loader.
         open: The batch in hand; None once it is reported.
         iteration: The iteration over the loader that is under way; None without one.
         samples: Finds out which samples the batches of this iteration hold.
@@ -100,7 +101,7 @@ class FollowedBatches(Source):
         self.has_begun = self._was_placed = self._looks_ahead = False
         self.first_turn = self.taken_before = 0
         self.length = math.inf
-        self._batches: Iterator[Any] = iter(())
+        self.batches: Iterator[Any] = iter(())
         # Batches that may not be reported yet.
         self._out: list[FollowedChunk] = []
         # The random generators before the loader gave the batch in hand, if it has fetched the next one already, which
@@ -137,18 +138,12 @@ class FollowedBatches(Source):
         """The next item of the loader, for `offer`; ``none`` if it has none left."""
         if self._looks_ahead:
             self._before = hold_random_state()
-        return next(self._batches, none)
+        return next(self.batches, none)
 
     def skip(self, most: int) -> None:
         """Draw this many items of the loader at most, and drop them."""
-        for _ in itertools.islice(self._batches, most):
+        for _ in itertools.islice(self.batches, most):
             pass
-
-    def find(self, item: Any) -> Members | None:
-        """The samples of the item that `fetch` has just returned; None if they are not known."""
-        members, num_left_out = self.samples.of(item, self._batches)
-        self.left_out += num_left_out
-        return members
 
     def offer(self, item: Any, size: Size, members: Members | None = None, *, is_of_loader: bool = True) -> None:
         """Say which batch the next one is.
@@ -320,7 +315,7 @@ class FollowedBatches(Source):
             self.taken = self.left_out = 0
             self._start = replay.read_start(source)
         self._source, self._out, self.taken_before = source, [], self.taken
-        self._batches = self.samples.open(source)
+        self.batches = self.samples.open(source)
         self._looks_ahead, self._before, self.has_begun = replay.looks_ahead(source), None, True
 
     def _length_of(self, source: Any) -> float:
@@ -338,10 +333,10 @@ class FollowedBatches(Source):
         if pace.passes or pace.has_ended:
             replay.begin_as_once(source)
         self.first_turn, self.length = pace.turns - (self.taken > 0), self._length_of(source)
-        self._batches = iter(())
+        self.batches = iter(())
         if not pace.has_ended:
             way, count = self.settings.resume_data, self.taken + self.left_out
-            self._batches = replay.resume(self._announcer, source, resumed, count, way, opens=self.samples.open)
+            self.batches = replay.resume(self._announcer, source, resumed, count, way, opens=self.samples.open)
             self.left_out *= way != "start"
             self._looks_ahead, self.has_begun = replay.looks_ahead(source), True
             self._before = resumed.get("before")
@@ -357,10 +352,10 @@ class FollowedBatches(Source):
         """Bring the loader back to where it was when `state` returned this; returns whether it can be brought there."""
         again = replay.open_at(self._source, saved["loader"], self.samples.open, self._announcer)
         if again is not None:
-            self.taken, self._out, self._batches, self._was_placed = saved["taken"], [], again, True
+            self.taken, self._out, self.batches, self._was_placed = saved["taken"], [], again, True
         return again is not None
 
-    def state(self) -> dict[str, Any]:
+    def state(self, random: dict[str, Any] | None = None) -> dict[str, Any]:
         """How far the run is in the user's loader."""
         if self._resumed is not None:
             return dict(self._resumed)
@@ -372,9 +367,9 @@ class FollowedBatches(Source):
             "taken": self.num_taken,
             "left_out": self.left_out,
             "abandoned": self.abandoned,
-            "loader": replay.read_loader(source, self._batches, self._announcer),
+            "loader": replay.read_loader(source, self.batches, self._announcer),
             "start": self._start,
-            "now": replay.read_start(self._source),
+            "now": replay.read_start(self._source, random),
             "before": self._before if type(self._before) is not tuple else state_of(self._before),
         }
 

@@ -47,11 +47,11 @@ USUAL_NAMES = ("generator", "rng", "_generator")
 """What generators are called first in a saved run, whatever else holds them."""
 
 
-def read_generators(source: Any) -> dict[str, Any]:
-    """The states of the global random generators, and of those that a loader holds."""
+def read_generators(source: Any, random: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The states of the global random generators, read already where ``random`` is given, and those of a loader."""
     # One that has taken the next batch already tells where from.
     held = getattr(source, "generators_before_next", None)
-    now = state_of(held) if type(held) is tuple else random_state()
+    now = state_of(held) if type(held) is tuple else random or random_state()
     return {"global": now, "own": [_state_of(each) for each in _own_generators(source)]}
 
 
@@ -64,10 +64,10 @@ def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
         _set(generator, own)
 
 
-def read_start(source: Any) -> dict[str, Any]:
-    """What the batches of a loader from here on depend on."""
+def read_start(source: Any, random: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the batches of a loader from here on depend on; ``random`` as for `read_generators`."""
     order = [{name: clone(vars(holder)[name]) for name in names} for holder, names in _kept_of(source)]
-    return {**read_generators(source), "order": order}
+    return {**read_generators(source, random), "order": order}
 
 
 def set_order(source: Any, saved: Any) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import operator
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,8 +20,19 @@ if TYPE_CHECKING:
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of a call, positional and by name."""
 
+MOST_OF_BUFFER, MOST_OF_BUFFERS = 2**14, 2**18
+"""Most numbers in a buffer that is copied as a batch begins, and in all of them: statistics are as wide as a layer, and
+a mask of 1024 x 1024 would take .3 ms a step."""
+
+_COPIED = {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool}
+
 # Much faster than the constructor of a named tuple, which is a Python function.
 _new_tuple = tuple.__new__
+
+
+def _is_plain(buffer: Any) -> bool:
+    """Whether a buffer is a dense tensor of numbers that batches change."""
+    return buffer is not None and buffer.dtype in _COPIED and buffer.layout is torch.strided and not buffer.is_nested
 
 
 class Held(NamedTuple):
@@ -53,14 +67,20 @@ class Hand:
         inputs: What the model was given last in this step, by reference; None where that is not watched.
         reported: The batch whose loss is being reported.
         good: The last one whose loss was good.
-        start: The random generators as the batch came, and copies of the buffers of a model; None where they are not
-            held.
+        start: The random generators as the batch came; None where the start of batches is not held.
     """
 
     def __init__(self, *, keeps_generators: bool) -> None:
         self.keeps_generators = keeps_generators
-        self.start: tuple[Any, list[torch.Tensor]] | None = None
-        self._model: torch.nn.Module | None = None
+        self.start: Any = None
+        self._holds_starts = False
+        # The places of buffers, the tensors there as the batch came, and copies of those.
+        self._places: list[tuple[dict[str, Any], str]] = []
+        self._buffers: list[torch.Tensor] = []
+        self._copies: list[torch.Tensor] = []
+        # Whether a batch has come since the last report, and that which was reported last if so.
+        self._has_come = False
+        self._taken: Held | None = None
         self.batch: Any = None
         self.inputs: Given | None = None
         self._first: Given | None = None
@@ -93,7 +113,48 @@ class Hand:
 
     def hold_starts(self, model: torch.nn.Module) -> None:
         """Hold the start of each batch from the next one on, from which its step can be computed once more."""
-        self._model = model
+        if not self._holds_starts and not self._places:
+            self.watch_buffers([model], is_whole=True)
+        self._holds_starts = True
+
+    def watch_buffers(self, networks: Sequence[torch.nn.Module], *, is_whole: bool = False) -> None:
+        """Copy what networks keep beside their weights, such as the statistics of a norm, as each batch begins.
+
+        Args:
+            networks: They.
+            is_whole: Whether buffers of any size are copied, as those that a step is computed from once more.
+        """
+        modules = dict.fromkeys(module for network in networks for module in network.modules())
+        held: list[tuple[dict[str, Any], str]] = [(each._buffers, name) for each in modules for name in each._buffers]
+        most = math.inf if is_whole else MOST_OF_BUFFER
+        places = [
+            (buffers, name) for buffers, name in held if _is_plain(buffers[name]) and buffers[name].numel() <= most
+        ]
+        if is_whole or sum(buffers[name].numel() for buffers, name in places) <= MOST_OF_BUFFERS:
+            self._places = places
+
+    def _copy_buffers(self) -> None:
+        now = [buffers[name] for buffers, name in self._places]
+        with torch.no_grad():
+            if len(now) == len(self._buffers) and all(map(operator.is_, now, self._buffers)):
+                torch._foreach_copy_(self._copies, now)
+            else:
+                # A network may put another tensor in the place of one.
+                self._places = [place for place, each in zip(self._places, now, strict=True) if each is not None]
+                self._buffers = [each for each in now if each is not None]
+                self._copies = [each.detach().clone() for each in self._buffers]
+
+    def put_buffers_back(self) -> None:
+        """Put back the buffers as the batch in hand came."""
+        for (buffers, name), tensor, copy in zip(self._places, self._buffers, self._copies, strict=True):
+            # Not through copy_() of its own: a graph that waits for backward() would be refused.
+            tensor.data.copy_(copy)
+            buffers[name] = tensor
+
+    def undo(self) -> None:
+        """Put back the buffers as the refused batch came, unless another one has come since."""
+        if self._buffers and self.reported is not None and self.reported is self._taken:
+            self.put_buffers_back()
 
     def hold(self, batch: Any) -> Any:
         """Hold a batch, as the training on it begins; and the random generators, if they are to be kept.
@@ -101,15 +162,19 @@ class Hand:
         Returns:
             The batch.
         """
-        self.batch, self.inputs, self._first = batch, None, None
-        if self.keeps_generators or self._model is not None:
+        self.batch, self.inputs, self._first, self._taken, self._has_come = batch, None, None, None, True
+        if self.keeps_generators or self._holds_starts:
             self._generators = hold_random_state()
-        if self._model is not None:
-            self.start = self._generators, [each.detach().clone() for each in self._model.buffers()]
+        if self._holds_starts:
+            self.start = self._generators
+        if self._places:
+            self._copy_buffers()
         return batch
 
     def take(self, ticket: Ticket) -> Held:
         """The batch in hand, as its loss is noted."""
         # Of a step that does not call the model those of the step before would be another batch.
         inputs, first, self.inputs, self._first = self.inputs, self._first, None, None
-        return _new_tuple(Held, (ticket, self.batch, inputs, self._generators, None if first is inputs else first))
+        held = _new_tuple(Held, (ticket, self.batch, inputs, self._generators, None if first is inputs else first))
+        self._taken, self._has_come = held if self._has_come else None, False
+        return held

@@ -295,3 +295,30 @@ def test_several_losses_a_row_and_one_for_all():
         adapter.step(model(x).square().mean(), losses=tokens)
 
     assert adapter.scheduler.table.last.tolist() == [0.5, 2.5, 4.5, 6.5] * 2
+
+
+@pytest.mark.parametrize("at", [7, 9])
+def test_restored_backup_goes_on_with_the_same_noise(at):
+    """From the newest backup in RAM the batches come as they came, to what is drawn at random for each."""
+    seed_all(0)
+    model, seen = torch.nn.Linear(6, 3), {}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    adapter = attach(model, optimizer, loader_of("plain", Points()), num_epochs=4, handle_signals=False)
+
+    def go_on(until):
+        for _ in adapter.epochs():
+            for x, y, _ in adapter.batches():
+                seen.setdefault(adapter.scheduler.global_step, []).append(x)
+                loss = cross_entropy(model(x), y)
+                if adapter.report(loss):
+                    descend(optimizer, loss)
+                if adapter.scheduler.global_step == until:
+                    return
+
+    go_on(at)
+    step = adapter.scheduler.restore_backup()
+    go_on(at + 3)
+    adapter.close()
+
+    assert step < at
+    assert all(torch.equal(*seen[each]) for each in range(step, at))

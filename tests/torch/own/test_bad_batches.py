@@ -1,0 +1,196 @@
+"""A refused batch leaves nothing behind in the model, and what R8 does not heal is not taken for damage."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+from wild_scripts import clouds, seed_all
+
+from learnit_r8.torch import attach
+from learnit_r8.torch.flight.hand import MOST_OF_BUFFER
+
+NAN = float("nan")
+EPOCHS, SIZE = 6, 8
+pytestmark = pytest.mark.filterwarnings("ignore:.*refused", "ignore:.*not finite")
+
+
+def network():
+    seed_all()
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.LeakyReLU(), nn.Linear(16, 4))
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+def batches_of(x, y):
+    """The batches of all epochs, each in an order of its own."""
+    orders = [np.random.default_rng(epoch).permutation(len(x)).reshape(-1, SIZE) for epoch in range(EPOCHS)]
+    return [(x[rows], y[rows]) for order in orders for rows in order]
+
+
+def is_bad(inputs):
+    return not bool((inputs.abs() < 500).all())
+
+
+def step(optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("has_loader", [True, False])
+def test_nan_leaves_the_statistics_of_a_norm_as_they_were(has_loader):
+    """A sample of NaN in each epoch, under BatchNorm: to the bit as with its batches left out by hand."""
+    x, y = clouds()
+    x[7] = NAN
+    batches, model = batches_of(x, y), network()
+    expected, optimizer = model, sgd(model)
+    for inputs, labels in batches:
+        if not is_bad(inputs):
+            step(optimizer, cross_entropy(model(inputs), labels))
+
+    model = network()
+    optimizer = sgd(model)
+    adapter = attach(model, optimizer, batches if has_loader else None, num_steps=len(batches))
+    given = adapter.batches() if has_loader else (batches[number] for number in adapter.steps())
+    for inputs, labels in given:
+        loss = cross_entropy(model(inputs), labels)
+        if adapter.report(loss):
+            step(optimizer, loss)
+
+    assert adapter.scheduler.sentry.num_refused == sum(is_bad(inputs) for inputs, _ in batches) == EPOCHS
+    assert "model restored" not in adapter.summary()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_a_refused_spike_leaves_the_statistics_of_a_norm_as_they_were():
+    """Those of a batch that is too large are not in the running variance, nor is a test of the weights."""
+    model = network()
+    optimizer, found = sgd(model), []
+    adapter = attach(model, optimizer, batches_of(*clouds()))
+    for number, (inputs, labels) in enumerate(adapter.batches()):
+        before, factor = [each.clone() for each in model.buffers()], 1e4 if number == 40 else 1.0
+        if adapter.report(cross_entropy(model(inputs * factor), labels) * factor):
+            continue
+        found.append([*map(torch.equal, model.buffers(), before)])
+
+    assert adapter.scheduler.sentry.num_refused == 1
+    assert len(found) >= 2
+    assert all(map(all, found))
+
+
+def test_bad_batches_among_those_that_test_weights_say_nothing_of_them():
+    """Where no witness can be drawn, the median of eight losses stands for one: not one bad one in four."""
+    batches, model, num_trained = batches_of(*clouds()) * 2, network(), 0
+    optimizer = sgd(model)
+    adapter = attach(model, optimizer, None, num_steps=len(batches))
+    for number in adapter.steps():
+        inputs, labels = batches[number]
+        loss = cross_entropy(model(inputs), labels) * (1e4 if number >= 40 and not number % 4 else 1.0)
+        if adapter.report(loss):
+            step(optimizer, loss)
+            num_trained += number >= 40
+
+    assert num_trained > 50
+    assert "restored" not in adapter.summary()
+    assert adapter.scheduler.lr_factor == 1.0
+
+
+class Last(nn.Module):
+    """Keeps what it has seen last, in another tensor each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x):
+        self.seen = x.mean(0)
+        return self.layer(x)
+
+
+def test_another_tensor_in_the_place_of_a_buffer_goes_back_too():
+    """The buffer is then the tensor that it was before the batch."""
+    model = Last()
+    adapter = attach(model, sgd(model), batches_of(*clouds()))
+    for number, (inputs, labels) in enumerate(adapter.batches()):
+        before = model.seen
+        is_good = adapter.report(cross_entropy(model(inputs * (NAN if number == 5 else 1.0)), labels))
+
+        assert bool(is_good) == (number != 5)
+        assert (model.seen is before) == (number == 5)
+
+
+class Book(nn.Module):
+    """Beside a norm it keeps a buffer wider than any statistic, which its batches change."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = network()
+        self.register_buffer("book", torch.zeros(MOST_OF_BUFFER + 1))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.book.lerp_(x.mean().expand_as(self.book), 0.1)
+        return self.layers(x)
+
+
+def test_a_wide_buffer_comes_from_a_backup():
+    """It is not copied at each step, which would cost milliseconds for masks; the norm beside it is as it was."""
+    model = Book()
+    optimizer = sgd(model)
+    adapter = attach(model, optimizer, batches_of(*clouds()))
+    for number, (inputs, labels) in enumerate(adapter.batches()):
+        before = [each.clone() for each in model.layers[1].buffers()]
+        loss = cross_entropy(model(inputs * (NAN if number == 40 else 1.0)), labels)
+        if adapter.report(loss):
+            step(optimizer, loss)
+        elif number == 40:
+            assert all(map(torch.equal, model.layers[1].buffers(), before))
+
+    assert adapter.scheduler.sentry.num_refused == 1
+    assert "book had numbers that are not finite, and came from the backup" in adapter.summary()
+    assert model.book.isfinite().all()
+
+
+def test_what_comes_back_on_resume_alone_is_not_looked_at():
+    """A replay buffer or a list of losses with NaN is the script's own: no damage, and no end of the run."""
+    model = nn.Linear(3, 1)
+    kept = {"losses": torch.zeros(4), "last": 0.0}
+    adapter = attach(model, sgd(model), None, num_steps=40, also={"kept": (lambda: kept, kept.update)})
+    for number in adapter.steps():
+        if number == 9:
+            kept["losses"][1], kept["last"] = NAN, math.nan
+        x = torch.randn(4, 3)
+
+        assert adapter.check()
+        adapter.report(mse_loss(model(x), x.sum(1, keepdim=True)) * (NAN if number == 12 else 1.0))
+
+    assert "model restored" not in adapter.summary()
+    assert adapter.scheduler.sentry.num_refused == 1
+
+
+def test_weights_that_prove_healthy_time_and_again_make_no_absurd_loss_usual():
+    """Of one batch in six: each is left out, and only the first ones cost tests of the weights."""
+    x, y = clouds()
+    model = nn.Linear(8, 4)
+    optimizer, num_absurd = sgd(model), 0
+    adapter = attach(model, optimizer, batches_of(x, y) * 3)
+    for number, (inputs, labels) in enumerate(adapter.batches()):
+        is_absurd = number > 20 and number % 6 == 5 and not adapter.scheduler.controller.is_open
+        num_absurd += is_absurd
+        loss = cross_entropy(model(inputs), labels) + (1e5 if is_absurd else 0.0)
+        is_good = adapter.report(loss)
+        if is_good:
+            step(optimizer, loss)
+
+        assert not (is_good and is_absurd)
+
+    assert adapter.scheduler.sentry.num_refused == num_absurd > 20
+    assert adapter.scheduler.lr_factor == 1.0
+    assert "in a row" not in adapter.summary()
