@@ -128,6 +128,20 @@ def test_the_epoch_begins_where_its_number_is_given():
     assert r8.current_epoch == 2
 
 
+@pytest.mark.parametrize(("last", "position"), [(2, "step 6, finished"), (1, "step 5 of ?, stopped")])
+def test_a_break_in_the_last_batch_of_all_leaves_a_run_that_has_finished(last, position):
+    """A loop that is left in its last batch has trained on all of them; one that is left before has been stopped."""
+    r8 = R8Scheduler(**grouped(QUIET), num_epochs=2)
+    for epoch in range(2):
+        for number, _ in enumerate(r8.batches(["a", "b", "c"])):
+            r8.update_with_loss(1.0)
+            if epoch and number == last:
+                break
+    r8.close()
+
+    assert r8.summary().startswith(position)
+
+
 def test_own_loop_over_epochs_counts_the_same():
     """With a ``range`` of one's own, current_epoch is its number."""
     r8 = R8Scheduler(num_epochs=3, **grouped(QUIET))
