@@ -1086,6 +1086,8 @@ class R8Scheduler:
                 pass
             elif is_whole and (host.agreement.ranks is None or self.pace.is_over):
                 host.settle()
+                if self.feed is not None:
+                    self.feed.end_whole_pass()
                 host.between_steps(closing=True)
             else:
                 # While an exception is propagating, the user's step may be half done and must not be saved.

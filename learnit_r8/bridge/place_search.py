@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..events.incident import HEALTHY
 from ..recovery.cause import (
     BACKWARD,
     FORWARD,
@@ -33,8 +34,6 @@ FEW = 4
 
 BEYOND, LEAST = 100.0, 0.01
 """How far beyond the usual a finite loss is bad where that of the run was not finite, in units of the usual."""
-
-HEALTHY = "the weights are healthy"
 
 
 class Shown(NamedTuple):

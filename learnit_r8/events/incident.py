@@ -27,6 +27,12 @@ NOT_FINITE = ("not finite", "gradient")
 BAD_INPUT = ("whose input holds NaN", "whose input holds Inf")
 """What causes say of rows with such values, see `bridge.batch_rows.Odd.about`."""
 
+RESTORED = "restored to step"
+"""What the finding of a restore says."""
+
+HEALTHY = "the weights are healthy"
+"""What causes say where every number of the weights is finite, see `bridge.place_search`."""
+
 LASTING = "computed once more from the same weights, it was not finite either"
 
 MEANT = (
@@ -162,18 +168,34 @@ class Incident:
         if self.findings:
             text = self.findings[-1].partition(": ")[2] + "."
         else:
-            are = "the refused batch was" if self.num_refused == 1 else f"the {self.num_refused} refused batches were"
-            # Whether an experiment has found values in the input that are not finite.
-            is_input = any(each in self.cause for each in BAD_INPUT) and "probably " not in self.cause
-            may_be_transient = self.reason in NOT_FINITE and not (self.num_refused == 1 and is_input)
+            may_be_transient = self.reason in NOT_FINITE and not (self.num_refused == 1 and self._is_input)
             or_else = ", or a transient fault (not tested)" * (may_be_transient and not self.is_lasting)
             lasting = f"; {LASTING}" * (self.is_lasting and self.reason in NOT_FINITE)
-            text = f"{are} to blame{or_else}, not the weights: the next one was good{lasting}."
+            text = f"{self._to_blame}{or_else}, not the weights: the next one was good{lasting}."
         if not self.num_left_out:
             return text
         if self.num_left_out == 1:
             return f"{text} The epoch ends one batch earlier: a test of the weights took its place."
         return f"{text} The epoch ends {self.num_left_out} batches earlier: tests of the weights took their places."
+
+    @property
+    def _is_input(self) -> bool:
+        """Whether the search for the cause has found values in the input that are not finite."""
+        return any(each in self.cause for each in BAD_INPUT) and "probably " not in self.cause
+
+    @property
+    def _to_blame(self) -> str:
+        are = "the refused batch was" if self.num_refused == 1 else f"the {self.num_refused} refused batches were"
+        return f"{are} to blame"
+
+    @property
+    def conclusion_at_end(self) -> str:
+        """What is known of it where the run has ended meanwhile, without a full stop."""
+        if self.findings and RESTORED in self.findings[-1]:
+            return f"{self.place}: {self.conclusion[:-1]}; the run ended before enough good losses had proven that"
+        if self._is_input and HEALTHY in self.cause:
+            return f"step {self.step:,}: {self._to_blame}, not the weights; the run ended with it"
+        return f"not settled as the run ended, since step {self.step:,}"
 
     def refusal_text(self, found: str) -> str:
         """A sentence on what was refused, what was found, and where it began."""

@@ -317,5 +317,6 @@ def model_callbacks(model: Any, optimizer: Any = None) -> dict[str, Callable[...
         ValueError: there is no optimizer.
         RuntimeError: the model has no variables yet.
     """
-    state = ModelState(model, optimizer)
+    # A rate that the loop sets by hand comes back on resume; one of the scheduler's is set before each step.
+    state = ModelState(model, optimizer, keeps_rates=True)
     return {"state_callback": state.read, "load_callback": state.load, "save_callback": state.save}

@@ -542,6 +542,9 @@ class RecoveryController:
         """Begin an experiment; for the arguments see `Case`."""
         known, lineage, callbacks = self.witnesses.known(), self.lineage, self._persistence.callbacks
         progress, repeat = lineage.progress, callbacks.repeat
+        if alarm is not Alarm.NOT_FINITE and self._persistence.agreement.ranks is not None:
+            # Losses of several processes come late: at too high a rate the next ones of the loop tell more.
+            repeat = None
         held = [] if repeat is None else [each for each in known if all(map(repeat.holds, each.witness))]
         if best is not None and repeat is not None and best not in held:
             return

@@ -392,9 +392,8 @@ class IncidentLog(SavedFields):
         lines = [f"{kind}: {count:,}, the last at {text}" for kind, (count, text) in self.kinds.items()]
         incident = self.current
         if incident is not None and (incident.num_refused or incident.num_restored):
-            kind, step = incident.kind or incident.reason, incident.step
-            how = "not settled as the run ended, since" if is_over else "under way since"
-            lines.append(incident.with_cause(f"{kind}: {how} step {step:,}"))
+            said = incident.conclusion_at_end if is_over else f"under way since step {incident.step:,}"
+            lines.append(incident.with_cause(f"{incident.kind or incident.reason}: {said}"))
         return lines
 
     def state_dict(self) -> dict[str, Any]:

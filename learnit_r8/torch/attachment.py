@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -233,11 +234,10 @@ def _keep(
     )  # fmt: skip
     # Where batches are fetched ahead, the generators at the start of a step are not known.
     generators = None if ahead else Generators(hold_random_state, lambda held: set_random_state(state_of(held)))
-    is_repeated = given.repeat is not None and sharing.size == 1
-    repeat = Repeat(lambda batch: batch is not None, functools.partial(_loss_again, given)) if is_repeated else None
     kept = replace(
-        kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect, repeat=repeat,
-        advice=stepper.advice, undo=hand.undo if may_undo else None,
+        kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect,
+        repeat=_repeat_of(given, sharing, is_sharded=state.is_sharded), advice=stepper.advice,
+        undo=hand.undo if may_undo else None,
     )  # fmt: skip
     kept = r8.host.adopt(kept, witness_size=accumulate, stays=stays, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
@@ -271,6 +271,19 @@ def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
 
     return Callbacks(
         state.save, state.load, state.read, collect if state.is_spread else None, not_healed=state.not_healed
+    )
+
+
+def _repeat_of(given: _Given, sharing: Sharing, *, is_sharded: bool) -> Repeat | None:
+    """Takes the loss of a trainer's batch once more; of several processes all do so, each of its own part."""
+    ask = sharing.gather
+    # A trainer may gather the parts of a model that is sharded over processes around its own call.
+    if given.repeat is None or (ask is not None and is_sharded):
+        return None
+    if ask is None:
+        return Repeat(lambda batch: batch is not None, functools.partial(_loss_again, given))
+    return Repeat(
+        lambda batch: all(ask(batch is not None)), lambda batch: statistics.fmean(ask(_loss_again(given, batch)))
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
@@ -573,7 +574,7 @@ class R8Mixin:
         trainer: Any = self
         given, adapter, batches = dict(inputs), self._r8_current(), self._r8_batches
         # An epoch may end with fewer batches in a step.
-        self._r8_own = functools.partial(own, model)
+        self._r8_own, self._r8_model = own, model
         self._r8_how = more, trainer.current_gradient_accumulation_steps
         if batches is not None:
             batches.begin(inputs)
@@ -622,16 +623,22 @@ class R8Mixin:
         noted, self._r8_noted = self._r8_noted, None
         return noted is None or not batches.is_watched or bool(adapter.report(noted))
 
-    def _r8_run_again(self, inputs: Any, more: Mapping[str, Any] | None = None) -> Any:
+    def _r8_run_again(self, inputs: Any) -> Any:
         """The loss of a batch, as the Trainer computes that in hand; what it counts does not count a second time."""
+        return self._r8_loss_by(self._r8_model, inputs, self._r8_how[0])
+
+    def _r8_loss_by(self, model: Any, inputs: Any, more: Mapping[str, Any]) -> Any:
         trainer: Any = self
         with uncounted(trainer, skipped="_r8"), trainer.compute_loss_context_manager():
-            return self._r8_own(dict(inputs), **(self._r8_how[0] if more is None else more))
+            return self._r8_own(model, dict(inputs), **more)
 
     def _r8_repeat(self, held: Any) -> torch.Tensor:
         """The mean loss of a batch of the Trainer's own, as it was reported."""
         inputs, how = held
-        return self._r8_of_batch(self._r8_run_again(inputs, how[0]), how)
+        # The wrapper of several processes expects a backward pass, which may still come for the batch in hand.
+        is_wrapped = isinstance(self._r8_model, DistributedDataParallel)
+        model = self._r8_model.module if is_wrapped else self._r8_model
+        return self._r8_of_batch(self._r8_loss_by(model, inputs, how[0]), how)
 
     def _r8_note(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor) -> Any:
         """Note the losses of a batch; returns the loss to train on."""

@@ -9,7 +9,7 @@ from learnit_r8 import events
 from learnit_r8.cli import main
 from learnit_r8.dashboard.state.view import View
 from learnit_r8.dashboard.watch import look
-from learnit_r8.events.incident import ADVICE, MOST_INCIDENTS, MOST_TRIED, begun_by
+from learnit_r8.events.incident import ADVICE, MOST_INCIDENTS, MOST_TRIED, Incident, begun_by
 from learnit_r8.recovery.cause import KINDS
 from learnit_r8.recovery.record import FlightRecorder, incident_of, read_record
 from learnit_r8.report import write_report
@@ -173,3 +173,11 @@ def test_every_fault_has_advice(fault):
 
     assert begun.advice == ADVICE[fault]
     assert fault in KINDS
+
+
+def test_a_restore_that_the_run_ended_soon_after_is_told():
+    """What was put back is known, and only that it held is not."""
+    found = "step 3: the weights were damaged, restored to step 1, 2 updates back"
+    incident = Incident(3, "not finite", num_refused=1, num_restored=1, findings=(found,))
+
+    assert incident.conclusion_at_end == f"{found}; the run ended before enough good losses had proven that"

@@ -242,3 +242,25 @@ def test_stop_ends_the_batches():
     loop.epoch(before=lambda step: step == 20 and loop.r8.requests.stop())
 
     assert (loop.r8.global_step, len(loop.seen), loop.r8.pace.is_stopped) == (21, 21, True)
+
+
+def test_a_rate_that_is_set_by_hand_comes_back_on_resume(tmp_path):
+    """It is that of the step before, and not the one that the optimizer is made with; after damage it stays."""
+
+    def made():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        optimizer = keras.optimizers.SGD(0.5)
+        return optimizer, model_callbacks(model, optimizer)
+
+    optimizer, callbacks = made()
+    optimizer.learning_rate.assign(0.125)
+    callbacks["save_callback"]({"model": callbacks["state_callback"]()}, str(tmp_path / "model"))
+    optimizer, callbacks = made()
+    held = [each.copy() for each in callbacks["state_callback"]()["model"]]
+    callbacks["load_callback"](
+        {**callbacks["state_callback"](), "model": held, "rate": [np.float32(0.25)]}, from_ram=True
+    )
+
+    assert float(optimizer.learning_rate) == 0.5
+    callbacks["load_callback"](str(tmp_path / "model"), is_resume=True)
+    assert float(optimizer.learning_rate) == 0.125

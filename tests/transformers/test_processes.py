@@ -44,6 +44,7 @@ import json, os, sys, warnings
 warnings.simplefilter("ignore")
 import torch
 from transformers import Trainer
+from learnit_r8.torch.distributed import exchange
 from tests.own_rank_jobs import digest
 from tests.transformers.common import Digits, Model, R8Trainer, arguments
 folder, rank = sys.argv[1], os.environ["RANK"]
@@ -71,16 +72,37 @@ def run(with_r8=True, nan_at=None, resume=None, **more):
 done = {"plain": run(False), "whole": run(save_strategy="steps", save_steps=9)}
 done["resumed"] = run(resume=f"{folder}/checkpoint-9")
 done["healed"] = run(nan_at=21 if rank == "1" else None)
+
+class Bad(Digits):
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return {**sample, "images": sample["images"] * float("nan")} if index == 7 else sample
+
+# As where steps are quick.
+exchange.EXCHANGE_SECONDS = 1e6
+seen = []
+settings = {"batches": False, "listeners": [seen.append]}
+torch.manual_seed(0)
+args = arguments(folder, per_device_train_batch_size=16, ddp_backend="gloo")
+trainer = R8Trainer(model=Model(), args=args, train_dataset=Bad(), r8=settings)
+trainer.train()
+names = [type(each).__name__ for each in seen]
+done["bad sample"] = [names.count(name) for name in ("StepDone", "BatchRefused", "RolledBack")], trainer.state.max_steps
 open(f"{folder}/{rank}.json", "w").write(json.dumps(done))
 """
 
 
 @pytest.mark.program
 def test_two_processes_with_batches_of_the_trainers_own(tmp_path):
-    """To the bit what the Trainer does alone, resumed from its checkpoint; a NaN in the weights of one is healed."""
+    """To the bit what the Trainer does alone, resumed from its checkpoint; a NaN in the weights of one is healed, and a
+    bad sample costs little more than its batches."""
     first, second = run_on_two_ranks(OWN_BATCHES, tmp_path)
 
     assert first == second
     assert first["whole"][0] == first["resumed"][0] == first["plain"][0] != first["healed"][0]
     assert first["whole"][2] == 0
     assert first["healed"][1]
+    (num_learned, num_refused, num_restored), num_steps = first["bad sample"]
+    assert (num_refused, num_restored) == (3, 1)
+    # At the first visit up to as many as before it are undone; tests of the weights take no step of the Trainer's.
+    assert num_steps - num_learned <= 3

@@ -319,6 +319,15 @@ class Feed:
         if pace.is_over:
             engine.draw_nothing()
 
+    def end_whole_pass(self) -> None:
+        """End the pass as the run is closed, if a break in its last batch has left it; of several processes, others may
+        not have.
+        """
+        source, pace = self.source, self.engine.pace
+        is_whole = source.num_taken + source.left_out >= source.length
+        if is_whole and pace.budget.passes is not None and self.engine.agreement.ranks is None and not pace.has_ended:
+            self.mark_ended()
+
     def mark_ended(self) -> None:
         """Note that a pass has ended, and tell listeners."""
         engine, pace = self.engine, self.engine.pace

@@ -5,7 +5,6 @@ What batches say of their samples is held until the table learns from many of th
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -98,7 +97,7 @@ class FollowedBatches(Source):
         self.samples = BatchSamples(table.storage, announcer, agreement)
         self.open: Ticket | None = None
         self.iteration: object = None
-        self.has_begun = self._was_placed = self._looks_ahead = False
+        self.has_begun = self._was_placed = self._looks_ahead = self._has_run_out = False
         self.first_turn = self.taken_before = 0
         self.length = math.inf
         self.batches: Iterator[Any] = iter(())
@@ -138,12 +137,16 @@ class FollowedBatches(Source):
         """The next item of the loader, for `offer`; ``none`` if it has none left."""
         if self._looks_ahead:
             self._before = hold_random_state()
-        return next(self.batches, none)
+        item = next(self.batches, none)
+        self._has_run_out = item is none
+        return item
 
     def skip(self, most: int) -> None:
         """Draw this many items of the loader at most, and drop them."""
-        for _ in itertools.islice(self.batches, most):
-            pass
+        none = object()
+        for _ in range(most):
+            if self.fetch(none) is none:
+                return
 
     def offer(self, item: Any, size: Size, members: Members | None = None, *, is_of_loader: bool = True) -> None:
         """Say which batch the next one is.
@@ -311,7 +314,8 @@ class FollowedBatches(Source):
             replay.forget_place(source)
             self._was_placed = False
         self.first_turn, self.length = self._pace.turns, self._length_of(source)
-        if not (replay.is_iterator(source) and source is self._source):
+        # An iterator goes on, but for one that starts over by itself once it has run out.
+        if not (replay.is_iterator(source) and source is self._source) or self._has_run_out:
             self.taken = self.left_out = 0
             self._start = replay.read_start(source)
         self._source, self._out, self.taken_before = source, [], self.taken
@@ -341,7 +345,8 @@ class FollowedBatches(Source):
             self._looks_ahead, self.has_begun = replay.looks_ahead(source), True
             self._before = resumed.get("before")
             return
-        if replay.goes_on(source):
+        self._has_run_out = replay.starts_over(source)
+        if replay.goes_on(source) and not self._has_run_out:
             replay.open_at(source, resumed["loader"], self.samples.open, self._announcer)
         else:
             replay.set_order(source, resumed["now"].get("order"))

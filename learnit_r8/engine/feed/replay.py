@@ -87,14 +87,24 @@ def _kept_of(source: Any) -> list[tuple[Any, list[str]]]:
     """What the order of a loader follows from besides generators, as holders and the names of their attributes.
 
     Of samplers of the user's own these are the lists, arrays and numbers, as some shuffle theirs in place; of loaders
-    and data sets the numbers of epochs that they count themselves.
+    and data sets the numbers of epochs that they count themselves; and the whole numbers of a loader that starts over.
     """
     kept = [(each, [name for name, value in vars(each).items() if _count(value) <= MOST_NUMBERS])
             for each in _own_samplers(source)]  # fmt: skip
     for each in (_at(loader, path) for loader in _loaders_of(source) for path in ("", "dataset")):
         counted = [name for name, value in getattr(each, "__dict__", {}).items() if type(value) is int]
         kept.append((each, [name for name in counted if "epoch" in name or name == "iteration"]))
+    if starts_over(source):
+        kept.append((source, [name for name, value in vars(source).items() if _is_of_order(value)]))
     return kept
+
+
+def _is_of_order(value: Any) -> bool:
+    """Whether a value is a whole number, or as many as an order of samples may have."""
+    if type(value) is list:
+        return 0 < len(value) <= MOST_NUMBERS and all(type(each) is int for each in value)
+    is_array = type(value) is np.ndarray and value.dtype.kind in "iu"
+    return type(value) is int or (is_array and value.size <= MOST_NUMBERS)
 
 
 def _own_samplers(source: Any) -> list[Any]:
@@ -227,6 +237,17 @@ def _has_state(source: Any) -> bool:
 def is_iterator(source: Any) -> bool:
     """Whether an iterable is an iterator, which only goes on and never starts over."""
     return callable(getattr(type(source), "__next__", None))
+
+
+def starts_over(source: Any) -> bool:
+    """Whether a loader of the user's is an iterator, and yet of a length: it begins anew once it has run out."""
+    own = type(source)
+    return (
+        is_iterator(source)
+        and hasattr(own, "__len__")
+        and hasattr(source, "__dict__")
+        and own.__module__[:6] != "torch."
+    )
 
 
 def looks_ahead(source: Any) -> bool:

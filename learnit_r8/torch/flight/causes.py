@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ...bridge.batch_rows import Odd, far_off, halve, lists_rows, not_finite, num_rows, some_rows
-from ...bridge.place_search import HEALTHY, describe_halving, threshold_of
+from ...bridge.place_search import describe_halving, threshold_of
+from ...events.incident import HEALTHY
 from ...recovery.cause import (
     BACKWARD,
     BATCH_SIZE,

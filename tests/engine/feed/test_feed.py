@@ -1,4 +1,5 @@
 import itertools
+import random
 import warnings
 
 import numpy as np
@@ -125,6 +126,20 @@ def test_the_epoch_begins_where_its_number_is_given():
 
     assert numbers == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 2), (2, 2)]
     assert r8.current_epoch == 2
+
+
+@pytest.mark.parametrize(("last", "position"), [(2, "step 6, finished"), (1, "step 5 of ?, stopped")])
+def test_a_break_in_the_last_batch_of_all_leaves_a_run_that_has_finished(last, position):
+    """A loop that is left in its last batch has trained on all of them; one that is left before has been stopped."""
+    r8 = R8Scheduler(**grouped(QUIET), num_epochs=2)
+    for epoch in range(2):
+        for number, _ in enumerate(r8.batches(["a", "b", "c"])):
+            r8.update_with_loss(1.0)
+            if epoch and number == last:
+                break
+    r8.close()
+
+    assert r8.summary().startswith(position)
 
 
 def test_own_loop_over_epochs_counts_the_same():
@@ -279,6 +294,89 @@ def test_the_batch_after_a_backup_is_handed_out_again_where_weights_are_tested()
     assert len(items) == 120 > r8.global_step
     assert all(any(np.array_equal(item, batch) for batch in loader.batches) for item in items)
     assert np.abs(line.weights - line.target).max() < 0.1
+
+
+class StartsOver(Loader):
+    """Its own iterator, which begins anew once it has run out, as loaders written by hand often are."""
+
+    def __init__(self):
+        super().__init__()
+        self.place, self.order = 0, list(range(len(self.batches)))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.place == len(self.batches):
+            self.place = 0
+            random.shuffle(self.order)
+            raise StopIteration
+        self.place += 1
+        return self.batches[self.order[self.place - 1]]
+
+
+@pytest.mark.filterwarnings("ignore:.*restored")
+def test_a_loader_that_is_an_iterator_and_starts_over_counts_each_epoch(tmp_path):
+    """A test of the weights takes one place of its epoch, in any epoch, and a resumed run finds its place in it."""
+    settings = dict(num_epochs=4, checkpoint_dir=tmp_path, checkpoint_every=10, resume="auto", **QUIET)
+
+    def turns_of(line, stop_at=None):
+        r8 = R8Scheduler(
+            state_callback=line.read, load_callback=line.load, save_callback=line.save, **grouped(settings)
+        )
+        loader, turns = StartsOver(), []
+        for _ in r8.epoch_iterator():
+            turns.append(0)
+            for batch in r8.batches(loader):
+                turns[-1] += 1
+                if r8.global_step == 70:
+                    line.spoil()
+                if r8.global_step == stop_at:
+                    return r8, turns
+                if r8.update_with_loss(line.loss(batch)):
+                    line.step(0.02 * r8.lr_factor)
+        return r8, turns
+
+    r8, turns = turns_of(Line(), stop_at=95)
+    assert r8.controller.summary()
+    assert turns[:3] == [30, 30, 30]
+    del r8
+    r8, turns = turns_of(Line())
+    assert r8.is_over
+    assert 20 <= turns[0] <= 30
+    assert r8.global_step >= 114
+
+
+@pytest.mark.parametrize("stop_at", [45, 60, 61])
+def test_a_loader_that_shuffles_as_it_starts_over_goes_on_in_its_order(stop_at, tmp_path):
+    """In place, as an epoch ends: the order is that of the run which was not stopped."""
+
+    def batches_of(stop_at=None, folder=None):
+        seed_all()
+        more = (
+            {"checkpoint_dir": folder, "checkpoint_every": 1, "resume": "auto", "backup_dir": False} if folder else {}
+        )
+        line = Line()
+        r8 = R8Scheduler(
+            state_callback=line.read, load_callback=line.load, save_callback=line.save if more else None,
+            **grouped(dict(num_epochs=3, **QUIET, **more)),
+        )  # fmt: skip
+        loader, seen = StartsOver(), []
+        for _ in r8.epoch_iterator():
+            for batch in r8.batches(loader):
+                if r8.global_step == stop_at:
+                    return seen
+                seen.append(batch)
+                r8.update_with_loss(line.loss(batch))
+        return seen
+
+    whole = batches_of()
+    batches_of(stop_at, tmp_path)
+    rest = batches_of(None, tmp_path)
+
+    assert len(whole) == 90
+    assert len(rest) in (90 - stop_at, 91 - stop_at)
+    assert all(map(np.array_equal, rest, whole[-len(rest) :]))
 
 
 def test_the_rate_is_a_factor_after_a_restore():

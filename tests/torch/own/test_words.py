@@ -75,6 +75,16 @@ def test_healed_weights_are_said_once():
     assert all(each.isfinite().all() for each in model.parameters())
 
 
+def test_a_bad_batch_that_the_run_ended_with_is_to_blame():
+    """As the weights are healthy: that no other batch came after it leaves nothing to settle."""
+    _, left_out, _ = said_of(bad_input=(200,))
+
+    assert left_out[2].startswith(
+        "  not finite: step 200: the refused batch was to blame, not the weights; the run ended"
+    )
+    assert "the weights are healthy" in left_out[2]
+
+
 def test_plain_lines_and_warning_do_not_say_it_twice(capsys):
     """A listener that shows events on the terminal takes the place of the warning."""
     said, summary, _ = said_of(bad_input=(70,), bad_weights=(120,), backup_every=1, listeners=[PlainLog()])
