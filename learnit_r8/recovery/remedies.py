@@ -47,7 +47,7 @@ high; measured in benchmarks/explosions.py and benchmarks/natural.py."""
 CALM_SHARE, CALM_HITS = 0.25, 5
 """Least share of the user's rate that is left then, as losses which it does not calm are not due to the rate; and the
 `RateLimit.hits` with which it comes back after 1,024 good steps: a quarter of those mostly was too soon, and
-healthy losses of small batches are as high at times (measured in benchmarks/explosions.py and benchmarks/natural.py)."""
+healthy losses of small batches are as high at times; measured in benchmarks/explosions.py and natural.py."""
 
 CALMED = "losses have exploded and passed again and again, so the updates are probably too large: {}"
 
