@@ -76,7 +76,7 @@ _LIMIT = {
 }  # fmt: skip
 _LINEAGE = {
     "updates": 0, "progress": _PROGRESS, "rates": _LOSSES, "since": 0, "trial": 0, "is_proving": False, "failed_at": 0,
-    "num_restores": 0, "num_older": 0, "relapses": 0, "rises": False, "gained": 0, "num_lowered": 0, "calmed_at": 0,
+    "num_restores": 0, "num_older": 0, "relapses": 0, "rises": False, "gained": 0, "num_lowered": 0,
     "level_before": _MAYBE, "healthy_at": [0],
 }  # fmt: skip
 _BYTES = np.empty(0, np.uint8)

@@ -38,9 +38,6 @@ SMALL_BATCH = 16
 NOTED_EVERY = 4
 """Updates of which one loss is kept among the first ones."""
 
-LEAST_LEARNED = 0.1
-"""Share of the loss of the untrained model by which usual losses must be below it for higher ones to be explosions."""
-
 FIRST = 8
 """First losses from which the level of the start is computed."""
 
@@ -257,23 +254,15 @@ class Progress(SavedFields):
         return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
 
     @property
-    def has_learned(self) -> bool:
-        """Whether the losses are clearly below that of the untrained model; else noise may exceed it."""
-        return median_of(self.recent) <= (1 - LEAST_LEARNED) * self.untrained
-
-    def num_explosions(self, last: int | None = None) -> int:
-        """How many losses were far above the others and above the untrained model's, each alone.
+    def explodes_again(self) -> bool:
+        """Whether two or more of the last losses were far above the others and above the untrained model's, each alone.
 
         Where the data change, as with classes that come later, several are in a row.
-
-        Args:
-            last: How many of the losses learned from last; None for all that are known.
         """
-        least, count = max(self.untrained, FAR_ABOVE * median_of(self.recent)), len(self.recent)
-        begin = 0 if last is None else count - last
-        high = [number for number, loss in enumerate(self.recent) if number >= begin and loss > least]
+        least = max(self.untrained, FAR_ABOVE * median_of(self.recent))
+        high = [number for number, loss in enumerate(self.recent) if loss > least]
         gaps = [later - earlier for earlier, later in pairwise([-math.inf, *high, math.inf])]
-        return sum(min(gap) > APART for gap in pairwise(gaps))
+        return sum(min(gap) > APART for gap in pairwise(gaps)) >= 2
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""

@@ -35,7 +35,7 @@ from .progress import EARLY_UPDATES, FIRST, LOOK_EVERY, START_UPDATES
 from .quarantine import NAMED, Quarantine, accused_of, not_finite_samples
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
-from .remedies import AGAIN, Remedies, diverged_text
+from .remedies import Remedies, diverged_text
 from .state import BROKEN, LOOK_MASK, IncidentLog, RecoveryState
 
 if TYPE_CHECKING:
@@ -295,8 +295,7 @@ class RecoveryController:
             # Where they are above the untrained model's, one of the last two losses is.
             before = progress.recent[-2] if len(progress.recent) > 1 else loss
             is_above = max(loss, before) > progress.untrained and progress.is_above_untrained(updates)
-            is_watched = self.limit.is_on or self.norms.is_used
-            state.is_look_due = state.is_look_due or is_above or (is_level_due and is_watched)
+            state.is_look_due = state.is_look_due or is_above or (is_level_due and self.limit.is_on)
 
     def note_gradients(self, sizes: Sequence[int], num_alive: int) -> None:
         """Note which parameters have a gradient, at one in `DEAD_EVERY` steps.
@@ -484,11 +483,9 @@ class RecoveryController:
             remedies.confirm_rate(level)
             if lineage.progress.is_above_untrained(lineage.updates) and not lineage.rises and self._live.can_restore:
                 self._experiment_on(Alarm.ABOVE, lineage.progress.rise(FIRST))
-            elif self.norms.is_used and lineage.updates > EARLY_UPDATES:
+            elif self.norms.is_used and lineage.updates > EARLY_UPDATES and lineage.progress.explodes_again:
                 # Beside a loop that steps by itself R8 could only lower the rate.
-                count = lineage.progress.num_explosions()
-                if count and not remedies.calm(lr) and count >= AGAIN:
-                    best = early.find_lost()
+                best = early.find_lost()
         elif level == level and lineage.updates > EARLY_UPDATES:
             if early.is_measuring:
                 early.measure_updates(level)
@@ -497,7 +494,7 @@ class RecoveryController:
                 best = early.look(level)
         if best is not None:
             self._experiment_on(Alarm.REGRESS, level, best=best)
-        self.is_quiet = was_quiet and not (self.is_open or self._incidents.current or self.limit.is_on)
+        self.is_quiet = was_quiet and not (self.is_open or self._incidents.current)
 
     def may_look_last(self, step: int) -> bool:
         """Whether `looks_last` was not asked at this step yet, or its experiment is under way."""

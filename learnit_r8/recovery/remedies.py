@@ -39,18 +39,6 @@ _REASONS = {
 TOO_LARGE = "step {step:,}: {why}. What may help, and was not tested here: {advice}."
 
 
-AGAIN = 2
-"""Explosions that passed by themselves from which the gradient is clipped. The next one halves the rate, and so do this
-many more each time. Clipping alone helps less; half the rate at once slows healthy runs in which some losses are as
-high; measured in benchmarks/explosions.py and benchmarks/natural.py."""
-
-CALM_SHARE, CALM_HITS = 0.25, 5
-"""Least share of the user's rate that is left then, as losses which it does not calm are not due to the rate; and the
-`RateLimit.hits` with which it comes back after 1,024 good steps: a quarter of those mostly was too soon, and
-healthy losses of small batches are as high at times; measured in benchmarks/explosions.py and natural.py."""
-
-CALMED = "losses have exploded and passed again and again, so the updates are probably too large: {}"
-
 SEE = "See docs/recovery.md"
 
 
@@ -230,40 +218,6 @@ class Remedies:
         # What is not finite is refused by any guard.
         other = "" if alarm is Alarm.NOT_FINITE else NO_MEASURE
         self._announcer.warn_unseen("restored", f"{text} {SEE}{other}.")
-
-    def calm(self, lr: float) -> bool:
-        """Clip the gradient, then halve the rate, where losses explode, pass, and explode again; nothing is put back.
-
-        Most of these explosions leave no trace that a test of the weights would see.
-
-        Args:
-            lr: The scheduled learning rate.
-
-        Returns:
-            Whether anything was done.
-        """
-        lineage, limit, norms, step = self._state.lineage, self._state.limit, self._state.norms, self._live.step
-        least = 1 if norms.is_on and not limit.was_lowered else AGAIN
-        is_due = lineage.progress.num_explosions(lineage.updates - lineage.calmed_at) >= least
-        if not (is_due and lineage.progress.has_learned) or limit.ceiling <= CALM_SHARE * lr:
-            return False
-        lineage.calmed_at = lineage.updates
-        if not norms.is_on:
-            norms.begin(step)
-            advice = self._live.persistence.callbacks.advice
-            why = CALMED.format(norms.text)
-            self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
-            return True
-        rate = max(lineage.rates) if lineage.rates else lr
-        level = lineage.progress.level
-        limit.lower(rate, by=DIVISOR, least=CALM_SHARE * lr, goal=level, step=step, hits=CALM_HITS)
-        self._announcer.tell(
-            events.LrCapped, ceiling=limit.ceiling, reason="explosions", is_share=limit.is_share,
-            until=limit.until_text(),
-        )  # fmt: skip
-        text = f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
-        self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")
-        return True
 
     def confirm_rate(self, level: float) -> None:
         """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""

@@ -139,7 +139,6 @@ class Lineage(SavedFields):
         rises: Whether the losses of this run rise whenever they are trained on.
         gained: While a restored state is on proof, updates when the weights last got further.
         num_lowered: Times in a row that the rate was lowered after a relapse.
-        calmed_at: Updates when something was done about losses that explode and pass; 0 if nothing was.
         level_before: Usual loss of the state that was put back when the rate was lowered; None if nothing waits for it.
         healthy_at: Steps of the last experiments that found healthy weights.
     """
@@ -157,7 +156,6 @@ class Lineage(SavedFields):
     rises: bool = False
     gained: int = 0
     num_lowered: int = 0
-    calmed_at: int = 0
     level_before: float | None = None
     healthy_at: deque[int] = field(default_factory=lambda: deque(maxlen=LOOPING))
 
@@ -218,7 +216,6 @@ class Lineage(SavedFields):
             self.gained = self.updates
         self.failed_at = self.updates
         self.updates = self.since = backup.updates
-        self.calmed_at = min(self.calmed_at, self.updates)
         self.trial, self.is_proving = trial, trial > 0
         self.rates.clear()
 

@@ -91,16 +91,7 @@ def test_an_explosion_that_passes_and_comes_back(high, is_again):
     """Two losses far above the others and the untrained model's, each alone: several in a row are those of new data."""
     progress = after([2.0] * FIRST + [2.5 if number in high else 1.0 for number in range(FIRST, 100)], record=2.0)
 
-    assert (progress.num_explosions() >= 2) is is_again
-
-
-def test_explosions_count_among_the_last_losses():
-    """Those that something was done about are left out."""
-    progress = after(
-        [2.0] * FIRST + [2.5 if number in (40, 60, 80) else 1.0 for number in range(FIRST, 100)], record=2.0
-    )
-
-    assert [progress.num_explosions(last) for last in (None, 1000, 59, 40, 39, 0, -5)] == [3, 3, 2, 2, 1, 0, 0]
+    assert progress.explodes_again is is_again
 
 
 def test_lost_progress_is_of_the_first_steps_only():
