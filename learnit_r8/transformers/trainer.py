@@ -438,7 +438,7 @@ class R8Mixin:
             return trainer.optimizer
 
         trainer.create_optimizer = keep_optimizer
-        settings.setdefault("run_batch", self._r8_run_again)
+        settings.setdefault("run_batch", lambda inputs: self._r8_loss_by(self._r8_model, inputs, self._r8_how[0]))
         adapter = attach(
             trainer.model,
             trainer.optimizer,
@@ -623,11 +623,8 @@ class R8Mixin:
         noted, self._r8_noted = self._r8_noted, None
         return noted is None or not batches.is_watched or bool(adapter.report(noted))
 
-    def _r8_run_again(self, inputs: Any) -> Any:
-        """The loss of a batch, as the Trainer computes that in hand; what it counts does not count a second time."""
-        return self._r8_loss_by(self._r8_model, inputs, self._r8_how[0])
-
     def _r8_loss_by(self, model: Any, inputs: Any, more: Mapping[str, Any]) -> Any:
+        """The loss of a batch, as the Trainer computes that in hand; what it counts does not count a second time."""
         trainer: Any = self
         with uncounted(trainer, skipped="_r8"), trainer.compute_loss_context_manager():
             return self._r8_own(model, dict(inputs), **more)

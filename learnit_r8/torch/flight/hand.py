@@ -30,11 +30,6 @@ _COPIED = {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.in
 _new_tuple = tuple.__new__
 
 
-def _is_plain(buffer: Any) -> bool:
-    """Whether a buffer is a dense tensor of numbers that batches change."""
-    return buffer is not None and buffer.dtype in _COPIED and buffer.layout is torch.strided and not buffer.is_nested
-
-
 class Held(NamedTuple):
     """A batch that was trained on.
 
@@ -125,12 +120,15 @@ class Hand:
             is_whole: Whether buffers of any size are copied, as those that a step is computed from once more.
         """
         modules = dict.fromkeys(module for network in networks for module in network.modules())
-        held: list[tuple[dict[str, Any], str]] = [(each._buffers, name) for each in modules for name in each._buffers]
-        most = math.inf if is_whole else MOST_OF_BUFFER
-        places = [
-            (buffers, name) for buffers, name in held if _is_plain(buffers[name]) and buffers[name].numel() <= most
-        ]
-        if is_whole or sum(buffers[name].numel() for buffers, name in places) <= MOST_OF_BUFFERS:
+        most, size = math.inf if is_whole else MOST_OF_BUFFER, 0
+        places: list[tuple[dict[str, Any], str]] = []
+        for buffers, name in [(each._buffers, name) for each in modules for name in each._buffers]:
+            buffer: Any = buffers[name]
+            is_dense = buffer is not None and buffer.layout is torch.strided and not buffer.is_nested
+            if is_dense and buffer.dtype in _COPIED and buffer.numel() <= most:
+                places.append((buffers, name))
+                size += buffer.numel()
+        if is_whole or size <= MOST_OF_BUFFERS:
             self._places = places
 
     def _copy_buffers(self) -> None:
