@@ -230,8 +230,8 @@ class LossPipeline(Trainer):
                     if self._feed is not None and self._rates is None:
                         # The rate that the optimizer has, which is the user's.
                         rates, is_quiet = self._r8.host.rates, self._r8.controller.is_quiet
-                        lr = self.outcome.lr * rates.own if is_quiet and rates.own is not None else self._r8.lr
-                        self.outcome = Outcome(self.outcome.verdict, lr, *self.outcome[2:])
+                        lr = rates.shown(self.outcome.lr) if is_quiet and rates.own is not None else self._r8.lr
+                        self.outcome = self.outcome._replace(lr=lr)
                 if self.outcome:
                     hand.good = sent.held
                 # What waits is of good batches alone if this one has added nothing: not so for losses that come late.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ...sources.random_generators import hold_random_state
+from .untouched import put_value
 
 if TYPE_CHECKING:
     from ...sources.ticket import Ticket
@@ -28,6 +29,11 @@ _COPIED = {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.in
 
 # Much faster than the constructor of a named tuple, which is a Python function.
 _new_tuple = tuple.__new__
+
+
+def _is_plain(buffer: Any) -> bool:
+    """Whether a buffer is a dense tensor of numbers that batches change."""
+    return buffer is not None and buffer.dtype in _COPIED and buffer.layout is torch.strided and not buffer.is_nested
 
 
 class Held(NamedTuple):
@@ -69,10 +75,11 @@ class Hand:
         self.keeps_generators = keeps_generators
         self.start: Any = None
         self._holds_starts = False
-        # The places of buffers, the tensors there as the batch came, and copies of those.
+        # The places of buffers, the tensors there as the batch came, copies of those, and their shapes.
         self._places: list[tuple[dict[str, Any], str]] = []
         self._buffers: list[torch.Tensor] = []
         self._copies: list[torch.Tensor] = []
+        self._shapes: list[torch.Size] = []
         # Whether a batch has come since the last report, and that which was reported last if so.
         self._has_come = False
         self._taken: Held | None = None
@@ -124,29 +131,29 @@ class Hand:
         places: list[tuple[dict[str, Any], str]] = []
         for buffers, name in [(each._buffers, name) for each in modules for name in each._buffers]:
             buffer: Any = buffers[name]
-            is_dense = buffer is not None and buffer.layout is torch.strided and not buffer.is_nested
-            if is_dense and buffer.dtype in _COPIED and buffer.numel() <= most:
+            if _is_plain(buffer) and buffer.numel() <= most:
                 places.append((buffers, name))
                 size += buffer.numel()
         if is_whole or size <= MOST_OF_BUFFERS:
             self._places = places
 
     def _copy_buffers(self) -> None:
-        now = [buffers[name] for buffers, name in self._places]
+        now = [buffers.get(name) for buffers, name in self._places]
         with torch.no_grad():
-            if len(now) == len(self._buffers) and all(map(operator.is_, now, self._buffers)):
-                torch._foreach_copy_(self._copies, now)
+            is_same = len(now) == len(self._buffers) and all(map(operator.is_, now, self._buffers))
+            if is_same and [each.shape for each in self._buffers] == self._shapes:
+                torch._foreach_copy_(self._copies, self._buffers)
             else:
-                # A network may put another tensor in the place of one.
-                self._places = [place for place, each in zip(self._places, now, strict=True) if each is not None]
-                self._buffers = [each for each in now if each is not None]
+                # A network may put another tensor in the place of one, give it another shape, or take it away.
+                self._places = [place for place, each in zip(self._places, now, strict=True) if _is_plain(each)]
+                self._buffers = [each for each in now if each is not None and _is_plain(each)]
                 self._copies = [each.detach().clone() for each in self._buffers]
+                self._shapes = [each.shape for each in self._buffers]
 
     def put_buffers_back(self) -> None:
         """Put back the buffers as the batch in hand came."""
         for (buffers, name), tensor, copy in zip(self._places, self._buffers, self._copies, strict=True):
-            # Not through copy_() of its own: a graph that waits for backward() would be refused.
-            tensor.data.copy_(copy)
+            put_value(tensor, copy)
             buffers[name] = tensor
 
     def undo(self) -> None:

@@ -13,6 +13,18 @@ from ...sources.random_generators import random_state, set_random_state
 _OWN = ("_parameters", "_buffers", "_modules")
 
 
+def put_value(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Give a tensor an earlier value, and shape.
+
+    Not through ``copy_()`` of its own: a graph that waits for ``backward()`` would be refused. One that was expanded
+    has many numbers in one place, which no operation may write to: it has its value still.
+    """
+    if tensor.shape != value.shape:
+        tensor.data = value.clone()
+    elif all(stride or size < 2 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        tensor.data.copy_(value)
+
+
 @contextlib.contextmanager
 def untouched(model: torch.nn.Module, optimizer: Any) -> Iterator[None]:
     """A ``with`` block in which a model may run, forward and backward, and after which all is as it was.
@@ -50,8 +62,7 @@ def untouched(model: torch.nn.Module, optimizer: Any) -> Iterator[None]:
             module._buffers.clear()
             module._buffers.update(own)
         for buffer, value in buffers:
-            # Not through copy_() of its own: a graph that waits for backward() would be refused.
-            buffer.data.copy_(value)
+            put_value(buffer, value)
         set_random_state(generators)
 
 
@@ -73,11 +84,11 @@ def weights_of(model: torch.nn.Module, state: Mapping[str, Any], *, with_weights
     saved = {name: each.detach().clone() for name, each in own.items()}
     try:
         for name, each in own.items():
-            each.data.copy_(state[name])
+            put_value(each, state[name])
         yield
     finally:
         for name, each in own.items():
-            each.data.copy_(saved[name])
+            put_value(each, saved[name])
 
 
 def fits(model: torch.nn.Module, state: Any) -> bool:

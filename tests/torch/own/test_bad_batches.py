@@ -158,6 +158,45 @@ def test_a_wide_buffer_comes_from_a_backup():
     assert model.book.isfinite().all()
 
 
+class Changing(nn.Module):
+    """Takes its buffer away, or gives it another shape, in a step; or it is one number in many places."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.layers, self.way, self.num_calls = network(), way, 0
+        self.register_buffer("seen", torch.zeros(1).expand(16) if way == "expanded" else torch.zeros(4))
+
+    def forward(self, x):
+        self.num_calls += 1
+        # Once before the bad batch, and once in it.
+        if self.way == "deleted" and self.num_calls == 10:
+            del self.seen
+        if self.way == "another shape" and self.num_calls in (10, 21):
+            self.seen.data = torch.zeros(7 + self.num_calls)
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("way", ["deleted", "another shape", "expanded"])
+def test_a_buffer_may_change_as_it_likes(way):
+    """The run goes on, a bad batch leaves the norm beside it as it was, and the buffer its shape."""
+    model = Changing(way)
+    optimizer, found = sgd(model), []
+    adapter = attach(model, optimizer, batches_of(*clouds()))
+    for number, (inputs, labels) in enumerate(adapter.batches()):
+        before = {name: each.clone() for name, each in model.named_buffers()}
+        loss = cross_entropy(model(inputs * (NAN if number == 20 else 1.0)), labels)
+        if adapter.report(loss):
+            step(optimizer, loss)
+        else:
+            after = dict(model.named_buffers())
+            found.append(
+                before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in after)
+            )
+
+    assert found == [True]
+    assert ("seen" in dict(model.named_buffers())) == (way != "deleted")
+
+
 def test_what_comes_back_on_resume_alone_is_not_looked_at():
     """A replay buffer or a list of losses with NaN is the script's own: no damage, and no end of the run."""
     model = nn.Linear(3, 1)
