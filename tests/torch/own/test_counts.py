@@ -60,7 +60,7 @@ def test_a_table_of_rates(at, is_planned):
 
 
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite", "ignore:.*the weights were damaged")
-@pytest.mark.parametrize(("is_planned", "num_workers"), [(False, 0), (True, 0), (True, 2)])
+@pytest.mark.parametrize(("is_planned", "num_workers"), [(False, 0), (True, 0), (True, 1)])
 def test_the_number_of_the_batch(is_planned, num_workers):
     """A script that divides by the batches that are left meets no zero, and finishes each epoch with its last batch."""
     model, optimizer, length, adapter = parts(is_planned=is_planned)
