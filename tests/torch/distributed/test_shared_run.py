@@ -68,8 +68,10 @@ def raised(answers):
     return type(answers[0]), str(answers[0])
 
 
-@pytest.mark.parametrize("every", [1, 3, 16, None])
-@pytest.mark.parametrize(("num_samples", "size"), [(48, 2), (50, 2), (49, 4), (5, 4)])
+@pytest.mark.parametrize(
+    ("every", "num_samples", "size"),
+    [(1, 48, 2), (3, 48, 2), (16, 48, 2), (None, 48, 2), (3, 50, 2), (None, 49, 4), (3, 5, 4)],
+)
 def test_tables_and_rates_are_those_of_one_process(every, num_samples, size):
     """Ranks that share batches know bit for bit what one process knows that trains on them alone, at its rates."""
     expected, rates = alone(num_samples)
@@ -241,8 +243,8 @@ def test_a_break_with_losses_under_way_loses_none(last):
     assert one[1] == other[1] == [1] * 160
 
 
-@pytest.mark.parametrize("every", [1, 3, 4, 16])
-@pytest.mark.parametrize("at", [5, 7, 8])
+@pytest.mark.parametrize("every", [1, 3, 16])
+@pytest.mark.parametrize("at", [5, 8])
 def test_a_state_is_loaded_in_mid_epoch(at, every):
     """Losses held back or under way when a state is loaded are forgotten: the run is that of the state, unbroken."""
 
@@ -651,8 +653,7 @@ def test_a_batch_left_out_on_all_ranks_comes_again():
         assert uses == [1] * 48
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (1, 4), (4, 1)])
-@pytest.mark.parametrize("step", [3, 6, 9])
+@pytest.mark.parametrize(("before", "after", "step"), [(4, 2, 3), (2, 4, 6), (1, 4, 9), (4, 1, 6), (2, 4, 9)])
 def test_another_number_of_ranks_goes_on_with_the_same_batches(before, after, step):
     """A state says nothing of ranks: resumed on more or fewer, a run has the batches and tables of an unbroken one."""
     expected, _ = alone(48)
