@@ -403,7 +403,7 @@ for epoch in r8.epoch_iterator():
 """
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_run_killed_at_any_moment_resumes(times, tmp_path):
     """A process killed again and again at random moments resumes at or after its last acknowledged checkpoint."""
     rng = np.random.default_rng(7)
