@@ -423,10 +423,10 @@ def test_a_refused_batch_is_not_trained_on():
 
 
 def test_num_epochs_ends_a_scheduled_run_early():
-    r8 = R8Scheduler(60, batch_size=20, num_epochs=5, guard="finite")
+    r8 = R8Scheduler(60, batch_size=16, num_epochs=5, guard="finite")
     final, _history = train(data=lambda i: {"x": X[i], "y": Y[i]}, epochs=2, num_batches=None, scheduler=r8)
 
-    assert int(final.step) == 6
+    assert int(final.step) == 8
     assert r8.current_epoch == 2
 
 
@@ -526,7 +526,7 @@ def test_what_is_missing_is_named(monkeypatch):
 
 def test_a_stop_ends_train_loop():
     """A scheduler that is asked to stop ends train_loop after the step in hand."""
-    r8 = R8Scheduler(60, batch_size=20, num_epochs=9, guard="finite")
+    r8 = R8Scheduler(60, batch_size=16, num_epochs=9, guard="finite")
 
     def step(state, batch, rng_key):
         if r8.global_step == 3:

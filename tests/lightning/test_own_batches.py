@@ -122,8 +122,8 @@ def loss_of(module):
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [(Plain, {}), (Plain, {"accumulate_grad_batches": 3, "max_epochs": 8}), (Stream, {}), (Two, {}), (Gan, {})],
-    ids=["loader", "accumulated", "stream", "two loaders", "gan"],
+    [(Plain, {"accumulate_grad_batches": 3, "max_epochs": 8}), (Stream, {}), (Two, {}), (Gan, {})],
+    ids=["accumulated", "stream", "two loaders", "gan"],
 )
 def test_nothing_changes_without_an_incident_and_a_nan_is_healed(kind, options):
     """Weights, optimizers and generators are those of the Trainer alone; one NaN in the weights goes back."""
@@ -282,15 +282,14 @@ class OneCycle(Plain):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-@pytest.mark.parametrize("kind", [Plain, OneCycle])
-def test_resumes_at_the_end_of_an_epoch(tmp_path, kind):
+def test_resumes_at_the_end_of_an_epoch(tmp_path):
     """A checkpoint of Lightning's brings the generators back, so that the next epoch has the same order."""
-    whole = built(kind)
+    whole = built(OneCycle)
     train(whole, callbacks=[R8Callback()])
     callbacks = [R8Callback(), lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True)]
-    train(built(kind), callbacks=callbacks, max_epochs=2, enable_checkpointing=True)
+    train(built(OneCycle), callbacks=callbacks, max_epochs=2, enable_checkpointing=True)
     torch.manual_seed(99)
-    again, callback = built(kind), R8Callback()
+    again, callback = built(OneCycle), R8Callback()
     train(again, callbacks=[callback], ckpt_path=tmp_path / "last.ckpt")
 
     assert callback.scheduler.global_step == 39

@@ -23,7 +23,7 @@ def adam(model):
     return torch.optim.AdamW(model.parameters(), lr=0.01)
 
 
-def make(folder=None, *, policy="balanced", every=5, **settings):
+def make(folder=None, *, policy="balanced", every=5, num_epochs=3, **settings):
     """A training with dropout, averaged weights and a loss scaler: everything that has a state."""
     model = classifier(dropout=0.3)
     ema = AveragedModel(model)
@@ -36,7 +36,7 @@ def make(folder=None, *, policy="balanced", every=5, **settings):
         ema=ema,
         scaler=torch.amp.GradScaler("cpu", growth_interval=7),
         policy=policy,
-        num_epochs=3,
+        num_epochs=num_epochs,
         **checkpoints,
         **settings,
     )
@@ -62,7 +62,7 @@ def go_on(adapter, workers, seen, stop_after=None):
 
 @pytest.mark.parametrize(
     ("workers", "stop_after"),
-    [(0, 7), (1, 17), *(pytest.param(*case, marks=pytest.mark.program) for case in [(2, 17), (2, 28)])],
+    [(0, 7), (0, 17), *(pytest.param(*case, marks=pytest.mark.program) for case in [(1, 17), (2, 17), (2, 28)])],
 )
 def test_resumes_bit_for_bit(workers, stop_after, tmp_path):
     """The same program goes on where it was ended, anywhere, with the same batches, rates, weights and dropout."""
@@ -104,17 +104,17 @@ def run_noisy(adapter, workers, stop_after=None):
 
 @pytest.mark.parametrize(
     ("workers", "again"),
-    [pytest.param(0, 0, marks=pytest.mark.program), pytest.param(2, 2, marks=pytest.mark.program), (2, 1)],
+    [pytest.param(0, 0, marks=pytest.mark.program), pytest.param(2, 2, marks=pytest.mark.program), (1, 2)],
 )
 def test_augmentation_goes_on_bit_for_bit(workers, again, tmp_path):
     """Random augmentation is the same after a resume in mid-epoch, in any number of workers."""
     random.seed(1), np.random.seed(1)
-    whole = make(dataset=Noisy())
+    whole = make(dataset=Noisy(), num_epochs=2)
     sums = run_noisy(whole, workers)
     random.seed(1), np.random.seed(1)
-    first = run_noisy(make(tmp_path, dataset=Noisy()), workers, stop_after=18)
+    first = run_noisy(make(tmp_path, dataset=Noisy(), num_epochs=2), workers, stop_after=18)
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
-    resumed = make(tmp_path, dataset=Noisy())
+    resumed = make(tmp_path, dataset=Noisy(), num_epochs=2)
     resumed.scheduler.load_checkpoint()
     step = resumed.scheduler.global_step
     rest = run_noisy(resumed, again)
