@@ -325,7 +325,7 @@ MUTANTS = [Mutant(*each) for each in (
      "schedules/test_budget.py", "max_steps with accumulated gradients plans too many batches"),
     ("engine/pace.py", "since -= last - now", "since += last - now",
      "engine/test_pace.py -k clock", "a clock that is set back gives a run more time"),
-    ("schedules/budget.py", "return min(share, 1.0 if is_fraction else ALMOST_DONE)", "return min(share, 1.0)",
+    ("engine/pace.py", "return min(share, 1.0 if is_fraction else ALMOST_DONE)", "return min(share, 1.0)",
      "engine/feed/test_feed.py schedules", "a longer last epoch is cut off"),
     ("schedules/budget.py", "min(rule.floor, lr), rule.shape", "rule.floor, rule.shape",
      "schedules/test_cool_down.py", "a cool-down raises a rate that is below its floor"),

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from learnit_r8.engine.pace import Pace
@@ -91,6 +93,32 @@ def test_next_step_counts_what_is_out(pace):
     pace.step, pace.num_out = 5, 2
 
     assert pace.next_step == 7
+
+
+@pytest.mark.parametrize(
+    ("budget", "step", "progress"),
+    [
+        (Budget(steps=4), 0, 0.0),
+        (Budget(steps=4), 1, 0.25),
+        (Budget(steps=4), 9, 1.0),
+        (Budget(warmup_steps=10), 5, 0.25),
+        (Budget(warmup_steps=10), 99, 0.5),
+        (Budget(passes=2, steps_per_pass=10), 5, 0.25),
+        (Budget(passes=2.5, steps_per_pass=10), 25, 1.0),
+    ],
+)
+def test_progress_is_the_finished_share(budget, step, progress):
+    """Progress is steps over those of the budget, and never above 1; before an open end, half the warm-up's share."""
+    assert Pace(budget, 10).progress_at(step) == progress
+
+
+def test_only_the_end_of_the_last_pass_is_the_end():
+    """A loader may be longer than it was told."""
+    pace = Pace(Budget(passes=2, steps_per_pass=10), sys.maxsize)
+    assert 0.99 < pace.progress_at(25) < 1
+    pace.passes, pace.has_ended = 1, True
+
+    assert pace.progress_at(19) == 1
 
 
 def test_run_is_finished_on_time(pace, clock):

@@ -36,7 +36,7 @@ def ask(timer, step, state, *, is_calm=True, per_step=1.0):
     elapsed = Elapsed(step, step, per_step * step, last, last, per_step * last)
     damaged = timer.take_if_due(elapsed, step, lambda: state, lambda state: None, is_calm=is_calm)
     if timer.backup.awaits_witness:
-        timer.backup.newest.witness.append(np.arange(2))
+        timer.backup.add_witness(timer.backup.newest, np.arange(2), 1.0)
     return damaged
 
 
