@@ -264,7 +264,9 @@ def test_summary_is_for_people():
     # The last batches of the epochs are left out for tests of the weights.
     assert lines[0].startswith(f"step {6 - r8.pace.probes} of 6, finished")
     assert "finished" in lines[0]
-    assert lines[1].startswith("losses refused: 1; batches not reported: 0")
+    assert lines[1].startswith(
+        "losses refused: 1; batches not reported: 0; batches left out for tests of the weights, or low-loss ones "
+    )
     assert lines[2] == "  not finite: not settled as the run ended, since step 2."
     assert [line.split()[0] for line in lines[4:]] == ["Q1", "Q2", "Q3", "Q4"]
 
