@@ -90,3 +90,17 @@ def test_resumes_by_its_own_state(tmp_path):
     third.accelerator.load_state(tmp_path)
     with pytest.raises(ValueError, match=r"skip_first_batches\(\) must be left out"):
         third.run(skip=7)
+
+
+def test_a_loop_that_never_ends_is_told(monkeypatch):
+    """Where an endless generator goes on after the budget was spent, an error says so in place of a hang."""
+    monkeypatch.setattr("learnit_r8.engine.run_state.MOST_IN_VAIN", 1100)
+    training = Training(num_epochs=None, num_steps=2)
+
+    def train():
+        while True:
+            for x, y in training.adapter.batches():
+                training.adapter.report(cross_entropy(training.model(x), y))
+
+    with pytest.raises(RuntimeError, match="spent at step 2, and 1,100 loops since then have trained nothing"):
+        train()
