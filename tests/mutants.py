@@ -436,7 +436,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("torch/loss_pipeline.py", "values.reshape(count, -1).mean(1, dtype=torch.float32)",
      "values.reshape(count, -1).sum(1, dtype=torch.float32)",
      "torch/own/test_observed.py -k losses", "samples with several losses seem harder than they are"),
-    ("torch/state.py", 'when == "heal" if when else is_trained', 'when != "resume"',
+    ("torch/state.py", 'when == "heal" if when else _is_trained(holder)', 'when != "resume"',
      "torch/own/test_healing.py -k belongs", "a heal gives the data again that were drawn since"),
     # lightning/, transformers/, keras/, flax/
     ("lightning/callback.py", "        self._is_told = False\n        if self", "        if self",

@@ -86,6 +86,9 @@ class ObservedBatches:
         inner = inner_of(source)
         name = "sampler" if inner.batch_sampler is None else "batch_sampler"
         sampler = getattr(inner, name)
+        if isinstance(sampler, _Watched):
+            # The iteration before was left, or had ended, before a wrapped loader began its own.
+            sampler = sampler.sampler
         self.drawn: Drawn = Drawn((), 0)
         self._waiting: deque[Drawn] = deque()
         watched = _Watched(sampler, _Watch(sampler, self._waiting, exclusions, num_whole))
