@@ -18,6 +18,7 @@ from learnit_r8 import OwnBatches, events
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.testing import record_events
 from tests.lightning.common import DATA, QUIET, Checkpoints, Digits, fit
+from tests.torch_common import equal
 
 # Lightning's own, of how it looks at several loaders.
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")]
@@ -106,13 +107,6 @@ def built(kind, **settings):
 def state_of(module, trainer):
     optimizers = [each.state_dict()["state"] for each in trainer.optimizers]
     return [*module.state_dict().values(), torch.get_rng_state(), *torch.utils._pytree.tree_leaves(optimizers)]
-
-
-def equal(one, two):
-    return all(
-        torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
-        for first, second in zip(one, two, strict=True)
-    )
 
 
 def loss_of(module):

@@ -8,9 +8,7 @@ from wild_scripts import seed_all
 
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
-from tests.torch_common import descend
-
-from .test_resume import Killed
+from tests.torch_common import Killed, descend
 
 SIZE = 40
 
