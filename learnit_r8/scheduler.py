@@ -975,7 +975,8 @@ class R8Scheduler:
         """Describe the run so far in a few lines of text."""
         source, table, saver, is_own = self.host.source, self.table, self.host.saver, self.feed is not None
         checkpoints = "no checkpoints: neither checkpoint_dir nor save_callback" if saver is None else saver.summary()
-        displaced = f"batches left out for low-loss ones after a restore: {source.displaced}; "
+        left_out = "batches left out for tests of the weights, or low-loss ones after a restore"
+        displaced = f"{left_out}: {source.displaced}; "
         # NaN where the rate is the user's own and was never told.
         rate = "" if self.lr != self.lr else f", lr {self.lr:.3g}"
         lines = [

@@ -325,7 +325,7 @@ MUTANTS = [Mutant(*each) for each in (
      "schedules/test_budget.py", "max_steps with accumulated gradients plans too many batches"),
     ("engine/pace.py", "since -= last - now", "since += last - now",
      "engine/test_pace.py -k clock", "a clock that is set back gives a run more time"),
-    ("schedules/budget.py", "return min(share, 1.0 if is_fraction else ALMOST_DONE)", "return min(share, 1.0)",
+    ("engine/pace.py", "return min(share, 1.0 if is_fraction else ALMOST_DONE)", "return min(share, 1.0)",
      "engine/feed/test_feed.py schedules", "a longer last epoch is cut off"),
     ("schedules/budget.py", "min(rule.floor, lr), rule.shape", "rule.floor, rule.shape",
      "schedules/test_cool_down.py", "a cool-down raises a rate that is below its floor"),
@@ -436,7 +436,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("torch/loss_pipeline.py", "values.reshape(count, -1).mean(1, dtype=torch.float32)",
      "values.reshape(count, -1).sum(1, dtype=torch.float32)",
      "torch/own/test_observed.py -k losses", "samples with several losses seem harder than they are"),
-    ("torch/state.py", 'when == "heal" if when else is_trained', 'when != "resume"',
+    ("torch/state.py", 'when == "heal" if when else _is_trained(holder)', 'when != "resume"',
      "torch/own/test_healing.py -k belongs", "a heal gives the data again that were drawn since"),
     # lightning/, transformers/, keras/, flax/
     ("lightning/callback.py", "        self._is_told = False\n        if self", "        if self",

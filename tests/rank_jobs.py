@@ -121,24 +121,6 @@ def parameter_digest(model):
     return hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
 
 
-def digits_run(rank, bad_rank, bad_step, every):
-    """Train on the digits with one NaN: table, parameters, refusals, accuracy."""
-    task = Digits()
-    r8 = R8Scheduler(
-        1797, batch_size=64, num_epochs=6, initial_lr=0.2, state_callback=task.state, load_callback=task.load
-    )
-    shared = SharedRun(r8, every=every)
-    for _ in r8.epoch_iterator():
-        for share in shared:
-            losses = task.losses(share.indices)
-            if (rank, share.ticket.step) == (bad_rank, bad_step):
-                losses = losses * float("nan")
-            if shared.report(share.ticket, losses):
-                task.step(losses, share.lr)
-    r8.close()
-    return table_digest(r8), parameter_digest(task.model), r8.sentry.num_refused, task.accuracy()
-
-
 def attached_run(rank, bad_rank, bad_step, settings, workers):
     """Train on the digits through the adapter: table, parameters, refusals, steps, uses, accuracy.
 

@@ -320,7 +320,8 @@ class Engine:
                 continue
             if self.announcer.is_heard:
                 self._tell_step(ticket, judged, ended, began)
-            outcome = Outcome(GOOD, judged.lr, None)
+            own = self.rates.own
+            outcome = Outcome(GOOD, judged.lr if own is None else judged.lr * own, None)
         norms = self.controller.norms
         if grad_norm is None:
             return outcome
@@ -496,7 +497,8 @@ class Engine:
                 put_to = self._refuse(ticket, judged)
             self.pace.begin_break()
             is_unknown = self.search.is_on or math.isnan(judged.lr)
-            return Outcome(verdict, self.rates.now if is_unknown else self.controller.lr(judged.lr), put_to)
+            lr = self.rates.now if is_unknown else self.controller.lr(judged.lr)
+            return Outcome(verdict, self.rates.shown(lr), put_to)
 
     def _refuse(self, ticket: Ticket, judged: Judged) -> int | None:
         """Learn nothing from a batch; returns the step of the state that was put back, None if none was."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..policies.registry import SHUFFLE
-from ..schedules.budget import Budget, CoolDownRule, cool_down_budget, from_state, state_of
+from ..schedules.budget import OPEN_WARMUP, Budget, CoolDownRule, cool_down_budget, from_state, state_of
 from ..schedules.range_test import RangeTest
 from ..schedules.schedule import Kept, Schedule, WarmupStableDecay, check_rate
 from ..schedules.span import Span
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 OPEN_EPOCHS = 20
 """Epochs that policies assume for an open run, until a cool-down sets its end; they see at most half of its budget as
 spent."""
+
+ALMOST_DONE = math.nextafter(1.0, 0.0)
+"""Progress of a run whose last pass is longer than was told."""
 
 MOST_RESERVE = 0.5
 """Largest share of a budget in seconds that is kept for the break at the end."""
@@ -249,15 +252,21 @@ class Pace:
 
         Of an open budget it is the place on the schedule: half the share of the warm-up.
         """
-        budget = self.budget
-        steps = budget.steps
-        step += self.left_out
-        if steps is not None:
-            # budget.progress() inlined, as this is called twice a step.
-            return step / steps if step < steps else 1.0
+        budget, step = self.budget, step + self.left_out
+        if budget.steps is not None:
+            return step / budget.steps if step < budget.steps else 1.0
         if budget.seconds is not None:
             return self._timed_progress(budget.seconds)
-        return budget.progress(step, 0.0, tokens=self.tokens, passes=self.passes + self.has_ended)
+        if budget.tokens is not None:
+            return min(1.0, self.tokens / budget.tokens)
+        if budget.passes is None:
+            return OPEN_WARMUP * step / budget.warmup_steps if step < budget.warmup_steps else OPEN_WARMUP
+        passes = self.passes + self.has_ended
+        if passes >= budget.passes or budget.steps_per_pass is None:
+            return min(1.0, passes / budget.passes)
+        # Passes may be of different lengths: only the end of the last one is the end.
+        share, is_fraction = step / (budget.passes * budget.steps_per_pass), budget.passes != int(budget.passes)
+        return min(share, 1.0 if is_fraction else ALMOST_DONE)
 
     def _timed_progress(self, budget: float) -> float:
         seconds = self.seconds

@@ -110,6 +110,7 @@ class Run:
         settings: The configuration as texts, for display.
         member: The adapter that holds batches; it replaces the one that joined before.
         saving: Held by the one thread that takes backups and writes checkpoints; others that draw wait for it.
+        num_in_vain: Loops that began after the budget was spent.
     """
 
     source: Source
@@ -129,3 +130,4 @@ class Run:
     settings: Mapping[str, str]
     member: Member = field(default_factory=Member)
     saving: threading.RLock = field(default_factory=threading.RLock)
+    num_in_vain: int = 0

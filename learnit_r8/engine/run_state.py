@@ -39,6 +39,15 @@ NO_MODEL = (
     "neither save_callback nor load_callback. Give both, unless the script saves and loads the model itself."
 )
 
+MOST_IN_VAIN = 10_000
+"""Loops after the budget was spent, none of which trains, from which the program is taken for an endless one."""
+
+IN_VAIN = (
+    "the budget was spent at step {}, and {:,} loops since then have trained nothing: this program waits for a number "
+    "of its own to grow, such as one that leaves refused batches out. Count with scheduler.global_step, or end the "
+    "loop once scheduler.is_over."
+)
+
 DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
 """What reading a state of the wrong values raises."""
 
@@ -520,8 +529,15 @@ def say_if_finished(run: Run) -> None:
 
 
 def say_if_spent(run: Run) -> None:
-    """Warn that a loop which begins now trains nothing, as when a notebook's cell is run again."""
+    """Warn that a loop which begins now trains nothing, as when a notebook's cell is run again.
+
+    Raises:
+        RuntimeError: so many loops have trained nothing that the program would never end.
+    """
     if run.pace.is_finished and not run.pace.is_stopped:
+        run.num_in_vain += 1
+        if run.num_in_vain > MOST_IN_VAIN:
+            raise RuntimeError(IN_VAIN.format(run.pace.step, MOST_IN_VAIN))
         run.announcer.warn_once(
             "finished",
             f"the budget was spent at step {run.pace.step}, so this loop trains nothing. To train from the start, "

@@ -72,7 +72,7 @@ class Backup:
             loader gave.
         losses: Their losses.
         generators: Random generators at the start of the witness; None where they cannot be set.
-        is_closed: Whether its witness is complete, as the optimizer has taken its step with fewer batches.
+        is_closed: Whether its witness is complete: the optimizer has taken its step.
         is_proven: Whether enough calm losses have followed, so that the record is that of healthy weights.
         replayed: The loss of the witness when it was drawn again; NaN before.
         noise: Difference of two of those losses, with the same weights; NaN where it was drawn again once at most.
@@ -236,11 +236,13 @@ class RamBackup:
     @property
     def awaits_witness(self) -> bool:
         """Whether the witness of the newest state is not complete."""
-        return bool(self.backups) and not self.is_complete(self.backups[-1])
+        return bool(self.backups) and not self.backups[-1].is_closed
 
-    def is_complete(self, backup: Backup) -> bool:
-        """Whether the witness of a state is complete."""
-        return backup.is_closed or len(backup.witness) >= self.witness_size
+    def add_witness(self, backup: Backup, witness: Any, loss: float) -> None:
+        """Note a batch that was trained on after a state, and its loss."""
+        backup.witness.append(witness)
+        backup.losses.append(loss)
+        backup.is_closed = len(backup.witness) >= self.witness_size
 
     def end_update(self) -> None:
         """Take the witness of the newest state for complete: the optimizer has taken a step with fewer batches."""

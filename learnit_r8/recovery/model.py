@@ -278,7 +278,7 @@ class Witnesses:
     def _awaiting(self) -> list[Backup]:
         """The states that were taken since the last update, in RAM and on disk."""
         newest = [self._backup.newest, self.waiting]
-        return [each for each in newest if each is not None and not self._backup.is_complete(each)]
+        return [each for each in newest if each is not None and not each.is_closed]
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
@@ -293,9 +293,8 @@ class Witnesses:
         """Note a batch of the first update after the newest backup or checkpoint."""
         for each in self._awaiting():
             if ticket.draw >= each.draws:
-                each.witness.append(ticket.chunk.witness_of(ticket.indices))
-                each.losses.append(loss)
-        if self.waiting is not None and self._backup.is_complete(self.waiting):
+                self._backup.add_witness(each, ticket.chunk.witness_of(ticket.indices), loss)
+        if self.waiting is not None and self.waiting.is_closed:
             self.waiting = None
 
     def drop_newest(self) -> None:

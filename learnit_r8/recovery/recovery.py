@@ -190,8 +190,9 @@ class RecoveryController:
     @property
     def wants_witness(self) -> bool:
         """Whether weights may be tested later with the batch that is trained on next."""
-        backup, is_measured = self._persistence.backup, self.is_early and self._sentry.tests_progress
-        return is_measured or backup.awaits_witness or self.witnesses.waiting is not None
+        backups, is_measured = self._persistence.backup.backups, self.is_early and self._sentry.tests_progress
+        awaits = self.witnesses.waiting is not None or bool(backups and not backups[-1].is_closed)
+        return is_measured or awaits
 
     def end_update(self) -> None:
         """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
@@ -232,7 +233,7 @@ class RecoveryController:
         progress.reported.append(loss)
         lineage.rates.append(ticket.lr)
         lineage.updates += 1
-        if witnesses.waiting or (backup.backups and len(backup.backups[-1].witness) < backup.witness_size):
+        if witnesses.waiting or (backup.backups and not backup.backups[-1].is_closed):
             witnesses.note(ticket, loss)
         if not self.is_quiet:
             self._note_good(scheduled_lr)

@@ -108,7 +108,8 @@ def cool_down_budget(
                 f"ends {_end_of(budget)}."
             )
         ends = Budget(steps=budget.steps, seconds=budget.seconds)
-        begin = budget.progress(step, seconds)
+        done, whole = (step, budget.steps) if budget.steps is not None else (seconds, budget.seconds)
+        begin = min(1.0, done / whole) if whole else 1.0
     until = span.amount if span.unit == "until" else None
     cool_down = CoolDown(begin, lr, min(rule.floor, lr), rule.shape, step, until)
     return replace(ends, cool_down=cool_down)
@@ -190,9 +191,6 @@ def batches_of(num_updates: int, num_batches: int, accumulate: int) -> int:
 OPEN_WARMUP = 0.5
 """Progress that stands for the end of the warm-up of an open budget: schedules are functions of progress."""
 
-ALMOST_DONE = math.nextafter(1.0, 0.0)
-"""Progress of a run whose last pass is longer than was told."""
-
 MOST_WARMUP = 1000
 """Most steps of the default warm-up of an open budget; it is an epoch, or this many steps."""
 
@@ -216,10 +214,9 @@ class Budget:
         steps_per_pass: Steps in each of them as far as known, from which rates follow; None if unknown.
         is_in_epochs: Whether the steps are those of a number of epochs.
 
-    >>> Budget(steps=200).progress(step=50, seconds=9.0)
-    0.25
-    >>> Budget(seconds=60.0).progress(step=50, seconds=15.0)
-    0.25
+    >>> Budget.of(2.5, None, None, 40)
+    Budget(steps=100, seconds=None, warmup_steps=0, cool_down=None, tokens=None, passes=None, steps_per_pass=None, \
+is_in_epochs=True)
     """
 
     steps: int | None = None
@@ -279,29 +276,3 @@ class Budget:
         if self.passes is None or self.steps_per_pass is None:
             return self.steps
         return math.ceil(self.passes * self.steps_per_pass)
-
-    def progress(self, step: int, seconds: float, *, tokens: int = 0, passes: int = 0) -> float:
-        """Finished share, in [0, 1]; 1.0 means stop. Of an open budget, the share of the warm-up, in [0, 0.5].
-
-        Args:
-            step: Steps done.
-            seconds: Training seconds spent.
-            tokens: Tokens trained on.
-            passes: Runs through the user's iterable that have ended.
-        """
-        if self.steps is not None:
-            return min(1.0, step / self.steps)
-        if self.seconds is not None:
-            return min(1.0, seconds / self.seconds) if self.seconds > 0 else 1.0
-        if self.tokens is not None:
-            return min(1.0, tokens / self.tokens)
-        if self.passes is None:
-            return OPEN_WARMUP * step / self.warmup_steps if step < self.warmup_steps else OPEN_WARMUP
-        if passes >= self.passes:
-            return 1.0
-        if self.steps_per_pass is None:
-            return passes / self.passes
-        # Passes may be of different lengths: only the end of the last one is the end.
-        share = step / (self.passes * self.steps_per_pass)
-        is_fraction = self.passes != int(self.passes)
-        return min(share, 1.0 if is_fraction else ALMOST_DONE)

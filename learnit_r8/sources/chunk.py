@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from array import array
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -292,52 +294,45 @@ class Size(NamedTuple):
     tokens: int = 0
 
 
+@dataclass(eq=False, slots=True)
 class FollowedChunk:
     """A chunk of one batch, which is the user's own.
 
-    Args:
+    Attributes:
         table: The table of the run.
         pass_number: Its pass; -1 for one that is handed out again.
         item: What the loader gave, to be handed out again; None if it is not kept.
-        size: Its size.
+        size: Samples in it; 1 where their number is not known.
+        tokens: Tokens in it, or 0.
+        indices: int64[B], its samples as it was taken; -1 where they are not known.
         members: Its samples; None if it does not say which.
         is_probe: Whether it is handed out again, to test weights with it.
-
-    Attributes:
-        states, drawn, reports, predictions, trends, rates: As of a `Chunk`, of one batch.
-        is_late, sweep: As of a `Chunk`: true and -1 where it is handed out again, else false and 0.
-        item, members, is_probe: As given.
-        indices: int64[B], its samples as it was taken; -1 where they are not known.
-        size: Samples in it.
-        tokens: Tokens in it.
+        is_late, sweep: As of a `Chunk`: true and -1 where it is handed out again, else false and 0, as all others are
+            learned in their order.
+        is_extra, states, drawn, reports, predictions, trends, rates: As of a `Chunk`, of one batch.
     """
 
-    __slots__ = (
-        "indices", "is_extra", "is_late", "is_probe", "item", "members", "pass_number", "predictions", "rates",
-        "reports", "size", "states", "sweep", "table", "tokens", "trends",
-    )  # fmt: skip
+    table: SampleTable
+    pass_number: int
+    item: Any
+    size: int
+    tokens: int
+    indices: NDArray[np.int64]
+    members: Members | None = None
+    is_probe: bool = False
+    is_late: bool = False
+    sweep: int = 0
+    is_extra: bool = False
+    states: bytearray = field(default_factory=functools.partial(bytearray, 1))
+    predictions: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    reports: list[Any] = field(default_factory=functools.partial(list, (0.0,)))
+    trends: list[float] = field(default_factory=functools.partial(list, (0.0,)))
+    rates: list[float] = field(default_factory=functools.partial(list, (0.0,)))
 
-    drawn = 1
-    expected = (math.nan,)
-    typical = math.nan
-    weights = None
-
-    def __init__(
-        self, table: SampleTable, pass_number: int, item: Any, size: Size, members: Members | None = None,
-        *, is_probe: bool = False,
-    ) -> None:  # fmt: skip
-        self.table, self.pass_number, self.item, self.members = table, pass_number, item, members
-        (self.size, self.tokens), self.is_probe, self.is_extra = size, is_probe, False
-        # All others are learned in their order.
-        self.is_late, self.sweep = is_probe, -is_probe
-        if members is not None:
-            self.indices = members.indices
-        else:
-            self.indices = _NOBODY[: self.size] if self.size <= len(_NOBODY) else np.full(self.size, -1)
-        self.states = bytearray(1)
-        self.predictions: dict[int, NDArray[np.float32]] = {}
-        self.reports: list[Any] = [0.0]
-        self.trends, self.rates = [0.0], [0.0]
+    drawn: ClassVar[int] = 1
+    expected: ClassVar[tuple[float]] = (math.nan,)
+    typical: ClassVar[float] = math.nan
+    weights: ClassVar[None] = None
 
     def close(self, slot: int) -> None:
         """Close it."""
@@ -353,10 +348,6 @@ class FollowedChunk:
     def shares_of(self, slot: int, count: int) -> tuple[float, ...]:
         """Unknown."""
         return ()
-
-
-_NOBODY = np.full(4096, -1)
-_NOBODY.flags.writeable = False
 
 
 class Batch(NamedTuple):

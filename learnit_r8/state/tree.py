@@ -393,7 +393,9 @@ def is_own_kind(dtype: np.dtype[Any]) -> bool:
     return dtype.type.__module__ == "numpy" or dtype.type is np.record
 
 
+@functools.cache
 def _is_float(dtype: Any) -> bool:
+    # numpy puts the name of a dtype together at each call.
     name = str(getattr(dtype, "name", dtype))
     return "float" in name or "complex" in name
 

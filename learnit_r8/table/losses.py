@@ -88,8 +88,6 @@ def read_mean(loss: Any) -> Reading:
         TypeError: the loss is not a real number or an array of them.
         ValueError: it is empty.
     """
-    if type(loss) is float:
-        return Reading(loss, loss, WHOLE_BATCH, loss)
     values = _as_array(loss)
     if not values.size:
         raise ValueError(f"loss must be a number or an array of numbers, got shape {values.shape}.")
@@ -116,7 +114,7 @@ def read_rows(loss: Any, rows: int, counts: NDArray[np.int64] | None, kind: int 
         TypeError: the loss is not a real number or an array of them.
         ValueError: it is empty.
     """
-    if type(loss) is float or kind == WHOLE_BATCH:
+    if kind == WHOLE_BATCH:
         return read_mean(loss)
     values = _as_array(loss)
     if not values.ndim or len(values) != rows or not values.size:

@@ -43,16 +43,13 @@ class Members(NamedTuple):
 
     Attributes:
         indices: int64[M], their positions in the table, -1 for one that is not kept.
-        counts: int64[P], how many of them are in each row of the batch; None if there is one in each.
+        num_rows: P, rows of the batch.
+        counts: int64[P], how many of them are in each row; None if there is one in each.
     """
 
     indices: NDArray[np.int64]
+    num_rows: int
     counts: NDArray[np.int64] | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the batch."""
-        return len(self.indices if self.counts is None else self.counts)
 
 
 class SampleIds:
@@ -100,17 +97,17 @@ class SampleIds:
         if self._places and isinstance(rows, (list, tuple)):
             try:
                 # Nearly always every id is known.
-                return Members(np.fromiter(map(self._places.__getitem__, rows), np.int64, len(rows)))
+                return Members(np.fromiter(map(self._places.__getitem__, rows), np.int64, len(rows)), len(rows))
             except (KeyError, TypeError):
                 pass
         if isinstance(rows, (list, tuple)) and any(hasattr(each, "tolist") for each in rows):
             rows = [each.tolist() if hasattr(each, "tolist") else each for each in rows]
         if not isinstance(rows, (list, tuple)):
             raise TypeError(f"ids must be a sequence with an id, or several, for each row of a batch, got {ids!r}.")
-        counts = None
+        num_rows, counts = len(rows), None
         if any(isinstance(row, (list, tuple)) for row in rows):
             rows = [row if isinstance(row, (list, tuple)) else (row,) for row in rows]
-            counts = np.fromiter(map(len, rows), np.int64, len(rows))
+            counts = np.fromiter(map(len, rows), np.int64, num_rows)
             rows = [each for row in rows for each in row]
             counts = None if (counts == 1).all() else counts
         # All are checked before the first is added.
@@ -124,18 +121,17 @@ class SampleIds:
                 self.names.append(each)
             places.append(place)
         self.size, self.num_beyond = max(self.size, len(self.names)), self.num_beyond + places.count(-1)
-        return Members(np.array(places, np.int64), counts)
+        return Members(np.array(places, np.int64), num_rows, counts)
 
-    def find_indices(self, indices: Any) -> NDArray[np.int64]:
-        """The places of samples that a sampler has drawn by their positions in a data set."""
-        found = np.fromiter(indices, np.int64, len(indices))
-        # Python's, of a list as short as a batch.
-        if len(found) and (min(indices) < 0 or max(indices) >= self.size):
-            self.size = min(self.most, max(self.size, int(found.max()) + 1))
-            is_kept = (found >= 0) & (found < self.size)
-            self.num_beyond += len(found) - int(np.count_nonzero(is_kept))
-            found[~is_kept] = -1
-        return found
+    def keep_indices(self, indices: NDArray[np.int64]) -> None:
+        """Keep samples that a sampler has drawn by their positions, int64[M], some beyond the data set as it is known.
+
+        Those that are not kept become -1.
+        """
+        self.size = min(self.most, max(self.size, int(indices.max()) + 1))
+        is_kept = (indices >= 0) & (indices < self.size)
+        self.num_beyond += len(indices) - int(np.count_nonzero(is_kept))
+        indices[~is_kept] = -1
 
     def _check_kind(self, kind: str, what: str) -> None:
         if self.kind is None:

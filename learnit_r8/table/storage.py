@@ -139,7 +139,14 @@ class SampleStorage:
             TypeError, ValueError: as for `SampleIds.find`; the table is as before.
         """
         known: Any = self.ids
-        members = Members(known.find_indices(ids)) if are_indices else known.find(ids)
+        if are_indices:
+            indices = np.fromiter(ids, np.int64, len(ids))
+            # Python's, of a list as short as a batch.
+            if len(indices) and (min(ids) < 0 or max(ids) >= known.size):
+                known.keep_indices(indices)
+            members = Members(indices, len(indices))
+        else:
+            members = known.find(ids)
         if known.size > self.num_samples:
             self._grow()
         if self.part_size is None and len(members.indices) > self.batch_size:

@@ -131,17 +131,17 @@ class Adapter:
         else:
             feed.join(self._losses)
             if len(training.optimizers) == 1:
-                self._stepper.watch_distance(scheduler)
+                self._stepper.count_steps()
         # On other devices each look would wait for them; shards and other kinds of tensors cannot be read like this.
         is_plain = all(each.is_cpu and isinstance(each, torch.nn.Parameter) for each in training.model.parameters())
         can_look = self.num_ranks == 1 and owner is None and is_plain and not self.state.is_sharded
-        looked_at = self._stepper if can_look else None
+        stepper = self._stepper if can_look or self._stepper.counted is not None else None
         are_own, is_alone = scheduler.host.rates.are_own, len(training.optimizers) == 1
         for each in training.optimizers if are_own else training.optimizers[:1]:
             watch = ScheduleWatch(each, self.state, accumulate=self._stepper.accumulate) if are_own else None
-            if looked_at is not None or watch is not None:
-                StepHooks(scheduler, each, looked_at, is_alone=is_alone, schedules=watch)
-            looked_at = None
+            if stepper is not None or watch is not None:
+                StepHooks(scheduler, each, stepper, looks=can_look, is_alone=is_alone, schedules=watch)
+            stepper = None
         self._losses.set_rates(scheduler.lr)
         if feed is not None and source is None:
             # Nothing is drawn from them before the first batch.

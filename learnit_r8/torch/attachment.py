@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +30,7 @@ from .loss_pipeline import Training
 from .lr_scheduler import peak_under_schedules
 from .prepared import plain_model, plain_optimizer
 from .readback import SingleProcess
-from .state import TARGETS, AlsoPart, ModelState, copies_of, networks_of, read_also
+from .state import TARGETS, AlsoPart, ModelState, carried_of, copies_of, networks_of, read_also
 from .stepper import SecondRun, Stepper
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _keep(
         r8.host.say_once("peak", peak_text)
     sharing.check(r8, model, resume, accumulate=accumulate)
     may_undo = sharing.size == 1 and not state.is_sharded
-    hand = _new_hand(r8, [model, *networks_of(parts).values()] if may_undo else (), is_whole=bool(given.run_batch))
+    hand = _new_hand(r8, model, parts, may_undo=may_undo, is_whole=bool(given.run_batch))
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
     if given.run_batch is None and (sharing.size == 1 or size is None):
         hand.watch(model)
@@ -245,11 +245,15 @@ def _keep(
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
 
 
-def _new_hand(r8: R8Scheduler, networks: Sequence[torch.nn.Module], *, is_whole: bool) -> Hand:
-    """What holds the batch in hand, and the buffers of networks as it came; of none where ranks judge late."""
+def _new_hand(
+    r8: R8Scheduler, model: torch.nn.Module, parts: dict[str, AlsoPart], *, may_undo: bool, is_whole: bool
+) -> Hand:
+    """What holds the batch in hand, and buffers and what is carried on as it came; not where ranks judge late."""
     recorder = r8.controller.recorder
     hand = Hand(keeps_generators=recorder is not None and recorder.record != "names")
-    hand.watch_buffers([plain_model(each) for each in networks], is_whole=is_whole)
+    if may_undo:
+        hand.watch_buffers([plain_model(each) for each in (model, *networks_of(parts).values())], is_whole=is_whole)
+        hand.watch_carried(carried_of(parts))
     return hand
 
 

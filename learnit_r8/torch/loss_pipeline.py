@@ -87,7 +87,9 @@ class LossPipeline(Trainer):
         self.readback: Readback | Gathered | None = None
         self._r8, self._feed, self._has_loader = r8, r8.feed, has_loader
         self.is_other, self._is_alone = False, training.sharing.size == 1
-        self._own_optimizer = training.optimizers[0] if r8.host.rates.are_own else None
+        self._optimizer = training.optimizers[0]
+        self._num_groups = len(self._optimizer.param_groups)
+        self._own_optimizer = self._optimizer if r8.host.rates.are_own else None
         self._batches, self._stepper, self._state = batches, stepper, state
         self._num_loads, self._hand = state.num_loads, hand
         # Holds a batch that is handed out, until the next one.
@@ -133,10 +135,11 @@ class LossPipeline(Trainer):
         """
         ticket, count = self.take_own(ids), 0
         chunk: Any = None if ticket is None else ticket.chunk
+        found: list[torch.Tensor] = []
         for loss in losses:
             if not (isinstance(loss, torch.Tensor) and loss.is_floating_point()):
                 raise TypeError(f"loss must be a tensor of floats, got {loss!r}.")
-        found = [loss.detach() for loss in losses]
+            found.append(loss.detach())
         values = found[0]
         num_rows = 0 if chunk is None or chunk.members is None else chunk.members.num_rows
         if len(found) == 1 and values.ndim and values.numel() and len(values) == num_rows:
@@ -227,11 +230,6 @@ class LossPipeline(Trainer):
                 # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
                 if sent.ticket.is_out:
                     self.outcome = self._r8.report(sent.ticket, **arguments)
-                    if self._feed is not None and self._rates is None:
-                        # The rate that the optimizer has, which is the user's.
-                        rates, is_quiet = self._r8.host.rates, self._r8.controller.is_quiet
-                        lr = rates.shown(self.outcome.lr) if is_quiet and rates.own is not None else self._r8.lr
-                        self.outcome = self.outcome._replace(lr=lr)
                 if self.outcome:
                     hand.good = sent.held
                 # What waits is of good batches alone if this one has added nothing: not so for losses that come late.
@@ -318,8 +316,11 @@ class LossPipeline(Trainer):
 
     def between_steps(self) -> None:
         """Do what is due between two steps; a loader calls it whenever it asks for a batch."""
-        if self._stepper.ask_between_steps():
-            if self._stepper.has_grown:
+        stepper = self._stepper
+        if not stepper.is_adding:
+            stepper.is_adding = stepper.accumulate > 1
+            before, self._num_groups = self._num_groups, len(self._optimizer.param_groups)
+            if before != self._num_groups:
                 # Earlier backups no longer fit the optimizer.
                 self._r8.host.look_at_weights()
             num_loads = self._state.num_loads

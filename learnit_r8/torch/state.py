@@ -379,6 +379,11 @@ def networks_of(parts: Mapping[str, AlsoPart]) -> dict[str, torch.nn.Module]:
     return {name: part.holder for name, part in parts.items() if isinstance(part.holder, torch.nn.Module)}
 
 
+def carried_of(parts: Mapping[str, AlsoPart]) -> list[Any]:
+    """The parts that the script changes by itself and that are put back with the weights, such as a hidden state."""
+    return [part.holder for part in parts.values() if part.is_healed and not _is_trained(part.holder)]
+
+
 def _read(name: str, given: Any) -> AlsoPart:
     part, when = given, ""
     if isinstance(given, tuple) and given and isinstance(given[-1], str):
@@ -394,9 +399,13 @@ def _read(name: str, given: Any) -> AlsoPart:
             f"the part {name!r} of also must have state_dict() and load_state_dict(), or be a pair of functions that "
             f"read and load its state, got {part!r}."
         )
-    # Without a word, what changes with the weights goes back with them: networks, optimizers, loss scalers.
-    is_trained = isinstance(holder, torch.nn.Module) or hasattr(holder, "param_groups") or hasattr(holder, "get_scale")
-    return AlsoPart(holder, when == "heal" if when else is_trained)
+    # Without a word, what changes with the weights goes back with them.
+    return AlsoPart(holder, when == "heal" if when else _is_trained(holder))
+
+
+def _is_trained(holder: Any) -> bool:
+    """Whether a part is a network, an optimizer or a loss scaler."""
+    return isinstance(holder, torch.nn.Module) or hasattr(holder, "param_groups") or hasattr(holder, "get_scale")
 
 
 SUFFIX = ".safetensors"

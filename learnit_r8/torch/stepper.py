@@ -66,7 +66,10 @@ class Stepper:
     Attributes:
         accumulate: As given.
         adds_later: Whether the gradient of the batch whose loss is reported is computed after that, if it is at all.
-        has_grown: Whether the optimizer had other groups of parameters when `ask_between_steps` was called last.
+        counted: The optimizer whose steps are counted; None where none are.
+        knows_distance: Whether it is known how many reports come before a step.
+        stepped_at: Updates at the last step that was counted; None before.
+        is_adding: Whether the next batch's gradient is added to others, so that nothing is done before it.
         max_norm: Longest gradient, as given.
         is_scaled: Whether losses are scaled, so that a gradient may overflow.
 
@@ -94,16 +97,17 @@ class Stepper:
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.is_scaled = self._scaler is not None
         self._is_sharded = any(map(is_shard, self._parameters()))
-        self._num_groups, self.has_grown = len(optimizer.param_groups), False
         self._num_added = 0
-        self._is_adding = self.adds_later = False
+        self.is_adding = self.adds_later = False
         self._last_gradients: list[torch.Tensor | None] = []
         self._plain = plain_optimizer(optimizer)
         self._norms: NormLimit | None = None
         self._clears_itself = getattr(type(self._plain), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
         self._has_stepped, self._first_step = False, None
-        self._knows_distance = self._hears_steps = False
-        self._stepped_at: int | None = None
+        self.counted: Any = None
+        self._distances: Counter[int] = Counter()
+        self.knows_distance = self._hears_steps = False
+        self.stepped_at: int | None = None
         self._seen: list[int] = []
         if accumulate > 1:
             # However the step comes about, in a loop of the user's own too.
@@ -123,43 +127,32 @@ class Stepper:
         register = getattr(self._plain, "register_step_post_hook", None)
         self._first_step = None if register is None else register(self._note_first_step)
 
-    def watch_distance(self, r8: R8Scheduler) -> None:
-        """Say once if each step of the optimizer comes after several reports, unless it was said how many."""
+    def count_steps(self) -> None:
+        """Have the steps of the optimizer counted from now on, unless it was said how many batches each takes."""
         # One that holds another, as SAM does, takes no step itself.
         stepping = next(iter(inner_optimizers(self._optimizer).values()), self._plain)
-        register = getattr(stepping, "register_step_post_hook", None)
-        if self.accumulate > 1 or register is None:
-            return
-        distances: Counter[int] = Counter()
-        # The optimizer may outlive the run.
-        at, run = r8.controller.lineage.updates, weakref.ref(r8)
+        if self.accumulate == 1 and hasattr(stepping, "register_step_pre_hook"):
+            self.counted = stepping
+            # A class that does not call `Optimizer.__init__` has hooks that are never called.
+            self._hears_steps = getattr(type(stepping).step, "hooked", False)
 
-        def note(*_: Any) -> None:
-            nonlocal at
-            if (r8 := run()) is None:
-                return
-            before, at = at, r8.controller.lineage.updates
-            self._stepped_at = at
-            if self._knows_distance:
-                return
-            distances[at - before] += 1
-            # What is left over at the end of an epoch makes others.
-            number, count = distances.most_common(1)[0]
-            if number > 1 and count == STEPS_ALIKE:
-                r8.host.say_once("accumulates", ACCUMULATES.format(number))
-            self._knows_distance = distances[1] > 0 or distances.total() == STEPS_LOOKED_AT
-
-        register(note)
-        # A class that does not call `Optimizer.__init__` has hooks that are never called.
-        self._hears_steps = getattr(type(stepping).step, "hooked", False)
+    def note_distance(self, r8: R8Scheduler, updates: int, before: int) -> None:
+        """Say once if each step of the optimizer comes after several reports; called at its first ones."""
+        distances = self._distances
+        distances[updates - before] += 1
+        # What is left over at the end of an epoch makes others.
+        number, count = distances.most_common(1)[0]
+        if number > 1 and count == STEPS_ALIKE:
+            r8.host.say_once("accumulates", ACCUMULATES.format(number))
+        self.knows_distance = distances[1] > 0 or distances.total() == STEPS_LOOKED_AT
 
     def check_steps(self, r8: R8Scheduler) -> None:
         """Say once if the optimizer has taken no step for long; called as each run through the user's loader begins."""
         updates = r8.controller.lineage.updates
-        if self._stepped_at is None:
-            self._stepped_at = updates
-        elif self._hears_steps and updates - self._stepped_at >= BATCHES_WITHOUT_STEP:
-            r8.host.say_once("no step", NO_STEP_SINCE.format(updates - self._stepped_at))
+        if self.stepped_at is None:
+            self.stepped_at = updates
+        elif self._hears_steps and updates - self.stepped_at >= BATCHES_WITHOUT_STEP:
+            r8.host.say_once("no step", NO_STEP_SINCE.format(updates - self.stepped_at))
 
     def _note_first_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._has_stepped = self._has_stepped or any(
@@ -178,7 +171,7 @@ class Stepper:
 
     def _note_step(self) -> None:
         self._num_added = 0
-        self._is_adding = False
+        self.is_adding = False
 
     @property
     def can_begin_anew(self) -> bool:
@@ -200,15 +193,6 @@ class Stepper:
             f"{CLIP}: pass max_grad_norm=1.0 to attach() if step() takes your steps, or call "
             "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before an optimizer.step() of your own"
         )
-
-    def ask_between_steps(self) -> bool:
-        """Whether no gradient waits for others to be added; called when the next batch is asked for."""
-        if self._is_adding:
-            return False
-        num_before, self._num_groups = self._num_groups, len(self._optimizer.param_groups)
-        self.has_grown = num_before != self._num_groups
-        self._is_adding = self.accumulate > 1
-        return True
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> bool:
         """Add the gradient of a loss.
@@ -319,7 +303,7 @@ class Stepper:
 
     def clear(self) -> None:
         """Begin a new gradient."""
-        self._num_added, self._is_adding = 0, False
+        self._num_added, self.is_adding = 0, False
         self._last_gradients = []
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
@@ -346,23 +330,24 @@ class StepHooks:
     Args:
         r8: The run, which the optimizer may outlive.
         optimizer: A `torch.optim.Optimizer`, or what wraps one.
-        stepper: Its gradients are looked at; None leaves that out.
+        stepper: Counts the steps; None where it takes none of this optimizer.
+        looks: Whether gradients are looked at.
         is_alone: Whether there is no other optimizer. Where a loop steps several, as of networks that train against
             each other, losses are no measure of progress.
         schedules: Looks at its schedules in a resumed run; None where its rate is not the user's own.
     """
 
     def __init__(
-        self, r8: R8Scheduler, optimizer: Any, stepper: Stepper | None, *, is_alone: bool,
+        self, r8: R8Scheduler, optimizer: Any, stepper: Stepper | None, *, looks: bool, is_alone: bool,
         schedules: ScheduleWatch | None,
     ) -> None:  # fmt: skip
         self._run, self._stepper, self._is_alone, self._schedules = weakref.ref(r8), stepper, is_alone, schedules
+        self._looks = looks
         self._saved: list[Any] | None = None
+        self._put_back: weakref.WeakSet[Any] = weakref.WeakSet()
         for each in inner_optimizers(optimizer).values() or [plain_optimizer(optimizer)]:
             if hasattr(each, "register_step_pre_hook"):
                 each.register_step_pre_hook(self._before)
-            if schedules is not None:
-                each.register_step_post_hook(self._after)
 
     def _before(self, optimizer: Any, *_: Any) -> None:
         r8, stepper = self._run(), self._stepper
@@ -372,12 +357,17 @@ class StepHooks:
         if r8 is None:
             return
         controller = r8.controller
+        if stepper is not None and optimizer is stepper.counted:
+            updates = controller.lineage.updates
+            before, stepper.stepped_at = stepper.stepped_at, updates
+            if not (stepper.knows_distance or before is None):
+                stepper.note_distance(r8, updates, before)
         if stepper is not None:
             if stepper.max_norm is not None and not controller.norms.is_used:
                 # `Stepper.clip` was never called.
                 r8.host.say_once("not clipped", NOT_CLIPPED.format(stepper.max_norm))
             is_turn = not max(0, controller.lineage.updates - 1) // stepper.accumulate % DEAD_EVERY
-            may_look = controller.watches_gradients and not controller.experiment.is_open
+            may_look = self._looks and controller.watches_gradients and not controller.experiment.is_open
             if is_turn and may_look and (self._is_alone or controller.norms.is_used) and not r8.is_over:
                 controller.note_gradients(*stepper.gradient_sizes())
         if self._schedules is None:
@@ -386,6 +376,10 @@ class StepHooks:
             self._schedules.look(r8)
         factor = 1.0 if controller.is_quiet else r8.lr_factor
         if factor != 1:
+            if optimizer not in self._put_back:
+                # From the first rate on that is lowered.
+                self._put_back.add(optimizer)
+                optimizer.register_step_post_hook(self._after)
             rates = [group["lr"] for group in optimizer.param_groups]
             self._saved = [rate.clone() if hasattr(rate, "clone") else rate for rate in rates]
             for group, rate in zip(optimizer.param_groups, rates, strict=True):

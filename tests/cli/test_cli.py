@@ -76,14 +76,6 @@ def test_nothing_like_it_gets_no_suggestion(capsys):
     assert "did you mean" not in capsys.readouterr().err
 
 
-def test_name_of_a_run_gets_a_suggestion(run, monkeypatch, capsys):
-    """A run whose name was mistyped is named."""
-    monkeypatch.setenv("R8_RUNS", str(run.parent))
-
-    assert main(["status", "20260110-it"]) == 1
-    assert "Did you mean 20260101-it?" in capsys.readouterr().err
-
-
 def test_no_command_prints_the_help(capsys):
     """Without a command the program says what it can do."""
     code, lines = printed(capsys)

@@ -113,14 +113,6 @@ def test_signals_end_the_viewer_in_order(tmp_path, number, code):
         assert terminal.is_restored
 
 
-def test_two_runs_are_for_compare(tmp_path, capsys):
-    """`watch A B` shows none of them, and says which command does."""
-    with pytest.raises(SystemExit):
-        main(["watch", "one", "two"])
-
-    assert "RUN must be one folder or name, got 'one' and 'two' (compare takes several)" in capsys.readouterr().err
-
-
 def test_replay_on_a_terminal(tmp_path):
     """On a terminal `replay` plays until one leaves it."""
     folder_with(tmp_path, STARTED, *hundred(), events.RunEnded(1000, 100.0, True))

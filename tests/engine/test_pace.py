@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from learnit_r8.engine.pace import Pace
@@ -14,16 +16,6 @@ def clock():
 def pace(clock):
     clock.advance(1000)
     return Pace(Budget(seconds=100.0), 4, clock)
-
-
-def test_time_counts_from_the_start(pace, clock):
-    """Seconds before the first draw do not count."""
-    clock.advance(50)
-    assert pace.seconds == 0
-    pace.start()
-    clock.advance(25)
-
-    assert (pace.seconds, pace.progress) == (25, 0.25)
 
 
 def test_paused_time_does_not_count(pace, clock):
@@ -77,30 +69,30 @@ def test_clock_that_is_set_back_does_not_run_backwards(pace, clock):
         assert pace.seconds == 9012.0
 
 
-def test_epoch_follows_from_steps(pace):
-    """The epoch is the whole number of epochs in the steps so far."""
-    epochs = []
-    for pace.step in range(9):
-        epochs.append(pace.epoch)
+@pytest.mark.parametrize(
+    ("budget", "step", "progress"),
+    [
+        (Budget(steps=4), 0, 0.0),
+        (Budget(steps=4), 1, 0.25),
+        (Budget(steps=4), 9, 1.0),
+        (Budget(warmup_steps=10), 5, 0.25),
+        (Budget(warmup_steps=10), 99, 0.5),
+        (Budget(passes=2, steps_per_pass=10), 5, 0.25),
+        (Budget(passes=2.5, steps_per_pass=10), 25, 1.0),
+    ],
+)
+def test_progress_is_the_finished_share(budget, step, progress):
+    """Progress is steps over those of the budget, and never above 1; before an open end, half the warm-up's share."""
+    assert Pace(budget, 10).progress_at(step) == progress
 
-    assert epochs == [0, 0, 0, 0, 1, 1, 1, 1, 2]
 
+def test_only_the_end_of_the_last_pass_is_the_end():
+    """A loader may be longer than it was told."""
+    pace = Pace(Budget(passes=2, steps_per_pass=10), sys.maxsize)
+    assert 0.99 < pace.progress_at(25) < 1
+    pace.passes, pace.has_ended = 1, True
 
-def test_next_step_counts_what_is_out(pace):
-    """A batch drawn now comes after the reported and the open ones."""
-    pace.step, pace.num_out = 5, 2
-
-    assert pace.next_step == 7
-
-
-def test_run_is_finished_on_time(pace, clock):
-    """A time budget is used up at its last second, not before."""
-    pace.start()
-    clock.advance(99.9)
-    assert not pace.is_finished
-    clock.advance(0.1)
-
-    assert pace.is_finished
+    assert pace.progress_at(19) == 1
 
 
 def test_downtime_does_not_count(pace, clock):

@@ -18,7 +18,7 @@ def filled(count=30, **more):
     """A backup after a state was offered every ten steps, with a witness after each."""
     backup = RamBackup(**more)
     for step in range(0, 10 * count, 10):
-        backup.offer(np.full(2, step), step=step, draws=step).witness.append(np.arange(2))
+        backup.add_witness(backup.offer(np.full(2, step), step=step, draws=step), np.arange(2), 1.0)
     return backup
 
 
@@ -104,9 +104,9 @@ def test_witness_of_an_accumulated_step():
     backup = RamBackup()
     backup.witness_size = 2
     kept = backup.offer("a", step=0)
-    kept.witness.append(np.arange(2))
+    backup.add_witness(kept, np.arange(2), 1.0)
     assert backup.awaits_witness
-    kept.witness.append(np.arange(2))
+    backup.add_witness(kept, np.arange(2), 1.0)
 
     assert not backup.awaits_witness
 

@@ -149,3 +149,18 @@ def test_a_bad_batch_that_comes_back_costs_its_visits_alone(visits):
 
     assert lost < 1.3
     assert "LrCapped" not in kinds(heard)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("samples", [{}, {"num_samples": 64, "batch_size": 8}], ids=["own", "planned"])
+def test_an_outcome_holds_the_rate_that_was_told(samples):
+    """Whoever draws the batches; after a refused loss it is what recovery leaves of that rate."""
+    r8 = R8Scheduler(num_steps=32, scheduler_mode="keep", **samples)
+    planned = (pair for _ in r8.epoch_iterator() for pair in r8.batch_iterator())
+    rates = []
+    for _ in planned if samples else r8.batches(range(32)):
+        outcome = r8.update_with_loss(float("nan") if r8.global_step == 20 else 1.0, lr=0.03)
+        rates.append((outcome.lr, r8.lr))
+
+    assert rates[0] == (0.03, 0.03)
+    assert all(lr == now <= 0.03 for lr, now in rates)

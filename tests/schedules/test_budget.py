@@ -26,21 +26,6 @@ def test_seconds_are_taken_as_they_are():
     assert Budget.of(None, None, 60.0, 4) == Budget(seconds=60.0)
 
 
-@pytest.mark.parametrize(
-    ("budget", "step", "seconds", "progress"),
-    [
-        (Budget(steps=4), 0, 99.0, 0.0),
-        (Budget(steps=4), 1, 99.0, 0.25),
-        (Budget(steps=4), 9, 0.0, 1.0),
-        (Budget(seconds=8.0), 99, 2.0, 0.25),
-        (Budget(seconds=8.0), 0, 9.0, 1.0),
-    ],
-)
-def test_progress_is_the_finished_share(budget, step, seconds, progress):
-    """Progress is steps over steps, or seconds over seconds, and never above 1."""
-    assert budget.progress(step, seconds) == progress
-
-
 def test_updates_become_batches():
     """With accumulated gradients an epoch's last update may be of fewer batches."""
     assert [batches_of(updates, 7, 2) for updates in (1, 4, 5, 8)] == [2, 7, 9, 14]

@@ -40,7 +40,9 @@ def test_ids_beyond_the_most_are_counted():
     assert (ids.num_beyond, ids.names) == (2, [5, 6])
     positions = SampleIds(2)
     positions.expect(10)
-    assert positions.find_indices([1, 5, -3]).tolist() == [1, -1, -1]
+    drawn = np.array([1, 5, -3])
+    positions.keep_indices(drawn)
+    assert drawn.tolist() == [1, -1, -1]
     assert positions.num_beyond == 2
 
 

@@ -17,7 +17,6 @@ from learnit_r8.events import StepDone
 from learnit_r8.guard import Verdict
 from learnit_r8.torch import R8BatchSampler, attach
 from tests.torch_common import (
-    DIGITS,
     STEPS,
     ManyRows,
     Rows,
@@ -70,13 +69,6 @@ def test_rates_of_all_groups():
     assert rates[:, 1].max() == pytest.approx(0.1, rel=0.01)
     np.testing.assert_allclose(rates[:, 0], rates[:, 1] / 2)
     assert len(set(rates[:, 1].tolist())) > STEPS
-
-
-def test_initial_rate_is_the_optimizers():
-    """Without initial_lr the schedule's peak is the optimizer's highest rate."""
-    model = classifier()
-
-    assert adapted(model=model, optimizer=sgd(model, lr=0.37)).scheduler.schedule(0.05) == pytest.approx(0.37)
 
 
 def test_rate_in_a_tensor_stays_that_tensor():
@@ -189,17 +181,6 @@ def test_orders_agree(order):
                 way(adapter, cross_entropy(adapter.model(x), y, reduction="none"))
 
     assert np.array_equal(weights(one.model), weights(other.model))
-
-
-def test_noted_and_never_reported():
-    """Losses that were noted, and neither reported nor passed over, are an error when the next are noted."""
-    adapter = adapted()
-    batches = iter(adapter.loader())
-    noted(adapter, next(batches))
-    second = next(batches)
-
-    with pytest.raises(RuntimeError, match=r"the losses of step 0 must be used before .* call step\(loss\) after each"):
-        noted(adapter, second)
 
 
 def noted(adapter, batch):
@@ -734,24 +715,6 @@ def test_own_draws():
         adapter.step(adapter.loss(losses, ticket=ticket))
 
     assert set(r8.table.usage_count.tolist()) == {1}
-
-
-def test_scheduler_made_before():
-    """A scheduler that was made before is used as it is."""
-    r8 = scheduler(initial_lr=0.02)
-    adapter = adapted(scheduler=r8)
-    train(adapter)
-
-    assert adapter.scheduler is r8
-    assert r8.pace.is_finished
-
-
-def test_sampler_of_ones_own():
-    """A sampler that the user makes of the scheduler belongs to the adapter too."""
-    adapter = adapted()
-    train(adapter, torch.utils.data.DataLoader(DIGITS, batch_sampler=R8BatchSampler(adapter.scheduler)))
-
-    assert adapter.finished
 
 
 def test_numbered_loader():

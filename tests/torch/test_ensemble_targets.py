@@ -59,9 +59,15 @@ class Run:
         return torch.cat([each.detach().reshape(-1) for each in self.model.parameters()])
 
 
-def test_a_network_that_memorises_is_held():
+@pytest.fixture(scope="module")
+def held():
+    """A run that memorises, trained to its end."""
+    return Run().train()
+
+
+def test_a_network_that_memorises_is_held(held):
     """It ends with more right than one with weights alone, and its lists go by the margins of before."""
-    held, alone = Run().train(), Run().train(own_loss=True)
+    alone = Run().train(own_loss=True)
 
     assert held.is_held
     assert not alone.is_held
@@ -88,7 +94,7 @@ def test_one_that_learns_right_labels_alone_is_held_as_soon_as_it_is_sure():
     assert held.accuracy >= alone.accuracy
 
 
-def test_resume_is_exact(tmp_path):
+def test_resume_is_exact(held, tmp_path):
     """Before it is decided, and after."""
     for stop in (3, 8):
         run = Run(checkpoint_dir=tmp_path, **({} if stop == 3 else {"resume": "auto"})).train(stop=stop)
@@ -96,7 +102,7 @@ def test_resume_is_exact(tmp_path):
     resumed = Run(checkpoint_dir=tmp_path, resume="auto").train()
 
     assert resumed.is_held
-    assert torch.equal(resumed.weights, Run().train().weights)
+    assert torch.equal(resumed.weights, held.weights)
 
 
 def test_penalty_is_that_of_the_paper():

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import Backups
 from learnit_r8.torch import attach
-from tests.torch_common import descend
+from tests.torch_common import Killed, descend
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(X, X.sum(1, keepdim=True))
@@ -197,10 +197,6 @@ def test_a_schedule_that_acts_later_is_warned_of(tensor, is_after, settings):
         used, said = rates_of_steps(settings, every, is_after=is_after, tensor=tensor)
         assert used == alone, every
         assert len(said) == 1, every
-
-
-class Killed(BaseException):
-    """Stands for a process that ends at once."""
 
 
 def resumed(folder, make, *, also=True, by_epoch=False, every=5, kill_at=27, set_rate=None, restore=None):

@@ -50,20 +50,10 @@ def check_healing(kind, *, workers, accumulate, is_exact=True):
         assert r8.table.quarantined.tolist() == [BAD_SAMPLE]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_heals_late(kind):
-    """A fault is healed where losses are known some steps later: probes wait for theirs."""
-    check_late_healing(kind, workers=0)
-
-
-@pytest.mark.program
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.program)])
 @pytest.mark.parametrize("kind", SOME_KINDS)
-def test_a_fault_heals_late_with_workers(kind):
-    """So it is where workers have fetched the next batches."""
-    check_late_healing(kind, workers=2)
-
-
-def check_late_healing(kind, workers):
+def test_a_fault_heals_late(kind, workers):
+    """A fault is healed where losses are known some steps later, and workers have fetched: probes wait for theirs."""
     adapter, loss = train(kind, workers=workers, sharing=Slow(5))
 
     assert loss < HEALED
@@ -226,8 +216,7 @@ def test_state_saved_within_a_trial_goes_on_with_it(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*not finite")
-@pytest.mark.parametrize("settings", [{}, {"sharing": Slow(3)}], ids=["at once", "late"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("workers", "settings"), [(0, {"sharing": Slow(3)}), (1, {})], ids=["late", "a worker"])
 def test_code_after_an_epoch_sees_sound_weights_with_a_backward_of_ones_own(workers, settings):
     """What the last batch has done to them is seen as its loop ends, whoever fetches and however late losses come."""
     torch.manual_seed(0)

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 LOADERS = {
     "alone": {},
-    "1 worker": {"num_workers": 1, "prefetch_factor": 2},
+    "1 worker": {"num_workers": 1, "prefetch_factor": 8},
     "2 workers": {"num_workers": 2, "prefetch_factor": 4},
     "persistent": {"num_workers": 2, "prefetch_factor": 2, "persistent_workers": True},
 }
 SOME_LOADERS = [
-    name if name in ("alone", "2 workers") else pytest.param(name, marks=pytest.mark.program) for name in LOADERS
+    name if name in ("alone", "1 worker") else pytest.param(name, marks=pytest.mark.program) for name in LOADERS
 ]
 
 
@@ -54,25 +54,19 @@ def run(r8, loader, sampler, epochs=2, *, report=lambda number: True):
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_exact_however_far_ahead(name):
-    """Every sample comes once an epoch, and the table has the loss of each, with any number of workers."""
-    r8 = scheduler()
+    """Every sample comes once an epoch, and the table has the loss of each, with any number of workers.
+
+    The same seed gives the same batches, under a policy that looks at losses.
+    """
+    r8, alone = scheduler(policy="balanced"), scheduler(policy="balanced")
     batches = run(r8, *loader_of(r8, **LOADERS[name]))
 
+    assert batches == run(alone, *loader_of(alone))
     assert [len(batch) for batch in batches] == ([16] * 12 + [8]) * 2
     assert sorted(together(batches[:STEPS])) == sorted(together(batches[STEPS:])) == list(range(200))
     np.testing.assert_allclose(r8.table.loss, true_losses(range(200)), rtol=1e-6)
     assert set(r8.table.usage_count.tolist()) == {2}
     assert r8.pace.is_finished
-
-
-def test_same_batches_for_any_number_of_workers():
-    """The same seed gives the same batches for no and for 3 workers, under the policy that looks at losses too."""
-    runs = []
-    for workers in (0, 3):
-        r8 = scheduler(policy="balanced", num_epochs=2)
-        runs.append(run(r8, *loader_of(r8, num_workers=workers), epochs=2))
-
-    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +167,7 @@ def test_hugging_face_dataset():
     """A data set of Hugging Face's `datasets` works, with workers too."""
     datasets = pytest.importorskip("datasets")
     dataset = datasets.Dataset.from_dict({"x": list(range(200))})
-    for workers in (0, 2):
+    for workers in (0, 1):
         r8 = scheduler(num_epochs=1)
         loader, sampler = loader_of(r8, dataset, num_workers=workers)
         seen = []
@@ -205,7 +199,7 @@ def test_break_goes_on_in_the_same_epoch(name):
     np.testing.assert_allclose(r8.table.loss, true_losses(range(200)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["alone", "2 workers"])
+@pytest.mark.parametrize("name", ["alone", "1 worker"])
 def test_peeking_at_a_batch_loses_none(name):
     """``next(iter(loader))`` to look at a batch takes nothing away."""
     r8 = scheduler(num_epochs=1)
@@ -329,7 +323,7 @@ def test_first_batch_left_out_is_an_error():
 def test_a_wrapper_that_fetches_ahead():
     """With ahead=1 the losses go to the right batches where something holds one batch back."""
     r8 = scheduler(num_epochs=2)
-    loader, sampler = loader_of(r8, sampler={"ahead": 1}, num_workers=1, prefetch_factor=4)
+    loader, sampler = loader_of(r8, sampler={"ahead": 1})
     for _ in range(2):
         held = None
         for _x, _y, indices in loader:
@@ -395,7 +389,7 @@ def test_update_with_loss(name):
     """The scheduler's own update_with_loss reports the batch that the loader gave, as the sampler's report does."""
     tables = []
     for way in ("update_with_loss", "report"):
-        r8 = scheduler(num_epochs=2)
+        r8 = scheduler(num_epochs=1)
         loader, sampler = loader_of(r8, **LOADERS[name])
         report = getattr(r8 if way == "update_with_loss" else sampler, way)
         order = []
@@ -406,7 +400,7 @@ def test_update_with_loss(name):
         tables.append((order, r8.table.storage.records.take(np.arange(200)).tobytes(), r8.global_step))
 
     assert tables[0] == tables[1]
-    assert tables[0][2] == 2 * STEPS
+    assert tables[0][2] == STEPS
 
 
 def test_update_with_loss_of_a_wrong_shape():

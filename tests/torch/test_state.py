@@ -16,6 +16,7 @@ from learnit_r8.state.tree import clone, copy_into, copy_to_host
 from learnit_r8.torch import ModelState
 from learnit_r8.torch import state as state_files
 from learnit_r8.torch.prepared import plain_model
+from tests.state_common import first_difference
 from tests.torch_common import Rows, adapted, classifier, sgd, weights
 
 
@@ -23,7 +24,7 @@ def adam(model):
     return torch.optim.AdamW(model.parameters(), lr=0.01)
 
 
-def make(folder=None, *, policy="balanced", every=5, **settings):
+def make(folder=None, *, policy="balanced", every=5, num_epochs=3, **settings):
     """A training with dropout, averaged weights and a loss scaler: everything that has a state."""
     model = classifier(dropout=0.3)
     ema = AveragedModel(model)
@@ -36,7 +37,7 @@ def make(folder=None, *, policy="balanced", every=5, **settings):
         ema=ema,
         scaler=torch.amp.GradScaler("cpu", growth_interval=7),
         policy=policy,
-        num_epochs=3,
+        num_epochs=num_epochs,
         **checkpoints,
         **settings,
     )
@@ -62,7 +63,7 @@ def go_on(adapter, workers, seen, stop_after=None):
 
 @pytest.mark.parametrize(
     ("workers", "stop_after"),
-    [(0, 7), (1, 17), *(pytest.param(*case, marks=pytest.mark.program) for case in [(2, 17), (2, 28)])],
+    [(0, 7), (0, 17), *(pytest.param(*case, marks=pytest.mark.program) for case in [(1, 17), (2, 17), (2, 28)])],
 )
 def test_resumes_bit_for_bit(workers, stop_after, tmp_path):
     """The same program goes on where it was ended, anywhere, with the same batches, rates, weights and dropout."""
@@ -104,17 +105,17 @@ def run_noisy(adapter, workers, stop_after=None):
 
 @pytest.mark.parametrize(
     ("workers", "again"),
-    [pytest.param(0, 0, marks=pytest.mark.program), pytest.param(2, 2, marks=pytest.mark.program), (2, 1)],
+    [pytest.param(0, 0, marks=pytest.mark.program), pytest.param(2, 2, marks=pytest.mark.program), (1, 2)],
 )
 def test_augmentation_goes_on_bit_for_bit(workers, again, tmp_path):
     """Random augmentation is the same after a resume in mid-epoch, in any number of workers."""
     random.seed(1), np.random.seed(1)
-    whole = make(dataset=Noisy())
+    whole = make(dataset=Noisy(), num_epochs=2)
     sums = run_noisy(whole, workers)
     random.seed(1), np.random.seed(1)
-    first = run_noisy(make(tmp_path, dataset=Noisy()), workers, stop_after=18)
+    first = run_noisy(make(tmp_path, dataset=Noisy(), num_epochs=2), workers, stop_after=18)
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
-    resumed = make(tmp_path, dataset=Noisy())
+    resumed = make(tmp_path, dataset=Noisy(), num_epochs=2)
     resumed.scheduler.load_checkpoint()
     step = resumed.scheduler.global_step
     rest = run_noisy(resumed, again)
@@ -172,19 +173,7 @@ def test_everything_is_put_back():
     go_on(adapter, 0, [], stop_after=4)
     adapter.state.load(copy.deepcopy(before), from_ram=True)
 
-    assert same(before, adapter.state.read())
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, np.ndarray):
-        return np.array_equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+    assert first_difference(before, adapter.state.read()) == ""
 
 
 def test_generators(tmp_path):
@@ -256,12 +245,6 @@ def test_wrapped_models():
 
     assert plain_model(torch.compile(model, backend="eager")) is model
     assert plain_model(torch.nn.DataParallel(model)) is model
-
-
-def test_what_cannot_be_saved(tmp_path):
-    """A value of another kind is named by its place."""
-    with pytest.raises(TypeError, match=r"state\.optimizer\.hook must be an array, a tensor, a plain value"):
-        state_files.save({"optimizer": {"hook": print}}, tmp_path / "state")
 
 
 def test_other_files(tmp_path):

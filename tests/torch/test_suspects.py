@@ -27,8 +27,7 @@ def trained(share, num_classes, *, spread=2.0, predicts=True):
     return adapter.scheduler.table, (labels != right).numpy()
 
 
-@pytest.mark.parametrize("num_classes", [2, 3])
-@pytest.mark.parametrize("predicts", [False, True])
+@pytest.mark.parametrize(("num_classes", "predicts"), [(2, True), (3, False)])
 def test_labels_wrong_in_one_way_are_found(num_classes, predicts):
     """Where a network fits the rest they are all found, with predictions as without."""
     table, is_wrong = trained(0.1, num_classes, predicts=predicts)

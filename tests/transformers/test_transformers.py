@@ -448,16 +448,6 @@ def test_checkpoint_without_a_scheduler(tmp_path):
         train(tmp_path, resume=True)
 
 
-def test_another_data_set(tmp_path):
-    """A checkpoint of a training on other data is refused."""
-    train(tmp_path, save_strategy="steps", save_steps=5)
-    other = torch.utils.data.Subset(Digits(), range(300))
-    trainer = R8Trainer(model=Model(), args=arguments(tmp_path), train_dataset=other)
-
-    with pytest.raises(ValueError, match="400"):
-        trainer.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-5")
-
-
 def test_another_batch_size(tmp_path):
     """On resume the batches keep the size that they had in the checkpoint, which is said."""
     whole = digest(train(tmp_path, save_strategy="steps", save_steps=5))

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 from ... import events
 from ...guard.verdict import GOOD
-from ...sources.chunk import Size
+from ...sources.chunk import FollowedChunk, Size
 from ...sources.ticket import Outcome, Ticket
 from ...table.names import Members
 from .. import run_state
@@ -172,7 +174,7 @@ class Feed:
         self.num_iterations += 1
         samples.follow(source.samples)
         source.samples = samples
-        begun = pace.turns + pace.num_out
+        begun, exclusions = pace.turns + pace.num_out, engine.table.storage.exclusions
         engine.requests.stay_within(None)
         try:
             self._begin(loader)
@@ -182,7 +184,8 @@ class Feed:
                 if source.open is not None:
                     self.give_up_open()
                 self.between_steps()
-                samples.tell_quarantined()
+                if samples.told is not exclusions.quarantined:
+                    samples.tell_quarantined()
                 if self._updates > controller.lineage.updates and not controller.is_open:
                     self._go_back(self._updates)
                 self._updates = controller.lineage.updates
@@ -396,11 +399,14 @@ class Feed:
             members: Its samples; None if they are not known.
             is_of_loader: Whether it is of a loader; else there is nothing but the step.
         """
-        kept = self.keep(item) if is_of_loader and self.engine.controller.wants_witness else None
-        if self.source.num_held >= MOST_HELD:
-            self.engine.hand_over()
-        self.source.offer(kept, size, members, is_of_loader=is_of_loader)
-        ticket = self.engine.draw_ahead(is_offered=True)
+        engine, source = self.engine, self.source
+        # As long as a backup may want it.
+        kept = self.keep(item) if is_of_loader and engine.controller.wants_witness else None
+        if source.num_held >= MOST_HELD:
+            engine.hand_over()
+        indices = np.full(size.samples, -1) if members is None else members.indices
+        source.offered = FollowedChunk(source.table, engine.pace.passes, kept, *size, indices, members), is_of_loader
+        ticket = engine.draw_ahead(is_offered=True)
         assert ticket is not None
         return ticket
 
@@ -533,7 +539,7 @@ class Feed:
         self.note_rows(ticket, loss)
         outcome = engine.report(ticket, loss, **extras)
         source.open = None
-        return outcome._replace(lr=engine.rates.shown(outcome.lr))
+        return outcome
 
     def tell_ids(self, ticket: Ticket, ids: Any) -> Ticket:
         """A batch in hand, now that its samples are told; None for those it was taken with.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...sources.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, Size, with_predictions
+from ...sources.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, with_predictions
 from ...sources.random_generators import hold_random_state, state_of
 from ...sources.source import Source
 from ...table.labels.predictions import PredictionRows, joined
@@ -66,6 +66,7 @@ class FollowedBatches(Source):
         taken: Items that the loader has given in this pass, but for the one in hand.
         left_out: Batches of this pass that the loader's sampler has drawn and that held nothing but samples in
             quarantine.
+        offered: The batch that is handed out next, and whether it is of a loader; None once it is.
         batches: The iterator over the loader.
         open: The batch in hand; None once it is reported.
         iteration: The iteration over the loader that is under way; None without one.
@@ -93,7 +94,7 @@ class FollowedBatches(Source):
         # Batches that say which samples they hold, and that are out, or from whose reports the table is still to learn.
         self._held: list[FollowedChunk] = []
         self.num_held = 0
-        self._offered: tuple[FollowedChunk, bool] | None = None
+        self.offered: tuple[FollowedChunk, bool] | None = None
         self.samples = BatchSamples(table.storage, announcer, agreement)
         self.open: Ticket | None = None
         self.iteration: object = None
@@ -134,7 +135,7 @@ class FollowedBatches(Source):
     # Batches.
 
     def fetch(self, none: Any) -> Any:
-        """The next item of the loader, for `offer`; ``none`` if it has none left."""
+        """The next item of the loader; ``none`` if it has none left."""
         if self._looks_ahead:
             self._before = hold_random_state()
         item = next(self.batches, none)
@@ -148,17 +149,6 @@ class FollowedBatches(Source):
             if self.fetch(none) is none:
                 return
 
-    def offer(self, item: Any, size: Size, members: Members | None = None, *, is_of_loader: bool = True) -> None:
-        """Say which batch the next one is.
-
-        Args:
-            item: What is kept of it as long as a backup may want it; None for nothing.
-            size: Its size.
-            members: Its samples, or None.
-            is_of_loader: Whether it is of a loader; else there is nothing but the step.
-        """
-        self._offered = FollowedChunk(self.table, self._pace.passes, item, size, members), is_of_loader
-
     def next(self, ahead: None = None) -> Batch:
         """Hand out the batch that was offered."""
         batch = self.next_at_hand(0)
@@ -167,9 +157,9 @@ class FollowedBatches(Source):
 
     def next_at_hand(self, epoch: int) -> Batch | None:
         """See `Source`; the batch that was offered."""
-        if self._offered is None:
+        if self.offered is None:
             return None
-        (chunk, is_of_loader), self._offered = self._offered, None
+        (chunk, is_of_loader), self.offered = self.offered, None
         self.num_samples += chunk.size
         if chunk.members is not None:
             self._held.append(chunk)
@@ -184,7 +174,9 @@ class FollowedBatches(Source):
 
     def again(self, witness: Any) -> Batch:
         """Hand out a batch once more, outside any pass."""
-        chunk = FollowedChunk(self.table, -1, witness, Size(), is_probe=True)
+        chunk = FollowedChunk(
+            self.table, -1, witness, 1, 0, np.full(1, -1), is_probe=True, is_late=True, sweep=-1
+        )  # fmt: skip
         return Batch(chunk, 0, chunk.indices)
 
     def tell_members(self, chunk: FollowedChunk, members: Members) -> None:
@@ -197,14 +189,15 @@ class FollowedBatches(Source):
         """See `Source`; its kind is that of the table, once that has one."""
         storage, members = self.table.storage, chunk.members
         kind = storage.part_size
-        if members is None or type(loss) is float:
+        if type(loss) is float:
+            reading = Reading(loss, loss, WHOLE_BATCH, loss)
+        elif members is None:
             reading = read_mean(loss)
         else:
-            indices, counts = members
             if kind == WHOLE_BATCH and not storage.num_seen:
                 # That of batches without samples.
                 kind = None
-            reading = read_rows(loss, len(indices if counts is None else counts), counts, kind)
+            reading = read_rows(loss, members.num_rows, members.counts, kind)
         if kind is not None and kind != reading.part_size:
             reading = reading._replace(part_size=kind)
         return reading if predictions is None else with_predictions(reading, predictions, storage)
@@ -417,7 +410,7 @@ class Part(NamedTuple):
         """The report of a batch; None if nothing can be learned from it."""
         if held.members is None or not len(held.members.indices):
             return None
-        (indices, counts), means = held.members, held.reports[0]
+        indices, counts, means = held.members.indices, held.members.counts, held.reports[0]
         rows = held.predictions[0] if held.predictions and counts is None else None
         sizes: Ints | None = None
         if kind == WHOLE_BATCH:

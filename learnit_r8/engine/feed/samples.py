@@ -86,6 +86,9 @@ class ObservedBatches:
         inner = inner_of(source)
         name = "sampler" if inner.batch_sampler is None else "batch_sampler"
         sampler = getattr(inner, name)
+        if isinstance(sampler, _Watched):
+            # The iteration before was left, or had ended, before a wrapped loader began its own.
+            sampler = sampler.sampler
         self.drawn: Drawn = Drawn((), 0)
         self._waiting: deque[Drawn] = deque()
         watched = _Watched(sampler, _Watch(sampler, self._waiting, exclusions, num_whole))
@@ -257,6 +260,7 @@ class BatchSamples:
 
     Attributes:
         is_known: Whether batches say which samples they hold.
+        told: int64[K], the samples in quarantine of which ``skip`` was told.
     """
 
     def __init__(
@@ -272,7 +276,7 @@ class BatchSamples:
         assert known is not None
         self._known = known
         self._observes = False
-        self._told = self._storage.exclusions.quarantined[:0]
+        self.told = self._storage.exclusions.quarantined[:0]
 
     @property
     def is_known(self) -> bool:
@@ -292,7 +296,7 @@ class BatchSamples:
     def follow(self, before: BatchSamples) -> None:
         """Note what the iteration before has told, so that a release of the last sample is told, too."""
         if before is not self:
-            self._told = before._told.copy()
+            self.told = before.told.copy()
 
     def _can_observe(self, source: Any) -> bool:
         if not is_observable(source):
@@ -382,10 +386,8 @@ class BatchSamples:
         )
 
     def tell_quarantined(self) -> None:
-        """Tell ``skip`` which samples are in quarantine, if that has changed."""
-        now = self._storage.exclusions.quarantined
-        if now is self._told:
-            return
-        before, self._told = self._told, now
+        """Tell ``skip`` which samples are in quarantine, where others are than those that it was told of."""
+        before, self.told = self.told, self._storage.exclusions.quarantined
+        now = self.told
         if self._skip is not None and (len(now) or len(before)):
             self._skip([self._storage.name_of(index) for index in now.tolist()])

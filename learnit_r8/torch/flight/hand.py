@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ...sources.random_generators import hold_random_state
+from ...state.tree import clone
 from .untouched import put_value
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Hand:
         self._buffers: list[torch.Tensor] = []
         self._copies: list[torch.Tensor] = []
         self._shapes: list[torch.Size] = []
+        # Parts of the training that the script carries on, such as a hidden state, and copies of them.
+        self._carried: list[tuple[Any, Any]] = []
         # Whether a batch has come since the last report, and that which was reported last if so.
         self._has_come = False
         self._taken: Held | None = None
@@ -137,6 +140,19 @@ class Hand:
         if is_whole or size <= MOST_OF_BUFFERS:
             self._places = places
 
+    def watch_carried(self, parts: Sequence[Any]) -> None:
+        """Copy what a script carries on from batch to batch, such as a hidden state, as each batch begins.
+
+        Args:
+            parts: What is put back with the weights. Those count that are nothing but tensors of floating numbers, and
+                few: others may hold how far a loop is in its data, which a refused batch must not stop.
+        """
+        for part in parts:
+            tensors = torch.utils._pytree.tree_leaves(part.state_dict())
+            is_known = all(isinstance(each, torch.Tensor) and each.is_floating_point() for each in tensors)
+            if is_known and sum(each.numel() for each in tensors) <= MOST_OF_BUFFERS:
+                self._carried.append((part, None))
+
     def _copy_buffers(self) -> None:
         now = [buffers.get(name) for buffers, name in self._places]
         with torch.no_grad():
@@ -157,9 +173,11 @@ class Hand:
             buffers[name] = tensor
 
     def undo(self) -> None:
-        """Put back the buffers as the refused batch came, unless another one has come since."""
-        if self._buffers and self.reported is not None and self.reported is self._taken:
+        """Put back the buffers, and what is carried on, as the refused batch came, unless another has come since."""
+        if self.reported is not None and self.reported is self._taken:
             self.put_buffers_back()
+            for part, copy in self._carried:
+                part.load_state_dict(clone(copy))
 
     def hold(self, batch: Any) -> Any:
         """Hold a batch, as the training on it begins; and the random generators, if they are to be kept.
@@ -174,6 +192,8 @@ class Hand:
             self.start = self._generators
         if self._places:
             self._copy_buffers()
+        if self._carried:
+            self._carried = [(part, clone(part.state_dict())) for part, _ in self._carried]
         return batch
 
     def take(self, ticket: Ticket) -> Held:

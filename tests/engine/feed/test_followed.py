@@ -9,7 +9,7 @@ from learnit_r8.engine.settings import OwnBatches
 from learnit_r8.events.bus import Announcer
 from learnit_r8.recovery.agreement import Agreement
 from learnit_r8.schedules.budget import Budget
-from learnit_r8.sources.chunk import Size
+from learnit_r8.sources.chunk import FollowedChunk
 from learnit_r8.table.labels.predictions import PredictionRows
 from learnit_r8.table.names import Members
 from learnit_r8.table.table import SampleTable
@@ -25,7 +25,7 @@ def source_of(table):
 
 def drawn(source, members):
     """A batch of these samples, handed out."""
-    source.offer(None, Size(), members)
+    source.offered = FollowedChunk(source.table, 0, None, 1, 0, members.indices, members), True
     return source.next()
 
 
@@ -37,7 +37,7 @@ def batches_of(kind, rng, num_samples=60, count=120):
         total = size if counts is None else int(counts.sum())
         indices = rng.integers(-1 if number % 5 == 0 else 0, num_samples, total)
         means = float(rng.gamma(2)) if kind == "means" else rng.gamma(2, size=size)
-        yield Members(indices, counts), means
+        yield Members(indices, size, counts), means
 
 
 def learned(kind, part_size, *, at_once, has_predictions=False):

@@ -38,11 +38,11 @@ def test_rank_0_names_things(pair, text):
 
 
 def test_tables_are_bit_identical(pair):
-    """After 1,000 steps with a NaN on a random rank each 250 the tables of both ranks are the same bits."""
-    [one, other] = pair.run(jobs.toy_run, 1000, 250)
+    """After 400 steps with a NaN on a random rank each 100 the tables of both ranks are the same bits."""
+    [one, other] = pair.run(jobs.toy_run, 400, 100)
 
     assert one == other
-    assert one[1:] == (4, 1000)
+    assert one[1:] == (4, 400)
 
 
 @pytest.mark.slow
@@ -52,16 +52,6 @@ def test_tables_of_four_are_bit_identical(four):
 
     assert answers == [answers[0]] * 4
     assert answers[0][1:] == (20, 10_000)
-
-
-@pytest.mark.parametrize(("bad_rank", "every"), [pytest.param(0, 16, marks=pytest.mark.program), (1, 1)])
-def test_a_model_under_ddp_heals(pair, bad_rank, every):
-    """A NaN on one rank leaves models and tables of all ranks equal and the model well trained."""
-    [one, other] = pair.run(jobs.digits_run, bad_rank, 70, every)
-
-    assert one == other
-    assert one[2] == 1
-    assert one[3] > 0.93
 
 
 @pytest.mark.program

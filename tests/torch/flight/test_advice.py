@@ -52,7 +52,7 @@ def advice_in(said):
 @pytest.mark.parametrize(("steps", "masked"), [(True, False), (False, False), (True, True)])
 def test_the_first_updates_that_are_too_large_are_named_with_what_to_pass(steps, masked):
     """Once, however often they come; without run_batch it is probable. An infinite mask is no damage of the weights."""
-    said, heard, _ = train(jump=(150, 300), steps=steps, masked=masked)
+    said, heard, _ = train(jump=(100, 180), num_steps=220, steps=steps, masked=masked)
 
     causes = heard.of(events.CauseFound)
     assert {each.fault for each in causes} == {"update"}
@@ -64,13 +64,13 @@ def test_the_first_updates_that_are_too_large_are_named_with_what_to_pass(steps,
 
 def test_who_clips_already_is_not_told_to():
     """At a rate that no clipping at so high a norm helps."""
-    (advice,) = advice_in(train(jump=(150,), max_grad_norm=1e6)[0])
+    (advice,) = advice_in(train(jump=(100,), num_steps=140, max_grad_norm=1e6)[0])
     assert "lower max_grad_norm=1e+06, or the rate" in advice
 
 
 def test_a_bad_batch_gets_no_advice():
     """Its loss is high, and the weights have not moved: it is left out."""
-    said, heard, adapter = train(poison=150)
+    said, heard, adapter = train(poison=150, num_steps=200)
 
     assert adapter.scheduler.sentry.num_refused == 1
     assert not advice_in(said)
@@ -109,7 +109,7 @@ def notes_in(heard):
 @pytest.mark.parametrize("warmup", [0, 200])
 def test_a_standstill_is_noted_once_the_rate_has_reached_its_peak(warmup):
     """A rate that is far too low; nothing is tested, and nothing is said in a warning or a second time."""
-    said, heard, adapter = train(lr=1e-7, warmup=warmup, rows=2048)
+    said, heard, adapter = train(lr=1e-7, warmup=warmup, rows=2048, num_steps=warmup + 120)
 
     (note,) = notes_in(heard)
     assert warmup + 64 <= note.step < warmup + 96
@@ -120,8 +120,8 @@ def test_a_standstill_is_noted_once_the_rate_has_reached_its_peak(warmup):
 
 def test_progress_is_no_standstill_and_a_resumed_warm_up_goes_on(tmp_path):
     """A run that learns; and one that was resumed while its rate rose, whose peak counts from there."""
-    assert not notes_in(train(warmup=100)[1])
+    assert not notes_in(train(warmup=100, num_steps=240)[1])
     settings = {"lr": 1e-7, "rows": 2048, "warmup": 200, "checkpoint_dir": tmp_path, "resume": "auto"}
     train(num_steps=150, **settings)
-    (note,) = notes_in(train(**settings)[1])
+    (note,) = notes_in(train(num_steps=320, **settings)[1])
     assert note.step >= 264

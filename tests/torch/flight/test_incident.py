@@ -55,7 +55,6 @@ def train(folder, *, value, own_loader=False, workers=0, bad=(BAD,), until=60, *
         adapter = attach(
             model, optimizer, dataset, batch_size=8, sample_ids=[f"img/{n}.png" for n in range(64)], **grouped(common)
         )
-        fetched = {"num_workers": workers}
     losses, weights = {}, {}
     for _ in adapter.epochs():
         for batch in adapter.batches() if own_loader else adapter.loader(**fetched):

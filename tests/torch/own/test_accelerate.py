@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
 from tests.torch.accelerate_common import DATA, STEPS
+from tests.torch_common import equal
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -60,13 +61,6 @@ class Training:
         return [*self.net.state_dict().values(), torch.get_rng_state(), *leaves]
 
 
-def equal(one, two):
-    return all(
-        torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
-        for first, second in zip(one, two, strict=True)
-    )
-
-
 def test_nothing_changes_without_an_incident_and_a_nan_is_healed():
     """With accumulated gradients weights, optimizer, rate and generators are those of the script alone; one NaN in the
     weights goes back."""
@@ -96,3 +90,17 @@ def test_resumes_by_its_own_state(tmp_path):
     third.accelerator.load_state(tmp_path)
     with pytest.raises(ValueError, match=r"skip_first_batches\(\) must be left out"):
         third.run(skip=7)
+
+
+def test_a_loop_that_never_ends_is_told(monkeypatch):
+    """Where an endless generator goes on after the budget was spent, an error says so in place of a hang."""
+    monkeypatch.setattr("learnit_r8.engine.run_state.MOST_IN_VAIN", 1100)
+    training = Training(num_epochs=None, num_steps=2)
+
+    def train():
+        while True:
+            for x, y in training.adapter.batches():
+                training.adapter.report(cross_entropy(training.model(x), y))
+
+    with pytest.raises(RuntimeError, match="spent at step 2, and 1,100 loops since then have trained nothing"):
+        train()

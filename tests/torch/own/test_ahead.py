@@ -9,11 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from wild_scripts import seed_all
 
 from learnit_r8 import Backups
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
-from tests.torch_common import descend
+from tests.torch_common import Killed, descend
 
 NUM = 24
 
@@ -69,15 +70,9 @@ def lasting(amount):
     return DataLoader(Noisy(amount), 4, shuffle=True, num_workers=1, persistent_workers=True)
 
 
-class Killed(BaseException):
-    """Stands for a process that ends at once."""
-
-
 def trained(make, folder, *, kill_at=None, seed=0, every=2, collate=None, **settings):
     """Losses and samples of each step, the weights, and where the random generators end up."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
+    seed_all(seed)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     data, is_drawn = make(), "batch_size" in settings
@@ -103,12 +98,21 @@ def trained(make, folder, *, kill_at=None, seed=0, every=2, collate=None, **sett
 
 
 def resumed(make, folder, kills, **settings):
-    """The whole run, and one that was killed at some steps, each time started again with other seeds."""
-    whole = trained(make, folder / "whole", **settings)
+    """A run that was killed at some steps, each time started again with other seeds."""
     for number, kill_at in enumerate(kills):
         with pytest.raises(Killed):
-            trained(make, folder / "killed", kill_at=kill_at, seed=number and 5, **settings)
-    return whole, trained(make, folder / "killed", seed=7, **settings)
+            trained(make, folder, kill_at=kill_at, seed=number and 5, **settings)
+    return trained(make, folder, seed=7, **settings)
+
+
+def check_kills(make, folder, cases, **settings):
+    """After kills, with a checkpoint after so many steps, a run is the whole one to the bit from the newest one on."""
+    whole = trained(make, folder / "whole", **settings)
+    for number, (every, kills) in enumerate(cases):
+        again = resumed(make, folder / str(number), kills, every=every, **settings)
+
+        assert again[0] == kills[-1] // every * every, kills
+        assert again[1:] == (whole[1][again[0] :], *whole[2:]), kills
 
 
 LOADERS = {
@@ -130,12 +134,8 @@ LOADERS = {
 )
 def test_a_killed_run_goes_on_to_the_bit(name, tmp_path):
     """With dropout and augmentation: after a kill in mid-epoch, at an epoch's end, in its second batch, twice."""
-    make = LOADERS[name]
-    for number, kills in enumerate([[5], [7], [13]] if "workers" in name else [[5], [7], [8], [9, 15]]):
-        whole, again = resumed(make, tmp_path / str(number), kills, every=2 if kills != [8] else 7)
-
-        assert again[0] == (kills[-1] // 2 * 2 if kills != [8] else 7), kills
-        assert again[1:] == (whole[1][again[0] :], *whole[2:]), kills
+    cases = [(2, [5]), (2, [7]), (2, [13])] if "workers" in name else [(2, [7]), (7, [8]), (2, [9, 15])]
+    check_kills(LOADERS[name], tmp_path, cases)
 
 
 @pytest.mark.program
@@ -144,16 +144,15 @@ def test_workers_that_stay_are_exact_but_for_what_they_draw_themselves(tmp_path)
     """That is said as the run begins, if it writes checkpoints; the order of the samples is that of the saved run."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        for number, kill_at in enumerate([5, 7, 11, 13]):
-            whole, again = resumed(lambda: lasting(0), tmp_path / str(number), [kill_at])
-            assert again[1:] == (whole[1][again[0] :], *whole[2:]), kill_at
+        check_kills(lambda: lasting(0), tmp_path, [(2, [at]) for at in (5, 7, 11, 13)])
     told = [str(one.message) for one in said if "persistent_workers=True" in str(one.message)]
-    assert len(told) == 12
+    assert len(told) == 9
     assert "other random augmentation" in told[0]
 
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
-        whole, again = resumed(lambda: lasting(0.1), tmp_path / "noisy", [9])
+        whole = trained(lambda: lasting(0.1), tmp_path / "noisy whole")
+        again = resumed(lambda: lasting(0.1), tmp_path / "noisy", [9])
     assert again[0] == 8
     assert [samples for _, samples in again[1]] == [samples for _, samples in whole[1][8:]]
     assert again[1] != whole[1][8:]
@@ -168,12 +167,7 @@ def noisy_batch(items):
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_batches_that_r8_draws(ahead, tmp_path):
     """Where something fetches ahead of the training each batch has random numbers of its own, as with workers."""
-    settings = {"batch_size": 4, "ahead": ahead, "collate": noisy_batch}
-    for number, kills in enumerate([[5], [7], [9, 15]]):
-        whole, again = resumed(Noisy, tmp_path / str(number), kills, **settings)
-
-        assert again[0] == kills[-1] // 2 * 2, kills
-        assert again[1:] == (whole[1][again[0] :], *whole[2:]), kills
+    check_kills(Noisy, tmp_path, [(2, [7]), (2, [9, 15])], batch_size=4, ahead=ahead, collate=noisy_batch)
 
 
 def test_accelerate_has_no_indices_to_forward(tmp_path):

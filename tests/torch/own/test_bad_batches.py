@@ -68,6 +68,50 @@ def test_nan_leaves_the_statistics_of_a_norm_as_they_were(has_loader):
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
+def test_nan_leaves_a_hidden_state_as_it_was():
+    """A sequence of NaN in each epoch, with a hidden state carried on: to the bit as with it left out by hand."""
+    x, y = clouds()
+    x[7] = NAN
+    batches = batches_of(x, y)
+
+    def train(with_r8):
+        seed_all()
+        cell, head = nn.GRUCell(8, 16), nn.Linear(16, 4)
+        model = nn.ModuleList([cell, head])
+        optimizer, hidden, adapter, place = sgd(model), torch.zeros(SIZE, 16), None, 0
+
+        def put(saved):
+            nonlocal hidden
+            hidden = saved
+
+        def place_at(saved):
+            nonlocal place
+            place = int(saved)
+
+        if with_r8:
+            also = {
+                "hidden": (lambda: hidden, put, "heal"),
+                # What is no floating number may be how far a loop is in its data, and goes on.
+                "place": (lambda: torch.tensor(place), place_at, "heal"),
+            }
+            adapter = attach(model, optimizer, None, num_steps=len(batches), also=also)
+        for _ in range(len(batches)) if adapter is None else adapter.steps():
+            inputs, labels = batches[place]
+            place += 1
+            if adapter is None and is_bad(inputs):
+                continue
+            hidden = cell(inputs, hidden.detach())
+            loss = cross_entropy(head(hidden), labels)
+            if adapter is None or adapter.report(loss):
+                step(optimizer, loss)
+        return [*model.state_dict().values(), hidden.detach()], adapter
+
+    expected, (got, adapter) = train(False)[0], train(True)
+
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+    assert adapter.scheduler.sentry.num_refused == EPOCHS
+
+
 def test_a_refused_spike_leaves_the_statistics_of_a_norm_as_they_were():
     """Those of a batch that is too large are not in the running variance, nor is a test of the weights."""
     model = network()

@@ -1,6 +1,8 @@
+import functools
+
 import pytest
 import torch
-from wild_scripts import SCRIPTS, Epochs, seed_all
+from wild_scripts import SCRIPTS, Epochs, Workers, seed_all
 
 
 def flat(value, path=""):
@@ -33,7 +35,18 @@ def trained(kind, **settings):
     return script.run()
 
 
-@pytest.mark.parametrize("kind", SCRIPTS, ids=lambda kind: kind.__name__)
+@functools.cache
+def plain_epochs():
+    """The script of epochs without R8, at its end."""
+    return trained(Epochs, with_r8=False).state()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    # The table of a loader with workers is looked at in test_observed, where the script is compared, too.
+    [pytest.param(kind, marks=pytest.mark.program) if kind is Workers else kind for kind in SCRIPTS],
+    ids=lambda kind: kind.__name__,
+)
 def test_a_script_with_r8_is_the_script_without_it_to_the_bit(kind):
     """Weights, optimizer state, random generators, order of the data and losses are equal; nothing is refused."""
     plain, watched = trained(kind, with_r8=False), trained(kind)
@@ -46,14 +59,14 @@ def test_a_script_with_r8_is_the_script_without_it_to_the_bit(kind):
 @pytest.mark.parametrize("settings", [{"keep_witness": False}, {"listeners": [lambda event: None]}])
 def test_settings_of_views_and_witnesses_change_nothing(settings):
     """Neither listeners nor kept batches touch a run."""
-    assert not differences(trained(Epochs, with_r8=False).state(), trained(Epochs, **settings).state())
+    assert not differences(plain_epochs(), trained(Epochs, **settings).state())
 
 
 def test_files_change_nothing(tmp_path):
     """Nor do checkpoints and a run folder."""
     watched = trained(Epochs, checkpoint_dir=tmp_path / "kept", run_dir=tmp_path / "run", checkpoint_every=5)
 
-    assert not differences(trained(Epochs, with_r8=False).state(), watched.state())
+    assert not differences(plain_epochs(), watched.state())
     assert list((tmp_path / "kept").iterdir())
 
 

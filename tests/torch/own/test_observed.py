@@ -8,9 +8,7 @@ from wild_scripts import seed_all
 
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
-from tests.torch_common import descend
-
-from .test_resume import Killed
+from tests.torch_common import Killed, descend
 
 SIZE = 40
 
@@ -93,8 +91,9 @@ OTHERS = [
 )
 def test_samples_are_known_and_nothing_is_changed(kind, workers):
     """Whatever sampler and workers: the table is that of the samples seen, and the script is what it was to the bit."""
-    plain, weights, generator, _ = train(kind, with_r8=False, workers=workers)
-    seen, own, own_generator, adapter = train(kind, workers=workers)
+    given = {"workers": workers, "epochs": 2}
+    plain, weights, generator, _ = train(kind, with_r8=False, **given)
+    seen, own, own_generator, adapter = train(kind, **given)
     table, uses, last = adapter.scheduler.table, torch.zeros(SIZE), torch.full((SIZE,), float("nan"))
     for indices, losses in seen:
         for index, loss in zip(indices, losses, strict=True):

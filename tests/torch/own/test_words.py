@@ -24,7 +24,7 @@ from tests.torch_common import DIGITS, classifier, descend, sgd
 NAN = float("nan")
 
 
-def run(*, bad_input=(), bad_weights=(), steps=200, on_error=None, **settings):
+def run(*, bad_input=(), bad_weights=(), steps=140, on_error=None, **settings):
     """Train on batches of one's own; at some turns of the loop a batch or the weights are spoiled."""
     model, torch_loader = classifier(), DataLoader(DIGITS, batch_size=20)
     optimizer = sgd(model, lr=0.02)
@@ -77,10 +77,10 @@ def test_healed_weights_are_said_once():
 
 def test_a_bad_batch_that_the_run_ended_with_is_to_blame():
     """As the weights are healthy: that no other batch came after it leaves nothing to settle."""
-    _, left_out, _ = said_of(bad_input=(200,))
+    _, left_out, _ = said_of(bad_input=(140,))
 
     assert left_out[2].startswith(
-        "  not finite: step 200: the refused batch was to blame, not the weights; the run ended"
+        "  not finite: step 140: the refused batch was to blame, not the weights; the run ended"
     )
     assert "the weights are healthy" in left_out[2]
 
@@ -106,9 +106,10 @@ def test_summary_counts_over_a_resume(tmp_path):
     assert [line for line in summary if line.startswith("  not finite: 2, the last at step 1")]
 
 
-@pytest.mark.parametrize("fault", [{"bad_input": (70, 72)}, {"bad_weights": (70,), "backup_every": 1}])
+@pytest.mark.parametrize("fault", [{"bad_input": (30, 32)}, {"bad_weights": (30,), "backup_every": 1}])
 def test_warning_that_is_raised_leaves_a_whole_run(fault):
     """Where warnings are errors, as under pytest -W error, the call raises after its work is done: the run goes on."""
+    fault = {**fault, "steps": 80}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected, _ = run(**fault)
