@@ -101,7 +101,7 @@ def test_screen_of_a_live_run(tmp_path):
         run.wait()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 0), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 0)])
 def test_signals_end_the_viewer_in_order(tmp_path, number, code):
     """Whatever ends the viewer, the terminal is as it was."""
     folder_with(tmp_path, STARTED, steps(5), events.RunEnded(5, 1.0, True))

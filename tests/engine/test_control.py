@@ -256,7 +256,7 @@ def test_request_made_while_another_is_answered_is_not_lost():
 
 def test_requests_change_no_batch(tmp_path):
     """A run that is paused and saved by another thread at any time gives the same batches and the same table."""
-    plain, asked = make(40, num_epochs=30), make(40, num_epochs=30, checkpoint_dir=tmp_path, checkpoint_every=10**6)
+    plain, asked = make(40, num_epochs=10), make(40, num_epochs=10, checkpoint_dir=tmp_path, checkpoint_every=10**6)
     ends = threading.Event()
 
     def ask():

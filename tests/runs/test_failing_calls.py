@@ -282,8 +282,7 @@ print(r8.phase, r8.host.saver.num_failed)
 """
 
 
-@pytest.mark.parametrize("what", ["files", "disk"])
-@pytest.mark.parametrize("when", [0, 120])
+@pytest.mark.parametrize(("what", "when"), [("files", 0), ("disk", 120)])
 def test_a_program_that_is_short_of_files_or_disk_trains_on(tmp_path, what, when):
     """From some step on no file can be opened, or none can grow; that lasts, and the run ends as planned."""
     phase, num_failed = printed_by(tmp_path, "-c", SHORT_OF, tmp_path, what, when).split()

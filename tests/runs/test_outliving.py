@@ -95,10 +95,10 @@ def test_damaged_generation_is_skipped_for_the_one_before(how, killed):
     """Changed, or a link: the newest that is complete counts, and the others are named."""
     before = generations(killed)
     how(max(killed.glob("shm/learnit_r8-*/*/rank0/gen_*")))
-    code, errors = run_job(killed, 0)
+    with pytest.warns(RuntimeWarning, match="backups in shared memory skipped: gen_"):
+        r8 = opened(killed)
 
-    assert "backups in shared memory skipped: gen_" in errors or code == 0
-    assert [line[1] for line in log_of(killed) if line[0] == "began"][1:] in ([str(before[-2])], [])
+    assert r8.global_step == before[-2]
 
 
 def opened(folder, weights=None, **more):

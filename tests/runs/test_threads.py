@@ -69,7 +69,7 @@ def check_whole(state):
     assert state["tally"]["samples"] == 4 * state["tally"]["num_good"]
 
 
-@pytest.mark.parametrize("reads", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("reads", [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_no_state_is_torn(reads, often):
     """A state that another thread asks for is of one step, in all its parts."""
     r8 = make(64, num_epochs=10**6, guard=FiniteGuard(), handle_signals=False)
