@@ -1,7 +1,6 @@
 import contextlib
 import copy
 import pickle
-import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.policies import Steady, even_groups
 from learnit_r8.testing import FakeClock
-from tests.drive import NAN, advance_to, batch_loss, flat, known, make, steps, train
+from tests.drive import NAN, advance_to, batch_loss, flat, make, steps, train
 
 POLICIES = ["balanced", "quartile", "shuffle", Steady()]
 
@@ -159,20 +158,6 @@ def test_epoch_without_a_batch_is_an_error():
     """An epoch loop that draws nothing would never end; it is a RuntimeError."""
     with pytest.raises(RuntimeError, match=r"epoch 0 ended with no batch drawn; iterate over batch_iterator\(\)"):
         list(make().epoch_iterator())
-
-
-def test_listeners_and_screen_change_nothing(capsys, tmp_path):
-    """With listeners, the log and a run folder, a seed gives the same batches, rates and table as without."""
-    heard = []
-    bad = {2, 8}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        told = {"use_curses": True, "listeners": [heard.append, print], "run_dir": tmp_path}
-        quiet, loud = make(30, num_epochs=3), make(30, num_epochs=3, **told)
-        assert train(quiet, bad) == train(loud, bad)
-
-    np.testing.assert_equal(known(quiet), known(loud))
-    assert heard
 
 
 def test_global_random_numbers_are_left_alone():

@@ -18,7 +18,6 @@ from tests.drive import (
     advance_to,
     batch_loss,
     flat,
-    known,
     make,
     sample_losses,
     steps,
@@ -147,37 +146,12 @@ def test_the_loss_that_is_judged_is_the_weighted_mean():
     assert r8.table.last.tolist() == pytest.approx(sample_losses(np.arange(8)).tolist())
 
 
-def test_weights_come_with_the_ticket():
-    """The weights of a policy reach the user through the ticket."""
-    r8 = make(8, policy=Weighing())
-    weights = []
-    while r8.phase != "finished":
-        ticket = r8.draw()
-        weights.append(None if ticket.weights is None else ticket.weights.tolist())
-        r8.report(ticket, 1.0)
-
-    assert weights == [None, None, [2, 2, 2, 2], [2, 2, 2, 2]]
-
-
 def test_batch_iterator_refuses_weights():
     """batch_iterator() does not silently drop the weights of a policy."""
     with pytest.raises(
         RuntimeError, match=r"policy .*Weighing.* weights samples: use draw\(\) and report\(\), and ticket.weights"
     ):
         train(make(8, policy=Weighing()))
-
-
-def test_overwritten_batch_is_learned_as_drawn():
-    """Writing into a batch's array does not change which samples are learned from."""
-    r8, plain = make(), make()
-    for run in (r8, plain):
-        for _, indices, _ in steps(run):
-            loss = sample_losses(indices)
-            if run is r8:
-                indices[:] = 0
-            run.update_with_loss(loss)
-
-    np.testing.assert_equal(known(r8), known(plain))
 
 
 def test_expected_loss_is_what_the_table_knew():
@@ -203,28 +177,6 @@ def test_handed_back_batch_is_drawn_next():
     again = r8.draw()
 
     assert (again.indices.tolist(), again.lr, again.step) == (samples, ticket.lr, ticket.step)
-
-
-def test_raising_schedule_loses_no_batch():
-    """If a user's schedule raises once, nothing has changed: the report is made again, and no batch is lost."""
-    answers = iter([0.1, 0.1, ValueError("later")])
-
-    def schedule(progress):
-        answer = next(answers, 0.1)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    r8 = make(num_epochs=1, scheduler_mode=schedule)
-    ticket = r8.draw()
-    with pytest.raises(ValueError, match="later"):
-        r8.report(ticket, 1.0)
-    assert (r8.global_step, r8.pace.num_out) == (0, 1)
-    r8.report(ticket, 1.0)
-    for _ in steps(r8):
-        r8.update_with_loss(1.0)
-
-    assert r8.table.usage_count.tolist() == [1] * 12
 
 
 def test_single_sample_may_come_squeezed():

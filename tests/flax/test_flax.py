@@ -20,7 +20,7 @@ r8flax = pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
 step_keys = pytest.importorskip("learnit_r8.flax.data").step_keys
 jnp = jax.numpy
 
-X = np.random.default_rng(0).normal(size=(60, 4)).astype("f4")
+X = np.random.default_rng(0).normal(size=(64, 4)).astype("f4")
 Y = (X @ np.array([1.0, -2.0, 0.5, 0.0], "f4"))[:, None]
 KEY = jax.random.PRNGKey(7)
 
@@ -73,7 +73,7 @@ DRAWN = {"data": rows, "epochs": None, "num_batches": None}
 
 
 def batches(size=16):
-    return [{"x": X[start : start + size], "y": Y[start : start + size]} for start in range(0, 60, size)]
+    return [{"x": X[start : start + size], "y": Y[start : start + size]} for start in range(0, 64, size)]
 
 
 def train(state=None, step=train_step, data=batches, epochs=3, num_batches=4, key=KEY, **options):
@@ -210,7 +210,7 @@ def test_validation_changes_training():
 def test_means_not_weighted_by_batch_size():
     """beagle: a short last batch counted as much as the others."""
     _, history = train(step=mean_step, epochs=1)
-    _, per_epoch = train(step=mean_step, epochs=1, data=lambda: batches(1), num_batches=None)
+    _, per_epoch = train(step=mean_step, epochs=1, data=lambda: batches(24), num_batches=None)
 
     assert history["train_mean"] == [pytest.approx(float(X.mean()), abs=1e-7)]
     assert per_epoch["train_mean"] == [pytest.approx(float(X.mean()), abs=1e-7)]
@@ -289,8 +289,8 @@ def test_missing_resume(tmp_path, num_epochs_before):
     """beagle: no resume; here a run cut off in the middle goes on as the uninterrupted one, its key and history too."""
 
     def data(epoch):
-        order = np.random.default_rng(epoch).permutation(60)
-        return [{"x": X[rows], "y": Y[rows]} for rows in np.split(order, range(16, 60, 16))]
+        order = np.random.default_rng(epoch).permutation(64)
+        return [{"x": X[rows], "y": Y[rows]} for rows in np.split(order, range(16, 64, 16))]
 
     options = {"data": data, "val_step_fn": val_step, "val_data_iterator": batches}
     whole, history = train(**options)
@@ -306,7 +306,7 @@ def test_resume_with_a_scheduler(tmp_path):
     """The scheduler goes on too: same batches, rates, state."""
 
     def options():
-        return {**DRAWN, "scheduler": R8Scheduler(60, batch_size=16, num_epochs=3, seed=2)}
+        return {**DRAWN, "scheduler": R8Scheduler(64, batch_size=16, num_epochs=3, seed=2)}
 
     whole, history = train(**options())
     resumed, continued = run_in_two(tmp_path, lambda here: here.elapsed.steps == 8, options)
@@ -319,7 +319,7 @@ def test_resume_with_a_scheduler(tmp_path):
 def test_a_scheduled_run_goes_on_in_the_middle_of_an_epoch():
     """After Ctrl-C the returned state and the scheduler train on as if nothing had happened, with the same keys."""
 
-    r8, whole_r8 = (R8Scheduler(60, batch_size=16, num_epochs=3, seed=2) for _ in range(2))
+    r8, whole_r8 = (R8Scheduler(64, batch_size=16, num_epochs=3, seed=2) for _ in range(2))
     whole, _ = train(**DRAWN, scheduler=whole_r8)
     half, _ = train(**DRAWN, scheduler=r8, callbacks=interrupt_at_six)
     rest, history = train(half, **DRAWN, scheduler=r8)
@@ -341,7 +341,7 @@ def test_resume_passes_over_damaged_files(tmp_path):
     assert same(whole, again)
     assert history == continued
     (tmp_path / "checkpoint_4").unlink()
-    r8 = R8Scheduler(60, batch_size=16, num_epochs=3)
+    r8 = R8Scheduler(64, batch_size=16, num_epochs=3)
     with pytest.raises(ValueError, match="scheduler must be given if the saved run had one, and only then, got R8"):
         train(data=rows, num_batches=None, scheduler=r8, checkpoint_dir=tmp_path, resume=True)
     (tmp_path / "ck").mkdir()
@@ -391,7 +391,7 @@ def test_a_refused_batch_is_not_trained_on():
 
 
 def test_num_epochs_ends_a_scheduled_run_early():
-    r8 = R8Scheduler(60, batch_size=16, num_epochs=5, guard="finite")
+    r8 = R8Scheduler(64, batch_size=16, num_epochs=5, guard="finite")
     final, _history = train(**{**DRAWN, "epochs": 2}, scheduler=r8)
 
     assert int(final.step) == 8
@@ -490,7 +490,7 @@ def test_what_is_missing_is_named(monkeypatch):
 
 def test_a_stop_ends_train_loop():
     """A scheduler that is asked to stop ends train_loop after the step in hand."""
-    r8 = R8Scheduler(60, batch_size=16, num_epochs=9, guard="finite")
+    r8 = R8Scheduler(64, batch_size=16, num_epochs=9, guard="finite")
 
     def step(state, batch, rng_key):
         if r8.global_step == 3:

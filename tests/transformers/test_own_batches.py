@@ -104,7 +104,6 @@ def state_of(trainer):
 
 
 SITUATIONS = {
-    "loader": (Trainer, {}),
     "accumulated": (Trainer, {"gradient_accumulation_steps": 3, "num_train_epochs": 5}),
     "stream": (Trainer, {"dataset": Stream(), "max_steps": 3 * STEPS}),
     "sampler": (Sampled, {}),
