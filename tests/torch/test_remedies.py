@@ -129,13 +129,16 @@ def started(number):
     return model
 
 
+run_of = functools.cache(Run)
+
+
 @functools.cache
 def explodes_again():
     """Settings with which losses explode again and again: from which start they do is chance on each processor."""
     for number in range(STARTS):
         settings = {**EXPLODES, "model": functools.partial(started, number)}
         if loss_of(bare(**settings)) > 3.0:
-            found = Run(**settings).heard.of(events.LrCapped)
+            found = run_of(**settings).heard.of(events.LrCapped)
             if [each.reason for each in found] == ["regress"] and found[0].step < LAST_STEP:
                 return settings
     raise AssertionError(f"none of {STARTS} starts lost its progress to explosions")
@@ -150,10 +153,9 @@ TROUBLES = {
 }
 
 
-@functools.cache
 def trained(trouble):
     """The run with R8, which several tests look at."""
-    return Run(**TROUBLES[trouble]())
+    return run_of(**TROUBLES[trouble]())
 
 
 def capped(run):

@@ -262,8 +262,8 @@ def test_a_bad_sample_is_left_out_of_what_the_sampler_draws(kind):
 @pytest.mark.parametrize("kind", ["shuffled", "single"])
 def test_a_resumed_run_draws_what_the_whole_one_would_have(kind, tmp_path):
     """Also where batches before the checkpoint were left out, as they held nothing but a bad sample."""
-    steps = 50 if kind == "shuffled" else 190
-    settings = {"bad": (17,), "epochs": 14 if kind == "shuffled" else 5, "backup_dir": False, "checkpoint_every": 10}
+    steps = 50 if kind == "shuffled" else 230
+    settings = {"bad": (17,), "epochs": 14 if kind == "shuffled" else 7, "backup_dir": False, "checkpoint_every": 10}
     folder = tmp_path / "killed"
 
     def hook(adapter):
