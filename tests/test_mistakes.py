@@ -407,6 +407,11 @@ COMMANDS = [
     (["samples", "a", "--csv", "out.csv"], "> FILE writes to a file"),
     (["export", "a", "--csv"], "did you mean --format"),
     (["suspects", "a"], "did you mean samples"),
+    # What is nearly right.
+    *[(command, f"did you mean {meant}?") for command, meant in (
+        (["stauts"], "status"), (["watch", "--veiw", "data"], "--view"), (["watch", "--view", "dta"], "data"),
+        (["sample", "--json"], "samples"), (["ask", "run", "pase"], "pause"))],
+    (["samples", "--suspects", "--precision", "much"], "must be a number above 0, got 'much'."),
 ]
 # fmt: on
 

@@ -50,6 +50,10 @@ def sgd(model, lr=0.1):
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
 
 
+class Killed(BaseException):
+    """Stands for a process that ends at once."""
+
+
 class Rows(torch.utils.data.Dataset):
     """The digits, with the index of each: what a loader handed out can be seen."""
 
@@ -119,6 +123,14 @@ def train(adapter, loader=None, *, epochs=None, nan_at=(), seen=None):
 
 def weights(model):
     return np.concatenate([each.detach().numpy().ravel() for each in model.state_dict().values()])
+
+
+def equal(one, two):
+    """Whether two lists of tensors and numbers are equal to the bit."""
+    return all(
+        torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+        for first, second in zip(one, two, strict=True)
+    )
 
 
 def scheduler(num_samples=200, **settings):

@@ -58,7 +58,7 @@ class GroupRates:
         initial = [float(group.setdefault("initial_lr", float(group["lr"]))) for group in optimizer.param_groups]
         self.highest = max(initial, default=0.0)
         self._shares = [rate / self.highest if self.highest > 0 else 1.0 for rate in initial]
-        self._last = _LAST[optimizer] = _Last(own, now)
+        self._last = _LAST[plain_optimizer(optimizer)] = _Last(own, now)
         self._set: list[float] | None = None
         self._lr = math.nan
 
@@ -98,15 +98,20 @@ class GroupRates:
         self._lr = math.nan
 
 
+def plain_optimizer(optimizer: Any) -> Any:
+    """The optimizer itself; what accelerate wraps around it has no hooks, and clears no gradients that are added up."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
 def is_set_by_r8(optimizer: Any) -> bool:
     """Whether a `GroupRates` has set the present rates of an optimizer."""
-    last = _LAST.get(optimizer)
+    last = _LAST.get(plain_optimizer(optimizer))
     return last is not None and last.has(rates_of(optimizer))
 
 
 def own_rate_of(optimizer: Any) -> float:
     """The highest rate that whoever made the optimizer gave it: that of now, unless a `GroupRates` has set it."""
-    return _LAST[optimizer].own if is_set_by_r8(optimizer) else max(rates_of(optimizer), default=0.0)
+    return _LAST[plain_optimizer(optimizer)].own if is_set_by_r8(optimizer) else max(rates_of(optimizer), default=0.0)
 
 
 def rates_of(optimizer: Any) -> list[float]:

@@ -158,8 +158,10 @@ class PlaceSearch:
         odd, place = not_finite(self._batch), self._place_of(shown)
         if odd:
             found = place._replace(kind=INPUT, about=odd[0].about, rows=odd[0].rows)
-            if self._confirms(found.rows, weights):
-                return found._replace(is_certain=True, rest=rest)
+            # With all rows there is nothing to compare with, and each of them alone goes wrong.
+            is_whole = len(found.rows) == self._size
+            if is_whole or self._confirms(found.rows, weights):
+                return found._replace(is_certain=not is_whole, rest=rest)
         labels, text = self._subject.bad_labels()
         if text:
             certain = not labels or self._confirms(labels, weights)

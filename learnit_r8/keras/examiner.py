@@ -93,10 +93,14 @@ class Examiner:
         self.missing = MANY_REPLICAS if is_many else NO_BATCH if self.batch is None else FORWARD_ONLY
         # A backup must not be changed by the run, and what is here now must come back.
         self._present = clone(self._state.read())
+        # A layer may keep some of its own, which count each call.
+        metrics = [(each, np.array(as_numpy(each))) for each in self._model.metrics_variables]
         try:
             return PlaceSearch(refusal, self).solve()
         finally:
             self._state.load(self._present, from_ram=True)
+            for variable, value in metrics:
+                variable.assign(value)
             self.batch = None
 
     def collect(self) -> dict[str, Any]:

@@ -221,7 +221,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         settings |= {
             "accumulate": trainer.accumulate_grad_batches,
             "scaler": getattr(trainer.precision_plugin, "scaler", None),
-            "also": {**_others(trainer), **settings.get("also", {})},
+            "also": {**_others(trainer, pl_module), **settings.get("also", {})},
         }
         if pl_module.automatic_optimization:
             # Else the step itself takes those of the optimizer.
@@ -516,13 +516,14 @@ def _run_again(trainer: Any, module: Any, own_step: Callable[..., Any], held: An
     return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
 
 
-def _others(trainer: Any) -> dict[str, Any]:
-    """What else Lightning trains: further optimizers, and averages of the weights that callbacks keep."""
+def _others(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
+    """What else is trained: further optimizers, and what callbacks keep, as averaged weights, or a probe of features."""
     found = {f"optimizer {number}": each for number, each in enumerate(trainer.optimizers[1:], start=2)}
+    known = {*map(id, module.modules()), *map(id, trainer.optimizers)}
     for number, callback in enumerate(trainer.callbacks, start=1):
-        average = getattr(callback, "_average_model", None)
-        if isinstance(average, torch.nn.Module):
-            found[f"average {number}"] = average
+        for name, part in vars(callback).items():
+            if isinstance(part, (torch.nn.Module, torch.optim.Optimizer)) and id(part) not in known:
+                found[f"callback {number} {name}"] = part
         if isinstance(callback, StochasticWeightAveraging):
             # What the next average is weighted by; changed in place.
             get, put = functools.partial(_num_averaged, callback), functools.partial(setattr, callback, "n_averaged")

@@ -118,8 +118,8 @@ def _find(
         if len(shown) > len(known) and found.places is None:
             found = replace(found, places=_places(known, shown, _NOBODY, np.empty(0)))
         return replace(found, num_judged=num_judged)
-    # What has weighed little keeps high losses, and of other losses nobody knows what is high.
-    if found.reason and trust in (PLAIN, WEIGHED):
+    # Of losses that are no cross entropy nobody knows what is high.
+    if found.reason and trust_of(records, evidence, PLAIN) == PLAIN:
         # So few tell nothing against the losses.
         some = _part_of(shown, *fields_of(shown.names))
         are_few = int(np.count_nonzero(margins_of(some).of(some) > 0)) < LEAST_POSITIVE

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from .._validation import shortened, whole_number
-from ..bridge.group_rates import GroupRates, own_rate_of, rates_of
+from ..bridge.group_rates import GroupRates, own_rate_of, plain_optimizer, rates_of
 from ..bridge.host import check_scheduler
 from ..engine.feed.batch_size import copied
 from ..engine.settings import Backups, OwnBatches, head_of, suggest_settings, whole
@@ -28,7 +28,7 @@ from .flight.untouched import untouched
 from .loader import check_dataset, is_own_loader, length_of
 from .loss_pipeline import Training
 from .lr_scheduler import peak_under_schedules
-from .prepared import plain_model, plain_optimizer
+from .prepared import plain_model
 from .readback import SingleProcess
 from .state import TARGETS, AlsoPart, ModelState, carried_of, copies_of, networks_of, read_also
 from .stepper import SecondRun, Stepper

@@ -1,7 +1,7 @@
 """Ensemble targets: what a network has said of each sample so far holds it, where it would learn wrong labels by heart.
 
 A network that memorises is right about wrong labels first, and learns them later. One that is far from fitting its data
-has said too little that is right to be held to it. Which of the two it is shows from a third of the budget on.
+has said too little that is right to be held to it. Which of the two it is shows from a fifth of the budget on.
 """
 
 from __future__ import annotations
@@ -16,10 +16,18 @@ from ..table.labels.suspicion import LEAST_USES
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
-PROGRESS, PACE = 0.3, 2 / 3
-"""Share of the budget from which a network may be held, and the least `Overview.memorised` for that, in proportion to
-the share spent. Measured in benchmarks/verdicts.py: at .3 it is .05 to .13 where a network is far from fitting its
-data, and .23 to .76 where it learns them by heart."""
+BEGIN = 0.2
+"""Share of the budget from which a network may be held, as with weights."""
+
+PACE = 2 / 3
+"""Least `Overview.memorised` of a network that is held, in proportion to the share of the budget spent. Measured in
+benchmarks/verdicts.py, seed 601, 20 and 40 % wrong, in the first half: .10 to .48 where a network is far from fitting
+its data, and .5 to 2.5 where it learns them by heart, but for the digits, whose wrong labels it learns last."""
+
+LEAST_SURE, END = 0.77, 0.5
+"""Least probability, in the mean, of the class that it has said most of each sample, in proportion to the share of the
+labels that it predicts; and the share of the budget up to which this counts. There: .38 to .74 where a network is far
+from fitting its data, and on the digits .78 to .94 from a quarter on."""
 
 STRENGTH, ALPHA = 3.0, 0.3
 """Weight of the penalty, and weight of what is said now in the mean of what was said."""
@@ -30,8 +38,9 @@ MOST_NUMBERS = 2**25
 """Largest N C: 64 MiB in half precision."""
 
 HELD = (
-    "the network learns labels by heart, so it is held to what it has said of each sample so far, from step {} on: see "
-    "docs/learning.md ({:.0%} of the labels that it contradicted at first)."
+    "the network learns labels by heart, or is nearly as sure as it is right, so it is held to what it has said of "
+    "each sample so far, from step {} on: see docs/learning.md ({:.0%} learned of the labels that it contradicted at "
+    "first)."
 )
 
 
@@ -39,8 +48,8 @@ class EnsembleTargets:
     """The mean of what a network has said of each sample, late visits first, and a penalty for leaving it.
 
     Source: early learning regularisation (ELR), Liu et al. (arXiv:2007.00151). There the penalty acts from the first
-    step on, and whatever the network; here only where labels are being memorised, which is looked at as each epoch
-    begins, and beside the weights of a policy.
+    step on, and whatever the network; here only where labels are being memorised, or the network is as sure as it is
+    right, which is looked at as each epoch begins, and beside the weights of a policy.
 
     Args:
         num_samples: N.
@@ -79,13 +88,15 @@ class EnsembleTargets:
         self._said[rows] = mean.half()
         # From the fourth visits on margins can be kept, by which lists go.
         may_begin = not self._is_held and r8.step_in_epoch == 0
-        if may_begin and r8.current_epoch >= LEAST_USES and r8.progress >= PROGRESS:
-            memorised = r8.table.overview().memorised
-            self._is_held = memorised >= PACE * r8.progress
+        if may_begin and r8.current_epoch >= LEAST_USES and r8.progress >= BEGIN:
+            overview = r8.table.overview()
+            right = int((overview.predicted == overview.given).sum())
+            is_sure = r8.progress < END and float(self._said.max(1).values.float().sum()) >= LEAST_SURE * right
+            self._is_held = is_sure or overview.memorised >= PACE * r8.progress
             if self._is_held:
                 # From now on the margins are not those of the labels alone.
                 r8.table.storage.note_weights()
-                r8.host.say_once("ensemble targets", HELD.format(r8.global_step, memorised), is_warning=False)
+                r8.host.say_once("ensemble targets", HELD.format(r8.global_step, overview.memorised), is_warning=False)
         return STRENGTH * (1 - (mean * chance).sum(1)).log() if self._is_held else None
 
     def state_dict(self) -> dict[str, Any]:

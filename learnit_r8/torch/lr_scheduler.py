@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LRScheduler, OneCycleLR
 
-from ..bridge.group_rates import is_close, is_set_by_r8, rates_of
-from .prepared import plain_optimizer
+from ..bridge.group_rates import is_close, is_set_by_r8, plain_optimizer, rates_of
 from .state import ModelState, as_arrays, as_tensors
 
 if TYPE_CHECKING:

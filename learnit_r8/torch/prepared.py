@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..bridge.group_rates import plain_optimizer
+
 
 def prepare(batches: Iterator[Any], loader: Any, device: torch.device) -> Iterator[Any]:
     """Put batches on a device, and tell `accelerate.Accelerator` of the last one of an epoch, as its own loaders do.
@@ -50,11 +52,6 @@ def plain_model(model: Any) -> Any:
         if inner is None:
             return model
         model = inner
-
-
-def plain_optimizer(optimizer: Any) -> Any:
-    """The optimizer itself; what accelerate wraps around it has no hooks, and clears no gradients that are added up."""
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def inner_optimizers(optimizer: Any) -> dict[str, torch.optim.Optimizer]:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from ..bridge.group_rates import plain_optimizer
 from ..sources.random_generators import random_state, random_state_of, set_random_state
 from ..state import codec, kinds
 from ..state.callbacks import OWN
 from ..state.tree import copy_into, copy_to_host, fill, hold, pack, unpack
 from .distributed.shards import Shards, is_sharded
-from .prepared import inner_optimizers, plain_model, plain_optimizer
+from .prepared import inner_optimizers, plain_model
 
 if TYPE_CHECKING:
     from .ensemble_targets import EnsembleTargets

@@ -13,12 +13,12 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from .._validation import is_number
-from ..bridge.group_rates import put_rate
+from ..bridge.group_rates import plain_optimizer, put_rate
 from ..recovery.policy import DEAD_EVERY
 from ..sources.random_generators import set_random_state, state_of
 from ..state.callbacks import CLIP
 from .distributed.shards import clip_shards, is_shard
-from .prepared import inner_optimizers, plain_optimizer
+from .prepared import inner_optimizers
 
 if TYPE_CHECKING:
     from ..recovery.rate_limit import NormLimit

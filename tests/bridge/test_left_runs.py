@@ -10,7 +10,7 @@ import pytest
 
 from learnit_r8 import R8Scheduler, Recovery
 from learnit_r8.loops import early_stopping, every, logs, loop, report_to, scheduled
-from learnit_r8.streams import early_stop, epoch_stream, pipe, step_stream, take
+from learnit_r8.streams import epoch_stream, step_stream, take
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="signals of other processes"),
@@ -68,13 +68,6 @@ def break_out_of_epochs(r8):
         break
 
 
-def break_out_of_both(r8):
-    for _ in r8.epoch_iterator():
-        for _ in r8.batch_iterator():
-            break
-        break
-
-
 def fail_in_a_batch(r8):
     def train():
         for _ in r8.epoch_iterator():
@@ -115,29 +108,11 @@ def take_steps(r8):
     return stream, list(take(3)(stream))
 
 
-def ask_for_one_step(r8):
-    stream = step_stream(r8, ordinary_step)
-    return stream, next(stream)
-
-
 def break_out_of_steps(r8):
     stream = step_stream(r8, ordinary_step)
     for _ in stream:
         break
     return stream
-
-
-def stop_steps_early(r8):
-    stream = step_stream(r8, ordinary_step)
-    return stream, list(pipe(stream, early_stop("loss", patience=2)))
-
-
-def fail_among_steps(r8):
-    def train():
-        for _ in step_stream(r8, ordinary_step):
-            raise Failure
-
-    return kept(train)
 
 
 def fail_in_a_step(r8):
@@ -148,20 +123,9 @@ def ordinary_callbacks(r8, when=every(1)):
     return {when: [lambda state, batch: (logs().add_metric("loss", 1.0), state), report_to(r8)]}
 
 
-def loop_some_steps(r8):
-    return loop(np.zeros(2), scheduled(r8, X), ordinary_callbacks(r8), stop=3)
-
-
 def loop_over_an_iterator(r8):
     batches = iter(scheduled(r8, X))
     return batches, loop(np.zeros(2), batches, ordinary_callbacks(r8), stop=3)
-
-
-def loop_until_a_callback_stops(r8):
-    def stop(loop_state):
-        loop_state.stop_iteration = True
-
-    return loop(np.zeros(2), scheduled(r8, X), ordinary_callbacks(r8), [stop])
 
 
 def loop_until_a_failure(r8):
@@ -190,11 +154,6 @@ def torch_epochs(r8):
 def take_epochs(r8):
     stream = torch_epochs(r8)
     return stream, list(take(2)(stream))
-
-
-def ask_for_one_epoch(r8):
-    stream = torch_epochs(r8)
-    return stream, next(stream)
 
 
 def fail_among_epochs(r8):
@@ -245,10 +204,6 @@ def callback_of_keras(**events):
     return pytest.importorskip("keras").callbacks.LambdaCallback(**events)
 
 
-def some_keras_epochs(r8):
-    return keras_fit(r8, epochs=1)
-
-
 def keras_until_a_callback_stops(r8):
     def stopping(model):
         return callback_of_keras(on_train_batch_end=lambda batch, logs: setattr(model, "stop_training", True))
@@ -287,30 +242,22 @@ WAYS = [
     break_out_of_batches,
     break_out_of_batches_without_a_report,
     break_out_of_epochs,
-    break_out_of_both,
     fail_in_a_batch,
     fail_in_a_with_block,
     draw_and_close,
     stop_from_inside,
     take_steps,
-    ask_for_one_step,
     break_out_of_steps,
-    stop_steps_early,
-    fail_among_steps,
     fail_in_a_step,
-    loop_some_steps,
     loop_over_an_iterator,
-    loop_until_a_callback_stops,
     loop_until_a_failure,
     loop_until_nothing_gets_better,
     break_out_of_scheduled_batches,
     take_epochs,
-    ask_for_one_epoch,
     fail_among_epochs,
     some_flax_epochs,
     flax_until_a_failure,
     flax_until_nothing_gets_better,
-    some_keras_epochs,
     keras_until_a_callback_stops,
     keras_until_a_failure,
     keras_until_it_diverges,

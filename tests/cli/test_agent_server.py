@@ -36,7 +36,7 @@ def train(folder, name, *, num_epochs=6, bad=()):
     r8.close()
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(scope="module")
 def _sdk():
     """Loaded before a test captures what is printed: it keeps the stream for errors of when it was loaded."""
     pytest.importorskip("mcp")
@@ -75,6 +75,7 @@ async def answer_of(client, tool, **arguments):
 
 
 @pytest.mark.program
+@pytest.mark.usefixtures("_sdk")
 def test_every_view_of_the_command_line_is_served_read_only(runs, capsys):
     """The tools answer what the commands of the same name print as JSON; without --allow-ask nothing is asked for."""
 
@@ -123,6 +124,7 @@ def test_every_view_of_the_command_line_is_served_read_only(runs, capsys):
 
 
 @pytest.mark.program
+@pytest.mark.usefixtures("_sdk")
 def test_a_training_is_asked_and_answers(tmp_path):
     """With --allow-ask a running training is paused, goes on and is stopped; a finished one refuses, as with `ask`."""
     folder_with(tmp_path / "over", STARTED, *SEVEN, process=GONE)

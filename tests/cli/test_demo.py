@@ -5,34 +5,27 @@ from pathlib import Path
 from learnit_r8 import events
 from learnit_r8.cli import _parser
 from learnit_r8.cli.demo import POISON_PROGRESS
-from learnit_r8.cli.demo import run as run_demo
 from learnit_r8.journal.run import Run
 from learnit_r8.journal.samples import sample_epochs
 from tests.cli.commands import printed
 from tests.terminals import Terminal
 
 
-def test_demo_trains_and_recovers(tmp_path):
-    """The demo is a real run: every epoch, one refused loss, a recovery, samples and suspects in its folder."""
-    r8 = run_demo(tmp_path / "run", 0.0, sleep=lambda seconds: None, use_curses=False)
-    kinds = [type(record.event) for record in Run(tmp_path / "run").records()]
-
-    assert r8.global_step + r8.pace.probes == r8.total_steps
-    assert kinds.count(events.BatchRefused) >= 1
-    assert events.IncidentEnded in kinds
-    assert sample_epochs(tmp_path / "run")[-1] == 19
-
-
 def test_demo_as_a_command(tmp_path, capsys, monkeypatch):
-    """`demo` runs in plain lines without a terminal, and leaves nothing behind unless it is told to."""
+    """`demo` runs in plain lines without a terminal, and leaves nothing behind unless it is told to.
+
+    Then there is a real run: every epoch, one refused loss, a recovery, and samples in its folder.
+    """
     monkeypatch.chdir(tmp_path)
-    code, lines = printed(capsys, "demo", "--seconds", "0.01")
-    assert code == 0
+    assert printed(capsys, "demo", "--seconds", "0.01")[0] == 0
     assert list(tmp_path.iterdir()) == []
-    code, lines = printed(capsys, "demo", "--seconds", "0.01", "--run-dir", "kept")
+    _, lines = printed(capsys, "demo", "--seconds", "0.01", "--run-dir", "kept")
+    kinds = [type(record.event) for record in Run(tmp_path / "kept").records()]
 
     assert lines[-1] == "now: learnit-r8 replay kept, or learnit-r8 report kept --open"
-    assert (tmp_path / "kept" / "events.jsonl").is_file()
+    assert kinds.count(events.BatchRefused) >= 1
+    assert {events.IncidentEnded, events.RunEnded} <= set(kinds)
+    assert sample_epochs(tmp_path / "kept")[-1] == 19
 
 
 def test_demo_shows_its_accident_in_ten_seconds():

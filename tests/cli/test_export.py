@@ -40,15 +40,6 @@ def test_export_as_json_lines(run, capsys, tmp_path, of):
     assert len(rows) == len(printed(capsys, "export", run, "--of", of)[1]) - 1
 
 
-def test_report_is_written(run, capsys, tmp_path):
-    """`report --html` writes the page and says where."""
-    code, (line,) = printed(capsys, "report", run, "--html", tmp_path / "out.html")
-
-    assert code == 0
-    assert line.startswith(str(tmp_path / "out.html"))
-    assert (tmp_path / "out.html").read_text().startswith("<!doctype html>")
-
-
 def test_reader_that_leaves_early_is_no_error(run):
     """`learnit-r8 export | head -1` ends without a traceback."""
     with open(run / "events.jsonl", "a") as file:

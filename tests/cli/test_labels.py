@@ -30,7 +30,7 @@ def write_table(path, given=GIVEN, *, column="kind", ids=""):
 
 @pytest.mark.parametrize("end", [["--epochs", "8"], ["--minutes", "0.005"]])
 def test_wrong_labels_of_a_table_are_listed(tmp_path, capsys, monkeypatch, end):
-    """The JSON names them with the labels they should have; the page has them, too; a second call overwrites it.
+    """The JSON names them with the labels they should have; the page begins with them; a second call overwrites it.
 
     On a terminal a bar shows how far the training is, but not beside the JSON.
     """
@@ -48,7 +48,9 @@ def test_wrong_labels_of_a_table_are_listed(tmp_path, capsys, monkeypatch, end):
         assert len(indices) > 30
         first = found["samples"][0]
         assert first["predicted_label"] == ["ant", "bee", "cow"][TRUE[first["index"]]]
-    assert "<html" in page.read_text(encoding="utf-8")[:200]
+    text = page.read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
+    assert data["sections"][0]["title"] == "Labels to look at" or end[0] == "--minutes"
 
     assert main(command) == 0
     said = capsys.readouterr()
@@ -57,7 +59,7 @@ def test_wrong_labels_of_a_table_are_listed(tmp_path, capsys, monkeypatch, end):
     assert ("%" if end[0] == "--minutes" else f"100% {40 * '#'}") in said.err
 
 
-@pytest.mark.parametrize(("column", "ids"), [("Label", "case"), ("kind", "sample_id"), ("class", "")])
+@pytest.mark.parametrize(("column", "ids"), [("Label", "sample_id"), ("class", "")])
 def test_columns_of_labels_and_ids_are_guessed(tmp_path, capsys, monkeypatch, column, ids):
     """The terminal says which they are, how many labels look wrong and how sure that is; the list has the ids."""
     pytest.importorskip("torch")
@@ -74,17 +76,6 @@ def test_columns_of_labels_and_ids_are_guessed(tmp_path, capsys, monkeypatch, co
     assert len(rows) > 30
     assert all(row["name"] == (f"case-{row['index']}" if ids else row["index"]) for row in rows)
     assert "look at wrong_labels.html; the whole list is in suspects.csv" in said
-
-
-def test_page_begins_with_the_gallery(tmp_path, monkeypatch):
-    """What a person should look at comes before charts and tiles."""
-    pytest.importorskip("torch")
-    monkeypatch.chdir(tmp_path)
-    assert main(["labels", write_table(tmp_path / "t.csv"), "--epochs", "8"]) == 0
-    page = (tmp_path / "wrong_labels.html").read_text(encoding="utf-8")
-    data = json.loads(re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
-
-    assert data["sections"][0]["title"] == "Labels to look at"
 
 
 @pytest.mark.parametrize(

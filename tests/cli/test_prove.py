@@ -45,14 +45,20 @@ def test_a_place_that_is_not_there_is_no_difference(here, capsys):
     assert str(here / "nowhere") in capsys.readouterr().err
 
 
-PROGRAM = "import sys; from learnit_r8.testing import assert_resumes; assert_resumes(sys.argv[2:], work=sys.argv[1])"
+COMMAND = ["-m", "learnit_r8", "prove", "--work"]
+CALL = [
+    "-c",
+    "import sys; from learnit_r8.testing import assert_resumes; assert_resumes(sys.argv[2:], work=sys.argv[1])",
+]
 FOREVER = "import os, time; print(os.getpid(), file=open('there', 'w'), flush=True); time.sleep(600)"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found by /proc")
-@pytest.mark.parametrize("words", [["-m", "learnit_r8", "prove", "--work"], ["-c", PROGRAM]], ids=["command", "call"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_a_proof_nothing_stays_behind(here, words, number):
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGINT, COMMAND), (signal.SIGINT, CALL), (signal.SIGTERM, CALL), (signal.SIGKILL, COMMAND)],
+)
+def test_whatever_ends_a_proof_nothing_stays_behind(here, number, words):
     """Ctrl-C (pressed twice, too), a signal that nobody hears, and kill -9: what was started ends, the copies go."""
     proof = subprocess.Popen(
         [sys.executable, *words, here / "work", sys.executable, "-c", FOREVER],

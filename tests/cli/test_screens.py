@@ -101,7 +101,7 @@ def test_screen_of_a_live_run(tmp_path):
         run.wait()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 0), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 0)])
 def test_signals_end_the_viewer_in_order(tmp_path, number, code):
     """Whatever ends the viewer, the terminal is as it was."""
     folder_with(tmp_path, STARTED, steps(5), events.RunEnded(5, 1.0, True))
@@ -111,14 +111,6 @@ def test_signals_end_the_viewer_in_order(tmp_path, number, code):
 
         assert terminal.wait_for_end() == code
         assert terminal.is_restored
-
-
-def test_two_runs_are_for_compare(tmp_path, capsys):
-    """`watch A B` shows none of them, and says which command does."""
-    with pytest.raises(SystemExit):
-        main(["watch", "one", "two"])
-
-    assert "RUN must be one folder or name, got 'one' and 'two' (compare takes several)" in capsys.readouterr().err
 
 
 def test_replay_on_a_terminal(tmp_path):

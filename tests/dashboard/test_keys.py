@@ -88,33 +88,34 @@ def test_help_can_be_read_to_its_end(width, height):
     assert pressed(["x", "?"], ui)[0].help_scroll == 0
 
 
-def test_views_by_number_and_by_tab():
-    """Digits choose a view, Tab goes to the next and Shift-Tab back, round and round."""
-    assert [pressed([str(number)])[0].view for number in range(1, 9)] == list(VIEWS)
-    assert pressed(["tab"] * 8)[0].view == "overview"
-    assert pressed(["shift-tab"])[0].view == "incidents"
+# fmt: off
+CHANGES = [
+    # Switches turn on and off again.
+    ("y", "log_scale", True), ("yy", "log_scale", False), ("z", "zoom", "whole range"), ("zzzz", "zoom", "all"),
+    (" ", "frozen", True), ("4e", "alerts_only", True), ("?", "help", True), ("??", "help", False), ("q", "menu", True),
+    # Digits choose a view, Tab goes to the next and Shift-Tab back, round and round.
+    *[(str(number), "view", view) for number, view in enumerate(VIEWS, start=1)],
+    (["tab"] * 8, "view", "overview"), (["shift-tab"], "view", "incidents"),
+    # The selected sample moves with the arrows and stays within the list, of the suspects and of the hardest in turn.
+    (["3", "down", "down", "up"], "selected", 1), (["3", "up"], "selected", 0),
+    (["3", "end"], "selected", len(listed_samples(UiState(), fake_view())) - 1),
+    ("3l", "listed", "suspects"), ("3ll", "listed", "hardest"),
+    # While a filter is typed keys are text; Enter keeps it, Backspace takes one off, Escape forgets it.
+    ([*"4/qs", "backspace", "enter"], "filter", "q"), ([*"4/q", "escape"], "filter", ""),
+    ([*"4/q", "up"], "typing", "q"),
+    # Escape takes back one thing at a time.
+    ([*"4/a", "enter", "escape"], "filter", ""), ([*"4/a", "enter", "escape"], "view", "events"),
+    ([*"4/a", "enter", "escape", "escape"], "view", "overview"),
+    # One cannot scroll beyond the newest event or line.
+    (["4", "up"], "scroll", 0), (["4", "down", "down", "up"], "scroll", 1), (["5", "up", "up", "down"], "scroll", 1),
+]
+# fmt: on
 
 
-def test_selection_stays_in_the_list():
-    """The selected sample moves with the arrows and stays within the list."""
-    last = len(listed_samples(UiState(), fake_view())) - 1
-
-    assert pressed(["3", "down", "down", "up"])[0].selected == 1
-    assert pressed(["3", "up"])[0].selected == 0
-    assert pressed(["3", "end"])[0].selected == last
-
-
-def test_list_of_suspects():
-    """The key l lists the suspects and the hardest in turn."""
-    assert pressed(["3", "l"])[0].listed == "suspects"
-    assert pressed(["3", "l", "l"])[0].listed == "hardest"
-
-
-def test_filter_is_typed():
-    """While a filter is typed keys are text; Enter keeps it, Backspace takes one off, Escape forgets it."""
-    assert pressed(["4", "/", "q", "s", "backspace", "enter"])[0].filter == "q"
-    assert pressed(["4", "/", "q", "escape"])[0].filter == ""
-    assert pressed(["4", "/", "q", "up"])[0].typing == "q"
+@pytest.mark.parametrize(("keys", "name", "value"), CHANGES)
+def test_what_keys_change(keys, name, value):
+    """The picture alone."""
+    assert getattr(pressed(keys)[0], name) == value
 
 
 def test_filter_chooses_samples():
@@ -132,23 +133,6 @@ def test_filter_chooses_events():
     assert not any("measured" in line for line in lines)
 
 
-def test_escape_clears_the_filter_then_goes_home():
-    """Escape takes back one thing at a time."""
-    ui, _ = pressed(["4", "/", "a", "enter", "escape"])
-
-    assert (ui.view, ui.filter) == ("events", "")
-    assert pressed(["escape"], ui)[0].view == "overview"
-
-
-@pytest.mark.parametrize(("keys", "name", "value"), [
-    ("y", "log_scale", True), ("yy", "log_scale", False), ("z", "zoom", "whole range"), ("zzzz", "zoom", "all"),
-    (" ", "frozen", True), ("4e", "alerts_only", True), ("?", "help", True), ("??", "help", False), ("q", "menu", True),
-])  # fmt: skip
-def test_switches(keys, name, value):
-    """Switches turn on and off again."""
-    assert getattr(pressed(keys)[0], name) == value
-
-
 @pytest.mark.parametrize(("key", "action"), [
     ("p", Action.PAUSE), ("s", Action.SAVE), ("ctrl-s", Action.SAVE),
     ("c", Action.THEME), ("r", Action.REPAINT), ("ctrl-l", Action.REPAINT),
@@ -156,13 +140,6 @@ def test_switches(keys, name, value):
 def test_keys_that_ask_for_something(key, action):
     """Keys that act on more than the picture ask the owner of the screen."""
     assert pressed([key]) == (UiState(), action)
-
-
-def test_scroll_stops_at_the_newest():
-    """One cannot scroll beyond the newest event or line."""
-    assert pressed(["4", "up"])[0].scroll == 0
-    assert pressed(["4", "down", "down", "up"])[0].scroll == 1
-    assert pressed(["5", "up", "up", "down"])[0].scroll == 1
 
 
 def test_keys_work_before_anything_is_known():

@@ -15,7 +15,7 @@ from learnit_r8.loops import loop, report_to, scheduled
 from learnit_r8.schedules.budget import Budget
 from learnit_r8.schedules.span import Span
 from learnit_r8.streams import epoch_stream, step_stream
-from tests.drive import FakeClock, Weights, advance_to, batch_loss, known, make, steps, train
+from tests.drive import FakeClock, Weights, advance_to, known, make, steps, train
 
 
 def kinds(heard):
@@ -62,21 +62,6 @@ def test_stopped_run_draws_no_more():
         r8.draw()
 
 
-def test_stopped_run_goes_on_from_its_checkpoint(tmp_path):
-    """A run resumed from the checkpoint of a stop draws exactly the batches that would have come."""
-    whole = train(make(num_epochs=3))
-    r8, seen = make(num_epochs=3, checkpoint_dir=tmp_path), []
-    for epoch, indices, lr in steps(r8):
-        seen.append((epoch, indices.tolist(), lr))
-        stop_at(r8, 5)
-        r8.update_with_loss(batch_loss(indices))
-    other = make(num_epochs=3)
-    other.load_checkpoint(tmp_path / "ck_000000000002.r8")
-
-    assert len(seen) == 5
-    assert seen + train(other) == whole
-
-
 def test_stop_of_a_finished_run_changes_nothing():
     """Once the budget is used up, requests have no effect."""
     r8 = make()
@@ -85,17 +70,6 @@ def test_stop_of_a_finished_run_changes_nothing():
     r8.host.between_steps()
 
     assert (r8.pace.is_stopped, r8.phase) == (False, "finished")
-
-
-def test_run_ended_says_that_it_was_not_finished():
-    """A stopped run that is closed has not used up its budget."""
-    heard = []
-    r8 = make(listeners=[heard.append])
-    r8.requests.stop()
-    train(r8)
-    r8.close()
-
-    assert (kinds(heard)[-1], heard[-1].finished) == ("RunEnded", False)
 
 
 def test_save_writes_a_checkpoint_after_the_step(tmp_path):
@@ -224,35 +198,34 @@ def test_pause_is_no_time_of_the_scheduler():
     assert sum(event.own_seconds for event in heard if isinstance(event, events.StepDone)) == 0
 
 
-def test_stop_ends_a_pause():
-    """A paused run that is stopped is saved and over."""
-    requests, pace, heard, saved = paused_requests(lambda requests, looks: looks == 3 and requests.stop("enough"))
-    requests.pause()
-    requests.answer(saved)
-
-    assert kinds(heard) == ["RunPaused", "RunResumed", "RunStopped"]
-    assert (pace.is_stopped, saved) == (True, [3])
-
-
-def test_save_during_a_pause():
-    """A checkpoint asked for during a pause is written during the pause."""
-    requests, _, _, saved = paused_requests(
-        lambda requests, looks: requests.save() if looks == 2 else looks == 9 and requests.resume()
-    )
-    requests.pause()
-    requests.answer(saved)
-
-    assert saved == [2]
-
-
-def test_resume_before_the_step_ends_cancels_a_pause():
-    """A pause that is cancelled before it begins never begins."""
-    requests, _, heard, saved = paused_requests(lambda *_: None)
+def resume_early(requests):
     requests.pause()
     requests.resume()
+
+
+PAUSES = {
+    "one that is stopped is saved and over": (
+        Requests.pause,
+        lambda requests, looks: looks == 3 and requests.stop("enough"),
+        (["RunPaused", "RunResumed", "RunStopped"], True, [3]),
+    ),
+    "a checkpoint that is asked for meanwhile is written": (
+        Requests.pause,
+        lambda requests, looks: requests.save() if looks == 2 else looks == 9 and requests.resume(),
+        (["RunPaused", "RunResumed"], False, [2]),
+    ),
+    "one that is cancelled before the step ends never begins": (resume_early, lambda *_: None, ([], False, [])),
+}
+
+
+@pytest.mark.parametrize(("ask", "act", "found"), PAUSES.values(), ids=PAUSES)
+def test_what_is_asked_of_a_pause(ask, act, found):
+    """What is heard, whether the run is over, and at which looks a checkpoint was written."""
+    requests, pace, heard, saved = paused_requests(act)
+    ask(requests)
     requests.answer(saved)
 
-    assert heard == []
+    assert (kinds(heard), pace.is_stopped, saved) == found
 
 
 def test_interrupted_pause_is_over():
@@ -283,7 +256,7 @@ def test_request_made_while_another_is_answered_is_not_lost():
 
 def test_requests_change_no_batch(tmp_path):
     """A run that is paused and saved by another thread at any time gives the same batches and the same table."""
-    plain, asked = make(40, num_epochs=30), make(40, num_epochs=30, checkpoint_dir=tmp_path, checkpoint_every=10**6)
+    plain, asked = make(40, num_epochs=10), make(40, num_epochs=10, checkpoint_dir=tmp_path, checkpoint_every=10**6)
     ends = threading.Event()
 
     def ask():

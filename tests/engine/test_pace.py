@@ -18,16 +18,6 @@ def pace(clock):
     return Pace(Budget(seconds=100.0), 4, clock)
 
 
-def test_time_counts_from_the_start(pace, clock):
-    """Seconds before the first draw do not count."""
-    clock.advance(50)
-    assert pace.seconds == 0
-    pace.start()
-    clock.advance(25)
-
-    assert (pace.seconds, pace.progress) == (25, 0.25)
-
-
 def test_paused_time_does_not_count(pace, clock):
     """Time inside paused() does not count, also when the block raises."""
     pace.start()
@@ -79,22 +69,6 @@ def test_clock_that_is_set_back_does_not_run_backwards(pace, clock):
         assert pace.seconds == 9012.0
 
 
-def test_epoch_follows_from_steps(pace):
-    """The epoch is the whole number of epochs in the steps so far."""
-    epochs = []
-    for pace.step in range(9):
-        epochs.append(pace.epoch)
-
-    assert epochs == [0, 0, 0, 0, 1, 1, 1, 1, 2]
-
-
-def test_next_step_counts_what_is_out(pace):
-    """A batch drawn now comes after the reported and the open ones."""
-    pace.step, pace.num_out = 5, 2
-
-    assert pace.next_step == 7
-
-
 @pytest.mark.parametrize(
     ("budget", "step", "progress"),
     [
@@ -119,16 +93,6 @@ def test_only_the_end_of_the_last_pass_is_the_end():
     pace.passes, pace.has_ended = 1, True
 
     assert pace.progress_at(19) == 1
-
-
-def test_run_is_finished_on_time(pace, clock):
-    """A time budget is used up at its last second, not before."""
-    pace.start()
-    clock.advance(99.9)
-    assert not pace.is_finished
-    clock.advance(0.1)
-
-    assert pace.is_finished
 
 
 def test_downtime_does_not_count(pace, clock):

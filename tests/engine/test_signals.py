@@ -19,7 +19,7 @@ import learnit_r8
 from learnit_r8 import CheckpointStore, Preempted
 from learnit_r8.engine.signals import NAMES, SignalWatch
 from learnit_r8.engine.turns import RunInterrupted
-from tests.drive import FakeClock, Weights, advance_to, make, train
+from tests.drive import FakeClock, Weights, advance_to, make
 from tests.programs import printed_by
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of other processes")
@@ -79,28 +79,21 @@ def test_handlers_go_with_a_scheduler_that_is_never_closed():
     assert handlers() == before
 
 
-def test_opt_out():
-    """handle_signals=False installs no handlers."""
-    before, r8 = handlers(), make(handle_signals=False)
-    r8.draw()
-
-    assert (handlers(), r8.requests.signals) == (before, None)
-
-
-def test_only_in_the_main_thread():
-    """A run in another thread installs no handlers, and works."""
+def test_where_no_handlers_are_installed():
+    """With handle_signals=False, and by a run in another thread, which works all the same."""
     before, seen = handlers(), []
 
-    def run():
-        r8 = make()
+    def run(**more):
+        r8 = make(**more)
         r8.draw()
-        seen.append(handlers())
+        seen.append((handlers(), r8.requests.signals if more else None))
 
+    run(handle_signals=False)
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
 
-    assert seen == [before]
+    assert seen == [(before, None)] * 2
 
 
 def test_ignored_signals_stay_ignored():
@@ -351,27 +344,19 @@ def test_a_call_that_hangs_is_cut_after_five_seconds(capfd):
     assert (run.r8.host.turns.is_cut, time.monotonic() - began < 5) == (True, True)
 
 
-def test_signal_that_launchers_forward_counts_once(capfd):
-    """A signal that arrives twice within a fifth of a second counts once."""
+@pytest.mark.parametrize(
+    ("first", "others", "gap"), [(signal.SIGINT, [signal.SIGTERM], 0.1), (signal.SIGHUP, [signal.SIGHUP] * 2, 1.0)]
+)
+def test_signals_that_are_not_urgent(first, others, gap, capfd):
+    """One that launchers forward, within a fifth of a second, counts once; those of a closing terminal never hurry."""
     clock = FakeClock()
     watch, _ = watch_with(clock)
-    signal.raise_signal(signal.SIGINT)
-    clock.advance(0.1)
-    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(first)
+    for signum in others:
+        clock.advance(gap)
+        signal.raise_signal(signum)
 
-    assert watch.received == signal.SIGINT
-    watch.restore()
-
-
-def test_hangup_is_never_urgent(capfd):
-    """A closing terminal that sends its signal repeatedly does not interrupt the step."""
-    clock = FakeClock()
-    watch, _ = watch_with(clock)
-    for _ in range(3):
-        signal.raise_signal(signal.SIGHUP)
-        clock.advance(1)
-
-    assert watch.received == signal.SIGHUP
+    assert watch.received == first
     watch.restore()
 
 
@@ -503,20 +488,20 @@ def step_saved(folder):
     return int(saved.state["pace"]["step"])
 
 
+@pytest.mark.parametrize("moments", [1, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("signum", SIGNALS)
-def test_process_ends_with_a_checkpoint_of_its_last_step(tmp_path, signum):
-    """A process that gets a signal at a random moment ends with a valid checkpoint of the last step."""
+def test_process_ends_with_a_checkpoint_of_its_last_step(tmp_path, signum, moments):
+    """A process that gets a signal at random moments ends with a valid checkpoint of the last step."""
     rng = np.random.default_rng(signum)
-    for number in range(2 if signum == signal.SIGTERM else 1):
+    for number in range(moments):
         folder = tmp_path / str(number)
         folder.mkdir()
-        process, reading = start(folder, stderr=subprocess.PIPE)
-        time.sleep(rng.random() * 0.05)
+        process, reading = start(folder, spins=int(rng.integers(1, 20_000)), stderr=subprocess.PIPE)
+        time.sleep(rng.random() * 0.02)
         process.send_signal(signum)
         errors = process.communicate(timeout=60)[1].decode()
-        told = rest_of(reading)
 
-        assert told == b"finally %d" % step_saved(folder)
+        assert rest_of(reading) == b"finally %d" % step_saved(folder)
         # Python itself ends by the signal after an uncaught KeyboardInterrupt, as shells want it.
         assert process.returncode == (-signal.SIGINT if signum == signal.SIGINT else 128 + signum), errors
 
@@ -583,28 +568,6 @@ def test_nohup_outlives_the_terminal(tmp_path):
     process.send_signal(signal.SIGTERM)
 
     assert (rest_of(reading), process.wait(timeout=60)) == (b"finally %d" % step_saved(tmp_path), 143)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("signum", SIGNALS)
-def test_signals_at_two_hundred_moments(tmp_path, signum):
-    """At 200 random moments each, a signal leaves a valid checkpoint of the last step and the right exit status."""
-    rng = np.random.default_rng(signum)
-    for number in range(200):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        process, reading = start(folder, spins=int(rng.integers(1, 20_000)), stderr=subprocess.DEVNULL)
-        time.sleep(rng.random() * 0.02)
-        process.send_signal(signum)
-        status = process.wait(timeout=60)
-
-        assert rest_of(reading) == b"finally %d" % step_saved(folder)
-        assert status == (-signal.SIGINT if signum == signal.SIGINT else 128 + signum)
-
-
-def test_handlers_cost_no_batch(capfd):
-    """The batches are the same with and without the handlers."""
-    assert train(make()) == train(make(handle_signals=False))
 
 
 class Ended(Exception):

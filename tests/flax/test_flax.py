@@ -20,7 +20,7 @@ r8flax = pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
 step_keys = pytest.importorskip("learnit_r8.flax.data").step_keys
 jnp = jax.numpy
 
-X = np.random.default_rng(0).normal(size=(60, 4)).astype("f4")
+X = np.random.default_rng(0).normal(size=(64, 4)).astype("f4")
 Y = (X @ np.array([1.0, -2.0, 0.5, 0.0], "f4"))[:, None]
 KEY = jax.random.PRNGKey(7)
 
@@ -63,13 +63,22 @@ def val_step(state, batch, rng_key):
     return state.replace(step=-1), {"error": jnp.abs(batch["y"]).mean(), "key": jax.random.uniform(rng_key)}
 
 
+def rows(indices):
+    """The samples that a scheduler has drawn."""
+    return {"x": X[indices], "y": Y[indices]}
+
+
+DRAWN = {"data": rows, "epochs": None, "num_batches": None}
+"""Of a training whose batches a scheduler draws."""
+
+
 def batches(size=16):
-    return [{"x": X[start : start + size], "y": Y[start : start + size]} for start in range(0, 60, size)]
+    return [{"x": X[start : start + size], "y": Y[start : start + size]} for start in range(0, 64, size)]
 
 
-def train(state=None, step=train_step, data=batches, epochs=3, num_batches=4, **options):
+def train(state=None, step=train_step, data=batches, epochs=3, num_batches=4, key=KEY, **options):
     return r8flax.train_loop(
-        fresh() if state is None else state, step, data, epochs, num_batches, KEY, show_progress=False, **options
+        fresh() if state is None else state, step, data, epochs, num_batches, key, show_progress=False, **options
     )
 
 
@@ -201,7 +210,7 @@ def test_validation_changes_training():
 def test_means_not_weighted_by_batch_size():
     """beagle: a short last batch counted as much as the others."""
     _, history = train(step=mean_step, epochs=1)
-    _, per_epoch = train(step=mean_step, epochs=1, data=lambda: batches(1), num_batches=None)
+    _, per_epoch = train(step=mean_step, epochs=1, data=lambda: batches(24), num_batches=None)
 
     assert history["train_mean"] == [pytest.approx(float(X.mean()), abs=1e-7)]
     assert per_epoch["train_mean"] == [pytest.approx(float(X.mean()), abs=1e-7)]
@@ -259,6 +268,11 @@ def test_data_iterator_fn_returning_a_list(data):
     assert same(train(data=data)[0], train(data=iter(batches() * 3))[0])
 
 
+def interrupt_at_six(elapsed):
+    if elapsed.steps == 6:
+        raise KeyboardInterrupt
+
+
 def run_in_two(tmp_path, stop_at, make_options):
     """A run that is cut off after some epochs, and one that goes on from its checkpoints with a fresh state."""
 
@@ -267,19 +281,7 @@ def run_in_two(tmp_path, stop_at, make_options):
             raise KeyboardInterrupt
 
     train(checkpoint_dir=tmp_path, callbacks=[interrupt], **make_options())
-    options = make_options()
-    return r8flax.train_loop(
-        fresh(),
-        train_step,
-        options.pop("data", batches),
-        options.pop("epochs", 3),
-        options.pop("num_batches", 4),
-        jax.random.PRNGKey(99),
-        checkpoint_dir=tmp_path,
-        show_progress=False,
-        resume=True,
-        **options,
-    )
+    return train(checkpoint_dir=tmp_path, key=jax.random.PRNGKey(99), resume=True, **make_options())
 
 
 @pytest.mark.parametrize("num_epochs_before", [1, pytest.param(2, marks=pytest.mark.program)])
@@ -287,8 +289,8 @@ def test_missing_resume(tmp_path, num_epochs_before):
     """beagle: no resume; here a run cut off in the middle goes on as the uninterrupted one, its key and history too."""
 
     def data(epoch):
-        order = np.random.default_rng(epoch).permutation(60)
-        return [{"x": X[rows], "y": Y[rows]} for rows in np.split(order, range(16, 60, 16))]
+        order = np.random.default_rng(epoch).permutation(64)
+        return [{"x": X[rows], "y": Y[rows]} for rows in np.split(order, range(16, 64, 16))]
 
     options = {"data": data, "val_step_fn": val_step, "val_data_iterator": batches}
     whole, history = train(**options)
@@ -304,12 +306,7 @@ def test_resume_with_a_scheduler(tmp_path):
     """The scheduler goes on too: same batches, rates, state."""
 
     def options():
-        return {
-            "data": lambda indices: {"x": X[indices], "y": Y[indices]},
-            "epochs": None,
-            "num_batches": None,
-            "scheduler": R8Scheduler(60, batch_size=16, num_epochs=3, seed=2),
-        }
+        return {**DRAWN, "scheduler": R8Scheduler(64, batch_size=16, num_epochs=3, seed=2)}
 
     whole, history = train(**options())
     resumed, continued = run_in_two(tmp_path, lambda here: here.elapsed.steps == 8, options)
@@ -322,23 +319,10 @@ def test_resume_with_a_scheduler(tmp_path):
 def test_a_scheduled_run_goes_on_in_the_middle_of_an_epoch():
     """After Ctrl-C the returned state and the scheduler train on as if nothing had happened, with the same keys."""
 
-    def options(r8):
-        return {
-            "data": lambda indices: {"x": X[indices], "y": Y[indices]},
-            "epochs": None,
-            "num_batches": None,
-            "scheduler": r8,
-        }
-
-    def interrupt(elapsed):
-        if elapsed.steps == 6:
-            raise KeyboardInterrupt
-
-    make = lambda: R8Scheduler(60, batch_size=16, num_epochs=3, seed=2)  # noqa: E731
-    whole, _ = train(**options(make()))
-    r8 = make()
-    half, _ = train(**options(r8), callbacks=interrupt)
-    rest, history = train(half, **options(r8))
+    r8, whole_r8 = (R8Scheduler(64, batch_size=16, num_epochs=3, seed=2) for _ in range(2))
+    whole, _ = train(**DRAWN, scheduler=whole_r8)
+    half, _ = train(**DRAWN, scheduler=r8, callbacks=interrupt_at_six)
+    rest, history = train(half, **DRAWN, scheduler=r8)
 
     assert int(half.step) == 6
     assert same(whole, rest)
@@ -357,14 +341,9 @@ def test_resume_passes_over_damaged_files(tmp_path):
     assert same(whole, again)
     assert history == continued
     (tmp_path / "checkpoint_4").unlink()
+    r8 = R8Scheduler(64, batch_size=16, num_epochs=3)
     with pytest.raises(ValueError, match="scheduler must be given if the saved run had one, and only then, got R8"):
-        train(
-            data=lambda indices: None,
-            num_batches=None,
-            scheduler=R8Scheduler(60, batch_size=16, num_epochs=3),
-            checkpoint_dir=tmp_path,
-            resume=True,
-        )
+        train(data=rows, num_batches=None, scheduler=r8, checkpoint_dir=tmp_path, resume=True)
     (tmp_path / "ck").mkdir()
     assert same(train(checkpoint_dir=tmp_path / "ck", resume=True)[0], whole)
 
@@ -373,11 +352,7 @@ def test_checkpoints_every_so_many_epochs(tmp_path):
     """checkpoint_every counts epochs; the last one is always there."""
     train(epochs=5, checkpoint_dir=tmp_path / "new", checkpoint_every=2)
 
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
-        "checkpoint_2",
-        "checkpoint_4",
-        "checkpoint_5",
-    ]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [f"checkpoint_{step}" for step in (2, 4, 5)]
 
 
 def test_callbacks_of_loops_work_here():
@@ -407,15 +382,8 @@ def test_a_refused_batch_is_not_trained_on():
     def step(state, batch, rng_key):
         return state.replace(step=state.step + 1), {"loss": [1.0, math.nan, 3.0][len(taken) - 1]}
 
-    final, history = train(
-        step=step,
-        data=take,
-        epochs=None,
-        num_batches=3,
-        scheduler=r8,
-        val_step_fn=val_step,
-        val_data_iterator=batches,
-    )
+    given = {"data": take, "epochs": None, "num_batches": 3, "scheduler": r8}
+    final, history = train(step=step, **given, val_step_fn=val_step, val_data_iterator=batches)
 
     assert final.step == 2
     assert history["train_loss"] == [2.0]
@@ -423,8 +391,8 @@ def test_a_refused_batch_is_not_trained_on():
 
 
 def test_num_epochs_ends_a_scheduled_run_early():
-    r8 = R8Scheduler(60, batch_size=16, num_epochs=5, guard="finite")
-    final, _history = train(data=lambda i: {"x": X[i], "y": Y[i]}, epochs=2, num_batches=None, scheduler=r8)
+    r8 = R8Scheduler(64, batch_size=16, num_epochs=5, guard="finite")
+    final, _history = train(**{**DRAWN, "epochs": 2}, scheduler=r8)
 
     assert int(final.step) == 8
     assert r8.current_epoch == 2
@@ -442,11 +410,7 @@ def test_typed_keys(tmp_path):
 
 
 def test_ctrl_c_returns_what_there_is():
-    def interrupt(elapsed):
-        if elapsed.steps == 6:
-            raise KeyboardInterrupt
-
-    final, history = train(callbacks=[interrupt])
+    final, history = train(callbacks=[interrupt_at_six])
 
     assert int(final.step) == 6
     assert len(history["train_loss"]) == 1
@@ -526,14 +490,14 @@ def test_what_is_missing_is_named(monkeypatch):
 
 def test_a_stop_ends_train_loop():
     """A scheduler that is asked to stop ends train_loop after the step in hand."""
-    r8 = R8Scheduler(60, batch_size=16, num_epochs=9, guard="finite")
+    r8 = R8Scheduler(64, batch_size=16, num_epochs=9, guard="finite")
 
     def step(state, batch, rng_key):
         if r8.global_step == 3:
             r8.requests.stop()
         return train_step(state, batch, rng_key)
 
-    final, _ = train(step=step, data=lambda i: {"x": X[i], "y": Y[i]}, epochs=None, num_batches=None, scheduler=r8)
+    final, _ = train(step=step, **DRAWN, scheduler=r8)
 
     assert (int(final.step), r8.global_step) == (4, 4)
 

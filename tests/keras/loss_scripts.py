@@ -91,10 +91,6 @@ def softmax(logits: Any) -> Any:
     return shifted / shifted.sum(-1, keepdims=True)
 
 
-def sigmoid(logits: Any) -> Any:
-    return 1 / (1 + np.exp(-logits))
-
-
 def squared(y: Any, p: Any) -> Any:
     return ((y - p) ** 2).mean(-1)
 
@@ -109,15 +105,6 @@ def both(y: Any, p: Any) -> Any:
 
 def smoothed(y: Any) -> Any:
     return 0.9 * y + 0.1 / NUM_CLASSES
-
-
-def huber(y: Any, p: Any) -> Any:
-    far = np.abs(y - p)
-    return np.where(far <= 1, far**2 / 2, far - 0.5).mean(-1)
-
-
-def unit(v: Any) -> Any:
-    return v / np.linalg.norm(v, axis=-1, keepdims=True)
 
 
 def of_loss(loss: Any, y: Any, formula: Callable[[Any, Any], Any], activation: str | None = None) -> Script:
@@ -143,36 +130,17 @@ def of_samples(y_true: Any, y_pred: Any) -> Any:
 SPARSE = keras.losses.SparseCategoricalCrossentropy
 LOSSES: dict[str, Callable[[], Script]] = {
     "squared error": lambda: of_loss("mse", REAL, squared),
-    "absolute error": lambda: of_loss("mae", REAL, lambda y, p: np.abs(y - p).mean(-1)),
-    "huber": lambda: of_loss(keras.losses.Huber(), REAL, huber),
-    "log cosh": lambda: of_loss("log_cosh", REAL, lambda y, p: np.log(np.cosh(p - y)).mean(-1)),
-    "cosine": lambda: of_loss(keras.losses.CosineSimilarity(), REAL, lambda y, p: -(unit(y) * unit(p)).sum(-1)),
-    "poisson": lambda: of_loss("poisson", BITS, lambda y, p: (p - y * np.log(p + 1e-7)).mean(-1), "softplus"),
-    "hinge": lambda: of_loss("hinge", BITS, lambda y, p: np.maximum(0, 1 - (2 * y - 1) * p).mean(-1)),
-    "squared hinge": lambda: of_loss(
-        "squared_hinge", BITS, lambda y, p: (np.maximum(0, 1 - (2 * y - 1) * p) ** 2).mean(-1)
-    ),
-    "divergence": lambda: of_loss(
-        "kl_divergence",
-        ONE_HOT,
-        lambda y, p: (np.clip(y, 1e-7, 1) * np.log(np.clip(y, 1e-7, 1) / p)).sum(-1),
-        "softmax",
-    ),
     "binary": lambda: of_loss("binary_crossentropy", BITS, both, "sigmoid"),
-    "binary of logits": lambda: of_loss(
-        keras.losses.BinaryCrossentropy(from_logits=True), BITS, lambda y, p: both(y, sigmoid(p))
-    ),
-    "categorical": lambda: of_loss("categorical_crossentropy", ONE_HOT, crossed, "softmax"),
     "categorical, smoothed": lambda: of_loss(
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
         ONE_HOT,
         lambda y, p: crossed(smoothed(y), softmax(p)),
     ),
-    "sparse": lambda: of_loss("sparse_categorical_crossentropy", LABELS, lambda y, p: crossed(ONE_HOT, p), "softmax"),
     "sparse of logits": lambda: of_loss(SPARSE(from_logits=True), LABELS, lambda y, p: crossed(ONE_HOT, softmax(p))),
     "summed": lambda: of_loss(keras.losses.MeanSquaredError(reduction="sum"), REAL, squared),
     "a function of samples": lambda: of_loss(of_samples, REAL, squared),
 }
+"""Of each way in which Keras comes to the losses of samples one: by name, of logits, smoothed, summed, of one's own."""
 
 
 def a_function_of_the_batch() -> Script:

@@ -48,11 +48,11 @@ def test_nan_heals_inside_fit():
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_too_many_refusals_end_fit():
     """TrainingDiverged comes out of fit."""
-    r8 = scheduler(num_epochs=2, recovery=Recovery(max_refused=1))
+    r8 = scheduler(num_epochs=2, batch_size=100, recovery=Recovery(max_refused=1))
     dataset = R8Dataset(X, Y, r8)
 
     with pytest.raises(TrainingDiverged):
-        fit(classifier(), dataset, At(r8, 3, poison))
+        fit(classifier(run_eagerly=True), dataset, At(r8, 3, poison))
 
 
 @pytest.mark.program
@@ -119,23 +119,24 @@ def test_stopping_early_goes_on_too():
 def test_early_stopping_on_a_validation_metric():
     """Keras' own EarlyStopping ends the run, and its metrics reach the listeners through log()."""
     heard = []
-    dataset = R8Dataset(X, Y, scheduler(num_epochs=4, listeners=[heard.append]))
+    dataset = R8Dataset(X, Y, scheduler(num_epochs=4, batch_size=250, listeners=[heard.append]))
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=100.0)
-    fit(classifier(metrics=["accuracy"]), dataset, stopping, epochs=4, validation_data=(X[:64], Y[:64]))
+    model = classifier(metrics=["accuracy"], run_eagerly=True)
+    fit(model, dataset, stopping, epochs=4, validation_data=(X[:64], Y[:64]), validation_batch_size=64)
     logged = [event for event in heard if isinstance(event, events.MetricsLogged)]
 
-    assert [event.at_step for event in logged] == [16, 32]
+    assert [event.at_step for event in logged] == [2, 4]
     assert set(logged[0].metrics) == {"loss", "accuracy", "val_loss", "val_accuracy"}
 
 
 def test_spent_budget_ends_fit():
     """When the steps are up fit ends, in mid-epoch and with epochs left; another fit says why it cannot go on."""
-    dataset = R8Dataset(X, Y, scheduler(num_steps=20))
-    model, watch = classifier(), Watch(dataset)
+    dataset = R8Dataset(X, Y, scheduler(num_steps=7, batch_size=100))
+    model, watch = classifier(run_eagerly=True), Watch(dataset)
     fit(model, dataset, watch, epochs=9)
 
-    assert len(watch.batches) == 20
-    with pytest.raises(RuntimeError, match=r"the budget must not be spent where training goes on, got 20 steps"):
+    assert len(watch.batches) == 7
+    with pytest.raises(RuntimeError, match=r"the budget must not be spent where training goes on, got 7 steps"):
         fit(model, dataset, epochs=9)
 
 
@@ -263,15 +264,15 @@ def test_stop_ends_fit_after_the_step(tmp_path):
 
     `load_weights` gives the variables as arrays, in the order of the model.
     """
-    r8 = scheduler(checkpoint_dir=tmp_path, checkpoint_every=99)
+    r8 = scheduler(batch_size=100, checkpoint_dir=tmp_path, checkpoint_every=99)
     dataset = R8Dataset(X, Y, r8)
-    model, watch = classifier(), Watch(dataset)
+    model, watch = classifier(run_eagerly=True), Watch(dataset)
     callback = R8Callback(dataset, model)
-    fit(model, dataset, At(r8, 20, lambda model: r8.requests.stop()), watch, callback=callback, epochs=4)
+    fit(model, dataset, At(r8, 6, lambda model: r8.requests.stop()), watch, callback=callback, epochs=4)
     ended = model.get_weights()
     model.set_weights([0 * weight for weight in ended])
     r8.load_checkpoint()
 
-    assert (len(watch.batches), r8.global_step) == (21, 21)
+    assert (len(watch.batches), r8.global_step) == (7, 7)
     assert all(map(np.array_equal, load_weights(tmp_path), ended))
     assert all(np.array_equal(one, other) for one, other in zip(model.get_weights(), ended, strict=True))

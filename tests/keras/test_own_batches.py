@@ -87,10 +87,10 @@ def test_a_short_fit_is_backed_up():
         scheduler_mode="keep",
         listeners=[lambda event: backups.append(event.step) if type(event).__name__ == "BackupTaken" else None],
     )
-    classifier().fit(X, Y, batch_size=8, verbose=0, callbacks=[R8Callback(r8)])
+    classifier().fit(X[:320], Y[:320], batch_size=8, verbose=0, callbacks=[R8Callback(r8)])
 
     # Those of a young run between them depend on how long a copy takes.
-    assert {0, 20, 40, 60, 80} <= set(backups)
+    assert {0, 10, 20, 30, 40} <= set(backups)
 
 
 @pytest.mark.parametrize("kind", RATES)
@@ -182,15 +182,15 @@ class Probe(keras.Model):
         return {"loss": self.tracker.result()}
 
 
-@pytest.mark.parametrize(("several", "nan_at"), [(False, 0), (True, 0), (True, 4)])
-def test_an_optimizer_is_built_by_its_first_step(several, nan_at):
+@pytest.mark.parametrize("several", [False, True])
+def test_an_optimizer_is_built_by_its_first_step(several):
     """As without R8 over what the step trains; a refused step leaves it as it was, the first one too, at its rate."""
 
     def trained(r8=None):
-        places = [place for place in range(8) if r8 is not None or place != nan_at]
+        places = range(8) if r8 is not None else [1, 2, 3, 5, 6, 7]
         x = np.array(X[: 8 * 16].reshape(8, 16, -1))
-        x[nan_at] = np.nan
-        data = tf.data.Dataset.from_tensor_slices((x[places], Y[: 8 * 16].reshape(8, 16)[places]))
+        x[[0, 4]] = np.nan
+        data = tf.data.Dataset.from_tensor_slices((x[[*places]], Y[: 8 * 16].reshape(8, 16)[[*places]]))
         model = Probe(several)
         model.fit(data, epochs=1, verbose=0, callbacks=[] if r8 is None else [R8Callback(r8)])
         return [np.array(each) for each in [*model.weights, *model.second.variables]]
@@ -212,7 +212,7 @@ def test_a_model_that_is_built_in_part():
         body = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
         model = keras.Sequential([keras.layers.Dropout(0.1, seed=1), body, keras.layers.Dense(2)])
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        model.fit(batches_of(X, Y), epochs=2, verbose=0, callbacks=callbacks)
+        model.fit(batches_of(X[:96], Y[:96]), epochs=2, verbose=0, callbacks=callbacks)
         return [np.array(each) for each in [*model.weights, *model.optimizer.variables]]
 
     assert all(map(np.array_equal, trained([R8Callback(R8Scheduler(scheduler_mode="keep"))]), trained([])))

@@ -27,12 +27,12 @@ QUICK = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "expected"), [(name, found) for found, names in QUICK.items() for name in names])
 def test_the_table_holds_the_losses_of_a_forward_pass(name, expected):
-    """Some of the fifty, where losses are put together of several, or the batches are not those of the scheduler."""
+    """Some of the forty, where losses are put together of several, or the batches are not those of the scheduler."""
     assert outcome(name) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("back_end", ["tensorflow", "jax", "torch"])
 def test_every_script_is_right_or_refused(back_end):
-    """All fifty on each back end."""
+    """All forty on each back end."""
     printed_by(ROOT, "-m", "tests.keras.loss_scripts", KERAS_BACKEND=back_end)

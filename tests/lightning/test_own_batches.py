@@ -18,6 +18,7 @@ from learnit_r8 import OwnBatches, events
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.testing import record_events
 from tests.lightning.common import DATA, QUIET, Checkpoints, Digits, fit
+from tests.torch_common import equal
 
 # Lightning's own, of how it looks at several loaders.
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")]
@@ -106,13 +107,6 @@ def built(kind, **settings):
 def state_of(module, trainer):
     optimizers = [each.state_dict()["state"] for each in trainer.optimizers]
     return [*module.state_dict().values(), torch.get_rng_state(), *torch.utils._pytree.tree_leaves(optimizers)]
-
-
-def equal(one, two):
-    return all(
-        torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
-        for first, second in zip(one, two, strict=True)
-    )
 
 
 def loss_of(module):
@@ -307,6 +301,32 @@ def test_averaged_weights_are_healed_too(with_loader):
 
     assert callback.scheduler.sentry.num_refused >= 1
     assert all(each.isfinite().all() for each in module.state_dict().values())
+
+
+class Probe(lightning.Callback):
+    """Trains a network of its own on the module's batches, one of which spoils it."""
+
+    def on_fit_start(self, trainer, pl_module):
+        torch.manual_seed(0)
+        self.network = torch.nn.Linear(64, 10)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), 0.1, momentum=0.9)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        x, y = batch
+        scale = math.nan if trainer.global_step == 29 else 1.0
+        cross_entropy(self.network(scale * x.flatten(1)), y).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def test_what_a_callback_trains_is_healed():
+    """A network and an optimizer that another callback keeps go back when they are not finite."""
+    module, probe, callback = built(Plain), Probe(), R8Callback(backup_every=9)
+    train(module, callbacks=[probe, callback])
+
+    assert "callback 1 network.weight, callback 1 network.bias" in callback.scheduler.summary()
+    slots = [state["momentum_buffer"] for state in probe.optimizer.state.values()]
+    assert all(each.isfinite().all() for each in [*probe.network.parameters(), *slots])
 
 
 def test_averaged_weights_are_resumed(tmp_path):

@@ -13,7 +13,8 @@ from learnit_r8 import events
 from learnit_r8.lightning import R8Callback, R8Loader
 from learnit_r8.testing import record_events
 from tests.lightning.common import DATA, STEPS, Digits
-from tests.lightning.test_own_batches import Gan, Plain, built, equal, state_of, train
+from tests.lightning.test_own_batches import Gan, Plain, built, state_of, train
+from tests.torch_common import equal
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore:.*the weights were damaged")]
 

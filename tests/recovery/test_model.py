@@ -72,25 +72,25 @@ def test_no_memory_for_a_third_copy(monkeypatch):
     assert live.put_present() is False
 
 
-def test_statistics_are_mended():
-    """Where less than half of the arrays are not finite, only they come from the newest backup, and it is said."""
+@pytest.mark.parametrize(
+    ("w", "mean", "is_mended"),
+    [
+        (np.full(2, 5.0), np.full(2, NAN), True),
+        (np.full(2, NAN), np.full(2, NAN), False),
+        (np.full(3, NAN), 0.0, False),
+    ],
+    ids=["less than half of the arrays", "more than half of them", "a state of another form than the backup"],
+)
+def test_arrays_that_are_not_finite_are_mended(w, mean, is_mended):
+    """Only they come from the newest backup, and it is said; else the state is damaged, and left alone."""
     model = Layers()
     live, _, heard = live_of(model)
-    model.parts = {"w": np.full(2, 5.0), "mean": np.full(2, NAN), "var": np.ones(2)}
+    model.parts = {"w": w.copy(), "mean": np.broadcast_to(mean, 2).copy(), "var": np.ones(2)}
 
-    assert live.mend() is True
-    assert (model.parts["w"].tolist(), model.parts["mean"].tolist()) == ([5, 5], [0, 0])
-    assert any("taken from the backup of step 0" in event.text for event in heard.of(events.Notice))
-
-
-def test_much_damage_is_not_mended():
-    """Where more than half of the arrays are not finite, the state is damaged."""
-    model = Layers()
-    live, _, _ = live_of(model)
-    model.parts = {"w": np.full(2, NAN), "mean": np.full(2, NAN), "var": np.ones(2)}
-
-    assert live.mend() is False
-    assert np.isnan(model.parts["w"]).all()
+    assert live.mend() is is_mended
+    np.testing.assert_array_equal(model.parts["w"], w)
+    assert not is_mended or model.parts["mean"].tolist() == [0, 0]
+    assert any("taken from the backup of step 0" in event.text for event in heard.of(events.Notice)) == is_mended
 
 
 @pytest.mark.parametrize("keeps_rates", [True, False])
@@ -105,15 +105,6 @@ def test_numbers_beside_the_arrays_are_no_fine_ones(keeps_rates):
 
     assert live.mend() is not keeps_rates
     assert np.isnan(model.parts["w"]).all() == keeps_rates
-
-
-def test_state_of_another_form_is_not_mended():
-    """A state whose form is not that of the backup is left alone."""
-    model = Layers()
-    live, _, _ = live_of(model)
-    model.parts = {"w": np.full(3, NAN), "mean": np.zeros(2), "var": np.ones(2)}
-
-    assert live.mend() is False
 
 
 def test_state_that_cannot_be_seen():

@@ -69,18 +69,17 @@ def best_backup():
     return Backup(100, 100, recent=(1.0, 1.02, 0.98, 1.01) * 8, witness=[np.arange(2)], losses=[1.0])
 
 
-@pytest.mark.parametrize(("level", "is_lost"), [(1.3, False), (1.4, True)])
-def test_lost_progress(level, is_lost):
-    """A third of the progress of the best backup that was lost is looked into."""
+@pytest.mark.parametrize(
+    ("start", "level", "updates", "is_lost"),
+    [(2.0, 1.3, 148, False), (2.0, 1.4, 148, True), (1.15, 1.14, 148, False), (2.0, 1.9, 385, False)],
+    ids=["less than a third", "a third", "less than a fifth of the start's level", "after the first steps"],
+)
+def test_lost_progress(start, level, updates, is_lost):
+    """A third of the progress of the best backup that was lost is looked into; later that is for the guard to find."""
     best = best_backup()
-    progress = after([2.0] * FIRST + [level] * 40)
+    progress = after([start] * FIRST + [level] * 40)
 
-    assert progress.lost_progress([best], 148) is (best if is_lost else None)
-
-
-def test_little_progress_may_come_and_go():
-    """Less than a fifth of the start's level that was lost is nothing to look into."""
-    assert after([1.15] * FIRST + [1.14] * 40).lost_progress([best_backup()], 148) is None
+    assert progress.lost_progress([best], updates) is (best if is_lost else None)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +91,6 @@ def test_an_explosion_that_passes_and_comes_back(high, is_again):
     progress = after([2.0] * FIRST + [2.5 if number in high else 1.0 for number in range(FIRST, 100)], record=2.0)
 
     assert progress.explodes_again is is_again
-
-
-def test_lost_progress_is_of_the_first_steps_only():
-    """After the first steps, lost progress is for the guard to find."""
-    assert after([2.0] * FIRST + [1.9] * 40).lost_progress([best_backup()], 385) is None
 
 
 def test_wild_losses():

@@ -108,6 +108,8 @@ TABLE = [
         ("3", TypeError, "early_stopping must be a number of values"),
         (True, TypeError, "early_stopping must be a number of values"),
         (EarlyStopping(1, -1.0), ValueError, "min_delta must be finite and >= 0"))],
+    *[({"monitor": Monitor(wrong)}, ValueError, f"monitor must be the name of a metric, got {wrong!r}")
+      for wrong in ("", 3)],
     ({"guard": "spikes"}, (TypeError, ValueError), "guard must"),
     ({"guard": False}, (TypeError, ValueError), "guard must be one of .*'finite'.*got False"),
     ({"guard": type("Half", (), {"judge": print})()}, TypeError, "guard must have a method suspicion, got"),

@@ -206,21 +206,6 @@ def test_every_step_of_a_recovery_can_be_resumed(opened, value, kind):
     assert different == []
 
 
-def test_every_step_of_a_run_in_chunks_can_be_resumed():
-    """The next batch is also the same right after the last batch of a chunk was reported."""
-    reference = Driver(make(40_000, batch_size=1000, num_epochs=1, clock=FakeClock()), "mean")
-    states = []
-    for _ in range(40):
-        states.append(reference.r8.state_dict())
-        reference.draw()
-        reference.report()
-    for step, state in enumerate(states):
-        resumed = Driver(make(40_000, batch_size=1000, num_epochs=1, clock=FakeClock()), "mean")
-        resumed.r8.load_state_dict(state)
-        resumed.draw()
-        assert resumed.seen[0] == reference.seen[2 * step], step
-
-
 @pytest.mark.filterwarnings("ignore:auto_find_lr")
 def test_every_step_of_a_search_can_be_resumed():
     """During auto_find_lr the resumed search draws the same batches at the same rates and finds the same rate."""

@@ -156,12 +156,12 @@ def count_calls(tmp_path):
 
 
 def test_a_call_that_fails_ends_no_training(tmp_path):
-    """Each 50th place of files and each tenth of copies once, the first time that it is passed."""
+    """Each 90th place of files and each 20th of copies once, the first time that it is passed."""
     places = [(place, 0) for place, _ in count_calls(tmp_path)]
     copies = [each for each in places if each[0][0] in COPIES]
     assert len(places) > 150
 
-    fail_each(tmp_path, [*copies[::10], *[each for each in places if each not in copies][::50]])
+    fail_each(tmp_path, [*copies[::20], *[each for each in places if each not in copies][::90]])
 
 
 @pytest.mark.slow
@@ -282,8 +282,7 @@ print(r8.phase, r8.host.saver.num_failed)
 """
 
 
-@pytest.mark.parametrize("what", ["files", "disk"])
-@pytest.mark.parametrize("when", [0, 120])
+@pytest.mark.parametrize(("what", "when"), [("files", 0), ("disk", 120)])
 def test_a_program_that_is_short_of_files_or_disk_trains_on(tmp_path, what, when):
     """From some step on no file can be opened, or none can grow; that lasts, and the run ends as planned."""
     phase, num_failed = printed_by(tmp_path, "-c", SHORT_OF, tmp_path, what, when).split()

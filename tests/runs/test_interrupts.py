@@ -396,7 +396,7 @@ def test_some_places(name, tmp_path, short_chunks):
     """A run that is interrupted before some bytecode of the package ends as one that was not."""
     visits, undisturbed = places_of(name, tmp_path / "undisturbed")
 
-    assert broken(name, tmp_path, some(visits, 5, name), undisturbed) == []
+    assert broken(name, tmp_path, some(visits, 3, name), undisturbed) == []
 
 
 @pytest.mark.slow

@@ -59,20 +59,25 @@ def train(folder, *, is_planned=False, loops="epochs", kill_at=None, numbers=Non
     return [each.detach().clone() for each in model.parameters()], optimizer.param_groups[0]["lr"]
 
 
+@pytest.fixture(scope="module", params=[False, True])
+def whole(request, tmp_path_factory):
+    """Whether R8 draws the batches; weights and rate of a run that nothing ended."""
+    return request.param, train(tmp_path_factory.mktemp("whole"), is_planned=request.param)
+
+
 @pytest.mark.parametrize("loops", ["epochs", "range"])
-@pytest.mark.parametrize("is_planned", [False, True])
 @pytest.mark.parametrize("at", [(5, 1), (LENGTH, 1), ("before", 1), ("after", 1), (1, 2)], ids=str)
-def test_a_schedule_by_epochs_goes_on_as_it_was(at, is_planned, loops, tmp_path):
+def test_a_schedule_by_epochs_goes_on_as_it_was(at, whole, loops, tmp_path):
     """Killed within an epoch or after one, before or after the schedule's step: weights and rate equal to the bit."""
+    is_planned, (weights, rate) = whole
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole, rate = train(tmp_path / "whole", is_planned=is_planned, loops=loops)
         with pytest.raises(Killed):
-            train(tmp_path / "killed", is_planned=is_planned, loops=loops, kill_at=at)
-        resumed, last = train(tmp_path / "killed", is_planned=is_planned, loops=loops)
+            train(tmp_path, is_planned=is_planned, loops=loops, kill_at=at)
+        resumed, last = train(tmp_path, is_planned=is_planned, loops=loops)
 
     assert last == rate
-    assert all(torch.equal(one, two) for one, two in zip(whole, resumed, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(weights, resumed, strict=True))
 
 
 def test_an_epoch_without_batches_is_said_once(tmp_path):

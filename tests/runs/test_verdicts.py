@@ -1,5 +1,6 @@
 """Every verdict, wherever the batches, the rate and the callbacks come from."""
 
+import itertools
 import math
 import warnings
 
@@ -10,6 +11,8 @@ from learnit_r8 import R8Scheduler, Recovery, TrainingDiverged, Verdict, events
 from learnit_r8.testing import ToyTask, record_events
 
 STEPS, EPOCH, HIGH, FAULT = 96, 64, 20, 40
+SOURCES, CALLBACKS = ["planned", "own"], ["none", "load only", "both"]
+VERDICTS = ["good", "skipped", "not finite", "spike", "early", "probed"]
 SCHEDULES = ["cosine", "linear", "constant", "one_cycle", "wsd", "keep", lambda progress: 0.02 * (1 - 0.9 * progress)]
 
 
@@ -84,10 +87,17 @@ def run(source, schedule, verdict, callbacks):
     return r8, found, heard, task
 
 
-@pytest.mark.parametrize("callbacks", ["none", "load only", "both"])
-@pytest.mark.parametrize("verdict", ["good", "skipped", "not finite", "spike", "early", "probed"])
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda each: each if isinstance(each, str) else "function")
-@pytest.mark.parametrize("source", ["planned", "own"])
+def cells():
+    """All combinations; those that differ in the shape of R8's rates alone are slow, but for one."""
+    for source, schedule, callbacks in itertools.product(SOURCES, SCHEDULES, CALLBACKS):
+        is_usual = schedule in (SCHEDULES[0], *SCHEDULES[-2:]) or (source, callbacks) == ("planned", "both")
+        name = f"{source}-{schedule if isinstance(schedule, str) else 'function'}"
+        for verdict in VERDICTS:
+            marks = () if is_usual else pytest.mark.slow
+            yield pytest.param(source, schedule, verdict, callbacks, id=f"{name}-{verdict}-{callbacks}", marks=marks)
+
+
+@pytest.mark.parametrize(("source", "schedule", "verdict", "callbacks"), [*cells()])
 def test_every_verdict_comes_and_the_run_ends(source, schedule, verdict, callbacks):
     """A run goes on to its last step after any verdict, and counts the batches that it has trained on and refused."""
     r8, found, heard, task = run(source, schedule, verdict, callbacks)

@@ -78,7 +78,7 @@ def test_one_rule_ends_scheduler_loop_and_stream(rule, mode):
     """The scheduler, loops and streams end with the same value, whatever the values are."""
     patience, min_delta = (rule, 0.0) if isinstance(rule, int) else (rule.patience, rule.min_delta)
     rng = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(8):
         values = np.where(rng.random(9) < 0.1, np.nan, rng.normal(size=9)).tolist()
         model = Model()
         r8 = scheduler(model, num_epochs=9, early_stopping=rule, mode=mode)

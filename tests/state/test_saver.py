@@ -13,6 +13,7 @@ import pytest
 from learnit_r8 import CheckpointStore, R8Scheduler, events
 from learnit_r8.events.bus import Announcer
 from learnit_r8.state.saver import CheckpointSaver
+from learnit_r8.testing import record_events
 from learnit_r8.triggers import Elapsed, every
 from tests.drive import NAN, Weights, advance_to, make, train
 
@@ -219,13 +220,15 @@ def test_best_checkpoint_does_not_give_way(tmp_path, monkeypatch):
 
 
 def test_best_checkpoint_is_kept(tmp_path):
-    """With monitor, the best checkpoint stays beside the newest ones, and the one before it goes."""
-    r8 = make(num_epochs=6, checkpoint_dir=tmp_path, keep_checkpoints=2, monitor="val_loss")
+    """With monitor, the best checkpoint stays beside the newest ones, the one before it goes, and listeners hear."""
+    heard, more = record_events(), {"checkpoint_dir": tmp_path, "keep_checkpoints": 2, "monitor": "val_loss"}
+    r8 = make(num_epochs=6, listeners=[heard], **more)
     validate(r8, [3.0, 2.0, 1.0, 1.5, 1.2, 1.1])
-    best = r8.best_checkpoint
+    best, told = r8.best_checkpoint, heard.of(events.BestSaved)
 
     assert (best.step, best.value, best.path.name, best.model_path) == (9, 1.0, "ck_000000000003.r8", None)
     assert steps_kept(tmp_path) == [9, 15, 18]
+    assert [(event.step, event.monitor, event.value) for event in told][1:] == [(6, "val_loss", 2), (9, "val_loss", 1)]
     assert "best so far: ck_000000000003.r8 of step 9 (1)" in r8.summary()
 
 
@@ -348,29 +351,6 @@ def test_note_that_cannot_be_written_causes_a_warning(tmp_path, monkeypatch):
         validate(r8, [1.0, 2.0])
 
     assert r8.best_checkpoint.step == 3
-
-
-def test_listeners_hear_of_the_best(tmp_path):
-    """Listeners hear of a new best checkpoint."""
-    heard = []
-    validate(make(checkpoint_dir=tmp_path, monitor="val_loss", listeners=[heard.append]), [1.0, 0.5])
-    told = [(event.step, event.monitor, event.value) for event in heard if isinstance(event, events.BestSaved)]
-
-    assert told == [(3, "val_loss", 1.0), (6, "val_loss", 0.5)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"mode": "lower"}, r"mode must be one of \('min', 'max'\), got 'lower'"),
-        ({"monitor": ""}, "monitor must be the name of a metric, got ''"),
-        ({"monitor": 3}, "monitor must be the name of a metric, got 3"),
-    ],
-)
-def test_arguments_are_checked(tmp_path, arguments, text):
-    """An unknown mode and a monitor without a name are refused."""
-    with pytest.raises(ValueError, match=text):
-        make(checkpoint_dir=tmp_path, **arguments)
 
 
 def test_run_inside_a_handler_of_another_exception_is_saved_at_its_end(tmp_path):

@@ -128,15 +128,6 @@ def test_package_does_not_pickle():
         assert not re.search(r"import (pickle|shelve|marshal|dill|joblib)|allow_pickle=True|\bpickle\.", text), path
 
 
-def test_newest_valid_checkpoint_counts(tmp_path):
-    """The newest file is loaded."""
-    store = store_in(tmp_path)
-    for step in range(3):
-        store.save({"step": step})
-
-    assert store.load().state == {"step": 2}
-
-
 def test_damaged_checkpoints_are_skipped(tmp_path):
     """Damaged files are skipped for the newest valid one, with one warning that gives each reason."""
     store = store_in(tmp_path)
@@ -227,21 +218,13 @@ def test_file_deleted_by_hand_is_no_error(tmp_path):
     assert store.load().state == {"step": 1}
 
 
-def test_model_file_belongs_to_its_checkpoint(tmp_path):
-    """The model's file is named in the checkpoint and found again."""
-    store = store_in(tmp_path)
-    store.save({}, write_text("weights"))
-    checkpoint = store.load()
-
-    assert (checkpoint.model_path.read_text(), checkpoint.run_id) == ("weights", "me")
-
-
 def test_moved_folder_can_be_read(tmp_path):
     """A folder of checkpoints can be moved: the model's file is looked for beside the checkpoint."""
     store_in(tmp_path / "a").save({}, write_text("weights"))
     (tmp_path / "a").rename(tmp_path / "b")
+    checkpoint = store_in(tmp_path / "b").load()
 
-    assert store_in(tmp_path / "b").load().model_path == tmp_path / "b" / "model_000000000001_me"
+    assert (checkpoint.model_path, checkpoint.run_id) == (tmp_path / "b" / "model_000000000001_me", "me")
 
 
 def test_model_suffix_is_kept(tmp_path):
@@ -282,19 +265,8 @@ def test_tampered_model_is_an_error_by_name(tmp_path):
         store_in(tmp_path).load(checkpoint.path)
 
 
-def test_state_that_cannot_be_saved_leaves_nothing(tmp_path):
-    """After a TypeError the earlier checkpoints are unchanged, and there is no part of a new one."""
-    store = store_in(tmp_path)
-    store.save({"step": 0}, write_text("weights"))
-    before = names(tmp_path)
-    with pytest.raises(TypeError, match=r"state\.scheduler\.step"):
-        store.save({"step": object()}, write_text("weights"))
-
-    assert names(tmp_path) == before
-
-
-def test_raising_callback_leaves_nothing(tmp_path):
-    """A save callback that raises in the middle of its file leaves no temporary file behind."""
+def test_what_cannot_be_saved_leaves_nothing(tmp_path):
+    """After a TypeError, or a save callback that raises in the middle of its file, there is no part of a new one."""
     store = store_in(tmp_path)
     store.save({"step": 0}, write_text("weights"))
     before = names(tmp_path)
@@ -303,6 +275,8 @@ def test_raising_callback_leaves_nothing(tmp_path):
         Path(path).write_text("half of the wei")
         raise KeyError("no such layer")
 
+    with pytest.raises(TypeError, match=r"state\.scheduler\.step"):
+        store.save({"step": object()}, write_text("weights"))
     with pytest.raises(KeyError, match="no such layer"):
         store.save({"step": 1}, broken)
 
@@ -403,7 +377,7 @@ for epoch in r8.epoch_iterator():
 """
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_run_killed_at_any_moment_resumes(times, tmp_path):
     """A process killed again and again at random moments resumes at or after its last acknowledged checkpoint."""
     rng = np.random.default_rng(7)
@@ -444,23 +418,6 @@ def test_saving_needs_about_the_memory_of_the_file():
     assert peak < 5 * len(content)
 
 
-def test_runs_may_share_a_folder(tmp_path):
-    """Two runs that save into one folder by turns each keep their own newest checkpoints and their own models."""
-    stores = [CheckpointStore(tmp_path, keep=2, run_id=letter * 32) for letter in "ab"]
-    for number in range(4):
-        for store in stores:
-            store.save({"of": store.run_id, "number": number}, lambda path: open_and_write(path, b"model"))
-
-    states = [decode(path.read_bytes())["scheduler"] for path in sorted(tmp_path.glob("ck_*"))]
-    assert sorted((state["of"][0], state["number"]) for state in states) == [("a", 2), ("a", 3), ("b", 2), ("b", 3)]
-    assert len(list(tmp_path.glob("model_*"))) == 4
-
-
-def open_and_write(path, content):
-    with open(path, "wb") as file:
-        file.write(content)
-
-
 def test_number_taken_meanwhile_is_not_overwritten(tmp_path):
     """A checkpoint that another run writes under the same number at the same time is not changed."""
     one, other = (CheckpointStore(tmp_path, keep=3, run_id=letter * 32) for letter in "ab")
@@ -468,19 +425,6 @@ def test_number_taken_meanwhile_is_not_overwritten(tmp_path):
 
     assert saved.path.name == "ck_000000000002.r8"
     assert decode((tmp_path / "ck_000000000001.r8").read_bytes())["scheduler"] == {"of": "a"}
-
-
-def test_resumed_run_prunes_its_own_earlier_files(tmp_path):
-    """A run that is resumed repeatedly keeps keep_checkpoints files in total."""
-    for _ in range(4):
-        r8 = make(num_epochs=100, checkpoint_dir=tmp_path, keep_checkpoints=2)
-        if any(tmp_path.iterdir()):
-            r8.load_checkpoint()
-        for _ in range(6):
-            r8.report(r8.draw(), 1.0)
-        r8.close()
-
-    assert len(list(tmp_path.glob("ck_*"))) == 2
 
 
 def test_checkpoint_without_a_model_causes_a_warning(tmp_path):
@@ -494,23 +438,6 @@ def test_checkpoint_without_a_model_causes_a_warning(tmp_path):
     with pytest.warns(RuntimeWarning, match="holds no model, so load_callback was not called"):
         make(**more).load_checkpoint()
     assert model.loaded == []
-
-
-def test_clean_close_saves_what_was_done(tmp_path):
-    """A run that is closed early is saved as it stands; one that an exception ends is not."""
-    saved = []
-    for fails in (False, True):
-        folder = tmp_path / str(fails)
-        try:
-            with make(num_epochs=9, checkpoint_dir=folder) as r8:
-                r8.report(r8.draw(), 1.0)
-                if fails:
-                    raise KeyError("the user's own")
-        except KeyError:
-            pass
-        saved.append(folder.exists() and len(list(folder.glob("ck_*"))))
-
-    assert saved == [1, False]
 
 
 def test_lock_of_a_store_that_another_thread_collects(tmp_path, monkeypatch):

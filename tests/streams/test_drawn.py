@@ -327,15 +327,6 @@ class TestScheduled:
         with pytest.raises(RuntimeError, match="device lost"):
             list(epoch_stream(data, model, optimizer, loss_fn, scheduler=r8))
 
-    def test_the_last_checkpoint_is_saved(self, tmp_path):
-        data, model, optimizer = line(64)
-        r8 = R8Scheduler(64, batch_size=16, num_epochs=2, checkpoint_dir=tmp_path)
-        list(epoch_stream(data, model, optimizer, nn.MSELoss(), scheduler=r8))
-
-        resumed = R8Scheduler(64, batch_size=16, num_epochs=2, checkpoint_dir=tmp_path)
-        resumed.load_checkpoint()
-        assert resumed.pace.turns == 8
-
 
 class TestStepStream:
     def test_one_event_a_step(self):

@@ -9,6 +9,7 @@ from learnit_r8 import SampleTable
 from learnit_r8.table.label_noise import find_suspects, rank
 from learnit_r8.table.labels.evidence import EVIDENCE
 from learnit_r8.table.labels.suspicion import Suspicion
+from learnit_r8.table.labels.trust import EARLY, PLAIN
 from learnit_r8.table.records import RECORD
 
 UNTRAINED = 2.0
@@ -204,17 +205,31 @@ def test_right_labels_that_overlap_have_no_verdict():
         assert len(suspects.suggested) == 0
 
 
-def test_two_humps_decide_where_margins_are_too_few():
-    """Too few margins to fit leave the list to the losses, if these fall into two groups, with labels to suggest."""
+@pytest.mark.parametrize("trust", [PLAIN, EARLY])
+def test_two_humps_decide_where_margins_are_too_few(trust):
+    """Too few margins to fit leave the list to the losses, if these fall into two groups, with labels to suggest.
+
+    So it is where the network is held to what it has said, or losses have weights, from some visit on.
+    """
     records = learnt(wrong=range(20, 60))
     margin = np.where(records["mean"] > 1, 5.0, -5.0)
-    suspects = find_suspects(records, UNTRAINED, exact=True, evidence=evidence_of(margin))
+    suspects = find_suspects(records, UNTRAINED, exact=True, evidence=evidence_of(margin), trust=trust)
     without = find_suspects(records, UNTRAINED, exact=True)
 
     assert suspects.method == "two humps"
     assert (suspects.indices == without.indices).all()
     assert (without.suggested == -1).all()
     assert (suspects.suggested == 3).all()
+
+
+def test_two_humps_of_other_losses_decide_nothing():
+    """Of losses that fall below zero, as with early learning regularisation, nobody knows what is high."""
+    records = learnt(wrong=range(20, 60))
+    records["last"][:20] = -1.0
+    margin = np.where(records["mean"] > 1, 5.0, -5.0)
+    evidence = evidence_of(margin, last_margin=np.where(np.arange(len(margin)) < 60, 1.0, -5.0))
+
+    assert not len(find_suspects(records, UNTRAINED, exact=True, evidence=evidence))
 
 
 def test_a_class_is_no_suspect():

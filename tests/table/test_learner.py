@@ -74,23 +74,11 @@ def test_moving_average_ignores_the_value_of_an_unseen_sample():
     assert moving_average(f32(np.nan, np.inf), f32(3, 2), f32(1, 1), alpha=0.5).tolist() == [3.0, 2.0]
 
 
-def test_additive_formula():
-    """New = old + alpha * (actual - mean of the olds), for every sample of the batch."""
-    moved = additive(f32(1, 2, 3, 6), np.ones(4, bool), f64(5), ONE_PART, alpha=0.1)
-
-    np.testing.assert_allclose(moved, [1.2, 2.2, 3.2, 6.2], rtol=1e-7)
-
-
 def test_additive_takes_the_observed_mean_for_new_samples():
     """An unseen sample takes the observed mean, and is not part of the prediction."""
     moved = additive(f32(1, 77, 3, 77), np.array([True, False, True, False]), f64(4), ONE_PART, alpha=0.5)
 
     assert moved.tolist() == [2.0, 4.0, 4.0, 4.0]
-
-
-def test_additive_without_prediction():
-    """A part with only new samples takes the observed mean."""
-    assert additive(f32(9, 9), np.zeros(2, bool), f64(-3), np.array([2]), alpha=0.5).tolist() == [-3.0, -3.0]
 
 
 @given(parts(), st.floats(0.01, 1))

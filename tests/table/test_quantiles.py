@@ -5,7 +5,7 @@ import pytest
 
 from learnit_r8 import SampleTable
 from learnit_r8.table import table as table_module
-from learnit_r8.table.quantiles import _at_ranks, quartiles_of, quartiles_of_some
+from learnit_r8.table.quantiles import quartiles_of, quartiles_of_some
 from learnit_r8.table.radix import falling_order
 
 VALUES = {
@@ -15,16 +15,6 @@ VALUES = {
     "equal": lambda rng, count: np.full(count, 0.7),
     "infinite": lambda rng, count: np.where(rng.random(count) < 0.3, np.inf, rng.random(count)),
 }
-
-
-@pytest.mark.parametrize("kind", VALUES)
-@pytest.mark.parametrize("count", [4, 1000, 2**17])
-def test_values_at_ranks(kind, count):
-    """The value at a rank is that of the sorted values."""
-    values = VALUES[kind](np.random.default_rng(0), count).astype(np.float32)
-    ranks = [0, count // 4, count // 2, count - 1]
-
-    assert _at_ranks(values, ranks) == np.sort(values)[ranks].tolist()
 
 
 @pytest.mark.parametrize("kind", VALUES)

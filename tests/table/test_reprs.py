@@ -50,23 +50,17 @@ def test_ticket_is_short():
     assert re.fullmatch(r"Ticket\(step 0, epoch 0, 10 samples: (\d+, ){4}\.\.\.; lr=0\.001\)", repr(ticket))
 
 
-def test_table_says_what_its_losses_rest_on():
+def test_parts_of_a_run_say_what_they_are():
+    """What the losses of the table rest on, where the run stands; in a notebook the quarters and the summary."""
     r8 = trained()
+    cells = Cells(r8.table._repr_html_())
 
     assert repr(r8.table) == "SampleTable(100 samples, losses: exact)"
-
-
-def test_table_shows_its_quarters_in_a_notebook():
-    cells = Cells(trained().table._repr_html_())
-
+    assert repr(r8.pace).startswith("Pace(step 10 of 10, epoch 1, ")
+    assert repr(r8.sentry).endswith(", 0 losses refused)")
     assert not cells.open
     assert [text for text in cells.texts if text in ("Q1", "Q2", "Q3", "Q4")] == ["Q1", "Q2", "Q3", "Q4"]
     assert "1.99" in cells.texts
-
-
-def test_scheduler_shows_its_summary_in_a_notebook():
-    r8 = trained()
-
     assert Cells(r8._repr_html_()).texts == [r8.summary()]
 
 
@@ -78,13 +72,6 @@ def test_suspects_are_counted():
 def test_notebook_shows_the_most_suspect_only():
     """A notebook is not filled with a thousand rows."""
     assert Cells(suspects()._repr_html_()).texts.count("always high") == 50
-
-
-def test_parts_of_a_scheduler_say_where_they_are():
-    r8 = trained()
-
-    assert repr(r8.pace).startswith("Pace(step 10 of 10, epoch 1, ")
-    assert repr(r8.sentry).endswith(", 0 losses refused)")
 
 
 def test_texts_of_a_table_are_escaped():

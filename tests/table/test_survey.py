@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import numpy as np
@@ -10,12 +9,10 @@ from hypothesis.extra import numpy as arrays
 from learnit_r8 import SampleTable, events
 from learnit_r8.engine.emitter import sample_rates
 from learnit_r8.engine.settings import text_of
-from learnit_r8.events.codec import to_json
 from learnit_r8.table.losses import EXACT
 from learnit_r8.table.quantiles import flow_between, loss_histogram, quarters_of, uses_histogram
 from learnit_r8.table.survey import EPOCH_SECONDS, EVERY_SECONDS, Surveyor
 from tests.drive import FakeClock, make, observe, sample_losses, steps
-from tests.events.any_events import from_json
 
 LOSSES = arrays.arrays(np.float32, st.integers(0, 60), elements=st.floats(0, 100, width=32) | st.just(math.nan))
 
@@ -260,17 +257,6 @@ def test_surveys_are_made_for_those_who_want_them():
 
     assert not any(isinstance(event, events.SamplesSurveyed) for event in plain)
     assert ends == [13, 26, 39, 52]
-
-
-def test_survey_survives_json():
-    """A survey is read back exactly from its line, which takes a few kilobytes."""
-    listener = Listener()
-    run([listener])
-    survey = listener.surveys[-1]
-    line = to_json(survey)
-
-    np.testing.assert_equal(dataclasses.asdict(from_json(line)), dataclasses.asdict(survey))
-    assert len(line) < 12_000
 
 
 @pytest.mark.parametrize("seconds", [0.001, 10])

@@ -77,10 +77,21 @@ def test_a_network_that_memorises_is_held(held):
 
 def test_one_that_is_far_from_fitting_is_not():
     """It is trained as if there were no targets, to the bit."""
-    held, alone = Run(lr=0.01).train(), Run(lr=0.01).train(own_loss=True)
+    held, alone = Run(lr=0.001).train(), Run(lr=0.001).train(own_loss=True)
 
     assert not held.is_held
     assert torch.equal(held.weights, alone.weights)
+
+
+def test_one_that_learns_right_labels_alone_is_held_as_soon_as_it_is_sure():
+    """Before half of the budget, though it has learned hardly one of the wrong labels, and is none the worse for it."""
+    run = Run(lr=0.01)
+    run.train(stop=7)
+    held, alone = Run(lr=0.01).train(), Run(lr=0.01).train(own_loss=True)
+
+    assert run.is_held
+    assert run.adapter.table.overview().memorised < 0.1
+    assert held.accuracy >= alone.accuracy
 
 
 def test_resume_is_exact(held, tmp_path):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import Backups
 from learnit_r8.torch import attach
-from tests.torch_common import descend
+from tests.torch_common import Killed, descend
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(X, X.sum(1, keepdim=True))
@@ -199,10 +199,6 @@ def test_a_schedule_that_acts_later_is_warned_of(tensor, is_after, settings):
         assert len(said) == 1, every
 
 
-class Killed(BaseException):
-    """Stands for a process that ends at once."""
-
-
 def resumed(folder, make, *, also=True, by_epoch=False, every=5, kill_at=27, set_rate=None, restore=None):
     """What is warned of in a run of ten steps an epoch, and after it was killed and has gone on.
 
@@ -252,7 +248,6 @@ def resumed(folder, make, *, also=True, by_epoch=False, every=5, kill_at=27, set
 
 STARTED_OVER = {
     "one cycle": (lambda each: lr_scheduler.OneCycleLR(each, 0.1, total_steps=50), {}),
-    "cosine": (lambda each: lr_scheduler.CosineAnnealingLR(each, 50), {}),
     "in the first epoch": (lambda each: lr_scheduler.OneCycleLR(each, 0.1, total_steps=50), {"kill_at": 8}),
     "warm-up, then another": (
         lambda each: lr_scheduler.SequentialLR(
@@ -272,13 +267,12 @@ STARTED_OVER = {
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize(("make", "more"), STARTED_OVER.values(), ids=STARTED_OVER)
 def test_a_schedule_that_starts_over_on_resume_is_warned_of_once(make, more, tmp_path):
-    """Where it is not among also=, and in a resumed run only; with it, nothing is said."""
-    fresh, later = resumed(tmp_path / "without", make, also=False, **more)
+    """Where it is not among also=, and in a resumed run only."""
+    fresh, later = resumed(tmp_path, make, also=False, **more)
     assert fresh == []
     (text,) = later
     assert type(make(parts()[1])).__name__ in text
     assert 'also={"schedule": schedule}' in text
-    assert resumed(tmp_path / "with", make, **more) == [[], []]
 
 
 def cosine_of(optimizer, _, step):
@@ -286,6 +280,9 @@ def cosine_of(optimizer, _, step):
 
 
 WENT_ON = {
+    "kept": {"make": STARTED_OVER["one cycle"][0], "also": True},
+    "a chain, kept": {"make": STARTED_OVER["chain"][0], "also": True},
+    "by epochs, kept": {"make": STARTED_OVER["by epochs"][0], "by_epoch": True, "also": True},
     "a function of the step": {"make": lambda _: None, "set_rate": cosine_of},
     "none": {"make": lambda _: None},
     "set by the step": {
@@ -313,8 +310,8 @@ WENT_ON = {
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize("given", WENT_ON.values(), ids=WENT_ON)
 def test_a_rate_that_goes_on_is_not_warned_of(given, tmp_path):
-    """Nor one that the program sets or restores by itself, though R8 keeps no schedule."""
-    assert resumed(tmp_path, also=False, **given)[1] == []
+    """One that R8 keeps among also=, and one that the program sets or restores by itself."""
+    assert resumed(tmp_path, **{"also": False, **given})[1] == []
 
 
 def test_what_accelerate_wraps_around_a_schedule_is_among_the_parts():

@@ -102,6 +102,7 @@ class Run:
         self.kinds = [type(each).__name__ for each in self.heard]
 
 
+@functools.cache
 def bare(*, kills=(), lr=3e-3, model=rectifiers, make=torch.optim.Adam, size=16):
     model = model()
     optimizer = make(model.parameters(), lr)

@@ -18,6 +18,7 @@ from learnit_r8.recovery.record import numbers_in
 from learnit_r8.testing import record_events
 from learnit_r8.torch import load_incident
 from learnit_r8.transformers import R8Mixin
+from tests.torch_common import equal
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments, train
 from tests.transformers.test_transformers import GROUPED
 
@@ -102,15 +103,7 @@ def state_of(trainer):
     return [*trainer.model.state_dict().values(), torch.get_rng_state(), *optimizer]
 
 
-def equal(one, two):
-    return len(one) == len(two) and all(
-        torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
-        for first, second in zip(one, two, strict=True)
-    )
-
-
 SITUATIONS = {
-    "loader": (Trainer, {}),
     "accumulated": (Trainer, {"gradient_accumulation_steps": 3, "num_train_epochs": 5}),
     "stream": (Trainer, {"dataset": Stream(), "max_steps": 3 * STEPS}),
     "sampler": (Sampled, {}),

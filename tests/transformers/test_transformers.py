@@ -281,6 +281,23 @@ def test_an_optimizer_that_the_user_makes_is_the_one_that_steps(tmp_path):
     assert digest(fresh) == digest(guarded)
 
 
+def test_a_second_training_begins_at_the_rate_of_the_arguments(tmp_path):
+    """By then the Trainer has the optimizer as accelerate wraps it, at the last rate of the first training."""
+    rates = []
+
+    class Noted(Model):
+        def forward(self, images, labels=None):
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+            return super().forward(images, labels)
+
+    trainer = R8Trainer(model=Noted(), train_dataset=Digits(), args=arguments(tmp_path, max_steps=6))
+    for _ in range(2):
+        trainer.train()
+
+    assert rates[:6] == rates[6:]
+    assert max(rates) > 5 * min(rates)
+
+
 def test_weights_of_a_policy(tmp_path):
     """Where a policy weights losses the weighted mean is trained on: with half the weight, half the gradient."""
     norms = []

@@ -46,8 +46,8 @@ def steps_of(tmp_path, how, *, seconds, reads):
 def test_terminal_that_nobody_reads(tmp_path):
     """A terminal nobody reads neither stops the training nor holds up the exit, and gets its settings back."""
     for _ in range(4):
-        on = steps_of(tmp_path, "screen", seconds=1.5, reads=False)
-        off = steps_of(tmp_path, "none", seconds=0.5, reads=True)
+        on = steps_of(tmp_path, "screen", seconds=1.0, reads=False)
+        off = steps_of(tmp_path, "none", seconds=0.3, reads=True)
         assert on["modes_restored"]
         # One that waited for its reader would stand still; other programs may slow down either of the two.
         is_as_fast = on["steps"] / on["loop_seconds"] > 0.1 * off["steps"] / off["loop_seconds"]

@@ -25,16 +25,6 @@ def captured(tmp_path):
         capture.stop()
 
 
-def test_prints_go_to_the_file(tmp_path):
-    """Whole lines printed to either stream are in the file at once, in order."""
-    with captured(tmp_path) as (_, path):
-        print("one")
-        print("two", file=sys.stderr)
-        print("three")
-
-        assert path.read_text() == "one\ntwo\nthree\n"
-
-
 def test_native_writes_and_children_are_in_the_file(tmp_path):
     """What native code and child processes write to stderr, and children to the stdout they are given, is kept."""
     with captured(tmp_path) as (_, path):
@@ -45,24 +35,22 @@ def test_native_writes_and_children_are_in_the_file(tmp_path):
         assert path.read_text() == "native\nerr\nout\n"
 
 
-def test_progress_bar_is_one_line(tmp_path):
-    """Of a line that is overwritten by carriage returns the last state is kept."""
+@pytest.mark.parametrize(
+    ("pieces", "kept"),
+    [
+        ([("out", "one\n"), ("err", "two\n"), ("out", "three\n")], "one\ntwo\nthree\n"),
+        ([("err", f"\r{percent}%") for percent in range(101)] + [("err", "\n")], "100%\n"),
+        ([("out", "kept\r\n"), ("out", "kept too\r"), ("out", "\n")], "kept\nkept too\n"),
+    ],
+    ids=["whole lines of either stream, in order", "the last state of a bar", "ends of lines of other systems"],
+)
+def test_what_is_printed_is_in_the_file_at_once(tmp_path, pieces, kept):
+    """Line by line; of a line that is overwritten by carriage returns the last state is kept."""
     with captured(tmp_path) as (_, path):
-        for percent in range(101):
-            sys.stderr.write(f"\r{percent}%")
-        sys.stderr.write("\n")
+        for stream, text in pieces:
+            getattr(sys, f"std{stream}").write(text)
 
-        assert path.read_text() == "100%\n"
-
-
-def test_carriage_return_and_newline_end_a_line(tmp_path):
-    """The ends of lines of other systems do not empty the line."""
-    with captured(tmp_path) as (_, path):
-        sys.stdout.write("kept\r\n")
-        sys.stdout.write("kept too\r")
-        sys.stdout.write("\n")
-
-        assert path.read_text() == "kept\nkept too\n"
+        assert path.read_text() == kept
 
 
 def test_everything_is_put_back(tmp_path, capfd):

@@ -17,8 +17,8 @@ from .drive import Line, Loader, seed_all, train
 QUIET = {"handle_signals": False, "scheduler_mode": "keep"}
 
 
-def run(loader, *, loss=1.0, skips=(), r8=None, **settings):
-    """Train on a loader, but for some items, and return the scheduler and the batches."""
+def run(loader, *, loss=1.0, r8=None, **settings):
+    """Train on a loader, and return the scheduler and the batches."""
     r8 = R8Scheduler(**grouped({**QUIET, **settings})) if r8 is None else r8
     seen = []
     for _ in r8.epoch_iterator():
@@ -26,8 +26,7 @@ def run(loader, *, loss=1.0, skips=(), r8=None, **settings):
             if batch == "error":
                 raise ZeroDivisionError
             seen.append(batch)
-            if not any(batch is each for each in skips):
-                r8.update_with_loss(loss)
+            r8.update_with_loss(loss)
     return r8, seen
 
 
@@ -192,16 +191,6 @@ def test_budget_ends_the_run(budget, steps):
     assert r8.progress == 1.0
 
 
-def test_without_a_budget_the_loop_decides():
-    """With "keep" there may be no budget at all."""
-    r8 = R8Scheduler(**grouped(QUIET))
-    for _ in r8.batches([1.0] * 5):
-        r8.update_with_loss(1.0)
-
-    assert not r8.is_over
-    assert r8.progress == 0.0
-
-
 def test_rates_of_ours_follow_the_steps_of_epochs_that_are_told():
     """With steps_per_epoch the schedule falls over the epochs, and a longer last one is trained to its end."""
     rates = []
@@ -264,19 +253,7 @@ def test_the_rate_is_what_was_told():
 
 def test_the_batch_after_a_backup_is_handed_out_again_where_weights_are_tested():
     """A test is a batch that comes once more, with the same values, and is no batch of the loader."""
-    seen = []
-
-    def spoil(r8, line):
-        seen.append(id(r8))
-        if r8.global_step == 50:
-            line.weights = line.weights + 1e3
-
-    class Noted(Loader):
-        def __iter__(self):
-            yield from super().__iter__()
-
-    items = []
-    line, loader = Line(), Noted()
+    items, line, loader = [], Line(), Loader()
     r8 = R8Scheduler(
         num_epochs=4, state_callback=line.read, load_callback=line.load, **grouped(dict(backup_every=10, **QUIET))
     )
@@ -284,7 +261,8 @@ def test_the_batch_after_a_backup_is_handed_out_again_where_weights_are_tested()
         warnings.simplefilter("ignore")
         for _ in r8.epoch_iterator():
             for batch in r8.batches(loader):
-                spoil(r8, line)
+                if r8.global_step == 50:
+                    line.weights = line.weights + 1e3
                 items.append(np.array(batch))
                 if r8.update_with_loss(line.loss(batch)):
                     line.step(0.02 * r8.lr_factor)
@@ -545,22 +523,18 @@ def test_a_loader_without_an_end_is_named_where_epochs_wait_for_it(steps_per_epo
     assert said[0][0].startswith("a run through the loader has given 10 batches so far and not ended")
 
 
-def test_one_batch_may_be_left_out():
-    """A batch that is skipped is no step, and the others are."""
-    with pytest.warns(RuntimeWarning, match="it counts as no step and does not come again"):
-        r8, _ = run([1, 2, 3], skips=[2], num_epochs=1)
-
-    assert r8.global_step == 2
-
-
-@pytest.mark.filterwarnings("ignore:the batch of step 1 was not reported")
 def test_a_batch_that_is_left_out_uses_no_budget():
-    """Neither its tokens nor its step count: the run has as many trained ones as it may."""
+    """Neither its tokens nor its step count: the run has as many trained ones as it may, which is said."""
     r8, tokens = R8Scheduler(batch_size=OwnBatches(num_tokens=40), scheduler_mode="keep"), []
-    for number, _ in enumerate(r8.batches([np.ones(2)] * 9, tokens=10)):
-        if number != 1:
-            r8.update_with_loss(1.0)
-            tokens.append(r8.pace.tokens)
+
+    def train():
+        for number, _ in enumerate(r8.batches([np.ones(2)] * 9, tokens=10)):
+            if number != 1:
+                r8.update_with_loss(1.0)
+                tokens.append(r8.pace.tokens)
+
+    with pytest.warns(RuntimeWarning, match="it counts as no step and does not come again"):
+        train()
 
     assert tokens == [10, 20, 30, 40]
     assert (r8.global_step, r8.pace.num_out) == (4, 0)

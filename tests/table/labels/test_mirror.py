@@ -141,17 +141,39 @@ def test_wrong_labels_of_two_classes_do_not_flatten_the_slope():
 
 @pytest.mark.parametrize("alike", [1, 20])
 def test_labels_of_a_sample_that_err_together_count_as_fewer(alike):
-    """Pixels of an object are all wrong or all right: their slope is not as certain as that of as many samples."""
-    margin, _ = margins_of(2, wrong=0.1, count=4000)
-    margin = np.repeat(margin, alike)
+    """Pixels of an object are all wrong or all right: twenty of them make the slope no surer than one would."""
+    single, _ = margins_of(2, wrong=0.1, count=4000)
+    margin = np.repeat(single, alike)
     sample = np.arange(len(margin)) // 20
-    slopes = [Mirror.of(margin, sample=some, caution=3.0).slope for some in (None, sample)]
-    sure = Mirror.of(margin, caution=0.0).slope
-    errors = [np.sqrt(((sure - slope) / 3) ** 2 - (MISFIT * sure) ** 2) for slope in slopes]
+    alone, apart, together = (
+        Mirror.of(some, sample=which, caution=3.0).slope
+        for some, which in ((single, None), (margin, None), (margin, sample))
+    )
 
-    assert slopes[1] == pytest.approx(slopes[0], rel=0.02) if alike == 1 else (
-        errors[1] == pytest.approx(np.sqrt(alike) * errors[0], rel=0.1)
-    )  # fmt: skip
+    assert together == pytest.approx(alone, rel=0.02)
+    assert alike == 1 or apart > 1.05 * together
+
+
+@pytest.mark.parametrize("caution", [1.0, 2.0])
+def test_a_slope_is_as_flat_as_the_likelihood_allows(caution):
+    """Where the other numbers explain the odds as well but for half of the square of the errors, and not beyond."""
+    rng, size = np.random.default_rng(5), (np.arange(32) + 0.5) / 32
+    odds = 0.7 * np.exp(-6 * size) + 0.3 * np.exp(2 * size)
+    total = np.full(32, 64)
+    positive = rng.binomial(total, odds / (1 + odds))
+    fit = fit_odds(positive, total - positive, caution=caution)
+    least = fit.slope - np.sqrt(fit.error**2 - (MISFIT * fit.slope) ** 2)
+
+    def best(slope):
+        """The highest log likelihood with this slope, by trying shares, rises and bends one after the other."""
+        share, rise, bend = np.meshgrid(np.linspace(0.02, 0.9, 45), np.linspace(1, 8, 29), np.linspace(0, 6, 13))
+        share, rise, bend = (each.reshape(-1, 1) for each in (share, rise, bend))
+        tried = (1 - share) * np.exp(-slope * size) + share * np.exp((rise + bend * size) * size)
+        return (np.log(tried) @ positive - np.log1p(tried) @ total).max()
+
+    top = max(best(slope) for slope in np.linspace(3, 11, 17))
+
+    assert top - best(least) == pytest.approx(caution**2 / 2, rel=0.15)
 
 
 def test_lists_are_shorter_where_right_labels_come_in_clumps():

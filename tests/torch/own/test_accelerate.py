@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
 from tests.torch.accelerate_common import DATA, STEPS
+from tests.torch_common import equal
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -58,13 +59,6 @@ class Training:
     def state(self):
         leaves = torch.utils._pytree.tree_leaves([self.optimizer.state_dict(), self.rates.state_dict()])
         return [*self.net.state_dict().values(), torch.get_rng_state(), *leaves]
-
-
-def equal(one, two):
-    return all(
-        torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
-        for first, second in zip(one, two, strict=True)
-    )
 
 
 def test_nothing_changes_without_an_incident_and_a_nan_is_healed():

@@ -14,7 +14,7 @@ from wild_scripts import seed_all
 from learnit_r8 import Backups
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
-from tests.torch_common import descend
+from tests.torch_common import Killed, descend
 
 NUM = 24
 
@@ -68,10 +68,6 @@ def prepared(data, *, shuffle=True, workers=0, **settings):
 
 def lasting(amount):
     return DataLoader(Noisy(amount), 4, shuffle=True, num_workers=1, persistent_workers=True)
-
-
-class Killed(BaseException):
-    """Stands for a process that ends at once."""
 
 
 def trained(make, folder, *, kill_at=None, seed=0, every=2, collate=None, **settings):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8.engine.settings import grouped
 from learnit_r8.torch import attach
-from tests.torch_common import descend
+from tests.torch_common import Killed, descend
 
 NUM_EPOCHS = 3
 
@@ -80,10 +80,6 @@ def test_the_number_of_the_batch(is_planned, num_workers):
     assert ends == [length] * NUM_EPOCHS
     assert adapter.scheduler.global_step < NUM_EPOCHS * length
     assert adapter.scheduler.phase == "finished"
-
-
-class Killed(BaseException):
-    """Stands for a process that ends at once."""
 
 
 def accumulate(folder, *, kill_at=None, seed=0):

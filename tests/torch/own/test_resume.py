@@ -1,37 +1,14 @@
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from wild_scripts import (
-    Accumulated,
-    Averaged,
-    Bfloat16,
-    Bucketed,
-    Epochs,
-    Gan,
-    InPlace,
-    Iterations,
-    OneCycle,
-    OwnGenerator,
-    Recurrent,
-    Streamed,
-    WarmRestarts,
-    Workers,
-    clouds,
-    seed_all,
-)  # fmt: skip
+from wild_scripts import SCRIPTS, Autoencoder, Closures, Epochs, InPlace, Recurrent, Rewards, clouds, seed_all
 
 from learnit_r8.torch import attach
+from tests.torch_common import Killed
 
 from .test_no_harm import differences
 
-KINDS = [
-    Accumulated, Averaged, Bfloat16, Bucketed, Epochs, Gan, InPlace, Iterations, OneCycle, OwnGenerator, Recurrent,
-    Streamed, WarmRestarts, Workers,
-]  # fmt: skip
-
-
-class Killed(BaseException):
-    """Stands for a process that ends at once."""
+KINDS = [kind for kind in SCRIPTS if kind not in (Autoencoder, Closures, Rewards)]
 
 
 def trained(kind, folder, *, kill_at=None, seed=0, **settings):

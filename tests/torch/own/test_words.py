@@ -24,7 +24,7 @@ from tests.torch_common import DIGITS, classifier, descend, sgd
 NAN = float("nan")
 
 
-def run(*, bad_input=(), bad_weights=(), steps=200, on_error=None, **settings):
+def run(*, bad_input=(), bad_weights=(), steps=140, on_error=None, **settings):
     """Train on batches of one's own; at some turns of the loop a batch or the weights are spoiled."""
     model, torch_loader = classifier(), DataLoader(DIGITS, batch_size=20)
     optimizer = sgd(model, lr=0.02)
@@ -77,10 +77,10 @@ def test_healed_weights_are_said_once():
 
 def test_a_bad_batch_that_the_run_ended_with_is_to_blame():
     """As the weights are healthy: that no other batch came after it leaves nothing to settle."""
-    _, left_out, _ = said_of(bad_input=(200,))
+    _, left_out, _ = said_of(bad_input=(140,))
 
     assert left_out[2].startswith(
-        "  not finite: step 200: the refused batch was to blame, not the weights; the run ended"
+        "  not finite: step 140: the refused batch was to blame, not the weights; the run ended"
     )
     assert "the weights are healthy" in left_out[2]
 
