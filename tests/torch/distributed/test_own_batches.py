@@ -53,7 +53,7 @@ def test_a_bad_sample_undoes_steps_at_its_first_visit_alone(pair):
 
 
 def test_a_test_of_weights_repeats_dropout(pair):
-    """Though other batches begin before the loss of the first one after a backup is known: the newest one comes back."""
+    """Though other batches begin before the loss of the first one after a backup is known: the newest comes back."""
     (probes, restores), other = pair.run(jobs.dropout_run)
 
     assert (probes, restores) == other
