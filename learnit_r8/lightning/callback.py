@@ -517,7 +517,7 @@ def _run_again(trainer: Any, module: Any, own_step: Callable[..., Any], held: An
 
 
 def _others(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
-    """What else is trained: further optimizers, and what callbacks keep, as averaged weights, or a probe of features."""
+    """What else is trained: further optimizers, and what callbacks keep, as averaged weights or a classifier."""
     found = {f"optimizer {number}": each for number, each in enumerate(trainer.optimizers[1:], start=2)}
     known = {*map(id, module.modules()), *map(id, trainer.optimizers)}
     for number, callback in enumerate(trainer.callbacks, start=1):

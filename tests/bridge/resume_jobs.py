@@ -161,25 +161,11 @@ def immutable_steps(job: Job) -> Any:
     return last.values()
 
 
-def epochs(job: Job) -> Any:
-    import torch
-
-    from learnit_r8.streams import epoch_stream
-
-    model, optimizer = parts = torch_parts()
-    optimizer.register_step_post_hook(lambda *_: job.at_step())
-    data = torch.from_numpy(X), torch.from_numpy(Y)
-    for _ in epoch_stream(data, model, optimizer, torch.nn.MSELoss(), scheduler=job.r8):
-        pass
-    return torch_arrays(parts)
-
-
 WAYS: dict[str, Callable[[Job], Any]] = {
     "tf.function": tensor_batches,
     "immutable loop": immutable_loop,
     "mutable steps": mutable_steps,
     "immutable steps": immutable_steps,
-    "epochs": epochs,
 }
 """Those that `tests/contract` does not kill, or not with dropout."""
 
