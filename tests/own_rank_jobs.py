@@ -34,10 +34,12 @@ class Stream:
             yield batch + 0.01 * torch.randn(batch.shape)
 
 
-def begun(rank, length):
+def begun(rank, length, dropout=0.0):
     """A model that is averaged over the ranks, its optimizer, and the stream of this one."""
     torch.manual_seed(0)
-    model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)))
+    noise = [torch.nn.Dropout(dropout)] if dropout else []
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), *noise, torch.nn.Linear(8, 1))
+    model = DistributedDataParallel(layers)
     torch.manual_seed(1 + rank)
     return model, torch.optim.Adam(model.parameters(), lr=0.01), Stream(rank, length)
 
@@ -126,6 +128,24 @@ def recurring_run(rank, lengths, bad):
         adapter.close()
     names = [type(each).__name__ for each in happened]
     return names.count("BatchRefused"), names.count("RolledBack"), digest(model)
+
+
+def dropout_run(rank):
+    """Train with dropout, once on NaN; the losses of the probes and their records, and the restores."""
+    model, optimizer, stream = begun(rank, 30, dropout=0.5)
+    happened, count = [], 0
+    adapter = attach(model, optimizer, stream, num_epochs=2, handle_signals=False, listeners=[happened.append])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in adapter.epochs():
+            for batch in adapter.batches():
+                count += 1
+                loss = loss_of(model, batch * (float("nan") if count == 45 else 1))
+                if adapter.report(loss):
+                    step_of(optimizer, loss)
+        adapter.close()
+    probes = [(each.loss, each.record) for each in happened if isinstance(each, events.Probed)]
+    return probes, [each.to_step for each in happened if isinstance(each, events.RolledBack)]
 
 
 def named_run(rank, where):

@@ -363,10 +363,16 @@ class Feed:
             engine.announcer.note_once("long pass", NO_END.format(self._long_pass))
         if ticket.chunk.item is not None:  # type: ignore[union-attr]
             # Weights may be tested with it.
-            engine.controller.note_start()
+            self.note_start()
         if is_heard:
             engine.own_seconds += engine.clock() - began
         return item
+
+    def note_start(self) -> None:
+        """Note the random generators as the training on a batch begins; see `RecoveryController.note_start`."""
+        # While the loss of the first batch after a backup is on its way, others come that are not the first.
+        if self.engine.pace.num_out == 1:
+            self.engine.controller.note_start()
 
     def meet(self, size: Size | None) -> Size | None:
         """Agree on the size of the batch of all ranks together; None if the stream of one of them has ended.
@@ -674,7 +680,7 @@ class TrainerBatches:
         # Trainers deal out as many batches to each rank.
         size = feed.meet(Size() if item is None else self._measure.of(item)) or Size()
         feed.source.open = feed.take(item, size, is_of_loader=False)
-        engine.controller.note_start()
+        feed.note_start()
         return True
 
     def note_batch(self, item: Any) -> None:

@@ -183,10 +183,11 @@ def _slopes(
 FITTED = 0.97
 """Share of the positive margins, the smallest ones, within which the odds are fitted; beyond, they stay as they are."""
 
-CAUTION, CAUTION_IF_STEADY = 2.5, 1.5
+CAUTION, CAUTION_IF_STEADY = 2.0, 1.5
 """Errors of the slope by which the odds of right labels are assumed to fall more slowly than fitted: where they may not
-fall evenly, and else. Measured in benchmarks/verdicts.py, seed 601: after weights lists for .7 held .87 and .71 of what
-the order could give; with 2.0 .83, and two of eighteen were short."""
+fall evenly, and else. Measured in benchmarks/verdicts.py, seeds 601 and 602: after weights lists for .7 held .83 wrong
+ones and .83 of what the order could give; with 2.5 .87 and .70. One of 28 was far short, with .48: that of a second
+annotator, and of a network that had hardly begun to learn."""
 
 LEAST_GAIN, LEAST_GAIN_EACH = 9.0, 0.001
 """How much the second term must add to the log likelihood, at all and for each positive margin, to be believed. Of 141

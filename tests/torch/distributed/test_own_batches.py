@@ -52,6 +52,16 @@ def test_a_bad_sample_undoes_steps_at_its_first_visit_alone(pair):
     assert found[:2] == (4, 1)
 
 
+def test_a_test_of_weights_repeats_dropout(pair):
+    """Though other batches begin before the loss of the first one after a backup is known: the newest comes back."""
+    (probes, restores), other = pair.run(jobs.dropout_run)
+
+    assert (probes, restores) == other
+    loss, record = probes[0]
+    assert loss == record
+    assert restores[0] >= 24
+
+
 @pytest.mark.parametrize("flip", ["gradient", "loss"])
 def test_all_compute_a_step_once_more_or_none(pair, flip):
     """A fault of one rank that passes is found by all, and leaves no trace; one that stays is refused."""
