@@ -334,6 +334,10 @@ class View:
                 self._early = event.reason if event.is_early else self._early
             case events.RunEnded():
                 self.ended = event
+                run = self.run
+                if event.finished and run is not None and not (run.total_steps or run.train_duration_seconds):
+                    # Only its end tells how long it was.
+                    self.progress = 1.0
             case events.ProcessLeft():
                 self._fold_leave(event)
         self._note(event)
