@@ -26,9 +26,7 @@ class World:
     """
 
     def __init__(self, size, folder):
-        # A process that has loaded torch, and begun no thread, is forked for each rank.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed"])
+        context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
