@@ -1,5 +1,6 @@
 """``status`` and ``ls``."""
 
+import dataclasses
 import json
 import os
 import time
@@ -20,6 +21,15 @@ def test_status_is_one_line(run, capsys):
             "loss 0.005714 (smoothed 0.006019)  lr 0.05"
         ],
     )
+
+
+@pytest.mark.parametrize(("finished", "share"), [(True, "100.0%"), (False, "0.0%")])
+def test_a_run_without_a_known_end_is_whole_once_it_has_finished(tmp_path, capsys, finished, share):
+    """Over data of the user's own no budget may be given: "finished" is not beside 0 %."""
+    started = dataclasses.replace(STARTED, total_steps=None)
+    folder = folder_with(tmp_path, started, steps(5, progress=0.0), events.RunEnded(5, 9.0, finished), process=GONE)
+
+    assert printed(capsys, "status", folder)[1][0].split("  ")[2] == share
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ class View:
             case events.RunStopped():
                 self._early = event.reason if event.is_early else self._early
             case events.RunEnded():
-                self.ended = event
+                self._fold_end(event)
             case events.ProcessLeft():
                 self._fold_leave(event)
         self._note(event)
@@ -387,6 +387,12 @@ class View:
         if run.total_steps:
             return min(1.0, step / run.total_steps)
         return min(1.0, seconds / run.train_duration_seconds) if run.train_duration_seconds else 0.0
+
+    def _fold_end(self, event: events.RunEnded) -> None:
+        self.ended, run = event, self.run
+        if event.finished and run is not None and not (run.total_steps or run.train_duration_seconds):
+            # Only its end tells how long it was.
+            self.progress = 1.0
 
     def _fold_steps(self, event: events.StepsDone) -> None:
         self.epoch, self.progress, self.last = event.epoch, _share(event.progress), event
