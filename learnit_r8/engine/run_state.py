@@ -83,10 +83,11 @@ _LIMIT = {
     "may_rise": False, "top": 0.0, "goal": _MAYBE, "is_back": False, "before_trial": 0.0, "since": 0,
     "lowest": _MAYBE, "past": "",
 }  # fmt: skip
+_EXPLOSIONS = {"exploded_at": 0, "shares": _LOSSES, "num_new": 0, "num_calmed": 0, "gap": 0, "wait_until": 0}
 _LINEAGE = {
-    "updates": 0, "progress": _PROGRESS, "rates": _LOSSES, "since": 0, "trial": 0, "is_proving": False, "failed_at": 0,
-    "num_restores": 0, "num_older": 0, "relapses": 0, "rises": False, "gained": 0, "num_lowered": 0,
-    "level_before": _MAYBE, "healthy_at": [0],
+    "updates": 0, "progress": _PROGRESS, "explosions": _EXPLOSIONS, "rates": _LOSSES, "since": 0, "trial": 0,
+    "is_proving": False, "failed_at": 0, "num_restores": 0, "num_older": 0, "relapses": 0, "rises": False, "gained": 0,
+    "num_lowered": 0, "level_before": _MAYBE, "healthy_at": [0],
 }  # fmt: skip
 _BYTES = np.empty(0, np.uint8)
 _TRIAL = {

@@ -18,8 +18,8 @@ MOST_INCIDENTS = 32
 MOST_TRIED = 64
 MOST_FINDINGS = 64
 
-WILD = "wild"
-"""Reason of the probes that measure how much an update changes; they are no incident."""
+MEASURES = ("wild", "exploded")
+"""Reasons of the probes that measure what updates change, or what weights did to a loss; they are no incident."""
 
 NOT_FINITE = ("not finite", "gradient")
 """Reasons that a transient fault may have, too."""
@@ -252,7 +252,7 @@ def begun_by(event: Event, epoch: int = 0) -> Incident | None:
         return Incident(event.step, event.reason, event.seconds, event.epoch)
     if isinstance(event, trouble.DamageFound):
         return Incident(event.step, f"not finite: {event.array}", event.seconds, epoch)
-    if isinstance(event, trouble.Probed) and event.reason != WILD:
+    if isinstance(event, trouble.Probed) and event.reason not in MEASURES:
         return Incident(event.step, event.reason, event.seconds, epoch)
     return None
 

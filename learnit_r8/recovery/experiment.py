@@ -65,7 +65,7 @@ class Alarm(enum.Enum):
     NOT_FINITE: several losses in a row, or numbers of the state, were not finite. SPIKE: losses far too high. RAISED:
     losses that stay higher. EARLY: a high loss among the first. REGRESS: much of the progress of the first steps was
     lost. ABOVE: losses far above those of the untrained model. END: unusual losses as the run ends. WILD: the losses of
-    the first steps make no progress.
+    the first steps make no progress. EXPLODED: one loss far above the others and the untrained model's.
     """
 
     NOT_FINITE = "not finite"
@@ -76,6 +76,7 @@ class Alarm(enum.Enum):
     ABOVE = "above the untrained level"
     END = "end"
     WILD = "wild"
+    EXPLODED = "exploded"
 
 
 NUM_REFERENCES, MOST_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.ABOVE: 4, Alarm.SPIKE: 2, Alarm.END: 2}, 6
@@ -206,6 +207,25 @@ def draw_again(batch: Backup) -> Steps:
     """Draw one batch again; the finding is its loss."""
     batch.replayed = yield batch
     return Finding("healthy", "a batch was drawn again", None, [batch])
+
+
+def draw_with_earlier(batch: Backup, before: Backup, model: LiveModel, *, low: float) -> Steps:
+    """Draw a batch again with the weights of a backup; the finding is its loss, NaN if there is none.
+
+    A loss below ``low`` must be the same twice: with dropout any that was high is lower the next time.
+    """
+    batch.replayed = math.nan
+    if model.keep_present():
+        if model.put(before):
+            batch.replayed = yield batch
+        if batch.replayed < low and model.put(before):
+            again = yield batch
+            batch.noise = abs(again - batch.replayed)
+            if not batch.noise <= SAME * abs(again):
+                batch.replayed = math.nan
+        if not model.put_present():
+            return Finding("lost", "no state could be restored")
+    return Finding("healthy", "a batch was drawn again with earlier weights", None, [batch])
 
 
 def investigate(case: Case, model: LiveModel) -> Steps:

@@ -9,7 +9,6 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 
@@ -60,7 +59,10 @@ JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
 
 APART = 8
-"""Losses before an explosion, and after it, of which none is one: it has passed by itself."""
+"""Losses before an explosion of which none is one."""
+
+LEAST_LEARNED = 0.1
+"""Share of the loss of the untrained model by which usual losses must be below it for higher ones to be explosions."""
 
 CALM = 4
 """Updates without a high loss after which damage that is not finite does not come from the rate."""
@@ -254,15 +256,20 @@ class Progress(SavedFields):
         return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
 
     @property
-    def explodes_again(self) -> bool:
-        """Whether two or more of the last losses were far above the others and above the untrained model's, each alone.
+    def usual(self) -> float:
+        """Median of the losses before the last one; NaN if there are too few."""
+        before = list(self.recent)[:-1]
+        return median_of(before) if len(before) >= LEVEL else math.nan
 
-        Where the data change, as with classes that come later, several are in a row.
+    @property
+    def has_exploded(self) -> bool:
+        """Whether the last loss is far above the others and the untrained model's, and those before it were not.
+
+        Where the data change, as with classes that come later, several are in a row, and the first one counts.
         """
-        least = max(self.untrained, FAR_ABOVE * median_of(self.recent))
-        high = [number for number, loss in enumerate(self.recent) if loss > least]
-        gaps = [later - earlier for earlier, later in pairwise([-math.inf, *high, math.inf])]
-        return sum(min(gap) > APART for gap in pairwise(gaps)) >= 2
+        usual, *before, last = self.usual, *list(self.recent)[-APART - 1 :]
+        has_learned, least = usual <= (1 - LEAST_LEARNED) * self.untrained, max(self.untrained, FAR_ABOVE * usual)
+        return has_learned and last > least >= max(before)
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""

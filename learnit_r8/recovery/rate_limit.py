@@ -104,7 +104,9 @@ class RateLimit(SavedFields):
         self._end_trial()
         self.calm, self.gentle_left = 0, self.gentle_steps
 
-    def lower(self, rate: float, *, by: float, least: float = 0.0, goal: float = -math.inf, step: int = 0) -> None:
+    def lower(
+        self, rate: float, *, by: float, least: float = 0.0, goal: float = -math.inf, step: int = 0, hits: int = 0
+    ) -> None:  # fmt: skip
         """Set the ceiling below a rate at which a healthy state was damaged.
 
         Args:
@@ -113,12 +115,14 @@ class RateLimit(SavedFields):
             least: Lowest ceiling.
             goal: Level of the losses before the damage; minus infinity where it was no good.
             step: Steps reported.
+            hits: Least number of `hits` from here on.
         """
         if self.ceiling == math.inf:
             self.since, self.lowest = step, math.inf
             # It was over, and too soon.
             self.hits += self.was_lowered
         self._end_trial()
+        self.hits = max(self.hits, hits)
         self.failed, self.calm, self.goal = rate, 0, goal
         self.best, self.may_rise, self.is_back, self.top = math.inf, True, False, 0.0
         self.ceiling = max(rate / by, least)

@@ -26,9 +26,9 @@ from ..guard.verdict import Verdict
 from ..sources.ticket import Ticket
 from ..table.losses import Reading
 from ..table.table import SampleTable
-from .backups import Backup, SchedulerState, spread_of
+from .backups import Backup, SchedulerState, median_of, spread_of
 from .early import FAR, FirstSteps
-from .experiment import Alarm, Case, ExperimentRun, Finding, investigate
+from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_with_earlier, investigate
 from .model import LiveModel, Witnesses
 from .policy import Recovery, TrainingDiverged
 from .progress import EARLY_UPDATES, FIRST, LOOK_EVERY, START_UPDATES
@@ -36,9 +36,10 @@ from .quarantine import NAMED, Quarantine, accused_of, not_finite_samples
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
 from .remedies import Remedies, diverged_text
-from .state import BROKEN, LOOK_MASK, IncidentLog, RecoveryState
+from .state import BROKEN, LOOK_MASK, OF_WEIGHTS, IncidentLog, RecoveryState
 
 if TYPE_CHECKING:
+    from ..state.callbacks import Repeat
     from .persistence import Persistence
 
 ALARMS = {
@@ -52,6 +53,9 @@ MANY_TRANSIENT = 3
 
 EQUAL_LOSSES = 8
 """Number of equal losses in a row after which the weights are checked."""
+
+EARLIER = 8
+"""Least updates between weights from before and an explosion, which builds up over a few."""
 
 SOON = 16
 """If trouble comes back within this many updates, trying states one by one costs little."""
@@ -192,7 +196,14 @@ class RecoveryController:
         """Whether weights may be tested later with the batch that is trained on next."""
         backups, is_measured = self._persistence.backup.backups, self.is_early and self._sentry.tests_progress
         awaits = self.witnesses.waiting is not None or bool(backups and not backups[-1].is_closed)
-        return is_measured or awaits
+        if is_measured or awaits:
+            return True
+        return self.watches_explosions and self.lineage.explosions.are_likely(self.lineage.updates)
+
+    @property
+    def watches_explosions(self) -> bool:
+        """Whether a batch is tested whose loss explodes: where the batches are the user's, and R8 takes the steps."""
+        return self._watches_level and self.norms.is_used and self._persistence.agreement.ranks is None
 
     def end_update(self) -> None:
         """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
@@ -246,6 +257,11 @@ class RecoveryController:
                 if is_due and progress.stands_since_peak(lineage.updates):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
+        if loss > progress.untrained and self.watches_explosions and progress.has_exploded:
+            item = ticket.chunk.witness_of(ticket.indices) if ticket.chunk.pass_number >= 0 else None
+            before = tuple(recent)[:-1]
+            batch = Backup(self._live.step, lineage.updates, recent=before, witness=[item], losses=[loss])
+            state.is_look_due = lineage.explosions.note(batch) or state.is_look_due
         early = state.early
         if self.is_early and (state.is_look_due or early.changes or early.is_compared):
             # Only a look asks for the batch.
@@ -484,9 +500,12 @@ class RecoveryController:
             remedies.confirm_rate(level)
             if lineage.progress.is_above_untrained(lineage.updates) and not lineage.rises and self._live.can_restore:
                 self._experiment_on(Alarm.ABOVE, lineage.progress.rise(FIRST))
-            elif self.norms.is_used and lineage.updates > EARLY_UPDATES and lineage.progress.explodes_again:
+            elif self.watches_explosions:
                 # Beside a loop that steps by itself R8 could only lower the rate.
-                best = early.find_lost()
+                if lineage.explosions.num_calmed and lineage.updates > EARLY_UPDATES:
+                    best = early.find_lost()
+                if best is None:
+                    self._test_explosion()
         elif level == level and lineage.updates > EARLY_UPDATES:
             if early.is_measuring:
                 early.measure_updates(level)
@@ -495,7 +514,7 @@ class RecoveryController:
                 best = early.look(level)
         if best is not None:
             self._experiment_on(Alarm.REGRESS, level, best=best)
-        self.is_quiet = was_quiet and not (self.is_open or self._incidents.current)
+        self.is_quiet = was_quiet and not (self.is_open or self._incidents.current or self.limit.is_on)
 
     def may_look_last(self, step: int) -> bool:
         """Whether `looks_last` was not asked at this step yet, or its experiment is under way."""
@@ -571,11 +590,30 @@ class RecoveryController:
             or (alarm is Alarm.ABOVE and progress.has_jumped),
             is_exact=self.experiment.can_probe or bool(held), is_again=is_again,
         )  # fmt: skip
-        finding = self.experiment.begin(case, investigate(case, self._live))
+        self._run(case, investigate(case, self._live), repeat if held else None)
+
+    def _run(self, case: Case, steps: Steps, repeat: Repeat | None) -> None:
+        """Begin an experiment, and make it at once where probes need no turn of the loop."""
+        finding = self.experiment.begin(case, steps)
         if finding is not None:
             self._conclude(case, finding)
-        while repeat is not None and held and self.experiment.is_open:
+        while repeat is not None and self.experiment.is_open:
             self._take(repeat.loss(self.experiment.draw()), self._lr, leaves_out=False)
+
+    def _test_explosion(self) -> None:
+        """Draw the batch of an explosion again with weights from before, if there is one."""
+        explosions, repeat = self.lineage.explosions, self._persistence.callbacks.repeat
+        batch, explosions.batch = explosions.batch, None
+        if batch is None:
+            return
+        earlier = [each for each in self._persistence.backup.backups if batch.updates - each.updates >= EARLIER]
+        repeat = repeat if repeat is not None and repeat.holds(batch.witness[0]) else None
+        if earlier and earlier[-1].can_be_put and (repeat is not None or self.experiment.can_probe):
+            self._live.begin()
+            start = self.lineage.progress.start
+            case = Case(Alarm.EXPLODED, batch.record, (), start, 0.0, 0.0, share=0.0, is_sudden=True)
+            low = batch.record - OF_WEIGHTS * (batch.record - median_of(batch.recent))
+            self._run(case, draw_with_earlier(batch, earlier[-1], self._live, low=low), repeat)
 
     def older(self, known: list[Backup]) -> list[Backup]:
         """The states before the one that was put back last, ever fewer the more often it took long to come back."""
@@ -650,6 +688,8 @@ class RecoveryController:
             self.lineage.progress.untrained = sum(case.of_untrained.values()) / len(case.of_untrained)
         if case.alarm is Alarm.WILD:
             self.early.note_change(finding.tested[0])
+        elif case.alarm is Alarm.EXPLODED and finding.verdict == "healthy":
+            self._remedies.calm(finding.tested[0], self._lr)
         elif finding.backup is not None:
             self._go_on_from(finding.backup, case.alarm, is_sudden=case.is_sudden)
         else:

@@ -15,7 +15,7 @@ from .. import events
 from ..events.incident import Incident
 from ..guard.monitor import Sentry
 from ..table.table import SampleTable
-from .backups import Backup
+from .backups import Backup, median_of
 from .cause import INPUT, UNSEEN, UPDATE
 from .experiment import Alarm, Case, Finding
 from .model import LiveModel, Witnesses
@@ -37,6 +37,24 @@ _REASONS = {
 
 
 TOO_LARGE = "step {step:,}: {why}. What may help, and was not tested here: {advice}."
+
+
+CALM_SHARE, CALM_HITS = 0.25, 5
+"""Least share of the user's rate that explosions leave; and the `RateLimit.hits` with which it comes back, after 1,024
+good steps: a quarter of those mostly was too soon; measured in benchmarks/explosions.py."""
+
+NUM_LOWERED_AGAIN = 2
+"""Further explosions due to the weights that halve a rate again which was lowered before."""
+
+CALMED = (
+    "a loss has exploded, and most of that is gone where its batch is drawn again with weights from before, so the "
+    "updates are probably too large: {}"
+)
+
+CALMED_IN_VAIN = (
+    "losses have exploded again, and most of that comes back where their batches are drawn again with weights from "
+    "before, so it is the batches: the gradient is not clipped any more, and the rate is yours again"
+)
 
 
 SEE = "See docs/recovery.md"
@@ -218,6 +236,52 @@ class Remedies:
         # What is not finite is refused by any guard.
         other = "" if alarm is Alarm.NOT_FINITE else NO_MEASURE
         self._announcer.warn_unseen("restored", f"{text} {SEE}{other}.")
+
+    def calm(self, batch: Backup, lr: float) -> None:
+        """Clip the gradient, then halve the rate, where losses explode because of the weights; nothing is put back.
+
+        Most of these explosions pass without a trace that a test of the weights would see. Where they prove to be due
+        to their batches, what was done is undone.
+
+        Args:
+            batch: The batch of an explosion, drawn again with weights from before.
+            lr: The scheduled learning rate.
+        """
+        lineage, limit, norms, step = self._state.lineage, self._state.limit, self._state.norms, self._live.step
+        explosions, usual = lineage.explosions, median_of(batch.recent)
+        share = (batch.record - batch.replayed) / (batch.record - usual)
+        explosions.take(min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0, lineage.updates)
+        if explosions.are_of_batches and explosions.num_calmed and not self._state.incidents.num_restored:
+            self._stop_calming()
+        is_new = explosions.num_new >= (NUM_LOWERED_AGAIN if limit.was_lowered else 1)
+        if not (is_new and explosions.are_of_weights) or limit.ceiling <= CALM_SHARE * lr:
+            return
+        explosions.num_new, explosions.num_calmed = 0, explosions.num_calmed + 1
+        if not norms.is_on:
+            norms.begin(step)
+            advice = self._live.persistence.callbacks.advice
+            why = CALMED.format(norms.text)
+            self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
+            return
+        rate = max(lineage.rates) if lineage.rates else lr
+        level = lineage.progress.level
+        limit.lower(rate, by=DIVISOR, least=CALM_SHARE * lr, goal=level, step=step, hits=CALM_HITS)
+        self._announcer.tell(
+            events.LrCapped, ceiling=limit.ceiling, reason="explosions", is_share=limit.is_share,
+            until=limit.until_text(),
+        )  # fmt: skip
+        text = f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
+        self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")
+
+    def _stop_calming(self) -> None:
+        """Undo what was done about explosions."""
+        limit, step = self._state.limit, self._live.step
+        self._state.lineage.explosions.num_calmed = 0
+        self._state.norms.forget()
+        if limit.ceiling < math.inf:
+            self._announcer.tell(events.LrRestored)
+        limit.forget()
+        self._announcer.note_once(f"calmed {step}", f"step {step:,}: {CALMED_IN_VAIN}.")
 
     def confirm_rate(self, level: float) -> None:
         """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""

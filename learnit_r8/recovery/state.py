@@ -11,8 +11,8 @@ from typing import Any
 from .. import events
 from ..events.bus import Announcer
 from ..events.incident import MOST_FINDINGS, Incident
-from .backups import Backup
-from .progress import Progress
+from .backups import Backup, median_of
+from .progress import LOOK_EVERY, Progress
 from .rate_limit import NormLimit, RateLimit
 from .saved_fields import NOT_SAVED, SavedFields
 
@@ -49,6 +49,15 @@ BROKEN = 50
 WARY_STEPS = 1024
 """Steps after a refused batch in which another one is expected, as of one bad sample in each epoch: several processes
 undo up to 16 steps with a batch that they do not expect, under two percent of an epoch that is longer than this."""
+
+EXPLODES_AGAIN = 128
+"""Updates after an explosion in which any batch is kept, to be tested if its loss explodes, too."""
+
+EXPLOSIONS_KEPT, OF_WEIGHTS, OF_BATCHES, LEAST_TESTED = 8, 0.5, 0.3, 3
+"""Explosions whose shares are remembered; the median share from which they are due to the weights; that below which
+they are due to their batches; and how many must have been tested for that. Most shares are above .5 in trainings that
+explode, and below .2 in healthy ones with batches of four, heavy tails or wrong labels; measured in
+benchmarks/explosions.py and benchmarks/natural.py."""
 
 SAVED_OF_INCIDENT = (
     "step", "reason", "kind", "cause", "findings", "num_refused", "num_probes", "num_restored", "num_left_out",
@@ -122,12 +131,68 @@ class Refusals(SavedFields):
 
 
 @dataclass(eq=False)
+class Explosions(SavedFields):
+    """Losses that have exploded while the weights were learning: whether the weights are the cause, or the batches.
+
+    A *share* is the part of the rise above the usual losses that is gone where the batch is drawn again with weights
+    from before. A hard sample has much the same loss with those.
+
+    Attributes:
+        exploded_at: Updates at the last one; 0 for none.
+        shares: The shares of the last ones that were tested, in [0, 1].
+        num_new: How many were due to the weights since anything was done about them.
+        num_calmed: How often anything was.
+        gap: How many times longer than at first none is tested after one that is due to its batch; doubled by each.
+        wait_until: Updates from which one is tested again.
+        batch: The batch of the last one, until it is tested.
+    """
+
+    exploded_at: int = 0
+    shares: deque[float] = field(default_factory=lambda: deque(maxlen=EXPLOSIONS_KEPT))
+    num_new: int = 0
+    num_calmed: int = 0
+    gap: int = 1
+    wait_until: int = 0
+    batch: Backup | None = field(default=None, metadata=NOT_SAVED)
+
+    def note(self, batch: Backup) -> bool:
+        """Note the batch of one, which nothing can be tested with if it was not kept; returns whether it is tested."""
+        self.exploded_at = batch.updates
+        is_tested = batch.witness[0] is not None and batch.updates >= self.wait_until
+        self.batch = batch if is_tested else None
+        return is_tested
+
+    def are_likely(self, updates: int) -> bool:
+        """Whether one was not long ago."""
+        return self.exploded_at > 0 and updates - self.exploded_at < EXPLODES_AGAIN
+
+    def take(self, share: float, updates: int) -> None:
+        """Take the share of one that was tested after so many updates."""
+        self.shares.append(share)
+        if share >= OF_WEIGHTS:
+            self.num_new, self.gap = self.num_new + 1, 1
+        else:
+            self.wait_until, self.gap = updates + LOOK_EVERY * self.gap, 2 * self.gap
+
+    @property
+    def are_of_weights(self) -> bool:
+        """Whether the last one was due to the weights, as most of them were."""
+        return self.shares[-1] >= OF_WEIGHTS and median_of(self.shares) >= OF_WEIGHTS
+
+    @property
+    def are_of_batches(self) -> bool:
+        """Whether most of them were due to their batches."""
+        return len(self.shares) >= LEAST_TESTED and median_of(self.shares) < OF_BATCHES
+
+
+@dataclass(eq=False)
 class Lineage(SavedFields):
     """What the present weights have gone through: their updates and losses, and what is known since the last restore.
 
     Attributes:
         updates: Updates that they have taken.
         progress: Their losses.
+        explosions: Those among them that exploded.
         rates: Learning rates of the last updates.
         since: Updates of the state that was restored last; 0 if none was.
         trial: Updates after it in which a new alarm is a relapse.
@@ -145,6 +210,7 @@ class Lineage(SavedFields):
 
     updates: int = 0
     progress: Progress = field(default_factory=Progress)
+    explosions: Explosions = field(default_factory=Explosions)
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=16))
     since: int = 0
     trial: int = 0
@@ -216,6 +282,7 @@ class Lineage(SavedFields):
             self.gained = self.updates
         self.failed_at = self.updates
         self.updates = self.since = backup.updates
+        self.explosions.batch = None
         self.trial, self.is_proving = trial, trial > 0
         self.rates.clear()
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8.recovery.backups import Backup
-from learnit_r8.recovery.experiment import CHANCE, Alarm, Case, draw_again, investigate
+from learnit_r8.recovery.experiment import CHANCE, Alarm, Case, draw_again, draw_with_earlier, investigate
 
 NAN, INF = math.nan, math.inf
 
@@ -59,6 +59,16 @@ def backups(count, *, proven=True):
 def case_of(known, alarm=Alarm.SPIKE, *, level=20.0, **more):
     more = {"share": 0.01, "is_sudden": True} | more
     return Case(alarm, INF if alarm is Alarm.NOT_FINITE else level, known, 2.0, 0.02, 2.0, **more)
+
+
+def drive(steps, answer):
+    """Answer each probe; returns the finding."""
+    loss = None
+    while True:
+        try:
+            loss = answer(steps.send(loss))
+        except StopIteration as end:
+            return end.value
 
 
 def conduct(case, lab, answer):
@@ -387,6 +397,40 @@ def test_batch_is_drawn_again():
 
     assert end.value.value.tested == [batch]
     assert batch.replayed == 1.5
+
+
+@pytest.mark.parametrize(("more", "replayed"), [({}, 1.5), ({"missing": [50]}, NAN), ({"memory": False}, NAN)])
+def test_the_batch_of_an_explosion_is_drawn_with_earlier_weights(more, replayed):
+    """The present weights are back afterwards; without memory or the earlier ones, nothing is found out."""
+    lab, before, batch = FakeLab(**more), backups(2)[1], Backup(90, 90, witness=[np.arange(2)], losses=[9.0])
+    steps, tested = draw_with_earlier(batch, before, lab, low=5.0), []
+    finding = drive(steps, lambda asked: tested.append((asked, lab.current)) or 1.5)
+
+    assert finding.verdict == "healthy"
+    assert lab.current is None
+    assert np.array_equal(batch.replayed, replayed, equal_nan=True)
+    assert tested == ([] if math.isnan(replayed) else [(batch, before)] * 2)
+
+
+@pytest.mark.parametrize(("losses", "replayed"), [((1.5, 1.6), NAN), ((1.5, NAN), NAN), ((5.5,), 5.5), ((NAN,), NAN)])
+def test_a_lower_loss_must_be_the_same_twice(losses, replayed):
+    """With dropout a batch whose loss was high has nearly always a lower one the next time, whatever the weights."""
+    batch, left = Backup(90, 90, witness=[np.arange(2)], losses=[9.0]), list(losses)
+    drive(draw_with_earlier(batch, backups(2)[1], FakeLab(), low=5.0), lambda asked: left.pop(0))
+
+    assert np.array_equal(batch.replayed, replayed, equal_nan=True)
+    assert not left
+
+
+def test_present_weights_that_cannot_be_put_back_are_lost():
+    """Then that is the finding, and what the callback raised is raised."""
+    lab, batch = FakeLab(), Backup(90, 90, witness=[np.arange(2)], losses=[9.0])
+
+    def answer(asked):
+        lab.memory = False
+        return 1.5
+
+    assert drive(draw_with_earlier(batch, backups(2)[1], lab, low=5.0), answer).verdict == "lost"
 
 
 def test_trained_states_that_are_better_than_the_untrained_one_are_kept():

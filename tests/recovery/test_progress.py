@@ -83,14 +83,31 @@ def test_lost_progress(start, level, updates, is_lost):
 
 
 @pytest.mark.parametrize(
-    ("high", "is_again"),
-    [((40,), False), ((40, 60), True), ((40, 46), False), ((40, 41, 60, 61), False), ((40, 41, 60, 80), True)],
+    ("usual", "last", "has_exploded"),
+    [
+        (1.0, (2.1,), True),
+        (1.0, (1.9,), False),
+        (1.7, (2.5,), False),
+        (1.9, (9.0,), False),
+        (1.0, (2.5, 2.5), False),
+        (1.0, (2.5, *[1.0] * 7, 2.5), False),
+        (1.0, (2.5, *[1.0] * 8, 2.5), True),
+        (-1.0, (1.9,), False),
+        (-1.0, (2.1,), True),
+    ],
 )
-def test_an_explosion_that_passes_and_comes_back(high, is_again):
-    """Two losses far above the others and the untrained model's, each alone: several in a row are those of new data."""
-    progress = after([2.0] * FIRST + [2.5 if number in high else 1.0 for number in range(FIRST, 100)], record=2.0)
+def test_an_explosion(usual, last, has_exploded):
+    """One loss above the untrained model's, and half above usual ones that are a tenth below that one's; of several in
+    a row, as with new data, only the first counts."""
+    progress = after([2.0] * FIRST + [usual] * 60 + list(last), record=2.0)
 
-    assert progress.explodes_again is is_again
+    assert progress.has_exploded is has_exploded
+
+
+def test_no_explosion_among_few_losses():
+    """What is usual must be known, and the loss of the untrained model."""
+    assert not after([2.0] * FIRST + [1.0] * 20 + [9.0], record=2.0).has_exploded
+    assert not after([2.0] * FIRST + [1.0] * 60 + [9.0]).has_exploded
 
 
 def test_wild_losses():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8.recovery.rate_limit import HOLD_STEPS, RateLimit
+from learnit_r8.recovery.rate_limit import HOLD_STEPS, MOST_HITS, TRIAL_AFTER, RateLimit
 
 ACTIONS = st.lists(
     st.one_of(
@@ -182,3 +182,15 @@ def test_confirmed_ceiling_is_held_longer():
         limit.accepted(1.0)
 
     assert limit.ceiling == 0.5
+
+
+def test_a_ceiling_may_be_held_as_long_as_one_ever_is():
+    """So it is after losses that have exploded: a higher one is tried late from the start on."""
+    limit = RateLimit(1.0, 0)
+    limit.lower(1.0, by=2.0, hits=MOST_HITS)
+    for _ in range(TRIAL_AFTER * 2**MOST_HITS - 1):
+        limit.accepted(1.0)
+    before = limit.ceiling
+    limit.accepted(1.0)
+
+    assert (before, limit.ceiling) == (0.5, 1.0)

@@ -2,6 +2,7 @@ import json
 from collections import deque
 from dataclasses import fields
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from learnit_r8.recovery.state import (
     LEAST_TRIAL,
     MOST_BAD,
     RELAPSE_UPDATES,
+    Explosions,
     IncidentLog,
     Lineage,
     RecoveryState,
@@ -58,6 +60,39 @@ def test_slow_rises_that_come_back_are_the_loss_itself():
     lineage.updates += 4 * lineage.trial + RELAPSE_UPDATES
 
     assert not lineage.rises_again
+
+
+@pytest.mark.parametrize(
+    ("shares", "are_of_weights", "are_of_batches"),
+    [
+        ([0.5], True, False),
+        ([0.49], False, False),
+        ([0.0, 0.0, 0.9], False, True),
+        ([0.0, 0.6, 0.9], True, False),
+        ([0.9, 0.9, 0.0], False, False),
+        ([0.0] * 8 + [0.9] * 4, False, False),
+        ([0.0] * 8 + [0.9] * 5, True, False),
+        ([0.0, 0.1], False, False),
+    ],
+)
+def test_whose_fault_explosions_are(shares, are_of_weights, are_of_batches):
+    """The weights', if the last one and the median of the last eight say so; three are needed to blame the batches."""
+    explosions = Explosions()
+    for share in shares:
+        explosions.take(share, 100)
+
+    assert (explosions.are_of_weights, explosions.are_of_batches) == (are_of_weights, are_of_batches)
+    assert explosions.num_new == sum(share >= 0.5 for share in shares)
+
+
+def test_explosions_of_batches_are_tested_ever_later():
+    """Sixteen updates after one, twice as many after each further one; at once again after one due to the weights."""
+    explosions, waits = Explosions(), []
+    for share in (0.0, 0.0, 0.0, 1.0, 0.0):
+        explosions.take(share, 100)
+        waits.append(explosions.wait_until - 100)
+
+    assert waits == [16, 32, 64, 64, 16]
 
 
 def test_two_in_a_row_are_worth_a_look():
@@ -119,9 +154,9 @@ def test_counts_of_the_last_hundred(script):
 
 
 NOT_OF_A_FILE = {
-    "gentle_factor", "gentle_steps", "is_share", "announcer", "current", "kinds", "is_compared", "last",
+    "gentle_factor", "gentle_steps", "is_share", "announcer", "current", "kinds", "is_compared", "last", "batch",
 }  # fmt: skip
-"""Fields that are settings, or that their owner saves in another form."""
+"""Fields that are settings, that their owner saves in another form, or that hold one of the user's batches."""
 
 
 def numbers_of(part, name=""):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from learnit_r8 import events
+from learnit_r8 import OwnBatches, events
 from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
@@ -117,7 +117,7 @@ def bare(*, kills=(), lr=3e-3, model=rectifiers, make=torch.optim.Adam, size=16)
 
 FADING = {"model": normed, "lr": 1.5, "make": torch.optim.SGD, "size": 4}
 EXPLODES = {"model": Attention, "lr": 0.035, "size": 8}
-STARTS, LAST_STEP = 64, 250
+STARTS = 64
 
 
 def started(number):
@@ -137,10 +137,8 @@ def explodes_again():
     """Settings with which losses explode again and again: from which start they do is chance on each processor."""
     for number in range(STARTS):
         settings = {**EXPLODES, "model": functools.partial(started, number)}
-        if loss_of(bare(**settings)) > 3.0:
-            found = run_of(**settings).heard.of(events.LrCapped)
-            if [each.reason for each in found] == ["regress"] and found[0].step < LAST_STEP:
-                return settings
+        if loss_of(bare(**settings)) > 3.0 and set(capped(run_of(**settings))) == {"explosions"}:
+            return settings
     raise AssertionError(f"none of {STARTS} starts lost its progress to explosions")
 
 
@@ -212,23 +210,105 @@ def test_a_rate_at_which_ever_more_units_die_is_lowered():
 
     assert loss_of(bare(**FADING)) > 1.6
     assert loss_of(run.model) < 0.5
-    assert run.kinds.count("Probed") == run.kinds.count("RolledBack") == 1
+    assert [each.reason for each in run.heard.of(events.Probed)].count("wild") == run.kinds.count("RolledBack") == 1
     assert "as many weights have a gradient as in the first steps" in str(run.heard)
 
 
-def test_progress_that_explosions_have_destroyed_comes_back():
-    """Where losses explode, pass and explode again until much is lost: the best state, a tenth of the rate, a clip."""
+def test_explosions_that_are_due_to_the_weights_end():
+    """Where losses explode and pass again and again, the gradient is clipped, then the rate halved."""
     run = trained("explodes")
 
     assert loss_of(bare(**explodes_again())) > 3.0
     assert loss_of(run.model) < 1.5
-    assert capped(run) == ["regress"]
     assert "the norm of the gradient is clipped" in run.adapter.scheduler.summary()
+    assert "gone where its batch is drawn again with weights from before" in run.said
+
+
+class Exploding:
+    """A training whose losses explode at some steps: with all weights from there, or as the batch is a hard one.
+
+    Args:
+        wild: Steps with weights of 1 in place of 0.
+        hard: Steps with a hard batch.
+        steps: Whether R8 takes the steps.
+        size: Numbers in a batch.
+
+    Attributes:
+        found: The step, whether the gradient is clipped, and the highest rate, wherever one of the latter changes.
+        probes: Batches that came again.
+    """
+
+    def __init__(self, wild=(), hard=(), *, steps=True, size=4, **settings):
+        weight, dice, seen = nn.Parameter(torch.zeros(4)), np.random.default_rng(0), set()
+        noise = dice.normal(0.0, 0.1, 300)
+        loader = [(torch.tensor([number]), torch.zeros(1).expand(size)) for number in range(300)]
+        self.found, self.probes = [], []
+        adapter = attach(nn.ParameterList([weight]), torch.optim.SGD([weight], 1e-9), loader, num_steps=300, **settings)
+        controller = adapter.scheduler.controller
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for numbers, _ in adapter.batches():
+                number = int(numbers)
+                if number in seen:
+                    self.probes.append(number)
+                else:
+                    seen.add(number)
+                    with torch.no_grad():
+                        weight.fill_(number in wild)
+                usual = 2.0 if number < 10 else 1.0
+                loss = usual + noise[number] + 1.6 * (weight.mean() + (number in hard))
+                if steps:
+                    adapter.step(loss)
+                else:
+                    adapter.report(loss)
+                now = (controller.norms.is_on, controller.limit.ceiling)
+                if not self.found or self.found[-1][1:] != now:
+                    self.found.append((number, *now))
+        self.said, self.adapter = " ".join(str(each.message) for each in said), adapter
+
+
+START = [(0, False, math.inf)]
+
+
+def test_each_explosion_of_the_weights_asks_for_more():
+    """The first one begins the clip, the next halves the rate, and two more halve it again, down to a quarter."""
+    run = Exploding(wild=(100, 120, 160, 200, 240, 260))
+
+    assert run.found == [*START, (100, True, math.inf), (120, True, 0.5), (200, True, 0.25)]
+    assert run.probes == [step for step in (100, 120, 160, 200, 240, 260) for _ in range(2)]
+
+
+def test_hard_batches_are_no_explosions():
+    """With weights from before their losses are as high: nothing is done, and they are tested ever later."""
+    run = Exploding(hard=range(60, 290, 10))
+
+    assert run.found == START
+    assert run.probes == [60, 80, 120, 190]
+    assert not run.said
+
+
+def test_what_was_done_about_explosions_is_undone():
+    """As soon as most of them prove to be due to their batches."""
+    run = Exploding(wild=(100, 120), hard=(140, 160, 200))
+
+    assert run.found == [*START, (100, True, math.inf), (120, True, 0.5), (200, False, math.inf)]
+    assert run.probes == [100, 100, 120, 120, 140, 160, 200]
+
+
+def test_a_large_batch_is_kept_once_losses_have_exploded():
+    """To copy each one is dear: the first explosion of such batches is not tested."""
+    assert Exploding(wild=(107, 127), size=2**19).probes == [127, 127]
+
+
+def test_explosions_are_left_alone_where_no_batch_is_kept_or_a_loop_steps_by_itself():
+    """There nothing can be tested; and R8 could only lower the rate."""
+    assert Exploding(wild=(100, 120, 160), steps=False).probes == []
+    assert Exploding(wild=(100, 120, 160), batch_size=OwnBatches(keep_witness=False)).probes == []
 
 
 def test_a_loop_that_steps_by_itself_keeps_its_rate_while_losses_come_back():
     """There no remedy is tried for explosions that pass."""
-    assert "regress" not in capped(Run(**EXPLODES, steps=False))
+    assert not {"regress", "explosions"} & set(capped(Run(**EXPLODES, steps=False)))
 
 
 def test_progress_is_not_lost_as_data_change():
@@ -237,7 +317,7 @@ def test_progress_is_not_lost_as_data_change():
     run = Run(pools=[each > Y for each in classes], lr=1e-3)
 
     assert "regress" not in {event.reason for event in run.heard if type(event).__name__ == "Probed"}
-    assert "RolledBack" not in run.kinds
+    assert not {"RolledBack", "LrCapped"} & set(run.kinds)
 
 
 class Narrowed(nn.Module):

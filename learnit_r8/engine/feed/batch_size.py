@@ -11,8 +11,8 @@ from ...state.tree import clone
 TOKEN_NAMES = ("input_ids", "tokens", "ids")
 """Names under which a batch of text holds its tokens."""
 
-MOST_KEPT_BYTES = 2**26
-"""Largest batch that is kept to be handed out again."""
+MOST_KEPT_BYTES, SMALL_BYTES = 2**26, 2**20
+"""Largest batch that is kept to be handed out again; and the largest that is kept only in case its loss explodes."""
 
 Told = int | Callable[[Any], int] | None
 

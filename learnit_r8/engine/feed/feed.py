@@ -22,7 +22,7 @@ from .. import run_state
 from ..engine import Engine
 from ..run import Trainer
 from . import replay
-from .batch_size import MOST_KEPT_BYTES, BatchMeasure, Told, bytes_of, copied
+from .batch_size import MOST_KEPT_BYTES, SMALL_BYTES, BatchMeasure, Told, bytes_of, copied
 from .followed import MOST_HELD, FollowedBatches
 from .samples import OF_ONE_PROCESS, BatchSamples, Ids, Skip
 
@@ -407,7 +407,7 @@ class Feed:
         """
         engine, source = self.engine, self.source
         # As long as a backup may want it.
-        kept = self.keep(item) if is_of_loader and engine.controller.wants_witness else None
+        kept = self.keep_wanted(item) if is_of_loader else None
         if source.num_held >= MOST_HELD:
             engine.hand_over()
         indices = np.full(size.samples, -1) if members is None else members.indices
@@ -415,6 +415,12 @@ class Feed:
         ticket = engine.draw_ahead(is_offered=True)
         assert ticket is not None
         return ticket
+
+    def keep_wanted(self, item: Any) -> Any:
+        """A copy of a batch that weights may be tested with; None where none is wanted."""
+        controller = self.engine.controller
+        is_small = controller.watches_explosions and bytes_of(item) <= SMALL_BYTES
+        return self.keep(item) if is_small or controller.wants_witness else None
 
     def keep(self, item: Any) -> Any:
         """A copy of a batch, so that weights can be tested with it; None where it is too large, or none is kept."""
@@ -687,7 +693,7 @@ class TrainerBatches:
         """Note the batch in hand, to take its loss once more where weights are tested; see `Callbacks.repeat`."""
         if self._feed.source.open is not None and self._feed.engine.persistence.callbacks.repeat is not None:
             chunk: Any = self._feed.source.open.chunk
-            chunk.item = self._feed.keep(item) if self._feed.engine.controller.wants_witness else None
+            chunk.item = self._feed.keep_wanted(item)
 
     def begin_more(self) -> bool:
         """Note one more batch of those that the trainer takes at once, of which only the first begins between steps.
