@@ -36,7 +36,7 @@ from .quarantine import NAMED, Quarantine, accused_of, not_finite_samples
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
 from .remedies import Remedies, diverged_text
-from .state import BROKEN, LOOK_MASK, OF_WEIGHTS, IncidentLog, RecoveryState
+from .state import BROKEN, EARLIER, LEAST_SAMPLES, LOOK_MASK, OF_WEIGHTS, IncidentLog, RecoveryState
 
 if TYPE_CHECKING:
     from ..state.callbacks import Repeat
@@ -53,9 +53,6 @@ MANY_TRANSIENT = 3
 
 EQUAL_LOSSES = 8
 """Number of equal losses in a row after which the weights are checked."""
-
-EARLIER = 8
-"""Least updates between weights from before and an explosion, which builds up over a few."""
 
 SOON = 16
 """If trouble comes back within this many updates, trying states one by one costs little."""
@@ -257,7 +254,8 @@ class RecoveryController:
                 if is_due and progress.stands_since_peak(lineage.updates):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
-        if loss > progress.untrained and self.watches_explosions and progress.has_exploded:
+        tells = loss > progress.untrained and len(ticket.indices) >= LEAST_SAMPLES
+        if tells and self.watches_explosions and progress.has_exploded:
             item = ticket.chunk.witness_of(ticket.indices) if ticket.chunk.pass_number >= 0 else None
             before = tuple(recent)[:-1]
             batch = Backup(self._live.step, lineage.updates, recent=before, witness=[item], losses=[loss])

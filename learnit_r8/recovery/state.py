@@ -53,6 +53,13 @@ undo up to 16 steps with a batch that they do not expect, under two percent of a
 EXPLODES_AGAIN = 128
 """Updates after an explosion in which any batch is kept, to be tested if its loss explodes, too."""
 
+LEAST_SAMPLES = 4
+"""Samples of a batch from which on an explosion of its loss may tell of the weights: the loss of one or two is high now
+and then by chance."""
+
+EARLIER = 8
+"""Least updates between weights from before and an explosion, which builds up over a few."""
+
 EXPLOSIONS_KEPT, OF_WEIGHTS, OF_BATCHES, LEAST_TESTED = 8, 0.5, 0.3, 3
 """Explosions whose shares are remembered; the median share from which they are due to the weights; that below which
 they are due to their batches; and how many must have been tested for that. Most shares are above .5 in trainings that
