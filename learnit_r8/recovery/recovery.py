@@ -36,7 +36,7 @@ from .quarantine import NAMED, Quarantine, accused_of, not_finite_samples
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
 from .remedies import Remedies, diverged_text
-from .state import BROKEN, EARLIER, LEAST_SAMPLES, LOOK_MASK, OF_WEIGHTS, IncidentLog, RecoveryState
+from .state import BROKEN, EARLIER, EXPLODES_AGAIN, LEAST_SAMPLES, LOOK_MASK, OF_WEIGHTS, IncidentLog, RecoveryState
 
 if TYPE_CHECKING:
     from ..state.callbacks import Repeat
@@ -193,9 +193,9 @@ class RecoveryController:
         """Whether weights may be tested later with the batch that is trained on next."""
         backups, is_measured = self._persistence.backup.backups, self.is_early and self._sentry.tests_progress
         awaits = self.witnesses.waiting is not None or bool(backups and not backups[-1].is_closed)
-        if is_measured or awaits:
-            return True
-        return self.watches_explosions and self.lineage.explosions.are_likely(self.lineage.updates)
+        # Another explosion is likely soon after one.
+        exploded_at = self.lineage.explosions.exploded_at
+        return is_measured or awaits or 0 < exploded_at > self.lineage.updates - EXPLODES_AGAIN
 
     @property
     def watches_explosions(self) -> bool:

@@ -169,10 +169,6 @@ class Explosions(SavedFields):
         self.batch = batch if is_tested else None
         return is_tested
 
-    def are_likely(self, updates: int) -> bool:
-        """Whether one was not long ago."""
-        return self.exploded_at > 0 and updates - self.exploded_at < EXPLODES_AGAIN
-
     def take(self, share: float, updates: int) -> None:
         """Take the share of one that was tested after so many updates."""
         self.shares.append(share)

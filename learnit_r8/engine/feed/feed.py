@@ -405,9 +405,9 @@ class Feed:
             members: Its samples; None if they are not known.
             is_of_loader: Whether it is of a loader; else there is nothing but the step.
         """
-        engine, source = self.engine, self.source
-        # As long as a backup may want it.
-        kept = self.keep_wanted(item) if is_of_loader else None
+        engine, source, controller = self.engine, self.source, self.engine.controller
+        # Nearly always no backup waits for one, and mostly R8 does not step.
+        kept = self.keep(item) if is_of_loader and (controller.norms.is_used or controller.wants_witness) else None
         if source.num_held >= MOST_HELD:
             engine.hand_over()
         indices = np.full(size.samples, -1) if members is None else members.indices
@@ -416,15 +416,11 @@ class Feed:
         assert ticket is not None
         return ticket
 
-    def keep_wanted(self, item: Any) -> Any:
-        """A copy of a batch that weights may be tested with; None where none is wanted."""
-        controller = self.engine.controller
-        is_small = controller.watches_explosions and bytes_of(item) <= SMALL_BYTES
-        return self.keep(item) if is_small or controller.wants_witness else None
-
     def keep(self, item: Any) -> Any:
-        """A copy of a batch, so that weights can be tested with it; None where it is too large, or none is kept."""
-        if item is None or not self.source.settings.keep_witness:
+        """A copy of a batch that weights may be tested with; None where none is wanted, or it is too large."""
+        controller = self.engine.controller
+        is_wanted = controller.wants_witness or (controller.watches_explosions and bytes_of(item) <= SMALL_BYTES)
+        if not is_wanted or item is None or not self.source.settings.keep_witness:
             return None
         if bytes_of(item) <= MOST_KEPT_BYTES:
             return copied(item)
@@ -693,7 +689,7 @@ class TrainerBatches:
         """Note the batch in hand, to take its loss once more where weights are tested; see `Callbacks.repeat`."""
         if self._feed.source.open is not None and self._feed.engine.persistence.callbacks.repeat is not None:
             chunk: Any = self._feed.source.open.chunk
-            chunk.item = self._feed.keep_wanted(item)
+            chunk.item = self._feed.keep(item)
 
     def begin_more(self) -> bool:
         """Note one more batch of those that the trainer takes at once, of which only the first begins between steps.
