@@ -343,12 +343,12 @@ def flipped_run(rank, flip, again, buggy=()):
     return digest(model), found["num_transient"], r8.sentry.num_refused, found["num_restored"], said
 
 
-def _own_batches_run(rank, model, optimizer, loss_of_batch, *, takes_steps=True):
+def _own_batches_run(rank, model, optimizer, loss_of_batch, *, takes_steps=True, steps=320):
     """Train on batches of one's own; the adapter, and how often and why the rate was lowered."""
     warnings.simplefilter("ignore")
     dice, heard = torch.Generator().manual_seed(10 + rank), record_events()
-    stream = [(X[each], Y[each]) for each in torch.randint(len(X), (320, 8), generator=dice)]
-    with attach(model, optimizer, stream, num_steps=320, listeners=[heard], backup_every=20) as adapter:
+    stream = [(X[each], Y[each]) for each in torch.randint(len(X), (steps, 8), generator=dice)]
+    with attach(model, optimizer, stream, num_steps=steps, listeners=[heard], backup_every=20) as adapter:
         for x, y in adapter.batches():
             loss = loss_of_batch(model(x), y)
             if takes_steps:
@@ -368,7 +368,9 @@ def exploding_run(rank):
         rank: This process.
     """
     model = DistributedDataParallel(Attention())
-    adapter, reasons = _own_batches_run(rank, model, torch.optim.Adam(model.parameters(), lr=0.1), cross_entropy)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    # The norms are learned anew from each restore on.
+    adapter, reasons = _own_batches_run(rank, model, optimizer, cross_entropy, steps=400)
     controller = adapter.scheduler.controller
     return digest(model), reasons, controller.norms.state_dict(), controller.limit.state_dict()
 
