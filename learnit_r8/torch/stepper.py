@@ -357,16 +357,16 @@ class StepHooks:
         if r8 is None:
             return
         controller = r8.controller
-        if stepper is not None and optimizer is stepper.counted:
-            updates = controller.lineage.updates
-            before, stepper.stepped_at = stepper.stepped_at, updates
-            if not (stepper.knows_distance or before is None):
-                stepper.note_distance(r8, updates, before)
         if stepper is not None:
+            updates = controller.lineage.updates
+            if optimizer is stepper.counted:
+                before, stepper.stepped_at = stepper.stepped_at, updates
+                if not (stepper.knows_distance or before is None):
+                    stepper.note_distance(r8, updates, before)
             if stepper.max_norm is not None and not controller.norms.is_used:
                 # `Stepper.clip` was never called.
                 r8.host.say_once("not clipped", NOT_CLIPPED.format(stepper.max_norm))
-            is_turn = not max(0, controller.lineage.updates - 1) // stepper.accumulate % DEAD_EVERY
+            is_turn = not max(0, updates - 1) // stepper.accumulate % DEAD_EVERY
             may_look = self._looks and controller.watches_gradients and not controller.experiment.is_open
             if is_turn and may_look and (self._is_alone or controller.norms.is_used) and not r8.is_over:
                 controller.note_gradients(*stepper.gradient_sizes())

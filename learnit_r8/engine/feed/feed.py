@@ -418,11 +418,12 @@ class Feed:
 
     def keep(self, item: Any) -> Any:
         """A copy of a batch that weights may be tested with; None where none is wanted, or it is too large."""
-        controller = self.engine.controller
-        is_wanted = controller.wants_witness or (controller.watches_explosions and bytes_of(item) <= SMALL_BYTES)
-        if not is_wanted or item is None or not self.source.settings.keep_witness:
+        if item is None or not self.source.settings.keep_witness:
             return None
-        if bytes_of(item) <= MOST_KEPT_BYTES:
+        controller, size = self.engine.controller, bytes_of(item)
+        if not (controller.wants_witness or (controller.watches_explosions and size <= SMALL_BYTES)):
+            return None
+        if size <= MOST_KEPT_BYTES:
             return copied(item)
         self.engine.announcer.note_once(
             "large batch",
