@@ -373,7 +373,8 @@ class Engine:
             # In a trainer that counts batches one that is looked into is left out for good.
             num_lost = len(ticket.indices) if self.pace.is_counted else 0
             is_first = controller.is_early and controller.lineage.updates <= EARLY_UPDATES
-            is_early = is_first and verdict is GOOD and controller.is_suspicious(reading.mean, num_lost)
+            is_judged = is_first and verdict is GOOD
+            is_early = is_judged and controller.is_suspicious(reading.mean, num_lost, len(ticket.indices))
             # A batch that comes again was looked into the first time.
             if is_early and (state == OPEN or controller.is_far(reading.mean, num_lost)):
                 verdict, memory = Verdict.EARLY, sentry.present

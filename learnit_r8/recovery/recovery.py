@@ -27,7 +27,7 @@ from ..sources.ticket import Ticket
 from ..table.losses import Reading
 from ..table.table import SampleTable
 from .backups import Backup, SchedulerState, median_of, spread_of
-from .early import FAR, FirstSteps
+from .early import FAR, FirstSteps, far_from
 from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_with_earlier, investigate
 from .model import LiveModel, Witnesses
 from .policy import Recovery, TrainingDiverged
@@ -206,12 +206,13 @@ class RecoveryController:
         """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
         self._persistence.backup.end_update()
 
-    def is_suspicious(self, loss: float, num_lost: int) -> bool:
+    def is_suspicious(self, loss: float, num_lost: int, num_samples: int) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it; see `early_suspicion`."""
         if self._watches_level:
             # Losses that rise in a warm-up say little about a rate of the user's own, nor does one easy batch.
             recent = self.lineage.progress.recent
-            return len(recent) >= FIRST and loss > FAR * max(recent) and self.is_far(loss, num_lost)
+            stands_out = bool(recent) and loss > far_from(len(recent), num_samples) * max(recent)
+            return stands_out and self.is_far(loss, num_lost)
         return self.early.suspicion(loss, num_lost) > 1
 
     def is_far(self, loss: float, num_lost: int) -> bool:

@@ -277,3 +277,56 @@ def test_weights_that_prove_healthy_time_and_again_make_no_absurd_loss_usual():
     assert adapter.scheduler.sentry.num_refused == num_absurd > 20
     assert adapter.scheduler.lr_factor == 1.0
     assert "in a row" not in adapter.summary()
+
+
+def errors_after(batches, bad, *, has_r8):
+    """Squared errors on the good data, and the adapter; without R8 the bad batches are left out by hand."""
+    seed_all()
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 1))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    adapter = attach(model, optimizer, batches, num_steps=len(batches)) if has_r8 else None
+    for inputs, targets in adapter.batches() if adapter else batches:
+        loss = mse_loss(model(inputs), targets)
+        if adapter.report(loss) if adapter else not is_bad(inputs):
+            step(optimizer, loss)
+    good = [batch for number, batch in enumerate(batches) if number != bad]
+    with torch.no_grad():
+        return float(np.mean([float(mse_loss(model(inputs), targets)) for inputs, targets in good])), adapter
+
+
+@pytest.mark.parametrize("place", [1, 3, 7])
+def test_a_huge_sample_among_the_first_losses_is_left_out(place):
+    """It filled Adam's second moments, so that the rest of a short run learned next to nothing."""
+    noise = np.random.default_rng(place)
+    x = torch.as_tensor(noise.normal(size=(64, 16, 16)), dtype=torch.float32)
+    batches = [(inputs.clone(), inputs.sum(1, keepdim=True)) for inputs in x]
+    batches[place][0][5] *= 1e4
+    by_hand, _ = errors_after(batches, place, has_r8=False)
+
+    errors, adapter = errors_after(batches, place, has_r8=True)
+
+    assert errors < 1.2 * by_hand
+    assert adapter.scheduler.sentry.num_refused == 1
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_first_losses_of_weights_that_fit_are_trained_on(size):
+    """Now and then a batch with the only hard sample follows easy ones whose losses are next to nothing."""
+    x, y = clouds()
+    seed_all()
+    model = nn.Sequential(nn.Linear(x.shape[1], 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer, rises = torch.optim.Adam(model.parameters(), 0.01), []
+    for _ in range(100):
+        step(optimizer, cross_entropy(model(x), y))
+    for seed in range(40):
+        rows = torch.as_tensor(np.random.default_rng(seed).choice(len(x), (8, size)))
+        batches, losses = [(x[each], y[each]) for each in rows], []
+        with attach(model, torch.optim.SGD(model.parameters(), 1e-6), batches) as adapter:
+            for inputs, labels in adapter.batches():
+                loss = cross_entropy(model(inputs), labels)
+                if adapter.report(loss):
+                    losses.append(loss.item())
+        assert len(losses) == len(batches)
+        rises.append(losses[1] / losses[0])
+
+    assert max(rises) > 4

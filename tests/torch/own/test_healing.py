@@ -97,8 +97,8 @@ def test_the_first_losses_of_own_batches_may_be_high(mode, fault):
                         descend(optimizer, loss)
 
     assert adapter.scheduler.global_step == 60
-    # At a rate of the user's own, R8 does not say that no first loss may be high.
-    assert (Verdict.EARLY in verdicts) == (mode != "keep")
+    # At a rate of the user's own a first loss may be high, but not hundreds of times as high.
+    assert (Verdict.EARLY in verdicts) == (mode != "keep" or fault == "high rate")
     assert all(bool(each.isfinite().all()) for each in model.parameters())
 
 
