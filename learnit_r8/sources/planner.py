@@ -152,7 +152,7 @@ class Draft:
 
         Args:
             samples: The samples and their weights.
-            sweep: Number of their sweep; -1 outside any pass.
+            sweep: Number of their sweep.
             fill: Whether to fill up the last batch.
             watch_rng: Shuffles watched samples, to spread them over the batches; None if there are none.
         """
@@ -198,15 +198,13 @@ class Draft:
         sizes: NDArray[np.int64], sweep: int, *, fill: int = 0,
     ) -> Chunk:  # fmt: skip
         """The chunk of some samples, their records and estimates, whose batches are known."""
-        (indices, weights), in_pass = samples, sweep >= 0
+        indices, weights = samples
         records, weights = reordered(records, order), None if weights is None else weights[order]
         return Chunk(
             indices.take(order), self._table, sizes=sizes, expected=self._learner.expected(records, sizes, weights),
             typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
-            pass_number=self._context.pass_number if in_pass else -1, sweep=sweep, fill=fill,
-            weights=weights,
-            planned=Planned(loss if self.pool is None else self.pool, loss, order),
-            records=records if in_pass else None,
+            pass_number=self._context.pass_number, sweep=sweep, fill=fill, weights=weights,
+            planned=Planned(loss if self.pool is None else self.pool, loss, order), records=records,
         )  # fmt: skip
 
     def _mean_of(self, records: NDArray[Any]) -> float:
@@ -523,27 +521,25 @@ class Planner:
     def chunk_outside(self, policy: Policy, context: Context) -> Chunk | None:
         """Make a chunk of one batch from a random part of the data; None if the policy selects too few samples."""
         self._num_outside += 1
-        size = max(POOL_SAMPLES, POOL_BATCHES * self._table.batch_size)
-        pool = Sweep(self._table.num_samples, size, [self.seed, _OUTSIDE, self._num_outside])
+        table, size = self._table, max(POOL_SAMPLES, POOL_BATCHES * self._table.batch_size)
+        order = Permutation(table.num_samples, [self.seed, _OUTSIDE, self._num_outside])
+        part = order(0, min(size, table.num_samples))
         draft = self._draft(policy, context._replace(pass_number=-1), _OUTSIDE_POLICY, self._num_outside)
-        part = pool.next_part()
         kept, _ = draft.select(part[~self._storage.exclusions.holds(part)])
         if len(kept) < self._full:
             return None
         first = draft.first(kept, self._full)
         first = first if self._buckets is None else self._buckets.fitting(first)
-        chunk = self._draft(SHUFFLE, context).chunk((first, None), sweep=-1, fill=False)
-        chunk.typical = draft.typical
-        if draft.pool is not None and chunk.planned is not None:
-            chunk.planned = chunk.planned._replace(pool=draft.pool)
-        if chunk.expected[0] < chunk.typical:
-            kept_share = self._table.learner.worth(self._storage.records.take(part))
-            chunk.expected[0] = chunk.typical - kept_share * (chunk.typical - chunk.expected[0])
-        return chunk
-
-    def chunk_of(self, indices: NDArray[np.int64], context: Context) -> Chunk:
-        """Make a chunk of one batch of these samples, int64[M] and distinct, outside any pass."""
-        return self._draft(SHUFFLE, context).chunk((indices, None), sweep=-1, fill=False)
+        records, sizes, typical = self._storage.records.gather(first), np.array([len(first)]), draft.typical
+        [expected] = table.learner.expected(records, sizes)
+        if expected < typical:
+            kept_share = table.learner.worth(self._storage.records.take(part))
+            expected = typical - kept_share * (typical - expected)
+        loss = self._storage.estimates(records)
+        return Chunk(
+            first, table, sizes=sizes, expected=[expected], typical=typical, pass_number=-1, sweep=-1,
+            planned=Planned(loss if draft.pool is None else draft.pool, loss, np.arange(len(first))),
+        )  # fmt: skip
 
     def _draft(self, policy: Policy, context: Context, *key: int) -> Draft:
         rng = self._generator(*key) if policy.is_random else _spare_generator()
