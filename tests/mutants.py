@@ -360,7 +360,7 @@ MUTANTS = [Mutant(*each) for each in (
      "state/test_saver.py -k metric", "a resumed run compares a metric with the best of another one"),
     ("state/early_stop.py", "clone(get_state())", "get_state()",
      "state/test_early_stop.py", "load_best() gives the last model"),
-    ("state/early_stop.py", '"waited": state["waited"]}', '"waited": 0}',
+    ("state/early_stop.py", 'waited = state["best"], state["waited"]', 'waited = state["best"], 0',
      "state/test_early_stop.py -k resume", "patience begins anew after each resume"),
     ("state/codec.py", "if digest.hexdigest().encode() != written:", "if False:",
      "state/test_store.py -k flipped", "a damaged checkpoint is loaded"),

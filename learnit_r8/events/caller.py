@@ -24,7 +24,16 @@ def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
     That is the innermost frame outside this package, the standard library and installed packages; where there is none,
     as on a thread of a framework, the innermost outside this package.
     """
-    frame = _users_frame()
+    outside, here = None, sys._getframe(1)
+    frame: FrameType | None = here
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith((PACKAGE, "<frozen")):
+            outside = outside or frame
+            if not (path.startswith(STANDARD) or any(each in path for each in PACKAGES)):
+                break
+        frame = frame.f_back
+    frame = frame or outside or here
     module, registry = frame.f_globals.get("__name__"), frame.f_globals.setdefault("__warningregistry__", {})
     where = (frame.f_code.co_filename, frame.f_lineno)
     warnings.warn_explicit(text, category, *where, module=module or "<unknown>", registry=registry)
@@ -44,17 +53,3 @@ def say_at_exit(loop: Any) -> None:
             alive._warn_at_exit(getattr(sys, "last_value", None))
 
     atexit.register(say)
-
-
-def _users_frame() -> FrameType:
-    outside = None
-    here: FrameType = sys._getframe(2)
-    frame: FrameType | None = here
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if not path.startswith((PACKAGE, "<frozen")):
-            outside = outside or frame
-            if not (path.startswith(STANDARD) or any(each in path for each in PACKAGES)):
-                return frame
-        frame = frame.f_back
-    return outside or here

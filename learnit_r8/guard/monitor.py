@@ -87,17 +87,12 @@ class Sentry:
     def begin_anew(self) -> None:
         """Reset the baseline: from here on losses have another meaning, and earlier ones are forgotten."""
         self.baseline += 1
-        self.present = Memory(self.guard.begin(), num_skipped=self.num_skipped)
+        self.present = Memory(self.guard.begin(), num_skipped=self.present.num_skipped)
 
     @property
     def memory(self) -> Any:
         """The guard's current state, immutable: kept with each backup of the model."""
         return self.present.losses
-
-    @property
-    def num_skipped(self) -> int:
-        """Optimizer steps skipped in a row."""
-        return self.present.num_skipped
 
     def forget(self) -> None:
         """Forget the losses; those of backups still count."""
@@ -108,10 +103,6 @@ class Sentry:
         calmed = getattr(self.guard, "calmed", None)
         if calmed is not None:
             self.present = self.present._replace(losses=calmed(self.memory))
-
-    def plain(self, memory: Any) -> Any:
-        """A state of `memory` as plain values, for a saved state."""
-        return _plain(memory)
 
     def formed(self, plain: Any) -> Any:
         """The state that `plain` was given; raises ValueError if it is of another kind of guard."""
@@ -183,13 +174,13 @@ class Sentry:
     def state_dict(self) -> dict[str, Any]:
         """The whole state as plain values."""
         return {
-            "losses": _plain(self.memory), "num_refused": self.num_refused, "num_skipped": self.num_skipped,
+            "losses": plain(self.memory), "num_refused": self.num_refused, "num_skipped": self.present.num_skipped,
             "norms": {"highest": self.present.highest_norm, "count": self.present.num_norms}, "baseline": self.baseline,
         }  # fmt: skip
 
     def adapted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """A saved state to load; if it is of another kind of guard, it keeps the counters and drops the losses."""
-        form = _plain(self.guard.begin())
+        form = plain(self.guard.begin())
         if not isinstance(form, dict) or not isinstance(state, Mapping):
             return state
         return state if _is_of_form(state["losses"], form) else {**state, "losses": form}
@@ -206,15 +197,15 @@ class Sentry:
         self.baseline = state["baseline"]
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, named tuples as dicts."""
+def plain(value: Any) -> Any:
+    """A state of `Sentry.memory` as plain values: tuples as lists, named tuples as dicts."""
     if hasattr(value, "_asdict"):
-        return {name: _plain(item) for name, item in value._asdict().items()}
-    return [each if type(each) is float else _plain(each) for each in value] if isinstance(value, tuple) else value
+        return {name: plain(item) for name, item in value._asdict().items()}
+    return [each if type(each) is float else plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _formed(value: Any, form: Any) -> Any:
-    """Convert a value of `_plain` back to the types of ``form``."""
+    """Convert a value of `plain` back to the types of ``form``."""
     if hasattr(form, "_asdict"):
         if not _is_of_form(value, form._asdict()):
             raise ValueError(f"the guard's state must have the fields {form._fields}, got {value!r}.")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import events
-from ..guard.monitor import Sentry
+from ..guard.monitor import Sentry, plain
 from ..sources.ticket import Ticket
 from ..state import tree
 from .backups import Backup
@@ -139,28 +139,28 @@ class FirstSteps:
             # The batch in hand is drawn again by the resumed run.
             last = asked
         is_watched = has_batches and self._sentry.tests_progress and self._lineage.updates <= START_UPDATES
-        plain = {
+        saved = {
             **early.state_dict(), "last": last.to_plain() if last is not None and is_watched else None,
             "compared": first.replayed if early.is_compared and first is not None and case is None else None,
             "first": None, "trial": None,
         }  # fmt: skip
         # On several ranks each has a part of what a trial has kept aside.
         if not has_models or self._live.persistence.agreement.ranks is not None:
-            return plain
+            return saved
         if first is not None and first.witness and is_watched:
             # A file is twice as large with it.
             is_needed = self.is_measuring or self.is_on_trial
             beside = {"state": first.state if is_needed else None, "generators": first.generators}
             is_any = any(each is not None for each in beside.values())
-            plain["first"] = {**first.to_plain(), "is_closed": first.is_closed}
-            plain["first"]["beside"] = saved_form(beside) if is_any else None
+            saved["first"] = {**first.to_plain(), "is_closed": first.is_closed}
+            saved["first"]["beside"] = saved_form(beside) if is_any else None
         if trial is not None:
             own = self._live.of_trial
-            plain["trial"] = {
-                **trial.state_dict(), "present": saved_form(trial.present), "memory": self._sentry.plain(trial.memory),
+            saved["trial"] = {
+                **trial.state_dict(), "present": saved_form(trial.present), "memory": plain(trial.memory),
                 "own": None if own is None else saved_form(own),
             }  # fmt: skip
-        return plain
+        return saved
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned but for the plain numbers; the backups are gone with their process, but for

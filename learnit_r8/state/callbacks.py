@@ -162,14 +162,15 @@ def check_callback(name: str, callback: Any) -> None:
         what = "; pass the function, not what it returns" if name == "state_callback" else ""
         raise TypeError(f"{name} must be a function or None, got {shortened(callback)}{what}.")
     given = {"save_callback": 1 if _takes_path_only(callback) else 2, "load_callback": 1, "state_callback": 0}[name]
-    keywords = _keywords(callback, from_ram=True, is_resume=True) if name == "load_callback" else {}
+    is_load = name == "load_callback"
+    keywords = [each.name for each in _parameters(callback) if is_load and each.name in ("from_ram", "is_resume")]
     try:
         # A decorated function takes what its wrapper takes, not what __wrapped__ shows.
         signature = inspect.signature(callback, follow_wrapped=False)
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(*[None] * given, **keywords)
+        signature.bind(*[None] * given, **dict.fromkeys(keywords, True))
     except TypeError:
         raise TypeError(f"{name} must take {FORMS[name]}, got {callback!r} with the signature {signature}.") from None
 
@@ -200,13 +201,8 @@ def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool, is_r
 
 def load_with(callback: Any, source: Any, **given: bool) -> Any:
     """Call a load callback with those of the keywords that it has; returns what it does."""
-    return callback(source, **_keywords(callback, **given))
-
-
-def _keywords(callback: Callable[..., Any], **given: bool) -> dict[str, bool]:
-    """Return the keyword arguments that a load callback accepts, out of those that it may be given."""
     names = {parameter.name for parameter in _parameters(callback)}
-    return {name: value for name, value in given.items() if name in names}
+    return callback(source, **{name: value for name, value in given.items() if name in names})
 
 
 def _parameters(callback: Callable[..., Any]) -> list[inspect.Parameter]:

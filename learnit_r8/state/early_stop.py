@@ -180,14 +180,15 @@ class EarlyStop:
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, the values since, and whether the run has ended."""
-        return {**self._patience.state_dict(), "reason": self.reason, "is_by_rule": self._is_by_rule}
+        rule = self._patience
+        return {"best": rule.best, "waited": rule.waited, "reason": self.reason, "is_by_rule": self._is_by_rule}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned.
 
         A run that its rule has ended goes on if the present rule would not have ended it yet.
         """
-        self._patience.load_state_dict({"best": state["best"], "waited": state["waited"]})
+        self._patience.best, self._patience.waited = state["best"], state["waited"]
         # It may have been logged before.
         self._is_checked = True
         self._is_by_rule = bool(state["is_by_rule"])

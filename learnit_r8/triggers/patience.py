@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from .._validation import whole_number
 
@@ -19,6 +18,9 @@ class Record:
 
     Raises:
         ValueError: another mode, or ``min_delta`` not finite or below 0.
+
+    Attributes:
+        best: The best value so far; None before the first finite one.
     """
 
     def __init__(self, mode: str, min_delta: float) -> None:
@@ -28,19 +30,19 @@ class Record:
             raise ValueError(f"min_delta must be finite and >= 0, got {min_delta!r}.")
         self._sign = 1.0 if mode == "min" else -1.0
         self._min_delta = min_delta
-        self.value: float | None = None
+        self.best: float | None = None
 
     def improves(self, value: float) -> bool:
         """Whether this value is a new best one, which it then is; one that is not finite never is."""
         if not math.isfinite(value):
             return False
-        if self.value is not None and not self._sign * value < self._sign * self.value - self._min_delta:
+        if self.best is not None and not self._sign * value < self._sign * self.best - self._min_delta:
             return False
-        self.value = value
+        self.best = value
         return True
 
 
-class Patience:
+class Patience(Record):
     """Counts the values of a number that are no improvement; patience is over with the ``patience``-th in a row.
 
     A value that is not finite is never an improvement.
@@ -63,13 +65,8 @@ class Patience:
 
     def __init__(self, patience: int, mode: str, min_delta: float = 0.0) -> None:
         self._patience = whole_number("patience", patience, least=1)
-        self._record = Record(mode, min_delta)
+        super().__init__(mode, min_delta)
         self.waited = 0
-
-    @property
-    def best(self) -> float | None:
-        """The best value so far; None before the first finite one."""
-        return self._record.value
 
     @property
     def is_over(self) -> bool:
@@ -78,14 +75,6 @@ class Patience:
 
     def improves(self, value: float) -> bool:
         """Count a value; returns whether it is a new best one."""
-        is_better = self._record.improves(value)
+        is_better = super().improves(value)
         self.waited = 0 if is_better else self.waited + 1
         return is_better
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best value, and the values since."""
-        return {"best": self.best, "waited": self.waited}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self._record.value, self.waited = state["best"], state["waited"]

@@ -162,7 +162,7 @@ def test_state(count, way):
 
     assert repr(other.memory) == repr(sentry.memory)
     assert repr(other.state_dict()) == repr(sentry.state_dict())
-    assert (other.num_refused, other.num_skipped) == (sentry.num_refused, 1)
+    assert (other.num_refused, other.present.num_skipped) == (sentry.num_refused, 1)
 
 
 @pytest.mark.parametrize("guards", [(SpikeGuard(), FiniteGuard()), (FiniteGuard(), SpikeGuard())])

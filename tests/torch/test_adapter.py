@@ -483,7 +483,7 @@ def test_overflow_is_skipped(max_grad_norm, fused):
     scaler = Overflowing({2, 3, 9})
     adapter = adapted(model=model, optimizer=optimizer, scaler=scaler, max_grad_norm=max_grad_norm)
     skipped = []
-    adapter.scheduler.host.announcer.add(lambda _: skipped.append(adapter.scheduler.sentry.num_skipped))
+    adapter.scheduler.host.announcer.add(lambda _: skipped.append(adapter.scheduler.sentry.present.num_skipped))
     outcomes = train(adapter)
 
     assert all(outcome.rolled_back_to is None for outcome in outcomes)
