@@ -323,7 +323,7 @@ class R8Scheduler:
     def lr_factor(self) -> float:
         """The factor that recovery puts on the scheduled rate or, with "keep", on your own; 1.0 if all is well."""
         lr = self.host.rates.scheduled_at(self.pace.step)
-        return self.controller.lr(lr) / lr if lr else 1.0
+        return self.controller.limit.lr(lr) / lr if lr else 1.0
 
     @property
     def global_step(self) -> int:

@@ -415,7 +415,7 @@ def everything(user):
 def check(user, undisturbed):
     """Raise AssertionError unless an interrupted run is as good as any, or has said that it was not and came back."""
     r8 = user.r8
-    assert not r8.host.persistence.is_restoring, "is_restoring is left set"
+    assert not r8.controller.live.is_restoring, "is_restoring is left set"
     assert is_free(r8.host.turns.lock), "the lock is left held"
     assert is_free(r8.host.turns._turn), "the turn is left taken"
     assert (r8.pace.num_out, r8.pace.place) == (0, r8.total_steps), "a batch is lost"

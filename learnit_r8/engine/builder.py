@@ -85,7 +85,7 @@ def build_run(settings: Settings) -> Run:
         given["recovery"], persistence, announcer, table, sentry, keeps_rates=shape.mode == "keep",
         recorder=_build_recorder(settings, persistence), watches_level=watches_level,
     )  # fmt: skip
-    search = LrSearch(test, source=source, persistence=persistence, announcer=announcer)
+    search = LrSearch(test, source=source, persistence=persistence, controller=controller, announcer=announcer)
     rates = Rates(
         _schedule_maker(settings, budget), pace=pace, search=search, controller=controller, emitter=emitter,
         announcer=announcer, persistence=persistence,

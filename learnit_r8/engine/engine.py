@@ -182,9 +182,9 @@ class Engine:
                 not_exact = source.start_pass(epoch, pace.policy_progress(epoch, progress))
                 if not_exact:
                     self.announcer.warn_once("not exact", not_exact)
-            controller.hide_true()
+            controller.live.hide()
             turn.is_changing = False
-            lr, is_again = controller.lr(lr), bool(source.returned)
+            lr, is_again = controller.limit.lr(lr), bool(source.returned)
             asks_probe = may_probe and controller.experiment.asks_probe
             is_of_pass = not asks_probe and (is_again or not controller.state.steady_left)
             # So is the policy: if it raises, nothing was drawn.
@@ -205,7 +205,7 @@ class Engine:
         """Hand out a batch once more, to test the weights with it; an experiment has asked for it."""
         pace, step = self.pace, self.pace.next_step
         with self.turns.take("draw", step, is_changing=True):
-            self.controller.hide_true()
+            self.controller.live.hide()
             epoch = max(0, pace.place - 1) // pace.steps_per_epoch + pace.passes
             return self._hand_out(self._probe(), step, epoch, self.rates.now)
 
@@ -394,7 +394,7 @@ class Engine:
 
     def _check_out(self, ticket: Ticket) -> None:
         """Raise RuntimeError for a ticket that is not out, or that the load callback reports."""
-        if self.persistence.is_restoring and self.turns.is_mine:
+        if self.controller.live.is_restoring and self.turns.is_mine:
             raise RuntimeError(f"load_callback must not report losses, got one of step {ticket.step}.")
         if ticket.is_out and ticket.chunk.table is self.table:
             return
@@ -498,7 +498,7 @@ class Engine:
                 put_to = self._refuse(ticket, judged)
             self.pace.begin_break()
             is_unknown = self.search.is_on or math.isnan(judged.lr)
-            lr = self.rates.now if is_unknown else self.controller.lr(judged.lr)
+            lr = self.rates.now if is_unknown else self.controller.limit.lr(judged.lr)
             return Outcome(verdict, self.rates.shown(lr), put_to)
 
     def _refuse(self, ticket: Ticket, judged: Judged) -> int | None:
@@ -630,7 +630,7 @@ class Engine:
         """
         pace, persistence, controller = self.pace, self.persistence, self.controller
         if self.turns.busy is not None:
-            if persistence.is_restoring and self.turns.is_mine:
+            if controller.live.is_restoring and self.turns.is_mine:
                 raise RuntimeError(f"load_callback must not draw batches, got a draw at step {pace.step}.")
             self.turns.wait("draw", pace.next_step)
         epoch_ended = pace.has_left_epoch and not held_back
@@ -647,7 +647,7 @@ class Engine:
                 persistence.backup_timer.take_in(persistence.callbacks.state)
                 with self.turns.take("between_steps", step, is_changing=True):
                     # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
-                    controller.hide_true()
+                    controller.live.hide()
                     controller.look_back(step=step, lr=scheduled)
             epoch_ended = pace.has_left_epoch
         if self.announcer.wants_surveys or (self.emitter.has_groups and self.announcer.is_heard):
@@ -723,7 +723,7 @@ class Engine:
         """Copy a model state to RAM; see `R8Scheduler.update_cpu_backup`."""
         if self.search.is_on and self.emitter.has_started:
             return
-        if self.persistence.is_restoring and self.turns.is_mine:
+        if self.controller.live.is_restoring and self.turns.is_mine:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.pace.step}.")
         with self.run.saving:
             damage = self.persistence.backup_timer.take(

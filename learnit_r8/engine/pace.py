@@ -385,7 +385,8 @@ class LrSearch:
     Args:
         test: The range test, or None for no search.
         source: Draws random batches.
-        persistence: Restores the model.
+        persistence: Says whether there is a state to go back to.
+        controller: Restores the model.
         announcer: Receives warnings and events.
 
     Attributes:
@@ -394,13 +395,13 @@ class LrSearch:
     """
 
     def __init__(
-        self, test: RangeTest | None, *, source: Source, persistence: Persistence, announcer: Announcer
-    ) -> None:
+        self, test: RangeTest | None, *, source: Source, persistence: Persistence, controller: RecoveryController,
+        announcer: Announcer,
+    ) -> None:  # fmt: skip
         self.found_lr: float | None = None
         self._test, self.is_on = test, test is not None
         self._source = source
-        self._persistence = persistence
-        self._announcer = announcer
+        self._persistence, self._controller, self._announcer = persistence, controller, announcer
 
     def check_ready(self) -> None:
         """Check that the model can be restored after the search.
@@ -441,7 +442,7 @@ class LrSearch:
         return self._end_if_done(self._test)
 
     def _restore(self) -> int | None:
-        restored = self._persistence.restore_newest()
+        restored = self._controller.live.restore_newest()
         return None if restored is None else restored.step
 
     def skip(self, batch: Batch) -> None:
@@ -516,7 +517,7 @@ class Rates:
     def at(self, step: int) -> float:
         """The rate once this many steps are done: that of the schedule, unless recovery holds it down."""
         lr = self.scheduled(self._pace.progress_at(step))
-        return lr if self._controller.is_quiet else self._controller.lr(lr)
+        return lr if self._controller.is_quiet else self._controller.limit.lr(lr)
 
     def scheduled_at(self, step: int) -> float:
         """The rate of the schedule once this many steps are done."""

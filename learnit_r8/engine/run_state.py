@@ -484,7 +484,7 @@ def restore_backup(run: Run) -> int:
             )
         turn.is_changing = True
         run.source.hand_over()
-        restored = run.persistence.restore_newest(is_of_run=True)
+        restored = run.controller.live.restore_newest(is_of_run=True)
         assert restored is not None
         assert restored.moment is not None
         run.persistence.backup.forget_after(restored.updates)

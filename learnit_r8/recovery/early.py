@@ -213,7 +213,10 @@ class FirstSteps:
     def find_lost(self) -> Backup | None:
         """The backup whose progress was lost, if any; waits after a look that found healthy weights."""
         lineage = self._lineage
-        return None if lineage.rises else lineage.progress.lost_progress(self._witnesses.restorable(), lineage.updates)
+        if lineage.rises:
+            return None
+        known = [each for each in self._witnesses.known() if each.can_be_put]
+        return lineage.progress.lost_progress(known, lineage.updates)
 
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.
@@ -351,15 +354,12 @@ class FirstSteps:
             early.num_dead, early.dead.found = early.num_dead + 1, []
             del early.dead.shares[DEAD_LOOKS:]
             self._state.norms.begin(live.step)
-        limit.lower(rate, by=by, step=live.step)
         sentry.forget()
         lineage.begin(first)
         self._witnesses.begin_trust()
         self._announcer.tell(events.RolledBack, to_step=first.step, source="backup")
         reason = "no gradient" if is_dying else "no progress"
-        self._announcer.tell(
-            events.LrCapped, ceiling=limit.ceiling, reason=reason, is_share=limit.is_share, until=limit.until_text()
-        )
+        self._state.lower_rate(rate, by=by, step=live.step, reason=reason)
 
     def end_trial(self, level: float) -> None:
         """Once it is long enough, go on with the lower rate if its losses are clearly better, else as before it."""

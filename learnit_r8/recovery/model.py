@@ -3,6 +3,7 @@ witnesses of its states: noted as they are trained on, trusted once calm losses 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +14,10 @@ from .. import events
 from ..events.bus import Announcer
 from ..sources.ticket import Ticket
 from ..state import tree
+from ..state.callbacks import call_load
 from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite, num_float_arrays
 from .backups import Backup
+from .policy import RestoreError
 
 if TYPE_CHECKING:
     from .persistence import Persistence
@@ -61,6 +64,9 @@ class LiveModel:
         current: The backup that is in the model; None for the present state.
         present: The state set aside, which must not be changed; None if there is none.
         of_trial: The state of the trial while another one is shown, which must not be changed; else None.
+        is_restoring: Whether the load callback is called now.
+        failures: Why states could not be restored since `begin`.
+        guard: The guard's state in the checkpoint that was restored last; None for a backup.
         mended: What `mend` has replaced in this experiment, in words; "" for nothing.
     """
 
@@ -71,7 +77,9 @@ class LiveModel:
         self.step = 0
         self.put_step: int | None = None
         self.current: Backup | None = None
-        self.mended = ""
+        self.is_restoring, self.mended = False, ""
+        self.failures: list[str] = []
+        self.guard: Any = None
 
     def begin_call(self, step: int) -> None:
         """Note the step of a report; nothing was put since."""
@@ -79,14 +87,23 @@ class LiveModel:
 
     @property
     def can_restore(self) -> bool:
-        """Whether there is anything that could be put back."""
-        return self.persistence.callbacks.load is not None and self.persistence.has_something
+        """Whether there is anything that could be put back; all ranks must ask at the same point."""
+        saver = self.persistence.saver
+        if self.persistence.callbacks.load is None or (saver is None and self.persistence.backup.is_empty):
+            return False
+        if saver is None or not self.persistence.backup.is_empty:
+            return True
+        # The checkpoint being written may be the only one.
+        saver.wait()
+        return bool(saver.store.own_states())
 
     def begin(self) -> None:
-        """Begin an experiment."""
+        """Begin an experiment, or another search for a state to go back to."""
         self.end()
-        self.persistence.begin_restores()
-        self.mended = ""
+        self.failures, self.guard, self.mended = [], None, ""
+        if self.persistence.saver is not None:
+            # The checkpoint being written may be the one to go back to, or hold weights that are given up.
+            self.persistence.saver.wait()
 
     def is_damaged(self) -> bool:
         """Whether the live state is seen to hold numbers that are not finite."""
@@ -117,7 +134,7 @@ class LiveModel:
         # Where some ranks hold no damage, mending the others would make their weights differ.
         if self.persistence.agreement.agree("" if is_little else "go back"):
             return False
-        if not self.persistence.put_state(mended, self.step):
+        if not self._load(mended, self.step):
             return False
         named = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
         self.put_step = self.step
@@ -153,11 +170,67 @@ class LiveModel:
         return self.present is not None
 
     def put(self, backup: Backup) -> bool:
-        """Put a backup back; False if it cannot be."""
-        if not self.persistence.put(backup):
+        """Put a backup back; False if it is missing, cannot be loaded, or is not finite afterwards."""
+        persistence, name = self.persistence, "backup"
+        if not backup.can_be_put:
+            return False
+        if backup.is_on_disk:
+            name = persistence.name_of(backup)
+            checkpoint = persistence.store.load_named(name) if name and persistence.store is not None else None
+            if checkpoint is None:
+                return False
+            self.guard, source = checkpoint.state["guard"], str(checkpoint.model_path)
+        else:
+            self.guard, source = None, persistence.backup.copy_of(backup)
+        if not self._load(source, backup.step, name):
             return False
         self.current, self.put_step = backup, backup.step
         return True
+
+    def _load(self, source: Any, step: int, name: str = "backup") -> bool:
+        """Load a state in RAM that is not used afterwards, or a model's file; the rest is for messages."""
+        persistence, trouble = self.persistence, ""
+        if persistence.callbacks.load is None:
+            return False
+        self.is_restoring = True
+        try:
+            call_load(persistence.callbacks.load, source, from_ram=name == "backup")
+        except RuntimeError as error:
+            trouble = str(error)
+        finally:
+            self.is_restoring = False
+            persistence.wake()
+        damaged = "" if trouble else persistence.backup_timer.damage_of(persistence.callbacks.state)
+        if damaged:
+            trouble = f"{damaged!r} was not finite afterwards: does load_callback restore it?"
+        trouble = persistence.agreement.agree(trouble)
+        if trouble:
+            self.failures.append(f"{name} of step {step}: {trouble}")
+            self.announcer.tell(events.RestoreFailed, to_step=step, source=name, reason=trouble)
+        return not trouble
+
+    def raise_failures(self) -> None:
+        """Raise RestoreError if any state could not be restored."""
+        if self.failures:
+            raise RestoreError(f"{' | '.join(self.failures)} The model may be partly restored.")
+
+    def restore_newest(self, *, is_of_run: bool = False) -> Backup | None:
+        """Restore the newest backup, or else the newest checkpoint; None if there is none.
+
+        Args:
+            is_of_run: Whether it must be a backup that holds the scheduler's own state, too.
+
+        Raises:
+            RestoreError: the load callback raised for every state there is.
+        """
+        self.begin()
+        steps, backups = sorted(self.persistence.checkpoint_steps()), self.persistence.backup.backups
+        for backup in reversed([*(Backup(step, step, is_on_disk=True) for step in steps), *backups]):
+            if (backup.moment is not None or not is_of_run) and self.put(backup):
+                self.end()
+                return backup
+        self.raise_failures()
+        return None
 
     def put_present(self) -> bool:
         """Put back the state kept aside; False if there is none."""
@@ -171,7 +244,7 @@ class LiveModel:
 
     def put_copy(self, present: Any) -> bool:
         """Put back what `take_present` returned, or a `Saved` one, which is not used afterwards."""
-        if not self.persistence.put_state(self._formed(present), self.step):
+        if not self._load(self._formed(present), self.step):
             return False
         self.current, self.put_step = None, self.step
         return True
@@ -198,16 +271,18 @@ class LiveModel:
             shortage = "no memory"
         if self.persistence.agreement.agree(shortage):
             return
-        self.of_trial = of_trial
-        is_put = persistence.put(state) if isinstance(state, Backup) else persistence.put_state(state, self.step)
+        self.of_trial, before = of_trial, (self.current, self.put_step)
+        is_put = self.put(state) if isinstance(state, Backup) else self._load(state, self.step)
+        # What is shown is not under test.
+        self.current, self.put_step = before
         if not is_put:
             self.hide()
 
     def hide(self) -> None:
-        """Put the state of the trial back that `show` has set aside, if there is one."""
+        """Put the state of the trial back that `show` has set aside, to the bit, if there is one."""
         of_trial, self.of_trial = self.of_trial, None
         if of_trial is not None:
-            self.persistence.put_state(self._formed(of_trial), self.step)
+            self._load(self._formed(of_trial), self.step)
 
     def end(self) -> None:
         """End an experiment: drop the state set aside."""
@@ -325,17 +400,15 @@ class Witnesses:
         """The states in RAM and on disk, with a witness or without, oldest first."""
         files = self._persistence.checkpoint_steps()
         by_step = {step: Backup(step, step, is_on_disk=True) for step in files}
-        by_step |= {each.step: each for each in (*self._on_disk, *self._backup.backups)}
-        return [by_step[step] for step in sorted(by_step) if not by_step[step].is_on_disk or step in files]
+        for each in (*self._on_disk, *self._backup.backups):
+            if each.step in files or not each.is_on_disk:
+                by_step[each.step] = each
+        return sorted(by_step.values(), key=operator.attrgetter("step"))
 
     def known(self) -> list[Backup]:
         """Those with a witness; none where there is nothing but the record of an earlier process."""
         known = [each for each in self.all_states() if each.witness]
         return known if any(each.can_be_put for each in known) else []
-
-    def restorable(self) -> list[Backup]:
-        """Those of them that can be put back."""
-        return [each for each in self.known() if each.can_be_put]
 
     def best(self, start: float) -> Backup | None:
         """The state to end with where the present one is lost: the newest one that is trusted; None if there is none.
@@ -344,7 +417,7 @@ class Witnesses:
             start: The level of the losses as the run began; a trained state whose losses were no higher goes before the
                 initial one, trusted or not.
         """
-        known = self.restorable()
+        known = [each for each in self.known() if each.can_be_put]
         trained = [each for each in reversed(known) if each.updates]
         trusted = [each for each in trained if each.is_proven]
         lower = [each for each in trained if each.usual <= start]

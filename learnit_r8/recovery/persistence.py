@@ -1,4 +1,4 @@
-"""Persistence: takes backups, saves and loads checkpoints, and restores the model, with the user's callbacks."""
+"""Persistence: takes backups, and saves and loads checkpoints, with the user's callbacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from ..state.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointSt
 from ..triggers import Condition, Elapsed, as_trigger, every, never, quiet_until
 from .agreement import Agreement
 from .backups import Backup, RamBackup
-from .policy import RestoreError
 
 DEFAULT_FOLDER = "checkpoints"
 
@@ -258,7 +257,7 @@ class BackupTimer:
 
 
 class Persistence:
-    """Takes backups and writes checkpoints when they are due, and restores the model.
+    """Takes backups and writes checkpoints when they are due; `LiveModel` puts them back.
 
     Args:
         callbacks: The user's callbacks.
@@ -285,9 +284,6 @@ class Persistence:
         backup_timer: Takes backups with the state callback.
         generations: The backups in shared memory, which outlive the process; None for none.
         saver: Writes checkpoints; None without a folder.
-        is_restoring: Whether the model is being restored now.
-        failures: Why states could not be restored since `begin_restores`.
-        guard: The guard's state in the checkpoint that was restored last; None for a backup.
         quiet_steps: First step at which something may be due, unless an epoch ends earlier.
         quiet_seconds: Training seconds from which something may be due, unless an epoch ends earlier.
 
@@ -316,9 +312,6 @@ class Persistence:
         self.callbacks = self._given = callbacks
         self._has_adapter = keeps_model(callbacks.load)
         self._announcer = announcer
-        self.is_restoring = False
-        self.failures: list[str] = []
-        self.guard: Any = None
         self.config = config = config or RunConfig({})
         when = usual_interval(steps_per_epoch) if backup_every is None else as_trigger("backup_every", backup_every)
         self.backup, self.agreement = backup or RamBackup(), agreement or Agreement()
@@ -341,17 +334,6 @@ class Persistence:
     def wake(self) -> None:
         """Check at the next step whether something is due, as the settings or the position have changed."""
         self.quiet_steps = self.quiet_seconds = 0.0
-
-    @property
-    def has_something(self) -> bool:
-        """Whether there is a model state to restore; all ranks must ask at the same point."""
-        if not self.backup.is_empty:
-            return True
-        if self.saver is None:
-            return False
-        # The checkpoint being written may be the only one.
-        self.saver.wait()
-        return bool(self.saver.store.own_states())
 
     @property
     def store(self) -> CheckpointStore | None:
@@ -435,8 +417,8 @@ class Persistence:
                     elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm
                 )
                 is_new = self.backup.newest is not before and not self.backup_timer.is_early
-                if step and is_new and not (damage or run_ended):
-                    self._write_generation(get_state, step)
+                if step and is_new and not (damage or run_ended) and self.generations is not None:
+                    self._write_generation(self.generations, get_state, step)
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
                 # Before it is written, as an interrupted call that has written it does not write it again.
                 saved(step)
@@ -539,10 +521,12 @@ class Persistence:
         if self.saver is not None and self.saver.has_saved(step):
             self.forget_generations()
 
-    def _write_generation(self, get_state: Callable[[], dict[str, Any]], step: int) -> None:
+    def _write_generation(
+        self, generations: Generations, get_state: Callable[[], dict[str, Any]], step: int
+    ) -> None:  # fmt: skip
         """Write the newest backup, which belongs to this step, with the scheduler's state to shared memory."""
-        backup, generations, newest = self.backup, self.generations, self.backup.newest
-        if generations is None or self.store is None or newest is None or not generations.is_ready:
+        backup, newest = self.backup, self.backup.newest
+        if self.store is None or newest is None or not generations.is_ready:
             return
         try:
             state = get_state()
@@ -672,76 +656,9 @@ class Persistence:
         store = self.store
         return set() if store is None or self.callbacks.load is None else {step for _, step in store.own_states()}
 
-    # Restoring.
-
-    def begin_restores(self) -> None:
-        """Forget why states could not be restored before."""
-        self.failures, self.guard = [], None
-        if self.saver is not None:
-            # The checkpoint being written may be the one to go back to, or hold weights that are given up.
-            self.saver.wait()
-
-    def raise_failures(self) -> None:
-        """Raise RestoreError if any state could not be restored."""
-        if self.failures:
-            raise RestoreError(f"{' | '.join(self.failures)} The model may be partly restored.")
-
     def name_of(self, backup: Backup) -> str:
         """ "backup", or the name of its checkpoint; "" for one that is gone."""
         if not backup.is_on_disk:
             return "backup"
         states = [] if self.store is None else self.store.own_states()
         return next((name for name, step in states if step == backup.step), "")
-
-    def put(self, backup: Backup) -> bool:
-        """Restore a backup; False if it is missing, cannot be loaded, or is not finite afterwards."""
-        if not backup.can_be_put:
-            return False
-        if not backup.is_on_disk:
-            self.guard = None
-            return self.put_state(self.backup.copy_of(backup), backup.step)
-        name = self.name_of(backup)
-        checkpoint = self.store.load_named(name) if name and self.store is not None else None
-        if checkpoint is None:
-            return False
-        self.guard = checkpoint.state["guard"]
-        return self.put_state(str(checkpoint.model_path), backup.step, name)
-
-    def put_state(self, source: Any, step: int, name: str = "backup") -> bool:
-        """Restore a state in RAM that is not used afterwards, or a model's file; the rest is for messages."""
-        load, trouble = self.callbacks.load, ""
-        if load is None:
-            return False
-        self.is_restoring = True
-        try:
-            call_load(load, source, from_ram=name == "backup")
-        except RuntimeError as error:
-            trouble = str(error)
-        finally:
-            self.is_restoring = False
-            self.wake()
-        damaged = "" if trouble else self.backup_timer.damage_of(self.callbacks.state)
-        if damaged:
-            trouble = f"{damaged!r} was not finite afterwards: does load_callback restore it?"
-        trouble = self.agreement.agree(trouble)
-        if trouble:
-            self.failures.append(f"{name} of step {step}: {trouble}")
-            self._announcer.tell(events.RestoreFailed, to_step=step, source=name, reason=trouble)
-        return not trouble
-
-    def restore_newest(self, *, is_of_run: bool = False) -> Backup | None:
-        """Restore the newest backup, or else the newest checkpoint; None if there is none.
-
-        Args:
-            is_of_run: Whether it must be a backup that holds the scheduler's own state, too.
-
-        Raises:
-            RestoreError: the load callback raised for every state there is.
-        """
-        self.begin_restores()
-        on_disk = [Backup(step, step, is_on_disk=True) for step in sorted(self.checkpoint_steps())]
-        for backup in [*reversed(self.backup.backups), *reversed(on_disk)]:
-            if (backup.moment is not None or not is_of_run) and self.put(backup):
-                return backup
-        self.raise_failures()
-        return None

@@ -75,6 +75,8 @@ class RateLimit(SavedFields):
 
     def lr(self, scheduled_lr: float) -> float:
         """The rate to use in place of the scheduled one."""
+        if not self.is_on:
+            return scheduled_lr
         # From its highest rate on, below a ceiling as above it, the schedule falls.
         falls = scheduled_lr / self.top if scheduled_lr < self.top else 1.0
         return min(scheduled_lr * self.factor, self.ceiling * falls)

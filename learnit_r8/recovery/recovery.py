@@ -102,6 +102,7 @@ class RecoveryController:
         state: All that is remembered; some of its parts are attributes, too.
         quarantine: Finds bad samples.
         limit: Holds the learning rate down.
+        live: The model.
         norms: Clips the gradient once updates were too large.
         lineage: The updates that the present weights come from.
         early: Watches the first steps.
@@ -134,10 +135,10 @@ class RecoveryController:
         self.limit, self.lineage = limit, state.lineage
         self._refusals, self._incidents = state.refusals, state.incidents
         self.witnesses = Witnesses(self._persistence, self.recovery.trust_steps)
-        self._live = LiveModel(self._persistence, self._announcer, keeps_rates=self._keeps_rates)
-        self.experiment = ExperimentRun(self._live)
-        self.early = FirstSteps(state, self._live, self.experiment, self.witnesses, self._sentry)
-        self._remedies = Remedies(state, self._live, self.witnesses, self._sentry, self._table)
+        self.live = LiveModel(self._persistence, self._announcer, keeps_rates=self._keeps_rates)
+        self.experiment = ExperimentRun(self.live)
+        self.early = FirstSteps(state, self.live, self.experiment, self.witnesses, self._sentry)
+        self._remedies = Remedies(state, self.live, self.witnesses, self._sentry, self._table)
         self.is_early = self.watches_gradients = self._watches_level or self._sentry.tests_progress
         self.is_quiet, self._is_lasting = True, False
         self._most_steady, self.left_at, self._lr = 0, -1, math.nan
@@ -174,10 +175,6 @@ class RecoveryController:
     def lr_factor(self) -> float:
         """Factor of the scheduled learning rate, in (0, 1]; a ceiling may lower the rate further."""
         return self.limit.factor
-
-    def lr(self, scheduled_lr: float) -> float:
-        """The learning rate to use in place of the scheduled one."""
-        return self.limit.lr(scheduled_lr) if self.limit.is_on else scheduled_lr
 
     # Good losses.
 
@@ -259,7 +256,7 @@ class RecoveryController:
         if tells and self.watches_explosions and progress.has_exploded:
             item = ticket.chunk.witness_of(ticket.indices) if ticket.chunk.pass_number >= 0 else None
             before = tuple(recent)[:-1]
-            batch = Backup(self._live.step, lineage.updates, recent=before, witness=[item], losses=[loss])
+            batch = Backup(self.live.step, lineage.updates, recent=before, witness=[item], losses=[loss])
             state.is_look_due = lineage.explosions.note(batch) or state.is_look_due
         early = state.early
         if self.is_early and (state.is_look_due or early.changes or early.is_compared):
@@ -279,7 +276,7 @@ class RecoveryController:
                 held, now = f"{incident.held_from_start:.3g}", limit.ceiling_text
                 held = now if now.startswith(held) else f"{held} to {now}"
                 text = f"the rate is too high from the start: {held} held for {lineage.since_restore:,} updates"
-                self._incidents.note(self._live.step, text)
+                self._incidents.note(self.live.step, text)
                 self._announcer.warn_once("too high from the start", f"{text}.")
             self._incidents.end()
         lineage.is_proving = lineage.is_on_trial
@@ -335,7 +332,7 @@ class RecoveryController:
             lr: The scheduled learning rate.
         """
         self.is_quiet, self._lr = False, lr
-        self._live.begin_call(step)
+        self.live.begin_call(step)
 
     def refused(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, lr: float, most_steady: int,
@@ -380,7 +377,7 @@ class RecoveryController:
             rise = {Alarm.SPIKE: 2, Alarm.RAISED: 16}.get(alarm, 1)
             self._experiment_on(alarm, progress.rise(rise) if is_finite else math.inf)
         self._announcer.tell(
-            events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr * unit, next_lr=self.lr(lr) * unit,
+            events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr * unit, next_lr=self.limit.lr(lr) * unit,
             tries=self._refusals.in_a_row, samples=samples, reason=verdict.value,
         )  # fmt: skip
         self._cause_search.tell()
@@ -388,22 +385,22 @@ class RecoveryController:
             suspects = self.quarantine.suspects
             named = f" Suspected: {self.quarantine.named(suspects)}." if suspects else ""
             self._announcer.warn_once("broken data", BROKEN_DATA.format(step, named))
-        if self._live.can_restore and not self.is_open and self._live.put_step is None:
+        if self.live.can_restore and not self.is_open and self.live.put_step is None:
             # Else what is restored is said, or what the experiment finds.
             self._announcer.warn_unseen("refused", incident.refusal_text("nothing is learned from it"))
         self._check_end(loss, ticket.lr * unit)
-        return self._live.put_step
+        return self.live.put_step
 
     def _is_worth_looking(self, *, is_finite: bool) -> bool:
         """Whether a refused loss calls for more than leaving out its batch."""
-        if not self._live.can_restore:
+        if not self.live.can_restore:
             self._announcer.warn_once("nothing to restore", NOTHING_TO_RESTORE)
             if is_finite:
                 # Otherwise a loss that stays higher for good would be refused for ever.
                 self._sentry.forget()
             return False
         is_blind = self._persistence.callbacks.state is None
-        return is_finite or is_blind or self._refusals.is_worth_looking or self._live.is_damaged()
+        return is_finite or is_blind or self._refusals.is_worth_looking or self.live.is_damaged()
 
     def computed_again(self, what: str, *, step: int, is_finite: bool, device: str) -> None:
         """Note that a step which was not finite was computed once more, from the same weights and batch.
@@ -444,7 +441,7 @@ class RecoveryController:
         incidents.change(num_left_out=incidents.open(step, Alarm.EARLY.value).num_left_out + leaves_out)
         self.experiment.is_at_alarm = True
         self._experiment_on(Alarm.EARLY, progress.rise(1))
-        return self._live.put_step
+        return self.live.put_step
 
     def damaged(self, array: str, *, step: int, lr: float) -> None:
         """Look into an array of the model that is not finite while the losses were good.
@@ -457,7 +454,7 @@ class RecoveryController:
         self.begin_call(step, lr)
         timer = self._persistence.backup_timer
         timer.note_done(step)
-        if not self._live.can_restore:
+        if not self.live.can_restore:
             self._announcer.warn_once(
                 f"damaged {array}",
                 f"{array!r} in the model's state is not finite at step {step}; no backup is taken while that is so. If "
@@ -497,7 +494,7 @@ class RecoveryController:
         elif not self._sentry.tests_progress:
             # Batches and rates are the user's own: only the level of the losses says something of those.
             remedies.confirm_rate(level)
-            if lineage.progress.is_above_untrained(lineage.updates) and not lineage.rises and self._live.can_restore:
+            if lineage.progress.is_above_untrained(lineage.updates) and not lineage.rises and self.live.can_restore:
                 self._experiment_on(Alarm.ABOVE, lineage.progress.rise(FIRST))
             elif self.watches_explosions:
                 # Beside a loop that steps by itself R8 could only lower the rate.
@@ -531,7 +528,7 @@ class RecoveryController:
             Whether one is open.
         """
         self.begin_call(step, lr)
-        callbacks, can_restore = self._persistence.callbacks, self._live.can_restore
+        callbacks, can_restore = self._persistence.callbacks, self.live.can_restore
         if not self.may_look_last(step) or self.experiment.is_open:
             return self.experiment.is_open
         self.state.looked_last_at = step
@@ -565,14 +562,14 @@ class RecoveryController:
         if best is not None and repeat is not None and best not in held:
             return
         known = held or known
-        self._incidents.open(self._live.step, alarm.value)
-        self._live.begin()
+        self._incidents.open(self.live.step, alarm.value)
+        self.live.begin()
         if not known:
             # Nothing is known yet: only a state that is damaged is put back.
-            if callbacks.state is None or self._live.is_damaged():
+            if callbacks.state is None or self.live.is_damaged():
                 self._put_unknown(alarm)
             # There is no experiment, after which a state that was set aside could come back.
-            self._live.end()
+            self.live.end()
             return
         # No state is older than the untrained one: where the rate is the user's own, such losses are due to that rate.
         is_rate = self.limit.is_share and alarm is Alarm.SPIKE and not lineage.since
@@ -589,7 +586,7 @@ class RecoveryController:
             or (alarm is Alarm.ABOVE and progress.has_jumped),
             is_exact=self.experiment.can_probe or bool(held), is_again=is_again,
         )  # fmt: skip
-        self._run(case, investigate(case, self._live), repeat if held else None)
+        self._run(case, investigate(case, self.live), repeat if held else None)
 
     def _run(self, case: Case, steps: Steps, repeat: Repeat | None) -> None:
         """Begin an experiment, and make it at once where probes need no turn of the loop."""
@@ -608,11 +605,11 @@ class RecoveryController:
         earlier = [each for each in self._persistence.backup.backups if batch.updates - each.updates >= EARLIER]
         repeat = repeat if repeat is not None and repeat.holds(batch.witness[0]) else None
         if earlier and earlier[-1].can_be_put and (repeat is not None or self.experiment.can_probe):
-            self._live.begin()
+            self.live.begin()
             start = self.lineage.progress.start
             case = Case(Alarm.EXPLODED, batch.record, (), start, 0.0, 0.0, share=0.0, is_sudden=True)
             low = batch.record - OF_WEIGHTS * (batch.record - median_of(batch.recent))
-            self._run(case, draw_with_earlier(batch, earlier[-1], self._live, low=low), repeat)
+            self._run(case, draw_with_earlier(batch, earlier[-1], self.live, low=low), repeat)
 
     def older(self, known: list[Backup]) -> list[Backup]:
         """The states before the one that was put back last, ever fewer the more often it took long to come back."""
@@ -636,11 +633,11 @@ class RecoveryController:
         if lineage.is_proving and not lineage.since_restore:
             states = [each for each in states if each.updates < lineage.since] or states[:1]
         for backup in reversed(states):
-            if self._live.put(backup):
+            if self.live.put(backup):
                 is_seen = self._persistence.callbacks.state is not None
                 self._go_on_from(backup, alarm, is_sudden=True, is_tested=is_seen)
                 return
-        self._persistence.raise_failures()
+        self.live.raise_failures()
 
     def probed(self, ticket: Ticket, loss: float, *, step: int, lr: float, unit: float = 1.0) -> int | None:
         """Take the loss of a probe; where none can be drawn, of any batch that stands for one.
@@ -660,7 +657,7 @@ class RecoveryController:
         """
         self.begin_call(step, lr)
         self._take(loss, ticket.lr * unit, leaves_out=ticket.chunk.is_probe and not ticket.chunk.is_extra)
-        return self._live.put_step
+        return self.live.put_step
 
     def _take(self, loss: float, lr: float, *, leaves_out: bool) -> None:
         asked, case = self.experiment.asked, self.experiment.case
@@ -670,7 +667,7 @@ class RecoveryController:
         self._refusals.probed()
         self._announcer.tell(
             events.Probed, of_step=asked.step, loss=loss, record=case.record(asked),
-            is_present=self._live.current is None, reason=case.alarm.value,
+            is_present=self.live.current is None, reason=case.alarm.value,
         )  # fmt: skip
         self._check_end(loss, lr)
         finding = self.experiment.take(loss)
@@ -699,7 +696,7 @@ class RecoveryController:
                 if self._damaged_step is not None and case.alarm is Alarm.NOT_FINITE and self._is_of_batch:
                     self.witnesses.drop_newest()
             self._remedies.go_on(case, finding)
-        self._live.end()
+        self.live.end()
 
     def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, is_tested: bool = True) -> None:
         """Go on from a state that was put back."""
@@ -719,7 +716,7 @@ class RecoveryController:
 
     def end_open_test(self, *, step: int) -> None:
         """End what is under way, as the run is left, with the better of what was kept aside and what is there."""
-        live, case = self._live, self.experiment.case
+        live, case = self.live, self.experiment.case
         live.begin_call(step)
         live.hide()
         if live.current is not None or (case is not None and case.better_than_present() is not None):
@@ -735,7 +732,7 @@ class RecoveryController:
 
     def _best_of_test(self) -> Any:
         """While backups are tested: the state set aside, or a backup that is better; None if there is neither."""
-        case, present = self.experiment.case, self._live.present
+        case, present = self.experiment.case, self.live.present
         better = None if case is None else case.better_than_present()
         if better is None and present is not None:
             return present
@@ -746,24 +743,20 @@ class RecoveryController:
     @property
     def is_on_trial(self) -> bool:
         """Whether the model holds a state that is only tried or tested, and not the one that counts as true."""
-        is_shown = self._live.of_trial is not None
-        return not is_shown and (self._live.current is not None or self.early.aside is not None)
+        is_shown = self.live.of_trial is not None
+        return not is_shown and (self.live.current is not None or self.early.aside is not None)
 
     def show_true(self, *, step: int) -> None:
-        """Put in the state that counts as true, for the user's code after an epoch; `hide_true` takes it out again.
+        """Put in the state that counts as true, for the user's code after an epoch, until `LiveModel.hide`.
 
         Args:
             step: Steps reported.
         """
-        self._live.begin_call(step)
+        self.live.begin_call(step)
         aside = self.early.aside
         state = aside if aside is not None else self._best_of_test()
         if state is not None:
-            self._live.show(state)
-
-    def hide_true(self) -> None:
-        """Go on with the state of the trial, to the bit, as a batch of the next epoch is drawn."""
-        self._live.hide()
+            self.live.show(state)
 
     def _check_end(self, loss: float, lr: float) -> None:
         """Give up if too many batches were refused, in a row or while the weights never got further.
@@ -775,14 +768,14 @@ class RecoveryController:
         Raises:
             TrainingDiverged: so many were.
         """
-        live, step, refusals = self._live, self._live.step, self._refusals
+        live, step, refusals = self.live, self.live.step, self._refusals
         if refusals.in_vain < self.recovery.max_refused:
             return
         if self.experiment.is_open:
             # What the user is left with must not be a state that was only put back to be tested.
             self.end_open_test(step=step)
         is_row, can_restore = refusals.in_vain == refusals.in_a_row, live.can_restore
-        failures = self._persistence.failures
+        failures = live.failures
         if can_restore and (not is_row or live.is_damaged()):
             # Nor one that was damaged once more, of which the timer may have ceased to say so.
             whole = [each for each in self.witnesses.known() if math.isfinite(each.record)]
@@ -823,13 +816,13 @@ class RecoveryController:
         was_on = self.limit.is_on
         self.experiment.end()
         self.early.drop_trial()
-        self._live.end()
+        self.live.end()
         self.lineage.progress.begin_anew()
         self.witnesses.forget_records()
         self.limit.forget()
         self.norms.forget()
         self._refusals.bad_in_a_row = 0
-        self._incidents.note(self._live.step, "reset_baseline() was called: losses mean something else from here on")
+        self._incidents.note(self.live.step, "reset_baseline() was called: losses mean something else from here on")
         self._incidents.end()
         if was_on:
             self._announcer.tell(events.LrRestored)

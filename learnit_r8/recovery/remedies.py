@@ -112,7 +112,7 @@ class Remedies:
         elif finding.verdict == "level":
             self._accept_level(case, finding)
         else:
-            self._live.persistence.raise_failures()
+            self._live.raise_failures()
         # Else a record whose cause is a NaN in the weights would end with nothing but healthy weights.
         mended, incident = self._live.mended, incidents.current
         incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
@@ -180,13 +180,10 @@ class Remedies:
             usual = DIVISOR if lineage.num_lowered <= 2 else LASTING_DIVISOR
             # In the first steps there is hardly a level to wait for.
             goal = -math.inf if is_early else backup.usual
-            limit.lower(rate, by=EARLY_DIVISOR if is_early else usual, least=least, goal=goal, step=step)
+            by = EARLY_DIVISOR if is_early else usual
+            self._state.lower_rate(rate, by=by, least=least, goal=goal, step=step, reason=alarm.value)
             if is_early:
                 self._state.incidents.change(held_from_start=limit.ceiling)
-            self._announcer.tell(
-                events.LrCapped, ceiling=limit.ceiling, reason=alarm.value, is_share=limit.is_share,
-                until=limit.until_text(),
-            )  # fmt: skip
         elif not is_early:
             lineage.num_lowered = 0
             limit.restored()
@@ -211,8 +208,8 @@ class Remedies:
             if backup.moment.baseline == self._sentry.baseline:
                 self._sentry.go_back(backup.moment.memory, lr)
                 self._table.learner.go_back_to(backup.moment.trend)
-        elif self._live.persistence.guard is not None:
-            self._sentry.go_back_to_saved(self._live.persistence.guard, lr)
+        elif self._live.guard is not None:
+            self._sentry.go_back_to_saved(self._live.guard, lr)
         elif backup.is_of_file:
             # The initial state: nothing was known of its losses.
             self._sentry.forget()
@@ -265,10 +262,8 @@ class Remedies:
             return
         rate = max(lineage.rates) if lineage.rates else lr
         level = lineage.progress.level
-        limit.lower(rate, by=DIVISOR, least=CALM_SHARE * lr, goal=level, step=step, hits=CALM_HITS)
-        self._announcer.tell(
-            events.LrCapped, ceiling=limit.ceiling, reason="explosions", is_share=limit.is_share,
-            until=limit.until_text(),
+        self._state.lower_rate(
+            rate, by=DIVISOR, least=CALM_SHARE * lr, goal=level, step=step, hits=CALM_HITS, reason="explosions"
         )  # fmt: skip
         text = f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
         self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")

@@ -505,6 +505,14 @@ class RecoveryState(SavedFields):
     looked_last_at: int = -1
     num_equal: int = 0
 
+    def lower_rate(self, rate: float, *, reason: str, **how: Any) -> None:
+        """Hold the rate below one at which training went wrong, see `RateLimit.lower`, and tell listeners why."""
+        self.limit.lower(rate, **how)
+        self.incidents.announcer.tell(
+            events.LrCapped, ceiling=self.limit.ceiling, reason=reason, is_share=self.limit.is_share,
+            until=self.limit.until_text(),
+        )  # fmt: skip
+
 
 def of_01c0f9e2(old: Mapping[str, Any]) -> dict[str, Any]:
     """A state that 01c0f9e2 saved, with each number under its name of today; what it did not know begins anew."""

@@ -17,38 +17,39 @@ class Others(Agreement):
 
 
 def of(load, *, state=None, agreement=None, **more):
-    """The persistence of a run that has not begun, and the events of it."""
+    """The model of a run that has not begun, what keeps it, and the events of the run."""
     heard = record_events()
-    persistence = make(load_callback=load, state_callback=state, listeners=[heard], **more).host.persistence
+    r8 = make(load_callback=load, state_callback=state, listeners=[heard], **more)
+    persistence = r8.host.persistence
     persistence.agreement = agreement or persistence.agreement
-    return persistence, heard
+    return r8.controller.live, persistence, heard
 
 
 def test_puts_a_fresh_copy():
     """Each time the callback gets a copy of its own, which it may change."""
     got = []
-    persistence, _ = of(got.append)
+    live, persistence, _ = of(got.append)
     kept = persistence.backup.offer({"w": np.ones(2)}, step=3)
-    assert persistence.put(kept)
+    assert live.put(kept)
     got[0]["w"][:] = 9
-    assert persistence.put(kept)
+    assert live.put(kept)
 
     assert got[1]["w"].tolist() == [1, 1]
 
 
 def test_failure_of_another_rank():
     """A failure on any rank is one on all."""
-    persistence, _ = of(lambda state: None, agreement=Others())
+    live, persistence, _ = of(lambda state: None, agreement=Others())
 
-    assert not persistence.put(persistence.backup.offer(1, step=3))
-    assert persistence.failures == ["backup of step 3: rank 1: no memory"]
+    assert not live.put(persistence.backup.offer(1, step=3))
+    assert live.failures == ["backup of step 3: rank 1: no memory"]
 
 
 def test_checkpoint_that_is_gone():
     """A checkpoint without a file cannot be put back."""
-    persistence, _ = of(pytest.fail)
+    live, persistence, _ = of(pytest.fail)
 
-    assert not persistence.put(Backup(3, 3, is_on_disk=True))
+    assert not live.put(Backup(3, 3, is_on_disk=True))
     assert persistence.name_of(Backup(3, 3, is_on_disk=True)) == ""
 
 
@@ -62,10 +63,10 @@ def test_checkpoint_is_put_back_with_the_guards_state(tmp_path):
     advance_to(r8, 2)
     saved = r8.save_checkpoint()
     model.values = np.full(2, 5.0)
-    persistence = r8.host.persistence
+    live, persistence = r8.controller.live, r8.host.persistence
     kept = Backup(2, 2, is_on_disk=True)
 
-    assert persistence.put(kept)
+    assert live.put(kept)
     assert persistence.name_of(kept) == saved.path.name
     assert model.values.tolist() == [0, 0]
-    assert persistence.guard["num_refused"] == 0
+    assert live.guard["num_refused"] == 0

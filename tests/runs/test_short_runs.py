@@ -209,7 +209,7 @@ def test_run_that_is_left_in_an_experiment_ends_with_a_better_state(step):
     case, tested = Watched(2), []
 
     def act(r8, network):
-        current = r8.controller.experiment._live.current
+        current = r8.controller.live.current
         if current is None and r8.global_step == step and not tested:
             network.weights = [4 * each for each in network.weights]
         tested.extend([current] if current is not None else [])
@@ -230,7 +230,7 @@ def test_text_of_a_restore_where_a_run_is_left_names_what_was_looked_into(max_re
     case.settings["recovery"] = Recovery(max_refused=max_refused)
 
     def act(r8, network):
-        current = r8.controller.experiment._live.current
+        current = r8.controller.live.current
         if r8.global_step >= 90 and current is None:
             network.weights = [4 * each for each in network.weights]
         return current is not None and max_refused > 3
@@ -379,7 +379,7 @@ def test_metrics_logged_within_a_trial_are_marked_and_no_best():
     def log(name):
         def act(r8):
             controller = r8.controller
-            is_on = controller.early.is_on_trial or controller.experiment._live.current is not None
+            is_on = controller.early.is_on_trial or controller.live.current is not None
             before = len(heard)
             r8.log(**{name: -1.0 if is_on and name == "inside" else 1.0})
             # None where the same was logged at this step before.
@@ -428,7 +428,7 @@ def test_state_of_weights_under_test_says_so_when_it_is_loaded():
     case, states = Watched(2), []
 
     def act(r8, network):
-        is_tested = r8.controller.experiment._live.current is not None
+        is_tested = r8.controller.live.current is not None
         if not is_tested and r8.global_step == 20:
             network.weights = [4 * each for each in network.weights]
         states.extend([r8.state_dict()] if is_tested else [])
