@@ -56,6 +56,7 @@ class Announcer:
         importlib.import_module(".kinds", __package__)
         self.where = where
         self._said: set[str] = set()
+        self._is_first = not launcher.rank_of()
         self._waiting: deque[Event | str] = deque()
         self._is_delivering = False
         self.is_held = False
@@ -145,6 +146,6 @@ class Announcer:
         if topic in self._said:
             return
         self._said.add(topic)
-        if not (launcher.rank_of() or any(getattr(each, "is_on_terminal", False) for each in self._listeners)):
+        if self._is_first and not any(getattr(each, "is_on_terminal", False) for each in self._listeners):
             self._waiting.append(text)
             self.deliver()

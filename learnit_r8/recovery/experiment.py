@@ -480,17 +480,13 @@ class ExperimentRun:
             generators.set(self.asked.generators)
         return self.asked.witness[len(self._losses)]
 
-    def is_probe(self, ticket: Ticket) -> bool:
-        """Whether a batch is the probe."""
-        return ticket.chunk is self.chunk
-
     def tests(self, ticket: Ticket) -> bool:
         """Whether a report must not be judged, as weights are being tested: its own, or those it was trained with."""
         return self.takes(ticket) or (self.is_open and self._live.current is not None)
 
     def takes(self, ticket: Ticket) -> bool:
         """Whether the loss of a batch that `tests` is one of the test."""
-        return self.is_open and (self.is_probe(ticket) or not self.can_probe)
+        return self.is_open and (ticket.chunk is self.chunk or not self.can_probe)
 
     def is_fine(self, loss: float) -> bool:
         """Whether the loss of the probe is no higher than that of healthy weights."""
@@ -504,7 +500,7 @@ class ExperimentRun:
 
     def lose(self, ticket: Ticket) -> None:
         """Draw the probe again if this abandoned batch was it."""
-        if self.is_open and self.is_probe(ticket):
+        if self.is_open and ticket.chunk is self.chunk:
             self.chunk = None
 
     def take(self, loss: float) -> Finding | None:

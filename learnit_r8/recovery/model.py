@@ -129,7 +129,7 @@ class LiveModel:
         except ValueError:
             # The backup does not fit.
             mended, names = live, []
-        count = num_float_arrays(live) if self._keeps_rates else sum(1 for _ in leaves(live))
+        count = num_float_arrays(live) if self._keeps_rates else len(leaves(live))
         is_little = 0 < len(names) <= MOST_MENDED * count
         # Where some ranks hold no damage, mending the others would make their weights differ.
         if self.persistence.agreement.agree("" if is_little else "go back"):

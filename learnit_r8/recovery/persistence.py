@@ -430,13 +430,14 @@ class Persistence:
             raise
         # Only now, so that an interrupted backup or checkpoint is due again.
         self._asked = asked
-        untils = [] if self.callbacks.state is None else [self.backup_timer.quiet_until(elapsed)]
+        untils = [(math.inf, math.inf)]
+        if self.callbacks.state is not None:
+            untils.append(self.backup_timer.quiet_until(elapsed))
         if self.saver is not None:
             untils.append(self.saver.quiet_until(elapsed))
-        if untils or self.callbacks.load is not None:
+        if len(untils) > 1 or self.callbacks.load is not None:
             untils.append((budget.steps or math.inf, budget.seconds or math.inf))
-        self.quiet_seconds = min((seconds for _, seconds in untils), default=math.inf)
-        self.quiet_steps = min((steps for steps, _ in untils), default=math.inf)
+        self.quiet_steps, self.quiet_seconds = map(min, zip(*untils, strict=True))
         return damage
 
     def count_from(self, step: int, samples: int, seconds: float) -> None:

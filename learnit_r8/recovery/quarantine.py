@@ -18,7 +18,7 @@ from ..events.bus import Announcer
 from ..sources.ticket import Ticket
 from ..table.losses import Reading
 from ..table.records import LARGEST_LOSS
-from ..table.table import SampleTable
+from ..table.storage import SampleStorage
 
 OWN_LOSSES = 2
 """Refused batches in which a sample's own loss was not finite that show that it is bad."""
@@ -37,7 +37,7 @@ class Quarantine:
     """Suspects the samples of refused batches until a good batch clears them, or they are found bad.
 
     Args:
-        table: Holds the quarantined samples.
+        storage: That of the table; holds the quarantined samples.
         announcer: Receives warnings and events.
         most_share: Largest share of the samples in quarantine.
 
@@ -45,8 +45,8 @@ class Quarantine:
         is_watching: Whether any sample is suspected; otherwise `cleared` need not be called.
     """
 
-    def __init__(self, table: SampleTable, announcer: Announcer, *, most_share: float = 0.2) -> None:
-        self._table, self._announcer, self._most_share = table, announcer, most_share
+    def __init__(self, storage: SampleStorage, announcer: Announcer, *, most_share: float = 0.2) -> None:
+        self._storage, self._announcer, self._most_share = storage, announcer, most_share
         self.forget()
 
     def forget(self) -> None:
@@ -67,7 +67,7 @@ class Quarantine:
             indices: int64[B], its samples.
             accused: The samples whose own losses were not finite; empty if any of the batch may be the cause.
         """
-        if not self._table.num_samples:
+        if not self._storage.num_samples:
             return
         members = np.unique(indices)
         # Of the user's own batches not all samples may be known.
@@ -81,27 +81,27 @@ class Quarantine:
         else:
             samples = self._not_cleared(members)
         # A batch that was drawn before may hold samples that are in quarantine by now.
-        known = set(self._table.quarantined.tolist())
+        known = set(self._storage.exclusions.quarantined.tolist())
         samples = [sample for sample in samples if sample not in known]
         self._num_suspected += sum(sample not in self._suspects for sample in samples)
         for sample in samples[: MOST_SUSPECTS - len(self._suspects)]:
             self._suspects[sample] = self._suspects.get(sample, 0) + 1
         self.is_watching = bool(self._suspects)
         # Otherwise policies that draw the least used samples first would put the same ones together in every epoch.
-        self._table.storage.exclusions.watch(np.fromiter(self._suspects, np.int64))
+        self._storage.exclusions.watch(np.fromiter(self._suspects, np.int64))
         if accused:
             bad = [sample for sample in samples if self._suspects.get(sample, 0) >= OWN_LOSSES]
         else:
             # The share of batches without any suspect that were refused is that of passing faults.
             rate = (self._num_clean_refused + 1) / (self._num_clean + 20)
-            others = max(10, self._num_suspected + self._table.num_samples - self._table.num_seen)
+            others = max(10, self._num_suspected + self._storage.num_samples - self._storage.num_seen)
             alone = samples if len(samples) == 1 else []
             bad = [each for each in alone if rate ** self._suspects.get(each, 0) * others < MOST_CHANCE]
         self._convict(bad)
 
     def _not_cleared(self, members: NDArray[np.int64]) -> list[int]:
         """The samples of a refused batch that no good batch has cleared; all of them if there are none."""
-        was_good = self._table.storage.records.take(members)["usage_count"] > 0
+        was_good = self._storage.records.take(members)["usage_count"] > 0
         suspects = [
             int(each) for each, good in zip(members, was_good, strict=True) if not good or each in self._suspects
         ]
@@ -119,14 +119,14 @@ class Quarantine:
         for sample in known:
             del self._suspects[sample]
         # Of samples never seen before, a refused batch makes suspects, and so would a good one count alone.
-        if not known and (self._table.storage.records.take(indices[indices >= 0])["usage_count"] > 0).all():
+        if not known and (self._storage.records.take(indices[indices >= 0])["usage_count"] > 0).all():
             self._num_clean += 1
         self.is_watching = bool(self._suspects)
         if known and not self._suspects:
-            self._table.storage.exclusions.watch(np.empty(0, np.int64))
+            self._storage.exclusions.watch(np.empty(0, np.int64))
 
     def _convict(self, found: Collection[int]) -> None:
-        room = int(self._most_share * self._table.num_samples) - len(self._table.quarantined)
+        room = int(self._most_share * self._storage.num_samples) - len(self._storage.exclusions.quarantined)
         if len(found) > room:
             self._announcer.warn_once(
                 "quarantine full",
@@ -137,19 +137,19 @@ class Quarantine:
         if not samples:
             return
         refusals = max(self._suspects.pop(sample) for sample in samples)
-        self._table.storage.exclusions.quarantine(np.array(samples))
+        self._storage.exclusions.quarantine(np.array(samples))
         text = f"{self.named(samples)} {'were' if len(samples) > 1 else 'was'} in {refusals} refused batches and in no "
         text += "good one since"
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
         what = "no longer drawn. scheduler.release() brings it back"
-        if not self._table.storage.exclusions.are_left_out:
+        if not self._storage.exclusions.are_left_out:
             what = "your loader still draws it, so leave it out there, or give batches() a function skip= that does"
         self._announcer.warn_once(f"quarantine {samples}", f"{text}; {what}.")
         self.is_watching = bool(self._suspects)
 
     def named(self, samples: Collection[int]) -> str:
         """Text that names the first of some samples."""
-        names = ", ".join(repr(self._table.storage.name_of(sample)) for sample in list(samples)[:NAMED])
+        names = ", ".join(repr(self._storage.name_of(sample)) for sample in list(samples)[:NAMED])
         more = f" and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
         return f"sample{'s' * (len(samples) > 1)} {names}{more}"
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ..guard.verdict import Verdict
     from ..sources.ticket import Ticket
     from ..table.losses import Reading
-    from ..table.table import SampleTable
+    from ..table.storage import SampleStorage
     from .persistence import Persistence
 
 FOLDER, RECORD = "incidents", "incident.json"
@@ -496,16 +496,16 @@ class CauseSearch:
     Args:
         persistence: Holds the callbacks, of which the adapter's `examine` looks, and the backups.
         announcer: Tells what was found.
-        table: Names the samples.
+        storage: That of the table; names the samples.
         sentry: Says what the guard saw.
         recorder: Writes the records; None for none.
     """
 
     def __init__(
-        self, persistence: Persistence, announcer: Announcer, table: SampleTable, sentry: Sentry,
+        self, persistence: Persistence, announcer: Announcer, storage: SampleStorage, sentry: Sentry,
         recorder: FlightRecorder | None,
     ) -> None:  # fmt: skip
-        self._persistence, self._announcer, self._table = persistence, announcer, table
+        self._persistence, self._announcer, self._storage = persistence, announcer, storage
         self._sentry, self._recorder = sentry, recorder
         self._looks: Counter[str] = Counter()
         self._seconds = 0.0
@@ -528,13 +528,13 @@ class CauseSearch:
             lr: The rate as the user knows it; NaN if that is not known.
         """
         usual, text = float(np.median(recent)) if len(recent) else math.nan, ""
-        backups = [(each.step, each.state) for each in reversed(self._persistence.backup.backups)]
-        backups = [each for each in backups if each[1] is not None]
+        known = reversed(self._persistence.backup.backups)
+        backups = [(each.step, each.state) for each in known if each.state is not None]
         kind = verdict.value
         finding = self._find(Refusal(step, reading.mean, usual, is_finite, kind == "gradient", backups, lr), kind)
         # None where batches are the user's own.
-        known = self._table.num_samples and not (ticket.indices < 0).any()
-        indices, name_of = ticket.indices.tolist() if known else [], self._table.storage.name_of
+        has_names = self._storage.num_samples and not (ticket.indices < 0).any()
+        indices, name_of = ticket.indices.tolist() if has_names else [], self._storage.name_of
         if finding is not None:
             blamed = list(finding.samples) or [indices[row] for row in finding.rows if row < len(indices)]
             names = [f"{each}" if name_of(each) == each else f"{each} ({name_of(each)!r})" for each in blamed[:1000]]

@@ -119,10 +119,10 @@ class RecoveryController:
         *, keeps_rates: bool = False, watches_level: bool = False, recorder: FlightRecorder | None = None,
     ) -> None:  # fmt: skip
         self.recovery, self._keeps_rates, self._watches_level = recovery, keeps_rates, watches_level
-        self.quarantine = Quarantine(table, announcer, most_share=recovery.most_quarantined)
+        self.quarantine = Quarantine(table.storage, announcer, most_share=recovery.most_quarantined)
         self._table, self._persistence, self._announcer, self._sentry = table, persistence, announcer, sentry
         self.recorder = recorder
-        self._cause_search = CauseSearch(persistence, announcer, table, sentry, recorder)
+        self._cause_search = CauseSearch(persistence, announcer, table.storage, sentry, recorder)
         # What steps the optimizer holds it.
         self.norms = NormLimit()
         self._begin()

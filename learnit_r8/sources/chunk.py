@@ -130,7 +130,7 @@ class Chunk:
         ends = [*self._starts[1:], len(self.handed)]
         self.views = [self.handed[start:end] for start, end in zip(self._starts, ends, strict=False)]
         # Python's arrays: storing a float in a numpy array takes twice as long.
-        one_each = table.storage.part_size == WHOLE_BATCH or table.batch_size == 1
+        one_each = table.storage.part_size == WHOLE_BATCH or table.storage.batch_size == 1
         self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
         self.predictions: dict[int, NDArray[np.float32]] = {}
         self.trends = array("d", bytes(8 * len(expected)))
@@ -222,7 +222,7 @@ class Chunk:
     ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None, NDArray[np.int64] | None]:
         """Reported means of all parts, samples in each (None if one each), and parts per batch (None if one each)."""
         part_size = self.table.storage.part_size
-        if self.table.batch_size == 1:
+        if self.table.storage.batch_size == 1:
             return np.array(reports), None, None
         if not part_size:
             return np.array(reports), sizes, None

@@ -128,7 +128,7 @@ class PlannedBatches:
         Of batches of different sizes within a pass it is as many as there are on average.
         """
         passes, rest = divmod(steps, self.steps_per_pass)
-        size, batch = self.table.num_samples, self.table.batch_size
+        size, batch = self.table.storage.num_samples, self.table.storage.batch_size
         if self.buckets is not None:
             return passes * size + rest * size // self.steps_per_pass
         each = size if self.last_batch == "short" else self.steps_per_pass * batch
@@ -381,9 +381,6 @@ class PlannedBatches:
         # A probe is of an experiment that is not saved.
         kept = [chunk for chunk in self._open if not chunk.is_probe]
         place = {id(chunk): number for number, chunk in enumerate(kept)}
-        out = [
-            (chunk, slot) for chunk in kept for slot in range(chunk.drawn) if chunk.states[slot] in (OPEN, OUT_AGAIN)
-        ]
         return {
             "context": [*self._context[:4], to_plain(self._context.outlook)],
             **self._planner.state_dict(),
@@ -393,7 +390,12 @@ class PlannedBatches:
             "abandoned": self.abandoned,
             "chunks": [chunk.state_dict() for chunk in kept],
             "current": place.get(id(self.chunk), -1),
-            "returned": [[place[id(chunk)], slot] for chunk, slot in out],
+            "returned": [
+                [place[id(chunk)], slot]
+                for chunk in kept
+                for slot in range(chunk.drawn)
+                if chunk.states[slot] in (OPEN, OUT_AGAIN)
+            ],
             "waiting": [[place[id(batch.chunk)], batch.slot] for batch in self._waiting],
         }
 

@@ -143,7 +143,7 @@ class Draft:
     def first(self, indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """The ``count`` of some samples that the policy draws first."""
         candidates = self._candidates(indices, self._storage.records.take(indices))
-        return indices[self._arranged(candidates, self._table.batch_size)[:count]]
+        return indices[self._arranged(candidates, self._storage.batch_size)[:count]]
 
     def chunk(
         self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator | None = None
@@ -156,7 +156,7 @@ class Draft:
             fill: Whether to fill up the last batch.
             watch_rng: Shuffles watched samples, to spread them over the batches; None if there are none.
         """
-        batch_size, indices = self._table.batch_size, samples[0]
+        batch_size, indices = self._storage.batch_size, samples[0]
         records = self._storage.records.gather(indices)
         candidates = self._candidates(indices, records)
         order = self._arranged(candidates, batch_size)
@@ -211,7 +211,7 @@ class Draft:
         return self._learner.expected(records, np.array([len(records)]))[0]
 
     def _arranged(self, candidates: Candidates, batch_size: int) -> NDArray[np.int64]:
-        if len(self._storage.group_sizes) >= self._table.batch_size:
+        if len(self._storage.group_sizes) >= self._storage.batch_size:
             # A batch cannot take a sample of each.
             candidates = candidates._replace(group=None)
         return self._policy.arrange(candidates, batch_size, self._rng)
@@ -401,7 +401,7 @@ class Planner:
     def _new_sweep(self) -> Sweep:
         buckets = self._buckets
         if buckets is None:
-            return Sweep(self._table.num_samples, self._chunk_size, self._sweep_key())
+            return Sweep(self._storage.num_samples, self._chunk_size, self._sweep_key())
         return Sweep(buckets.num_batches, buckets.batches_in(self._chunk_size), self._sweep_key())
 
     def context(self, number: int, progress: float, before: Outlook = Outlook()) -> Context:
@@ -446,10 +446,10 @@ class Planner:
         policy = SHUFFLE if context.pass_number == 0 else self._policy
         if self._buckets is not None:
             return self._next_chunk_of_lengths(self._buckets, policy, context)
-        if policy.selects or len(self._table.quarantined):
+        if policy.selects or len(self._storage.exclusions.quarantined):
             # Samples in the batches left in the pass, of which the last is as short as without a selection.
-            missing = -self._table.num_samples % self._table.batch_size if self._last_batch == "short" else 0
-            return self._next_selected_chunk(policy, context, num_left * self._table.batch_size - missing)
+            missing = -self._storage.num_samples % self._storage.batch_size if self._last_batch == "short" else 0
+            return self._next_selected_chunk(policy, context, num_left * self._storage.batch_size - missing)
         if self._sweep.is_done:
             # Another policy, before the resume, has selected all there was before the pass ended.
             self.start_sweep()
@@ -465,8 +465,8 @@ class Planner:
             self.start_sweep()
         draft = self._draft(policy, context, _POLICY, self.num_sweeps, self._sweep.rank)
         batches, places = buckets.batches(self._sweep.next_part(), self._sweep_key())
-        if len(self._table.quarantined):
-            gone = self._table.quarantined
+        if len(self._storage.exclusions.quarantined):
+            gone = self._storage.exclusions.quarantined
             batches = [each[~self._storage.exclusions.holds(each)] for each in batches]
             # A pass has its number of batches, so one that has lost all its samples gets another.
             batches = [
@@ -503,7 +503,7 @@ class Planner:
                 self.start_sweep()
             draft = self._draft(policy, context, _POLICY, self.num_sweeps, self._sweep.rank)
             part = self._sweep.next_part()
-            if len(self._table.quarantined):
+            if len(self._storage.exclusions.quarantined):
                 part = part[~self._storage.exclusions.holds(part)]
             kept = self._sweep.add(*(draft.select(part) if policy.selects else (part, None)))
             if left_over is not None:
@@ -521,23 +521,23 @@ class Planner:
     def chunk_outside(self, policy: Policy, context: Context) -> Chunk | None:
         """Make a chunk of one batch from a random part of the data; None if the policy selects too few samples."""
         self._num_outside += 1
-        table, size = self._table, max(POOL_SAMPLES, POOL_BATCHES * self._table.batch_size)
-        order = Permutation(table.num_samples, [self.seed, _OUTSIDE, self._num_outside])
-        part = order(0, min(size, table.num_samples))
+        storage, learner = self._storage, self._table.learner
+        size = min(max(POOL_SAMPLES, POOL_BATCHES * storage.batch_size), storage.num_samples)
+        part = Permutation(storage.num_samples, [self.seed, _OUTSIDE, self._num_outside])(0, size)
         draft = self._draft(policy, context._replace(pass_number=-1), _OUTSIDE_POLICY, self._num_outside)
-        kept, _ = draft.select(part[~self._storage.exclusions.holds(part)])
+        kept, _ = draft.select(part[~storage.exclusions.holds(part)])
         if len(kept) < self._full:
             return None
         first = draft.first(kept, self._full)
         first = first if self._buckets is None else self._buckets.fitting(first)
-        records, sizes, typical = self._storage.records.gather(first), np.array([len(first)]), draft.typical
-        [expected] = table.learner.expected(records, sizes)
+        records, sizes, typical = storage.records.gather(first), np.array([len(first)]), draft.typical
+        [expected] = learner.expected(records, sizes)
         if expected < typical:
-            kept_share = table.learner.worth(self._storage.records.take(part))
+            kept_share = learner.worth(storage.records.take(part))
             expected = typical - kept_share * (typical - expected)
-        loss = self._storage.estimates(records)
+        loss = storage.estimates(records)
         return Chunk(
-            first, table, sizes=sizes, expected=[expected], typical=typical, pass_number=-1, sweep=-1,
+            first, self._table, sizes=sizes, expected=[expected], typical=typical, pass_number=-1, sweep=-1,
             planned=Planned(loss if draft.pool is None else draft.pool, loss, np.arange(len(first))),
         )  # fmt: skip
 

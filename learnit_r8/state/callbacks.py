@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -98,7 +99,7 @@ class Callbacks:
     def of_user(cls, save: Any, load: Any, state: Any) -> Callbacks:
         """Make those that `R8Scheduler` was given."""
         given = cls(save, load, state)
-        return given if state is None else replace(given, state=lambda: _state_of(state))
+        return given if state is None else replace(given, state=functools.partial(_state_of, state))
 
     def model_state(self, newest: Any) -> Any:
         """The model state for `save`.

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:samples? .* in no good one since
 
 def watch(num_samples=2000, **more):
     table, heard = SampleTable(num_samples, batch_size=32), record_events()
-    return Quarantine(table, Announcer([heard], lambda: (0, 0.0)), **more), table, heard
+    return Quarantine(table.storage, Announcer([heard], lambda: (0, 0.0)), **more), table, heard
 
 
 def fit(*, exact=False, bad=(BAD,), epochs=12, policy="balanced", model=None, **more):
@@ -236,7 +236,7 @@ def test_state(batches):
 def test_names():
     """Eight samples are named as in sample_ids, the rest is counted."""
     table = SampleTable(100, batch_size=4, sample_ids=[f"img{number}.png" for number in range(100)])
-    quarantine = Quarantine(table, Announcer([], lambda: (0, 0.0)))
+    quarantine = Quarantine(table.storage, Announcer([], lambda: (0, 0.0)))
 
     assert quarantine.named([7]) == "sample 'img7.png'"
     assert quarantine.named(range(10)).endswith("'img7.png' and 2 more")

@@ -377,7 +377,7 @@ def test_probe_that_is_given_up_is_drawn_again():
     r8.give_up(first)
     again = r8.draw()
 
-    assert r8.controller.experiment.is_probe(again)
+    assert again.chunk is r8.controller.experiment.chunk
     assert again.indices.tolist() == first.indices.tolist()
 
 
@@ -403,7 +403,7 @@ def test_generators_repeat_for_probes():
     r8 = run.r8
     for number in range(200):
         ticket = r8.draw()
-        is_probe = r8.controller.experiment.is_probe(ticket)
+        is_probe = ticket.chunk is r8.controller.experiment.chunk
         if is_probe:
             seen.append((dice["state"], r8.controller.experiment.asked.generators))
         r8.controller.note_start()
