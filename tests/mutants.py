@@ -219,7 +219,7 @@ MUTANTS = [Mutant(*each) for each in (
      "engine/feed/test_feed.py -k left_out", "a batch that is left out ends the run a step early"),
     ("engine/feed/feed.py", "if self._updates > controller.lineage.updates and", "if",
      "engine/feed/test_feed.py", "the loader goes back without an incident"),
-    ("engine/feed/feed.py", "engine.controller.end_update()\n        self.between_steps()", "self.between_steps()",
+    ("engine/feed/feed.py", "engine.backup.end_update()\n        self.between_steps()", "self.between_steps()",
      "engine/feed/test_feed.py -k update",
      "with accumulated gradients the last batches of an epoch are a witness of other weights"),
     ("engine/feed/followed.py", "return self.taken - len(self._out)", "return self.taken",

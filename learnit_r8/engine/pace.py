@@ -57,10 +57,6 @@ class Tally:
         """Mean good loss; NaN if there was none."""
         return self.total / self.num_good if self.num_good else math.nan
 
-    def state_dict(self) -> dict[str, Any]:
-        """All counts."""
-        return {**vars(self)}
-
 
 class Pace:
     """The position of a run.

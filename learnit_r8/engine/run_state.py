@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import events
 from .._validation import did_you_mean
+from ..recovery.backups import SchedulerState
 from ..recovery.state import of_01c0f9e2
 from ..schedules.budget import BUDGETS
 from ..schedules.range_test import RangeTest
@@ -213,7 +214,7 @@ def position_of(run: Run, random: dict[str, Any] | None = None, *, has_models: b
         "recovery": run.controller.state_dict(has_models=has_models, has_batches=run.source.names_samples),
         "quarantine": run.controller.quarantine.state_dict(),
         "guard": run.sentry.state_dict(),
-        "tally": run.pace.tally.state_dict(),
+        "tally": {**vars(run.pace.tally)},
         "num_draws": run.pace.num_draws,
         "search": run.search.state_dict(),
         "early_stop": {**run.early_stop.state_dict(), "reason": run.pace.ended_early},
@@ -365,15 +366,17 @@ def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         tell_loaded(run)
 
 
-def moment_of(run: Run, call: str, model: Any = None) -> Any:
+def moment_of(run: Run, call: str, model: Any = None) -> SchedulerState:
     """What is kept with a backup that ``call`` makes now of what the state callback has just returned, if it was asked.
 
     An adapter that sets the random generators has read them for the model a moment before.
     """
     is_read = isinstance(model, dict) and run.persistence.callbacks.generators is not None
     random = model.get("random") if is_read else None
+    sentry, lineage, learner = run.sentry, run.controller.lineage, run.source.table.learner
     with run.turns.take(call, run.pace.step):
-        return run.controller.moment(position_of(run, random))
+        recent, position = tuple(lineage.progress.recent), position_of(run, random)
+        return SchedulerState(sentry.memory, learner.trend_mark, sentry.baseline, lineage.updates, recent, position)
 
 
 def tell_loaded(run: Run) -> None:

@@ -245,7 +245,9 @@ class RamBackup:
         backup.is_closed = len(backup.witness) >= self.witness_size
 
     def end_update(self) -> None:
-        """Take the witness of the newest state for complete: the optimizer has taken a step with fewer batches."""
+        """Take the witness of the newest state for complete: the optimizer has taken a step with fewer batches than
+        usual.
+        """
         if self.backups and self.backups[-1].witness:
             self.backups[-1].is_closed = True
 

@@ -59,8 +59,8 @@ class LiveModel:
             weights that are put back whole at the same rate are lost again. R8's own rates have another watch.
 
     Attributes:
-        step: Steps reported in the present call.
-        put_step: Steps reported when the state that was put last was taken; None since `begin_call`.
+        step: Steps reported in the present call; whoever begins it sets this and the next.
+        put_step: Steps reported when the state that was put last in it was taken; None as it begins.
         current: The backup that is in the model; None for the present state.
         present: The state set aside, which must not be changed; None if there is none.
         of_trial: The state of the trial while another one is shown, which must not be changed; else None.
@@ -80,10 +80,6 @@ class LiveModel:
         self.is_restoring, self.mended = False, ""
         self.failures: list[str] = []
         self.guard: Any = None
-
-    def begin_call(self, step: int) -> None:
-        """Note the step of a report; nothing was put since."""
-        self.put_step, self.step = None, step
 
     @property
     def can_restore(self) -> bool:

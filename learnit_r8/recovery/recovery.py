@@ -26,7 +26,7 @@ from ..guard.verdict import Verdict
 from ..sources.ticket import Ticket
 from ..table.losses import Reading
 from ..table.table import SampleTable
-from .backups import Backup, SchedulerState, median_of, spread_of
+from .backups import Backup, median_of, spread_of
 from .early import FAR, FirstSteps, far_from
 from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_with_earlier, investigate
 from .model import LiveModel, Witnesses
@@ -161,11 +161,6 @@ class RecoveryController:
         return not self._refusals.bad_in_a_row and not self.is_open
 
     @property
-    def wary_until(self) -> int:
-        """Step before which several processes judge each loss at once, as one was refused lately."""
-        return self._refusals.wary_until
-
-    @property
     def num_refused_last(self) -> int:
         """Batches refused since the last good one, probes aside; a hundred at most."""
         outcomes = [*self._refusals.outcomes]
@@ -198,10 +193,6 @@ class RecoveryController:
     def watches_explosions(self) -> bool:
         """Whether a batch is tested whose loss explodes: where the batches are the user's, and R8 takes the steps."""
         return self._watches_level and self.norms.is_used and self._persistence.agreement.ranks is None
-
-    def end_update(self) -> None:
-        """Note that the optimizer has taken a step; needed only where it took fewer batches than usual."""
-        self._persistence.backup.end_update()
 
     def is_suspicious(self, loss: float, num_lost: int, num_samples: int) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it; see `early_suspicion`."""
@@ -332,7 +323,7 @@ class RecoveryController:
             lr: The scheduled learning rate.
         """
         self.is_quiet, self._lr = False, lr
-        self.live.begin_call(step)
+        self.live.step, self.live.put_step = step, None
 
     def refused(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, lr: float, most_steady: int,
@@ -717,7 +708,7 @@ class RecoveryController:
     def end_open_test(self, *, step: int) -> None:
         """End what is under way, as the run is left, with the better of what was kept aside and what is there."""
         live, case = self.live, self.experiment.case
-        live.begin_call(step)
+        live.step, live.put_step = step, None
         live.hide()
         if live.current is not None or (case is not None and case.better_than_present() is not None):
             best = self._best_of_test()
@@ -752,7 +743,7 @@ class RecoveryController:
         Args:
             step: Steps reported.
         """
-        self.live.begin_call(step)
+        self.live.step = step
         aside = self.early.aside
         state = aside if aside is not None else self._best_of_test()
         if state is not None:
@@ -796,15 +787,7 @@ class RecoveryController:
         self._announcer.tell(events.GaveUp, text=text)
         raise TrainingDiverged(text)
 
-    # What is kept with a backup, and saved.
-
-    def moment(self, state: Any = None) -> SchedulerState:
-        """The scheduler's own state now, to be kept with a backup; ``state`` is that of the run."""
-        sentry, lineage = self._sentry, self.lineage
-        recent = tuple(lineage.progress.recent)
-        return SchedulerState(
-            sentry.memory, self._table.learner.trend_mark, sentry.baseline, lineage.updates, recent, state
-        )
+    # What is saved.
 
     def note_checkpoint(self, step: int) -> None:
         """Note that a checkpoint of this step is on disk; one of a trial is no state to go back to."""

@@ -569,7 +569,7 @@ class Adapter:
             self._look_for_others(loss)
         if ends_epoch:
             pipeline.settle()
-            r8.controller.end_update()
+            r8.host.backup.end_update()
             pipeline.set_rates()
             if r8.is_over or r8.requests.is_pending:
                 # Else the checkpoint is written once the next epoch is asked for, after what follows this one.

@@ -345,7 +345,7 @@ class LossPipeline(Trainer):
         """Report the losses on their way; at the border of an epoch, restore the saved random generators."""
         self.settle()
         # However few batches there were, the optimizer has taken its step at the end of the epoch.
-        self._r8.controller.end_update()
+        self._r8.host.backup.end_update()
         if not isinstance(self._sharing, SingleProcess):
             self._sharing.before_iteration()
         self.between_steps()

@@ -17,7 +17,7 @@ def live_of(model, *, steps=3, **more):
     r8 = make(num_epochs=9, state_callback=model.get, load_callback=model.load, **more)
     advance_to(r8, steps)
     live = LiveModel(r8.host.persistence, r8.host.announcer)
-    live.begin_call(steps)
+    live.step = steps
     live.begin()
     return live, r8, heard
 

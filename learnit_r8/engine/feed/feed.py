@@ -316,7 +316,7 @@ class Feed:
         if told is not None and not given <= told <= most and engine.agreement.ranks is None:
             engine.announcer.note_once("other length", OTHER_LENGTH.format(given, told))
         self.mark_ended()
-        engine.controller.end_update()
+        engine.backup.end_update()
         self.between_steps()
         engine.leave_epoch()
         if pace.is_over:
@@ -716,7 +716,7 @@ class TrainerBatches:
         feed.trainer.settle()
         if not feed.engine.pace.has_ended:
             feed.mark_ended()
-            feed.engine.controller.end_update()
+            feed.engine.backup.end_update()
         feed.engine.leave_epoch()
 
     def end_run(self) -> None:

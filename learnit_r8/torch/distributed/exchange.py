@@ -160,7 +160,7 @@ class Exchange(PartsOfRanks):
         r8, step = self.r8, self.r8.global_step
         if self._own_every:
             return self._own_every
-        if step < r8.controller.wary_until:
+        if step < r8.controller.state.refusals.wary_until:
             return 1
         return self._every if r8.feed is None else min(self._every, max(1, step))
 
