@@ -213,6 +213,7 @@ def train_two(second, optimizer_of_second, *, also=None, nan_at=70, steps=600):
 
 def test_second_network_that_was_not_given_is_named():
     """The graph of the refused loss shows parameters that attach() does not know; so does the end, in words."""
+    torch.manual_seed(1)
     second = torch.nn.Linear(64, 64)
     said, error = train_two(second, sgd(second))
     named = [each for each in said if "from 2 parameters that attach() was not given (1 of them not finite" in each]
@@ -226,6 +227,7 @@ def test_second_network_that_was_not_given_is_named():
 
 
 def test_second_network_that_was_given_is_healed():
+    torch.manual_seed(1)
     second = torch.nn.Linear(64, 64)
     optimizer = sgd(second)
     said, error = train_two(second, optimizer, also={"second": second, "its optimizer": optimizer}, steps=200)
