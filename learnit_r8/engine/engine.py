@@ -703,7 +703,7 @@ class Engine:
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""
-        damage = self.persistence.backup_timer.damage_now(self.persistence.callbacks.state)
+        damage = self.controller.live.damage()
         if damage:
             self.announcer.tell(events.DamageFound, array=damage)
             self._answer_damage(damage)
@@ -756,7 +756,7 @@ class Engine:
         Where the run is alone, the weights that count for true are put in, and what is not finite is put back; of
         several ranks the others may be anywhere.
         """
-        controller, persistence, step = self.controller, self.persistence, self.pace.step
+        controller, step = self.controller, self.pace.step
         if self.agreement.ranks is None:
             try:
                 self.check_weights()
@@ -768,7 +768,7 @@ class Engine:
                 text = f"the run was left at step {step}, and its weights as they were: {error!r}"
                 self.announcer.warn_once("left", text)
             return
-        damage = persistence.backup_timer.damage_of(persistence.callbacks.state)
+        damage = controller.live.damage(is_shared=False)
         seen = [f"{damage!r} in the model's state is not finite"] * bool(damage)
         seen += ["the model holds weights that are only on trial"] * controller.is_on_trial
         seen += ["it has no checkpoint of this step"] * (self.saver is not None and not self.saver.has_saved(step))

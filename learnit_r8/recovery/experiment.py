@@ -282,7 +282,7 @@ def _compare_with_untrained(case: Case, model: LiveModel) -> Steps:
         return False
 
     is_whole = model.keep_present()
-    if not is_whole and not model.is_damaged():
+    if not is_whole and not model.damage():
         return Finding("healthy", "the weights could not be set aside to be compared with the untrained ones")
     for each in witnesses:
         loss = yield from _draw(case, each, lambda: model.put(first))

@@ -3,6 +3,7 @@ witnesses of its states: noted as they are trained on, trusted once calm losses 
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -101,9 +102,17 @@ class LiveModel:
             # The checkpoint being written may be the one to go back to, or hold weights that are given up.
             self.persistence.saver.wait()
 
-    def is_damaged(self) -> bool:
-        """Whether the live state is seen to hold numbers that are not finite."""
-        return bool(self.persistence.backup_timer.damage_now(self.persistence.callbacks.state))
+    def damage(self, *, is_shared: bool = True) -> str:
+        """The name of an array whose numbers are not finite, on any rank; "" if there is none or none can be seen.
+
+        Args:
+            is_shared: Whether the ranks tell each other; else it is that of this rank alone.
+        """
+        get, found = self.persistence.callbacks.state, ""
+        # The next backup raises the callback's error.
+        with contextlib.suppress(Exception):
+            found = "" if get is None else self.persistence.backup_timer.damage_in(get())
+        return self.persistence.agreement.agree(found) if is_shared else found
 
     def mend(self) -> bool | None:
         """Replace what is not finite with the newest backup's, if that is little.
@@ -114,7 +123,7 @@ class LiveModel:
         get = self.persistence.callbacks.state
         if get is None:
             return None
-        if not self.is_damaged():
+        if not self.damage():
             return True
         newest = next((each for each in reversed(self.persistence.backup.backups) if each.witness), None)
         if newest is None or newest.state is None:
@@ -150,7 +159,7 @@ class LiveModel:
 
     def keep_present(self) -> bool:
         """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
-        if self.persistence.callbacks.state is None or self.is_damaged():
+        if self.persistence.callbacks.state is None or self.damage():
             return False
         shortage = ""
         try:
@@ -196,7 +205,7 @@ class LiveModel:
         finally:
             self.is_restoring = False
             persistence.wake()
-        damaged = "" if trouble else persistence.backup_timer.damage_of(persistence.callbacks.state)
+        damaged = "" if trouble else self.damage(is_shared=False)
         if damaged:
             trouble = f"{damaged!r} was not finite afterwards: does load_callback restore it?"
         trouble = persistence.agreement.agree(trouble)

@@ -243,18 +243,6 @@ class BackupTimer:
                 "checked. If it is meant to hold NaN or infinities, leave it out of the state.",
             )
 
-    def damage_now(self, get: Callable[[], Any] | None) -> str:
-        """The name of a damaged array of the live model on any rank, "" if there is none or that cannot be checked."""
-        return self._agreement.agree(self.damage_of(get))
-
-    def damage_of(self, get: Callable[[], Any] | None) -> str:
-        """As `damage_now`, of this rank alone."""
-        try:
-            return "" if get is None else self.damage_in(get())
-        except Exception:
-            # The next backup raises the callback's error.
-            return ""
-
 
 class Persistence:
     """Takes backups and writes checkpoints when they are due; `LiveModel` puts them back.

@@ -391,7 +391,7 @@ class RecoveryController:
                 self._sentry.forget()
             return False
         is_blind = self._persistence.callbacks.state is None
-        return is_finite or is_blind or self._refusals.is_worth_looking or self.live.is_damaged()
+        return is_finite or is_blind or self._refusals.is_worth_looking or bool(self.live.damage())
 
     def computed_again(self, what: str, *, step: int, is_finite: bool, device: str) -> None:
         """Note that a step which was not finite was computed once more, from the same weights and batch.
@@ -523,7 +523,7 @@ class RecoveryController:
         if not self.may_look_last(step) or self.experiment.is_open:
             return self.experiment.is_open
         self.state.looked_last_at = step
-        damage = self._persistence.backup_timer.damage_now(callbacks.state) if can_restore else ""
+        damage = self.live.damage() if can_restore else ""
         if damage:
             # No later loss would show what the last update has done.
             self._announcer.tell(events.DamageFound, array=damage)
@@ -557,7 +557,7 @@ class RecoveryController:
         self.live.begin()
         if not known:
             # Nothing is known yet: only a state that is damaged is put back.
-            if callbacks.state is None or self.live.is_damaged():
+            if callbacks.state is None or self.live.damage():
                 self._put_unknown(alarm)
             # There is no experiment, after which a state that was set aside could come back.
             self.live.end()
@@ -767,7 +767,7 @@ class RecoveryController:
             self.end_open_test(step=step)
         is_row, can_restore = refusals.in_vain == refusals.in_a_row, live.can_restore
         failures = live.failures
-        if can_restore and (not is_row or live.is_damaged()):
+        if can_restore and (not is_row or live.damage()):
             # Nor one that was damaged once more, of which the timer may have ceased to say so.
             whole = [each for each in self.witnesses.known() if math.isfinite(each.record)]
             live.begin()

@@ -153,14 +153,3 @@ def test_shortage_of_another_rank():
         timer.take({"w": np.ones(2)}, 0, 0)
 
     assert timer.backup.is_empty
-
-
-def test_state_that_cannot_be_read_is_of_unknown_health():
-    """Where the state callback raises, or there is none, it is unknown whether the state is damaged."""
-    timer, _ = of()
-
-    def broken():
-        raise KeyError("layer4")
-
-    assert timer.damage_of(broken) == timer.damage_of(None) == ""
-    assert timer.damage_of(lambda: {"w": np.array([NAN])}) == "w"

@@ -26,8 +26,8 @@ class FakeLab:
     def is_swollen(self):
         return self.swollen
 
-    def is_damaged(self):
-        return not self.whole
+    def damage(self):
+        return "" if self.whole else "w"
 
     def keep_present(self):
         return self.memory

@@ -1,5 +1,7 @@
 """What an experiment may do to the model, through the callbacks of a run."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,19 @@ def test_present_state_comes_back():
 
     assert (model.values.tolist(), live.put_step, live.current) == ([7, 7], 3, None)
     assert not live.put_present()
+
+
+def test_state_that_cannot_be_read_is_of_unknown_health():
+    """Where the state callback raises, or there is none, it is unknown whether the state is damaged."""
+    live, r8, _ = live_of(Weights())
+
+    def broken():
+        raise KeyError("layer4")
+
+    for state, damage in ((broken, ""), (None, ""), (lambda: {"w": np.array([NAN])}, "w")):
+        r8.host.persistence.callbacks = replace(r8.host.persistence.callbacks, state=state)
+
+        assert live.damage() == live.damage(is_shared=False) == damage
 
 
 def test_damaged_state_is_not_kept():
