@@ -100,7 +100,10 @@ class PlaceSearch:
             found = self._solve()
         except Exception as error:
             what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            found = Finding(UNKNOWN, f"the model raises as the batch runs again ({what})")
+            what, odd = f"the model raises as the batch runs again ({what})", not_finite(self._batch)
+            found = Finding(UNKNOWN, what)
+            if odd and not self._refusal.is_finite:
+                found = Finding(INPUT, "the batch is not finite", odd[0].rows, odd[0].about, rest=(what,))
         return found._replace(
             evidence=tuple(self._evidence), loss=self._loss, num_runs=self._num_runs, missing=self._subject.missing,
             seconds=time.perf_counter() - began,

@@ -581,13 +581,18 @@ class Engine:
             self._close(ticket)
             self.controller.experiment.lose(ticket)
 
-    def leave_out(self, ticket: Ticket) -> None:
-        """Give up a batch for which its epoch has no place left, as probes have taken it; it is no step."""
+    def leave_out(self, ticket: Ticket, *, was_there: bool = True) -> None:
+        """Give up a batch for which its epoch has no place left, as probes have taken it; it is no step.
+
+        Args:
+            ticket: The batch.
+            was_there: Whether there was one; else its data had ended, and nothing is counted.
+        """
         with self.turns.take("leave_out", self.pace.step) as turn:
             if ticket.is_out:
                 turn.is_changing = True
                 self.source.close(ticket.batch)
-                self.source.displaced += 1
+                self.source.displaced += was_there
                 self.pace.num_out -= 1
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:

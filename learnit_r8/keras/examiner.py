@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import NDArray
 
 from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
 from ..recovery.cause import Finding, Refusal
@@ -57,7 +58,7 @@ def keep_model(
         )
     if function is not None:
         function.watch(state, r8.check)
-    examiner = Examiner(model, state, lambda: None if function is None else function.batch)
+    examiner = Examiner(model, state, lambda: None if function is None else function.batch, weighs=r8.feed is not None)
     callbacks = Callbacks(
         state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect,
         undo=None if function is None else function.undo, repeat=repeat,
@@ -74,13 +75,17 @@ class Examiner:
         state: Its variables.
         batch_in_hand: Returns the refused batch, ``x``, ``(x, y)`` or ``(x, y, sample_weight)``; None if it is not
             known.
+        weighs: Whether the losses that are reported are those that are trained on, with weights of samples and
+            penalties.
     """
 
     is_exact = False
     before: tuple[Any, Sequence[int]] | None = None
 
-    def __init__(self, model: Any, state: ModelState, batch_in_hand: Callable[[], Any]) -> None:
-        self._model, self._state, self._batch_in_hand = model, state, batch_in_hand
+    def __init__(
+        self, model: Any, state: ModelState, batch_in_hand: Callable[[], Any], *, weighs: bool = False
+    ) -> None:
+        self._model, self._state, self._batch_in_hand, self._weighs = model, state, batch_in_hand, weighs
         self.batch: Any = None
         self.missing = ""
 
@@ -89,7 +94,7 @@ class Examiner:
         strategy = getattr(self._model, "distribute_strategy", None)
         is_many = strategy is not None and strategy.num_replicas_in_sync > 1
         batch = None if is_many else self._arrays()
-        self.batch = None if batch is None else dict(zip(("x", "y"), batch, strict=False))
+        self.batch = None if batch is None else dict(zip(("x", "y", "sample_weight"), batch, strict=False))
         self.missing = MANY_REPLICAS if is_many else NO_BATCH if self.batch is None else FORWARD_ONLY
         # A backup must not be changed by the run, and what is here now must come back.
         self._present = clone(self._state.read())
@@ -121,7 +126,7 @@ class Examiner:
         return bad_arrays([(each.path, each) for each in self._model.weights], as_numpy)
 
     def run(self, batch: Any, weights: Any) -> Shown:
-        """See `Subject`; the loss is without weights of samples."""
+        """See `Subject`; the loss is in the unit of those that are reported."""
         self._state.load(self._present if weights is None else weights, from_ram=True)
         x, y = batch["x"], batch.get("y")
         size = len(keras.tree.flatten(x)[0])
@@ -140,7 +145,13 @@ class Examiner:
             predicted = self._model(keras.tree.map_structure(ops.convert_to_tensor, x), training=True)
         losses = self._losses(y, predicted)
         what, rows = ("", ()) if losses is None else first_bad(losses, size)
-        loss = math.nan if losses is None else float(np.mean(losses))
+        has_own = type(self._model).compute_loss is not keras.Model.compute_loss
+        if self._weighs and (losses is not None or has_own):
+            total = self._total(x, y, predicted, batch.get("sample_weight"))
+            what = what or first_bad(total, size)[0]
+            loss = float(total)
+        else:
+            loss = math.nan if losses is None else float(np.mean(losses))
         if losses is not None and not what:
             usual = float(np.median(losses))
             rows = tuple(np.flatnonzero(losses > 100 * max(usual, 1e-6)).tolist()) if losses.ndim else ()
@@ -153,8 +164,14 @@ class Examiner:
         try:
             return ops.convert_to_numpy(sample_losses(self._model.loss, y, predicted))
         except (TypeError, ValueError):
-            total = self._model.compute_loss(x=None, y=y, y_pred=predicted, training=False)
-            return ops.convert_to_numpy(total)
+            return self._total(None, y, predicted, None)
+
+    def _total(self, x: Any, y: Any, predicted: Any, weights: Any) -> NDArray[Any]:
+        """The loss that a step would train on, 0-dim."""
+        # As Keras calls one of the user's own.
+        mode = {"training": False} if getattr(self._model, "_compute_loss_has_training_arg", True) else {}
+        total = self._model.compute_loss(x=x, y=y, y_pred=predicted, sample_weight=weights, **mode)
+        return np.asarray(ops.convert_to_numpy(total))
 
     def bad_labels(self) -> tuple[tuple[int, ...], str]:
         """See `Subject`: class numbers beyond the outputs, targets of a binary cross entropy outside of [0, 1]."""

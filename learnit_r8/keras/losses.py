@@ -207,8 +207,8 @@ class StepRecorder:
         compute_loss.recorder = self  # type: ignore[attr-defined]
         model.compute_loss = compute_loss
         if keras.backend.backend() == "jax":
-            # JAX steps hand back only variables that they know of.
-            model._metrics = [*(each for each in model._metrics if not isinstance(each, StepMemory)), memory]
+            # JAX steps hand back only variables that they know of. In place: a built model takes no other list.
+            model._metrics[:] = [*(each for each in model._metrics if not isinstance(each, StepMemory)), memory]
         self.function = TrainFunction(model)
 
     @classmethod

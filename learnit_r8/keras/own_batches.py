@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -256,8 +257,13 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._losses.rate_variable = self._rates.variable
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Wire the model, which is built by now."""
+        """Wire the model; TensorFlow's trainer leaves it to the first step to build it."""
         check_alone(self)
+        data = getattr(local_of_fit("epoch_iterator"), "_distributed_dataset", None)
+        if data is not None and not (self.model.built or self.model.trainable_variables):
+            # One that cannot be built so is refused as it is wired.
+            with scope_of(self.model), contextlib.suppress(RuntimeError):
+                self.model._symbolic_build(data_batch=data.element_spec)
         self._wire(self.model)
         assert self._state is not None
         say_devices(self._r8, self._state.num_saved_devices, self.model)
@@ -354,7 +360,8 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""
         r8 = self._r8
-        self._batches.end_pass()
+        # TensorFlow's trainer begins a batch before it asks data of unknown length for it.
+        self._batches.end_pass(ran_out=True)
         numbers = {name: value for name, value in (logs or {}).items() if name != "step" and np.ndim(value) == 0}
         if numbers:
             r8.log(r8.global_step, **numbers)

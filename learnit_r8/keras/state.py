@@ -89,10 +89,15 @@ class ModelState:
         rates = map(rate_of, self._optimizers) if self._keeps_rates else ()
         return [rate for rate in rates if isinstance(rate, keras.Variable)]
 
-    def read(self) -> dict[str, list[NDArray[Any]]]:
+    def read(self) -> dict[str, Any]:
         """All variables, under "model" and "optimizer", not copied: `R8Scheduler` copies them for its backups."""
         kinds = {**self._variables(), "rate": self._rates()}
-        state = {kind: [as_numpy(each) for each in variables] for kind, variables in kinds.items()}
+        state: dict[str, Any] = {}
+        for kind, variables in kinds.items():
+            # By their paths, which messages name; with a number where two have the same.
+            named = state[kind] = {}
+            for number, each in enumerate(variables):
+                named[each.path if each.path not in named else f"{each.path} {number}"] = as_numpy(each)
         places = {id(each): place for place, each in enumerate(self._model.weights)}
         built = [
             np.array(
@@ -111,7 +116,10 @@ class ModelState:
             state_dict: Holds it under "model", as `R8Scheduler` passes it to a ``save_callback``.
             filepath: The file.
         """
-        codec.save(state_dict["model"], filepath)
+        state = state_dict["model"]
+        # Without the names, which may be others in another process.
+        named = {kind: list(part.values()) for kind, part in state.items() if isinstance(part, Mapping) and kind != OWN}
+        codec.save({**state, **named}, filepath)
 
     def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> Any:
         """Put all variables back; returns what the user's own callbacks keep beside them, None if nothing.
@@ -130,7 +138,7 @@ class ModelState:
         self._build(built)
         for number, (kind, variables) in enumerate(self._variables().items()):
             shapes = [tuple(each.shape) for each in variables]
-            arrays = list(state.get(kind, []))
+            arrays = _arrays_of(state, kind)
             is_built = not number or self._optimizers[number - 1].built
             if is_built and 0 < number <= len(built) and not len(built[number - 1]):
                 # By a step since.
@@ -142,7 +150,7 @@ class ModelState:
                 raise ValueError(f"the saved {kind} must have variables of shapes {shapes}, got {given}.")
             pairs += zip(variables, arrays, strict=True)
         rates = self._rates() if is_resume or not from_ram else []
-        for variable, array in [*pairs, *zip(rates, state.get("rate", []), strict=False)]:
+        for variable, array in [*pairs, *zip(rates, _arrays_of(state, "rate"), strict=False)]:
             variable.assign(array)
         random = state["random"]
         set_random_state(random)
@@ -266,6 +274,12 @@ def trains_all(model: Any) -> bool:
     """Whether a step trains all trainable variables, and all are there: else only the first step tells which."""
     is_own_step = type(model).train_step.__module__.partition(".")[0] == "keras"
     return is_own_step and all(layer.built for layer in model._flatten_layers())
+
+
+def _arrays_of(state: Mapping[str, Any], kind: str) -> list[NDArray[Any]]:
+    """The arrays of a kind in their order; a file has no names."""
+    arrays = state.get(kind, [])
+    return list(arrays.values() if isinstance(arrays, Mapping) else arrays)
 
 
 def rate_of(optimizer: Any) -> Any:

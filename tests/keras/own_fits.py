@@ -49,6 +49,26 @@ def several():
     return model
 
 
+class OwnLoss(keras.Model):
+    """A class with a loss of its own, built by its first batch, and closed to new variables from then on."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.head(self.hidden(x))
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        return LOSS(y, y_pred) + 0.01 * keras.ops.mean(keras.ops.square(self.hidden(x)))
+
+
+def own_loss():
+    model = OwnLoss()
+    model.compile(keras.optimizers.Adam(0.01), metrics=["accuracy"])
+    return model
+
+
 class OwnStep(keras.Model):
     """A model with a step of its own, on any back end: each of its losses has networks of its own to train.
 
@@ -205,6 +225,7 @@ FITS = {
     "four at once": (
         lambda: classifier(steps_per_execution=4), lambda: {"x": X, "y": Y, "batch_size": 32},
     ),
+    "a loss of one's own, not built": (own_loss, lambda: {"x": X, "y": Y, "batch_size": 32}),
     "several, sample weights": (
         several,
         lambda: {
@@ -222,7 +243,7 @@ if BACK_END == "jax":
     # Its trainer carries the variables of one.
     del STEPS["GAN with two optimizers"]
 FITS |= {name: (make, lambda: {"x": batches_of(X, Y)}) for name, make in STEPS.items()}
-QUICK = ("tf.data, schedule", "four at once")
+QUICK = ("tf.data, schedule", "four at once", "a loss of one's own, not built")
 if BACK_END == "torch":
     # It takes one step at a time.
     del FITS["four at once"]

@@ -228,11 +228,11 @@ def test_state_of_half_precision(tmp_path):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
     state = ModelState(model, keras.optimizers.SGD(0.1))
     state.save({"model": state.read()}, tmp_path / "saved")
-    before = state.read()["model"][0].copy()
+    before = next(iter(state.read()["model"].values())).copy()
     model.layers[0].kernel.assign(np.zeros((3, 2)))
     state.load(tmp_path / "saved")
 
-    assert np.array_equal(state.read()["model"][0], before)
+    assert np.array_equal(next(iter(state.read()["model"].values())), before)
 
 
 def test_stop_ends_the_batches():
@@ -256,7 +256,7 @@ def test_a_rate_that_is_set_by_hand_comes_back_on_resume(tmp_path):
     optimizer.learning_rate.assign(0.125)
     callbacks["save_callback"]({"model": callbacks["state_callback"]()}, str(tmp_path / "model"))
     optimizer, callbacks = made()
-    held = [each.copy() for each in callbacks["state_callback"]()["model"]]
+    held = [each.copy() for each in callbacks["state_callback"]()["model"].values()]
     callbacks["load_callback"](
         {**callbacks["state_callback"](), "model": held, "rate": [np.float32(0.25)]}, from_ram=True
     )

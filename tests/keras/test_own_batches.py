@@ -9,20 +9,26 @@ pytest.importorskip("tests.keras_common")
 import keras
 import numpy as np
 
-from learnit_r8 import R8Scheduler
+from learnit_r8 import R8Scheduler, events
 from learnit_r8.keras import R8Callback, model_callbacks
+from learnit_r8.keras.examiner import Examiner
 from learnit_r8.keras.state import ModelState
+from learnit_r8.testing import record_events
 from tests.keras import resumed_fits
 from tests.keras.own_fits import (
     BATCHES,
     FITS,
+    LOSS,
     QUICK,
     RATES,
+    Gan,
+    Hurt,
     X,
     Y,
     batches_of,
     classifier,
     outcome,
+    own_step,
     schedule,
     share_of_step,
 )
@@ -256,3 +262,54 @@ def test_a_loop_under_tf_function():
     r8, healed = run(True, nan_at=34)
     assert r8.sentry.num_refused >= 1
     assert all(np.isfinite(each).all() for each in healed)
+
+
+def test_no_batch_is_missed_where_data_of_unknown_length_end():
+    """TensorFlow's trainer begins a batch before it asks for it: there was none that was not reported."""
+    model, heard = classifier(), record_events()
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(32).filter(lambda x, y: True)
+    r8 = R8Scheduler(scheduler_mode="keep", listeners=[heard])
+    model.fit(data, epochs=2, verbose=0, callbacks=[R8Callback(r8)])
+    r8.close()
+
+    assert not heard.of(events.BatchAbandoned)
+    assert r8.global_step == 2 * BATCHES
+    assert "batches not reported: 0" in r8.summary()
+
+
+def test_a_model_that_is_never_called_as_a_whole_has_its_bad_batch_named():
+    """The model of a ``train_step`` of one's own may have no ``call``: the batch is looked at all the same."""
+    x, heard = X.copy(), record_events()
+    x[7, 3] = np.nan
+    model = own_step(Gan)
+    r8 = R8Scheduler(scheduler_mode="keep", guard="finite", listeners=[heard])
+    model.fit(x, batch_size=32, shuffle=False, verbose=0, callbacks=[R8Callback(r8)])
+    told = heard.of(events.CauseFound)[0]
+
+    assert told.fault == "input"
+    assert "probably the batch is not finite, for row 7 of the batch, whose input holds NaN at [3]" in told.text
+
+
+def test_a_batch_runs_again_in_the_unit_of_the_losses_that_are_reported():
+    """With weights of samples the loss of a healthy batch is not taken for a bad one."""
+    model = classifier()
+    examiner = Examiner(model, ModelState(model), lambda: None, weighs=True)
+    examiner._present = examiner._state.read()
+    weights = np.full(32, 1e-3, "f4")
+    shown = examiner.run({"x": X[:32], "y": Y[:32], "sample_weight": weights}, None)
+    once = examiner.run({"x": X[:32], "y": Y[:32], "sample_weight": None}, None)
+
+    assert 0 < shown.loss < 2e-3 < 0.1 < once.loss
+
+
+def test_a_variable_that_is_put_back_has_its_name():
+    """Of Keras' variables messages say the path, not a number."""
+    keras.utils.clear_session()
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, name="head")], name="net")
+    model.compile("sgd", LOSS)
+    r8 = R8Scheduler(scheduler_mode="keep")
+    hurt = Hurt(5)
+    model.fit(X, Y, batch_size=32, verbose=0, callbacks=[R8Callback(r8, backup_every=2), hurt])
+    r8.close()
+
+    assert "model.net/head/kernel had numbers that are not finite" in r8.summary()

@@ -710,9 +710,16 @@ class TrainerBatches:
         if ticket is not None:
             self._feed.engine.discard(ticket)
 
-    def end_pass(self) -> None:
-        """Note that an epoch has ended, before it is validated."""
+    def end_pass(self, *, ran_out: bool = False) -> None:
+        """Note that an epoch has ended, before it is validated.
+
+        Args:
+            ran_out: Whether the data had ended where a batch was begun that is not reported: there was none.
+        """
         feed = self._feed
+        if ran_out and feed.source.open is not None:
+            feed.engine.leave_out(feed.source.open, was_there=False)
+            feed.source.open = None
         feed.trainer.settle()
         if not feed.engine.pace.has_ended:
             feed.mark_ended()
