@@ -41,7 +41,7 @@ from .state_faults import (
     optimizer_faults,
     vanished_eps,
 )
-from .untouched import weights_of
+from .untouched import kept_buffers, weights_of
 from .watch import (
     Trace,
     describe_gradient,
@@ -91,10 +91,12 @@ class Runs:
         set_random_state(self._generators)
         self.count += 1
         backward = backward and self.has_loss and self._is_alone
-        trace = run_watched(
-            self._model, self._run, batch, backward=backward, scale=scale, is_quick=is_quick and self._is_alone,
-            is_alone=self._is_alone,
-        )  # fmt: skip
+        # A batch may leave something behind there, as in a memory bank, which the next run must not meet.
+        with kept_buffers(self._model):
+            trace = run_watched(
+                self._model, self._run, batch, backward=backward, scale=scale, is_quick=is_quick and self._is_alone,
+                is_alone=self._is_alone,
+            )  # fmt: skip
         self.is_random = self.is_random or not torch.equal(torch.get_rng_state(), self._own_generator)
         if what:
             self.evidence.append(f"{what}: {describe_run(trace, has_loss=self.has_loss)}")

@@ -38,17 +38,15 @@ def untouched(model: torch.nn.Module, optimizer: Any) -> Iterator[None]:
     ]
     parameters = list({id(each): each for each in every}.values())
     gradients = [each.grad for each in parameters]
-    buffers = [(each, each.detach().clone()) for each in model.buffers()]
     attributes = [
         (module, {name: value for name, value in vars(module).items() if name not in _OWN})
         for module in model.modules()
     ]
-    held = [(module, dict(module._buffers)) for module in model.modules()]
     generators = random_state()
     try:
         for each in parameters:
             each.grad = None
-        with torch.enable_grad(), contextlib.ExitStack() as stack:
+        with kept_buffers(model), torch.enable_grad(), contextlib.ExitStack() as stack:
             # A compiled model runs as it was written: it has no modules to look at.
             if hasattr(torch.compiler, "set_stance"):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -58,12 +56,22 @@ def untouched(model: torch.nn.Module, optimizer: Any) -> Iterator[None]:
             parameter.grad = gradient
         for module, before in attributes:
             _put_back(module, before)
+        set_random_state(generators)
+
+
+@contextlib.contextmanager
+def kept_buffers(model: torch.nn.Module) -> Iterator[None]:
+    """A ``with`` block after which the buffers of a model are what they were."""
+    buffers = [(each, each.detach().clone()) for each in model.buffers()]
+    held = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
         for module, own in held:
             module._buffers.clear()
             module._buffers.update(own)
         for buffer, value in buffers:
             put_value(buffer, value)
-        set_random_state(generators)
 
 
 def _put_back(module: torch.nn.Module, before: Mapping[str, Any]) -> None:

@@ -96,6 +96,29 @@ def test_the_sample_and_the_module_are_named():
         assert "NaN first in `first` (forward), for sample 21, whose input holds NaN at [2]" in each.text
 
 
+class Bank(Net):
+    """What it has made of a batch goes into that of the next ones, as negatives of a memory bank do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(8), persistent=False)
+
+    def forward(self, x):
+        made = super().forward(x) + self.bank.mean()
+        self.bank.copy_(self.first(x).detach().mean(0))
+        return made
+
+
+def test_what_a_batch_has_left_in_a_memory_bank_is_not_met_by_the_next_run():
+    """Else every further run would be bad as well, also that of the batch without the row to blame."""
+    dataset = data()
+    dataset.tensors[0][BAD, 2] = float("nan")
+    told = train(dataset, model=Bank(), own_loader="list", steps=8)[0]
+
+    assert (told.fault, told.is_certain) == ("input", True)
+    assert "for row 5 of the batch, whose input holds NaN at [2]; the weights are healthy" in told.text
+
+
 def test_without_run_batch_the_forward_pass_is_looked_at():
     """The model's last inputs are held by reference; what lies behind the model stays unknown."""
     dataset = data()
