@@ -193,6 +193,8 @@ class Incident:
         """What is known of it where the run has ended meanwhile, without a full stop."""
         if self.findings and RESTORED in self.findings[-1]:
             return f"{self.place}: {self.conclusion[:-1]}; the run ended before enough good losses had proven that"
+        if self.findings and self.num_restored:
+            return f"{self.place}: {self.conclusion[:-1]}"
         if self._is_input and HEALTHY in self.cause:
             return f"step {self.step:,}: {self._to_blame}, not the weights; the run ended with it"
         return f"not settled as the run ended, since step {self.step:,}"

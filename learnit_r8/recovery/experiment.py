@@ -498,6 +498,13 @@ class ExperimentRun:
         """Whether the probe has had some of its losses, and needs more."""
         return self.is_open and bool(self._losses)
 
+    @property
+    def has_held(self) -> bool:
+        """Whether the batches that stand for the probe of a backup, after a spike, show no damage so far."""
+        case = self.case
+        is_spike = case is not None and case.alarm is Alarm.SPIKE and not case.is_exact
+        return is_spike and self.is_partway and self.is_fine(median(sorted(self._losses)))
+
     def lose(self, ticket: Ticket) -> None:
         """Draw the probe again if this abandoned batch was it."""
         if self.is_open and ticket.chunk is self.chunk:

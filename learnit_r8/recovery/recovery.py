@@ -717,6 +717,8 @@ class RecoveryController:
             elif live.put(best):
                 alarm, is_sudden = (Alarm.END, True) if case is None else (case.alarm, case.is_sudden)
                 self._go_on_from(best, alarm, is_sudden=is_sudden)
+        elif self.experiment.is_open:
+            self._remedies.leave_open()
         self.early.break_off(is_damaged=False)
         self.experiment.end()
         live.end()
@@ -726,7 +728,8 @@ class RecoveryController:
         case, present = self.experiment.case, self.live.present
         better = None if case is None else case.better_than_present()
         if better is None and present is not None:
-            return present
+            # Of the state set aside nothing is known but the loss of the alarm.
+            return self.live.current if self.experiment.has_held else present
         if better is not None and better.updates:
             return better
         return self.witnesses.best(self.lineage.progress.start)

@@ -25,6 +25,11 @@ from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_TRIAL, Recover
 LOWEST_SHARE = 2**-12
 """Least share of the scheduled rate that a ceiling leaves after the first steps."""
 
+UNTESTED = (
+    "the run ended before the weights were tested, so they may be damaged: restore_backup() puts those of the newest "
+    "backup back"
+)
+
 _REASONS = {
     Alarm.NOT_FINITE: "losses or weights were not finite",
     Alarm.SPIKE: "losses were far too high",
@@ -116,15 +121,30 @@ class Remedies:
         # Else a record whose cause is a NaN in the weights would end with nothing but healthy weights.
         mended, incident = self._live.mended, incidents.current
         incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
-        if mended and incident is not None:
-            incidents.change(num_restored=max(1, incident.num_restored))
-            text = f"{_REASONS[Alarm.NOT_FINITE]} at step {incident.step:,}: {mended}"
-            self._announcer.warn_unseen("restored", incident.with_cause(text))
+        if mended:
+            self._tell_mended()
         elif finding.verdict != "level" and incident is not None and incident.num_refused:
             topic = "refused" if finding.verdict == "healthy" else "not the weights"
             self._announcer.warn_unseen(topic, incident.refusal_text(finding.text))
         if finding.verdict in ("healthy", "level") and not self._state.lineage.is_proving:
             incidents.end()
+
+    def _tell_mended(self) -> None:
+        """Say what came from a backup, as nothing else was restored."""
+        incidents, incident = self._state.incidents, self._state.incidents.current
+        if incident is not None:
+            incidents.change(num_restored=max(1, incident.num_restored))
+            text = f"{_REASONS[Alarm.NOT_FINITE]} at step {incident.step:,}: {self._live.mended}"
+            self._announcer.warn_unseen("restored", incident.with_cause(text))
+
+    def leave_open(self) -> None:
+        """Say what an experiment that the end of the run cuts short leaves behind."""
+        incidents, incident = self._state.incidents, self._state.incidents.current
+        if self._live.mended:
+            incidents.note(self._live.step, self._live.mended)
+            self._tell_mended()
+        elif incident is not None and incident.num_refused:
+            self._announcer.warn_unseen("refused", incident.refusal_text(UNTESTED))
 
     def _name_cause(self, cause: str, fault: str) -> None:
         """Say what is probable by the test of the weights, where the search for the cause of a high loss found none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -330,3 +332,25 @@ def test_a_killed_run_with_random_augmentation_goes_on_to_the_bit(tmp_path):
         assert len(losses) in (2 * BATCHES - kill_at // 5 * 5, BATCHES), kill_at
         assert losses == whole[0][-len(losses) :], kill_at
         assert weights == whole[1], kill_at
+
+
+def test_what_the_last_update_has_damaged_is_said():
+    """No loss follows it: what came from a backup as the run was closed stands in a warning and in the summary."""
+    ones = jax.numpy.ones(3)
+    r8 = R8Scheduler(scheduler_mode="keep")
+    managed = r8flax.ManagedState(r8, {"a": ones, "b": ones, "c": ones})
+
+    def train():
+        for at in range(3):
+            for number in r8.batches(range(20)):
+                state, is_last = managed.for_step(), (at, number) == (2, 19)
+                managed.report(
+                    {**state, "a": state["a"] * (math.nan if is_last else 1.0)}, 1.0 / (20 * at + number + 1)
+                )
+        r8.close()
+
+    with pytest.warns(RuntimeWarning, match="state.a had numbers that are not finite, and came from the backup of"):
+        train()
+
+    assert np.isfinite(managed.state["a"]).all()
+    assert "weights not finite: step 60: state.a had numbers that are not finite" in r8.summary()
