@@ -520,15 +520,32 @@ def _others(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
     """What else is trained: further optimizers, and what callbacks keep, as averaged weights or a classifier."""
     found = {f"optimizer {number}": each for number, each in enumerate(trainer.optimizers[1:], start=2)}
     known = {*map(id, module.modules()), *map(id, trainer.optimizers)}
+    found |= _kept_by_callbacks(trainer, known)
     for number, callback in enumerate(trainer.callbacks, start=1):
-        for name, part in vars(callback).items():
-            if isinstance(part, (torch.nn.Module, torch.optim.Optimizer)) and id(part) not in known:
-                found[f"callback {number} {name}"] = part
         if isinstance(callback, StochasticWeightAveraging):
             # What the next average is weighted by; changed in place.
             get, put = functools.partial(_num_averaged, callback), functools.partial(setattr, callback, "n_averaged")
             found[f"averaged {number}"] = (get, put, "heal")
+    # Those behind R8Callback make theirs as the fit begins.
+    later = functools.partial(_kept_by_callbacks, trainer, known | {*map(id, found.values())})
+
+    def load(state: Mapping[str, Any]) -> None:
+        for name, part in later().items():
+            if name in state:
+                part.load_state_dict(state[name])
+
+    found["made later"] = (lambda: {name: part.state_dict() for name, part in later().items()}, load, "heal")
     return found
+
+
+def _kept_by_callbacks(trainer: Any, known: set[int]) -> dict[str, Any]:
+    """The networks and optimizers that callbacks hold, by name, but for those whose ids are known."""
+    return {
+        f"callback {number} {name}": part
+        for number, callback in enumerate(trainer.callbacks, start=1)
+        for name, part in vars(callback).items()
+        if isinstance(part, (torch.nn.Module, torch.optim.Optimizer)) and id(part) not in known
+    }
 
 
 def _num_averaged(callback: Any) -> Any:

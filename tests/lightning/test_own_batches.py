@@ -319,14 +319,64 @@ class Probe(lightning.Callback):
         self.optimizer.zero_grad()
 
 
-def test_what_a_callback_trains_is_healed():
-    """A network and an optimizer that another callback keeps go back when they are not finite."""
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_what_a_callback_trains_is_healed(is_behind):
+    """A network and an optimizer that another callback keeps go back when they are not finite, also if it makes them
+    after R8Callback has begun."""
     module, probe, callback = built(Plain), Probe(), R8Callback(backup_every=9)
-    train(module, callbacks=[probe, callback])
+    train(module, callbacks=[callback, probe] if is_behind else [probe, callback])
 
-    assert "callback 1 network.weight, callback 1 network.bias" in callback.scheduler.summary()
+    name = "made later.callback 2 network" if is_behind else "callback 1 network"
+    assert f"{name}.weight, {name}.bias" in callback.scheduler.summary()
     slots = [state["momentum_buffer"] for state in probe.optimizer.state.values()]
     assert all(each.isfinite().all() for each in [*probe.network.parameters(), *slots])
+
+
+class TwoSteps(lightning.LightningModule):
+    """Two optimizers in turn over a layer, of which the first has stepped as the loss is known; one batch is huge.
+
+    Args:
+        huge_at: Its number.
+    """
+
+    def __init__(self, huge_at):
+        super().__init__()
+        self.automatic_optimization, self._huge_at = False, huge_at
+        self.body, self.back, self.head = torch.nn.Linear(64, 16), torch.nn.Linear(16, 64), torch.nn.Linear(16, 10)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch[0].flatten(1), batch[1]
+        x = x * 1e4 if self.trainer.fit_loop.total_batch_idx == self._huge_at else x
+        for number, optimizer in enumerate(self.optimizers()):
+            hidden = self.body(x).tanh() + self.body(x)
+            loss = cross_entropy(self.head(hidden), y) if number else (self.back(hidden) - x).square().mean()
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self):
+        parts = [*self.body.parameters(), *self.back.parameters()], [*self.body.parameters(), *self.head.parameters()]
+        return [torch.optim.SGD(each, 0.01) for each in parts]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("to_go", [2, 5])
+def test_weights_that_a_spike_has_damaged_do_not_stay_as_the_run_ends(to_go):
+    """Where a backup's losses are fine as far as the run goes, it is the better one."""
+    torch.manual_seed(0)
+    callback, num_steps = R8Callback(backup_every=9), 3 * len(DataLoader(DATA, 32))
+    module = TwoSteps(num_steps - 1 - to_go)
+    trainer = lightning.Trainer(
+        max_epochs=3, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(DATA, 32, shuffle=True))
+
+    x, y = DATA.tensors[0].flatten(1), DATA.tensors[1]
+    with torch.no_grad():
+        hidden = module.body(x).tanh() + module.body(x)
+        assert cross_entropy(module.head(hidden), y) + (module.back(hidden) - x).square().mean() < math.log(10) + 0.5
+    assert "model restored once" in callback.scheduler.summary()
 
 
 def test_averaged_weights_are_resumed(tmp_path):
