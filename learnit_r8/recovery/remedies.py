@@ -190,7 +190,9 @@ class Remedies:
         is_calm = alarm is Alarm.NOT_FINITE and limit.is_share and lineage.progress.is_calm(lineage.since_restore)
         why = ""
         if (is_relapse and not is_calm and not lineage.num_older) or is_rate:
-            why = "training on has damaged healthy weights again, so the updates are probably too large"
+            # Of weights that are damaged before any update is made, the updates are not the cause.
+            again = "training on has damaged healthy weights again, so the updates are probably too large"
+            why = again if undone else ""
             if is_rate:
                 why = "the updates are probably too large from the start on, as the losses rose"
             lineage.level_before = backup.usual
@@ -210,7 +212,7 @@ class Remedies:
         is_too_large = is_tested and alarm is not Alarm.NOT_FINITE
         if is_too_large or why:
             self._state.norms.begin(step)
-        if is_too_large:
+        if is_too_large and undone:
             cause = f"the updates since step {backup.step:,} were too large, as the weights were damaged"
             self._name_cause(cause, UPDATE)
         self._tell_restored(backup, alarm, undone, why, is_tested=is_tested)
@@ -241,7 +243,8 @@ class Remedies:
         limit, incidents, norms = self._state.limit, self._state.incidents, self._state.norms
         self._announcer.tell(events.RolledBack, to_step=backup.step, source=self._live.persistence.name_of(backup))
         found = "the weights were damaged" if is_tested else "no test could be made"
-        what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {undone} updates back"
+        back = f"{undone} updates back" if undone else "with no good update since then"
+        what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {back}"
         what += f"; {why}" if why else ""
         if limit.ceiling < math.inf:
             what += f"; the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"

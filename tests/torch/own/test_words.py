@@ -350,3 +350,29 @@ def test_no_other_guard_is_advised_where_none_would_help():
     assert "See docs/recovery.md." in said
     assert "guard=" not in said
     assert "too large" not in said
+
+
+def test_weights_that_are_spoiled_before_each_batch_blame_no_update():
+    """Where no good update was made between two restores, something else wrote into the weights."""
+    model = classifier()
+    optimizer = sgd(model, lr=0.02)
+    adapter = attach(model, optimizer, DataLoader(DIGITS, batch_size=20), num_steps=140)
+
+    def train():
+        batches = (batch for _ in adapter.epochs() for batch in adapter.batches())
+        for turn, (inputs, labels) in enumerate(batches):
+            if turn >= 20:
+                for each in model.parameters():
+                    each.data.fill_(NAN)
+            if adapter.report(loss := cross_entropy(model(inputs), labels)):
+                descend(optimizer, loss)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(TrainingDiverged) as error:
+            train()
+    told = " ".join(str(each.message) for each in said) + str(error.value)
+
+    assert "with no good update since then" in told
+    assert ", 0 updates back" not in told
+    assert "updates are probably too large" not in told
