@@ -30,6 +30,9 @@ BAD_INPUT = ("whose input holds NaN", "whose input holds Inf")
 RESTORED = "restored to step"
 """What the finding of a restore says."""
 
+MENDED = "came from the backup of step"
+"""What a finding says where single arrays were put back."""
+
 HEALTHY = "the weights are healthy"
 """What causes say where every number of the weights is finite, see `bridge.place_search`."""
 
@@ -193,7 +196,7 @@ class Incident:
         """What is known of it where the run has ended meanwhile, without a full stop."""
         if self.findings and RESTORED in self.findings[-1]:
             return f"{self.place}: {self.conclusion[:-1]}; the run ended before enough good losses had proven that"
-        if self.findings and self.num_restored:
+        if self.findings and MENDED in self.findings[-1]:
             return f"{self.place}: {self.conclusion[:-1]}"
         if self._is_input and HEALTHY in self.cause:
             return f"step {self.step:,}: {self._to_blame}, not the weights; the run ended with it"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .. import events
 from ..events.bus import Announcer
+from ..events.incident import MENDED
 from ..sources.ticket import Ticket
 from ..state import tree
 from ..state.callbacks import call_load
@@ -145,7 +146,7 @@ class LiveModel:
         self.put_step = self.step
         text = f"not finite in the state of the model: {named}; taken from the backup of step {newest.step}."
         self.announcer.tell(events.Notice, text=text, is_warning=False)
-        self.mended = f"{named} had numbers that are not finite, and came from the backup of step {newest.step}"
+        self.mended = f"{named} had numbers that are not finite, and {MENDED} {newest.step}"
         return True
 
     def is_swollen(self) -> bool:
