@@ -232,6 +232,24 @@ def test_two_humps_of_other_losses_decide_nothing():
     assert not len(find_suspects(records, UNTRAINED, exact=True, evidence=evidence))
 
 
+@pytest.mark.parametrize(("late", "is_believed"), [("learnt", True), ("hard", False), ("wrong", True)])
+def test_early_margins_are_believed_unless_late_ones_are_those_of_hard_labels(late, is_believed):
+    """With weights the margins from before decide, unless a third still looks wrong, and looks like right labels."""
+    rng = np.random.default_rng(0)
+    early = -rng.uniform(1, 6, 1300)
+    early[:90] = rng.uniform(0, 6, 90)
+    last = -np.abs(early)
+    # Of hard right labels the odds of a margin against its mirror fall off with its size.
+    last[:40] = {"learnt": last[:40], "hard": rng.exponential(0.1, 40), "wrong": early[:40]}[late]
+    last[90:170] = -rng.exponential(0.2, 80)
+    evidence = evidence_of(last, early=early, last_margin=last)
+    records = {"mean": np.log1p(np.exp(last)), "last": np.log1p(np.exp(last)), "usage_count": np.full(1300, 12)}
+    suspects = find_suspects(records, math.log(10), exact=True, evidence=evidence, trust=EARLY)
+
+    assert (len(suspects) > 40) == is_believed
+    assert is_believed or suspects.reason.startswith("what looked wrong before weights began has been learnt")
+
+
 def test_a_class_is_no_suspect():
     """A class for which the model always prefers another is hard or rare: it has few more suspects than others."""
     records, evidence, is_wrong = overlapping(1)

@@ -241,6 +241,7 @@ class Mirror(NamedTuple):
         alike: int = 1,
         sample: NDArray[np.int64] | None = None,
         is_binary: bool = False,
+        least: int = LEAST_POSITIVE,
     ) -> Mirror | None:
         """Fit the odds to mean margins, float64[M]; None if too few are positive, or no labels need be wrong.
 
@@ -251,9 +252,10 @@ class Mirror(NamedTuple):
             alike: Margins that may be alike, so that they count as one.
             sample: int64[M], ascending: the sample of each, if it may have several; they may err together.
             is_binary: Whether the labels have two classes.
+            least: Fewest positive margins to fit anything to.
         """
         positive = margin[margin > 0]
-        if len(positive) < LEAST_POSITIVE:
+        if len(positive) < least:
             return None
         reach = float(np.quantile(positive, FITTED))
         # Counted in bins, so that the cost of the fit does not depend on M.
