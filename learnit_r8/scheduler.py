@@ -373,6 +373,8 @@ class R8Scheduler:
         try:
             while True:
                 self.host.settle()
+                if self.pace.is_finished:
+                    self.host.look_again(self.pace.step)
                 self.host.between_steps()
                 if self.pace.is_over:
                     return

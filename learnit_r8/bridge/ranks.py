@@ -230,6 +230,7 @@ class SharedStore:
         *,
         then: Callable[[Checkpoint], object] = lambda _: None,
         in_background: bool = False,
+        is_again: bool = False,
     ) -> SharedWrite:
         """Start to write a checkpoint on rank 0, as `CheckpointStore.start_write`; write nothing on other ranks."""
         write, error = None, None
@@ -240,7 +241,8 @@ class SharedStore:
             state = {**state, "plan": {**plan, "ranks": self._ranks.gather_values(own)}}
         if self._ranks.rank == 0:
             try:
-                write = self._store.start_write(state, write_model, config, then=then, in_background=in_background)
+                how: Any = {"in_background": in_background, "is_again": is_again}
+                write = self._store.start_write(state, write_model, config, then=then, **how)
             except BaseException as raised:
                 error = raised
         elsewhere = Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})

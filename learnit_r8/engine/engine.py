@@ -87,7 +87,7 @@ class Engine:
         clock: Returns seconds; measures the two that follow, where there are listeners.
         own_seconds: Time that the scheduler took since the last step.
         data_seconds: Time that the training waited for its data since then.
-        adopt, look_at_weights: See `Persistence`.
+        adopt, look_again, look_at_weights: See `Persistence`.
         say_once: See `Announcer.say_once`.
     """
 
@@ -102,7 +102,7 @@ class Engine:
         self.clock: Callable[[], float] = time.perf_counter
         self.own_seconds = self.data_seconds = 0.0
         self.adopt, self.look_at_weights = run.persistence.adopt, run.persistence.look_at_weights
-        self.say_once = run.announcer.say_once
+        self.say_once, self.look_again = run.announcer.say_once, run.persistence.look_again
         run.controller.experiment.can_probe = run.source.can_probe
         self.table.learner.hold_back(self)
 

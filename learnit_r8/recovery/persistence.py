@@ -410,7 +410,8 @@ class Persistence:
             if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
                 # Before it is written, as an interrupted call that has written it does not write it again.
                 saved(step)
-                self.saver.attempt(lambda: self._write(self._agreed(get_state), in_background=not run_ended), step)
+                how = {"in_background": not run_ended, "is_again": run_ended and self.saver.has_saved(step)}
+                self.saver.attempt(lambda: self._write(self._agreed(get_state), **how), step)
                 if run_ended and self.saver.has_saved(step):
                     self.forget_generations()
         except Exception:
@@ -435,6 +436,16 @@ class Persistence:
         self.backup_timer.count_from(step)
         if self.saver:
             self.saver.count_from(step)
+
+    def look_again(self, step: int) -> None:
+        """Have the last checkpoint written again if the model's file differs, as a loop comes back from the last epoch.
+
+        The first was written before what follows the epoch, which may raise or take long, and may change what is kept.
+        A save callback of the user's alone is not called a second time.
+        """
+        if self.saver is not None and self._has_adapter and self.saver.has_saved(step):
+            self.saver.look_again()
+            self.wake()
 
     def expect_epochs_of(self, steps: int) -> None:
         """Take backups as often as epochs of so many steps ask for, unless the user has said how often."""
@@ -478,7 +489,9 @@ class Persistence:
             raise MemoryError(shortage)
         return state
 
-    def _write(self, state: dict[str, Any], *, in_background: bool = False) -> Checkpoint | BackgroundWrite:
+    def _write(
+        self, state: dict[str, Any], *, in_background: bool = False, is_again: bool = False
+    ) -> Checkpoint | BackgroundWrite:  # fmt: skip
         assert self.store is not None
         write_model = None
         save = self.callbacks.save
@@ -489,7 +502,8 @@ class Persistence:
         own = self.callbacks.own
         config = {**self.config.values, KEPT_BY_ADAPTER: self._has_adapter and (own is None or own.save is None)}
         in_background = in_background and len(state.get("table", {}).get("loss", ())) >= LARGE
-        write = self.store.start_write(state, write_model, config, then=self._tell_saved, in_background=in_background)
+        how: Any = {"in_background": in_background, "is_again": is_again}
+        write = self.store.start_write(state, write_model, config, then=self._tell_saved, **how)
         return write if in_background else write.result()
 
     def _tell_saved(self, saved: Checkpoint) -> None:

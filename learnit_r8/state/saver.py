@@ -102,6 +102,10 @@ class CheckpointSaver:
         """Note that the run was resumed at this step, which needs no new checkpoint."""
         self._step_tried = self._first_step = self._step_of_epoch = step
 
+    def look_again(self) -> None:
+        """Let a checkpoint of this step be due although there is one."""
+        self._step_tried = -1
+
     def has_saved(self, step: int) -> bool:
         """Whether there is a checkpoint of this step."""
         return self._newest is not None and self._newest[0] == step

@@ -183,6 +183,8 @@ class CheckpointStore:
         self._given_up: set[Path] = set()
         self._is_tidy = False
         self._last_size = 0
+        # The last one written, and the digest of its model's file.
+        self._last: tuple[Checkpoint, str] | None = None
         self._claimed: str | None = None
         self._is_lockless = False
 
@@ -283,7 +285,7 @@ class CheckpointStore:
     def start_write(
         self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None,
         config: Mapping[str, Any] | None = None, *, then: Callable[[Checkpoint], object] = lambda _: None,
-        in_background: bool = False,
+        in_background: bool = False, is_again: bool = False,
     ) -> BackgroundWrite:  # fmt: skip
         """Start to write a checkpoint like `save`; `BackgroundWrite.result` completes it.
 
@@ -295,6 +297,7 @@ class CheckpointStore:
             config: See `save`.
             then: Called with the checkpoint by `BackgroundWrite.result`.
             in_background: Whether a thread writes the scheduler's file meanwhile; ``state`` must not change then.
+            is_again: Whether there is a checkpoint of this step; it counts as written unless the model's file differs.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._claimed is not None and getattr(_claims.get(self._claimed), "store", None) is not weakref.ref(self):
@@ -305,7 +308,13 @@ class CheckpointStore:
         taken = [*os.listdir(self.folder), *(own.path.name for own in self._own)]
         number = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, taken) if match), default=0)
         model = None if write_model is None else self._save_model(number, write_model)
-        about = model and {"name": model.name, "size": model.stat().st_size, "sha256": sha256(model)}
+        digest = "" if model is None else sha256(model)
+        about = model and {"name": model.name, "size": model.stat().st_size, "sha256": digest}
+        if is_again and self._last is not None and self._last[1] == digest:
+            last = self._last[0]
+            if model is not None:
+                remove(model)
+            return BackgroundWrite(lambda: last.path, lambda path, error: last, in_background=False)
         content = {"run_id": self.run_id, "model": about, "scheduler": state, "config": dict(config or {})}
 
         def finish(path: Path | None, error: BaseException | None) -> Checkpoint:
@@ -320,6 +329,7 @@ class CheckpointStore:
             self._last_size = _size_of(self._own[-1])
             self._delete_old()
             saved = Checkpoint(path, dict(state), model, self.run_id, dict(config or {}))
+            self._last = saved._replace(state={}), digest
             then(saved)
             return saved
 

@@ -164,6 +164,9 @@ class Adapter:
                 # Else the loop would begin another epoch, which has no batch, after stop().
                 self.flush()
                 self._losses.between_steps()
+        if self.scheduler.pace.is_finished:
+            self.scheduler.host.look_again(self.scheduler.global_step)
+            self._losses.between_steps()
 
     @loop_method
     def batches(

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from learnit_r8 import Backups, R8Scheduler, events
+from learnit_r8 import Backups, Checkpoints, R8Scheduler, events
 from learnit_r8.dashboard.watch import look
 from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import ToyTask
@@ -145,3 +145,50 @@ def test_a_finished_run_yields_no_epoch(is_planned, tmp_path):
 
         assert len([each for each in caught if re.search("finished, nothing to do", str(each.message))]) == 1
         assert look(tmp_path / "run").state.word == "finished"
+
+
+def average(folder, *, is_planned, changes=True, keep=3):
+    """A script that averages the weights after each epoch; returns how often, the average, and the steps saved."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(80, 4), torch.zeros(80, dtype=torch.int64))
+    model, averaged, done, steps = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2), {"epochs": 0}, []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    adapter = attach(
+        model, optimizer, data if is_planned else DataLoader(data, batch_size=16, shuffle=True), num_epochs=2,
+        checkpoint_dir=folder, resume="auto", checkpoint_every=Checkpoints(4, keep_checkpoints=keep),
+        backup_every=Backups(backup_dir=False), handle_signals=False,
+        also={"average": averaged, "done": (lambda: done["epochs"], lambda value: done.update(epochs=value))},
+        listeners=[lambda event: steps.append(event.step) if isinstance(event, events.CheckpointSaved) else None],
+        **({"batch_size": 16} if is_planned else {}),
+    )  # fmt: skip
+    with adapter:
+        for _ in adapter.epochs():
+            for inputs, labels in adapter.batches():
+                adapter.step(adapter.loss(cross_entropy(model(inputs), labels, reduction="none")))
+            if changes:
+                averaged.load_state_dict(model.state_dict())
+                done["epochs"] += 1
+    return done["epochs"], averaged.weight.detach().clone(), steps
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_what_follows_the_last_batch_is_in_the_last_checkpoint(is_planned, keep, tmp_path):
+    """A finished run that is started again has what the loop changed after its last epoch."""
+    num_done, averaged, steps = average(tmp_path, is_planned=is_planned, keep=keep)
+    with pytest.warns(RuntimeWarning, match="finished, nothing to do"):
+        again = average(tmp_path, is_planned=is_planned, keep=keep)
+
+    assert (num_done, steps) == (2, [4, 8, 10, 10])
+    assert (again[0], again[2]) == (2, [])
+    assert torch.equal(again[1], averaged)
+    assert len(list(tmp_path.glob("ck_*"))) == keep
+
+
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_the_last_checkpoint_is_written_once_where_nothing_changed(is_planned, tmp_path):
+    """The loop comes back from the last epoch with the model as it was: no second file, and none left over."""
+    steps = average(tmp_path, is_planned=is_planned, changes=False, keep=9)[2]
+
+    assert steps == [4, 8, 10]
+    assert len(list(tmp_path.glob("ck_*"))) == len(list(tmp_path.glob("model_*"))) == 3

@@ -484,6 +484,8 @@ class Feed:
                     # It was over before it was resumed, which was said.
                     return
                 if not is_repeated:
+                    if pace.is_finished:
+                        engine.look_again(pace.step)
                     # Listeners hear of the start once it is known what the batches say of their samples.
                     if engine.emitter.has_started or pace.is_over:
                         self.trainer.between_steps()
