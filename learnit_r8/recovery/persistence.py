@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -36,6 +37,23 @@ NO_MODEL = (
 
 MOST_LASTING = 8
 """Times that an array may be damaged without a refused batch before that is taken as intended."""
+
+RUNNING_VARIANCE = re.compile(r"\.running_var$|/moving_variance|\bbatch_stats\..*\bvar$|\.var\.value$")
+"""Names of running variances: of torch, Keras, Flax's Linen and NNX."""
+
+MOST_VARIANCE = 1000
+"""How many times as large as ever before running variances jump."""
+
+NO_VARIANCE = 1e-5
+"""What frameworks add to a variance: below it, a jump changes nothing."""
+
+LEAST_VARIANCE_STEP = 16
+"""Steps in which running variances come from 1 to what the data have."""
+
+VARIANCE = (
+    "{!r} is {:.3g} times as large as ever before, since step {}: a batch far out of range has probably ruined running "
+    "statistics, which validation uses and no training loss shows; take them anew (torch: swa_utils.update_bn)."
+)
 
 LEAST_BACKUP_STEPS = 10
 
@@ -88,6 +106,8 @@ class BackupTimer:
         self._announcer = announcer
         self._is_first = True
         self.num_lasting: dict[str, int] = {}
+        # Of each array of running variances, the last and the highest of their sums.
+        self._variances: dict[str, tuple[float, float]] = {}
         self._is_due = False
         self._step, self._seconds = 0, 0.0
         # What the last backups took, the longest of all ranks. The shortest counts, as anything may delay one of them.
@@ -221,13 +241,29 @@ class BackupTimer:
 
     def damage_in(self, state: Any) -> str:
         """The name of an array with NaN, or of what is not finite and was so in no first state; "" if there is none."""
-        bad = tree.not_finite(state)
+        sums = tree.sums_of(state)
+        bad = tree.faults_in(sums)
+        self._compare_variances(sums)
         if self._is_first:
             # Attention masks hold -inf on purpose, and a value that is not known yet is NaN.
             self._is_first = False
             self.meant = {key for key, fault in bad.items() if fault != "NaN"}
         self.meant |= {key for key in bad for name in self.not_healed if f"{key}.".startswith(f"{name}.")}
         return next((key for key in bad if key not in self.meant), "")
+
+    def _compare_variances(self, sums: list[tree.Sum]) -> None:
+        """Warn of running variances that are far larger than at any look before."""
+        for key, _, _, of_array in sums:
+            # The pattern takes far longer to see that a name is none.
+            if "var" in key and RUNNING_VARIANCE.search(key):
+                total = of_array.real
+                last, highest = self._variances.get(key, (total, 0.0))
+                if highest and total > MOST_VARIANCE * max(highest, NO_VARIANCE):
+                    self._announcer.warn_once("variance", VARIANCE.format(key, total / highest, self._step))
+                # That of an average of the weights may stay 1 until it begins.
+                if self._step >= LEAST_VARIANCE_STEP and total != last:
+                    highest = max(highest, total)
+                self._variances[key] = total, highest
 
     def note_lasting(self, name: str) -> None:
         """Note an array that is damaged again, although no batch was refused since its repair.

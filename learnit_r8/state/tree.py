@@ -302,11 +302,25 @@ class _Copying:
         return copied
 
 
+class Sum(NamedTuple):
+    """Of the numbers of one array of floats: its leaf, by the dotted key, and the array that this is made of."""
+
+    key: str
+    leaf: Any
+    array: Any
+    total: complex
+
+
+def sums_of(state: Any) -> list[Sum]:
+    """The sums of all arrays of floats in a state, and of the single numbers that are NaN."""
+    # All are started before the first is read, so a GPU can compute them asynchronously.
+    known = [(key, leaf) for key, leaf in leaves(state) if type(leaf) not in _PLAIN or leaf != leaf]
+    started = [(key, leaf, array, _sum(array)) for key, leaf in known for array in _floats_of(leaf)]
+    return [Sum(key, leaf, array, _number(total)) for key, leaf, array, total in started]
+
+
 def not_finite(state: Any) -> dict[str, Fault]:
     """Find the float arrays in a state that hold NaN or infinities, and single numbers that are NaN.
-
-    Arrays are summed, and their numbers checked only if the sum is not
-    finite: 6 ms in place of 266 ms for 25 million numbers.
 
     Returns:
         The dotted key of each, and what is wrong in it. An infinite number is no fault: the best value so far is one.
@@ -314,16 +328,21 @@ def not_finite(state: Any) -> dict[str, Fault]:
     >>> not_finite({"net": [np.ones(2), np.array([1.0, np.inf])]})
     {'net.1': 'infinity'}
     """
-    # All sums are started before the first is read, so a GPU can compute them asynchronously.
-    # Of single numbers only NaN is a fault.
-    known = [(key, leaf) for key, leaf in leaves(state) if type(leaf) not in _PLAIN or leaf != leaf]
-    sums = [(key, leaf, array, _sum(array)) for key, leaf in known for array in _floats_of(leaf)]
+    return faults_in(sums_of(state))
+
+
+def faults_in(sums: Iterable[Sum]) -> dict[str, Fault]:
+    """See `not_finite`; by sums.
+
+    The numbers of an array are checked only if its sum is not finite: 6 ms in place of 266 ms for 25 million numbers.
+    """
     found: dict[str, Fault] = {}
     for key, leaf, array, total in sums:
-        if cmath.isfinite(_number(total)):
+        if cmath.isfinite(total):
             continue
         is_number = isinstance(leaf, (float, complex, np.generic))
         numbers = kinds.to_numpy(array) if kinds.is_tensor(array) else np.asarray(array)
+        # Of single numbers only NaN is a fault.
         if np.isnan(numbers).any():
             found[key] = "number" if is_number else "NaN"
         elif not is_number and not np.isfinite(numbers).all():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -244,6 +246,34 @@ def test_objects_of_nnx_are_as_before_a_refused_step(is_donated):
     r8.close()
 
     assert seen == [(False, True)] * 2 if not is_donated else len(seen) == 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_running_variances_that_jump_are_said(scale):
+    """One finite batch far out of range ruins what validation uses, and no loss of training shows it."""
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.linear, self.norm = nnx.Linear(4, 4, rngs=rngs), nnx.BatchNorm(4, momentum=0.9, rngs=rngs)
+
+    @nnx.jit
+    def step(model, optimizer, x):
+        loss, grads = nnx.value_and_grad(lambda model: (model.norm(model.linear(x))[:, 0] - 1).mean() ** 2)(model)
+        optimizer.update(model, grads)
+        return loss
+
+    model = Net(nnx.Rngs(0))
+    state = model, nnx.Optimizer(model, optax.sgd(1e-3), wrt=nnx.Param)
+    r8, data = R8Scheduler(scheduler_mode="keep", num_steps=32, handle_signals=False), X[:512].reshape(32, 16, 4)
+    managed = r8flax.ManagedState(r8, state)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number, batch in enumerate(r8.batches(list(data))):
+            managed.report(state, step(*managed.for_step(), batch * (scale if number == 25 else 1)))
+        r8.close()
+
+    said = [str(each.message) for each in caught if "times as large as ever before" in str(each.message)]
+    assert len(said) == (scale > 1), said
 
 
 def test_validation_sees_no_weights_on_trial():

@@ -1,5 +1,7 @@
 """R8Callback with a scheduler that draws nothing: ``fit`` keeps its data, rates and steps, and is healed."""
 
+import warnings
+
 import pytest
 
 pytest.importorskip("keras")
@@ -46,6 +48,22 @@ MARKS = {True: pytest.mark.program, False: pytest.mark.slow}
 def test_nothing_changes_without_an_incident_and_a_nan_is_healed(name):
     """Weights, optimizer and history are those of ``fit`` alone, losses are those of the steps; one NaN goes back."""
     assert outcome(name) == "equal, healed"
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_moving_variance_that_jumps_is_said(scale):
+    """One finite batch far out of range ruins what validation uses, and no loss of training shows it."""
+    layers = [keras.Input((8,)), keras.layers.Dense(16), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+    model, x = keras.Sequential(layers), X.copy()
+    model.compile(keras.optimizers.SGD(0.05), LOSS)
+    x[480:488] *= scale
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(x, Y, 8, shuffle=False, verbose=0, callbacks=[R8Callback(R8Scheduler(scheduler_mode="keep"))])
+
+    said = [str(each.message) for each in caught if "moving_variance' is" in str(each.message)]
+    assert len(said) == (scale > 1), said
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,7 @@ def test_code_after_an_epoch_sees_sound_weights_with_a_backward_of_ones_own(work
     assert seen == [True, True, True]
 
 
+@pytest.mark.filterwarnings("ignore:.*running_var' is .* times as large as ever before")
 def test_ruined_statistics_of_a_normalization_show_in_validation_alone():
     """As the page of limits says: no loss of training shows them; the best model by a metric is from before."""
     images, labels = load_digits(return_X_y=True)

@@ -1,6 +1,8 @@
 """A refused batch leaves nothing behind in the model, and what R8 does not heal is not taken for damage."""
 
 import math
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -330,3 +332,38 @@ def test_first_losses_of_weights_that_fit_are_trained_on(size):
         rises.append(losses[1] / losses[0])
 
     assert max(rises) > 4
+
+
+def worst_jump(*, place=None, scale=1.0, averages=False):
+    """Train, with one batch out of range if there is a place; returns the warnings of running variances."""
+    model = network()
+    other = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    optimizer, (x, y) = sgd(model), clouds()
+    batches = [(scale * inputs, labels) for inputs, labels in batches_of(x, y)]
+    bad = None if place is None else int(place * len(batches))
+    adapter = attach(model, optimizer, batches, num_epochs=1, also={"average": other})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with adapter:
+            for number, (inputs, labels) in enumerate(adapter.batches()):
+                loss = cross_entropy(model(1e4 * inputs if number == bad else inputs), labels)
+                if adapter.report(loss):
+                    step(optimizer, loss)
+                if averages and number > 30:
+                    other.update_parameters(model)
+    return [str(each.message) for each in caught if "running_var" in str(each.message)]
+
+
+@pytest.mark.parametrize("place", [0.5, 0.99])
+def test_a_running_variance_that_jumps_is_said(place):
+    """A finite batch far out of range ruins the statistics of validation, which no loss of training shows."""
+    (text,) = worst_jump(place=place)
+
+    assert re.match(r"'model.1.running_var' is .* times as large as ever before, since step", text)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+@pytest.mark.parametrize("averages", [False, True])
+def test_running_variances_that_find_their_scale_are_no_jump(scale, averages):
+    """They begin at 1, whatever the data; those of an average of the weights stay there until it begins."""
+    assert not worst_jump(scale=scale, averages=averages)
