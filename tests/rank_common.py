@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 import traceback
+import unittest.mock
 import warnings
 
 import numpy as np
@@ -72,7 +73,8 @@ def _serve(pipe, rank, size, store):
             break
         job, args = task
         try:
-            with warnings.catch_warnings():
+            # What a launcher or accelerate sets for one job is not there for the next.
+            with unittest.mock.patch.dict(os.environ), warnings.catch_warnings():
                 warnings.simplefilter("error")
                 # As in pyproject.toml: said of the first refused loss, and of the first array that is mended.
                 warnings.filterwarnings("ignore", "(a loss was|.* losses were) refused (at|from) step")

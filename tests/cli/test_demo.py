@@ -2,6 +2,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from learnit_r8 import events
 from learnit_r8.cli import _parser
 from learnit_r8.cli.demo import POISON_PROGRESS
@@ -35,6 +37,7 @@ def test_demo_shows_its_accident_in_ten_seconds():
     assert POISON_PROGRESS * options.seconds <= 10
 
 
+@pytest.mark.program
 def test_demo_is_left_with_ctrl_c_and_can_be_seen_again(tmp_path):
     """Ctrl-C ends the demo without a traceback, and what it offers to replay is there."""
     code = "import sys; from learnit_r8.cli import main; sys.exit(main(['demo', '--seconds', '100']))"

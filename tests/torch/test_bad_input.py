@@ -1,5 +1,7 @@
 """Wrong arguments and broken data: each a clear error, and nothing recorded is lost."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from learnit_r8 import OwnBatches, RateShape
 from learnit_r8.engine.settings import grouped
-from learnit_r8.torch import SampleError, attach
+from learnit_r8.torch import Ranks, SampleError, attach
 from learnit_r8.torch.losses import read_losses
 from tests.programs import ROOT, ended
 from tests.torch_common import (
@@ -377,3 +379,16 @@ def test_step_of_no_tensor(loss):
     with pytest.raises(TypeError, match=rf"loss must be the tensor that loss\(\) returned, .*got {loss}"):
         adapter.step(loss)
     assert adapter.step(noted)
+
+
+def test_ranks_need_a_group():
+    """Without torch.distributed there are no ranks."""
+    with pytest.raises(RuntimeError, match=r"torch\.distributed must be initialised"):
+        Ranks()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "5", math.nan, math.inf])
+def test_the_time_to_wait_must_be_positive(seconds):
+    """The timeout is a number of seconds."""
+    with pytest.raises(ValueError, match="timeout_seconds must be a number > 0"):
+        Ranks(timeout_seconds=seconds)

@@ -26,7 +26,14 @@ def train(method, workers, **more):
     return order, [weight.tolist() for weight in model.parameters()]
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "fork",
+        pytest.param("forkserver", marks=pytest.mark.program),
+        pytest.param("spawn", marks=pytest.mark.slow),
+    ],
+)
 def test_workers_of_every_start_method_give_the_same_training(method):
     """The batches, and the weights to the bit, are those without workers; nothing warns."""
     if method not in multiprocessing.get_all_start_methods():

@@ -10,9 +10,10 @@ import pytest
 import tests.own_rank_jobs as own_jobs
 import tests.rank_jobs as jobs
 from learnit_r8 import CheckpointStore, Monitor, R8Scheduler, RunDir
-from learnit_r8.torch import Ranks
 from tests.programs import ROOT, torchrun
 from tests.rank_common import World
+
+pytestmark = pytest.mark.program
 
 
 @pytest.fixture
@@ -54,7 +55,6 @@ def test_tables_of_four_are_bit_identical(four):
     assert answers[0][1:] == (20, 10_000)
 
 
-@pytest.mark.program
 def test_adapters_share_what_they_predict(pair):
     """Adapters report each rank's own logits, and the evidence is the same on both, a refused NaN and all."""
     [one, other] = pair.run(jobs.predicting_run, 75)
@@ -75,7 +75,6 @@ def test_an_adapter_heals_on_all_ranks(pair, workers):
     assert one[5] > 0.93
 
 
-@pytest.mark.program
 @pytest.mark.parametrize("at", [36, 37, 38, 39])
 @pytest.mark.parametrize("how", ["state", "checkpoint"])
 def test_a_state_is_loaded_while_losses_are_under_way(pair, tmp_path, at, how):
@@ -96,7 +95,6 @@ def test_an_adapter_takes_every_sample_once(pair):
     assert one[4] == [3]
 
 
-@pytest.mark.program
 def test_an_adapter_ends_with_the_time_of_rank_0(pair):
     """A budget in seconds ends both ranks after the same step."""
     [one, other] = pair.run(jobs.attached_run, None, None, {"train_duration_seconds": 1.0}, 2)
@@ -148,7 +146,6 @@ def test_adapters_that_differ_are_refused(pair):
         )
 
 
-@pytest.mark.program
 @pytest.mark.parametrize("workers", [pytest.param((0, 2), marks=pytest.mark.slow), (2, 1)])
 def test_workers_may_differ(pair, workers):
     """How far the loader of a rank fetches ahead changes nothing on any."""
@@ -171,7 +168,6 @@ def test_one_process_goes_on_where_two_left_off(pair, tmp_path, until):
     assert jobs.table_digest(broken) == jobs.table_digest(whole)
 
 
-@pytest.mark.program
 def test_example(tmp_path):
     """The example trains on two ranks that torchrun starts, heals, and ends with equal tables."""
     printed = torchrun(tmp_path, ROOT / "examples" / "ddp.py", "--spoil")
@@ -223,7 +219,6 @@ def test_a_rank_that_is_to_end_ends_all_with_a_checkpoint(pair, tmp_path, at):
     assert CheckpointStore(tmp_path, keep=1, run_id="").load().state["pace"]["step"] == step
 
 
-@pytest.mark.program
 @pytest.mark.parametrize(
     ("killed", "how"),
     [
@@ -249,7 +244,6 @@ def test_a_lost_rank_ends_the_others(tmp_path, killed, how):
     assert seconds < 20
 
 
-@pytest.mark.program
 def test_a_rank_lost_in_a_step_is_named(tmp_path):
     """Who dies while the others wait in the backward pass of an adapter's step is named too."""
     world = World(2, tmp_path)
@@ -262,19 +256,6 @@ def test_a_rank_lost_in_a_step_is_named(tmp_path):
     assert text == ""
     assert kind == "RankLost"
     assert "no answer from rank 1" in message
-
-
-def test_ranks_need_a_group():
-    """Without torch.distributed there are no ranks."""
-    with pytest.raises(RuntimeError, match=r"torch\.distributed must be initialised"):
-        Ranks()
-
-
-@pytest.mark.parametrize("seconds", [0, -1, "5", math.nan, math.inf])
-def test_the_time_to_wait_must_be_positive(seconds):
-    """The timeout is a number of seconds."""
-    with pytest.raises(ValueError, match="timeout_seconds must be a number > 0"):
-        Ranks(timeout_seconds=seconds)
 
 
 @pytest.mark.parametrize("fault", ["in use", "unreadable", "damaged"])
