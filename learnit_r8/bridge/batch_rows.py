@@ -49,8 +49,11 @@ class Odd(NamedTuple):
 
 
 def num_rows(batch: Any) -> int:
-    """Rows of a batch: the first dimension of its first array; 0 without any."""
-    return next((len(each) for _, each in leaves(batch) if getattr(each, "ndim", 0)), 0)
+    """Rows of a batch: the first dimension of its first array; 0 without any, and where a tensor is sparse: all rows of
+    a graph belong together.
+    """
+    arrays = [each for _, each in leaves(batch) if getattr(each, "ndim", 0)]
+    return 0 if any(map(_is_sparse, arrays)) else next(map(len, arrays), 0)
 
 
 def some_rows(batch: Any, rows: Sequence[int], size: int) -> Any:
@@ -137,8 +140,12 @@ def rows_of(bad: NDArray[np.bool_]) -> tuple[int, ...]:
 
 def _numbers(batch: Any) -> list[tuple[str, NDArray[Any]]]:
     found = [(key, each) for key, each in leaves(batch) if hasattr(each, "dtype")]
-    arrays = [(key, _as_array(each)) for key, each in found]
+    arrays = [(key, _as_array(each)) for key, each in found if not _is_sparse(each)]
     return [(key, each) for key, each in arrays if each.dtype.kind in "fiu"]
+
+
+def _is_sparse(each: Any) -> bool:
+    return bool(kinds.is_tensor(each) and kinds.kind_of(each) != "dense")
 
 
 def _as_array(each: Any) -> NDArray[Any]:

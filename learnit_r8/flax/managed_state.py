@@ -148,6 +148,7 @@ class ManagedState:
             return state
         own = lr_of(state)
         if own is None:
+            r8.controller.limit.is_ignored = True
             r8.host.say_once("rate in the step", NOT_LOWERED)
             return state
         self._own_rate = own

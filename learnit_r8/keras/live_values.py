@@ -162,6 +162,7 @@ class RateFactor:
         if r8.controller.is_quiet and factor == 1:
             return
         if factor != 1 and self._unscaled is not None:
+            r8.controller.limit.is_ignored = True
             r8.host.say_once("rate in the step", NOT_SCALED.format(self._unscaled))
         self.put_on(factor)
 

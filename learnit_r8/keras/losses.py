@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -197,11 +198,25 @@ class StepRecorder:
 
         @functools.wraps(original)
         def compute_loss(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs)
+            is_training, y_pred = given.arguments.get("training", True), given.arguments.get("y_pred")
             with self.listening() as heard:
-                total = original(*args, **kwargs)
-            given = signature.bind(*args, **kwargs).arguments
-            if given.get("training", True):
-                self.hear(total, heard, given.get("y_pred"))
+                try:
+                    total = original(*args, **kwargs)
+                except RuntimeError:
+                    outputs = keras.tree.flatten(y_pred) if is_training and keras.backend.backend() == "torch" else []
+                    # NaN for each sample of which an output is NaN, which a binary cross entropy does not take; else 0.
+                    nan = sum(per_sample(ops.where(ops.isnan(each), math.nan, 0.0)) for each in outputs)
+                    if not bool(ops.any(ops.isnan(nan))):
+                        raise
+                    heard.clear()
+                    given.arguments["y_pred"] = keras.tree.map_structure(
+                        lambda each: ops.where(ops.isnan(each), 0.5, each), y_pred
+                    )
+                    total = original(*given.args, **given.kwargs) + ops.sum(nan)
+                    heard[:] = [each._replace(losses=per_sample(each.losses) + nan) for each in heard]
+            if is_training:
+                self.hear(total, heard, y_pred)
             return total
 
         compute_loss.recorder = self  # type: ignore[attr-defined]

@@ -78,6 +78,13 @@ NOT_TOGETHER = (
 )
 
 
+STEPPED = (
+    "a batch was refused only after training_step had taken its steps, so it may have been learned from: with manual "
+    "optimization a batch is left out if all of its losses went through manual_backward before the first step of an "
+    "optimizer, and nothing but the only one is returned."
+)
+
+
 def num_batches_of(trainer: Any, loader: Any) -> int:
     """Batches of an epoch as Lightning counts them, before a limit: where ``fit`` got several loaders, of them all.
 
@@ -155,6 +162,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         # Where the loaders are the user's own: what R8 learns of their batches, and the losses of manual optimization.
         self._batches: TrainerBatches | None = None
         self._manual: list[torch.Tensor] = []
+        self._last_manual = 0
         self._own_step: Any = None
         self._has_raised = self._is_told = self._is_learned = False
         # Of manual optimization: how many losses there were at its first step of an optimizer, whether these were all,
@@ -261,6 +269,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
             def manual_backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
                 self._manual.append(loss.detach())
+                self._last_manual = loss.data_ptr()
                 own(loss, *args, **kwargs)
 
             pl_module.manual_backward = manual_backward
@@ -325,14 +334,21 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         if self._num_at_step is not None:
             # One that was judged has none left, unless more came after it.
             num_seen = 0 if self._is_told else self._num_at_step
-            self._knows_all = outputs is None and num_seen == len(self._manual) and self._num_at_step > 0
+            returned = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+            is_same = isinstance(returned, torch.Tensor) and returned.data_ptr() == self._last_manual
+            is_heard = outputs is None or (is_same and self._num_at_step == 1)
+            self._knows_all = is_heard and num_seen == len(self._manual) and self._num_at_step > 0
         # A loss scaler takes no step without gradients.
         if is_automatic and getattr(trainer.precision_plugin, "scaler", None) is not None:
             self._outputs = outputs
         elif not self._is_told:
             # An optimizer may ask for the loss several times a step. With manual optimization the step is taken.
+            stepped_on: list[torch.Tensor] = [] if self._num_at_step is None else self._manual
             with self._adapter.before_gradient() if is_automatic else contextlib.nullcontext():
                 self._is_told, self._is_learned = True, self._report(trainer, outputs)
+            # Those that are not finite have left out the steps after them.
+            if stepped_on and not self._is_learned and all(bool(each.isfinite().all()) for each in stepped_on):
+                self.scheduler.host.say_once("stepped", STEPPED)
         if not self._has_raised and (self._is_learned or not self._is_told):
             for log, more in logged:
                 pl_module.log(*log, **more)

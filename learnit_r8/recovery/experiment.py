@@ -136,6 +136,13 @@ class Case:
                 return backup
         return None
 
+    @property
+    def present_text(self) -> str:
+        """What was found with the present weights, in words."""
+        backup, loss = next(each for each in self.of_present.items() if math.isfinite(each[1]))
+        what = "a batch they were tested with has a loss" if self.is_exact else "other batches have a median loss"
+        return f"{what} of {loss:.3g}, {self.record(backup):.3g} before"
+
     def record(self, backup: Backup) -> float:
         """What the loss of a probe is compared with."""
         return backup.record if self.is_exact else backup.usual
@@ -241,7 +248,7 @@ def investigate(case: Case, model: LiveModel) -> Steps:
         case.of_present.update((each, math.inf) for each in reversed(case.known))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
     if not rise:
-        return Finding("healthy", "the weights are healthy: a batch they were tested with has the loss it had before")
+        return Finding("healthy", f"the weights are healthy: {case.present_text}")
     has_present = model.keep_present()
     if case.rises and has_present and not case.is_sudden:
         return Finding("level", "training itself raises the loss")
@@ -346,7 +353,10 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
     limits: list[float] = []
     for backup in case.references:
         backup.replayed = math.nan
-        loss = case.of_present[backup] = yield from _draw(case, backup)
+        # Other batches that stand for a probe are the same for all witnesses.
+        if case.is_exact or not case.of_present:
+            loss = yield from _draw(case, backup)
+        case.of_present[backup] = loss
         if not math.isfinite(loss):
             # One witness may hold a bad sample; two of them show that the weights are damaged.
             if has_bad or rises:

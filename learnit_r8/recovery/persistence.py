@@ -87,6 +87,7 @@ class BackupTimer:
         when: As given.
         is_usual: As given; then early backups come, too, while the run is young and they are cheap.
         is_early: Whether the last backup was such a one.
+        is_look_due: Whether every number is to be checked as soon as the user's step is complete, without a backup.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
         meant: Names of what is not finite on purpose.
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
@@ -108,7 +109,7 @@ class BackupTimer:
         self.num_lasting: dict[str, int] = {}
         # Of each array of running variances, the last and the highest of their sums.
         self._variances: dict[str, tuple[float, float]] = {}
-        self._is_due = False
+        self._is_due = self.is_look_due = False
         self._step, self._seconds = 0, 0.0
         # What the last backups took, the longest of all ranks. The shortest counts, as anything may delay one of them.
         self._took: deque[float] = deque(maxlen=3)
@@ -147,7 +148,7 @@ class BackupTimer:
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which no backup is due; ``asked`` is the last `take_if_due` call."""
-        if self._is_due or self.backup.has_none_of_now:
+        if self._is_due or self.is_look_due or self.backup.has_none_of_now:
             return 0.0, 0.0
         steps, seconds = quiet_until(self.when, asked)
         return min(steps, self._early_step), seconds
@@ -181,8 +182,14 @@ class BackupTimer:
         waits = awaits and len(self.backup.backups) > 1
         is_now = (self._is_due or is_early) and step != self._step and is_calm and not waits
         is_first = self.backup.has_none_of_now
-        if not (is_first or is_now):
+        if not (is_first or is_now or (self.is_look_due and is_calm)):
             return ""
+        self.is_look_due = False
+        if not (is_first or is_now):
+            damaged = self._agreement.agree(self.damage_in(get()))
+            if damaged:
+                self._announcer.tell(events.DamageFound, array=damaged)
+            return damaged
         self.is_early = is_early and not is_first
         self._seconds, began = elapsed.time, time.perf_counter()
         try:

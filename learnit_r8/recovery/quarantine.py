@@ -143,7 +143,7 @@ class Quarantine:
         self._announcer.tell(events.SamplesQuarantined, samples=samples, refusals=refusals, text=text)
         what = "no longer drawn. scheduler.release() brings it back"
         if not self._storage.exclusions.are_left_out:
-            what = "your loader still draws it, so leave it out there, or give batches() a function skip= that does"
+            what = "your code still draws it, so leave it out there, or give batches() a function skip= that does"
         self._announcer.warn_once(f"quarantine {samples}", f"{text}; {what}.")
         self.is_watching = bool(self._suspects)
 

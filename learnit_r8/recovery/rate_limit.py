@@ -31,6 +31,7 @@ class RateLimit(SavedFields):
         gentle_factor: Factor of the rate in the first steps after a restore.
         gentle_steps: Number of those steps.
         is_share: Whether rates are shares of the user's own, and are shown as such.
+        is_ignored: Whether the loop cannot lower its rate.
         ceiling: Highest rate allowed; infinite for no limit.
         failed: The rate at which a healthy state was damaged last; infinite for none.
         calm: Calm updates since the ceiling was set, raised, or a trial of a higher one failed.
@@ -52,6 +53,7 @@ class RateLimit(SavedFields):
     gentle_factor: float = field(metadata=NOT_SAVED)
     gentle_steps: int = field(metadata=NOT_SAVED)
     is_share: bool = field(default=False, metadata=NOT_SAVED)
+    is_ignored: bool = field(default=False, metadata=NOT_SAVED)
     ceiling: float = math.inf
     failed: float = math.inf
     calm: int = 0
@@ -84,7 +86,8 @@ class RateLimit(SavedFields):
     @property
     def ceiling_text(self) -> str:
         """The ceiling in words."""
-        return f"{self.ceiling:.3g}" + (" of yours" if self.is_share else "")
+        ignored = ", which the compiled step ignores," if self.is_ignored else ""
+        return f"{self.ceiling:.3g}" + (f" of yours{ignored}" if self.is_share else "")
 
     @property
     def factor(self) -> float:

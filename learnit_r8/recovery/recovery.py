@@ -54,6 +54,9 @@ MANY_TRANSIENT = 3
 EQUAL_LOSSES = 8
 """Number of equal losses in a row after which the weights are checked."""
 
+BEFORE_RISE = 24
+"""Losses above which the weights are checked if the last two are, far: a rectifier may hide NaN."""
+
 SOON = 16
 """If trouble comes back within this many updates, trying states one by one costs little."""
 
@@ -280,6 +283,16 @@ class RecoveryController:
         """Do what need not be done at every update; called at every fourth."""
         state, updates, progress = self.state, self.lineage.updates, self.lineage.progress
         is_level_due = not updates % LOOK_EVERY
+        recent = progress.recent
+        has_risen = len(recent) >= BEFORE_RISE and loss > recent[-6] < recent[-2]
+        if has_risen:
+            # Two to five losses are of the time since the last look.
+            earlier = sorted([*recent][-BEFORE_RISE:-5])
+            has_risen = min(loss, recent[-2]) > 2 * earlier[-1] - median_of(earlier)
+        if has_risen:
+            # A backup of weights under suspicion would take the place of another one.
+            self._persistence.backup_timer.is_look_due = True
+            self._persistence.wake()
         if state.num_equal >= EQUAL_LOSSES - 1:
             state.num_equal = 0
             self._persistence.look_at_weights()
@@ -678,7 +691,8 @@ class RecoveryController:
         elif case.alarm is Alarm.EXPLODED and finding.verdict == "healthy":
             self._remedies.calm(finding.tested[0], self._lr)
         elif finding.backup is not None:
-            self._go_on_from(finding.backup, case.alarm, is_sudden=case.is_sudden)
+            alarm = Alarm.NOT_FINITE if self.live.mended else case.alarm
+            self._go_on_from(finding.backup, alarm, is_sudden=case.is_sudden)
         else:
             if finding.verdict in ("healthy", "data"):
                 self._look_again()
@@ -825,6 +839,8 @@ class RecoveryController:
             parts.append(limit.past)
         if self.norms.text:
             parts.append(self.norms.text)
+        if num_probes := self._incidents.num_probes:
+            parts.append(f"weights tested with {num_probes} batch{'es' * (num_probes > 1)}")
         if num_transient := self._incidents.num_transient:
             parts.append(f"{num_transient} transient faults, finite when computed once more")
         if len(self._table.quarantined):

@@ -242,6 +242,7 @@ def test_a_schedule_in_the_chain_is_told_not_to_be_lowered():
     with pytest.warns(RuntimeWarning, match="compiled into the step: recovery cannot lower it there"):
         assert managed.for_step() is managed.state
     assert managed.for_step() is managed.state
+    assert "at most 0.01 of yours, which the compiled step ignores," in r8.summary()
     other = r8flax.ManagedState(lowered(), fresh(NUMBER))
     assert managed_state.lr_of(other.for_step()) == pytest.approx(0.02 * factor)
 

@@ -15,9 +15,9 @@ QUIET = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 BACK_END = """
-import numpy as np, keras
-from learnit_r8 import predictions_of
-from learnit_r8.keras import R8Dataset
+import numpy as np, keras, tensorflow as tf
+from learnit_r8 import R8Scheduler, predictions_of
+from learnit_r8.keras import R8Callback, R8Dataset
 from tests.drive import evidence_of
 from tests.keras_common import X, Y, classifier, fit, scheduler
 
@@ -27,6 +27,24 @@ found, said = evidence_of(r8), predictions_of(keras.ops.convert_to_numpy(model(X
 assert set(found["visits"]) == {2}
 assert np.array_equal(found["given"], Y)
 assert np.allclose(found["margin"], said.margin, atol=1e-3)
+
+# Torch raises where a binary cross entropy would be NaN: in the first batch.
+hurt = np.where(np.arange(len(X))[:, None] == 3, np.nan, X)
+ends = []
+for own, begin in ((True, 20), (True, 0), (False, 0)):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.layers.Input((X.shape[1],)), keras.layers.Dense(1, activation="sigmoid")])
+    model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy")
+    planned = {"batch_size": 20, "num_epochs": 3, "initial_lr": 0.1}
+    r8 = R8Scheduler(scheduler_mode="keep") if own else R8Scheduler(len(X), **planned)
+    x, y = hurt[begin:], (Y[begin:] > 4).astype("float32")[:, None]
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(20) if own else R8Dataset(x, y, r8)
+    model.fit(data, epochs=3, shuffle=False, verbose=0, callbacks=[R8Callback(r8 if own else data)])
+    r8.close()
+    ends.append(model.get_weights())
+    assert r8.sentry.num_refused == (0 if begin else 3 if own else 2), r8.summary()
+assert "in quarantine: sample 3" in r8.summary()
+assert all(map(np.array_equal, *ends[:2]))
 print(keras.backend.backend())
 """
 

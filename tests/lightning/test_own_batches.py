@@ -213,7 +213,7 @@ def test_what_a_step_of_ones_own_has_logged_counts_only_if_its_loss_does():
 class TwoRates(Plain):
     """Manual optimization: two optimizers of the same weights, and a step of nothing where it leaves out NaN itself."""
 
-    automatic_optimization, leaves_out = False, False
+    automatic_optimization, leaves_out, returns = False, False, False
 
     def configure_optimizers(self):
         return [torch.optim.Adam(self.parameters(), rate) for rate in (1e-3, 3e-3)], []
@@ -222,12 +222,13 @@ class TwoRates(Plain):
         x, y = batch
         loss = cross_entropy(self.net(x), y)
         if self.leaves_out and not loss.isfinite():
-            return
+            return None
         for each in self.optimizers():
             each.zero_grad()
         self.manual_backward(loss)
         for each in self.optimizers():
             each.step()
+        return {"loss": loss.detach()} if self.returns else None
 
     def loaders(self):
         return DataLoader(self.samples, batch_size=32, shuffle=True)
@@ -239,11 +240,12 @@ def samples_with(index, value):
     return torch.utils.data.TensorDataset(x, y)
 
 
-def test_a_bad_batch_of_a_step_of_ones_own_is_left_out():
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_bad_batch_of_a_step_of_ones_own_is_left_out(returns):
     """A loss that is known before the first step of an optimizer is judged before it: the weights stay as they were."""
     by_hand, watched, callback = built(TwoRates), built(TwoRates), R8Callback()
     by_hand.samples = watched.samples = samples_with(7, math.nan)
-    by_hand.leaves_out = True
+    by_hand.leaves_out, watched.returns = True, returns
     plain = train(by_hand)
     trainer = train(watched, callbacks=[callback])
 
@@ -370,7 +372,8 @@ def test_weights_that_a_spike_has_damaged_do_not_stay_as_the_run_ends(to_go):
         max_epochs=3, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, DataLoader(DATA, 32, shuffle=True))
+    with pytest.warns(RuntimeWarning, match="refused only after training_step had taken its steps"):
+        trainer.fit(module, DataLoader(DATA, 32, shuffle=True))
 
     x, y = DATA.tensors[0].flatten(1), DATA.tensors[1]
     with torch.no_grad():

@@ -154,7 +154,8 @@ def test_counts_of_the_last_hundred(script):
 
 
 NOT_OF_A_FILE = {
-    "gentle_factor", "gentle_steps", "is_share", "announcer", "current", "kinds", "is_compared", "last", "batch",
+    "gentle_factor", "gentle_steps", "is_share", "is_ignored", "announcer", "current", "kinds", "is_compared", "last",
+    "batch",
 }  # fmt: skip
 """Fields that are settings, that their owner saves in another form, or that hold one of the user's batches."""
 

@@ -293,6 +293,27 @@ def test_losses_that_do_not_change():
 
 
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_losses_that_jump(is_damaged):
+    """Within five updates weights are checked, as a rectifier may hide their NaN; of sound ones no backup is taken."""
+    model, heard = Weights(), record_events()
+    r8 = make(
+        6400, num_epochs=99, state_callback=model.get, load_callback=model.load, listeners=[heard],
+        **grouped({"backup_every": 500, "guard": "finite"})
+    )  # fmt: skip
+    for _, indices, _ in steps(r8):
+        if r8.global_step == 101 and is_damaged:
+            model.values = np.array([NAN, 0.0])
+        r8.update_with_loss(batch_loss(indices) + 50.0 * (r8.global_step >= 101 and not heard.of(events.DamageFound)))
+        if r8.global_step == 130:
+            break
+
+    assert [event.step in range(103, 107) for event in heard.of(events.DamageFound)] == [True] * is_damaged
+    assert np.isfinite(model.values).all()
+    assert is_damaged or not any(event.step > 100 for event in heard.of(events.BackupTaken))
+
+
+@pytest.mark.filterwarnings("ignore:losses or weights were not finite:RuntimeWarning")
 @pytest.mark.parametrize("fails", [1, 2, 3])
 def test_load_callback_that_raises(fails):
     """A load callback that raises gets another state; each failure is reported."""

@@ -129,6 +129,8 @@ class Feed:
         self.has_asked = self.is_in_epochs = self._is_repeated = False
         self._updates = self.num_iterations = 0
         self._long_pass = -1
+        # Until batches() iterates over a loader that can.
+        engine.table.storage.exclusions.are_left_out = False
 
     def join(self, trainer: Trainer) -> None:
         """Let an adapter train on the batches; it takes the place of the one that joined before."""

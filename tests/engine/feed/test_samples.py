@@ -1,6 +1,7 @@
 """The table of a run whose batches are its own and say which samples they hold."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -204,8 +205,27 @@ def test_without_such_a_function_the_warning_says_what_to_do():
         for batch in stream(count=40, seed=1)
     ]
     model = Line()
-    with pytest.warns(RuntimeWarning, match="your loader still draws it.*skip="):
+    with pytest.warns(RuntimeWarning, match="your code still draws it.*skip="):
         run(batches, state_callback=model.read, load_callback=model.load)
+
+
+def test_a_sample_of_a_loop_over_steps_is_still_drawn():
+    """Nobody but the loop can leave it out; tests of the weights are counted, as each takes a step."""
+    model, rng = Line(), np.random.default_rng(0)
+    r8 = R8Scheduler(**grouped({**QUIET, "num_steps": 300, "state_callback": model.read, "load_callback": model.load}))
+
+    def train():
+        for step in r8.steps():
+            if step == 200:
+                model.weights = model.weights * np.nan
+            rows = rng.permutation(30)[:4]
+            r8.update_with_loss(np.where(rows == 7, np.nan, rows / 10 + abs(model.weights[0])), ids=rows)
+
+    with pytest.warns(RuntimeWarning, match="sample 7 was in 2 refused batches.*your code still draws it"):
+        train()
+
+    assert re.search(r"weights tested with \d+ batches; in quarantine: sample 7\n", r8.summary())
+    assert re.search(r"healthy: other batches have a median loss of [\d.]+, [\d.]+ before", r8.summary())
 
 
 def test_views_show_a_table_that_grows(tmp_path):

@@ -231,3 +231,27 @@ def test_a_sample_of_arrays_that_is_always_bad_is_not_called_random():
     found = heard.of(events.CauseFound)
     assert {each.samples for each in found} == {(7,)}
     assert not any("random" in each.text for each in found)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_a_graph_of_sparse_edges_is_no_obstacle(layout):
+    """As in a network over a graph, whose edges are an input of the model in each step."""
+
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x, edges):
+            return edges @ self.layer(x)
+
+    torch.manual_seed(0)
+    model, heard, x = Graph(), record_events(), torch.randn(10, 4)
+    edges, hurt = torch.eye(10).to_sparse(layout=layout), x.clone()
+    hurt[2, 0] = math.nan
+    with attach(model, torch.optim.SGD(model.parameters(), 0.1), None, num_steps=30, listeners=[heard]) as adapter:
+        for step in adapter.steps():
+            adapter.step(model(hurt if step == 20 else x, edges).square().mean())
+
+    assert "NaN first in `layer` (forward), for row 2 of the batch" in heard.of(events.CauseFound)[0].text

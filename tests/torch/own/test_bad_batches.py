@@ -367,3 +367,27 @@ def test_a_running_variance_that_jumps_is_said(place):
 def test_running_variances_that_find_their_scale_are_no_jump(scale, averages):
     """They begin at 1, whatever the data; those of an average of the weights stay there until it begins."""
     assert not worst_jump(scale=scale, averages=averages)
+
+
+def test_updates_are_not_blamed_for_weights_that_are_not_finite():
+    """A rectifier hides the NaN, and it is the loss that is far too high; nothing is clipped, and the rate is kept."""
+
+    class Hiding(nn.Module):
+        def forward(self, x):
+            return torch.where(x > 0, x, torch.zeros_like(x))
+
+    torch.manual_seed(0)
+    x = torch.randn(512, 8)
+    model = nn.Sequential(nn.Linear(8, 32), Hiding(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+    batches = [x[at % 16 * 32 :][:32] for at in range(300)]
+    with attach(model, torch.optim.SGD(model.parameters(), 0.02), batches, num_epochs=1) as adapter:
+        for inputs in adapter.batches():
+            if adapter.scheduler.global_step == 200:
+                with torch.no_grad():
+                    model[0].weight[0, 0] = NAN
+                    model[2].weight.mul_(10)
+            adapter.step(mse_loss(model(inputs), inputs.sum(1, keepdim=True)))
+
+    assert "spike: 1" in adapter.scheduler.summary()
+    assert "losses or weights were not finite: the weights were damaged, restored" in adapter.scheduler.summary()
+    assert "clipped" not in adapter.scheduler.summary()
