@@ -272,7 +272,7 @@ def test_summary_of_damage_that_no_loss_shows():
         r8.update_with_loss(batch_loss(batch))
 
     assert r8.summary().splitlines()[1].startswith("losses refused: 0;")
-    assert r8.summary().splitlines()[1].endswith("; model restored once")
+    assert r8.summary().splitlines()[1].endswith("; model restored once; weights tested with 2 batches")
 
 
 def test_a_run_that_is_over_has_no_unknown_number_of_steps():

@@ -708,9 +708,8 @@ class Engine:
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""
-        damage = self.controller.live.damage()
+        damage = self.controller.live.look()
         if damage:
-            self.announcer.tell(events.DamageFound, array=damage)
             self._answer_damage(damage)
         return not damage
 

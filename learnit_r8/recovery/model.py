@@ -24,6 +24,11 @@ from .policy import RestoreError
 if TYPE_CHECKING:
     from .persistence import Persistence
 
+STATISTICS = (
+    "step {:,}: {!r} was more than 1,000 times as large as ever before: a batch far out of range has ruined running "
+    "statistics, which validation uses and no training loss shows. They came from the backup of step {:,}."
+)
+
 MOST_MENDED = 0.5
 """Largest share of the float arrays that is repaired; with more, the state counts as damaged."""
 
@@ -70,6 +75,7 @@ class LiveModel:
         failures: Why states could not be restored since `begin`.
         guard: The guard's state in the checkpoint that was restored last; None for a backup.
         mended: What `mend` has replaced in this experiment, in words; "" for nothing.
+        num_statistics_put: How often `put_statistics` has put some back.
     """
 
     def __init__(self, persistence: Persistence, announcer: Announcer, *, keeps_rates: bool = False) -> None:
@@ -79,7 +85,7 @@ class LiveModel:
         self.step = 0
         self.put_step: int | None = None
         self.current: Backup | None = None
-        self.is_restoring, self.mended = False, ""
+        self.is_restoring, self.mended, self.num_statistics_put = False, "", 0
         self.failures: list[str] = []
         self.guard: Any = None
 
@@ -114,6 +120,31 @@ class LiveModel:
         with contextlib.suppress(Exception):
             found = "" if get is None else self.persistence.backup_timer.damage_in(get())
         return self.persistence.agreement.agree(found) if is_shared else found
+
+    def look(self) -> str:
+        """As `damage`, of which listeners are told, and running statistics that a batch has ruined count."""
+        found = self.damage()
+        if found:
+            self.announcer.tell(events.DamageFound, array=found)
+        return found or next(iter(self.persistence.backup_timer.ruined), "")
+
+    def put_statistics(self) -> bool:
+        """Put running statistics back that a batch has ruined; returns whether the last look has found any."""
+        timer, get = self.persistence.backup_timer, self.persistence.callbacks.state
+        ruined, timer.ruined = timer.ruined, ()
+        newest = next((each for each in reversed(self.persistence.backup.backups) if each.state is not None), None)
+        if not ruined or newest is None or get is None:
+            return bool(ruined)
+        try:
+            mended, _ = repair(get(), newest.state, timer.meant, ruined)
+        except ValueError:
+            # The backup does not fit.
+            return True
+        if self._load(mended, self.step):
+            self.num_statistics_put += 1
+            text, is_first = STATISTICS.format(self.step, ruined[0], newest.step), self.num_statistics_put == 1
+            self.announcer.say_once(f"statistics {self.step}", text, is_warning=is_first)
+        return True
 
     def mend(self) -> bool | None:
         """Replace what is not finite with the newest backup's, if that is little.
@@ -295,13 +326,16 @@ class LiveModel:
         self.present, self.current, self.of_trial = None, None, None
 
 
-def repair(state: Any, backup: Any, meant: Collection[str] = ()) -> tuple[Any, list[str]]:
+def repair(
+    state: Any, backup: Any, meant: Collection[str] = (), ruined: Collection[str] = ()
+) -> tuple[Any, list[str]]:  # fmt: skip
     """Replace the arrays of a state that are not finite by those of a backup.
 
     Args:
         state: A live state.
         backup: An earlier one of the same structure, such as a backup.
         meant: Dotted keys of what is not finite on purpose.
+        ruined: Those of what is finite, and replaced as well, where the state has it.
 
     Returns:
         The state, whose other arrays are the live ones, with copies from the backup among them; and the dotted keys of
@@ -314,7 +348,7 @@ def repair(state: Any, backup: Any, meant: Collection[str] = ()) -> tuple[Any, l
     >>> repair({"w": np.array([np.nan]), "b": np.ones(1)}, {"w": np.zeros(1), "b": np.zeros(1)})
     ({'w': array([0.]), 'b': array([1.])}, ['w'])
     """
-    broken = [key for key in not_finite(state) if key not in meant]
+    broken = [*(key for key in not_finite(state) if key not in meant), *ruined]
     whole = dict(leaves(backup)) if broken else {}
 
     def repaired(leaf: Any, *path: Any) -> Any:

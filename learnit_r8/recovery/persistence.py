@@ -41,6 +41,9 @@ MOST_LASTING = 8
 RUNNING_VARIANCE = re.compile(r"\.running_var$|/moving_variance|\bbatch_stats\..*\bvar$|\.var\.value$")
 """Names of running variances: of torch, Keras, Flax's Linen and NNX."""
 
+MEAN_OF = re.compile(r"var(iance)?(?=$|\.value$)")
+"""What to replace in such a name for that of the means."""
+
 MOST_VARIANCE = 1000
 """How many times as large as ever before running variances jump."""
 
@@ -50,9 +53,13 @@ NO_VARIANCE = 1e-5
 LEAST_VARIANCE_STEP = 16
 """Steps in which running variances come from 1 to what the data have."""
 
+SAME_VARIANCE = 0.2
+"""Relative difference up to which a variance that jumps again is as high as the last time: the data are others now."""
+
 VARIANCE = (
     "{!r} is {:.3g} times as large as ever before, since step {}: a batch far out of range has probably ruined running "
-    "statistics, which validation uses and no training loss shows; take them anew (torch: swa_utils.update_bn)."
+    "statistics, which validation uses and no training loss shows; take them anew by passes over sound batches in the "
+    "mode of training (torch: swa_utils.update_bn)."
 )
 
 LEAST_BACKUP_STEPS = 10
@@ -92,6 +99,8 @@ class BackupTimer:
         meant: Names of what is not finite on purpose.
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
         num_lasting: How often each array was damaged again, see `note_lasting`.
+        heals_statistics: Whether running statistics that a batch has ruined can be put back.
+        ruined: Names of the running statistics at the last look, if one of them was ruined; that one comes first.
     """
 
     def __init__(
@@ -105,10 +114,11 @@ class BackupTimer:
         self.not_healed: frozenset[str] = frozenset()
         self._agreement = agreement or Agreement()
         self._announcer = announcer
-        self._is_first = True
+        self._is_first, self.heals_statistics = True, False
         self.num_lasting: dict[str, int] = {}
-        # Of each array of running variances, the last and the highest of their sums.
-        self._variances: dict[str, tuple[float, float]] = {}
+        # Of each array of running variances, the last and the highest of their sums, and that of the last jump.
+        self._variances: dict[str, tuple[float, float, float]] = {}
+        self.ruined: tuple[str, ...] = ()
         self._is_due = self.is_look_due = False
         self._step, self._seconds = 0, 0.0
         # What the last backups took, the longest of all ranks. The shortest counts, as anything may delay one of them.
@@ -186,10 +196,7 @@ class BackupTimer:
             return ""
         self.is_look_due = False
         if not (is_first or is_now):
-            damaged = self._agreement.agree(self.damage_in(get()))
-            if damaged:
-                self._announcer.tell(events.DamageFound, array=damaged)
-            return damaged
+            return self._tell_damage(get())
         self.is_early = is_early and not is_first
         self._seconds, began = elapsed.time, time.perf_counter()
         try:
@@ -218,10 +225,9 @@ class BackupTimer:
         Raises:
             TypeError: the state cannot be copied.
         """
-        damaged = self._agreement.agree(self.damage_in(state))
+        damaged = self._tell_damage(state)
         if damaged:
             # Due again until it is answered.
-            self._announcer.tell(events.DamageFound, array=damaged)
             return damaged
         self.clean_step = step
         taken, took = None, NO_MEMORY
@@ -246,6 +252,13 @@ class BackupTimer:
         self._announcer.tell(events.BackupTaken)
         return ""
 
+    def _tell_damage(self, state: Any) -> str:
+        """The name of an array that is damaged, on any rank, of which listeners are told; "" if there is none."""
+        damaged = self._agreement.agree(self.damage_in(state))
+        if damaged:
+            self._announcer.tell(events.DamageFound, array=damaged)
+        return damaged or next(iter(self.ruined), "")
+
     def damage_in(self, state: Any) -> str:
         """The name of an array with NaN, or of what is not finite and was so in no first state; "" if there is none."""
         sums = tree.sums_of(state)
@@ -259,18 +272,28 @@ class BackupTimer:
         return next((key for key in bad if key not in self.meant), "")
 
     def _compare_variances(self, sums: list[tree.Sum]) -> None:
-        """Warn of running variances that are far larger than at any look before."""
+        """Find running variances that are far larger than at any look before; warn of those that cannot be put back."""
+        self.ruined = ()
         for key, _, _, of_array in sums:
             # The pattern takes far longer to see that a name is none.
             if "var" in key and RUNNING_VARIANCE.search(key):
                 total = of_array.real
-                last, highest = self._variances.get(key, (total, 0.0))
+                last, highest, jump = self._variances.get(key, (total, 0.0, 0.0))
                 if highest and total > MOST_VARIANCE * max(highest, NO_VARIANCE):
-                    self._announcer.warn_once("variance", VARIANCE.format(key, total / highest, self._step))
+                    # Of several processes, another one may have met no such batch.
+                    can_heal = self.heals_statistics and self._agreement.ranks is None
+                    if can_heal and abs(total - jump) > SAME_VARIANCE * jump:
+                        self.ruined, jump = (*self.ruined, key), total
+                        total = last
+                    else:
+                        self._announcer.warn_once("variance", VARIANCE.format(key, total / highest, self._step))
                 # That of an average of the weights may stay 1 until it begins.
                 if self._step >= LEAST_VARIANCE_STEP and total != last:
                     highest = max(highest, total)
-                self._variances[key] = total, highest
+                self._variances[key] = total, highest, jump
+        if self.ruined:
+            found = (*self.ruined, *self._variances)
+            self.ruined = tuple(dict.fromkeys(each for key in found for each in (key, MEAN_OF.sub("mean", key))))
 
     def note_lasting(self, name: str) -> None:
         """Note an array that is damaged again, although no batch was refused since its repair.
@@ -347,6 +370,7 @@ class Persistence:
         when = usual_interval(steps_per_epoch) if backup_every is None else as_trigger("backup_every", backup_every)
         self.backup, self.agreement = backup or RamBackup(), agreement or Agreement()
         self.backup_timer = BackupTimer(when, announcer, self.backup, self.agreement, is_usual=backup_every is None)
+        self.backup_timer.heals_statistics = callbacks.load is not None
         self.generations = Generations.of(backup_dir, folder, announcer)
         self._pending: Checkpoint | None = None
         self._loaded: Checkpoint | None = None
@@ -400,6 +424,7 @@ class Persistence:
             self.generations = None
         # An adapter gives its own to the constructor, too.
         self.callbacks = callbacks if keeps_model(self._given.load) else join_callbacks(callbacks, self._given)
+        self.backup_timer.heals_statistics = self.callbacks.load is not None
         self.backup_timer.not_healed = callbacks.not_healed
         self._has_adapter = self._has_adapter or callbacks.load is not None
         if backup_every is not None:

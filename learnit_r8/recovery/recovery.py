@@ -284,15 +284,13 @@ class RecoveryController:
         state, updates, progress = self.state, self.lineage.updates, self.lineage.progress
         is_level_due = not updates % LOOK_EVERY
         recent = progress.recent
-        has_risen = len(recent) >= BEFORE_RISE and loss > recent[-6] < recent[-2]
-        if has_risen:
+        if len(recent) >= BEFORE_RISE and loss > recent[-6] < recent[-2]:
             # Two to five losses are of the time since the last look.
             earlier = sorted([*recent][-BEFORE_RISE:-5])
-            has_risen = min(loss, recent[-2]) > 2 * earlier[-1] - median_of(earlier)
-        if has_risen:
-            # A backup of weights under suspicion would take the place of another one.
-            self._persistence.backup_timer.is_look_due = True
-            self._persistence.wake()
+            if min(loss, recent[-2]) > 2 * earlier[-1] - median_of(earlier):
+                # A backup of weights under suspicion would take the place of another one.
+                self._persistence.backup_timer.is_look_due = True
+                self._persistence.wake()
         if state.num_equal >= EQUAL_LOSSES - 1:
             state.num_equal = 0
             self._persistence.look_at_weights()
@@ -456,6 +454,8 @@ class RecoveryController:
             lr: The scheduled learning rate.
         """
         self.begin_call(step, lr)
+        if self.live.put_statistics():
+            return
         timer = self._persistence.backup_timer
         timer.note_done(step)
         if not self.live.can_restore:
@@ -536,10 +536,9 @@ class RecoveryController:
         if not self.may_look_last(step) or self.experiment.is_open:
             return self.experiment.is_open
         self.state.looked_last_at = step
-        damage = self.live.damage() if can_restore else ""
+        damage = self.live.look() if can_restore else ""
         if damage:
             # No later loss would show what the last update has done.
-            self._announcer.tell(events.DamageFound, array=damage)
             self.damaged(damage, step=step, lr=lr)
             return self.experiment.is_open
         recent = list(self.lineage.progress.recent)
@@ -839,6 +838,8 @@ class RecoveryController:
             parts.append(limit.past)
         if self.norms.text:
             parts.append(self.norms.text)
+        if num_put := self.live.num_statistics_put:
+            parts.append(f"running statistics of norms put back {'once' if num_put == 1 else f'{num_put} times'}")
         if num_probes := self._incidents.num_probes:
             parts.append(f"weights tested with {num_probes} batch{'es' * (num_probes > 1)}")
         if num_transient := self._incidents.num_transient:

@@ -335,7 +335,9 @@ def test_first_losses_of_weights_that_fit_are_trained_on(size):
 
 
 def worst_jump(*, place=None, scale=1.0, averages=False):
-    """Train, with one batch out of range if there is a place; returns the warnings of running variances."""
+    """Train, with one batch out of range if there is a place; returns the warnings of running variances, and what the
+    network loses in validation.
+    """
     model = network()
     other = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
     optimizer, (x, y) = sgd(model), clouds()
@@ -351,22 +353,40 @@ def worst_jump(*, place=None, scale=1.0, averages=False):
                     step(optimizer, loss)
                 if averages and number > 30:
                     other.update_parameters(model)
-    return [str(each.message) for each in caught if "running_var" in str(each.message)]
+    model.eval()
+    with torch.no_grad():
+        validation = float(cross_entropy(model(scale * x), y))
+    return [str(each.message) for each in caught if "running_var" in str(each.message)], validation
 
 
 @pytest.mark.parametrize("place", [0.5, 0.99])
-def test_a_running_variance_that_jumps_is_said(place):
-    """A finite batch far out of range ruins the statistics of validation, which no loss of training shows."""
-    (text,) = worst_jump(place=place)
+def test_running_statistics_that_a_batch_ruins_are_put_back(place):
+    """Validation uses those, and no loss of training shows it; at the end of the run, too."""
+    (text,), validation = worst_jump(place=place)
 
-    assert re.match(r"'model.1.running_var' is .* times as large as ever before, since step", text)
+    assert re.match(
+        r"step [\d]+: 'model.1.running_var' was .* times as large as ever before.* the backup of step", text
+    )
+    assert validation < 2 * worst_jump()[1] < 0.2
+
+
+@pytest.mark.filterwarnings("ignore:.*times as large as ever before")
+def test_data_of_another_scale_from_some_step_on_keep_their_statistics():
+    """They are put back once; as they come again, they are said, and stay."""
+    model, (x, y) = network(), clouds()
+    batches = [(inputs * (1e4 if at > 40 else 1.0), labels) for at, (inputs, labels) in enumerate(batches_of(x, y))]
+    with attach(model, sgd(model), batches, num_epochs=1, backup_every=10) as adapter:
+        for inputs, labels in adapter.batches():
+            adapter.step(cross_entropy(model(inputs), labels))
+
+    assert model[1].running_var.median() > 1e7
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
 @pytest.mark.parametrize("averages", [False, True])
 def test_running_variances_that_find_their_scale_are_no_jump(scale, averages):
     """They begin at 1, whatever the data; those of an average of the weights stay there until it begins."""
-    assert not worst_jump(scale=scale, averages=averages)
+    assert not worst_jump(scale=scale, averages=averages)[0]
 
 
 def test_updates_are_not_blamed_for_weights_that_are_not_finite():
